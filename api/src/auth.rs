@@ -1,0 +1,211 @@
+//! Who asks: a JWT bearer whose key we hold. The algorithm belongs to the key, never to the token.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use jsonwebtoken::errors::{Error, ErrorKind};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use shared::domain::UserId;
+use tracing::Span;
+
+use crate::problem::ApiError;
+use crate::state::App;
+
+/// How far the clocks of issuer and service may differ.
+const LEEWAY_S: u64 = 30;
+
+/// Checks bearer tokens with the keys that it was given.
+pub struct Authenticator {
+    keys: Vec<Key>,
+}
+
+struct Key {
+    /// `None`: the shared secret, which has no name.
+    kid: Option<String>,
+    key: DecodingKey,
+    /// For exactly one algorithm.
+    validation: Validation,
+}
+
+/// What every token must claim.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    /// `iss`.
+    pub issuer: String,
+    /// `aud`.
+    pub audience: String,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+}
+
+impl Authenticator {
+    /// An authenticator without keys: it refuses everybody.
+    pub fn new() -> Authenticator {
+        Authenticator { keys: Vec::new() }
+    }
+
+    /// Takes tokens signed with HS256 and this secret.
+    pub fn with_secret(mut self, secret: &SecretString, claimed: &Claimed) -> Authenticator {
+        let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
+        self.keys.push(Key { kid: None, key, validation: validation(Algorithm::HS256, claimed) });
+        self
+    }
+
+    /// Takes tokens signed by the keys of a JWKS (RFC 7517): RSA for RS256, P-256 for ES256, each by its `kid`.
+    ///
+    /// # Errors
+    /// What is wrong with the set, one sentence for each key.
+    pub fn with_jwks(mut self, text: &str, claimed: &Claimed) -> Result<Authenticator, Vec<String>> {
+        let set: JwkSet = serde_json::from_str(text).map_err(|error| vec![format!("it is not a JWKS: {error}")])?;
+        let signing = |jwk: &&Jwk| jwk.common.public_key_use != Some(PublicKeyUse::Encryption);
+        let mut faults = Vec::new();
+        let mut kids = HashSet::new();
+        for (n, jwk) in set.keys.iter().filter(signing).enumerate() {
+            let name = jwk.common.key_id.clone().unwrap_or_else(|| format!("number {}", n + 1));
+            match jwks_key(jwk, claimed) {
+                Ok(key) if kids.insert(key.kid.clone()) => self.keys.push(key),
+                Ok(_) => faults.push(format!("key {name}: the kid comes twice")),
+                Err(wrong) => faults.push(format!("key {name}: {wrong}")),
+            }
+        }
+        if kids.is_empty() && faults.is_empty() {
+            faults.push("it holds no key for signatures".to_owned());
+        }
+        if faults.is_empty() { Ok(self) } else { Err(faults) }
+    }
+
+    /// The user whom a token names.
+    ///
+    /// # Errors
+    /// [`ApiError::TokenInvalid`], [`ApiError::TokenExpired`].
+    pub fn user(&self, token: &str) -> Result<UserId, ApiError> {
+        let header = decode_header(token).map_err(refusal)?;
+        let key = self.choose(header.alg, header.kid.as_deref()).ok_or(ApiError::TokenInvalid)?;
+        let claims = decode::<Claims>(token, &key.key, &key.validation).map_err(refusal)?.claims;
+        UserId::parse(claims.sub).map_err(|_| ApiError::TokenInvalid)
+    }
+
+    /// The key by name and algorithm; a token without a name is matched when only one key has its algorithm.
+    fn choose(&self, algorithm: Algorithm, kid: Option<&str>) -> Option<&Key> {
+        let mut able = self.keys.iter().filter(|key| key.validation.algorithms.contains(&algorithm));
+        match kid {
+            Some(kid) => able.find(|key| key.kid.is_none() || key.kid.as_deref() == Some(kid)),
+            None => able.next().filter(|_| able.next().is_none()),
+        }
+    }
+}
+
+impl Default for Authenticator {
+    fn default() -> Authenticator {
+        Authenticator::new()
+    }
+}
+
+fn jwks_key(jwk: &Jwk, claimed: &Claimed) -> Result<Key, String> {
+    let kid = jwk.common.key_id.clone().ok_or("it has no kid")?;
+    let algorithm = match &jwk.algorithm {
+        AlgorithmParameters::RSA(rsa) if rsa.n.len() < 342 => return Err("RSA keys have at least 2048 bits".to_owned()),
+        AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
+        AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => {
+            (Algorithm::ES256, KeyAlgorithm::ES256)
+        }
+        _ => return Err("only RSA and P-256 keys are taken".to_owned()),
+    };
+    if jwk.common.key_algorithm.is_some_and(|named| named != algorithm.1) {
+        return Err("its alg is neither RS256 nor ES256, or does not fit the key".to_owned());
+    }
+    let key = DecodingKey::from_jwk(jwk).map_err(|error| error.to_string())?;
+    Ok(Key { kid: Some(kid), key, validation: validation(algorithm.0, claimed) })
+}
+
+/// One algorithm, and claims that must be there: the library lets a token without `aud` or `iss` pass otherwise.
+fn validation(algorithm: Algorithm, claimed: &Claimed) -> Validation {
+    let mut validation = Validation::new(algorithm);
+    validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
+    validation.set_audience(&[&claimed.audience]);
+    validation.set_issuer(&[&claimed.issuer]);
+    validation.validate_nbf = true;
+    validation.leeway = LEEWAY_S;
+    validation
+}
+
+/// What a token's error is called; which check failed is nobody's business.
+pub(crate) fn refusal(error: Error) -> ApiError {
+    match error.kind() {
+        ErrorKind::ExpiredSignature => ApiError::TokenExpired,
+        _ => ApiError::TokenInvalid,
+    }
+}
+
+/// The token of an `Authorization: Bearer` header, if there is such a header.
+fn bearer(headers: &HeaderMap) -> Option<Result<&str, ApiError>> {
+    let value = headers.get(AUTHORIZATION)?;
+    let token = value.to_str().ok().and_then(|text| {
+        let (scheme, token) = text.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    Some(token.ok_or(ApiError::TokenInvalid))
+}
+
+/// The user who asks; a request without a valid bearer token is refused.
+#[derive(Debug, Clone)]
+pub struct User(pub UserId);
+
+impl FromRequestParts<Arc<App>> for User {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<User, ApiError> {
+        let token = bearer(&parts.headers).ok_or(ApiError::TokenMissing)??;
+        let user = app.authenticator.user(token)?;
+        Span::current().record("userId", user.as_str());
+        Ok(User(user))
+    }
+}
+
+/// Who wants to look at an order: a user, or the holder of a `view_token` of one order. The bearer token counts if both
+/// are there.
+#[derive(Debug, Clone)]
+pub enum Viewer {
+    /// Sees his own orders.
+    User(UserId),
+    /// Sees this order.
+    Holder(shared::domain::OrderId),
+}
+
+impl Viewer {
+    /// The order, if the viewer may see it.
+    ///
+    /// # Errors
+    /// [`ApiError::OrderNotFound`]: somebody else's order looks like none.
+    pub fn shown(&self, order: Option<shared::db::orders::Order>) -> Result<shared::db::orders::Order, ApiError> {
+        let may_see = |order: &shared::db::orders::Order| match self {
+            Viewer::User(user) => order.user_id == *user,
+            Viewer::Holder(id) => order.id == *id,
+        };
+        order.filter(may_see).ok_or(ApiError::OrderNotFound)
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Viewer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Viewer, ApiError> {
+        if parts.headers.contains_key(AUTHORIZATION) {
+            return Ok(Viewer::User(User::from_request_parts(parts, app).await?.0));
+        }
+        let query = parts.uri.query().unwrap_or_default().as_bytes();
+        let token = url::form_urlencoded::parse(query).find(|(name, _)| name == "view_token");
+        let (_, token) = token.ok_or(ApiError::TokenMissing)?;
+        app.view_tokens.open(&token).map(Viewer::Holder)
+    }
+}

@@ -1,0 +1,258 @@
+//! `payment-api broker-setup`: the deploy step that gives the broker its topology and policies.
+//!
+//! It declares over AMQP and sets policies through the management plug-in, with a user of its own; the services only
+//! look. It may run as often as one likes: what is there as it should be stays as it is.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use reqwest::{Client, Method, StatusCode};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Map, Value, json};
+use shared::config::{AmqpConfig, Env};
+use shared::mq::topology::{self, Policy, Setting};
+use shared::mq::{self, MqError};
+use tokio::time::{Instant, sleep};
+use url::Url;
+
+/// How long a policy may take until the queues have it.
+const TAKES_EFFECT: Duration = Duration::from_secs(20);
+
+/// What the deploy step needs.
+#[derive(Debug, Clone)]
+pub struct BrokerSetupConfig {
+    /// `AMQP_ADMIN_URL`: the user who may declare.
+    pub amqp: AmqpConfig,
+    /// `RABBITMQ_MANAGEMENT_URL`: the management plug-in, with a user who may set policies.
+    pub management_url: SecretString,
+}
+
+impl BrokerSetupConfig {
+    /// Reads the configuration; faults stay in `env`.
+    pub fn from_env(env: &mut Env) -> Option<BrokerSetupConfig> {
+        let hint = "set it to http://user:password@host:15672";
+        let amqp = AmqpConfig::admin_from_env(env);
+        let management_url = env.secret("RABBITMQ_MANAGEMENT_URL", 1, hint).filter(|url| {
+            let fits = Url::parse(url.expose_secret())
+                .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && !url.username().is_empty());
+            if !fits {
+                env.fault("RABBITMQ_MANAGEMENT_URL", "it is not an http URL with a user", hint);
+            }
+            fits
+        });
+        Some(BrokerSetupConfig { amqp: amqp?, management_url: management_url? })
+    }
+}
+
+/// Declares the topology, sets the policies, waits until they are in effect, and prints what it did.
+///
+/// # Errors
+/// Names every conflicting object at once, or what could not be reached.
+pub async fn run(config: BrokerSetupConfig) -> anyhow::Result<()> {
+    let connection = mq::open(&config.amqp.url, "broker-setup").await?;
+    let vhost = connection.status().vhost().to_string();
+    let declared = topology::declare(&connection).await;
+    mq::close(&connection).await;
+    match declared {
+        Err(MqError::Topology(faults)) => bail!("the broker has another topology in vhost {vhost}:\n{faults}"),
+        other => other.context("declaring the topology")?,
+    }
+    for exchange in topology::EXCHANGES {
+        println!("exchange {} ({:?})", exchange.name, exchange.routing);
+    }
+    for queue in topology::QUEUES {
+        println!("queue {queue} (quorum)");
+    }
+    for binding in topology::BINDINGS {
+        println!("binding {} → {} by {}", binding.exchange, binding.queue, binding.routing_key);
+    }
+    let management = Management::new(&config.management_url, vhost)?;
+    for policy in topology::policies() {
+        management.set(policy).await?;
+        println!("policy {} on {} {}", policy.name, policy.pattern, json!(definition(policy)));
+    }
+    management.wait_until_in_effect().await?;
+    println!("The broker is set up in vhost {}.", management.vhost);
+    Ok(())
+}
+
+/// The policy's settings as the management plug-in writes them.
+fn definition(policy: &Policy) -> Map<String, Value> {
+    let setting = |(name, setting): &(&str, Setting)| {
+        let value = match setting {
+            Setting::Text(text) => json!(text),
+            Setting::Number(number) => json!(number),
+        };
+        ((*name).to_owned(), value)
+    };
+    policy.definition.iter().map(setting).collect()
+}
+
+/// The management plug-in of the broker.
+struct Management {
+    http: Client,
+    url: Url,
+    user: String,
+    password: Option<SecretString>,
+    vhost: String,
+}
+
+impl Management {
+    fn new(url: &SecretString, vhost: String) -> anyhow::Result<Management> {
+        let mut url = Url::parse(url.expose_secret()).context("RABBITMQ_MANAGEMENT_URL")?;
+        let user = decoded(url.username());
+        let password = url.password().map(|password| SecretString::from(decoded(password)));
+        // From here on the URL may appear in errors.
+        let _ = url.set_username("");
+        let _ = url.set_password(None);
+        let http = Client::builder()
+            .no_proxy()
+            .connect_timeout(Duration::from_secs(5))
+            .timeout(Duration::from_secs(15))
+            .build()
+            .context("setting up HTTP")?;
+        Ok(Management { http, url, user, password, vhost })
+    }
+
+    async fn set(&self, policy: &Policy) -> anyhow::Result<()> {
+        let body = json!({
+            "pattern": policy.pattern,
+            "apply-to": "queues",
+            "priority": policy.priority,
+            "definition": definition(policy),
+        });
+        let (status, answer) = self.call(Method::PUT, &["policies", &self.vhost, policy.name], Some(&body)).await?;
+        if !status.is_success() {
+            bail!(
+                "the broker refused policy {} with {status}: {answer}; mend it or use a user who may set policies",
+                policy.name
+            );
+        }
+        Ok(())
+    }
+
+    /// A policy takes effect a moment after it is set, or never, when another one with a higher priority applies.
+    async fn wait_until_in_effect(&self) -> anyhow::Result<()> {
+        let give_up = Instant::now() + TAKES_EFFECT;
+        loop {
+            let mut wrong = Vec::new();
+            for policy in topology::policies() {
+                for queue in policy.queues {
+                    wrong.extend(self.compare(policy, queue).await?);
+                }
+            }
+            if wrong.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > give_up {
+                bail!("policies are set, but not in effect:\n{}", wrong.join("\n"));
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// What is wrong with the policy that applies to `queue`.
+    async fn compare(&self, policy: &Policy, queue: &str) -> anyhow::Result<Option<String>> {
+        let (status, answer) = self.call(Method::GET, &["queues", &self.vhost, queue], None).await?;
+        if !status.is_success() {
+            bail!("asking for queue {queue} was answered with {status}: {answer}");
+        }
+        let found: Map<String, Value> =
+            serde_json::from_str(&answer).context("the answer of the management plug-in")?;
+        let applies = found.get("policy").and_then(Value::as_str).unwrap_or("none");
+        if applies != policy.name {
+            let remedy = format!("remove it or lower its priority below {}", policy.priority);
+            return Ok(Some(format!("queue {queue}: policy {applies} applies, not {}; {remedy}", policy.name)));
+        }
+        // An operator policy may add settings of its own.
+        let effective = found.get("effective_policy_definition").cloned().unwrap_or_default();
+        let differs = |(name, value): (&String, &Value)| effective.get(name) != Some(value);
+        let wanted = definition(policy);
+        Ok(wanted.iter().any(differs).then(|| {
+            format!("queue {queue}: {effective} is in effect instead of {}; look for an operator policy", json!(wanted))
+        }))
+    }
+
+    async fn call(&self, method: Method, path: &[&str], body: Option<&Value>) -> anyhow::Result<(StatusCode, String)> {
+        let mut url = self.url.clone();
+        match url.path_segments_mut() {
+            Ok(mut segments) => drop(segments.pop_if_empty().push("api").extend(path)),
+            Err(()) => bail!("RABBITMQ_MANAGEMENT_URL cannot have a path"),
+        }
+        let password = self.password.as_ref().map(ExposeSecret::expose_secret);
+        let mut request = self.http.request(method, url).basic_auth(&self.user, password);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer =
+            request.send().await.context("the management plug-in does not answer; check RABBITMQ_MANAGEMENT_URL")?;
+        Ok((answer.status(), answer.text().await.context("the answer of the management plug-in")?))
+    }
+}
+
+/// A part of a URL without its percent signs.
+fn decoded(part: &str) -> String {
+    let pairs = format!("v={}", part.replace('+', "%2B").replace('&', "%26"));
+    url::form_urlencoded::parse(pairs.as_bytes()).next().map(|(_, value)| value.into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::TestBroker;
+
+    use super::*;
+
+    fn config(broker: &TestBroker) -> BrokerSetupConfig {
+        let management_url = SecretString::from(testkit::env("RABBITMQ_MANAGEMENT_URL"));
+        BrokerSetupConfig { amqp: AmqpConfig { url: broker.admin_uri() }, management_url }
+    }
+
+    #[tokio::test]
+    async fn an_empty_broker_is_set_up_and_a_second_run_changes_nothing() {
+        let broker = TestBroker::empty().await;
+        run(config(&broker)).await.unwrap();
+        run(config(&broker)).await.unwrap();
+        let queue = broker.queue(topology::CALLBACKS).await;
+        assert_eq!((&queue["type"], &queue["policy"]), (&json!("quorum"), &json!("payment-work")));
+        let service = mq::open(&broker.uri(), "test").await.unwrap();
+        topology::check(&service, topology::WHOLE).await.unwrap();
+        assert!(!topology::marker_exists(&service).await.unwrap(), "the marker is the relay's");
+    }
+
+    #[tokio::test]
+    async fn conflicting_queues_are_named_at_once_with_what_to_do() {
+        let broker = TestBroker::empty().await;
+        for queue in [topology::CALLBACKS, topology::DEAD] {
+            let classic = json!({ "durable": true, "arguments": { "x-queue-type": "classic" } });
+            broker.manage(Method::PUT, &["queues", broker.vhost(), queue], classic).await;
+        }
+        let error = run(config(&broker)).await.unwrap_err().to_string();
+        for queue in [topology::CALLBACKS, topology::DEAD] {
+            assert!(error.contains(&format!("queue {queue}: it exists with other properties")), "{error}");
+        }
+        assert!(error.contains("empty and delete it"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_policy_that_stands_in_the_way_is_named() {
+        let broker = TestBroker::new().await;
+        let other = json!({ "pattern": ".*", "apply-to": "queues", "priority": 99, "definition": { "max-length": 5 } });
+        broker.manage(Method::PUT, &["policies", broker.vhost(), "everything"], other).await;
+        let config = config(&broker);
+        let management = Management::new(&config.management_url, broker.vhost().to_owned()).unwrap();
+        let policy = &topology::policies()[0];
+        let deadline = Instant::now() + TAKES_EFFECT;
+        loop {
+            match management.compare(policy, topology::CALLBACKS).await.unwrap() {
+                Some(wrong) if wrong.contains("everything applies") => return,
+                _ => assert!(Instant::now() < deadline, "the policy never applied"),
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    #[test]
+    fn user_and_password_are_read_without_their_percent_signs() {
+        assert_eq!(["a%40b", "a+b", "a&b"].map(decoded), ["a@b", "a+b", "a&b"]);
+    }
+}

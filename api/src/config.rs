@@ -1,0 +1,240 @@
+//! What the operator sets: one section for each concern, every variable documented on its field.
+
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use secrecy::{ExposeSecret, SecretString};
+use shared::config::Env;
+use shared::domain::PaymentMethod;
+use url::{Origin, Url};
+
+use crate::auth::{Authenticator, Claimed};
+use crate::view_token::ViewTokens;
+
+/// Where the process listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Listen {
+    /// `LISTEN_ADDR` (default `127.0.0.1:8080`): everything, callbacks included.
+    pub addr: SocketAddr,
+    /// `CALLBACK_LISTEN_ADDR` (default none): callbacks alone, so that open pages never crowd them out.
+    pub callbacks: Option<SocketAddr>,
+    /// `MAX_CONNECTIONS` (default 4096): on each of the two.
+    pub connections: usize,
+}
+
+impl Listen {
+    /// Reads the section.
+    pub fn from_env(env: &mut Env) -> Option<Listen> {
+        let hint = "set it to an address and port, such as 127.0.0.1:8080";
+        let addr = env.parse_or("LISTEN_ADDR", SocketAddr::from(([127, 0, 0, 1], 8080)), hint);
+        let callbacks = match env.optional("CALLBACK_LISTEN_ADDR") {
+            None => Some(None),
+            Some(_) => env.parse("CALLBACK_LISTEN_ADDR", hint).map(Some),
+        };
+        let connections = number(env, "MAX_CONNECTIONS", 4096);
+        Some(Listen { addr: addr?, callbacks: callbacks?, connections: connections? })
+    }
+}
+
+/// What the handlers go by.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `PUBLIC_URL` (required): the base of our own addresses as gateways and browsers see them, without a slash at
+    /// the end.
+    pub public_url: String,
+    /// `RETURN_URL_ORIGINS` (default none): where a buyer may be sent back to, such as `https://shop.example.com`.
+    pub return_url_origins: Vec<Origin>,
+    /// `TRUSTED_PROXIES` (default none): networks whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// `ALIPAY_CALLBACK_IPS` (default none: off): networks that Alipay's callbacks come from.
+    pub alipay_callback_ips: Vec<IpNet>,
+    /// `WECHAT_CALLBACK_IPS` (default none: off): networks that WeChat Pay's callbacks come from.
+    pub wechat_callback_ips: Vec<IpNet>,
+    /// `MAX_STREAMS` (default 2000): open pages of the whole process.
+    pub streams: usize,
+    /// `MAX_REQUESTS` (default 512): frontend requests worked on at once; more are answered 503.
+    pub requests: usize,
+    /// `MAX_CALLBACKS` (default 1024): callbacks worked on at once; more are answered 503.
+    pub callbacks: usize,
+}
+
+impl Settings {
+    /// Reads the section.
+    pub fn from_env(env: &mut Env) -> Option<Settings> {
+        let public_url = public_url(env);
+        let return_url_origins = list(env, "RETURN_URL_ORIGINS", "https://shop.example.com", origin);
+        let net = "203.0.113.0/24 or a single address";
+        let trusted_proxies = list(env, "TRUSTED_PROXIES", net, network);
+        let alipay = list(env, "ALIPAY_CALLBACK_IPS", net, network);
+        let wechat = list(env, "WECHAT_CALLBACK_IPS", net, network);
+        let streams = number(env, "MAX_STREAMS", 2000);
+        let requests = number(env, "MAX_REQUESTS", 512);
+        let callbacks = number(env, "MAX_CALLBACKS", 1024);
+        Some(Settings {
+            public_url: public_url?,
+            return_url_origins: return_url_origins?,
+            trusted_proxies: trusted_proxies?,
+            alipay_callback_ips: alipay?,
+            wechat_callback_ips: wechat?,
+            streams: streams?,
+            requests: requests?,
+            callbacks: callbacks?,
+        })
+    }
+
+    /// The networks that this gateway's callbacks come from; empty: not checked.
+    pub fn callback_ips(&self, method: PaymentMethod) -> &[IpNet] {
+        match method {
+            PaymentMethod::Alipay => &self.alipay_callback_ips,
+            PaymentMethod::Wechat => &self.wechat_callback_ips,
+        }
+    }
+}
+
+/// Reads who may ask: `JWT_HS256_SECRET` (at least 32 bytes) and `JWT_JWKS_FILE` (a path), at least one of them;
+/// `JWT_ISSUER` (default `payment`) and `JWT_AUDIENCE` (default `payment-api`), which every token must claim.
+pub fn authenticator(env: &mut Env) -> Option<Authenticator> {
+    let claimed = Claimed {
+        issuer: env.optional("JWT_ISSUER").unwrap_or_else(|| "payment".to_owned()),
+        audience: env.optional("JWT_AUDIENCE").unwrap_or_else(|| "payment-api".to_owned()),
+    };
+    let secret = env.optional_secret("JWT_HS256_SECRET", 32, SECRET_HINT);
+    let jwks = env.optional("JWT_JWKS_FILE");
+    if env.optional("JWT_HS256_SECRET").is_none() && jwks.is_none() {
+        env.fault("JWT_HS256_SECRET", "neither it nor JWT_JWKS_FILE is set", "set at least one of the two");
+        return None;
+    }
+    let mut authenticator = Authenticator::new();
+    if let Some(secret) = &secret {
+        authenticator = authenticator.with_secret(secret, &claimed);
+    }
+    if jwks.is_none() {
+        return Some(authenticator);
+    }
+    let hint = "name a file that holds a JWKS of public keys";
+    let path = env.file("JWT_JWKS_FILE", hint)?;
+    let text = std::fs::read_to_string(path).map_err(|error| vec![error.to_string()]);
+    match text.and_then(|text| authenticator.with_jwks(&text, &claimed)) {
+        Ok(authenticator) => Some(authenticator),
+        Err(wrong) => {
+            wrong.into_iter().for_each(|wrong| env.fault("JWT_JWKS_FILE", wrong, hint));
+            None
+        }
+    }
+}
+
+const SECRET_HINT: &str = "make one with `openssl rand -hex 32`";
+
+/// Reads `VIEW_TOKEN_SECRET` (required, at least 32 bytes), which signs view tokens and nothing else.
+pub fn view_tokens(env: &mut Env) -> Option<ViewTokens> {
+    let secret: SecretString = env.secret("VIEW_TOKEN_SECRET", 32, SECRET_HINT)?;
+    if env.optional("JWT_HS256_SECRET").is_some_and(|other| other == secret.expose_secret()) {
+        env.fault("VIEW_TOKEN_SECRET", "it is the same as JWT_HS256_SECRET", SECRET_HINT);
+        return None;
+    }
+    Some(ViewTokens::new(&secret))
+}
+
+fn public_url(env: &mut Env) -> Option<String> {
+    let hint = "set it to the base URL that gateways reach this service by, such as https://pay.example.com";
+    let text = env.required("PUBLIC_URL", hint)?;
+    let fits = Url::parse(&text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() && url.fragment().is_none()
+    });
+    if !fits {
+        env.fault("PUBLIC_URL", format!("{text:?} is not an http or https URL without a query"), hint);
+        return None;
+    }
+    Some(text.trim_end_matches('/').to_owned())
+}
+
+fn origin(text: &str) -> Option<Origin> {
+    let url = Url::parse(text).ok()?;
+    let bare = matches!(url.scheme(), "http" | "https") && url.path() == "/" && url.query().is_none();
+    Some(url.origin()).filter(|origin| bare && origin.is_tuple())
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse().ok().map(|address: std::net::IpAddr| address.into()))
+}
+
+/// Values with commas between them.
+fn list<T>(env: &mut Env, name: &'static str, example: &str, read: fn(&str) -> Option<T>) -> Option<Vec<T>> {
+    let text = env.optional(name).unwrap_or_default();
+    let mut values = Vec::new();
+    let mut wrong = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        match read(part) {
+            Some(value) => values.push(value),
+            None => wrong.push(format!("{part:?}")),
+        }
+    }
+    if wrong.is_empty() {
+        return Some(values);
+    }
+    env.fault(
+        name,
+        format!("{} cannot be read", wrong.join(", ")),
+        format!("write values such as {example}, with commas"),
+    );
+    None
+}
+
+fn number(env: &mut Env, name: &'static str, default: usize) -> Option<usize> {
+    let hint = "set it to a number from 1 to 100000, or leave it out";
+    let number = env.parse_or(name, default, hint)?;
+    if (1..=100_000).contains(&number) {
+        return Some(number);
+    }
+    env.fault(name, format!("{number} is out of range"), hint);
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        let mut env = Env::of([
+            ("LISTEN_ADDR", "8080"),
+            ("CALLBACK_LISTEN_ADDR", "here"),
+            ("MAX_CONNECTIONS", "0"),
+            ("PUBLIC_URL", "ftp://pay.example.com"),
+            ("RETURN_URL_ORIGINS", "https://shop.example.com, https://shop.example.com/path, shop"),
+            ("TRUSTED_PROXIES", "10.0.0.0/8,10.0.0.300"),
+            ("JWT_HS256_SECRET", "hidden"),
+            ("VIEW_TOKEN_SECRET", "hidden"),
+        ]);
+        assert!(Listen::from_env(&mut env).is_none());
+        assert!(Settings::from_env(&mut env).is_none());
+        assert!(authenticator(&mut env).is_some(), "goes on with what it has");
+        assert!(view_tokens(&mut env).is_none());
+        let text = env.finish().unwrap_err().to_string();
+        assert!(!text.contains("hidden"), "{text}");
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn lists_and_defaults() {
+        let mut env = Env::of([
+            ("PUBLIC_URL", "https://pay.example.com/"),
+            ("RETURN_URL_ORIGINS", "https://shop.example.com,http://127.0.0.1:3000"),
+            ("WECHAT_CALLBACK_IPS", "203.0.113.0/24, 2001:db8::1"),
+        ]);
+        let settings = Settings::from_env(&mut env).unwrap();
+        assert_eq!(settings.public_url, "https://pay.example.com");
+        assert_eq!(settings.return_url_origins.len(), 2);
+        assert_eq!(settings.callback_ips(PaymentMethod::Wechat).len(), 2);
+        assert!(settings.callback_ips(PaymentMethod::Alipay).is_empty());
+        env.finish().unwrap();
+    }
+
+    #[test]
+    fn one_secret_for_both_kinds_of_token_is_a_fault() {
+        let secret = "0123456789abcdef0123456789abcdef";
+        let mut env = Env::of([("JWT_HS256_SECRET", secret), ("VIEW_TOKEN_SECRET", secret)]);
+        assert!(view_tokens(&mut env).is_none());
+        assert!(!env.finish().unwrap_err().to_string().contains(secret));
+    }
+}

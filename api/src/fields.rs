@@ -1,0 +1,88 @@
+//! Reads the members of a JSON object one by one and collects every fault, so that a client hears of all at once.
+
+use std::fmt::Display;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::header::CONTENT_TYPE;
+use serde_json::{Map, Value};
+
+use crate::problem::{ApiError, FieldFault};
+
+/// More faults than that are not told: the answer stays smaller than the request.
+const MOST: usize = 32;
+
+/// The members that are still to be read, and the faults found so far.
+pub struct Fields {
+    members: Map<String, Value>,
+    faults: Vec<FieldFault>,
+}
+
+impl Fields {
+    /// # Errors
+    /// [`ApiError::MalformedJson`].
+    pub fn parse(body: &Bytes) -> Result<Fields, ApiError> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(members)) => Ok(Fields { members, faults: Vec::new() }),
+            Ok(_) => Err(ApiError::MalformedJson("it is another JSON value".to_owned())),
+            Err(error) => Err(ApiError::MalformedJson(error.to_string())),
+        }
+    }
+
+    /// A member that must be there.
+    pub fn required<T>(&mut self, name: &str, read: impl FnOnce(&Value) -> Result<T, String>) -> Option<T> {
+        if self.members.get(name).is_none_or(Value::is_null) {
+            self.fault(name, "is required");
+        }
+        self.optional(name, read)
+    }
+
+    /// A member that may be absent; `null` is absent.
+    pub fn optional<T>(&mut self, name: &str, read: impl FnOnce(&Value) -> Result<T, String>) -> Option<T> {
+        let value = self.members.remove(name).filter(|value| !value.is_null())?;
+        read(&value).map_err(|message| self.fault(name, message)).ok()
+    }
+
+    /// Notes a fault that the caller found.
+    pub fn fault(&mut self, field: &str, message: impl Into<String>) {
+        self.faults.push(FieldFault::new(field, message));
+    }
+
+    /// Ends the reading: what was not read is unknown.
+    ///
+    /// # Errors
+    /// [`ApiError::InvalidFields`] with every fault.
+    pub fn finish(mut self) -> Result<(), ApiError> {
+        for name in self.members.keys() {
+            let shown: String = name.chars().take(64).collect();
+            self.faults.push(FieldFault::new(shown, "is not a field of this request"));
+        }
+        self.faults.truncate(MOST);
+        if self.faults.is_empty() { Ok(()) } else { Err(ApiError::InvalidFields(self.faults)) }
+    }
+}
+
+/// A body that says it is JSON, as it came.
+pub struct JsonBytes(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for JsonBytes {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<JsonBytes, ApiError> {
+        let media = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let media = media.split(';').next().unwrap_or_default().trim();
+        if !media.eq_ignore_ascii_case("application/json") {
+            return Err(ApiError::UnsupportedMediaType);
+        }
+        let body = Bytes::from_request(request, state).await;
+        body.map(JsonBytes).map_err(|rejection| ApiError::Layer(rejection.status()))
+    }
+}
+
+/// Reads a text member through the door of its type.
+pub fn text<T, E: Display>(parse: impl FnOnce(String) -> Result<T, E>) -> impl FnOnce(&Value) -> Result<T, String> {
+    move |value| {
+        let text = value.as_str().ok_or_else(|| "must be text".to_owned())?;
+        parse(text.to_owned()).map_err(|rule| format!("must be {rule}"))
+    }
+}

@@ -1,0 +1,118 @@
+//! Who may knock, and with what: the client's address, the shape of a request, the address list of a gateway.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, StatusCode, Version};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use ipnet::IpNet;
+
+use crate::state::App;
+
+/// The longest address of a request.
+const URI: usize = 4 * 1024;
+/// Headers that decide something: two different values must not be a choice.
+const AT_MOST_ONCE: &[&str] = &[
+    "authorization",
+    "content-type",
+    "idempotency-key",
+    "wechatpay-nonce",
+    "wechatpay-serial",
+    "wechatpay-signature",
+    "wechatpay-timestamp",
+];
+
+/// The client's address as far as it can be trusted; in the extensions of every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientIp(pub IpAddr);
+
+/// Refuses what no honest client sends, and notes the client's address.
+pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    if let Some(status) = refusal(&request) {
+        return status.into_response();
+    }
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let address = client_ip(peer, request.headers(), &app.settings.trusted_proxies);
+    request.extensions_mut().insert(ClientIp(address));
+    next.run(request).await
+}
+
+fn refusal(request: &Request) -> Option<StatusCode> {
+    let count = |name: &str| request.headers().get_all(name).iter().count();
+    let uri = request.uri();
+    let length = uri.path().len() + uri.query().map_or(0, |query| query.len() + 1);
+    let host = match request.version() {
+        Version::HTTP_2 => count("host") <= 1 && (uri.host().is_some() || count("host") == 1),
+        _ => count("host") == 1,
+    };
+    if length > URI {
+        return Some(StatusCode::URI_TOO_LONG);
+    }
+    let shaped = host && AT_MOST_ONCE.iter().all(|name| count(name) <= 1);
+    (!shaped).then_some(StatusCode::BAD_REQUEST)
+}
+
+/// Whether `address` is in the list, or the list is empty and so off.
+pub fn is_allowed(address: IpAddr, list: &[IpNet]) -> bool {
+    list.is_empty() || is_listed(address, list)
+}
+
+/// Whether `address` is in the list.
+pub fn is_listed(address: IpAddr, list: &[IpNet]) -> bool {
+    list.iter().any(|network| network.contains(&address))
+}
+
+/// The first address from the right of `X-Forwarded-For` that is not one of our proxies. The left end is the client's
+/// own invention; anything that cannot be read ends the walk at the last good address.
+fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let mut current = peer.to_canonical();
+    if !is_listed(current, trusted) {
+        return current;
+    }
+    let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
+    for line in lines.into_iter().rev() {
+        let Ok(line) = line.to_str() else { return current };
+        for hop in line.rsplit(',').map(str::trim) {
+            let with_port = || hop.parse::<SocketAddr>().ok().map(|address| address.ip());
+            let Some(address) = hop.parse::<IpAddr>().ok().or_else(with_port) else { return current };
+            current = address.to_canonical();
+            if !is_listed(current, trusted) {
+                return current;
+            }
+        }
+    }
+    current
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(peer: &str, lines: &[&str]) -> String {
+        let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"].map(|net| net.parse().unwrap()).into();
+        let headers = lines.iter().map(|line| ("x-forwarded-for".parse().unwrap(), line.parse().unwrap())).collect();
+        client_ip(peer.parse().unwrap(), &headers, &trusted).to_string()
+    }
+
+    #[test]
+    fn the_client_is_the_right_most_address_that_is_no_proxy_of_ours() {
+        for (peer, lines, expected) in [
+            ("1.2.3.4", &["9.9.9.9"][..], "1.2.3.4"),
+            ("10.0.0.1", &["9.9.9.9, 1.2.3.4"], "1.2.3.4"),
+            ("10.0.0.1", &["9.9.9.9, 1.2.3.4, 10.1.1.1, 10.0.0.7"], "1.2.3.4"),
+            ("10.0.0.1", &["9.9.9.9", "1.2.3.4"], "1.2.3.4"),
+            ("10.0.0.1", &["1.2.3.4", "10.1.1.1"], "1.2.3.4"),
+            ("10.0.0.1", &["1.2.3.4, garbage"], "10.0.0.1"),
+            ("10.0.0.1", &["1.2.3.4, garbage, 10.1.1.1"], "10.1.1.1"),
+            ("10.0.0.1", &["1.2.3.4:5678"], "1.2.3.4"),
+            ("fd00::1", &["[2001:db8::1]:443"], "2001:db8::1"),
+            ("::ffff:10.0.0.1", &["::ffff:1.2.3.4"], "1.2.3.4"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+        ] {
+            assert_eq!(seen(peer, lines), expected, "{peer} {lines:?}");
+        }
+    }
+}

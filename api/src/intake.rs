@@ -1,0 +1,94 @@
+//! A callback becomes durable: on the road (a broker's confirm), else in the database (a committed row), else not at
+//! all, and the gateway is told to repeat.
+
+use std::time::Duration;
+
+use shared::clock::Clock;
+use shared::db::jobs::{self, Stored};
+use shared::gateway::Verified;
+use shared::job::Callback;
+use shared::mq::{Confirmed, PublishError, Publisher, callback_message};
+use sqlx::PgPool;
+use tokio::time::timeout;
+use tracing::Instrument;
+
+/// How long each of the two roads may take.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// Proof that a callback is durable. It is made from a broker's confirm or a commit and from nothing else.
+#[derive(Debug)]
+pub struct Receipt(());
+
+impl From<Confirmed> for Receipt {
+    fn from(_: Confirmed) -> Receipt {
+        Receipt(())
+    }
+}
+
+impl From<Stored> for Receipt {
+    fn from(_: Stored) -> Receipt {
+        Receipt(())
+    }
+}
+
+/// Neither road took the callback in time. It may have arrived all the same: a repeat is harmless.
+#[derive(Debug, thiserror::Error)]
+#[error("neither the broker ({broker}) nor the database ({database}) took the callback")]
+pub struct NotStored {
+    broker: PublishError,
+    database: String,
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct Intake {
+    publisher: Publisher,
+    db: PgPool,
+    clock: Clock,
+}
+
+impl Intake {
+    /// An intake with both roads.
+    pub fn new(publisher: Publisher, db: PgPool, clock: Clock) -> Intake {
+        Intake { publisher, db, clock }
+    }
+
+    /// Makes the exact bytes durable. Goes on when the caller is dropped: a gateway that hangs up changes nothing.
+    ///
+    /// # Errors
+    /// [`NotStored`] after 4 s at most.
+    pub async fn store(&self, callback: Verified<Callback>) -> Result<Receipt, NotStored> {
+        let intake = self.clone();
+        let work = async move { intake.take(&callback.into_inner()).await };
+        let ended = tokio::spawn(work.in_current_span()).await;
+        ended.unwrap_or_else(|panic| Err(NotStored { broker: PublishError::NoSession, database: panic.to_string() }))
+    }
+
+    async fn take(&self, callback: &Callback) -> Result<Receipt, NotStored> {
+        let message = callback_message(callback, self.clock.fresh_id().to_string());
+        let broker = match self.publisher.publish(message, WAIT).await {
+            Ok(confirmed) => return Ok(self.stored("broker", confirmed)),
+            Err(error) => error,
+        };
+        match self.commit(callback.clone()).await {
+            Ok(stored) => Ok(self.stored("database", stored)),
+            Err(database) => Err(NotStored { broker, database }),
+        }
+    }
+
+    /// The statement is not cancelled when time is up, since the server would not notice; only the waiting ends.
+    async fn commit(&self, callback: Callback) -> Result<Stored, String> {
+        let (db, now) = (self.db.clone(), self.clock.now());
+        let work = tokio::spawn(async move { jobs::store_callback(&db, &callback, now).await });
+        match timeout(WAIT, work).await {
+            Ok(Ok(stored)) => stored.map_err(|error| error.to_string()),
+            Ok(Err(panic)) => Err(panic.to_string()),
+            Err(_) => Err("no commit in time".to_owned()),
+        }
+    }
+
+    fn stored(&self, road: &'static str, proof: impl Into<Receipt>) -> Receipt {
+        metrics::counter!("callbacks_stored_total", "road" => road).increment(1);
+        proof.into()
+    }
+}

@@ -1,0 +1,77 @@
+//! The layers around the routes, outermost first; each group of routes has bounds of its own, so that a crowd of
+//! frontends never keeps a gateway waiting.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::error_handling::HandleErrorLayer;
+use axum::extract::DefaultBodyLimit;
+use axum::http::header::{AUTHORIZATION, COOKIE};
+use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
+use axum::{BoxError, Router, middleware};
+use shared::clock::Clock;
+use tokio::sync::Semaphore;
+use tower::ServiceBuilder;
+use tower::limit::GlobalConcurrencyLimitLayer;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
+use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
+use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, TimeoutLayer};
+
+use crate::guard;
+use crate::observe;
+use crate::problem::panicked;
+use crate::state::App;
+
+/// The largest body of a request.
+pub const BODY: usize = 64 * 1024;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What one group of routes may cost.
+pub struct Bounds {
+    /// Requests worked on at once.
+    pub slots: Arc<Semaphore>,
+    /// For a whole answer; the body of a stream does not count.
+    pub answer: Duration,
+}
+
+/// Around everything: who asks, what it cost, how errors look.
+pub fn around(router: Router, clock: Clock) -> Router {
+    router.layer(
+        ServiceBuilder::new()
+            .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION, COOKIE]))
+            .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId(clock)))
+            .layer(middleware::from_fn(observe::observe))
+            .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+            .layer(middleware::from_fn(observe::render)),
+    )
+}
+
+/// Around one group of routes.
+pub fn bounded(router: Router<Arc<App>>, app: &Arc<App>, bounds: &Bounds) -> Router<Arc<App>> {
+    router.layer(
+        ServiceBuilder::new()
+            .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
+            .layer(CatchPanicLayer::custom(panicked))
+            .layer(HandleErrorLayer::new(async |_: BoxError| StatusCode::SERVICE_UNAVAILABLE))
+            .load_shed()
+            .layer(GlobalConcurrencyLimitLayer::with_semaphore(bounds.slots.clone()))
+            .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, bounds.answer))
+            .layer(RequestBodyLimitLayer::new(BODY))
+            .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(1)))
+            .layer(RequestBodyDeadlineLayer::new(Duration::from_secs(3)))
+            .layer(DefaultBodyLimit::disable()),
+    )
+}
+
+/// Ids of requests, which sort by time. A client may bring one of its own.
+#[derive(Clone, Copy)]
+struct FreshId(Clock);
+
+impl MakeRequestId for FreshId {
+    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
+        HeaderValue::from_str(&self.0.fresh_id().to_string()).ok().map(RequestId::new)
+    }
+}

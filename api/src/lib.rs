@@ -1,0 +1,27 @@
+//! The HTTP ingress: takes orders from the merchant's frontends and callbacks from the gateways.
+//!
+//! It checks who speaks and what he says, makes one durable step and answers. Business rules beyond validation and
+//! ownership are the workers'. Reading order: [`routes`] (one file per resource), [`guard`] (who may knock),
+//! [`intake`] (a callback becomes durable), [`problem`] (how errors look), [`start`] (how the process comes up).
+
+pub mod auth;
+pub mod broker_setup;
+pub mod config;
+pub mod fields;
+pub mod guard;
+pub mod hub;
+pub mod idempotency;
+pub mod intake;
+mod layers;
+mod observe;
+pub mod openapi;
+pub mod problem;
+pub mod refusal;
+pub mod routes;
+pub mod start;
+pub mod state;
+pub mod strikes;
+pub mod view_token;
+
+pub use routes::{callbacks_only, router};
+pub use state::App;

@@ -1,0 +1,83 @@
+//! The binary: `payment-api serve`, `migrate`, `broker-setup`.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use payment_api::broker_setup::{self, BrokerSetupConfig};
+use payment_api::start;
+use shared::config::{DatabaseConfig, Env};
+use shared::shutdown::Shutdown;
+use shared::{db, telemetry};
+
+/// The HTTP ingress of the payment service: takes orders from frontends and callbacks from Alipay and WeChat Pay.
+///
+/// Everything is set by environment variables; a start that lacks some names all of them at once. `.env.example` in the
+/// repository lists every variable with its meaning.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve HTTP until SIGTERM (the default).
+    Serve,
+    /// Bring the database to the schema of this build, then exit. Run it once before a roll-out.
+    Migrate,
+    /// Declare exchanges, queues and policies at the broker, then exit. Run it once before a roll-out.
+    BrokerSetup,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    telemetry::install_crypto();
+    let done = match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve().await,
+        Command::Migrate => migrate().await,
+        Command::BrokerSetup => set_up_broker().await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> anyhow::Result<()> {
+    let mut env = Env::process();
+    if let Err(fault) = telemetry::init("payment-api") {
+        env.fault(fault.subject, fault.wrong, fault.remedy);
+    }
+    let metrics = telemetry::install_metrics()?;
+    let shutdown = Shutdown::install()?;
+    let stop = shutdown.stop();
+    let ready = start::prepare(env, stop.clone()).await?;
+    shutdown.run(ready.serve(metrics, stop)).await?;
+    Ok(())
+}
+
+async fn migrate() -> anyhow::Result<()> {
+    let mut env = Env::process();
+    let config = DatabaseConfig::from_env(&mut env, 1);
+    env.finish()?;
+    if let Some(config) = config {
+        let applied = db::migrate(&config.url).await?;
+        println!("The database has the schema of this build ({applied} migrations).");
+    }
+    Ok(())
+}
+
+async fn set_up_broker() -> anyhow::Result<()> {
+    let mut env = Env::process();
+    let config = BrokerSetupConfig::from_env(&mut env);
+    env.finish()?;
+    match config {
+        Some(config) => broker_setup::run(config).await,
+        None => Ok(()),
+    }
+}

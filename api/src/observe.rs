@@ -1,0 +1,75 @@
+//! One log line and one measurement for each request, and the last word on how an answer looks.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::header::{ALLOW, RETRY_AFTER};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tower_http::request_id::RequestId;
+use tracing::{Instrument, error, field, info, info_span, warn};
+
+use crate::problem::{ApiError, Rendered};
+
+/// Wraps a request in a span that every line about it belongs to. The query string is not logged: it may hold a token.
+pub async fn observe(request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok()).unwrap_or_default();
+    // It may be of the client's making.
+    let id = shared::domain::shorten_bytes(id, 64);
+    let span = info_span!(
+        "api.request", %method, route, request_id = id,
+        orderId = field::Empty, userId = field::Empty, account = field::Empty,
+    );
+    let response = next.run(request).instrument(span.clone()).await;
+    let (status, duration) = (response.status(), began.elapsed());
+    span.in_scope(|| log(&response, duration.as_secs_f64() * 1000.0));
+    let labels = [("route", route.clone()), ("method", method.to_string()), ("status", status.as_u16().to_string())];
+    metrics::counter!("http_requests_total", &labels).increment(1);
+    metrics::histogram!("http_request_duration_seconds", "route" => route).record(duration.as_secs_f64());
+    response
+}
+
+fn log(response: &Response, duration_ms: f64) {
+    let status = response.status().as_u16();
+    if let Some(failed) = ApiError::of(response) {
+        let causes = causes(failed);
+        if failed.is_defect() {
+            error!(causes, "The request failed: {failed}");
+        } else if !causes.is_empty() {
+            warn!(causes, "The request was refused: {failed}");
+        }
+    }
+    info!(status, duration_ms, "Answered {status}");
+}
+
+/// What lies behind an error, outermost first.
+fn causes(error: &Arc<ApiError>) -> String {
+    let mut causes = Vec::new();
+    let mut source = std::error::Error::source(error.as_ref());
+    while let Some(cause) = source {
+        causes.push(cause.to_string());
+        source = cause.source();
+    }
+    causes.join(": ")
+}
+
+/// Turns the bare answers of layers and of the router into problems.
+pub async fn render(request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let status = response.status();
+    let bare = status.is_client_error() || status.is_server_error();
+    if !bare || response.extensions().get::<Rendered>().is_some() {
+        return response;
+    }
+    let mut problem = ApiError::Layer(status).into_response();
+    for name in [ALLOW, RETRY_AFTER] {
+        if let Some(value) = response.headers().get(&name) {
+            problem.headers_mut().insert(name, value.clone());
+        }
+    }
+    problem
+}

@@ -1,0 +1,223 @@
+//! The one place where an error becomes an answer: `application/problem+json` (RFC 9457) with a stable `code`, or, on a
+//! callback route, what the gateway understands (see [`crate::refusal`]).
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use shared::db::DbError;
+use shared::gateway::GatewayError;
+
+/// Why a request is not answered with what it asked for. `Display` is the problem's title: it names no internals.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// Neither JSON nor an object.
+    #[error("the body is not a JSON object: {0}")]
+    MalformedJson(String),
+    /// Another media type than JSON.
+    #[error("the body must be application/json")]
+    UnsupportedMediaType,
+    /// Fields that are missing, unknown or out of range: all of them.
+    #[error("some fields are not valid")]
+    InvalidFields(Vec<FieldFault>),
+    /// A creating request without the header that makes it repeatable.
+    #[error("the header Idempotency-Key is required")]
+    IdempotencyKeyRequired,
+    /// The header holds something else than a key.
+    #[error("an Idempotency-Key has 1 to 255 visible ASCII characters")]
+    IdempotencyKeyInvalid,
+    /// The key made something else before.
+    #[error("this Idempotency-Key was used for another request")]
+    IdempotencyKeyReused,
+    /// The first request with this key is not finished.
+    #[error("a request with this Idempotency-Key is still in flight")]
+    RequestInFlight,
+    /// Nobody says who asks.
+    #[error("a bearer token is required")]
+    TokenMissing,
+    /// The token proves nothing here.
+    #[error("the token is not valid")]
+    TokenInvalid,
+    /// It did once.
+    #[error("the token has expired")]
+    TokenExpired,
+    /// No such order, or somebody else's.
+    #[error("there is no such order")]
+    OrderNotFound,
+    /// Paid, closed or expired.
+    #[error("the order can no longer be paid: it is {0}")]
+    OrderNotPayable(&'static str),
+    /// The gateway refuses this order for good.
+    #[error("the gateway refuses this order; place a new one")]
+    OrderUnusable(#[source] GatewayError),
+    /// Repeat later, with the same key.
+    #[error("the gateway cannot be reached; repeat the request with the same Idempotency-Key")]
+    GatewayUnavailable(#[source] GatewayError),
+    /// A person has to look.
+    #[error("the gateway's answer cannot be understood")]
+    GatewayProtocol(#[source] GatewayError),
+    /// Too many pages watch one order.
+    #[error("too many open streams of this order")]
+    TooManyStreams,
+    /// Too many pages watch altogether.
+    #[error("no more streams can be opened at the moment")]
+    StreamsFull,
+    /// The database.
+    #[error("{}", if is_transient(.0) { "the service is busy; repeat the request" } else { "internal error" })]
+    Db(#[from] DbError),
+    /// A fault of ours.
+    #[error("internal error")]
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The answer of a layer or of the router itself.
+    #[error("{}", layer(*.0).1)]
+    Layer(StatusCode),
+}
+
+/// What is wrong with one field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct FieldFault {
+    /// Its name in the request.
+    pub field: String,
+    /// What it must be.
+    pub message: String,
+}
+
+impl FieldFault {
+    /// A fault of `field`.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> FieldFault {
+        FieldFault { field: field.into(), message: message.into() }
+    }
+}
+
+/// The body of every answer that is not a success.
+#[derive(Serialize, utoipa::ToSchema)]
+pub struct Problem {
+    /// `/problems/` and the code.
+    #[serde(rename = "type")]
+    kind: String,
+    /// In words, for a person.
+    title: String,
+    /// The HTTP status once more.
+    status: u16,
+    /// Stable, for a program.
+    #[schema(example = "invalid_fields")]
+    code: &'static str,
+    /// Every field that is wrong, with `invalid_fields` only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldFault>,
+}
+
+/// On an answer that is already in its final form, so that no layer renders it again.
+#[derive(Debug, Clone, Copy)]
+pub struct Rendered;
+
+impl ApiError {
+    /// The status and the stable code of each error.
+    #[rustfmt::skip]
+    fn status(&self) -> (StatusCode, &'static str) {
+        match self {
+            ApiError::MalformedJson(_) => (StatusCode::BAD_REQUEST, "malformed_json"),
+            ApiError::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            ApiError::InvalidFields(_) => (StatusCode::BAD_REQUEST, "invalid_fields"),
+            ApiError::IdempotencyKeyRequired => (StatusCode::BAD_REQUEST, "idempotency_key_required"),
+            ApiError::IdempotencyKeyInvalid => (StatusCode::BAD_REQUEST, "idempotency_key_invalid"),
+            ApiError::IdempotencyKeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
+            ApiError::RequestInFlight => (StatusCode::CONFLICT, "request_in_flight"),
+            ApiError::TokenMissing => (StatusCode::UNAUTHORIZED, "token_missing"),
+            ApiError::TokenInvalid => (StatusCode::UNAUTHORIZED, "token_invalid"),
+            ApiError::TokenExpired => (StatusCode::UNAUTHORIZED, "token_expired"),
+            ApiError::OrderNotFound => (StatusCode::NOT_FOUND, "order_not_found"),
+            ApiError::OrderNotPayable(_) => (StatusCode::CONFLICT, "order_not_payable"),
+            ApiError::OrderUnusable(_) => (StatusCode::CONFLICT, "order_unusable"),
+            ApiError::GatewayUnavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "gateway_unavailable"),
+            ApiError::GatewayProtocol(_) => (StatusCode::BAD_GATEWAY, "gateway_protocol"),
+            ApiError::TooManyStreams => (StatusCode::TOO_MANY_REQUESTS, "too_many_streams"),
+            ApiError::StreamsFull => (StatusCode::SERVICE_UNAVAILABLE, "streams_full"),
+            ApiError::Db(error) if is_transient(error) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            ApiError::Db(_) | ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            ApiError::Layer(status) => (*status, layer(*status).0),
+        }
+    }
+
+    /// How many seconds later a repeat makes sense, where it does.
+    fn retry_after(&self) -> Option<HeaderValue> {
+        let (status, _) = self.status();
+        let wait = match self {
+            ApiError::RequestInFlight => "1",
+            ApiError::StreamsFull | ApiError::TooManyStreams => "5",
+            _ if status == StatusCode::SERVICE_UNAVAILABLE => "2",
+            _ => return None,
+        };
+        Some(HeaderValue::from_static(wait))
+    }
+
+    /// RFC 6750, section 3.
+    fn challenge(&self) -> Option<HeaderValue> {
+        match self {
+            ApiError::TokenMissing => Some(HeaderValue::from_static("Bearer")),
+            ApiError::TokenInvalid | ApiError::TokenExpired => {
+                Some(HeaderValue::from_static("Bearer error=\"invalid_token\""))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it is a defect of the service rather than of the request or the surroundings.
+    pub(crate) fn is_defect(&self) -> bool {
+        self.status().0 == StatusCode::INTERNAL_SERVER_ERROR
+    }
+
+    /// Takes the error out of an answer, for the layer that logs it.
+    pub(crate) fn of(response: &Response) -> Option<&Arc<ApiError>> {
+        response.extensions().get()
+    }
+}
+
+/// The bare answer after a panic, whose text is for the log alone.
+pub fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+}
+
+/// Whether repeating may help.
+fn is_transient(error: &DbError) -> bool {
+    matches!(error, DbError::Unavailable(_) | DbError::Again(_))
+}
+
+/// Code and title of an answer that no handler made.
+fn layer(status: StatusCode) -> (&'static str, &'static str) {
+    match status {
+        StatusCode::NOT_FOUND => ("not_found", "there is nothing at this address"),
+        StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", "this address does not take this method"),
+        StatusCode::REQUEST_TIMEOUT => ("request_timeout", "the request did not arrive in time"),
+        StatusCode::PAYLOAD_TOO_LARGE => ("body_too_large", "the body has more than 64 KiB"),
+        StatusCode::URI_TOO_LONG => ("uri_too_long", "the address has more than 4 KiB"),
+        StatusCode::TOO_MANY_REQUESTS => ("too_many_requests", "too many requests"),
+        StatusCode::SERVICE_UNAVAILABLE => ("overloaded", "the service is busy; repeat the request"),
+        StatusCode::GATEWAY_TIMEOUT => ("timeout", "the answer took too long; repeat the request"),
+        status if status.is_client_error() => ("bad_request", "the request is not understood"),
+        _ => ("internal", "internal error"),
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.status();
+        let errors = match &self {
+            ApiError::InvalidFields(faults) => faults.clone(),
+            _ => Vec::new(),
+        };
+        let kind = format!("/problems/{code}");
+        let problem = Problem { kind, title: self.to_string(), status: status.as_u16(), code, errors };
+        let mut response = (status, Json(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.extend(self.retry_after().map(|wait| (RETRY_AFTER, wait)));
+        headers.extend(self.challenge().map(|challenge| (WWW_AUTHENTICATE, challenge)));
+        response.extensions_mut().insert(Rendered);
+        response.extensions_mut().insert(Arc::new(self)); // Logged once, by the outer layer.
+        response
+    }
+}

@@ -1,0 +1,134 @@
+//! `POST /v1/callbacks/{alipay|wechat}/{account}`: check who speaks, make the bytes durable, answer. Settling is a
+//! worker's.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Path, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Extension, Router};
+use shared::domain::{AccountName, PaymentMethod};
+use shared::gateway::{CallbackError, callback_headers};
+use shared::job::Callback;
+use tokio::sync::Semaphore;
+use tracing::{Span, error, warn};
+
+use crate::guard::{ClientIp, is_allowed, is_listed};
+use crate::intake::Receipt;
+use crate::layers::{self, Bounds};
+use crate::problem::Rendered;
+use crate::refusal::{CallbackOutcome, CallbackRefusal, accepted, refused};
+use crate::state::App;
+
+/// For the whole answer; the gateways give up after 5 s.
+const ANSWER: Duration = Duration::from_millis(4400);
+
+/// Both gateways' routes, with bounds of their own.
+pub fn router(app: &Arc<App>) -> Router<Arc<App>> {
+    let bounds = Bounds { slots: Arc::new(Semaphore::new(app.settings.callbacks)), answer: ANSWER };
+    let route = |method: PaymentMethod| {
+        let path = format!("/v1/callbacks/{method}/{{account}}");
+        let routes = Router::new().route(&path, post(callback).fallback(not_so));
+        layers::bounded(routes, app, &bounds).layer(middleware::from_fn(finish)).layer(Extension(method))
+    };
+    route(PaymentMethod::Alipay).merge(route(PaymentMethod::Wechat))
+}
+
+/// Takes one callback.
+async fn callback(
+    State(app): State<Arc<App>>,
+    Extension(method): Extension<PaymentMethod>,
+    Extension(client): Extension<ClientIp>,
+    Path(account): Path<String>,
+    request: Request,
+) -> Response {
+    match take(&app, method, client, &account, request).await {
+        Ok(receipt) => accepted(method, receipt),
+        Err(refusal) => {
+            if refusal.is_strike() && !is_listed(client.0, app.settings.callback_ips(method)) {
+                app.strikes.add(client.0, tokio::time::Instant::now());
+            }
+            refused(method, refusal)
+        }
+    }
+}
+
+/// Cheap checks first, the signature last.
+async fn take(
+    app: &App,
+    method: PaymentMethod,
+    ClientIp(address): ClientIp,
+    account: &str,
+    request: Request,
+) -> Result<Receipt, CallbackRefusal> {
+    let known = app.settings.callback_ips(method);
+    // The gateway's own addresses are never treated as strangers.
+    if !is_listed(address, known) && app.strikes.is_out(address, tokio::time::Instant::now()) {
+        return Err(CallbackRefusal::TooMany);
+    }
+    if !is_allowed(address, known) {
+        return Err(CallbackRefusal::WrongAddress);
+    }
+    let account = AccountName::parse(account).map_err(|_| CallbackRefusal::UnknownAccount)?;
+    let gateway = app.accounts.get(method, &account).ok_or(CallbackRefusal::UnknownAccount)?;
+    Span::current().record("account", account.as_str());
+
+    let callback = read(app, method, account, request).await?;
+    let verified = gateway.verify(callback, Some(app.clock.now())).map_err(explain)?;
+    app.intake.store(verified).await.map_err(|lost| {
+        error!("A genuine callback was not stored: {lost}");
+        CallbackRefusal::Unavailable
+    })
+}
+
+/// Keeps the bytes as they came, and of the headers those that the signature needs.
+async fn read(
+    app: &App,
+    method: PaymentMethod,
+    account: AccountName,
+    request: Request,
+) -> Result<Callback, CallbackRefusal> {
+    let kept = callback_headers(method).iter().filter_map(|name| {
+        let value = request.headers().get(*name)?;
+        Some(value.to_str().map(|value| ((*name).to_owned(), value.to_owned())))
+    });
+    let headers = kept.collect::<Result<_, _>>().map_err(|_| CallbackRefusal::Malformed)?;
+    let body = Bytes::from_request(request, &()).await.map_err(unread)?;
+    Ok(Callback { method, account, headers, body, received_at: app.clock.now(), job_id: None })
+}
+
+fn unread(rejection: BytesRejection) -> CallbackRefusal {
+    CallbackRefusal::of_layer(rejection.status())
+}
+
+/// A key that we lack and a forgery look alike in an answer, and not to whoever reads the log.
+fn explain(error: CallbackError) -> CallbackRefusal {
+    match &error {
+        CallbackError::UnknownKey { serial } => warn!(serial, "A callback names a key that is not loaded"),
+        other => warn!("A callback was refused: {other}"),
+    }
+    error.into()
+}
+
+async fn not_so() -> StatusCode {
+    StatusCode::METHOD_NOT_ALLOWED
+}
+
+/// Counts and times each callback, and gives the bare answers of layers the gateway's form.
+async fn finish(Extension(method): Extension<PaymentMethod>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let mut response = next.run(request).await;
+    if response.extensions().get::<Rendered>().is_none() {
+        response = refused(method, CallbackRefusal::of_layer(response.status())).into_response();
+    }
+    let outcome = response.extensions().get::<CallbackOutcome>().map_or("unknown", |outcome| outcome.0);
+    let labels = [("gateway", method.as_str()), ("outcome", outcome)];
+    metrics::counter!("callbacks_received_total", &labels).increment(1);
+    metrics::histogram!("callback_answer_duration_seconds", &labels).record(began.elapsed().as_secs_f64());
+    response
+}

@@ -1,0 +1,9 @@
+//! `GET /`: where to look.
+
+use axum::Json;
+use serde_json::{Value, json};
+
+/// Names the service and its pages.
+pub async fn index() -> Json<Value> {
+    Json(json!({ "service": "payment-api", "documentation": "/docs", "openapi": "/openapi.json" }))
+}

@@ -1,0 +1,43 @@
+//! Every address of the service, one file for each resource.
+
+pub mod callbacks;
+pub mod index;
+pub mod orders;
+pub mod payment_methods;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::StatusCode;
+use tokio::sync::Semaphore;
+
+use crate::layers::{self, Bounds};
+use crate::openapi;
+use crate::state::App;
+
+/// For a frontend's answer. Longer than a gateway call may take, so that its outcome is told.
+const FRONTEND: Duration = Duration::from_secs(15);
+
+/// Everything that the service answers to.
+pub fn router(app: Arc<App>) -> Router {
+    let bounds = Bounds { slots: Arc::new(Semaphore::new(app.settings.requests)), answer: FRONTEND };
+    let frontends = openapi::router().fallback(nothing).method_not_allowed_fallback(not_so);
+    let frontends = layers::bounded(frontends, &app, &bounds);
+    let clock = app.clock;
+    layers::around(frontends.merge(callbacks::router(&app)).with_state(app), clock)
+}
+
+/// Callbacks alone, for a listener of their own.
+pub fn callbacks_only(app: Arc<App>) -> Router {
+    let clock = app.clock;
+    layers::around(callbacks::router(&app).fallback(nothing).with_state(app), clock)
+}
+
+async fn nothing() -> StatusCode {
+    StatusCode::NOT_FOUND
+}
+
+async fn not_so() -> StatusCode {
+    StatusCode::METHOD_NOT_ALLOWED
+}

@@ -1,0 +1,186 @@
+//! The body of a new order, read once into types that cannot be wrong.
+
+use axum::body::Bytes;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use shared::domain::{AccountName, Money, PaymentMethod, ProductType, Scene, Subject};
+use time::Duration;
+use url::{Origin, Url};
+use utoipa::ToSchema;
+
+use crate::fields::{Fields, text};
+use crate::problem::ApiError;
+
+/// Seconds from the creation of an order to the last moment to pay it.
+const EXPIRES_IN: std::ops::RangeInclusive<i64> = 300..=604_800;
+/// Half an hour, when the client does not say.
+const EXPIRES_IN_DEFAULT: i64 = 1800;
+/// The largest `metadata`, as compact JSON.
+const METADATA: usize = 4 * 1024;
+const RETURN_URL: usize = 2048;
+
+/// A new order.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct CreateOrder {
+    /// What kind of thing is sold: 1 to 32 of `[0-9A-Za-z_.-]`. The fulfilment event carries it on.
+    #[schema(example = "membership")]
+    pub product_type: String,
+    /// What the buyer reads: 1 to 256 characters without `/`, `=`, `&` and control characters.
+    #[schema(example = "Premium, one month")]
+    pub subject: String,
+    /// In yuan, more than nothing.
+    #[schema(example = "12.34")]
+    pub amount: String,
+    /// `alipay` or `wechat`.
+    #[schema(example = "alipay")]
+    pub payment_method: String,
+    /// `page` `wap` `app` `qr` at Alipay, `native` `jsapi` `mini` `h5` `app` at WeChat Pay.
+    #[schema(example = "page")]
+    pub scene: String,
+    /// The payer's id under the app: required for `jsapi` and `mini`, not taken elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub openid: Option<String>,
+    /// Seconds until the order expires, 300 to 604800; 1800 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in: Option<i64>,
+    /// The merchant account; the first that offers the scene when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    /// Where the buyer's browser returns to; its origin must be on the service's list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub return_url: Option<String>,
+    /// A JSON object of the client's own, at most 4 KiB; events carry it on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Value>,
+}
+
+/// A new order whose every field is in order.
+pub struct OrderRequest {
+    pub product_type: ProductType,
+    pub subject: Subject,
+    pub amount: Money,
+    pub payment_method: PaymentMethod,
+    pub scene: Scene,
+    pub openid: Option<String>,
+    pub expires_in: Duration,
+    pub account: Option<AccountName>,
+    pub return_url: Option<String>,
+    pub metadata: Value,
+}
+
+impl OrderRequest {
+    /// # Errors
+    /// [`ApiError::InvalidFields`] with every fault, or what is wrong with the body as a whole.
+    pub fn parse(body: &Bytes, origins: &[Origin]) -> Result<OrderRequest, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let product_type = fields.required("product_type", text(ProductType::parse));
+        let subject = fields.required("subject", text(Subject::parse));
+        let amount = fields.required("amount", amount);
+        let payment_method = fields.required("payment_method", text(method));
+        let scene = scene(&mut fields, payment_method);
+        let openid = openid(&mut fields, scene);
+        let expires_in = fields.optional("expires_in", expires_in);
+        let account = fields.optional("account", text(AccountName::parse));
+        let return_url = fields.optional("return_url", text(|url| return_url(&url, origins)));
+        let metadata = fields.optional("metadata", metadata);
+        fields.finish()?;
+        let request = || {
+            Some(OrderRequest {
+                product_type: product_type?,
+                subject: subject?,
+                amount: amount?,
+                payment_method: payment_method?,
+                scene: scene?,
+                openid,
+                expires_in: Duration::seconds(expires_in.unwrap_or(EXPIRES_IN_DEFAULT)),
+                account,
+                return_url,
+                metadata: metadata.unwrap_or_else(|| json!({})),
+            })
+        };
+        // Whatever is missing was noted as a fault, so `finish` has returned before.
+        request().ok_or_else(|| ApiError::InvalidFields(Vec::new()))
+    }
+}
+
+fn amount(value: &Value) -> Result<Money, String> {
+    let rule = || format!("must be text in yuan with at most two decimals, \"0.01\" to \"{}\"", Money::MAX);
+    let money = value.as_str().and_then(|yuan| Money::from_yuan(yuan).ok());
+    money.filter(|money| money.is_positive()).ok_or_else(rule)
+}
+
+fn method(text: String) -> Result<PaymentMethod, String> {
+    text.parse().map_err(|_| one_of(PaymentMethod::ALL.iter().map(|method| method.as_str())))
+}
+
+/// A scene of the gateway; of any gateway while that is not known.
+fn scene(fields: &mut Fields, method: Option<PaymentMethod>) -> Option<Scene> {
+    let offered = method.map_or(Scene::ALL, PaymentMethod::scenes);
+    fields.required(
+        "scene",
+        text(|name| {
+            let scene = name.parse().ok().filter(|scene| offered.contains(scene));
+            scene.ok_or_else(|| one_of(offered.iter().map(|scene| scene.as_str())))
+        }),
+    )
+}
+
+/// Goes into the gateway's parameters and nowhere else.
+fn openid(fields: &mut Fields, scene: Option<Scene>) -> Option<String> {
+    let fits = |text: String| {
+        let fits = (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if fits { Ok(text) } else { Err("1 to 128 visible ASCII characters") }
+    };
+    match scene {
+        Some(Scene::Jsapi | Scene::Mini) => fields.required("openid", text(fits)),
+        Some(_) => fields.optional("openid", |_| Err("is only for the scenes jsapi and mini".to_owned())),
+        None => fields.optional("openid", text(fits)),
+    }
+}
+
+fn expires_in(value: &Value) -> Result<i64, String> {
+    let seconds = value.as_i64().filter(|seconds| EXPIRES_IN.contains(seconds));
+    seconds.ok_or_else(|| format!("must be a number of seconds from {} to {}", EXPIRES_IN.start(), EXPIRES_IN.end()))
+}
+
+fn return_url(text: &str, origins: &[Origin]) -> Result<String, &'static str> {
+    let rule = "an http or https URL of an allowed origin, at most 2048 characters";
+    let url = Url::parse(text).ok().filter(|_| text.len() <= RETURN_URL);
+    let allowed = |url: &Url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.username().is_empty()
+            && url.password().is_none()
+            && origins.contains(&url.origin())
+    };
+    // As the parser understood it, so that no browser understands it differently.
+    url.filter(allowed).map(String::from).ok_or(rule)
+}
+
+fn metadata(value: &Value) -> Result<Value, String> {
+    let Value::Object(members) = value else { return Err("must be a JSON object".to_owned()) };
+    if value.to_string().len() > METADATA {
+        return Err(format!("must have at most {METADATA} bytes"));
+    }
+    if has_nul(members) {
+        return Err("must not hold the character U+0000".to_owned());
+    }
+    Ok(value.clone())
+}
+
+/// The database's JSON has no such character.
+fn has_nul(members: &Map<String, Value>) -> bool {
+    fn within(value: &Value) -> bool {
+        match value {
+            Value::String(text) => text.contains('\0'),
+            Value::Array(values) => values.iter().any(within),
+            Value::Object(members) => has_nul(members),
+            _ => false,
+        }
+    }
+    members.iter().any(|(name, value)| name.contains('\0') || within(value))
+}
+
+fn one_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    format!("one of {}", names.collect::<Vec<_>>().join(", "))
+}

@@ -1,0 +1,175 @@
+//! Orders: place one, get a fresh credential for it, look at it, list them, watch it.
+
+mod body;
+mod place;
+mod stream;
+mod view;
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::Json;
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::http::request::Parts;
+use axum::response::IntoResponse;
+use serde::Deserialize;
+use shared::db::orders;
+use shared::domain::OrderId;
+use tracing::Span;
+use tracing::field::display;
+use utoipa::IntoParams;
+
+pub use body::CreateOrder;
+pub use stream::{__path_stream, stream};
+pub use view::{OrderPage, OrderView, PayableOrder, PaymentView};
+
+use crate::auth::{User, Viewer};
+use crate::fields::JsonBytes;
+use crate::guard::ClientIp;
+use crate::idempotency::{self, IdempotencyKey};
+use crate::problem::{ApiError, FieldFault, Problem};
+use crate::state::{App, to_the_end};
+use place::Placement;
+
+/// Place an order and get what the buyer needs to pay it.
+///
+/// A repeat with the same Idempotency-Key and the same body answers the same, and makes no second order. After
+/// `gateway_unavailable` the order exists: the repeat asks the gateway again with the same number.
+#[utoipa::path(
+    post, path = "/v1/orders", tag = "orders", request_body = CreateOrder, security(("bearer" = [])),
+    params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters, fresh for each order")),
+    responses(
+        (status = 201, description = "The order and what the buyer needs", body = PayableOrder),
+        (status = 400, description = "`invalid_fields` (all of them), `malformed_json`, `idempotency_key_required`, `idempotency_key_invalid`", body = Problem),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 409, description = "`request_in_flight`, `order_unusable`, `order_not_payable`", body = Problem),
+        (status = 413, description = "`body_too_large`", body = Problem),
+        (status = 415, description = "`unsupported_media_type`", body = Problem),
+        (status = 422, description = "`idempotency_key_reused`", body = Problem),
+        (status = 502, description = "`gateway_protocol`", body = Problem),
+        (status = 503, description = "`gateway_unavailable`, `unavailable`, `overloaded`: repeat with the same key", body = Problem),
+    )
+)]
+pub async fn create(
+    State(app): State<Arc<App>>,
+    User(user): User,
+    key: IdempotencyKey,
+    Extension(ClientIp(client_ip)): Extension<ClientIp>,
+    JsonBytes(body): JsonBytes,
+) -> Result<impl IntoResponse, ApiError> {
+    let request = idempotency::Request::new(user, key, "POST /v1/orders", &body);
+    let placement = Placement { app, request, client_ip, body };
+    let (id, answer) = to_the_end(placement.run()).await?;
+    Ok((StatusCode::CREATED, [(LOCATION, format!("/v1/orders/{id}"))], Json(answer)))
+}
+
+/// Get a fresh credential for an order that is not paid yet, from the same parameters.
+#[utoipa::path(
+    post, path = "/v1/orders/{id}/payment", tag = "orders", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The order's id")),
+    responses(
+        (status = 200, description = "The order and what the buyer needs", body = PayableOrder),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
+        (status = 409, description = "`order_not_payable`, `order_unusable`", body = Problem),
+        (status = 502, description = "`gateway_protocol`", body = Problem),
+        (status = 503, description = "`gateway_unavailable`, `unavailable`", body = Problem),
+    )
+)]
+pub async fn payment(
+    State(app): State<Arc<App>>,
+    User(user): User,
+    OrderPath(id): OrderPath,
+) -> Result<Json<PayableOrder>, ApiError> {
+    to_the_end(async move {
+        let order = Viewer::User(user).shown(orders::get(&app.db, id).await?)?;
+        place::payable(&app, &order).await.map(Json)
+    })
+    .await
+}
+
+/// Look at an order.
+#[utoipa::path(
+    get, path = "/v1/orders/{id}", tag = "orders", security(("bearer" = []), ("view_token" = [])),
+    params(("id" = String, Path, description = "The order's id")),
+    responses(
+        (status = 200, description = "The order", body = OrderView),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
+    )
+)]
+pub async fn get(
+    State(app): State<Arc<App>>,
+    viewer: Viewer,
+    OrderPath(id): OrderPath,
+) -> Result<Json<OrderView>, ApiError> {
+    let order = to_the_end(async move { Ok(orders::get(&app.db, id).await?) }).await?;
+    Ok(Json(OrderView::of(&viewer.shown(order)?)))
+}
+
+/// Which part of the list.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Page {
+    /// 1 to 100, 20 when absent.
+    #[param(value_type = Option<u8>)]
+    limit: Option<String>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// List one's own orders, newest first.
+#[utoipa::path(
+    get, path = "/v1/orders", tag = "orders", params(Page), security(("bearer" = [])),
+    responses(
+        (status = 200, description = "A page of orders", body = OrderPage),
+        (status = 400, description = "`invalid_fields`", body = Problem),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+    )
+)]
+pub async fn list(
+    State(app): State<Arc<App>>,
+    User(user): User,
+    Query(page): Query<Page>,
+) -> Result<Json<OrderPage>, ApiError> {
+    let (limit, before) = page.read()?;
+    // One more than asked for tells whether there is a next page.
+    let found = to_the_end(async move { Ok(orders::of_user(&app.db, &user, before, limit + 1).await?) }).await?;
+    Ok(Json(OrderPage::of(&found, usize::try_from(limit).unwrap_or(0))))
+}
+
+impl Page {
+    fn read(&self) -> Result<(i64, Option<OrderId>), ApiError> {
+        let mut faults = Vec::new();
+        let limit = match self.limit.as_deref().map(str::parse) {
+            None => 20,
+            Some(Ok(limit @ 1..=100)) => limit,
+            Some(_) => {
+                faults.push(FieldFault::new("limit", "must be a number from 1 to 100"));
+                0
+            }
+        };
+        let before = self.cursor.as_deref().map(view::read_cursor);
+        if before == Some(None) {
+            faults.push(FieldFault::new("cursor", "must be the next_cursor of an earlier page"));
+        }
+        if faults.is_empty() { Ok((limit, before.flatten())) } else { Err(ApiError::InvalidFields(faults)) }
+    }
+}
+
+/// The order that a path names; what is no id names no order.
+pub struct OrderPath(OrderId);
+
+impl FromRequestParts<Arc<App>> for OrderPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<OrderPath, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, app).await;
+        let Path(text) = path.map_err(|_| ApiError::OrderNotFound)?;
+        let id = OrderId::parse(&text).map_err(|_| ApiError::OrderNotFound)?;
+        Span::current().record("orderId", display(id));
+        Ok(OrderPath(id))
+    }
+}

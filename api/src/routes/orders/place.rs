@@ -1,0 +1,229 @@
+//! Placing an order: one statement that makes it, then the gateway's credential, then the answer that stays.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use serde_json::Value;
+use shared::db::DbError;
+use shared::db::idempotency_keys::{KnownKey, NewKey};
+use shared::db::orders::{self, NewOrder, Order};
+use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
+use shared::gateway::{GatewayError, NoAccount, PrepayOrder, PrepayRequest};
+use time::macros::offset;
+use time::{Duration, OffsetDateTime};
+use tracing::Span;
+use tracing::field::display;
+
+use super::body::OrderRequest;
+use super::view::{OrderView, PayableOrder, created};
+use crate::idempotency::Request;
+use crate::problem::{ApiError, FieldFault};
+use crate::state::App;
+
+/// How long a key is kept at least.
+const KEY_LIVES: Duration = Duration::hours(24);
+/// When an unpaid order is first asked about, should its callback be lost.
+const FIRST_CHECK: Duration = Duration::minutes(2);
+
+/// Everything that placing an order needs, owned: it goes on when the client has gone.
+pub struct Placement {
+    pub app: Arc<App>,
+    pub request: Request,
+    pub client_ip: IpAddr,
+    pub body: Bytes,
+}
+
+impl Placement {
+    /// Places the order, or goes on with the one that an earlier request placed.
+    pub async fn run(self) -> Result<(OrderId, Value), ApiError> {
+        let _turn = self.app.turns.wait(&self.request).await?;
+        let drafted = self.draft();
+        let labels = drafted.as_ref().ok().map(|new| (new.payment_method.as_str(), new.scene.as_str()));
+        let done = self.place(drafted).await;
+        if let Some((method, scene)) = labels {
+            let outcome = done.as_ref().map_or_else(outcome, |(how, ..)| how);
+            let labels = [("method", method), ("scene", scene), ("outcome", outcome)];
+            metrics::counter!("orders_created_total", &labels).increment(1);
+        }
+        done.map(|(_, id, answer)| (id, answer))
+    }
+
+    async fn place(&self, drafted: Result<NewOrder, ApiError>) -> Result<(&'static str, OrderId, Value), ApiError> {
+        let new = match drafted {
+            Ok(new) => new,
+            // A request that was taken once is not judged again by rules that have changed since.
+            Err(refusal) => return self.resume().await?.ok_or(refusal),
+        };
+        Span::current().record("orderId", display(new.id));
+        if orders::create(&self.app.db, &new).await.map_err(in_flight)? {
+            let order = created(new);
+            return self.answer(&order).await.map(|answer| ("created", order.id, answer));
+        }
+        // The key is taken, so there is an order, unless it was forgotten this very moment.
+        self.resume().await?.ok_or(ApiError::RequestInFlight)
+    }
+
+    /// What an earlier request with this key came to, carried to its end where it broke off.
+    async fn resume(&self) -> Result<Option<(&'static str, OrderId, Value)>, ApiError> {
+        let Some(KnownKey { ref_id, answer, .. }) = self.request.known(&self.app.db).await? else { return Ok(None) };
+        Span::current().record("orderId", display(ref_id));
+        if let Some(answer) = answer {
+            return Ok(Some(("repeated", ref_id, answer)));
+        }
+        let order = orders::get(&self.app.db, ref_id).await?.ok_or(ApiError::Db(DbError::Moved))?;
+        Ok(Some(("resumed", ref_id, self.answer(&order).await?)))
+    }
+
+    async fn answer(&self, order: &Order) -> Result<Value, ApiError> {
+        let answer = payable(&self.app, order).await?;
+        let answer = serde_json::to_value(answer).map_err(|error| ApiError::Internal(error.into()))?;
+        self.request.keep(&self.app.db, &answer).await
+    }
+
+    /// The order as it will be written; nothing is written yet.
+    fn draft(&self) -> Result<NewOrder, ApiError> {
+        let app = &self.app;
+        let asked = OrderRequest::parse(&self.body, &app.settings.return_url_origins)?;
+        let (method, scene) = (asked.payment_method, asked.scene);
+        let gateway = app.accounts.for_new_order(method, scene, asked.account.as_ref()).map_err(no_account)?;
+        let account = gateway.account().clone();
+
+        let id = app.clock.fresh_id();
+        let now = microseconds(app.clock.now());
+        let order_no = order_no(id, now).map_err(|error| ApiError::Internal(error.into()))?;
+        let prepay = PrepayOrder {
+            order_no: order_no.clone(),
+            subject: asked.subject.clone(),
+            amount: asked.amount,
+            scene,
+            // Whole seconds, as the gateways count them.
+            expires_at: (now + asked.expires_in).replace_nanosecond(0).unwrap_or(now),
+            notify_url: format!("{}/v1/callbacks/{method}/{account}", app.settings.public_url),
+            return_url: asked.return_url,
+            openid: asked.openid,
+            client_ip: Some(self.client_ip),
+        };
+        let expires_at = prepay.expires_at;
+        let prepay = gateway.prepay_request(&prepay).map_err(unfit)?;
+        Ok(NewOrder {
+            id,
+            user_id: self.request.user.clone(),
+            order_no,
+            product_type: asked.product_type,
+            subject: asked.subject,
+            amount: asked.amount,
+            payment_method: method,
+            scene,
+            account,
+            expires_at,
+            client_ip: Some(self.client_ip),
+            metadata: asked.metadata,
+            prepay: serde_json::to_value(prepay).map_err(|error| ApiError::Internal(error.into()))?,
+            check_at: now + FIRST_CHECK,
+            created_at: now,
+            key: NewKey {
+                key: self.request.key.as_str().to_owned(),
+                route: self.request.route,
+                request_hash: self.request.hash,
+                expires_at: now + KEY_LIVES,
+            },
+        })
+    }
+}
+
+/// Asks the gateway for a credential, with the parameters that were fixed when the order was placed.
+pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError> {
+    let now = app.clock.now();
+    if order.status != OrderStatus::Pending {
+        return Err(ApiError::OrderNotPayable(order.status.as_str()));
+    }
+    if order.expires_at <= now {
+        return Err(ApiError::OrderNotPayable("expired"));
+    }
+    let gateway = app.accounts.get(order.payment_method, &order.account);
+    let gateway = gateway.ok_or_else(|| ApiError::Internal("gateways.toml lacks the account of an order".into()))?;
+    let payment = gateway.prepay(&stored(order)?, now).await.map_err(failed)?;
+    let view_token = app.view_tokens.mint(order.id, order.expires_at)?;
+    Ok(PayableOrder { order: OrderView::of(order), payment, view_token })
+}
+
+fn stored(order: &Order) -> Result<PrepayRequest, ApiError> {
+    let corrupt = |source: serde_json::Error| DbError::Corrupt { column: "prepay".to_owned(), source: source.into() };
+    Ok(serde_json::from_value(order.prepay.clone()).map_err(corrupt)?)
+}
+
+/// Day and id: it sorts by time, a person can read the day, and it is as unique as the id. Of the id go only the parts
+/// that the day tells and the fixed version digit.
+fn order_no(id: OrderId, now: OffsetDateTime) -> Result<OrderNo, OrderNoError> {
+    let (id, day) = (id.to_string(), now.to_offset(offset!(+8)).date());
+    let month = u8::from(day.month());
+    OrderNo::parse(format!("{:04}{month:02}{:02}{}{}", day.year(), day.day(), &id[4..12], &id[13..]))
+}
+
+/// What a database column keeps of a time.
+fn microseconds(at: OffsetDateTime) -> OffsetDateTime {
+    at.replace_nanosecond(at.nanosecond() / 1000 * 1000).unwrap_or(at)
+}
+
+fn no_account(refusal: NoAccount) -> ApiError {
+    let field = match refusal {
+        NoAccount::Unknown | NoAccount::Retired => "account",
+        NoAccount::Scene => "scene",
+    };
+    ApiError::InvalidFields(vec![FieldFault::new(field, refusal.to_string())])
+}
+
+/// The adapter cannot say this order in its gateway's words.
+fn unfit(error: GatewayError) -> ApiError {
+    match error {
+        GatewayError::Refused { code, message } => ApiError::InvalidFields(vec![FieldFault::new(code, message)]),
+        other => ApiError::Internal(other.into()),
+    }
+}
+
+/// The order stays pending either way: the same key tries again.
+fn failed(error: GatewayError) -> ApiError {
+    match error {
+        GatewayError::Refused { .. } => ApiError::OrderUnusable(error),
+        GatewayError::Unavailable(_) | GatewayError::Unknown(_) => ApiError::GatewayUnavailable(error),
+        GatewayError::Protocol(_) => ApiError::GatewayProtocol(error),
+    }
+}
+
+/// Whoever holds the key's row for so long is the first request, in another process.
+fn in_flight(error: DbError) -> ApiError {
+    match error {
+        DbError::Again(_) => ApiError::RequestInFlight,
+        other => other.into(),
+    }
+}
+
+/// The name of a failure in metrics.
+fn outcome(error: &ApiError) -> &'static str {
+    match error {
+        ApiError::OrderUnusable(_) => "refused",
+        ApiError::GatewayUnavailable(_) => "gateway_unavailable",
+        ApiError::GatewayProtocol(_) => "gateway_protocol",
+        ApiError::IdempotencyKeyReused | ApiError::RequestInFlight => "conflict",
+        _ => "failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::clock::Clock;
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn an_order_number_starts_with_the_day_in_beijing() {
+        let now = datetime!(2026-01-05 16:20:30 UTC);
+        let id = Clock::fixed(now).fresh_id();
+        let number = order_no(id, now).unwrap();
+        assert!(number.as_str().starts_with("20260106"), "{number}");
+        assert_eq!(number.as_str().len(), 35 - 8);
+        assert_ne!(order_no(Clock::fixed(now).fresh_id(), now).unwrap(), number);
+    }
+}

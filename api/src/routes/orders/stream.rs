@@ -1,0 +1,133 @@
+//! `GET /v1/orders/{id}/stream`: status changes as server-sent events, for a page that waits for a payment.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Stream};
+use serde::Serialize;
+use shared::db::orders::{self, Order};
+use shared::domain::OrderStatus;
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep, sleep_until};
+use utoipa::ToSchema;
+
+use super::OrderPath;
+use crate::auth::Viewer;
+use crate::hub::Subscription;
+use crate::problem::{ApiError, Problem};
+use crate::state::{App, to_the_end};
+
+/// The longest life of one stream; the browser opens the next by itself.
+const LIFE: Duration = Duration::from_secs(30 * 60);
+/// Keeps proxies from closing a silent connection.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Time for the client to close after a final status, so that it does not open the stream again.
+const AFTERGLOW: Duration = Duration::from_secs(3);
+
+/// The data of one event.
+#[derive(Serialize, ToSchema)]
+pub struct StatusChange {
+    /// The order's id.
+    id: String,
+    /// Its number.
+    order_no: String,
+    /// `pending` `paid` `closed` `refunding` `partially_refunded` `refunded`.
+    status: String,
+    /// In yuan.
+    amount: String,
+    /// By the gateway's clock.
+    #[serde(with = "time::serde::rfc3339::option")]
+    paid_at: Option<OffsetDateTime>,
+    /// Rises with each change; also the id of the event.
+    version: i64,
+}
+
+/// Watch an order.
+///
+/// Events are called `status`: the present one at once, then each change. After a final status the stream ends; a
+/// browser that opens it again is answered 204, which ends its trying. An `EventSource` passes `?view_token=`.
+#[utoipa::path(
+    get, path = "/v1/orders/{id}/stream", tag = "orders", security(("bearer" = []), ("view_token" = [])),
+    params(("id" = String, Path, description = "The order's id")),
+    responses(
+        (status = 200, description = "Events of this form", content_type = "text/event-stream", body = StatusChange),
+        (status = 204, description = "The final status was seen already (`Last-Event-ID`)"),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
+        (status = 429, description = "`too_many_streams` of this order", body = Problem),
+        (status = 503, description = "`streams_full`", body = Problem),
+    )
+)]
+pub async fn stream(
+    State(app): State<Arc<App>>,
+    viewer: Viewer,
+    OrderPath(id): OrderPath,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let db = app.db.clone();
+    let order = viewer.shown(to_the_end(async move { Ok(orders::get(&db, id).await?) }).await?)?;
+    let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    if is_final(order.status) && seen == Some(order.version) {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let events = events(app.hub.watch(order)?);
+    let stream = Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("still here"));
+    Ok(([("x-accel-buffering", "no")], stream).into_response())
+}
+
+/// Nothing more is to be waited for on a payment page.
+fn is_final(status: OrderStatus) -> bool {
+    !matches!(status, OrderStatus::Pending | OrderStatus::Refunding)
+}
+
+struct Watching {
+    subscription: Subscription,
+    until: Instant,
+    began: bool,
+    over: bool,
+}
+
+fn events(subscription: Subscription) -> impl Stream<Item = Result<Event, axum::Error>> {
+    let watching = Watching { subscription, until: Instant::now() + LIFE, began: false, over: false };
+    stream::unfold(watching, |mut watching| async move {
+        let order = watching.next().await?;
+        watching.over = is_final(order.status);
+        Some((event(&order), watching))
+    })
+}
+
+impl Watching {
+    /// The next state to tell; `None` when the stream ends.
+    async fn next(&mut self) -> Option<Arc<Order>> {
+        let stop = self.subscription.stop();
+        if self.over {
+            tokio::select! { () = sleep(AFTERGLOW) => {}, () = stop.cancelled() => {} }
+            return None;
+        }
+        if self.began {
+            tokio::select! {
+                changed = self.subscription.newest.changed() => changed.ok()?,
+                () = sleep_until(self.until) => return None,
+                () = stop.cancelled() => return None,
+            }
+        }
+        self.began = true;
+        Some(self.subscription.newest.borrow_and_update().clone())
+    }
+}
+
+fn event(order: &Order) -> Result<Event, axum::Error> {
+    let data = StatusChange {
+        id: order.id.to_string(),
+        order_no: order.order_no.to_string(),
+        status: order.status.to_string(),
+        amount: order.amount.to_string(),
+        paid_at: order.paid_at,
+        version: order.version,
+    };
+    Event::default().event("status").id(order.version.to_string()).json_data(data)
+}

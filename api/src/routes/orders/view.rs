@@ -1,0 +1,177 @@
+//! How an order looks from outside.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Serialize;
+use serde_json::Value;
+use shared::db::orders::{NewOrder, Order};
+use shared::domain::{Money, OrderId, OrderStatus};
+use shared::gateway::Payment;
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// An order.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct OrderView {
+    /// 32 hex digits.
+    pub id: String,
+    /// What both gateways call it.
+    pub order_no: String,
+    /// As created.
+    pub product_type: String,
+    /// As created.
+    pub subject: String,
+    /// In yuan.
+    #[schema(example = "12.34")]
+    pub amount: String,
+    /// `alipay` or `wechat`.
+    pub payment_method: String,
+    /// As created.
+    pub scene: String,
+    /// The merchant account that takes the money.
+    pub account: String,
+    /// `pending` `paid` `closed` `refunding` `partially_refunded` `refunded`.
+    #[schema(example = "pending")]
+    pub status: String,
+    /// The gateway's number, once paid.
+    pub trade_no: Option<String>,
+    /// In yuan.
+    #[schema(example = "0.00")]
+    pub refunded_amount: String,
+    /// The last moment to pay.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    /// By the gateway's clock.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub paid_at: Option<OffsetDateTime>,
+    /// By our clock.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub closed_at: Option<OffsetDateTime>,
+    /// As created.
+    #[schema(value_type = Object)]
+    pub metadata: Value,
+    /// Rises with each change.
+    pub version: i64,
+    /// By our clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// By our clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+impl OrderView {
+    /// The order as its owner sees it.
+    pub fn of(order: &Order) -> OrderView {
+        OrderView {
+            id: order.id.to_string(),
+            order_no: order.order_no.to_string(),
+            product_type: order.product_type.to_string(),
+            subject: order.subject.to_string(),
+            amount: order.amount.to_string(),
+            payment_method: order.payment_method.to_string(),
+            scene: order.scene.to_string(),
+            account: order.account.to_string(),
+            status: order.status.to_string(),
+            trade_no: order.trade_no.as_ref().map(ToString::to_string),
+            refunded_amount: order.refunded_amount.to_string(),
+            expires_at: order.expires_at,
+            paid_at: order.paid_at,
+            closed_at: order.closed_at,
+            metadata: order.metadata.clone(),
+            version: order.version,
+            created_at: order.created_at,
+            updated_at: order.updated_at,
+        }
+    }
+}
+
+/// The row that a creation has just made, without asking for it.
+pub fn created(new: NewOrder) -> Order {
+    Order {
+        id: new.id,
+        user_id: new.user_id,
+        order_no: new.order_no,
+        product_type: new.product_type,
+        subject: new.subject,
+        amount: new.amount,
+        payment_method: new.payment_method,
+        scene: new.scene,
+        account: new.account,
+        status: OrderStatus::Pending,
+        trade_no: None,
+        refunded_amount: Money::ZERO,
+        expires_at: new.expires_at,
+        paid_at: None,
+        closed_at: None,
+        metadata: new.metadata,
+        prepay: new.prepay,
+        version: 1,
+        created_at: new.created_at,
+        updated_at: new.created_at,
+    }
+}
+
+/// An order and what the buyer needs to pay it.
+#[derive(Serialize, ToSchema)]
+pub struct PayableOrder {
+    /// The order.
+    pub order: OrderView,
+    /// What the frontend does next.
+    #[schema(value_type = PaymentView)]
+    pub payment: Payment,
+    /// Lets its holder read this order, and nothing else, until a day after it expires.
+    pub view_token: String,
+}
+
+/// What the frontend does next.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum PaymentView {
+    /// Send the browser there.
+    Redirect {
+        /// The cashier's address.
+        url: String,
+    },
+    /// Show a QR code of this text.
+    Qr {
+        /// The text to encode.
+        code_url: String,
+    },
+    /// Hand these parameters to the gateway's SDK or script.
+    Invoke {
+        /// As the SDK takes them.
+        #[schema(value_type = Object)]
+        params: Value,
+    },
+}
+
+/// Orders, newest first.
+#[derive(Serialize, ToSchema)]
+pub struct OrderPage {
+    /// This page.
+    pub orders: Vec<OrderView>,
+    /// For the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+impl OrderPage {
+    /// The first `limit` of `found`; what lies behind them tells that there is more.
+    pub fn of(found: &[Order], limit: usize) -> OrderPage {
+        let shown = &found[..limit.min(found.len())];
+        let more = found.len() > limit;
+        let next_cursor = shown.last().filter(|_| more).map(|last| cursor(last.id));
+        OrderPage { orders: shown.iter().map(OrderView::of).collect(), next_cursor }
+    }
+}
+
+/// Opaque to clients, so that it can change.
+fn cursor(id: OrderId) -> String {
+    URL_SAFE_NO_PAD.encode(id.to_string())
+}
+
+/// The id in a cursor of ours.
+pub fn read_cursor(text: &str) -> Option<OrderId> {
+    let id = URL_SAFE_NO_PAD.decode(text).ok()?;
+    OrderId::parse(std::str::from_utf8(&id).ok()?).ok()
+}

@@ -1,0 +1,207 @@
+//! How the process comes up, and how it goes down.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use secrecy::SecretString;
+use shared::clock::Clock;
+use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig};
+use shared::db;
+use shared::domain::PaymentMethod;
+use shared::gateway::Gateways;
+use shared::mq::{self, Publisher, PublisherOptions, PublisherState, topology};
+use shared::ops::{self, Checks, HttpLimits};
+use shared::telemetry::PrometheusHandle;
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::config::{Listen, Settings, authenticator, view_tokens};
+use crate::hub::Hub;
+use crate::intake::Intake;
+use crate::state::App;
+use crate::{callbacks_only, router};
+
+/// The name in logs of the database and the broker.
+const NAME: &str = "payment-api";
+/// Connections of the pool: the ingress runs one short statement at a time.
+const CONNECTIONS: u32 = 8;
+
+/// A process with everything that it needs, not yet serving.
+pub struct Ready {
+    app: Arc<App>,
+    publisher: Publisher,
+    /// Ends the publisher; only after the last request.
+    publisher_stop: CancellationToken,
+    listen: Listen,
+    listener: TcpListener,
+    callbacks: Option<TcpListener>,
+    ops: TcpListener,
+}
+
+/// Reads the environment and tries everything that the process depends on.
+///
+/// # Errors
+/// Every fault at once: of variables, of `gateways.toml`, of the database and its schema, of the broker.
+pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, ConfigFaults> {
+    let listen = Listen::from_env(&mut env);
+    let ops_config = OpsConfig::from_env(&mut env, 9100);
+    let settings = Settings::from_env(&mut env);
+    let database = DatabaseConfig::from_env(&mut env, CONNECTIONS);
+    let amqp = AmqpConfig::from_env(&mut env);
+    let authenticator = authenticator(&mut env);
+    let view_tokens = view_tokens(&mut env);
+    let gateways = env.file("GATEWAYS_FILE", "name the file that describes the merchant accounts");
+    let gateways = gateways.and_then(|path| accounts(&mut env, &path));
+
+    let mut faults = env.into_faults();
+    let (db, broker, listener, callbacks, ops) = tokio::join!(
+        settle(database.as_ref().map(connect)),
+        settle(amqp.as_ref().map(|amqp| broker(&amqp.url))),
+        settle(listen.map(|listen| ops::listen("LISTEN_ADDR", listen.addr))),
+        settle(listen.and_then(|listen| listen.callbacks).map(|addr| ops::listen("CALLBACK_LISTEN_ADDR", addr))),
+        settle(ops_config.map(|ops| ops::listen("OPS_ADDR", ops.addr))),
+    );
+    let db = db.and_then(|db| faults.take(db));
+    let broker = broker.and_then(|broker| faults.take(broker));
+    let listener = listener.and_then(|listener| faults.take(listener));
+    let callbacks = callbacks.and_then(|listener| faults.take(listener));
+    let ops = ops.and_then(|listener| faults.take(listener));
+
+    let publisher_stop = CancellationToken::new();
+    let publisher = amqp.filter(|_| faults.0.is_empty()).and_then(|amqp| {
+        let started = Publisher::start(&amqp.url, NAME, PublisherOptions::default(), publisher_stop.clone());
+        faults.take(started)
+    });
+    let clock = Clock::system();
+    let ready = || {
+        broker?;
+        let (settings, db, publisher) = (settings?, db?, publisher?);
+        let app = App {
+            intake: Intake::new(publisher.clone(), db.clone(), clock),
+            hub: Hub::new(settings.streams, stop),
+            db,
+            accounts: Arc::new(gateways?),
+            clock,
+            authenticator: authenticator?,
+            view_tokens: view_tokens?,
+            turns: Arc::default(),
+            strikes: Default::default(),
+            settings,
+        };
+        let (listen, listener, ops) = (listen?, listener?, ops?);
+        Some(Ready { app: Arc::new(app), publisher, publisher_stop, listen, listener, callbacks, ops })
+    };
+    match ready() {
+        Some(ready) if faults.0.is_empty() => Ok(ready),
+        _ => Err(faults),
+    }
+}
+
+/// Awaits what could be begun at all.
+async fn settle<T>(begun: Option<impl Future<Output = T>>) -> Option<T> {
+    match begun {
+        Some(begun) => Some(begun.await),
+        None => None,
+    }
+}
+
+fn accounts(env: &mut Env, path: &Path) -> Option<Gateways> {
+    let remedy = "correct gateways.toml or the file that it names";
+    let faults = match Gateways::load(path) {
+        Ok(gateways) => return Some(gateways),
+        Err(faults) => faults,
+    };
+    faults.into_iter().for_each(|fault| env.fault("GATEWAYS_FILE", fault.to_string(), remedy));
+    None
+}
+
+async fn connect(config: &DatabaseConfig) -> Result<PgPool, ConfigFaults> {
+    let remedy = "check that the server runs and DATABASE_URL, and run `payment-api migrate`";
+    ops::check("database", remedy, async {
+        let pool = db::connect(&config.url, NAME, config.max_connections).await.map_err(|error| chain(&error))?;
+        db::check_schema(&pool).await.map_err(|error| chain(&error))?;
+        Ok(pool)
+    })
+    .await
+}
+
+/// A broker that is away at the start is a fault; one that goes away later is not, since the database takes over.
+async fn broker(url: &SecretString) -> Result<(), ConfigFaults> {
+    let connection = mq::open(url, NAME).await?;
+    let checked = topology::check(&connection, topology::Needs::API).await;
+    // Whether the goodbye was heard changes nothing.
+    let _ = connection.close(200, "checked".into()).await;
+    Ok(checked?)
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+impl Ready {
+    /// Serves until `stop`, then finishes what is in hand.
+    pub async fn serve(self, metrics: PrometheusHandle, stop: CancellationToken) {
+        self.greet();
+        let limits = HttpLimits { connections: self.listen.connections, ..HttpLimits::default() };
+        let (hub, db) = (self.app.hub.clone(), self.app.db.clone());
+        let watching = tokio::spawn(async move { hub.run(db).await });
+        let checks = checks(self.app.db.clone(), self.publisher.clone());
+        // Operations may look in until the very end.
+        let ops_stop = CancellationToken::new();
+        let ops = tokio::spawn(ops::serve(self.ops, checks, metrics, ops_stop.clone()));
+
+        let callbacks = self
+            .callbacks
+            .map(|listener| ops::serve_http(listener, callbacks_only(self.app.clone()), limits, stop.clone()));
+        let everything = ops::serve_http(self.listener, router(self.app.clone()), limits, stop);
+        tokio::join!(everything, settle(callbacks));
+
+        self.publisher_stop.cancel();
+        self.publisher.finished().await;
+        self.app.db.close().await;
+        ops_stop.cancel();
+        let _ = tokio::join!(ops, watching);
+        info!("Stopped");
+    }
+
+    fn greet(&self) {
+        for method in PaymentMethod::ALL {
+            if self.app.settings.callback_ips(*method).is_empty() {
+                info!(gateway = %method, "Callbacks of {method} are taken from any address: no list is set");
+            }
+        }
+        if let Ok(address) = self.listener.local_addr() {
+            info!(%address, "Serving on {address}");
+        }
+        if let Some(Ok(address)) = self.callbacks.as_ref().map(TcpListener::local_addr) {
+            info!(%address, "Serving callbacks on {address}");
+        }
+    }
+}
+
+/// Ready for callbacks as long as one of the two roads works; a failure names both.
+fn checks(db: PgPool, publisher: Publisher) -> Checks {
+    Checks::new().add("callbacks", move || {
+        let (db, publisher) = (db.clone(), publisher.clone());
+        async move {
+            let Err(broker) = reachable(&publisher) else { return Ok(()) };
+            db::ping(&db).await.map_err(|database| format!("broker: {broker}; database: {database}"))
+        }
+    })
+}
+
+fn reachable(publisher: &Publisher) -> Result<(), String> {
+    match publisher.state() {
+        PublisherState::Ready => Ok(()),
+        PublisherState::Blocked => Err("it takes no messages".to_owned()),
+        PublisherState::NoSession => Err("no session".to_owned()),
+    }
+}

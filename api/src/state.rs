@@ -1,0 +1,92 @@
+//! What every handler works with.
+
+use std::sync::Arc;
+
+use shared::clock::Clock;
+use shared::domain::{AccountName, PaymentMethod, Scene};
+use shared::gateway::{Gateway, Gateways, NoAccount};
+use sqlx::PgPool;
+use tracing::Instrument;
+
+use crate::auth::Authenticator;
+use crate::config::Settings;
+use crate::hub::Hub;
+use crate::idempotency::Turns;
+use crate::intake::Intake;
+use crate::problem::ApiError;
+use crate::strikes::Strikes;
+use crate::view_token::ViewTokens;
+
+/// The state of the whole process; handlers share it behind an `Arc`.
+pub struct App {
+    /// The truth.
+    pub db: PgPool,
+    /// The merchant's accounts.
+    pub accounts: Arc<dyn Accounts>,
+    /// Time and fresh ids.
+    pub clock: Clock,
+    /// Where callbacks become durable.
+    pub intake: Intake,
+    /// Who asks.
+    pub authenticator: Authenticator,
+    /// Who may watch one order.
+    pub view_tokens: ViewTokens,
+    /// Open pages and what they wait for.
+    pub hub: Hub,
+    /// Creating requests in flight.
+    pub turns: Arc<Turns>,
+    /// Refused callbacks by address.
+    pub strikes: Strikes,
+    /// What the operator has set.
+    pub settings: Settings,
+}
+
+/// The accounts of `gateways.toml`, seen as a trait so that a test can put a gateway of its own in their place.
+pub trait Accounts: Send + Sync {
+    /// See [`Gateways::get`].
+    fn get(&self, method: PaymentMethod, account: &AccountName) -> Option<Arc<dyn Gateway>>;
+
+    /// See [`Gateways::for_new_order`].
+    ///
+    /// # Errors
+    /// See [`NoAccount`].
+    fn for_new_order(
+        &self,
+        method: PaymentMethod,
+        scene: Scene,
+        account: Option<&AccountName>,
+    ) -> Result<Arc<dyn Gateway>, NoAccount>;
+
+    /// See [`Gateways::scenes`].
+    fn scenes(&self, method: PaymentMethod) -> Vec<Scene>;
+}
+
+impl Accounts for Gateways {
+    fn get(&self, method: PaymentMethod, account: &AccountName) -> Option<Arc<dyn Gateway>> {
+        Gateways::get(self, method, account)
+    }
+
+    fn for_new_order(
+        &self,
+        method: PaymentMethod,
+        scene: Scene,
+        account: Option<&AccountName>,
+    ) -> Result<Arc<dyn Gateway>, NoAccount> {
+        Gateways::for_new_order(self, method, scene, account)
+    }
+
+    fn scenes(&self, method: PaymentMethod) -> Vec<Scene> {
+        Gateways::scenes(self, method)
+    }
+}
+
+/// Runs work on a task of its own, so that a client who hangs up cannot stop it halfway.
+///
+/// # Errors
+/// The work's own, or [`ApiError::Internal`] when it panicked.
+pub async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    let ended = tokio::spawn(work.in_current_span()).await;
+    ended.unwrap_or_else(|panic| Err(ApiError::Internal(panic.into())))
+}

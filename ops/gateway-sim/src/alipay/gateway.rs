@@ -1,0 +1,101 @@
+//! `gateway.do`: server calls by POST, the cashier for browsers, and the app's order string.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Redirect, Response};
+use serde_json::json;
+
+use super::answer::{Outcome, Problem};
+use super::params::{Freshness, Params};
+use super::{fields, pages, trade};
+use crate::clock;
+use crate::faults::ApiFault;
+use crate::ledger::{Product, Trade};
+use crate::pages::cashier_path;
+use crate::server::{Shared, Sim};
+
+/// `POST /gateway.do`: a call of a server, or the form that a browser sends for a page.
+pub(crate) async fn call(State(sim): State<Shared>, RawQuery(query): RawQuery, body: Bytes) -> Response {
+    let params = Params::read(query.as_deref().unwrap_or_default(), &body);
+    if let Some(product) = page_product(params.method()) {
+        return show_cashier(&sim, &params, product).await;
+    }
+    let checked = params.check(&sim.keys, Freshness::Call, clock::now());
+    let call = match checked {
+        Ok(call) => call,
+        Err(problem) => {
+            return Outcome { method: params.method(), merchant: None, result: Err(problem) }.into_response();
+        }
+    };
+    match sim.faults.api(call.biz_content.get("out_trade_no").and_then(|no| no.as_str())).await {
+        Some(ApiFault::Unavailable) => return bad_gateway(),
+        None => {}
+    }
+    let result = match params.method() {
+        "alipay.trade.precreate" => trade::precreate(&sim, &call),
+        "alipay.trade.query" => trade::query(&sim, &call),
+        "alipay.trade.close" => trade::close(&sim, &call),
+        method if fields::is_known(method) => Err(Problem::invalid("isv.invalid-method", "该方法不能由服务端调用")),
+        _ => Err(Problem::invalid("isv.invalid-method", "不存在的方法名")),
+    };
+    Outcome { method: params.method(), merchant: Some(&call.merchant), result }.into_response()
+}
+
+/// `GET /gateway.do`: the browser was sent here with a signed URL.
+pub(crate) async fn browse(State(sim): State<Shared>, RawQuery(query): RawQuery) -> Response {
+    let params = Params::read(query.as_deref().unwrap_or_default(), b"");
+    match page_product(params.method()) {
+        Some(product) => show_cashier(&sim, &params, product).await,
+        None => pages::refusal(&Problem::invalid("isv.invalid-method", "不存在的方法名 / Not a page method")),
+    }
+}
+
+/// `POST /alipay/app`: what the Alipay app does with an order string. Answers where the cashier is.
+pub(crate) async fn app(State(sim): State<Shared>, body: Bytes) -> Response {
+    let text = String::from_utf8_lossy(&body);
+    let params = Params::read(text.trim(), b"");
+    let result = match params.method() {
+        "alipay.trade.app.pay" => offer(&sim, &params, Product::AlipayApp),
+        _ => Err(Problem::invalid("isv.invalid-method", "not an order string of alipay.trade.app.pay")),
+    };
+    match result {
+        Ok(trade) => {
+            Json(json!({ "out_trade_no": trade.out_trade_no, "cashier": cashier_path(&trade) })).into_response()
+        }
+        Err(problem) => {
+            let error = json!({ "code": problem.code, "sub_code": problem.sub_code, "sub_msg": problem.sub_msg });
+            (StatusCode::BAD_REQUEST, Json(error)).into_response()
+        }
+    }
+}
+
+async fn show_cashier(sim: &Sim, params: &Params, product: Product) -> Response {
+    match offer(sim, params, product) {
+        Ok(trade) => match sim.faults.api(Some(&trade.out_trade_no)).await {
+            Some(ApiFault::Unavailable) => bad_gateway(),
+            None => Redirect::to(&cashier_path(&trade)).into_response(),
+        },
+        Err(problem) => pages::refusal(&problem),
+    }
+}
+
+fn offer(sim: &Sim, params: &Params, product: Product) -> Result<Trade, Problem> {
+    let call = params.check(&sim.keys, Freshness::Page, clock::now())?;
+    trade::offer(sim, &call, product)
+}
+
+fn page_product(method: &str) -> Option<Product> {
+    match method {
+        "alipay.trade.page.pay" => Some(Product::Page),
+        "alipay.trade.wap.pay" => Some(Product::Wap),
+        _ => None,
+    }
+}
+
+/// What a load balancer in front of the gateway says when nobody is behind it.
+fn bad_gateway() -> Response {
+    (StatusCode::BAD_GATEWAY, axum::response::Html("<html><head><title>502 Bad Gateway</title></head></html>"))
+        .into_response()
+}

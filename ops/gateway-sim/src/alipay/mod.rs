@@ -1,0 +1,28 @@
+//! Alipay: `gateway.do`, its cashier, its notifications.
+//!
+//! Refunds and bills belong beside `trade.rs` when their issue comes.
+
+pub(crate) mod answer;
+pub(crate) mod fields;
+pub(crate) mod gateway;
+pub(crate) mod notify;
+pub(crate) mod pages;
+pub(crate) mod params;
+pub(crate) mod sign;
+pub(crate) mod trade;
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use crate::server::Shared;
+
+pub(crate) fn router() -> Router<Shared> {
+    Router::new()
+        .route("/gateway.do", get(gateway::browse).post(gateway::call))
+        .route("/alipay/app", post(gateway::app))
+}
+
+/// Yuan text of an amount in fen.
+pub(crate) fn yuan(fen: i64) -> String {
+    format!("{}.{:02}", fen / 100, fen % 100)
+}

@@ -1,0 +1,293 @@
+//! Deliveries: each notification on its gateway's own schedule until the merchant answers with success.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use crate::clock;
+use crate::faults::CallbackFaults;
+use crate::ledger::{Gateway, Trade, TradeKey};
+use crate::notify::{Overrides, SignedCallback, Wrong};
+use crate::server::Sim;
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 3_600;
+
+/// Pauses in seconds after the first delivery. Source: 异步通知说明, P:00dn7l.
+pub const ALIPAY_SCHEDULE: &[u64] = &[4 * MINUTE, 10 * MINUTE, 10 * MINUTE, HOUR, 2 * HOUR, 6 * HOUR, 15 * HOUR];
+
+/// Pauses in seconds after the first delivery. Source: 支付成功回调通知, D:4012791861.
+pub const WECHAT_SCHEDULE: &[u64] = &[
+    15,
+    15,
+    30,
+    3 * MINUTE,
+    10 * MINUTE,
+    20 * MINUTE,
+    30 * MINUTE,
+    30 * MINUTE,
+    30 * MINUTE,
+    60 * MINUTE,
+    3 * HOUR,
+    3 * HOUR,
+    3 * HOUR,
+    6 * HOUR,
+    6 * HOUR,
+];
+
+/// An answer later than this counts for nothing. Not scaled: the merchant's service is not faster for a fast clock.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// As much of an answer as is read and shown.
+const ANSWER_LIMIT: usize = 256;
+
+#[derive(Debug)]
+pub(crate) struct Deliveries {
+    client: reqwest::Client,
+    /// Requests in flight at a time.
+    slots: Semaphore,
+    tasks: Mutex<JoinSet<()>>,
+    speed: f64,
+}
+
+/// What a delivery came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Delivered {
+    /// Whether it was the gateway's sign of success.
+    pub(crate) accepted: bool,
+    /// Status and body, or why there is none.
+    pub(crate) answer: String,
+}
+
+impl Deliveries {
+    pub(crate) fn new(speed: f64, slots: usize) -> Result<Deliveries> {
+        anyhow::ensure!(speed.is_finite() && speed > 0.0, "the speed is a number above 0, not {speed}");
+        let client = reqwest::Client::builder()
+            .timeout(ANSWER_WITHIN)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .build()
+            .context("making the HTTP client of the deliveries")?;
+        Ok(Deliveries { client, slots: Semaphore::new(slots.max(1)), tasks: Mutex::default(), speed })
+    }
+
+    /// Starts the deliveries of a trade's last notification.
+    pub(crate) fn start(&self, sim: &Arc<Sim>, trade: &Trade) {
+        let (Some(notice), Some(_)) = (trade.notices.last(), &trade.notify_url) else { return };
+        let work = run(Arc::clone(sim), trade.key(), notice.id.clone());
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(work);
+    }
+
+    /// Gives up on everything that is under way.
+    pub(crate) fn stop(&self) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+
+    async fn send(&self, gateway: Gateway, callback: SignedCallback) -> Delivered {
+        let failed = |answer: String| Delivered { accepted: false, answer };
+        let Ok(_slot) = self.slots.acquire().await else { return failed("the simulator stops".to_owned()) };
+        let mut request = self.client.post(&callback.url).body(callback.body);
+        for (name, value) in &callback.headers {
+            request = request.header(name, value);
+        }
+        let mut response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => return failed(describe(&error)),
+        };
+        let status = response.status();
+        let mut body = Vec::new();
+        while body.len() <= ANSWER_LIMIT {
+            match response.chunk().await {
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => break,
+                Err(error) => return failed(describe(&error)),
+            }
+        }
+        let accepted = match gateway {
+            Gateway::Alipay => status == 200 && body == b"success",
+            Gateway::Wechat => status == 200 || status == 204,
+        };
+        body.truncate(ANSWER_LIMIT);
+        let text = String::from_utf8_lossy(&body);
+        Delivered { accepted, answer: format!("{} {text}", status.as_u16()).trim_end().to_owned() }
+    }
+}
+
+/// The whole life of one notification.
+async fn run(sim: Arc<Sim>, key: TradeKey, notice_id: String) {
+    let schedule = match key.gateway {
+        Gateway::Alipay => ALIPAY_SCHEDULE,
+        Gateway::Wechat => WECHAT_SCHEDULE,
+    };
+    let delay_ms = sim.faults.callbacks(&key.out_trade_no).delay_ms;
+    if delay_ms > 0 {
+        sim.faults.count("delay");
+        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+    }
+    for (attempt, pause) in std::iter::once(&0).chain(schedule).enumerate() {
+        tokio::time::sleep(Duration::from_secs(*pause).div_f64(sim.deliveries.speed)).await;
+        let Some(trade) = sim.ledger.get(&key, clock::now()) else { return };
+        let delivery = Delivery { sim: &sim, trade, notice_id: &notice_id };
+        if delivery.attempt(attempt).await {
+            return;
+        }
+    }
+    warn!(out_trade_no = key.out_trade_no, "Gave up notifying {}: the schedule is over", key.out_trade_no);
+}
+
+/// One moment of the schedule.
+struct Delivery<'a> {
+    sim: &'a Arc<Sim>,
+    trade: Trade,
+    notice_id: &'a str,
+}
+
+impl Delivery<'_> {
+    /// Whether the notification is through.
+    async fn attempt(&self, attempt: usize) -> bool {
+        let faults = self.sim.faults.callbacks(&self.trade.out_trade_no);
+        if self.sim.faults.falls("lose", faults.lose) {
+            self.note(|notice| notice.last_answer = Some("lost on the way".to_owned()));
+            return false;
+        }
+        if attempt == 0 && self.spoil(&faults).await {
+            return false;
+        }
+        let overrides = self.overrides(&faults);
+        let mut copies = JoinSet::new();
+        for _ in 0..faults.parallel.max(1) {
+            let callback = self.sim.render(&self.trade, &self.with_id(overrides.clone()));
+            let (sim, gateway) = (Arc::clone(self.sim), self.trade.gateway());
+            copies.spawn(async move { Some(sim.deliveries.send(gateway, callback?).await) });
+        }
+        if faults.parallel > 1 {
+            self.sim.faults.count("parallel");
+        }
+        let mut accepted = false;
+        while let Some(copy) = copies.join_next().await {
+            let Ok(Some(delivered)) = copy else { continue };
+            accepted |= delivered.accepted;
+            self.record(delivered, Wanted::Accepted);
+        }
+        if accepted {
+            for _ in 0..faults.repeat {
+                self.sim.faults.count("repeat");
+                self.send(&overrides, Wanted::Accepted).await;
+            }
+        }
+        accepted
+    }
+
+    /// Sends what must be refused, if the dice say so. True when it took the place of the right delivery.
+    async fn spoil(&self, faults: &CallbackFaults) -> bool {
+        let serials = self.trade.gateway() == Gateway::Wechat; // Alipay knows neither serials nor probes.
+        if serials && self.sim.faults.falls("probe", faults.probe) {
+            self.send_wrong(Wrong::Probe).await;
+        }
+        let kinds = [
+            ("tamper", faults.tamper, Wrong::Tamper),
+            ("wrong_serial", if serials { faults.wrong_serial } else { 0.0 }, Wrong::WrongSerial),
+            ("forged", faults.forged, Wrong::Forged),
+        ];
+        for (name, odds, wrong) in kinds {
+            if self.sim.faults.falls(name, odds) {
+                self.send_wrong(wrong).await;
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn send_wrong(&self, wrong: Wrong) {
+        self.send(&Overrides { wrong: Some(wrong), ..Overrides::default() }, Wanted::Refused).await;
+    }
+
+    /// What faults change in an authentic callback.
+    fn overrides(&self, faults: &CallbackFaults) -> Overrides {
+        let mut overrides = Overrides { sign_with: faults.sign_with.clone(), ..Overrides::default() };
+        if faults.wrong_amount_fen.is_some() {
+            self.sim.faults.count("wrong_amount");
+            overrides.amount_fen = faults.wrong_amount_fen;
+        }
+        if self.sim.faults.falls("other_merchant", faults.other_merchant) {
+            let names: &[(&str, &str)] = match self.trade.gateway() {
+                Gateway::Alipay => &[
+                    ("app_id", "2021999999999999"),
+                    ("auth_app_id", "2021999999999999"),
+                    ("seller_id", "2088999999999999"),
+                ],
+                Gateway::Wechat => &[("/mchid", "1999999999"), ("/appid", "wxffffffffffffffff")],
+            };
+            overrides.fields = names.iter().map(|(name, id)| ((*name).to_owned(), Some(json!(id)))).collect();
+        }
+        overrides
+    }
+
+    fn with_id(&self, mut overrides: Overrides) -> Overrides {
+        overrides.id.get_or_insert_with(|| self.notice_id.to_owned());
+        overrides
+    }
+
+    async fn send(&self, overrides: &Overrides, wanted: Wanted) -> Option<Delivered> {
+        let callback = self.sim.render(&self.trade, &self.with_id(overrides.clone()))?;
+        let delivered = self.sim.deliveries.send(self.trade.gateway(), callback).await;
+        self.record(delivered.clone(), wanted);
+        Some(delivered)
+    }
+
+    fn record(&self, Delivered { accepted, answer }: Delivered, wanted: Wanted) {
+        let out_trade_no = &self.trade.out_trade_no;
+        match (wanted, accepted) {
+            (Wanted::Refused, true) => warn!(out_trade_no, answer, "A wrong callback of {out_trade_no} was accepted"),
+            (Wanted::Accepted, false) => info!(out_trade_no, answer, "The callback of {out_trade_no} was not accepted"),
+            _ => debug!(out_trade_no, answer, "The callback of {out_trade_no} was answered as it should be"),
+        }
+        self.note(|notice| {
+            notice.sent += 1;
+            match wanted {
+                Wanted::Accepted => notice.accepted += u32::from(accepted),
+                Wanted::Refused => notice.wrong_accepted += u32::from(accepted),
+            }
+            notice.last_answer = Some(answer);
+        });
+    }
+
+    fn note(&self, note: impl FnOnce(&mut crate::ledger::Notice)) {
+        self.sim.ledger.note(&self.trade.key(), self.notice_id, note);
+    }
+}
+
+/// What the merchant should do with a callback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Accepted,
+    Refused,
+}
+
+/// Sends the callback of a trade's last notification now, beside its schedule.
+pub(crate) async fn once(sim: &Arc<Sim>, trade: Trade, overrides: &Overrides) -> Option<Delivered> {
+    let notice_id = trade.notices.last()?.id.clone();
+    trade.notify_url.as_ref()?;
+    let wanted = if overrides.wrong.is_some() { Wanted::Refused } else { Wanted::Accepted };
+    Delivery { sim, trade, notice_id: &notice_id }.send(overrides, wanted).await
+}
+
+/// The chain of causes, without the address: it says nothing new.
+fn describe(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer within 5 s".to_owned();
+    }
+    let mut text = "no answer".to_owned();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

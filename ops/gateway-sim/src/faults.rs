@@ -1,0 +1,280 @@
+//! Faults on demand: what the networks and the gateways do to a merchant, at chosen odds.
+//!
+//! The dice are a seeded generator, so a run can be repeated as far as the order of its events can.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// Trades that can have faults of their own at a time.
+const MAX_SCOPES: usize = 100_000;
+const MAX_COPIES: u32 = 1_000;
+const MAX_DELAY_MS: u64 = 86_400_000;
+const MAX_SLOW_MS: u64 = 120_000;
+
+/// Faults of callbacks; odds are 0 to 1.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CallbackFaults {
+    /// Odds that a delivery is not sent; the next follows on the schedule.
+    pub lose: f64,
+    /// Further copies after a delivery that was answered with success.
+    pub repeat: u32,
+    /// Copies sent at the same moment; 0 and 1 mean one.
+    pub parallel: u32,
+    /// How long the first delivery is held back; not scaled by the speed.
+    pub delay_ms: u64,
+    /// Odds that the first delivery has a body changed after signing.
+    pub tamper: f64,
+    /// Odds that the first delivery names a serial that does not exist (WeChat Pay).
+    pub wrong_serial: f64,
+    /// Odds that the first delivery is signed by a stranger.
+    pub forged: f64,
+    /// Odds of a probe (`WECHATPAY/SIGNTEST/…`) before the first delivery (WeChat Pay).
+    pub probe: f64,
+    /// The amount that authentic callbacks state instead of the true one.
+    pub wrong_amount_fen: Option<i64>,
+    /// Odds that an authentic callback names another merchant.
+    pub other_merchant: f64,
+    /// Serial of the account's own key that signs (WeChat Pay).
+    pub sign_with: Option<String>,
+}
+
+/// Faults of the API.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiFaults {
+    /// Odds of a 5xx instead of an answer; nothing was done then.
+    pub error_5xx: f64,
+    /// How long every answer takes.
+    pub slow_ms: u64,
+}
+
+/// The faults of one trade, or of all trades that have none of their own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FaultSet {
+    /// `all`, or an `out_trade_no`.
+    #[serde(default = "all")]
+    pub scope: String,
+    /// Of callbacks.
+    #[serde(default)]
+    pub callbacks: CallbackFaults,
+    /// Of the API.
+    #[serde(default)]
+    pub api: ApiFaults,
+}
+
+fn all() -> String {
+    "all".to_owned()
+}
+
+/// What an API call meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ApiFault {
+    Unavailable,
+}
+
+#[derive(Debug)]
+pub(crate) struct Faults {
+    seed: u64,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    all: FaultSet,
+    scopes: HashMap<String, FaultSet>,
+    dice: XorShift,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Faults {
+    pub(crate) fn new(seed: u64) -> Faults {
+        Faults { seed, inner: Mutex::new(Inner::new(seed)) }
+    }
+
+    /// Sets the faults of one scope.
+    ///
+    /// # Errors
+    /// Says which value is out of range.
+    pub(crate) fn put(&self, set: FaultSet) -> Result<(), String> {
+        set.check()?;
+        let mut inner = self.lock();
+        if set.scope == "all" {
+            inner.all = set;
+        } else if inner.scopes.len() >= MAX_SCOPES && !inner.scopes.contains_key(&set.scope) {
+            return Err(format!("more than {MAX_SCOPES} trades with faults of their own"));
+        } else {
+            inner.scopes.insert(set.scope.clone(), set);
+        }
+        Ok(())
+    }
+
+    /// Makes the callbacks of one trade state another amount, with its other faults kept.
+    pub(crate) fn wrong_amount(&self, out_trade_no: &str, amount_fen: i64) -> Result<(), String> {
+        let set = self.of(Some(out_trade_no));
+        let callbacks = CallbackFaults { wrong_amount_fen: Some(amount_fen), ..set.callbacks };
+        self.put(FaultSet { scope: out_trade_no.to_owned(), callbacks, api: set.api })
+    }
+
+    /// No faults, no counts, the dice as at the start.
+    pub(crate) fn clear(&self) {
+        *self.lock() = Inner::new(self.seed);
+    }
+
+    /// What is set, and how often each fault was injected.
+    pub(crate) fn view(&self) -> Value {
+        let inner = self.lock();
+        let scopes: Vec<_> = inner.scopes.values().take(1_000).collect();
+        json!({ "seed": self.seed, "all": inner.all, "trades": scopes, "injected": inner.counts })
+    }
+
+    /// The callback faults of a trade as they are now.
+    pub(crate) fn callbacks(&self, out_trade_no: &str) -> CallbackFaults {
+        self.of(Some(out_trade_no)).callbacks
+    }
+
+    /// Throws the dice for the fault `name`, and counts it when it falls.
+    pub(crate) fn falls(&self, name: &'static str, odds: f64) -> bool {
+        if odds <= 0.0 {
+            return false;
+        }
+        let mut inner = self.lock();
+        let falls = inner.dice.unit() < odds;
+        if falls {
+            *inner.counts.entry(name).or_default() += 1;
+        }
+        falls
+    }
+
+    /// Counts a fault that needs no dice.
+    pub(crate) fn count(&self, name: &'static str) {
+        *self.lock().counts.entry(name).or_default() += 1;
+    }
+
+    /// Holds an API call up as long as it is told to, and says whether it fails.
+    pub(crate) async fn api(&self, out_trade_no: Option<&str>) -> Option<ApiFault> {
+        let faults = self.of(out_trade_no).api;
+        if faults.slow_ms > 0 {
+            self.count("slow");
+            tokio::time::sleep(Duration::from_millis(faults.slow_ms)).await;
+        }
+        self.falls("error_5xx", faults.error_5xx).then_some(ApiFault::Unavailable)
+    }
+
+    fn of(&self, out_trade_no: Option<&str>) -> FaultSet {
+        let inner = self.lock();
+        out_trade_no.and_then(|no| inner.scopes.get(no)).unwrap_or(&inner.all).clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn new(seed: u64) -> Inner {
+        let all = FaultSet { scope: all(), callbacks: CallbackFaults::default(), api: ApiFaults::default() };
+        Inner { all, scopes: HashMap::new(), dice: XorShift::new(seed), counts: BTreeMap::new() }
+    }
+}
+
+impl FaultSet {
+    fn check(&self) -> Result<(), String> {
+        let CallbackFaults { lose, tamper, wrong_serial, forged, probe, other_merchant, .. } = self.callbacks;
+        let odds = [
+            ("lose", lose),
+            ("tamper", tamper),
+            ("wrong_serial", wrong_serial),
+            ("forged", forged),
+            ("probe", probe),
+            ("other_merchant", other_merchant),
+            ("error_5xx", self.api.error_5xx),
+        ];
+        if let Some((name, value)) = odds.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
+            return Err(format!("{name} is {value}, and odds are 0 to 1"));
+        }
+        let CallbackFaults { repeat, parallel, delay_ms, .. } = self.callbacks;
+        let limits = [
+            ("repeat", u64::from(repeat), u64::from(MAX_COPIES)),
+            ("parallel", u64::from(parallel), u64::from(MAX_COPIES)),
+            ("delay_ms", delay_ms, MAX_DELAY_MS),
+            ("slow_ms", self.api.slow_ms, MAX_SLOW_MS),
+        ];
+        if let Some((name, value, limit)) = limits.iter().find(|(_, value, limit)| value > limit) {
+            return Err(format!("{name} is {value}, more than {limit}"));
+        }
+        match self.callbacks.wrong_amount_fen {
+            Some(fen) if fen < 0 => Err(format!("wrong_amount_fen is {fen}, below 0")),
+            _ if self.scope.is_empty() || self.scope.len() > 64 => Err("scope is `all` or an out_trade_no".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// xorshift64*: small, and the same everywhere.
+#[derive(Debug)]
+struct XorShift(u64);
+
+impl XorShift {
+    fn new(seed: u64) -> XorShift {
+        XorShift(seed ^ 0x9E37_79B9_7F4A_7C15 | 1)
+    }
+
+    /// 0 up to, not including, 1.
+    fn unit(&mut self) -> f64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let bits = self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32;
+        f64::from(u32::try_from(bits).unwrap_or_default()) / 4_294_967_296.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dice_repeat_and_are_fair() {
+        let (mut one, mut other) = (XorShift::new(7), XorShift::new(7));
+        let mut below = 0;
+        for _ in 0..10_000 {
+            let value = one.unit();
+            assert!((0.0..1.0).contains(&value));
+            assert!((value - other.unit()).abs() < f64::EPSILON);
+            below += u32::from(value < 0.3);
+        }
+        assert!((2_800..3_200).contains(&below), "{below}");
+    }
+
+    #[test]
+    fn odds_and_limits_are_checked() {
+        let faults = Faults::new(1);
+        for bad in [
+            r#"{"callbacks":{"lose":1.1}}"#,
+            r#"{"callbacks":{"tamper":-0.1}}"#,
+            r#"{"callbacks":{"repeat":1001}}"#,
+            r#"{"api":{"slow_ms":120001}}"#,
+            r#"{"scope":""}"#,
+        ] {
+            let set: FaultSet = serde_json::from_str(bad).unwrap();
+            assert!(faults.put(set).is_err(), "{bad}");
+        }
+        assert!(serde_json::from_str::<FaultSet>(r#"{"callbacks":{"loose":1}}"#).is_err());
+    }
+
+    #[test]
+    fn a_trade_with_faults_of_its_own_has_no_others() {
+        let faults = Faults::new(1);
+        faults.put(serde_json::from_str(r#"{"callbacks":{"lose":1}}"#).unwrap()).unwrap();
+        faults.put(serde_json::from_str(r#"{"scope":"A","callbacks":{"repeat":2}}"#).unwrap()).unwrap();
+        assert!(faults.callbacks("B").lose > 0.9);
+        assert!(faults.callbacks("A").lose < 0.1);
+        assert_eq!(faults.callbacks("A").repeat, 2);
+    }
+}

@@ -1,0 +1,63 @@
+//! JSON values, compared and read.
+
+use serde_json::Value;
+
+use crate::crypto::sha256;
+
+/// A digest that is equal for equal JSON, whatever the order of members and the spacing.
+pub(crate) fn digest(value: &Value) -> [u8; 32] {
+    let mut text = String::new();
+    canonical(value, &mut text);
+    sha256(text.as_bytes())
+}
+
+fn canonical(value: &Value, text: &mut String) {
+    match value {
+        Value::Object(members) => {
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_by_key(|(name, _)| *name);
+            text.push('{');
+            for (name, value) in members {
+                text.push_str(&Value::from(name.as_str()).to_string());
+                text.push(':');
+                canonical(value, text);
+                text.push(',');
+            }
+            text.push('}');
+        }
+        Value::Array(items) => {
+            text.push('[');
+            for item in items {
+                canonical(item, text);
+                text.push(',');
+            }
+            text.push(']');
+        }
+        plain => text.push_str(&plain.to_string()),
+    }
+}
+
+/// The text member `name`, when it is there and text.
+pub(crate) fn text<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
+    value.get(name).and_then(Value::as_str)
+}
+
+/// The same as an owned text.
+pub(crate) fn owned(value: &Value, name: &str) -> Option<String> {
+    text(value, name).map(str::to_owned)
+}
+
+/// Sets the value at a JSON pointer, making the objects on the way; `None` removes it.
+pub(crate) fn set(root: &mut Value, pointer: &str, value: Option<Value>) {
+    let (parent, name) = pointer.rsplit_once('/').unwrap_or(("", pointer));
+    let mut at = root;
+    for step in parent.split('/').filter(|step| !step.is_empty()) {
+        let Value::Object(members) = at else { return };
+        at = members.entry(step).or_insert_with(|| Value::Object(serde_json::Map::new()));
+    }
+    let Value::Object(members) = at else { return };
+    match value {
+        Some(value) => members.insert(name.to_owned(), value),
+        None => members.remove(name),
+    };
+}

@@ -1,0 +1,210 @@
+//! A fresh key set for two accounts at each gateway.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context, Result};
+
+use super::{AlipayEntry, File, SigningKeyEntry, WechatEntry, read};
+use crate::crypto::{ALPHANUMERIC, DIGITS, HEX_UPPER, Signer, random_text};
+
+/// What [`generate_if_missing`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// There was a key set already, and it stays.
+    Yes,
+    /// There was none, and one was made.
+    No,
+}
+
+/// Makes a key set in `dir` for gateways at `url`, over whatever is there.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn generate(dir: &Path, url: &str) -> Result<()> {
+    let url = url.trim_end_matches('/');
+    for folder in ["keys", "sim"] {
+        fs::create_dir_all(dir.join(folder)).with_context(|| format!("making {}", dir.join(folder).display()))?;
+    }
+    let mut keys = many_keys(10)?.into_iter();
+    let mut next = || keys.next().context("too few keys were made");
+    let mut merchant_side = HEAD.to_owned();
+    let stranger = "sim/stranger_private.pem";
+    write_private(dir, stranger, &next()?.private_pem()?)?;
+    let mut file =
+        File { url: url.to_owned(), stranger_private_key_file: stranger.into(), alipay: vec![], wechat: vec![] };
+    for account in ["main", "second"] {
+        let entry = alipay(dir, account, [next()?, next()?])?;
+        write_alipay_table(&mut merchant_side, &entry, url)?;
+        file.alipay.push(entry);
+    }
+    for account in ["main", "second"] {
+        let signing = if account == "main" { vec![next()?, next()?] } else { vec![next()?] };
+        let entry = wechat(dir, account, &next()?, &signing)?;
+        write_wechat_table(&mut merchant_side, &entry, url)?;
+        file.wechat.push(entry);
+    }
+    write(dir, "gateways.toml", &merchant_side)?;
+    write(dir, "sim.json", &serde_json::to_string_pretty(&file)?) // Last: its presence says the set is whole.
+}
+
+/// Makes a key set unless `dir` holds one.
+///
+/// # Errors
+/// As [`generate()`].
+pub fn generate_if_missing(dir: &Path, url: &str) -> Result<Kept> {
+    if dir.join("sim.json").exists() {
+        return Ok(Kept::Yes);
+    }
+    generate(dir, url)?;
+    Ok(Kept::No)
+}
+
+/// Points the `gateways.toml` of an existing set at another address of the simulator, with the keys kept.
+///
+/// # Errors
+/// When the set cannot be read or written.
+pub fn point_at(dir: &Path, url: &str) -> Result<()> {
+    let url = url.trim_end_matches('/');
+    let mut file: File = serde_json::from_str(&read(&dir.join("sim.json"))?)?;
+    let text = read(&dir.join("gateways.toml"))?;
+    write(
+        dir,
+        "gateways.toml",
+        &text
+            .replace(&format!("\"{}/gateway.do\"", file.url), &format!("\"{url}/gateway.do\""))
+            .replace(&format!("\"{}\"", file.url), &format!("\"{url}\"")),
+    )?;
+    url.clone_into(&mut file.url);
+    write(dir, "sim.json", &serde_json::to_string_pretty(&file)?)
+}
+
+const HEAD: &str =
+    "# Accounts at the gateway simulator. Made by `gateway-sim keygen`; the keys are worth nothing elsewhere.\n";
+
+/// RSA keys are slow to make, so every core helps.
+fn many_keys(count: usize) -> Result<Vec<Signer>> {
+    let threads = thread::available_parallelism().map_or(1, usize::from).clamp(1, count);
+    thread::scope(|scope| {
+        let share = |index: usize| count / threads + usize::from(index < count % threads);
+        let started: Vec<_> = (0..threads)
+            .map(|index| scope.spawn(move || (0..share(index)).map(|_| Signer::generate()).collect::<Result<Vec<_>>>()))
+            .collect();
+        let mut keys = Vec::with_capacity(count);
+        for thread in started {
+            keys.extend(thread.join().map_err(|_| anyhow::anyhow!("making keys failed"))??);
+        }
+        Ok(keys)
+    })
+}
+
+fn alipay(dir: &Path, account: &str, [app, gateway]: [Signer; 2]) -> Result<AlipayEntry> {
+    write_private(dir, &format!("keys/alipay_{account}_app_private.pem"), &app.private_pem()?)?;
+    write(dir, &format!("keys/alipay_{account}_public.pem"), &gateway.public_pem()?)?;
+    let app_public_key_file = format!("sim/alipay_{account}_app_public.pem");
+    write(dir, &app_public_key_file, &app.public_pem()?)?;
+    let gateway_private_key_file = format!("sim/alipay_{account}_gateway_private.pem");
+    write_private(dir, &gateway_private_key_file, &gateway.private_pem()?)?;
+    Ok(AlipayEntry {
+        account: account.to_owned(),
+        app_id: format!("2021{}", random_text(12, DIGITS)),
+        seller_id: format!("2088{}", random_text(12, DIGITS)),
+        app_public_key_file,
+        gateway_private_key_file,
+    })
+}
+
+fn write_alipay_table(text: &mut String, entry: &AlipayEntry, url: &str) -> Result<()> {
+    let AlipayEntry { account, app_id, seller_id, .. } = entry;
+    write!(
+        text,
+        r#"
+[[alipay]]
+account = "{account}"
+environment = "simulator"
+scenes = ["page", "wap", "app", "qr"]
+[alipay.simulator]
+gateway_url = "{url}/gateway.do"
+app_id = "{app_id}"
+seller_id = "{seller_id}"
+app_private_key_file = "keys/alipay_{account}_app_private.pem"
+alipay_public_key_file = "keys/alipay_{account}_public.pem"
+"#
+    )?;
+    Ok(())
+}
+
+fn wechat(dir: &Path, account: &str, merchant: &Signer, signing: &[Signer]) -> Result<WechatEntry> {
+    let mchid = format!("19{}", random_text(8, DIGITS));
+    write_private(dir, &format!("keys/wechat_{account}_merchant_private.pem"), &merchant.private_pem()?)?;
+    let merchant_public_key_file = format!("sim/wechat_{account}_merchant_public.pem");
+    write(dir, &merchant_public_key_file, &merchant.public_pem()?)?;
+    let apiv3_key_file = format!("keys/wechat_{account}_apiv3_key");
+    write_private(dir, &apiv3_key_file, &random_text(32, ALPHANUMERIC))?;
+    let mut signing_keys = Vec::new();
+    for (index, key) in signing.iter().enumerate() {
+        let private_key_file = format!("sim/wechat_{account}_gateway_private_{}.pem", index + 1);
+        write_private(dir, &private_key_file, &key.private_pem()?)?;
+        write(dir, &verify_key_file(account, index), &key.public_pem()?)?;
+        let serial = format!("PUB_KEY_ID_01{mchid}{}{:08}", random_text(14, DIGITS), index + 1);
+        signing_keys.push(SigningKeyEntry { serial, private_key_file });
+    }
+    Ok(WechatEntry {
+        account: account.to_owned(),
+        mchid,
+        appids: vec![format!("wx{}", random_text(16, b"0123456789abcdef"))],
+        merchant_serial_no: random_text(40, HEX_UPPER),
+        merchant_public_key_file,
+        apiv3_key_file,
+        signing_keys,
+    })
+}
+
+fn verify_key_file(account: &str, index: usize) -> String {
+    format!("keys/wechat_{account}_public_{}.pem", index + 1)
+}
+
+fn write_wechat_table(text: &mut String, entry: &WechatEntry, url: &str) -> Result<()> {
+    let WechatEntry { account, mchid, appids, merchant_serial_no, apiv3_key_file, .. } = entry;
+    let appid = appids.first().map_or("", String::as_str);
+    write!(
+        text,
+        r#"
+[[wechat]]
+account = "{account}"
+environment = "simulator"
+scenes = ["native", "jsapi", "mini", "h5", "app"]
+[wechat.simulator]
+base_url = "{url}"
+mchid = "{mchid}"
+appid = "{appid}"
+merchant_serial_no = "{merchant_serial_no}"
+merchant_private_key_file = "keys/wechat_{account}_merchant_private.pem"
+apiv3_key_file = "{apiv3_key_file}"
+"#
+    )?;
+    for (index, key) in entry.signing_keys.iter().enumerate() {
+        let file = verify_key_file(account, index);
+        write!(text, "[[wechat.simulator.verify_keys]]\nserial = \"{}\"\nfile = \"{file}\"\n", key.serial)?;
+    }
+    Ok(())
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
+    let path = dir.join(name);
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+/// A private key is for its owner's eyes, even a worthless one: the service refuses or warns about others.
+fn write_private(dir: &Path, name: &str, text: &str) -> Result<()> {
+    let path = dir.join(name);
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&path).with_context(|| format!("writing {}", path.display()))?;
+    file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))
+}

@@ -1,0 +1,197 @@
+//! The key set of the simulator: what each gateway knows of its merchants.
+//!
+//! One folder holds both sides. The merchant's (`gateways.toml`, `keys/`) is what the payment
+//! service reads; the gateways' (`sim.json`, `sim/`) is read here. Neither side holds a private key of the other.
+
+mod generate;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::crypto::{Signer, Verifier};
+
+pub use generate::{Kept, generate, generate_if_missing, point_at};
+
+/// Everything the two gateways know.
+#[derive(Debug, Clone)]
+pub struct SimKeys {
+    /// Merchants of Alipay.
+    pub alipay: Vec<Arc<AlipayMerchant>>,
+    /// Merchants of WeChat Pay.
+    pub wechat: Vec<Arc<WechatMerchant>>,
+}
+
+/// One application at Alipay.
+#[derive(Debug)]
+pub struct AlipayMerchant {
+    /// The account's name in `gateways.toml`.
+    pub account: String,
+    /// The application.
+    pub app_id: String,
+    /// The payee, a 2088 number.
+    pub seller_id: String,
+    /// Checks what the merchant signed.
+    pub app_key: Verifier,
+    /// Alipay's own key: answers, notifications, returns.
+    pub gateway_key: Signer,
+    /// A key nobody trusts, for forgeries.
+    pub stranger: Arc<Signer>,
+}
+
+/// One merchant at WeChat Pay.
+#[derive(Debug)]
+pub struct WechatMerchant {
+    /// The account's name in `gateways.toml`.
+    pub account: String,
+    /// The merchant number.
+    pub mchid: String,
+    /// The applications bound to it.
+    pub appids: Vec<String>,
+    /// Serial number of the merchant's certificate.
+    pub merchant_serial_no: String,
+    /// Checks what the merchant signed.
+    pub merchant_key: Verifier,
+    /// Encrypts what a notification carries.
+    pub apiv3_key: [u8; 32],
+    /// WeChat Pay's own keys by serial; the first signs unless another is asked for.
+    pub signing_keys: Vec<(String, Signer)>,
+    /// A key nobody trusts, for forgeries.
+    pub stranger: Arc<Signer>,
+}
+
+impl WechatMerchant {
+    /// The key that `serial` names, else the first.
+    ///
+    /// # Panics
+    /// Never: a loaded merchant has at least one key.
+    #[must_use]
+    pub fn signing_key(&self, serial: Option<&str>) -> &(String, Signer) {
+        let named = serial.and_then(|serial| self.signing_keys.iter().find(|(name, _)| name == serial));
+        named.or(self.signing_keys.first()).expect("a merchant has a key")
+    }
+}
+
+impl SimKeys {
+    /// Reads the key set in `dir`, as [`generate()`] made it.
+    ///
+    /// # Errors
+    /// Names the file that is missing or wrong.
+    pub fn load(dir: &Path) -> Result<SimKeys> {
+        let path = dir.join("sim.json");
+        let file: File = serde_json::from_str(&read(&path)?).with_context(|| format!("in {}", path.display()))?;
+        let stranger = Arc::new(signer(&dir.join(&file.stranger_private_key_file))?);
+        let alipay = file.alipay.iter().map(|entry| entry.load(dir, &stranger).map(Arc::new)).collect::<Result<_>>()?;
+        let wechat = file.wechat.iter().map(|entry| entry.load(dir, &stranger).map(Arc::new)).collect::<Result<_>>()?;
+        Ok(SimKeys { alipay, wechat })
+    }
+
+    /// The application with this `app_id`.
+    #[must_use]
+    pub fn alipay_app(&self, app_id: &str) -> Option<&Arc<AlipayMerchant>> {
+        self.alipay.iter().find(|merchant| merchant.app_id == app_id)
+    }
+
+    /// The Alipay account of this name.
+    #[must_use]
+    pub fn alipay_account(&self, account: &str) -> Option<&Arc<AlipayMerchant>> {
+        self.alipay.iter().find(|merchant| merchant.account == account)
+    }
+
+    /// The merchant with this `mchid`.
+    #[must_use]
+    pub fn wechat_mchid(&self, mchid: &str) -> Option<&Arc<WechatMerchant>> {
+        self.wechat.iter().find(|merchant| merchant.mchid == mchid)
+    }
+
+    /// The WeChat Pay account of this name.
+    #[must_use]
+    pub fn wechat_account(&self, account: &str) -> Option<&Arc<WechatMerchant>> {
+        self.wechat.iter().find(|merchant| merchant.account == account)
+    }
+}
+
+/// `sim.json`; the paths are relative to it.
+#[derive(Debug, Serialize, Deserialize)]
+struct File {
+    url: String,
+    stranger_private_key_file: String,
+    alipay: Vec<AlipayEntry>,
+    wechat: Vec<WechatEntry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct AlipayEntry {
+    account: String,
+    app_id: String,
+    seller_id: String,
+    app_public_key_file: String,
+    gateway_private_key_file: String,
+}
+
+impl AlipayEntry {
+    fn load(&self, dir: &Path, stranger: &Arc<Signer>) -> Result<AlipayMerchant> {
+        Ok(AlipayMerchant {
+            account: self.account.clone(),
+            app_id: self.app_id.clone(),
+            seller_id: self.seller_id.clone(),
+            app_key: verifier(&dir.join(&self.app_public_key_file))?,
+            gateway_key: signer(&dir.join(&self.gateway_private_key_file))?,
+            stranger: Arc::clone(stranger),
+        })
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct WechatEntry {
+    account: String,
+    mchid: String,
+    appids: Vec<String>,
+    merchant_serial_no: String,
+    merchant_public_key_file: String,
+    apiv3_key_file: String,
+    signing_keys: Vec<SigningKeyEntry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SigningKeyEntry {
+    serial: String,
+    private_key_file: String,
+}
+
+impl WechatEntry {
+    fn load(&self, dir: &Path, stranger: &Arc<Signer>) -> Result<WechatMerchant> {
+        let path = dir.join(&self.apiv3_key_file);
+        let apiv3_key = read(&path)?.trim_end_matches(['\r', '\n']).as_bytes().try_into();
+        let Ok(apiv3_key) = apiv3_key else { bail!("{} does not hold exactly 32 bytes", path.display()) };
+        if self.signing_keys.is_empty() {
+            bail!("WeChat Pay account {} has no signing key", self.account);
+        }
+        let load = |key: &SigningKeyEntry| Ok((key.serial.clone(), signer(&dir.join(&key.private_key_file))?));
+        Ok(WechatMerchant {
+            account: self.account.clone(),
+            mchid: self.mchid.clone(),
+            appids: self.appids.clone(),
+            merchant_serial_no: self.merchant_serial_no.clone(),
+            merchant_key: verifier(&dir.join(&self.merchant_public_key_file))?,
+            apiv3_key,
+            signing_keys: self.signing_keys.iter().map(load).collect::<Result<_>>()?,
+            stranger: Arc::clone(stranger),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+}
+
+fn signer(path: &Path) -> Result<Signer> {
+    Signer::from_pem(&read(path)?).with_context(|| format!("in {}", path.display()))
+}
+
+fn verifier(path: &Path) -> Result<Verifier> {
+    Verifier::from_pem(&read(path)?).with_context(|| format!("in {}", path.display()))
+}

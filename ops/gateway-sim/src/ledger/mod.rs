@@ -1,0 +1,217 @@
+//! The trades of both gateways, in memory and bounded: the oldest is dropped when there are too many.
+
+mod trade;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use time::OffsetDateTime;
+
+pub use trade::{Credential, Event, Gateway, Notice, Product, Trade, TradeKey, TradeState};
+
+/// Why the ledger does not do what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// No such trade.
+    Unknown,
+    /// The number is taken by a request with other parameters.
+    Differs,
+    /// It is paid.
+    Paid,
+    /// It is closed.
+    Closed,
+    /// The last moment to pay has passed.
+    Expired,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    limit: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    trades: HashMap<TradeKey, Trade>,
+    order: VecDeque<TradeKey>,
+    codes: HashMap<String, TradeKey>,
+    trade_nos: HashMap<String, TradeKey>,
+}
+
+impl Ledger {
+    pub(crate) fn new(limit: usize) -> Ledger {
+        Ledger { limit: limit.max(1), inner: Mutex::default() }
+    }
+
+    /// Books what a merchant asks for. A repeat must agree with the first request, and gets a fresh credential.
+    pub(crate) fn place(&self, asked: Trade, now: OffsetDateTime) -> Result<Trade, Refusal> {
+        let key = asked.key();
+        let mut inner = self.lock();
+        if let Some(known) = inner.live(&key, now) {
+            match known.state {
+                TradeState::Paid => return Err(Refusal::Paid),
+                TradeState::Closed => return Err(Refusal::Closed),
+                _ if known.digest != asked.digest || known.product != asked.product => return Err(Refusal::Differs),
+                _ if known.gateway() == Gateway::Alipay && known.is_expired(now) => return Err(Refusal::Expired),
+                _ => {}
+            }
+            let old = std::mem::replace(&mut known.credential, asked.credential);
+            let known = known.clone();
+            inner.forget_code(old.as_ref());
+            inner.remember_code(&known);
+            return Ok(known);
+        }
+        inner.insert(asked.clone(), self.limit);
+        Ok(asked)
+    }
+
+    /// The trade of this name.
+    pub(crate) fn get(&self, key: &TradeKey, now: OffsetDateTime) -> Option<Trade> {
+        self.lock().live(key, now).cloned()
+    }
+
+    /// The trades with this number at a gateway; several only when accounts share it.
+    pub(crate) fn find(&self, gateway: Gateway, accounts: &[String], out_trade_no: &str) -> Vec<TradeKey> {
+        let inner = self.lock();
+        let key =
+            |account: &String| TradeKey { gateway, account: account.clone(), out_trade_no: out_trade_no.to_owned() };
+        accounts.iter().map(key).filter(|key| inner.trades.contains_key(key)).collect()
+    }
+
+    /// The trade that a code or `prepay_id` opens, while it does.
+    pub(crate) fn by_code(&self, code: &str, now: OffsetDateTime) -> Option<Trade> {
+        let mut inner = self.lock();
+        let key = inner.codes.get(code)?.clone();
+        let trade = inner.live(&key, now)?;
+        let works = trade.credential.as_ref().is_some_and(|credential| now <= credential.expires_at);
+        works.then(|| trade.clone())
+    }
+
+    /// The trade with the gateway's own number.
+    pub(crate) fn by_trade_no(&self, trade_no: &str, now: OffsetDateTime) -> Option<Trade> {
+        let mut inner = self.lock();
+        let key = inner.trade_nos.get(trade_no)?.clone();
+        inner.live(&key, now).cloned()
+    }
+
+    /// The buyer opens it: at Alipay the trade begins here.
+    pub(crate) fn open(&self, key: &TradeKey, now: OffsetDateTime) -> Result<Trade, Refusal> {
+        self.change(key, now, |trade| {
+            if trade.state == TradeState::Offered && !trade.is_expired(now) {
+                trade.open(now);
+            }
+            Ok(())
+        })
+    }
+
+    /// The buyer pays.
+    pub(crate) fn pay(&self, key: &TradeKey, now: OffsetDateTime) -> Result<Trade, Refusal> {
+        self.change(key, now, |trade| match trade.state {
+            TradeState::Paid => Err(Refusal::Paid),
+            TradeState::Closed => Err(Refusal::Closed),
+            _ if trade.is_expired(now) => Err(Refusal::Expired),
+            _ => {
+                trade.settle(now);
+                Ok(())
+            }
+        })
+    }
+
+    /// Closes it unpaid. Closing twice is no error here; the gateways differ on it.
+    pub(crate) fn close(&self, key: &TradeKey, now: OffsetDateTime) -> Result<Trade, Refusal> {
+        self.change(key, now, |trade| match trade.state {
+            TradeState::Paid => Err(Refusal::Paid),
+            TradeState::Closed => Err(Refusal::Closed),
+            _ => {
+                trade.close(now);
+                Ok(())
+            }
+        })
+    }
+
+    /// Changes a trade by `change`, which may refuse, and gives it back.
+    pub(crate) fn change(
+        &self,
+        key: &TradeKey,
+        now: OffsetDateTime,
+        change: impl FnOnce(&mut Trade) -> Result<(), Refusal>,
+    ) -> Result<Trade, Refusal> {
+        let mut inner = self.lock();
+        let trade = inner.live(key, now).ok_or(Refusal::Unknown)?;
+        let had = trade.trade_no.is_some();
+        change(trade)?;
+        let trade = trade.clone();
+        if let (false, Some(trade_no)) = (had, &trade.trade_no) {
+            inner.trade_nos.insert(trade_no.clone(), key.clone());
+        }
+        Ok(trade)
+    }
+
+    /// Notes how a delivery of the notification `id` went.
+    pub(crate) fn note(&self, key: &TradeKey, id: &str, note: impl FnOnce(&mut Notice)) {
+        let mut inner = self.lock();
+        let notices = inner.trades.get_mut(key).map(|trade| &mut trade.notices);
+        if let Some(notice) = notices.into_iter().flatten().find(|notice| notice.id == id) {
+            note(notice);
+        }
+    }
+
+    /// The newest `limit` trades that `wanted` accepts, newest first.
+    pub(crate) fn newest(&self, limit: usize, wanted: impl Fn(&Trade) -> bool) -> Vec<Trade> {
+        let inner = self.lock();
+        let newest_first = inner.order.iter().rev().filter_map(|key| inner.trades.get(key));
+        newest_first.filter(|trade| wanted(trade)).take(limit).cloned().collect()
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) {
+        *self.lock() = Inner::default();
+    }
+
+    /// A panic elsewhere leaves whole trades behind, so a poisoned lock is still good.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// The trade, closed first when its time ran out: Alipay closes by itself, WeChat Pay only stops taking money.
+    fn live(&mut self, key: &TradeKey, now: OffsetDateTime) -> Option<&mut Trade> {
+        let trade = self.trades.get_mut(key)?;
+        if trade.gateway() == Gateway::Alipay && trade.state == TradeState::Waiting && trade.is_expired(now) {
+            trade.close(trade.expires_at);
+        }
+        Some(trade)
+    }
+
+    fn insert(&mut self, trade: Trade, limit: usize) {
+        while self.trades.len() >= limit {
+            let Some(oldest) = self.order.pop_front() else { break };
+            self.drop_trade(&oldest);
+        }
+        self.remember_code(&trade);
+        self.order.push_back(trade.key());
+        self.trades.insert(trade.key(), trade);
+    }
+
+    fn drop_trade(&mut self, key: &TradeKey) {
+        let Some(trade) = self.trades.remove(key) else { return };
+        self.forget_code(trade.credential.as_ref());
+        if let Some(trade_no) = &trade.trade_no {
+            self.trade_nos.remove(trade_no);
+        }
+    }
+
+    fn remember_code(&mut self, trade: &Trade) {
+        if let Some(credential) = &trade.credential {
+            self.codes.insert(credential.code.clone(), trade.key());
+        }
+    }
+
+    fn forget_code(&mut self, credential: Option<&Credential>) {
+        if let Some(credential) = credential {
+            self.codes.remove(&credential.code);
+        }
+    }
+}

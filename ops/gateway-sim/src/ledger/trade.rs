@@ -1,0 +1,287 @@
+//! One trade as a gateway knows it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use time::{Duration, OffsetDateTime};
+
+use crate::clock;
+use crate::crypto::{DIGITS, random, random_text};
+
+/// Which of the two gateways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gateway {
+    /// Alipay.
+    Alipay,
+    /// WeChat Pay.
+    Wechat,
+}
+
+/// The product a trade was placed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Product {
+    /// `alipay.trade.page.pay`.
+    Page,
+    /// `alipay.trade.wap.pay`.
+    Wap,
+    /// `alipay.trade.app.pay`.
+    AlipayApp,
+    /// `alipay.trade.precreate`.
+    Qr,
+    /// `/v3/pay/transactions/native`.
+    Native,
+    /// `/v3/pay/transactions/jsapi`: official account and mini program.
+    Jsapi,
+    /// `/v3/pay/transactions/h5`.
+    H5,
+    /// `/v3/pay/transactions/app`.
+    WechatApp,
+}
+
+impl Product {
+    /// Whose product this is.
+    #[must_use]
+    pub fn gateway(self) -> Gateway {
+        match self {
+            Product::Page | Product::Wap | Product::AlipayApp | Product::Qr => Gateway::Alipay,
+            Product::Native | Product::Jsapi | Product::H5 | Product::WechatApp => Gateway::Wechat,
+        }
+    }
+
+    /// The value of `trade_type` at WeChat Pay; empty for Alipay.
+    #[must_use]
+    pub fn trade_type(self) -> &'static str {
+        match self {
+            Product::Native => "NATIVE",
+            Product::Jsapi => "JSAPI",
+            Product::H5 => "MWEB",
+            Product::WechatApp => "APP",
+            _ => "",
+        }
+    }
+}
+
+/// Where a trade stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TradeState {
+    /// Asked for at Alipay, not touched by the buyer: to a query it does not exist yet.
+    Offered,
+    /// Waiting for the buyer.
+    Waiting,
+    /// Paid.
+    Paid,
+    /// Closed unpaid.
+    Closed,
+}
+
+/// What a notification tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Event {
+    /// The trade was paid.
+    Paid,
+    /// The trade was closed unpaid (Alipay only).
+    Closed,
+}
+
+/// One notification, with all its deliveries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Notice {
+    /// `notify_id` at Alipay, `id` at WeChat Pay: the same at every delivery.
+    pub id: String,
+    /// What it tells.
+    pub event: Event,
+    /// Requests sent, right and wrong ones together.
+    pub sent: u32,
+    /// Right requests that were answered with success.
+    pub accepted: u32,
+    /// Forged or tampered requests that were answered with success: must stay 0.
+    pub wrong_accepted: u32,
+    /// The last answer, or why there was none.
+    pub last_answer: Option<String>,
+}
+
+/// Names a trade within the simulator.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TradeKey {
+    /// The gateway.
+    pub gateway: Gateway,
+    /// The account it belongs to: numbers are unique per merchant only.
+    pub account: String,
+    /// The merchant's number.
+    pub out_trade_no: String,
+}
+
+/// What the client needs to pay: a code, a `prepay_id`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// As handed to the merchant.
+    pub code: String,
+    /// After this it opens nothing.
+    pub expires_at: OffsetDateTime,
+}
+
+/// One trade.
+#[derive(Debug, Clone)]
+pub struct Trade {
+    /// The product, and with it the gateway.
+    pub product: Product,
+    /// The account's name.
+    pub account: String,
+    /// The merchant's number.
+    pub out_trade_no: String,
+    /// `app_id` or `appid` of the request; empty: the account's own.
+    pub app_id: String,
+    /// The order's amount.
+    pub amount_fen: i64,
+    /// What is bought: `subject` or `description`.
+    pub subject: String,
+    /// `passback_params` or `attach`.
+    pub attach: Option<String>,
+    /// The payer, when the request named one.
+    pub openid: Option<String>,
+    /// Where callbacks go; none, no callbacks.
+    pub notify_url: Option<String>,
+    /// Where the browser goes after payment (Alipay page and wap).
+    pub return_url: Option<String>,
+    /// Where the browser goes on giving up (Alipay wap).
+    pub quit_url: Option<String>,
+    /// Where it stands.
+    pub state: TradeState,
+    /// The gateway's own number, once there is one.
+    pub trade_no: Option<String>,
+    /// When it was asked for.
+    pub created_at: OffsetDateTime,
+    /// The last moment to pay.
+    pub expires_at: OffsetDateTime,
+    /// When it was paid.
+    pub paid_at: Option<OffsetDateTime>,
+    /// When it was closed.
+    pub closed_at: Option<OffsetDateTime>,
+    /// The newest credential; older ones stopped working.
+    pub credential: Option<Credential>,
+    /// Digest of the request's parameters: a repeat must agree.
+    pub digest: [u8; 32],
+    /// Its notifications.
+    pub notices: Vec<Notice>,
+}
+
+impl Trade {
+    /// A trade waiting for its buyer, with nothing optional set.
+    #[must_use]
+    pub fn new(product: Product, account: &str, out_trade_no: &str, amount_fen: i64) -> Trade {
+        let now = clock::now();
+        Trade {
+            product,
+            account: account.to_owned(),
+            out_trade_no: out_trade_no.to_owned(),
+            app_id: String::new(),
+            amount_fen,
+            subject: String::new(),
+            attach: None,
+            openid: None,
+            notify_url: None,
+            return_url: None,
+            quit_url: None,
+            state: TradeState::Waiting,
+            trade_no: None,
+            created_at: now,
+            expires_at: now + Duration::days(7),
+            paid_at: None,
+            closed_at: None,
+            credential: None,
+            digest: [0; 32],
+            notices: Vec::new(),
+        }
+    }
+
+    /// The same trade, paid now: what a load generator needs for a callback.
+    #[must_use]
+    pub fn paid(mut self) -> Trade {
+        self.settle(clock::now());
+        self
+    }
+
+    /// The gateway it lives at.
+    #[must_use]
+    pub fn gateway(&self) -> Gateway {
+        self.product.gateway()
+    }
+
+    /// Its name within the simulator.
+    #[must_use]
+    pub fn key(&self) -> TradeKey {
+        TradeKey { gateway: self.gateway(), account: self.account.clone(), out_trade_no: self.out_trade_no.clone() }
+    }
+
+    pub(crate) fn is_expired(&self, now: OffsetDateTime) -> bool {
+        now > self.expires_at
+    }
+
+    /// The buyer acts for the first time: only now is it a trade of Alipay's.
+    pub(crate) fn open(&mut self, now: OffsetDateTime) {
+        self.state = TradeState::Waiting;
+        self.trade_no = Some(trade_no(self.gateway(), now));
+    }
+
+    pub(crate) fn settle(&mut self, now: OffsetDateTime) {
+        if self.trade_no.is_none() {
+            self.open(now);
+        }
+        self.state = TradeState::Paid;
+        self.paid_at = Some(now);
+        self.notices.push(Notice::new(self.gateway(), Event::Paid, now));
+    }
+
+    pub(crate) fn close(&mut self, now: OffsetDateTime) {
+        self.state = TradeState::Closed;
+        self.closed_at = Some(now);
+    }
+
+    /// What the control API shows of it.
+    #[must_use]
+    pub fn view(&self) -> Value {
+        let time = |at: Option<OffsetDateTime>| at.map(clock::wechat);
+        json!({
+            "gateway": self.gateway(),
+            "account": self.account,
+            "product": self.product,
+            "out_trade_no": self.out_trade_no,
+            "trade_no": self.trade_no,
+            "amount_fen": self.amount_fen,
+            "subject": self.subject,
+            "state": self.state,
+            "code": self.credential.as_ref().map(|credential| &credential.code),
+            "notify_url": self.notify_url,
+            "created_at": clock::wechat(self.created_at),
+            "expires_at": clock::wechat(self.expires_at),
+            "paid_at": time(self.paid_at),
+            "closed_at": time(self.closed_at),
+            "notified": self.notices.iter().map(|notice| notice.sent).sum::<u32>(),
+            "delivered": self.notices.iter().any(|notice| notice.accepted > 0),
+            "wrong_accepted": self.notices.iter().map(|notice| notice.wrong_accepted).sum::<u32>(),
+            "last_answer": self.notices.last().and_then(|notice| notice.last_answer.as_ref()),
+            "notices": self.notices,
+        })
+    }
+}
+
+impl Notice {
+    pub(crate) fn new(gateway: Gateway, event: Event, now: OffsetDateTime) -> Notice {
+        let id = match gateway {
+            Gateway::Alipay => format!("{}00222{}", clock::day(now), random_text(21, DIGITS)),
+            Gateway::Wechat => uuid::Builder::from_random_bytes(random()).into_uuid().to_string(),
+        };
+        Notice { id, event, sent: 0, accepted: 0, wrong_accepted: 0, last_answer: None }
+    }
+}
+
+fn trade_no(gateway: Gateway, now: OffsetDateTime) -> String {
+    let day = clock::day(now);
+    match gateway {
+        Gateway::Alipay => format!("{day}22001{}", random_text(15, DIGITS)),
+        Gateway::Wechat => format!("42000{}{day}{}", random_text(5, DIGITS), random_text(10, DIGITS)),
+    }
+}

@@ -1,0 +1,24 @@
+//! Plays Alipay and WeChat Pay over HTTP, for development and tests.
+//!
+//! Everything that builds or checks a protocol's text is written here from the protocol papers and shares no
+//! code with the service under test: a mistake made twice in one place would cancel itself out.
+//! Modules in reading order: [`keys`], [`ledger`], `alipay`, `wechat`, [`notify`], [`deliver`], [`faults`],
+//! `control`, `pages`, and the server that joins them.
+
+mod alipay;
+mod clock;
+mod control;
+pub mod crypto;
+pub mod deliver;
+pub mod faults;
+mod json;
+pub mod keys;
+pub mod ledger;
+pub mod notify;
+mod pages;
+mod server;
+#[cfg(test)]
+mod vectors;
+mod wechat;
+
+pub use server::{Options, Simulator};

@@ -1,0 +1,85 @@
+//! Signed callbacks, rendered without any HTTP: for the deliveries of the simulator, for tests and for load.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+pub use crate::alipay::notify::render as alipay;
+pub use crate::wechat::notify::render as wechat;
+
+/// One request to a `notify_url`, ready to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedCallback {
+    /// Always `POST`.
+    pub method: &'static str,
+    /// The whole address; empty when the trade names none.
+    pub url: String,
+    /// Its path alone.
+    pub path: String,
+    /// The headers, content type included.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// What is to differ from the right callback. The default differs in nothing.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Overrides {
+    /// Another amount, in fen, correctly signed.
+    pub amount_fen: Option<i64>,
+    /// Alipay: form fields. WeChat Pay: JSON pointers into the resource before it is encrypted. `null` removes.
+    pub fields: BTreeMap<String, Option<Value>>,
+    /// WeChat Pay: JSON pointers into the envelope, after encrypting and before signing. `null` removes.
+    pub envelope: BTreeMap<String, Option<Value>>,
+    /// Sent in place of the rendered body. WeChat Pay signs it; at Alipay the signature is part of it.
+    pub body: Option<String>,
+    /// Headers changed after signing. `null` removes.
+    pub headers: BTreeMap<String, Option<String>>,
+    /// Another `notify_id` or `id`.
+    pub id: Option<String>,
+    /// Another time of sending, in Unix seconds.
+    pub at: Option<i64>,
+    /// WeChat Pay: the serial of the key that signs, of the account's own.
+    pub sign_with: Option<String>,
+    /// What is wrong with the signature.
+    pub wrong: Option<Wrong>,
+}
+
+/// Ways in which a callback fails its verification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wrong {
+    /// The body was changed after signing.
+    Tamper,
+    /// `Wechatpay-Serial` names no key that exists. Alipay has no serial: a key nobody knows signs.
+    WrongSerial,
+    /// WeChat Pay's probe traffic, `WECHATPAY/SIGNTEST/…`. Alipay has none; there it is a signature that is no base64.
+    Probe,
+    /// Signed by a stranger's key under the right name.
+    Forged,
+}
+
+impl SignedCallback {
+    pub(crate) fn new(url: Option<&str>, headers: Vec<(String, String)>, body: Vec<u8>) -> SignedCallback {
+        let url = url.unwrap_or_default();
+        SignedCallback { method: "POST", url: url.to_owned(), path: path_of(url).to_owned(), headers, body }
+    }
+
+    pub(crate) fn apply(&mut self, headers: &BTreeMap<String, Option<String>>) {
+        for (name, value) in headers {
+            self.headers.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
+            if let Some(value) = value {
+                self.headers.push((name.clone(), value.clone()));
+            }
+        }
+    }
+}
+
+/// The path of a URL without parsing all of it: this runs for every callback of a load test.
+fn path_of(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let path = rest.find('/').map_or("/", |start| &rest[start..]);
+    path.split(['?', '#']).next().unwrap_or(path)
+}

@@ -1,0 +1,190 @@
+//! The simulator as one server: state, routes, start and stop.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tracing::info;
+
+use crate::clock;
+use crate::deliver::Deliveries;
+use crate::faults::Faults;
+use crate::keys::SimKeys;
+use crate::ledger::{Gateway, Ledger, Refusal, Trade, TradeKey};
+use crate::notify::{Overrides, SignedCallback};
+use crate::{alipay, control, notify, pages, wechat};
+
+/// No gateway takes a larger body.
+const BODY_LIMIT: usize = 64 * 1024;
+
+/// How a simulator runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The pauses of the callback schedules are divided by it.
+    pub speed: f64,
+    /// Seed of the dice that decide on faults.
+    pub seed: u64,
+    /// Trades kept; the oldest is dropped for a new one.
+    pub max_trades: usize,
+    /// Callbacks in flight at a time.
+    pub max_deliveries: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { speed: 1.0, seed: 1, max_trades: 1_000_000, max_deliveries: 64 }
+    }
+}
+
+/// Both gateways, serving. Dropping it stops it.
+#[derive(Debug)]
+pub struct Simulator {
+    address: SocketAddr,
+    sim: Shared,
+    stop: Option<oneshot::Sender<()>>,
+    server: JoinHandle<()>,
+}
+
+impl Simulator {
+    /// Serves both gateways on `listen` (port 0: any free one) with the key set in `dir`.
+    ///
+    /// # Errors
+    /// When the key set or the address is no good.
+    pub async fn start(dir: &Path, listen: &str, options: &Options) -> Result<Simulator> {
+        let sim = Arc::new(Sim::new(SimKeys::load(dir)?, options)?);
+        let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+        let address = listener.local_addr().context("asking for the address listened on")?;
+        let (stop, stopped) = oneshot::channel();
+        let app = router(Arc::clone(&sim));
+        let server = tokio::spawn(async move {
+            let until = async {
+                let _ = stopped.await; // Said or dropped: both mean stop.
+            };
+            if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(until).await {
+                tracing::error!(%error, "The simulator stopped serving");
+            }
+        });
+        info!("Both gateways listen on http://{address}");
+        Ok(Simulator { address, sim, stop: Some(stop), server })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its base address: `http://127.0.0.1:7000`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Stops taking requests and gives up on deliveries; waits for requests under way, but not long.
+    pub async fn stop(mut self) {
+        self.sim.deliveries.stop();
+        drop(self.stop.take());
+        if tokio::time::timeout(Duration::from_secs(2), &mut self.server).await.is_err() {
+            self.server.abort();
+        }
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        self.sim.deliveries.stop();
+    }
+}
+
+/// What every handler shares.
+pub(crate) type Shared = Arc<Sim>;
+
+#[derive(Debug)]
+pub(crate) struct Sim {
+    pub(crate) keys: SimKeys,
+    pub(crate) ledger: Ledger,
+    pub(crate) faults: Faults,
+    pub(crate) deliveries: Deliveries,
+}
+
+impl Sim {
+    fn new(keys: SimKeys, options: &Options) -> Result<Sim> {
+        Ok(Sim {
+            keys,
+            ledger: Ledger::new(options.max_trades),
+            faults: Faults::new(options.seed),
+            deliveries: Deliveries::new(options.speed, options.max_deliveries)?,
+        })
+    }
+
+    /// The trade with this number; `Differs` when several accounts use it and none is named.
+    pub(crate) fn one_trade(
+        &self,
+        gateway: Gateway,
+        out_trade_no: &str,
+        account: Option<&str>,
+    ) -> Result<TradeKey, Refusal> {
+        let accounts: Vec<String> = match (account, gateway) {
+            (Some(account), _) => vec![account.to_owned()],
+            (None, Gateway::Alipay) => self.keys.alipay.iter().map(|merchant| merchant.account.clone()).collect(),
+            (None, Gateway::Wechat) => self.keys.wechat.iter().map(|merchant| merchant.account.clone()).collect(),
+        };
+        let mut found = self.ledger.find(gateway, &accounts, out_trade_no);
+        match found.len() {
+            0 | 1 => found.pop().ok_or(Refusal::Unknown),
+            _ => Err(Refusal::Differs),
+        }
+    }
+
+    /// The buyer pays, and the callbacks begin.
+    pub(crate) fn pay(self: &Arc<Self>, key: &TradeKey) -> Result<Trade, Refusal> {
+        let trade = self.ledger.pay(key, clock::now())?;
+        info!(out_trade_no = trade.out_trade_no, amount_fen = trade.amount_fen, "{} was paid", trade.out_trade_no);
+        self.deliveries.start(self, &trade);
+        Ok(trade)
+    }
+
+    /// The callback of the trade's last notification; `None` when its account is gone.
+    pub(crate) fn render(&self, trade: &Trade, overrides: &Overrides) -> Option<SignedCallback> {
+        match trade.gateway() {
+            Gateway::Alipay => {
+                self.keys.alipay_account(&trade.account).map(|merchant| notify::alipay(merchant, trade, overrides))
+            }
+            Gateway::Wechat => {
+                self.keys.wechat_account(&trade.account).map(|merchant| notify::wechat(merchant, trade, overrides))
+            }
+        }
+    }
+
+    /// Where the browser goes after payment, if the merchant said so.
+    pub(crate) fn return_url(&self, trade: &Trade) -> Option<String> {
+        let merchant = self.keys.alipay_account(&trade.account).filter(|_| trade.gateway() == Gateway::Alipay)?;
+        alipay::notify::return_url(merchant, trade, clock::now())
+    }
+
+    /// The payee's number at the gateway.
+    pub(crate) fn merchant_id(&self, trade: &Trade) -> String {
+        let id = match trade.gateway() {
+            Gateway::Alipay => self.keys.alipay_account(&trade.account).map(|merchant| &merchant.seller_id),
+            Gateway::Wechat => self.keys.wechat_account(&trade.account).map(|merchant| &merchant.mchid),
+        };
+        id.cloned().unwrap_or_default()
+    }
+}
+
+fn router(sim: Shared) -> Router {
+    Router::new()
+        .merge(alipay::router())
+        .merge(wechat::router())
+        .merge(pages::router())
+        .merge(control::router())
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(sim)
+}

@@ -1,0 +1,206 @@
+//! The API: prepay of four products, both queries, close.
+
+use axum::extract::{Path, State};
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+use time::{Duration, OffsetDateTime};
+
+use super::answer::Problem;
+use super::auth::Call;
+use super::{fields, h5_url};
+use crate::clock;
+use crate::crypto::{ALPHANUMERIC, DIGITS, random_text};
+use crate::faults::ApiFault;
+use crate::json::{digest, owned, text};
+use crate::keys::WechatMerchant;
+use crate::ledger::{Credential, Gateway, Product, Refusal, Trade, TradeKey, TradeState};
+use crate::server::{Shared, Sim};
+
+type Answer = Result<Option<Value>, Problem>;
+
+/// `POST /v3/pay/transactions/{native|jsapi|h5|app}`.
+pub(crate) async fn prepay(State(sim): State<Shared>, Path(product): Path<String>, call: Call) -> Response {
+    let product = match product.as_str() {
+        "native" => Product::Native,
+        "jsapi" => Product::Jsapi,
+        "h5" => Product::H5,
+        "app" => Product::WechatApp,
+        _ => return not_found(),
+    };
+    let answer: Answer = async {
+        let body = call.json()?;
+        fault(&sim, text(&body, "out_trade_no")).await?;
+        place(&sim, &call.merchant, product, &body).map(Some)
+    }
+    .await;
+    call.answer(answer)
+}
+
+/// `GET /v3/pay/transactions/out-trade-no/{out_trade_no}?mchid=`.
+pub(crate) async fn query_by_number(State(sim): State<Shared>, Path(number): Path<String>, call: Call) -> Response {
+    let answer: Answer = async {
+        check_query(&call)?;
+        fault(&sim, Some(&number)).await?;
+        if !fields::is_out_trade_no(&number) {
+            return Err(Problem::field("/out_trade_no", Some(&json!(number)), "格式不正确"));
+        }
+        let trade = sim.ledger.get(&key(&call.merchant, &number), clock::now()).ok_or_else(no_order)?;
+        Ok(Some(transaction(&call.merchant, &trade)))
+    }
+    .await;
+    call.answer(answer)
+}
+
+/// `GET /v3/pay/transactions/id/{transaction_id}?mchid=`: paid orders only.
+pub(crate) async fn query_by_id(State(sim): State<Shared>, Path(id): Path<String>, call: Call) -> Response {
+    let answer: Answer = async {
+        check_query(&call)?;
+        fault(&sim, None).await?;
+        let ours = |trade: &Trade| {
+            let mine = trade.gateway() == Gateway::Wechat && trade.account == call.merchant.account;
+            mine && trade.state == TradeState::Paid
+        };
+        let trade = sim.ledger.by_trade_no(&id, clock::now()).filter(ours).ok_or_else(no_order)?;
+        Ok(Some(transaction(&call.merchant, &trade)))
+    }
+    .await;
+    call.answer(answer)
+}
+
+/// `POST /v3/pay/transactions/out-trade-no/{out_trade_no}/close`: 204, also when it is closed already.
+pub(crate) async fn close(State(sim): State<Shared>, Path(number): Path<String>, call: Call) -> Response {
+    let answer: Answer = async {
+        let body = call.json()?;
+        fields::check_close(&body)?;
+        check_mchid(text(&body, "mchid"), &call.merchant)?;
+        fault(&sim, Some(&number)).await?;
+        match sim.ledger.close(&key(&call.merchant, &number), clock::now()) {
+            Ok(_) | Err(Refusal::Closed) => Ok(None),
+            Err(Refusal::Unknown) => Err(no_order()),
+            Err(_) => Err(Problem::new(400, "ORDER_PAID", "该订单已支付")),
+        }
+    }
+    .await;
+    call.answer(answer)
+}
+
+fn place(sim: &Sim, merchant: &WechatMerchant, product: Product, body: &Value) -> Result<Value, Problem> {
+    fields::check(product, body)?;
+    check_mchid(text(body, "mchid"), merchant)?;
+    let appid = owned(body, "appid").unwrap_or_default();
+    if !merchant.appids.contains(&appid) {
+        return Err(Problem::new(400, "APPID_MCHID_NOT_MATCH", "appid和mch_id不匹配"));
+    }
+    let now = clock::now();
+    let prepay_id = format!("wx{}{}", clock::day(now), random_text(26, DIGITS));
+    let (code, life) = credential(product, &prepay_id);
+    let amount_fen = body.pointer("/amount/total").and_then(Value::as_i64).unwrap_or_default();
+    let mut trade = Trade::new(product, &merchant.account, text(body, "out_trade_no").unwrap_or_default(), amount_fen);
+    trade.app_id = appid;
+    trade.subject = owned(body, "description").unwrap_or_default();
+    trade.attach = owned(body, "attach");
+    trade.openid = body.pointer("/payer/openid").and_then(Value::as_str).map(str::to_owned);
+    trade.notify_url = owned(body, "notify_url");
+    trade.expires_at = expiry(body, now);
+    trade.digest = digest(body);
+    trade.credential = Some(Credential { code: code.clone(), expires_at: now + life });
+    match sim.ledger.place(trade, now) {
+        Ok(_) => Ok(match product {
+            Product::Native => json!({ "code_url": code }),
+            Product::H5 => json!({ "h5_url": code }),
+            _ => json!({ "prepay_id": code }),
+        }),
+        Err(Refusal::Paid) => Err(Problem::new(400, "ORDER_PAID", "该订单已支付")),
+        Err(Refusal::Closed) => Err(Problem::new(400, "ORDER_CLOSED", "该订单已关闭")),
+        Err(_) => Err(Problem::new(403, "OUT_TRADE_NO_USED", "商户订单号重复：请求重入时，参数与首次请求时不一致")),
+    }
+}
+
+/// What the client gets, and how long it works.
+fn credential(product: Product, prepay_id: &str) -> (String, Duration) {
+    match product {
+        Product::Native => {
+            let code = format!("weixin://wxpay/bizpayurl/up?pr={}&groupid=00", random_text(12, ALPHANUMERIC));
+            (code, Duration::hours(2))
+        }
+        Product::H5 => (h5_url(prepay_id, &random_text(10, DIGITS)), Duration::minutes(5)),
+        _ => (prepay_id.to_owned(), Duration::hours(2)),
+    }
+}
+
+/// Moved into 1 minute to 7 days from now; absent, 7 days.
+fn expiry(body: &Value, now: OffsetDateTime) -> OffsetDateTime {
+    let (first, last) = (now + Duration::MINUTE, now + Duration::days(7));
+    text(body, "time_expire").and_then(clock::parse_wechat).map_or(last, |at| at.clamp(first, last))
+}
+
+/// The answer of both queries; a notification carries the same.
+pub(crate) fn transaction(merchant: &WechatMerchant, trade: &Trade) -> Value {
+    let appid = Some(&trade.app_id).filter(|appid| !appid.is_empty()).or(merchant.appids.first());
+    let (state, words) = match trade.state {
+        TradeState::Paid => ("SUCCESS", "支付成功"),
+        TradeState::Closed => ("CLOSED", "订单已关闭"),
+        _ => ("NOTPAY", "订单未支付"),
+    };
+    let mut answer = Map::new();
+    let mut put = |name: &str, value: Value| answer.insert(name.to_owned(), value);
+    put("appid", json!(appid));
+    put("mchid", json!(merchant.mchid));
+    put("out_trade_no", json!(trade.out_trade_no));
+    put("trade_state", json!(state));
+    put("trade_state_desc", json!(words));
+    if trade.state != TradeState::Paid {
+        put("amount", json!({ "total": trade.amount_fen }));
+        return Value::Object(answer);
+    }
+    let (total, openid) = (trade.amount_fen, trade.openid.as_deref().unwrap_or("oUpF8uMuAJO_M2pxb1Q9zNjWeS6o"));
+    put("transaction_id", json!(trade.trade_no));
+    put("trade_type", json!(trade.product.trade_type()));
+    put("bank_type", json!("OTHERS"));
+    put("success_time", json!(trade.paid_at.map(clock::wechat)));
+    put("payer", json!({ "openid": openid }));
+    put("amount", json!({ "total": total, "payer_total": total, "currency": "CNY", "payer_currency": "CNY" }));
+    if let Some(attach) = &trade.attach {
+        put("attach", json!(attach));
+    }
+    Value::Object(answer)
+}
+
+fn check_query(call: &Call) -> Result<(), Problem> {
+    let query = call.uri.query().unwrap_or_default();
+    let pairs: Vec<_> = url::form_urlencoded::parse(query.as_bytes()).collect();
+    match pairs.as_slice() {
+        [(name, mchid)] if name == "mchid" => check_mchid(Some(mchid), &call.merchant),
+        _ => Err(Problem::new(400, "PARAM_ERROR", "查询参数应当只有mchid")),
+    }
+}
+
+fn check_mchid(mchid: Option<&str>, merchant: &WechatMerchant) -> Result<(), Problem> {
+    if mchid == Some(merchant.mchid.as_str()) {
+        return Ok(());
+    }
+    Err(Problem::new(400, "PARAM_ERROR", "商户号与签名中的商户号不一致"))
+}
+
+async fn fault(sim: &Sim, out_trade_no: Option<&str>) -> Result<(), Problem> {
+    match sim.faults.api(out_trade_no).await {
+        Some(ApiFault::Unavailable) => Err(Problem::new(500, "SYSTEM_ERROR", "系统异常，请稍后重试")),
+        None => Ok(()),
+    }
+}
+
+fn key(merchant: &WechatMerchant, out_trade_no: &str) -> TradeKey {
+    let account = merchant.account.clone();
+    TradeKey { gateway: Gateway::Wechat, account, out_trade_no: out_trade_no.to_owned() }
+}
+
+fn no_order() -> Problem {
+    Problem::new(404, "ORDER_NOT_EXIST", "订单不存在")
+}
+
+/// The front end's answer to a path it does not know: no body.
+fn not_found() -> Response {
+    let mut response = Response::new(axum::body::Body::empty());
+    *response.status_mut() = axum::http::StatusCode::NOT_FOUND;
+    response
+}

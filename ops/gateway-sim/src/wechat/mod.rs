@@ -1,0 +1,30 @@
+//! WeChat Pay API v3: prepay, query, close, notifications, and the client's invoke parameters.
+//!
+//! Refunds, bills and `GET /v3/certificates` belong here when their issues come.
+
+pub(crate) mod answer;
+pub(crate) mod api;
+pub(crate) mod auth;
+pub(crate) mod fields;
+pub(crate) mod invoke;
+pub(crate) mod notify;
+pub(crate) mod sign;
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use crate::server::Shared;
+
+pub(crate) fn router() -> Router<Shared> {
+    Router::new()
+        .route("/v3/pay/transactions/{product}", post(api::prepay))
+        .route("/v3/pay/transactions/out-trade-no/{out_trade_no}", get(api::query_by_number))
+        .route("/v3/pay/transactions/id/{transaction_id}", get(api::query_by_id))
+        .route("/v3/pay/transactions/out-trade-no/{out_trade_no}/close", post(api::close))
+        .route("/wechat/invoke", post(invoke::invoke))
+}
+
+/// The address that H5 payments navigate to.
+pub(crate) fn h5_url(prepay_id: &str, package: &str) -> String {
+    format!("https://wx.tenpay.com/cgi-bin/mmpayweb-bin/checkmweb?prepay_id={prepay_id}&package={package}")
+}

@@ -1,0 +1,6 @@
+//! The simulator as its clients see it: over HTTP, with a merchant that signs and a listener that takes callbacks.
+
+mod alipay;
+mod faults;
+mod wechat;
+mod world;

@@ -1,0 +1,165 @@
+//! A virtual host of its own for each test, so that tests run side by side on one broker.
+
+use reqwest::{Client, Method};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use shared::mq::topology::{self, Policy, Setting};
+use shared::mq::{self, Connection};
+use url::Url;
+use uuid::Uuid;
+
+/// What a service user may do, as the deploy step grants it.
+const SERVICE: [&str; 3] = [r"^payment\.", r"^(payment\.|amq\.default)", r"^payment\."];
+const EVERYTHING: [&str; 3] = [".*", ".*", ".*"];
+
+/// A fresh virtual host with the payment topology; it is deleted when this value is dropped.
+pub struct TestBroker {
+    management: Management,
+    vhost: String,
+}
+
+impl TestBroker {
+    /// A virtual host with topology and policies.
+    pub async fn new() -> TestBroker {
+        let broker = TestBroker::empty().await;
+        let connection = broker.admin().await;
+        topology::declare(&connection).await.expect("the topology can be declared");
+        for policy in topology::policies() {
+            broker.set_policy(policy).await;
+        }
+        mq::close(&connection).await;
+        broker
+    }
+
+    /// A virtual host without anything in it.
+    pub async fn empty() -> TestBroker {
+        shared::telemetry::install_crypto();
+        let broker =
+            TestBroker { management: Management::from_env(), vhost: format!("test-{}", Uuid::now_v7().simple()) };
+        broker.manage(Method::PUT, &["vhosts", &broker.vhost], json!({})).await;
+        let (admin, service) = (user(&crate::env("AMQP_ADMIN_URL")), user(&crate::env("AMQP_URL")));
+        if service != admin {
+            broker.grant(&service, SERVICE).await;
+        }
+        broker.grant(&admin, EVERYTHING).await;
+        broker
+    }
+
+    /// The address for a service.
+    pub fn uri(&self) -> SecretString {
+        self.uri_of("AMQP_URL")
+    }
+
+    /// The address for a user who may do everything in this virtual host.
+    pub fn admin_uri(&self) -> SecretString {
+        self.uri_of("AMQP_ADMIN_URL")
+    }
+
+    /// A connection that may do everything here.
+    pub async fn admin(&self) -> Connection {
+        mq::open(&self.admin_uri(), "test").await.expect("the broker answers")
+    }
+
+    /// The name of the virtual host.
+    pub fn vhost(&self) -> &str {
+        &self.vhost
+    }
+
+    /// Sets what `user` may configure, write and read.
+    pub async fn grant(&self, user: &str, [configure, write, read]: [&str; 3]) {
+        let rights = json!({ "configure": configure, "write": write, "read": read });
+        self.manage(Method::PUT, &["permissions", &self.vhost, user], rights).await;
+    }
+
+    /// Closes every connection to this virtual host, as an operator would.
+    pub async fn close_connections(&self) {
+        let open = self.manage(Method::GET, &["vhosts", &self.vhost, "connections"], Value::Null).await;
+        for name in open.as_array().into_iter().flatten().filter_map(|open| open["name"].as_str()) {
+            self.manage(Method::DELETE, &["connections", name], Value::Null).await;
+        }
+    }
+
+    /// The state of a queue as the management plug-in tells it.
+    pub async fn queue(&self, name: &str) -> Value {
+        self.manage(Method::GET, &["queues", &self.vhost, name], Value::Null).await
+    }
+
+    /// Sets a policy of the topology.
+    pub async fn set_policy(&self, policy: &Policy) {
+        let definition: serde_json::Map<_, _> = policy
+            .definition
+            .iter()
+            .map(|(name, setting)| match setting {
+                Setting::Text(text) => ((*name).to_owned(), json!(text)),
+                Setting::Number(number) => ((*name).to_owned(), json!(number)),
+            })
+            .collect();
+        let policy_body = json!({
+            "pattern": policy.pattern, "apply-to": "queues", "priority": policy.priority, "definition": definition,
+        });
+        self.manage(Method::PUT, &["policies", &self.vhost, policy.name], policy_body).await;
+    }
+
+    /// One call to the management plug-in below `/api`; the answer, or null for an empty one.
+    pub async fn manage(&self, method: Method, path: &[&str], body: Value) -> Value {
+        self.management.call(method, path, body).await
+    }
+
+    fn uri_of(&self, variable: &str) -> SecretString {
+        let mut url = Url::parse(&crate::env(variable)).expect("an AMQP URL");
+        url.set_path(&self.vhost);
+        SecretString::from(String::from(url))
+    }
+}
+
+impl Drop for TestBroker {
+    fn drop(&mut self) {
+        let (management, vhost) = (self.management.clone(), self.vhost.clone());
+        // A runtime of its own: the test's one may be ending. What cannot be deleted is left behind.
+        let delete = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime
+                .map(|runtime| runtime.block_on(management.try_call(Method::DELETE, &["vhosts", &vhost], Value::Null)))
+        };
+        let _ = std::thread::spawn(delete).join();
+    }
+}
+
+#[derive(Clone)]
+struct Management {
+    url: Url,
+}
+
+impl Management {
+    fn from_env() -> Management {
+        Management { url: Url::parse(&crate::env("RABBITMQ_MANAGEMENT_URL")).expect("an HTTP URL") }
+    }
+
+    async fn call(&self, method: Method, path: &[&str], body: Value) -> Value {
+        match self.try_call(method.clone(), path, body).await {
+            Ok(value) => value,
+            Err(error) => panic!("{method} {path:?}: {error}"),
+        }
+    }
+
+    async fn try_call(&self, method: Method, path: &[&str], body: Value) -> Result<Value, String> {
+        let mut url = self.url.clone();
+        url.path_segments_mut().map_err(|()| "no base")?.pop_if_empty().push("api").extend(path);
+        // A client of its own for each call: a pooled connection would belong to a runtime that may be gone.
+        let mut request = Client::builder().no_proxy().build().map_err(|error| error.to_string())?.request(method, url);
+        if !body.is_null() {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.map_err(|error| error.without_url().to_string())?;
+        let (status, text) = (answer.status(), answer.text().await.map_err(|error| error.without_url().to_string())?);
+        if !status.is_success() {
+            return Err(format!("{status}: {text}"));
+        }
+        if text.is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text).map_err(|error| error.to_string()) }
+    }
+}
+
+/// The user that an address names.
+fn user(url: &str) -> String {
+    Url::parse(url).expect("a URL").username().to_owned()
+}

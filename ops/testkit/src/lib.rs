@@ -1,0 +1,15 @@
+//! What tests on real servers share. For dev-dependencies alone.
+
+mod broker;
+mod relay;
+
+pub use broker::TestBroker;
+pub use relay::Relay;
+
+/// The value of an environment variable that only `cargo xtask test` sets.
+///
+/// # Panics
+/// Without the variable: a test that needs a server fails, it is never skipped.
+pub fn env(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run the tests with `cargo xtask test`"))
+}

@@ -1,0 +1,148 @@
+//! Cargo, run on this checkout by steps a person can follow.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use serde::Deserialize;
+
+use crate::{
+    process::Process,
+    rundir::checkout,
+    ui::{check_stop, is_stopping},
+};
+
+/// How long a tool may take to end after it was asked to: a test runner stops its tests first.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// The profile binaries are built in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Quick to build.
+    Dev,
+    /// Quick to run.
+    Release,
+}
+
+/// `cargo` with these arguments, at the root of the checkout, not connected to any database.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(args).current_dir(checkout()).stdin(Stdio::null());
+    // What `cargo run` told this tool about itself is not for the cargo below it.
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&*name);
+        }
+    }
+    // The checked queries are compiled from `.sqlx`, whatever database the caller's shell knows of.
+    cargo.env("SQLX_OFFLINE", "true").env_remove("DATABASE_URL");
+    cargo
+}
+
+/// Runs a command to its end, with its output on the screen.
+///
+/// # Errors
+/// When it cannot be run or this tool is asked to stop, which stops it too.
+pub fn finish(command: &mut Command) -> Result<ExitStatus> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut child = command.spawn().with_context(|| format!("could not run {name}"))?;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            check_stop()?;
+            return Ok(status);
+        }
+        if is_stopping() {
+            end(&mut child);
+            check_stop()?;
+        }
+        sleep(Duration::from_millis(30));
+    }
+}
+
+fn end(child: &mut Child) {
+    let process = i32::try_from(child.id()).ok().and_then(Process::find);
+    if let Some(process) = process {
+        process.stop(Signal::TERM, GRACE);
+    }
+    drop(child.wait());
+}
+
+/// Runs a command that must succeed.
+pub fn must(what: &str, command: &mut Command) -> Result<()> {
+    let status = finish(command)?;
+    ensure!(status.success(), "{what}: see the messages above ({})", shown(command));
+    Ok(())
+}
+
+/// The command as a person would type it.
+fn shown(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words = [program].into_iter().chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+/// Whether a subcommand of cargo is on this machine.
+pub fn has(subcommand: &str) -> bool {
+    let mut version = cargo(&[subcommand, "--version"]);
+    version.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// Builds the workspace's binaries and says where they are.
+pub fn build_binaries(profile: Profile) -> Result<PathBuf> {
+    let mut build = cargo(&["build", "--workspace", "--bins", "--locked"]);
+    if profile == Profile::Release {
+        build.arg("--release");
+    }
+    must("the build failed", &mut build)?;
+    let folder = if profile == Profile::Release { "release" } else { "debug" };
+    Ok(Workspace::read()?.target_directory.join(folder))
+}
+
+/// What cargo knows about this workspace.
+#[derive(Debug, Deserialize)]
+pub struct Workspace {
+    /// Its crates.
+    pub packages: Vec<Package>,
+    /// Where it builds.
+    pub target_directory: PathBuf,
+}
+
+/// One crate.
+#[derive(Debug, Deserialize)]
+pub struct Package {
+    /// Its name for `-p`.
+    pub name: String,
+    manifest_path: PathBuf,
+}
+
+impl Workspace {
+    /// Asks cargo.
+    pub fn read() -> Result<Workspace> {
+        let output = cargo(&["metadata", "--no-deps", "--format-version", "1"]).stderr(Stdio::inherit()).output()?;
+        ensure!(output.status.success(), "cargo metadata failed");
+        serde_json::from_slice(&output.stdout).context("cargo metadata printed something else")
+    }
+}
+
+impl Package {
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        self.manifest_path.parent().unwrap_or(&self.manifest_path)
+    }
+}
+
+/// A program built by [`build_binaries`].
+pub fn binary(folder: &Path, name: &str) -> Result<PathBuf> {
+    let path = folder.join(name);
+    if !path.is_file() {
+        bail!("the workspace has no program {name} (looked in {})", folder.display());
+    }
+    Ok(path)
+}

@@ -1,0 +1,264 @@
+//! `cargo xtask demo`: the whole business on this machine, from a shop's page to the event that it waits for.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    thread::sleep,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use crate::{
+    apps::{Apps, Ready},
+    cargo::{self, Profile, must},
+    ports,
+    rundir::write_private,
+    running::{Running, Servers},
+    servers::Kind,
+    ui::{check_stop, say},
+};
+
+/// What programs see of the caller's environment.
+const KEPT: [&str; 7] = ["PATH", "HOME", "LANG", "TZ", "TERM", "RUST_LOG", "RUST_BACKTRACE"];
+/// What only the deploy step may know.
+const DEPLOY_ONLY: [&str; 2] = ["AMQP_ADMIN_URL", "RABBITMQ_MANAGEMENT_URL"];
+/// What is no business of the shop and of the gateways: in the world they belong to somebody else.
+const SERVICE_ONLY: [&str; 5] = ["DATABASE_URL", "AMQP_URL", "REDIS_URL", "VIEW_TOKEN_SECRET", "GATEWAYS_FILE"];
+
+/// How to show it.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Play one purchase at each gateway without a browser, print the events and end: 0 only if both arrived.
+    #[arg(long)]
+    once: bool,
+    /// Build and run optimized programs; the first build takes longer.
+    #[arg(long)]
+    release: bool,
+    /// How many times faster than the real gateways the simulator repeats its callbacks.
+    #[arg(long, default_value_t = 60)]
+    speed: u32,
+    /// Do not install anything.
+    #[arg(long)]
+    no_install: bool,
+    /// Build nothing: run the programs in this folder.
+    #[arg(long, conflicts_with = "release")]
+    bin_dir: Option<PathBuf>,
+}
+
+/// Where everything listens.
+#[derive(Debug)]
+struct Addresses {
+    shop: u16,
+    api: u16,
+    api_ops: u16,
+    callbacks_ops: u16,
+    relay_ops: u16,
+    simulator: u16,
+}
+
+impl Addresses {
+    /// Easy to remember where free.
+    fn usual() -> Result<Addresses> {
+        let port = ports::usual_or_free;
+        Ok(Addresses {
+            shop: port(3000)?,
+            api: port(8080)?,
+            api_ops: port(9100)?,
+            callbacks_ops: port(9101)?,
+            relay_ops: port(9102)?,
+            simulator: port(7000)?,
+        })
+    }
+
+    fn free() -> Result<Addresses> {
+        let ports = ports::free(6)?;
+        let [shop, api, api_ops, callbacks_ops, relay_ops, simulator] = ports[..] else {
+            unreachable!("six ports were asked for")
+        };
+        Ok(Addresses { shop, api, api_ops, callbacks_ops, relay_ops, simulator })
+    }
+}
+
+/// Runs the demo until Ctrl-C, or once.
+pub fn run(demo: &Demo) -> Result<ExitCode> {
+    let binaries = match &demo.bin_dir {
+        Some(folder) => std::path::absolute(folder)?,
+        None => build(if demo.release { Profile::Release } else { Profile::Dev })?,
+    };
+    let purpose = if demo.once { "demo-once" } else { "demo" };
+    let mut running = Running::up(purpose, Servers::Own, &Kind::ALL, !demo.no_install)?;
+    // From here on a failure leaves the logs to be read.
+    running.keep_logs();
+    let addresses = if demo.once { Addresses::free()? } else { Addresses::usual()? };
+    let stage = Stage::new(&running, binaries, addresses)?;
+    let mut apps = Apps::new(&stage.dir)?;
+    stage.prepare()?;
+    stage.start(&mut apps, demo.speed)?;
+
+    let code = if demo.once { stage.play_once(&apps)? } else { stage.show(&apps)? };
+    apps.stop();
+    if code == ExitCode::SUCCESS {
+        running.forget_logs();
+    }
+    Ok(code)
+}
+
+fn build(profile: Profile) -> Result<PathBuf> {
+    let name = if profile == Profile::Release { "release" } else { "dev" };
+    say("build", format_args!("cargo build --bins ({name} profile)"));
+    cargo::build_binaries(profile)
+}
+
+/// The programs, what they are told, and where.
+#[derive(Debug)]
+struct Stage {
+    dir: PathBuf,
+    binaries: PathBuf,
+    addresses: Addresses,
+    env: BTreeMap<&'static str, String>,
+}
+
+impl Stage {
+    fn new(running: &Running, binaries: PathBuf, addresses: Addresses) -> Result<Stage> {
+        let dir = running.set.dir.clone();
+        let mut env: BTreeMap<&'static str, String> = running.set.env()?.into_iter().collect();
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        env.insert("GATEWAYS_FILE", gateways(&dir).join("gateways.toml").display().to_string());
+        env.insert("PUBLIC_URL", url(addresses.api));
+        env.insert("RETURN_URL_ORIGINS", url(addresses.shop));
+        env.insert("API_URL", url(addresses.api));
+        env.insert("SIM_URL", url(addresses.simulator));
+        env.insert("SHOP_URL", url(addresses.shop));
+        env.insert("JWT_HS256_SECRET", ports::secret()?);
+        env.insert("JWT_ISSUER", "payment".into());
+        env.insert("JWT_AUDIENCE", "payment-api".into());
+        env.insert("VIEW_TOKEN_SECRET", ports::secret()?);
+        Ok(Stage { dir, binaries, addresses, env })
+    }
+
+    /// What a deployment does once: tables, topology, keys.
+    fn prepare(&self) -> Result<()> {
+        say("payment-api", "migrate: the tables");
+        self.run_quietly("payment-api", &["migrate"])?;
+        say("payment-api", "broker-setup: exchanges, queues, policies");
+        self.run_quietly("payment-api", &["broker-setup"])?;
+        say("gateway-sim", "keygen: keys of two gateways and a merchant");
+        let (folder, url) = (gateways(&self.dir), format!("http://127.0.0.1:{}", self.addresses.simulator));
+        fs::create_dir_all(&folder)?;
+        let folder = folder.to_str().context("the temporary folder's path is not text")?;
+        self.run_quietly("gateway-sim", &["keygen", "--dir", folder, "--url", &url])
+    }
+
+    fn start(&self, apps: &mut Apps, speed: u32) -> Result<()> {
+        let at = &self.addresses;
+        let ready = |port| Ready { port, path: "/readyz" };
+        let mut simulator = self.program("gateway-sim", Some(at.simulator), None)?;
+        simulator.args(["serve", "--dir"]).arg(gateways(&self.dir));
+        simulator.args(["--listen", &listen(at.simulator), "--speed", &speed.to_string()]);
+        apps.start("gateway-sim", &mut simulator)?;
+        apps.start("relay", &mut self.program("relay", None, Some(at.relay_ops))?)?;
+        apps.start("callback-worker", &mut self.program("callback-worker", None, Some(at.callbacks_ops))?)?;
+        apps.start("payment-api", self.program("payment-api", Some(at.api), Some(at.api_ops))?.arg("serve"))?;
+        apps.wait_ready("gateway-sim", Ready { port: at.simulator, path: "/healthz" })?;
+        apps.wait_ready("relay", ready(at.relay_ops))?;
+        apps.wait_ready("callback-worker", ready(at.callbacks_ops))?;
+        apps.wait_ready("payment-api", ready(at.api_ops))?;
+        apps.start("shop", self.program("shop", Some(at.shop), None)?.arg("serve"))?;
+        apps.wait_ready("shop", Ready { port: at.shop, path: "/healthz" })
+    }
+
+    /// Prints where everything is and stays until somebody asks for an end.
+    fn show(&self, apps: &Apps) -> Result<ExitCode> {
+        let at = &self.addresses;
+        println!(
+            "\n  The shop         http://127.0.0.1:{}\n  \
+               The API          http://127.0.0.1:{}/docs\n  \
+               The simulator    http://127.0.0.1:{}\n  \
+               Metrics          http://127.0.0.1:{}/metrics (payment-api)\n  \
+             \x20                http://127.0.0.1:{}/metrics (callback-worker)\n  \
+             \x20                http://127.0.0.1:{}/metrics (relay)\n  \
+               Logs             {}\n  \
+               Variables        {}\n\n\
+             Ctrl-C stops everything.\n",
+            at.shop,
+            at.api,
+            at.simulator,
+            at.api_ops,
+            at.callbacks_ops,
+            at.relay_ops,
+            self.dir.join("logs").display(),
+            self.write_env()?.display()
+        );
+        while check_stop().is_ok() {
+            apps.check()?;
+            sleep(Duration::from_millis(200));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Lets the shop buy something at each gateway; its word is the result.
+    fn play_once(&self, apps: &Apps) -> Result<ExitCode> {
+        say("shop", "one purchase at each gateway");
+        let status = cargo::finish(self.program("shop", None, None)?.arg("once"))?;
+        apps.check()?;
+        let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+        if !status.success() {
+            say("shop", format_args!("not everything arrived; logs in {}", self.dir.join("logs").display()));
+        }
+        Ok(ExitCode::from(code))
+    }
+
+    /// A program that is told where everything is that is its business, and nothing of the caller's
+    /// environment but its log level.
+    fn program(&self, name: &str, listens: Option<u16>, ops: Option<u16>) -> Result<Command> {
+        let mut program = Command::new(cargo::binary(&self.binaries, name)?);
+        let kept = std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept));
+        let mut env = self.env.clone();
+        env.retain(|name, _| !DEPLOY_ONLY.contains(name));
+        if ["shop", "gateway-sim"].contains(&name) {
+            env.retain(|name, _| !SERVICE_ONLY.contains(name));
+        }
+        if let (Some(url), "shop") = (env.remove("DOWNSTREAM_AMQP_URL"), name) {
+            env.insert("AMQP_URL", url);
+        }
+        program.env_clear().envs(kept).envs(env).current_dir(&self.dir);
+        program.envs(listens.map(|port| ("LISTEN_ADDR", listen(port))));
+        program.envs(ops.map(|port| ("OPS_ADDR", listen(port))));
+        Ok(program)
+    }
+
+    /// Runs a program to its end; its output is shown only if it fails.
+    fn run_quietly(&self, name: &str, args: &[&str]) -> Result<()> {
+        let path = self.dir.join("logs").join(format!("{name}-{}.log", args[0]));
+        fs::create_dir_all(self.dir.join("logs"))?;
+        let log = fs::File::create(&path)?;
+        let mut command = self.program(name, None, None)?;
+        if name == "payment-api" {
+            command.envs(self.env.iter().filter(|(name, _)| DEPLOY_ONLY.contains(name)));
+        }
+        let failed = format!("{name} {} failed", args[0]);
+        must(&failed, command.args(args).stdout(log.try_clone()?).stderr(log))
+            .with_context(|| crate::process::tail(&path, 30))
+    }
+
+    /// The environment of the programs, for trying a command by hand.
+    fn write_env(&self) -> Result<PathBuf> {
+        let path = self.dir.join("env");
+        let lines: Vec<String> = self.env.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        write_private(&path, &lines.concat())?;
+        ensure!(path.is_file(), "{} was not written", path.display());
+        Ok(path)
+    }
+}
+
+fn gateways(dir: &Path) -> PathBuf {
+    dir.join("gateways")
+}
+
+fn listen(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}

@@ -1,0 +1,281 @@
+//! The tool behind the project's two commands, `cargo xtask demo` and `cargo xtask test`.
+//!
+//! Both need PostgreSQL, RabbitMQ and Redis; this tool brings up private instances of the three
+//! ([`servers`]) and takes them down again. It never touches a server it did not start.
+
+mod apps;
+mod cargo;
+mod demo;
+mod dotenv;
+mod http;
+mod ports;
+mod prepare;
+mod process;
+mod rundir;
+mod running;
+mod servers;
+mod test;
+mod ui;
+mod user;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use cargo::Profile;
+use running::{Running, Servers};
+use servers::{Action, Kind, Set, Start, Stop};
+
+/// Runs the payment service and its tests on servers of their own.
+///
+/// PostgreSQL, RabbitMQ and Redis are found on this machine, or installed from its packages (as root
+/// or with passwordless sudo), or run by Docker Compose. They listen on free loopback ports, keep
+/// their data in a folder of this checkout under the temporary folder, and are stopped by this tool.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run the whole business: servers, simulator, service, and a shop to buy from, until Ctrl-C.
+    Demo(demo::Demo),
+    /// Check and test everything, on servers of its own.
+    Test(test::Test),
+    /// Write the data in .sqlx from which checked queries compile without a database.
+    Prepare(Prepare),
+    /// Measure: start servers, build optimized programs, run ops/bench with the arguments after `--`.
+    Bench(Bench),
+    /// Start PostgreSQL, RabbitMQ and Redis and leave them running, for `--reuse` and for work by hand.
+    Up(Up),
+    /// Stop what `up` started and remove its data.
+    Down(Down),
+    /// Show which servers of this checkout run, and where.
+    Status(Dir),
+    /// Print the variables that reach the servers of `up`: `export $(cargo xtask env)`.
+    Env(Dir),
+    /// Create the broker's users of AMQP_URL and DOWNSTREAM_AMQP_URL (from the environment or .env) in a RabbitMQ that
+    /// you run yourself on this machine, such as docker-compose.yml's.
+    BrokerUsers,
+    /// Stop or start one server of a set, for tests of what happens without it.
+    #[command(hide = true)]
+    Server(Server),
+    /// Run rabbitmqctl for the broker of a set.
+    #[command(hide = true)]
+    Rabbitmqctl(Rabbitmqctl),
+}
+
+#[derive(Debug, Args)]
+struct Dir {
+    /// Folder of the servers, instead of this checkout's own.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+impl Dir {
+    fn path(&self) -> Result<PathBuf> {
+        match &self.dir {
+            Some(dir) => Ok(std::path::absolute(dir)?),
+            None => rundir::for_purpose("up"),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Up {
+    #[command(flatten)]
+    dir: Dir,
+    /// Forget the data of an earlier `up`.
+    #[arg(long)]
+    fresh: bool,
+    /// Print the variables that reach the servers, as KEY=VALUE lines on standard output.
+    #[arg(long)]
+    print_env: bool,
+    /// Do not install anything.
+    #[arg(long)]
+    no_install: bool,
+}
+
+#[derive(Debug, Args)]
+struct Down {
+    #[command(flatten)]
+    dir: Dir,
+    /// Keep the data for the next `up`.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Debug, Args)]
+struct Prepare {
+    /// Only compare, and fail naming every difference.
+    #[arg(long)]
+    check: bool,
+    /// Use the servers of `cargo xtask up`.
+    #[arg(long)]
+    reuse: bool,
+    /// Do not install anything.
+    #[arg(long)]
+    no_install: bool,
+}
+
+#[derive(Debug, Args)]
+struct Bench {
+    /// Use the servers of `cargo xtask up`.
+    #[arg(long)]
+    reuse: bool,
+    /// Do not install anything.
+    #[arg(long)]
+    no_install: bool,
+    /// Arguments of the load tool.
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct Server {
+    /// What to do to it.
+    action: Action,
+    /// Which one.
+    kind: Kind,
+    #[command(flatten)]
+    dir: Dir,
+}
+
+#[derive(Debug, Args)]
+struct Rabbitmqctl {
+    #[command(flatten)]
+    dir: Dir,
+    /// Arguments of rabbitmqctl.
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Before anything is built: a build may put another file in this one's place.
+    let xtask = std::env::current_exe().unwrap_or_else(|_| "xtask".into());
+    match ui::begin().and_then(|()| run(cli.command, &xtask)) {
+        Ok(code) => code,
+        Err(error) if error.is::<ui::Stopped>() => {
+            ui::say("xtask", "stopped on request");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task, xtask: &Path) -> Result<ExitCode> {
+    match task {
+        Task::Demo(demo) => return demo::run(&demo),
+        Task::Test(test) => return test::run(&test, xtask),
+        Task::Prepare(task) => prepare(&task)?,
+        Task::Bench(bench) => return self::bench(&bench, xtask),
+        Task::Up(up) => self::up(&up)?,
+        Task::Down(down) => self::down(&down)?,
+        Task::Status(dir) => return status(&dir),
+        Task::Env(dir) => print_env(&Set::open(&dir.path()?)?)?,
+        Task::BrokerUsers => dotenv::create_users()?,
+        Task::Server(server) => Set::open(&server.dir.path()?)?.control(server.kind, server.action)?,
+        Task::Rabbitmqctl(task) => return rabbitmqctl(&task),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(up: &Up) -> Result<()> {
+    let start = if up.fresh { Start::Fresh } else { Start::Reuse };
+    let set = Set::up(&up.dir.path()?, start, &Kind::ALL, !up.no_install)?;
+    if up.print_env {
+        return print_env(&set);
+    }
+    ui::say("servers", format_args!("running until `cargo xtask down`; data and logs in {}", set.dir.display()));
+    ui::say("servers", "their addresses and passwords: `cargo xtask env`");
+    Ok(())
+}
+
+fn down(down: &Down) -> Result<()> {
+    let dir = down.dir.path()?;
+    take_down(&dir, down.keep)?;
+    if down.dir.dir.is_none() {
+        for (dir, _owned) in running::abandoned()? {
+            ui::say("servers", format_args!("left behind by a killed run: {}", dir.display()));
+            apps::stop_left_behind(&dir)?;
+            take_down(&dir, false)?;
+        }
+    }
+    Ok(())
+}
+
+fn take_down(dir: &Path, keep: bool) -> Result<()> {
+    rundir::claim(dir)?;
+    let _lock = rundir::Lock::wait(dir)?;
+    let Ok(set) = Set::open(dir) else {
+        ui::say("servers", format_args!("none in {}", dir.display()));
+        return Ok(());
+    };
+    set.stop_all(if keep { Stop::Keep } else { Stop::Discard })?;
+    if !keep {
+        set.remove()?;
+    }
+    ui::say("servers", "stopped");
+    Ok(())
+}
+
+fn status(dir: &Dir) -> Result<ExitCode> {
+    let dir = dir.path()?;
+    println!("folder    {}", dir.display());
+    let Ok(set) = Set::open(&dir) else {
+        println!("servers   none: start them with `cargo xtask up`");
+        return Ok(ExitCode::FAILURE);
+    };
+    let mut all_run = true;
+    for kind in Kind::ALL {
+        let runs = set.is_running(kind);
+        all_run &= runs;
+        let word = if runs { "running" } else { "stopped" };
+        let port = set.record(kind).and_then(|record| record.port("main"));
+        let address = port.map(|port| format!("127.0.0.1:{port}")).unwrap_or_default();
+        println!("{:<9} {word}  {address}", kind.to_string());
+    }
+    Ok(if all_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn prepare(task: &Prepare) -> Result<()> {
+    // One database is enough, but `up` is always whole.
+    let kinds = if task.reuse { &Kind::ALL[..] } else { &[Kind::Postgres] };
+    let running = Running::up("prepare", servers_of(task.reuse), kinds, !task.no_install)?;
+    if task.check { prepare::check(&running.set) } else { prepare::write(&running.set) }
+}
+
+fn bench(bench: &Bench, xtask: &Path) -> Result<ExitCode> {
+    ui::say("build", "cargo build --release --bins");
+    let binaries = cargo::build_binaries(Profile::Release)?;
+    let running = Running::up("bench", servers_of(bench.reuse), &Kind::ALL, !bench.no_install)?;
+    let env = test::environment(&running.set, &binaries, xtask)?;
+    let status = cargo::finish(Command::new(cargo::binary(&binaries, "bench")?).args(&bench.args).envs(env))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn servers_of(reuse: bool) -> Servers {
+    if reuse { Servers::OfUp } else { Servers::Own }
+}
+
+fn print_env(set: &Set) -> Result<()> {
+    for (name, value) in set.env()? {
+        println!("{name}={value}");
+    }
+    Ok(())
+}
+
+fn rabbitmqctl(task: &Rabbitmqctl) -> Result<ExitCode> {
+    let status = Set::open(&task.dir.path()?)?.rabbitmqctl()?.args(&task.args).status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,96 @@
+//! Servers for as long as one command runs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::{
+    apps,
+    rundir::{self, Lock},
+    servers::{Kind, Set, Start, Stop},
+    ui::say,
+};
+
+/// Whose servers a command uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Servers {
+    /// Its own, from nothing, gone afterwards.
+    Own,
+    /// Those of `cargo xtask up`, started if need be and left running.
+    OfUp,
+}
+
+/// Servers that are stopped when this value goes, whatever the reason, unless they belong to `up`.
+#[derive(Debug)]
+pub struct Running {
+    /// The servers.
+    pub set: Set,
+    whose: Servers,
+    keeps_logs: bool,
+    _owner: Option<Lock>,
+}
+
+impl Running {
+    /// Brings servers up for a command called `purpose`.
+    pub fn up(purpose: &str, whose: Servers, kinds: &[Kind], may_install: bool) -> Result<Running> {
+        let (dir, owner, start) = match whose {
+            Servers::OfUp => (rundir::for_purpose("up")?, None, Start::Reuse),
+            Servers::Own => {
+                let dir = rundir::for_purpose(purpose)?;
+                let owner = Lock::own(&dir)?;
+                (dir, Some(owner), Start::Fresh)
+            }
+        };
+        if owner.is_some() {
+            apps::stop_left_behind(&dir)?;
+        }
+        let set = Set::up(&dir, start, kinds, may_install)?;
+        say("servers", format_args!("all ready; their logs are in {}", dir.join("logs").display()));
+        Ok(Running { set, whose, keeps_logs: false, _owner: owner })
+    }
+
+    /// Keeps the folder after the servers are stopped, for somebody to read the logs.
+    pub fn keep_logs(&mut self) {
+        self.keeps_logs = true;
+    }
+
+    /// All went well: nobody will want to read the logs.
+    pub fn forget_logs(&mut self) {
+        self.keeps_logs = false;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.whose == Servers::OfUp {
+            return;
+        }
+        let stopped = self.set.stop_all(Stop::Discard);
+        let removed = if self.keeps_logs { Ok(()) } else { self.set.remove() };
+        if let Err(error) = stopped.and(removed) {
+            say("servers", format_args!("could not be cleared away: {error:#}"));
+        }
+    }
+}
+
+/// The folders of this checkout in which a killed run may have left something: those nobody owns now.
+/// The locks keep others from beginning there meanwhile.
+pub fn abandoned() -> Result<Vec<(PathBuf, Lock)>> {
+    let up = rundir::for_purpose("up")?;
+    let base = up.parent().unwrap_or(&up);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(base)? {
+        let dir = entry?.path();
+        if dir != up
+            && is_set(&dir)
+            && let Ok(lock) = Lock::own(&dir)
+        {
+            found.push((dir, lock));
+        }
+    }
+    Ok(found)
+}
+
+fn is_set(dir: &Path) -> bool {
+    Set::open(dir).is_ok()
+}

@@ -1,0 +1,136 @@
+//! Looks for the servers' programs: on `PATH`, then where Debian and the projects themselves put them.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::Kind;
+
+/// Oldest PostgreSQL that the migrations are written for.
+const POSTGRES_MIN: u32 = 15;
+
+/// Where the programs are. `None`: not on this machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Programs {
+    /// Folder with `postgres`, `initdb` and `psql`.
+    pub postgres: Option<PathBuf>,
+    /// RabbitMQ's own scripts and the Erlang port mapper.
+    pub rabbitmq: Option<Rabbitmq>,
+    /// `redis-server`.
+    pub redis: Option<PathBuf>,
+}
+
+/// RabbitMQ's programs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rabbitmq {
+    /// Folder with the project's own `rabbitmq-server`, not a distribution's wrapper: those insist on
+    /// being root or `rabbitmq` and on the machine's one instance.
+    pub sbin: PathBuf,
+    /// `epmd`, through which a node and its tools find each other.
+    pub epmd: PathBuf,
+}
+
+impl Programs {
+    /// Looks on this machine.
+    pub fn look() -> Programs {
+        let path: Vec<PathBuf> = env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default();
+        Programs { postgres: postgres(&path), rabbitmq: rabbitmq(&path), redis: redis(&path) }
+    }
+
+    /// What was not found.
+    pub fn missing(&self) -> Vec<Kind> {
+        let found = |kind: &Kind| match kind {
+            Kind::Postgres => self.postgres.is_some(),
+            Kind::Rabbitmq => self.rabbitmq.is_some(),
+            Kind::Redis => self.redis.is_some(),
+        };
+        Kind::ALL.into_iter().filter(|kind| !found(kind)).collect()
+    }
+}
+
+fn postgres(path: &[PathBuf]) -> Option<PathBuf> {
+    let mut dirs = path.to_vec();
+    let mut packaged = children(Path::new("/usr/lib/postgresql"));
+    packaged.sort_by_key(|dir| std::cmp::Reverse(number_in(dir.file_name())));
+    dirs.extend(packaged.into_iter().map(|dir| dir.join("bin")));
+    dirs.push("/usr/local/pgsql/bin".into());
+    dirs.into_iter().find(|dir| {
+        ["postgres", "initdb", "psql"].iter().all(|name| dir.join(name).is_file())
+            && major_version(&dir.join("postgres")).is_some_and(|major| major >= POSTGRES_MIN)
+    })
+}
+
+/// `postgres (PostgreSQL) 15.14 (Debian …)` → 15.
+fn major_version(postgres: &Path) -> Option<u32> {
+    let answer = std::process::Command::new(postgres).arg("--version").output().ok()?;
+    number_in(String::from_utf8(answer.stdout).ok()?.split_whitespace().nth(2).map(OsStr::new))
+}
+
+fn rabbitmq(path: &[PathBuf]) -> Option<Rabbitmq> {
+    let mut dirs: Vec<PathBuf> = path
+        .iter()
+        .filter_map(|dir| fs::canonicalize(dir.join("rabbitmq-server")).ok())
+        .filter_map(|script| script.parent().map(Path::to_path_buf))
+        .collect();
+    dirs.push("/usr/lib/rabbitmq/bin".into());
+    for place in ["/usr/lib/rabbitmq/lib", "/opt", "/usr/local"] {
+        let mut versions = children(Path::new(place));
+        versions.retain(|dir| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("rabbitmq")));
+        versions.sort();
+        dirs.extend(versions.into_iter().rev().map(|dir| dir.join("sbin")));
+    }
+    let sbin =
+        dirs.into_iter().find(|dir| dir.join("rabbitmq-env").is_file() && dir.join("rabbitmq-server").is_file())?;
+    // The scripts find their plug-ins relative to where they really are.
+    let sbin = fs::canonicalize(sbin.join("rabbitmq-server")).ok()?.parent()?.to_path_buf();
+    Some(Rabbitmq { sbin, epmd: epmd(path)? })
+}
+
+fn epmd(path: &[PathBuf]) -> Option<PathBuf> {
+    let mut places: Vec<PathBuf> = path.iter().map(|dir| dir.join("epmd")).collect();
+    for erlang in ["/usr/lib/erlang", "/usr/lib64/erlang", "/usr/local/lib/erlang"] {
+        places.push(Path::new(erlang).join("bin/epmd"));
+        places.extend(children(Path::new(erlang)).into_iter().map(|dir| dir.join("bin/epmd")));
+    }
+    places.into_iter().find(|file| file.is_file())
+}
+
+fn redis(path: &[PathBuf]) -> Option<PathBuf> {
+    let dirs = path.iter().map(PathBuf::as_path).chain([Path::new("/usr/bin"), Path::new("/usr/local/bin")]);
+    // Valkey is the same server under another name, and what newer distributions package.
+    let mut names = dirs.flat_map(|dir| [dir.join("redis-server"), dir.join("valkey-server")]);
+    names.find(|file| file.is_file())
+}
+
+fn children(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// The number a name begins with: `15` of `15` and of `15.14`.
+fn number_in(name: Option<&OsStr>) -> Option<u32> {
+    let name = name?.to_str()?;
+    name.split(|symbol: char| !symbol.is_ascii_digit()).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_major_version_is_the_leading_number() {
+        assert_eq!(number_in(Some(OsStr::new("15.14"))), Some(15));
+        assert_eq!(number_in(Some(OsStr::new("18beta1"))), Some(18));
+        assert_eq!(number_in(Some(OsStr::new("bin"))), None);
+        assert_eq!(number_in(None), None);
+    }
+
+    #[test]
+    fn everything_is_missing_on_an_empty_machine() {
+        assert_eq!(Programs::default().missing(), Kind::ALL);
+        let some = Programs { redis: Some("/usr/bin/redis-server".into()), ..Programs::default() };
+        assert_eq!(some.missing(), [Kind::Postgres, Kind::Rabbitmq]);
+    }
+}

@@ -1,0 +1,145 @@
+//! A private PostgreSQL: its cluster, its settings, how to ask it something.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+
+use crate::{process, ui::wait_until};
+
+use super::{
+    native::{Place, Server, Stop},
+    record::Record,
+};
+
+/// Owner of everything in it: tests create databases and break connections.
+pub const USER: &str = "payment";
+/// The database of `DATABASE_URL`, empty until somebody migrates it.
+pub const DATABASE: &str = "payment";
+
+/// PostgreSQL as a native server.
+#[derive(Debug)]
+pub struct Postgres {
+    /// Folder of its programs.
+    pub bin: PathBuf,
+}
+
+impl Postgres {
+    fn data(place: &Place) -> PathBuf {
+        place.home.join("data")
+    }
+
+    /// Runs SQL in a database and gives what it prints.
+    pub fn sql(&self, record: &Record, database: &str, sql: &str) -> Result<String> {
+        let mut psql = self.psql(record, database)?;
+        answer(psql.args(["-c", sql]), "psql")
+    }
+
+    /// `psql`, ready to connect; it stops at the first error.
+    pub fn psql(&self, record: &Record, database: &str) -> Result<Command> {
+        let mut psql = Command::new(self.bin.join("psql"));
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d"])
+            .arg(url(record, database)?)
+            .env("PGCONNECT_TIMEOUT", "5")
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null());
+        Ok(psql)
+    }
+}
+
+impl Server for Postgres {
+    fn create(&self, place: &Place, record: &mut Record) -> Result<()> {
+        let password = place.home.join("password");
+        place.run_as.write(&password, record.secret(USER)?)?;
+        let mut initdb = place.command(&self.bin.join("initdb"));
+        initdb
+            .args(["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", "--username", USER, "--pwfile"])
+            .arg(&password)
+            .arg("--pgdata")
+            .arg(Postgres::data(place));
+        let done = place.run_to_end("0-initdb", &mut initdb, record);
+        fs::remove_file(&password)?;
+        done
+    }
+
+    fn launch(&self, place: &Place, record: &mut Record) -> Result<()> {
+        forget_dead_lock(&Postgres::data(place))?;
+        let conf = place.home.join("postgresql.conf");
+        place.run_as.write(&conf, &settings(record.port("main")?, &Postgres::data(place)))?;
+        let mut server = place.command(&self.bin.join("postgres"));
+        server.arg("-D").arg(Postgres::data(place)).arg("-c").arg(format!("config_file={}", conf.display()));
+        place.launch("1-postgres", &mut server, record).map(drop)
+    }
+
+    fn is_ready(&self, record: &Record) -> Result<bool> {
+        // A look at the port first: psql takes its time to fail.
+        let port = record.port("main")?;
+        Ok(crate::http::connect(port).is_ok() && self.sql(record, "postgres", "select 1").is_ok())
+    }
+
+    fn finish(&self, record: &Record) -> Result<()> {
+        self.sql(record, "postgres", &format!("create database {DATABASE}")).map(drop)
+    }
+
+    fn stop_signal(&self, stop: Stop) -> (Signal, Duration) {
+        // Both end the sessions; the first leaves the data clean, the second does not wait for that.
+        match stop {
+            Stop::Keep => (Signal::INT, Duration::from_secs(20)),
+            Stop::Discard => (Signal::QUIT, Duration::from_secs(5)),
+        }
+    }
+}
+
+/// Removes the lock of a server that was killed and that nobody has collected yet, as in a container
+/// whose first process does not care: PostgreSQL takes such a zombie for a running server.
+///
+/// Any other stale lock is PostgreSQL's own to judge.
+fn forget_dead_lock(data: &Path) -> Result<()> {
+    let lock = data.join("postmaster.pid");
+    let Ok(text) = fs::read_to_string(&lock) else { return Ok(()) };
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()) else { return Ok(()) };
+    if process::is_zombie(pid) {
+        // Its sessions end by themselves when they notice, and must not meet a successor.
+        wait_until("postgres", Duration::from_secs(10), || Ok(!process::anyone_in(data)))?;
+        fs::remove_file(&lock).with_context(|| format!("could not remove {}", lock.display()))?;
+    }
+    Ok(())
+}
+
+/// The URL of one database.
+pub fn url(record: &Record, database: &str) -> Result<String> {
+    Ok(format!("postgres://{USER}:{}@127.0.0.1:{}/{database}", record.secret(USER)?, record.port("main")?))
+}
+
+fn settings(port: u16, data: &Path) -> String {
+    // Durability stays as PostgreSQL ships it: tests kill this server and count what was committed.
+    format!(
+        "# Written by xtask at each start.\n\
+         listen_addresses = '127.0.0.1'\n\
+         port = {port}\n\
+         unix_socket_directories = ''\n\
+         data_directory = '{}'\n\
+         hba_file = '{0}/pg_hba.conf'\n\
+         ident_file = '{0}/pg_ident.conf'\n\
+         max_connections = 200\n\
+         shared_buffers = 128MB\n\
+         timezone = 'UTC'\n\
+         log_timezone = 'UTC'\n\
+         log_line_prefix = '%m [%p] %a '\n\
+         password_encryption = scram-sha-256\n",
+        data.display()
+    )
+}
+
+/// Output of a command that must succeed.
+pub fn answer(command: &mut Command, name: &str) -> Result<String> {
+    let output = command.output().with_context(|| format!("could not run {name}"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name}: {}", errors.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

@@ -1,0 +1,75 @@
+//! A private Redis: a cache that forgets everything when it stops.
+
+use std::{
+    io::{Read, Write},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::Result;
+use rustix::process::Signal;
+
+use crate::http::connect;
+
+use super::{
+    native::{Place, Server, Stop},
+    record::Record,
+};
+
+/// Redis' own name for the user that needs a password only.
+pub const USER: &str = "default";
+
+/// Redis as a native server.
+#[derive(Debug)]
+pub struct Redis {
+    /// `redis-server`.
+    pub program: PathBuf,
+}
+
+impl Server for Redis {
+    fn create(&self, _: &Place, _: &mut Record) -> Result<()> {
+        Ok(())
+    }
+
+    fn launch(&self, place: &Place, record: &mut Record) -> Result<()> {
+        let conf = place.home.join("redis.conf");
+        // In a file, not in the arguments: those are for everybody to read.
+        let settings = format!(
+            "bind 127.0.0.1\nport {}\nrequirepass {}\ndir \"{}\"\nsave \"\"\nappendonly no\ndaemonize no\n",
+            record.port("main")?,
+            record.secret(USER)?,
+            place.home.display()
+        );
+        place.run_as.write(&conf, &settings)?;
+        let mut server = place.command(&self.program);
+        server.arg(&conf);
+        place.launch("1-redis", &mut server, record).map(drop)
+    }
+
+    fn is_ready(&self, record: &Record) -> Result<bool> {
+        Ok(answers(record.port("main")?, record.secret(USER)?))
+    }
+
+    fn finish(&self, _: &Record) -> Result<()> {
+        Ok(())
+    }
+
+    fn stop_signal(&self, _: Stop) -> (Signal, Duration) {
+        (Signal::TERM, Duration::from_secs(10))
+    }
+}
+
+/// Whether it takes the password and answers a ping.
+pub fn answers(port: u16, password: &str) -> bool {
+    let Ok(mut stream) = connect(port) else { return false };
+    let expected = b"+OK\r\n+PONG\r\n";
+    let mut answer = [0; 12];
+    write!(stream, "AUTH {password}\r\nPING\r\n").is_ok()
+        && stream.read_exact(&mut answer).is_ok()
+        && answer == *expected
+}
+
+/// Its URL.
+pub fn url(record: &Record) -> Result<String> {
+    Ok(format!("redis://:{}@127.0.0.1:{}/0", record.secret(USER)?, record.port("main")?))
+}

@@ -1,0 +1,358 @@
+//! The three servers of one folder, as the commands see them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    rundir::{self, Lock},
+    ui::{check_stop, say},
+    user::RunAs,
+};
+
+use super::{
+    Kind, compose,
+    find::Programs,
+    install,
+    native::{self, Place, Ports, Stop, remove_dir},
+    postgres::{self, Postgres},
+    rabbitmq::{self, Rabbitmq},
+    record::Record,
+    redis,
+};
+
+/// Whether a set begins from nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Whatever an earlier run left is stopped and removed.
+    Fresh,
+    /// What runs is used, what does not run is started from its data.
+    Reuse,
+}
+
+/// How the servers of a folder are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Backend {
+    Native,
+    Compose,
+}
+
+/// What the file of a folder says about the whole.
+#[derive(Debug, Serialize, Deserialize)]
+struct Header {
+    backend: Backend,
+    checkout: PathBuf,
+}
+
+/// The servers of one folder.
+#[derive(Debug)]
+pub struct Set {
+    /// The folder.
+    pub dir: PathBuf,
+    backend: Backend,
+    programs: Programs,
+    run_as: RunAs,
+}
+
+impl Set {
+    /// Brings up the servers `kinds` in `dir`. On failure none of them is left running.
+    pub fn up(dir: &Path, start: Start, kinds: &[Kind], may_install: bool) -> Result<Set> {
+        rundir::claim(dir)?;
+        let _lock = Lock::wait(dir)?;
+        let set = match Set::open(dir) {
+            Ok(set) if start == Start::Reuse => set,
+            earlier => {
+                if let Ok(earlier) = earlier {
+                    earlier.stop_all(Stop::Discard)?;
+                    earlier.remove()?;
+                }
+                Set::create(dir, kinds, may_install)?
+            }
+        };
+        if let Err(error) = set.start_all(kinds) {
+            set.stop_all(Stop::Keep)?;
+            return Err(error);
+        }
+        Ok(set)
+    }
+
+    /// The set that is recorded in a folder, running or not.
+    pub fn open(dir: &Path) -> Result<Set> {
+        let text = fs::read_to_string(header_file(dir))
+            .map_err(|_| anyhow!("no servers in {}: start some with `cargo xtask up`", dir.display()))?;
+        let header: Header = serde_json::from_str(&text).context("the record of the servers is broken")?;
+        Ok(Set {
+            dir: dir.to_path_buf(),
+            backend: header.backend,
+            programs: Programs::look(),
+            run_as: RunAs::choose()?,
+        })
+    }
+
+    fn create(dir: &Path, kinds: &[Kind], may_install: bool) -> Result<Set> {
+        let (backend, programs) = provide(kinds, may_install)?;
+        let set = Set { dir: dir.to_path_buf(), backend, programs, run_as: RunAs::choose()? };
+        set.remove()?;
+        let header = Header { backend, checkout: rundir::checkout() };
+        rundir::write_private(&header_file(dir), &serde_json::to_string_pretty(&header)?)?;
+        Ok(set)
+    }
+
+    fn start_all(&self, kinds: &[Kind]) -> Result<()> {
+        let results: Vec<Result<()>> = thread::scope(|scope| {
+            let starts: Vec<_> = kinds.iter().map(|kind| scope.spawn(|| self.start(*kind, Ports::MayChange))).collect();
+            starts.into_iter().map(|start| start.join().unwrap_or_else(|_| Err(anyhow!("a start panicked")))).collect()
+        });
+        check_stop()?;
+        results.into_iter().collect()
+    }
+
+    /// Starts one server unless it runs.
+    fn start(&self, kind: Kind, ports: Ports) -> Result<()> {
+        let mut record = match Record::load(&self.dir, kind) {
+            Some(record) => record,
+            None => Record::new(kind)?,
+        };
+        if self.backend == Backend::Compose {
+            record.save(&self.dir)?;
+            let all: Vec<Record> = Kind::ALL.iter().filter_map(|kind| Record::load(&self.dir, *kind)).collect();
+            return compose::start(&self.dir, &mut record, &all);
+        }
+        let (server, place) = (native::server(kind, &self.programs)?, self.place(kind));
+        let has_data = record.is_set_up && place.home.is_dir();
+        if has_data && record.is_running() && server.is_ready(&record).unwrap_or(false) {
+            say(&kind.to_string(), format_args!("running already on 127.0.0.1:{}", record.port("main")?));
+            return Ok(());
+        }
+        native::stop(&*server, &place, &mut record, Stop::Keep)?;
+        record.is_set_up = has_data;
+        native::start(&*server, &place, &mut record, ports).with_context(|| {
+            if has_data {
+                "its data is from an earlier run; `cargo xtask up --fresh` begins anew"
+            } else {
+                "a new server"
+            }
+        })
+    }
+
+    /// Does something to one server while the others run; for tests of what happens then.
+    pub fn control(&self, kind: Kind, action: Action) -> Result<()> {
+        let _lock = Lock::wait(&self.dir)?;
+        if action == Action::Start {
+            return self.start(kind, Ports::Fixed);
+        }
+        if self.backend == Backend::Compose {
+            return match action {
+                Action::Wipe => compose::wipe(&self.dir, kind),
+                other => compose::control(&self.dir, other.compose_verb(), kind),
+            };
+        }
+        let mut record = self.record(kind)?;
+        let (server, place) = (native::server(kind, &self.programs)?, self.place(kind));
+        match action {
+            Action::Start => {}
+            Action::Stop => native::stop(&*server, &place, &mut record, Stop::Keep)?,
+            Action::Kill => native::kill(&place, &mut record)?,
+            Action::Pause => record.processes.values().for_each(|process| process.signal(Signal::STOP)),
+            Action::Resume => record.processes.values().for_each(|process| process.signal(Signal::CONT)),
+            Action::Wipe => {
+                native::kill(&place, &mut record)?;
+                record.is_set_up = false;
+                record.save(&self.dir)?;
+                remove_dir(&place.home)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops every server of the folder.
+    pub fn stop_all(&self, stop: Stop) -> Result<()> {
+        if self.backend == Backend::Compose {
+            return compose::down(&self.dir, true);
+        }
+        let records = Kind::ALL.iter().filter_map(|kind| Record::load(&self.dir, *kind));
+        let records: Vec<Record> = records.filter(|record| !record.processes.is_empty()).collect();
+        thread::scope(|scope| {
+            let stops: Vec<_> =
+                records.into_iter().map(|record| scope.spawn(move || self.stop(record, stop))).collect();
+            stops.into_iter().try_for_each(|done| done.join().unwrap_or_else(|_| Err(anyhow!("a stop panicked"))))
+        })
+    }
+
+    fn stop(&self, mut record: Record, stop: Stop) -> Result<()> {
+        let (kind, place) = (record.kind, self.place(record.kind));
+        match native::server(kind, &self.programs) {
+            Ok(server) => native::stop(&*server, &place, &mut record, stop),
+            // Its programs were uninstalled under it.
+            Err(_) => native::kill(&place, &mut record),
+        }
+    }
+
+    /// Removes what the folder holds, but its locks and the folder itself.
+    pub fn remove(&self) -> Result<()> {
+        if self.backend == Backend::Compose {
+            compose::down(&self.dir, false)?;
+        }
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            match path.extension() {
+                Some(extension) if extension == "lock" => {}
+                _ if path.is_dir() && !path.is_symlink() => remove_dir(&path)?,
+                _ => fs::remove_file(&path)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// One server's record.
+    pub fn record(&self, kind: Kind) -> Result<Record> {
+        Record::load(&self.dir, kind).with_context(|| format!("no {kind} in {}", self.dir.display()))
+    }
+
+    /// Whether one server runs; for what it says to a client, ask it.
+    pub fn is_running(&self, kind: Kind) -> bool {
+        match self.backend {
+            Backend::Native => Record::load(&self.dir, kind).is_some_and(|record| record.is_running()),
+            Backend::Compose => compose::is_running(&self.dir, kind),
+        }
+    }
+
+    /// The variables by which programs reach the servers of this set.
+    pub fn env(&self) -> Result<Vec<(&'static str, String)>> {
+        let broker = self.record(Kind::Rabbitmq)?;
+        Ok(vec![
+            ("DATABASE_URL", self.database_url(postgres::DATABASE)?),
+            ("AMQP_URL", rabbitmq::url(&broker, rabbitmq::SERVICE)?),
+            ("AMQP_ADMIN_URL", rabbitmq::url(&broker, rabbitmq::DEPLOY)?),
+            ("DOWNSTREAM_AMQP_URL", rabbitmq::url(&broker, rabbitmq::DOWNSTREAM)?),
+            ("RABBITMQ_MANAGEMENT_URL", rabbitmq::management_url(&broker)?),
+            ("REDIS_URL", redis::url(&self.record(Kind::Redis)?)?),
+            ("PAYMENT_SERVERS_DIR", self.dir.display().to_string()),
+        ])
+    }
+
+    /// The URL of one database of this set.
+    pub fn database_url(&self, database: &str) -> Result<String> {
+        postgres::url(&self.record(Kind::Postgres)?, database)
+    }
+
+    /// Makes an empty database, in place of one of that name.
+    pub fn create_database(&self, name: &str) -> Result<()> {
+        self.sql(&format!("drop database if exists {name} with (force)"))?;
+        self.sql(&format!("create database {name}")).map(drop)
+    }
+
+    fn sql(&self, sql: &str) -> Result<String> {
+        match self.backend {
+            Backend::Native => self.postgres()?.sql(&self.record(Kind::Postgres)?, "postgres", sql),
+            Backend::Compose => compose::sql(&self.dir, "postgres", sql.as_bytes(), false),
+        }
+    }
+
+    /// Runs a file of SQL in a database.
+    pub fn sql_file(&self, database: &str, file: &Path, in_transaction: bool) -> Result<()> {
+        let done = if self.backend == Backend::Compose {
+            compose::sql(&self.dir, database, &fs::read(file)?, in_transaction)
+        } else {
+            let mut psql = self.postgres()?.psql(&self.record(Kind::Postgres)?, database)?;
+            postgres::answer(psql.args(in_transaction.then_some("-1")).arg("-f").arg(file), "psql")
+        };
+        done.map(drop).with_context(|| format!("could not apply {}", file.display()))
+    }
+
+    /// `rabbitmqctl` for the broker of this set.
+    pub fn rabbitmqctl(&self) -> Result<Command> {
+        ensure!(self.backend == Backend::Native, "rabbitmqctl is inside the container: use `docker compose exec`");
+        let programs = self.programs.rabbitmq.clone().context("rabbitmq is no longer on this machine")?;
+        let place = self.place(Kind::Rabbitmq);
+        let mut command = Rabbitmq { programs }.ctl(&place, &self.record(Kind::Rabbitmq)?)?;
+        place.run_as.apply(&mut command);
+        Ok(command)
+    }
+
+    fn postgres(&self) -> Result<Postgres> {
+        Ok(Postgres { bin: self.programs.postgres.clone().context("postgres is no longer on this machine")? })
+    }
+
+    fn place(&self, kind: Kind) -> Place {
+        Place::new(&self.dir, kind, self.run_as.clone())
+    }
+}
+
+/// What can be done to one server of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Action {
+    /// Start it again, on the same ports, from its data (or, after a wipe, from nothing).
+    Start,
+    /// Stop it politely.
+    Stop,
+    /// End it as a crash would.
+    Kill,
+    /// Suspend it: its connections stay, it answers nothing.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// End it and forget its data; it stays stopped.
+    Wipe,
+}
+
+impl Action {
+    fn compose_verb(self) -> &'static str {
+        match self {
+            Action::Start => "start",
+            Action::Stop => "stop",
+            Action::Kill | Action::Wipe => "kill",
+            Action::Pause => "pause",
+            Action::Resume => "unpause",
+        }
+    }
+}
+
+fn header_file(dir: &Path) -> PathBuf {
+    dir.join("set.json")
+}
+
+/// Finds a way to have these servers: as they are, from packages, from Docker.
+fn provide(kinds: &[Kind], may_install: bool) -> Result<(Backend, Programs)> {
+    install::clear_left_behind();
+    let programs = Programs::look();
+    let missing: Vec<Kind> = programs.missing().into_iter().filter(|kind| kinds.contains(kind)).collect();
+    if missing.is_empty() {
+        return Ok((Backend::Native, programs));
+    }
+    if may_install && install::is_possible() {
+        install::install(&missing)?;
+        let programs = Programs::look();
+        let still: Vec<Kind> = programs.missing().into_iter().filter(|kind| kinds.contains(kind)).collect();
+        if still.is_empty() {
+            return Ok((Backend::Native, programs));
+        }
+        bail!("{} installed but not found: PostgreSQL must be 15 or newer", names(&still));
+    }
+    if compose::is_possible() {
+        say("servers", format_args!("{} not on this machine: using Docker Compose for all", names(&missing)));
+        return Ok((Backend::Compose, programs));
+    }
+    let packages: Vec<&str> = missing.iter().map(|kind| install::package(*kind)).collect();
+    bail!(
+        "missing on this machine: {}.\n\
+         Any one of these helps:\n  \
+         - install it: sudo apt-get install {}\n  \
+         - run this command as root or with passwordless sudo, and it does that itself\n  \
+         - start a Docker engine with Compose, and it uses docker-compose.yml",
+        names(&missing),
+        packages.join(" ")
+    )
+}
+
+fn names(kinds: &[Kind]) -> String {
+    kinds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

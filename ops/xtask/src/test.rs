@@ -1,0 +1,103 @@
+//! `cargo xtask test`: everything that must hold, in the order in which it fails fastest.
+//!
+//! The last lines on the screen are the test runner's own summary.
+
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use crate::{
+    cargo::{self, Profile, cargo, must},
+    prepare,
+    running::{Running, Servers},
+    servers::{Kind, Set},
+    ui::say,
+};
+
+/// How to test.
+#[derive(Debug, Args)]
+pub struct Test {
+    /// Use the servers of `cargo xtask up`, starting them if need be, and leave them running.
+    #[arg(long)]
+    reuse: bool,
+    /// Leave out formatting, clippy, documentation and the check of .sqlx.
+    #[arg(long)]
+    skip_lints: bool,
+    /// Do not install anything.
+    #[arg(long)]
+    no_install: bool,
+    /// Arguments of the test runner (cargo nextest if installed, else cargo test); documentation tests are left out.
+    #[arg(last = true)]
+    runner_args: Vec<String>,
+}
+
+/// Runs the checks and the tests; the exit code is the test runner's.
+pub fn run(test: &Test, xtask: &Path) -> Result<ExitCode> {
+    if !test.skip_lints {
+        lint()?;
+    }
+    say("servers", "PostgreSQL, RabbitMQ and Redis for the tests");
+    let whose = if test.reuse { Servers::OfUp } else { Servers::Own };
+    let mut running = Running::up("test", whose, &Kind::ALL, !test.no_install)?;
+    // From here on a failure leaves the logs of the servers to be read.
+    running.keep_logs();
+    if !test.skip_lints {
+        prepare::check(&running.set)?;
+    }
+    say("build", "cargo build --bins (dev profile), the programs that the end-to-end tests run");
+    let binaries = cargo::build_binaries(Profile::Dev)?;
+    let env = environment(&running.set, &binaries, xtask)?;
+    if test.runner_args.is_empty() {
+        say("doc tests", "cargo test --doc");
+        must(
+            "a documentation test failed",
+            cargo(&["test", "--doc", "--workspace", "--locked", "--quiet"]).envs(env.clone()),
+        )?;
+    }
+    let status = cargo::finish(runner().args(&test.runner_args).envs(env))?;
+    if status.success() {
+        running.forget_logs();
+    }
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    Ok(ExitCode::from(code))
+}
+
+/// What needs no server.
+fn lint() -> Result<()> {
+    for (tool, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        ensure!(cargo::has(tool), "cargo {tool} is not on this machine: `rustup component add {component}`");
+    }
+    say("format", "cargo fmt --check");
+    must("not formatted: run `cargo fmt --all`", &mut cargo(&["fmt", "--all", "--check"]))?;
+    say("lints", "cargo clippy");
+    must(
+        "clippy found something",
+        &mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]),
+    )?;
+    say("documentation", "cargo doc");
+    must(
+        "the documentation has faults",
+        cargo(&["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings"),
+    )
+}
+
+fn runner() -> Command {
+    if cargo::has("nextest") {
+        say("tests", "cargo nextest run");
+        return cargo(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
+    }
+    say("tests", "cargo test (cargo-nextest, if installed, would run them faster)");
+    cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--locked", "--no-fail-fast"])
+}
+
+/// What tests and the load tool are told: servers, programs, and this tool itself.
+pub fn environment(set: &Set, binaries: &Path, xtask: &Path) -> Result<Vec<(&'static str, String)>> {
+    let mut env = set.env()?;
+    env.push(("PAYMENT_BIN_DIR", binaries.display().to_string()));
+    env.push(("PAYMENT_XTASK", xtask.display().to_string()));
+    Ok(env)
+}

@@ -1,0 +1,340 @@
+//! Reads a process's configuration from its environment and collects every fault on the way.
+//!
+//! A bad value never stops the reading: whoever starts a process wants to hear of all his mistakes at once. Each fault
+//! says which variable, what is wrong with it and what to do; values of secrets are never repeated.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::mq::{Addresses, MqError};
+
+/// One thing that stops the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The variable, file or object it is about.
+    pub subject: String,
+    /// What is wrong.
+    pub wrong: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Fault {
+    /// A fault of `subject`.
+    pub fn new(subject: impl Into<String>, wrong: impl Into<String>, remedy: impl Into<String>) -> Fault {
+        Fault { subject: subject.into(), wrong: wrong.into(), remedy: remedy.into() }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.subject, self.wrong, self.remedy)
+    }
+}
+
+/// Everything that stops the start; one line each when displayed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ConfigFaults(pub Vec<Fault>);
+
+impl ConfigFaults {
+    /// Adds one more.
+    pub fn push(&mut self, fault: Fault) {
+        self.0.push(fault);
+    }
+
+    /// Keeps the value, or takes over the faults.
+    pub fn take<T>(&mut self, result: Result<T, impl Into<ConfigFaults>>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(faults) => {
+                self.0.extend(faults.into().0);
+                None
+            }
+        }
+    }
+
+    /// # Errors
+    /// Itself, unless it is empty.
+    pub fn finish(self) -> Result<(), ConfigFaults> {
+        if self.0.is_empty() { Ok(()) } else { Err(self) }
+    }
+}
+
+impl std::error::Error for ConfigFaults {}
+
+impl fmt::Display for ConfigFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = self.0.len();
+        write!(f, "{number} {} the start:", if number == 1 { "fault stops" } else { "faults stop" })?;
+        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+    }
+}
+
+impl From<Fault> for ConfigFaults {
+    fn from(fault: Fault) -> ConfigFaults {
+        ConfigFaults(vec![fault])
+    }
+}
+
+/// The broker's faults in the same form, each object of the topology on its own.
+impl From<MqError> for ConfigFaults {
+    fn from(error: MqError) -> ConfigFaults {
+        match error {
+            MqError::Topology(faults) => {
+                ConfigFaults(faults.0.into_iter().map(|f| Fault::new(f.object, f.wrong, f.remedy)).collect())
+            }
+            MqError::Address(wrong) => Fault::new("AMQP_URL", wrong, AMQP_HINT).into(),
+            error => {
+                Fault::new("broker", crate::mq::chain(&error), "check that it runs, AMQP_URL and the user's rights")
+                    .into()
+            }
+        }
+    }
+}
+
+const AMQP_HINT: &str = "set it to amqp://user:password@host:5672/vhost (several with commas between them)";
+
+/// The environment of a process, and the faults found in it so far.
+///
+/// Every reader answers `None` (or the default) for a value that is missing or bad, after having noted the fault. An
+/// empty value counts as missing.
+pub struct Env {
+    variables: HashMap<String, Result<String, ()>>,
+    faults: ConfigFaults,
+}
+
+impl Env {
+    /// The environment of this process.
+    pub fn process() -> Env {
+        let known = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().map_err(drop)))
+        };
+        Env { variables: std::env::vars_os().filter_map(known).collect(), faults: ConfigFaults::default() }
+    }
+
+    /// An environment made up by a test.
+    pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Env {
+        let variables = variables.map(|(name, value)| (name.to_owned(), Ok(value.to_owned())));
+        Env { variables: variables.into(), faults: ConfigFaults::default() }
+    }
+
+    /// The value of a variable that may be absent.
+    pub fn optional(&mut self, name: &'static str) -> Option<String> {
+        match self.variables.get(name)? {
+            Ok(value) if value.is_empty() => None,
+            Ok(value) => Some(value.clone()),
+            Err(()) => {
+                self.fault(name, "it is not UTF-8", "write it in UTF-8");
+                None
+            }
+        }
+    }
+
+    /// The value of a variable that must be there; `hint` says what to set it to.
+    pub fn required(&mut self, name: &'static str, hint: &str) -> Option<String> {
+        let before = self.faults.0.len();
+        let value = self.optional(name);
+        if value.is_none() && self.faults.0.len() == before {
+            self.fault(name, "it is not set", hint);
+        }
+        value
+    }
+
+    /// A required value of another type than text.
+    pub fn parse<T: FromStr>(&mut self, name: &'static str, hint: &str) -> Option<T> {
+        let text = self.required(name, hint)?;
+        self.parse_text(name, &text, hint)
+    }
+
+    /// A value of another type than text, with a default for an absent one.
+    pub fn parse_or<T: FromStr>(&mut self, name: &'static str, default: T, hint: &str) -> Option<T> {
+        match self.optional(name) {
+            None => Some(default),
+            Some(text) => self.parse_text(name, &text, hint),
+        }
+    }
+
+    /// A required secret of at least `shortest` bytes. Its value appears in no fault.
+    pub fn secret(&mut self, name: &'static str, shortest: usize, hint: &str) -> Option<SecretString> {
+        let secret = self.required(name, hint)?;
+        self.long_enough(name, secret, shortest, hint)
+    }
+
+    /// A secret that may be absent; if it is there, it has at least `shortest` bytes.
+    pub fn optional_secret(&mut self, name: &'static str, shortest: usize, hint: &str) -> Option<SecretString> {
+        let secret = self.optional(name)?;
+        self.long_enough(name, secret, shortest, hint)
+    }
+
+    /// A required path of a file that can be read.
+    pub fn file(&mut self, name: &'static str, hint: &str) -> Option<PathBuf> {
+        let path = PathBuf::from(self.required(name, hint)?);
+        let readable = std::fs::File::open(&path).and_then(|file| file.metadata()).map(|meta| meta.is_file());
+        match readable {
+            Ok(true) => Some(path),
+            Ok(false) => {
+                self.fault(name, format!("{} is not a file", path.display()), hint);
+                None
+            }
+            Err(error) => {
+                self.fault(name, format!("{} cannot be read ({error})", path.display()), hint);
+                None
+            }
+        }
+    }
+
+    /// Notes a fault that the caller found.
+    pub fn fault(&mut self, subject: impl Into<String>, wrong: impl Into<String>, remedy: impl Into<String>) {
+        self.faults.push(Fault::new(subject, wrong, remedy));
+    }
+
+    /// The faults so far, for a start that goes on looking.
+    pub fn into_faults(self) -> ConfigFaults {
+        self.faults
+    }
+
+    /// # Errors
+    /// Every fault that was found.
+    pub fn finish(self) -> Result<(), ConfigFaults> {
+        self.faults.finish()
+    }
+
+    fn parse_text<T: FromStr>(&mut self, name: &'static str, text: &str, hint: &str) -> Option<T> {
+        let parsed = text.parse().ok();
+        if parsed.is_none() {
+            self.fault(name, format!("{text:?} does not fit"), hint);
+        }
+        parsed
+    }
+
+    fn long_enough(&mut self, name: &'static str, secret: String, shortest: usize, hint: &str) -> Option<SecretString> {
+        if secret.len() < shortest {
+            self.fault(name, format!("it has {} bytes and needs at least {shortest}", secret.len()), hint);
+            return None;
+        }
+        Some(SecretString::from(secret))
+    }
+}
+
+/// Where the database is.
+#[derive(Debug, Clone)]
+pub struct DatabaseConfig {
+    /// `DATABASE_URL`.
+    pub url: SecretString,
+    /// `DATABASE_MAX_CONNECTIONS`: the pool's bound. All processes together stay below the server's own limit.
+    pub max_connections: u32,
+}
+
+impl DatabaseConfig {
+    /// Reads the section; `max_connections` is the default of this process.
+    pub fn from_env(env: &mut Env, max_connections: u32) -> Option<DatabaseConfig> {
+        let hint = "set it to postgres://user:password@host:5432/database";
+        let url = env.secret("DATABASE_URL", 1, hint).filter(|url| {
+            let fits =
+                url::Url::parse(url.expose_secret()).is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql"));
+            if !fits {
+                env.fault("DATABASE_URL", "it is not a postgres URL", hint);
+            }
+            fits
+        });
+        let hint = "set it to a number of connections from 1 to 1000, or leave it out";
+        let most = env.parse_or("DATABASE_MAX_CONNECTIONS", max_connections, hint).filter(|most| {
+            let fits = (1..=1000).contains(most);
+            if !fits {
+                env.fault("DATABASE_MAX_CONNECTIONS", format!("{most} is out of range"), hint);
+            }
+            fits
+        });
+        Some(DatabaseConfig { url: url?, max_connections: most? })
+    }
+}
+
+/// Where the broker is.
+#[derive(Debug, Clone)]
+pub struct AmqpConfig {
+    /// One address, or several with commas between them; checked to be well formed.
+    pub url: SecretString,
+}
+
+impl AmqpConfig {
+    /// Reads `AMQP_URL`.
+    pub fn from_env(env: &mut Env) -> Option<AmqpConfig> {
+        AmqpConfig::from_variable(env, "AMQP_URL")
+    }
+
+    /// Reads `AMQP_ADMIN_URL`, the user who may declare.
+    pub fn admin_from_env(env: &mut Env) -> Option<AmqpConfig> {
+        AmqpConfig::from_variable(env, "AMQP_ADMIN_URL")
+    }
+
+    fn from_variable(env: &mut Env, name: &'static str) -> Option<AmqpConfig> {
+        let url = env.secret(name, 1, AMQP_HINT)?;
+        match Addresses::parse(&url) {
+            Ok(_) => Some(AmqpConfig { url }),
+            Err(MqError::Address(wrong)) => {
+                env.fault(name, wrong, AMQP_HINT);
+                None
+            }
+            Err(error) => {
+                env.fault(name, error.to_string(), AMQP_HINT);
+                None
+            }
+        }
+    }
+}
+
+/// Where operations look in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpsConfig {
+    /// `OPS_ADDR`: the address of `/metrics`, `/healthz` and `/readyz`.
+    pub addr: SocketAddr,
+}
+
+impl OpsConfig {
+    /// Reads `OPS_ADDR`; without it the process listens on `port` of the loopback interface.
+    pub fn from_env(env: &mut Env, port: u16) -> Option<OpsConfig> {
+        let hint = "set it to an address and port, such as 127.0.0.1:9100";
+        let addr = env.parse_or("OPS_ADDR", SocketAddr::from(([127, 0, 0, 1], port)), hint)?;
+        Some(OpsConfig { addr })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_is_named_at_once_and_no_secret_is_shown() {
+        let mut env = Env::of([
+            ("DATABASE_URL", "mysql://u:hidden@h/d"),
+            ("DATABASE_MAX_CONNECTIONS", "0"),
+            ("AMQP_URL", "amqp:hidden"),
+            ("OPS_ADDR", "9100"),
+            ("SHORT", "hidden"),
+            ("FILE", "/does/not/exist"),
+        ]);
+        assert!(DatabaseConfig::from_env(&mut env, 4).is_none());
+        assert!(AmqpConfig::from_env(&mut env).is_none());
+        assert!(AmqpConfig::admin_from_env(&mut env).is_none());
+        assert!(OpsConfig::from_env(&mut env, 9100).is_none());
+        assert!(env.secret("SHORT", 32, "make one with `openssl rand -hex 32`").is_none());
+        assert!(env.file("FILE", "name a file").is_none());
+        let text = env.finish().unwrap_err().to_string();
+        assert!(!text.contains("hidden"), "{text}");
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn defaults_stand_for_absent_and_empty_values() {
+        let mut env = Env::of([("DATABASE_URL", "postgres://h/d"), ("OPS_ADDR", "")]);
+        assert_eq!(DatabaseConfig::from_env(&mut env, 4).unwrap().max_connections, 4);
+        assert_eq!(OpsConfig::from_env(&mut env, 9101).unwrap().addr.port(), 9101);
+        assert_eq!(env.optional("OPS_ADDR"), None);
+        env.finish().unwrap();
+    }
+}

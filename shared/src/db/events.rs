@@ -1,0 +1,151 @@
+//! `events`: the outbox. Asked for what is unpublished, never for what comes after a position.
+
+use serde_json::Value;
+use sqlx::{PgConnection, PgExecutor};
+use time::{Duration, OffsetDateTime};
+
+use super::DbError;
+use crate::domain::OrderId;
+use crate::event::Event;
+
+/// Adds events in the order given. One that is there already stays as it is.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn append(tx: &mut PgConnection, events: &[Event], now: OffsetDateTime) -> Result<(), DbError> {
+    let ids: Vec<&str> = events.iter().map(|e| e.event_id.as_str()).collect();
+    let kinds: Vec<&str> = events.iter().map(|e| e.kind).collect();
+    let orders: Vec<Option<OrderId>> = events.iter().map(|e| e.order_id).collect();
+    let data: Vec<Value> = events.iter().map(|e| e.data.clone()).collect();
+    sqlx::query!(
+        r#"
+        insert into events (event_id, type, order_id, data, occurred_at)
+        select e.event_id, e.type, e.order_id, e.data, $5
+        from unnest($1::text[], $2::text[], $3::bpchar[], $4::jsonb[]) with ordinality
+          as e (event_id, type, order_id, data, position)
+        order by e.position
+        on conflict on constraint events_event_id_key do nothing
+        "#,
+        &ids as &[&str],
+        &kinds as &[&str],
+        &orders as &[Option<OrderId>],
+        &data,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// An event that waits to go out.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// Its place among the events of its order.
+    pub seq: i64,
+    /// Deterministic.
+    pub event_id: String,
+    /// The type, which is the routing key too.
+    pub kind: String,
+    /// The order it is about.
+    pub order_id: Option<OrderId>,
+    /// What it tells.
+    pub data: Value,
+    /// When it happened.
+    pub occurred_at: OffsetDateTime,
+}
+
+/// Unpublished events whose time has come, oldest first, none of them behind an event of its order that must wait.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn waiting(
+    connection: &mut PgConnection,
+    limit: i64,
+    now: OffsetDateTime,
+) -> Result<Vec<Waiting>, DbError> {
+    Ok(sqlx::query_as!(
+        Waiting,
+        r#"
+        select seq, event_id, type as kind, order_id as "order_id: OrderId", data, occurred_at
+        from events e
+        where published_at is null
+          and (retry_at is null or retry_at <= $2)
+          and not exists (
+            select from events earlier
+            where earlier.order_id = e.order_id and earlier.seq < e.seq
+              and earlier.published_at is null and earlier.retry_at > $2)
+        order by seq
+        limit $1
+        "#,
+        limit,
+        now,
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// Notes what the broker confirmed.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn mark_published(connection: &mut PgConnection, seqs: &[i64], now: OffsetDateTime) -> Result<(), DbError> {
+    sqlx::query!("update events set published_at = $2, retry_at = null where seq = any($1)", seqs, now)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Puts off what nobody would have received.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn postpone(connection: &mut PgConnection, seqs: &[i64], retry_at: OffsetDateTime) -> Result<(), DbError> {
+    sqlx::query!("update events set retry_at = $2 where seq = any($1)", seqs, retry_at).execute(connection).await?;
+    Ok(())
+}
+
+/// Marks what was published since `since` as unpublished: the broker was wiped. Returns how many there were.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn unpublish(connection: &mut PgConnection, since: OffsetDateTime) -> Result<u64, DbError> {
+    let done = sqlx::query!("update events set published_at = null, retry_at = null where published_at >= $1", since)
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected())
+}
+
+/// How many events wait, and the age of the oldest.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn backlog(db: impl PgExecutor<'_>, now: OffsetDateTime) -> Result<(i64, Duration), DbError> {
+    let row =
+        sqlx::query!(r#"select count(*) as "count!", min(occurred_at) as oldest from events where published_at is null"#)
+            .fetch_one(db)
+            .await?;
+    Ok((row.count, row.oldest.map_or(Duration::ZERO, |oldest| now - oldest)))
+}
+
+/// The channel on which the relay is told that events wait.
+const NUDGE: &str = "payment_events";
+
+/// Tells the relay that events wait. Call it once for a batch and after its commit: a notification inside a transaction
+/// takes a lock that all committing transactions share. It may get lost; the relay polls too.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn nudge(db: impl PgExecutor<'_>) -> Result<(), DbError> {
+    sqlx::query!("select pg_notify($1, '') as done", NUDGE).execute(db).await?;
+    Ok(())
+}
+
+/// Hears nudges, on a connection of its own.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn listen(pool: &sqlx::PgPool) -> Result<sqlx::postgres::PgListener, DbError> {
+    let mut listener = sqlx::postgres::PgListener::connect_with(pool).await?;
+    listener.listen(NUDGE).await?;
+    Ok(listener)
+}

@@ -1,0 +1,182 @@
+//! `jobs`: durable due work. The message that the relay publishes is only the nudge.
+
+use serde_json::Value;
+use sqlx::postgres::PgPool;
+use sqlx::{PgConnection, PgExecutor};
+use time::{Duration, OffsetDateTime};
+
+use super::DbError;
+use crate::domain::OrderId;
+use crate::job::Callback;
+
+/// Proof that a callback is a committed row: only [`store_callback`] makes one.
+#[derive(Debug)]
+pub struct Stored(());
+
+/// Commits a callback as a due job, in a statement of its own on a connection of its own.
+///
+/// # Errors
+/// [`DbError`]; the callback is not stored then, or nobody knows.
+pub async fn store_callback(pool: &PgPool, callback: &Callback, now: OffsetDateTime) -> Result<Stored, DbError> {
+    insert_callback(pool, callback, now, now).await?;
+    Ok(Stored(()))
+}
+
+/// Keeps a callback until `due_at`; its key is not known yet.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn insert_callback(
+    db: impl PgExecutor<'_>,
+    callback: &Callback,
+    due_at: OffsetDateTime,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    let payload = serde_json::to_value(callback).map_err(|e| DbError::Failed(sqlx::Error::Encode(e.into())))?;
+    sqlx::query!(
+        "insert into jobs (kind, payload, due_at, created_at) values ('callback', $1, $2, $3)",
+        payload,
+        due_at,
+        now,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Puts a job off and says why. The row may be gone: somebody else reached a verdict.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn postpone(
+    tx: &mut PgConnection,
+    id: i64,
+    due_at: OffsetDateTime,
+    reason: &str,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        update jobs
+        set due_at = $2, lease_until = null, publishes = 0, fence = fence + 1, attempts = attempts + 1, last_error = $3
+        where id = $1
+        "#,
+        id,
+        due_at,
+        reason,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Deletes the jobs that held callbacks with a verdict.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn delete_callbacks(tx: &mut PgConnection, ids: &[i64]) -> Result<(), DbError> {
+    sqlx::query!("delete from jobs where kind = 'callback' and id = any($1)", ids).execute(tx).await?;
+    Ok(())
+}
+
+/// Drops the check jobs of orders that need none any more.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn drop_checks(tx: &mut PgConnection, orders: &[OrderId]) -> Result<(), DbError> {
+    sqlx::query!("delete from jobs where kind = 'check' and ref_id = any($1::bpchar[])", orders as &[OrderId])
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// A job whose time has come, leased to the relay.
+pub struct Due {
+    /// Which row.
+    pub id: i64,
+    /// Whoever works on it must hold this.
+    pub fence: i64,
+    /// What it holds.
+    pub payload: Value,
+}
+
+/// Leases due jobs of a kind, oldest first. A job that was published and not answered comes again when its lease ends;
+/// the lease doubles each time, from 1 minute to 1 hour.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn lease_due(
+    connection: &mut PgConnection,
+    kind: &str,
+    limit: i64,
+    now: OffsetDateTime,
+) -> Result<Vec<Due>, DbError> {
+    Ok(sqlx::query_as!(
+        Due,
+        r#"
+        update jobs j
+        set lease_until = $3::timestamptz + least(interval '1 hour', interval '1 minute' * (1 << least(j.publishes, 6))),
+            publishes = j.publishes + 1,
+            fence = j.fence + 1
+        from (
+          select id from jobs
+          where kind = $1 and due_at <= $3 and (lease_until is null or lease_until <= $3)
+          order by due_at
+          limit $2
+          for update skip locked
+        ) due
+        where j.id = due.id
+        returning j.id, j.fence, j.payload
+        "#,
+        kind,
+        limit,
+        now,
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// Ends leases at once: what was published did not arrive.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn release(connection: &mut PgConnection, ids: &[i64], retry_at: OffsetDateTime) -> Result<(), DbError> {
+    sqlx::query!(
+        "update jobs set lease_until = $2, publishes = greatest(publishes - 1, 0) where id = any($1)",
+        ids,
+        retry_at,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Ends every lease: the broker was wiped. Returns how many there were.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn clear_leases(connection: &mut PgConnection) -> Result<u64, DbError> {
+    let done = sqlx::query!("update jobs set lease_until = null, publishes = 0 where lease_until is not null")
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected())
+}
+
+/// How many jobs of a kind are due, and the age of the oldest.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn backlog(
+    db: impl PgExecutor<'_>,
+    kind: &str,
+    now: OffsetDateTime,
+) -> Result<(i64, Duration), DbError> {
+    let row = sqlx::query!(
+        r#"select count(*) as "count!", min(due_at) as oldest from jobs where kind = $1 and due_at <= $2"#,
+        kind,
+        now,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok((row.count, row.oldest.map_or(Duration::ZERO, |oldest| now - oldest)))
+}
+

@@ -1,0 +1,18 @@
+//! One active relay: a session-level advisory lock, held by the connection that the relay works on. When the connection
+//! is gone, so is the lock, and so is the relay's way to go on.
+
+use sqlx::PgConnection;
+
+use super::DbError;
+
+/// The lock's number: "payment" and "relay", as text, cut to 64 bits; nothing else in this database may use it.
+const RELAY: i64 = 0x7061_7972_656c_6179;
+
+/// Takes the lock for this connection's life, if nobody has it.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn try_lead(connection: &mut PgConnection) -> Result<bool, DbError> {
+    let row = sqlx::query!(r#"select pg_try_advisory_lock($1) as "taken!""#, RELAY).fetch_one(connection).await?;
+    Ok(row.taken)
+}

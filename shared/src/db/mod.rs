@@ -1,0 +1,184 @@
+//! All SQL. Functions work on the caller's connection or transaction and never begin or commit; a write that depends on
+//! a state names that state in its `where`.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection, Executor, PgConnection, Postgres};
+
+pub mod callbacks;
+pub mod cases;
+mod columns;
+pub mod events;
+pub mod idempotency_keys;
+pub mod jobs;
+pub mod leadership;
+pub mod orders;
+pub mod transactions;
+
+/// The migrations that this build knows.
+pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
+
+/// What a statement met, named after what the caller may do.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// The server is gone, starting, or every connection is taken: wait, then repeat.
+    #[error("the database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// Another transaction was in the way: repeat the whole transaction.
+    #[error("another transaction was in the way")]
+    Again(#[source] sqlx::Error),
+    /// A constraint said no.
+    #[error("constraint {0} refused the row")]
+    Constraint(String),
+    /// A row holds what our types refuse.
+    #[error("column {column} holds a value that our types refuse")]
+    Corrupt {
+        /// Index or name of the column.
+        column: String,
+        /// What the type said.
+        #[source]
+        source: sqlx::error::BoxDynError,
+    },
+    /// The row was not in the state that the statement names.
+    #[error("the row has left the expected state")]
+    Moved,
+    /// A fault of ours or of the server.
+    #[error("the statement failed")]
+    Failed(#[source] sqlx::Error),
+}
+
+impl DbError {
+    /// `Ok` when exactly `expected` rows were touched.
+    ///
+    /// # Errors
+    /// [`DbError::Moved`].
+    pub fn expect_rows(touched: u64, expected: usize) -> Result<(), DbError> {
+        if touched == expected as u64 { Ok(()) } else { Err(DbError::Moved) }
+    }
+}
+
+/// Codes: PostgreSQL, appendix "Error Codes". Class 08 is the connection, 53 resources, 57P the operator.
+impl From<sqlx::Error> for DbError {
+    fn from(error: sqlx::Error) -> DbError {
+        match error {
+            sqlx::Error::ColumnDecode { index, source } => DbError::Corrupt { column: index, source },
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_) => DbError::Unavailable(error),
+            sqlx::Error::Database(ref refusal) => match refusal.code().as_deref() {
+                Some("40001" | "40P01" | "55P03" | "57014") => DbError::Again(error),
+                Some("23505" | "23514" | "23503" | "23502") => {
+                    DbError::Constraint(refusal.constraint().unwrap_or("unnamed").to_owned())
+                }
+                // 25006: a failover left us on a replica; 25P03: idle in transaction, the connection is dead.
+                Some(code)
+                    if ["08", "53", "57"].iter().any(|class| code.starts_with(class))
+                        || matches!(code, "25006" | "25P03" | "28000" | "28P01" | "3D000") =>
+                {
+                    DbError::Unavailable(error)
+                }
+                _ => DbError::Failed(error),
+            },
+            other => DbError::Failed(other),
+        }
+    }
+}
+
+/// Opens a pool. Time-outs live on the server, since a dropped future does not cancel its statement there.
+///
+/// # Errors
+/// [`DbError`] when the address cannot be read or no connection can be made.
+pub async fn connect(url: &SecretString, service: &str, max_connections: u32) -> Result<PgPool, DbError> {
+    let options = PgConnectOptions::from_str(url.expose_secret())?.application_name(service).options([
+        ("statement_timeout", "5s"),
+        ("lock_timeout", "2s"),
+        ("idle_in_transaction_session_timeout", "10s"),
+        ("client_min_messages", "error"),
+        ("tcp_user_timeout", "5s"),
+    ]);
+    let pool = PgPoolOptions::new()
+        .max_connections(max_connections)
+        .min_connections(1)
+        .acquire_timeout(Duration::from_secs(2))
+        .max_lifetime(Duration::from_secs(1800))
+        .idle_timeout(Duration::from_secs(300))
+        // sqlx 0.9.0 returns a connection whose begin() was dropped halfway to the pool with its transaction open
+        // (transact-rs/sqlx#4393). ROLLBACK ends it and is the liveness check too; elsewhere it is only a notice.
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| {
+            Box::pin(async move {
+                connection.execute("rollback").await?;
+                Ok(true)
+            })
+        })
+        .connect_with(options)
+        .await?;
+    Ok(pool)
+}
+
+/// Brings a database to the schema of this build; the number of migrations that it has then.
+///
+/// A connection of its own without the pool's time-outs: building an index takes as long as it takes. Several at once
+/// take turns, by a lock on the database.
+///
+/// # Errors
+/// [`sqlx::migrate::MigrateError`] when the database cannot be reached or a migration fails; the others stay as they were.
+pub async fn migrate(url: &SecretString) -> Result<usize, sqlx::migrate::MigrateError> {
+    let mut connection = PgConnection::connect(url.expose_secret()).await?;
+    MIGRATOR.run(&mut connection).await?;
+    Ok(MIGRATOR.iter().count())
+}
+
+/// Why a database does not fit this build.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// Lacks migrations that this build needs.
+    #[error("the database lacks migration {0}; run `payment-api migrate` before the roll-out")]
+    Missing(i64),
+    /// Has a migration that this build does not know.
+    #[error("the database has migration {0}, which this build does not know; it is older than the database")]
+    Unknown(i64),
+    /// Could not be asked.
+    #[error("cannot read the migrations of the database")]
+    Db(#[from] DbError),
+}
+
+/// Checks that the database has the migrations of this build, no fewer and no more.
+///
+/// # Errors
+/// [`SchemaError`].
+pub async fn check_schema(pool: &PgPool) -> Result<(), SchemaError> {
+    let applied = match sqlx::query_scalar::<_, i64>("select version from _sqlx_migrations where success")
+        .fetch_all(pool)
+        .await
+    {
+        Ok(applied) => applied,
+        // 42P01: no such table, so nothing was ever migrated.
+        Err(sqlx::Error::Database(refusal)) if refusal.code().as_deref() == Some("42P01") => Vec::new(),
+        Err(error) => return Err(DbError::from(error).into()),
+    };
+    let known: Vec<i64> = MIGRATOR.iter().map(|migration| migration.version).collect();
+    if let Some(missing) = known.iter().find(|version| !applied.contains(version)) {
+        return Err(SchemaError::Missing(*missing));
+    }
+    match applied.iter().find(|version| !known.contains(version)) {
+        Some(unknown) => Err(SchemaError::Unknown(*unknown)),
+        None => Ok(()),
+    }
+}
+
+/// Asks the database for a sign of life.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn ping<'c>(connection: impl Executor<'c, Database = Postgres>) -> Result<(), DbError> {
+    connection.execute("select 1").await?;
+    Ok(())
+}

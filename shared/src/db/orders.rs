@@ -1,0 +1,276 @@
+//! `payment_orders`: creating, reading, and the moves that facts make.
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+use sqlx::{PgConnection, PgExecutor};
+use time::OffsetDateTime;
+
+use super::DbError;
+use crate::domain::{
+    AccountName, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo, UserId,
+};
+
+/// One row, whole.
+#[derive(Clone)]
+pub struct Order {
+    /// Ours, for paths and events.
+    pub id: OrderId,
+    /// Whose it is.
+    pub user_id: UserId,
+    /// Ours, for the gateways.
+    pub order_no: OrderNo,
+    /// What kind of thing is sold.
+    pub product_type: ProductType,
+    /// What the buyer reads.
+    pub subject: Subject,
+    /// What he pays.
+    pub amount: Money,
+    /// At which gateway.
+    pub payment_method: PaymentMethod,
+    /// Where he is.
+    pub scene: Scene,
+    /// Into which account.
+    pub account: AccountName,
+    /// Where the order stands.
+    pub status: OrderStatus,
+    /// The trade that paid it.
+    pub trade_no: Option<TradeNo>,
+    /// What went back.
+    pub refunded_amount: Money,
+    /// The last moment to pay.
+    pub expires_at: OffsetDateTime,
+    /// By the gateway's clock.
+    pub paid_at: Option<OffsetDateTime>,
+    /// By our clock.
+    pub closed_at: Option<OffsetDateTime>,
+    /// What the merchant's frontend attached; events carry it on.
+    pub metadata: Value,
+    /// See [`crate::gateway::PrepayRequest`]. Never logged.
+    pub prepay: Value,
+    /// Rises with each change.
+    pub version: i64,
+    /// By our clock.
+    pub created_at: OffsetDateTime,
+    /// By our clock.
+    pub updated_at: OffsetDateTime,
+}
+
+/// What a new order is made of.
+pub struct NewOrder {
+    /// A fresh UUIDv7.
+    pub id: OrderId,
+    /// Whose it is.
+    pub user_id: UserId,
+    /// A fresh number.
+    pub order_no: OrderNo,
+    /// What kind of thing is sold.
+    pub product_type: ProductType,
+    /// What the buyer reads.
+    pub subject: Subject,
+    /// What he pays.
+    pub amount: Money,
+    /// At which gateway.
+    pub payment_method: PaymentMethod,
+    /// Where he is.
+    pub scene: Scene,
+    /// Into which account.
+    pub account: AccountName,
+    /// The last moment to pay.
+    pub expires_at: OffsetDateTime,
+    /// The buyer's address.
+    pub client_ip: Option<IpAddr>,
+    /// What the merchant's frontend attached.
+    pub metadata: Value,
+    /// What the gateway will be sent.
+    pub prepay: Value,
+    /// When the order's first check is due.
+    pub check_at: OffsetDateTime,
+    /// Now.
+    pub created_at: OffsetDateTime,
+    /// The key of the request that makes it.
+    pub key: super::idempotency_keys::NewKey,
+}
+
+/// Writes key, order, payment transaction and check job in one statement: all of them, or none because the key is taken.
+///
+/// Returns whether the order was made. A request with the same key that is still in flight is waited for.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn create(db: impl PgExecutor<'_>, new: &NewOrder) -> Result<bool, DbError> {
+    let done = sqlx::query!(
+        r#"
+        with key as (
+          insert into idempotency_keys (user_id, key, route, request_hash, ref_id, created_at, expires_at)
+          values ($2, $15, $16, $17, $1, $14, $18)
+          on conflict on constraint idempotency_keys_pkey do nothing
+          returning ref_id
+        ), placed as (
+          insert into payment_orders
+            (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
+             client_ip, metadata, prepay, created_at, updated_at)
+          select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::text::inet, $12, $13, $14, $14
+          from key
+        ), movement as (
+          insert into payment_transactions
+            (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
+          select $1, $1, 'P' || $1, $7, 'payment', $6, $14, $14
+          from key
+        )
+        insert into jobs (kind, ref_id, due_at, created_at)
+        select 'check', $1, $19, $14
+        from key
+        "#,
+        new.id as OrderId,
+        new.user_id.as_str(),
+        new.order_no.as_str(),
+        new.product_type.as_str(),
+        new.subject.as_str(),
+        new.amount as Money,
+        new.payment_method.as_str(),
+        new.scene.as_str(),
+        new.account.as_str(),
+        new.expires_at,
+        new.client_ip.map(|ip| ip.to_string()),
+        new.metadata,
+        new.prepay,
+        new.created_at,
+        new.key.key,
+        new.key.route,
+        &new.key.request_hash,
+        new.key.expires_at,
+        new.check_at,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Reads whole orders: one list of columns for every question.
+macro_rules! select_orders {
+    ($tail:tt $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Order,
+            r#"
+            select
+              id as "id: OrderId", user_id as "user_id: UserId", order_no as "order_no: OrderNo",
+              product_type as "product_type: ProductType", subject as "subject: Subject", amount as "amount: Money",
+              payment_method as "payment_method: PaymentMethod", scene as "scene: Scene",
+              account as "account: AccountName", status as "status: OrderStatus", trade_no as "trade_no: TradeNo",
+              refunded_amount as "refunded_amount: Money", expires_at, paid_at, closed_at, metadata, prepay, version,
+              created_at, updated_at
+            from payment_orders
+            "# + $tail
+            $(, $argument)*
+        )
+    };
+}
+
+/// One order by its id.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn get(db: impl PgExecutor<'_>, id: OrderId) -> Result<Option<Order>, DbError> {
+    Ok(select_orders!("where id = $1", id as OrderId).fetch_optional(db).await?)
+}
+
+/// A user's orders, newest first, those older than `before`.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_user(
+    db: impl PgExecutor<'_>,
+    user_id: &UserId,
+    before: Option<OrderId>,
+    limit: i64,
+) -> Result<Vec<Order>, DbError> {
+    // The largest id, so that one plan serves the first page too.
+    let before = before.unwrap_or(OrderId::from_u128(u128::MAX));
+    Ok(select_orders!(
+        "where user_id = $1 and id < $2 order by id desc limit $3",
+        user_id.as_str(),
+        before as OrderId,
+        limit
+    )
+    .fetch_all(db)
+    .await?)
+}
+
+/// Orders by number, locked in the order of their ids, as every transaction must.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn lock(tx: &mut PgConnection, order_nos: &[&str]) -> Result<Vec<Order>, DbError> {
+    Ok(select_orders!("where order_no = any($1) order by id for update", order_nos as &[&str]).fetch_all(tx).await?)
+}
+
+/// What watchers want to know of many orders: id and version.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn versions(db: impl PgExecutor<'_>, ids: &[OrderId]) -> Result<Vec<(OrderId, i64)>, DbError> {
+    let rows = sqlx::query!(
+        r#"select id as "id: OrderId", version from payment_orders where id = any($1::bpchar[])"#,
+        ids as &[OrderId],
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.version)).collect())
+}
+
+/// One order that was paid.
+pub struct Paid {
+    /// Which order.
+    pub id: OrderId,
+    /// By which trade.
+    pub trade_no: TradeNo,
+    /// By the gateway's clock.
+    pub paid_at: OffsetDateTime,
+}
+
+/// Moves pending orders to paid, and their payments to succeeded.
+///
+/// # Errors
+/// [`DbError::Moved`] when one of them is no longer pending; nothing may be committed then.
+pub async fn mark_paid(tx: &mut PgConnection, paid: &[Paid], now: OffsetDateTime) -> Result<(), DbError> {
+    let ids: Vec<OrderId> = paid.iter().map(|p| p.id).collect();
+    let trade_nos: Vec<&str> = paid.iter().map(|p| p.trade_no.as_str()).collect();
+    let paid_at: Vec<OffsetDateTime> = paid.iter().map(|p| p.paid_at).collect();
+    let done = sqlx::query!(
+        r#"
+        update payment_orders o
+        set status = 'paid', trade_no = p.trade_no, paid_at = p.paid_at, updated_at = $4, version = version + 1
+        from unnest($1::bpchar[], $2::text[], $3::timestamptz[]) as p (id, trade_no, paid_at)
+        where o.id = p.id and o.status = 'pending'
+        "#,
+        &ids as &[OrderId],
+        &trade_nos as &[&str],
+        &paid_at,
+        now,
+    )
+    .execute(&mut *tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), paid.len())?;
+    super::transactions::mark_succeeded(tx, &ids, &trade_nos, now).await
+}
+
+/// Moves pending orders to closed, and their payments to failed.
+///
+/// # Errors
+/// [`DbError::Moved`] when one of them is no longer pending; nothing may be committed then.
+pub async fn mark_closed(tx: &mut PgConnection, ids: &[OrderId], now: OffsetDateTime) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"
+        update payment_orders
+        set status = 'closed', closed_at = $2, updated_at = $2, version = version + 1
+        where id = any($1::bpchar[]) and status = 'pending'
+        "#,
+        ids as &[OrderId],
+        now,
+    )
+    .execute(&mut *tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), ids.len())?;
+    super::transactions::mark_failed(tx, ids, now).await
+}

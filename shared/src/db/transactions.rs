@@ -1,0 +1,128 @@
+//! `payment_transactions`: one row for each movement of money tried.
+
+use std::collections::HashSet;
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use super::DbError;
+use crate::domain::{Money, OrderId, PaymentMethod, TradeNo};
+
+/// Moves the pending payments of orders to succeeded, each with the trade that paid it.
+///
+/// # Errors
+/// [`DbError::Moved`] when one of them is no longer pending.
+pub(super) async fn mark_succeeded(
+    tx: &mut PgConnection,
+    order_ids: &[OrderId],
+    gateway_nos: &[&str],
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"
+        update payment_transactions t
+        set status = 'succeeded', gateway_no = p.gateway_no, updated_at = $3
+        from unnest($1::bpchar[], $2::text[]) as p (order_id, gateway_no)
+        where t.order_id = p.order_id and t.action_type = 'payment' and t.status = 'pending'
+        "#,
+        order_ids as &[OrderId],
+        gateway_nos as &[&str],
+        now,
+    )
+    .execute(tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), order_ids.len())
+}
+
+/// Moves the pending payments of orders to failed.
+///
+/// # Errors
+/// [`DbError::Moved`] when one of them is no longer pending.
+pub(super) async fn mark_failed(
+    tx: &mut PgConnection,
+    order_ids: &[OrderId],
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"
+        update payment_transactions
+        set status = 'failed', updated_at = $2
+        where order_id = any($1::bpchar[]) and action_type = 'payment' and status = 'pending'
+        "#,
+        order_ids as &[OrderId],
+        now,
+    )
+    .execute(tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), order_ids.len())
+}
+
+/// Money that came beside the payment of an order: late, or a second time.
+pub struct ExtraPayment {
+    /// A fresh UUIDv7.
+    pub id: OrderId,
+    /// The order that the gateway names.
+    pub order_id: OrderId,
+    /// Where it was paid.
+    pub payment_method: PaymentMethod,
+    /// The trade that brought it.
+    pub gateway_no: TradeNo,
+    /// How much came.
+    pub amount: Money,
+}
+
+/// Notes extra payments; a trade that has its row keeps it.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn note_extra(
+    tx: &mut PgConnection,
+    extra: &[ExtraPayment],
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    let ids: Vec<OrderId> = extra.iter().map(|e| e.id).collect();
+    let order_ids: Vec<OrderId> = extra.iter().map(|e| e.order_id).collect();
+    let methods: Vec<&str> = extra.iter().map(|e| e.payment_method.as_str()).collect();
+    let gateway_nos: Vec<&str> = extra.iter().map(|e| e.gateway_no.as_str()).collect();
+    let amounts: Vec<Money> = extra.iter().map(|e| e.amount).collect();
+    sqlx::query!(
+        r#"
+        insert into payment_transactions
+          (id, order_id, transaction_no, payment_method, action_type, amount, status, gateway_no, created_at, updated_at)
+        select e.id, e.order_id, 'P' || e.id, e.payment_method, 'payment', e.amount, 'succeeded', e.gateway_no, $6, $6
+        from unnest($1::bpchar[], $2::bpchar[], $3::text[], $4::text[], $5::numeric[])
+          as e (id, order_id, payment_method, gateway_no, amount)
+        on conflict (payment_method, gateway_no) where action_type = 'payment' do nothing
+        "#,
+        &ids as &[OrderId],
+        &order_ids as &[OrderId],
+        &methods as &[&str],
+        &gateway_nos as &[&str],
+        &amounts as &[Money],
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Which of these trades have a row of their own already.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn recorded(
+    tx: &mut PgConnection,
+    gateway_nos: &[&str],
+) -> Result<HashSet<(PaymentMethod, String)>, DbError> {
+    let rows = sqlx::query!(
+        r#"
+        select payment_method as "payment_method: PaymentMethod", gateway_no as "gateway_no!"
+        from payment_transactions
+        where action_type = 'payment' and payment_method in ('alipay', 'wechat') and gateway_no = any($1)
+        "#,
+        gateway_nos as &[&str],
+    )
+    .fetch_all(tx)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.payment_method, row.gateway_no)).collect())
+}

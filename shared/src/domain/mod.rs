@@ -1,0 +1,21 @@
+//! The words of the field and the rules about them. No I/O, no clock, no provider's spelling.
+
+mod account;
+mod ids;
+mod money;
+mod notification;
+mod order;
+mod order_no;
+mod payment_method;
+mod text;
+mod verdict;
+
+pub use account::{AccountName, AccountNameError, UserId, UserIdError};
+pub use ids::{OrderId, ParseIdError};
+pub use money::{Money, MoneyError};
+pub use notification::{Fact, Merchant, Notification, RefundOutcome};
+pub use order::{InvalidTransition, OrderEvent, OrderStatus, TRANSITIONS};
+pub use order_no::{OrderNo, OrderNoError, ProductType, ProductTypeError, Subject, SubjectError, TradeNo, TradeNoError};
+pub use payment_method::{PaymentMethod, Scene, UnknownName};
+pub use text::{shorten_bytes, shorten_chars};
+pub use verdict::{CaseKind, Verdict};

@@ -1,0 +1,79 @@
+//! What a gateway tells us about money, in our own words.
+
+use time::OffsetDateTime;
+
+use super::{AccountName, Money, PaymentMethod, TradeNo};
+
+/// One authentic message of a gateway, read and translated. Only an adapter makes it, and hands it out as
+/// `Verified<Notification>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    /// The gateway that speaks.
+    pub method: PaymentMethod,
+    /// The account whose keys proved it.
+    pub account: AccountName,
+    /// The gateway's id of this message, the same in each redelivery.
+    pub notice_id: String,
+    /// Whether the message names the merchant and the app of `account`.
+    pub merchant: Merchant,
+    /// The order's number as the gateway has it; not yet known to be one of ours.
+    pub order_no: String,
+    /// What it tells.
+    pub fact: Fact,
+}
+
+/// Whose money a message is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Merchant {
+    /// The merchant and app of the account that was addressed.
+    Ours,
+    /// Somebody else: the ids found, for the case.
+    Other(String),
+}
+
+/// What happened at the gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fact {
+    /// The buyer paid. `amount` is the order's whole amount, coupons included.
+    Paid {
+        /// The gateway's number of the trade.
+        trade_no: TradeNo,
+        /// `None`: an amount in another currency or beyond [`Money::MAX`], which no order of ours has.
+        amount: Option<Money>,
+        /// When the buyer paid, by the gateway's clock.
+        paid_at: OffsetDateTime,
+    },
+    /// The trade was closed and nobody had paid.
+    ClosedUnpaid,
+    /// The trade was paid, and some or all of it has been returned since. It tells of no single refund.
+    PaidAndReturned {
+        /// The gateway's number of the trade.
+        trade_no: TradeNo,
+    },
+    /// One refund has reached an end, or is said to have.
+    Refund {
+        /// The gateway's number of the trade that was paid.
+        trade_no: TradeNo,
+        /// Our number of the refund, as the gateway has it.
+        refund_no: String,
+        /// `None` where the message does not tell this refund's own amount.
+        amount: Option<Money>,
+        /// How it ended.
+        outcome: RefundOutcome,
+    },
+    /// Nothing that changes a state (the buyer is still at the cashier, an unknown kind of message).
+    Nothing,
+}
+
+/// How a refund ended, by the word of a notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefundOutcome {
+    /// The money went back.
+    Succeeded,
+    /// It will not go back under this number.
+    Closed,
+    /// It could not be delivered; a person has to act.
+    Abnormal,
+    /// A hint only: the refund has to be asked for.
+    Hint,
+}

@@ -1,0 +1,90 @@
+//! The states of an order and every move between them.
+
+use super::payment_method::named_enum;
+
+named_enum! {
+    /// Where an order stands. The order of values is the order in which a buyer meets them.
+    OrderStatus {
+        /// Waiting for the buyer.
+        Pending = "pending",
+        /// Paid in full; what was bought is owed.
+        Paid = "paid",
+        /// Given up or expired without a payment.
+        Closed = "closed",
+        /// Paid, and a refund is in flight.
+        Refunding = "refunding",
+        /// Paid, and some of it was returned.
+        PartiallyRefunded = "partially_refunded",
+        /// Paid, and all of it was returned.
+        Refunded = "refunded",
+    }
+}
+
+named_enum! {
+    /// What can happen to an order.
+    OrderEvent {
+        /// The gateway took the buyer's money.
+        PaymentSucceeded = "payment_succeeded",
+        /// The gateway closed the trade and nobody had paid.
+        ClosedUnpaid = "closed_unpaid",
+    }
+}
+
+/// Every move an order can make. A pair that is absent is refused everywhere.
+pub const TRANSITIONS: &[(OrderStatus, OrderEvent, OrderStatus)] = &[
+    (OrderStatus::Pending, OrderEvent::PaymentSucceeded, OrderStatus::Paid),
+    (OrderStatus::Pending, OrderEvent::ClosedUnpaid, OrderStatus::Closed),
+];
+
+/// The table has no such move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an order that is {from} cannot take {event}")]
+pub struct InvalidTransition {
+    /// The state that was to be left.
+    pub from: OrderStatus,
+    /// What was to happen.
+    pub event: OrderEvent,
+}
+
+impl OrderStatus {
+    /// The state after `event`.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`] when [`TRANSITIONS`] has no such move.
+    pub fn next(self, event: OrderEvent) -> Result<OrderStatus, InvalidTransition> {
+        TRANSITIONS
+            .iter()
+            .find(|(from, on, _)| (*from, *on) == (self, event))
+            .map(|(_, _, to)| *to)
+            .ok_or(InvalidTransition { from: self, event })
+    }
+
+    /// Whether the buyer's money was taken for this order, returned since or not.
+    pub const fn was_paid(self) -> bool {
+        !matches!(self, OrderStatus::Pending | OrderStatus::Closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_table_is_as_designed() {
+        let mut grid = String::new();
+        for from in OrderStatus::ALL {
+            for event in OrderEvent::ALL {
+                let to = from.next(*event).map_or("-", OrderStatus::as_str);
+                grid.push_str(&format!("{from:18} {event:18} {to}\n"));
+            }
+        }
+        insta::assert_snapshot!(grid);
+    }
+
+    #[test]
+    fn no_move_has_two_ends() {
+        for (i, (from, event, _)) in TRANSITIONS.iter().enumerate() {
+            assert!(!TRANSITIONS[..i].iter().any(|(f, e, _)| (f, e) == (from, event)), "{from} {event}");
+        }
+    }
+}

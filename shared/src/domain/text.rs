@@ -1,0 +1,82 @@
+//! Texts with a rule, and shortening on a character boundary.
+
+/// Declares a text whose only door is `parse`: its bounds and alphabet are checked there and nowhere else.
+macro_rules! text_type {
+    ($(#[$doc:meta])* $name:ident, $error:ident, $rule:literal, $fits:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        #[doc = concat!("The text is not ", $rule, ".")]
+        #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+        #[error($rule)]
+        pub struct $error;
+
+        impl $name {
+            #[doc = concat!("# Errors\n[`", stringify!($error), "`] for another length or alphabet.")]
+            pub fn parse(text: impl Into<String>) -> Result<$name, $error> {
+                let text = text.into();
+                let fits: fn(&str) -> bool = $fits;
+                if fits(&text) { Ok($name(text)) } else { Err($error) }
+            }
+
+            /// The text itself.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = $error;
+
+            fn try_from(text: String) -> Result<$name, $error> {
+                $name::parse(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(text: $name) -> String {
+                text.0
+            }
+        }
+    };
+}
+pub(super) use text_type;
+
+/// The longest start of `text` that has at most `bytes` bytes and cuts no character.
+pub fn shorten_bytes(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+/// The longest start of `text` that has at most `chars` characters.
+pub fn shorten_chars(text: &str, chars: usize) -> &str {
+    text.char_indices().nth(chars).map_or(text, |(end, _)| &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_shortened_text_is_a_start_of_the_text(text in ".{0,40}", limit in 0usize..60) {
+            let by_bytes = shorten_bytes(&text, limit);
+            prop_assert!(text.starts_with(by_bytes) && by_bytes.len() <= limit);
+            let next = text[by_bytes.len()..].chars().next();
+            prop_assert!(next.is_none_or(|c| by_bytes.len() + c.len_utf8() > limit));
+
+            let by_chars = shorten_chars(&text, limit);
+            prop_assert!(text.starts_with(by_chars));
+            prop_assert_eq!(by_chars.chars().count(), limit.min(text.chars().count()));
+        }
+    }
+}

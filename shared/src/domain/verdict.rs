@@ -1,0 +1,55 @@
+//! What became of a callback, and what a person must look at.
+
+use super::payment_method::named_enum;
+
+named_enum! {
+    /// What the worker made of a callback.
+    Verdict {
+        /// The fact changed our books.
+        Settled = "settled",
+        /// The fact was already recorded.
+        Duplicate = "duplicate",
+        /// Money came for an order that is closed, or was paid by another trade.
+        NotPending = "not_pending",
+        /// The amount is not the order's.
+        AmountMismatch = "amount_mismatch",
+        /// The merchant, the app or the account is not the order's.
+        WrongMerchant = "wrong_merchant",
+        /// The order is to be paid at the other gateway.
+        WrongMethod = "wrong_method",
+        /// No order has this number.
+        UnknownOrder = "unknown_order",
+        /// No refund has this number.
+        UnknownRefund = "unknown_refund",
+        /// A state that changes nothing.
+        Ignored = "ignored",
+        /// The named key is loaded and did not sign these bytes.
+        BadSignature = "bad_signature",
+        /// Authentic or not, the bytes cannot be read.
+        Undecodable = "undecodable",
+    }
+}
+
+named_enum! {
+    /// Why a person must look.
+    CaseKind {
+        /// A payment of a closed order.
+        LatePayment = "late_payment",
+        /// A second payment of a paid order.
+        DoublePayment = "double_payment",
+        /// A pending order was found paid and returned at the gateway.
+        RefundedElsewhere = "refunded_elsewhere",
+        /// See [`Verdict::AmountMismatch`].
+        AmountMismatch = "amount_mismatch",
+        /// See [`Verdict::WrongMerchant`].
+        WrongMerchant = "wrong_merchant",
+        /// See [`Verdict::WrongMethod`].
+        WrongMethod = "wrong_method",
+        /// See [`Verdict::UnknownOrder`].
+        UnknownOrder = "unknown_order",
+        /// See [`Verdict::UnknownRefund`].
+        UnknownRefund = "unknown_refund",
+        /// A message that ended in the dead letter queue.
+        DeadLetter = "dead_letter",
+    }
+}

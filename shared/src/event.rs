@@ -1,0 +1,87 @@
+//! Fulfilment events: what downstream systems learn, and under which id.
+//!
+//! The id follows from the type and what the event tells of, so a repeat is recognisable. On the wire an event is a
+//! CloudEvent 1.0 in AMQP binary mode: the attributes in headers, `data` as the JSON body.
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::db::orders::Order;
+use crate::domain::{CaseKind, OrderId, TradeNo};
+
+/// `source` of every event.
+pub const SOURCE: &str = "/payment";
+
+/// An event on its way into the outbox.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Deterministic.
+    pub event_id: String,
+    /// The type, which is the routing key too.
+    pub kind: &'static str,
+    /// The order it is about; events of one order go out in order.
+    pub order_id: Option<OrderId>,
+    /// What it tells.
+    pub data: Value,
+}
+
+/// The types of events.
+pub mod kind {
+    /// An order was paid: deliver.
+    pub const ORDER_PAID: &str = "order.paid";
+    /// An order ended without a payment: release what was reserved.
+    pub const ORDER_CLOSED: &str = "order.closed";
+    /// A person must look.
+    pub const CASE_OPENED: &str = "case.opened";
+}
+
+/// An order was paid.
+pub fn order_paid(order: &Order, trade_no: &TradeNo, paid_at: OffsetDateTime) -> Event {
+    let mut data = order_data(order);
+    data["trade_no"] = trade_no.as_str().into();
+    data["paid_at"] = rfc3339(paid_at).into();
+    Event { event_id: format!("{}:{}", kind::ORDER_PAID, order.id), kind: kind::ORDER_PAID, order_id: Some(order.id), data }
+}
+
+/// An order ended without a payment.
+pub fn order_closed(order: &Order, closed_at: OffsetDateTime) -> Event {
+    let mut data = order_data(order);
+    data["closed_at"] = rfc3339(closed_at).into();
+    Event {
+        event_id: format!("{}:{}", kind::ORDER_CLOSED, order.id),
+        kind: kind::ORDER_CLOSED,
+        order_id: Some(order.id),
+        data,
+    }
+}
+
+/// A case was opened. The evidence stays in the case.
+pub fn case_opened(case_id: OrderId, case: CaseKind, order_id: Option<OrderId>) -> Event {
+    Event {
+        event_id: format!("{}:{case_id}", kind::CASE_OPENED),
+        kind: kind::CASE_OPENED,
+        order_id,
+        data: json!({ "case_id": case_id.to_string(), "kind": case.as_str() }),
+    }
+}
+
+/// What every event about an order tells. `version` is the order's after the change.
+fn order_data(order: &Order) -> Value {
+    json!({
+        "order_id": order.id.to_string(),
+        "order_no": order.order_no.as_str(),
+        "user_id": order.user_id.as_str(),
+        "product_type": order.product_type.as_str(),
+        "amount": order.amount.to_string(),
+        "currency": "CNY",
+        "payment_method": order.payment_method.as_str(),
+        "order_version": order.version + 1,
+        "metadata": order.metadata,
+    })
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    // Fails only outside the years 0 to 9999, which no clock of ours shows.
+    time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
+}

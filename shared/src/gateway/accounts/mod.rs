@@ -1,0 +1,290 @@
+//! The merchant accounts of `gateways.toml`, each ready to work. A file with faults is refused whole, and every fault is
+//! named at once with what to do about it.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use fields::{Context, Section};
+use reqwest::Client;
+use url::{Host, Url};
+
+use super::Gateway;
+use super::alipay::Alipay;
+use super::http::{self, Transport};
+use super::wechat::Wechat;
+use crate::domain::{AccountName, PaymentMethod, Scene};
+
+mod alipay;
+mod fields;
+#[cfg(test)]
+mod tests;
+mod wechat;
+
+/// One thing that is wrong in `gateways.toml`, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountFault {
+    /// `alipay "main"`, or the file itself.
+    pub account: String,
+    /// The field, as a path from the account's table; empty for the account or the file as a whole.
+    pub field: String,
+    /// What is wrong and what to do.
+    pub problem: String,
+}
+
+impl fmt::Display for AccountFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AccountFault { account, field, problem } = self;
+        if field.is_empty() { write!(f, "{account}: {problem}") } else { write!(f, "{account}: {field} {problem}") }
+    }
+}
+
+impl std::error::Error for AccountFault {}
+
+/// Why no account takes a new order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoAccount {
+    /// No account of this name at this gateway.
+    #[error("no such account")]
+    Unknown,
+    /// The named account is kept for its old orders only.
+    #[error("this account takes no new orders")]
+    Retired,
+    /// Neither the named nor any other account offers this scene.
+    #[error("no account offers this scene")]
+    Scene,
+}
+
+struct Entry {
+    gateway: Arc<dyn Gateway>,
+    scenes: Vec<Scene>,
+    new_orders: bool,
+}
+
+/// Every account, in the order of the file.
+pub struct Gateways {
+    entries: Vec<Entry>,
+}
+
+impl Gateways {
+    /// Reads the file and all keys that it names.
+    ///
+    /// # Errors
+    /// Every fault found, at least one.
+    pub fn load(path: &Path) -> Result<Gateways, Vec<AccountFault>> {
+        let whole =
+            |problem: String| vec![AccountFault { account: path.display().to_string(), field: String::new(), problem }];
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| whole(format!("cannot be read ({error}); GATEWAYS_FILE must name a readable file")))?;
+        let table: toml::Table = text.parse().map_err(|error| whole(format!("is not TOML: {error}")))?;
+        let context = Context::new(path.parent().unwrap_or(Path::new("")));
+        let entries = read_file(Section::root(&context, path, table));
+        let faults = context.into_faults();
+        if faults.is_empty() { Ok(Gateways { entries }) } else { Err(faults) }
+    }
+
+    /// The account that an order or a callback names, retired or not.
+    pub fn get(&self, method: PaymentMethod, account: &AccountName) -> Option<Arc<dyn Gateway>> {
+        self.entry(method, account).map(|entry| entry.gateway.clone())
+    }
+
+    /// The named account, or the first of the file, if it takes new orders in this scene.
+    ///
+    /// # Errors
+    /// See [`NoAccount`].
+    pub fn for_new_order(
+        &self,
+        method: PaymentMethod,
+        scene: Scene,
+        account: Option<&AccountName>,
+    ) -> Result<Arc<dyn Gateway>, NoAccount> {
+        let entry = match account {
+            Some(account) => {
+                let entry = self.entry(method, account).ok_or(NoAccount::Unknown)?;
+                if !entry.new_orders {
+                    return Err(NoAccount::Retired);
+                }
+                Some(entry).filter(|entry| entry.scenes.contains(&scene))
+            }
+            None => self.open(method).find(|entry| entry.scenes.contains(&scene)),
+        };
+        entry.map(|entry| entry.gateway.clone()).ok_or(NoAccount::Scene)
+    }
+
+    /// The scenes in which some account of this gateway takes new orders, in the gateway's order.
+    pub fn scenes(&self, method: PaymentMethod) -> Vec<Scene> {
+        let offered = |scene: &Scene| self.open(method).any(|entry| entry.scenes.contains(scene));
+        method.scenes().iter().copied().filter(offered).collect()
+    }
+
+    /// Every account.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn Gateway>> {
+        self.entries.iter().map(|entry| &entry.gateway)
+    }
+
+    fn open(&self, method: PaymentMethod) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |entry| entry.gateway.method() == method && entry.new_orders)
+    }
+
+    fn entry(&self, method: PaymentMethod, account: &AccountName) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.gateway.method() == method && entry.gateway.account() == account)
+    }
+}
+
+/// Names the accounts and shows no key.
+impl fmt::Debug for Gateways {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.iter().map(|gateway| format!("{}/{}", gateway.method(), gateway.account()));
+        f.debug_list().entries(names).finish()
+    }
+}
+
+fn read_file(mut root: Section<'_>) -> Vec<Entry> {
+    let mut clients = Clients::default();
+    let mut entries = Vec::new();
+    let mut accounts = 0;
+    for method in PaymentMethod::ALL.iter().copied() {
+        let mut names = HashSet::new();
+        for mut section in root.accounts(method) {
+            accounts += 1;
+            let head = read_head(&mut section, method, &mut names);
+            section.finish();
+            entries.extend(head.and_then(|head| read_keys(head, method, &mut clients)));
+        }
+    }
+    if accounts == 0 {
+        root.fault("", "names no account; add an [[alipay]] or a [[wechat]] table");
+    }
+    root.finish();
+    entries
+}
+
+/// What every account has, and the table of its environment.
+struct Head<'c> {
+    name: Option<AccountName>,
+    scenes: Vec<Scene>,
+    new_orders: bool,
+    environment: Option<Section<'c>>,
+}
+
+fn read_head<'c>(
+    section: &mut Section<'c>,
+    method: PaymentMethod,
+    names: &mut HashSet<AccountName>,
+) -> Option<Head<'c>> {
+    let name = section.parsed("account", "1 to 32 characters a-z, 0-9 and -", |text| AccountName::parse(text).ok());
+    if name.as_ref().is_some_and(|name| !names.insert(name.clone())) {
+        section.fault("account", "is used twice at this gateway; callbacks could not be told apart, so rename one");
+    }
+    let scenes = section.texts("scenes").unwrap_or_default();
+    let scenes = scenes.iter().filter_map(|scene| read_scene(section, method, scene)).collect();
+    let new_orders = section.flag("new_orders", true);
+    let environments: &[&str] = match method {
+        PaymentMethod::Alipay => &["production", "sandbox", "simulator"],
+        PaymentMethod::Wechat => &["production", "simulator"],
+    };
+    let picked = section.text("environment");
+    let known = picked.as_deref().is_some_and(|picked| environments.contains(&picked));
+    if picked.is_some() && !known {
+        section.fault("environment", &format!("must be one of {}", environments.join(", ")));
+    }
+    let mut environment = None;
+    for of in environments {
+        // The tables of the other environments may name keys that this machine does not have: they are not read.
+        let table = section.optional_section(of);
+        if picked.as_deref() == Some(of) {
+            environment = table;
+        }
+    }
+    if let Some(picked) = picked.filter(|_| known && environment.is_none()) {
+        section.fault(&picked, &format!("is missing; `environment = \"{picked}\"` needs a table [{method}.{picked}]"));
+    }
+    Some(Head { name, scenes, new_orders, environment })
+}
+
+fn read_scene(section: &Section<'_>, method: PaymentMethod, text: &str) -> Option<Scene> {
+    let offered = method.scenes();
+    let scene = offered.iter().copied().find(|scene| scene.as_str() == text);
+    if scene.is_none() {
+        let names: Vec<_> = offered.iter().map(|scene| scene.as_str()).collect();
+        let problem = format!("names `{text}`, which {method} does not have; choose from {}", names.join(", "));
+        section.fault("scenes", &problem);
+    }
+    scene
+}
+
+fn read_keys(head: Head<'_>, method: PaymentMethod, clients: &mut Clients) -> Option<Entry> {
+    let mut environment = head.environment?;
+    // Without a name there is an entry to check and none to make.
+    let name = head.name.clone().or_else(|| AccountName::parse("unnamed").ok())?;
+    let gateway: Option<Arc<dyn Gateway>> = match method {
+        PaymentMethod::Alipay => alipay::read(&mut environment, name).and_then(|account| {
+            let client = clients.of(&account.gateway_url, &environment)?;
+            Some(Arc::new(Alipay::new(account, client)) as Arc<dyn Gateway>)
+        }),
+        PaymentMethod::Wechat => wechat::read(&mut environment, name, &head.scenes).and_then(|account| {
+            let client = clients.of(&account.base_url, &environment)?;
+            Some(Arc::new(Wechat::new(account, client)) as Arc<dyn Gateway>)
+        }),
+    };
+    environment.finish();
+    Some(Entry { gateway: gateway?, scenes: head.scenes, new_orders: head.new_orders })
+}
+
+/// One client for each transport, made when the first account needs it.
+#[derive(Default)]
+struct Clients {
+    https: Option<Client>,
+    loopback: Option<Client>,
+}
+
+impl Clients {
+    fn of(&mut self, url: &Url, section: &Section<'_>) -> Option<Client> {
+        let (transport, slot) = match url.scheme() {
+            "https" => (Transport::Https, &mut self.https),
+            _ => (Transport::Loopback, &mut self.loopback),
+        };
+        if slot.is_none() {
+            *slot = http::client(transport)
+                .map_err(|error| section.fault("", &format!("has no HTTP client: {error}; install ca-certificates")))
+                .ok();
+        }
+        slot.clone()
+    }
+}
+
+/// An address to call: HTTPS, or plain HTTP on this machine.
+fn read_url(section: &mut Section<'_>, field: &str, default: Option<&str>) -> Option<Url> {
+    let text = match (section.optional_text(field), default) {
+        (Some(text), _) => text,
+        (None, Some(default)) => default.to_owned(),
+        (None, None) => {
+            section.missing(field);
+            return None;
+        }
+    };
+    let Ok(url) = Url::parse(&text) else {
+        section.fault(field, "is not a URL; write scheme, host and path, such as https://host/path");
+        return None;
+    };
+    let loopback = match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(domain)) => domain == "localhost",
+        None => false,
+    };
+    let problem = match url.scheme() {
+        "https" => None,
+        "http" if loopback => None,
+        "http" => Some("must begin with https:// (plain http is for a simulator on 127.0.0.1 only)"),
+        _ => Some("must begin with https://"),
+    };
+    let extra = url.query().is_some() || url.fragment().is_some() || !url.username().is_empty();
+    let problem = problem.or(extra.then_some("must have no query, no fragment and no user name"));
+    if let Some(problem) = problem {
+        section.fault(field, problem);
+        return None;
+    }
+    Some(url)
+}

@@ -1,0 +1,173 @@
+//! What Alipay posts to the payment's `notify_url`, translated.
+//!
+//! Source: Alipay OpenAPI, "异步通知" of each product (00dn7l, 00f7nj, 00dn78, 0c2c19) and 00f7nu, read 2025-11-20.
+
+use time::OffsetDateTime;
+
+use super::sign::Form;
+use super::{Account, parse_beijing};
+use crate::domain::{Fact, Merchant, Money, MoneyError, Notification, PaymentMethod, RefundOutcome, TradeNo};
+use crate::gateway::{CallbackError, Verified};
+use crate::job::Callback;
+
+/// Translates a callback whose signature was checked.
+pub(super) fn read(account: &Account, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
+    let form = Form::parse(&callback.get().body)?;
+    Ok(Verified::new(Notification {
+        method: PaymentMethod::Alipay,
+        account: account.name.clone(),
+        notice_id: required(&form, "notify_id")?.to_owned(),
+        merchant: merchant(account, &form),
+        order_no: required(&form, "out_trade_no")?.to_owned(),
+        fact: fact(&form)?,
+    }))
+}
+
+/// Both the app and the payee must be ours: an app can collect for several payees.
+fn merchant(account: &Account, form: &Form<'_>) -> Merchant {
+    let (app_id, seller_id) = (form.get("app_id"), form.get("seller_id"));
+    if app_id == Some(&account.app_id) && seller_id == Some(&account.seller_id) {
+        return Merchant::Ours;
+    }
+    let shown = |id: Option<&str>| id.unwrap_or("none").chars().take(32).collect::<String>();
+    Merchant::Other(format!("app_id {}, seller_id {}", shown(app_id), shown(seller_id)))
+}
+
+/// A refund is told by the value of `refund_fee`, before anything else: after a partial refund the state still reads
+/// `TRADE_SUCCESS`, after a full one `TRADE_CLOSED`, and some payments carry `refund_fee=0.00`.
+fn fact(form: &Form<'_>) -> Result<Fact, CallbackError> {
+    let paid = match form.get("trade_status") {
+        Some("TRADE_SUCCESS" | "TRADE_FINISHED") => true,
+        Some("TRADE_CLOSED") => false,
+        _ => return Ok(Fact::Nothing),
+    };
+    let returned = match form.get("refund_fee").map(amount).transpose()? {
+        None => false,
+        Some(fee) => fee.is_none_or(Money::is_positive),
+    };
+    // Neither paid in full nor returned, yet somebody paid at some time: no payment to rely on, and not unpaid either.
+    if returned || (!paid && form.get("gmt_payment").is_some()) {
+        let trade_no = trade_no(form)?;
+        return Ok(match form.get("out_biz_no") {
+            // `refund_fee` is the sum of all refunds so far, so this refund's own amount is not told.
+            Some(refund_no) => {
+                Fact::Refund { trade_no, refund_no: refund_no.to_owned(), amount: None, outcome: RefundOutcome::Hint }
+            }
+            None => Fact::PaidAndReturned { trade_no },
+        });
+    }
+    if !paid {
+        return Ok(Fact::ClosedUnpaid);
+    }
+    let amount = amount(required(form, "total_amount")?)?;
+    Ok(Fact::Paid { trade_no: trade_no(form)?, amount, paid_at: paid_at(form)? })
+}
+
+fn trade_no(form: &Form<'_>) -> Result<TradeNo, CallbackError> {
+    TradeNo::parse(required(form, "trade_no")?).map_err(|error| undecodable("trade_no", &error.to_string()))
+}
+
+fn paid_at(form: &Form<'_>) -> Result<OffsetDateTime, CallbackError> {
+    let name = if form.get("gmt_payment").is_some() { "gmt_payment" } else { "notify_time" };
+    parse_beijing(required(form, name)?).ok_or_else(|| undecodable(name, "not a time"))
+}
+
+/// `None`: more than any order of ours.
+fn amount(yuan: &str) -> Result<Option<Money>, CallbackError> {
+    match Money::from_yuan(yuan) {
+        Ok(money) => Ok(Some(money)),
+        Err(MoneyError::OutOfRange(_)) => Ok(None),
+        Err(MoneyError::NotYuan) => Err(undecodable("an amount", "not yuan")),
+    }
+}
+
+fn required<'f>(form: &'f Form<'_>, name: &'static str) -> Result<&'f str, CallbackError> {
+    form.get(name).ok_or_else(|| undecodable(name, "absent"))
+}
+
+/// Names the field and never its value.
+fn undecodable(field: &str, why: &str) -> CallbackError {
+    CallbackError::Undecodable(format!("{field}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    const PAID: &[(&str, &str)] = &[
+        ("trade_status", "TRADE_SUCCESS"),
+        ("trade_no", "2026010522001400001000000001"),
+        ("total_amount", "88.8"),
+        ("gmt_payment", "2026-01-05 10:21:08"),
+        ("notify_time", "2026-01-05 10:21:10"),
+    ];
+
+    fn told(change: &[(&str, &str)]) -> Result<Fact, CallbackError> {
+        let changed = |name: &str| change.iter().any(|(n, _)| *n == name);
+        let kept = PAID.iter().filter(|(name, _)| !changed(name));
+        let body: String =
+            url::form_urlencoded::Serializer::new(String::new()).extend_pairs(kept.chain(change)).finish();
+        fact(&Form::parse(body.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn a_payment_is_told_by_success_and_finished() {
+        for status in ["TRADE_SUCCESS", "TRADE_FINISHED"] {
+            for refund_fee in ["", "0", "0.00"] {
+                let fact = told(&[("trade_status", status), ("refund_fee", refund_fee)]).unwrap();
+                let Fact::Paid { amount, paid_at, .. } = fact else { panic!("{status} {refund_fee} {fact:?}") };
+                assert_eq!(amount.unwrap().fen(), 8880);
+                assert_eq!(paid_at, datetime!(2026-01-05 02:21:08 UTC));
+            }
+        }
+        let Fact::Paid { paid_at, .. } = told(&[("gmt_payment", "")]).unwrap() else { panic!() };
+        assert_eq!(paid_at, datetime!(2026-01-05 02:21:10 UTC));
+    }
+
+    #[test]
+    fn a_refund_is_told_by_its_fee_in_every_state() {
+        for status in ["TRADE_SUCCESS", "TRADE_FINISHED", "TRADE_CLOSED"] {
+            let fact = told(&[("trade_status", status), ("refund_fee", "0.01"), ("out_biz_no", "RF_1")]).unwrap();
+            assert!(
+                matches!(&fact, Fact::Refund { refund_no, amount: None, outcome: RefundOutcome::Hint, .. } if refund_no == "RF_1"),
+                "{fact:?}"
+            );
+            let fact = told(&[("trade_status", status), ("refund_fee", "0.01")]).unwrap();
+            assert!(matches!(fact, Fact::PaidAndReturned { .. }), "{fact:?}");
+        }
+    }
+
+    #[test]
+    fn closed_is_unpaid_only_without_any_payment() {
+        assert_eq!(told(&[("trade_status", "TRADE_CLOSED"), ("gmt_payment", "")]), Ok(Fact::ClosedUnpaid));
+        let fact = told(&[("trade_status", "TRADE_CLOSED")]).unwrap();
+        assert!(matches!(fact, Fact::PaidAndReturned { .. }), "{fact:?}");
+    }
+
+    #[test]
+    fn other_states_change_nothing() {
+        for status in ["WAIT_BUYER_PAY", "TRADE_PENDING", ""] {
+            assert_eq!(told(&[("trade_status", status)]), Ok(Fact::Nothing));
+        }
+    }
+
+    #[test]
+    fn a_paid_callback_that_cannot_be_read_is_an_error_without_its_values() {
+        for change in [
+            ("total_amount", ""),
+            ("total_amount", "-1"),
+            ("total_amount", "1e3"),
+            ("refund_fee", "secret"),
+            ("trade_no", ""),
+            ("trade_no", "secret 1"),
+            ("gmt_payment", "secret"),
+        ] {
+            let Err(CallbackError::Undecodable(text)) = told(&[change]) else { panic!("{change:?}") };
+            assert!(!text.contains("secret"), "{text}");
+        }
+        let Fact::Paid { amount, .. } = told(&[("total_amount", "100000000.00")]).unwrap() else { panic!() };
+        assert_eq!(amount, None);
+    }
+}

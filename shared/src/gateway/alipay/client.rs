@@ -1,0 +1,197 @@
+//! One call of Alipay's gateway, from parameters to a judged answer.
+//!
+//! Source: Alipay OpenAPI, C:057k53 (parameters), C:02km9f (codes), read 2025-11-20.
+
+use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
+use url::form_urlencoded;
+
+use super::sign::{self, Answer, Failure};
+use super::{Account, Alipay, beijing_text};
+use crate::gateway::{GatewayError, http};
+
+/// What is asked. A parameter that is absent is not sent: an empty one would be signed by some and not by others.
+pub(super) struct Call<'a> {
+    pub method: &'a str,
+    pub notify_url: Option<&'a str>,
+    pub return_url: Option<&'a str>,
+    /// The exact JSON text.
+    pub biz_content: &'a str,
+}
+
+impl Call<'_> {
+    /// The parameters beside `biz_content` and `sign`.
+    pub(super) fn public_params(
+        &self,
+        account: &Account,
+        now: OffsetDateTime,
+    ) -> Result<Vec<(&'static str, String)>, GatewayError> {
+        let mut params = vec![
+            ("app_id", account.app_id.clone()),
+            ("method", self.method.to_owned()),
+            ("format", "JSON".to_owned()),
+            ("charset", "utf-8".to_owned()),
+            ("sign_type", "RSA2".to_owned()),
+            ("timestamp", beijing_text(now)?),
+            ("version", "1.0".to_owned()),
+        ];
+        params.extend(self.notify_url.map(|url| ("notify_url", url.to_owned())));
+        params.extend(self.return_url.map(|url| ("return_url", url.to_owned())));
+        Ok(params)
+    }
+}
+
+/// What a call brought: Alipay's word, or a failure that anyone may have said.
+pub(super) enum Outcome {
+    Signed(String),
+    UnsignedFailure(Failure),
+}
+
+impl Alipay {
+    /// Public parameters go into the URL, `charset` among them: looked for in the body, the gateway takes GBK.
+    pub(super) async fn call(&self, call: &Call<'_>, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
+        let mut params = call.public_params(&self.account, now)?;
+        let covered = params.iter().map(|(name, value)| (*name, value.as_str()));
+        let sign = sign::sign(&self.account.app_key, covered.chain([("biz_content", call.biz_content)]))?;
+        params.push(("sign", sign));
+        let mut url = self.account.gateway_url.clone();
+        url.query_pairs_mut().extend_pairs(&params);
+        let body: String =
+            form_urlencoded::Serializer::new(String::new()).append_pair("biz_content", call.biz_content).finish();
+        let request = self
+            .client
+            .post(url)
+            .header("content-type", "application/x-www-form-urlencoded;charset=utf-8")
+            .header("accept", "application/json")
+            .body(body);
+        let answer = http::send(request).await?;
+        // The status says nothing: errors come as 200 too. An answer that proves nothing leaves the outcome unknown.
+        let opened = sign::open_answer(&self.account.alipay_key, call.method, &answer.body)
+            .map_err(|error| GatewayError::Unknown(format!("{error} (status {})", answer.status)))?;
+        Ok(match opened {
+            Answer::Signed { node, .. } => Outcome::Signed(node.to_owned()),
+            Answer::UnsignedFailure(failure) => Outcome::UnsignedFailure(failure),
+        })
+    }
+}
+
+impl Outcome {
+    /// The fields of a success.
+    pub(super) fn success<T: DeserializeOwned>(self) -> Result<T, GatewayError> {
+        match self.fields()? {
+            Ok(fields) => Ok(fields),
+            Err(failure) => Err(signed_error(failure)),
+        }
+    }
+
+    /// The fields of a success, or the failure that Alipay signed and a method may know how to take.
+    pub(super) fn fields<T: DeserializeOwned>(self) -> Result<Result<T, Failure>, GatewayError> {
+        let node = match self {
+            Outcome::Signed(node) => node,
+            Outcome::UnsignedFailure(failure) => return Err(unsigned_error(failure)),
+        };
+        let code: Failure = parse(&node)?;
+        if code.code == sign::SUCCESS { Ok(Ok(parse(&node)?)) } else { Ok(Err(code)) }
+    }
+}
+
+fn parse<T: DeserializeOwned>(node: &str) -> Result<T, GatewayError> {
+    // Category and place, never the text: it may name the payer.
+    serde_json::from_str(node).map_err(|error| {
+        GatewayError::Protocol(format!("{:?} error in a signed answer, column {}", error.classify(), error.column()))
+    })
+}
+
+/// A failure of which Alipay is the author. None of the calls here moves money: what is not certainly refused or
+/// certainly not executed stays unknown.
+pub(super) fn signed_error(failure: Failure) -> GatewayError {
+    match failure.code.as_str() {
+        "20000" | "10003" => unknown(failure),
+        "40005" => unavailable(failure),
+        // Odd spellings are in the official lists: `aop.ACQ.SYSTEM_ERROR`, `AQC.SYSTEM_ERROR`.
+        "40004" if failure.short_sub_code() == "SYSTEM_ERROR" => unknown(failure),
+        "40001" | "40002" | "40003" | "40004" | "40006" | "20001" => failure.refused(),
+        code => GatewayError::Protocol(format!("result code {}", shown(code))),
+    }
+}
+
+/// A failure that nobody signed. The gateway rejects what it cannot attribute (app id, signature, parameters) without a
+/// signature and before it looks at any trade, so `isv.*` is a refusal; all else proves nothing.
+fn unsigned_error(failure: Failure) -> GatewayError {
+    match failure.code.as_str() {
+        "40005" => unavailable(failure),
+        "40001" | "40002" | "40003" | "40006" if failure.sub_code.starts_with("isv.") => failure.refused(),
+        _ => unknown(failure),
+    }
+}
+
+impl Failure {
+    /// The code behind its prefixes: `ACQ.TRADE_NOT_EXIST` and the bare `TRADE_NOT_EXIST` are one.
+    pub(super) fn short_sub_code(&self) -> &str {
+        self.sub_code.rsplit('.').next().unwrap_or_default()
+    }
+
+    fn refused(self) -> GatewayError {
+        let code = if self.sub_code.is_empty() { self.code } else { self.sub_code };
+        let message = if self.sub_msg.is_empty() { self.msg } else { self.sub_msg };
+        refusal(&shown(&code), &shown(&message))
+    }
+
+    fn text(&self) -> String {
+        format!("{} {} {}", shown(&self.code), shown(&self.sub_code), shown(&self.sub_msg))
+    }
+}
+
+fn unknown(failure: Failure) -> GatewayError {
+    GatewayError::Unknown(failure.text())
+}
+
+fn unavailable(failure: Failure) -> GatewayError {
+    GatewayError::Unavailable(failure.text())
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+pub(super) fn refusal(code: &str, message: &str) -> GatewayError {
+    GatewayError::Refused { code: code.to_owned(), message: message.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(code: &str, sub_code: &str) -> Failure {
+        Failure { code: code.to_owned(), msg: "m".to_owned(), sub_code: sub_code.to_owned(), sub_msg: String::new() }
+    }
+
+    fn name(error: &GatewayError) -> &'static str {
+        match error {
+            GatewayError::Refused { .. } => "refused",
+            GatewayError::Unavailable(_) => "unavailable",
+            GatewayError::Unknown(_) => "unknown",
+            GatewayError::Protocol(_) => "protocol",
+        }
+    }
+
+    #[test]
+    fn a_failure_is_named_after_what_may_be_done() {
+        let table = [
+            ("20000", "isp.unknow-error", "unknown", "unknown"),
+            ("40001", "isv.missing-method", "refused", "refused"),
+            ("40002", "isv.invalid-signature", "refused", "refused"),
+            ("40002", "", "refused", "unknown"),
+            ("40004", "ACQ.SYSTEM_ERROR", "unknown", "unknown"),
+            ("40004", "aop.ACQ.SYSTEM_ERROR", "unknown", "unknown"),
+            ("40004", "ACQ.CONTEXT_INCONSISTENT", "refused", "unknown"),
+            ("40005", "isv.app-call-limited", "unavailable", "unavailable"),
+            ("40006", "isv.insufficient-isv-permissions", "refused", "refused"),
+            ("50000", "x", "protocol", "unknown"),
+        ];
+        for (code, sub_code, signed, unsigned) in table {
+            assert_eq!(name(&signed_error(failure(code, sub_code))), signed, "{code} {sub_code} signed");
+            assert_eq!(name(&unsigned_error(failure(code, sub_code))), unsigned, "{code} {sub_code} unsigned");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Alipay (支付宝), OpenAPI gateway with RSA2: one merchant account in public-key mode.
+//!
+//! [`sign`] holds the three signature rules, [`callback`] what the gateway posts, `prepay` what the buyer needs,
+//! `query` what became of an order and its closing, `client` the call itself, [`cert`] certificate numbers.
+
+use async_trait::async_trait;
+use reqwest::Client;
+use time::format_description::BorrowedFormatItem;
+use time::macros::{format_description, offset};
+use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
+use url::Url;
+
+use super::http::measured;
+use super::keys::{SigningKey, VerifyingKey};
+use super::{CallbackError, CloseOutcome, Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest, Trade, Verified};
+use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod};
+use crate::job::Callback;
+
+pub mod callback;
+pub mod cert;
+mod client;
+mod prepay;
+mod query;
+pub mod sign;
+#[cfg(test)]
+mod tests;
+
+/// The signature is a field of the body: no header counts.
+pub const CALLBACK_HEADERS: &[&str] = &[];
+
+pub(super) use prepay::QR_PRODUCT_CODE;
+
+/// Source: Alipay OpenAPI, C:057k53, read 2025-11-20.
+pub(super) const PRODUCTION_URL: &str = "https://openapi.alipay.com/gateway.do";
+/// The sandbox has app ids and keys of its own.
+pub(super) const SANDBOX_URL: &str = "https://openapi-sandbox.dl.alipaydev.com/gateway.do";
+
+/// What a merchant has agreed with Alipay, and the keys to prove it.
+pub(super) struct Account {
+    pub name: AccountName,
+    pub gateway_url: Url,
+    pub app_id: String,
+    pub seller_id: String,
+    /// What the contract for QR codes calls the product.
+    pub qr_product_code: String,
+    pub app_key: SigningKey,
+    pub alipay_key: VerifyingKey,
+}
+
+/// One Alipay account.
+pub struct Alipay {
+    account: Account,
+    client: Client,
+}
+
+impl Alipay {
+    pub(super) fn new(account: Account, client: Client) -> Alipay {
+        Alipay { account, client }
+    }
+}
+
+/// Names the account and shows no key.
+impl std::fmt::Debug for Alipay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Alipay({}, app {})", self.account.name, self.account.app_id)
+    }
+}
+
+#[async_trait]
+impl Gateway for Alipay {
+    fn method(&self) -> PaymentMethod {
+        PaymentMethod::Alipay
+    }
+
+    fn account(&self) -> &AccountName {
+        &self.account.name
+    }
+
+    fn prepay_request(&self, order: &PrepayOrder) -> Result<PrepayRequest, GatewayError> {
+        prepay::request(&self.account, order)
+    }
+
+    async fn prepay(&self, request: &PrepayRequest, now: OffsetDateTime) -> Result<Payment, GatewayError> {
+        measured(PaymentMethod::Alipay, "prepay", self.prepay_inner(request, now)).await
+    }
+
+    async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<Verified<Trade>, GatewayError> {
+        measured(PaymentMethod::Alipay, "query", self.query_inner(order_no, now)).await
+    }
+
+    async fn close(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<CloseOutcome, GatewayError> {
+        measured(PaymentMethod::Alipay, "close", self.close_inner(order_no, now)).await
+    }
+
+    /// The protocol has no clock window: a redelivery carries the first attempt's `notify_time`.
+    fn verify(&self, callback: Callback, _now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
+        sign::verify_callback(&self.account.alipay_key, &callback.body)?;
+        Ok(Verified::new(callback))
+    }
+
+    fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
+        callback::read(&self.account, callback)
+    }
+}
+
+const BEIJING: UtcOffset = offset!(+8);
+const CLOCK: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
+
+/// `yyyy-MM-dd HH:mm:ss` in Beijing, whatever zone this process runs in.
+fn beijing_text(at: OffsetDateTime) -> Result<String, GatewayError> {
+    // Fails only for years that need a sign.
+    at.to_offset(BEIJING).format(CLOCK).map_err(|error| GatewayError::Protocol(error.to_string()))
+}
+
+/// The moment in UTC, as everything past the adapter has it.
+fn parse_beijing(text: &str) -> Option<OffsetDateTime> {
+    PrimitiveDateTime::parse(text, CLOCK).ok().map(|local| local.assume_offset(BEIJING).to_offset(UtcOffset::UTC))
+}

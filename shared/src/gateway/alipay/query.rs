@@ -1,0 +1,150 @@
+//! Asking Alipay what became of an order, and closing it.
+//!
+//! Source: Alipay OpenAPI, `alipay.trade.query` (02ekfq), `alipay.trade.close` (02o6e8), read 2025-11-20.
+
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+
+use super::client::{Call, signed_error};
+use super::{Alipay, parse_beijing};
+use crate::domain::{Fact, Money, MoneyError, OrderNo, TradeNo};
+use crate::gateway::{CloseOutcome, GatewayError, Trade, Verified};
+
+#[derive(Deserialize)]
+struct Queried {
+    trade_no: String,
+    out_trade_no: String,
+    trade_status: String,
+    /// Text on most pages, a number on some.
+    total_amount: Box<RawValue>,
+    #[serde(default)]
+    send_pay_date: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Closed {}
+
+impl Alipay {
+    pub(super) async fn query_inner(
+        &self,
+        order_no: &OrderNo,
+        now: OffsetDateTime,
+    ) -> Result<Verified<Trade>, GatewayError> {
+        let biz_content = json!({ "out_trade_no": order_no }).to_string();
+        let outcome = self.call(&call("alipay.trade.query", &biz_content), now).await?;
+        match outcome.fields::<Queried>()? {
+            Ok(queried) if queried.out_trade_no != order_no.as_str() => {
+                Err(GatewayError::Protocol("an answer about another order".to_owned()))
+            }
+            Ok(queried) => Ok(Verified::new(Trade { fact: fact(&queried)?, state: queried.trade_status })),
+            // Before the buyer comes there is no trade, and he still may come until it expires.
+            Err(failure) if failure.short_sub_code() == "TRADE_NOT_EXIST" => {
+                Ok(Verified::new(Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned() }))
+            }
+            Err(failure) => Err(signed_error(failure)),
+        }
+    }
+
+    pub(super) async fn close_inner(
+        &self,
+        order_no: &OrderNo,
+        now: OffsetDateTime,
+    ) -> Result<CloseOutcome, GatewayError> {
+        let biz_content = json!({ "out_trade_no": order_no }).to_string();
+        let outcome = self.call(&call("alipay.trade.close", &biz_content), now).await?;
+        let failure = match outcome.fields::<Closed>()? {
+            Ok(Closed {}) => return Ok(CloseOutcome::Closed),
+            Err(failure) => failure,
+        };
+        match failure.short_sub_code() {
+            "TRADE_NOT_EXIST" => Ok(CloseOutcome::NoTrade),
+            "TRADE_STATUS_ERROR"
+            | "REASON_TRADE_STATUS_INVALID"
+            | "REASON_ILLEGAL_STATUS"
+            | "TRADE_HAS_SUCCESS"
+            | "TRADE_HAS_FINISHED"
+            | "TRADE_HAS_CLOSE" => Ok(CloseOutcome::NotClosed),
+            _ => Err(signed_error(failure)),
+        }
+    }
+}
+
+fn call<'a>(method: &'a str, biz_content: &'a str) -> Call<'a> {
+    Call { method, notify_url: None, return_url: None, biz_content }
+}
+
+/// `TRADE_CLOSED` is either never paid or fully returned: only a payment has a date.
+fn fact(queried: &Queried) -> Result<Fact, GatewayError> {
+    let paid_at = queried.send_pay_date.as_deref().filter(|text| !text.is_empty());
+    match (queried.trade_status.as_str(), paid_at) {
+        ("TRADE_SUCCESS" | "TRADE_FINISHED", paid_at) => Ok(Fact::Paid {
+            trade_no: trade_no(queried)?,
+            amount: amount(queried)?,
+            paid_at: paid_at.and_then(parse_beijing).ok_or_else(|| protocol("send_pay_date"))?,
+        }),
+        ("TRADE_CLOSED", Some(_)) => Ok(Fact::PaidAndReturned { trade_no: trade_no(queried)? }),
+        ("TRADE_CLOSED", None) => Ok(Fact::ClosedUnpaid),
+        _ => Ok(Fact::Nothing),
+    }
+}
+
+fn trade_no(queried: &Queried) -> Result<TradeNo, GatewayError> {
+    TradeNo::parse(queried.trade_no.as_str()).map_err(|_| protocol("trade_no"))
+}
+
+fn amount(queried: &Queried) -> Result<Option<Money>, GatewayError> {
+    match Money::from_yuan(queried.total_amount.get().trim_matches('"')) {
+        Ok(money) => Ok(Some(money)),
+        Err(MoneyError::OutOfRange(_)) => Ok(None),
+        Err(MoneyError::NotYuan) => Err(protocol("total_amount")),
+    }
+}
+
+fn protocol(field: &str) -> GatewayError {
+    GatewayError::Protocol(format!("{field} in a signed answer to a query"))
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn told(status: &str, total_amount: &str, send_pay_date: &str) -> Result<Fact, GatewayError> {
+        let text = format!(
+            r#"{{"trade_no":"2026","out_trade_no":"ORD_01","trade_status":"{status}","total_amount":{total_amount},
+                "send_pay_date":"{send_pay_date}","another":{{"x":[]}}}}"#
+        );
+        fact(&serde_json::from_str(&text).unwrap())
+    }
+
+    #[test]
+    fn a_paid_trade_has_its_amount_as_text_or_number() {
+        for amount in [r#""88.80""#, "88.8", "88.80"] {
+            let Fact::Paid { amount, paid_at, .. } = told("TRADE_SUCCESS", amount, "2026-01-05 10:21:08").unwrap()
+            else {
+                panic!()
+            };
+            assert_eq!(amount.unwrap().fen(), 8880);
+            assert_eq!(paid_at, datetime!(2026-01-05 02:21:08 UTC));
+        }
+        for (amount, date) in [("1e2", "2026-01-05 10:21:08"), (r#""""#, "2026-01-05 10:21:08"), ("1", "")] {
+            assert!(matches!(told("TRADE_FINISHED", amount, date), Err(GatewayError::Protocol(_))), "{amount} {date}");
+        }
+    }
+
+    #[test]
+    fn a_closed_trade_is_told_apart_by_its_date_of_payment() {
+        assert_eq!(told("TRADE_CLOSED", "1", "").unwrap(), Fact::ClosedUnpaid);
+        assert!(matches!(told("TRADE_CLOSED", "1", "2026-01-05 10:21:08"), Ok(Fact::PaidAndReturned { .. })));
+    }
+
+    #[test]
+    fn a_waiting_or_unknown_trade_changes_nothing() {
+        for status in ["WAIT_BUYER_PAY", "TRADE_PENDING"] {
+            assert_eq!(told(status, "1", "").unwrap(), Fact::Nothing);
+        }
+    }
+}

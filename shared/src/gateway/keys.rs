@@ -1,0 +1,388 @@
+//! Keys: reading them from PEM, signing, verifying. One RSA rule for both gateways: RSASSA-PKCS1-v1_5 with SHA-256,
+//! 2048 bits at least. Nothing here shows private material, and buffers that held it are wiped.
+
+use std::fmt;
+
+use aws_lc_rs::digest::{self, Digest, SHA256};
+use aws_lc_rs::rand::{self, SystemRandom};
+use aws_lc_rs::rsa::KeyPair;
+use aws_lc_rs::signature::{KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo, X509Certificate};
+use x509_parser::public_key::PublicKey;
+use zeroize::Zeroizing;
+
+/// Why a text is not the key that is needed, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// No `-----BEGIN …-----` block at all.
+    #[error("holds no PEM block; it must hold {wanted}, from its BEGIN line to its END line")]
+    NotPem {
+        /// What was needed.
+        wanted: &'static str,
+    },
+    /// A PEM block of another kind.
+    #[error("holds a PEM block `{found}`; it must hold {wanted}")]
+    WrongKind {
+        /// The label of the block.
+        found: String,
+        /// What was needed.
+        wanted: &'static str,
+    },
+    /// The base64 or the DER inside is broken.
+    #[error("cannot be decoded as {wanted}; export it again")]
+    Broken {
+        /// What was needed.
+        wanted: &'static str,
+    },
+    /// An elliptic curve, SM2 …
+    #[error("is not an RSA key; both gateways need RSA for this")]
+    NotRsa,
+    /// Too short to be safe, or longer than 8192 bits.
+    #[error("is an RSA key of {bits} bits; make one of 2048 bits or more (8192 at most)")]
+    Size {
+        /// Its length.
+        bits: usize,
+    },
+    /// The system's random source or the library failed; says nothing of the key.
+    #[error("the cryptographic library failed")]
+    Library,
+}
+
+const PRIVATE: &str = "an RSA private key (`PRIVATE KEY` or `RSA PRIVATE KEY`)";
+const PUBLIC: &str = "a public key (`PUBLIC KEY`)";
+const CERTIFICATE: &str = "a certificate (`CERTIFICATE`)";
+
+/// Our private key at a gateway.
+pub struct SigningKey {
+    pair: KeyPair,
+}
+
+impl SigningKey {
+    /// Reads PKCS#8 (`BEGIN PRIVATE KEY`) or PKCS#1 (`BEGIN RSA PRIVATE KEY`).
+    ///
+    /// # Errors
+    /// [`KeyError`] for anything else, and for keys under 2048 bits.
+    pub fn from_pem(text: &str) -> Result<SigningKey, KeyError> {
+        let block = first_block(text, PRIVATE)?;
+        let pair = match block.label {
+            "PRIVATE KEY" => KeyPair::from_pkcs8(&block.der),
+            "RSA PRIVATE KEY" => KeyPair::from_der(&block.der),
+            other => return Err(KeyError::WrongKind { found: other.to_owned(), wanted: PRIVATE }),
+        };
+        // The library names the cause as text alone; a size it refuses is worth its own sentence.
+        pair.map(|pair| SigningKey { pair }).map_err(|error| match private_bits(&block) {
+            Some(bits) if !(2048..=8192).contains(&bits) => KeyError::Size { bits },
+            _ if error.to_string().contains("Algorithm") => KeyError::NotRsa,
+            _ => KeyError::Broken { wanted: PRIVATE },
+        })
+    }
+
+    /// The signature in base64, on one line.
+    ///
+    /// # Errors
+    /// [`KeyError::Library`].
+    pub fn sign(&self, message: &[u8]) -> Result<String, KeyError> {
+        let mut signature = vec![0; self.pair.public_modulus_len()];
+        self.pair
+            .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature)
+            .map_err(|_| KeyError::Library)?;
+        Ok(STANDARD.encode(signature))
+    }
+
+    /// Whether `key` is the public half of this key: then it is our own, not the gateway's.
+    pub fn is_pair_of(&self, key: &VerifyingKey) -> bool {
+        self.pair.public_key().as_ref() == key.rsa_public_key
+    }
+}
+
+/// Shows no part of the key.
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SigningKey(..)")
+    }
+}
+
+/// A gateway's public key, parsed once.
+#[derive(Clone)]
+pub struct VerifyingKey {
+    key: ParsedPublicKey,
+    /// RFC 8017 `RSAPublicKey`, to compare two keys.
+    rsa_public_key: Vec<u8>,
+    /// RFC 5280 `SubjectPublicKeyInfo`, to encrypt with.
+    spki: Vec<u8>,
+}
+
+impl VerifyingKey {
+    /// Reads an SPKI public key (`BEGIN PUBLIC KEY`).
+    ///
+    /// # Errors
+    /// [`KeyError`] for anything else, a certificate included, and for keys under 2048 bits.
+    pub fn from_spki_pem(text: &str) -> Result<VerifyingKey, KeyError> {
+        let block = first_block(text, PUBLIC)?.labelled("PUBLIC KEY", PUBLIC)?;
+        let (_, spki) = SubjectPublicKeyInfo::from_der(&block.der).map_err(|_| KeyError::Broken { wanted: PUBLIC })?;
+        VerifyingKey::from_spki(&spki)
+    }
+
+    fn from_spki(spki: &SubjectPublicKeyInfo<'_>) -> Result<VerifyingKey, KeyError> {
+        let bits = match spki.parsed() {
+            Ok(PublicKey::RSA(key)) => bits(key.modulus),
+            Ok(_) => return Err(KeyError::NotRsa),
+            Err(_) => return Err(KeyError::Broken { wanted: PUBLIC }),
+        };
+        if !(2048..=8192).contains(&bits) {
+            return Err(KeyError::Size { bits });
+        }
+        let key = ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, spki.raw)
+            .map_err(|_| KeyError::Broken { wanted: PUBLIC })?;
+        let rsa_public_key = spki.subject_public_key.data.to_vec();
+        Ok(VerifyingKey { key, rsa_public_key, spki: spki.raw.to_vec() })
+    }
+
+    /// Whether the private half of this key signed the message; `signature` is base64. A broken base64 is a bad
+    /// signature, no more.
+    pub fn verify(&self, message: &[u8], signature: &str) -> bool {
+        self.verify_digest(&digest::digest(&SHA256, message), signature)
+    }
+
+    /// Like [`VerifyingKey::verify`], over a digest made piece by piece: the message need not be copied together.
+    pub fn verify_digest(&self, sha256: &Digest, signature: &str) -> bool {
+        STANDARD.decode(signature).is_ok_and(|bytes| self.key.verify_digest_sig(sha256, &bytes).is_ok())
+    }
+
+    /// RFC 5280 `SubjectPublicKeyInfo` in DER.
+    pub fn spki(&self) -> &[u8] {
+        &self.spki
+    }
+}
+
+/// Whose key it is cannot be seen from it: nothing is shown.
+impl fmt::Debug for VerifyingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("VerifyingKey(..)")
+    }
+}
+
+/// A certificate as far as it is needed: its key and its number. Who issued it is for the caller to judge.
+#[derive(Debug)]
+pub struct Certificate {
+    /// The key that it certifies.
+    pub key: VerifyingKey,
+    /// Its serial number in upper-case hex, as WeChat Pay writes it.
+    pub serial: String,
+}
+
+impl Certificate {
+    /// Reads the first certificate of a PEM text.
+    ///
+    /// # Errors
+    /// [`KeyError`] for anything else, and for other keys than RSA of 2048 bits or more.
+    pub fn from_pem(text: &str) -> Result<Certificate, KeyError> {
+        let block = first_block(text, CERTIFICATE)?.labelled("CERTIFICATE", CERTIFICATE)?;
+        let (_, certificate) =
+            X509Certificate::from_der(&block.der).map_err(|_| KeyError::Broken { wanted: CERTIFICATE })?;
+        let key = VerifyingKey::from_spki(certificate.public_key())?;
+        let serial = hex_upper(certificate.tbs_certificate.serial.to_bytes_be());
+        Ok(Certificate { key, serial })
+    }
+}
+
+/// The gateway's keys by the name under which it signs; several are valid at a time while it changes them.
+///
+/// Source: WeChat Pay APIv3, D:4012154180 (switch from certificates to the public key); official Go SDK, combined
+/// verifier. Read 2025-11-20.
+#[derive(Debug, Default)]
+pub struct KeyRing {
+    keys: Vec<(String, VerifyingKey)>,
+}
+
+impl KeyRing {
+    /// The start of the name of a WeChat Pay public key; other names are serial numbers of certificates.
+    pub const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_";
+
+    /// Adds a key under its exact name; the newest of a name wins.
+    pub fn insert(&mut self, serial: String, key: VerifyingKey) {
+        self.keys.retain(|(known, _)| *known != serial);
+        self.keys.push((serial, key));
+    }
+
+    /// The key of that exact name.
+    pub fn get(&self, serial: &str) -> Option<&VerifyingKey> {
+        self.keys.iter().find(|(known, _)| known == serial).map(|(_, key)| key)
+    }
+
+    /// The id of the first public key (not certificate): requests name it, so that answers are signed with it.
+    pub fn public_key_id(&self) -> Option<&str> {
+        self.keys.iter().map(|(serial, _)| serial.as_str()).find(|serial| serial.starts_with(KeyRing::PUBLIC_KEY_ID))
+    }
+}
+
+/// One block of a PEM text.
+pub(super) struct PemBlock<'a> {
+    /// What stands after `BEGIN`.
+    pub label: &'a str,
+    /// The bytes inside, wiped when dropped.
+    pub der: Zeroizing<Vec<u8>>,
+}
+
+impl PemBlock<'_> {
+    fn labelled(self, label: &str, wanted: &'static str) -> Result<Self, KeyError> {
+        let fits = self.label == label;
+        if fits { Ok(self) } else { Err(KeyError::WrongKind { found: self.label.to_owned(), wanted }) }
+    }
+}
+
+/// The blocks of a PEM text in order; text between them is passed over, and a block that cannot be read ends them.
+pub(super) fn pem_blocks(text: &str) -> impl Iterator<Item = Option<PemBlock<'_>>> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let (_, after) = rest.take()?.split_once("-----BEGIN ")?;
+        let block = read_block(after);
+        rest = block.as_ref().map(|(_, rest)| *rest);
+        Some(block.map(|(block, _)| block))
+    })
+}
+
+fn read_block(text: &str) -> Option<(PemBlock<'_>, &str)> {
+    let (label, body) = text.split_once("-----")?;
+    let (body, rest) = body.split_once("-----END ")?;
+    let mut packed = Zeroizing::new(Vec::with_capacity(body.len()));
+    packed.extend(body.bytes().filter(|b| !b.is_ascii_whitespace()));
+    let der = Zeroizing::new(STANDARD.decode(packed.as_slice()).ok()?);
+    Some((PemBlock { label, der }, rest))
+}
+
+fn first_block<'a>(text: &'a str, wanted: &'static str) -> Result<PemBlock<'a>, KeyError> {
+    pem_blocks(text).next().ok_or(KeyError::NotPem { wanted })?.ok_or(KeyError::Broken { wanted })
+}
+
+/// The length of an RSA private key, found without the library, which refuses to read short ones.
+fn private_bits(block: &PemBlock<'_>) -> Option<usize> {
+    use x509_parser::der_parser::asn1_rs::{Any, Integer, OctetString, Sequence};
+    fn modulus(der: &[u8]) -> Option<usize> {
+        let (_, key) = Sequence::from_der(der).ok()?;
+        let (rest, _version) = Integer::from_der(&key.content).ok()?;
+        let (_, modulus) = Integer::from_der(rest).ok()?;
+        Some(bits(modulus.as_ref()))
+    }
+    if block.label == "RSA PRIVATE KEY" {
+        return modulus(&block.der);
+    }
+    let (_, info) = Sequence::from_der(&block.der).ok()?;
+    let (rest, _version) = Integer::from_der(&info.content).ok()?;
+    let (rest, _algorithm) = Any::from_der(rest).ok()?;
+    let (_, key) = OctetString::from_der(rest).ok()?;
+    modulus(key.as_ref())
+}
+
+fn bits(big_endian: &[u8]) -> usize {
+    let start = big_endian.iter().position(|byte| *byte != 0).unwrap_or(big_endian.len());
+    let significant = &big_endian[start..];
+    significant.first().map_or(0, |first| significant.len() * 8 - first.leading_zeros() as usize)
+}
+
+fn hex_upper(bytes: Vec<u8>) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+/// A fresh nonce: 32 characters of `[0-9A-F]`, 128 random bits.
+///
+/// # Errors
+/// [`KeyError::Library`].
+pub fn nonce() -> Result<String, KeyError> {
+    let mut bytes = vec![0; 16];
+    rand::fill(&mut bytes).map_err(|_| KeyError::Library)?;
+    Ok(hex_upper(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const APP_PRIVATE: &str = include_str!("../../tests/fixtures/vectors/keys/alipay_app_private_pkcs8.pem");
+    const APP_PRIVATE_PKCS1: &str = include_str!("../../tests/fixtures/vectors/keys/alipay_app_private_pkcs1.pem");
+    const APP_PUBLIC: &str = include_str!("../../tests/fixtures/vectors/keys/alipay_app_public.pem");
+    const OTHER_PUBLIC: &str = include_str!("../../tests/fixtures/vectors/keys/alipay_other_public.pem");
+    const PLATFORM_CERT: &str = include_str!("../../tests/fixtures/vectors/keys/wx_platform_cert.pem");
+    const EC_CERT: &str = include_str!("../../tests/fixtures/vectors/keys/ca_ec_cert.pem");
+
+    #[test]
+    fn both_private_forms_give_the_same_signature() {
+        let one = SigningKey::from_pem(APP_PRIVATE).unwrap().sign(b"text").unwrap();
+        let two = SigningKey::from_pem(APP_PRIVATE_PKCS1).unwrap().sign(b"text").unwrap();
+        assert_eq!(one, two);
+        let key = VerifyingKey::from_spki_pem(APP_PUBLIC).unwrap();
+        assert!(key.verify(b"text", &one));
+        for bad in ["", "=", "not base64!", &one[1..], &format!("{one}\n"), &format!("A{one}")] {
+            assert!(!key.verify(b"text", bad), "{bad:?}");
+        }
+        assert!(!key.verify(b"Text", &one));
+    }
+
+    #[test]
+    fn a_key_of_the_wrong_kind_is_named() {
+        let found = |error: KeyError| match error {
+            KeyError::WrongKind { found, .. } => found,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(found(SigningKey::from_pem(APP_PUBLIC).unwrap_err()), "PUBLIC KEY");
+        assert_eq!(found(VerifyingKey::from_spki_pem(APP_PRIVATE).unwrap_err()), "PRIVATE KEY");
+        assert_eq!(found(VerifyingKey::from_spki_pem(PLATFORM_CERT).unwrap_err()), "CERTIFICATE");
+        assert_eq!(found(Certificate::from_pem(APP_PUBLIC).unwrap_err()), "PUBLIC KEY");
+        assert_eq!(Certificate::from_pem(EC_CERT).unwrap_err(), KeyError::NotRsa);
+        assert_eq!(SigningKey::from_pem("MIIE").unwrap_err(), KeyError::NotPem { wanted: PRIVATE });
+        let broken = APP_PUBLIC.replace("MII", "M?I");
+        assert_eq!(VerifyingKey::from_spki_pem(&broken).unwrap_err(), KeyError::Broken { wanted: PUBLIC });
+        assert_eq!(
+            VerifyingKey::from_spki_pem("-----BEGIN PUBLIC KEY-----\nMIIB").unwrap_err(),
+            KeyError::Broken { wanted: PUBLIC }
+        );
+    }
+
+    #[test]
+    fn a_short_key_is_told_its_length() {
+        use rsa::pkcs1::EncodeRsaPrivateKey as _;
+        use rsa::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
+        let key = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 1024).unwrap();
+        let size = KeyError::Size { bits: 1024 };
+        assert_eq!(SigningKey::from_pem(&key.to_pkcs8_pem(LineEnding::LF).unwrap()).unwrap_err(), size);
+        assert_eq!(SigningKey::from_pem(&key.to_pkcs1_pem(LineEnding::LF).unwrap()).unwrap_err(), size);
+        let public = key.to_public_key().to_public_key_pem(LineEnding::LF).unwrap();
+        assert_eq!(VerifyingKey::from_spki_pem(&public).unwrap_err(), size);
+    }
+
+    #[test]
+    fn our_own_public_key_is_recognised() {
+        let ours = SigningKey::from_pem(APP_PRIVATE).unwrap();
+        assert!(ours.is_pair_of(&VerifyingKey::from_spki_pem(APP_PUBLIC).unwrap()));
+        assert!(!ours.is_pair_of(&VerifyingKey::from_spki_pem(OTHER_PUBLIC).unwrap()));
+    }
+
+    #[test]
+    fn nothing_is_shown_of_a_key() {
+        assert_eq!(format!("{:?}", SigningKey::from_pem(APP_PRIVATE).unwrap()), "SigningKey(..)");
+        assert_eq!(format!("{:?}", VerifyingKey::from_spki_pem(APP_PUBLIC).unwrap()), "VerifyingKey(..)");
+    }
+
+    #[test]
+    fn a_ring_is_searched_by_the_exact_name() {
+        let mut ring = KeyRing::default();
+        let certificate = Certificate::from_pem(PLATFORM_CERT).unwrap();
+        assert_eq!(certificate.serial, "5D008BE308C26237789E43DAB6260133B42601A4");
+        ring.insert(certificate.serial.clone(), certificate.key);
+        assert_eq!(ring.public_key_id(), None);
+        ring.insert("PUB_KEY_ID_1".to_owned(), VerifyingKey::from_spki_pem(OTHER_PUBLIC).unwrap());
+        assert_eq!(ring.public_key_id(), Some("PUB_KEY_ID_1"));
+        assert!(ring.get(&certificate.serial).is_some());
+        assert!(ring.get(&certificate.serial.to_lowercase()).is_none());
+    }
+
+    #[test]
+    fn a_nonce_is_32_characters_and_new_each_time() {
+        let one = nonce().unwrap();
+        assert_eq!(one.len(), 32);
+        assert!(one.bytes().all(|b| b.is_ascii_alphanumeric()));
+        assert_ne!(one, nonce().unwrap());
+    }
+}

@@ -1,0 +1,219 @@
+//! Alipay and WeChat Pay behind one trait. A provider's own field names stop in its folder.
+//!
+//! What a gateway says is believed only as [`Verified`]: its constructor is private to this module tree, and each place
+//! that calls it has just checked a signature.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::domain::{AccountName, Fact, Money, Notification, OrderNo, PaymentMethod, Scene, Subject};
+use crate::job::Callback;
+
+mod accounts;
+pub mod alipay;
+mod http;
+pub mod keys;
+#[cfg(test)]
+mod testing;
+pub mod wechat;
+
+pub use accounts::{AccountFault, Gateways, NoAccount};
+
+/// A value whose origin was proved by a signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified<T>(T);
+
+impl<T> Verified<T> {
+    /// For adapters alone, right after the check.
+    fn new(value: T) -> Verified<T> {
+        Verified(value)
+    }
+
+    /// The value.
+    pub fn get(&self) -> &T {
+        &self.0
+    }
+
+    /// The value, for good.
+    pub fn into_inner(self) -> T {
+        self.0
+    }
+}
+
+/// One merchant account at one gateway.
+#[async_trait]
+pub trait Gateway: Send + Sync {
+    /// Which gateway.
+    fn method(&self) -> PaymentMethod;
+
+    /// Which account.
+    fn account(&self) -> &AccountName;
+
+    /// The parameters of the prepay call, fixed once for the order's life: a repeat sends the same.
+    ///
+    /// # Errors
+    /// [`GatewayError::Refused`] when the order lacks what the scene needs (a payer's openid, a client address).
+    fn prepay_request(&self, order: &PrepayOrder) -> Result<PrepayRequest, GatewayError>;
+
+    /// Asks for a credential with which the buyer pays. Signs with a fresh timestamp and nonce; Alipay's page, wap and
+    /// app need no call at all.
+    ///
+    /// # Errors
+    /// See [`GatewayError`].
+    async fn prepay(&self, request: &PrepayRequest, now: OffsetDateTime) -> Result<Payment, GatewayError>;
+
+    /// Asks what became of an order.
+    ///
+    /// # Errors
+    /// See [`GatewayError`].
+    async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<Verified<Trade>, GatewayError>;
+
+    /// Closes an unpaid order. A payment that was faster is no error but [`CloseOutcome::NotClosed`]: query again.
+    ///
+    /// # Errors
+    /// See [`GatewayError`].
+    async fn close(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<CloseOutcome, GatewayError>;
+
+    /// Checks that the gateway signed these bytes. With `now` the clock window counts too: that is the ingress's; a
+    /// worker passes `None`, since a backlog must not make a genuine callback stale.
+    ///
+    /// # Errors
+    /// See [`CallbackError`].
+    fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError>;
+
+    /// Decrypts and translates.
+    ///
+    /// # Errors
+    /// [`CallbackError::Undecodable`].
+    fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError>;
+}
+
+/// The names of the headers that a callback of this gateway needs beside its body, in lower case.
+pub const fn callback_headers(method: PaymentMethod) -> &'static [&'static str] {
+    match method {
+        PaymentMethod::Alipay => alipay::CALLBACK_HEADERS,
+        PaymentMethod::Wechat => wechat::CALLBACK_HEADERS,
+    }
+}
+
+/// What an order tells a gateway.
+#[derive(Debug, Clone)]
+pub struct PrepayOrder {
+    /// Our number.
+    pub order_no: OrderNo,
+    /// What the buyer reads.
+    pub subject: Subject,
+    /// What he pays, more than nothing.
+    pub amount: Money,
+    /// Where he is.
+    pub scene: Scene,
+    /// The last moment to pay.
+    pub expires_at: OffsetDateTime,
+    /// The address of the callback route of this account.
+    pub notify_url: String,
+    /// Where his browser returns to (Alipay page and wap).
+    pub return_url: Option<String>,
+    /// His id under the app (WeChat JSAPI and mini program).
+    pub openid: Option<String>,
+    /// His address (WeChat H5).
+    pub client_ip: Option<std::net::IpAddr>,
+}
+
+/// The parameters of a prepay call as they are kept on the order. They may name the payer: no `Debug`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrepayRequest {
+    /// Where the buyer is.
+    pub scene: Scene,
+    /// The gateway's own parameters, ready to be signed; of an adapter's own making and for no one else to read.
+    pub params: serde_json::Value,
+}
+
+/// What the frontend does next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Payment {
+    /// Send the browser there.
+    Redirect {
+        /// The cashier's address.
+        url: String,
+    },
+    /// Show a QR code of this text.
+    Qr {
+        /// The text to encode.
+        code_url: String,
+    },
+    /// Hand these parameters to the gateway's SDK or script.
+    Invoke {
+        /// As the SDK takes them.
+        params: serde_json::Value,
+    },
+}
+
+/// An order as the gateway sees it. `fact` is [`Fact::Nothing`] while the buyer can still pay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trade {
+    /// What happened.
+    pub fact: Fact,
+    /// The gateway's own word for the state, for a person to read.
+    pub state: String,
+}
+
+/// How a close ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseOutcome {
+    /// Nobody can pay it any more.
+    Closed,
+    /// The gateway knows no such trade (Alipay, before the buyer came): it may still come to be until it expires.
+    NoTrade,
+    /// It is in another state: query.
+    NotClosed,
+}
+
+/// Why a gateway call did not bring an answer to act on; named after what the caller may do.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// Refused for good: do not repeat.
+    #[error("the gateway refused: {code}: {message}")]
+    Refused {
+        /// The gateway's code.
+        code: String,
+        /// The gateway's words, for a log.
+        message: String,
+    },
+    /// Not sent, or not taken in: repeat.
+    #[error("the gateway cannot be reached: {0}")]
+    Unavailable(String),
+    /// It may have happened: query, then repeat with the same number only.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+    /// The answer is not what the protocol says: a person looks.
+    #[error("the answer breaks the protocol: {0}")]
+    Protocol(String),
+}
+
+/// Why a callback is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallbackError {
+    /// Lacks a header or a field without which nothing can be checked.
+    #[error("malformed callback: {0}")]
+    Malformed(&'static str),
+    /// Outside the clock window.
+    #[error("stale timestamp")]
+    Stale,
+    /// The gateway tests whether we check signatures.
+    #[error("signature probe")]
+    Probe,
+    /// Names a key that is not loaded.
+    #[error("unknown key {serial}")]
+    UnknownKey {
+        /// The key's name, cut to a sane length.
+        serial: String,
+    },
+    /// The named key did not sign these bytes.
+    #[error("bad signature")]
+    BadSignature,
+    /// Authentic, and cannot be read.
+    #[error("undecodable callback: {0}")]
+    Undecodable(String),
+}

@@ -1,0 +1,92 @@
+//! A gateway of one's own for the adapters' tests: answers on loopback, signed with the vectors' keys.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A request as it came.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen {
+    pub method: String,
+    /// The request target, as sent.
+    pub target: String,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Seen {
+    pub(super) fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value.as_str())
+    }
+}
+
+/// What to answer.
+#[derive(Debug, Clone)]
+pub(super) struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+/// Gives the same reply to everyone and keeps the last request.
+pub(super) struct Server {
+    pub url: String,
+    last: Arc<Mutex<Seen>>,
+}
+
+impl Server {
+    pub(super) async fn start(reply: Reply) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let last = Arc::new(Mutex::new(Seen::default()));
+        let kept = last.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                answer(socket, &reply, &kept).await;
+            }
+        });
+        Server { url, last }
+    }
+
+    pub(super) fn seen(&self) -> Seen {
+        self.last.lock().unwrap().clone()
+    }
+}
+
+async fn answer(mut socket: TcpStream, reply: &Reply, kept: &Mutex<Seen>) {
+    let mut bytes = Vec::new();
+    let seen = loop {
+        if let Some(seen) = parse(&bytes) {
+            break seen;
+        }
+        let mut chunk = [0; 4096];
+        match socket.read(&mut chunk).await {
+            Ok(0) | Err(_) => return,
+            Ok(length) => bytes.extend_from_slice(&chunk[..length]),
+        }
+    };
+    *kept.lock().unwrap() = seen;
+    let mut head = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", reply.status);
+    for (name, value) in &reply.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if reply.status != 204 {
+        head.push_str(&format!("content-length: {}\r\n", reply.body.len()));
+    }
+    let _ = socket.write_all(format!("{head}\r\n{}", reply.body).as_bytes()).await;
+}
+
+fn parse(bytes: &[u8]) -> Option<Seen> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let mut lines = head.lines();
+    let mut first = lines.next()?.split(' ');
+    let headers: Vec<_> =
+        lines.filter_map(|line| line.split_once(": ")).map(|(n, v)| (n.to_lowercase(), v.to_owned())).collect();
+    let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
+    let seen = Seen { method, target, headers, body: body.to_owned() };
+    let length = seen.header("content-length").parse().unwrap_or(0);
+    (body.len() >= length).then_some(seen)
+}

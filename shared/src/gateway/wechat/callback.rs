@@ -1,0 +1,220 @@
+//! What WeChat Pay posts, decrypted and translated.
+//!
+//! Source: WeChat Pay APIv3, "支付成功回调通知" (D:4012791861) and "退款结果回调通知", read 2025-11-20.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::aead::{AeadError, Sealed};
+use super::{Account, parse_time};
+use crate::domain::{Fact, Merchant, Money, Notification, PaymentMethod, RefundOutcome, TradeNo};
+use crate::gateway::{CallbackError, Verified};
+use crate::job::Callback;
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow, default)]
+    create_time: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    event_type: Cow<'a, str>,
+    #[serde(borrow)]
+    resource: Sealed<'a>,
+}
+
+/// The sealed part, of a payment or a refund. Names of banks and kinds of trade are open sets and are not read.
+#[derive(Deserialize)]
+struct Resource {
+    mchid: Option<String>,
+    appid: Option<String>,
+    out_trade_no: Option<String>,
+    transaction_id: Option<String>,
+    trade_state: Option<String>,
+    success_time: Option<String>,
+    out_refund_no: Option<String>,
+    refund_status: Option<String>,
+    amount: Option<Amount>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Amount {
+    total: Option<i64>,
+    refund: Option<i64>,
+    currency: Option<String>,
+}
+
+impl Amount {
+    /// The order's amount; `None` inside for another currency and for what no order of ours can cost. `payer_total` is
+    /// less coupons and is no price.
+    pub(super) fn total(&self) -> Option<Option<Money>> {
+        self.total.map(|fen| self.money(fen))
+    }
+
+    fn money(&self, fen: i64) -> Option<Money> {
+        let cny = self.currency.as_deref().is_none_or(|currency| currency == "CNY");
+        if cny { Money::from_fen(fen).ok() } else { None }
+    }
+}
+
+enum Kind {
+    Payment,
+    Refund,
+    Other,
+}
+
+/// Translates a callback whose signature was checked.
+pub(super) fn read(account: &Account, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
+    let envelope: Envelope<'_> =
+        serde_json::from_slice(&callback.get().body).map_err(|error| not_json("the callback", &error))?;
+    let kind = match envelope.event_type.as_ref() {
+        "TRANSACTION.SUCCESS" => Kind::Payment,
+        event if event.starts_with("REFUND.") => Kind::Refund,
+        _ => Kind::Other,
+    };
+    let plaintext = account.apiv3_key.open(&envelope.resource).map_err(|error| match error {
+        AeadError::Algorithm => undecodable("resource.algorithm", "unknown"),
+        error => undecodable("decryption of the resource", &error.to_string()),
+    })?;
+    let notification = |merchant, order_no, fact| {
+        Verified::new(Notification {
+            method: PaymentMethod::Wechat,
+            account: account.name.clone(),
+            notice_id: envelope.id.clone().into_owned(),
+            merchant,
+            order_no,
+            fact,
+        })
+    };
+    if let Kind::Other = kind {
+        // Authentic, not asked for, of unknown shape: it need not be about an order at all.
+        let resource: Value = serde_json::from_slice(&plaintext).unwrap_or_default();
+        let order_no = resource["out_trade_no"].as_str().unwrap_or_default().to_owned();
+        return Ok(notification(merchant_by_number(account, resource["mchid"].as_str()), order_no, Fact::Nothing));
+    }
+    let resource: Resource = serde_json::from_slice(&plaintext).map_err(|error| not_json("the resource", &error))?;
+    let order_no = required("out_trade_no", resource.out_trade_no.as_deref())?.to_owned();
+    let (merchant, fact) = match kind {
+        Kind::Payment => (merchant_and_app(account, &resource), payment(&resource, envelope.create_time.as_deref())?),
+        // A refund names no app.
+        _ => (merchant_by_number(account, resource.mchid.as_deref()), refund(&resource)?),
+    };
+    Ok(notification(merchant, order_no, fact))
+}
+
+fn merchant_by_number(account: &Account, mchid: Option<&str>) -> Merchant {
+    if mchid == Some(&account.mchid) { Merchant::Ours } else { Merchant::Other(format!("mchid {}", shown(mchid))) }
+}
+
+fn merchant_and_app(account: &Account, resource: &Resource) -> Merchant {
+    let (mchid, appid) = (resource.mchid.as_deref(), resource.appid.as_deref());
+    let our_app = account.appids.iter().any(|(_, ours)| Some(ours.as_str()) == appid);
+    if our_app && mchid == Some(&account.mchid) {
+        return Merchant::Ours;
+    }
+    Merchant::Other(format!("mchid {}, appid {}", shown(mchid), shown(appid)))
+}
+
+fn shown(id: Option<&str>) -> String {
+    id.unwrap_or("none").chars().take(32).collect()
+}
+
+fn payment(resource: &Resource, create_time: Option<&str>) -> Result<Fact, CallbackError> {
+    if resource.trade_state.as_deref() != Some("SUCCESS") {
+        return Ok(Fact::Nothing);
+    }
+    let amount = resource.amount.as_ref().and_then(Amount::total);
+    Ok(Fact::Paid {
+        trade_no: trade_no(resource)?,
+        amount: amount.ok_or_else(|| undecodable("amount.total", "absent"))?,
+        paid_at: time("success_time", resource.success_time.as_deref().or(create_time))?,
+    })
+}
+
+fn refund(resource: &Resource) -> Result<Fact, CallbackError> {
+    let outcome = match resource.refund_status.as_deref() {
+        Some("SUCCESS") => RefundOutcome::Succeeded,
+        Some("CLOSED") => RefundOutcome::Closed,
+        Some("ABNORMAL") => RefundOutcome::Abnormal,
+        _ => RefundOutcome::Hint,
+    };
+    let amount = resource.amount.as_ref().and_then(|amount| amount.money(amount.refund?));
+    let refund_no = required("out_refund_no", resource.out_refund_no.as_deref())?.to_owned();
+    Ok(Fact::Refund { trade_no: trade_no(resource)?, refund_no, amount, outcome })
+}
+
+fn trade_no(resource: &Resource) -> Result<TradeNo, CallbackError> {
+    let text = required("transaction_id", resource.transaction_id.as_deref())?;
+    TradeNo::parse(text).map_err(|error| undecodable("transaction_id", &error.to_string()))
+}
+
+fn time(name: &str, text: Option<&str>) -> Result<OffsetDateTime, CallbackError> {
+    parse_time(required(name, text)?).ok_or_else(|| undecodable(name, "not a time"))
+}
+
+fn required<'a>(name: &str, value: Option<&'a str>) -> Result<&'a str, CallbackError> {
+    value.filter(|text| !text.is_empty()).ok_or_else(|| undecodable(name, "absent"))
+}
+
+/// The place and never the text, which names the payer.
+fn not_json(what: &str, error: &serde_json::Error) -> CallbackError {
+    undecodable(what, &format!("{:?} error in JSON, line {} column {}", error.classify(), error.line(), error.column()))
+}
+
+fn undecodable(field: &str, why: &str) -> CallbackError {
+    CallbackError::Undecodable(format!("{field}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(text: &str) -> Resource {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn only_yuan_that_an_order_can_cost_is_an_amount() {
+        for (amount, fen) in [
+            (r#"{"total":100,"payer_total":90}"#, Some(Some(100))),
+            (r#"{"total":100,"currency":"CNY"}"#, Some(Some(100))),
+            (r#"{"total":100,"currency":"USD"}"#, Some(None)),
+            (r#"{"total":-1}"#, Some(None)),
+            (r#"{"total":10000000000}"#, Some(None)),
+            (r#"{"payer_total":90}"#, None),
+        ] {
+            let amount: Amount = serde_json::from_str(amount).unwrap();
+            assert_eq!(amount.total().map(|money| money.map(Money::fen)), fen);
+        }
+    }
+
+    #[test]
+    fn a_payment_without_what_it_must_have_cannot_be_read() {
+        let whole = r#"{"trade_state":"SUCCESS","transaction_id":"42","amount":{"total":1},"success_time":"2026-01-05T10:21:08+08:00"}"#;
+        assert!(matches!(payment(&resource(whole), None), Ok(Fact::Paid { .. })));
+        for (from, to) in [("transaction_id", "x"), ("amount", "x"), ("\"42\"", "\"4 2\""), ("2026-01-05T", "secret")] {
+            let fact = payment(&resource(&whole.replace(from, to)), None);
+            let Err(CallbackError::Undecodable(text)) = fact else { panic!("{from} {fact:?}") };
+            assert!(!text.contains("secret"), "{text}");
+        }
+        let created = "2026-01-05T10:21:10+08:00";
+        assert!(matches!(
+            payment(&resource(&whole.replace("success_time", "x")), Some(created)),
+            Ok(Fact::Paid { .. })
+        ));
+        for state in ["NOTPAY", "CLOSED", "NEW"] {
+            assert_eq!(payment(&resource(&whole.replace("SUCCESS", state)), None), Ok(Fact::Nothing));
+        }
+    }
+
+    #[test]
+    fn a_refund_of_unknown_state_is_a_hint() {
+        let text = r#"{"transaction_id":"42","out_refund_no":"RF_1","refund_status":"PROCESSING"}"#;
+        let fact = refund(&resource(text)).unwrap();
+        assert!(matches!(fact, Fact::Refund { outcome: RefundOutcome::Hint, amount: None, .. }), "{fact:?}");
+        assert!(refund(&resource(&text.replace("out_refund_no", "x"))).is_err());
+    }
+}

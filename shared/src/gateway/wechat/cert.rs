@@ -1,0 +1,92 @@
+//! The platform certificates with which WeChat Pay signs where no public key is used.
+//!
+//! Source: WeChat Pay APIv3, "下载平台证书" `GET /v3/certificates` (D:4012076511), official SDKs, read 2025-11-20.
+
+use serde::Deserialize;
+use time::OffsetDateTime;
+
+use super::aead::{AeadError, ApiV3Key, Sealed};
+use super::sign;
+use crate::gateway::CallbackError;
+use crate::gateway::keys::{Certificate, KeyError, KeyRing, VerifyingKey};
+
+/// A platform certificate, opened.
+#[derive(Debug)]
+pub struct PlatformCertificate {
+    /// The name under which it signs.
+    pub serial: String,
+    /// Its key.
+    pub key: VerifyingKey,
+    /// From when on it is valid; encrypt with the newest.
+    pub effective_at: OffsetDateTime,
+    /// Not to be dropped before.
+    pub expires_at: OffsetDateTime,
+}
+
+/// Why an answer brings no certificates.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CertificatesError {
+    /// Not the JSON that was agreed.
+    #[error("not a list of certificates")]
+    Shape,
+    /// Sealed with another APIv3 key, or tampered with.
+    #[error("a certificate does not open")]
+    Sealed(#[source] AeadError),
+    /// Opened, and not a certificate of an RSA key.
+    #[error("a certificate cannot be read")]
+    Certificate(#[source] KeyError),
+    /// The certificate has another serial number than the list says.
+    #[error("a certificate has another serial number than the list says")]
+    Serial,
+    /// The answer is not signed by a certificate that it brings.
+    #[error("the answer is not signed by its own certificates")]
+    Signature(#[source] CallbackError),
+}
+
+#[derive(Deserialize)]
+struct List<'a> {
+    #[serde(borrow)]
+    data: Vec<Entry<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Entry<'a> {
+    serial_no: String,
+    #[serde(with = "time::serde::rfc3339")]
+    effective_time: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    expire_time: OffsetDateTime,
+    #[serde(borrow)]
+    encrypt_certificate: Sealed<'a>,
+}
+
+/// Opens the first answer ever fetched, for which no key is loaded yet: the APIv3 key authenticates each certificate,
+/// and one of them must have signed the answer.
+///
+/// # Errors
+/// See [`CertificatesError`].
+pub fn open_first<'h>(
+    apiv3_key: &ApiV3Key,
+    header: impl Fn(&str) -> Option<&'h str>,
+    body: &[u8],
+    now: OffsetDateTime,
+) -> Result<Vec<PlatformCertificate>, CertificatesError> {
+    let list: List<'_> = serde_json::from_slice(body).map_err(|_| CertificatesError::Shape)?;
+    let mut ring = KeyRing::default();
+    let mut certificates = Vec::with_capacity(list.data.len());
+    for entry in &list.data {
+        let Certificate { serial, key } = open_entry(apiv3_key, entry)?;
+        ring.insert(serial.clone(), key.clone());
+        let (effective_at, expires_at) = (entry.effective_time, entry.expire_time);
+        certificates.push(PlatformCertificate { serial, key, effective_at, expires_at });
+    }
+    sign::verify(&ring, header, body, Some(now)).map_err(CertificatesError::Signature)?;
+    Ok(certificates)
+}
+
+fn open_entry(apiv3_key: &ApiV3Key, entry: &Entry<'_>) -> Result<Certificate, CertificatesError> {
+    let pem = apiv3_key.open(&entry.encrypt_certificate).map_err(CertificatesError::Sealed)?;
+    let pem = String::from_utf8(pem).map_err(|_| CertificatesError::Shape)?;
+    let certificate = Certificate::from_pem(&pem).map_err(CertificatesError::Certificate)?;
+    if certificate.serial == entry.serial_no { Ok(certificate) } else { Err(CertificatesError::Serial) }
+}

@@ -1,0 +1,124 @@
+//! One call of WeChat Pay's API, from a path to a judged answer.
+//!
+//! Source: WeChat Pay APIv3, "基本规则" and "错误码" pages, official Go SDK `core/error.go`, read 2025-11-20.
+
+use bytes::Bytes;
+use serde::Deserialize;
+use time::OffsetDateTime;
+use url::Url;
+
+use super::Wechat;
+use super::sign::{self, Merchant, Stamp, Target};
+use crate::gateway::http::{self, Answer};
+use crate::gateway::keys::nonce;
+use crate::gateway::{CallbackError, GatewayError};
+
+/// What a call brought.
+pub(super) enum Outcome {
+    /// A 2xx that WeChat Pay signed; empty for 204.
+    Signed(Bytes),
+    /// A 4xx, which comes unsigned: it proves nothing about money.
+    Failed(Failure),
+}
+
+/// The body of an error.
+#[derive(Debug, Deserialize)]
+pub(super) struct Failure {
+    #[serde(skip)]
+    pub status: u16,
+    #[serde(default)]
+    pub code: String,
+    #[serde(default)]
+    pub message: String,
+}
+
+impl Wechat {
+    pub(super) fn merchant(&self) -> Merchant<'_> {
+        Merchant {
+            mchid: &self.account.mchid,
+            serial_no: &self.account.merchant_serial_no,
+            key: &self.account.merchant_key,
+        }
+    }
+
+    /// Sends `method path_and_query` with a JSON body (empty for GET).
+    pub(super) async fn call(&self, target: &Target<'_>, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
+        let stamp = Stamp { timestamp: now.unix_timestamp(), nonce: &nonce()? };
+        let authorization = sign::authorization(&self.merchant(), target, &stamp)?;
+        let method = target.method.parse().map_err(|_| GatewayError::Protocol("not an HTTP method".to_owned()))?;
+        let mut request = self
+            .client
+            .request(method, self.url(target.path_and_query)?)
+            .header("authorization", authorization)
+            .header("accept", "application/json");
+        if !target.body.is_empty() {
+            request = request.header("content-type", "application/json").body(target.body.to_owned());
+        }
+        // Without it, answers during a change of keys are signed with a certificate that need not be loaded.
+        if let Some(id) = self.account.verify_keys.public_key_id() {
+            request = request.header("wechatpay-serial", id);
+        }
+        self.judge(http::send(request).await?, now)
+    }
+
+    /// What is signed is what is sent: the target is set as it is, not joined and encoded anew.
+    fn url(&self, path_and_query: &str) -> Result<Url, GatewayError> {
+        let url = format!("{}{path_and_query}", self.account.base_url.as_str().trim_end_matches('/'));
+        let url = Url::parse(&url).map_err(|error| GatewayError::Protocol(error.to_string()))?;
+        let sent = url.as_str().ends_with(path_and_query);
+        if sent { Ok(url) } else { Err(GatewayError::Protocol("a path that changes when it is sent".to_owned())) }
+    }
+
+    /// The status first: only 2xx is signed.
+    fn judge(&self, answer: Answer, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
+        match answer.status {
+            200 | 204 => {
+                let header = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok());
+                sign::verify(&self.account.verify_keys, header, &answer.body, Some(now))
+                    .map_err(|error| unproved(&error, answer.status))?;
+                Ok(Outcome::Signed(answer.body))
+            }
+            429 => Err(GatewayError::Unavailable(failure(&answer).text())),
+            400..=499 => {
+                let failure = failure(&answer);
+                // An empty or foreign body is a front end's, which did not get to see the order.
+                if failure.code.is_empty() {
+                    Err(GatewayError::Unknown(failure.text()))
+                } else {
+                    Ok(Outcome::Failed(failure))
+                }
+            }
+            // Accepted and not done, failed inside, or a redirect that is not followed.
+            _ => Err(GatewayError::Unknown(failure(&answer).text())),
+        }
+    }
+}
+
+fn unproved(error: &CallbackError, status: u16) -> GatewayError {
+    GatewayError::Unknown(format!("an answer that is not proved: {error} (status {status})"))
+}
+
+fn failure(answer: &Answer) -> Failure {
+    let empty = Failure { status: 0, code: String::new(), message: String::new() };
+    let failure = serde_json::from_slice(&answer.body).unwrap_or(empty);
+    Failure { status: answer.status, ..failure }
+}
+
+impl Failure {
+    /// A refusal for good.
+    pub(super) fn refused(self) -> GatewayError {
+        GatewayError::Refused { code: cut(&self.code), message: cut(&self.message) }
+    }
+
+    fn text(&self) -> String {
+        format!("status {} {} {}", self.status, cut(&self.code), cut(&self.message))
+    }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+pub(super) fn refusal(code: &str, message: &str) -> GatewayError {
+    GatewayError::Refused { code: code.to_owned(), message: message.to_owned() }
+}

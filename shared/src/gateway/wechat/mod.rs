@@ -1,0 +1,113 @@
+//! WeChat Pay (微信支付), API v3, direct merchant: one merchant account.
+//!
+//! [`sign`] holds what is signed and how it is checked, [`callback`] what WeChat Pay posts, [`aead`] how its content is
+//! sealed, [`prepay`] what the buyer needs, `query` what became of an order and its closing, `client` the call
+//! itself, [`cert`] platform certificates, [`sensitive`] fields that are encrypted for WeChat Pay.
+
+use async_trait::async_trait;
+use reqwest::Client;
+use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
+use url::Url;
+
+use super::http::measured;
+use super::keys::{KeyRing, SigningKey};
+use super::{CallbackError, CloseOutcome, Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest, Trade, Verified};
+use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
+use crate::job::Callback;
+
+pub mod aead;
+pub mod callback;
+pub mod cert;
+mod client;
+pub mod prepay;
+mod query;
+pub mod sensitive;
+pub mod sign;
+#[cfg(test)]
+mod tests;
+
+/// The headers that the signature covers or names.
+pub const CALLBACK_HEADERS: &[&str] = &sign::HEADERS;
+
+/// Source: WeChat Pay APIv3, D:4012791877, read 2025-11-20.
+pub(super) const PRODUCTION_URL: &str = "https://api.mch.weixin.qq.com";
+
+/// What a merchant has agreed with WeChat Pay, and the keys to prove it.
+pub(super) struct Account {
+    pub name: AccountName,
+    pub base_url: Url,
+    pub mchid: String,
+    /// The app of each scene.
+    pub appids: Vec<(Scene, String)>,
+    pub merchant_serial_no: String,
+    pub merchant_key: SigningKey,
+    pub apiv3_key: aead::ApiV3Key,
+    pub verify_keys: KeyRing,
+}
+
+impl Account {
+    fn appid(&self, scene: Scene) -> Option<&str> {
+        self.appids.iter().find(|(of, _)| *of == scene).map(|(_, appid)| appid.as_str())
+    }
+}
+
+/// One WeChat Pay account.
+pub struct Wechat {
+    account: Account,
+    client: Client,
+}
+
+impl Wechat {
+    pub(super) fn new(account: Account, client: Client) -> Wechat {
+        Wechat { account, client }
+    }
+}
+
+/// Names the account and shows no key.
+impl std::fmt::Debug for Wechat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Wechat({}, mchid {})", self.account.name, self.account.mchid)
+    }
+}
+
+#[async_trait]
+impl Gateway for Wechat {
+    fn method(&self) -> PaymentMethod {
+        PaymentMethod::Wechat
+    }
+
+    fn account(&self) -> &AccountName {
+        &self.account.name
+    }
+
+    fn prepay_request(&self, order: &PrepayOrder) -> Result<PrepayRequest, GatewayError> {
+        prepay::request(&self.account, order)
+    }
+
+    async fn prepay(&self, request: &PrepayRequest, now: OffsetDateTime) -> Result<Payment, GatewayError> {
+        measured(PaymentMethod::Wechat, "prepay", self.prepay_inner(request, now)).await
+    }
+
+    async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<Verified<Trade>, GatewayError> {
+        measured(PaymentMethod::Wechat, "query", self.query_inner(order_no, now)).await
+    }
+
+    async fn close(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<CloseOutcome, GatewayError> {
+        measured(PaymentMethod::Wechat, "close", self.close_inner(order_no, now)).await
+    }
+
+    fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
+        sign::verify(&self.account.verify_keys, |name| callback.header(name), &callback.body, now)?;
+        Ok(Verified::new(callback))
+    }
+
+    fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
+        callback::read(&self.account, callback)
+    }
+}
+
+/// The moment in UTC, as everything past the adapter has it.
+fn parse_time(text: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok().map(|time| time.to_offset(UtcOffset::UTC))
+}

@@ -1,0 +1,118 @@
+//! Asking WeChat Pay what became of an order, and closing it.
+//!
+//! Source: WeChat Pay APIv3, "商户订单号查询订单" and "关闭订单" (D:4012791877 and its siblings), read 2025-11-20.
+
+use serde::Deserialize;
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::callback::Amount;
+use super::client::Outcome;
+use super::sign::Target;
+use super::{Wechat, parse_time};
+use crate::domain::{Fact, OrderNo, TradeNo};
+use crate::gateway::{CloseOutcome, GatewayError, Trade, Verified};
+
+#[derive(Deserialize)]
+struct Queried {
+    mchid: String,
+    out_trade_no: String,
+    trade_state: String,
+    transaction_id: Option<String>,
+    success_time: Option<String>,
+    amount: Option<Amount>,
+}
+
+impl Wechat {
+    /// An order that was never made answers 404 `ORDER_NOT_EXIST`, unsigned like every 4xx: [`GatewayError::Refused`]
+    /// with that code, and no word of WeChat Pay's.
+    pub(super) async fn query_inner(
+        &self,
+        order_no: &OrderNo,
+        now: OffsetDateTime,
+    ) -> Result<Verified<Trade>, GatewayError> {
+        let path = format!("/v3/pay/transactions/out-trade-no/{order_no}?mchid={}", self.account.mchid);
+        let target = Target { method: "GET", path_and_query: &path, body: "" };
+        let body = match self.call(&target, now).await? {
+            Outcome::Signed(body) => body,
+            Outcome::Failed(failure) => return Err(failure.refused()),
+        };
+        let queried: Queried = serde_json::from_slice(&body).map_err(|_| protocol("the fields"))?;
+        if queried.out_trade_no != order_no.as_str() || queried.mchid != self.account.mchid {
+            return Err(GatewayError::Protocol("an answer about another order".to_owned()));
+        }
+        Ok(Verified::new(Trade { fact: fact(&queried)?, state: queried.trade_state }))
+    }
+
+    pub(super) async fn close_inner(
+        &self,
+        order_no: &OrderNo,
+        now: OffsetDateTime,
+    ) -> Result<CloseOutcome, GatewayError> {
+        let path = format!("/v3/pay/transactions/out-trade-no/{order_no}/close");
+        let body = json!({ "mchid": self.account.mchid }).to_string();
+        let target = Target { method: "POST", path_and_query: &path, body: &body };
+        let failure = match self.call(&target, now).await? {
+            Outcome::Signed(_) => return Ok(CloseOutcome::Closed),
+            Outcome::Failed(failure) => failure,
+        };
+        match (failure.status, failure.code.as_str()) {
+            (_, "ORDER_NOT_EXIST" | "RESOURCE_NOT_EXISTS") => Ok(CloseOutcome::NoTrade),
+            (401, _) | (_, "SIGN_ERROR" | "PARAM_ERROR" | "MCH_NOT_EXISTS" | "NO_AUTH") => Err(failure.refused()),
+            // `ORDER_PAID`, `TRADE_ERROR`, `ORDER_CLOSED` …: which code and status say "paid" is not settled between
+            // the pages, so every other refusal means: ask.
+            _ => Ok(CloseOutcome::NotClosed),
+        }
+    }
+}
+
+/// `REFUND` is a paid order of which some or all was returned. Nothing else but these four words ends an order.
+fn fact(queried: &Queried) -> Result<Fact, GatewayError> {
+    match queried.trade_state.as_str() {
+        "SUCCESS" => Ok(Fact::Paid {
+            trade_no: trade_no(queried)?,
+            amount: queried.amount.as_ref().and_then(Amount::total).ok_or_else(|| protocol("amount.total"))?,
+            paid_at: paid_at(queried)?,
+        }),
+        "REFUND" => Ok(Fact::PaidAndReturned { trade_no: trade_no(queried)? }),
+        "CLOSED" | "REVOKED" => Ok(Fact::ClosedUnpaid),
+        _ => Ok(Fact::Nothing),
+    }
+}
+
+fn trade_no(queried: &Queried) -> Result<TradeNo, GatewayError> {
+    TradeNo::parse(queried.transaction_id.as_deref().unwrap_or_default()).map_err(|_| protocol("transaction_id"))
+}
+
+fn paid_at(queried: &Queried) -> Result<OffsetDateTime, GatewayError> {
+    queried.success_time.as_deref().and_then(parse_time).ok_or_else(|| protocol("success_time"))
+}
+
+fn protocol(field: &str) -> GatewayError {
+    GatewayError::Protocol(format!("{field} in a signed answer to a query"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(state: &str) -> Result<Fact, GatewayError> {
+        let text = format!(
+            r#"{{"mchid":"1","out_trade_no":"ORD_01","trade_state":"{state}","transaction_id":"42","bank_type":"NEW",
+                "success_time":"2026-01-05T10:21:08+08:00","amount":{{"total":100,"payer_total":90,"currency":"CNY"}}}}"#
+        );
+        fact(&serde_json::from_str(&text).unwrap())
+    }
+
+    #[test]
+    fn each_state_of_a_trade_is_one_fact() {
+        assert!(matches!(told("SUCCESS"), Ok(Fact::Paid { amount: Some(amount), .. }) if amount.fen() == 100));
+        assert!(matches!(told("REFUND"), Ok(Fact::PaidAndReturned { .. })));
+        for state in ["CLOSED", "REVOKED"] {
+            assert_eq!(told(state).unwrap(), Fact::ClosedUnpaid);
+        }
+        for state in ["NOTPAY", "USERPAYING", "PAYERROR", "ACCEPT", "NEW"] {
+            assert_eq!(told(state).unwrap(), Fact::Nothing);
+        }
+    }
+}

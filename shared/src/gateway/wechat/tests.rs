@@ -1,0 +1,320 @@
+//! The adapter against a gateway on loopback.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use aes_gcm::aead::{Aead as _, Payload};
+use aes_gcm::{Aes256Gcm, KeyInit as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use proptest::prelude::*;
+use time::macros::datetime;
+
+use super::sign::{Stamp, Target, request_text};
+use super::*;
+use crate::domain::{Fact, Money, Subject};
+use crate::gateway::http::{Transport, client};
+use crate::gateway::keys::{Certificate, VerifyingKey};
+use crate::gateway::testing::{Reply, Seen, Server};
+
+macro_rules! key {
+    ($name:literal) => {
+        include_str!(concat!("../../../tests/fixtures/vectors/keys/", $name))
+    };
+}
+
+const NOW: OffsetDateTime = datetime!(2026-01-05 02:21:10 UTC);
+const APIV3: &str = "0123456789abcdef0123456789abcdef";
+const KEY_ID: &str = "PUB_KEY_ID_1";
+const SERIAL_NO: &str = "510FBE783019212C010D88F4DD891E848C8F4B35";
+
+fn account(base_url: &str) -> Wechat {
+    let mut verify_keys = KeyRing::default();
+    verify_keys.insert(KEY_ID.to_owned(), VerifyingKey::from_spki_pem(key!("wx_pubkey_public.pem")).unwrap());
+    let account = Account {
+        name: AccountName::parse("main").unwrap(),
+        base_url: Url::parse(base_url).unwrap(),
+        mchid: "1900000109".to_owned(),
+        appids: PaymentMethod::Wechat.scenes().iter().map(|scene| (*scene, format!("wx{scene}"))).collect(),
+        merchant_serial_no: SERIAL_NO.to_owned(),
+        merchant_key: SigningKey::from_pem(key!("wx_merchant_private_pkcs8.pem")).unwrap(),
+        apiv3_key: aead::ApiV3Key::new(APIV3).unwrap(),
+        verify_keys,
+    };
+    Wechat::new(account, client(Transport::Loopback).unwrap())
+}
+
+fn order(scene: Scene) -> PrepayOrder {
+    PrepayOrder {
+        order_no: OrderNo::parse("ORD_01").unwrap(),
+        subject: Subject::parse("大".repeat(50)).unwrap(),
+        amount: Money::from_fen(100).unwrap(),
+        scene,
+        expires_at: datetime!(2026-01-05 16:50:30.5 UTC),
+        notify_url: "https://pay.example.com/v1/callbacks/wechat/main".to_owned(),
+        return_url: Some("https://shop.example.com/done".to_owned()),
+        openid: Some("oUpF8".to_owned()),
+        client_ip: Some(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9))),
+    }
+}
+
+/// An answer signed as WeChat Pay signs it.
+fn signed(status: u16, body: &str) -> Reply {
+    let timestamp = NOW.unix_timestamp();
+    let key = SigningKey::from_pem(key!("wx_pubkey_private_pkcs8.pem")).unwrap();
+    let signature = key.sign(format!("{timestamp}\nn\n{body}\n").as_bytes()).unwrap();
+    let headers = [
+        ("Wechatpay-Timestamp", timestamp.to_string()),
+        ("Wechatpay-Nonce", "n".to_owned()),
+        ("Wechatpay-Serial", KEY_ID.to_owned()),
+        ("Wechatpay-Signature", signature),
+    ];
+    Reply { status, headers: headers.map(|(name, value)| (name.to_owned(), value)).to_vec(), body: body.to_owned() }
+}
+
+fn unsigned(status: u16, body: &str) -> Reply {
+    Reply { status, headers: Vec::new(), body: body.to_owned() }
+}
+
+/// Checks what WeChat Pay would: the signature over what was received.
+fn assert_signed(seen: &Seen) {
+    let authorization = seen.header("authorization");
+    let field = |name: &str| {
+        let start = authorization.find(&format!("{name}=\"")).unwrap() + name.len() + 2;
+        authorization[start..].split('"').next().unwrap()
+    };
+    assert_eq!((field("mchid"), field("serial_no")), ("1900000109", SERIAL_NO));
+    let stamp = Stamp { timestamp: field("timestamp").parse().unwrap(), nonce: field("nonce_str") };
+    let target = Target { method: &seen.method, path_and_query: &seen.target, body: &seen.body };
+    let certificate = Certificate::from_pem(key!("wx_merchant_cert.pem")).unwrap();
+    assert!(certificate.key.verify(request_text(&target, &stamp).as_bytes(), field("signature")));
+    assert_eq!(seen.header("wechatpay-serial"), KEY_ID);
+    assert!(!seen.header("user-agent").is_empty());
+}
+
+async fn prepay(scene: Scene, answer: &str) -> (Payment, Seen) {
+    let server = Server::start(signed(200, answer)).await;
+    let wechat = account(&server.url);
+    let request = wechat.prepay_request(&order(scene)).unwrap();
+    let kept = serde_json::from_str(&serde_json::to_string(&request).unwrap()).unwrap();
+    assert!(request == kept);
+    let payment = wechat.prepay(&kept, NOW).await.unwrap();
+    let seen = server.seen();
+    assert_signed(&seen);
+    (payment, seen)
+}
+
+fn body(seen: &Seen) -> serde_json::Value {
+    serde_json::from_str(&seen.body).unwrap()
+}
+
+#[tokio::test]
+async fn native_is_a_code() {
+    let (payment, seen) = prepay(Scene::Native, r#"{"code_url":"weixin://x"}"#).await;
+    assert_eq!(payment, Payment::Qr { code_url: "weixin://x".to_owned() });
+    assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/v3/pay/transactions/native"));
+    assert_eq!(seen.header("content-type"), "application/json");
+    insta::assert_snapshot!(seen.body, @r#"{"amount":{"currency":"CNY","total":100},"appid":"wxnative","description":"大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大大","mchid":"1900000109","notify_url":"https://pay.example.com/v1/callbacks/wechat/main","out_trade_no":"ORD_01","time_expire":"2026-01-06T00:50:30+08:00"}"#);
+}
+
+#[tokio::test]
+async fn h5_names_the_buyers_address_and_comes_back() {
+    let (payment, seen) = prepay(Scene::H5, r#"{"h5_url":"https://wx.example/x?a=1"}"#).await;
+    let url = "https://wx.example/x?a=1&redirect_url=https%3A%2F%2Fshop.example.com%2Fdone".to_owned();
+    assert_eq!(payment, Payment::Redirect { url });
+    assert_eq!(body(&seen)["scene_info"]["payer_client_ip"], "203.0.113.9");
+    assert_eq!(body(&seen)["payer"], serde_json::Value::Null);
+}
+
+#[tokio::test]
+async fn jsapi_mini_and_app_are_invoked_with_signed_parameters() {
+    for (scene, path) in [(Scene::Jsapi, "jsapi"), (Scene::Mini, "jsapi"), (Scene::App, "app")] {
+        let (payment, seen) = prepay(scene, r#"{"prepay_id":"wx1"}"#).await;
+        let Payment::Invoke { params } = payment else { panic!() };
+        assert_eq!(seen.target, format!("/v3/pay/transactions/{path}"));
+        assert_eq!(body(&seen)["appid"], format!("wx{scene}"));
+        assert!(params.as_object().unwrap().values().all(serde_json::Value::is_string), "{params}");
+        match scene {
+            Scene::App => assert_eq!((&params["prepayid"], &params["package"]), (&"wx1".into(), &"Sign=WXPay".into())),
+            _ => {
+                assert_eq!(params["package"], "prepay_id=wx1");
+                assert_eq!(body(&seen)["payer"]["openid"], "oUpF8");
+                assert_eq!(params.get("appId").is_some(), scene == Scene::Jsapi);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_an_order_lacks_is_refused_before_anything_is_sent() {
+    let wechat = account("https://api.example");
+    for order in [
+        PrepayOrder { amount: Money::ZERO, ..order(Scene::Native) },
+        PrepayOrder { openid: None, ..order(Scene::Jsapi) },
+        PrepayOrder { openid: Some(String::new()), ..order(Scene::Mini) },
+        PrepayOrder { client_ip: None, ..order(Scene::H5) },
+        order(Scene::Page),
+    ] {
+        assert!(matches!(wechat.prepay_request(&order), Err(GatewayError::Refused { .. })), "{}", order.scene);
+    }
+}
+
+async fn query(reply: Reply) -> Result<Verified<Trade>, GatewayError> {
+    let server = Server::start(reply).await;
+    let trade = account(&server.url).query(&OrderNo::parse("ORD_01").unwrap(), NOW).await;
+    let seen = server.seen();
+    assert_eq!(seen.target, "/v3/pay/transactions/out-trade-no/ORD_01?mchid=1900000109");
+    assert_eq!((seen.method.as_str(), seen.body.as_str()), ("GET", ""));
+    assert_signed(&seen);
+    trade
+}
+
+#[tokio::test]
+async fn a_query_believes_only_what_is_signed_and_about_this_order() {
+    let paid = r#"{"mchid":"1900000109","out_trade_no":"ORD_01","trade_state":"SUCCESS","transaction_id":"42","success_time":"2026-01-05T10:21:08+08:00","amount":{"total":100}}"#;
+    let trade = query(signed(200, paid)).await.unwrap().into_inner();
+    assert!(matches!(trade.fact, Fact::Paid { .. }), "{trade:?}");
+    assert!(matches!(query(unsigned(200, paid)).await, Err(GatewayError::Unknown(_))));
+    let mut tampered = signed(200, paid);
+    tampered.body = paid.replace("100", "101");
+    assert!(matches!(query(tampered).await, Err(GatewayError::Unknown(_))));
+    let mut probe = signed(200, paid);
+    probe.headers[3].1 = "WECHATPAY/SIGNTEST/x".to_owned();
+    assert!(matches!(query(probe).await, Err(GatewayError::Unknown(_))));
+    for other in [paid.replace("ORD_01", "ORD_02"), paid.replace("1900000109", "1900000110"), "{}".to_owned()] {
+        assert!(matches!(query(signed(200, &other)).await, Err(GatewayError::Protocol(_))), "{other}");
+    }
+}
+
+#[tokio::test]
+async fn an_unsigned_failure_is_named_after_what_may_be_done() {
+    let refused = |code: &str| format!(r#"{{"code":"{code}","message":"m","detail":[1]}}"#);
+    let cases = [
+        (404, refused("ORDER_NOT_EXIST"), "Refused"),
+        (401, refused("SIGN_ERROR"), "Refused"),
+        (429, refused("FREQUENCY_LIMITED"), "Unavailable"),
+        (500, refused("SYSTEM_ERROR"), "Unknown"),
+        (503, String::new(), "Unknown"),
+        (202, String::new(), "Unknown"),
+        (302, String::new(), "Unknown"),
+        (404, String::new(), "Unknown"),
+        (405, "<html>".to_owned(), "Unknown"),
+    ];
+    for (status, body, expected) in cases {
+        let error = query(unsigned(status, &body)).await.unwrap_err();
+        assert!(format!("{error:?}").starts_with(expected), "{status} {body} {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_close_says_whether_anyone_can_still_pay() {
+    for (reply, expected) in [
+        (signed(204, ""), Some(CloseOutcome::Closed)),
+        (unsigned(404, r#"{"code":"ORDER_NOT_EXIST"}"#), Some(CloseOutcome::NoTrade)),
+        (unsigned(400, r#"{"code":"ORDER_PAID"}"#), Some(CloseOutcome::NotClosed)),
+        (unsigned(403, r#"{"code":"TRADE_ERROR"}"#), Some(CloseOutcome::NotClosed)),
+        (unsigned(401, r#"{"code":"SIGN_ERROR"}"#), None),
+        (unsigned(204, ""), None),
+        (unsigned(500, r#"{"code":"SYSTEM_ERROR"}"#), None),
+    ] {
+        let server = Server::start(reply.clone()).await;
+        let outcome = account(&server.url).close(&OrderNo::parse("ORD_01").unwrap(), NOW).await;
+        assert_eq!(outcome.ok(), expected, "{reply:?}");
+        let seen = server.seen();
+        assert_eq!(seen.target, "/v3/pay/transactions/out-trade-no/ORD_01/close");
+        assert_eq!(seen.body, r#"{"mchid":"1900000109"}"#);
+        assert_signed(&seen);
+    }
+}
+
+#[test]
+fn nothing_secret_is_shown() {
+    assert_eq!(format!("{:?}", account("https://api.example")), "Wechat(main, mchid 1900000109)");
+}
+
+fn read(body: &[u8]) -> Result<Notification, CallbackError> {
+    static WECHAT: std::sync::OnceLock<Wechat> = std::sync::OnceLock::new();
+    let callback = Callback {
+        method: PaymentMethod::Wechat,
+        account: AccountName::parse("main").unwrap(),
+        headers: Vec::new(),
+        body: Bytes::copy_from_slice(body),
+        received_at: NOW,
+        job_id: None,
+    };
+    let wechat = WECHAT.get_or_init(|| account("https://api.example"));
+    wechat.read(&Verified::new(callback)).map(Verified::into_inner)
+}
+
+/// An envelope around a text, sealed as WeChat Pay seals it.
+fn sealed(event: &str, plaintext: &[u8]) -> String {
+    let cipher = Aes256Gcm::new_from_slice(APIV3.as_bytes()).unwrap();
+    let payload = Payload { msg: plaintext, aad: b"transaction" };
+    let ciphertext = STANDARD.encode(cipher.encrypt(b"twelve bytes".into(), payload).unwrap());
+    serde_json::json!({
+        "id": "EV-1", "create_time": "2026-01-05T10:21:10+08:00", "event_type": event,
+        "resource": {
+            "algorithm": "AEAD_AES_256_GCM", "nonce": "twelve bytes", "associated_data": "transaction",
+            "ciphertext": ciphertext,
+        },
+    })
+    .to_string()
+}
+
+const PAID: &str = r#"{"mchid":"1900000109","appid":"wxnative","out_trade_no":"ORD_01","transaction_id":"42","trade_state":"SUCCESS","amount":{"total":100},"success_time":"2026-01-05T10:21:08+08:00"}"#;
+
+#[test]
+fn a_notice_names_both_the_merchant_and_one_of_its_apps() {
+    let merchant = |text: &str| read(sealed("TRANSACTION.SUCCESS", text.as_bytes()).as_bytes()).unwrap().merchant;
+    assert_eq!(merchant(PAID), crate::domain::Merchant::Ours);
+    assert_eq!(merchant(&PAID.replace("wxnative", "wxapp")), crate::domain::Merchant::Ours);
+    for other in [PAID.replace("wxnative", "wxother"), PAID.replace("appid", "x"), PAID.replace("1900000109", "1")] {
+        assert!(matches!(merchant(&other), crate::domain::Merchant::Other(_)), "{other}");
+    }
+}
+
+#[test]
+fn an_unknown_event_changes_nothing_even_without_an_order() {
+    for (text, order_no) in [(PAID, "ORD_01"), (r#"{"mchid":"1900000109"}"#, ""), ("not JSON", "")] {
+        let notification = read(sealed("PROFITSHARING.NEW", text.as_bytes()).as_bytes()).unwrap();
+        assert_eq!((notification.fact, notification.order_no.as_str()), (Fact::Nothing, order_no));
+    }
+    let without = PAID.replace("out_trade_no", "x");
+    let read = read(sealed("TRANSACTION.SUCCESS", without.as_bytes()).as_bytes());
+    assert!(matches!(read, Err(CallbackError::Undecodable(_))), "{read:?}");
+}
+
+#[test]
+fn what_cannot_be_opened_or_read_is_an_error() {
+    let whole = sealed("TRANSACTION.SUCCESS", PAID.as_bytes());
+    assert!(read(whole.as_bytes()).is_ok());
+    for body in [
+        whole.replace("twelve bytes", "short"),
+        whole.replace("twelve bytes", "thirteen bytes"),
+        whole.replace("ciphertext\":\"", "ciphertext\":\"!"),
+        whole.replace("AEAD_AES_256_GCM", "NONE"),
+        whole.replace("\"transaction\"", "\"\""),
+        whole.replace("\"id\"", "\"no\""),
+        whole[..whole.len() - 1].to_owned(),
+        "[".repeat(65_536),
+        " ".repeat(65_536),
+        String::new(),
+    ] {
+        assert!(matches!(read(body.as_bytes()), Err(CallbackError::Undecodable(_))), "{:.80}", body);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_authentic_bytes_are_a_notice_or_an_error(body in proptest::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert!(read(&body).is_err());
+    }
+
+    #[test]
+    fn any_sealed_text_is_a_notice_or_an_error(
+        event in "(TRANSACTION.SUCCESS|REFUND.SUCCESS|[A-Z.]{0,12})",
+        text in "(\\PC{0,60}|\\{(\"(mchid|out_trade_no|transaction_id|amount|trade_state)\":(1|\"\"|null|\\{\\}),?){0,5}\\})",
+    ) {
+        let _ = read(sealed(&event, text.as_bytes()).as_bytes());
+    }
+}

@@ -1,0 +1,65 @@
+//! The messages between the processes.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use time::OffsetDateTime;
+
+use crate::domain::{AccountName, PaymentMethod};
+
+/// A gateway's callback as it came: the exact bytes, and the headers that its signature needs.
+///
+/// It travels as a message (body as it is, the rest in the message's headers) or, when the broker is away, as the
+/// payload of a `jobs` row (JSON, body in base64). It is evidence, not truth: every reader checks the signature again.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Callback {
+    /// The gateway whose address was called.
+    pub method: PaymentMethod,
+    /// The account whose address was called.
+    pub account: AccountName,
+    /// The headers that the signature covers or names, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body, byte for byte.
+    #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
+    pub body: Bytes,
+    /// When the ingress had read the last byte.
+    #[serde(with = "time::serde::rfc3339")]
+    pub received_at: OffsetDateTime,
+    /// The `jobs` row that holds this callback too; whoever reaches a verdict deletes the row.
+    #[serde(default, skip_serializing)]
+    pub job_id: Option<i64>,
+}
+
+impl Callback {
+    /// The value of a kept header; `name` in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Shows whose callback it is and how long; never the bytes, which name the payer.
+impl std::fmt::Debug for Callback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Callback({}/{}, {} bytes)", self.method, self.account, self.body.len())
+    }
+}
+
+/// What a `jobs` row is due for.
+pub mod kind {
+    /// A callback that could not be published when it came.
+    pub const CALLBACK: &str = "callback";
+    /// Ask the gateway about an order that is not paid.
+    pub const CHECK: &str = "check";
+    /// Carry a refund a step further.
+    pub const REFUND: &str = "refund";
+}
+
+fn to_base64<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&STANDARD.encode(bytes))
+}
+
+fn from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    STANDARD.decode(text).map(Bytes::from).map_err(serde::de::Error::custom)
+}

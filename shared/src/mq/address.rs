@@ -1,0 +1,109 @@
+//! Where the broker is, and who we are there.
+
+use lapin::uri::{AMQPScheme, AMQPUri};
+use secrecy::{ExposeSecret, SecretString};
+use url::{Host, Url};
+
+use super::MqError;
+
+/// Seconds between heartbeats: a dead peer is noticed after about twice this. The usual 60 is too slow, and below 5
+/// busy machines raise false alarms.
+const HEARTBEAT: u16 = 10;
+
+/// The addresses of one broker (or of the nodes of one cluster), tried in order.
+///
+/// Written as one `amqp://user:password@host:port/vhost`, or several separated by commas.
+#[derive(Clone)]
+pub struct Addresses(Vec<AMQPUri>);
+
+impl Addresses {
+    /// Reads the value of `AMQP_URL`.
+    ///
+    /// # Errors
+    /// [`MqError::Address`] says what is wrong without repeating the value, which holds a password.
+    pub fn parse(text: &SecretString) -> Result<Addresses, MqError> {
+        let addresses = text.expose_secret().split(',').map(str::trim).filter(|part| !part.is_empty()).map(parse_one);
+        let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
+        if addresses.is_empty() { Err(MqError::Address("it is empty")) } else { Ok(Addresses(addresses)) }
+    }
+
+    /// The addresses, beginning with another one at each `attempt`.
+    pub(super) fn starting_at(&self, attempt: usize) -> impl Iterator<Item = &AMQPUri> {
+        let first = attempt % self.0.len();
+        self.0[first..].iter().chain(&self.0[..first])
+    }
+}
+
+/// Shows hosts, never credentials.
+impl std::fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(place)).finish()
+    }
+}
+
+/// `host:port`, the part of an address that may be shown.
+pub(super) fn place(uri: &AMQPUri) -> String {
+    let host = &uri.authority.host;
+    if host.contains(':') {
+        format!("[{host}]:{}", uri.authority.port)
+    } else {
+        format!("{host}:{}", uri.authority.port)
+    }
+}
+
+/// Whether the preflight may speak AMQP to it: under TLS it can only look whether the port is open.
+pub(super) fn is_plain(uri: &AMQPUri) -> bool {
+    uri.scheme == AMQPScheme::AMQP
+}
+
+fn parse_one(text: &str) -> Result<AMQPUri, MqError> {
+    let url =
+        Url::parse(text).map_err(|_| MqError::Address("it is not a URL like amqp://user:password@host:5672/vhost"))?;
+    if !matches!(url.scheme(), "amqp" | "amqps") {
+        return Err(MqError::Address("its scheme is neither amqp nor amqps"));
+    }
+    let host = url.host().ok_or(MqError::Address("it names no host"))?;
+    // The library's own message would repeat the text, password included.
+    let mut uri =
+        text.parse::<AMQPUri>().map_err(|_| MqError::Address("its parameters or its percent signs cannot be read"))?;
+    // The library takes any IPv6 address for "localhost".
+    if let Host::Ipv6(ip) = host {
+        uri.authority.host = ip.to_string();
+    }
+    uri.query.heartbeat.get_or_insert(HEARTBEAT);
+    Ok(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Addresses, MqError> {
+        Addresses::parse(&SecretString::from(text))
+    }
+
+    #[test]
+    fn several_addresses_are_tried_in_turn() {
+        let addresses = parse("amqp://u:p@a:1/v, amqps://u:p@[::1]/v").unwrap();
+        let places = |attempt| addresses.starting_at(attempt).map(place).collect::<Vec<_>>();
+        assert_eq!(places(0), ["a:1", "[::1]:5671"]);
+        assert_eq!(places(1), ["[::1]:5671", "a:1"]);
+        assert_eq!(places(2), places(0));
+    }
+
+    #[test]
+    fn a_heartbeat_is_set_unless_the_address_names_one() {
+        let beat = |text| parse(text).unwrap().0[0].query.heartbeat;
+        assert_eq!(beat("amqp://h/v"), Some(HEARTBEAT));
+        assert_eq!(beat("amqp://h/v?heartbeat=30"), Some(30));
+    }
+
+    #[test]
+    fn no_error_and_no_debug_shows_the_password() {
+        for text in ["amqp//u:hidden@h", "http://u:hidden@h/", "amqp://u:hidden@h/v?heartbeat=x", "amqp:u:hidden", ""] {
+            let error = parse(text).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hidden"), "{text}");
+        }
+        assert!(!format!("{:?}", parse("amqp://u:hidden@h/v").unwrap()).contains("hidden"));
+    }
+}

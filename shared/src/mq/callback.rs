@@ -1,0 +1,73 @@
+//! A gateway's callback as a message: the body is the bytes as they came, everything else is in the headers.
+
+use bytes::Bytes;
+use lapin::message::Delivery;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::consume::header;
+use super::publish::Message;
+use super::{MqError, topology};
+use crate::domain::{AccountName, PaymentMethod};
+use crate::job::Callback;
+
+const METHOD: &str = "method";
+const ACCOUNT: &str = "account";
+const RECEIVED_AT: &str = "received-at";
+const JOB_ID: &str = "job-id";
+/// Before the name of each header that came over HTTP, so that none can pass for one of ours.
+const HTTP: &str = "h-";
+
+/// The message that carries `callback` to the callback worker; `id` names it in confirms and returns.
+pub fn callback_message(callback: &Callback, id: String) -> Message {
+    // Formatting fails only outside the years 0 to 9999; such a callback is refused on arrival.
+    let received_at = callback.received_at.format(&Rfc3339).unwrap_or_default();
+    let mut headers = vec![
+        (METHOD.to_owned(), callback.method.to_string()),
+        (ACCOUNT.to_owned(), callback.account.to_string()),
+        (RECEIVED_AT.to_owned(), received_at),
+    ];
+    headers.extend(callback.job_id.map(|job| (JOB_ID.to_owned(), job.to_string())));
+    headers.extend(callback.headers.iter().map(|(name, value)| (format!("{HTTP}{name}"), value.clone())));
+    Message {
+        exchange: topology::PAYMENT_IN.to_owned(),
+        routing_key: topology::CALLBACKS.to_owned(),
+        id,
+        kind: None,
+        content_type: "application/octet-stream".to_owned(),
+        headers,
+        body: callback.body.clone(),
+    }
+}
+
+/// Reads a delivery of the callback queue. Its signature is still to be checked.
+///
+/// # Errors
+/// [`MqError::Malformed`] names the header that is missing or unreadable.
+pub fn callback_from(delivery: &Delivery) -> Result<Callback, MqError> {
+    let malformed = |name: &str| MqError::Malformed(format!("header {name}"));
+    let method = header(delivery, METHOD).and_then(|text| text.parse::<PaymentMethod>().ok());
+    let account = header(delivery, ACCOUNT).and_then(|text| AccountName::parse(text).ok());
+    let received_at = header(delivery, RECEIVED_AT).and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+    let job_id = match header(delivery, JOB_ID) {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|_| malformed(JOB_ID))?),
+    };
+    let table = delivery.properties.headers().as_ref();
+    let headers = table
+        .into_iter()
+        .flat_map(|table| table.inner().keys())
+        .filter_map(|key| {
+            let name = key.as_str().strip_prefix(HTTP)?;
+            Some((name.to_owned(), header(delivery, key.as_str())?.to_owned()))
+        })
+        .collect();
+    Ok(Callback {
+        method: method.ok_or_else(|| malformed(METHOD))?,
+        account: account.ok_or_else(|| malformed(ACCOUNT))?,
+        headers,
+        body: Bytes::copy_from_slice(&delivery.data),
+        received_at: received_at.ok_or_else(|| malformed(RECEIVED_AT))?,
+        job_id,
+    })
+}

@@ -1,0 +1,207 @@
+//! Group commit on one channel.
+//!
+//! One task owns a channel: the client library takes a delivery tag and queues the frames in two steps, so tasks that
+//! share a channel get each other's confirms. Each confirm is kept and read, because the library's own "wait for all"
+//! hides nacks. And nobody is answered before the whole group is confirmed, because the library hands a returned
+//! message to whichever confirm is resolved next: returns are matched by message id.
+
+use std::collections::HashSet;
+
+use lapin::options::BasicPublishOptions;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation, ConnectionStatus, PublisherConfirm};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::publish::{Message, PublishError};
+use super::{MqError, STEP};
+
+/// A persistent message: on disk before it is confirmed.
+const PERSISTENT: u8 = 2;
+
+/// A message on its way, in the words of AMQP, and whom to tell.
+pub(super) struct Job {
+    exchange: ShortString,
+    routing_key: ShortString,
+    id: String,
+    properties: BasicProperties,
+    body: bytes::Bytes,
+    done: oneshot::Sender<Result<(), PublishError>>,
+}
+
+impl Job {
+    /// # Errors
+    /// [`PublishError::Invalid`] where a name is too long for AMQP.
+    pub(super) fn new(message: Message, done: oneshot::Sender<Result<(), PublishError>>) -> Result<Job, PublishError> {
+        let mut properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(short("message id", &message.id)?)
+            .with_content_type(short("content type", &message.content_type)?);
+        if let Some(kind) = &message.kind {
+            properties = properties.with_type(short("type", kind)?);
+        }
+        let mut headers = FieldTable::default();
+        for (name, value) in message.headers {
+            headers.insert(short("header name", &name)?, AMQPValue::LongString(value.into()));
+        }
+        Ok(Job {
+            exchange: short("exchange", &message.exchange)?,
+            routing_key: short("routing key", &message.routing_key)?,
+            id: message.id,
+            properties: properties.with_headers(headers),
+            body: message.body,
+            done,
+        })
+    }
+
+    fn answer(self, answer: Result<(), PublishError>) {
+        // The caller may have gone; then nobody needs to know.
+        let _ = self.done.send(answer);
+    }
+}
+
+fn short(what: &'static str, text: &str) -> Result<ShortString, PublishError> {
+    ShortString::try_new(text).map_err(|_| PublishError::Invalid(what))
+}
+
+/// What the channels of one session share.
+#[derive(Clone, Copy)]
+pub(super) struct Lane<'a> {
+    /// Whether the broker blocks the connection.
+    pub(super) status: &'a ConnectionStatus,
+    /// The jobs; one channel waits at a time, the others are confirming.
+    pub(super) waiting: &'a Mutex<mpsc::Receiver<Job>>,
+    /// The largest group.
+    pub(super) group: usize,
+    /// End when nothing is waiting any more.
+    pub(super) drained: &'a CancellationToken,
+    /// End after the group in hand.
+    pub(super) broken: &'a CancellationToken,
+}
+
+impl Lane<'_> {
+    /// Owns `channel` and publishes group after group; returns when told to, or with the channel's first error.
+    pub(super) async fn publish(self, channel: Channel) -> Result<(), MqError> {
+        let mut jobs = Vec::with_capacity(self.group);
+        while self.take(&mut jobs).await {
+            let mut sent = Sent::default();
+            let published = self.send(&channel, &mut jobs, &mut sent).await;
+            // Even after an error: those that went out before it may have been confirmed.
+            let confirmed = self.confirm(sent).await;
+            for job in jobs.drain(..) {
+                job.answer(Err(PublishError::NoSession));
+            }
+            published.and(confirmed)?;
+        }
+        Ok(())
+    }
+
+    /// Takes what is waiting; false when it is time to end.
+    async fn take(&self, jobs: &mut Vec<Job>) -> bool {
+        let take = async {
+            let mut waiting = self.waiting.lock().await;
+            tokio::select! {
+                biased;
+                taken = waiting.recv_many(jobs, self.group) => taken > 0,
+                () = self.drained.cancelled() => false,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.broken.cancelled() => false,
+            taken = take => taken,
+        }
+    }
+
+    /// Publishes the jobs whose callers still wait; those not reached stay in `jobs`.
+    async fn send(&self, channel: &Channel, jobs: &mut Vec<Job>, sent: &mut Sent) -> Result<(), MqError> {
+        let mut left = std::mem::take(jobs).into_iter();
+        for job in left.by_ref() {
+            if job.done.is_closed() {
+                continue; // It has been stored elsewhere meanwhile.
+            }
+            let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+            let (exchange, key) = (job.exchange.clone(), job.routing_key.clone());
+            let publish = channel.basic_publish(exchange, key, options, &job.body, job.properties.clone());
+            match self.bounded(publish).await {
+                Some(Ok(confirm)) => sent.0.push((job, confirm)),
+                Some(Err(source)) => {
+                    job.answer(Err(PublishError::Lost(source.to_string())));
+                    jobs.extend(left);
+                    return Err(MqError::Amqp { doing: "publishing", source });
+                }
+                None => {
+                    job.answer(Err(PublishError::TimedOut));
+                    jobs.extend(left);
+                    return Err(MqError::TimedOut("publishing"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Awaits every confirm of the group, and only then answers.
+    async fn confirm(&self, sent: Sent) -> Result<(), MqError> {
+        let mut returned = HashSet::new();
+        let mut stranger = false;
+        let mut outcomes = Vec::with_capacity(sent.0.len());
+        let mut error = None;
+        for (job, confirm) in sent.0 {
+            let outcome = match self.bounded(confirm).await {
+                Some(Ok(confirmation)) => {
+                    let outcome = match &confirmation {
+                        Confirmation::Ack(_) => Ok(()),
+                        Confirmation::Nack(_) => Err(PublishError::Refused("nack".to_owned())),
+                        Confirmation::NotRequested => Err(PublishError::Refused("no confirm mode".to_owned())),
+                    };
+                    // It may be a neighbour's, and a nack can carry it just as well.
+                    if let Some(message) = confirmation.take_message() {
+                        match message.delivery.properties.message_id() {
+                            Some(id) => drop(returned.insert(id.to_string())),
+                            None => stranger = true,
+                        }
+                    }
+                    outcome
+                }
+                Some(Err(source)) => {
+                    let text = source.to_string();
+                    error.get_or_insert(MqError::Amqp { doing: "awaiting a confirm", source });
+                    Err(PublishError::Lost(text))
+                }
+                None => {
+                    error.get_or_insert(MqError::TimedOut("the confirm of a message"));
+                    Err(PublishError::TimedOut)
+                }
+            };
+            outcomes.push((job, outcome));
+        }
+        // A return that names none of the group leaves open whose it is: then nobody here has proof.
+        stranger |= !returned.iter().all(|id| outcomes.iter().any(|(job, _)| job.id == *id));
+        for (job, outcome) in outcomes {
+            let returned = returned.contains(&job.id);
+            job.answer(match outcome {
+                Ok(()) if returned => Err(PublishError::Unroutable),
+                Ok(()) if stranger => Err(PublishError::Lost("a return could not be matched".to_owned())),
+                outcome => outcome,
+            });
+        }
+        error.map_or(Ok(()), Err)
+    }
+
+    /// Awaits `future` for at most [`STEP`], not counting the time for which the broker blocks the connection: ending
+    /// the session would not help, since the next one is blocked too. `None` when the time is over.
+    async fn bounded<F: Future>(&self, future: F) -> Option<F::Output> {
+        tokio::pin!(future);
+        loop {
+            tokio::select! {
+                output = &mut future => return Some(output),
+                () = sleep(STEP) => if !self.status.blocked() { return None },
+            }
+        }
+    }
+}
+
+/// The published part of a group, in the order of publishing.
+#[derive(Default)]
+struct Sent(Vec<(Job, PublisherConfirm)>);

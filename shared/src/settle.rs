@@ -1,0 +1,267 @@
+//! Facts about money in, state and event out: the one place where callbacks, queries and bills meet.
+//!
+//! A batch is settled with a fixed number of statements: lock the orders, decide in memory, write each kind of effect
+//! once. Deciding is pure; every move of an order is asked of [`crate::domain::TRANSITIONS`].
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use crate::clock::Clock;
+use crate::db::cases::NewCase;
+use crate::db::orders::{Order, Paid};
+use crate::db::transactions::ExtraPayment;
+use crate::db::{DbError, cases, events, jobs, orders, transactions};
+use crate::domain::{
+    CaseKind, Fact, Merchant, Money, Notification, OrderEvent, OrderId, OrderStatus, PaymentMethod, TradeNo, Verdict,
+};
+use crate::event::{self, Event};
+use crate::gateway::Verified;
+
+/// Settles what the gateways say and returns a verdict on each, in the order given. All or nothing is the caller's
+/// commit. Facts of one order count in their natural order (payment, close, refund), however they arrived.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub async fn settle(
+    tx: &mut PgConnection,
+    told: &[&Verified<Notification>],
+    clock: &Clock,
+) -> Result<Vec<Verdict>, DbError> {
+    let now = clock.now();
+    let order_nos: HashSet<&str> = told.iter().map(|n| n.get().order_no.as_str()).collect();
+    let order_nos: Vec<&str> = order_nos.into_iter().collect();
+    let locked = orders::lock(tx, &order_nos).await?;
+    let mut books = Books {
+        recorded: recorded_trades(tx, told, &locked).await?,
+        orders: locked.into_iter().map(|order| (order.order_no.as_str().to_owned(), order)).collect(),
+        effects: Effects::default(),
+        clock,
+        now,
+    };
+
+    let mut order: Vec<usize> = (0..told.len()).collect();
+    order.sort_by_key(|i| rank(&told[*i].get().fact));
+    let mut verdicts = vec![Verdict::Ignored; told.len()];
+    for i in order {
+        verdicts[i] = books.decide(told[i].get());
+    }
+    books.effects.write(tx, now).await?;
+    Ok(verdicts)
+}
+
+/// Payment before close before refund.
+fn rank(fact: &Fact) -> u8 {
+    match fact {
+        Fact::Paid { .. } => 0,
+        Fact::ClosedUnpaid => 1,
+        Fact::PaidAndReturned { .. } | Fact::Refund { .. } => 2,
+        Fact::Nothing => 3,
+    }
+}
+
+/// The trades that have a row already. Asked only when an order is met that is not pending: nothing else depends on it.
+async fn recorded_trades(
+    tx: &mut PgConnection,
+    told: &[&Verified<Notification>],
+    locked: &[Order],
+) -> Result<HashSet<(PaymentMethod, String)>, DbError> {
+    let paid_trades: Vec<&str> = told
+        .iter()
+        .filter_map(|n| match &n.get().fact {
+            Fact::Paid { trade_no, .. } => Some(trade_no.as_str()),
+            _ => None,
+        })
+        .collect();
+    if paid_trades.is_empty() || locked.iter().all(|order| order.status == OrderStatus::Pending) {
+        return Ok(HashSet::new());
+    }
+    transactions::recorded(tx, &paid_trades).await
+}
+
+/// What is known inside the transaction, and what is to be written at its end.
+struct Books<'a> {
+    orders: HashMap<String, Order>,
+    recorded: HashSet<(PaymentMethod, String)>,
+    effects: Effects,
+    clock: &'a Clock,
+    now: OffsetDateTime,
+}
+
+impl Books<'_> {
+    /// One fact: its verdict, with the effects noted and the order in memory moved.
+    fn decide(&mut self, told: &Notification) -> Verdict {
+        if told.fact == Fact::Nothing {
+            return Verdict::Ignored;
+        }
+        let Some(order) = self.orders.get(&told.order_no) else {
+            return self.case(Verdict::UnknownOrder, CaseKind::UnknownOrder, None, told);
+        };
+        let id = Some(order.id);
+        if order.payment_method != told.method {
+            return self.case(Verdict::WrongMethod, CaseKind::WrongMethod, id, told);
+        }
+        if told.merchant != Merchant::Ours || order.account != told.account {
+            return self.case(Verdict::WrongMerchant, CaseKind::WrongMerchant, id, told);
+        }
+        match &told.fact {
+            Fact::Paid { amount, .. } if *amount != Some(order.amount) => {
+                self.case(Verdict::AmountMismatch, CaseKind::AmountMismatch, id, told)
+            }
+            Fact::Paid { trade_no, paid_at, .. } => self.paid(told, trade_no, *paid_at),
+            Fact::ClosedUnpaid => self.closed(told),
+            // A return of money that was never ours to give back, of an order that we never saw paid.
+            Fact::PaidAndReturned { .. } if !order.status.was_paid() => {
+                self.case(Verdict::NotPending, CaseKind::RefundedElsewhere, id, told)
+            }
+            Fact::PaidAndReturned { .. } | Fact::Nothing => Verdict::Ignored,
+            Fact::Refund { .. } => self.case(Verdict::UnknownRefund, CaseKind::UnknownRefund, id, told),
+        }
+    }
+
+    fn paid(&mut self, told: &Notification, trade_no: &TradeNo, paid_at: OffsetDateTime) -> Verdict {
+        let Some(order) = self.orders.get_mut(&told.order_no) else { return Verdict::UnknownOrder };
+        if order.trade_no.as_ref() == Some(trade_no) {
+            return Verdict::Duplicate;
+        }
+        if let Ok(next) = order.status.next(OrderEvent::PaymentSucceeded) {
+            self.effects.paid.push(Paid { id: order.id, trade_no: trade_no.clone(), paid_at });
+            self.effects.events.push(event::order_paid(order, trade_no, paid_at));
+            order.status = next;
+            order.trade_no = Some(trade_no.clone());
+            order.paid_at = Some(paid_at);
+            order.version += 1;
+            return Verdict::Settled;
+        }
+        if !self.recorded.insert((told.method, trade_no.as_str().to_owned())) {
+            return Verdict::Duplicate;
+        }
+        let (id, amount, status) = (order.id, order.amount, order.status);
+        self.effects.extra.push(ExtraPayment {
+            id: self.clock.fresh_id(),
+            order_id: id,
+            payment_method: told.method,
+            gateway_no: trade_no.clone(),
+            amount,
+        });
+        let kind = if status == OrderStatus::Closed { CaseKind::LatePayment } else { CaseKind::DoublePayment };
+        self.case(Verdict::NotPending, kind, Some(id), told)
+    }
+
+    fn closed(&mut self, told: &Notification) -> Verdict {
+        let Some(order) = self.orders.get_mut(&told.order_no) else { return Verdict::UnknownOrder };
+        match order.status.next(OrderEvent::ClosedUnpaid) {
+            Ok(next) => {
+                self.effects.closed.push(order.id);
+                self.effects.events.push(event::order_closed(order, self.now));
+                order.status = next;
+                order.version += 1;
+                Verdict::Settled
+            }
+            Err(_) if order.status == OrderStatus::Closed => Verdict::Duplicate,
+            // A close that was on its way while the payment settled: the payment is the stronger fact.
+            Err(_) => Verdict::Ignored,
+        }
+    }
+
+    fn case(&mut self, verdict: Verdict, kind: CaseKind, order_id: Option<OrderId>, told: &Notification) -> Verdict {
+        self.effects.cases.push(NewCase {
+            id: self.clock.fresh_id(),
+            kind,
+            order_id,
+            gateway_no: case_number(told),
+            evidence: evidence(told),
+        });
+        verdict
+    }
+}
+
+/// What makes a case one of its kind: the refund, the trade, or else the message.
+fn case_number(told: &Notification) -> String {
+    match &told.fact {
+        Fact::Refund { refund_no, .. } => refund_no.clone(),
+        Fact::Paid { trade_no, .. } | Fact::PaidAndReturned { trade_no } => trade_no.to_string(),
+        Fact::ClosedUnpaid | Fact::Nothing => told.notice_id.clone(),
+    }
+}
+
+/// What a person needs to judge, without the payer's identity. The bytes are in `callbacks`.
+fn evidence(told: &Notification) -> Value {
+    let mut evidence = json!({
+        "payment_method": told.method,
+        "account": told.account,
+        "notice_id": told.notice_id,
+        "order_no": told.order_no,
+    });
+    if let Merchant::Other(ids) = &told.merchant {
+        evidence["merchant"] = ids.as_str().into();
+    }
+    let money = |amount: &Option<Money>| amount.map(|amount| amount.to_string());
+    match &told.fact {
+        Fact::Paid { trade_no, amount, .. } => {
+            evidence["trade_no"] = trade_no.as_str().into();
+            evidence["amount"] = json!(money(amount));
+        }
+        Fact::PaidAndReturned { trade_no } => evidence["trade_no"] = trade_no.as_str().into(),
+        Fact::Refund { trade_no, refund_no, amount, outcome } => {
+            evidence["trade_no"] = trade_no.as_str().into();
+            evidence["refund_no"] = refund_no.as_str().into();
+            evidence["amount"] = json!(money(amount));
+            evidence["outcome"] = format!("{outcome:?}").to_lowercase().into();
+        }
+        Fact::ClosedUnpaid | Fact::Nothing => {}
+    }
+    evidence
+}
+
+/// What a batch writes, each kind with one statement.
+#[derive(Default)]
+struct Effects {
+    paid: Vec<Paid>,
+    closed: Vec<OrderId>,
+    extra: Vec<ExtraPayment>,
+    events: Vec<Event>,
+    cases: Vec<NewCase>,
+}
+
+impl Effects {
+    async fn write(mut self, tx: &mut PgConnection, now: OffsetDateTime) -> Result<(), DbError> {
+        if !self.paid.is_empty() {
+            orders::mark_paid(tx, &self.paid, now).await?;
+            let ids: Vec<OrderId> = self.paid.iter().map(|paid| paid.id).collect();
+            jobs::drop_checks(tx, &ids).await?;
+        }
+        if !self.closed.is_empty() {
+            orders::mark_closed(tx, &self.closed, now).await?;
+        }
+        if !self.extra.is_empty() {
+            transactions::note_extra(tx, &self.extra, now).await?;
+        }
+        if !self.cases.is_empty() {
+            self.events.extend(open_cases(tx, &self.cases, now).await?);
+        }
+        if !self.events.is_empty() {
+            events::append(tx, &self.events, now).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Opens cases and returns the events that tell of the new ones.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn open_cases(
+    tx: &mut PgConnection,
+    new: &[NewCase],
+    now: OffsetDateTime,
+) -> Result<Vec<Event>, DbError> {
+    let opened: HashSet<OrderId> = cases::open(tx, new, now).await?.into_iter().collect();
+    Ok(new
+        .iter()
+        .filter(|case| opened.contains(&case.id))
+        .map(|case| event::case_opened(case.id, case.kind, case.order_id))
+        .collect())
+}

@@ -1,0 +1,229 @@
+//! How a process is seen: JSON lines on standard output, and metrics for Prometheus.
+//!
+//! A log line is one JSON object with `timestamp`, `level`, `service`, `target` and `message` at the top, beside them
+//! the fields of the event and of the spans around it. What a library would log of a message's content is switched off.
+
+use std::fmt;
+use std::io::Write;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+use serde_json::{Map, Value};
+use time::format_description::well_known::Rfc3339;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+pub use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::clock::Clock;
+use crate::config::Fault;
+
+/// Levels that no `RUST_LOG` may raise: these targets would print message bodies, headers or credentials.
+const CAPPED: [&str; 3] = ["lapin=info", "lapin::returned_messages=off", "amq_protocol=info"];
+
+/// Bounds of every histogram of seconds. Alerts ask for callbacks slower than 30 s, so 30 is one of them.
+const SECONDS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+/// Bounds of every histogram of counts.
+const SIZES: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
+
+/// Histograms keep what they recorded until this often.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Chooses the crypto provider of all TLS in this process. The first line of every `main`: otherwise the first library
+/// to connect chooses.
+pub fn install_crypto() {
+    // Refused only when a provider was chosen before, and every caller chooses this one.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+/// Sends this process's logs to standard output as JSON; `RUST_LOG` chooses the levels, `info` by default.
+///
+/// # Errors
+/// The fault of an unreadable `RUST_LOG`; logging works all the same, with the default levels.
+pub fn init(service: &'static str) -> Result<(), Fault> {
+    let asked = std::env::var("RUST_LOG").ok().filter(|value| !value.is_empty());
+    let (filter, fault) = match filter(asked.as_deref().unwrap_or("info")) {
+        Some(filter) => (filter, Ok(())),
+        None => (
+            filter("info").unwrap_or_default(),
+            Err(Fault::new(
+                "RUST_LOG",
+                "it cannot be read",
+                "set it to a level or to directives such as info,sqlx=warn",
+            )),
+        ),
+    };
+    // Refused only when logging was set up before, as tests in one process do.
+    let _ = tracing_subscriber::registry().with(filter).with(JsonLines { service, write: to_stdout }).try_init();
+    fault
+}
+
+/// Collects metrics from now on; the handle renders them (see [`crate::ops`]). Call it once, inside the runtime.
+///
+/// # Errors
+/// When a recorder was installed before.
+pub fn install_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_size".to_owned()), &SIZES)?
+        .install_recorder()?;
+    let upkeep = handle.clone();
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(UPKEEP);
+        loop {
+            tick.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
+    Ok(handle)
+}
+
+fn filter(directives: &str) -> Option<EnvFilter> {
+    let mut filter = EnvFilter::try_new(directives).ok()?;
+    for capped in CAPPED {
+        filter = filter.add_directive(capped.parse().ok()?);
+    }
+    Some(filter)
+}
+
+fn to_stdout(line: &[u8]) {
+    // A closed standard output leaves nowhere to complain.
+    let _ = std::io::stdout().lock().write_all(line);
+}
+
+/// Writes each event as one line of JSON, so that no logged input can forge a line.
+struct JsonLines<W> {
+    service: &'static str,
+    write: W,
+}
+
+/// The fields of a span, kept with it for the events inside.
+struct SpanFields(Map<String, Value>);
+
+impl<S, W> Layer<S> for JsonLines<W>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: Fn(&[u8]) + 'static,
+{
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Map::new();
+        attributes.record(&mut Fields(&mut fields));
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(SpanFields(fields));
+        }
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        if let Some(span) = context.span(id)
+            && let Some(SpanFields(fields)) = span.extensions_mut().get_mut()
+        {
+            values.record(&mut Fields(fields));
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut line = Map::new();
+        // From the outermost span inwards: the nearest value of a field counts.
+        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
+            line.insert("span".to_owned(), span.name().into());
+            if let Some(SpanFields(fields)) = span.extensions().get() {
+                line.extend(fields.clone());
+            }
+        }
+        event.record(&mut Fields(&mut line));
+        let now = Clock::system().now().format(&Rfc3339).unwrap_or_default();
+        line.insert("timestamp".to_owned(), now.into());
+        line.insert("level".to_owned(), event.metadata().level().as_str().into());
+        line.insert("service".to_owned(), self.service.into());
+        line.insert("target".to_owned(), event.metadata().target().into());
+        line.entry("message").or_insert_with(|| "".into());
+        let mut text = Value::Object(line).to_string().into_bytes();
+        text.push(b'\n');
+        (self.write)(&text);
+    }
+}
+
+/// Records fields as JSON values.
+struct Fields<'a>(&'a mut Map<String, Value>);
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.0.insert(field.name().to_owned(), crate::mq::chain(value).into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    /// What is logged while `work` runs, one parsed line each.
+    fn logged(work: impl FnOnce()) -> Vec<Map<String, Value>> {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let sink = lines.clone();
+        let write = move |line: &[u8]| sink.lock().unwrap().push(line.to_vec());
+        let subscriber =
+            tracing_subscriber::registry().with(filter("trace").unwrap()).with(JsonLines { service: "test", write });
+        tracing::subscriber::with_default(subscriber, work);
+        let lines = lines.lock().unwrap();
+        lines.iter().map(|line| serde_json::from_slice(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_line_has_its_fields_at_the_top() {
+        let lines = logged(|| {
+            let span = tracing::info_span!("job", orderId = "o1", amount_fen = tracing::field::Empty);
+            span.record("amount_fen", 5);
+            span.in_scope(|| tracing::warn!(userId = "u1", service = "forged", "Two\nlines"));
+        });
+        let line = &lines[0];
+        for (field, value) in [("message", "Two\nlines"), ("level", "WARN"), ("service", "test"), ("orderId", "o1")] {
+            assert_eq!(line[field], value);
+        }
+        assert_eq!((&line["userId"], &line["amount_fen"], &line["span"]), (&"u1".into(), &5.into(), &"job".into()));
+        OffsetDateTime::parse(line["timestamp"].as_str().unwrap(), &Rfc3339).unwrap();
+    }
+
+    #[test]
+    fn message_bodies_stay_out_of_the_log_at_any_level() {
+        let lines = logged(|| {
+            tracing::warn!(target: "lapin::returned_messages", "body");
+            tracing::debug!(target: "lapin::channel", "frame");
+            tracing::debug!(target: "shared", "kept");
+        });
+        assert_eq!(lines.len(), 1);
+    }
+}

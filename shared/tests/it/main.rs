@@ -1,0 +1,6 @@
+//! Integration tests of what the binaries share.
+
+mod mq;
+mod mq_publish;
+mod tidy;
+mod vectors;

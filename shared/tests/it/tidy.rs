@@ -1,0 +1,124 @@
+//! Holds by reading the source what the README promises by absence.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Every `.rs` file below a folder of the repository: its path from the root, and its lines without comments, up to the
+/// unit tests at its end.
+fn sources(folder: &str) -> Vec<(String, Vec<String>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let lines = text.lines().take_while(|line| line.trim() != "#[cfg(test)]");
+                let code = lines.filter(|line| !line.trim_start().starts_with("//")).map(str::to_owned).collect();
+                found.push((path.strip_prefix(root()).unwrap().display().to_string(), code));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no source below {folder}");
+    found
+}
+
+/// The lines of `folders`, except in paths that start with one of `except`, that hold one of `words`.
+fn offences(folders: &[&str], except: &[&str], words: &[&str]) -> Vec<String> {
+    let files = folders.iter().flat_map(|folder| sources(folder));
+    let files = files.filter(|(path, _)| !except.iter().any(|start| path.starts_with(start)));
+    files
+        .flat_map(|(path, lines)| lines.into_iter().map(move |line| format!("{path}: {}", line.trim())))
+        .filter(|line| words.iter().any(|word| line.split_once(": ").is_some_and(|(_, code)| code.contains(word))))
+        .collect()
+}
+
+const SERVICE: &[&str] = &["shared/src", "api/src", "worker/src"];
+
+#[test]
+fn the_domain_imports_no_sibling_and_does_no_io() {
+    let siblings = ["db", "gateway", "mq", "job", "event", "settle", "config", "ops"].map(|m| format!("crate::{m}"));
+    let mut words: Vec<&str> = siblings.iter().map(String::as_str).collect();
+    words.extend(["sqlx", "tokio", "lapin", "reqwest", "std::fs", "std::net", "async "]);
+    assert_eq!(offences(&["shared/src/domain"], &[], &words), [""; 0]);
+}
+
+#[test]
+fn gateway_database_and_broker_do_not_know_each_other() {
+    assert_eq!(offences(&["shared/src/gateway"], &[], &["crate::db", "crate::mq"]), [""; 0]);
+    assert_eq!(offences(&["shared/src/db"], &[], &["crate::gateway", "crate::mq"]), [""; 0]);
+    assert_eq!(offences(&["shared/src/mq"], &[], &["crate::gateway", "crate::db"]), [""; 0]);
+}
+
+#[test]
+fn sql_stays_in_the_database_module() {
+    assert_eq!(offences(SERVICE, &["shared/src/db/"], &["sqlx::query", "query!(", "query_as", "query_scalar"]), [""; 0]);
+}
+
+#[test]
+fn database_functions_neither_begin_nor_commit() {
+    assert_eq!(offences(&["shared/src/db"], &[], &[".begin()", ".commit()", ".rollback()"]), [""; 0]);
+}
+
+#[test]
+fn amqp_stays_in_its_module_and_only_the_consumer_acknowledges() {
+    let rooms = &["shared/src/mq/", "worker/src/consumer.rs"];
+    assert_eq!(offences(SERVICE, rooms, &["lapin::", "use lapin"]), [""; 0]);
+    assert_eq!(offences(SERVICE, &["worker/src/consumer.rs"], &[".ack(", ".nack(", ".reject("]), [""; 0]);
+}
+
+#[test]
+fn a_providers_words_stop_at_its_adapter() {
+    let words = ["out_trade_no", "out_request_no", "out_refund_no", "notify_id", "mchid", "total_fee", "biz_content"];
+    assert_eq!(offences(SERVICE, &["shared/src/gateway/"], &words), [""; 0]);
+}
+
+#[test]
+fn money_is_never_a_float() {
+    let rooms = &["shared/src/domain", "shared/src/gateway/alipay", "shared/src/gateway/wechat", "shared/src/db"];
+    assert_eq!(offences(rooms, &[], &["f64", "f32"]), [""; 0]);
+}
+
+#[test]
+fn only_problem_picks_the_status_of_an_error() {
+    let rooms = &["api/src/problem.rs", "api/src/routes/callbacks.rs"];
+    let words = ["StatusCode::INTERNAL_SERVER_ERROR", "StatusCode::CONFLICT", "StatusCode::UNPROCESSABLE_ENTITY"];
+    assert_eq!(offences(&["api/src"], rooms, &words), [""; 0]);
+}
+
+#[test]
+fn no_file_is_longer_than_a_reader_can_hold() {
+    let folders = ["shared", "api", "worker", "ops"];
+    let long: Vec<String> = folders
+        .iter()
+        .flat_map(|folder| sources(folder))
+        .filter_map(|(path, _)| {
+            let lines = fs::read_to_string(root().join(&path)).unwrap().lines().count();
+            (lines > 500).then(|| format!("{path}: {lines}"))
+        })
+        .collect();
+    assert_eq!(long, [""; 0]);
+}
+
+#[test]
+fn the_paths_that_the_readme_names_exist() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let places = readme.split('`').skip(1).step_by(2).filter(|text| {
+        ["shared/", "api/", "worker/", "ops/", "migrations/"].iter().any(|start| text.starts_with(start))
+    });
+    let (mut seen, mut missing) = (0, Vec::new());
+    for place in places {
+        seen += 1;
+        if !root().join(place).exists() {
+            missing.push(place.to_owned());
+        }
+    }
+    assert!(seen > 10, "the README names its places in backticks");
+    assert_eq!(missing, [""; 0]);
+}

@@ -1,0 +1,73 @@
+//! Settles callbacks. See `--help`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use shared::clock::Clock;
+use shared::config::Env;
+use shared::gateway::Gateways;
+use shared::mq::topology::{self, Needs};
+use shared::mq::{self, callback_from};
+use tracing::error;
+use worker::callbacks::CallbackWorker;
+use worker::consumer::{self, BatchOptions};
+use worker::start::{Process, Worker};
+
+/// Takes gateway callbacks from the queue payment.callbacks, verifies them again, and settles them in batches: one
+/// transaction each, with order, transaction, event and evidence. Run as many as the queue's depth asks for.
+///
+/// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, GATEWAYS_FILE,
+/// CALLBACK_BATCH, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {}
+
+/// What only this worker needs.
+struct Config {
+    gateways: Gateways,
+    batch: BatchOptions,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli {} = Cli::parse();
+    let worker =
+        Worker { service: "callback-worker", connections: 4, ops_port: 9101, needs: Needs::CALLBACK_WORKER };
+    worker.run(configure, work).await
+}
+
+fn configure(env: &mut Env) -> Option<Config> {
+    let path = env.file("GATEWAYS_FILE", "set it to the path of gateways.toml");
+    let max = env.parse_or("CALLBACK_BATCH", 200, "set it to a number of callbacks from 1 to 1000").filter(|max| {
+        let fits = (1..=1000).contains(max);
+        if !fits {
+            env.fault("CALLBACK_BATCH", format!("{max} is out of range"), "set it to a number from 1 to 1000");
+        }
+        fits
+    });
+    let gateways = match Gateways::load(&path?) {
+        Ok(gateways) => gateways,
+        Err(faults) => {
+            faults.into_iter().for_each(|fault| env.fault("GATEWAYS_FILE", fault.to_string(), "mend gateways.toml"));
+            return None;
+        }
+    };
+    Some(Config { gateways, batch: BatchOptions { max: max?, linger: Duration::from_millis(5) } })
+}
+
+async fn work(process: Process, config: Config) {
+    let db = process.db.clone();
+    let worker = Arc::new(CallbackWorker { db: process.db, gateways: config.gateways, clock: Clock::system() });
+    let supervised = mq::supervise("callback-worker", &process.amqp_url, process.stop, async |connection, stop| {
+        consumer::database_answers(&db, &stop).await;
+        consumer::run(&connection, topology::CALLBACKS, config.batch, stop, async |batch| {
+            worker.settle(batch.iter().map(callback_from).collect()).await
+        })
+        .await
+    });
+    if let Err(error) = supervised.await {
+        error!(%error, "The worker cannot consume");
+    }
+}

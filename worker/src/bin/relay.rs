@@ -1,0 +1,58 @@
+//! Publishes due jobs and new events. See `--help`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use shared::clock::Clock;
+use shared::config::Env;
+use shared::mq::topology::Needs;
+use shared::mq::{Publisher, PublisherOptions};
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+use worker::relay::{Relay, Settings};
+use worker::start::{Process, Worker};
+
+/// Publishes due jobs and new events from the database to the broker, each with a confirm, those of one order in order;
+/// turns dead letters into cases; rebuilds the road when the broker was wiped. One relay is active, others stand by.
+///
+/// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, OPTIONAL_EVENTS,
+/// OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli {} = Cli::parse();
+    // A relay may find the road broken and is the one to repair it, so it asks for nothing but the broker itself.
+    let worker = Worker { service: "relay", connections: 4, ops_port: 9102, needs: Needs { exchanges: &[], queues: &[] } };
+    worker.run(configure, work).await
+}
+
+fn configure(env: &mut Env) -> Option<Settings> {
+    let mut settings = Settings::default();
+    if let Some(optional) = env.optional("OPTIONAL_EVENTS") {
+        settings.optional_events = optional.split(',').map(|kind| kind.trim().to_owned()).collect();
+    }
+    Some(settings)
+}
+
+async fn work(process: Process, settings: Settings) {
+    // The publisher outlives the work, so that what is in hand still goes out.
+    let done = CancellationToken::new();
+    let options = PublisherOptions { channels: 1, ..PublisherOptions::default() };
+    let publisher = match Publisher::start(&process.amqp_url, "relay-publisher", options, done.clone()) {
+        Ok(publisher) => publisher,
+        Err(error) => return error!(%error, "The relay cannot publish"),
+    };
+    let relay = Relay {
+        db: process.db,
+        publisher: publisher.clone(),
+        amqp_url: process.amqp_url,
+        clock: Clock::system(),
+        settings,
+    };
+    relay.run(&process.stop).await;
+    done.cancel();
+    publisher.finished().await;
+}

@@ -1,0 +1,221 @@
+//! Takes deliveries in batches, has them settled together, and acknowledges them: the only place that acks.
+//!
+//! An ack follows the commit, never precedes it. Whatever goes wrong in between ends the session, and the broker hands
+//! the deliveries out again; so every effect has to bear a repeat. Each such return costs a delivery one of the few that
+//! its queue allows before it counts as dead, so a batch that cannot be settled now is first tried again in hand.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use lapin::options::{BasicAckOptions, BasicRejectOptions};
+use shared::db;
+use shared::mq::{Connection, Delivery, MqError, STEP, Subscription, step};
+use sqlx::PgPool;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// How long a batch that cannot be settled stays in hand before it goes back. Far below the half hour after which the
+/// broker takes deliveries away.
+const IN_HAND: Duration = Duration::from_secs(60);
+const SHORTEST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// What becomes of a delivery that was settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ack {
+    /// Its effect is durable: it leaves the queue.
+    Done,
+    /// It can never have an effect: it becomes a dead letter.
+    Dead,
+}
+
+/// How large a batch grows, and how long it waits for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchOptions {
+    /// The most deliveries settled together; twice as many are fetched ahead.
+    pub max: usize,
+    /// How long the first delivery of a batch waits for company.
+    pub linger: Duration,
+}
+
+/// Why consuming ended. Deliveries that were not acknowledged go back to their queue.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsumerError<E: std::error::Error + 'static> {
+    /// The session with the broker.
+    #[error(transparent)]
+    Mq(#[from] MqError),
+    /// The batch could not be settled, also not after some time in hand.
+    #[error("the batch could not be settled")]
+    Settle(#[source] E),
+    /// Settling panicked.
+    #[error("settling the batch panicked")]
+    Panicked,
+    /// Settling answered for another number of deliveries than it was given: then nobody knows which answer is whose.
+    #[error("{answers} answers for {deliveries} deliveries")]
+    Miscounted {
+        /// How many answers came.
+        answers: usize,
+        /// How many deliveries were given.
+        deliveries: usize,
+    },
+    /// The ack did not count, because the deliveries belong to a session that is over.
+    #[error("the deliveries belong to a session that is over")]
+    Stale,
+}
+
+/// Consumes `queue` on a channel of its own until `stop`, then finishes what has been delivered.
+///
+/// `settle` makes the effects of a batch durable and answers for each delivery, in order. It is never dropped halfway.
+///
+/// # Errors
+/// [`ConsumerError`]: the caller's supervisor builds another session.
+pub async fn run<S, E>(
+    connection: &Connection,
+    queue: &str,
+    options: BatchOptions,
+    stop: CancellationToken,
+    settle: S,
+) -> Result<(), ConsumerError<E>>
+where
+    S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
+    E: std::error::Error + 'static,
+{
+    let max = options.max.max(1);
+    let prefetch = u16::try_from(max.saturating_mul(2)).unwrap_or(u16::MAX);
+    let mut subscription = Subscription::open(connection, queue, prefetch).await?;
+    let mut batch = Vec::with_capacity(max);
+    let mut more = true;
+    while more {
+        more = collect(&mut subscription, &mut batch, BatchOptions { max, ..options }, &stop).await?;
+        if !connection.status().connected() || !subscription.is_open() {
+            return Err(MqError::Lost.into());
+        }
+        if batch.is_empty() {
+            continue;
+        }
+        count_taken(queue, &batch);
+        let acks = settle_patiently(&batch, &subscription, &stop, &settle).await?;
+        acknowledge(queue, &batch, &acks).await?;
+        batch.clear();
+    }
+    subscription.close().await;
+    Ok(())
+}
+
+/// Waits until the database answers, so that nothing is taken that cannot be settled; returns early on `stop`.
+pub async fn database_answers(db: &PgPool, stop: &CancellationToken) {
+    let mut wait = SHORTEST_WAIT;
+    while let Err(error) = db::ping(db).await {
+        if wait == SHORTEST_WAIT {
+            warn!(%error, "The database does not answer; nothing is consumed until it does");
+        }
+        tokio::select! { () = sleep(wait) => {}, () = stop.cancelled() => return }
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+    if wait > SHORTEST_WAIT {
+        info!("The database answers again");
+    }
+}
+
+/// Fills `batch` with up to `max` deliveries, or with what comes within `linger` of the first; false after the last one.
+async fn collect(
+    subscription: &mut Subscription,
+    batch: &mut Vec<Delivery>,
+    options: BatchOptions,
+    stop: &CancellationToken,
+) -> Result<bool, MqError> {
+    // With nothing to do it returns now and then all the same, so that a dead session is noticed.
+    let deadline = sleep(STEP);
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled(), if !subscription.is_cancelled() => subscription.cancel().await?,
+            delivery = subscription.next() => {
+                let Some(delivery) = delivery? else { return Ok(false) };
+                if batch.is_empty() {
+                    deadline.as_mut().reset(Instant::now() + options.linger);
+                }
+                batch.push(delivery);
+                if batch.len() == options.max {
+                    return Ok(true);
+                }
+            }
+            () = &mut deadline => return Ok(true),
+        }
+    }
+}
+
+/// Settles a batch; after an error tries again for a while without giving the deliveries back.
+async fn settle_patiently<S, E>(
+    batch: &[Delivery],
+    subscription: &Subscription,
+    stop: &CancellationToken,
+    settle: &S,
+) -> Result<Vec<Ack>, ConsumerError<E>>
+where
+    S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
+    E: std::error::Error + 'static,
+{
+    let give_back = Instant::now() + IN_HAND;
+    let mut wait = SHORTEST_WAIT;
+    loop {
+        let settled = AssertUnwindSafe(settle(batch)).catch_unwind().await;
+        let error = match settled.map_err(|_| ConsumerError::Panicked)? {
+            Ok(acks) if acks.len() == batch.len() => return Ok(acks),
+            Ok(acks) => return Err(ConsumerError::Miscounted { answers: acks.len(), deliveries: batch.len() }),
+            Err(error) => error,
+        };
+        let next = Instant::now() + wait;
+        if next > give_back || stop.is_cancelled() || !subscription.is_open() {
+            return Err(ConsumerError::Settle(error));
+        }
+        if wait == SHORTEST_WAIT {
+            warn!(%error, deliveries = batch.len(), "A batch cannot be settled now; it is tried again");
+        }
+        tokio::select! { () = sleep_until(next) => {}, () = stop.cancelled() => {} }
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+/// Rejects the dead ones by themselves, then acknowledges the rest at once.
+///
+/// A multiple ack covers everything unsettled on the channel up to its tag. That is this batch and nothing else: the
+/// channel has one consumer, batches are in the order of delivery, and the batches before were settled wholly.
+async fn acknowledge<E: std::error::Error + 'static>(
+    queue: &str,
+    batch: &[Delivery],
+    acks: &[Ack],
+) -> Result<(), ConsumerError<E>> {
+    let mut last_done = None;
+    for (delivery, ack) in batch.iter().zip(acks) {
+        match ack {
+            Ack::Done => last_done = Some(delivery),
+            // `reject`, because a nack means something else on every other release of the broker.
+            Ack::Dead => settled(step("rejecting", delivery.reject(BasicRejectOptions { requeue: false })).await?)?,
+        }
+    }
+    if let Some(delivery) = last_done {
+        settled(step("acknowledging", delivery.ack(BasicAckOptions { multiple: true })).await?)?;
+    }
+    let dead = acks.iter().filter(|ack| **ack == Ack::Dead).count();
+    for (name, number) in [("done", acks.len() - dead), ("dead", dead)] {
+        let labels = [("queue", queue.to_owned()), ("ack", name.to_owned())];
+        metrics::counter!("amqp_acked_total", &labels).increment(number as u64);
+    }
+    Ok(())
+}
+
+/// "False" is the client library's way of saying that nothing was acknowledged.
+fn settled<E: std::error::Error + 'static>(sent: bool) -> Result<(), ConsumerError<E>> {
+    if sent { Ok(()) } else { Err(ConsumerError::Stale) }
+}
+
+fn count_taken(queue: &str, batch: &[Delivery]) {
+    let again = batch.iter().filter(|delivery| delivery.redelivered).count();
+    metrics::counter!("amqp_consumed_total", "queue" => queue.to_owned()).increment(batch.len() as u64);
+    metrics::counter!("amqp_redelivered_total", "queue" => queue.to_owned()).increment(again as u64);
+    metrics::histogram!("amqp_batch_size", "queue" => queue.to_owned()).record(batch.len() as f64);
+}

@@ -1,0 +1,6 @@
+//! What the workers do. Each binary in `bin/` is a thin main around one of these modules.
+
+pub mod callbacks;
+pub mod consumer;
+pub mod relay;
+pub mod start;

@@ -1,0 +1,199 @@
+//! The relay: PostgreSQL is the truth, RabbitMQ is the road, and this process carries what is due from one to the other.
+//!
+//! One relay is active, the others stand by. The active one does its work on the very connection that holds the lock, so
+//! it cannot go on once the lock is lost. Everything it publishes may arrive twice: it marks after the confirm, never
+//! before.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use shared::clock::Clock;
+use shared::db::{DbError, events, jobs, leadership};
+use shared::job::kind;
+use shared::mq::{self, MqError, Publisher};
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+mod dead_letters;
+mod due_jobs;
+mod outbox;
+mod road;
+
+/// How often an idle relay looks, and a standby asks for the lock.
+const POLL: Duration = Duration::from_millis(200);
+const STANDBY: Duration = Duration::from_secs(1);
+/// How many rows one round carries.
+const BATCH: i64 = 500;
+/// How long the confirms of a round may take.
+const CONFIRM: Duration = Duration::from_secs(10);
+
+/// What an operator can set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Event types that count as published when nobody listens.
+    pub optional_events: HashSet<String>,
+    /// After how long an event that nobody would have received is tried again.
+    pub unroutable_retry: time::Duration,
+    /// How far back events are published again when the broker was wiped.
+    pub republish: time::Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            optional_events: HashSet::from([shared::event::kind::CASE_OPENED.to_owned()]),
+            unroutable_retry: time::Duration::seconds(30),
+            republish: time::Duration::days(7),
+        }
+    }
+}
+
+/// Carries due jobs and new events to the broker.
+pub struct Relay {
+    /// Where the truth is.
+    pub db: PgPool,
+    /// Publishes on one channel, so that events keep their order.
+    pub publisher: Publisher,
+    /// For the session that looks after the road.
+    pub amqp_url: SecretString,
+    /// The clock.
+    pub clock: Clock,
+    /// What an operator can set.
+    pub settings: Settings,
+}
+
+/// The broker was found wiped: the holder of the lock marks everything that was on it as due again, and answers.
+type Rebuild = oneshot::Sender<()>;
+
+/// What whoever looks after the road tells whoever carries.
+struct Directions {
+    /// Requests to rebuild.
+    asked: mpsc::Receiver<Rebuild>,
+    /// Whether the road is whole. Nothing is carried while it is not: it would have to go out again.
+    is_open: watch::Receiver<bool>,
+}
+
+impl Relay {
+    /// Leads when nobody else does, until `stop`.
+    pub async fn run(&self, stop: &CancellationToken) {
+        let active = metrics::gauge!("relay_active");
+        while !stop.is_cancelled() {
+            active.set(0.0);
+            if let Err(error) = self.lead(stop).await {
+                let error = anyhow::Error::from(error);
+                warn!(error = format!("{error:#}"), "The relay lost its footing");
+            }
+            active.set(0.0);
+            tokio::select! { () = tokio::time::sleep(STANDBY) => {}, () = stop.cancelled() => {} }
+        }
+    }
+
+    /// Waits for the lock, then carries until the connection is lost or `stop`.
+    async fn lead(&self, stop: &CancellationToken) -> Result<(), DbError> {
+        let mut connection = self.db.acquire().await?.detach();
+        while !leadership::try_lead(&mut connection).await? {
+            tokio::select! { () = tokio::time::sleep(STANDBY) => {}, () = stop.cancelled() => return Ok(()) }
+        }
+        info!("This relay is the active one");
+        metrics::gauge!("relay_active").set(1.0);
+        let leading = stop.child_token();
+        let (ask, asked) = mpsc::channel(1);
+        let (open, is_open) = watch::channel(false);
+        let carry = async {
+            let ended = self.carry(&mut connection, Directions { asked, is_open }, &leading).await;
+            leading.cancel();
+            ended
+        };
+        let road = road::Road { relay: self, ask, open };
+        let look_after = mq::supervise("relay-road", &self.amqp_url, leading.clone(), async |broker, stop| {
+            road.session(&broker, stop).await
+        });
+        let (carried, looked_after) = tokio::join!(carry, look_after);
+        if let Err(error) = looked_after {
+            warn!(%error, "The road is not looked after");
+        }
+        carried
+    }
+
+    /// Round after round: what is due goes out; between rounds it may be told that the broker was wiped.
+    async fn carry(
+        &self,
+        connection: &mut PgConnection,
+        mut directions: Directions,
+        leading: &CancellationToken,
+    ) -> Result<(), DbError> {
+        let mut nudges = events::listen(&self.db).await?;
+        let mut measured = OffsetDateTime::UNIX_EPOCH;
+        while !leading.is_cancelled() {
+            let now = self.clock.now();
+            if now - measured > time::Duration::seconds(5) {
+                measured = now;
+                self.measure(connection, now).await?;
+            }
+            let open = *directions.is_open.borrow_and_update();
+            if open && directions.asked.is_empty() {
+                let carried = outbox::carry(self, connection).await? + due_jobs::carry(self, connection).await?;
+                if carried > 0 {
+                    continue;
+                }
+            }
+            tokio::select! {
+                () = leading.cancelled() => {}
+                Some(done) = directions.asked.recv() => {
+                    self.rebuild(connection).await?;
+                    // Whoever asked has gone with its session: the next session asks again.
+                    let _ = done.send(());
+                }
+                nudge = nudges.try_recv() => { nudge?; }
+                // An error: the one who looks after the road has ended, and so will this.
+                Ok(()) = directions.is_open.changed() => {}
+                () = tokio::time::sleep(POLL) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whatever the broker held is due again: leases end, and recent events count as unpublished.
+    async fn rebuild(&self, connection: &mut PgConnection) -> Result<(), DbError> {
+        let since = self.clock.now() - self.settings.republish;
+        let jobs = jobs::clear_leases(connection).await?;
+        let events = events::unpublish(connection, since).await?;
+        if jobs + events == 0 {
+            info!("The broker is new, and nothing had been published");
+            return Ok(());
+        }
+        metrics::counter!("relay_rebuilds_total").increment(1);
+        warn!(jobs, events, "The broker was wiped: {jobs} jobs and {events} events go out again");
+        Ok(())
+    }
+
+    async fn measure(&self, connection: &mut PgConnection, now: OffsetDateTime) -> Result<(), DbError> {
+        let (count, oldest) = events::backlog(&mut *connection, now).await?;
+        metrics::gauge!("events_unpublished").set(count as f64);
+        metrics::gauge!("events_oldest_unpublished_seconds").set(oldest.as_seconds_f64());
+        for kind in [kind::CALLBACK, kind::CHECK, kind::REFUND] {
+            let (count, oldest) = jobs::backlog(&mut *connection, kind, now).await?;
+            metrics::gauge!("jobs_due", "kind" => kind).set(count as f64);
+            metrics::gauge!("jobs_oldest_due_seconds", "kind" => kind).set(oldest.as_seconds_f64());
+        }
+        Ok(())
+    }
+}
+
+/// Why a look after the road ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RoadError {
+    /// The broker.
+    #[error(transparent)]
+    Mq(#[from] MqError),
+    /// The consumer of dead letters.
+    #[error(transparent)]
+    Consumer(#[from] crate::consumer::ConsumerError<DbError>),
+    /// The relay no longer leads.
+    #[error("the relay no longer leads")]
+    NotLeading,
+}

@@ -1,0 +1,129 @@
+//! New events go out with a confirm, those of one order in order; only then are they marked.
+
+use std::collections::{HashMap, HashSet};
+
+use shared::db::events::{self, Waiting};
+use shared::db::DbError;
+use shared::domain::OrderId;
+use shared::event;
+use shared::mq::{Message, PublishError, topology};
+use sqlx::PgConnection;
+use time::format_description::well_known::Rfc3339;
+use tracing::warn;
+
+use super::{BATCH, CONFIRM, Relay};
+
+/// Publishes what waits. Returns how many events went out.
+pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
+    let now = relay.clock.now();
+    let waiting = events::waiting(connection, BATCH, now).await?;
+    if waiting.is_empty() {
+        return Ok(0);
+    }
+    let (mut published, mut unroutable) = (Vec::new(), Vec::new());
+    let mut held: HashSet<OrderId> = HashSet::new();
+    for wave in waves(waiting) {
+        let wave: Vec<Waiting> =
+            wave.into_iter().filter(|event| event.order_id.is_none_or(|order| !held.contains(&order))).collect();
+        let messages = wave.iter().map(message).collect();
+        for (event, outcome) in wave.iter().zip(relay.publisher.publish_all(messages, CONFIRM).await) {
+            match outcome {
+                Ok(_) => published.push(event.seq),
+                Err(PublishError::Unroutable) if relay.settings.optional_events.contains(&event.kind) => {
+                    published.push(event.seq);
+                }
+                Err(error) => {
+                    if error == PublishError::Unroutable {
+                        unroutable.push(event.seq);
+                        metrics::counter!("events_unroutable_total", "type" => event.kind.clone()).increment(1);
+                    }
+                    warn!(event_id = event.event_id, %error, "Event {} is not out yet", event.event_id);
+                    held.extend(event.order_id);
+                }
+            }
+        }
+    }
+    if !unroutable.is_empty() {
+        events::postpone(connection, &unroutable, now + relay.settings.unroutable_retry).await?;
+    }
+    let now = relay.clock.now();
+    events::mark_published(connection, &published, now).await?;
+    metrics::counter!("events_published_total").increment(published.len() as u64);
+    Ok(published.len())
+}
+
+/// The first event of each order, then the second of each, and so on.
+fn waves(waiting: Vec<Waiting>) -> Vec<Vec<Waiting>> {
+    let mut depth: HashMap<OrderId, usize> = HashMap::new();
+    let mut waves: Vec<Vec<Waiting>> = Vec::new();
+    for event in waiting {
+        let wave = event.order_id.map_or(0, |order| {
+            let depth = depth.entry(order).or_default();
+            *depth += 1;
+            *depth - 1
+        });
+        if waves.len() <= wave {
+            waves.resize_with(wave + 1, Vec::new);
+        }
+        waves[wave].push(event);
+    }
+    waves
+}
+
+/// A CloudEvent 1.0 in AMQP binary mode: attributes in headers, `data` as the body.
+///
+/// Source: CloudEvents, "AMQP Protocol Binding", version 1.0.2, §3.1; the prefix is the one for libraries that cannot
+/// write a colon-free header name apart.
+fn message(event: &Waiting) -> Message {
+    let mut headers = vec![
+        ("cloudEvents:specversion".to_owned(), "1.0".to_owned()),
+        ("cloudEvents:id".to_owned(), event.event_id.clone()),
+        ("cloudEvents:type".to_owned(), event.kind.clone()),
+        ("cloudEvents:source".to_owned(), event::SOURCE.to_owned()),
+        ("cloudEvents:time".to_owned(), event.occurred_at.format(&Rfc3339).unwrap_or_default()),
+    ];
+    headers.extend(event.order_id.map(|order| ("cloudEvents:subject".to_owned(), order.to_string())));
+    Message {
+        exchange: topology::PAYMENT_EVENTS.to_owned(),
+        routing_key: event.kind.clone(),
+        id: event.event_id.clone(),
+        kind: Some(event.kind.clone()),
+        content_type: "application/json".to_owned(),
+        headers,
+        body: event.data.to_string().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    fn event(seq: i64, order: Option<u128>) -> Waiting {
+        Waiting {
+            seq,
+            event_id: format!("order.paid:{seq}"),
+            kind: "order.paid".to_owned(),
+            order_id: order.map(OrderId::from_u128),
+            data: json!({"order_no": "ORD_01"}),
+            occurred_at: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn no_wave_has_two_events_of_an_order_and_order_is_kept() {
+        let waves = waves(vec![event(1, Some(7)), event(2, Some(8)), event(3, Some(7)), event(4, None), event(5, Some(7))]);
+        let seqs: Vec<Vec<i64>> = waves.iter().map(|wave| wave.iter().map(|event| event.seq).collect()).collect();
+        assert_eq!(seqs, [vec![1, 2, 4], vec![3], vec![5]]);
+    }
+
+    #[test]
+    fn an_event_is_a_cloud_event_in_binary_mode() {
+        let message = message(&event(1, Some(7)));
+        assert_eq!(message.id, "order.paid:1");
+        assert_eq!(&message.body[..], br#"{"order_no":"ORD_01"}"#);
+        insta::assert_json_snapshot!(message.headers);
+    }
+}

@@ -1,0 +1,93 @@
+//! Looks after the road: notices a wiped broker, has everything published again, and drains the dead letters.
+
+use std::time::Duration;
+
+use shared::mq::consume::DeadLetter;
+use shared::mq::topology::{self, Needs};
+use shared::mq::{Connection, MqError};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{Rebuild, Relay, RoadError, dead_letters};
+use crate::consumer::{self, BatchOptions};
+
+/// How often the road is looked at.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Everything that the services need, whichever of them.
+const WHOLE: Needs = Needs {
+    exchanges: &[topology::PAYMENT_IN, topology::PAYMENT_JOBS, topology::PAYMENT_EVENTS],
+    queues: &[topology::CALLBACKS, topology::REFUNDS, topology::CHECKS, topology::DEAD],
+};
+
+pub(super) struct Road<'a> {
+    pub relay: &'a Relay,
+    /// Reaches whoever works on the connection that holds the lock.
+    pub ask: mpsc::Sender<Rebuild>,
+    /// Tells him whether the road is whole.
+    pub open: watch::Sender<bool>,
+}
+
+impl Road<'_> {
+    /// One session with the broker: repair what is missing, then drain dead letters and keep looking.
+    pub async fn session(&self, broker: &Connection, stop: CancellationToken) -> Result<(), RoadError> {
+        self.repair(broker).await?;
+        self.open.send_replace(true);
+        let ended = self.drain_and_look(broker, stop).await;
+        self.open.send_replace(false);
+        ended
+    }
+
+    async fn drain_and_look(&self, broker: &Connection, stop: CancellationToken) -> Result<(), RoadError> {
+        let ended = stop.child_token();
+        let look = async {
+            let outcome = self.keep_looking(broker, &ended).await;
+            ended.cancel();
+            outcome
+        };
+        let drain = async {
+            let options = BatchOptions { max: 50, linger: Duration::from_millis(50) };
+            let outcome = consumer::run(broker, topology::DEAD, options, ended.clone(), async |batch| {
+                dead_letters::file(self.relay, batch.iter().map(DeadLetter::from_delivery).collect()).await
+            })
+            .await;
+            ended.cancel();
+            outcome
+        };
+        let (looked, drained) = tokio::join!(look, drain);
+        looked?;
+        Ok(drained?)
+    }
+
+    async fn keep_looking(&self, broker: &Connection, ended: &CancellationToken) -> Result<(), RoadError> {
+        loop {
+            tokio::select! {
+                () = ended.cancelled() => return Ok(()),
+                () = tokio::time::sleep(LOOK) => self.repair(broker).await?,
+            }
+        }
+    }
+
+    /// When the marker or a queue is gone, so is whatever was on the road. The marker comes last: a repair that breaks off
+    /// is begun again.
+    async fn repair(&self, broker: &Connection) -> Result<(), RoadError> {
+        let marked = topology::marker_exists(broker).await?;
+        let whole = match topology::check(broker, WHOLE).await {
+            Ok(()) => true,
+            Err(error @ MqError::Topology(_)) => {
+                warn!(%error, "The road is broken");
+                false
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if marked && whole {
+            return Ok(());
+        }
+        topology::declare(broker).await?;
+        let (done, rebuilt) = oneshot::channel();
+        self.ask.send(done).await.map_err(|_| RoadError::NotLeading)?;
+        rebuilt.await.map_err(|_| RoadError::NotLeading)?;
+        Ok(topology::declare_marker(broker).await?)
+    }
+}

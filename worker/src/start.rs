@@ -1,0 +1,126 @@
+//! How a worker starts, is seen and stops: everything about a process but its work.
+
+use std::process::ExitCode;
+
+use secrecy::SecretString;
+use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig};
+use shared::mq::topology::{self, Needs};
+use shared::mq::{self, MqError};
+use shared::ops::{self, Checks};
+use shared::shutdown::Shutdown;
+use shared::{db, telemetry};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// What one worker needs of its surroundings.
+pub struct Worker {
+    /// The name in logs, at the broker and at the database.
+    pub service: &'static str,
+    /// The default of `DATABASE_MAX_CONNECTIONS`: as many as it runs transactions at once.
+    pub connections: u32,
+    /// The default port of `OPS_ADDR`.
+    pub ops_port: u16,
+    /// What must be at the broker.
+    pub needs: Needs,
+}
+
+/// A started process.
+pub struct Process {
+    /// The pool.
+    pub db: PgPool,
+    /// Where the broker is.
+    pub amqp_url: SecretString,
+    /// Cancelled when the work should end.
+    pub stop: CancellationToken,
+}
+
+impl Worker {
+    /// Starts the process, does `work` until SIGTERM, and ends. A start that cannot succeed names every fault at once.
+    ///
+    /// `configure` reads what this worker has of its own.
+    pub async fn run<C>(
+        self,
+        configure: impl FnOnce(&mut Env) -> Option<C>,
+        work: impl AsyncFnOnce(Process, C),
+    ) -> ExitCode {
+        match self.start_and_work(configure, work).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{}: {error:#}", self.service);
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    async fn start_and_work<C>(
+        &self,
+        configure: impl FnOnce(&mut Env) -> Option<C>,
+        work: impl AsyncFnOnce(Process, C),
+    ) -> anyhow::Result<()> {
+        telemetry::install_crypto();
+        let mut env = Env::process();
+        if let Err(fault) = telemetry::init(self.service) {
+            env.fault(fault.subject, fault.wrong, fault.remedy);
+        }
+        let metrics = telemetry::install_metrics()?;
+        let shutdown = Shutdown::install()?;
+        let database = DatabaseConfig::from_env(&mut env, self.connections);
+        let amqp = AmqpConfig::from_env(&mut env);
+        let addr = OpsConfig::from_env(&mut env, self.ops_port);
+        let own = configure(&mut env);
+        let mut faults = env.into_faults();
+        let (db, road, listener) = tokio::join!(self.reach_database(database), self.reach_broker(amqp), listen(addr));
+        let (db, amqp, listener) = (faults.take(db).flatten(), faults.take(road).flatten(), faults.take(listener).flatten());
+        faults.finish()?;
+        let (Some(db), Some(amqp), Some(listener), Some(own)) = (db, amqp, listener, own) else {
+            anyhow::bail!("a part of the configuration is missing, and no fault says which: a defect");
+        };
+        let stop = shutdown.stop();
+        let pinged = db.clone();
+        let checks = Checks::new().add("database", move || {
+            let db = pinged.clone();
+            async move { db::ping(&db).await.map_err(|error| error.to_string()) }
+        });
+        let seen = tokio::spawn(ops::serve(listener, checks, metrics, stop.clone()));
+        info!(version = env!("CARGO_PKG_VERSION"), "{} is running", self.service);
+        let process = Process { db: db.clone(), amqp_url: amqp.url, stop };
+        shutdown.run(work(process, own)).await?;
+        db.close().await;
+        seen.abort();
+        info!("{} has stopped", self.service);
+        Ok(())
+    }
+
+    async fn reach_database(&self, config: Option<DatabaseConfig>) -> Result<Option<PgPool>, ConfigFaults> {
+        let Some(config) = config else { return Ok(None) };
+        let pool = ops::check("database", "check DATABASE_URL and that the server runs", async {
+            let pool = db::connect(&config.url, self.service, config.max_connections).await.map_err(chain)?;
+            db::check_schema(&pool).await.map_err(chain)?;
+            Ok(pool)
+        });
+        pool.await.map(Some)
+    }
+
+    async fn reach_broker(&self, config: Option<AmqpConfig>) -> Result<Option<AmqpConfig>, ConfigFaults> {
+        let Some(config) = config else { return Ok(None) };
+        let connection = mq::open(&config.url, self.service).await?;
+        let checked: Result<(), MqError> = topology::check(&connection, self.needs).await;
+        // The check is what counts; a close that fails closes all the same.
+        let _ = connection.close(200, "checked".into()).await;
+        checked?;
+        Ok(Some(config))
+    }
+}
+
+async fn listen(config: Option<OpsConfig>) -> Result<Option<tokio::net::TcpListener>, ConfigFaults> {
+    match config {
+        Some(config) => ops::listen("OPS_ADDR", config.addr).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: impl Into<anyhow::Error>) -> String {
+    format!("{:#}", error.into())
+}

@@ -1,0 +1,177 @@
+//! Batches on a real broker: what is acknowledged, and what comes again.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::io;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use shared::mq::topology::{CALLBACKS, DEAD, PAYMENT_IN};
+use shared::mq::{self, Connection, Delivery, Message, MqError, Publisher, PublisherOptions, Subscription};
+use testkit::{Relay, TestBroker};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use worker::consumer::{self, Ack, BatchOptions, ConsumerError};
+
+const SOON: Duration = Duration::from_secs(15);
+const OPTIONS: BatchOptions = BatchOptions { max: 20, linger: Duration::from_millis(20) };
+
+/// A broker whose callback queue holds the messages `0` to `number - 1`.
+async fn with_messages(number: usize) -> (TestBroker, Connection) {
+    let broker = TestBroker::new().await;
+    let connection = broker.admin().await;
+    let stop = CancellationToken::new();
+    let publisher = Publisher::start(&broker.uri(), "test", PublisherOptions::default(), stop.clone()).unwrap();
+    publisher.ready().await;
+    let message = |n: usize| Message {
+        exchange: PAYMENT_IN.to_owned(),
+        routing_key: CALLBACKS.to_owned(),
+        id: n.to_string(),
+        kind: None,
+        content_type: "text/plain".to_owned(),
+        headers: Vec::new(),
+        body: n.to_string().into(),
+    };
+    let published = publisher.publish_all((0..number).map(message).collect(), SOON).await;
+    assert!(published.iter().all(Result::is_ok));
+    stop.cancel();
+    publisher.finished().await;
+    (broker, connection)
+}
+
+fn numbers(batch: &[Delivery]) -> Vec<usize> {
+    batch.iter().map(|delivery| String::from_utf8_lossy(&delivery.data).parse().unwrap()).collect()
+}
+
+/// Everything that lies in a queue, with its redelivered flag.
+async fn left(connection: &Connection, queue: &str) -> Vec<(usize, bool)> {
+    let mut subscription = Subscription::open(connection, queue, 1000).await.unwrap();
+    let mut left = Vec::new();
+    while let Ok(delivery) = timeout(Duration::from_millis(700), subscription.next()).await {
+        let delivery = delivery.unwrap().unwrap();
+        left.push((numbers(std::slice::from_ref(&delivery))[0], delivery.redelivered));
+    }
+    left.sort_unstable();
+    left
+}
+
+#[tokio::test]
+async fn batches_are_settled_in_order_and_dead_ones_leave_for_the_dead_letters() {
+    let (broker, connection) = with_messages(150).await;
+    let stop = CancellationToken::new();
+    let (settled, largest) = (RefCell::new(Vec::new()), Cell::new(0));
+    let run = consumer::run(&connection, CALLBACKS, OPTIONS, stop.clone(), async |batch| {
+        let numbers = numbers(batch);
+        largest.set(largest.get().max(numbers.len()));
+        let acks = numbers.iter().map(|n| if n % 7 == 0 { Ack::Dead } else { Ack::Done }).collect();
+        settled.borrow_mut().extend(numbers);
+        if settled.borrow().len() == 150 {
+            stop.cancel();
+        }
+        Ok::<_, io::Error>(acks)
+    });
+    timeout(SOON, run).await.unwrap().unwrap();
+    assert_eq!(settled.into_inner(), (0..150).collect::<Vec<_>>());
+    assert_eq!(largest.get(), OPTIONS.max);
+    assert_eq!(left(&connection, CALLBACKS).await, []);
+    let dead: Vec<usize> = left(&connection, DEAD).await.into_iter().map(|(n, _)| n).collect();
+    assert_eq!(dead, (0..150).filter(|n| n % 7 == 0).collect::<Vec<_>>());
+    drop(broker);
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_is_tried_again_in_hand_and_costs_no_delivery() {
+    let (_broker, connection) = with_messages(5).await;
+    let (stop, tries) = (CancellationToken::new(), Cell::new(0));
+    let run = consumer::run(&connection, CALLBACKS, OPTIONS, stop.clone(), async |batch| {
+        assert!(batch.iter().all(|delivery| !delivery.redelivered));
+        tries.set(tries.get() + 1);
+        if tries.get() < 4 {
+            return Err(io::Error::other("the database is away"));
+        }
+        stop.cancel();
+        Ok(vec![Ack::Done; batch.len()])
+    });
+    timeout(SOON, run).await.unwrap().unwrap();
+    assert_eq!(left(&connection, CALLBACKS).await, []);
+}
+
+#[tokio::test]
+async fn what_cannot_be_settled_goes_back_when_the_worker_stops() {
+    let (_broker, connection) = with_messages(5).await;
+    let stop = CancellationToken::new();
+    let run = consumer::run(&connection, CALLBACKS, OPTIONS, stop.clone(), async |_| {
+        stop.cancel();
+        Err(io::Error::other("the database is away"))
+    });
+    let ended = timeout(SOON, run).await.unwrap();
+    assert!(matches!(ended, Err(ConsumerError::Settle(_))), "{ended:?}");
+    assert_eq!(left(&connection, CALLBACKS).await, [(0, true), (1, true), (2, true), (3, true), (4, true)]);
+}
+
+#[tokio::test]
+async fn a_panic_and_a_wrong_number_of_answers_acknowledge_nothing() {
+    let (_broker, connection) = with_messages(3).await;
+    let stop = CancellationToken::new();
+    let panics = async |_: &[Delivery]| -> Result<Vec<Ack>, io::Error> { panic!("a defect") };
+    let ended = consumer::run(&connection, CALLBACKS, OPTIONS, stop.clone(), panics).await;
+    assert!(matches!(ended, Err(ConsumerError::Panicked)), "{ended:?}");
+    let miscounts = async |_: &[Delivery]| Ok::<_, io::Error>(vec![Ack::Done]);
+    let ended = consumer::run(&connection, CALLBACKS, OPTIONS, stop, miscounts).await;
+    assert!(matches!(ended, Err(ConsumerError::Miscounted { answers: 1, deliveries: 3 })), "{ended:?}");
+    assert_eq!(left(&connection, CALLBACKS).await, [(0, true), (1, true), (2, true)]);
+}
+
+/// What was fetched ahead when the stop comes is settled too; what was not is untouched; nothing is both.
+#[tokio::test]
+async fn a_stop_finishes_what_was_delivered_and_leaves_the_rest() {
+    let (_broker, connection) = with_messages(300).await;
+    let (stop, settled) = (CancellationToken::new(), RefCell::new(HashSet::new()));
+    let run = consumer::run(&connection, CALLBACKS, OPTIONS, stop.clone(), async |batch| {
+        stop.cancel();
+        sleep(Duration::from_millis(50)).await;
+        settled.borrow_mut().extend(numbers(batch));
+        Ok::<_, io::Error>(vec![Ack::Done; batch.len()])
+    });
+    timeout(SOON, run).await.unwrap().unwrap();
+    let settled = settled.into_inner();
+    assert!(settled.len() > OPTIONS.max && settled.len() < 300, "{}", settled.len());
+    let left: HashSet<usize> = left(&connection, CALLBACKS).await.into_iter().map(|(n, _)| n).collect();
+    assert!(left.is_disjoint(&settled));
+    assert_eq!(left.len() + settled.len(), 300);
+}
+
+/// Trap: an ack for a delivery of a session that is over looks like success. Here the connection is cut while a batch is
+/// being settled; the run ends with an error and every message comes again.
+#[tokio::test]
+async fn an_ack_that_came_too_late_is_an_error_and_the_messages_come_again() {
+    let (broker, admin) = with_messages(5).await;
+    let uri = url::Url::parse(broker.uri().expose_secret()).unwrap();
+    let relay = Relay::to(format!("127.0.0.1:{}", uri.port().unwrap())).await;
+    let mut through = uri.clone();
+    through.set_port(Some(relay.port())).unwrap();
+    let connection = mq::open(&SecretString::from(String::from(through)), "test").await.unwrap();
+    let run = consumer::run(&connection, CALLBACKS, OPTIONS, CancellationToken::new(), async |batch| {
+        relay.cut();
+        sleep(Duration::from_millis(500)).await;
+        Ok::<_, io::Error>(vec![Ack::Done; batch.len()])
+    });
+    let ended = timeout(SOON, run).await.unwrap();
+    assert!(matches!(ended, Err(ConsumerError::Stale | ConsumerError::Mq(_))), "{ended:?}");
+    assert_eq!(left(&admin, CALLBACKS).await.len(), 5);
+}
+
+#[tokio::test]
+async fn a_queue_deleted_under_the_consumer_ends_the_run() {
+    let (_broker, connection) = with_messages(0).await;
+    let delete = async {
+        sleep(Duration::from_millis(300)).await;
+        let channel = connection.create_channel().await.unwrap();
+        channel.queue_delete(CALLBACKS.into(), Default::default()).await.unwrap();
+    };
+    let settle = async |batch: &[Delivery]| Ok::<_, io::Error>(vec![Ack::Done; batch.len()]);
+    let run = consumer::run(&connection, CALLBACKS, OPTIONS, CancellationToken::new(), settle);
+    let (ended, ()) = tokio::join!(timeout(SOON, run), delete);
+    let ended = ended.unwrap();
+    assert!(matches!(ended, Err(ConsumerError::Mq(MqError::Cancelled(_)))), "{ended:?}");
+}

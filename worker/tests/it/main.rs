@@ -1,0 +1,7 @@
+//! The workers on a real database: what they make of each callback, and what they publish.
+
+mod batches;
+mod consumer;
+mod relay;
+mod support;
+mod verdicts;

@@ -1,0 +1,275 @@
+//! The relay between a real database and a real broker.
+
+use std::time::Duration;
+
+use lapin::options::{ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use serde_json::json;
+use shared::clock::Clock;
+use shared::db::{MIGRATOR, events, jobs};
+use shared::domain::OrderId;
+use shared::event::Event;
+use shared::mq::consume::header;
+use shared::mq::{self, Connection, Publisher, PublisherOptions, Subscription, callback_from, topology};
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use testkit::TestBroker;
+use tokio_util::sync::CancellationToken;
+use worker::relay::{Relay, Settings};
+
+use crate::support::World;
+
+/// Long enough for a busy machine; every wait ends as soon as what it waits for is there.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Road {
+    db: PgPool,
+    broker: TestBroker,
+    admin: Connection,
+    stop: CancellationToken,
+}
+
+impl Road {
+    async fn new(db: PgPool) -> Road {
+        let broker = TestBroker::new().await;
+        let admin = broker.admin().await;
+        Road { db, broker, admin, stop: CancellationToken::new() }
+    }
+
+    /// A queue downstream that takes what its binding asks for.
+    async fn downstream(&self, name: &str, binding: &str) {
+        let channel = self.admin.create_channel().await.unwrap();
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        channel.queue_declare(name.into(), options, FieldTable::default()).await.unwrap();
+        let events = topology::PAYMENT_EVENTS.into();
+        channel
+            .queue_bind(name.into(), events, binding.into(), QueueBindOptions::default(), FieldTable::default())
+            .await
+            .unwrap();
+    }
+
+    /// The ids of the next `count` messages of a queue, in the order of arrival.
+    async fn next_ids(&self, queue: &str, count: usize) -> Vec<String> {
+        let mut subscription = Subscription::open(&self.admin, queue, 1000).await.unwrap();
+        let mut ids = Vec::new();
+        while ids.len() < count {
+            let next = tokio::time::timeout(PATIENCE, subscription.next()).await;
+            let delivery = next.unwrap_or_else(|_| panic!("only {ids:?} in {queue}")).unwrap().unwrap();
+            ids.push(header(&delivery, "cloudEvents:id").unwrap_or("no event").to_owned());
+        }
+        ids
+    }
+
+    fn start(&self) {
+        self.start_with(Settings::default());
+    }
+
+    /// A relay as a process has it: a runtime and a pool of its own.
+    fn start_with(&self, settings: Settings) {
+        let (options, uri, stop) = (self.db.connect_options(), self.broker.uri(), self.stop.clone());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let db = PgPoolOptions::new().max_connections(4).connect_lazy_with((*options).clone());
+                let done = CancellationToken::new();
+                let options = PublisherOptions { channels: 1, ..PublisherOptions::default() };
+                let publisher = Publisher::start(&uri, "relay-publisher", options, done.clone()).unwrap();
+                let relay = Relay { db, publisher, amqp_url: uri, clock: Clock::system(), settings };
+                relay.run(&stop).await;
+                done.cancel();
+            });
+        });
+    }
+
+    async fn write(&self, new: &[Event]) {
+        let mut connection = self.db.acquire().await.unwrap();
+        events::append(&mut connection, new, Clock::system().now()).await.unwrap();
+    }
+
+    /// Waits until a query counts `wanted`.
+    async fn until(&self, sql: &'static str, wanted: i64) {
+        let patience = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let count: i64 = sqlx::query_scalar(sql).fetch_one(&self.db).await.unwrap();
+            if count == wanted {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < patience, "{sql}: {count}, not {wanted}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Road {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn event(id: &str, kind: &'static str, order: Option<u128>) -> Event {
+    Event { event_id: id.to_owned(), kind, order_id: order.map(OrderId::from_u128), data: json!({ "id": id }) }
+}
+
+const UNPUBLISHED: &str = "select count(*) from events where published_at is null";
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn events_of_an_order_arrive_in_order_and_are_marked_after_the_confirm(db: PgPool) {
+    let road = Road::new(db).await;
+    road.downstream("shop.all", "#").await;
+    let kinds = ["order.paid", "order.closed", "case.opened"];
+    let ids: Vec<String> = (0..60).map(|n| format!("e{n:02}")).collect();
+    let all: Vec<Event> = ids.iter().enumerate().map(|(n, id)| event(id, kinds[n % 3], Some(n as u128 / 20))).collect();
+    road.write(&all).await;
+    road.start();
+    let arrived = road.next_ids("shop.all", 60).await;
+    for order in 0..3 {
+        let of_order = &ids[order * 20..order * 20 + 20];
+        let seen: Vec<&String> = arrived.iter().filter(|id| of_order.contains(id)).collect();
+        assert_eq!(seen, of_order.iter().collect::<Vec<_>>());
+    }
+    road.until(UNPUBLISHED, 0).await;
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_event_that_nobody_takes_waits_with_those_behind_it_and_no_others(db: PgPool) {
+    let road = Road::new(db).await;
+    road.downstream("shop.closed", "order.closed").await;
+    road.write(&[
+        event("paid-1", "order.paid", Some(1)),
+        event("closed-1", "order.closed", Some(1)),
+        event("closed-2", "order.closed", Some(2)),
+        event("case", "case.opened", None),
+    ])
+    .await;
+    road.start_with(Settings { unroutable_retry: time::Duration::milliseconds(300), ..Settings::default() });
+    // The case is optional, so it counts as published although nobody listens.
+    road.until("select count(*) from events where published_at is not null", 2).await;
+    road.until("select count(*) from events where retry_at is not null and event_id = 'paid-1'", 1).await;
+    assert_eq!(road.next_ids("shop.closed", 1).await, ["closed-2"]);
+    road.downstream("shop.paid", "order.paid").await;
+    assert_eq!(road.next_ids("shop.paid", 1).await, ["paid-1"]);
+    road.until(UNPUBLISHED, 0).await;
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_standby_takes_over_when_the_active_relay_loses_its_connection(db: PgPool) {
+    let road = Road::new(db).await;
+    road.downstream("shop.all", "#").await;
+    road.start();
+    road.start();
+    let holders = "select count(*) from pg_locks where locktype = 'advisory' and granted and database = \
+                   (select oid from pg_database where datname = current_database())";
+    for round in 0..5 {
+        road.until(holders, 1).await;
+        let id = format!("e{round}");
+        road.write(&[event(&id, "order.paid", Some(round))]).await;
+        road.until(UNPUBLISHED, 0).await;
+        sqlx::query(
+            "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted and database = \
+             (select oid from pg_database where datname = current_database())",
+        )
+        .execute(&road.db)
+        .await
+        .unwrap();
+    }
+    assert_eq!(road.next_ids("shop.all", 5).await, ["e0", "e1", "e2", "e3", "e4"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_stored_callback_goes_to_its_queue_and_other_jobs_are_kept(db: PgPool) {
+    let world = World::new(db.clone());
+    let road = Road::new(db).await;
+    let order = world.pending_order(shared::domain::PaymentMethod::Wechat, "8").await;
+    let callback = world.paid(&order);
+    jobs::store_callback(&road.db, &callback, Clock::system().now()).await.unwrap();
+    sqlx::query("update jobs set due_at = now() - interval '1 hour'").execute(&road.db).await.unwrap();
+    sqlx::query("insert into jobs (kind, payload, due_at, created_at) values ('callback', '{\"no\": 1}', now(), now())")
+        .execute(&road.db)
+        .await
+        .unwrap();
+    road.start();
+    let consumer = mq::open(&road.broker.uri(), "test").await.unwrap();
+    let mut queue = Subscription::open(&consumer, topology::CALLBACKS, 10).await.unwrap();
+    let delivery = tokio::time::timeout(PATIENCE, queue.next()).await.unwrap().unwrap().unwrap();
+    let arrived = callback_from(&delivery).unwrap();
+    assert_eq!((&arrived.body, &arrived.account), (&callback.body, &callback.account));
+    assert_eq!(arrived.header("wechatpay-signature"), callback.header("wechatpay-signature"));
+    assert!(arrived.job_id.is_some());
+    // The row stays, leased, until a worker reaches a verdict; the unreadable one became a case; the check is kept.
+    road.until("select count(*) from jobs where kind = 'callback' and lease_until > now() + interval '30 s'", 1).await;
+    road.until("select count(*) from cases where kind = 'dead_letter'", 1).await;
+    assert_eq!(world.count("jobs").await, 2);
+    assert_eq!(world.settle(vec![arrived]).await.len(), 1);
+    assert_eq!(world.count("jobs").await, 0);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn dead_letters_become_cases_with_bytes_reason_and_origin(db: PgPool) {
+    let road = Road::new(db).await;
+    let connection = mq::open(&road.broker.uri(), "test").await.unwrap();
+    let stop = CancellationToken::new();
+    let publisher =
+        Publisher::start(&road.broker.uri(), "test", PublisherOptions::default(), stop.clone()).unwrap();
+    publisher.ready().await;
+    let message = mq::Message {
+        exchange: topology::PAYMENT_IN.to_owned(),
+        routing_key: topology::CALLBACKS.to_owned(),
+        id: "m1".to_owned(),
+        kind: None,
+        content_type: "text/plain".to_owned(),
+        headers: vec![("method".to_owned(), "alipay".to_owned())],
+        body: "poison".into(),
+    };
+    publisher.publish(message, PATIENCE).await.unwrap();
+    let reject = async |batch: &[mq::Delivery]| Ok::<_, shared::db::DbError>(vec![worker::consumer::Ack::Dead; batch.len()]);
+    let options = worker::consumer::BatchOptions { max: 1, linger: Duration::from_millis(1) };
+    let rejected = CancellationToken::new();
+    let consumer = worker::consumer::run(&connection, topology::CALLBACKS, options, rejected.clone(), reject);
+    road.start();
+    let filed = async {
+        road.until("select count(*) from cases", 1).await;
+        rejected.cancel();
+    };
+    let (consumed, ()) = tokio::join!(consumer, filed);
+    consumed.unwrap();
+    let (kind, evidence): (String, serde_json::Value) =
+        sqlx::query_as("select kind, evidence from cases").fetch_one(&road.db).await.unwrap();
+    assert_eq!(kind, "dead_letter");
+    insta::assert_json_snapshot!(evidence);
+    stop.cancel();
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_wiped_broker_is_rebuilt_and_everything_goes_out_again(db: PgPool) {
+    let world = World::new(db.clone());
+    let road = Road::new(db).await;
+    road.downstream("shop.all", "#").await;
+    road.start();
+    let order = world.pending_order(shared::domain::PaymentMethod::Alipay, "8").await;
+    road.write(&[event("e1", "order.paid", Some(1))]).await;
+    jobs::store_callback(&road.db, &world.paid(&order), Clock::system().now()).await.unwrap();
+    road.until(UNPUBLISHED, 0).await;
+    road.until("select count(*) from jobs where kind = 'callback' and lease_until is not null", 1).await;
+    assert_eq!(road.next_ids("shop.all", 1).await, ["e1"]);
+
+    // What an empty data directory looks like from outside: no queue, no exchange, no marker, and no session.
+    let channel = road.admin.create_channel().await.unwrap();
+    for queue in [topology::CALLBACKS, topology::REFUNDS, topology::CHECKS, topology::DEAD, "shop.all"] {
+        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+    for exchange in [topology::PAYMENT_IN, topology::PAYMENT_JOBS, topology::PAYMENT_EVENTS, topology::MARKER] {
+        channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
+    }
+    // Downstream sets itself up again; the rest is the relay's.
+    let patience = tokio::time::Instant::now() + PATIENCE;
+    while topology::check(&road.admin, topology::Needs::RELAY).await.is_err() {
+        assert!(tokio::time::Instant::now() < patience, "the relay did not rebuild");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    road.downstream("shop.all", "#").await;
+    assert_eq!(road.next_ids("shop.all", 1).await, ["e1"]);
+    let mut queue = Subscription::open(&road.admin, topology::CALLBACKS, 10).await.unwrap();
+    let delivery = tokio::time::timeout(PATIENCE, queue.next()).await.unwrap().unwrap().unwrap();
+    assert!(callback_from(&delivery).unwrap().job_id.is_some());
+    assert!(topology::marker_exists(&road.admin).await.unwrap());
+}
