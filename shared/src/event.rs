@@ -41,7 +41,12 @@ pub fn order_paid(order: &Order, trade_no: &TradeNo, paid_at: OffsetDateTime) ->
     let mut data = order_data(order);
     data["trade_no"] = trade_no.as_str().into();
     data["paid_at"] = rfc3339(paid_at).into();
-    Event { event_id: format!("{}:{}", kind::ORDER_PAID, order.id), kind: kind::ORDER_PAID, order_id: Some(order.id), data }
+    Event {
+        event_id: format!("{}:{}", kind::ORDER_PAID, order.id),
+        kind: kind::ORDER_PAID,
+        order_id: Some(order.id),
+        data,
+    }
 }
 
 /// An order ended without a payment.
@@ -84,4 +89,88 @@ fn order_data(order: &Order) -> Value {
 fn rfc3339(time: OffsetDateTime) -> String {
     // Fails only outside the years 0 to 9999, which no clock of ours shows.
     time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::domain::{AccountName, Money, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, UserId};
+
+    const AT: OffsetDateTime = datetime!(2026-01-05 10:21:08.5 UTC);
+
+    fn order() -> Order {
+        Order {
+            id: OrderId::from_u128(7),
+            user_id: UserId::parse("u1").unwrap(),
+            order_no: OrderNo::parse("ORD_0001").unwrap(),
+            product_type: ProductType::parse("credits").unwrap(),
+            subject: Subject::parse("十次修图").unwrap(),
+            amount: Money::from_fen(8888).unwrap(),
+            payment_method: PaymentMethod::Wechat,
+            scene: Scene::Native,
+            account: AccountName::parse("main").unwrap(),
+            status: OrderStatus::Pending,
+            trade_no: None,
+            refunded_amount: Money::ZERO,
+            expires_at: AT,
+            paid_at: None,
+            closed_at: None,
+            metadata: json!({ "cart": 7 }),
+            prepay: json!({ "openid": "secret" }),
+            version: 1,
+            created_at: AT,
+            updated_at: AT,
+        }
+    }
+
+    fn all() -> [Event; 3] {
+        let trade_no = TradeNo::parse("4200000001").unwrap();
+        [
+            order_paid(&order(), &trade_no, AT),
+            order_closed(&order(), AT),
+            case_opened(OrderId::from_u128(9), CaseKind::LatePayment, Some(order().id)),
+        ]
+    }
+
+    #[test]
+    fn events_tell_what_their_schemas_promise() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
+        for event in all() {
+            let schema = std::fs::read_to_string(folder.join(format!("{}.schema.json", event.kind))).unwrap();
+            let schema: Value = serde_json::from_str(&schema).unwrap();
+            let told: Vec<&String> = event.data.as_object().unwrap().keys().collect();
+            let promised: Vec<&String> = schema["properties"].as_object().unwrap().keys().collect();
+            assert_eq!(told, promised, "{}", event.kind);
+            for (name, value) in event.data.as_object().unwrap() {
+                let promise = &schema["properties"][name];
+                let fits = match promise["type"].as_str() {
+                    Some("string") => value.is_string(),
+                    Some("integer") => value.is_i64(),
+                    Some("object") => value.is_object(),
+                    _ => {
+                        promise["const"] == *value || promise["enum"].as_array().is_some_and(|all| all.contains(value))
+                    }
+                };
+                assert!(fits, "{} {name}: {value} against {promise}", event.kind);
+            }
+        }
+    }
+
+    #[test]
+    fn the_kinds_of_case_in_the_schema_are_those_of_the_code() {
+        let schema: Value = serde_json::from_str(include_str!("../schemas/case.opened.schema.json")).unwrap();
+        let known: Vec<&str> = CaseKind::ALL.iter().map(|kind| kind.as_str()).collect();
+        assert_eq!(schema["properties"]["kind"]["enum"], json!(known));
+    }
+
+    #[test]
+    fn ids_are_the_same_each_time_and_no_event_names_the_payer() {
+        for (one, two) in all().into_iter().zip(all()) {
+            assert_eq!(one.event_id, two.event_id);
+            assert!(one.event_id.starts_with(one.kind));
+            assert!(!one.data.to_string().contains("secret"));
+        }
+    }
 }

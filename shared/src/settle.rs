@@ -253,11 +253,7 @@ impl Effects {
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn open_cases(
-    tx: &mut PgConnection,
-    new: &[NewCase],
-    now: OffsetDateTime,
-) -> Result<Vec<Event>, DbError> {
+pub async fn open_cases(tx: &mut PgConnection, new: &[NewCase], now: OffsetDateTime) -> Result<Vec<Event>, DbError> {
     let opened: HashSet<OrderId> = cases::open(tx, new, now).await?.into_iter().collect();
     Ok(new
         .iter()

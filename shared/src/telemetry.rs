@@ -22,9 +22,7 @@ pub use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::clock::Clock;
 use crate::config::Fault;
-
-/// Levels that no `RUST_LOG` may raise: these targets would print message bodies, headers or credentials.
-const CAPPED: [&str; 3] = ["lapin=info", "lapin::returned_messages=off", "amq_protocol=info"];
+use crate::mq::LOG_CAPS;
 
 /// Bounds of every histogram of seconds. Alerts ask for callbacks slower than 30 s, so 30 is one of them.
 const SECONDS: [f64; 16] =
@@ -86,7 +84,7 @@ pub fn install_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus
 
 fn filter(directives: &str) -> Option<EnvFilter> {
     let mut filter = EnvFilter::try_new(directives).ok()?;
-    for capped in CAPPED {
+    for capped in LOG_CAPS {
         filter = filter.add_directive(capped.parse().ok()?);
     }
     Some(filter)

@@ -71,7 +71,8 @@ impl Worker {
         let own = configure(&mut env);
         let mut faults = env.into_faults();
         let (db, road, listener) = tokio::join!(self.reach_database(database), self.reach_broker(amqp), listen(addr));
-        let (db, amqp, listener) = (faults.take(db).flatten(), faults.take(road).flatten(), faults.take(listener).flatten());
+        let (db, amqp, listener) =
+            (faults.take(db).flatten(), faults.take(road).flatten(), faults.take(listener).flatten());
         faults.finish()?;
         let (Some(db), Some(amqp), Some(listener), Some(own)) = (db, amqp, listener, own) else {
             anyhow::bail!("a part of the configuration is missing, and no fault says which: a defect");

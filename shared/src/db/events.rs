@@ -58,11 +58,7 @@ pub struct Waiting {
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn waiting(
-    connection: &mut PgConnection,
-    limit: i64,
-    now: OffsetDateTime,
-) -> Result<Vec<Waiting>, DbError> {
+pub async fn waiting(connection: &mut PgConnection, limit: i64, now: OffsetDateTime) -> Result<Vec<Waiting>, DbError> {
     Ok(sqlx::query_as!(
         Waiting,
         r#"
@@ -120,10 +116,11 @@ pub async fn unpublish(connection: &mut PgConnection, since: OffsetDateTime) -> 
 /// # Errors
 /// [`DbError`].
 pub async fn backlog(db: impl PgExecutor<'_>, now: OffsetDateTime) -> Result<(i64, Duration), DbError> {
-    let row =
-        sqlx::query!(r#"select count(*) as "count!", min(occurred_at) as oldest from events where published_at is null"#)
-            .fetch_one(db)
-            .await?;
+    let row = sqlx::query!(
+        r#"select count(*) as "count!", min(occurred_at) as oldest from events where published_at is null"#
+    )
+    .fetch_one(db)
+    .await?;
     Ok((row.count, row.oldest.map_or(Duration::ZERO, |oldest| now - oldest)))
 }
 

@@ -48,12 +48,7 @@ pub async fn insert_callback(
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn postpone(
-    tx: &mut PgConnection,
-    id: i64,
-    due_at: OffsetDateTime,
-    reason: &str,
-) -> Result<(), DbError> {
+pub async fn postpone(tx: &mut PgConnection, id: i64, due_at: OffsetDateTime, reason: &str) -> Result<(), DbError> {
     sqlx::query!(
         r#"
         update jobs
@@ -165,11 +160,7 @@ pub async fn clear_leases(connection: &mut PgConnection) -> Result<u64, DbError>
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn backlog(
-    db: impl PgExecutor<'_>,
-    kind: &str,
-    now: OffsetDateTime,
-) -> Result<(i64, Duration), DbError> {
+pub async fn backlog(db: impl PgExecutor<'_>, kind: &str, now: OffsetDateTime) -> Result<(i64, Duration), DbError> {
     let row = sqlx::query!(
         r#"select count(*) as "count!", min(due_at) as oldest from jobs where kind = $1 and due_at <= $2"#,
         kind,
@@ -179,4 +170,3 @@ pub async fn backlog(
     .await?;
     Ok((row.count, row.oldest.map_or(Duration::ZERO, |oldest| now - oldest)))
 }
-

@@ -75,11 +75,7 @@ pub struct ExtraPayment {
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn note_extra(
-    tx: &mut PgConnection,
-    extra: &[ExtraPayment],
-    now: OffsetDateTime,
-) -> Result<(), DbError> {
+pub async fn note_extra(tx: &mut PgConnection, extra: &[ExtraPayment], now: OffsetDateTime) -> Result<(), DbError> {
     let ids: Vec<OrderId> = extra.iter().map(|e| e.id).collect();
     let order_ids: Vec<OrderId> = extra.iter().map(|e| e.order_id).collect();
     let methods: Vec<&str> = extra.iter().map(|e| e.payment_method.as_str()).collect();

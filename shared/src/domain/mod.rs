@@ -15,7 +15,9 @@ pub use ids::{OrderId, ParseIdError};
 pub use money::{Money, MoneyError};
 pub use notification::{Fact, Merchant, Notification, RefundOutcome};
 pub use order::{InvalidTransition, OrderEvent, OrderStatus, TRANSITIONS};
-pub use order_no::{OrderNo, OrderNoError, ProductType, ProductTypeError, Subject, SubjectError, TradeNo, TradeNoError};
+pub use order_no::{
+    OrderNo, OrderNoError, ProductType, ProductTypeError, Subject, SubjectError, TradeNo, TradeNoError,
+};
 pub use payment_method::{PaymentMethod, Scene, UnknownName};
 pub use text::{shorten_bytes, shorten_chars};
 pub use verdict::{CaseKind, Verdict};

@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn what_is_not_yuan_is_refused() {
-        for text in ["", ".", "1.", ".5", "-1", "+1", "1.234", "1e3", " 1", "1 ", "1,000", "１", "0x1", "1.-1", "NaN"] {
+        for text in ["", ".", "1.", ".5", "-1", "+1", "1.234", "1e3", " 1", "1 ", "1,000", "１", "0x1", "1.-1", "NaN"]
+        {
             assert_eq!(Money::from_yuan(text), Err(MoneyError::NotYuan), "{text:?}");
         }
         assert_eq!(Money::from_yuan("100000000"), Err(MoneyError::OutOfRange(10_000_000_000)));

@@ -1,6 +1,5 @@
 //! How a buyer pays: which gateway, and in which scene.
 
-
 /// Declares an enum whose values have one fixed lower-case name, the same in JSON, in the database and in paths.
 macro_rules! named_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -30,7 +29,7 @@ macro_rules! named_enum {
 
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.as_str())
+                f.pad(self.as_str())
             }
         }
     };

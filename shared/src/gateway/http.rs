@@ -14,7 +14,7 @@ use crate::domain::PaymentMethod;
 
 /// More than any answer of either gateway (bills are fetched elsewhere).
 const MAX_BODY: usize = 1024 * 1024;
-/// A bare domain name or a missing agent is refused by WeChat Pay's front end.
+/// WeChat Pay's front end refuses a request without one.
 const USER_AGENT: &str = concat!("payment/", env!("CARGO_PKG_VERSION"));
 
 /// Whom a client may talk to.

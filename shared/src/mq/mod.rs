@@ -27,6 +27,10 @@ pub use session::{close, open, supervise};
 /// The longest that one step of the protocol may take: a handshake, a channel, a declaration, a confirm.
 pub const STEP: Duration = Duration::from_secs(5);
 
+/// Log levels of the client library that no `RUST_LOG` may raise: above them it prints message bodies, headers or
+/// credentials. A returned message it would print whole, as a warning.
+pub const LOG_CAPS: [&str; 3] = ["lapin=info", "lapin::returned_messages=off", "amq_protocol=info"];
+
 /// What went wrong between this process and the broker. No variant ever holds credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum MqError {

@@ -2,5 +2,6 @@
 
 mod mq;
 mod mq_publish;
+mod schema;
 mod tidy;
 mod vectors;

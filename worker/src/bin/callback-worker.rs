@@ -33,8 +33,7 @@ struct Config {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
-    let worker =
-        Worker { service: "callback-worker", connections: 4, ops_port: 9101, needs: Needs::CALLBACK_WORKER };
+    let worker = Worker { service: "callback-worker", connections: 4, ops_port: 9101, needs: Needs::CALLBACK_WORKER };
     worker.run(configure, work).await
 }
 

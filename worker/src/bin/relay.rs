@@ -25,7 +25,8 @@ struct Cli {}
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
     // A relay may find the road broken and is the one to repair it, so it asks for nothing but the broker itself.
-    let worker = Worker { service: "relay", connections: 4, ops_port: 9102, needs: Needs { exchanges: &[], queues: &[] } };
+    let worker =
+        Worker { service: "relay", connections: 4, ops_port: 9102, needs: Needs { exchanges: &[], queues: &[] } };
     worker.run(configure, work).await
 }
 

@@ -30,7 +30,8 @@ pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection) -> Resul
         return Ok(0);
     }
     let outcomes = relay.publisher.publish_all(messages, CONFIRM).await;
-    let refused: Vec<i64> = ids.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_err()).map(|(id, _)| *id).collect();
+    let refused: Vec<i64> =
+        ids.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_err()).map(|(id, _)| *id).collect();
     if let Some(error) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
         warn!(%error, jobs = refused.len(), "Callbacks stay in the database for now");
         jobs::release(connection, &refused, relay.clock.now() + time::Duration::seconds(1)).await?;

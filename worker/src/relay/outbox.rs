@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use shared::db::events::{self, Waiting};
 use shared::db::DbError;
+use shared::db::events::{self, Waiting};
 use shared::domain::OrderId;
 use shared::event;
 use shared::mq::{Message, PublishError, topology};
@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn no_wave_has_two_events_of_an_order_and_order_is_kept() {
-        let waves = waves(vec![event(1, Some(7)), event(2, Some(8)), event(3, Some(7)), event(4, None), event(5, Some(7))]);
+        let waves =
+            waves(vec![event(1, Some(7)), event(2, Some(8)), event(3, Some(7)), event(4, None), event(5, Some(7))]);
         let seqs: Vec<Vec<i64>> = waves.iter().map(|wave| wave.iter().map(|event| event.seq).collect()).collect();
         assert_eq!(seqs, [vec![1, 2, 4], vec![3], vec![5]]);
     }

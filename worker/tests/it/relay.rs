@@ -183,10 +183,12 @@ async fn a_stored_callback_goes_to_its_queue_and_other_jobs_are_kept(db: PgPool)
     let callback = world.paid(&order);
     jobs::store_callback(&road.db, &callback, Clock::system().now()).await.unwrap();
     sqlx::query("update jobs set due_at = now() - interval '1 hour'").execute(&road.db).await.unwrap();
-    sqlx::query("insert into jobs (kind, payload, due_at, created_at) values ('callback', '{\"no\": 1}', now(), now())")
-        .execute(&road.db)
-        .await
-        .unwrap();
+    sqlx::query(
+        "insert into jobs (kind, payload, due_at, created_at) values ('callback', '{\"no\": 1}', now(), now())",
+    )
+    .execute(&road.db)
+    .await
+    .unwrap();
     road.start();
     let consumer = mq::open(&road.broker.uri(), "test").await.unwrap();
     let mut queue = Subscription::open(&consumer, topology::CALLBACKS, 10).await.unwrap();
@@ -208,8 +210,7 @@ async fn dead_letters_become_cases_with_bytes_reason_and_origin(db: PgPool) {
     let road = Road::new(db).await;
     let connection = mq::open(&road.broker.uri(), "test").await.unwrap();
     let stop = CancellationToken::new();
-    let publisher =
-        Publisher::start(&road.broker.uri(), "test", PublisherOptions::default(), stop.clone()).unwrap();
+    let publisher = Publisher::start(&road.broker.uri(), "test", PublisherOptions::default(), stop.clone()).unwrap();
     publisher.ready().await;
     let message = mq::Message {
         exchange: topology::PAYMENT_IN.to_owned(),
@@ -221,7 +222,8 @@ async fn dead_letters_become_cases_with_bytes_reason_and_origin(db: PgPool) {
         body: "poison".into(),
     };
     publisher.publish(message, PATIENCE).await.unwrap();
-    let reject = async |batch: &[mq::Delivery]| Ok::<_, shared::db::DbError>(vec![worker::consumer::Ack::Dead; batch.len()]);
+    let reject =
+        async |batch: &[mq::Delivery]| Ok::<_, shared::db::DbError>(vec![worker::consumer::Ack::Dead; batch.len()]);
     let options = worker::consumer::BatchOptions { max: 1, linger: Duration::from_millis(1) };
     let rejected = CancellationToken::new();
     let consumer = worker::consumer::run(&connection, topology::CALLBACKS, options, rejected.clone(), reject);

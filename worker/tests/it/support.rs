@@ -10,9 +10,7 @@ use serde_json::Value;
 use shared::clock::Clock;
 use shared::db::idempotency_keys::NewKey;
 use shared::db::orders::{self, NewOrder, Order};
-use shared::domain::{
-    AccountName, Money, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, UserId,
-};
+use shared::domain::{AccountName, Money, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, UserId};
 use shared::gateway::{Gateways, callback_headers};
 use shared::job::Callback;
 use sqlx::PgPool;
@@ -83,8 +81,7 @@ impl World {
             PaymentMethod::Alipay => Product::Page,
             PaymentMethod::Wechat => Product::Native,
         };
-        let mut trade =
-            Trade::new(product, order.account.as_str(), order.order_no.as_str(), order.amount.fen()).paid();
+        let mut trade = Trade::new(product, order.account.as_str(), order.order_no.as_str(), order.amount.fen()).paid();
         trade.app_id = match order.payment_method {
             PaymentMethod::Alipay => self.keys.alipay_account(order.account.as_str()).unwrap().app_id.clone(),
             PaymentMethod::Wechat => self.keys.wechat_account(order.account.as_str()).unwrap().appids[0].clone(),

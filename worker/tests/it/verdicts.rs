@@ -72,7 +72,8 @@ async fn another_amount_is_a_case_and_moves_nothing(db: PgPool) {
     for method in [Alipay, Wechat] {
         let order = world.pending_order(method, "88.88").await;
         for amount in [8_887, 1, 9_999_999_999, 10_000_000_000] {
-            let overrides = Overrides { amount_fen: Some(amount), id: Some(format!("n{amount}")), ..Default::default() };
+            let overrides =
+                Overrides { amount_fen: Some(amount), id: Some(format!("n{amount}")), ..Default::default() };
             let callback = world.told(&world.paid_trade(&order), &overrides);
             assert_eq!(world.settle(vec![callback]).await, [Ack::Done], "{method} {amount}");
         }
@@ -319,7 +320,8 @@ async fn a_callback_with_an_unknown_key_is_kept_until_the_key_is_there(db: PgPoo
     assert_eq!(world.count("callback jobs").await, 1);
     assert_eq!(world.verdicts().await, []);
     // It comes back as a job, and still nobody knows the key: the same row waits on.
-    let job_id: i64 = sqlx::query_scalar("select id from jobs where kind = 'callback'").fetch_one(&world.db).await.unwrap();
+    let job_id: i64 =
+        sqlx::query_scalar("select id from jobs where kind = 'callback'").fetch_one(&world.db).await.unwrap();
     let mut again = world.told(&trade, &stranger);
     again.job_id = Some(job_id);
     world.settle(vec![again]).await;

@@ -92,7 +92,7 @@ impl Gateway for Alipay {
         measured(PaymentMethod::Alipay, "close", self.close_inner(order_no, now)).await
     }
 
-    /// The protocol has no clock window: a redelivery carries the first attempt's `notify_time`.
+    /// The protocol names no clock window: `now` has no say here.
     fn verify(&self, callback: Callback, _now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
         sign::verify_callback(&self.account.alipay_key, &callback.body)?;
         Ok(Verified::new(callback))

@@ -1,0 +1,94 @@
+//! The database and the code agree: names under checks, migrations, and the two traps of the pool.
+
+use std::str::FromStr;
+
+use shared::db::{self, MIGRATOR, SchemaError};
+use shared::domain::{CaseKind, OrderStatus, PaymentMethod, Verdict};
+use sqlx::{Connection, PgPool};
+
+/// The quoted names in a check constraint, in the order of the definition.
+async fn names_under(db: &PgPool, constraint: &str) -> Vec<String> {
+    let definition: String =
+        sqlx::query_scalar("select pg_get_constraintdef(oid) from pg_constraint where conname = $1")
+            .bind(constraint)
+            .fetch_one(db)
+            .await
+            .unwrap();
+    definition.split('\'').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_checks_of_the_database_name_what_the_enums_name(db: PgPool) {
+    let names = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let statuses: Vec<_> = OrderStatus::ALL.iter().map(|s| s.as_str()).collect();
+    assert_eq!(names_under(&db, "payment_orders_status").await, names(&statuses));
+    let methods: Vec<_> = PaymentMethod::ALL.iter().map(|m| m.as_str()).collect();
+    assert_eq!(names_under(&db, "payment_orders_method").await, names(&methods));
+    let verdicts: Vec<_> = Verdict::ALL.iter().map(|v| v.as_str()).collect();
+    assert_eq!(names_under(&db, "callbacks_verdict").await, names(&verdicts));
+    let kinds: Vec<_> = CaseKind::ALL.iter().map(|k| k.as_str()).collect();
+    assert_eq!(names_under(&db, "cases_kind").await, names(&kinds));
+    assert!(OrderStatus::from_str("PAID").is_err());
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_database_that_is_older_or_newer_is_named(db: PgPool) {
+    db::check_schema(&db).await.unwrap();
+    sqlx::query("insert into _sqlx_migrations (version, description, success, checksum, execution_time) values (9999, 'new', true, '', 0)")
+        .execute(&db)
+        .await
+        .unwrap();
+    assert!(matches!(db::check_schema(&db).await, Err(SchemaError::Unknown(9999))));
+    sqlx::query("delete from _sqlx_migrations where version in (1, 9999)").execute(&db).await.unwrap();
+    assert!(matches!(db::check_schema(&db).await, Err(SchemaError::Missing(1))));
+    sqlx::query("drop table _sqlx_migrations").execute(&db).await.unwrap();
+    assert!(matches!(db::check_schema(&db).await, Err(SchemaError::Missing(1))));
+}
+
+/// sqlx 0.9.0 gives a connection back with an open transaction when `begin()` is dropped halfway (transact-rs/sqlx#4393).
+/// The pool's own hook has to end it: without the hook this loses acknowledged rows.
+#[sqlx::test]
+async fn a_cancelled_begin_loses_no_row(db: PgPool) {
+    sqlx::query("create table kept (n int primary key)").execute(&db).await.unwrap();
+    let url = std::env::var("DATABASE_URL").unwrap();
+    let mut url = url::Url::parse(&url).unwrap();
+    url.set_path(db.connect_options().get_database().unwrap());
+    let pool = db::connect(&secrecy::SecretString::from(String::from(url)), "test", 3).await.unwrap();
+    for n in 0..300 {
+        // Dropped at its second poll or thereabouts, while BEGIN is on the wire.
+        let begin = pool.begin();
+        tokio::select! { biased; _ = begin => {} () = tokio::task::yield_now() => {} }
+        sqlx::query("insert into kept values ($1)").bind(n).execute(&pool).await.unwrap();
+    }
+    pool.close().await;
+    let mut fresh = sqlx::PgConnection::connect_with(&db.connect_options()).await.unwrap();
+    let kept: i64 = sqlx::query_scalar("select count(*) from kept").fetch_one(&mut fresh).await.unwrap();
+    assert_eq!(kept, 300);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
+    // With sequential scans forbidden, a plan that still has one has no index to use.
+    let plans = [
+        "select 1 from payment_orders where order_no = any('{a,b}') order by id for update",
+        "select 1 from payment_orders where user_id = 'u' and id < 'f' order by id desc limit 20",
+        "select 1 from payment_transactions where order_id = 'a'",
+        "select 1 from payment_transactions where action_type = 'payment' and payment_method in ('alipay', 'wechat') and gateway_no = any('{a}')",
+        "select id from jobs where kind = 'callback' and due_at <= now() order by due_at limit 10",
+        "select 1 from jobs where kind = 'check' and ref_id = any('{a}'::bpchar[])",
+        "select 1 from events where published_at is null order by seq limit 500",
+        "select 1 from events where order_id = 'a' and seq < 5",
+        "select 1 from events where published_at >= now()",
+        "select 1 from callbacks where order_no = 'a'",
+    ];
+    let mut connection = db.acquire().await.unwrap();
+    sqlx::query("set enable_seqscan = off").execute(&mut *connection).await.unwrap();
+    for sql in plans {
+        let plan: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("explain {sql}")))
+            .fetch_all(&mut *connection)
+            .await
+            .unwrap();
+        let plan = plan.join("\n");
+        assert!(!plan.contains("Seq Scan") && plan.contains("Index"), "{sql}\n{plan}");
+    }
+}
