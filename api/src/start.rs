@@ -131,8 +131,7 @@ async fn connect(config: &DatabaseConfig) -> Result<PgPool, ConfigFaults> {
 async fn broker(url: &SecretString) -> Result<(), ConfigFaults> {
     let connection = mq::open(url, NAME).await?;
     let checked = topology::check(&connection, topology::Needs::API).await;
-    // Whether the goodbye was heard changes nothing.
-    let _ = connection.close(200, "checked".into()).await;
+    mq::close(&connection).await;
     Ok(checked?)
 }
 

@@ -3,7 +3,6 @@
 //! The queue is not trusted, so the signature is checked here as at the ingress; only the clock window is the ingress's
 //! alone. A batch that the database refuses is split until the bad callback stands alone, so it delays nobody.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -104,21 +103,21 @@ impl CallbackWorker {
     /// Commits what can be committed; returns the places of the callbacks that the database refused even alone.
     async fn settle_or_split(&self, examined: &[Examined]) -> Result<Vec<usize>, DbError> {
         let mut refused = Vec::new();
-        let mut waiting: Vec<Range<usize>> = vec![0..examined.len()];
-        while let Some(range) = waiting.pop() {
-            match self.commit_patiently(&examined[range.clone()]).await {
+        let mut waiting = vec![(0, examined)];
+        while let Some((start, part)) = waiting.pop() {
+            match self.commit_patiently(part).await {
                 Ok(()) => {}
                 Err(unavailable @ (DbError::Unavailable(_) | DbError::Again(_))) => return Err(unavailable),
-                Err(error) if range.len() > 1 => {
-                    warn!(%error, callbacks = range.len(), "A batch was refused; it is split");
+                Err(error) if part.len() > 1 => {
+                    warn!(%error, callbacks = part.len(), "A batch was refused; it is split");
                     metrics::counter!("callback_batches_split_total").increment(1);
-                    let middle = range.start + range.len() / 2;
-                    waiting.extend([middle..range.end, range.start..middle]);
+                    let (first, second) = part.split_at(part.len() / 2);
+                    waiting.extend([(start + first.len(), second), (start, first)]);
                 }
                 Err(error) => {
                     let error = anyhow::Error::from(error);
                     error!(error = format!("{error:#}"), "The database refuses a callback for good");
-                    refused.push(range.start);
+                    refused.push(start);
                 }
             }
         }

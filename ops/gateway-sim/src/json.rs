@@ -61,3 +61,28 @@ pub(crate) fn set(root: &mut Value, pointer: &str, value: Option<Value>) {
         None => members.remove(name),
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_digest_sees_values_and_not_their_order() {
+        let parse = |text: &str| digest(&serde_json::from_str(text).unwrap());
+        assert_eq!(parse(r#"{"a":1,"b":{"c":[1,2]}}"#), parse(r#" {"b": {"c": [1, 2]}, "a": 1}"#));
+        for other in [r#"{"a":1,"b":{"c":[2,1]}}"#, r#"{"a":"1","b":{"c":[1,2]}}"#, r#"{"a":1}"#] {
+            assert_ne!(parse(r#"{"a":1,"b":{"c":[1,2]}}"#), parse(other));
+        }
+    }
+
+    #[test]
+    fn a_pointer_sets_and_removes() {
+        let mut value = json!({ "a": { "b": 1 } });
+        set(&mut value, "/a/b", None);
+        set(&mut value, "/c/d", Some(json!(2)));
+        set(&mut value, "/c/d/e", Some(json!(3))); // Through a number: nothing to set.
+        assert_eq!(value, json!({ "a": {}, "c": { "d": 2 } }));
+    }
+}

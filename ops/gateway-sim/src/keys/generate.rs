@@ -208,3 +208,32 @@ fn write_private(dir: &Path, name: &str, text: &str) -> Result<()> {
     let mut file = options.open(&path).with_context(|| format!("writing {}", path.display()))?;
     file.write_all(text.as_bytes()).with_context(|| format!("writing {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::SimKeys;
+
+    #[test]
+    fn a_key_set_is_kept_and_can_be_pointed_elsewhere() {
+        let dir = std::env::temp_dir().join(format!("gateway-sim-keys-{}", random_text(16, ALPHANUMERIC)));
+        assert_eq!(generate_if_missing(&dir, "http://127.0.0.1:7000/").unwrap(), Kept::No);
+        let first = read(&dir.join("gateways.toml")).unwrap();
+        assert_eq!(generate_if_missing(&dir, "http://127.0.0.1:7001").unwrap(), Kept::Yes);
+        assert_eq!(read(&dir.join("gateways.toml")).unwrap(), first);
+        point_at(&dir, "http://127.0.0.1:7001").unwrap();
+        assert_eq!(read(&dir.join("gateways.toml")).unwrap(), first.replace(":7000", ":7001"));
+        assert_eq!(first.matches("http://127.0.0.1:7000").count(), 4);
+
+        let keys = SimKeys::load(&dir).unwrap();
+        assert_eq!((keys.alipay.len(), keys.wechat.len()), (2, 2));
+        assert_eq!(keys.wechat[0].signing_keys.len(), 2);
+        for named in [&keys.alipay[1].app_id, &keys.wechat[1].mchid, &keys.wechat[0].signing_keys[1].0] {
+            assert!(first.contains(&format!("\"{named}\"")), "{named}");
+        }
+        let private = Signer::from_pem(&read(&dir.join("keys/alipay_main_app_private.pem")).unwrap()).unwrap();
+        assert!(keys.alipay[0].app_key.accepts(b"x", &private.sign(b"x")));
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(SimKeys::load(&dir).unwrap_err().to_string().contains("sim.json"));
+    }
+}

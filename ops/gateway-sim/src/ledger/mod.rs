@@ -215,3 +215,56 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    fn trade(number: &str, code: &str) -> Trade {
+        let mut trade = Trade::new(Product::Native, "main", number, 100);
+        trade.credential = Some(Credential { code: code.to_owned(), expires_at: trade.expires_at });
+        trade
+    }
+
+    #[test]
+    fn the_oldest_trade_makes_room_with_all_that_names_it() {
+        let (ledger, now) = (Ledger::new(2), clock::now());
+        let first = ledger.place(trade("A", "a"), now).unwrap();
+        let trade_no = ledger.pay(&first.key(), now).unwrap().trade_no.unwrap();
+        assert!(ledger.by_trade_no(&trade_no, now).is_some());
+        for (number, code) in [("B", "b"), ("C", "c")] {
+            ledger.place(trade(number, code), now).unwrap();
+        }
+        assert!(ledger.get(&first.key(), now).is_none());
+        assert!(ledger.by_code("a", now).is_none() && ledger.by_trade_no(&trade_no, now).is_none());
+        assert_eq!(ledger.newest(10, |_| true).len(), 2);
+        let inner = ledger.lock();
+        assert_eq!((inner.order.len(), inner.codes.len(), inner.trade_nos.len()), (2, 2, 0));
+    }
+
+    #[test]
+    fn a_fresh_code_replaces_the_older_one() {
+        let (ledger, now) = (Ledger::new(2), clock::now());
+        ledger.place(trade("A", "a"), now).unwrap();
+        ledger.place(trade("A", "b"), now).unwrap();
+        assert!(ledger.by_code("a", now).is_none() && ledger.by_code("b", now).is_some());
+        let mut other = trade("A", "c");
+        other.digest = [1; 32];
+        assert_eq!(ledger.place(other, now).unwrap_err(), Refusal::Differs);
+        assert!(ledger.by_code("b", now).is_some());
+    }
+
+    #[test]
+    fn nothing_is_paid_twice_late_or_after_closing() {
+        let (ledger, now) = (Ledger::new(10), clock::now());
+        let [paid, closed, late] =
+            ["P", "C", "L"].map(|number| ledger.place(trade(number, number), now).unwrap().key());
+        ledger.pay(&paid, now).unwrap();
+        ledger.close(&closed, now).unwrap();
+        assert_eq!(ledger.pay(&paid, now).unwrap_err(), Refusal::Paid);
+        assert_eq!(ledger.close(&paid, now).unwrap_err(), Refusal::Paid);
+        assert_eq!(ledger.pay(&closed, now).unwrap_err(), Refusal::Closed);
+        assert_eq!(ledger.pay(&late, now + time::Duration::days(8)).unwrap_err(), Refusal::Expired);
+    }
+}

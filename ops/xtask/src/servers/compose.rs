@@ -28,18 +28,29 @@ pub fn is_possible() -> bool {
     answers(&["compose", "version"]) && answers(&["info"])
 }
 
-/// Starts one server and waits until it is ready.
-pub fn start(dir: &Path, record: &mut Record, records: &[Record]) -> Result<()> {
-    write_variables(dir, records)?;
-    let kind = record.kind.to_string();
-    say(&kind, "starting in Docker (the first time, its image is fetched)");
-    compose(dir, &["up", "--detach", "--wait", &kind])?;
-    if record.kind == Kind::Rabbitmq {
-        wait_until(&kind, Duration::from_secs(60), || Ok(rabbitmq::create_users(record).is_ok()))?;
+/// Starts servers and waits until they are ready.
+pub fn start(dir: &Path, kinds: &[Kind]) -> Result<()> {
+    // All three, whichever are wanted: the file needs a value for each of its variables.
+    let mut records = Vec::new();
+    for kind in Kind::ALL {
+        let record = Record::load(dir, kind).map_or_else(|| Record::new(kind), Ok)?;
+        record.save(dir)?;
+        records.push(record);
     }
-    record.is_set_up = true;
-    record.save(dir)?;
-    say(&kind, format_args!("ready on 127.0.0.1:{}", record.port("main")?));
+    write_variables(dir, &records)?;
+    say("servers", "starting in Docker (the first time, the images are fetched)");
+    let names: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+    let args: Vec<&str> = ["up", "--detach", "--wait"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    compose(dir, &args)?;
+    for record in records.iter_mut().filter(|record| kinds.contains(&record.kind)) {
+        let name = record.kind.to_string();
+        if record.kind == Kind::Rabbitmq {
+            wait_until(&name, Duration::from_secs(60), || Ok(rabbitmq::create_users(record).is_ok()))?;
+        }
+        record.is_set_up = true;
+        record.save(dir)?;
+        say(&name, format_args!("ready on 127.0.0.1:{}", record.port("main")?));
+    }
     Ok(())
 }
 
@@ -57,7 +68,7 @@ pub fn wipe(dir: &Path, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Ends all of them; with `data` false their volumes go too.
+/// Ends all of them; their volumes too unless the data is kept.
 pub fn down(dir: &Path, keeps_data: bool) -> Result<()> {
     if !dir.join("compose.env").exists() {
         return Ok(());

@@ -107,6 +107,9 @@ impl Set {
     }
 
     fn start_all(&self, kinds: &[Kind]) -> Result<()> {
+        if self.backend == Backend::Compose {
+            return compose::start(&self.dir, kinds);
+        }
         let results: Vec<Result<()>> = thread::scope(|scope| {
             let starts: Vec<_> = kinds.iter().map(|kind| scope.spawn(|| self.start(*kind, Ports::MayChange))).collect();
             starts.into_iter().map(|start| start.join().unwrap_or_else(|_| Err(anyhow!("a start panicked")))).collect()
@@ -117,15 +120,7 @@ impl Set {
 
     /// Starts one server unless it runs.
     fn start(&self, kind: Kind, ports: Ports) -> Result<()> {
-        let mut record = match Record::load(&self.dir, kind) {
-            Some(record) => record,
-            None => Record::new(kind)?,
-        };
-        if self.backend == Backend::Compose {
-            record.save(&self.dir)?;
-            let all: Vec<Record> = Kind::ALL.iter().filter_map(|kind| Record::load(&self.dir, *kind)).collect();
-            return compose::start(&self.dir, &mut record, &all);
-        }
+        let mut record = Record::load(&self.dir, kind).map_or_else(|| Record::new(kind), Ok)?;
         let (server, place) = (native::server(kind, &self.programs)?, self.place(kind));
         let has_data = record.is_set_up && place.home.is_dir();
         if has_data && record.is_running() && server.is_ready(&record).unwrap_or(false) {
@@ -146,14 +141,15 @@ impl Set {
     /// Does something to one server while the others run; for tests of what happens then.
     pub fn control(&self, kind: Kind, action: Action) -> Result<()> {
         let _lock = Lock::wait(&self.dir)?;
-        if action == Action::Start {
-            return self.start(kind, Ports::Fixed);
-        }
         if self.backend == Backend::Compose {
             return match action {
+                Action::Start => compose::start(&self.dir, &[kind]),
                 Action::Wipe => compose::wipe(&self.dir, kind),
                 other => compose::control(&self.dir, other.compose_verb(), kind),
             };
+        }
+        if action == Action::Start {
+            return self.start(kind, Ports::Fixed);
         }
         let mut record = self.record(kind)?;
         let (server, place) = (native::server(kind, &self.programs)?, self.place(kind));

@@ -1,0 +1,181 @@
+//! Who is let in, and who is not.
+
+use std::path::Path;
+
+use axum::body::Body;
+use axum::http::Request;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use payment_api::auth::Authenticator;
+use payment_api::view_token::ViewTokens;
+use serde_json::{Value, json};
+use shared::clock::Clock;
+use shared::domain::OrderId;
+use sqlx::PgPool;
+
+use crate::world::{Answer, SECRET, Setup, VIEW_SECRET, World, claimed, minted};
+
+fn key(name: &str) -> String {
+    let keys = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/tests/fixtures/vectors/keys");
+    std::fs::read_to_string(keys.join(name)).unwrap()
+}
+
+fn now() -> i64 {
+    Clock::system().now().unix_timestamp()
+}
+
+/// Good claims with some changed; `null` takes one away.
+fn claims(changes: Value) -> Value {
+    let mut claims = json!({ "sub": "u1", "iss": "payment", "aud": "payment-api", "exp": now() + 300 });
+    for (name, value) in changes.as_object().unwrap() {
+        match value {
+            Value::Null => claims.as_object_mut().unwrap().remove(name),
+            value => claims.as_object_mut().unwrap().insert(name.clone(), value.clone()),
+        };
+    }
+    claims
+}
+
+async fn ask(world: &World, authorization: &str) -> Answer {
+    let request = Request::get("/v1/orders").header("authorization", authorization);
+    world.send(request.body(Body::empty()).unwrap()).await
+}
+
+async fn ask_with(world: &World, token: &str) -> Answer {
+    ask(world, &format!("Bearer {token}")).await
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_good_token_opens_and_the_scheme_has_no_case(db: PgPool) {
+    let world = World::new(db).await;
+    let token = minted(&claims(json!({ "nbf": now() - 5 })), SECRET);
+    for scheme in ["Bearer", "bearer", "BEARER"] {
+        assert_eq!(ask(&world, &format!("{scheme} {token}")).await.status.as_u16(), 200);
+    }
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn no_token_is_asked_for(db: PgPool) {
+    let world = World::new(db).await;
+    let answer = world.send(Request::get("/v1/orders").body(Body::empty()).unwrap()).await;
+    answer.is(401, "token_missing");
+    assert_eq!(answer.header("www-authenticate"), "Bearer");
+    insta::assert_json_snapshot!(answer.json());
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn tokens_that_prove_nothing_are_refused(db: PgPool) {
+    let world = World::new(db).await;
+    let unsigned = |algorithm: &str| {
+        let header = URL_SAFE_NO_PAD.encode(json!({ "alg": algorithm, "typ": "JWT" }).to_string());
+        format!("{header}.{}.", URL_SAFE_NO_PAD.encode(claims(json!({})).to_string()))
+    };
+    let good = minted(&claims(json!({})), SECRET);
+    let public_key_as_secret = minted(&claims(json!({})), &key("wx_merchant_public.pem"));
+    let view = ViewTokens::new(&VIEW_SECRET.into());
+    let view = view.mint(OrderId::from_u128(1), Clock::system().now()).unwrap();
+    for (why, token) in [
+        ("alg none", unsigned("none")),
+        ("alg None", unsigned("None")),
+        ("no signature", unsigned("HS256")),
+        ("another secret", minted(&claims(json!({})), "another secret of thirty-two bytes")),
+        ("a public key as the secret", public_key_as_secret),
+        ("another issuer", minted(&claims(json!({ "iss": "other" })), SECRET)),
+        ("another audience", minted(&claims(json!({ "aud": "other" })), SECRET)),
+        ("no issuer", minted(&claims(json!({ "iss": null })), SECRET)),
+        ("no audience", minted(&claims(json!({ "aud": null })), SECRET)),
+        ("no expiry", minted(&claims(json!({ "exp": null })), SECRET)),
+        ("no subject", minted(&claims(json!({ "sub": null })), SECRET)),
+        ("an empty subject", minted(&claims(json!({ "sub": "" })), SECRET)),
+        ("a long subject", minted(&claims(json!({ "sub": "u".repeat(33) })), SECRET)),
+        ("a subject with a line end", minted(&claims(json!({ "sub": "u1\nu2" })), SECRET)),
+        ("not yet", minted(&claims(json!({ "nbf": now() + 60 })), SECRET)),
+        ("a byte changed", good.replacen('.', ".A", 1)),
+        ("a view token", view),
+        ("a view token's claims", minted(&claims(json!({ "aud": "payment-view" })), SECRET)),
+        ("nothing", String::new()),
+        ("garbage", "a.b.c".to_owned()),
+        ("a long thing", "a".repeat(20_000)),
+    ] {
+        let answer = ask_with(&world, &token).await;
+        answer.is(401, "token_invalid");
+        assert_eq!(answer.header("www-authenticate"), "Bearer error=\"invalid_token\"", "{why}");
+    }
+    ask(&world, &format!("Basic {good}")).await.is(401, "token_invalid");
+    ask(&world, &good).await.is(401, "token_invalid");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn an_expired_token_says_so_after_the_leeway(db: PgPool) {
+    let world = World::new(db).await;
+    assert_eq!(ask_with(&world, &minted(&claims(json!({ "exp": now() - 20 })), SECRET)).await.status.as_u16(), 200);
+    ask_with(&world, &minted(&claims(json!({ "exp": now() - 40 })), SECRET)).await.is(401, "token_expired");
+}
+
+/// A JWKS with the public half of one RSA key, changed a little.
+fn jwks(kid: Option<&str>, change: impl Fn(&mut Value)) -> String {
+    let private = EncodingKey::from_rsa_pem(key("wx_merchant_private_pkcs8.pem").as_bytes()).unwrap();
+    let mut jwk = Jwk::from_encoding_key(&private, Algorithm::RS256).unwrap();
+    jwk.common.key_id = kid.map(str::to_owned);
+    jwk.common.public_key_use = Some(PublicKeyUse::Signature);
+    let mut jwk = serde_json::to_value(jwk).unwrap();
+    change(&mut jwk);
+    json!({ "keys": [jwk] }).to_string()
+}
+
+fn by_rsa(kid: Option<&str>, algorithm: Algorithm, pem: &str) -> String {
+    let mut header = Header::new(algorithm);
+    header.kid = kid.map(str::to_owned);
+    encode(&header, &claims(json!({})), &EncodingKey::from_rsa_pem(key(pem).as_bytes()).unwrap()).unwrap()
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn keys_of_a_jwks_are_chosen_by_name_and_keep_their_algorithm(db: PgPool) {
+    shared::telemetry::install_crypto();
+    let authenticator = Authenticator::new().with_secret(&SECRET.into(), &claimed());
+    let authenticator = authenticator.with_jwks(&jwks(Some("k1"), |_| {}), &claimed()).unwrap();
+    let world = World::with(db, Setup { authenticator, ..Setup::default() }).await;
+    let (own, foreign) = ("wx_merchant_private_pkcs8.pem", "wx_other_private_pkcs8.pem");
+
+    assert_eq!(ask_with(&world, &by_rsa(Some("k1"), Algorithm::RS256, own)).await.status.as_u16(), 200);
+    assert_eq!(ask_with(&world, &by_rsa(None, Algorithm::RS256, own)).await.status.as_u16(), 200, "there is only one");
+    assert_eq!(ask_with(&world, &minted(&claims(json!({})), SECRET)).await.status.as_u16(), 200);
+    for (kid, algorithm, pem) in [
+        (Some("k2"), Algorithm::RS256, own),
+        (Some("k1"), Algorithm::RS256, foreign),
+        (Some("k1"), Algorithm::RS512, own),
+        (Some("k1"), Algorithm::PS256, own),
+    ] {
+        ask_with(&world, &by_rsa(kid, algorithm, pem)).await.is(401, "token_invalid");
+    }
+    // The classic: the public key, which everybody has, taken for a shared secret.
+    for text in [key("wx_merchant_public.pem"), jwks(Some("k1"), |_| {})] {
+        let mut header = Header::new(Algorithm::HS256);
+        header.kid = Some("k1".to_owned());
+        let forged = encode(&header, &claims(json!({})), &EncodingKey::from_secret(text.as_bytes())).unwrap();
+        ask_with(&world, &forged).await.is(401, "token_invalid");
+    }
+}
+
+#[test]
+fn a_jwks_with_keys_that_cannot_be_used_is_refused_whole() {
+    shared::telemetry::install_crypto();
+    let wrong = |text: &str| match Authenticator::new().with_jwks(text, &claimed()) {
+        Ok(_) => panic!("{text}"),
+        Err(wrong) => wrong.join("\n"),
+    };
+    insta::assert_snapshot!(
+        [
+            wrong("{}"),
+            wrong("{\"keys\":[]}"),
+            wrong(&jwks(None, |_| {})),
+            wrong(&jwks(Some("k1"), |jwk| jwk["alg"] = json!("RS512"))),
+            wrong(&jwks(Some("k1"), |jwk| jwk["n"] = json!("AQAB"))),
+            wrong(&jwks(Some("k1"), |jwk| jwk["use"] = json!("enc"))),
+            wrong("{\"keys\":[{\"kty\":\"oct\",\"kid\":\"k1\",\"k\":\"AAAA\"}]}"),
+        ]
+        .join("\n")
+    );
+}

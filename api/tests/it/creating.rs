@@ -1,0 +1,223 @@
+//! `POST /v1/orders` and `POST /v1/orders/{id}/payment`: one order for each key, whatever happens in between.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Method, StatusCode};
+use serde_json::json;
+use sqlx::PgPool;
+
+use crate::world::{Answer, Mood, World, alipay_order, creation, signed, wechat_order};
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn an_order_is_placed_with_everything_that_follows_from_it(db: PgPool) {
+    let world = World::new(db).await;
+    let mut body = alipay_order();
+    body["return_url"] = json!("https://shop.example.com/thanks?a=1");
+    body["metadata"] = json!({ "cart": [1, 2.5, null, { "deep": "é" }] });
+    body["expires_in"] = json!(300);
+    let answer = world.create("u1", "k1", &body).await;
+
+    assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
+    let placed = answer.json();
+    let order = &placed["order"];
+    assert_eq!(answer.header("location"), format!("/v1/orders/{}", order["id"].as_str().unwrap()));
+    assert_eq!((&order["status"], &order["amount"], &order["version"]), (&json!("pending"), &json!("12.34"), &json!(1)));
+    assert_eq!((&order["metadata"], &order["refunded_amount"]), (&body["metadata"], &json!("0.00")));
+    assert_eq!(placed["payment"]["kind"], "redirect");
+    let url = url::Url::parse(placed["payment"]["url"].as_str().unwrap()).unwrap();
+    assert!(url.query_pairs().any(|(name, value)| {
+        name == "notify_url" && value == "https://pay.example.com/v1/callbacks/alipay/main"
+    }));
+    for table in ["payment_orders", "payment_transactions", "jobs", "idempotency_keys"] {
+        assert_eq!(world.count(table).await, 1, "{table}");
+    }
+    let read = world.get(answer.header("location"), "u1").await;
+    assert_eq!(&read.json(), order, "the answer is what the database holds");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_repeat_answers_the_same_bytes(db: PgPool) {
+    let world = World::new(db).await;
+    for body in [alipay_order(), wechat_order()] {
+        let key = body["payment_method"].as_str().unwrap();
+        let first = world.create("u1", key, &body).await;
+        let again = world.create("u1", key, &body).await;
+        assert_eq!((first.status, again.status), (StatusCode::CREATED, StatusCode::CREATED));
+        assert_eq!(first.body, again.body);
+        assert_eq!(first.header("location"), again.header("location"));
+    }
+    assert_eq!((world.count("payment_orders").await, world.gateway.calls()), (2, 1));
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn sixty_four_at_once_make_one_order_and_agree(db: PgPool) {
+    let world = World::new(db).await;
+    world.gateway.is(Mood::Slow(Duration::from_millis(50)));
+    let body = wechat_order();
+    let sent = (0..64).map(|_| world.create("u1", "k1", &body));
+    let answers = futures_util::future::join_all(sent).await;
+    let bodies: HashSet<&str> = answers.iter().map(|answer| answer.body.as_str()).collect();
+    assert!(answers.iter().all(|answer| answer.status == StatusCode::CREATED), "{bodies:?}");
+    assert_eq!(bodies.len(), 1);
+    assert_eq!((world.count("payment_orders").await, world.count("payment_transactions").await), (1, 1));
+    assert_eq!(world.gateway.calls(), 1);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn two_processes_agree_as_well(db: PgPool) {
+    let (one, other) = (World::new(db.clone()).await, World::new(db).await);
+    let body = wechat_order();
+    let (first, second) = tokio::join!(one.create("u1", "k1", &body), other.create("u1", "k1", &body));
+    assert_eq!((first.status, &first.body), (second.status, &second.body));
+    assert_eq!(one.count("payment_orders").await, 1);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_key_is_required_well_formed_and_bound_to_one_request_of_one_user(db: PgPool) {
+    let world = World::new(db).await;
+    let without = signed(Method::POST, "/v1/orders", "u1").header("content-type", "application/json");
+    world.send(without.body(Body::from(alipay_order().to_string())).unwrap()).await.is(400, "idempotency_key_required");
+    world.create("u1", "", &alipay_order()).await.is(400, "idempotency_key_required");
+    for key in ["two words", &"k".repeat(256)] {
+        world.create("u1", key, &alipay_order()).await.is(400, "idempotency_key_invalid");
+    }
+    assert_eq!(world.create("u1", &"k".repeat(255), &alipay_order()).await.status, StatusCode::CREATED);
+
+    assert_eq!(world.create("u1", "k1", &alipay_order()).await.status, StatusCode::CREATED);
+    let mut other = alipay_order();
+    other["amount"] = json!("12.35");
+    world.create("u1", "k1", &other).await.is(422, "idempotency_key_reused");
+    world.create("u1", "k1", &json!({})).await.is(422, "idempotency_key_reused");
+    let theirs = world.create("u2", "k1", &other).await;
+    assert_eq!(theirs.status, StatusCode::CREATED, "another user's key is another key");
+    assert_eq!(world.count("payment_orders").await, 3);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_key_that_another_transaction_holds_is_in_flight(db: PgPool) {
+    let world = World::new(db.clone()).await;
+    let mut other = db.begin().await.unwrap();
+    sqlx::query(
+        "insert into idempotency_keys (user_id, key, route, request_hash, ref_id, created_at, expires_at) \
+         values ('u1', 'k1', 'POST /v1/orders', sha256(''), repeat('0', 32), now(), now())",
+    )
+    .execute(&mut *other)
+    .await
+    .unwrap();
+    let impatient = sqlx::postgres::PgPoolOptions::new()
+        .connect_with(db.connect_options().as_ref().clone().options([("lock_timeout", "200ms")]))
+        .await
+        .unwrap();
+    let impatient = World::new(impatient).await;
+    let answer = impatient.create("u1", "k1", &alipay_order()).await;
+    answer.is(409, "request_in_flight");
+    assert_eq!(answer.header("retry-after"), "1");
+    drop(other);
+    assert_eq!(world.create("u1", "k1", &alipay_order()).await.status, StatusCode::CREATED);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_failed_prepay_leaves_the_order_to_be_tried_again_under_its_key(db: PgPool) {
+    let world = World::new(db).await;
+    for (mood, status, code) in [
+        (Mood::IsAway, 503, "gateway_unavailable"),
+        (Mood::LosesTheAnswer, 503, "gateway_unavailable"),
+        (Mood::Babbles, 502, "gateway_protocol"),
+        (Mood::Refuses, 409, "order_unusable"),
+        (Mood::Panics, 500, "internal"),
+    ] {
+        world.gateway.is(mood);
+        let answer = world.create("u1", "k1", &wechat_order()).await;
+        answer.is(status, code);
+        assert_eq!(answer.header("retry-after").is_empty(), status != 503, "{mood:?}");
+        assert!(!answer.body.contains("secret"), "{}", answer.body);
+    }
+    world.gateway.is(Mood::Works);
+    let answer = world.create("u1", "k1", &wechat_order()).await;
+    assert_eq!(answer.status, StatusCode::CREATED);
+    assert_eq!(world.count("payment_orders").await, 1);
+    let asked = world.gateway.asked.lock().unwrap();
+    assert!(asked.len() == 6 && asked.iter().all(|params| *params == asked[0]), "the same parameters each time");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_client_that_hangs_up_changes_nothing(db: PgPool) {
+    let world = World::new(db).await;
+    world.gateway.is(Mood::Slow(Duration::from_millis(300)));
+    let impatient = tokio::time::timeout(Duration::from_millis(100), world.open(creation("u1", "k1", &wechat_order())));
+    assert!(impatient.await.is_err(), "dropped in the middle of prepay");
+    let answer = world.create("u1", "k1", &wechat_order()).await;
+    assert_eq!(answer.status, StatusCode::CREATED);
+    assert_eq!((world.count("payment_orders").await, world.gateway.calls()), (1, 1));
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_repeat_is_not_judged_by_rules_that_came_later(db: PgPool) {
+    let world = World::new(db.clone()).await;
+    let mut body = alipay_order();
+    body["return_url"] = json!("https://shop.example.com/thanks");
+    let first = world.create("u1", "k1", &body).await;
+    let mut stricter = crate::world::Setup::default();
+    stricter.settings.return_url_origins.clear();
+    let later = World::with(db, stricter).await;
+    assert_eq!(later.create("u1", "k1", &body).await.body, first.body);
+    later.create("u1", "k2", &body).await.is(400, "invalid_fields");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_fresh_credential_comes_from_the_same_parameters(db: PgPool) {
+    let world = World::new(db).await;
+    let placed = world.create("u1", "k1", &wechat_order()).await.json();
+    let path = format!("/v1/orders/{}/payment", placed["order"]["id"].as_str().unwrap());
+    let again = |user: &str| world.send(signed(Method::POST, &path, user).body(Body::empty()).unwrap());
+
+    let fresh = again("u1").await;
+    assert_eq!(fresh.status, StatusCode::OK, "{}", fresh.body);
+    assert_eq!(fresh.json()["order"], placed["order"]);
+    assert_ne!(fresh.json()["payment"], placed["payment"]);
+    again("u2").await.is(404, "order_not_found");
+    {
+        let asked = world.gateway.asked.lock().unwrap();
+        assert_eq!(asked[0], asked[1]);
+    }
+    sqlx::query("update payment_orders set expires_at = now() - interval '1 s'").execute(&world.db).await.unwrap();
+    again("u1").await.is(409, "order_not_payable");
+    sqlx::query("update payment_orders set status = 'closed', closed_at = now(), expires_at = now() + interval '1 h'")
+        .execute(&world.db)
+        .await
+        .unwrap();
+    again("u1").await.is(409, "order_not_payable");
+    assert_eq!(world.gateway.calls(), 2);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn every_scene_gets_its_kind_of_credential(db: PgPool) {
+    let world = World::new(db).await;
+    for (scene, kind) in [("page", "redirect"), ("wap", "redirect"), ("app", "invoke")] {
+        let mut body = alipay_order();
+        body["scene"] = json!(scene);
+        let answer: Answer = world.create("u1", scene, &body).await;
+        assert_eq!(answer.json()["payment"]["kind"], kind, "{}", answer.body);
+    }
+    for scene in ["jsapi", "mini"] {
+        let mut body = wechat_order();
+        body["scene"] = json!(scene);
+        body["openid"] = json!("oUpF8uMuAJO_M2pxb1Q9zNjWeS6o");
+        let answer = world.create("u1", scene, &body).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
+        assert!(!answer.body.contains("oUpF8u"), "the payer's id is not shown");
+    }
+    let asked = world.gateway.asked.lock().unwrap();
+    assert!(asked[0].to_string().contains("oUpF8u"), "and reaches the gateway");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn without_a_database_nothing_is_placed(db: PgPool) {
+    let world = World::new(db.clone()).await;
+    db.close().await;
+    let answer = world.create("u1", "k1", &alipay_order()).await;
+    answer.is(503, "unavailable");
+    assert_eq!(answer.header("retry-after"), "2");
+}

@@ -1,0 +1,107 @@
+//! Looking at orders: one's own, and nobody else's.
+
+use axum::body::Body;
+use axum::http::{Method, Request};
+use serde_json::Value;
+use sqlx::PgPool;
+use time::Duration;
+
+use crate::world::{Answer, World, signed, token};
+
+async fn with_view_token(world: &World, path: &str, token: &str) -> Answer {
+    world.send(Request::get(format!("{path}?view_token={token}")).body(Body::empty()).unwrap()).await
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn an_order_of_somebody_else_looks_like_none(db: PgPool) {
+    let world = World::new(db).await;
+    let placed = world.order("u1").await;
+    let id = placed["order"]["id"].as_str().unwrap();
+    assert_eq!(world.get(&format!("/v1/orders/{id}"), "u1").await.json(), placed["order"]);
+
+    let theirs = world.get(&format!("/v1/orders/{id}"), "u2").await;
+    let none = world.get(&format!("/v1/orders/{}", "0".repeat(32)), "u2").await;
+    theirs.is(404, "order_not_found");
+    assert_eq!(theirs.body, none.body);
+    insta::assert_json_snapshot!(theirs.json());
+    for id in ["1", "../orders", "%2e%2e", "0193A1B2C3D47E5F8899AABBCCDDEEFF", "%ff", &"0".repeat(33)] {
+        world.get(&format!("/v1/orders/{id}"), "u1").await.is(404, "order_not_found");
+        let payment = signed(Method::POST, &format!("/v1/orders/{id}/payment"), "u1");
+        world.send(payment.body(Body::empty()).unwrap()).await.is(404, "order_not_found");
+    }
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn an_order_shows_neither_payer_nor_parameters(db: PgPool) {
+    let world = World::new(db).await;
+    let placed = world.order("u1").await;
+    let names: Vec<&String> = placed["order"].as_object().unwrap().keys().collect();
+    insta::assert_json_snapshot!(names);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_view_token_opens_one_order_and_nothing_else(db: PgPool) {
+    let world = World::new(db).await;
+    let (mine, other) = (world.order("u1").await, world.order("u1").await);
+    let id = |placed: &Value| placed["order"]["id"].as_str().unwrap().to_owned();
+    let view_token = mine["view_token"].as_str().unwrap();
+    let path = format!("/v1/orders/{}", id(&mine));
+
+    assert_eq!(with_view_token(&world, &path, view_token).await.json(), mine["order"]);
+    with_view_token(&world, &format!("/v1/orders/{}", id(&other)), view_token).await.is(404, "order_not_found");
+    with_view_token(&world, "/v1/orders", view_token).await.is(401, "token_missing");
+    with_view_token(&world, &path, &token("u1")).await.is(401, "token_invalid");
+    with_view_token(&world, &path, "").await.is(401, "token_invalid");
+    let post = Request::post(format!("{path}/payment?view_token={view_token}")).body(Body::empty()).unwrap();
+    world.send(post).await.is(401, "token_missing");
+
+    let order = shared::domain::OrderId::parse(&id(&mine)).unwrap();
+    let stale = world.app.clock.now() - Duration::days(1) - Duration::seconds(5);
+    let stale = world.app.view_tokens.mint(order, stale).unwrap();
+    with_view_token(&world, &path, &stale).await.is(401, "token_expired");
+    let last_day = world.app.clock.now() - Duration::hours(23);
+    let last_day = world.app.view_tokens.mint(order, last_day).unwrap();
+    assert_eq!(with_view_token(&world, &path, &last_day).await.status.as_u16(), 200);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn the_list_pages_through_ones_own_orders(db: PgPool) {
+    let world = World::new(db).await;
+    let mut placed = Vec::new();
+    for _ in 0..5 {
+        placed.push(world.order("u1").await["order"].clone());
+    }
+    world.order("u2").await;
+    placed.sort_by_key(|order| std::cmp::Reverse(order["id"].as_str().unwrap().to_owned()));
+
+    let mut seen = Vec::new();
+    let mut path = "/v1/orders?limit=2".to_owned();
+    loop {
+        let page = world.get(&path, "u1").await.json();
+        seen.extend(page["orders"].as_array().unwrap().clone());
+        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        path = format!("/v1/orders?limit=2&cursor={cursor}");
+    }
+    assert_eq!(seen, placed);
+    let all = world.get("/v1/orders", "u1").await.json();
+    assert_eq!((all["orders"].as_array().unwrap().len(), &all["next_cursor"]), (5, &Value::Null));
+    let exactly = world.get("/v1/orders?limit=5", "u1").await.json();
+    assert_eq!(exactly["next_cursor"], Value::Null);
+    let nobody = world.get("/v1/orders", "u3").await;
+    assert_eq!(nobody.body, r#"{"orders":[],"next_cursor":null}"#);
+
+    let wrong = world.get("/v1/orders?limit=101&cursor=zzz", "u1").await;
+    wrong.is(400, "invalid_fields");
+    insta::assert_json_snapshot!(wrong.json());
+    for limit in ["0", "-1", "x", "", "9999999999999999999"] {
+        world.get(&format!("/v1/orders?limit={limit}"), "u1").await.is(400, "invalid_fields");
+    }
+    world.get("/v1/orders?limit=1&limit=2", "u1").await.is(400, "bad_request");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn payment_methods_are_what_the_accounts_offer(db: PgPool) {
+    let world = World::new(db).await;
+    let answer = world.send(Request::get("/v1/payment-methods").body(Body::empty()).unwrap()).await;
+    insta::assert_json_snapshot!(answer.json());
+}

@@ -1,0 +1,125 @@
+//! What a client is told about a body that is not in order: every fault at once, in words that do not change.
+
+use axum::body::Body;
+use axum::http::Method;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::world::{World, alipay_order, signed, wechat_order};
+
+/// The faults that a changed body meets; `null` takes a field away.
+async fn faults(world: &World, mut body: Value, changes: Value) -> Value {
+    for (name, value) in changes.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    let answer = world.create("u1", "k", &body).await;
+    answer.is(400, "invalid_fields");
+    answer.json()["errors"].clone()
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn every_bad_field_is_named_at_once(db: PgPool) {
+    let world = World::new(db).await;
+    let nothing = world.create("u1", "k", &json!({})).await;
+    insta::assert_json_snapshot!("nothing", nothing.json());
+    let everything_wrong = json!({
+        "product_type": "two words",
+        "subject": "a/b",
+        "amount": 12.34,
+        "payment_method": "paypal",
+        "scene": "moon",
+        "openid": "",
+        "expires_in": 299,
+        "account": "Main",
+        "return_url": "https://evil.example.com/",
+        "metadata": [],
+        "amuont": "1.00",
+        "notify_url": "https://evil.example.com/",
+    });
+    let everything_wrong = world.create("u1", "k", &everything_wrong).await;
+    insta::assert_json_snapshot!("everything_wrong", everything_wrong.json());
+    assert_eq!(world.count("payment_orders").await + world.count("idempotency_keys").await, 0);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn each_rule_has_its_words(db: PgPool) {
+    let world = World::new(db).await;
+    let long = "x".repeat(5000);
+    let alipay = [
+        json!({ "amount": "0" }),
+        json!({ "amount": "0.001" }),
+        json!({ "amount": "100000000.00" }),
+        json!({ "amount": "-1" }),
+        json!({ "amount": "" }),
+        json!({ "subject": "x".repeat(257) }),
+        json!({ "subject": "a\u{0}b" }),
+        json!({ "product_type": "" }),
+        json!({ "product_type": 7 }),
+        json!({ "scene": "native" }),
+        json!({ "scene": "qr" }),
+        json!({ "openid": "o1" }),
+        json!({ "expires_in": 604_801 }),
+        json!({ "expires_in": "300" }),
+        json!({ "expires_in": 300.5 }),
+        json!({ "account": "nobody" }),
+        json!({ "account": "retired" }),
+        json!({ "return_url": "shop.example.com" }),
+        json!({ "return_url": "javascript:alert(1)" }),
+        json!({ "return_url": "http://shop.example.com/" }),
+        json!({ "return_url": "https://shop.example.com:8443/" }),
+        json!({ "return_url": "https://user@shop.example.com/" }),
+        json!({ "return_url": "https://shop.example.com.evil.example/" }),
+        json!({ "return_url": format!("https://shop.example.com/{long}") }),
+        json!({ "metadata": { "long": long } }),
+        json!({ "metadata": { "nul": ["a\u{0}"] } }),
+        json!({ "metadata": "text" }),
+        json!({ "status": "paid" }),
+    ];
+    let mut told = Vec::new();
+    for changes in alipay {
+        told.push(faults(&world, alipay_order(), changes).await);
+    }
+    for changes in [json!({ "scene": "page" }), json!({ "scene": "jsapi" }), json!({ "scene": "mini", "openid": "o 1" })] {
+        told.push(faults(&world, wechat_order(), changes).await);
+    }
+    insta::assert_json_snapshot!(told);
+    assert_eq!(world.count("payment_orders").await, 0);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn bounds_are_inside(db: PgPool) {
+    let world = World::new(db).await;
+    for (n, changes) in [
+        json!({ "amount": "0.01", "expires_in": 300, "subject": "大".repeat(256) }),
+        json!({ "amount": "99999999.99", "expires_in": 604_800, "product_type": "x".repeat(32) }),
+        json!({ "account": "main", "metadata": { "x": "y".repeat(4096 - 8) }, "openid": null }),
+        json!({ "return_url": "https://shop.example.com" }),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut body = alipay_order();
+        body.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let answer = world.create("u1", &format!("k{n}"), &body).await;
+        assert_eq!(answer.status.as_u16(), 201, "{}", answer.body);
+    }
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn what_is_no_json_object_is_malformed(db: PgPool) {
+    let world = World::new(db).await;
+    let send = |media: &'static str, body: Vec<u8>| {
+        let request = signed(Method::POST, "/v1/orders", "u1").header("idempotency-key", "k").header("content-type", media);
+        world.send(request.body(Body::from(body)).unwrap())
+    };
+    for body in ["", "{", "[]", "null", "{\"a\":1}x", "{'a':1}", "{\"a\":1e999}", "\"\\ud800\""] {
+        send("application/json", body.into()).await.is(400, "malformed_json");
+    }
+    send("application/json", vec![0xff, 0xfe]).await.is(400, "malformed_json");
+    send("application/json", "[".repeat(60_000).into()).await.is(400, "malformed_json");
+    for media in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""] {
+        send(media, alipay_order().to_string().into()).await.is(415, "unsupported_media_type");
+    }
+    let answer = send("Application/JSON; charset=utf-8", alipay_order().to_string().into()).await;
+    assert_eq!(answer.status.as_u16(), 201, "{}", answer.body);
+}

@@ -1,0 +1,355 @@
+//! A whole ingress for one test: a fresh database, no broker unless asked for, accounts whose keys we hold, and a
+//! gateway that does as it is told.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::ConnectInfo;
+use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use payment_api::App;
+use payment_api::auth::{Authenticator, Claimed};
+use payment_api::config::Settings;
+use payment_api::hub::Hub;
+use payment_api::intake::Intake;
+use payment_api::state::Accounts;
+use payment_api::view_token::ViewTokens;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use shared::clock::Clock;
+use shared::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
+use shared::gateway::{
+    CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, NoAccount, Payment, PrepayOrder, PrepayRequest, Trade,
+    Verified,
+};
+use shared::job::Callback;
+use shared::mq::{Publisher, PublisherOptions};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
+pub const VIEW_SECRET: &str = "fedcba9876543210fedcba9876543210";
+/// Nobody listens there.
+const NO_BROKER: &str = "amqp://guest:guest@127.0.0.1:9/%2f";
+
+static GATEWAYS: LazyLock<Arc<Gateways>> = LazyLock::new(|| {
+    shared::telemetry::install_crypto();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gateways.toml");
+    Arc::new(Gateways::load(&file).expect("the fixture is in order"))
+});
+
+/// See the module.
+pub struct World {
+    pub app: Arc<App>,
+    pub router: Router,
+    pub db: PgPool,
+    /// WeChat Pay, for prepay.
+    pub gateway: Arc<Puppet>,
+    pub stop: CancellationToken,
+}
+
+/// What differs between worlds.
+pub struct Setup {
+    pub clock: Clock,
+    pub broker: SecretString,
+    pub settings: Settings,
+    pub authenticator: Authenticator,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        let settings = Settings {
+            public_url: "https://pay.example.com".to_owned(),
+            return_url_origins: vec![url::Url::parse("https://shop.example.com").unwrap().origin()],
+            trusted_proxies: Vec::new(),
+            alipay_callback_ips: Vec::new(),
+            wechat_callback_ips: Vec::new(),
+            streams: 8,
+            requests: 128,
+            callbacks: 128,
+        };
+        let authenticator = Authenticator::new().with_secret(&SECRET.into(), &claimed());
+        Setup { clock: Clock::system(), broker: NO_BROKER.into(), settings, authenticator }
+    }
+}
+
+pub fn claimed() -> Claimed {
+    Claimed { issuer: "payment".to_owned(), audience: "payment-api".to_owned() }
+}
+
+impl World {
+    pub async fn new(db: PgPool) -> World {
+        World::with(db, Setup::default()).await
+    }
+
+    pub async fn with(db: PgPool, setup: Setup) -> World {
+        let gateway = Arc::new(Puppet::new());
+        let stop = CancellationToken::new();
+        let publisher =
+            Publisher::start(&setup.broker, "test", PublisherOptions::default(), stop.clone()).expect("an address");
+        if setup.broker_is_there() {
+            publisher.ready().await;
+        }
+        let app = Arc::new(App {
+            db: db.clone(),
+            accounts: Arc::new(Staged { wechat: gateway.clone() }),
+            clock: setup.clock,
+            intake: Intake::new(publisher, db.clone(), setup.clock),
+            authenticator: setup.authenticator,
+            view_tokens: ViewTokens::new(&VIEW_SECRET.into()),
+            hub: Hub::new(setup.settings.streams, stop.clone()),
+            turns: Arc::default(),
+            strikes: Default::default(),
+            settings: setup.settings,
+        });
+        World { router: payment_api::router(app.clone()), app, db, gateway, stop }
+    }
+
+    /// Sends a request as a client at 198.51.100.7 would; adds `Host` unless it has one.
+    pub async fn send(&self, request: Request<Body>) -> Answer {
+        Answer::of(self.open(request).await).await
+    }
+
+    /// The same, without reading the body.
+    pub async fn open(&self, mut request: Request<Body>) -> Response<Body> {
+        if !request.headers().contains_key("host") {
+            request.headers_mut().insert("host", "pay.example.com".parse().unwrap());
+        }
+        if request.extensions().get::<ConnectInfo<SocketAddr>>().is_none() {
+            request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([198, 51, 100, 7], 40_000))));
+        }
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
+    pub async fn create(&self, user: &str, key: &str, body: &Value) -> Answer {
+        self.send(creation(user, key, body)).await
+    }
+
+    pub async fn get(&self, path: &str, user: &str) -> Answer {
+        self.send(signed(Method::GET, path, user).body(Body::empty()).unwrap()).await
+    }
+
+    /// An Alipay order of `user`: the whole answer.
+    pub async fn order(&self, user: &str) -> Value {
+        let key = uuid::Uuid::now_v7().to_string();
+        let answer = self.create(user, &key, &alipay_order()).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
+        answer.json()
+    }
+
+    pub async fn count(&self, table: &str) -> i64 {
+        let query = format!("select count(*) from {table}");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(&self.db).await.unwrap()
+    }
+}
+
+impl Setup {
+    fn broker_is_there(&self) -> bool {
+        secrecy::ExposeSecret::expose_secret(&self.broker) != NO_BROKER
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// An answer, read to its end.
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Answer {
+    async fn of(response: Response<Body>) -> Answer {
+        let (parts, body) = response.into_parts();
+        let body = to_bytes(body, 1 << 20).await.unwrap();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The answer is this problem.
+    #[track_caller]
+    pub fn is(&self, status: u16, code: &str) {
+        assert_eq!(self.header("content-type"), "application/problem+json", "{}", self.body);
+        let body = self.json();
+        assert_eq!((self.status.as_u16(), body["code"].as_str()), (status, Some(code)), "{}", self.body);
+        assert_eq!((&body["status"], &body["type"]), (&json!(status), &json!(format!("/problems/{code}"))));
+    }
+}
+
+pub fn signed(method: Method, path: &str, user: &str) -> axum::http::request::Builder {
+    Request::builder().method(method).uri(path).header("authorization", format!("Bearer {}", token(user)))
+}
+
+pub fn creation(user: &str, key: &str, body: &Value) -> Request<Body> {
+    let request = signed(Method::POST, "/v1/orders", user);
+    let request = request.header("idempotency-key", key).header("content-type", "application/json");
+    request.body(Body::from(body.to_string())).unwrap()
+}
+
+pub fn token(user: &str) -> String {
+    let now = Clock::system().now().unix_timestamp();
+    minted(&json!({ "sub": user, "iss": "payment", "aud": "payment-api", "exp": now + 300 }), SECRET)
+}
+
+pub fn minted(claims: &Value, secret: &str) -> String {
+    shared::telemetry::install_crypto();
+    encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+}
+
+pub fn alipay_order() -> Value {
+    json!({
+        "product_type": "membership",
+        "subject": "Premium, one month",
+        "amount": "12.34",
+        "payment_method": "alipay",
+        "scene": "page",
+    })
+}
+
+pub fn wechat_order() -> Value {
+    json!({
+        "product_type": "membership",
+        "subject": "Premium, one month",
+        "amount": "12.34",
+        "payment_method": "wechat",
+        "scene": "native",
+    })
+}
+
+/// The accounts of the fixture, with a puppet for WeChat Pay's prepay.
+struct Staged {
+    wechat: Arc<Puppet>,
+}
+
+impl Accounts for Staged {
+    fn get(&self, method: PaymentMethod, account: &AccountName) -> Option<Arc<dyn Gateway>> {
+        let real = GATEWAYS.get(method, account)?;
+        match method {
+            PaymentMethod::Alipay => Some(real),
+            PaymentMethod::Wechat => Some(self.wechat.clone()),
+        }
+    }
+
+    fn for_new_order(
+        &self,
+        method: PaymentMethod,
+        scene: Scene,
+        account: Option<&AccountName>,
+    ) -> Result<Arc<dyn Gateway>, NoAccount> {
+        let real = GATEWAYS.for_new_order(method, scene, account)?;
+        match method {
+            PaymentMethod::Alipay => Ok(real),
+            PaymentMethod::Wechat => Ok(self.wechat.clone()),
+        }
+    }
+
+    fn scenes(&self, method: PaymentMethod) -> Vec<Scene> {
+        GATEWAYS.scenes(method)
+    }
+}
+
+/// How the puppet answers a prepay call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mood {
+    Works,
+    Slow(Duration),
+    Refuses,
+    IsAway,
+    LosesTheAnswer,
+    Babbles,
+    Panics,
+}
+
+/// A gateway that does as it is told; callbacks are the real adapter's.
+pub struct Puppet {
+    real: Arc<dyn Gateway>,
+    pub mood: Mutex<Mood>,
+    pub calls: AtomicUsize,
+    /// The parameters of each call.
+    pub asked: Mutex<Vec<Value>>,
+}
+
+impl Puppet {
+    fn new() -> Puppet {
+        let real = GATEWAYS.get(PaymentMethod::Wechat, &AccountName::parse("main").unwrap()).unwrap();
+        Puppet { real, mood: Mutex::new(Mood::Works), calls: AtomicUsize::new(0), asked: Mutex::default() }
+    }
+
+    pub fn is(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+    }
+
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+#[async_trait::async_trait]
+impl Gateway for Puppet {
+    fn method(&self) -> PaymentMethod {
+        PaymentMethod::Wechat
+    }
+
+    fn account(&self) -> &AccountName {
+        self.real.account()
+    }
+
+    fn prepay_request(&self, order: &PrepayOrder) -> Result<PrepayRequest, GatewayError> {
+        self.real.prepay_request(order)
+    }
+
+    async fn prepay(&self, request: &PrepayRequest, _: OffsetDateTime) -> Result<Payment, GatewayError> {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        self.asked.lock().unwrap().push(request.params.clone());
+        let mood = *self.mood.lock().unwrap();
+        match mood {
+            Mood::Works => {}
+            Mood::Slow(wait) => tokio::time::sleep(wait).await,
+            Mood::Refuses => {
+                let (code, message) = ("ORDER_CLOSED".to_owned(), "secret words".to_owned());
+                return Err(GatewayError::Refused { code, message });
+            }
+            Mood::IsAway => return Err(GatewayError::Unavailable("connection refused".to_owned())),
+            Mood::LosesTheAnswer => return Err(GatewayError::Unknown("timeout".to_owned())),
+            Mood::Babbles => return Err(GatewayError::Protocol("not JSON".to_owned())),
+            Mood::Panics => panic!("secret words"),
+        }
+        // Different on each call, as real credentials are.
+        Ok(Payment::Qr { code_url: format!("weixin://wxpay/bizpayurl?pr={call}") })
+    }
+
+    async fn query(&self, _: &OrderNo, _: OffsetDateTime) -> Result<Verified<Trade>, GatewayError> {
+        Err(GatewayError::Unavailable("not asked for".to_owned()))
+    }
+
+    async fn close(&self, _: &OrderNo, _: OffsetDateTime) -> Result<CloseOutcome, GatewayError> {
+        Err(GatewayError::Unavailable("not asked for".to_owned()))
+    }
+
+    fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
+        self.real.verify(callback, now)
+    }
+
+    fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
+        self.real.read(callback)
+    }
+}

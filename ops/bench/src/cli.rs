@@ -1,0 +1,100 @@
+//! The command line and the environment variables.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+use url::Url;
+
+/// Measure the payment service beside its limits. `cargo xtask bench` starts the servers and passes the environment.
+///
+/// Exit code: 0 when every target was met, 3 when one was missed, 1 when something failed.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Cli {
+    /// Only these, instead of everything
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) only: Vec<What>,
+    /// Callbacks in each repeat
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    pub(crate) callbacks: u32,
+    /// Orders created in each repeat
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    pub(crate) orders: u32,
+    /// Seconds of each repeat of the latency measurement, at 100 callbacks per second
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub(crate) seconds: u32,
+    /// Repeats; the table shows medians
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+    pub(crate) repeats: u32,
+    /// Keep-alive connections of the load generator
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub(crate) connections: u32,
+    /// One short repeat of everything: to see whether it works, not how fast
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Measure memory with 100 000 callbacks queued, too
+    #[arg(long)]
+    pub(crate) backlog: bool,
+    /// Write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// A PostgreSQL server where this user may create a database
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub(crate) database_url: Url,
+    /// The service's user at the broker
+    #[arg(long, env = "AMQP_URL", hide_env_values = true)]
+    pub(crate) amqp_url: String,
+    /// The deploy user at the broker, who may declare
+    #[arg(long, env = "AMQP_ADMIN_URL", hide_env_values = true)]
+    pub(crate) amqp_admin_url: String,
+    /// The broker's management plugin, with user and password
+    #[arg(long, env = "RABBITMQ_MANAGEMENT_URL", hide_env_values = true)]
+    pub(crate) rabbitmq_management_url: String,
+    /// The folder with payment-api, callback-worker and relay, built with --release
+    #[arg(long, env = "PAYMENT_BIN_DIR")]
+    pub(crate) bin_dir: PathBuf,
+    /// Where keys and logs are kept during the run; the cost of an fsync is measured there
+    #[arg(long, env = "PAYMENT_SERVERS_DIR", value_name = "DIR")]
+    pub(crate) work_dir: Option<PathBuf>,
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum What {
+    /// Callbacks settled per second
+    Settled,
+    /// Callbacks accepted per second
+    Accepted,
+    /// Orders created per second
+    Orders,
+    /// From callback received to event published
+    Latency,
+    /// Memory of each process
+    Memory,
+}
+
+impl Cli {
+    pub(crate) fn wants(&self, what: What) -> bool {
+        self.only.is_empty() || self.only.contains(&what)
+    }
+
+    /// Callbacks in each repeat.
+    pub(crate) fn callbacks(&self) -> u32 {
+        if self.quick { self.callbacks.min(2_000) } else { self.callbacks }
+    }
+
+    /// Orders in each repeat.
+    pub(crate) fn orders(&self) -> u32 {
+        if self.quick { self.orders.min(500) } else { self.orders }
+    }
+
+    /// Seconds of each latency repeat.
+    pub(crate) fn seconds(&self) -> u32 {
+        if self.quick { self.seconds.min(3) } else { self.seconds }
+    }
+
+    /// Repeats of everything.
+    pub(crate) fn repeats(&self) -> u32 {
+        if self.quick { 1 } else { self.repeats }
+    }
+}

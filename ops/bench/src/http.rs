@@ -1,0 +1,205 @@
+//! The load generator: requests rendered beforehand, sent over many keep-alive connections, as cheaply as can be.
+//!
+//! No HTTP library: the answers of interest have a status, a length and a short body, and what a library would cost
+//! here would be taken from the service under test.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep_until, timeout};
+
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(30);
+/// The largest answer that is read.
+const LARGEST: usize = 1024 * 1024;
+
+/// Whole requests, head and body, ready to be written.
+pub(crate) type Requests = Arc<Vec<Vec<u8>>>;
+
+/// How to send.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) to: SocketAddr,
+    pub(crate) connections: u32,
+    /// The time from one request to the next; without it, as fast as answers come.
+    pub(crate) pace: Option<Duration>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) elapsed: Duration,
+    /// When each request was sent, by its number.
+    pub(crate) at: Vec<Instant>,
+    /// How long each answer took, in milliseconds, in no order.
+    pub(crate) answered_ms: Vec<f64>,
+}
+
+/// A request as bytes.
+pub(crate) fn render(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut request = format!("POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {}\r\n", body.len()).into_bytes();
+    for (name, value) in headers {
+        request.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+    }
+    request.extend_from_slice(b"\r\n");
+    request.extend_from_slice(body);
+    request
+}
+
+/// Sends every request once and waits for every answer; all must be successes.
+pub(crate) async fn send(load: Load, requests: &Requests) -> Result<Sent> {
+    let next = Arc::new(AtomicUsize::new(0));
+    let began = Instant::now();
+    let mut tasks = Vec::new();
+    for _ in 0..load.connections {
+        tasks.push(tokio::spawn(work(load, requests.clone(), next.clone(), began)));
+    }
+    let mut sent = Sent { elapsed: Duration::ZERO, at: vec![began; requests.len()], answered_ms: Vec::new() };
+    let mut refused: BTreeMap<String, usize> = BTreeMap::new();
+    for task in tasks {
+        for Done { number, at, took, answer } in task.await.context("a connection of the load generator")?? {
+            sent.at[number] = at;
+            sent.answered_ms.push(took.as_secs_f64() * 1000.0);
+            if !answer.is_success() {
+                *refused.entry(answer.to_string()).or_default() += 1;
+            }
+        }
+    }
+    sent.elapsed = began.elapsed();
+    ensure!(refused.is_empty(), "not every request was answered with success: {refused:?}");
+    ensure!(sent.answered_ms.len() == requests.len(), "a connection of the load generator ended early");
+    Ok(sent)
+}
+
+struct Done {
+    number: usize,
+    at: Instant,
+    took: Duration,
+    answer: Answer,
+}
+
+async fn work(load: Load, requests: Requests, next: Arc<AtomicUsize>, began: Instant) -> Result<Vec<Done>> {
+    let mut connection = Connection::open(load.to).await?;
+    let mut done = Vec::new();
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        let Some(request) = requests.get(number) else { return Ok(done) };
+        if let Some(pace) = load.pace {
+            sleep_until((began + pace * u32::try_from(number)?).into()).await;
+        }
+        let at = Instant::now();
+        let answer = connection.call(request).await.with_context(|| format!("request {number}"))?;
+        done.push(Done { number, at, took: at.elapsed(), answer });
+    }
+}
+
+/// One answer, its body shortened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    /// A success as a gateway understands it, or an order made: at Alipay the status says nothing.
+    fn is_success(&self) -> bool {
+        match self.status {
+            200 => self.body == b"success",
+            status => matches!(status, 201 | 204),
+        }
+    }
+}
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = String::from_utf8_lossy(&self.body);
+        write!(f, "{} {}", self.status, text.chars().take(160).collect::<String>())
+    }
+}
+
+/// One keep-alive connection.
+pub(crate) struct Connection {
+    socket: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    pub(crate) async fn open(to: SocketAddr) -> Result<Connection> {
+        let socket = TcpStream::connect(to).await.with_context(|| format!("connecting to {to}"))?;
+        socket.set_nodelay(true)?;
+        Ok(Connection { socket, buffer: Vec::with_capacity(4096) })
+    }
+
+    /// One request, one answer.
+    pub(crate) async fn call(&mut self, request: &[u8]) -> Result<Answer> {
+        timeout(ANSWER, self.exchange(request)).await.with_context(|| format!("no answer within {ANSWER:?}"))?
+    }
+
+    async fn exchange(&mut self, request: &[u8]) -> Result<Answer> {
+        self.socket.write_all(request).await?;
+        self.buffer.clear();
+        loop {
+            if let Some((answer, length)) = parse(&self.buffer)? {
+                ensure!(length == self.buffer.len(), "more was answered than was asked");
+                return Ok(answer);
+            }
+            ensure!(self.buffer.len() < LARGEST, "the answer is too large");
+            ensure!(self.socket.read_buf(&mut self.buffer).await? > 0, "the connection was closed before the answer");
+        }
+    }
+}
+
+/// An answer and its length, once it is whole.
+fn parse(bytes: &[u8]) -> Result<Option<(Answer, usize)>> {
+    let Some(head) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
+    let text = std::str::from_utf8(&bytes[..head]).context("the head of the answer is not text")?;
+    let mut lines = text.split("\r\n");
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok());
+    let status: u16 = status.context("the answer has no status")?;
+    let mut length = if status == 204 { Some(0) } else { None };
+    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+        if name.eq_ignore_ascii_case("content-length") {
+            length = Some(value.trim().parse::<usize>().context("the answer's length is no number")?);
+        }
+    }
+    let Some(length) = length else { bail!("the answer {status} has no length") };
+    let end = head + 4 + length;
+    Ok(bytes.get(head + 4..end).map(|body| (Answer { status, body: body.to_vec() }, end)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_once_it_is_whole() {
+        let whole = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\nContent-Length: 7\r\n\r\nsuccess";
+        for cut in 0..whole.len() {
+            assert_eq!(parse(&whole[..cut]).unwrap(), None, "{cut}");
+        }
+        let (answer, length) = parse(whole).unwrap().unwrap();
+        assert_eq!((answer.is_success(), length), (true, whole.len()));
+        let (answer, _) = parse(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap().unwrap();
+        assert!(answer.is_success());
+    }
+
+    #[test]
+    fn failures_are_no_successes_and_oddities_are_errors() {
+        let (answer, _) = parse(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfail").unwrap().unwrap();
+        assert!(!answer.is_success());
+        assert!(parse(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").is_err());
+        assert!(parse(b"nonsense\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_request_is_rendered_whole() {
+        let request = render("/p", &[("A", "b")], b"xy");
+        assert_eq!(request, b"POST /p HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\nA: b\r\n\r\nxy");
+    }
+}
