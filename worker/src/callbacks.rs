@@ -224,7 +224,7 @@ impl Examined {
         Evidence {
             callback: &self.callback,
             notice_id: told.map_or_else(|| digest(&self.callback.body), |told| told.notice_id.clone()),
-            order_no: told.map(|told| told.order_no.as_str()),
+            order_no: told.map(|told| told.order_no.as_str()).filter(|order_no| !order_no.is_empty()),
             verdict,
         }
     }

@@ -94,6 +94,15 @@ pub struct Due {
     pub payload: Value,
 }
 
+/// Which due jobs to lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Those that were never published, and those whose lease has ended without an answer.
+    All,
+    /// Only those that were never published: the queue is long, and a repeat would make it longer.
+    Fresh,
+}
+
 /// Leases due jobs of a kind, oldest first. A job that was published and not answered comes again when its lease ends;
 /// the lease doubles each time, from 1 minute to 1 hour.
 ///
@@ -102,6 +111,7 @@ pub struct Due {
 pub async fn lease_due(
     connection: &mut PgConnection,
     kind: &str,
+    which: Lease,
     limit: i64,
     now: OffsetDateTime,
 ) -> Result<Vec<Due>, DbError> {
@@ -114,7 +124,7 @@ pub async fn lease_due(
             fence = j.fence + 1
         from (
           select id from jobs
-          where kind = $1 and due_at <= $3 and (lease_until is null or lease_until <= $3)
+          where kind = $1 and due_at <= $3 and (lease_until is null or ($4 and lease_until <= $3))
           order by due_at
           limit $2
           for update skip locked
@@ -125,18 +135,19 @@ pub async fn lease_due(
         kind,
         limit,
         now,
+        which == Lease::All,
     )
     .fetch_all(connection)
     .await?)
 }
 
-/// Ends leases at once: what was published did not arrive.
+/// Ends leases: what was to be published did not arrive. It is due again at `retry_at`.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn release(connection: &mut PgConnection, ids: &[i64], retry_at: OffsetDateTime) -> Result<(), DbError> {
     sqlx::query!(
-        "update jobs set lease_until = $2, publishes = greatest(publishes - 1, 0) where id = any($1)",
+        "update jobs set lease_until = null, publishes = greatest(publishes - 1, 0), due_at = $2 where id = any($1)",
         ids,
         retry_at,
     )

@@ -188,7 +188,7 @@ pub async fn declare(connection: &Connection) -> Result<(), MqError> {
         faults.collect(format!("exchange {}", exchange.name), declared)?;
     }
     for queue in QUEUES {
-        faults.collect(format!("queue {queue}"), declare_queue(connection, queue, false).await)?;
+        faults.collect(format!("queue {queue}"), declare_queue(connection, queue, false).await.map(drop))?;
     }
     for binding in BINDINGS {
         let object = format!("binding {} → {} ({})", binding.exchange, binding.queue, binding.routing_key);
@@ -216,13 +216,21 @@ pub async fn check(connection: &Connection, needs: Needs) -> Result<(), MqError>
         faults.collect(format!("exchange {name}"), found)?;
     }
     for queue in needs.queues {
-        let mut found = declare_queue(connection, queue, true).await;
+        let mut found = declare_queue(connection, queue, true).await.map(drop);
         if found.is_ok() {
-            found = unless_refused(declare_queue(connection, queue, false).await);
+            found = unless_refused(declare_queue(connection, queue, false).await.map(drop));
         }
         faults.collect(format!("queue {queue}"), found)?;
     }
     faults.finish()
+}
+
+/// How many messages of a queue wait for a consumer; those being worked on do not count.
+///
+/// # Errors
+/// When there is no such queue, or the broker cannot be asked.
+pub async fn depth(connection: &Connection, queue: &str) -> Result<u32, MqError> {
+    declare_queue(connection, queue, true).await
 }
 
 /// Whether the relay has set this broker up before: false on a new or wiped one.
@@ -274,12 +282,15 @@ async fn declare_exchange(
     step("declaring an exchange", channel.exchange_declare(name.into(), kind, options, FieldTable::default())).await
 }
 
-async fn declare_queue(connection: &Connection, name: &str, passive: bool) -> Result<(), MqError> {
+/// How many messages of the queue wait for a consumer.
+async fn declare_queue(connection: &Connection, name: &str, passive: bool) -> Result<u32, MqError> {
     let options = QueueDeclareOptions { passive, durable: true, ..Default::default() };
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     let channel = fresh(connection).await?;
-    step("declaring a queue", channel.queue_declare(name.into(), options, arguments)).await.map(drop)
+    step("declaring a queue", channel.queue_declare(name.into(), options, arguments))
+        .await
+        .map(|queue| queue.message_count())
 }
 
 async fn bind(connection: &Connection, binding: &Binding) -> Result<(), MqError> {

@@ -2,7 +2,7 @@
 //! there is a worker that takes them.
 
 use shared::db::cases::NewCase;
-use shared::db::jobs::{self, Due};
+use shared::db::jobs::{self, Due, Lease};
 use shared::db::{DbError, events};
 use shared::domain::CaseKind;
 use shared::job::{Callback, kind};
@@ -14,8 +14,8 @@ use tracing::{error, warn};
 use super::{BATCH, CONFIRM, Relay};
 
 /// Publishes due callbacks. Returns how many went out.
-pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
-    let due = jobs::lease_due(connection, kind::CALLBACK, BATCH, relay.clock.now()).await?;
+pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection, which: Lease) -> Result<usize, DbError> {
+    let due = jobs::lease_due(connection, kind::CALLBACK, which, BATCH, relay.clock.now()).await?;
     let (mut ids, mut messages) = (Vec::new(), Vec::new());
     for job in due {
         match read(&job) {

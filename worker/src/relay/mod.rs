@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use shared::clock::Clock;
+use shared::db::jobs::Lease;
 use shared::db::{DbError, events, jobs, leadership};
 use shared::job::kind;
 use shared::mq::{self, MqError, Publisher};
@@ -28,6 +29,8 @@ const POLL: Duration = Duration::from_millis(200);
 const STANDBY: Duration = Duration::from_secs(1);
 /// How many rows one round carries.
 const BATCH: i64 = 500;
+/// A queue longer than this gets no repeats.
+const LONG_QUEUE: u32 = 10_000;
 /// How long the confirms of a round may take.
 const CONFIRM: Duration = Duration::from_secs(10);
 
@@ -73,8 +76,17 @@ type Rebuild = oneshot::Sender<()>;
 struct Directions {
     /// Requests to rebuild.
     asked: mpsc::Receiver<Rebuild>,
-    /// Whether the road is whole. Nothing is carried while it is not: it would have to go out again.
-    is_open: watch::Receiver<bool>,
+    /// How the road is. Nothing is carried while it is closed: it would have to go out again.
+    state: watch::Receiver<RoadState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RoadState {
+    Closed,
+    /// Open, and so many callbacks wait in their queue.
+    Open {
+        callbacks: u32,
+    },
 }
 
 impl Relay {
@@ -102,13 +114,13 @@ impl Relay {
         metrics::gauge!("relay_active").set(1.0);
         let leading = stop.child_token();
         let (ask, asked) = mpsc::channel(1);
-        let (open, is_open) = watch::channel(false);
+        let (tell, state) = watch::channel(RoadState::Closed);
         let carry = async {
-            let ended = self.carry(&mut connection, Directions { asked, is_open }, &leading).await;
+            let ended = self.carry(&mut connection, Directions { asked, state }, &leading).await;
             leading.cancel();
             ended
         };
-        let road = road::Road { relay: self, ask, open };
+        let road = road::Road { relay: self, ask, tell };
         let look_after = mq::supervise("relay-road", &self.amqp_url, leading.clone(), async |broker, stop| {
             road.session(&broker, stop).await
         });
@@ -134,9 +146,12 @@ impl Relay {
                 measured = now;
                 self.measure(connection, now).await?;
             }
-            let open = *directions.is_open.borrow_and_update();
-            if open && directions.asked.is_empty() {
-                let carried = outbox::carry(self, connection).await? + due_jobs::carry(self, connection).await?;
+            let state = *directions.state.borrow_and_update();
+            if let RoadState::Open { callbacks } = state
+                && directions.asked.is_empty()
+            {
+                let which = if callbacks > LONG_QUEUE { Lease::Fresh } else { Lease::All };
+                let carried = outbox::carry(self, connection).await? + due_jobs::carry(self, connection, which).await?;
                 if carried > 0 {
                     continue;
                 }
@@ -150,7 +165,7 @@ impl Relay {
                 }
                 nudge = nudges.try_recv() => { nudge?; }
                 // An error: the one who looks after the road has ended, and so will this.
-                Ok(()) = directions.is_open.changed() => {}
+                Ok(()) = directions.state.changed() => {}
                 () = tokio::time::sleep(POLL) => {}
             }
         }

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Rebuild, Relay, RoadError, dead_letters};
+use super::{Rebuild, Relay, RoadError, RoadState, dead_letters};
 use crate::consumer::{self, BatchOptions};
 
 /// How often the road is looked at.
@@ -25,17 +25,16 @@ pub(super) struct Road<'a> {
     pub relay: &'a Relay,
     /// Reaches whoever works on the connection that holds the lock.
     pub ask: mpsc::Sender<Rebuild>,
-    /// Tells him whether the road is whole.
-    pub open: watch::Sender<bool>,
+    /// Tells him how the road is.
+    pub tell: watch::Sender<RoadState>,
 }
 
 impl Road<'_> {
     /// One session with the broker: repair what is missing, then drain dead letters and keep looking.
     pub async fn session(&self, broker: &Connection, stop: CancellationToken) -> Result<(), RoadError> {
         self.repair(broker).await?;
-        self.open.send_replace(true);
         let ended = self.drain_and_look(broker, stop).await;
-        self.open.send_replace(false);
+        self.tell.send_replace(RoadState::Closed);
         ended
     }
 
@@ -69,9 +68,18 @@ impl Road<'_> {
         }
     }
 
+    /// Makes the road whole and tells how it is.
+    async fn repair(&self, broker: &Connection) -> Result<(), RoadError> {
+        self.mend(broker).await?;
+        let callbacks = topology::depth(broker, topology::CALLBACKS).await?;
+        metrics::gauge!("queue_messages_ready", "queue" => topology::CALLBACKS).set(f64::from(callbacks));
+        self.tell.send_replace(RoadState::Open { callbacks });
+        Ok(())
+    }
+
     /// When the marker or a queue is gone, so is whatever was on the road. The marker comes last: a repair that breaks off
     /// is begun again.
-    async fn repair(&self, broker: &Connection) -> Result<(), RoadError> {
+    async fn mend(&self, broker: &Connection) -> Result<(), RoadError> {
         let marked = topology::marker_exists(broker).await?;
         let whole = match topology::check(broker, WHOLE).await {
             Ok(()) => true,

@@ -21,7 +21,9 @@ async fn with_messages(number: usize) -> (TestBroker, Connection) {
     let broker = TestBroker::new().await;
     let connection = broker.admin().await;
     let stop = CancellationToken::new();
-    let publisher = Publisher::start(&broker.uri(), "test", PublisherOptions::default(), stop.clone()).unwrap();
+    // One channel keeps the order.
+    let options = PublisherOptions { channels: 1, ..PublisherOptions::default() };
+    let publisher = Publisher::start(&broker.uri(), "test", options, stop.clone()).unwrap();
     publisher.ready().await;
     let message = |n: usize| Message {
         exchange: PAYMENT_IN.to_owned(),
