@@ -49,7 +49,8 @@ impl BrokerSetupConfig {
 /// # Errors
 /// Names every conflicting object at once, or what could not be reached.
 pub async fn run(config: BrokerSetupConfig) -> anyhow::Result<()> {
-    let connection = mq::open(&config.amqp.url, "broker-setup").await?;
+    let connection = mq::open(&config.amqp.url, "broker-setup").await;
+    let connection = connection.context("check AMQP_ADMIN_URL, and that the broker runs and knows this user")?;
     let vhost = connection.status().vhost().to_string();
     let declared = topology::declare(&connection).await;
     mq::close(&connection).await;

@@ -23,6 +23,7 @@ pub async fn observe(request: Request, next: Next) -> Response {
     let span = info_span!(
         "api.request", %method, route, request_id = id,
         orderId = field::Empty, userId = field::Empty, account = field::Empty,
+        outcome = field::Empty, reason = field::Empty,
     );
     let response = next.run(request).instrument(span.clone()).await;
     let (status, duration) = (response.status(), began.elapsed());
@@ -33,17 +34,17 @@ pub async fn observe(request: Request, next: Next) -> Response {
     response
 }
 
+/// The one place where an error is logged, with all that lies behind it.
 fn log(response: &Response, duration_ms: f64) {
     let status = response.status().as_u16();
-    if let Some(failed) = ApiError::of(response) {
-        let causes = causes(failed);
-        if failed.is_defect() {
-            error!(causes, "The request failed: {failed}");
-        } else if !causes.is_empty() {
-            warn!(causes, "The request was refused: {failed}");
+    match ApiError::of(response) {
+        Some(failed) if failed.is_defect() => {
+            error!(status, duration_ms, error = causes(failed), "Answered {status}: a defect");
         }
+        Some(failed) => info!(status, duration_ms, error = causes(failed), "Answered {status}: {failed}"),
+        None if response.status().is_server_error() => warn!(status, duration_ms, "Answered {status}"),
+        None => info!(status, duration_ms, "Answered {status}"),
     }
-    info!(status, duration_ms, "Answered {status}");
 }
 
 /// What lies behind an error, outermost first.

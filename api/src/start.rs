@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use secrecy::SecretString;
 use shared::clock::Clock;
@@ -14,6 +15,7 @@ use shared::ops::{self, Checks, HttpLimits};
 use shared::telemetry::PrometheusHandle;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -107,24 +109,26 @@ async fn settle<T>(begun: Option<impl Future<Output = T>>) -> Option<T> {
     }
 }
 
+/// A fault of the file says what to do in its last words.
 fn accounts(env: &mut Env, path: &Path) -> Option<Gateways> {
-    let remedy = "correct gateways.toml or the file that it names";
     let faults = match Gateways::load(path) {
         Ok(gateways) => return Some(gateways),
         Err(faults) => faults,
     };
-    faults.into_iter().for_each(|fault| env.fault("GATEWAYS_FILE", fault.to_string(), remedy));
+    for fault in faults.iter().map(ToString::to_string) {
+        let (wrong, remedy) = fault.rsplit_once("; ").unwrap_or((&fault, "correct the file"));
+        env.fault("GATEWAYS_FILE", wrong, remedy);
+    }
     None
 }
 
 async fn connect(config: &DatabaseConfig) -> Result<PgPool, ConfigFaults> {
-    let remedy = "check that the server runs and DATABASE_URL, and run `payment-api migrate`";
-    ops::check("database", remedy, async {
-        let pool = db::connect(&config.url, NAME, config.max_connections).await.map_err(|error| chain(&error))?;
-        db::check_schema(&pool).await.map_err(|error| chain(&error))?;
-        Ok(pool)
-    })
-    .await
+    let connecting =
+        async { db::connect(&config.url, NAME, config.max_connections).await.map_err(|error| chain(&error)) };
+    let pool = ops::check("database", "check DATABASE_URL and that the server runs", connecting).await?;
+    let checking = async { db::check_schema(&pool).await.map_err(|error| chain(&error)) };
+    ops::check("database schema", "bring the database and this build together", checking).await?;
+    Ok(pool)
 }
 
 /// A broker that is away at the start is a fault; one that goes away later is not, since the database takes over.
@@ -186,15 +190,29 @@ impl Ready {
     }
 }
 
-/// Ready for callbacks as long as one of the two roads works; a failure names both.
+/// Ready for callbacks as long as one of the two roads works. A failure names both, a gauge tells of each.
 fn checks(db: PgPool, publisher: Publisher) -> Checks {
     Checks::new().add("callbacks", move || {
         let (db, publisher) = (db.clone(), publisher.clone());
         async move {
-            let Err(broker) = reachable(&publisher) else { return Ok(()) };
-            db::ping(&db).await.map_err(|database| format!("broker: {broker}; database: {database}"))
+            let (broker, database) = (reachable(&publisher), answers(&db).await);
+            for (road, state) in [("broker", &broker), ("database", &database)] {
+                metrics::gauge!("callback_road_up", "road" => road).set(if state.is_ok() { 1.0 } else { 0.0 });
+            }
+            match (broker, database) {
+                (Err(broker), Err(database)) => Err(format!("broker: {broker}; database: {database}")),
+                _ => Ok(()),
+            }
         }
     })
+}
+
+/// In less time than the whole check has: an absent database must not hide a present broker.
+async fn answers(db: &PgPool) -> Result<(), String> {
+    match timeout(Duration::from_secs(1), db::ping(db)).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err("no answer in time".to_owned()),
+    }
 }
 
 fn reachable(publisher: &Publisher) -> Result<(), String> {

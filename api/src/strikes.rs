@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,30 +19,47 @@ const ADDRESSES: usize = 50_000;
 
 /// See the module.
 #[derive(Default)]
-pub struct Strikes {
+pub struct Strikes(Mutex<Book>);
+
+#[derive(Default)]
+struct Book {
     /// When all strikes of an address are forgiven.
-    clean_at: Mutex<HashMap<IpAddr, Instant>>,
+    clean_at: HashMap<IpAddr, Instant>,
+    /// A full book is swept now and then, not for each stranger.
+    swept_at: Option<Instant>,
 }
 
 impl Strikes {
     /// Whether the address has been refused too often of late.
     pub fn is_out(&self, address: IpAddr, now: Instant) -> bool {
-        let book = self.clean_at.lock().unwrap_or_else(PoisonError::into_inner);
-        book.get(&network(address)).is_some_and(|clean_at| *clean_at > now + FORGIVEN_EVERY * (BURST - 1))
+        let clean_at = self.book().clean_at.get(&network(address)).copied();
+        clean_at.is_some_and(|clean_at| clean_at > now + FORGIVEN_EVERY * (BURST - 1))
     }
 
     /// Notes a refusal.
     pub fn add(&self, address: IpAddr, now: Instant) {
-        let mut book = self.clean_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let network = network(address);
-        if book.len() >= ADDRESSES && !book.contains_key(&network) {
-            book.retain(|_, clean_at| *clean_at > now);
-            if book.len() >= ADDRESSES {
+        let (mut book, network) = (self.book(), network(address));
+        if book.clean_at.len() >= ADDRESSES && !book.clean_at.contains_key(&network) {
+            book.sweep(now);
+            if book.clean_at.len() >= ADDRESSES {
                 return;
             }
         }
-        let clean_at = book.entry(network).or_insert(now);
+        let clean_at = book.clean_at.entry(network).or_insert(now);
         *clean_at = (*clean_at).max(now) + FORGIVEN_EVERY;
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Book {
+    fn sweep(&mut self, now: Instant) {
+        if self.swept_at.is_none_or(|swept_at| swept_at + FORGIVEN_EVERY <= now) {
+            self.clean_at.retain(|_, clean_at| *clean_at > now);
+            self.swept_at = Some(now);
+        }
     }
 }
 
@@ -80,8 +97,8 @@ mod tests {
         for n in 0..=u32::try_from(ADDRESSES).unwrap() {
             strikes.add(IpAddr::V4(n.into()), began);
         }
-        assert_eq!(strikes.clean_at.lock().unwrap().len(), ADDRESSES);
+        assert_eq!(strikes.book().clean_at.len(), ADDRESSES);
         strikes.add("1.2.3.4".parse().unwrap(), began + FORGIVEN_EVERY);
-        assert_eq!(strikes.clean_at.lock().unwrap().len(), 1, "the forgiven ones made room");
+        assert_eq!(strikes.book().clean_at.len(), 1, "the forgiven ones made room");
     }
 }

@@ -8,15 +8,17 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::StatusCode;
+use axum::http::header::ALLOW;
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::post;
 use axum::{Extension, Router};
 use shared::domain::{AccountName, PaymentMethod};
 use shared::gateway::{CallbackError, callback_headers};
 use shared::job::Callback;
 use tokio::sync::Semaphore;
-use tracing::{Span, error, warn};
+use tracing::Span;
+use tracing::field::display;
 
 use crate::guard::{ClientIp, is_allowed, is_listed};
 use crate::intake::Receipt;
@@ -81,7 +83,7 @@ async fn take(
     let callback = read(app, method, account, request).await?;
     let verified = gateway.verify(callback, Some(app.clock.now())).map_err(explain)?;
     app.intake.store(verified).await.map_err(|lost| {
-        error!("A genuine callback was not stored: {lost}");
+        note(&lost);
         CallbackRefusal::Unavailable
     })
 }
@@ -106,13 +108,14 @@ fn unread(rejection: BytesRejection) -> CallbackRefusal {
     CallbackRefusal::of_layer(rejection.status())
 }
 
-/// A key that we lack and a forgery look alike in an answer, and not to whoever reads the log.
 fn explain(error: CallbackError) -> CallbackRefusal {
-    match &error {
-        CallbackError::UnknownKey { serial } => warn!(serial, "A callback names a key that is not loaded"),
-        other => warn!("A callback was refused: {other}"),
-    }
+    note(&error);
     error.into()
+}
+
+/// Adds to the request's log line what the answer does not tell.
+fn note(reason: &dyn std::fmt::Display) {
+    Span::current().record("reason", display(reason));
 }
 
 async fn not_so() -> StatusCode {
@@ -124,9 +127,12 @@ async fn finish(Extension(method): Extension<PaymentMethod>, request: Request, n
     let began = Instant::now();
     let mut response = next.run(request).await;
     if response.extensions().get::<Rendered>().is_none() {
-        response = refused(method, CallbackRefusal::of_layer(response.status())).into_response();
+        let allowed = response.headers_mut().remove(ALLOW);
+        response = refused(method, CallbackRefusal::of_layer(response.status()));
+        response.headers_mut().extend(allowed.map(|methods| (ALLOW, methods)));
     }
     let outcome = response.extensions().get::<CallbackOutcome>().map_or("unknown", |outcome| outcome.0);
+    Span::current().record("outcome", outcome);
     let labels = [("gateway", method.as_str()), ("outcome", outcome)];
     metrics::counter!("callbacks_received_total", &labels).increment(1);
     metrics::histogram!("callback_answer_duration_seconds", &labels).record(began.elapsed().as_secs_f64());

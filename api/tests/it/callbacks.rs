@@ -83,10 +83,8 @@ fn fail(message: &str) -> String {
 
 /// The callbacks that the database holds.
 async fn stored(db: &PgPool) -> Vec<Callback> {
-    let rows: Vec<Value> = sqlx::query_scalar("select payload from jobs where kind = 'callback' order by id")
-        .fetch_all(db)
-        .await
-        .unwrap();
+    let rows: Vec<Value> =
+        sqlx::query_scalar("select payload from jobs where kind = 'callback' order by id").fetch_all(db).await.unwrap();
     rows.into_iter().map(|row| serde_json::from_value(row).unwrap()).collect()
 }
 
@@ -98,7 +96,8 @@ async fn every_wechat_vector_meets_its_answer(db: PgPool) {
     let mut accepted = 0;
     for case in cases {
         let (id, body) = (case["id"].as_str().unwrap(), case["body"].as_str().unwrap());
-        let (status, answer, outcome) = seen(&world, posted(WECHAT, case).body(Body::from(body.to_owned())).unwrap()).await;
+        let (status, answer, outcome) =
+            seen(&world, posted(WECHAT, case).body(Body::from(body.to_owned())).unwrap()).await;
         let expected = match case["expect"].as_str().unwrap() {
             _ if id == "signature-probe" => (401, fail("bad signature"), "probe"),
             "signature" => (401, fail("bad signature"), "bad_signature"),
@@ -157,7 +156,8 @@ async fn without_a_broker_the_exact_bytes_are_in_the_database(db: PgPool) {
     names.sort_unstable();
     assert!(names.iter().all(|name| name.starts_with("wechatpay-")), "{names:?}");
     assert_eq!((callback.method.as_str(), callback.account.as_str()), ("wechat", "main"));
-    let due: bool = sqlx::query_scalar("select due_at <= $1 from jobs").bind(then()).fetch_one(&world.db).await.unwrap();
+    let due: bool =
+        sqlx::query_scalar("select due_at <= $1 from jobs").bind(then()).fetch_one(&world.db).await.unwrap();
     assert!(due, "the relay takes it at once");
 }
 
@@ -227,7 +227,8 @@ async fn a_gateway_that_hangs_up_changes_nothing(db: PgPool) {
 async fn unknown_accounts_and_other_methods(db: PgPool) {
     let world = world(db).await;
     for account in ["other", "MAIN", "a%20b", "%ff", &"a".repeat(33)] {
-        let post = |gateway: &str| Request::post(format!("/v1/callbacks/{gateway}/{account}")).body(Body::empty()).unwrap();
+        let post =
+            |gateway: &str| Request::post(format!("/v1/callbacks/{gateway}/{account}")).body(Body::empty()).unwrap();
         let answer = seen(&world, post("alipay")).await;
         if account == "%ff" {
             assert_eq!((answer.0, answer.1), (400, "fail".to_owned()));

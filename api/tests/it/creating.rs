@@ -23,13 +23,18 @@ async fn an_order_is_placed_with_everything_that_follows_from_it(db: PgPool) {
     let placed = answer.json();
     let order = &placed["order"];
     assert_eq!(answer.header("location"), format!("/v1/orders/{}", order["id"].as_str().unwrap()));
-    assert_eq!((&order["status"], &order["amount"], &order["version"]), (&json!("pending"), &json!("12.34"), &json!(1)));
+    assert_eq!(
+        (&order["status"], &order["amount"], &order["version"]),
+        (&json!("pending"), &json!("12.34"), &json!(1))
+    );
     assert_eq!((&order["metadata"], &order["refunded_amount"]), (&body["metadata"], &json!("0.00")));
     assert_eq!(placed["payment"]["kind"], "redirect");
     let url = url::Url::parse(placed["payment"]["url"].as_str().unwrap()).unwrap();
-    assert!(url.query_pairs().any(|(name, value)| {
-        name == "notify_url" && value == "https://pay.example.com/v1/callbacks/alipay/main"
-    }));
+    assert!(
+        url.query_pairs().any(|(name, value)| {
+            name == "notify_url" && value == "https://pay.example.com/v1/callbacks/alipay/main"
+        })
+    );
     for table in ["payment_orders", "payment_transactions", "jobs", "idempotency_keys"] {
         assert_eq!(world.count(table).await, 1, "{table}");
     }

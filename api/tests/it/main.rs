@@ -5,6 +5,7 @@ mod callbacks;
 mod creating;
 mod http;
 mod reading;
+mod starting;
 mod streams;
 mod validation;
 mod world;

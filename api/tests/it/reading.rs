@@ -24,7 +24,7 @@ async fn an_order_of_somebody_else_looks_like_none(db: PgPool) {
     theirs.is(404, "order_not_found");
     assert_eq!(theirs.body, none.body);
     insta::assert_json_snapshot!(theirs.json());
-    for id in ["1", "../orders", "%2e%2e", "0193A1B2C3D47E5F8899AABBCCDDEEFF", "%ff", &"0".repeat(33)] {
+    for id in ["1", "%2e%2e", "0193A1B2C3D47E5F8899AABBCCDDEEFF", "%ff", &"0".repeat(33)] {
         world.get(&format!("/v1/orders/{id}"), "u1").await.is(404, "order_not_found");
         let payment = signed(Method::POST, &format!("/v1/orders/{id}/payment"), "u1");
         world.send(payment.body(Body::empty()).unwrap()).await.is(404, "order_not_found");

@@ -28,7 +28,8 @@ impl Page {
     async fn next(&mut self) -> Option<(String, Value)> {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
-                let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+                let field =
+                    |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
                 assert_eq!(field("event:"), "status");
                 let found = (field("id:").to_owned(), serde_json::from_str(field("data:")).unwrap());
                 self.text = rest.to_owned();

@@ -24,8 +24,8 @@ use serde_json::{Value, json};
 use shared::clock::Clock;
 use shared::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
 use shared::gateway::{
-    CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, NoAccount, Payment, PrepayOrder, PrepayRequest, Trade,
-    Verified,
+    CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, NoAccount, Payment, PrepayOrder, PrepayRequest,
+    Trade, Verified,
 };
 use shared::job::Callback;
 use shared::mq::{Publisher, PublisherOptions};
@@ -172,6 +172,10 @@ pub struct Answer {
 impl Answer {
     async fn of(response: Response<Body>) -> Answer {
         let (parts, body) = response.into_parts();
+        if parts.status.is_server_error() {
+            // Shown when the test fails; a client never sees it.
+            eprintln!("{:?}", parts.extensions.get::<Arc<payment_api::problem::ApiError>>());
+        }
         let body = to_bytes(body, 1 << 20).await.unwrap();
         let body = String::from_utf8(body.to_vec()).unwrap();
         Answer { status: parts.status, headers: parts.headers, body }

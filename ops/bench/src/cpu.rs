@@ -59,8 +59,14 @@ fn of_process(pid: u32) -> f64 {
 /// Time that any processor was not idle.
 fn busy() -> f64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let fields: Vec<f64> =
-        stat.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    let fields: Vec<f64> = stat
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|field| field.parse().ok())
+        .collect();
     // user nice system idle iowait irq softirq steal; the guest times behind them are part of user.
     let all: f64 = fields.iter().take(8).sum();
     (all - fields.get(3).unwrap_or(&0.0) - fields.get(4).unwrap_or(&0.0)) / TICKS

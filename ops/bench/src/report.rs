@@ -93,7 +93,8 @@ impl fmt::Display for Report {
         for condition in &self.conditions {
             writeln!(f, "{condition}")?;
         }
-        let head = ["", "what", "measured (min–max)", "against", "limit (min–max)", "ratio", "target"].map(str::to_owned);
+        let head =
+            ["", "what", "measured (min–max)", "against", "limit (min–max)", "ratio", "target"].map(str::to_owned);
         let rule = head.clone().map(|_| "-".to_owned());
         let lines: Vec<[String; 7]> = [head, rule].into_iter().chain(self.rows.iter().map(Row::cells)).collect();
         let width = |n: usize| lines.iter().map(|line| line[n].chars().count()).max().unwrap_or_default();
@@ -154,9 +155,13 @@ mod tests {
 
     #[test]
     fn the_table_has_a_line_for_each_row_and_its_notes_below() {
-        let report = Report { conditions: vec!["2 cores".to_owned()], rows: vec![row(Target::AtLeast(1.5), &[3.0, 5.0])] };
+        let report =
+            Report { conditions: vec!["2 cores".to_owned()], rows: vec![row(Target::AtLeast(1.5), &[3.0, 5.0])] };
         let text = report.to_string();
-        assert!(text.contains("| ✔ | callbacks | 4.00 /s (3.00–5.00) | bare    | 2.00 /s         | 2.00  | ≥ 1.5  |"), "{text}");
+        assert!(
+            text.contains("| ✔ | callbacks | 4.00 /s (3.00–5.00) | bare    | 2.00 /s         | 2.00  | ≥ 1.5  |"),
+            "{text}"
+        );
         assert!(text.starts_with("2 cores\n") && text.ends_with("callbacks:\n  a note\n"), "{text}");
     }
 }

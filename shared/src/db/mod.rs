@@ -80,7 +80,7 @@ impl From<sqlx::Error> for DbError {
                 // 25006: a failover left us on a replica; 25P03: idle in transaction, the connection is dead.
                 Some(code)
                     if ["08", "53", "57"].iter().any(|class| code.starts_with(class))
-                        || matches!(code, "25006" | "25P03" | "28000" | "28P01" | "3D000") =>
+                        || matches!(code, "25006" | "25P03" | "55000" | "28000" | "28P01" | "3D000") =>
                 {
                     DbError::Unavailable(error)
                 }

@@ -1,15 +1,19 @@
 //! The body of a new order, read once into types that cannot be wrong.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use shared::domain::{AccountName, Money, PaymentMethod, ProductType, Scene, Subject};
+use shared::gateway::{Gateway, NoAccount};
 use time::Duration;
 use url::{Origin, Url};
 use utoipa::ToSchema;
 
 use crate::fields::{Fields, text};
 use crate::problem::ApiError;
+use crate::state::Accounts;
 
 /// Seconds from the creation of an order to the last moment to pay it.
 const EXPIRES_IN: std::ops::RangeInclusive<i64> = 300..=604_800;
@@ -64,7 +68,8 @@ pub struct OrderRequest {
     pub scene: Scene,
     pub openid: Option<String>,
     pub expires_in: Duration,
-    pub account: Option<AccountName>,
+    /// The account that takes the money.
+    pub gateway: Arc<dyn Gateway>,
     pub return_url: Option<String>,
     pub metadata: Value,
 }
@@ -72,7 +77,7 @@ pub struct OrderRequest {
 impl OrderRequest {
     /// # Errors
     /// [`ApiError::InvalidFields`] with every fault, or what is wrong with the body as a whole.
-    pub fn parse(body: &Bytes, origins: &[Origin]) -> Result<OrderRequest, ApiError> {
+    pub fn parse(body: &Bytes, origins: &[Origin], accounts: &dyn Accounts) -> Result<OrderRequest, ApiError> {
         let mut fields = Fields::parse(body)?;
         let product_type = fields.required("product_type", text(ProductType::parse));
         let subject = fields.required("subject", text(Subject::parse));
@@ -81,7 +86,7 @@ impl OrderRequest {
         let scene = scene(&mut fields, payment_method);
         let openid = openid(&mut fields, scene);
         let expires_in = fields.optional("expires_in", expires_in);
-        let account = fields.optional("account", text(AccountName::parse));
+        let gateway = gateway(&mut fields, accounts, payment_method, scene);
         let return_url = fields.optional("return_url", text(|url| return_url(&url, origins)));
         let metadata = fields.optional("metadata", metadata);
         fields.finish()?;
@@ -94,7 +99,7 @@ impl OrderRequest {
                 scene: scene?,
                 openid,
                 expires_in: Duration::seconds(expires_in.unwrap_or(EXPIRES_IN_DEFAULT)),
-                account,
+                gateway: gateway?,
                 return_url,
                 metadata: metadata.unwrap_or_else(|| json!({})),
             })
@@ -124,6 +129,26 @@ fn scene(fields: &mut Fields, method: Option<PaymentMethod>) -> Option<Scene> {
             scene.ok_or_else(|| one_of(offered.iter().map(|scene| scene.as_str())))
         }),
     )
+}
+
+/// The named account, or the first that offers the scene.
+fn gateway(
+    fields: &mut Fields,
+    accounts: &dyn Accounts,
+    method: Option<PaymentMethod>,
+    scene: Option<Scene>,
+) -> Option<Arc<dyn Gateway>> {
+    let account = fields.optional("account", text(AccountName::parse));
+    let refusal = match accounts.for_new_order(method?, scene?, account.as_ref()) {
+        Ok(gateway) => return Some(gateway),
+        Err(refusal) => refusal,
+    };
+    let field = match refusal {
+        NoAccount::Unknown | NoAccount::Retired => "account",
+        NoAccount::Scene => "scene",
+    };
+    fields.fault(field, refusal.to_string());
+    None
 }
 
 /// Goes into the gateway's parameters and nowhere else.

@@ -9,7 +9,7 @@ use shared::db::DbError;
 use shared::db::idempotency_keys::{KnownKey, NewKey};
 use shared::db::orders::{self, NewOrder, Order};
 use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
-use shared::gateway::{GatewayError, NoAccount, PrepayOrder, PrepayRequest};
+use shared::gateway::{GatewayError, PrepayOrder, PrepayRequest};
 use time::macros::offset;
 use time::{Duration, OffsetDateTime};
 use tracing::Span;
@@ -84,10 +84,8 @@ impl Placement {
     /// The order as it will be written; nothing is written yet.
     fn draft(&self) -> Result<NewOrder, ApiError> {
         let app = &self.app;
-        let asked = OrderRequest::parse(&self.body, &app.settings.return_url_origins)?;
-        let (method, scene) = (asked.payment_method, asked.scene);
-        let gateway = app.accounts.for_new_order(method, scene, asked.account.as_ref()).map_err(no_account)?;
-        let account = gateway.account().clone();
+        let asked = OrderRequest::parse(&self.body, &app.settings.return_url_origins, app.accounts.as_ref())?;
+        let (method, scene, account) = (asked.payment_method, asked.scene, asked.gateway.account().clone());
 
         let id = app.clock.fresh_id();
         let now = microseconds(app.clock.now());
@@ -105,7 +103,7 @@ impl Placement {
             client_ip: Some(self.client_ip),
         };
         let expires_at = prepay.expires_at;
-        let prepay = gateway.prepay_request(&prepay).map_err(unfit)?;
+        let prepay = asked.gateway.prepay_request(&prepay).map_err(unfit)?;
         Ok(NewOrder {
             id,
             user_id: self.request.user.clone(),
@@ -153,25 +151,17 @@ fn stored(order: &Order) -> Result<PrepayRequest, ApiError> {
     Ok(serde_json::from_value(order.prepay.clone()).map_err(corrupt)?)
 }
 
-/// Day and id: it sorts by time, a person can read the day, and it is as unique as the id. Of the id go only the parts
-/// that the day tells and the fixed version digit.
+/// Day and id in 32 characters: it sorts by time, a person can read the day, and it is as unique as the id. Of the id go
+/// only the high digits of its time, which the day tells, and the fixed version digit.
 fn order_no(id: OrderId, now: OffsetDateTime) -> Result<OrderNo, OrderNoError> {
     let (id, day) = (id.to_string(), now.to_offset(offset!(+8)).date());
-    let month = u8::from(day.month());
-    OrderNo::parse(format!("{:04}{month:02}{:02}{}{}", day.year(), day.day(), &id[4..12], &id[13..]))
+    let (year, month) = (day.year().rem_euclid(100), u8::from(day.month()));
+    OrderNo::parse(format!("{year:02}{month:02}{:02}{}{}", day.day(), &id[5..12], &id[13..]))
 }
 
 /// What a database column keeps of a time.
 fn microseconds(at: OffsetDateTime) -> OffsetDateTime {
     at.replace_nanosecond(at.nanosecond() / 1000 * 1000).unwrap_or(at)
-}
-
-fn no_account(refusal: NoAccount) -> ApiError {
-    let field = match refusal {
-        NoAccount::Unknown | NoAccount::Retired => "account",
-        NoAccount::Scene => "scene",
-    };
-    ApiError::InvalidFields(vec![FieldFault::new(field, refusal.to_string())])
 }
 
 /// The adapter cannot say this order in its gateway's words.
@@ -222,8 +212,8 @@ mod tests {
         let now = datetime!(2026-01-05 16:20:30 UTC);
         let id = Clock::fixed(now).fresh_id();
         let number = order_no(id, now).unwrap();
-        assert!(number.as_str().starts_with("20260106"), "{number}");
-        assert_eq!(number.as_str().len(), 35 - 8);
+        assert!(number.as_str().starts_with("260106"), "{number}");
+        assert_eq!(number.as_str().len(), 32);
         assert_ne!(order_no(Clock::fixed(now).fresh_id(), now).unwrap(), number);
     }
 }

@@ -88,7 +88,9 @@ impl Set {
     pub fn open(dir: &Path) -> Result<Set> {
         let text = fs::read_to_string(header_file(dir))
             .map_err(|_| anyhow!("no servers in {}: start some with `cargo xtask up`", dir.display()))?;
-        let header: Header = serde_json::from_str(&text).context("the record of the servers is broken")?;
+        // A machine that lost its power may have left an empty file. What ran then runs no more.
+        let header =
+            serde_json::from_str(&text).unwrap_or(Header { backend: Backend::Native, checkout: PathBuf::new() });
         Ok(Set {
             dir: dir.to_path_buf(),
             backend: header.backend,
@@ -98,9 +100,13 @@ impl Set {
     }
 
     fn create(dir: &Path, kinds: &[Kind], may_install: bool) -> Result<Set> {
+        ensure!(
+            contents(dir)?.is_empty(),
+            "{} holds files that are not of this tool: give it an empty --dir",
+            dir.display()
+        );
         let (backend, programs) = provide(kinds, may_install)?;
         let set = Set { dir: dir.to_path_buf(), backend, programs, run_as: RunAs::choose()? };
-        set.remove()?;
         let header = Header { backend, checkout: rundir::checkout() };
         rundir::write_private(&header_file(dir), &serde_json::to_string_pretty(&header)?)?;
         Ok(set)
@@ -129,13 +135,11 @@ impl Set {
         }
         native::stop(&*server, &place, &mut record, Stop::Keep)?;
         record.is_set_up = has_data;
-        native::start(&*server, &place, &mut record, ports).with_context(|| {
-            if has_data {
-                "its data is from an earlier run; `cargo xtask up --fresh` begins anew"
-            } else {
-                "a new server"
-            }
-        })
+        let started = native::start(&*server, &place, &mut record, ports);
+        if !has_data {
+            return started;
+        }
+        started.context("could not start it from the data of an earlier run (`cargo xtask up --fresh` begins anew)")
     }
 
     /// Does something to one server while the others run; for tests of what happens then.
@@ -197,12 +201,13 @@ impl Set {
         if self.backend == Backend::Compose {
             compose::down(&self.dir, false)?;
         }
-        for entry in fs::read_dir(&self.dir)? {
-            let path = entry?.path();
-            match path.extension() {
-                Some(extension) if extension == "lock" => {}
-                _ if path.is_dir() && !path.is_symlink() => remove_dir(&path)?,
-                _ => fs::remove_file(&path)?,
+        // The header goes last: as long as anything is here, the folder is known to be ours.
+        let header = header_file(&self.dir);
+        for path in contents(&self.dir)?.iter().filter(|path| **path != header).chain([&header]) {
+            if path.is_dir() && !path.is_symlink() {
+                remove_dir(path)?;
+            } else if path.symlink_metadata().is_ok() {
+                fs::remove_file(path)?;
             }
         }
         Ok(())
@@ -310,6 +315,15 @@ impl Action {
             Action::Resume => "unpause",
         }
     }
+}
+
+/// What is in a folder besides the locks and what a write that was killed left behind.
+fn contents(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
+    Ok(entries
+        .into_iter()
+        .filter(|path| path.extension().is_none_or(|end| end != "lock" && end != "partial"))
+        .collect())
 }
 
 fn header_file(dir: &Path) -> PathBuf {

@@ -1,0 +1,101 @@
+//! Signed callbacks of both gateways, rendered before anything is measured.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow};
+use gateway_sim::keys::SimKeys;
+use gateway_sim::ledger::{Product, Trade};
+use gateway_sim::notify::{self, Overrides, SignedCallback};
+
+use crate::database::{AMOUNT_FEN, order_no};
+use crate::http::{self, Requests};
+
+/// WeChat Pay's clock window is 300 s to both sides. Signed as if sent this much later, a callback can be used for
+/// nearly twice as long.
+const AHEAD: Duration = Duration::from_secs(270);
+/// After this they are signed anew.
+const FRESH: Duration = Duration::from_secs(480);
+
+/// Callbacks for the orders 1 to n, one each, the gateways in turn. Signed once, since signing is the dear part.
+pub(crate) struct Callbacks {
+    keys: SimKeys,
+    kept: Mutex<Option<Kept>>,
+}
+
+struct Kept {
+    signed_at: Instant,
+    callbacks: Arc<Signed>,
+}
+
+/// The same callbacks as requests and as bare bodies.
+pub(crate) struct Signed {
+    pub(crate) requests: Requests,
+    pub(crate) bodies: Vec<Vec<u8>>,
+}
+
+impl Callbacks {
+    pub(crate) fn new(keys: SimKeys) -> Callbacks {
+        Callbacks { keys, kept: Mutex::default() }
+    }
+
+    /// Exactly `count` of them, each for its own order.
+    pub(crate) fn signed(&self, count: u32) -> Result<Arc<Signed>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = &*kept
+            && kept.signed_at.elapsed() < FRESH
+            && kept.callbacks.bodies.len() == count as usize
+        {
+            return Ok(kept.callbacks.clone());
+        }
+        let signed_at = Instant::now();
+        let callbacks = Arc::new(sign(&self.keys, count)?);
+        *kept = Some(Kept { signed_at, callbacks: callbacks.clone() });
+        Ok(callbacks)
+    }
+}
+
+/// Signs on every processor.
+fn sign(keys: &SimKeys, count: u32) -> Result<Signed> {
+    let sent = SystemTime::now().duration_since(UNIX_EPOCH)? + AHEAD;
+    let overrides = Overrides { at: Some(i64::try_from(sent.as_secs())?), ..Overrides::default() };
+    let threads = u32::try_from(thread::available_parallelism().map_or(1, usize::from))?;
+    let parts: Vec<Result<Vec<SignedCallback>>> = thread::scope(|scope| {
+        let spawn = |part: u32| {
+            let (from, to) = (count * part / threads + 1, count * (part + 1) / threads);
+            let overrides = &overrides;
+            scope.spawn(move || (from..=to).map(|order| one(keys, order, overrides)).collect())
+        };
+        let running: Vec<_> = (0..threads).map(spawn).collect();
+        let join =
+            |part: thread::ScopedJoinHandle<'_, _>| part.join().unwrap_or_else(|_| Err(anyhow!("signing panicked")));
+        running.into_iter().map(join).collect()
+    });
+    let mut signed = Signed { requests: Arc::default(), bodies: Vec::new() };
+    let mut requests = Vec::new();
+    for part in parts {
+        for callback in part? {
+            let headers: Vec<(&str, &str)> = callback.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+            requests.push(http::render(&callback.path, &headers, &callback.body));
+            signed.bodies.push(callback.body);
+        }
+    }
+    signed.requests = Arc::new(requests);
+    Ok(signed)
+}
+
+fn one(keys: &SimKeys, order: u32, overrides: &Overrides) -> Result<SignedCallback> {
+    let trade = |product| Trade::new(product, "main", &order_no(order), AMOUNT_FEN);
+    let addressed = |mut trade: Trade, to: &str| {
+        trade.subject = "bench".to_owned();
+        trade.notify_url = Some(format!("http://127.0.0.1{to}"));
+        trade.paid()
+    };
+    if order % 2 == 1 {
+        let merchant = keys.alipay_account("main").context("the key set has no Alipay account main")?;
+        return Ok(notify::alipay(merchant, &addressed(trade(Product::Page), "/v1/callbacks/alipay/main"), overrides));
+    }
+    let merchant = keys.wechat_account("main").context("the key set has no WeChat Pay account main")?;
+    Ok(notify::wechat(merchant, &addressed(trade(Product::Native), "/v1/callbacks/wechat/main"), overrides))
+}

@@ -1,0 +1,132 @@
+//! A database of the run's own: made, filled, watched, dropped.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use tokio::time::sleep;
+use url::Url;
+
+/// What every order costs.
+pub(crate) const AMOUNT_FEN: i64 = 1234;
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The number of the nth order.
+pub(crate) fn order_no(order: u32) -> String {
+    format!("B{order:012}")
+}
+
+/// See the module.
+pub(crate) struct Database {
+    server: Url,
+    name: String,
+    pub(crate) url: Url,
+}
+
+impl Database {
+    pub(crate) async fn create(server: &Url) -> Result<Database> {
+        let name = format!("bench_{}", uuid::Uuid::now_v7().simple());
+        let mut connection = PgConnection::connect(server.as_str()).await.context("connecting to PostgreSQL")?;
+        let create = AssertSqlSafe(format!("create database {name}"));
+        sqlx::query(create).execute(&mut connection).await.context("creating a database")?;
+        let mut url = server.clone();
+        url.set_path(&name);
+        Ok(Database { server: server.clone(), name, url })
+    }
+
+    pub(crate) async fn connect(&self) -> Result<PgPool> {
+        let pool = PgPoolOptions::new().max_connections(2).connect(self.url.as_str()).await;
+        pool.context("connecting to the run's database")
+    }
+
+    pub(crate) async fn drop(&self) -> Result<()> {
+        let mut connection = PgConnection::connect(self.server.as_str()).await.context("connecting to PostgreSQL")?;
+        let drop = AssertSqlSafe(format!("drop database if exists {} with (force)", self.name));
+        sqlx::query(drop).execute(&mut connection).await.context("dropping the run's database")?;
+        Ok(())
+    }
+}
+
+/// Empties every table and places `orders` pending orders with what belongs to each, as `POST /v1/orders` leaves them.
+pub(crate) async fn refill(db: &PgPool, orders: u32) -> Result<()> {
+    let empty = "truncate payment_orders, payment_transactions, refund_records, callbacks, jobs, events, cases, \
+                 idempotency_keys";
+    sqlx::query(empty).execute(db).await.context("emptying the tables")?;
+    for fill in [ORDERS, TRANSACTIONS, JOBS] {
+        sqlx::query(fill).bind(i64::from(orders)).execute(db).await.context("placing orders")?;
+    }
+    for tidy in ["vacuum analyze payment_orders", "vacuum analyze payment_transactions", "vacuum analyze jobs"] {
+        sqlx::query(tidy).execute(db).await.context("analysing the tables")?;
+    }
+    Ok(())
+}
+
+const ORDERS: &str = "
+insert into payment_orders
+  (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at, client_ip, metadata,
+   prepay, created_at, updated_at)
+select lpad(to_hex(n), 32, '0'), 'bench-' || n % 1000, 'B' || lpad(n::text, 12, '0'), 'membership', 'bench', 12.34,
+  case n % 2 when 1 then 'alipay' else 'wechat' end, case n % 2 when 1 then 'page' else 'native' end, 'main',
+  now() + interval '1 day', '127.0.0.1', '{\"shop\": \"bench\"}', jsonb_build_object('filler', repeat('x', 300)), now(), now()
+from generate_series(1, $1) n";
+
+const TRANSACTIONS: &str = "
+insert into payment_transactions
+  (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
+select id, id, 'P' || id, payment_method, 'payment', amount, created_at, updated_at
+from payment_orders
+where $1 > 0
+order by id";
+
+const JOBS: &str = "
+insert into jobs (kind, ref_id, due_at, created_at)
+select 'check', id, expires_at, created_at
+from payment_orders
+where $1 > 0
+order by id";
+
+/// Waits until no order is pending any more.
+pub(crate) async fn until_paid(db: &PgPool, within: Duration) -> Result<()> {
+    let pending = "select exists (select from payment_orders where status = 'pending')";
+    until(db, pending, within).await.context("waiting for every order to be paid")
+}
+
+/// Waits until the relay has published every event.
+pub(crate) async fn until_published(db: &PgPool, within: Duration) -> Result<()> {
+    let waiting = "select exists (select from events where published_at is null)";
+    until(db, waiting, within).await.context("waiting for every event to be published")
+}
+
+async fn until(db: &PgPool, unfinished: &'static str, within: Duration) -> Result<()> {
+    let since = Instant::now();
+    while sqlx::query_scalar::<_, bool>(unfinished).fetch_one(db).await? {
+        if since.elapsed() > within {
+            bail!("not finished after {} s", within.as_secs());
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
+
+/// Proves that every callback had its whole effect: a figure for work half done would be worth nothing.
+pub(crate) async fn check_settled(db: &PgPool, orders: u32) -> Result<()> {
+    let counts = "select array[
+        (select count(*) from payment_orders where status = 'paid'),
+        (select count(*) from payment_transactions where status = 'succeeded'),
+        (select count(*) from events where type = 'order.paid'),
+        (select count(*) from callbacks where verdict = 'settled')]";
+    let counts: Vec<i64> = sqlx::query_scalar(counts).fetch_one(db).await?;
+    let jobs: i64 = sqlx::query_scalar("select count(*) from jobs where kind = 'check'").fetch_one(db).await?;
+    if counts.iter().any(|count| *count != i64::from(orders)) || jobs != 0 {
+        bail!(
+            "{orders} callbacks left paid orders, succeeded payments, events, settled callbacks {counts:?}, jobs {jobs}"
+        );
+    }
+    Ok(())
+}
+
+/// The server's version.
+pub(crate) async fn version(db: &PgPool) -> Result<String> {
+    Ok(sqlx::query_scalar("show server_version").fetch_one(db).await?)
+}

@@ -1,0 +1,23 @@
+//! What bounds the service on this machine, measured beside it.
+
+mod openssl;
+mod pgbench;
+mod road;
+
+pub(crate) use openssl::signatures_per_second;
+pub(crate) use pgbench::{CLIENTS, Pgbench};
+pub(crate) use road::fsync_and_two_publishes;
+
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+
+/// Runs a tool to its end without holding up anything else; its output as text.
+async fn run(mut command: Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output: Output =
+        tokio::task::spawn_blocking(move || command.output()).await?.with_context(|| format!("running {name}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name} failed: {}", said.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,96 @@
+//! One transaction for each callback, by pgbench: the rows that settling writes, one order at a time.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use url::Url;
+
+use super::run;
+
+/// Clients that share the work; more do not help two processors, and fewer leave the disk idle.
+pub(crate) const CLIENTS: u32 = 8;
+
+/// Lock, decide (the client has nothing to think about), write each row, commit. Prepared once for each client. The
+/// callback's body has the size of a real one, and is made at the server, which spares this side the sending.
+const SCRIPT: &str = "\
+\\set i :i + 1
+\\set n :client_id * :each + :i
+begin;
+select id, user_id, order_no, product_type, amount, payment_method, account, status, trade_no, metadata, version
+  from payment_orders where order_no = 'B' || lpad((:n)::int::text, 12, '0') for update;
+update payment_orders
+  set status = 'paid', trade_no = 'T' || (:n)::int, paid_at = now(), updated_at = now(), version = version + 1
+  where order_no = 'B' || lpad((:n)::int::text, 12, '0') and status = 'pending';
+update payment_transactions set status = 'succeeded', gateway_no = 'T' || (:n)::int, updated_at = now()
+  where order_id = lpad(to_hex((:n)::int), 32, '0') and status = 'pending';
+insert into events (event_id, type, order_id, data, occurred_at)
+  values ('order.paid:' || lpad(to_hex((:n)::int), 32, '0'), 'order.paid', lpad(to_hex((:n)::int), 32, '0'),
+    jsonb_build_object('order_id', lpad(to_hex((:n)::int), 32, '0'), 'order_no', 'B' || lpad((:n)::int::text, 12, '0'),
+      'user_id', 'bench', 'product_type', 'membership', 'amount', '12.34', 'currency', 'CNY',
+      'payment_method', 'alipay', 'trade_no', 'T' || (:n)::int, 'paid_at', now(), 'order_version', 2,
+      'metadata', '{\"shop\": \"bench\"}'::jsonb), now());
+delete from jobs where kind = 'check' and ref_id = lpad(to_hex((:n)::int), 32, '0');
+insert into callbacks (payment_method, account, notice_id, order_no, verdict, headers, body, received_at, last_seen_at)
+  values ('alipay', 'main', 'N' || (:n)::int, 'B' || lpad((:n)::int::text, 12, '0'), 'settled',
+    '{\"content-type\": \"application/x-www-form-urlencoded; charset=utf-8\"}',
+    convert_to(rpad('', 1200, md5((:n)::int::text)), 'UTF8'), now(), now());
+commit;
+";
+
+/// The tool, where there is one.
+pub(crate) struct Pgbench {
+    program: PathBuf,
+}
+
+impl Pgbench {
+    /// On PATH, or where Debian puts it.
+    pub(crate) fn find() -> Result<Pgbench> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let mut places: Vec<PathBuf> = env::split_paths(&path).collect();
+        let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+        places.extend(versions.map(|version| version.path().join("bin")));
+        match places.into_iter().map(|place| place.join("pgbench")).find(|program| program.is_file()) {
+            Some(program) => Ok(Pgbench { program }),
+            None => bail!("pgbench is neither on PATH nor in /usr/lib/postgresql/*/bin: it comes with the server"),
+        }
+    }
+
+    /// Settles the orders 1 to `orders`, which must be pending; transactions per second.
+    pub(crate) async fn settle(&self, database: &Url, dir: &Path, orders: u32) -> Result<f64> {
+        let script = dir.join("settle.sql");
+        fs::write(&script, SCRIPT)?;
+        let each = orders / CLIENTS;
+        let mut pgbench = Command::new(&self.program);
+        pgbench.args(["--no-vacuum", "--protocol=prepared", "--jobs=2"]);
+        pgbench.args([format!("--client={CLIENTS}"), format!("--transactions={each}")]);
+        pgbench.args(["--define=i=0".to_owned(), format!("--define=each={each}")]);
+        pgbench.arg("--file").arg(&script);
+        // By the environment: the command line of a process can be read by everyone.
+        pgbench.env("PGHOST", database.host_str().unwrap_or("127.0.0.1"));
+        pgbench.env("PGPORT", database.port().unwrap_or(5432).to_string());
+        pgbench.env("PGUSER", database.username()).env("PGPASSWORD", database.password().unwrap_or_default());
+        pgbench.env("PGDATABASE", database.path().trim_start_matches('/'));
+        read(&run(pgbench).await?).context("pgbench printed something else than expected")
+    }
+}
+
+/// `tps = 1234.5 (without initial connection time)`.
+fn read(printed: &str) -> Option<f64> {
+    let tps = printed.lines().find_map(|line| line.strip_prefix("tps = "))?;
+    tps.split(' ').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_read() {
+        let printed = "latency average = 4.1 ms\ntps = 1950.123456 (without initial connection time)\n";
+        assert_eq!(read(printed), Some(1950.123456));
+        assert_eq!(read("pgbench: error"), None);
+    }
+}

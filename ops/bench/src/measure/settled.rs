@@ -1,0 +1,67 @@
+//! Callbacks settled per second: from the first request until every order is paid in the database.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::{QUIET, rate};
+use crate::cpu::Usage;
+use crate::database::{self, check_settled, until_paid, until_published};
+use crate::http::{self, Load};
+use crate::limits::{CLIENTS, Pgbench};
+use crate::progress::Progress;
+use crate::report::{Question, Row, Target};
+use crate::stage::Stage;
+
+pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Row> {
+    let pgbench = Pgbench::find()?;
+    // Every client of pgbench takes the same share.
+    let orders = stage.cli.callbacks() / CLIENTS * CLIENTS;
+    let (mut ours, mut limit, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+    for repeat in 1..=stage.cli.repeats() {
+        progress.say(&format!("settled {repeat}: {orders} callbacks through ingress, broker and worker"));
+        let (settled, used) = settle(stage, orders).await.context("settling callbacks")?;
+        progress.say(&format!("settled {repeat}: the same rows by pgbench"));
+        database::refill(&stage.db, orders).await?;
+        let bounded = pgbench.settle(stage.database_url(), &stage.dir, orders).await?;
+        check_settled(&stage.db, orders).await.context("pgbench left something undone")?;
+        progress.done(&rate("settled", settled, "pgbench", bounded));
+        ours.push(settled);
+        limit.push(bounded);
+        notes.push(used);
+    }
+    notes.push("relay and event publishing included; generator on the same processors".to_owned());
+    let question = Question {
+        what: "callbacks settled".to_owned(),
+        unit: "/s",
+        against: format!("one transaction each, pgbench with {} clients, prepared", CLIENTS),
+        target: Target::AtLeast(1.5),
+    };
+    Ok(question.answer(&ours, &limit, notes))
+}
+
+/// One repeat: the rate, and who used the processors.
+async fn settle(stage: &Stage<'_>, orders: u32) -> Result<(f64, String)> {
+    database::refill(&stage.db, orders).await?;
+    let signed = stage.callbacks.signed(orders)?;
+    let services = stage.start(&["payment-api", "callback-worker", "relay"]).await?;
+    let load = Load { to: stage.api, connections: stage.cli.connections, pace: None };
+    let before = Usage::now(&services.pids());
+    let began = Instant::now();
+    let sent = http::send(load, &signed.requests).await?;
+    until_paid(&stage.db, QUIET).await?;
+    let took = began.elapsed();
+    let used = Usage::now(&services.pids()).since(&before);
+    until_published(&stage.db, QUIET).await?;
+    let published = began.elapsed();
+    check_settled(&stage.db, orders).await?;
+    services.stop().await?;
+    stage.broker.empty().await?;
+    let note = format!(
+        "all accepted after {:.1} s, all settled after {:.1} s, all events published after {:.1} s; {used}",
+        sent.elapsed.as_secs_f64(),
+        took.as_secs_f64(),
+        published.as_secs_f64()
+    );
+    Ok((f64::from(orders) / took.as_secs_f64(), note))
+}

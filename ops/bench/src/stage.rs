@@ -1,0 +1,162 @@
+//! Everything a measurement stands on: the database, the broker, keys, and the programs when they are wanted.
+
+use std::env;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use gateway_sim::keys::{self, SimKeys};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::broker::Broker;
+use crate::callbacks::Callbacks;
+use crate::cli::Cli;
+use crate::database::Database;
+use crate::progress::Progress;
+use crate::service::{Service, free_address};
+
+/// What programs see of the caller's environment.
+const KEPT: [&str; 3] = ["PATH", "HOME", "TZ"];
+
+/// See the module.
+pub(crate) struct Stage<'a> {
+    pub(crate) cli: &'a Cli,
+    pub(crate) dir: PathBuf,
+    database: Database,
+    pub(crate) db: PgPool,
+    pub(crate) broker: Broker,
+    pub(crate) callbacks: Callbacks,
+    pub(crate) jwt_secret: String,
+    /// Where payment-api listens, whenever it runs.
+    pub(crate) api: SocketAddr,
+}
+
+/// Programs that run together.
+pub(crate) struct Services(Vec<Service>);
+
+impl<'a> Stage<'a> {
+    pub(crate) async fn set_up(cli: &'a Cli, progress: &Progress) -> Result<Stage<'a>> {
+        for program in ["payment-api", "callback-worker", "relay"] {
+            let path = cli.bin_dir.join(program);
+            if !path.is_file() {
+                bail!("{} is missing: build it with --release, or use `cargo xtask bench`", path.display());
+            }
+        }
+        progress.say("setting up: keys, database, broker");
+        let name = format!("payment-bench-{}", Uuid::now_v7().simple());
+        let dir = writable(cli.work_dir.as_deref(), &name)?;
+        let made = Stage::fill(cli, &dir).await;
+        if made.is_err() {
+            // What failed is worth more than what is left of it.
+            let _ = fs::remove_dir_all(&dir);
+        }
+        made
+    }
+
+    async fn fill(cli: &'a Cli, dir: &Path) -> Result<Stage<'a>> {
+        // No call ever goes to a gateway here: page payments are signed links, and nothing is queried.
+        keys::generate(dir, "http://127.0.0.1:9").context("making keys")?;
+        let database = Database::create(&cli.database_url).await?;
+        let filled = async {
+            let prepare = |task: &str| prepare(cli, &database, dir, task);
+            prepare("migrate")?;
+            prepare("broker-setup")?;
+            let broker = Broker::set_up(&cli.amqp_admin_url).await?;
+            broker.empty().await?;
+            Ok::<_, anyhow::Error>((broker, database.connect().await?, secret(), free_address()?))
+        };
+        match filled.await {
+            Ok((broker, db, jwt_secret, api)) => {
+                let callbacks = Callbacks::new(SimKeys::load(dir)?);
+                Ok(Stage { cli, dir: dir.to_owned(), database, db, broker, callbacks, jwt_secret, api })
+            }
+            Err(error) => {
+                database.drop().await.context("dropping the run's database")?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes everything the run has made.
+    pub(crate) async fn tear_down(self) -> Result<()> {
+        self.db.close().await;
+        let (broker, database) = (self.broker.tear_down().await, self.database.drop().await);
+        fs::remove_dir_all(&self.dir).with_context(|| format!("removing {}", self.dir.display()))?;
+        broker.and(database)
+    }
+
+    /// Starts programs and waits until all are ready.
+    pub(crate) async fn start(&self, names: &[&'static str]) -> Result<Services> {
+        let mut services = Services(Vec::new());
+        for name in names {
+            let mut command = program(self.cli, &self.database, &self.dir, name);
+            command.env("AMQP_URL", &self.cli.amqp_url).env("LISTEN_ADDR", self.api.to_string());
+            command.env("PUBLIC_URL", format!("http://{}", self.api));
+            command.env("JWT_HS256_SECRET", &self.jwt_secret).env("VIEW_TOKEN_SECRET", secret());
+            services.0.push(Service::start(name, command, self.dir.join(format!("{name}.log"))).await?);
+        }
+        Ok(services)
+    }
+
+    /// The URL of the run's database.
+    pub(crate) fn database_url(&self) -> &url::Url {
+        &self.database.url
+    }
+}
+
+impl Services {
+    pub(crate) fn pids(&self) -> Vec<(&'static str, u32)> {
+        self.0.iter().map(Service::pid).collect()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Service> {
+        self.0.iter()
+    }
+
+    /// Stops them all, in the order in which they were started: the ingress first.
+    pub(crate) async fn stop(self) -> Result<()> {
+        for service in self.0 {
+            service.stop().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Good enough for servers that live as long as this run.
+fn secret() -> String {
+    format!("{}{}", Uuid::now_v7().simple(), Uuid::now_v7().simple())
+}
+
+/// A new folder where it is wanted, else in the system's temporary folder.
+fn writable(wanted: Option<&Path>, name: &str) -> Result<PathBuf> {
+    for base in wanted.map(Path::to_owned).into_iter().chain([env::temp_dir()]) {
+        let dir = base.join(name);
+        if fs::create_dir(&dir).is_ok() {
+            return Ok(dir);
+        }
+    }
+    bail!("no folder can be made in {}", env::temp_dir().display())
+}
+
+/// A deploy step of payment-api.
+fn prepare(cli: &Cli, database: &Database, dir: &Path, task: &str) -> Result<()> {
+    let mut command = program(cli, database, dir, "payment-api");
+    command.env("AMQP_ADMIN_URL", &cli.amqp_admin_url).env("RABBITMQ_MANAGEMENT_URL", &cli.rabbitmq_management_url);
+    let output = command.arg(task).output().with_context(|| format!("running payment-api {task}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        bail!("payment-api {task} failed: {}", said.trim());
+    }
+    Ok(())
+}
+
+fn program(cli: &Cli, database: &Database, dir: &Path, name: &str) -> Command {
+    let mut command = Command::new(cli.bin_dir.join(name));
+    command.env_clear().envs(env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept)));
+    command.env("DATABASE_URL", database.url.as_str()).env("GATEWAYS_FILE", dir.join("gateways.toml"));
+    command.env("RUST_LOG", "warn").current_dir(dir);
+    command
+}

@@ -1,0 +1,232 @@
+//! One program of the service as a child process: started, watched, killed, and its log kept.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::eventually;
+use crate::metrics::Metrics;
+
+/// How long a program may take until it is ready.
+const START: Duration = Duration::from_secs(60);
+/// How long a program may take to end after it was asked to.
+const STOP: Duration = Duration::from_secs(40);
+/// What every program sees of the environment of the test.
+const KEPT: [&str; 3] = ["PATH", "HOME", "LANG"];
+
+/// A program with its arguments and its whole environment.
+#[derive(Debug, Clone)]
+pub struct Program {
+    binary: PathBuf,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Program {
+    /// The built program of this name, with no arguments and an empty environment.
+    #[must_use]
+    pub fn new(name: &str) -> Program {
+        Program { binary: binary(name), args: Vec::new(), env: Vec::new() }
+    }
+
+    /// With one more argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<String>) -> Program {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// With a variable set; the last value counts.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Program {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    fn command(&self, log: &Path) -> Command {
+        let open = || File::options().create(true).append(true).open(log).expect("the log can be written");
+        let kept = std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept));
+        let mut command = Command::new(&self.binary);
+        command.args(&self.args).env_clear().envs(kept).env("RUST_BACKTRACE", "1").envs(self.env.clone());
+        command.stdin(Stdio::null()).stdout(open()).stderr(open());
+        command
+    }
+
+    fn spawn(&self, log: &Path) -> Child {
+        self.command(log).spawn().unwrap_or_else(|error| {
+            panic!("{} cannot be run ({error}): `cargo xtask test` builds it", self.binary.display())
+        })
+    }
+
+    /// Runs it to its end and says how it ended and what it said.
+    ///
+    /// # Panics
+    /// When it does not end within `within`.
+    pub async fn run(&self, folder: &Path, within: Duration) -> Ended {
+        let log = folder.join(format!("run-{}.log", crate::unique()));
+        let mut child = Guard(self.spawn(&log));
+        let what = format!("the end of {}", self.binary.display());
+        let status = eventually(&what, within, async || child.0.try_wait().expect("a child can be waited for")).await;
+        Ended { status, said: read(&log) }
+    }
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// Everything that it printed.
+    pub said: String,
+}
+
+/// A child that does not outlive whoever waits for it.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A serving program that can be killed and started again, under the same name, ports and log.
+#[derive(Debug)]
+pub struct Process {
+    /// Its name in the log folder.
+    pub name: String,
+    program: Program,
+    ops: SocketAddr,
+    log: PathBuf,
+    child: Mutex<Option<Child>>,
+}
+
+impl Process {
+    /// Not started yet. It listens for operations on a free port, and logs into `folder`.
+    #[must_use]
+    pub fn new(name: impl Into<String>, program: Program, folder: &Path) -> Process {
+        let (name, ops) = (name.into(), free_address());
+        let log = folder.join(format!("{name}.log"));
+        Process { program: program.env("OPS_ADDR", ops.to_string()), name, ops, log, child: Mutex::default() }
+    }
+
+    /// Starts it without waiting for anything.
+    pub fn spawn(&self) {
+        let mut child = self.child();
+        assert!(child.is_none(), "{} runs already", self.name);
+        *child = Some(self.program.spawn(&self.log));
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn ready(&self) {
+        let what = format!("{} is ready", self.name);
+        eventually(&what, START, async || {
+            let ended = self.child().as_mut().and_then(|child| child.try_wait().expect("a child can be waited for"));
+            assert!(ended.is_none(), "{} ended ({ended:?}) instead of serving:\n{}", self.name, self.log());
+            self.get("/readyz").await.filter(|(status, _)| *status == 200)
+        })
+        .await;
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn start(&self) {
+        self.spawn();
+        self.ready().await;
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.child().take() {
+            child.kill().expect("our child can be killed");
+            child.wait().expect("our child can be waited for");
+        }
+    }
+
+    /// Asks it to stop (SIGTERM) and waits for the end. Says how it ended and after how long.
+    pub async fn terminate(&self) -> (ExitStatus, Duration) {
+        let began = Instant::now();
+        let mut child = Guard(self.child().take().expect("it runs"));
+        kill_process(Pid::from_child(&child.0), Signal::TERM).expect("our child can be signalled");
+        let what = format!("{} ends after SIGTERM", self.name);
+        let status = eventually(&what, STOP, async || child.0.try_wait().expect("a child can be waited for")).await;
+        (status, began.elapsed())
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child().as_ref().map(Child::id)
+    }
+
+    /// Whether it was started and has not ended by itself.
+    pub fn runs(&self) -> bool {
+        self.child().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// What it counts; nothing while it does not answer.
+    pub async fn metrics(&self) -> Metrics {
+        self.get("/metrics").await.map(|(_, text)| Metrics { text }).unwrap_or_default()
+    }
+
+    /// Everything it has logged, over all its lives.
+    pub fn log(&self) -> String {
+        read(&self.log)
+    }
+
+    async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let client = crate::shop::http_client();
+        let answer = client.get(format!("http://{}{path}", self.ops)).timeout(Duration::from_secs(5)).send().await.ok()?;
+        Some((answer.status().as_u16(), answer.text().await.ok()?))
+    }
+
+    fn child(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The folder of the built programs.
+#[must_use]
+pub fn binaries() -> PathBuf {
+    // Without the variable this is `target/<profile>`: the test itself is in `target/<profile>/deps`.
+    std::env::var_os("PAYMENT_BIN_DIR").map_or_else(
+        || {
+            let this = std::env::current_exe().expect("a test knows its own path");
+            this.ancestors().nth(2).expect("a test is in target/<profile>/deps").to_path_buf()
+        },
+        PathBuf::from,
+    )
+}
+
+/// The built program of this name.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    let path = binaries().join(name);
+    assert!(path.is_file(), "{} is not built: run the tests with `cargo xtask test`", path.display());
+    path
+}
+
+/// An address that nobody listens on at this moment.
+#[must_use]
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("a bound port has an address")
+}
+
+/// A log that may hold a broken line at its end.
+fn read(log: &Path) -> String {
+    fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}

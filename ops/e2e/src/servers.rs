@@ -1,0 +1,190 @@
+//! Where database and broker are: those that all tests share, or a private set that one test may stop and wipe.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use secrecy::ExposeSecret;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use testkit::TestBroker;
+use url::Url;
+
+use crate::process::binaries;
+use crate::unique;
+
+/// The addresses of one database and one broker.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// `DATABASE_URL`.
+    pub database: String,
+    /// `AMQP_URL`: the service.
+    pub amqp: String,
+    /// `AMQP_ADMIN_URL`: the deploy step.
+    pub admin: String,
+    /// `RABBITMQ_MANAGEMENT_URL`: the deploy step.
+    pub management: String,
+    /// `DOWNSTREAM_AMQP_URL`: whoever consumes the events.
+    pub downstream: String,
+}
+
+/// What a test runs on.
+pub enum Servers {
+    /// A database and a virtual host of its own on the servers of the whole run.
+    Shared {
+        /// Deleted with this value.
+        database: Database,
+        /// Deleted with this value.
+        broker: TestBroker,
+    },
+    /// Servers of its own.
+    Private(PrivateServers),
+}
+
+impl Servers {
+    /// A fresh database and an empty virtual host.
+    pub async fn shared() -> Servers {
+        install_crypto();
+        let database = Database::create(&testkit::env("DATABASE_URL")).await;
+        let broker = TestBroker::empty().await;
+        let downstream = Url::parse(&testkit::env("DOWNSTREAM_AMQP_URL")).expect("an AMQP URL");
+        broker.grant(downstream.username(), [r"^test\.", r"^test\.", r"^(test\..*|payment\.events)$"]).await;
+        Servers::Shared { database, broker }
+    }
+
+    /// How to reach them.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        match self {
+            Servers::Shared { database, broker } => Addresses {
+                database: database.url.clone(),
+                amqp: broker.uri().expose_secret().to_owned(),
+                admin: broker.admin_uri().expose_secret().to_owned(),
+                management: testkit::env("RABBITMQ_MANAGEMENT_URL"),
+                downstream: with_path(&testkit::env("DOWNSTREAM_AMQP_URL"), broker.vhost()),
+            },
+            Servers::Private(servers) => servers.addresses.clone(),
+        }
+    }
+}
+
+fn with_path(url: &str, path: &str) -> String {
+    let mut url = Url::parse(url).expect("a URL");
+    url.set_path(path);
+    url.into()
+}
+
+/// A database of one test.
+pub struct Database {
+    url: String,
+    server: String,
+    name: String,
+}
+
+impl Database {
+    /// An empty one on the server of `url`.
+    pub async fn create(url: &str) -> Database {
+        let name = format!("e2e_{}", unique());
+        execute(url, format!("create database {name}")).await.expect("a database can be created");
+        Database { url: with_path(url, &name), server: url.to_owned(), name }
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let (server, sql) = (self.server.clone(), format!("drop database if exists {} with (force)", self.name));
+        // A runtime of its own: the test's one may be ending. What cannot be dropped is left behind.
+        let drop = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.map(|runtime| runtime.block_on(execute(&server, sql)))
+        };
+        let _ = thread::spawn(drop).join();
+    }
+}
+
+async fn execute(url: &str, sql: String) -> Result<(), sqlx::Error> {
+    let mut connection = PgConnection::connect(url).await?;
+    sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await?;
+    connection.close().await
+}
+
+/// PostgreSQL and RabbitMQ for one test alone, which it may stop, kill and wipe. They end with this value.
+pub struct PrivateServers {
+    xtask: PathBuf,
+    dir: PathBuf,
+    addresses: Addresses,
+}
+
+impl PrivateServers {
+    /// Starts them; takes some ten seconds.
+    pub async fn up(purpose: &str) -> PrivateServers {
+        install_crypto();
+        let xtask = std::env::var_os("PAYMENT_XTASK").map_or_else(|| binaries().join("xtask"), PathBuf::from);
+        // Beside the servers of this run, where `cargo xtask down` finds what a killed test leaves behind.
+        let shared = PathBuf::from(testkit::env("PAYMENT_SERVERS_DIR"));
+        let dir = shared.parent().unwrap_or(Path::new("/tmp")).join(format!("e2e-{purpose}-{}", std::process::id()));
+        let unknown = String::new;
+        let addresses = Addresses {
+            database: unknown(),
+            amqp: unknown(),
+            admin: unknown(),
+            management: unknown(),
+            downstream: unknown(),
+        };
+        // From here on a failure takes down what was started.
+        let mut servers = PrivateServers { xtask, dir, addresses };
+        let said = servers.xtask(&["up", "--fresh", "--no-install", "--print-env"]).await;
+        let variable = |name: &str| {
+            let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            line.unwrap_or_else(|| panic!("xtask up told no {name}")).to_owned()
+        };
+        servers.addresses = Addresses {
+            database: variable("DATABASE_URL"),
+            amqp: variable("AMQP_URL"),
+            admin: variable("AMQP_ADMIN_URL"),
+            management: variable("RABBITMQ_MANAGEMENT_URL"),
+            downstream: variable("DOWNSTREAM_AMQP_URL"),
+        };
+        servers
+    }
+
+    /// Does something (`start`, `stop`, `kill`, `pause`, `resume`, `wipe`) to one server (`postgres`, `rabbitmq`).
+    pub async fn server(&self, action: &str, kind: &str) {
+        self.xtask(&["server", action, kind]).await;
+    }
+
+    async fn xtask(&self, args: &[&str]) -> String {
+        let mut command = self.command(args);
+        let ended = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic");
+        let output = ended.unwrap_or_else(|error| panic!("{}: {error}", self.xtask.display()));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "xtask {args:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.xtask);
+        command.args(args).arg("--dir").arg(&self.dir).stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for PrivateServers {
+    fn drop(&mut self) {
+        // What cannot be taken down stays for `cargo xtask down`.
+        let _ = self.command(&["down"]).output();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Chooses the crypto provider of this process, before a library does.
+pub fn install_crypto() {
+    // Refused only when a provider was chosen before, and every caller chooses this one.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}

@@ -1,0 +1,203 @@
+//! The merchant's side: a frontend that creates orders and looks at them.
+
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::{Client, RequestBuilder};
+use serde_json::{Value, json};
+
+use crate::{Gateway, slug, unique};
+
+/// Who buys, unless a test says otherwise.
+pub const BUYER: &str = "buyer-1";
+/// The payer's identity at WeChat Pay, which must never be seen in a log.
+pub const OPENID: &str = "oUpF8uMuAJO_M2pxb1Q9zNjWeS6o";
+
+/// What the service is told of its users' tokens, and the frontend signs with.
+#[derive(Debug)]
+pub struct Shop {
+    base: String,
+    /// `JWT_HS256_SECRET`.
+    pub jwt_secret: String,
+}
+
+/// An answer, read whole.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The body.
+    pub text: String,
+}
+
+impl Answer {
+    /// The body as JSON, null if it is none.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_default()
+    }
+
+    /// The `code` of a problem.
+    #[must_use]
+    pub fn code(&self) -> String {
+        self.json()["code"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// An order as its buyer holds it.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Our id.
+    pub id: String,
+    /// What both gateways call it.
+    pub order_no: String,
+    /// Where it is to be paid.
+    pub gateway: Gateway,
+    /// How.
+    pub scene: String,
+    /// What it costs.
+    pub amount_fen: i64,
+    /// The means to pay: `kind` and what belongs to it.
+    pub payment: Value,
+    /// Lets its holder look at the order.
+    pub view_token: String,
+}
+
+/// What a frontend asks for.
+#[derive(Debug, Clone)]
+pub struct Purchase {
+    /// Where it is to be paid.
+    pub gateway: Gateway,
+    /// How.
+    pub scene: String,
+    /// What it costs, in yuan.
+    pub yuan: String,
+    /// Who buys.
+    pub user: String,
+    /// The Idempotency-Key.
+    pub attempt: String,
+}
+
+impl Purchase {
+    /// A new purchase of the usual buyer.
+    #[must_use]
+    pub fn new(gateway: Gateway, scene: &str, yuan: &str) -> Purchase {
+        let (scene, yuan) = (scene.to_owned(), yuan.to_owned());
+        Purchase { gateway, scene, yuan, user: BUYER.to_owned(), attempt: unique() }
+    }
+
+    /// The body of the request.
+    #[must_use]
+    pub fn body(&self) -> Value {
+        let mut body = json!({
+            "product_type": "membership",
+            "subject": "会员月卡",
+            "amount": self.yuan,
+            "payment_method": slug(self.gateway),
+            "scene": self.scene,
+            "metadata": { "cart": self.attempt },
+        });
+        if ["jsapi", "mini"].contains(&self.scene.as_str()) {
+            body["openid"] = OPENID.into();
+        }
+        body
+    }
+}
+
+impl Shop {
+    /// A frontend of the service at `base`.
+    #[must_use]
+    pub fn new(base: String) -> Shop {
+        Shop { base, jwt_secret: format!("jwt-{}{}", unique(), unique()) }
+    }
+
+    /// A token for `user`, good for five minutes.
+    #[must_use]
+    pub fn token(&self, user: &str) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        let claims = json!({
+            "iss": "payment", "aud": "payment-api", "sub": user, "iat": now, "nbf": now, "exp": now + 300,
+        });
+        let key = EncodingKey::from_secret(self.jwt_secret.as_bytes());
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).expect("a token can be signed")
+    }
+
+    /// Asks for an order; whatever the answer.
+    pub async fn ask(&self, purchase: &Purchase) -> Result<Answer, reqwest::Error> {
+        let request = http_client().post(format!("{}/v1/orders", self.base));
+        let request = request.header("Idempotency-Key", &purchase.attempt).json(&purchase.body());
+        answer(request.bearer_auth(self.token(&purchase.user))).await
+    }
+
+    /// Creates an order.
+    ///
+    /// # Panics
+    /// Unless it is created.
+    pub async fn buy(&self, purchase: &Purchase) -> Order {
+        let answer = self.ask(purchase).await.expect("payment-api answers");
+        assert_eq!(answer.status, 201, "{purchase:?}: {}", answer.text);
+        order(purchase, &answer)
+    }
+
+    /// The order as the service shows it to its owner.
+    pub async fn order(&self, order: &Order) -> Value {
+        let request = http_client().get(format!("{}/v1/orders/{}", self.base, order.id));
+        let answer = answer(request.bearer_auth(self.token(BUYER))).await.expect("payment-api answers");
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.json()
+    }
+
+    /// A request to the service as somebody else would make it.
+    pub async fn request(&self, method: reqwest::Method, path: &str, body: Vec<u8>) -> Answer {
+        let request = http_client().request(method, format!("{}{path}", self.base)).body(body);
+        answer(request).await.expect("payment-api answers")
+    }
+}
+
+/// The order of a 201.
+#[must_use]
+pub fn order(purchase: &Purchase, answer: &Answer) -> Order {
+    let made = answer.json();
+    let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("not text: {made}")).to_owned();
+    Order {
+        id: text(&made["order"]["id"]),
+        order_no: text(&made["order"]["order_no"]),
+        gateway: purchase.gateway,
+        scene: purchase.scene.clone(),
+        amount_fen: fen(&purchase.yuan),
+        payment: made["payment"].clone(),
+        view_token: text(&made["view_token"]),
+    }
+}
+
+/// Fen of an amount written with two decimals.
+#[must_use]
+pub fn fen(yuan: &str) -> i64 {
+    let (whole, cents) = yuan.split_once('.').expect("two decimals");
+    format!("{whole}{cents:0<2}").parse().expect("an amount")
+}
+
+/// Sends and reads all.
+///
+/// # Errors
+/// When there is no answer.
+pub async fn answer(request: RequestBuilder) -> Result<Answer, reqwest::Error> {
+    let response = request.send().await?;
+    Ok(Answer { status: response.status().as_u16(), text: response.text().await? })
+}
+
+/// The client of everything that is no special connection.
+#[must_use]
+pub fn http_client() -> Client {
+    static CLIENT: OnceLock<Client> = OnceLock::new();
+    CLIENT.get_or_init(new_client).clone()
+}
+
+/// A client with connections of its own.
+#[must_use]
+pub fn new_client() -> Client {
+    crate::servers::install_crypto();
+    let builder = Client::builder().no_proxy().timeout(Duration::from_secs(30));
+    builder.build().expect("an HTTP client")
+}

@@ -1,0 +1,296 @@
+//! What a test holds: the whole business, running.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use testkit::TestBroker;
+
+use crate::downstream::{Delivery, Downstream};
+use crate::gateways::Gateways;
+use crate::process::{Ended, Process, Program, free_address};
+use crate::servers::{Addresses, PrivateServers, Servers};
+use crate::shop::{Order, Purchase, Shop};
+use crate::{Gateway, SOON, eventually, unique};
+
+/// How long a command of the deploy step may take.
+const COMMAND: Duration = Duration::from_secs(60);
+/// Lines of each log that a failure shows.
+const TAIL: usize = 40;
+/// Names of tables of which the harness tells the size.
+const TABLES: [&str; 6] = ["payment_orders", "payment_transactions", "callbacks", "jobs", "events", "cases"];
+
+/// How a world is made.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Callback workers.
+    pub workers: usize,
+    /// Relays; one is active.
+    pub relays: usize,
+    /// How many times faster than the real ones the simulator's callback schedules run.
+    pub speed: f64,
+    /// `RUST_LOG` of every process.
+    pub log: &'static str,
+    /// Variables of the service beside the usual ones.
+    pub env: Vec<(&'static str, String)>,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup { workers: 1, relays: 1, speed: 1000.0, log: "info", env: Vec::new() }
+    }
+}
+
+impl Setup {
+    /// The service takes refused callbacks of this machine for a gateway's own and never for a stranger's, so that a
+    /// test may have many of them.
+    #[must_use]
+    pub fn trusting_this_machine(mut self) -> Setup {
+        self.env.push(("ALIPAY_CALLBACK_IPS", "127.0.0.0/8".to_owned()));
+        self.env.push(("WECHAT_CALLBACK_IPS", "127.0.0.0/8".to_owned()));
+        self
+    }
+}
+
+/// The whole business on a database and a virtual host of its own. Everything ends with this value.
+pub struct World {
+    // Dropped in this order: the processes first, the servers last.
+    /// The ingress.
+    pub api: Process,
+    /// The callback workers.
+    pub workers: Vec<Process>,
+    /// The relays.
+    pub relays: Vec<Process>,
+    /// The merchant's frontend.
+    pub shop: Shop,
+    /// Both gateways.
+    pub gateways: Gateways,
+    /// Who consumes the events.
+    pub downstream: Downstream,
+    /// For reading.
+    pub db: PgPool,
+    /// Where the service listens.
+    pub public_url: String,
+    /// `VIEW_TOKEN_SECRET`.
+    pub view_token_secret: String,
+    /// Where database and broker are.
+    pub addresses: Addresses,
+    dir: PathBuf,
+    servers: Servers,
+}
+
+impl World {
+    /// One of each process, ready.
+    pub async fn start() -> World {
+        World::with(Setup::default()).await
+    }
+
+    /// As `setup` says, on the servers of the whole run.
+    pub async fn with(setup: Setup) -> World {
+        World::on(Servers::shared().await, setup).await
+    }
+
+    /// As `setup` says, on these servers.
+    pub async fn on(servers: Servers, setup: Setup) -> World {
+        let dir = std::env::temp_dir().join(format!("payment-e2e-{}", unique()));
+        fs::create_dir_all(dir.join("logs")).expect("a folder can be made");
+        let addresses = servers.addresses();
+        deploy(&addresses, &dir).await;
+        let (public_url, listen) = {
+            let listen = free_address();
+            (format!("http://{listen}"), listen)
+        };
+        let gateways = Gateways::start(&dir.join("gateways"), setup.speed, public_url.clone()).await;
+        let shop = Shop::new(public_url.clone());
+        let view_token_secret = format!("view-{}{}", unique(), unique());
+        let program = |name: &str| {
+            let usual = [
+                ("DATABASE_URL", addresses.database.clone()),
+                ("AMQP_URL", addresses.amqp.clone()),
+                ("GATEWAYS_FILE", gateways.file().display().to_string()),
+                ("RUST_LOG", setup.log.to_owned()),
+            ];
+            let all = usual.into_iter().chain(setup.env.iter().cloned());
+            all.fold(Program::new(name), |program, (name, value)| program.env(name, value))
+        };
+        let api = program("payment-api")
+            .env("LISTEN_ADDR", listen.to_string())
+            .env("PUBLIC_URL", &public_url)
+            .env("JWT_HS256_SECRET", &shop.jwt_secret)
+            .env("VIEW_TOKEN_SECRET", &view_token_secret)
+            .env("RETURN_URL_ORIGINS", "https://shop.example.com");
+        let logs = dir.join("logs");
+        let many = |name: &str, count: usize| -> Vec<Process> {
+            (1..=count).map(|n| Process::new(format!("{name}-{n}"), program(name), &logs)).collect()
+        };
+        let world = World {
+            api: Process::new("payment-api", api, &logs),
+            workers: many("callback-worker", setup.workers),
+            relays: many("relay", setup.relays),
+            downstream: Downstream::start(&addresses.downstream).await,
+            db: PgPoolOptions::new().max_connections(6).connect_lazy(&addresses.database).expect("a database URL"),
+            shop,
+            gateways,
+            public_url,
+            view_token_secret,
+            addresses,
+            dir,
+            servers,
+        };
+        world.processes().for_each(Process::spawn);
+        join_all(world.processes().map(Process::ready)).await;
+        world
+    }
+
+    /// Every process of the service.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        std::iter::once(&self.api).chain(&self.workers).chain(&self.relays)
+    }
+
+    /// A new order: `buy(Gateway::Alipay, "page", "12.34")`.
+    pub async fn buy(&self, gateway: Gateway, scene: &str, yuan: &str) -> Order {
+        self.shop.buy(&Purchase::new(gateway, scene, yuan)).await
+    }
+
+    /// `count` new orders over 1 yuan at both gateways, a few at a time.
+    pub async fn buy_many(&self, count: usize) -> Vec<Order> {
+        let mut orders = Vec::with_capacity(count);
+        while orders.len() < count {
+            let few = (orders.len()..count.min(orders.len() + 16)).map(|n| async move {
+                match n % 2 {
+                    0 => self.buy(Gateway::Alipay, "page", "1.00").await,
+                    _ => self.buy(Gateway::Wechat, "native", "1.00").await,
+                }
+            });
+            orders.extend(join_all(few).await);
+        }
+        orders
+    }
+
+    /// The buyer pays.
+    pub async fn pay(&self, order: &Order) {
+        self.gateways.pay(order).await;
+    }
+
+    /// The order's status in the database.
+    pub async fn status(&self, order: &Order) -> String {
+        let status = sqlx::query_scalar("select status from payment_orders where id = $1").bind(&order.id);
+        status.fetch_one(&self.db).await.expect("the order is there")
+    }
+
+    /// Waits until the order is paid.
+    pub async fn wait_paid(&self, order: &Order) {
+        let what = format!("order {} is paid", order.order_no);
+        eventually(&what, SOON, async || (self.status(order).await == "paid").then_some(())).await;
+    }
+
+    /// Waits until every order of the database is paid.
+    pub async fn wait_all_paid(&self, within: Duration) {
+        eventually("every order is paid", within, async || {
+            let sql = "select count(*) from payment_orders where status <> 'paid'";
+            (self.number(sql).await? == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// What the downstream system got about an order, once `order.paid` is among it.
+    pub async fn events_of(&self, order: &Order) -> Vec<Delivery> {
+        let what = format!("order.paid of {}", order.order_no);
+        eventually(&what, SOON, async || {
+            let about = self.downstream.about(&order.id);
+            about.iter().any(|delivery| delivery.kind == "order.paid").then_some(about)
+        })
+        .await
+    }
+
+    /// One number out of the database; `None` while it is away.
+    pub async fn number(&self, sql: &'static str) -> Option<i64> {
+        sqlx::query_scalar(sql).fetch_one(&self.db).await.ok()
+    }
+
+    /// Rows of text out of the database.
+    pub async fn texts(&self, sql: &'static str) -> Vec<String> {
+        sqlx::query_scalar(sql).fetch_all(&self.db).await.expect("the database answers")
+    }
+
+    /// Everything that the processes have logged.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        self.processes().map(Process::log).collect()
+    }
+
+    /// The virtual host, on shared servers.
+    ///
+    /// # Panics
+    /// On private ones.
+    #[must_use]
+    pub fn broker(&self) -> &TestBroker {
+        match &self.servers {
+            Servers::Shared { broker, .. } => broker,
+            Servers::Private(_) => panic!("private servers have no virtual host of the test kit"),
+        }
+    }
+
+    /// The servers that this test may stop.
+    ///
+    /// # Panics
+    /// On shared ones.
+    #[must_use]
+    pub fn servers(&self) -> &PrivateServers {
+        match &self.servers {
+            Servers::Private(servers) => servers,
+            Servers::Shared { .. } => panic!("these servers are not this test's own"),
+        }
+    }
+
+    /// The log folder of a failure, and the tail of each log.
+    async fn state(&self) -> String {
+        let mut text = String::new();
+        for table in TABLES {
+            let sql = sqlx::AssertSqlSafe(format!("select count(*) from {table}"));
+            let count = sqlx::query_scalar::<_, i64>(sql).fetch_one(&self.db).await;
+            text += &format!("{table}: {}\n", count.map_or_else(|error| error.to_string(), |count| count.to_string()));
+        }
+        text
+    }
+}
+
+/// What a deployment does once: the tables, the topology.
+pub async fn deploy(addresses: &Addresses, dir: &Path) {
+    let api = || Program::new("payment-api");
+    let migrate = api().arg("migrate").env("DATABASE_URL", &addresses.database);
+    let setup = api()
+        .arg("broker-setup")
+        .env("AMQP_ADMIN_URL", &addresses.admin)
+        .env("RABBITMQ_MANAGEMENT_URL", &addresses.management);
+    for command in [migrate, setup] {
+        let Ended { status, said } = command.run(dir, COMMAND).await;
+        assert!(status.success(), "{command:?}: {said}");
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.dir);
+            return;
+        }
+        for process in self.processes() {
+            let log = process.log();
+            let lines: Vec<&str> = log.lines().collect();
+            println!("--- {} (runs: {})", process.name, process.runs());
+            lines[lines.len().saturating_sub(TAIL)..].iter().for_each(|line| println!("{line}"));
+        }
+        let state = tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::try_current().ok().map(|handle| {
+                handle.block_on(async { tokio::time::timeout(Duration::from_secs(5), self.state()).await })
+            })
+        });
+        if let Some(Ok(state)) = state {
+            println!("--- rows\n{state}");
+        }
+        println!("--- kept: {}", self.dir.display());
+    }
+}

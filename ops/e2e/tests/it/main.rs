@@ -1,0 +1,5 @@
+//! Whole flows through the built programs.
+
+mod hostile;
+mod purchases;
+mod repeats;
