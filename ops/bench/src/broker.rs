@@ -29,7 +29,6 @@ const CALLBACKS: &str = "payment.callbacks";
 pub(crate) struct Broker {
     connection: Connection,
     channel: Channel,
-    pub(crate) product: String,
 }
 
 impl Broker {
@@ -40,8 +39,7 @@ impl Broker {
             timeout(STEP, Connection::connect(admin_url, properties)).await.context("the broker is mute")?;
         let connection = connection.context("connecting to the broker")?;
         let channel = connection.create_channel().await?;
-        let product = "RabbitMQ".to_owned();
-        let broker = Broker { connection, channel, product };
+        let broker = Broker { connection, channel };
         broker.declare(CONFIRMS, &[("x-queue-type", AMQPValue::LongString("quorum".into()))]).await?;
         broker.declare(SINK, &[("x-max-length", AMQPValue::LongInt(1))]).await?;
         broker.bind(SINK, "#").await?;

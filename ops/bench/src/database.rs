@@ -126,7 +126,19 @@ pub(crate) async fn check_settled(db: &PgPool, orders: u32) -> Result<()> {
     Ok(())
 }
 
-/// The server's version.
-pub(crate) async fn version(db: &PgPool) -> Result<String> {
-    Ok(sqlx::query_scalar("show server_version").fetch_one(db).await?)
+/// Callbacks that wait in the database because the broker did not take them in time.
+pub(crate) async fn callbacks_stored(db: &PgPool) -> Result<u32> {
+    let stored: i64 = sqlx::query_scalar("select count(*) from jobs where kind = 'callback'").fetch_one(db).await?;
+    Ok(u32::try_from(stored)?)
+}
+
+/// The server's version and what its durability rests on.
+pub(crate) async fn settings(db: &PgPool) -> Result<String> {
+    let mut settings = Vec::new();
+    for show in ["show server_version", "show fsync", "show synchronous_commit", "show shared_buffers"] {
+        settings.push(sqlx::query_scalar::<_, String>(show).fetch_one(db).await?);
+    }
+    let names = ["", "fsync ", "synchronous_commit ", "shared_buffers "];
+    let named: Vec<String> = names.iter().zip(settings).map(|(name, value)| format!("{name}{value}")).collect();
+    Ok(named.join(", "))
 }

@@ -211,7 +211,7 @@ fn copy_key_set(dir: &Path) {
             fs::remove_dir_all(&fresh).expect("our own folder can be removed");
         }
     }
-    for folder in [".", "keys", "sim"] {
+    for folder in ["", "keys", "sim"] {
         fs::create_dir_all(dir.join(folder)).expect("a folder can be made");
         for entry in fs::read_dir(made.join(folder)).expect("the key set") {
             let entry = entry.expect("an entry");

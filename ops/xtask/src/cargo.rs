@@ -3,7 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitCode, ExitStatus, Stdio},
     thread::sleep,
     time::Duration,
 };
@@ -72,6 +72,11 @@ fn end(child: &mut Child) {
         process.stop(Signal::TERM, GRACE);
     }
     drop(child.wait());
+}
+
+/// Hands on another program's exit code; a signal counts as 1.
+pub fn exit_code(status: ExitStatus) -> ExitCode {
+    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
 /// Runs a command that must succeed.

@@ -205,11 +205,10 @@ impl Stage {
         say("shop", "one purchase at each gateway");
         let status = cargo::finish(self.program("shop", None, None)?.arg("once"))?;
         apps.check()?;
-        let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
         if !status.success() {
             say("shop", format_args!("not everything arrived; logs in {}", self.dir.join("logs").display()));
         }
-        Ok(ExitCode::from(code))
+        Ok(cargo::exit_code(status))
     }
 
     /// A program that is told where everything is that is its business, and nothing of the caller's

@@ -261,7 +261,7 @@ fn bench(bench: &Bench, xtask: &Path) -> Result<ExitCode> {
     let running = Running::up("bench", servers_of(bench.reuse), &Kind::ALL, !bench.no_install)?;
     let env = test::environment(&running.set, &binaries, xtask)?;
     let status = cargo::finish(Command::new(cargo::binary(&binaries, "bench")?).args(&bench.args).envs(env))?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(cargo::exit_code(status))
 }
 
 fn servers_of(reuse: bool) -> Servers {
@@ -277,5 +277,5 @@ fn print_env(set: &Set) -> Result<()> {
 
 fn rabbitmqctl(task: &Rabbitmqctl) -> Result<ExitCode> {
     let status = Set::open(&task.dir.path()?)?.rabbitmqctl()?.args(&task.args).status()?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(cargo::exit_code(status))
 }

@@ -62,8 +62,7 @@ pub fn run(test: &Test, xtask: &Path) -> Result<ExitCode> {
     if status.success() {
         running.forget_logs();
     }
-    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-    Ok(ExitCode::from(code))
+    Ok(cargo::exit_code(status))
 }
 
 /// What needs no server.

@@ -8,8 +8,8 @@ use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
 use crate::domain::{
-    AccountName, CaseKind, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo,
-    UserId, Verdict,
+    AccountName, CaseKind, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, RefundNo, RefundStatus,
+    Scene, Subject, TradeNo, UserId, Verdict,
 };
 
 /// A column of text that holds `$type`; `$read` is the type's door, `$write` its text.
@@ -53,6 +53,7 @@ text_column! {
     OrderId: |text| Ok(OrderId::parse(text)?), ToString::to_string;
     OrderNo: |text| Ok(OrderNo::parse(text)?), ToString::to_string;
     ProductType: |text| Ok(ProductType::parse(text)?), ToString::to_string;
+    RefundNo: |text| Ok(RefundNo::parse(text)?), ToString::to_string;
     Subject: |text| Ok(Subject::parse(text)?), ToString::to_string;
     TradeNo: |text| Ok(TradeNo::parse(text)?), ToString::to_string;
     UserId: |text| Ok(UserId::parse(text)?), ToString::to_string;
@@ -60,6 +61,7 @@ text_column! {
     OrderStatus: |text| Ok(text.parse()?), ToString::to_string;
     PaymentMethod: |text| Ok(text.parse()?), ToString::to_string;
     Scene: |text| Ok(text.parse()?), ToString::to_string;
+    RefundStatus: |text| Ok(text.parse()?), ToString::to_string;
     Verdict: |text| Ok(text.parse()?), ToString::to_string;
 }
 

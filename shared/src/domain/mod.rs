@@ -7,6 +7,7 @@ mod notification;
 mod order;
 mod order_no;
 mod payment_method;
+mod refund;
 mod text;
 mod verdict;
 
@@ -16,8 +17,10 @@ pub use money::{Money, MoneyError};
 pub use notification::{Fact, Merchant, Notification, RefundOutcome};
 pub use order::{InvalidTransition, OrderEvent, OrderStatus, TRANSITIONS};
 pub use order_no::{
-    OrderNo, OrderNoError, ProductType, ProductTypeError, Subject, SubjectError, TradeNo, TradeNoError,
+    OrderNo, OrderNoError, ProductType, ProductTypeError, RefundNo, RefundNoError, Subject, SubjectError, TradeNo,
+    TradeNoError,
 };
 pub use payment_method::{PaymentMethod, Scene, UnknownName};
+pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundStatus, status_by_refunds};
 pub use text::{shorten_bytes, shorten_chars};
 pub use verdict::{CaseKind, Verdict};

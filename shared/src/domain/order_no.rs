@@ -17,6 +17,13 @@ text_type! {
 }
 
 text_type! {
+    /// Our number of a refund, the same at both gateways: 1 to 64 of `[0-9A-Za-z_]`. A repeat with the same number
+    /// refunds once; another number is another refund.
+    RefundNo, RefundNoError, "a refund number of 1 to 64 characters 0-9, A-Z, a-z and _",
+    |text| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+text_type! {
     /// What the buyer reads on the cashier: 1 to 256 characters, none of `/ = &` and no control character.
     ///
     /// Source: Alipay `subject`; WeChat Pay `description` is shorter and is cut by its adapter.

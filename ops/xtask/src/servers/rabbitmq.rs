@@ -88,7 +88,7 @@ impl Server for Rabbitmq {
         write("enabled_plugins", "[rabbitmq_management].\n")?;
         write("rabbitmq-env.conf", "# Empty, so that the machine's own is not read.\n")?;
         // How soon the management plug-in knows of a quorum queue's policy, for which broker-setup waits.
-        write("advanced.config", "[{rabbit, [{quorum_tick_interval, 1000}, {collect_statistics_interval, 1000}]}].\n")?;
+        write("advanced.config", "[{rabbit, [{quorum_tick_interval, 1000}]}].\n")?;
         write("rabbitmq.conf", &settings(record)?)?;
 
         // Our own port mapper, in the foreground: the node would start one that outlives it.
