@@ -41,9 +41,12 @@ impl Usage {
         let share = |seconds: f64| format!("{:.0} %", 100.0 * seconds / all);
         let used = |(name, now): (&String, &f64)| (name.clone(), now - earlier.by.get(name).copied().unwrap_or(0.0));
         let mut used: Vec<(String, f64)> = self.by.iter().map(used).collect();
+        let (busy, known) = (self.busy - earlier.busy, used.iter().map(|(_, seconds)| seconds).sum::<f64>());
+        // The kernel's own work, and whoever else is on the machine: much of it, and the figures mean little.
+        used.push(("everything else".to_owned(), (busy - known).max(0.0)));
         used.sort_by(|a, b| b.1.total_cmp(&a.1));
         let list: Vec<String> = used.iter().map(|(name, seconds)| format!("{name} {}", share(*seconds))).collect();
-        format!("processors {} busy: {}", share(self.busy - earlier.busy), list.join(", "))
+        format!("processors {} busy: {}", share(busy), list.join(", "))
     }
 }
 

@@ -27,9 +27,10 @@ pub use session::{close, open, supervise};
 /// The longest that one step of the protocol may take: a handshake, a channel, a declaration, a confirm.
 pub const STEP: Duration = Duration::from_secs(5);
 
-/// Log levels of the client library that no `RUST_LOG` may raise: above them it prints message bodies, headers or
-/// credentials. A returned message it would print whole, as a warning.
-pub const LOG_CAPS: [&str; 3] = ["lapin=info", "lapin::returned_messages=off", "amq_protocol=info"];
+/// Log levels of the client library that no `RUST_LOG` may raise. It prints message bodies, headers and credentials, a
+/// returned message whole; and it calls every refused look at the topology an error. What went wrong it tells us as well,
+/// and we say it in our own words.
+pub const LOG_CAPS: [&str; 2] = ["lapin=off", "amq_protocol=info"];
 
 /// What went wrong between this process and the broker. No variant ever holds credentials.
 #[derive(Debug, thiserror::Error)]

@@ -58,16 +58,13 @@ async fn conditions(stage: &Stage<'_>) -> Result<Vec<String>> {
     let processor = processor.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or("?");
-    let postgres = database::version(&stage.db).await?;
+    let postgres = database::settings(&stage.db).await?;
     Ok(vec![
         format!(
             "{cores} processors for everything ({}), load before the run {load}",
             processor.trim_start_matches([' ', '\t', ':'])
         ),
-        format!(
-            "PostgreSQL {postgres}, {} on the same machine, default settings of both but for ports and folders",
-            stage.broker.product
-        ),
+        format!("PostgreSQL {postgres}; RabbitMQ and the load generator on the same machine"),
         format!(
             "{} callbacks, {} orders, {} s at 100/s, {} repeats; the table shows medians",
             stage.cli.callbacks(),
