@@ -35,11 +35,16 @@ impl Clock {
         }
     }
 
-    /// A fresh id: UUIDv7 of now, so that ids sort by time.
+    /// A fresh order id: UUIDv7 of now, so that ids sort by time.
     pub fn fresh_id(&self) -> OrderId {
+        OrderId::from_u128(self.fresh_bits())
+    }
+
+    /// The bits of a fresh UUIDv7, for the id of any other row.
+    pub fn fresh_bits(&self) -> u128 {
         let now = self.now();
         let seconds = u64::try_from(now.unix_timestamp()).unwrap_or(0);
-        OrderId::from_u128(Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, now.nanosecond())).as_u128())
+        Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, now.nanosecond())).as_u128()
     }
 }
 

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::db::orders::Order;
-use crate::domain::{CaseKind, OrderId, TradeNo};
+use crate::domain::{CaseId, CaseKind, OrderId, TradeNo};
 
 /// `source` of every event.
 pub const SOURCE: &str = "/payment";
@@ -62,7 +62,7 @@ pub fn order_closed(order: &Order, closed_at: OffsetDateTime) -> Event {
 }
 
 /// A case was opened. The evidence stays in the case.
-pub fn case_opened(case_id: OrderId, case: CaseKind, order_id: Option<OrderId>) -> Event {
+pub fn case_opened(case_id: CaseId, case: CaseKind, order_id: Option<OrderId>) -> Event {
     Event {
         event_id: format!("{}:{case_id}", kind::CASE_OPENED),
         kind: kind::CASE_OPENED,
@@ -130,7 +130,7 @@ mod tests {
         [
             order_paid(&order(), &trade_no, AT),
             order_closed(&order(), AT),
-            case_opened(OrderId::from_u128(9), CaseKind::LatePayment, Some(order().id)),
+            case_opened(CaseId::from_u128(9), CaseKind::LatePayment, Some(order().id)),
         ]
     }
 

@@ -15,7 +15,8 @@ use crate::db::orders::{Order, Paid};
 use crate::db::transactions::ExtraPayment;
 use crate::db::{DbError, cases, events, jobs, orders, transactions};
 use crate::domain::{
-    CaseKind, Fact, Merchant, Money, Notification, OrderEvent, OrderId, OrderStatus, PaymentMethod, TradeNo, Verdict,
+    CaseId, CaseKind, Fact, Merchant, Money, Notification, OrderEvent, OrderId, OrderStatus, PaymentMethod, TradeNo,
+    TransactionId, Verdict,
 };
 use crate::event::{self, Event};
 use crate::gateway::Verified;
@@ -140,7 +141,7 @@ impl Books<'_> {
         }
         let (id, amount, status) = (order.id, order.amount, order.status);
         self.effects.extra.push(ExtraPayment {
-            id: self.clock.fresh_id(),
+            id: TransactionId::from_u128(self.clock.fresh_bits()),
             order_id: id,
             payment_method: told.method,
             gateway_no: trade_no.clone(),
@@ -168,7 +169,7 @@ impl Books<'_> {
 
     fn case(&mut self, verdict: Verdict, kind: CaseKind, order_id: Option<OrderId>, told: &Notification) -> Verdict {
         self.effects.cases.push(NewCase {
-            id: self.clock.fresh_id(),
+            id: CaseId::from_u128(self.clock.fresh_bits()),
             kind,
             order_id,
             gateway_no: case_number(told),
@@ -254,7 +255,7 @@ impl Effects {
 /// # Errors
 /// [`DbError`].
 pub async fn open_cases(tx: &mut PgConnection, new: &[NewCase], now: OffsetDateTime) -> Result<Vec<Event>, DbError> {
-    let opened: HashSet<OrderId> = cases::open(tx, new, now).await?.into_iter().collect();
+    let opened: HashSet<CaseId> = cases::open(tx, new, now).await?.into_iter().collect();
     Ok(new
         .iter()
         .filter(|case| opened.contains(&case.id))

@@ -5,13 +5,13 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::DbError;
-use crate::domain::{CaseKind, OrderId};
+use crate::domain::{CaseId, CaseKind, OrderId};
 
 /// A case to open.
 #[derive(Debug, Clone)]
 pub struct NewCase {
     /// A fresh UUIDv7.
-    pub id: OrderId,
+    pub id: CaseId,
     /// Why a person must look.
     pub kind: CaseKind,
     /// The order, where one is known.
@@ -26,8 +26,8 @@ pub struct NewCase {
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn open(tx: &mut PgConnection, cases: &[NewCase], now: OffsetDateTime) -> Result<Vec<OrderId>, DbError> {
-    let ids: Vec<OrderId> = cases.iter().map(|c| c.id).collect();
+pub async fn open(tx: &mut PgConnection, cases: &[NewCase], now: OffsetDateTime) -> Result<Vec<CaseId>, DbError> {
+    let ids: Vec<CaseId> = cases.iter().map(|c| c.id).collect();
     let kinds: Vec<CaseKind> = cases.iter().map(|c| c.kind).collect();
     let orders: Vec<Option<OrderId>> = cases.iter().map(|c| c.order_id).collect();
     let gateway_nos: Vec<&str> = cases.iter().map(|c| c.gateway_no.as_str()).collect();
@@ -39,9 +39,9 @@ pub async fn open(tx: &mut PgConnection, cases: &[NewCase], now: OffsetDateTime)
         from unnest($1::bpchar[], $2::text[], $3::bpchar[], $4::text[], $5::jsonb[])
           as c (id, kind, order_id, gateway_no, evidence)
         on conflict on constraint cases_once do nothing
-        returning id as "id: OrderId"
+        returning id as "id: CaseId"
         "#,
-        &ids as &[OrderId],
+        &ids as &[CaseId],
         &kinds as &[CaseKind],
         &orders as &[Option<OrderId>],
         &gateway_nos as &[&str],

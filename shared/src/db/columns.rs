@@ -8,8 +8,8 @@ use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
 use crate::domain::{
-    AccountName, CaseKind, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, RefundNo, RefundStatus,
-    Scene, Subject, TradeNo, UserId, Verdict,
+    AccountName, CaseId, CaseKind, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, RefundId,
+    RefundNo, RefundStatus, Scene, Subject, TradeNo, TransactionId, UserId, Verdict,
 };
 
 /// A column of text that holds `$type`; `$read` is the type's door, `$write` its text.
@@ -50,6 +50,9 @@ macro_rules! text_column {
 
 text_column! {
     AccountName: |text| Ok(AccountName::parse(text)?), ToString::to_string;
+    CaseId: |text| Ok(CaseId::parse(text)?), ToString::to_string;
+    RefundId: |text| Ok(RefundId::parse(text)?), ToString::to_string;
+    TransactionId: |text| Ok(TransactionId::parse(text)?), ToString::to_string;
     OrderId: |text| Ok(OrderId::parse(text)?), ToString::to_string;
     OrderNo: |text| Ok(OrderNo::parse(text)?), ToString::to_string;
     ProductType: |text| Ok(ProductType::parse(text)?), ToString::to_string;

@@ -17,6 +17,7 @@ pub mod idempotency_keys;
 pub mod jobs;
 pub mod leadership;
 pub mod orders;
+pub mod refunds;
 pub mod transactions;
 
 /// The migrations that this build knows.

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::DbError;
-use crate::domain::{Money, OrderId, PaymentMethod, TradeNo};
+use crate::domain::{Money, OrderId, PaymentMethod, TradeNo, TransactionId};
 
 /// Moves the pending payments of orders to succeeded, each with the trade that paid it.
 ///
@@ -60,7 +60,7 @@ pub(super) async fn mark_failed(
 /// Money that came beside the payment of an order: late, or a second time.
 pub struct ExtraPayment {
     /// A fresh UUIDv7.
-    pub id: OrderId,
+    pub id: TransactionId,
     /// The order that the gateway names.
     pub order_id: OrderId,
     /// Where it was paid.
@@ -76,7 +76,7 @@ pub struct ExtraPayment {
 /// # Errors
 /// [`DbError`].
 pub async fn note_extra(tx: &mut PgConnection, extra: &[ExtraPayment], now: OffsetDateTime) -> Result<(), DbError> {
-    let ids: Vec<OrderId> = extra.iter().map(|e| e.id).collect();
+    let ids: Vec<TransactionId> = extra.iter().map(|e| e.id).collect();
     let order_ids: Vec<OrderId> = extra.iter().map(|e| e.order_id).collect();
     let methods: Vec<&str> = extra.iter().map(|e| e.payment_method.as_str()).collect();
     let gateway_nos: Vec<&str> = extra.iter().map(|e| e.gateway_no.as_str()).collect();
@@ -90,7 +90,7 @@ pub async fn note_extra(tx: &mut PgConnection, extra: &[ExtraPayment], now: Offs
           as e (id, order_id, payment_method, gateway_no, amount)
         on conflict (payment_method, gateway_no) where action_type = 'payment' do nothing
         "#,
-        &ids as &[OrderId],
+        &ids as &[TransactionId],
         &order_ids as &[OrderId],
         &methods as &[&str],
         &gateway_nos as &[&str],

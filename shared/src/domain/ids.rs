@@ -1,54 +1,75 @@
 //! Ids of our own rows.
 
-use std::fmt;
+/// Declares the id of one kind of row: a UUIDv7 in 32 lower-case hex digits, so that ids sort by time of creation.
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(u128);
 
-use serde::{Deserialize, Serialize};
+        impl $name {
+            /// An id from the bits of a UUID.
+            pub const fn from_u128(bits: u128) -> $name {
+                $name(bits)
+            }
 
-/// The id of an order: a UUIDv7 in 32 lower-case hex digits, so that ids sort by time of creation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct OrderId(u128);
+            /// # Errors
+            /// [`ParseIdError`] for anything but 32 lower-case hex digits.
+            pub fn parse(text: &str) -> Result<$name, ParseIdError> {
+                let fits = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+                if !fits {
+                    return Err(ParseIdError);
+                }
+                u128::from_str_radix(text, 16).map($name).map_err(|_| ParseIdError)
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{:032x}", self.0)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = ParseIdError;
+
+            fn try_from(text: String) -> Result<$name, ParseIdError> {
+                $name::parse(&text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.to_string()
+            }
+        }
+    };
+}
 
 /// The text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("an id is 32 lower-case hex digits")]
 pub struct ParseIdError;
 
-impl OrderId {
-    /// An id from the bits of a UUID.
-    pub const fn from_u128(bits: u128) -> OrderId {
-        OrderId(bits)
-    }
-
-    /// # Errors
-    /// [`ParseIdError`] for anything but 32 lower-case hex digits.
-    pub fn parse(text: &str) -> Result<OrderId, ParseIdError> {
-        let fits = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if !fits {
-            return Err(ParseIdError);
-        }
-        u128::from_str_radix(text, 16).map(OrderId).map_err(|_| ParseIdError)
-    }
+id_type! {
+    /// Names an order.
+    OrderId
 }
 
-impl fmt::Display for OrderId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
+id_type! {
+    /// Names one movement of money.
+    TransactionId
 }
 
-impl TryFrom<String> for OrderId {
-    type Error = ParseIdError;
-
-    fn try_from(text: String) -> Result<OrderId, ParseIdError> {
-        OrderId::parse(&text)
-    }
+id_type! {
+    /// Names a refund.
+    RefundId
 }
 
-impl From<OrderId> for String {
-    fn from(id: OrderId) -> String {
-        id.to_string()
-    }
+id_type! {
+    /// Names a case.
+    CaseId
 }
 
 #[cfg(test)]

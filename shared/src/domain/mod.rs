@@ -12,7 +12,7 @@ mod text;
 mod verdict;
 
 pub use account::{AccountName, AccountNameError, UserId, UserIdError};
-pub use ids::{OrderId, ParseIdError};
+pub use ids::{CaseId, OrderId, ParseIdError, RefundId, TransactionId};
 pub use money::{Money, MoneyError};
 pub use notification::{Fact, Merchant, Notification, RefundOutcome};
 pub use order::{InvalidTransition, OrderEvent, OrderStatus, TRANSITIONS};

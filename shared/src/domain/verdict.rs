@@ -51,5 +51,13 @@ named_enum! {
         UnknownRefund = "unknown_refund",
         /// A message that ended in the dead letter queue.
         DeadLetter = "dead_letter",
+        /// A refund that the gateway accepted and could not deliver.
+        RefundAbnormal = "refund_abnormal",
+        /// A refund that waits because the merchant's balance is short.
+        RefundShortage = "refund_shortage",
+        /// A refund that the gateway closed: it needs another number.
+        RefundClosed = "refund_closed",
+        /// A refund that had failed was found returned.
+        RefundAfterFailure = "refund_after_failure",
     }
 }

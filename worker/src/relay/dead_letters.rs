@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use shared::db::cases::NewCase;
 use shared::db::{DbError, events};
-use shared::domain::CaseKind;
+use shared::domain::{CaseId, CaseKind};
 use shared::mq::consume::DeadLetter;
 use shared::settle;
 use tracing::warn;
@@ -31,7 +31,7 @@ pub(super) async fn file(relay: &Relay, letters: Vec<DeadLetter>) -> Result<Vec<
 }
 
 fn case(relay: &Relay, letter: DeadLetter) -> NewCase {
-    let id = relay.clock.fresh_id();
+    let id = CaseId::from_u128(relay.clock.fresh_bits());
     NewCase {
         id,
         kind: CaseKind::DeadLetter,

@@ -4,7 +4,7 @@
 use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Due, Lease};
 use shared::db::{DbError, events};
-use shared::domain::CaseKind;
+use shared::domain::{CaseId, CaseKind};
 use shared::job::{Callback, kind};
 use shared::mq::callback_message;
 use shared::settle;
@@ -53,7 +53,7 @@ async fn give_up(
 ) -> Result<(), DbError> {
     error!(job = job.id, %error, "Job {} cannot be read; it becomes a case", job.id);
     let case = NewCase {
-        id: relay.clock.fresh_id(),
+        id: CaseId::from_u128(relay.clock.fresh_bits()),
         kind: CaseKind::DeadLetter,
         order_id: None,
         gateway_no: format!("job:{}", job.id),
