@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::db::orders::Order;
+use crate::db::refunds::Refund;
 use crate::domain::{CaseId, CaseKind, OrderId, TradeNo};
 
 /// `source` of every event.
@@ -32,6 +33,12 @@ pub mod kind {
     pub const ORDER_PAID: &str = "order.paid";
     /// An order ended without a payment: release what was reserved.
     pub const ORDER_CLOSED: &str = "order.closed";
+    /// Money of an order went back: roll back what it bought.
+    pub const REFUND_SUCCEEDED: &str = "refund.succeeded";
+    /// A refund will not happen under its number.
+    pub const REFUND_FAILED: &str = "refund.failed";
+    /// All the money of an order went back.
+    pub const ORDER_REFUNDED: &str = "order.refunded";
     /// A person must look.
     pub const CASE_OPENED: &str = "case.opened";
 }
@@ -59,6 +66,41 @@ pub fn order_closed(order: &Order, closed_at: OffsetDateTime) -> Event {
         order_id: Some(order.id),
         data,
     }
+}
+
+/// Money of an order went back. `order` is as the refund leaves it.
+pub fn refund_succeeded(order: &Order, refund: &Refund, succeeded_at: OffsetDateTime) -> Event {
+    let mut data = refund_data(order, refund);
+    data["succeeded_at"] = rfc3339(succeeded_at).into();
+    refund_event(kind::REFUND_SUCCEEDED, order, refund, data)
+}
+
+/// A refund will not happen under its number. `order` is as the refund leaves it.
+pub fn refund_failed(order: &Order, refund: &Refund, why: &str) -> Event {
+    let mut data = refund_data(order, refund);
+    data["why"] = why.into();
+    refund_event(kind::REFUND_FAILED, order, refund, data)
+}
+
+/// All the money of an order went back; `refund` completed it.
+pub fn order_refunded(order: &Order, refund: &Refund) -> Event {
+    refund_event(kind::ORDER_REFUNDED, order, refund, refund_data(order, refund))
+}
+
+fn refund_event(kind: &'static str, order: &Order, refund: &Refund, data: Value) -> Event {
+    Event { event_id: format!("{kind}:{}", refund.id), kind, order_id: Some(order.id), data }
+}
+
+fn refund_data(order: &Order, refund: &Refund) -> Value {
+    let mut data = order_data(order);
+    data["order_version"] = order.version.into();
+    data["refund_id"] = refund.id.to_string().into();
+    data["refund_no"] = refund.refund_no.as_str().into();
+    data["refund_amount"] = refund.amount.to_string().into();
+    data["refunded_amount"] = order.refunded_amount.to_string().into();
+    data["trade_no"] = refund.trade_no.as_str().into();
+    data["reason"] = json!(refund.reason);
+    data
 }
 
 /// A case was opened. The evidence stays in the case.

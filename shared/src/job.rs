@@ -45,6 +45,16 @@ impl std::fmt::Debug for Callback {
     }
 }
 
+/// The nudge to work on a `jobs` row: whoever holds another fence comes too late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobMessage {
+    /// Which row.
+    pub id: i64,
+    /// The row's fence when it was published.
+    pub fence: i64,
+}
+
 /// What a `jobs` row is due for.
 pub mod kind {
     /// A callback that could not be published when it came.

@@ -2,5 +2,6 @@
 
 pub mod callbacks;
 pub mod consumer;
+pub mod jobs;
 pub mod relay;
 pub mod start;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use secrecy::SecretString;
 use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig};
+use shared::gateway::Gateways;
 use shared::mq::topology::{self, Needs};
 use shared::mq::{self, MqError};
 use shared::ops::{self, Checks};
@@ -111,6 +112,18 @@ impl Worker {
         let _ = connection.close(200, "checked".into()).await;
         checked?;
         Ok(Some(config))
+    }
+}
+
+/// Reads `GATEWAYS_FILE` and the accounts in it, every fault named.
+pub fn gateways(env: &mut Env) -> Option<Gateways> {
+    let path = env.file("GATEWAYS_FILE", "set it to the path of gateways.toml")?;
+    match Gateways::load(&path) {
+        Ok(gateways) => Some(gateways),
+        Err(faults) => {
+            faults.into_iter().for_each(|fault| env.fault("GATEWAYS_FILE", fault.to_string(), "mend gateways.toml"));
+            None
+        }
     }
 }
 

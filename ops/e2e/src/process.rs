@@ -163,6 +163,11 @@ impl Process {
         self.child().as_ref().map(Child::id)
     }
 
+    /// Whether it talks from this local port.
+    pub fn owns_port(&self, port: i32) -> bool {
+        self.pid().and_then(|pid| has_socket(pid, port)).unwrap_or_default()
+    }
+
     /// Whether it was started and has not ended by itself.
     pub fn runs(&self) -> bool {
         self.child().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
@@ -229,4 +234,20 @@ pub fn free_address() -> SocketAddr {
 /// A log that may hold a broken line at its end.
 fn read(log: &Path) -> String {
     fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+/// Whether a TCP socket of process `pid` has this local port, as `/proc` tells it.
+fn has_socket(pid: u32, port: i32) -> Option<bool> {
+    let table = fs::read_to_string("/proc/net/tcp").ok()?;
+    let local = format!(":{port:04X}");
+    let inodes: Vec<String> = table
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields.get(1)?.ends_with(&local).then(|| format!("socket:[{}]", fields[9]))
+        })
+        .collect();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let names = open.filter_map(|entry| Some(fs::read_link(entry.ok()?.path()).ok()?.to_string_lossy().into_owned()));
+    Some(names.into_iter().any(|name| inodes.contains(&name)))
 }

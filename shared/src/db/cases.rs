@@ -51,3 +51,22 @@ pub async fn open(tx: &mut PgConnection, cases: &[NewCase], now: OffsetDateTime)
     .fetch_all(tx)
     .await?)
 }
+
+/// Whether a case of this kind about this order still waits for a person.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn is_open(tx: &mut PgConnection, kind: CaseKind, order_id: OrderId) -> Result<bool, DbError> {
+    let row = sqlx::query!(
+        r#"
+        select exists (
+          select from cases where order_id = $1 and kind = $2 and status <> 'resolved'
+        ) as "is_open!"
+        "#,
+        order_id as OrderId,
+        kind.as_str(),
+    )
+    .fetch_one(tx)
+    .await?;
+    Ok(row.is_open)
+}

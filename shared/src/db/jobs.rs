@@ -6,7 +6,7 @@ use sqlx::{PgConnection, PgExecutor};
 use time::{Duration, OffsetDateTime};
 
 use super::DbError;
-use crate::domain::OrderId;
+use crate::domain::{OrderId, RefundId};
 use crate::job::Callback;
 
 /// Proof that a callback is a committed row: only [`store_callback`] makes one.
@@ -81,6 +81,130 @@ pub async fn drop_checks(tx: &mut PgConnection, orders: &[OrderId]) -> Result<()
     sqlx::query!("delete from jobs where kind = 'check' and ref_id = any($1::bpchar[])", orders as &[OrderId])
         .execute(tx)
         .await?;
+    Ok(())
+}
+
+/// A job in a worker's hands.
+#[derive(Debug, Clone)]
+pub struct Taken {
+    /// Which row.
+    pub id: i64,
+    /// Whoever holds an older one has lost the job.
+    pub fence: i64,
+    /// The row that the job is about.
+    pub ref_id: String,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// What was asked of it beside its kind.
+    pub payload: Value,
+}
+
+/// Takes a job for work until `lease_until`. `None`: the message is a repeat, or the job is done.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn take(
+    db: impl PgExecutor<'_>,
+    id: i64,
+    fence: i64,
+    lease_until: OffsetDateTime,
+) -> Result<Option<Taken>, DbError> {
+    Ok(sqlx::query_as!(
+        Taken,
+        r#"
+        update jobs set fence = fence + 1, lease_until = $3
+        where id = $1 and fence = $2 and ref_id is not null
+        returning id, fence, ref_id as "ref_id!", attempts, payload
+        "#,
+        id,
+        fence,
+        lease_until,
+    )
+    .fetch_optional(db)
+    .await?)
+}
+
+/// Ends a job. One that was taken away meanwhile goes on in other hands.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn finish(tx: &mut PgConnection, job: &Taken) -> Result<(), DbError> {
+    sqlx::query!("delete from jobs where id = $1 and fence = $2", job.id, job.fence).execute(tx).await?;
+    Ok(())
+}
+
+/// What a job that goes on costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cost {
+    /// Waiting is no failure.
+    Nothing,
+    /// One attempt.
+    Attempt,
+}
+
+/// Sets when a job is due again, and drops what was asked of it beside its kind. One that was taken away meanwhile goes
+/// on in other hands.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn again(
+    tx: &mut PgConnection,
+    job: &Taken,
+    due_at: OffsetDateTime,
+    cost: Cost,
+    reason: &str,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        update jobs
+        set due_at = $3, lease_until = null, publishes = 0, fence = fence + 1, attempts = attempts + $4,
+            last_error = $5, payload = '{}'
+        where id = $1 and fence = $2
+        "#,
+        job.id,
+        job.fence,
+        due_at,
+        i32::from(cost == Cost::Attempt),
+        reason,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Brings the job of a row forward, or makes one where there is none.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn ask_now(
+    db: impl PgExecutor<'_>,
+    kind: &str,
+    ref_id: &str,
+    payload: &Value,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        insert into jobs (kind, ref_id, payload, due_at, created_at) values ($1, $2, $3, $4, $4)
+        on conflict (kind, ref_id) where ref_id is not null do update
+        set due_at = $4, lease_until = null, publishes = 0, fence = jobs.fence + 1, payload = $3
+        "#,
+        kind,
+        ref_id,
+        payload,
+        now,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Drops the refund job of a refund that needs none any more.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn drop_refund(tx: &mut PgConnection, id: RefundId) -> Result<(), DbError> {
+    sqlx::query!("delete from jobs where kind = 'refund' and ref_id = $1", id as RefundId).execute(tx).await?;
     Ok(())
 }
 

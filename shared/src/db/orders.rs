@@ -205,6 +205,74 @@ pub async fn lock(tx: &mut PgConnection, order_nos: &[&str]) -> Result<Vec<Order
     Ok(select_orders!("where order_no = any($1) order by id for update", order_nos as &[&str]).fetch_all(tx).await?)
 }
 
+/// One order by its id, locked.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn lock_one(tx: &mut PgConnection, id: OrderId) -> Result<Option<Order>, DbError> {
+    Ok(select_orders!("where id = $1 for update", id as OrderId).fetch_optional(tx).await?)
+}
+
+/// Writes what the refunds of a paid order make of it.
+///
+/// # Errors
+/// [`DbError::Moved`] when the order has left the state that it was read in.
+pub async fn mark_by_refunds(
+    tx: &mut PgConnection,
+    order: &Order,
+    to: OrderStatus,
+    returned: Money,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"
+        update payment_orders
+        set status = $3, refunded_amount = $4, updated_at = $5, version = version + 1
+        where id = $1 and status = $2
+        "#,
+        order.id as OrderId,
+        order.status.as_str(),
+        to.as_str(),
+        returned as Money,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), 1)
+}
+
+/// Notes what the gateway was last heard to say of an order, for a person.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn note_check(
+    tx: &mut PgConnection,
+    id: OrderId,
+    gateway_state: &str,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        "update payment_orders set checked_at = $2, gateway_state = left($3, 64) where id = $1",
+        id as OrderId,
+        now,
+        gateway_state,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// What the gateway was last heard to say of an order, and when.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn last_check(db: impl PgExecutor<'_>, id: OrderId) -> Result<Option<(OffsetDateTime, String)>, DbError> {
+    let row = sqlx::query!("select checked_at, gateway_state from payment_orders where id = $1", id as OrderId)
+        .fetch_optional(db)
+        .await?;
+    Ok(row.and_then(|row| Some((row.checked_at?, row.gateway_state?))))
+}
+
 /// What watchers want to know of many orders: id and version.
 ///
 /// # Errors

@@ -122,3 +122,26 @@ pub async fn recorded(
     .await?;
     Ok(rows.into_iter().map(|row| (row.payment_method, row.gateway_no)).collect())
 }
+
+/// The payment that a trade brought: its id and amount.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn payment_of_trade(
+    tx: &mut PgConnection,
+    method: PaymentMethod,
+    trade_no: &TradeNo,
+) -> Result<Option<(TransactionId, Money)>, DbError> {
+    let row = sqlx::query!(
+        r#"
+        select id as "id: TransactionId", amount as "amount: Money"
+        from payment_transactions
+        where payment_method = $1 and gateway_no = $2 and action_type = 'payment' and status = 'succeeded'
+        "#,
+        method.as_str(),
+        trade_no.as_str(),
+    )
+    .fetch_optional(tx)
+    .await?;
+    Ok(row.map(|row| (row.id, row.amount)))
+}

@@ -38,7 +38,7 @@ async fn main() -> ExitCode {
 }
 
 fn configure(env: &mut Env) -> Option<Config> {
-    let path = env.file("GATEWAYS_FILE", "set it to the path of gateways.toml");
+    let gateways = worker::start::gateways(env);
     let max = env.parse_or("CALLBACK_BATCH", 200, "set it to a number of callbacks from 1 to 1000").filter(|max| {
         let fits = (1..=1000).contains(max);
         if !fits {
@@ -46,14 +46,7 @@ fn configure(env: &mut Env) -> Option<Config> {
         }
         fits
     });
-    let gateways = match Gateways::load(&path?) {
-        Ok(gateways) => gateways,
-        Err(faults) => {
-            faults.into_iter().for_each(|fault| env.fault("GATEWAYS_FILE", fault.to_string(), "mend gateways.toml"));
-            return None;
-        }
-    };
-    Some(Config { gateways, batch: BatchOptions { max: max?, linger: Duration::from_millis(5) } })
+    Some(Config { gateways: gateways?, batch: BatchOptions { max: max?, linger: Duration::from_millis(5) } })
 }
 
 async fn work(process: Process, config: Config) {

@@ -1,47 +1,74 @@
-//! Due jobs go out: today the callbacks that could not be published when they came. Checks and refunds are kept until
-//! there is a worker that takes them.
+//! Due jobs go out, each kind on its own queue: callbacks that could not be published when they came, with their bytes;
+//! checks and refunds as a nudge that names the row.
 
 use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Due, Lease};
 use shared::db::{DbError, events};
 use shared::domain::{CaseId, CaseKind};
-use shared::job::{Callback, kind};
-use shared::mq::callback_message;
+use shared::job::{Callback, JobMessage, kind};
+use shared::mq::{Message, callback_message, topology};
 use shared::settle;
 use sqlx::{Connection, PgConnection};
 use tracing::{error, warn};
 
-use super::{BATCH, CONFIRM, Relay};
+use super::{BATCH, CONFIRM, Depths, LONG_QUEUE, Relay};
 
-/// Publishes due callbacks. Returns how many went out.
-pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection, which: Lease) -> Result<usize, DbError> {
-    let due = jobs::lease_due(connection, kind::CALLBACK, which, BATCH, relay.clock.now()).await?;
-    let (mut ids, mut messages) = (Vec::new(), Vec::new());
-    for job in due {
-        match read(&job) {
-            Ok(callback) => {
-                ids.push(job.id);
-                messages.push(callback_message(&callback, format!("job:{}", job.id)));
+/// Publishes due jobs. Returns how many went out.
+pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection, depths: Depths) -> Result<usize, DbError> {
+    let mut carried = 0;
+    for (kind, depth) in
+        [(kind::CALLBACK, depths.callbacks), (kind::CHECK, depths.checks), (kind::REFUND, depths.refunds)]
+    {
+        let which = if depth > LONG_QUEUE { Lease::Fresh } else { Lease::All };
+        let due = jobs::lease_due(connection, kind, which, BATCH, relay.clock.now()).await?;
+        let (mut ids, mut messages) = (Vec::new(), Vec::new());
+        for job in due {
+            match message(kind, &job) {
+                Ok(message) => {
+                    ids.push(job.id);
+                    messages.push(message);
+                }
+                Err(error) => give_up(relay, connection, &job, &error).await?,
             }
-            Err(error) => give_up(relay, connection, &job, &error).await?,
+        }
+        if !messages.is_empty() {
+            carried += publish(relay, connection, &ids, messages).await?;
         }
     }
-    if messages.is_empty() {
-        return Ok(0);
-    }
+    Ok(carried)
+}
+
+async fn publish(
+    relay: &Relay,
+    connection: &mut PgConnection,
+    ids: &[i64],
+    messages: Vec<Message>,
+) -> Result<usize, DbError> {
     let outcomes = relay.publisher.publish_all(messages, CONFIRM).await;
     let refused: Vec<i64> =
         ids.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_err()).map(|(id, _)| *id).collect();
     if let Some(error) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
-        warn!(%error, jobs = refused.len(), "Callbacks stay in the database for now");
+        warn!(%error, jobs = refused.len(), "Jobs stay in the database for now");
         jobs::release(connection, &refused, relay.clock.now() + time::Duration::seconds(1)).await?;
     }
     Ok(ids.len() - refused.len())
 }
 
-fn read(job: &Due) -> Result<Callback, serde_json::Error> {
-    let callback: Callback = serde_json::from_value(job.payload.clone())?;
-    Ok(Callback { job_id: Some(job.id), ..callback })
+fn message(kind: &str, job: &Due) -> Result<Message, serde_json::Error> {
+    if kind == kind::CALLBACK {
+        let callback: Callback = serde_json::from_value(job.payload.clone())?;
+        return Ok(callback_message(&Callback { job_id: Some(job.id), ..callback }, format!("job:{}", job.id)));
+    }
+    let nudge = JobMessage { id: job.id, fence: job.fence };
+    Ok(Message {
+        exchange: topology::PAYMENT_JOBS.to_owned(),
+        routing_key: if kind == kind::REFUND { topology::REFUNDS } else { topology::CHECKS }.to_owned(),
+        id: format!("job:{}:{}", job.id, job.fence),
+        kind: Some(kind.to_owned()),
+        content_type: "application/json".to_owned(),
+        headers: Vec::new(),
+        body: serde_json::to_vec(&nudge)?.into(),
+    })
 }
 
 /// A payload that is no callback: the row becomes a case, in one transaction.

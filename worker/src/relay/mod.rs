@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use shared::clock::Clock;
-use shared::db::jobs::Lease;
 use shared::db::{DbError, events, jobs, leadership};
 use shared::job::kind;
 use shared::mq::{self, MqError, Publisher};
@@ -83,10 +82,15 @@ struct Directions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RoadState {
     Closed,
-    /// Open, and so many callbacks wait in their queue.
-    Open {
-        callbacks: u32,
-    },
+    Open(Depths),
+}
+
+/// How many messages wait in each queue of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Depths {
+    callbacks: u32,
+    checks: u32,
+    refunds: u32,
 }
 
 impl Relay {
@@ -147,11 +151,11 @@ impl Relay {
                 self.measure(connection, now).await?;
             }
             let state = *directions.state.borrow_and_update();
-            if let RoadState::Open { callbacks } = state
+            if let RoadState::Open(depths) = state
                 && directions.asked.is_empty()
             {
-                let which = if callbacks > LONG_QUEUE { Lease::Fresh } else { Lease::All };
-                let carried = outbox::carry(self, connection).await? + due_jobs::carry(self, connection, which).await?;
+                let carried =
+                    outbox::carry(self, connection).await? + due_jobs::carry(self, connection, depths).await?;
                 if carried > 0 {
                     continue;
                 }

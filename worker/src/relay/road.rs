@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Rebuild, Relay, RoadError, RoadState, dead_letters};
+use super::{Depths, Rebuild, Relay, RoadError, RoadState, dead_letters};
 use crate::consumer::{self, BatchOptions};
 
 /// How often the road is looked at.
@@ -71,9 +71,12 @@ impl Road<'_> {
     /// Makes the road whole and tells how it is.
     async fn repair(&self, broker: &Connection) -> Result<(), RoadError> {
         self.mend(broker).await?;
-        let callbacks = topology::depth(broker, topology::CALLBACKS).await?;
-        metrics::gauge!("queue_messages_ready", "queue" => topology::CALLBACKS).set(f64::from(callbacks));
-        self.tell.send_replace(RoadState::Open { callbacks });
+        let depths = Depths {
+            callbacks: depth(broker, topology::CALLBACKS).await?,
+            checks: depth(broker, topology::CHECKS).await?,
+            refunds: depth(broker, topology::REFUNDS).await?,
+        };
+        self.tell.send_replace(RoadState::Open(depths));
         Ok(())
     }
 
@@ -98,4 +101,10 @@ impl Road<'_> {
         rebuilt.await.map_err(|_| RoadError::NotLeading)?;
         Ok(topology::declare_marker(broker).await?)
     }
+}
+
+async fn depth(broker: &Connection, queue: &'static str) -> Result<u32, MqError> {
+    let waiting = topology::depth(broker, queue).await?;
+    metrics::gauge!("queue_messages_ready", "queue" => queue).set(f64::from(waiting));
+    Ok(waiting)
 }

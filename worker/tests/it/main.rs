@@ -2,6 +2,7 @@
 
 mod batches;
 mod consumer;
+mod refunds;
 mod relay;
 mod support;
 mod verdicts;

@@ -172,7 +172,7 @@ fn refusable(world: &World, order: &Order) -> Vec<Refused> {
         make("tampered", wrong(Wrong::Tamper), 401, "bad_signature"),
         make("64 KiB + 1", body(&"x".repeat(64 * 1024 + 1)), 413, "too_large"),
     ];
-    for (what, account) in [("an unknown account", "nobody"), ("no account name", "MAIN"), ("a path", "%2e%2e")] {
+    for (what, account) in [("an unknown account", "nobody"), ("no account name", "MAIN"), ("a path", "main%2Fmain")] {
         let mut refused = make(what, Overrides::default(), 404, "unknown_account");
         refused.callback.url = refused.callback.url.replace("/main", &format!("/{account}"));
         all.push(refused);

@@ -1,5 +1,11 @@
 //! Whole flows through the built programs.
 
+mod configuration;
+mod crashes;
+mod faults;
 mod hostile;
+mod outages;
 mod purchases;
 mod repeats;
+mod secrets;
+mod shutdown;

@@ -3,6 +3,8 @@
 //! A batch is settled with a fixed number of statements: lock the orders, decide in memory, write each kind of effect
 //! once. Deciding is pure; every move of an order is asked of [`crate::domain::TRANSITIONS`].
 
+pub mod refunds;
+
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
@@ -20,6 +22,8 @@ use crate::domain::{
 };
 use crate::event::{self, Event};
 use crate::gateway::Verified;
+
+use refunds::RefundVerdict;
 
 /// Settles what the gateways say and returns a verdict on each, in the order given. All or nothing is the caller's
 /// commit. Facts of one order count in their natural order (payment, close, refund), however they arrived.
@@ -46,8 +50,17 @@ pub async fn settle(
     let mut order: Vec<usize> = (0..told.len()).collect();
     order.sort_by_key(|i| rank(&told[*i].get().fact));
     let mut verdicts = vec![Verdict::Ignored; told.len()];
+    let mut of_refunds = Vec::new();
     for i in order {
-        verdicts[i] = books.decide(told[i].get());
+        match books.decide(told[i].get()) {
+            Some(verdict) => verdicts[i] = verdict,
+            None => of_refunds.push(i),
+        }
+    }
+    std::mem::take(&mut books.effects).write(tx, now).await?;
+    // Few, each with a lock and a state of its own, and after the payments that they return.
+    for i in of_refunds {
+        verdicts[i] = books.refund(tx, told[i].get()).await?;
     }
     books.effects.write(tx, now).await?;
     Ok(verdicts)
@@ -92,22 +105,22 @@ struct Books<'a> {
 }
 
 impl Books<'_> {
-    /// One fact: its verdict, with the effects noted and the order in memory moved.
-    fn decide(&mut self, told: &Notification) -> Verdict {
+    /// One fact: its verdict, with the effects noted and the order in memory moved. `None`: it tells of a refund.
+    fn decide(&mut self, told: &Notification) -> Option<Verdict> {
         if told.fact == Fact::Nothing {
-            return Verdict::Ignored;
+            return Some(Verdict::Ignored);
         }
         let Some(order) = self.orders.get(&told.order_no) else {
-            return self.case(Verdict::UnknownOrder, CaseKind::UnknownOrder, None, told);
+            return Some(self.case(Verdict::UnknownOrder, CaseKind::UnknownOrder, None, told));
         };
         let id = Some(order.id);
         if order.payment_method != told.method {
-            return self.case(Verdict::WrongMethod, CaseKind::WrongMethod, id, told);
+            return Some(self.case(Verdict::WrongMethod, CaseKind::WrongMethod, id, told));
         }
         if told.merchant != Merchant::Ours || order.account != told.account {
-            return self.case(Verdict::WrongMerchant, CaseKind::WrongMerchant, id, told);
+            return Some(self.case(Verdict::WrongMerchant, CaseKind::WrongMerchant, id, told));
         }
-        match &told.fact {
+        Some(match &told.fact {
             Fact::Paid { amount, .. } if *amount != Some(order.amount) => {
                 self.case(Verdict::AmountMismatch, CaseKind::AmountMismatch, id, told)
             }
@@ -118,8 +131,25 @@ impl Books<'_> {
                 self.case(Verdict::NotPending, CaseKind::RefundedElsewhere, id, told)
             }
             Fact::PaidAndReturned { .. } | Fact::Nothing => Verdict::Ignored,
-            Fact::Refund { .. } => self.case(Verdict::UnknownRefund, CaseKind::UnknownRefund, id, told),
-        }
+            Fact::Refund { .. } => return None,
+        })
+    }
+
+    /// What a callback tells of a refund.
+    async fn refund(&mut self, tx: &mut PgConnection, told: &Notification) -> Result<Verdict, DbError> {
+        let (Fact::Refund { refund_no, amount, outcome, .. }, Some(order)) =
+            (&told.fact, self.orders.get(&told.order_no))
+        else {
+            return Ok(Verdict::Ignored);
+        };
+        let id = order.id;
+        let notice = (refund_no.as_str(), *amount, *outcome);
+        Ok(match refunds::notice(tx, notice, id, self.clock).await? {
+            Some(RefundVerdict::Settled) => Verdict::Settled,
+            Some(RefundVerdict::Duplicate) => Verdict::Duplicate,
+            Some(RefundVerdict::AmountMismatch) => Verdict::AmountMismatch,
+            None => self.case(Verdict::UnknownRefund, CaseKind::UnknownRefund, Some(id), told),
+        })
     }
 
     fn paid(&mut self, told: &Notification, trade_no: &TradeNo, paid_at: OffsetDateTime) -> Verdict {

@@ -1,0 +1,337 @@
+//! Money on its way back: asking for it, and what the gateway says of it. Facts of a callback and of a query meet here.
+//!
+//! Everything happens under the lock of the order's row, so the refunds of an order stand still while one of them moves.
+
+use serde_json::json;
+use sqlx::PgConnection;
+use time::{Duration, OffsetDateTime};
+
+use super::open_cases;
+use crate::clock::Clock;
+use crate::db::cases::NewCase;
+use crate::db::orders::Order;
+use crate::db::refunds::{Move, NewRefund, Refund};
+use crate::db::{DbError, cases, events, jobs, orders, refunds, transactions};
+use crate::domain::{
+    CaseId, CaseKind, Money, OrderId, PaymentMethod, RefundEvent, RefundId, RefundNo, RefundOutcome, RefundStatus,
+    TradeNo, status_by_refunds,
+};
+use crate::event::{self, Event};
+use crate::job::kind;
+
+/// How long after its payment money can go back at WeChat Pay; Alipay's contract decides for itself.
+const WECHAT_PERIOD: Duration = Duration::days(365);
+/// How often at WeChat Pay.
+const WECHAT_REFUNDS: usize = 50;
+
+/// A wish for money back.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// A fresh id.
+    pub id: RefundId,
+    /// Of which order.
+    pub order_id: OrderId,
+    /// A payment other than the order's own: late, or a second one.
+    pub extra_trade: Option<TradeNo>,
+    /// A fresh number, or one derived from the trade.
+    pub refund_no: RefundNo,
+    /// How much; the rest if not said.
+    pub amount: Option<Money>,
+    /// What the buyer reads.
+    pub reason: Option<String>,
+    /// Who asks.
+    pub requested_by: String,
+}
+
+/// Why money cannot go back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RefundRefusal {
+    /// No such order.
+    #[error("there is no such order")]
+    NoOrder,
+    /// Nothing was paid.
+    #[error("the order is not paid")]
+    NotPaid,
+    /// Another refund of the order is on its way.
+    #[error("another refund of the order is on its way")]
+    InProgress,
+    /// Everything went back, or is reserved.
+    #[error("the whole amount has been refunded or is reserved")]
+    AlreadyRefunded,
+    /// More than is left.
+    #[error("at most {0} yuan can be refunded")]
+    TooMuch(Money),
+    /// A limit of the gateway, or a refund that is not ours and that a person must look at first.
+    #[error("{0}")]
+    NotRefundable(&'static str),
+}
+
+/// Writes refund, transaction, job and the order's state, if the order allows it.
+///
+/// # Errors
+/// [`DbError`]; inside, why the order does not allow it.
+pub async fn ask(
+    tx: &mut PgConnection,
+    wish: &Wish,
+    now: OffsetDateTime,
+) -> Result<Result<Refund, RefundRefusal>, DbError> {
+    let Some(order) = orders::lock_one(tx, wish.order_id).await? else { return Ok(Err(RefundRefusal::NoOrder)) };
+    let trade_no = match (&wish.extra_trade, &order.trade_no) {
+        (Some(trade_no), _) => trade_no,
+        (None, Some(trade_no)) if order.status.was_paid() => trade_no,
+        (None, _) => return Ok(Err(RefundRefusal::NotPaid)),
+    };
+    let payment = transactions::payment_of_trade(tx, order.payment_method, trade_no).await?;
+    let Some((transaction_id, paid)) = payment else { return Ok(Err(RefundRefusal::NotPaid)) };
+    let all = refunds::of_order(&mut *tx, order.id).await?;
+    if cases::is_open(tx, CaseKind::UnknownRefund, order.id).await? {
+        return Ok(Err(RefundRefusal::NotRefundable("a refund that is not ours waits for a person to look")));
+    }
+    let amount = match allowed(&order, &all, trade_no, paid, now) {
+        Ok(left) => match wish.amount.unwrap_or(left) {
+            amount if amount > left => return Ok(Err(RefundRefusal::TooMuch(left))),
+            amount => amount,
+        },
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let new = NewRefund {
+        id: wish.id,
+        order_id: order.id,
+        transaction_id,
+        refund_no: wish.refund_no.clone(),
+        amount,
+        reason: wish.reason.clone(),
+        requested_by: wish.requested_by.clone(),
+    };
+    refunds::create(tx, &new, now).await?;
+    follow(tx, &order, now).await?;
+    let refund = refunds::get(&mut *tx, wish.id).await?.ok_or(DbError::Moved)?;
+    Ok(Ok(refund))
+}
+
+/// How much of a payment is left to go back.
+fn allowed(
+    order: &Order,
+    all: &[Refund],
+    trade_no: &TradeNo,
+    paid: Money,
+    now: OffsetDateTime,
+) -> Result<Money, RefundRefusal> {
+    if all.iter().any(|refund| refund.status.in_flight()) {
+        return Err(RefundRefusal::InProgress);
+    }
+    if order.payment_method == PaymentMethod::Wechat {
+        if order.paid_at.is_some_and(|paid_at| now - paid_at > WECHAT_PERIOD) {
+            return Err(RefundRefusal::NotRefundable("WeChat Pay refunds for one year after the payment"));
+        }
+        if all.len() >= WECHAT_REFUNDS {
+            return Err(RefundRefusal::NotRefundable("WeChat Pay refunds an order 50 times at most"));
+        }
+    }
+    let of_trade = all.iter().filter(|refund| refund.trade_no == *trade_no && refund.status.reserves());
+    let reserved: i64 = of_trade.map(|refund| refund.amount.fen()).sum();
+    let left = Money::from_fen(paid.fen() - reserved).unwrap_or(Money::ZERO);
+    if left.is_positive() { Ok(left) } else { Err(RefundRefusal::AlreadyRefunded) }
+}
+
+/// What the gateway says of a refund.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RefundFact {
+    /// The money went back.
+    Returned {
+        /// This refund's amount, where it is told.
+        amount: Option<Money>,
+        /// The gateway's number.
+        gateway_refund_no: Option<String>,
+        /// By the gateway's clock.
+        at: Option<OffsetDateTime>,
+    },
+    /// It will not go back under this number.
+    Failed {
+        /// In words, for the event and a person.
+        why: String,
+        /// The gateway closed it, rather than never having known it.
+        closed: bool,
+    },
+    /// It could not be delivered.
+    Undeliverable {
+        /// The gateway's number.
+        gateway_refund_no: Option<String>,
+    },
+}
+
+/// What a fact did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefundVerdict {
+    /// The refund moved.
+    Settled,
+    /// It stood there already, or has gone further.
+    Duplicate,
+    /// The amount is not the refund's: a case, and no move.
+    AmountMismatch,
+}
+
+/// Lets a fact move its refund, and the order with it: state, transaction, events, cases.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub async fn settle(
+    tx: &mut PgConnection,
+    refund: &Refund,
+    fact: &RefundFact,
+    clock: &Clock,
+) -> Result<RefundVerdict, DbError> {
+    let now = clock.now();
+    let order = orders::lock_one(tx, refund.order_id).await?.ok_or(DbError::Moved)?;
+    // Read again under the lock: another fact may have been faster.
+    let refund = refunds::get(&mut *tx, refund.id).await?.ok_or(DbError::Moved)?;
+    if let RefundFact::Returned { amount: Some(amount), .. } = fact
+        && *amount != refund.amount
+    {
+        let told = json!({ "refund_no": refund.refund_no, "amount": amount.to_string() });
+        open(tx, &case(clock, CaseKind::AmountMismatch, &refund, told), now).await?;
+        return Ok(RefundVerdict::AmountMismatch);
+    }
+    let event = match fact {
+        RefundFact::Returned { .. } => RefundEvent::Returned,
+        RefundFact::Failed { .. } => RefundEvent::Failed,
+        RefundFact::Undeliverable { .. } => RefundEvent::Undeliverable,
+    };
+    // Whoever speaks of a refund that we never sent proves that it was sent.
+    let mut from = refund.status;
+    if from == RefundStatus::Pending {
+        refunds::mark_sent(tx, refund.id, now).await?;
+        from = RefundStatus::Processing;
+    }
+    let Some(to) = from.next(event) else { return Ok(RefundVerdict::Duplicate) };
+    refunds::apply(tx, &step(&refund, (from, to), fact, now), now).await?;
+    let order = follow(tx, &order, now).await?;
+    tell(tx, (&order, &refund, from), fact, clock).await?;
+    Ok(RefundVerdict::Settled)
+}
+
+fn step(refund: &Refund, (from, to): (RefundStatus, RefundStatus), fact: &RefundFact, now: OffsetDateTime) -> Move {
+    let (gateway_refund_no, succeeded_at, error) = match fact {
+        RefundFact::Returned { gateway_refund_no, at, .. } => {
+            (gateway_refund_no.clone(), Some(at.unwrap_or(now)), None)
+        }
+        RefundFact::Failed { why, .. } => (None, None, Some(why.clone())),
+        RefundFact::Undeliverable { gateway_refund_no } => {
+            (gateway_refund_no.clone(), None, Some("the gateway could not deliver it".to_owned()))
+        }
+    };
+    Move { id: refund.id, from, to, gateway_refund_no, succeeded_at, error }
+}
+
+/// Lets an order follow its refunds, those of its own payment; returns the order as it is then.
+async fn follow(tx: &mut PgConnection, order: &Order, now: OffsetDateTime) -> Result<Order, DbError> {
+    let mut order = order.clone();
+    if !order.status.was_paid() {
+        return Ok(order);
+    }
+    let all = refunds::of_order(&mut *tx, order.id).await?;
+    let own: Vec<&Refund> = all.iter().filter(|refund| Some(&refund.trade_no) == order.trade_no.as_ref()).collect();
+    let succeeded = own.iter().filter(|refund| refund.status == RefundStatus::Succeeded);
+    // A refund that had failed can be found returned beside its successor: that is a case, and the order is returned whole.
+    let returned = Money::from_fen(succeeded.map(|refund| refund.amount.fen()).sum()).unwrap_or(Money::MAX);
+    let returned = returned.min(order.amount);
+    let in_flight = own.iter().any(|refund| refund.status.in_flight());
+    let to = status_by_refunds(in_flight, returned, order.amount);
+    if (to, returned) != (order.status, order.refunded_amount) {
+        orders::mark_by_refunds(tx, &order, to, returned, now).await?;
+        (order.status, order.refunded_amount, order.version) = (to, returned, order.version + 1);
+    }
+    Ok(order)
+}
+
+/// Events and cases of a move.
+async fn tell(
+    tx: &mut PgConnection,
+    (order, refund, from): (&Order, &Refund, RefundStatus),
+    fact: &RefundFact,
+    clock: &Clock,
+) -> Result<(), DbError> {
+    let now = clock.now();
+    let mut told: Vec<Event> = Vec::new();
+    match fact {
+        RefundFact::Returned { at, .. } => {
+            told.push(event::refund_succeeded(order, refund, at.unwrap_or(now)));
+            let own = order.trade_no.as_ref() == Some(&refund.trade_no);
+            if own && order.refunded_amount == order.amount {
+                told.push(event::order_refunded(order, refund));
+            }
+            if from == RefundStatus::Failed {
+                let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount });
+                open(tx, &case(clock, CaseKind::RefundAfterFailure, refund, evidence), now).await?;
+            }
+        }
+        RefundFact::Failed { why, closed } => {
+            told.push(event::refund_failed(order, refund, why));
+            if *closed {
+                let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "why": why });
+                open(tx, &case(clock, CaseKind::RefundClosed, refund, evidence), now).await?;
+            }
+        }
+        RefundFact::Undeliverable { gateway_refund_no } => {
+            let evidence = json!({
+                "refund_no": refund.refund_no, "amount": refund.amount, "gateway_refund_no": gateway_refund_no,
+            });
+            open(tx, &case(clock, CaseKind::RefundAbnormal, refund, evidence), now).await?;
+        }
+    }
+    events::append(tx, &told, now).await?;
+    if refund_is_over(fact) {
+        jobs::drop_refund(tx, refund.id).await?;
+    }
+    Ok(())
+}
+
+/// An undeliverable refund is asked about daily until it ends.
+fn refund_is_over(fact: &RefundFact) -> bool {
+    !matches!(fact, RefundFact::Undeliverable { .. })
+}
+
+/// Takes what a callback tells of a refund; a hint only brings the question forward.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub(super) async fn notice(
+    tx: &mut PgConnection,
+    (refund_no, amount, outcome): (&str, Option<Money>, RefundOutcome),
+    order_id: OrderId,
+    clock: &Clock,
+) -> Result<Option<RefundVerdict>, DbError> {
+    let found = refunds::by_refund_no(&mut *tx, refund_no).await?.filter(|refund| refund.order_id == order_id);
+    let Some(refund) = found else { return Ok(None) };
+    let fact = match outcome {
+        RefundOutcome::Succeeded => RefundFact::Returned { amount, gateway_refund_no: None, at: None },
+        RefundOutcome::Closed => RefundFact::Failed { why: "the gateway closed it".to_owned(), closed: true },
+        RefundOutcome::Abnormal => RefundFact::Undeliverable { gateway_refund_no: None },
+        RefundOutcome::Hint if refund.status.is_final() => return Ok(Some(RefundVerdict::Duplicate)),
+        RefundOutcome::Hint => {
+            jobs::ask_now(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), clock.now()).await?;
+            return Ok(Some(RefundVerdict::Settled));
+        }
+    };
+    settle(tx, &refund, &fact, clock).await.map(Some)
+}
+
+/// A case about a refund.
+pub fn case(clock: &Clock, kind: CaseKind, refund: &Refund, evidence: serde_json::Value) -> NewCase {
+    NewCase {
+        id: CaseId::from_u128(clock.fresh_bits()),
+        kind,
+        order_id: Some(refund.order_id),
+        gateway_no: refund.refund_no.to_string(),
+        evidence,
+    }
+}
+
+/// Opens one case, with its event.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn open(tx: &mut PgConnection, case: &NewCase, now: OffsetDateTime) -> Result<(), DbError> {
+    let opened = open_cases(tx, std::slice::from_ref(case), now).await?;
+    events::append(tx, &opened, now).await
+}

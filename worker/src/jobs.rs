@@ -1,0 +1,124 @@
+//! Takes jobs that the relay published and runs them side by side.
+//!
+//! A message is only the nudge. The row says whether there is work: whoever takes it raises the fence, and the job ends or
+//! re-dates its row in the transaction that records its effect. So a message is always done with; a job that broke off is
+//! published again when its lease ends.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use shared::clock::Clock;
+use shared::db::DbError;
+use shared::db::jobs::{self, Cost, Taken};
+use shared::job::JobMessage;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tracing::{error, warn};
+
+use crate::consumer::Ack;
+
+/// Longer than a job ever takes: two gateway calls and three transactions.
+const LEASE: time::Duration = time::Duration::minutes(2);
+/// When a job that failed is tried again: the first few soon, then slower, for ever.
+const RETRY: [Duration; 6] = [
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+    Duration::from_secs(120),
+    Duration::from_secs(600),
+    Duration::from_secs(1800),
+];
+
+/// What a job did not manage; its row stays, and it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The database.
+    #[error("the database did not do it")]
+    Db(#[from] DbError),
+    /// The row that the job is about is not there, or names what is not configured.
+    #[error("{0}")]
+    Missing(String),
+}
+
+impl From<sqlx::Error> for JobError {
+    fn from(error: sqlx::Error) -> JobError {
+        JobError::Db(error.into())
+    }
+}
+
+/// One kind of job.
+pub trait Job {
+    /// Does one step and ends or re-dates the row.
+    fn run(&self, job: &Taken) -> impl Future<Output = Result<(), JobError>>;
+    /// The pool, for taking and giving back.
+    fn db(&self) -> &PgPool;
+    /// The clock.
+    fn clock(&self) -> &Clock;
+}
+
+/// Runs the jobs of a batch of messages; `Err` in `batch` is a message that is none.
+///
+/// # Errors
+/// Never: what fails is tried again by its row. The type is the consumer's.
+pub async fn run_batch<J: Job>(
+    job: &J,
+    batch: Vec<Result<JobMessage, serde_json::Error>>,
+) -> Result<Vec<Ack>, DbError> {
+    let runs = batch.into_iter().map(async |message| match message {
+        Ok(message) => {
+            run_one(job, message).await;
+            Ack::Done
+        }
+        Err(error) => {
+            error!(%error, "A message in a job queue is no job");
+            Ack::Dead
+        }
+    });
+    Ok(join_all(runs).await)
+}
+
+async fn run_one<J: Job>(job: &J, message: JobMessage) {
+    let lease_until = job.clock().now() + LEASE;
+    let taken = match jobs::take(job.db(), message.id, message.fence, lease_until).await {
+        Ok(Some(taken)) => taken,
+        Ok(None) => return, // A repeat, or done.
+        Err(error) => return warn!(%error, job = message.id, "A job cannot be taken now; it comes again"),
+    };
+    let Err(failed) = job.run(&taken).await else { return };
+    let failed = anyhow::Error::from(failed);
+    let reason = format!("{failed:#}");
+    warn!(job = taken.id, attempts = taken.attempts, error = reason, "A job failed; it is tried again");
+    if let Err(error) = give_back(job, &taken, &reason).await {
+        warn!(%error, job = taken.id, "A job was not given back; it comes again when its lease ends");
+    }
+}
+
+async fn give_back<J: Job>(job: &J, taken: &Taken, reason: &str) -> Result<(), DbError> {
+    let mut tx = job.db().begin().await?;
+    let due_at = later(job.clock(), &RETRY, taken.attempts);
+    jobs::again(&mut tx, taken, due_at, Cost::Attempt, reason).await?;
+    Ok(tx.commit().await?)
+}
+
+/// The moment after the `step`-th wait of a schedule; beyond its end the last wait counts. A tenth of it is spread, so that
+/// what failed together does not come together.
+pub fn later(clock: &Clock, schedule: &[Duration], step: i32) -> OffsetDateTime {
+    let step = usize::try_from(step).unwrap_or(0).min(schedule.len().saturating_sub(1));
+    let wait = schedule.get(step).copied().unwrap_or(Duration::from_secs(60));
+    let spread = f64::from(u8::try_from(clock.fresh_bits() % 256).unwrap_or(0)) / 2560.0;
+    clock.now() + wait.mul_f64(1.0 + spread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_schedule_ends_in_its_last_wait() {
+        let clock = Clock::fixed(OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000));
+        for (step, seconds) in [(-1, 2.0), (0, 2.0), (1, 10.0), (5, 1800.0), (6, 1800.0), (i32::MAX, 1800.0)] {
+            let wait = (later(&clock, &RETRY, step) - clock.now()).as_seconds_f64();
+            assert!((seconds..=seconds * 1.1).contains(&wait), "{step}: {wait}");
+        }
+    }
+}
