@@ -99,6 +99,7 @@ impl Broker {
         }
         let took = began.elapsed();
         channel.close(200, "bye".into()).await?;
+        self.until_depth(CONFIRMS, bodies.len()).await?;
         Ok(took)
     }
 
@@ -111,9 +112,10 @@ impl Broker {
 
     /// Stamps every `order.paid` as it arrives, until `expected` have come.
     pub(crate) async fn arrivals(&self, expected: usize, within: Duration) -> Result<JoinHandle<Result<Vec<Arrival>>>> {
+        // A queue of its own for each repeat: an earlier consumer would take a share of what comes.
+        self.channel.queue_delete(ARRIVALS.into(), QueueDeleteOptions::default()).await?;
         self.declare(ARRIVALS, &[]).await?;
         self.bind(ARRIVALS, "order.paid").await?;
-        self.channel.queue_purge(ARRIVALS.into(), QueuePurgeOptions::default()).await?;
         let channel = self.connection.create_channel().await?;
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let mut consumer = channel.basic_consume(ARRIVALS.into(), "".into(), options, FieldTable::default()).await?;
@@ -138,6 +140,16 @@ impl Broker {
             }
             Ok(arrived)
         }))
+    }
+
+    /// Proves that a queue holds what was published; its count follows with a little delay.
+    async fn until_depth(&self, queue: &str, expected: usize) -> Result<()> {
+        let since = Instant::now();
+        while self.depth(queue).await? as usize != expected {
+            ensure!(since.elapsed() < STEP, "{queue} does not hold the {expected} messages that were confirmed");
+            sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
     }
 
     async fn depth(&self, queue: &str) -> Result<u32> {
@@ -172,7 +184,8 @@ pub(crate) struct Arrival {
 /// A persistent publish to the quorum queue for bare publishes.
 pub(crate) async fn publish(channel: &Channel, body: &[u8]) -> Result<PublisherConfirm> {
     let properties = BasicProperties::default().with_delivery_mode(2);
-    let options = BasicPublishOptions::default();
+    // Without it the broker confirms at once what no queue takes, and the limit would be a fiction.
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     Ok(channel.basic_publish("".into(), CONFIRMS.into(), options, body, properties).await?)
 }
 

@@ -29,6 +29,9 @@ pub(crate) struct Cli {
     /// Keep-alive connections of the load generator
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
     pub(crate) connections: u32,
+    /// Clients of pgbench, which share the callbacks evenly
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) clients: u32,
     /// One short repeat of everything: to see whether it works, not how fast
     #[arg(long)]
     pub(crate) quick: bool,

@@ -7,9 +7,9 @@ use std::time::Instant;
 /// Clock ticks per second in /proc; the same on every Linux that programs see.
 const TICKS: f64 = 100.0;
 
-/// Processor seconds used so far, by whom.
+/// Processor seconds used so far, by process: one that ends in between then counts for nothing, instead of less.
 pub(crate) struct Usage {
-    by: BTreeMap<String, f64>,
+    by: BTreeMap<u32, (String, f64)>,
     busy: f64,
     at: Instant,
 }
@@ -18,9 +18,6 @@ impl Usage {
     /// Now. The servers are found by their programs' names, so others of the same kind count with them.
     pub(crate) fn now(services: &[(&'static str, u32)]) -> Usage {
         let mut by = BTreeMap::new();
-        for (name, pid) in services.iter().copied().chain([("load generator", std::process::id())]) {
-            by.insert(name.to_owned(), of_process(pid));
-        }
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
             let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
@@ -29,7 +26,10 @@ impl Usage {
                 "beam.smp" => "RabbitMQ",
                 _ => continue,
             };
-            *by.entry(server.to_owned()).or_default() += of_process(pid);
+            by.insert(pid, (server.to_owned(), of_process(pid)));
+        }
+        for (name, pid) in services.iter().copied().chain([("load generator", std::process::id())]) {
+            by.insert(pid, (name.to_owned(), of_process(pid)));
         }
         Usage { by, busy: busy(), at: Instant::now() }
     }
@@ -39,11 +39,15 @@ impl Usage {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let all = (self.at - earlier.at).as_secs_f64() * cores;
         let share = |seconds: f64| format!("{:.0} %", 100.0 * seconds / all);
-        let used = |(name, now): (&String, &f64)| (name.clone(), now - earlier.by.get(name).copied().unwrap_or(0.0));
-        let mut used: Vec<(String, f64)> = self.by.iter().map(used).collect();
-        let (busy, known) = (self.busy - earlier.busy, used.iter().map(|(_, seconds)| seconds).sum::<f64>());
+        let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+        for (pid, (name, now)) in &self.by {
+            let before = earlier.by.get(pid).map_or(0.0, |(_, before)| *before);
+            *sums.entry(name).or_default() += (now - before).max(0.0);
+        }
+        let (busy, known) = (self.busy - earlier.busy, sums.values().sum::<f64>());
         // The kernel's own work, and whoever else is on the machine: much of it, and the figures mean little.
-        used.push(("everything else".to_owned(), (busy - known).max(0.0)));
+        sums.insert("everything else", (busy - known).max(0.0));
+        let mut used: Vec<(&str, f64)> = sums.into_iter().collect();
         used.sort_by(|a, b| b.1.total_cmp(&a.1));
         let list: Vec<String> = used.iter().map(|(name, seconds)| format!("{name} {}", share(*seconds))).collect();
         format!("processors {} busy: {}", share(busy), list.join(", "))

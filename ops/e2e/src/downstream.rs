@@ -138,7 +138,12 @@ fn read(delivery: &message::Delivery) -> Delivery {
     Delivery {
         id: headers.get("cloudEvents:id").cloned().unwrap_or_default(),
         kind: delivery.routing_key.as_str().to_owned(),
-        content_type: delivery.properties.content_type().as_ref().map(|text| text.as_str().to_owned()).unwrap_or_default(),
+        content_type: delivery
+            .properties
+            .content_type()
+            .as_ref()
+            .map(|text| text.as_str().to_owned())
+            .unwrap_or_default(),
         headers,
         data: serde_json::from_slice(&delivery.data).unwrap_or_default(),
         redelivered: delivery.redelivered,

@@ -5,7 +5,7 @@ mod pgbench;
 mod road;
 
 pub(crate) use openssl::signatures_per_second;
-pub(crate) use pgbench::{CLIENTS, Pgbench};
+pub(crate) use pgbench::Pgbench;
 pub(crate) use road::fsync_and_two_publishes;
 
 use std::process::{Command, Output};

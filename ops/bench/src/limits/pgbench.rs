@@ -10,29 +10,27 @@ use url::Url;
 
 use super::run;
 
-/// Clients that share the work; more do not help two processors, and fewer leave the disk idle.
-pub(crate) const CLIENTS: u32 = 8;
-
 /// Lock, decide (the client has nothing to think about), write each row, commit. Prepared once for each client. The
-/// callback's body has the size of a real one, and is made at the server, which spares this side the sending.
+/// callback's body has the size of a real one, and is made at the server, which spares this side the sending. The casts
+/// matter: against `text` a `char(32)` column loses its index, and the limit would be a sequential scan.
 const SCRIPT: &str = "\
 \\set i :i + 1
 \\set n :client_id * :each + :i
 begin;
 select id, user_id, order_no, product_type, amount, payment_method, account, status, trade_no, metadata, version
-  from payment_orders where order_no = 'B' || lpad((:n)::int::text, 12, '0') for update;
+  from payment_orders where order_no = ('B' || lpad((:n)::int::text, 12, '0'))::varchar for update;
 update payment_orders
   set status = 'paid', trade_no = 'T' || (:n)::int, paid_at = now(), updated_at = now(), version = version + 1
-  where order_no = 'B' || lpad((:n)::int::text, 12, '0') and status = 'pending';
+  where order_no = ('B' || lpad((:n)::int::text, 12, '0'))::varchar and status = 'pending';
 update payment_transactions set status = 'succeeded', gateway_no = 'T' || (:n)::int, updated_at = now()
-  where order_id = lpad(to_hex((:n)::int), 32, '0') and status = 'pending';
+  where order_id = lpad(to_hex((:n)::int), 32, '0')::bpchar and status = 'pending';
 insert into events (event_id, type, order_id, data, occurred_at)
   values ('order.paid:' || lpad(to_hex((:n)::int), 32, '0'), 'order.paid', lpad(to_hex((:n)::int), 32, '0'),
     jsonb_build_object('order_id', lpad(to_hex((:n)::int), 32, '0'), 'order_no', 'B' || lpad((:n)::int::text, 12, '0'),
       'user_id', 'bench', 'product_type', 'membership', 'amount', '12.34', 'currency', 'CNY',
       'payment_method', 'alipay', 'trade_no', 'T' || (:n)::int, 'paid_at', now(), 'order_version', 2,
       'metadata', '{\"shop\": \"bench\"}'::jsonb), now());
-delete from jobs where kind = 'check' and ref_id = lpad(to_hex((:n)::int), 32, '0');
+delete from jobs where kind = 'check' and ref_id = lpad(to_hex((:n)::int), 32, '0')::bpchar;
 insert into callbacks (payment_method, account, notice_id, order_no, verdict, headers, body, received_at, last_seen_at)
   values ('alipay', 'main', 'N' || (:n)::int, 'B' || lpad((:n)::int::text, 12, '0'), 'settled',
     '{\"content-type\": \"application/x-www-form-urlencoded; charset=utf-8\"}',
@@ -43,17 +41,18 @@ commit;
 /// The tool, where there is one.
 pub(crate) struct Pgbench {
     program: PathBuf,
+    clients: u32,
 }
 
 impl Pgbench {
     /// On PATH, or where Debian puts it.
-    pub(crate) fn find() -> Result<Pgbench> {
+    pub(crate) fn find(clients: u32) -> Result<Pgbench> {
         let path = env::var_os("PATH").unwrap_or_default();
         let mut places: Vec<PathBuf> = env::split_paths(&path).collect();
         let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
         places.extend(versions.map(|version| version.path().join("bin")));
         match places.into_iter().map(|place| place.join("pgbench")).find(|program| program.is_file()) {
-            Some(program) => Ok(Pgbench { program }),
+            Some(program) => Ok(Pgbench { program, clients }),
             None => bail!("pgbench is neither on PATH nor in /usr/lib/postgresql/*/bin: it comes with the server"),
         }
     }
@@ -62,10 +61,10 @@ impl Pgbench {
     pub(crate) async fn settle(&self, database: &Url, dir: &Path, orders: u32) -> Result<f64> {
         let script = dir.join("settle.sql");
         fs::write(&script, SCRIPT)?;
-        let each = orders / CLIENTS;
+        let each = orders / self.clients;
         let mut pgbench = Command::new(&self.program);
-        pgbench.args(["--no-vacuum", "--protocol=prepared", "--jobs=2"]);
-        pgbench.args([format!("--client={CLIENTS}"), format!("--transactions={each}")]);
+        pgbench.args(["--no-vacuum", "--protocol=prepared", &format!("--jobs={}", self.clients.min(2))]);
+        pgbench.args([format!("--client={}", self.clients), format!("--transactions={each}")]);
         pgbench.args(["--define=i=0".to_owned(), format!("--define=each={each}")]);
         pgbench.arg("--file").arg(&script);
         // By the environment: the command line of a process can be read by everyone.

@@ -8,15 +8,15 @@ use super::{QUIET, rate};
 use crate::cpu::Usage;
 use crate::database::{self, check_settled, until_paid, until_published};
 use crate::http::{self, Load};
-use crate::limits::{CLIENTS, Pgbench};
+use crate::limits::Pgbench;
 use crate::progress::Progress;
 use crate::report::{Question, Row, Target};
 use crate::stage::Stage;
 
 pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Row> {
-    let pgbench = Pgbench::find()?;
+    let pgbench = Pgbench::find(stage.cli.clients)?;
     // Every client of pgbench takes the same share.
-    let orders = stage.cli.callbacks() / CLIENTS * CLIENTS;
+    let orders = stage.cli.callbacks() / stage.cli.clients * stage.cli.clients;
     let (mut ours, mut limit, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     for repeat in 1..=stage.cli.repeats() {
         progress.say(&format!("settled {repeat}: {orders} callbacks through ingress, broker and worker"));
@@ -34,7 +34,7 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
     let question = Question {
         what: "callbacks settled".to_owned(),
         unit: "/s",
-        against: format!("one transaction each, pgbench with {} clients, prepared", CLIENTS),
+        against: format!("one transaction each, pgbench with {} clients, prepared", stage.cli.clients),
         target: Target::AtLeast(1.5),
     };
     Ok(question.answer(&ours, &limit, notes))

@@ -75,7 +75,8 @@ async fn each_program_names_every_fault_at_once() {
     let api = program("payment-api").env("GATEWAYS_FILE", &gateways).env("JWT_HS256_SECRET", "hidden-short");
     let own = ["PUBLIC_URL", "VIEW_TOKEN_SECRET", "JWT_HS256_SECRET", "it is not set", "LISTEN_ADDR"];
     let api = api.env("LISTEN_ADDR", "here");
-    fails_naming(api, &folder.0, &[&everywhere[..], &keys, &own].concat(), &[&secret[..], &["hidden-short"]].concat()).await;
+    fails_naming(api, &folder.0, &[&everywhere[..], &keys, &own].concat(), &[&secret[..], &["hidden-short"]].concat())
+        .await;
 
     let bare = [("payment-api", &["DATABASE_URL", "AMQP_URL", "GATEWAYS_FILE", "PUBLIC_URL"][..])];
     let bare = bare.into_iter().chain([
@@ -101,7 +102,8 @@ async fn a_conflicting_topology_is_named_object_by_object() {
         .arg("broker-setup")
         .env("AMQP_ADMIN_URL", &addresses.admin)
         .env("RABBITMQ_MANAGEMENT_URL", &addresses.management);
-    fails_naming(setup, &folder.0, &["exchange payment.in", "queue payment.callbacks", "queue payment.dead"], &[]).await;
+    fails_naming(setup, &folder.0, &["exchange payment.in", "queue payment.callbacks", "queue payment.dead"], &[])
+        .await;
     let program = |name: &str| {
         let program = Program::new(name).env("DATABASE_URL", &addresses.database).env("AMQP_URL", &addresses.amqp);
         program.env("GATEWAYS_FILE", &gateways).env("OPS_ADDR", free_address().to_string())

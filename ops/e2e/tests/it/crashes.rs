@@ -121,7 +121,8 @@ async fn a_relay_killed_in_the_middle_of_a_batch_is_replaced_and_each_event_arri
 async fn world_settled(world: &World, few: &[e2e::Order]) {
     let ids: Vec<&str> = few.iter().map(|order| order.id.as_str()).collect();
     eventually("these orders are paid", SOON, async || {
-        let count = sqlx::query_scalar::<_, i64>("select count(*) from payment_orders where id = any($1) and status = 'paid'");
+        let count =
+            sqlx::query_scalar::<_, i64>("select count(*) from payment_orders where id = any($1) and status = 'paid'");
         let paid = count.bind(&ids).fetch_one(&world.db).await.ok()?;
         (paid == ids.len() as i64).then_some(())
     })

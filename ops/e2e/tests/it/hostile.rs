@@ -196,7 +196,12 @@ fn refusable(world: &World, order: &Order) -> Vec<Refused> {
             make("no serial", header("Wechatpay-Serial", None), 400, "malformed"),
             make("no timestamp", header("Wechatpay-Timestamp", None), 400, "malformed"),
             make("a timestamp that is no number", header("Wechatpay-Timestamp", Some("1e9")), 400, "malformed"),
-            make("another scheme", header("Wechatpay-Signature-Type", Some("WECHATPAY2-SM2-WITH-SM3")), 400, "malformed"),
+            make(
+                "another scheme",
+                header("Wechatpay-Signature-Type", Some("WECHATPAY2-SM2-WITH-SM3")),
+                400,
+                "malformed",
+            ),
         ],
     });
     let mut twice = make("a header twice", Overrides::default(), 400, "malformed");
@@ -244,9 +249,19 @@ fn unsettleable(world: &World, order: &Order, orders: &[Order; 2]) -> Vec<Unsett
         Gateway::Alipay => vec![
             make("another app", field("app_id", json!("2021000000000000")), "wrong_merchant", "wrong_merchant"),
             make("another payee", field("seller_id", json!("2088000000000000")), "wrong_merchant", "wrong_merchant"),
-            make("no order number", Overrides { fields: [("out_trade_no".to_owned(), None)].into(), ..Default::default() }, "undecodable", "dead_letter"),
+            make(
+                "no order number",
+                Overrides { fields: [("out_trade_no".to_owned(), None)].into(), ..Default::default() },
+                "undecodable",
+                "dead_letter",
+            ),
             make("an amount in words", field("total_amount", json!("five")), "undecodable", "dead_letter"),
-            make("a time of payment that is none", field("gmt_payment", json!("yesterday")), "undecodable", "dead_letter"),
+            make(
+                "a time of payment that is none",
+                field("gmt_payment", json!("yesterday")),
+                "undecodable",
+                "dead_letter",
+            ),
         ],
         Gateway::Wechat => vec![
             make("another merchant", field("/mchid", json!("1900000000")), "wrong_merchant", "wrong_merchant"),
@@ -255,12 +270,22 @@ fn unsettleable(world: &World, order: &Order, orders: &[Order; 2]) -> Vec<Unsett
             make("broken JSON", body("{\"id\":"), "undecodable", "dead_letter"),
             make("no JSON", body(""), "undecodable", "dead_letter"),
             make("JSON of another shape", body("[]"), "undecodable", "dead_letter"),
-            make("broken base64", envelope("/resource/ciphertext", json!("%%% not base64")), "undecodable", "dead_letter"),
+            make(
+                "broken base64",
+                envelope("/resource/ciphertext", json!("%%% not base64")),
+                "undecodable",
+                "dead_letter",
+            ),
             make("a short ciphertext", envelope("/resource/ciphertext", json!("AAAA")), "undecodable", "dead_letter"),
             make("a short nonce", envelope("/resource/nonce", json!("short")), "undecodable", "dead_letter"),
             make("an empty nonce", envelope("/resource/nonce", json!("")), "undecodable", "dead_letter"),
             make("a long nonce", envelope("/resource/nonce", json!("thirteen char")), "undecodable", "dead_letter"),
-            make("another algorithm", envelope("/resource/algorithm", json!("AEAD_SM4_GCM")), "undecodable", "dead_letter"),
+            make(
+                "another algorithm",
+                envelope("/resource/algorithm", json!("AEAD_SM4_GCM")),
+                "undecodable",
+                "dead_letter",
+            ),
         ],
     });
     all

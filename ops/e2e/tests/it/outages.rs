@@ -102,7 +102,8 @@ async fn a_wiped_broker_is_noticed_rebuilt_counted_and_everything_completes() {
     let (first, rest) = orders.split_at(20);
     let (second, third) = rest.split_at(20);
     pay_slowly(&world, first).await;
-    eventually("the first are told", SOON, async || (world.downstream.times().len() == first.len()).then_some(())).await;
+    eventually("the first are told", SOON, async || (world.downstream.times().len() == first.len()).then_some(()))
+        .await;
     world.wait_quiet(SOON).await;
 
     // An operator deletes the queues, with nothing in them that is nowhere else.

@@ -24,11 +24,12 @@ async fn the_same_callback_200_times_at_once_pays_once_and_is_answered_with_succ
         }
         world.wait_paid(&order).await;
         eventually("every copy is counted on the one piece of evidence", SOON, async || {
-            let seen: Vec<(String, i32)> = sqlx::query_as("select verdict, times_seen from callbacks where order_no = $1")
-                .bind(&order.order_no)
-                .fetch_all(&world.db)
-                .await
-                .expect("the database answers");
+            let seen: Vec<(String, i32)> =
+                sqlx::query_as("select verdict, times_seen from callbacks where order_no = $1")
+                    .bind(&order.order_no)
+                    .fetch_all(&world.db)
+                    .await
+                    .expect("the database answers");
             assert!(seen.len() <= 1, "{seen:?}");
             (seen == [("settled".to_owned(), 200)]).then_some(())
         })

@@ -15,7 +15,9 @@ async fn the_logs_and_metrics_of_a_whole_run_hold_no_secret() {
     let planted = format!("planted-{}", &unique()[..16]);
     let mut secrets = standing_secrets(&world);
     let mut orders = Vec::new();
-    for (gateway, scene) in [(Gateway::Alipay, "page"), (Gateway::Alipay, "qr"), (Gateway::Wechat, "jsapi"), (Gateway::Wechat, "app")] {
+    for (gateway, scene) in
+        [(Gateway::Alipay, "page"), (Gateway::Alipay, "qr"), (Gateway::Wechat, "jsapi"), (Gateway::Wechat, "app")]
+    {
         let order = world.buy(gateway, scene, "12.34").await;
         world.pay(&order).await;
         world.wait_paid(&order).await;

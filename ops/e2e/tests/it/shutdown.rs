@@ -25,14 +25,19 @@ async fn each_program_stops_in_time_under_load_with_exit_code_0_and_nothing_is_l
         let mut made = Vec::new();
         for _ in 0..100 {
             let purchase = Purchase::new(Gateway::Alipay, "page", "2.00");
-            made.push(e2e::eventually("the order is created", LONG, async || {
-                world.shop.ask(&purchase).await.ok().filter(|answer| answer.status == 201)
-            }).await);
+            made.push(
+                e2e::eventually("the order is created", LONG, async || {
+                    world.shop.ask(&purchase).await.ok().filter(|answer| answer.status == 201)
+                })
+                .await,
+            );
         }
         made
     };
     let stop = async {
-        for process in [&world.workers[0], &world.api, &world.relays[0], &world.workers[1], &world.relays[1], &world.api] {
+        for process in
+            [&world.workers[0], &world.api, &world.relays[0], &world.workers[1], &world.relays[1], &world.api]
+        {
             stop_and_start(process).await;
         }
     };
