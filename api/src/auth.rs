@@ -18,6 +18,9 @@ use tracing::Span;
 use crate::problem::ApiError;
 use crate::state::App;
 
+/// The scope of those who look after everybody's payments.
+pub const ADMIN: &str = "payments:admin";
+
 /// How far the clocks of issuer and service may differ.
 const LEEWAY_S: u64 = 30;
 
@@ -46,6 +49,18 @@ pub struct Claimed {
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
+    /// Words with blanks between them (RFC 8693, section 4.2).
+    #[serde(default)]
+    scope: Option<String>,
+}
+
+/// Who asks, and what he may do beyond looking after his own.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Who.
+    pub user: UserId,
+    /// Whether the token has the scope [`ADMIN`].
+    pub is_admin: bool,
 }
 
 impl Authenticator {
@@ -84,15 +99,17 @@ impl Authenticator {
         if faults.is_empty() { Ok(self) } else { Err(faults) }
     }
 
-    /// The user whom a token names.
+    /// The caller whom a token names.
     ///
     /// # Errors
     /// [`ApiError::TokenInvalid`], [`ApiError::TokenExpired`].
-    pub fn user(&self, token: &str) -> Result<UserId, ApiError> {
+    pub fn caller(&self, token: &str) -> Result<Caller, ApiError> {
         let header = decode_header(token).map_err(refusal)?;
         let key = self.choose(header.alg, header.kid.as_deref()).ok_or(ApiError::TokenInvalid)?;
         let claims = decode::<Claims>(token, &key.key, &key.validation).map_err(refusal)?.claims;
-        UserId::parse(claims.sub).map_err(|_| ApiError::TokenInvalid)
+        let user = UserId::parse(claims.sub).map_err(|_| ApiError::TokenInvalid)?;
+        let is_admin = claims.scope.is_some_and(|scope| scope.split(' ').any(|word| word == ADMIN));
+        Ok(Caller { user, is_admin })
     }
 
     /// The key by name and algorithm; a token without a name is matched when only one key has its algorithm.
@@ -165,11 +182,28 @@ impl FromRequestParts<Arc<App>> for User {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<User, ApiError> {
-        let token = bearer(&parts.headers).ok_or(ApiError::TokenMissing)??;
-        let user = app.authenticator.user(token)?;
-        Span::current().record("userId", user.as_str());
-        Ok(User(user))
+        Ok(User(caller(parts, app)?.user))
     }
+}
+
+/// A person with the scope [`ADMIN`]; anybody else is refused.
+#[derive(Debug, Clone)]
+pub struct Admin(pub UserId);
+
+impl FromRequestParts<Arc<App>> for Admin {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Admin, ApiError> {
+        let caller = caller(parts, app)?;
+        if caller.is_admin { Ok(Admin(caller.user)) } else { Err(ApiError::ScopeMissing) }
+    }
+}
+
+fn caller(parts: &Parts, app: &App) -> Result<Caller, ApiError> {
+    let token = bearer(&parts.headers).ok_or(ApiError::TokenMissing)??;
+    let caller = app.authenticator.caller(token)?;
+    Span::current().record("userId", caller.user.as_str());
+    Ok(caller)
 }
 
 /// Who wants to look at an order: a user, or the holder of a `view_token` of one order. The bearer token counts if both

@@ -6,6 +6,7 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::header::CONTENT_TYPE;
 use serde_json::{Map, Value};
+use shared::domain::Money;
 
 use crate::problem::{ApiError, FieldFault};
 
@@ -85,4 +86,19 @@ pub fn text<T, E: Display>(parse: impl FnOnce(String) -> Result<T, E>) -> impl F
         let text = value.as_str().ok_or_else(|| "must be text".to_owned())?;
         parse(text.to_owned()).map_err(|rule| format!("must be {rule}"))
     }
+}
+
+/// Reads an amount of money, more than nothing.
+///
+/// # Errors
+/// The rule, in words.
+pub fn money(value: &Value) -> Result<Money, String> {
+    let rule = || format!("must be text in yuan with at most two decimals, \"0.01\" to \"{}\"", Money::MAX);
+    let money = value.as_str().and_then(|yuan| Money::from_yuan(yuan).ok());
+    money.filter(|money| money.is_positive()).ok_or_else(rule)
+}
+
+/// The rule of a choice, in words.
+pub fn one_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    format!("one of {}", names.collect::<Vec<_>>().join(", "))
 }

@@ -11,15 +11,18 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use shared::db::idempotency_keys::{self, KnownKey};
+use shared::db::idempotency_keys::{self, KnownKey, NewKey};
 use shared::domain::UserId;
 use sqlx::PgPool;
+use time::OffsetDateTime;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 
 use crate::problem::ApiError;
 use crate::state::App;
 
+/// How long a key is kept at least.
+const KEY_LIVES: time::Duration = time::Duration::hours(24);
 /// How long the second request waits for the first.
 const WAIT: Duration = Duration::from_secs(3);
 
@@ -77,6 +80,16 @@ impl Request {
         match known {
             Some(known) if !same(&known) => Err(ApiError::IdempotencyKeyReused),
             known => Ok(known),
+        }
+    }
+
+    /// The key as it is written, beside the row that it makes.
+    pub fn new_key(&self, now: OffsetDateTime) -> NewKey {
+        NewKey {
+            key: self.key.as_str().to_owned(),
+            route: self.route,
+            request_hash: self.hash,
+            expires_at: now + KEY_LIVES,
         }
     }
 

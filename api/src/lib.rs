@@ -13,6 +13,7 @@ pub mod hub;
 pub mod idempotency;
 pub mod intake;
 mod layers;
+pub mod numbers;
 mod observe;
 pub mod openapi;
 pub mod problem;

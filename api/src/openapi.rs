@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::routes::orders::PaymentView;
-use crate::routes::{index, orders, payment_methods};
+use crate::routes::{index, orders, payment_methods, refunds};
 use crate::state::App;
 
 #[derive(OpenApi)]
@@ -50,5 +50,9 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(orders::get))
         .routes(routes!(orders::payment))
         .routes(routes!(orders::stream))
+        .routes(routes!(orders::close))
+        .routes(routes!(refunds::create))
+        .routes(routes!(refunds::get))
+        .routes(routes!(refunds::list))
         .routes(routes!(payment_methods::list))
 }

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use shared::db::DbError;
 use shared::gateway::GatewayError;
+use shared::settle::refunds::RefundRefusal;
 
 /// Why a request is not answered with what it asked for. `Display` is the problem's title: it names no internals.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +45,39 @@ pub enum ApiError {
     /// It did once.
     #[error("the token has expired")]
     TokenExpired,
+    /// The token has not the scope that the route asks for.
+    #[error("this needs a token with the scope payments:admin")]
+    ScopeMissing,
+    /// What one person proposes another confirms.
+    #[error("another person than the one who proposed it must confirm")]
+    SamePerson,
     /// No such order, or somebody else's.
     #[error("there is no such order")]
     OrderNotFound,
+    /// No such refund, or of somebody else's order.
+    #[error("there is no such refund")]
+    RefundNotFound,
+    /// No such case.
+    #[error("there is no such case")]
+    CaseNotFound,
+    /// The case is done.
+    #[error("the case is resolved")]
+    CaseResolved,
+    /// Nothing waits to be confirmed.
+    #[error("nothing is proposed that could be confirmed")]
+    CaseNotProposed,
+    /// Somebody was faster.
+    #[error("the case has changed; look at it again")]
+    CaseChanged,
+    /// The case, or what it is about, does not allow the action.
+    #[error("this action does not fit: {0}")]
+    ActionUnfit(&'static str),
+    /// Money cannot go back, and why.
+    #[error("{0}")]
+    Refund(RefundRefusal),
+    /// Whoever has paid does not give up.
+    #[error("the order is paid; ask for a refund instead")]
+    OrderAlreadyPaid,
     /// Paid, closed or expired.
     #[error("the order can no longer be paid: it is {0}")]
     OrderNotPayable(&'static str),
@@ -108,6 +139,9 @@ pub struct Problem {
     /// Every field that is wrong, with `invalid_fields` only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldFault>,
+    /// What is left to go back, in yuan, with `refund_too_much` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refundable_amount: Option<String>,
 }
 
 /// On an answer that is already in its final form, so that no layer renders it again.
@@ -129,6 +163,21 @@ impl ApiError {
             ApiError::TokenMissing => (StatusCode::UNAUTHORIZED, "token_missing"),
             ApiError::TokenInvalid => (StatusCode::UNAUTHORIZED, "token_invalid"),
             ApiError::TokenExpired => (StatusCode::UNAUTHORIZED, "token_expired"),
+            ApiError::ScopeMissing => (StatusCode::FORBIDDEN, "scope_missing"),
+            ApiError::SamePerson => (StatusCode::FORBIDDEN, "same_person"),
+            ApiError::RefundNotFound => (StatusCode::NOT_FOUND, "refund_not_found"),
+            ApiError::CaseNotFound => (StatusCode::NOT_FOUND, "case_not_found"),
+            ApiError::CaseResolved => (StatusCode::CONFLICT, "case_resolved"),
+            ApiError::CaseNotProposed => (StatusCode::CONFLICT, "case_not_proposed"),
+            ApiError::CaseChanged => (StatusCode::CONFLICT, "case_changed"),
+            ApiError::ActionUnfit(_) => (StatusCode::CONFLICT, "action_unfit"),
+            ApiError::Refund(RefundRefusal::NoOrder) => (StatusCode::NOT_FOUND, "order_not_found"),
+            ApiError::Refund(RefundRefusal::NotPaid) => (StatusCode::CONFLICT, "order_not_paid"),
+            ApiError::Refund(RefundRefusal::InProgress) => (StatusCode::CONFLICT, "refund_in_progress"),
+            ApiError::Refund(RefundRefusal::AlreadyRefunded) => (StatusCode::CONFLICT, "already_refunded"),
+            ApiError::Refund(RefundRefusal::TooMuch(_)) => (StatusCode::CONFLICT, "refund_too_much"),
+            ApiError::Refund(RefundRefusal::NotRefundable(_)) => (StatusCode::CONFLICT, "not_refundable"),
+            ApiError::OrderAlreadyPaid => (StatusCode::CONFLICT, "order_already_paid"),
             ApiError::OrderNotFound => (StatusCode::NOT_FOUND, "order_not_found"),
             ApiError::OrderNotPayable(_) => (StatusCode::CONFLICT, "order_not_payable"),
             ApiError::OrderUnusable(_) => (StatusCode::CONFLICT, "order_unusable"),
@@ -158,6 +207,9 @@ impl ApiError {
     fn challenge(&self) -> Option<HeaderValue> {
         match self {
             ApiError::TokenMissing => Some(HeaderValue::from_static("Bearer")),
+            ApiError::ScopeMissing => {
+                Some(HeaderValue::from_static("Bearer error=\"insufficient_scope\", scope=\"payments:admin\""))
+            }
             ApiError::TokenInvalid | ApiError::TokenExpired => {
                 Some(HeaderValue::from_static("Bearer error=\"invalid_token\""))
             }
@@ -209,8 +261,12 @@ impl IntoResponse for ApiError {
             ApiError::InvalidFields(faults) => faults.clone(),
             _ => Vec::new(),
         };
-        let kind = format!("/problems/{code}");
-        let problem = Problem { kind, title: self.to_string(), status: status.as_u16(), code, errors };
+        let refundable_amount = match &self {
+            ApiError::Refund(RefundRefusal::TooMuch(left)) => Some(left.to_string()),
+            _ => None,
+        };
+        let (kind, title) = (format!("/problems/{code}"), self.to_string());
+        let problem = Problem { kind, title, status: status.as_u16(), code, errors, refundable_amount };
         let mut response = (status, Json(problem)).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

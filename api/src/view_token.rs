@@ -14,7 +14,7 @@ use crate::problem::ApiError;
 /// Keeps a view token from passing as a bearer token, and the other way round, even under one secret.
 const AUDIENCE: &str = "payment-view";
 /// How long after its expiry an order can still be looked at.
-const AFTER_EXPIRY: Duration = Duration::days(1);
+pub const AFTER_EXPIRY: Duration = Duration::days(1);
 
 /// Makes and reads view tokens.
 pub struct ViewTokens {

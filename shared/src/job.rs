@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::domain::{AccountName, PaymentMethod};
 
@@ -54,6 +54,23 @@ pub struct JobMessage {
     /// The row's fence when it was published.
     pub fence: i64,
 }
+
+/// The ages at which an order that is still unpaid is asked about, should its callback be lost: soon, then slower. After
+/// the last it is asked about once a day. Its expiry is a moment of its own.
+pub const CHECKS: &[Duration] = &[
+    Duration::seconds(30),
+    Duration::minutes(1),
+    Duration::minutes(3),
+    Duration::minutes(5),
+    Duration::minutes(10),
+    Duration::minutes(20),
+    Duration::minutes(30),
+    Duration::hours(1),
+    Duration::hours(2),
+    Duration::hours(6),
+    Duration::hours(12),
+    Duration::hours(24),
+];
 
 /// What a `jobs` row is due for.
 pub mod kind {

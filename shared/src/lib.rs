@@ -16,4 +16,5 @@ pub mod mq;
 pub mod ops;
 pub mod settle;
 pub mod shutdown;
+pub mod stats;
 pub mod telemetry;

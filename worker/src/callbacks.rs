@@ -143,7 +143,7 @@ impl CallbackWorker {
     async fn commit(&self, examined: &[Examined]) -> Result<(), DbError> {
         let told: Vec<&Verified<Notification>> = examined.iter().filter_map(Examined::told).collect();
         let mut tx = self.db.begin().await?;
-        let mut verdicts = settle::settle(&mut tx, &told, &self.clock).await?.into_iter();
+        let mut verdicts = settle::settle(&mut tx, &told, self.gateways.policies(), &self.clock).await?.into_iter();
         let verdicts: Vec<Option<Verdict>> = examined
             .iter()
             .map(|item| match &item.content {

@@ -1,7 +1,9 @@
 //! What the workers do. Each binary in `bin/` is a thin main around one of these modules.
 
 pub mod callbacks;
+pub mod checks;
 pub mod consumer;
 pub mod jobs;
+pub mod refunds;
 pub mod relay;
 pub mod start;

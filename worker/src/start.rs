@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use secrecy::SecretString;
 use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig};
 use shared::gateway::Gateways;
-use shared::mq::topology::{self, Needs};
+use shared::mq::topology::{self, Difference, Needs};
 use shared::mq::{self, MqError};
 use shared::ops::{self, Checks};
 use shared::shutdown::Shutdown;
@@ -24,6 +24,17 @@ pub struct Worker {
     pub ops_port: u16,
     /// What must be at the broker.
     pub needs: Needs,
+    /// What a missing object at the broker means for this worker.
+    pub missing: Missing,
+}
+
+/// What a missing object at the broker means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// The worker cannot start.
+    StopsTheStart,
+    /// The worker is the one that declares it anew.
+    IsRepaired,
 }
 
 /// A started process.
@@ -98,10 +109,13 @@ impl Worker {
         let Some(config) = config else { return Ok(None) };
         let pool = ops::check("database", "check DATABASE_URL and that the server runs", async {
             let pool = db::connect(&config.url, self.service, config.max_connections).await.map_err(chain)?;
-            db::check_schema(&pool).await.map_err(chain)?;
             Ok(pool)
         });
-        pool.await.map(Some)
+        let pool = pool.await?;
+        let remedy = "run `payment-api migrate`, or the release that fits";
+        let schema = async { db::check_schema(&pool).await.map_err(chain) };
+        ops::check("database schema", remedy, schema).await?;
+        Ok(Some(pool))
     }
 
     async fn reach_broker(&self, config: Option<AmqpConfig>) -> Result<Option<AmqpConfig>, ConfigFaults> {
@@ -110,7 +124,15 @@ impl Worker {
         let checked: Result<(), MqError> = topology::check(&connection, self.needs).await;
         // The check is what counts; a close that fails closes all the same.
         let _ = connection.close(200, "checked".into()).await;
-        checked?;
+        match checked {
+            Err(MqError::Topology(mut faults)) if self.missing == Missing::IsRepaired => {
+                faults.0.retain(|fault| fault.difference != Difference::Missing);
+                if !faults.0.is_empty() {
+                    return Err(MqError::Topology(faults).into());
+                }
+            }
+            checked => checked?,
+        }
         Ok(Some(config))
     }
 }

@@ -2,8 +2,11 @@
 
 pub mod callbacks;
 pub mod index;
+pub mod listing;
 pub mod orders;
+pub mod pages;
 pub mod payment_methods;
+pub mod refunds;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +25,7 @@ const FRONTEND: Duration = Duration::from_secs(15);
 /// Everything that the service answers to.
 pub fn router(app: Arc<App>) -> Router {
     let bounds = Bounds { slots: Arc::new(Semaphore::new(app.settings.requests)), answer: FRONTEND };
-    let frontends = openapi::router().fallback(nothing).method_not_allowed_fallback(not_so);
+    let frontends = openapi::router().merge(pages::router()).fallback(nothing).method_not_allowed_fallback(not_so);
     let frontends = layers::bounded(frontends, &app, &bounds);
     let clock = app.clock;
     layers::around(frontends.merge(callbacks::router(&app)).with_state(app), clock)

@@ -4,6 +4,7 @@ mod auth;
 mod callbacks;
 mod creating;
 mod http;
+mod pages;
 mod reading;
 mod starting;
 mod streams;

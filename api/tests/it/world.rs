@@ -25,7 +25,7 @@ use shared::clock::Clock;
 use shared::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
 use shared::gateway::{
     CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, NoAccount, Payment, PrepayOrder, PrepayRequest,
-    Trade, Verified,
+    RefundOrder, RefundState, RefundTarget, Trade, Verified,
 };
 use shared::job::Callback;
 use shared::mq::{Publisher, PublisherOptions};
@@ -346,6 +346,24 @@ impl Gateway for Puppet {
     }
 
     async fn close(&self, _: &OrderNo, _: OffsetDateTime) -> Result<CloseOutcome, GatewayError> {
+        Err(GatewayError::Unavailable("not asked for".to_owned()))
+    }
+
+    async fn refund(&self, _: &RefundOrder, _: OffsetDateTime) -> Result<RefundState, GatewayError> {
+        Err(GatewayError::Unavailable("not asked for".to_owned()))
+    }
+
+    async fn query_refund(&self, _: &RefundOrder, _: OffsetDateTime) -> Result<RefundState, GatewayError> {
+        Err(GatewayError::Unavailable("not asked for".to_owned()))
+    }
+
+    async fn redirect_refund(
+        &self,
+        _: &RefundOrder,
+        _: &str,
+        _: &RefundTarget,
+        _: OffsetDateTime,
+    ) -> Result<RefundState, GatewayError> {
         Err(GatewayError::Unavailable("not asked for".to_owned()))
     }
 

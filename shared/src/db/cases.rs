@@ -1,11 +1,11 @@
 //! `cases`: what a person must look at. One case for each kind, order and number, however often it is met.
 
 use serde_json::Value;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use super::DbError;
-use crate::domain::{CaseId, CaseKind, OrderId};
+use crate::domain::{CaseId, CaseKind, CaseStatus, OrderId};
 
 /// A case to open.
 #[derive(Debug, Clone)]
@@ -52,6 +52,44 @@ pub async fn open(tx: &mut PgConnection, cases: &[NewCase], now: OffsetDateTime)
     .await?)
 }
 
+/// Records cases that a rule has decided already: they are kept to be looked up, and wait for nobody.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn record_resolved(
+    tx: &mut PgConnection,
+    cases: &[NewCase],
+    (resolution, resolved_by): (&str, &str),
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    let ids: Vec<CaseId> = cases.iter().map(|c| c.id).collect();
+    let kinds: Vec<CaseKind> = cases.iter().map(|c| c.kind).collect();
+    let orders: Vec<Option<OrderId>> = cases.iter().map(|c| c.order_id).collect();
+    let gateway_nos: Vec<&str> = cases.iter().map(|c| c.gateway_no.as_str()).collect();
+    let evidence: Vec<Value> = cases.iter().map(|c| c.evidence.clone()).collect();
+    sqlx::query!(
+        r#"
+        insert into cases
+          (id, kind, order_id, gateway_no, evidence, status, resolution, resolved_by, created_at, updated_at)
+        select c.id, c.kind, c.order_id, c.gateway_no, c.evidence, 'resolved', $7, $8, $6, $6
+        from unnest($1::bpchar[], $2::text[], $3::bpchar[], $4::text[], $5::jsonb[])
+          as c (id, kind, order_id, gateway_no, evidence)
+        on conflict on constraint cases_once do nothing
+        "#,
+        &ids as &[CaseId],
+        &kinds as &[CaseKind],
+        &orders as &[Option<OrderId>],
+        &gateway_nos as &[&str],
+        &evidence,
+        now,
+        resolution,
+        resolved_by,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// Whether a case of this kind about this order still waits for a person.
 ///
 /// # Errors
@@ -69,4 +107,114 @@ pub async fn is_open(tx: &mut PgConnection, kind: CaseKind, order_id: OrderId) -
     .fetch_one(tx)
     .await?;
     Ok(row.is_open)
+}
+
+/// One row, whole.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// Ours, for paths and events.
+    pub id: CaseId,
+    /// Why a person must look.
+    pub kind: CaseKind,
+    /// The order, where one is known.
+    pub order_id: Option<OrderId>,
+    /// The gateway's number, or what else makes it one of its kind.
+    pub gateway_no: String,
+    /// What is known.
+    pub evidence: Value,
+    /// How far people are.
+    pub status: CaseStatus,
+    /// Rises with each step of a person.
+    pub version: i64,
+    /// Who has proposed the action.
+    pub proposed_by: Option<String>,
+    /// What waits to be confirmed, or was.
+    pub proposed_action: Option<Value>,
+    /// How it ended.
+    pub resolution: Option<String>,
+    /// Who ended it.
+    pub resolved_by: Option<String>,
+    /// Who did what, oldest first.
+    pub history: Value,
+    /// By our clock.
+    pub created_at: OffsetDateTime,
+    /// By our clock.
+    pub updated_at: OffsetDateTime,
+}
+
+/// Reads whole cases: one list of columns for every question.
+macro_rules! select_cases {
+    ($tail:tt $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Case,
+            r#"
+            select
+              id as "id: CaseId", kind as "kind: CaseKind", order_id as "order_id: OrderId", gateway_no, evidence,
+              status as "status: CaseStatus", version, proposed_by, proposed_action, resolution, resolved_by, history,
+              created_at, updated_at
+            from cases
+            "# + $tail
+            $(, $argument)*
+        )
+    };
+}
+
+/// One case by its id.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn get(db: impl PgExecutor<'_>, id: CaseId) -> Result<Option<Case>, DbError> {
+    Ok(select_cases!("where id = $1", id as CaseId).fetch_optional(db).await?)
+}
+
+/// Cases of a state and a kind, where they are named; newest first, those older than `before`.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn list(
+    db: impl PgExecutor<'_>,
+    (status, kind): (Option<CaseStatus>, Option<CaseKind>),
+    before: Option<CaseId>,
+    limit: i64,
+) -> Result<Vec<Case>, DbError> {
+    Ok(select_cases!(
+        r#"
+        where id < $1 and ($2::text is null or status = $2) and ($3::text is null or kind = $3)
+        order by id desc
+        limit $4
+        "#,
+        before.unwrap_or(CaseId::from_u128(u128::MAX)) as CaseId,
+        status.map(CaseStatus::as_str),
+        kind.map(CaseKind::as_str),
+        limit,
+    )
+    .fetch_all(db)
+    .await?)
+}
+
+/// Writes the step of a person, as `case` is after it, and adds `entry` to the history.
+///
+/// # Errors
+/// [`DbError::Moved`] when the case is resolved, or no longer of the version that `case` was read in.
+pub async fn step(tx: &mut PgConnection, case: &Case, entry: &Value, now: OffsetDateTime) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"
+        update cases
+        set status = $3, proposed_by = $4, proposed_action = $5, resolution = $6, resolved_by = $7,
+            history = history || jsonb_build_array($8::jsonb), version = version + 1, updated_at = $9
+        where id = $1 and version = $2 and status <> 'resolved'
+        "#,
+        case.id as CaseId,
+        case.version,
+        case.status.as_str(),
+        case.proposed_by,
+        case.proposed_action,
+        case.resolution,
+        case.resolved_by,
+        entry,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), 1)
 }

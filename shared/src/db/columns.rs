@@ -8,8 +8,8 @@ use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
 use crate::domain::{
-    AccountName, CaseId, CaseKind, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, RefundId,
-    RefundNo, RefundStatus, Scene, Subject, TradeNo, TransactionId, UserId, Verdict,
+    AccountName, CaseId, CaseKind, CaseStatus, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType,
+    RefundId, RefundNo, RefundStatus, Scene, Subject, TradeNo, TransactionId, UserId, Verdict,
 };
 
 /// A column of text that holds `$type`; `$read` is the type's door, `$write` its text.
@@ -61,6 +61,7 @@ text_column! {
     TradeNo: |text| Ok(TradeNo::parse(text)?), ToString::to_string;
     UserId: |text| Ok(UserId::parse(text)?), ToString::to_string;
     CaseKind: |text| Ok(text.parse()?), ToString::to_string;
+    CaseStatus: |text| Ok(text.parse()?), ToString::to_string;
     OrderStatus: |text| Ok(text.parse()?), ToString::to_string;
     PaymentMethod: |text| Ok(text.parse()?), ToString::to_string;
     Scene: |text| Ok(text.parse()?), ToString::to_string;

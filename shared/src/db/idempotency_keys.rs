@@ -1,7 +1,7 @@
 //! `idempotency_keys`: which request made which row. The key is written in the statement that makes the row.
 
 use serde_json::Value;
-use sqlx::PgExecutor;
+use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use super::DbError;
@@ -48,6 +48,37 @@ pub async fn find(db: impl PgExecutor<'_>, user_id: &UserId, key: &str) -> Resul
     )
     .fetch_optional(db)
     .await?)
+}
+
+/// Takes a key for the row `ref_id`, in the transaction that makes the row. `false`: it is taken already. A request with
+/// the same key that is still in flight is waited for.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn take(
+    tx: &mut PgConnection,
+    user_id: &UserId,
+    new: &NewKey,
+    ref_id: &str,
+    now: OffsetDateTime,
+) -> Result<bool, DbError> {
+    let done = sqlx::query!(
+        r#"
+        insert into idempotency_keys (user_id, key, route, request_hash, ref_id, created_at, expires_at)
+        values ($1, $2, $3, $4, $5, $6, $7)
+        on conflict on constraint idempotency_keys_pkey do nothing
+        "#,
+        user_id.as_str(),
+        new.key,
+        new.route,
+        &new.request_hash,
+        ref_id,
+        now,
+        new.expires_at,
+    )
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// Saves the final answer, once, and returns the answer that stays: the first.

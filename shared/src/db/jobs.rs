@@ -172,6 +172,28 @@ pub async fn again(
     Ok(())
 }
 
+/// Sets when a job is tried again and keeps what was asked of it beside its kind; costs an attempt. One that was taken
+/// away meanwhile goes on in other hands.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn retry(tx: &mut PgConnection, job: &Taken, due_at: OffsetDateTime, reason: &str) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        update jobs
+        set due_at = $3, lease_until = null, publishes = 0, fence = fence + 1, attempts = attempts + 1, last_error = $4
+        where id = $1 and fence = $2
+        "#,
+        job.id,
+        job.fence,
+        due_at,
+        reason,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// Brings the job of a row forward, or makes one where there is none.
 ///
 /// # Errors

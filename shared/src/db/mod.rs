@@ -17,7 +17,9 @@ pub mod idempotency_keys;
 pub mod jobs;
 pub mod leadership;
 pub mod orders;
+pub mod page;
 pub mod refunds;
+pub mod stats;
 pub mod transactions;
 
 /// The migrations that this build knows.

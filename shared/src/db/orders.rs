@@ -7,6 +7,7 @@ use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use super::DbError;
+use super::page::Wanted;
 use crate::domain::{
     AccountName, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo, UserId,
 };
@@ -175,23 +176,44 @@ pub async fn get(db: impl PgExecutor<'_>, id: OrderId) -> Result<Option<Order>, 
     Ok(select_orders!("where id = $1", id as OrderId).fetch_optional(db).await?)
 }
 
-/// A user's orders, newest first, those older than `before`.
+/// One order by its number.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn by_order_no(db: impl PgExecutor<'_>, order_no: &OrderNo) -> Result<Option<Order>, DbError> {
+    Ok(select_orders!("where order_no = $1", order_no.as_str()).fetch_optional(db).await?)
+}
+
+/// A part of a user's orders, newest first.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn of_user(
     db: impl PgExecutor<'_>,
     user_id: &UserId,
-    before: Option<OrderId>,
-    limit: i64,
+    wanted: &Wanted<OrderId, OrderStatus>,
 ) -> Result<Vec<Order>, DbError> {
-    // The largest id, so that one plan serves the first page too.
-    let before = before.unwrap_or(OrderId::from_u128(u128::MAX));
+    // Bounds even where nothing bounds, so that one plan serves every question: it walks the user's own rows.
+    let (first, past) = wanted.id_range();
+    let past = OrderId::from_u128(past).min(wanted.before.unwrap_or(OrderId::from_u128(u128::MAX)));
     Ok(select_orders!(
-        "where user_id = $1 and id < $2 order by id desc limit $3",
+        r#"
+        where user_id = $1 and id < $2 and id >= $3
+          and ($4::text is null or status = $4)
+          and ($5::text is null or payment_method = $5)
+          and ($6::timestamptz is null or created_at >= $6)
+          and ($7::timestamptz is null or created_at < $7)
+        order by id desc
+        limit $8
+        "#,
         user_id.as_str(),
-        before as OrderId,
-        limit
+        past as OrderId,
+        OrderId::from_u128(first) as OrderId,
+        wanted.status.map(OrderStatus::as_str),
+        wanted.method.map(PaymentMethod::as_str),
+        wanted.from,
+        wanted.to,
+        wanted.limit,
     )
     .fetch_all(db)
     .await?)
@@ -321,6 +343,31 @@ pub async fn mark_paid(tx: &mut PgConnection, paid: &[Paid], now: OffsetDateTime
     .await?;
     DbError::expect_rows(done.rows_affected(), paid.len())?;
     super::transactions::mark_succeeded(tx, &ids, &trade_nos, now).await
+}
+
+/// Moves closed orders to paid, each by a trade that has a payment of its own already.
+///
+/// # Errors
+/// [`DbError::Moved`] when one of them is no longer closed; nothing may be committed then.
+pub async fn mark_honoured(tx: &mut PgConnection, paid: &[Paid], now: OffsetDateTime) -> Result<(), DbError> {
+    let ids: Vec<OrderId> = paid.iter().map(|p| p.id).collect();
+    let trade_nos: Vec<&str> = paid.iter().map(|p| p.trade_no.as_str()).collect();
+    let paid_at: Vec<OffsetDateTime> = paid.iter().map(|p| p.paid_at).collect();
+    let done = sqlx::query!(
+        r#"
+        update payment_orders o
+        set status = 'paid', trade_no = p.trade_no, paid_at = p.paid_at, updated_at = $4, version = version + 1
+        from unnest($1::bpchar[], $2::text[], $3::timestamptz[]) as p (id, trade_no, paid_at)
+        where o.id = p.id and o.status = 'closed'
+        "#,
+        &ids as &[OrderId],
+        &trade_nos as &[&str],
+        &paid_at,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), paid.len())
 }
 
 /// Moves pending orders to closed, and their payments to failed.

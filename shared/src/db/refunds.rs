@@ -4,7 +4,8 @@ use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use super::DbError;
-use crate::domain::{Money, OrderId, RefundId, RefundNo, RefundStatus, TradeNo, TransactionId, UserId};
+use super::page::Wanted;
+use crate::domain::{Money, OrderId, PaymentMethod, RefundId, RefundNo, RefundStatus, TradeNo, TransactionId, UserId};
 
 /// One row, with the trade that it returns.
 #[derive(Debug, Clone)]
@@ -90,22 +91,37 @@ pub async fn by_refund_no(db: impl PgExecutor<'_>, refund_no: &str) -> Result<Op
     Ok(select_refunds!("where r.refund_no = $1", refund_no).fetch_optional(db).await?)
 }
 
-/// A user's refunds, newest first, those older than `before`.
+/// A part of a user's refunds, newest first.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn of_user(
     db: impl PgExecutor<'_>,
     user_id: &UserId,
-    before: Option<RefundId>,
-    limit: i64,
+    wanted: &Wanted<RefundId, RefundStatus>,
 ) -> Result<Vec<Refund>, DbError> {
-    let before = before.unwrap_or(RefundId::from_u128(u128::MAX));
+    let (first, past) = wanted.id_range();
+    let past = RefundId::from_u128(past).min(wanted.before.unwrap_or(RefundId::from_u128(u128::MAX)));
+    // The user's orders first, as an array: a join could be planned as a walk through everybody's refunds.
     Ok(select_refunds!(
-        "join payment_orders o on o.id = r.order_id where o.user_id = $1 and r.id < $2 order by r.id desc limit $3",
+        r#"
+        where r.order_id = any(array(
+            select id from payment_orders where user_id = $1 and ($5::text is null or payment_method = $5)))
+          and r.id < $2 and r.id >= $3
+          and ($4::text is null or r.status = $4)
+          and ($6::timestamptz is null or r.created_at >= $6)
+          and ($7::timestamptz is null or r.created_at < $7)
+        order by r.id desc
+        limit $8
+        "#,
         user_id.as_str(),
-        before as RefundId,
-        limit
+        past as RefundId,
+        RefundId::from_u128(first) as RefundId,
+        wanted.status.map(RefundStatus::as_str),
+        wanted.method.map(PaymentMethod::as_str),
+        wanted.from,
+        wanted.to,
+        wanted.limit,
     )
     .fetch_all(db)
     .await?)

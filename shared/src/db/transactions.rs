@@ -123,6 +123,29 @@ pub async fn recorded(
     Ok(rows.into_iter().map(|row| (row.payment_method, row.gateway_no)).collect())
 }
 
+/// When we learnt of the payment that a trade brought to this order; `None`: it brought none.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn learnt_of(
+    tx: &mut PgConnection,
+    order_id: OrderId,
+    trade_no: &TradeNo,
+) -> Result<Option<OffsetDateTime>, DbError> {
+    let row = sqlx::query!(
+        r#"
+        select created_at
+        from payment_transactions
+        where order_id = $1 and gateway_no = $2 and action_type = 'payment' and status = 'succeeded'
+        "#,
+        order_id as OrderId,
+        trade_no.as_str(),
+    )
+    .fetch_optional(tx)
+    .await?;
+    Ok(row.map(|row| row.created_at))
+}
+
 /// The payment that a trade brought: its id and amount.
 ///
 /// # Errors

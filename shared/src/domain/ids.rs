@@ -1,5 +1,7 @@
 //! Ids of our own rows.
 
+use time::OffsetDateTime;
+
 /// Declares the id of one kind of row: a UUIDv7 in 32 lower-case hex digits, so that ids sort by time of creation.
 macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident) => {
@@ -12,6 +14,11 @@ macro_rules! id_type {
             /// An id from the bits of a UUID.
             pub const fn from_u128(bits: u128) -> $name {
                 $name(bits)
+            }
+
+            /// The bits, as they sort.
+            pub const fn bits(self) -> u128 {
+                self.0
             }
 
             /// # Errors
@@ -51,6 +58,12 @@ macro_rules! id_type {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("an id is 32 lower-case hex digits")]
 pub struct ParseIdError;
+
+/// The bits that every id made at `at` or later is not below: the first 48 of a UUIDv7 are milliseconds.
+pub fn first_id_at(at: OffsetDateTime) -> u128 {
+    let milliseconds = u128::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+    milliseconds.min((1 << 48) - 1) << 80
+}
 
 id_type! {
     /// Names an order.

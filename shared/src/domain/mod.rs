@@ -7,12 +7,13 @@ mod notification;
 mod order;
 mod order_no;
 mod payment_method;
+mod policy;
 mod refund;
 mod text;
 mod verdict;
 
 pub use account::{AccountName, AccountNameError, UserId, UserIdError};
-pub use ids::{CaseId, OrderId, ParseIdError, RefundId, TransactionId};
+pub use ids::{CaseId, OrderId, ParseIdError, RefundId, TransactionId, first_id_at};
 pub use money::{Money, MoneyError};
 pub use notification::{Fact, Merchant, Notification, RefundOutcome};
 pub use order::{InvalidTransition, OrderEvent, OrderStatus, TRANSITIONS};
@@ -21,6 +22,7 @@ pub use order_no::{
     TradeNoError,
 };
 pub use payment_method::{PaymentMethod, Scene, UnknownName};
+pub use policy::{LatePaymentPolicy, Policies};
 pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundStatus, status_by_refunds};
 pub use text::{shorten_bytes, shorten_chars};
-pub use verdict::{CaseKind, Verdict};
+pub use verdict::{CaseKind, CaseStatus, Verdict};

@@ -27,6 +27,8 @@ named_enum! {
         PaymentSucceeded = "payment_succeeded",
         /// The gateway closed the trade and nobody had paid.
         ClosedUnpaid = "closed_unpaid",
+        /// Money that came after the end is taken for the order all the same: by the account's policy, or by a person.
+        PaymentHonoured = "payment_honoured",
     }
 }
 
@@ -34,6 +36,7 @@ named_enum! {
 pub const TRANSITIONS: &[(OrderStatus, OrderEvent, OrderStatus)] = &[
     (OrderStatus::Pending, OrderEvent::PaymentSucceeded, OrderStatus::Paid),
     (OrderStatus::Pending, OrderEvent::ClosedUnpaid, OrderStatus::Closed),
+    (OrderStatus::Closed, OrderEvent::PaymentHonoured, OrderStatus::Paid),
 ];
 
 /// The table has no such move.

@@ -31,6 +31,18 @@ named_enum! {
 }
 
 named_enum! {
+    /// How far people are with a case.
+    CaseStatus {
+        /// Nobody has decided.
+        Open = "open",
+        /// One person has proposed what another must confirm.
+        Proposed = "proposed",
+        /// Done.
+        Resolved = "resolved",
+    }
+}
+
+named_enum! {
     /// Why a person must look.
     CaseKind {
         /// A payment of a closed order.

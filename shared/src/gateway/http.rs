@@ -78,6 +78,15 @@ fn transport_error(error: &reqwest::Error) -> GatewayError {
     }
 }
 
+/// What an answer means to a call that moves money: whoever says "too often" may have said it to a repeat of a request
+/// that is already at work. Not for the transport: what was not sent is not unknown.
+pub(super) fn may_have_happened(error: GatewayError) -> GatewayError {
+    match error {
+        GatewayError::Unavailable(text) => GatewayError::Unknown(text),
+        error => error,
+    }
+}
+
 impl From<KeyError> for GatewayError {
     /// A request that cannot be signed was not sent.
     fn from(error: KeyError) -> GatewayError {
@@ -105,6 +114,7 @@ pub(super) async fn measured<T>(
     let outcome = match &result {
         Ok(_) => "ok",
         Err(GatewayError::Refused { .. }) => "refused",
+        Err(GatewayError::NotNow { .. }) => "not_now",
         Err(GatewayError::Unavailable(_)) => "unavailable",
         Err(GatewayError::Unknown(_)) => "unknown",
         Err(GatewayError::Protocol(_)) => "protocol",

@@ -212,6 +212,13 @@ impl KeyRing {
         self.keys.iter().find(|(known, _)| known == serial).map(|(_, key)| key)
     }
 
+    /// The key to encrypt with, and its name: the public key that requests name, else the certificate loaded last.
+    pub fn encrypting(&self) -> Option<(&str, &VerifyingKey)> {
+        let newest = || self.keys.last().map(|(serial, _)| serial.as_str());
+        let serial = self.public_key_id().or_else(newest)?;
+        self.get(serial).map(|key| (serial, key))
+    }
+
     /// The id of the first public key (not certificate): requests name it, so that answers are signed with it.
     pub fn public_key_id(&self) -> Option<&str> {
         self.keys.iter().map(|(serial, _)| serial.as_str()).find(|serial| serial.starts_with(KeyRing::PUBLIC_KEY_ID))

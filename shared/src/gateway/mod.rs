@@ -7,18 +7,20 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::domain::{AccountName, Fact, Money, Notification, OrderNo, PaymentMethod, Scene, Subject};
+use crate::domain::{AccountName, Fact, Merchant, Money, Notification, OrderNo, PaymentMethod, Scene, Subject};
 use crate::job::Callback;
 
 mod accounts;
 pub mod alipay;
 mod http;
 pub mod keys;
+mod refund;
 #[cfg(test)]
 mod testing;
 pub mod wechat;
 
 pub use accounts::{AccountFault, Gateways, NoAccount};
+pub use refund::{RefundOrder, RefundState, RefundTarget};
 
 /// A value whose origin was proved by a signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +40,21 @@ impl<T> Verified<T> {
     /// The value, for good.
     pub fn into_inner(self) -> T {
         self.0
+    }
+}
+
+impl Verified<Trade> {
+    /// What an answer about an order tells, as a callback would have told it. The proof goes with it: the answer was
+    /// signed, and it is about an order of this account, because the account asked for it by its number.
+    pub fn told_of(&self, gateway: &dyn Gateway, order_no: &OrderNo, notice_id: String) -> Verified<Notification> {
+        Verified(Notification {
+            method: gateway.method(),
+            account: gateway.account().clone(),
+            notice_id,
+            merchant: Merchant::Ours,
+            order_no: order_no.to_string(),
+            fact: self.0.fact.clone(),
+        })
     }
 }
 
@@ -75,6 +92,34 @@ pub trait Gateway: Send + Sync {
     /// See [`GatewayError`].
     async fn close(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<CloseOutcome, GatewayError>;
 
+    /// Asks for a refund. What is sent depends on `refund` alone, so that a repeat is the same request.
+    ///
+    /// # Errors
+    /// See [`GatewayError`]. After [`GatewayError::Unknown`] and [`GatewayError::Protocol`] the money may have moved, and
+    /// a refusal need not be about this attempt: [`Gateway::query_refund`] before any repeat, and before giving up.
+    async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError>;
+
+    /// Asks how a refund went. Every state but [`RefundState::Absent`] is the gateway's signed word. WeChat Pay says
+    /// absent in a 404 that nobody signed; it permits no more than the same request under the same number, which
+    /// refunds once however often it comes. That is why this is not a [`Verified`].
+    ///
+    /// # Errors
+    /// See [`GatewayError`].
+    async fn query_refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError>;
+
+    /// Sends a refund that could not be delivered another way. `gateway_refund_no` is the number that the gateway gave
+    /// it. WeChat Pay alone; at Alipay no refund gets stuck.
+    ///
+    /// # Errors
+    /// See [`GatewayError`]; as after [`Gateway::refund`] it may have happened.
+    async fn redirect_refund(
+        &self,
+        refund: &RefundOrder,
+        gateway_refund_no: &str,
+        to: &RefundTarget,
+        now: OffsetDateTime,
+    ) -> Result<RefundState, GatewayError>;
+
     /// Checks that the gateway signed these bytes. With `now` the clock window counts too: that is the ingress's; a
     /// worker passes `None`, since a backlog must not make a genuine callback stale.
     ///
@@ -87,6 +132,16 @@ pub trait Gateway: Send + Sync {
     /// # Errors
     /// [`CallbackError::Undecodable`].
     fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError>;
+
+    /// The order number in the query string with which a buyer's browser comes back from the cashier, to show a page:
+    /// it says nothing of a payment, and whoever has the address can send it again. A gateway that signs no returns
+    /// refuses them all.
+    ///
+    /// # Errors
+    /// See [`CallbackError`].
+    fn verify_return(&self, _query: &str) -> Result<Verified<String>, CallbackError> {
+        Err(CallbackError::Malformed("this gateway signs no returns"))
+    }
 }
 
 /// The names of the headers that a callback of this gateway needs beside its body, in lower case.
@@ -176,6 +231,15 @@ pub enum GatewayError {
     /// Refused for good: do not repeat.
     #[error("the gateway refused: {code}: {message}")]
     Refused {
+        /// The gateway's code.
+        code: String,
+        /// The gateway's words, for a log.
+        message: String,
+    },
+    /// Refused for now, and nothing happened: the same request, number and amount included, may succeed later (a
+    /// merchant without enough balance to refund from).
+    #[error("the gateway refused for now: {code}: {message}")]
+    NotNow {
         /// The gateway's code.
         code: String,
         /// The gateway's words, for a log.

@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::RefundOrder;
+use crate::domain::{Money, OrderNo, RefundNo, TradeNo};
+
 /// A request as it came.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
@@ -53,6 +56,32 @@ impl Server {
     pub(super) fn seen(&self) -> Seen {
         self.last.lock().unwrap().clone()
     }
+}
+
+/// One yuan of three.
+pub(super) fn refund_order() -> RefundOrder {
+    RefundOrder {
+        order_no: OrderNo::parse("ORD_01").unwrap(),
+        trade_no: TradeNo::parse("42").unwrap(),
+        refund_no: RefundNo::parse("RF_1").unwrap(),
+        amount: Money::from_fen(100).unwrap(),
+        total: Money::from_fen(300).unwrap(),
+        reason: Some("破损".to_owned()),
+        notify_url: "https://pay.example.com/v1/callbacks/wechat/main".to_owned(),
+    }
+}
+
+/// Takes connections as long as the listener lives, and never says a word.
+pub(super) fn silent() -> (std::net::TcpListener, String) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+/// A client that does not wait.
+pub(super) fn impatient_client() -> reqwest::Client {
+    let builder = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+    builder.timeout(std::time::Duration::from_millis(50)).build().unwrap()
 }
 
 async fn answer(mut socket: TcpStream, reply: &Reply, kept: &Mutex<Seen>) {

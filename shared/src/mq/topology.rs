@@ -152,9 +152,22 @@ impl Needs {
 pub const WHOLE: Needs =
     Needs { exchanges: &[PAYMENT_IN, PAYMENT_JOBS, PAYMENT_EVENTS], queues: &[CALLBACKS, REFUNDS, CHECKS, DEAD] };
 
+/// How an object differs from the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Difference {
+    /// It is not there: declaring it mends that.
+    Missing,
+    /// It is there and of another kind: only a person mends that.
+    Conflict,
+    /// This user may not see it.
+    Forbidden,
+}
+
 /// One object that is not as the table has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopologyFault {
+    /// In which way.
+    pub difference: Difference,
     /// Which object, such as `queue payment.callbacks`.
     pub object: String,
     /// What is wrong with it.
@@ -318,18 +331,23 @@ impl Faults {
     /// Keeps a refusal of this object and goes on; an error of the connection ends everything.
     fn collect(&mut self, object: String, result: Result<(), MqError>) -> Result<(), MqError> {
         let Err(error) = result else { return Ok(()) };
-        let (wrong, remedy) = match (error.reply_code(), &error) {
-            (Some(NOT_FOUND), _) => ("it does not exist".to_owned(), "run `payment-api broker-setup`"),
-            (Some(ACCESS_REFUSED), _) => {
-                ("this user has no permission for it".to_owned(), "grant it, or use another user")
+        let (difference, wrong, remedy) = match (error.reply_code(), &error) {
+            (Some(NOT_FOUND), _) => {
+                (Difference::Missing, "it does not exist".to_owned(), "run `payment-api broker-setup`")
             }
+            (Some(ACCESS_REFUSED), _) => (
+                Difference::Forbidden,
+                "this user has no permission for it".to_owned(),
+                "grant it, or use another user",
+            ),
             (Some(PRECONDITION_FAILED), MqError::Amqp { source, .. }) => (
+                Difference::Conflict,
                 format!("it exists with other properties ({})", reason(source)),
                 "empty and delete it, then run `payment-api broker-setup`",
             ),
             _ => return Err(error),
         };
-        self.0.push(TopologyFault { object, wrong, remedy });
+        self.0.push(TopologyFault { difference, object, wrong, remedy });
         Ok(())
     }
 

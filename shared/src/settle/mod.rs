@@ -3,6 +3,7 @@
 //! A batch is settled with a fixed number of statements: lock the orders, decide in memory, write each kind of effect
 //! once. Deciding is pure; every move of an order is asked of [`crate::domain::TRANSITIONS`].
 
+pub mod late;
 pub mod refunds;
 
 use std::collections::{HashMap, HashSet};
@@ -17,12 +18,15 @@ use crate::db::orders::{Order, Paid};
 use crate::db::transactions::ExtraPayment;
 use crate::db::{DbError, cases, events, jobs, orders, transactions};
 use crate::domain::{
-    CaseId, CaseKind, Fact, Merchant, Money, Notification, OrderEvent, OrderId, OrderStatus, PaymentMethod, TradeNo,
-    TransactionId, Verdict,
+    CaseId, CaseKind, Fact, LatePaymentPolicy, Merchant, Money, Notification, OrderEvent, OrderId, OrderStatus,
+    PaymentMethod, Policies, RefundId, TradeNo, TransactionId, Verdict,
 };
 use crate::event::{self, Event};
 use crate::gateway::Verified;
 
+pub use late::{NotHonoured, honour};
+
+use late::Return;
 use refunds::RefundVerdict;
 
 /// Settles what the gateways say and returns a verdict on each, in the order given. All or nothing is the caller's
@@ -33,26 +37,57 @@ use refunds::RefundVerdict;
 pub async fn settle(
     tx: &mut PgConnection,
     told: &[&Verified<Notification>],
+    policies: &Policies,
+    clock: &Clock,
+) -> Result<Vec<Verdict>, DbError> {
+    let told: Vec<&Notification> = told.iter().map(|verified| verified.get()).collect();
+    settle_facts(tx, &told, policies, clock).await
+}
+
+/// Ends an order that nobody has paid and nobody can pay any more, as the gateway was asked and closed it or knows no
+/// such trade. It is our own decision, so it needs no proof; an order that is not pending stays as it is.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub async fn end_unpaid(tx: &mut PgConnection, order: &Order, clock: &Clock) -> Result<Verdict, DbError> {
+    let decided = Notification {
+        method: order.payment_method,
+        account: order.account.clone(),
+        notice_id: format!("end:{}", order.id),
+        merchant: Merchant::Ours,
+        order_no: order.order_no.to_string(),
+        fact: Fact::ClosedUnpaid,
+    };
+    // Whatever the account's policy is, it is about money, and none is told of here.
+    let verdicts = settle_facts(tx, &[&decided], &Policies::default(), clock).await?;
+    Ok(verdicts.first().copied().unwrap_or(Verdict::Ignored))
+}
+
+async fn settle_facts(
+    tx: &mut PgConnection,
+    told: &[&Notification],
+    policies: &Policies,
     clock: &Clock,
 ) -> Result<Vec<Verdict>, DbError> {
     let now = clock.now();
-    let order_nos: HashSet<&str> = told.iter().map(|n| n.get().order_no.as_str()).collect();
+    let order_nos: HashSet<&str> = told.iter().map(|n| n.order_no.as_str()).collect();
     let order_nos: Vec<&str> = order_nos.into_iter().collect();
     let locked = orders::lock(tx, &order_nos).await?;
     let mut books = Books {
         recorded: recorded_trades(tx, told, &locked).await?,
         orders: locked.into_iter().map(|order| (order.order_no.as_str().to_owned(), order)).collect(),
         effects: Effects::default(),
+        policies,
         clock,
         now,
     };
 
     let mut order: Vec<usize> = (0..told.len()).collect();
-    order.sort_by_key(|i| rank(&told[*i].get().fact));
+    order.sort_by_key(|i| rank(&told[*i].fact));
     let mut verdicts = vec![Verdict::Ignored; told.len()];
     let mut of_refunds = Vec::new();
     for i in order {
-        match books.decide(told[i].get()) {
+        match books.decide(told[i]) {
             Some(verdict) => verdicts[i] = verdict,
             None => of_refunds.push(i),
         }
@@ -60,7 +95,7 @@ pub async fn settle(
     std::mem::take(&mut books.effects).write(tx, now).await?;
     // Few, each with a lock and a state of its own, and after the payments that they return.
     for i in of_refunds {
-        verdicts[i] = books.refund(tx, told[i].get()).await?;
+        verdicts[i] = books.refund(tx, told[i]).await?;
     }
     books.effects.write(tx, now).await?;
     Ok(verdicts)
@@ -79,13 +114,13 @@ fn rank(fact: &Fact) -> u8 {
 /// The trades that have a row already. Asked only when an order is met that is not pending: nothing else depends on it.
 async fn recorded_trades(
     tx: &mut PgConnection,
-    told: &[&Verified<Notification>],
+    told: &[&Notification],
     locked: &[Order],
 ) -> Result<HashSet<(PaymentMethod, String)>, DbError> {
     let paid_trades: Vec<&str> = told
         .iter()
-        .filter_map(|n| match &n.get().fact {
-            Fact::Paid { trade_no, .. } => Some(trade_no.as_str()),
+        .filter_map(|n| match &n.fact {
+            Fact::Paid { trade_no, .. } | Fact::PaidAndReturned { trade_no } => Some(trade_no.as_str()),
             _ => None,
         })
         .collect();
@@ -100,6 +135,7 @@ struct Books<'a> {
     orders: HashMap<String, Order>,
     recorded: HashSet<(PaymentMethod, String)>,
     effects: Effects,
+    policies: &'a Policies,
     clock: &'a Clock,
     now: OffsetDateTime,
 }
@@ -126,6 +162,10 @@ impl Books<'_> {
             }
             Fact::Paid { trade_no, paid_at, .. } => self.paid(told, trade_no, *paid_at),
             Fact::ClosedUnpaid => self.closed(told),
+            // Money that came late, was noted, and has gone back since.
+            Fact::PaidAndReturned { trade_no } if !order.status.was_paid() && self.knows(told.method, trade_no) => {
+                Verdict::Duplicate
+            }
             // A return of money that was never ours to give back, of an order that we never saw paid.
             Fact::PaidAndReturned { .. } if !order.status.was_paid() => {
                 self.case(Verdict::NotPending, CaseKind::RefundedElsewhere, id, told)
@@ -158,18 +198,16 @@ impl Books<'_> {
             return Verdict::Duplicate;
         }
         if let Ok(next) = order.status.next(OrderEvent::PaymentSucceeded) {
-            self.effects.paid.push(Paid { id: order.id, trade_no: trade_no.clone(), paid_at });
+            let paid = Paid { id: order.id, trade_no: trade_no.clone(), paid_at };
             self.effects.events.push(event::order_paid(order, trade_no, paid_at));
-            order.status = next;
-            order.trade_no = Some(trade_no.clone());
-            order.paid_at = Some(paid_at);
-            order.version += 1;
+            late::take(order, next, &paid);
+            self.effects.paid.push(paid);
             return Verdict::Settled;
         }
         if !self.recorded.insert((told.method, trade_no.as_str().to_owned())) {
             return Verdict::Duplicate;
         }
-        let (id, amount, status) = (order.id, order.amount, order.status);
+        let (id, amount) = (order.id, order.amount);
         self.effects.extra.push(ExtraPayment {
             id: TransactionId::from_u128(self.clock.fresh_bits()),
             order_id: id,
@@ -177,8 +215,41 @@ impl Books<'_> {
             gateway_no: trade_no.clone(),
             amount,
         });
-        let kind = if status == OrderStatus::Closed { CaseKind::LatePayment } else { CaseKind::DoublePayment };
+        self.extra(told, trade_no, paid_at)
+    }
+
+    /// Money that was not owed: what the account's policy makes of it.
+    fn extra(&mut self, told: &Notification, trade_no: &TradeNo, paid_at: OffsetDateTime) -> Verdict {
+        let Some(order) = self.orders.get_mut(&told.order_no) else { return Verdict::UnknownOrder };
+        let (id, closed) = (order.id, order.status == OrderStatus::Closed);
+        let kind = if closed { CaseKind::LatePayment } else { CaseKind::DoublePayment };
+        let policy = self.policies.of(order.payment_method, &order.account);
+        metrics::counter!("extra_payments_total", "kind" => kind.as_str(), "policy" => policy.as_str()).increment(1);
+        if policy == LatePaymentPolicy::Fulfil
+            && let Ok(next) = order.status.next(OrderEvent::PaymentHonoured)
+        {
+            let paid = Paid { id, trade_no: trade_no.clone(), paid_at };
+            self.effects.events.push(event::order_paid(order, trade_no, paid_at));
+            late::take(order, next, &paid);
+            self.effects.honoured.push(paid);
+            let case = self.new_case(kind, Some(id), told);
+            self.effects.decided.push(case);
+            return Verdict::Settled;
+        }
+        if policy == LatePaymentPolicy::Refund {
+            self.effects.returns.push(Return {
+                id: RefundId::from_u128(self.clock.fresh_bits()),
+                order_id: id,
+                trade_no: trade_no.clone(),
+                case: self.effects.cases.len(),
+            });
+        }
         self.case(Verdict::NotPending, kind, Some(id), told)
+    }
+
+    /// Whether a trade has its row, although it is not the order's own.
+    fn knows(&self, method: PaymentMethod, trade_no: &TradeNo) -> bool {
+        self.recorded.contains(&(method, trade_no.as_str().to_owned()))
     }
 
     fn closed(&mut self, told: &Notification) -> Verdict {
@@ -198,14 +269,19 @@ impl Books<'_> {
     }
 
     fn case(&mut self, verdict: Verdict, kind: CaseKind, order_id: Option<OrderId>, told: &Notification) -> Verdict {
-        self.effects.cases.push(NewCase {
+        let case = self.new_case(kind, order_id, told);
+        self.effects.cases.push(case);
+        verdict
+    }
+
+    fn new_case(&self, kind: CaseKind, order_id: Option<OrderId>, told: &Notification) -> NewCase {
+        NewCase {
             id: CaseId::from_u128(self.clock.fresh_bits()),
             kind,
             order_id,
             gateway_no: case_number(told),
             evidence: evidence(told),
-        });
-        verdict
+        }
     }
 }
 
@@ -255,6 +331,10 @@ struct Effects {
     extra: Vec<ExtraPayment>,
     events: Vec<Event>,
     cases: Vec<NewCase>,
+    /// Orders that a late payment makes paid, and their cases, decided already.
+    honoured: Vec<Paid>,
+    decided: Vec<NewCase>,
+    returns: Vec<Return>,
 }
 
 impl Effects {
@@ -269,6 +349,16 @@ impl Effects {
         }
         if !self.extra.is_empty() {
             transactions::note_extra(tx, &self.extra, now).await?;
+        }
+        if !self.honoured.is_empty() {
+            orders::mark_honoured(tx, &self.honoured, now).await?;
+            let ids: Vec<OrderId> = self.honoured.iter().map(|paid| paid.id).collect();
+            jobs::drop_checks(tx, &ids).await?;
+            let decision = ("taken for its order: the account's policy is fulfil", late::POLICY);
+            cases::record_resolved(tx, &self.decided, decision, now).await?;
+        }
+        for back in &self.returns {
+            late::give_back(tx, back, &mut self.cases[back.case].evidence, now).await?;
         }
         if !self.cases.is_empty() {
             self.events.extend(open_cases(tx, &self.cases, now).await?);

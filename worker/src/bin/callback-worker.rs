@@ -13,7 +13,7 @@ use shared::mq::{self, callback_from};
 use tracing::error;
 use worker::callbacks::CallbackWorker;
 use worker::consumer::{self, BatchOptions};
-use worker::start::{Process, Worker};
+use worker::start::{Missing, Process, Worker};
 
 /// Takes gateway callbacks from the queue payment.callbacks, verifies them again, and settles them in batches: one
 /// transaction each, with order, transaction, event and evidence. Run as many as the queue's depth asks for.
@@ -33,7 +33,13 @@ struct Config {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
-    let worker = Worker { service: "callback-worker", connections: 4, ops_port: 9101, needs: Needs::CALLBACK_WORKER };
+    let worker = Worker {
+        service: "callback-worker",
+        connections: 4,
+        ops_port: 9101,
+        needs: Needs::CALLBACK_WORKER,
+        missing: Missing::StopsTheStart,
+    };
     worker.run(configure, work).await
 }
 

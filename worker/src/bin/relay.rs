@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use shared::clock::Clock;
 use shared::config::Env;
-use shared::mq::topology::Needs;
+use shared::mq::topology;
 use shared::mq::{Publisher, PublisherOptions};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 use worker::relay::{Relay, Settings};
-use worker::start::{Process, Worker};
+use worker::start::{Missing, Process, Worker};
 
 /// Publishes due jobs and new events from the database to the broker, each with a confirm, those of one order in order;
 /// turns dead letters into cases; rebuilds the road when the broker was wiped. One relay is active, others stand by.
@@ -24,9 +24,9 @@ struct Cli {}
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
-    // A relay may find the road broken and is the one to repair it, so it asks for nothing but the broker itself.
-    let worker =
-        Worker { service: "relay", connections: 4, ops_port: 9102, needs: Needs { exchanges: &[], queues: &[] } };
+    // A relay may find the road broken and is the one to repair it; only what it cannot repair stops its start.
+    let missing = Missing::IsRepaired;
+    let worker = Worker { service: "relay", connections: 4, ops_port: 9102, needs: topology::WHOLE, missing };
     worker.run(configure, work).await
 }
 

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use shared::mq::consume::DeadLetter;
-use shared::mq::topology::{self, Needs};
-use shared::mq::{Connection, MqError};
+use shared::mq::{Connection, MqError, topology};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -14,12 +13,6 @@ use crate::consumer::{self, BatchOptions};
 
 /// How often the road is looked at.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// Everything that the services need, whichever of them.
-const WHOLE: Needs = Needs {
-    exchanges: &[topology::PAYMENT_IN, topology::PAYMENT_JOBS, topology::PAYMENT_EVENTS],
-    queues: &[topology::CALLBACKS, topology::REFUNDS, topology::CHECKS, topology::DEAD],
-};
 
 pub(super) struct Road<'a> {
     pub relay: &'a Relay,
@@ -84,10 +77,10 @@ impl Road<'_> {
     /// is begun again.
     async fn mend(&self, broker: &Connection) -> Result<(), RoadError> {
         let marked = topology::marker_exists(broker).await?;
-        let whole = match topology::check(broker, WHOLE).await {
+        let whole = match topology::check(broker, topology::WHOLE).await {
             Ok(()) => true,
             Err(error @ MqError::Topology(_)) => {
-                warn!(%error, "The road is broken");
+                warn!(%error, "The road is broken; what is missing is declared anew, policies only by `payment-api broker-setup`");
                 false
             }
             Err(error) => return Err(error.into()),

@@ -175,7 +175,7 @@ fn received(method: PaymentMethod, account: &str, signed: SignedCallback) -> Cal
 }
 
 /// One key set for all tests: made once, then found. Making it takes seconds, and tests may run in processes of their own.
-fn key_set() -> PathBuf {
+pub fn key_set() -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let made = FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simulator-keys");

@@ -11,7 +11,7 @@ use time::Duration;
 use url::{Origin, Url};
 use utoipa::ToSchema;
 
-use crate::fields::{Fields, text};
+use crate::fields::{Fields, money, one_of, text};
 use crate::problem::ApiError;
 use crate::state::Accounts;
 
@@ -81,7 +81,7 @@ impl OrderRequest {
         let mut fields = Fields::parse(body)?;
         let product_type = fields.required("product_type", text(ProductType::parse));
         let subject = fields.required("subject", text(Subject::parse));
-        let amount = fields.required("amount", amount);
+        let amount = fields.required("amount", money);
         let payment_method = fields.required("payment_method", text(method));
         let scene = scene(&mut fields, payment_method);
         let openid = openid(&mut fields, scene);
@@ -107,12 +107,6 @@ impl OrderRequest {
         // Whatever is missing was noted as a fault, so `finish` has returned before.
         request().ok_or_else(|| ApiError::InvalidFields(Vec::new()))
     }
-}
-
-fn amount(value: &Value) -> Result<Money, String> {
-    let rule = || format!("must be text in yuan with at most two decimals, \"0.01\" to \"{}\"", Money::MAX);
-    let money = value.as_str().and_then(|yuan| Money::from_yuan(yuan).ok());
-    money.filter(|money| money.is_positive()).ok_or_else(rule)
 }
 
 fn method(text: String) -> Result<PaymentMethod, String> {
@@ -204,8 +198,4 @@ fn has_nul(members: &Map<String, Value>) -> bool {
         }
     }
     members.iter().any(|(name, value)| name.contains('\0') || within(value))
-}
-
-fn one_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    format!("one of {}", names.collect::<Vec<_>>().join(", "))
 }

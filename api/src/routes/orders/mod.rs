@@ -1,6 +1,7 @@
 //! Orders: place one, get a fresh credential for it, look at it, list them, watch it.
 
 mod body;
+mod close;
 mod place;
 mod stream;
 mod view;
@@ -14,14 +15,13 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
-use serde::Deserialize;
 use shared::db::orders;
-use shared::domain::OrderId;
+use shared::domain::{OrderId, OrderStatus};
 use tracing::Span;
 use tracing::field::display;
-use utoipa::IntoParams;
 
 pub use body::CreateOrder;
+pub use close::{__path_close, LOOK, PATIENCE, close};
 pub use stream::{__path_stream, stream};
 pub use view::{OrderPage, OrderView, PayableOrder, PaymentView};
 
@@ -29,7 +29,8 @@ use crate::auth::{User, Viewer};
 use crate::fields::JsonBytes;
 use crate::guard::ClientIp;
 use crate::idempotency::{self, IdempotencyKey};
-use crate::problem::{ApiError, FieldFault, Problem};
+use crate::problem::{ApiError, Problem};
+use crate::routes::listing::{Filter, page};
 use crate::state::{App, to_the_end};
 use place::Placement;
 
@@ -109,20 +110,9 @@ pub async fn get(
     Ok(Json(OrderView::of(&viewer.shown(order)?)))
 }
 
-/// Which part of the list.
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct Page {
-    /// 1 to 100, 20 when absent.
-    #[param(value_type = Option<u8>)]
-    limit: Option<String>,
-    /// `next_cursor` of the page before.
-    cursor: Option<String>,
-}
-
 /// List one's own orders, newest first.
 #[utoipa::path(
-    get, path = "/v1/orders", tag = "orders", params(Page), security(("bearer" = [])),
+    get, path = "/v1/orders", tag = "orders", params(Filter), security(("bearer" = [])),
     responses(
         (status = 200, description = "A page of orders", body = OrderPage),
         (status = 400, description = "`invalid_fields`", body = Problem),
@@ -132,35 +122,18 @@ pub struct Page {
 pub async fn list(
     State(app): State<Arc<App>>,
     User(user): User,
-    Query(page): Query<Page>,
+    Query(filter): Query<Filter>,
 ) -> Result<Json<OrderPage>, ApiError> {
-    let (limit, before) = page.read()?;
-    // One more than asked for tells whether there is a next page.
-    let found = to_the_end(async move { Ok(orders::of_user(&app.db, &user, before, limit + 1).await?) }).await?;
-    Ok(Json(OrderPage::of(&found, usize::try_from(limit).unwrap_or(0))))
-}
-
-impl Page {
-    fn read(&self) -> Result<(i64, Option<OrderId>), ApiError> {
-        let mut faults = Vec::new();
-        let limit = match self.limit.as_deref().map(str::parse) {
-            None => 20,
-            Some(Ok(limit @ 1..=100)) => limit,
-            Some(_) => {
-                faults.push(FieldFault::new("limit", "must be a number from 1 to 100"));
-                0
-            }
-        };
-        let before = self.cursor.as_deref().map(view::read_cursor);
-        if before == Some(None) {
-            faults.push(FieldFault::new("cursor", "must be the next_cursor of an earlier page"));
-        }
-        if faults.is_empty() { Ok((limit, before.flatten())) } else { Err(ApiError::InvalidFields(faults)) }
-    }
+    let states: Vec<&str> = OrderStatus::ALL.iter().map(|status| status.as_str()).collect();
+    let wanted = filter.read(|id| OrderId::parse(id).ok(), &states)?;
+    let limit = wanted.limit;
+    let found = to_the_end(async move { Ok(orders::of_user(&app.db, &user, &wanted).await?) }).await?;
+    let (shown, next_cursor) = page(found, limit, |order| order.id.to_string());
+    Ok(Json(OrderPage { orders: shown.iter().map(OrderView::of).collect(), next_cursor }))
 }
 
 /// The order that a path names; what is no id names no order.
-pub struct OrderPath(OrderId);
+pub struct OrderPath(pub OrderId);
 
 impl FromRequestParts<Arc<App>> for OrderPath {
     type Rejection = ApiError;

@@ -6,25 +6,21 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use serde_json::Value;
 use shared::db::DbError;
-use shared::db::idempotency_keys::{KnownKey, NewKey};
+use shared::db::idempotency_keys::KnownKey;
 use shared::db::orders::{self, NewOrder, Order};
 use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
 use shared::gateway::{GatewayError, PrepayOrder, PrepayRequest};
-use time::macros::offset;
-use time::{Duration, OffsetDateTime};
+use shared::job::CHECKS;
+use time::OffsetDateTime;
 use tracing::Span;
 use tracing::field::display;
 
 use super::body::OrderRequest;
 use super::view::{OrderView, PayableOrder, created};
 use crate::idempotency::Request;
+use crate::numbers::{dated, microseconds};
 use crate::problem::{ApiError, FieldFault};
 use crate::state::App;
-
-/// How long a key is kept at least.
-const KEY_LIVES: Duration = Duration::hours(24);
-/// When an unpaid order is first asked about, should its callback be lost.
-const FIRST_CHECK: Duration = Duration::minutes(2);
 
 /// Everything that placing an order needs, owned: it goes on when the client has gone.
 pub struct Placement {
@@ -118,14 +114,9 @@ impl Placement {
             client_ip: Some(self.client_ip),
             metadata: asked.metadata,
             prepay: serde_json::to_value(prepay).map_err(|error| ApiError::Internal(error.into()))?,
-            check_at: now + FIRST_CHECK,
+            check_at: now + CHECKS[0],
             created_at: now,
-            key: NewKey {
-                key: self.request.key.as_str().to_owned(),
-                route: self.request.route,
-                request_hash: self.request.hash,
-                expires_at: now + KEY_LIVES,
-            },
+            key: self.request.new_key(now),
         })
     }
 }
@@ -151,17 +142,8 @@ fn stored(order: &Order) -> Result<PrepayRequest, ApiError> {
     Ok(serde_json::from_value(order.prepay.clone()).map_err(corrupt)?)
 }
 
-/// Day and id in 32 characters: it sorts by time, a person can read the day, and it is as unique as the id. Of the id go
-/// only the high digits of its time, which the day tells, and the fixed version digit.
 fn order_no(id: OrderId, now: OffsetDateTime) -> Result<OrderNo, OrderNoError> {
-    let (id, day) = (id.to_string(), now.to_offset(offset!(+8)).date());
-    let (year, month) = (day.year().rem_euclid(100), u8::from(day.month()));
-    OrderNo::parse(format!("{year:02}{month:02}{:02}{}{}", day.day(), &id[5..12], &id[13..]))
-}
-
-/// What a database column keeps of a time.
-fn microseconds(at: OffsetDateTime) -> OffsetDateTime {
-    at.replace_nanosecond(at.nanosecond() / 1000 * 1000).unwrap_or(at)
+    OrderNo::parse(dated(id.bits(), now))
 }
 
 /// The adapter cannot say this order in its gateway's words.
@@ -176,7 +158,9 @@ fn unfit(error: GatewayError) -> ApiError {
 fn failed(error: GatewayError) -> ApiError {
     match error {
         GatewayError::Refused { .. } => ApiError::OrderUnusable(error),
-        GatewayError::Unavailable(_) | GatewayError::Unknown(_) => ApiError::GatewayUnavailable(error),
+        GatewayError::NotNow { .. } | GatewayError::Unavailable(_) | GatewayError::Unknown(_) => {
+            ApiError::GatewayUnavailable(error)
+        }
         GatewayError::Protocol(_) => ApiError::GatewayProtocol(error),
     }
 }

@@ -1,11 +1,9 @@
 //! How an order looks from outside.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use serde_json::Value;
 use shared::db::orders::{NewOrder, Order};
-use shared::domain::{Money, OrderId, OrderStatus};
+use shared::domain::{Money, OrderStatus};
 use shared::gateway::Payment;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -153,25 +151,4 @@ pub struct OrderPage {
     pub orders: Vec<OrderView>,
     /// For the next page; null on the last.
     pub next_cursor: Option<String>,
-}
-
-impl OrderPage {
-    /// The first `limit` of `found`; what lies behind them tells that there is more.
-    pub fn of(found: &[Order], limit: usize) -> OrderPage {
-        let shown = &found[..limit.min(found.len())];
-        let more = found.len() > limit;
-        let next_cursor = shown.last().filter(|_| more).map(|last| cursor(last.id));
-        OrderPage { orders: shown.iter().map(OrderView::of).collect(), next_cursor }
-    }
-}
-
-/// Opaque to clients, so that it can change.
-fn cursor(id: OrderId) -> String {
-    URL_SAFE_NO_PAD.encode(id.to_string())
-}
-
-/// The id in a cursor of ours.
-pub fn read_cursor(text: &str) -> Option<OrderId> {
-    let id = URL_SAFE_NO_PAD.decode(text).ok()?;
-    OrderId::parse(std::str::from_utf8(&id).ok()?).ok()
 }

@@ -64,7 +64,12 @@ async fn each_program_names_every_fault_at_once() {
     let program = |name: &str| {
         Program::new(name).env("DATABASE_URL", database.url()).env("AMQP_URL", &nobody).env("OPS_ADDR", "9100")
     };
-    let keys = ["alipay_main_app_private.pem", "wechat_main_merchant_private.pem", "apiv3", "31", "gateways.toml"];
+    let keys = [
+        "alipay_main_app_private.pem, which cannot be read",
+        "merchant_private_key_file holds a PEM block `PUBLIC KEY`",
+        "apiv3_key_file is 31 bytes long",
+        "GATEWAYS_FILE",
+    ];
     let everywhere = ["OPS_ADDR", "broker", "no broker could be reached", "payment-api migrate", "database"];
     let secret = ["hidden-password", "0123456789012345678901234567890"];
 
@@ -108,7 +113,7 @@ async fn a_conflicting_topology_is_named_object_by_object() {
         let program = Program::new(name).env("DATABASE_URL", &addresses.database).env("AMQP_URL", &addresses.amqp);
         program.env("GATEWAYS_FILE", &gateways).env("OPS_ADDR", free_address().to_string())
     };
-    let both = ["wechat_main_apiv3_key", "payment-api migrate"];
+    let both = ["apiv3_key_file is 31 bytes long", "payment-api migrate"];
     let worker = program("callback-worker");
     fails_naming(worker, &folder.0, &[&both[..], &["queue payment.callbacks"]].concat(), &[]).await;
     let api = program("payment-api");

@@ -1,7 +1,7 @@
 //! What networks and gateways do to a merchant, on schedules sped up: counted right, settled in the end, books equal.
 
 use e2e::shop::{Purchase, order};
-use e2e::{Gateway, Order, SOON, Setup, World, slug};
+use e2e::{Gateway, Order, SOON, Setup, World, eventually, slug};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ const EACH: usize = 3;
 /// The faults of callbacks, one trade with one of them.
 fn callback_faults() -> [Value; 8] {
     [
-        json!({ "lose": 0.7 }),
+        json!({ "lose": 1.0 }),
         json!({ "repeat": 5 }),
         json!({ "delay_ms": 900 }),
         json!({ "tamper": 1.0 }),
@@ -36,10 +36,18 @@ async fn trades_with_every_fault_of_callbacks_are_settled_once_and_the_wrong_one
         }
     }
     join_all(orders.iter().map(|order| world.pay(order))).await;
+    let lost = &orders[..2 * EACH];
+    eventually("each of these was lost once", SOON, async || {
+        (world.gateways.injected().await.get("lose") >= Some(&(lost.len() as u64))).then_some(())
+    })
+    .await;
+    for order in lost {
+        world.gateways.faults(&json!({ "scope": order.order_no })).await;
+    }
     world.wait_all_paid(SOON).await;
     world.wait_quiet(SOON).await;
     // The last deliveries of a trade may follow the one that settled it.
-    e2e::eventually("every trade is delivered", SOON, async || {
+    eventually("every trade is delivered", SOON, async || {
         let trades = world.gateways.ledger().await;
         trades.iter().all(|trade| trade["delivered"] == true).then_some(())
     })

@@ -1,5 +1,6 @@
 //! Whole flows through the built programs.
 
+mod books;
 mod configuration;
 mod crashes;
 mod faults;

@@ -60,10 +60,38 @@ async fn with_the_broker_stopped_every_callback_is_taken_and_settled_when_it_ret
     tokio::join!(pay_slowly(&world, before), world.servers().server("stop", "rabbitmq"));
     pay_slowly(&world, during).await;
     all_accepted_at_once(&world).await;
-    let stored = world.api.metrics().await.sum("callbacks_stored_total", &[("road", "database")]);
+    let stored = stored_in_database(&world).await;
     assert!(stored >= during.len() as f64, "{stored} callbacks went to the database");
     world.servers().server("start", "rabbitmq").await;
     all_settled(&world, &orders).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_broker_or_a_database_that_hangs_every_callback_is_taken_and_settled_afterwards() {
+    let world = world("hangs", 100.0).await;
+    let orders = world.buy_many(60).await;
+    let (mute_broker, mute_database) = orders.split_at(30);
+    world.servers().server("pause", "rabbitmq").await;
+    pay_slowly(&world, mute_broker).await;
+    all_accepted_at_once(&world).await;
+    let stored = stored_in_database(&world).await;
+    assert!(stored >= mute_broker.len() as f64, "{stored} callbacks went to the database");
+    world.servers().server("resume", "rabbitmq").await;
+    eventually("the first half is settled", LONG, async || {
+        let sql = "select count(*) from payment_orders where status = 'paid'";
+        (world.number(sql).await? == mute_broker.len() as i64).then_some(())
+    })
+    .await;
+
+    world.servers().server("pause", "postgres").await;
+    pay_slowly(&world, mute_database).await;
+    all_accepted_at_once(&world).await;
+    world.servers().server("resume", "postgres").await;
+    all_settled(&world, &orders).await;
+}
+
+async fn stored_in_database(world: &World) -> f64 {
+    world.api.metrics().await.sum("callbacks_stored_total", &[("road", "database")])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,7 +14,7 @@ use super::Gateway;
 use super::alipay::Alipay;
 use super::http::{self, Transport};
 use super::wechat::Wechat;
-use crate::domain::{AccountName, PaymentMethod, Scene};
+use crate::domain::{AccountName, LatePaymentPolicy, PaymentMethod, Policies, Scene};
 
 mod alipay;
 mod fields;
@@ -60,11 +60,13 @@ struct Entry {
     gateway: Arc<dyn Gateway>,
     scenes: Vec<Scene>,
     new_orders: bool,
+    late_payment: LatePaymentPolicy,
 }
 
 /// Every account, in the order of the file.
 pub struct Gateways {
     entries: Vec<Entry>,
+    policies: Policies,
 }
 
 impl Gateways {
@@ -81,7 +83,17 @@ impl Gateways {
         let context = Context::new(path.parent().unwrap_or(Path::new("")));
         let entries = read_file(Section::root(&context, path, table));
         let faults = context.into_faults();
-        if faults.is_empty() { Ok(Gateways { entries }) } else { Err(faults) }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let of = |entry: &Entry| (entry.gateway.method(), entry.gateway.account().clone(), entry.late_payment);
+        let policies = entries.iter().map(of).collect();
+        Ok(Gateways { entries, policies })
+    }
+
+    /// What each account does with money that came when none was owed.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
     }
 
     /// The account that an order or a callback names, retired or not.
@@ -165,6 +177,7 @@ struct Head<'c> {
     name: Option<AccountName>,
     scenes: Vec<Scene>,
     new_orders: bool,
+    late_payment: LatePaymentPolicy,
     environment: Option<Section<'c>>,
 }
 
@@ -180,6 +193,7 @@ fn read_head<'c>(
     let scenes = section.texts("scenes").unwrap_or_default();
     let scenes = scenes.iter().filter_map(|scene| read_scene(section, method, scene)).collect();
     let new_orders = section.flag("new_orders", true);
+    let late_payment = read_late_payment(section);
     let environments: &[&str] = match method {
         PaymentMethod::Alipay => &["production", "sandbox", "simulator"],
         PaymentMethod::Wechat => &["production", "simulator"],
@@ -200,7 +214,15 @@ fn read_head<'c>(
     if let Some(picked) = picked.filter(|_| known && environment.is_none()) {
         section.fault(&picked, &format!("is missing; `environment = \"{picked}\"` needs a table [{method}.{picked}]"));
     }
-    Some(Head { name, scenes, new_orders, environment })
+    Some(Head { name, scenes, new_orders, late_payment, environment })
+}
+
+/// `late_payment = "hold"` (the default), `"refund"` or `"fulfil"`: what becomes of money that came when none was owed.
+fn read_late_payment(section: &mut Section<'_>) -> LatePaymentPolicy {
+    const FORM: &str = "one of hold, refund, fulfil: what becomes of a late or second payment";
+    let given = section.has("late_payment");
+    let read = |section: &mut Section<'_>| section.parsed("late_payment", FORM, |text| text.parse().ok());
+    given.then(|| read(section)).flatten().unwrap_or(LatePaymentPolicy::Hold)
 }
 
 fn read_scene(section: &Section<'_>, method: PaymentMethod, text: &str) -> Option<Scene> {
@@ -229,7 +251,7 @@ fn read_keys(head: Head<'_>, method: PaymentMethod, clients: &mut Clients) -> Op
         }),
     };
     environment.finish();
-    Some(Entry { gateway: gateway?, scenes: head.scenes, new_orders: head.new_orders })
+    Some(Entry { gateway: gateway?, scenes: head.scenes, new_orders: head.new_orders, late_payment: head.late_payment })
 }
 
 /// One client for each transport, made when the first account needs it.

@@ -231,3 +231,17 @@ fn a_short_key_and_wrong_types_are_named() {
         assert!(faults.contains(part), "{part}: {faults}");
     }
 }
+
+#[test]
+fn an_account_says_what_becomes_of_late_money() {
+    let dir = Dir::new();
+    dir.write("apiv3", APIV3);
+    let refunding = ALIPAY.replace("environment =", "late_payment = \"refund\"\nenvironment =");
+    let gateways = dir.load(&[WECHAT, &refunding].concat()).unwrap();
+    assert_eq!(gateways.policies().of(PaymentMethod::Alipay, &name("main")), LatePaymentPolicy::Refund);
+    assert_eq!(gateways.policies().of(PaymentMethod::Wechat, &name("main")), LatePaymentPolicy::Hold);
+    for bad in ["\"keep\"", "true", "\"\""] {
+        let faults = dir.faults(&ALIPAY.replace("environment =", &format!("late_payment = {bad}\nenvironment =")));
+        assert!(faults.contains("late_payment must be"), "{bad}: {faults}");
+    }
+}

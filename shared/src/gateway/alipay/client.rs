@@ -102,8 +102,8 @@ fn parse<T: DeserializeOwned>(node: &str) -> Result<T, GatewayError> {
     })
 }
 
-/// A failure of which Alipay is the author. None of the calls here moves money: what is not certainly refused or
-/// certainly not executed stays unknown.
+/// A failure of which Alipay is the author. What is not certainly refused or certainly not executed stays unknown; a
+/// refund, which moves money, is stricter still.
 pub(super) fn signed_error(failure: Failure) -> GatewayError {
     match failure.code.as_str() {
         "20000" | "10003" => unknown(failure),
@@ -132,9 +132,21 @@ impl Failure {
     }
 
     fn refused(self) -> GatewayError {
+        let (code, message) = self.words();
+        GatewayError::Refused { code, message }
+    }
+
+    /// A refusal that time or a top-up heals.
+    pub(super) fn not_now(self) -> GatewayError {
+        let (code, message) = self.words();
+        GatewayError::NotNow { code, message }
+    }
+
+    /// The more telling code and message of the two that there may be.
+    fn words(self) -> (String, String) {
         let code = if self.sub_code.is_empty() { self.code } else { self.sub_code };
         let message = if self.sub_msg.is_empty() { self.msg } else { self.sub_msg };
-        refusal(&shown(&code), &shown(&message))
+        (shown(&code), shown(&message))
     }
 
     fn text(&self) -> String {
@@ -169,6 +181,7 @@ mod tests {
     fn name(error: &GatewayError) -> &'static str {
         match error {
             GatewayError::Refused { .. } => "refused",
+            GatewayError::NotNow { .. } => "not now",
             GatewayError::Unavailable(_) => "unavailable",
             GatewayError::Unknown(_) => "unknown",
             GatewayError::Protocol(_) => "protocol",

@@ -1,7 +1,8 @@
 //! Alipay (支付宝), OpenAPI gateway with RSA2: one merchant account in public-key mode.
 //!
 //! [`sign`] holds the three signature rules, [`callback`] what the gateway posts, `prepay` what the buyer needs,
-//! `query` what became of an order and its closing, `client` the call itself, [`cert`] certificate numbers.
+//! `query` what became of an order and its closing, `refund` money that goes back, `return_page` what the
+//! buyer's browser brings back, `client` the call itself, [`cert`] certificate numbers.
 
 use async_trait::async_trait;
 use reqwest::Client;
@@ -12,7 +13,10 @@ use url::Url;
 
 use super::http::measured;
 use super::keys::{SigningKey, VerifyingKey};
-use super::{CallbackError, CloseOutcome, Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest, Trade, Verified};
+use super::{
+    CallbackError, CloseOutcome, Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest, RefundOrder, RefundState,
+    RefundTarget, Trade, Verified,
+};
 use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod};
 use crate::job::Callback;
 
@@ -21,6 +25,8 @@ pub mod cert;
 mod client;
 mod prepay;
 mod query;
+mod refund;
+mod return_page;
 pub mod sign;
 #[cfg(test)]
 mod tests;
@@ -92,6 +98,24 @@ impl Gateway for Alipay {
         measured(PaymentMethod::Alipay, "close", self.close_inner(order_no, now)).await
     }
 
+    async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+        measured(PaymentMethod::Alipay, "refund", self.refund_inner(refund, now)).await
+    }
+
+    async fn query_refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+        measured(PaymentMethod::Alipay, "query_refund", self.query_refund_inner(refund, now)).await
+    }
+
+    async fn redirect_refund(
+        &self,
+        _refund: &RefundOrder,
+        _gateway_refund_no: &str,
+        _to: &RefundTarget,
+        _now: OffsetDateTime,
+    ) -> Result<RefundState, GatewayError> {
+        Err(client::refusal("redirect_refund", "Alipay has no other way for a refund"))
+    }
+
     /// The protocol names no clock window: `now` has no say here.
     fn verify(&self, callback: Callback, _now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
         sign::verify_callback(&self.account.alipay_key, &callback.body)?;
@@ -100,6 +124,10 @@ impl Gateway for Alipay {
 
     fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
         callback::read(&self.account, callback)
+    }
+
+    fn verify_return(&self, query: &str) -> Result<Verified<String>, CallbackError> {
+        return_page::read(&self.account, query)
     }
 }
 

@@ -8,7 +8,7 @@ use super::sign::{Form, string_to_sign};
 use super::*;
 use crate::domain::{Fact, Money, Scene, Subject};
 use crate::gateway::http::{Transport, client};
-use crate::gateway::testing::{Reply, Server};
+use crate::gateway::testing::{Reply, Server, impatient_client};
 
 macro_rules! key {
     ($name:literal) => {
@@ -18,7 +18,15 @@ macro_rules! key {
 
 const NOW: OffsetDateTime = datetime!(2026-01-05 16:20:30 UTC);
 
-fn account(gateway_url: &str) -> Alipay {
+pub(super) fn account(gateway_url: &str) -> Alipay {
+    with_client(gateway_url, client(Transport::Loopback).unwrap())
+}
+
+pub(super) fn impatient(gateway_url: &str) -> Alipay {
+    with_client(gateway_url, impatient_client())
+}
+
+fn with_client(gateway_url: &str, client: Client) -> Alipay {
     let account = Account {
         name: AccountName::parse("main").unwrap(),
         gateway_url: Url::parse(gateway_url).unwrap(),
@@ -28,7 +36,7 @@ fn account(gateway_url: &str) -> Alipay {
         app_key: SigningKey::from_pem(key!("alipay_app_private_pkcs8.pem")).unwrap(),
         alipay_key: VerifyingKey::from_spki_pem(key!("alipay_platform_public.pem")).unwrap(),
     };
-    Alipay::new(account, client(Transport::Loopback).unwrap())
+    Alipay::new(account, client)
 }
 
 fn order(scene: Scene) -> PrepayOrder {
@@ -46,7 +54,7 @@ fn order(scene: Scene) -> PrepayOrder {
 }
 
 /// An answer whose node is signed as Alipay signs, or not at all.
-fn reply(method: &str, node: &str, signed: bool) -> Reply {
+pub(super) fn reply(method: &str, node: &str, signed: bool) -> Reply {
     let sign = SigningKey::from_pem(key!("alipay_platform_private_pkcs8.pem")).unwrap().sign(node.as_bytes()).unwrap();
     let sign = if signed { format!(r#","sign":"{sign}""#) } else { String::new() };
     let body = format!(r#"{{"{method}_response":{node}{sign}}}"#);
@@ -54,7 +62,7 @@ fn reply(method: &str, node: &str, signed: bool) -> Reply {
 }
 
 /// Checks what the gateway would: the signature over all parameters. Gives them back.
-fn checked(texts: &[&str]) -> Vec<(String, String)> {
+pub(super) fn checked(texts: &[&str]) -> Vec<(String, String)> {
     let mut params = Vec::new();
     for text in texts {
         let form = Form::parse(text.as_bytes()).unwrap();
@@ -69,7 +77,7 @@ fn checked(texts: &[&str]) -> Vec<(String, String)> {
     params
 }
 
-fn param<'a>(params: &'a [(String, String)], name: &str) -> &'a str {
+pub(super) fn param<'a>(params: &'a [(String, String)], name: &str) -> &'a str {
     &params.iter().find(|(known, _)| known == name).unwrap().1
 }
 

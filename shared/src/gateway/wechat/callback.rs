@@ -54,6 +54,11 @@ impl Amount {
         self.total.map(|fen| self.money(fen))
     }
 
+    /// What one refund returns, under the same rule.
+    pub(super) fn refund(&self) -> Option<Option<Money>> {
+        self.refund.map(|fen| self.money(fen))
+    }
+
     fn money(&self, fen: i64) -> Option<Money> {
         let cny = self.currency.as_deref().is_none_or(|currency| currency == "CNY");
         if cny { Money::from_fen(fen).ok() } else { None }
@@ -141,7 +146,7 @@ fn refund(resource: &Resource) -> Result<Fact, CallbackError> {
         Some("ABNORMAL") => RefundOutcome::Abnormal,
         _ => RefundOutcome::Hint,
     };
-    let amount = resource.amount.as_ref().and_then(|amount| amount.money(amount.refund?));
+    let amount = resource.amount.as_ref().and_then(Amount::refund).flatten();
     let refund_no = required("out_refund_no", resource.out_refund_no.as_deref())?.to_owned();
     Ok(Fact::Refund { trade_no: trade_no(resource)?, refund_no, amount, outcome })
 }

@@ -43,6 +43,29 @@ impl Wechat {
 
     /// Sends `method path_and_query` with a JSON body (empty for GET).
     pub(super) async fn call(&self, target: &Target<'_>, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
+        // Without it, answers during a change of keys are signed with a certificate that need not be loaded.
+        let serial = self.account.verify_keys.public_key_id();
+        self.judge(self.exchange(target, serial, now).await?, now)
+    }
+
+    /// Like [`Wechat::call`], for a call that moves money: "too often" is no proof that nothing happened. `serial` names
+    /// WeChat Pay's key.
+    pub(super) async fn call_money(
+        &self,
+        target: &Target<'_>,
+        serial: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<Outcome, GatewayError> {
+        let answer = self.exchange(target, serial, now).await?;
+        self.judge(answer, now).map_err(http::may_have_happened)
+    }
+
+    async fn exchange(
+        &self,
+        target: &Target<'_>,
+        serial: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<Answer, GatewayError> {
         let stamp = Stamp { timestamp: now.unix_timestamp(), nonce: &nonce()? };
         let authorization = sign::authorization(&self.merchant(), target, &stamp)?;
         let method = target.method.parse().map_err(|_| GatewayError::Protocol("not an HTTP method".to_owned()))?;
@@ -54,11 +77,10 @@ impl Wechat {
         if !target.body.is_empty() {
             request = request.header("content-type", "application/json").body(target.body.to_owned());
         }
-        // Without it, answers during a change of keys are signed with a certificate that need not be loaded.
-        if let Some(id) = self.account.verify_keys.public_key_id() {
-            request = request.header("wechatpay-serial", id);
+        if let Some(serial) = serial {
+            request = request.header("wechatpay-serial", serial);
         }
-        self.judge(http::send(request).await?, now)
+        http::send(request).await
     }
 
     /// What is signed is what is sent: the target is set as it is, not joined and encoded anew.
@@ -110,7 +132,12 @@ impl Failure {
         GatewayError::Refused { code: cut(&self.code), message: cut(&self.message) }
     }
 
-    fn text(&self) -> String {
+    /// A refusal that time or a top-up heals.
+    pub(super) fn not_now(self) -> GatewayError {
+        GatewayError::NotNow { code: cut(&self.code), message: cut(&self.message) }
+    }
+
+    pub(super) fn text(&self) -> String {
         format!("status {} {} {}", self.status, cut(&self.code), cut(&self.message))
     }
 }

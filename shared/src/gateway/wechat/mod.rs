@@ -1,8 +1,9 @@
 //! WeChat Pay (微信支付), API v3, direct merchant: one merchant account.
 //!
 //! [`sign`] holds what is signed and how it is checked, [`callback`] what WeChat Pay posts, [`aead`] how its content is
-//! sealed, [`prepay`] what the buyer needs, `query` what became of an order and its closing, `client` the call
-//! itself, [`cert`] platform certificates, [`sensitive`] fields that are encrypted for WeChat Pay.
+//! sealed, [`prepay`] what the buyer needs, `query` what became of an order and its closing, `refund` money
+//! that goes back, `client` the call itself, [`cert`] platform certificates, [`sensitive`] fields that are encrypted for
+//! WeChat Pay.
 
 use async_trait::async_trait;
 use reqwest::Client;
@@ -12,7 +13,10 @@ use url::Url;
 
 use super::http::measured;
 use super::keys::{KeyRing, SigningKey};
-use super::{CallbackError, CloseOutcome, Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest, Trade, Verified};
+use super::{
+    CallbackError, CloseOutcome, Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest, RefundOrder, RefundState,
+    RefundTarget, Trade, Verified,
+};
 use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
 use crate::job::Callback;
 
@@ -22,6 +26,7 @@ pub mod cert;
 mod client;
 pub mod prepay;
 mod query;
+mod refund;
 pub mod sensitive;
 pub mod sign;
 #[cfg(test)]
@@ -95,6 +100,25 @@ impl Gateway for Wechat {
 
     async fn close(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<CloseOutcome, GatewayError> {
         measured(PaymentMethod::Wechat, "close", self.close_inner(order_no, now)).await
+    }
+
+    async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+        measured(PaymentMethod::Wechat, "refund", self.refund_inner(refund, now)).await
+    }
+
+    async fn query_refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+        measured(PaymentMethod::Wechat, "query_refund", self.query_refund_inner(refund, now)).await
+    }
+
+    async fn redirect_refund(
+        &self,
+        refund: &RefundOrder,
+        gateway_refund_no: &str,
+        to: &RefundTarget,
+        now: OffsetDateTime,
+    ) -> Result<RefundState, GatewayError> {
+        measured(PaymentMethod::Wechat, "redirect_refund", self.redirect_inner(refund, gateway_refund_no, to, now))
+            .await
     }
 
     fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {

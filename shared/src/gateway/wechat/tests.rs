@@ -15,7 +15,7 @@ use super::*;
 use crate::domain::{Fact, Money, Subject};
 use crate::gateway::http::{Transport, client};
 use crate::gateway::keys::{Certificate, VerifyingKey};
-use crate::gateway::testing::{Reply, Seen, Server};
+use crate::gateway::testing::{Reply, Seen, Server, impatient_client};
 
 macro_rules! key {
     ($name:literal) => {
@@ -25,10 +25,18 @@ macro_rules! key {
 
 const NOW: OffsetDateTime = datetime!(2026-01-05 02:21:10 UTC);
 const APIV3: &str = "0123456789abcdef0123456789abcdef";
-const KEY_ID: &str = "PUB_KEY_ID_1";
+pub(super) const KEY_ID: &str = "PUB_KEY_ID_1";
 const SERIAL_NO: &str = "510FBE783019212C010D88F4DD891E848C8F4B35";
 
-fn account(base_url: &str) -> Wechat {
+pub(super) fn account(base_url: &str) -> Wechat {
+    with_client(base_url, client(Transport::Loopback).unwrap())
+}
+
+pub(super) fn impatient(base_url: &str) -> Wechat {
+    with_client(base_url, impatient_client())
+}
+
+fn with_client(base_url: &str, client: Client) -> Wechat {
     let mut verify_keys = KeyRing::default();
     verify_keys.insert(KEY_ID.to_owned(), VerifyingKey::from_spki_pem(key!("wx_pubkey_public.pem")).unwrap());
     let account = Account {
@@ -41,7 +49,7 @@ fn account(base_url: &str) -> Wechat {
         apiv3_key: aead::ApiV3Key::new(APIV3).unwrap(),
         verify_keys,
     };
-    Wechat::new(account, client(Transport::Loopback).unwrap())
+    Wechat::new(account, client)
 }
 
 fn order(scene: Scene) -> PrepayOrder {
@@ -59,7 +67,7 @@ fn order(scene: Scene) -> PrepayOrder {
 }
 
 /// An answer signed as WeChat Pay signs it.
-fn signed(status: u16, body: &str) -> Reply {
+pub(super) fn signed(status: u16, body: &str) -> Reply {
     let timestamp = NOW.unix_timestamp();
     let key = SigningKey::from_pem(key!("wx_pubkey_private_pkcs8.pem")).unwrap();
     let signature = key.sign(format!("{timestamp}\nn\n{body}\n").as_bytes()).unwrap();
@@ -72,12 +80,12 @@ fn signed(status: u16, body: &str) -> Reply {
     Reply { status, headers: headers.map(|(name, value)| (name.to_owned(), value)).to_vec(), body: body.to_owned() }
 }
 
-fn unsigned(status: u16, body: &str) -> Reply {
+pub(super) fn unsigned(status: u16, body: &str) -> Reply {
     Reply { status, headers: Vec::new(), body: body.to_owned() }
 }
 
 /// Checks what WeChat Pay would: the signature over what was received.
-fn assert_signed(seen: &Seen) {
+pub(super) fn assert_signed(seen: &Seen) {
     let authorization = seen.header("authorization");
     let field = |name: &str| {
         let start = authorization.find(&format!("{name}=\"")).unwrap() + name.len() + 2;
@@ -104,7 +112,7 @@ async fn prepay(scene: Scene, answer: &str) -> (Payment, Seen) {
     (payment, seen)
 }
 
-fn body(seen: &Seen) -> serde_json::Value {
+pub(super) fn body(seen: &Seen) -> serde_json::Value {
     serde_json::from_str(&seen.body).unwrap()
 }
 

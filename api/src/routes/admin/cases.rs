@@ -1,0 +1,348 @@
+//! Cases: what a person must look at. What moves money is proposed by one person and confirmed by another.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use shared::db::DbError;
+use shared::db::cases::{self, Case};
+use shared::domain::{CaseId, CaseKind, CaseStatus, UserId};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use utoipa::{IntoParams, ToSchema};
+
+use super::deeds::{Deed, carry_out, check};
+use crate::auth::Admin;
+use crate::fields::{Fields, JsonBytes, text};
+use crate::problem::{ApiError, Problem};
+use crate::routes::listing::{Faults, page};
+use crate::state::{App, to_the_end};
+
+/// The longest note, in characters.
+const NOTE: usize = 2000;
+
+/// A case.
+#[derive(Serialize, ToSchema)]
+pub struct CaseView {
+    /// 32 hex digits.
+    id: String,
+    /// Why a person must look.
+    #[schema(example = "late_payment")]
+    kind: String,
+    /// The order, where one is known.
+    order_id: Option<String>,
+    /// The gateway's number of the trade, our number of the refund, or what else the case is about.
+    number: String,
+    /// What is known.
+    #[schema(value_type = Object)]
+    evidence: Value,
+    /// `open` `proposed` `resolved`.
+    status: String,
+    /// Rises with each step; `confirm` names the one that was seen.
+    version: i64,
+    /// Who has proposed the action.
+    proposed_by: Option<String>,
+    /// What waits to be confirmed, or was.
+    #[schema(value_type = Option<Object>)]
+    proposed_action: Option<Value>,
+    /// How it ended.
+    resolution: Option<String>,
+    /// Who ended it.
+    resolved_by: Option<String>,
+    /// Who did what and when, oldest first.
+    #[schema(value_type = Vec<Object>)]
+    history: Value,
+    /// By our clock.
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+    /// By our clock.
+    #[serde(with = "time::serde::rfc3339")]
+    updated_at: OffsetDateTime,
+}
+
+impl CaseView {
+    fn of(case: Case) -> CaseView {
+        CaseView {
+            id: case.id.to_string(),
+            kind: case.kind.to_string(),
+            order_id: case.order_id.map(|id| id.to_string()),
+            number: case.gateway_no,
+            evidence: case.evidence,
+            status: case.status.to_string(),
+            version: case.version,
+            proposed_by: case.proposed_by,
+            proposed_action: case.proposed_action,
+            resolution: case.resolution,
+            resolved_by: case.resolved_by,
+            history: case.history,
+            created_at: case.created_at,
+            updated_at: case.updated_at,
+        }
+    }
+}
+
+/// Cases, newest first.
+#[derive(Serialize, ToSchema)]
+pub struct CasePage {
+    cases: Vec<CaseView>,
+    /// For the next page; null on the last.
+    next_cursor: Option<String>,
+}
+
+/// Which part of the list.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct CaseFilter {
+    /// `open` `proposed` `resolved`.
+    status: Option<String>,
+    /// One kind of case.
+    kind: Option<String>,
+    /// 1 to 100, 20 when absent.
+    #[param(value_type = Option<u8>)]
+    limit: Option<String>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// List cases, newest first.
+#[utoipa::path(
+    get, path = "/v1/admin/cases", tag = "admin", params(CaseFilter), security(("bearer" = ["payments:admin"])),
+    responses(
+        (status = 200, description = "A page of cases", body = CasePage),
+        (status = 400, description = "`invalid_fields`", body = Problem),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 403, description = "`scope_missing`", body = Problem),
+    )
+)]
+pub async fn list(
+    State(app): State<Arc<App>>,
+    Admin(_): Admin,
+    Query(filter): Query<CaseFilter>,
+) -> Result<Json<CasePage>, ApiError> {
+    let mut faults = Faults::default();
+    let limit = faults.limit(filter.limit.as_deref()) + 1;
+    let before = faults.cursor(filter.cursor.as_deref(), |id| CaseId::parse(id).ok());
+    let states: Vec<&str> = CaseStatus::ALL.iter().map(|status| status.as_str()).collect();
+    let status = faults.choice("status", filter.status.as_deref(), &states);
+    let kinds: Vec<&str> = CaseKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    let kind = faults.choice("kind", filter.kind.as_deref(), &kinds);
+    faults.finish()?;
+    let found = to_the_end(async move { Ok(cases::list(&app.db, (status, kind), before, limit).await?) }).await?;
+    let (shown, next_cursor) = page(found, limit, |case| case.id.to_string());
+    Ok(Json(CasePage { cases: shown.into_iter().map(CaseView::of).collect(), next_cursor }))
+}
+
+/// Look at a case with its evidence.
+#[utoipa::path(
+    get, path = "/v1/admin/cases/{id}", tag = "admin", security(("bearer" = ["payments:admin"])),
+    params(("id" = String, Path, description = "The case's id")),
+    responses(
+        (status = 200, description = "The case", body = CaseView),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 403, description = "`scope_missing`", body = Problem),
+        (status = 404, description = "`case_not_found`", body = Problem),
+    )
+)]
+pub async fn get(
+    State(app): State<Arc<App>>,
+    Admin(_): Admin,
+    CasePath(id): CasePath,
+) -> Result<Json<CaseView>, ApiError> {
+    to_the_end(async move { seen(&app, id).await }).await
+}
+
+/// A note that ends a case.
+#[derive(Serialize, ToSchema)]
+pub struct Resolve {
+    /// What was found and done, at most 2000 characters.
+    pub note: String,
+}
+
+/// Resolve a case with a note. Moves no money, so one person is enough; what was proposed is dropped.
+#[utoipa::path(
+    post, path = "/v1/admin/cases/{id}/resolve", tag = "admin", request_body = Resolve,
+    security(("bearer" = ["payments:admin"])),
+    params(("id" = String, Path, description = "The case's id")),
+    responses(
+        (status = 200, description = "The case, resolved", body = CaseView),
+        (status = 400, description = "`invalid_fields`, `malformed_json`", body = Problem),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 403, description = "`scope_missing`", body = Problem),
+        (status = 404, description = "`case_not_found`", body = Problem),
+        (status = 409, description = "`case_resolved`, `case_changed`", body = Problem),
+    )
+)]
+pub async fn resolve(
+    State(app): State<Arc<App>>,
+    Admin(who): Admin,
+    CasePath(id): CasePath,
+    JsonBytes(body): JsonBytes,
+) -> Result<Json<CaseView>, ApiError> {
+    let mut fields = Fields::parse(&body)?;
+    let note = fields.required("note", text(note));
+    fields.finish()?;
+    let deed = Deed::Note { note: note.unwrap_or_default() };
+    to_the_end(async move { put(&app, id, &who, deed).await }).await
+}
+
+/// Propose what to do about a case.
+///
+/// `note` is done at once. Whatever moves money waits for another person; a new proposal takes the place of the one before.
+#[utoipa::path(
+    post, path = "/v1/admin/cases/{id}/propose", tag = "admin", request_body = Deed,
+    security(("bearer" = ["payments:admin"])),
+    params(("id" = String, Path, description = "The case's id")),
+    responses(
+        (status = 200, description = "The case with the proposal", body = CaseView),
+        (status = 400, description = "`invalid_fields`, `malformed_json`", body = Problem),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 403, description = "`scope_missing`", body = Problem),
+        (status = 404, description = "`case_not_found`", body = Problem),
+        (status = 409, description = "`case_resolved`, `case_changed`, `action_unfit`", body = Problem),
+    )
+)]
+pub async fn propose(
+    State(app): State<Arc<App>>,
+    Admin(who): Admin,
+    CasePath(id): CasePath,
+    JsonBytes(body): JsonBytes,
+) -> Result<Json<CaseView>, ApiError> {
+    let deed = Deed::parse(&body)?;
+    to_the_end(async move { put(&app, id, &who, deed).await }).await
+}
+
+/// What is confirmed.
+#[derive(Serialize, ToSchema)]
+pub struct Confirm {
+    /// The `version` of the case in which the proposal was seen.
+    pub version: i64,
+}
+
+/// Confirm what another person has proposed; it is done in the same moment.
+#[utoipa::path(
+    post, path = "/v1/admin/cases/{id}/confirm", tag = "admin", request_body = Confirm,
+    security(("bearer" = ["payments:admin"])),
+    params(("id" = String, Path, description = "The case's id")),
+    responses(
+        (status = 200, description = "The case after it", body = CaseView),
+        (status = 400, description = "`invalid_fields`, `malformed_json`", body = Problem),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 403, description = "`scope_missing`, `same_person`", body = Problem),
+        (status = 404, description = "`case_not_found`", body = Problem),
+        (status = 409, description = "`case_resolved`, `case_not_proposed`, `case_changed`, `action_unfit`, and those of a refund", body = Problem),
+    )
+)]
+pub async fn confirm(
+    State(app): State<Arc<App>>,
+    Admin(who): Admin,
+    CasePath(id): CasePath,
+    JsonBytes(body): JsonBytes,
+) -> Result<Json<CaseView>, ApiError> {
+    let version = version(&body)?;
+    to_the_end(async move { act(&app, id, &who, version).await }).await
+}
+
+/// A note ends the case; anything else becomes its proposal.
+async fn put(app: &App, id: CaseId, who: &UserId, deed: Deed) -> Result<Json<CaseView>, ApiError> {
+    let mut case = open(app, id).await?;
+    let action = deed.to_json()?;
+    check(&app.db, &case, &deed).await?;
+    let entry = match &deed {
+        Deed::Note { note } => {
+            (case.status, case.proposed_by, case.proposed_action) = (CaseStatus::Resolved, None, None);
+            (case.resolution, case.resolved_by) = (Some(note.clone()), Some(who.to_string()));
+            entry(app, who, "resolved", &action)?
+        }
+        _ => {
+            (case.status, case.proposed_by) = (CaseStatus::Proposed, Some(who.to_string()));
+            case.proposed_action = Some(action.clone());
+            entry(app, who, "proposed", &action)?
+        }
+    };
+    let mut tx = app.db.begin().await.map_err(DbError::from)?;
+    cases::step(&mut tx, &case, &entry, app.clock.now()).await.map_err(changed)?;
+    tx.commit().await.map_err(DbError::from)?;
+    seen(app, id).await
+}
+
+/// Does what was proposed, and writes down who confirmed it, in one transaction.
+async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<CaseView>, ApiError> {
+    let mut case = open(app, id).await?;
+    let (Some(proposed_by), Some(action)) = (&case.proposed_by, &case.proposed_action) else {
+        return Err(ApiError::CaseNotProposed);
+    };
+    if case.version != version {
+        return Err(ApiError::CaseChanged);
+    }
+    if proposed_by == who.as_str() {
+        return Err(ApiError::SamePerson);
+    }
+    let deed = Deed::from_json(action)?;
+    let mut entry = entry(app, who, "confirmed", action)?;
+    let mut tx = app.db.begin().await.map_err(DbError::from)?;
+    let done = carry_out(app, &mut tx, (&case, who), &deed).await?;
+    entry["done"] = json!(done.text);
+    if done.ends {
+        case.status = CaseStatus::Resolved;
+        (case.resolution, case.resolved_by) = (Some(done.text), Some(who.to_string()));
+    } else {
+        (case.status, case.proposed_by, case.proposed_action) = (CaseStatus::Open, None, None);
+    }
+    // The version that was seen; whoever was faster has changed it, and then nothing of this happens.
+    cases::step(&mut tx, &case, &entry, app.clock.now()).await.map_err(changed)?;
+    tx.commit().await.map_err(DbError::from)?;
+    seen(app, id).await
+}
+
+async fn open(app: &App, id: CaseId) -> Result<Case, ApiError> {
+    let case = cases::get(&app.db, id).await?.ok_or(ApiError::CaseNotFound)?;
+    if case.status == CaseStatus::Resolved { Err(ApiError::CaseResolved) } else { Ok(case) }
+}
+
+async fn seen(app: &App, id: CaseId) -> Result<Json<CaseView>, ApiError> {
+    let case = cases::get(&app.db, id).await?.ok_or(ApiError::CaseNotFound)?;
+    Ok(Json(CaseView::of(case)))
+}
+
+fn entry(app: &App, who: &UserId, what: &str, action: &Value) -> Result<Value, ApiError> {
+    let at = app.clock.now().format(&Rfc3339).map_err(|error| ApiError::Internal(error.into()))?;
+    Ok(json!({ "at": at, "who": who.as_str(), "what": what, "action": action }))
+}
+
+fn changed(error: DbError) -> ApiError {
+    match error {
+        DbError::Moved => ApiError::CaseChanged,
+        other => other.into(),
+    }
+}
+
+fn version(body: &Bytes) -> Result<i64, ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let rule = || "must be the version of the case that you have seen".to_owned();
+    let version = fields.required("version", |value| value.as_i64().ok_or_else(rule));
+    fields.finish()?;
+    Ok(version.unwrap_or_default())
+}
+
+/// The rule of a note.
+pub(super) fn note(text: String) -> Result<String, String> {
+    let fits = text.chars().count() <= NOTE && !text.trim().is_empty() && !text.contains('\0');
+    if fits { Ok(text) } else { Err(format!("text of 1 to {NOTE} characters")) }
+}
+
+/// The case that a path names; what is no id names no case.
+pub struct CasePath(CaseId);
+
+impl FromRequestParts<Arc<App>> for CasePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<CasePath, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, app).await;
+        let Path(text) = path.map_err(|_| ApiError::CaseNotFound)?;
+        CaseId::parse(&text).map(CasePath).map_err(|_| ApiError::CaseNotFound)
+    }
+}

@@ -1,0 +1,103 @@
+//! `POST /v1/admin/orders/{id}/sync`: has the gateway asked about an order, whatever state it is in, and shows what came.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::json;
+use shared::db::orders::{self, Order};
+use shared::db::{DbError, jobs};
+use shared::domain::OrderId;
+use shared::job::kind;
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep};
+use utoipa::ToSchema;
+
+use crate::auth::Admin;
+use crate::problem::{ApiError, Problem};
+use crate::routes::orders::{LOOK, OrderPath, OrderView, PATIENCE};
+use crate::state::{App, to_the_end};
+
+/// What a sync brought.
+#[derive(Serialize, ToSchema)]
+pub struct SyncView {
+    /// Our record before.
+    before: OrderView,
+    /// Our record now.
+    after: OrderView,
+    /// What the gateway was last heard to say; null when it was never asked.
+    gateway: Option<GatewayView>,
+    /// Whether the gateway has answered since this request. If not, the answer is 202, and the same request later tells.
+    answered: bool,
+    /// The members that differ between before and after.
+    #[schema(example = json!(["status", "paid_at"]))]
+    changed: Vec<String>,
+}
+
+/// The gateway's word.
+#[derive(Serialize, ToSchema)]
+pub struct GatewayView {
+    /// In its own words.
+    #[schema(example = "TRADE_SUCCESS")]
+    state: String,
+    /// When it said so.
+    #[serde(with = "time::serde::rfc3339")]
+    checked_at: OffsetDateTime,
+}
+
+/// Ask the gateway about an order now.
+#[utoipa::path(
+    post, path = "/v1/admin/orders/{id}/sync", tag = "admin", security(("bearer" = ["payments:admin"])),
+    params(("id" = String, Path, description = "The order's id")),
+    responses(
+        (status = 200, description = "What came of it", body = SyncView),
+        (status = 202, description = "The gateway has not answered yet; look at the order (`Location`) or ask again", body = SyncView),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 403, description = "`scope_missing`", body = Problem),
+        (status = 404, description = "`order_not_found`", body = Problem),
+        (status = 503, description = "`unavailable`", body = Problem),
+    )
+)]
+pub async fn sync(
+    State(app): State<Arc<App>>,
+    Admin(_): Admin,
+    OrderPath(id): OrderPath,
+) -> Result<Response, ApiError> {
+    let view = to_the_end(async move { ask(&app, id).await }).await?;
+    if view.answered {
+        return Ok(Json(view).into_response());
+    }
+    Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/v1/orders/{id}"))], Json(view)).into_response())
+}
+
+async fn ask(app: &App, id: OrderId) -> Result<SyncView, ApiError> {
+    let before = orders::get(&app.db, id).await?.ok_or(ApiError::OrderNotFound)?;
+    // Compared with the last answer rather than with our clock: the worker's may differ.
+    let earlier = orders::last_check(&app.db, id).await?;
+    let asked = json!({ "sync": true });
+    jobs::ask_now(&app.db, kind::CHECK, &id.to_string(), &asked, app.clock.now()).await?;
+    let until = Instant::now() + PATIENCE;
+    let mut heard = earlier.clone();
+    while heard == earlier && Instant::now() < until {
+        sleep(LOOK).await;
+        heard = orders::last_check(&app.db, id).await?;
+    }
+    let after = orders::get(&app.db, id).await?.ok_or(ApiError::Db(DbError::Moved))?;
+    let changed = changed(&before, &after)?;
+    let (before, after) = (OrderView::of(&before), OrderView::of(&after));
+    let answered = heard != earlier;
+    let gateway = heard.map(|(checked_at, state)| GatewayView { state, checked_at });
+    Ok(SyncView { before, after, gateway, answered, changed })
+}
+
+fn changed(before: &Order, after: &Order) -> Result<Vec<String>, ApiError> {
+    let members = |order: &Order| serde_json::to_value(OrderView::of(order));
+    let internal = |error: serde_json::Error| ApiError::Internal(error.into());
+    let (before, after) = (members(before).map_err(internal)?, members(after).map_err(internal)?);
+    let members = after.as_object().into_iter().flatten();
+    Ok(members.filter(|(name, value)| before.get(name) != Some(value)).map(|(name, _)| name.clone()).collect())
+}

@@ -1,0 +1,74 @@
+//! `POST /v1/orders/{id}/close`: gives up an unpaid order. Only the worker moves it, because only the gateway knows
+//! whether the buyer is paying at this very moment.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use shared::db::jobs;
+use shared::db::orders::{self, Order};
+use shared::domain::{OrderId, OrderStatus};
+use shared::job::kind;
+use tokio::time::{Instant, sleep};
+
+use super::{OrderPath, OrderView};
+use crate::auth::{User, Viewer};
+use crate::problem::{ApiError, Problem};
+use crate::state::{App, to_the_end};
+
+/// How long a request waits for the worker.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it looks.
+pub const LOOK: Duration = Duration::from_millis(100);
+
+/// Give up an order that is not paid.
+///
+/// The gateway is asked first: an order that is being paid becomes paid, and the answer is `order_already_paid`.
+#[utoipa::path(
+    post, path = "/v1/orders/{id}/close", tag = "orders", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The order's id")),
+    responses(
+        (status = 200, description = "The order, closed", body = OrderView),
+        (status = 202, description = "Not known yet; look at the order (`Location`)", body = OrderView),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
+        (status = 409, description = "`order_already_paid`", body = Problem),
+        (status = 503, description = "`unavailable`", body = Problem),
+    )
+)]
+pub async fn close(
+    State(app): State<Arc<App>>,
+    User(user): User,
+    OrderPath(id): OrderPath,
+) -> Result<Response, ApiError> {
+    let order = to_the_end(async move { give_up(&app, &Viewer::User(user), id).await }).await?;
+    match order.status {
+        OrderStatus::Closed => Ok(Json(OrderView::of(&order)).into_response()),
+        OrderStatus::Pending => {
+            let look = [(LOCATION, format!("/v1/orders/{id}"))];
+            Ok((StatusCode::ACCEPTED, look, Json(OrderView::of(&order))).into_response())
+        }
+        _ => Err(ApiError::OrderAlreadyPaid),
+    }
+}
+
+/// The order as the worker leaves it, or as it is when patience ends.
+async fn give_up(app: &App, viewer: &Viewer, id: OrderId) -> Result<Order, ApiError> {
+    let mut order = viewer.shown(orders::get(&app.db, id).await?)?;
+    if order.status != OrderStatus::Pending {
+        return Ok(order);
+    }
+    let ref_id = id.to_string();
+    jobs::ask_now(&app.db, kind::CHECK, &ref_id, &json!({ "close": true }), app.clock.now()).await?;
+    let until = Instant::now() + PATIENCE;
+    while order.status == OrderStatus::Pending && Instant::now() < until {
+        sleep(LOOK).await;
+        order = viewer.shown(orders::get(&app.db, id).await?)?;
+    }
+    Ok(order)
+}

@@ -1,0 +1,200 @@
+//! What the pages say, in Chinese and in English.
+
+use axum::http::HeaderMap;
+use axum::http::header::ACCEPT_LANGUAGE;
+use shared::domain::{OrderStatus, PaymentMethod};
+
+use super::Page;
+
+/// A language of the pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Language {
+    /// Simplified.
+    Chinese,
+    /// Plain.
+    English,
+}
+
+impl Language {
+    /// The one that the browser likes better; Chinese when it says nothing of the two.
+    pub fn preferred(headers: &HeaderMap) -> Language {
+        let value = headers.get(ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let (mut best, mut weight) = (Language::Chinese, 0.0);
+        for range in value.split(',').take(16) {
+            let (tag, parameter) = range.split_once(';').unwrap_or((range, ""));
+            let primary = tag.trim().split('-').next().unwrap_or_default().to_ascii_lowercase();
+            let language = match primary.as_str() {
+                "zh" => Language::Chinese,
+                "en" => Language::English,
+                _ => continue,
+            };
+            let q = parameter.trim().strip_prefix("q=").map_or(Some(1.0), |q| q.parse::<f32>().ok());
+            // The first of equals counts; what is no number is not greater.
+            if let Some(q) = q.filter(|q| *q > weight && *q <= 1.0) {
+                (best, weight) = (language, q);
+            }
+        }
+        best
+    }
+
+    /// The one that the switch leads to.
+    pub const fn other(self) -> Language {
+        match self {
+            Language::Chinese => Language::English,
+            Language::English => Language::Chinese,
+        }
+    }
+
+    /// As HTML names it.
+    pub const fn tag(self) -> &'static str {
+        match self {
+            Language::Chinese => "zh-CN",
+            Language::English => "en",
+        }
+    }
+
+    /// The fragment that shows it.
+    pub const fn id(self) -> &'static str {
+        match self {
+            Language::Chinese => "zh",
+            Language::English => "en",
+        }
+    }
+
+    /// In its own words.
+    pub const fn name(self) -> &'static str {
+        self.pick("中文", "English")
+    }
+
+    /// One of two texts.
+    pub const fn pick(self, chinese: &'static str, english: &'static str) -> &'static str {
+        match self {
+            Language::Chinese => chinese,
+            Language::English => english,
+        }
+    }
+
+    /// The gateway's name.
+    pub const fn gateway(self, method: PaymentMethod) -> &'static str {
+        match method {
+            PaymentMethod::Alipay => self.pick("支付宝", "Alipay"),
+            PaymentMethod::Wechat => self.pick("微信支付", "WeChat Pay"),
+        }
+    }
+}
+
+/// What a page says at its top.
+#[derive(Debug, Clone, Copy)]
+pub struct Said {
+    /// `done`, `open` or nothing: the colour.
+    pub tone: &'static str,
+    /// A sign that says the same.
+    pub mark: &'static str,
+    /// Chinese and English.
+    pub heading: (&'static str, &'static str),
+    /// Chinese and English.
+    pub text: (&'static str, &'static str),
+}
+
+/// To somebody who may see no order.
+pub const NEUTRAL: Said = Said {
+    tone: "",
+    mark: "…",
+    heading: ("请回到商家查看订单", "Please look into the merchant’s app"),
+    text: (
+        "此页面无法显示订单。付款结果以商家应用中的订单状态为准。",
+        "This page cannot show an order. Whether it is paid is told by the order in the merchant’s app.",
+    ),
+};
+
+/// While our own record cannot be read.
+pub const BUSY: Said = Said {
+    tone: "",
+    mark: "…",
+    heading: ("暂时无法查询", "The order cannot be looked up right now"),
+    text: ("页面会自动重试，请勿重复付款。", "This page tries again by itself. Please do not pay twice."),
+};
+
+/// By our own record; which page the buyer came to matters only while nothing is known.
+pub const fn of_order(status: OrderStatus, page: Page) -> Said {
+    match (status, page) {
+        (OrderStatus::Pending, Page::Success) => Said {
+            tone: "open",
+            mark: "…",
+            heading: ("正在确认付款", "Confirming the payment"),
+            text: (
+                "付款结果确认后，此页面会自动更新。若已付款，请勿重复付款。",
+                "This page changes by itself once the result is known. If you have paid, please do not pay again.",
+            ),
+        },
+        (OrderStatus::Pending, Page::Cancel) => Said {
+            tone: "open",
+            mark: "…",
+            heading: ("尚未收到付款", "Not paid so far"),
+            text: (
+                "如需继续付款，请回到商家应用。若已付款，此页面会自动更新。",
+                "To pay, go back to the merchant’s app. If you have paid, this page changes by itself.",
+            ),
+        },
+        (OrderStatus::Paid, _) => Said {
+            tone: "done",
+            mark: "✓",
+            heading: ("付款成功", "Paid"),
+            text: ("商家已收到付款，可以关闭此页面。", "The merchant has your payment. You can close this page."),
+        },
+        (OrderStatus::Closed, _) => Said {
+            tone: "",
+            mark: "×",
+            heading: ("订单已关闭", "The order is closed"),
+            text: (
+                "此订单未付款，已不能再付款。请回到商家应用重新下单。",
+                "It was not paid and can no longer be. Place a new order in the merchant’s app.",
+            ),
+        },
+        (OrderStatus::Refunding, _) => Said {
+            tone: "open",
+            mark: "↩",
+            heading: ("退款处理中", "A refund is on its way"),
+            text: ("退款结果确认后，此页面会自动更新。", "This page changes by itself once it is done."),
+        },
+        (OrderStatus::PartiallyRefunded, _) => Said {
+            tone: "done",
+            mark: "↩",
+            heading: ("已部分退款", "Partly refunded"),
+            text: ("退款将原路退回。", "The money goes back the way it came."),
+        },
+        (OrderStatus::Refunded, _) => Said {
+            tone: "done",
+            mark: "↩",
+            heading: ("已全额退款", "Refunded in full"),
+            text: ("退款将原路退回。", "The money goes back the way it came."),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_browser_chooses_the_language() {
+        for (value, expected) in [
+            ("", "zh"),
+            ("en", "en"),
+            ("EN-us,zh;q=0.9", "en"),
+            ("zh-Hant-TW, en;q=0.8", "zh"),
+            ("en;q=0.3,zh-CN;q=0.7", "zh"),
+            ("fr,de;q=0.9,en;q=0.1", "en"),
+            ("fr", "zh"),
+            ("en;q=nan, *", "zh"),
+            ("en;q=9,zh;q=0.1", "zh"),
+            ("en;q=0", "zh"),
+            (",,;;==<script>", "zh"),
+        ] {
+            let headers = HeaderMap::from_iter([(ACCEPT_LANGUAGE, value.parse().unwrap())]);
+            assert_eq!(Language::preferred(&headers).id(), expected, "{value}");
+        }
+        let bytes = axum::http::HeaderValue::from_bytes(b"en\xff").unwrap();
+        assert_eq!(Language::preferred(&HeaderMap::from_iter([(ACCEPT_LANGUAGE, bytes)])), Language::Chinese);
+    }
+}

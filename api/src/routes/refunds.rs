@@ -1,0 +1,295 @@
+//! Money back: ask for it, see how it goes, list one's own.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::http::request::Parts;
+use axum::response::IntoResponse;
+use serde::Serialize;
+use serde_json::Value;
+use shared::db::idempotency_keys::{self, KnownKey};
+use shared::db::refunds::{self, Refund};
+use shared::db::{DbError, orders};
+use shared::domain::{Money, OrderId, RefundId, RefundNo, RefundStatus};
+use shared::settle::refunds::{self as settling, RefundRefusal, Wish};
+use time::OffsetDateTime;
+use tracing::Span;
+use tracing::field::display;
+use utoipa::ToSchema;
+
+use super::orders::OrderPath;
+use crate::auth::{User, Viewer};
+use crate::fields::{Fields, JsonBytes, money, text};
+use crate::idempotency::{self, IdempotencyKey};
+use crate::numbers::{dated, microseconds};
+use crate::problem::{ApiError, Problem};
+use crate::routes::listing::{Filter, page};
+use crate::state::{App, to_the_end};
+
+/// The longest reason, in characters.
+const REASON: usize = 200;
+
+/// A wish for money back.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct CreateRefund {
+    /// In yuan; all that is left when absent.
+    #[schema(example = "12.34")]
+    pub amount: Option<String>,
+    /// What the buyer reads, at most 200 characters.
+    pub reason: Option<String>,
+}
+
+/// A refund.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct RefundView {
+    /// 32 hex digits.
+    pub id: String,
+    /// Of which order.
+    pub order_id: String,
+    /// What both gateways call it.
+    pub refund_no: String,
+    /// In yuan.
+    #[schema(example = "12.34")]
+    pub amount: String,
+    /// `pending` `processing` `succeeded` `failed` `abnormal`.
+    #[schema(example = "pending")]
+    pub status: String,
+    /// As asked for.
+    pub reason: Option<String>,
+    /// The gateway's number of the refund, where it has one.
+    pub gateway_refund_no: Option<String>,
+    /// When the money went back.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub succeeded_at: Option<OffsetDateTime>,
+    /// By our clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// By our clock.
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+impl RefundView {
+    /// The refund as the order's owner sees it.
+    pub fn of(refund: &Refund) -> RefundView {
+        RefundView {
+            id: refund.id.to_string(),
+            order_id: refund.order_id.to_string(),
+            refund_no: refund.refund_no.to_string(),
+            amount: refund.amount.to_string(),
+            status: refund.status.to_string(),
+            reason: refund.reason.clone(),
+            gateway_refund_no: refund.gateway_refund_no.clone(),
+            succeeded_at: refund.succeeded_at,
+            created_at: refund.created_at,
+            updated_at: refund.updated_at,
+        }
+    }
+}
+
+/// Refunds, newest first.
+#[derive(Serialize, ToSchema)]
+pub struct RefundPage {
+    /// This page.
+    pub refunds: Vec<RefundView>,
+    /// For the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// Ask for money back.
+///
+/// A repeat with the same Idempotency-Key and the same body answers the same, and makes no second refund. One refund of an
+/// order is on its way at a time.
+#[utoipa::path(
+    post, path = "/v1/orders/{id}/refunds", tag = "refunds", request_body = CreateRefund, security(("bearer" = [])),
+    params(
+        ("id" = String, Path, description = "The order's id"),
+        ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters, fresh for each refund"),
+    ),
+    responses(
+        (status = 202, description = "The refund; the gateway is asked next", body = RefundView),
+        (status = 400, description = "`invalid_fields` (all of them), `malformed_json`, `idempotency_key_required`, `idempotency_key_invalid`", body = Problem),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
+        (status = 409, description = "`order_not_paid`, `refund_in_progress`, `already_refunded`, `refund_too_much` (with `refundable_amount`), `not_refundable`, `request_in_flight`", body = Problem),
+        (status = 413, description = "`body_too_large`", body = Problem),
+        (status = 415, description = "`unsupported_media_type`", body = Problem),
+        (status = 422, description = "`idempotency_key_reused`", body = Problem),
+        (status = 503, description = "`unavailable`, `overloaded`: repeat with the same key", body = Problem),
+    )
+)]
+pub async fn create(
+    State(app): State<Arc<App>>,
+    User(user): User,
+    OrderPath(order_id): OrderPath,
+    key: IdempotencyKey,
+    JsonBytes(body): JsonBytes,
+) -> Result<impl IntoResponse, ApiError> {
+    // The key is bound to the order as well as to the body.
+    let bound = [order_id.to_string().as_bytes(), &body].concat();
+    let request = idempotency::Request::new(user, key, "POST /v1/orders/{id}/refunds", &bound);
+    let asking = Asking { app, request, order_id, body };
+    let (id, answer) = to_the_end(asking.run()).await?;
+    Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/v1/refunds/{id}"))], Json(answer)))
+}
+
+/// Look at a refund.
+#[utoipa::path(
+    get, path = "/v1/refunds/{id}", tag = "refunds", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The refund's id")),
+    responses(
+        (status = 200, description = "The refund", body = RefundView),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 404, description = "`refund_not_found`: none, or of somebody else's order", body = Problem),
+    )
+)]
+pub async fn get(
+    State(app): State<Arc<App>>,
+    User(user): User,
+    RefundPath(id): RefundPath,
+) -> Result<Json<RefundView>, ApiError> {
+    to_the_end(async move {
+        let refund = refunds::get(&app.db, id).await?.ok_or(ApiError::RefundNotFound)?;
+        let order = orders::get(&app.db, refund.order_id).await?;
+        Viewer::User(user).shown(order).map_err(|_| ApiError::RefundNotFound)?;
+        Ok(Json(RefundView::of(&refund)))
+    })
+    .await
+}
+
+/// List the refunds of one's own orders, newest first.
+#[utoipa::path(
+    get, path = "/v1/refunds", tag = "refunds", params(Filter), security(("bearer" = [])),
+    responses(
+        (status = 200, description = "A page of refunds", body = RefundPage),
+        (status = 400, description = "`invalid_fields`", body = Problem),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+    )
+)]
+pub async fn list(
+    State(app): State<Arc<App>>,
+    User(user): User,
+    Query(filter): Query<Filter>,
+) -> Result<Json<RefundPage>, ApiError> {
+    let states: Vec<&str> = RefundStatus::ALL.iter().map(|status| status.as_str()).collect();
+    let wanted = filter.read(|id| RefundId::parse(id).ok(), &states)?;
+    let limit = wanted.limit;
+    let found = to_the_end(async move { Ok(refunds::of_user(&app.db, &user, &wanted).await?) }).await?;
+    let (shown, next_cursor) = page(found, limit, |refund| refund.id.to_string());
+    Ok(Json(RefundPage { refunds: shown.iter().map(RefundView::of).collect(), next_cursor }))
+}
+
+/// Everything that asking needs, owned: it goes on when the client has gone.
+struct Asking {
+    app: Arc<App>,
+    request: idempotency::Request,
+    order_id: OrderId,
+    body: Bytes,
+}
+
+impl Asking {
+    /// Asks, or finds what an earlier request with the same key was answered.
+    async fn run(self) -> Result<(String, Value), ApiError> {
+        let _turn = self.app.turns.wait(&self.request).await?;
+        if let Some(known) = self.known().await? {
+            return Ok(known);
+        }
+        let wish = self.wish()?;
+        Viewer::User(self.request.user.clone()).shown(orders::get(&self.app.db, self.order_id).await?)?;
+        match self.ask(&wish).await? {
+            Some(answer) => Ok((wish.id.to_string(), answer)),
+            // Another process has taken the key meanwhile.
+            None => self.known().await?.ok_or(ApiError::RequestInFlight),
+        }
+    }
+
+    async fn known(&self) -> Result<Option<(String, Value)>, ApiError> {
+        let known = self.request.known(&self.app.db).await?;
+        Ok(known.and_then(|KnownKey { ref_id, answer, .. }| Some((ref_id.to_string(), answer?))))
+    }
+
+    /// Key, refund and answer in one transaction; `None`: the key is taken. A refusal leaves nothing behind, so the same
+    /// key may ask again.
+    async fn ask(&self, wish: &Wish) -> Result<Option<Value>, ApiError> {
+        let now = microseconds(self.app.clock.now());
+        let mut tx = self.app.db.begin().await.map_err(DbError::from)?;
+        let (user, key, id) = (&self.request.user, self.request.new_key(now), wish.id.to_string());
+        if !idempotency_keys::take(&mut tx, user, &key, &id, now).await.map_err(in_flight)? {
+            return Ok(None);
+        }
+        let refund = settling::ask(&mut tx, wish, now).await.map_err(refused)?.map_err(ApiError::Refund)?;
+        let answer = serde_json::to_value(RefundView::of(&refund)).map_err(|error| ApiError::Internal(error.into()))?;
+        let answer = idempotency_keys::save_answer(&mut *tx, user, &key.key, &answer).await?;
+        tx.commit().await.map_err(DbError::from)?;
+        Ok(Some(answer))
+    }
+
+    fn wish(&self) -> Result<Wish, ApiError> {
+        let mut fields = Fields::parse(&self.body)?;
+        let amount = fields.optional("amount", money);
+        let reason = fields.optional("reason", text(reason));
+        fields.finish()?;
+        let of = (self.order_id, self.request.user.as_str());
+        wish(&self.app, of, amount, reason)
+    }
+}
+
+/// A wish under a fresh number, of an order and by a person.
+pub(super) fn wish(
+    app: &App,
+    (order_id, requested_by): (OrderId, &str),
+    amount: Option<Money>,
+    reason: Option<String>,
+) -> Result<Wish, ApiError> {
+    let bits = app.clock.fresh_bits();
+    let number = RefundNo::parse(dated(bits, app.clock.now())).map_err(|error| ApiError::Internal(error.into()))?;
+    Ok(Wish {
+        id: RefundId::from_u128(bits),
+        order_id,
+        extra_trade: None,
+        refund_no: number,
+        amount,
+        reason,
+        requested_by: requested_by.to_owned(),
+    })
+}
+
+pub(super) fn reason(text: String) -> Result<String, String> {
+    let fits = text.chars().count() <= REASON && !text.trim().is_empty() && !text.chars().any(char::is_control);
+    if fits { Ok(text) } else { Err(format!("text of 1 to {REASON} characters without control characters")) }
+}
+
+/// What the database says of two refunds of one order at once.
+pub(super) fn refused(error: DbError) -> ApiError {
+    match error {
+        DbError::Constraint(name) if name == "refund_records_in_flight" => ApiError::Refund(RefundRefusal::InProgress),
+        other => other.into(),
+    }
+}
+
+/// Whoever holds the key's row for so long is the first request, in another process.
+fn in_flight(error: DbError) -> ApiError {
+    match error {
+        DbError::Again(_) => ApiError::RequestInFlight,
+        other => other.into(),
+    }
+}
+
+/// The refund that a path names; what is no id names no refund.
+pub struct RefundPath(RefundId);
+
+impl FromRequestParts<Arc<App>> for RefundPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<RefundPath, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, app).await;
+        let Path(text) = path.map_err(|_| ApiError::RefundNotFound)?;
+        let id = RefundId::parse(&text).map_err(|_| ApiError::RefundNotFound)?;
+        Span::current().record("refundId", display(id));
+        Ok(RefundPath(id))
+    }
+}

@@ -1,0 +1,51 @@
+//! Asks the gateways about orders, and ends them. See `--help`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use shared::clock::Clock;
+use shared::gateway::Gateways;
+use shared::mq;
+use shared::mq::topology::{self, Needs};
+use tracing::error;
+use worker::checks::CheckWorker;
+use worker::consumer::{self, BatchOptions};
+use worker::jobs;
+use worker::start::{Missing, Process, Worker};
+
+/// Takes check jobs from the queue payment.checks: asks the gateway about orders that are not paid, settles payments whose
+/// callback was lost, closes what expired or was given up, and looks back after the end. Run as many as the queue's depth
+/// asks for.
+///
+/// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, GATEWAYS_FILE, OPS_ADDR,
+/// RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli {} = Cli::parse();
+    let needs = Needs { exchanges: &[], queues: &[topology::CHECKS] };
+    let worker =
+        Worker { service: "check-worker", connections: 8, ops_port: 9103, needs, missing: Missing::StopsTheStart };
+    worker.run(worker::start::gateways, work).await
+}
+
+async fn work(process: Process, gateways: Gateways) {
+    let db = process.db.clone();
+    let worker = Arc::new(CheckWorker { db: process.db, gateways, clock: Clock::system() });
+    let batch = BatchOptions { max: 16, linger: Duration::from_millis(5) };
+    let supervised = mq::supervise("check-worker", &process.amqp_url, process.stop, async |connection, stop| {
+        consumer::database_answers(&db, &stop).await;
+        consumer::run(&connection, topology::CHECKS, batch, stop, async |batch| {
+            jobs::run_batch(&*worker, batch.iter().map(|nudge| serde_json::from_slice(&nudge.data)).collect()).await
+        })
+        .await
+    });
+    if let Err(error) = supervised.await {
+        error!(%error, "The worker cannot consume");
+    }
+}

@@ -1,0 +1,69 @@
+//! Carries refunds to their end. See `--help`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use shared::clock::Clock;
+use shared::config::Env;
+use shared::gateway::Gateways;
+use shared::mq;
+use shared::mq::topology::{self, Needs};
+use tracing::error;
+use worker::consumer::{self, BatchOptions};
+use worker::jobs;
+use worker::refunds::{Failures, RefundWorker};
+use worker::start::{Missing, Process, Worker};
+
+/// Takes refund jobs from the queue payment.refunds, asks the gateway for each refund and then how it went, until the
+/// result is final. Run as many as the queue's depth asks for.
+///
+/// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, GATEWAYS_FILE, PUBLIC_URL,
+/// OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {}
+
+/// What only this worker needs.
+struct Config {
+    gateways: Gateways,
+    public_url: String,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli {} = Cli::parse();
+    let needs = Needs { exchanges: &[], queues: &[topology::REFUNDS] };
+    let worker =
+        Worker { service: "refund-worker", connections: 8, ops_port: 9104, needs, missing: Missing::StopsTheStart };
+    worker.run(configure, work).await
+}
+
+fn configure(env: &mut Env) -> Option<Config> {
+    let public_url = env.required("PUBLIC_URL", "set it to the address at which the gateways reach payment-api");
+    let gateways = worker::start::gateways(env);
+    Some(Config { gateways: gateways?, public_url: public_url?.trim_end_matches('/').to_owned() })
+}
+
+async fn work(process: Process, config: Config) {
+    let db = process.db.clone();
+    let worker = Arc::new(RefundWorker {
+        db: process.db,
+        gateways: config.gateways,
+        public_url: config.public_url,
+        clock: Clock::system(),
+        failures: Failures::default(),
+    });
+    let batch = BatchOptions { max: 16, linger: Duration::from_millis(5) };
+    let supervised = mq::supervise("refund-worker", &process.amqp_url, process.stop, async |connection, stop| {
+        consumer::database_answers(&db, &stop).await;
+        consumer::run(&connection, topology::REFUNDS, batch, stop, async |batch| {
+            jobs::run_batch(&*worker, batch.iter().map(|nudge| serde_json::from_slice(&nudge.data)).collect()).await
+        })
+        .await
+    });
+    if let Err(error) = supervised.await {
+        error!(%error, "The worker cannot consume");
+    }
+}

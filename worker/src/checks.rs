@@ -1,0 +1,216 @@
+//! Asks the gateway about orders: finds payments whose callback was lost, ends orders that expired or were given up, and
+//! looks back after the end for a payment that slipped through.
+//!
+//! The gateway goes first: an order ends here only once nobody can pay it there. A close that meets a payment settles it.
+
+use shared::clock::Clock;
+use shared::db::jobs::{self, Cost, Taken};
+use shared::db::orders::{self, Order};
+use shared::db::{DbError, events};
+use shared::domain::{Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
+use shared::gateway::{CloseOutcome, Gateway, GatewayError, Gateways, Verified};
+use shared::job::CHECKS;
+use shared::settle;
+use sqlx::PgPool;
+use time::{Duration, OffsetDateTime};
+use tracing::{error, info, warn};
+
+use crate::jobs::{Job, JobError, later};
+
+/// When a closed order is asked about once more, counted from its last moment to pay: a payment begun in time may end
+/// late, and a gateway's books may be behind.
+const AFTER_END: [Duration; 2] = [Duration::minutes(5), Duration::minutes(5 + 24 * 60)];
+/// How often an order is asked about that nothing can be done with but by a person.
+const DAILY: Duration = Duration::days(1);
+/// When a question without an answer is asked again.
+const TROUBLE: [std::time::Duration; 6] = [
+    std::time::Duration::from_secs(2),
+    std::time::Duration::from_secs(5),
+    std::time::Duration::from_secs(15),
+    std::time::Duration::from_secs(60),
+    std::time::Duration::from_secs(300),
+    std::time::Duration::from_secs(900),
+];
+
+/// Works on checks.
+pub struct CheckWorker {
+    /// Where the truth is.
+    pub db: PgPool,
+    /// Whom to ask.
+    pub gateways: Gateways,
+    /// The clock.
+    pub clock: Clock,
+}
+
+/// What the gateway was heard to say.
+struct Heard {
+    /// Its own word for the state.
+    state: String,
+    /// What it proved; `None`: it knows no such order, and nobody signs that.
+    told: Option<Verified<Notification>>,
+    /// It has closed the order, or knows none and nobody can make one any more.
+    ended: bool,
+}
+
+impl Job for CheckWorker {
+    async fn run(&self, job: &Taken) -> Result<(), JobError> {
+        let id = OrderId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
+        let missing = |what: &str| JobError::Missing(format!("{what} of order {id}"));
+        let order = orders::get(&self.db, id).await?.ok_or_else(|| missing("the row"))?;
+        if order.status.was_paid() && job.payload["sync"] != true {
+            return self.finish(job).await;
+        }
+        let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
+        let given_up = job.payload["close"] == true;
+        match self.ask(gateway.as_ref(), &order, given_up).await {
+            Ok(heard) => self.record(job, &order, &heard).await,
+            Err(trouble) => self.put_off(job, &order, &trouble).await,
+        }
+    }
+
+    fn db(&self) -> &PgPool {
+        &self.db
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.clock
+    }
+}
+
+impl CheckWorker {
+    /// Outside any transaction: the query, and where the order's time is up, the close.
+    async fn ask(&self, gateway: &dyn Gateway, order: &Order, given_up: bool) -> Result<Heard, GatewayError> {
+        let heard = self.query(gateway, order).await?;
+        let expired = order.expires_at <= self.clock.now();
+        if order.status != OrderStatus::Pending || !heard.unpaid() || !(expired || given_up) {
+            return Ok(heard);
+        }
+        match gateway.close(&order.order_no, self.clock.now()).await? {
+            CloseOutcome::Closed => Ok(Heard { state: "CLOSED".to_owned(), ended: true, ..heard }),
+            // The last moment to pay was sent with the offer: after it no trade comes to be. Before it a page that is
+            // still open can make one at Alipay; at WeChat Pay there is nothing that could be paid.
+            CloseOutcome::NoTrade => {
+                Ok(Heard { ended: expired || order.payment_method == PaymentMethod::Wechat, ..heard })
+            }
+            // Somebody was faster: most likely the buyer.
+            CloseOutcome::NotClosed => match self.query(gateway, order).await? {
+                heard if heard.unpaid() => Err(GatewayError::Unknown(format!("not closed in state {}", heard.state))),
+                heard => Ok(heard),
+            },
+        }
+    }
+
+    async fn query(&self, gateway: &dyn Gateway, order: &Order) -> Result<Heard, GatewayError> {
+        let now = self.clock.now();
+        match gateway.query(&order.order_no, now).await {
+            Ok(trade) => {
+                let notice_id = format!("query:{}:{}", order.id, now.unix_timestamp());
+                let told = trade.told_of(gateway, &order.order_no, notice_id);
+                Ok(Heard { state: trade.into_inner().state, told: Some(told), ended: false })
+            }
+            Err(GatewayError::Refused { code, .. }) if code == "ORDER_NOT_EXIST" => {
+                Ok(Heard { state: code, told: None, ended: false })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One transaction: what was learnt, and when the job goes on.
+    async fn record(&self, job: &Taken, order: &Order, heard: &Heard) -> Result<(), JobError> {
+        let now = self.clock.now();
+        let mut tx = self.db.begin().await?;
+        let told: Vec<&Verified<Notification>> = heard.told.iter().collect();
+        let verdicts = settle::settle(&mut tx, &told, self.gateways.policies(), &self.clock).await?;
+        let mut verdict = verdicts.first().copied().unwrap_or(Verdict::Ignored);
+        if heard.ended || self.is_void(order, heard) {
+            verdict = settle::end_unpaid(&mut tx, order, &self.clock).await?;
+        }
+        orders::note_check(&mut tx, order.id, &heard.state, now).await?;
+        let order = orders::lock_one(&mut tx, order.id).await?.ok_or(DbError::Moved)?;
+        match next(&order, heard, now) {
+            Some(due_at) => jobs::again(&mut tx, job, due_at, Cost::Nothing, &heard.state).await?,
+            None => jobs::finish(&mut tx, job).await?,
+        }
+        tx.commit().await?;
+        self.report(&order, heard, verdict).await;
+        Ok(())
+    }
+
+    /// Paid and returned before we ever saw it paid, and its time is up: a case tells of the money, and nobody can pay it.
+    fn is_void(&self, order: &Order, heard: &Heard) -> bool {
+        let returned = matches!(heard.fact(), Some(Fact::PaidAndReturned { .. }));
+        returned && order.status == OrderStatus::Pending && order.expires_at <= self.clock.now()
+    }
+
+    /// No answer to act on: what was asked stays asked.
+    async fn put_off(&self, job: &Taken, order: &Order, trouble: &GatewayError) -> Result<(), JobError> {
+        let order_no = &order.order_no;
+        if matches!(trouble, GatewayError::Protocol(_) | GatewayError::Refused { .. }) {
+            error!(%order_no, orderId = %order.id, %trouble, "Order {order_no} cannot be checked");
+        } else {
+            warn!(%order_no, orderId = %order.id, %trouble, "Order {order_no} is asked about again later");
+        }
+        count(order, "trouble");
+        let due_at = later(&self.clock, &TROUBLE, job.attempts);
+        let mut tx = self.db.begin().await?;
+        jobs::retry(&mut tx, job, due_at, &trouble.to_string()).await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn finish(&self, job: &Taken) -> Result<(), JobError> {
+        let mut tx = self.db.begin().await?;
+        jobs::finish(&mut tx, job).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Tells metrics, the log and the relay, once all is committed.
+    async fn report(&self, order: &Order, heard: &Heard, verdict: Verdict) {
+        count(order, verdict.as_str());
+        if matches!(verdict, Verdict::Ignored | Verdict::Duplicate) {
+            return;
+        }
+        let (order_no, state) = (&order.order_no, &heard.state);
+        info!(%order_no, orderId = %order.id, state, %verdict, "Check of order {order_no}: {verdict}");
+        if let Err(error) = events::nudge(&self.db).await {
+            warn!(%error, "The relay was not nudged; it will poll");
+        }
+    }
+}
+
+impl Heard {
+    fn fact(&self) -> Option<&Fact> {
+        self.told.as_ref().map(|told| &told.get().fact)
+    }
+
+    /// Nobody has paid, and somebody still could.
+    fn unpaid(&self) -> bool {
+        matches!(self.fact(), None | Some(Fact::Nothing))
+    }
+
+    fn paid(&self) -> bool {
+        matches!(self.fact(), Some(Fact::Paid { .. } | Fact::PaidAndReturned { .. }))
+    }
+}
+
+/// When to ask again about an order as it is now; `None`: there is nothing left to ask.
+fn next(order: &Order, heard: &Heard, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    match order.status {
+        OrderStatus::Closed if heard.paid() => None,
+        OrderStatus::Closed => AFTER_END.iter().map(|after| order.expires_at + *after).find(|due_at| *due_at > now),
+        // Its money came in a way that only a person can judge: a case is open.
+        OrderStatus::Pending if heard.paid() => Some(now + DAILY),
+        OrderStatus::Pending => {
+            let poll = CHECKS.iter().map(|age| order.created_at + *age).find(|due_at| *due_at > now);
+            let poll = poll.unwrap_or(now + DAILY);
+            // An order whose time is up and that is still pending was paid or closed by somebody this very moment.
+            let end = if order.expires_at > now { order.expires_at } else { now + Duration::minutes(1) };
+            Some(poll.min(end))
+        }
+        _ => None,
+    }
+}
+
+fn count(order: &Order, outcome: &'static str) {
+    let labels = [("gateway", order.payment_method.as_str()), ("outcome", outcome)];
+    metrics::counter!("checks_total", &labels).increment(1);
+}

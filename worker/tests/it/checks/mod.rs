@@ -1,0 +1,346 @@
+//! What asking the gateways makes of orders: lost callbacks, ends, and money that comes after the end.
+
+mod bench;
+
+use gateway_sim::notify::Overrides;
+use serde_json::json;
+use shared::db::{MIGRATOR, orders};
+use shared::domain::OrderStatus::{Closed, Paid, Pending};
+use shared::domain::PaymentMethod::{Alipay, Wechat};
+use shared::domain::{RefundId, RefundNo, Verdict};
+use shared::job::CHECKS;
+use shared::settle;
+use shared::settle::refunds::Wish;
+use sqlx::PgPool;
+use time::Duration;
+use worker::jobs::run_batch;
+
+use bench::Bench;
+
+const AGO: Duration = Duration::seconds(1);
+const ASKED: Duration = Duration::minutes(1);
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_payment_whose_callback_was_lost_is_found(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    for method in [Alipay, Wechat] {
+        let order = bench.opened(method).await;
+        bench.act(&order, "pay").await;
+        bench.check(&order).await;
+        let paid = bench.world.order(&order.id).await;
+        assert_eq!((paid.status, paid.version), (Paid, 2), "{method}");
+        assert!(paid.trade_no.is_some() && paid.paid_at.is_some());
+        assert!(bench.job(&order).await.is_none(), "a paid order needs no check");
+    }
+    assert_eq!(bench.event_kinds().await, ["order.paid", "order.paid"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_unpaid_order_is_asked_about_soon_then_slower_and_at_its_end(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    let order = bench.offered(Wechat).await;
+    bench.check(&order).await;
+    let (due, attempts, _) = bench.job(&order).await.unwrap();
+    assert!(due > CHECKS[0] - ASKED / 2 && due <= CHECKS[0], "{due}");
+    assert_eq!((attempts, bench.world.status(&order).await), (0, Pending));
+    assert_eq!(orders::last_check(&bench.world.db, order.id).await.unwrap().unwrap().1, "NOTPAY");
+    // 28 minutes old, with two left: the next question is the one at the end.
+    sqlx::query("update payment_orders set created_at = now() - interval '28 minutes', expires_at = now() + interval '90 seconds'")
+        .execute(&bench.world.db)
+        .await
+        .unwrap();
+    bench.check(&order).await;
+    let due = bench.job(&order).await.unwrap().0;
+    assert!(due > Duration::seconds(60) && due <= Duration::seconds(90), "{due}");
+    assert!(CHECKS.windows(2).all(|pair| pair[0] < pair[1]));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_expired_order_ends_at_its_gateway_and_here_with_one_event(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    for method in [Alipay, Wechat] {
+        let order = bench.opened(method).await;
+        bench.expire(&order, AGO).await;
+        bench.check(&order).await;
+        assert_eq!(bench.world.status(&order).await, Closed, "{method}");
+        assert_eq!(bench.trade(&order).await, "closed", "{method}");
+        let (due, ..) = bench.job(&order).await.expect("the check outlives the close");
+        assert!(due > Duration::minutes(4) && due <= Duration::minutes(5), "{due}");
+        // Five minutes later, and a day later.
+        bench.expire(&order, Duration::minutes(5)).await;
+        bench.check(&order).await;
+        let (due, ..) = bench.job(&order).await.unwrap();
+        assert!(due > Duration::hours(23) && due <= Duration::hours(24), "{due}");
+        bench.expire(&order, Duration::minutes(5 + 24 * 60)).await;
+        bench.check(&order).await;
+        assert!(bench.job(&order).await.is_none());
+        assert_eq!(bench.world.order(&order.id).await.version, 2);
+    }
+    assert_eq!(bench.event_kinds().await, ["order.closed", "order.closed"]);
+    assert_eq!(bench.decisions().await, []);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn what_the_gateway_never_saw_ends_here(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    let unscanned = bench.offered(Alipay).await;
+    let unmade = [bench.world.pending_order(Alipay, "1").await, bench.world.pending_order(Wechat, "1").await];
+    for order in [&unscanned, &unmade[0], &unmade[1]] {
+        bench.check(order).await;
+        assert_eq!(bench.world.status(order).await, Pending, "not before its time");
+        bench.expire(order, AGO).await;
+        bench.check(order).await;
+        assert_eq!(bench.world.status(order).await, Closed);
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_order_that_the_gateway_closed_by_itself_is_closed_here(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    for method in [Alipay, Wechat] {
+        let order = bench.opened(method).await;
+        bench.act(&order, "close").await;
+        bench.check(&order).await;
+        assert_eq!(bench.world.status(&order).await, Closed, "{method}");
+        assert!(bench.job(&order).await.is_some(), "the check outlives the close");
+    }
+    assert_eq!(bench.event_kinds().await, ["order.closed", "order.closed"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_buyer_who_is_faster_than_the_end_has_paid(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    for method in [Alipay, Wechat] {
+        let before_the_question = bench.opened(method).await;
+        bench.expire(&before_the_question, AGO).await;
+        bench.act(&before_the_question, "pay").await;
+        bench.check(&before_the_question).await;
+
+        let before_the_close = bench.opened(method).await;
+        bench.expire(&before_the_close, AGO).await;
+        bench.pay_before_close(&before_the_close);
+        bench.check(&before_the_close).await;
+
+        for order in [before_the_question, before_the_close] {
+            assert_eq!(bench.world.status(&order).await, Paid, "{method}");
+            assert_eq!(bench.trade(&order).await, "paid");
+            assert!(bench.job(&order).await.is_none());
+        }
+    }
+    assert_eq!(bench.event_kinds().await, ["order.paid"; 4]);
+    assert_eq!(bench.decisions().await, []);
+}
+
+/// Closed here and paid there, found by the question after the end: once under each policy.
+async fn late(db: PgPool, policy: &str) -> (Bench, Vec<orders::Order>) {
+    let bench = Bench::new(db, policy).await;
+    let mut late = Vec::new();
+    for method in [Alipay, Wechat] {
+        let order = bench.offered(method).await;
+        let mut tx = bench.world.db.begin().await.unwrap();
+        let ended = settle::end_unpaid(&mut tx, &order, &bench.worker.clock).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(ended, Verdict::Settled);
+        bench.act(&order, "pay").await;
+        bench.check(&order).await;
+        assert!(bench.job(&order).await.is_none(), "nothing is left to ask");
+        // The same fact once more changes nothing.
+        bench.ask_now(order.id, json!({ "sync": true })).await;
+        bench.check(&order).await;
+        late.push(bench.world.order(&order.id).await);
+    }
+    (bench, late)
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_late_payment_is_held_for_a_person(db: PgPool) {
+    let (bench, late) = late(db, "hold").await;
+    for order in &late {
+        assert_eq!((order.status, order.version), (Closed, 2));
+        let payments = bench.world.payments(order).await;
+        assert_eq!(payments.iter().map(|(_, status)| status.as_str()).collect::<Vec<_>>(), ["failed", "succeeded"]);
+    }
+    assert_eq!(bench.decisions().await, vec![("late_payment".to_owned(), "open".to_owned(), false); 2]);
+    assert_eq!(bench.event_kinds().await, ["order.closed", "order.closed"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_late_payment_goes_back_when_the_policy_says_so(db: PgPool) {
+    let (bench, late) = late(db, "refund").await;
+    for order in &late {
+        assert_eq!((order.status, order.version, order.refunded_amount.fen()), (Closed, 2, 0));
+        let refunds = shared::db::refunds::of_order(&bench.world.db, order.id).await.unwrap();
+        assert_eq!(refunds.len(), 1, "one, however often the fact came");
+        assert_eq!(refunds[0].refund_no.as_str(), format!("L{}", refunds[0].trade_no));
+        assert_eq!((refunds[0].amount, refunds[0].requested_by.as_str()), (order.amount, "policy"));
+    }
+    assert_eq!(bench.decisions().await, vec![("late_payment".to_owned(), "open".to_owned(), true); 2]);
+    assert_eq!(bench.world.count("jobs").await, 2, "a job for each refund");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_late_payment_is_honoured_when_the_policy_says_so(db: PgPool) {
+    let (bench, late) = late(db, "fulfil").await;
+    for order in &late {
+        assert_eq!((order.status, order.version), (Paid, 3));
+        assert!(order.trade_no.is_some() && order.paid_at.is_some() && order.closed_at.is_some());
+    }
+    assert_eq!(bench.event_kinds().await, ["order.closed", "order.paid", "order.closed", "order.paid"]);
+    assert_eq!(bench.decisions().await, vec![("late_payment".to_owned(), "resolved".to_owned(), false); 2]);
+    let told: i64 = sqlx::query_scalar("select count(*) from events where type = 'case.opened'")
+        .fetch_one(&bench.world.db)
+        .await
+        .unwrap();
+    assert_eq!(told, 0, "nobody needs to look");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_person_honours_a_late_payment_once(db: PgPool) {
+    let (bench, late) = late(db, "hold").await;
+    let order = &late[0];
+    let trade_no = bench.world.payments(order).await.into_iter().find_map(|(number, _)| number).unwrap();
+    let trade_no = shared::domain::TradeNo::parse(trade_no).unwrap();
+    for outcome in [Ok(()), Err(settle::NotHonoured::NotClosed)] {
+        let mut tx = bench.world.db.begin().await.unwrap();
+        assert_eq!(settle::honour(&mut tx, order.id, &trade_no, bench.worker.clock.now()).await.unwrap(), outcome);
+        tx.commit().await.unwrap();
+    }
+    assert_eq!(bench.world.status(order).await, Paid);
+    assert_eq!(bench.event_kinds().await, ["order.closed", "order.closed", "order.paid"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_second_payment_follows_the_policy_too(db: PgPool) {
+    for (policy, refunds) in [("hold", 0), ("refund", 1), ("fulfil", 0)] {
+        let bench = Bench::new(db.clone(), policy).await;
+        let order = bench.opened(Wechat).await;
+        bench.world.settle(vec![bench.world.paid(&order)]).await;
+        // The gateway has a trade of another number.
+        bench.act(&order, "pay").await;
+        bench.ask_now(order.id, json!({ "sync": true })).await;
+        bench.check(&order).await;
+        let after = bench.world.order(&order.id).await;
+        assert_eq!((after.status, after.version, after.refunded_amount.fen()), (Paid, 2, 0), "{policy}");
+        let made = shared::db::refunds::of_order(&bench.world.db, order.id).await.unwrap();
+        assert_eq!(made.len(), refunds, "{policy}");
+        let last = bench.decisions().await.pop().unwrap();
+        assert_eq!(last, ("double_payment".to_owned(), "open".to_owned(), refunds == 1), "{policy}");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_second_payment_waits_for_a_person_while_another_refund_is_on_its_way(db: PgPool) {
+    let bench = Bench::new(db, "refund").await;
+    let order = bench.opened(Wechat).await;
+    bench.world.settle(vec![bench.world.paid(&order)]).await;
+    let clock = bench.worker.clock;
+    let id = RefundId::from_u128(clock.fresh_bits());
+    let wish = Wish {
+        id,
+        order_id: order.id,
+        extra_trade: None,
+        refund_no: RefundNo::parse(format!("R{id}")).unwrap(),
+        amount: None,
+        reason: None,
+        requested_by: "buyer-1".to_owned(),
+    };
+    let mut tx = bench.world.db.begin().await.unwrap();
+    settle::refunds::ask(&mut tx, &wish, clock.now()).await.unwrap().unwrap();
+    tx.commit().await.unwrap();
+    bench.act(&order, "pay").await;
+    bench.ask_now(order.id, json!({ "sync": true })).await;
+    bench.check(&order).await;
+    assert_eq!(shared::db::refunds::of_order(&bench.world.db, order.id).await.unwrap().len(), 1);
+    let cases = bench.world.cases().await;
+    assert_eq!(cases[0].0, "double_payment");
+    assert!(cases[0].1["not_refunded"].is_string(), "{cases:?}");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_late_payment_that_has_gone_back_is_no_news(db: PgPool) {
+    let bench = Bench::new(db, "refund").await;
+    let order = bench.world.pending_order(Alipay, "8.88").await;
+    let mut tx = bench.world.db.begin().await.unwrap();
+    settle::end_unpaid(&mut tx, &order, &bench.worker.clock).await.unwrap();
+    tx.commit().await.unwrap();
+    let trade = bench.world.paid_trade(&order);
+    let fields = [("trade_status".to_owned(), Some(json!("TRADE_CLOSED")))].into_iter().collect();
+    let gone = Overrides { fields, id: Some("gone".to_owned()), ..Overrides::default() };
+    bench.world.settle(vec![bench.world.told(&trade, &Overrides::default())]).await;
+    bench.world.settle(vec![bench.world.told(&trade, &gone)]).await;
+    assert_eq!(bench.world.verdicts().await, [("not_pending".to_owned(), 1), ("duplicate".to_owned(), 1)]);
+    assert_eq!(bench.decisions().await, [("late_payment".to_owned(), "open".to_owned(), true)]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn no_answer_is_no_state_and_what_was_asked_stays_asked(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    for method in [Alipay, Wechat] {
+        let order = bench.opened(method).await;
+        bench.ask_now(order.id, json!({ "close": true })).await;
+        bench.faults(r#"{"api":{"error_5xx":1}}"#).await;
+        bench.check(&order).await;
+        let (due, attempts, payload) = bench.job(&order).await.unwrap();
+        assert!(due <= Duration::seconds(3), "{due}");
+        assert_eq!((attempts, payload), (1, json!({ "close": true })));
+        assert_eq!(bench.world.status(&order).await, Pending);
+        bench.faults(r#"{"api":{"error_5xx":0}}"#).await;
+        bench.check(&order).await;
+        assert_eq!(bench.world.status(&order).await, Closed);
+        assert_eq!(bench.trade(&order).await, "closed");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_buyer_gives_up_and_a_page_that_is_still_open_is_not_forgotten(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    let (unscanned, unmade) = (bench.offered(Alipay).await, bench.world.pending_order(Wechat, "1").await);
+    for (order, status) in [(&unscanned, Pending), (&unmade, Closed)] {
+        bench.ask_now(order.id, json!({ "close": true })).await;
+        bench.check(order).await;
+        assert_eq!(bench.world.status(order).await, status);
+        assert_eq!(bench.job(order).await.unwrap().2, json!({}));
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_sync_asks_about_a_final_order_too(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    let order = bench.opened(Wechat).await;
+    bench.act(&order, "pay").await;
+    bench.check(&order).await;
+    let first = orders::last_check(&bench.world.db, order.id).await.unwrap().unwrap();
+    bench.ask_now(order.id, json!({ "sync": true })).await;
+    bench.check(&order).await;
+    let second = orders::last_check(&bench.world.db, order.id).await.unwrap().unwrap();
+    assert!(second.0 > first.0);
+    assert_eq!(second.1, "SUCCESS");
+    assert!(bench.job(&order).await.is_none());
+    assert_eq!(bench.world.order(&order.id).await.version, 2);
+    assert_eq!(bench.event_kinds().await, ["order.paid"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn two_workers_with_the_same_message_have_one_effect(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    for paid in [true, false] {
+        let order = bench.opened(Alipay).await;
+        if paid {
+            bench.act(&order, "pay").await;
+        }
+        bench.expire(&order, AGO).await;
+        let nudge = bench.nudge(&order).await;
+        run_batch(&bench.worker, (0..8).map(|_| Ok(nudge)).collect()).await.unwrap();
+        assert_eq!(bench.world.order(&order.id).await.version, 2);
+    }
+    assert_eq!(bench.event_kinds().await, ["order.paid", "order.closed"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_account_that_is_not_configured_keeps_the_job(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    let order = bench.world.order_of(Wechat, "nowhere", "1").await;
+    bench.check(&order).await;
+    assert_eq!(bench.job(&order).await.unwrap().1, 1);
+    assert_eq!(bench.world.status(&order).await, Pending);
+}
