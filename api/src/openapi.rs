@@ -10,6 +10,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
+use crate::routes::admin::{cases, stats, sync};
 use crate::routes::orders::PaymentView;
 use crate::routes::{index, orders, payment_methods, refunds};
 use crate::state::App;
@@ -54,5 +55,12 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(refunds::create))
         .routes(routes!(refunds::get))
         .routes(routes!(refunds::list))
+        .routes(routes!(sync::sync))
+        .routes(routes!(stats::get))
+        .routes(routes!(cases::list))
+        .routes(routes!(cases::get))
+        .routes(routes!(cases::resolve))
+        .routes(routes!(cases::propose))
+        .routes(routes!(cases::confirm))
         .routes(routes!(payment_methods::list))
 }

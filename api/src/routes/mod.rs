@@ -1,5 +1,6 @@
 //! Every address of the service, one file for each resource.
 
+pub mod admin;
 pub mod callbacks;
 pub mod index;
 pub mod listing;

@@ -2,11 +2,17 @@
 
 mod auth;
 mod callbacks;
+mod cases;
+mod closing;
 mod creating;
 mod http;
 mod pages;
 mod reading;
+mod refunding;
+mod rights;
 mod starting;
+mod statistics;
 mod streams;
+mod support;
 mod validation;
 mod world;

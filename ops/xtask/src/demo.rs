@@ -49,15 +49,19 @@ pub struct Demo {
     bin_dir: Option<PathBuf>,
 }
 
+/// The workers, each with the usual port of its metrics.
+const WORKERS: [(&str, u16); 4] =
+    [("callback-worker", 9101), ("relay", 9102), ("check-worker", 9103), ("refund-worker", 9104)];
+
 /// Where everything listens.
 #[derive(Debug)]
 struct Addresses {
     shop: u16,
     api: u16,
     api_ops: u16,
-    callbacks_ops: u16,
-    relay_ops: u16,
     simulator: u16,
+    /// Where the workers show their metrics.
+    workers: Vec<(&'static str, u16)>,
 }
 
 impl Addresses {
@@ -68,18 +72,18 @@ impl Addresses {
             shop: port(3000)?,
             api: port(8080)?,
             api_ops: port(9100)?,
-            callbacks_ops: port(9101)?,
-            relay_ops: port(9102)?,
             simulator: port(7000)?,
+            workers: WORKERS.iter().map(|(name, usual)| Ok((*name, port(*usual)?))).collect::<Result<_>>()?,
         })
     }
 
     fn free() -> Result<Addresses> {
-        let ports = ports::free(6)?;
-        let [shop, api, api_ops, callbacks_ops, relay_ops, simulator] = ports[..] else {
-            unreachable!("six ports were asked for")
+        let ports = ports::free(4 + WORKERS.len())?;
+        let [shop, api, api_ops, simulator, workers @ ..] = &ports[..] else {
+            unreachable!("more than four ports were asked for")
         };
-        Ok(Addresses { shop, api, api_ops, callbacks_ops, relay_ops, simulator })
+        let workers = WORKERS.iter().zip(workers).map(|((name, _), port)| (*name, *port)).collect();
+        Ok(Addresses { shop: *shop, api: *api, api_ops: *api_ops, simulator: *simulator, workers })
     }
 }
 
@@ -160,12 +164,14 @@ impl Stage {
         simulator.args(["serve", "--dir"]).arg(gateways(&self.dir));
         simulator.args(["--listen", &listen(at.simulator), "--speed", &speed.to_string()]);
         apps.start("gateway-sim", &mut simulator)?;
-        apps.start("relay", &mut self.program("relay", None, Some(at.relay_ops))?)?;
-        apps.start("callback-worker", &mut self.program("callback-worker", None, Some(at.callbacks_ops))?)?;
+        for (name, port) in &at.workers {
+            apps.start(name, &mut self.program(name, None, Some(*port))?)?;
+        }
         apps.start("payment-api", self.program("payment-api", Some(at.api), Some(at.api_ops))?.arg("serve"))?;
         apps.wait_ready("gateway-sim", Ready { port: at.simulator, path: "/healthz" })?;
-        apps.wait_ready("relay", ready(at.relay_ops))?;
-        apps.wait_ready("callback-worker", ready(at.callbacks_ops))?;
+        for (name, port) in &at.workers {
+            apps.wait_ready(name, ready(*port))?;
+        }
         apps.wait_ready("payment-api", ready(at.api_ops))?;
         apps.start("shop", self.program("shop", Some(at.shop), None)?.arg("serve"))?;
         apps.wait_ready("shop", Ready { port: at.shop, path: "/healthz" })
@@ -174,13 +180,16 @@ impl Stage {
     /// Prints where everything is and stays until somebody asks for an end.
     fn show(&self, apps: &Apps) -> Result<ExitCode> {
         let at = &self.addresses;
+        let metrics: String = at
+            .workers
+            .iter()
+            .map(|(name, port)| format!("                   http://127.0.0.1:{port}/metrics ({name})\n"))
+            .collect();
         println!(
             "\n  The shop         http://127.0.0.1:{}\n  \
                The API          http://127.0.0.1:{}/docs\n  \
                The simulator    http://127.0.0.1:{}\n  \
-               Metrics          http://127.0.0.1:{}/metrics (payment-api)\n  \
-             \x20                http://127.0.0.1:{}/metrics (callback-worker)\n  \
-             \x20                http://127.0.0.1:{}/metrics (relay)\n  \
+               Metrics          http://127.0.0.1:{}/metrics (payment-api)\n{}  \
                Logs             {}\n  \
                Variables        {}\n\n\
              Ctrl-C stops everything.\n",
@@ -188,8 +197,7 @@ impl Stage {
             at.api,
             at.simulator,
             at.api_ops,
-            at.callbacks_ops,
-            at.relay_ops,
+            metrics,
             self.dir.join("logs").display(),
             self.write_env()?.display()
         );

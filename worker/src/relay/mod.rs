@@ -22,6 +22,7 @@ mod dead_letters;
 mod due_jobs;
 mod outbox;
 mod road;
+mod stats;
 
 /// How often an idle relay looks, and a standby asks for the lock.
 const POLL: Duration = Duration::from_millis(200);
@@ -128,7 +129,7 @@ impl Relay {
         let look_after = mq::supervise("relay-road", &self.amqp_url, leading.clone(), async |broker, stop| {
             road.session(&broker, stop).await
         });
-        let (carried, looked_after) = tokio::join!(carry, look_after);
+        let (carried, looked_after, ()) = tokio::join!(carry, look_after, stats::keep(self, &leading));
         if let Err(error) = looked_after {
             warn!(%error, "The road is not looked after");
         }

@@ -120,7 +120,7 @@ pub struct CaseFilter {
 )]
 pub async fn list(
     State(app): State<Arc<App>>,
-    Admin(_): Admin,
+    _admin: Admin,
     Query(filter): Query<CaseFilter>,
 ) -> Result<Json<CasePage>, ApiError> {
     let mut faults = Faults::default();
@@ -149,7 +149,7 @@ pub async fn list(
 )]
 pub async fn get(
     State(app): State<Arc<App>>,
-    Admin(_): Admin,
+    _admin: Admin,
     CasePath(id): CasePath,
 ) -> Result<Json<CaseView>, ApiError> {
     to_the_end(async move { seen(&app, id).await }).await

@@ -8,7 +8,7 @@ use shared::db::refunds::{self, Refund};
 use shared::db::{jobs, orders};
 use shared::domain::{CaseKind, Money, OrderId, OrderStatus, RefundStatus, TradeNo, UserId};
 use shared::job::kind;
-use shared::settle::refunds as settling;
+use shared::settle::{self, NotHonoured, refunds as settling};
 use sqlx::{PgConnection, PgPool};
 use utoipa::ToSchema;
 
@@ -170,12 +170,15 @@ async fn ask(
 }
 
 async fn fulfil(app: &App, tx: &mut PgConnection, order_id: OrderId, trade_no: &TradeNo) -> Result<Done, ApiError> {
-    let all = refunds::of_order(&mut *tx, order_id).await?;
-    let returns = all.iter().any(|refund| refund.trade_no == *trade_no && refund.status.reserves());
-    fits(!returns, "the payment has been returned, or is on its way back")?;
-    let honoured = shared::settle::honour(tx, order_id, trade_no, &app.clock).await?;
-    fits(honoured, "the order is not closed")?;
-    Ok(Done { text: format!("the order is paid by trade {trade_no}"), ends: true })
+    let refusal = match settle::honour(tx, order_id, trade_no, app.clock.now()).await? {
+        Ok(()) => return Ok(Done { text: format!("the order is paid by trade {trade_no}"), ends: true }),
+        Err(refusal) => refusal,
+    };
+    Err(ApiError::ActionUnfit(match refusal {
+        NotHonoured::NoPayment => "this trade brought the order no payment",
+        NotHonoured::NotClosed => "the order is not closed",
+        NotHonoured::Returned => "the payment has been returned, or is on its way back",
+    }))
 }
 
 /// The payment beside the order's own that a case is about.

@@ -94,7 +94,7 @@ pub struct DayView {
 )]
 pub async fn get(
     State(app): State<Arc<App>>,
-    Admin(_): Admin,
+    _admin: Admin,
     Query(span): Query<Span>,
 ) -> Result<Json<StatsView>, ApiError> {
     let (from, to) = span.read(app.clock.now())?;

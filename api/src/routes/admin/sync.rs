@@ -62,11 +62,7 @@ pub struct GatewayView {
         (status = 503, description = "`unavailable`", body = Problem),
     )
 )]
-pub async fn sync(
-    State(app): State<Arc<App>>,
-    Admin(_): Admin,
-    OrderPath(id): OrderPath,
-) -> Result<Response, ApiError> {
+pub async fn sync(State(app): State<Arc<App>>, _admin: Admin, OrderPath(id): OrderPath) -> Result<Response, ApiError> {
     let view = to_the_end(async move { ask(&app, id).await }).await?;
     if view.answered {
         return Ok(Json(view).into_response());

@@ -1,0 +1,206 @@
+//! Cases: one person proposes, another confirms, and the case remembers both.
+
+use axum::http::Method;
+use serde_json::{Value, json};
+use shared::settle::refunds::RefundFact;
+use sqlx::PgPool;
+
+use crate::support::Who;
+use crate::world::{Answer, World};
+
+const A: Who = Who::Admin("a1");
+const B: Who = Who::Admin("a2");
+
+async fn step(world: &World, who: Who, case: &str, what: &str, body: Value) -> Answer {
+    world.post(who, &format!("/v1/admin/cases/{case}/{what}"), &body).await
+}
+
+/// Proposed by one, confirmed by the other.
+async fn both(world: &World, case: &str, body: Value) -> Answer {
+    let proposed = step(world, A, case, "propose", body).await;
+    assert_eq!(proposed.status.as_u16(), 200, "{}", proposed.body);
+    step(world, B, case, "confirm", json!({ "version": proposed.json()["version"] })).await
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_late_payment_is_returned_by_two_people(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.placed("u1").await;
+    world.close_locally(&id).await;
+    let case = world.late_payment(&id, "4200000042").await;
+
+    let proposed = step(&world, A, &case, "propose", json!({ "action": "refund", "reason": "late" })).await.json();
+    assert_eq!((&proposed["status"], &proposed["proposed_by"]), (&json!("proposed"), &json!("a1")));
+    assert_eq!(world.count("refund_records").await, 0, "a proposal moves nothing");
+    let version = json!({ "version": proposed["version"] });
+    step(&world, A, &case, "confirm", version.clone()).await.is(403, "same_person");
+    step(&world, Who::User("u1"), &case, "confirm", version.clone()).await.is(403, "scope_missing");
+    step(&world, B, &case, "confirm", json!({ "version": 1 })).await.is(409, "case_changed");
+    step(&world, B, &case, "confirm", json!({})).await.is(400, "invalid_fields");
+
+    let confirmed = step(&world, B, &case, "confirm", version.clone()).await;
+    assert_eq!(confirmed.status.as_u16(), 200, "{}", confirmed.body);
+    let done = confirmed.json();
+    assert_eq!((&done["status"], &done["resolved_by"]), (&json!("resolved"), &json!("a2")));
+    let told: Vec<(&str, &str)> = done["history"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| (entry["who"].as_str().unwrap(), entry["what"].as_str().unwrap()))
+        .collect();
+    assert_eq!(told, [("a1", "proposed"), ("a2", "confirmed")]);
+    assert_eq!(world.one::<String>("select requested_by from refund_records").await, "a2");
+    assert_eq!(world.one::<String>("select status from payment_orders").await, "closed", "left alone");
+    step(&world, B, &case, "confirm", version).await.is(409, "case_resolved");
+    step(&world, B, &case, "propose", json!({ "action": "fulfil" })).await.is(409, "case_resolved");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn of_many_who_confirm_one_does(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.placed("u1").await;
+    world.close_locally(&id).await;
+    let case = world.late_payment(&id, "4200000042").await;
+    step(&world, A, &case, "propose", json!({ "action": "refund", "amount": "1" })).await;
+    let confirms = (0..16).map(|_| step(&world, B, &case, "confirm", json!({ "version": 2 })));
+    let answers = futures_util::future::join_all(confirms).await;
+    assert_eq!(answers.iter().filter(|answer| answer.status.as_u16() == 200).count(), 1);
+    assert!(answers.iter().all(|answer| matches!(answer.status.as_u16(), 200 | 409)));
+    assert_eq!(world.count("refund_records").await, 1);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_late_payment_is_honoured_once_and_never_after_a_return(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.placed("u1").await;
+    world.close_locally(&id).await;
+    let case = world.late_payment(&id, "4200000042").await;
+    let done = both(&world, &case, json!({ "action": "fulfil" })).await;
+    assert_eq!((done.status.as_u16(), &done.json()["status"]), (200, &json!("resolved")), "{}", done.body);
+    let order = world.get(&format!("/v1/orders/{id}"), "u1").await.json();
+    assert_eq!((&order["status"], &order["trade_no"]), (&json!("paid"), &json!("4200000042")));
+    assert_eq!(world.one::<i64>("select count(*) from events where type = 'order.paid'").await, 1);
+
+    let id = world.placed("u1").await;
+    world.close_locally(&id).await;
+    let case = world.late_payment(&id, "4200000043").await;
+    let proposed = step(&world, A, &case, "propose", json!({ "action": "fulfil" })).await.json();
+    sqlx::query(
+        "insert into refund_records (id, order_id, transaction_id, refund_no, refund_amount, requested_by, created_at, \
+         updated_at) select id, order_id, id, 'L43', amount, 'policy', now(), now() from payment_transactions \
+         where gateway_no = '4200000043'",
+    )
+    .execute(&world.db)
+    .await
+    .unwrap();
+    let refused = step(&world, B, &case, "confirm", json!({ "version": proposed["version"] })).await;
+    refused.is(409, "action_unfit");
+    assert_eq!(world.get(&format!("/v1/orders/{id}"), "u1").await.json()["status"], "closed");
+    assert_eq!(world.get_case(&case).await["status"], "proposed", "a refusal leaves the proposal as it was");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_closed_refund_goes_again_under_a_new_number(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.paid("u1").await;
+    let first = world.refund("u1", &id, "k1", &json!({ "amount": "2" })).await.json();
+    let closed = RefundFact::Failed { why: "the gateway closed it".to_owned(), closed: true };
+    world.tell(first["id"].as_str().unwrap(), &closed).await;
+    let case: String = world.one("select id::text from cases where kind = 'refund_closed'").await;
+    let done = both(&world, &case, json!({ "action": "refund_again" })).await;
+    assert_eq!(done.status.as_u16(), 200, "{}", done.body);
+    let list = world.get("/v1/refunds", "u1").await.json();
+    assert_eq!((&list["refunds"][0]["amount"], &list["refunds"][0]["status"]), (&json!("2.00"), &json!("pending")));
+    assert_ne!(list["refunds"][0]["refund_no"], first["refund_no"]);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn an_undeliverable_refund_is_redirected_and_the_case_stays_open(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.paid("u1").await;
+    let refund = world.refund("u1", &id, "k1", &json!({})).await.json();
+    world.tell(refund["id"].as_str().unwrap(), &RefundFact::Undeliverable { gateway_refund_no: None }).await;
+    let case: String = world.one("select id::text from cases where kind = 'refund_abnormal'").await;
+    step(&world, A, &case, "propose", json!({ "action": "refund_again" })).await.is(409, "action_unfit");
+    let done = both(&world, &case, json!({ "action": "abnormal_refund" })).await.json();
+    assert_eq!((&done["status"], &done["proposed_by"]), (&json!("open"), &Value::Null));
+    assert_eq!(done["history"].as_array().unwrap().len(), 2);
+    let asked: Value = world.one("select payload from jobs where kind = 'refund'").await;
+    assert_eq!(asked, json!({ "redirect": "merchant" }));
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_note_needs_one_person(db: PgPool) {
+    let world = World::new(db).await;
+    let (one, two) = (world.case("dead_letter", None, "d1").await, world.case("unknown_order", None, "d2").await);
+    for (case, what, body) in [
+        (&one, "resolve", json!({ "note": "a test message" })),
+        (&two, "propose", json!({ "action": "note", "note": "a test message" })),
+    ] {
+        let done = step(&world, A, case, what, body).await.json();
+        assert_eq!((&done["status"], &done["resolution"]), (&json!("resolved"), &json!("a test message")));
+        assert_eq!((&done["resolved_by"], &done["history"][0]["what"]), (&json!("a1"), &json!("resolved")));
+    }
+    step(&world, A, &one, "resolve", json!({ "note": "again" })).await.is(409, "case_resolved");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn what_does_not_fit_is_refused_before_anybody_is_asked(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.paid("u1").await;
+    let double = world.case("double_payment", Some(&id), "4200000099").await;
+    let other = world.case("wrong_merchant", None, "n1").await;
+    step(&world, A, &double, "propose", json!({ "action": "fulfil" })).await.is(409, "action_unfit");
+    for action in ["refund", "fulfil", "refund_again", "abnormal_refund"] {
+        step(&world, A, &other, "propose", json!({ "action": action })).await.is(409, "action_unfit");
+    }
+    step(&world, A, &other, "confirm", json!({ "version": 1 })).await.is(409, "case_not_proposed");
+    // The trade brought the order nothing that we know of.
+    both(&world, &double, json!({ "action": "refund" })).await.is(409, "order_not_paid");
+
+    let wrong = step(&world, A, &other, "propose", json!({ "action": "give", "amount": "1" })).await;
+    wrong.is(400, "invalid_fields");
+    insta::assert_json_snapshot!(wrong.json());
+    for body in [json!({}), json!({ "action": "note" }), json!({ "action": "fulfil", "amount": "1" })] {
+        step(&world, A, &other, "propose", body).await.is(400, "invalid_fields");
+    }
+    for note in [json!(""), json!(null), json!("x".repeat(2001)), json!("a\u{0}b")] {
+        step(&world, A, &other, "resolve", json!({ "note": note })).await.is(400, "invalid_fields");
+    }
+    for path in ["0".repeat(32), "x".to_owned()] {
+        step(&world, A, &path, "resolve", json!({ "note": "n" })).await.is(404, "case_not_found");
+        world.ask(A, Method::GET, &format!("/v1/admin/cases/{path}"), None).await.is(404, "case_not_found");
+    }
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn the_list_is_filtered_and_paged(db: PgPool) {
+    let world = World::new(db).await;
+    let mut all = Vec::new();
+    for (kind, number) in [("dead_letter", "1"), ("unknown_order", "2"), ("dead_letter", "3")] {
+        all.push(world.case(kind, None, number).await);
+    }
+    step(&world, A, &all[0], "resolve", json!({ "note": "n" })).await;
+    all.reverse();
+    let list = async |query: &str| {
+        let page = world.ask(A, Method::GET, &format!("/v1/admin/cases?{query}"), None).await.json();
+        let ids = page["cases"].as_array().unwrap().iter().map(|case| case["id"].as_str().unwrap().to_owned());
+        (ids.collect::<Vec<_>>(), page["next_cursor"].as_str().map(str::to_owned))
+    };
+    assert_eq!(list("").await.0, all);
+    let (first, cursor) = list("limit=2").await;
+    assert_eq!(
+        (&first[..], list(&format!("limit=2&cursor={}", cursor.unwrap())).await.0),
+        (&all[..2], all[2..].to_vec())
+    );
+    assert_eq!(list("status=open").await.0, all[..2]);
+    assert_eq!(list("kind=dead_letter&status=open").await.0, all[..1]);
+    world.ask(A, Method::GET, "/v1/admin/cases?status=done&kind=odd", None).await.is(400, "invalid_fields");
+    assert_eq!(world.get_case(&all[0]).await["evidence"], json!({ "amount": "12.34" }));
+}
+
+impl World {
+    async fn get_case(&self, id: &str) -> Value {
+        self.ask(A, Method::GET, &format!("/v1/admin/cases/{id}"), None).await.json()
+    }
+}

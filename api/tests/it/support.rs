@@ -1,0 +1,152 @@
+//! Orders further on in life, and people with rights.
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use serde_json::{Value, json};
+use shared::clock::Clock;
+use shared::db::{refunds, transactions};
+use shared::domain::{Money, OrderId, PaymentMethod, RefundId, TradeNo, TransactionId};
+use shared::settle::refunds::{self as settling, RefundFact};
+use time::OffsetDateTime;
+
+use crate::world::{Answer, SECRET, World, minted, wechat_order};
+
+/// Somebody who asks: a user, an admin, or nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    User(&'static str),
+    Admin(&'static str),
+    Nobody,
+}
+
+impl World {
+    pub async fn ask(&self, who: Who, method: Method, path: &str, body: Option<&Value>) -> Answer {
+        self.send(request(who, method, path, body).body(content(body)).unwrap()).await
+    }
+
+    pub async fn post(&self, who: Who, path: &str, body: &Value) -> Answer {
+        self.ask(who, Method::POST, path, Some(body)).await
+    }
+
+    pub async fn refund(&self, user: &'static str, id: &str, key: &str, body: &Value) -> Answer {
+        let request = request(Who::User(user), Method::POST, &format!("/v1/orders/{id}/refunds"), Some(body));
+        self.send(request.header("idempotency-key", key).body(content(Some(body))).unwrap()).await
+    }
+
+    /// A new WeChat Pay order of 12.34 yuan.
+    pub async fn placed(&self, user: &str) -> String {
+        let key = uuid::Uuid::now_v7().to_string();
+        let answer = self.create(user, &key, &wechat_order()).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
+        answer.json()["order"]["id"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn paid(&self, user: &str) -> String {
+        let id = self.placed(user).await;
+        self.pay(&id).await;
+        id
+    }
+
+    /// Settles a payment, as a callback would.
+    pub async fn pay(&self, id: &str) {
+        let (id, now) = (OrderId::parse(id).unwrap(), Clock::system().now());
+        let trade_no = TradeNo::parse(format!("42{}", &id.to_string()[2..])).unwrap();
+        let mut tx = self.db.begin().await.unwrap();
+        let paid = shared::db::orders::Paid { id, trade_no, paid_at: now };
+        shared::db::orders::mark_paid(&mut tx, &[paid], now).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    pub async fn close_locally(&self, id: &str) {
+        let mut tx = self.db.begin().await.unwrap();
+        let (id, now) = (OrderId::parse(id).unwrap(), Clock::system().now());
+        shared::db::orders::mark_closed(&mut tx, &[id], now).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    /// A payment beside the order's own, and the case about it.
+    pub async fn late_payment(&self, id: &str, trade_no: &str) -> String {
+        let extra = transactions::ExtraPayment {
+            id: TransactionId::from_u128(Clock::system().fresh_bits()),
+            order_id: OrderId::parse(id).unwrap(),
+            payment_method: PaymentMethod::Wechat,
+            gateway_no: TradeNo::parse(trade_no).unwrap(),
+            amount: Money::from_fen(1234).unwrap(),
+        };
+        let mut tx = self.db.begin().await.unwrap();
+        transactions::note_extra(&mut tx, &[extra], Clock::system().now()).await.unwrap();
+        tx.commit().await.unwrap();
+        self.case("late_payment", Some(id), trade_no).await
+    }
+
+    pub async fn case(&self, kind: &str, order: Option<&str>, number: &str) -> String {
+        let id = format!("{:032x}", Clock::system().fresh_bits());
+        sqlx::query(
+            "insert into cases (id, kind, order_id, gateway_no, evidence, created_at, updated_at) \
+             values ($1, $2, $3, $4, '{\"amount\": \"12.34\"}', now(), now())",
+        )
+        .bind(&id)
+        .bind(kind)
+        .bind(order)
+        .bind(number)
+        .execute(&self.db)
+        .await
+        .unwrap();
+        id
+    }
+
+    /// Lets the gateway say how a refund went.
+    pub async fn tell(&self, refund_id: &str, fact: &RefundFact) {
+        let refund = refunds::get(&self.db, RefundId::parse(refund_id).unwrap()).await.unwrap().unwrap();
+        let mut tx = self.db.begin().await.unwrap();
+        settling::settle(&mut tx, &refund, fact, &Clock::system()).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    pub async fn one<T>(&self, query: &'static str) -> T
+    where
+        T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        sqlx::query_scalar(query).fetch_one(&self.db).await.unwrap()
+    }
+
+    /// Lets the relay count until it has caught up.
+    pub async fn counted(&self, now: OffsetDateTime) {
+        loop {
+            let mut tx = self.db.begin().await.unwrap();
+            let done = shared::stats::round(&mut tx, now).await.unwrap();
+            tx.commit().await.unwrap();
+            if done {
+                return;
+            }
+        }
+    }
+}
+
+pub fn returned() -> RefundFact {
+    RefundFact::Returned { amount: None, gateway_refund_no: Some("5030".to_owned()), at: None }
+}
+
+fn request(who: Who, method: Method, path: &str, body: Option<&Value>) -> axum::http::request::Builder {
+    let mut request = Request::builder().method(method).uri(path);
+    let (user, scope) = match who {
+        Who::User(user) => (Some(user), "orders payments"),
+        Who::Admin(user) => (Some(user), "orders payments:admin"),
+        Who::Nobody => (None, ""),
+    };
+    if let Some(user) = user {
+        let expiry = Clock::system().now().unix_timestamp() + 300;
+        let claims = json!({
+            "sub": user, "iss": "payment", "aud": "payment-api", "exp": expiry, "scope": scope,
+        });
+        request = request.header("authorization", format!("Bearer {}", minted(&claims, SECRET)));
+    }
+    if body.is_some() {
+        request = request.header("content-type", "application/json");
+    }
+    request
+}
+
+fn content(body: Option<&Value>) -> Body {
+    body.map_or_else(Body::empty, |body| Body::from(body.to_string()))
+}

@@ -1,0 +1,37 @@
+//! Has the statistics counted about once a minute, beside the carrying and on a connection of its own.
+
+use std::time::Duration;
+
+use shared::db::DbError;
+use shared::stats;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::Relay;
+
+/// How old the numbers may be.
+const EVERY: Duration = Duration::from_secs(60);
+/// Between the rounds of catching up.
+const BREATH: Duration = Duration::from_millis(200);
+
+/// Counts until `stop`. A round that fails is tried again with the next.
+pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
+    let work = async {
+        loop {
+            let caught_up = round(relay).await.unwrap_or_else(|error| {
+                let error = anyhow::Error::from(error);
+                warn!(error = format!("{error:#}"), "The statistics were not counted; the next round does it");
+                true
+            });
+            tokio::time::sleep(if caught_up { EVERY } else { BREATH }).await;
+        }
+    };
+    tokio::select! { () = work => {}, () = stop.cancelled() => {} }
+}
+
+async fn round(relay: &Relay) -> Result<bool, DbError> {
+    let mut tx = relay.db.begin().await?;
+    let caught_up = stats::round(&mut tx, relay.clock.now()).await?;
+    tx.commit().await?;
+    Ok(caught_up)
+}
