@@ -166,7 +166,7 @@ pub struct Day {
     /// What those that were paid brought, in yuan.
     pub amount: String,
     /// Seconds from creation to payment, all of them together.
-    pub settle_seconds: f64,
+    pub settle_seconds: i64,
     /// Asked for that day.
     pub refunds: i64,
     /// Of these, returned.
@@ -189,7 +189,7 @@ pub async fn days(db: impl PgExecutor<'_>, from: OffsetDateTime, to: OffsetDateT
           ((hour + interval '8 hours') at time zone 'UTC')::date as "day!",
           payment_method as "payment_method: PaymentMethod",
           sum(orders)::bigint as "orders!", sum(paid)::bigint as "paid!", sum(returned)::bigint as "returned!",
-          sum(amount)::text as "amount!", sum(settle_seconds) as "settle_seconds!", sum(refunds)::bigint as "refunds!",
+          sum(amount)::text as "amount!", sum(settle_seconds)::bigint as "settle_seconds!", sum(refunds)::bigint as "refunds!",
           sum(refunds_succeeded)::bigint as "refunds_succeeded!", sum(refunds_failed)::bigint as "refunds_failed!",
           sum(refunded_amount)::text as "refunded_amount!"
         from hourly_stats

@@ -134,7 +134,7 @@ impl DayView {
             paid: day.paid,
             success_rate: part(day.paid as f64, day.orders, 4),
             amount: day.amount.clone(),
-            average_settle_seconds: part(day.settle_seconds, day.paid, 1),
+            average_settle_seconds: part(day.settle_seconds as f64, day.paid, 1),
             refund_rate: part(day.returned as f64, day.paid, 4),
             refunds: day.refunds,
             refunds_succeeded: day.refunds_succeeded,

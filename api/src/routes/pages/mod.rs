@@ -16,6 +16,7 @@ use axum::response::Response;
 use axum::routing::get;
 use shared::db::orders::{self, Order};
 use shared::domain::{OrderId, OrderNo};
+use shared::gateway::alipay;
 use time::Duration;
 use tracing::field::display;
 use tracing::{Span, debug};
@@ -94,7 +95,9 @@ async fn by_token(app: &App, query: &str) -> Result<Option<Order>, ApiError> {
 /// By a return. Its claim finds the order, and the key of that order's own account decides whether the claim counts:
 /// one account cannot vouch for the orders of another.
 async fn by_return(app: &App, query: &str) -> Result<Option<Order>, ApiError> {
-    let Some(claimed) = only(query, "out_trade_no").and_then(|text| OrderNo::parse(text).ok()) else { return Ok(None) };
+    let Some(claimed) = only(query, alipay::RETURN_ORDER_NO).and_then(|text| OrderNo::parse(text).ok()) else {
+        return Ok(None);
+    };
     let Some(order) = orders::by_order_no(&app.db, &claimed).await? else { return Ok(None) };
     let Some(gateway) = app.accounts.get(order.payment_method, &order.account) else { return Ok(None) };
     match gateway.verify_return(query) {

@@ -27,6 +27,7 @@ mod prepay;
 mod query;
 mod refund;
 mod return_page;
+pub use return_page::ORDER_NO as RETURN_ORDER_NO;
 pub mod sign;
 #[cfg(test)]
 mod tests;

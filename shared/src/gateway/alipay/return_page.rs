@@ -10,6 +10,9 @@ use crate::gateway::{CallbackError, Verified};
 /// A notification is signed by the same rule and the same key; only a return has one of these.
 const METHODS: [&str; 2] = ["alipay.trade.page.pay.return", "alipay.trade.wap.pay.return"];
 
+/// The parameter of a return that names our order; a claim, until the signature is checked.
+pub const ORDER_NO: &str = "out_trade_no";
+
 /// What a return has by its description. A parameter that stood in `return_url` already is not signed and not here.
 const FIELDS: [&str; 13] = [
     "app_id",
