@@ -45,7 +45,8 @@ create table events (
 ) with (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
 create index events_due on events (seq) where published_at is null;
-create index events_order on events (order_id, seq) where order_id is not null;
+-- The few that wait for somebody to listen, and hold up what follows of their order.
+create index events_held on events (retry_at) where published_at is null and retry_at is not null;
 create index events_published on events (published_at) where published_at is not null;
 
 create table cases (

@@ -62,15 +62,17 @@ pub async fn waiting(connection: &mut PgConnection, limit: i64, now: OffsetDateT
     Ok(sqlx::query_as!(
         Waiting,
         r#"
-        select seq, event_id, type as kind, order_id as "order_id: OrderId", data, occurred_at
-        from events e
-        where published_at is null
-          and (retry_at is null or retry_at <= $2)
-          and not exists (
-            select from events earlier
-            where earlier.order_id = e.order_id and earlier.seq < e.seq
-              and earlier.published_at is null and earlier.retry_at > $2)
-        order by seq
+        with held as (
+          select order_id, min(seq) as seq from events
+          where published_at is null and retry_at > $2
+          group by order_id
+        )
+        select e.seq, e.event_id, e.type as kind, e.order_id as "order_id: OrderId", e.data, e.occurred_at
+        from events e left join held on held.order_id = e.order_id
+        where e.published_at is null
+          and (e.retry_at is null or e.retry_at <= $2)
+          and (held.seq is null or held.seq > e.seq)
+        order by e.seq
         limit $1
         "#,
         limit,
