@@ -117,15 +117,18 @@ pub async fn refresh(tx: &mut PgConnection, hours: &[Hour], now: OffsetDateTime)
             coalesce(sum(greatest(extract(epoch from o.paid_at - o.created_at), 0)), 0) as settle_seconds
           from hours h join payment_orders o on o.id >= h.first and o.id < h.past
           group by h.hour, o.payment_method
+        ), asked as (
+          -- Looked up one by one: a join may be planned as a scan of all transactions.
+          select h.hour, r.status, r.refund_amount,
+            (select p.payment_method from payment_transactions p where p.id = r.transaction_id) as payment_method
+          from hours h join refund_records r on r.id >= h.first and r.id < h.past
         ), refunded as (
-          select h.hour, p.payment_method, count(*) as refunds,
+          select r.hour, r.payment_method, count(*) as refunds,
             count(*) filter (where r.status = 'succeeded') as succeeded,
             count(*) filter (where r.status = 'failed') as failed,
             coalesce(sum(r.refund_amount) filter (where r.status = 'succeeded'), 0) as amount
-          from hours h
-            join refund_records r on r.id >= h.first and r.id < h.past
-            join payment_transactions p on p.id = r.transaction_id
-          group by h.hour, p.payment_method
+          from asked r
+          group by r.hour, r.payment_method
         )
         insert into hourly_stats
           (hour, payment_method, orders, paid, returned, amount, settle_seconds, refunds, refunds_succeeded,

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use shared::db::{self, MIGRATOR, SchemaError};
-use shared::domain::{CaseKind, OrderStatus, PaymentMethod, Verdict};
+use shared::domain::{CaseKind, CaseStatus, OrderStatus, PaymentMethod, Verdict};
 use sqlx::{Connection, PgPool};
 
 /// The quoted names in a check constraint, in the order of the definition.
@@ -28,6 +28,8 @@ async fn the_checks_of_the_database_name_what_the_enums_name(db: PgPool) {
     assert_eq!(names_under(&db, "callbacks_verdict").await, names(&verdicts));
     let kinds: Vec<_> = CaseKind::ALL.iter().map(|k| k.as_str()).collect();
     assert_eq!(names_under(&db, "cases_kind").await, names(&kinds));
+    let stages: Vec<_> = CaseStatus::ALL.iter().map(|s| s.as_str()).collect();
+    assert_eq!(names_under(&db, "cases_status").await, names(&stages));
     assert!(OrderStatus::from_str("PAID").is_err());
 }
 
@@ -72,6 +74,11 @@ async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
     let plans = [
         "select 1 from payment_orders where order_no = any('{a,b}') order by id for update",
         "select 1 from payment_orders where user_id = 'u' and id < 'f' order by id desc limit 20",
+        "select 1 from refund_records where order_id = any(array(select id from payment_orders where user_id = 'u')) and id::text < 'f' order by id::text desc limit 20",
+        "select 1 from cases where id < 'f' and status = 'open' order by id desc limit 20",
+        "select 1 from cases where id < 'f' and kind = 'dead_letter' order by id desc limit 20",
+        "select 1 from hourly_stats where hour >= now() and hour < now()",
+        "select order_id from events where seq > 7",
         "select 1 from payment_transactions where order_id = 'a'",
         "select 1 from payment_transactions where action_type = 'payment' and payment_method in ('alipay', 'wechat') and gateway_no = any('{a}')",
         "select id from jobs where kind = 'callback' and due_at <= now() order by due_at limit 10",
