@@ -218,6 +218,6 @@ mod tests {
 
     #[test]
     fn two_folders_are_two_nodes() {
-        assert_ne!(node_name(Path::new("/tmp/a")), node_name(Path::new("/tmp/b")));
+        assert_ne!(node_name(Path::new("/srv/a")), node_name(Path::new("/srv/b")));
     }
 }
