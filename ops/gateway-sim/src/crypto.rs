@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::rsa::{KeyPair, KeySize};
+use aws_lc_rs::rsa::{KeyPair, KeySize, OAEP_SHA1_MGF1SHA1, OaepPrivateDecryptingKey, PrivateDecryptingKey};
 use aws_lc_rs::signature::{KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -65,6 +65,19 @@ impl Signer {
         let mut signature = vec![0; self.0.public_modulus_len()];
         self.0.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature).expect("RSA signing");
         STANDARD.encode(signature)
+    }
+}
+
+/// What was encrypted for the holder of a key.
+impl Signer {
+    /// Opens what was sealed with RSAES-OAEP (SHA-1) under the public half: base64 in, text out.
+    #[must_use]
+    pub fn open(&self, sealed: &str) -> Option<String> {
+        let der = AsDer::<Pkcs8V1Der>::as_der(&self.0).ok()?;
+        let key = OaepPrivateDecryptingKey::new(PrivateDecryptingKey::from_pkcs8(der.as_ref()).ok()?).ok()?;
+        let mut open = vec![0; key.min_output_size()];
+        let open = key.decrypt(&OAEP_SHA1_MGF1SHA1, &STANDARD.decode(sealed).ok()?, &mut open, None).ok()?;
+        String::from_utf8(open.to_vec()).ok()
     }
 }
 

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use crate::clock;
 use crate::faults::CallbackFaults;
-use crate::ledger::{Gateway, Trade, TradeKey};
+use crate::ledger::{Event, Gateway, Notice, Trade, TradeKey};
 use crate::notify::{Overrides, SignedCallback, Wrong};
 use crate::server::Sim;
 
@@ -42,6 +42,8 @@ pub const WECHAT_SCHEDULE: &[u64] = &[
 
 /// An answer later than this counts for nothing. Not scaled: the merchant's service is not faster for a fast clock.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// A payment's notification waits no longer than this for a refund's.
+const REFUND_FIRST: Duration = Duration::from_secs(MINUTE);
 /// As much of an answer as is read and shown.
 const ANSWER_LIMIT: usize = 256;
 
@@ -77,8 +79,12 @@ impl Deliveries {
 
     /// Starts the deliveries of a trade's last notification.
     pub(crate) fn start(&self, sim: &Arc<Sim>, trade: &Trade) {
-        let (Some(notice), Some(_)) = (trade.notices.last(), &trade.notify_url) else { return };
-        let work = run(Arc::clone(sim), trade.key(), notice.id.clone());
+        let (Some(notice), Some(_)) = (trade.notices.last(), trade.callback_url()) else { return };
+        self.spawn(run(Arc::clone(sim), trade.key(), notice.id.clone()));
+    }
+
+    /// Runs `work` beside everything else, until the simulator stops.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(work);
@@ -87,6 +93,11 @@ impl Deliveries {
     /// Gives up on everything that is under way.
     pub(crate) fn stop(&self) {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+
+    /// A time of the gateway as it passes here.
+    pub(crate) fn scaled(&self, time: Duration) -> Duration {
+        time.div_f64(self.speed)
     }
 
     async fn send(&self, gateway: Gateway, callback: SignedCallback) -> Delivered {
@@ -130,15 +141,34 @@ async fn run(sim: Arc<Sim>, key: TradeKey, notice_id: String) {
         sim.faults.count("delay");
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
     }
+    wait_for_refund(&sim, &key, &notice_id).await;
     for (attempt, pause) in std::iter::once(&0).chain(schedule).enumerate() {
-        tokio::time::sleep(Duration::from_secs(*pause).div_f64(sim.deliveries.speed)).await;
+        tokio::time::sleep(sim.deliveries.scaled(Duration::from_secs(*pause))).await;
         let Some(trade) = sim.ledger.get(&key, clock::now()) else { return };
+        let trade = trade.told_by(&notice_id);
         let delivery = Delivery { sim: &sim, trade, notice_id: &notice_id };
         if delivery.attempt(attempt).await {
             return;
         }
     }
     warn!(out_trade_no = key.out_trade_no, "Gave up notifying {}: the schedule is over", key.out_trade_no);
+}
+
+/// Lets the notice of a refund overtake that of the payment, when it is told to.
+async fn wait_for_refund(sim: &Sim, key: &TradeKey, notice_id: &str) {
+    let notices = || sim.ledger.get(key, clock::now()).map(|trade| trade.notices).unwrap_or_default();
+    let is_payment = |notice: &Notice| notice.id == notice_id && notice.event == Event::Paid;
+    if !sim.faults.callbacks(&key.out_trade_no).refund_first || !notices().iter().any(is_payment) {
+        return;
+    }
+    sim.faults.count("refund_first");
+    let until = tokio::time::Instant::now() + REFUND_FIRST;
+    while tokio::time::Instant::now() < until {
+        if notices().iter().any(|notice| notice.event == Event::Refund && notice.sent > 0) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// One moment of the schedule.
@@ -258,7 +288,7 @@ impl Delivery<'_> {
         });
     }
 
-    fn note(&self, note: impl FnOnce(&mut crate::ledger::Notice)) {
+    fn note(&self, note: impl FnOnce(&mut Notice)) {
         self.sim.ledger.note(&self.trade.key(), self.notice_id, note);
     }
 }
@@ -273,7 +303,7 @@ enum Wanted {
 /// Sends the callback of a trade's last notification now, beside its schedule.
 pub(crate) async fn once(sim: &Arc<Sim>, trade: Trade, overrides: &Overrides) -> Option<Delivered> {
     let notice_id = trade.notices.last()?.id.clone();
-    trade.notify_url.as_ref()?;
+    trade.callback_url()?;
     let wanted = if overrides.wrong.is_some() { Wanted::Refused } else { Wanted::Accepted };
     Delivery { sim, trade, notice_id: &notice_id }.send(overrides, wanted).await
 }

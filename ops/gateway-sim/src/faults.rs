@@ -41,6 +41,8 @@ pub struct CallbackFaults {
     pub other_merchant: f64,
     /// Serial of the account's own key that signs (WeChat Pay).
     pub sign_with: Option<String>,
+    /// The notification of the payment waits until one of a refund was sent, a minute at most.
+    pub refund_first: bool,
 }
 
 /// Faults of the API.
@@ -51,6 +53,36 @@ pub struct ApiFaults {
     pub error_5xx: f64,
     /// How long every answer takes.
     pub slow_ms: u64,
+    /// Odds that the buyer pays just before a close arrives.
+    pub pay_before_close: f64,
+}
+
+/// Faults of refunds; odds are 0 to 1.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RefundFaults {
+    /// Odds that a refund is done and its answer never comes: the connection is cut after `hold_ms`.
+    pub effect_then_timeout: f64,
+    /// How long such an answer is held before the connection is cut.
+    pub hold_ms: u64,
+    /// Odds that a refund is refused for its rate, with nothing done.
+    pub rate_limited: f64,
+    /// Odds of a 5xx before anything is done.
+    pub error_5xx: f64,
+    /// Odds of a 5xx when all is done.
+    pub error_5xx_after: f64,
+    /// Odds of a 5xx to a refund query.
+    pub query_5xx: f64,
+    /// How long a refund is processed; not scaled. 0: a second, scaled, at WeChat Pay, and not at all at Alipay.
+    pub processing_ms: u64,
+    /// How young a refund is that a refund query does not know yet (Alipay); not scaled.
+    pub query_lag_ms: u64,
+    /// Odds that a refund ends `ABNORMAL` (WeChat Pay).
+    pub abnormal: f64,
+    /// Odds that a refund ends `CLOSED` (WeChat Pay).
+    pub closed: f64,
+    /// No notices of refunds.
+    pub no_notice: bool,
 }
 
 /// The faults of one trade, or of all trades that have none of their own.
@@ -66,6 +98,9 @@ pub struct FaultSet {
     /// Of the API.
     #[serde(default)]
     pub api: ApiFaults,
+    /// Of refunds.
+    #[serde(default)]
+    pub refund: RefundFaults,
 }
 
 fn all() -> String {
@@ -76,6 +111,7 @@ fn all() -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ApiFault {
     Unavailable,
+    RateLimited,
 }
 
 #[derive(Debug)]
@@ -117,8 +153,8 @@ impl Faults {
     /// Makes the callbacks of one trade state another amount, with its other faults kept.
     pub(crate) fn wrong_amount(&self, out_trade_no: &str, amount_fen: i64) -> Result<(), String> {
         let set = self.of(Some(out_trade_no));
-        let callbacks = CallbackFaults { wrong_amount_fen: Some(amount_fen), ..set.callbacks };
-        self.put(FaultSet { scope: out_trade_no.to_owned(), callbacks, api: set.api })
+        let callbacks = CallbackFaults { wrong_amount_fen: Some(amount_fen), ..set.callbacks.clone() };
+        self.put(FaultSet { scope: out_trade_no.to_owned(), callbacks, ..set })
     }
 
     /// No faults, no counts, the dice as at the start.
@@ -166,6 +202,43 @@ impl Faults {
         self.falls("error_5xx", faults.error_5xx).then_some(ApiFault::Unavailable)
     }
 
+    /// The refund faults of a trade as they are now.
+    pub(crate) fn refund(&self, out_trade_no: &str) -> RefundFaults {
+        self.of(Some(out_trade_no)).refund
+    }
+
+    /// What meets a refund before anything is done.
+    pub(crate) fn before_refund(&self, out_trade_no: &str) -> Option<ApiFault> {
+        let faults = self.refund(out_trade_no);
+        if self.falls("refund_rate_limited", faults.rate_limited) {
+            return Some(ApiFault::RateLimited);
+        }
+        self.falls("refund_error_5xx", faults.error_5xx).then_some(ApiFault::Unavailable)
+    }
+
+    /// What meets the answer of a refund that is done. Does not come back when the connection is to be cut.
+    pub(crate) async fn after_refund(&self, out_trade_no: &str) -> Option<ApiFault> {
+        let faults = self.refund(out_trade_no);
+        if self.falls("refund_effect_then_timeout", faults.effect_then_timeout) {
+            tokio::time::sleep(Duration::from_millis(faults.hold_ms)).await;
+            // Ends the task of this connection, and with it the connection, without an answer and without a message.
+            std::panic::resume_unwind(Box::new("the answer of a refund is lost"));
+        }
+        self.falls("refund_error_5xx_after", faults.error_5xx_after).then_some(ApiFault::Unavailable)
+    }
+
+    /// What meets a refund query.
+    pub(crate) fn refund_query(&self, out_trade_no: &str) -> Option<ApiFault> {
+        let odds = self.refund(out_trade_no).query_5xx;
+        self.falls("refund_query_5xx", odds).then_some(ApiFault::Unavailable)
+    }
+
+    /// Whether the buyer pays just before this close.
+    pub(crate) fn pays_before_close(&self, out_trade_no: &str) -> bool {
+        let odds = self.of(Some(out_trade_no)).api.pay_before_close;
+        self.falls("pay_before_close", odds)
+    }
+
     fn of(&self, out_trade_no: Option<&str>) -> FaultSet {
         let inner = self.lock();
         out_trade_no.and_then(|no| inner.scopes.get(no)).unwrap_or(&inner.all).clone()
@@ -178,7 +251,8 @@ impl Faults {
 
 impl Inner {
     fn new(seed: u64) -> Inner {
-        let all = FaultSet { scope: all(), callbacks: CallbackFaults::default(), api: ApiFaults::default() };
+        let (callbacks, api, refund) = (CallbackFaults::default(), ApiFaults::default(), RefundFaults::default());
+        let all = FaultSet { scope: all(), callbacks, api, refund };
         Inner { all, scopes: HashMap::new(), dice: XorShift::new(seed), counts: BTreeMap::new() }
     }
 }
@@ -194,6 +268,14 @@ impl FaultSet {
             ("probe", probe),
             ("other_merchant", other_merchant),
             ("error_5xx", self.api.error_5xx),
+            ("pay_before_close", self.api.pay_before_close),
+            ("refund.effect_then_timeout", self.refund.effect_then_timeout),
+            ("refund.rate_limited", self.refund.rate_limited),
+            ("refund.error_5xx", self.refund.error_5xx),
+            ("refund.error_5xx_after", self.refund.error_5xx_after),
+            ("refund.query_5xx", self.refund.query_5xx),
+            ("refund.abnormal", self.refund.abnormal),
+            ("refund.closed", self.refund.closed),
         ];
         if let Some((name, value)) = odds.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
             return Err(format!("{name} is {value}, and odds are 0 to 1"));
@@ -204,6 +286,9 @@ impl FaultSet {
             ("parallel", u64::from(parallel), u64::from(MAX_COPIES)),
             ("delay_ms", delay_ms, MAX_DELAY_MS),
             ("slow_ms", self.api.slow_ms, MAX_SLOW_MS),
+            ("refund.hold_ms", self.refund.hold_ms, MAX_SLOW_MS),
+            ("refund.processing_ms", self.refund.processing_ms, MAX_DELAY_MS),
+            ("refund.query_lag_ms", self.refund.query_lag_ms, MAX_DELAY_MS),
         ];
         if let Some((name, value, limit)) = limits.iter().find(|(_, value, limit)| value > limit) {
             return Err(format!("{name} is {value}, more than {limit}"));
@@ -260,6 +345,8 @@ mod tests {
             r#"{"callbacks":{"tamper":-0.1}}"#,
             r#"{"callbacks":{"repeat":1001}}"#,
             r#"{"api":{"slow_ms":120001}}"#,
+            r#"{"refund":{"closed":2}}"#,
+            r#"{"refund":{"hold_ms":120001}}"#,
             r#"{"scope":""}"#,
         ] {
             let set: FaultSet = serde_json::from_str(bad).unwrap();

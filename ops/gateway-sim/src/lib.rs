@@ -3,7 +3,7 @@
 //! Everything that builds or checks a protocol's text is written here from the protocol papers and shares no
 //! code with the service under test: a mistake made twice in one place would cancel itself out.
 //! Modules in reading order: [`keys`], [`ledger`], `alipay`, `wechat`, [`notify`], [`deliver`], [`faults`],
-//! `control`, `pages`, and the server that joins them.
+//! `refunds`, `control`, `pages`, and the server that joins them.
 
 mod alipay;
 mod clock;
@@ -16,6 +16,7 @@ pub mod keys;
 pub mod ledger;
 pub mod notify;
 mod pages;
+mod refunds;
 mod server;
 #[cfg(test)]
 mod vectors;

@@ -27,7 +27,7 @@ pub struct SignedCallback {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Overrides {
-    /// Another amount, in fen, correctly signed.
+    /// Another amount, in fen, correctly signed: of the payment, or of the refund (at Alipay the total returned).
     pub amount_fen: Option<i64>,
     /// Alipay: form fields. WeChat Pay: JSON pointers into the resource before it is encrypted. `null` removes.
     pub fields: BTreeMap<String, Option<Value>>,

@@ -29,6 +29,8 @@ pub(crate) fn router() -> Router<Shared> {
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Which {
     pub(crate) account: Option<String>,
+    /// A refund, where one of its notices is meant.
+    pub(crate) refund: Option<String>,
     redirect_url: Option<String>,
 }
 

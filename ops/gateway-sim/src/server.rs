@@ -185,6 +185,7 @@ fn router(sim: Shared) -> Router {
         .merge(wechat::router())
         .merge(pages::router())
         .merge(control::router())
+        .merge(control::refunds::router())
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(sim)
 }

@@ -108,6 +108,14 @@ impl Api {
         response.json().await.map_err(ApiError::Unreachable)
     }
 
+    /// Asks for all of an order's money back. The same `attempt` is the same wish, so it may be repeated after any error.
+    pub(crate) async fn refund(&self, attempt: &str, id: &str) -> Result<(), ApiError> {
+        let url = join(&self.base, &["v1", "orders", id, "refunds"]);
+        let wish = serde_json::json!({ "reason": "演示退款" });
+        let request = self.http.post(url).header("Idempotency-Key", attempt);
+        self.send(request.bearer_auth(self.token()?).timeout(CALL).json(&wish)).await.map(drop)
+    }
+
     /// The order as it is now.
     pub(crate) async fn order(&self, id: &str) -> Result<Order, ApiError> {
         let request = self.http.get(join(&self.base, &["v1", "orders", id]));

@@ -28,7 +28,7 @@ use crate::event::Event;
 use crate::stop::Stop;
 
 const EXCHANGE: &str = "payment.events";
-const BINDING: &str = "order.*";
+const BINDINGS: [&str; 2] = ["order.*", "refund.*"];
 const PREFETCH: u16 = 64;
 const STEP: Duration = Duration::from_secs(5);
 const SHORTEST_WAIT: Duration = Duration::from_millis(200);
@@ -123,11 +123,13 @@ async fn subscribe(connection: &Connection, queue: &Queue) -> anyhow::Result<(Ch
         .queue_declare(name.into(), durable, queue.arguments())
         .await
         .with_context(|| format!("declaring {name}"))?;
-    let bind = QueueBindOptions::default();
-    channel
-        .queue_bind(name.into(), EXCHANGE.into(), BINDING.into(), bind, FieldTable::default())
-        .await
-        .with_context(|| format!("binding {name} to {EXCHANGE}; has `payment-api broker-setup` run?"))?;
+    for binding in BINDINGS {
+        let bind = QueueBindOptions::default();
+        channel
+            .queue_bind(name.into(), EXCHANGE.into(), binding.into(), bind, FieldTable::default())
+            .await
+            .with_context(|| format!("binding {name} to {EXCHANGE}; has `payment-api broker-setup` run?"))?;
+    }
     channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.context("setting the prefetch")?;
     let consumer = channel
         .basic_consume(name.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())

@@ -1,4 +1,4 @@
-//! One purchase at each gateway without a browser: the shortest proof that the whole business works.
+//! One purchase and one refund at each gateway without a browser: the shortest proof that the whole business works.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,7 +35,8 @@ struct Bought {
     created: Created,
 }
 
-/// Plays both purchases and says what happened. Success only if each order's `order.paid` arrived exactly once.
+/// Plays both purchases and their refunds and says what happened. Success only if each order's `order.paid` arrived
+/// exactly once, and then what tells of its refund.
 pub(crate) async fn run(settings: &Settings, stop: Stop) -> anyhow::Result<ExitCode> {
     let desk = Desk::new();
     let (finish, finished) = Stop::new();
@@ -76,7 +77,12 @@ async fn play(settings: &Settings, desk: &Arc<Desk>) -> anyhow::Result<Vec<Strin
         println!("✔ {method}: paid at the simulator, now its callback has to come");
         bought.push(Bought { method, created });
     }
-    let missing = arrive(&api, desk, &bought).await;
+    let mut missing = arrive(&api, desk, &bought).await;
+    if missing.is_empty() {
+        for bought in &bought {
+            missing.extend(give_back(&api, desk, bought).await?);
+        }
+    }
     for bought in &bought {
         for delivered in desk.of_order(&bought.created.order.id) {
             print_event(&delivered);
@@ -146,6 +152,26 @@ async fn arrive(api: &Api, desk: &Desk, bought: &[Bought]) -> Vec<String> {
     println!("✔ both after {:.1} s; listening on for {} s", since.elapsed().as_secs_f32(), LISTEN_ON.as_secs());
     sleep(LISTEN_ON).await;
     bought.iter().flat_map(|bought| wrong(bought, &desk.of_order(&bought.created.order.id))).collect()
+}
+
+/// Asks for the money back and waits until it is; the result is what is missing.
+async fn give_back(api: &Api, desk: &Desk, bought: &Bought) -> anyhow::Result<Vec<String>> {
+    let (method, order) = (bought.method, &bought.created.order);
+    api.refund(&Uuid::now_v7().to_string(), &order.id).await.with_context(|| format!("refunding at {method}"))?;
+    let since = Instant::now();
+    loop {
+        let told = desk.of_order(&order.id);
+        let came = |kind: &str| told.iter().any(|delivered| delivered.event.kind == kind);
+        let status = api.order(&order.id).await.map_or_else(|error| error.to_string(), |now| now.status);
+        if status == "refunded" && came("refund.succeeded") && came("order.refunded") {
+            println!("✔ {method}: refunded after {:.1} s, and both events arrived", since.elapsed().as_secs_f32());
+            return Ok(Vec::new());
+        }
+        if since.elapsed() >= ARRIVE {
+            return Ok(vec![format!("{method} order {}: not refunded, payment-api says {status}", order.order_no)]);
+        }
+        sleep(POLL).await;
+    }
 }
 
 /// What has not come yet for one order.

@@ -33,6 +33,7 @@ impl Problem {
             "20000" => "Service Currently Unavailable",
             "40001" => "Missing Required Arguments",
             "40002" => "Invalid Arguments",
+            "40005" => "Call Limited",
             "40006" => "Insufficient Permissions",
             _ => "Business Failed",
         };

@@ -107,6 +107,23 @@ fn rules(method: &str) -> Option<Rules> {
         },
         "alipay.trade.query" => Rules { must: &[], may: &[NAMES, &[("query_options", List)]] },
         "alipay.trade.close" => Rules { must: &[], may: &[NAMES, &[("operator_id", Text(28))]] },
+        "alipay.trade.refund" => Rules {
+            must: &[&[("refund_amount", Amount)]],
+            may: &[
+                NAMES,
+                &[
+                    ("out_request_no", Text(64)),
+                    ("refund_reason", Text(256)),
+                    ("refund_goods_detail", List),
+                    ("refund_royalty_parameters", List),
+                    ("query_options", List),
+                    ("related_settle_confirm_no", Text(64)),
+                ],
+            ],
+        },
+        "alipay.trade.fastpay.refund.query" => {
+            Rules { must: &[&[("out_request_no", Text(64))]], may: &[NAMES, &[("query_options", List)]] }
+        }
         _ => return None,
     };
     Some(rules)

@@ -5,13 +5,13 @@ use axum::body::Bytes;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::answer::{Outcome, Problem};
 use super::params::{Freshness, Params};
-use super::{fields, pages, trade};
+use super::{fields, pages, refund, trade};
 use crate::clock;
-use crate::faults::ApiFault;
+use crate::json::{owned, text};
 use crate::ledger::{Product, Trade};
 use crate::pages::cashier_path;
 use crate::server::{Shared, Sim};
@@ -29,18 +29,32 @@ pub(crate) async fn call(State(sim): State<Shared>, RawQuery(query): RawQuery, b
             return Outcome { method: params.method(), merchant: None, result: Err(problem) }.into_response();
         }
     };
-    match sim.faults.api(call.biz_content.get("out_trade_no").and_then(|no| no.as_str())).await {
-        Some(ApiFault::Unavailable) => return bad_gateway(),
-        None => {}
+    if sim.faults.api(number(&sim, &call.biz_content).as_deref()).await.is_some() {
+        return bad_gateway();
     }
     let result = match params.method() {
         "alipay.trade.precreate" => trade::precreate(&sim, &call),
         "alipay.trade.query" => trade::query(&sim, &call),
         "alipay.trade.close" => trade::close(&sim, &call),
+        "alipay.trade.refund" => match refund::refund(&sim, &call).await {
+            Some(result) => result,
+            None => return bad_gateway(),
+        },
+        "alipay.trade.fastpay.refund.query" => match refund::query(&sim, &call) {
+            Some(result) => result,
+            None => return bad_gateway(),
+        },
         method if fields::is_known(method) => Err(Problem::invalid("isv.invalid-method", "该方法不能由服务端调用")),
         _ => Err(Problem::invalid("isv.invalid-method", "不存在的方法名")),
     };
     Outcome { method: params.method(), merchant: Some(&call.merchant), result }.into_response()
+}
+
+/// The number of the trade that a call names, which its faults go by.
+fn number(sim: &Sim, biz_content: &Value) -> Option<String> {
+    let by_trade_no = |trade_no| sim.ledger.by_trade_no(trade_no, clock::now());
+    let named = text(biz_content, "trade_no").and_then(by_trade_no).map(|trade| trade.out_trade_no);
+    named.or_else(|| owned(biz_content, "out_trade_no"))
 }
 
 /// `GET /gateway.do`: the browser was sent here with a signed URL.
@@ -74,7 +88,7 @@ pub(crate) async fn app(State(sim): State<Shared>, body: Bytes) -> Response {
 async fn show_cashier(sim: &Sim, params: &Params, product: Product) -> Response {
     match offer(sim, params, product) {
         Ok(trade) => match sim.faults.api(Some(&trade.out_trade_no)).await {
-            Some(ApiFault::Unavailable) => bad_gateway(),
+            Some(_) => bad_gateway(),
             None => Redirect::to(&cashier_path(&trade)).into_response(),
         },
         Err(problem) => pages::refusal(&problem),

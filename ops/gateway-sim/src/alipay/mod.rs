@@ -1,6 +1,6 @@
 //! Alipay: `gateway.do`, its cashier, its notifications.
 //!
-//! Refunds and bills belong beside `trade.rs` when their issue comes.
+//! Bills belong beside `trade.rs` when their issue comes.
 
 pub(crate) mod answer;
 pub(crate) mod fields;
@@ -8,6 +8,7 @@ pub(crate) mod gateway;
 pub(crate) mod notify;
 pub(crate) mod pages;
 pub(crate) mod params;
+pub(crate) mod refund;
 pub(crate) mod sign;
 pub(crate) mod trade;
 

@@ -8,7 +8,7 @@ use super::sign::{Pair, notice_content};
 use super::yuan;
 use crate::clock;
 use crate::keys::AlipayMerchant;
-use crate::ledger::{Event, Product, Trade};
+use crate::ledger::{Event, Product, Refund, Trade};
 use crate::notify::{Overrides, SignedCallback, Wrong};
 
 /// The notification of a trade's last event, signed.
@@ -74,7 +74,8 @@ pub(crate) fn return_url(merchant: &AlipayMerchant, trade: &Trade, now: OffsetDa
 
 fn fields(merchant: &AlipayMerchant, trade: &Trade, overrides: &Overrides, sent: OffsetDateTime) -> Vec<Pair> {
     let notice = trade.notices.last();
-    let amount = yuan(overrides.amount_fen.unwrap_or(trade.amount_fen));
+    let refund = trade.told_refund();
+    let amount = yuan(overrides.amount_fen.filter(|_| refund.is_none()).unwrap_or(trade.amount_fen));
     let closed = notice.is_some_and(|notice| notice.event == Event::Closed);
     let id = overrides.id.clone().or_else(|| notice.map(|notice| notice.id.clone()));
     let mut fields: Vec<(&str, String)> = vec![
@@ -98,9 +99,10 @@ fn fields(merchant: &AlipayMerchant, trade: &Trade, overrides: &Overrides, sent:
         fields.push(("trade_status", "TRADE_CLOSED".to_owned()));
         fields.push(("gmt_close", clock::alipay(trade.closed_at.unwrap_or(sent))));
     } else {
+        let returned = refund.is_some_and(|refund| refund.total_after_fen >= trade.amount_fen);
         let bill = json!([{ "amount": amount, "fundChannel": "ALIPAYACCOUNT" }]).to_string();
         fields.extend([
-            ("trade_status", "TRADE_SUCCESS".to_owned()),
+            ("trade_status", if returned { "TRADE_CLOSED" } else { "TRADE_SUCCESS" }.to_owned()),
             ("gmt_payment", clock::alipay(trade.paid_at.unwrap_or(sent))),
             ("buyer_logon_id", "159****5620".to_owned()),
             ("buyer_pay_amount", amount.clone()),
@@ -110,11 +112,28 @@ fn fields(merchant: &AlipayMerchant, trade: &Trade, overrides: &Overrides, sent:
             ("fund_bill_list", bill),
         ]);
     }
+    if let Some(refund) = refund {
+        fields.extend(refund_fields(trade, refund, overrides));
+    }
     if let Some(attach) = &trade.attach {
         fields.push(("passback_params", attach.clone()));
     }
     fields.retain(|(_, value)| !value.is_empty());
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// What a refund adds: the total so far, the number, the moment with a fraction, and the end of a trade that is returned.
+fn refund_fields(trade: &Trade, refund: &Refund, overrides: &Overrides) -> Vec<(&'static str, String)> {
+    let at = refund.success_at.unwrap_or(refund.created_at);
+    let mut fields = vec![
+        ("refund_fee", yuan(overrides.amount_fen.unwrap_or(refund.total_after_fen))),
+        ("gmt_refund", format!("{}.{}", clock::alipay(at), at.millisecond() / 100)),
+        ("out_biz_no", refund.out_refund_no.clone()),
+    ];
+    if refund.total_after_fen >= trade.amount_fen {
+        fields.push(("gmt_close", clock::alipay(at)));
+    }
+    fields
 }
 
 /// Another amount than was signed.

@@ -10,9 +10,9 @@ use crate::clock;
 use crate::crypto::{ALPHANUMERIC, random_text};
 use crate::json::{digest, owned, text};
 use crate::ledger::{Credential, Gateway, Product, Refusal, Trade, TradeKey, TradeState};
-use crate::server::Sim;
+use crate::server::{Shared, Sim};
 
-type Answer = Result<Map<String, Value>, Problem>;
+pub(super) type Answer = Result<Map<String, Value>, Problem>;
 
 /// `alipay.trade.precreate`: a code, and no trade until somebody scans it.
 pub(crate) fn precreate(sim: &Sim, call: &Call) -> Answer {
@@ -57,6 +57,8 @@ pub(crate) fn query(sim: &Sim, call: &Call) -> Answer {
     let status = match trade.state {
         TradeState::Offered => return Err(not_exist()),
         TradeState::Waiting => "WAIT_BUYER_PAY",
+        TradeState::Paid if trade.is_returned() => "TRADE_CLOSED",
+        TradeState::Paid if trade.is_past_refunds(clock::now()) => "TRADE_FINISHED",
         TradeState::Paid => "TRADE_SUCCESS",
         TradeState::Closed => "TRADE_CLOSED",
     };
@@ -82,8 +84,12 @@ pub(crate) fn query(sim: &Sim, call: &Call) -> Answer {
 }
 
 /// `alipay.trade.close`: only what waits for its buyer.
-pub(crate) fn close(sim: &Sim, call: &Call) -> Answer {
-    let trade = named(sim, "alipay.trade.close", call)?;
+pub(crate) fn close(sim: &Shared, call: &Call) -> Answer {
+    let mut trade = named(sim, "alipay.trade.close", call)?;
+    let unpaid = matches!(trade.state, TradeState::Offered | TradeState::Waiting);
+    if unpaid && sim.faults.pays_before_close(&trade.out_trade_no) {
+        trade = sim.pay(&trade.key()).unwrap_or(trade);
+    }
     if trade.state == TradeState::Offered {
         return Err(not_exist());
     }
@@ -95,7 +101,7 @@ pub(crate) fn close(sim: &Sim, call: &Call) -> Answer {
 }
 
 /// The trade that a call names; `trade_no` wins.
-fn named(sim: &Sim, method: &str, call: &Call) -> Result<Trade, Problem> {
+pub(super) fn named(sim: &Sim, method: &str, call: &Call) -> Result<Trade, Problem> {
     let biz = &call.biz_content;
     fields::check(method, biz)?;
     let now = clock::now();
@@ -123,7 +129,7 @@ fn refused(refusal: Refusal) -> Problem {
     }
 }
 
-fn not_exist() -> Problem {
+pub(super) fn not_exist() -> Problem {
     Problem::business("TRADE_NOT_EXIST", "交易不存在")
 }
 
@@ -136,7 +142,7 @@ fn method(product: Product) -> &'static str {
     }
 }
 
-fn members(value: Value) -> Map<String, Value> {
+pub(super) fn members(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(members) => members,
         _ => Map::new(),

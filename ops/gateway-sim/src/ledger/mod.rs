@@ -1,5 +1,7 @@
 //! The trades of both gateways, in memory and bounded: the oldest is dropped when there are too many.
 
+mod book;
+mod refund;
 mod trade;
 
 use std::collections::{HashMap, VecDeque};
@@ -7,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
 
+pub(crate) use book::{Booked, RefundAsk, RefundRefusal};
+pub use refund::{Refund, RefundState};
 pub use trade::{Credential, Event, Gateway, Notice, Product, Trade, TradeKey, TradeState};
 
 /// Why the ledger does not do what it was asked.
@@ -37,6 +41,12 @@ struct Inner {
     order: VecDeque<TradeKey>,
     codes: HashMap<String, TradeKey>,
     trade_nos: HashMap<String, TradeKey>,
+    /// The trade of each refund, by the merchant's number within what it is unique in.
+    refunds: HashMap<(Gateway, String, String), TradeKey>,
+    /// The trade and the merchant's number of each refund, by the gateway's own.
+    refund_ids: HashMap<String, (TradeKey, String)>,
+    /// What an account has for refunds; not named, as much as it takes.
+    balances: HashMap<(Gateway, String), i64>,
 }
 
 impl Ledger {
@@ -200,6 +210,10 @@ impl Inner {
         self.forget_code(trade.credential.as_ref());
         if let Some(trade_no) = &trade.trade_no {
             self.trade_nos.remove(trade_no);
+        }
+        for refund in &trade.refunds {
+            self.refunds.remove(&book::refund_name(key, &refund.out_refund_no));
+            self.refund_ids.remove(&refund.refund_id);
         }
     }
 

@@ -1,9 +1,12 @@
 //! One trade as a gateway knows it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
+use super::Refund;
 use crate::clock;
 use crate::crypto::{DIGITS, random, random_text};
 
@@ -84,6 +87,8 @@ pub enum Event {
     Paid,
     /// The trade was closed unpaid (Alipay only).
     Closed,
+    /// A refund came to its end.
+    Refund,
 }
 
 /// One notification, with all its deliveries.
@@ -93,6 +98,9 @@ pub struct Notice {
     pub id: String,
     /// What it tells.
     pub event: Event,
+    /// The merchant's number of the refund it tells of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refund: Option<String>,
     /// Requests sent, right and wrong ones together.
     pub sent: u32,
     /// Right requests that were answered with success.
@@ -166,6 +174,10 @@ pub struct Trade {
     pub digest: [u8; 32],
     /// Its notifications.
     pub notices: Vec<Notice>,
+    /// Its refunds, in the order they were accepted.
+    pub refunds: Vec<Refund>,
+    /// The limits of refunds that its merchant ran into, and how often.
+    pub violations: BTreeMap<&'static str, u32>,
 }
 
 impl Trade {
@@ -194,6 +206,8 @@ impl Trade {
             credential: None,
             digest: [0; 32],
             notices: Vec::new(),
+            refunds: Vec::new(),
+            violations: BTreeMap::new(),
         }
     }
 
@@ -260,10 +274,13 @@ impl Trade {
             "paid_at": time(self.paid_at),
             "closed_at": time(self.closed_at),
             "notified": self.notices.iter().map(|notice| notice.sent).sum::<u32>(),
-            "delivered": self.notices.iter().any(|notice| notice.accepted > 0),
+            "delivered": self.notices.iter().any(|notice| notice.accepted > 0 && notice.event != Event::Refund),
             "wrong_accepted": self.notices.iter().map(|notice| notice.wrong_accepted).sum::<u32>(),
             "last_answer": self.notices.last().and_then(|notice| notice.last_answer.as_ref()),
             "notices": self.notices,
+            "refunded_fen": self.refunded_fen(),
+            "refunds": self.refunds.iter().map(|refund| refund.view(self)).collect::<Vec<_>>(),
+            "violations": self.violations,
         })
     }
 }
@@ -274,7 +291,7 @@ impl Notice {
             Gateway::Alipay => format!("{}00222{}", clock::day(now), random_text(21, DIGITS)),
             Gateway::Wechat => uuid::Builder::from_random_bytes(random()).into_uuid().to_string(),
         };
-        Notice { id, event, sent: 0, accepted: 0, wrong_accepted: 0, last_answer: None }
+        Notice { id, event, refund: None, sent: 0, accepted: 0, wrong_accepted: 0, last_answer: None }
     }
 }
 

@@ -10,13 +10,12 @@ use super::auth::Call;
 use super::{fields, h5_url};
 use crate::clock;
 use crate::crypto::{ALPHANUMERIC, DIGITS, random_text};
-use crate::faults::ApiFault;
 use crate::json::{digest, owned, text};
 use crate::keys::WechatMerchant;
 use crate::ledger::{Credential, Gateway, Product, Refusal, Trade, TradeKey, TradeState};
 use crate::server::{Shared, Sim};
 
-type Answer = Result<Option<Value>, Problem>;
+pub(super) type Answer = Result<Option<Value>, Problem>;
 
 /// `POST /v3/pay/transactions/{native|jsapi|h5|app}`.
 pub(crate) async fn prepay(State(sim): State<Shared>, Path(product): Path<String>, call: Call) -> Response {
@@ -45,7 +44,7 @@ pub(crate) async fn query_by_number(State(sim): State<Shared>, Path(number): Pat
             return Err(Problem::field("/out_trade_no", Some(&json!(number)), "格式不正确"));
         }
         let trade = sim.ledger.get(&key(&call.merchant, &number), clock::now()).ok_or_else(no_order)?;
-        Ok(Some(transaction(&call.merchant, &trade)))
+        Ok(Some(current(&call.merchant, &trade)))
     }
     .await;
     call.answer(answer)
@@ -61,7 +60,7 @@ pub(crate) async fn query_by_id(State(sim): State<Shared>, Path(id): Path<String
             mine && trade.state == TradeState::Paid
         };
         let trade = sim.ledger.by_trade_no(&id, clock::now()).filter(ours).ok_or_else(no_order)?;
-        Ok(Some(transaction(&call.merchant, &trade)))
+        Ok(Some(current(&call.merchant, &trade)))
     }
     .await;
     call.answer(answer)
@@ -74,7 +73,12 @@ pub(crate) async fn close(State(sim): State<Shared>, Path(number): Path<String>,
         fields::check_close(&body)?;
         check_mchid(text(&body, "mchid"), &call.merchant)?;
         fault(&sim, Some(&number)).await?;
-        match sim.ledger.close(&key(&call.merchant, &number), clock::now()) {
+        let key = key(&call.merchant, &number);
+        let unpaid = sim.ledger.get(&key, clock::now()).is_some_and(|trade| trade.state == TradeState::Waiting);
+        if unpaid && sim.faults.pays_before_close(&number) {
+            let _ = sim.pay(&key); // Too late to pay is too late for this fault as well.
+        }
+        match sim.ledger.close(&key, clock::now()) {
             Ok(_) | Err(Refusal::Closed) => Ok(None),
             Err(Refusal::Unknown) => Err(no_order()),
             Err(_) => Err(Problem::new(400, "ORDER_PAID", "该订单已支付")),
@@ -134,7 +138,17 @@ fn expiry(body: &Value, now: OffsetDateTime) -> OffsetDateTime {
     text(body, "time_expire").and_then(clock::parse_wechat).map_or(last, |at| at.clamp(first, last))
 }
 
-/// The answer of both queries; a notification carries the same.
+/// The answer of both queries. A refund shows, a partial one too.
+fn current(merchant: &WechatMerchant, trade: &Trade) -> Value {
+    let mut answer = transaction(merchant, trade);
+    if trade.state == TradeState::Paid && trade.reserved_fen() > 0 {
+        answer["trade_state"] = json!("REFUND");
+        answer["trade_state_desc"] = json!("转入退款");
+    }
+    answer
+}
+
+/// The transaction as it was paid: what a notification carries.
 pub(crate) fn transaction(merchant: &WechatMerchant, trade: &Trade) -> Value {
     let appid = Some(&trade.app_id).filter(|appid| !appid.is_empty()).or(merchant.appids.first());
     let (state, words) = match trade.state {
@@ -182,14 +196,14 @@ fn check_mchid(mchid: Option<&str>, merchant: &WechatMerchant) -> Result<(), Pro
     Err(Problem::new(400, "PARAM_ERROR", "商户号与签名中的商户号不一致"))
 }
 
-async fn fault(sim: &Sim, out_trade_no: Option<&str>) -> Result<(), Problem> {
+pub(super) async fn fault(sim: &Sim, out_trade_no: Option<&str>) -> Result<(), Problem> {
     match sim.faults.api(out_trade_no).await {
-        Some(ApiFault::Unavailable) => Err(Problem::new(500, "SYSTEM_ERROR", "系统异常，请稍后重试")),
+        Some(_) => Err(Problem::new(500, "SYSTEM_ERROR", "系统异常，请稍后重试")),
         None => Ok(()),
     }
 }
 
-fn key(merchant: &WechatMerchant, out_trade_no: &str) -> TradeKey {
+pub(super) fn key(merchant: &WechatMerchant, out_trade_no: &str) -> TradeKey {
     let account = merchant.account.clone();
     TradeKey { gateway: Gateway::Wechat, account, out_trade_no: out_trade_no.to_owned() }
 }

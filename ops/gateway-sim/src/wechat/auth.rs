@@ -42,6 +42,11 @@ impl Call {
         serde_json::from_slice(&self.body).map_err(|_| Problem::new(400, "PARAM_ERROR", "请求体不是合法的 JSON"))
     }
 
+    /// The value of `Wechatpay-Serial`.
+    pub(crate) fn wanted_serial(&self) -> Option<&str> {
+        self.wanted_serial.as_deref()
+    }
+
     /// Signed on success, plain otherwise.
     pub(crate) fn answer(&self, result: Result<Option<Value>, Problem>) -> Response {
         match result {

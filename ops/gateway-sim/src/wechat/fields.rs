@@ -14,6 +14,8 @@ enum Kind {
     Text(usize),
     /// 6 to 32 of `[0-9A-Za-z_\-|*]`.
     OutTradeNo,
+    /// 1 to 64 of `[0-9A-Za-z_\-|*@]`.
+    OutRefundNo,
     /// RFC 3339 with an offset.
     Time,
     NotifyUrl,
@@ -49,7 +51,9 @@ const fn may(name: &'static str, kind: Kind) -> Field {
     Field { name, need: Need::May, kind }
 }
 
-use Kind::{Boolean, ClientIp, Currency, Integer, List, NotifyUrl, Object, OutTradeNo, Text, TextList, Time};
+use Kind::{
+    Boolean, ClientIp, Currency, Integer, List, NotifyUrl, Object, OutRefundNo, OutTradeNo, Text, TextList, Time,
+};
 
 const COMMON: &[Field] = &[
     must("appid", Text(32)),
@@ -124,6 +128,61 @@ pub(crate) fn check(product: Product, body: &Value) -> Result<(), Problem> {
     }
 }
 
+const REFUND: &[Field] = &[
+    may("transaction_id", Text(32)),
+    may("out_trade_no", OutTradeNo),
+    must("out_refund_no", OutRefundNo),
+    may("reason", Text(80)),
+    may("notify_url", NotifyUrl),
+    may("funds_account", Text(32)),
+    must(
+        "amount",
+        Object(&[
+            must("refund", Integer(1)),
+            must("total", Integer(1)),
+            must("currency", Currency),
+            may("from", List(&[must("account", Text(32)), must("amount", Integer(1))])),
+        ]),
+    ),
+    may(
+        "goods_detail",
+        List(&[
+            must("merchant_goods_id", Text(32)),
+            may("wechatpay_goods_id", Text(32)),
+            may("goods_name", Text(256)),
+            must("unit_price", Integer(0)),
+            must("refund_amount", Integer(1)),
+            must("refund_quantity", Integer(1)),
+        ]),
+    ),
+];
+
+const REDIRECT: &[Field] = &[
+    must("out_refund_no", OutRefundNo),
+    must("type", Text(32)),
+    may("bank_type", Text(16)),
+    may("bank_account", Text(1024)),
+    may("real_name", Text(1024)),
+];
+
+/// Checks the body of a refund.
+pub(crate) fn check_refund(body: &Value) -> Result<(), Problem> {
+    check_object("", REFUND, body)?;
+    if body.get("transaction_id").is_none() && body.get("out_trade_no").is_none() {
+        return Err(Problem::field("/out_trade_no", None, "transaction_id与out_trade_no二选一"));
+    }
+    Ok(())
+}
+
+/// Checks the body of an abnormal refund.
+pub(crate) fn check_redirect(body: &Value) -> Result<(), Problem> {
+    check_object("", REDIRECT, body)?;
+    match body.get("type").and_then(Value::as_str) {
+        Some("USER_BANK_CARD" | "MERCHANT_BANK_CARD") => Ok(()),
+        _ => Err(Problem::field("/type", body.get("type"), "应为 USER_BANK_CARD 或 MERCHANT_BANK_CARD")),
+    }
+}
+
 /// Checks the body of a close.
 pub(crate) fn check_close(body: &Value) -> Result<(), Problem> {
     check_object("", &[must("mchid", Text(32))], body)
@@ -160,6 +219,7 @@ impl Kind {
             _ if self.accepts(value) => return Ok(()),
             Text(_) => "应为非空字符串，且长度不超过限制",
             OutTradeNo => "应为 6 到 32 位的数字、大小写字母、_-|*",
+            OutRefundNo => "应为 1 到 64 位的数字、大小写字母、_-|*@",
             Time => "应为 RFC 3339 格式，带时区",
             NotifyUrl => "应为 https 地址，不带参数，长度不超过 255",
             ClientIp => "应为用户的 IP 地址",
@@ -176,6 +236,7 @@ impl Kind {
         match self {
             Text(limit) => text.is_some_and(|text| text.chars().count() <= limit),
             OutTradeNo => text.is_some_and(is_out_trade_no),
+            OutRefundNo => text.is_some_and(is_out_refund_no),
             Time => text.is_some_and(|text| text.len() <= 64 && crate::clock::parse_wechat(text).is_some()),
             NotifyUrl => text.is_some_and(is_notify_url),
             ClientIp => text.is_some_and(|text| text.parse::<IpAddr>().is_ok_and(|ip| !ip.is_unspecified())),
@@ -191,6 +252,11 @@ impl Kind {
 pub(crate) fn is_out_trade_no(text: &str) -> bool {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_-|*".contains(&byte);
     (6..=32).contains(&text.len()) && text.bytes().all(known)
+}
+
+fn is_out_refund_no(text: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_-|*@".contains(&byte);
+    text.len() <= 64 && text.bytes().all(known)
 }
 
 /// https without a query. Plain http passes where only a development machine can be meant.

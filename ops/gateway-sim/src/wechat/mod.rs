@@ -1,6 +1,6 @@
-//! WeChat Pay API v3: prepay, query, close, notifications, and the client's invoke parameters.
+//! WeChat Pay API v3: prepay, query, close, refunds, notifications, and the client's invoke parameters.
 //!
-//! Refunds, bills and `GET /v3/certificates` belong here when their issues come.
+//! Bills and `GET /v3/certificates` belong here when their issues come.
 
 pub(crate) mod answer;
 pub(crate) mod api;
@@ -8,6 +8,7 @@ pub(crate) mod auth;
 pub(crate) mod fields;
 pub(crate) mod invoke;
 pub(crate) mod notify;
+pub(crate) mod refund;
 pub(crate) mod sign;
 
 use axum::Router;
@@ -21,6 +22,9 @@ pub(crate) fn router() -> Router<Shared> {
         .route("/v3/pay/transactions/out-trade-no/{out_trade_no}", get(api::query_by_number))
         .route("/v3/pay/transactions/id/{transaction_id}", get(api::query_by_id))
         .route("/v3/pay/transactions/out-trade-no/{out_trade_no}/close", post(api::close))
+        .route("/v3/refund/domestic/refunds", post(refund::create))
+        .route("/v3/refund/domestic/refunds/{number}", get(refund::query))
+        .route("/v3/refund/domestic/refunds/{number}/apply-abnormal-refund", post(refund::redirect))
         .route("/wechat/invoke", post(invoke::invoke))
 }
 

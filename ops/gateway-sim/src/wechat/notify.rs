@@ -1,21 +1,20 @@
-//! The payment notification: an encrypted resource in a signed envelope.
+//! The notifications of payments and refunds: an encrypted resource in a signed envelope.
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::answer::request_id;
 use super::api::transaction;
+use super::refund;
 use super::sign::{SCHEME, answer_message};
 use crate::clock;
 use crate::crypto::{ALPHANUMERIC, DIGITS, Signer, random_text, seal};
 use crate::json::set;
 use crate::keys::WechatMerchant;
-use crate::ledger::Trade;
+use crate::ledger::{RefundState, Trade};
 use crate::notify::{Overrides, SignedCallback, Wrong};
 
-const ASSOCIATED: &str = "transaction";
-
-/// The notification of a payment, signed at this moment.
+/// The notification of a trade's last event, signed at this moment.
 #[must_use]
 pub fn render(merchant: &WechatMerchant, trade: &Trade, overrides: &Overrides) -> SignedCallback {
     let mut body = match &overrides.body {
@@ -48,16 +47,53 @@ pub fn render(merchant: &WechatMerchant, trade: &Trade, overrides: &Overrides) -
         ("Wechatpay-Timestamp", sent),
     ];
     let headers = headers.map(|(name, value)| (name.to_owned(), value)).into();
-    let mut callback = SignedCallback::new(trade.notify_url.as_deref(), headers, body);
+    let mut callback = SignedCallback::new(trade.callback_url(), headers, body);
     callback.apply(&overrides.headers);
     callback
 }
 
+/// What is told.
+struct Told {
+    kind: &'static str,
+    event: String,
+    summary: &'static str,
+    at: OffsetDateTime,
+    resource: Value,
+}
+
+/// What the last notice tells, and the amounts in it.
+fn tell(merchant: &WechatMerchant, trade: &Trade) -> (Told, [&'static str; 2]) {
+    let Some(refund) = trade.told_refund() else {
+        let told = Told {
+            kind: "transaction",
+            event: "TRANSACTION.SUCCESS".to_owned(),
+            summary: "支付成功",
+            at: trade.paid_at.unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            resource: transaction(merchant, trade),
+        };
+        return (told, ["/amount/total", "/amount/payer_total"]);
+    };
+    let told = Told {
+        kind: "refund",
+        event: format!("REFUND.{}", refund.state.wechat()),
+        summary: match refund.state {
+            RefundState::Abnormal => "退款异常",
+            RefundState::Closed => "退款关闭",
+            _ => "退款成功",
+        },
+        at: refund.success_at.unwrap_or(refund.created_at),
+        resource: refund::resource(merchant, trade, refund),
+    };
+    (told, ["/amount/refund", "/amount/payer_refund"])
+}
+
 fn envelope(merchant: &WechatMerchant, trade: &Trade, overrides: &Overrides) -> Value {
-    let mut resource = transaction(merchant, trade);
+    let (told, amounts) = tell(merchant, trade);
+    let mut resource = told.resource;
     if let Some(amount_fen) = overrides.amount_fen {
-        set(&mut resource, "/amount/total", Some(json!(amount_fen)));
-        set(&mut resource, "/amount/payer_total", Some(json!(amount_fen)));
+        for pointer in amounts {
+            set(&mut resource, pointer, Some(json!(amount_fen)));
+        }
     }
     for (pointer, value) in &overrides.fields {
         set(&mut resource, pointer, value.clone());
@@ -65,20 +101,20 @@ fn envelope(merchant: &WechatMerchant, trade: &Trade, overrides: &Overrides) -> 
     let nonce = random_text(12, ALPHANUMERIC);
     let mut key_nonce = [0; 12];
     key_nonce.copy_from_slice(nonce.as_bytes());
-    let ciphertext = seal(&merchant.apiv3_key, &key_nonce, ASSOCIATED.as_bytes(), resource.to_string().as_bytes());
+    let ciphertext = seal(&merchant.apiv3_key, &key_nonce, told.kind.as_bytes(), resource.to_string().as_bytes());
     let notice = trade.notices.last();
     let id = overrides.id.as_ref().or(notice.map(|notice| &notice.id));
     let mut envelope = json!({
         "id": id,
-        "create_time": clock::wechat(trade.paid_at.unwrap_or(OffsetDateTime::UNIX_EPOCH)),
+        "create_time": clock::wechat(told.at),
         "resource_type": "encrypt-resource",
-        "event_type": "TRANSACTION.SUCCESS",
-        "summary": "支付成功",
+        "event_type": told.event,
+        "summary": told.summary,
         "resource": {
-            "original_type": "transaction",
+            "original_type": told.kind,
             "algorithm": "AEAD_AES_256_GCM",
             "ciphertext": ciphertext,
-            "associated_data": ASSOCIATED,
+            "associated_data": told.kind,
             "nonce": nonce,
         },
     });

@@ -2,5 +2,6 @@
 
 mod alipay;
 mod faults;
+mod refunds;
 mod wechat;
 mod world;

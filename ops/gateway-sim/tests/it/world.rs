@@ -60,9 +60,14 @@ impl Answer {
 impl World {
     /// `verdict` is the merchant's answer to every callback.
     pub async fn new(verdict: fn(&Callback) -> (StatusCode, &'static str)) -> World {
+        World::at_speed(1_000.0, verdict).await
+    }
+
+    /// The same, with another speed of the gateways' clock.
+    pub async fn at_speed(speed: f64, verdict: fn(&Callback) -> (StatusCode, &'static str)) -> World {
         let dir = std::env::temp_dir().join(format!("gateway-sim-{}", uuid()));
         keys::generate(&dir, "http://127.0.0.1:1").unwrap();
-        let options = Options { speed: 1_000.0, ..Options::default() };
+        let options = Options { speed, ..Options::default() };
         let simulator = Simulator::start(&dir, "127.0.0.1:0", &options).await.unwrap();
         keys::point_at(&dir, &simulator.url()).unwrap();
         let (notify_url, callbacks) = merchant(verdict).await;

@@ -1,5 +1,7 @@
 //! `/sim/…`: the ledger, the buyer's acts and the faults, for tests and people.
 
+pub(crate) mod refunds;
+
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -142,7 +144,10 @@ async fn expire(State(sim): State<Shared>, Path(name): Name, Query(which): Query
 async fn notify(State(sim): State<Shared>, Path(name): Name, Query(which): Query<Which>, body: Bytes) -> Answer {
     let overrides: Overrides = read(&body)?;
     let key = key(&sim, &name, &which)?;
-    let trade = sim.ledger.get(&key, clock::now()).ok_or(Refusal::Unknown)?;
+    let mut trade = sim.ledger.get(&key, clock::now()).ok_or(Refusal::Unknown)?;
+    if let Some(number) = &which.refund {
+        trade = trade.telling_of(number).ok_or(Refusal::Unknown)?;
+    }
     match deliver::once(&sim, trade, &overrides).await {
         Some(delivered) => Ok(Json(json!({ "accepted": delivered.accepted, "answer": delivered.answer }))),
         None => Err(Failure(StatusCode::CONFLICT, "nothing to tell yet, or no notify_url".to_owned())),

@@ -1,0 +1,210 @@
+//! Refunds: asking for one, its query, and the other way for one that could not be delivered.
+
+use std::time::Duration;
+
+use axum::extract::{Path, State};
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+use super::answer::Problem;
+use super::api::{Answer, fault, key};
+use super::auth::Call;
+use super::fields;
+use crate::clock;
+use crate::faults::ApiFault;
+use crate::json::{digest, owned, text};
+use crate::keys::WechatMerchant;
+use crate::ledger::{Gateway, Refund, RefundAsk, RefundRefusal, RefundState, Trade, TradeKey, TradeState};
+use crate::server::{Shared, Sim};
+
+/// Two refunds of an order are at least so far apart.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// `POST /v3/refund/domestic/refunds`: 200 says that it is accepted.
+pub(crate) async fn create(State(sim): State<Shared>, call: Call) -> Response {
+    let answer: Answer = async {
+        let body = call.json()?;
+        fields::check_refund(&body)?;
+        let Some(trade) = paid(&sim, &call.merchant, &body) else {
+            fault(&sim, text(&body, "out_trade_no")).await?;
+            return Err(not_exist());
+        };
+        fault(&sim, Some(&trade.out_trade_no)).await?;
+        stopped(sim.faults.before_refund(&trade.out_trade_no))?;
+        let amount = |name: &str| body.pointer(&format!("/amount/{name}")).and_then(Value::as_i64);
+        let notify_url = owned(&body, "notify_url");
+        let ask = RefundAsk {
+            out_refund_no: owned(&body, "out_refund_no").unwrap_or_default(),
+            amount_fen: amount("refund").unwrap_or_default(),
+            total_fen: amount("total"),
+            told: notify_url.is_some() && !sim.faults.refund(&trade.out_trade_no).no_notice,
+            notify_url,
+            digest: digest(&body),
+            at_once: false,
+            pause: sim.deliveries.scaled(PAUSE),
+        };
+        let booked = sim.refund(&trade.key(), &ask).map_err(refused)?;
+        stopped(sim.faults.after_refund(&trade.out_trade_no).await)?;
+        Ok(Some(view(&booked.trade, &booked.refund)))
+    }
+    .await;
+    call.answer(answer)
+}
+
+/// `GET /v3/refund/domestic/refunds/{out_refund_no}`.
+pub(crate) async fn query(State(sim): State<Shared>, Path(number): Path<String>, call: Call) -> Response {
+    let answer: Answer = async {
+        let Some(key) = sim.ledger.refund_key(&call.merchant.account, &number) else {
+            fault(&sim, None).await?;
+            stopped(sim.faults.refund_query(""))?;
+            return Err(not_exist());
+        };
+        fault(&sim, Some(&key.out_trade_no)).await?;
+        stopped(sim.faults.refund_query(&key.out_trade_no))?;
+        let trade = sim.ledger.get(&key, clock::now()).ok_or_else(not_exist)?;
+        let refund = trade.refund(&number).ok_or_else(not_exist)?;
+        Ok(Some(view(&trade, refund)))
+    }
+    .await;
+    call.answer(answer)
+}
+
+/// `POST /v3/refund/domestic/refunds/{refund_id}/apply-abnormal-refund`: to another card, or to the merchant.
+pub(crate) async fn redirect(State(sim): State<Shared>, Path(refund_id): Path<String>, call: Call) -> Response {
+    let answer: Answer = async {
+        let body = call.json()?;
+        fields::check_redirect(&body)?;
+        let ours = |(key, _): &(TradeKey, String)| key.account == call.merchant.account;
+        let (key, number) = sim.ledger.by_refund_id(&refund_id).filter(ours).ok_or_else(not_exist)?;
+        fault(&sim, Some(&key.out_trade_no)).await?;
+        if text(&body, "out_refund_no") != Some(&number) {
+            return Err(Problem::new(400, "PARAM_ERROR", "out_refund_no与refund_id不一致"));
+        }
+        check_card(&call, &body)?;
+        let (trade, refund) = sim
+            .ledger
+            .redirect_refund(&key, &number)
+            .ok_or_else(|| Problem::new(400, "INVALID_REQUEST", "退款单状态不是退款异常，不能发起异常退款"))?;
+        sim.process(&key, &number, RefundState::Success);
+        Ok(Some(view(&trade, &refund)))
+    }
+    .await;
+    call.answer(answer)
+}
+
+/// A buyer's card and name come encrypted under the key that `Wechatpay-Serial` names.
+fn check_card(call: &Call, body: &Value) -> Result<(), Problem> {
+    if text(body, "type") == Some("MERCHANT_BANK_CARD") {
+        return Ok(());
+    }
+    let named = call.merchant.signing_keys.iter().find(|(serial, _)| call.wanted_serial() == Some(serial.as_str()));
+    let Some((_, key)) = named else {
+        return Err(Problem::new(400, "PARAM_ERROR", "Http头Wechatpay-Serial缺失或不是微信支付公钥ID"));
+    };
+    for name in ["bank_account", "real_name"] {
+        if text(body, name).and_then(|sealed| key.open(sealed)).is_none_or(|open| open.is_empty()) {
+            return Err(Problem::field(&format!("/{name}"), None, "敏感信息解密失败"));
+        }
+    }
+    match text(body, "bank_type") {
+        Some(_) => Ok(()),
+        None => Err(Problem::field("/bank_type", None, "缺少必填参数")),
+    }
+}
+
+/// The paid order that a request names.
+fn paid(sim: &Sim, merchant: &WechatMerchant, body: &Value) -> Option<Trade> {
+    let now = clock::now();
+    let trade = match (text(body, "transaction_id"), text(body, "out_trade_no")) {
+        (Some(id), number) => {
+            sim.ledger.by_trade_no(id, now).filter(|trade| number.is_none_or(|number| number == trade.out_trade_no))
+        }
+        (None, Some(number)) => sim.ledger.get(&key(merchant, number), now),
+        (None, None) => None,
+    };
+    let ours = |trade: &Trade| trade.gateway() == Gateway::Wechat && trade.account == merchant.account;
+    trade.filter(|trade| ours(trade) && trade.state == TradeState::Paid)
+}
+
+/// The answer of all three calls.
+fn view(trade: &Trade, refund: &Refund) -> Value {
+    let (total, amount) = (trade.amount_fen, refund.amount_fen);
+    let mut answer = common(trade, refund);
+    let mut put = |name: &str, value: Value| answer.insert(name.to_owned(), value);
+    put("channel", json!("ORIGINAL"));
+    put("funds_account", json!("AVAILABLE"));
+    put("create_time", json!(clock::wechat(refund.created_at)));
+    put("status", json!(refund.state.wechat()));
+    put("promotion_detail", json!([]));
+    put(
+        "amount",
+        json!({
+            "total": total,
+            "refund": amount,
+            "from": [],
+            "payer_total": total,
+            "payer_refund": amount,
+            "settlement_total": total,
+            "settlement_refund": amount,
+            "discount_refund": 0,
+            "refund_fee": 0,
+            "currency": "CNY",
+        }),
+    );
+    Value::Object(answer)
+}
+
+/// What a notice carries before it is encrypted: the state goes by another name there.
+pub(crate) fn resource(merchant: &WechatMerchant, trade: &Trade, refund: &Refund) -> Value {
+    let (total, amount) = (trade.amount_fen, refund.amount_fen);
+    let mut resource = common(trade, refund);
+    let mut put = |name: &str, value: Value| resource.insert(name.to_owned(), value);
+    put("mchid", json!(merchant.mchid));
+    put("refund_status", json!(refund.state.wechat()));
+    put("amount", json!({ "total": total, "refund": amount, "payer_total": total, "payer_refund": amount }));
+    Value::Object(resource)
+}
+
+fn common(trade: &Trade, refund: &Refund) -> Map<String, Value> {
+    let mut members = Map::new();
+    let mut put = |name: &str, value: Value| members.insert(name.to_owned(), value);
+    put("refund_id", json!(refund.refund_id));
+    put("out_refund_no", json!(refund.out_refund_no));
+    put("transaction_id", json!(trade.trade_no));
+    put("out_trade_no", json!(trade.out_trade_no));
+    put("user_received_account", json!("支付用户零钱"));
+    if refund.state == RefundState::Success {
+        put("success_time", json!(refund.success_at.map(clock::wechat)));
+    }
+    members
+}
+
+fn stopped(fault: Option<ApiFault>) -> Result<(), Problem> {
+    match fault {
+        Some(ApiFault::Unavailable) => Err(Problem::new(500, "SYSTEM_ERROR", "系统超时，请稍后重试")),
+        Some(ApiFault::RateLimited) => Err(too_often()),
+        None => Ok(()),
+    }
+}
+
+fn refused(refusal: RefundRefusal) -> Problem {
+    match refusal {
+        RefundRefusal::Unknown | RefundRefusal::Unpaid(_) => not_exist(),
+        RefundRefusal::Differs => Problem::new(400, "INVALID_REQUEST", "请求重入时，参数与首次请求时不一致"),
+        RefundRefusal::OtherTotal => Problem::new(400, "INVALID_REQUEST", "订单金额与原订单不一致"),
+        RefundRefusal::OverTotal => Problem::new(400, "INVALID_REQUEST", "申请退款金额超过订单可退金额"),
+        RefundRefusal::Returned => Problem::new(400, "INVALID_REQUEST", "订单已全额退款"),
+        RefundRefusal::TooSoon => too_often(),
+        RefundRefusal::TooMany => Problem::new(400, "INVALID_REQUEST", "一笔订单最多支持50次部分退款"),
+        RefundRefusal::TooOld => Problem::new(400, "TRADE_OVERDUE", "订单已经超过可退款期限"),
+        RefundRefusal::NotEnough => Problem::new(403, "NOT_ENOUGH", "基本账户余额不足，请充值后重新发起"),
+    }
+}
+
+fn not_exist() -> Problem {
+    Problem::new(404, "RESOURCE_NOT_EXISTS", "退款单或订单不存在")
+}
+
+fn too_often() -> Problem {
+    Problem::new(429, "FREQUENCY_LIMITED", "频率超限，请降低请求频率后重试")
+}
