@@ -81,6 +81,8 @@ pub struct RefundFaults {
     pub abnormal: f64,
     /// Odds that a refund ends `CLOSED` (WeChat Pay).
     pub closed: f64,
+    /// Odds that the answer to a refund query, signed and all, states another amount.
+    pub other_amount: f64,
     /// No notices of refunds.
     pub no_notice: bool,
 }
@@ -233,6 +235,11 @@ impl Faults {
         self.falls("refund_query_5xx", odds).then_some(ApiFault::Unavailable)
     }
 
+    /// How much more than the truth the answer to a refund query states, in fen.
+    pub(crate) fn misstated_fen(&self, out_trade_no: &str) -> i64 {
+        i64::from(self.falls("refund_other_amount", self.refund(out_trade_no).other_amount))
+    }
+
     /// Whether the buyer pays just before this close.
     pub(crate) fn pays_before_close(&self, out_trade_no: &str) -> bool {
         let odds = self.of(Some(out_trade_no)).api.pay_before_close;
@@ -276,6 +283,7 @@ impl FaultSet {
             ("refund.query_5xx", self.refund.query_5xx),
             ("refund.abnormal", self.refund.abnormal),
             ("refund.closed", self.refund.closed),
+            ("refund.other_amount", self.refund.other_amount),
         ];
         if let Some((name, value)) = odds.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
             return Err(format!("{name} is {value}, and odds are 0 to 1"));

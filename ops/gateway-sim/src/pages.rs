@@ -29,6 +29,8 @@ pub(crate) fn router() -> Router<Shared> {
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Which {
     pub(crate) account: Option<String>,
+    /// Which further payment of the number is meant.
+    pub(crate) nth: Option<u32>,
     /// A refund, where one of its notices is meant.
     pub(crate) refund: Option<String>,
     redirect_url: Option<String>,
@@ -191,7 +193,7 @@ fn refused(refusal: Refusal) -> Response {
     match refusal {
         Refusal::Unknown => message(StatusCode::NOT_FOUND, "没有这笔交易", "No such trade"),
         Refusal::Paid => message(StatusCode::CONFLICT, "订单已支付", "Already paid"),
-        Refusal::Closed | Refusal::Differs => message(StatusCode::CONFLICT, "订单已关闭", "Closed"),
+        Refusal::Closed | Refusal::Differs | Refusal::Unpaid => message(StatusCode::CONFLICT, "订单已关闭", "Closed"),
         Refusal::Expired => message(StatusCode::CONFLICT, "订单已超时", "The last moment to pay has passed"),
     }
 }

@@ -96,7 +96,7 @@ pub(crate) fn query(sim: &Sim, call: &Call) -> Option<Answer> {
         "gmt_refund_pay": refund.success_at.map(clock::alipay),
         "out_request_no": refund.out_refund_no,
         "out_trade_no": trade.out_trade_no,
-        "refund_amount": yuan(refund.amount_fen),
+        "refund_amount": yuan(refund.amount_fen + sim.faults.misstated_fen(&trade.out_trade_no)),
         "refund_status": "REFUND_SUCCESS",
         "send_back_fee": yuan(refund.amount_fen),
         "total_amount": yuan(trade.amount_fen),

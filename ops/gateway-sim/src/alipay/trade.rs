@@ -108,9 +108,7 @@ pub(super) fn named(sim: &Sim, method: &str, call: &Call) -> Result<Trade, Probl
     let trade = match (text(biz, "trade_no"), text(biz, "out_trade_no")) {
         (Some(trade_no), _) => sim.ledger.by_trade_no(trade_no, now),
         (None, Some(out_trade_no)) => {
-            let account = call.merchant.account.clone();
-            let key = TradeKey { gateway: Gateway::Alipay, account, out_trade_no: out_trade_no.to_owned() };
-            sim.ledger.get(&key, now)
+            sim.ledger.shown(&TradeKey::new(Gateway::Alipay, &call.merchant.account, out_trade_no), now)
         }
         (None, None) => {
             return Err(Problem::business("INVALID_PARAMETER", "参数无效：out_trade_no 与 trade_no 不能同时为空"));
@@ -125,7 +123,7 @@ fn refused(refusal: Refusal) -> Problem {
         Refusal::Paid => Problem::business("TRADE_HAS_SUCCESS", "交易已被支付"),
         Refusal::Closed | Refusal::Expired => Problem::business("TRADE_HAS_CLOSE", "交易已经关闭"),
         Refusal::Differs => Problem::business("CONTEXT_INCONSISTENT", "交易信息被篡改"),
-        Refusal::Unknown => not_exist(),
+        Refusal::Unknown | Refusal::Unpaid => not_exist(),
     }
 }
 

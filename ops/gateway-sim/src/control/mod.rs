@@ -28,6 +28,7 @@ pub(crate) fn router() -> Router<Shared> {
         .route("/sim/trades/{gateway}/{out_trade_no}", get(show))
         .route("/sim/trades/{gateway}/{out_trade_no}/open", post(open))
         .route("/sim/trades/{gateway}/{out_trade_no}/pay", post(pay))
+        .route("/sim/trades/{gateway}/{out_trade_no}/pay-again", post(pay_again))
         .route("/sim/trades/{gateway}/{out_trade_no}/close", post(close))
         .route("/sim/trades/{gateway}/{out_trade_no}/expire", post(expire))
         .route("/sim/trades/{gateway}/{out_trade_no}/notify", post(notify))
@@ -49,6 +50,7 @@ impl From<Refusal> for Failure {
         let (status, text) = match refusal {
             Refusal::Unknown => (StatusCode::NOT_FOUND, "no such trade"),
             Refusal::Differs => (StatusCode::CONFLICT, "several accounts use this number: name one with ?account="),
+            Refusal::Unpaid => (StatusCode::CONFLICT, "the trade is neither paid nor closed"),
             Refusal::Paid => (StatusCode::CONFLICT, "the trade is paid"),
             Refusal::Closed => (StatusCode::CONFLICT, "the trade is closed"),
             Refusal::Expired => (StatusCode::CONFLICT, "the last moment to pay has passed"),
@@ -109,6 +111,16 @@ async fn pay(State(sim): State<Shared>, Path(name): Name, Query(which): Query<Wh
         sim.faults.wrong_amount(&key.out_trade_no, amount_fen).map_err(bad)?;
     }
     let trade = if pay.notify { sim.pay(&key)? } else { sim.ledger.pay(&key, clock::now())? };
+    Ok(Json(view(&sim, &trade)))
+}
+
+/// The number is paid once more, by a trade of its own: what no gateway should let happen, and some did.
+async fn pay_again(State(sim): State<Shared>, Path(name): Name, Query(which): Query<Which>, body: Bytes) -> Answer {
+    let Pay { notify, .. } = read(&body)?;
+    let trade = sim.ledger.pay_again(&key(&sim, &name, &which)?, clock::now())?;
+    if notify {
+        sim.deliveries.start(&sim, &trade);
+    }
     Ok(Json(view(&sim, &trade)))
 }
 
@@ -178,7 +190,8 @@ async fn reset(State(sim): State<Shared>) -> Json<Value> {
 }
 
 fn key(sim: &Sim, (gateway, out_trade_no): &(Gateway, String), which: &Which) -> Result<TradeKey, Failure> {
-    Ok(sim.one_trade(*gateway, out_trade_no, which.account.as_deref())?)
+    let first = sim.one_trade(*gateway, out_trade_no, which.account.as_deref())?;
+    Ok(TradeKey { nth: which.nth.unwrap_or(0), ..first })
 }
 
 fn view(sim: &Sim, trade: &Trade) -> Value {

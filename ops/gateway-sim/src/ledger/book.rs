@@ -169,7 +169,7 @@ impl Ledger {
 /// `out_refund_no` is unique per merchant at WeChat Pay, and per trade at Alipay.
 pub(super) fn refund_name(key: &TradeKey, out_refund_no: &str) -> (Gateway, String, String) {
     let name = match key.gateway {
-        Gateway::Alipay => format!("{}/{out_refund_no}", key.out_trade_no),
+        Gateway::Alipay => format!("{}/{}/{out_refund_no}", key.out_trade_no, key.nth),
         Gateway::Wechat => out_refund_no.to_owned(),
     };
     (key.gateway, key.account.clone(), name)

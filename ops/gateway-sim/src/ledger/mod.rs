@@ -20,6 +20,8 @@ pub(crate) enum Refusal {
     Unknown,
     /// The number is taken by a request with other parameters.
     Differs,
+    /// It is neither paid nor closed.
+    Unpaid,
     /// It is paid.
     Paid,
     /// It is closed.
@@ -81,11 +83,18 @@ impl Ledger {
         self.lock().live(key, now).cloned()
     }
 
+    /// What a query by the merchant's number shows: a closed trade gives way to a later payment of the number.
+    pub(crate) fn shown(&self, key: &TradeKey, now: OffsetDateTime) -> Option<Trade> {
+        let mut inner = self.lock();
+        let first = inner.live(key, now)?.clone();
+        let again = inner.trades.get(&TradeKey { nth: 1, ..key.clone() });
+        Some(again.filter(|_| first.state == TradeState::Closed).cloned().unwrap_or(first))
+    }
+
     /// The trades with this number at a gateway; several only when accounts share it.
     pub(crate) fn find(&self, gateway: Gateway, accounts: &[String], out_trade_no: &str) -> Vec<TradeKey> {
         let inner = self.lock();
-        let key =
-            |account: &String| TradeKey { gateway, account: account.clone(), out_trade_no: out_trade_no.to_owned() };
+        let key = |account: &String| TradeKey::new(gateway, account, out_trade_no);
         accounts.iter().map(key).filter(|key| inner.trades.contains_key(key)).collect()
     }
 
@@ -126,6 +135,25 @@ impl Ledger {
                 Ok(())
             }
         })
+    }
+
+    /// The number of a paid or closed trade is paid once more, by a trade of its own.
+    pub(crate) fn pay_again(&self, key: &TradeKey, now: OffsetDateTime) -> Result<Trade, Refusal> {
+        let mut inner = self.lock();
+        let first = inner.live(key, now).ok_or(Refusal::Unknown)?.clone();
+        if !matches!(first.state, TradeState::Paid | TradeState::Closed) {
+            return Err(Refusal::Unpaid);
+        }
+        let mut again = key.clone();
+        while inner.trades.contains_key(&again) {
+            again.nth += 1;
+        }
+        let again = first.again(again.nth, now);
+        if let Some(trade_no) = &again.trade_no {
+            inner.trade_nos.insert(trade_no.clone(), again.key());
+        }
+        inner.insert(again.clone(), self.limit);
+        Ok(again)
     }
 
     /// Closes it unpaid. Closing twice is no error here; the gateways differ on it.

@@ -120,6 +120,8 @@ pub struct TradeKey {
     pub account: String,
     /// The merchant's number.
     pub out_trade_no: String,
+    /// 0, or which further payment of that number it is.
+    pub nth: u32,
 }
 
 /// What the client needs to pay: a code, a `prepay_id`.
@@ -140,6 +142,8 @@ pub struct Trade {
     pub account: String,
     /// The merchant's number.
     pub out_trade_no: String,
+    /// 0, or which further payment of that number this is.
+    pub nth: u32,
     /// `app_id` or `appid` of the request; empty: the account's own.
     pub app_id: String,
     /// The order's amount.
@@ -189,6 +193,7 @@ impl Trade {
             product,
             account: account.to_owned(),
             out_trade_no: out_trade_no.to_owned(),
+            nth: 0,
             app_id: String::new(),
             amount_fen,
             subject: String::new(),
@@ -227,7 +232,24 @@ impl Trade {
     /// Its name within the simulator.
     #[must_use]
     pub fn key(&self) -> TradeKey {
-        TradeKey { gateway: self.gateway(), account: self.account.clone(), out_trade_no: self.out_trade_no.clone() }
+        TradeKey { nth: self.nth, ..TradeKey::new(self.gateway(), &self.account, &self.out_trade_no) }
+    }
+
+    /// The same order paid once more, by a trade of its own.
+    pub(crate) fn again(&self, nth: u32, now: OffsetDateTime) -> Trade {
+        let mut again = Trade {
+            nth,
+            trade_no: None,
+            created_at: now,
+            closed_at: None,
+            credential: None,
+            notices: Vec::new(),
+            refunds: Vec::new(),
+            violations: BTreeMap::new(),
+            ..self.clone()
+        };
+        again.settle(now);
+        again
     }
 
     pub(crate) fn is_expired(&self, now: OffsetDateTime) -> bool {
@@ -263,6 +285,7 @@ impl Trade {
             "account": self.account,
             "product": self.product,
             "out_trade_no": self.out_trade_no,
+            "nth": self.nth,
             "trade_no": self.trade_no,
             "amount_fen": self.amount_fen,
             "subject": self.subject,
@@ -282,6 +305,13 @@ impl Trade {
             "refunds": self.refunds.iter().map(|refund| refund.view(self)).collect::<Vec<_>>(),
             "violations": self.violations,
         })
+    }
+}
+
+impl TradeKey {
+    /// The first payment of a number.
+    pub(crate) fn new(gateway: Gateway, account: &str, out_trade_no: &str) -> TradeKey {
+        TradeKey { gateway, account: account.to_owned(), out_trade_no: out_trade_no.to_owned(), nth: 0 }
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) async fn query_by_number(State(sim): State<Shared>, Path(number): Pat
         if !fields::is_out_trade_no(&number) {
             return Err(Problem::field("/out_trade_no", Some(&json!(number)), "格式不正确"));
         }
-        let trade = sim.ledger.get(&key(&call.merchant, &number), clock::now()).ok_or_else(no_order)?;
+        let trade = sim.ledger.shown(&key(&call.merchant, &number), clock::now()).ok_or_else(no_order)?;
         Ok(Some(current(&call.merchant, &trade)))
     }
     .await;
@@ -204,8 +204,7 @@ pub(super) async fn fault(sim: &Sim, out_trade_no: Option<&str>) -> Result<(), P
 }
 
 pub(super) fn key(merchant: &WechatMerchant, out_trade_no: &str) -> TradeKey {
-    let account = merchant.account.clone();
-    TradeKey { gateway: Gateway::Wechat, account, out_trade_no: out_trade_no.to_owned() }
+    TradeKey::new(Gateway::Wechat, &merchant.account, out_trade_no)
 }
 
 fn no_order() -> Problem {

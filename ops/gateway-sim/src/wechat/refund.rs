@@ -63,7 +63,9 @@ pub(crate) async fn query(State(sim): State<Shared>, Path(number): Path<String>,
         stopped(sim.faults.refund_query(&key.out_trade_no))?;
         let trade = sim.ledger.get(&key, clock::now()).ok_or_else(not_exist)?;
         let refund = trade.refund(&number).ok_or_else(not_exist)?;
-        Ok(Some(view(&trade, refund)))
+        let mut answer = view(&trade, refund);
+        answer["amount"]["refund"] = json!(refund.amount_fen + sim.faults.misstated_fen(&key.out_trade_no));
+        Ok(Some(answer))
     }
     .await;
     call.answer(answer)

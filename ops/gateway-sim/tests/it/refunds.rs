@@ -392,3 +392,34 @@ async fn refund_notices_can_be_rendered_without_a_server() {
         assert_eq!(told.get("success_time").is_some(), state == RefundState::Success);
     }
 }
+
+#[tokio::test]
+async fn a_number_that_is_paid_twice_has_two_trades_and_each_is_returned_by_its_own_number() {
+    let mut world = World::content().await;
+    let number = wechat_paid(&mut world).await;
+    let path = format!("/sim/trades/wechat/{number}/pay-again");
+    let again = world.control("POST", &path, &json!({})).await;
+    world.callback().await;
+    let first = trade(&world, "wechat", &number).await;
+    assert_ne!(first["trade_no"], again["trade_no"]);
+    let both = [&first, &again].map(|trade| trade["trade_no"].as_str().unwrap().to_owned());
+    for (n, transaction_id) in both.iter().enumerate() {
+        let mut body = ask(&world, &number, &format!("R{n}"), 300);
+        body["transaction_id"] = json!(transaction_id);
+        assert_eq!(code(&refund_wechat(&world, &body).await), (200, "PROCESSING"), "{n}");
+        world.callback().await;
+    }
+    for nth in 0..2 {
+        let view = world.control("GET", &format!("/sim/trades/wechat/{number}?nth={nth}"), &json!({})).await;
+        assert_eq!((&view["refunded_fen"], &view["violations"]), (&json!(300), &json!({})), "{view}");
+    }
+    // What waits for its buyer cannot be paid again, and a closed one gives way to the payment after it.
+    let waiting = wechat_unpaid(&world).await;
+    let path = format!("/sim/trades/wechat/{waiting}");
+    assert_eq!(world.send("POST", &format!("{path}/pay-again"), &[], b"{}".to_vec()).await.status, 409);
+    world.control("POST", &format!("{path}/close"), &json!({})).await;
+    world.control("POST", &format!("{path}/pay-again"), &json!({ "notify": false })).await;
+    let merchant = &world.keys.wechat[0];
+    let query = format!("/v3/pay/transactions/out-trade-no/{waiting}?mchid={}", merchant.mchid);
+    assert_eq!(world.wechat("GET", &query, None).await.json()["trade_state"], "SUCCESS");
+}
