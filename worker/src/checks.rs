@@ -3,11 +3,13 @@
 //!
 //! The gateway goes first: an order ends here only once nobody can pay it there. A close that meets a payment settles it.
 
+use serde_json::json;
 use shared::clock::Clock;
+use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
 use shared::db::{DbError, events};
-use shared::domain::{Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
+use shared::domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
 use shared::gateway::{CloseOutcome, Gateway, GatewayError, Gateways, Verified};
 use shared::job::CHECKS;
 use shared::settle;
@@ -61,8 +63,7 @@ impl Job for CheckWorker {
             return self.finish(job).await;
         }
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
-        let given_up = job.payload["close"] == true;
-        match self.ask(gateway.as_ref(), &order, given_up).await {
+        match self.ask(gateway.as_ref(), &order, given_up(job)).await {
             Ok(heard) => self.record(job, &order, &heard).await,
             Err(trouble) => self.put_off(job, &order, &trouble).await,
         }
@@ -127,9 +128,12 @@ impl CheckWorker {
         }
         orders::note_check(&mut tx, order.id, &heard.state, now).await?;
         let order = orders::lock_one(&mut tx, order.id).await?.ok_or(DbError::Moved)?;
+        // A buyer who has given up has done so for good: what could not be closed yet is closed once there is a trade.
+        let still_open = order.status == OrderStatus::Pending && given_up(job);
+        let job = job.asking(if still_open { json!({ "close": true }) } else { json!({}) });
         match next(&order, heard, now) {
-            Some(due_at) => jobs::again(&mut tx, job, due_at, Cost::Nothing, &heard.state).await?,
-            None => jobs::finish(&mut tx, job).await?,
+            Some(due_at) => drop(jobs::again(&mut tx, &job, due_at, Cost::Nothing, &heard.state).await?),
+            None => jobs::finish(&mut tx, &job).await?,
         }
         tx.commit().await?;
         self.report(&order, heard, verdict).await;
@@ -153,7 +157,17 @@ impl CheckWorker {
         count(order, "trouble");
         let due_at = later(&self.clock, &TROUBLE, job.attempts);
         let mut tx = self.db.begin().await?;
-        jobs::retry(&mut tx, job, due_at, &trouble.to_string()).await?;
+        if let GatewayError::Protocol(what) = trouble {
+            let case = NewCase {
+                id: CaseId::from_u128(self.clock.fresh_bits()),
+                kind: CaseKind::GatewayProtocol,
+                order_id: Some(order.id),
+                gateway_no: order_no.to_string(),
+                evidence: json!({ "order_no": order_no, "message": what }),
+            };
+            settle::refunds::open(&mut tx, &case, self.clock.now()).await?;
+        }
+        jobs::again(&mut tx, job, due_at, Cost::Attempt, &trouble.to_string()).await?;
         Ok(tx.commit().await?)
     }
 
@@ -192,19 +206,23 @@ impl Heard {
     }
 }
 
+/// Whether the buyer has asked for the order's end.
+fn given_up(job: &Taken) -> bool {
+    job.payload["close"] == true
+}
+
 /// When to ask again about an order as it is now; `None`: there is nothing left to ask.
 fn next(order: &Order, heard: &Heard, now: OffsetDateTime) -> Option<OffsetDateTime> {
     match order.status {
         OrderStatus::Closed if heard.paid() => None,
         OrderStatus::Closed => AFTER_END.iter().map(|after| order.expires_at + *after).find(|due_at| *due_at > now),
-        // Its money came in a way that only a person can judge: a case is open.
-        OrderStatus::Pending if heard.paid() => Some(now + DAILY),
         OrderStatus::Pending => {
             let poll = CHECKS.iter().map(|age| order.created_at + *age).find(|due_at| *due_at > now);
-            let poll = poll.unwrap_or(now + DAILY);
-            // An order whose time is up and that is still pending was paid or closed by somebody this very moment.
+            // Money that came in a way that only a person can judge has opened a case; asking often changes nothing.
+            let poll = poll.filter(|_| !heard.paid()).unwrap_or(now + DAILY);
+            // One whose time is up is paid or closed by somebody this very moment, or its case waits for a person.
             let end = if order.expires_at > now { order.expires_at } else { now + Duration::minutes(1) };
-            Some(poll.min(end))
+            Some(if heard.paid() && order.expires_at <= now { poll } else { poll.min(end) })
         }
         _ => None,
     }

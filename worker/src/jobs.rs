@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use shared::clock::Clock;
 use shared::db::DbError;
-use shared::db::jobs::{self, Taken};
+use shared::db::jobs::{self, Cost, Taken};
 use shared::job::JobMessage;
 use sqlx::PgPool;
 use time::OffsetDateTime;
@@ -20,7 +20,7 @@ use crate::consumer::Ack;
 /// Longer than a job ever takes: two gateway calls and three transactions.
 const LEASE: time::Duration = time::Duration::minutes(2);
 /// When a job that failed is tried again: the first few soon, then slower, for ever.
-const RETRY: [Duration; 6] = [
+pub const RETRY: [Duration; 6] = [
     Duration::from_secs(2),
     Duration::from_secs(10),
     Duration::from_secs(30),
@@ -96,7 +96,7 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
 async fn give_back<J: Job>(job: &J, taken: &Taken, reason: &str) -> Result<(), DbError> {
     let mut tx = job.db().begin().await?;
     let due_at = later(job.clock(), &RETRY, taken.attempts);
-    jobs::retry(&mut tx, taken, due_at, reason).await?;
+    jobs::again(&mut tx, taken, due_at, Cost::Attempt, reason).await?;
     Ok(tx.commit().await?)
 }
 

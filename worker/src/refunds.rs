@@ -1,10 +1,10 @@
 //! Carries a refund a step further: asks for it, or asks how it went. The outcome of a call may be unknown, and then the
 //! question comes before any repeat, and a repeat carries the same number and amount.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
+use backon::{ExponentialBuilder, Retryable};
 use serde_json::json;
 use shared::clock::Clock;
 use shared::db::jobs::{self, Cost, Taken};
@@ -13,11 +13,13 @@ use shared::db::refunds::{self, Refund};
 use shared::domain::{CaseKind, PaymentMethod, RefundId, RefundStatus};
 use shared::gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget};
 use shared::settle::refunds::{self as settling, RefundFact};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::jobs::{Job, JobError};
+use crate::jobs::{Job, JobError, RETRY, later};
 
 /// A question earlier than this after the request says nothing. Source: Alipay, refund query (P:02ekft).
 const SETTLE_IN: time::Duration = time::Duration::seconds(10);
@@ -32,10 +34,18 @@ const ASK: [(time::Duration, time::Duration); 5] = [
 ];
 /// How long a refund waits for the merchant's balance.
 const SHORTAGE: time::Duration = time::Duration::minutes(10);
+/// A refusal of a repeat says nothing about the request before it, whose outcome is unknown: so long it may still arrive.
+const LATE_EFFECT: time::Duration = time::Duration::minutes(10);
 /// How often an undeliverable refund is asked about.
 const ABNORMAL: time::Duration = time::Duration::days(1);
-/// Failing calls that WeChat Pay takes in a second are 6; a few processes share them.
-const FAILURES_PER_SECOND: usize = 2;
+/// How a connection that is refused is tried again, before the job goes back.
+const CONNECTING: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(200))
+    .with_max_delay(Duration::from_secs(2))
+    .with_max_times(3)
+    .with_jitter();
+/// How long a refund waits for its turn to be sent before its job goes back.
+const TURN: Duration = Duration::from_secs(5);
 
 /// Works on refunds.
 pub struct RefundWorker {
@@ -47,8 +57,8 @@ pub struct RefundWorker {
     pub public_url: String,
     /// The clock.
     pub clock: Clock,
-    /// The calls that failed in the last second.
-    pub failures: Failures,
+    /// How many requests may be under way.
+    pub budget: Budget,
 }
 
 /// What a step came to.
@@ -61,6 +71,12 @@ enum Step {
     Refused { code: String, message: String },
     /// The merchant's balance is short.
     Short { message: String },
+    /// A signed answer that makes no sense: a person looks, and the refund is asked about.
+    Strange { what: String },
+    /// What a person asked for did not get through: it stays asked.
+    NotYet { reason: String },
+    /// There is nothing to do.
+    Done,
 }
 
 impl Job for RefundWorker {
@@ -71,7 +87,8 @@ impl Job for RefundWorker {
         let order = orders::get(&self.db, refund.order_id).await?.ok_or_else(|| missing("the order"))?;
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
         let step = match refund.status {
-            RefundStatus::Succeeded | RefundStatus::Failed => return self.finish(job).await,
+            RefundStatus::Succeeded => Step::Done,
+            RefundStatus::Failed => self.look_back(gateway.as_ref(), &refund, &order).await,
             RefundStatus::Pending => match self.too_soon(&refund, &order).await? {
                 Some(until) => Step::wait(until, "the gateway wants time between the refunds of an order"),
                 None => self.send(gateway.as_ref(), &refund, &order).await?,
@@ -95,32 +112,35 @@ impl Job for RefundWorker {
 }
 
 impl RefundWorker {
-    async fn finish(&self, job: &Taken) -> Result<(), JobError> {
-        let mut tx = self.db.begin().await?;
-        jobs::finish(&mut tx, job).await?;
-        Ok(tx.commit().await?)
-    }
-
-    /// Until when the gateway wants no other refund of this order.
+    /// Until when the gateway wants no other refund of this order: counted from the last moment at which another one may have
+    /// reached it, which is when we had heard of its end.
     async fn too_soon(&self, refund: &Refund, order: &Order) -> Result<Option<OffsetDateTime>, JobError> {
         let gap = match order.payment_method {
             PaymentMethod::Alipay => time::Duration::seconds(3),
             PaymentMethod::Wechat => time::Duration::minutes(1),
         };
         let others = refunds::of_order(&self.db, order.id).await?;
-        let last = others.iter().filter(|other| other.id != refund.id).filter_map(|other| other.sent_at).max();
+        let sent = others.iter().filter(|other| other.id != refund.id && other.sent_at.is_some());
+        let last = sent.map(|other| other.updated_at).max();
         Ok(last.map(|last| last + gap).filter(|until| *until > self.clock.now()))
     }
 
     /// Commits that the request is about to leave, then lets it leave.
     async fn send(&self, gateway: &dyn Gateway, refund: &Refund, order: &Order) -> Result<Step, JobError> {
-        if !self.failures.allow() {
-            return Ok(Step::wait(self.clock.now() + time::Duration::seconds(1), "too many calls fail just now"));
-        }
+        let Some(turn) = self.budget.turn(order.payment_method).await else {
+            return Ok(Step::wait(self.clock.now() + time::Duration::seconds(2), "too many calls fail just now"));
+        };
         let mut tx = self.db.begin().await?;
         refunds::mark_sent(&mut tx, refund.id, self.clock.now()).await?;
         tx.commit().await?;
-        let answer = gateway.refund(&self.request(refund, order), self.clock.now()).await;
+        let request = self.request(refund, order);
+        let call = || gateway.refund(&request, self.clock.now());
+        // Without a connection nothing was sent: no question is needed before the next try.
+        let not_sent = |error: &GatewayError| matches!(error, GatewayError::Unavailable(_));
+        let answer = call.retry(CONNECTING).when(not_sent).await;
+        if answer.is_err() {
+            turn.used_up();
+        }
         Ok(self.judge(answer, refund))
     }
 
@@ -133,32 +153,55 @@ impl RefundWorker {
             return Ok(Step::wait(heard, "asked too early a gateway knows nothing yet"));
         }
         match gateway.query_refund(&self.request(refund, order), now).await {
+            // Nobody signs this word: it ends nothing that the gateway had accepted.
+            Ok(RefundState::Absent) if refund.status != RefundStatus::Processing => {
+                Ok(Step::wait(now + ABNORMAL, "an undeliverable refund is not known any more"))
+            }
             Ok(RefundState::Absent) => match &refund.refused_code {
+                None => self.send(gateway, refund, order).await,
+                Some(_) if refund.attempts > 1 && heard + LATE_EFFECT > now => {
+                    Ok(Step::wait(heard + LATE_EFFECT, "refused, and an earlier request may still arrive"))
+                }
                 Some(code) => {
                     let why = format!("the gateway refused it ({code}) and knows no such refund");
                     Ok(Step::Fact(RefundFact::Failed { why, closed: false }))
                 }
-                None if refund.status == RefundStatus::Processing => self.send(gateway, refund, order).await,
-                None => Ok(Step::wait(now + ABNORMAL, "an undeliverable refund is not known any more")),
             },
             // A refused question is no word about the refund.
-            Err(GatewayError::Refused { code, message }) => {
-                self.failures.note();
-                Ok(self.unknown(refund, &format!("{code}: {message}")))
-            }
+            Err(GatewayError::Refused { code, message }) => Ok(self.unknown(refund, &format!("{code}: {message}"))),
             answer => Ok(self.judge(answer, refund)),
         }
     }
 
+    /// A refund that has failed is asked about once more: an earlier request may have had its effect after all.
+    async fn look_back(&self, gateway: &dyn Gateway, refund: &Refund, order: &Order) -> Step {
+        match gateway.query_refund(&self.request(refund, order), self.clock.now()).await {
+            Ok(RefundState::Absent | RefundState::Closed { .. }) => Step::Done,
+            Err(GatewayError::Refused { code, message }) => self.unknown(refund, &format!("{code}: {message}")),
+            answer => self.judge(answer, refund),
+        }
+    }
+
+    /// Sends a refund that could not be delivered to the merchant's own account, as two people have decided.
     async fn redirect(&self, gateway: &dyn Gateway, refund: &Refund, order: &Order) -> Step {
-        let number = refund.gateway_refund_no.as_deref().unwrap_or_default();
-        let request = self.request(refund, order);
-        let target = RefundTarget::MerchantAccount;
-        let answer = gateway.redirect_refund(&request, number, &target, self.clock.now()).await;
-        match answer {
-            Err(GatewayError::Refused { code, message }) => {
-                Step::wait(self.clock.now() + ABNORMAL, &format!("not redirected: {code}: {message}"))
+        let (request, now) = (self.request(refund, order), self.clock.now());
+        let known = match &refund.gateway_refund_no {
+            Some(number) => Ok(RefundState::Abnormal { gateway_refund_no: Some(number.clone()) }),
+            None => gateway.query_refund(&request, now).await,
+        };
+        let answer = match known {
+            Ok(RefundState::Abnormal { gateway_refund_no: Some(number) }) => {
+                gateway.redirect_refund(&request, &number, &RefundTarget::MerchantAccount, now).await
             }
+            known => known,
+        };
+        match answer {
+            // Refused perhaps because an earlier attempt got through: the question comes soon.
+            Err(GatewayError::Refused { code, message }) => {
+                let reason = format!("not sent another way: {code}: {message}");
+                Step::Wait { until: now + SETTLE_IN, cost: Cost::Attempt, reason }
+            }
+            Err(trouble) => Step::NotYet { reason: format!("not sent another way yet: {trouble}") },
             answer => self.judge(answer, refund),
         }
     }
@@ -176,9 +219,6 @@ impl RefundWorker {
     }
 
     fn judge(&self, answer: Result<RefundState, GatewayError>, refund: &Refund) -> Step {
-        if answer.is_err() {
-            self.failures.note();
-        }
         match answer {
             Ok(RefundState::Succeeded { amount, gateway_refund_no, at }) => {
                 Step::Fact(RefundFact::Returned { amount, gateway_refund_no, at })
@@ -194,10 +234,7 @@ impl RefundWorker {
             }
             Err(GatewayError::Refused { code, message }) => Step::Refused { code, message },
             Err(GatewayError::NotNow { code, message }) => Step::Short { message: format!("{code}: {message}") },
-            Err(GatewayError::Protocol(what)) => {
-                error!(refund_no = %refund.refund_no, what, "The gateway's answer to a refund breaks the protocol");
-                self.unknown(refund, &what)
-            }
+            Err(GatewayError::Protocol(what)) => Step::Strange { what },
             Err(error @ (GatewayError::Unavailable(_) | GatewayError::Unknown(_))) => {
                 self.unknown(refund, &error.to_string())
             }
@@ -214,50 +251,68 @@ impl RefundWorker {
         self.clock.now() + every
     }
 
-    /// One transaction: what was learnt, and when the job goes on.
+    /// One transaction: what was learnt, and when the job goes on. Facts count whoever brings them; anything else only from
+    /// the worker that still holds the job.
     async fn record(&self, job: &Taken, refund: &Refund, order: &Order, step: Step) -> Result<(), JobError> {
         let now = self.clock.now();
         let refund_no = &refund.refund_no;
+        let idle = job.asking(json!({}));
         let mut tx = self.db.begin().await?;
-        match step {
+        let held = match step {
             Step::Fact(fact) => {
                 let verdict = settling::settle(&mut tx, refund, &fact, &self.clock).await?;
-                // Ended ones have dropped their job already; the others are asked about daily.
-                jobs::again(&mut tx, job, now + ABNORMAL, Cost::Nothing, "undeliverable").await?;
-                tx.commit().await?;
-                self.report(refund, order, &fact);
-                info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", name(&fact));
-                return Ok(());
+                info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
+                // Ended ones have dropped or re-dated their job already; the others are asked about daily.
+                jobs::again(&mut tx, &idle, now + ABNORMAL, Cost::Nothing, fact.as_str()).await?;
+                true
             }
             Step::Wait { until, cost, reason } => {
                 if cost == Cost::Attempt {
-                    refunds::note_trouble(&mut tx, refund.id, None, &reason, now).await?;
                     warn!(%refund_no, reason, "Refund {refund_no}: outcome unknown, it will be asked about");
+                    refunds::note_trouble(&mut tx, refund.id, None, &reason, now).await?;
                 }
-                jobs::again(&mut tx, job, until, cost, &reason).await?;
+                jobs::again(&mut tx, &idle, until, cost, &reason).await?
             }
             Step::Refused { code, message } => {
                 warn!(%refund_no, code, message, "Refund {refund_no} was refused; a question will confirm it");
                 refunds::note_trouble(&mut tx, refund.id, Some(&code), &message, now).await?;
-                jobs::again(&mut tx, job, now + SETTLE_IN, Cost::Nothing, &code).await?;
+                jobs::again(&mut tx, &idle, now + SETTLE_IN, Cost::Nothing, &code).await?
             }
             Step::Short { message } => {
                 warn!(%refund_no, message, "Refund {refund_no} waits for the merchant's balance");
-                let evidence = json!({ "refund_no": refund_no, "amount": refund.amount, "message": message });
-                let case = settling::case(&self.clock, CaseKind::RefundShortage, refund, evidence);
-                settling::open(&mut tx, &case, now).await?;
-                refunds::note_trouble(&mut tx, refund.id, None, &message, now).await?;
-                jobs::again(&mut tx, job, now + SHORTAGE, Cost::Nothing, &message).await?;
+                self.trouble(&mut tx, refund, CaseKind::RefundShortage, &message).await?;
+                jobs::again(&mut tx, &idle, now + SHORTAGE, Cost::Nothing, &message).await?
             }
-        }
-        Ok(tx.commit().await?)
+            Step::Strange { what } => {
+                error!(%refund_no, what, "The gateway's answer to refund {refund_no} breaks the protocol");
+                self.trouble(&mut tx, refund, CaseKind::GatewayProtocol, &what).await?;
+                jobs::again(&mut tx, &idle, self.next_question(refund), Cost::Attempt, &what).await?
+            }
+            Step::NotYet { reason } => {
+                warn!(%refund_no, reason, "Refund {refund_no} is tried again");
+                refunds::note_trouble(&mut tx, refund.id, None, &reason, now).await?;
+                jobs::again(&mut tx, job, later(&self.clock, &RETRY, job.attempts), Cost::Attempt, &reason).await?
+            }
+            Step::Done => {
+                jobs::finish(&mut tx, job).await?;
+                true
+            }
+        };
+        if held { Ok(tx.commit().await?) } else { Ok(tx.rollback().await?) }
     }
 
-    fn report(&self, refund: &Refund, order: &Order, fact: &RefundFact) {
-        let labels = [("gateway", order.payment_method.as_str()), ("outcome", name(fact))];
-        metrics::counter!("refunds_total", &labels).increment(1);
-        let took = (self.clock.now() - refund.created_at).as_seconds_f64();
-        metrics::histogram!("refund_duration_seconds", &labels).record(took.max(0.0));
+    /// A case, and the last trouble of the refund.
+    async fn trouble(
+        &self,
+        tx: &mut PgConnection,
+        refund: &Refund,
+        kind: CaseKind,
+        message: &str,
+    ) -> Result<(), JobError> {
+        let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "message": message });
+        let case = settling::case(&self.clock, kind, refund, evidence);
+        settling::open(tx, &case, self.clock.now()).await?;
+        Ok(refunds::note_trouble(tx, refund.id, None, message, self.clock.now()).await?)
     }
 }
 
@@ -267,29 +322,44 @@ impl Step {
     }
 }
 
-fn name(fact: &RefundFact) -> &'static str {
-    match fact {
-        RefundFact::Returned { .. } => "succeeded",
-        RefundFact::Failed { .. } => "failed",
-        RefundFact::Undeliverable { .. } => "abnormal",
+/// Keeps the requests of this process, those that fail above all, below what a gateway takes in a second.
+///
+/// A turn is taken for as long as a request is under way, and for a second more when it failed: so no more than this many
+/// fail in any second. Source: WeChat Pay APIv3, "申请退款", 6 failing calls a second for all processes of a merchant.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    alipay: Arc<Semaphore>,
+    wechat: Arc<Semaphore>,
+}
+
+impl Budget {
+    /// So many turns at each gateway.
+    pub fn new(turns: usize) -> Budget {
+        let turns = || Arc::new(Semaphore::new(turns.max(1)));
+        Budget { alipay: turns(), wechat: turns() }
+    }
+
+    /// A turn, if there is one soon.
+    async fn turn(&self, gateway: PaymentMethod) -> Option<Turn> {
+        let turns = match gateway {
+            PaymentMethod::Alipay => &self.alipay,
+            PaymentMethod::Wechat => &self.wechat,
+        };
+        timeout(TURN, turns.clone().acquire_owned()).await.ok()?.ok().map(|permit| Turn { _permit: permit })
     }
 }
 
-/// Holds failing calls below what the gateway takes in a second.
-#[derive(Debug, Default)]
-pub struct Failures(Mutex<VecDeque<Instant>>);
+/// The right to send one request.
+struct Turn {
+    _permit: OwnedSemaphorePermit,
+}
 
-impl Failures {
-    /// Whether another call may be tried now.
-    fn allow(&self) -> bool {
-        let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while recent.front().is_some_and(|first| first.elapsed() > Duration::from_secs(1)) {
-            recent.pop_front();
-        }
-        recent.len() < FAILURES_PER_SECOND
-    }
-
-    fn note(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(Instant::now());
+impl Turn {
+    /// The request failed: nobody has this turn for a second.
+    fn used_up(self) {
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(1)).await;
+            drop(self);
+        });
     }
 }

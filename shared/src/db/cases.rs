@@ -1,10 +1,13 @@
 //! `cases`: what a person must look at. One case for each kind, order and number, however often it is met.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use super::DbError;
+use super::refunds::Refund;
 use crate::domain::{CaseId, CaseKind, CaseStatus, OrderId};
 
 /// A case to open.
@@ -190,6 +193,87 @@ pub async fn list(
     )
     .fetch_all(db)
     .await?)
+}
+
+/// Resolves what waited for a refund to go on, once it has: nobody needs to look any more.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn end_of_refund(
+    tx: &mut PgConnection,
+    refund: &Refund,
+    resolution: &str,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        update cases
+        set status = 'resolved', resolution = $3, resolved_by = 'service', version = version + 1, updated_at = $4
+        where order_id = $1 and gateway_no = $2 and kind in ('refund_shortage', 'refund_abnormal')
+          and status <> 'resolved'
+        "#,
+        refund.order_id as OrderId,
+        refund.refund_no.as_str(),
+        resolution,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Open cases of an order whose money was to go back by itself and could not then.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn not_refunded(tx: &mut PgConnection, order_id: OrderId) -> Result<Vec<Case>, DbError> {
+    Ok(select_cases!(
+        r#"
+        where order_id = $1 and kind in ('late_payment', 'double_payment') and status <> 'resolved'
+          and evidence ? 'not_refunded'
+        order by id
+        "#,
+        order_id as OrderId,
+    )
+    .fetch_all(tx)
+    .await?)
+}
+
+/// Replaces what is known of a case.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn note_evidence(
+    tx: &mut PgConnection,
+    id: CaseId,
+    evidence: &Value,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!("update cases set evidence = $2, updated_at = $3 where id = $1", id as CaseId, evidence, now)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// The trades of which a case says that their money came and went before their order had it.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn returned_elsewhere(
+    tx: &mut PgConnection,
+    gateway_nos: &[&str],
+) -> Result<HashSet<(OrderId, String)>, DbError> {
+    let rows = sqlx::query!(
+        r#"
+        select order_id as "order_id!: OrderId", gateway_no
+        from cases
+        where kind = 'refunded_elsewhere' and gateway_no = any($1) and order_id is not null
+        "#,
+        gateway_nos as &[&str],
+    )
+    .fetch_all(tx)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.order_id, row.gateway_no)).collect())
 }
 
 /// Writes the step of a person, as `case` is after it, and adds `entry` to the history.

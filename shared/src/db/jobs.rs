@@ -99,6 +99,13 @@ pub struct Taken {
     pub payload: Value,
 }
 
+impl Taken {
+    /// The same job with something else asked of it beside its kind.
+    pub fn asking(&self, payload: Value) -> Taken {
+        Taken { payload, ..self.clone() }
+    }
+}
+
 /// Takes a job for work until `lease_until`. `None`: the message is a repeat, or the job is done.
 ///
 /// # Errors
@@ -142,8 +149,8 @@ pub enum Cost {
     Attempt,
 }
 
-/// Sets when a job is due again, and drops what was asked of it beside its kind. One that was taken away meanwhile goes
-/// on in other hands.
+/// Sets when a job is due again, with what is asked of it then. False: it was taken away meanwhile and goes on in other
+/// hands, so nothing of what was learnt here may stand but facts.
 ///
 /// # Errors
 /// [`DbError`].
@@ -153,12 +160,12 @@ pub async fn again(
     due_at: OffsetDateTime,
     cost: Cost,
     reason: &str,
-) -> Result<(), DbError> {
-    sqlx::query!(
+) -> Result<bool, DbError> {
+    let done = sqlx::query!(
         r#"
         update jobs
         set due_at = $3, lease_until = null, publishes = 0, fence = fence + 1, attempts = attempts + $4,
-            last_error = $5, payload = '{}'
+            last_error = $5, payload = $6
         where id = $1 and fence = $2
         "#,
         job.id,
@@ -166,55 +173,34 @@ pub async fn again(
         due_at,
         i32::from(cost == Cost::Attempt),
         reason,
+        job.payload,
     )
     .execute(tx)
     .await?;
-    Ok(())
+    Ok(done.rows_affected() == 1)
 }
 
-/// Sets when a job is tried again and keeps what was asked of it beside its kind; costs an attempt. One that was taken
-/// away meanwhile goes on in other hands.
+/// Makes the job of a row due at `due_at`, whether there is one or not. What was asked of it before stays asked.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn retry(tx: &mut PgConnection, job: &Taken, due_at: OffsetDateTime, reason: &str) -> Result<(), DbError> {
-    sqlx::query!(
-        r#"
-        update jobs
-        set due_at = $3, lease_until = null, publishes = 0, fence = fence + 1, attempts = attempts + 1, last_error = $4
-        where id = $1 and fence = $2
-        "#,
-        job.id,
-        job.fence,
-        due_at,
-        reason,
-    )
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// Brings the job of a row forward, or makes one where there is none.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn ask_now(
+pub async fn ask_at(
     db: impl PgExecutor<'_>,
     kind: &str,
     ref_id: &str,
     payload: &Value,
-    now: OffsetDateTime,
+    due_at: OffsetDateTime,
 ) -> Result<(), DbError> {
     sqlx::query!(
         r#"
         insert into jobs (kind, ref_id, payload, due_at, created_at) values ($1, $2, $3, $4, $4)
         on conflict (kind, ref_id) where ref_id is not null do update
-        set due_at = $4, lease_until = null, publishes = 0, fence = jobs.fence + 1, payload = $3
+        set due_at = $4, lease_until = null, publishes = 0, fence = jobs.fence + 1, payload = jobs.payload || $3
         "#,
         kind,
         ref_id,
         payload,
-        now,
+        due_at,
     )
     .execute(db)
     .await?;
@@ -287,14 +273,26 @@ pub async fn lease_due(
     .await?)
 }
 
-/// Ends leases: what was to be published did not arrive. It is due again at `retry_at`.
+/// Ends leases, each of a job's id and fence: what was to be published did not arrive, for all we know. It is due again at
+/// `retry_at`. A job that did arrive and is in a worker's hands stays there.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn release(connection: &mut PgConnection, ids: &[i64], retry_at: OffsetDateTime) -> Result<(), DbError> {
+pub async fn release(
+    connection: &mut PgConnection,
+    leases: &[(i64, i64)],
+    retry_at: OffsetDateTime,
+) -> Result<(), DbError> {
+    let (ids, fences): (Vec<i64>, Vec<i64>) = leases.iter().copied().unzip();
     sqlx::query!(
-        "update jobs set lease_until = null, publishes = greatest(publishes - 1, 0), due_at = $2 where id = any($1)",
-        ids,
+        r#"
+        update jobs j
+        set lease_until = null, publishes = greatest(publishes - 1, 0), due_at = $3
+        from unnest($1::bigint[], $2::bigint[]) as l (id, fence)
+        where j.id = l.id and j.fence = l.fence
+        "#,
+        &ids,
+        &fences,
         retry_at,
     )
     .execute(connection)

@@ -199,6 +199,27 @@ pub async fn mark_sent(tx: &mut PgConnection, id: RefundId, now: OffsetDateTime)
     DbError::expect_rows(done.rows_affected(), 1)
 }
 
+/// Notes the gateway's number of a refund that had none.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn note_number(
+    tx: &mut PgConnection,
+    id: RefundId,
+    gateway_refund_no: &str,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        "update refund_records set gateway_refund_no = coalesce(gateway_refund_no, $2), updated_at = $3 where id = $1",
+        id as RefundId,
+        gateway_refund_no,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// Notes trouble that ends nothing; `refused_code` only for a refusal.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::DbError;
+use super::orders::Order;
 use crate::domain::{Money, OrderId, PaymentMethod, TradeNo, TransactionId};
 
 /// Moves the pending payments of orders to succeeded, each with the trade that paid it.
@@ -146,13 +147,13 @@ pub async fn learnt_of(
     Ok(row.map(|row| row.created_at))
 }
 
-/// The payment that a trade brought: its id and amount.
+/// The payment that a trade brought to an order: its id and amount.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn payment_of_trade(
     tx: &mut PgConnection,
-    method: PaymentMethod,
+    order: &Order,
     trade_no: &TradeNo,
 ) -> Result<Option<(TransactionId, Money)>, DbError> {
     let row = sqlx::query!(
@@ -160,9 +161,11 @@ pub async fn payment_of_trade(
         select id as "id: TransactionId", amount as "amount: Money"
         from payment_transactions
         where payment_method = $1 and gateway_no = $2 and action_type = 'payment' and status = 'succeeded'
+          and order_id = $3
         "#,
-        method.as_str(),
+        order.payment_method.as_str(),
         trade_no.as_str(),
+        order.id as OrderId,
     )
     .fetch_optional(tx)
     .await?;

@@ -58,6 +58,10 @@ pub enum Fact {
         refund_no: String,
         /// `None` where the message does not tell this refund's own amount.
         amount: Option<Money>,
+        /// The gateway's number of the refund, where it has one.
+        gateway_refund_no: Option<String>,
+        /// When the money went back, by the gateway's clock, where it tells.
+        at: Option<OffsetDateTime>,
         /// How it ended.
         outcome: RefundOutcome,
     },

@@ -69,7 +69,9 @@ named_enum! {
         RefundShortage = "refund_shortage",
         /// A refund that the gateway closed: it needs another number.
         RefundClosed = "refund_closed",
-        /// A refund that had failed was found returned.
+        /// A refund that had failed was found returned, or still in the gateway's hands.
         RefundAfterFailure = "refund_after_failure",
+        /// A signed answer of a gateway that breaks the protocol.
+        GatewayProtocol = "gateway_protocol",
     }
 }

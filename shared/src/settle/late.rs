@@ -6,8 +6,9 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::refunds::{self, Wish};
+use crate::clock::Clock;
 use crate::db::orders::{self, Order, Paid};
-use crate::db::{DbError, events, jobs, refunds as records, transactions};
+use crate::db::{DbError, cases, events, jobs, refunds as records, transactions};
 use crate::domain::{OrderEvent, OrderId, OrderStatus, RefundId, RefundNo, TradeNo};
 use crate::event;
 
@@ -22,9 +23,10 @@ pub(super) struct Return {
     pub order_id: OrderId,
     /// What brought it.
     pub trade_no: TradeNo,
-    /// The place of its case among those to be opened.
-    pub case: usize,
 }
+
+/// What the evidence of a case says when money could not go back yet.
+const NOT_REFUNDED: &str = "not_refunded";
 
 /// Asks for the refund of an extra payment, once however often its fact comes, and says in the case what came of it.
 ///
@@ -51,7 +53,28 @@ pub(super) async fn give_back(
         requested_by: POLICY.to_owned(),
     };
     if let Err(refusal) = refunds::ask(tx, &wish, now).await? {
-        evidence["not_refunded"] = refusal.to_string().into();
+        evidence[NOT_REFUNDED] = refusal.to_string().into();
+    }
+    Ok(())
+}
+
+/// Asks for what had to wait for another refund of the order, now that one has ended.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub(super) async fn give_back_what_waited(
+    tx: &mut PgConnection,
+    order_id: OrderId,
+    clock: &Clock,
+) -> Result<(), DbError> {
+    for mut case in cases::not_refunded(tx, order_id).await? {
+        let Ok(trade_no) = TradeNo::parse(case.gateway_no) else { continue };
+        if let Some(known) = case.evidence.as_object_mut() {
+            known.remove(NOT_REFUNDED);
+        }
+        let back = Return { id: RefundId::from_u128(clock.fresh_bits()), order_id, trade_no };
+        give_back(tx, &back, &mut case.evidence, clock.now()).await?;
+        cases::note_evidence(tx, case.id, &case.evidence, clock.now()).await?;
     }
     Ok(())
 }

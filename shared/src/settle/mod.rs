@@ -75,6 +75,7 @@ async fn settle_facts(
     let locked = orders::lock(tx, &order_nos).await?;
     let mut books = Books {
         recorded: recorded_trades(tx, told, &locked).await?,
+        gone: gone_trades(tx, told, &locked).await?,
         orders: locked.into_iter().map(|order| (order.order_no.as_str().to_owned(), order)).collect(),
         effects: Effects::default(),
         policies,
@@ -130,10 +131,36 @@ async fn recorded_trades(
     transactions::recorded(tx, &paid_trades).await
 }
 
+/// The trades whose money came and went before their order had it: by an open or resolved case, or by another fact of this
+/// batch. A payment that is told afterwards is of money that is not there.
+async fn gone_trades(
+    tx: &mut PgConnection,
+    told: &[&Notification],
+    locked: &[Order],
+) -> Result<HashSet<(OrderId, String)>, DbError> {
+    let mut paid = Vec::new();
+    let mut gone = HashSet::new();
+    for told in told {
+        match &told.fact {
+            Fact::Paid { trade_no, .. } => paid.push(trade_no.as_str()),
+            Fact::PaidAndReturned { trade_no } => {
+                let order = locked.iter().find(|order| order.order_no.as_str() == told.order_no);
+                gone.extend(order.map(|order| (order.id, trade_no.to_string())));
+            }
+            _ => {}
+        }
+    }
+    if !paid.is_empty() && locked.iter().any(|order| !order.status.was_paid()) {
+        gone.extend(cases::returned_elsewhere(tx, &paid).await?);
+    }
+    Ok(gone)
+}
+
 /// What is known inside the transaction, and what is to be written at its end.
 struct Books<'a> {
     orders: HashMap<String, Order>,
     recorded: HashSet<(PaymentMethod, String)>,
+    gone: HashSet<(OrderId, String)>,
     effects: Effects,
     policies: &'a Policies,
     clock: &'a Clock,
@@ -160,6 +187,11 @@ impl Books<'_> {
             Fact::Paid { amount, .. } if *amount != Some(order.amount) => {
                 self.case(Verdict::AmountMismatch, CaseKind::AmountMismatch, id, told)
             }
+            Fact::Paid { trade_no, .. }
+                if !order.status.was_paid() && self.gone.contains(&(order.id, trade_no.to_string())) =>
+            {
+                Verdict::NotPending
+            }
             Fact::Paid { trade_no, paid_at, .. } => self.paid(told, trade_no, *paid_at),
             Fact::ClosedUnpaid => self.closed(told),
             // Money that came late, was noted, and has gone back since.
@@ -170,21 +202,21 @@ impl Books<'_> {
             Fact::PaidAndReturned { .. } if !order.status.was_paid() => {
                 self.case(Verdict::NotPending, CaseKind::RefundedElsewhere, id, told)
             }
-            Fact::PaidAndReturned { .. } | Fact::Nothing => Verdict::Ignored,
-            Fact::Refund { .. } => return None,
+            Fact::Nothing => Verdict::Ignored,
+            Fact::PaidAndReturned { .. } | Fact::Refund { .. } => return None,
         })
     }
 
-    /// What a callback tells of a refund.
+    /// What a callback or an answer tells of money that went back.
     async fn refund(&mut self, tx: &mut PgConnection, told: &Notification) -> Result<Verdict, DbError> {
-        let (Fact::Refund { refund_no, amount, outcome, .. }, Some(order)) =
-            (&told.fact, self.orders.get(&told.order_no))
-        else {
-            return Ok(Verdict::Ignored);
-        };
-        let id = order.id;
-        let notice = (refund_no.as_str(), *amount, *outcome);
-        Ok(match refunds::notice(tx, notice, id, self.clock).await? {
+        let Some(id) = self.orders.get(&told.order_no).map(|order| order.id) else { return Ok(Verdict::Ignored) };
+        if let Fact::PaidAndReturned { trade_no } = &told.fact {
+            return Ok(match refunds::explained(tx, id, trade_no, self.clock).await? {
+                true => Verdict::Ignored,
+                false => self.case(Verdict::UnknownRefund, CaseKind::UnknownRefund, Some(id), told),
+            });
+        }
+        Ok(match refunds::notice(tx, &told.fact, id, self.clock).await? {
             Some(RefundVerdict::Settled) => Verdict::Settled,
             Some(RefundVerdict::Duplicate) => Verdict::Duplicate,
             Some(RefundVerdict::AmountMismatch) => Verdict::AmountMismatch,
@@ -237,12 +269,9 @@ impl Books<'_> {
             return Verdict::Settled;
         }
         if policy == LatePaymentPolicy::Refund {
-            self.effects.returns.push(Return {
-                id: RefundId::from_u128(self.clock.fresh_bits()),
-                order_id: id,
-                trade_no: trade_no.clone(),
-                case: self.effects.cases.len(),
-            });
+            let back =
+                Return { id: RefundId::from_u128(self.clock.fresh_bits()), order_id: id, trade_no: trade_no.clone() };
+            self.effects.returns.push((back, self.effects.cases.len()));
         }
         self.case(Verdict::NotPending, kind, Some(id), told)
     }
@@ -312,7 +341,7 @@ fn evidence(told: &Notification) -> Value {
             evidence["amount"] = json!(money(amount));
         }
         Fact::PaidAndReturned { trade_no } => evidence["trade_no"] = trade_no.as_str().into(),
-        Fact::Refund { trade_no, refund_no, amount, outcome } => {
+        Fact::Refund { trade_no, refund_no, amount, outcome, .. } => {
             evidence["trade_no"] = trade_no.as_str().into();
             evidence["refund_no"] = refund_no.as_str().into();
             evidence["amount"] = json!(money(amount));
@@ -334,7 +363,8 @@ struct Effects {
     /// Orders that a late payment makes paid, and their cases, decided already.
     honoured: Vec<Paid>,
     decided: Vec<NewCase>,
-    returns: Vec<Return>,
+    /// Each with the place of its case among `cases`.
+    returns: Vec<(Return, usize)>,
 }
 
 impl Effects {
@@ -357,8 +387,8 @@ impl Effects {
             let decision = ("taken for its order: the account's policy is fulfil", late::POLICY);
             cases::record_resolved(tx, &self.decided, decision, now).await?;
         }
-        for back in &self.returns {
-            late::give_back(tx, back, &mut self.cases[back.case].evidence, now).await?;
+        for (back, case) in &self.returns {
+            late::give_back(tx, back, &mut self.cases[*case].evidence, now).await?;
         }
         if !self.cases.is_empty() {
             self.events.extend(open_cases(tx, &self.cases, now).await?);

@@ -6,15 +6,15 @@ use serde_json::json;
 use sqlx::PgConnection;
 use time::{Duration, OffsetDateTime};
 
-use super::open_cases;
+use super::{late, open_cases};
 use crate::clock::Clock;
 use crate::db::cases::NewCase;
 use crate::db::orders::Order;
 use crate::db::refunds::{Move, NewRefund, Refund};
 use crate::db::{DbError, cases, events, jobs, orders, refunds, transactions};
 use crate::domain::{
-    CaseId, CaseKind, Money, OrderId, PaymentMethod, RefundEvent, RefundId, RefundNo, RefundOutcome, RefundStatus,
-    TradeNo, status_by_refunds,
+    CaseId, CaseKind, Fact, Money, OrderId, OrderStatus, PaymentMethod, RefundEvent, RefundId, RefundNo, RefundOutcome,
+    RefundStatus, TradeNo, status_by_refunds,
 };
 use crate::event::{self, Event};
 use crate::job::kind;
@@ -23,6 +23,9 @@ use crate::job::kind;
 const WECHAT_PERIOD: Duration = Duration::days(365);
 /// How often at WeChat Pay.
 const WECHAT_REFUNDS: usize = 50;
+
+/// When a refund that has failed is asked about once more.
+const LOOK_BACK: Duration = Duration::days(1);
 
 /// A wish for money back.
 #[derive(Debug, Clone)]
@@ -81,7 +84,7 @@ pub async fn ask(
         (None, Some(trade_no)) if order.status.was_paid() => trade_no,
         (None, _) => return Ok(Err(RefundRefusal::NotPaid)),
     };
-    let payment = transactions::payment_of_trade(tx, order.payment_method, trade_no).await?;
+    let payment = transactions::payment_of_trade(tx, &order, trade_no).await?;
     let Some((transaction_id, paid)) = payment else { return Ok(Err(RefundRefusal::NotPaid)) };
     let all = refunds::of_order(&mut *tx, order.id).await?;
     if cases::is_open(tx, CaseKind::UnknownRefund, order.id).await? {
@@ -160,6 +163,17 @@ pub enum RefundFact {
     },
 }
 
+impl RefundFact {
+    /// For logs and labels.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            RefundFact::Returned { .. } => "succeeded",
+            RefundFact::Failed { .. } => "failed",
+            RefundFact::Undeliverable { .. } => "abnormal",
+        }
+    }
+}
+
 /// What a fact did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefundVerdict {
@@ -203,11 +217,40 @@ pub async fn settle(
         refunds::mark_sent(tx, refund.id, now).await?;
         from = RefundStatus::Processing;
     }
-    let Some(to) = from.next(event) else { return Ok(RefundVerdict::Duplicate) };
+    let Some(to) = from.next(event) else {
+        no_move(tx, &refund, fact, clock).await?;
+        return Ok(RefundVerdict::Duplicate);
+    };
     refunds::apply(tx, &step(&refund, (from, to), fact, now), now).await?;
-    let order = follow(tx, &order, now).await?;
-    tell(tx, (&order, &refund, from), fact, clock).await?;
+    let after = follow(tx, &order, now).await?;
+    tell(tx, (&after, &refund, from), fact, clock).await?;
+    if after.status == OrderStatus::Refunded && order.status != OrderStatus::Refunded {
+        events::append(tx, &[event::order_refunded(&after, &refund)], now).await?;
+    }
+    count(&after, &refund, fact, now);
     Ok(RefundVerdict::Settled)
+}
+
+/// A fact that moves nothing can still bring the gateway's number, without which nobody can send the refund another way.
+/// And what a gateway still has in hand of a refund that we have given up is for a person.
+async fn no_move(tx: &mut PgConnection, refund: &Refund, fact: &RefundFact, clock: &Clock) -> Result<(), DbError> {
+    let RefundFact::Undeliverable { gateway_refund_no } = fact else { return Ok(()) };
+    if let (Some(number), None) = (gateway_refund_no, &refund.gateway_refund_no) {
+        refunds::note_number(tx, refund.id, number, clock.now()).await?;
+    }
+    if refund.status == RefundStatus::Failed {
+        let evidence = json!({ "refund_no": refund.refund_no, "gateway_refund_no": gateway_refund_no });
+        open(tx, &case(clock, CaseKind::RefundAfterFailure, refund, evidence), clock.now()).await?;
+    }
+    Ok(())
+}
+
+/// How refunds end, and after how long.
+fn count(order: &Order, refund: &Refund, fact: &RefundFact, now: OffsetDateTime) {
+    let labels = [("gateway", order.payment_method.as_str()), ("outcome", fact.as_str())];
+    metrics::counter!("refunds_total", &labels).increment(1);
+    let took = (now - refund.created_at).as_seconds_f64();
+    metrics::histogram!("refund_duration_seconds", &labels).record(took.max(0.0));
 }
 
 fn step(refund: &Refund, (from, to): (RefundStatus, RefundStatus), fact: &RefundFact, now: OffsetDateTime) -> Move {
@@ -256,10 +299,7 @@ async fn tell(
     match fact {
         RefundFact::Returned { at, .. } => {
             told.push(event::refund_succeeded(order, refund, at.unwrap_or(now)));
-            let own = order.trade_no.as_ref() == Some(&refund.trade_no);
-            if own && order.refunded_amount == order.amount {
-                told.push(event::order_refunded(order, refund));
-            }
+            cases::end_of_refund(tx, refund, "the refund has succeeded", now).await?;
             if from == RefundStatus::Failed {
                 let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount });
                 open(tx, &case(clock, CaseKind::RefundAfterFailure, refund, evidence), now).await?;
@@ -267,7 +307,8 @@ async fn tell(
         }
         RefundFact::Failed { why, closed } => {
             told.push(event::refund_failed(order, refund, why));
-            if *closed {
+            // Money that was not owed is still owed back: its case may have been resolved when this refund was asked for.
+            if *closed || order.trade_no.as_ref() != Some(&refund.trade_no) {
                 let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "why": why });
                 open(tx, &case(clock, CaseKind::RefundClosed, refund, evidence), now).await?;
             }
@@ -280,15 +321,17 @@ async fn tell(
         }
     }
     events::append(tx, &told, now).await?;
-    if refund_is_over(fact) {
-        jobs::drop_refund(tx, refund.id).await?;
+    match fact {
+        // It is asked about daily until it ends.
+        RefundFact::Undeliverable { .. } => return Ok(()),
+        // Nobody signed that the gateway knows no such refund: one more question, much later.
+        RefundFact::Failed { closed: false, .. } => {
+            let (id, at) = (refund.id.to_string(), now + LOOK_BACK);
+            jobs::ask_at(&mut *tx, kind::REFUND, &id, &json!({}), at).await?;
+        }
+        RefundFact::Returned { .. } | RefundFact::Failed { .. } => jobs::drop_refund(tx, refund.id).await?,
     }
-    Ok(())
-}
-
-/// An undeliverable refund is asked about daily until it ends.
-fn refund_is_over(fact: &RefundFact) -> bool {
-    !matches!(fact, RefundFact::Undeliverable { .. })
+    late::give_back_what_waited(tx, order.id, clock).await
 }
 
 /// Takes what a callback tells of a refund; a hint only brings the question forward.
@@ -297,23 +340,48 @@ fn refund_is_over(fact: &RefundFact) -> bool {
 /// [`DbError`]; the caller rolls back.
 pub(super) async fn notice(
     tx: &mut PgConnection,
-    (refund_no, amount, outcome): (&str, Option<Money>, RefundOutcome),
+    told: &Fact,
     order_id: OrderId,
     clock: &Clock,
 ) -> Result<Option<RefundVerdict>, DbError> {
+    let Fact::Refund { refund_no, amount, gateway_refund_no, at, outcome, .. } = told else { return Ok(None) };
     let found = refunds::by_refund_no(&mut *tx, refund_no).await?.filter(|refund| refund.order_id == order_id);
     let Some(refund) = found else { return Ok(None) };
+    let (gateway_refund_no, amount, at) = (gateway_refund_no.clone(), *amount, *at);
     let fact = match outcome {
-        RefundOutcome::Succeeded => RefundFact::Returned { amount, gateway_refund_no: None, at: None },
+        RefundOutcome::Succeeded => RefundFact::Returned { amount, gateway_refund_no, at },
         RefundOutcome::Closed => RefundFact::Failed { why: "the gateway closed it".to_owned(), closed: true },
-        RefundOutcome::Abnormal => RefundFact::Undeliverable { gateway_refund_no: None },
-        RefundOutcome::Hint if refund.status.is_final() => return Ok(Some(RefundVerdict::Duplicate)),
+        RefundOutcome::Abnormal => RefundFact::Undeliverable { gateway_refund_no },
+        RefundOutcome::Hint if refund.status == RefundStatus::Succeeded => return Ok(Some(RefundVerdict::Duplicate)),
+        // Of a failed one too: an earlier request may have had its effect late.
         RefundOutcome::Hint => {
-            jobs::ask_now(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), clock.now()).await?;
+            jobs::ask_at(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), clock.now()).await?;
             return Ok(Some(RefundVerdict::Settled));
         }
     };
     settle(tx, &refund, &fact, clock).await.map(Some)
+}
+
+/// Whether refunds of ours explain that money of a trade went back. One that we have given up does not, but may be the one:
+/// it is asked about.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub(super) async fn explained(
+    tx: &mut PgConnection,
+    order_id: OrderId,
+    trade_no: &TradeNo,
+    clock: &Clock,
+) -> Result<bool, DbError> {
+    let all = refunds::of_order(&mut *tx, order_id).await?;
+    let of_trade = || all.iter().filter(|refund| refund.trade_no == *trade_no);
+    if of_trade().any(|refund| refund.status.reserves()) {
+        return Ok(true);
+    }
+    for refund in of_trade() {
+        jobs::ask_at(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), clock.now()).await?;
+    }
+    Ok(false)
 }
 
 /// A case about a refund.

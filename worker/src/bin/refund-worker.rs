@@ -13,14 +13,14 @@ use shared::mq::topology::{self, Needs};
 use tracing::error;
 use worker::consumer::{self, BatchOptions};
 use worker::jobs;
-use worker::refunds::{Failures, RefundWorker};
+use worker::refunds::{Budget, RefundWorker};
 use worker::start::{Missing, Process, Worker};
 
 /// Takes refund jobs from the queue payment.refunds, asks the gateway for each refund and then how it went, until the
 /// result is final. Run as many as the queue's depth asks for.
 ///
 /// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, GATEWAYS_FILE, PUBLIC_URL,
-/// OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+/// REFUND_CALLS, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {}
@@ -29,6 +29,7 @@ struct Cli {}
 struct Config {
     gateways: Gateways,
     public_url: String,
+    budget: Budget,
 }
 
 #[tokio::main]
@@ -42,8 +43,13 @@ async fn main() -> ExitCode {
 
 fn configure(env: &mut Env) -> Option<Config> {
     let public_url = env.required("PUBLIC_URL", "set it to the address at which the gateways reach payment-api");
+    let calls = env.parse_or("REFUND_CALLS", 2, "a number of requests at once, such as 2");
     let gateways = worker::start::gateways(env);
-    Some(Config { gateways: gateways?, public_url: public_url?.trim_end_matches('/').to_owned() })
+    Some(Config {
+        gateways: gateways?,
+        public_url: public_url?.trim_end_matches('/').to_owned(),
+        budget: Budget::new(calls?),
+    })
 }
 
 async fn work(process: Process, config: Config) {
@@ -53,7 +59,7 @@ async fn work(process: Process, config: Config) {
         gateways: config.gateways,
         public_url: config.public_url,
         clock: Clock::system(),
-        failures: Failures::default(),
+        budget: config.budget,
     });
     let batch = BatchOptions { max: 16, linger: Duration::from_millis(5) };
     let supervised = mq::supervise("refund-worker", &process.amqp_url, process.stop, async |connection, stop| {

@@ -21,18 +21,18 @@ pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection, depths: 
     {
         let which = if depth > LONG_QUEUE { Lease::Fresh } else { Lease::All };
         let due = jobs::lease_due(connection, kind, which, BATCH, relay.clock.now()).await?;
-        let (mut ids, mut messages) = (Vec::new(), Vec::new());
+        let (mut leases, mut messages) = (Vec::new(), Vec::new());
         for job in due {
             match message(kind, &job) {
                 Ok(message) => {
-                    ids.push(job.id);
+                    leases.push((job.id, job.fence));
                     messages.push(message);
                 }
                 Err(error) => give_up(relay, connection, &job, &error).await?,
             }
         }
         if !messages.is_empty() {
-            carried += publish(relay, connection, &ids, messages).await?;
+            carried += publish(relay, connection, &leases, messages).await?;
         }
     }
     Ok(carried)
@@ -41,17 +41,17 @@ pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection, depths: 
 async fn publish(
     relay: &Relay,
     connection: &mut PgConnection,
-    ids: &[i64],
+    leases: &[(i64, i64)],
     messages: Vec<Message>,
 ) -> Result<usize, DbError> {
     let outcomes = relay.publisher.publish_all(messages, CONFIRM).await;
-    let refused: Vec<i64> =
-        ids.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_err()).map(|(id, _)| *id).collect();
+    let refused: Vec<(i64, i64)> =
+        leases.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_err()).map(|(lease, _)| *lease).collect();
     if let Some(error) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
         warn!(%error, jobs = refused.len(), "Jobs stay in the database for now");
         jobs::release(connection, &refused, relay.clock.now() + time::Duration::seconds(1)).await?;
     }
-    Ok(ids.len() - refused.len())
+    Ok(leases.len() - refused.len())
 }
 
 fn message(kind: &str, job: &Due) -> Result<Message, serde_json::Error> {

@@ -64,7 +64,7 @@ async fn give_up(app: &App, viewer: &Viewer, id: OrderId) -> Result<Order, ApiEr
         return Ok(order);
     }
     let ref_id = id.to_string();
-    jobs::ask_now(&app.db, kind::CHECK, &ref_id, &json!({ "close": true }), app.clock.now()).await?;
+    jobs::ask_at(&app.db, kind::CHECK, &ref_id, &json!({ "close": true }), app.clock.now()).await?;
     let until = Instant::now() + PATIENCE;
     while order.status == OrderStatus::Pending && Instant::now() < until {
         sleep(LOOK).await;

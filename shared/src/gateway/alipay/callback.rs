@@ -50,9 +50,14 @@ fn fact(form: &Form<'_>) -> Result<Fact, CallbackError> {
         let trade_no = trade_no(form)?;
         return Ok(match form.get("out_biz_no") {
             // `refund_fee` is the sum of all refunds so far, so this refund's own amount is not told.
-            Some(refund_no) => {
-                Fact::Refund { trade_no, refund_no: refund_no.to_owned(), amount: None, outcome: RefundOutcome::Hint }
-            }
+            Some(refund_no) => Fact::Refund {
+                trade_no,
+                refund_no: refund_no.to_owned(),
+                amount: None,
+                gateway_refund_no: None,
+                at: None,
+                outcome: RefundOutcome::Hint,
+            },
             None => Fact::PaidAndReturned { trade_no },
         });
     }

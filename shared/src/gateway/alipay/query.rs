@@ -38,7 +38,7 @@ impl Alipay {
             Ok(queried) if queried.out_trade_no != order_no.as_str() => {
                 Err(GatewayError::Protocol("an answer about another order".to_owned()))
             }
-            Ok(queried) => Ok(Verified::new(Trade { fact: fact(&queried)?, state: queried.trade_status })),
+            Ok(queried) => Ok(Verified::new(Trade { fact: fact(&queried, now)?, state: queried.trade_status })),
             // Before the buyer comes there is no trade, and he still may come until it expires.
             Err(failure) if failure.short_sub_code() == "TRADE_NOT_EXIST" => {
                 Ok(Verified::new(Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned() }))
@@ -75,14 +75,18 @@ fn call<'a>(method: &'a str, biz_content: &'a str) -> Call<'a> {
     Call { method, notify_url: None, return_url: None, biz_content }
 }
 
-/// `TRADE_CLOSED` is either never paid or fully returned: only a payment has a date.
-fn fact(queried: &Queried) -> Result<Fact, GatewayError> {
+/// `TRADE_CLOSED` is either never paid or fully returned: only a payment has a date. A paid trade whose date is left out, as
+/// the page allows, was paid by `now`.
+fn fact(queried: &Queried, now: OffsetDateTime) -> Result<Fact, GatewayError> {
     let paid_at = queried.send_pay_date.as_deref().filter(|text| !text.is_empty());
     match (queried.trade_status.as_str(), paid_at) {
         ("TRADE_SUCCESS" | "TRADE_FINISHED", paid_at) => Ok(Fact::Paid {
             trade_no: trade_no(queried)?,
             amount: amount(queried)?,
-            paid_at: paid_at.and_then(parse_beijing).ok_or_else(|| protocol("send_pay_date"))?,
+            paid_at: match paid_at {
+                Some(text) => parse_beijing(text).ok_or_else(|| protocol("send_pay_date"))?,
+                None => now,
+            },
         }),
         ("TRADE_CLOSED", Some(_)) => Ok(Fact::PaidAndReturned { trade_no: trade_no(queried)? }),
         ("TRADE_CLOSED", None) => Ok(Fact::ClosedUnpaid),
@@ -112,12 +116,14 @@ mod tests {
 
     use super::*;
 
+    const NOW: OffsetDateTime = datetime!(2026-01-05 03:00:00 UTC);
+
     fn told(status: &str, total_amount: &str, send_pay_date: &str) -> Result<Fact, GatewayError> {
         let text = format!(
             r#"{{"trade_no":"2026","out_trade_no":"ORD_01","trade_status":"{status}","total_amount":{total_amount},
                 "send_pay_date":"{send_pay_date}","another":{{"x":[]}}}}"#
         );
-        fact(&serde_json::from_str(&text).unwrap())
+        fact(&serde_json::from_str(&text).unwrap(), NOW)
     }
 
     #[test]
@@ -130,7 +136,8 @@ mod tests {
             assert_eq!(amount.unwrap().fen(), 8880);
             assert_eq!(paid_at, datetime!(2026-01-05 02:21:08 UTC));
         }
-        for (amount, date) in [("1e2", "2026-01-05 10:21:08"), (r#""""#, "2026-01-05 10:21:08"), ("1", "")] {
+        assert!(matches!(told("TRADE_SUCCESS", "1", ""), Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW));
+        for (amount, date) in [("1e2", "2026-01-05 10:21:08"), (r#""""#, "2026-01-05 10:21:08"), ("1", "soon")] {
             assert!(matches!(told("TRADE_FINISHED", amount, date), Err(GatewayError::Protocol(_))), "{amount} {date}");
         }
     }

@@ -35,6 +35,7 @@ struct Resource {
     transaction_id: Option<String>,
     trade_state: Option<String>,
     success_time: Option<String>,
+    refund_id: Option<String>,
     out_refund_no: Option<String>,
     refund_status: Option<String>,
     amount: Option<Amount>,
@@ -127,6 +128,12 @@ fn shown(id: Option<&str>) -> String {
     id.unwrap_or("none").chars().take(32).collect()
 }
 
+/// The number of a refund, if it is one: it becomes part of a path.
+pub(super) fn refund_id(text: &str) -> Option<String> {
+    let fits = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    fits.then(|| text.to_owned())
+}
+
 fn payment(resource: &Resource, create_time: Option<&str>) -> Result<Fact, CallbackError> {
     if resource.trade_state.as_deref() != Some("SUCCESS") {
         return Ok(Fact::Nothing);
@@ -148,7 +155,14 @@ fn refund(resource: &Resource) -> Result<Fact, CallbackError> {
     };
     let amount = resource.amount.as_ref().and_then(Amount::refund).flatten();
     let refund_no = required("out_refund_no", resource.out_refund_no.as_deref())?.to_owned();
-    Ok(Fact::Refund { trade_no: trade_no(resource)?, refund_no, amount, outcome })
+    Ok(Fact::Refund {
+        trade_no: trade_no(resource)?,
+        refund_no,
+        amount,
+        gateway_refund_no: resource.refund_id.as_deref().and_then(refund_id),
+        at: resource.success_time.as_deref().and_then(parse_time),
+        outcome,
+    })
 }
 
 fn trade_no(resource: &Resource) -> Result<TradeNo, CallbackError> {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::callback::Amount;
+use super::callback::{self, Amount};
 use super::client::{Failure, Outcome, refusal};
 use super::sensitive::{self, SensitiveError};
 use super::sign::Target;
@@ -74,8 +74,7 @@ impl Wechat {
         to: &RefundTarget,
         now: OffsetDateTime,
     ) -> Result<RefundState, GatewayError> {
-        // It becomes part of a path.
-        if refund_id.is_empty() || !refund_id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        if callback::refund_id(refund_id).is_none() {
             return Err(refusal("refund_id", "not a number that WeChat Pay gives a refund"));
         }
         let mut serial = self.account.verify_keys.public_key_id();
@@ -118,6 +117,8 @@ fn accepted(refund: &RefundOrder, outcome: Outcome) -> Result<RefundState, Gatew
 /// An unsigned 4xx. The status of a code differs between calls, so the codes that leave it open count under any.
 fn refund_error(failure: Failure) -> GatewayError {
     match failure.code.as_str() {
+        // Our keys are at fault, not this refund: it was not looked at, and goes out once they are mended.
+        _ if failure.status == 401 => GatewayError::Unknown(failure.text()),
         "NOT_ENOUGH" => failure.not_now(),
         "SYSTEM_ERROR" | "FREQUENCY_LIMITED" | "RATELIMIT_EXCEEDED" => GatewayError::Unknown(failure.text()),
         _ => failure.refused(),
@@ -138,7 +139,7 @@ fn state(refund: &RefundOrder, body: &[u8]) -> Result<RefundState, GatewayError>
     if amount != Some(refund.amount) || told.amount.total().flatten() != Some(refund.total) {
         return Err(protocol("amount"));
     }
-    let gateway_refund_no = Some(told.refund_id).filter(|id| (1..=64).contains(&id.len()));
+    let gateway_refund_no = callback::refund_id(&told.refund_id);
     match told.status.as_str() {
         "PROCESSING" => Ok(RefundState::Processing { gateway_refund_no }),
         "SUCCESS" => {
@@ -299,7 +300,7 @@ mod tests {
         for (status, code, expected) in [
             (400, "PARAM_ERROR", "refused"),
             (400, "INVALID_REQUEST", "refused"),
-            (401, "SIGN_ERROR", "refused"),
+            (401, "SIGN_ERROR", "unknown"),
             (403, "NOT_ENOUGH", "not now"),
             (400, "NOT_ENOUGH", "not now"),
             (403, "USER_ACCOUNT_ABNORMAL", "refused"),
