@@ -1,8 +1,11 @@
 //! The workers on a real database: what they make of each callback, and what they publish.
 
 mod batches;
+mod bench;
 mod checks;
 mod consumer;
+mod histories;
+mod refunding;
 mod refunds;
 mod relay;
 mod support;

@@ -24,7 +24,7 @@ impl World {
         self.order(&order.id).await
     }
 
-    async fn ask(&self, order_id: OrderId, amount: Option<&str>) -> Result<Refund, RefundRefusal> {
+    pub async fn ask(&self, order_id: OrderId, amount: Option<&str>) -> Result<Refund, RefundRefusal> {
         let clock = Clock::system();
         let id = RefundId::from_u128(clock.fresh_bits());
         let wish = Wish {
@@ -49,14 +49,14 @@ impl World {
         }
     }
 
-    async fn tell(&self, refund: &Refund, fact: &RefundFact) -> RefundVerdict {
+    pub async fn tell(&self, refund: &Refund, fact: &RefundFact) -> RefundVerdict {
         let mut tx = self.db.begin().await.unwrap();
         let verdict = settling::settle(&mut tx, refund, fact, &Clock::system()).await.unwrap();
         tx.commit().await.unwrap();
         verdict
     }
 
-    async fn refund(&self, id: RefundId) -> Refund {
+    pub async fn refund(&self, id: RefundId) -> Refund {
         refunds::get(&self.db, id).await.unwrap().unwrap()
     }
 
@@ -137,6 +137,8 @@ async fn a_success_after_a_failure_is_a_fact_and_a_case(db: PgPool) {
     let whole = world.order(&order.id).await;
     assert_eq!((whole.status, whole.refunded_amount), (OrderStatus::Refunded, yuan("10")));
     assert_eq!(world.cases().await[0].0, "refund_after_failure");
+    let told = ["order.paid", "refund.failed", "refund.succeeded", "order.refunded", "refund.succeeded"];
+    assert_eq!(world.event_kinds().await, told, "an order is refunded once");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -261,6 +261,60 @@ async fn a_pending_order_found_returned_is_a_case_and_not_paid(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn money_that_came_and_went_is_not_delivered_for_by_a_late_notice_of_its_coming(db: PgPool) {
+    let world = World::new(db);
+    let returned = with_fields(&[("trade_status", json!("TRADE_CLOSED")), ("refund_fee", json!("5.00"))]);
+    let returned = Overrides { id: Some("returned".to_owned()), ..returned };
+    for apart in [true, false] {
+        let order = world.pending_order(Alipay, "5").await;
+        let trade = world.paid_trade(&order);
+        let (came, went) = (world.told(&trade, &Overrides::default()), world.told(&trade, &returned));
+        if apart {
+            world.settle(vec![went]).await;
+            world.settle(vec![came]).await;
+        } else {
+            world.settle(vec![came, went]).await;
+        }
+        assert_eq!(world.status(&order).await, Pending);
+        assert_eq!(world.payments(&order).await, [(None, "pending".to_owned())]);
+        // Another trade pays it as ever.
+        world.settle(vec![world.paid(&order)]).await;
+        assert_eq!(world.status(&order).await, Paid);
+    }
+    assert_eq!(
+        world.cases().await.iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>(),
+        ["refunded_elsewhere"; 2]
+    );
+    assert_eq!(world.events().await.len(), 2, "one order.paid each");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_return_of_a_paid_order_that_no_refund_of_ours_explains_is_a_case(db: PgPool) {
+    let world = World::new(db);
+    let order = world.pending_order(Alipay, "5").await;
+    let trade = world.paid_trade(&order);
+    world.settle(vec![world.told(&trade, &Overrides::default())]).await;
+    let returned = with_fields(&[("trade_status", json!("TRADE_CLOSED")), ("refund_fee", json!("5.00"))]);
+    for id in ["first", "second"] {
+        let returned = Overrides { id: Some(id.to_owned()), ..returned.clone() };
+        world.settle(vec![world.told(&trade, &returned)]).await;
+    }
+    assert_eq!(world.status(&order).await, Paid, "a person decides what becomes of it");
+    assert_eq!(world.cases().await.len(), 1);
+    assert_eq!(world.cases().await[0].0, "unknown_refund");
+    assert!(world.ask(order.id, None).await.is_err(), "until then nothing more goes back");
+
+    // A refund of ours explains it.
+    let order = world.pending_order(Alipay, "5").await;
+    let trade = world.paid_trade(&order);
+    world.settle(vec![world.told(&trade, &Overrides::default())]).await;
+    world.ask(order.id, None).await.unwrap();
+    let returned = Overrides { id: Some("third".to_owned()), ..returned };
+    world.settle(vec![world.told(&trade, &returned)]).await;
+    assert_eq!(world.cases().await.len(), 1);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn what_the_key_did_not_sign_is_dead_and_kept_as_evidence(db: PgPool) {
     let world = World::new(db);
     for (method, wrong) in [

@@ -1,7 +1,5 @@
 //! What asking the gateways makes of orders: lost callbacks, ends, and money that comes after the end.
 
-mod bench;
-
 use gateway_sim::notify::Overrides;
 use serde_json::json;
 use shared::db::{MIGRATOR, orders};
@@ -15,7 +13,7 @@ use sqlx::PgPool;
 use time::Duration;
 use worker::jobs::run_batch;
 
-use bench::Bench;
+use crate::bench::Bench;
 
 const AGO: Duration = Duration::seconds(1);
 const ASKED: Duration = Duration::minutes(1);
@@ -138,7 +136,7 @@ async fn late(db: PgPool, policy: &str) -> (Bench, Vec<orders::Order>) {
     for method in [Alipay, Wechat] {
         let order = bench.offered(method).await;
         let mut tx = bench.world.db.begin().await.unwrap();
-        let ended = settle::end_unpaid(&mut tx, &order, &bench.worker.clock).await.unwrap();
+        let ended = settle::end_unpaid(&mut tx, &order, &bench.checks.clock).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!(ended, Verdict::Settled);
         bench.act(&order, "pay").await;
@@ -202,7 +200,7 @@ async fn a_person_honours_a_late_payment_once(db: PgPool) {
     let trade_no = shared::domain::TradeNo::parse(trade_no).unwrap();
     for outcome in [Ok(()), Err(settle::NotHonoured::NotClosed)] {
         let mut tx = bench.world.db.begin().await.unwrap();
-        assert_eq!(settle::honour(&mut tx, order.id, &trade_no, bench.worker.clock.now()).await.unwrap(), outcome);
+        assert_eq!(settle::honour(&mut tx, order.id, &trade_no, bench.checks.clock.now()).await.unwrap(), outcome);
         tx.commit().await.unwrap();
     }
     assert_eq!(bench.world.status(order).await, Paid);
@@ -233,7 +231,7 @@ async fn a_second_payment_waits_for_a_person_while_another_refund_is_on_its_way(
     let bench = Bench::new(db, "refund").await;
     let order = bench.opened(Wechat).await;
     bench.world.settle(vec![bench.world.paid(&order)]).await;
-    let clock = bench.worker.clock;
+    let clock = bench.checks.clock;
     let id = RefundId::from_u128(clock.fresh_bits());
     let wish = Wish {
         id,
@@ -261,7 +259,7 @@ async fn a_late_payment_that_has_gone_back_is_no_news(db: PgPool) {
     let bench = Bench::new(db, "refund").await;
     let order = bench.world.pending_order(Alipay, "8.88").await;
     let mut tx = bench.world.db.begin().await.unwrap();
-    settle::end_unpaid(&mut tx, &order, &bench.worker.clock).await.unwrap();
+    settle::end_unpaid(&mut tx, &order, &bench.checks.clock).await.unwrap();
     tx.commit().await.unwrap();
     let trade = bench.world.paid_trade(&order);
     let fields = [("trade_status".to_owned(), Some(json!("TRADE_CLOSED")))].into_iter().collect();
@@ -295,12 +293,29 @@ async fn no_answer_is_no_state_and_what_was_asked_stays_asked(db: PgPool) {
 async fn a_buyer_gives_up_and_a_page_that_is_still_open_is_not_forgotten(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let (unscanned, unmade) = (bench.offered(Alipay).await, bench.world.pending_order(Wechat, "1").await);
-    for (order, status) in [(&unscanned, Pending), (&unmade, Closed)] {
+    for (order, status, asked) in [(&unscanned, Pending, json!({ "close": true })), (&unmade, Closed, json!({}))] {
         bench.ask_now(order.id, json!({ "close": true })).await;
         bench.check(order).await;
         assert_eq!(bench.world.status(order).await, status);
-        assert_eq!(bench.job(order).await.unwrap().2, json!({}));
+        assert_eq!(bench.job(order).await.unwrap().2, asked);
     }
+    // He comes after all, and looks at the page of an order that he has given up: now there is a trade to close.
+    bench.act(&unscanned, "open").await;
+    bench.check(&unscanned).await;
+    assert_eq!(bench.world.status(&unscanned).await, Closed);
+    assert_eq!(bench.trade(&unscanned).await, "closed");
+    assert_eq!(bench.job(&unscanned).await.unwrap().2, json!({}));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_sync_does_not_take_back_what_the_buyer_asked_for(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    let order = bench.opened(Wechat).await;
+    bench.ask_now(order.id, json!({ "close": true })).await;
+    bench.ask_now(order.id, json!({ "sync": true })).await;
+    assert_eq!(bench.job(&order).await.unwrap().2, json!({ "close": true, "sync": true }));
+    bench.check(&order).await;
+    assert_eq!(bench.world.status(&order).await, Closed);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -330,7 +345,7 @@ async fn two_workers_with_the_same_message_have_one_effect(db: PgPool) {
         }
         bench.expire(&order, AGO).await;
         let nudge = bench.nudge(&order).await;
-        run_batch(&bench.worker, (0..8).map(|_| Ok(nudge)).collect()).await.unwrap();
+        run_batch(&bench.checks, (0..8).map(|_| Ok(nudge)).collect()).await.unwrap();
         assert_eq!(bench.world.order(&order.id).await.version, 2);
     }
     assert_eq!(bench.event_kinds().await, ["order.paid", "order.closed"]);
