@@ -72,6 +72,7 @@ fn router(shop: Shared) -> Router {
         .route("/", get(page::page))
         .route("/api/orders", post(orders::create))
         .route("/api/orders/{id}", get(orders::show))
+        .route("/api/orders/{id}/refund", post(orders::refund))
         .route("/api/orders/{id}/stream", get(orders::stream))
         .route("/api/events", get(events::stream))
         .route("/healthz", get(healthz))

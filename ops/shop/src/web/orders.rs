@@ -73,6 +73,33 @@ pub(super) async fn show(State(shop): State<Shared>, Path(id): Path<String>) -> 
     shop.api.order(&id).await.map_or_else(|error| logged(error).into_response(), |order| Json(order).into_response())
 }
 
+/// What the page sends for a refund.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wish {
+    /// One for each refund that is meant: a repeated press asks for no second one.
+    attempt: String,
+}
+
+/// `POST /api/orders/{id}/refund`: asks for all that is left of the order's money.
+pub(super) async fn refund(
+    State(shop): State<Shared>,
+    Path(id): Path<String>,
+    wish: Result<Json<Wish>, JsonRejection>,
+) -> Response {
+    let Json(Wish { attempt }) = match wish {
+        Ok(wish) => wish,
+        Err(rejection) => return refuse(rejection.status(), "invalid_wish", &rejection.body_text()),
+    };
+    if attempt.is_empty() || !attempt.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return refuse(StatusCode::BAD_REQUEST, "invalid_wish", "attempt must be visible ASCII");
+    }
+    match shop.api.refund(&attempt, &id).await {
+        Ok(()) => (StatusCode::ACCEPTED, Json(serde_json::json!({ "status": "accepted" }))).into_response(),
+        Err(error) => logged(error).into_response(),
+    }
+}
+
 #[derive(Deserialize)]
 pub(super) struct View {
     #[serde(default)]
