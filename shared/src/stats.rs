@@ -13,14 +13,14 @@ use crate::db::stats::{self, Hour, Progress};
 use crate::domain::{OrderId, first_id_at};
 
 const HOUR: i64 = 3600;
-/// Hours that one round catches up with.
-const ROUND: i64 = 48;
+/// Hours that one round catches up with at most.
+pub const ROUND: i64 = 48;
 
-/// One round, in the caller's transaction. Returns whether the counting has caught up with the clock.
+/// One round over `hours` hours, in the caller's transaction. Returns whether the counting has caught up with the clock.
 ///
 /// # Errors
-/// [`DbError`]; the caller rolls back.
-pub async fn round(tx: &mut PgConnection, now: OffsetDateTime) -> Result<bool, DbError> {
+/// [`DbError`]; the caller rolls back. [`DbError::Again`]: the round may have been too long for one statement.
+pub async fn round(tx: &mut PgConnection, now: OffsetDateTime, hours: i64) -> Result<bool, DbError> {
     let newest = stats::newest_event(tx).await?;
     let current = now.unix_timestamp() / HOUR;
     let progress = match stats::progress(tx).await? {
@@ -28,7 +28,7 @@ pub async fn round(tx: &mut PgConnection, now: OffsetDateTime) -> Result<bool, D
         None => begin(tx, newest, current).await?,
     };
     let from = (progress.hour.unix_timestamp() / HOUR).min(current);
-    let to = current.min(from + ROUND);
+    let to = current.min(from + hours);
     let mut hours: BTreeSet<i64> = (from..=to).collect();
     // Hours that are still to come need no event to be counted.
     let changed = stats::changed_hours(tx, progress.seq).await?;

@@ -145,6 +145,25 @@ async fn a_note_needs_one_person(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn what_a_refund_that_is_not_ours_reserves_is_freed_by_two_people(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.paid("u1").await;
+    let case = world.case("unknown_refund", Some(&id), "R0001").await;
+    world.refund("u1", &id, "k1", &json!({})).await.is(409, "not_refundable");
+    let proposed = step(&world, A, &case, "resolve", json!({ "note": "made by hand, for another order" })).await.json();
+    assert_eq!((&proposed["status"], &proposed["proposed_by"]), (&json!("proposed"), &json!("a1")));
+    world.refund("u1", &id, "k2", &json!({})).await.is(409, "not_refundable");
+    let version = json!({ "version": proposed["version"] });
+    step(&world, A, &case, "confirm", version.clone()).await.is(403, "same_person");
+    let done = step(&world, B, &case, "confirm", version).await.json();
+    assert_eq!(
+        (&done["status"], &done["resolution"]),
+        (&json!("resolved"), &json!("made by hand, for another order"))
+    );
+    assert_eq!(world.refund("u1", &id, "k3", &json!({})).await.status.as_u16(), 202);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn what_does_not_fit_is_refused_before_anybody_is_asked(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;

@@ -17,21 +17,32 @@ const BREATH: Duration = Duration::from_millis(200);
 /// Counts until `stop`. A round that fails is tried again with the next.
 pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     let work = async {
+        let mut hours = stats::ROUND;
         loop {
-            let caught_up = round(relay).await.unwrap_or_else(|error| {
-                let error = anyhow::Error::from(error);
-                warn!(error = format!("{error:#}"), "The statistics were not counted; the next round does it");
-                true
-            });
+            let caught_up = match round(relay, hours).await {
+                Ok(caught_up) => {
+                    hours = stats::ROUND;
+                    caught_up
+                }
+                Err(error) => {
+                    if matches!(error, DbError::Again(_)) {
+                        // Busy hours: fewer of them fit into the time of one statement.
+                        hours = (hours / 2).max(1);
+                    }
+                    let error = anyhow::Error::from(error);
+                    warn!(error = format!("{error:#}"), "The statistics were not counted; the next round does it");
+                    true
+                }
+            };
             tokio::time::sleep(if caught_up { EVERY } else { BREATH }).await;
         }
     };
     tokio::select! { () = work => {}, () = stop.cancelled() => {} }
 }
 
-async fn round(relay: &Relay) -> Result<bool, DbError> {
+async fn round(relay: &Relay, hours: i64) -> Result<bool, DbError> {
     let mut tx = relay.db.begin().await?;
-    let caught_up = stats::round(&mut tx, relay.clock.now()).await?;
+    let caught_up = stats::round(&mut tx, relay.clock.now(), hours).await?;
     tx.commit().await?;
     Ok(caught_up)
 }

@@ -162,7 +162,8 @@ pub struct Resolve {
     pub note: String,
 }
 
-/// Resolve a case with a note. Moves no money, so one person is enough; what was proposed is dropped.
+/// Resolve a case with a note. Moves no money, so one person is enough; what was proposed is dropped. The note on an
+/// `unknown_refund` frees the order's money for refunds again, so it is a proposal.
 #[utoipa::path(
     post, path = "/v1/admin/cases/{id}/resolve", tag = "admin", request_body = Resolve,
     security(("bearer" = ["payments:admin"])),
@@ -246,13 +247,13 @@ pub async fn confirm(
     to_the_end(async move { act(&app, id, &who, version).await }).await
 }
 
-/// A note ends the case; anything else becomes its proposal.
+/// A note ends the case, unless its end frees money; anything else becomes its proposal.
 async fn put(app: &App, id: CaseId, who: &UserId, deed: Deed) -> Result<Json<CaseView>, ApiError> {
     let mut case = open(app, id).await?;
     let action = deed.to_json()?;
     check(&app.db, &case, &deed).await?;
     let entry = match &deed {
-        Deed::Note { note } => {
+        Deed::Note { note } if !deed.moves_money(&case) => {
             (case.status, case.proposed_by, case.proposed_action) = (CaseStatus::Resolved, None, None);
             (case.resolution, case.resolved_by) = (Some(note.clone()), Some(who.to_string()));
             entry(app, who, "resolved", &action)?

@@ -38,7 +38,7 @@ pub enum Deed {
     RefundAgain,
     /// Send what could not be delivered to the merchant's own account (`refund_abnormal`, WeChat Pay).
     AbnormalRefund,
-    /// Nothing moves; the case is resolved.
+    /// Nothing moves; the case is resolved. On `unknown_refund` another person confirms it: the order's money is free again.
     Note {
         /// What was found and done.
         note: String,
@@ -70,6 +70,11 @@ impl Deed {
         fields.finish()?;
         // A fault was noted wherever there is none, so `finish` has returned before.
         deed.ok_or_else(|| ApiError::InvalidFields(Vec::new()))
+    }
+
+    /// Whether it takes two people. A note on a refund that is not ours frees what was reserved for it.
+    pub fn moves_money(&self, case: &Case) -> bool {
+        !matches!(self, Deed::Note { .. }) || case.kind == CaseKind::UnknownRefund
     }
 
     /// As the case keeps it.
@@ -152,7 +157,7 @@ pub async fn carry_out(
             // Whether it arrives is not known yet: the case stays open until a person has seen it.
             Ok(Done { text: format!("refund {} is sent to the merchant's account", stuck.refund_no), ends: false })
         }
-        Deed::Note { .. } => Err(ApiError::CaseNotProposed),
+        Deed::Note { note } => Ok(Done { text: note.clone(), ends: true }),
     }
 }
 
