@@ -114,7 +114,7 @@ impl World {
     pub async fn counted(&self, now: OffsetDateTime) {
         loop {
             let mut tx = self.db.begin().await.unwrap();
-            let done = shared::stats::round(&mut tx, now).await.unwrap();
+            let done = shared::stats::round(&mut tx, now, shared::stats::ROUND).await.unwrap();
             tx.commit().await.unwrap();
             if done {
                 return;
