@@ -114,11 +114,13 @@ impl CallbackWorker {
                     let (first, second) = part.split_at(part.len() / 2);
                     waiting.extend([(start + first.len(), second), (start, first)]);
                 }
-                Err(error) => {
+                Err(error) if error.blames_the_rows() => {
                     let error = anyhow::Error::from(error);
                     error!(error = format!("{error:#}"), "The database refuses a callback for good");
                     refused.push(start);
                 }
+                // Nobody knows whose fault it is, so no callback is given up for it.
+                Err(error) => return Err(error),
             }
         }
         Ok(refused)

@@ -96,7 +96,7 @@ where
             continue;
         }
         count_taken(queue, &batch);
-        let acks = settle_patiently(&batch, &subscription, &stop, &settle).await?;
+        let acks = settle_patiently(queue, &batch, &subscription, &stop, &settle).await?;
         acknowledge(queue, &batch, &acks).await?;
         batch.clear();
     }
@@ -150,6 +150,7 @@ async fn collect(
 
 /// Settles a batch; after an error tries again for a while without giving the deliveries back.
 async fn settle_patiently<S, E>(
+    queue: &str,
     batch: &[Delivery],
     subscription: &Subscription,
     stop: &CancellationToken,
@@ -172,8 +173,11 @@ where
         if next > give_back || stop.is_cancelled() || !subscription.is_open() {
             return Err(ConsumerError::Settle(error));
         }
+        metrics::counter!("amqp_batches_failed_total", "queue" => queue.to_owned()).increment(1);
         if wait == SHORTEST_WAIT {
-            warn!(%error, deliveries = batch.len(), "A batch cannot be settled now; it is tried again");
+            let reasons: Vec<String> = anyhow::Chain::new(&error).map(ToString::to_string).collect();
+            let reason = reasons.join(": ");
+            warn!(reason, deliveries = batch.len(), "A batch cannot be settled now; it is tried again");
         }
         tokio::select! { () = sleep_until(next) => {}, () = stop.cancelled() => {} }
         wait = (wait * 2).min(LONGEST_WAIT);

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use gateway_sim::notify::Overrides;
-use shared::db::MIGRATOR;
+use shared::db::{DbError, MIGRATOR};
 use shared::domain::OrderStatus::{Paid, Pending};
 use shared::domain::PaymentMethod::{Alipay, Wechat};
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 use worker::consumer::Ack;
 
 use crate::support::World;
@@ -77,4 +77,46 @@ async fn an_absent_database_is_an_error_and_not_a_verdict(db: PgPool) {
     let callback = world.paid(&order);
     db.close().await;
     assert!(world.worker.settle(vec![Ok::<_, String>(callback)]).await.is_err());
+}
+
+/// Has the database answer every change of an order with this error code.
+async fn refuse_with(db: &PgPool, code: &str) {
+    let sql = format!(
+        "create or replace function refuse() returns trigger language plpgsql as
+           $$ begin raise exception 'not now' using errcode = '{code}'; end $$;
+         create or replace trigger refuse before update on payment_orders for each row execute function refuse()"
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(db).await.unwrap();
+}
+
+async fn refuse_no_more(db: &PgPool) {
+    sqlx::raw_sql("drop trigger refuse on payment_orders").execute(db).await.unwrap();
+}
+
+/// No right, no such table or column yet, a disk that fails, a defect of the server: no callback is to blame for it.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn what_is_wrong_with_the_surroundings_is_an_error_and_not_a_verdict(db: PgPool) {
+    let world = World::new(db.clone());
+    let order = world.pending_order(Alipay, "1.50").await;
+    let (callback, other) = (world.paid(&order), world.paid(&world.pending_order(Wechat, "1.50").await));
+    for code in ["42501", "42P01", "42703", "58030", "53100", "XX000", "F0000"] {
+        refuse_with(&db, code).await;
+        for batch in [vec![callback.clone()], vec![callback.clone(), other.clone()]] {
+            let settled = world.worker.settle(batch.into_iter().map(Ok::<_, String>).collect()).await;
+            assert!(matches!(settled, Err(DbError::Unavailable(_))), "{code}: {settled:?}");
+        }
+    }
+    refuse_no_more(&db).await;
+    assert_eq!(world.settle(vec![callback, other]).await, [Ack::Done; 2]);
+    assert_eq!(world.status(&order).await, Paid);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_value_or_a_constraint_is_the_callbacks_own_fault(db: PgPool) {
+    let world = World::new(db.clone());
+    let order = world.pending_order(Alipay, "1.50").await;
+    for code in ["22001", "22P05", "23514", "23P01"] {
+        refuse_with(&db, code).await;
+        assert_eq!(world.settle(vec![world.paid(&order)]).await, [Ack::Dead], "{code}");
+    }
 }
