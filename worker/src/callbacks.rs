@@ -1,27 +1,42 @@
 //! Callbacks become facts, and facts become state: verify again, decrypt, settle, a batch in one transaction.
 //!
 //! The queue is not trusted, so the signature is checked here as at the ingress; only the clock window is the ingress's
-//! alone. A batch that the database refuses is split until the bad callback stands alone, so it delays nobody.
+//! alone. A batch that the database refuses, or that another transaction holds up, is split until the callback at fault
+//! stands alone: a refused one is given up, one that is held up becomes a job and comes again. So it delays nobody.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use shared::clock::Clock;
 use shared::db::callbacks::Evidence;
-use shared::db::{DbError, callbacks, events, jobs};
+use shared::db::{self, DbError, callbacks, events, jobs};
 use shared::domain::{Notification, Verdict};
 use shared::gateway::{CallbackError, Gateways, Verified};
 use shared::job::Callback;
 use shared::settle;
 use sqlx::PgPool;
+use time::OffsetDateTime;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::consumer::Ack;
 
-/// How long a callback waits whose key is not known here.
-const UNKNOWN_KEY_WAIT: time::Duration = time::Duration::minutes(1);
-/// How often a transaction is repeated that another one was in the way of.
+/// How long a callback waits whose key is not known here, or that the database refuses without saying whose fault it is.
+const LONG_WAIT: time::Duration = time::Duration::minutes(1);
+/// How long a callback waits that was held up.
+const SHORT_WAIT: time::Duration = time::Duration::seconds(10);
+/// How often a transaction is repeated that collided with another one. Not one that has waited in vain.
 const TRIES: u32 = 5;
+/// Into how many parts a batch is split: among 1000 callbacks the fourth attempt finds the one at fault alone.
+const PARTS: usize = 8;
+/// How long parts are tried once a batch was held up; what is left then comes again as jobs.
+///
+/// An attempt ends with the first statement that takes too long: 2 s for a lock, 250 ms in a part, 5 s for anything
+/// else. So every attempt begins within 5 + 12 s, and the last one and the keeping as jobs may add 5 s each: less than
+/// the 28 s that a stop allows. A single lock among 200 is found in under 3 s; and where every statement takes its 5 s,
+/// a batch of 200 has been tried in single callbacks by then.
+const SEARCH: Duration = Duration::from_secs(12);
 
 /// Settles callbacks.
 pub struct CallbackWorker {
@@ -48,6 +63,23 @@ enum Content {
     NotYet(String),
 }
 
+/// How long a transaction may wait for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// As long as the database lets it, and it is repeated when it collides.
+    Patient,
+    /// Hardly: something was held up already, and others wait behind it.
+    Hurried,
+}
+
+/// What is to be done with a part of a batch.
+#[derive(Debug, Clone)]
+enum Plan {
+    Settle,
+    /// Keep it as jobs that are due after a while, for this reason.
+    PutOff(time::Duration, String),
+}
+
 impl CallbackWorker {
     /// Settles a batch and says what to do with each message, in the order given. `Err` in `batch` is a message that is
     /// no callback at all.
@@ -70,13 +102,8 @@ impl CallbackWorker {
                 }
             }
         }
-        for refused in self.settle_or_split(&examined).await? {
-            acks[places[refused]] = Ack::Dead;
-        }
-        for (examined, place) in examined.iter().zip(&places) {
-            if matches!(examined.content, Content::Bad(_)) {
-                acks[*place] = Ack::Dead;
-            }
+        for (place, ack) in places.into_iter().zip(self.settle_or_split(&examined).await?) {
+            acks[place] = ack;
         }
         Ok(acks)
     }
@@ -100,39 +127,60 @@ impl CallbackWorker {
         Examined { callback, content }
     }
 
-    /// Commits what can be committed; returns the places of the callbacks that the database refused even alone.
-    async fn settle_or_split(&self, examined: &[Examined]) -> Result<Vec<usize>, DbError> {
-        let mut refused = Vec::new();
-        let mut waiting = vec![(0, examined)];
-        while let Some((start, part)) = waiting.pop() {
-            match self.commit_patiently(part).await {
-                Ok(()) => {}
-                Err(unavailable @ (DbError::Unavailable(_) | DbError::Again(_))) => return Err(unavailable),
-                Err(error) if part.len() > 1 => {
-                    warn!(%error, callbacks = part.len(), "A batch was refused; it is split");
+    /// Settles what can be settled, keeps as jobs what is held up, and says what to do with each message.
+    async fn settle_or_split(&self, examined: &[Examined]) -> Result<Vec<Ack>, DbError> {
+        let mut acks: Vec<Ack> = examined.iter().map(Examined::ack).collect();
+        let mut waiting = Vec::new();
+        if !examined.is_empty() {
+            waiting.push((0..examined.len(), Plan::Settle));
+        }
+        // Set once something was held up.
+        let mut give_up = None;
+        while let Some((part, mut plan)) = waiting.pop() {
+            if matches!(plan, Plan::Settle) && give_up.is_some_and(|give_up| Instant::now() >= give_up) {
+                plan = Plan::PutOff(SHORT_WAIT, "others of its batch took too long".to_owned());
+            }
+            let these = &examined[part.clone()];
+            let outcome = match &plan {
+                Plan::Settle if give_up.is_some() => self.commit(these, Pace::Hurried).await,
+                Plan::Settle => self.commit_patiently(these).await,
+                Plan::PutOff(wait, reason) => self.put_off(these, *wait, reason).await,
+            };
+            if matches!(outcome, Err(DbError::Again(_))) {
+                give_up.get_or_insert_with(|| Instant::now() + SEARCH);
+            }
+            match (outcome, plan) {
+                (Ok(()), Plan::Settle) => {}
+                (Ok(()), Plan::PutOff(..)) => acks[part].fill(Ack::Done),
+                (Err(unavailable @ DbError::Unavailable(_)), _) => return Err(unavailable),
+                // Nothing can be kept either.
+                (Err(again @ DbError::Again(_)), Plan::PutOff(..)) => return Err(again),
+                (Err(error), plan) if part.len() > 1 => {
+                    warn!(error = said(&error), callbacks = part.len(), "A batch was not taken; it is split");
                     metrics::counter!("callback_batches_split_total").increment(1);
-                    let (first, second) = part.split_at(part.len() / 2);
-                    waiting.extend([(start + first.len(), second), (start, first)]);
+                    waiting.extend(slices(part).rev().map(|slice| (slice, plan.clone())));
                 }
-                Err(error) if error.blames_the_rows() => {
-                    let error = anyhow::Error::from(error);
-                    error!(error = format!("{error:#}"), "The database refuses a callback for good");
-                    refused.push(start);
+                (Err(error), _) if error.blames_the_rows() => {
+                    error!(error = said(&error), "The database refuses a callback for good");
+                    acks[part].fill(Ack::Dead);
                 }
-                // Nobody knows whose fault it is, so no callback is given up for it.
-                Err(error) => return Err(error),
+                (Err(error), Plan::Settle) => {
+                    let wait = if matches!(error, DbError::Again(_)) { SHORT_WAIT } else { LONG_WAIT };
+                    waiting.push((part, Plan::PutOff(wait, said(&error))));
+                }
+                (Err(error), Plan::PutOff(..)) => return Err(error),
             }
         }
-        Ok(refused)
+        Ok(acks)
     }
 
-    /// Repeats a transaction that another one was in the way of.
+    /// Repeats a transaction that collided with another one.
     async fn commit_patiently(&self, examined: &[Examined]) -> Result<(), DbError> {
         let mut tries = 1;
         loop {
-            match self.commit(examined).await {
-                Err(DbError::Again(source)) if tries < TRIES => {
-                    warn!(error = %source, tries, "Another transaction was in the way; once more");
+            match self.commit(examined, Pace::Patient).await {
+                Err(error @ DbError::Again(_)) if tries < TRIES && !error.ran_out_of_time() => {
+                    warn!(error = said(&error), tries, "Another transaction was in the way; once more");
                     tokio::time::sleep(Duration::from_millis(10) * tries * tries).await;
                     tries += 1;
                 }
@@ -141,10 +189,49 @@ impl CallbackWorker {
         }
     }
 
+    /// Keeps callbacks as jobs that are due after `wait`. Nothing that holds them up holds this up: it adds rows, and
+    /// the rows that are there already come again in any case.
+    async fn put_off(&self, examined: &[Examined], wait: time::Duration, reason: &str) -> Result<(), DbError> {
+        let now = self.clock.now();
+        let (rows, fresh): (Vec<_>, Vec<_>) = examined.iter().partition(|item| item.callback.job_id.is_some());
+        self.keep_all(&fresh, reason, (now + wait, now)).await?;
+        match self.keep_all(&rows, reason, (now + wait, now)).await {
+            Err(DbError::Again(error)) => {
+                warn!(%error, jobs = rows.len(), "Jobs were not put off; they come again when their lease ends");
+            }
+            outcome => outcome?,
+        }
+        for item in examined {
+            metrics::counter!("callbacks_put_off_total", "gateway" => item.callback.method.as_str()).increment(1);
+        }
+        warn!(callbacks = examined.len(), reason, "Callbacks were held up; they come again as jobs");
+        Ok(())
+    }
+
+    async fn keep_all(
+        &self,
+        items: &[&Examined],
+        reason: &str,
+        times: (OffsetDateTime, OffsetDateTime),
+    ) -> Result<(), DbError> {
+        if items.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.db.begin().await?;
+        db::hardly_wait_for_locks(&mut tx).await?;
+        for item in items {
+            keep(&mut tx, &item.callback, reason, times).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
     /// One transaction: state, events and cases, the evidence, and the end of the jobs that carried it.
-    async fn commit(&self, examined: &[Examined]) -> Result<(), DbError> {
+    async fn commit(&self, examined: &[Examined], pace: Pace) -> Result<(), DbError> {
         let told: Vec<&Verified<Notification>> = examined.iter().filter_map(Examined::told).collect();
         let mut tx = self.db.begin().await?;
+        if pace == Pace::Hurried {
+            db::hardly_wait_for_locks(&mut tx).await?;
+        }
         let mut verdicts = settle::settle(&mut tx, &told, self.gateways.policies(), &self.clock).await?.into_iter();
         let verdicts: Vec<Option<Verdict>> = examined
             .iter()
@@ -164,7 +251,7 @@ impl CallbackWorker {
         }
         for item in examined {
             if let Content::NotYet(reason) = &item.content {
-                keep(&mut tx, &item.callback, reason, now).await?;
+                keep(&mut tx, &item.callback, reason, (now + LONG_WAIT, now)).await?;
             }
         }
         tx.commit().await?;
@@ -199,21 +286,37 @@ impl CallbackWorker {
     }
 }
 
-/// Keeps a callback that cannot be checked yet as a job of its own, or puts the job off that brought it.
+/// Keeps a callback that cannot be settled yet as a job of its own, or puts the job off that brought it.
 async fn keep(
     tx: &mut sqlx::PgConnection,
     callback: &Callback,
     reason: &str,
-    now: time::OffsetDateTime,
+    (due_at, now): (OffsetDateTime, OffsetDateTime),
 ) -> Result<(), DbError> {
-    let due_at = now + UNKNOWN_KEY_WAIT;
     match callback.job_id {
         Some(id) => jobs::postpone(tx, id, due_at, reason).await,
         None => jobs::insert_callback(tx, callback, due_at, now).await,
     }
 }
 
+/// The range in [`PARTS`] slices, one for each of its places if there are fewer.
+fn slices(part: Range<usize>) -> impl DoubleEndedIterator<Item = Range<usize>> {
+    let len = part.len().div_ceil(PARTS).max(1);
+    part.clone().step_by(len).map(move |start| start..part.end.min(start + len)).collect::<Vec<_>>().into_iter()
+}
+
+/// An error with its causes.
+fn said(error: &DbError) -> String {
+    let causes: Vec<String> = anyhow::Chain::new(error).map(ToString::to_string).collect();
+    causes.join(": ")
+}
+
 impl Examined {
+    /// What its verdict asks for, once that is on record.
+    fn ack(&self) -> Ack {
+        if matches!(self.content, Content::Bad(_)) { Ack::Dead } else { Ack::Done }
+    }
+
     fn told(&self) -> Option<&Verified<Notification>> {
         match &self.content {
             Content::Told(told) => Some(told),
@@ -236,4 +339,23 @@ impl Examined {
 fn digest(body: &[u8]) -> String {
     let digest = Sha256::digest(body);
     digest.iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_cover_a_part_in_order_and_shrink_to_single_places() {
+        for len in [2, 3, 8, 9, 200, 1000] {
+            let slices: Vec<_> = slices(7..7 + len).collect();
+            assert!(slices.len() <= PARTS && slices.len() > 1, "{len}: {slices:?}");
+            assert_eq!(slices.iter().cloned().flatten().collect::<Vec<_>>(), (7..7 + len).collect::<Vec<_>>());
+        }
+        let mut longest = vec![1000];
+        while *longest.last().unwrap() > 1 {
+            longest.push(slices(0..*longest.last().unwrap()).map(|slice| slice.len()).max().unwrap());
+        }
+        assert_eq!(longest, [1000, 125, 16, 2, 1]);
+    }
 }

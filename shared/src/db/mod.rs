@@ -205,6 +205,15 @@ pub async fn check_schema(pool: &PgPool) -> Result<(), SchemaError> {
     }
 }
 
+/// Has this transaction wait no more than 250 ms for a lock: about as long as a healthy transaction holds one.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn hardly_wait_for_locks(tx: &mut PgConnection) -> Result<(), DbError> {
+    tx.execute("set local lock_timeout = '250ms'").await?;
+    Ok(())
+}
+
 /// Asks the database for a sign of life.
 ///
 /// # Errors

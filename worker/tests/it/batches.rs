@@ -1,12 +1,18 @@
-//! Batches: set-based, side by side, and split when one callback is refused.
+//! Batches: set-based, side by side, and split when one callback is refused or held up.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use gateway_sim::notify::Overrides;
-use shared::db::{DbError, MIGRATOR};
+use secrecy::SecretString;
+use shared::db::orders::Order;
+use shared::db::{self, DbError, MIGRATOR};
 use shared::domain::OrderStatus::{Paid, Pending};
 use shared::domain::PaymentMethod::{Alipay, Wechat};
-use sqlx::{AssertSqlSafe, PgPool};
+use shared::job::Callback;
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
+use tokio::time::Instant;
+use worker::callbacks::CallbackWorker;
 use worker::consumer::Ack;
 
 use crate::support::World;
@@ -119,4 +125,127 @@ async fn a_value_or_a_constraint_is_the_callbacks_own_fault(db: PgPool) {
         refuse_with(&db, code).await;
         assert_eq!(world.settle(vec![world.paid(&order)]).await, [Ack::Dead], "{code}");
     }
+}
+
+/// A world whose worker has the pool of a process, time-outs included.
+async fn with_time_outs(db: &PgPool) -> World {
+    let mut url = url::Url::parse(&testkit::env("DATABASE_URL")).unwrap();
+    url.set_path(db.connect_options().get_database().unwrap());
+    let pool = db::connect(&SecretString::from(String::from(url)), "callback-worker", 4).await.unwrap();
+    let world = World::new(db.clone());
+    World { worker: CallbackWorker { db: pool, ..world.worker }, ..world }
+}
+
+/// Orders at both gateways, and the callbacks that pay them.
+async fn payable(world: &World, count: usize) -> (Vec<Order>, Vec<Callback>) {
+    let mut orders = Vec::new();
+    for n in 0..count {
+        orders.push(world.pending_order(if n % 2 == 0 { Alipay } else { Wechat }, "1.50").await);
+    }
+    let callbacks = orders.iter().map(|order| world.paid(order)).collect();
+    (orders, callbacks)
+}
+
+/// What somebody at a prompt does who forgets to commit.
+async fn hold(db: &PgPool, orders: &[Order]) -> Transaction<'static, Postgres> {
+    let ids: Vec<String> = orders.iter().map(|order| order.id.to_string()).collect();
+    let mut held = db.begin().await.unwrap();
+    let lock = sqlx::query("select 1 from payment_orders where id = any($1::bpchar[]) for update").bind(&ids);
+    assert_eq!(lock.execute(&mut *held).await.unwrap().rows_affected(), orders.len() as u64);
+    held
+}
+
+/// The callbacks that lie in `jobs`, as the relay publishes them.
+async fn kept(world: &World) -> Vec<Callback> {
+    let sql = "select id, payload from jobs where kind = 'callback' order by id";
+    let rows: Vec<(i64, serde_json::Value)> = sqlx::query_as(sql).fetch_all(&world.db).await.unwrap();
+    let read = |(id, payload)| Callback { job_id: Some(id), ..serde_json::from_value(payload).unwrap() };
+    rows.into_iter().map(read).collect()
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_locked_order_delays_its_own_callback_alone(db: PgPool) {
+    let world = with_time_outs(&db).await;
+    let (orders, callbacks) = payable(&world, 10).await;
+    let locked = &orders[6..7];
+    let held = hold(&db, locked).await;
+    let began = Instant::now();
+    assert_eq!(world.settle(callbacks).await, [Ack::Done; 10], "nothing goes back, nothing is given up");
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    for (n, order) in orders.iter().enumerate() {
+        assert_eq!(world.status(order).await, if n == 6 { Pending } else { Paid }, "{n}");
+    }
+    let due = "select count(*) from jobs where kind = 'callback' and due_at between now() and now() + interval '11 s'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(due).fetch_one(&db).await.unwrap(), 1, "it comes again soon");
+
+    // It comes while the order is still locked: its row stays, once, and says why. The row itself may be locked too.
+    assert_eq!(world.settle(kept(&world).await).await, [Ack::Done]);
+    let mut row = db.begin().await.unwrap();
+    sqlx::query("select 1 from jobs where kind = 'callback' for update").execute(&mut *row).await.unwrap();
+    assert_eq!(world.settle(kept(&world).await).await, [Ack::Done]);
+    row.rollback().await.unwrap();
+    let (attempts, why): (i32, String) =
+        sqlx::query_as("select attempts, last_error from jobs where kind = 'callback'").fetch_one(&db).await.unwrap();
+    assert_eq!(attempts, 1);
+    assert!(why.contains("another transaction was in the way") && why.contains("lock timeout"), "{why}");
+
+    held.rollback().await.unwrap();
+    assert_eq!(world.settle(kept(&world).await).await, [Ack::Done]);
+    assert_eq!(world.status(&locked[0]).await, Paid);
+    assert_eq!(world.count("callback jobs").await, 0);
+    assert_eq!(world.events().await.len(), 10, "one order.paid each");
+}
+
+/// However many orders are locked, a batch comes to an end within what a stop allows.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_batch_of_locked_orders_ends_in_bounded_time_and_loses_nothing(db: PgPool) {
+    let world = with_time_outs(&db).await;
+    let (orders, callbacks) = payable(&world, 80).await;
+    let held = hold(&db, &orders).await;
+    let began = Instant::now();
+    assert_eq!(world.settle(callbacks).await, [Ack::Done; 80]);
+    assert!(began.elapsed() < shared::shutdown::GRACE, "{:?}", began.elapsed());
+    held.rollback().await.unwrap();
+    let kept = kept(&world).await;
+    assert_eq!(kept.len(), 80);
+    assert_eq!(world.settle(kept).await, [Ack::Done; 80]);
+    for order in &orders {
+        assert_eq!(world.status(order).await, Paid);
+    }
+    assert_eq!(world.count("jobs").await, 0);
+}
+
+/// Together they exceed the time of a statement, each time anew; in parts they do not.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_batch_that_is_too_slow_as_a_whole_settles_in_parts(db: PgPool) {
+    let world = with_time_outs(&db).await;
+    let (orders, callbacks) = payable(&world, 64).await;
+    sqlx::raw_sql(
+        "create function crawl() returns trigger language plpgsql as
+           $$ begin perform pg_sleep(0.1); return new; end $$;
+         create trigger crawl before update on payment_orders for each row execute function crawl()",
+    )
+    .execute(&db)
+    .await
+    .unwrap();
+    assert_eq!(world.settle(callbacks).await, [Ack::Done; 64]);
+    for order in &orders {
+        assert_eq!(world.status(order).await, Paid);
+    }
+    assert_eq!(world.count("jobs").await, 0, "none had to come again");
+}
+
+/// A fault that is neither the callback's nor the surroundings': nobody knows, so it is neither given up nor in the way.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_refusal_that_blames_nobody_is_kept_as_a_job(db: PgPool) {
+    let world = World::new(db.clone());
+    let (_, callbacks) = payable(&world, 2).await;
+    refuse_with(&db, "P0001").await;
+    assert_eq!(world.settle(callbacks).await, [Ack::Done; 2]);
+    refuse_no_more(&db).await;
+    let kept = kept(&world).await;
+    assert_eq!(kept.len(), 2);
+    assert_eq!(world.settle(kept).await, [Ack::Done; 2]);
+    assert_eq!(world.events().await.len(), 2);
+    assert_eq!(world.count("jobs").await, 0);
 }
