@@ -14,7 +14,7 @@ use crate::job::Callback;
 const METHOD: &str = "method";
 const ACCOUNT: &str = "account";
 const RECEIVED_AT: &str = "received-at";
-const JOB_ID: &str = "job-id";
+pub(super) const JOB_ID: &str = "job-id";
 /// Before the name of each header that came over HTTP, so that none can pass for one of ours.
 const HTTP: &str = "h-";
 

@@ -11,7 +11,9 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, Consumer};
 
-use super::{MqError, step};
+use super::callback::JOB_ID;
+use super::{MqError, step, topology};
+use crate::job::JobMessage;
 
 /// Acks are not confirmed: a channel that closes right behind them can give some of the messages back.
 const ACKS_ON_THE_WAY: Duration = Duration::from_secs(1);
@@ -102,6 +104,15 @@ pub struct DeadLetter {
     pub body: Bytes,
 }
 
+/// What a dead letter says of the row that it was published for. The queue is not trusted: it may say anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LetterOf {
+    /// A callback that is a job too.
+    Callback(i64),
+    /// A check or a refund, of which the message is only the nudge.
+    Work(JobMessage),
+}
+
 impl DeadLetter {
     /// Reads a delivery from the dead-letter queue. What is absent or of another shape is `None`: evidence, not a
     /// contract.
@@ -127,6 +138,18 @@ impl DeadLetter {
                 .filter(|(name, _)| kept(name))
                 .collect(),
             body: Bytes::copy_from_slice(&delivery.data),
+        }
+    }
+
+    /// The row of `jobs` that it was published for, if any.
+    pub fn of(&self) -> Option<LetterOf> {
+        match self.queue.as_deref()? {
+            topology::CALLBACKS => {
+                let (_, id) = self.headers.iter().find(|(name, _)| name == JOB_ID)?;
+                Some(LetterOf::Callback(id.parse().ok()?))
+            }
+            topology::CHECKS | topology::REFUNDS => Some(LetterOf::Work(serde_json::from_slice(&self.body).ok()?)),
+            _ => None,
         }
     }
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub use address::Addresses;
 pub use callback::{callback_from, callback_message};
-pub use consume::{DeadLetter, Subscription};
+pub use consume::{DeadLetter, LetterOf, Subscription};
 pub use lapin::Connection;
 pub use lapin::message::Delivery;
 pub use publish::{Confirmed, Message, PublishError, Publisher, PublisherOptions, PublisherState};

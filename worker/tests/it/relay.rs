@@ -2,15 +2,21 @@
 
 use std::time::Duration;
 
-use lapin::options::{ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{
+    BasicRejectOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::FieldTable;
 use serde_json::json;
 use shared::clock::Clock;
 use shared::db::{MIGRATOR, events, jobs};
 use shared::domain::OrderId;
+use shared::domain::PaymentMethod::{Alipay, Wechat};
 use shared::event::Event;
+use shared::job::Callback;
 use shared::mq::consume::header;
-use shared::mq::{self, Connection, Publisher, PublisherOptions, Subscription, callback_from, topology};
+use shared::mq::{
+    self, Connection, Publisher, PublisherOptions, Subscription, callback_from, callback_message, topology,
+};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use testkit::TestBroker;
@@ -84,6 +90,29 @@ impl Road {
     async fn write(&self, new: &[Event]) {
         let mut connection = self.db.acquire().await.unwrap();
         events::append(&mut connection, new, Clock::system().now()).await.unwrap();
+    }
+
+    /// Publishes in this order, as anybody could who may write to the broker.
+    async fn publish(&self, messages: Vec<mq::Message>) {
+        let stop = CancellationToken::new();
+        let options = PublisherOptions { channels: 1, ..PublisherOptions::default() };
+        let publisher = Publisher::start(&self.broker.uri(), "test", options, stop.clone()).unwrap();
+        publisher.ready().await;
+        for outcome in publisher.publish_all(messages, PATIENCE).await {
+            outcome.unwrap();
+        }
+        stop.cancel();
+        publisher.finished().await;
+    }
+
+    /// Gives up the next `count` messages of a queue. They stay given up for as long as the answer lives.
+    async fn reject(&self, queue: &str, count: usize) -> Subscription {
+        let mut subscription = Subscription::open(&self.admin, queue, 100).await.unwrap();
+        for _ in 0..count {
+            let delivery = tokio::time::timeout(PATIENCE, subscription.next()).await.unwrap().unwrap().unwrap();
+            assert!(delivery.reject(BasicRejectOptions { requeue: false }).await.unwrap());
+        }
+        subscription
     }
 
     /// Waits until a query counts `wanted`.
@@ -179,7 +208,7 @@ async fn a_standby_takes_over_when_the_active_relay_loses_its_connection(db: PgP
 async fn a_stored_callback_goes_to_its_queue_and_other_jobs_are_kept(db: PgPool) {
     let world = World::new(db.clone());
     let road = Road::new(db).await;
-    let order = world.pending_order(shared::domain::PaymentMethod::Wechat, "8").await;
+    let order = world.pending_order(Wechat, "8").await;
     let callback = world.paid(&order);
     jobs::store_callback(&road.db, &callback, Clock::system().now()).await.unwrap();
     sqlx::query("update jobs set due_at = now() - interval '1 hour'").execute(&road.db).await.unwrap();
@@ -242,13 +271,70 @@ async fn dead_letters_become_cases_with_bytes_reason_and_origin(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn a_dead_callback_ends_the_job_that_it_came_as_and_no_other(db: PgPool) {
+    let world = World::new(db.clone());
+    let road = Road::new(db).await;
+    let (now, mut callbacks) = (Clock::system().now(), Vec::new());
+    for _ in 0..2 {
+        let callback = world.paid(&world.pending_order(Alipay, "8").await);
+        jobs::insert_callback(&road.db, &callback, now + time::Duration::hours(1), now).await.unwrap();
+        callbacks.push(callback);
+    }
+    let ids = async |kind: &str| -> Vec<i64> {
+        let rows = sqlx::query_scalar("select id from jobs where kind = $1 order by id").bind(kind.to_owned());
+        rows.fetch_all(&road.db).await.unwrap()
+    };
+    let (rows, checks) = (ids("callback").await, ids("check").await);
+    // Its own row; then, forged, the row of another callback and one that is no callback at all.
+    let naming = |id: i64| {
+        let callback = Callback { job_id: Some(id), ..callbacks[0].clone() };
+        callback_message(&callback, format!("job:{id}"))
+    };
+    road.publish(vec![naming(rows[0]), naming(rows[1]), naming(checks[0])]).await;
+    let _rejected = road.reject(topology::CALLBACKS, 3).await;
+    road.start();
+    road.until("select count(*) from cases", 3).await;
+    assert_eq!(ids("callback").await, [rows[1]]);
+    assert_eq!(ids("check").await, checks);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_dead_nudge_keeps_its_job_and_is_one_case_however_often_it_comes(db: PgPool) {
+    let world = World::new(db.clone());
+    let road = Road::new(db).await;
+    let order = world.pending_order(Alipay, "8").await;
+    let job: i64 = sqlx::query_scalar("select id from jobs").fetch_one(&road.db).await.unwrap();
+    let nudge = |id: String, body: String| mq::Message {
+        exchange: topology::PAYMENT_JOBS.to_owned(),
+        routing_key: topology::CHECKS.to_owned(),
+        id,
+        kind: Some("check".to_owned()),
+        content_type: "application/json".to_owned(),
+        headers: Vec::new(),
+        body: body.into(),
+    };
+    let of = |fence: i64| nudge(format!("job:{job}:{fence}"), json!({ "id": job, "fence": fence }).to_string());
+    road.publish(vec![of(1), of(2), of(3), nudge("last".to_owned(), "no job".to_owned())]).await;
+    let _rejected = road.reject(topology::CHECKS, 4).await;
+    road.start();
+    // They arrive in order, so with the last one all of them have been filed.
+    road.until("select count(*) from cases where gateway_no = 'last'", 1).await;
+    let sql = "select gateway_no, evidence from cases where gateway_no <> 'last'";
+    let cases: Vec<(String, serde_json::Value)> = sqlx::query_as(sql).fetch_all(&road.db).await.unwrap();
+    assert_eq!(cases.len(), 1, "{cases:?}");
+    assert_eq!(cases[0].0, format!("job:{job}"));
+    assert_eq!(cases[0].1["job"], json!({ "id": job, "kind": "check", "ref_id": order.id.to_string() }));
+    assert_eq!(world.count("checks").await, 1, "the order is still looked after");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn a_wiped_broker_is_rebuilt_and_everything_goes_out_again(db: PgPool) {
     let world = World::new(db.clone());
     let road = Road::new(db).await;
     road.downstream("shop.all", "#").await;
     // Downstream needs a moment to set itself up again; meanwhile its events are unroutable.
     road.start_with(Settings { unroutable_retry: time::Duration::milliseconds(300), ..Settings::default() });
-    let order = world.pending_order(shared::domain::PaymentMethod::Alipay, "8").await;
+    let order = world.pending_order(Alipay, "8").await;
     road.write(&[event("e1", "order.paid", Some(1))]).await;
     jobs::store_callback(&road.db, &world.paid(&order), Clock::system().now()).await.unwrap();
     road.until(UNPUBLISHED, 0).await;
