@@ -12,7 +12,7 @@ use shared::domain::{CaseId, CaseKind};
 use shared::mq::consume::{DeadLetter, LetterOf};
 use shared::settle;
 use sqlx::PgConnection;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::Relay;
 use crate::consumer::Ack;
@@ -20,20 +20,54 @@ use crate::consumer::Ack;
 /// Opens a case for each letter. A letter met again finds its case.
 ///
 /// # Errors
-/// [`DbError`]; the letters stay in their queue then.
+/// [`DbError`]; the letters stay in their queue then. One that the database refuses is filed with less, and stops no other.
 pub(super) async fn file(relay: &Relay, letters: Vec<DeadLetter>) -> Result<Vec<Ack>, DbError> {
+    let acks = vec![Ack::Done; letters.len()];
+    let Err(error) = passes(open(relay, &letters, Evidence::Whole).await)? else { return Ok(acks) };
+    warn!(%error, letters = letters.len(), "Dead letters were refused; they are filed one by one");
+    for letter in letters.chunks(1) {
+        if let Err(error) = passes(open(relay, letter, Evidence::Whole).await)? {
+            error!(%error, "A dead letter was refused; only its bytes are filed");
+            open(relay, letter, Evidence::Bytes).await?;
+        }
+    }
+    Ok(acks)
+}
+
+/// Tells a fault that passes (the outer error) from a refusal of what was to be written (the inner one).
+fn passes(outcome: Result<(), DbError>) -> Result<Result<(), DbError>, DbError> {
+    match outcome {
+        Err(error @ (DbError::Unavailable(_) | DbError::Again(_))) => Err(error),
+        outcome => Ok(outcome),
+    }
+}
+
+/// How much of a letter a case holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Evidence {
+    /// Everything.
+    Whole,
+    /// What no database can refuse.
+    Bytes,
+}
+
+/// Opens cases in one transaction.
+async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Result<(), DbError> {
     let now = relay.clock.now();
     let mut tx = relay.db.begin().await?;
     let mut cases = Vec::with_capacity(letters.len());
-    for letter in &letters {
-        cases.push(case(relay, &mut tx, letter).await?);
+    for letter in letters {
+        cases.push(match evidence {
+            Evidence::Whole => case(relay, &mut tx, letter).await?,
+            Evidence::Bytes => bare_case(relay, letter),
+        });
     }
     let opened = settle::open_cases(&mut tx, &cases, now).await?;
     events::append(&mut tx, &opened, now).await?;
     tx.commit().await?;
     metrics::counter!("dead_letters_total").increment(cases.len() as u64);
     warn!(letters = cases.len(), new_cases = opened.len(), "Dead letters became cases");
-    Ok(vec![Ack::Done; letters.len()])
+    Ok(())
 }
 
 /// The case of a letter. Of the job that the letter was published for, a callback's is deleted here, since the case has
@@ -41,15 +75,17 @@ pub(super) async fn file(relay: &Relay, letters: Vec<DeadLetter>) -> Result<Vec<
 async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Result<NewCase, DbError> {
     let id = CaseId::from_u128(relay.clock.fresh_bits());
     let body = STANDARD.encode(&letter.body);
+    let plain_or_none = |text: &Option<String>| text.as_deref().map(plain);
+    let headers = letter.headers.iter().map(|(name, value)| (plain(name), plain(value)));
     let mut evidence = json!({
-        "queue": letter.queue,
-        "reason": letter.reason,
-        "origin": letter.origin,
-        "headers": letter.headers,
+        "queue": plain_or_none(&letter.queue),
+        "reason": plain_or_none(&letter.reason),
+        "origin": plain_or_none(&letter.origin),
+        "headers": headers.collect::<Vec<_>>(),
         "body": body,
     });
     // Without an id of its own a letter is always new.
-    let mut number = letter.message_id.clone().unwrap_or_else(|| id.to_string());
+    let mut number = plain_or_none(&letter.message_id).unwrap_or_else(|| id.to_string());
     match letter.of() {
         Some(LetterOf::Callback(job)) => dead_letters::delete_callback(tx, job, &body).await?,
         Some(LetterOf::Work(nudge)) => {
@@ -68,4 +104,21 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
         gateway_no: number.chars().take(128).collect(),
         evidence,
     })
+}
+
+/// The case of a letter that was refused: always a new one, and the job stays as it is.
+fn bare_case(relay: &Relay, letter: &DeadLetter) -> NewCase {
+    let id = CaseId::from_u128(relay.clock.fresh_bits());
+    NewCase {
+        id,
+        kind: CaseKind::DeadLetter,
+        order_id: None,
+        gateway_no: id.to_string(),
+        evidence: json!({ "body": STANDARD.encode(&letter.body) }),
+    }
+}
+
+/// Text that PostgreSQL can hold: everything but NUL, which stands out as U+FFFD.
+fn plain(text: &str) -> String {
+    text.replace('\0', "\u{FFFD}")
 }

@@ -327,6 +327,35 @@ async fn a_dead_nudge_keeps_its_job_and_is_one_case_however_often_it_comes(db: P
     assert_eq!(world.count("checks").await, 1, "the order is still looked after");
 }
 
+/// The queue is not trusted: text that PostgreSQL cannot hold, and a letter that it refuses whatever the reason.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_letter_that_the_database_refuses_stops_no_other(db: PgPool) {
+    sqlx::query("alter table cases add constraint refused check (gateway_no <> 'refused')").execute(&db).await.unwrap();
+    let road = Road::new(db).await;
+    let letter = |id: &str, headers: &[(&str, &str)]| mq::Message {
+        exchange: String::new(),
+        routing_key: topology::DEAD.to_owned(),
+        id: id.to_owned(),
+        kind: None,
+        content_type: "text/plain".to_owned(),
+        headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        body: id.to_owned().into(),
+    };
+    road.publish(vec![
+        letter("first", &[]),
+        letter("nul\0id", &[("na\0me", "val\0ue")]),
+        letter("refused", &[("kind", "of none")]),
+        letter("last", &[]),
+    ])
+    .await;
+    road.start();
+    road.until("select count(*) from cases", 4).await;
+    let sql = "select case when gateway_no = id then 'its own' else gateway_no end, evidence from cases \
+               order by evidence->>'body'";
+    let cases: Vec<(String, serde_json::Value)> = sqlx::query_as(sql).fetch_all(&road.db).await.unwrap();
+    insta::assert_json_snapshot!(cases);
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_wiped_broker_is_rebuilt_and_everything_goes_out_again(db: PgPool) {
     let world = World::new(db.clone());
