@@ -1,5 +1,7 @@
 //! The relay between a real database and a real broker.
 
+mod dead_letters;
+
 use std::time::Duration;
 
 use lapin::options::{
@@ -12,11 +14,8 @@ use shared::db::{MIGRATOR, events, jobs};
 use shared::domain::OrderId;
 use shared::domain::PaymentMethod::{Alipay, Wechat};
 use shared::event::Event;
-use shared::job::Callback;
 use shared::mq::consume::header;
-use shared::mq::{
-    self, Connection, Publisher, PublisherOptions, Subscription, callback_from, callback_message, topology,
-};
+use shared::mq::{self, Connection, Publisher, PublisherOptions, Subscription, callback_from, topology};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use testkit::TestBroker;
@@ -234,128 +233,7 @@ async fn a_stored_callback_goes_to_its_queue_and_other_jobs_are_kept(db: PgPool)
     assert_eq!(world.count("jobs").await, 0);
 }
 
-#[sqlx::test(migrator = "MIGRATOR")]
-async fn dead_letters_become_cases_with_bytes_reason_and_origin(db: PgPool) {
-    let road = Road::new(db).await;
-    let connection = mq::open(&road.broker.uri(), "test").await.unwrap();
-    let stop = CancellationToken::new();
-    let publisher = Publisher::start(&road.broker.uri(), "test", PublisherOptions::default(), stop.clone()).unwrap();
-    publisher.ready().await;
-    let message = mq::Message {
-        exchange: topology::PAYMENT_IN.to_owned(),
-        routing_key: topology::CALLBACKS.to_owned(),
-        id: "m1".to_owned(),
-        kind: None,
-        content_type: "text/plain".to_owned(),
-        headers: vec![("method".to_owned(), "alipay".to_owned())],
-        body: "poison".into(),
-    };
-    publisher.publish(message, PATIENCE).await.unwrap();
-    let reject =
-        async |batch: &[mq::Delivery]| Ok::<_, shared::db::DbError>(vec![worker::consumer::Ack::Dead; batch.len()]);
-    let options = worker::consumer::BatchOptions { max: 1, linger: Duration::from_millis(1) };
-    let rejected = CancellationToken::new();
-    let consumer = worker::consumer::run(&connection, topology::CALLBACKS, options, rejected.clone(), reject);
-    road.start();
-    let filed = async {
-        road.until("select count(*) from cases", 1).await;
-        rejected.cancel();
-    };
-    let (consumed, ()) = tokio::join!(consumer, filed);
-    consumed.unwrap();
-    let (kind, evidence): (String, serde_json::Value) =
-        sqlx::query_as("select kind, evidence from cases").fetch_one(&road.db).await.unwrap();
-    assert_eq!(kind, "dead_letter");
-    insta::assert_json_snapshot!(evidence);
-    stop.cancel();
-}
-
-#[sqlx::test(migrator = "MIGRATOR")]
-async fn a_dead_callback_ends_the_job_that_it_came_as_and_no_other(db: PgPool) {
-    let world = World::new(db.clone());
-    let road = Road::new(db).await;
-    let (now, mut callbacks) = (Clock::system().now(), Vec::new());
-    for _ in 0..2 {
-        let callback = world.paid(&world.pending_order(Alipay, "8").await);
-        jobs::insert_callback(&road.db, &callback, now + time::Duration::hours(1), now).await.unwrap();
-        callbacks.push(callback);
-    }
-    let ids = async |kind: &str| -> Vec<i64> {
-        let rows = sqlx::query_scalar("select id from jobs where kind = $1 order by id").bind(kind.to_owned());
-        rows.fetch_all(&road.db).await.unwrap()
-    };
-    let (rows, checks) = (ids("callback").await, ids("check").await);
-    // Its own row; then, forged, the row of another callback and one that is no callback at all.
-    let naming = |id: i64| {
-        let callback = Callback { job_id: Some(id), ..callbacks[0].clone() };
-        callback_message(&callback, format!("job:{id}"))
-    };
-    road.publish(vec![naming(rows[0]), naming(rows[1]), naming(checks[0])]).await;
-    let _rejected = road.reject(topology::CALLBACKS, 3).await;
-    road.start();
-    road.until("select count(*) from cases", 3).await;
-    assert_eq!(ids("callback").await, [rows[1]]);
-    assert_eq!(ids("check").await, checks);
-}
-
-#[sqlx::test(migrator = "MIGRATOR")]
-async fn a_dead_nudge_keeps_its_job_and_is_one_case_however_often_it_comes(db: PgPool) {
-    let world = World::new(db.clone());
-    let road = Road::new(db).await;
-    let order = world.pending_order(Alipay, "8").await;
-    let job: i64 = sqlx::query_scalar("select id from jobs").fetch_one(&road.db).await.unwrap();
-    let nudge = |id: String, body: String| mq::Message {
-        exchange: topology::PAYMENT_JOBS.to_owned(),
-        routing_key: topology::CHECKS.to_owned(),
-        id,
-        kind: Some("check".to_owned()),
-        content_type: "application/json".to_owned(),
-        headers: Vec::new(),
-        body: body.into(),
-    };
-    let of = |fence: i64| nudge(format!("job:{job}:{fence}"), json!({ "id": job, "fence": fence }).to_string());
-    road.publish(vec![of(1), of(2), of(3), nudge("last".to_owned(), "no job".to_owned())]).await;
-    let _rejected = road.reject(topology::CHECKS, 4).await;
-    road.start();
-    // They arrive in order, so with the last one all of them have been filed.
-    road.until("select count(*) from cases where gateway_no = 'last'", 1).await;
-    let sql = "select gateway_no, evidence from cases where gateway_no <> 'last'";
-    let cases: Vec<(String, serde_json::Value)> = sqlx::query_as(sql).fetch_all(&road.db).await.unwrap();
-    assert_eq!(cases.len(), 1, "{cases:?}");
-    assert_eq!(cases[0].0, format!("job:{job}"));
-    assert_eq!(cases[0].1["job"], json!({ "id": job, "kind": "check", "ref_id": order.id.to_string() }));
-    assert_eq!(world.count("checks").await, 1, "the order is still looked after");
-}
-
 /// The queue is not trusted: text that PostgreSQL cannot hold, and a letter that it refuses whatever the reason.
-#[sqlx::test(migrator = "MIGRATOR")]
-async fn a_letter_that_the_database_refuses_stops_no_other(db: PgPool) {
-    sqlx::query("alter table cases add constraint refused check (gateway_no <> 'refused')").execute(&db).await.unwrap();
-    let road = Road::new(db).await;
-    let letter = |id: &str, headers: &[(&str, &str)]| mq::Message {
-        exchange: String::new(),
-        routing_key: topology::DEAD.to_owned(),
-        id: id.to_owned(),
-        kind: None,
-        content_type: "text/plain".to_owned(),
-        headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
-        body: id.to_owned().into(),
-    };
-    road.publish(vec![
-        letter("first", &[]),
-        letter("nul\0id", &[("na\0me", "val\0ue")]),
-        letter("refused", &[("kind", "of none")]),
-        letter("last", &[]),
-    ])
-    .await;
-    road.start();
-    road.until("select count(*) from cases", 4).await;
-    let sql = "select case when gateway_no = id then 'its own' else gateway_no end, evidence from cases \
-               order by evidence->>'body'";
-    let cases: Vec<(String, serde_json::Value)> = sqlx::query_as(sql).fetch_all(&road.db).await.unwrap();
-    insta::assert_json_snapshot!(cases);
-}
-
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_wiped_broker_is_rebuilt_and_everything_goes_out_again(db: PgPool) {
     let world = World::new(db.clone());
