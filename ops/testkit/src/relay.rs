@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -15,6 +16,7 @@ pub struct Relay {
     injected: broadcast::Sender<Vec<u8>>,
     cut: broadcast::Sender<()>,
     accepted: Arc<AtomicUsize>,
+    from_clients: Arc<AtomicUsize>,
 }
 
 impl Relay {
@@ -27,9 +29,10 @@ impl Relay {
             injected: broadcast::Sender::new(16),
             cut: broadcast::Sender::new(16),
             accepted: Arc::default(),
+            from_clients: Arc::default(),
         };
         let (held, injected, cut) = (relay.held.clone(), relay.injected.clone(), relay.cut.clone());
-        let accepted = relay.accepted.clone();
+        let (accepted, from_clients) = (relay.accepted.clone(), relay.from_clients.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 accepted.fetch_add(1, Ordering::SeqCst);
@@ -37,8 +40,8 @@ impl Relay {
                 let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
                 let to_client = Arc::new(Mutex::new(to_client));
                 let (mut cut, injected) = (cut.subscribe(), injected.subscribe());
-                let up = pass(from_client, Arc::new(Mutex::new(to_server)), held.subscribe());
-                let down = pass(from_server, to_client.clone(), held.subscribe());
+                let up = pass(from_client, Arc::new(Mutex::new(to_server)), held.subscribe(), from_clients.clone());
+                let down = pass(from_server, to_client.clone(), held.subscribe(), Arc::default());
                 let inject = inject(injected, to_client);
                 tokio::spawn(async move {
                     tokio::select! { () = up => {}, () = down => {}, () = inject => {}, _ = cut.recv() => {} }
@@ -58,6 +61,25 @@ impl Relay {
         self.accepted.load(Ordering::SeqCst)
     }
 
+    /// How many bytes have come from clients, those held back included.
+    pub fn from_clients(&self) -> usize {
+        self.from_clients.load(Ordering::SeqCst)
+    }
+
+    /// Waits until more than `known` bytes have come from clients.
+    ///
+    /// # Panics
+    /// When nothing comes for half a minute.
+    pub async fn hears_more_than(&self, known: usize) {
+        for _ in 0..3000 {
+            if self.from_clients() > known {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("no client has said anything");
+    }
+
     /// Stops passing bytes on, or goes on with it: a server that hangs.
     pub fn hold(&self, hold: bool) {
         self.held.send_replace(hold);
@@ -75,9 +97,15 @@ impl Relay {
     }
 }
 
-async fn pass(mut from: OwnedReadHalf, to: Arc<Mutex<OwnedWriteHalf>>, mut held: watch::Receiver<bool>) {
+async fn pass(
+    mut from: OwnedReadHalf,
+    to: Arc<Mutex<OwnedWriteHalf>>,
+    mut held: watch::Receiver<bool>,
+    count: Arc<AtomicUsize>,
+) {
     let mut bytes = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
+        count.fetch_add(read, Ordering::SeqCst);
         if held.wait_for(|held| !held).await.is_err() || to.lock().await.write_all(&bytes[..read]).await.is_err() {
             return;
         }

@@ -11,7 +11,7 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, ConnectionStatus, PublisherConfirm};
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::publish::{Message, PublishError};
@@ -116,6 +116,7 @@ impl Lane<'_> {
 
     /// Publishes the jobs whose callers still wait; those not reached stay in `jobs`.
     async fn send(&self, channel: &Channel, jobs: &mut Vec<Job>, sent: &mut Sent) -> Result<(), MqError> {
+        let mut deadline = Instant::now() + STEP;
         let mut left = std::mem::take(jobs).into_iter();
         for job in left.by_ref() {
             if job.done.is_closed() {
@@ -124,7 +125,7 @@ impl Lane<'_> {
             let options = BasicPublishOptions { mandatory: true, ..Default::default() };
             let (exchange, key) = (job.exchange.clone(), job.routing_key.clone());
             let publish = channel.basic_publish(exchange, key, options, &job.body, job.properties.clone());
-            match self.bounded(publish).await {
+            match self.until(&mut deadline, publish).await {
                 Some(Ok(confirm)) => sent.0.push((job, confirm)),
                 Some(Err(source)) => {
                     job.answer(Err(PublishError::Lost(source.to_string())));
@@ -141,14 +142,16 @@ impl Lane<'_> {
         Ok(())
     }
 
-    /// Awaits every confirm of the group, and only then answers.
+    /// Awaits every confirm of the group, and only then answers. All of them share one deadline: a broker that confirms
+    /// nothing costs its callers one [`STEP`], not one for each message. What is there when it has passed still counts.
     async fn confirm(&self, sent: Sent) -> Result<(), MqError> {
+        let mut deadline = Instant::now() + STEP;
         let mut returned = HashSet::new();
         let mut stranger = false;
         let mut outcomes = Vec::with_capacity(sent.0.len());
         let mut error = None;
         for (job, confirm) in sent.0 {
-            let outcome = match self.bounded(confirm).await {
+            let outcome = match self.until(&mut deadline, confirm).await {
                 Some(Ok(confirmation)) => {
                     let outcome = match &confirmation {
                         Confirmation::Ack(_) => Ok(()),
@@ -189,14 +192,18 @@ impl Lane<'_> {
         error.map_or(Ok(()), Err)
     }
 
-    /// Awaits `future` for at most [`STEP`], not counting the time for which the broker blocks the connection: ending
-    /// the session would not help, since the next one is blocked too. `None` when the time is over.
-    async fn bounded<F: Future>(&self, future: F) -> Option<F::Output> {
+    /// Awaits `future` until the deadline, which does not pass while the broker blocks the connection: ending the session
+    /// would not help, since the next one is blocked too. `None` when the time is over; what is ready then is taken.
+    async fn until<F: Future>(&self, deadline: &mut Instant, future: F) -> Option<F::Output> {
         tokio::pin!(future);
         loop {
             tokio::select! {
+                biased;
                 output = &mut future => return Some(output),
-                () = sleep(STEP) => if !self.status.blocked() { return None },
+                () = sleep_until(*deadline) => match self.status.blocked() {
+                    true => *deadline = Instant::now() + STEP,
+                    false => return None,
+                },
             }
         }
     }
