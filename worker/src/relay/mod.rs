@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use shared::clock::Clock;
 use shared::db::{DbError, events, jobs, leadership};
 use shared::job::kind;
-use shared::mq::{self, MqError, Publisher};
+use shared::mq::{self, MqError, Publisher, PublisherState};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -152,8 +152,10 @@ impl Relay {
                 self.measure(connection, now).await?;
             }
             let state = *directions.state.borrow_and_update();
+            // While the publisher cannot publish, leasing and giving back would only write.
             if let RoadState::Open(depths) = state
                 && directions.asked.is_empty()
+                && self.publisher.state() == PublisherState::Ready
             {
                 let carried =
                     outbox::carry(self, connection).await? + due_jobs::carry(self, connection, depths).await?;

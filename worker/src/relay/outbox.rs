@@ -20,7 +20,7 @@ pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection) -> Resul
     if waiting.is_empty() {
         return Ok(0);
     }
-    let (mut published, mut unroutable) = (Vec::new(), Vec::new());
+    let (mut published, mut unroutable, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
     let mut held: HashSet<OrderId> = HashSet::new();
     for wave in waves(waiting) {
         let wave: Vec<Waiting> =
@@ -37,11 +37,14 @@ pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection) -> Resul
                         unroutable.push(event.seq);
                         metrics::counter!("events_unroutable_total", "type" => event.kind.clone()).increment(1);
                     }
-                    warn!(event_id = event.event_id, %error, "Event {} is not out yet", event.event_id);
+                    refusals.push((event.event_id.clone(), error));
                     held.extend(event.order_id);
                 }
             }
         }
+    }
+    if let Some((event_id, error)) = refusals.first() {
+        warn!(events = refusals.len(), event_id, %error, "Events are not out yet, the first of them {event_id}");
     }
     if !unroutable.is_empty() {
         events::postpone(connection, &unroutable, now + relay.settings.unroutable_retry).await?;

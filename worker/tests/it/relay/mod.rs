@@ -8,6 +8,7 @@ use lapin::options::{
     BasicRejectOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use shared::clock::Clock;
 use shared::db::{MIGRATOR, events, jobs};
@@ -17,8 +18,8 @@ use shared::event::Event;
 use shared::mq::consume::header;
 use shared::mq::{self, Connection, Publisher, PublisherOptions, Subscription, callback_from, topology};
 use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
-use testkit::TestBroker;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use testkit::{Relay as Between, TestBroker};
 use tokio_util::sync::CancellationToken;
 use worker::relay::{Relay, Settings};
 
@@ -69,16 +70,21 @@ impl Road {
         self.start_with(Settings::default());
     }
 
-    /// A relay as a process has it: a runtime and a pool of its own.
     fn start_with(&self, settings: Settings) {
-        let (options, uri, stop) = (self.db.connect_options(), self.broker.uri(), self.stop.clone());
+        self.start_through(settings, (*self.db.connect_options()).clone(), &self.broker.uri());
+    }
+
+    /// A relay as a process has it: a runtime and a pool of its own. It reaches the database by `database`, and publishes
+    /// to `broker`.
+    fn start_through(&self, settings: Settings, database: PgConnectOptions, broker: &SecretString) {
+        let (uri, broker, stop) = (self.broker.uri(), broker.clone(), self.stop.clone());
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let db = PgPoolOptions::new().max_connections(4).connect_lazy_with((*options).clone());
+                let db = PgPoolOptions::new().max_connections(4).connect_lazy_with(database);
                 let done = CancellationToken::new();
                 let options = PublisherOptions { channels: 1, ..PublisherOptions::default() };
-                let publisher = Publisher::start(&uri, "relay-publisher", options, done.clone()).unwrap();
+                let publisher = Publisher::start(&broker, "relay-publisher", options, done.clone()).unwrap();
                 let relay = Relay { db, publisher, amqp_url: uri, clock: Clock::system(), settings };
                 relay.run(&stop).await;
                 done.cancel();
@@ -231,6 +237,43 @@ async fn a_stored_callback_goes_to_its_queue_and_other_jobs_are_kept(db: PgPool)
     assert_eq!(world.count("jobs").await, 2);
     assert_eq!(world.settle(vec![arrived]).await.len(), 1);
     assert_eq!(world.count("jobs").await, 0);
+}
+
+/// What the broker sends on channel 0 when it takes no more messages (`connection.blocked`), and when it does again.
+fn notice(blocked: bool) -> Vec<u8> {
+    let payload: &[u8] = if blocked { b"\x00\x0a\x00\x3c\x04disk" } else { b"\x00\x0a\x00\x3d" };
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [b"\x01\x00\x00", &length[..], payload, b"\xce"].concat()
+}
+
+/// Leasing, failing and giving back, five times a second, would only wear the database out.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn while_the_broker_blocks_nothing_is_leased_and_then_everything_goes_out(db: PgPool) {
+    let road = Road::new(db.clone()).await;
+    road.downstream("shop.all", "#").await;
+    let target = url::Url::parse(road.broker.uri().expose_secret()).unwrap();
+    let between = Between::to(format!("127.0.0.1:{}", target.port().unwrap())).await;
+    let mut through = target;
+    through.set_port(Some(between.port())).unwrap();
+    let through = SecretString::from(String::from(through));
+    road.start_through(Settings::default(), (*db.connect_options()).clone(), &through);
+    // One event shows that the publisher is connected and idle again.
+    road.write(&[event("before", "order.paid", Some(1))]).await;
+    road.until(UNPUBLISHED, 0).await;
+    between.inject(notice(true));
+    // Its answer to nothing: there is nobody to ask whether it has heard, so a moment is given.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let order = World::new(db).pending_order(Alipay, "8").await;
+    sqlx::query("update jobs set due_at = now()").execute(&road.db).await.unwrap();
+    road.write(&[event("during", "order.paid", Some(2))]).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let fences: Vec<i64> = sqlx::query_scalar("select fence from jobs").fetch_all(&road.db).await.unwrap();
+    assert_eq!(fences, [0], "the check of order {} was never leased", order.order_no);
+    road.until(UNPUBLISHED, 1).await;
+    between.inject(notice(false));
+    road.until(UNPUBLISHED, 0).await;
+    road.until("select count(*) from jobs where fence > 0", 1).await;
+    assert_eq!(road.next_ids("shop.all", 2).await, ["before", "during"]);
 }
 
 /// The queue is not trusted: text that PostgreSQL cannot hold, and a letter that it refuses whatever the reason.
