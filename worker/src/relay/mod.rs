@@ -24,6 +24,8 @@ mod outbox;
 mod road;
 mod stats;
 
+use outbox::Outbox;
+
 /// How often an idle relay looks, and a standby asks for the lock.
 const POLL: Duration = Duration::from_millis(200);
 const STANDBY: Duration = Duration::from_secs(1);
@@ -144,12 +146,13 @@ impl Relay {
         leading: &CancellationToken,
     ) -> Result<(), DbError> {
         let mut nudges = events::listen(&self.db).await?;
+        let mut outbox = Outbox::default();
         let mut measured = OffsetDateTime::UNIX_EPOCH;
         while !leading.is_cancelled() {
             let now = self.clock.now();
             if now - measured > time::Duration::seconds(5) {
                 measured = now;
-                self.measure(connection, now).await?;
+                next_round(self.measure(connection, now).await)?;
             }
             let state = *directions.state.borrow_and_update();
             // While the publisher cannot publish, leasing and giving back would only write.
@@ -157,18 +160,22 @@ impl Relay {
                 && directions.asked.is_empty()
                 && self.publisher.state() == PublisherState::Ready
             {
-                let carried =
-                    outbox::carry(self, connection).await? + due_jobs::carry(self, connection, depths).await?;
-                if carried > 0 {
+                let events = next_round(outbox.carry(self, connection).await)?;
+                let jobs = next_round(due_jobs::carry(self, connection, depths).await)?;
+                if events + jobs > 0 {
                     continue;
                 }
             }
             tokio::select! {
                 () = leading.cancelled() => {}
                 Some(done) = directions.asked.recv() => {
-                    self.rebuild(connection).await?;
-                    // Whoever asked has gone with its session: the next session asks again.
-                    let _ = done.send(());
+                    // Those events are unpublished with the others.
+                    outbox = Outbox::default();
+                    if next_round(self.rebuild(connection).await.map(Some))?.is_some() {
+                        // Whoever asked has gone with its session: the next session asks again.
+                        let _ = done.send(());
+                    }
+                    // Else `done` is dropped, which ends the session, and the next one asks again.
                 }
                 nudge = nudges.try_recv() => { nudge?; }
                 // An error: the one who looks after the road has ended, and so will this.
@@ -203,6 +210,19 @@ impl Relay {
             metrics::gauge!("jobs_oldest_due_seconds", "kind" => kind).set(oldest.as_seconds_f64());
         }
         Ok(())
+    }
+}
+
+/// Another transaction in the way is no reason to give up the lead: the next round does it.
+fn next_round<T: Default>(outcome: Result<T, DbError>) -> Result<T, DbError> {
+    match outcome {
+        Err(error @ DbError::Again(_)) => {
+            metrics::counter!("relay_rounds_put_off_total").increment(1);
+            let error = anyhow::Error::from(error);
+            warn!(error = format!("{error:#}"), "Another transaction was in the way; the next round does it");
+            Ok(T::default())
+        }
+        outcome => outcome,
     }
 }
 

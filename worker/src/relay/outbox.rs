@@ -13,28 +13,68 @@ use tracing::warn;
 
 use super::{BATCH, CONFIRM, Relay};
 
-/// Publishes what waits. Returns how many events went out.
-pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
-    let now = relay.clock.now();
-    let waiting = events::waiting(connection, BATCH, now).await?;
-    if waiting.is_empty() {
-        return Ok(0);
+/// The way out, and what it has to remember from one round to the next.
+#[derive(Default)]
+pub(super) struct Outbox {
+    /// Confirmed by the broker, and not marked yet because another transaction was in the way. While they wait nothing is
+    /// published, or each round would publish them once more.
+    confirmed: Vec<i64>,
+}
+
+impl Outbox {
+    /// Publishes what waits. Returns how many events went out.
+    pub async fn carry(&mut self, relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
+        self.mark(relay, connection).await?;
+        let now = relay.clock.now();
+        let waiting = events::waiting(connection, BATCH, now).await?;
+        if waiting.is_empty() {
+            return Ok(0);
+        }
+        let Outcome { confirmed, unroutable } = publish(relay, waiting).await;
+        self.confirmed = confirmed;
+        if !unroutable.is_empty() {
+            events::postpone(connection, &unroutable, now + relay.settings.unroutable_retry).await?;
+        }
+        self.mark(relay, connection).await
     }
-    let (mut published, mut unroutable, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
+
+    /// Marks what is confirmed, and says how many events that were.
+    async fn mark(&mut self, relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
+        if self.confirmed.is_empty() {
+            return Ok(0);
+        }
+        events::mark_published(connection, &self.confirmed, relay.clock.now()).await?;
+        let count = std::mem::take(&mut self.confirmed).len();
+        metrics::counter!("events_published_total").increment(count as u64);
+        Ok(count)
+    }
+}
+
+/// What became of the events of a round; those in neither list are tried again.
+#[derive(Default)]
+struct Outcome {
+    confirmed: Vec<i64>,
+    unroutable: Vec<i64>,
+}
+
+/// Publishes wave after wave.
+async fn publish(relay: &Relay, waiting: Vec<Waiting>) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut refusals = Vec::new();
     let mut held: HashSet<OrderId> = HashSet::new();
     for wave in waves(waiting) {
         let wave: Vec<Waiting> =
             wave.into_iter().filter(|event| event.order_id.is_none_or(|order| !held.contains(&order))).collect();
         let messages = wave.iter().map(message).collect();
-        for (event, outcome) in wave.iter().zip(relay.publisher.publish_all(messages, CONFIRM).await) {
-            match outcome {
-                Ok(_) => published.push(event.seq),
+        for (event, published) in wave.iter().zip(relay.publisher.publish_all(messages, CONFIRM).await) {
+            match published {
+                Ok(_) => outcome.confirmed.push(event.seq),
                 Err(PublishError::Unroutable) if relay.settings.optional_events.contains(&event.kind) => {
-                    published.push(event.seq);
+                    outcome.confirmed.push(event.seq);
                 }
                 Err(error) => {
                     if error == PublishError::Unroutable {
-                        unroutable.push(event.seq);
+                        outcome.unroutable.push(event.seq);
                         metrics::counter!("events_unroutable_total", "type" => event.kind.clone()).increment(1);
                     }
                     refusals.push((event.event_id.clone(), error));
@@ -46,13 +86,7 @@ pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection) -> Resul
     if let Some((event_id, error)) = refusals.first() {
         warn!(events = refusals.len(), event_id, %error, "Events are not out yet, the first of them {event_id}");
     }
-    if !unroutable.is_empty() {
-        events::postpone(connection, &unroutable, now + relay.settings.unroutable_retry).await?;
-    }
-    let now = relay.clock.now();
-    events::mark_published(connection, &published, now).await?;
-    metrics::counter!("events_published_total").increment(published.len() as u64);
-    Ok(published.len())
+    outcome
 }
 
 /// The first event of each order, then the second of each, and so on.

@@ -209,6 +209,40 @@ async fn a_standby_takes_over_when_the_active_relay_loses_its_connection(db: PgP
     assert_eq!(road.next_ids("shop.all", 5).await, ["e0", "e1", "e2", "e3", "e4"]);
 }
 
+/// Somebody holds the row of an event: its relay stays the active one, carries on where it can, and publishes nothing twice.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_lock_in_the_way_costs_neither_the_lead_nor_a_repeat(db: PgPool) {
+    let road = Road::new(db.clone()).await;
+    road.downstream("shop.all", "#").await;
+    road.write(&[event("locked", "order.paid", Some(1)), event("beside", "order.paid", Some(2))]).await;
+    let mut held = db.begin().await.unwrap();
+    sqlx::query("select 1 from events where event_id = 'locked' for update").execute(&mut *held).await.unwrap();
+    let impatient = (*db.connect_options()).clone().options([("lock_timeout", "200ms")]);
+    road.start_through(Settings::default(), impatient, &road.broker.uri());
+    let holder = "select pid from pg_locks where locktype = 'advisory' and granted and database = \
+                  (select oid from pg_database where datname = current_database())";
+    // Both are out; neither can be marked.
+    let mut shop = Subscription::open(&road.admin, "shop.all", 100).await.unwrap();
+    let mut next_id = async || {
+        let delivery = tokio::time::timeout(PATIENCE, shop.next()).await.ok()?.unwrap().unwrap();
+        header(&delivery, "cloudEvents:id").map(str::to_owned)
+    };
+    assert_eq!([next_id().await.unwrap(), next_id().await.unwrap()], ["locked", "beside"]);
+    let leader: i32 = sqlx::query_scalar(holder).fetch_one(&db).await.unwrap();
+    road.write(&[event("behind", "order.paid", Some(3))]).await;
+    // Jobs go on.
+    World::new(db.clone()).pending_order(Alipay, "8").await;
+    sqlx::query("update jobs set due_at = now()").execute(&db).await.unwrap();
+    road.until("select count(*) from jobs where fence > 0", 1).await;
+    // Some rounds later it still leads, and has published nothing again.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(sqlx::query_scalar::<_, i32>(holder).fetch_one(&db).await.unwrap(), leader);
+    held.rollback().await.unwrap();
+    road.until(UNPUBLISHED, 0).await;
+    assert_eq!(sqlx::query_scalar::<_, i32>(holder).fetch_one(&db).await.unwrap(), leader);
+    assert_eq!(next_id().await.unwrap(), "behind", "and before it no repeat");
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_stored_callback_goes_to_its_queue_and_other_jobs_are_kept(db: PgPool) {
     let world = World::new(db.clone());
