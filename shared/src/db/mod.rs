@@ -134,6 +134,11 @@ pub async fn connect(url: &SecretString, service: &str, max_connections: u32) ->
         ("idle_in_transaction_session_timeout", "10s"),
         ("client_min_messages", "error"),
         ("tcp_user_timeout", "5s"),
+        // A host that has vanished is noticed after 20 s, not after the two hours of most systems: until then the server
+        // keeps its sessions, with their locks.
+        ("tcp_keepalives_idle", "10"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "2"),
     ]);
     let pool = PgPoolOptions::new()
         .max_connections(max_connections)

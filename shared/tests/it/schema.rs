@@ -2,9 +2,17 @@
 
 use std::str::FromStr;
 
+use secrecy::SecretString;
 use shared::db::{self, MIGRATOR, SchemaError};
 use shared::domain::{CaseKind, CaseStatus, OrderStatus, PaymentMethod, Verdict};
 use sqlx::{Connection, PgPool};
+
+/// The address of a test's database, for a pool like that of a process.
+fn url_of(db: &PgPool) -> SecretString {
+    let mut url = url::Url::parse(&testkit::env("DATABASE_URL")).unwrap();
+    url.set_path(db.connect_options().get_database().unwrap());
+    SecretString::from(String::from(url))
+}
 
 /// The quoted names in a check constraint, in the order of the definition.
 async fn names_under(db: &PgPool, constraint: &str) -> Vec<String> {
@@ -47,15 +55,29 @@ async fn a_database_that_is_older_or_newer_is_named(db: PgPool) {
     assert!(matches!(db::check_schema(&db).await, Err(SchemaError::Missing(1))));
 }
 
+/// Without them a host that vanishes holds its locks, the relay's lead among them, for hours.
+#[sqlx::test]
+async fn a_session_of_a_host_that_vanished_ends_soon(db: PgPool) {
+    let pool = db::connect(&url_of(&db), "test", 1).await.unwrap();
+    let setting = async |name: &str| -> i64 {
+        sqlx::query_scalar("select setting::bigint from pg_settings where name = $1")
+            .bind(name.to_owned())
+            .fetch_one(&pool)
+            .await
+            .unwrap()
+    };
+    let after = setting("tcp_keepalives_idle").await
+        + setting("tcp_keepalives_interval").await * setting("tcp_keepalives_count").await;
+    assert!((1..=30).contains(&after), "{after} s");
+    assert!((1..=10_000).contains(&setting("tcp_user_timeout").await));
+}
+
 /// sqlx 0.9.0 gives a connection back with an open transaction when `begin()` is dropped halfway (transact-rs/sqlx#4393).
 /// The pool's own hook has to end it: without the hook this loses acknowledged rows.
 #[sqlx::test]
 async fn a_cancelled_begin_loses_no_row(db: PgPool) {
     sqlx::query("create table kept (n int primary key)").execute(&db).await.unwrap();
-    let url = std::env::var("DATABASE_URL").unwrap();
-    let mut url = url::Url::parse(&url).unwrap();
-    url.set_path(db.connect_options().get_database().unwrap());
-    let pool = db::connect(&secrecy::SecretString::from(String::from(url)), "test", 3).await.unwrap();
+    let pool = db::connect(&url_of(&db), "test", 3).await.unwrap();
     for n in 0..300 {
         // Dropped at its second poll or thereabouts, while BEGIN is on the wire.
         let begin = pool.begin();

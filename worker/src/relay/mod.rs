@@ -33,8 +33,11 @@ const STANDBY: Duration = Duration::from_secs(1);
 const BATCH: i64 = 500;
 /// A queue longer than this gets no repeats.
 const LONG_QUEUE: u32 = 10_000;
-/// How long the confirms of a round may take.
+/// How long the confirms of a round may take. Meanwhile nothing is asked on the connection that holds the lock, and the
+/// server ends it when it is silent for 15 s.
 const CONFIRM: Duration = Duration::from_secs(10);
+/// How often the backlog is measured, and so how often the connection is used at least.
+const MEASURE: time::Duration = time::Duration::seconds(5);
 
 /// What an operator can set.
 #[derive(Debug, Clone)]
@@ -114,6 +117,7 @@ impl Relay {
     /// Waits for the lock, then carries until the connection is lost or `stop`.
     async fn lead(&self, stop: &CancellationToken) -> Result<(), DbError> {
         let mut connection = self.db.acquire().await?.detach();
+        leadership::end_when_silent(&mut connection).await?;
         while !leadership::try_lead(&mut connection).await? {
             tokio::select! { () = tokio::time::sleep(STANDBY) => {}, () = stop.cancelled() => return Ok(()) }
         }
@@ -150,7 +154,7 @@ impl Relay {
         let mut measured = OffsetDateTime::UNIX_EPOCH;
         while !leading.is_cancelled() {
             let now = self.clock.now();
-            if now - measured > time::Duration::seconds(5) {
+            if now - measured > MEASURE {
                 measured = now;
                 next_round(self.measure(connection, now).await)?;
             }

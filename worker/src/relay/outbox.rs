@@ -9,6 +9,7 @@ use shared::event;
 use shared::mq::{Message, PublishError, topology};
 use sqlx::PgConnection;
 use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::{BATCH, CONFIRM, Relay};
@@ -57,16 +58,21 @@ struct Outcome {
     unroutable: Vec<i64>,
 }
 
-/// Publishes wave after wave.
+/// Publishes wave after wave, for as long as a round may take.
 async fn publish(relay: &Relay, waiting: Vec<Waiting>) -> Outcome {
+    let deadline = Instant::now() + CONFIRM;
     let mut outcome = Outcome::default();
     let mut refusals = Vec::new();
     let mut held: HashSet<OrderId> = HashSet::new();
     for wave in waves(waiting) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
         let wave: Vec<Waiting> =
             wave.into_iter().filter(|event| event.order_id.is_none_or(|order| !held.contains(&order))).collect();
         let messages = wave.iter().map(message).collect();
-        for (event, published) in wave.iter().zip(relay.publisher.publish_all(messages, CONFIRM).await) {
+        for (event, published) in wave.iter().zip(relay.publisher.publish_all(messages, left).await) {
             match published {
                 Ok(_) => outcome.confirmed.push(event.seq),
                 Err(PublishError::Unroutable) if relay.settings.optional_events.contains(&event.kind) => {

@@ -25,8 +25,13 @@ use worker::relay::{Relay, Settings};
 
 use crate::support::World;
 
+/// Who holds the lock of the active relay.
+const LEADER: &str = "select pid from pg_locks where locktype = 'advisory' and granted and database = \
+                      (select oid from pg_database where datname = current_database())";
+const LEADERS: &str = "select count(*) from pg_locks where locktype = 'advisory' and granted and database = \
+                       (select oid from pg_database where datname = current_database())";
 /// Long enough for a busy machine; every wait ends as soon as what it waits for is there.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Road {
     db: PgPool,
@@ -120,6 +125,11 @@ impl Road {
         subscription
     }
 
+    /// The server process whose session holds the lock of the active relay.
+    async fn leader(&self) -> i32 {
+        sqlx::query_scalar(LEADER).fetch_one(&self.db).await.unwrap()
+    }
+
     /// Waits until a query counts `wanted`.
     async fn until(&self, sql: &'static str, wanted: i64) {
         let patience = tokio::time::Instant::now() + PATIENCE;
@@ -191,10 +201,8 @@ async fn a_standby_takes_over_when_the_active_relay_loses_its_connection(db: PgP
     road.downstream("shop.all", "#").await;
     road.start();
     road.start();
-    let holders = "select count(*) from pg_locks where locktype = 'advisory' and granted and database = \
-                   (select oid from pg_database where datname = current_database())";
     for round in 0..5 {
-        road.until(holders, 1).await;
+        road.until(LEADERS, 1).await;
         let id = format!("e{round}");
         road.write(&[event(&id, "order.paid", Some(round))]).await;
         road.until(UNPUBLISHED, 0).await;
@@ -209,6 +217,48 @@ async fn a_standby_takes_over_when_the_active_relay_loses_its_connection(db: PgP
     assert_eq!(road.next_ids("shop.all", 5).await, ["e0", "e1", "e2", "e3", "e4"]);
 }
 
+/// A host that vanishes says no farewell: its session stays open at the server, and silent.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_standby_takes_over_when_the_host_of_the_active_relay_vanishes(db: PgPool) {
+    let road = Road::new(db.clone()).await;
+    road.downstream("shop.all", "#").await;
+    let options = (*db.connect_options()).clone();
+    let between = Between::to(format!("{}:{}", options.get_host(), options.get_port())).await;
+    let vanishing = options.clone().host("127.0.0.1").port(between.port()).application_name("vanishing");
+    road.start_through(Settings::default(), vanishing, &road.broker.uri());
+    let leads = "select count(*) from pg_locks join pg_stat_activity using (pid)
+        where locktype = 'advisory' and granted and database = (select oid from pg_database where datname = current_database())
+          and application_name = 'vanishing'";
+    road.until(leads, 1).await;
+    road.start();
+    between.hold(true);
+    road.write(&[event("e1", "order.paid", Some(1))]).await;
+    // 15 s of silence, and a second until the standby asks.
+    road.until(leads, 0).await;
+    road.until(UNPUBLISHED, 0).await;
+    assert_eq!(road.next_ids("shop.all", 1).await, ["e1"]);
+}
+
+/// With the broker away there is nothing to carry; the active relay stays the active one all the same.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_closed_road_does_not_cost_the_lead(db: PgPool) {
+    let road = Road::new(db.clone()).await;
+    let nowhere = SecretString::from("amqp://u:p@127.0.0.1:1/v");
+    let (options, stop) = ((*db.connect_options()).clone(), road.stop.clone());
+    let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options);
+    let publisher = Publisher::start(&nowhere, "relay-publisher", PublisherOptions::default(), stop.clone()).unwrap();
+    let relay = Relay { db: pool, publisher, amqp_url: nowhere, clock: Clock::system(), settings: Settings::default() };
+    let watch = async {
+        road.until(LEADERS, 1).await;
+        let leader = road.leader().await;
+        // Longer than the server bears silence.
+        tokio::time::sleep(Duration::from_secs(17)).await;
+        assert_eq!(road.leader().await, leader);
+        road.stop.cancel();
+    };
+    tokio::join!(relay.run(&stop), watch);
+}
+
 /// Somebody holds the row of an event: its relay stays the active one, carries on where it can, and publishes nothing twice.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_lock_in_the_way_costs_neither_the_lead_nor_a_repeat(db: PgPool) {
@@ -219,8 +269,6 @@ async fn a_lock_in_the_way_costs_neither_the_lead_nor_a_repeat(db: PgPool) {
     sqlx::query("select 1 from events where event_id = 'locked' for update").execute(&mut *held).await.unwrap();
     let impatient = (*db.connect_options()).clone().options([("lock_timeout", "200ms")]);
     road.start_through(Settings::default(), impatient, &road.broker.uri());
-    let holder = "select pid from pg_locks where locktype = 'advisory' and granted and database = \
-                  (select oid from pg_database where datname = current_database())";
     // Both are out; neither can be marked.
     let mut shop = Subscription::open(&road.admin, "shop.all", 100).await.unwrap();
     let mut next_id = async || {
@@ -228,7 +276,7 @@ async fn a_lock_in_the_way_costs_neither_the_lead_nor_a_repeat(db: PgPool) {
         header(&delivery, "cloudEvents:id").map(str::to_owned)
     };
     assert_eq!([next_id().await.unwrap(), next_id().await.unwrap()], ["locked", "beside"]);
-    let leader: i32 = sqlx::query_scalar(holder).fetch_one(&db).await.unwrap();
+    let leader = road.leader().await;
     road.write(&[event("behind", "order.paid", Some(3))]).await;
     // Jobs go on.
     World::new(db.clone()).pending_order(Alipay, "8").await;
@@ -236,10 +284,10 @@ async fn a_lock_in_the_way_costs_neither_the_lead_nor_a_repeat(db: PgPool) {
     road.until("select count(*) from jobs where fence > 0", 1).await;
     // Some rounds later it still leads, and has published nothing again.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(sqlx::query_scalar::<_, i32>(holder).fetch_one(&db).await.unwrap(), leader);
+    assert_eq!(road.leader().await, leader);
     held.rollback().await.unwrap();
     road.until(UNPUBLISHED, 0).await;
-    assert_eq!(sqlx::query_scalar::<_, i32>(holder).fetch_one(&db).await.unwrap(), leader);
+    assert_eq!(road.leader().await, leader);
     assert_eq!(next_id().await.unwrap(), "behind", "and before it no repeat");
 }
 
