@@ -5,7 +5,7 @@ use std::task::Poll;
 
 use secrecy::SecretString;
 use shared::db::{self, MIGRATOR, SchemaError};
-use shared::domain::{CaseKind, CaseStatus, OrderStatus, PaymentMethod, Verdict};
+use shared::domain::{CaseKind, CaseStatus, OrderStatus, PaymentMethod, RefundStatus, Verdict};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgPool};
 
@@ -32,6 +32,8 @@ async fn the_checks_of_the_database_name_what_the_enums_name(db: PgPool) {
     let names = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let statuses: Vec<_> = OrderStatus::ALL.iter().map(|s| s.as_str()).collect();
     assert_eq!(names_under(&db, "payment_orders_status").await, names(&statuses));
+    let refunds: Vec<_> = RefundStatus::ALL.iter().map(|s| s.as_str()).collect();
+    assert_eq!(names_under(&db, "refund_records_status").await, names(&refunds));
     let methods: Vec<_> = PaymentMethod::ALL.iter().map(|m| m.as_str()).collect();
     assert_eq!(names_under(&db, "payment_orders_method").await, names(&methods));
     let verdicts: Vec<_> = Verdict::ALL.iter().map(|v| v.as_str()).collect();
@@ -121,6 +123,14 @@ async fn dropped_after<F: Future>(waits: usize, future: F) {
     .await;
 }
 
+/// What a broken `create index concurrently` leaves behind.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn no_index_is_invalid(db: PgPool) {
+    let invalid = "select indexrelid::regclass::text from pg_index where not (indisvalid and indisready and indislive)";
+    let invalid: Vec<String> = sqlx::query_scalar(invalid).fetch_all(&db).await.unwrap();
+    assert_eq!(invalid, [""; 0]);
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
     // With sequential scans forbidden, a plan that still has one has no index to use.
@@ -128,14 +138,18 @@ async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
         "select 1 from payment_orders where order_no = any('{a,b}') order by id for update",
         "select 1 from payment_orders where user_id = 'u' and id < 'f' order by id desc limit 20",
         "select 1 from refund_records where order_id = any(array(select id from payment_orders where user_id = 'u')) and id::text < 'f' order by id::text desc limit 20",
+        "select 1 from refund_records where refund_no = 'a' for update",
         "select 1 from cases where id < 'f' and status = 'open' order by id desc limit 20",
         "select 1 from cases where id < 'f' and kind = 'dead_letter' order by id desc limit 20",
+        "select 1 from cases where order_id = 'a' and kind = 'late_payment' and status <> 'resolved'",
         "select 1 from hourly_stats where hour >= now() and hour < now()",
         "select order_id from events where seq > 7",
         "select 1 from payment_transactions where order_id = 'a'",
         "select 1 from payment_transactions where action_type = 'payment' and payment_method in ('alipay', 'wechat') and gateway_no = any('{a}')",
         "select id from jobs where kind = 'callback' and due_at <= now() order by due_at limit 10",
+        "select id from jobs where kind = 'check' and due_at <= now() and (lease_until is null or lease_until <= now()) order by due_at limit 500 for update skip locked",
         "select 1 from jobs where kind = 'check' and ref_id = any('{a}'::bpchar[])",
+        "delete from jobs where kind = 'refund' and ref_id = 'a'",
         "select 1 from events where published_at is null order by seq limit 500",
         "select 1 from events where published_at is null and retry_at > now()",
         "select 1 from events where published_at >= now()",

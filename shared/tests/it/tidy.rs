@@ -10,6 +10,12 @@ fn root() -> PathBuf {
 /// Every `.rs` file below a folder of the repository: its path from the root, and its lines without comments, up to the
 /// unit tests at its end.
 fn sources(folder: &str) -> Vec<(String, Vec<String>)> {
+    let files = files(folder, "rs");
+    files.into_iter().map(|(path, text)| (path, code(&text).into_iter().map(str::to_owned).collect())).collect()
+}
+
+/// Every file below a folder of the repository whose name ends like this: its path from the root, and its text.
+fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {
@@ -17,16 +23,30 @@ fn sources(folder: &str) -> Vec<(String, Vec<String>)> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|found| found == extension) {
                 let text = fs::read_to_string(&path).unwrap();
-                let lines = text.lines().take_while(|line| line.trim() != "#[cfg(test)]");
-                let code = lines.filter(|line| !line.trim_start().starts_with("//")).map(str::to_owned).collect();
-                found.push((path.strip_prefix(root()).unwrap().display().to_string(), code));
+                found.push((path.strip_prefix(root()).unwrap().display().to_string(), text));
             }
         }
     }
-    assert!(!found.is_empty(), "no source below {folder}");
+    assert!(!found.is_empty(), "no .{extension} below {folder}");
     found
+}
+
+/// The lines without comments, up to an inline module of tests. A `mod tests;` near the top ends nothing.
+fn code(text: &str) -> Vec<&str> {
+    let lines: Vec<&str> = text.lines().collect();
+    let opens_module = |line: &&str| line.trim().starts_with("mod ") && line.trim().ends_with('{');
+    let tests =
+        (0..lines.len()).find(|n| lines[*n].trim() == "#[cfg(test)]" && lines.get(n + 1).is_some_and(opens_module));
+    let end = tests.unwrap_or(lines.len());
+    lines[..end].iter().copied().filter(|line| !line.trim_start().starts_with("//")).collect()
+}
+
+#[test]
+fn reading_stops_at_inline_tests_and_not_at_a_module_of_tests() {
+    let text = "use a;\n#[cfg(test)]\nmod tests;\n// said\nfn f() {}\n#[cfg(test)]\nmod tests {\n    use b;\n}\n";
+    assert_eq!(code(text), ["use a;", "#[cfg(test)]", "mod tests;", "fn f() {}"]);
 }
 
 /// The lines of `folders`, except in paths that start with one of `except`, that hold one of `words`.
@@ -93,6 +113,39 @@ fn only_problem_picks_the_status_of_an_error() {
     let rooms = &["api/src/problem.rs", "api/src/routes/callbacks.rs"];
     let words = ["StatusCode::INTERNAL_SERVER_ERROR", "StatusCode::CONFLICT", "StatusCode::UNPROCESSABLE_ENTITY"];
     assert_eq!(offences(&["api/src"], rooms, &words), [""; 0]);
+}
+
+/// What is wrong with a migration that builds or drops an index beside the writers.
+fn faults_of_migration(text: &str) -> Vec<&'static str> {
+    let statements: String =
+        text.lines().filter(|line| !line.trim_start().starts_with("--")).collect::<Vec<_>>().join(" ");
+    let words = statements.to_lowercase();
+    let mut faults = Vec::new();
+    if words.split_whitespace().any(|word| word == "concurrently") {
+        if !text.starts_with("-- no-transaction") {
+            faults.push("runs in a transaction, which such an index refuses: begin with `-- no-transaction`");
+        }
+        if words.split_whitespace().collect::<Vec<_>>().windows(3).any(|three| three == ["if", "not", "exists"]) {
+            faults.push("`if not exists` calls the invalid index of a broken run a success");
+        }
+        if statements.split(';').filter(|statement| !statement.trim().is_empty()).count() > 1 {
+            faults.push("is not alone: half of it stays when the other half fails");
+        }
+    }
+    faults
+}
+
+/// Trap: such an index deadlocks with a second runner, is left invalid, and then found to exist.
+#[test]
+fn an_index_beside_the_writers_has_a_migration_of_its_own() {
+    let good = "-- no-transaction\n-- Built concurrently, if not exists is no help.\n\ncreate index concurrently a on b (c);\n";
+    assert_eq!(faults_of_migration(good), [""; 0]);
+    assert_eq!(faults_of_migration("-- Not concurrently.\ncreate index if not exists a on b (c);"), [""; 0]);
+    let bad = "create table b (c int);\nCREATE INDEX CONCURRENTLY\n  IF NOT EXISTS a ON b (c);";
+    assert_eq!(faults_of_migration(bad).len(), 3);
+    for (path, text) in files("migrations", "sql") {
+        assert_eq!(faults_of_migration(&text), [""; 0], "{path}");
+    }
 }
 
 #[test]
