@@ -1,10 +1,12 @@
 //! One program of the service as a child process: started, watched, killed, and its log kept.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -225,11 +227,29 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// An address that nobody listens on at this moment.
+/// Below the range from which the kernel takes the local ports of outgoing connections (32768 and up on Linux): a program
+/// that is killed and started again finds its port still free.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
+/// An address that nobody listens on, and that this process was not given before.
+///
+/// # Panics
+/// When every port is taken.
 #[must_use]
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound port has an address")
+    // Tests run in several processes: each begins somewhere else.
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
+        let seed = RandomState::new().hash_one(std::process::id()) % u64::from(PORTS.end - PORTS.start);
+        AtomicU16::new(u16::try_from(seed).unwrap_or_default())
+    });
+    let size = PORTS.end - PORTS.start;
+    for _ in PORTS {
+        let port = PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % size;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        }
+    }
+    panic!("no free loopback port between {} and {}", PORTS.start, PORTS.end)
 }
 
 /// A log that may hold a broken line at its end.
