@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
 use secrecy::{ExposeSecret, SecretString};
 use shared::mq::topology::{CALLBACKS, DEAD, PAYMENT_IN};
 use shared::mq::{self, Connection, Delivery, Message, MqError, Publisher, PublisherOptions, Subscription};
@@ -13,8 +15,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use worker::consumer::{self, Ack, BatchOptions, ConsumerError};
 
-const SOON: Duration = Duration::from_secs(15);
-const OPTIONS: BatchOptions = BatchOptions { max: 20, linger: Duration::from_millis(20) };
+const SOON: Duration = Duration::from_secs(60);
+/// Long enough for a full batch on a busy machine.
+const OPTIONS: BatchOptions = BatchOptions { max: 20, linger: Duration::from_millis(500) };
 
 /// A broker whose callback queue holds the messages `0` to `number - 1`.
 async fn with_messages(number: usize) -> (TestBroker, Connection) {
@@ -45,11 +48,13 @@ fn numbers(batch: &[Delivery]) -> Vec<usize> {
     batch.iter().map(|delivery| String::from_utf8_lossy(&delivery.data).parse().unwrap()).collect()
 }
 
-/// Everything that lies in a queue, with its redelivered flag.
-async fn left(connection: &Connection, queue: &str) -> Vec<(usize, bool)> {
+/// Everything that lies in a queue, with its redelivered flag: waits for as many as are expected, then a moment for more.
+async fn left(connection: &Connection, queue: &str, expected: usize) -> Vec<(usize, bool)> {
     let mut subscription = Subscription::open(connection, queue, 1000).await.unwrap();
     let mut left = Vec::new();
-    while let Ok(delivery) = timeout(Duration::from_millis(700), subscription.next()).await {
+    loop {
+        let wait = if left.len() < expected { Duration::from_secs(30) } else { Duration::from_millis(300) };
+        let Ok(delivery) = timeout(wait, subscription.next()).await else { break };
         let delivery = delivery.unwrap().unwrap();
         left.push((numbers(std::slice::from_ref(&delivery))[0], delivery.redelivered));
     }
@@ -75,9 +80,10 @@ async fn batches_are_settled_in_order_and_dead_ones_leave_for_the_dead_letters()
     timeout(SOON, run).await.unwrap().unwrap();
     assert_eq!(settled.into_inner(), (0..150).collect::<Vec<_>>());
     assert_eq!(largest.get(), OPTIONS.max);
-    assert_eq!(left(&connection, CALLBACKS).await, []);
-    let dead: Vec<usize> = left(&connection, DEAD).await.into_iter().map(|(n, _)| n).collect();
-    assert_eq!(dead, (0..150).filter(|n| n % 7 == 0).collect::<Vec<_>>());
+    assert_eq!(left(&connection, CALLBACKS, 0).await, []);
+    let expected: Vec<usize> = (0..150).filter(|n| n % 7 == 0).collect();
+    let dead: Vec<usize> = left(&connection, DEAD, expected.len()).await.into_iter().map(|(n, _)| n).collect();
+    assert_eq!(dead, expected);
     drop(broker);
 }
 
@@ -95,7 +101,7 @@ async fn a_batch_that_fails_is_tried_again_in_hand_and_costs_no_delivery() {
         Ok(vec![Ack::Done; batch.len()])
     });
     timeout(SOON, run).await.unwrap().unwrap();
-    assert_eq!(left(&connection, CALLBACKS).await, []);
+    assert_eq!(left(&connection, CALLBACKS, 0).await, []);
 }
 
 #[tokio::test]
@@ -108,7 +114,7 @@ async fn what_cannot_be_settled_goes_back_when_the_worker_stops() {
     });
     let ended = timeout(SOON, run).await.unwrap();
     assert!(matches!(ended, Err(ConsumerError::Settle(_))), "{ended:?}");
-    assert_eq!(left(&connection, CALLBACKS).await, [(0, true), (1, true), (2, true), (3, true), (4, true)]);
+    assert_eq!(left(&connection, CALLBACKS, 5).await, [(0, true), (1, true), (2, true), (3, true), (4, true)]);
 }
 
 #[tokio::test]
@@ -121,7 +127,7 @@ async fn a_panic_and_a_wrong_number_of_answers_acknowledge_nothing() {
     let miscounts = async |_: &[Delivery]| Ok::<_, io::Error>(vec![Ack::Done]);
     let ended = consumer::run(&connection, CALLBACKS, OPTIONS, stop, miscounts).await;
     assert!(matches!(ended, Err(ConsumerError::Miscounted { answers: 1, deliveries: 3 })), "{ended:?}");
-    assert_eq!(left(&connection, CALLBACKS).await, [(0, true), (1, true), (2, true)]);
+    assert_eq!(left(&connection, CALLBACKS, 3).await, [(0, true), (1, true), (2, true)]);
 }
 
 /// What was fetched ahead when the stop comes is settled too; what was not is untouched; nothing is both.
@@ -138,7 +144,8 @@ async fn a_stop_finishes_what_was_delivered_and_leaves_the_rest() {
     timeout(SOON, run).await.unwrap().unwrap();
     let settled = settled.into_inner();
     assert!(settled.len() > OPTIONS.max && settled.len() < 300, "{}", settled.len());
-    let left: HashSet<usize> = left(&connection, CALLBACKS).await.into_iter().map(|(n, _)| n).collect();
+    let left = left(&connection, CALLBACKS, 300 - settled.len()).await;
+    let left: HashSet<usize> = left.into_iter().map(|(n, _)| n).collect();
     assert!(left.is_disjoint(&settled));
     assert_eq!(left.len() + settled.len(), 300);
 }
@@ -160,20 +167,27 @@ async fn an_ack_that_came_too_late_is_an_error_and_the_messages_come_again() {
     });
     let ended = timeout(SOON, run).await.unwrap();
     assert!(matches!(ended, Err(ConsumerError::Stale | ConsumerError::Mq(_))), "{ended:?}");
-    assert_eq!(left(&admin, CALLBACKS).await.len(), 5);
+    assert_eq!(left(&admin, CALLBACKS, 5).await.len(), 5);
 }
 
 #[tokio::test]
 async fn a_queue_deleted_under_the_consumer_ends_the_run() {
     let (_broker, connection) = with_messages(0).await;
     let delete = async {
-        sleep(Duration::from_millis(300)).await;
         let channel = connection.create_channel().await.unwrap();
+        let passive = QueueDeclareOptions { passive: true, durable: true, ..QueueDeclareOptions::default() };
+        let consumers = async || {
+            let queue = channel.queue_declare(CALLBACKS.into(), passive, FieldTable::default()).await.unwrap();
+            queue.consumer_count()
+        };
+        while consumers().await != 1 {
+            sleep(Duration::from_millis(20)).await;
+        }
         channel.queue_delete(CALLBACKS.into(), Default::default()).await.unwrap();
     };
     let settle = async |batch: &[Delivery]| Ok::<_, io::Error>(vec![Ack::Done; batch.len()]);
     let run = consumer::run(&connection, CALLBACKS, OPTIONS, CancellationToken::new(), settle);
-    let (ended, ()) = tokio::join!(timeout(SOON, run), delete);
-    let ended = ended.unwrap();
+    let (ended, deleted) = tokio::join!(timeout(SOON, run), timeout(SOON, delete));
+    let (ended, ()) = (ended.unwrap(), deleted.unwrap());
     assert!(matches!(ended, Err(ConsumerError::Mq(MqError::Cancelled(_)))), "{ended:?}");
 }
