@@ -77,6 +77,11 @@ async fn each_program_names_every_fault_at_once() {
     fails_naming(relay, &folder.0, &everywhere, &secret).await;
     let worker = program("callback-worker").env("GATEWAYS_FILE", &gateways).env("CALLBACK_BATCH", "0");
     fails_naming(worker, &folder.0, &[&everywhere[..], &keys, &["CALLBACK_BATCH"]].concat(), &secret).await;
+    for name in ["check-worker", "refund-worker"] {
+        let own: &[&str] = if name == "refund-worker" { &["PUBLIC_URL"] } else { &[] };
+        let worker = program(name).env("GATEWAYS_FILE", &gateways);
+        fails_naming(worker, &folder.0, &[&everywhere[..], &keys, own].concat(), &secret).await;
+    }
     let api = program("payment-api").env("GATEWAYS_FILE", &gateways).env("JWT_HS256_SECRET", "hidden-short");
     let own = ["PUBLIC_URL", "VIEW_TOKEN_SECRET", "JWT_HS256_SECRET", "it is not set", "LISTEN_ADDR"];
     let api = api.env("LISTEN_ADDR", "here");
@@ -86,6 +91,8 @@ async fn each_program_names_every_fault_at_once() {
     let bare = [("payment-api", &["DATABASE_URL", "AMQP_URL", "GATEWAYS_FILE", "PUBLIC_URL"][..])];
     let bare = bare.into_iter().chain([
         ("callback-worker", &["DATABASE_URL", "AMQP_URL", "GATEWAYS_FILE"][..]),
+        ("check-worker", &["DATABASE_URL", "AMQP_URL", "GATEWAYS_FILE"][..]),
+        ("refund-worker", &["DATABASE_URL", "AMQP_URL", "GATEWAYS_FILE", "PUBLIC_URL"][..]),
         ("relay", &["DATABASE_URL", "AMQP_URL"][..]),
     ]);
     for (name, variables) in bare {
