@@ -1,5 +1,7 @@
 //! SIGKILL in the middle of the work, again and again, under load.
 
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use e2e::process::Process;
@@ -49,25 +51,29 @@ async fn workers_killed_in_the_middle_of_a_batch_again_and_again_settle_each_ord
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workers_killed_at_any_moment_under_load_settle_each_order_once() {
     let world = World::with(Setup { workers: 2, speed: 300.0, ..Setup::default() }).await;
+    let kills = AtomicUsize::new(0);
+    // As long as it takes: a slow machine kills less often for each order.
     let load = async {
-        for _ in 0..10 {
+        let mut rounds = 0;
+        while rounds < 10 || kills.load(Relaxed) < 10 {
             let orders = world.buy_many(ORDERS / 10).await;
             join_all(orders.iter().map(|order| world.pay(order))).await;
+            rounds += 1;
         }
     };
-    let mut kills = 0;
     let kill = async {
         loop {
-            let victim = &world.workers[kills % 2];
+            let victim = &world.workers[kills.load(Relaxed) % 2];
             // Wherever it is: in a transaction, between commit and ack, starting.
             let before = settled(&world).await;
             eventually("something was settled", SOON, async || (settled(&world).await != before).then_some(())).await;
             victim.kill();
             victim.spawn();
-            kills += 1;
+            kills.fetch_add(1, Relaxed);
         }
     };
-    tokio::select! { () = load => {}, () = kill => {} }
+    tokio::select! { () = load => {}, () = kill => {}, () = tokio::time::sleep(LONG) => {} }
+    let kills = kills.into_inner();
     assert!(kills >= 10, "only {kills} kills");
     join_all(world.workers.iter().map(Process::ready)).await;
     world.wait_all_paid(LONG).await;

@@ -1,5 +1,7 @@
 //! What networks and gateways do to a merchant, on schedules sped up: counted right, settled in the end, books equal.
 
+use std::time::Duration;
+
 use e2e::shop::{Purchase, order};
 use e2e::{Gateway, Order, SOON, Setup, World, eventually, slug};
 use futures_util::future::join_all;
@@ -44,7 +46,8 @@ async fn trades_with_every_fault_of_callbacks_are_settled_once_and_the_wrong_one
     for order in lost {
         world.gateways.faults(&json!({ "scope": order.order_no })).await;
     }
-    world.wait_all_paid(SOON).await;
+    // The pause before a lost one comes again grows up to 54 s.
+    world.wait_all_paid(Duration::from_secs(90)).await;
     world.wait_quiet(SOON).await;
     // The last deliveries of a trade may follow the one that settled it.
     eventually("every trade is delivered", SOON, async || {
