@@ -4,6 +4,7 @@ mod batches;
 mod bench;
 mod checks;
 mod consumer;
+mod grid;
 mod histories;
 mod refunding;
 mod refunds;
