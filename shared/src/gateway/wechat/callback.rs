@@ -147,13 +147,14 @@ fn payment(resource: &Resource, create_time: Option<&str>) -> Result<Fact, Callb
 }
 
 fn refund(resource: &Resource) -> Result<Fact, CallbackError> {
+    let amount = resource.amount.as_ref().and_then(Amount::refund).flatten();
     let outcome = match resource.refund_status.as_deref() {
-        Some("SUCCESS") => RefundOutcome::Succeeded,
+        // Without an amount that can be compared, a success is for a question to confirm.
+        Some("SUCCESS") if amount.is_some() => RefundOutcome::Succeeded,
         Some("CLOSED") => RefundOutcome::Closed,
         Some("ABNORMAL") => RefundOutcome::Abnormal,
         _ => RefundOutcome::Hint,
     };
-    let amount = resource.amount.as_ref().and_then(Amount::refund).flatten();
     let refund_no = required("out_refund_no", resource.out_refund_no.as_deref())?.to_owned();
     Ok(Fact::Refund {
         trade_no: trade_no(resource)?,
@@ -235,5 +236,11 @@ mod tests {
         let fact = refund(&resource(text)).unwrap();
         assert!(matches!(fact, Fact::Refund { outcome: RefundOutcome::Hint, amount: None, .. }), "{fact:?}");
         assert!(refund(&resource(&text.replace("out_refund_no", "x"))).is_err());
+        // A success over what no order of ours can cost, or in another currency, is no proof either.
+        let done = text.replace("PROCESSING", "SUCCESS");
+        for amount in [r#"{"refund":10000000000}"#, r#"{"refund":100,"currency":"USD"}"#, "{}"] {
+            let told = refund(&resource(&done.replacen('{', &format!(r#"{{"amount":{amount},"#), 1))).unwrap();
+            assert!(matches!(told, Fact::Refund { outcome: RefundOutcome::Hint, amount: None, .. }), "{told:?}");
+        }
     }
 }
