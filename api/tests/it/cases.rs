@@ -156,10 +156,7 @@ async fn what_a_refund_that_is_not_ours_reserves_is_freed_by_two_people(db: PgPo
     let version = json!({ "version": proposed["version"] });
     step(&world, A, &case, "confirm", version.clone()).await.is(403, "same_person");
     let done = step(&world, B, &case, "confirm", version).await.json();
-    assert_eq!(
-        (&done["status"], &done["resolution"]),
-        (&json!("resolved"), &json!("made by hand, for another order"))
-    );
+    assert_eq!((&done["status"], &done["resolution"]), (&json!("resolved"), &json!("made by hand, for another order")));
     assert_eq!(world.refund("u1", &id, "k3", &json!({})).await.status.as_u16(), 202);
 }
 

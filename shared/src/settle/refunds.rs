@@ -235,14 +235,16 @@ pub async fn settle(
 /// And what a gateway still has in hand of a refund that we have given up is for a person.
 async fn no_move(tx: &mut PgConnection, refund: &Refund, fact: &RefundFact, clock: &Clock) -> Result<(), DbError> {
     let RefundFact::Undeliverable { gateway_refund_no } = fact else { return Ok(()) };
-    if let (Some(number), None) = (gateway_refund_no, &refund.gateway_refund_no) {
-        refunds::note_number(tx, refund.id, number, clock.now()).await?;
+    match (refund.status, gateway_refund_no) {
+        (RefundStatus::Abnormal, Some(number)) if refund.gateway_refund_no.is_none() => {
+            refunds::note_number(tx, refund.id, number, clock.now()).await
+        }
+        (RefundStatus::Failed, number) => {
+            let evidence = json!({ "refund_no": refund.refund_no, "gateway_refund_no": number });
+            open(tx, &case(clock, CaseKind::RefundAfterFailure, refund, evidence), clock.now()).await
+        }
+        _ => Ok(()),
     }
-    if refund.status == RefundStatus::Failed {
-        let evidence = json!({ "refund_no": refund.refund_no, "gateway_refund_no": gateway_refund_no });
-        open(tx, &case(clock, CaseKind::RefundAfterFailure, refund, evidence), clock.now()).await?;
-    }
-    Ok(())
 }
 
 /// How refunds end, and after how long.

@@ -102,7 +102,7 @@ async fn field(desk: &Desk, method: PaymentMethod, share: Share, (own, notice): 
     let last = Books::read(db, order.id).await;
 
     assert_eq!(status(&before, &refund), own, "{place}");
-    let hint = matches!(notice, Notice::Hint | Notice::UnknownState);
+    let hint = matches!(notice, Notice::Hint | Notice::UnknownState | Notice::NoAmountOfOurs);
     let cell = Cell { before, verdict, after, again, last, hint };
     cell.obeys_the_laws(&place);
     let job = cell.after.job("refund", &refund.id.to_string()).is_some();
