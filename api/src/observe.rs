@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request};
+use axum::http::Method;
 use axum::http::header::{ALLOW, RETRY_AFTER};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -13,25 +14,47 @@ use tracing::{Instrument, error, field, info, info_span, warn};
 use crate::problem::{ApiError, Rendered};
 
 /// Wraps a request in a span that every line about it belongs to. The query string is not logged: it may hold a token.
+///
+/// No label is of the client's making: each value of one is kept in memory, and shown, for as long as the process lives.
 pub async fn observe(request: Request, next: Next) -> Response {
     let began = Instant::now();
-    let method = request.method().clone();
+    let method = method_name(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok()).unwrap_or_default();
     // It may be of the client's making.
     let id = shared::domain::shorten_bytes(id, 64);
     let span = info_span!(
-        "api.request", %method, route, request_id = id,
-        orderId = field::Empty, userId = field::Empty, account = field::Empty,
-        outcome = field::Empty, reason = field::Empty,
+        "api.request",
+        method,
+        route,
+        request_id = id,
+        orderId = field::Empty,
+        userId = field::Empty,
+        account = field::Empty,
+        outcome = field::Empty,
+        reason = field::Empty,
     );
     let response = next.run(request).instrument(span.clone()).await;
     let (status, duration) = (response.status(), began.elapsed());
     span.in_scope(|| log(&response, duration.as_secs_f64() * 1000.0));
-    let labels = [("route", route.clone()), ("method", method.to_string()), ("status", status.as_u16().to_string())];
+    let labels = [("route", route.clone()), ("method", method.to_owned()), ("status", status.as_u16().to_string())];
     metrics::counter!("http_requests_total", &labels).increment(1);
     metrics::histogram!("http_request_duration_seconds", "route" => route).record(duration.as_secs_f64());
     response
+}
+
+/// The methods that HTTP itself names; any other token may stand in their place.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
 }
 
 /// The one place where an error is logged, with all that lies behind it.
@@ -73,4 +96,51 @@ pub async fn render(request: Request, next: Next) -> Response {
         }
     }
     problem
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::routing::get;
+    use axum::{Router, middleware};
+    use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+    use tower::ServiceExt;
+
+    use super::*;
+
+    fn series(handle: &PrometheusHandle) -> Vec<String> {
+        let text = handle.render();
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let mut series: Vec<String> =
+            lines.map(|line| line.rsplit_once(' ').map_or(line, |(name, _)| name).to_owned()).collect();
+        series.sort();
+        series
+    }
+
+    #[tokio::test]
+    async fn what_a_stranger_invents_makes_no_series() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let _here = metrics::set_default_local_recorder(&recorder);
+        let router = Router::new().route("/orders/{id}", get(|| async {})).fallback(|| async {});
+        let router = router.layer(middleware::from_fn(observe));
+        let ask = async |method: &str, path: &str| {
+            let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+            router.clone().oneshot(request).await.unwrap();
+        };
+        for method in ["GET", "INVENTED"] {
+            ask(method, "/orders/1").await;
+            ask(method, "/nowhere").await;
+        }
+        let known = series(&handle);
+        assert!(
+            known.iter().any(|name| name.contains(r#"route="/orders/{id}",method="GET",status="200""#)),
+            "{known:?}"
+        );
+        for n in 0..1000 {
+            ask(&format!("M{n}"), &format!("/orders/{n}")).await;
+            ask(&format!("M{n}"), &format!("/free/{n}")).await;
+        }
+        assert_eq!(series(&handle), known);
+    }
 }
