@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{HeaderMap, StatusCode, Version};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ipnet::IpNet;
@@ -44,14 +44,10 @@ fn refusal(request: &Request) -> Option<StatusCode> {
     let count = |name: &str| request.headers().get_all(name).iter().count();
     let uri = request.uri();
     let length = uri.path().len() + uri.query().map_or(0, |query| query.len() + 1);
-    let host = match request.version() {
-        Version::HTTP_2 => count("host") <= 1 && (uri.host().is_some() || count("host") == 1),
-        _ => count("host") == 1,
-    };
     if length > URI {
         return Some(StatusCode::URI_TOO_LONG);
     }
-    let shaped = host && AT_MOST_ONCE.iter().all(|name| count(name) <= 1);
+    let shaped = count("host") == 1 && AT_MOST_ONCE.iter().all(|name| count(name) <= 1);
     (!shaped).then_some(StatusCode::BAD_REQUEST)
 }
 
