@@ -13,6 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -46,10 +47,10 @@ pub fn install_crypto() {
 /// The fault of an unreadable `RUST_LOG`; logging works all the same, with the default levels.
 pub fn init(service: &'static str) -> Result<(), Fault> {
     let asked = std::env::var("RUST_LOG").ok().filter(|value| !value.is_empty());
-    let (filter, fault) = match filter(asked.as_deref().unwrap_or("info")) {
-        Some(filter) => (filter, Ok(())),
-        None => (
-            filter("info").unwrap_or_default(),
+    let (filter, fault) = match EnvFilter::try_new(asked.as_deref().unwrap_or("info")) {
+        Ok(filter) => (filter, Ok(())),
+        Err(_) => (
+            EnvFilter::new("info"),
             Err(Fault::new(
                 "RUST_LOG",
                 "it cannot be read",
@@ -58,7 +59,7 @@ pub fn init(service: &'static str) -> Result<(), Fault> {
         ),
     };
     // Refused only when logging was set up before, as tests in one process do.
-    let _ = tracing_subscriber::registry().with(filter).with(JsonLines { service, write: to_stdout }).try_init();
+    let _ = lines(filter, JsonLines { service, write: to_stdout }).try_init();
     fault
 }
 
@@ -82,12 +83,15 @@ pub fn install_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus
     Ok(handle)
 }
 
-fn filter(directives: &str) -> Option<EnvFilter> {
-    let mut filter = EnvFilter::try_new(directives).ok()?;
-    for capped in LOG_CAPS {
-        filter = filter.add_directive(capped.parse().ok()?);
-    }
-    Some(filter)
+/// What `filter` lets through, and no cap forbids, as lines.
+fn lines<W>(filter: EnvFilter, json: JsonLines<W>) -> impl Subscriber + Send + Sync
+where
+    W: Fn(&[u8]) + Send + Sync + 'static,
+{
+    // A filter of their own: as directives beside those of `RUST_LOG` they would lose to any that names more of a target.
+    let mut caps = Targets::new().with_default(filter.max_level_hint().unwrap_or(LevelFilter::TRACE));
+    caps.extend(LOG_CAPS.iter().filter_map(|cap| cap.parse::<Targets>().ok()).flatten());
+    tracing_subscriber::registry().with(filter).with(caps).with(json)
 }
 
 fn to_stdout(line: &[u8]) {
@@ -188,21 +192,20 @@ mod tests {
 
     use super::*;
 
-    /// What is logged while `work` runs, one parsed line each.
-    fn logged(work: impl FnOnce()) -> Vec<Map<String, Value>> {
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let sink = lines.clone();
+    /// What is logged while `work` runs under this `RUST_LOG`, one parsed line each.
+    fn logged(directives: &str, work: impl FnOnce()) -> Vec<Map<String, Value>> {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let sink = written.clone();
         let write = move |line: &[u8]| sink.lock().unwrap().push(line.to_vec());
-        let subscriber =
-            tracing_subscriber::registry().with(filter("trace").unwrap()).with(JsonLines { service: "test", write });
+        let subscriber = lines(EnvFilter::new(directives), JsonLines { service: "test", write });
         tracing::subscriber::with_default(subscriber, work);
-        let lines = lines.lock().unwrap();
-        lines.iter().map(|line| serde_json::from_slice(line).unwrap()).collect()
+        let written = written.lock().unwrap();
+        written.iter().map(|line| serde_json::from_slice(line).unwrap()).collect()
     }
 
     #[test]
     fn a_line_has_its_fields_at_the_top() {
-        let lines = logged(|| {
+        let lines = logged("trace", || {
             let span = tracing::info_span!("job", orderId = "o1", amount_fen = tracing::field::Empty);
             span.record("amount_fen", 5);
             span.in_scope(|| tracing::warn!(userId = "u1", service = "forged", "Two\nlines"));
@@ -216,11 +219,33 @@ mod tests {
     }
 
     #[test]
-    fn message_bodies_stay_out_of_the_log_at_any_level() {
-        let lines = logged(|| {
-            tracing::warn!(target: "lapin::returned_messages", "body");
-            tracing::debug!(target: "lapin::channel", "frame");
-            tracing::debug!(target: "shared", "kept");
+    fn message_bodies_stay_out_of_the_log_whatever_is_asked_for() {
+        for directives in [
+            "trace",
+            "lapin=trace",
+            "lapin::returned_messages=warn",
+            "info,lapin::returned_messages=trace,lapin::channel=trace,amq_protocol::frame=trace",
+            "[{message}]=trace,[job]=trace",
+        ] {
+            let lines = logged(&format!("{directives},shared=debug"), || {
+                let _job = tracing::info_span!("job").entered();
+                tracing::warn!(target: "lapin::returned_messages", "body");
+                tracing::error!(target: "lapin", "refused");
+                tracing::debug!(target: "lapin::channel", "frame");
+                tracing::trace!(target: "amq_protocol::frame::parsing", "frame");
+                tracing::debug!(target: "shared", "kept");
+            });
+            let messages: Vec<&Value> = lines.iter().map(|line| &line["message"]).collect();
+            assert_eq!(messages, ["kept"], "{directives}");
+        }
+    }
+
+    #[test]
+    fn the_caps_lift_no_level() {
+        let lines = logged("warn", || {
+            tracing::info!(target: "amq_protocol", "not asked for");
+            tracing::info!(target: "shared", "not asked for");
+            tracing::warn!(target: "amq_protocol", "kept");
         });
         assert_eq!(lines.len(), 1);
     }
