@@ -9,8 +9,10 @@ use shared::mq::topology::{self, Difference, Needs};
 use shared::mq::{self, MqError};
 use shared::ops::{self, Checks};
 use shared::shutdown::Shutdown;
+use shared::telemetry::PrometheusHandle;
 use shared::{db, telemetry};
 use sqlx::PgPool;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -89,18 +91,18 @@ impl Worker {
         let (Some(db), Some(amqp), Some(listener), Some(own)) = (db, amqp, listener, own) else {
             anyhow::bail!("a part of the configuration is missing, and no fault says which: a defect");
         };
-        let stop = shutdown.stop();
         let pinged = db.clone();
         let checks = Checks::new().add("database", move || {
             let db = pinged.clone();
             async move { db::ping(&db).await.map_err(|error| error.to_string()) }
         });
-        let seen = tokio::spawn(ops::serve(listener, checks, metrics, stop.clone()));
         info!(version = env!("CARGO_PKG_VERSION"), "{} is running", self.service);
-        let process = Process { db: db.clone(), amqp_url: amqp.url, stop };
-        shutdown.run(work(process, own)).await?;
-        db.close().await;
-        seen.abort();
+        let process = Process { db: db.clone(), amqp_url: amqp.url, stop: shutdown.stop() };
+        let work = async {
+            work(process, own).await;
+            db.close().await;
+        };
+        shutdown.run(seen(listener, checks, metrics, work)).await?;
         info!("{} has stopped", self.service);
         Ok(())
     }
@@ -122,8 +124,7 @@ impl Worker {
         let Some(config) = config else { return Ok(None) };
         let connection = mq::open(&config.url, self.service).await?;
         let checked: Result<(), MqError> = topology::check(&connection, self.needs).await;
-        // The check is what counts; a close that fails closes all the same.
-        let _ = connection.close(200, "checked".into()).await;
+        mq::close(&connection).await;
         match checked {
             Err(MqError::Topology(mut faults)) if self.missing == Missing::IsRepaired => {
                 faults.0.retain(|fault| fault.difference != Difference::Missing);
@@ -135,6 +136,16 @@ impl Worker {
         }
         Ok(Some(config))
     }
+}
+
+/// Does `work`, and lets operations look in until it has ended: what a process that was told to stop still has in hand is
+/// worth seeing.
+async fn seen(listener: TcpListener, checks: Checks, metrics: PrometheusHandle, work: impl Future<Output = ()>) {
+    let done = CancellationToken::new();
+    let shown = tokio::spawn(ops::serve(listener, checks, metrics, done.clone()));
+    work.await;
+    done.cancel();
+    let _ = shown.await;
 }
 
 /// Reads `GATEWAYS_FILE` and the accounts in it, every fault named.
@@ -149,7 +160,7 @@ pub fn gateways(env: &mut Env) -> Option<Gateways> {
     }
 }
 
-async fn listen(config: Option<OpsConfig>) -> Result<Option<tokio::net::TcpListener>, ConfigFaults> {
+async fn listen(config: Option<OpsConfig>) -> Result<Option<TcpListener>, ConfigFaults> {
     match config {
         Some(config) => ops::listen("OPS_ADDR", config.addr).await.map(Some),
         None => Ok(None),
@@ -159,4 +170,39 @@ async fn listen(config: Option<OpsConfig>) -> Result<Option<tokio::net::TcpListe
 /// An error and what caused it, in one line.
 fn chain(error: impl Into<anyhow::Error>) -> String {
     format!("{:#}", error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn operations_look_in_until_the_work_has_ended() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let metrics = telemetry::install_metrics().unwrap();
+        let shutdown = Shutdown::install().unwrap();
+        let stop = shutdown.stop();
+        let asked = async move |path: &str| {
+            let mut socket = TcpStream::connect(addr).await?;
+            socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+            let mut said = String::new();
+            socket.read_to_string(&mut said).await?;
+            std::io::Result::Ok(said)
+        };
+        let work = async {
+            let sent = std::process::Command::new("kill").arg(std::process::id().to_string()).status();
+            assert!(sent.unwrap().success());
+            stop.cancelled().await;
+            for path in ["/healthz", "/readyz", "/metrics"] {
+                let said = asked(path).await.unwrap();
+                assert!(said.starts_with("HTTP/1.1 200"), "{path}: {said}");
+            }
+        };
+        shutdown.run(seen(listener, Checks::new(), metrics, work)).await.unwrap();
+        assert!(TcpStream::connect(addr).await.is_err(), "and no longer");
+    }
 }

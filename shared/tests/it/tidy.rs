@@ -96,6 +96,12 @@ fn amqp_stays_in_its_module_and_only_the_consumer_acknowledges() {
     assert_eq!(offences(SERVICE, &["worker/src/consumer.rs"], &[".ack(", ".nack(", ".reject("]), [""; 0]);
 }
 
+/// The client library's own close has no time limit: it hangs while the broker blocks the connection.
+#[test]
+fn connections_to_the_broker_are_closed_within_a_bound() {
+    assert_eq!(offences(SERVICE, &["shared/src/mq/"], &["connection.close(", ".close(200"]), [""; 0]);
+}
+
 #[test]
 fn a_providers_words_stop_at_its_adapter() {
     let words = ["out_trade_no", "out_request_no", "out_refund_no", "notify_id", "mchid", "total_fee", "biz_content"];
