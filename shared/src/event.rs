@@ -41,6 +41,8 @@ pub mod kind {
     pub const ORDER_REFUNDED: &str = "order.refunded";
     /// A person must look.
     pub const CASE_OPENED: &str = "case.opened";
+    /// Every type.
+    pub const ALL: [&str; 6] = [ORDER_PAID, ORDER_CLOSED, REFUND_SUCCEEDED, REFUND_FAILED, ORDER_REFUNDED, CASE_OPENED];
 }
 
 /// An order was paid.

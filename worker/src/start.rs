@@ -1,9 +1,11 @@
 //! How a worker starts, is seen and stops: everything about a process but its work.
 
+use std::collections::HashSet;
 use std::process::ExitCode;
 
 use secrecy::SecretString;
 use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig};
+use shared::event;
 use shared::gateway::Gateways;
 use shared::mq::topology::{self, Difference, Needs};
 use shared::mq::{self, MqError};
@@ -148,6 +150,21 @@ async fn seen(listener: TcpListener, checks: Checks, metrics: PrometheusHandle, 
     let _ = shown.await;
 }
 
+/// Reads `OPTIONAL_EVENTS`: types with commas between them, or `None` when it is not set. A type that does not exist would
+/// leave the one that was meant unpublished for ever.
+pub fn optional_events(env: &mut Env) -> Option<HashSet<String>> {
+    let text = env.optional("OPTIONAL_EVENTS")?;
+    let asked = text.split(',').map(str::trim).filter(|kind| !kind.is_empty());
+    let asked: HashSet<String> = asked.map(str::to_owned).collect();
+    let mut unknown: Vec<&String> = asked.iter().filter(|kind| !event::kind::ALL.contains(&kind.as_str())).collect();
+    unknown.sort_unstable();
+    if !unknown.is_empty() {
+        let wrong = format!("{unknown:?} names no type of event");
+        env.fault("OPTIONAL_EVENTS", wrong, format!("choose from {}", event::kind::ALL.join(", ")));
+    }
+    Some(asked)
+}
+
 /// Reads `GATEWAYS_FILE` and the accounts in it, every fault named.
 pub fn gateways(env: &mut Env) -> Option<Gateways> {
     let path = env.file("GATEWAYS_FILE", "set it to the path of gateways.toml")?;
@@ -204,5 +221,19 @@ mod tests {
         };
         shutdown.run(seen(listener, Checks::new(), metrics, work)).await.unwrap();
         assert!(TcpStream::connect(addr).await.is_err(), "and no longer");
+    }
+
+    #[test]
+    fn an_optional_event_that_does_not_exist_is_a_fault() {
+        let mut env = Env::of([("OPTIONAL_EVENTS", "order.payd, case.opened,refund")]);
+        optional_events(&mut env);
+        let text = env.finish().unwrap_err().to_string();
+        assert!(text.contains(r#"OPTIONAL_EVENTS: ["order.payd", "refund"] names no type of event"#), "{text}");
+        assert!(text.contains("order.paid"), "{text}");
+        for (value, read) in [("case.opened , order.closed,", Some(2)), ("", None)] {
+            let mut env = Env::of([("OPTIONAL_EVENTS", value)]);
+            assert_eq!(optional_events(&mut env).map(|kinds| kinds.len()), read);
+            env.finish().unwrap();
+        }
     }
 }

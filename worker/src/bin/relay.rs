@@ -32,8 +32,8 @@ async fn main() -> ExitCode {
 
 fn configure(env: &mut Env) -> Option<Settings> {
     let mut settings = Settings::default();
-    if let Some(optional) = env.optional("OPTIONAL_EVENTS") {
-        settings.optional_events = optional.split(',').map(|kind| kind.trim().to_owned()).collect();
+    if let Some(optional) = worker::start::optional_events(env) {
+        settings.optional_events = optional;
     }
     Some(settings)
 }
