@@ -115,7 +115,7 @@ pub struct Turns {
 pub struct Turn {
     turns: Arc<Turns>,
     name: Name,
-    gate: Gate,
+    gate: Option<Gate>,
     held: Option<OwnedMutexGuard<()>>,
 }
 
@@ -132,7 +132,7 @@ impl Turns {
         let name = (request.user.clone(), request.key.clone());
         let gate = self.gates.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default().clone();
         // Made before the wait, so that giving up cleans up as well.
-        let mut turn = Turn { turns: self.clone(), name, gate: gate.clone(), held: None };
+        let mut turn = Turn { turns: self.clone(), name, gate: Some(gate.clone()), held: None };
         let held = timeout(wait, gate.lock_owned()).await;
         turn.held = Some(held.map_err(|_| ApiError::RequestInFlight)?);
         Ok(turn)
@@ -141,10 +141,11 @@ impl Turns {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.held = None;
         let mut gates = self.turns.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map's and ours: nobody else waits.
-        if Arc::strong_count(&self.gate) == 2 {
+        // Let go of while the map is locked: of two that end at once, one is the last to look.
+        self.held = None;
+        self.gate = None;
+        if gates.get(&self.name).is_some_and(|gate| Arc::strong_count(gate) == 1) {
             gates.remove(&self.name);
         }
     }
@@ -172,5 +173,27 @@ mod tests {
         drop(first);
         second.await.unwrap().unwrap();
         assert!(turns.gates.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn turns_that_end_at_once_leave_nothing_behind() {
+        let turns = Arc::<Turns>::default();
+        let together = std::sync::Barrier::new(2);
+        for _ in 0..5_000 {
+            // One holds the gate, the other has given up waiting: both end.
+            let first = turns.wait(&request()).await.unwrap();
+            let name = (request().user, request().key);
+            let other = Turn { turns: turns.clone(), name, gate: first.gate.clone(), held: None };
+            std::thread::scope(|scope| {
+                for turn in [first, other] {
+                    scope.spawn(|| {
+                        let turn = turn;
+                        together.wait();
+                        drop(turn);
+                    });
+                }
+            });
+            assert!(turns.gates.lock().unwrap().is_empty());
+        }
     }
 }
