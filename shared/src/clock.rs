@@ -1,9 +1,15 @@
 //! Time and fresh ids, handed in so that a test can hold them still. Nothing else asks the system.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use time::OffsetDateTime;
-use uuid::{NoContext, Timestamp, Uuid};
+use uuid::{ClockSequence, ContextV7, Timestamp, Uuid};
 
 use crate::domain::OrderId;
+
+/// Numbers the ids of one millisecond, and keeps to the latest time it was told when the machine's clock is set back.
+static SEQUENCE: Mutex<ContextV7> = Mutex::new(ContextV7::new());
 
 /// The clock that a process works by.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +41,7 @@ impl Clock {
         }
     }
 
-    /// A fresh order id: UUIDv7 of now, so that ids sort by time.
+    /// A fresh order id: UUIDv7 of now. Ids sort by time, and those of one process as they were made.
     pub fn fresh_id(&self) -> OrderId {
         OrderId::from_u128(self.fresh_bits())
     }
@@ -43,8 +49,28 @@ impl Clock {
     /// The bits of a fresh UUIDv7, for the id of any other row.
     pub fn fresh_bits(&self) -> u128 {
         let now = self.now();
-        let seconds = u64::try_from(now.unix_timestamp()).unwrap_or(0);
-        Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, now.nanosecond())).as_u128()
+        let (seconds, nanos) = (u64::try_from(now.unix_timestamp()).unwrap_or(0), now.nanosecond());
+        let timestamp = match self.0 {
+            Source::System => Timestamp::from_unix(&SEQUENCE, seconds, nanos),
+            Source::Fixed(_) => Timestamp::from_unix(Numbered, seconds, nanos),
+        };
+        Uuid::new_v7(timestamp).as_u128()
+    }
+}
+
+/// Numbers ids whatever their time: that of a fixed clock is the one it was told, also when another says a later one.
+struct Numbered;
+
+impl ClockSequence for Numbered {
+    type Output = u64;
+
+    fn generate_sequence(&self, _: u64, _: u32) -> u64 {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        LAST.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn usable_bits(&self) -> usize {
+        42
     }
 }
 
@@ -58,5 +84,20 @@ mod tests {
         let later = Clock::fixed(earlier.now() + time::Duration::milliseconds(1));
         assert_ne!(earlier.fresh_id(), earlier.fresh_id());
         assert!(earlier.fresh_id() < later.fresh_id());
+    }
+
+    #[test]
+    fn ids_of_one_process_sort_as_they_were_made() {
+        let then = OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000);
+        for clock in [Clock::system(), Clock::fixed(then), Clock::system()] {
+            let ids: Vec<OrderId> = (0..10_000).map(|_| clock.fresh_id()).collect();
+            assert!(ids.is_sorted_by(|one, next| one < next), "{clock:?}");
+        }
+        let id = Clock::fixed(then).fresh_bits();
+        assert_eq!(
+            id >> 80,
+            u128::try_from(then.unix_timestamp()).unwrap() * 1000,
+            "a fixed clock's ids are of its time"
+        );
     }
 }
