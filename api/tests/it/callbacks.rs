@@ -328,9 +328,17 @@ async fn refused_requests_count_against_an_address_and_good_ones_do_not(db: PgPo
         assert!(refused < 200, "never enough");
     }
     assert!(refused >= 60, "{refused}");
-    assert_eq!(seen(&world, forged()).await, (429, "fail".to_owned(), "too_many"));
-    let neighbour = from("2001:db8::2", alipay("valid-trade-success"));
-    assert_eq!(seen(&world, neighbour).await.2, "too_many", "the same /64");
+    // A strike is forgiven in half a second, and on a slow machine that is soon over: the next one is out again.
+    let mut pair = Vec::new();
+    for _ in 0..20 {
+        let neighbour = from("2001:db8::2", alipay("valid-trade-success"));
+        pair = vec![seen(&world, forged()).await, seen(&world, neighbour).await];
+        if pair.iter().all(|answer| answer.2 == "too_many") {
+            break;
+        }
+    }
+    let out = (429, "fail".to_owned(), "too_many");
+    assert_eq!(pair, [out.clone(), out], "the forger, and the same /64");
 
     for _ in 0..200 {
         assert_eq!(seen(&world, alipay("valid-trade-success")).await.2, "accepted");

@@ -8,13 +8,15 @@ use shared::clock::Clock;
 use shared::db::orders;
 use shared::domain::OrderId;
 use sqlx::PgPool;
+use tokio::time::Instant;
 
 use crate::support::Who;
-use crate::world::{Answer, World};
+use crate::world::{Answer, PATIENCE, World};
 
 /// Waits until the check job was asked for this.
 async fn asked(world: &World, what: &Value) {
-    loop {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
         let found: Option<i64> = sqlx::query_scalar("select id from jobs where kind = 'check' and payload = $1")
             .bind(what)
             .fetch_optional(&world.db)
@@ -25,6 +27,7 @@ async fn asked(world: &World, what: &Value) {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    panic!("nobody asked for {what}");
 }
 
 async fn close(world: &World, id: &str) -> Answer {

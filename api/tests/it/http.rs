@@ -79,14 +79,16 @@ async fn too_many_at_once_are_sent_away_and_callbacks_are_not(db: PgPool) {
     let mut setup = Setup::default();
     setup.settings.requests = 1;
     let world = World::with(db, setup).await;
-    world.gateway.is(crate::world::Mood::Slow(std::time::Duration::from_millis(400)));
+    world.gateway.is(crate::world::Mood::Waits);
     let body = crate::world::wechat_order();
     let busy = world.create("u1", "k1", &body);
     let other = async {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        world.gateway.is_called().await;
         let refused = world.send(get("/v1/payment-methods")).await;
         let callback = Request::post("/v1/callbacks/alipay/main").body(Body::from("a=1")).unwrap();
-        (refused, world.send(callback).await)
+        let callback = world.send(callback).await;
+        world.gateway.let_go();
+        (refused, callback)
     };
     let (busy, (refused, callback)) = tokio::join!(busy, other);
     assert_eq!(busy.status.as_u16(), 201);

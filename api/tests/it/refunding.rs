@@ -8,7 +8,7 @@ use shared::settle::refunds::RefundFact;
 use sqlx::PgPool;
 
 use crate::support::{Who, returned};
-use crate::world::World;
+use crate::world::{World, answered};
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn a_refund_is_asked_for_with_everything_that_follows_from_it(db: PgPool) {
@@ -104,8 +104,11 @@ async fn sixty_four_with_one_key_ask_once_and_agree(db: PgPool) {
     let id = one.paid("u1").await;
     let body = json!({ "amount": "1" });
     // Two processes, as behind a load balancer.
-    let asked =
-        (0..64).map(|n| if n % 2 == 0 { &one } else { &other }).map(|world| world.refund("u1", &id, "k1", &body));
+    let worlds = (0..64).map(|n| if n % 2 == 0 { &one } else { &other });
+    let asked = worlds.map(|world| {
+        let (id, body) = (&id, &body);
+        answered(async move || world.refund("u1", id, "k1", body).await)
+    });
     let answers = futures_util::future::join_all(asked).await;
     let bodies: HashSet<&str> = answers.iter().map(|answer| answer.body.as_str()).collect();
     assert!(answers.iter().all(|answer| answer.status.as_u16() == 202), "{bodies:?}");

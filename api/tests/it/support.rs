@@ -49,7 +49,12 @@ impl World {
 
     /// Settles a payment, as a callback would.
     pub async fn pay(&self, id: &str) {
-        let (id, now) = (OrderId::parse(id).unwrap(), Clock::system().now());
+        self.pay_at(id, Clock::system().now()).await;
+    }
+
+    /// Settles a payment of that moment.
+    pub async fn pay_at(&self, id: &str, now: OffsetDateTime) {
+        let id = OrderId::parse(id).unwrap();
         let trade_no = TradeNo::parse(format!("42{}", &id.to_string()[2..])).unwrap();
         let mut tx = self.db.begin().await.unwrap();
         let paid = shared::db::orders::Paid { id, trade_no, paid_at: now };

@@ -31,11 +31,15 @@ use shared::job::Callback;
 use shared::mq::{Publisher, PublisherOptions};
 use sqlx::PgPool;
 use time::OffsetDateTime;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
 pub const VIEW_SECRET: &str = "fedcba9876543210fedcba9876543210";
+/// For what a test waits for; much longer than it takes.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Nobody listens there.
 const NO_BROKER: &str = "amqp://guest:guest@127.0.0.1:9/%2f";
 
@@ -199,6 +203,19 @@ impl Answer {
     }
 }
 
+/// As a client does that gets its answer, however long the queue under its key is: repeats while the first request is in
+/// flight.
+pub async fn answered(ask: impl AsyncFn() -> Answer) -> Answer {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let answer = ask().await;
+        if answer.status != StatusCode::CONFLICT || answer.json()["code"] != "request_in_flight" {
+            return answer;
+        }
+        assert!(Instant::now() < until, "still in flight");
+    }
+}
+
 pub fn signed(method: Method, path: &str, user: &str) -> axum::http::request::Builder {
     Request::builder().method(method).uri(path).header("authorization", format!("Bearer {}", token(user)))
 }
@@ -276,6 +293,8 @@ impl Accounts for Staged {
 pub enum Mood {
     Works,
     Slow(Duration),
+    /// Says that it was called, and works once it is let go.
+    Waits,
     Refuses,
     IsAway,
     LosesTheAnswer,
@@ -290,12 +309,31 @@ pub struct Puppet {
     pub calls: AtomicUsize,
     /// The parameters of each call.
     pub asked: Mutex<Vec<Value>>,
+    called: Notify,
+    let_go: Notify,
 }
 
 impl Puppet {
     fn new() -> Puppet {
         let real = GATEWAYS.get(PaymentMethod::Wechat, &AccountName::parse("main").unwrap()).unwrap();
-        Puppet { real, mood: Mutex::new(Mood::Works), calls: AtomicUsize::new(0), asked: Mutex::default() }
+        Puppet {
+            real,
+            mood: Mutex::new(Mood::Works),
+            calls: AtomicUsize::new(0),
+            asked: Mutex::default(),
+            called: Notify::new(),
+            let_go: Notify::new(),
+        }
+    }
+
+    /// Until a call is at work, in [`Mood::Waits`].
+    pub async fn is_called(&self) {
+        timeout(PATIENCE, self.called.notified()).await.expect("a call of the gateway");
+    }
+
+    /// Lets that call go on.
+    pub fn let_go(&self) {
+        self.let_go.notify_one();
     }
 
     pub fn is(&self, mood: Mood) {
@@ -328,6 +366,10 @@ impl Gateway for Puppet {
         match mood {
             Mood::Works => {}
             Mood::Slow(wait) => tokio::time::sleep(wait).await,
+            Mood::Waits => {
+                self.called.notify_one();
+                self.let_go.notified().await;
+            }
             Mood::Refuses => {
                 let (code, message) = ("ORDER_CLOSED".to_owned(), "secret words".to_owned());
                 return Err(GatewayError::Refused { code, message });
