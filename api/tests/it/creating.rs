@@ -130,7 +130,6 @@ async fn a_failed_prepay_leaves_the_order_to_be_tried_again_under_its_key(db: Pg
         (Mood::IsAway, 503, "gateway_unavailable"),
         (Mood::LosesTheAnswer, 503, "gateway_unavailable"),
         (Mood::Babbles, 502, "gateway_protocol"),
-        (Mood::Refuses, 409, "order_unusable"),
         (Mood::Panics, 500, "internal"),
     ] {
         world.gateway.is(mood);
@@ -144,7 +143,64 @@ async fn a_failed_prepay_leaves_the_order_to_be_tried_again_under_its_key(db: Pg
     assert_eq!(answer.status, StatusCode::CREATED);
     assert_eq!(world.count("payment_orders").await, 1);
     let asked = world.gateway.asked.lock().unwrap();
-    assert!(asked.len() == 6 && asked.iter().all(|params| *params == asked[0]), "the same parameters each time");
+    assert!(asked.len() == 5 && asked.iter().all(|params| *params == asked[0]), "the same parameters each time");
+}
+
+/// The only order of this world, which the worker is asked to close; until he does it stays as it is.
+async fn given_up(world: &World) -> String {
+    let id = world.one::<String>("select id::text from payment_orders").await;
+    let wish = "select count(*) from jobs where kind = 'check' and due_at <= now() and payload = '{\"close\": true}' \
+                and ref_id = (select id from payment_orders)";
+    assert_eq!(world.one::<i64>(wish).await, 1);
+    assert_eq!(world.get(&format!("/v1/orders/{id}"), "u1").await.json()["status"], "pending");
+    id
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn an_order_that_the_gateway_refuses_for_good_is_given_up(db: PgPool) {
+    let world = World::new(db).await;
+    world.gateway.is(Mood::Refuses);
+    let refused = world.create("u1", "k1", &wechat_order()).await;
+    refused.is(409, "order_unusable");
+    assert!(!refused.body.contains("secret"), "{}", refused.body);
+    let id = given_up(&world).await;
+    // The worker asks the gateway, and hears that nobody has paid.
+    world.close_locally(&id).await;
+
+    world.gateway.is(Mood::Works);
+    world.create("u1", "k1", &wechat_order()).await.is(409, "order_not_payable");
+    assert_eq!(world.gateway.calls(), 1, "the key asks for nothing more");
+    assert_eq!(world.create("u1", "k2", &wechat_order()).await.status, StatusCode::CREATED);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn an_order_that_the_gateway_calls_paid_is_not_to_be_replaced(db: PgPool) {
+    let world = World::new(db).await;
+    world.gateway.is(Mood::SaysPaid);
+    let refused = world.create("u1", "k1", &wechat_order()).await;
+    refused.is(409, "order_not_payable");
+    assert!(!refused.body.contains("secret"), "{}", refused.body);
+    let id = given_up(&world).await;
+    // The worker asks the gateway, and hears of the payment.
+    world.pay(&id).await;
+    world.create("u1", "k1", &wechat_order()).await.is(409, "order_not_payable");
+    assert_eq!(world.gateway.calls(), 1);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_fresh_credential_that_is_refused_for_good_gives_the_order_up(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.placed("u1").await;
+    for (mood, code) in [(Mood::Refuses, "order_unusable"), (Mood::SaysPaid, "order_not_payable")] {
+        sqlx::query("update jobs set payload = '{}', due_at = now() + interval '1 h'")
+            .execute(&world.db)
+            .await
+            .unwrap();
+        world.gateway.is(mood);
+        let again = signed(Method::POST, &format!("/v1/orders/{id}/payment"), "u1");
+        world.send(again.body(Body::empty()).unwrap()).await.is(409, code);
+        given_up(&world).await;
+    }
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

@@ -296,6 +296,7 @@ pub enum Mood {
     /// Says that it was called, and works once it is let go.
     Waits,
     Refuses,
+    SaysPaid,
     IsAway,
     LosesTheAnswer,
     Babbles,
@@ -369,6 +370,10 @@ impl Gateway for Puppet {
             Mood::Waits => {
                 self.called.notify_one();
                 self.let_go.notified().await;
+            }
+            Mood::SaysPaid => {
+                let (code, message) = ("INVALID_REQUEST".to_owned(), "该订单已支付, secret words".to_owned());
+                return Err(GatewayError::Refused { code, message });
             }
             Mood::Refuses => {
                 let (code, message) = ("ORDER_CLOSED".to_owned(), "secret words".to_owned());

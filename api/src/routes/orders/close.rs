@@ -10,8 +10,8 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
-use shared::db::jobs;
 use shared::db::orders::{self, Order};
+use shared::db::{DbError, jobs};
 use shared::domain::{OrderId, OrderStatus};
 use shared::job::kind;
 use tokio::time::{Instant, sleep};
@@ -63,12 +63,16 @@ async fn give_up(app: &App, viewer: &Viewer, id: OrderId) -> Result<Order, ApiEr
     if order.status != OrderStatus::Pending {
         return Ok(order);
     }
-    let ref_id = id.to_string();
-    jobs::ask_at(&app.db, kind::CHECK, &ref_id, &json!({ "close": true }), app.clock.now()).await?;
+    ask_to_close(app, id).await?;
     let until = Instant::now() + PATIENCE;
     while order.status == OrderStatus::Pending && Instant::now() < until {
         sleep(LOOK).await;
         order = viewer.shown(orders::get(&app.db, id).await?)?;
     }
     Ok(order)
+}
+
+/// Has the worker ask the gateway about an order at once, and end it unless it is paid.
+pub async fn ask_to_close(app: &App, id: OrderId) -> Result<(), DbError> {
+    jobs::ask_at(&app.db, kind::CHECK, &id.to_string(), &json!({ "close": true }), app.clock.now()).await
 }

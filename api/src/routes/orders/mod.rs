@@ -37,7 +37,8 @@ use place::Placement;
 /// Place an order and get what the buyer needs to pay it.
 ///
 /// A repeat with the same Idempotency-Key and the same body answers the same, and makes no second order. After
-/// `gateway_unavailable` the order exists: the repeat asks the gateway again with the same number.
+/// `gateway_unavailable` the order exists: the repeat asks the gateway again with the same number. After `order_unusable`
+/// it is being closed: a new order needs a new key. After `order_not_payable` look at the order; it may be paid.
 #[utoipa::path(
     post, path = "/v1/orders", tag = "orders", request_body = CreateOrder, security(("bearer" = [])),
     params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters, fresh for each order")),

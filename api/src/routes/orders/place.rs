@@ -16,6 +16,7 @@ use tracing::Span;
 use tracing::field::display;
 
 use super::body::OrderRequest;
+use super::close::ask_to_close;
 use super::view::{OrderView, PayableOrder, created};
 use crate::idempotency::Request;
 use crate::numbers::{dated, microseconds};
@@ -132,7 +133,10 @@ pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
     }
     let gateway = app.accounts.get(order.payment_method, &order.account);
     let gateway = gateway.ok_or_else(|| ApiError::Internal("gateways.toml lacks the account of an order".into()))?;
-    let payment = gateway.prepay(&stored(order)?, now).await.map_err(failed)?;
+    let payment = match gateway.prepay(&stored(order)?, now).await {
+        Ok(payment) => payment,
+        Err(error) => return Err(failed(app, order.id, error).await),
+    };
     let view_token = app.view_tokens.mint(order.id, order.expires_at)?;
     Ok(PayableOrder { order: OrderView::of(order), payment, view_token })
 }
@@ -154,15 +158,28 @@ fn unfit(error: GatewayError) -> ApiError {
     }
 }
 
-/// The order stays pending either way: the same key tries again.
-fn failed(error: GatewayError) -> ApiError {
+/// The order stays pending, and the same key tries again; but one that is refused for good nobody will pay, so the worker
+/// asks about it and ends it, there first and then here. If it is paid already, he settles it instead.
+async fn failed(app: &App, id: OrderId, error: GatewayError) -> ApiError {
     match error {
-        GatewayError::Refused { .. } => ApiError::OrderUnusable(error),
+        GatewayError::Refused { .. } => match ask_to_close(app, id).await {
+            Ok(()) if says_paid(&error) => ApiError::OrderNotPayable("paid at the gateway"),
+            Ok(()) => ApiError::OrderUnusable(error),
+            Err(lost) => lost.into(),
+        },
         GatewayError::NotNow { .. } | GatewayError::Unavailable(_) | GatewayError::Unknown(_) => {
             ApiError::GatewayUnavailable(error)
         }
         GatewayError::Protocol(_) => ApiError::GatewayProtocol(error),
     }
+}
+
+/// Whether a refusal says that the buyer was faster. It decides what the client hears and nothing else: WeChat Pay's pages
+/// tell the words, and not for certain the code.
+fn says_paid(refused: &GatewayError) -> bool {
+    let GatewayError::Refused { code, message } = refused else { return false };
+    let code = code.rsplit('.').next().unwrap_or_default();
+    ["ORDER_PAID", "ORDERPAID", "TRADE_HAS_SUCCESS"].contains(&code) || message.contains("已支付")
 }
 
 /// Whoever holds the key's row for so long is the first request, in another process.
@@ -177,6 +194,7 @@ fn in_flight(error: DbError) -> ApiError {
 fn outcome(error: &ApiError) -> &'static str {
     match error {
         ApiError::OrderUnusable(_) => "refused",
+        ApiError::OrderNotPayable(_) => "not_payable",
         ApiError::GatewayUnavailable(_) => "gateway_unavailable",
         ApiError::GatewayProtocol(_) => "gateway_protocol",
         ApiError::IdempotencyKeyReused | ApiError::RequestInFlight => "conflict",
@@ -199,5 +217,21 @@ mod tests {
         assert!(number.as_str().starts_with("260106"), "{number}");
         assert_eq!(number.as_str().len(), 32);
         assert_ne!(order_no(Clock::fixed(now).fresh_id(), now).unwrap(), number);
+    }
+
+    #[test]
+    fn a_refusal_that_says_paid_is_told_from_the_others() {
+        for (code, message, paid) in [
+            ("ORDER_PAID", "", true),
+            ("INVALID_REQUEST", "该订单已支付", true),
+            ("ACQ.TRADE_HAS_SUCCESS", "交易已被支付", true),
+            ("ORDER_CLOSED", "该订单已关闭", false),
+            ("OUT_TRADE_NO_USED", "商户订单号重复", false),
+            ("PARAM_ERROR", "支付金额错误", false),
+        ] {
+            let refused = GatewayError::Refused { code: code.to_owned(), message: message.to_owned() };
+            assert_eq!(says_paid(&refused), paid, "{code} {message}");
+        }
+        assert!(!says_paid(&GatewayError::Unavailable("已支付".to_owned())));
     }
 }
