@@ -13,6 +13,8 @@ use crate::state::App;
 
 /// The longest address of a request.
 const URI: usize = 4 * 1024;
+/// Names who was on the way; each proxy adds whom it heard.
+const FORWARDED_FOR: &str = "x-forwarded-for";
 /// Headers that decide something: two different values must not be a choice.
 const AT_MOST_ONCE: &[&str] = &[
     "authorization",
@@ -33,11 +35,22 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
     if let Some(status) = refusal(&request) {
         return status.into_response();
     }
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
-    let peer = peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let address = client_ip(peer, request.headers(), &app.settings.trusted_proxies);
+    let address = client_ip(peer(&request), request.headers(), &app.settings.trusted_proxies);
     request.extensions_mut().insert(ClientIp(address));
     next.run(request).await
+}
+
+/// The other end of the connection.
+fn peer(request: &Request) -> IpAddr {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).to_canonical()
+}
+
+/// The peer that handed the request on for somebody else without being one of `trusted`: all that it hands on counts as
+/// its own.
+pub fn unknown_proxy(request: &Request, trusted: &[IpNet]) -> Option<IpAddr> {
+    let peer = peer(request);
+    (request.headers().contains_key(FORWARDED_FOR) && !is_listed(peer, trusted)).then_some(peer)
 }
 
 fn refusal(request: &Request) -> Option<StatusCode> {
@@ -64,11 +77,11 @@ pub fn is_listed(address: IpAddr, list: &[IpNet]) -> bool {
 /// The first address from the right of `X-Forwarded-For` that is not one of our proxies. The left end is the client's
 /// own invention; anything that cannot be read ends the walk at the last good address.
 fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let mut current = peer.to_canonical();
+    let mut current = peer;
     if !is_listed(current, trusted) {
         return current;
     }
-    let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
+    let lines: Vec<_> = headers.get_all(FORWARDED_FOR).iter().collect();
     for line in lines.into_iter().rev() {
         let Ok(line) = line.to_str() else { return current };
         for hop in line.rsplit(',').map(str::trim) {
@@ -90,7 +103,7 @@ mod tests {
     fn seen(peer: &str, lines: &[&str]) -> String {
         let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"].map(|net| net.parse().unwrap()).into();
         let headers = lines.iter().map(|line| ("x-forwarded-for".parse().unwrap(), line.parse().unwrap())).collect();
-        client_ip(peer.parse().unwrap(), &headers, &trusted).to_string()
+        client_ip(peer.parse::<IpAddr>().unwrap().to_canonical(), &headers, &trusted).to_string()
     }
 
     #[test]

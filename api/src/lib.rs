@@ -17,6 +17,7 @@ pub mod numbers;
 mod observe;
 pub mod openapi;
 pub mod problem;
+pub mod rarely;
 pub mod refusal;
 pub mod routes;
 pub mod start;

@@ -90,6 +90,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
             view_tokens: view_tokens?,
             turns: Arc::default(),
             strikes: Default::default(),
+            unknown_proxy: Default::default(),
             settings,
         };
         let (listen, listener, ops) = (listen?, listener?, ops?);

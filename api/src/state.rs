@@ -14,6 +14,7 @@ use crate::hub::Hub;
 use crate::idempotency::Turns;
 use crate::intake::Intake;
 use crate::problem::ApiError;
+use crate::rarely::Rarely;
 use crate::strikes::Strikes;
 use crate::view_token::ViewTokens;
 
@@ -37,6 +38,8 @@ pub struct App {
     pub turns: Arc<Turns>,
     /// Refused callbacks by address.
     pub strikes: Strikes,
+    /// When it was last said that callbacks come by a proxy that is not trusted.
+    pub unknown_proxy: Rarely,
     /// What the operator has set.
     pub settings: Settings,
 }

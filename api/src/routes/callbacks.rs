@@ -17,10 +17,10 @@ use shared::domain::{AccountName, PaymentMethod};
 use shared::gateway::{CallbackError, callback_headers};
 use shared::job::Callback;
 use tokio::sync::Semaphore;
-use tracing::Span;
 use tracing::field::display;
+use tracing::{Span, warn};
 
-use crate::guard::{ClientIp, is_allowed, is_listed};
+use crate::guard::{ClientIp, is_allowed, is_listed, unknown_proxy};
 use crate::intake::Receipt;
 use crate::layers::{self, Bounds};
 use crate::problem::Rendered;
@@ -49,6 +49,7 @@ async fn callback(
     Path(account): Path<String>,
     request: Request,
 ) -> Response {
+    warn_of_unknown_proxy(&app, &request);
     match take(&app, method, client, &account, request).await {
         Ok(receipt) => accepted(method, receipt),
         Err(refusal) => {
@@ -57,6 +58,19 @@ async fn callback(
             }
             refused(method, refusal)
         }
+    }
+}
+
+/// Behind a proxy that is not trusted all callbacks come from one address, so the forged ones of anybody shut out the
+/// genuine ones. Anybody can send the header, too; so it is said, and not often.
+fn warn_of_unknown_proxy(app: &App, request: &Request) {
+    let Some(peer) = unknown_proxy(request, &app.settings.trusted_proxies) else { return };
+    if app.unknown_proxy.is_due(tokio::time::Instant::now()) {
+        warn!(
+            %peer,
+            "A callback came with X-Forwarded-For from {peer}, which TRUSTED_PROXIES does not name. If it is your proxy, \
+             name it: until then all that it hands on counts as its own, and forged callbacks shut out the genuine"
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -343,6 +344,49 @@ async fn refused_requests_count_against_an_address_and_good_ones_do_not(db: PgPo
     for _ in 0..200 {
         assert_eq!(seen(&world, alipay("valid-trade-success")).await.2, "accepted");
     }
+}
+
+/// What is logged, kept.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_proxy_that_is_not_trusted_is_told_of_once(db: PgPool) {
+    let log = Log::default();
+    let written = log.0.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone()).finish();
+    let _here = tracing::subscriber::set_default(subscriber);
+    let told = || {
+        let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        text.lines().filter(|line| line.contains("TRUSTED_PROXIES")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut setup = Setup { clock: Clock::fixed(then()), ..Setup::default() };
+    setup.settings.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
+    let world = World::with(db, setup).await;
+    let forwarded = |by: &str| {
+        let mut request = alipay("valid-trade-success");
+        request.headers_mut().insert("x-forwarded-for", "203.0.113.9".parse().unwrap());
+        from(by, request)
+    };
+    assert_eq!(seen(&world, from("198.51.100.7", alipay("valid-trade-success"))).await.2, "accepted");
+    assert_eq!(seen(&world, forwarded("10.0.0.1")).await.2, "accepted");
+    assert_eq!(told(), [""; 0], "as it should be");
+    for _ in 0..3 {
+        assert_eq!(seen(&world, forwarded("192.0.2.1")).await.2, "accepted");
+    }
+    let told = told();
+    assert!(told.len() == 1 && told[0].contains("WARN") && told[0].contains("192.0.2.1"), "{told:?}");
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

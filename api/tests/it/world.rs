@@ -111,6 +111,7 @@ impl World {
             hub: Hub::new(setup.settings.streams, stop.clone()),
             turns: Arc::default(),
             strikes: Default::default(),
+            unknown_proxy: Default::default(),
             settings: setup.settings,
         });
         World { router: payment_api::router(app.clone()), app, db, gateway, stop }
