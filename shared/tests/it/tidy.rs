@@ -168,6 +168,52 @@ fn no_file_is_longer_than_a_reader_can_hold() {
     assert_eq!(long, [""; 0]);
 }
 
+/// How a variable of the environment is read; its name in quotes follows.
+const READS: &[&str] = &[
+    "env.optional(",
+    "env.optional_secret(",
+    "env.required(",
+    "env.secret(",
+    "env.file(",
+    "env.parse(",
+    "env.parse_or(",
+    "(env, ",
+    "env = ",
+    "env::var(",
+    "env::var_os(",
+    "testkit::env(",
+    "crate::env(",
+];
+
+fn is_variable(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+fn variables(line: &str) -> Vec<String> {
+    let after = READS.iter().flat_map(|read| line.split(&format!("{read}\"")).skip(1).collect::<Vec<_>>());
+    let names = after.filter_map(|rest| rest.split_once('"').map(|(name, _)| name));
+    names.filter(|name| is_variable(name)).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_example_names_every_variable_and_each_once() {
+    let example = fs::read_to_string(root().join(".env.example")).unwrap();
+    let settings = example.lines().filter_map(|line| line.strip_prefix("# ").unwrap_or(line).split_once('='));
+    let mut named: Vec<&str> = settings.map(|(name, _)| name).filter(|name| is_variable(name)).collect();
+    named.sort_unstable();
+    let twice: Vec<&[&str]> = named.windows(2).filter(|pair| pair[0] == pair[1]).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+
+    let lines = ["shared", "api", "worker", "ops"].iter().flat_map(|folder| sources(folder));
+    let mut read: Vec<String> = lines.flat_map(|(_, lines)| lines).flat_map(|line| variables(&line)).collect();
+    read.sort_unstable();
+    read.dedup();
+    assert!(read.len() > 25, "{read:?}");
+    // Everybody's, and Cargo's own.
+    read.retain(|name| !["PATH", "CARGO"].contains(&name.as_str()) && !named.contains(&name.as_str()));
+    assert_eq!(read, [""; 0]);
+}
+
 #[test]
 fn the_paths_that_the_readme_names_exist() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
