@@ -18,7 +18,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve the shop page and deliver on every fulfilment event
     Serve(Serve),
-    /// Play one purchase at each gateway and wait for both fulfilment events; exit 0 only if they arrived
+    /// Play one purchase and one refund at each gateway and wait for the events of each; exit 0 only if all arrived
     Once(Settings),
 }
 

@@ -1,8 +1,9 @@
 //! The demo's shop: what a merchant builds around the payment service, as small as it can be.
 //!
 //! It plays the merchant's backend in both directions: it creates orders in the name of a shopper, and delivers when a
-//! fulfilment event arrives. `serve` shows that on a page, `once` plays one purchase at each gateway without a browser.
-//! Of the payment service it knows the HTTP interface and the events, like any other merchant: no crate of it is used.
+//! fulfilment event arrives. `serve` shows that on a page, `once` plays one purchase and one refund at each gateway
+//! without a browser. Of the payment service it knows the HTTP interface and the events, like any other merchant: no crate
+//! of it is used.
 
 mod api;
 mod cli;

@@ -32,7 +32,7 @@ const SERVICE_ONLY: [&str; 5] = ["DATABASE_URL", "AMQP_URL", "REDIS_URL", "VIEW_
 /// How to show it.
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// Play one purchase at each gateway without a browser, print the events and end: 0 only if both arrived.
+    /// Play one purchase and one refund at each gateway without a browser, print the events and end: 0 only if all arrived.
     #[arg(long)]
     once: bool,
     /// Build and run optimized programs; the first build takes longer.
@@ -208,9 +208,9 @@ impl Stage {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Lets the shop buy something at each gateway; its word is the result.
+    /// Lets the shop buy something at each gateway and give it back; its word is the result.
     fn play_once(&self, apps: &Apps) -> Result<ExitCode> {
-        say("shop", "one purchase at each gateway");
+        say("shop", "one purchase and one refund at each gateway");
         let status = cargo::finish(self.program("shop", None, None)?.arg("once"))?;
         apps.check()?;
         if !status.success() {
