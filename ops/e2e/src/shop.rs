@@ -1,13 +1,14 @@
-//! The merchant's side: a frontend that creates orders and looks at them.
+//! The merchant's side: a frontend that creates orders, asks for refunds, and looks at both.
 
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::header::RETRY_AFTER;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 
-use crate::{Gateway, slug, unique};
+use crate::{Gateway, SOON, eventually, slug, unique};
 
 /// Who buys, unless a test says otherwise.
 pub const BUYER: &str = "buyer-1";
@@ -29,6 +30,8 @@ pub struct Answer {
     pub status: u16,
     /// The body.
     pub text: String,
+    /// How many seconds later a repeat makes sense, where the answer says so.
+    pub retry_after: Option<u64>,
 }
 
 impl Answer {
@@ -105,6 +108,29 @@ impl Purchase {
     }
 }
 
+/// A buyer's wish for money back.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// How much, in yuan; all that is left when absent.
+    pub yuan: Option<String>,
+    /// The Idempotency-Key.
+    pub attempt: String,
+}
+
+impl Wish {
+    /// For part of the money.
+    #[must_use]
+    pub fn of(fen: i64) -> Wish {
+        Wish { yuan: Some(yuan(fen)), attempt: unique() }
+    }
+
+    /// For all that is left.
+    #[must_use]
+    pub fn of_the_rest() -> Wish {
+        Wish { yuan: None, attempt: unique() }
+    }
+}
+
 impl Shop {
     /// A frontend of the service at `base`.
     #[must_use]
@@ -148,6 +174,45 @@ impl Shop {
         answer.json()
     }
 
+    /// Asks for money back; whatever the answer.
+    pub async fn ask_refund(&self, order: &Order, wish: &Wish) -> Result<Answer, reqwest::Error> {
+        let request = http_client().post(format!("{}/v1/orders/{}/refunds", self.base, order.id));
+        let body = match &wish.yuan {
+            Some(yuan) => json!({ "amount": yuan, "reason": "不合适" }),
+            None => json!({ "reason": "不合适" }),
+        };
+        let request = request.header("Idempotency-Key", &wish.attempt).json(&body);
+        answer(request.bearer_auth(self.token(BUYER))).await
+    }
+
+    /// Asks for money back until the answer is final: a service that says when to repeat is asked again, with the same key.
+    pub async fn refund_answer(&self, order: &Order, wish: &Wish) -> Answer {
+        let what = format!("a final answer to {wish:?} of {}", order.order_no);
+        eventually(&what, SOON, async || {
+            let answer = self.ask_refund(order, wish).await.expect("payment-api answers");
+            answer.retry_after.is_none().then_some(answer)
+        })
+        .await
+    }
+
+    /// Asks for money back and returns the refund's id.
+    ///
+    /// # Panics
+    /// Unless it is taken on.
+    pub async fn refund(&self, order: &Order, wish: &Wish) -> String {
+        let answer = self.refund_answer(order, wish).await;
+        assert_eq!(answer.status, 202, "{wish:?} of {}: {}", order.order_no, answer.text);
+        answer.json()["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// The refund as the service shows it to the order's owner.
+    pub async fn refund_view(&self, id: &str) -> Value {
+        let request = http_client().get(format!("{}/v1/refunds/{id}", self.base));
+        let answer = answer(request.bearer_auth(self.token(BUYER))).await.expect("payment-api answers");
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.json()
+    }
+
     /// A request to the service as somebody else would make it.
     pub async fn request(&self, method: reqwest::Method, path: &str, body: Vec<u8>) -> Answer {
         let request = http_client().request(method, format!("{}{path}", self.base)).body(body);
@@ -178,13 +243,21 @@ pub fn fen(yuan: &str) -> i64 {
     format!("{whole}{cents:0<2}").parse().expect("an amount")
 }
 
+/// Fen, written in yuan with two decimals.
+#[must_use]
+pub fn yuan(fen: i64) -> String {
+    format!("{}.{:02}", fen / 100, fen % 100)
+}
+
 /// Sends and reads all.
 ///
 /// # Errors
 /// When there is no answer.
 pub async fn answer(request: RequestBuilder) -> Result<Answer, reqwest::Error> {
     let response = request.send().await?;
-    Ok(Answer { status: response.status().as_u16(), text: response.text().await? })
+    let status = response.status().as_u16();
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(|wait| wait.to_str().ok()?.parse().ok());
+    Ok(Answer { status, text: response.text().await?, retry_after })
 }
 
 /// The client of everything that is no special connection.

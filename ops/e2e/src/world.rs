@@ -20,13 +20,18 @@ const COMMAND: Duration = Duration::from_secs(60);
 /// Lines of each log that a failure shows.
 const TAIL: usize = 40;
 /// Names of tables of which the harness tells the size.
-const TABLES: [&str; 6] = ["payment_orders", "payment_transactions", "callbacks", "jobs", "events", "cases"];
+const TABLES: [&str; 7] =
+    ["payment_orders", "payment_transactions", "refund_records", "callbacks", "jobs", "events", "cases"];
 
 /// How a world is made.
 #[derive(Debug, Clone)]
 pub struct Setup {
     /// Callback workers.
     pub workers: usize,
+    /// Check workers. None, unless a test is about them: then an order stays as callbacks have left it.
+    pub check_workers: usize,
+    /// Refund workers. None, unless a test is about them.
+    pub refund_workers: usize,
     /// Relays; one is active.
     pub relays: usize,
     /// How many times faster than the real ones the simulator's callback schedules run.
@@ -39,7 +44,15 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { workers: 1, relays: 1, speed: 1000.0, log: "info", env: Vec::new() }
+        Setup {
+            workers: 1,
+            check_workers: 0,
+            refund_workers: 0,
+            relays: 1,
+            speed: 1000.0,
+            log: "info",
+            env: Vec::new(),
+        }
     }
 }
 
@@ -61,6 +74,10 @@ pub struct World {
     pub api: Process,
     /// The callback workers.
     pub workers: Vec<Process>,
+    /// The check workers.
+    pub check_workers: Vec<Process>,
+    /// The refund workers.
+    pub refund_workers: Vec<Process>,
     /// The relays.
     pub relays: Vec<Process>,
     /// The merchant's frontend.
@@ -123,11 +140,14 @@ impl World {
             .env("RETURN_URL_ORIGINS", "https://shop.example.com");
         let logs = dir.join("logs");
         let many = |name: &str, count: usize| -> Vec<Process> {
-            (1..=count).map(|n| Process::new(format!("{name}-{n}"), program(name), &logs)).collect()
+            let program = program(name).env("PUBLIC_URL", &public_url);
+            (1..=count).map(|n| Process::new(format!("{name}-{n}"), program.clone(), &logs)).collect()
         };
         let world = World {
             api: Process::new("payment-api", api, &logs),
             workers: many("callback-worker", setup.workers),
+            check_workers: many("check-worker", setup.check_workers),
+            refund_workers: many("refund-worker", setup.refund_workers),
             relays: many("relay", setup.relays),
             downstream: Downstream::start(&addresses.downstream).await,
             db: PgPoolOptions::new().max_connections(6).connect_lazy(&addresses.database).expect("a database URL"),
@@ -146,7 +166,8 @@ impl World {
 
     /// Every process of the service.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
-        std::iter::once(&self.api).chain(&self.workers).chain(&self.relays)
+        let workers = self.workers.iter().chain(&self.check_workers).chain(&self.refund_workers);
+        std::iter::once(&self.api).chain(workers).chain(&self.relays)
     }
 
     /// A new order: `buy(Gateway::Alipay, "page", "12.34")`.

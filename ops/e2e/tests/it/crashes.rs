@@ -21,21 +21,15 @@ async fn workers_killed_in_the_middle_of_a_batch_again_and_again_settle_each_ord
     let orders = world.buy_many(ORDERS).await;
     for (kill, few) in orders.chunks(ORDERS.div_ceil(KILLS)).enumerate() {
         // Whoever holds the batch with this order cannot get on: it is in its transaction, nothing is acknowledged.
-        let mut held = PgConnection::connect(&world.addresses.database).await.expect("a connection");
-        let mut hold = held.begin().await.expect("a transaction");
-        let stuck = &few[kill % few.len()];
-        let locked = sqlx::query("select 1 from payment_orders where id = $1 for update").bind(&stuck.id);
-        locked.execute(&mut *hold).await.expect("a lock");
+        let held = world.hold(&[&few[kill % few.len()]]).await;
         join_all(few.iter().map(|order| world.pay(order))).await;
         let victim = eventually("a worker in the middle of a batch", SOON, async || {
-            stuck_process(&world, "callback-worker", &world.workers).await
+            world.stuck("callback-worker", &world.workers).await.pop()
         })
         .await;
-        victim.kill();
-        // The server notices the death of its client only when it has something to say.
-        end_stuck(&world, "callback-worker").await;
-        hold.rollback().await.expect("an end");
-        victim.spawn();
+        world.kill_stuck(&victim).await;
+        held.release().await;
+        victim.process.spawn();
     }
     join_all(world.workers.iter().map(Process::ready)).await;
     world.wait_all_paid(LONG).await;
@@ -102,11 +96,10 @@ async fn a_relay_killed_in_the_middle_of_a_batch_is_replaced_and_each_event_arri
         assert_eq!(lock.execute(&mut *hold).await.expect("a lock").rows_affected(), 1);
         world.relays.iter().for_each(Process::spawn);
         let active = eventually("a relay that has published and not yet marked", SOON, async || {
-            stuck_process(&world, "relay", &world.relays).await
+            world.stuck("relay", &world.relays).await.pop()
         })
         .await;
-        active.kill();
-        end_stuck(&world, "relay").await;
+        world.kill_stuck(&active).await;
         hold.rollback().await.expect("an end");
         // The standby takes over.
         eventually("the other relay publishes everything", SOON, async || {
@@ -133,21 +126,4 @@ async fn world_settled(world: &World, few: &[e2e::Order]) {
         (paid == ids.len() as i64).then_some(())
     })
     .await;
-}
-
-/// The process that waits for a lock in the database.
-async fn stuck_process<'a>(world: &World, name: &str, processes: &'a [Process]) -> Option<&'a Process> {
-    let sql = "select client_port from pg_stat_activity
-        where datname = current_database() and application_name = $1 and wait_event_type = 'Lock'
-          and wait_event in ('transactionid', 'tuple')";
-    let ports: Vec<i32> = sqlx::query_scalar(sql).bind(name).fetch_all(&world.db).await.ok()?;
-    processes.iter().find(|process| ports.iter().any(|port| process.owns_port(*port)))
-}
-
-/// Ends the sessions that a killed process has left waiting.
-async fn end_stuck(world: &World, name: &str) {
-    let sql = "select pg_terminate_backend(pid) from pg_stat_activity
-        where datname = current_database() and application_name = $1 and wait_event_type = 'Lock'
-          and wait_event in ('transactionid', 'tuple')";
-    sqlx::query(sql).bind(name).execute(&world.db).await.expect("the database answers");
 }

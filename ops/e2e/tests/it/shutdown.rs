@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use e2e::process::Process;
-use e2e::shop::{Purchase, order};
-use e2e::{Gateway, SOON, Setup, World, eventually};
+use e2e::shop::{Purchase, Wish, order};
+use e2e::{Gateway, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
+use serde_json::json;
 
 /// What design §3 allows.
 const ALLOWED: Duration = Duration::from_secs(30);
@@ -60,6 +61,70 @@ async fn buy_and_pay(world: &World, stopping: &AtomicBool) -> (i64, i64) {
         }
     }
     (bought, paid)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_of_checks_and_refunds_stop_in_time_under_load_with_exit_code_0_and_nothing_is_lost() {
+    let setup = Setup { check_workers: 2, refund_workers: 2, speed: 300.0, ..Setup::default() };
+    let world = World::with(setup).await;
+    // No callback comes, so each payment is found by a check. A gateway that takes its time has calls under way.
+    world.gateways.faults(&json!({ "callbacks": { "lose": 1.0 }, "api": { "slow_ms": 200 } })).await;
+    let stopping = AtomicBool::new(true);
+    let buyers = join_all((0..BUYERS).map(|_| buy_and_return(&world, &stopping)));
+    let stop = async {
+        for _ in 0..ROUNDS {
+            for process in world.check_workers.iter().chain(&world.refund_workers) {
+                busy(process).await;
+                stop_and_start(process).await;
+            }
+        }
+        stopping.store(false, Relaxed);
+    };
+    let (returned, ()) = tokio::join!(buyers, stop);
+    let returned: i64 = returned.iter().sum();
+    println!("{returned} orders paid and returned");
+    // Well before any lease ends: whoever stopped gave back nothing half done.
+    eventually("everything is paid and returned", LONG, async || {
+        let sql = "select count(*) from payment_orders where status = 'refunded'";
+        (world.number(sql).await? == returned).then_some(())
+    })
+    .await;
+    world.wait_quiet(SOON).await;
+    world.books_agree().await;
+    assert_eq!(world.number("select count(*) from payment_orders").await, Some(returned));
+    assert_eq!(world.number("select count(*) from jobs").await, Some(0));
+    assert_eq!(world.number("select count(*) from cases").await, Some(0));
+    world.no_panics();
+}
+
+/// Buys, pays, and asks for the money back once the order is paid, until the last stop; how many orders.
+async fn buy_and_return(world: &World, stopping: &AtomicBool) -> i64 {
+    let mut returned = 0;
+    while stopping.load(Relaxed) {
+        let (gateway, scene) = if returned % 2 == 0 { (Gateway::Alipay, "page") } else { (Gateway::Wechat, "native") };
+        let order = world.buy(gateway, scene, "2.00").await;
+        world.gateways.pay_silently(&order).await;
+        poll_is_due(world, &order).await;
+        let paid = async || (world.status(&order).await == "paid").then_some(());
+        eventually("a check finds the order paid", LONG, paid).await;
+        world.shop.refund(&order, &Wish::of_the_rest()).await;
+        returned += 1;
+    }
+    returned
+}
+
+/// Time passes until the first poll of an order.
+async fn poll_is_due(world: &World, order: &Order) {
+    let sql = "update jobs set due_at = now() where kind = 'check' and ref_id = $1";
+    sqlx::query(sql).bind(&order.id).execute(&world.db).await.expect("the database answers");
+}
+
+/// Waits until a worker has a call at a gateway behind it that it had not at first, so that it is stopped at work.
+async fn busy(process: &Process) {
+    let calls = async || process.metrics().await.sum("gateway_calls_total", &[]);
+    let before = calls().await;
+    let what = format!("{} calls a gateway", process.name);
+    eventually(&what, LONG, async || (calls().await > before).then_some(())).await;
 }
 
 async fn stop_and_start(process: &Process) {
