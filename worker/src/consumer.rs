@@ -16,9 +16,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How long a batch that cannot be settled stays in hand before it goes back. Far below the half hour after which the
-/// broker takes deliveries away.
-const IN_HAND: Duration = Duration::from_secs(60);
+/// How long a batch that cannot be settled stays in hand before it goes back. Each return is one of the 20 that a delivery
+/// has, so this times 20 is how long a database may answer and yet not settle (a right revoked, a disk full) before genuine
+/// messages become dead letters. Far below the half hour after which the broker takes deliveries away.
+const IN_HAND: Duration = Duration::from_secs(300);
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
