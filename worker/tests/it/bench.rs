@@ -26,7 +26,7 @@ use worker::checks::CheckWorker;
 use worker::jobs::run_batch;
 use worker::refunds::{Budget, RefundWorker};
 
-use crate::support::{World, key_set};
+use crate::support::{World, copy, key_set};
 
 /// What happens just before a call reaches its gateway: one that holds one of these words.
 type Before = Arc<Mutex<Option<(&'static [&'static str], Act)>>>;
@@ -319,19 +319,6 @@ fn path(order: &Order, what: &str) -> String {
 
 fn gateways(folder: &Path) -> Gateways {
     Gateways::load(&folder.join("gateways.toml")).unwrap()
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// Takes every callback in and answers with success, as a network that holds them back would not.

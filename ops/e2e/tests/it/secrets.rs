@@ -2,16 +2,21 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use e2e::gateways::deliver;
-use e2e::shop::{OPENID, Purchase, http_client};
-use e2e::{Gateway, Order, Overrides, SOON, Setup, World, Wrong, unique};
+use e2e::shop::{OPENID, Purchase, Wish, http_client};
+use e2e::{Gateway, Order, Overrides, SOON, Setup, World, Wrong, eventually, unique};
 use url::Url;
+
+/// A refund of unknown outcome is asked about after ten seconds.
+const LONG: Duration = Duration::from_secs(90);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_logs_and_metrics_of_a_whole_run_hold_no_secret() {
     // More is logged than in production, and still no secret.
-    let world = World::with(Setup { log: "debug", ..Setup::default() }.trusting_this_machine()).await;
+    let setup = Setup { log: "debug", check_workers: 1, refund_workers: 1, ..Setup::default() };
+    let world = World::with(setup.trusting_this_machine()).await;
     let planted = format!("planted-{}", &unique()[..16]);
     let mut secrets = standing_secrets(&world);
     let mut orders = Vec::new();
@@ -25,6 +30,14 @@ async fn the_logs_and_metrics_of_a_whole_run_hold_no_secret() {
         secrets.extend(payment_secrets(&order));
         orders.push(order);
     }
+    for order in &orders {
+        world.shop.refund(order, &Wish::of_the_rest()).await;
+    }
+    eventually("each order is returned", LONG, async || {
+        let sql = "select count(*) from payment_orders where status = 'refunded'";
+        (world.number(sql).await? == orders.len() as i64).then_some(())
+    })
+    .await;
     secrets.extend(wrong_callbacks(&world, &orders).await);
     let answers = wrong_requests(&world, &planted, &mut secrets).await;
     world.wait_quiet(SOON).await;

@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use worker::callbacks::CallbackWorker;
 use worker::consumer::Ack;
 
-use crate::support::{World, key_set};
+use crate::support::{World, copy, key_set};
 
 /// Where nobody listens.
 const NOWHERE: &str = "http://127.0.0.1:9/callbacks";
@@ -185,18 +185,5 @@ impl Desk {
         let verdict = settling::settle(&mut tx, refund, fact, &Clock::system()).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!(verdict, RefundVerdict::Settled);
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
     }
 }
