@@ -100,13 +100,17 @@ async fn give_back<J: Job>(job: &J, taken: &Taken, reason: &str) -> Result<(), D
     Ok(tx.commit().await?)
 }
 
-/// The moment after the `step`-th wait of a schedule; beyond its end the last wait counts. A tenth of it is spread, so that
-/// what failed together does not come together.
+/// The moment after the `step`-th wait of a schedule; beyond its end the last wait counts.
 pub fn later(clock: &Clock, schedule: &[Duration], step: i32) -> OffsetDateTime {
     let step = usize::try_from(step).unwrap_or(0).min(schedule.len().saturating_sub(1));
     let wait = schedule.get(step).copied().unwrap_or(Duration::from_secs(60));
-    let spread = f64::from(u8::try_from(clock.fresh_bits() % 256).unwrap_or(0)) / 2560.0;
-    clock.now() + wait.mul_f64(1.0 + spread)
+    spread(clock, wait)
+}
+
+/// The moment after a wait, made longer by up to a tenth, so that what failed together does not come together.
+pub fn spread(clock: &Clock, wait: Duration) -> OffsetDateTime {
+    let share = f64::from(u8::try_from(clock.fresh_bits() % 256).unwrap_or(0)) / 2560.0;
+    clock.now() + wait.mul_f64(1.0 + share)
 }
 
 #[cfg(test)]

@@ -19,18 +19,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::jobs::{Job, JobError, RETRY, later};
+use crate::jobs::{Job, JobError, RETRY, later, spread};
 
 /// A question earlier than this after the request says nothing. Source: Alipay, refund query (P:02ekft).
 const SETTLE_IN: time::Duration = time::Duration::seconds(10);
 /// How often a refund on its way is asked about: up to this age, every so often; then the last, for ever. It is never
 /// declared failed by its age.
-const ASK: [(time::Duration, time::Duration); 5] = [
-    (time::Duration::minutes(1), time::Duration::seconds(10)),
-    (time::Duration::minutes(10), time::Duration::minutes(1)),
-    (time::Duration::hours(1), time::Duration::minutes(5)),
-    (time::Duration::days(1), time::Duration::minutes(30)),
-    (time::Duration::MAX, time::Duration::hours(2)),
+const ASK: [(time::Duration, Duration); 5] = [
+    (time::Duration::minutes(1), Duration::from_secs(10)),
+    (time::Duration::minutes(10), Duration::from_secs(60)),
+    (time::Duration::hours(1), Duration::from_secs(5 * 60)),
+    (time::Duration::days(1), Duration::from_secs(30 * 60)),
+    (time::Duration::MAX, Duration::from_secs(2 * 3600)),
 ];
 /// How long a refund waits for the merchant's balance.
 const SHORTAGE: time::Duration = time::Duration::minutes(10);
@@ -248,7 +248,7 @@ impl RefundWorker {
     fn next_question(&self, refund: &Refund) -> OffsetDateTime {
         let age = self.clock.now() - refund.created_at;
         let every = ASK.iter().find(|(up_to, _)| age < *up_to).map_or(ASK[ASK.len() - 1].1, |(_, every)| *every);
-        self.clock.now() + every
+        spread(&self.clock, every)
     }
 
     /// One transaction: what was learnt, and when the job goes on. Facts count whoever brings them; anything else only from

@@ -46,7 +46,10 @@ async fn each_refusal_has_its_code(db: PgPool) {
     insta::assert_json_snapshot!(much.json());
     let unknown = world.case("unknown_refund", Some(&id), "RX").await;
     world.refund("u1", &id, "k1", &json!({})).await.is(409, "not_refundable");
-    world.post(Who::Admin("a1"), &format!("/v1/admin/cases/{unknown}/resolve"), &json!({ "note": "ours" })).await;
+    // One person's note proposes, another confirms: the money is free again.
+    let case = format!("/v1/admin/cases/{unknown}");
+    let noted = world.post(Who::Admin("a1"), &format!("{case}/resolve"), &json!({ "note": "ours" })).await.json();
+    world.post(Who::Admin("a2"), &format!("{case}/confirm"), &json!({ "version": noted["version"] })).await;
 
     // A refusal leaves the key free.
     let first = world.refund("u1", &id, "k1", &json!({ "amount": "12" })).await;

@@ -318,7 +318,8 @@ async fn no_refund_fails_by_its_age(db: PgPool) {
             bench.carry(refund.id).await;
             assert_eq!(bench.refund_of(refund.id).await.status, Processing, "{method} {age}");
             let (due, _) = bench.due(refund.id).await;
-            assert!((every - 1..=every).contains(&due), "{method} {age}: {due}");
+            // With up to a tenth more, so that those that failed together do not come together.
+            assert!((every - 1..=every + every / 10 + 1).contains(&due), "{method} {age}: {due}");
             assert!(due > last);
             last = due;
         }

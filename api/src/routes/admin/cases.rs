@@ -162,8 +162,9 @@ pub struct Resolve {
     pub note: String,
 }
 
-/// Resolve a case with a note. Moves no money, so one person is enough; what was proposed is dropped. The note on an
-/// `unknown_refund` frees the order's money for refunds again, so it is a proposal.
+/// Resolve a case with a note. Moves no money, so one person is enough; what was proposed is dropped.
+///
+/// The note on an `unknown_refund` frees the order's money for refunds again, so it is a proposal.
 #[utoipa::path(
     post, path = "/v1/admin/cases/{id}/resolve", tag = "admin", request_body = Resolve,
     security(("bearer" = ["payments:admin"])),
