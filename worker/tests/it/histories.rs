@@ -27,8 +27,8 @@ use worker::jobs::run_batch;
 use crate::bench::{Bench, carry, nudge};
 
 /// Histories under each policy.
-const HISTORIES: u32 = 100;
-const STEPS: usize = 16;
+const HISTORIES: u32 = 60;
+const STEPS: usize = 40;
 /// The rounds in which everything has to come to rest.
 const ROUNDS: usize = 12;
 
@@ -173,10 +173,10 @@ impl History<'_> {
     async fn letters(&self) -> Vec<Callback> {
         for nth in 0.. {
             let trade = self.trade(nth).await;
-            if trade["state"] != "paid" {
+            if trade["error"].is_string() {
                 break;
             }
-            if trade["notified"] == 0 {
+            if trade["state"] == "paid" && trade["notified"] == 0 {
                 self.bench.notice(&self.order, &format!("?nth={nth}")).await;
             }
         }
