@@ -216,13 +216,16 @@ fn next(order: &Order, heard: &Heard, now: OffsetDateTime) -> Option<OffsetDateT
     match order.status {
         OrderStatus::Closed if heard.paid() => None,
         OrderStatus::Closed => AFTER_END.iter().map(|after| order.expires_at + *after).find(|due_at| *due_at > now),
+        // Its money came in a way that only a person can judge: a case is open, and its end is still an end.
+        OrderStatus::Pending if heard.paid() => {
+            Some(if order.expires_at > now { order.expires_at.min(now + DAILY) } else { now + DAILY })
+        }
         OrderStatus::Pending => {
             let poll = CHECKS.iter().map(|age| order.created_at + *age).find(|due_at| *due_at > now);
-            // Money that came in a way that only a person can judge has opened a case; asking often changes nothing.
-            let poll = poll.filter(|_| !heard.paid()).unwrap_or(now + DAILY);
-            // One whose time is up is paid or closed by somebody this very moment, or its case waits for a person.
+            let poll = poll.unwrap_or(now + DAILY);
+            // An order whose time is up and that is still pending was paid or closed by somebody this very moment.
             let end = if order.expires_at > now { order.expires_at } else { now + Duration::minutes(1) };
-            Some(if heard.paid() && order.expires_at <= now { poll } else { poll.min(end) })
+            Some(poll.min(end))
         }
         _ => None,
     }
