@@ -256,6 +256,16 @@ pub enum GatewayError {
     Protocol(String),
 }
 
+impl GatewayError {
+    /// Whether a refusal says that the buyer was faster. It decides what a client hears and nothing else: WeChat Pay's pages
+    /// tell the words, and not for certain the code.
+    pub fn says_paid(&self) -> bool {
+        let GatewayError::Refused { code, message } = self else { return false };
+        let code = code.rsplit_once('.').map_or(code.as_str(), |(_, short)| short);
+        ["ORDER_PAID", "ORDERPAID", "TRADE_HAS_SUCCESS"].contains(&code) || message.contains("已支付")
+    }
+}
+
 /// Why a callback is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallbackError {
@@ -280,4 +290,25 @@ pub enum CallbackError {
     /// Authentic, and cannot be read.
     #[error("undecodable callback: {0}")]
     Undecodable(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_that_says_paid_is_told_from_the_others() {
+        for (code, message, paid) in [
+            ("ORDER_PAID", "", true),
+            ("INVALID_REQUEST", "该订单已支付", true),
+            ("ACQ.TRADE_HAS_SUCCESS", "交易已被支付", true),
+            ("ORDER_CLOSED", "该订单已关闭", false),
+            ("OUT_TRADE_NO_USED", "商户订单号重复", false),
+            ("PARAM_ERROR", "支付金额错误", false),
+        ] {
+            let refused = GatewayError::Refused { code: code.to_owned(), message: message.to_owned() };
+            assert_eq!(refused.says_paid(), paid, "{code} {message}");
+        }
+        assert!(!GatewayError::Unavailable("已支付".to_owned()).says_paid());
+    }
 }
