@@ -73,6 +73,35 @@ pub async fn delete_callbacks(tx: &mut PgConnection, ids: &[i64]) -> Result<(), 
     Ok(())
 }
 
+/// Deletes the job that a dead callback came as, where it holds these very bytes (in base64): whoever forges a number ends
+/// nothing, and what is deleted is in the letter's case.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn delete_dead_callback(tx: &mut PgConnection, id: i64, body: &str) -> Result<(), DbError> {
+    sqlx::query!("delete from jobs where id = $1 and kind = 'callback' and payload->>'body' = $2", id, body)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// What a job is about.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// What it does.
+    pub kind: String,
+    /// The order or refund that it is about.
+    pub ref_id: Option<String>,
+}
+
+/// What a job is about; `None` when it has ended.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn work(tx: &mut PgConnection, id: i64) -> Result<Option<Work>, DbError> {
+    Ok(sqlx::query_as!(Work, "select kind, ref_id from jobs where id = $1", id).fetch_optional(tx).await?)
+}
+
 /// Drops the check jobs of orders that need none any more.
 ///
 /// # Errors

@@ -12,7 +12,6 @@ use sqlx::{Connection, Executor, PgConnection, Postgres};
 pub mod callbacks;
 pub mod cases;
 mod columns;
-pub mod dead_letters;
 pub mod events;
 pub mod idempotency_keys;
 pub mod jobs;

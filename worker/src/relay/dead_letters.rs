@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use shared::db::cases::NewCase;
-use shared::db::{DbError, dead_letters, events};
+use shared::db::{DbError, events, jobs};
 use shared::domain::{CaseId, CaseKind};
 use shared::mq::consume::{DeadLetter, LetterOf};
 use shared::settle;
@@ -87,11 +87,11 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
     // Without an id of its own a letter is always new.
     let mut number = plain_or_none(&letter.message_id).unwrap_or_else(|| id.to_string());
     match letter.of() {
-        Some(LetterOf::Callback(job)) => dead_letters::delete_callback(tx, job, &body).await?,
+        Some(LetterOf::Callback(job)) => jobs::delete_dead_callback(tx, job, &body).await?,
         Some(LetterOf::Work(nudge)) => {
             // Not the fence: however often the job is published, it is one case.
             number = format!("job:{}", nudge.id);
-            if let Some(work) = dead_letters::work(tx, nudge.id).await? {
+            if let Some(work) = jobs::work(tx, nudge.id).await? {
                 evidence["job"] = json!({ "id": nudge.id, "kind": work.kind, "ref_id": work.ref_id });
             }
         }
