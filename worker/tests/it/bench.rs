@@ -185,8 +185,10 @@ impl Bench {
         }
     }
 
-    /// So much time passes for refunds that were asked for.
+    /// So much time passes for refunds that were asked for, here and at the gateways.
     pub async fn pass(&self, time: Duration) {
+        let seconds = format!(r#"{{"seconds":{}}}"#, time.whole_seconds());
+        self.control("POST", "/sim/refunds/age", &seconds).await;
         let sql = "update refund_records set sent_at = sent_at - $1 * interval '1 second',
             updated_at = updated_at - $1 * interval '1 second'";
         sqlx::query(sql).bind(time.as_seconds_f64()).execute(&self.world.db).await.unwrap();

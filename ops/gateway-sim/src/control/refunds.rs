@@ -17,6 +17,7 @@ use crate::server::Shared;
 pub(crate) fn router() -> Router<Shared> {
     Router::new()
         .route("/sim/refunds", get(list))
+        .route("/sim/refunds/age", post(age_refunds))
         .route("/sim/trades/{gateway}/{out_trade_no}/refunds/{out_refund_no}/finish", post(finish))
         .route("/sim/trades/{gateway}/{out_trade_no}/age", post(age))
         .route("/sim/balances/{gateway}/{account}", put(set_balance).get(balance))
@@ -92,6 +93,19 @@ async fn age(
         None => Err(Refusal::Unknown),
     })?;
     Ok(Json(view(&sim, &trade)))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AgeRefunds {
+    seconds: u32,
+}
+
+/// Every refund so far was asked for so many seconds earlier.
+async fn age_refunds(State(sim): State<Shared>, body: Bytes) -> Answer {
+    let AgeRefunds { seconds } = object(&body)?;
+    sim.ledger.age_refunds(time::Duration::seconds(seconds.into()));
+    Ok(Json(json!({ "seconds": seconds })))
 }
 
 #[derive(Debug, Deserialize)]

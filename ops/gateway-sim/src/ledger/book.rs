@@ -133,6 +133,13 @@ impl Ledger {
         Some((trade.clone(), refund))
     }
 
+    /// Every refund so far was asked for so much earlier.
+    pub(crate) fn age_refunds(&self, by: time::Duration) {
+        for refund in self.lock().trades.values_mut().flat_map(|trade| &mut trade.refunds) {
+            refund.created_at = refund.created_at.saturating_sub(by);
+        }
+    }
+
     /// The payment that this refund of a WeChat Pay merchant belongs to.
     pub(crate) fn refund_key(&self, account: &str, out_refund_no: &str) -> Option<TradeKey> {
         self.lock().refunds.get(&(Gateway::Wechat, account.to_owned(), out_refund_no.to_owned())).cloned()
