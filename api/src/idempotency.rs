@@ -1,30 +1,48 @@
 //! Idempotency-Key: pressing twice makes one order.
 //!
-//! The database decides (the key is written in the statement that makes the order). Within this process requests with
-//! one key also take turns, so that the second finds the first one's answer instead of asking the gateway as well.
+//! The database decides: the key is written in the statement that makes the order, and whoever works under it holds it for
+//! a while, so that the second request finds the first one's answer instead of asking the gateway as well. Within this
+//! process requests with one key also take turns, which spares the database their waiting.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::FromRequestParts;
+use axum::http::header::LOCATION;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use shared::db::idempotency_keys::{self, KnownKey, NewKey};
-use shared::domain::UserId;
+use shared::clock::Clock;
+use shared::db::idempotency_keys::{self, KnownKey, NewKey, SavedAnswer};
+use shared::domain::{OrderId, UserId};
 use sqlx::PgPool;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::OwnedMutexGuard;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::warn;
 
-use crate::problem::ApiError;
+use crate::numbers::microseconds;
+use crate::problem::{self, ApiError};
 use crate::state::App;
 
-/// How long a key is kept at least.
+/// How long a key is kept.
 const KEY_LIVES: time::Duration = time::Duration::hours(24);
 /// How long the second request waits for the first.
 const WAIT: Duration = Duration::from_secs(3);
+/// How often a request that waits for one of another process looks.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a request works under a key alone: longer than a gateway call and the statements around it may take. After a
+/// crash the key is free again by then.
+const HOLD: time::Duration = time::Duration::seconds(20);
+/// On every saved answer: when the key is forgotten (RFC 3339).
+const EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
+/// On an answer that an earlier request was given: `true`.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// The value of the header: 1 to 255 visible ASCII characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -74,8 +92,8 @@ impl Request {
     ///
     /// # Errors
     /// [`ApiError::IdempotencyKeyReused`] when it stands for another request.
-    pub async fn known(&self, db: &PgPool) -> Result<Option<KnownKey>, ApiError> {
-        let known = idempotency_keys::find(db, &self.user, self.key.as_str()).await?;
+    pub async fn known(&self, db: &PgPool, now: OffsetDateTime) -> Result<Option<KnownKey>, ApiError> {
+        let known = idempotency_keys::find(db, &self.user, self.key.as_str(), now).await?;
         let same = |known: &KnownKey| known.route == self.route && known.request_hash == self.hash;
         match known {
             Some(known) if !same(&known) => Err(ApiError::IdempotencyKeyReused),
@@ -83,22 +101,138 @@ impl Request {
         }
     }
 
-    /// The key as it is written, beside the row that it makes.
-    pub fn new_key(&self, now: OffsetDateTime) -> NewKey {
+    /// The key as it is written beside the row that it makes, answered in the same transaction.
+    pub fn answered_key(&self, now: OffsetDateTime) -> NewKey {
         NewKey {
             key: self.key.as_str().to_owned(),
             route: self.route,
             request_hash: self.hash,
+            held_until: None,
             expires_at: now + KEY_LIVES,
         }
     }
 
-    /// Keeps the final answer and returns the one that stays: the first.
+    /// The key as it is written beside the row that it makes, held by this process until it answers.
+    pub fn held_key(&self, now: OffsetDateTime) -> NewKey {
+        NewKey { held_until: Some(now + HOLD), ..self.answered_key(now) }
+    }
+
+    /// Goes on where an earlier request with this key is or was: waits for it, finds its answer, or takes over what a
+    /// crash has left. `None`: there was none.
     ///
     /// # Errors
-    /// [`ApiError::Db`].
-    pub async fn keep(&self, db: &PgPool, answer: &Value) -> Result<Value, ApiError> {
-        Ok(idempotency_keys::save_answer(db, &self.user, self.key.as_str(), answer).await?)
+    /// [`ApiError::RequestInFlight`] when the earlier one takes longer than 3 s.
+    pub async fn take_up(&self, db: &PgPool, clock: &Clock) -> Result<Option<Earlier>, ApiError> {
+        let began = Instant::now();
+        loop {
+            let now = microseconds(clock.now());
+            let Some(known) = self.known(db, now).await? else { return Ok(None) };
+            let (ref_id, until) = (known.ref_id, now + HOLD);
+            if let Some(answer) = Answer::replayed(known) {
+                return Ok(Some(Earlier::Answered(answer)));
+            }
+            if idempotency_keys::hold(db, &self.user, self.key.as_str(), now, until).await? {
+                return Ok(Some(Earlier::Unfinished(ref_id, self.hold(db, until))));
+            }
+            if began.elapsed() >= WAIT {
+                return Err(ApiError::RequestInFlight);
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// The hold that was written with the key.
+    pub fn hold(&self, db: &PgPool, until: OffsetDateTime) -> Hold {
+        Hold { db: db.clone(), user: self.user.clone(), key: self.key.clone(), until, answered: false }
+    }
+}
+
+/// What an earlier request with the same key came to.
+pub enum Earlier {
+    /// This answer.
+    Answered(Answer),
+    /// It made this row and has not answered; the work is ours now.
+    Unfinished(OrderId, Hold),
+}
+
+/// The right to work under a key and to save its answer. Dropped without one, it lets the next request work at once.
+pub struct Hold {
+    db: PgPool,
+    user: UserId,
+    key: IdempotencyKey,
+    until: OffsetDateTime,
+    answered: bool,
+}
+
+impl Hold {
+    /// Saves what a repeat will be answered: a success, or a refusal that is final. Any other error passes through.
+    ///
+    /// # Errors
+    /// The one that was given, or [`ApiError::Db`].
+    pub async fn keep(mut self, order: OrderId, done: Result<Value, ApiError>) -> Result<Answer, ApiError> {
+        let (answer, refused_with) = match done {
+            Ok(answer) => (answer, None),
+            Err(error) => {
+                let (status, problem) = error.if_final()?;
+                (problem, i16::try_from(status.as_u16()).ok())
+            }
+        };
+        let (user, key) = (&self.user, self.key.as_str());
+        let saved = idempotency_keys::save_answer(&self.db, user, key, &answer, refused_with).await?;
+        self.answered = true;
+        Ok(Answer::fresh(order.to_string(), saved))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        let (db, user, key, until) = (self.db.clone(), self.user.clone(), self.key.clone(), self.until);
+        tokio::spawn(async move {
+            if let Err(error) = idempotency_keys::release(&db, &user, key.as_str(), until).await {
+                warn!(%error, "An Idempotency-Key stays held until its time has passed");
+            }
+        });
+    }
+}
+
+/// A final answer, the same to every request with its key.
+pub struct Answer {
+    /// The id of the row that the key made.
+    row: String,
+    saved: SavedAnswer,
+    replayed: bool,
+}
+
+impl Answer {
+    /// What a key stands for, if it was answered.
+    pub fn replayed(known: KnownKey) -> Option<Answer> {
+        let saved =
+            SavedAnswer { answer: known.answer?, refused_with: known.refused_with, expires_at: known.expires_at };
+        Some(Answer { row: known.ref_id.to_string(), saved, replayed: true })
+    }
+
+    /// An answer that was saved just now, and the row that it is about.
+    pub fn fresh(row: String, saved: SavedAnswer) -> Answer {
+        Answer { row, saved, replayed: false }
+    }
+
+    /// `created` is the status of a success, `at` the path that its row is found under.
+    pub fn into_response(self, created: StatusCode, at: &str) -> Response {
+        let mut headers = HeaderMap::new();
+        let expires = self.saved.expires_at.format(&Rfc3339).ok().and_then(|text| HeaderValue::try_from(text).ok());
+        headers.extend(expires.map(|expires| (EXPIRES, expires)));
+        headers.extend(self.replayed.then_some((REPLAYED, HeaderValue::from_static("true"))));
+        let refused = self.saved.refused_with.and_then(|status| StatusCode::from_u16(status.unsigned_abs()).ok());
+        match refused {
+            Some(status) => (headers, problem::render(status, self.saved.answer)).into_response(),
+            None => {
+                let location = [(LOCATION, format!("{at}/{}", self.row))];
+                (created, location, headers, Json(self.saved.answer)).into_response()
+            }
+        }
     }
 }
 

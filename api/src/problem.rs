@@ -8,6 +8,7 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::Value;
 use shared::db::DbError;
 use shared::gateway::GatewayError;
 use shared::settle::refunds::RefundRefusal;
@@ -191,6 +192,34 @@ impl ApiError {
         }
     }
 
+    /// Status and body of a refusal that no repeat will change, to be saved.
+    ///
+    /// # Errors
+    /// Itself, when a repeat may go better.
+    pub(crate) fn if_final(self) -> Result<(StatusCode, Value), ApiError> {
+        match &self {
+            ApiError::OrderUnusable(_) => {
+                let problem = serde_json::to_value(self.problem()).map_err(|error| ApiError::Internal(error.into()))?;
+                Ok((self.status().0, problem))
+            }
+            _ => Err(self),
+        }
+    }
+
+    fn problem(&self) -> Problem {
+        let (status, code) = self.status();
+        let errors = match self {
+            ApiError::InvalidFields(faults) => faults.clone(),
+            _ => Vec::new(),
+        };
+        let refundable_amount = match self {
+            ApiError::Refund(RefundRefusal::TooMuch(left)) => Some(left.to_string()),
+            _ => None,
+        };
+        let (kind, title) = (format!("/problems/{code}"), self.to_string());
+        Problem { kind, title, status: status.as_u16(), code, errors, refundable_amount }
+    }
+
     /// How many seconds later a repeat makes sense, where it does.
     fn retry_after(&self) -> Option<HeaderValue> {
         let (status, _) = self.status();
@@ -254,25 +283,20 @@ fn layer(status: StatusCode) -> (&'static str, &'static str) {
     }
 }
 
+/// The one form that problems have.
+pub(crate) fn render(status: StatusCode, problem: impl Serialize) -> Response {
+    let mut response = (status, Json(problem)).into_response();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response.extensions_mut().insert(Rendered);
+    response
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let (status, code) = self.status();
-        let errors = match &self {
-            ApiError::InvalidFields(faults) => faults.clone(),
-            _ => Vec::new(),
-        };
-        let refundable_amount = match &self {
-            ApiError::Refund(RefundRefusal::TooMuch(left)) => Some(left.to_string()),
-            _ => None,
-        };
-        let (kind, title) = (format!("/problems/{code}"), self.to_string());
-        let problem = Problem { kind, title, status: status.as_u16(), code, errors, refundable_amount };
-        let mut response = (status, Json(problem)).into_response();
+        let mut response = render(self.status().0, self.problem());
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.extend(self.retry_after().map(|wait| (RETRY_AFTER, wait)));
         headers.extend(self.challenge().map(|challenge| (WWW_AUTHENTICATE, challenge)));
-        response.extensions_mut().insert(Rendered);
         response.extensions_mut().insert(Arc::new(self)); // Logged once, by the outer layer.
         response
     }

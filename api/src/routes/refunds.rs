@@ -6,12 +6,10 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::StatusCode;
-use axum::http::header::LOCATION;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use serde::Serialize;
-use serde_json::Value;
-use shared::db::idempotency_keys::{self, KnownKey};
+use shared::db::idempotency_keys;
 use shared::db::refunds::{self, Refund};
 use shared::db::{DbError, orders};
 use shared::domain::{Money, OrderId, RefundId, RefundNo, RefundStatus};
@@ -24,7 +22,7 @@ use utoipa::ToSchema;
 use super::orders::OrderPath;
 use crate::auth::{User, Viewer};
 use crate::fields::{Fields, JsonBytes, money, text};
-use crate::idempotency::{self, IdempotencyKey};
+use crate::idempotency::{self, Answer, IdempotencyKey};
 use crate::numbers::{dated, microseconds};
 use crate::problem::{ApiError, Problem};
 use crate::routes::listing::{Filter, page};
@@ -102,8 +100,9 @@ pub struct RefundPage {
 
 /// Ask for money back.
 ///
-/// A repeat with the same Idempotency-Key and the same body answers the same, and makes no second refund. One refund of an
-/// order is on its way at a time.
+/// A repeat with the same Idempotency-Key and the same body answers the same, with `Idempotency-Replayed: true`, and makes
+/// no second refund; `Idempotency-Expires` says until when. A refusal uses no key: what stood in the way may pass. One
+/// refund of an order is on its way at a time.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/refunds", tag = "refunds", request_body = CreateRefund, security(("bearer" = [])),
     params(
@@ -133,8 +132,8 @@ pub async fn create(
     let bound = [order_id.to_string().as_bytes(), &body].concat();
     let request = idempotency::Request::new(user, key, "POST /v1/orders/{id}/refunds", &bound);
     let asking = Asking { app, request, order_id, body };
-    let (id, answer) = to_the_end(asking.run()).await?;
-    Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/v1/refunds/{id}"))], Json(answer)))
+    let answer = to_the_end(asking.run()).await?;
+    Ok(answer.into_response(StatusCode::ACCEPTED, "/v1/refunds"))
 }
 
 /// Look at a refund.
@@ -193,7 +192,7 @@ struct Asking {
 
 impl Asking {
     /// Asks, or finds what an earlier request with the same key was answered.
-    async fn run(self) -> Result<(String, Value), ApiError> {
+    async fn run(self) -> Result<Answer, ApiError> {
         let _turn = self.app.turns.wait(&self.request).await?;
         if let Some(known) = self.known().await? {
             return Ok(known);
@@ -201,31 +200,31 @@ impl Asking {
         let wish = self.wish()?;
         Viewer::User(self.request.user.clone()).shown(orders::get(&self.app.db, self.order_id).await?)?;
         match self.ask(&wish).await? {
-            Some(answer) => Ok((wish.id.to_string(), answer)),
+            Some(answer) => Ok(answer),
             // Another process has taken the key meanwhile.
             None => self.known().await?.ok_or(ApiError::RequestInFlight),
         }
     }
 
-    async fn known(&self) -> Result<Option<(String, Value)>, ApiError> {
-        let known = self.request.known(&self.app.db).await?;
-        Ok(known.and_then(|KnownKey { ref_id, answer, .. }| Some((ref_id.to_string(), answer?))))
+    async fn known(&self) -> Result<Option<Answer>, ApiError> {
+        let known = self.request.known(&self.app.db, self.app.clock.now()).await?;
+        Ok(known.and_then(Answer::replayed))
     }
 
     /// Key, refund and answer in one transaction; `None`: the key is taken. A refusal leaves nothing behind, so the same
     /// key may ask again.
-    async fn ask(&self, wish: &Wish) -> Result<Option<Value>, ApiError> {
+    async fn ask(&self, wish: &Wish) -> Result<Option<Answer>, ApiError> {
         let now = microseconds(self.app.clock.now());
         let mut tx = self.app.db.begin().await.map_err(DbError::from)?;
-        let (user, key, id) = (&self.request.user, self.request.new_key(now), wish.id.to_string());
+        let (user, key, id) = (&self.request.user, self.request.answered_key(now), wish.id.to_string());
         if !idempotency_keys::take(&mut tx, user, &key, &id, now).await.map_err(in_flight)? {
             return Ok(None);
         }
         let refund = settling::ask(&mut tx, wish, now).await.map_err(refused)?.map_err(ApiError::Refund)?;
         let answer = serde_json::to_value(RefundView::of(&refund)).map_err(|error| ApiError::Internal(error.into()))?;
-        let answer = idempotency_keys::save_answer(&mut *tx, user, &key.key, &answer).await?;
+        let saved = idempotency_keys::save_answer(&mut *tx, user, &key.key, &answer, None).await?;
         tx.commit().await.map_err(DbError::from)?;
-        Ok(Some(answer))
+        Ok(Some(Answer::fresh(wish.id.to_string(), saved)))
     }
 
     fn wish(&self) -> Result<Wish, ApiError> {

@@ -71,12 +71,64 @@ async fn sixty_four_at_once_make_one_order_and_agree(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
-async fn two_processes_agree_as_well(db: PgPool) {
+async fn two_processes_agree_as_well_and_ask_the_gateway_once(db: PgPool) {
     let (one, other) = (World::new(db.clone()).await, World::new(db).await);
     let body = wechat_order();
+    for world in [&one, &other] {
+        world.gateway.is(Mood::Slow(Duration::from_millis(300)));
+    }
     let (first, second) = tokio::join!(one.create("u1", "k1", &body), other.create("u1", "k1", &body));
     assert_eq!((first.status, &first.body), (second.status, &second.body));
+    assert_eq!(first.status, StatusCode::CREATED);
     assert_eq!(one.count("payment_orders").await, 1);
+    // A second credential would have put the first one out of use.
+    assert_eq!(one.gateway.calls() + other.gateway.calls(), 1);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn what_a_crash_left_unanswered_is_waited_for_and_then_taken_over(db: PgPool) {
+    let world = World::new(db).await;
+    world.gateway.is(Mood::IsAway);
+    world.create("u1", "k1", &wechat_order()).await.is(503, "gateway_unavailable");
+    world.gateway.is(Mood::Works);
+    // As a process leaves it that died before it answered.
+    let hold = |seconds: i32| {
+        let sql = "update idempotency_keys set held_until = now() + $1 * interval '1 second'";
+        sqlx::query(sql).bind(seconds).execute(&world.db)
+    };
+    hold(60).await.unwrap();
+    let early = world.create("u1", "k1", &wechat_order()).await;
+    early.is(409, "request_in_flight");
+    assert_eq!((early.header("retry-after"), world.gateway.calls()), ("1", 1));
+    hold(-1).await.unwrap();
+    let answer = world.create("u1", "k1", &wechat_order()).await;
+    assert_eq!((answer.status, world.gateway.calls()), (StatusCode::CREATED, 2));
+    assert_eq!(world.count("payment_orders").await, 1);
+    assert_eq!(world.create("u1", "k1", &wechat_order()).await.body, answer.body);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_key_says_when_it_is_forgotten_and_then_is_a_new_one(db: PgPool) {
+    let world = World::new(db).await;
+    let first = world.create("u1", "k1", &wechat_order()).await;
+    let again = world.create("u1", "k1", &wechat_order()).await;
+    assert_eq!((first.header("idempotency-replayed"), again.header("idempotency-replayed")), ("", "true"));
+    let expires = first.header("idempotency-expires");
+    assert_eq!(expires, again.header("idempotency-expires"));
+    let told = time::OffsetDateTime::parse(expires, &time::format_description::well_known::Rfc3339).unwrap();
+    let kept = world.one::<time::OffsetDateTime>("select expires_at from idempotency_keys").await;
+    assert_eq!(told, kept);
+    assert!(kept > world.one::<time::OffsetDateTime>("select now() + interval '23 h'").await);
+
+    let mut other = wechat_order();
+    other["amount"] = json!("1.00");
+    world.create("u1", "k1", &other).await.is(422, "idempotency_key_reused");
+    sqlx::query("update idempotency_keys set expires_at = now()").execute(&world.db).await.unwrap();
+    let fresh = world.create("u1", "k1", &other).await;
+    assert_eq!(fresh.status, StatusCode::CREATED, "{}", fresh.body);
+    assert_ne!(fresh.header("location"), first.header("location"));
+    assert_eq!((world.count("payment_orders").await, world.count("idempotency_keys").await), (2, 1));
+    world.create("u1", "k1", &wechat_order()).await.is(422, "idempotency_key_reused");
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
@@ -168,7 +220,9 @@ async fn an_order_that_the_gateway_refuses_for_good_is_given_up(db: PgPool) {
     world.close_locally(&id).await;
 
     world.gateway.is(Mood::Works);
-    world.create("u1", "k1", &wechat_order()).await.is(409, "order_not_payable");
+    let again = world.create("u1", "k1", &wechat_order()).await;
+    again.is(409, "order_unusable");
+    assert_eq!((again.body.as_str(), again.header("idempotency-replayed")), (refused.body.as_str(), "true"));
     assert_eq!(world.gateway.calls(), 1, "the key asks for nothing more");
     assert_eq!(world.create("u1", "k2", &wechat_order()).await.status, StatusCode::CREATED);
 }

@@ -15,7 +15,9 @@ pub struct NewKey {
     pub route: &'static str,
     /// SHA-256 of the request's body.
     pub request_hash: [u8; 32],
-    /// After that it may be forgotten.
+    /// Until then the process that writes it works on it alone, unless it answers in the same transaction.
+    pub held_until: Option<OffsetDateTime>,
+    /// From then on it is as if it had never been used.
     pub expires_at: OffsetDateTime,
 }
 
@@ -29,29 +31,49 @@ pub struct KnownKey {
     pub ref_id: OrderId,
     /// What was answered, once that was final.
     pub answer: Option<Value>,
+    /// The HTTP status of a final answer that is a refusal.
+    pub refused_with: Option<i16>,
+    /// From then on it is as if it had never been used.
+    pub expires_at: OffsetDateTime,
 }
 
-/// Looks a key up.
+/// A final answer.
+pub struct SavedAnswer {
+    /// Its body.
+    pub answer: Value,
+    /// Its HTTP status, 400 to 499, if it is a refusal.
+    pub refused_with: Option<i16>,
+    /// When the key is forgotten, and the answer with it.
+    pub expires_at: OffsetDateTime,
+}
+
+/// Looks up a key that has not expired.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn find(db: impl PgExecutor<'_>, user_id: &UserId, key: &str) -> Result<Option<KnownKey>, DbError> {
+pub async fn find(
+    db: impl PgExecutor<'_>,
+    user_id: &UserId,
+    key: &str,
+    now: OffsetDateTime,
+) -> Result<Option<KnownKey>, DbError> {
     Ok(sqlx::query_as!(
         KnownKey,
         r#"
-        select route, request_hash, ref_id as "ref_id: OrderId", answer
+        select route, request_hash, ref_id as "ref_id: OrderId", answer, refused_with, expires_at
         from idempotency_keys
-        where user_id = $1 and key = $2
+        where user_id = $1 and key = $2 and expires_at > $3
         "#,
         user_id.as_str(),
         key,
+        now,
     )
     .fetch_optional(db)
     .await?)
 }
 
-/// Takes a key for the row `ref_id`, in the transaction that makes the row. `false`: it is taken already. A request with
-/// the same key that is still in flight is waited for.
+/// Takes a key for the row `ref_id`, in the transaction that makes the row. `false`: it is taken already, and has not
+/// expired. A request with the same key that is still in flight is waited for.
 ///
 /// # Errors
 /// [`DbError`].
@@ -64,9 +86,14 @@ pub async fn take(
 ) -> Result<bool, DbError> {
     let done = sqlx::query!(
         r#"
-        insert into idempotency_keys (user_id, key, route, request_hash, ref_id, created_at, expires_at)
-        values ($1, $2, $3, $4, $5, $6, $7)
-        on conflict on constraint idempotency_keys_pkey do nothing
+        insert into idempotency_keys as old
+          (user_id, key, route, request_hash, ref_id, created_at, expires_at, held_until)
+        values ($1, $2, $3, $4, $5, $6, $7, $8)
+        on conflict on constraint idempotency_keys_pkey do update
+          set route = excluded.route, request_hash = excluded.request_hash, ref_id = excluded.ref_id,
+            created_at = excluded.created_at, expires_at = excluded.expires_at, held_until = excluded.held_until,
+            answer = null, refused_with = null
+          where old.expires_at <= $6
         "#,
         user_id.as_str(),
         new.key,
@@ -75,10 +102,60 @@ pub async fn take(
         ref_id,
         now,
         new.expires_at,
+        new.held_until,
     )
     .execute(tx)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// Takes up the work under a key that has no answer and that nobody holds at this moment. `false`: somebody does, or it is
+/// answered.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn hold(
+    db: impl PgExecutor<'_>,
+    user_id: &UserId,
+    key: &str,
+    now: OffsetDateTime,
+    until: OffsetDateTime,
+) -> Result<bool, DbError> {
+    let done = sqlx::query!(
+        r#"
+        update idempotency_keys
+        set held_until = $4
+        where user_id = $1 and key = $2 and answer is null and (held_until is null or held_until <= $3)
+        "#,
+        user_id.as_str(),
+        key,
+        now,
+        until,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Lets go of a key that was held until `until`; if somebody has taken over since, nothing happens.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn release(
+    db: impl PgExecutor<'_>,
+    user_id: &UserId,
+    key: &str,
+    until: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        "update idempotency_keys set held_until = null where user_id = $1 and key = $2 and held_until = $3",
+        user_id.as_str(),
+        key,
+        until,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 /// Saves the final answer, once, and returns the answer that stays: the first.
@@ -90,17 +167,22 @@ pub async fn save_answer(
     user_id: &UserId,
     key: &str,
     answer: &Value,
-) -> Result<Value, DbError> {
-    let stays = sqlx::query_scalar!(
+    refused_with: Option<i16>,
+) -> Result<SavedAnswer, DbError> {
+    let stays = sqlx::query_as!(
+        SavedAnswer,
         r#"
         update idempotency_keys
-        set answer = coalesce(answer, $3)
+        set answer = coalesce(answer, $3),
+          refused_with = case when answer is null then $4 else refused_with end,
+          held_until = null
         where user_id = $1 and key = $2
-        returning answer as "answer!"
+        returning answer as "answer!", refused_with, expires_at
         "#,
         user_id.as_str(),
         key,
         answer,
+        refused_with,
     )
     .fetch_optional(db)
     .await?;

@@ -94,8 +94,9 @@ pub struct NewOrder {
 }
 
 /// Writes key, order, payment transaction and check job in one statement: all of them, or none because the key is taken.
+/// A key that has expired is taken over.
 ///
-/// Returns whether the order was made. A request with the same key that is still in flight is waited for.
+/// Returns whether the order was made. A statement with the same key that has not ended is waited for.
 ///
 /// # Errors
 /// [`DbError`].
@@ -103,9 +104,14 @@ pub async fn create(db: impl PgExecutor<'_>, new: &NewOrder) -> Result<bool, DbE
     let done = sqlx::query!(
         r#"
         with key as (
-          insert into idempotency_keys (user_id, key, route, request_hash, ref_id, created_at, expires_at)
-          values ($2, $15, $16, $17, $1, $14, $18)
-          on conflict on constraint idempotency_keys_pkey do nothing
+          insert into idempotency_keys as old
+            (user_id, key, route, request_hash, ref_id, created_at, expires_at, held_until)
+          values ($2, $15, $16, $17, $1, $14, $18, $20)
+          on conflict on constraint idempotency_keys_pkey do update
+            set route = excluded.route, request_hash = excluded.request_hash, ref_id = excluded.ref_id,
+              created_at = excluded.created_at, expires_at = excluded.expires_at, held_until = excluded.held_until,
+              answer = null, refused_with = null
+            where old.expires_at <= $14
           returning ref_id
         ), placed as (
           insert into payment_orders
@@ -142,6 +148,7 @@ pub async fn create(db: impl PgExecutor<'_>, new: &NewOrder) -> Result<bool, DbE
         &new.key.request_hash,
         new.key.expires_at,
         new.check_at,
+        new.key.held_until,
     )
     .execute(db)
     .await?;

@@ -60,6 +60,7 @@ impl World {
                 key: id.to_string(),
                 route: "POST /v1/orders",
                 request_hash: [0; 32],
+                held_until: None,
                 expires_at: now + Duration::days(1),
             },
         };

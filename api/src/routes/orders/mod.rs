@@ -12,7 +12,6 @@ use axum::Extension;
 use axum::Json;
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::StatusCode;
-use axum::http::header::LOCATION;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use shared::db::orders;
@@ -36,9 +35,11 @@ use place::Placement;
 
 /// Place an order and get what the buyer needs to pay it.
 ///
-/// A repeat with the same Idempotency-Key and the same body answers the same, and makes no second order. After
-/// `gateway_unavailable` the order exists: the repeat asks the gateway again with the same number. After `order_unusable`
-/// it is being closed: a new order needs a new key. After `order_not_payable` look at the order; it may be paid.
+/// A repeat with the same Idempotency-Key and the same body answers the same, with `Idempotency-Replayed: true`, and makes
+/// no second order; `Idempotency-Expires` says until when. While the first request is in flight a repeat waits up to 3 s,
+/// then hears 409 with `Retry-After`. After `gateway_unavailable` the order exists: the repeat asks the gateway again with
+/// the same number. After `order_unusable`, which is final, it is being closed: a new order needs a new key. After
+/// `order_not_payable` look at the order; it may be paid. A request that was refused with 400 has used no key.
 #[utoipa::path(
     post, path = "/v1/orders", tag = "orders", request_body = CreateOrder, security(("bearer" = [])),
     params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters, fresh for each order")),
@@ -63,8 +64,8 @@ pub async fn create(
 ) -> Result<impl IntoResponse, ApiError> {
     let request = idempotency::Request::new(user, key, "POST /v1/orders", &body);
     let placement = Placement { app, request, client_ip, body };
-    let (id, answer) = to_the_end(placement.run()).await?;
-    Ok((StatusCode::CREATED, [(LOCATION, format!("/v1/orders/{id}"))], Json(answer)))
+    let answer = to_the_end(placement.run()).await?;
+    Ok(answer.into_response(StatusCode::CREATED, "/v1/orders"))
 }
 
 /// Get a fresh credential for an order that is not paid yet, from the same parameters.

@@ -4,9 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use serde_json::Value;
 use shared::db::DbError;
-use shared::db::idempotency_keys::KnownKey;
 use shared::db::orders::{self, NewOrder, Order};
 use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
 use shared::gateway::{GatewayError, PrepayOrder, PrepayRequest};
@@ -18,7 +16,7 @@ use tracing::field::display;
 use super::body::OrderRequest;
 use super::close::ask_to_close;
 use super::view::{OrderView, PayableOrder, created};
-use crate::idempotency::Request;
+use crate::idempotency::{Answer, Earlier, Hold, Request};
 use crate::numbers::{dated, microseconds};
 use crate::problem::{ApiError, FieldFault};
 use crate::state::App;
@@ -33,49 +31,53 @@ pub struct Placement {
 
 impl Placement {
     /// Places the order, or goes on with the one that an earlier request placed.
-    pub async fn run(self) -> Result<(OrderId, Value), ApiError> {
+    pub async fn run(self) -> Result<Answer, ApiError> {
         let _turn = self.app.turns.wait(&self.request).await?;
         let drafted = self.draft();
         let labels = drafted.as_ref().ok().map(|new| (new.payment_method.as_str(), new.scene.as_str()));
         let done = self.place(drafted).await;
         if let Some((method, scene)) = labels {
-            let outcome = done.as_ref().map_or_else(outcome, |(how, ..)| how);
+            let outcome = done.as_ref().map_or_else(outcome, |(how, _)| how);
             let labels = [("method", method), ("scene", scene), ("outcome", outcome)];
             metrics::counter!("orders_created_total", &labels).increment(1);
         }
-        done.map(|(_, id, answer)| (id, answer))
+        done.map(|(_, answer)| answer)
     }
 
-    async fn place(&self, drafted: Result<NewOrder, ApiError>) -> Result<(&'static str, OrderId, Value), ApiError> {
+    async fn place(&self, drafted: Result<NewOrder, ApiError>) -> Result<(&'static str, Answer), ApiError> {
         let new = match drafted {
             Ok(new) => new,
             // A request that was taken once is not judged again by rules that have changed since.
             Err(refusal) => return self.resume().await?.ok_or(refusal),
         };
         Span::current().record("orderId", display(new.id));
+        let held = new.key.held_until;
         if orders::create(&self.app.db, &new).await.map_err(in_flight)? {
-            let order = created(new);
-            return self.answer(&order).await.map(|answer| ("created", order.id, answer));
+            let hold = held.map(|until| self.request.hold(&self.app.db, until));
+            let hold = hold.ok_or_else(|| ApiError::Internal("a key that nobody holds".into()))?;
+            return Ok(("created", self.answer(&created(new), hold).await?));
         }
         // The key is taken, so there is an order, unless it was forgotten this very moment.
         self.resume().await?.ok_or(ApiError::RequestInFlight)
     }
 
     /// What an earlier request with this key came to, carried to its end where it broke off.
-    async fn resume(&self) -> Result<Option<(&'static str, OrderId, Value)>, ApiError> {
-        let Some(KnownKey { ref_id, answer, .. }) = self.request.known(&self.app.db).await? else { return Ok(None) };
-        Span::current().record("orderId", display(ref_id));
-        if let Some(answer) = answer {
-            return Ok(Some(("repeated", ref_id, answer)));
-        }
-        let order = orders::get(&self.app.db, ref_id).await?.ok_or(ApiError::Db(DbError::Moved))?;
-        Ok(Some(("resumed", ref_id, self.answer(&order).await?)))
+    async fn resume(&self) -> Result<Option<(&'static str, Answer)>, ApiError> {
+        let (order_id, hold) = match self.request.take_up(&self.app.db, &self.app.clock).await? {
+            None => return Ok(None),
+            Some(Earlier::Answered(answer)) => return Ok(Some(("repeated", answer))),
+            Some(Earlier::Unfinished(order_id, hold)) => (order_id, hold),
+        };
+        Span::current().record("orderId", display(order_id));
+        let order = orders::get(&self.app.db, order_id).await?.ok_or(ApiError::Db(DbError::Moved))?;
+        Ok(Some(("resumed", self.answer(&order, hold).await?)))
     }
 
-    async fn answer(&self, order: &Order) -> Result<Value, ApiError> {
-        let answer = payable(&self.app, order).await?;
-        let answer = serde_json::to_value(answer).map_err(|error| ApiError::Internal(error.into()))?;
-        self.request.keep(&self.app.db, &answer).await
+    async fn answer(&self, order: &Order, hold: Hold) -> Result<Answer, ApiError> {
+        let done = payable(&self.app, order)
+            .await
+            .and_then(|answer| serde_json::to_value(answer).map_err(|error| ApiError::Internal(error.into())));
+        hold.keep(order.id, done).await
     }
 
     /// The order as it will be written; nothing is written yet.
@@ -117,7 +119,7 @@ impl Placement {
             prepay: serde_json::to_value(prepay).map_err(|error| ApiError::Internal(error.into()))?,
             check_at: now + CHECKS[0],
             created_at: now,
-            key: self.request.new_key(now),
+            key: self.request.held_key(now),
         })
     }
 }

@@ -1,9 +1,10 @@
-//! The same fact, told again and again.
+//! The same fact, told again and again; the same request, made again and again.
 
 use e2e::gateways::{deliver, is_success};
-use e2e::shop::new_client;
+use e2e::shop::{self, Purchase, new_client};
 use e2e::{Gateway, Overrides, SOON, World, eventually};
 use futures_util::future::join_all;
+use serde_json::json;
 
 const COPIES: usize = 200;
 const CONNECTIONS: usize = 8;
@@ -44,5 +45,45 @@ async fn the_same_callback_200_times_at_once_pays_once_and_is_answered_with_succ
     assert_eq!(world.number("select count(*) from cases").await, Some(0));
     let received = world.api.metrics().await.by("callbacks_received_total", "outcome");
     assert_eq!(received, [("accepted".to_owned(), 2.0 * COPIES as f64)].into());
+    world.no_panics();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ingress_killed_between_order_and_answer_leaves_the_order_to_the_repeat() {
+    let world = World::start().await;
+    world.gateways.faults(&json!({ "api": { "slow_ms": 20_000 } })).await;
+    let purchase = Purchase::new(Gateway::Wechat, "native", "12.34");
+    let killed = async {
+        let made = eventually("the order is committed", SOON, async || {
+            world.texts("select id::text from payment_orders").await.pop()
+        });
+        let id = made.await;
+        world.api.kill();
+        id
+    };
+    let (answer, id) = tokio::join!(world.shop.ask(&purchase), killed);
+    answer.expect_err("the ingress died with the order made and the gateway asked");
+    world.gateways.faults(&json!({})).await;
+    world.api.start().await;
+    // The dead one's hold passes; until then a repeat is told to come again.
+    let answer = eventually("the repeat is answered", SOON, async || {
+        let answer = world.shop.ask(&purchase).await.expect("payment-api answers");
+        if answer.status == 409 {
+            assert_eq!((answer.code().as_str(), answer.retry_after), ("request_in_flight", Some(1)));
+            return None;
+        }
+        Some(answer)
+    })
+    .await;
+    assert_eq!(answer.status, 201, "{}", answer.text);
+    let order = shop::order(&purchase, &answer);
+    assert_eq!(order.id, id);
+    let asked = join_all((0..64).map(|_| world.shop.ask(&purchase))).await;
+    assert!(asked.into_iter().all(|again| again.is_ok_and(|again| again.text == answer.text)));
+    world.pay(&order).await;
+    world.wait_paid(&order).await;
+    assert_eq!(world.number("select count(*) from payment_orders").await, Some(1));
+    world.wait_quiet(SOON).await;
+    world.books_agree().await;
     world.no_panics();
 }
