@@ -44,6 +44,9 @@ pub struct Settings {
     pub public_url: String,
     /// `RETURN_URL_ORIGINS` (default none): where a buyer may be sent back to, such as `https://shop.example.com`.
     pub return_url_origins: Vec<Origin>,
+    /// `CORS_ORIGINS` (default none): origins whose pages may call the API from a browser, such as
+    /// `https://shop.example.com`.
+    pub cors_origins: Vec<Origin>,
     /// `TRUSTED_PROXIES` (default none): networks whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// `ALIPAY_CALLBACK_IPS` (default none: off): networks that Alipay's callbacks come from.
@@ -56,6 +59,10 @@ pub struct Settings {
     pub requests: usize,
     /// `MAX_CALLBACKS` (default 1024): callbacks worked on at once; more are answered 503.
     pub callbacks: usize,
+    /// `REQUESTS_PER_ADDRESS` (default 1200, 0: no limit): frontend requests a minute from one address.
+    pub per_address: u32,
+    /// `REQUESTS_PER_USER` (default 600, 0: no limit): frontend requests a minute of one user.
+    pub per_user: u32,
 }
 
 impl Settings {
@@ -63,6 +70,7 @@ impl Settings {
     pub fn from_env(env: &mut Env) -> Option<Settings> {
         let public_url = public_url(env);
         let return_url_origins = list(env, "RETURN_URL_ORIGINS", "https://shop.example.com", origin);
+        let cors_origins = list(env, "CORS_ORIGINS", "https://shop.example.com", origin);
         let net = "203.0.113.0/24 or a single address";
         let trusted_proxies = list(env, "TRUSTED_PROXIES", net, network);
         let alipay = list(env, "ALIPAY_CALLBACK_IPS", net, network);
@@ -70,15 +78,21 @@ impl Settings {
         let streams = number(env, "MAX_STREAMS", 2000);
         let requests = number(env, "MAX_REQUESTS", 512);
         let callbacks = number(env, "MAX_CALLBACKS", 1024);
+        let a_minute = "set it to the number of requests a minute, or to 0 for no limit";
+        let per_address = env.parse_or("REQUESTS_PER_ADDRESS", 1200, a_minute);
+        let per_user = env.parse_or("REQUESTS_PER_USER", 600, a_minute);
         Some(Settings {
             public_url: public_url?,
             return_url_origins: return_url_origins?,
+            cors_origins: cors_origins?,
             trusted_proxies: trusted_proxies?,
             alipay_callback_ips: alipay?,
             wechat_callback_ips: wechat?,
             streams: streams?,
             requests: requests?,
             callbacks: callbacks?,
+            per_address: per_address?,
+            per_user: per_user?,
         })
     }
 

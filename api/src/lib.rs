@@ -6,13 +6,16 @@
 
 pub mod auth;
 pub mod broker_setup;
+pub mod buckets;
 pub mod config;
 pub mod fields;
 pub mod guard;
+mod headers;
 pub mod hub;
 pub mod idempotency;
 pub mod intake;
 mod layers;
+pub mod limits;
 pub mod numbers;
 mod observe;
 pub mod openapi;

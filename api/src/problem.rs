@@ -91,6 +91,12 @@ pub enum ApiError {
     /// A person has to look.
     #[error("the gateway's answer cannot be understood")]
     GatewayProtocol(#[source] GatewayError),
+    /// More than a budget allows.
+    #[error("too many requests; repeat in {wait} s")]
+    TooManyRequests {
+        /// Seconds until the next one is taken.
+        wait: u64,
+    },
     /// Too many pages watch one order.
     #[error("too many open streams of this order")]
     TooManyStreams,
@@ -184,6 +190,7 @@ impl ApiError {
             ApiError::OrderUnusable(_) => (StatusCode::CONFLICT, "order_unusable"),
             ApiError::GatewayUnavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "gateway_unavailable"),
             ApiError::GatewayProtocol(_) => (StatusCode::BAD_GATEWAY, "gateway_protocol"),
+            ApiError::TooManyRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests"),
             ApiError::TooManyStreams => (StatusCode::TOO_MANY_REQUESTS, "too_many_streams"),
             ApiError::StreamsFull => (StatusCode::SERVICE_UNAVAILABLE, "streams_full"),
             ApiError::Db(error) if is_transient(error) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
@@ -224,6 +231,7 @@ impl ApiError {
     fn retry_after(&self) -> Option<HeaderValue> {
         let (status, _) = self.status();
         let wait = match self {
+            ApiError::TooManyRequests { wait } => return Some(HeaderValue::from(*wait)),
             ApiError::RequestInFlight => "1",
             ApiError::StreamsFull | ApiError::TooManyStreams => "5",
             _ if status == StatusCode::SERVICE_UNAVAILABLE => "2",

@@ -22,6 +22,7 @@ use tracing::info;
 use crate::config::{Listen, Settings, authenticator, view_tokens};
 use crate::hub::Hub;
 use crate::intake::Intake;
+use crate::limits::Limits;
 use crate::state::App;
 use crate::{callbacks_only, router};
 
@@ -91,6 +92,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
             turns: Arc::default(),
             strikes: Default::default(),
             unknown_proxy: Default::default(),
+            limits: Limits::new(settings.per_address, settings.per_user),
             settings,
         };
         let (listen, listener, ops) = (listen?, listener?, ops?);

@@ -13,6 +13,7 @@ use crate::config::Settings;
 use crate::hub::Hub;
 use crate::idempotency::Turns;
 use crate::intake::Intake;
+use crate::limits::Limits;
 use crate::problem::ApiError;
 use crate::rarely::Rarely;
 use crate::strikes::Strikes;
@@ -40,6 +41,8 @@ pub struct App {
     pub strikes: Strikes,
     /// When it was last said that callbacks come by a proxy that is not trusted.
     pub unknown_proxy: Rarely,
+    /// How often frontends may ask.
+    pub limits: Limits,
     /// What the operator has set.
     pub settings: Settings,
 }

@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
+use axum::middleware;
 use tokio::sync::Semaphore;
 
 use crate::layers::{self, Bounds};
-use crate::openapi;
 use crate::state::App;
+use crate::{headers, limits, openapi};
 
 /// For a frontend's answer. Longer than a gateway call may take, so that its outcome is told.
 const FRONTEND: Duration = Duration::from_secs(15);
@@ -27,9 +28,12 @@ const FRONTEND: Duration = Duration::from_secs(15);
 pub fn router(app: Arc<App>) -> Router {
     let bounds = Bounds { slots: Arc::new(Semaphore::new(app.settings.requests)), answer: FRONTEND };
     let frontends = openapi::router().merge(pages::router()).fallback(nothing).method_not_allowed_fallback(not_so);
-    let frontends = layers::bounded(frontends, &app, &bounds);
-    let clock = app.clock;
-    layers::around(frontends.merge(callbacks::router(&app)).with_state(app), clock)
+    let frontends = frontends.layer(middleware::from_fn_with_state(app.clone(), limits::limit));
+    // Outside the bounds: what a page may ask is told also when it comes too often.
+    let frontends = layers::bounded(frontends, &app, &bounds).layer(headers::cors(&app.settings.cors_origins));
+    let (clock, https) = (app.clock, app.settings.public_url.starts_with("https:"));
+    let everything = frontends.merge(callbacks::router(&app)).with_state(app);
+    layers::around(everything, clock).layer(middleware::from_fn_with_state(https, headers::secure))
 }
 
 /// Callbacks alone, for a listener of their own.

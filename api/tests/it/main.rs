@@ -6,6 +6,7 @@ mod cases;
 mod closing;
 mod creating;
 mod http;
+mod limits;
 mod pages;
 mod reading;
 mod refunding;

@@ -17,6 +17,7 @@ use payment_api::auth::{Authenticator, Claimed};
 use payment_api::config::Settings;
 use payment_api::hub::Hub;
 use payment_api::intake::Intake;
+use payment_api::limits::Limits;
 use payment_api::state::Accounts;
 use payment_api::view_token::ViewTokens;
 use secrecy::SecretString;
@@ -72,12 +73,15 @@ impl Default for Setup {
         let settings = Settings {
             public_url: "https://pay.example.com".to_owned(),
             return_url_origins: vec![url::Url::parse("https://shop.example.com").unwrap().origin()],
+            cors_origins: Vec::new(),
             trusted_proxies: Vec::new(),
             alipay_callback_ips: Vec::new(),
             wechat_callback_ips: Vec::new(),
             streams: 8,
             requests: 128,
             callbacks: 128,
+            per_address: 0,
+            per_user: 0,
         };
         let authenticator = Authenticator::new().with_secret(&SECRET.into(), &claimed());
         Setup { clock: Clock::system(), broker: NO_BROKER.into(), settings, authenticator }
@@ -112,6 +116,7 @@ impl World {
             turns: Arc::default(),
             strikes: Default::default(),
             unknown_proxy: Default::default(),
+            limits: Limits::new(setup.settings.per_address, setup.settings.per_user),
             settings: setup.settings,
         });
         World { router: payment_api::router(app.clone()), app, db, gateway, stop }

@@ -96,6 +96,8 @@ impl<'a> Stage<'a> {
             command.env("AMQP_URL", &self.cli.amqp_url).env("LISTEN_ADDR", self.api.to_string());
             command.env("PUBLIC_URL", format!("http://{}", self.api));
             command.env("JWT_HS256_SECRET", &self.jwt_secret).env("VIEW_TOKEN_SECRET", secret());
+            // One user at one address asks for all.
+            command.env("REQUESTS_PER_ADDRESS", "0").env("REQUESTS_PER_USER", "0");
             services.0.push(Service::start(name, command, self.dir.join(format!("{name}.log"))).await?);
         }
         Ok(services)

@@ -128,6 +128,9 @@ impl World {
                 ("AMQP_URL", addresses.amqp.clone()),
                 ("GATEWAYS_FILE", gateways.file().display().to_string()),
                 ("RUST_LOG", setup.log.to_owned()),
+                // One buyer at one address buys for all.
+                ("REQUESTS_PER_ADDRESS", "0".to_owned()),
+                ("REQUESTS_PER_USER", "0".to_owned()),
             ];
             let all = usual.into_iter().chain(setup.env.iter().cloned());
             all.fold(Program::new(name), |program, (name, value)| program.env(name, value))

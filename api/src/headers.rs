@@ -1,0 +1,65 @@
+//! What browsers are told beside the answer: how little they may do with it, and who else may ask.
+
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::Method;
+use axum::http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION,
+    REFERRER_POLICY, RETRY_AFTER, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use axum::middleware::Next;
+use axum::response::Response;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use url::Origin;
+
+/// An answer of the API is data: nothing in it is run, framed, guessed at or kept.
+const DATA: [(HeaderName, &str); 5] = [
+    (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (X_FRAME_OPTIONS, "DENY"),
+    (REFERRER_POLICY, "no-referrer"),
+    (CACHE_CONTROL, "no-store"),
+];
+/// The readable page of the API brings scripts and styles of its own.
+const DOCS: (&str, &str) = (
+    "/docs",
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     frame-ancestors 'none'",
+);
+
+/// Adds what an answer does not say itself. `https`: whether browsers reach us by it, and so never otherwise.
+pub async fn secure(State(https): State<bool>, request: Request, next: Next) -> Response {
+    let docs = request.uri().path().starts_with(DOCS.0);
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in DATA {
+        let value = if docs && name == CONTENT_SECURITY_POLICY { DOCS.1 } else { value };
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    if https {
+        headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+    }
+    response
+}
+
+/// Frontends of these origins may ask from a browser, with a bearer token and without cookies. None: no browser page of
+/// another origin may.
+pub fn cors(origins: &[Origin]) -> CorsLayer {
+    let origins = origins.iter().filter_map(|origin| HeaderValue::try_from(origin.ascii_serialization()).ok());
+    let header = HeaderName::from_static;
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([Method::GET, Method::POST, Method::PUT])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, header("idempotency-key"), header("last-event-id")])
+        .expose_headers([
+            LOCATION,
+            RETRY_AFTER,
+            header("idempotency-expires"),
+            header("idempotency-replayed"),
+            header("ratelimit"),
+            header("ratelimit-policy"),
+            header("x-request-id"),
+        ])
+        .max_age(Duration::from_secs(3600))
+}

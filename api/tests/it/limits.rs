@@ -1,0 +1,133 @@
+//! How often a frontend may ask, and what browsers are told beside each answer.
+
+use std::net::SocketAddr;
+
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{Method, Request, StatusCode};
+use sqlx::PgPool;
+
+use crate::world::{Answer, Setup, World, signed};
+
+/// A request for a list of orders, from this address.
+fn from(peer: &str, user: &str) -> Request<Body> {
+    let mut request = signed(Method::GET, "/v1/orders", user).body(Body::empty()).unwrap();
+    let peer: SocketAddr = format!("{peer}:4000").parse().unwrap();
+    request.extensions_mut().insert(ConnectInfo(peer));
+    request
+}
+
+fn values<'a>(answer: &'a Answer, name: &str) -> Vec<&'a str> {
+    answer.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+}
+
+async fn world(db: PgPool, per_address: u32, per_user: u32) -> World {
+    let mut setup = Setup::default();
+    (setup.settings.per_address, setup.settings.per_user) = (per_address, per_user);
+    World::with(db, setup).await
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn an_address_has_a_budget_whatever_it_claims(db: PgPool) {
+    let world = world(db, 3, 0).await;
+    for left in (0..3).rev() {
+        let answer = world.send(from("192.0.2.1", "u1")).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(values(&answer, "ratelimit-policy"), ["\"address\";q=3;w=60"]);
+        assert!(values(&answer, "ratelimit")[0].starts_with(&format!("\"address\";r={left};t=")));
+    }
+    // Neither another user, nor a bad token, nor an invented origin is another address.
+    let mut spoofed = from("192.0.2.1", "u3");
+    spoofed.headers_mut().insert("x-forwarded-for", "203.0.113.9".parse().unwrap());
+    let mut forged = from("192.0.2.1", "u1");
+    forged.headers_mut().insert("authorization", "Bearer a.b.c".parse().unwrap());
+    for request in [from("192.0.2.1", "u2"), spoofed, forged] {
+        let answer = world.send(request).await;
+        answer.is(429, "too_many_requests");
+        let wait: u64 = answer.header("retry-after").parse().unwrap();
+        assert!((1..=20).contains(&wait), "{wait}");
+        assert!(values(&answer, "ratelimit")[0].starts_with("\"address\";r=0;t="));
+    }
+    assert_eq!(world.send(from("192.0.2.2", "u1")).await.status, StatusCode::OK);
+    let callback = Request::post("/v1/callbacks/alipay/main").body(Body::from("a=1")).unwrap();
+    assert_eq!(world.send(callback).await.status, StatusCode::BAD_REQUEST, "no budget of a frontend's");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_user_has_a_budget_wherever_he_asks_from(db: PgPool) {
+    let world = world(db, 100, 2).await;
+    for n in 0..2 {
+        let answer = world.send(from(&format!("192.0.2.{n}"), "u1")).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!(values(&answer, "ratelimit-policy"), ["\"address\";q=100;w=60", "\"user\";q=2;w=60"]);
+    }
+    world.send(from("192.0.2.9", "u1")).await.is(429, "too_many_requests");
+    assert_eq!(world.send(from("192.0.2.9", "u2")).await.status, StatusCode::OK);
+    // A token that is not good spends nobody's budget.
+    for _ in 0..3 {
+        let mut forged = from("192.0.2.9", "u3");
+        let token = forged.headers()["authorization"].to_str().unwrap().to_owned() + "x";
+        forged.headers_mut().insert("authorization", token.parse().unwrap());
+        let answer = world.send(forged).await;
+        answer.is(401, "token_invalid");
+        assert_eq!(values(&answer, "ratelimit").len(), 1);
+    }
+    assert_eq!(world.send(from("192.0.2.9", "u3")).await.status, StatusCode::OK);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn every_answer_tells_browsers_how_little_they_may(db: PgPool) {
+    let world = World::new(db).await;
+    let callback = Request::post("/v1/callbacks/wechat/main").body(Body::from("{}")).unwrap();
+    let page = Request::get("/pay/success").body(Body::empty()).unwrap();
+    for request in [from("192.0.2.1", "u1"), Request::get("/nowhere").body(Body::empty()).unwrap(), callback, page] {
+        let path = request.uri().path().to_owned();
+        let answer = world.send(request).await;
+        assert_eq!(answer.header("x-content-type-options"), "nosniff", "{path}");
+        assert_eq!(answer.header("cache-control"), "no-store", "{path}");
+        assert_eq!(answer.header("referrer-policy"), "no-referrer", "{path}");
+        assert!(values(&answer, "content-security-policy")[0].starts_with("default-src 'none'"), "{path}");
+        assert_eq!(values(&answer, "content-security-policy").len(), 1, "{path}");
+        assert_eq!(answer.header("strict-transport-security"), "max-age=31536000", "{path}");
+        assert_eq!((answer.header("server"), answer.header("x-powered-by")), ("", ""), "{path}");
+    }
+    let docs = world.send(Request::get("/docs/").body(Body::empty()).unwrap()).await;
+    assert!(docs.header("content-security-policy").contains("script-src 'self'"));
+    assert_eq!(docs.header("x-frame-options"), "DENY");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn pages_of_listed_origins_may_ask_and_no_others(db: PgPool) {
+    let mut setup = Setup::default();
+    setup.settings.cors_origins = vec![url::Url::parse("https://shop.example.com").unwrap().origin()];
+    let world = World::with(db, setup).await;
+    let preflight = |origin: &str| {
+        Request::builder()
+            .method(Method::OPTIONS)
+            .uri("/v1/orders")
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "authorization,idempotency-key")
+            .body(Body::empty())
+            .unwrap()
+    };
+    let allowed = world.send(preflight("https://shop.example.com")).await;
+    assert_eq!(allowed.status, StatusCode::OK);
+    assert_eq!(allowed.header("access-control-allow-origin"), "https://shop.example.com");
+    assert!(allowed.header("access-control-allow-headers").contains("idempotency-key"));
+    assert_eq!(allowed.header("access-control-allow-credentials"), "", "no cookies");
+    for other in ["https://evil.example.com", "https://shop.example.com.evil.example", "null"] {
+        assert_eq!(world.send(preflight(other)).await.header("access-control-allow-origin"), "", "{other}");
+    }
+    // Also on a refusal, or the page could not read it.
+    let mut refused = Request::get("/v1/orders").body(Body::empty()).unwrap();
+    refused.headers_mut().insert("origin", "https://shop.example.com".parse().unwrap());
+    let answer = world.send(refused).await;
+    answer.is(401, "token_missing");
+    assert_eq!(answer.header("access-control-allow-origin"), "https://shop.example.com");
+    let mut callback = Request::post("/v1/callbacks/alipay/main").body(Body::from("a=1")).unwrap();
+    callback.headers_mut().insert("origin", "https://shop.example.com".parse().unwrap());
+    assert_eq!(world.send(callback).await.header("access-control-allow-origin"), "", "no page posts callbacks");
+    let by_default = World::new(world.db.clone()).await;
+    assert_eq!(by_default.send(preflight("https://shop.example.com")).await.header("access-control-allow-origin"), "");
+}
