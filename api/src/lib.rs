@@ -8,6 +8,7 @@ pub mod auth;
 pub mod broker_setup;
 pub mod buckets;
 pub mod config;
+pub mod database_roles;
 pub mod fields;
 pub mod guard;
 mod headers;

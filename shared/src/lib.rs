@@ -3,7 +3,8 @@
 //! The modules in reading order: [`domain`] holds the words and rules, pure of all I/O. [`gateway`] speaks to Alipay and
 //! WeChat Pay, [`db`] to PostgreSQL, [`mq`] to RabbitMQ; these three do not know each other. [`job`] and [`event`] are
 //! the messages between the processes and to the outside. [`settle`] is where facts about money become state and events.
-//! [`config`], [`telemetry`], [`ops`] and [`shutdown`] are what every binary needs to start, be seen and stop.
+//! [`config`], [`telemetry`], [`ops`] and [`shutdown`] are what every binary needs to start, be seen and stop; [`service`]
+//! names the binaries, and with them who may do what.
 
 pub mod clock;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod gateway;
 pub mod job;
 pub mod mq;
 pub mod ops;
+pub mod service;
 pub mod settle;
 pub mod shutdown;
 pub mod stats;

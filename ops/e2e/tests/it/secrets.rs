@@ -71,7 +71,10 @@ fn standing_secrets(world: &World) -> Vec<(&'static str, String)> {
         ("a payer's id", "2088102122524333".to_owned()),
         ("a payer's login", "159****5620".to_owned()),
     ];
-    for url in [&world.addresses.database, &world.addresses.amqp, &world.addresses.admin] {
+    let of_processes = world.addresses.logins.iter().flat_map(|(_, database, amqp)| [database, amqp]);
+    for url in
+        [&world.addresses.database, &world.addresses.amqp, &world.addresses.admin].into_iter().chain(of_processes)
+    {
         let url = Url::parse(url).expect("a URL");
         secrets.push(("a password", url.password().expect("a password").to_owned()));
     }
