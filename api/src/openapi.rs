@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::get;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{Content, Ref, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -41,8 +42,38 @@ impl Modify for Tokens {
 
 /// The frontends' routes with `/openapi.json` and the readable page `/docs`.
 pub fn router() -> Router<Arc<App>> {
-    let (routes, description) = described().split_for_parts();
+    let (routes, mut description) = described().split_for_parts();
+    add_shared_answers(&mut description);
     routes.route("/", get(index::index)).merge(SwaggerUi::new("/docs").url("/openapi.json", description))
+}
+
+/// What the layers around the routes may answer in place of each of them.
+const SHARED_ANSWERS: [(&str, &str); 7] = [
+    ("400", "`bad_request`"),
+    ("408", "`request_timeout`"),
+    ("413", "`body_too_large`"),
+    ("414", "`uri_too_long`"),
+    ("429", "`too_many_requests`: repeat after `Retry-After`; `RateLimit` says what is left"),
+    ("503", "`unavailable`, `overloaded`: repeat after `Retry-After`"),
+    ("504", "`timeout`: repeat"),
+];
+
+fn add_shared_answers(description: &mut utoipa::openapi::OpenApi) {
+    let problem = || Content::new(Some(Ref::from_schema_name("Problem")));
+    for item in description.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
+        for operation in operations.into_iter().flatten() {
+            for (status, words) in SHARED_ANSWERS {
+                let answer = ResponseBuilder::new().description(words).content("application/problem+json", problem());
+                operation.responses.responses.entry(status.to_owned()).or_insert_with(|| answer.build().into());
+            }
+            if operation.request_body.is_some() {
+                let answer = ResponseBuilder::new().description("`unsupported_media_type`");
+                let answer = answer.content("application/problem+json", problem());
+                operation.responses.responses.entry("415".to_owned()).or_insert_with(|| answer.build().into());
+            }
+        }
+    }
 }
 
 fn described() -> OpenApiRouter<Arc<App>> {

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::callers::KnownCallers;
 use crate::config::{Listen, Settings, authenticator, view_tokens};
 use crate::hub::Hub;
 use crate::intake::Intake;
@@ -92,6 +93,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
             turns: Arc::default(),
             strikes: Default::default(),
             unknown_proxy: Default::default(),
+            callers: KnownCallers::new(|method| settings.callers(method)),
             limits: Limits::new(settings.per_address, settings.per_user),
             settings,
         };
@@ -159,6 +161,8 @@ impl Ready {
         let limits = HttpLimits { connections: self.listen.connections, ..HttpLimits::default() };
         let (hub, db) = (self.app.hub.clone(), self.app.db.clone());
         let watching = tokio::spawn(async move { hub.run(db).await });
+        let (app, until) = (self.app.clone(), stop.clone());
+        let callers = tokio::spawn(async move { app.callers.watch(until).await });
         let checks = checks(self.app.db.clone(), self.publisher.clone());
         // Operations may look in until the very end.
         let ops_stop = CancellationToken::new();
@@ -174,13 +178,13 @@ impl Ready {
         self.publisher.finished().await;
         self.app.db.close().await;
         ops_stop.cancel();
-        let _ = tokio::join!(ops, watching);
+        let _ = tokio::join!(ops, watching, callers);
         info!("Stopped");
     }
 
     fn greet(&self) {
         for method in PaymentMethod::ALL {
-            if self.app.settings.callback_ips(*method).is_empty() {
+            if self.app.callers.of(*method).is_empty() {
                 info!(gateway = %method, "Callbacks of {method} are taken from any address: no list is set");
             }
         }

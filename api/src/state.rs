@@ -9,6 +9,7 @@ use sqlx::PgPool;
 use tracing::Instrument;
 
 use crate::auth::Authenticator;
+use crate::callers::KnownCallers;
 use crate::config::Settings;
 use crate::hub::Hub;
 use crate::idempotency::Turns;
@@ -39,6 +40,8 @@ pub struct App {
     pub turns: Arc<Turns>,
     /// Refused callbacks by address.
     pub strikes: Strikes,
+    /// Where the gateways call from.
+    pub callers: KnownCallers,
     /// When it was last said that callbacks come by a proxy that is not trusted.
     pub unknown_proxy: Rarely,
     /// How often frontends may ask.

@@ -5,6 +5,7 @@ mod callbacks;
 mod cases;
 mod closing;
 mod creating;
+mod fuzz;
 mod http;
 mod limits;
 mod pages;

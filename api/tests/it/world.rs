@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use payment_api::App;
 use payment_api::auth::{Authenticator, Claimed};
+use payment_api::callers::{Callers, KnownCallers};
 use payment_api::config::Settings;
 use payment_api::hub::Hub;
 use payment_api::intake::Intake;
@@ -75,8 +76,8 @@ impl Default for Setup {
             return_url_origins: vec![url::Url::parse("https://shop.example.com").unwrap().origin()],
             cors_origins: Vec::new(),
             trusted_proxies: Vec::new(),
-            alipay_callback_ips: Vec::new(),
-            wechat_callback_ips: Vec::new(),
+            alipay_callers: Callers::default(),
+            wechat_callers: Callers::default(),
             streams: 8,
             requests: 128,
             callbacks: 128,
@@ -116,6 +117,7 @@ impl World {
             turns: Arc::default(),
             strikes: Default::default(),
             unknown_proxy: Default::default(),
+            callers: KnownCallers::new(|method| setup.settings.callers(method)),
             limits: Limits::new(setup.settings.per_address, setup.settings.per_user),
             settings: setup.settings,
         });
@@ -180,7 +182,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    async fn of(response: Response<Body>) -> Answer {
+    pub async fn of(response: Response<Body>) -> Answer {
         let (parts, body) = response.into_parts();
         if parts.status.is_server_error() {
             // Shown when the test fails; a client never sees it.
@@ -240,6 +242,13 @@ pub fn token(user: &str) -> String {
 pub fn minted(claims: &Value, secret: &str) -> String {
     shared::telemetry::install_crypto();
     encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+}
+
+/// A good token of this user with these words as its scope.
+pub fn minted_for(user: &str, scope: &str) -> String {
+    let now = Clock::system().now().unix_timestamp();
+    let claims = json!({ "sub": user, "iss": "payment", "aud": "payment-api", "exp": now + 300, "scope": scope });
+    minted(&claims, SECRET)
 }
 
 pub fn alipay_order() -> Value {
