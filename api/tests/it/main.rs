@@ -4,6 +4,7 @@ mod auth;
 mod callbacks;
 mod cases;
 mod closing;
+mod config;
 mod creating;
 mod http;
 mod pages;

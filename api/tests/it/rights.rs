@@ -19,7 +19,7 @@ async fn every_route_lets_in_whom_it_should(db: PgPool) {
     let confirm = json!({ "version": 1 });
     let body = json!({});
     let mut table = String::new();
-    let routes: [(Method, String, Option<&Value>); 15] = [
+    let routes: [(Method, String, Option<&Value>); 18] = [
         (Method::POST, "/v1/orders".to_owned(), Some(&body)),
         (Method::GET, "/v1/orders".to_owned(), None),
         (Method::GET, format!("/v1/orders/{order}"), None),
@@ -35,6 +35,9 @@ async fn every_route_lets_in_whom_it_should(db: PgPool) {
         (Method::POST, format!("/v1/admin/cases/{case}/propose"), Some(&propose)),
         (Method::POST, format!("/v1/admin/cases/{case}/confirm"), Some(&confirm)),
         (Method::POST, format!("/v1/admin/cases/{case}/resolve"), Some(&note)),
+        (Method::GET, "/v1/admin/config".to_owned(), None),
+        (Method::PATCH, "/v1/admin/config/alipay".to_owned(), Some(&confirm)),
+        (Method::GET, "/v1/admin/config/changes".to_owned(), None),
     ];
     for (method, path, body) in routes {
         let shown = path.replace(&order, "{order}").replace(refund, "{refund}").replace(&case, "{case}");

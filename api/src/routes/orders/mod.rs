@@ -46,7 +46,7 @@ use place::Placement;
         (status = 201, description = "The order and what the buyer needs", body = PayableOrder),
         (status = 400, description = "`invalid_fields` (all of them), `malformed_json`, `idempotency_key_required`, `idempotency_key_invalid`", body = Problem),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 409, description = "`request_in_flight`, `order_unusable`, `order_not_payable`", body = Problem),
+        (status = 409, description = "`method_disabled`, `scene_disabled`, `amount_out_of_range` (with `min_amount` and `max_amount`), `request_in_flight`, `order_unusable`, `order_not_payable`", body = Problem),
         (status = 413, description = "`body_too_large`", body = Problem),
         (status = 415, description = "`unsupported_media_type`", body = Problem),
         (status = 422, description = "`idempotency_key_reused`", body = Problem),

@@ -8,6 +8,7 @@ use serde_json::Value;
 use shared::db::DbError;
 use shared::db::idempotency_keys::KnownKey;
 use shared::db::orders::{self, NewOrder, Order};
+use shared::db::payment_config;
 use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
 use shared::gateway::{GatewayError, PrepayOrder, PrepayRequest};
 use shared::job::CHECKS;
@@ -37,7 +38,11 @@ impl Placement {
         let _turn = self.app.turns.wait(&self.request).await?;
         let drafted = self.draft();
         let labels = drafted.as_ref().ok().map(|new| (new.payment_method.as_str(), new.scene.as_str()));
-        let done = self.place(drafted).await;
+        let judged = match drafted {
+            Ok(new) => self.judge(&new).await.map(|()| new),
+            Err(refusal) => Err(refusal),
+        };
+        let done = self.place(judged).await;
         if let Some((method, scene)) = labels {
             let outcome = done.as_ref().map_or_else(outcome, |(how, ..)| how);
             let labels = [("method", method), ("scene", scene), ("outcome", outcome)];
@@ -46,8 +51,14 @@ impl Placement {
         done.map(|(_, id, answer)| (id, answer))
     }
 
-    async fn place(&self, drafted: Result<NewOrder, ApiError>) -> Result<(&'static str, OrderId, Value), ApiError> {
-        let new = match drafted {
+    /// Whether buyers may choose this just now.
+    async fn judge(&self, new: &NewOrder) -> Result<(), ApiError> {
+        let config = payment_config::all(&self.app.db).await?;
+        config.check(new.payment_method, new.scene, new.amount).map_err(ApiError::NotOffered)
+    }
+
+    async fn place(&self, judged: Result<NewOrder, ApiError>) -> Result<(&'static str, OrderId, Value), ApiError> {
+        let new = match judged {
             Ok(new) => new,
             // A request that was taken once is not judged again by rules that have changed since.
             Err(refusal) => return self.resume().await?.ok_or(refusal),
@@ -187,6 +198,7 @@ fn outcome(error: &ApiError) -> &'static str {
     match error {
         ApiError::OrderUnusable(_) => "refused",
         ApiError::OrderNotPayable(_) => "not_payable",
+        ApiError::NotOffered(_) => "not_offered",
         ApiError::GatewayUnavailable(_) => "gateway_unavailable",
         ApiError::GatewayProtocol(_) => "gateway_protocol",
         ApiError::IdempotencyKeyReused | ApiError::RequestInFlight => "conflict",
