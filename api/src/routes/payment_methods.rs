@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
-use shared::db::payment_config;
 use shared::domain::{Money, PaymentMethod, Scene};
 use utoipa::ToSchema;
 
@@ -50,7 +49,7 @@ pub struct Offer {
 )]
 pub async fn list(State(app): State<Arc<App>>) -> Result<Json<PaymentMethods>, ApiError> {
     to_the_end(async move {
-        let config = payment_config::all(&app.db).await?;
+        let config = app.cache.config.get(&app.db).await?;
         let offers = PaymentMethod::ALL.iter().filter_map(|method| {
             let rules = config.rules(*method)?;
             let scenes = app.accounts.scenes(*method).into_iter().filter(|scene| rules.offers(*scene)).collect();

@@ -5,6 +5,7 @@ mod callbacks;
 mod cases;
 mod closing;
 mod config;
+mod copies;
 mod creating;
 mod http;
 mod pages;

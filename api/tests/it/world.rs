@@ -21,6 +21,7 @@ use payment_api::state::Accounts;
 use payment_api::view_token::ViewTokens;
 use secrecy::SecretString;
 use serde_json::{Value, json};
+use shared::cache::Cache;
 use shared::clock::Clock;
 use shared::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
 use shared::gateway::{
@@ -65,6 +66,7 @@ pub struct Setup {
     pub broker: SecretString,
     pub settings: Settings,
     pub authenticator: Authenticator,
+    pub cache: Cache,
 }
 
 impl Default for Setup {
@@ -80,7 +82,7 @@ impl Default for Setup {
             callbacks: 128,
         };
         let authenticator = Authenticator::new().with_secret(&SECRET.into(), &claimed());
-        Setup { clock: Clock::system(), broker: NO_BROKER.into(), settings, authenticator }
+        Setup { clock: Clock::system(), broker: NO_BROKER.into(), settings, authenticator, cache: Cache::default() }
     }
 }
 
@@ -103,6 +105,7 @@ impl World {
         }
         let app = Arc::new(App {
             db: db.clone(),
+            cache: setup.cache,
             accounts: Arc::new(Staged { wechat: gateway.clone() }),
             clock: setup.clock,
             intake: Intake::new(publisher, db.clone(), setup.clock),

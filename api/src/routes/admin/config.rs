@@ -195,6 +195,7 @@ async fn put(app: &App, method: PaymentMethod, asked: Asked, who: &UserId) -> Re
     config::change(&mut tx, &before, &after, &by, app.clock.now()).await?;
     let changed = config::lock(&mut tx, method).await?.ok_or(ApiError::MethodNotFound)?;
     tx.commit().await.map_err(DbError::from)?;
+    app.cache.config.renew(&app.db).await;
     tracing::info!(
         userId = %who, payment_method = %method, version = changed.version, rules = ?changed.rules,
         "The rules of {method} were changed"

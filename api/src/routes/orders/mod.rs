@@ -93,6 +93,8 @@ pub async fn payment(
 }
 
 /// Look at an order.
+///
+/// As it was at some moment of the last second; whoever asks one process does not see an older `version` after a newer.
 #[utoipa::path(
     get, path = "/v1/orders/{id}", tag = "orders", security(("bearer" = []), ("view_token" = [])),
     params(("id" = String, Path, description = "The order's id")),
@@ -107,8 +109,9 @@ pub async fn get(
     viewer: Viewer,
     OrderPath(id): OrderPath,
 ) -> Result<Json<OrderView>, ApiError> {
-    let order = to_the_end(async move { Ok(orders::get(&app.db, id).await?) }).await?;
-    Ok(Json(OrderView::of(&viewer.shown(order)?)))
+    let order = to_the_end(async move { Ok(app.cache.orders.get(&app.db, id).await?) }).await?;
+    let order = order.filter(|order| viewer.may_see(order.id, &order.user_id)).ok_or(ApiError::OrderNotFound)?;
+    Ok(Json(OrderView::of_copy(&order)))
 }
 
 /// List one's own orders, newest first.
@@ -128,7 +131,9 @@ pub async fn list(
     let states: Vec<&str> = OrderStatus::ALL.iter().map(|status| status.as_str()).collect();
     let wanted = filter.read(|id| OrderId::parse(id).ok(), &states)?;
     let limit = wanted.limit;
-    let found = to_the_end(async move { Ok(orders::of_user(&app.db, &user, &wanted).await?) }).await?;
+    let of_user = app.clone();
+    let found = to_the_end(async move { Ok(orders::of_user(&of_user.db, &user, &wanted).await?) }).await?;
+    found.iter().for_each(|order| app.cache.orders.saw(order));
     let (shown, next_cursor) = page(found, limit, |order| order.id.to_string());
     Ok(Json(OrderPage { orders: shown.iter().map(OrderView::of).collect(), next_cursor }))
 }

@@ -8,7 +8,6 @@ use serde_json::Value;
 use shared::db::DbError;
 use shared::db::idempotency_keys::KnownKey;
 use shared::db::orders::{self, NewOrder, Order};
-use shared::db::payment_config;
 use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
 use shared::gateway::{GatewayError, PrepayOrder, PrepayRequest};
 use shared::job::CHECKS;
@@ -53,7 +52,7 @@ impl Placement {
 
     /// Whether buyers may choose this just now.
     async fn judge(&self, new: &NewOrder) -> Result<(), ApiError> {
-        let config = payment_config::all(&self.app.db).await?;
+        let config = self.app.cache.config.get(&self.app.db).await?;
         config.check(new.payment_method, new.scene, new.amount).map_err(ApiError::NotOffered)
     }
 
@@ -136,6 +135,8 @@ impl Placement {
 /// Asks the gateway for a credential, with the parameters that were fixed when the order was placed.
 pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError> {
     let now = app.clock.now();
+    // A refusal tells of its state, too.
+    app.cache.orders.saw(order);
     if order.status != OrderStatus::Pending {
         return Err(ApiError::OrderNotPayable(order.status.as_str()));
     }

@@ -71,7 +71,7 @@ fn standing_secrets(world: &World) -> Vec<(&'static str, String)> {
         ("a payer's id", "2088102122524333".to_owned()),
         ("a payer's login", "159****5620".to_owned()),
     ];
-    for url in [&world.addresses.database, &world.addresses.amqp, &world.addresses.admin] {
+    for url in [&world.addresses.database, &world.addresses.amqp, &world.addresses.admin, &world.addresses.redis] {
         let url = Url::parse(url).expect("a URL");
         secrets.push(("a password", url.password().expect("a password").to_owned()));
     }
