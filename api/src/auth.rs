@@ -256,11 +256,15 @@ impl Viewer {
     /// # Errors
     /// [`ApiError::OrderNotFound`]: somebody else's order looks like none.
     pub fn shown(&self, order: Option<shared::db::orders::Order>) -> Result<shared::db::orders::Order, ApiError> {
-        let may_see = |order: &shared::db::orders::Order| match self {
-            Viewer::User(user) => order.user_id == *user,
-            Viewer::Holder(id) => order.id == *id,
-        };
-        order.filter(may_see).ok_or(ApiError::OrderNotFound)
+        order.filter(|order| self.may_see(order.id, &order.user_id)).ok_or(ApiError::OrderNotFound)
+    }
+
+    /// Whether the viewer may see this order of that user. Neither ever changes, so a copy tells it as well.
+    pub fn may_see(&self, order: shared::domain::OrderId, owner: &UserId) -> bool {
+        match self {
+            Viewer::User(user) => owner == user,
+            Viewer::Holder(id) => order == *id,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
-use crate::routes::admin::{cases, stats, sync};
+use crate::routes::admin::{cases, config, stats, sync};
 use crate::routes::orders::PaymentView;
 use crate::routes::{index, orders, payment_methods, refunds};
 use crate::state::App;
@@ -93,5 +93,8 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(cases::resolve))
         .routes(routes!(cases::propose))
         .routes(routes!(cases::confirm))
+        .routes(routes!(config::get))
+        .routes(routes!(config::change))
+        .routes(routes!(config::changes))
         .routes(routes!(payment_methods::list))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use shared::cache::{Cache, Redis, RedisConfig};
 use shared::clock::Clock;
 use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig};
 use shared::db;
@@ -32,6 +33,9 @@ const NAME: &str = "payment-api";
 /// Connections of the pool: the ingress runs one short statement at a time.
 const CONNECTIONS: u32 = 8;
 
+/// How long a start waits for the copies that it takes in.
+const WARM_UP: Duration = Duration::from_secs(2);
+
 /// A process with everything that it needs, not yet serving.
 pub struct Ready {
     app: Arc<App>,
@@ -54,14 +58,16 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
     let settings = Settings::from_env(&mut env);
     let database = DatabaseConfig::from_env(&mut env, CONNECTIONS);
     let amqp = AmqpConfig::from_env(&mut env);
+    let redis = RedisConfig::from_env(&mut env);
     let authenticator = authenticator(&mut env);
     let view_tokens = view_tokens(&mut env);
     let gateways = env.file("GATEWAYS_FILE", "name the file that describes the merchant accounts");
     let gateways = gateways.and_then(|path| accounts(&mut env, &path));
 
     let mut faults = env.into_faults();
-    let (db, broker, listener, callbacks, ops) = tokio::join!(
+    let (db, redis, broker, listener, callbacks, ops) = tokio::join!(
         settle(database.as_ref().map(connect)),
+        settle(redis.as_ref().map(Redis::connect)),
         settle(amqp.as_ref().map(|amqp| broker(&amqp.url))),
         settle(listen.map(|listen| ops::listen("LISTEN_ADDR", listen.addr))),
         settle(listen.and_then(|listen| listen.callbacks).map(|addr| ops::listen("CALLBACK_LISTEN_ADDR", addr))),
@@ -94,7 +100,8 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
             strikes: Default::default(),
             unknown_proxy: Default::default(),
             callers: KnownCallers::new(|method| settings.callers(method)),
-            limits: Limits::new(settings.per_address, settings.per_user),
+            limits: Limits::new(settings.per_address, settings.per_user, redis.as_ref()),
+            cache: Cache::new(redis),
             settings,
         };
         let (listen, listener, ops) = (listen?, listener?, ops?);
@@ -158,6 +165,7 @@ impl Ready {
     /// Serves until `stop`, then finishes what is in hand.
     pub async fn serve(self, metrics: PrometheusHandle, stop: CancellationToken) {
         self.greet();
+        self.warm().await;
         let limits = HttpLimits { connections: self.listen.connections, ..HttpLimits::default() };
         let (hub, db) = (self.app.hub.clone(), self.app.db.clone());
         let watching = tokio::spawn(async move { hub.run(db).await });
@@ -180,6 +188,14 @@ impl Ready {
         ops_stop.cancel();
         let _ = tokio::join!(ops, watching, callers);
         info!("Stopped");
+    }
+
+    /// Takes in what will be asked for first, unless that takes long.
+    async fn warm(&self) {
+        let app = self.app.clone();
+        let warming = tokio::spawn(async move { app.cache.warm(&app.db).await });
+        // It goes on beside the first requests then.
+        let _ = timeout(WARM_UP, warming).await;
     }
 
     fn greet(&self) {

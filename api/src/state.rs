@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use shared::cache::Cache;
 use shared::clock::Clock;
 use shared::domain::{AccountName, PaymentMethod, Scene};
 use shared::gateway::{Gateway, Gateways, NoAccount};
@@ -24,6 +25,8 @@ use crate::view_token::ViewTokens;
 pub struct App {
     /// The truth.
     pub db: PgPool,
+    /// Copies of it, for showing; what decides asks the database.
+    pub cache: Cache,
     /// The merchant's accounts.
     pub accounts: Arc<dyn Accounts>,
     /// Time and fresh ids.

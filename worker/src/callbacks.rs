@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use shared::cache::{Changed, Renewer};
 use shared::clock::Clock;
 use shared::db::callbacks::Evidence;
 use shared::db::{self, DbError, callbacks, events, jobs};
@@ -46,6 +47,8 @@ pub struct CallbackWorker {
     pub gateways: Gateways,
     /// The clock.
     pub clock: Clock,
+    /// Passes on which orders have changed.
+    pub copies: Renewer,
 }
 
 /// A callback and what its bytes turned out to be.
@@ -280,6 +283,9 @@ impl CallbackWorker {
                 Content::NotYet(reason) => warn!(gateway, account = %item.callback.account, reason, "Callback kept"),
             }
         }
+        let settled = examined.iter().zip(verdicts).filter(|(_, verdict)| **verdict == Some(Verdict::Settled));
+        let settled = settled.filter_map(|(item, _)| item.told()).map(|told| told.get().order_no.clone());
+        self.copies.renew(&self.db, Changed::Numbers(settled.collect()));
         if news && let Err(error) = events::nudge(&self.db).await {
             warn!(%error, "The relay was not nudged; it will poll");
         }

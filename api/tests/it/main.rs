@@ -4,6 +4,8 @@ mod auth;
 mod callbacks;
 mod cases;
 mod closing;
+mod config;
+mod copies;
 mod creating;
 mod fuzz;
 mod http;

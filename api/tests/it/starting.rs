@@ -20,6 +20,7 @@ async fn every_fault_of_a_start_is_named_at_once_without_secrets() {
     let env = Env::of([
         ("DATABASE_URL", "postgres://user:hidden@127.0.0.1:9/payment"),
         ("AMQP_URL", "amqp://user:hidden@127.0.0.1:9/%2f"),
+        ("REDIS_URL", "redis//:hidden@127.0.0.1"),
         ("GATEWAYS_FILE", &gateways),
         ("LISTEN_ADDR", "192.0.2.1:0"),
         ("OPS_ADDR", "9100"),

@@ -23,6 +23,7 @@ use payment_api::state::Accounts;
 use payment_api::view_token::ViewTokens;
 use secrecy::SecretString;
 use serde_json::{Value, json};
+use shared::cache::{Cache, Redis};
 use shared::clock::Clock;
 use shared::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
 use shared::gateway::{
@@ -67,6 +68,7 @@ pub struct Setup {
     pub broker: SecretString,
     pub settings: Settings,
     pub authenticator: Authenticator,
+    pub redis: Option<Redis>,
 }
 
 impl Default for Setup {
@@ -85,7 +87,7 @@ impl Default for Setup {
             per_user: 0,
         };
         let authenticator = Authenticator::new().with_secret(&SECRET.into(), &claimed());
-        Setup { clock: Clock::system(), broker: NO_BROKER.into(), settings, authenticator }
+        Setup { clock: Clock::system(), broker: NO_BROKER.into(), settings, authenticator, redis: None }
     }
 }
 
@@ -108,6 +110,8 @@ impl World {
         }
         let app = Arc::new(App {
             db: db.clone(),
+            limits: Limits::new(setup.settings.per_address, setup.settings.per_user, setup.redis.as_ref()),
+            cache: Cache::new(setup.redis),
             accounts: Arc::new(Staged { wechat: gateway.clone() }),
             clock: setup.clock,
             intake: Intake::new(publisher, db.clone(), setup.clock),
@@ -118,7 +122,6 @@ impl World {
             strikes: Default::default(),
             unknown_proxy: Default::default(),
             callers: KnownCallers::new(|method| setup.settings.callers(method)),
-            limits: Limits::new(setup.settings.per_address, setup.settings.per_user),
             settings: setup.settings,
         });
         World { router: payment_api::router(app.clone()), app, db, gateway, stop }

@@ -6,6 +6,7 @@ use std::path::Path;
 use url::Url;
 
 use crate::World;
+use crate::servers::Addresses;
 use crate::shop::OPENID;
 
 impl World {
@@ -19,7 +20,8 @@ impl World {
             ("a payer's id", "2088102122524333".to_owned()),
             ("a payer's login", "159****5620".to_owned()),
         ];
-        for url in [&self.addresses.database, &self.addresses.amqp, &self.addresses.admin] {
+        let Addresses { database, amqp, admin, redis, .. } = &self.addresses;
+        for url in [database, amqp, admin, redis] {
             let url = Url::parse(url).expect("a URL");
             secrets.push(("a password", url.password().expect("a password").to_owned()));
         }

@@ -26,6 +26,8 @@ pub struct Addresses {
     pub management: String,
     /// `DOWNSTREAM_AMQP_URL`: whoever consumes the events.
     pub downstream: String,
+    /// `REDIS_URL`: the copies of what is shown.
+    pub redis: String,
 }
 
 /// What a test runs on.
@@ -62,6 +64,7 @@ impl Servers {
                 admin: broker.admin_uri().expose_secret().to_owned(),
                 management: testkit::env("RABBITMQ_MANAGEMENT_URL"),
                 downstream: with_path(&testkit::env("DOWNSTREAM_AMQP_URL"), broker.vhost()),
+                redis: testkit::env("REDIS_URL"),
             },
             Servers::Private(servers) => servers.addresses.clone(),
         }
@@ -136,6 +139,7 @@ impl PrivateServers {
             admin: unknown(),
             management: unknown(),
             downstream: unknown(),
+            redis: unknown(),
         };
         // From here on a failure takes down what was started.
         let mut servers = PrivateServers { xtask, dir, addresses };
@@ -150,6 +154,7 @@ impl PrivateServers {
             admin: variable("AMQP_ADMIN_URL"),
             management: variable("RABBITMQ_MANAGEMENT_URL"),
             downstream: variable("DOWNSTREAM_AMQP_URL"),
+            redis: variable("REDIS_URL"),
         };
         servers
     }

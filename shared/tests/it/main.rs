@@ -1,5 +1,6 @@
 //! Integration tests of what the binaries share.
 
+mod cache;
 mod mq;
 mod mq_publish;
 mod schema;

@@ -7,6 +7,7 @@ use gateway_sim::ledger::Trade;
 use gateway_sim::notify::Overrides;
 use gateway_sim::{Options, Simulator};
 use serde_json::Value;
+use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::orders::Order;
 use shared::db::refunds::Refund;
@@ -67,7 +68,10 @@ impl Desk {
             let file = folder.join(format!("{policy}.toml"));
             std::fs::write(&file, text.replace("account = \"main\"\n", &main)).unwrap();
             let gateways = Gateways::load(&file).unwrap();
-            workers.push((*policy, CallbackWorker { db: db.clone(), gateways, clock: Clock::system() }));
+            workers.push((
+                *policy,
+                CallbackWorker { db: db.clone(), gateways, clock: Clock::system(), copies: Renewer::default() },
+            ));
         }
         Desk { world, workers, simulator, folder }
     }

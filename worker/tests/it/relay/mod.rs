@@ -10,6 +10,7 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
+use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::{MIGRATOR, events, jobs};
 use shared::domain::OrderId;
@@ -90,7 +91,14 @@ impl Road {
                 let done = CancellationToken::new();
                 let options = PublisherOptions { channels: 1, ..PublisherOptions::default() };
                 let publisher = Publisher::start(&broker, "relay-publisher", options, done.clone()).unwrap();
-                let relay = Relay { db, publisher, amqp_url: uri, clock: Clock::system(), settings };
+                let relay = Relay {
+                    db,
+                    publisher,
+                    amqp_url: uri,
+                    clock: Clock::system(),
+                    settings,
+                    copies: Renewer::default(),
+                };
                 relay.run(&stop).await;
                 done.cancel();
             });
@@ -247,7 +255,14 @@ async fn a_closed_road_does_not_cost_the_lead(db: PgPool) {
     let (options, stop) = ((*db.connect_options()).clone(), road.stop.clone());
     let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options);
     let publisher = Publisher::start(&nowhere, "relay-publisher", PublisherOptions::default(), stop.clone()).unwrap();
-    let relay = Relay { db: pool, publisher, amqp_url: nowhere, clock: Clock::system(), settings: Settings::default() };
+    let relay = Relay {
+        db: pool,
+        publisher,
+        amqp_url: nowhere,
+        clock: Clock::system(),
+        settings: Settings::default(),
+        copies: Renewer::default(),
+    };
     let watch = async {
         road.until(LEADERS, 1).await;
         let leader = road.leader().await;
