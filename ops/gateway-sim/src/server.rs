@@ -186,6 +186,7 @@ fn router(sim: Shared) -> Router {
         .merge(pages::router())
         .merge(control::router())
         .merge(control::refunds::router())
+        .merge(control::keys::router())
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(sim)
 }
