@@ -33,6 +33,8 @@ const CONNECTIONS: u32 = 8;
 /// A process with everything that it needs, not yet serving.
 pub struct Ready {
     app: Arc<App>,
+    /// To tend their keys.
+    gateways: Gateways,
     publisher: Publisher,
     /// Ends the publisher; only after the last request.
     publisher_stop: CancellationToken,
@@ -80,11 +82,12 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
     let ready = || {
         broker?;
         let (settings, db, publisher) = (settings?, db?, publisher?);
+        let gateways = gateways?;
         let app = App {
             intake: Intake::new(publisher.clone(), db.clone(), clock),
             hub: Hub::new(settings.streams, stop),
             db,
-            accounts: Arc::new(gateways?),
+            accounts: Arc::new(gateways.clone()),
             clock,
             authenticator: authenticator?,
             view_tokens: view_tokens?,
@@ -94,7 +97,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
             settings,
         };
         let (listen, listener, ops) = (listen?, listener?, ops?);
-        Some(Ready { app: Arc::new(app), publisher, publisher_stop, listen, listener, callbacks, ops })
+        Some(Ready { app: Arc::new(app), gateways, publisher, publisher_stop, listen, listener, callbacks, ops })
     };
     match ready() {
         Some(ready) if faults.0.is_empty() => Ok(ready),
@@ -157,6 +160,7 @@ impl Ready {
         let limits = HttpLimits { connections: self.listen.connections, ..HttpLimits::default() };
         let (hub, db) = (self.app.hub.clone(), self.app.db.clone());
         let watching = tokio::spawn(async move { hub.run(db).await });
+        let tending = tokio::spawn(self.gateways.tend(self.app.clock, stop.clone()));
         let checks = checks(self.app.db.clone(), self.publisher.clone());
         // Operations may look in until the very end.
         let ops_stop = CancellationToken::new();
@@ -172,7 +176,7 @@ impl Ready {
         self.publisher.finished().await;
         self.app.db.close().await;
         ops_stop.cancel();
-        let _ = tokio::join!(ops, watching);
+        let _ = tokio::join!(ops, watching, tending);
         info!("Stopped");
     }
 

@@ -57,6 +57,7 @@ fn configure(env: &mut Env) -> Option<Config> {
 
 async fn work(process: Process, config: Config) {
     let db = process.db.clone();
+    tokio::spawn(config.gateways.clone().tend(Clock::system(), process.stop.clone()));
     let worker = Arc::new(CallbackWorker { db: process.db, gateways: config.gateways, clock: Clock::system() });
     let supervised = mq::supervise("callback-worker", &process.amqp_url, process.stop, async |connection, stop| {
         consumer::database_answers(&db, &stop).await;

@@ -36,6 +36,7 @@ async fn main() -> ExitCode {
 
 async fn work(process: Process, gateways: Gateways) {
     let db = process.db.clone();
+    tokio::spawn(gateways.clone().tend(Clock::system(), process.stop.clone()));
     let worker = Arc::new(CheckWorker { db: process.db, gateways, clock: Clock::system() });
     let batch = BatchOptions { max: 16, linger: Duration::from_millis(5) };
     let supervised = mq::supervise("check-worker", &process.amqp_url, process.stop, async |connection, stop| {
