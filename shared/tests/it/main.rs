@@ -2,6 +2,7 @@
 
 mod mq;
 mod mq_publish;
+mod rotation;
 mod schema;
 mod tidy;
 mod vectors;

@@ -21,6 +21,8 @@ mod fields;
 mod kept;
 mod reload;
 #[cfg(test)]
+mod reload_tests;
+#[cfg(test)]
 mod tests;
 mod wechat;
 
