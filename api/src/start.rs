@@ -39,6 +39,8 @@ const WARM_UP: Duration = Duration::from_secs(2);
 /// A process with everything that it needs, not yet serving.
 pub struct Ready {
     app: Arc<App>,
+    /// To tend their keys.
+    gateways: Gateways,
     publisher: Publisher,
     /// Ends the publisher; only after the last request.
     publisher_stop: CancellationToken,
@@ -88,11 +90,12 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
     let ready = || {
         broker?;
         let (settings, db, publisher) = (settings?, db?, publisher?);
+        let gateways = gateways?;
         let app = App {
             intake: Intake::new(publisher.clone(), db.clone(), clock),
             hub: Hub::new(settings.streams, stop),
             db,
-            accounts: Arc::new(gateways?),
+            accounts: Arc::new(gateways.clone()),
             clock,
             authenticator: authenticator?,
             view_tokens: view_tokens?,
@@ -105,7 +108,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
             settings,
         };
         let (listen, listener, ops) = (listen?, listener?, ops?);
-        Some(Ready { app: Arc::new(app), publisher, publisher_stop, listen, listener, callbacks, ops })
+        Some(Ready { app: Arc::new(app), gateways, publisher, publisher_stop, listen, listener, callbacks, ops })
     };
     match ready() {
         Some(ready) if faults.0.is_empty() => Ok(ready),
@@ -171,6 +174,7 @@ impl Ready {
         let watching = tokio::spawn(async move { hub.run(db).await });
         let (app, until) = (self.app.clone(), stop.clone());
         let callers = tokio::spawn(async move { app.callers.watch(until).await });
+        let tending = tokio::spawn(self.gateways.tend(self.app.clock, stop.clone()));
         let checks = checks(self.app.db.clone(), self.publisher.clone());
         // Operations may look in until the very end.
         let ops_stop = CancellationToken::new();
@@ -186,7 +190,7 @@ impl Ready {
         self.publisher.finished().await;
         self.app.db.close().await;
         ops_stop.cancel();
-        let _ = tokio::join!(ops, watching, callers);
+        let _ = tokio::join!(ops, watching, callers, tending);
         info!("Stopped");
     }
 

@@ -124,7 +124,7 @@ impl CheckWorker {
         let now = self.clock.now();
         let mut tx = self.db.begin().await?;
         let told: Vec<&Verified<Notification>> = heard.told.iter().collect();
-        let verdicts = settle::settle(&mut tx, &told, self.gateways.policies(), &self.clock).await?;
+        let verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?;
         let mut verdict = verdicts.first().copied().unwrap_or(Verdict::Ignored);
         if heard.ended || self.is_void(order, heard) {
             verdict = settle::end_unpaid(&mut tx, order, &self.clock).await?;

@@ -95,7 +95,7 @@ async fn take(
     Span::current().record("account", account.as_str());
 
     let callback = read(app, method, account, request).await?;
-    let verified = gateway.verify(callback, Some(app.clock.now())).map_err(explain)?;
+    let verified = gateway.verify_arriving(callback, app.clock.now()).await.map_err(explain)?;
     app.intake.store(verified).await.map_err(|lost| {
         note(&lost);
         CallbackRefusal::Unavailable

@@ -3,6 +3,7 @@
 mod cache;
 mod mq;
 mod mq_publish;
+mod rotation;
 mod schema;
 mod tidy;
 mod vectors;

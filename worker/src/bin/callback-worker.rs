@@ -58,6 +58,7 @@ fn configure(env: &mut Env) -> Option<Config> {
 async fn work(process: Process, config: Config) {
     let db = process.db.clone();
     let Config { gateways, batch } = config;
+    tokio::spawn(gateways.clone().tend(Clock::system(), process.stop.clone()));
     let worker = CallbackWorker { db: process.db, gateways, clock: Clock::system(), copies: process.copies };
     let worker = Arc::new(worker);
     let supervised = mq::supervise("callback-worker", &process.amqp_url, process.stop, async |connection, stop| {

@@ -36,6 +36,7 @@ async fn main() -> ExitCode {
 
 async fn work(process: Process, gateways: Gateways) {
     let db = process.db.clone();
+    tokio::spawn(gateways.clone().tend(Clock::system(), process.stop.clone()));
     let worker = CheckWorker { db: process.db, gateways, clock: Clock::system(), copies: process.copies };
     let worker = Arc::new(worker);
     let batch = BatchOptions { max: 16, linger: Duration::from_millis(5) };

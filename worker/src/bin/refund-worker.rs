@@ -54,6 +54,7 @@ fn configure(env: &mut Env) -> Option<Config> {
 
 async fn work(process: Process, config: Config) {
     let db = process.db.clone();
+    tokio::spawn(config.gateways.clone().tend(Clock::system(), process.stop.clone()));
     let worker = Arc::new(RefundWorker {
         db: process.db,
         gateways: config.gateways,

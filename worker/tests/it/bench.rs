@@ -72,6 +72,8 @@ impl Bench {
         copy(&key_set(), &folder);
         let options = Options { speed: SPEED, ..Options::default() };
         let simulator = Simulator::start(&folder, "127.0.0.1:0", &options).await.unwrap();
+        // What is changed through these keys, the simulator signs with.
+        world.keys = simulator.keys().clone();
         let before = Before::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let wire = listener.local_addr().unwrap();

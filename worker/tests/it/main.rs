@@ -9,5 +9,6 @@ mod histories;
 mod refunding;
 mod refunds;
 mod relay;
+mod rotation;
 mod support;
 mod verdicts;

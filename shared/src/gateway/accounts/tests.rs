@@ -4,25 +4,25 @@ use std::path::PathBuf;
 
 use super::*;
 
-const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/vectors/keys");
+pub(super) const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/vectors/keys");
 
 /// A directory of its own, removed at the end.
-struct Dir(PathBuf);
+pub(super) struct Dir(PathBuf);
 
 impl Dir {
-    fn new() -> Dir {
+    pub(super) fn new() -> Dir {
         let dir = std::env::temp_dir().join(format!("gateways-{}", uuid::Uuid::now_v7()));
         std::fs::create_dir(&dir).unwrap();
         Dir(dir)
     }
 
-    fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(super) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.0.join(name);
         std::fs::write(&path, text).unwrap();
         path
     }
 
-    fn load(&self, text: &str) -> Result<Gateways, Vec<AccountFault>> {
+    pub(super) fn load(&self, text: &str) -> Result<Gateways, Vec<AccountFault>> {
         Gateways::load(&self.write("gateways.toml", &text.replace("KEYS", KEYS)))
     }
 
@@ -39,7 +39,7 @@ impl Drop for Dir {
     }
 }
 
-const ALIPAY: &str = r#"
+pub(super) const ALIPAY: &str = r#"
 [[alipay]]
 account = "main"
 environment = "simulator"
@@ -52,7 +52,7 @@ app_private_key_file = "KEYS/alipay_app_private_pkcs1.pem"
 alipay_public_key_file = "KEYS/alipay_platform_public.pem"
 "#;
 
-const WECHAT: &str = r#"
+pub(super) const WECHAT: &str = r#"
 [[wechat]]
 account = "main"
 environment = "simulator"
@@ -74,7 +74,7 @@ serial = "5D008BE308C26237789E43DAB6260133B42601A4"
 file = "KEYS/wx_platform_cert.pem"
 "#;
 
-const APIV3: &str = "dev0123456789ABCDEFabcdef-_TEST!\n";
+pub(super) const APIV3: &str = "dev0123456789ABCDEFabcdef-_TEST!\n";
 
 fn name(text: &str) -> AccountName {
     AccountName::parse(text).unwrap()

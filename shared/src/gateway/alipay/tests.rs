@@ -2,12 +2,16 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use reqwest::Client;
 use time::macros::datetime;
+use url::Url;
 
 use super::sign::{Form, string_to_sign};
 use super::*;
 use crate::domain::{Fact, Money, Scene, Subject};
 use crate::gateway::http::{Transport, client};
+use crate::gateway::keys::VerifyingKey;
+use crate::gateway::road;
 use crate::gateway::testing::{Reply, Server, impatient_client};
 
 macro_rules! key {
@@ -34,9 +38,9 @@ fn with_client(gateway_url: &str, client: Client) -> Alipay {
         seller_id: "2088621955702100".to_owned(),
         qr_product_code: "FACE_TO_FACE_PAYMENT".to_owned(),
         app_key: SigningKey::from_pem(key!("alipay_app_private_pkcs8.pem")).unwrap(),
-        alipay_key: VerifyingKey::from_spki_pem(key!("alipay_platform_public.pem")).unwrap(),
+        trust: Trust::PublicKey(VerifyingKey::from_spki_pem(key!("alipay_platform_public.pem")).unwrap()),
     };
-    Alipay::new(account, client)
+    Alipay::new(account, road::tests::to(client, &[gateway_url]), Arc::default())
 }
 
 fn order(scene: Scene) -> PrepayOrder {

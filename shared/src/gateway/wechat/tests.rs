@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use proptest::prelude::*;
+use reqwest::Client;
 use time::macros::datetime;
 
 use super::sign::{Stamp, Target, request_text};
@@ -15,6 +16,7 @@ use super::*;
 use crate::domain::{Fact, Money, Subject};
 use crate::gateway::http::{Transport, client};
 use crate::gateway::keys::{Certificate, VerifyingKey};
+use crate::gateway::road;
 use crate::gateway::testing::{Reply, Seen, Server, impatient_client};
 
 macro_rules! key {
@@ -23,8 +25,8 @@ macro_rules! key {
     };
 }
 
-const NOW: OffsetDateTime = datetime!(2026-01-05 02:21:10 UTC);
-const APIV3: &str = "0123456789abcdef0123456789abcdef";
+pub(super) const NOW: OffsetDateTime = datetime!(2026-01-05 02:21:10 UTC);
+pub(super) const APIV3: &str = "0123456789abcdef0123456789abcdef";
 pub(super) const KEY_ID: &str = "PUB_KEY_ID_1";
 const SERIAL_NO: &str = "510FBE783019212C010D88F4DD891E848C8F4B35";
 
@@ -39,17 +41,21 @@ pub(super) fn impatient(base_url: &str) -> Wechat {
 fn with_client(base_url: &str, client: Client) -> Wechat {
     let mut verify_keys = KeyRing::default();
     verify_keys.insert(KEY_ID.to_owned(), VerifyingKey::from_spki_pem(key!("wx_pubkey_public.pem")).unwrap());
+    with_keys(verify_keys, road::tests::to(client, &[base_url]))
+}
+
+pub(super) fn with_keys(verify_keys: KeyRing, road: Road) -> Wechat {
     let account = Account {
         name: AccountName::parse("main").unwrap(),
-        base_url: Url::parse(base_url).unwrap(),
         mchid: "1900000109".to_owned(),
         appids: PaymentMethod::Wechat.scenes().iter().map(|scene| (*scene, format!("wx{scene}"))).collect(),
         merchant_serial_no: SERIAL_NO.to_owned(),
         merchant_key: SigningKey::from_pem(key!("wx_merchant_private_pkcs8.pem")).unwrap(),
         apiv3_key: aead::ApiV3Key::new(APIV3).unwrap(),
         verify_keys,
+        fetches: true,
     };
-    Wechat::new(account, client)
+    Wechat::new(account, road, Arc::default())
 }
 
 fn order(scene: Scene) -> PrepayOrder {

@@ -92,7 +92,7 @@ impl Desk {
             let answer = gateway.query(&order.order_no, now).await.unwrap();
             let told = answer.told_of(gateway.as_ref(), &order.order_no, id.to_owned());
             let mut tx = worker.db.begin().await.unwrap();
-            let verdicts = settle::settle(&mut tx, &[&told], worker.gateways.policies(), &worker.clock).await.unwrap();
+            let verdicts = settle::settle(&mut tx, &[&told], &worker.gateways.policies(), &worker.clock).await.unwrap();
             tx.commit().await.unwrap();
             return verdicts[0];
         };
