@@ -257,6 +257,16 @@ pub enum Payment {
     },
 }
 
+/// Whether an address that a gateway names may go to a buyer: HTTPS, on one of the gateway's own domains and no port of its
+/// own. What is handed on is opened by browsers, and trusted.
+fn may_be_handed_on(address: &str, domains: &[&str]) -> bool {
+    let Ok(url) = url::Url::parse(address) else { return false };
+    let bare = url.scheme() == "https" && url.username().is_empty() && url.password().is_none() && url.port().is_none();
+    let of =
+        |host: &str, domain: &str| host.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    bare && url.domain().is_some_and(|host| domains.iter().any(|domain| of(host, domain)))
+}
+
 /// An order as the gateway sees it. `fact` is [`Fact::Nothing`] while the buyer can still pay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trade {
@@ -365,6 +375,25 @@ impl CallbackError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_gateways_own_addresses_are_handed_on() {
+        for (address, may) in [
+            ("https://wx.tenpay.com/cgi-bin/mmpayweb-bin/checkmweb?prepay_id=wx1", true),
+            ("https://tenpay.com/", true),
+            ("http://wx.tenpay.com/", false),
+            ("https://wx.tenpay.com.evil.example/", false),
+            ("https://eviltenpay.com/", false),
+            ("https://wx.tenpay.com@evil.example/", false),
+            ("https://wx.tenpay.com:8443/", false),
+            ("https://192.0.2.1/", false),
+            ("javascript:alert(1)//wx.tenpay.com", false),
+            ("//wx.tenpay.com/", false),
+            ("", false),
+        ] {
+            assert_eq!(may_be_handed_on(address, &["tenpay.com"]), may, "{address}");
+        }
+    }
 
     #[test]
     fn a_refusal_that_says_paid_is_told_from_the_others() {

@@ -133,11 +133,26 @@ async fn native_is_a_code() {
 
 #[tokio::test]
 async fn h5_names_the_buyers_address_and_comes_back() {
-    let (payment, seen) = prepay(Scene::H5, r#"{"h5_url":"https://wx.example/x?a=1"}"#).await;
-    let url = "https://wx.example/x?a=1&redirect_url=https%3A%2F%2Fshop.example.com%2Fdone".to_owned();
+    let (payment, seen) = prepay(Scene::H5, r#"{"h5_url":"https://wx.tenpay.com/x?a=1"}"#).await;
+    let url = "https://wx.tenpay.com/x?a=1&redirect_url=https%3A%2F%2Fshop.example.com%2Fdone".to_owned();
     assert_eq!(payment, Payment::Redirect { url });
     assert_eq!(body(&seen)["scene_info"]["payer_client_ip"], "203.0.113.9");
     assert_eq!(body(&seen)["payer"], serde_json::Value::Null);
+}
+
+#[tokio::test]
+async fn an_answer_that_leads_elsewhere_is_not_handed_on() {
+    for (scene, answer) in [
+        (Scene::H5, r#"{"h5_url":"https://evil.example/x"}"#),
+        (Scene::H5, r#"{"h5_url":"http://wx.tenpay.com/x"}"#),
+        (Scene::Native, r#"{"code_url":"https://evil.example/x"}"#),
+    ] {
+        let server = Server::start(signed(200, answer)).await;
+        let wechat = account(&server.url);
+        let request = wechat.prepay_request(&order(scene)).unwrap();
+        let handed_on = wechat.prepay(&request, NOW).await;
+        assert!(matches!(handed_on, Err(GatewayError::Protocol(_))), "{answer}: {handed_on:?}");
+    }
 }
 
 #[tokio::test]
