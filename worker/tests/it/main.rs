@@ -4,6 +4,7 @@ mod batches;
 mod bench;
 mod checks;
 mod consumer;
+mod copies;
 mod grid;
 mod histories;
 mod refunding;

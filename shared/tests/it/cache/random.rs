@@ -21,6 +21,9 @@ use super::{World, counted, recorder, relay, version};
 
 /// How long it goes on.
 const LASTS: Duration = Duration::from_secs(12);
+/// How many orders.
+const BUSY: usize = 3;
+const QUIET: usize = 20;
 /// Clocks that count milliseconds.
 const ROUNDING: Duration = Duration::from_millis(10);
 /// The same choices each time; when each is made is the machine's.
@@ -90,8 +93,12 @@ impl Stage {
         Instant::now() < self.until
     }
 
+    /// Every other time one of the few busy ones, where versions follow each other closely; else a quiet one, whose news
+    /// may be lost for long.
     fn any_order(&self, dice: &Dice) -> OrderId {
-        self.orders[usize::try_from(dice.below(self.orders.len() as u64)).unwrap()]
+        let (busy, quiet) = self.orders.split_at(BUSY);
+        let orders = if dice.below(2) == 0 { busy } else { quiet };
+        orders[usize::try_from(dice.below(orders.len() as u64)).unwrap()]
     }
 
     fn any_process(&self, dice: &Dice) -> &Process {
@@ -105,7 +112,7 @@ impl Stage {
             let (id, process) = (self.any_order(&dice), self.any_process(&dice));
             let (began, before) = (Instant::now(), process.has_shown(id));
             // Now and then as a list or a stream does it.
-            let seen = if dice.below(20) == 0 {
+            let seen = if dice.below(100) == 0 {
                 let order = orders::get(&self.world.db, id).await.unwrap().unwrap();
                 process.cache.orders.saw(&order);
                 order.version
@@ -138,7 +145,7 @@ impl Stage {
                 _ => {}
             }
             writes += 1;
-            dice.rest(60).await;
+            dice.rest(120).await;
         }
         writes
     }
@@ -173,7 +180,7 @@ async fn no_reader_sees_an_older_version_after_a_newer_nor_what_was_over_a_secon
     let _here = metrics::set_default_local_recorder(&recorder);
     let world = World::new(db);
     let mut orders = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..BUSY + QUIET {
         orders.push(world.order().await);
     }
     let (redis, workers_way) = (world.redis().await, relay().await);

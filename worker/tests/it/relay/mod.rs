@@ -24,6 +24,7 @@ use testkit::{Relay as Between, TestBroker};
 use tokio_util::sync::CancellationToken;
 use worker::relay::{Relay, Settings};
 
+use crate::copies::{redis, until_passed_on};
 use crate::support::World;
 
 /// Who holds the lock of the active relay.
@@ -91,14 +92,8 @@ impl Road {
                 let done = CancellationToken::new();
                 let options = PublisherOptions { channels: 1, ..PublisherOptions::default() };
                 let publisher = Publisher::start(&broker, "relay-publisher", options, done.clone()).unwrap();
-                let relay = Relay {
-                    db,
-                    publisher,
-                    amqp_url: uri,
-                    clock: Clock::system(),
-                    settings,
-                    copies: Renewer::default(),
-                };
+                let copies = Renewer::new(Some(redis(&db).await));
+                let relay = Relay { db, publisher, amqp_url: uri, clock: Clock::system(), settings, copies };
                 relay.run(&stop).await;
                 done.cancel();
             });
@@ -244,6 +239,19 @@ async fn a_standby_takes_over_when_the_host_of_the_active_relay_vanishes(db: PgP
     // 15 s of silence, and a second until the standby asks.
     road.until(leads, 0).await;
     road.until(UNPUBLISHED, 0).await;
+    assert_eq!(road.next_ids("shop.all", 1).await, ["e1"]);
+}
+
+/// The worker that changed it may have come to its end before it passed it on.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_order_whose_event_goes_out_is_passed_on(db: PgPool) {
+    let road = Road::new(db.clone()).await;
+    road.downstream("shop.all", "#").await;
+    let order = World::new(db.clone()).pending_order(Alipay, "12.34").await;
+    let about = Event { order_id: Some(order.id), ..event("e1", "order.paid", None) };
+    road.write(&[about]).await;
+    road.start();
+    until_passed_on(&redis(&db).await, order.id, 1).await;
     assert_eq!(road.next_ids("shop.all", 1).await, ["e1"]);
 }
 
