@@ -61,8 +61,12 @@ pub(super) fn client(transport: Transport) -> Result<Client, reqwest::Error> {
 
 /// Sends a request and reads the whole answer.
 pub(super) async fn send(request: RequestBuilder) -> Result<Answer, GatewayError> {
-    // An answer that does not even begin is given up earlier than one that trickles in.
-    let begun = timeout(ANSWER, request.send()).await.map_err(|_| no_answer())?;
+    send_within(ANSWER, request).await
+}
+
+/// An answer that does not even begin is given up earlier than one that trickles in.
+async fn send_within(answer: Duration, request: RequestBuilder) -> Result<Answer, GatewayError> {
+    let begun = timeout(answer, request.send()).await.map_err(|_| no_answer())?;
     let mut response = begun.map_err(|error| transport_error(&error))?;
     let (status, headers) = (response.status().as_u16(), std::mem::take(response.headers_mut()));
     let mut body = Vec::new();
@@ -189,6 +193,14 @@ mod tests {
             assert!(matches!(&error, GatewayError::Unknown(_)), "{error:?}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_begin_is_given_up_and_may_have_happened() {
+        let (_held, url) = super::super::testing::silent();
+        let request = client(Transport::Loopback).unwrap().get(url);
+        let error = send_within(Duration::from_millis(50), request).await.unwrap_err();
+        assert!(matches!(&error, GatewayError::Unknown(text) if text == "no answer in time"), "{error:?}");
     }
 
     #[tokio::test]

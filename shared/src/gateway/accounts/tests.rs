@@ -245,3 +245,35 @@ fn an_account_says_what_becomes_of_late_money() {
         assert!(faults.contains("late_payment must be"), "{bad}: {faults}");
     }
 }
+
+#[test]
+fn a_wechat_account_has_keys_or_fetches_them() {
+    let dir = Dir::new();
+    dir.write("apiv3", APIV3);
+    let keyless = WECHAT.split("[[wechat.simulator.verify_keys]]").next().unwrap();
+    dir.load(keyless).unwrap();
+    let fixed = keyless.replace("mchid =", "fetch_certificates = false\nmchid =");
+    assert!(dir.faults(&fixed).contains("simulator.verify_keys is missing"));
+    dir.load(&WECHAT.replace("mchid =", "fetch_certificates = false\nmchid =")).unwrap();
+    let wrong = WECHAT.replace("mchid =", "fetch_certificates = \"no\"\nmchid =");
+    assert!(dir.faults(&wrong).contains("fetch_certificates must be true or false"));
+}
+
+#[test]
+fn a_second_host_and_the_apiv3_key_before_are_checked_like_the_first() {
+    let dir = Dir::new();
+    dir.write("apiv3", APIV3);
+    dir.write("before", "short");
+    let with = |line: &str| WECHAT.replace("mchid =", &format!("{line}\nmchid ="));
+    dir.load(&with("fallback_url = \"http://127.0.0.1:7001\"")).unwrap();
+    dir.load(&with("previous_apiv3_key_file = \"apiv3\"")).unwrap();
+    for (line, fault) in [
+        ("fallback_url = \"http://api2.example.com\"", "fallback_url must begin with https://"),
+        ("fallback_url = \"http://127.0.0.1:7001/v3\"", "fallback_url must have no path"),
+        ("fallback_url = \"https://api2.example.com\"", "fallback_url must be reached the same way as base_url"),
+        ("previous_apiv3_key_file = \"before\"", "previous_apiv3_key_file is 5 bytes long"),
+        ("previous_apiv3_key_file = \"none\"", "previous_apiv3_key_file names"),
+    ] {
+        assert!(dir.faults(&with(line)).contains(fault), "{line}: {}", dir.faults(&with(line)));
+    }
+}

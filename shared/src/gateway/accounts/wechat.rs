@@ -21,10 +21,9 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName, scenes: &[Scene
     let merchant_key = section.secret("merchant_private_key").and_then(|(field, text)| {
         SigningKey::from_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()
     });
-    let apiv3_key = section.secret("apiv3_key").and_then(|(field, text)| {
-        let text = text.trim_end_matches(['\r', '\n']);
-        ApiV3Key::new(text).map_err(|error| section.fault(&field, &error.to_string())).ok()
-    });
+    let apiv3_key = read_apiv3_key(section, "apiv3_key");
+    let has_previous = ["file", "env"].iter().any(|by| section.has(&format!("previous_apiv3_key_{by}")));
+    let previous_apiv3_key = if has_previous { read_apiv3_key(section, "previous_apiv3_key") } else { None };
     let fetches = section.flag("fetch_certificates", true);
     let verify_keys = read_verify_keys(section, merchant_key.as_ref());
     if !fetches && verify_keys.as_ref().is_some_and(|ring| ring.names().next().is_none()) {
@@ -37,10 +36,17 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName, scenes: &[Scene
         merchant_serial_no: merchant_serial_no?,
         merchant_key: merchant_key?,
         apiv3_key: apiv3_key?,
+        previous_apiv3_key,
         verify_keys: verify_keys?,
         fetches,
     };
     Some((account, urls?))
+}
+
+fn read_apiv3_key(section: &mut Section<'_>, field: &str) -> Option<ApiV3Key> {
+    let (field, text) = section.secret(field)?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    ApiV3Key::new(text).map_err(|error| section.fault(&field, &error.to_string())).ok()
 }
 
 /// `base_url` and `fallback_url`: the second host is WeChat Pay's own where the first is.

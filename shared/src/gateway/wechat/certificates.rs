@@ -135,7 +135,9 @@ impl Wechat {
         now: OffsetDateTime,
     ) -> Result<Vec<PlatformCertificate>, CertificatesError> {
         let header = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok());
-        open_next(&self.account.apiv3_key, ring, header, &answer.body, now)
+        let lists = self.account.apiv3_keys().map(|key| open_next(key, ring, header, &answer.body, now));
+        let opened = lists.reduce(|newest, previous| newest.or_else(|error| previous.map_err(|_| error)));
+        opened.unwrap_or(Err(CertificatesError::Shape))
     }
 
     /// Whether the key is here then. The name is not asked for: the list has them all.

@@ -55,6 +55,8 @@ pub(super) struct Account {
     pub merchant_serial_no: String,
     pub merchant_key: SigningKey,
     pub apiv3_key: aead::ApiV3Key,
+    /// The one before: what was sealed under it may still be on its way.
+    pub previous_apiv3_key: Option<aead::ApiV3Key>,
     /// The keys that were configured, for as long as the configuration names them.
     pub verify_keys: KeyRing,
     /// Whether platform certificates are fetched beside them.
@@ -62,6 +64,11 @@ pub(super) struct Account {
 }
 
 impl Account {
+    /// The APIv3 keys that may have sealed something, the newest first.
+    fn apiv3_keys(&self) -> impl Iterator<Item = &aead::ApiV3Key> {
+        std::iter::once(&self.apiv3_key).chain(&self.previous_apiv3_key)
+    }
+
     fn appid(&self, scene: Scene) -> Option<&str> {
         self.appids.iter().find(|(of, _)| *of == scene).map(|(_, appid)| appid.as_str())
     }

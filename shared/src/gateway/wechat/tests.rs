@@ -52,6 +52,7 @@ pub(super) fn with_keys(verify_keys: KeyRing, road: Road) -> Wechat {
         merchant_serial_no: SERIAL_NO.to_owned(),
         merchant_key: SigningKey::from_pem(key!("wx_merchant_private_pkcs8.pem")).unwrap(),
         apiv3_key: aead::ApiV3Key::new(APIV3).unwrap(),
+        previous_apiv3_key: None,
         verify_keys,
         fetches: true,
     };
@@ -300,6 +301,31 @@ fn a_notice_names_both_the_merchant_and_one_of_its_apps() {
     for other in [PAID.replace("wxnative", "wxother"), PAID.replace("appid", "x"), PAID.replace("1900000109", "1")] {
         assert!(matches!(merchant(&other), crate::domain::Merchant::Other(_)), "{other}");
     }
+}
+
+#[test]
+fn what_was_sealed_under_the_key_before_still_opens() {
+    let mut wechat = account("https://api.example");
+    wechat.account.apiv3_key = aead::ApiV3Key::new("another-key-of-thirty-two-bytes!").unwrap();
+    let read = |wechat: &Wechat, body: String| {
+        let callback = Callback {
+            method: PaymentMethod::Wechat,
+            account: AccountName::parse("main").unwrap(),
+            headers: Vec::new(),
+            body: body.into(),
+            received_at: NOW,
+            job_id: None,
+        };
+        wechat.read(&Verified::new(callback)).map(drop)
+    };
+    let body = || sealed("TRANSACTION.SUCCESS", PAID.as_bytes());
+    assert!(matches!(read(&wechat, body()), Err(CallbackError::Undecodable(_))));
+    wechat.account.previous_apiv3_key = Some(aead::ApiV3Key::new(APIV3).unwrap());
+    assert_eq!(read(&wechat, body()), Ok(()));
+    assert!(matches!(
+        read(&wechat, body().replace("twelve bytes", "other  bytes")),
+        Err(CallbackError::Undecodable(_))
+    ));
 }
 
 #[test]
