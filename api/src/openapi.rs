@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::get;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{Content, Ref, ResponseBuilder};
+use utoipa::openapi::{Content, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -72,8 +72,24 @@ fn add_shared_answers(description: &mut utoipa::openapi::OpenApi) {
                 let answer = answer.content("application/problem+json", problem());
                 operation.responses.responses.entry("415".to_owned()).or_insert_with(|| answer.build().into());
             }
+            operation.responses.responses.values_mut().for_each(name_problems);
         }
     }
+}
+
+/// A problem has a media type of its own, which its schema does not tell the generator.
+fn name_problems(answer: &mut RefOr<Response>) {
+    if let RefOr::T(Response { content, .. }) = answer
+        && content.get("application/json").is_some_and(is_problem)
+        && let Some(problem) = content.shift_remove("application/json")
+    {
+        content.insert("application/problem+json".to_owned(), problem);
+    }
+}
+
+fn is_problem(content: &RefOr<Content>) -> bool {
+    let RefOr::T(Content { schema: Some(RefOr::Ref(of)), .. }) = content else { return false };
+    of.ref_location == "#/components/schemas/Problem"
 }
 
 fn described() -> OpenApiRouter<Arc<App>> {

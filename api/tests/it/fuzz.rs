@@ -1,6 +1,8 @@
 //! Every route as the API describes it, asked with what nobody would send on purpose: no answer is a defect, and each one is
 //! in the description.
 
+use std::collections::BTreeMap;
+
 use axum::body::Body;
 use axum::http::{Method, Request};
 use proptest::prelude::*;
@@ -23,7 +25,8 @@ struct Operation {
     parameters: Vec<(String, String)>,
     /// The properties of its body, each with its schema.
     body: Option<Map<String, Value>>,
-    statuses: Vec<u16>,
+    /// Each answer: its status, and the media types that it may have; none: it has no body.
+    answers: BTreeMap<u16, Vec<String>>,
 }
 
 fn operations(document: &Value) -> Vec<Operation> {
@@ -42,11 +45,16 @@ fn operations(document: &Value) -> Vec<Operation> {
                 path: path.clone(),
                 parameters: parameters.iter().map(|one| (text(&one["name"]), text(&one["in"]))).collect(),
                 body: properties,
-                statuses: operation["responses"].as_object().unwrap().keys().map(|key| key.parse().unwrap()).collect(),
+                answers: operation["responses"].as_object().unwrap().iter().map(answer).collect(),
             });
         }
     }
     operations
+}
+
+fn answer((status, described): (&String, &Value)) -> (u16, Vec<String>) {
+    let media = described["content"].as_object().map(|content| content.keys().cloned().collect());
+    (status.parse().unwrap(), media.unwrap_or_default())
 }
 
 /// Any JSON, now and then deep.
@@ -221,7 +229,7 @@ async fn no_request_finds_a_defect_or_an_answer_that_is_not_described(db: PgPool
     let ids = [paid, placed, refund, world.case("dead_letter", None, "1").await];
     let document = world.ask(Who::Nobody, Method::GET, "/openapi.json", None).await.json();
     let mut runner = TestRunner::deterministic();
-    let mut met = std::collections::BTreeMap::<String, usize>::new();
+    let mut met = BTreeMap::<String, usize>::new();
     for operation in operations(&document) {
         // Whoever asks nobody's gateway waits for nobody's worker.
         let slow = operation.path.ends_with("/sync") || operation.path.ends_with("/close");
@@ -229,9 +237,14 @@ async fn no_request_finds_a_defect_or_an_answer_that_is_not_described(db: PgPool
             let filling = filling().new_tree(&mut runner).unwrap().current();
             let Some(request) = request(&operation, &filling, &ids) else { continue };
             let asked = format!("{} {}", request.method(), request.uri());
-            let status = world.open(request).await.status().as_u16();
+            let answer = world.open(request).await;
+            let status = answer.status().as_u16();
             assert_ne!(status, 500, "{asked} {filling:?}");
-            assert!(operation.statuses.contains(&status), "{asked}: {status} is not described; {filling:?}");
+            let described = operation.answers.get(&status);
+            let described = described.unwrap_or_else(|| panic!("{asked}: {status} is not described; {filling:?}"));
+            let media = answer.headers().get("content-type").map_or("", |value| value.to_str().unwrap());
+            let fits = described.is_empty() && media.is_empty() || described.iter().any(|one| one == media);
+            assert!(fits, "{asked}: {status} comes as {media:?}, described is {described:?}");
             *met.entry(format!("{status}")).or_default() += 1;
         }
     }
