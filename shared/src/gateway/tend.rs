@@ -31,7 +31,7 @@ const WATCH: Duration = Duration::from_secs(5);
 /// How often what is due is looked for, and how long keys last is told.
 const TURN: Duration = Duration::from_secs(1);
 /// From so many days before its end on, a certificate is warned of.
-const WARN_DAYS: i64 = 30;
+const WARN_DAYS: f64 = 30.0;
 
 /// What a question for keys brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,15 +224,16 @@ struct Ending {
 
 impl Ending {
     fn warn(&self, method: PaymentMethod, account: &AccountName) {
-        let Ending { kind, serial, days, .. } = self;
+        let Ending { kind, serial, .. } = self;
+        let days = self.days.floor();
         let (gateway, until) =
             (method.as_str(), self.validity.until.map(|until| until.to_string()).unwrap_or_default());
         if self.early {
             warn!(gateway, %account, kind, serial, "The newest {kind} of {gateway}/{account} does not count yet: check the clock and the file");
-        } else if *days < 0.0 {
-            error!(gateway, %account, kind, serial, until, "The {kind} of {gateway}/{account} has expired: put a new one in its place");
-        } else if *days < WARN_DAYS as f64 {
-            warn!(gateway, %account, kind, serial, until, days, "The {kind} of {gateway}/{account} ends soon: put a new one in its place");
+        } else if days < 0.0 {
+            error!(gateway, %account, kind, serial, until, "The {kind} of {gateway}/{account} has expired, and none follows it");
+        } else if days < WARN_DAYS {
+            warn!(gateway, %account, kind, serial, until, days, "The {kind} of {gateway}/{account} ends soon, and none follows it");
         }
     }
 }
