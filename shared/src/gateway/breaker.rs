@@ -17,6 +17,14 @@ const FAILURES: u32 = 5;
 /// So long it stays open before a call may try.
 pub(super) const PAUSE: Duration = Duration::from_secs(5);
 
+/// How the error of a call begins that was not even tried.
+const STOPPED: &str = "not tried";
+
+/// Whether a breaker stopped the call: that is told once, when it opens, and not of each call.
+pub(super) fn stopped(error: &GatewayError) -> bool {
+    matches!(error, GatewayError::Unavailable(text) if text.starts_with(STOPPED))
+}
+
 /// The breaker of one host.
 #[derive(Debug)]
 pub(super) struct Breaker {
@@ -60,7 +68,7 @@ impl Breaker {
             State::Closed { .. } => false,
             State::Open { until } if now >= until => true,
             State::Open { .. } | State::Trying => {
-                return Err(GatewayError::Unavailable(format!("{} failed too often just now", self.host)));
+                return Err(GatewayError::Unavailable(format!("{STOPPED}: {} failed too often just now", self.host)));
             }
         };
         if trying {
@@ -140,7 +148,7 @@ mod tests {
     }
 
     fn is_open(breaker: &Breaker, now: Instant) -> bool {
-        matches!(breaker.enter(now), Err(GatewayError::Unavailable(_)))
+        breaker.enter(now).is_err_and(|error| stopped(&error))
     }
 
     #[test]

@@ -9,8 +9,8 @@ use reqwest::{Client, RequestBuilder, tls};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::GatewayError;
 use super::keys::KeyError;
+use super::{GatewayError, breaker};
 use crate::domain::PaymentMethod;
 
 /// More than any answer of either gateway (bills are fetched elsewhere).
@@ -132,6 +132,7 @@ pub(super) async fn measured<T>(
         Ok(_) => "ok",
         Err(GatewayError::Refused { .. }) => "refused",
         Err(GatewayError::NotNow { .. }) => "not_now",
+        Err(error) if breaker::stopped(error) => "stopped",
         Err(GatewayError::Unavailable(_)) => "unavailable",
         Err(GatewayError::Unknown(_)) => "unknown",
         Err(GatewayError::Protocol(_)) => "protocol",
@@ -143,6 +144,7 @@ pub(super) async fn measured<T>(
     let elapsed_ms = elapsed.as_millis();
     match &result {
         Ok(_) => debug!(%gateway, call, elapsed_ms, "Called {gateway} {call}"),
+        Err(error) if breaker::stopped(error) => debug!(%gateway, call, %error, "{gateway} {call} was not tried"),
         Err(error) => warn!(%gateway, call, elapsed_ms, outcome, %error, "Call of {gateway} {call} failed"),
     }
     result
