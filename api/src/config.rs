@@ -9,6 +9,7 @@ use shared::domain::PaymentMethod;
 use url::{Origin, Url};
 
 use crate::auth::{Authenticator, Claimed};
+use crate::callers::{self, Callers, network};
 use crate::view_token::ViewTokens;
 
 /// Where the process listens.
@@ -49,10 +50,11 @@ pub struct Settings {
     pub cors_origins: Vec<Origin>,
     /// `TRUSTED_PROXIES` (default none): networks whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// `ALIPAY_CALLBACK_IPS` (default none: off): networks that Alipay's callbacks come from.
-    pub alipay_callback_ips: Vec<IpNet>,
-    /// `WECHAT_CALLBACK_IPS` (default none: off): networks that WeChat Pay's callbacks come from.
-    pub wechat_callback_ips: Vec<IpNet>,
+    /// `ALIPAY_CALLBACK_IPS` (default none: off): networks that Alipay's callbacks come from; or
+    /// `ALIPAY_CALLBACK_IPS_FILE`: a file with one a line, taken up when it changes.
+    pub alipay_callers: Callers,
+    /// `WECHAT_CALLBACK_IPS`, `WECHAT_CALLBACK_IPS_FILE`: the same for WeChat Pay.
+    pub wechat_callers: Callers,
     /// `MAX_STREAMS` (default 2000): open pages of the whole process.
     pub streams: usize,
     /// `MAX_REQUESTS` (default 512): frontend requests worked on at once; more are answered 503.
@@ -71,10 +73,9 @@ impl Settings {
         let public_url = public_url(env);
         let return_url_origins = list(env, "RETURN_URL_ORIGINS", "https://shop.example.com", origin);
         let cors_origins = list(env, "CORS_ORIGINS", "https://shop.example.com", origin);
-        let net = "203.0.113.0/24 or a single address";
-        let trusted_proxies = list(env, "TRUSTED_PROXIES", net, network);
-        let alipay = list(env, "ALIPAY_CALLBACK_IPS", net, network);
-        let wechat = list(env, "WECHAT_CALLBACK_IPS", net, network);
+        let trusted_proxies = list(env, "TRUSTED_PROXIES", NETWORK, network);
+        let alipay = callers(env, "ALIPAY_CALLBACK_IPS", "ALIPAY_CALLBACK_IPS_FILE");
+        let wechat = callers(env, "WECHAT_CALLBACK_IPS", "WECHAT_CALLBACK_IPS_FILE");
         let streams = number(env, "MAX_STREAMS", 2000);
         let requests = number(env, "MAX_REQUESTS", 512);
         let callbacks = number(env, "MAX_CALLBACKS", 1024);
@@ -86,8 +87,8 @@ impl Settings {
             return_url_origins: return_url_origins?,
             cors_origins: cors_origins?,
             trusted_proxies: trusted_proxies?,
-            alipay_callback_ips: alipay?,
-            wechat_callback_ips: wechat?,
+            alipay_callers: alipay?,
+            wechat_callers: wechat?,
             streams: streams?,
             requests: requests?,
             callbacks: callbacks?,
@@ -96,11 +97,11 @@ impl Settings {
         })
     }
 
-    /// The networks that this gateway's callbacks come from; empty: not checked.
-    pub fn callback_ips(&self, method: PaymentMethod) -> &[IpNet] {
+    /// Where this gateway's callbacks come from.
+    pub fn callers(&self, method: PaymentMethod) -> Callers {
         match method {
-            PaymentMethod::Alipay => &self.alipay_callback_ips,
-            PaymentMethod::Wechat => &self.wechat_callback_ips,
+            PaymentMethod::Alipay => self.alipay_callers.clone(),
+            PaymentMethod::Wechat => self.wechat_callers.clone(),
         }
     }
 }
@@ -168,8 +169,29 @@ fn origin(text: &str) -> Option<Origin> {
     Some(url.origin()).filter(|origin| bare && origin.is_tuple())
 }
 
-fn network(text: &str) -> Option<IpNet> {
-    text.parse().ok().or_else(|| text.parse().ok().map(|address: std::net::IpAddr| address.into()))
+/// What a network looks like, for whoever has written something else.
+const NETWORK: &str = "203.0.113.0/24 or a single address";
+
+/// A list of networks, or a file that keeps one.
+fn callers(env: &mut Env, name: &'static str, file: &'static str) -> Option<Callers> {
+    let networks = list(env, name, NETWORK, network)?;
+    if env.optional(file).is_none() {
+        return Some(Callers { networks, file: None });
+    }
+    let hint = "name a file with one network a line";
+    if !networks.is_empty() {
+        env.fault(file, format!("{name} is set as well"), "set one of the two");
+        return None;
+    }
+    let path = env.file(file, hint)?;
+    let read = std::fs::read_to_string(&path).map_err(|error| error.to_string());
+    match read.and_then(|text| callers::networks(&text)) {
+        Ok(networks) => Some(Callers { networks, file: Some(path) }),
+        Err(wrong) => {
+            env.fault(file, format!("{}: {wrong}", path.display()), hint);
+            None
+        }
+    }
 }
 
 /// Values with commas between them.
@@ -239,8 +261,8 @@ mod tests {
         let settings = Settings::from_env(&mut env).unwrap();
         assert_eq!(settings.public_url, "https://pay.example.com");
         assert_eq!(settings.return_url_origins.len(), 2);
-        assert_eq!(settings.callback_ips(PaymentMethod::Wechat).len(), 2);
-        assert!(settings.callback_ips(PaymentMethod::Alipay).is_empty());
+        assert_eq!(settings.callers(PaymentMethod::Wechat).networks.len(), 2);
+        assert!(settings.callers(PaymentMethod::Alipay).networks.is_empty());
         env.finish().unwrap();
     }
 

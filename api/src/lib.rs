@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod broker_setup;
 pub mod buckets;
+pub mod callers;
 pub mod config;
 pub mod database_roles;
 pub mod fields;

@@ -2,7 +2,12 @@
 //!
 //! Every answer says what is left (`RateLimit` and `RateLimit-Policy`, draft-ietf-httpapi-ratelimit-headers-10); one that
 //! comes too early is 429 with `Retry-After`. Callbacks have no budget: there only refusals count, see [`crate::strikes`].
+//!
+//! With Redis all ingresses share one budget for each key. Without an answer of Redis each goes by its own memory, which
+//! then lets through so many times more as there are ingresses.
 
+use std::fmt::Display;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +17,8 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use shared::cache::Redis;
+use shared::cache::redis::Script;
 use shared::domain::UserId;
 use tokio::time::Instant;
 
@@ -24,6 +31,18 @@ use crate::state::App;
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
+/// A bucket in Redis: the microsecond, by its clock, at which the bucket is full again. Takes a token if there is one and
+/// answers how many microseconds the bucket was from full before that.
+const TAKE: &str = "
+    local clock = redis.call('TIME')
+    local now = clock[1] * 1000000 + clock[2]
+    local every, most = tonumber(ARGV[1]), tonumber(ARGV[2])
+    local full_in = math.max((tonumber(redis.call('GET', KEYS[1])) or 0) - now, 0)
+    if full_in + every <= most then
+        redis.call('SET', KEYS[1], string.format('%.0f', now + full_in + every), 'PX', math.ceil((full_in + every) / 1000))
+    end
+    return full_in";
+
 /// Both budgets; an absent one is off.
 pub struct Limits {
     addresses: Option<Budget<IpAddr>>,
@@ -35,25 +54,43 @@ struct Budget<K> {
     /// As the headers call it.
     name: &'static str,
     per_minute: u32,
+    quota: Quota,
+    /// Of this process alone, for when Redis does not answer.
     buckets: Buckets<K>,
+    shared: Option<(Redis, Script)>,
 }
 
 impl Limits {
     /// Requests a minute for each address and for each user; 0: no limit.
-    pub fn new(per_address: u32, per_user: u32) -> Limits {
-        Limits { addresses: Budget::new("address", per_address), users: Budget::new("user", per_user) }
+    pub fn new(per_address: u32, per_user: u32, redis: Option<&Redis>) -> Limits {
+        Limits { addresses: Budget::new("address", per_address, redis), users: Budget::new("user", per_user, redis) }
     }
 }
 
-impl<K: std::hash::Hash + Eq> Budget<K> {
-    fn new(name: &'static str, per_minute: u32) -> Option<Budget<K>> {
+impl<K: Hash + Eq + Display> Budget<K> {
+    fn new(name: &'static str, per_minute: u32, redis: Option<&Redis>) -> Option<Budget<K>> {
         let every = Duration::from_secs(60).checked_div(per_minute)?;
-        Some(Budget { name, per_minute, buckets: Buckets::new(Quota { burst: per_minute, every }) })
+        let quota = Quota { burst: per_minute, every };
+        let shared = redis.map(|redis| (redis.clone(), Script::new(TAKE)));
+        Some(Budget { name, per_minute, quota, buckets: Buckets::new(quota), shared })
     }
 
-    fn spend(&self, key: K) -> Spent {
-        let left = self.buckets.take(key, Instant::now());
+    async fn spend(&self, key: K) -> Spent {
+        let left = match self.shared_left(&key).await {
+            Some(left) => left,
+            None => self.buckets.take(key, Instant::now()),
+        };
         Spent { name: self.name, per_minute: self.per_minute, left }
+    }
+
+    /// What is left by the count of all ingresses; `None` without an answer of Redis.
+    async fn shared_left(&self, key: &K) -> Option<Left> {
+        let (redis, script) = self.shared.as_ref()?;
+        let Quota { burst, every } = self.quota;
+        let name = redis.key(&format!("requests:{}:{key}", self.name));
+        let arguments = [every.as_micros().to_string(), (every * burst).as_micros().to_string()];
+        let full_in: u64 = redis.run(script, &[name], &arguments).await.ok()?;
+        Some(self.quota.left(Duration::from_micros(full_in)))
     }
 }
 
@@ -82,11 +119,16 @@ pub async fn limit(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let mut spent: Vec<Spent> = app.limits.addresses.iter().map(|budget| budget.spend(network(address))).collect();
+    let mut spent = Vec::new();
+    if let Some(budget) = &app.limits.addresses {
+        spent.push(budget.spend(network(address)).await);
+    }
     if fits(&spent)
         && let Some(caller) = auth::identify(request.headers(), &app)
     {
-        spent.extend(app.limits.users.as_ref().map(|budget| budget.spend(caller.user.clone())));
+        if let Some(budget) = &app.limits.users {
+            spent.push(budget.spend(caller.user.clone()).await);
+        }
         request.extensions_mut().insert(caller);
     }
     let mut response = match spent.iter().find(|spent| spent.left.tokens.is_none()) {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::get;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{Content, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
-use crate::routes::admin::{cases, stats, sync};
+use crate::routes::admin::{cases, config, stats, sync};
 use crate::routes::orders::PaymentView;
 use crate::routes::{index, orders, payment_methods, refunds};
 use crate::state::App;
@@ -41,8 +42,54 @@ impl Modify for Tokens {
 
 /// The frontends' routes with `/openapi.json` and the readable page `/docs`.
 pub fn router() -> Router<Arc<App>> {
-    let (routes, description) = described().split_for_parts();
+    let (routes, mut description) = described().split_for_parts();
+    add_shared_answers(&mut description);
     routes.route("/", get(index::index)).merge(SwaggerUi::new("/docs").url("/openapi.json", description))
+}
+
+/// What the layers around the routes may answer in place of each of them.
+const SHARED_ANSWERS: [(&str, &str); 7] = [
+    ("400", "`bad_request`"),
+    ("408", "`request_timeout`"),
+    ("413", "`body_too_large`"),
+    ("414", "`uri_too_long`"),
+    ("429", "`too_many_requests`: repeat after `Retry-After`; `RateLimit` says what is left"),
+    ("503", "`unavailable`, `overloaded`: repeat after `Retry-After`"),
+    ("504", "`timeout`: repeat"),
+];
+
+fn add_shared_answers(description: &mut utoipa::openapi::OpenApi) {
+    let problem = || Content::new(Some(Ref::from_schema_name("Problem")));
+    for item in description.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
+        for operation in operations.into_iter().flatten() {
+            for (status, words) in SHARED_ANSWERS {
+                let answer = ResponseBuilder::new().description(words).content("application/problem+json", problem());
+                operation.responses.responses.entry(status.to_owned()).or_insert_with(|| answer.build().into());
+            }
+            if operation.request_body.is_some() {
+                let answer = ResponseBuilder::new().description("`unsupported_media_type`");
+                let answer = answer.content("application/problem+json", problem());
+                operation.responses.responses.entry("415".to_owned()).or_insert_with(|| answer.build().into());
+            }
+            operation.responses.responses.values_mut().for_each(name_problems);
+        }
+    }
+}
+
+/// A problem has a media type of its own, which its schema does not tell the generator.
+fn name_problems(answer: &mut RefOr<Response>) {
+    if let RefOr::T(Response { content, .. }) = answer
+        && content.get("application/json").is_some_and(is_problem)
+        && let Some(problem) = content.shift_remove("application/json")
+    {
+        content.insert("application/problem+json".to_owned(), problem);
+    }
+}
+
+fn is_problem(content: &RefOr<Content>) -> bool {
+    let RefOr::T(Content { schema: Some(RefOr::Ref(of)), .. }) = content else { return false };
+    of.ref_location == "#/components/schemas/Problem"
 }
 
 fn described() -> OpenApiRouter<Arc<App>> {
@@ -62,5 +109,8 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(cases::resolve))
         .routes(routes!(cases::propose))
         .routes(routes!(cases::confirm))
+        .routes(routes!(config::get))
+        .routes(routes!(config::change))
+        .routes(routes!(config::changes))
         .routes(routes!(payment_methods::list))
 }

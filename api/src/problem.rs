@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
 use shared::db::DbError;
+use shared::domain::NotOffered;
 use shared::gateway::GatewayError;
 use shared::settle::refunds::RefundRefusal;
 
@@ -76,6 +77,15 @@ pub enum ApiError {
     /// Money cannot go back, and why.
     #[error("{0}")]
     Refund(RefundRefusal),
+    /// No such gateway.
+    #[error("there is no such payment method")]
+    MethodNotFound,
+    /// Somebody was faster.
+    #[error("the rules have changed; look at them again")]
+    ConfigChanged,
+    /// Switched off, or outside the limits that are set.
+    #[error("{0}")]
+    NotOffered(NotOffered),
     /// Whoever has paid does not give up.
     #[error("the order is paid; ask for a refund instead")]
     OrderAlreadyPaid,
@@ -149,6 +159,12 @@ pub struct Problem {
     /// What is left to go back, in yuan, with `refund_too_much` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     refundable_amount: Option<String>,
+    /// The smallest order, in yuan, with `amount_out_of_range` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_amount: Option<String>,
+    /// The largest order, in yuan, with `amount_out_of_range` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_amount: Option<String>,
 }
 
 /// On an answer that is already in its final form, so that no layer renders it again.
@@ -156,6 +172,11 @@ pub struct Problem {
 pub struct Rendered;
 
 impl ApiError {
+    /// A fault of one field that only shows beside what is stored.
+    pub fn field(field: &str, message: impl Into<String>) -> ApiError {
+        ApiError::InvalidFields(vec![FieldFault::new(field, message)])
+    }
+
     /// The status and the stable code of each error.
     #[rustfmt::skip]
     fn status(&self) -> (StatusCode, &'static str) {
@@ -184,6 +205,11 @@ impl ApiError {
             ApiError::Refund(RefundRefusal::AlreadyRefunded) => (StatusCode::CONFLICT, "already_refunded"),
             ApiError::Refund(RefundRefusal::TooMuch(_)) => (StatusCode::CONFLICT, "refund_too_much"),
             ApiError::Refund(RefundRefusal::NotRefundable(_)) => (StatusCode::CONFLICT, "not_refundable"),
+            ApiError::MethodNotFound => (StatusCode::NOT_FOUND, "method_not_found"),
+            ApiError::ConfigChanged => (StatusCode::CONFLICT, "config_changed"),
+            ApiError::NotOffered(NotOffered::Method(_)) => (StatusCode::CONFLICT, "method_disabled"),
+            ApiError::NotOffered(NotOffered::Scene(_)) => (StatusCode::CONFLICT, "scene_disabled"),
+            ApiError::NotOffered(NotOffered::Amount { .. }) => (StatusCode::CONFLICT, "amount_out_of_range"),
             ApiError::OrderAlreadyPaid => (StatusCode::CONFLICT, "order_already_paid"),
             ApiError::OrderNotFound => (StatusCode::NOT_FOUND, "order_not_found"),
             ApiError::OrderNotPayable(_) => (StatusCode::CONFLICT, "order_not_payable"),
@@ -223,8 +249,12 @@ impl ApiError {
             ApiError::Refund(RefundRefusal::TooMuch(left)) => Some(left.to_string()),
             _ => None,
         };
-        let (kind, title) = (format!("/problems/{code}"), self.to_string());
-        Problem { kind, title, status: status.as_u16(), code, errors, refundable_amount }
+        let (min_amount, max_amount) = match self {
+            ApiError::NotOffered(NotOffered::Amount { min, max }) => (Some(min.to_string()), Some(max.to_string())),
+            _ => (None, None),
+        };
+        let (kind, title, status) = (format!("/problems/{code}"), self.to_string(), status.as_u16());
+        Problem { kind, title, status, code, errors, refundable_amount, min_amount, max_amount }
     }
 
     /// How many seconds later a repeat makes sense, where it does.

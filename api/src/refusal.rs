@@ -22,7 +22,7 @@ pub enum CallbackRefusal {
     /// The gateway tests whether we check signatures.
     #[error("bad signature")]
     Probe,
-    /// Signed with a key that is not loaded here.
+    /// Signed with a key that is not loaded here, or whose time is over or has not begun.
     #[error("unknown key, repeat later")]
     UnknownSerial,
     /// No account of this name.
@@ -110,7 +110,7 @@ impl From<CallbackError> for CallbackRefusal {
             CallbackError::Malformed(_) | CallbackError::Undecodable(_) => CallbackRefusal::Malformed,
             CallbackError::Stale => CallbackRefusal::Stale,
             CallbackError::Probe => CallbackRefusal::Probe,
-            CallbackError::UnknownKey { .. } => CallbackRefusal::UnknownSerial,
+            CallbackError::UnknownKey { .. } | CallbackError::KeyNotInForce { .. } => CallbackRefusal::UnknownSerial,
             CallbackError::BadSignature => CallbackRefusal::BadSignature,
         }
     }

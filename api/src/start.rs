@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use shared::cache::{Cache, Redis, RedisConfig};
 use shared::clock::Clock;
 use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig};
 use shared::db;
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::callers::KnownCallers;
 use crate::config::{Listen, Settings, authenticator, view_tokens};
 use crate::hub::Hub;
 use crate::intake::Intake;
@@ -32,9 +34,14 @@ const NAME: &str = "payment-api";
 /// Connections of the pool: the ingress runs one short statement at a time.
 const CONNECTIONS: u32 = 8;
 
+/// How long a start waits for the copies that it takes in.
+const WARM_UP: Duration = Duration::from_secs(2);
+
 /// A process with everything that it needs, not yet serving.
 pub struct Ready {
     app: Arc<App>,
+    /// To tend their keys.
+    gateways: Gateways,
     publisher: Publisher,
     /// Ends the publisher; only after the last request.
     publisher_stop: CancellationToken,
@@ -54,14 +61,16 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
     let settings = Settings::from_env(&mut env);
     let database = DatabaseConfig::from_env(&mut env, CONNECTIONS);
     let amqp = AmqpConfig::from_env(&mut env);
+    let redis = RedisConfig::from_env(&mut env);
     let authenticator = authenticator(&mut env);
     let view_tokens = view_tokens(&mut env);
     let gateways = env.file("GATEWAYS_FILE", "name the file that describes the merchant accounts");
     let gateways = gateways.and_then(|path| accounts(&mut env, &path));
 
     let mut faults = env.into_faults();
-    let (db, broker, listener, callbacks, ops) = tokio::join!(
+    let (db, redis, broker, listener, callbacks, ops) = tokio::join!(
         settle(database.as_ref().map(connect)),
+        settle(redis.as_ref().map(Redis::connect)),
         settle(amqp.as_ref().map(|amqp| broker(&amqp.url))),
         settle(listen.map(|listen| ops::listen("LISTEN_ADDR", listen.addr))),
         settle(listen.and_then(|listen| listen.callbacks).map(|addr| ops::listen("CALLBACK_LISTEN_ADDR", addr))),
@@ -82,22 +91,25 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
     let ready = || {
         broker?;
         let (settings, db, publisher) = (settings?, db?, publisher?);
+        let gateways = gateways?;
         let app = App {
             intake: Intake::new(publisher.clone(), db.clone(), clock),
             hub: Hub::new(settings.streams, stop),
             db,
-            accounts: Arc::new(gateways?),
+            accounts: Arc::new(gateways.clone()),
             clock,
             authenticator: authenticator?,
             view_tokens: view_tokens?,
             turns: Arc::default(),
             strikes: Default::default(),
             unknown_proxy: Default::default(),
-            limits: Limits::new(settings.per_address, settings.per_user),
+            callers: KnownCallers::new(|method| settings.callers(method)),
+            limits: Limits::new(settings.per_address, settings.per_user, redis.as_ref()),
+            cache: Cache::new(redis),
             settings,
         };
         let (listen, listener, ops) = (listen?, listener?, ops?);
-        Some(Ready { app: Arc::new(app), publisher, publisher_stop, listen, listener, callbacks, ops })
+        Some(Ready { app: Arc::new(app), gateways, publisher, publisher_stop, listen, listener, callbacks, ops })
     };
     match ready() {
         Some(ready) if faults.0.is_empty() => Ok(ready),
@@ -159,9 +171,13 @@ impl Ready {
     /// Serves until `stop`, then finishes what is in hand.
     pub async fn serve(self, metrics: PrometheusHandle, stop: CancellationToken) {
         self.greet();
+        self.warm().await;
         let limits = HttpLimits { connections: self.listen.connections, ..HttpLimits::default() };
         let (hub, db) = (self.app.hub.clone(), self.app.db.clone());
         let watching = tokio::spawn(async move { hub.run(db).await });
+        let (app, until) = (self.app.clone(), stop.clone());
+        let callers = tokio::spawn(async move { app.callers.watch(until).await });
+        let tending = tokio::spawn(self.gateways.tend(self.app.clock, stop.clone()));
         let checks = checks(self.app.db.clone(), self.publisher.clone());
         // Operations may look in until the very end.
         let ops_stop = CancellationToken::new();
@@ -177,13 +193,21 @@ impl Ready {
         self.publisher.finished().await;
         self.app.db.close().await;
         ops_stop.cancel();
-        let _ = tokio::join!(ops, watching);
+        let _ = tokio::join!(ops, watching, callers, tending);
         info!("Stopped");
+    }
+
+    /// Takes in what will be asked for first, unless that takes long.
+    async fn warm(&self) {
+        let app = self.app.clone();
+        let warming = tokio::spawn(async move { app.cache.warm(&app.db).await });
+        // It goes on beside the first requests then.
+        let _ = timeout(WARM_UP, warming).await;
     }
 
     fn greet(&self) {
         for method in PaymentMethod::ALL {
-            if self.app.settings.callback_ips(*method).is_empty() {
+            if self.app.callers.of(*method).is_empty() {
                 info!(gateway = %method, "Callbacks of {method} are taken from any address: no list is set");
             }
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use shared::cache::Cache;
 use shared::clock::Clock;
 use shared::domain::{AccountName, PaymentMethod, Scene};
 use shared::gateway::{Gateway, Gateways, NoAccount};
@@ -9,6 +10,7 @@ use sqlx::PgPool;
 use tracing::Instrument;
 
 use crate::auth::Authenticator;
+use crate::callers::KnownCallers;
 use crate::config::Settings;
 use crate::hub::Hub;
 use crate::idempotency::Turns;
@@ -23,6 +25,8 @@ use crate::view_token::ViewTokens;
 pub struct App {
     /// The truth.
     pub db: PgPool,
+    /// Copies of it, for showing; what decides asks the database.
+    pub cache: Cache,
     /// The merchant's accounts.
     pub accounts: Arc<dyn Accounts>,
     /// Time and fresh ids.
@@ -39,6 +43,8 @@ pub struct App {
     pub turns: Arc<Turns>,
     /// Refused callbacks by address.
     pub strikes: Strikes,
+    /// Where the gateways call from.
+    pub callers: KnownCallers,
     /// When it was last said that callbacks come by a proxy that is not trusted.
     pub unknown_proxy: Rarely,
     /// How often frontends may ask.

@@ -2,10 +2,12 @@
 //!
 //! The modules in reading order: [`domain`] holds the words and rules, pure of all I/O. [`gateway`] speaks to Alipay and
 //! WeChat Pay, [`db`] to PostgreSQL, [`mq`] to RabbitMQ; these three do not know each other. [`job`] and [`event`] are
-//! the messages between the processes and to the outside. [`settle`] is where facts about money become state and events.
+//! the messages between the processes and to the outside. [`settle`] is where facts about money become state and events;
+//! [`cache`] holds copies of what is shown.
 //! [`config`], [`telemetry`], [`ops`] and [`shutdown`] are what every binary needs to start, be seen and stop; [`service`]
 //! names the binaries, and with them who may do what.
 
+pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod db;

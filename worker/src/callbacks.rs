@@ -8,11 +8,12 @@ use std::ops::Range;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use shared::cache::{Changed, Renewer};
 use shared::clock::Clock;
 use shared::db::callbacks::Evidence;
 use shared::db::{self, DbError, callbacks, events, jobs};
 use shared::domain::{Notification, Verdict};
-use shared::gateway::{CallbackError, Gateways, Verified};
+use shared::gateway::{CallbackError, Gateway, Gateways, Verified};
 use shared::job::Callback;
 use shared::settle;
 use sqlx::PgPool;
@@ -46,6 +47,8 @@ pub struct CallbackWorker {
     pub gateways: Gateways,
     /// The clock.
     pub clock: Clock,
+    /// Passes on which orders have changed.
+    pub copies: Renewer,
 }
 
 /// A callback and what its bytes turned out to be.
@@ -93,7 +96,7 @@ impl CallbackWorker {
         for (place, callback) in batch.into_iter().enumerate() {
             match callback {
                 Ok(callback) => {
-                    examined.push(self.examine(callback));
+                    examined.push(self.examine(callback).await);
                     places.push(place);
                 }
                 Err(error) => {
@@ -108,13 +111,21 @@ impl CallbackWorker {
         Ok(acks)
     }
 
-    fn examine(&self, callback: Callback) -> Examined {
+    async fn examine(&self, callback: Callback) -> Examined {
         let content = match self.gateways.get(callback.method, &callback.account) {
             None => Content::NotYet(format!("no account {}", callback.account)),
             Some(gateway) => {
-                match gateway.verify(callback.clone(), None).and_then(|verified| gateway.read(&verified)) {
+                let mut told = tell(gateway.as_ref(), &callback);
+                if let Err(CallbackError::UnknownKey { serial }) = &told
+                    && gateway.look_for_key(serial, self.clock.now()).await
+                {
+                    told = tell(gateway.as_ref(), &callback);
+                }
+                match told {
                     Ok(told) => Content::Told(told),
-                    Err(error @ CallbackError::UnknownKey { .. }) => Content::NotYet(error.to_string()),
+                    Err(error @ (CallbackError::UnknownKey { .. } | CallbackError::KeyNotInForce { .. })) => {
+                        Content::NotYet(error.to_string())
+                    }
                     Err(CallbackError::BadSignature | CallbackError::Probe | CallbackError::Stale) => {
                         Content::Bad(Verdict::BadSignature)
                     }
@@ -232,7 +243,7 @@ impl CallbackWorker {
         if pace == Pace::Hurried {
             db::hardly_wait_for_locks(&mut tx).await?;
         }
-        let mut verdicts = settle::settle(&mut tx, &told, self.gateways.policies(), &self.clock).await?.into_iter();
+        let mut verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?.into_iter();
         let verdicts: Vec<Option<Verdict>> = examined
             .iter()
             .map(|item| match &item.content {
@@ -280,10 +291,17 @@ impl CallbackWorker {
                 Content::NotYet(reason) => warn!(gateway, account = %item.callback.account, reason, "Callback kept"),
             }
         }
+        let settled = examined.iter().zip(verdicts).filter(|(_, verdict)| **verdict == Some(Verdict::Settled));
+        let settled = settled.filter_map(|(item, _)| item.told()).map(|told| told.get().order_no.clone());
+        self.copies.renew(&self.db, Changed::Numbers(settled.collect()));
         if news && let Err(error) = events::nudge(&self.db).await {
             warn!(%error, "The relay was not nudged; it will poll");
         }
     }
+}
+
+fn tell(gateway: &dyn Gateway, callback: &Callback) -> Result<Verified<Notification>, CallbackError> {
+    gateway.verify(callback.clone(), None).and_then(|verified| gateway.read(&verified))
 }
 
 /// Keeps a callback that cannot be settled yet as a job of its own, or puts the job off that brought it.

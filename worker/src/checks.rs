@@ -4,6 +4,7 @@
 //! The gateway goes first: an order ends here only once nobody can pay it there. A close that meets a payment settles it.
 
 use serde_json::json;
+use shared::cache::{Changed, Renewer};
 use shared::clock::Clock;
 use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Cost, Taken};
@@ -42,6 +43,8 @@ pub struct CheckWorker {
     pub gateways: Gateways,
     /// The clock.
     pub clock: Clock,
+    /// Passes on which orders have changed.
+    pub copies: Renewer,
 }
 
 /// What the gateway was heard to say.
@@ -121,7 +124,7 @@ impl CheckWorker {
         let now = self.clock.now();
         let mut tx = self.db.begin().await?;
         let told: Vec<&Verified<Notification>> = heard.told.iter().collect();
-        let verdicts = settle::settle(&mut tx, &told, self.gateways.policies(), &self.clock).await?;
+        let verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?;
         let mut verdict = verdicts.first().copied().unwrap_or(Verdict::Ignored);
         if heard.ended || self.is_void(order, heard) {
             verdict = settle::end_unpaid(&mut tx, order, &self.clock).await?;
@@ -183,6 +186,7 @@ impl CheckWorker {
         if matches!(verdict, Verdict::Ignored | Verdict::Duplicate) {
             return;
         }
+        self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
         let (order_no, state) = (&order.order_no, &heard.state);
         info!(%order_no, orderId = %order.id, state, %verdict, "Check of order {order_no}: {verdict}");
         if let Err(error) = events::nudge(&self.db).await {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use serde_json::json;
+use shared::cache::{Changed, Renewer};
 use shared::clock::Clock;
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
@@ -59,6 +60,8 @@ pub struct RefundWorker {
     pub clock: Clock,
     /// How many requests may be under way.
     pub budget: Budget,
+    /// Passes on which orders have changed.
+    pub copies: Renewer,
 }
 
 /// What a step came to.
@@ -257,6 +260,7 @@ impl RefundWorker {
         let now = self.clock.now();
         let refund_no = &refund.refund_no;
         let idle = job.asking(json!({}));
+        let moves = matches!(step, Step::Fact(_));
         let mut tx = self.db.begin().await?;
         let held = match step {
             Step::Fact(fact) => {
@@ -298,7 +302,14 @@ impl RefundWorker {
                 true
             }
         };
-        if held { Ok(tx.commit().await?) } else { Ok(tx.rollback().await?) }
+        if !held {
+            return Ok(tx.rollback().await?);
+        }
+        tx.commit().await?;
+        if moves {
+            self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
+        }
+        Ok(())
     }
 
     /// A case, and the last trouble of the refund.

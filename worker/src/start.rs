@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::process::ExitCode;
 
 use secrecy::SecretString;
+use shared::cache::{Redis, RedisConfig, Renewer};
 use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig};
 use shared::event;
 use shared::gateway::Gateways;
@@ -48,6 +49,8 @@ pub struct Process {
     pub db: PgPool,
     /// Where the broker is.
     pub amqp_url: SecretString,
+    /// Passes on which orders have changed, if there is a Redis.
+    pub copies: Renewer,
     /// Cancelled when the work should end.
     pub stop: CancellationToken,
 }
@@ -84,6 +87,7 @@ impl Worker {
         let shutdown = Shutdown::install()?;
         let database = DatabaseConfig::from_env(&mut env, self.connections);
         let amqp = AmqpConfig::from_env(&mut env);
+        let redis = RedisConfig::from_env(&mut env);
         let addr = OpsConfig::from_env(&mut env, self.ops_port);
         let own = configure(&mut env);
         let mut faults = env.into_faults();
@@ -94,13 +98,18 @@ impl Worker {
         let (Some(db), Some(amqp), Some(listener), Some(own)) = (db, amqp, listener, own) else {
             anyhow::bail!("a part of the configuration is missing, and no fault says which: a defect");
         };
+        let redis = match &redis {
+            Some(config) => Some(Redis::connect(config).await),
+            None => None,
+        };
         let pinged = db.clone();
         let checks = Checks::new().add("database", move || {
             let db = pinged.clone();
             async move { db::ping(&db).await.map_err(|error| error.to_string()) }
         });
         info!(version = env!("CARGO_PKG_VERSION"), "{} is running", self.service);
-        let process = Process { db: db.clone(), amqp_url: amqp.url, stop: shutdown.stop() };
+        let copies = Renewer::new(redis);
+        let process = Process { db: db.clone(), amqp_url: amqp.url, copies, stop: shutdown.stop() };
         let work = async {
             work(process, own).await;
             db.close().await;

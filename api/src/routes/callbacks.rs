@@ -53,7 +53,7 @@ async fn callback(
     match take(&app, method, client, &account, request).await {
         Ok(receipt) => accepted(method, receipt),
         Err(refusal) => {
-            if refusal.is_strike() && !is_listed(client.0, app.settings.callback_ips(method)) {
+            if refusal.is_strike() && !is_listed(client.0, &app.callers.of(method)) {
                 app.strikes.add(client.0, tokio::time::Instant::now());
             }
             refused(method, refusal)
@@ -82,12 +82,12 @@ async fn take(
     account: &str,
     request: Request,
 ) -> Result<Receipt, CallbackRefusal> {
-    let known = app.settings.callback_ips(method);
+    let known = app.callers.of(method);
     // The gateway's own addresses are never treated as strangers.
-    if !is_listed(address, known) && app.strikes.is_out(address, tokio::time::Instant::now()) {
+    if !is_listed(address, &known) && app.strikes.is_out(address, tokio::time::Instant::now()) {
         return Err(CallbackRefusal::TooMany);
     }
-    if !is_allowed(address, known) {
+    if !is_allowed(address, &known) {
         return Err(CallbackRefusal::WrongAddress);
     }
     let account = AccountName::parse(account).map_err(|_| CallbackRefusal::UnknownAccount)?;
@@ -95,7 +95,7 @@ async fn take(
     Span::current().record("account", account.as_str());
 
     let callback = read(app, method, account, request).await?;
-    let verified = gateway.verify(callback, Some(app.clock.now())).map_err(explain)?;
+    let verified = gateway.verify_arriving(callback, app.clock.now()).await.map_err(explain)?;
     app.intake.store(verified).await.map_err(|lost| {
         note(&lost);
         CallbackRefusal::Unavailable

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::layers::{self, Bounds};
 use crate::state::App;
-use crate::{headers, limits, openapi};
+use crate::{auth, headers, limits, openapi};
 
 /// For a frontend's answer. Longer than a gateway call may take, so that its outcome is told.
 const FRONTEND: Duration = Duration::from_secs(15);
@@ -28,7 +28,9 @@ const FRONTEND: Duration = Duration::from_secs(15);
 pub fn router(app: Arc<App>) -> Router {
     let bounds = Bounds { slots: Arc::new(Semaphore::new(app.settings.requests)), answer: FRONTEND };
     let frontends = openapi::router().merge(pages::router()).fallback(nothing).method_not_allowed_fallback(not_so);
-    let frontends = frontends.layer(middleware::from_fn_with_state(app.clone(), limits::limit));
+    let frontends = frontends
+        .layer(middleware::from_fn_with_state(app.clone(), auth::deny_by_default))
+        .layer(middleware::from_fn_with_state(app.clone(), limits::limit));
     // Outside the bounds: what a page may ask is told also when it comes too often.
     let frontends = layers::bounded(frontends, &app, &bounds).layer(headers::cors(&app.settings.cors_origins));
     let (clock, https) = (app.clock, app.settings.public_url.starts_with("https:"));

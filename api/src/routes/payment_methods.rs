@@ -8,12 +8,13 @@ use serde::Serialize;
 use shared::domain::{Money, PaymentMethod, Scene};
 use utoipa::ToSchema;
 
-use crate::state::App;
+use crate::problem::{ApiError, Problem};
+use crate::state::{App, to_the_end};
 
 /// What is on.
 #[derive(Serialize, ToSchema)]
 pub struct PaymentMethods {
-    /// One entry for each gateway with at least one account that takes new orders.
+    /// One entry for each gateway that is on and has an account that takes new orders.
     payment_methods: Vec<Offer>,
 }
 
@@ -37,22 +38,26 @@ pub struct Offer {
 }
 
 /// What is on, with limits.
+///
+/// A scene is shown when an account takes orders for it and nobody has switched it off.
 #[utoipa::path(
     get, path = "/v1/payment-methods", tag = "payment methods",
-    responses((status = 200, description = "The gateways and scenes that take orders", body = PaymentMethods))
+    responses(
+        (status = 200, description = "The gateways and scenes that take orders", body = PaymentMethods),
+        (status = 503, description = "`unavailable`", body = Problem),
+    )
 )]
-pub async fn list(State(app): State<Arc<App>>) -> Json<PaymentMethods> {
-    let offers = PaymentMethod::ALL.iter().map(|method| Offer {
-        payment_method: *method,
-        scenes: app.accounts.scenes(*method),
-        currency: "CNY",
-        min_amount: LEAST,
-        max_amount: Money::MAX,
-    });
-    Json(PaymentMethods { payment_methods: offers.filter(|offer| !offer.scenes.is_empty()).collect() })
+pub async fn list(State(app): State<Arc<App>>) -> Result<Json<PaymentMethods>, ApiError> {
+    to_the_end(async move {
+        let config = app.cache.config.get(&app.db).await?;
+        let offers = PaymentMethod::ALL.iter().filter_map(|method| {
+            let rules = config.rules(*method)?;
+            let scenes = app.accounts.scenes(*method).into_iter().filter(|scene| rules.offers(*scene)).collect();
+            let (min_amount, max_amount) = (rules.min_amount, rules.max_amount);
+            Some(Offer { payment_method: *method, scenes, currency: "CNY", min_amount, max_amount })
+        });
+        let payment_methods = offers.filter(|offer: &Offer| !offer.scenes.is_empty()).collect();
+        Ok(Json(PaymentMethods { payment_methods }))
+    })
+    .await
 }
-
-const LEAST: Money = match Money::from_fen(1) {
-    Ok(fen) => fen,
-    Err(_) => Money::MAX,
-};

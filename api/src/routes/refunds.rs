@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use serde::Serialize;
+use shared::cache::Changed;
 use shared::db::idempotency_keys;
 use shared::db::refunds::{self, Refund};
 use shared::db::{DbError, orders};
@@ -154,7 +155,8 @@ pub async fn get(
     to_the_end(async move {
         let refund = refunds::get(&app.db, id).await?.ok_or(ApiError::RefundNotFound)?;
         let order = orders::get(&app.db, refund.order_id).await?;
-        Viewer::User(user).shown(order).map_err(|_| ApiError::RefundNotFound)?;
+        let order = Viewer::User(user).shown(order).map_err(|_| ApiError::RefundNotFound)?;
+        app.cache.orders.saw(&order);
         Ok(Json(RefundView::of(&refund)))
     })
     .await
@@ -198,7 +200,10 @@ impl Asking {
             return Ok(known);
         }
         let wish = self.wish()?;
-        Viewer::User(self.request.user.clone()).shown(orders::get(&self.app.db, self.order_id).await?)?;
+        let order = orders::get(&self.app.db, self.order_id).await?;
+        let order = Viewer::User(self.request.user.clone()).shown(order)?;
+        // A refusal tells of its state, too.
+        self.app.cache.orders.saw(&order);
         match self.ask(&wish).await? {
             Some(answer) => Ok(answer),
             // Another process has taken the key meanwhile.
@@ -224,6 +229,7 @@ impl Asking {
         let answer = serde_json::to_value(RefundView::of(&refund)).map_err(|error| ApiError::Internal(error.into()))?;
         let saved = idempotency_keys::save_answer(&mut *tx, user, &key.key, &answer, None).await?;
         tx.commit().await.map_err(DbError::from)?;
+        self.app.cache.orders.renew(&self.app.db, Changed::Ids(vec![self.order_id])).await;
         Ok(Some(Answer::fresh(wish.id.to_string(), saved)))
     }
 

@@ -302,7 +302,7 @@ async fn malformed_callbacks_are_told_so(db: PgPool) {
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn strangers_are_kept_out_by_the_list(db: PgPool) {
     let mut setup = Setup { clock: Clock::fixed(then()), ..Setup::default() };
-    setup.settings.alipay_callback_ips = vec!["203.0.113.0/24".parse().unwrap()];
+    setup.settings.alipay_callers.networks = vec!["203.0.113.0/24".parse().unwrap()];
     setup.settings.trusted_proxies = vec!["10.0.0.0/8".parse().unwrap()];
     let world = World::with(db, setup).await;
     let genuine = || alipay("valid-trade-success");
@@ -392,7 +392,7 @@ async fn a_proxy_that_is_not_trusted_is_told_of_once(db: PgPool) {
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn the_gateways_own_addresses_are_never_strangers(db: PgPool) {
     let mut setup = Setup { clock: Clock::fixed(then()), ..Setup::default() };
-    setup.settings.alipay_callback_ips = vec!["203.0.113.9".parse::<std::net::IpAddr>().unwrap().into()];
+    setup.settings.alipay_callers.networks = vec!["203.0.113.9".parse::<std::net::IpAddr>().unwrap().into()];
     let world = World::with(db, setup).await;
     for _ in 0..200 {
         let forged = from("203.0.113.9", alipay("invalid-tampered-amount"));

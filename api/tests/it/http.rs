@@ -26,7 +26,9 @@ async fn unknown_addresses_and_methods_are_problems(db: PgPool) {
         (Method::DELETE, "/v1/orders/00000000000000000000000000000000", "GET,HEAD"),
         (Method::GET, "/v1/orders/00000000000000000000000000000000/payment", "POST"),
     ] {
-        let answer = world.send(Request::builder().method(&method).uri(path).body(Body::empty()).unwrap()).await;
+        let nobody = Request::builder().method(&method).uri(path).body(Body::empty()).unwrap();
+        world.send(nobody).await.is(401, "token_missing");
+        let answer = world.send(signed(method.clone(), path, "u1").body(Body::empty()).unwrap()).await;
         answer.is(405, "method_not_allowed");
         let mut allow: Vec<&str> = answer.header("allow").split(',').collect();
         allow.sort_unstable();

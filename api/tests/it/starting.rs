@@ -20,6 +20,7 @@ async fn every_fault_of_a_start_is_named_at_once_without_secrets() {
     let env = Env::of([
         ("DATABASE_URL", "postgres://user:hidden@127.0.0.1:9/payment"),
         ("AMQP_URL", "amqp://user:hidden@127.0.0.1:9/%2f"),
+        ("REDIS_URL", "redis//:hidden@127.0.0.1"),
         ("GATEWAYS_FILE", &gateways),
         ("LISTEN_ADDR", "192.0.2.1:0"),
         ("OPS_ADDR", "9100"),
@@ -50,7 +51,9 @@ fn the_example_of_the_accounts_loads_with_and_without_what_may_be_left_out() {
     ] {
         fs::copy(vectors.join(of), dir.join("keys").join(name)).unwrap();
     }
-    fs::write(dir.join("keys/wechat_apiv3_key"), "dev0123456789ABCDEFabcdef-_TEST!\n").unwrap();
+    for name in ["wechat_apiv3_key", "wechat_apiv3_key_before"] {
+        fs::write(dir.join("keys").join(name), "dev0123456789ABCDEFabcdef-_TEST!\n").unwrap();
+    }
 
     // A field that may be left out has its `#` right in front, prose has a space behind it.
     let whole: Vec<&str> = example

@@ -1,7 +1,7 @@
 //! Orders further on in life, and people with rights.
 
 use axum::body::Body;
-use axum::http::{Method, Request, StatusCode};
+use axum::http::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use shared::clock::Clock;
 use shared::db::{refunds, transactions};
@@ -22,6 +22,11 @@ pub enum Who {
 impl World {
     pub async fn ask(&self, who: Who, method: Method, path: &str, body: Option<&Value>) -> Answer {
         self.send(request(who, method, path, body).body(content(body)).unwrap()).await
+    }
+
+    /// The same, without reading the body.
+    pub async fn opened(&self, who: Who, method: Method, path: &str, body: Option<&Value>) -> Response<Body> {
+        self.open(request(who, method, path, body).body(content(body)).unwrap()).await
     }
 
     pub async fn post(&self, who: Who, path: &str, body: &Value) -> Answer {

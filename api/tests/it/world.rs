@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use payment_api::App;
 use payment_api::auth::{Authenticator, Claimed};
+use payment_api::callers::{Callers, KnownCallers};
 use payment_api::config::Settings;
 use payment_api::hub::Hub;
 use payment_api::intake::Intake;
@@ -22,6 +23,7 @@ use payment_api::state::Accounts;
 use payment_api::view_token::ViewTokens;
 use secrecy::SecretString;
 use serde_json::{Value, json};
+use shared::cache::{Cache, Redis};
 use shared::clock::Clock;
 use shared::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
 use shared::gateway::{
@@ -66,6 +68,7 @@ pub struct Setup {
     pub broker: SecretString,
     pub settings: Settings,
     pub authenticator: Authenticator,
+    pub redis: Option<Redis>,
 }
 
 impl Default for Setup {
@@ -75,8 +78,8 @@ impl Default for Setup {
             return_url_origins: vec![url::Url::parse("https://shop.example.com").unwrap().origin()],
             cors_origins: Vec::new(),
             trusted_proxies: Vec::new(),
-            alipay_callback_ips: Vec::new(),
-            wechat_callback_ips: Vec::new(),
+            alipay_callers: Callers::default(),
+            wechat_callers: Callers::default(),
             streams: 8,
             requests: 128,
             callbacks: 128,
@@ -84,7 +87,7 @@ impl Default for Setup {
             per_user: 0,
         };
         let authenticator = Authenticator::new().with_secret(&SECRET.into(), &claimed());
-        Setup { clock: Clock::system(), broker: NO_BROKER.into(), settings, authenticator }
+        Setup { clock: Clock::system(), broker: NO_BROKER.into(), settings, authenticator, redis: None }
     }
 }
 
@@ -107,6 +110,8 @@ impl World {
         }
         let app = Arc::new(App {
             db: db.clone(),
+            limits: Limits::new(setup.settings.per_address, setup.settings.per_user, setup.redis.as_ref()),
+            cache: Cache::new(setup.redis),
             accounts: Arc::new(Staged { wechat: gateway.clone() }),
             clock: setup.clock,
             intake: Intake::new(publisher, db.clone(), setup.clock),
@@ -116,7 +121,7 @@ impl World {
             turns: Arc::default(),
             strikes: Default::default(),
             unknown_proxy: Default::default(),
-            limits: Limits::new(setup.settings.per_address, setup.settings.per_user),
+            callers: KnownCallers::new(|method| setup.settings.callers(method)),
             settings: setup.settings,
         });
         World { router: payment_api::router(app.clone()), app, db, gateway, stop }
@@ -180,7 +185,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    async fn of(response: Response<Body>) -> Answer {
+    pub async fn of(response: Response<Body>) -> Answer {
         let (parts, body) = response.into_parts();
         if parts.status.is_server_error() {
             // Shown when the test fails; a client never sees it.
@@ -240,6 +245,13 @@ pub fn token(user: &str) -> String {
 pub fn minted(claims: &Value, secret: &str) -> String {
     shared::telemetry::install_crypto();
     encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+}
+
+/// A good token of this user with these words as its scope.
+pub fn minted_for(user: &str, scope: &str) -> String {
+    let now = Clock::system().now().unix_timestamp();
+    let claims = json!({ "sub": user, "iss": "payment", "aud": "payment-api", "exp": now + 300, "scope": scope });
+    minted(&claims, SECRET)
 }
 
 pub fn alipay_order() -> Value {

@@ -72,6 +72,8 @@ pub(crate) enum What {
     Orders,
     /// From callback received to event published
     Latency,
+    /// Genuine callbacks under a flood of forged ones
+    Flood,
     /// Memory of each process
     Memory,
 }

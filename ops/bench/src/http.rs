@@ -4,14 +4,14 @@
 //! here would be taken from the service under test.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep_until, timeout};
 
 /// How long one answer may take.
@@ -132,7 +132,14 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) async fn open(to: SocketAddr) -> Result<Connection> {
-        let socket = TcpStream::connect(to).await.with_context(|| format!("connecting to {to}"))?;
+        Connection::open_from(IpAddr::V4(Ipv4Addr::UNSPECIFIED), to).await
+    }
+
+    /// A connection that comes from this address of this machine.
+    pub(crate) async fn open_from(from: IpAddr, to: SocketAddr) -> Result<Connection> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::from((from, 0)))?;
+        let socket = socket.connect(to).await.with_context(|| format!("connecting to {to}"))?;
         socket.set_nodelay(true)?;
         Ok(Connection { socket, buffer: Vec::with_capacity(4096) })
     }

@@ -13,6 +13,7 @@ pub mod gateways;
 pub mod held;
 pub mod metrics;
 pub mod process;
+pub mod secrets;
 pub mod servers;
 pub mod shop;
 pub mod world;

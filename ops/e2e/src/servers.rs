@@ -29,6 +29,8 @@ pub struct Addresses {
     pub management: String,
     /// `DOWNSTREAM_AMQP_URL`: whoever consumes the events.
     pub downstream: String,
+    /// `REDIS_URL`: the copies of what is shown.
+    pub redis: String,
 }
 
 impl Addresses {
@@ -93,6 +95,7 @@ impl Servers {
                 admin: broker.admin_uri().expose_secret().to_owned(),
                 management: testkit::env("RABBITMQ_MANAGEMENT_URL"),
                 downstream: with_path(&testkit::env("DOWNSTREAM_AMQP_URL"), broker.vhost()),
+                redis: testkit::env("REDIS_URL"),
             },
             Servers::Private(servers) => servers.addresses.clone(),
         }
@@ -168,6 +171,7 @@ impl PrivateServers {
             admin: unknown(),
             management: unknown(),
             downstream: unknown(),
+            redis: unknown(),
         };
         // From here on a failure takes down what was started.
         let mut servers = PrivateServers { xtask, dir, addresses };
@@ -183,6 +187,7 @@ impl PrivateServers {
             admin: variable("AMQP_ADMIN_URL"),
             management: variable("RABBITMQ_MANAGEMENT_URL"),
             downstream: variable("DOWNSTREAM_AMQP_URL"),
+            redis: variable("REDIS_URL"),
         };
         servers
     }

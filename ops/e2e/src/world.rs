@@ -121,12 +121,16 @@ impl World {
         };
         let gateways = Gateways::start(&dir.join("gateways"), setup.speed, public_url.clone()).await;
         let shop = Shop::new(public_url.clone());
+        // Tests share one Redis, and each has orders and rules of its own.
+        let redis_prefix = format!("{}:", unique());
         let view_token_secret = format!("view-{}{}", unique(), unique());
         let program = |name: &str| {
             let (database, amqp) = addresses.login(name);
             let usual = [
                 ("DATABASE_URL", database),
                 ("AMQP_URL", amqp),
+                ("REDIS_URL", addresses.redis.clone()),
+                ("REDIS_KEY_PREFIX", redis_prefix.clone()),
                 ("GATEWAYS_FILE", gateways.file().display().to_string()),
                 ("RUST_LOG", setup.log.to_owned()),
                 // One buyer at one address buys for all.

@@ -51,9 +51,16 @@ impl Signer {
     /// # Errors
     /// When the library cannot write it.
     pub fn public_pem(&self) -> Result<String> {
-        let der = AsDer::<PublicKeyX509Der>::as_der(self.0.public_key())
-            .map_err(|_| anyhow::anyhow!("the key cannot be written"))?;
-        Ok(to_pem(der.as_ref(), PUBLIC))
+        Ok(to_pem(&self.public_der()?, PUBLIC))
+    }
+
+    /// The public half as SPKI in DER.
+    ///
+    /// # Errors
+    /// When the library cannot write it.
+    pub fn public_der(&self) -> Result<Vec<u8>> {
+        let der = AsDer::<PublicKeyX509Der>::as_der(self.0.public_key());
+        der.map(|der| der.as_ref().to_vec()).map_err(|_| anyhow::anyhow!("the key cannot be written"))
     }
 
     /// The signature of `message`, base64 on one line.
@@ -152,7 +159,7 @@ pub(crate) const DIGITS: &[u8] = b"0123456789";
 pub(crate) const HEX_UPPER: &[u8] = b"0123456789ABCDEF";
 pub(crate) const ALPHANUMERIC: &[u8] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-fn to_pem(der: &[u8], label: &str) -> String {
+pub(crate) fn to_pem(der: &[u8], label: &str) -> String {
     let text = STANDARD.encode(der);
     let mut pem = format!("-----BEGIN {label}-----\n");
     for line in text.as_bytes().chunks(64) {

@@ -21,5 +21,6 @@ mod server;
 #[cfg(test)]
 mod vectors;
 mod wechat;
+pub mod x509;
 
 pub use server::{Options, Simulator};

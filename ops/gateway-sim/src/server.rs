@@ -81,6 +81,12 @@ impl Simulator {
         self.address
     }
 
+    /// The keys as they are now: what is changed through them, the simulator signs with.
+    #[must_use]
+    pub fn keys(&self) -> &SimKeys {
+        &self.sim.keys
+    }
+
     /// Its base address: `http://127.0.0.1:7000`.
     #[must_use]
     pub fn url(&self) -> String {
@@ -186,6 +192,7 @@ fn router(sim: Shared) -> Router {
         .merge(pages::router())
         .merge(control::router())
         .merge(control::refunds::router())
+        .merge(control::keys::router())
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(sim)
 }

@@ -12,7 +12,7 @@ use url::Url;
 use crate::alipay::params::Params;
 use crate::alipay::sign::{Pair, notice_content, request_content};
 use crate::crypto::{Signer, Verifier};
-use crate::keys::{SimKeys, WechatMerchant};
+use crate::keys::{Platform, SimKeys, WechatMerchant};
 use crate::wechat::auth::Arrived;
 use crate::wechat::sign::{Authorization, answer_message, invoke_message, request_message};
 
@@ -168,7 +168,8 @@ fn captured_merchant() -> WechatMerchant {
         merchant_serial_no: "510FBE783019212C010D88F4DD891E848C8F4B35".to_owned(),
         merchant_key: Verifier::from_pem(&read("keys/wx_merchant_public.pem")).unwrap(),
         apiv3_key: *b"dev0123456789ABCDEFabcdef-_TEST!",
-        signing_keys: vec![("PUB_KEY_ID_0".to_owned(), any())],
+        signing_keys: vec![Arc::new(("PUB_KEY_ID_0".to_owned(), any()))],
+        platform: Platform::default(),
         stranger: Arc::new(any()),
     }
 }

@@ -67,9 +67,8 @@ use Right::{Delete, Insert, Select, Update};
 pub const TABLES: &[Table] = &[
     Table { name: "payment_orders", grants: &[
         may(&[PaymentApi], Insert),
-        may(ALL_BUT_RELAY, Select),
-        // For the statistics, and nothing that names a buyer or lets somebody pay.
-        may_only(&[Relay], Select, &["id", "payment_method", "amount", "refunded_amount", "paid_at", "created_at"]),
+        // The relay for the statistics and for the copies that it passes on to Redis.
+        may(Service::ALL, Select),
         // A person honours a late payment (`status` to `version`) or asks for a refund.
         may_only(&[PaymentApi], Update, &["status", "trade_no", "paid_at", "refunded_amount", "updated_at", "version"]),
         may_only(SETTLERS, Update,
@@ -130,8 +129,16 @@ pub const TABLES: &[Table] = &[
         may_only(&[PaymentApi], Update,
             &["route", "request_hash", "ref_id", "answer", "refused_with", "held_until", "created_at", "expires_at"]),
     ] },
-    // Nothing reads it yet.
-    Table { name: "payment_config", grants: &[] },
+    // Changed by a person, and each change written down.
+    Table { name: "payment_config", grants: &[
+        may(&[PaymentApi], Select),
+        may_only(&[PaymentApi], Update,
+            &["enabled", "disabled_scenes", "min_amount", "max_amount", "version", "updated_by", "updated_at"]),
+    ] },
+    Table { name: "payment_config_changes", grants: &[
+        may(&[PaymentApi], Select),
+        may(&[PaymentApi], Insert),
+    ] },
     Table { name: "hourly_stats", grants: &[
         may(&[PaymentApi, Relay], Select),
         may(&[Relay], Insert),

@@ -19,6 +19,7 @@ pub mod jobs;
 pub mod leadership;
 pub mod orders;
 pub mod page;
+pub mod payment_config;
 pub mod refunds;
 pub mod stats;
 pub mod transactions;

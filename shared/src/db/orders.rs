@@ -191,6 +191,30 @@ pub async fn by_order_no(db: impl PgExecutor<'_>, order_no: &OrderNo) -> Result<
     Ok(select_orders!("where order_no = $1", order_no.as_str()).fetch_optional(db).await?)
 }
 
+/// Orders by their ids; an id of no order is left out.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn by_ids(db: impl PgExecutor<'_>, ids: &[OrderId]) -> Result<Vec<Order>, DbError> {
+    Ok(select_orders!("where id = any($1::bpchar[])", ids as &[OrderId]).fetch_all(db).await?)
+}
+
+/// Orders by their numbers; a number of no order is left out.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn by_order_nos(db: impl PgExecutor<'_>, order_nos: &[String]) -> Result<Vec<Order>, DbError> {
+    Ok(select_orders!("where order_no = any($1)", order_nos).fetch_all(db).await?)
+}
+
+/// The newest orders of all.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn newest(db: impl PgExecutor<'_>, limit: i64) -> Result<Vec<Order>, DbError> {
+    Ok(select_orders!("order by id desc limit $1", limit).fetch_all(db).await?)
+}
+
 /// A part of a user's orders, newest first.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ mod money;
 mod notification;
 mod order;
 mod order_no;
+mod payment_config;
 mod payment_method;
 mod policy;
 mod refund;
@@ -21,6 +22,7 @@ pub use order_no::{
     OrderNo, OrderNoError, ProductType, ProductTypeError, RefundNo, RefundNoError, Subject, SubjectError, TradeNo,
     TradeNoError,
 };
+pub use payment_config::{MethodConfig, MethodRules, NotOffered, PaymentConfig};
 pub use payment_method::{PaymentMethod, Scene, UnknownName};
 pub use policy::{LatePaymentPolicy, Policies};
 pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundStatus, status_by_refunds};

@@ -66,6 +66,11 @@ impl OrderStatus {
     pub const fn was_paid(self) -> bool {
         !matches!(self, OrderStatus::Pending | OrderStatus::Closed)
     }
+
+    /// Whether the order stays as it is for ever. A closed one does not: money that comes late can still be taken for it.
+    pub const fn is_final(self) -> bool {
+        matches!(self, OrderStatus::Refunded)
+    }
 }
 
 #[cfg(test)]
@@ -82,6 +87,13 @@ mod tests {
             }
         }
         insta::assert_snapshot!(grid);
+    }
+
+    #[test]
+    fn nothing_leaves_a_final_state() {
+        for status in OrderStatus::ALL.iter().filter(|status| status.is_final()) {
+            assert!(OrderEvent::ALL.iter().all(|event| status.next(*event).is_err()), "{status}");
+        }
     }
 
     #[test]

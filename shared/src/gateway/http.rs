@@ -6,14 +6,21 @@ use bytes::Bytes;
 use reqwest::header::HeaderMap;
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder, tls};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::GatewayError;
 use super::keys::KeyError;
+use super::{GatewayError, breaker};
 use crate::domain::PaymentMethod;
 
 /// More than any answer of either gateway (bills are fetched elsewhere).
 const MAX_BODY: usize = 1024 * 1024;
+/// For a connection, TLS included. No byte of a request has left before it stands.
+const CONNECT: Duration = Duration::from_secs(2);
+/// From the start of a call to the head of its answer, the connection included.
+const ANSWER: Duration = Duration::from_secs(7);
+/// For the whole call, to the last byte of the answer.
+const WHOLE: Duration = Duration::from_secs(10);
 /// WeChat Pay's front end refuses a request without one.
 const USER_AGENT: &str = concat!("payment/", env!("CARGO_PKG_VERSION"));
 
@@ -39,8 +46,8 @@ pub(super) fn client(transport: Transport) -> Result<Client, reqwest::Error> {
     let builder = Client::builder()
         .redirect(Policy::none())
         .no_proxy()
-        .connect_timeout(Duration::from_secs(2))
-        .timeout(Duration::from_secs(10))
+        .connect_timeout(CONNECT)
+        .timeout(WHOLE)
         .tcp_user_timeout(Duration::from_secs(5))
         .pool_idle_timeout(Duration::from_secs(30))
         .pool_max_idle_per_host(32)
@@ -54,7 +61,13 @@ pub(super) fn client(transport: Transport) -> Result<Client, reqwest::Error> {
 
 /// Sends a request and reads the whole answer.
 pub(super) async fn send(request: RequestBuilder) -> Result<Answer, GatewayError> {
-    let mut response = request.send().await.map_err(|error| transport_error(&error))?;
+    send_within(ANSWER, request).await
+}
+
+/// An answer that does not even begin is given up earlier than one that trickles in.
+async fn send_within(answer: Duration, request: RequestBuilder) -> Result<Answer, GatewayError> {
+    let begun = timeout(answer, request.send()).await.map_err(|_| no_answer())?;
+    let mut response = begun.map_err(|error| transport_error(&error))?;
     let (status, headers) = (response.status().as_u16(), std::mem::take(response.headers_mut()));
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|error| transport_error(&error))? {
@@ -72,10 +85,14 @@ fn transport_error(error: &reqwest::Error) -> GatewayError {
     if error.is_connect() || error.is_builder() {
         GatewayError::Unavailable(format!("no connection: {}", root_cause(error)))
     } else if error.is_timeout() {
-        GatewayError::Unknown("no answer in time".to_owned())
+        no_answer()
     } else {
         GatewayError::Unknown(format!("the exchange broke off: {}", root_cause(error)))
     }
+}
+
+fn no_answer() -> GatewayError {
+    GatewayError::Unknown("no answer in time".to_owned())
 }
 
 /// What an answer means to a call that moves money: whoever says "too often" may have said it to a repeat of a request
@@ -115,6 +132,7 @@ pub(super) async fn measured<T>(
         Ok(_) => "ok",
         Err(GatewayError::Refused { .. }) => "refused",
         Err(GatewayError::NotNow { .. }) => "not_now",
+        Err(error) if breaker::stopped(error) => "stopped",
         Err(GatewayError::Unavailable(_)) => "unavailable",
         Err(GatewayError::Unknown(_)) => "unknown",
         Err(GatewayError::Protocol(_)) => "protocol",
@@ -126,6 +144,7 @@ pub(super) async fn measured<T>(
     let elapsed_ms = elapsed.as_millis();
     match &result {
         Ok(_) => debug!(%gateway, call, elapsed_ms, "Called {gateway} {call}"),
+        Err(error) if breaker::stopped(error) => debug!(%gateway, call, %error, "{gateway} {call} was not tried"),
         Err(error) => warn!(%gateway, call, elapsed_ms, outcome, %error, "Call of {gateway} {call} failed"),
     }
     result
@@ -176,6 +195,14 @@ mod tests {
             assert!(matches!(&error, GatewayError::Unknown(_)), "{error:?}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_begin_is_given_up_and_may_have_happened() {
+        let (_held, url) = super::super::testing::silent();
+        let request = client(Transport::Loopback).unwrap().get(url);
+        let error = send_within(Duration::from_millis(50), request).await.unwrap_err();
+        assert!(matches!(&error, GatewayError::Unknown(text) if text == "no answer in time"), "{error:?}");
     }
 
     #[tokio::test]

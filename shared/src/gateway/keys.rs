@@ -13,6 +13,8 @@ use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo, X509Certificate};
 use x509_parser::public_key::PublicKey;
 use zeroize::Zeroizing;
 
+pub use super::ring::{KeyRing, KeyTime, NoKey, Validity};
+
 /// Why a text is not the key that is needed, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
@@ -164,13 +166,15 @@ impl fmt::Debug for VerifyingKey {
     }
 }
 
-/// A certificate as far as it is needed: its key and its number. Who issued it is for the caller to judge.
-#[derive(Debug)]
+/// A certificate as far as it is needed: its key, its number and its time. Who issued it is for the caller to judge.
+#[derive(Debug, Clone)]
 pub struct Certificate {
     /// The key that it certifies.
     pub key: VerifyingKey,
     /// Its serial number in upper-case hex, as WeChat Pay writes it.
     pub serial: String,
+    /// Both ends as it states them.
+    pub validity: Validity,
 }
 
 impl Certificate {
@@ -182,46 +186,17 @@ impl Certificate {
         let block = first_block(text, CERTIFICATE)?.labelled("CERTIFICATE", CERTIFICATE)?;
         let (_, certificate) =
             X509Certificate::from_der(&block.der).map_err(|_| KeyError::Broken { wanted: CERTIFICATE })?;
+        Certificate::read(&certificate)
+    }
+
+    /// Takes what is needed of a certificate that is parsed already.
+    pub(super) fn read(certificate: &X509Certificate<'_>) -> Result<Certificate, KeyError> {
         let key = VerifyingKey::from_spki(certificate.public_key())?;
         let serial = hex_upper(certificate.tbs_certificate.serial.to_bytes_be());
-        Ok(Certificate { key, serial })
-    }
-}
-
-/// The gateway's keys by the name under which it signs; several are valid at a time while it changes them.
-///
-/// Source: WeChat Pay APIv3, D:4012154180 (switch from certificates to the public key); official Go SDK, combined
-/// verifier. Read 2025-11-20.
-#[derive(Debug, Default)]
-pub struct KeyRing {
-    keys: Vec<(String, VerifyingKey)>,
-}
-
-impl KeyRing {
-    /// The start of the name of a WeChat Pay public key; other names are serial numbers of certificates.
-    pub const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_";
-
-    /// Adds a key under its exact name; the newest of a name wins.
-    pub fn insert(&mut self, serial: String, key: VerifyingKey) {
-        self.keys.retain(|(known, _)| *known != serial);
-        self.keys.push((serial, key));
-    }
-
-    /// The key of that exact name.
-    pub fn get(&self, serial: &str) -> Option<&VerifyingKey> {
-        self.keys.iter().find(|(known, _)| known == serial).map(|(_, key)| key)
-    }
-
-    /// The key to encrypt with, and its name: the public key that requests name, else the certificate loaded last.
-    pub fn encrypting(&self) -> Option<(&str, &VerifyingKey)> {
-        let newest = || self.keys.last().map(|(serial, _)| serial.as_str());
-        let serial = self.public_key_id().or_else(newest)?;
-        self.get(serial).map(|key| (serial, key))
-    }
-
-    /// The id of the first public key (not certificate): requests name it, so that answers are signed with it.
-    pub fn public_key_id(&self) -> Option<&str> {
-        self.keys.iter().map(|(serial, _)| serial.as_str()).find(|serial| serial.starts_with(KeyRing::PUBLIC_KEY_ID))
+        let stated = certificate.validity();
+        let validity =
+            Validity { from: Some(stated.not_before.to_datetime()), until: Some(stated.not_after.to_datetime()) };
+        Ok(Certificate { key, serial, validity })
     }
 }
 
@@ -291,6 +266,16 @@ fn bits(big_endian: &[u8]) -> usize {
 
 fn hex_upper(bytes: Vec<u8>) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+/// A share of `span`, drawn anew each time: so that many processes do not ask a gateway in the same second.
+///
+/// # Errors
+/// [`KeyError::Library`].
+pub(super) fn jitter(span: std::time::Duration) -> Result<std::time::Duration, KeyError> {
+    let mut bytes = [0; 2];
+    rand::fill(&mut bytes).map_err(|_| KeyError::Library)?;
+    Ok(span * u32::from(u16::from_be_bytes(bytes)) / u32::from(u16::MAX))
 }
 
 /// A fresh nonce: 32 characters of `[0-9A-F]`, 128 random bits.
@@ -370,19 +355,6 @@ mod tests {
     fn nothing_is_shown_of_a_key() {
         assert_eq!(format!("{:?}", SigningKey::from_pem(APP_PRIVATE).unwrap()), "SigningKey(..)");
         assert_eq!(format!("{:?}", VerifyingKey::from_spki_pem(APP_PUBLIC).unwrap()), "VerifyingKey(..)");
-    }
-
-    #[test]
-    fn a_ring_is_searched_by_the_exact_name() {
-        let mut ring = KeyRing::default();
-        let certificate = Certificate::from_pem(PLATFORM_CERT).unwrap();
-        assert_eq!(certificate.serial, "5D008BE308C26237789E43DAB6260133B42601A4");
-        ring.insert(certificate.serial.clone(), certificate.key);
-        assert_eq!(ring.public_key_id(), None);
-        ring.insert("PUB_KEY_ID_1".to_owned(), VerifyingKey::from_spki_pem(OTHER_PUBLIC).unwrap());
-        assert_eq!(ring.public_key_id(), Some("PUB_KEY_ID_1"));
-        assert!(ring.get(&certificate.serial).is_some());
-        assert!(ring.get(&certificate.serial.to_lowercase()).is_none());
     }
 
     #[test]

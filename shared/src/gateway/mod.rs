@@ -12,15 +12,20 @@ use crate::job::Callback;
 
 mod accounts;
 pub mod alipay;
+mod breaker;
 mod http;
 pub mod keys;
 mod refund;
+mod ring;
+mod road;
+mod tend;
 #[cfg(test)]
 mod testing;
 pub mod wechat;
 
 pub use accounts::{AccountFault, Gateways, NoAccount};
 pub use refund::{RefundOrder, RefundState, RefundTarget};
+pub use tend::{KeyNews, KeyStatus};
 
 /// A value whose origin was proved by a signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +132,29 @@ pub trait Gateway: Send + Sync {
     /// See [`CallbackError`].
     fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError>;
 
+    /// [`Gateway::verify`] for a callback that arrives: a key that is not known is asked for once, and what was verified is
+    /// counted by the key that signed it, so that a change of keys can be watched.
+    ///
+    /// # Errors
+    /// See [`CallbackError`].
+    async fn verify_arriving(
+        &self,
+        callback: Callback,
+        now: OffsetDateTime,
+    ) -> Result<Verified<Callback>, CallbackError> {
+        let again = callback.clone();
+        let mut verified = self.verify(callback, Some(now));
+        if let Err(error) = &verified
+            && let Some(serial) = error.wanted_key()
+            && self.look_for_key(serial, now).await
+        {
+            verified = self.verify(again, Some(now));
+        }
+        let verified = verified?;
+        tend::count_callback(self.method(), self.account(), self.key_of(&verified));
+        Ok(verified)
+    }
+
     /// Decrypts and translates.
     ///
     /// # Errors
@@ -141,6 +169,30 @@ pub trait Gateway: Send + Sync {
     /// See [`CallbackError`].
     fn verify_return(&self, _query: &str) -> Result<Verified<String>, CallbackError> {
         Err(CallbackError::Malformed("this gateway signs no returns"))
+    }
+
+    /// Asks the gateway which keys it signs with, beside those that were configured.
+    ///
+    /// # Errors
+    /// See [`GatewayError`]; the keys that were known stay.
+    async fn refresh_keys(&self, _now: OffsetDateTime) -> Result<KeyNews, GatewayError> {
+        Ok(KeyNews::Fixed)
+    }
+
+    /// Asks the gateway for a key that a message named and nobody here knows, unless that was done a moment ago: anybody
+    /// can name keys. Takes 2.5 s at most. True when it is worth to look again.
+    async fn look_for_key(&self, _serial: &str, _now: OffsetDateTime) -> bool {
+        false
+    }
+
+    /// The key that signed a callback, from the bounded set of those that are loaded.
+    fn key_of(&self, _callback: &Verified<Callback>) -> String {
+        "fixed".to_owned()
+    }
+
+    /// The keys and certificates of this account that have an end or can be missing.
+    fn key_status(&self) -> Vec<KeyStatus> {
+        Vec::new()
     }
 }
 
@@ -203,6 +255,16 @@ pub enum Payment {
         /// As the SDK takes them.
         params: serde_json::Value,
     },
+}
+
+/// Whether an address that a gateway names may go to a buyer: HTTPS, on one of the gateway's own domains and no port of its
+/// own. What is handed on is opened by browsers, and trusted.
+fn may_be_handed_on(address: &str, domains: &[&str]) -> bool {
+    let Ok(url) = url::Url::parse(address) else { return false };
+    let bare = url.scheme() == "https" && url.username().is_empty() && url.password().is_none() && url.port().is_none();
+    let of =
+        |host: &str, domain: &str| host.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    bare && url.domain().is_some_and(|host| domains.iter().any(|domain| of(host, domain)))
 }
 
 /// An order as the gateway sees it. `fact` is [`Fact::Nothing`] while the buyer can still pay.
@@ -284,6 +346,14 @@ pub enum CallbackError {
         /// The key's name, cut to a sane length.
         serial: String,
     },
+    /// Names a certificate that is loaded and does not count now.
+    #[error("key {serial} {time}")]
+    KeyNotInForce {
+        /// The certificate's name.
+        serial: String,
+        /// Which end of its time this lies beyond.
+        time: keys::KeyTime,
+    },
     /// The named key did not sign these bytes.
     #[error("bad signature")]
     BadSignature,
@@ -292,9 +362,38 @@ pub enum CallbackError {
     Undecodable(String),
 }
 
+impl CallbackError {
+    /// The key that is needed and not there, which the gateway may be asked for.
+    fn wanted_key(&self) -> Option<&str> {
+        match self {
+            CallbackError::UnknownKey { serial } | CallbackError::KeyNotInForce { serial, .. } => Some(serial),
+            _ => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_gateways_own_addresses_are_handed_on() {
+        for (address, may) in [
+            ("https://wx.tenpay.com/cgi-bin/mmpayweb-bin/checkmweb?prepay_id=wx1", true),
+            ("https://tenpay.com/", true),
+            ("http://wx.tenpay.com/", false),
+            ("https://wx.tenpay.com.evil.example/", false),
+            ("https://eviltenpay.com/", false),
+            ("https://wx.tenpay.com@evil.example/", false),
+            ("https://wx.tenpay.com:8443/", false),
+            ("https://192.0.2.1/", false),
+            ("javascript:alert(1)//wx.tenpay.com", false),
+            ("//wx.tenpay.com/", false),
+            ("", false),
+        ] {
+            assert_eq!(may_be_handed_on(address, &["tenpay.com"]), may, "{address}");
+        }
+    }
 
     #[test]
     fn a_refusal_that_says_paid_is_told_from_the_others() {

@@ -33,28 +33,45 @@ pub(super) struct Reply {
     pub body: String,
 }
 
-/// Gives the same reply to everyone and keeps the last request.
+/// Gives the same reply to everyone, or one by the start of the target, and keeps the requests.
 pub(super) struct Server {
     pub url: String,
-    last: Arc<Mutex<Seen>>,
+    requests: Arc<Mutex<Vec<Seen>>>,
+    replies: Arc<Mutex<Vec<(&'static str, Reply)>>>,
 }
 
 impl Server {
     pub(super) async fn start(reply: Reply) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let last = Arc::new(Mutex::new(Seen::default()));
-        let kept = last.clone();
-        tokio::spawn(async move {
-            while let Ok((socket, _)) = listener.accept().await {
-                answer(socket, &reply, &kept).await;
-            }
-        });
-        Server { url, last }
+        Server::start_with(vec![("", reply)]).await
     }
 
+    /// The first reply counts whose word the target begins with.
+    pub(super) async fn start_with(replies: Vec<(&'static str, Reply)>) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (requests, replies) = (Arc::<Mutex<Vec<Seen>>>::default(), Arc::new(Mutex::new(replies)));
+        let (kept, given) = (requests.clone(), replies.clone());
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                answer(socket, &given, &kept).await;
+            }
+        });
+        Server { url, requests, replies }
+    }
+
+    /// The last request, or an empty one.
     pub(super) fn seen(&self) -> Seen {
-        self.last.lock().unwrap().clone()
+        self.requests.lock().unwrap().last().cloned().unwrap_or_default()
+    }
+
+    /// How many requests came.
+    pub(super) fn count(&self) -> usize {
+        self.requests.lock().unwrap().len()
+    }
+
+    /// Replies so to everyone from now on.
+    pub(super) fn reply(&self, reply: Reply) {
+        *self.replies.lock().unwrap() = vec![("", reply)];
     }
 }
 
@@ -84,7 +101,7 @@ pub(super) fn impatient_client() -> reqwest::Client {
     builder.timeout(std::time::Duration::from_millis(50)).build().unwrap()
 }
 
-async fn answer(mut socket: TcpStream, reply: &Reply, kept: &Mutex<Seen>) {
+async fn answer(mut socket: TcpStream, replies: &Mutex<Vec<(&'static str, Reply)>>, kept: &Mutex<Vec<Seen>>) {
     let mut bytes = Vec::new();
     let seen = loop {
         if let Some(seen) = parse(&bytes) {
@@ -96,7 +113,9 @@ async fn answer(mut socket: TcpStream, reply: &Reply, kept: &Mutex<Seen>) {
             Ok(length) => bytes.extend_from_slice(&chunk[..length]),
         }
     };
-    *kept.lock().unwrap() = seen;
+    let found = replies.lock().unwrap().iter().find(|(start, _)| seen.target.starts_with(start)).cloned();
+    kept.lock().unwrap().push(seen);
+    let (_, reply) = found.expect("a reply to this target");
     let mut head = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", reply.status);
     for (name, value) in &reply.headers {
         head.push_str(&format!("{name}: {value}\r\n"));

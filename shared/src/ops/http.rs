@@ -208,6 +208,38 @@ mod tests {
         assert!(said.starts_with("HTTP/1.1 431"), "{said}");
     }
 
+    /// What a proxy in front and this server could take for different requests is refused, or answered once on a connection
+    /// that then closes: nothing of a client's making is ever served as a request of its own.
+    #[tokio::test]
+    async fn a_request_cannot_be_smuggled_behind_another() {
+        let server = start(64).await;
+        let hidden = "GET /who HTTP/1.1\r\nHost: a\r\n\r\n";
+        let chunked = format!("0\r\n\r\n{hidden}");
+        let (long, short) = (format!("Content-Length: {}", chunked.len()), "Content-Length: 3");
+        let heads = [
+            format!("{short}\r\n{long}"),
+            format!("{short}\r\nTransfer-Encoding: chunked"),
+            format!("Transfer-Encoding: chunked\r\n{short}"),
+            "Transfer-Encoding: chunked, identity".to_owned(),
+            "Transfer-Encoding: xchunked".to_owned(),
+            "Transfer-Encoding : chunked".to_owned(),
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity".to_owned(),
+            "Content-Length: +3".to_owned(),
+            "Content-Length: 3, 4".to_owned(),
+            "Content-Length: 0x3".to_owned(),
+            format!("{long}\r\n X-Folded: b"),
+            "X-Null: a\0b".to_owned(),
+        ];
+        for head in heads {
+            let said = talk(server.addr, &format!("POST /none HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n{chunked}")).await;
+            let answers = said.matches("HTTP/1.1 ").count();
+            assert!(answers <= 1 && !said.contains("127.0.0.1"), "{head:?} is answered {said:?}");
+            let refused = said.starts_with("HTTP/1.1 400");
+            let closed = said.starts_with("HTTP/1.1 404") && said.contains("connection: close");
+            assert!(refused || closed, "{head:?} is answered {said:?}");
+        }
+    }
+
     #[tokio::test]
     async fn requests_in_flight_end_before_the_server_does() {
         let server = start(64).await;

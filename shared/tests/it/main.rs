@@ -1,8 +1,10 @@
 //! Integration tests of what the binaries share.
 
+mod cache;
 mod mq;
 mod mq_publish;
 mod rights;
+mod rotation;
 mod schema;
 mod tidy;
 mod vectors;

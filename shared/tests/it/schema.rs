@@ -5,7 +5,7 @@ use std::task::Poll;
 
 use secrecy::SecretString;
 use shared::db::{self, MIGRATOR, SchemaError};
-use shared::domain::{CaseKind, CaseStatus, OrderStatus, PaymentMethod, RefundStatus, Verdict};
+use shared::domain::{CaseKind, CaseStatus, OrderStatus, PaymentMethod, RefundStatus, Scene, Verdict};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgPool};
 
@@ -36,6 +36,9 @@ async fn the_checks_of_the_database_name_what_the_enums_name(db: PgPool) {
     assert_eq!(names_under(&db, "refund_records_status").await, names(&refunds));
     let methods: Vec<_> = PaymentMethod::ALL.iter().map(|m| m.as_str()).collect();
     assert_eq!(names_under(&db, "payment_orders_method").await, names(&methods));
+    assert_eq!(names_under(&db, "payment_config_method").await, names(&methods));
+    let scenes: Vec<_> = Scene::ALL.iter().map(|s| s.as_str()).collect();
+    assert_eq!(names_under(&db, "payment_config_scenes").await, names(&scenes));
     let verdicts: Vec<_> = Verdict::ALL.iter().map(|v| v.as_str()).collect();
     assert_eq!(names_under(&db, "callbacks_verdict").await, names(&verdicts));
     let kinds: Vec<_> = CaseKind::ALL.iter().map(|k| k.as_str()).collect();

@@ -63,7 +63,8 @@ const SERVICE: &[&str] = &["shared/src", "api/src", "worker/src"];
 
 #[test]
 fn the_domain_imports_no_sibling_and_does_no_io() {
-    let siblings = ["db", "gateway", "mq", "job", "event", "settle", "config", "ops"].map(|m| format!("crate::{m}"));
+    let siblings =
+        ["db", "gateway", "mq", "job", "event", "settle", "config", "ops", "cache"].map(|m| format!("crate::{m}"));
     let mut words: Vec<&str> = siblings.iter().map(String::as_str).collect();
     words.extend(["sqlx", "tokio", "lapin", "reqwest", "std::fs", "std::net", "async "]);
     assert_eq!(offences(&["shared/src/domain"], &[], &words), [""; 0]);
@@ -71,9 +72,9 @@ fn the_domain_imports_no_sibling_and_does_no_io() {
 
 #[test]
 fn gateway_database_and_broker_do_not_know_each_other() {
-    assert_eq!(offences(&["shared/src/gateway"], &[], &["crate::db", "crate::mq"]), [""; 0]);
-    assert_eq!(offences(&["shared/src/db"], &[], &["crate::gateway", "crate::mq"]), [""; 0]);
-    assert_eq!(offences(&["shared/src/mq"], &[], &["crate::gateway", "crate::db"]), [""; 0]);
+    assert_eq!(offences(&["shared/src/gateway"], &[], &["crate::db", "crate::mq", "crate::cache"]), [""; 0]);
+    assert_eq!(offences(&["shared/src/db"], &[], &["crate::gateway", "crate::mq", "crate::cache"]), [""; 0]);
+    assert_eq!(offences(&["shared/src/mq"], &[], &["crate::gateway", "crate::db", "crate::cache"]), [""; 0]);
 }
 
 #[test]
@@ -100,6 +101,17 @@ fn amqp_stays_in_its_module_and_only_the_consumer_acknowledges() {
 #[test]
 fn connections_to_the_broker_are_closed_within_a_bound() {
     assert_eq!(offences(SERVICE, &["shared/src/mq/"], &["connection.close(", ".close(200"]), [""; 0]);
+}
+
+/// What decides reads the database: only one route shows an order as a copy has it.
+#[test]
+fn copies_are_for_showing() {
+    assert_eq!(
+        offences(SERVICE, &["shared/src/cache/redis.rs"], &["use ::redis", " ::redis::", "(::redis::"]),
+        [""; 0]
+    );
+    let rooms = &["api/src/routes/orders/mod.rs"];
+    assert_eq!(offences(&["api/src", "worker/src"], rooms, &["cache.orders.get("]), [""; 0]);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use worker::start::{Missing, Process, Worker};
 /// transaction each, with order, transaction, event and evidence. Run as many as the queue's depth asks for.
 ///
 /// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, GATEWAYS_FILE,
-/// CALLBACK_BATCH, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+/// CALLBACK_BATCH, REDIS_URL, REDIS_KEY_PREFIX, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {}
@@ -58,10 +58,13 @@ fn configure(env: &mut Env) -> Option<Config> {
 
 async fn work(process: Process, config: Config) {
     let db = process.db.clone();
-    let worker = Arc::new(CallbackWorker { db: process.db, gateways: config.gateways, clock: Clock::system() });
+    let Config { gateways, batch } = config;
+    tokio::spawn(gateways.clone().tend(Clock::system(), process.stop.clone()));
+    let worker = CallbackWorker { db: process.db, gateways, clock: Clock::system(), copies: process.copies };
+    let worker = Arc::new(worker);
     let supervised = mq::supervise("callback-worker", &process.amqp_url, process.stop, async |connection, stop| {
         consumer::database_answers(&db, &stop).await;
-        consumer::run(&connection, topology::CALLBACKS, config.batch, stop, async |batch| {
+        consumer::run(&connection, topology::CALLBACKS, batch, stop, async |batch| {
             worker.settle(batch.iter().map(callback_from).collect()).await
         })
         .await

@@ -20,8 +20,8 @@ use worker::start::{Missing, Process, Worker};
 /// callback was lost, closes what expired or was given up, and looks back after the end. Run as many as the queue's depth
 /// asks for.
 ///
-/// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, GATEWAYS_FILE, OPS_ADDR,
-/// RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+/// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, GATEWAYS_FILE, REDIS_URL,
+/// REDIS_KEY_PREFIX, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {}
@@ -42,7 +42,9 @@ async fn main() -> ExitCode {
 
 async fn work(process: Process, gateways: Gateways) {
     let db = process.db.clone();
-    let worker = Arc::new(CheckWorker { db: process.db, gateways, clock: Clock::system() });
+    tokio::spawn(gateways.clone().tend(Clock::system(), process.stop.clone()));
+    let worker = CheckWorker { db: process.db, gateways, clock: Clock::system(), copies: process.copies };
+    let worker = Arc::new(worker);
     let batch = BatchOptions { max: 16, linger: Duration::from_millis(5) };
     let supervised = mq::supervise("check-worker", &process.amqp_url, process.stop, async |connection, stop| {
         consumer::database_answers(&db, &stop).await;

@@ -21,7 +21,7 @@ use worker::start::{Missing, Process, Worker};
 /// result is final. Run as many as the queue's depth asks for.
 ///
 /// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, GATEWAYS_FILE, PUBLIC_URL,
-/// REFUND_CALLS, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+/// REFUND_CALLS, REDIS_URL, REDIS_KEY_PREFIX, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {}
@@ -60,12 +60,14 @@ fn configure(env: &mut Env) -> Option<Config> {
 
 async fn work(process: Process, config: Config) {
     let db = process.db.clone();
+    tokio::spawn(config.gateways.clone().tend(Clock::system(), process.stop.clone()));
     let worker = Arc::new(RefundWorker {
         db: process.db,
         gateways: config.gateways,
         public_url: config.public_url,
         clock: Clock::system(),
         budget: config.budget,
+        copies: process.copies,
     });
     let batch = BatchOptions { max: 16, linger: Duration::from_millis(5) };
     let supervised = mq::supervise("refund-worker", &process.amqp_url, process.stop, async |connection, stop| {

@@ -17,7 +17,7 @@ use worker::start::{Missing, Process, Worker};
 /// turns dead letters into cases; rebuilds the road when the broker was wiped. One relay is active, others stand by.
 ///
 /// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, OPTIONAL_EVENTS,
-/// OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+/// REDIS_URL, REDIS_KEY_PREFIX, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {}
@@ -53,6 +53,7 @@ async fn work(process: Process, settings: Settings) {
         amqp_url: process.amqp_url,
         clock: Clock::system(),
         settings,
+        copies: process.copies,
     };
     relay.run(&process.stop).await;
     done.cancel();

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::{DbError, events, jobs, leadership};
 use shared::job::kind;
@@ -72,6 +73,8 @@ pub struct Relay {
     pub clock: Clock,
     /// What an operator can set.
     pub settings: Settings,
+    /// Passes on which orders have changed.
+    pub copies: Renewer,
 }
 
 /// The broker was found wiped: the holder of the lock marks everything that was on it as due again, and answers.

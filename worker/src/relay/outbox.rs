@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use shared::cache::Changed;
 use shared::db::DbError;
 use shared::db::events::{self, Waiting};
 use shared::domain::OrderId;
@@ -31,7 +32,11 @@ impl Outbox {
         if waiting.is_empty() {
             return Ok(0);
         }
+        let about: Vec<(i64, OrderId)> =
+            waiting.iter().filter_map(|event| Some((event.seq, event.order_id?))).collect();
         let Outcome { confirmed, unroutable } = publish(relay, waiting).await;
+        // Whoever changed them has passed it on already, unless he came to his end in between.
+        relay.copies.renew(&relay.db, Changed::Ids(orders_of(&about, &confirmed)));
         self.confirmed = confirmed;
         if !unroutable.is_empty() {
             events::postpone(connection, &unroutable, now + relay.settings.unroutable_retry).await?;
@@ -49,6 +54,14 @@ impl Outbox {
         metrics::counter!("events_published_total").increment(count as u64);
         Ok(count)
     }
+}
+
+/// The orders that the events with these numbers tell of, each once.
+fn orders_of(about: &[(i64, OrderId)], seqs: &[i64]) -> Vec<OrderId> {
+    let seqs: HashSet<&i64> = seqs.iter().collect();
+    let orders: HashSet<OrderId> =
+        about.iter().filter(|(seq, _)| seqs.contains(seq)).map(|(_, order)| *order).collect();
+    orders.into_iter().collect()
 }
 
 /// What became of the events of a round; those in neither list are tried again.

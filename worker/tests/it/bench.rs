@@ -12,6 +12,7 @@ use axum::http::HeaderMap;
 use axum::routing::post;
 use gateway_sim::{Options, Simulator};
 use serde_json::Value;
+use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::jobs;
 use shared::db::orders::Order;
@@ -71,6 +72,8 @@ impl Bench {
         copy(&key_set(), &folder);
         let options = Options { speed: SPEED, ..Options::default() };
         let simulator = Simulator::start(&folder, "127.0.0.1:0", &options).await.unwrap();
+        // What is changed through these keys, the simulator signs with.
+        world.keys = simulator.keys().clone();
         let before = Before::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let wire = listener.local_addr().unwrap();
@@ -83,9 +86,15 @@ impl Bench {
         let letters = LetterBox::default();
         let public_url = letter_box(letters.clone()).await;
         world.worker.gateways = gateways(&folder);
-        let refunds =
-            RefundWorker { db: db.clone(), gateways: gateways(&folder), public_url, clock, budget: Budget::new(2) };
-        let checks = CheckWorker { db, gateways: gateways(&folder), clock };
+        let refunds = RefundWorker {
+            db: db.clone(),
+            gateways: gateways(&folder),
+            public_url,
+            clock,
+            budget: Budget::new(2),
+            copies: Renewer::default(),
+        };
+        let checks = CheckWorker { db, gateways: gateways(&folder), clock, copies: Renewer::default() };
         Bench { world, checks, refunds, letters, before, simulator, folder }
     }
 
@@ -93,8 +102,8 @@ impl Bench {
     pub fn on(&self, db: &PgPool) -> (CheckWorker, RefundWorker) {
         let (db, gateways, clock) = (db.clone(), || gateways(&self.folder), self.checks.clock);
         let (public_url, budget) = (self.refunds.public_url.clone(), self.refunds.budget.clone());
-        let checks = CheckWorker { db: db.clone(), gateways: gateways(), clock };
-        (checks, RefundWorker { db, gateways: gateways(), public_url, clock, budget })
+        let checks = CheckWorker { db: db.clone(), gateways: gateways(), clock, copies: Renewer::default() };
+        (checks, RefundWorker { db, gateways: gateways(), public_url, clock, budget, copies: Renewer::default() })
     }
 
     /// A refund worker whose gateways take no connection for a moment yet.

@@ -7,6 +7,7 @@ use gateway_sim::keys::SimKeys;
 use gateway_sim::ledger::{Product, Trade};
 use gateway_sim::notify::{self, Overrides, SignedCallback};
 use serde_json::Value;
+use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::idempotency_keys::NewKey;
 use shared::db::orders::{self, NewOrder, Order};
@@ -29,7 +30,7 @@ impl World {
         shared::telemetry::install_crypto();
         let keys = key_set();
         let gateways = Gateways::load(&keys.join("gateways.toml")).expect("the simulator's gateways.toml");
-        let worker = CallbackWorker { db: db.clone(), gateways, clock: Clock::system() };
+        let worker = CallbackWorker { db: db.clone(), gateways, clock: Clock::system(), copies: Renewer::default() };
         World { db, keys: SimKeys::load(&keys).unwrap(), worker }
     }
 

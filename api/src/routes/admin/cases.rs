@@ -8,6 +8,7 @@ use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use shared::cache::Changed;
 use shared::db::DbError;
 use shared::db::cases::{self, Case};
 use shared::domain::{CaseId, CaseKind, CaseStatus, UserId};
@@ -297,6 +298,9 @@ async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<C
     // The version that was seen; whoever was faster has changed it, and then nothing of this happens.
     cases::step(&mut tx, &case, &entry, app.clock.now()).await.map_err(changed)?;
     tx.commit().await.map_err(DbError::from)?;
+    if let Some(order_id) = case.order_id {
+        app.cache.orders.renew(&app.db, Changed::Ids(vec![order_id])).await;
+    }
     seen(app, id).await
 }
 

@@ -9,6 +9,7 @@ use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::json;
+use shared::cache::Changed;
 use shared::db::orders::{self, Order};
 use shared::db::{DbError, jobs};
 use shared::domain::OrderId;
@@ -83,6 +84,8 @@ async fn ask(app: &App, id: OrderId) -> Result<SyncView, ApiError> {
         heard = orders::last_check(&app.db, id).await?;
     }
     let after = orders::get(&app.db, id).await?.ok_or(ApiError::Db(DbError::Moved))?;
+    // Whoever syncs does not trust what is shown, so all copies are taken from the database anew.
+    app.cache.orders.renew(&app.db, Changed::Ids(vec![id])).await;
     let changed = changed(&before, &after)?;
     let (before, after) = (OrderView::of(&before), OrderView::of(&after));
     let answered = heard != earlier;

@@ -46,7 +46,9 @@ pub async fn close(
     User(user): User,
     OrderPath(id): OrderPath,
 ) -> Result<Response, ApiError> {
-    let order = to_the_end(async move { give_up(&app, &Viewer::User(user), id).await }).await?;
+    let giving_up = app.clone();
+    let order = to_the_end(async move { give_up(&giving_up, &Viewer::User(user), id).await }).await?;
+    app.cache.orders.saw(&order);
     match order.status {
         OrderStatus::Closed => Ok(Json(OrderView::of(&order)).into_response()),
         OrderStatus::Pending => {

@@ -47,7 +47,7 @@ use place::Placement;
         (status = 201, description = "The order and what the buyer needs", body = PayableOrder),
         (status = 400, description = "`invalid_fields` (all of them), `malformed_json`, `idempotency_key_required`, `idempotency_key_invalid`", body = Problem),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 409, description = "`request_in_flight`, `order_unusable`, `order_not_payable`", body = Problem),
+        (status = 409, description = "`method_disabled`, `scene_disabled`, `amount_out_of_range` (with `min_amount` and `max_amount`), `request_in_flight`, `order_unusable`, `order_not_payable`", body = Problem),
         (status = 413, description = "`body_too_large`", body = Problem),
         (status = 415, description = "`unsupported_media_type`", body = Problem),
         (status = 422, description = "`idempotency_key_reused`", body = Problem),
@@ -94,6 +94,8 @@ pub async fn payment(
 }
 
 /// Look at an order.
+///
+/// As it was at some moment of the last second; whoever asks one process does not see an older `version` after a newer.
 #[utoipa::path(
     get, path = "/v1/orders/{id}", tag = "orders", security(("bearer" = []), ("view_token" = [])),
     params(("id" = String, Path, description = "The order's id")),
@@ -108,8 +110,9 @@ pub async fn get(
     viewer: Viewer,
     OrderPath(id): OrderPath,
 ) -> Result<Json<OrderView>, ApiError> {
-    let order = to_the_end(async move { Ok(orders::get(&app.db, id).await?) }).await?;
-    Ok(Json(OrderView::of(&viewer.shown(order)?)))
+    let order = to_the_end(async move { Ok(app.cache.orders.get(&app.db, id).await?) }).await?;
+    let order = order.filter(|order| viewer.may_see(order.id, &order.user_id)).ok_or(ApiError::OrderNotFound)?;
+    Ok(Json(OrderView::of_copy(&order)))
 }
 
 /// List one's own orders, newest first.
@@ -129,7 +132,9 @@ pub async fn list(
     let states: Vec<&str> = OrderStatus::ALL.iter().map(|status| status.as_str()).collect();
     let wanted = filter.read(|id| OrderId::parse(id).ok(), &states)?;
     let limit = wanted.limit;
-    let found = to_the_end(async move { Ok(orders::of_user(&app.db, &user, &wanted).await?) }).await?;
+    let of_user = app.clone();
+    let found = to_the_end(async move { Ok(orders::of_user(&of_user.db, &user, &wanted).await?) }).await?;
+    found.iter().for_each(|order| app.cache.orders.saw(order));
     let (shown, next_cursor) = page(found, limit, |order| order.id.to_string());
     Ok(Json(OrderPage { orders: shown.iter().map(OrderView::of).collect(), next_cursor }))
 }

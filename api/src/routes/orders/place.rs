@@ -35,7 +35,11 @@ impl Placement {
         let _turn = self.app.turns.wait(&self.request).await?;
         let drafted = self.draft();
         let labels = drafted.as_ref().ok().map(|new| (new.payment_method.as_str(), new.scene.as_str()));
-        let done = self.place(drafted).await;
+        let judged = match drafted {
+            Ok(new) => self.judge(&new).await.map(|()| new),
+            Err(refusal) => Err(refusal),
+        };
+        let done = self.place(judged).await;
         if let Some((method, scene)) = labels {
             let outcome = done.as_ref().map_or_else(outcome, |(how, _)| how);
             let labels = [("method", method), ("scene", scene), ("outcome", outcome)];
@@ -44,8 +48,14 @@ impl Placement {
         done.map(|(_, answer)| answer)
     }
 
-    async fn place(&self, drafted: Result<NewOrder, ApiError>) -> Result<(&'static str, Answer), ApiError> {
-        let new = match drafted {
+    /// Whether buyers may choose this just now.
+    async fn judge(&self, new: &NewOrder) -> Result<(), ApiError> {
+        let config = self.app.cache.config.get(&self.app.db).await?;
+        config.check(new.payment_method, new.scene, new.amount).map_err(ApiError::NotOffered)
+    }
+
+    async fn place(&self, judged: Result<NewOrder, ApiError>) -> Result<(&'static str, Answer), ApiError> {
+        let new = match judged {
             Ok(new) => new,
             // A request that was taken once is not judged again by rules that have changed since.
             Err(refusal) => return self.resume().await?.ok_or(refusal),
@@ -127,6 +137,8 @@ impl Placement {
 /// Asks the gateway for a credential, with the parameters that were fixed when the order was placed.
 pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError> {
     let now = app.clock.now();
+    // A refusal tells of its state, too.
+    app.cache.orders.saw(order);
     if order.status != OrderStatus::Pending {
         return Err(ApiError::OrderNotPayable(order.status.as_str()));
     }
@@ -189,6 +201,7 @@ fn outcome(error: &ApiError) -> &'static str {
     match error {
         ApiError::OrderUnusable(_) => "refused",
         ApiError::OrderNotPayable(_) => "not_payable",
+        ApiError::NotOffered(_) => "not_offered",
         ApiError::GatewayUnavailable(_) => "gateway_unavailable",
         ApiError::GatewayProtocol(_) => "gateway_protocol",
         ApiError::IdempotencyKeyReused | ApiError::RequestInFlight => "conflict",

@@ -74,7 +74,7 @@ pub async fn stream(
     if is_final(order.status) && seen == Some(order.version) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let events = events(app.hub.watch(order)?);
+    let events = events(app.hub.watch(order)?, app);
     let stream = Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("still here"));
     Ok(([("x-accel-buffering", "no")], stream).into_response())
 }
@@ -85,17 +85,19 @@ fn is_final(status: OrderStatus) -> bool {
 }
 
 struct Watching {
+    app: Arc<App>,
     subscription: Subscription,
     until: Instant,
     began: bool,
     over: bool,
 }
 
-fn events(subscription: Subscription) -> impl Stream<Item = Result<Event, axum::Error>> {
-    let watching = Watching { subscription, until: Instant::now() + LIFE, began: false, over: false };
+fn events(subscription: Subscription, app: Arc<App>) -> impl Stream<Item = Result<Event, axum::Error>> {
+    let watching = Watching { app, subscription, until: Instant::now() + LIFE, began: false, over: false };
     stream::unfold(watching, |mut watching| async move {
         let order = watching.next().await?;
         watching.over = is_final(order.status);
+        watching.app.cache.orders.saw(&order);
         Some((event(&order), watching))
     })
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use shared::cache::OrderCopy;
 use shared::db::orders::{NewOrder, Order};
 use shared::domain::{Money, OrderStatus};
 use shared::gateway::Payment;
@@ -61,6 +62,11 @@ pub struct OrderView {
 impl OrderView {
     /// The order as its owner sees it.
     pub fn of(order: &Order) -> OrderView {
+        OrderView::of_copy(&OrderCopy::from(order.clone()))
+    }
+
+    /// The same of a copy.
+    pub fn of_copy(order: &OrderCopy) -> OrderView {
         OrderView {
             id: order.id.to_string(),
             order_no: order.order_no.to_string(),

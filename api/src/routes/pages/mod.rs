@@ -77,6 +77,7 @@ async fn look(app: &App, query: &str) -> Result<Shown, ApiError> {
     let now = app.clock.now();
     let Some(order) = found.filter(|order| now < order.expires_at + AFTER_EXPIRY) else { return Ok(Shown::Nothing) };
     Span::current().record("orderId", display(order.id));
+    app.cache.orders.saw(&order);
     // Ends with the proof that it stands for, and mostly sooner.
     let view_token = app.view_tokens.mint(order.id, order.expires_at.min(now + TOKEN - AFTER_EXPIRY))?;
     Ok(Shown::Order { order: Box::new(order), view_token })

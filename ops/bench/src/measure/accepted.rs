@@ -61,7 +61,7 @@ async fn accept(stage: &Stage<'_>, count: u32) -> Result<(f64, String)> {
 
 /// An answer of success promises that the callback lies in the queue or, where that took too long, in the database;
 /// how many took the second road. The broker's count follows its queue with a little delay.
-async fn every_one_is_kept(stage: &Stage<'_>, count: u32) -> Result<u32> {
+pub(super) async fn every_one_is_kept(stage: &Stage<'_>, count: u32) -> Result<u32> {
     let since = Instant::now();
     loop {
         let (queued, stored) = (stage.broker.callbacks_queued().await?, database::callbacks_stored(&stage.db).await?);

@@ -1,6 +1,7 @@
 //! The measurements, one file each.
 
 mod accepted;
+mod flood;
 mod latency;
 mod memory;
 mod orders;
@@ -21,7 +22,7 @@ pub(crate) const QUIET: Duration = Duration::from_secs(180);
 
 /// How many steps the progress bar has.
 pub(crate) fn steps(cli: &Cli) -> u64 {
-    let repeated = [What::Settled, What::Accepted, What::Orders, What::Latency];
+    let repeated = [What::Settled, What::Accepted, What::Orders, What::Latency, What::Flood];
     let repeated = repeated.iter().filter(|what| cli.wants(**what)).count() as u64;
     repeated * u64::from(cli.repeats()) + u64::from(cli.wants(What::Memory)) + u64::from(cli.backlog)
 }
@@ -41,6 +42,9 @@ pub(crate) async fn all(stage: &Stage<'_>, progress: &Progress) -> Result<Report
     }
     if cli.wants(What::Latency) {
         report.rows.push(latency::measure(stage, progress).await?);
+    }
+    if cli.wants(What::Flood) {
+        report.rows.push(flood::measure(stage, progress).await?);
     }
     if cli.wants(What::Memory) {
         report.rows.extend(memory::idle(stage, progress).await?);

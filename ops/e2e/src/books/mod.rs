@@ -82,13 +82,6 @@ impl World {
         assert!(several.is_empty(), "told under several ids: {several:?}");
         assert_eq!(ids.into_keys().collect::<BTreeSet<_>>(), paid, "orders that downstream heard of, and paid orders");
     }
-
-    /// No process panicked.
-    pub fn no_panics(&self) {
-        let logs = self.logs();
-        let panics: Vec<&str> = logs.lines().filter(|line| line.contains("panicked at")).collect();
-        assert!(panics.is_empty(), "{panics:?}");
-    }
 }
 
 /// Paid orders that moved otherwise than to `paid` once, and to `refunding` and away from it once for each refund. What

@@ -62,7 +62,11 @@ async fn each_program_names_every_fault_at_once() {
     let database = Database::create(&testkit::env("DATABASE_URL")).await;
     let nobody = format!("amqp://payment:hidden-password@{}/%2f", free_address());
     let program = |name: &str| {
-        Program::new(name).env("DATABASE_URL", database.url()).env("AMQP_URL", &nobody).env("OPS_ADDR", "9100")
+        Program::new(name)
+            .env("DATABASE_URL", database.url())
+            .env("AMQP_URL", &nobody)
+            .env("OPS_ADDR", "9100")
+            .env("REDIS_URL", "redis//:hidden-password@h")
     };
     let keys = [
         "alipay_main_app_private.pem, which cannot be read",
@@ -70,7 +74,14 @@ async fn each_program_names_every_fault_at_once() {
         "apiv3_key_file is 31 bytes long",
         "GATEWAYS_FILE",
     ];
-    let everywhere = ["OPS_ADDR", "broker", "no broker could be reached", "payment-api migrate", "database"];
+    let everywhere = [
+        "OPS_ADDR",
+        "REDIS_URL: it is not a Redis URL",
+        "broker",
+        "no broker could be reached",
+        "payment-api migrate",
+        "database",
+    ];
     let secret = ["hidden-password", "0123456789012345678901234567890"];
 
     let relay = program("relay");

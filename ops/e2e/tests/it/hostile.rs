@@ -128,7 +128,7 @@ async fn still_payable(world: &World, orders: &[Order]) {
     }
     world.wait_quiet(SOON).await;
     world.books_agree().await;
-    world.no_panics();
+    world.logs_are_clean();
 }
 
 /// The answer is the gateway's own form of "not taken".

@@ -1,6 +1,7 @@
 //! Whole flows through the built programs.
 
 mod books;
+mod caches;
 mod configuration;
 mod crashes;
 mod faults;

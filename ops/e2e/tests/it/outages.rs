@@ -53,7 +53,7 @@ async fn all_settled_within(world: &World, orders: &[Order], within: Duration) {
     assert_eq!(world.number("select count(*) from payment_orders").await, Some(orders.len() as i64));
     assert_eq!(world.number("select count(*) from cases").await, Some(0));
     assert!(world.processes().all(Process::runs), "a process gave up");
-    world.no_panics();
+    world.logs_are_clean();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

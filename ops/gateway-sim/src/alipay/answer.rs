@@ -45,6 +45,8 @@ impl Problem {
 pub(crate) struct Outcome<'a> {
     pub(crate) method: &'a str,
     pub(crate) merchant: Option<&'a AlipayMerchant>,
+    /// Whether the answer names the certificate that signs it.
+    pub(crate) certified: bool,
     pub(crate) result: Result<Map<String, Value>, Problem>,
 }
 
@@ -65,8 +67,10 @@ impl Outcome<'_> {
         let name = node_name(self.method);
         let body = match self.merchant {
             Some(merchant) => {
-                let sign = merchant.gateway_key.sign(text.as_bytes());
-                format!(r#"{{"{name}":{text},"sign":"{sign}"}}"#)
+                let sign = merchant.sign(text.as_bytes());
+                let mode = merchant.certificates.as_ref().filter(|_| self.certified);
+                let sn = mode.map(|mode| format!(r#""alipay_cert_sn":"{}","#, mode.current().sn)).unwrap_or_default();
+                format!(r#"{{"{name}":{text},{sn}"sign":"{sign}"}}"#)
             }
             None => format!(r#"{{"{name}":{text}}}"#),
         };

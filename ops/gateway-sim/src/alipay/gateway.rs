@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Outcome, Problem};
 use super::params::{Freshness, Params};
-use super::{fields, pages, refund, trade};
+use super::{certificate, fields, pages, refund, trade};
 use crate::clock;
 use crate::json::{owned, text};
 use crate::ledger::{Product, Trade};
@@ -26,7 +26,8 @@ pub(crate) async fn call(State(sim): State<Shared>, RawQuery(query): RawQuery, b
     let call = match checked {
         Ok(call) => call,
         Err(problem) => {
-            return Outcome { method: params.method(), merchant: None, result: Err(problem) }.into_response();
+            return Outcome { method: params.method(), merchant: None, certified: false, result: Err(problem) }
+                .into_response();
         }
     };
     if sim.faults.api(number(&sim, &call.biz_content).as_deref()).await.is_some() {
@@ -44,10 +45,12 @@ pub(crate) async fn call(State(sim): State<Shared>, RawQuery(query): RawQuery, b
             Some(result) => result,
             None => return bad_gateway(),
         },
+        "alipay.open.app.alipaycert.download" => certificate::download(&call),
         method if fields::is_known(method) => Err(Problem::invalid("isv.invalid-method", "该方法不能由服务端调用")),
         _ => Err(Problem::invalid("isv.invalid-method", "不存在的方法名")),
     };
-    Outcome { method: params.method(), merchant: Some(&call.merchant), result }.into_response()
+    let (merchant, certified) = (Some(call.merchant.as_ref()), call.certified);
+    Outcome { method: params.method(), merchant, certified, result }.into_response()
 }
 
 /// The number of the trade that a call names, which its faults go by.

@@ -3,6 +3,7 @@
 //! Bills belong beside `trade.rs` when their issue comes.
 
 pub(crate) mod answer;
+pub(crate) mod certificate;
 pub(crate) mod fields;
 pub(crate) mod gateway;
 pub(crate) mod notify;

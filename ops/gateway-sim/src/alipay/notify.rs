@@ -26,9 +26,9 @@ pub fn render(merchant: &AlipayMerchant, trade: &Trade, overrides: &Overrides) -
     }
     let content = notice_content(&params);
     let signature = match overrides.wrong {
-        Some(Wrong::Probe) => format!("-{}", merchant.gateway_key.sign(content.as_bytes())),
+        Some(Wrong::Probe) => format!("-{}", merchant.sign(content.as_bytes())),
         Some(Wrong::Forged | Wrong::WrongSerial) => merchant.stranger.sign(content.as_bytes()),
-        _ => merchant.gateway_key.sign(content.as_bytes()),
+        _ => merchant.sign(content.as_bytes()),
     };
     if overrides.wrong == Some(Wrong::Tamper) {
         tamper(&mut params);
@@ -67,7 +67,7 @@ pub(crate) fn return_url(merchant: &AlipayMerchant, trade: &Trade, now: OffsetDa
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
-    params.push(("sign".to_owned(), merchant.gateway_key.sign(notice_content(&params).as_bytes())));
+    params.push(("sign".to_owned(), merchant.sign(notice_content(&params).as_bytes())));
     let joint = if url.contains('?') { '&' } else { '?' };
     Some(format!("{url}{joint}{}", encode(&params)))
 }

@@ -20,6 +20,8 @@ pub(crate) struct Params {
 /// A call whose signature holds.
 pub(crate) struct Call {
     pub(crate) merchant: Arc<AlipayMerchant>,
+    /// It came in certificate mode.
+    pub(crate) certified: bool,
     pub(crate) biz_content: Value,
     pub(crate) notify_url: Option<String>,
     pub(crate) return_url: Option<String>,
@@ -69,6 +71,7 @@ impl Params {
             let hint = "验签出错，建议检查签名字符串或签名私钥与应用公钥是否匹配，网关生成的验签字符串为：";
             return Err(Problem::invalid("isv.invalid-signature", &format!("{hint}{content}")));
         }
+        let certified = self.check_certificates(merchant)?;
         self.check_timestamp(freshness, now)?;
         let url = |name: &str, sub_code: &str| {
             self.get(name).map(|url| check_url(url).ok_or_else(|| Problem::invalid(sub_code, "无效的地址"))).transpose()
@@ -77,11 +80,30 @@ impl Params {
         let biz_content = serde_json::from_str(text).ok().filter(Value::is_object);
         Ok(Call {
             merchant: Arc::clone(merchant),
+            certified,
             biz_content: biz_content
                 .ok_or_else(|| Problem::invalid("isv.invalid-parameter", "biz_content 不是 JSON 对象"))?,
             notify_url: url("notify_url", "isv.invalid-notify-url")?,
             return_url: url("return_url", "isv.invalid-return-url")?,
         })
+    }
+
+    /// Both numbers or none; whether it is certificate mode.
+    fn check_certificates(&self, merchant: &AlipayMerchant) -> Result<bool, Problem> {
+        let (app, root) = match (self.get("app_cert_sn"), self.get("alipay_root_cert_sn")) {
+            (None, None) => return Ok(false),
+            (Some(app), Some(root)) => (app, root),
+            (None, _) => return Err(Problem::invalid("isv.missing-app-cert-sn", "缺少应用公钥证书SN")),
+            (_, None) => return Err(Problem::invalid("isv.missing-root-cert-sn", "缺少支付宝根证书SN")),
+        };
+        let mode = merchant.certificates.as_ref();
+        if mode.is_none_or(|mode| mode.app_sn != app) {
+            return Err(Problem::invalid("isv.invalid-app-cert-sn", "应用公钥证书SN错误"));
+        }
+        if mode.is_none_or(|mode| mode.authority.sn != root) {
+            return Err(Problem::invalid("isv.invalid-root-cert-sn", "支付宝根证书SN错误"));
+        }
+        Ok(true)
     }
 
     fn check_forms(&self) -> Result<(), Problem> {

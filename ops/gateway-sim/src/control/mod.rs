@@ -1,5 +1,6 @@
 //! `/sim/…`: the ledger, the buyer's acts and the faults, for tests and people.
 
+pub(crate) mod keys;
 pub(crate) mod refunds;
 
 use axum::body::Bytes;

@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 
-use super::{AlipayEntry, File, SigningKeyEntry, WechatEntry, read};
+use super::{ALIPAY, AlipayEntry, Authority, CertificatesEntry, File, SigningKeyEntry, Wanted, WechatEntry, read};
 use crate::crypto::{ALPHANUMERIC, DIGITS, HEX_UPPER, Signer, random_text};
 
 /// What [`generate_if_missing`] found.
@@ -29,15 +29,25 @@ pub fn generate(dir: &Path, url: &str) -> Result<()> {
     for folder in ["keys", "sim"] {
         fs::create_dir_all(dir.join(folder)).with_context(|| format!("making {}", dir.join(folder).display()))?;
     }
-    let mut keys = many_keys(10)?.into_iter();
+    let mut keys = many_keys(11)?.into_iter();
     let mut next = || keys.next().context("too few keys were made");
     let mut merchant_side = HEAD.to_owned();
     let stranger = "sim/stranger_private.pem";
     write_private(dir, stranger, &next()?.private_pem()?)?;
-    let mut file =
-        File { url: url.to_owned(), stranger_private_key_file: stranger.into(), alipay: vec![], wechat: vec![] };
+    let ca = next()?;
+    let ca_file = "sim/alipay_ca_private.pem";
+    write_private(dir, ca_file, &ca.private_pem()?)?;
+    let ca = Authority::new(ca)?;
+    write(dir, "keys/alipay_root_cert.pem", &ca.pem)?;
+    let mut file = File {
+        url: url.to_owned(),
+        stranger_private_key_file: stranger.into(),
+        alipay_ca_private_key_file: Some(ca_file.to_owned()),
+        alipay: vec![],
+        wechat: vec![],
+    };
     for account in ["main", "second"] {
-        let entry = alipay(dir, account, [next()?, next()?])?;
+        let entry = alipay(dir, account, &ca, [next()?, next()?])?;
         write_alipay_table(&mut merchant_side, &entry, url)?;
         file.alipay.push(entry);
     }
@@ -101,7 +111,13 @@ fn many_keys(count: usize) -> Result<Vec<Signer>> {
     })
 }
 
-fn alipay(dir: &Path, account: &str, [app, gateway]: [Signer; 2]) -> Result<AlipayEntry> {
+fn alipay(dir: &Path, account: &str, ca: &Authority, [app, gateway]: [Signer; 2]) -> Result<AlipayEntry> {
+    let term = Wanted { organization: "Merchant", from_days: -1.0, until_days: 5.0 * 365.0 };
+    let app_cert = ca.issue(&term, &app)?;
+    let cert = ca.issue(&Wanted { organization: ALIPAY, ..term }, &gateway)?;
+    let cert_file = format!("keys/alipay_{account}_cert.pem");
+    write(dir, &format!("keys/alipay_{account}_app_cert.pem"), &app_cert.pem)?;
+    write(dir, &cert_file, &cert.pem)?;
     write_private(dir, &format!("keys/alipay_{account}_app_private.pem"), &app.private_pem()?)?;
     write(dir, &format!("keys/alipay_{account}_public.pem"), &gateway.public_pem()?)?;
     let app_public_key_file = format!("sim/alipay_{account}_app_public.pem");
@@ -114,6 +130,7 @@ fn alipay(dir: &Path, account: &str, [app, gateway]: [Signer; 2]) -> Result<Alip
         seller_id: format!("2088{}", random_text(12, DIGITS)),
         app_public_key_file,
         gateway_private_key_file,
+        certificates: Some(CertificatesEntry { app_sn: app_cert.sn, sn: cert.sn, file: cert_file }),
     })
 }
 

@@ -3,7 +3,9 @@
 //! One folder holds both sides. The merchant's (`gateways.toml`, `keys/`) is what the payment
 //! service reads; the gateways' (`sim.json`, `sim/`) is read here. Neither side holds a private key of the other.
 
+mod certified;
 mod generate;
+mod platform;
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::crypto::{Signer, Verifier};
 
+pub use certified::{ALIPAY, Authority, CertificateMode, Certified, Wanted, forge};
 pub use generate::{Kept, generate, generate_if_missing, point_at};
+pub use platform::{NamedKey, Platform, PlatformCertificate};
 
 /// Everything the two gateways know.
 #[derive(Debug, Clone)]
@@ -38,6 +42,8 @@ pub struct AlipayMerchant {
     pub app_key: Verifier,
     /// Alipay's own key: answers, notifications, returns.
     pub gateway_key: Signer,
+    /// What it needs for certificate mode; a key set made before there was one has none.
+    pub certificates: Option<CertificateMode>,
     /// A key nobody trusts, for forgeries.
     pub stranger: Arc<Signer>,
 }
@@ -57,21 +63,36 @@ pub struct WechatMerchant {
     pub merchant_key: Verifier,
     /// Encrypts what a notification carries.
     pub apiv3_key: [u8; 32],
-    /// WeChat Pay's own keys by serial; the first signs unless another is asked for.
-    pub signing_keys: Vec<(String, Signer)>,
+    /// WeChat Pay's own public keys by serial; the first signs unless another is asked for.
+    pub signing_keys: Vec<Arc<NamedKey>>,
+    /// Its platform certificates.
+    pub platform: Platform,
     /// A key nobody trusts, for forgeries.
     pub stranger: Arc<Signer>,
 }
 
 impl WechatMerchant {
-    /// The key that `serial` names, else the first.
+    /// The key that `serial` names, else the one whose turn it is: the first public key, or a platform certificate.
     ///
     /// # Panics
     /// Never: a loaded merchant has at least one key.
     #[must_use]
-    pub fn signing_key(&self, serial: Option<&str>) -> &(String, Signer) {
-        let named = serial.and_then(|serial| self.signing_keys.iter().find(|(name, _)| name == serial));
-        named.or(self.signing_keys.first()).expect("a merchant has a key")
+    pub fn signing_key(&self, serial: Option<&str>) -> Arc<NamedKey> {
+        let public = |serial: &str| self.signing_keys.iter().find(|key| key.0 == serial).cloned();
+        let named = serial.and_then(|serial| public(serial).or_else(|| self.platform.named(serial)));
+        let named = named.or_else(|| self.platform.turn());
+        named.or_else(|| self.signing_keys.first().cloned()).expect("a merchant has a key")
+    }
+}
+
+impl AlipayMerchant {
+    /// Alipay's signature with the key of this moment.
+    #[must_use]
+    pub fn sign(&self, message: &[u8]) -> String {
+        match self.certificates.as_ref().and_then(CertificateMode::key) {
+            Some(key) => key.sign(message),
+            None => self.gateway_key.sign(message),
+        }
     }
 }
 
@@ -84,7 +105,10 @@ impl SimKeys {
         let path = dir.join("sim.json");
         let file: File = serde_json::from_str(&read(&path)?).with_context(|| format!("in {}", path.display()))?;
         let stranger = Arc::new(signer(&dir.join(&file.stranger_private_key_file))?);
-        let alipay = file.alipay.iter().map(|entry| entry.load(dir, &stranger).map(Arc::new)).collect::<Result<_>>()?;
+        let ca = file.alipay_ca_private_key_file.as_ref().map(|name| Authority::new(signer(&dir.join(name))?));
+        let ca = ca.transpose()?.map(Arc::new);
+        let load = |entry: &AlipayEntry| entry.load(dir, &stranger, ca.as_ref()).map(Arc::new);
+        let alipay = file.alipay.iter().map(load).collect::<Result<_>>()?;
         let wechat = file.wechat.iter().map(|entry| entry.load(dir, &stranger).map(Arc::new)).collect::<Result<_>>()?;
         Ok(SimKeys { alipay, wechat })
     }
@@ -119,6 +143,8 @@ impl SimKeys {
 struct File {
     url: String,
     stranger_private_key_file: String,
+    #[serde(default)]
+    alipay_ca_private_key_file: Option<String>,
     alipay: Vec<AlipayEntry>,
     wechat: Vec<WechatEntry>,
 }
@@ -130,16 +156,33 @@ struct AlipayEntry {
     seller_id: String,
     app_public_key_file: String,
     gateway_private_key_file: String,
+    #[serde(default)]
+    certificates: Option<CertificatesEntry>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct CertificatesEntry {
+    app_sn: String,
+    sn: String,
+    file: String,
 }
 
 impl AlipayEntry {
-    fn load(&self, dir: &Path, stranger: &Arc<Signer>) -> Result<AlipayMerchant> {
+    fn load(&self, dir: &Path, stranger: &Arc<Signer>, ca: Option<&Arc<Authority>>) -> Result<AlipayMerchant> {
+        let certificates = match (&self.certificates, ca) {
+            (Some(entry), Some(ca)) => {
+                let certified = Certified { sn: entry.sn.clone(), pem: read(&dir.join(&entry.file))? };
+                Some(CertificateMode::new(Arc::clone(ca), entry.app_sn.clone(), certified))
+            }
+            _ => None,
+        };
         Ok(AlipayMerchant {
             account: self.account.clone(),
             app_id: self.app_id.clone(),
             seller_id: self.seller_id.clone(),
             app_key: verifier(&dir.join(&self.app_public_key_file))?,
             gateway_key: signer(&dir.join(&self.gateway_private_key_file))?,
+            certificates,
             stranger: Arc::clone(stranger),
         })
     }
@@ -170,7 +213,8 @@ impl WechatEntry {
         if self.signing_keys.is_empty() {
             bail!("WeChat Pay account {} has no signing key", self.account);
         }
-        let load = |key: &SigningKeyEntry| Ok((key.serial.clone(), signer(&dir.join(&key.private_key_file))?));
+        let load =
+            |key: &SigningKeyEntry| Ok(Arc::new((key.serial.clone(), signer(&dir.join(&key.private_key_file))?)));
         Ok(WechatMerchant {
             account: self.account.clone(),
             mchid: self.mchid.clone(),
@@ -179,6 +223,7 @@ impl WechatEntry {
             merchant_key: verifier(&dir.join(&self.merchant_public_key_file))?,
             apiv3_key,
             signing_keys: self.signing_keys.iter().map(load).collect::<Result<_>>()?,
+            platform: Platform::default(),
             stranger: Arc::clone(stranger),
         })
     }

@@ -58,7 +58,8 @@ pub(crate) fn signed(merchant: &WechatMerchant, serial: Option<&str>, body: Opti
         Some(body) => (StatusCode::OK, body.to_string().into_bytes()),
         None => (StatusCode::NO_CONTENT, Vec::new()),
     };
-    let (serial, key) = merchant.signing_key(serial);
+    let signing = merchant.signing_key(serial);
+    let (serial, key) = (&signing.0, &signing.1);
     let timestamp = clock::now().unix_timestamp().to_string();
     let nonce = random_text(32, ALPHANUMERIC);
     let signature = key.sign(&answer_message(&timestamp, &nonce, &body));

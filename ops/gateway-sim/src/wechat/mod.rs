@@ -1,10 +1,11 @@
-//! WeChat Pay API v3: prepay, query, close, refunds, notifications, and the client's invoke parameters.
+//! WeChat Pay API v3: prepay, query, close, refunds, notifications, certificates, and the client's invoke parameters.
 //!
-//! Bills and `GET /v3/certificates` belong here when their issues come.
+//! Bills belong here when their issue comes.
 
 pub(crate) mod answer;
 pub(crate) mod api;
 pub(crate) mod auth;
+pub(crate) mod certificates;
 pub(crate) mod fields;
 pub(crate) mod invoke;
 pub(crate) mod notify;
@@ -25,6 +26,7 @@ pub(crate) fn router() -> Router<Shared> {
         .route("/v3/refund/domestic/refunds", post(refund::create))
         .route("/v3/refund/domestic/refunds/{number}", get(refund::query))
         .route("/v3/refund/domestic/refunds/{number}/apply-abnormal-refund", post(refund::redirect))
+        .route("/v3/certificates", get(certificates::list))
         .route("/wechat/invoke", post(invoke::invoke))
 }
 

@@ -23,7 +23,8 @@ pub fn render(merchant: &WechatMerchant, trade: &Trade, overrides: &Overrides) -
     };
     let sent = overrides.at.unwrap_or_else(|| clock::now().unix_timestamp()).to_string();
     let nonce = random_text(32, ALPHANUMERIC);
-    let (serial, key) = merchant.signing_key(overrides.sign_with.as_deref());
+    let signing = merchant.signing_key(overrides.sign_with.as_deref());
+    let (serial, key) = (&signing.0, &signing.1);
     let (serial, key): (String, &Signer) = match overrides.wrong {
         Some(Wrong::WrongSerial) => (format!("PUB_KEY_ID_{}", random_text(34, DIGITS)), &merchant.stranger),
         Some(Wrong::Forged) => (serial.clone(), &merchant.stranger),

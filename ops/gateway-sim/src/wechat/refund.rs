@@ -99,12 +99,12 @@ fn check_card(call: &Call, body: &Value) -> Result<(), Problem> {
     if text(body, "type") == Some("MERCHANT_BANK_CARD") {
         return Ok(());
     }
-    let named = call.merchant.signing_keys.iter().find(|(serial, _)| call.wanted_serial() == Some(serial.as_str()));
-    let Some((_, key)) = named else {
+    let named = call.wanted_serial().map(|serial| (serial, call.merchant.signing_key(Some(serial))));
+    let Some((_, signing)) = named.filter(|(serial, signing)| signing.0 == *serial) else {
         return Err(Problem::new(400, "PARAM_ERROR", "Http头Wechatpay-Serial缺失或不是微信支付公钥ID"));
     };
     for name in ["bank_account", "real_name"] {
-        if text(body, name).and_then(|sealed| key.open(sealed)).is_none_or(|open| open.is_empty()) {
+        if text(body, name).and_then(|sealed| signing.1.open(sealed)).is_none_or(|open| open.is_empty()) {
             return Err(Problem::field(&format!("/{name}"), None, "敏感信息解密失败"));
         }
     }

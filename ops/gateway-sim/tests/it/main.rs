@@ -2,6 +2,7 @@
 
 mod alipay;
 mod faults;
+mod keys;
 mod refunds;
 mod wechat;
 mod world;

@@ -200,7 +200,7 @@ impl World {
     pub fn wechat_signed(&self, headers: &HeaderMap, body: &[u8]) -> bool {
         let header = |name: &str| headers[name].to_str().unwrap();
         let serial = header("wechatpay-serial");
-        let serials = self.keys.wechat[0].signing_keys.iter().map(|(serial, _)| serial);
+        let serials = self.keys.wechat[0].signing_keys.iter().map(|key| &key.0);
         let Some(index) = serials.into_iter().position(|known| known == serial) else { return false };
         let key = Verifier::from_pem(&self.read(&format!("keys/wechat_main_public_{}.pem", index + 1))).unwrap();
         let head = format!("{}\n{}\n", header("wechatpay-timestamp"), header("wechatpay-nonce"));

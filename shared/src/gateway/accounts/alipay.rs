@@ -3,8 +3,11 @@
 use super::fields::Section;
 use super::read_url;
 use crate::domain::AccountName;
-use crate::gateway::alipay::{Account, PRODUCTION_URL, QR_PRODUCT_CODE, SANDBOX_URL};
-use crate::gateway::keys::{SigningKey, VerifyingKey};
+use crate::gateway::alipay::cert::{cert_sn, root_cert_sn};
+use crate::gateway::alipay::{
+    Account, Certificates, Issued, PRODUCTION_URL, QR_PRODUCT_CODE, Roots, SANDBOX_URL, Trust,
+};
+use crate::gateway::keys::{Certificate, SigningKey, VerifyingKey};
 
 /// Reads everything, then decides: an account only if nothing is missing.
 pub(super) fn read(section: &mut Section<'_>, name: AccountName) -> Option<Account> {
@@ -24,15 +27,7 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName) -> Option<Accou
     let app_key = section.secret("app_private_key").and_then(|(field, text)| {
         SigningKey::from_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()
     });
-    let alipay_key = section.secret("alipay_public_key").and_then(|(field, text)| {
-        let key = VerifyingKey::from_spki_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()?;
-        // The most common mistake of all: the console shows both, one above the other.
-        if app_key.as_ref().is_some_and(|ours| ours.is_pair_of(&key)) {
-            section.fault(&field, "is the application's own public key; put Alipay's public key (支付宝公钥) there");
-            return None;
-        }
-        Some(key)
-    });
+    let trust = read_trust(section, app_key.as_ref());
     Some(Account {
         name,
         gateway_url: gateway_url?,
@@ -40,8 +35,58 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName) -> Option<Accou
         seller_id: seller_id?,
         qr_product_code,
         app_key: app_key?,
-        alipay_key: alipay_key?,
+        trust: trust?,
     })
+}
+
+const CERTIFICATES: [&str; 3] = ["app_cert", "alipay_cert", "alipay_root_cert"];
+
+/// An application is in one mode: Alipay's public key, or the three certificates.
+fn read_trust(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<Trust> {
+    let given = |section: &Section<'_>, field: &str| {
+        section.has(&format!("{field}_file")) || section.has(&format!("{field}_env"))
+    };
+    if !CERTIFICATES.iter().any(|field| given(section, field)) {
+        return read_public_key(section, ours).map(Trust::PublicKey);
+    }
+    if given(section, "alipay_public_key") {
+        let problem = "and certificates are both given; an application is in one mode, so keep what the console shows";
+        section.fault("alipay_public_key_file", problem);
+        section.secret("alipay_public_key");
+    }
+    let app = section.secret("app_cert").and_then(|(field, text)| {
+        let number = cert_sn(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()?;
+        let certificate =
+            Certificate::from_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()?;
+        if ours.is_some_and(|ours| !ours.is_pair_of(&certificate.key)) {
+            section.fault(&field, "is not the certificate of app_private_key; download it again for this key");
+        }
+        Some((number, certificate.validity))
+    });
+    let alipay = section.secret("alipay_cert").and_then(|(field, text)| {
+        let issued = Issued::from_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()?;
+        if ours.is_some_and(|ours| ours.is_pair_of(&issued.key)) {
+            section.fault(&field, "is the application's own certificate; put Alipay's (支付宝公钥证书) there");
+        }
+        Some(issued)
+    });
+    let root = section.secret("alipay_root_cert").and_then(|(field, text)| {
+        let read = root_cert_sn(&text).and_then(|number| Ok((number, Roots::from_pem(&text)?)));
+        read.map_err(|error| section.fault(&field, &error.to_string())).ok()
+    });
+    let ((app_sn, app_validity), given, (root_sn, roots)) = (app?, alipay?, root?);
+    Some(Trust::Certificates(Box::new(Certificates { app_sn, app_validity, root_sn, roots, given })))
+}
+
+fn read_public_key(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<VerifyingKey> {
+    let (field, text) = section.secret("alipay_public_key")?;
+    let key = VerifyingKey::from_spki_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()?;
+    // The most common mistake of all: the console shows both, one above the other.
+    if ours.is_some_and(|ours| ours.is_pair_of(&key)) {
+        section.fault(&field, "is the application's own public key; put Alipay's public key (支付宝公钥) there");
+        return None;
+    }
+    Some(key)
 }
 
 pub(super) fn digits(text: &str, length: std::ops::RangeInclusive<usize>) -> bool {

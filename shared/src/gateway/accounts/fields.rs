@@ -7,22 +7,25 @@ use toml::{Table, Value};
 use zeroize::Zeroizing;
 
 use super::AccountFault;
+use super::reload::Print;
 use crate::domain::PaymentMethod;
 
 /// What all sections of a file share.
 pub(super) struct Context {
     dir: PathBuf,
     faults: RefCell<Vec<AccountFault>>,
+    files: RefCell<Vec<Print>>,
 }
 
 impl Context {
     /// Paths in the file are relative to `dir`.
     pub(super) fn new(dir: &Path) -> Context {
-        Context { dir: dir.to_owned(), faults: RefCell::default() }
+        Context { dir: dir.to_owned(), faults: RefCell::default(), files: RefCell::default() }
     }
 
-    pub(super) fn into_faults(self) -> Vec<AccountFault> {
-        self.faults.into_inner()
+    /// The faults, and the files that were read or should have been.
+    pub(super) fn into_parts(self) -> (Vec<AccountFault>, Vec<Print>) {
+        (self.faults.into_inner(), self.files.into_inner())
     }
 }
 
@@ -184,6 +187,8 @@ impl<'c> Section<'c> {
 
     fn read_file(&self, field: &str, path: &str) -> Option<(String, Zeroizing<String>)> {
         let path = self.context.dir.join(path);
+        // Before it is read: a change while it is read must not pass unseen.
+        self.context.files.borrow_mut().push(Print::of(&path));
         match std::fs::read_to_string(&path) {
             Ok(text) => Some((field.to_owned(), Zeroizing::new(text))),
             Err(error) => {

@@ -3,21 +3,25 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use fields::{Context, Section};
-use reqwest::Client;
+use kept::Kept;
+use reload::Print;
 use url::{Host, Url};
 
 use super::Gateway;
 use super::alipay::Alipay;
-use super::http::{self, Transport};
 use super::wechat::Wechat;
 use crate::domain::{AccountName, LatePaymentPolicy, PaymentMethod, Policies, Scene};
 
 mod alipay;
 mod fields;
+mod kept;
+mod reload;
+#[cfg(test)]
+mod reload_tests;
 #[cfg(test)]
 mod tests;
 mod wechat;
@@ -58,15 +62,30 @@ pub enum NoAccount {
 
 struct Entry {
     gateway: Arc<dyn Gateway>,
+    /// Whom the account stands for.
+    identity: String,
     scenes: Vec<Scene>,
     new_orders: bool,
     late_payment: LatePaymentPolicy,
 }
 
-/// Every account, in the order of the file.
-pub struct Gateways {
+/// Every account, in the order of the file. Clones are of one set: what one of them reads anew, all have.
+#[derive(Clone)]
+pub struct Gateways(Arc<Shared>);
+
+struct Shared {
+    path: PathBuf,
+    table: RwLock<Arc<Table>>,
+    /// Every file of the last reading, as it was just before.
+    prints: Mutex<Vec<Print>>,
+    kept: Mutex<Kept>,
+}
+
+/// The accounts of one reading.
+#[derive(Default)]
+struct Table {
     entries: Vec<Entry>,
-    policies: Policies,
+    policies: Arc<Policies>,
 }
 
 impl Gateways {
@@ -75,30 +94,52 @@ impl Gateways {
     /// # Errors
     /// Every fault found, at least one.
     pub fn load(path: &Path) -> Result<Gateways, Vec<AccountFault>> {
+        let (prints, kept) = (Mutex::default(), Mutex::default());
+        let gateways = Gateways(Arc::new(Shared { path: path.to_owned(), table: RwLock::default(), prints, kept }));
+        let table = gateways.read()?;
+        gateways.put(table);
+        Ok(gateways)
+    }
+
+    fn read(&self) -> Result<Table, Vec<AccountFault>> {
+        let path = self.0.path.as_path();
         let whole =
             |problem: String| vec![AccountFault { account: path.display().to_string(), field: String::new(), problem }];
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| whole(format!("cannot be read ({error}); GATEWAYS_FILE must name a readable file")))?;
-        let table: toml::Table = text.parse().map_err(|error| whole(format!("is not TOML: {error}")))?;
-        let context = Context::new(path.parent().unwrap_or(Path::new("")));
-        let entries = read_file(Section::root(&context, path, table));
-        let faults = context.into_faults();
-        if !faults.is_empty() {
-            return Err(faults);
-        }
-        let of = |entry: &Entry| (entry.gateway.method(), entry.gateway.account().clone(), entry.late_payment);
-        let policies = entries.iter().map(of).collect();
-        Ok(Gateways { entries, policies })
+        let mut prints = vec![Print::of(path)];
+        let table = std::fs::read_to_string(path)
+            .map_err(|error| whole(format!("cannot be read ({error}); GATEWAYS_FILE must name a readable file")))
+            .and_then(|text| text.parse().map_err(|error| whole(format!("is not TOML: {error}"))));
+        let read = table.and_then(|table| {
+            let context = Context::new(path.parent().unwrap_or(Path::new("")));
+            let entries = read_file(Section::root(&context, path, table), &mut lock(&self.0.kept));
+            let (faults, files) = context.into_parts();
+            prints.extend(files);
+            if faults.is_empty() { Ok(Table::new(entries)) } else { Err(faults) }
+        });
+        *lock(&self.0.prints) = prints;
+        read
+    }
+
+    fn prints(&self) -> Vec<Print> {
+        lock(&self.0.prints).clone()
+    }
+
+    fn put(&self, table: Table) {
+        *self.0.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+    }
+
+    fn table(&self) -> Arc<Table> {
+        self.0.table.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What each account does with money that came when none was owed.
-    pub fn policies(&self) -> &Policies {
-        &self.policies
+    pub fn policies(&self) -> Arc<Policies> {
+        self.table().policies.clone()
     }
 
     /// The account that an order or a callback names, retired or not.
     pub fn get(&self, method: PaymentMethod, account: &AccountName) -> Option<Arc<dyn Gateway>> {
-        self.entry(method, account).map(|entry| entry.gateway.clone())
+        self.table().entry(method, account).map(|entry| entry.gateway.clone())
     }
 
     /// The named account, or the first of the file, if it takes new orders in this scene.
@@ -111,28 +152,39 @@ impl Gateways {
         scene: Scene,
         account: Option<&AccountName>,
     ) -> Result<Arc<dyn Gateway>, NoAccount> {
+        let table = self.table();
         let entry = match account {
             Some(account) => {
-                let entry = self.entry(method, account).ok_or(NoAccount::Unknown)?;
+                let entry = table.entry(method, account).ok_or(NoAccount::Unknown)?;
                 if !entry.new_orders {
                     return Err(NoAccount::Retired);
                 }
                 Some(entry).filter(|entry| entry.scenes.contains(&scene))
             }
-            None => self.open(method).find(|entry| entry.scenes.contains(&scene)),
+            None => table.open(method).find(|entry| entry.scenes.contains(&scene)),
         };
         entry.map(|entry| entry.gateway.clone()).ok_or(NoAccount::Scene)
     }
 
     /// The scenes in which some account of this gateway takes new orders, in the gateway's order.
     pub fn scenes(&self, method: PaymentMethod) -> Vec<Scene> {
-        let offered = |scene: &Scene| self.open(method).any(|entry| entry.scenes.contains(scene));
+        let table = self.table();
+        let offered = |scene: &Scene| table.open(method).any(|entry| entry.scenes.contains(scene));
         method.scenes().iter().copied().filter(offered).collect()
     }
 
     /// Every account.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn Gateway>> {
-        self.entries.iter().map(|entry| &entry.gateway)
+    pub fn iter(&self) -> impl Iterator<Item = Arc<dyn Gateway>> + use<> {
+        let gateways: Vec<_> = self.table().entries.iter().map(|entry| entry.gateway.clone()).collect();
+        gateways.into_iter()
+    }
+}
+
+impl Table {
+    fn new(entries: Vec<Entry>) -> Table {
+        let of = |entry: &Entry| (entry.gateway.method(), entry.gateway.account().clone(), entry.late_payment);
+        let policies = Arc::new(entries.iter().map(of).collect());
+        Table { entries, policies }
     }
 
     fn open(&self, method: PaymentMethod) -> impl Iterator<Item = &Entry> {
@@ -144,6 +196,10 @@ impl Gateways {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Names the accounts and shows no key.
 impl fmt::Debug for Gateways {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -152,8 +208,7 @@ impl fmt::Debug for Gateways {
     }
 }
 
-fn read_file(mut root: Section<'_>) -> Vec<Entry> {
-    let mut clients = Clients::default();
+fn read_file(mut root: Section<'_>, kept: &mut Kept) -> Vec<Entry> {
     let mut entries = Vec::new();
     let mut accounts = 0;
     for method in PaymentMethod::ALL.iter().copied() {
@@ -162,7 +217,7 @@ fn read_file(mut root: Section<'_>) -> Vec<Entry> {
             accounts += 1;
             let head = read_head(&mut section, method, &mut names);
             section.finish();
-            entries.extend(head.and_then(|head| read_keys(head, method, &mut clients)));
+            entries.extend(head.and_then(|head| read_keys(head, method, kept)));
         }
     }
     if accounts == 0 {
@@ -236,44 +291,29 @@ fn read_scene(section: &Section<'_>, method: PaymentMethod, text: &str) -> Optio
     scene
 }
 
-fn read_keys(head: Head<'_>, method: PaymentMethod, clients: &mut Clients) -> Option<Entry> {
-    let mut environment = head.environment?;
+fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<Entry> {
+    let Head { name, scenes, new_orders, late_payment, environment } = head;
+    let mut environment = environment?;
     // Without a name there is an entry to check and none to make.
-    let name = head.name.clone().or_else(|| AccountName::parse("unnamed").ok())?;
-    let gateway: Option<Arc<dyn Gateway>> = match method {
+    let name = name.or_else(|| AccountName::parse("unnamed").ok())?;
+    let made: Option<(Arc<dyn Gateway>, String)> = match method {
         PaymentMethod::Alipay => alipay::read(&mut environment, name).and_then(|account| {
-            let client = clients.of(&account.gateway_url, &environment)?;
-            Some(Arc::new(Alipay::new(account, client)) as Arc<dyn Gateway>)
+            let identity = format!("application {} of {}", account.app_id, account.seller_id);
+            let road = kept.road(method, std::slice::from_ref(&account.gateway_url), &environment)?;
+            let fetched = kept.alipay(format!("{} {identity}", account.name));
+            Some((Arc::new(Alipay::new(account, road, fetched)) as Arc<dyn Gateway>, identity))
         }),
-        PaymentMethod::Wechat => wechat::read(&mut environment, name, &head.scenes).and_then(|account| {
-            let client = clients.of(&account.base_url, &environment)?;
-            Some(Arc::new(Wechat::new(account, client)) as Arc<dyn Gateway>)
+        PaymentMethod::Wechat => wechat::read(&mut environment, name, &scenes).and_then(|(account, urls)| {
+            let identity = format!("merchant {}", account.mchid);
+            let road = kept.road(method, &urls, &environment)?;
+            let fetched = kept.wechat(format!("{} {identity}", account.name));
+            Some((Arc::new(Wechat::new(account, road, fetched)) as Arc<dyn Gateway>, identity))
         }),
     };
+    let identity = made.as_ref().map(|(_, identity)| format!("{identity} ({})", environment.name()));
     environment.finish();
-    Some(Entry { gateway: gateway?, scenes: head.scenes, new_orders: head.new_orders, late_payment: head.late_payment })
-}
-
-/// One client for each transport, made when the first account needs it.
-#[derive(Default)]
-struct Clients {
-    https: Option<Client>,
-    loopback: Option<Client>,
-}
-
-impl Clients {
-    fn of(&mut self, url: &Url, section: &Section<'_>) -> Option<Client> {
-        let (transport, slot) = match url.scheme() {
-            "https" => (Transport::Https, &mut self.https),
-            _ => (Transport::Loopback, &mut self.loopback),
-        };
-        if slot.is_none() {
-            *slot = http::client(transport)
-                .map_err(|error| section.fault("", &format!("has no HTTP client: {error}; install ca-certificates")))
-                .ok();
-        }
-        slot.clone()
-    }
+    let (gateway, identity) = (made?.0, identity?);
+    Some(Entry { gateway, identity, scenes, new_orders, late_payment })
 }
 
 /// An address to call: HTTPS, or plain HTTP on this machine.

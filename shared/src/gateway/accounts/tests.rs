@@ -4,25 +4,25 @@ use std::path::PathBuf;
 
 use super::*;
 
-const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/vectors/keys");
+pub(super) const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/vectors/keys");
 
 /// A directory of its own, removed at the end.
-struct Dir(PathBuf);
+pub(super) struct Dir(PathBuf);
 
 impl Dir {
-    fn new() -> Dir {
+    pub(super) fn new() -> Dir {
         let dir = std::env::temp_dir().join(format!("gateways-{}", uuid::Uuid::now_v7()));
         std::fs::create_dir(&dir).unwrap();
         Dir(dir)
     }
 
-    fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(super) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.0.join(name);
         std::fs::write(&path, text).unwrap();
         path
     }
 
-    fn load(&self, text: &str) -> Result<Gateways, Vec<AccountFault>> {
+    pub(super) fn load(&self, text: &str) -> Result<Gateways, Vec<AccountFault>> {
         Gateways::load(&self.write("gateways.toml", &text.replace("KEYS", KEYS)))
     }
 
@@ -39,7 +39,7 @@ impl Drop for Dir {
     }
 }
 
-const ALIPAY: &str = r#"
+pub(super) const ALIPAY: &str = r#"
 [[alipay]]
 account = "main"
 environment = "simulator"
@@ -52,7 +52,7 @@ app_private_key_file = "KEYS/alipay_app_private_pkcs1.pem"
 alipay_public_key_file = "KEYS/alipay_platform_public.pem"
 "#;
 
-const WECHAT: &str = r#"
+pub(super) const WECHAT: &str = r#"
 [[wechat]]
 account = "main"
 environment = "simulator"
@@ -74,7 +74,7 @@ serial = "5D008BE308C26237789E43DAB6260133B42601A4"
 file = "KEYS/wx_platform_cert.pem"
 "#;
 
-const APIV3: &str = "dev0123456789ABCDEFabcdef-_TEST!\n";
+pub(super) const APIV3: &str = "dev0123456789ABCDEFabcdef-_TEST!\n";
 
 fn name(text: &str) -> AccountName {
     AccountName::parse(text).unwrap()
@@ -243,5 +243,37 @@ fn an_account_says_what_becomes_of_late_money() {
     for bad in ["\"keep\"", "true", "\"\""] {
         let faults = dir.faults(&ALIPAY.replace("environment =", &format!("late_payment = {bad}\nenvironment =")));
         assert!(faults.contains("late_payment must be"), "{bad}: {faults}");
+    }
+}
+
+#[test]
+fn a_wechat_account_has_keys_or_fetches_them() {
+    let dir = Dir::new();
+    dir.write("apiv3", APIV3);
+    let keyless = WECHAT.split("[[wechat.simulator.verify_keys]]").next().unwrap();
+    dir.load(keyless).unwrap();
+    let fixed = keyless.replace("mchid =", "fetch_certificates = false\nmchid =");
+    assert!(dir.faults(&fixed).contains("simulator.verify_keys is missing"));
+    dir.load(&WECHAT.replace("mchid =", "fetch_certificates = false\nmchid =")).unwrap();
+    let wrong = WECHAT.replace("mchid =", "fetch_certificates = \"no\"\nmchid =");
+    assert!(dir.faults(&wrong).contains("fetch_certificates must be true or false"));
+}
+
+#[test]
+fn a_second_host_and_the_apiv3_key_before_are_checked_like_the_first() {
+    let dir = Dir::new();
+    dir.write("apiv3", APIV3);
+    dir.write("before", "short");
+    let with = |line: &str| WECHAT.replace("mchid =", &format!("{line}\nmchid ="));
+    dir.load(&with("fallback_url = \"http://127.0.0.1:7001\"")).unwrap();
+    dir.load(&with("previous_apiv3_key_file = \"apiv3\"")).unwrap();
+    for (line, fault) in [
+        ("fallback_url = \"http://api2.example.com\"", "fallback_url must begin with https://"),
+        ("fallback_url = \"http://127.0.0.1:7001/v3\"", "fallback_url must have no path"),
+        ("fallback_url = \"https://api2.example.com\"", "fallback_url must be reached the same way as base_url"),
+        ("previous_apiv3_key_file = \"before\"", "previous_apiv3_key_file is 5 bytes long"),
+        ("previous_apiv3_key_file = \"none\"", "previous_apiv3_key_file names"),
+    ] {
+        assert!(dir.faults(&with(line)).contains(fault), "{line}: {}", dir.faults(&with(line)));
     }
 }

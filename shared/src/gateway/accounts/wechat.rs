@@ -1,20 +1,18 @@
 //! A WeChat Pay account's table.
 
+use url::Url;
+
 use super::alipay::digits;
 use super::fields::Section;
 use super::read_url;
 use crate::domain::{AccountName, PaymentMethod, Scene};
-use crate::gateway::keys::{Certificate, KeyError, KeyRing, SigningKey, VerifyingKey};
+use crate::gateway::keys::{Certificate, KeyRing, SigningKey, Validity, VerifyingKey};
 use crate::gateway::wechat::aead::ApiV3Key;
-use crate::gateway::wechat::{Account, PRODUCTION_URL};
+use crate::gateway::wechat::{Account, FALLBACK_URL, PRODUCTION_URL};
 
 /// Reads everything, then decides: an account only if nothing is missing.
-pub(super) fn read(section: &mut Section<'_>, name: AccountName, scenes: &[Scene]) -> Option<Account> {
-    let default = (section.name() == "production").then_some(PRODUCTION_URL);
-    let base_url = read_url(section, "base_url", default);
-    if base_url.as_ref().is_some_and(|url| url.path() != "/") {
-        section.fault("base_url", "must have no path; write scheme and host only");
-    }
+pub(super) fn read(section: &mut Section<'_>, name: AccountName, scenes: &[Scene]) -> Option<(Account, Vec<Url>)> {
+    let urls = read_urls(section);
     let mchid = section
         .parsed("mchid", "the merchant number, 8 to 32 digits", |text| digits(text, 8..=32).then(|| text.to_owned()));
     let appids = read_appids(section, scenes);
@@ -23,21 +21,56 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName, scenes: &[Scene
     let merchant_key = section.secret("merchant_private_key").and_then(|(field, text)| {
         SigningKey::from_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()
     });
-    let apiv3_key = section.secret("apiv3_key").and_then(|(field, text)| {
-        let text = text.trim_end_matches(['\r', '\n']);
-        ApiV3Key::new(text).map_err(|error| section.fault(&field, &error.to_string())).ok()
-    });
+    let apiv3_key = read_apiv3_key(section, "apiv3_key");
+    let has_previous = ["file", "env"].iter().any(|by| section.has(&format!("previous_apiv3_key_{by}")));
+    let previous_apiv3_key = if has_previous { read_apiv3_key(section, "previous_apiv3_key") } else { None };
+    let fetches = section.flag("fetch_certificates", true);
     let verify_keys = read_verify_keys(section, merchant_key.as_ref());
-    Some(Account {
+    if !fetches && verify_keys.as_ref().is_some_and(|ring| ring.names().next().is_none()) {
+        section.fault("verify_keys", "is missing; add a [[….verify_keys]] table with serial and file");
+    }
+    let account = Account {
         name,
-        base_url: base_url?,
         mchid: mchid?,
         appids: appids?,
         merchant_serial_no: merchant_serial_no?,
         merchant_key: merchant_key?,
         apiv3_key: apiv3_key?,
+        previous_apiv3_key,
         verify_keys: verify_keys?,
-    })
+        fetches,
+    };
+    Some((account, urls?))
+}
+
+fn read_apiv3_key(section: &mut Section<'_>, field: &str) -> Option<ApiV3Key> {
+    let (field, text) = section.secret(field)?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    ApiV3Key::new(text).map_err(|error| section.fault(&field, &error.to_string())).ok()
+}
+
+/// `base_url` and `fallback_url`: the second host is WeChat Pay's own where the first is.
+fn read_urls(section: &mut Section<'_>) -> Option<Vec<Url>> {
+    let own = section.name() == "production" && !section.has("base_url");
+    let first = read_host(section, "base_url", (section.name() == "production").then_some(PRODUCTION_URL));
+    let second = match (section.has("fallback_url"), own) {
+        (false, false) => return first.map(|first| vec![first]),
+        _ => read_host(section, "fallback_url", own.then_some(FALLBACK_URL)),
+    };
+    let urls = vec![first?, second?];
+    if urls[0].scheme() != urls[1].scheme() {
+        section.fault("fallback_url", "must be reached the same way as base_url: both https, or both on this machine");
+        return None;
+    }
+    Some(urls)
+}
+
+fn read_host(section: &mut Section<'_>, field: &str, default: Option<&str>) -> Option<Url> {
+    let url = read_url(section, field, default);
+    if url.as_ref().is_some_and(|url| url.path() != "/") {
+        section.fault(field, "must have no path; write scheme and host only");
+    }
+    url
 }
 
 fn serial_number(text: &str) -> Option<String> {
@@ -76,19 +109,15 @@ fn read_appids(section: &mut Section<'_>, scenes: &[Scene]) -> Option<Vec<(Scene
 
 fn read_verify_keys(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<KeyRing> {
     let tables = section.sections("verify_keys");
-    if tables.is_empty() {
-        section.fault("verify_keys", "is missing; add a [[….verify_keys]] table with serial and file");
-        return None;
-    }
     let mut ring = KeyRing::default();
     let mut whole = true;
     for mut table in tables {
         match read_verify_key(&mut table, ours) {
-            Some((serial, _)) if ring.get(&serial).is_some() => {
+            Some(given) if ring.get(&given.serial).is_some() => {
                 table.fault("serial", "is given twice");
                 whole = false;
             }
-            Some((serial, key)) => ring.insert(serial, key),
+            Some(given) => ring.insert_given(given),
             None => whole = false,
         }
         table.finish();
@@ -96,8 +125,8 @@ fn read_verify_keys(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Opt
     whole.then_some(ring)
 }
 
-/// The form of the name says what the file holds.
-fn read_verify_key(table: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<(String, VerifyingKey)> {
+/// The form of the name says what the file holds: a public key is a certificate without bounds.
+fn read_verify_key(table: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<Certificate> {
     let form = "PUB_KEY_ID_ and digits (a public key), or 40 hex digits (a certificate's serial number)";
     let serial = table.parsed("serial", form, |text| match text.strip_prefix(KeyRing::PUBLIC_KEY_ID) {
         Some(number) => digits(number, 1..=64).then(|| text.to_owned()),
@@ -105,21 +134,21 @@ fn read_verify_key(table: &mut Section<'_>, ours: Option<&SigningKey>) -> Option
     });
     let (field, text) = table.secret_of("file", "env")?;
     let serial = serial?;
-    let read: Result<VerifyingKey, KeyError> = if serial.starts_with(KeyRing::PUBLIC_KEY_ID) {
-        VerifyingKey::from_spki_pem(&text)
+    let read = if serial.starts_with(KeyRing::PUBLIC_KEY_ID) {
+        let key = VerifyingKey::from_spki_pem(&text);
+        key.map(|key| Certificate { key, serial, validity: Validity::ALWAYS })
     } else {
-        Certificate::from_pem(&text).map(|certificate| {
+        Certificate::from_pem(&text).inspect(|certificate| {
             if certificate.serial != serial {
                 let problem = format!("is not the certificate's number, which is {}", certificate.serial);
                 table.fault("serial", &problem);
             }
-            certificate.key
         })
     };
-    let key = read.map_err(|error| table.fault(&field, &error.to_string())).ok()?;
-    if ours.is_some_and(|ours| ours.is_pair_of(&key)) {
+    let given = read.map_err(|error| table.fault(&field, &error.to_string())).ok()?;
+    if ours.is_some_and(|ours| ours.is_pair_of(&given.key)) {
         table.fault(&field, "is the merchant's own key; put WeChat Pay's public key or platform certificate there");
         return None;
     }
-    Some((serial, key))
+    Some(given)
 }

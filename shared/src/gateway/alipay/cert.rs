@@ -48,7 +48,7 @@ pub fn root_cert_sn(pem: &str) -> Result<String, CertError> {
     if numbers.is_empty() { Err(CertError::None) } else { Ok(numbers.join("_")) }
 }
 
-fn number(certificate: &X509Certificate<'_>) -> Result<String, CertError> {
+pub(super) fn number(certificate: &X509Certificate<'_>) -> Result<String, CertError> {
     let issuer = rfc2253(certificate.issuer())?;
     let serial = certificate.tbs_certificate.serial.to_string();
     Ok(Md5::digest(format!("{issuer}{serial}")).iter().map(|byte| format!("{byte:02x}")).collect())

@@ -2,13 +2,16 @@
 //!
 //! Source: Alipay OpenAPI, C:057k53 (parameters), C:02km9f (codes), read 2025-11-20.
 
+use reqwest::Client;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
-use url::form_urlencoded;
+use url::{Url, form_urlencoded};
 
-use super::sign::{self, Answer, Failure};
+pub(super) use super::sign::Failure;
+use super::sign::{self, Answer as Signed};
 use super::{Account, Alipay, beijing_text};
-use crate::gateway::{GatewayError, http};
+use crate::gateway::http::Answer;
+use crate::gateway::{Gateway as _, GatewayError};
 
 /// What is asked. A parameter that is absent is not sent: an empty one would be signed by some and not by others.
 pub(super) struct Call<'a> {
@@ -35,6 +38,10 @@ impl Call<'_> {
             ("timestamp", beijing_text(now)?),
             ("version", "1.0".to_owned()),
         ];
+        if let Some(certificates) = account.certificates() {
+            params.push(("app_cert_sn", certificates.app_sn.clone()));
+            params.push(("alipay_root_cert_sn", certificates.root_sn.clone()));
+        }
         params.extend(self.notify_url.map(|url| ("notify_url", url.to_owned())));
         params.extend(self.return_url.map(|url| ("return_url", url.to_owned())));
         Ok(params)
@@ -48,30 +55,41 @@ pub(super) enum Outcome {
 }
 
 impl Alipay {
-    /// Public parameters go into the URL, `charset` among them: looked for in the body, the gateway takes GBK.
+    /// Makes a call and takes Alipay's word for what it proves.
     pub(super) async fn call(&self, call: &Call<'_>, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
+        let answer = self.exchange(call, now).await?;
+        if let Some(sn) = sign::cert_sn(&answer.body).filter(|sn| self.issued(sn, now).is_none()) {
+            // An answer in hand is worth one look for the certificate that it names.
+            self.look_for_key(&sn, now).await;
+        }
+        // The status says nothing: errors come as 200 too. An answer that proves nothing leaves the outcome unknown.
+        let opened = self
+            .open(call.method, &answer.body, now)
+            .map_err(|error| GatewayError::Unknown(format!("{error} (status {})", answer.status)))?;
+        Ok(match opened {
+            Signed::Signed { node, .. } => Outcome::Signed(node.to_owned()),
+            Signed::UnsignedFailure(failure) => Outcome::UnsignedFailure(failure),
+        })
+    }
+
+    /// Public parameters go into the URL, `charset` among them: looked for in the body, the gateway takes GBK.
+    pub(super) async fn exchange(&self, call: &Call<'_>, now: OffsetDateTime) -> Result<Answer, GatewayError> {
         let mut params = call.public_params(&self.account, now)?;
         let covered = params.iter().map(|(name, value)| (*name, value.as_str()));
         let sign = sign::sign(&self.account.app_key, covered.chain([("biz_content", call.biz_content)]))?;
         params.push(("sign", sign));
-        let mut url = self.account.gateway_url.clone();
-        url.query_pairs_mut().extend_pairs(&params);
         let body: String =
             form_urlencoded::Serializer::new(String::new()).append_pair("biz_content", call.biz_content).finish();
-        let request = self
-            .client
-            .post(url)
-            .header("content-type", "application/x-www-form-urlencoded;charset=utf-8")
-            .header("accept", "application/json")
-            .body(body);
-        let answer = http::send(request).await?;
-        // The status says nothing: errors come as 200 too. An answer that proves nothing leaves the outcome unknown.
-        let opened = sign::open_answer(&self.account.alipay_key, call.method, &answer.body)
-            .map_err(|error| GatewayError::Unknown(format!("{error} (status {})", answer.status)))?;
-        Ok(match opened {
-            Answer::Signed { node, .. } => Outcome::Signed(node.to_owned()),
-            Answer::UnsignedFailure(failure) => Outcome::UnsignedFailure(failure),
-        })
+        let build = |client: &Client, url: &Url| {
+            let mut url = url.clone();
+            url.query_pairs_mut().extend_pairs(&params);
+            Ok(client
+                .post(url)
+                .header("content-type", "application/x-www-form-urlencoded;charset=utf-8")
+                .header("accept", "application/json")
+                .body(body.clone()))
+        };
+        self.road.send(build).await
     }
 }
 
@@ -117,7 +135,7 @@ pub(super) fn signed_error(failure: Failure) -> GatewayError {
 
 /// A failure that nobody signed. The gateway rejects what it cannot attribute (app id, signature, parameters) without a
 /// signature and before it looks at any trade, so `isv.*` is a refusal; all else proves nothing.
-fn unsigned_error(failure: Failure) -> GatewayError {
+pub(super) fn unsigned_error(failure: Failure) -> GatewayError {
     match failure.code.as_str() {
         "40005" => unavailable(failure),
         "40001" | "40002" | "40003" | "40006" if failure.sub_code.starts_with("isv.") => failure.refused(),

@@ -1,28 +1,33 @@
-//! Alipay (支付宝), OpenAPI gateway with RSA2: one merchant account in public-key mode.
+//! Alipay (支付宝), OpenAPI gateway with RSA2: one merchant account, in public-key or in certificate mode.
 //!
 //! [`sign`] holds the three signature rules, [`callback`] what the gateway posts, `prepay` what the buyer needs,
 //! `query` what became of an order and its closing, `refund` money that goes back, `return_page` what the
-//! buyer's browser brings back, `client` the call itself, [`cert`] certificate numbers.
+//! buyer's browser brings back, `client` the call itself, `trust` whose signature counts, `chain` and `download` new
+//! certificates of Alipay's, [`cert`] certificate numbers.
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use reqwest::Client;
 use time::format_description::BorrowedFormatItem;
 use time::macros::{format_description, offset};
 use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
 use url::Url;
 
 use super::http::measured;
-use super::keys::{SigningKey, VerifyingKey};
+use super::keys::SigningKey;
+use super::road::Road;
 use super::{
-    CallbackError, CloseOutcome, Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest, RefundOrder, RefundState,
-    RefundTarget, Trade, Verified,
+    CallbackError, CloseOutcome, Gateway, GatewayError, KeyNews, KeyStatus, Payment, PrepayOrder, PrepayRequest,
+    RefundOrder, RefundState, RefundTarget, Trade, Verified,
 };
 use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod};
 use crate::job::Callback;
 
 pub mod callback;
 pub mod cert;
+mod chain;
 mod client;
+mod download;
 mod prepay;
 mod query;
 mod refund;
@@ -31,11 +36,14 @@ pub use return_page::ORDER_NO as RETURN_ORDER_NO;
 pub mod sign;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 /// The signature is a field of the body: no header counts.
 pub const CALLBACK_HEADERS: &[&str] = &[];
 
+pub(super) use chain::{Issued, Roots};
 pub(super) use prepay::QR_PRODUCT_CODE;
+pub(super) use trust::{Certificates, Fetched, Trust};
 
 /// Source: Alipay OpenAPI, C:057k53, read 2025-11-20.
 pub(super) const PRODUCTION_URL: &str = "https://openapi.alipay.com/gateway.do";
@@ -51,18 +59,20 @@ pub(super) struct Account {
     /// What the contract for QR codes calls the product.
     pub qr_product_code: String,
     pub app_key: SigningKey,
-    pub alipay_key: VerifyingKey,
+    pub trust: Trust,
 }
 
 /// One Alipay account.
 pub struct Alipay {
     account: Account,
-    client: Client,
+    road: Road,
+    fetched: Arc<Fetched>,
 }
 
 impl Alipay {
-    pub(super) fn new(account: Account, client: Client) -> Alipay {
-        Alipay { account, client }
+    /// `fetched` are the certificates that an earlier reading of the same account has fetched, to go on with.
+    pub(super) fn new(account: Account, road: Road, fetched: Arc<Fetched>) -> Alipay {
+        Alipay { account, road, fetched }
     }
 }
 
@@ -117,9 +127,9 @@ impl Gateway for Alipay {
         Err(client::refusal("redirect_refund", "Alipay has no other way for a refund"))
     }
 
-    /// The protocol names no clock window: `now` has no say here.
-    fn verify(&self, callback: Callback, _now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
-        sign::verify_callback(&self.account.alipay_key, &callback.body)?;
+    /// The protocol names no clock window: `now` says no more than which certificates are in force.
+    fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
+        self.verify_form(&callback.body, now.unwrap_or(callback.received_at))?;
         Ok(Verified::new(callback))
     }
 
@@ -128,7 +138,26 @@ impl Gateway for Alipay {
     }
 
     fn verify_return(&self, query: &str) -> Result<Verified<String>, CallbackError> {
-        return_page::read(&self.account, query)
+        return_page::read(self, query)
+    }
+
+    async fn refresh_keys(&self, now: OffsetDateTime) -> Result<KeyNews, GatewayError> {
+        if self.account.certificates().is_none() {
+            return Ok(KeyNews::Fixed);
+        }
+        measured(PaymentMethod::Alipay, "certificates", self.refresh(now)).await
+    }
+
+    async fn look_for_key(&self, serial: &str, now: OffsetDateTime) -> bool {
+        self.look_for(serial, now).await
+    }
+
+    fn key_of(&self, callback: &Verified<Callback>) -> String {
+        self.name_of_key(&callback.get().body, callback.get().received_at)
+    }
+
+    fn key_status(&self) -> Vec<KeyStatus> {
+        self.status()
     }
 }
 

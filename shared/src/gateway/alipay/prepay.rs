@@ -11,7 +11,7 @@ use url::form_urlencoded;
 use super::client::{Call, refusal};
 use super::{Account, Alipay, beijing_text, sign};
 use crate::domain::Scene;
-use crate::gateway::{GatewayError, Payment, PrepayOrder, PrepayRequest};
+use crate::gateway::{GatewayError, Payment, PrepayOrder, PrepayRequest, may_be_handed_on};
 
 /// The product that a QR code is sold under unless the contract says otherwise (05osuz).
 pub(crate) const QR_PRODUCT_CODE: &str = "QR_CODE_OFFLINE";
@@ -60,6 +60,9 @@ pub(super) fn request(account: &Account, order: &PrepayOrder) -> Result<PrepayRe
     Ok(PrepayRequest { scene: order.scene, params })
 }
 
+/// Where a code leads; the second is the sandbox's. Source: Alipay, `alipay.trade.precreate`, `qr_code`.
+const CODES: [&str; 2] = ["alipay.com", "alipaydev.com"];
+
 #[derive(Deserialize)]
 struct Precreated {
     out_trade_no: String,
@@ -88,10 +91,13 @@ impl Alipay {
         if request.scene == Scene::Qr {
             let made: Precreated = self.call(&call, now).await?.success()?;
             let asked = serde_json::from_str::<BizContent>(&kept.biz_content);
-            if asked.is_ok_and(|asked| asked.out_trade_no == made.out_trade_no) {
-                return Ok(Payment::Qr { code_url: made.qr_code });
+            if !asked.is_ok_and(|asked| asked.out_trade_no == made.out_trade_no) {
+                return Err(GatewayError::Protocol("a code for another order".to_owned()));
             }
-            return Err(GatewayError::Protocol("a code for another order".to_owned()));
+            if !may_be_handed_on(&made.qr_code, &CODES) {
+                return Err(GatewayError::Protocol("a code that leads somewhere else".to_owned()));
+            }
+            return Ok(Payment::Qr { code_url: made.qr_code });
         }
         let mut params = call.public_params(&self.account, now)?;
         params.push(("biz_content", call.biz_content.to_owned()));

@@ -3,8 +3,10 @@
 //! It names no state of the trade, anybody who has the address can send it again, and it may never come.
 //! Source: Alipay OpenAPI, "同步返回" of page pay and wap pay, read 2025-11-20.
 
-use super::Account;
-use super::sign::{Form, verify_callback};
+use time::OffsetDateTime;
+
+use super::sign::Form;
+use super::{Alipay, parse_beijing};
 use crate::gateway::{CallbackError, Verified};
 
 /// A notification is signed by the same rule and the same key; only a return has one of these.
@@ -34,13 +36,13 @@ const FIELDS: [&str; 13] = [
 ///
 /// Everything is taken as signed at first, since Alipay adds fields as it likes; then only what a return is known to
 /// have, so that a parameter of the merchant's own address does not spoil it.
-pub(super) fn read(account: &Account, query: &str) -> Result<Verified<String>, CallbackError> {
+pub(super) fn read(alipay: &Alipay, query: &str) -> Result<Verified<String>, CallbackError> {
     let described: Vec<&str> = query.split('&').filter(|pair| is_described(pair)).collect();
     let described = described.join("&");
-    let covered = match verify_callback(&account.alipay_key, query.as_bytes()) {
+    let covered = match verify(alipay, query) {
         Ok(()) => query,
         Err(_) => {
-            verify_callback(&account.alipay_key, described.as_bytes())?;
+            verify(alipay, &described)?;
             &described
         }
     };
@@ -48,6 +50,7 @@ pub(super) fn read(account: &Account, query: &str) -> Result<Verified<String>, C
     if !form.get("method").is_some_and(|method| METHODS.contains(&method)) {
         return Err(CallbackError::Malformed("not a return"));
     }
+    let account = &alipay.account;
     let ours =
         form.get("app_id") == Some(&account.app_id) && form.get("seller_id").is_none_or(|id| id == account.seller_id);
     if !ours {
@@ -55,6 +58,12 @@ pub(super) fn read(account: &Account, query: &str) -> Result<Verified<String>, C
     }
     let order_no = form.get("out_trade_no").ok_or(CallbackError::Malformed("no out_trade_no"))?;
     Ok(Verified::new(order_no.to_owned()))
+}
+
+/// With the keys of the moment that the return names: it is a claim like the rest, and opens a page at most.
+fn verify(alipay: &Alipay, query: &str) -> Result<(), CallbackError> {
+    let stated = Form::parse(query.as_bytes())?.get("timestamp").and_then(parse_beijing);
+    alipay.verify_form(query.as_bytes(), stated.unwrap_or(OffsetDateTime::UNIX_EPOCH))
 }
 
 fn is_described(pair: &str) -> bool {

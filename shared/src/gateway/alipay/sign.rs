@@ -244,6 +244,12 @@ pub fn open_answer<'a>(key: &VerifyingKey, method: &str, body: &'a [u8]) -> Resu
     Err(AnswerError::BadSignature)
 }
 
+/// The certificate that an answer says it was signed with; nobody signed that.
+pub(super) fn cert_sn(body: &[u8]) -> Option<String> {
+    let members: HashMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
+    serde_json::from_str(members.get("alipay_cert_sn")?.get()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -2,12 +2,16 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use reqwest::Client;
 use time::macros::datetime;
+use url::Url;
 
 use super::sign::{Form, string_to_sign};
 use super::*;
 use crate::domain::{Fact, Money, Scene, Subject};
 use crate::gateway::http::{Transport, client};
+use crate::gateway::keys::VerifyingKey;
+use crate::gateway::road;
 use crate::gateway::testing::{Reply, Server, impatient_client};
 
 macro_rules! key {
@@ -34,9 +38,9 @@ fn with_client(gateway_url: &str, client: Client) -> Alipay {
         seller_id: "2088621955702100".to_owned(),
         qr_product_code: "FACE_TO_FACE_PAYMENT".to_owned(),
         app_key: SigningKey::from_pem(key!("alipay_app_private_pkcs8.pem")).unwrap(),
-        alipay_key: VerifyingKey::from_spki_pem(key!("alipay_platform_public.pem")).unwrap(),
+        trust: Trust::PublicKey(VerifyingKey::from_spki_pem(key!("alipay_platform_public.pem")).unwrap()),
     };
-    Alipay::new(account, client)
+    Alipay::new(account, road::tests::to(client, &[gateway_url]), Arc::default())
 }
 
 fn order(scene: Scene) -> PrepayOrder {
@@ -137,6 +141,10 @@ async fn a_qr_code_is_asked_for_and_its_answer_checked() {
     assert!(param(&params, "biz_content").contains("FACE_TO_FACE_PAYMENT"));
     let other = alipay.prepay_request(&PrepayOrder { order_no: OrderNo::parse("ORD_02").unwrap(), ..order(Scene::Qr) });
     assert!(matches!(alipay.prepay(&other.unwrap(), NOW).await, Err(GatewayError::Protocol(_))));
+    let node = node.replace("qr.alipay.com", "qr.alipay.com.evil.example");
+    let server = Server::start(reply("alipay_trade_precreate", &node, true)).await;
+    let astray = account(&format!("{}/gateway.do", server.url)).prepay(&request, NOW).await;
+    assert!(matches!(astray, Err(GatewayError::Protocol(_))), "{astray:?}");
 }
 
 #[tokio::test]

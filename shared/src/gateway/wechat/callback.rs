@@ -81,7 +81,9 @@ pub(super) fn read(account: &Account, callback: &Verified<Callback>) -> Result<V
         event if event.starts_with("REFUND.") => Kind::Refund,
         _ => Kind::Other,
     };
-    let plaintext = account.apiv3_key.open(&envelope.resource).map_err(|error| match error {
+    let opened = account.apiv3_keys().map(|key| key.open(&envelope.resource));
+    let opened = opened.reduce(|newest, previous| newest.or_else(|error| previous.map_err(|_| error)));
+    let plaintext = opened.unwrap_or(Err(AeadError::Forged)).map_err(|error| match error {
         AeadError::Algorithm => undecodable("resource.algorithm", "unknown"),
         error => undecodable("decryption of the resource", &error.to_string()),
     })?;

@@ -8,10 +8,10 @@ use time::OffsetDateTime;
 use super::aead::{AeadError, ApiV3Key, Sealed};
 use super::sign;
 use crate::gateway::CallbackError;
-use crate::gateway::keys::{Certificate, KeyError, KeyRing, VerifyingKey};
+use crate::gateway::keys::{Certificate, KeyError, KeyRing, Validity, VerifyingKey};
 
 /// A platform certificate, opened.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct PlatformCertificate {
     /// The name under which it signs.
     pub serial: String,
@@ -21,6 +21,12 @@ pub struct PlatformCertificate {
     pub effective_at: OffsetDateTime,
     /// Not to be dropped before.
     pub expires_at: OffsetDateTime,
+}
+
+impl PlatformCertificate {
+    pub(super) fn validity(&self) -> Validity {
+        Validity { from: Some(self.effective_at), until: Some(self.expires_at) }
+    }
 }
 
 /// Why an answer brings no certificates.
@@ -38,8 +44,8 @@ pub enum CertificatesError {
     /// The certificate has another serial number than the list says.
     #[error("a certificate has another serial number than the list says")]
     Serial,
-    /// The answer is not signed by a certificate that it brings.
-    #[error("the answer is not signed by its own certificates")]
+    /// The answer is signed neither by a key that is known nor by a certificate that it brings.
+    #[error("the answer is signed neither by a known key nor by its own certificates")]
     Signature(#[source] CallbackError),
 }
 
@@ -71,17 +77,46 @@ pub fn open_first<'h>(
     body: &[u8],
     now: OffsetDateTime,
 ) -> Result<Vec<PlatformCertificate>, CertificatesError> {
-    let list: List<'_> = serde_json::from_slice(body).map_err(|_| CertificatesError::Shape)?;
-    let mut ring = KeyRing::default();
-    let mut certificates = Vec::with_capacity(list.data.len());
-    for entry in &list.data {
-        let Certificate { serial, key } = open_entry(apiv3_key, entry)?;
-        ring.insert(serial.clone(), key.clone());
-        let (effective_at, expires_at) = (entry.effective_time, entry.expire_time);
-        certificates.push(PlatformCertificate { serial, key, effective_at, expires_at });
-    }
+    let (certificates, ring) = open(apiv3_key, body, KeyRing::default())?;
     sign::verify(&ring, header, body, Some(now)).map_err(CertificatesError::Signature)?;
     Ok(certificates)
+}
+
+/// Opens a later answer: a key in `known` may have signed it, or a certificate that is new in it.
+///
+/// # Errors
+/// See [`CertificatesError`].
+pub fn open_next<'h>(
+    apiv3_key: &ApiV3Key,
+    known: &KeyRing,
+    header: impl Fn(&str) -> Option<&'h str>,
+    body: &[u8],
+    now: OffsetDateTime,
+) -> Result<Vec<PlatformCertificate>, CertificatesError> {
+    let (certificates, ring) = open(apiv3_key, body, known.clone())?;
+    sign::verify(&ring, header, body, Some(now)).map_err(CertificatesError::Signature)?;
+    Ok(certificates)
+}
+
+/// The certificates of a list, and a ring with them that may check who signed it.
+fn open(
+    apiv3_key: &ApiV3Key,
+    body: &[u8],
+    mut ring: KeyRing,
+) -> Result<(Vec<PlatformCertificate>, KeyRing), CertificatesError> {
+    let list: List<'_> = serde_json::from_slice(body).map_err(|_| CertificatesError::Shape)?;
+    let mut certificates = Vec::with_capacity(list.data.len());
+    for entry in &list.data {
+        let Certificate { serial, key, .. } = open_entry(apiv3_key, entry)?;
+        let (effective_at, expires_at) = (entry.effective_time, entry.expire_time);
+        let certificate = PlatformCertificate { serial, key, effective_at, expires_at };
+        // The times in the list are the signature's word, so they do not bound who may have made it.
+        if ring.get(&certificate.serial).is_none() {
+            ring.insert(certificate.serial.clone(), certificate.key.clone());
+        }
+        certificates.push(certificate);
+    }
+    Ok((certificates, ring))
 }
 
 fn open_entry(apiv3_key: &ApiV3Key, entry: &Entry<'_>) -> Result<Certificate, CertificatesError> {

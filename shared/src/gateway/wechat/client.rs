@@ -3,6 +3,7 @@
 //! Source: WeChat Pay APIv3, "基本规则" and "错误码" pages, official Go SDK `core/error.go`, read 2025-11-20.
 
 use bytes::Bytes;
+use reqwest::{Client, Method};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use url::Url;
@@ -11,7 +12,7 @@ use super::Wechat;
 use super::sign::{self, Merchant, Stamp, Target};
 use crate::gateway::http::{self, Answer};
 use crate::gateway::keys::nonce;
-use crate::gateway::{CallbackError, GatewayError};
+use crate::gateway::{CallbackError, Gateway as _, GatewayError};
 
 /// What a call brought.
 pub(super) enum Outcome {
@@ -44,8 +45,21 @@ impl Wechat {
     /// Sends `method path_and_query` with a JSON body (empty for GET).
     pub(super) async fn call(&self, target: &Target<'_>, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
         // Without it, answers during a change of keys are signed with a certificate that need not be loaded.
-        let serial = self.account.verify_keys.public_key_id();
-        self.judge(self.exchange(target, serial, now).await?, now)
+        let ring = self.ring();
+        let answer = self.exchange(target, ring.public_key_id(), now).await?;
+        self.look_if_signed_by_another(&answer, now).await;
+        self.judge(&answer, now)
+    }
+
+    /// An answer in hand is worth one look for the key that it names.
+    async fn look_if_signed_by_another(&self, answer: &Answer, now: OffsetDateTime) {
+        let named = answer.headers.get(sign::SERIAL).and_then(|value| value.to_str().ok());
+        if let Some(serial) = named
+            && matches!(answer.status, 200 | 204)
+            && self.ring().in_force(serial, now).is_err()
+        {
+            self.look_for_key(serial, now).await;
+        }
     }
 
     /// Like [`Wechat::call`], for a call that moves money: "too often" is no proof that nothing happened. `serial` names
@@ -57,10 +71,11 @@ impl Wechat {
         now: OffsetDateTime,
     ) -> Result<Outcome, GatewayError> {
         let answer = self.exchange(target, serial, now).await?;
-        self.judge(answer, now).map_err(http::may_have_happened)
+        self.look_if_signed_by_another(&answer, now).await;
+        self.judge(&answer, now).map_err(http::may_have_happened)
     }
 
-    async fn exchange(
+    pub(super) async fn exchange(
         &self,
         target: &Target<'_>,
         serial: Option<&str>,
@@ -68,41 +83,40 @@ impl Wechat {
     ) -> Result<Answer, GatewayError> {
         let stamp = Stamp { timestamp: now.unix_timestamp(), nonce: &nonce()? };
         let authorization = sign::authorization(&self.merchant(), target, &stamp)?;
-        let method = target.method.parse().map_err(|_| GatewayError::Protocol("not an HTTP method".to_owned()))?;
-        let mut request = self
-            .client
-            .request(method, self.url(target.path_and_query)?)
-            .header("authorization", authorization)
-            .header("accept", "application/json");
-        if !target.body.is_empty() {
-            request = request.header("content-type", "application/json").body(target.body.to_owned());
-        }
-        if let Some(serial) = serial {
-            request = request.header("wechatpay-serial", serial);
-        }
-        http::send(request).await
+        let method: Method =
+            target.method.parse().map_err(|_| GatewayError::Protocol("not an HTTP method".to_owned()))?;
+        // The host is not signed: the same request is good for either.
+        let build = |client: &Client, base: &Url| {
+            let mut request = client
+                .request(method.clone(), join(base, target.path_and_query)?)
+                .header("authorization", &authorization)
+                .header("accept", "application/json");
+            if !target.body.is_empty() {
+                request = request.header("content-type", "application/json").body(target.body.to_owned());
+            }
+            if let Some(serial) = serial {
+                request = request.header("wechatpay-serial", serial);
+            }
+            Ok(request)
+        };
+        self.road.send(build).await
     }
 
-    /// What is signed is what is sent: the target is set as it is, not joined and encoded anew.
-    fn url(&self, path_and_query: &str) -> Result<Url, GatewayError> {
-        let url = format!("{}{path_and_query}", self.account.base_url.as_str().trim_end_matches('/'));
-        let url = Url::parse(&url).map_err(|error| GatewayError::Protocol(error.to_string()))?;
-        let sent = url.as_str().ends_with(path_and_query);
-        if sent { Ok(url) } else { Err(GatewayError::Protocol("a path that changes when it is sent".to_owned())) }
+    fn proved(&self, answer: &Answer, now: OffsetDateTime) -> Result<(), CallbackError> {
+        let header = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok());
+        sign::verify(&self.ring(), header, &answer.body, Some(now))
     }
 
     /// The status first: only 2xx is signed.
-    fn judge(&self, answer: Answer, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
+    pub(super) fn judge(&self, answer: &Answer, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
         match answer.status {
             200 | 204 => {
-                let header = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok());
-                sign::verify(&self.account.verify_keys, header, &answer.body, Some(now))
-                    .map_err(|error| unproved(&error, answer.status))?;
-                Ok(Outcome::Signed(answer.body))
+                self.proved(answer, now).map_err(|error| unproved(&error, answer.status))?;
+                Ok(Outcome::Signed(answer.body.clone()))
             }
-            429 => Err(GatewayError::Unavailable(failure(&answer).text())),
+            429 => Err(GatewayError::Unavailable(failure(answer).text())),
             400..=499 => {
-                let failure = failure(&answer);
+                let failure = failure(answer);
                 // An empty or foreign body is a front end's, which did not get to see the order.
                 if failure.code.is_empty() {
                     Err(GatewayError::Unknown(failure.text()))
@@ -111,9 +125,17 @@ impl Wechat {
                 }
             }
             // Accepted and not done, failed inside, or a redirect that is not followed.
-            _ => Err(GatewayError::Unknown(failure(&answer).text())),
+            _ => Err(GatewayError::Unknown(failure(answer).text())),
         }
     }
+}
+
+/// What is signed is what is sent: the target is set as it is, not joined and encoded anew.
+fn join(base: &Url, path_and_query: &str) -> Result<Url, GatewayError> {
+    let url = format!("{}{path_and_query}", base.as_str().trim_end_matches('/'));
+    let url = Url::parse(&url).map_err(|error| GatewayError::Protocol(error.to_string()))?;
+    let sent = url.as_str().ends_with(path_and_query);
+    if sent { Ok(url) } else { Err(GatewayError::Protocol("a path that changes when it is sent".to_owned())) }
 }
 
 fn unproved(error: &CallbackError, status: u16) -> GatewayError {

@@ -2,20 +2,21 @@
 //!
 //! [`sign`] holds what is signed and how it is checked, [`callback`] what WeChat Pay posts, [`aead`] how its content is
 //! sealed, [`prepay`] what the buyer needs, `query` what became of an order and its closing, `refund` money
-//! that goes back, `client` the call itself, [`cert`] platform certificates, [`sensitive`] fields that are encrypted for
-//! WeChat Pay.
+//! that goes back, `client` the call itself, [`cert`] platform certificates and `certificates` how they are kept fresh,
+//! [`sensitive`] fields that are encrypted for WeChat Pay.
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use reqwest::Client;
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
-use url::Url;
 
 use super::http::measured;
 use super::keys::{KeyRing, SigningKey};
+use super::road::Road;
 use super::{
-    CallbackError, CloseOutcome, Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest, RefundOrder, RefundState,
-    RefundTarget, Trade, Verified,
+    CallbackError, CloseOutcome, Gateway, GatewayError, KeyNews, KeyStatus, Payment, PrepayOrder, PrepayRequest,
+    RefundOrder, RefundState, RefundTarget, Trade, Verified,
 };
 use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
 use crate::job::Callback;
@@ -23,10 +24,13 @@ use crate::job::Callback;
 pub mod aead;
 pub mod callback;
 pub mod cert;
+mod certificates;
 mod client;
 pub mod prepay;
 mod query;
 mod refund;
+#[cfg(test)]
+mod rotation_tests;
 pub mod sensitive;
 pub mod sign;
 #[cfg(test)]
@@ -37,21 +41,34 @@ pub const CALLBACK_HEADERS: &[&str] = &sign::HEADERS;
 
 /// Source: WeChat Pay APIv3, D:4012791877, read 2025-11-20.
 pub(super) const PRODUCTION_URL: &str = "https://api.mch.weixin.qq.com";
+/// Another site, for when the first cannot be reached.
+pub(super) const FALLBACK_URL: &str = "https://api2.mch.weixin.qq.com";
+
+pub(super) use certificates::Fetched;
 
 /// What a merchant has agreed with WeChat Pay, and the keys to prove it.
 pub(super) struct Account {
     pub name: AccountName,
-    pub base_url: Url,
     pub mchid: String,
     /// The app of each scene.
     pub appids: Vec<(Scene, String)>,
     pub merchant_serial_no: String,
     pub merchant_key: SigningKey,
     pub apiv3_key: aead::ApiV3Key,
+    /// The one before: what was sealed under it may still be on its way.
+    pub previous_apiv3_key: Option<aead::ApiV3Key>,
+    /// The keys that were configured, for as long as the configuration names them.
     pub verify_keys: KeyRing,
+    /// Whether platform certificates are fetched beside them.
+    pub fetches: bool,
 }
 
 impl Account {
+    /// The APIv3 keys that may have sealed something, the newest first.
+    fn apiv3_keys(&self) -> impl Iterator<Item = &aead::ApiV3Key> {
+        std::iter::once(&self.apiv3_key).chain(&self.previous_apiv3_key)
+    }
+
     fn appid(&self, scene: Scene) -> Option<&str> {
         self.appids.iter().find(|(of, _)| *of == scene).map(|(_, appid)| appid.as_str())
     }
@@ -60,12 +77,15 @@ impl Account {
 /// One WeChat Pay account.
 pub struct Wechat {
     account: Account,
-    client: Client,
+    road: Road,
+    keys: certificates::Keys,
 }
 
 impl Wechat {
-    pub(super) fn new(account: Account, client: Client) -> Wechat {
-        Wechat { account, client }
+    /// `fetched` are the certificates that an earlier reading of the same account has fetched, to go on with.
+    pub(super) fn new(account: Account, road: Road, fetched: Arc<Fetched>) -> Wechat {
+        let keys = certificates::Keys::new(&account.verify_keys, fetched);
+        Wechat { account, road, keys }
     }
 }
 
@@ -122,12 +142,31 @@ impl Gateway for Wechat {
     }
 
     fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
-        sign::verify(&self.account.verify_keys, |name| callback.header(name), &callback.body, now)?;
+        sign::verify(&self.ring(), |name| callback.header(name), &callback.body, now)?;
         Ok(Verified::new(callback))
     }
 
     fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
         callback::read(&self.account, callback)
+    }
+
+    async fn refresh_keys(&self, now: OffsetDateTime) -> Result<KeyNews, GatewayError> {
+        if !self.account.fetches {
+            return Ok(KeyNews::Fixed);
+        }
+        measured(PaymentMethod::Wechat, "certificates", self.fetch_certificates(now)).await
+    }
+
+    async fn look_for_key(&self, serial: &str, now: OffsetDateTime) -> bool {
+        self.account.fetches && self.look_for(serial, now).await
+    }
+
+    fn key_of(&self, callback: &Verified<Callback>) -> String {
+        callback.get().header(sign::SERIAL).unwrap_or_default().to_owned()
+    }
+
+    fn key_status(&self) -> Vec<KeyStatus> {
+        self.status()
     }
 }
 

@@ -15,7 +15,7 @@ use super::sign::{Merchant, Stamp, Target, invoke_text};
 use super::{Account, Wechat};
 use crate::domain::{Scene, shorten_bytes};
 use crate::gateway::keys::{KeyError, nonce};
-use crate::gateway::{GatewayError, Payment, PrepayOrder, PrepayRequest};
+use crate::gateway::{GatewayError, Payment, PrepayOrder, PrepayRequest, may_be_handed_on};
 
 /// What is kept on the order. The body is kept as the text that is signed and sent: a repeat must be identical, and a
 /// JSON column may order members anew.
@@ -77,6 +77,15 @@ fn path(scene: Scene) -> Result<&'static str, GatewayError> {
     }
 }
 
+/// What the camera of WeChat reads. Source: WeChat Pay APIv3, Native (D:4012791877).
+const CODE: &str = "weixin://";
+/// Where the cashier of H5 is. Source: WeChat Pay APIv3, H5 prepay, `h5_url`.
+const CASHIERS: [&str; 2] = ["tenpay.com", "weixin.qq.com"];
+
+fn astray() -> GatewayError {
+    GatewayError::Protocol("a prepay answer that leads somewhere else".to_owned())
+}
+
 /// One of the three, by product.
 #[derive(Deserialize)]
 struct Prepaid {
@@ -102,9 +111,15 @@ impl Wechat {
             serde_json::from_slice(&body).map_err(|_| GatewayError::Protocol("a prepay answer".to_owned()))?;
         let absent = |name: &str| GatewayError::Protocol(format!("a prepay answer without {name}"));
         match request.scene {
-            Scene::Native => Ok(Payment::Qr { code_url: prepaid.code_url.ok_or_else(|| absent("code_url"))? }),
+            Scene::Native => {
+                let code_url = prepaid.code_url.ok_or_else(|| absent("code_url"))?;
+                if code_url.starts_with(CODE) { Ok(Payment::Qr { code_url }) } else { Err(astray()) }
+            }
             Scene::H5 => {
                 let url = prepaid.h5_url.ok_or_else(|| absent("h5_url"))?;
+                if !may_be_handed_on(&url, &CASHIERS) {
+                    return Err(astray());
+                }
                 Ok(Payment::Redirect { url: with_return(url, kept.redirect_url.as_deref()) })
             }
             scene => {

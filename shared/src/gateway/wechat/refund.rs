@@ -48,7 +48,7 @@ impl Wechat {
             body["reason"] = json!(reason);
         }
         let target = Target { method: "POST", path_and_query: PATH, body: &body.to_string() };
-        let outcome = self.call_money(&target, self.account.verify_keys.public_key_id(), now).await?;
+        let outcome = self.call_money(&target, self.ring().public_key_id(), now).await?;
         accepted(refund, outcome)
     }
 
@@ -77,12 +77,14 @@ impl Wechat {
         if callback::refund_id(refund_id).is_none() {
             return Err(refusal("refund_id", "not a number that WeChat Pay gives a refund"));
         }
-        let mut serial = self.account.verify_keys.public_key_id();
+        let ring = self.ring();
+        let mut serial = ring.public_key_id();
         let body = match to {
             RefundTarget::MerchantAccount => json!({ "out_refund_no": refund.refund_no, "type": "MERCHANT_BANK_CARD" }),
             RefundTarget::BuyerCard { bank_type, account, name } => {
-                let key = self.account.verify_keys.encrypting();
-                let (id, key) = key.ok_or_else(|| refusal("verify_keys", "no key to encrypt a card with"))?;
+                // Not sent: a certificate may be fetched in a moment.
+                let none = || GatewayError::Unavailable("no key to encrypt a card with".to_owned());
+                let (id, key) = ring.encrypting(now).ok_or_else(none)?;
                 serial = Some(id);
                 json!({
                     "out_refund_no": refund.refund_no,

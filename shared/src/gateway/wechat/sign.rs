@@ -6,11 +6,11 @@ use aws_lc_rs::digest::{Context, SHA256};
 use time::OffsetDateTime;
 
 use crate::gateway::CallbackError;
-use crate::gateway::keys::{KeyError, KeyRing, SigningKey};
+use crate::gateway::keys::{KeyError, KeyRing, NoKey, SigningKey};
 
 const TIMESTAMP: &str = "wechatpay-timestamp";
 const NONCE: &str = "wechatpay-nonce";
-const SERIAL: &str = "wechatpay-serial";
+pub(super) const SERIAL: &str = "wechatpay-serial";
 const SIGNATURE: &str = "wechatpay-signature";
 const SIGNATURE_TYPE: &str = "wechatpay-signature-type";
 
@@ -81,7 +81,8 @@ pub fn invoke_text(appid: &str, stamp: &Stamp<'_>, last: &str) -> String {
 }
 
 /// Checks an answer or a callback in the protocol's order: headers, clock (only with `now`), key, probe, signature.
-/// `header` finds a header by its lower-case name.
+/// `header` finds a header by its lower-case name. A certificate must be in force at the moment that the sender names,
+/// which the clock window ties to ours.
 ///
 /// # Errors
 /// See [`CallbackError`]; the first check that fails.
@@ -104,7 +105,11 @@ pub fn verify<'h>(
     if now.is_some_and(|now| now.unix_timestamp().abs_diff(at) > WINDOW_SECONDS) {
         return Err(CallbackError::Stale);
     }
-    let key = keys.get(serial).ok_or_else(|| CallbackError::UnknownKey { serial: shown(serial) })?;
+    let signed_at = OffsetDateTime::from_unix_timestamp(at).map_err(|_| CallbackError::Stale)?;
+    let key = keys.in_force(serial, signed_at).map_err(|none| match none {
+        NoKey::Unknown => CallbackError::UnknownKey { serial: shown(serial) },
+        NoKey::Time(time) => CallbackError::KeyNotInForce { serial: shown(serial), time },
+    })?;
     if signature.starts_with(PROBE) {
         return Err(CallbackError::Probe);
     }

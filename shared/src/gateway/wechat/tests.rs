@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use proptest::prelude::*;
+use reqwest::Client;
 use time::macros::datetime;
 
 use super::sign::{Stamp, Target, request_text};
@@ -15,6 +16,7 @@ use super::*;
 use crate::domain::{Fact, Money, Subject};
 use crate::gateway::http::{Transport, client};
 use crate::gateway::keys::{Certificate, VerifyingKey};
+use crate::gateway::road;
 use crate::gateway::testing::{Reply, Seen, Server, impatient_client};
 
 macro_rules! key {
@@ -23,8 +25,8 @@ macro_rules! key {
     };
 }
 
-const NOW: OffsetDateTime = datetime!(2026-01-05 02:21:10 UTC);
-const APIV3: &str = "0123456789abcdef0123456789abcdef";
+pub(super) const NOW: OffsetDateTime = datetime!(2026-01-05 02:21:10 UTC);
+pub(super) const APIV3: &str = "0123456789abcdef0123456789abcdef";
 pub(super) const KEY_ID: &str = "PUB_KEY_ID_1";
 const SERIAL_NO: &str = "510FBE783019212C010D88F4DD891E848C8F4B35";
 
@@ -39,17 +41,22 @@ pub(super) fn impatient(base_url: &str) -> Wechat {
 fn with_client(base_url: &str, client: Client) -> Wechat {
     let mut verify_keys = KeyRing::default();
     verify_keys.insert(KEY_ID.to_owned(), VerifyingKey::from_spki_pem(key!("wx_pubkey_public.pem")).unwrap());
+    with_keys(verify_keys, road::tests::to(client, &[base_url]))
+}
+
+pub(super) fn with_keys(verify_keys: KeyRing, road: Road) -> Wechat {
     let account = Account {
         name: AccountName::parse("main").unwrap(),
-        base_url: Url::parse(base_url).unwrap(),
         mchid: "1900000109".to_owned(),
         appids: PaymentMethod::Wechat.scenes().iter().map(|scene| (*scene, format!("wx{scene}"))).collect(),
         merchant_serial_no: SERIAL_NO.to_owned(),
         merchant_key: SigningKey::from_pem(key!("wx_merchant_private_pkcs8.pem")).unwrap(),
         apiv3_key: aead::ApiV3Key::new(APIV3).unwrap(),
+        previous_apiv3_key: None,
         verify_keys,
+        fetches: true,
     };
-    Wechat::new(account, client)
+    Wechat::new(account, road, Arc::default())
 }
 
 fn order(scene: Scene) -> PrepayOrder {
@@ -127,11 +134,26 @@ async fn native_is_a_code() {
 
 #[tokio::test]
 async fn h5_names_the_buyers_address_and_comes_back() {
-    let (payment, seen) = prepay(Scene::H5, r#"{"h5_url":"https://wx.example/x?a=1"}"#).await;
-    let url = "https://wx.example/x?a=1&redirect_url=https%3A%2F%2Fshop.example.com%2Fdone".to_owned();
+    let (payment, seen) = prepay(Scene::H5, r#"{"h5_url":"https://wx.tenpay.com/x?a=1"}"#).await;
+    let url = "https://wx.tenpay.com/x?a=1&redirect_url=https%3A%2F%2Fshop.example.com%2Fdone".to_owned();
     assert_eq!(payment, Payment::Redirect { url });
     assert_eq!(body(&seen)["scene_info"]["payer_client_ip"], "203.0.113.9");
     assert_eq!(body(&seen)["payer"], serde_json::Value::Null);
+}
+
+#[tokio::test]
+async fn an_answer_that_leads_elsewhere_is_not_handed_on() {
+    for (scene, answer) in [
+        (Scene::H5, r#"{"h5_url":"https://evil.example/x"}"#),
+        (Scene::H5, r#"{"h5_url":"http://wx.tenpay.com/x"}"#),
+        (Scene::Native, r#"{"code_url":"https://evil.example/x"}"#),
+    ] {
+        let server = Server::start(signed(200, answer)).await;
+        let wechat = account(&server.url);
+        let request = wechat.prepay_request(&order(scene)).unwrap();
+        let handed_on = wechat.prepay(&request, NOW).await;
+        assert!(matches!(handed_on, Err(GatewayError::Protocol(_))), "{answer}: {handed_on:?}");
+    }
 }
 
 #[tokio::test]
@@ -279,6 +301,31 @@ fn a_notice_names_both_the_merchant_and_one_of_its_apps() {
     for other in [PAID.replace("wxnative", "wxother"), PAID.replace("appid", "x"), PAID.replace("1900000109", "1")] {
         assert!(matches!(merchant(&other), crate::domain::Merchant::Other(_)), "{other}");
     }
+}
+
+#[test]
+fn what_was_sealed_under_the_key_before_still_opens() {
+    let mut wechat = account("https://api.example");
+    wechat.account.apiv3_key = aead::ApiV3Key::new("another-key-of-thirty-two-bytes!").unwrap();
+    let read = |wechat: &Wechat, body: String| {
+        let callback = Callback {
+            method: PaymentMethod::Wechat,
+            account: AccountName::parse("main").unwrap(),
+            headers: Vec::new(),
+            body: body.into(),
+            received_at: NOW,
+            job_id: None,
+        };
+        wechat.read(&Verified::new(callback)).map(drop)
+    };
+    let body = || sealed("TRANSACTION.SUCCESS", PAID.as_bytes());
+    assert!(matches!(read(&wechat, body()), Err(CallbackError::Undecodable(_))));
+    wechat.account.previous_apiv3_key = Some(aead::ApiV3Key::new(APIV3).unwrap());
+    assert_eq!(read(&wechat, body()), Ok(()));
+    assert!(matches!(
+        read(&wechat, body().replace("twelve bytes", "other  bytes")),
+        Err(CallbackError::Undecodable(_))
+    ));
 }
 
 #[test]

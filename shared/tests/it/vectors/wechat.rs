@@ -147,7 +147,7 @@ fn stage(gateway: &dyn Gateway, callback: &Callback, now: OffsetDateTime, case: 
     let refused = |error: CallbackError| match error {
         CallbackError::Malformed(_) => "headers".to_owned(),
         CallbackError::Stale => "clock".to_owned(),
-        CallbackError::UnknownKey { .. } => "unknown-serial".to_owned(),
+        CallbackError::UnknownKey { .. } | CallbackError::KeyNotInForce { .. } => "unknown-serial".to_owned(),
         CallbackError::Probe | CallbackError::BadSignature => "signature".to_owned(),
         CallbackError::Undecodable(text) if text.starts_with("decryption") => "decrypt".to_owned(),
         CallbackError::Undecodable(_) => "format".to_owned(),

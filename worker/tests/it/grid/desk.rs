@@ -7,6 +7,7 @@ use gateway_sim::ledger::Trade;
 use gateway_sim::notify::Overrides;
 use gateway_sim::{Options, Simulator};
 use serde_json::Value;
+use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::orders::Order;
 use shared::db::refunds::Refund;
@@ -67,7 +68,10 @@ impl Desk {
             let file = folder.join(format!("{policy}.toml"));
             std::fs::write(&file, text.replace("account = \"main\"\n", &main)).unwrap();
             let gateways = Gateways::load(&file).unwrap();
-            workers.push((*policy, CallbackWorker { db: db.clone(), gateways, clock: Clock::system() }));
+            workers.push((
+                *policy,
+                CallbackWorker { db: db.clone(), gateways, clock: Clock::system(), copies: Renewer::default() },
+            ));
         }
         Desk { world, workers, simulator, folder }
     }
@@ -88,7 +92,7 @@ impl Desk {
             let answer = gateway.query(&order.order_no, now).await.unwrap();
             let told = answer.told_of(gateway.as_ref(), &order.order_no, id.to_owned());
             let mut tx = worker.db.begin().await.unwrap();
-            let verdicts = settle::settle(&mut tx, &[&told], worker.gateways.policies(), &worker.clock).await.unwrap();
+            let verdicts = settle::settle(&mut tx, &[&told], &worker.gateways.policies(), &worker.clock).await.unwrap();
             tx.commit().await.unwrap();
             return verdicts[0];
         };

@@ -10,6 +10,7 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
+use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::{MIGRATOR, events, jobs};
 use shared::domain::OrderId;
@@ -23,6 +24,7 @@ use testkit::{Relay as Between, TestBroker};
 use tokio_util::sync::CancellationToken;
 use worker::relay::{Relay, Settings};
 
+use crate::copies::{redis, until_passed_on};
 use crate::support::World;
 
 /// Who holds the lock of the active relay.
@@ -90,7 +92,8 @@ impl Road {
                 let done = CancellationToken::new();
                 let options = PublisherOptions { channels: 1, ..PublisherOptions::default() };
                 let publisher = Publisher::start(&broker, "relay-publisher", options, done.clone()).unwrap();
-                let relay = Relay { db, publisher, amqp_url: uri, clock: Clock::system(), settings };
+                let copies = Renewer::new(Some(redis(&db).await));
+                let relay = Relay { db, publisher, amqp_url: uri, clock: Clock::system(), settings, copies };
                 relay.run(&stop).await;
                 done.cancel();
             });
@@ -239,6 +242,19 @@ async fn a_standby_takes_over_when_the_host_of_the_active_relay_vanishes(db: PgP
     assert_eq!(road.next_ids("shop.all", 1).await, ["e1"]);
 }
 
+/// The worker that changed it may have come to its end before it passed it on.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_order_whose_event_goes_out_is_passed_on(db: PgPool) {
+    let road = Road::new(db.clone()).await;
+    road.downstream("shop.all", "#").await;
+    let order = World::new(db.clone()).pending_order(Alipay, "12.34").await;
+    let about = Event { order_id: Some(order.id), ..event("e1", "order.paid", None) };
+    road.write(&[about]).await;
+    road.start();
+    until_passed_on(&redis(&db).await, order.id, 1).await;
+    assert_eq!(road.next_ids("shop.all", 1).await, ["e1"]);
+}
+
 /// With the broker away there is nothing to carry; the active relay stays the active one all the same.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_closed_road_does_not_cost_the_lead(db: PgPool) {
@@ -247,7 +263,14 @@ async fn a_closed_road_does_not_cost_the_lead(db: PgPool) {
     let (options, stop) = ((*db.connect_options()).clone(), road.stop.clone());
     let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options);
     let publisher = Publisher::start(&nowhere, "relay-publisher", PublisherOptions::default(), stop.clone()).unwrap();
-    let relay = Relay { db: pool, publisher, amqp_url: nowhere, clock: Clock::system(), settings: Settings::default() };
+    let relay = Relay {
+        db: pool,
+        publisher,
+        amqp_url: nowhere,
+        clock: Clock::system(),
+        settings: Settings::default(),
+        copies: Renewer::default(),
+    };
     let watch = async {
         road.until(LEADERS, 1).await;
         let leader = road.leader().await;

@@ -1,0 +1,149 @@
+//! From where each gateway calls: networks that are fixed by a variable, or kept in a file that is taken up when it changes.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use shared::domain::PaymentMethod;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+/// How often the files are looked at.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Networks that a gateway calls from; none: any address.
+pub type Networks = Arc<[IpNet]>;
+
+/// One gateway's list.
+#[derive(Debug, Clone, Default)]
+pub struct Callers {
+    /// As it was when the process started.
+    pub networks: Vec<IpNet>,
+    /// Where it is kept, if it may change.
+    pub file: Option<PathBuf>,
+}
+
+/// Every gateway's list as it is now.
+pub struct KnownCallers(Vec<Kept>);
+
+struct Kept {
+    method: PaymentMethod,
+    file: Option<PathBuf>,
+    networks: RwLock<Networks>,
+}
+
+impl KnownCallers {
+    /// The lists as they were read at the start.
+    pub fn new(of: impl Fn(PaymentMethod) -> Callers) -> KnownCallers {
+        let kept = |method: &PaymentMethod| {
+            let Callers { networks, file } = of(*method);
+            Kept { method: *method, file, networks: RwLock::new(networks.into()) }
+        };
+        KnownCallers(PaymentMethod::ALL.iter().map(kept).collect())
+    }
+
+    /// The list of a gateway.
+    pub fn of(&self, method: PaymentMethod) -> Networks {
+        let kept = self.0.iter().find(|kept| kept.method == method);
+        kept.map_or_else(|| Arc::from([]), |kept| kept.networks.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Takes up each file that changes, until `stop`. A bad one keeps the list that it was to replace, and is told once.
+    pub async fn watch(&self, stop: CancellationToken) {
+        let files = || self.0.iter().filter_map(|kept| Some((kept, kept.file.as_deref()?)));
+        let mut seen: Vec<String> =
+            files().map(|(_, file)| std::fs::read_to_string(file).unwrap_or_default()).collect();
+        while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
+            for ((kept, file), seen) in files().zip(&mut seen) {
+                kept.look(file, seen);
+            }
+        }
+    }
+}
+
+impl Kept {
+    fn look(&self, file: &Path, seen: &mut String) {
+        let method = self.method;
+        let text = std::fs::read_to_string(file).unwrap_or_else(|error| format!("cannot be read: {error}"));
+        if text == *seen {
+            return;
+        }
+        let up = match networks(&text) {
+            Ok(networks) => {
+                info!(gateway = %method, networks = networks.len(), "Took up the changed list of {method}'s callers");
+                *self.networks.write().unwrap_or_else(PoisonError::into_inner) = networks.into();
+                1.0
+            }
+            Err(wrong) => {
+                error!(gateway = %method, file = %file.display(), wrong, "{method}'s callers stay as they were");
+                0.0
+            }
+        };
+        metrics::gauge!("callers_file_up_to_date", "gateway" => method.as_str()).set(up);
+        *seen = text;
+    }
+}
+
+/// Reads a list with one network or address a line; `#` begins a remark. An empty list would let anybody in, and is none.
+///
+/// # Errors
+/// What is wrong, with the line.
+pub fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    let mut networks = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if !line.is_empty() {
+            networks.push(network(line).ok_or_else(|| format!("line {} is no network", number + 1))?);
+        }
+    }
+    if networks.is_empty() { Err("it names no network".to_owned()) } else { Ok(networks) }
+}
+
+/// A network, or a single address.
+pub fn network(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse().ok().map(|address: std::net::IpAddr| address.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_has_a_network_a_line_and_is_refused_whole() {
+        let read = networks("# Alipay\n203.0.113.0/24\n\n2001:db8::/32 # v6\n198.51.100.7\n").unwrap();
+        assert_eq!(read.len(), 3);
+        assert_eq!(networks("203.0.113.0/24\nhost\n").unwrap_err(), "line 2 is no network");
+        assert_eq!(networks("203.0.113.0/33").unwrap_err(), "line 1 is no network");
+        assert_eq!(networks("# nobody\n").unwrap_err(), "it names no network");
+    }
+
+    #[test]
+    fn a_changed_file_is_taken_up_and_a_bad_one_is_not() {
+        let file = std::env::temp_dir().join(format!("callers-{}", std::process::id()));
+        let first = networks("203.0.113.0/24").unwrap();
+        let known = KnownCallers::new(|method| match method {
+            PaymentMethod::Alipay => Callers { networks: first.clone(), file: Some(file.clone()) },
+            PaymentMethod::Wechat => Callers::default(),
+        });
+        let alipay = known.0.iter().find(|kept| kept.method == PaymentMethod::Alipay).unwrap();
+        let shown = || known.of(PaymentMethod::Alipay).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut seen = "203.0.113.0/24".to_owned();
+        for (text, expected) in [
+            ("203.0.113.0/24", &["203.0.113.0/24"][..]),
+            ("198.51.100.0/24\n2001:db8::/32", &["198.51.100.0/24", "2001:db8::/32"]),
+            ("198.51.100.0/24\nnonsense", &["198.51.100.0/24", "2001:db8::/32"]),
+            ("", &["198.51.100.0/24", "2001:db8::/32"]),
+            ("192.0.2.1", &["192.0.2.1/32"]),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            alipay.look(&file, &mut seen);
+            assert_eq!(shown(), expected, "{text:?}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        alipay.look(&file, &mut seen);
+        assert_eq!(shown(), ["192.0.2.1/32"], "a list that is gone stays in force");
+        assert!(known.of(PaymentMethod::Wechat).is_empty());
+    }
+}

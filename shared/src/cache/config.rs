@@ -1,0 +1,73 @@
+//! `payment_config`: what buyers may choose just now, asked by every creation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::copies::{Bounds, Copied, Copies};
+use super::redis::Redis;
+use crate::db::{DbError, payment_config};
+use crate::domain::PaymentConfig;
+
+/// The only key.
+const KEY: &str = "payment_config";
+/// How long a reader waits for the one who is asking already.
+const TURN: Duration = Duration::from_secs(1);
+
+impl Copied for PaymentConfig {
+    fn key(&self) -> String {
+        KEY.to_owned()
+    }
+
+    fn version(&self) -> i64 {
+        PaymentConfig::version(self)
+    }
+
+    fn is_final(&self) -> bool {
+        false
+    }
+}
+
+/// See the module and [`super`].
+pub struct Config {
+    copies: Copies<PaymentConfig>,
+    /// Everybody misses it in the same moment, once a second; one asks for all.
+    turn: Mutex<()>,
+}
+
+impl Config {
+    /// In memory, and behind it in Redis if there is one.
+    pub fn new(redis: Option<Redis>) -> Config {
+        let bounds = Bounds { name: "config", keep: Duration::from_secs(24 * 3600), memory: 1 << 20, floors: 1 };
+        Config { copies: Copies::new(bounds, redis), turn: Mutex::new(()) }
+    }
+
+    /// What was in force at some moment of the last second.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn get(&self, db: &PgPool) -> Result<Arc<PaymentConfig>, DbError> {
+        if let Some(config) = self.copies.fresh(KEY) {
+            return Ok(config);
+        }
+        // Who waits in vain asks by himself: a database that hangs must not be asked by one after the other.
+        let _turn = timeout(TURN, self.turn.lock()).await;
+        if let (_, Some(config)) = self.copies.look(KEY) {
+            return Ok(config);
+        }
+        let found = self.copies.fetch(KEY, async { payment_config::all(db).await.map(Some) }).await?;
+        found.ok_or(DbError::Moved)
+    }
+
+    /// Takes over what the database holds now, for the one who has just changed it.
+    pub async fn renew(&self, db: &PgPool) {
+        let load = async { Ok(vec![payment_config::all(db).await?]) };
+        if let Err(error) = self.copies.renew(load).await {
+            warn!(%error, "The copy of the configuration was not renewed; it is read again within a second");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Whose signature counts as Alipay's: one public key, or the certificates of the certificate mode.
+//!
+//! Source: Alipay OpenAPI, C:057k53: an answer names its certificate (`alipay_cert_sn`), which is not signed itself; a new one
+//! is downloaded and believed for its chain. It is renewed with the key kept, so a message that names none, or one that is
+//! not known, may be by any key in force. Read 2025-11-20.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use time::OffsetDateTime;
+
+use super::chain::{Issued, Roots};
+use super::sign::{self, Answer, AnswerError, Form};
+use super::{Account, Alipay};
+use crate::gateway::CallbackError;
+use crate::gateway::keys::{KeyTime, Validity, VerifyingKey};
+use crate::gateway::tend::{APP_CERTIFICATE, Gate, KeyStatus};
+
+/// Far more than ever count at a time.
+const MAX_KEPT: usize = 8;
+
+/// How an application knows Alipay.
+pub(in crate::gateway) enum Trust {
+    PublicKey(VerifyingKey),
+    Certificates(Box<Certificates>),
+}
+
+/// The three certificates of the certificate mode.
+pub(in crate::gateway) struct Certificates {
+    /// `app_cert_sn`, and when our own certificate counts.
+    pub app_sn: String,
+    pub app_validity: Validity,
+    /// `alipay_root_cert_sn`.
+    pub root_sn: String,
+    pub roots: Roots,
+    /// Alipay's certificate as the operator has it.
+    pub given: Issued,
+}
+
+/// Certificates that Alipay gave. They outlive a new reading of the configuration.
+#[derive(Debug, Default)]
+pub(in crate::gateway) struct Fetched {
+    issued: Mutex<Arc<Vec<Issued>>>,
+    /// When a stranger's word last made us ask.
+    pub(super) gate: Gate,
+}
+
+impl Fetched {
+    fn current(&self) -> Arc<Vec<Issued>> {
+        self.lock().clone()
+    }
+
+    /// Keeps one that leads to a root, and drops those whose time is over.
+    pub(super) fn keep(&self, issued: Issued, now: OffsetDateTime) {
+        let mut kept = self.lock();
+        let counts = |known: &&Issued| known.sn != issued.sn && known.validity.until.is_none_or(|until| until > now);
+        let mut new: Vec<Issued> = kept.iter().filter(counts).cloned().collect();
+        new.insert(0, issued);
+        new.truncate(MAX_KEPT);
+        *kept = Arc::new(new);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Vec<Issued>>> {
+        self.issued.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Account {
+    /// The certificates, in certificate mode.
+    pub(super) fn certificates(&self) -> Option<&Certificates> {
+        match &self.trust {
+            Trust::PublicKey(_) => None,
+            Trust::Certificates(certificates) => Some(certificates),
+        }
+    }
+}
+
+/// The keys that may have signed a message.
+pub(super) enum Candidates {
+    /// The one that it names, or that is alone.
+    One(VerifyingKey),
+    /// All in force: it names none that is known.
+    Any(Vec<VerifyingKey>),
+}
+
+impl Candidates {
+    pub(super) fn keys(&self) -> &[VerifyingKey] {
+        match self {
+            Candidates::One(key) => std::slice::from_ref(key),
+            Candidates::Any(keys) => keys,
+        }
+    }
+}
+
+impl Alipay {
+    /// The certificate of that number, if it counts at that moment.
+    pub(super) fn issued(&self, sn: &str, at: OffsetDateTime) -> Option<Issued> {
+        self.in_force(at).into_iter().find(|issued| issued.sn == sn)
+    }
+
+    /// Alipay's certificates that count, the newest first. When the given one begins is the operator's business.
+    fn in_force(&self, at: OffsetDateTime) -> Vec<Issued> {
+        let Some(certificates) = self.account.certificates() else { return Vec::new() };
+        let fetched = self.fetched.current();
+        let given = Some(&certificates.given).filter(|given| given.validity.given().check(at).is_ok());
+        let counting = fetched.iter().filter(|issued| issued.validity.check(at).is_ok());
+        counting.chain(given).cloned().collect()
+    }
+
+    /// Which keys a message may be checked with that names this certificate, or none.
+    pub(super) fn candidates(&self, sn: Option<&str>, at: OffsetDateTime) -> Result<Candidates, CallbackError> {
+        let certificates = match &self.account.trust {
+            Trust::PublicKey(key) => return Ok(Candidates::One(key.clone())),
+            Trust::Certificates(certificates) => certificates,
+        };
+        let mut counting = self.in_force(at);
+        if let Some(named) = counting.iter().position(|issued| Some(issued.sn.as_str()) == sn) {
+            return Ok(Candidates::One(counting.swap_remove(named).key));
+        }
+        if counting.is_empty() {
+            let Issued { sn, validity, .. } = &certificates.given;
+            let time = KeyTime::Expired(validity.until.unwrap_or(at));
+            return Err(CallbackError::KeyNotInForce { serial: sn.clone(), time });
+        }
+        Ok(Candidates::Any(counting.into_iter().map(|issued| issued.key).collect()))
+    }
+
+    /// Checks a form that Alipay signed, a callback or a return.
+    pub(super) fn verify_form(&self, form: &[u8], at: OffsetDateTime) -> Result<(), CallbackError> {
+        let named = Form::parse(form)?.get(CERT_SN).map(str::to_owned);
+        let candidates = self.candidates(named.as_deref(), at)?;
+        let mut verdict = Err(CallbackError::BadSignature);
+        for key in candidates.keys() {
+            verdict = sign::verify_callback(key, form);
+            if verdict != Err(CallbackError::BadSignature) {
+                return verdict;
+            }
+        }
+        match (named, candidates) {
+            // By a key that is not here, perhaps.
+            (Some(sn), Candidates::Any(_)) if is_sn(&sn) => Err(CallbackError::UnknownKey { serial: sn }),
+            _ => verdict,
+        }
+    }
+
+    /// Opens an answer with whichever key fits.
+    pub(super) fn open<'a>(&self, method: &str, body: &'a [u8], at: OffsetDateTime) -> Result<Answer<'a>, String> {
+        let named = sign::cert_sn(body);
+        let candidates = self.candidates(named.as_deref(), at).map_err(|error| error.to_string())?;
+        let mut opened = Err(AnswerError::BadSignature);
+        for key in candidates.keys() {
+            opened = sign::open_answer(key, method, body);
+            if !matches!(opened, Err(AnswerError::BadSignature)) {
+                break;
+            }
+        }
+        opened.map_err(|error| error.to_string())
+    }
+
+    /// The name under which a verified callback is counted.
+    pub(super) fn name_of_key(&self, form: &[u8], at: OffsetDateTime) -> String {
+        let Some(certificates) = self.account.certificates() else { return "public_key".to_owned() };
+        let named = Form::parse(form).ok().and_then(|form| form.get(CERT_SN).map(str::to_owned));
+        let known = named.and_then(|sn| self.issued(&sn, at)).or_else(|| self.in_force(at).into_iter().next());
+        known.map_or_else(|| certificates.given.sn.clone(), |issued| issued.sn)
+    }
+
+    pub(super) fn status(&self) -> Vec<KeyStatus> {
+        const KIND: &str = "alipay_certificate";
+        let Some(certificates) = self.account.certificates() else {
+            let serial = "public_key".to_owned();
+            return vec![KeyStatus { kind: "public_key", serial, validity: Validity::ALWAYS }];
+        };
+        let Certificates { app_sn, app_validity, given, .. } = certificates;
+        let fetched = self.fetched.current();
+        let theirs = fetched.iter().chain([given]);
+        let theirs = theirs.map(|it| KeyStatus { kind: KIND, serial: it.sn.clone(), validity: it.validity });
+        let ours = KeyStatus { kind: APP_CERTIFICATE, serial: app_sn.clone(), validity: *app_validity };
+        theirs.chain([ours]).collect()
+    }
+}
+
+const CERT_SN: &str = "alipay_cert_sn";
+
+/// The form of a certificate's number; anything else is not asked for.
+pub(super) fn is_sn(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
