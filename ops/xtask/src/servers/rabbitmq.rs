@@ -124,8 +124,8 @@ impl Server for Rabbitmq {
 
 /// The users besides the deploy user, which the node creates itself at its first start.
 pub fn create_users(record: &Record) -> Result<()> {
-    let names = RIGHTS.iter().map(|rights| rights.user).chain(LOGINS.iter().map(|login| login.user));
-    names.map(|name| create_user(&admin(record)?, name, record.secret(name)?)).collect()
+    let mut names = RIGHTS.iter().map(|rights| rights.user).chain(LOGINS.iter().map(|login| login.user));
+    names.try_for_each(|name| create_user(&admin(record)?, name, record.secret(name)?))
 }
 
 /// One of the users, made or changed. A process's has no rights yet: they are the deploy step's to give.
