@@ -1,17 +1,20 @@
 //! `payment-api broker-setup`: the deploy step that gives the broker its topology and policies.
 //!
-//! It declares over AMQP and sets policies through the management plug-in, with a user of its own; the services only
-//! look. It may run as often as one likes: what is there as it should be stays as it is.
+//! It declares over AMQP and sets policies and permissions through the management plug-in, with a user of its own; the
+//! services only look. It may run as often as one likes: what is there as it should be stays as it is.
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use clap::Args;
 use reqwest::{Client, Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
 use shared::config::{AmqpConfig, Env};
+use shared::mq::permissions::{self, Permissions};
 use shared::mq::topology::{self, Policy, Setting};
 use shared::mq::{self, MqError};
+use shared::service::{self, Named, Service};
 use tokio::time::{Instant, sleep};
 use url::Url;
 
@@ -44,11 +47,43 @@ impl BrokerSetupConfig {
     }
 }
 
-/// Declares the topology, sets the policies, waits until they are in effect, and prints what it did.
+/// How to call it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct BrokerSetup {
+    /// The user of a process, if it is not the usual one (payment-api, payment-callback-worker, payment-check-worker,
+    /// payment-refund-worker, payment-relay).
+    #[arg(long = "user", value_name = "PROCESS=USER")]
+    users: Vec<Named>,
+    /// A user who consumes events: may declare, bind to payment.events and consume what begins with its own name and a dot.
+    #[arg(long, value_name = "USER")]
+    downstream: Vec<String>,
+    /// Leave users and their permissions to somebody else.
+    #[arg(long, conflicts_with_all = ["users", "downstream"])]
+    no_permissions: bool,
+}
+
+impl BrokerSetup {
+    /// Each user with what he may do.
+    fn users(&self) -> anyhow::Result<Vec<(String, Permissions)>> {
+        if self.no_permissions {
+            return Ok(Vec::new());
+        }
+        let processes = service::names(Service::broker_user, &self.users).map_err(anyhow::Error::msg)?;
+        let mut users: Vec<_> = processes.into_iter().map(|(service, user)| (user, permissions::of(service))).collect();
+        for user in &self.downstream {
+            ensure!(users.iter().all(|(taken, _)| taken != user), "{user} cannot be a consumer of events as well");
+            users.push((user.clone(), permissions::of_downstream(user)));
+        }
+        Ok(users)
+    }
+}
+
+/// Declares the topology, sets policies and permissions, waits until the policies are in effect, and prints what it did.
 ///
 /// # Errors
-/// Names every conflicting object at once, or what could not be reached.
-pub async fn run(config: BrokerSetupConfig) -> anyhow::Result<()> {
+/// Names every conflicting object at once, every missing user, or what could not be reached.
+pub async fn run(config: BrokerSetupConfig, options: &BrokerSetup) -> anyhow::Result<()> {
+    let users = options.users()?;
     let connection = mq::open(&config.amqp.url, "broker-setup").await;
     let connection = connection.context("check AMQP_ADMIN_URL, and that the broker runs and knows this user")?;
     let vhost = connection.status().vhost().to_string();
@@ -73,6 +108,7 @@ pub async fn run(config: BrokerSetupConfig) -> anyhow::Result<()> {
         println!("policy {} on {} {}", policy.name, policy.pattern, json!(definition(policy)));
     }
     management.wait_until_in_effect().await?;
+    management.permit(&users).await?;
     println!("The broker is set up in vhost {}.", management.vhost);
     Ok(())
 }
@@ -113,6 +149,38 @@ impl Management {
             .build()
             .context("setting up HTTP")?;
         Ok(Management { http, url, user, password, vhost })
+    }
+
+    /// Sets what each user may do in the virtual host.
+    async fn permit(&self, users: &[(String, Permissions)]) -> anyhow::Result<()> {
+        let mut missing = Vec::new();
+        for (user, _) in users {
+            let (status, answer) = self.call(Method::GET, &["users", user], None).await?;
+            match status {
+                StatusCode::NOT_FOUND => missing.push(format!("  rabbitmqctl add_user {user}")),
+                status if status.is_success() => {}
+                status => bail!(
+                    "asking for user {user} was answered with {status}: {answer}; use a user who may administer users, \
+                     or --no-permissions"
+                ),
+            }
+        }
+        if !missing.is_empty() {
+            bail!(
+                "users are missing at the broker; make them, each with a password of its own, or name others with \
+                 --user PROCESS=USER:\n{}",
+                missing.join("\n")
+            );
+        }
+        for (user, Permissions { configure, write, read }) in users {
+            let body = json!({ "configure": configure, "write": write, "read": read });
+            let (status, answer) = self.call(Method::PUT, &["permissions", &self.vhost, user], Some(&body)).await?;
+            if !status.is_success() {
+                bail!("the broker refused the permissions of {user} with {status}: {answer}");
+            }
+            println!("user {user} may configure {configure}, write {write}, read {read}");
+        }
+        Ok(())
     }
 
     async fn set(&self, policy: &Policy) -> anyhow::Result<()> {
@@ -211,8 +279,8 @@ mod tests {
     #[tokio::test]
     async fn an_empty_broker_is_set_up_and_a_second_run_changes_nothing() {
         let broker = TestBroker::empty().await;
-        run(config(&broker)).await.unwrap();
-        run(config(&broker)).await.unwrap();
+        run(config(&broker), &BrokerSetup::default()).await.unwrap();
+        run(config(&broker), &BrokerSetup::default()).await.unwrap();
         let queue = broker.queue(topology::CALLBACKS).await;
         assert_eq!((&queue["type"], &queue["policy"]), (&json!("quorum"), &json!("payment-work")));
         let service = mq::open(&broker.uri(), "test").await.unwrap();
@@ -227,7 +295,7 @@ mod tests {
             let classic = json!({ "durable": true, "arguments": { "x-queue-type": "classic" } });
             broker.manage(Method::PUT, &["queues", broker.vhost(), queue], classic).await;
         }
-        let error = run(config(&broker)).await.unwrap_err().to_string();
+        let error = run(config(&broker), &BrokerSetup::default()).await.unwrap_err().to_string();
         for queue in [topology::CALLBACKS, topology::DEAD] {
             assert!(error.contains(&format!("queue {queue}: it exists with other properties")), "{error}");
         }

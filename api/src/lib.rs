@@ -9,6 +9,7 @@ pub mod broker_setup;
 pub mod buckets;
 pub mod callers;
 pub mod config;
+pub mod database_roles;
 pub mod fields;
 pub mod guard;
 mod headers;

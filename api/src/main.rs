@@ -1,9 +1,10 @@
-//! The binary: `payment-api serve`, `migrate`, `broker-setup`.
+//! The binary: `payment-api serve`, `migrate`, `database-roles`, `broker-setup`.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use payment_api::broker_setup::{self, BrokerSetupConfig};
+use payment_api::broker_setup::{self, BrokerSetup, BrokerSetupConfig};
+use payment_api::database_roles::{self, DatabaseRoles};
 use payment_api::start;
 use shared::config::{DatabaseConfig, Env};
 use shared::shutdown::Shutdown;
@@ -26,8 +27,11 @@ enum Command {
     Serve,
     /// Bring the database to the schema of this build, then exit. Run it once before a roll-out.
     Migrate,
-    /// Declare exchanges, queues and policies at the broker, then exit. Run it once before a roll-out.
-    BrokerSetup,
+    /// Give the database role of each process its rights, then exit. Run it after each `migrate`, as the same user.
+    DatabaseRoles(DatabaseRoles),
+    /// Declare exchanges, queues and policies at the broker, give the user of each process its rights, then exit. Run it
+    /// once before a roll-out.
+    BrokerSetup(BrokerSetup),
 }
 
 #[tokio::main]
@@ -37,7 +41,8 @@ async fn main() -> ExitCode {
     let done = match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve().await,
         Command::Migrate => migrate().await,
-        Command::BrokerSetup => set_up_broker().await,
+        Command::DatabaseRoles(options) => set_up_roles(&options).await,
+        Command::BrokerSetup(options) => set_up_broker(&options).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -72,12 +77,22 @@ async fn migrate() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn set_up_broker() -> anyhow::Result<()> {
+async fn set_up_roles(options: &DatabaseRoles) -> anyhow::Result<()> {
+    let mut env = Env::process();
+    let config = DatabaseConfig::from_env(&mut env, 1);
+    env.finish()?;
+    match config {
+        Some(config) => database_roles::run(&config, options).await,
+        None => Ok(()),
+    }
+}
+
+async fn set_up_broker(options: &BrokerSetup) -> anyhow::Result<()> {
     let mut env = Env::process();
     let config = BrokerSetupConfig::from_env(&mut env);
     env.finish()?;
     match config {
-        Some(config) => broker_setup::run(config).await,
+        Some(config) => broker_setup::run(config, options).await,
         None => Ok(()),
     }
 }

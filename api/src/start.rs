@@ -13,6 +13,7 @@ use shared::domain::PaymentMethod;
 use shared::gateway::Gateways;
 use shared::mq::{self, Publisher, PublisherOptions, PublisherState, topology};
 use shared::ops::{self, Checks, HttpLimits};
+use shared::service::Service;
 use shared::telemetry::PrometheusHandle;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -143,6 +144,8 @@ async fn connect(config: &DatabaseConfig) -> Result<PgPool, ConfigFaults> {
     let pool = ops::check("database", "check DATABASE_URL and that the server runs", connecting).await?;
     let checking = async { db::check_schema(&pool).await.map_err(|error| chain(&error)) };
     ops::check("database schema", "bring the database and this build together", checking).await?;
+    let checking = async { db::grants::check(&pool, Service::PaymentApi).await.map_err(|error| chain(&error)) };
+    ops::check("database rights", "run `payment-api database-roles`", checking).await?;
     Ok(pool)
 }
 

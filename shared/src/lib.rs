@@ -4,7 +4,8 @@
 //! WeChat Pay, [`db`] to PostgreSQL, [`mq`] to RabbitMQ; these three do not know each other. [`job`] and [`event`] are
 //! the messages between the processes and to the outside. [`settle`] is where facts about money become state and events;
 //! [`cache`] holds copies of what is shown.
-//! [`config`], [`telemetry`], [`ops`] and [`shutdown`] are what every binary needs to start, be seen and stop.
+//! [`config`], [`telemetry`], [`ops`] and [`shutdown`] are what every binary needs to start, be seen and stop; [`service`]
+//! names the binaries, and with them who may do what.
 
 pub mod cache;
 pub mod clock;
@@ -16,6 +17,7 @@ pub mod gateway;
 pub mod job;
 pub mod mq;
 pub mod ops;
+pub mod service;
 pub mod settle;
 pub mod shutdown;
 pub mod stats;

@@ -11,6 +11,7 @@ use shared::gateway::Gateways;
 use shared::mq::topology::{self, Difference, Needs};
 use shared::mq::{self, MqError};
 use shared::ops::{self, Checks};
+use shared::service::Service;
 use shared::shutdown::Shutdown;
 use shared::telemetry::PrometheusHandle;
 use shared::{db, telemetry};
@@ -21,8 +22,8 @@ use tracing::info;
 
 /// What one worker needs of its surroundings.
 pub struct Worker {
-    /// The name in logs, at the broker and at the database.
-    pub service: &'static str,
+    /// Which one: its name in logs, at the broker and at the database, and its rights there.
+    pub service: Service,
     /// The default of `DATABASE_MAX_CONNECTIONS`: as many as it runs transactions at once.
     pub connections: u32,
     /// The default port of `OPS_ADDR`.
@@ -79,7 +80,7 @@ impl Worker {
     ) -> anyhow::Result<()> {
         telemetry::install_crypto();
         let mut env = Env::process();
-        if let Err(fault) = telemetry::init(self.service) {
+        if let Err(fault) = telemetry::init(self.service.as_str()) {
             env.fault(fault.subject, fault.wrong, fault.remedy);
         }
         let metrics = telemetry::install_metrics()?;
@@ -121,19 +122,21 @@ impl Worker {
     async fn reach_database(&self, config: Option<DatabaseConfig>) -> Result<Option<PgPool>, ConfigFaults> {
         let Some(config) = config else { return Ok(None) };
         let pool = ops::check("database", "check DATABASE_URL and that the server runs", async {
-            let pool = db::connect(&config.url, self.service, config.max_connections).await.map_err(chain)?;
+            let pool = db::connect(&config.url, self.service.as_str(), config.max_connections).await.map_err(chain)?;
             Ok(pool)
         });
         let pool = pool.await?;
         let remedy = "run `payment-api migrate`, or the release that fits";
         let schema = async { db::check_schema(&pool).await.map_err(chain) };
         ops::check("database schema", remedy, schema).await?;
+        let rights = async { db::grants::check(&pool, self.service).await.map_err(chain) };
+        ops::check("database rights", "run `payment-api database-roles`", rights).await?;
         Ok(Some(pool))
     }
 
     async fn reach_broker(&self, config: Option<AmqpConfig>) -> Result<Option<AmqpConfig>, ConfigFaults> {
         let Some(config) = config else { return Ok(None) };
-        let connection = mq::open(&config.url, self.service).await?;
+        let connection = mq::open(&config.url, self.service.as_str()).await?;
         let checked: Result<(), MqError> = topology::check(&connection, self.needs).await;
         mq::close(&connection).await;
         match checked {

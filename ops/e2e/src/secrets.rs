@@ -20,8 +20,9 @@ impl World {
             ("a payer's id", "2088102122524333".to_owned()),
             ("a payer's login", "159****5620".to_owned()),
         ];
-        let Addresses { database, amqp, admin, redis, .. } = &self.addresses;
-        for url in [database, amqp, admin, redis] {
+        let Addresses { database, amqp, admin, redis, logins, .. } = &self.addresses;
+        let of_processes = logins.iter().flat_map(|(_, database, amqp)| [database, amqp]);
+        for url in [database, amqp, admin, redis].into_iter().chain(of_processes) {
             let url = Url::parse(url).expect("a URL");
             secrets.push(("a password", url.password().expect("a password").to_owned()));
         }

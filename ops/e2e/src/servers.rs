@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use secrecy::ExposeSecret;
+use shared::service::Service;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use testkit::TestBroker;
 use url::Url;
@@ -16,10 +17,12 @@ use crate::unique;
 /// The addresses of one database and one broker.
 #[derive(Debug, Clone)]
 pub struct Addresses {
-    /// `DATABASE_URL`.
+    /// `DATABASE_URL`: the owner of the tables, for the deploy step and for looking.
     pub database: String,
-    /// `AMQP_URL`: the service.
+    /// `AMQP_URL`: a user who may do everything to the service's objects; no process logs in so.
     pub amqp: String,
+    /// `DATABASE_URL` and `AMQP_URL` of each process: its own role and its own user.
+    pub logins: Vec<(Service, String, String)>,
     /// `AMQP_ADMIN_URL`: the deploy step.
     pub admin: String,
     /// `RABBITMQ_MANAGEMENT_URL`: the deploy step.
@@ -28,6 +31,28 @@ pub struct Addresses {
     pub downstream: String,
     /// `REDIS_URL`: the copies of what is shown.
     pub redis: String,
+}
+
+impl Addresses {
+    /// `DATABASE_URL` and `AMQP_URL` of a program of the service.
+    ///
+    /// # Panics
+    /// For any other program.
+    #[must_use]
+    pub fn login(&self, program: &str) -> (String, String) {
+        let found = self.logins.iter().find(|(service, _, _)| service.as_str() == program);
+        let (_, database, amqp) = found.unwrap_or_else(|| panic!("{program} is no process of the service"));
+        (database.clone(), amqp.clone())
+    }
+}
+
+/// The logins of every process, from where variables are told.
+fn logins(told: impl Fn(&str) -> String) -> Vec<(Service, String, String)> {
+    let login = |service: &Service| {
+        let variable = |address| told(&testkit::variable(*service, address));
+        (*service, variable("DATABASE_URL"), variable("AMQP_URL"))
+    };
+    Service::ALL.iter().map(login).collect()
 }
 
 /// What a test runs on.
@@ -61,6 +86,12 @@ impl Servers {
             Servers::Shared { database, broker } => Addresses {
                 database: database.url.clone(),
                 amqp: broker.uri().expose_secret().to_owned(),
+                logins: logins(testkit::env)
+                    .into_iter()
+                    .map(|(service, url, amqp)| {
+                        (service, with_path(&url, &database.name), with_path(&amqp, broker.vhost()))
+                    })
+                    .collect(),
                 admin: broker.admin_uri().expose_secret().to_owned(),
                 management: testkit::env("RABBITMQ_MANAGEMENT_URL"),
                 downstream: with_path(&testkit::env("DOWNSTREAM_AMQP_URL"), broker.vhost()),
@@ -136,6 +167,7 @@ impl PrivateServers {
         let addresses = Addresses {
             database: unknown(),
             amqp: unknown(),
+            logins: Vec::new(),
             admin: unknown(),
             management: unknown(),
             downstream: unknown(),
@@ -151,6 +183,7 @@ impl PrivateServers {
         servers.addresses = Addresses {
             database: variable("DATABASE_URL"),
             amqp: variable("AMQP_URL"),
+            logins: logins(variable),
             admin: variable("AMQP_ADMIN_URL"),
             management: variable("RABBITMQ_MANAGEMENT_URL"),
             downstream: variable("DOWNSTREAM_AMQP_URL"),

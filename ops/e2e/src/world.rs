@@ -125,9 +125,10 @@ impl World {
         let redis_prefix = format!("{}:", unique());
         let view_token_secret = format!("view-{}{}", unique(), unique());
         let program = |name: &str| {
+            let (database, amqp) = addresses.login(name);
             let usual = [
-                ("DATABASE_URL", addresses.database.clone()),
-                ("AMQP_URL", addresses.amqp.clone()),
+                ("DATABASE_URL", database),
+                ("AMQP_URL", amqp),
                 ("REDIS_URL", addresses.redis.clone()),
                 ("REDIS_KEY_PREFIX", redis_prefix.clone()),
                 ("GATEWAYS_FILE", gateways.file().display().to_string()),
@@ -175,6 +176,11 @@ impl World {
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
         let workers = self.workers.iter().chain(&self.check_workers).chain(&self.refund_workers);
         std::iter::once(&self.api).chain(workers).chain(&self.relays)
+    }
+
+    /// What a deployment does for a broker that has come back empty.
+    pub async fn set_up_broker(&self) {
+        set_up_broker(&self.addresses, &self.dir).await;
     }
 
     /// A new order: `buy(Gateway::Alipay, "page", "12.34")`.
@@ -285,18 +291,25 @@ impl World {
     }
 }
 
-/// What a deployment does once: the tables, the topology.
+/// What a deployment does once: the tables, the topology, and who may do what with them.
 pub async fn deploy(addresses: &Addresses, dir: &Path) {
-    let api = || Program::new("payment-api");
-    let migrate = api().arg("migrate").env("DATABASE_URL", &addresses.database);
-    let setup = api()
+    for command in ["migrate", "database-roles"] {
+        succeed(Program::new("payment-api").arg(command).env("DATABASE_URL", &addresses.database), dir).await;
+    }
+    set_up_broker(addresses, dir).await;
+}
+
+async fn set_up_broker(addresses: &Addresses, dir: &Path) {
+    let setup = Program::new("payment-api")
         .arg("broker-setup")
         .env("AMQP_ADMIN_URL", &addresses.admin)
         .env("RABBITMQ_MANAGEMENT_URL", &addresses.management);
-    for command in [migrate, setup] {
-        let Ended { status, said } = command.run(dir, COMMAND).await;
-        assert!(status.success(), "{command:?}: {said}");
-    }
+    succeed(setup, dir).await;
+}
+
+async fn succeed(command: Program, dir: &Path) {
+    let Ended { status, said } = command.run(dir, COMMAND).await;
+    assert!(status.success(), "{command:?}: {said}");
 }
 
 impl Drop for World {

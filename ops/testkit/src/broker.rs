@@ -3,12 +3,14 @@
 use reqwest::{Client, Method};
 use secrecy::SecretString;
 use serde_json::{Value, json};
+use shared::mq::permissions::{self, Permissions};
 use shared::mq::topology::{self, Policy, Setting};
 use shared::mq::{self, Connection};
+use shared::service::Service;
 use url::Url;
 use uuid::Uuid;
 
-/// What a service user may do, as the deploy step grants it.
+/// What the user may do who plays any process in tests of parts.
 const SERVICE: [&str; 3] = [r"^payment\.", r"^(payment\.|amq\.default)", r"^payment\."];
 const EVERYTHING: [&str; 3] = [".*", ".*", ".*"];
 
@@ -45,9 +47,17 @@ impl TestBroker {
         broker
     }
 
-    /// The address for a service.
+    /// The address for whoever plays a process: a user who may do everything to the service's objects.
     pub fn uri(&self) -> SecretString {
         self.uri_of("AMQP_URL")
+    }
+
+    /// The address for a process, with the rights that the deploy step gives it and no others.
+    pub async fn uri_for(&self, service: Service) -> SecretString {
+        let variable = crate::variable(service, "AMQP_URL");
+        let Permissions { configure, write, read } = permissions::of(service);
+        self.grant(&user(&crate::env(&variable)), [&configure, &write, &read]).await;
+        self.uri_of(&variable)
     }
 
     /// The address for a user who may do everything in this virtual host.

@@ -5,6 +5,12 @@ mod relay;
 
 pub use broker::TestBroker;
 pub use relay::Relay;
+use shared::service::Service;
+
+/// The variable with the address of a process's own at a server: `RELAY_AMQP_URL`, `PAYMENT_API_DATABASE_URL` and so on.
+pub fn variable(service: Service, address: &str) -> String {
+    format!("{}_{address}", service.as_str().to_uppercase().replace('-', "_"))
+}
 
 /// The value of an environment variable that only `cargo xtask test` sets.
 ///

@@ -18,16 +18,18 @@ use crate::{
     ports,
     rundir::write_private,
     running::{Running, Servers},
-    servers::Kind,
+    servers::{Kind, logins::LOGINS},
     ui::{check_stop, say},
 };
 
 /// What programs see of the caller's environment.
 const KEPT: [&str; 7] = ["PATH", "HOME", "LANG", "TZ", "TERM", "RUST_LOG", "RUST_BACKTRACE"];
-/// What only the deploy step may know.
-const DEPLOY_ONLY: [&str; 2] = ["AMQP_ADMIN_URL", "RABBITMQ_MANAGEMENT_URL"];
+/// What only the deploy step may know: the owner of the tables, the user who declares and permits.
+const DEPLOY_ONLY: [&str; 3] = ["DATABASE_URL", "AMQP_ADMIN_URL", "RABBITMQ_MANAGEMENT_URL"];
+/// Tests of parts log in so; here nobody does.
+const TESTS_ONLY: &str = "AMQP_URL";
 /// What is no business of the shop and of the gateways: in the world they belong to somebody else.
-const SERVICE_ONLY: [&str; 5] = ["DATABASE_URL", "AMQP_URL", "REDIS_URL", "VIEW_TOKEN_SECRET", "GATEWAYS_FILE"];
+const SERVICE_ONLY: [&str; 3] = ["REDIS_URL", "VIEW_TOKEN_SECRET", "GATEWAYS_FILE"];
 
 /// How to show it.
 #[derive(Debug, Args)]
@@ -148,7 +150,9 @@ impl Stage {
     fn prepare(&self) -> Result<()> {
         say("payment-api", "migrate: the tables");
         self.run_quietly("payment-api", &["migrate"])?;
-        say("payment-api", "broker-setup: exchanges, queues, policies");
+        say("payment-api", "database-roles: what each process may do to them");
+        self.run_quietly("payment-api", &["database-roles"])?;
+        say("payment-api", "broker-setup: exchanges, queues, policies, and what each process may do there");
         self.run_quietly("payment-api", &["broker-setup"])?;
         say("gateway-sim", "keygen: keys of two gateways and a merchant");
         let (folder, url) = (gateways(&self.dir), format!("http://127.0.0.1:{}", self.addresses.simulator));
@@ -225,12 +229,20 @@ impl Stage {
         let mut program = Command::new(cargo::binary(&self.binaries, name)?);
         let kept = std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept));
         let mut env = self.env.clone();
-        env.retain(|name, _| !DEPLOY_ONLY.contains(name));
+        env.retain(|name, _| !DEPLOY_ONLY.contains(name) && *name != TESTS_ONLY);
         if ["shop", "gateway-sim"].contains(&name) {
             env.retain(|name, _| !SERVICE_ONLY.contains(name));
         }
         if let (Some(url), "shop") = (env.remove("DOWNSTREAM_AMQP_URL"), name) {
             env.insert("AMQP_URL", url);
+        }
+        // To each the user and the role that are its own, and nobody else's.
+        for login in &LOGINS {
+            let own = (env.remove(login.database_url), env.remove(login.amqp_url));
+            if let ((Some(database), Some(broker)), true) = (own, login.program == name) {
+                env.insert("DATABASE_URL", database);
+                env.insert("AMQP_URL", broker);
+            }
         }
         program.env_clear().envs(kept).envs(env).current_dir(&self.dir);
         program.envs(listens.map(|port| ("LISTEN_ADDR", listen(port))));

@@ -1,4 +1,4 @@
-//! The broker's users for servers that a person runs, as from `docker-compose.yml`: who they are stands
+//! The broker's users and the database's roles for servers that a person runs, as from `docker-compose.yml`: who they are stands
 //! in the same variables that the programs read.
 
 use std::{collections::BTreeMap, env, fs};
@@ -7,19 +7,15 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     rundir::checkout,
+    servers::logins::{self, LOGINS},
     servers::rabbitmq::{self, Login},
     ui::say,
 };
 
-/// Creates the users of `AMQP_URL` and `DOWNSTREAM_AMQP_URL` with their rights, through `RABBITMQ_MANAGEMENT_URL`.
-/// Variables come from the environment, else from `.env`.
+/// Creates the broker's users of every variable that names one, through `RABBITMQ_MANAGEMENT_URL`. What the processes may
+/// do, `payment-api broker-setup` says.
 pub fn create_users() -> Result<()> {
-    let file = fs::read_to_string(checkout().join(".env")).map(|text| parse(&text)).unwrap_or_default();
-    let address = |name: &str| {
-        let value = env::var(name).ok().or_else(|| file.get(name).cloned());
-        let value = value.with_context(|| format!("{name} is neither in the environment nor in .env"))?;
-        Address::parse(&value).with_context(|| format!("{name} is not of the form scheme://user:password@host:port"))
-    };
+    let address = addresses();
     let management = address("RABBITMQ_MANAGEMENT_URL")?;
     ensure!(
         ["127.0.0.1", "localhost"].contains(&&*management.host),
@@ -27,13 +23,43 @@ pub fn create_users() -> Result<()> {
         management.host
     );
     let admin = Login { user: &management.user, password: &management.password, port: management.port };
-    for (variable, role) in [("AMQP_URL", rabbitmq::SERVICE), ("DOWNSTREAM_AMQP_URL", rabbitmq::DOWNSTREAM)] {
+    let processes = LOGINS.iter().map(|login| (login.amqp_url, login.user));
+    for (variable, role) in
+        [("AMQP_URL", rabbitmq::SERVICE), ("DOWNSTREAM_AMQP_URL", rabbitmq::DOWNSTREAM)].into_iter().chain(processes)
+    {
         let user = address(variable)?;
         ensure!(user.user == role, "the user of {variable} is `{}` and should be `{role}`", user.user);
         rabbitmq::create_user(&admin, role, &user.password)?;
-        say("rabbitmq", format_args!("user {role} may do what it must"));
+        say("rabbitmq", format_args!("user {role} is there"));
     }
     Ok(())
+}
+
+/// Prints the SQL that makes the database role of each process.
+pub fn print_roles() -> Result<()> {
+    let address = addresses();
+    for login in &LOGINS {
+        let user = address(login.database_url)?;
+        ensure!(
+            user.user == login.role,
+            "the user of {} is `{}` and should be `{}`",
+            login.database_url,
+            user.user,
+            login.role
+        );
+        print!("{}", logins::create_role(login.role, &user.password));
+    }
+    Ok(())
+}
+
+/// Reads variables that hold addresses, from the environment, else from `.env`.
+fn addresses() -> impl Fn(&str) -> Result<Address> {
+    let file = fs::read_to_string(checkout().join(".env")).map(|text| parse(&text)).unwrap_or_default();
+    move |name| {
+        let value = env::var(name).ok().or_else(|| file.get(name).cloned());
+        let value = value.with_context(|| format!("{name} is neither in the environment nor in .env"))?;
+        Address::parse(&value).with_context(|| format!("{name} is not of the form scheme://user:password@host:port"))
+    }
 }
 
 /// `NAME=value` lines; comments, blank lines and everything else is left out.
@@ -92,7 +118,10 @@ mod tests {
     #[test]
     fn the_example_names_users_that_can_be_created() {
         let example = parse(&fs::read_to_string(checkout().join(".env.example")).unwrap());
-        for (variable, user) in [("AMQP_URL", "payment"), ("DOWNSTREAM_AMQP_URL", "downstream")] {
+        let roles = LOGINS.iter().map(|login| (login.database_url, login.role));
+        let users = LOGINS.iter().map(|login| (login.amqp_url, login.user));
+        let others = [("AMQP_URL", "payment"), ("DOWNSTREAM_AMQP_URL", "downstream")];
+        for (variable, user) in roles.chain(users).chain(others) {
             assert_eq!(Address::parse(&example[variable]).unwrap().user, user);
         }
         let management = Address::parse(&example["RABBITMQ_MANAGEMENT_URL"]).unwrap();

@@ -60,9 +60,12 @@ enum Task {
     Status(Dir),
     /// Print the variables that reach the servers of `up`: `export $(cargo xtask env)`.
     Env(Dir),
-    /// Create the broker's users of AMQP_URL and DOWNSTREAM_AMQP_URL (from the environment or .env) in a RabbitMQ that
-    /// you run yourself on this machine, such as docker-compose.yml's.
+    /// Create the broker's users of the …AMQP_URL variables (from the environment or .env) in a RabbitMQ that you run
+    /// yourself on this machine, such as docker-compose.yml's. Then `payment-api broker-setup` gives them their rights.
     BrokerUsers,
+    /// Print the SQL that makes the roles of the …_DATABASE_URL variables (from the environment or .env), for the psql of a
+    /// PostgreSQL that you run yourself. Then `payment-api database-roles` gives them their rights.
+    RoleSql,
     /// Stop or start one server of a set, for tests of what happens without it.
     #[command(hide = true)]
     Server(Server),
@@ -184,6 +187,7 @@ fn run(task: Task, xtask: &Path) -> Result<ExitCode> {
         Task::Status(dir) => return status(&dir),
         Task::Env(dir) => print_env(&Set::open(&dir.path()?)?)?,
         Task::BrokerUsers => dotenv::create_users()?,
+        Task::RoleSql => dotenv::print_roles()?,
         Task::Server(server) => Set::open(&server.dir.path()?)?.control(server.kind, server.action)?,
         Task::Rabbitmqctl(task) => return rabbitmqctl(&task),
     }

@@ -13,6 +13,7 @@ pub mod callbacks;
 pub mod cases;
 mod columns;
 pub mod events;
+pub mod grants;
 pub mod idempotency_keys;
 pub mod jobs;
 pub mod leadership;

@@ -10,6 +10,7 @@ mod address;
 mod callback;
 pub mod consume;
 mod group;
+pub mod permissions;
 pub mod publish;
 mod session;
 pub mod topology;

@@ -10,6 +10,7 @@ use shared::config::Env;
 use shared::gateway::Gateways;
 use shared::mq::topology::{self, Needs};
 use shared::mq::{self, callback_from};
+use shared::service::Service;
 use tracing::error;
 use worker::callbacks::CallbackWorker;
 use worker::consumer::{self, BatchOptions};
@@ -34,7 +35,7 @@ struct Config {
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
     let worker = Worker {
-        service: "callback-worker",
+        service: Service::CallbackWorker,
         connections: 4,
         ops_port: 9101,
         needs: Needs::CALLBACK_WORKER,

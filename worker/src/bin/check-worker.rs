@@ -9,6 +9,7 @@ use shared::clock::Clock;
 use shared::gateway::Gateways;
 use shared::mq;
 use shared::mq::topology::{self, Needs};
+use shared::service::Service;
 use tracing::error;
 use worker::checks::CheckWorker;
 use worker::consumer::{self, BatchOptions};
@@ -29,8 +30,13 @@ struct Cli {}
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
     let needs = Needs { exchanges: &[], queues: &[topology::CHECKS] };
-    let worker =
-        Worker { service: "check-worker", connections: 8, ops_port: 9103, needs, missing: Missing::StopsTheStart };
+    let worker = Worker {
+        service: Service::CheckWorker,
+        connections: 8,
+        ops_port: 9103,
+        needs,
+        missing: Missing::StopsTheStart,
+    };
     worker.run(worker::start::gateways, work).await
 }
 

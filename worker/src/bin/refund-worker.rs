@@ -10,6 +10,7 @@ use shared::config::Env;
 use shared::gateway::Gateways;
 use shared::mq;
 use shared::mq::topology::{self, Needs};
+use shared::service::Service;
 use tracing::error;
 use worker::consumer::{self, BatchOptions};
 use worker::jobs;
@@ -36,8 +37,13 @@ struct Config {
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
     let needs = Needs { exchanges: &[], queues: &[topology::REFUNDS] };
-    let worker =
-        Worker { service: "refund-worker", connections: 8, ops_port: 9104, needs, missing: Missing::StopsTheStart };
+    let worker = Worker {
+        service: Service::RefundWorker,
+        connections: 8,
+        ops_port: 9104,
+        needs,
+        missing: Missing::StopsTheStart,
+    };
     worker.run(configure, work).await
 }
 

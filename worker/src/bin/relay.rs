@@ -7,6 +7,7 @@ use shared::clock::Clock;
 use shared::config::Env;
 use shared::mq::topology;
 use shared::mq::{Publisher, PublisherOptions};
+use shared::service::Service;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 use worker::relay::{Relay, Settings};
@@ -26,7 +27,7 @@ async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
     // A relay may find the road broken and is the one to repair it; only what it cannot repair stops its start.
     let missing = Missing::IsRepaired;
-    let worker = Worker { service: "relay", connections: 4, ops_port: 9102, needs: topology::WHOLE, missing };
+    let worker = Worker { service: Service::Relay, connections: 4, ops_port: 9102, needs: topology::WHOLE, missing };
     worker.run(configure, work).await
 }
 

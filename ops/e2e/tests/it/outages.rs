@@ -152,11 +152,12 @@ async fn a_wiped_broker_is_noticed_rebuilt_counted_and_everything_completes() {
     let again = world.downstream.times().values().filter(|times| **times > 1).count();
     assert!(again >= first.len(), "events that were published go out again: {again}");
 
-    // The disk is replaced: no exchange, no queue, no user but what the deployment makes.
+    // The disk is replaced: no exchange, no queue, and users with no rights until the deploy step gives them theirs.
     world.wait_quiet(SOON).await;
     world.servers().server("wipe", "rabbitmq").await;
     pay_slowly(&world, third).await;
     world.servers().server("start", "rabbitmq").await;
+    world.set_up_broker().await;
     rebuilds(&world, 2.0).await;
     all_settled(&world, &orders).await;
 }

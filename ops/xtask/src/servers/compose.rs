@@ -47,6 +47,9 @@ pub fn start(dir: &Path, kinds: &[Kind]) -> Result<()> {
         if record.kind == Kind::Rabbitmq {
             wait_until(&name, Duration::from_secs(60), || Ok(rabbitmq::create_users(record).is_ok()))?;
         }
+        if record.kind == Kind::Postgres {
+            sql(dir, "postgres", postgres::create_roles(record)?.as_bytes(), true)?;
+        }
         record.is_set_up = true;
         record.save(dir)?;
         say(&name, format_args!("ready on 127.0.0.1:{}", record.port("main")?));

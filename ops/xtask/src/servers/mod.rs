@@ -7,6 +7,7 @@
 pub mod compose;
 pub mod find;
 pub mod install;
+pub mod logins;
 pub mod native;
 pub mod postgres;
 pub mod rabbitmq;
@@ -19,6 +20,7 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use logins::LOGINS;
 pub use native::Stop;
 pub use set::{Action, Set, Start};
 
@@ -49,8 +51,20 @@ impl Kind {
     /// Who may log in.
     pub fn users(self) -> &'static [&'static str] {
         match self {
-            Kind::Postgres => &[postgres::USER],
-            Kind::Rabbitmq => &[rabbitmq::DEPLOY, rabbitmq::SERVICE, rabbitmq::DOWNSTREAM, rabbitmq::COOKIE],
+            Kind::Postgres => {
+                &[postgres::USER, LOGINS[0].role, LOGINS[1].role, LOGINS[2].role, LOGINS[3].role, LOGINS[4].role]
+            }
+            Kind::Rabbitmq => &[
+                rabbitmq::DEPLOY,
+                rabbitmq::SERVICE,
+                rabbitmq::DOWNSTREAM,
+                rabbitmq::COOKIE,
+                LOGINS[0].user,
+                LOGINS[1].user,
+                LOGINS[2].user,
+                LOGINS[3].user,
+                LOGINS[4].user,
+            ],
             Kind::Redis => &[redis::USER],
         }
     }

@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use crate::{process, ui::wait_until};
 
 use super::{
+    logins::{self, LOGINS},
     native::{Place, Server, Stop},
     record::Record,
 };
@@ -83,7 +84,8 @@ impl Server for Postgres {
     }
 
     fn finish(&self, record: &Record) -> Result<()> {
-        self.sql(record, "postgres", &format!("create database {DATABASE}")).map(drop)
+        self.sql(record, "postgres", &format!("create database {DATABASE}"))?;
+        self.sql(record, "postgres", &create_roles(record)?).map(drop)
     }
 
     fn stop_signal(&self, stop: Stop) -> (Signal, Duration) {
@@ -111,9 +113,19 @@ fn forget_dead_lock(data: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The URL of one database.
+/// SQL that makes the role of each process; what it may do is the deploy step's to say.
+pub fn create_roles(record: &Record) -> Result<String> {
+    LOGINS.iter().map(|login| Ok(logins::create_role(login.role, record.secret(login.role)?))).collect()
+}
+
+/// The URL of one database, for its owner.
 pub fn url(record: &Record, database: &str) -> Result<String> {
-    Ok(format!("postgres://{USER}:{}@127.0.0.1:{}/{database}", record.secret(USER)?, record.port("main")?))
+    url_as(record, USER, database)
+}
+
+/// The URL of one database, for a role.
+pub fn url_as(record: &Record, role: &str, database: &str) -> Result<String> {
+    Ok(format!("postgres://{role}:{}@127.0.0.1:{}/{database}", record.secret(role)?, record.port("main")?))
 }
 
 fn settings(port: u16, data: &Path) -> String {

@@ -1,8 +1,8 @@
-//! A private RabbitMQ: one small node with its own port mapper, the management plug-in and three users.
+//! A private RabbitMQ: one small node with its own port mapper, the management plug-in and its users.
 
 use std::{path::Path, process::Command, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -10,20 +10,21 @@ use crate::http::{Request, connect};
 
 use super::{
     find,
+    logins::LOGINS,
     native::{Place, Server, Stop},
     record::Record,
 };
 
 /// Declares the topology and sets policies; may do everything.
 pub const DEPLOY: &str = "payment-deploy";
-/// What the service itself logs in as.
+/// What tests of parts of the service log in as; no process does.
 pub const SERVICE: &str = "payment";
 /// A consumer of the service's events: the shop of the demo, the tests, the load tool.
 pub const DOWNSTREAM: &str = "downstream";
 /// Not a user: the secret that lets Erlang's own tools reach the node.
 pub const COOKIE: &str = "cookie";
 
-/// What each user but the deploy user may do (regular expressions).
+/// What users may do of whom the deploy step does not know (regular expressions).
 const RIGHTS: [Rights; 2] = [
     Rights { user: SERVICE, configure: r"^payment\.", write: r"^(payment\.|amq\.default)", read: r"^payment\." },
     Rights {
@@ -123,13 +124,14 @@ impl Server for Rabbitmq {
 
 /// The users besides the deploy user, which the node creates itself at its first start.
 pub fn create_users(record: &Record) -> Result<()> {
-    RIGHTS.iter().try_for_each(|rights| create_user(&admin(record)?, rights.user, record.secret(rights.user)?))
+    let mut names = RIGHTS.iter().map(|rights| rights.user).chain(LOGINS.iter().map(|login| login.user));
+    names.try_for_each(|name| create_user(&admin(record)?, name, record.secret(name)?))
 }
 
-/// One of the users with its rights, made or changed.
+/// One of the users, made or changed. A process's has no rights yet: they are the deploy step's to give.
 pub fn create_user(admin: &Login<'_>, name: &str, password: &str) -> Result<()> {
-    let rights = RIGHTS.iter().find(|rights| rights.user == name).with_context(|| format!("no rights for {name}"))?;
     admin.manage("PUT", &format!("/api/users/{name}"), &json!({ "password": password, "tags": "" }).to_string())?;
+    let Some(rights) = RIGHTS.iter().find(|rights| rights.user == name) else { return Ok(()) };
     let permissions = json!({ "configure": rights.configure, "write": rights.write, "read": rights.read });
     admin.manage("PUT", &format!("/api/permissions/%2F/{name}"), &permissions.to_string()).map(drop)
 }

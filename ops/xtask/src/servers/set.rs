@@ -21,6 +21,7 @@ use super::{
     Kind, compose,
     find::Programs,
     install,
+    logins::LOGINS,
     native::{self, Place, Ports, Stop, remove_dir},
     postgres::{self, Postgres},
     rabbitmq::{self, Rabbitmq},
@@ -229,7 +230,8 @@ impl Set {
     /// The variables by which programs reach the servers of this set.
     pub fn env(&self) -> Result<Vec<(&'static str, String)>> {
         let broker = self.record(Kind::Rabbitmq)?;
-        Ok(vec![
+        let database = self.record(Kind::Postgres)?;
+        let mut env = vec![
             ("DATABASE_URL", self.database_url(postgres::DATABASE)?),
             ("AMQP_URL", rabbitmq::url(&broker, rabbitmq::SERVICE)?),
             ("AMQP_ADMIN_URL", rabbitmq::url(&broker, rabbitmq::DEPLOY)?),
@@ -237,7 +239,12 @@ impl Set {
             ("RABBITMQ_MANAGEMENT_URL", rabbitmq::management_url(&broker)?),
             ("REDIS_URL", redis::url(&self.record(Kind::Redis)?)?),
             ("PAYMENT_SERVERS_DIR", self.dir.display().to_string()),
-        ])
+        ];
+        for login in &LOGINS {
+            env.push((login.database_url, postgres::url_as(&database, login.role, postgres::DATABASE)?));
+            env.push((login.amqp_url, rabbitmq::url(&broker, login.user)?));
+        }
+        Ok(env)
     }
 
     /// The URL of one database of this set.

@@ -1,0 +1,65 @@
+//! `payment-api database-roles`: the deploy step that gives each process's database role its rights.
+//!
+//! The table is in `shared::db::grants`. The roles themselves, with their passwords, are made by whoever may make roles:
+//! they belong to the whole cluster, a user who deploys to one database of it often may not create them, and a password
+//! has no place in a migration.
+
+use anyhow::{Context, bail};
+use clap::Args;
+use secrecy::ExposeSecret;
+use shared::config::DatabaseConfig;
+use shared::db::{DbError, grants};
+use shared::service::{self, Named, Service};
+use sqlx::{Connection, PgConnection};
+
+/// How to call it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DatabaseRoles {
+    /// The role of a process, if it is not the usual one (payment_api, payment_callback_worker, payment_check_worker,
+    /// payment_refund_worker, payment_relay).
+    #[arg(long = "role", value_name = "PROCESS=ROLE")]
+    roles: Vec<Named>,
+}
+
+/// Gives each role what its process needs and takes everything else away, in one transaction, and prints what it did.
+///
+/// # Errors
+/// Names every missing role at once, and every right that a role has from elsewhere: of a role that it is a member of, or
+/// as a superuser.
+pub async fn run(config: &DatabaseConfig, options: &DatabaseRoles) -> anyhow::Result<()> {
+    let roles = service::names(Service::database_role, &options.roles).map_err(anyhow::Error::msg)?;
+    let mut connection = PgConnection::connect(config.url.expose_secret()).await.context("check DATABASE_URL")?;
+    let mut missing = Vec::new();
+    for (service, role) in &roles {
+        if !grants::role_exists(&mut connection, role).await? {
+            missing.push(format!("  create role \"{role}\" login password '…';  -- {service}"));
+        }
+    }
+    if !missing.is_empty() {
+        bail!("roles are missing; have them made, or name others with --role PROCESS=ROLE:\n{}", missing.join("\n"));
+    }
+    let mut tx = connection.begin().await.map_err(DbError::from)?;
+    grants::take_turns(&mut tx).await?;
+    for (service, role) in &roles {
+        let granted = grants::apply(&mut tx, *service, role).await;
+        granted.with_context(|| format!("role {role}: run `payment-api migrate` first, as the owner of the tables"))?;
+    }
+    let mut wrong = Vec::new();
+    for (service, role) in &roles {
+        let difference = grants::compare(&mut tx, *service, role).await?;
+        wrong.extend(difference.lacking.iter().map(|right| format!("  {role} lacks {right}")));
+        wrong.extend(difference.exceeding.iter().take(5).map(|right| format!("  {role} may {right}")));
+    }
+    if !wrong.is_empty() {
+        bail!(
+            "roles have rights from elsewhere (a superuser, the tables' owner, a member of another role, a grant to \
+             public); nothing was changed:\n{}",
+            wrong.join("\n")
+        );
+    }
+    tx.commit().await.map_err(DbError::from)?;
+    for (service, role) in &roles {
+        println!("role {role} may do what {service} needs, and nothing else");
+    }
+    Ok(())
+}

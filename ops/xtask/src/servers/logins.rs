@@ -1,0 +1,65 @@
+//! Who the processes of the service are at the broker and at the database. What they may do there is no business of this
+//! tool: `payment-api broker-setup` and `payment-api database-roles` say that.
+
+/// One process.
+#[derive(Debug)]
+pub struct Login {
+    /// The name of its program.
+    pub program: &'static str,
+    /// Its role at the database.
+    pub role: &'static str,
+    /// Its user at the broker.
+    pub user: &'static str,
+    /// The variable with its `DATABASE_URL`.
+    pub database_url: &'static str,
+    /// The variable with its `AMQP_URL`.
+    pub amqp_url: &'static str,
+}
+
+/// Every process.
+pub const LOGINS: [Login; 5] = [
+    Login {
+        program: "payment-api",
+        role: "payment_api",
+        user: "payment-api",
+        database_url: "PAYMENT_API_DATABASE_URL",
+        amqp_url: "PAYMENT_API_AMQP_URL",
+    },
+    Login {
+        program: "callback-worker",
+        role: "payment_callback_worker",
+        user: "payment-callback-worker",
+        database_url: "CALLBACK_WORKER_DATABASE_URL",
+        amqp_url: "CALLBACK_WORKER_AMQP_URL",
+    },
+    Login {
+        program: "check-worker",
+        role: "payment_check_worker",
+        user: "payment-check-worker",
+        database_url: "CHECK_WORKER_DATABASE_URL",
+        amqp_url: "CHECK_WORKER_AMQP_URL",
+    },
+    Login {
+        program: "refund-worker",
+        role: "payment_refund_worker",
+        user: "payment-refund-worker",
+        database_url: "REFUND_WORKER_DATABASE_URL",
+        amqp_url: "REFUND_WORKER_AMQP_URL",
+    },
+    Login {
+        program: "relay",
+        role: "payment_relay",
+        user: "payment-relay",
+        database_url: "RELAY_DATABASE_URL",
+        amqp_url: "RELAY_AMQP_URL",
+    },
+];
+
+/// SQL that makes a role, or gives it another password.
+pub fn create_role(role: &str, password: &str) -> String {
+    let literal = password.replace('\'', "''");
+    format!(
+        "do $$ begin create role {role} login; exception when duplicate_object then null; end $$;\n\
+         alter role {role} login password '{literal}';\n"
+    )
+}

@@ -1,0 +1,342 @@
+//! What each process may do at the database, as one table. `payment-api database-roles` sets it after every migration;
+//! tests hold that every table has its line, that the rights suffice, and that they are not wider.
+//!
+//! What never changes once it is written is in no `update` line: who bought what for how much from which account, the
+//! bytes of a callback, the facts of an event. Rows are deleted from `jobs` alone, where a deleted row is work done.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
+
+use super::DbError;
+use crate::service::Service::{self, CallbackWorker, CheckWorker, PaymentApi, RefundWorker, Relay};
+
+/// What can be done to rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Right {
+    /// Read them.
+    Select,
+    /// Add some.
+    Insert,
+    /// Change them.
+    Update,
+    /// Remove them.
+    Delete,
+}
+
+/// One line: who may do what.
+#[derive(Debug, Clone, Copy)]
+pub struct Grant {
+    /// To whom.
+    pub to: &'static [Service],
+    /// What.
+    pub right: Right,
+    /// To which columns; `None` is all of them, those of later migrations as well.
+    pub columns: Option<&'static [&'static str]>,
+}
+
+/// A table and everything that anyone may do to it.
+#[derive(Debug, Clone, Copy)]
+pub struct Table {
+    /// Its name.
+    pub name: &'static str,
+    /// The lines; none at all means that no process has any business there.
+    pub grants: &'static [Grant],
+}
+
+const fn may(to: &'static [Service], right: Right) -> Grant {
+    Grant { to, right, columns: None }
+}
+
+const fn may_only(to: &'static [Service], right: Right, columns: &'static [&'static str]) -> Grant {
+    Grant { to, right, columns: Some(columns) }
+}
+
+const WORKERS: &[Service] = &[CallbackWorker, CheckWorker, RefundWorker];
+const SETTLERS: &[Service] = &[CallbackWorker, CheckWorker];
+const ALL_BUT_RELAY: &[Service] = &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker];
+
+use Right::{Delete, Insert, Select, Update};
+
+/// Every table. The order is that of the migrations.
+///
+/// Beyond what the statements name, `on conflict` reads the columns of its constraint and whatever is said of `excluded`,
+/// `returning` what it returns, and `for update` needs the right to update some column. Foreign keys and identity columns
+/// need nothing.
+#[rustfmt::skip]
+pub const TABLES: &[Table] = &[
+    Table { name: "payment_orders", grants: &[
+        may(&[PaymentApi], Insert),
+        // The relay for the statistics and for the copies that it passes on to Redis.
+        may(Service::ALL, Select),
+        // A person honours a late payment (`status` to `version`) or asks for a refund.
+        may_only(&[PaymentApi], Update, &["status", "trade_no", "paid_at", "refunded_amount", "updated_at", "version"]),
+        may_only(SETTLERS, Update,
+            &["status", "trade_no", "paid_at", "closed_at", "refunded_amount", "updated_at", "version"]),
+        may_only(&[CheckWorker], Update, &["checked_at", "gateway_state"]),
+        may_only(&[RefundWorker], Update, &["status", "refunded_amount", "updated_at", "version"]),
+    ] },
+    Table { name: "payment_transactions", grants: &[
+        may(ALL_BUT_RELAY, Select),
+        may(ALL_BUT_RELAY, Insert),
+        may_only(&[Relay], Select, &["id", "payment_method"]),
+        may_only(WORKERS, Update, &["status", "gateway_no", "updated_at"]),
+    ] },
+    Table { name: "refund_records", grants: &[
+        // The workers insert where the policy of an account returns late money.
+        may(ALL_BUT_RELAY, Select),
+        may(ALL_BUT_RELAY, Insert),
+        may_only(&[Relay], Select, &["id", "transaction_id", "refund_amount", "status"]),
+        may_only(WORKERS, Update,
+            &["status", "gateway_refund_no", "attempts", "last_error", "sent_at", "refused_code", "succeeded_at",
+              "updated_at"]),
+    ] },
+    Table { name: "callbacks", grants: &[
+        may(&[CallbackWorker], Insert),
+        // To count repeats; what was kept is for people to read.
+        may_only(&[CallbackWorker], Select,
+            &["payment_method", "account", "notice_id", "times_seen", "last_seen_at", "verdict"]),
+        may_only(&[CallbackWorker], Update, &["times_seen", "last_seen_at", "verdict"]),
+    ] },
+    Table { name: "jobs", grants: &[
+        may(Service::ALL, Select),
+        may(ALL_BUT_RELAY, Insert),
+        may(Service::ALL, Delete),
+        may_only(&[PaymentApi], Update, &["due_at", "lease_until", "publishes", "fence", "payload"]),
+        may_only(WORKERS, Update,
+            &["due_at", "lease_until", "publishes", "fence", "attempts", "last_error", "payload"]),
+        may_only(&[Relay], Update, &["due_at", "lease_until", "publishes", "fence"]),
+    ] },
+    Table { name: "events", grants: &[
+        may(Service::ALL, Insert),
+        may_only(ALL_BUT_RELAY, Select, &["event_id"]),
+        may(&[Relay], Select),
+        may_only(&[Relay], Update, &["retry_at", "published_at"]),
+    ] },
+    Table { name: "cases", grants: &[
+        may(ALL_BUT_RELAY, Select),
+        may_only(&[Relay], Select, &["id", "kind", "order_id", "gateway_no"]),
+        may(&[CallbackWorker, CheckWorker, RefundWorker, Relay], Insert),
+        // A person's step.
+        may_only(&[PaymentApi], Update,
+            &["status", "proposed_by", "proposed_action", "resolution", "resolved_by", "history", "version",
+              "updated_at"]),
+        may_only(WORKERS, Update, &["status", "evidence", "resolution", "resolved_by", "version", "updated_at"]),
+    ] },
+    Table { name: "idempotency_keys", grants: &[
+        may(&[PaymentApi], Select),
+        may(&[PaymentApi], Insert),
+        may_only(&[PaymentApi], Update,
+            &["route", "request_hash", "ref_id", "answer", "refused_with", "held_until", "created_at", "expires_at"]),
+    ] },
+    // Changed by a person, and each change written down.
+    Table { name: "payment_config", grants: &[
+        may(&[PaymentApi], Select),
+        may_only(&[PaymentApi], Update,
+            &["enabled", "disabled_scenes", "min_amount", "max_amount", "version", "updated_by", "updated_at"]),
+    ] },
+    Table { name: "payment_config_changes", grants: &[
+        may(&[PaymentApi], Select),
+        may(&[PaymentApi], Insert),
+    ] },
+    Table { name: "hourly_stats", grants: &[
+        may(&[PaymentApi, Relay], Select),
+        may(&[Relay], Insert),
+        may(&[Relay], Update),
+    ] },
+    Table { name: "stats_progress", grants: &[
+        may(&[PaymentApi, Relay], Select),
+        may(&[Relay], Insert),
+        may(&[Relay], Update),
+    ] },
+    // Read at every start.
+    Table { name: "_sqlx_migrations", grants: &[
+        may_only(Service::ALL, Select, &["version", "success"]),
+    ] },
+];
+
+/// Gives a role what its process may do, and nothing else, in the schema of this session.
+///
+/// What it had before is taken away first; in one transaction, a process that runs meanwhile notices nothing. Nobody
+/// else gains or loses anything, but that the public may no longer create objects here, nor temporary tables.
+///
+/// # Errors
+/// [`DbError`]; among others when this session's user does not own the tables.
+pub async fn apply(tx: &mut PgConnection, service: Service, role: &str) -> Result<(), DbError> {
+    let place = sqlx::query!(
+        r#"select quote_ident(current_schema()) as "schema!", quote_ident(current_database()) as "database!""#
+    );
+    let place = place.fetch_one(&mut *tx).await?;
+    let (schema, database, role) = (place.schema, place.database, quoted(role));
+    let mut statements = vec![
+        format!("revoke create on schema {schema} from public"),
+        format!("revoke temporary on database {database} from public"),
+        format!("revoke all on all tables in schema {schema} from {role}"),
+        format!("revoke all on all sequences in schema {schema} from {role}"),
+        format!("revoke all on schema {schema} from {role}"),
+        format!("grant usage on schema {schema} to {role}"),
+    ];
+    for table in TABLES {
+        for grant in table.grants.iter().filter(|grant| grant.to.contains(&service)) {
+            let columns = grant.columns.map(|columns| format!(" ({})", columns.join(", "))).unwrap_or_default();
+            statements.push(format!("grant {}{columns} on {schema}.{} to {role}", grant.right.as_str(), table.name));
+        }
+    }
+    for statement in statements {
+        tx.execute(AssertSqlSafe(statement)).await?;
+    }
+    Ok(())
+}
+
+/// Has others who set rights in this database wait until the transaction ends: two at once refuse each other.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn take_turns(tx: &mut PgConnection) -> Result<(), DbError> {
+    sqlx::query!("select pg_advisory_xact_lock($1) as done", GRANTING).fetch_one(tx).await?;
+    Ok(())
+}
+
+/// Whether there is a role of this name.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn role_exists(connection: &mut PgConnection, role: &str) -> Result<bool, DbError> {
+    let row = sqlx::query!(r#"select exists (select from pg_roles where rolname = $1) as "exists!""#, role);
+    Ok(row.fetch_one(connection).await?.exists)
+}
+
+/// How what a role may do differs from the table.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Difference {
+    /// What its process needs and the role may not, such as `update payment_orders.status`.
+    pub lacking: BTreeSet<String>,
+    /// What the role may and its process has no use for.
+    pub exceeding: BTreeSet<String>,
+}
+
+/// Compares what a role may do here (by itself, as a member of others, as anybody, as a superuser) with the table.
+///
+/// # Errors
+/// [`DbError`]; among others when there is no such role.
+pub async fn compare(connection: &mut PgConnection, service: Service, role: &str) -> Result<Difference, DbError> {
+    let columns = columns(&mut *connection).await?;
+    let wanted = wanted(service, &columns);
+    let held = sqlx::query!(
+        r#"
+        select c.relname::text || case p.name when 'INSERT' then '' else '.' || a.attname end as "object!", p.name as "right!"
+        from pg_class c
+        join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+        cross join (values ('SELECT'), ('INSERT'), ('UPDATE')) as p (name)
+        where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')
+          and has_column_privilege($1::text::name, c.oid, a.attnum, p.name)
+        union
+        select c.relname, p.name
+        from pg_class c cross join (values ('DELETE'), ('TRUNCATE'), ('TRIGGER')) as p (name)
+        where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')
+          and has_table_privilege($1::text::name, c.oid, p.name)
+        "#,
+        role,
+    );
+    let held = held.fetch_all(connection).await?;
+    let held: BTreeSet<String> =
+        held.into_iter().map(|row| format!("{} {}", row.right.to_lowercase(), row.object)).collect();
+    Ok(Difference {
+        lacking: wanted.difference(&held).cloned().collect(),
+        exceeding: held.difference(&wanted).cloned().collect(),
+    })
+}
+
+/// Why the user of a process cannot do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum RightsError {
+    /// Rights are missing.
+    #[error("user {user} may not {}", .lacking.join(", "))]
+    Lacking {
+        /// Who logs in.
+        user: String,
+        /// What he may not.
+        lacking: Vec<String>,
+    },
+    /// Could not be asked.
+    #[error("cannot read the rights of this user")]
+    Db(#[from] DbError),
+}
+
+/// How many missing rights a message names.
+const NAMED: usize = 5;
+
+/// Checks that the user of this pool may do what its process needs; that he may do more is no reason not to start.
+///
+/// # Errors
+/// [`RightsError`].
+pub async fn check(pool: &PgPool, service: Service) -> Result<(), RightsError> {
+    let mut connection = pool.acquire().await.map_err(DbError::from)?;
+    let row = sqlx::query!(r#"select current_user::text as "name!""#).fetch_one(&mut *connection).await;
+    let user = row.map_err(DbError::from)?.name;
+    let mut lacking = compare(&mut connection, service, &user).await?.lacking.into_iter();
+    let mut named: Vec<String> = lacking.by_ref().take(NAMED).collect();
+    let others = lacking.count();
+    if others > 0 {
+        named.push(format!("and {others} more"));
+    }
+    if named.is_empty() { Ok(()) } else { Err(RightsError::Lacking { user, lacking: named }) }
+}
+
+/// Every table of this session's schema with its columns.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn columns(connection: &mut PgConnection) -> Result<BTreeMap<String, Vec<String>>, DbError> {
+    let rows = sqlx::query!(
+        r#"
+        select c.relname::text as "table!", a.attname::text as "column!"
+        from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+        where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')
+        order by c.relname, a.attnum
+        "#
+    );
+    let mut columns = BTreeMap::<String, Vec<String>>::new();
+    for row in rows.fetch_all(connection).await? {
+        columns.entry(row.table).or_default().push(row.column);
+    }
+    Ok(columns)
+}
+
+/// What the table says, column by column; whole rows are added and removed.
+fn wanted(service: Service, columns: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
+    let mut wanted = BTreeSet::new();
+    for table in TABLES {
+        for grant in table.grants.iter().filter(|grant| grant.to.contains(&service)) {
+            let right = grant.right.as_str();
+            match (grant.right, grant.columns) {
+                (Right::Insert | Right::Delete, _) => drop(wanted.insert(format!("{right} {}", table.name))),
+                (_, Some(only)) => wanted.extend(only.iter().map(|column| format!("{right} {}.{column}", table.name))),
+                (_, None) => {
+                    let all = columns.get(table.name).into_iter().flatten();
+                    wanted.extend(all.map(|column| format!("{right} {}.{column}", table.name)));
+                }
+            }
+        }
+    }
+    wanted
+}
+
+/// The key of the lock under which rights are set.
+const GRANTING: i64 = 0x7061_7967_7261_6e74;
+
+impl Right {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Right::Select => "select",
+            Right::Insert => "insert",
+            Right::Update => "update",
+            Right::Delete => "delete",
+        }
+    }
+}
+
+/// A name as SQL takes it literally.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,79 @@
+//! What each process may do at the broker, as one table. The deploy step sets it; tests hold that it suffices and that it
+//! is not wider.
+//!
+//! Publishing needs `write` on the exchange and consuming needs `read` on the queue; binding needs `write` on the queue and
+//! `read` on the exchange; declaring needs `configure`. Dead letters are moved by the broker itself, by policy, with
+//! nobody's rights. Seeing whether an object exists needs no right on RabbitMQ 3.10 and any one of the three from 4.2.7
+//! on; whatever a process looks at, it has one for.
+
+use crate::service::Service;
+
+/// Three regular expressions over the names of exchanges and queues.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permissions {
+    /// What may be declared and deleted.
+    pub configure: String,
+    /// Where may be published to, and which queues may be bound.
+    pub write: String,
+    /// What may be consumed, and which exchanges may be bound to.
+    pub read: String,
+}
+
+/// Nothing: no name is empty but the default exchange's, which goes by `amq.default` here.
+const NOTHING: &str = "^$";
+
+/// What a process may do.
+///
+/// The relay is the one that sets the road up again after a loss, so it may declare what [`super::topology`] lists and
+/// bind the work queues to their exchanges, and nothing else; it consumes the dead letters alone.
+pub fn of(service: Service) -> Permissions {
+    let (configure, write, read) = match service {
+        Service::PaymentApi => (NOTHING, r"^payment\.in$", NOTHING),
+        Service::CallbackWorker => (NOTHING, NOTHING, r"^payment\.callbacks$"),
+        Service::CheckWorker => (NOTHING, NOTHING, r"^payment\.checks$"),
+        Service::RefundWorker => (NOTHING, NOTHING, r"^payment\.refunds$"),
+        Service::Relay => (
+            r"^payment\.(in|jobs|events|marker|callbacks|refunds|checks|dead)$",
+            r"^payment\.(in|jobs|events|callbacks|refunds|checks)$",
+            r"^payment\.(in|jobs|dead)$",
+        ),
+    };
+    Permissions { configure: configure.to_owned(), write: write.to_owned(), read: read.to_owned() }
+}
+
+/// What a consumer of the events may do: as it likes with names that begin with its own and a dot, and bind them to
+/// `payment.events`.
+pub fn of_downstream(user: &str) -> Permissions {
+    let own = format!(r"^{}\.", literally(user));
+    let read = format!(r"^(payment\.events$|{}\.)", literally(user));
+    Permissions { configure: own.clone(), write: own, read }
+}
+
+/// A name as a regular expression that matches nothing else.
+fn literally(name: &str) -> String {
+    name.chars()
+        .flat_map(|c| (!c.is_ascii_alphanumeric() && c.is_ascii()).then_some('\\').into_iter().chain([c]))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_of_events_is_bound_to_its_own_names() {
+        let goods = of_downstream("goods.v1");
+        assert_eq!(goods.configure, r"^goods\.v1\.");
+        assert_eq!(goods.read, r"^(payment\.events$|goods\.v1\.)");
+    }
+
+    #[test]
+    fn every_pattern_is_anchored() {
+        for service in Service::ALL.iter().copied() {
+            let Permissions { configure, write, read } = of(service);
+            for pattern in [configure, write, read] {
+                assert!(pattern.starts_with('^') && pattern.ends_with('$'), "{service}: {pattern}");
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Who may do what, at the database and at the broker: that it is written down for every table, that it is what was
+//! written down, and that it is not wider. That it suffices, the end-to-end tests show: there every process logs in as
+//! itself.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use lapin::options::{
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel};
+use shared::db::{MIGRATOR, grants};
+use shared::mq::topology::{self, Needs};
+use shared::mq::{self, Connection, MqError};
+use shared::service::Service::{self, CallbackWorker, CheckWorker, PaymentApi, RefundWorker, Relay};
+use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, PgPool};
+use testkit::TestBroker;
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A database in which every role has its rights.
+async fn granted(db: &PgPool) -> PgConnection {
+    let mut connection = PgConnection::connect_with(&db.connect_options()).await.unwrap();
+    let mut tx = connection.begin().await.unwrap();
+    grants::take_turns(&mut tx).await.unwrap();
+    for service in Service::ALL {
+        grants::apply(&mut tx, *service, service.database_role()).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    connection
+}
+
+/// A migration that makes a table says here who may use it, or nobody may.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn every_table_has_its_line_and_every_column_that_is_named_exists(db: PgPool) {
+    let columns = grants::columns(&mut db.acquire().await.unwrap()).await.unwrap();
+    let listed: Vec<&str> = grants::TABLES.iter().map(|table| table.name).collect();
+    let tables: BTreeSet<&str> = columns.keys().map(String::as_str).collect();
+    assert_eq!(listed.iter().copied().collect::<BTreeSet<_>>(), tables);
+    assert_eq!(listed.len(), tables.len(), "one line each");
+    for table in grants::TABLES {
+        for column in table.grants.iter().flat_map(|grant| grant.columns.unwrap_or_default()) {
+            assert!(columns[table.name].iter().any(|known| known == column), "{}.{column}", table.name);
+        }
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn each_role_may_do_what_is_written_down_and_nothing_else(db: PgPool) {
+    let mut connection = granted(&db).await;
+    for service in Service::ALL {
+        let found = grants::compare(&mut connection, *service, service.database_role()).await.unwrap();
+        assert_eq!(found, grants::Difference::default(), "{service}");
+    }
+}
+
+/// What was granted by hand or by an earlier release goes.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn rights_that_are_no_longer_written_down_are_taken_away(db: PgPool) {
+    let mut connection = granted(&db).await;
+    connection.execute("grant all on payment_orders, idempotency_keys to payment_relay").await.unwrap();
+    connection.execute("grant update (body) on callbacks to payment_relay").await.unwrap();
+    let role = Relay.database_role();
+    assert!(!grants::compare(&mut connection, Relay, role).await.unwrap().exceeding.is_empty());
+    grants::apply(&mut connection, Relay, role).await.unwrap();
+    assert_eq!(grants::compare(&mut connection, Relay, role).await.unwrap(), grants::Difference::default());
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_start_without_the_rights_names_what_is_missing(db: PgPool) {
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect_with((*db.connect_options()).clone());
+    let pool = pool.await.unwrap();
+    grants::check(&pool, Relay).await.expect("the owner may do everything");
+    pool.execute("set role payment_relay").await.unwrap();
+    let error = grants::check(&pool, Relay).await.unwrap_err().to_string();
+    assert!(error.contains("user payment_relay may not delete jobs") && error.contains("more"), "{error}");
+}
+
+/// Statements, each with those who may run it. Some row or none makes no difference: rights are looked at first.
+const STATEMENTS: &[(&str, &[Service])] = &[
+    ("create table mine (id int)", &[]),
+    ("create temporary table mine (id int)", &[]),
+    ("create schema mine", &[]),
+    ("alter table jobs add column mine int", &[]),
+    ("drop table cases", &[]),
+    ("truncate jobs", &[]),
+    ("create index on events (type)", &[]),
+    // Who bought what for how much, and where the money goes.
+    ("update payment_orders set amount = 1", &[]),
+    ("update payment_orders set account = 'b'", &[]),
+    ("update payment_orders set user_id = 'b'", &[]),
+    ("update payment_orders set prepay = '{}'", &[]),
+    ("delete from payment_orders", &[]),
+    ("select id from payment_orders", Service::ALL),
+    ("update payment_orders set status = status where false", &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker]),
+    ("update payment_orders set closed_at = null where false", &[CallbackWorker, CheckWorker]),
+    ("insert into payment_orders (id) select 'a' where false", &[PaymentApi]),
+    ("update payment_transactions set amount = 1", &[]),
+    ("delete from payment_transactions", &[]),
+    ("update payment_transactions set status = status where false", &[CallbackWorker, CheckWorker, RefundWorker]),
+    ("update refund_records set refund_amount = 1", &[]),
+    ("update refund_records set order_id = 'b'", &[]),
+    ("delete from refund_records", &[]),
+    // Evidence and the outbox: written once, then only counted and marked.
+    ("update callbacks set body = ''", &[]),
+    ("select body from callbacks", &[]),
+    ("delete from callbacks", &[]),
+    ("insert into callbacks (body) select '' where false", &[CallbackWorker]),
+    ("update events set data = '{}'", &[]),
+    ("delete from events", &[]),
+    ("select data from events", &[Relay]),
+    ("update events set published_at = null where false", &[Relay]),
+    ("update cases set kind = 'late_payment'", &[]),
+    ("delete from cases", &[]),
+    ("update cases set proposed_by = null where false", &[PaymentApi]),
+    ("update cases set history = '[]' where false", &[PaymentApi]),
+    ("delete from jobs where false", Service::ALL),
+    ("update jobs set kind = 'check'", &[]),
+    // The requests of frontends are the ingress's alone.
+    ("select key from idempotency_keys", &[PaymentApi]),
+    ("delete from idempotency_keys", &[]),
+    // What buyers may choose: a person decides through the ingress, and every change stays written down.
+    ("update payment_config set enabled = true where false", &[PaymentApi]),
+    ("update payment_config set payment_method = 'alipay'", &[]),
+    ("delete from payment_config", &[]),
+    ("select id from payment_config_changes", &[PaymentApi]),
+    ("update payment_config_changes set changed_by = 'nobody'", &[]),
+    ("delete from payment_config_changes", &[]),
+    ("select paid from hourly_stats", &[PaymentApi, Relay]),
+    ("update hourly_stats set paid = 0 where false", &[Relay]),
+    ("delete from _sqlx_migrations", &[]),
+    ("select version from _sqlx_migrations", Service::ALL),
+];
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_role_is_refused_what_is_not_its_business(db: PgPool) {
+    let mut connection = granted(&db).await;
+    let mut wrong = Vec::new();
+    for service in Service::ALL {
+        for (statement, allowed) in STATEMENTS {
+            let mut tx = connection.begin().await.unwrap();
+            tx.execute(AssertSqlSafe(format!("set local role {}", service.database_role()))).await.unwrap();
+            let done = tx.execute(*statement).await;
+            let refused = done.as_ref().is_err_and(|error| {
+                error.as_database_error().and_then(|error| error.code()).as_deref() == Some("42501")
+            });
+            match (allowed.contains(service), &done) {
+                (true, Ok(_)) => {}
+                (false, Err(_)) if refused => {}
+                _ => wrong.push(format!("{service}: {statement}: {done:?}")),
+            }
+            tx.rollback().await.unwrap();
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+const REFUSED: u16 = 403;
+
+/// Something that somebody does at the broker.
+#[derive(Debug, Clone, Copy)]
+enum Deed {
+    Publish(&'static str),
+    Consume(&'static str),
+    Get(&'static str),
+    Purge(&'static str),
+    DeleteQueue(&'static str),
+    DeleteExchange(&'static str),
+    /// Declares a queue of his own.
+    Declare(&'static str),
+    /// Has what an exchange gets sent to a queue.
+    Bind(&'static str, &'static str),
+}
+
+/// Deeds, each with those who may.
+const DEEDS: &[(Deed, &[Service])] = &[
+    (Deed::Publish(topology::PAYMENT_IN), &[PaymentApi, Relay]),
+    (Deed::Publish(topology::PAYMENT_JOBS), &[Relay]),
+    (Deed::Publish(topology::PAYMENT_EVENTS), &[Relay]),
+    // The default exchange reaches every queue.
+    (Deed::Publish(""), &[]),
+    (Deed::Publish("amq.topic"), &[]),
+    (Deed::Consume(topology::CALLBACKS), &[CallbackWorker]),
+    (Deed::Consume(topology::CHECKS), &[CheckWorker]),
+    (Deed::Consume(topology::REFUNDS), &[RefundWorker]),
+    (Deed::Consume(topology::DEAD), &[Relay]),
+    (Deed::Get(topology::CALLBACKS), &[CallbackWorker]),
+    (Deed::Get(topology::DEAD), &[Relay]),
+    (Deed::Purge(topology::DEAD), &[Relay]),
+    (Deed::Declare("mine"), &[]),
+    (Deed::Declare("payment.mine"), &[]),
+    (Deed::Declare("payment.callbacks2"), &[]),
+    (Deed::Bind(topology::PAYMENT_EVENTS, topology::CHECKS), &[]),
+    (Deed::Bind(topology::PAYMENT_EVENTS, topology::CALLBACKS), &[]),
+    (Deed::Bind(topology::PAYMENT_IN, topology::DEAD), &[]),
+    (Deed::Bind(topology::PAYMENT_IN, topology::CALLBACKS), &[Relay]),
+    // Last, since it takes effect. Who may set the road up may take it down.
+    (Deed::DeleteQueue(topology::CHECKS), &[Relay]),
+    (Deed::DeleteExchange(topology::PAYMENT_EVENTS), &[Relay]),
+];
+
+#[tokio::test]
+async fn a_user_is_refused_what_is_not_his_business() {
+    let broker = TestBroker::new().await;
+    let mut wrong = Vec::new();
+    // The relay last: what it may delete, the others must find.
+    for service in Service::ALL {
+        let connection = mq::open(&broker.uri_for(*service).await, "test").await.unwrap();
+        for (deed, allowed) in DEEDS {
+            let done = do_it(&connection, *deed).await;
+            match (allowed.contains(service), &done) {
+                (true, Ok(())) => {}
+                (false, Err(error)) if error.reply_code() == Some(REFUSED) => {}
+                _ => wrong.push(format!("{service}: {deed:?}: {done:?}")),
+            }
+        }
+        mq::close(&connection).await;
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Does it on a channel of its own, which a refusal closes.
+async fn do_it(connection: &Connection, deed: Deed) -> Result<(), MqError> {
+    let channel = mq::step("opening a channel", connection.create_channel()).await?;
+    match deed {
+        Deed::Publish(exchange) => publish(&channel, exchange).await,
+        Deed::Consume(queue) => {
+            let options = BasicConsumeOptions::default();
+            let consume = channel.basic_consume(queue.into(), "test".into(), options, FieldTable::default());
+            mq::step("consuming", consume).await.map(drop)
+        }
+        Deed::Get(queue) => {
+            mq::step("getting", channel.basic_get(queue.into(), BasicGetOptions::default())).await.map(drop)
+        }
+        Deed::Purge(queue) => {
+            mq::step("purging", channel.queue_purge(queue.into(), QueuePurgeOptions::default())).await.map(drop)
+        }
+        Deed::DeleteQueue(queue) => {
+            mq::step("deleting", channel.queue_delete(queue.into(), QueueDeleteOptions::default())).await.map(drop)
+        }
+        Deed::DeleteExchange(exchange) => {
+            mq::step("deleting", channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default())).await
+        }
+        Deed::Declare(queue) => {
+            let options = QueueDeclareOptions { durable: true, ..Default::default() };
+            mq::step("declaring", channel.queue_declare(queue.into(), options, FieldTable::default())).await.map(drop)
+        }
+        Deed::Bind(exchange, queue) => {
+            let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+            mq::step("binding", channel.queue_bind(queue.into(), exchange.into(), queue.into(), options, none)).await
+        }
+    }
+}
+
+/// A refused publish closes the channel, and its confirm tells.
+async fn publish(channel: &Channel, exchange: &str) -> Result<(), MqError> {
+    mq::step("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+    let publish = channel.basic_publish(exchange.into(), "nowhere".into(), options, b"", properties);
+    mq::step("publishing", async { publish.await?.await }).await.map(drop)
+}
+
+/// The check at the start works with the least rights, and so does the relay's repair of the road.
+#[tokio::test]
+async fn each_process_finds_what_it_needs_and_the_relay_can_make_it_anew() {
+    let broker = TestBroker::new().await;
+    let needs = [
+        (PaymentApi, Needs::API),
+        (CallbackWorker, Needs::CALLBACK_WORKER),
+        (CheckWorker, Needs { exchanges: &[], queues: &[topology::CHECKS] }),
+        (RefundWorker, Needs { exchanges: &[], queues: &[topology::REFUNDS] }),
+        (Relay, topology::WHOLE),
+    ];
+    for (service, needs) in needs {
+        let connection = mq::open(&broker.uri_for(service).await, "test").await.unwrap();
+        topology::check(&connection, needs).await.unwrap_or_else(|error| panic!("{service}: {error}"));
+        mq::close(&connection).await;
+    }
+    let empty = TestBroker::empty().await;
+    let relay = mq::open(&empty.uri_for(Relay).await, "test").await.unwrap();
+    assert!(!topology::marker_exists(&relay).await.unwrap());
+    topology::declare(&relay).await.unwrap();
+    topology::check(&relay, topology::WHOLE).await.unwrap();
+    topology::declare_marker(&relay).await.unwrap();
+    for queue in topology::QUEUES {
+        assert_eq!(topology::depth(&relay, queue).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_missing_object_is_told_from_a_missing_right() {
+    let broker = TestBroker::empty().await;
+    let api = mq::open(&broker.uri_for(PaymentApi).await, "test").await.unwrap();
+    let MqError::Topology(faults) = topology::check(&api, Needs::API).await.unwrap_err() else { panic!() };
+    let differences: Vec<_> = faults.0.iter().map(|fault| fault.difference).collect();
+    assert_eq!(differences, [topology::Difference::Missing]);
+    timeout(SOON, mq::close(&api)).await.unwrap();
+}
