@@ -289,6 +289,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn each_user_gets_his_rights_and_missing_ones_are_named_at_once() {
+        let broker = TestBroker::empty().await;
+        let named = |text: &str| text.parse::<Named>().unwrap();
+        let users = vec![named("relay=nobody"), named("check-worker=no-one")];
+        let options = BrokerSetup { users, ..BrokerSetup::default() };
+        let error = run(config(&broker), &options).await.unwrap_err().to_string();
+        assert!(error.contains("add_user nobody") && error.contains("add_user no-one"), "{error}");
+        let rights = async || broker.manage(Method::GET, &["vhosts", broker.vhost(), "permissions"], Value::Null).await;
+        let of =
+            |rights: &Value, user: &str| rights.as_array().unwrap().iter().find(|one| one["user"] == user).cloned();
+        assert_eq!(of(&rights().await, "payment-api"), None, "all or none");
+        let options = BrokerSetup { downstream: vec!["downstream".to_owned()], ..BrokerSetup::default() };
+        run(config(&broker), &options).await.unwrap();
+        let rights = rights().await;
+        let api = of(&rights, "payment-api").unwrap();
+        assert_eq!([&api["configure"], &api["write"], &api["read"]], ["^$", r"^payment\.in$", "^$"]);
+        assert_eq!(of(&rights, "downstream").unwrap()["read"], r"^(payment\.events$|downstream\.)");
+    }
+
+    #[tokio::test]
     async fn conflicting_queues_are_named_at_once_with_what_to_do() {
         let broker = TestBroker::empty().await;
         for queue in [topology::CALLBACKS, topology::DEAD] {

@@ -63,3 +63,52 @@ pub async fn run(config: &DatabaseConfig, options: &DatabaseRoles) -> anyhow::Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+    use sqlx::PgPool;
+
+    use super::*;
+
+    fn config(db: &PgPool) -> DatabaseConfig {
+        let mut url = url::Url::parse(&testkit::env("DATABASE_URL")).unwrap();
+        url.set_path(db.connect_options().get_database().unwrap());
+        DatabaseConfig { url: SecretString::from(String::from(url)), max_connections: 1 }
+    }
+
+    fn named(roles: &[&str]) -> DatabaseRoles {
+        DatabaseRoles { roles: roles.iter().map(|text| text.parse().unwrap()).collect() }
+    }
+
+    #[sqlx::test(migrator = "shared::db::MIGRATOR")]
+    async fn roles_get_their_rights_as_often_as_one_likes(db: PgPool) {
+        for _ in 0..2 {
+            run(&config(&db), &named(&[])).await.unwrap();
+        }
+    }
+
+    #[sqlx::test(migrator = "shared::db::MIGRATOR")]
+    async fn missing_roles_are_named_at_once_with_what_makes_them(db: PgPool) {
+        let error = run(&config(&db), &named(&["relay=no_one", "check-worker=nobody"])).await.unwrap_err().to_string();
+        for line in ["create role \"no_one\" login", "create role \"nobody\" login"] {
+            assert!(error.contains(line), "{error}");
+        }
+    }
+
+    /// The user of tests is a superuser.
+    #[sqlx::test(migrator = "shared::db::MIGRATOR")]
+    async fn a_role_that_may_do_more_from_elsewhere_is_named_and_nothing_changes(db: PgPool) {
+        let error = run(&config(&db), &named(&["relay=payment"])).await.unwrap_err().to_string();
+        assert!(error.contains("payment may") && error.contains("superuser"), "{error}");
+        let mut connection = db.acquire().await.unwrap();
+        let api = grants::compare(&mut connection, Service::PaymentApi, "payment_api").await.unwrap();
+        assert!(!api.lacking.is_empty(), "nothing was granted to others");
+    }
+
+    #[sqlx::test]
+    async fn without_tables_the_step_before_is_named(db: PgPool) {
+        let error = format!("{:#}", run(&config(&db), &named(&[])).await.unwrap_err());
+        assert!(error.contains("payment-api migrate"), "{error}");
+    }
+}

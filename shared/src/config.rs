@@ -275,7 +275,13 @@ impl AmqpConfig {
     fn from_variable(env: &mut Env, name: &'static str) -> Option<AmqpConfig> {
         let url = env.secret(name, 1, AMQP_HINT)?;
         match Addresses::parse(&url) {
-            Ok(_) => Some(AmqpConfig { url }),
+            Ok(addresses) => match addresses.check_files() {
+                Ok(()) => Some(AmqpConfig { url }),
+                Err(wrong) => {
+                    env.fault(name, wrong, "name files in PEM that this process may read, or leave them out");
+                    None
+                }
+            },
             Err(MqError::Address(wrong)) => {
                 env.fault(name, wrong, AMQP_HINT);
                 None

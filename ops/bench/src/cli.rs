@@ -44,9 +44,6 @@ pub(crate) struct Cli {
     /// A PostgreSQL server where this user may create a database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub(crate) database_url: Url,
-    /// The service's user at the broker
-    #[arg(long, env = "AMQP_URL", hide_env_values = true)]
-    pub(crate) amqp_url: String,
     /// The deploy user at the broker, who may declare
     #[arg(long, env = "AMQP_ADMIN_URL", hide_env_values = true)]
     pub(crate) amqp_admin_url: String,

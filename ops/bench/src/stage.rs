@@ -63,6 +63,7 @@ impl<'a> Stage<'a> {
         let filled = async {
             let prepare = |task: &str| prepare(cli, &database, dir, task);
             prepare("migrate")?;
+            prepare("database-roles")?;
             prepare("broker-setup")?;
             let broker = Broker::set_up(&cli.amqp_admin_url).await?;
             broker.empty().await?;
@@ -93,7 +94,11 @@ impl<'a> Stage<'a> {
         let mut services = Services(Vec::new());
         for name in names {
             let mut command = program(self.cli, &self.database, &self.dir, name);
-            command.env("AMQP_URL", &self.cli.amqp_url).env("LISTEN_ADDR", self.api.to_string());
+            // Each as itself, with the rights that it has in earnest.
+            let mut database = login(name, "DATABASE_URL")?;
+            database.set_path(self.database.url.path());
+            command.env("DATABASE_URL", database.as_str()).env("AMQP_URL", login(name, "AMQP_URL")?.as_str());
+            command.env("LISTEN_ADDR", self.api.to_string());
             command.env("PUBLIC_URL", format!("http://{}", self.api));
             command.env("JWT_HS256_SECRET", &self.jwt_secret).env("VIEW_TOKEN_SECRET", secret());
             // One user at one address asks for all.
@@ -141,6 +146,13 @@ fn writable(wanted: Option<&Path>, name: &str) -> Result<PathBuf> {
         }
     }
     bail!("no folder can be made in {}", env::temp_dir().display())
+}
+
+/// Where a program is told that it finds a server, such as `RELAY_AMQP_URL`.
+fn login(name: &str, address: &str) -> Result<url::Url> {
+    let variable = format!("{}_{address}", name.to_uppercase().replace('-', "_"));
+    let value = env::var(&variable).with_context(|| format!("{variable} is not set; `cargo xtask bench` sets it"))?;
+    value.parse().with_context(|| format!("{variable} is no URL"))
 }
 
 /// A deploy step of payment-api.

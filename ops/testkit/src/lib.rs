@@ -2,10 +2,12 @@
 
 mod broker;
 mod relay;
+mod tls;
 
 pub use broker::TestBroker;
 pub use relay::Relay;
 use shared::service::Service;
+pub use tls::{Clients, Speaks, TlsFront};
 
 /// The variable with the address of a process's own at a server: `RELAY_AMQP_URL`, `PAYMENT_API_DATABASE_URL` and so on.
 pub fn variable(service: Service, address: &str) -> String {

@@ -1,5 +1,6 @@
 //! Where the broker is, and who we are there.
 
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
@@ -12,9 +13,51 @@ const HEARTBEAT: u16 = 10;
 
 /// The addresses of one broker (or of the nodes of one cluster), tried in order.
 ///
-/// Written as one `amqp://user:password@host:port/vhost`, or several separated by commas.
+/// Written as one `amqp://user:password@host:port/vhost`, or several separated by commas; `amqps://` for TLS, with the
+/// files that RabbitMQ's own clients know by the same names: `?cacertfile=` (authorities to trust beside the system's),
+/// `&certfile=` and `&keyfile=` (who we are), all PEM.
+/// Source: RabbitMQ, "URI Query Parameters", read 2026-11-26.
 #[derive(Clone)]
-pub struct Addresses(Vec<AMQPUri>);
+pub struct Addresses(Vec<Address>);
+
+/// One of them.
+#[derive(Clone)]
+pub(super) struct Address {
+    /// Where, and as whom.
+    pub uri: AMQPUri,
+    files: TlsFiles,
+}
+
+/// Paths, read at each connect, so that a renewed certificate needs no restart.
+#[derive(Clone, Default)]
+struct TlsFiles {
+    authorities: Option<String>,
+    /// Certificate and key.
+    identity: Option<(String, String)>,
+}
+
+impl Address {
+    /// What TLS needs of the files.
+    ///
+    /// # Errors
+    /// Which file cannot be read, or holds something else.
+    pub fn tls(&self) -> Result<OwnedTLSConfig, String> {
+        let read = |path: &String, marker: &str| match std::fs::read_to_string(path) {
+            Ok(text) if text.contains(marker) => Ok(text),
+            Ok(_) => Err(format!("{path} holds no PEM block with {marker}")),
+            Err(error) => Err(format!("{path} cannot be read ({error})")),
+        };
+        let cert_chain = self.files.authorities.as_ref().map(|path| read(path, CERTIFICATE)).transpose()?;
+        let identity = self.files.identity.as_ref().map(|(certificate, key)| {
+            let (pem, key) = (read(certificate, CERTIFICATE)?, read(key, PRIVATE_KEY)?);
+            Ok::<_, String>(OwnedIdentity::PKCS8 { pem: pem.into_bytes(), key: key.into_bytes() })
+        });
+        Ok(OwnedTLSConfig { identity: identity.transpose()?, cert_chain })
+    }
+}
+
+const CERTIFICATE: &str = "BEGIN CERTIFICATE";
+const PRIVATE_KEY: &str = "PRIVATE KEY";
 
 impl Addresses {
     /// Reads the value of `AMQP_URL`.
@@ -28,16 +71,24 @@ impl Addresses {
     }
 
     /// The addresses, beginning with another one at each `attempt`.
-    pub(super) fn starting_at(&self, attempt: usize) -> impl Iterator<Item = &AMQPUri> {
+    pub(super) fn starting_at(&self, attempt: usize) -> impl Iterator<Item = &Address> {
         let first = attempt % self.0.len();
         self.0[first..].iter().chain(&self.0[..first])
+    }
+
+    /// Looks at the files of certificates and keys.
+    ///
+    /// # Errors
+    /// Which file cannot be read, or holds something else.
+    pub fn check_files(&self) -> Result<(), String> {
+        self.0.iter().try_for_each(|address| address.tls().map(drop))
     }
 }
 
 /// Shows hosts, never credentials.
 impl std::fmt::Debug for Addresses {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.iter().map(place)).finish()
+        f.debug_list().entries(self.0.iter().map(|address| place(&address.uri))).finish()
     }
 }
 
@@ -56,7 +107,7 @@ pub(super) fn is_plain(uri: &AMQPUri) -> bool {
     uri.scheme == AMQPScheme::AMQP
 }
 
-fn parse_one(text: &str) -> Result<AMQPUri, MqError> {
+fn parse_one(text: &str) -> Result<Address, MqError> {
     let url =
         Url::parse(text).map_err(|_| MqError::Address("it is not a URL like amqp://user:password@host:5672/vhost"))?;
     if !matches!(url.scheme(), "amqp" | "amqps") {
@@ -71,7 +122,26 @@ fn parse_one(text: &str) -> Result<AMQPUri, MqError> {
         uri.authority.host = ip.to_string();
     }
     uri.query.heartbeat.get_or_insert(HEARTBEAT);
-    Ok(uri)
+    let files = tls_files(&url)?;
+    Ok(Address { uri, files })
+}
+
+fn tls_files(url: &Url) -> Result<TlsFiles, MqError> {
+    let value = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
+    let (authorities, certificate, key) = (value("cacertfile"), value("certfile"), value("keyfile"));
+    let verify = value("verify");
+    if verify.as_ref().is_some_and(|verify| verify != "verify_peer") {
+        return Err(MqError::Address("the broker's certificate is always verified: leave verify out"));
+    }
+    let identity = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => return Err(MqError::Address("certfile and keyfile go together")),
+    };
+    if url.scheme() != "amqps" && (authorities.is_some() || identity.is_some() || verify.is_some()) {
+        return Err(MqError::Address("cacertfile, certfile, keyfile and verify are for amqps"));
+    }
+    Ok(TlsFiles { authorities, identity })
 }
 
 #[cfg(test)]
@@ -85,7 +155,7 @@ mod tests {
     #[test]
     fn several_addresses_are_tried_in_turn() {
         let addresses = parse("amqp://u:p@a:1/v, amqps://u:p@[::1]/v").unwrap();
-        let places = |attempt| addresses.starting_at(attempt).map(place).collect::<Vec<_>>();
+        let places = |attempt| addresses.starting_at(attempt).map(|address| place(&address.uri)).collect::<Vec<_>>();
         assert_eq!(places(0), ["a:1", "[::1]:5671"]);
         assert_eq!(places(1), ["[::1]:5671", "a:1"]);
         assert_eq!(places(2), places(0));
@@ -93,9 +163,35 @@ mod tests {
 
     #[test]
     fn a_heartbeat_is_set_unless_the_address_names_one() {
-        let beat = |text| parse(text).unwrap().0[0].query.heartbeat;
+        let beat = |text| parse(text).unwrap().0[0].uri.query.heartbeat;
         assert_eq!(beat("amqp://h/v"), Some(HEARTBEAT));
         assert_eq!(beat("amqp://h/v?heartbeat=30"), Some(30));
+    }
+
+    #[test]
+    fn files_of_tls_are_named_in_the_address() {
+        let files = |text| parse(text).unwrap().0.remove(0).files;
+        let whole =
+            files("amqps://u:p@h/v?cacertfile=/etc/my%20ca.pem&certfile=c.pem&keyfile=k.pem&verify=verify_peer");
+        assert_eq!(whole.authorities.as_deref(), Some("/etc/my ca.pem"));
+        assert_eq!(whole.identity, Some(("c.pem".to_owned(), "k.pem".to_owned())));
+        assert!(files("amqps://h/v").authorities.is_none());
+        for (text, wrong) in [
+            ("amqp://h/v?cacertfile=a", "are for amqps"),
+            ("amqps://h/v?certfile=a", "go together"),
+            ("amqps://h/v?verify=verify_none", "always verified"),
+        ] {
+            assert!(parse(text).unwrap_err().to_string().contains(wrong), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named() {
+        let error = parse("amqps://h/v?cacertfile=/nowhere/ca.pem").unwrap().check_files().unwrap_err();
+        assert!(error.starts_with("/nowhere/ca.pem cannot be read"), "{error}");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let error = parse(&format!("amqps://h/v?cacertfile={source}")).unwrap().check_files().unwrap_err();
+        assert!(error.ends_with("holds no PEM block with BEGIN CERTIFICATE"), "{error}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use lapin::runtime::default_runtime;
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties, Event};
 use secrecy::SecretString;
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::address::{Addresses, is_plain, place};
+use super::address::{Address, Addresses, is_plain, place};
 use super::{MqError, STEP, chain};
 
 /// How long a broker may take for its first bytes.
@@ -161,26 +162,41 @@ pub async fn close(connection: &Connection) {
 
 async fn connect(addresses: &Addresses, name: &str, attempt: usize) -> Result<Connection, MqError> {
     let mut reasons = Vec::new();
-    for uri in addresses.starting_at(attempt) {
-        match connect_one(uri, name).await {
+    for address in addresses.starting_at(attempt) {
+        match connect_one(address, name).await {
             Ok(connection) => return Ok(connection),
-            Err(reason) => reasons.push(format!("{}: {reason}", place(uri))),
+            Err(reason) => reasons.push(format!("{}: {reason}", place(&address.uri))),
         }
     }
     Err(MqError::Unreachable(reasons))
 }
 
-async fn connect_one(uri: &AMQPUri, name: &str) -> Result<Connection, String> {
+async fn connect_one(address: &Address, name: &str) -> Result<Connection, String> {
+    let (uri, tls) = (&address.uri, address.tls()?);
     match timeout(PREFLIGHT, preflight(uri)).await {
         Err(_) => return Err(format!("no answer within {} s", PREFLIGHT.as_secs())),
         Ok(Err(error)) => return Err(error.to_string()),
         Ok(Ok(())) => {}
     }
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    match timeout(STEP, Connection::connect_uri(uri.clone(), properties)).await {
+    let runtime = default_runtime().map_err(|error| chain(&error))?;
+    match timeout(STEP, Connection::connect_uri_with_config(uri.clone(), properties, tls, runtime)).await {
         Err(_) => Err(format!("the handshake took longer than {} s", STEP.as_secs())),
-        Ok(connected) => connected.map_err(|error| chain(&error)),
+        Ok(connected) => connected.map_err(|error| explained(chain(&error))),
     }
+}
+
+/// What to do about a certificate, where the library only names its fault.
+fn explained(reason: String) -> String {
+    // A bad signature: an authority of the same name, and another key.
+    let remedy = if reason.contains("UnknownIssuer") || reason.contains("BadSignature") {
+        "; nobody trusted has issued its certificate: name the authority with ?cacertfile="
+    } else if reason.contains("not valid for name") {
+        "; its certificate is for another host: use the name that is in it"
+    } else {
+        ""
+    };
+    reason + remedy
 }
 
 /// Looks whether a broker answers before the library tries: it has no timeout of its own for connecting, and a connect

@@ -7,4 +7,5 @@ mod rights;
 mod rotation;
 mod schema;
 mod tidy;
+mod tls;
 mod vectors;
