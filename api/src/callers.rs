@@ -21,8 +21,8 @@ pub type Networks = Arc<[IpNet]>;
 pub struct Callers {
     /// As it was when the process started.
     pub networks: Vec<IpNet>,
-    /// Where it is kept, if it may change.
-    pub file: Option<PathBuf>,
+    /// Where it is kept, if it may change, and the text that it was read from.
+    pub file: Option<(PathBuf, String)>,
 }
 
 /// Every gateway's list as it is now.
@@ -30,8 +30,20 @@ pub struct KnownCallers(Vec<Kept>);
 
 struct Kept {
     method: PaymentMethod,
-    file: Option<PathBuf>,
+    file: Option<(PathBuf, String)>,
     networks: RwLock<Networks>,
+}
+
+/// What is known of a file: the text that was judged, and the one that was seen last.
+struct Seen {
+    judged: String,
+    last: String,
+}
+
+impl Seen {
+    fn new(text: &str) -> Seen {
+        Seen { judged: text.to_owned(), last: text.to_owned() }
+    }
 }
 
 impl KnownCallers {
@@ -52,11 +64,10 @@ impl KnownCallers {
 
     /// Takes up each file that changes, until `stop`. A bad one keeps the list that it was to replace, and is told once.
     pub async fn watch(&self, stop: CancellationToken) {
-        let files = || self.0.iter().filter_map(|kept| Some((kept, kept.file.as_deref()?)));
-        let mut seen: Vec<String> =
-            files().map(|(_, file)| std::fs::read_to_string(file).unwrap_or_default()).collect();
+        let files = || self.0.iter().filter_map(|kept| Some((kept, kept.file.as_ref()?)));
+        let mut seen: Vec<Seen> = files().map(|(_, (_, text))| Seen::new(text)).collect();
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
-            for ((kept, file), seen) in files().zip(&mut seen) {
+            for ((kept, (file, _)), seen) in files().zip(&mut seen) {
                 kept.look(file, seen);
             }
         }
@@ -64,10 +75,13 @@ impl KnownCallers {
 }
 
 impl Kept {
-    fn look(&self, file: &Path, seen: &mut String) {
+    /// Judges a text once it was seen twice: the first time it may still be being written.
+    fn look(&self, file: &Path, seen: &mut Seen) {
         let method = self.method;
         let text = std::fs::read_to_string(file).unwrap_or_else(|error| format!("cannot be read: {error}"));
-        if text == *seen {
+        let settled = text == seen.last;
+        seen.last.clone_from(&text);
+        if !settled || text == seen.judged {
             return;
         }
         let up = match networks(&text) {
@@ -82,7 +96,7 @@ impl Kept {
             }
         };
         metrics::gauge!("callers_file_up_to_date", "gateway" => method.as_str()).set(up);
-        *seen = text;
+        seen.judged = text;
     }
 }
 
@@ -124,12 +138,12 @@ mod tests {
         let file = std::env::temp_dir().join(format!("callers-{}", std::process::id()));
         let first = networks("203.0.113.0/24").unwrap();
         let known = KnownCallers::new(|method| match method {
-            PaymentMethod::Alipay => Callers { networks: first.clone(), file: Some(file.clone()) },
+            PaymentMethod::Alipay => Callers { networks: first.clone(), file: Some((file.clone(), String::new())) },
             PaymentMethod::Wechat => Callers::default(),
         });
         let alipay = known.0.iter().find(|kept| kept.method == PaymentMethod::Alipay).unwrap();
         let shown = || known.of(PaymentMethod::Alipay).iter().map(ToString::to_string).collect::<Vec<_>>();
-        let mut seen = "203.0.113.0/24".to_owned();
+        let mut seen = Seen::new("203.0.113.0/24");
         for (text, expected) in [
             ("203.0.113.0/24", &["203.0.113.0/24"][..]),
             ("198.51.100.0/24\n2001:db8::/32", &["198.51.100.0/24", "2001:db8::/32"]),
@@ -138,10 +152,14 @@ mod tests {
             ("192.0.2.1", &["192.0.2.1/32"]),
         ] {
             std::fs::write(&file, text).unwrap();
+            let before = shown();
+            alipay.look(&file, &mut seen);
+            assert_eq!(shown(), before, "{text:?} may still be being written");
             alipay.look(&file, &mut seen);
             assert_eq!(shown(), expected, "{text:?}");
         }
         std::fs::remove_file(&file).unwrap();
+        alipay.look(&file, &mut seen);
         alipay.look(&file, &mut seen);
         assert_eq!(shown(), ["192.0.2.1/32"], "a list that is gone stays in force");
         assert!(known.of(PaymentMethod::Wechat).is_empty());

@@ -185,8 +185,8 @@ fn callers(env: &mut Env, name: &'static str, file: &'static str) -> Option<Call
     }
     let path = env.file(file, hint)?;
     let read = std::fs::read_to_string(&path).map_err(|error| error.to_string());
-    match read.and_then(|text| callers::networks(&text)) {
-        Ok(networks) => Some(Callers { networks, file: Some(path) }),
+    match read.and_then(|text| Ok((callers::networks(&text)?, text))) {
+        Ok((networks, text)) => Some(Callers { networks, file: Some((path, text)) }),
         Err(wrong) => {
             env.fault(file, format!("{}: {wrong}", path.display()), hint);
             None

@@ -65,7 +65,7 @@ fn refusal(request: &Request) -> Option<StatusCode> {
 }
 
 /// Whose address it is, as far as limits go: who has one IPv6 address has the whole /64.
-pub fn network(address: IpAddr) -> IpAddr {
+pub fn holder(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),

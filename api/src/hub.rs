@@ -116,7 +116,14 @@ impl Hub {
                     && let Some(order) = orders::get(db, *id).await?
                     && let Some(watched) = self.watched().get(id)
                 {
-                    watched.newest.send_replace(Arc::new(order));
+                    // A page that came meanwhile may have brought a newer one.
+                    watched.newest.send_if_modified(|newest| {
+                        let newer = newest.version < order.version;
+                        if newer {
+                            *newest = Arc::new(order);
+                        }
+                        newer
+                    });
                 }
             }
         }

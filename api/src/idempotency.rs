@@ -5,6 +5,7 @@
 //! process requests with one key also take turns, which spares the database their waiting.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,14 +18,15 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use shared::clock::Clock;
-use shared::db::idempotency_keys::{self, KnownKey, NewKey, SavedAnswer};
+use shared::db::DbError;
+use shared::db::idempotency_keys::{self, KnownKey, NewAnswer, NewKey, SavedAnswer};
 use shared::domain::{OrderId, UserId};
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::numbers::microseconds;
 use crate::problem::{self, ApiError};
@@ -121,9 +123,8 @@ impl Request {
     /// crash has left. `None`: there was none.
     ///
     /// # Errors
-    /// [`ApiError::RequestInFlight`] when the earlier one takes longer than 3 s.
-    pub async fn take_up(&self, db: &PgPool, clock: &Clock) -> Result<Option<Earlier>, ApiError> {
-        let began = Instant::now();
+    /// [`ApiError::RequestInFlight`] when the earlier one is not done 3 s after this one `began` to wait.
+    pub async fn take_up(&self, db: &PgPool, clock: &Clock, began: Instant) -> Result<Option<Earlier>, ApiError> {
         loop {
             let now = microseconds(clock.now());
             let Some(known) = self.known(db, now).await? else { return Ok(None) };
@@ -131,7 +132,7 @@ impl Request {
             if let Some(answer) = Answer::replayed(known) {
                 return Ok(Some(Earlier::Answered(answer)));
             }
-            if idempotency_keys::hold(db, &self.user, self.key.as_str(), now, until).await? {
+            if idempotency_keys::hold(db, &self.user, self.key.as_str(), ref_id, now..until).await? {
                 return Ok(Some(Earlier::Unfinished(ref_id, self.hold(db, until))));
             }
             if began.elapsed() >= WAIT {
@@ -168,18 +169,22 @@ impl Hold {
     /// Saves what a repeat will be answered: a success, or a refusal that is final. Any other error passes through.
     ///
     /// # Errors
-    /// The one that was given, or [`ApiError::Db`].
+    /// The one that was given, [`ApiError::RequestInFlight`] when the hold has passed and another request has taken over,
+    /// or [`ApiError::Db`].
     pub async fn keep(mut self, order: OrderId, done: Result<Value, ApiError>) -> Result<Answer, ApiError> {
-        let (answer, refused_with) = match done {
-            Ok(answer) => (answer, None),
+        let new = match done {
+            Ok(answer) => NewAnswer { answer, refused_with: None },
             Err(error) => {
-                let (status, problem) = error.if_final()?;
-                (problem, i16::try_from(status.as_u16()).ok())
+                let cause = error.source().map(ToString::to_string);
+                let (status, answer) = error.if_final()?;
+                info!(cause, "Refused for good: every repeat is answered the same");
+                NewAnswer { answer, refused_with: i16::try_from(status.as_u16()).ok() }
             }
         };
         let (user, key) = (&self.user, self.key.as_str());
-        let saved = idempotency_keys::save_answer(&self.db, user, key, &answer, refused_with).await?;
+        let saved = idempotency_keys::save_answer(&self.db, user, key, Some(self.until), &new).await?;
         self.answered = true;
+        let saved = saved.ok_or(ApiError::RequestInFlight)?;
         Ok(Answer::fresh(order.to_string(), saved))
     }
 }
@@ -219,6 +224,11 @@ impl Answer {
         Answer { row, saved, replayed: false }
     }
 
+    /// Whether it is a refusal.
+    pub fn is_refusal(&self) -> bool {
+        self.saved.refused_with.is_some()
+    }
+
     /// `created` is the status of a success, `at` the path that its row is found under.
     pub fn into_response(self, created: StatusCode, at: &str) -> Response {
         let mut headers = HeaderMap::new();
@@ -233,6 +243,14 @@ impl Answer {
                 (created, location, headers, Json(self.saved.answer)).into_response()
             }
         }
+    }
+}
+
+/// Whoever holds the key's row for so long is the first request, in another process.
+pub fn in_flight(error: DbError) -> ApiError {
+    match error {
+        DbError::Again(_) => ApiError::RequestInFlight,
+        other => other.into(),
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::auth;
 use crate::buckets::{Buckets, Left, Quota};
-use crate::guard::{ClientIp, network};
+use crate::guard::{ClientIp, holder};
 use crate::problem::ApiError;
 use crate::state::App;
 
@@ -121,7 +121,7 @@ pub async fn limit(
 ) -> Response {
     let mut spent = Vec::new();
     if let Some(budget) = &app.limits.addresses {
-        spent.push(budget.spend(network(address)).await);
+        spent.push(budget.spend(holder(address)).await);
     }
     if fits(&spent)
         && let Some(caller) = auth::identify(request.headers(), &app)

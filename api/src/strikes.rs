@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::buckets::{Buckets, Quota};
-use crate::guard::network;
+use crate::guard::holder;
 
 /// So many refusals in a row are let through to the checks, and one is forgiven each half second.
 const PATIENCE: Quota = Quota { burst: 60, every: Duration::from_millis(500) };
@@ -18,12 +18,12 @@ pub struct Strikes(Buckets<IpAddr>);
 impl Strikes {
     /// Whether the address has been refused too often of late.
     pub fn is_out(&self, address: IpAddr, now: Instant) -> bool {
-        self.0.is_empty(&network(address), now)
+        self.0.is_empty(&holder(address), now)
     }
 
     /// Notes a refusal.
     pub fn add(&self, address: IpAddr, now: Instant) {
-        self.0.charge(network(address), now);
+        self.0.charge(holder(address), now);
     }
 }
 

@@ -53,7 +53,9 @@ async fn callback(
     match take(&app, method, client, &account, request).await {
         Ok(receipt) => accepted(method, receipt),
         Err(refusal) => {
-            if refusal.is_strike() && !is_listed(client.0, &app.callers.of(method)) {
+            // Alipay's certificate number is not signed: whoever invents one has it searched for.
+            let invented = method == PaymentMethod::Alipay && refusal == CallbackRefusal::UnknownSerial;
+            if (refusal.is_strike() || invented) && !is_listed(client.0, &app.callers.of(method)) {
                 app.strikes.add(client.0, tokio::time::Instant::now());
             }
             refused(method, refusal)

@@ -10,7 +10,7 @@ use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use serde::Serialize;
 use shared::cache::Changed;
-use shared::db::idempotency_keys;
+use shared::db::idempotency_keys::{self, NewAnswer};
 use shared::db::refunds::{self, Refund};
 use shared::db::{DbError, orders};
 use shared::domain::{Money, OrderId, RefundId, RefundNo, RefundStatus};
@@ -23,7 +23,7 @@ use utoipa::ToSchema;
 use super::orders::OrderPath;
 use crate::auth::{User, Viewer};
 use crate::fields::{Fields, JsonBytes, money, text};
-use crate::idempotency::{self, Answer, IdempotencyKey};
+use crate::idempotency::{self, Answer, IdempotencyKey, in_flight};
 use crate::numbers::{dated, microseconds};
 use crate::problem::{ApiError, Problem};
 use crate::routes::listing::{Filter, page};
@@ -227,7 +227,9 @@ impl Asking {
         }
         let refund = settling::ask(&mut tx, wish, now).await.map_err(refused)?.map_err(ApiError::Refund)?;
         let answer = serde_json::to_value(RefundView::of(&refund)).map_err(|error| ApiError::Internal(error.into()))?;
-        let saved = idempotency_keys::save_answer(&mut *tx, user, &key.key, &answer, None).await?;
+        let answer = NewAnswer { answer, refused_with: None };
+        let saved = idempotency_keys::save_answer(&mut *tx, user, &key.key, None, &answer).await?;
+        let saved = saved.ok_or(DbError::Moved)?;
         tx.commit().await.map_err(DbError::from)?;
         self.app.cache.orders.renew(&self.app.db, Changed::Ids(vec![self.order_id])).await;
         Ok(Some(Answer::fresh(wish.id.to_string(), saved)))
@@ -272,14 +274,6 @@ pub(super) fn reason(text: String) -> Result<String, String> {
 pub(super) fn refused(error: DbError) -> ApiError {
     match error {
         DbError::Constraint(name) if name == "refund_records_in_flight" => ApiError::Refund(RefundRefusal::InProgress),
-        other => other.into(),
-    }
-}
-
-/// Whoever holds the key's row for so long is the first request, in another process.
-fn in_flight(error: DbError) -> ApiError {
-    match error {
-        DbError::Again(_) => ApiError::RequestInFlight,
         other => other.into(),
     }
 }

@@ -108,6 +108,29 @@ async fn what_a_crash_left_unanswered_is_waited_for_and_then_taken_over(db: PgPo
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn who_has_lost_his_hold_saves_nothing(db: PgPool) {
+    let world = World::new(db).await;
+    world.gateway.is(Mood::Waits);
+    let body = wechat_order();
+    let slow = world.create("u1", "k1", &body);
+    let taken_over = async {
+        world.gateway.is_called().await;
+        sqlx::query("update idempotency_keys set held_until = now() + interval '1 h'")
+            .execute(&world.db)
+            .await
+            .unwrap();
+        world.gateway.let_go();
+    };
+    let (slow, ()) = tokio::join!(slow, taken_over);
+    slow.is(409, "request_in_flight");
+    assert_eq!(world.one::<i64>("select count(*) from idempotency_keys where answer is null").await, 1);
+    // Neither does an expired key change hands while somebody works under it.
+    sqlx::query("update idempotency_keys set expires_at = now()").execute(&world.db).await.unwrap();
+    world.create("u1", "k1", &wechat_order()).await.is(409, "request_in_flight");
+    assert_eq!(world.count("payment_orders").await, 1);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn a_key_says_when_it_is_forgotten_and_then_is_a_new_one(db: PgPool) {
     let world = World::new(db).await;
     let first = world.create("u1", "k1", &wechat_order()).await;

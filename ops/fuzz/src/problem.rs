@@ -1,10 +1,14 @@
 //! Problems that repeat what a client has sent.
 
+use axum::body::to_bytes;
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use futures_util::FutureExt as _;
 use payment_api::problem::{ApiError, FieldFault};
+use serde_json::{Value, json};
 
-/// Whatever a client calls its fields: an answer that is JSON, of the right type, and one header line each.
+/// Whatever a client calls its fields: an answer that is JSON, says its status, and repeats the fields as they came.
 pub(crate) fn render(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let (field, message) = text.split_once('\n').unwrap_or((&text, ""));
@@ -13,8 +17,13 @@ pub(crate) fn render(bytes: &[u8]) {
         ApiError::MalformedJson(text.to_string()),
         ApiError::Internal(text.to_string().into()),
     ] {
-        let response = error.into_response();
-        assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
-        assert!(response.status().is_client_error() || response.status().is_server_error());
+        let (head, body) = error.into_response().into_parts();
+        assert_eq!(head.headers.get_all(CONTENT_TYPE).iter().collect::<Vec<_>>(), ["application/problem+json"]);
+        let bytes = to_bytes(body, usize::MAX).now_or_never().expect("the body is there").expect("and whole");
+        let problem: Value = serde_json::from_slice(&bytes).expect("a problem is JSON");
+        assert_eq!(problem["status"], head.status.as_u16());
+        if head.status == StatusCode::BAD_REQUEST && !problem["errors"].is_null() {
+            assert_eq!(problem["errors"][0], json!({ "field": field, "message": message }));
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! `idempotency_keys`: which request made which row. The key is written in the statement that makes the row.
 
+use std::ops::Range;
+
 use serde_json::Value;
 use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
@@ -35,6 +37,14 @@ pub struct KnownKey {
     pub refused_with: Option<i16>,
     /// From then on it is as if it had never been used.
     pub expires_at: OffsetDateTime,
+}
+
+/// A final answer on its way into the table.
+pub struct NewAnswer {
+    /// Its body.
+    pub answer: Value,
+    /// Its HTTP status, 400 to 499, if it is a refusal.
+    pub refused_with: Option<i16>,
 }
 
 /// A final answer.
@@ -93,7 +103,7 @@ pub async fn take(
           set route = excluded.route, request_hash = excluded.request_hash, ref_id = excluded.ref_id,
             created_at = excluded.created_at, expires_at = excluded.expires_at, held_until = excluded.held_until,
             answer = null, refused_with = null
-          where old.expires_at <= $6
+          where old.expires_at <= $6 and (old.held_until is null or old.held_until <= $6)
         "#,
         user_id.as_str(),
         new.key,
@@ -109,8 +119,8 @@ pub async fn take(
     Ok(done.rows_affected() == 1)
 }
 
-/// Takes up the work under a key that has no answer and that nobody holds at this moment. `false`: somebody does, or it is
-/// answered.
+/// Takes up the work on the row `ref_id` for the time `held`, under a key that has no answer and that nobody holds at its start. `false`:
+/// somebody does, or it is answered, or the key stands for another row by now.
 ///
 /// # Errors
 /// [`DbError`].
@@ -118,19 +128,21 @@ pub async fn hold(
     db: impl PgExecutor<'_>,
     user_id: &UserId,
     key: &str,
-    now: OffsetDateTime,
-    until: OffsetDateTime,
+    ref_id: OrderId,
+    held: Range<OffsetDateTime>,
 ) -> Result<bool, DbError> {
     let done = sqlx::query!(
         r#"
         update idempotency_keys
         set held_until = $4
-        where user_id = $1 and key = $2 and answer is null and (held_until is null or held_until <= $3)
+        where user_id = $1 and key = $2 and ref_id = $5
+          and answer is null and (held_until is null or held_until <= $3)
         "#,
         user_id.as_str(),
         key,
-        now,
-        until,
+        held.start,
+        held.end,
+        ref_id as OrderId,
     )
     .execute(db)
     .await?;
@@ -158,7 +170,8 @@ pub async fn release(
     Ok(())
 }
 
-/// Saves the final answer, once, and returns the answer that stays: the first.
+/// Saves the final answer of whoever holds the key until `held_until` (`None`: it was never held). `None`: the hold has
+/// passed, and somebody else has taken over.
 ///
 /// # Errors
 /// [`DbError`].
@@ -166,25 +179,24 @@ pub async fn save_answer(
     db: impl PgExecutor<'_>,
     user_id: &UserId,
     key: &str,
-    answer: &Value,
-    refused_with: Option<i16>,
-) -> Result<SavedAnswer, DbError> {
-    let stays = sqlx::query_as!(
+    held_until: Option<OffsetDateTime>,
+    new: &NewAnswer,
+) -> Result<Option<SavedAnswer>, DbError> {
+    let saved = sqlx::query_as!(
         SavedAnswer,
         r#"
         update idempotency_keys
-        set answer = coalesce(answer, $3),
-          refused_with = case when answer is null then $4 else refused_with end,
-          held_until = null
-        where user_id = $1 and key = $2
+        set answer = $3, refused_with = $4, held_until = null
+        where user_id = $1 and key = $2 and answer is null and held_until is not distinct from $5
         returning answer as "answer!", refused_with, expires_at
         "#,
         user_id.as_str(),
         key,
-        answer,
-        refused_with,
+        new.answer,
+        new.refused_with,
+        held_until,
     )
     .fetch_optional(db)
     .await?;
-    stays.ok_or(DbError::Moved)
+    Ok(saved)
 }

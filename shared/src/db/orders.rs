@@ -111,7 +111,7 @@ pub async fn create(db: impl PgExecutor<'_>, new: &NewOrder) -> Result<bool, DbE
             set route = excluded.route, request_hash = excluded.request_hash, ref_id = excluded.ref_id,
               created_at = excluded.created_at, expires_at = excluded.expires_at, held_until = excluded.held_until,
               answer = null, refused_with = null
-            where old.expires_at <= $14
+            where old.expires_at <= $14 and (old.held_until is null or old.held_until <= $14)
           returning ref_id
         ), placed as (
           insert into payment_orders

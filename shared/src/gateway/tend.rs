@@ -65,8 +65,8 @@ pub(super) struct Gate(Mutex<Option<OffsetDateTime>>);
 impl Gate {
     const BETWEEN: time::Duration = time::Duration::seconds(30);
 
-    /// Looks, unless somebody has just done so. Whether what was wanted is `known` then. A clock that was set back opens
-    /// the gate.
+    /// Looks, unless somebody has just done so. Whether what was wanted is `known` then. `now` may be a little
+    /// older than the last look's; a clock that was set back by more opens the gate.
     pub(super) async fn look(
         &self,
         now: OffsetDateTime,
@@ -75,7 +75,7 @@ impl Gate {
     ) -> bool {
         let whole = async {
             let mut last = self.0.lock().await;
-            let opens = last.is_none_or(|last| now < last || now - last >= Gate::BETWEEN);
+            let opens = last.is_none_or(|last| (now - last).abs() >= Gate::BETWEEN);
             if !known() && opens {
                 *last = Some(now);
                 look.await;

@@ -10,13 +10,14 @@ use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
 use shared::gateway::{GatewayError, PrepayOrder, PrepayRequest};
 use shared::job::CHECKS;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use tracing::Span;
 use tracing::field::display;
 
 use super::body::OrderRequest;
 use super::close::ask_to_close;
 use super::view::{OrderView, PayableOrder, created};
-use crate::idempotency::{Answer, Earlier, Hold, Request};
+use crate::idempotency::{Answer, Earlier, Hold, Request, in_flight};
 use crate::numbers::{dated, microseconds};
 use crate::problem::{ApiError, FieldFault};
 use crate::state::App;
@@ -32,6 +33,7 @@ pub struct Placement {
 impl Placement {
     /// Places the order, or goes on with the one that an earlier request placed.
     pub async fn run(self) -> Result<Answer, ApiError> {
+        let began = Instant::now();
         let _turn = self.app.turns.wait(&self.request).await?;
         let drafted = self.draft();
         let labels = drafted.as_ref().ok().map(|new| (new.payment_method.as_str(), new.scene.as_str()));
@@ -39,9 +41,10 @@ impl Placement {
             Ok(new) => self.judge(&new).await.map(|()| new),
             Err(refusal) => Err(refusal),
         };
-        let done = self.place(judged).await;
+        let done = self.place(judged, began).await;
         if let Some((method, scene)) = labels {
-            let outcome = done.as_ref().map_or_else(outcome, |(how, _)| how);
+            let told = |(how, answer): &(&'static str, Answer)| if answer.is_refusal() { "refused" } else { *how };
+            let outcome = done.as_ref().map_or_else(outcome, told);
             let labels = [("method", method), ("scene", scene), ("outcome", outcome)];
             metrics::counter!("orders_created_total", &labels).increment(1);
         }
@@ -54,11 +57,15 @@ impl Placement {
         config.check(new.payment_method, new.scene, new.amount).map_err(ApiError::NotOffered)
     }
 
-    async fn place(&self, judged: Result<NewOrder, ApiError>) -> Result<(&'static str, Answer), ApiError> {
+    async fn place(
+        &self,
+        judged: Result<NewOrder, ApiError>,
+        began: Instant,
+    ) -> Result<(&'static str, Answer), ApiError> {
         let new = match judged {
             Ok(new) => new,
             // A request that was taken once is not judged again by rules that have changed since.
-            Err(refusal) => return self.resume().await?.ok_or(refusal),
+            Err(refusal) => return self.resume(began).await?.ok_or(refusal),
         };
         Span::current().record("orderId", display(new.id));
         let held = new.key.held_until;
@@ -68,12 +75,12 @@ impl Placement {
             return Ok(("created", self.answer(&created(new), hold).await?));
         }
         // The key is taken, so there is an order, unless it was forgotten this very moment.
-        self.resume().await?.ok_or(ApiError::RequestInFlight)
+        self.resume(began).await?.ok_or(ApiError::RequestInFlight)
     }
 
     /// What an earlier request with this key came to, carried to its end where it broke off.
-    async fn resume(&self) -> Result<Option<(&'static str, Answer)>, ApiError> {
-        let (order_id, hold) = match self.request.take_up(&self.app.db, &self.app.clock).await? {
+    async fn resume(&self, began: Instant) -> Result<Option<(&'static str, Answer)>, ApiError> {
+        let (order_id, hold) = match self.request.take_up(&self.app.db, &self.app.clock, began).await? {
             None => return Ok(None),
             Some(Earlier::Answered(answer)) => return Ok(Some(("repeated", answer))),
             Some(Earlier::Unfinished(order_id, hold)) => (order_id, hold),
@@ -185,14 +192,6 @@ async fn failed(app: &App, id: OrderId, error: GatewayError) -> ApiError {
             ApiError::GatewayUnavailable(error)
         }
         GatewayError::Protocol(_) => ApiError::GatewayProtocol(error),
-    }
-}
-
-/// Whoever holds the key's row for so long is the first request, in another process.
-fn in_flight(error: DbError) -> ApiError {
-    match error {
-        DbError::Again(_) => ApiError::RequestInFlight,
-        other => other.into(),
     }
 }
 

@@ -300,11 +300,16 @@ fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<E
         PaymentMethod::Alipay => alipay::read(&mut environment, name).and_then(|account| {
             let identity = format!("application {} of {}", account.app_id, account.seller_id);
             let road = kept.road(method, std::slice::from_ref(&account.gateway_url), &environment)?;
-            let fetched = kept.alipay(format!("{} {identity}", account.name));
+            // What was fetched was believed for these roots and this certificate.
+            let believed = account.certificates().map(|it| format!("{} {}", it.root_sn, it.given.sn));
+            let fetched = kept.alipay(format!("{} {identity} {}", account.name, believed.unwrap_or_default()));
             Some((Arc::new(Alipay::new(account, road, fetched)) as Arc<dyn Gateway>, identity))
         }),
         PaymentMethod::Wechat => wechat::read(&mut environment, name, &scenes).and_then(|(account, urls)| {
-            let identity = format!("merchant {}", account.mchid);
+            let mut apps: Vec<&str> = account.appids.iter().map(|(_, appid)| appid.as_str()).collect();
+            apps.sort_unstable();
+            apps.dedup();
+            let identity = format!("merchant {} with {}", account.mchid, apps.join(", "));
             let road = kept.road(method, &urls, &environment)?;
             let fetched = kept.wechat(format!("{} {identity}", account.name));
             Some((Arc::new(Wechat::new(account, road, fetched)) as Arc<dyn Gateway>, identity))

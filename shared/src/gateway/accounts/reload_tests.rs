@@ -147,7 +147,13 @@ fn accounts_come_and_retire_but_do_not_go_or_become_others() {
     let Some(Err(faults)) = running.change("gateways.toml", &retired.replace("1900000109", "1900000110")) else {
         panic!()
     };
-    assert!(faults.contains("wechat \"main\": stands for merchant 1900000110 (simulator) now"), "{faults}");
+    assert!(faults.contains("wechat \"main\": stands for merchant 1900000110 with "), "{faults}");
+    let Some(Err(faults)) =
+        running.change("gateways.toml", &retired.replace("wxd678efh567hg6787", "wxd678efh567hg6788"))
+    else {
+        panic!()
+    };
+    assert!(faults.contains("wechat \"main\": stands for merchant 1900000109 with "), "{faults}");
     let Some(Err(faults)) = running.change("gateways.toml", "a = ") else { panic!() };
     assert!(faults.contains("is not TOML"), "{faults}");
     assert_eq!(running.gateways.iter().count(), 3);

@@ -172,6 +172,22 @@ impl Failure {
     }
 }
 
+/// Whether a refusal is about our keys, application or contract: what was asked for was not even looked at.
+/// Source: common codes (C:02km9f), read 2025-11-20.
+pub(super) fn is_our_fault(error: &GatewayError) -> bool {
+    const OURS: [&str; 8] = [
+        "isv.invalid-signature",
+        "isv.invalid-app-id",
+        "isv.invalid-app-cert-sn",
+        "isv.invalid-alipay-root-cert-sn",
+        "isv.missing-signature",
+        "isv.missing-signature-config",
+        "isv.insufficient-isv-permissions",
+        "aop.invalid-auth-token",
+    ];
+    matches!(error, GatewayError::Refused { code, .. } if OURS.contains(&code.as_str()))
+}
+
 fn unknown(failure: Failure) -> GatewayError {
     GatewayError::Unknown(failure.text())
 }

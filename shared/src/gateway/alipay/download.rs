@@ -38,22 +38,25 @@ impl Alipay {
     pub(super) async fn refresh(&self, now: OffsetDateTime) -> Result<KeyNews, GatewayError> {
         let Some(certificates) = self.account.certificates() else { return Ok(KeyNews::Fixed) };
         let answer = self.ask_for(&certificates.given.sn, now).await?;
-        match answer.alipay_cert_sn {
+        let Whole { node, alipay_cert_sn } = answer;
+        match alipay_cert_sn {
             Some(sn) if self.issued(&sn, now).is_none() => {
                 self.download(&sn, now).await?;
                 Ok(KeyNews::Fetched { new: 1 })
             }
+            None if node.failure.code != sign::SUCCESS => Err(unsigned_error(node.failure)),
             _ => Ok(KeyNews::Fetched { new: 0 }),
         }
     }
 
-    /// Whether the certificate of this number came.
+    /// Whether the certificate of this number came. Which one signs now is learnt from Alipay: the number may be a
+    /// stranger's invention.
     pub(super) async fn look_for(&self, sn: &str, now: OffsetDateTime) -> bool {
         if self.account.certificates().is_none() || !is_sn(sn) {
             return false;
         }
         let fetch = async {
-            if let Err(error) = self.download(sn, now).await {
+            if let Err(error) = self.refresh(now).await {
                 let account = self.account();
                 warn!(%account, sn, %error, "The certificate that a message for alipay/{account} names was not taken");
             }
@@ -76,7 +79,8 @@ impl Alipay {
         if issued.sn != sn {
             return Err(refused(format!("another one came, {}", issued.sn)));
         }
-        if issued.organization != certificates.given.organization {
+        let ours = &certificates.given.organization;
+        if ours.is_none() || issued.organization != *ours {
             return Err(refused("issued to somebody else than the one in alipay_cert".to_owned()));
         }
         let account = self.account();

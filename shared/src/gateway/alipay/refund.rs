@@ -8,7 +8,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use super::client::{Call, signed_error};
+use super::client::{Call, is_our_fault, signed_error};
 use super::sign::Failure;
 use super::{Alipay, parse_beijing};
 use crate::domain::Money;
@@ -142,22 +142,8 @@ fn refund_error(failure: Failure) -> GatewayError {
 }
 
 /// Our keys, app or contract are at fault, not this refund: it was not looked at, and goes out once they are mended.
-/// Source: common codes (C:02km9f), read 2025-11-20.
 fn not_looked_at(error: GatewayError) -> GatewayError {
-    const OURS: [&str; 6] = [
-        "isv.invalid-signature",
-        "isv.invalid-app-id",
-        "isv.missing-signature",
-        "isv.missing-signature-config",
-        "isv.insufficient-isv-permissions",
-        "aop.invalid-auth-token",
-    ];
-    match error {
-        GatewayError::Refused { code, message } if OURS.contains(&code.as_str()) => {
-            GatewayError::Unknown(format!("{code}: {message}"))
-        }
-        other => other,
-    }
+    if is_our_fault(&error) { GatewayError::Unknown(error.to_string()) } else { error }
 }
 
 fn another() -> GatewayError {

@@ -141,6 +141,12 @@ async fn a_qr_code_is_asked_for_and_its_answer_checked() {
     assert!(param(&params, "biz_content").contains("FACE_TO_FACE_PAYMENT"));
     let other = alipay.prepay_request(&PrepayOrder { order_no: OrderNo::parse("ORD_02").unwrap(), ..order(Scene::Qr) });
     assert!(matches!(alipay.prepay(&other.unwrap(), NOW).await, Err(GatewayError::Protocol(_))));
+    let ours = r#"{"code":"40002","msg":"Invalid","sub_code":"isv.invalid-signature","sub_msg":"x"}"#;
+    for signed in [true, false] {
+        let server = Server::start(reply("alipay_trade_precreate", ours, signed)).await;
+        let spoilt = account(&format!("{}/gateway.do", server.url)).prepay(&request, NOW).await;
+        assert!(matches!(spoilt, Err(GatewayError::Unavailable(_))), "our key's fault ends no order: {spoilt:?}");
+    }
     let node = node.replace("qr.alipay.com", "qr.alipay.com.evil.example");
     let server = Server::start(reply("alipay_trade_precreate", &node, true)).await;
     let astray = account(&format!("{}/gateway.do", server.url)).prepay(&request, NOW).await;

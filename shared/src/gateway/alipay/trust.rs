@@ -66,7 +66,7 @@ impl Fetched {
 
 impl Account {
     /// The certificates, in certificate mode.
-    pub(super) fn certificates(&self) -> Option<&Certificates> {
+    pub(in crate::gateway) fn certificates(&self) -> Option<&Certificates> {
         match &self.trust {
             Trust::PublicKey(_) => None,
             Trust::Certificates(certificates) => Some(certificates),

@@ -142,6 +142,16 @@ async fn h5_names_the_buyers_address_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_prepay_that_our_own_key_spoils_may_be_repeated() {
+    let reply = Reply { status: 401, headers: Vec::new(), body: r#"{"code":"SIGN_ERROR","message":"x"}"#.to_owned() };
+    let server = Server::start(reply).await;
+    let wechat = account(&server.url);
+    let request = wechat.prepay_request(&order(Scene::Native)).unwrap();
+    let refused = wechat.prepay(&request, NOW).await;
+    assert!(matches!(refused, Err(GatewayError::Unavailable(_))), "{refused:?}");
+}
+
+#[tokio::test]
 async fn an_answer_that_leads_elsewhere_is_not_handed_on() {
     for (scene, answer) in [
         (Scene::H5, r#"{"h5_url":"https://evil.example/x"}"#),
