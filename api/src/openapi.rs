@@ -47,12 +47,16 @@ pub fn router() -> Router<Arc<App>> {
     routes.route("/", get(index::index)).merge(SwaggerUi::new("/docs").url("/openapi.json", description))
 }
 
+/// Only where there is a body.
+const UNSUPPORTED_MEDIA_TYPE: &str = "415";
+
 /// What the layers around the routes may answer in place of each of them.
-const SHARED_ANSWERS: [(&str, &str); 7] = [
+const SHARED_ANSWERS: [(&str, &str); 8] = [
     ("400", "`bad_request`"),
     ("408", "`request_timeout`"),
     ("413", "`body_too_large`"),
     ("414", "`uri_too_long`"),
+    (UNSUPPORTED_MEDIA_TYPE, "`unsupported_media_type`"),
     ("429", "`too_many_requests`: repeat after `Retry-After`; `RateLimit` says what is left"),
     ("503", "`unavailable`, `overloaded`: repeat after `Retry-After`"),
     ("504", "`timeout`: repeat"),
@@ -63,14 +67,11 @@ fn add_shared_answers(description: &mut utoipa::openapi::OpenApi) {
     for item in description.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {
-            for (status, words) in SHARED_ANSWERS {
+            let has_body = operation.request_body.is_some();
+            let possible = |(status, _): &(&str, &str)| has_body || *status != UNSUPPORTED_MEDIA_TYPE;
+            for (status, words) in SHARED_ANSWERS.into_iter().filter(possible) {
                 let answer = ResponseBuilder::new().description(words).content("application/problem+json", problem());
                 operation.responses.responses.entry(status.to_owned()).or_insert_with(|| answer.build().into());
-            }
-            if operation.request_body.is_some() {
-                let answer = ResponseBuilder::new().description("`unsupported_media_type`");
-                let answer = answer.content("application/problem+json", problem());
-                operation.responses.responses.entry("415".to_owned()).or_insert_with(|| answer.build().into());
             }
             operation.responses.responses.values_mut().for_each(name_problems);
         }

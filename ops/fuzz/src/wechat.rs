@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use shared::clock::Clock;
 use shared::domain::PaymentMethod::Wechat;
-use shared::gateway::keys::SigningKey;
+use shared::gateway::keys::{KeyRing, SigningKey};
 use shared::gateway::wechat::aead::{ApiV3Key, Sealed};
 use shared::gateway::wechat::{CALLBACK_HEADERS, cert};
 use shared::job::Callback;
@@ -118,5 +118,5 @@ pub(crate) fn certificates(bytes: &[u8]) {
         values.get(place).map(String::as_str)
     };
     let key = ApiV3Key::new(APIV3_KEY.trim()).unwrap_or_else(|error| panic!("{error}"));
-    let _ = cert::open_first(&key, header, body, datetime!(2026-01-05 02:21:10 UTC));
+    let _ = cert::open_list(&key, &KeyRing::default(), header, body, datetime!(2026-01-05 02:21:10 UTC));
 }

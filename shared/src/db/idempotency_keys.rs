@@ -119,8 +119,8 @@ pub async fn take(
     Ok(done.rows_affected() == 1)
 }
 
-/// Takes up the work on the row `ref_id` for the time `held`, under a key that has no answer and that nobody holds at its start. `false`:
-/// somebody does, or it is answered, or the key stands for another row by now.
+/// Takes up the work on the row `ref_id` for the time `held`, under a key that has no answer and that nobody holds at its
+/// start. `false`: somebody does, or it is answered, or the key stands for another row by now.
 ///
 /// # Errors
 /// [`DbError`].

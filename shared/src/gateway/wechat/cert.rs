@@ -66,45 +66,20 @@ struct Entry<'a> {
     encrypt_certificate: Sealed<'a>,
 }
 
-/// Opens the first answer ever fetched, for which no key is loaded yet: the APIv3 key authenticates each certificate,
-/// and one of them must have signed the answer.
+/// Opens an answer. The APIv3 key authenticates each certificate; a key in `known`, which is empty before the first answer,
+/// or a certificate that the answer brings must have signed it.
 ///
 /// # Errors
 /// See [`CertificatesError`].
-pub fn open_first<'h>(
-    apiv3_key: &ApiV3Key,
-    header: impl Fn(&str) -> Option<&'h str>,
-    body: &[u8],
-    now: OffsetDateTime,
-) -> Result<Vec<PlatformCertificate>, CertificatesError> {
-    let (certificates, ring) = open(apiv3_key, body, KeyRing::default())?;
-    sign::verify(&ring, header, body, Some(now)).map_err(CertificatesError::Signature)?;
-    Ok(certificates)
-}
-
-/// Opens a later answer: a key in `known` may have signed it, or a certificate that is new in it.
-///
-/// # Errors
-/// See [`CertificatesError`].
-pub fn open_next<'h>(
+pub fn open_list<'h>(
     apiv3_key: &ApiV3Key,
     known: &KeyRing,
     header: impl Fn(&str) -> Option<&'h str>,
     body: &[u8],
     now: OffsetDateTime,
 ) -> Result<Vec<PlatformCertificate>, CertificatesError> {
-    let (certificates, ring) = open(apiv3_key, body, known.clone())?;
-    sign::verify(&ring, header, body, Some(now)).map_err(CertificatesError::Signature)?;
-    Ok(certificates)
-}
-
-/// The certificates of a list, and a ring with them that may check who signed it.
-fn open(
-    apiv3_key: &ApiV3Key,
-    body: &[u8],
-    mut ring: KeyRing,
-) -> Result<(Vec<PlatformCertificate>, KeyRing), CertificatesError> {
     let list: List<'_> = serde_json::from_slice(body).map_err(|_| CertificatesError::Shape)?;
+    let mut ring = known.clone();
     let mut certificates = Vec::with_capacity(list.data.len());
     for entry in &list.data {
         let Certificate { serial, key, .. } = open_entry(apiv3_key, entry)?;
@@ -116,7 +91,8 @@ fn open(
         }
         certificates.push(certificate);
     }
-    Ok((certificates, ring))
+    sign::verify(&ring, header, body, Some(now)).map_err(CertificatesError::Signature)?;
+    Ok(certificates)
 }
 
 fn open_entry(apiv3_key: &ApiV3Key, entry: &Entry<'_>) -> Result<Certificate, CertificatesError> {

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tracing::info;
 
 use super::Wechat;
-use super::cert::{CertificatesError, PlatformCertificate, open_next};
+use super::cert::{CertificatesError, PlatformCertificate, open_list};
 use super::client::Outcome;
 use super::sign::Target;
 use crate::gateway::http::Answer;
@@ -135,7 +135,7 @@ impl Wechat {
         now: OffsetDateTime,
     ) -> Result<Vec<PlatformCertificate>, CertificatesError> {
         let header = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok());
-        let lists = self.account.apiv3_keys().map(|key| open_next(key, ring, header, &answer.body, now));
+        let lists = self.account.apiv3_keys().map(|key| open_list(key, ring, header, &answer.body, now));
         let opened = lists.reduce(|newest, previous| newest.or_else(|error| previous.map_err(|_| error)));
         opened.unwrap_or(Err(CertificatesError::Shape))
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use shared::domain::{AccountName, Fact, Merchant, Notification, PaymentMethod, RefundOutcome, Scene};
 use shared::gateway::keys::{Certificate, KeyRing, SigningKey, VerifyingKey};
 use shared::gateway::wechat::aead::{ApiV3Key, Sealed};
-use shared::gateway::wechat::cert::open_first;
+use shared::gateway::wechat::cert::open_list;
 use shared::gateway::wechat::prepay::{Credential, invoke_params};
 use shared::gateway::wechat::sensitive::{SensitiveError, encrypt};
 use shared::gateway::wechat::sign::{
@@ -223,7 +223,8 @@ fn certificates() {
     let key = ApiV3Key::new(file.text("apiv3_key")).expect("the APIv3 key");
     let headers = headers(&file.json);
     let (find, body) = (|name: &str| find(&headers, name), file.text("body").as_bytes());
-    let opened = open_first(&key, find, body, now(&file)).expect("certificates");
+    let none = KeyRing::default();
+    let opened = open_list(&key, &none, find, body, now(&file)).expect("certificates");
     assert_eq!(opened.len(), file.json["expect"].as_array().map_or(0, Vec::len));
     file.each("expect", |case| {
         let certificate = opened.iter().find(|certificate| certificate.serial == text(case, "serial_no"));
@@ -233,9 +234,9 @@ fn certificates() {
         same("validity", certificate.effective_at < certificate.expires_at, true)
     });
     let other = ApiV3Key::new(&"x".repeat(32)).expect("32 bytes");
-    assert!(open_first(&other, find, body, now(&file)).is_err());
+    assert!(open_list(&other, &none, find, body, now(&file)).is_err());
     let changed = file.text("body").replace("2031-", "2032-");
-    assert!(open_first(&key, find, changed.as_bytes(), now(&file)).is_err());
+    assert!(open_list(&key, &none, find, changed.as_bytes(), now(&file)).is_err());
 }
 
 #[test]
