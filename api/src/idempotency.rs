@@ -90,6 +90,19 @@ impl Request {
         Request { user, key, route, hash: Sha256::digest(body).into() }
     }
 
+    /// Waits for the turn of this request in this process.
+    ///
+    /// # Errors
+    /// [`ApiError::RequestInFlight`] when an earlier one takes longer than 3 s, or [`ApiError::IdempotencyKeyReused`] when that
+    /// one is known by then to be another request.
+    pub async fn turn(&self, turns: &Arc<Turns>, db: &PgPool, clock: &Clock) -> Result<Turn, ApiError> {
+        let turn = turns.wait(self).await;
+        if turn.is_err() {
+            self.known(db, microseconds(clock.now())).await?;
+        }
+        turn
+    }
+
     /// What the key stands for already, if anything.
     ///
     /// # Errors
@@ -272,11 +285,7 @@ pub struct Turn {
 }
 
 impl Turns {
-    /// Waits for the turn of this request.
-    ///
-    /// # Errors
-    /// [`ApiError::RequestInFlight`] when an earlier one takes longer than 3 s.
-    pub async fn wait(self: &Arc<Turns>, request: &Request) -> Result<Turn, ApiError> {
+    async fn wait(self: &Arc<Turns>, request: &Request) -> Result<Turn, ApiError> {
         self.wait_for(request, WAIT).await
     }
 

@@ -195,7 +195,8 @@ struct Asking {
 impl Asking {
     /// Asks, or finds what an earlier request with the same key was answered.
     async fn run(self) -> Result<Answer, ApiError> {
-        let _turn = self.app.turns.wait(&self.request).await?;
+        let App { turns, db, clock, .. } = self.app.as_ref();
+        let _turn = self.request.turn(turns, db, clock).await?;
         if let Some(known) = self.known().await? {
             return Ok(known);
         }

@@ -63,6 +63,22 @@ async fn new_orders_obey_what_is_set(db: PgPool) {
     assert_eq!(world.create("u1", "k5", &alipay_order()).await.status.as_u16(), 201);
 }
 
+/// As an admin page does: it shows the rules, then what buyers see of them.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn rules_that_were_shown_are_in_force_for_whoever_asks_next(db: PgPool) {
+    let (world, other) = (World::new(db.clone()).await, World::new(db).await);
+    for version in 1..20 {
+        let offered = world.offers().await;
+        let most = format!("{version}00.00");
+        let changed = other.change("a1", "alipay", &json!({ "version": version, "max_amount": most })).await;
+        assert_eq!(changed.status.as_u16(), 200, "{}", changed.body);
+        assert_ne!(offered[0]["max_amount"], most.as_str());
+        let shown = world.ask(Admin("a1"), Method::GET, "/v1/admin/config", None).await.json();
+        assert_eq!(shown["methods"][0]["max_amount"], most.as_str());
+        assert_eq!(world.offers().await[0]["max_amount"], most.as_str());
+    }
+}
+
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn an_order_that_was_placed_is_not_judged_again(db: PgPool) {
     let world = World::new(db).await;

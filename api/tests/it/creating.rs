@@ -108,6 +108,25 @@ async fn what_a_crash_left_unanswered_is_waited_for_and_then_taken_over(db: PgPo
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn another_request_hears_that_the_key_is_taken_even_while_its_owner_is_under_way(db: PgPool) {
+    let world = World::new(db).await;
+    world.gateway.is(Mood::Waits);
+    let (body, mut other) = (wechat_order(), wechat_order());
+    other["amount"] = json!("1.00");
+    let slow = world.create("u1", "k1", &body);
+    let others = async {
+        world.gateway.is_called().await;
+        let (same, another) = tokio::join!(world.create("u1", "k1", &body), world.create("u1", "k1", &other));
+        world.gateway.let_go();
+        (same, another)
+    };
+    let (slow, (same, another)) = tokio::join!(slow, others);
+    same.is(409, "request_in_flight");
+    another.is(422, "idempotency_key_reused");
+    assert_eq!((slow.status, world.count("payment_orders").await), (StatusCode::CREATED, 1));
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn who_has_lost_his_hold_saves_nothing(db: PgPool) {
     let world = World::new(db).await;
     world.gateway.is(Mood::Waits);

@@ -45,6 +45,7 @@ fn the_example_of_the_accounts_loads_with_and_without_what_may_be_left_out() {
     for (name, of) in [
         ("alipay_app_private.pem", "alipay_app_private_pkcs8.pem"),
         ("alipay_public.pem", "alipay_platform_public.pem"),
+        ("alipay_public_before.pem", "alipay_other_public.pem"),
         ("wechat_merchant_private.pem", "wx_merchant_private_pkcs8.pem"),
         ("wechat_public.pem", "wx_pubkey_public.pem"),
         ("wechat_platform_certificate.pem", "wx_platform_cert.pem"),

@@ -63,6 +63,11 @@ impl Config {
         found.ok_or(DbError::Moved)
     }
 
+    /// Rules were shown as the database had them: nothing older is in force here from now on.
+    pub fn saw(&self, config: &PaymentConfig) {
+        self.copies.saw(KEY, config.version());
+    }
+
     /// Takes over what the database holds now, for the one who has just changed it.
     pub async fn renew(&self, db: &PgPool) {
         let load = async { Ok(vec![payment_config::all(db).await?]) };

@@ -1,6 +1,7 @@
 //! `payment_config` and `payment_config_changes`: what buyers may choose just now, and who has changed it.
 
 use serde_json::Value;
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
@@ -106,8 +107,8 @@ pub async fn change(
         "#,
         before.payment_method.as_str(),
         before.version + 1,
-        json(&before.rules),
-        json(after),
+        Json(&before.rules) as _,
+        Json(after) as _,
         by.note,
         by.who,
         now,
@@ -115,11 +116,6 @@ pub async fn change(
     .execute(tx)
     .await?;
     Ok(())
-}
-
-/// As the list of changes shows them.
-fn json(rules: &MethodRules) -> Value {
-    serde_json::to_value(rules).unwrap_or_default()
 }
 
 /// One change of the rules of one gateway.

@@ -11,7 +11,7 @@ use tracing::warn;
 use url::Url;
 
 use super::GatewayError;
-use super::breaker::Breaker;
+use super::breaker::{Breaker, stopped};
 use super::http::{self, Answer};
 
 /// So long the second host goes first after it helped out.
@@ -37,21 +37,21 @@ impl Road {
         build: impl Fn(&Client, &Url) -> Result<RequestBuilder, GatewayError>,
     ) -> Result<Answer, GatewayError> {
         let first = self.first(Instant::now());
-        let mut not_sent = GatewayError::Unavailable("no host".to_owned());
+        let mut not_sent = None;
         for offset in 0..self.hosts.len() {
             let at = (first + offset) % self.hosts.len();
             let (url, breaker) = &self.hosts[at];
             match through(breaker, build(&self.client, url)?).await {
-                Err(error @ GatewayError::Unavailable(_)) => not_sent = error,
+                Err(error @ GatewayError::Unavailable(_)) => not_sent = Some(more_telling(not_sent, error)),
                 outcome => {
-                    if offset > 0 {
-                        self.turn_to(at, &not_sent);
+                    if let Some(error) = not_sent {
+                        self.turn_to(at, &error);
                     }
                     return outcome;
                 }
             }
         }
-        Err(not_sent)
+        Err(not_sent.unwrap_or_else(|| GatewayError::Unavailable("no host".to_owned())))
     }
 
     fn first(&self, now: Instant) -> usize {
@@ -64,6 +64,14 @@ impl Road {
         warn!(host, %error, "The other host cannot be reached: calls go to {host} first for a while");
         metrics::counter!("gateway_detours_total", "host" => host.to_owned()).increment(1);
         *self.detour.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, Instant::now() + DETOUR));
+    }
+}
+
+/// Of two hosts' errors the one that says what is wrong, rather than that nothing was tried.
+fn more_telling(earlier: Option<GatewayError>, error: GatewayError) -> GatewayError {
+    match earlier {
+        Some(earlier) if stopped(&error) || !stopped(&earlier) => earlier,
+        _ => error,
     }
 }
 
@@ -126,10 +134,20 @@ pub(super) mod tests {
     async fn nobody_at_all_means_not_sent_and_opens_both_breakers() {
         let road = to(client(Transport::Loopback).unwrap(), &[NOBODY, "http://127.0.0.1:2"]);
         for _ in 0..5 {
-            assert!(matches!(get(&road).await, Err(GatewayError::Unavailable(_))));
+            assert!(matches!(get(&road).await, Err(error @ GatewayError::Unavailable(_)) if !stopped(&error)));
         }
         let error = get(&road).await.unwrap_err().to_string();
         assert!(error.contains("failed too often"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn of_a_host_that_is_not_tried_and_one_that_is_not_there_the_second_is_told() {
+        let (_held, mute) = silent();
+        let road = to(super::super::testing::impatient_client(), &[&mute, NOBODY]);
+        for _ in 0..5 {
+            assert!(matches!(get(&road).await, Err(GatewayError::Unknown(_))));
+        }
+        assert!(matches!(get(&road).await, Err(error @ GatewayError::Unavailable(_)) if !stopped(&error)));
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use gateway_sim::keys::{WechatMerchant, generate, point_at};
 use gateway_sim::ledger::{Product, Trade};
-use gateway_sim::notify::{self, Overrides};
+use gateway_sim::notify::{self, Overrides, SignedCallback};
 use gateway_sim::{Options, Simulator};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde_json::{Value, json};
@@ -62,20 +62,20 @@ impl World {
 
     /// What WeChat Pay posts when somebody has paid.
     fn callback(&self) -> Callback {
+        let signed = notify::wechat(self.merchant(), &self.trade(Product::Native), &Overrides::default());
+        arrived(PaymentMethod::Wechat, signed)
+    }
+
+    /// What Alipay posts to an account when somebody has paid.
+    fn alipay_callback(&self, account: &str) -> Callback {
+        let merchant = self.simulator.keys().alipay_account(account).unwrap();
+        let signed = notify::alipay(merchant, &self.trade(Product::Page), &Overrides::default());
+        arrived(PaymentMethod::Alipay, signed)
+    }
+
+    fn trade(&self, product: Product) -> Trade {
         let number = format!("ORD{:08}", self.sent.fetch_add(1, Ordering::Relaxed));
-        let trade = Trade::new(Product::Native, "main", &number, 100).paid();
-        let signed = notify::wechat(self.merchant(), &trade, &Overrides::default());
-        let named = signed.headers.into_iter().map(|(name, value)| (name.to_lowercase(), value));
-        Callback {
-            method: PaymentMethod::Wechat,
-            account: AccountName::parse("main").unwrap(),
-            headers: named
-                .filter(|(name, _)| callback_headers(PaymentMethod::Wechat).contains(&name.as_str()))
-                .collect(),
-            body: signed.body.into(),
-            received_at: Clock::system().now(),
-            job_id: None,
-        }
+        Trade::new(product, "main", &number, 100).paid()
     }
 
     async fn control(&self, method: &str, path: &str, body: Value) -> Value {
@@ -85,6 +85,19 @@ impl World {
         let (status, text) = (answer.status(), answer.text().await.unwrap());
         assert!(status.is_success(), "{path}: {text}");
         serde_json::from_str(&text).unwrap()
+    }
+}
+
+/// As the ingress takes it, for the account `main`.
+fn arrived(method: PaymentMethod, signed: SignedCallback) -> Callback {
+    let named = signed.headers.into_iter().map(|(name, value)| (name.to_lowercase(), value));
+    Callback {
+        method,
+        account: AccountName::parse("main").unwrap(),
+        headers: named.filter(|(name, _)| callback_headers(method).contains(&name.as_str())).collect(),
+        body: signed.body.into(),
+        received_at: Clock::system().now(),
+        job_id: None,
     }
 }
 
@@ -304,6 +317,34 @@ async fn a_certificate_that_is_not_alipays_own_is_not_taken() {
     }
     world.control("POST", "/sim/keys/alipay/main/certificate", json!({})).await;
     assert_eq!(ask(alipay.as_ref()).await.unwrap(), "TRADE_NOT_EXIST");
+}
+
+#[tokio::test]
+async fn what_the_public_key_before_signed_counts_beside_the_certificates() {
+    let world = World::new().await;
+    let gateways = world.gateways(str::to_owned);
+    let now = Clock::system().now();
+    let on_the_road = world.alipay_callback("main");
+    let verified = main(&gateways, PaymentMethod::Alipay).verify(on_the_road.clone(), Some(now)).unwrap();
+    assert_eq!(main(&gateways, PaymentMethod::Alipay).key_of(&verified), "public_key");
+
+    // The console is switched to certificates, and Alipay signs with another key from then on.
+    world.control("POST", "/sim/keys/alipay/main/certificate", json!({ "new_key": true })).await;
+    let certificate = world.simulator.keys().alipay_account("main").unwrap().certificates.as_ref().unwrap().current();
+    std::fs::write(world.folder.join("keys/alipay_main_cert.pem"), &certificate.pem).unwrap();
+    let gateways = world.gateways(certificate_mode);
+    let forgotten = main(&gateways, PaymentMethod::Alipay).verify(on_the_road.clone(), Some(now));
+    assert_eq!(forgotten.map(|_| ()), Err(CallbackError::BadSignature), "the key before is not on file");
+    let previous = "previous_alipay_public_key_file = \"keys/alipay_main_public.pem\"\napp_cert_file";
+    let gateways = world.gateways(|text| text.replacen("app_cert_file", previous, 1));
+    let alipay = main(&gateways, PaymentMethod::Alipay);
+    let verified = alipay.verify(on_the_road, Some(now)).unwrap();
+    assert_eq!(alipay.key_of(&verified), "previous_public_key");
+    assert!(alipay.key_status().iter().any(|key| key.serial == "previous_public_key"));
+    let verified = alipay.verify(world.alipay_callback("main"), Some(now)).unwrap();
+    assert_eq!(alipay.key_of(&verified), certificate.sn);
+    let of_another = alipay.verify(world.alipay_callback("second"), Some(now));
+    assert_eq!(of_another.map(|_| ()), Err(CallbackError::BadSignature));
 }
 
 #[test]

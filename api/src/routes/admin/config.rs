@@ -79,7 +79,12 @@ pub struct ConfigView {
     )
 )]
 pub async fn get(State(app): State<Arc<App>>, _admin: Admin) -> Result<Json<ConfigView>, ApiError> {
-    let all = to_the_end(async move { Ok(config::all(&app.db).await?) }).await?;
+    let all = to_the_end(async move {
+        let all = config::all(&app.db).await?;
+        app.cache.config.saw(&all);
+        Ok(all)
+    });
+    let all = all.await?;
     Ok(Json(ConfigView { methods: all.methods.into_iter().map(MethodConfigView::of).collect() }))
 }
 

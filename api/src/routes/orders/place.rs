@@ -34,7 +34,8 @@ impl Placement {
     /// Places the order, or goes on with the one that an earlier request placed.
     pub async fn run(self) -> Result<Answer, ApiError> {
         let began = Instant::now();
-        let _turn = self.app.turns.wait(&self.request).await?;
+        let App { turns, db, clock, .. } = self.app.as_ref();
+        let _turn = self.request.turn(turns, db, clock).await?;
         let drafted = self.draft();
         let labels = drafted.as_ref().ok().map(|new| (new.payment_method.as_str(), new.scene.as_str()));
         let judged = match drafted {

@@ -28,6 +28,8 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName) -> Option<Accou
         SigningKey::from_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()
     });
     let trust = read_trust(section, app_key.as_ref());
+    let has_previous = section.has_secret(PREVIOUS_KEY);
+    let previous_key = if has_previous { read_public_key(section, PREVIOUS_KEY, app_key.as_ref()) } else { None };
     Some(Account {
         name,
         gateway_url: gateway_url?,
@@ -36,23 +38,23 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName) -> Option<Accou
         qr_product_code,
         app_key: app_key?,
         trust: trust?,
+        previous_key,
     })
 }
 
+const PUBLIC_KEY: &str = "alipay_public_key";
+const PREVIOUS_KEY: &str = "previous_alipay_public_key";
 const CERTIFICATES: [&str; 3] = ["app_cert", "alipay_cert", "alipay_root_cert"];
 
 /// An application is in one mode: Alipay's public key, or the three certificates.
 fn read_trust(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<Trust> {
-    let given = |section: &Section<'_>, field: &str| {
-        section.has(&format!("{field}_file")) || section.has(&format!("{field}_env"))
-    };
-    if !CERTIFICATES.iter().any(|field| given(section, field)) {
-        return read_public_key(section, ours).map(Trust::PublicKey);
+    if !CERTIFICATES.iter().any(|field| section.has_secret(field)) {
+        return read_public_key(section, PUBLIC_KEY, ours).map(Trust::PublicKey);
     }
-    if given(section, "alipay_public_key") {
+    if section.has_secret(PUBLIC_KEY) {
         let problem = "and certificates are both given; an application is in one mode, so keep what the console shows";
         section.fault("alipay_public_key_file", problem);
-        section.secret("alipay_public_key");
+        section.secret(PUBLIC_KEY);
     }
     let app = section.secret("app_cert").and_then(|(field, text)| {
         let number = cert_sn(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()?;
@@ -78,8 +80,8 @@ fn read_trust(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<Tr
     Some(Trust::Certificates(Box::new(Certificates { app_sn, app_validity, root_sn, roots, given })))
 }
 
-fn read_public_key(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<VerifyingKey> {
-    let (field, text) = section.secret("alipay_public_key")?;
+fn read_public_key(section: &mut Section<'_>, name: &str, ours: Option<&SigningKey>) -> Option<VerifyingKey> {
+    let (field, text) = section.secret(name)?;
     let key = VerifyingKey::from_spki_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()?;
     // The most common mistake of all: the console shows both, one above the other.
     if ours.is_some_and(|ours| ours.is_pair_of(&key)) {

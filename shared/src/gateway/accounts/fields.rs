@@ -157,6 +157,11 @@ impl<'c> Section<'c> {
         self.table.contains_key(field)
     }
 
+    /// Whether there is key material of this name, a file or a variable, and not read yet.
+    pub(super) fn has_secret(&self, field: &str) -> bool {
+        ["file", "env"].iter().any(|by| self.has(&format!("{field}_{by}")))
+    }
+
     /// The last part of the path that leads here.
     pub(super) fn name(&self) -> &str {
         let path = self.path.trim_end_matches('.');

@@ -260,6 +260,23 @@ fn a_wechat_account_has_keys_or_fetches_them() {
 }
 
 #[test]
+fn alipays_key_before_is_checked_like_the_one_of_today() {
+    let dir = Dir::new();
+    let with = |line: &str| ALIPAY.replace("app_id =", &format!("{line}\napp_id ="));
+    dir.load(&with("previous_alipay_public_key_file = \"KEYS/alipay_other_public.pem\"")).unwrap();
+    for (line, fault) in [
+        (
+            "previous_alipay_public_key_file = \"KEYS/alipay_app_public.pem\"",
+            "previous_alipay_public_key_file is the application's own public key",
+        ),
+        ("previous_alipay_public_key_file = \"none\"", "previous_alipay_public_key_file names"),
+        ("previous_alipay_public_key_env = \"NOT_SET\"", "previous_alipay_public_key_env names"),
+    ] {
+        assert!(dir.faults(&with(line)).contains(fault), "{line}: {}", dir.faults(&with(line)));
+    }
+}
+
+#[test]
 fn a_second_host_and_the_apiv3_key_before_are_checked_like_the_first() {
     let dir = Dir::new();
     dir.write("apiv3", APIV3);

@@ -22,7 +22,7 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName, scenes: &[Scene
         SigningKey::from_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()
     });
     let apiv3_key = read_apiv3_key(section, "apiv3_key");
-    let has_previous = ["file", "env"].iter().any(|by| section.has(&format!("previous_apiv3_key_{by}")));
+    let has_previous = section.has_secret("previous_apiv3_key");
     let previous_apiv3_key = if has_previous { read_apiv3_key(section, "previous_apiv3_key") } else { None };
     let fetches = section.flag("fetch_certificates", true);
     let verify_keys = read_verify_keys(section, merchant_key.as_ref());

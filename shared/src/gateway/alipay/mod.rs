@@ -14,7 +14,7 @@ use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
 use url::Url;
 
 use super::http::measured;
-use super::keys::SigningKey;
+use super::keys::{SigningKey, VerifyingKey};
 use super::road::Road;
 use super::{
     CallbackError, CloseOutcome, Gateway, GatewayError, KeyNews, KeyStatus, Payment, PrepayOrder, PrepayRequest,
@@ -60,6 +60,8 @@ pub(super) struct Account {
     pub qr_product_code: String,
     pub app_key: SigningKey,
     pub trust: Trust,
+    /// Alipay's public key before, while something that it signed may still come.
+    pub previous_key: Option<VerifyingKey>,
 }
 
 /// One Alipay account.

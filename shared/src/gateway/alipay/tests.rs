@@ -10,7 +10,6 @@ use super::sign::{Form, string_to_sign};
 use super::*;
 use crate::domain::{Fact, Money, Scene, Subject};
 use crate::gateway::http::{Transport, client};
-use crate::gateway::keys::VerifyingKey;
 use crate::gateway::road;
 use crate::gateway::testing::{Reply, Server, impatient_client};
 
@@ -39,6 +38,7 @@ fn with_client(gateway_url: &str, client: Client) -> Alipay {
         qr_product_code: "FACE_TO_FACE_PAYMENT".to_owned(),
         app_key: SigningKey::from_pem(key!("alipay_app_private_pkcs8.pem")).unwrap(),
         trust: Trust::PublicKey(VerifyingKey::from_spki_pem(key!("alipay_platform_public.pem")).unwrap()),
+        previous_key: None,
     };
     Alipay::new(account, road::tests::to(client, &[gateway_url]), Arc::default())
 }
@@ -230,6 +230,30 @@ fn read(body: &[u8]) -> Result<Verified<Notification>, CallbackError> {
         job_id: None,
     };
     ALIPAY.get_or_init(|| account("https://gateway.example/")).read(&Verified::new(callback))
+}
+
+#[tokio::test]
+async fn what_the_key_before_signed_counts_as_long_as_it_is_on_file() {
+    let now = Some(NOW);
+    let by = |key: &str| {
+        let fields = [("notify_id", "n"), ("out_trade_no", "ORD_01"), ("trade_status", "TRADE_SUCCESS")];
+        // What a callback's signature covers lacks its algorithm.
+        let sign = SigningKey::from_pem(key).unwrap().sign(string_to_sign(fields).as_bytes()).unwrap();
+        let mut form = url::form_urlencoded::Serializer::new(String::new());
+        let body = form.extend_pairs(fields).extend_pairs([("sign_type", "RSA2"), ("sign", &sign)]).finish();
+        let account = AccountName::parse("main").unwrap();
+        let (method, body) = (PaymentMethod::Alipay, Bytes::from(body));
+        Callback { method, account, headers: Vec::new(), body, received_at: NOW, job_id: None }
+    };
+    let (today, before) = (by(key!("alipay_platform_private_pkcs8.pem")), by(key!("alipay_other_private_pkcs8.pem")));
+    let mut alipay = account("https://gateway.example/");
+    alipay.verify(today.clone(), now).unwrap();
+    assert_eq!(alipay.verify(before.clone(), now).map(|_| ()), Err(CallbackError::BadSignature));
+    alipay.account.previous_key = Some(VerifyingKey::from_spki_pem(key!("alipay_other_public.pem")).unwrap());
+    assert_eq!(alipay.key_of(&alipay.verify(today, now).unwrap()), "public_key");
+    assert_eq!(alipay.key_of(&alipay.verify(before, now).unwrap()), "previous_public_key");
+    let stranger = by(key!("wx_other_private_pkcs8.pem"));
+    assert_eq!(alipay.verify(stranger, now).map(|_| ()), Err(CallbackError::BadSignature));
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Whose signature counts as Alipay's: one public key, or the certificates of the certificate mode.
+//! Whose signature counts as Alipay's: one public key, or the certificates of the certificate mode, and beside either the
+//! public key before while what it signed is still on the road.
 //!
 //! Source: Alipay OpenAPI, C:057k53: an answer names its certificate (`alipay_cert_sn`), which is not signed itself; a new one
 //! is downloaded and believed for its chain. It is renewed with the key kept, so a message that names none, or one that is
@@ -74,23 +75,6 @@ impl Account {
     }
 }
 
-/// The keys that may have signed a message.
-pub(super) enum Candidates {
-    /// The one that it names, or that is alone.
-    One(VerifyingKey),
-    /// All in force: it names none that is known.
-    Any(Vec<VerifyingKey>),
-}
-
-impl Candidates {
-    pub(super) fn keys(&self) -> &[VerifyingKey] {
-        match self {
-            Candidates::One(key) => std::slice::from_ref(key),
-            Candidates::Any(keys) => keys,
-        }
-    }
-}
-
 impl Alipay {
     /// The certificate of that number, if it counts at that moment.
     pub(super) fn issued(&self, sn: &str, at: OffsetDateTime) -> Option<Issued> {
@@ -106,39 +90,47 @@ impl Alipay {
         counting.chain(given).cloned().collect()
     }
 
-    /// Which keys a message may be checked with that names this certificate, or none.
-    pub(super) fn candidates(&self, sn: Option<&str>, at: OffsetDateTime) -> Result<Candidates, CallbackError> {
+    /// Which keys a message may be checked with that names this certificate, or none: the named one alone, else all, and
+    /// last the one before.
+    fn candidates(&self, sn: Option<&str>, at: OffsetDateTime) -> Result<Vec<VerifyingKey>, CallbackError> {
+        let mut keys = self.today(sn, at)?;
+        keys.extend(self.account.previous_key.clone());
+        Ok(keys)
+    }
+
+    /// The same without the one before.
+    fn today(&self, sn: Option<&str>, at: OffsetDateTime) -> Result<Vec<VerifyingKey>, CallbackError> {
         let certificates = match &self.account.trust {
-            Trust::PublicKey(key) => return Ok(Candidates::One(key.clone())),
+            Trust::PublicKey(key) => return Ok(vec![key.clone()]),
             Trust::Certificates(certificates) => certificates,
         };
-        let mut counting = self.in_force(at);
-        if let Some(named) = counting.iter().position(|issued| Some(issued.sn.as_str()) == sn) {
-            return Ok(Candidates::One(counting.swap_remove(named).key));
+        if let Some(named) = sn.and_then(|sn| self.issued(sn, at)) {
+            return Ok(vec![named.key]);
         }
+        let counting = self.in_force(at);
         if counting.is_empty() {
             let Issued { sn, validity, .. } = &certificates.given;
             let time = KeyTime::Expired(validity.until.unwrap_or(at));
             return Err(CallbackError::KeyNotInForce { serial: sn.clone(), time });
         }
-        Ok(Candidates::Any(counting.into_iter().map(|issued| issued.key).collect()))
+        Ok(counting.into_iter().map(|issued| issued.key).collect())
     }
 
     /// Checks a form that Alipay signed, a callback or a return.
     pub(super) fn verify_form(&self, form: &[u8], at: OffsetDateTime) -> Result<(), CallbackError> {
         let named = Form::parse(form)?.get(CERT_SN).map(str::to_owned);
-        let candidates = self.candidates(named.as_deref(), at)?;
-        let mut verdict = Err(CallbackError::BadSignature);
-        for key in candidates.keys() {
-            verdict = sign::verify_callback(key, form);
+        for key in self.candidates(named.as_deref(), at)? {
+            let verdict = sign::verify_callback(&key, form);
             if verdict != Err(CallbackError::BadSignature) {
                 return verdict;
             }
         }
-        match (named, candidates) {
-            // By a key that is not here, perhaps.
-            (Some(sn), Candidates::Any(_)) if is_sn(&sn) => Err(CallbackError::UnknownKey { serial: sn }),
-            _ => verdict,
+        match named {
+            // By a certificate that is not here, perhaps.
+            Some(sn) if self.account.certificates().is_some() && is_sn(&sn) && self.issued(&sn, at).is_none() => {
+                Err(CallbackError::UnknownKey { serial: sn })
+            }
+            _ => Err(CallbackError::BadSignature),
         }
     }
 
@@ -147,7 +139,7 @@ impl Alipay {
         let named = sign::cert_sn(body);
         let candidates = self.candidates(named.as_deref(), at).map_err(|error| error.to_string())?;
         let mut opened = Err(AnswerError::BadSignature);
-        for key in candidates.keys() {
+        for key in &candidates {
             opened = sign::open_answer(key, method, body);
             if !matches!(opened, Err(AnswerError::BadSignature)) {
                 break;
@@ -158,28 +150,38 @@ impl Alipay {
 
     /// The name under which a verified callback is counted.
     pub(super) fn name_of_key(&self, form: &[u8], at: OffsetDateTime) -> String {
-        let Some(certificates) = self.account.certificates() else { return "public_key".to_owned() };
         let named = Form::parse(form).ok().and_then(|form| form.get(CERT_SN).map(str::to_owned));
+        if self.account.previous_key.is_some() {
+            let today = self.today(named.as_deref(), at).unwrap_or_default();
+            if !today.iter().any(|key| sign::verify_callback(key, form).is_ok()) {
+                return PREVIOUS_KEY.to_owned();
+            }
+        }
+        let Some(certificates) = self.account.certificates() else { return PUBLIC_KEY.to_owned() };
         let known = named.and_then(|sn| self.issued(&sn, at)).or_else(|| self.in_force(at).into_iter().next());
         known.map_or_else(|| certificates.given.sn.clone(), |issued| issued.sn)
     }
 
     pub(super) fn status(&self) -> Vec<KeyStatus> {
         const KIND: &str = "alipay_certificate";
+        let public = |name: &str| KeyStatus { kind: PUBLIC_KEY, serial: name.to_owned(), validity: Validity::ALWAYS };
+        let previous = self.account.previous_key.is_some().then(|| public(PREVIOUS_KEY));
         let Some(certificates) = self.account.certificates() else {
-            let serial = "public_key".to_owned();
-            return vec![KeyStatus { kind: "public_key", serial, validity: Validity::ALWAYS }];
+            return std::iter::once(public(PUBLIC_KEY)).chain(previous).collect();
         };
         let Certificates { app_sn, app_validity, given, .. } = certificates;
         let fetched = self.fetched.current();
         let theirs = fetched.iter().chain([given]);
         let theirs = theirs.map(|it| KeyStatus { kind: KIND, serial: it.sn.clone(), validity: it.validity });
         let ours = KeyStatus { kind: APP_CERTIFICATE, serial: app_sn.clone(), validity: *app_validity };
-        theirs.chain([ours]).collect()
+        theirs.chain([ours]).chain(previous).collect()
     }
 }
 
 const CERT_SN: &str = "alipay_cert_sn";
+/// How a key is named that has no number.
+const PUBLIC_KEY: &str = "public_key";
+const PREVIOUS_KEY: &str = "previous_public_key";
 
 /// The form of a certificate's number; anything else is not asked for.
 pub(super) fn is_sn(text: &str) -> bool {
