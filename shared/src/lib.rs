@@ -5,7 +5,7 @@
 //! the messages between the processes and to the outside. [`settle`] is where facts about money become state and events;
 //! [`cache`] holds copies of what is shown.
 //! [`config`], [`telemetry`], [`ops`] and [`shutdown`] are what every binary needs to start, be seen and stop; [`service`]
-//! names the binaries, and with them who may do what.
+//! names the binaries, and with them who may do what, [`tls_files`] how an address names certificates.
 
 pub mod cache;
 pub mod clock;
@@ -22,3 +22,4 @@ pub mod settle;
 pub mod shutdown;
 pub mod stats;
 pub mod telemetry;
+pub mod tls_files;

@@ -16,8 +16,8 @@ use uuid::Uuid;
 /// How a client begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speaks {
-    /// With TLS at once.
-    Amqp,
+    /// With TLS at once, as AMQP and Redis do.
+    TlsAtOnce,
     /// With PostgreSQL's question whether TLS is wanted.
     Postgres,
 }

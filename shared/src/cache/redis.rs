@@ -11,14 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisError};
+use ::redis::{AsyncConnectionConfig, Client, ClientTlsConfig, FromRedisValue, RedisError, TlsCertificates};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
+use url::Url;
 
 use crate::config::Env;
+use crate::tls_files::{TlsFiles, TlsPem};
 
 /// How long a call may take.
 pub const LIMIT: Duration = Duration::from_millis(100);
@@ -33,8 +35,44 @@ const LASTED: Duration = Duration::from_secs(10);
 /// Where Redis is.
 #[derive(Debug, Clone)]
 pub struct RedisConfig {
-    url: SecretString,
+    address: Address,
     prefix: String,
+}
+
+/// `redis://…`, or `rediss://…` for TLS, with [`TlsFiles`]; authorities in them are trusted instead of the system's.
+#[derive(Debug, Clone)]
+struct Address {
+    url: SecretString,
+    files: TlsFiles,
+}
+
+impl Address {
+    fn parse(url: SecretString) -> Result<Address, String> {
+        // The parsers' own words may hold the password.
+        let wrong = |_| "it is not a Redis URL".to_owned();
+        let parsed = Url::parse(url.expose_secret()).map_err(|_| wrong(()))?;
+        let files = TlsFiles::of(&parsed, parsed.scheme() == "rediss").map_err(str::to_owned)?;
+        Client::open(url.expose_secret()).map_err(|_| wrong(()))?;
+        files.read()?;
+        Ok(Address { url, files })
+    }
+
+    fn client(&self) -> Result<Client, CallError> {
+        let unreadable = |why: String| RedisError::from(std::io::Error::other(why));
+        let TlsPem { authorities, identity } = self.files.read().map_err(unreadable).map_err(CallError::Failed)?;
+        let url = self.url.expose_secret();
+        let client = if authorities.is_none() && identity.is_none() {
+            Client::open(url)
+        } else {
+            let client_tls = identity.map(|(certificate, key)| ClientTlsConfig {
+                client_cert: certificate.into_bytes(),
+                client_key: key.into_bytes(),
+            });
+            let root_cert = authorities.map(String::into_bytes);
+            Client::build_with_tls(url, TlsCertificates { client_tls, root_cert })
+        };
+        client.map_err(CallError::Failed)
+    }
 }
 
 impl RedisConfig {
@@ -43,19 +81,14 @@ impl RedisConfig {
     pub fn from_env(env: &mut Env) -> Option<RedisConfig> {
         let prefix = env.optional("REDIS_KEY_PREFIX").unwrap_or_default();
         let url = env.optional("REDIS_URL")?;
-        let config = RedisConfig::new(url, prefix);
-        if config.is_none() {
-            // The value holds a password, and so may the parser's own words.
-            let hint = "set it to redis://:password@host:6379/0, or rediss:// for TLS, or leave it out";
-            env.fault("REDIS_URL", "it is not a Redis URL", hint);
-        }
-        config
+        let hint = "set it to redis://:password@host:6379/0, or rediss:// for TLS, or leave it out";
+        RedisConfig::new(url, prefix).map_err(|problem| env.fault("REDIS_URL", &problem, hint)).ok()
     }
 
-    /// `None` when it is no URL of Redis.
-    pub fn new(url: impl Into<SecretString>, prefix: impl Into<String>) -> Option<RedisConfig> {
-        let (url, prefix) = (url.into(), prefix.into());
-        Client::open(url.expose_secret()).is_ok().then_some(RedisConfig { url, prefix })
+    /// # Errors
+    /// What is wrong, without the value: it holds a password.
+    pub fn new(url: impl Into<SecretString>, prefix: impl Into<String>) -> Result<RedisConfig, String> {
+        Ok(RedisConfig { address: Address::parse(url.into())?, prefix: prefix.into() })
     }
 }
 
@@ -123,7 +156,7 @@ impl Redis {
         let line = Arc::new(Line { link: watch::Sender::new(None), lost: Notify::new() });
         let stop = CancellationToken::new();
         let mut connected = line.link.subscribe();
-        let keeper = keep(config.url.clone(), line.clone());
+        let keeper = keep(config.address.clone(), line.clone());
         let ended = stop.clone();
         tokio::spawn(async move {
             tokio::select! { () = keeper => {}, () = ended.cancelled() => {} }
@@ -211,12 +244,12 @@ fn is_of_the_connection(error: &RedisError) -> bool {
 }
 
 /// Makes one connection after the other.
-async fn keep(url: SecretString, line: Arc<Line>) {
+async fn keep(address: Address, line: Arc<Line>) {
     let mut pause = PAUSE;
     let mut silent = false;
     for number in 1.. {
         let began = Instant::now();
-        match dial(&url).await {
+        match dial(&address).await {
             Ok(connection) => {
                 line.link.send_replace(Some(Link { number, connection }));
                 metrics::gauge!("redis_up").set(1.0);
@@ -245,9 +278,9 @@ async fn keep(url: SecretString, line: Arc<Line>) {
 }
 
 /// A connection that has answered as fast as a call must.
-async fn dial(url: &SecretString) -> Result<MultiplexedConnection, CallError> {
+async fn dial(address: &Address) -> Result<MultiplexedConnection, CallError> {
     let options = AsyncConnectionConfig::new().set_connection_timeout(Some(DIAL)).set_response_timeout(Some(DIAL));
-    let client = Client::open(url.expose_secret()).map_err(CallError::Failed)?;
+    let client = address.client()?;
     let dialled = timeout(DIAL, client.get_multiplexed_async_connection_with_config(&options)).await;
     let mut connection = dialled.map_err(|_| CallError::Slow)?.map_err(CallError::Failed)?;
     let answered = timeout(LIMIT, connection.send_packed_command(&::redis::cmd("PING"))).await;

@@ -6,6 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
 use super::MqError;
+use crate::tls_files::{TlsFiles, TlsPem};
 
 /// Seconds between heartbeats: a dead peer is noticed after about twice this. The usual 60 is too slow, and below 5
 /// busy machines raise false alarms.
@@ -13,10 +14,8 @@ const HEARTBEAT: u16 = 10;
 
 /// The addresses of one broker (or of the nodes of one cluster), tried in order.
 ///
-/// Written as one `amqp://user:password@host:port/vhost`, or several separated by commas; `amqps://` for TLS, with the
-/// files that RabbitMQ's own clients know by the same names: `?cacertfile=` (authorities to trust beside the system's),
-/// `&certfile=` and `&keyfile=` (who we are), all PEM.
-/// Source: RabbitMQ, "URI Query Parameters", read 2026-11-26.
+/// Written as one `amqp://user:password@host:port/vhost`, or several separated by commas; `amqps://` for TLS, with
+/// [`TlsFiles`]; authorities in them are trusted beside the system's.
 #[derive(Clone)]
 pub struct Addresses(Vec<Address>);
 
@@ -28,36 +27,17 @@ pub(super) struct Address {
     files: TlsFiles,
 }
 
-/// Paths, read at each connect, so that a renewed certificate needs no restart.
-#[derive(Clone, Default)]
-struct TlsFiles {
-    authorities: Option<String>,
-    /// Certificate and key.
-    identity: Option<(String, String)>,
-}
-
 impl Address {
     /// What TLS needs of the files.
     ///
     /// # Errors
     /// Which file cannot be read, or holds something else.
     pub fn tls(&self) -> Result<OwnedTLSConfig, String> {
-        let read = |path: &String, marker: &str| match std::fs::read_to_string(path) {
-            Ok(text) if text.contains(marker) => Ok(text),
-            Ok(_) => Err(format!("{path} holds no PEM block with {marker}")),
-            Err(error) => Err(format!("{path} cannot be read ({error})")),
-        };
-        let cert_chain = self.files.authorities.as_ref().map(|path| read(path, CERTIFICATE)).transpose()?;
-        let identity = self.files.identity.as_ref().map(|(certificate, key)| {
-            let (pem, key) = (read(certificate, CERTIFICATE)?, read(key, PRIVATE_KEY)?);
-            Ok::<_, String>(OwnedIdentity::PKCS8 { pem: pem.into_bytes(), key: key.into_bytes() })
-        });
-        Ok(OwnedTLSConfig { identity: identity.transpose()?, cert_chain })
+        let TlsPem { authorities, identity } = self.files.read()?;
+        let identity = identity.map(|(pem, key)| OwnedIdentity::PKCS8 { pem: pem.into_bytes(), key: key.into_bytes() });
+        Ok(OwnedTLSConfig { identity, cert_chain: authorities })
     }
 }
-
-const CERTIFICATE: &str = "BEGIN CERTIFICATE";
-const PRIVATE_KEY: &str = "PRIVATE KEY";
 
 impl Addresses {
     /// Reads the value of `AMQP_URL`.
@@ -122,26 +102,8 @@ fn parse_one(text: &str) -> Result<Address, MqError> {
         uri.authority.host = ip.to_string();
     }
     uri.query.heartbeat.get_or_insert(HEARTBEAT);
-    let files = tls_files(&url)?;
+    let files = TlsFiles::of(&url, url.scheme() == "amqps").map_err(MqError::Address)?;
     Ok(Address { uri, files })
-}
-
-fn tls_files(url: &Url) -> Result<TlsFiles, MqError> {
-    let value = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
-    let (authorities, certificate, key) = (value("cacertfile"), value("certfile"), value("keyfile"));
-    let verify = value("verify");
-    if verify.as_ref().is_some_and(|verify| verify != "verify_peer") {
-        return Err(MqError::Address("the broker's certificate is always verified: leave verify out"));
-    }
-    let identity = match (certificate, key) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        _ => return Err(MqError::Address("certfile and keyfile go together")),
-    };
-    if url.scheme() != "amqps" && (authorities.is_some() || identity.is_some() || verify.is_some()) {
-        return Err(MqError::Address("cacertfile, certfile, keyfile and verify are for amqps"));
-    }
-    Ok(TlsFiles { authorities, identity })
 }
 
 #[cfg(test)]
@@ -166,32 +128,6 @@ mod tests {
         let beat = |text| parse(text).unwrap().0[0].uri.query.heartbeat;
         assert_eq!(beat("amqp://h/v"), Some(HEARTBEAT));
         assert_eq!(beat("amqp://h/v?heartbeat=30"), Some(30));
-    }
-
-    #[test]
-    fn files_of_tls_are_named_in_the_address() {
-        let files = |text| parse(text).unwrap().0.remove(0).files;
-        let whole =
-            files("amqps://u:p@h/v?cacertfile=/etc/my%20ca.pem&certfile=c.pem&keyfile=k.pem&verify=verify_peer");
-        assert_eq!(whole.authorities.as_deref(), Some("/etc/my ca.pem"));
-        assert_eq!(whole.identity, Some(("c.pem".to_owned(), "k.pem".to_owned())));
-        assert!(files("amqps://h/v").authorities.is_none());
-        for (text, wrong) in [
-            ("amqp://h/v?cacertfile=a", "are for amqps"),
-            ("amqps://h/v?certfile=a", "go together"),
-            ("amqps://h/v?verify=verify_none", "always verified"),
-        ] {
-            assert!(parse(text).unwrap_err().to_string().contains(wrong), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_used_is_named() {
-        let error = parse("amqps://h/v?cacertfile=/nowhere/ca.pem").unwrap().check_files().unwrap_err();
-        assert!(error.starts_with("/nowhere/ca.pem cannot be read"), "{error}");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-        let error = parse(&format!("amqps://h/v?cacertfile={source}")).unwrap().check_files().unwrap_err();
-        assert!(error.ends_with("holds no PEM block with BEGIN CERTIFICATE"), "{error}");
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! TLS to the broker and to the database: with the right authority, with another one, with and without an identity.
+//! TLS to the broker, to the database and to Redis: with the right authority, with another one, with and without an identity.
 
 use std::path::Path;
+use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use shared::cache::{Redis, RedisConfig};
 use shared::config::{AmqpConfig, Env};
 use shared::db::{self, DbError};
 use shared::mq::topology;
@@ -29,7 +31,7 @@ fn place(url: &str) -> String {
 }
 
 async fn in_front_of(broker: &TestBroker, clients: Clients) -> TlsFront {
-    TlsFront::start(place(broker.uri().expose_secret()), Speaks::Amqp, clients).await
+    TlsFront::start(place(broker.uri().expose_secret()), Speaks::TlsAtOnce, clients).await
 }
 
 async fn refused(uri: &SecretString) -> String {
@@ -96,4 +98,24 @@ async fn a_database_is_trusted_when_the_named_authority_vouches_for_it() {
     for untrusted in [url(&stranger, &identity), url(&ca, &[])] {
         assert!(matches!(db::connect(&untrusted, "test", 1).await, Err(DbError::Unavailable(_))));
     }
+}
+
+#[tokio::test]
+async fn a_redis_is_trusted_when_the_named_authority_vouches_for_it() {
+    let plain = testkit::env("REDIS_URL");
+    let front = TlsFront::start(place(&plain), Speaks::TlsAtOnce, Clients::Known).await;
+    let (ca, stranger, (certificate, key)) = (front.ca(), front.stranger(), front.identity());
+    let url = |root: &Path, identity: &[(&str, &Path)]| {
+        through(&front, &plain, "rediss", &[&[("cacertfile", root)], identity].concat())
+    };
+    let connected = async |url: SecretString| Redis::connect(&RedisConfig::new(url, "").unwrap()).await.is_connected();
+    let identity = [("certfile", certificate.as_path()), ("keyfile", key.as_path())];
+    // A busy machine may need more than the moment that a start waits.
+    let patient = async { while !connected(url(&ca, &identity)).await {} };
+    tokio::time::timeout(Duration::from_secs(30), patient).await.expect("a connection");
+    for untrusted in [url(&stranger, &identity), url(&ca, &[])] {
+        assert!(!connected(untrusted).await);
+    }
+    let nowhere = RedisConfig::new(url(Path::new("/nowhere/ca.pem"), &[]), "").unwrap_err();
+    assert!(nowhere.starts_with("/nowhere/ca.pem cannot be read"), "{nowhere}");
 }
