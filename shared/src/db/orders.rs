@@ -7,6 +7,7 @@ use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use super::DbError;
+use super::idempotency_keys::{NewKey, SavedAnswer};
 use super::page::Wanted;
 use crate::domain::{
     AccountName, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo, UserId,
@@ -90,29 +91,39 @@ pub struct NewOrder {
     /// Now.
     pub created_at: OffsetDateTime,
     /// The key of the request that makes it.
-    pub key: super::idempotency_keys::NewKey,
+    pub key: NewKey,
+    /// What that request is answered, where the answer needs nothing that is not known yet.
+    pub answer: Option<Value>,
+}
+
+/// What became of a new order.
+pub enum Created {
+    /// It was made, and its key has no answer yet.
+    Unanswered,
+    /// It was made and answered.
+    Answered(SavedAnswer),
+    /// None was made: the key is taken.
+    Taken,
 }
 
 /// Writes key, order, payment transaction and check job in one statement: all of them, or none because the key is taken.
-/// A key that has expired is taken over.
-///
-/// Returns whether the order was made. A statement with the same key that has not ended is waited for.
+/// A key that has expired is taken over. A statement with the same key that has not ended is waited for.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn create(db: impl PgExecutor<'_>, new: &NewOrder) -> Result<bool, DbError> {
-    let done = sqlx::query!(
+pub async fn create(db: impl PgExecutor<'_>, new: &NewOrder) -> Result<Created, DbError> {
+    let made = sqlx::query!(
         r#"
         with key as (
           insert into idempotency_keys as old
-            (user_id, key, route, request_hash, ref_id, created_at, expires_at, held_until)
-          values ($2, $15, $16, $17, $1, $14, $18, $20)
+            (user_id, key, route, request_hash, ref_id, created_at, expires_at, held_until, answer)
+          values ($2, $15, $16, $17, $1, $14, $18, $20, $21)
           on conflict on constraint idempotency_keys_pkey do update
             set route = excluded.route, request_hash = excluded.request_hash, ref_id = excluded.ref_id,
               created_at = excluded.created_at, expires_at = excluded.expires_at, held_until = excluded.held_until,
-              answer = null, refused_with = null
+              answer = excluded.answer, refused_with = null
             where old.expires_at <= $14 and (old.held_until is null or old.held_until <= $14)
-          returning ref_id
+          returning answer, expires_at
         ), placed as (
           insert into payment_orders
             (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
@@ -124,10 +135,12 @@ pub async fn create(db: impl PgExecutor<'_>, new: &NewOrder) -> Result<bool, DbE
             (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
           select $1, $1, 'P' || $1, $7, 'payment', $6, $14, $14
           from key
+        ), check_job as (
+          insert into jobs (kind, ref_id, due_at, created_at)
+          select 'check', $1, $19, $14
+          from key
         )
-        insert into jobs (kind, ref_id, due_at, created_at)
-        select 'check', $1, $19, $14
-        from key
+        select answer, expires_at from key
         "#,
         new.id as OrderId,
         new.user_id.as_str(),
@@ -149,10 +162,17 @@ pub async fn create(db: impl PgExecutor<'_>, new: &NewOrder) -> Result<bool, DbE
         new.key.expires_at,
         new.check_at,
         new.key.held_until,
+        new.answer,
     )
-    .execute(db)
+    .fetch_optional(db)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(match made {
+        None => Created::Taken,
+        Some(key) => match key.answer {
+            None => Created::Unanswered,
+            Some(answer) => Created::Answered(SavedAnswer { answer, refused_with: None, expires_at: key.expires_at }),
+        },
+    })
 }
 
 /// Reads whole orders: one list of columns for every question.

@@ -78,8 +78,17 @@ pub trait Gateway: Send + Sync {
     /// [`GatewayError::Refused`] when the order lacks what the scene needs (a payer's openid, a client address).
     fn prepay_request(&self, order: &PrepayOrder) -> Result<PrepayRequest, GatewayError>;
 
-    /// Asks for a credential with which the buyer pays. Signs with a fresh timestamp and nonce; Alipay's page, wap and
-    /// app need no call at all.
+    /// The credential with which the buyer pays, where it needs no call: Alipay's page, wap and app are texts that we
+    /// sign. `None`: it must be asked for.
+    ///
+    /// # Errors
+    /// As [`Gateway::prepay`].
+    fn prepay_here(&self, _request: &PrepayRequest, _now: OffsetDateTime) -> Result<Option<Payment>, GatewayError> {
+        Ok(None)
+    }
+
+    /// The credential with which the buyer pays, asked for where [`Gateway::prepay_here`] has none. Signs with a fresh
+    /// timestamp and nonce.
     ///
     /// # Errors
     /// See [`GatewayError`].

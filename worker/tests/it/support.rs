@@ -10,7 +10,7 @@ use serde_json::Value;
 use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::idempotency_keys::NewKey;
-use shared::db::orders::{self, NewOrder, Order};
+use shared::db::orders::{self, Created, NewOrder, Order};
 use shared::domain::{AccountName, Money, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, UserId};
 use shared::gateway::{Gateways, callback_headers};
 use shared::job::Callback;
@@ -64,8 +64,9 @@ impl World {
                 held_until: None,
                 expires_at: now + Duration::days(1),
             },
+            answer: None,
         };
-        assert!(orders::create(&self.db, &new).await.unwrap());
+        assert!(matches!(orders::create(&self.db, &new).await.unwrap(), Created::Unanswered));
         self.order(&new.id).await
     }
 

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use serde_json::Value;
 use shared::db::DbError;
-use shared::db::orders::{self, NewOrder, Order};
+use shared::db::orders::{self, Created, NewOrder, Order};
 use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
-use shared::gateway::{GatewayError, PrepayOrder, PrepayRequest};
+use shared::gateway::{Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest};
 use shared::job::CHECKS;
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -63,20 +64,34 @@ impl Placement {
         judged: Result<NewOrder, ApiError>,
         began: Instant,
     ) -> Result<(&'static str, Answer), ApiError> {
-        let new = match judged {
+        let mut new = match judged {
             Ok(new) => new,
             // A request that was taken once is not judged again by rules that have changed since.
             Err(refusal) => return self.resume(began).await?.ok_or(refusal),
         };
         Span::current().record("orderId", display(new.id));
-        let held = new.key.held_until;
-        if orders::create(&self.app.db, &new).await.map_err(in_flight)? {
-            let hold = held.map(|until| self.request.hold(&self.app.db, until));
-            let hold = hold.ok_or_else(|| ApiError::Internal("a key that nobody holds".into()))?;
-            return Ok(("created", self.answer(&created(new), hold).await?));
+        let order = created(&new);
+        new.answer = self.answer_here(&order)?;
+        if new.answer.is_some() {
+            new.key = self.request.answered_key(new.created_at);
         }
-        // The key is taken, so there is an order, unless it was forgotten this very moment.
-        self.resume(began).await?.ok_or(ApiError::RequestInFlight)
+        match orders::create(&self.app.db, &new).await.map_err(in_flight)? {
+            Created::Answered(saved) => Ok(("created", Answer::fresh(order.id.to_string(), saved))),
+            Created::Unanswered => {
+                let hold = new.key.held_until.map(|until| self.request.hold(&self.app.db, until));
+                let hold = hold.ok_or_else(|| ApiError::Internal("a key that nobody holds".into()))?;
+                Ok(("created", self.answer(&order, hold).await?))
+            }
+            // So there is an order, unless the key was forgotten this very moment.
+            Created::Taken => self.resume(began).await?.ok_or(ApiError::RequestInFlight),
+        }
+    }
+
+    /// The answer, where the gateway need not be asked: then it is written with the order, and no crash comes between.
+    /// What cannot be signed is left to [`payable`], which says why.
+    fn answer_here(&self, order: &Order) -> Result<Option<Value>, ApiError> {
+        let payment = account_of(&self.app, order)?.prepay_here(&stored(order)?, order.created_at);
+        payment.ok().flatten().map(|payment| value(shown(&self.app, order, payment)?)).transpose()
     }
 
     /// What an earlier request with this key came to, carried to its end where it broke off.
@@ -92,9 +107,7 @@ impl Placement {
     }
 
     async fn answer(&self, order: &Order, hold: Hold) -> Result<Answer, ApiError> {
-        let done = payable(&self.app, order)
-            .await
-            .and_then(|answer| serde_json::to_value(answer).map_err(|error| ApiError::Internal(error.into())));
+        let done = payable(&self.app, order).await.and_then(value);
         hold.keep(order.id, done).await
     }
 
@@ -138,6 +151,7 @@ impl Placement {
             check_at: now + CHECKS[0],
             created_at: now,
             key: self.request.held_key(now),
+            answer: None,
         })
     }
 }
@@ -153,14 +167,24 @@ pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
     if order.expires_at <= now {
         return Err(ApiError::OrderNotPayable("expired"));
     }
-    let gateway = app.accounts.get(order.payment_method, &order.account);
-    let gateway = gateway.ok_or_else(|| ApiError::Internal("gateways.toml lacks the account of an order".into()))?;
-    let payment = match gateway.prepay(&stored(order)?, now).await {
-        Ok(payment) => payment,
-        Err(error) => return Err(failed(app, order.id, error).await),
-    };
+    match account_of(app, order)?.prepay(&stored(order)?, now).await {
+        Ok(payment) => shown(app, order, payment),
+        Err(error) => Err(failed(app, order.id, error).await),
+    }
+}
+
+fn account_of(app: &App, order: &Order) -> Result<Arc<dyn Gateway>, ApiError> {
+    let account = app.accounts.get(order.payment_method, &order.account);
+    account.ok_or_else(|| ApiError::Internal("gateways.toml lacks the account of an order".into()))
+}
+
+fn shown(app: &App, order: &Order, payment: Payment) -> Result<PayableOrder, ApiError> {
     let view_token = app.view_tokens.mint(order.id, order.expires_at)?;
     Ok(PayableOrder { order: OrderView::of(order), payment, view_token })
+}
+
+fn value(answer: PayableOrder) -> Result<Value, ApiError> {
+    serde_json::to_value(answer).map_err(|error| ApiError::Internal(error.into()))
 }
 
 fn stored(order: &Order) -> Result<PrepayRequest, ApiError> {

@@ -91,25 +91,25 @@ impl OrderView {
 }
 
 /// The row that a creation has just made, without asking for it.
-pub fn created(new: NewOrder) -> Order {
+pub fn created(new: &NewOrder) -> Order {
     Order {
         id: new.id,
-        user_id: new.user_id,
-        order_no: new.order_no,
-        product_type: new.product_type,
-        subject: new.subject,
+        user_id: new.user_id.clone(),
+        order_no: new.order_no.clone(),
+        product_type: new.product_type.clone(),
+        subject: new.subject.clone(),
         amount: new.amount,
         payment_method: new.payment_method,
         scene: new.scene,
-        account: new.account,
+        account: new.account.clone(),
         status: OrderStatus::Pending,
         trade_no: None,
         refunded_amount: Money::ZERO,
         expires_at: new.expires_at,
         paid_at: None,
         closed_at: None,
-        metadata: new.metadata,
-        prepay: new.prepay,
+        metadata: new.metadata.clone(),
+        prepay: new.prepay.clone(),
         version: 1,
         created_at: new.created_at,
         updated_at: new.created_at,

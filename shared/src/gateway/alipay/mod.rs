@@ -99,8 +99,15 @@ impl Gateway for Alipay {
         prepay::request(&self.account, order)
     }
 
+    fn prepay_here(&self, request: &PrepayRequest, now: OffsetDateTime) -> Result<Option<Payment>, GatewayError> {
+        prepay::here(&self.account, request, now)
+    }
+
     async fn prepay(&self, request: &PrepayRequest, now: OffsetDateTime) -> Result<Payment, GatewayError> {
-        measured(PaymentMethod::Alipay, "prepay", self.prepay_inner(request, now)).await
+        match self.prepay_here(request, now)? {
+            Some(payment) => Ok(payment),
+            None => measured(PaymentMethod::Alipay, "prepay", self.precreate(request, now)).await,
+        }
     }
 
     async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<Verified<Trade>, GatewayError> {

@@ -74,48 +74,68 @@ struct BizContent {
     out_trade_no: String,
 }
 
+impl Params {
+    fn of(request: &PrepayRequest) -> Result<Params, GatewayError> {
+        Params::deserialize(&request.params).map_err(|_| refusal("params", "not made by this adapter"))
+    }
+
+    fn call(&self) -> Call<'_> {
+        Call {
+            method: &self.method,
+            notify_url: Some(&self.notify_url),
+            return_url: self.return_url.as_deref(),
+            biz_content: &self.biz_content,
+        }
+    }
+}
+
+/// Page, wap and app only sign: the trade comes to be when the buyer arrives, and errors show to him alone.
+pub(super) fn here(
+    account: &Account,
+    request: &PrepayRequest,
+    now: OffsetDateTime,
+) -> Result<Option<Payment>, GatewayError> {
+    if request.scene == Scene::Qr {
+        return Ok(None);
+    }
+    let kept = Params::of(request)?;
+    let call = kept.call();
+    let mut params = call.public_params(account, now)?;
+    params.push(("biz_content", call.biz_content.to_owned()));
+    let sign = sign::sign(&account.app_key, params.iter().map(|(n, v)| (*n, v.as_str())))?;
+    params.push(("sign", sign));
+    if request.scene == Scene::App {
+        let order_string = form_urlencoded::Serializer::new(String::new()).extend_pairs(&params).finish();
+        // The SDK takes the text as it is; `%20` is what the official SDKs give it.
+        let order_string = order_string.replace('+', "%20");
+        return Ok(Some(Payment::Invoke { params: json!({ "order_string": order_string }) }));
+    }
+    let mut url = account.gateway_url.clone();
+    url.query_pairs_mut().extend_pairs(&params);
+    Ok(Some(Payment::Redirect { url: url.into() }))
+}
+
 impl Alipay {
-    /// Page, wap and app only sign: the trade comes to be when the buyer arrives, and errors show to him alone.
-    pub(super) async fn prepay_inner(
+    /// Asks for a QR code.
+    pub(super) async fn precreate(
         &self,
         request: &PrepayRequest,
         now: OffsetDateTime,
     ) -> Result<Payment, GatewayError> {
-        let kept = Params::deserialize(&request.params).map_err(|_| refusal("params", "not made by this adapter"))?;
-        let call = Call {
-            method: &kept.method,
-            notify_url: Some(&kept.notify_url),
-            return_url: kept.return_url.as_deref(),
-            biz_content: &kept.biz_content,
+        let kept = Params::of(request)?;
+        // Our keys at fault are no fault of the order: it waits until they are mended.
+        let ours = |error: GatewayError| match is_our_fault(&error) {
+            true => GatewayError::Unavailable(error.to_string()),
+            false => error,
         };
-        if request.scene == Scene::Qr {
-            // Our keys at fault are no fault of the order: it waits until they are mended.
-            let ours = |error: GatewayError| match is_our_fault(&error) {
-                true => GatewayError::Unavailable(error.to_string()),
-                false => error,
-            };
-            let made: Precreated = self.call(&call, now).await?.success().map_err(ours)?;
-            let asked = serde_json::from_str::<BizContent>(&kept.biz_content);
-            if !asked.is_ok_and(|asked| asked.out_trade_no == made.out_trade_no) {
-                return Err(GatewayError::Protocol("a code for another order".to_owned()));
-            }
-            if !may_be_handed_on(&made.qr_code, &CODES) {
-                return Err(GatewayError::Protocol("a code that leads somewhere else".to_owned()));
-            }
-            return Ok(Payment::Qr { code_url: made.qr_code });
+        let made: Precreated = self.call(&kept.call(), now).await?.success().map_err(ours)?;
+        let asked = serde_json::from_str::<BizContent>(&kept.biz_content);
+        if !asked.is_ok_and(|asked| asked.out_trade_no == made.out_trade_no) {
+            return Err(GatewayError::Protocol("a code for another order".to_owned()));
         }
-        let mut params = call.public_params(&self.account, now)?;
-        params.push(("biz_content", call.biz_content.to_owned()));
-        let sign = sign::sign(&self.account.app_key, params.iter().map(|(n, v)| (*n, v.as_str())))?;
-        params.push(("sign", sign));
-        if request.scene == Scene::App {
-            let order_string = form_urlencoded::Serializer::new(String::new()).extend_pairs(&params).finish();
-            // The SDK takes the text as it is; `%20` is what the official SDKs give it.
-            let order_string = order_string.replace('+', "%20");
-            return Ok(Payment::Invoke { params: json!({ "order_string": order_string }) });
+        if !may_be_handed_on(&made.qr_code, &CODES) {
+            return Err(GatewayError::Protocol("a code that leads somewhere else".to_owned()));
         }
-        let mut url = self.account.gateway_url.clone();
-        url.query_pairs_mut().extend_pairs(&params);
-        Ok(Payment::Redirect { url: url.into() })
+        Ok(Payment::Qr { code_url: made.qr_code })
     }
 }

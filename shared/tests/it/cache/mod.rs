@@ -12,7 +12,7 @@ use shared::cache::redis::Script;
 use shared::cache::{Cache, Redis, RedisConfig};
 use shared::clock::Clock;
 use shared::db::idempotency_keys::NewKey;
-use shared::db::orders::{self, NewOrder, Order, Paid};
+use shared::db::orders::{self, Created, NewOrder, Order, Paid};
 use shared::domain::{
     AccountName, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo, UserId,
 };
@@ -75,8 +75,9 @@ impl World {
                 held_until: None,
                 expires_at: now,
             },
+            answer: None,
         };
-        assert!(orders::create(&self.db, &new).await.unwrap());
+        assert!(matches!(orders::create(&self.db, &new).await.unwrap(), Created::Unanswered));
         id
     }
 
