@@ -197,12 +197,23 @@ impl PrivateServers {
         self.xtask(&["server", action, kind]).await;
     }
 
+    /// Runs rabbitmqctl for this broker.
+    pub async fn rabbitmqctl(&self, args: &[&str]) {
+        let mut command = Command::new(&self.xtask);
+        command.arg("rabbitmqctl").arg("--dir").arg(&self.dir).arg("--").args(args).stdin(Stdio::null());
+        self.run(command).await;
+    }
+
     async fn xtask(&self, args: &[&str]) -> String {
-        let mut command = self.command(args);
+        self.run(self.command(args)).await
+    }
+
+    async fn run(&self, mut command: Command) -> String {
+        let what = format!("{command:?}");
         let ended = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic");
         let output = ended.unwrap_or_else(|error| panic!("{}: {error}", self.xtask.display()));
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "xtask {args:?}: {errors}");
+        assert!(output.status.success(), "{what}: {errors}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 

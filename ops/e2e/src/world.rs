@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use testkit::TestBroker;
+use url::Url;
 
 use crate::downstream::{Delivery, Downstream};
 use crate::gateways::Gateways;
@@ -40,6 +41,10 @@ pub struct Setup {
     pub log: &'static str,
     /// Variables of the service beside the usual ones.
     pub env: Vec<(&'static str, String)>,
+    /// Where the service finds the database and the broker instead: the ports of relays in between.
+    pub database_port: Option<u16>,
+    /// See [`Setup::database_port`].
+    pub broker_port: Option<u16>,
 }
 
 impl Default for Setup {
@@ -52,6 +57,8 @@ impl Default for Setup {
             speed: 1000.0,
             log: "info",
             env: Vec::new(),
+            database_port: None,
+            broker_port: None,
         }
     }
 }
@@ -126,6 +133,7 @@ impl World {
         let view_token_secret = format!("view-{}{}", unique(), unique());
         let program = |name: &str| {
             let (database, amqp) = addresses.login(name);
+            let (database, amqp) = (by_way_of(&database, setup.database_port), by_way_of(&amqp, setup.broker_port));
             let usual = [
                 ("DATABASE_URL", database),
                 ("AMQP_URL", amqp),
@@ -289,6 +297,15 @@ impl World {
         }
         text
     }
+}
+
+/// The same address at another port of this machine.
+fn by_way_of(url: &str, port: Option<u16>) -> String {
+    let mut url = Url::parse(url).expect("a URL");
+    if port.is_some() {
+        url.set_port(port).expect("a URL with a port");
+    }
+    url.into()
 }
 
 /// What a deployment does once: the tables, the topology, and who may do what with them.

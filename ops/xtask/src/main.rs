@@ -7,6 +7,7 @@ mod apps;
 mod cargo;
 mod demo;
 mod dotenv;
+mod drill;
 mod http;
 mod ports;
 mod prepare;
@@ -48,6 +49,8 @@ enum Task {
     Demo(demo::Demo),
     /// Check and test everything, on servers of its own.
     Test(test::Test),
+    /// Run the drills of ops/degraded-modes.md: everything that can be away, under load, on servers of its own.
+    Drill(drill::Drill),
     /// Write the data in .sqlx from which checked queries compile without a database.
     Prepare(Prepare),
     /// Measure: start servers, build optimized programs, run ops/bench with the arguments after `--`.
@@ -180,6 +183,7 @@ fn run(task: Task, xtask: &Path) -> Result<ExitCode> {
     match task {
         Task::Demo(demo) => return demo::run(&demo),
         Task::Test(test) => return test::run(&test, xtask),
+        Task::Drill(drill) => return drill::run(&drill, xtask),
         Task::Prepare(task) => prepare(&task)?,
         Task::Bench(bench) => return self::bench(&bench, xtask),
         Task::Up(up) => self::up(&up)?,

@@ -4,6 +4,7 @@ mod books;
 mod caches;
 mod configuration;
 mod crashes;
+mod drills;
 mod faults;
 mod hostile;
 mod kills;
