@@ -13,7 +13,8 @@ use crate::progress::Progress;
 use crate::report::{Question, Row, Target};
 use crate::stage::Stage;
 
-const WINDOW: usize = 256;
+/// So many are under way at once, on both sides.
+const WINDOW: u32 = 256;
 const COUNTED: Duration = Duration::from_secs(15);
 
 pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Row> {
@@ -24,7 +25,7 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
         progress.say(&format!("accepted {repeat}: {count} callbacks, worker stopped"));
         let (accepted, used) = accept(stage, count).await.context("accepting callbacks")?;
         progress.say(&format!("accepted {repeat}: the same bytes published bare"));
-        let bare = f64::from(count) / stage.broker.publish_bare(&signed.bodies, WINDOW).await?.as_secs_f64();
+        let bare = f64::from(count) / stage.broker.publish_bare(&signed.bodies, WINDOW as usize).await?.as_secs_f64();
         stage.broker.empty().await?;
         progress.done(&rate("accepted", accepted, "bare publishes", bare));
         ours.push(accepted);
@@ -44,7 +45,7 @@ async fn accept(stage: &Stage<'_>, count: u32) -> Result<(f64, String)> {
     let signed = stage.callbacks.signed(count)?;
     database::refill(&stage.db, 0).await?;
     let services = stage.start(&["payment-api"]).await?;
-    let load = Load { to: stage.api, connections: stage.cli.connections, pace: None };
+    let load = Load { to: stage.api, connections: WINDOW, pace: None };
     let before = Usage::now(&services.pids());
     let sent = http::send(load, &signed.requests).await?;
     let used = Usage::now(&services.pids()).since(&before);
