@@ -31,7 +31,8 @@ struct Cli {
     #[arg(long, global = true)]
     json: bool,
     /// Who does it: written down with what is changed.
-    #[arg(long, global = true, value_name = "NAME", env = "PAYMENT_OPERATOR", value_parser = operator)]
+    /// Without it the value of PAYMENT_OPERATOR.
+    #[arg(long, global = true, value_name = "NAME", value_parser = operator)]
     operator: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -78,12 +79,21 @@ async fn run(cli: &Cli) -> Result<Answer, Problem> {
         Command::Doctor => Ok(doctor::run(env).await),
         Command::Cases(command) => {
             let gateways = if matches!(command, cases::Command::Replay(_)) { keys(&mut env)? } else { None };
-            let with = With { gateways: gateways.as_ref(), operator: cli.operator.as_deref() };
+            let operator = who(cli, &mut env)?;
+            let with = With { gateways: gateways.as_ref(), operator: operator.as_deref() };
             cases::run(&Place::open(&mut env).await?, command, with).await
         }
         Command::Events(command) => events::run(&Place::open(&mut env).await?, command).await,
         Command::Explain { order } => explain::run(&Place::open(&mut env).await?, order).await,
     }
+}
+
+/// Who does it, if he says so.
+fn who(cli: &Cli, env: &mut Env) -> Result<Option<String>, Problem> {
+    let named = env.optional("PAYMENT_OPERATOR").filter(|_| cli.operator.is_none());
+    let named = named.map(|name| operator(&name)).transpose();
+    let named = named.map_err(|form| Problem::usage("PAYMENT_OPERATOR is no name", form))?;
+    Ok(cli.operator.clone().or(named))
 }
 
 /// The accounts of `GATEWAYS_FILE`, if it is set.

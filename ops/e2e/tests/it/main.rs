@@ -7,6 +7,7 @@ mod crashes;
 mod faults;
 mod hostile;
 mod kills;
+mod operators;
 mod outages;
 mod polling;
 mod purchases;

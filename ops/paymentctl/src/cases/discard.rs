@@ -23,7 +23,7 @@ pub struct Discard {
     #[arg(long, value_parser = reason)]
     pub reason: String,
     /// Do it. Without this it is only said what would be done.
-    #[arg(long, requires = "operator")]
+    #[arg(long)]
     pub yes: bool,
 }
 
@@ -38,15 +38,16 @@ fn reason(text: &str) -> Result<String, String> {
 /// # Errors
 /// [`Problem`] when there is no such case, or it does not end this way.
 pub async fn run(place: &Place, discard: &Discard, operator: Option<&str>) -> Result<Answer, Problem> {
+    let by = signature(discard.yes, operator)?;
     let case = get(place, discard.id).await?;
     may_end(&case)?;
     let what = format!("case {} ({}, number {})", case.id, case.kind, case.gateway_no);
     let json = json!({ "case": case.id.to_string(), "reason": discard.reason, "dry_run": !discard.yes });
-    let (true, Some(operator)) = (discard.yes, operator) else {
+    let Some(by) = by else {
         let text = format!("would resolve {what}: {}\nnothing was changed; --yes does it", discard.reason);
         return Ok(Answer::done(text, json));
     };
-    let (now, by) = (place.clock.now(), signature(operator));
+    let now = place.clock.now();
     let entry = json!({ "at": moment(now), "who": by, "what": "discarded", "action": { "reason": discard.reason } });
     let mut tx = place.db.begin().await.map_err(DbError::from)?;
     cases::end(&mut tx, &case, &End { resolution: &discard.reason, by: &by, entry: &entry }, now).await?;

@@ -41,7 +41,7 @@ pub struct Replay {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=1000))]
     pub limit: i64,
     /// Do it. Without this it is only said what would be done.
-    #[arg(long, requires = "operator")]
+    #[arg(long)]
     pub yes: bool,
 }
 
@@ -83,13 +83,14 @@ impl fmt::Display for Outlook {
 /// # Errors
 /// [`Problem`] when nothing could be tried at all.
 pub async fn run(place: &Place, replay: &Replay, with: With<'_>) -> Result<Answer, Problem> {
+    let by = signature(replay.yes, with.operator)?;
     let cases = chosen(place, replay).await?;
     let (mut lines, mut told, mut good) = (Vec::new(), Vec::new(), 0);
     for case in &cases {
         let outcome = match look(place, case, with.gateways).await {
-            Ok((callback, outlook)) => match (replay.yes, with.operator) {
-                (true, Some(operator)) => put_back(place, case, &callback, operator).await,
-                _ => Ok(format!("would be replayed; {outlook}")),
+            Ok((callback, outlook)) => match &by {
+                Some(by) => put_back(place, case, &callback, by).await,
+                None => Ok(format!("would be replayed; {outlook}")),
             },
             Err(problem) => Err(problem),
         };
@@ -228,13 +229,13 @@ fn end_of(outcome: RefundOutcome) -> &'static str {
 }
 
 /// Job and end of the case in one transaction; whoever is second gets neither.
-async fn put_back(place: &Place, case: &Case, callback: &Callback, operator: &str) -> Result<String, Problem> {
-    let (now, by) = (place.clock.now(), signature(operator));
+async fn put_back(place: &Place, case: &Case, callback: &Callback, by: &str) -> Result<String, Problem> {
+    let now = place.clock.now();
     let mut tx = place.db.begin().await.map_err(DbError::from)?;
     let job = jobs::insert_callback(&mut *tx, callback, now, now).await?;
     let resolution = format!("replayed as job {job}");
     let entry: Value = json!({ "at": moment(now), "who": by, "what": "replayed", "action": { "job": job } });
-    cases::end(&mut tx, case, &End { resolution: &resolution, by: &by, entry: &entry }, now).await?;
+    cases::end(&mut tx, case, &End { resolution: &resolution, by, entry: &entry }, now).await?;
     tx.commit().await.map_err(DbError::from)?;
     Ok(resolution)
 }
