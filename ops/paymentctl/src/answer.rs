@@ -7,6 +7,7 @@ use serde_json::Value;
 use shared::db::DbError;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
 
 /// The end of a command that ran.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,6 +86,12 @@ pub fn moment(at: OffsetDateTime) -> String {
     whole.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
 }
 
+/// A moment to the millisecond, where it matters what came first.
+pub fn instant(at: OffsetDateTime) -> String {
+    let form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    at.to_offset(time::UtcOffset::UTC).format(form).unwrap_or_else(|_| at.to_string())
+}
+
 /// Rows under a heading, each column as wide as its widest cell.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let width = |text: &str| text.chars().count();
@@ -121,7 +128,8 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_said_in_utc_to_the_second() {
+    fn a_moment_is_said_in_utc() {
         assert_eq!(moment(datetime!(2026-01-05 10:21:08.5 +8)), "2026-01-05T02:21:08Z");
+        assert_eq!(instant(datetime!(2026-01-05 10:21:08.5 +8)), "2026-01-05T02:21:08.500Z");
     }
 }

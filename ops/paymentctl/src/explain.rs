@@ -14,9 +14,10 @@ use shared::db::orders::Outline;
 use shared::db::refunds::{self, Refund};
 use shared::db::transactions::{self, Movement};
 use shared::domain::{CaseStatus, OrderStatus};
-use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
 
-use crate::answer::{Answer, Problem, moment, table};
+use crate::answer::{Answer, Problem, instant, moment, table};
 use crate::cases::steps;
 use crate::events::{of_order, order_of, out};
 use crate::place::Place;
@@ -35,14 +36,22 @@ struct Known {
 
 /// One line of the timeline.
 struct Moment {
-    at: String,
+    at: OffsetDateTime,
+    /// Where it stands in the timeline.
+    place: OffsetDateTime,
     source: &'static str,
     what: String,
 }
 
 impl Moment {
     fn new(at: OffsetDateTime, source: &'static str, what: impl Into<String>) -> Moment {
-        Moment { at: moment(at), source, what: what.into() }
+        Moment { at, place: at, source, what: what.into() }
+    }
+
+    /// A gateway tells whole seconds: what began within that second and led to this stands before it.
+    fn after(self, cause: OffsetDateTime) -> Moment {
+        let within = cause > self.at && cause - self.at < Duration::seconds(1);
+        Moment { place: if within { cause } else { self.at }, ..self }
     }
 }
 
@@ -53,12 +62,12 @@ impl Moment {
 pub async fn run(place: &Place, id_or_number: &str) -> Result<Answer, Problem> {
     let known = Known::read(place, id_or_number).await?;
     let mut timeline = known.timeline();
-    // Stable: what happened in one second stays in the order in which it was told.
-    timeline.sort_by(|one, other| one.at.cmp(&other.at));
+    // Stable: what happened at once stays in the order in which it was told.
+    timeline.sort_by_key(|line| line.place);
     let next = known.next(place.clock.now());
     let order = &known.order;
     let rows: Vec<Vec<String>> =
-        timeline.iter().map(|line| vec![line.at.clone(), line.source.to_owned(), line.what.clone()]).collect();
+        timeline.iter().map(|line| vec![instant(line.at), line.source.to_owned(), line.what.clone()]).collect();
     let text = format!(
         "order {}, number {}: {} yuan at {} ({}, account {}), {}\n\n{}\n\nnext\n  {}",
         order.id,
@@ -71,8 +80,10 @@ pub async fn run(place: &Place, id_or_number: &str) -> Result<Answer, Problem> {
         table(&["TIME", "SOURCE", "WHAT"], &rows),
         next.join("\n  "),
     );
-    let lines: Vec<Value> =
-        timeline.iter().map(|line| json!({ "at": line.at, "source": line.source, "what": line.what })).collect();
+    let lines: Vec<Value> = timeline
+        .iter()
+        .map(|line| json!({ "at": instant(line.at), "source": line.source, "what": line.what }))
+        .collect();
     Ok(Answer::done(text, json!({ "order": view(order), "timeline": lines, "next": next })))
 }
 
@@ -137,7 +148,7 @@ impl Known {
         let mut lines = vec![Moment::new(order.created_at, "order", format!("created by user {}", order.user_id))];
         lines.extend(order.paid_at.map(|at| {
             let trade = order.trade_no.as_ref().map(|no| format!(" by trade {}", no.as_str())).unwrap_or_default();
-            Moment::new(at, "order", format!("paid{trade}, by the gateway's clock"))
+            Moment::new(at, "order", format!("paid{trade}, by the gateway's clock")).after(order.created_at)
         }));
         lines.extend(order.closed_at.map(|at| Moment::new(at, "order", "closed")));
         lines.extend(order.checked_at.map(|at| {
@@ -203,7 +214,10 @@ fn refund(refund: &Refund) -> Vec<Moment> {
             Moment::new(at, "refund", format!("{name} last sent to the gateway, attempt {}", refund.attempts))
         }),
     );
-    lines.extend(refund.succeeded_at.map(|at| Moment::new(at, "refund", format!("{name} succeeded"))));
+    lines.extend(refund.succeeded_at.map(|at| {
+        let cause = refund.sent_at.unwrap_or(refund.created_at);
+        Moment::new(at, "refund", format!("{name} succeeded")).after(cause)
+    }));
     if refund.succeeded_at.is_none() {
         let trouble = refund.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
         lines.push(Moment::new(refund.updated_at, "refund", format!("{name} is {}{trouble}", refund.status)));
@@ -242,8 +256,9 @@ fn case(case: &Case) -> Vec<Moment> {
         Moment::new(case.updated_at, "case", format!("{name} resolved by {by}: {how}"))
     });
     let steps = steps.into_iter().map(|(at, step)| {
-        let at = OffsetDateTime::parse(&at, &time::format_description::well_known::Rfc3339).map_or(at, moment);
-        Moment { at, source: "case", what: format!("{name}: {step}") }
+        // Written by the API and by this tool in this form alone.
+        let at = OffsetDateTime::parse(&at, &Rfc3339).unwrap_or(case.updated_at);
+        Moment::new(at, "case", format!("{name}: {step}"))
     });
     std::iter::once(opened).chain(steps).chain(ended).collect()
 }

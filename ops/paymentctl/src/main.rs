@@ -30,7 +30,7 @@ struct Cli {
     /// Answer in JSON, for scripts.
     #[arg(long, global = true)]
     json: bool,
-    /// Who does it: written down with what is changed.
+    /// Who does it: written down with a case that ends.
     /// Without it the value of PAYMENT_OPERATOR.
     #[arg(long, global = true, value_name = "NAME", value_parser = operator)]
     operator: Option<String>,

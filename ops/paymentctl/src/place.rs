@@ -59,7 +59,7 @@ pub fn signature(yes: bool, operator: Option<&str>) -> Result<Option<String>, Pr
         (false, _) => Ok(None),
         (true, Some(operator)) => Ok(Some(format!("paymentctl/{operator}"))),
         (true, None) => {
-            let hint = "give --operator NAME, or set PAYMENT_OPERATOR: it is written down with what is changed";
+            let hint = "give --operator NAME, or set PAYMENT_OPERATOR: it is written down with the case";
             Err(Problem::usage("it is not said who does it", hint))
         }
     }

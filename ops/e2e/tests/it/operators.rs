@@ -117,73 +117,64 @@ async fn an_order_with_a_refund_is_explained_and_its_events_go_out_again_under_t
     world.wait_paid(&order).await;
     world.events_of(&order).await;
     world.shop.refund(&order, &Wish::of(500)).await;
-    let three = async |at_least: usize| {
-        eventually("the events downstream", SOON, async || {
-            let ids: Vec<String> = world.downstream.about(&order.id).into_iter().map(|event| event.id).collect();
-            (ids.len() >= at_least).then_some(ids)
-        })
-        .await
-    };
-    let first = three(3).await;
+    let first = heard(&world, &order, 3).await;
     assert_eq!(first.len(), 3, "{first:?}");
-    eventually("they are marked", SOON, async || {
-        (world.number("select count(*) from events where published_at is null").await? == 0).then_some(())
-    })
-    .await;
-
-    for name in [&order.id, &order.order_no] {
-        let (code, said) = run(&world, &["explain", name]).await;
-        assert_eq!(code, 0, "{said}");
-        let expected = [
-            "created by user",
-            "POST /v1/orders",
-            "payment P",
-            "paid by trade",
-            "settled",
-            "asked for by",
-            "succeeded",
-            "order.paid:",
-            "refund.succeeded:",
-            "order.refunded:",
-            "nothing: the order is where it stays",
-        ];
-        for line in expected {
-            assert!(said.contains(line), "{line}: {said}");
-        }
-        assert!(!said.contains(OPENID), "the payer is nobody's business: {said}");
-    }
-    let timeline = told(&world, &["explain", &order.id]).await["timeline"].clone();
-    let times: Vec<&str> = timeline.as_array().expect("a list").iter().filter_map(|line| line["at"].as_str()).collect();
-    assert!(times.is_sorted() && times.len() > 10, "{timeline}");
+    marked(&world).await;
+    is_explained(&world, &order).await;
 
     let before = rows(&world).await;
     let dry = told(&world, &["events", "republish", "--order", &order.order_no]).await;
     assert_eq!((&dry["dry_run"], &dry["events"]), (&json!(true), &json!(first)), "in the order in which they go out");
     assert_eq!(rows(&world).await, before, "a dry run changes nothing");
-    assert_eq!(world.downstream.about(&order.id).len(), 3);
+    assert_eq!(heard(&world, &order, 3).await.len(), 3);
 
     told(&world, &["events", "republish", "--order", &order.order_no, "--yes"]).await;
-    let twice = three(6).await;
-    assert_eq!(&twice[3..], &first[..]);
-    settled(&world).await;
+    assert_eq!(&heard(&world, &order, 6).await[3..], &first[..]);
+    marked(&world).await;
     told(&world, &["events", "republish", "--id", &first[1], "--yes"]).await;
-    assert_eq!(&three(7).await[6..], &first[1..2]);
-    settled(&world).await;
+    assert_eq!(&heard(&world, &order, 7).await[6..], &first[1..2]);
+    marked(&world).await;
     let (code, said) =
         run(&world, &["events", "republish", "--since", "1h", "--until", "0s", "--limit", "2", "--yes"]).await;
     assert!(code == 1 && said.contains("more than 2 events are asked for"), "{said}");
     told(&world, &["events", "republish", "--since", "1h", "--until", "0s", "--yes"]).await;
-    let mut again = three(10).await.split_off(7);
-    again.sort();
-    let mut all = first.clone();
-    all.sort();
-    assert_eq!(again, all);
+    assert_eq!(&heard(&world, &order, 10).await[7..], &first[..]);
     assert_eq!(told(&world, &["events", "show", &first[0]]).await["id"], first[0].as_str());
     assert_eq!(told(&world, &["events", "list", "--order", &order.id]).await["events"][0]["id"], first[0].as_str());
 }
 
+/// The ids of the events about an order that came downstream, once there are so many.
+async fn heard(world: &World, order: &Order, at_least: usize) -> Vec<String> {
+    eventually("the events downstream", SOON, async || {
+        let ids: Vec<String> = world.downstream.about(&order.id).into_iter().map(|event| event.id).collect();
+        (ids.len() >= at_least).then_some(ids)
+    })
+    .await
+}
+
+async fn is_explained(world: &World, order: &Order) {
+    for name in [&order.id, &order.order_no] {
+        let (code, said) = run(world, &["explain", name]).await;
+        assert_eq!(code, 0, "{said}");
+        for line in ["POST /v1/orders", "payment P", "settled", "succeeded", "nothing: the order is where it stays"] {
+            assert!(said.contains(line), "{line}: {said}");
+        }
+        assert!(!said.contains(OPENID), "the payer is nobody's business: {said}");
+    }
+    let timeline = told(world, &["explain", &order.id]).await["timeline"].clone();
+    let place = |what: &str| {
+        let text = |line: &Value, name: &str| line[name].as_str().expect("text").to_owned();
+        let mut lines = timeline.as_array().expect("a list").iter();
+        let tells = |line: &Value| format!("{} {}", text(line, "source"), text(line, "what")).contains(what);
+        lines.position(tells).unwrap_or_else(|| panic!("{what}: {timeline}"))
+    };
+    let story = ["order created", "order paid by trade", "order.paid", "asked for by", "last sent", "refund.succeeded"];
+    let places: Vec<usize> = story.into_iter().map(place).collect();
+    assert!(places.is_sorted(), "{places:?} {timeline}");
+}
+
 /// Waits until the relay has marked what it published.
-async fn settled(world: &World) {
+async fn marked(world: &World) {
     eventually("events are marked", SOON, async || {
         (world.number("select count(*) from events where published_at is null").await? == 0).then_some(())
     })
@@ -252,6 +243,7 @@ async fn what_cannot_be_done_is_said_with_what_to_do() {
         (&[&nothing[..], &["--reason", "  "]].concat(), 2, "text of 1 to 2000"),
         (&["cases", "replay"], 2, "required"),
         (&["cases", "replay", &nobody, "--kind", "dead_letter"], 2, "cannot be used with"),
+        (&["cases", "replay", &nobody, "--limit", "5"], 2, "cannot be used with"),
         (&["cases", "replay", "--kind", "late_payment"], 2, "dead_letter"),
         (&["events", "republish"], 2, "required"),
         (&["events", "republish", "--id", "a", "--order", "b"], 2, "cannot be used with"),

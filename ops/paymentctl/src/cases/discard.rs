@@ -7,7 +7,7 @@ use shared::db::cases::{self, Case, End};
 use shared::domain::{CaseId, CaseStatus};
 
 use super::get;
-use crate::answer::{Answer, Problem, moment};
+use crate::answer::{Answer, Problem, instant};
 use crate::place::{Place, signature};
 
 /// The longest reason, in characters: as the API has it of a note.
@@ -48,7 +48,7 @@ pub async fn run(place: &Place, discard: &Discard, operator: Option<&str>) -> Re
         return Ok(Answer::done(text, json));
     };
     let now = place.clock.now();
-    let entry = json!({ "at": moment(now), "who": by, "what": "discarded", "action": { "reason": discard.reason } });
+    let entry = json!({ "at": instant(now), "who": by, "what": "discarded", "action": { "reason": discard.reason } });
     let mut tx = place.db.begin().await.map_err(DbError::from)?;
     cases::end(&mut tx, &case, &End { resolution: &discard.reason, by: &by, entry: &entry }, now).await?;
     tx.commit().await.map_err(DbError::from)?;

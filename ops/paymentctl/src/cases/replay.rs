@@ -20,7 +20,7 @@ use time::Duration;
 
 use super::discard::may_end;
 use super::{List, Which, found, get};
-use crate::answer::{Answer, Problem, count, moment};
+use crate::answer::{Answer, Problem, count, instant};
 use crate::place::{Place, signature};
 use crate::when::span;
 
@@ -38,7 +38,7 @@ pub struct Replay {
     #[arg(long, value_name = "AGE", value_parser = span, requires = "kind", conflicts_with = "ids")]
     pub older_than: Option<Duration>,
     /// With --kind: at most so many, the newest of them.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=1000))]
+    #[arg(long, default_value_t = 100, conflicts_with = "ids", value_parser = clap::value_parser!(i64).range(1..=1000))]
     pub limit: i64,
     /// Do it. Without this it is only said what would be done.
     #[arg(long)]
@@ -234,7 +234,7 @@ async fn put_back(place: &Place, case: &Case, callback: &Callback, by: &str) -> 
     let mut tx = place.db.begin().await.map_err(DbError::from)?;
     let job = jobs::insert_callback(&mut *tx, callback, now, now).await?;
     let resolution = format!("replayed as job {job}");
-    let entry: Value = json!({ "at": moment(now), "who": by, "what": "replayed", "action": { "job": job } });
+    let entry: Value = json!({ "at": instant(now), "who": by, "what": "replayed", "action": { "job": job } });
     cases::end(&mut tx, case, &End { resolution: &resolution, by, entry: &entry }, now).await?;
     tx.commit().await.map_err(DbError::from)?;
     Ok(resolution)

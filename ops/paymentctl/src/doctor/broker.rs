@@ -7,7 +7,7 @@ use shared::mq::topology::{self, Difference, TopologyFaults};
 use shared::mq::{self, Connection, MqError};
 use shared::service::Service;
 
-use super::Check;
+use super::{Check, State};
 use crate::answer::chain;
 
 const POLICIES: &str = "broker policies";
@@ -31,10 +31,13 @@ pub(super) async fn look(amqp: Option<Option<AmqpConfig>>, management: Option<Se
     };
     let vhost = connection.status().vhost().to_string();
     let mut checks = vec![Check::ok("broker", format!("it answers, in vhost {vhost}"))];
-    checks.extend(objects(topology::check(&connection, topology::WHOLE).await));
+    let objects = objects(topology::check(&connection, topology::WHOLE).await);
+    let whole = objects.iter().all(|check| check.state != State::Failed);
+    checks.extend(objects);
     checks.extend(marker(&connection).await);
     mq::close(&connection).await;
     checks.extend(match management {
+        _ if !whole => vec![Check::skipped(POLICIES, "mend the topology first")],
         None => vec![Check::skipped(POLICIES, "set RABBITMQ_MANAGEMENT_URL to a user who sees the queues")],
         Some(management) => policies(&management, vhost).await,
     });
