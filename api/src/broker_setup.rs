@@ -51,7 +51,7 @@ impl BrokerSetupConfig {
 #[derive(Debug, Clone, Default, Args)]
 pub struct BrokerSetup {
     /// The user of a process, if it is not the usual one (payment-api, payment-callback-worker, payment-check-worker,
-    /// payment-refund-worker, payment-relay).
+    /// payment-refund-worker, payment-relay, payment-ctl).
     #[arg(long = "user", value_name = "PROCESS=USER")]
     users: Vec<Named>,
     /// A user who consumes events: may declare, bind to payment.events and consume what begins with its own name and a dot.
@@ -111,6 +111,15 @@ pub async fn run(config: BrokerSetupConfig, options: &BrokerSetup) -> anyhow::Re
     management.permit(&users).await?;
     println!("The broker is set up in vhost {}.", management.vhost);
     Ok(())
+}
+
+/// What is wrong with the policies in effect, a line for each queue, for whoever only looks. `management_url` may be that of
+/// any user who sees the queues.
+///
+/// # Errors
+/// When the management plug-in cannot be asked.
+pub async fn wrong_policies(management_url: &SecretString, vhost: String) -> anyhow::Result<Vec<String>> {
+    Management::new(management_url, vhost)?.wrong_policies().await
 }
 
 /// The policy's settings as the management plug-in writes them.
@@ -204,12 +213,7 @@ impl Management {
     async fn wait_until_in_effect(&self) -> anyhow::Result<()> {
         let give_up = Instant::now() + TAKES_EFFECT;
         loop {
-            let mut wrong = Vec::new();
-            for policy in topology::policies() {
-                for queue in policy.queues {
-                    wrong.extend(self.compare(policy, queue).await?);
-                }
-            }
+            let wrong = self.wrong_policies().await?;
             if wrong.is_empty() {
                 return Ok(());
             }
@@ -218,6 +222,16 @@ impl Management {
             }
             sleep(Duration::from_millis(200)).await;
         }
+    }
+
+    async fn wrong_policies(&self) -> anyhow::Result<Vec<String>> {
+        let mut wrong = Vec::new();
+        for policy in topology::policies() {
+            for queue in policy.queues {
+                wrong.extend(self.compare(policy, queue).await?);
+            }
+        }
+        Ok(wrong)
     }
 
     /// What is wrong with the policy that applies to `queue`.

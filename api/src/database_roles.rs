@@ -16,7 +16,7 @@ use sqlx::{Connection, PgConnection};
 #[derive(Debug, Clone, Default, Args)]
 pub struct DatabaseRoles {
     /// The role of a process, if it is not the usual one (payment_api, payment_callback_worker, payment_check_worker,
-    /// payment_refund_worker, payment_relay).
+    /// payment_refund_worker, payment_relay, payment_ctl).
     #[arg(long = "role", value_name = "PROCESS=ROLE")]
     roles: Vec<Named>,
 }

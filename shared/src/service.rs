@@ -1,9 +1,9 @@
-//! The processes of the service, and who each of them is at the broker and at the database.
+//! The processes of the service and the operators' tool, and who each of them is at the broker and at the database.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// One of the five processes.
+/// One of the five processes, or the tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
     /// The ingress.
@@ -16,12 +16,20 @@ pub enum Service {
     RefundWorker,
     /// Publishes due jobs and new events.
     Relay,
+    /// `paymentctl`, with which operators look and mend.
+    PaymentCtl,
 }
 
 impl Service {
     /// All of them.
-    pub const ALL: &[Service] =
-        &[Service::PaymentApi, Service::CallbackWorker, Service::CheckWorker, Service::RefundWorker, Service::Relay];
+    pub const ALL: &[Service] = &[
+        Service::PaymentApi,
+        Service::CallbackWorker,
+        Service::CheckWorker,
+        Service::RefundWorker,
+        Service::Relay,
+        Service::PaymentCtl,
+    ];
 
     /// The name of its binary, and in logs.
     pub const fn as_str(self) -> &'static str {
@@ -31,6 +39,7 @@ impl Service {
             Service::CheckWorker => "check-worker",
             Service::RefundWorker => "refund-worker",
             Service::Relay => "relay",
+            Service::PaymentCtl => "paymentctl",
         }
     }
 
@@ -42,6 +51,7 @@ impl Service {
             Service::CheckWorker => "payment-check-worker",
             Service::RefundWorker => "payment-refund-worker",
             Service::Relay => "payment-relay",
+            Service::PaymentCtl => "payment-ctl",
         }
     }
 
@@ -53,6 +63,7 @@ impl Service {
             Service::CheckWorker => "payment_check_worker",
             Service::RefundWorker => "payment_refund_worker",
             Service::Relay => "payment_relay",
+            Service::PaymentCtl => "payment_ctl",
         }
     }
 }
@@ -65,7 +76,7 @@ impl fmt::Display for Service {
 
 /// A name that none of the processes has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is none of payment-api, callback-worker, check-worker, refund-worker, relay")]
+#[error("{0:?} is none of payment-api, callback-worker, check-worker, refund-worker, relay, paymentctl")]
 pub struct UnknownService(String);
 
 impl FromStr for Service {

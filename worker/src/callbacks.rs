@@ -313,7 +313,7 @@ async fn keep(
 ) -> Result<(), DbError> {
     match callback.job_id {
         Some(id) => jobs::postpone(tx, id, due_at, reason).await,
-        None => jobs::insert_callback(tx, callback, due_at, now).await,
+        None => jobs::insert_callback(tx, callback, due_at, now).await.map(drop),
     }
 }
 

@@ -28,7 +28,7 @@ use shared::clock::Clock;
 use shared::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
 use shared::gateway::{
     CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, NoAccount, Payment, PrepayOrder, PrepayRequest,
-    RefundOrder, RefundState, RefundTarget, Trade, Verified,
+    Reach, RefundOrder, RefundState, RefundTarget, Trade, Verified,
 };
 use shared::job::Callback;
 use shared::mq::{Publisher, PublisherOptions};
@@ -438,5 +438,13 @@ impl Gateway for Puppet {
 
     fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
         self.real.read(callback)
+    }
+
+    async fn reach(&self, now: OffsetDateTime) -> Result<Reach, GatewayError> {
+        self.real.reach(now).await
+    }
+
+    fn signs(&self) -> bool {
+        self.real.signs()
     }
 }

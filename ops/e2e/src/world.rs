@@ -186,6 +186,25 @@ impl World {
         std::iter::once(&self.api).chain(workers).chain(&self.relays)
     }
 
+    /// `paymentctl` as the operator alice starts it, with a role and a user of its own.
+    #[must_use]
+    pub fn paymentctl(&self) -> Program {
+        let (database, amqp) = self.addresses.login("paymentctl");
+        Program::new("paymentctl")
+            .env("DATABASE_URL", database)
+            .env("AMQP_URL", amqp)
+            .env("RABBITMQ_MANAGEMENT_URL", &self.addresses.management)
+            .env("REDIS_URL", &self.addresses.redis)
+            .env("GATEWAYS_FILE", self.gateways.file().display().to_string())
+            .env("PAYMENT_OPERATOR", "alice")
+    }
+
+    /// A folder for what programs print.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// What a deployment does for a broker that has come back empty.
     pub async fn set_up_broker(&self) {
         set_up_broker(&self.addresses, &self.dir).await;

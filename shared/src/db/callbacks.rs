@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use serde_json::Value;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use super::DbError;
-use crate::domain::{PaymentMethod, Verdict};
+use crate::domain::{OrderNo, PaymentMethod, Verdict};
 use crate::job::Callback;
 
 /// One callback and what became of it.
@@ -64,6 +64,42 @@ pub async fn record(tx: &mut PgConnection, evidence: &[Evidence<'_>], now: Offse
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Evidence without the bytes, which name the payer.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The gateway's id of the message.
+    pub notice_id: String,
+    /// The account whose address was called.
+    pub account: String,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// How often it came.
+    pub times_seen: i32,
+    /// When it first came.
+    pub received_at: OffsetDateTime,
+    /// When it last came.
+    pub last_seen_at: OffsetDateTime,
+}
+
+/// Every callback that named an order, oldest first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_order(db: impl PgExecutor<'_>, order_no: &OrderNo) -> Result<Vec<Seen>, DbError> {
+    Ok(sqlx::query_as!(
+        Seen,
+        r#"
+        select notice_id, account, verdict as "verdict: Verdict", times_seen, received_at, last_seen_at
+        from callbacks
+        where order_no = $1
+        order by received_at
+        "#,
+        order_no.as_str(),
+    )
+    .fetch_all(db)
+    .await?)
 }
 
 /// One entry for each message, in key order, with how often the batch holds it. One statement may touch a row once.

@@ -302,3 +302,46 @@ pub async fn step(tx: &mut PgConnection, case: &Case, entry: &Value, now: Offset
     .await?;
     DbError::expect_rows(done.rows_affected(), 1)
 }
+
+/// Every case about an order, oldest first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_order(db: impl PgExecutor<'_>, order_id: OrderId) -> Result<Vec<Case>, DbError> {
+    Ok(select_cases!("where order_id = $1 order by id", order_id as OrderId).fetch_all(db).await?)
+}
+
+/// How a case ends, and by whom.
+#[derive(Debug, Clone)]
+pub struct End<'a> {
+    /// In words.
+    pub resolution: &'a str,
+    /// Who ends it.
+    pub by: &'a str,
+    /// Added to the history.
+    pub entry: &'a Value,
+}
+
+/// Ends a case about which nobody has proposed anything.
+///
+/// # Errors
+/// [`DbError::Moved`] when it is not open, or no longer of the version that `case` was read in.
+pub async fn end(tx: &mut PgConnection, case: &Case, end: &End<'_>, now: OffsetDateTime) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"
+        update cases
+        set status = 'resolved', resolution = $3, resolved_by = $4, history = history || jsonb_build_array($5::jsonb),
+            version = version + 1, updated_at = $6
+        where id = $1 and version = $2 and status = 'open'
+        "#,
+        case.id as CaseId,
+        case.version,
+        end.resolution,
+        end.by,
+        end.entry,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), 1)
+}

@@ -1,5 +1,7 @@
 //! `events`: the outbox. Asked for what is unpublished, never for what comes after a position.
 
+use std::ops::Range;
+
 use serde_json::Value;
 use sqlx::{PgConnection, PgExecutor};
 use time::{Duration, OffsetDateTime};
@@ -147,4 +149,95 @@ pub async fn listen(pool: &sqlx::PgPool) -> Result<sqlx::postgres::PgListener, D
     let mut listener = sqlx::postgres::PgListener::connect_with(pool).await?;
     listener.listen(NUDGE).await?;
     Ok(listener)
+}
+
+/// An event as it is kept.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// Its place among the events of its order.
+    pub seq: i64,
+    /// Deterministic.
+    pub event_id: String,
+    /// The type, which is the routing key too.
+    pub kind: String,
+    /// The order it is about.
+    pub order_id: Option<OrderId>,
+    /// What it tells.
+    pub data: Value,
+    /// When it happened.
+    pub occurred_at: OffsetDateTime,
+    /// Not before then: nobody would have received it.
+    pub retry_at: Option<OffsetDateTime>,
+    /// When the broker last confirmed it.
+    pub published_at: Option<OffsetDateTime>,
+}
+
+/// Reads whole events: one list of columns for every question.
+macro_rules! select_events {
+    ($tail:tt $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Kept,
+            r#"
+            select seq, event_id, type as kind, order_id as "order_id: OrderId", data, occurred_at, retry_at, published_at
+            from events
+            "# + $tail
+            $(, $argument)*
+        )
+    };
+}
+
+/// Events by their ids, in the order in which they go out; an id of no event is left out.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn by_ids(db: impl PgExecutor<'_>, event_ids: &[String]) -> Result<Vec<Kept>, DbError> {
+    Ok(select_events!("where event_id = any($1) order by seq", event_ids).fetch_all(db).await?)
+}
+
+/// Events that the broker confirmed at `range.start` or later and before `range.end`, the first `limit` of them.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn published_in(
+    db: impl PgExecutor<'_>,
+    range: Range<OffsetDateTime>,
+    limit: i64,
+) -> Result<Vec<Kept>, DbError> {
+    let (since, until) = (range.start, range.end);
+    Ok(select_events!(
+        "where published_at >= $1 and published_at < $2 order by published_at, seq limit $3",
+        since,
+        until,
+        limit,
+    )
+    .fetch_all(db)
+    .await?)
+}
+
+/// The newest events, or the newest of those that are not out yet.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn newest(db: impl PgExecutor<'_>, unpublished: bool, limit: i64) -> Result<Vec<Kept>, DbError> {
+    // Two statements, so that each has its index.
+    Ok(if unpublished {
+        select_events!("where published_at is null order by seq desc limit $1", limit).fetch_all(db).await?
+    } else {
+        select_events!("order by seq desc limit $1", limit).fetch_all(db).await?
+    })
+}
+
+/// Marks published events as unpublished, so that the relay publishes them again under the same ids. Returns how many
+/// were; one that is not out anyhow goes out as it would have.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn publish_again(tx: &mut PgConnection, seqs: &[i64]) -> Result<u64, DbError> {
+    let done = sqlx::query!(
+        "update events set published_at = null, retry_at = null where seq = any($1) and published_at is not null",
+        seqs,
+    )
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected())
 }

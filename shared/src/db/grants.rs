@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
 use super::DbError;
-use crate::service::Service::{self, CallbackWorker, CheckWorker, PaymentApi, RefundWorker, Relay};
+use crate::service::Service::{self, CallbackWorker, CheckWorker, PaymentApi, PaymentCtl, RefundWorker, Relay};
 
 /// What can be done to rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +55,7 @@ const fn may_only(to: &'static [Service], right: Right, columns: &'static [&'sta
 const WORKERS: &[Service] = &[CallbackWorker, CheckWorker, RefundWorker];
 const SETTLERS: &[Service] = &[CallbackWorker, CheckWorker];
 const ALL_BUT_RELAY: &[Service] = &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker];
+const PROCESSES: &[Service] = &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, Relay];
 
 use Right::{Delete, Insert, Select, Update};
 
@@ -68,7 +69,12 @@ pub const TABLES: &[Table] = &[
     Table { name: "payment_orders", grants: &[
         may(&[PaymentApi], Insert),
         // The relay for the statistics and for the copies that it passes on to Redis.
-        may(Service::ALL, Select),
+        may(PROCESSES, Select),
+        // Not what may name the payer: `prepay`, `client_ip` and what the shop attached.
+        may_only(&[PaymentCtl], Select,
+            &["id", "user_id", "order_no", "product_type", "subject", "amount", "payment_method", "scene", "account",
+              "status", "trade_no", "refunded_amount", "expires_at", "paid_at", "closed_at", "version", "created_at",
+              "updated_at", "checked_at", "gateway_state"]),
         // A person honours a late payment (`status` to `version`) or asks for a refund.
         may_only(&[PaymentApi], Update, &["status", "trade_no", "paid_at", "refunded_amount", "updated_at", "version"]),
         may_only(SETTLERS, Update,
@@ -78,6 +84,7 @@ pub const TABLES: &[Table] = &[
     ] },
     Table { name: "payment_transactions", grants: &[
         may(ALL_BUT_RELAY, Select),
+        may(&[PaymentCtl], Select),
         may(ALL_BUT_RELAY, Insert),
         may_only(&[Relay], Select, &["id", "payment_method"]),
         may_only(WORKERS, Update, &["status", "gateway_no", "updated_at"]),
@@ -85,6 +92,7 @@ pub const TABLES: &[Table] = &[
     Table { name: "refund_records", grants: &[
         // The workers insert where the policy of an account returns late money.
         may(ALL_BUT_RELAY, Select),
+        may(&[PaymentCtl], Select),
         may(ALL_BUT_RELAY, Insert),
         may_only(&[Relay], Select, &["id", "transaction_id", "refund_amount", "status"]),
         may_only(WORKERS, Update,
@@ -96,25 +104,34 @@ pub const TABLES: &[Table] = &[
         // To count repeats; what was kept is for people to read.
         may_only(&[CallbackWorker], Select,
             &["payment_method", "account", "notice_id", "times_seen", "last_seen_at", "verdict"]),
+        // Not the bytes, which name the payer.
+        may_only(&[PaymentCtl], Select,
+            &["payment_method", "account", "notice_id", "order_no", "times_seen", "received_at", "last_seen_at",
+              "verdict"]),
         may_only(&[CallbackWorker], Update, &["times_seen", "last_seen_at", "verdict"]),
     ] },
     Table { name: "jobs", grants: &[
-        may(Service::ALL, Select),
+        may(PROCESSES, Select),
         may(ALL_BUT_RELAY, Insert),
-        may(Service::ALL, Delete),
+        may(PROCESSES, Delete),
+        // A dead letter that is replayed is a new job; one that exists is the workers' alone.
+        may(&[PaymentCtl], Insert),
+        may_only(&[PaymentCtl], Select,
+            &["id", "kind", "ref_id", "due_at", "lease_until", "attempts", "publishes", "last_error", "created_at"]),
         may_only(&[PaymentApi], Update, &["due_at", "lease_until", "publishes", "fence", "payload"]),
         may_only(WORKERS, Update,
             &["due_at", "lease_until", "publishes", "fence", "attempts", "last_error", "payload"]),
         may_only(&[Relay], Update, &["due_at", "lease_until", "publishes", "fence"]),
     ] },
     Table { name: "events", grants: &[
-        may(Service::ALL, Insert),
+        may(PROCESSES, Insert),
         may_only(ALL_BUT_RELAY, Select, &["event_id"]),
-        may(&[Relay], Select),
-        may_only(&[Relay], Update, &["retry_at", "published_at"]),
+        may(&[Relay, PaymentCtl], Select),
+        may_only(&[Relay, PaymentCtl], Update, &["retry_at", "published_at"]),
     ] },
     Table { name: "cases", grants: &[
         may(ALL_BUT_RELAY, Select),
+        may(&[PaymentCtl], Select),
         may_only(&[Relay], Select, &["id", "kind", "order_id", "gateway_no"]),
         may(&[CallbackWorker, CheckWorker, RefundWorker, Relay], Insert),
         // A person's step.
@@ -122,12 +139,17 @@ pub const TABLES: &[Table] = &[
             &["status", "proposed_by", "proposed_action", "resolution", "resolved_by", "history", "version",
               "updated_at"]),
         may_only(WORKERS, Update, &["status", "evidence", "resolution", "resolved_by", "version", "updated_at"]),
+        // Ends one, and never touches what somebody has proposed.
+        may_only(&[PaymentCtl], Update, &["status", "resolution", "resolved_by", "history", "version", "updated_at"]),
     ] },
     Table { name: "idempotency_keys", grants: &[
         may(&[PaymentApi], Select),
         may(&[PaymentApi], Insert),
         may_only(&[PaymentApi], Update,
             &["route", "request_hash", "ref_id", "answer", "refused_with", "held_until", "created_at", "expires_at"]),
+        // Neither the keys themselves nor what was answered.
+        may_only(&[PaymentCtl], Select,
+            &["user_id", "route", "ref_id", "refused_with", "held_until", "created_at", "expires_at"]),
     ] },
     // Changed by a person, and each change written down.
     Table { name: "payment_config", grants: &[

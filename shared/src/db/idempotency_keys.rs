@@ -200,3 +200,40 @@ pub async fn save_answer(
     .await?;
     Ok(saved)
 }
+
+/// A request with a key, without the key and without what was answered.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The route that it was sent to.
+    pub route: String,
+    /// The row that it made.
+    pub ref_id: String,
+    /// The HTTP status of a final answer that is a refusal.
+    pub refused_with: Option<i16>,
+    /// Until then a process works on it alone.
+    pub held_until: Option<OffsetDateTime>,
+    /// When it came.
+    pub created_at: OffsetDateTime,
+    /// From then on it is as if it had never come.
+    pub expires_at: OffsetDateTime,
+}
+
+/// The requests of a user that made these rows, oldest first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_rows(db: impl PgExecutor<'_>, user_id: &UserId, ref_ids: &[String]) -> Result<Vec<Request>, DbError> {
+    Ok(sqlx::query_as!(
+        Request,
+        r#"
+        select route, ref_id, refused_with, held_until, created_at, expires_at
+        from idempotency_keys
+        where user_id = $1 and ref_id = any($2::text[]::bpchar[])
+        order by created_at
+        "#,
+        user_id.as_str(),
+        ref_ids,
+    )
+    .fetch_all(db)
+    .await?)
+}

@@ -22,7 +22,7 @@ pub async fn store_callback(pool: &PgPool, callback: &Callback, now: OffsetDateT
     Ok(Stored(()))
 }
 
-/// Keeps a callback until `due_at`; its key is not known yet.
+/// Keeps a callback until `due_at`; its key is not known yet. Returns the number of the job.
 ///
 /// # Errors
 /// [`DbError`].
@@ -31,17 +31,16 @@ pub async fn insert_callback(
     callback: &Callback,
     due_at: OffsetDateTime,
     now: OffsetDateTime,
-) -> Result<(), DbError> {
+) -> Result<i64, DbError> {
     let payload = serde_json::to_value(callback).map_err(|e| DbError::Failed(sqlx::Error::Encode(e.into())))?;
-    sqlx::query!(
-        "insert into jobs (kind, payload, due_at, created_at) values ('callback', $1, $2, $3)",
+    Ok(sqlx::query_scalar!(
+        "insert into jobs (kind, payload, due_at, created_at) values ('callback', $1, $2, $3) returning id",
         payload,
         due_at,
         now,
     )
-    .execute(db)
-    .await?;
-    Ok(())
+    .fetch_one(db)
+    .await?)
 }
 
 /// Puts a job off and says why. The row may be gone: somebody else reached a verdict.
@@ -243,6 +242,44 @@ pub async fn ask_at(
 pub async fn drop_refund(tx: &mut PgConnection, id: RefundId) -> Result<(), DbError> {
     sqlx::query!("delete from jobs where kind = 'refund' and ref_id = $1", id as RefundId).execute(tx).await?;
     Ok(())
+}
+
+/// A job as a person looks at it.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// Which row.
+    pub id: i64,
+    /// What it does.
+    pub kind: String,
+    /// When it is due.
+    pub due_at: OffsetDateTime,
+    /// Published or in a worker's hands until then.
+    pub lease_until: Option<OffsetDateTime>,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// The last trouble, in words.
+    pub last_error: Option<String>,
+    /// By our clock.
+    pub created_at: OffsetDateTime,
+}
+
+/// The jobs about these rows (orders and refunds), the next one first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn about(db: impl PgExecutor<'_>, ref_ids: &[String]) -> Result<Vec<Standing>, DbError> {
+    Ok(sqlx::query_as!(
+        Standing,
+        r#"
+        select id, kind, due_at, lease_until, attempts, last_error, created_at
+        from jobs
+        where kind in ('check', 'refund') and ref_id = any($1::text[]::bpchar[])
+        order by due_at
+        "#,
+        ref_ids,
+    )
+    .fetch_all(db)
+    .await?)
 }
 
 /// A job whose time has come, leased to the relay.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Connection, Executor, PgConnection, Postgres};
+use sqlx::{Connection, Executor, PgConnection, PgExecutor, Postgres};
+use time::OffsetDateTime;
 
 pub mod callbacks;
 pub mod cases;
@@ -228,4 +229,12 @@ pub async fn hardly_wait_for_locks(tx: &mut PgConnection) -> Result<(), DbError>
 pub async fn ping<'c>(connection: impl Executor<'c, Database = Postgres>) -> Result<(), DbError> {
     connection.execute("select 1").await?;
     Ok(())
+}
+
+/// The clock of the database.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn its_clock(db: impl PgExecutor<'_>) -> Result<OffsetDateTime, DbError> {
+    Ok(sqlx::query_scalar!(r#"select clock_timestamp() as "now!""#).fetch_one(db).await?)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use super::DbError;
@@ -170,4 +170,42 @@ pub async fn payment_of_trade(
     .fetch_optional(tx)
     .await?;
     Ok(row.map(|row| (row.id, row.amount)))
+}
+
+/// One movement of money.
+#[derive(Debug, Clone)]
+pub struct Movement {
+    /// Ours, for the books.
+    pub transaction_no: String,
+    /// `payment` or `refund`.
+    pub action_type: String,
+    /// How much.
+    pub amount: Money,
+    /// `pending`, `succeeded` or `failed`.
+    pub status: String,
+    /// The gateway's number, once it happened.
+    pub gateway_no: Option<String>,
+    /// By our clock.
+    pub created_at: OffsetDateTime,
+    /// By our clock.
+    pub updated_at: OffsetDateTime,
+}
+
+/// Every movement of an order's money, oldest first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_order(db: impl PgExecutor<'_>, order_id: OrderId) -> Result<Vec<Movement>, DbError> {
+    Ok(sqlx::query_as!(
+        Movement,
+        r#"
+        select transaction_no, action_type, amount as "amount: Money", status, gateway_no, created_at, updated_at
+        from payment_transactions
+        where order_id = $1
+        order by id
+        "#,
+        order_id as OrderId,
+    )
+    .fetch_all(db)
+    .await?)
 }

@@ -75,3 +75,11 @@ named_enum! {
         GatewayProtocol = "gateway_protocol",
     }
 }
+
+impl CaseKind {
+    /// Whether money is free again when such a case ends: what was reserved for a refund that is not ours. That takes two
+    /// people, like everything that moves money.
+    pub const fn end_frees_money(self) -> bool {
+        matches!(self, CaseKind::UnknownRefund)
+    }
+}

@@ -6,7 +6,9 @@ use std::fmt;
 use aws_lc_rs::digest::{self, Digest, SHA256};
 use aws_lc_rs::rand::{self, SystemRandom};
 use aws_lc_rs::rsa::KeyPair;
-use aws_lc_rs::signature::{KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256};
+use aws_lc_rs::signature::{
+    KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, UnparsedPublicKey,
+};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use x509_parser::prelude::{FromDer, SubjectPublicKeyInfo, X509Certificate};
@@ -91,6 +93,14 @@ impl SigningKey {
             .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature)
             .map_err(|_| KeyError::Library)?;
         Ok(STANDARD.encode(signature))
+    }
+
+    /// Whether what it signs is taken by its own public half: a damaged key may be read and sign nonsense.
+    pub fn signs(&self) -> bool {
+        const MESSAGE: &[u8] = b"a message to try a key with";
+        let public = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, self.pair.public_key().as_ref());
+        let signed = self.sign(MESSAGE).ok().and_then(|signature| STANDARD.decode(signature).ok());
+        signed.is_some_and(|signature| public.verify(MESSAGE, &signature).is_ok())
     }
 
     /// Whether `key` is the public half of this key: then it is our own, not the gateway's.
@@ -347,6 +357,7 @@ mod tests {
     #[test]
     fn our_own_public_key_is_recognised() {
         let ours = SigningKey::from_pem(APP_PRIVATE).unwrap();
+        assert!(ours.signs());
         assert!(ours.is_pair_of(&VerifyingKey::from_spki_pem(APP_PUBLIC).unwrap()));
         assert!(!ours.is_pair_of(&VerifyingKey::from_spki_pem(OTHER_PUBLIC).unwrap()));
     }

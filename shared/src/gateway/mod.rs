@@ -15,6 +15,7 @@ pub mod alipay;
 mod breaker;
 mod http;
 pub mod keys;
+mod reach;
 mod refund;
 mod ring;
 mod road;
@@ -24,8 +25,9 @@ mod testing;
 pub mod wechat;
 
 pub use accounts::{AccountFault, Gateways, NoAccount};
+pub use reach::Reach;
 pub use refund::{RefundOrder, RefundState, RefundTarget};
-pub use tend::{KeyNews, KeyStatus};
+pub use tend::{Ending, KeyNews, KeyStatus, WARN_DAYS, endings};
 
 /// A value whose origin was proved by a signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,6 +200,16 @@ pub trait Gateway: Send + Sync {
     fn key_of(&self, _callback: &Verified<Callback>) -> String {
         "fixed".to_owned()
     }
+
+    /// Asks the gateway about an order that cannot exist, for whoever wants to know whether the way, our key and the
+    /// gateway's key are in order. Changes nothing anywhere.
+    ///
+    /// # Errors
+    /// [`GatewayError`] when there was no answer, or one that is no answer to this.
+    async fn reach(&self, now: OffsetDateTime) -> Result<Reach, GatewayError>;
+
+    /// Whether our private key signs what its own public half takes.
+    fn signs(&self) -> bool;
 
     /// The keys and certificates of this account that have an end or can be missing.
     fn key_status(&self) -> Vec<KeyStatus> {

@@ -31,7 +31,7 @@ const WATCH: Duration = Duration::from_secs(5);
 /// How often what is due is looked for, and how long keys last is told.
 const TURN: Duration = Duration::from_secs(1);
 /// From so many days before its end on, a certificate is warned of.
-const WARN_DAYS: f64 = 30.0;
+pub const WARN_DAYS: f64 = 30.0;
 
 /// What a question for keys brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -212,14 +212,17 @@ impl Told {
 
 /// The key of a kind that lasts longest: an older one beside it may end in peace.
 #[derive(Debug, PartialEq)]
-struct Ending {
-    kind: &'static str,
-    serial: String,
-    validity: Validity,
+pub struct Ending {
+    /// See [`KeyStatus`].
+    pub kind: &'static str,
+    /// Its name.
+    pub serial: String,
+    /// When it counts.
+    pub validity: Validity,
     /// Until its end; below 0 it is over.
-    days: f64,
+    pub days: f64,
     /// Whether it does not count yet.
-    early: bool,
+    pub early: bool,
 }
 
 impl Ending {
@@ -238,7 +241,8 @@ impl Ending {
     }
 }
 
-fn endings(keys: &[KeyStatus], now: OffsetDateTime) -> Vec<Ending> {
+/// Of each kind of key with an end, the one that lasts longest.
+pub fn endings(keys: &[KeyStatus], now: OffsetDateTime) -> Vec<Ending> {
     let mut endings: Vec<Ending> = Vec::new();
     for key in keys {
         let Some(until) = key.validity.until else { continue };

@@ -45,28 +45,34 @@ pub fn callback_message(callback: &Callback, id: String) -> Message {
 /// # Errors
 /// [`MqError::Malformed`] names the header that is missing or unreadable.
 pub fn callback_from(delivery: &Delivery) -> Result<Callback, MqError> {
+    let table = delivery.properties.headers().as_ref();
+    let keys = table.into_iter().flat_map(|table| table.inner().keys());
+    let text = |key: &str| header(delivery, key).map(str::to_owned);
+    let headers = keys.filter_map(|key| Some((key.to_string(), text(key.as_str())?)));
+    callback_of(&headers.collect::<Vec<_>>(), Bytes::copy_from_slice(&delivery.data))
+}
+
+/// The callback that a message with these headers and this body carries, such as a dead letter that is kept.
+///
+/// # Errors
+/// [`MqError::Malformed`] names the header that is missing or unreadable.
+pub fn callback_of(headers: &[(String, String)], body: Bytes) -> Result<Callback, MqError> {
     let malformed = |name: &str| MqError::Malformed(format!("header {name}"));
-    let method = header(delivery, METHOD).and_then(|text| text.parse::<PaymentMethod>().ok());
-    let account = header(delivery, ACCOUNT).and_then(|text| AccountName::parse(text).ok());
-    let received_at = header(delivery, RECEIVED_AT).and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
-    let job_id = match header(delivery, JOB_ID) {
+    let header = |name: &str| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let method = header(METHOD).and_then(|text| text.parse::<PaymentMethod>().ok());
+    let account = header(ACCOUNT).and_then(|text| AccountName::parse(text).ok());
+    let received_at = header(RECEIVED_AT).and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+    let job_id = match header(JOB_ID) {
         None => None,
         Some(text) => Some(text.parse().map_err(|_| malformed(JOB_ID))?),
     };
-    let table = delivery.properties.headers().as_ref();
-    let headers = table
-        .into_iter()
-        .flat_map(|table| table.inner().keys())
-        .filter_map(|key| {
-            let name = key.as_str().strip_prefix(HTTP)?;
-            Some((name.to_owned(), header(delivery, key.as_str())?.to_owned()))
-        })
-        .collect();
+    let over_http = |(name, value): &(String, String)| Some((name.strip_prefix(HTTP)?.to_owned(), value.clone()));
+    let headers = headers.iter().filter_map(over_http).collect();
     Ok(Callback {
         method: method.ok_or_else(|| malformed(METHOD))?,
         account: account.ok_or_else(|| malformed(ACCOUNT))?,
         headers,
-        body: Bytes::copy_from_slice(&delivery.data),
+        body,
         received_at: received_at.ok_or_else(|| malformed(RECEIVED_AT))?,
         job_id,
     })

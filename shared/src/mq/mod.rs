@@ -18,7 +18,7 @@ pub mod topology;
 use std::time::Duration;
 
 pub use address::Addresses;
-pub use callback::{callback_from, callback_message};
+pub use callback::{callback_from, callback_message, callback_of};
 pub use consume::{DeadLetter, LetterOf, Subscription};
 pub use lapin::Connection;
 pub use lapin::message::Delivery;

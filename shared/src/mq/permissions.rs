@@ -4,7 +4,8 @@
 //! Publishing needs `write` on the exchange and consuming needs `read` on the queue; binding needs `write` on the queue and
 //! `read` on the exchange; declaring needs `configure`. Dead letters are moved by the broker itself, by policy, with
 //! nobody's rights. Seeing whether an object exists needs no right on RabbitMQ 3.10 and any one of the three from 4.2.7
-//! on; whatever a process looks at, it has one for.
+//! on; whatever a process looks at, it has one for. `paymentctl` looks at the queues: to write to one says no more than to
+//! bind it, which takes `read` on an exchange as well, and of that it has none.
 
 use crate::service::Service;
 
@@ -37,6 +38,7 @@ pub fn of(service: Service) -> Permissions {
             r"^payment\.(in|jobs|events|callbacks|refunds|checks)$",
             r"^payment\.(in|jobs|dead)$",
         ),
+        Service::PaymentCtl => (NOTHING, r"^payment\.(callbacks|refunds|checks|dead)$", NOTHING),
     };
     Permissions { configure: configure.to_owned(), write: write.to_owned(), read: read.to_owned() }
 }

@@ -82,7 +82,7 @@ fn offences(folders: &[&str], except: &[&str], words: &[&str]) -> Vec<String> {
         .collect()
 }
 
-const SERVICE: &[&str] = &["shared/src", "api/src", "worker/src"];
+const SERVICE: &[&str] = &["shared/src", "api/src", "worker/src", "ops/paymentctl/src"];
 
 #[test]
 fn the_domain_imports_no_sibling_and_does_no_io() {

@@ -72,9 +72,9 @@ impl Deed {
         deed.ok_or_else(|| ApiError::InvalidFields(Vec::new()))
     }
 
-    /// Whether it takes two people. A note on a refund that is not ours frees what was reserved for it.
+    /// Whether it takes two people.
     pub fn moves_money(&self, case: &Case) -> bool {
-        !matches!(self, Deed::Note { .. }) || case.kind == CaseKind::UnknownRefund
+        !matches!(self, Deed::Note { .. }) || case.kind.end_frees_money()
     }
 
     /// As the case keeps it.

@@ -8,6 +8,7 @@ mod drills;
 mod faults;
 mod hostile;
 mod kills;
+mod operators;
 mod outages;
 mod polling;
 mod purchases;

@@ -1,4 +1,4 @@
-//! Who the processes of the service are at the broker and at the database. What they may do there is no business of this
+//! Who the processes of the service and the operators' tool are at the broker and at the database. What they may do there is no business of this
 //! tool: `payment-api broker-setup` and `payment-api database-roles` say that.
 
 /// One process.
@@ -17,7 +17,7 @@ pub struct Login {
 }
 
 /// Every process.
-pub const LOGINS: [Login; 5] = [
+pub const LOGINS: [Login; 6] = [
     Login {
         program: "payment-api",
         role: "payment_api",
@@ -52,6 +52,13 @@ pub const LOGINS: [Login; 5] = [
         user: "payment-relay",
         database_url: "RELAY_DATABASE_URL",
         amqp_url: "RELAY_AMQP_URL",
+    },
+    Login {
+        program: "paymentctl",
+        role: "payment_ctl",
+        user: "payment-ctl",
+        database_url: "PAYMENTCTL_DATABASE_URL",
+        amqp_url: "PAYMENTCTL_AMQP_URL",
     },
 ];
 

@@ -51,9 +51,15 @@ impl Kind {
     /// Who may log in.
     pub fn users(self) -> &'static [&'static str] {
         match self {
-            Kind::Postgres => {
-                &[postgres::USER, LOGINS[0].role, LOGINS[1].role, LOGINS[2].role, LOGINS[3].role, LOGINS[4].role]
-            }
+            Kind::Postgres => &[
+                postgres::USER,
+                LOGINS[0].role,
+                LOGINS[1].role,
+                LOGINS[2].role,
+                LOGINS[3].role,
+                LOGINS[4].role,
+                LOGINS[5].role,
+            ],
             Kind::Rabbitmq => &[
                 rabbitmq::DEPLOY,
                 rabbitmq::SERVICE,
@@ -64,6 +70,7 @@ impl Kind {
                 LOGINS[2].user,
                 LOGINS[3].user,
                 LOGINS[4].user,
+                LOGINS[5].user,
             ],
             Kind::Redis => &[redis::USER],
         }

@@ -173,6 +173,11 @@ impl Gateways {
         method.scenes().iter().copied().filter(offered).collect()
     }
 
+    /// Whom an account stands for: the merchant's number, the apps, and in brackets the environment.
+    pub fn identity(&self, method: PaymentMethod, account: &AccountName) -> Option<String> {
+        self.table().entry(method, account).map(|entry| entry.identity.clone())
+    }
+
     /// Every account.
     pub fn iter(&self) -> impl Iterator<Item = Arc<dyn Gateway>> + use<> {
         let gateways: Vec<_> = self.table().entries.iter().map(|entry| entry.gateway.clone()).collect();

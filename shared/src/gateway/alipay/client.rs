@@ -58,6 +58,16 @@ impl Alipay {
     /// Makes a call and takes Alipay's word for what it proves.
     pub(super) async fn call(&self, call: &Call<'_>, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
         let answer = self.exchange(call, now).await?;
+        self.judge(call, &answer, now).await
+    }
+
+    /// What an answer proves.
+    pub(super) async fn judge(
+        &self,
+        call: &Call<'_>,
+        answer: &Answer,
+        now: OffsetDateTime,
+    ) -> Result<Outcome, GatewayError> {
         if let Some(sn) = sign::cert_sn(&answer.body).filter(|sn| self.issued(sn, now).is_none()) {
             // An answer in hand is worth one look for the certificate that it names.
             self.look_for_key(&sn, now).await;

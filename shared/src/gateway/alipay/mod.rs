@@ -17,7 +17,7 @@ use super::http::measured;
 use super::keys::{SigningKey, VerifyingKey};
 use super::road::Road;
 use super::{
-    CallbackError, CloseOutcome, Gateway, GatewayError, KeyNews, KeyStatus, Payment, PrepayOrder, PrepayRequest,
+    CallbackError, CloseOutcome, Gateway, GatewayError, KeyNews, KeyStatus, Payment, PrepayOrder, PrepayRequest, Reach,
     RefundOrder, RefundState, RefundTarget, Trade, Verified,
 };
 use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod};
@@ -30,6 +30,7 @@ mod client;
 mod download;
 mod prepay;
 mod query;
+mod reach;
 mod refund;
 mod return_page;
 pub use return_page::ORDER_NO as RETURN_ORDER_NO;
@@ -163,6 +164,14 @@ impl Gateway for Alipay {
 
     fn key_of(&self, callback: &Verified<Callback>) -> String {
         self.name_of_key(&callback.get().body, callback.get().received_at)
+    }
+
+    async fn reach(&self, now: OffsetDateTime) -> Result<Reach, GatewayError> {
+        measured(PaymentMethod::Alipay, "reach", self.reach_inner(now)).await
+    }
+
+    fn signs(&self) -> bool {
+        self.account.app_key.signs()
     }
 
     fn key_status(&self) -> Vec<KeyStatus> {

@@ -2,7 +2,7 @@
 //!
 //! [`sign`] holds what is signed and how it is checked, [`callback`] what WeChat Pay posts, [`aead`] how its content is
 //! sealed, [`prepay`] what the buyer needs, `query` what became of an order and its closing, `refund` money
-//! that goes back, `client` the call itself, [`cert`] platform certificates and `certificates` how they are kept fresh,
+//! that goes back, `reach` whether anybody is there, `client` the call itself, [`cert`] platform certificates and `certificates` how they are kept fresh,
 //! [`sensitive`] fields that are encrypted for WeChat Pay.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::http::measured;
 use super::keys::{KeyRing, SigningKey};
 use super::road::Road;
 use super::{
-    CallbackError, CloseOutcome, Gateway, GatewayError, KeyNews, KeyStatus, Payment, PrepayOrder, PrepayRequest,
+    CallbackError, CloseOutcome, Gateway, GatewayError, KeyNews, KeyStatus, Payment, PrepayOrder, PrepayRequest, Reach,
     RefundOrder, RefundState, RefundTarget, Trade, Verified,
 };
 use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
@@ -28,6 +28,7 @@ mod certificates;
 mod client;
 pub mod prepay;
 mod query;
+mod reach;
 mod refund;
 #[cfg(test)]
 mod rotation_tests;
@@ -163,6 +164,14 @@ impl Gateway for Wechat {
 
     fn key_of(&self, callback: &Verified<Callback>) -> String {
         callback.get().header(sign::SERIAL).unwrap_or_default().to_owned()
+    }
+
+    async fn reach(&self, now: OffsetDateTime) -> Result<Reach, GatewayError> {
+        measured(PaymentMethod::Wechat, "reach", self.reach_inner(now)).await
+    }
+
+    fn signs(&self) -> bool {
+        self.account.merchant_key.signs()
     }
 
     fn key_status(&self) -> Vec<KeyStatus> {

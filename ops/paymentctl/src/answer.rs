@@ -1,0 +1,135 @@
+//! What a command has to say: once for people, once for scripts.
+
+use std::error::Error;
+use std::fmt;
+
+use serde_json::Value;
+use shared::db::DbError;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+
+/// The end of a command that ran.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// For people, without a line break at its end.
+    pub text: String,
+    /// The same for scripts.
+    pub json: Value,
+    /// Whether all that was asked for is done, or would be.
+    pub done: bool,
+}
+
+impl Answer {
+    /// All is done.
+    pub fn done(text: impl Into<String>, json: Value) -> Answer {
+        Answer { text: text.into(), json, done: true }
+    }
+}
+
+/// Why a command did not do what it was asked for. Then nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What is wrong.
+    pub said: String,
+    /// What to do.
+    pub hint: String,
+    /// Whether the command was called in a way that cannot work.
+    pub usage: bool,
+}
+
+impl Problem {
+    /// It was asked for rightly and cannot be done.
+    pub fn failed(said: impl Into<String>, hint: impl Into<String>) -> Problem {
+        Problem { said: said.into(), hint: hint.into(), usage: false }
+    }
+
+    /// It was asked for wrongly.
+    pub fn usage(said: impl Into<String>, hint: impl Into<String>) -> Problem {
+        Problem { said: said.into(), hint: hint.into(), usage: true }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}\n hint: {}", self.said, self.hint)
+    }
+}
+
+impl From<DbError> for Problem {
+    fn from(error: DbError) -> Problem {
+        let hint = match &error {
+            DbError::Unavailable(_) => "check DATABASE_URL, and that the server runs and knows this user",
+            DbError::Again(_) => "something else works on the same rows; try again in a moment",
+            DbError::Moved => "somebody was faster; look again",
+            _ => "nothing was changed; look at the row with `explain` or `cases show`",
+        };
+        Problem::failed(chain(&error), hint)
+    }
+}
+
+/// An error and what caused it, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// A moment as people and scripts read it: UTC, RFC 3339, to the second.
+pub fn moment(at: OffsetDateTime) -> String {
+    let whole = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
+    // Fails only outside the years 0 to 9999.
+    whole.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
+}
+
+/// A moment to the millisecond, where it matters what came first.
+pub fn instant(at: OffsetDateTime) -> String {
+    let form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    at.to_offset(time::UtcOffset::UTC).format(form).unwrap_or_else(|_| at.to_string())
+}
+
+/// Rows under a heading, each column as wide as its widest cell.
+pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |text: &str| text.chars().count();
+    let widest = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| width(cell));
+        cells.chain([width(heading[column])]).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..heading.len()).map(widest).collect();
+    let line = |cells: &[String]| {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let heading: Vec<String> = heading.iter().map(|&name| name.to_owned()).collect();
+    let lines: Vec<String> = [&heading].into_iter().chain(rows).map(|cells| line(cells)).collect();
+    lines.join("\n")
+}
+
+/// `1 case`, `2 cases`.
+pub fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        let rows = [vec!["1".to_owned(), "a".to_owned()], vec!["2222".to_owned(), "bb".to_owned()]];
+        assert_eq!(table(&["NO", "NAME"], &rows), "NO    NAME\n1     a\n2222  bb");
+        assert_eq!(table(&["NO", "NAME"], &[]), "NO  NAME");
+    }
+
+    #[test]
+    fn a_moment_is_said_in_utc() {
+        assert_eq!(moment(datetime!(2026-01-05 10:21:08.5 +8)), "2026-01-05T02:21:08Z");
+        assert_eq!(instant(datetime!(2026-01-05 10:21:08.5 +8)), "2026-01-05T02:21:08.500Z");
+    }
+}

@@ -1,0 +1,76 @@
+//! `paymentctl cases discard`.
+
+use clap::Args;
+use serde_json::json;
+use shared::db::DbError;
+use shared::db::cases::{self, Case, End};
+use shared::domain::{CaseId, CaseStatus};
+
+use super::get;
+use crate::answer::{Answer, Problem, instant};
+use crate::place::{Place, signature};
+
+/// The longest reason, in characters: as the API has it of a note.
+const REASON: usize = 2000;
+
+/// Which case, and why.
+#[derive(Debug, Clone, Args)]
+pub struct Discard {
+    /// The case's id.
+    #[arg(value_parser = CaseId::parse)]
+    pub id: CaseId,
+    /// What was found, and why nothing is to be done.
+    #[arg(long, value_parser = reason)]
+    pub reason: String,
+    /// Do it. Without this it is only said what would be done.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// A reason that says something.
+fn reason(text: &str) -> Result<String, String> {
+    let fits = text.chars().count() <= REASON && !text.trim().is_empty() && !text.contains('\0');
+    if fits { Ok(text.to_owned()) } else { Err(format!("text of 1 to {REASON} characters")) }
+}
+
+/// Ends the case with the reason, or says that it would.
+///
+/// # Errors
+/// [`Problem`] when there is no such case, or it does not end this way.
+pub async fn run(place: &Place, discard: &Discard, operator: Option<&str>) -> Result<Answer, Problem> {
+    let by = signature(discard.yes, operator)?;
+    let case = get(place, discard.id).await?;
+    may_end(&case)?;
+    let what = format!("case {} ({}, number {})", case.id, case.kind, case.gateway_no);
+    let json = json!({ "case": case.id.to_string(), "reason": discard.reason, "dry_run": !discard.yes });
+    let Some(by) = by else {
+        let text = format!("would resolve {what}: {}\nnothing was changed; --yes does it", discard.reason);
+        return Ok(Answer::done(text, json));
+    };
+    let now = place.clock.now();
+    let entry = json!({ "at": instant(now), "who": by, "what": "discarded", "action": { "reason": discard.reason } });
+    let mut tx = place.db.begin().await.map_err(DbError::from)?;
+    cases::end(&mut tx, &case, &End { resolution: &discard.reason, by: &by, entry: &entry }, now).await?;
+    tx.commit().await.map_err(DbError::from)?;
+    Ok(Answer::done(format!("resolved {what}: {}", discard.reason), json))
+}
+
+/// Whether one person may end a case here.
+pub(super) fn may_end(case: &Case) -> Result<(), Problem> {
+    let id = case.id;
+    match case.status {
+        CaseStatus::Open if case.kind.end_frees_money() => Err(Problem::failed(
+            format!("case {id} ({}) holds money until two people have agreed", case.kind),
+            format!("POST /v1/admin/cases/{id}/propose with a note, and another person confirms it"),
+        )),
+        CaseStatus::Open => Ok(()),
+        CaseStatus::Proposed => Err(Problem::failed(
+            format!("about case {id} {} has proposed something", case.proposed_by.as_deref().unwrap_or("somebody")),
+            format!("another person confirms it: POST /v1/admin/cases/{id}/confirm; or a new proposal replaces it"),
+        )),
+        CaseStatus::Resolved => Err(Problem::failed(
+            format!("case {id} is resolved already, by {}", case.resolved_by.as_deref().unwrap_or("somebody")),
+            format!("`paymentctl cases show {id}` tells how"),
+        )),
+    }
+}

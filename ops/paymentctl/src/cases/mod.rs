@@ -1,0 +1,218 @@
+//! `paymentctl cases`: what a person must look at, listed, shown, replayed and discarded.
+//!
+//! What moves money is proposed and confirmed by two people through the API; nothing here can stand in for either of them.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use shared::db::cases::{self, Case};
+use shared::db::orders;
+use shared::domain::{CaseId, CaseKind, CaseStatus, first_id_at};
+use time::Duration;
+
+use crate::answer::{Answer, Problem, count, moment, table};
+use crate::place::Place;
+use crate::when::span;
+
+pub mod discard;
+pub mod replay;
+
+/// What to do with cases.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List cases, the oldest first.
+    List(List),
+    /// Show one case: what is known, who did what, and its order.
+    Show {
+        /// The case's id.
+        #[arg(value_parser = CaseId::parse)]
+        id: CaseId,
+    },
+    /// Put the callbacks of dead letters back on the road: a worker verifies and settles them again.
+    ///
+    /// Each becomes a job, and its case is resolved, in one transaction. Without --yes nothing is changed: it is checked what
+    /// would come of it, with the keys of GATEWAYS_FILE if that is set.
+    Replay(replay::Replay),
+    /// Resolve a case because nothing is to be done about it.
+    ///
+    /// Not one whose end moves money, nor one about which somebody has proposed something: those end through the API, where
+    /// two people decide.
+    Discard(discard::Discard),
+}
+
+/// Which cases to list.
+#[derive(Debug, Clone, Default, Args)]
+pub struct List {
+    /// Only this kind.
+    #[arg(long, value_parser = kinds())]
+    pub kind: Option<CaseKind>,
+    /// Only these; `waiting` is open or proposed.
+    #[arg(long, value_enum, default_value_t)]
+    pub status: Which,
+    /// Only those opened longer ago than this: 90s 30m 2h 7d.
+    #[arg(long, value_name = "AGE", value_parser = span)]
+    pub older_than: Option<Duration>,
+    /// At most so many, the newest of them.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
+    pub limit: i64,
+}
+
+/// States of cases that somebody looks for together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Which {
+    /// Nobody has resolved them.
+    #[default]
+    Waiting,
+    /// Nobody has decided.
+    Open,
+    /// One person has proposed what another must confirm.
+    Proposed,
+    /// Done.
+    Resolved,
+    /// Every state.
+    All,
+}
+
+impl Which {
+    fn states(self) -> &'static [Option<CaseStatus>] {
+        match self {
+            Which::Waiting => &[Some(CaseStatus::Open), Some(CaseStatus::Proposed)],
+            Which::Open => &[Some(CaseStatus::Open)],
+            Which::Proposed => &[Some(CaseStatus::Proposed)],
+            Which::Resolved => &[Some(CaseStatus::Resolved)],
+            Which::All => &[None],
+        }
+    }
+}
+
+/// The kinds of case on a command line.
+fn kinds() -> impl TypedValueParser<Value = CaseKind> {
+    let names = CaseKind::ALL.iter().map(|kind| kind.as_str());
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<CaseKind>())
+}
+
+/// Does what is asked with the cases of this place. `operator` is there where something is to be written.
+///
+/// # Errors
+/// [`Problem`]; nothing was changed then.
+pub async fn run(place: &Place, command: &Command, replaying: replay::With<'_>) -> Result<Answer, Problem> {
+    match command {
+        Command::List(list) => self::list(place, list).await,
+        Command::Show { id } => show(place, *id).await,
+        Command::Replay(replay) => replay::run(place, replay, replaying).await,
+        Command::Discard(discard) => discard::run(place, discard, replaying.operator).await,
+    }
+}
+
+/// The newest of the cases that are asked for, the oldest of them first.
+pub(crate) async fn found(place: &Place, list: &List) -> Result<Vec<Case>, Problem> {
+    let before = list.older_than.map(|age| CaseId::from_u128(first_id_at(place.clock.now() - age)));
+    let mut found = Vec::new();
+    for status in list.status.states() {
+        found.extend(cases::list(&place.db, (*status, list.kind), before, list.limit).await?);
+    }
+    found.sort_by_key(|case| case.id);
+    let limit = usize::try_from(list.limit).unwrap_or_default();
+    Ok(found.split_off(found.len().saturating_sub(limit)))
+}
+
+async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
+    let found = found(place, list).await?;
+    let row = |case: &Case| {
+        let order = case.order_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+        let (kind, status) = (case.kind.to_string(), case.status.to_string());
+        vec![case.id.to_string(), moment(case.created_at), kind, status, order, case.gateway_no.clone()]
+    };
+    let rows: Vec<Vec<String>> = found.iter().map(row).collect();
+    let mut text = table(&["CASE", "OPENED", "KIND", "STATUS", "ORDER", "NUMBER"], &rows);
+    if found.is_empty() {
+        "no such case".clone_into(&mut text);
+    } else if rows.len() as u64 == list.limit.unsigned_abs() {
+        text = format!("{text}\n({} shown; there may be older ones: --limit, --older-than)", count(rows.len(), "case"));
+    }
+    Ok(Answer::done(text, json!({ "cases": found.iter().map(view).collect::<Vec<_>>() })))
+}
+
+/// One case, for a command that was given its id.
+pub(crate) async fn get(place: &Place, id: CaseId) -> Result<Case, Problem> {
+    let unknown =
+        || Problem::failed(format!("there is no case {id}"), "`paymentctl cases list --status all` lists them");
+    cases::get(&place.db, id).await?.ok_or_else(unknown)
+}
+
+async fn show(place: &Place, id: CaseId) -> Result<Answer, Problem> {
+    let case = get(place, id).await?;
+    let mut lines = vec![
+        format!("case      {} ({}, {})", case.id, case.kind, case.status),
+        format!("number    {}", case.gateway_no),
+        format!("opened    {}", moment(case.created_at)),
+    ];
+    if let Some(order_id) = case.order_id {
+        let order = orders::outline(&place.db, &order_id.to_string()).await?;
+        let order = order.map(|order| format!(", {} {} yuan, {}", order.order_no, order.amount, order.status));
+        lines.push(format!("order     {order_id}{}", order.unwrap_or_default()));
+    }
+    if let (Some(by), Some(action)) = (&case.proposed_by, &case.proposed_action) {
+        lines.push(format!("proposed  {action} by {by}"));
+    }
+    if let Some(resolution) = &case.resolution {
+        lines.push(format!("resolved  {resolution} (by {})", case.resolved_by.as_deref().unwrap_or("nobody")));
+    }
+    lines.push("evidence".to_owned());
+    let evidence = serde_json::to_string_pretty(&evidence(&case)).unwrap_or_default();
+    lines.extend(evidence.lines().map(|line| format!("  {line}")));
+    lines.push(if steps(&case).is_empty() { "history   nobody did anything yet" } else { "history" }.to_owned());
+    lines.extend(steps(&case).iter().map(|step| format!("  {}  {}", step.0, step.1)));
+    Ok(Answer::done(lines.join("\n"), view(&case)))
+}
+
+/// Who did what, with the moment as it was written.
+pub(crate) fn steps(case: &Case) -> Vec<(String, String)> {
+    let entries = case.history.as_array().map(Vec::as_slice).unwrap_or_default();
+    let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or("?").to_owned();
+    let step = |entry: &Value| {
+        let action = if entry["action"].is_null() { String::new() } else { format!(": {}", entry["action"]) };
+        (text(entry, "at"), format!("{} {}{action}", text(entry, "who"), text(entry, "what")))
+    };
+    entries.iter().map(step).collect()
+}
+
+/// A case for scripts.
+fn view(case: &Case) -> Value {
+    json!({
+        "id": case.id.to_string(),
+        "kind": case.kind.as_str(),
+        "status": case.status.as_str(),
+        "order_id": case.order_id.map(|id| id.to_string()),
+        "number": case.gateway_no,
+        "evidence": evidence(case),
+        "version": case.version,
+        "proposed_by": case.proposed_by,
+        "proposed_action": case.proposed_action,
+        "resolution": case.resolution,
+        "resolved_by": case.resolved_by,
+        "history": case.history,
+        "created_at": moment(case.created_at),
+        "updated_at": moment(case.updated_at),
+    })
+}
+
+/// What is known, without the bytes of a callback: they name the payer. The API shows them to whom it knows.
+fn evidence(case: &Case) -> Value {
+    let mut evidence = case.evidence.clone();
+    if let Some(body) = evidence.get_mut("body") {
+        let bytes = body.as_str().and_then(|text| STANDARD.decode(text).ok());
+        *body = bytes.map_or_else(
+            || json!("not shown"),
+            |bytes| json!(format!("{}, {}", count(bytes.len(), "byte"), digest(&bytes))),
+        );
+    }
+    evidence
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+}

@@ -1,0 +1,89 @@
+//! Whether the broker is there, and everything on it that the service needs.
+
+use payment_api::broker_setup;
+use secrecy::SecretString;
+use shared::config::AmqpConfig;
+use shared::mq::topology::{self, Difference, TopologyFaults};
+use shared::mq::{self, Connection, MqError};
+use shared::service::Service;
+
+use super::{Check, State};
+use crate::answer::chain;
+
+const POLICIES: &str = "broker policies";
+
+/// Looks at the broker; `None` is a variable that cannot be read, `Some(None)` one that is not set.
+pub(super) async fn look(amqp: Option<Option<AmqpConfig>>, management: Option<SecretString>) -> Vec<Check> {
+    let amqp = match amqp {
+        None => return Vec::new(),
+        Some(None) => return vec![Check::skipped("broker", "set AMQP_URL to the address of paymentctl's user")],
+        Some(Some(amqp)) => amqp,
+    };
+    let connection = match mq::open(&amqp.url, Service::PaymentCtl.as_str()).await {
+        Ok(connection) => connection,
+        Err(error) => {
+            return vec![Check::failed(
+                "broker",
+                chain(&error),
+                "check AMQP_URL, and that the broker runs and knows this user",
+            )];
+        }
+    };
+    let vhost = connection.status().vhost().to_string();
+    let mut checks = vec![Check::ok("broker", format!("it answers, in vhost {vhost}"))];
+    let objects = objects(topology::check(&connection, topology::WHOLE).await);
+    let whole = objects.iter().all(|check| check.state != State::Failed);
+    checks.extend(objects);
+    checks.extend(marker(&connection).await);
+    mq::close(&connection).await;
+    checks.extend(match management {
+        _ if !whole => vec![Check::skipped(POLICIES, "mend the topology first")],
+        None => vec![Check::skipped(POLICIES, "set RABBITMQ_MANAGEMENT_URL to a user who sees the queues")],
+        Some(management) => policies(&management, vhost).await,
+    });
+    checks
+}
+
+/// A line for each object that is not as it should be.
+fn objects(checked: Result<(), MqError>) -> Vec<Check> {
+    const NAME: &str = "broker topology";
+    let TopologyFaults(faults) = match checked {
+        Ok(()) => {
+            let (exchanges, queues) = (topology::EXCHANGES.len(), topology::QUEUES.len());
+            return vec![Check::ok(NAME, format!("{exchanges} exchanges and {queues} queues are there"))];
+        }
+        Err(MqError::Topology(faults)) => faults,
+        Err(error) => return vec![Check::failed(NAME, chain(&error), "check that the broker stays")],
+    };
+    let check = |fault: topology::TopologyFault| match fault.difference {
+        // Not seeing it says nothing of it.
+        Difference::Forbidden => Check::warning(fault.object, fault.wrong, fault.remedy),
+        Difference::Missing | Difference::Conflict => Check::failed(fault.object, fault.wrong, fault.remedy),
+    };
+    faults.into_iter().map(check).collect()
+}
+
+/// The relay sets the marker once it has set the road up.
+async fn marker(connection: &Connection) -> Option<Check> {
+    const NAME: &str = "broker marker";
+    match topology::marker_exists(connection).await {
+        Ok(true) => Some(Check::ok(NAME, "the relay knows this broker")),
+        Ok(false) => {
+            let remedy = "start a relay, and it publishes what was on the road again";
+            Some(Check::warning(NAME, "no relay has been here since the broker was made or wiped", remedy))
+        }
+        // Where it may not be seen, it is no fault.
+        Err(_) => None,
+    }
+}
+
+async fn policies(management: &SecretString, vhost: String) -> Vec<Check> {
+    match broker_setup::wrong_policies(management, vhost).await {
+        Ok(wrong) if wrong.is_empty() => vec![Check::ok(POLICIES, "those of the topology are in effect")],
+        Ok(wrong) => {
+            let remedy = "then run `payment-api broker-setup`";
+            wrong.into_iter().map(|wrong| Check::failed(POLICIES, wrong, remedy)).collect()
+        }
+        Err(error) => vec![Check::failed(POLICIES, format!("{error:#}"), "check RABBITMQ_MANAGEMENT_URL and its user")],
+    }
+}

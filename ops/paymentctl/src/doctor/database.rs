@@ -1,0 +1,63 @@
+//! Whether the database is there, fits, and keeps time.
+
+use shared::clock::Clock;
+use shared::config::DatabaseConfig;
+use shared::db::{self, MIGRATOR, grants};
+use shared::service::Service;
+use sqlx::PgPool;
+use time::Duration;
+
+use super::Check;
+use crate::answer::chain;
+
+/// More than this is worth a look. Nothing is decided by the database's clock, but logs and rows are read side by side.
+const DIFFERS: Duration = Duration::seconds(2);
+
+/// Looks at the database.
+pub(super) async fn look(config: Option<DatabaseConfig>, clock: Clock) -> Vec<Check> {
+    let Some(config) = config else { return Vec::new() };
+    let pool = match db::connect(&config.url, Service::PaymentCtl.as_str(), 1).await {
+        Ok(pool) => pool,
+        Err(error) => {
+            let remedy = "check DATABASE_URL, and that the server runs and knows this user";
+            return vec![Check::failed("database", chain(&error), remedy)];
+        }
+    };
+    let checks =
+        vec![Check::ok("database", "it answers"), schema(&pool).await, rights(&pool).await, time(&pool, clock).await];
+    pool.close().await;
+    checks
+}
+
+async fn schema(pool: &PgPool) -> Check {
+    const NAME: &str = "database schema";
+    match db::check_schema(pool).await {
+        Ok(()) => Check::ok(NAME, format!("it has the {} migrations of this build", MIGRATOR.iter().count())),
+        Err(error) => Check::failed(NAME, chain(&error), "bring the database and this build together"),
+    }
+}
+
+async fn rights(pool: &PgPool) -> Check {
+    const NAME: &str = "database rights";
+    match grants::check(pool, Service::PaymentCtl).await {
+        Ok(()) => Check::ok(NAME, "this user may do what paymentctl needs"),
+        Err(error) => Check::failed(NAME, chain(&error), "log in as payment_ctl, and run `payment-api database-roles`"),
+    }
+}
+
+async fn time(pool: &PgPool, clock: Clock) -> Check {
+    const NAME: &str = "database clock";
+    let before = clock.now();
+    let theirs = db::its_clock(pool).await;
+    let ours = before + (clock.now() - before) / 2;
+    match theirs.map(|theirs| -> Duration { theirs - ours }) {
+        Ok(ahead) if ahead.abs() <= DIFFERS => Check::ok(NAME, format!("{} from ours", seconds(ahead))),
+        Ok(ahead) => Check::warning(NAME, format!("{} from ours", seconds(ahead)), "set both machines by NTP"),
+        Err(error) => Check::failed(NAME, chain(&error), "check that the server stays"),
+    }
+}
+
+/// `+0.1 s`
+pub(super) fn seconds(span: Duration) -> String {
+    format!("{:+.1} s", span.as_seconds_f64())
+}

@@ -1,0 +1,141 @@
+//! `paymentctl doctor`: looks at everything that the service stands on, from here, and changes nothing.
+//!
+//! Run it with the variables of a process (and `DATABASE_URL` and `AMQP_URL` of paymentctl's own), on a machine of its kind:
+//! what it finds is what a process there would find. What no variable names is not looked at, and that is said.
+
+use serde_json::json;
+use shared::cache::{Redis, RedisConfig};
+use shared::clock::Clock;
+use shared::config::{AmqpConfig, DatabaseConfig, Env};
+
+use crate::answer::{Answer, count};
+
+mod broker;
+mod database;
+mod gateways;
+
+/// How something was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// As it should be.
+    Ok,
+    /// Not looked at: nothing says where it is.
+    Skipped,
+    /// It works, and somebody should look.
+    Warning,
+    /// It does not work, or soon will not.
+    Failed,
+}
+
+impl State {
+    /// In words.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            State::Ok => "ok",
+            State::Skipped => "skipped",
+            State::Warning => "warning",
+            State::Failed => "failed",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it was found.
+    pub state: State,
+    /// In words.
+    pub said: String,
+    /// What to do; empty where all is well.
+    pub remedy: String,
+}
+
+impl Check {
+    fn ok(name: impl Into<String>, said: impl Into<String>) -> Check {
+        Check { name: name.into(), state: State::Ok, said: said.into(), remedy: String::new() }
+    }
+
+    fn skipped(name: &str, remedy: &str) -> Check {
+        Check {
+            name: name.to_owned(),
+            state: State::Skipped,
+            said: "not looked at".to_owned(),
+            remedy: remedy.to_owned(),
+        }
+    }
+
+    fn warning(name: impl Into<String>, said: impl Into<String>, remedy: impl Into<String>) -> Check {
+        Check { name: name.into(), state: State::Warning, said: said.into(), remedy: remedy.into() }
+    }
+
+    fn failed(name: impl Into<String>, said: impl Into<String>, remedy: impl Into<String>) -> Check {
+        Check { name: name.into(), state: State::Failed, said: said.into(), remedy: remedy.into() }
+    }
+
+    fn line(&self) -> String {
+        let Check { name, state, said, remedy } = self;
+        let remedy = if remedy.is_empty() { String::new() } else { format!("; {remedy}") };
+        format!("{:<8} {name}: {said}{remedy}", state.as_str())
+    }
+}
+
+/// Looks at everything at once.
+pub async fn run(mut env: Env) -> Answer {
+    let clock = Clock::system();
+    let database = DatabaseConfig::from_env(&mut env, 1);
+    let amqp = if env.optional("AMQP_URL").is_some() { AmqpConfig::from_env(&mut env).map(Some) } else { Some(None) };
+    let management = env.optional_secret("RABBITMQ_MANAGEMENT_URL", 1, "set it to http://user:password@host:15672");
+    let redis =
+        if env.optional("REDIS_URL").is_some() { RedisConfig::from_env(&mut env).map(Some) } else { Some(None) };
+    let file = env.optional("GATEWAYS_FILE");
+    let mut checks: Vec<Check> = env
+        .into_faults()
+        .0
+        .into_iter()
+        .map(|fault| Check::failed(format!("configuration {}", fault.subject), fault.wrong, fault.remedy))
+        .collect();
+    if checks.is_empty() {
+        checks.push(Check::ok("configuration", "every variable that is set can be read"));
+    }
+    let (database, broker, redis, gateways) = tokio::join!(
+        database::look(database, clock),
+        broker::look(amqp, management),
+        look_at_redis(redis),
+        gateways::look(file, clock),
+    );
+    checks.extend([database, broker, redis, gateways].into_iter().flatten());
+    answer(&checks)
+}
+
+/// A fault of a variable is told above; what it is about is left out below.
+async fn look_at_redis(config: Option<Option<RedisConfig>>) -> Vec<Check> {
+    const NAME: &str = "redis";
+    let config = match config {
+        None => return Vec::new(),
+        Some(None) => return vec![Check::skipped(NAME, "set REDIS_URL if the service has a Redis")],
+        Some(Some(config)) => config,
+    };
+    let remedy = "check REDIS_URL and that the server runs; until then the service is slower and nothing else";
+    vec![match Redis::connect(&config).await.is_connected() {
+        true => Check::ok(NAME, "it answers in time"),
+        false => Check::warning(NAME, "it does not answer in time", remedy),
+    }]
+}
+
+fn answer(checks: &[Check]) -> Answer {
+    let number = |state| checks.iter().filter(|check| check.state == state).count();
+    let (failed, warnings) = (number(State::Failed), number(State::Warning));
+    let mut lines: Vec<String> = checks.iter().map(Check::line).collect();
+    lines.push(format!(
+        "{}: {} failed, {}, {} not looked at",
+        count(checks.len(), "check"),
+        failed,
+        count(warnings, "warning"),
+        number(State::Skipped),
+    ));
+    let view = |check: &Check| json!({ "name": check.name, "state": check.state.as_str(), "said": check.said, "remedy": check.remedy });
+    let json = json!({ "ok": failed == 0, "checks": checks.iter().map(view).collect::<Vec<_>>() });
+    Answer { text: lines.join("\n"), json, done: failed == 0 }
+}

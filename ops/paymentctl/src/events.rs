@@ -1,0 +1,232 @@
+//! `paymentctl events`: what went out to downstream systems, and sending it once more.
+
+use std::ops::Range;
+
+use clap::{ArgGroup, Args, Subcommand};
+use serde_json::{Value, json};
+use shared::db::events::{self, Kept};
+use shared::db::orders::{self, Outline};
+use shared::db::{DbError, cases, refunds};
+use shared::event::kind;
+use time::OffsetDateTime;
+
+use crate::answer::{Answer, Problem, count, moment, table};
+use crate::place::Place;
+use crate::when::{self, Moment};
+
+/// What to do with events.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List events: the newest, those of one order, or those published in a range of time.
+    List(List),
+    /// Show one event with what it tells.
+    Show {
+        /// The event's id, such as order.paid:0199….
+        id: String,
+    },
+    /// Have events published again, under the same ids: a consumer recognises a repeat by its id.
+    ///
+    /// Marks them as not published; the relay then publishes them, those of one order in order. An event that is not out yet
+    /// goes out anyhow and is left alone. Without --yes nothing is changed, and the events are counted.
+    Republish(Republish),
+}
+
+/// Which events to list.
+#[derive(Debug, Clone, Default, Args)]
+pub struct List {
+    /// Those of one order, by its id or number.
+    #[arg(long, value_name = "ORDER", conflicts_with_all = ["unpublished", "since"])]
+    pub order: Option<String>,
+    /// Those that are not out yet.
+    #[arg(long, conflicts_with = "since")]
+    pub unpublished: bool,
+    /// Those published then or later: 2026-01-05T10:00:00+08:00, 2026-01-05, or so long ago: 2h.
+    #[arg(long, value_name = "TIME", value_parser = when::moment)]
+    pub since: Option<Moment>,
+    /// Those published before then; now, if it is not given.
+    #[arg(long, value_name = "TIME", value_parser = when::moment, requires = "since")]
+    pub until: Option<Moment>,
+    /// At most so many.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
+    pub limit: i64,
+}
+
+/// Which events to publish again.
+#[derive(Debug, Clone, Args)]
+#[command(group(ArgGroup::new("which").required(true).args(["id", "order", "since"])))]
+pub struct Republish {
+    /// One by its id.
+    #[arg(long, value_name = "EVENT")]
+    pub id: Option<String>,
+    /// All of one order, by its id or number.
+    #[arg(long, value_name = "ORDER")]
+    pub order: Option<String>,
+    /// All that were published then or later: 2026-01-05T10:00:00+08:00, 2026-01-05, or so long ago: 2h.
+    #[arg(long, value_name = "TIME", value_parser = when::moment, requires = "until")]
+    pub since: Option<Moment>,
+    /// And before then.
+    #[arg(long, value_name = "TIME", value_parser = when::moment, conflicts_with_all = ["id", "order"])]
+    pub until: Option<Moment>,
+    /// If there are more than so many, none is.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i64).range(1..=100_000))]
+    pub limit: i64,
+    /// Do it. Without this it is only said what would be done.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Does what is asked with the events of this place.
+///
+/// # Errors
+/// [`Problem`]; nothing was changed then.
+pub async fn run(place: &Place, command: &Command) -> Result<Answer, Problem> {
+    match command {
+        Command::List(list) => self::list(place, list).await,
+        Command::Show { id } => show(place, id).await,
+        Command::Republish(republish) => self::republish(place, republish).await,
+    }
+}
+
+async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
+    let mut found = match (&list.order, list.since) {
+        (Some(order), _) => of_order(place, &order_of(place, order).await?).await?,
+        (None, Some(since)) => {
+            let until = list.until.unwrap_or(Moment::Ago(time::Duration::ZERO));
+            events::published_in(&place.db, range(since, until, place.clock.now())?, list.limit).await?
+        }
+        (None, None) => events::newest(&place.db, list.unpublished, list.limit).await?,
+    };
+    found.sort_by_key(|event| event.seq);
+    let row = |event: &Kept| vec![moment(event.occurred_at), out(event), event.event_id.clone()];
+    let rows: Vec<Vec<String>> = found.iter().map(row).collect();
+    let text = table(&["HAPPENED", "PUBLISHED", "EVENT"], &rows);
+    let text = if found.is_empty() { "no such event".to_owned() } else { text };
+    Ok(Answer::done(text, json!({ "events": found.iter().map(view).collect::<Vec<_>>() })))
+}
+
+/// Whether an event is out.
+pub(crate) fn out(event: &Kept) -> String {
+    match (event.published_at, event.retry_at) {
+        (Some(at), _) => moment(at),
+        (None, Some(at)) => format!("nobody listened; again at {}", moment(at)),
+        (None, None) => "not yet".to_owned(),
+    }
+}
+
+async fn get(place: &Place, id: &str) -> Result<Kept, Problem> {
+    let found = events::by_ids(&place.db, &[id.to_owned()]).await?;
+    let unknown = || {
+        let hint = "`paymentctl events list --order ORDER` lists those of an order";
+        Problem::failed(format!("there is no event {id}"), hint)
+    };
+    found.into_iter().next().ok_or_else(unknown)
+}
+
+async fn show(place: &Place, id: &str) -> Result<Answer, Problem> {
+    let event = get(place, id).await?;
+    let order = event.order_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+    let text = format!(
+        "event      {}\norder      {order}\nhappened   {}\npublished  {}\ndata       {}",
+        event.event_id,
+        moment(event.occurred_at),
+        out(&event),
+        serde_json::to_string_pretty(&event.data).unwrap_or_default(),
+    );
+    Ok(Answer::done(text, view(&event)))
+}
+
+fn view(event: &Kept) -> Value {
+    json!({
+        "id": event.event_id,
+        "seq": event.seq,
+        "type": event.kind,
+        "order_id": event.order_id.map(|id| id.to_string()),
+        "data": event.data,
+        "occurred_at": moment(event.occurred_at),
+        "retry_at": event.retry_at.map(moment),
+        "published_at": event.published_at.map(moment),
+    })
+}
+
+async fn republish(place: &Place, republish: &Republish) -> Result<Answer, Problem> {
+    let found = chosen(place, republish).await?;
+    let (out, waiting): (Vec<&Kept>, Vec<&Kept>) = found.iter().partition(|event| event.published_at.is_some());
+    if i64::try_from(out.len()).unwrap_or(i64::MAX) > republish.limit {
+        let said = format!("more than {} events are asked for", republish.limit);
+        return Err(Problem::failed(said, "ask for a shorter time, or raise --limit"));
+    }
+    let seqs: Vec<i64> = out.iter().map(|event| event.seq).collect();
+    let mut published = 0;
+    if republish.yes && !seqs.is_empty() {
+        let mut tx = place.db.begin().await.map_err(DbError::from)?;
+        published = events::publish_again(&mut tx, &seqs).await?;
+        tx.commit().await.map_err(DbError::from)?;
+        // It may get lost; the relay polls too.
+        let _ = events::nudge(&place.db).await;
+    }
+    let (events, ids) = (count(out.len(), "event"), out.iter().map(|event| &event.event_id));
+    let json = json!({
+        "dry_run": !republish.yes,
+        "events": ids.clone().collect::<Vec<_>>(),
+        "republished": published,
+        "not_out_yet": waiting.iter().map(|event| &event.event_id).collect::<Vec<_>>(),
+    });
+    let mut lines: Vec<String> = ids.take(SHOWN).cloned().collect();
+    if out.len() > SHOWN {
+        lines.push(format!("and {} more (--json names all)", out.len() - SHOWN));
+    }
+    lines.extend(waiting.iter().map(|event| format!("{} is not out yet and goes out anyhow", event.event_id)));
+    lines.push(match (seqs.is_empty(), republish.yes) {
+        (true, _) => "nothing to publish again".to_owned(),
+        (_, true) => format!(
+            "{} will be published again by the relay",
+            count(usize::try_from(published).unwrap_or_default(), "event")
+        ),
+        (_, false) => format!("{events} would be published again; nothing was changed, --yes does it"),
+    });
+    Ok(Answer::done(lines.join("\n"), json))
+}
+
+/// How many ids are named to people.
+const SHOWN: usize = 20;
+
+async fn chosen(place: &Place, republish: &Republish) -> Result<Vec<Kept>, Problem> {
+    if let Some(id) = &republish.id {
+        return Ok(vec![get(place, id).await?]);
+    }
+    if let Some(order) = &republish.order {
+        return of_order(place, &order_of(place, order).await?).await;
+    }
+    let (Some(since), Some(until)) = (republish.since, republish.until) else {
+        return Err(Problem::usage("it is not said which events", "give --id, --order, or --since and --until"));
+    };
+    let range = range(since, until, place.clock.now())?;
+    Ok(events::published_in(&place.db, range, republish.limit + 1).await?)
+}
+
+fn range(since: Moment, until: Moment, now: OffsetDateTime) -> Result<Range<OffsetDateTime>, Problem> {
+    let (since, until) = (since.at(now), until.at(now));
+    if since < until {
+        return Ok(since..until);
+    }
+    let said = format!("the range ends ({}) before it begins ({})", moment(until), moment(since));
+    Err(Problem::usage(said, "--since is the earlier of the two"))
+}
+
+/// The order that a person names.
+pub(crate) async fn order_of(place: &Place, id_or_number: &str) -> Result<Outline, Problem> {
+    let unknown = || Problem::failed(format!("there is no order {id_or_number}"), "give an order's id or its order_no");
+    orders::outline(&place.db, id_or_number).await?.ok_or_else(unknown)
+}
+
+/// Every event about an order. Their ids follow from what they tell of, and there is an index on ids and none on orders.
+pub(crate) async fn of_order(place: &Place, order: &Outline) -> Result<Vec<Kept>, Problem> {
+    let mut ids: Vec<String> = [kind::ORDER_PAID, kind::ORDER_CLOSED].map(|kind| format!("{kind}:{}", order.id)).into();
+    for refund in refunds::of_order(&place.db, order.id).await? {
+        let kinds = [kind::REFUND_SUCCEEDED, kind::REFUND_FAILED, kind::ORDER_REFUNDED];
+        ids.extend(kinds.map(|kind| format!("{kind}:{}", refund.id)));
+    }
+    let opened = cases::of_order(&place.db, order.id).await?;
+    ids.extend(opened.iter().map(|case| format!("{}:{}", kind::CASE_OPENED, case.id)));
+    Ok(events::by_ids(&place.db, &ids).await?)
+}

@@ -1,0 +1,264 @@
+//! `paymentctl explain`: one order as a timeline from every source, and what is expected next.
+//!
+//! Left out is whatever may name the payer: the parameters of the payment, addresses, the bytes of callbacks, what the shop
+//! attached. paymentctl's role cannot even read them. A callback that could not be read names no order and is found by its
+//! case alone.
+
+use serde_json::{Value, json};
+use shared::db::callbacks::{self, Seen};
+use shared::db::cases::{self, Case};
+use shared::db::events::Kept;
+use shared::db::idempotency_keys::{self, Request};
+use shared::db::jobs::{self, Standing};
+use shared::db::orders::Outline;
+use shared::db::refunds::{self, Refund};
+use shared::db::transactions::{self, Movement};
+use shared::domain::{CaseStatus, OrderStatus};
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
+
+use crate::answer::{Answer, Problem, instant, moment, table};
+use crate::cases::steps;
+use crate::events::{of_order, order_of, out};
+use crate::place::Place;
+
+/// Everything that is known about one order.
+struct Known {
+    order: Outline,
+    movements: Vec<Movement>,
+    refunds: Vec<Refund>,
+    callbacks: Vec<Seen>,
+    jobs: Vec<Standing>,
+    events: Vec<Kept>,
+    cases: Vec<Case>,
+    requests: Vec<Request>,
+}
+
+/// One line of the timeline.
+struct Moment {
+    at: OffsetDateTime,
+    /// Where it stands in the timeline.
+    place: OffsetDateTime,
+    source: &'static str,
+    what: String,
+}
+
+impl Moment {
+    fn new(at: OffsetDateTime, source: &'static str, what: impl Into<String>) -> Moment {
+        Moment { at, place: at, source, what: what.into() }
+    }
+
+    /// A gateway tells whole seconds: what began within that second and led to this stands before it.
+    fn after(self, cause: OffsetDateTime) -> Moment {
+        let within = cause > self.at && cause - self.at < Duration::seconds(1);
+        Moment { place: if within { cause } else { self.at }, ..self }
+    }
+}
+
+/// Tells an order's story.
+///
+/// # Errors
+/// [`Problem`] when there is no such order.
+pub async fn run(place: &Place, id_or_number: &str) -> Result<Answer, Problem> {
+    let known = Known::read(place, id_or_number).await?;
+    let mut timeline = known.timeline();
+    // Stable: what happened at once stays in the order in which it was told.
+    timeline.sort_by_key(|line| line.place);
+    let next = known.next(place.clock.now());
+    let order = &known.order;
+    let rows: Vec<Vec<String>> =
+        timeline.iter().map(|line| vec![instant(line.at), line.source.to_owned(), line.what.clone()]).collect();
+    let text = format!(
+        "order {}, number {}: {} yuan at {} ({}, account {}), {}\n\n{}\n\nnext\n  {}",
+        order.id,
+        order.order_no,
+        order.amount,
+        order.payment_method,
+        order.scene,
+        order.account,
+        order.status,
+        table(&["TIME", "SOURCE", "WHAT"], &rows),
+        next.join("\n  "),
+    );
+    let lines: Vec<Value> = timeline
+        .iter()
+        .map(|line| json!({ "at": instant(line.at), "source": line.source, "what": line.what }))
+        .collect();
+    Ok(Answer::done(text, json!({ "order": view(order), "timeline": lines, "next": next })))
+}
+
+fn view(order: &Outline) -> Value {
+    json!({
+        "id": order.id.to_string(),
+        "order_no": order.order_no.as_str(),
+        "user_id": order.user_id.as_str(),
+        "product_type": order.product_type.as_str(),
+        "subject": order.subject.as_str(),
+        "amount": order.amount.to_string(),
+        "refunded_amount": order.refunded_amount.to_string(),
+        "payment_method": order.payment_method.as_str(),
+        "scene": order.scene.as_str(),
+        "account": order.account.as_str(),
+        "status": order.status.as_str(),
+        "trade_no": order.trade_no.as_ref().map(|no| no.as_str()),
+        "expires_at": moment(order.expires_at),
+        "paid_at": order.paid_at.map(moment),
+        "closed_at": order.closed_at.map(moment),
+        "checked_at": order.checked_at.map(moment),
+        "gateway_state": order.gateway_state,
+        "version": order.version,
+        "created_at": moment(order.created_at),
+        "updated_at": moment(order.updated_at),
+    })
+}
+
+impl Known {
+    async fn read(place: &Place, id_or_number: &str) -> Result<Known, Problem> {
+        let (db, order) = (&place.db, order_of(place, id_or_number).await?);
+        let refunds = refunds::of_order(db, order.id).await?;
+        let ids = std::iter::once(order.id.to_string()).chain(refunds.iter().map(|refund| refund.id.to_string()));
+        let ids: Vec<String> = ids.collect();
+        Ok(Known {
+            movements: transactions::of_order(db, order.id).await?,
+            callbacks: callbacks::of_order(db, &order.order_no).await?,
+            jobs: jobs::about(db, &ids).await?,
+            events: of_order(place, &order).await?,
+            cases: cases::of_order(db, order.id).await?,
+            requests: idempotency_keys::of_rows(db, &order.user_id, &ids).await?,
+            refunds,
+            order,
+        })
+    }
+
+    /// What happened, one source after the other.
+    fn timeline(&self) -> Vec<Moment> {
+        let mut lines = self.of_order();
+        lines.extend(self.requests.iter().map(request));
+        lines.extend(self.movements.iter().flat_map(movement));
+        lines.extend(self.refunds.iter().flat_map(refund));
+        lines.extend(self.callbacks.iter().flat_map(callback));
+        lines.extend(self.jobs.iter().map(job));
+        lines.extend(self.events.iter().flat_map(event));
+        lines.extend(self.cases.iter().flat_map(case));
+        lines
+    }
+
+    fn of_order(&self) -> Vec<Moment> {
+        let order = &self.order;
+        let mut lines = vec![Moment::new(order.created_at, "order", format!("created by user {}", order.user_id))];
+        lines.extend(order.paid_at.map(|at| {
+            let trade = order.trade_no.as_ref().map(|no| format!(" by trade {}", no.as_str())).unwrap_or_default();
+            Moment::new(at, "order", format!("paid{trade}, by the gateway's clock")).after(order.created_at)
+        }));
+        lines.extend(order.closed_at.map(|at| Moment::new(at, "order", "closed")));
+        lines.extend(order.checked_at.map(|at| {
+            let said = order.gateway_state.as_deref().unwrap_or("nothing");
+            Moment::new(at, "order", format!("the gateway was last asked and said {said}"))
+        }));
+        lines
+    }
+
+    /// What is still to come, in words; one line at least.
+    fn next(&self, now: OffsetDateTime) -> Vec<String> {
+        let mut next = Vec::new();
+        if self.order.status == OrderStatus::Pending {
+            let word = if self.order.expires_at > now { "the buyer can pay until" } else { "the time to pay ended at" };
+            next.push(format!("{word} {}", moment(self.order.expires_at)));
+        }
+        for job in &self.jobs {
+            let due = if job.due_at > now { "due at" } else { "due since" };
+            let held = job.lease_until.filter(|until| *until > now);
+            let held = held.map(|until| format!(", on its way or at work until {}", moment(until)));
+            next.push(format!("{} {due} {}{}", job.kind, moment(job.due_at), held.unwrap_or_default()));
+        }
+        if self.order.status == OrderStatus::Pending && self.jobs.is_empty() {
+            next.push("no check is due: nobody will ask the gateway; POST /v1/admin/orders/{id}/sync does".to_owned());
+        }
+        for event in self.events.iter().filter(|event| event.published_at.is_none()) {
+            next.push(format!("event {} goes out ({})", event.event_id, out(event)));
+        }
+        for case in self.cases.iter().filter(|case| case.status != CaseStatus::Resolved) {
+            let whom = if case.status == CaseStatus::Proposed { "another person to confirm" } else { "a person" };
+            next.push(format!("case {} ({}) waits for {whom}", case.id, case.kind));
+        }
+        if next.is_empty() {
+            next.push("nothing: the order is where it stays".to_owned());
+        }
+        next
+    }
+}
+
+fn request(request: &Request) -> Moment {
+    let refused = request.refused_with.map(|status| format!(", refused for good with {status}")).unwrap_or_default();
+    let held = request.held_until.map(|until| format!(", worked on until {}", moment(until))).unwrap_or_default();
+    let what = format!("{} under an Idempotency-Key that is kept until {}", request.route, moment(request.expires_at));
+    Moment::new(request.created_at, "request", format!("{what}{refused}{held}"))
+}
+
+fn movement(movement: &Movement) -> Vec<Moment> {
+    let name = format!("{} {} of {} yuan", movement.action_type, movement.transaction_no, movement.amount);
+    let mut lines = vec![Moment::new(movement.created_at, "transaction", format!("{name} begun"))];
+    if movement.status != "pending" {
+        let no = movement.gateway_no.as_ref().map(|no| format!(", at the gateway {no}")).unwrap_or_default();
+        lines.push(Moment::new(movement.updated_at, "transaction", format!("{name} {}{no}", movement.status)));
+    }
+    lines
+}
+
+fn refund(refund: &Refund) -> Vec<Moment> {
+    let name = format!("refund {}", refund.refund_no);
+    let by = format!("{name} of {} yuan asked for by {}", refund.amount, refund.requested_by);
+    let mut lines = vec![Moment::new(refund.created_at, "refund", by)];
+    lines.extend(
+        refund.sent_at.map(|at| {
+            Moment::new(at, "refund", format!("{name} last sent to the gateway, attempt {}", refund.attempts))
+        }),
+    );
+    lines.extend(refund.succeeded_at.map(|at| {
+        let cause = refund.sent_at.unwrap_or(refund.created_at);
+        Moment::new(at, "refund", format!("{name} succeeded")).after(cause)
+    }));
+    if refund.succeeded_at.is_none() {
+        let trouble = refund.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+        lines.push(Moment::new(refund.updated_at, "refund", format!("{name} is {}{trouble}", refund.status)));
+    }
+    lines
+}
+
+fn callback(seen: &Seen) -> Vec<Moment> {
+    let name = format!("{} at account {}", seen.notice_id, seen.account);
+    let first = Moment::new(seen.received_at, "callback", format!("{name}: {}", seen.verdict));
+    let again = (seen.times_seen > 1)
+        .then(|| Moment::new(seen.last_seen_at, "callback", format!("{name} seen {} times by now", seen.times_seen)));
+    std::iter::once(first).chain(again).collect()
+}
+
+fn job(job: &Standing) -> Moment {
+    let trouble = job.last_error.as_ref().map(|error| format!(", last: {error}")).unwrap_or_default();
+    let what = format!("{} set up as job {}, tried {} times{trouble}", job.kind, job.id, job.attempts);
+    Moment::new(job.created_at, "job", what)
+}
+
+fn event(event: &Kept) -> Vec<Moment> {
+    let happened = Moment::new(event.occurred_at, "event", format!("{} written", event.event_id));
+    let published = event.published_at.map(|at| Moment::new(at, "event", format!("{} published", event.event_id)));
+    std::iter::once(happened).chain(published).collect()
+}
+
+fn case(case: &Case) -> Vec<Moment> {
+    let name = format!("case {} ({})", case.id, case.kind);
+    let opened = Moment::new(case.created_at, "case", format!("{name} opened, number {}", case.gateway_no));
+    let steps = steps(case);
+    // A rule ends a case without a step of anybody.
+    let ended = (case.status == CaseStatus::Resolved && steps.is_empty()).then(|| {
+        let how = case.resolution.as_deref().unwrap_or_default();
+        let by = case.resolved_by.as_deref().unwrap_or("nobody");
+        Moment::new(case.updated_at, "case", format!("{name} resolved by {by}: {how}"))
+    });
+    let steps = steps.into_iter().map(|(at, step)| {
+        // Written by the API and by this tool in this form alone.
+        let at = OffsetDateTime::parse(&at, &Rfc3339).unwrap_or(case.updated_at);
+        Moment::new(at, "case", format!("{name}: {step}"))
+    });
+    std::iter::once(opened).chain(steps).chain(ended).collect()
+}

@@ -1,0 +1,107 @@
+//! The binary. See `--help`.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use paymentctl::answer::{Answer, Problem};
+use paymentctl::cases::replay::With;
+use paymentctl::place::{Place, operator};
+use paymentctl::{cases, doctor, events, explain};
+use shared::config::Env;
+use shared::gateway::Gateways;
+use shared::telemetry;
+
+/// Looks after a running payment service: cases and dead letters, events, one order explained, and a doctor.
+///
+/// Nothing that changes anything happens without --yes: without it a command says exactly what it would do. What moves money
+/// is not done here but through the API, by two people.
+///
+/// It works on the database of DATABASE_URL, with a role of its own (payment_ctl; `payment-api database-roles` gives it its
+/// rights). GATEWAYS_FILE is read for what needs keys, AMQP_URL, REDIS_URL and RABBITMQ_MANAGEMENT_URL by the doctor alone
+/// (see .env.example).
+///
+/// Ends with 0 when all is done, 1 when something failed or the doctor found something, 2 when it was called in a way that
+/// cannot work.
+#[derive(Debug, Parser)]
+#[command(name = "paymentctl", version, disable_help_subcommand = true)]
+struct Cli {
+    /// Answer in JSON, for scripts.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Who does it: written down with a case that ends.
+    /// Without it the value of PAYMENT_OPERATOR.
+    #[arg(long, global = true, value_name = "NAME", value_parser = operator)]
+    operator: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What a person must look at, dead letters among it: list, show, replay, discard.
+    #[command(subcommand)]
+    Cases(cases::Command),
+    /// What downstream systems are told: list, show, publish again.
+    #[command(subcommand)]
+    Events(events::Command),
+    /// Tell one order's story from every source, and what is expected next.
+    Explain {
+        /// The order's id or its order_no.
+        order: String,
+    },
+    /// Check configuration, database, broker, Redis, keys and gateways; each with what to do.
+    Doctor,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    telemetry::install_crypto();
+    match run(&cli).await {
+        Ok(answer) => {
+            let text = if cli.json { answer.json.to_string() } else { answer.text };
+            // Whoever reads may have heard enough (`| head`).
+            let _ = writeln!(std::io::stdout(), "{text}");
+            if answer.done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::from(if problem.usage { 2 } else { 1 })
+        }
+    }
+}
+
+async fn run(cli: &Cli) -> Result<Answer, Problem> {
+    let mut env = Env::process();
+    match &cli.command {
+        Command::Doctor => Ok(doctor::run(env).await),
+        Command::Cases(command) => {
+            let gateways = if matches!(command, cases::Command::Replay(_)) { keys(&mut env)? } else { None };
+            let operator = who(cli, &mut env)?;
+            let with = With { gateways: gateways.as_ref(), operator: operator.as_deref() };
+            cases::run(&Place::open(&mut env).await?, command, with).await
+        }
+        Command::Events(command) => events::run(&Place::open(&mut env).await?, command).await,
+        Command::Explain { order } => explain::run(&Place::open(&mut env).await?, order).await,
+    }
+}
+
+/// Who does it, if he says so.
+fn who(cli: &Cli, env: &mut Env) -> Result<Option<String>, Problem> {
+    let named = env.optional("PAYMENT_OPERATOR").filter(|_| cli.operator.is_none());
+    let named = named.map(|name| operator(&name)).transpose();
+    let named = named.map_err(|form| Problem::usage("PAYMENT_OPERATOR is no name", form))?;
+    Ok(cli.operator.clone().or(named))
+}
+
+/// The accounts of `GATEWAYS_FILE`, if it is set.
+fn keys(env: &mut Env) -> Result<Option<Gateways>, Problem> {
+    let Some(path) = env.optional("GATEWAYS_FILE") else { return Ok(None) };
+    let refused = |faults: Vec<shared::gateway::AccountFault>| {
+        let said: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        Problem::failed(said.join("\n       "), "mend GATEWAYS_FILE, or unset it to replay unseen")
+    };
+    Gateways::load(Path::new(&path)).map(Some).map_err(refused)
+}

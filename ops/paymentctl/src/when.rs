@@ -1,0 +1,88 @@
+//! Times on a command line.
+
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+use time::{Date, Duration, OffsetDateTime, Time};
+
+/// A moment: fixed, or so long ago.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Written out.
+    At(OffsetDateTime),
+    /// Counted back from now.
+    Ago(Duration),
+}
+
+impl Moment {
+    /// The moment, once it is known what now is.
+    pub fn at(self, now: OffsetDateTime) -> OffsetDateTime {
+        match self {
+            Moment::At(at) => at,
+            Moment::Ago(ago) => now - ago,
+        }
+    }
+}
+
+/// Reads `2026-01-05T10:00:00+08:00`, `2026-01-05` (its first moment in UTC) or `2h` (so long ago).
+///
+/// # Errors
+/// What can be written instead.
+pub fn moment(text: &str) -> Result<Moment, String> {
+    if let Ok(at) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(Moment::At(at));
+    }
+    if let Ok(day) = Date::parse(text, format_description!("[year]-[month]-[day]")) {
+        return Ok(Moment::At(day.with_time(Time::MIDNIGHT).assume_utc()));
+    }
+    let form = "write 2026-01-05T10:00:00+08:00, 2026-01-05 (midnight in UTC), or how long ago: 90s 30m 2h 7d";
+    span(text).map(Moment::Ago).map_err(|_| form.to_owned())
+}
+
+/// Reads `90s`, `30m`, `2h` or `7d`.
+///
+/// # Errors
+/// What can be written instead.
+pub fn span(text: &str) -> Result<Duration, String> {
+    let form = || "write a number and s, m, h or d, such as 90s 30m 2h 7d".to_owned();
+    let unit = text.chars().last().ok_or_else(form)?;
+    let number: u32 = text.strip_suffix(unit).and_then(|number| number.parse().ok()).ok_or_else(form)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(form()),
+    };
+    // Ten years: more would leave the times that the database holds.
+    let span = Duration::seconds(i64::from(number) * seconds);
+    if span <= Duration::days(3660) { Ok(span) } else { Err("no more than 3660d".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn moments_are_read_in_three_forms() {
+        assert_eq!(moment("2026-01-05T10:00:00+08:00"), Ok(Moment::At(datetime!(2026-01-05 02:00 UTC))));
+        assert_eq!(moment("2026-01-05"), Ok(Moment::At(datetime!(2026-01-05 00:00 UTC))));
+        assert_eq!(moment("2h"), Ok(Moment::Ago(Duration::hours(2))));
+        let now = datetime!(2026-01-05 02:00 UTC);
+        assert_eq!(moment("30m").unwrap().at(now), datetime!(2026-01-05 01:30 UTC));
+        for wrong in ["", "h", "-2h", "2", "2 h", "2w", "yesterday", "2026-13-05", "2026-01-05 10:00", "99999d", "+2h "]
+        {
+            assert!(moment(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn spans_are_a_number_and_a_unit() {
+        assert_eq!(span("90s"), Ok(Duration::seconds(90)));
+        assert_eq!(span("7d"), Ok(Duration::days(7)));
+        for wrong in ["7", "d", "７d", "7é", "5000000000s"] {
+            assert!(span(wrong).is_err(), "{wrong}");
+        }
+    }
+}

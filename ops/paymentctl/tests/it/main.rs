@@ -1,0 +1,5 @@
+//! The commands on a real database. That their role suffices, and what keys say of a replay, the end-to-end tests show.
+
+mod cases;
+mod events;
+mod world;
