@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use shared::clock::Clock;
 use shared::db::cases::{self, NewCase};
 use shared::db::idempotency_keys::NewKey;
-use shared::db::orders::{self, NewOrder};
+use shared::db::orders::{self, Created, NewOrder};
 use shared::domain::{
     AccountName, CaseId, CaseKind, Money, OrderId, OrderNo, PaymentMethod, ProductType, Scene, Subject, UserId,
 };
@@ -61,8 +61,9 @@ pub async fn order(db: &PgPool) -> (OrderId, OrderNo) {
             held_until: None,
             expires_at: now + Duration::days(1),
         },
+        answer: None,
     };
-    assert!(orders::create(db, &new).await.unwrap());
+    assert!(matches!(orders::create(db, &new).await.unwrap(), Created::Unanswered));
     (id, order_no)
 }
 
