@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use shared::crash::{self, Point};
 use shared::db::DbError;
 use shared::db::orders::{self, NewOrder, Order};
 use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
@@ -69,7 +70,9 @@ impl Placement {
         };
         Span::current().record("orderId", display(new.id));
         let held = new.key.held_until;
+        crash::at(Point::OrderDrafted);
         if orders::create(&self.app.db, &new).await.map_err(in_flight)? {
+            crash::at(Point::OrderPlaced);
             let hold = held.map(|until| self.request.hold(&self.app.db, until));
             let hold = hold.ok_or_else(|| ApiError::Internal("a key that nobody holds".into()))?;
             return Ok(("created", self.answer(&created(new), hold).await?));
@@ -94,7 +97,10 @@ impl Placement {
         let done = payable(&self.app, order)
             .await
             .and_then(|answer| serde_json::to_value(answer).map_err(|error| ApiError::Internal(error.into())));
-        hold.keep(order.id, done).await
+        crash::at(Point::OrderOffered);
+        let kept = hold.keep(order.id, done).await;
+        crash::at(Point::OrderAnswered);
+        kept
     }
 
     /// The order as it will be written; nothing is written yet.
