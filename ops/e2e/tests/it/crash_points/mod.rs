@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use e2e::process::Process;
-use e2e::{Order, Setup, World};
+use e2e::{Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use shared::crash::Point;
 use shared::service::Service;
@@ -117,6 +117,9 @@ async fn processes_dead_at_every_point_while_buyers_buy_leave_books_that_agree()
     come_to_rest(&world).await;
     for (order, end) in &bought {
         assert_eq!(world.status(order).await, *end, "{order:?}");
+        // Copies that a dead process did not renew are shown for a second.
+        eventually("the buyer sees it", SOON, async || (world.shop.order(order).await["status"] == *end).then_some(()))
+            .await;
     }
     assert_eq!(world.number("select count(*) from cases").await, Some(0), "nobody has to look at anything");
     println!("{died} deaths, {} orders, {} deliveries", bought.len(), world.downstream.all().len());
