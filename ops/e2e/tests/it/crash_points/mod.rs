@@ -125,6 +125,19 @@ async fn processes_dead_at_every_point_while_buyers_buy_leave_books_that_agree()
     println!("{died} deaths, {} orders, {} deliveries", bought.len(), world.downstream.all().len());
 }
 
+#[test]
+fn the_readme_names_every_point_and_no_other() {
+    let readme = include_str!("../../../README.md");
+    let rows = readme.lines().skip_while(|line| *line != "| who | point |").skip(2);
+    let points = rows.filter_map(|row| row.split('|').nth(2));
+    let mut named: Vec<&str> = points.flat_map(|points| points.split('`').skip(1).step_by(2)).collect();
+    let mut all: Vec<&str> = Point::ALL.iter().map(|point| point.as_str()).collect();
+    named.sort_unstable();
+    named.dedup();
+    all.sort_unstable();
+    assert_eq!(named, all);
+}
+
 /// One process, dead at each of its points after the other: each life begins with what the last one has left.
 async fn die(world: &World, service: Service, deaths: &[(Point, Service)], died: &AtomicUsize) {
     let process = process(world, service);
