@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::history::{self, Invariant};
+use crate::history::{self, Invariant, Violation};
 use crate::{World, eventually};
 
 impl World {
@@ -29,14 +29,25 @@ impl World {
         .await;
     }
 
+    /// The records agree on what has to be true at any moment.
+    ///
+    /// # Panics
+    /// With everything that is wrong.
+    pub async fn books_hold(&self) {
+        agree(&history::judge_at_any_moment(&self.history().await));
+    }
+
     /// The records agree: see [`Invariant`].
     ///
     /// # Panics
     /// With everything that is wrong.
     pub async fn books_agree(&self) {
-        let wrong = history::judge(&self.history().await);
-        let lines: Vec<String> = wrong.iter().map(ToString::to_string).collect();
-        let kinds: BTreeSet<Invariant> = wrong.iter().map(|violation| violation.invariant).collect();
-        assert!(wrong.is_empty(), "the books do not agree ({kinds:?}):\n{}", lines.join("\n"));
+        agree(&history::judge(&self.history().await));
     }
+}
+
+fn agree(wrong: &[Violation]) {
+    let lines: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+    let kinds: BTreeSet<Invariant> = wrong.iter().map(|violation| violation.invariant).collect();
+    assert!(wrong.is_empty(), "the books do not agree ({kinds:?}):\n{}", lines.join("\n"));
 }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use sqlx::FromRow;
 
-pub use judge::{Invariant, Violation, judge};
+pub use judge::{Invariant, Violation, judge, judge_at_any_moment};
 
 /// Everything that was told.
 #[derive(Debug, Clone, Default)]

@@ -6,17 +6,22 @@ use super::judge::Found;
 use super::{History, Invariant, Order, Payment, Refund};
 use crate::shop::yuan;
 
-/// What went back there went back here, refund by refund, and money moved once for each of them.
+/// Money moved once for each refund that is done at a gateway, and for no other.
+pub(super) fn moved_once(history: &History, found: &mut Found) {
+    for refund in history.trades.iter().flat_map(|trade| &trade.refunds) {
+        if refund.effects != i64::from(refund.state == "success") {
+            let (refund_no, times) = (&refund.refund_no, refund.effects);
+            found.add(Invariant::ReturnedOnce, format!("money moved {times} times for refund {refund_no}"));
+        }
+    }
+}
+
+/// What went back there went back here, refund by refund.
 pub(super) fn returned_once(history: &History, found: &mut Found) {
     let mut there: BTreeMap<(&str, &str), i64> = BTreeMap::new();
     for trade in &history.trades {
         for refund in &trade.refunds {
-            let done = refund.state == "success";
-            if refund.effects != i64::from(done) {
-                let (refund_no, times) = (&refund.refund_no, refund.effects);
-                found.add(Invariant::ReturnedOnce, format!("money moved {times} times for refund {refund_no}"));
-            }
-            if done {
+            if refund.state == "success" {
                 *there.entry((&trade.order_no, &refund.refund_no)).or_default() += refund.amount_fen;
             }
         }
@@ -65,7 +70,7 @@ pub(super) fn within_payment(history: &History, found: &mut Found) {
     }
 }
 
-/// Orders stand as their refunds make them; and whatever a gateway knows of a refund, here it is on record as sent.
+/// Orders stand as their refunds make them.
 pub(super) fn followed(history: &History, found: &mut Found) {
     for order in history.orders.iter().filter(|order| order.was_paid()) {
         let own = of_own_payment(history, order);
@@ -84,6 +89,10 @@ pub(super) fn followed(history: &History, found: &mut Found) {
             found.add(Invariant::Moves, what);
         }
     }
+}
+
+/// Whatever a gateway knows of a refund, here it was on record before that it would be sent.
+pub(super) fn put_down(history: &History, found: &mut Found) {
     for known in history.trades.iter().flat_map(|trade| &trade.refunds) {
         let here = history.refunds.iter().find(|refund| refund.refund_no == known.refund_no);
         if here.is_none_or(|refund| refund.status == "pending" || !refund.sent) {

@@ -147,6 +147,7 @@ async fn die(world: &World, service: Service, deaths: &[(Point, Service)], died:
             process.arm(*point, 1 + round % PASSINGS);
             process.dies_at(*point, LONG).await;
             died.fetch_add(1, Ordering::Relaxed);
+            world.books_hold().await;
         }
     }
     process.start().await;
