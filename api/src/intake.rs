@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use shared::clock::Clock;
+use shared::crash::{self, Point};
 use shared::db::jobs::{self, Stored};
 use shared::gateway::Verified;
 use shared::job::Callback;
@@ -67,11 +68,18 @@ impl Intake {
     async fn take(&self, callback: &Callback) -> Result<Receipt, NotStored> {
         let message = callback_message(callback, self.clock.fresh_id().to_string());
         let broker = match self.publisher.publish(message, WAIT).await {
-            Ok(confirmed) => return Ok(self.stored("broker", confirmed)),
+            Ok(confirmed) => {
+                crash::at(Point::IntakeConfirmed);
+                return Ok(self.stored("broker", confirmed));
+            }
             Err(error) => error,
         };
+        crash::at(Point::IntakeUnpublished);
         match self.commit(callback.clone()).await {
-            Ok(stored) => Ok(self.stored("database", stored)),
+            Ok(stored) => {
+                crash::at(Point::IntakeStored);
+                Ok(self.stored("database", stored))
+            }
             Err(database) => Err(NotStored { broker, database }),
         }
     }

@@ -56,6 +56,8 @@ pub struct Ready {
 /// # Errors
 /// Every fault at once: of variables, of `gateways.toml`, of the database and its schema, of the broker.
 pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, ConfigFaults> {
+    #[cfg(debug_assertions)]
+    shared::crash::arm(&mut env);
     let listen = Listen::from_env(&mut env);
     let ops_config = OpsConfig::from_env(&mut env, 9100);
     let settings = Settings::from_env(&mut env);

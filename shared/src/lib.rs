@@ -5,11 +5,13 @@
 //! the messages between the processes and to the outside. [`settle`] is where facts about money become state and events;
 //! [`cache`] holds copies of what is shown.
 //! [`config`], [`telemetry`], [`ops`] and [`shutdown`] are what every binary needs to start, be seen and stop; [`service`]
-//! names the binaries, and with them who may do what, [`tls_files`] how an address names certificates.
+//! names the binaries, and with them who may do what, [`tls_files`] how an address names certificates. [`crash`] names the
+//! moments at which tests let a process die.
 
 pub mod cache;
 pub mod clock;
 pub mod config;
+pub mod crash;
 pub mod db;
 pub mod domain;
 pub mod event;

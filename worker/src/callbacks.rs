@@ -10,6 +10,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use shared::cache::{Changed, Renewer};
 use shared::clock::Clock;
+use shared::crash::{self, Point};
 use shared::db::callbacks::Evidence;
 use shared::db::{self, DbError, callbacks, events, jobs};
 use shared::domain::{Notification, Verdict};
@@ -233,17 +234,21 @@ impl CallbackWorker {
         for item in items {
             keep(&mut tx, &item.callback, reason, times).await?;
         }
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        crash::at(Point::CallbackKept);
+        Ok(())
     }
 
     /// One transaction: state, events and cases, the evidence, and the end of the jobs that carried it.
     async fn commit(&self, examined: &[Examined], pace: Pace) -> Result<(), DbError> {
         let told: Vec<&Verified<Notification>> = examined.iter().filter_map(Examined::told).collect();
+        crash::at(Point::CallbackExamined);
         let mut tx = self.db.begin().await?;
         if pace == Pace::Hurried {
             db::hardly_wait_for_locks(&mut tx).await?;
         }
         let mut verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?.into_iter();
+        crash::at(Point::CallbackMoved);
         let verdicts: Vec<Option<Verdict>> = examined
             .iter()
             .map(|item| match &item.content {
@@ -265,7 +270,9 @@ impl CallbackWorker {
                 keep(&mut tx, &item.callback, reason, (now + LONG_WAIT, now)).await?;
             }
         }
+        crash::at(Point::CallbackRecorded);
         tx.commit().await?;
+        crash::at(Point::CallbackCommitted);
         self.report(examined, &verdicts).await;
         Ok(())
     }

@@ -6,6 +6,7 @@
 use serde_json::json;
 use shared::cache::{Changed, Renewer};
 use shared::clock::Clock;
+use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
@@ -85,11 +86,14 @@ impl CheckWorker {
     /// Outside any transaction: the query, and where the order's time is up, the close.
     async fn ask(&self, gateway: &dyn Gateway, order: &Order, given_up: bool) -> Result<Heard, GatewayError> {
         let heard = self.query(gateway, order).await?;
+        crash::at(Point::CheckAsked);
         let expired = order.expires_at <= self.clock.now();
         if order.status != OrderStatus::Pending || !heard.unpaid() || !(expired || given_up) {
             return Ok(heard);
         }
-        match gateway.close(&order.order_no, self.clock.now()).await? {
+        let closed = gateway.close(&order.order_no, self.clock.now()).await?;
+        crash::at(Point::CheckClosed);
+        match closed {
             CloseOutcome::Closed => Ok(Heard { state: "CLOSED".to_owned(), ended: true, ..heard }),
             // The last moment to pay was sent with the offer: after it no trade comes to be. Before it a page that is
             // still open can make one at Alipay; at WeChat Pay there is nothing that could be paid.
@@ -129,6 +133,7 @@ impl CheckWorker {
         if heard.ended || self.is_void(order, heard) {
             verdict = settle::end_unpaid(&mut tx, order, &self.clock).await?;
         }
+        crash::at(Point::CheckSettled);
         orders::note_check(&mut tx, order.id, &heard.state, now).await?;
         let order = orders::lock_one(&mut tx, order.id).await?.ok_or(DbError::Moved)?;
         // A buyer who has given up has done so for good: what could not be closed yet is closed once there is a trade.
@@ -138,7 +143,9 @@ impl CheckWorker {
             Some(due_at) => drop(jobs::again(&mut tx, &job, due_at, Cost::Nothing, &heard.state).await?),
             None => jobs::finish(&mut tx, &job).await?,
         }
+        crash::at(Point::CheckRecorded);
         tx.commit().await?;
+        crash::at(Point::CheckCommitted);
         self.report(&order, heard, verdict).await;
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
+use shared::crash::{self, Point};
 use shared::db;
 use shared::mq::{Connection, Delivery, MqError, STEP, Subscription, step};
 use sqlx::PgPool;
@@ -97,8 +98,11 @@ where
             continue;
         }
         count_taken(queue, &batch);
+        crash::at(Point::BatchTaken);
         let acks = settle_patiently(queue, &batch, &subscription, &stop, &settle).await?;
+        crash::at(Point::BatchSettled);
         acknowledge(queue, &batch, &acks).await?;
+        crash::at(Point::BatchAcked);
         batch.clear();
     }
     subscription.close().await;
@@ -199,7 +203,10 @@ async fn acknowledge<E: std::error::Error + 'static>(
         match ack {
             Ack::Done => last_done = Some(delivery),
             // `reject`, because a nack means something else on every other release of the broker.
-            Ack::Dead => settled(step("rejecting", delivery.reject(BasicRejectOptions { requeue: false })).await?)?,
+            Ack::Dead => {
+                settled(step("rejecting", delivery.reject(BasicRejectOptions { requeue: false })).await?)?;
+                crash::at(Point::BatchRejected);
+            }
         }
     }
     if let Some(delivery) = last_done {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use shared::clock::Clock;
+use shared::crash::{self, Point};
 use shared::db::DbError;
 use shared::db::jobs::{self, Cost, Taken};
 use shared::job::JobMessage;
@@ -84,6 +85,7 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
         Ok(None) => return, // A repeat, or done.
         Err(error) => return warn!(%error, job = message.id, "A job cannot be taken now; it comes again"),
     };
+    crash::at(Point::JobTaken);
     let Err(failed) = job.run(&taken).await else { return };
     let failed = anyhow::Error::from(failed);
     let reason = format!("{failed:#}");

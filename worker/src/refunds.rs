@@ -8,6 +8,7 @@ use backon::{ExponentialBuilder, Retryable};
 use serde_json::json;
 use shared::cache::{Changed, Renewer};
 use shared::clock::Clock;
+use shared::crash::{self, Point};
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
 use shared::db::refunds::{self, Refund};
@@ -136,11 +137,13 @@ impl RefundWorker {
         let mut tx = self.db.begin().await?;
         refunds::mark_sent(&mut tx, refund.id, self.clock.now()).await?;
         tx.commit().await?;
+        crash::at(Point::RefundMarked);
         let request = self.request(refund, order);
         let call = || gateway.refund(&request, self.clock.now());
         // Without a connection nothing was sent: no question is needed before the next try.
         let not_sent = |error: &GatewayError| matches!(error, GatewayError::Unavailable(_));
         let answer = call.retry(CONNECTING).when(not_sent).await;
+        crash::at(Point::RefundAnswered);
         if answer.is_err() {
             turn.used_up();
         }
@@ -155,7 +158,9 @@ impl RefundWorker {
         if heard > now {
             return Ok(Step::wait(heard, "asked too early a gateway knows nothing yet"));
         }
-        match gateway.query_refund(&self.request(refund, order), now).await {
+        let answer = gateway.query_refund(&self.request(refund, order), now).await;
+        crash::at(Point::RefundQueried);
+        match answer {
             // Nobody signs this word: it ends nothing that the gateway had accepted.
             Ok(RefundState::Absent) if refund.status != RefundStatus::Processing => {
                 Ok(Step::wait(now + ABNORMAL, "an undeliverable refund is not known any more"))
@@ -265,6 +270,7 @@ impl RefundWorker {
         let held = match step {
             Step::Fact(fact) => {
                 let verdict = settling::settle(&mut tx, refund, &fact, &self.clock).await?;
+                crash::at(Point::RefundSettled);
                 info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
                 // Ended ones have dropped or re-dated their job already; the others are asked about daily.
                 jobs::again(&mut tx, &idle, now + ABNORMAL, Cost::Nothing, fact.as_str()).await?;
@@ -305,7 +311,9 @@ impl RefundWorker {
         if !held {
             return Ok(tx.rollback().await?);
         }
+        crash::at(Point::RefundRecorded);
         tx.commit().await?;
+        crash::at(Point::RefundCommitted);
         if moves {
             self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
         }

@@ -83,6 +83,8 @@ impl Worker {
         if let Err(fault) = telemetry::init(self.service.as_str()) {
             env.fault(fault.subject, fault.wrong, fault.remedy);
         }
+        #[cfg(debug_assertions)]
+        shared::crash::arm(&mut env);
         let metrics = telemetry::install_metrics()?;
         let shutdown = Shutdown::install()?;
         let database = DatabaseConfig::from_env(&mut env, self.connections);

@@ -13,6 +13,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::post;
 use axum::{Extension, Router};
+use shared::crash::{self, Point};
 use shared::domain::{AccountName, PaymentMethod};
 use shared::gateway::{CallbackError, callback_headers};
 use shared::job::Callback;
@@ -97,7 +98,9 @@ async fn take(
     Span::current().record("account", account.as_str());
 
     let callback = read(app, method, account, request).await?;
+    crash::at(Point::IntakeRead);
     let verified = gateway.verify_arriving(callback, app.clock.now()).await.map_err(explain)?;
+    crash::at(Point::IntakeVerified);
     app.intake.store(verified).await.map_err(|lost| {
         note(&lost);
         CallbackRefusal::Unavailable

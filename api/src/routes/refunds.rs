@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use serde::Serialize;
 use shared::cache::Changed;
+use shared::crash::{self, Point};
 use shared::db::idempotency_keys::{self, NewAnswer};
 use shared::db::refunds::{self, Refund};
 use shared::db::{DbError, orders};
@@ -231,7 +232,9 @@ impl Asking {
         let answer = NewAnswer { answer, refused_with: None };
         let saved = idempotency_keys::save_answer(&mut *tx, user, &key.key, None, &answer).await?;
         let saved = saved.ok_or(DbError::Moved)?;
+        crash::at(Point::RefundAsked);
         tx.commit().await.map_err(DbError::from)?;
+        crash::at(Point::RefundAccepted);
         self.app.cache.orders.renew(&self.app.db, Changed::Ids(vec![self.order_id])).await;
         Ok(Some(Answer::fresh(wish.id.to_string(), saved)))
     }

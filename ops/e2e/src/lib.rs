@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`world`] (what a test holds), [`servers`] (where database and broker are), [`process`] (one program
 //! and its log), [`gateways`] (the buyer's and the gateways' side), [`shop`] (the merchant's frontend), [`downstream`]
-//! (who consumes the events), [`books`] (whether the independent records agree), [`held`] (the moment between a
-//! gateway's answer and the commit).
+//! (who consumes the events), [`history`] (what the independent witnesses tell, and whether it agrees), [`books`] (when to
+//! ask them), [`held`] (the moment between a gateway's answer and the commit).
 //!
 //! Nothing here sleeps to wait for something: [`eventually`] looks until a deadline.
 
@@ -11,6 +11,7 @@ pub mod books;
 pub mod downstream;
 pub mod gateways;
 pub mod held;
+pub mod history;
 pub mod metrics;
 pub mod process;
 pub mod secrets;

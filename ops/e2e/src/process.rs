@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -10,6 +11,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use shared::crash::Point;
 
 use crate::eventually;
 use crate::metrics::Metrics;
@@ -140,6 +142,30 @@ impl Process {
     pub async fn start(&self) {
         self.spawn();
         self.ready().await;
+    }
+
+    /// Starts it so that it dies when it comes to `point` for the `nth` time.
+    pub fn arm(&self, point: Point, nth: usize) {
+        let mut child = self.child();
+        assert!(child.is_none(), "{} runs already", self.name);
+        *child = Some(self.program.clone().env("CRASH_AT", format!("{point}:{nth}")).spawn(&self.log));
+    }
+
+    /// Waits until it has died where it was armed to.
+    ///
+    /// # Panics
+    /// When it does not come there in time, or ends in another way.
+    pub async fn dies_at(&self, point: Point, within: Duration) {
+        let what = format!("{} dies at {point}", self.name);
+        let status = eventually(&what, within, async || {
+            self.child().as_mut().and_then(|child| child.try_wait().expect("a child can be waited for"))
+        })
+        .await;
+        *self.child() = None;
+        let log = self.log();
+        let last = log.lines().rfind(|line| line.starts_with("crash point "));
+        let died = status.signal() == Some(Signal::ABORT.as_raw()) && last == Some(&format!("crash point {point}"));
+        assert!(died, "{} ended with {status} and not at {point}:\n{log}", self.name);
     }
 
     /// Ends it as a crash would.

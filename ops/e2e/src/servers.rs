@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use secrecy::ExposeSecret;
@@ -153,6 +154,7 @@ pub struct PrivateServers {
     xtask: PathBuf,
     dir: PathBuf,
     addresses: Addresses,
+    wiped: AtomicBool,
 }
 
 impl PrivateServers {
@@ -174,7 +176,7 @@ impl PrivateServers {
             redis: unknown(),
         };
         // From here on a failure takes down what was started.
-        let mut servers = PrivateServers { xtask, dir, addresses };
+        let mut servers = PrivateServers { xtask, dir, addresses, wiped: AtomicBool::new(false) };
         let said = servers.xtask(&["up", "--fresh", "--no-install", "--print-env"]).await;
         let variable = |name: &str| {
             let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
@@ -194,6 +196,9 @@ impl PrivateServers {
 
     /// Does something (`start`, `stop`, `kill`, `pause`, `resume`, `wipe`) to one server (`postgres`, `rabbitmq`).
     pub async fn server(&self, action: &str, kind: &str) {
+        if action == "wipe" {
+            self.wiped.store(true, Ordering::Relaxed);
+        }
         self.xtask(&["server", action, kind]).await;
     }
 
@@ -202,6 +207,12 @@ impl PrivateServers {
         let mut command = Command::new(&self.xtask);
         command.arg("rabbitmqctl").arg("--dir").arg(&self.dir).arg("--").args(args).stdin(Stdio::null());
         self.run(command).await;
+    }
+
+    /// Whether anything was wiped.
+    #[must_use]
+    pub fn was_wiped(&self) -> bool {
+        self.wiped.load(Ordering::Relaxed)
     }
 
     async fn xtask(&self, args: &[&str]) -> String {

@@ -1,6 +1,6 @@
 //! The merchant's side: a frontend that creates orders, asks for refunds, and looks at both.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -8,6 +8,7 @@ use reqwest::header::RETRY_AFTER;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 
+use crate::history::Answered;
 use crate::{Gateway, SOON, eventually, slug, unique};
 
 /// Who buys, unless a test says otherwise.
@@ -21,6 +22,8 @@ pub struct Shop {
     base: String,
     /// `JWT_HS256_SECRET`.
     pub jwt_secret: String,
+    /// Every answer to a request that creates something.
+    answers: Mutex<Vec<Answered>>,
 }
 
 /// An answer, read whole.
@@ -135,7 +138,7 @@ impl Shop {
     /// A frontend of the service at `base`.
     #[must_use]
     pub fn new(base: String) -> Shop {
-        Shop { base, jwt_secret: format!("jwt-{}{}", unique(), unique()) }
+        Shop { base, jwt_secret: format!("jwt-{}{}", unique(), unique()), answers: Mutex::default() }
     }
 
     /// A token for `user`, good for five minutes.
@@ -153,7 +156,20 @@ impl Shop {
     pub async fn ask(&self, purchase: &Purchase) -> Result<Answer, reqwest::Error> {
         let request = http_client().post(format!("{}/v1/orders", self.base));
         let request = request.header("Idempotency-Key", &purchase.attempt).json(&purchase.body());
-        answer(request.bearer_auth(self.token(&purchase.user))).await
+        self.note(&purchase.attempt, answer(request.bearer_auth(self.token(&purchase.user))).await)
+    }
+
+    /// Every answer so far to a request that creates something.
+    #[must_use]
+    pub fn answers(&self) -> Vec<Answered> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, key: &str, answer: Result<Answer, reqwest::Error>) -> Result<Answer, reqwest::Error> {
+        let answer = answer?;
+        let noted = Answered { key: key.to_owned(), status: answer.status, text: answer.text.clone() };
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).push(noted);
+        Ok(answer)
     }
 
     /// Creates an order.
@@ -182,7 +198,7 @@ impl Shop {
             None => json!({ "reason": "不合适" }),
         };
         let request = request.header("Idempotency-Key", &wish.attempt).json(&body);
-        answer(request.bearer_auth(self.token(BUYER))).await
+        self.note(&wish.attempt, answer(request.bearer_auth(self.token(BUYER))).await)
     }
 
     /// Asks for money back until the answer is final: a service that says when to repeat is asked again, with the same key.

@@ -306,6 +306,11 @@ impl World {
         }
     }
 
+    /// Whether a broker of this world's own was wiped.
+    pub(crate) fn road_was_lost(&self) -> bool {
+        matches!(&self.servers, Servers::Private(servers) if servers.was_wiped())
+    }
+
     /// The log folder of a failure, and the tail of each log.
     async fn state(&self) -> String {
         let mut text = String::new();

@@ -23,6 +23,7 @@ pub use order_no::{
     TradeNoError,
 };
 pub use payment_config::{MethodConfig, MethodRules, NotOffered, PaymentConfig};
+pub(crate) use payment_method::named_enum;
 pub use payment_method::{PaymentMethod, Scene, UnknownName};
 pub use policy::{LatePaymentPolicy, Policies};
 pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundStatus, status_by_refunds};

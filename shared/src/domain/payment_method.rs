@@ -34,7 +34,7 @@ macro_rules! named_enum {
         }
     };
 }
-pub(super) use named_enum;
+pub(crate) use named_enum;
 
 named_enum! {
     /// The gateway that takes the money.

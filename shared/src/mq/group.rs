@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::publish::{Message, PublishError};
 use super::{MqError, STEP};
+use crate::crash::{self, Point};
 
 /// A persistent message: on disk before it is confirmed.
 const PERSISTENT: u8 = 2;
@@ -87,6 +88,7 @@ impl Lane<'_> {
         while self.take(&mut jobs).await {
             let mut sent = Sent::default();
             let published = self.send(&channel, &mut jobs, &mut sent).await;
+            crash::at(Point::PublishSent);
             // Even after an error: those that went out before it may have been confirmed.
             let confirmed = self.confirm(sent).await;
             for job in jobs.drain(..) {

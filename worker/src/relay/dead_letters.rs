@@ -6,6 +6,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
+use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
 use shared::db::{DbError, events, jobs};
 use shared::domain::{CaseId, CaseKind};
@@ -64,7 +65,9 @@ async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Resu
     }
     let opened = settle::open_cases(&mut tx, &cases, now).await?;
     events::append(&mut tx, &opened, now).await?;
+    crash::at(Point::LetterOpened);
     tx.commit().await?;
+    crash::at(Point::LetterFiled);
     metrics::counter!("dead_letters_total").increment(cases.len() as u64);
     warn!(letters = cases.len(), new_cases = opened.len(), "Dead letters became cases");
     Ok(())

@@ -1,6 +1,7 @@
 //! Due jobs go out, each kind on its own queue: callbacks that could not be published when they came, with their bytes;
 //! checks and refunds as a nudge that names the row.
 
+use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Due, Lease};
 use shared::db::{DbError, events};
@@ -32,7 +33,9 @@ pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection, depths: 
             }
         }
         if !messages.is_empty() {
+            crash::at(Point::RelayLeased);
             carried += publish(relay, connection, &leases, messages).await?;
+            crash::at(Point::RelayCarried);
         }
     }
     Ok(carried)

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use shared::cache::Changed;
+use shared::crash::{self, Point};
 use shared::db::DbError;
 use shared::db::events::{self, Waiting};
 use shared::domain::OrderId;
@@ -34,6 +35,7 @@ impl Outbox {
         }
         let about: Vec<(i64, OrderId)> =
             waiting.iter().filter_map(|event| Some((event.seq, event.order_id?))).collect();
+        crash::at(Point::OutboxTaken);
         let Outcome { confirmed, unroutable } = publish(relay, waiting).await;
         // Whoever changed them has passed it on already, unless he came to his end in between.
         relay.copies.renew(&relay.db, Changed::Ids(orders_of(&about, &confirmed)));
@@ -49,7 +51,9 @@ impl Outbox {
         if self.confirmed.is_empty() {
             return Ok(0);
         }
+        crash::at(Point::OutboxConfirmed);
         events::mark_published(connection, &self.confirmed, relay.clock.now()).await?;
+        crash::at(Point::OutboxMarked);
         let count = std::mem::take(&mut self.confirmed).len();
         metrics::counter!("events_published_total").increment(count as u64);
         Ok(count)

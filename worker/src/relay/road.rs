@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use shared::crash::{self, Point};
 use shared::mq::consume::DeadLetter;
 use shared::mq::{Connection, MqError, topology};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -89,9 +90,11 @@ impl Road<'_> {
             return Ok(());
         }
         topology::declare(broker).await?;
+        crash::at(Point::RoadDeclared);
         let (done, rebuilt) = oneshot::channel();
         self.ask.send(done).await.map_err(|_| RoadError::NotLeading)?;
         rebuilt.await.map_err(|_| RoadError::NotLeading)?;
+        crash::at(Point::RoadRebuilt);
         Ok(topology::declare_marker(broker).await?)
     }
 }

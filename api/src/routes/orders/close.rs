@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use shared::crash::{self, Point};
 use shared::db::orders::{self, Order};
 use shared::db::{DbError, jobs};
 use shared::domain::{OrderId, OrderStatus};
@@ -66,6 +67,7 @@ async fn give_up(app: &App, viewer: &Viewer, id: OrderId) -> Result<Order, ApiEr
         return Ok(order);
     }
     ask_to_close(app, id).await?;
+    crash::at(Point::CloseAsked);
     let until = Instant::now() + PATIENCE;
     while order.status == OrderStatus::Pending && Instant::now() < until {
         sleep(LOOK).await;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use serde_json::Value;
+use shared::crash::{self, Point};
 use shared::db::DbError;
 use shared::db::orders::{self, Created, NewOrder, Order};
 use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
@@ -75,7 +76,10 @@ impl Placement {
         if new.answer.is_some() {
             new.key = self.request.answered_key(new.created_at);
         }
-        match orders::create(&self.app.db, &new).await.map_err(in_flight)? {
+        crash::at(Point::OrderDrafted);
+        let made = orders::create(&self.app.db, &new).await.map_err(in_flight)?;
+        crash::at(Point::OrderPlaced);
+        match made {
             Created::Answered(saved) => Ok(("created", Answer::fresh(order.id.to_string(), saved))),
             Created::Unanswered => {
                 let hold = new.key.held_until.map(|until| self.request.hold(&self.app.db, until));
@@ -108,7 +112,10 @@ impl Placement {
 
     async fn answer(&self, order: &Order, hold: Hold) -> Result<Answer, ApiError> {
         let done = payable(&self.app, order).await.and_then(value);
-        hold.keep(order.id, done).await
+        crash::at(Point::OrderOffered);
+        let kept = hold.keep(order.id, done).await;
+        crash::at(Point::OrderAnswered);
+        kept
     }
 
     /// The order as it will be written; nothing is written yet.

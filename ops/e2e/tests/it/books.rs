@@ -19,7 +19,7 @@ async fn the_books_show_a_payment_that_nobody_was_told_of() {
     let compared = AssertUnwindSafe(world.books_agree()).catch_unwind().await;
     let found = compared.expect_err("the books agree on what is not so");
     let found = found.downcast_ref::<String>().expect("a message");
-    assert!(found.contains(&silent.order_no) && found.contains(&told.order_no), "{found}");
+    assert!(found.contains(&silent.order_no) && !found.contains(&told.order_no), "{found}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -47,7 +47,32 @@ async fn the_books_show_whatever_is_wrong_about_a_refund() {
 }
 
 /// Something that is not so, how it is undone, and what the comparison says of it.
-const TAMPERED: [(&str, &str, &str); 7] = [
+const TAMPERED: [(&str, &str, &str); 12] = [
+    (
+        "update callbacks set notice_id = notice_id || '.' where payment_method = 'alipay'",
+        "update callbacks set notice_id = rtrim(notice_id, '.')",
+        "Acknowledged: callback",
+    ),
+    (
+        "update payment_transactions set gateway_no = gateway_no || '.' where action_type = 'payment'",
+        "update payment_transactions set gateway_no = rtrim(gateway_no, '.') where action_type = 'payment'",
+        "PaidOnce: paid at the gateway",
+    ),
+    (
+        "update events set data = data || '{\"amount\": \"9.99\"}' where type = 'order.paid'",
+        "update events set data = data || '{\"amount\": \"1.00\"}' where type = 'order.paid'",
+        "Delivered: order.paid",
+    ),
+    (
+        "update refund_records set sent_at = null",
+        "update refund_records set sent_at = updated_at",
+        "Moves: the gateway knows refund",
+    ),
+    (
+        "update refund_records set refund_no = refund_no || 'x'",
+        "update refund_records set refund_no = rtrim(refund_no, 'x')",
+        "Created: key",
+    ),
     (
         "update refund_records set refund_amount = refund_amount - 0.01",
         "update refund_records set refund_amount = refund_amount + 0.01",

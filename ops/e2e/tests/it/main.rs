@@ -3,6 +3,7 @@
 mod books;
 mod caches;
 mod configuration;
+mod crash_points;
 mod crashes;
 mod drills;
 mod faults;

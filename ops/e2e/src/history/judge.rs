@@ -1,0 +1,283 @@
+//! What has to be true of every history, once everything has come to rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde_json::Value;
+
+use super::{Event, History, Order, refunds};
+
+/// What has to be true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Invariant {
+    /// Every callback that was answered with success is evidence, or waits as a job.
+    Acknowledged,
+    /// Nothing wrong was answered with success.
+    NothingWrongAccepted,
+    /// What was paid at the gateways is paid here, and nothing else is: per order and in total.
+    PaidOnce,
+    /// Each payment of an order and each end is told by exactly one event.
+    ToldOnce,
+    /// Each event was delivered, as it was written, and those of an order in their order.
+    Delivered,
+    /// What went back at the gateways went back here, each refund once.
+    ReturnedOnce,
+    /// No payment is returned beyond its amount, and no limit of a gateway was run into.
+    WithinPayment,
+    /// Orders stand where the table's moves lead to, and as their refunds make them; no state was skipped.
+    Moves,
+    /// What the client was told to exist exists, and the same key was always answered the same.
+    Created,
+}
+
+impl Invariant {
+    /// All of them.
+    pub const ALL: [Invariant; 9] = [
+        Invariant::Acknowledged,
+        Invariant::NothingWrongAccepted,
+        Invariant::PaidOnce,
+        Invariant::ToldOnce,
+        Invariant::Delivered,
+        Invariant::ReturnedOnce,
+        Invariant::WithinPayment,
+        Invariant::Moves,
+        Invariant::Created,
+    ];
+}
+
+/// Something that is not so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// What should have been true.
+    pub invariant: Invariant,
+    /// What is instead.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.invariant, self.what)
+    }
+}
+
+/// Everything that is wrong with a history at rest.
+#[must_use]
+pub fn judge(history: &History) -> Vec<Violation> {
+    let mut found = Found(judge_at_any_moment(history));
+    acknowledged(history, &mut found);
+    paid_once(history, &mut found);
+    told_once(history, &mut found);
+    delivered(history, &mut found);
+    refunds::returned_once(history, &mut found);
+    moves(history, &mut found);
+    refunds::followed(history, &mut found);
+    refunds::told_as_is(history, &mut found);
+    found.0
+}
+
+/// What is wrong with a history whatever is still on its way: also in the middle of everything, and right after a death.
+#[must_use]
+pub fn judge_at_any_moment(history: &History) -> Vec<Violation> {
+    let mut found = Found(Vec::new());
+    wrong_accepted(history, &mut found);
+    refunds::moved_once(history, &mut found);
+    refunds::within_payment(history, &mut found);
+    refunds::put_down(history, &mut found);
+    created(history, &mut found);
+    found.0
+}
+
+/// What was found so far.
+pub(super) struct Found(Vec<Violation>);
+
+impl Found {
+    pub(super) fn add(&mut self, invariant: Invariant, what: impl Into<String>) {
+        self.0.push(Violation { invariant, what: what.into() });
+    }
+
+    /// Notes what is in one of two collections only, or differs in them.
+    pub(super) fn differences<K: Ord + fmt::Debug, V: PartialEq + fmt::Debug>(
+        &mut self,
+        invariant: Invariant,
+        what: &str,
+        (one, other): (&BTreeMap<K, V>, &BTreeMap<K, V>),
+    ) {
+        let names: BTreeSet<&K> = one.keys().chain(other.keys()).collect();
+        for name in names.into_iter().filter(|name| one.get(name) != other.get(name)) {
+            self.add(invariant, format!("{what} {name:?}: {:?} and {:?}", one.get(name), other.get(name)));
+        }
+    }
+}
+
+fn acknowledged(history: &History, found: &mut Found) {
+    if history.road_lost {
+        return;
+    }
+    let known: BTreeSet<(&str, &str)> =
+        history.callbacks.iter().map(|callback| (callback.gateway.as_str(), callback.notice_id.as_str())).collect();
+    for trade in &history.trades {
+        for notice in trade.notices.iter().filter(|notice| notice.accepted > 0) {
+            let waits = || history.waiting.iter().any(|body| body.contains(&notice.id));
+            if !known.contains(&(trade.gateway.as_str(), notice.id.as_str())) && !waits() {
+                let (notice, order_no) = (&notice.id, &trade.order_no);
+                found.add(Invariant::Acknowledged, format!("callback {notice} about {order_no} is nowhere"));
+            }
+        }
+    }
+}
+
+fn wrong_accepted(history: &History, found: &mut Found) {
+    for trade in history.trades.iter().filter(|trade| trade.wrong_accepted != 0) {
+        found.add(Invariant::NothingWrongAccepted, format!("a wrong callback about {}", trade.order_no));
+    }
+}
+
+fn paid_once(history: &History, found: &mut Found) {
+    // By the trade's number: how often, and how much.
+    let mut there: BTreeMap<(&str, &str), (usize, i64)> = BTreeMap::new();
+    for trade in history.trades.iter().filter(|trade| trade.state == "paid") {
+        let (times, fen) = there.entry((&trade.order_no, trade.trade_no.as_deref().unwrap_or(""))).or_default();
+        (*times, *fen) = (*times + 1, *fen + trade.amount_fen);
+    }
+    let orders: BTreeMap<&str, &Order> = history.orders.iter().map(|order| (order.id.as_str(), order)).collect();
+    let mut here: BTreeMap<(&str, &str), (usize, i64)> = BTreeMap::new();
+    for payment in &history.payments {
+        let order_no = orders.get(payment.order_id.as_str()).map_or("no order", |order| &order.order_no);
+        let (times, fen) = here.entry((order_no, &payment.trade_no)).or_default();
+        (*times, *fen) = (*times + 1, *fen + payment.amount_fen);
+    }
+    found.differences(Invariant::PaidOnce, "paid at the gateway, and here,", (&there, &here));
+    let with_payment: BTreeSet<&str> = history.payments.iter().map(|payment| payment.order_id.as_str()).collect();
+    for order in &history.orders {
+        if order.was_paid() != with_payment.contains(order.id.as_str()) {
+            let (order_no, status) = (&order.order_no, &order.status);
+            found.add(Invariant::PaidOnce, format!("order {order_no} is {status}, and its payments say otherwise"));
+        }
+    }
+}
+
+/// The events that have to be there, by id; and those that are.
+fn told_once(history: &History, found: &mut Found) {
+    let mut due: BTreeMap<String, usize> = BTreeMap::new();
+    for order in &history.orders {
+        let facts = [("order.paid", order.was_paid()), ("order.closed", order.was_closed)];
+        due.extend(facts.iter().filter(|(_, so)| *so).map(|(kind, _)| (format!("{kind}:{}", order.id), 1)));
+    }
+    due.extend(refunds::events_due(history).into_iter().map(|id| (id, 1)));
+    let mut told: BTreeMap<String, usize> = BTreeMap::new();
+    for event in history.events.iter().filter(|event| event.kind != "case.opened") {
+        *told.entry(event.event_id.clone()).or_default() += 1;
+    }
+    found.differences(Invariant::ToldOnce, "what has happened, and events that tell of it,", (&due, &told));
+
+    // Whatever its id is: one fulfilment has one event.
+    let mut paid: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for event in history.events.iter().filter(|event| event.kind == "order.paid") {
+        paid.entry(event.order_id.as_deref().unwrap_or("no order")).or_default().insert(&event.event_id);
+    }
+    for (order, ids) in paid.iter().filter(|(_, ids)| ids.len() > 1) {
+        found.add(Invariant::ToldOnce, format!("order {order} is fulfilled under several ids: {ids:?}"));
+    }
+    let numbers: BTreeMap<&str, &str> =
+        history.orders.iter().map(|order| (order.id.as_str(), order.order_no.as_str())).collect();
+    for event in history.events.iter().filter(|event| event.kind.starts_with("order.")) {
+        let number = event.order_id.as_deref().and_then(|id| numbers.get(id));
+        if event.data["order_no"].as_str() != number.copied() {
+            found.add(Invariant::ToldOnce, format!("{} names another order", event.event_id));
+        }
+    }
+}
+
+fn delivered(history: &History, found: &mut Found) {
+    let written: BTreeMap<&str, &Event> = history.events.iter().map(|event| (event.event_id.as_str(), event)).collect();
+    let mut heard: Vec<&str> = Vec::new();
+    for delivery in &history.deliveries {
+        match written.get(delivery.id.as_str()) {
+            Some(event) if event.kind == delivery.kind && event.data == delivery.data => heard.push(&delivery.id),
+            Some(_) => found.add(Invariant::Delivered, format!("{} arrived otherwise than written", delivery.id)),
+            None => found.add(Invariant::Delivered, format!("{} arrived and was never written", delivery.id)),
+        }
+    }
+    let known: BTreeSet<&str> = heard.iter().copied().collect();
+    for event in history.events.iter().filter(|event| !known.contains(event.event_id.as_str())) {
+        found.add(Invariant::Delivered, format!("{} was never delivered", event.event_id));
+    }
+    if !history.road_lost {
+        in_order(history, &heard, found);
+    }
+}
+
+/// When a consumer hears of something for the first time, it has heard of what came before it about the same order.
+fn in_order(history: &History, heard: &[&str], found: &mut Found) {
+    let mut first: BTreeMap<&str, usize> = BTreeMap::new();
+    for (place, id) in heard.iter().enumerate() {
+        first.entry(id).or_insert(place);
+    }
+    let mut last: BTreeMap<&str, usize> = BTreeMap::new();
+    for event in &history.events {
+        let (Some(order), Some(place)) = (event.order_id.as_deref(), first.get(event.event_id.as_str())) else {
+            continue;
+        };
+        if last.insert(order, *place).is_some_and(|before| before > *place) {
+            found.add(Invariant::Delivered, format!("{} overtook an earlier event of its order", event.event_id));
+        }
+    }
+}
+
+/// What the moves of the table make of an order's version. What became a case may move by a person's or a policy's decision
+/// as well.
+fn moves(history: &History, found: &mut Found) {
+    for order in history.orders.iter().filter(|order| !history.cases.contains(&order.id)) {
+        let own = || history.refunds.iter().filter(|refund| refund.order_id == order.id);
+        // To `refunding`, and away from it at the end.
+        let by_refunds: i64 = own().map(|refund| if refund.in_flight() { 1 } else { 2 }).sum();
+        let version = match order.status.as_str() {
+            "pending" => 1,
+            "closed" => 2,
+            _ => 2 + by_refunds,
+        };
+        if order.version != version {
+            let Order { order_no, status, version: is, .. } = order;
+            found.add(Invariant::Moves, format!("order {order_no}, {status}, has version {is} and not {version}: moved more often, or less, than there was reason to"));
+        }
+        if order.was_paid() && order.was_closed {
+            found.add(
+                Invariant::Moves,
+                format!("order {} was closed and is paid, and no case tells why", order.order_no),
+            );
+        }
+        let mut before = 1;
+        for event in history.events.iter().filter(|event| event.order_id.as_ref() == Some(&order.id)) {
+            let Some(at) = event.data["order_version"].as_i64() else { continue };
+            // An order that was returned whole is told of twice, by the refund's event and its own.
+            let same = event.kind == "order.refunded" && at == before;
+            let due = before + if before == 1 { 1 } else { 2 };
+            if !same && at != due {
+                found.add(Invariant::Moves, format!("{} is of version {at} and not {due}", event.event_id));
+            }
+            before = at;
+        }
+    }
+}
+
+fn created(history: &History, found: &mut Found) {
+    let orders: BTreeMap<&str, &Order> = history.orders.iter().map(|order| (order.id.as_str(), order)).collect();
+    let mut by_key: BTreeMap<&str, &str> = BTreeMap::new();
+    for answer in history.answers.iter().filter(|answer| answer.created()) {
+        if *by_key.entry(&answer.key).or_insert(&answer.text) != answer.text {
+            found.add(Invariant::Created, format!("key {} was answered in two ways", answer.key));
+        }
+        let body: Value = serde_json::from_str(&answer.text).unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let there = match body["order"]["id"].as_str() {
+            Some(id) => orders.get(id).is_some_and(|order| order.order_no == text(&body["order"]["order_no"])),
+            None => history
+                .refunds
+                .iter()
+                .any(|refund| refund.id == text(&body["id"]) && refund.refund_no == text(&body["refund_no"])),
+        };
+        if !there {
+            found.add(Invariant::Created, format!("key {} was answered with what does not exist", answer.key));
+        }
+    }
+}

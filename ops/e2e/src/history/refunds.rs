@@ -1,0 +1,143 @@
+//! The refunds' part: per refund, per payment and per order.
+
+use std::collections::BTreeMap;
+
+use super::judge::Found;
+use super::{History, Invariant, Order, Payment, Refund};
+use crate::shop::yuan;
+
+/// Money moved once for each refund that is done at a gateway, and for no other.
+pub(super) fn moved_once(history: &History, found: &mut Found) {
+    for refund in history.trades.iter().flat_map(|trade| &trade.refunds) {
+        if refund.effects != i64::from(refund.state == "success") {
+            let (refund_no, times) = (&refund.refund_no, refund.effects);
+            found.add(Invariant::ReturnedOnce, format!("money moved {times} times for refund {refund_no}"));
+        }
+    }
+}
+
+/// What went back there went back here, refund by refund.
+pub(super) fn returned_once(history: &History, found: &mut Found) {
+    let mut there: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    for trade in &history.trades {
+        for refund in &trade.refunds {
+            if refund.state == "success" {
+                *there.entry((&trade.order_no, &refund.refund_no)).or_default() += refund.amount_fen;
+            }
+        }
+        let sum: i64 = trade.refunds.iter().filter(|refund| refund.state == "success").map(|r| r.amount_fen).sum();
+        if sum != trade.refunded_fen {
+            found.add(Invariant::ReturnedOnce, format!("the gateway's own total of {} differs", trade.order_no));
+        }
+    }
+    let mut here: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    for refund in history.refunds.iter().filter(|refund| refund.succeeded()) {
+        *here.entry((order_no(history, refund), &refund.refund_no)).or_default() += refund.amount_fen;
+    }
+    found.differences(Invariant::ReturnedOnce, "refunded at the gateways, and here,", (&there, &here));
+    for refund in &history.refunds {
+        let status = if refund.succeeded() || refund.status == "failed" { &refund.status } else { "pending" };
+        let due = format!("{} {} {status}", refund.order_id, refund.amount_fen);
+        if refund.movement.as_ref() != Some(&due) {
+            let (refund_no, is) = (&refund.refund_no, &refund.movement);
+            let what = format!("refunds and their movements differ: {refund_no} with {is:?} and not {due:?}");
+            found.add(Invariant::ReturnedOnce, what);
+        }
+    }
+}
+
+/// No payment is returned, or may still be returned, beyond what it brought.
+pub(super) fn within_payment(history: &History, found: &mut Found) {
+    for payment in &history.payments {
+        let own = history.refunds.iter().filter(|refund| refund.payment_id == payment.id && refund.status != "failed");
+        let fen: i64 = own.map(|refund| refund.amount_fen).sum();
+        if fen > payment.amount_fen {
+            let (trade_no, paid) = (&payment.trade_no, payment.amount_fen);
+            found.add(
+                Invariant::WithinPayment,
+                format!("{fen} of {paid} fen of trade {trade_no} are returned or reserved"),
+            );
+        }
+    }
+    for trade in &history.trades {
+        if trade.refunded_fen > trade.amount_fen {
+            found.add(Invariant::WithinPayment, format!("more than all of {} went back", trade.order_no));
+        }
+        if !trade.violations.is_empty() {
+            let (order_no, broken) = (&trade.order_no, &trade.violations);
+            found.add(Invariant::WithinPayment, format!("limits of a gateway were broken by {order_no}: {broken:?}"));
+        }
+    }
+}
+
+/// Orders stand as their refunds make them.
+pub(super) fn followed(history: &History, found: &mut Found) {
+    for order in history.orders.iter().filter(|order| order.was_paid()) {
+        let own = of_own_payment(history, order);
+        let returned: i64 = own.iter().filter(|refund| refund.succeeded()).map(|refund| refund.amount_fen).sum();
+        let status = match returned {
+            _ if own.iter().any(|refund| refund.in_flight()) => "refunding",
+            all if all == order.amount_fen => "refunded",
+            some if some > 0 => "partially_refunded",
+            _ => "paid",
+        };
+        if (order.status.as_str(), order.refunded_fen) != (status, returned) {
+            let Order { order_no, status: is, refunded_fen, .. } = order;
+            let what = format!(
+                "orders do not stand as their refunds make them: {order_no} is {is} with {refunded_fen} fen returned, and not {status} with {returned}"
+            );
+            found.add(Invariant::Moves, what);
+        }
+    }
+}
+
+/// Whatever a gateway knows of a refund, here it was on record before that it would be sent.
+pub(super) fn put_down(history: &History, found: &mut Found) {
+    for known in history.trades.iter().flat_map(|trade| &trade.refunds) {
+        let here = history.refunds.iter().find(|refund| refund.refund_no == known.refund_no);
+        if here.is_none_or(|refund| refund.status == "pending" || !refund.sent) {
+            let refund_no = &known.refund_no;
+            found.add(
+                Invariant::Moves,
+                format!("the gateway knows refund {refund_no}, which nobody has put down as sent"),
+            );
+        }
+    }
+}
+
+/// The events that refunds owe: one for each end, and one for each order returned whole, under the id of the refund that
+/// completed it.
+pub(super) fn events_due(history: &History) -> Vec<String> {
+    let ended = history.refunds.iter().filter(|refund| refund.succeeded() || refund.status == "failed");
+    let mut due: Vec<String> = ended.map(|refund| format!("refund.{}:{}", refund.status, refund.id)).collect();
+    for order in history.orders.iter().filter(|order| order.status == "refunded") {
+        let own = of_own_payment(history, order);
+        let last = own.iter().filter(|refund| refund.succeeded()).max_by_key(|refund| refund.moved_at);
+        due.extend(last.map(|refund| format!("order.refunded:{}", refund.id)));
+    }
+    due
+}
+
+/// Events of refunds that tell something else than their refund.
+pub(super) fn told_as_is(history: &History, found: &mut Found) {
+    for event in &history.events {
+        let refund = event.event_id.split_once(':').and_then(|(_, id)| history.refunds.iter().find(|r| r.id == id));
+        let Some(refund) = refund else { continue };
+        let told = (event.order_id.as_deref(), event.data["refund_no"].as_str(), event.data["refund_amount"].as_str());
+        if told != (Some(&refund.order_id), Some(&refund.refund_no), Some(&yuan(refund.amount_fen))) {
+            found.add(Invariant::ToldOnce, format!("{} tells of a refund what is not so", event.event_id));
+        }
+    }
+}
+
+/// The refunds of the payment that is the order's own, and not a late or second one.
+fn of_own_payment<'a>(history: &'a History, order: &Order) -> Vec<&'a Refund> {
+    let is_own =
+        |payment: &&Payment| payment.order_id == order.id && Some(&payment.trade_no) == order.trade_no.as_ref();
+    let own = history.payments.iter().find(is_own).map(|payment| payment.id.as_str());
+    history.refunds.iter().filter(|refund| Some(refund.payment_id.as_str()) == own).collect()
+}
+
+fn order_no<'a>(history: &'a History, refund: &Refund) -> &'a str {
+    history.orders.iter().find(|order| order.id == refund.order_id).map_or("no order", |order| &order.order_no)
+}
