@@ -22,6 +22,7 @@ pub mod orders;
 pub mod page;
 pub mod payment_config;
 pub mod refunds;
+pub mod retention;
 pub mod stats;
 pub mod transactions;
 

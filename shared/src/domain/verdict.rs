@@ -82,4 +82,24 @@ impl CaseKind {
     pub const fn end_frees_money(self) -> bool {
         matches!(self, CaseKind::UnknownRefund)
     }
+
+    /// Whether nothing but the case remembers its fact, and the gateway would tell it again whenever it is asked about the
+    /// order. Without the case it would be news once more, and of a trade whose money had gone back, a payment.
+    pub const fn is_its_only_memory(self) -> bool {
+        match self {
+            CaseKind::RefundedElsewhere
+            | CaseKind::AmountMismatch
+            | CaseKind::WrongMerchant
+            | CaseKind::UnknownRefund
+            | CaseKind::RefundAfterFailure => true,
+            // The trade has its transaction.
+            CaseKind::LatePayment | CaseKind::DoublePayment => false,
+            // The refund has come to its end.
+            CaseKind::RefundAbnormal | CaseKind::RefundShortage | CaseKind::RefundClosed => false,
+            // Told by messages alone, which nobody repeats after days.
+            CaseKind::WrongMethod | CaseKind::UnknownOrder | CaseKind::DeadLetter => false,
+            // A fault that is met again later is worth a new case.
+            CaseKind::GatewayProtocol => false,
+        }
+    }
 }

@@ -11,7 +11,9 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel};
-use shared::db::{MIGRATOR, grants};
+use shared::clock::Clock;
+use shared::db::{MIGRATOR, grants, retention};
+use shared::domain::CaseId;
 use shared::mq::topology::{self, Needs};
 use shared::mq::{self, Connection, MqError};
 use shared::service::Service::{self, CallbackWorker, CheckWorker, PaymentApi, PaymentCtl, RefundWorker, Relay};
@@ -76,7 +78,30 @@ async fn a_start_without_the_rights_names_what_is_missing(db: PgPool) {
     grants::check(&pool, Relay).await.expect("the owner may do everything");
     pool.execute("set role payment_relay").await.unwrap();
     let error = grants::check(&pool, Relay).await.unwrap_err().to_string();
-    assert!(error.contains("user payment_relay may not delete jobs") && error.contains("more"), "{error}");
+    assert!(error.contains("user payment_relay may not delete callbacks") && error.contains("more"), "{error}");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_relay_may_remove_and_measure_what_it_has_to(db: PgPool) {
+    let mut relay = granted(&db).await;
+    relay.execute("set role payment_relay").await.unwrap();
+    let (now, none) = (Clock::system().now(), CaseId::from_u128(0));
+    retention::step_aside(&mut relay).await.unwrap();
+    retention::idempotency_keys(&mut relay, now, 1).await.unwrap();
+    retention::events(&mut relay, now, 1).await.unwrap();
+    retention::oldest(&mut relay, now).await.unwrap();
+    assert_eq!(retention::sizes(&mut relay).await.unwrap().len(), grants::TABLES.len());
+    // Their second half runs only where there is something.
+    let filled = "reset role;
+        insert into callbacks (payment_method, account, notice_id, verdict, headers, body, received_at, last_seen_at)
+          values ('wechat', 'main', 'n', 'settled', '{}', '', '2020-01-01', '2020-01-01');
+        insert into cases (id, kind, gateway_no, evidence, status, created_at, updated_at)
+          values (lpad('1', 32, '0'), 'dead_letter', 'g', '{}', 'resolved', '2020-01-01', '2020-01-01');
+        set role payment_relay";
+    relay.execute(filled).await.unwrap();
+    assert_eq!(retention::callbacks(&mut relay, now, 0, 1).await.unwrap().removed, 1);
+    let step = retention::cases(&mut relay, now, none, 1).await;
+    assert_eq!(step.unwrap().removed, 1);
 }
 
 /// The processes, without the operators' tool.
@@ -110,15 +135,16 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     // Evidence and the outbox: written once, then only counted and marked.
     ("update callbacks set body = ''", &[]),
     ("select body from callbacks", &[]),
-    ("delete from callbacks", &[]),
+    ("delete from callbacks", &[Relay]),
+    ("select headers from callbacks", &[]),
     ("insert into callbacks (body) select '' where false", &[CallbackWorker]),
     ("update events set data = '{}'", &[]),
-    ("delete from events", &[]),
+    ("delete from events", &[Relay]),
     ("select data from events", &[Relay, PaymentCtl]),
     ("update events set published_at = null where false", &[Relay, PaymentCtl]),
     ("insert into events (event_id) select 'a' where false", PROCESSES),
     ("update cases set kind = 'late_payment'", &[]),
-    ("delete from cases", &[]),
+    ("delete from cases", &[Relay]),
     ("update cases set proposed_by = null where false", &[PaymentApi]),
     ("update cases set history = '[]' where false", &[PaymentApi, PaymentCtl]),
     ("update cases set evidence = '{}' where false", &[CallbackWorker, CheckWorker, RefundWorker]),
@@ -139,10 +165,11 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     ("delete from jobs where false", PROCESSES),
     ("update jobs set kind = 'check'", &[]),
     // The requests of frontends are the ingress's alone.
-    ("select key from idempotency_keys", &[PaymentApi]),
+    ("select key from idempotency_keys", &[PaymentApi, Relay]),
+    ("select request_hash from idempotency_keys", &[PaymentApi]),
     ("select answer from idempotency_keys", &[PaymentApi]),
     ("select route from idempotency_keys", &[PaymentApi, PaymentCtl]),
-    ("delete from idempotency_keys", &[]),
+    ("delete from idempotency_keys", &[Relay]),
     // What buyers may choose: a person decides through the ingress, and every change stays written down.
     ("update payment_config set enabled = true where false", &[PaymentApi]),
     ("update payment_config set payment_method = 'alipay'", &[]),

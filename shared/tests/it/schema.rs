@@ -157,6 +157,11 @@ async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
         "select 1 from events where published_at is null and retry_at > now()",
         "select 1 from events where published_at >= now()",
         "select 1 from callbacks where order_no = 'a'",
+        "select user_id, key from idempotency_keys where expires_at < now() and held_until is null order by expires_at limit 500 for update skip locked",
+        "select seq from events where published_at < now() order by published_at limit 500 for update skip locked",
+        "select max(id) from (select id from callbacks where id > 7 order by id limit 500) as oldest",
+        "select 1 from cases where status <> 'resolved' and evidence ->> 'order_no' = 'a'",
+        "select max(id) from (select id from cases where status = 'resolved' and id > '0' and id < 'f' order by id limit 500) as oldest",
     ];
     let mut connection = db.acquire().await.unwrap();
     sqlx::query("set enable_seqscan = off").execute(&mut *connection).await.unwrap();

@@ -10,14 +10,17 @@ use shared::mq::{Publisher, PublisherOptions};
 use shared::service::Service;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
+use worker::relay::retention::Keep;
 use worker::relay::{Relay, Settings};
 use worker::start::{Missing, Process, Worker};
 
 /// Publishes due jobs and new events from the database to the broker, each with a confirm, those of one order in order;
-/// turns dead letters into cases; rebuilds the road when the broker was wiped. One relay is active, others stand by.
+/// turns dead letters into cases; rebuilds the road when the broker was wiped; counts the statistics, and removes what has
+/// had its time. One relay is active, others stand by.
 ///
 /// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, OPTIONAL_EVENTS,
-/// REDIS_URL, REDIS_KEY_PREFIX, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+/// KEEP_EVENTS_DAYS, KEEP_CALLBACKS_DAYS, KEEP_CASES_DAYS, REDIS_URL, REDIS_KEY_PREFIX, OPS_ADDR, RUST_LOG (see
+/// .env.example). SIGTERM stops it within 30 s.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {}
@@ -32,7 +35,8 @@ async fn main() -> ExitCode {
 }
 
 fn configure(env: &mut Env) -> Option<Settings> {
-    let mut settings = Settings::default();
+    let keep = Keep::from_env(env);
+    let mut settings = Settings { keep: keep.unwrap_or_default(), ..Settings::default() };
     if let Some(optional) = worker::start::optional_events(env) {
         settings.optional_events = optional;
     }

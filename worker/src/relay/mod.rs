@@ -22,10 +22,12 @@ use tracing::{info, warn};
 mod dead_letters;
 mod due_jobs;
 mod outbox;
+pub mod retention;
 mod road;
 mod stats;
 
 use outbox::Outbox;
+use retention::Keep;
 
 /// How often an idle relay looks, and a standby asks for the lock.
 const POLL: Duration = Duration::from_millis(200);
@@ -49,6 +51,8 @@ pub struct Settings {
     pub unroutable_retry: time::Duration,
     /// How far back events are published again when the broker was wiped.
     pub republish: time::Duration,
+    /// How long rows are kept.
+    pub keep: Keep,
 }
 
 impl Default for Settings {
@@ -57,6 +61,7 @@ impl Default for Settings {
             optional_events: HashSet::from([shared::event::kind::CASE_OPENED.to_owned()]),
             unroutable_retry: time::Duration::seconds(30),
             republish: time::Duration::days(7),
+            keep: Keep::default(),
         }
     }
 }
@@ -138,7 +143,8 @@ impl Relay {
         let look_after = mq::supervise("relay-road", &self.amqp_url, leading.clone(), async |broker, stop| {
             road.session(&broker, stop).await
         });
-        let (carried, looked_after, ()) = tokio::join!(carry, look_after, stats::keep(self, &leading));
+        let beside = async { tokio::join!(stats::keep(self, &leading), retention::keep(self, &leading)) };
+        let (carried, looked_after, _) = tokio::join!(carry, look_after, beside);
         if let Err(error) = looked_after {
             warn!(%error, "The road is not looked after");
         }

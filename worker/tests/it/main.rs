@@ -10,6 +10,7 @@ mod histories;
 mod refunding;
 mod refunds;
 mod relay;
+mod retention;
 mod rotation;
 mod support;
 mod verdicts;

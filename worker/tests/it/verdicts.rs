@@ -9,6 +9,7 @@ use shared::domain::PaymentMethod::{Alipay, Wechat};
 use sqlx::PgPool;
 use worker::consumer::Ack;
 
+use crate::retention::forget;
 use crate::support::World;
 
 fn with_fields(fields: &[(&str, Value)]) -> Overrides {
@@ -386,4 +387,52 @@ async fn a_callback_with_an_unknown_key_is_kept_until_the_key_is_there(db: PgPoo
     world.settle(vec![known]).await;
     assert_eq!(world.count("callback jobs").await, 0);
     assert_eq!(world.status(&order).await, Paid);
+}
+
+/// Every fact that something of ours remembers, on orders that are done. (`histories.rs` has the refunds.)
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_fact_that_comes_again_after_years_is_no_news(db: PgPool) {
+    let world = World::new(db);
+    let told = |trade: &Trade, overrides: Overrides, id: &str| {
+        world.told(trade, &Overrides { id: Some(format!("{id}-{}", trade.out_trade_no)), ..overrides })
+    };
+    let close = async |trade: &Trade| world.settle(vec![world.told(trade, &closed(trade))]).await;
+    let mut facts = Vec::new();
+    for n in 0..6 {
+        let order = world.pending_order(Alipay, "5").await;
+        let (trade, second) = (world.paid_trade(&order), world.paid_trade(&order));
+        let plain = told(&trade, Overrides::default(), "paid");
+        let returned = with_fields(&[("trade_status", json!("TRADE_CLOSED")), ("refund_fee", json!("5.00"))]);
+        let of_order = match n {
+            0 => vec![told(&trade, closed(&trade), "closed"), plain],
+            1 => vec![plain, told(&second, Overrides::default(), "second")],
+            2 => vec![plain, told(&trade, returned, "returned")],
+            3 => vec![told(&trade, returned, "returned")],
+            4 => vec![told(&trade, with_fields(&[("total_amount", json!("4.00"))]), "amount")],
+            _ => vec![told(&trade, with_fields(&[("app_id", json!("2021000000000000"))]), "app")],
+        };
+        for fact in &of_order {
+            world.settle(vec![fact.clone()]).await;
+        }
+        if n > 2 {
+            close(&trade).await;
+        }
+        // And the money that went back once more as money that came.
+        facts.extend(of_order);
+        facts.extend((n == 3).then(|| told(&trade, Overrides::default(), "came")));
+    }
+    let kinds: Vec<String> = world.cases().await.into_iter().map(|(kind, _)| kind).collect();
+    let wanted =
+        ["late_payment", "double_payment", "unknown_refund", "refunded_elsewhere", "amount_mismatch", "wrong_merchant"];
+    assert_eq!(kinds, wanted);
+
+    forget(&world.db).await;
+    assert_eq!(world.events().await, []);
+    assert_eq!(world.verdicts().await, []);
+    let kept: Vec<String> = world.cases().await.into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(kept, wanted[2..]);
+    world.settle(facts).await;
+    assert_eq!(world.events().await, []);
+    assert_eq!(world.cases().await.len(), kept.len());
+    assert!(world.verdicts().await.iter().all(|(verdict, _)| verdict != "settled"), "{:?}", world.verdicts().await);
 }

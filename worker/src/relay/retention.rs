@@ -1,0 +1,212 @@
+//! Removes what has had its time, in small steps beside the carrying, and measures the tables.
+//!
+//! A step is a transaction of its own on a connection of its own, and gives up rather than be in anybody's way. Where it
+//! stopped, the next round begins: nothing is remembered but the rows that are left. Why each rule is safe is in
+//! `ops/decisions/0012-what-is-kept-how-long.md`.
+
+use std::time::Duration as StdDuration;
+
+use shared::clock::Clock;
+use shared::config::Env;
+use shared::db::DbError;
+use shared::db::retention::{self, Step};
+use shared::domain::CaseId;
+use sqlx::{PgConnection, PgPool};
+use time::{Duration, OffsetDateTime};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Relay;
+
+/// Between two rounds.
+const EVERY: StdDuration = StdDuration::from_secs(600);
+/// Between two steps: others have the disk for most of the time.
+const BREATH: StdDuration = StdDuration::from_millis(200);
+/// Rows that a step looks at, at most.
+const BATCH: i64 = 500;
+/// How long a key stays after its expiry: longer than any request takes, and than clocks differ.
+const KEYS: Duration = Duration::hours(1);
+
+/// How long rows are kept; `None` is for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// Events, from when they were published. One that is not is kept.
+    pub events: Option<Duration>,
+    /// Callbacks, from when they were last seen.
+    pub callbacks: Option<Duration>,
+    /// Cases, from when they were resolved.
+    pub cases: Option<Duration>,
+}
+
+/// Twice as long as a wiped broker has events published again, so that one that is noticed late finds them.
+pub const LEAST_EVENTS: Duration = Duration::days(14);
+/// A gateway repeats a callback for a day or two, and people take longer to ask about one.
+pub const LEAST_CALLBACKS: Duration = Duration::days(30);
+/// As for callbacks, and a quarter of a year for whoever looks back.
+pub const LEAST_CASES: Duration = Duration::days(90);
+
+impl Default for Keep {
+    fn default() -> Keep {
+        Keep {
+            events: Some(Duration::days(90)),
+            // The year in which money can go back at WeChat Pay, and a month to argue about it.
+            callbacks: Some(Duration::days(400)),
+            cases: Some(Duration::days(730)),
+        }
+    }
+}
+
+impl Keep {
+    /// Reads `KEEP_EVENTS_DAYS`, `KEEP_CALLBACKS_DAYS` and `KEEP_CASES_DAYS`: days, or `forever`.
+    pub fn from_env(env: &mut Env) -> Option<Keep> {
+        let default = Keep::default();
+        let events = days(env, "KEEP_EVENTS_DAYS", default.events, LEAST_EVENTS);
+        let callbacks = days(env, "KEEP_CALLBACKS_DAYS", default.callbacks, LEAST_CALLBACKS);
+        let cases = days(env, "KEEP_CASES_DAYS", default.cases, LEAST_CASES);
+        Some(Keep { events: events?, callbacks: callbacks?, cases: cases? })
+    }
+}
+
+/// More would reach back before there were computers to keep it.
+const MOST: i64 = 36_500;
+
+fn days(env: &mut Env, name: &'static str, default: Option<Duration>, least: Duration) -> Option<Option<Duration>> {
+    let Some(text) = env.optional(name) else { return Some(default) };
+    if text == "forever" {
+        return Some(None);
+    }
+    let days = text.parse().ok().filter(|days| (least.whole_days()..=MOST).contains(days));
+    if days.is_none() {
+        let remedy = format!("set it to {} to {MOST} days, or to forever", least.whole_days());
+        env.fault(name, format!("{text:?} does not fit"), remedy);
+    }
+    days.map(|days| Some(Duration::days(days)))
+}
+
+/// Removes and measures until `stop`.
+pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
+    let work = async {
+        loop {
+            round(&relay.db, &relay.clock, relay.settings.keep).await;
+            if let Err(error) = measure(&relay.db, relay.clock.now()).await {
+                warn!(error = said(error), "The tables were not measured; the next round does it");
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    tokio::select! { () = work => {}, () = stop.cancelled() => {} }
+}
+
+/// One round through the four tables. What fails in one of them keeps the others from nothing.
+pub async fn round(db: &PgPool, clock: &Clock, keep: Keep) {
+    let now = clock.now();
+    let before = |kept: Option<Duration>| kept.and_then(|kept| now.checked_sub(kept));
+    if let Some(before) = before(Some(KEYS)) {
+        walk(db, "idempotency_keys", (), async |tx, (), limit| retention::idempotency_keys(tx, before, limit).await)
+            .await;
+    }
+    if let Some(before) = before(keep.events) {
+        walk(db, "events", (), async |tx, (), limit| retention::events(tx, before, limit).await).await;
+    }
+    if let Some(before) = before(keep.callbacks) {
+        walk(db, "callbacks", 0, async |tx, from, limit| retention::callbacks(tx, before, from, limit).await).await;
+    }
+    if let Some(before) = before(keep.cases) {
+        let first = CaseId::from_u128(0);
+        walk(db, "cases", first, async |tx, from, limit| retention::cases(tx, before, from, limit).await).await;
+    }
+}
+
+/// Step after step through the old rows of a table. A step that takes too long is made smaller; any other fault ends the
+/// walk, and the next round begins it anew.
+async fn walk<Place: Copy>(
+    db: &PgPool,
+    table: &'static str,
+    mut place: Place,
+    step: impl AsyncFn(&mut PgConnection, Place, i64) -> Result<Step<Place>, DbError>,
+) {
+    let (mut limit, mut removed) = (BATCH, 0);
+    loop {
+        match commit(db, async |tx| step(tx, place, limit).await).await {
+            Ok(done) => {
+                removed += done.removed;
+                metrics::counter!("rows_removed_total", "table" => table).increment(done.removed);
+                let Some(reached) = done.reached else { break };
+                place = reached;
+            }
+            Err(DbError::Again(_)) if limit > 1 => limit /= 2,
+            Err(error) => {
+                warn!(table, error = said(error), "Old rows of {table} stay for now; the next round removes them");
+                break;
+            }
+        }
+        tokio::time::sleep(BREATH).await;
+    }
+    if removed > 0 {
+        info!(table, removed, "Removed {removed} rows of {table}: their time was over");
+    }
+}
+
+async fn commit<Place>(
+    db: &PgPool,
+    step: impl AsyncFnOnce(&mut PgConnection) -> Result<Step<Place>, DbError>,
+) -> Result<Step<Place>, DbError> {
+    let mut tx = db.begin().await?;
+    retention::step_aside(&mut tx).await?;
+    let done = step(&mut tx).await?;
+    tx.commit().await?;
+    Ok(done)
+}
+
+async fn measure(db: &PgPool, now: OffsetDateTime) -> Result<(), DbError> {
+    for (table, age) in retention::oldest(db, now).await? {
+        let age = age.unwrap_or(Duration::ZERO);
+        metrics::gauge!("table_oldest_row_seconds", "table" => table).set(age.as_seconds_f64());
+    }
+    for size in retention::sizes(db).await? {
+        let labels = [("table", size.name)];
+        metrics::gauge!("table_bytes", &labels).set(size.bytes as f64);
+        metrics::gauge!("table_rows", &labels).set(size.rows as f64);
+        metrics::gauge!("table_dead_rows", &labels).set(size.dead_rows as f64);
+        // Not a number: never, since the server counts.
+        let since = size.vacuumed_at.map_or(f64::NAN, |at| (now - at).as_seconds_f64());
+        metrics::gauge!("table_vacuum_age_seconds", &labels).set(since);
+    }
+    Ok(())
+}
+
+fn said(error: DbError) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::Settings;
+
+    #[test]
+    fn a_wiped_broker_finds_what_it_needs_however_little_is_kept() {
+        let republished = Settings::default().republish;
+        assert!(LEAST_EVENTS >= republished * 2);
+    }
+
+    #[test]
+    fn the_default_fits_its_own_bounds() {
+        let Keep { events, callbacks, cases } = Keep::default();
+        assert!(events >= Some(LEAST_EVENTS) && callbacks >= Some(LEAST_CALLBACKS) && cases >= Some(LEAST_CASES));
+        assert_eq!(Keep::from_env(&mut Env::of([])), Some(Keep::default()));
+    }
+
+    #[test]
+    fn days_and_forever_are_taken_and_too_few_are_a_fault() {
+        let mut env =
+            Env::of([("KEEP_EVENTS_DAYS", "14"), ("KEEP_CALLBACKS_DAYS", "forever"), ("KEEP_CASES_DAYS", "36500")]);
+        let kept = Keep { events: Some(LEAST_EVENTS), callbacks: None, cases: Some(Duration::days(36_500)) };
+        assert_eq!(Keep::from_env(&mut env), Some(kept));
+        env.finish().unwrap();
+        let mut env =
+            Env::of([("KEEP_EVENTS_DAYS", "13"), ("KEEP_CALLBACKS_DAYS", "-1"), ("KEEP_CASES_DAYS", "36501")]);
+        assert_eq!(Keep::from_env(&mut env), None);
+        insta::assert_snapshot!(env.finish().unwrap_err());
+    }
+}
