@@ -1,32 +1,44 @@
 //! Whether everything has come to rest, and whether the independent records then agree.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::history::{self, Invariant, Violation};
-use crate::{World, eventually};
+use crate::{LOOK, World};
 
 impl World {
     /// Waits until nothing is on the road any more: no callback as a job or in a queue, no refund in flight, no event
     /// unpublished or undelivered.
+    ///
+    /// # Panics
+    /// When something still is, after all that time; it is named.
     pub async fn wait_quiet(&self, within: Duration) {
-        eventually("no callback, no refund and no event is on its way", within, async || {
-            let waiting = "select (select count(*) from jobs where kind = 'callback')
-                + (select count(*) from refund_records where status in ('pending', 'processing'))
-                + (select count(*) from events where published_at is null)";
-            if self.number(waiting).await? > 0 {
-                return None;
-            }
-            let told = self.downstream.times();
-            let known = self.texts("select event_id from events").await;
-            known.iter().all(|id| told.contains_key(id)).then_some(())
-        })
-        .await;
-        eventually("every callback that was answered with success has arrived", within, async || {
-            let wrong = history::judge(&self.history().await);
-            wrong.iter().all(|violation| violation.invariant != Invariant::Acknowledged).then_some(())
-        })
-        .await;
+        let began = Instant::now();
+        while let Some(moving) = self.moving().await {
+            assert!(began.elapsed() < within, "not at rest within {} s: {moving}", within.as_secs());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// What is still on its way, if anything.
+    async fn moving(&self) -> Option<String> {
+        let waiting = "select (select count(*) from jobs where kind = 'callback')
+            + (select count(*) from refund_records where status in ('pending', 'processing'))
+            + (select count(*) from events where published_at is null)";
+        match self.number(waiting).await {
+            None => return Some("the database does not answer".to_owned()),
+            Some(0) => {}
+            Some(count) => return Some(format!("{count} callbacks as jobs, refunds in flight and events unpublished")),
+        }
+        let told = self.downstream.times();
+        let known = self.texts("select event_id from events").await;
+        let unheard: Vec<&String> = known.iter().filter(|id| !told.contains_key(*id)).collect();
+        if !unheard.is_empty() {
+            return Some(format!("published and not delivered: {unheard:?}"));
+        }
+        let mut lost = history::judge(&self.history().await);
+        lost.retain(|violation| violation.invariant == Invariant::Acknowledged);
+        (!lost.is_empty()).then(|| lines(&lost))
     }
 
     /// The records agree on what has to be true at any moment.
@@ -47,7 +59,11 @@ impl World {
 }
 
 fn agree(wrong: &[Violation]) {
-    let lines: Vec<String> = wrong.iter().map(ToString::to_string).collect();
     let kinds: BTreeSet<Invariant> = wrong.iter().map(|violation| violation.invariant).collect();
-    assert!(wrong.is_empty(), "the books do not agree ({kinds:?}):\n{}", lines.join("\n"));
+    assert!(wrong.is_empty(), "the books do not agree ({kinds:?}):\n{}", lines(wrong));
+}
+
+fn lines(wrong: &[Violation]) -> String {
+    let lines: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+    lines.join("\n")
 }
