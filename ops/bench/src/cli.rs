@@ -38,6 +38,9 @@ pub(crate) struct Cli {
     /// Measure memory with 100 000 callbacks queued, too
     #[arg(long)]
     pub(crate) backlog: bool,
+    /// Measure what a callback costs with this many orders in the table, too; 10 million take some 15 GB and half an hour
+    #[arg(long, value_name = "ORDERS", value_parser = clap::value_parser!(u32).range(10_000..=100_000_000))]
+    pub(crate) growth: Option<u32>,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 use shared::db::events::{self, Kept};
-use shared::db::orders::{self, Outline};
+use shared::db::outline::{self, Outline};
 use shared::db::{DbError, cases, refunds};
 use shared::event::kind;
 use time::OffsetDateTime;
@@ -216,7 +216,7 @@ fn range(since: Moment, until: Moment, now: OffsetDateTime) -> Result<Range<Offs
 /// The order that a person names.
 pub(crate) async fn order_of(place: &Place, id_or_number: &str) -> Result<Outline, Problem> {
     let unknown = || Problem::failed(format!("there is no order {id_or_number}"), "give an order's id or its order_no");
-    orders::outline(&place.db, id_or_number).await?.ok_or_else(unknown)
+    outline::of(&place.db, id_or_number).await?.ok_or_else(unknown)
 }
 
 /// Every event about an order. Their ids follow from what they tell of, and there is an index on ids and none on orders.

@@ -10,7 +10,7 @@ use shared::db::cases::{self, Case};
 use shared::db::events::Kept;
 use shared::db::idempotency_keys::{self, Request};
 use shared::db::jobs::{self, Standing};
-use shared::db::orders::Outline;
+use shared::db::outline::Outline;
 use shared::db::refunds::{self, Refund};
 use shared::db::transactions::{self, Movement};
 use shared::domain::{CaseStatus, OrderStatus};

@@ -19,6 +19,7 @@ pub mod idempotency_keys;
 pub mod jobs;
 pub mod leadership;
 pub mod orders;
+pub mod outline;
 pub mod page;
 pub mod payment_config;
 pub mod refunds;

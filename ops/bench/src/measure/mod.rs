@@ -2,6 +2,7 @@
 
 mod accepted;
 mod flood;
+mod growth;
 mod latency;
 mod memory;
 mod orders;
@@ -24,7 +25,8 @@ pub(crate) const QUIET: Duration = Duration::from_secs(180);
 pub(crate) fn steps(cli: &Cli) -> u64 {
     let repeated = [What::Settled, What::Accepted, What::Orders, What::Latency, What::Flood];
     let repeated = repeated.iter().filter(|what| cli.wants(**what)).count() as u64;
-    repeated * u64::from(cli.repeats()) + u64::from(cli.wants(What::Memory)) + u64::from(cli.backlog)
+    let growth = if cli.growth.is_some() { 2 } else { 0 };
+    (repeated + growth) * u64::from(cli.repeats()) + u64::from(cli.wants(What::Memory)) + u64::from(cli.backlog)
 }
 
 /// Everything that was asked for.
@@ -51,6 +53,9 @@ pub(crate) async fn all(stage: &Stage<'_>, progress: &Progress) -> Result<Report
     }
     if cli.backlog {
         report.rows.extend(memory::backlog(stage, progress).await?);
+    }
+    if let Some(orders) = cli.growth {
+        report.rows.push(growth::measure(stage, orders, progress).await?);
     }
     Ok(report)
 }

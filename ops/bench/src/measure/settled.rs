@@ -20,6 +20,7 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
     let (mut ours, mut limit, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     for repeat in 1..=stage.cli.repeats() {
         progress.say(&format!("settled {repeat}: {orders} callbacks through ingress, broker and worker"));
+        database::refill(&stage.db, orders).await?;
         let (settled, used) = settle(stage, orders).await.context("settling callbacks")?;
         progress.say(&format!("settled {repeat}: the same rows by pgbench"));
         database::refill(&stage.db, orders).await?;
@@ -40,9 +41,8 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
     Ok(question.answer(&ours, &limit, notes))
 }
 
-/// One repeat: the rate, and who used the processors.
-async fn settle(stage: &Stage<'_>, orders: u32) -> Result<(f64, String)> {
-    database::refill(&stage.db, orders).await?;
+/// One repeat, with the orders placed: the rate, and who used the processors.
+pub(super) async fn settle(stage: &Stage<'_>, orders: u32) -> Result<(f64, String)> {
     let signed = stage.callbacks.signed(orders)?;
     let services = stage.start(&["payment-api", "callback-worker", "relay"]).await?;
     let load = Load { to: stage.api, connections: stage.cli.connections, pace: None };

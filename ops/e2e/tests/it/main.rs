@@ -16,5 +16,6 @@ mod purchases;
 mod refund_races;
 mod refunds;
 mod repeats;
+mod retention;
 mod secrets;
 mod shutdown;

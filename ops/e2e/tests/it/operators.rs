@@ -58,6 +58,8 @@ async fn dead_letter(world: &World) -> (Order, String) {
     })
     .await;
     assert_eq!(world.status(&order).await, "pending");
+    // Its event is still to be marked.
+    world.wait_quiet(SOON).await;
 
     let before = rows(world).await;
     let (code, said) = run(world, &["cases", "replay", &case, "--yes"]).await;

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use shared::db::cases::{self, Case};
-use shared::db::orders;
+use shared::db::outline;
 use shared::domain::{CaseId, CaseKind, CaseStatus, first_id_at};
 use time::Duration;
 
@@ -151,7 +151,7 @@ async fn show(place: &Place, id: CaseId) -> Result<Answer, Problem> {
         format!("opened    {}", moment(case.created_at)),
     ];
     if let Some(order_id) = case.order_id {
-        let order = orders::outline(&place.db, &order_id.to_string()).await?;
+        let order = outline::of(&place.db, &order_id.to_string()).await?;
         let order = order.map(|order| format!(", {} {} yuan, {}", order.order_no, order.amount, order.status));
         lines.push(format!("order     {order_id}{}", order.unwrap_or_default()));
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 use shared::db::cases::{self, Case, End};
-use shared::db::{DbError, jobs, orders};
+use shared::db::{DbError, jobs, outline};
 use shared::domain::{CaseId, CaseKind, Fact, Notification, RefundOutcome};
 use shared::gateway::{CallbackError, Gateway, Gateways};
 use shared::job::Callback;
@@ -202,8 +202,7 @@ fn tell(gateway: &dyn Gateway, callback: &Callback) -> Result<Notification, Call
 
 /// What a message tells, and of which order.
 async fn says(place: &Place, told: &Notification) -> Result<String, Problem> {
-    let order =
-        orders::outline(&place.db, &told.order_no).await?.filter(|order| order.order_no.as_str() == told.order_no);
+    let order = outline::of(&place.db, &told.order_no).await?.filter(|order| order.order_no.as_str() == told.order_no);
     let order = order.map_or_else(
         || format!("order {}, which is none of ours", told.order_no),
         |order| format!("order {} of {} yuan, which is {}", order.order_no, order.amount, order.status),
