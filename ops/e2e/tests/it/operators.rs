@@ -58,8 +58,10 @@ async fn dead_letter(world: &World) -> (Order, String) {
     })
     .await;
     assert_eq!(world.status(&order).await, "pending");
-    // Its event is still to be marked.
-    world.wait_quiet(SOON).await;
+    eventually("its event is out and marked", SOON, async || {
+        (world.number("select count(*) from events where published_at is null").await? == 0).then_some(())
+    })
+    .await;
 
     let before = rows(world).await;
     let (code, said) = run(world, &["cases", "replay", &case, "--yes"]).await;
