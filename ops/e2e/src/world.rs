@@ -18,6 +18,8 @@ use crate::{Gateway, SOON, eventually, unique};
 
 /// How long a command of the deploy step may take.
 const COMMAND: Duration = Duration::from_secs(60);
+/// What follows from the last payment: events, and callbacks that come again.
+const AFTERWARDS: Duration = Duration::from_secs(90);
 /// Lines of each log that a failure shows.
 const TAIL: usize = 40;
 /// Names of tables of which the harness tells the size.
@@ -233,6 +235,36 @@ impl World {
     /// The buyer pays.
     pub async fn pay(&self, order: &Order) {
         self.gateways.pay(order).await;
+    }
+
+    /// Pays a few at a time, so that some callbacks come before, some during and some after whatever happens meanwhile.
+    pub async fn pay_slowly(&self, orders: &[Order]) {
+        for few in orders.chunks(4) {
+            join_all(few.iter().map(|order| self.pay(order))).await;
+        }
+    }
+
+    /// Waits until every callback about a payment so far was answered with success.
+    pub async fn wait_all_answered(&self) {
+        eventually("every callback is answered", SOON, async || {
+            let trades = self.gateways.ledger().await;
+            trades.iter().filter(|trade| trade["state"] == "paid").all(|trade| trade["delivered"] == true).then_some(())
+        })
+        .await;
+    }
+
+    /// Everything ends as if nothing had happened: so many orders, all of them paid, and nobody has to look at anything.
+    ///
+    /// # Panics
+    /// When it does not, or not `within` this time, and a while more for what follows from a payment.
+    pub async fn all_settled(&self, orders: usize, within: Duration) {
+        self.wait_all_paid(within).await;
+        self.wait_quiet(AFTERWARDS).await;
+        self.books_agree().await;
+        assert_eq!(self.number("select count(*) from payment_orders").await, Some(orders as i64));
+        assert_eq!(self.number("select count(*) from cases").await, Some(0));
+        assert!(self.processes().all(Process::runs), "a process gave up");
+        self.logs_are_clean();
     }
 
     /// The order's status in the database.

@@ -5,8 +5,7 @@
 use std::time::Duration;
 
 use e2e::servers::{PrivateServers, Servers};
-use e2e::{Order, SOON, Setup, World, eventually};
-use futures_util::future::join_all;
+use e2e::{SOON, Setup, World, eventually};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use testkit::Relay;
@@ -46,22 +45,6 @@ async fn relay_to(url: &str) -> Relay {
     Relay::to(format!("{host}:{port}")).await
 }
 
-async fn pay_slowly(world: &World, orders: &[Order]) {
-    for few in orders.chunks(4) {
-        join_all(few.iter().map(|order| world.pay(order))).await;
-    }
-}
-
-/// Everything ends as if nothing had happened.
-async fn all_settled(world: &World, orders: usize) {
-    world.wait_all_paid(LONG).await;
-    world.wait_quiet(LONG).await;
-    world.books_agree().await;
-    assert_eq!(world.number("select count(*) from payment_orders").await, Some(orders as i64));
-    assert_eq!(world.number("select count(*) from cases").await, Some(0));
-    world.logs_are_clean();
-}
-
 async fn on_the_way_of_the_database(world: &World) -> f64 {
     world.api.metrics().await.sum("callbacks_stored_total", &[("road", "database")])
 }
@@ -79,30 +62,28 @@ async fn with_a_broker_short_of_memory_or_disk_callbacks_go_to_the_database_and_
         ),
         (&["set_disk_free_limit", "1000000GB"], &["set_disk_free_limit", "50MB"]),
     ];
-    let mut stored = 0.0;
     for ((raise, clear), few) in alarms.iter().zip(orders.chunks(24)) {
+        let before = on_the_way_of_the_database(&world).await;
         world.servers().rabbitmqctl(raise).await;
+        // The broker looks at itself now and then, and tells a publisher when it publishes.
         eventually("the ingress is told that publishing is blocked", SOON, async || {
-            // Told by the answer to a publish: until then a callback waits its two seconds.
-            let before = on_the_way_of_the_database(&world).await;
             let probe = world.buy_many(1).await;
             world.pay(&probe[0]).await;
             (on_the_way_of_the_database(&world).await > before).then_some(())
         })
         .await;
-        pay_slowly(&world, few).await;
-        let now = eventually("each callback is kept in the database", SOON, async || {
-            let now = on_the_way_of_the_database(&world).await;
-            (now >= stored + few.len() as f64).then_some(now)
-        })
-        .await;
-        stored = now;
+        world.wait_all_answered().await;
+        let before = on_the_way_of_the_database(&world).await;
+        world.pay_slowly(few).await;
+        world.wait_all_answered().await;
+        let kept = on_the_way_of_the_database(&world).await - before;
+        assert!(kept >= few.len() as f64, "{kept} of {} callbacks were kept in the database", few.len());
         world.servers().rabbitmqctl(clear).await;
     }
     let received = world.api.metrics().await.by("callbacks_received_total", "outcome");
     assert_eq!(received.keys().collect::<Vec<_>>(), ["accepted"], "every callback was taken: {received:?}");
     let made = world.number("select count(*) from payment_orders").await.expect("a count");
-    all_settled(&world, usize::try_from(made).expect("a count")).await;
+    world.all_settled(usize::try_from(made).expect("a count"), LONG).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,9 +101,9 @@ async fn connections_cut_in_the_middle_of_frames_lose_nothing() {
             other.hears_more_than(other.from_clients()).await;
             other.cut();
         };
-        tokio::join!(pay_slowly(&world, &orders), cut);
+        tokio::join!(world.pay_slowly(&orders), cut);
     }
-    all_settled(&world, bought).await;
+    world.all_settled(bought, LONG).await;
     assert!(broker.accepted() > 10 && database.accepted() > 10, "connections were made again");
 }
 
@@ -141,9 +122,9 @@ async fn a_database_that_answers_late_again_and_again_delays_and_loses_nothing()
                 sleep(Duration::from_millis(100)).await;
             }
         };
-        tokio::join!(pay_slowly(&world, &orders), late);
+        tokio::join!(world.pay_slowly(&orders), late);
     }
-    all_settled(&world, bought).await;
+    world.all_settled(bought, LONG).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,9 +143,9 @@ async fn a_database_without_a_connection_to_spare_delays_and_loses_nothing() {
         sqlx::query(AssertSqlSafe(end)).execute(&mut last).await.expect("the database answers");
     }
     assert!(taken.len() > 10, "{} connections were there to be taken", taken.len());
-    pay_slowly(&world, &orders).await;
+    world.pay_slowly(&orders).await;
     let received = world.api.metrics().await.by("callbacks_received_total", "outcome");
     assert_eq!(received.keys().collect::<Vec<_>>(), ["accepted"], "the broker took them: {received:?}");
     drop(taken);
-    all_settled(&world, orders.len()).await;
+    world.all_settled(orders.len(), LONG).await;
 }

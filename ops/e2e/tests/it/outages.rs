@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use e2e::process::Process;
 use e2e::servers::{PrivateServers, Servers};
-use e2e::{Order, SOON, Setup, World, eventually};
+use e2e::{SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use reqwest::Method;
 
@@ -17,13 +16,6 @@ async fn world(purpose: &str, speed: f64) -> World {
     World::on(servers, Setup { relays: 2, speed, ..Setup::default() }.trusting_this_machine()).await
 }
 
-/// Pays a few at a time, so that some callbacks come before, some during and some after whatever happens meanwhile.
-async fn pay_slowly(world: &World, orders: &[Order]) {
-    for few in orders.chunks(4) {
-        join_all(few.iter().map(|order| world.pay(order))).await;
-    }
-}
-
 /// How often each outcome was counted at the ingress.
 async fn received(world: &World, outcome: &str) -> f64 {
     world.api.metrics().await.sum("callbacks_received_total", &[("outcome", outcome)])
@@ -31,29 +23,11 @@ async fn received(world: &World, outcome: &str) -> f64 {
 
 /// Every paid trade has been answered with success, the first time it was told.
 async fn all_accepted_at_once(world: &World) {
-    eventually("every callback is answered", SOON, async || {
-        let trades = world.gateways.ledger().await;
-        trades.iter().filter(|trade| trade["state"] == "paid").all(|trade| trade["delivered"] == true).then_some(())
-    })
-    .await;
+    world.wait_all_answered().await;
     let trades = world.gateways.ledger().await;
     let repeated: Vec<_> = trades.iter().filter(|trade| trade["state"] == "paid" && trade["notified"] != 1).collect();
     assert!(repeated.is_empty(), "told more than once: {repeated:?}");
     assert_eq!(received(world, "unavailable").await, 0.0);
-}
-
-async fn all_settled(world: &World, orders: &[Order]) {
-    all_settled_within(world, orders, LONG).await;
-}
-
-async fn all_settled_within(world: &World, orders: &[Order], within: Duration) {
-    world.wait_all_paid(within).await;
-    world.wait_quiet(LONG).await;
-    world.books_agree().await;
-    assert_eq!(world.number("select count(*) from payment_orders").await, Some(orders.len() as i64));
-    assert_eq!(world.number("select count(*) from cases").await, Some(0));
-    assert!(world.processes().all(Process::runs), "a process gave up");
-    world.logs_are_clean();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,13 +35,13 @@ async fn with_the_broker_stopped_every_callback_is_taken_and_settled_when_it_ret
     let world = world("broker", 100.0).await;
     let orders = world.buy_many(60).await;
     let (before, during) = orders.split_at(24);
-    tokio::join!(pay_slowly(&world, before), world.servers().server("stop", "rabbitmq"));
-    pay_slowly(&world, during).await;
+    tokio::join!(world.pay_slowly(before), world.servers().server("stop", "rabbitmq"));
+    world.pay_slowly(during).await;
     all_accepted_at_once(&world).await;
     let stored = stored_in_database(&world).await;
     assert!(stored >= during.len() as f64, "{stored} callbacks went to the database");
     world.servers().server("start", "rabbitmq").await;
-    all_settled(&world, &orders).await;
+    world.all_settled(orders.len(), LONG).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,7 +50,7 @@ async fn with_a_broker_or_a_database_that_hangs_every_callback_is_taken_and_sett
     let orders = world.buy_many(60).await;
     let (mute_broker, mute_database) = orders.split_at(30);
     world.servers().server("pause", "rabbitmq").await;
-    pay_slowly(&world, mute_broker).await;
+    world.pay_slowly(mute_broker).await;
     all_accepted_at_once(&world).await;
     let stored = stored_in_database(&world).await;
     assert!(stored >= mute_broker.len() as f64, "{stored} callbacks went to the database");
@@ -88,10 +62,10 @@ async fn with_a_broker_or_a_database_that_hangs_every_callback_is_taken_and_sett
     .await;
 
     world.servers().server("pause", "postgres").await;
-    pay_slowly(&world, mute_database).await;
+    world.pay_slowly(mute_database).await;
     all_accepted_at_once(&world).await;
     world.servers().server("resume", "postgres").await;
-    all_settled(&world, &orders).await;
+    world.all_settled(orders.len(), LONG).await;
 }
 
 async fn stored_in_database(world: &World) -> f64 {
@@ -103,11 +77,11 @@ async fn with_the_database_stopped_every_callback_is_taken_and_settled_when_it_r
     let world = world("database", 100.0).await;
     let orders = world.buy_many(60).await;
     let (before, during) = orders.split_at(24);
-    tokio::join!(pay_slowly(&world, before), world.servers().server("kill", "postgres"));
-    pay_slowly(&world, during).await;
+    tokio::join!(world.pay_slowly(before), world.servers().server("kill", "postgres"));
+    world.pay_slowly(during).await;
     all_accepted_at_once(&world).await;
     world.servers().server("start", "postgres").await;
-    all_settled(&world, &orders).await;
+    world.all_settled(orders.len(), LONG).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -117,7 +91,7 @@ async fn with_both_stopped_the_answer_is_503_and_the_repeats_lose_nothing() {
     let orders = world.buy_many(40).await;
     let servers = world.servers();
     tokio::join!(servers.server("kill", "rabbitmq"), servers.server("stop", "postgres"));
-    pay_slowly(&world, &orders).await;
+    world.pay_slowly(&orders).await;
     eventually("a refusal", SOON, async || (received(&world, "unavailable").await > 0.0).then_some(())).await;
     let trades = world.gateways.ledger().await;
     assert!(trades.iter().all(|trade| trade["delivered"] == false), "success without a receipt");
@@ -125,7 +99,7 @@ async fn with_both_stopped_the_answer_is_503_and_the_repeats_lose_nothing() {
     assert!(answers.iter().all(|answer| answer.starts_with("503 ")), "{answers:?}");
     servers.server("start", "postgres").await;
     servers.server("start", "rabbitmq").await;
-    all_settled_within(&world, &orders, Duration::from_secs(300)).await;
+    world.all_settled(orders.len(), Duration::from_secs(300)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -134,7 +108,7 @@ async fn a_wiped_broker_is_noticed_rebuilt_counted_and_everything_completes() {
     let orders = world.buy_many(60).await;
     let (first, rest) = orders.split_at(20);
     let (second, third) = rest.split_at(20);
-    pay_slowly(&world, first).await;
+    world.pay_slowly(first).await;
     eventually("the first are told", SOON, async || (world.downstream.times().len() == first.len()).then_some(()))
         .await;
     world.wait_quiet(SOON).await;
@@ -143,7 +117,7 @@ async fn a_wiped_broker_is_noticed_rebuilt_counted_and_everything_completes() {
     for queue in ["payment.callbacks", "payment.dead"] {
         delete_queue(&world, queue).await;
     }
-    pay_slowly(&world, second).await;
+    world.pay_slowly(second).await;
     rebuilds(&world, 1.0).await;
     eventually("the second are told", LONG, async || {
         (world.downstream.times().len() == first.len() + second.len()).then_some(())
@@ -155,11 +129,11 @@ async fn a_wiped_broker_is_noticed_rebuilt_counted_and_everything_completes() {
     // The disk is replaced: no exchange, no queue, and users with no rights until the deploy step gives them theirs.
     world.wait_quiet(SOON).await;
     world.servers().server("wipe", "rabbitmq").await;
-    pay_slowly(&world, third).await;
+    world.pay_slowly(third).await;
     world.servers().server("start", "rabbitmq").await;
     world.set_up_broker().await;
     rebuilds(&world, 2.0).await;
-    all_settled(&world, &orders).await;
+    world.all_settled(orders.len(), LONG).await;
 }
 
 /// Waits until the relays have counted this many rebuilds.
