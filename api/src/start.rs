@@ -14,7 +14,7 @@ use shared::gateway::Gateways;
 use shared::mq::{self, Publisher, PublisherOptions, PublisherState, topology};
 use shared::ops::{self, Checks, HttpLimits};
 use shared::service::Service;
-use shared::telemetry::PrometheusHandle;
+use shared::telemetry::{PrometheusHandle, chain};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -157,16 +157,6 @@ async fn broker(url: &SecretString) -> Result<(), ConfigFaults> {
     let checked = topology::check(&connection, topology::Needs::API).await;
     mq::close(&connection).await;
     Ok(checked?)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 impl Ready {

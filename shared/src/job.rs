@@ -45,6 +45,12 @@ impl std::fmt::Debug for Callback {
     }
 }
 
+/// Names bytes that name themselves nothing: `sha256:` and 64 hex digits.
+pub fn digest(bytes: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+}
+
 /// The nudge to work on a `jobs` row: whoever holds another fence comes too late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

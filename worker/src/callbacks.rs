@@ -7,7 +7,6 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use shared::cache::{Changed, Renewer};
 use shared::clock::Clock;
 use shared::crash::{self, Point};
@@ -15,8 +14,9 @@ use shared::db::callbacks::Evidence;
 use shared::db::{self, DbError, callbacks, events, jobs};
 use shared::domain::{Notification, Verdict};
 use shared::gateway::{CallbackError, Gateway, Gateways, Verified};
-use shared::job::Callback;
+use shared::job::{Callback, digest};
 use shared::settle;
+use shared::telemetry::chain;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -168,17 +168,17 @@ impl CallbackWorker {
                 // Nothing can be kept either.
                 (Err(again @ DbError::Again(_)), Plan::PutOff(..)) => return Err(again),
                 (Err(error), plan) if part.len() > 1 => {
-                    warn!(error = said(&error), callbacks = part.len(), "A batch was not taken; it is split");
+                    warn!(error = chain(&error), callbacks = part.len(), "A batch was not taken; it is split");
                     metrics::counter!("callback_batches_split_total").increment(1);
                     waiting.extend(slices(part).rev().map(|slice| (slice, plan.clone())));
                 }
                 (Err(error), _) if error.blames_the_rows() => {
-                    error!(error = said(&error), "The database refuses a callback for good");
+                    error!(error = chain(&error), "The database refuses a callback for good");
                     acks[part].fill(Ack::Dead);
                 }
                 (Err(error), Plan::Settle) => {
                     let wait = if matches!(error, DbError::Again(_)) { SHORT_WAIT } else { LONG_WAIT };
-                    waiting.push((part, Plan::PutOff(wait, said(&error))));
+                    waiting.push((part, Plan::PutOff(wait, chain(&error))));
                 }
                 (Err(error), Plan::PutOff(..)) => return Err(error),
             }
@@ -192,7 +192,7 @@ impl CallbackWorker {
         loop {
             match self.commit(examined, Pace::Patient).await {
                 Err(error @ DbError::Again(_)) if tries < TRIES && !error.ran_out_of_time() => {
-                    warn!(error = said(&error), tries, "Another transaction was in the way; once more");
+                    warn!(error = chain(&error), tries, "Another transaction was in the way; once more");
                     tokio::time::sleep(Duration::from_millis(10) * tries * tries).await;
                     tries += 1;
                 }
@@ -330,12 +330,6 @@ fn slices(part: Range<usize>) -> impl DoubleEndedIterator<Item = Range<usize>> {
     part.clone().step_by(len).map(move |start| start..part.end.min(start + len)).collect::<Vec<_>>().into_iter()
 }
 
-/// An error with its causes.
-fn said(error: &DbError) -> String {
-    let causes: Vec<String> = anyhow::Chain::new(error).map(ToString::to_string).collect();
-    causes.join(": ")
-}
-
 impl Examined {
     /// What its verdict asks for, once that is on record.
     fn ack(&self) -> Ack {
@@ -358,12 +352,6 @@ impl Examined {
             verdict,
         }
     }
-}
-
-/// Names bytes that name themselves nothing.
-fn digest(body: &[u8]) -> String {
-    let digest = Sha256::digest(body);
-    digest.iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 #[cfg(test)]

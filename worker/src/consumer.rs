@@ -12,6 +12,7 @@ use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use shared::crash::{self, Point};
 use shared::db;
 use shared::mq::{Connection, Delivery, MqError, STEP, Subscription, step};
+use shared::telemetry::chain;
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -180,8 +181,7 @@ where
         }
         metrics::counter!("amqp_batches_failed_total", "queue" => queue.to_owned()).increment(1);
         if wait == SHORTEST_WAIT {
-            let reasons: Vec<String> = anyhow::Chain::new(&error).map(ToString::to_string).collect();
-            let reason = reasons.join(": ");
+            let reason = chain(&error);
             warn!(reason, deliveries = batch.len(), "A batch cannot be settled now; it is tried again");
         }
         tokio::select! { () = sleep_until(next) => {}, () = stop.cancelled() => {} }

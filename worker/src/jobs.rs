@@ -12,6 +12,7 @@ use shared::crash::{self, Point};
 use shared::db::DbError;
 use shared::db::jobs::{self, Cost, Taken};
 use shared::job::JobMessage;
+use shared::telemetry::chain;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tracing::{error, warn};
@@ -87,8 +88,7 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
     };
     crash::at(Point::JobTaken);
     let Err(failed) = job.run(&taken).await else { return };
-    let failed = anyhow::Error::from(failed);
-    let reason = format!("{failed:#}");
+    let reason = chain(&failed);
     warn!(job = taken.id, attempts = taken.attempts, error = reason, "A job failed; it is tried again");
     if let Err(error) = give_back(job, &taken, &reason).await {
         warn!(%error, job = taken.id, "A job was not given back; it comes again when its lease ends");

@@ -13,7 +13,7 @@ use shared::mq::{self, MqError};
 use shared::ops::{self, Checks};
 use shared::service::Service;
 use shared::shutdown::Shutdown;
-use shared::telemetry::PrometheusHandle;
+use shared::telemetry::{PrometheusHandle, chain};
 use shared::{db, telemetry};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -124,14 +124,16 @@ impl Worker {
     async fn reach_database(&self, config: Option<DatabaseConfig>) -> Result<Option<PgPool>, ConfigFaults> {
         let Some(config) = config else { return Ok(None) };
         let pool = ops::check("database", "check DATABASE_URL and that the server runs", async {
-            let pool = db::connect(&config.url, self.service.as_str(), config.max_connections).await.map_err(chain)?;
+            let pool = db::connect(&config.url, self.service.as_str(), config.max_connections)
+                .await
+                .map_err(|error| chain(&error))?;
             Ok(pool)
         });
         let pool = pool.await?;
         let remedy = "run `payment-api migrate`, or the release that fits";
-        let schema = async { db::check_schema(&pool).await.map_err(chain) };
+        let schema = async { db::check_schema(&pool).await.map_err(|error| chain(&error)) };
         ops::check("database schema", remedy, schema).await?;
-        let rights = async { db::grants::check(&pool, self.service).await.map_err(chain) };
+        let rights = async { db::grants::check(&pool, self.service).await.map_err(|error| chain(&error)) };
         ops::check("database rights", "run `payment-api database-roles`", rights).await?;
         Ok(Some(pool))
     }
@@ -196,11 +198,6 @@ async fn listen(config: Option<OpsConfig>) -> Result<Option<TcpListener>, Config
         Some(config) => ops::listen("OPS_ADDR", config.addr).await.map(Some),
         None => Ok(None),
     }
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: impl Into<anyhow::Error>) -> String {
-    format!("{:#}", error.into())
 }
 
 #[cfg(test)]

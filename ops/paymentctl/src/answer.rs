@@ -1,10 +1,10 @@
 //! What a command has to say: once for people, once for scripts.
 
-use std::error::Error;
 use std::fmt;
 
 use serde_json::Value;
 use shared::db::DbError;
+use shared::telemetry::chain;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
@@ -66,17 +66,6 @@ impl From<DbError> for Problem {
         };
         Problem::failed(chain(&error), hint)
     }
-}
-
-/// An error and what caused it, in one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// A moment as people and scripts read it: UTC, RFC 3339, to the second.

@@ -4,9 +4,11 @@ use std::ops::Range;
 
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
+use shared::db::DbError;
+use shared::db::cases::{self, Case};
 use shared::db::events::{self, Kept};
 use shared::db::outline::{self, Outline};
-use shared::db::{DbError, cases, refunds};
+use shared::db::refunds::{self, Refund};
 use shared::event::kind;
 use time::OffsetDateTime;
 
@@ -219,14 +221,26 @@ pub(crate) async fn order_of(place: &Place, id_or_number: &str) -> Result<Outlin
     outline::of(&place.db, id_or_number).await?.ok_or_else(unknown)
 }
 
-/// Every event about an order. Their ids follow from what they tell of, and there is an index on ids and none on orders.
-pub(crate) async fn of_order(place: &Place, order: &Outline) -> Result<Vec<Kept>, Problem> {
+/// Every event about an order.
+async fn of_order(place: &Place, order: &Outline) -> Result<Vec<Kept>, Problem> {
+    let refunds = refunds::of_order(&place.db, order.id).await?;
+    let cases = cases::of_order(&place.db, order.id).await?;
+    about(place, order, &refunds, &cases).await
+}
+
+/// Every event about an order with these refunds and cases. Their ids follow from what they tell of, and there is an index on
+/// ids and none on orders.
+pub(crate) async fn about(
+    place: &Place,
+    order: &Outline,
+    refunds: &[Refund],
+    cases: &[Case],
+) -> Result<Vec<Kept>, Problem> {
     let mut ids: Vec<String> = [kind::ORDER_PAID, kind::ORDER_CLOSED].map(|kind| format!("{kind}:{}", order.id)).into();
-    for refund in refunds::of_order(&place.db, order.id).await? {
+    for refund in refunds {
         let kinds = [kind::REFUND_SUCCEEDED, kind::REFUND_FAILED, kind::ORDER_REFUNDED];
         ids.extend(kinds.map(|kind| format!("{kind}:{}", refund.id)));
     }
-    let opened = cases::of_order(&place.db, order.id).await?;
-    ids.extend(opened.iter().map(|case| format!("{}:{}", kind::CASE_OPENED, case.id)));
+    ids.extend(cases.iter().map(|case| format!("{}:{}", kind::CASE_OPENED, case.id)));
     Ok(events::by_ids(&place.db, &ids).await?)
 }

@@ -19,7 +19,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::answer::{Answer, Problem, instant, moment, table};
 use crate::cases::steps;
-use crate::events::{of_order, order_of, out};
+use crate::events::{about, order_of, out};
 use crate::place::Place;
 
 /// Everything that is known about one order.
@@ -116,16 +116,17 @@ impl Known {
     async fn read(place: &Place, id_or_number: &str) -> Result<Known, Problem> {
         let (db, order) = (&place.db, order_of(place, id_or_number).await?);
         let refunds = refunds::of_order(db, order.id).await?;
+        let cases = cases::of_order(db, order.id).await?;
         let ids = std::iter::once(order.id.to_string()).chain(refunds.iter().map(|refund| refund.id.to_string()));
         let ids: Vec<String> = ids.collect();
         Ok(Known {
             movements: transactions::of_order(db, order.id).await?,
             callbacks: callbacks::of_order(db, &order.order_no).await?,
             jobs: jobs::about(db, &ids).await?,
-            events: of_order(place, &order).await?,
-            cases: cases::of_order(db, order.id).await?,
+            events: about(place, &order, &refunds, &cases).await?,
             requests: idempotency_keys::of_rows(db, &order.user_id, &ids).await?,
             refunds,
+            cases,
             order,
         })
     }

@@ -4,9 +4,10 @@ use shared::clock::Clock;
 use shared::config::{DatabaseConfig, Env};
 use shared::db::{self, SchemaError, grants};
 use shared::service::Service;
+use shared::telemetry::chain;
 use sqlx::PgPool;
 
-use crate::answer::{Problem, chain};
+use crate::answer::Problem;
 
 /// What a command works on.
 pub struct Place {

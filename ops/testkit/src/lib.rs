@@ -1,10 +1,12 @@
 //! What tests on real servers share. For dev-dependencies alone.
 
 mod broker;
+mod order;
 mod relay;
 mod tls;
 
 pub use broker::TestBroker;
+pub use order::new_order;
 pub use relay::Relay;
 use shared::service::Service;
 pub use tls::{Clients, Speaks, TlsFront};

@@ -49,10 +49,10 @@ struct Address {
 impl Address {
     fn parse(url: SecretString) -> Result<Address, String> {
         // The parsers' own words may hold the password.
-        let wrong = |_| "it is not a Redis URL".to_owned();
-        let parsed = Url::parse(url.expose_secret()).map_err(|_| wrong(()))?;
-        let files = TlsFiles::of(&parsed, parsed.scheme() == "rediss").map_err(str::to_owned)?;
-        Client::open(url.expose_secret()).map_err(|_| wrong(()))?;
+        const WRONG: &str = "it is not a Redis URL";
+        let parsed = Url::parse(url.expose_secret()).map_err(|_| WRONG)?;
+        let files = TlsFiles::of(&parsed, parsed.scheme() == "rediss")?;
+        Client::open(url.expose_secret()).map_err(|_| WRONG)?;
         files.read()?;
         Ok(Address { url, files })
     }

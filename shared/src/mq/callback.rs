@@ -5,7 +5,7 @@ use lapin::message::Delivery;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::consume::header;
+use super::consume::headers;
 use super::publish::Message;
 use super::{MqError, topology};
 use crate::domain::{AccountName, PaymentMethod};
@@ -45,20 +45,16 @@ pub fn callback_message(callback: &Callback, id: String) -> Message {
 /// # Errors
 /// [`MqError::Malformed`] names the header that is missing or unreadable.
 pub fn callback_from(delivery: &Delivery) -> Result<Callback, MqError> {
-    let table = delivery.properties.headers().as_ref();
-    let keys = table.into_iter().flat_map(|table| table.inner().keys());
-    let text = |key: &str| header(delivery, key).map(str::to_owned);
-    let headers = keys.filter_map(|key| Some((key.to_string(), text(key.as_str())?)));
-    callback_of(&headers.collect::<Vec<_>>(), Bytes::copy_from_slice(&delivery.data))
+    callback_of(&headers(delivery).collect::<Vec<_>>(), Bytes::copy_from_slice(&delivery.data))
 }
 
 /// The callback that a message with these headers and this body carries, such as a dead letter that is kept.
 ///
 /// # Errors
 /// [`MqError::Malformed`] names the header that is missing or unreadable.
-pub fn callback_of(headers: &[(String, String)], body: Bytes) -> Result<Callback, MqError> {
+pub fn callback_of(headers: &[(&str, &str)], body: Bytes) -> Result<Callback, MqError> {
     let malformed = |name: &str| MqError::Malformed(format!("header {name}"));
-    let header = |name: &str| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let header = |name: &str| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| *value);
     let method = header(METHOD).and_then(|text| text.parse::<PaymentMethod>().ok());
     let account = header(ACCOUNT).and_then(|text| AccountName::parse(text).ok());
     let received_at = header(RECEIVED_AT).and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
@@ -66,7 +62,7 @@ pub fn callback_of(headers: &[(String, String)], body: Bytes) -> Result<Callback
         None => None,
         Some(text) => Some(text.parse().map_err(|_| malformed(JOB_ID))?),
     };
-    let over_http = |(name, value): &(String, String)| Some((name.strip_prefix(HTTP)?.to_owned(), value.clone()));
+    let over_http = |(name, value): &(&str, &str)| Some((name.strip_prefix(HTTP)?.to_owned(), (*value).to_owned()));
     let headers = headers.iter().filter_map(over_http).collect();
     Ok(Callback {
         method: method.ok_or_else(|| malformed(METHOD))?,

@@ -82,9 +82,10 @@ impl Subscription {
     }
 }
 
-/// The text of a header.
-pub fn header<'a>(delivery: &'a Delivery, name: &str) -> Option<&'a str> {
-    text(delivery.properties.headers().as_ref()?.inner().get(name)?)
+/// The headers that hold text, with their names.
+pub fn headers(delivery: &Delivery) -> impl Iterator<Item = (&str, &str)> {
+    let table = delivery.properties.headers().as_ref().into_iter().flat_map(|headers| headers.inner());
+    table.filter_map(|(name, value)| Some((name.as_str(), text(value)?)))
 }
 
 /// A message that its queue gave up on.
@@ -125,17 +126,14 @@ impl DeadLetter {
             _ => None,
         });
         let origin = field("exchange").map(|exchange| format!("{exchange}/{}", routing_key.unwrap_or_default()));
-        let kept = |name: &str| !name.starts_with("x-");
         DeadLetter {
             message_id: delivery.properties.message_id().as_ref().map(ToString::to_string),
             queue: field("queue"),
             reason: field("reason"),
             origin,
-            headers: table
-                .into_iter()
-                .flat_map(|headers| headers.inner())
-                .filter_map(|(name, value)| Some((name.to_string(), text(value)?.to_owned())))
-                .filter(|(name, _)| kept(name))
+            headers: headers(delivery)
+                .filter(|(name, _)| !name.starts_with("x-"))
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
             body: Bytes::copy_from_slice(&delivery.data),
         }

@@ -35,9 +35,9 @@ async fn main() -> ExitCode {
 }
 
 fn configure(env: &mut Env) -> Option<Settings> {
-    let keep = Keep::from_env(env);
-    let mut settings = Settings { keep: keep.unwrap_or_default(), ..Settings::default() };
-    if let Some(optional) = worker::start::optional_events(env) {
+    let (keep, optional) = (Keep::from_env(env), worker::start::optional_events(env));
+    let mut settings = Settings { keep: keep?, ..Settings::default() };
+    if let Some(optional) = optional {
         settings.optional_events = optional;
     }
     Some(settings)

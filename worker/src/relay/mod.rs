@@ -13,6 +13,7 @@ use shared::clock::Clock;
 use shared::db::{DbError, events, jobs, leadership};
 use shared::job::kind;
 use shared::mq::{self, MqError, Publisher, PublisherState};
+use shared::telemetry::chain;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -114,8 +115,7 @@ impl Relay {
         while !stop.is_cancelled() {
             active.set(0.0);
             if let Err(error) = self.lead(stop).await {
-                let error = anyhow::Error::from(error);
-                warn!(error = format!("{error:#}"), "The relay lost its footing");
+                warn!(error = chain(&error), "The relay lost its footing");
             }
             active.set(0.0);
             tokio::select! { () = tokio::time::sleep(STANDBY) => {}, () = stop.cancelled() => {} }
@@ -143,8 +143,8 @@ impl Relay {
         let look_after = mq::supervise("relay-road", &self.amqp_url, leading.clone(), async |broker, stop| {
             road.session(&broker, stop).await
         });
-        let beside = async { tokio::join!(stats::keep(self, &leading), retention::keep(self, &leading)) };
-        let (carried, looked_after, _) = tokio::join!(carry, look_after, beside);
+        let (counting, removing) = (stats::keep(self, &leading), retention::keep(self, &leading));
+        let (carried, looked_after, (), ()) = tokio::join!(carry, look_after, counting, removing);
         if let Err(error) = looked_after {
             warn!(%error, "The road is not looked after");
         }
@@ -231,8 +231,7 @@ fn next_round<T: Default>(outcome: Result<T, DbError>) -> Result<T, DbError> {
     match outcome {
         Err(error @ DbError::Again(_)) => {
             metrics::counter!("relay_rounds_put_off_total").increment(1);
-            let error = anyhow::Error::from(error);
-            warn!(error = format!("{error:#}"), "Another transaction was in the way; the next round does it");
+            warn!(error = chain(&error), "Another transaction was in the way; the next round does it");
             Ok(T::default())
         }
         outcome => outcome,

@@ -11,6 +11,7 @@ use shared::config::Env;
 use shared::db::DbError;
 use shared::db::retention::{self, Step};
 use shared::domain::CaseId;
+use shared::telemetry::chain;
 use sqlx::{PgConnection, PgPool};
 use time::{Duration, OffsetDateTime};
 use tokio_util::sync::CancellationToken;
@@ -89,7 +90,7 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
         loop {
             round(&relay.db, &relay.clock, relay.settings.keep).await;
             if let Err(error) = measure(&relay.db, relay.clock.now()).await {
-                warn!(error = said(error), "The tables were not measured; the next round does it");
+                warn!(error = chain(&error), "The tables were not measured; the next round does it");
             }
             tokio::time::sleep(EVERY).await;
         }
@@ -136,7 +137,7 @@ async fn walk<Place: Copy>(
             }
             Err(DbError::Again(_)) if limit > 1 => limit /= 2,
             Err(error) => {
-                warn!(table, error = said(error), "Old rows of {table} stay for now; the next round removes them");
+                warn!(table, error = chain(&error), "Old rows of {table} stay for now; the next round removes them");
                 break;
             }
         }
@@ -173,10 +174,6 @@ async fn measure(db: &PgPool, now: OffsetDateTime) -> Result<(), DbError> {
         metrics::gauge!("table_vacuum_age_seconds", &labels).set(since);
     }
     Ok(())
-}
-
-fn said(error: DbError) -> String {
-    format!("{:#}", anyhow::Error::from(error))
 }
 
 #[cfg(test)]

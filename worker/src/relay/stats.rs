@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use shared::db::DbError;
 use shared::stats;
+use shared::telemetry::chain;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -29,8 +30,7 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
                         // Busy hours: fewer of them fit into the time of one statement.
                         hours = (hours / 2).max(1);
                     }
-                    let error = anyhow::Error::from(error);
-                    warn!(error = format!("{error:#}"), "The statistics were not counted; the next round does it");
+                    warn!(error = chain(&error), "The statistics were not counted; the next round does it");
                     true
                 }
             };

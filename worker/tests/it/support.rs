@@ -9,13 +9,11 @@ use gateway_sim::notify::{self, Overrides, SignedCallback};
 use serde_json::Value;
 use shared::cache::Renewer;
 use shared::clock::Clock;
-use shared::db::idempotency_keys::NewKey;
 use shared::db::orders::{self, Created, NewOrder, Order};
-use shared::domain::{AccountName, Money, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, UserId};
+use shared::domain::{AccountName, Money, OrderStatus, PaymentMethod, Scene};
 use shared::gateway::{Gateways, callback_headers};
 use shared::job::Callback;
 use sqlx::PgPool;
-use time::Duration;
 use worker::callbacks::CallbackWorker;
 use worker::consumer::Ack;
 
@@ -39,32 +37,12 @@ impl World {
     }
 
     pub async fn order_of(&self, method: PaymentMethod, account: &str, yuan: &str) -> Order {
-        let clock = Clock::system();
-        let (id, now) = (clock.fresh_id(), clock.now());
         let new = NewOrder {
-            id,
-            user_id: UserId::parse("buyer-1").unwrap(),
-            order_no: OrderNo::parse(id.to_string()).unwrap(),
-            product_type: ProductType::parse("credits").unwrap(),
-            subject: Subject::parse("十次修图").unwrap(),
             amount: Money::from_yuan(yuan).unwrap(),
             payment_method: method,
             scene: if method == PaymentMethod::Alipay { Scene::Page } else { Scene::Native },
             account: AccountName::parse(account).unwrap(),
-            expires_at: now + Duration::minutes(30),
-            client_ip: None,
-            metadata: serde_json::json!({ "cart": 7 }),
-            prepay: serde_json::json!({}),
-            check_at: now + Duration::seconds(30),
-            created_at: now,
-            key: NewKey {
-                key: id.to_string(),
-                route: "POST /v1/orders",
-                request_hash: [0; 32],
-                held_until: None,
-                expires_at: now + Duration::days(1),
-            },
-            answer: None,
+            ..testkit::new_order()
         };
         assert!(matches!(orders::create(&self.db, &new).await.unwrap(), Created::Unanswered));
         self.order(&new.id).await

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use serde::Deserialize as _;
 use serde_json::Value;
 use shared::crash::{self, Point};
 use shared::db::DbError;
@@ -196,7 +197,7 @@ fn value(answer: PayableOrder) -> Result<Value, ApiError> {
 
 fn stored(order: &Order) -> Result<PrepayRequest, ApiError> {
     let corrupt = |source: serde_json::Error| DbError::Corrupt { column: "prepay".to_owned(), source: source.into() };
-    Ok(serde_json::from_value(order.prepay.clone()).map_err(corrupt)?)
+    Ok(PrepayRequest::deserialize(&order.prepay).map_err(corrupt)?)
 }
 
 fn order_no(id: OrderId, now: OffsetDateTime) -> Result<OrderNo, OrderNoError> {

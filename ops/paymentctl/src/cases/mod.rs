@@ -7,10 +7,10 @@ use base64::engine::general_purpose::STANDARD;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use shared::db::cases::{self, Case};
 use shared::db::outline;
 use shared::domain::{CaseId, CaseKind, CaseStatus, first_id_at};
+use shared::job::digest;
 use time::Duration;
 
 use crate::answer::{Answer, Problem, count, moment, table};
@@ -211,8 +211,4 @@ fn evidence(case: &Case) -> Value {
         );
     }
     evidence
-}
-
-fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }

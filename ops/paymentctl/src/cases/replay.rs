@@ -170,6 +170,7 @@ fn kept(case: &Case) -> Result<Callback, Problem> {
     let (Some(headers), Some(body)) = (headers, body) else {
         return Err(no_callback("its headers were not kept, without which no signature can be checked"));
     };
+    let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let callback = callback_of(&headers, Bytes::from(body));
     // The row that it came as is gone; it becomes a new one.
     callback.map(|callback| Callback { job_id: None, ..callback }).map_err(|error| no_callback(&error.to_string()))

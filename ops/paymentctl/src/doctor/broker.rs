@@ -6,9 +6,9 @@ use shared::config::AmqpConfig;
 use shared::mq::topology::{self, Difference, TopologyFaults};
 use shared::mq::{self, Connection, MqError};
 use shared::service::Service;
+use shared::telemetry::chain;
 
 use super::{Check, State};
-use crate::answer::chain;
 
 const POLICIES: &str = "broker policies";
 

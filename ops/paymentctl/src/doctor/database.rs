@@ -4,11 +4,11 @@ use shared::clock::Clock;
 use shared::config::DatabaseConfig;
 use shared::db::{self, MIGRATOR, grants};
 use shared::service::Service;
+use shared::telemetry::chain;
 use sqlx::PgPool;
 use time::Duration;
 
 use super::Check;
-use crate::answer::chain;
 
 /// More than this is worth a look. Nothing is decided by the database's clock, but logs and rows are read side by side.
 const DIFFERS: Duration = Duration::seconds(2);

@@ -7,9 +7,7 @@ use shared::clock::Clock;
 use shared::db::cases::{self, NewCase};
 use shared::db::idempotency_keys::NewKey;
 use shared::db::orders::{self, Created, NewOrder};
-use shared::domain::{
-    AccountName, CaseId, CaseKind, Money, OrderId, OrderNo, PaymentMethod, ProductType, Scene, Subject, UserId,
-};
+use shared::domain::{CaseId, CaseKind, Money, OrderId, OrderNo, Scene};
 use sqlx::PgPool;
 use time::Duration;
 
@@ -35,36 +33,17 @@ pub const PAYER: &str = "openid-of-the-payer";
 
 /// An order over 8.88 yuan.
 pub async fn order(db: &PgPool) -> (OrderId, OrderNo) {
-    let clock = Clock::system();
-    let (id, now) = (clock.fresh_id(), clock.now());
-    let order_no = OrderNo::parse(format!("NO_{}", &id.to_string()[8..])).unwrap();
+    let begun = testkit::new_order();
     let new = NewOrder {
-        id,
-        user_id: UserId::parse("buyer-1").unwrap(),
-        order_no: order_no.clone(),
-        product_type: ProductType::parse("credits").unwrap(),
-        subject: Subject::parse("十次修图").unwrap(),
+        order_no: OrderNo::parse(format!("NO_{}", &begun.id.to_string()[8..])).unwrap(),
         amount: Money::from_yuan("8.88").unwrap(),
-        payment_method: PaymentMethod::Wechat,
         scene: Scene::Jsapi,
-        account: AccountName::parse("main").unwrap(),
-        expires_at: now + Duration::minutes(30),
-        client_ip: None,
-        metadata: json!({}),
         prepay: json!({ "openid": PAYER }),
-        check_at: now + Duration::seconds(30),
-        created_at: now,
-        key: NewKey {
-            key: "secret-key-of-the-client".to_owned(),
-            route: "POST /v1/orders",
-            request_hash: [0; 32],
-            held_until: None,
-            expires_at: now + Duration::days(1),
-        },
-        answer: None,
+        key: NewKey { key: "secret-key-of-the-client".to_owned(), ..begun.key },
+        ..begun
     };
     assert!(matches!(orders::create(db, &new).await.unwrap(), Created::Unanswered));
-    (id, order_no)
+    (new.id, new.order_no)
 }
 
 /// A case that was opened `age` ago.

@@ -118,17 +118,18 @@ impl Alipay {
 
     /// Checks a form that Alipay signed, a callback or a return.
     pub(super) fn verify_form(&self, form: &[u8], at: OffsetDateTime) -> Result<(), CallbackError> {
-        let named = Form::parse(form)?.get(CERT_SN).map(str::to_owned);
-        for key in self.candidates(named.as_deref(), at)? {
-            let verdict = sign::verify_callback(&key, form);
+        let form = Form::parse(form)?;
+        let named = form.get(CERT_SN);
+        for key in self.candidates(named, at)? {
+            let verdict = sign::verify_callback(&key, &form);
             if verdict != Err(CallbackError::BadSignature) {
                 return verdict;
             }
         }
         match named {
             // By a certificate that is not here, perhaps.
-            Some(sn) if self.account.certificates().is_some() && is_sn(&sn) && self.issued(&sn, at).is_none() => {
-                Err(CallbackError::UnknownKey { serial: sn })
+            Some(sn) if self.account.certificates().is_some() && is_sn(sn) && self.issued(sn, at).is_none() => {
+                Err(CallbackError::UnknownKey { serial: sn.to_owned() })
             }
             _ => Err(CallbackError::BadSignature),
         }
@@ -150,15 +151,22 @@ impl Alipay {
 
     /// The name under which a verified callback is counted.
     pub(super) fn name_of_key(&self, form: &[u8], at: OffsetDateTime) -> String {
-        let named = Form::parse(form).ok().and_then(|form| form.get(CERT_SN).map(str::to_owned));
-        if self.account.previous_key.is_some() {
-            let today = self.today(named.as_deref(), at).unwrap_or_default();
-            if !today.iter().any(|key| sign::verify_callback(key, form).is_ok()) {
+        let (certificates, has_previous) = (self.account.certificates(), self.account.previous_key.is_some());
+        if certificates.is_none() && !has_previous {
+            return PUBLIC_KEY.to_owned();
+        }
+        let form = Form::parse(form).ok();
+        let named = form.as_ref().and_then(|form| form.get(CERT_SN));
+        if has_previous {
+            // Where none counts today, none of today's has signed it.
+            let today = self.today(named, at).unwrap_or_default();
+            let signed = |key| form.as_ref().is_some_and(|form| sign::verify_callback(key, form).is_ok());
+            if !today.iter().any(signed) {
                 return PREVIOUS_KEY.to_owned();
             }
         }
-        let Some(certificates) = self.account.certificates() else { return PUBLIC_KEY.to_owned() };
-        let known = named.and_then(|sn| self.issued(&sn, at)).or_else(|| self.in_force(at).into_iter().next());
+        let Some(certificates) = certificates else { return PUBLIC_KEY.to_owned() };
+        let known = named.and_then(|sn| self.issued(sn, at)).or_else(|| self.in_force(at).into_iter().next());
         known.map_or_else(|| certificates.given.sn.clone(), |issued| issued.sn)
     }
 

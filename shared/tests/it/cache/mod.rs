@@ -11,11 +11,8 @@ use secrecy::SecretString;
 use shared::cache::redis::Script;
 use shared::cache::{Cache, Redis, RedisConfig};
 use shared::clock::Clock;
-use shared::db::idempotency_keys::NewKey;
 use shared::db::orders::{self, Created, NewOrder, Order, Paid};
-use shared::domain::{
-    AccountName, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo, UserId,
-};
+use shared::domain::{Money, OrderId, OrderStatus, Scene, TradeNo, UserId};
 use sqlx::PgPool;
 use testkit::Relay;
 use tokio::time::{Instant, sleep};
@@ -50,35 +47,15 @@ impl World {
     }
 
     async fn order(&self) -> OrderId {
-        let clock = Clock::system();
-        let (id, now) = (clock.fresh_id(), clock.now());
         let new = NewOrder {
-            id,
             user_id: UserId::parse("u1").unwrap(),
-            order_no: OrderNo::parse(id.to_string()).unwrap(),
-            product_type: ProductType::parse("credits").unwrap(),
-            subject: Subject::parse("十次修图").unwrap(),
-            amount: Money::from_yuan("12.34").unwrap(),
-            payment_method: PaymentMethod::Wechat,
             scene: Scene::Jsapi,
-            account: AccountName::parse("main").unwrap(),
-            expires_at: now + Duration::from_secs(1800),
             client_ip: Some([198, 51, 100, 7].into()),
-            metadata: serde_json::json!({ "cart": 7 }),
             prepay: serde_json::json!({ "payer": { "openid": "the-payer" } }),
-            check_at: now,
-            created_at: now,
-            key: NewKey {
-                key: id.to_string(),
-                route: "test",
-                request_hash: [0; 32],
-                held_until: None,
-                expires_at: now,
-            },
-            answer: None,
+            ..testkit::new_order()
         };
         assert!(matches!(orders::create(&self.db, &new).await.unwrap(), Created::Unanswered));
-        id
+        new.id
     }
 
     /// Takes the order one step on: paid, then to and fro between refunds. Returns the version that is committed then.

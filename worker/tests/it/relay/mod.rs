@@ -16,8 +16,8 @@ use shared::db::{MIGRATOR, events, jobs};
 use shared::domain::OrderId;
 use shared::domain::PaymentMethod::{Alipay, Wechat};
 use shared::event::Event;
-use shared::mq::consume::header;
-use shared::mq::{self, Connection, Publisher, PublisherOptions, Subscription, callback_from, topology};
+use shared::mq::consume::headers;
+use shared::mq::{self, Connection, Delivery, Publisher, PublisherOptions, Subscription, callback_from, topology};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use testkit::{Relay as Between, TestBroker};
@@ -40,6 +40,11 @@ struct Road {
     broker: TestBroker,
     admin: Connection,
     stop: CancellationToken,
+}
+
+/// The id of the event that a message tells of.
+fn event_id(delivery: &Delivery) -> Option<&str> {
+    headers(delivery).find(|(name, _)| *name == "cloudEvents:id").map(|(_, value)| value)
 }
 
 impl Road {
@@ -68,7 +73,7 @@ impl Road {
         while ids.len() < count {
             let next = tokio::time::timeout(PATIENCE, subscription.next()).await;
             let delivery = next.unwrap_or_else(|_| panic!("only {ids:?} in {queue}")).unwrap().unwrap();
-            ids.push(header(&delivery, "cloudEvents:id").unwrap_or("no event").to_owned());
+            ids.push(event_id(&delivery).unwrap_or("no event").to_owned());
         }
         ids
     }
@@ -296,7 +301,7 @@ async fn a_lock_in_the_way_costs_neither_the_lead_nor_a_repeat(db: PgPool) {
     let mut shop = Subscription::open(&road.admin, "shop.all", 100).await.unwrap();
     let mut next_id = async || {
         let delivery = tokio::time::timeout(PATIENCE, shop.next()).await.ok()?.unwrap().unwrap();
-        header(&delivery, "cloudEvents:id").map(str::to_owned)
+        event_id(&delivery).map(str::to_owned)
     };
     assert_eq!([next_id().await.unwrap(), next_id().await.unwrap()], ["locked", "beside"]);
     let leader = road.leader().await;

@@ -1,0 +1,42 @@
+//! An order to begin with.
+
+use serde_json::json;
+use shared::clock::Clock;
+use shared::db::idempotency_keys::NewKey;
+use shared::db::orders::NewOrder;
+use shared::domain::{AccountName, Money, OrderNo, PaymentMethod, ProductType, Scene, Subject, UserId};
+use time::Duration;
+
+/// A new order over 12.34 yuan at WeChat Pay, by QR code; a test says what it needs otherwise.
+///
+/// # Panics
+/// Never: the values are fixed and right.
+pub fn new_order() -> NewOrder {
+    let clock = Clock::system();
+    let (id, now) = (clock.fresh_id(), clock.now());
+    NewOrder {
+        id,
+        user_id: UserId::parse("buyer-1").expect("a user"),
+        order_no: OrderNo::parse(id.to_string()).expect("a number"),
+        product_type: ProductType::parse("credits").expect("a type"),
+        subject: Subject::parse("十次修图").expect("a subject"),
+        amount: Money::from_yuan("12.34").expect("an amount"),
+        payment_method: PaymentMethod::Wechat,
+        scene: Scene::Native,
+        account: AccountName::parse("main").expect("an account"),
+        expires_at: now + Duration::minutes(30),
+        client_ip: None,
+        metadata: json!({ "cart": 7 }),
+        prepay: json!({}),
+        check_at: now + Duration::seconds(30),
+        created_at: now,
+        key: NewKey {
+            key: id.to_string(),
+            route: "POST /v1/orders",
+            request_hash: [0; 32],
+            held_until: None,
+            expires_at: now + Duration::days(1),
+        },
+        answer: None,
+    }
+}
