@@ -210,7 +210,7 @@ impl History<'_> {
         let mortal = Mortal::new(self.bench).await;
         let (checks, _) = self.bench.on(&mortal.0);
         let _ = timeout(micros, run_batch(&checks, vec![Ok(nudge)])).await;
-        mortal.die().await;
+        mortal.die(self.bench).await;
     }
 
     async fn expire(&self, ago: Duration) {
@@ -238,7 +238,7 @@ impl History<'_> {
             let mortal = Mortal::new(self.bench).await;
             let (_, worker) = self.bench.on(&mortal.0);
             let _ = timeout(micros, carry(&worker, refund.id)).await;
-            mortal.die().await;
+            mortal.die(self.bench).await;
         }
     }
 
@@ -458,17 +458,22 @@ fn may_move(from: OrderStatus, to: OrderStatus) -> bool {
     }
 }
 
-/// The database as a process sees it that is about to be killed.
-struct Mortal(PgPool);
+/// The database as a process sees it that is about to be killed; named, to be told from others.
+struct Mortal(PgPool, String);
 
 impl Mortal {
     async fn new(bench: &Bench) -> Mortal {
-        let options = bench.world.db.connect_options().as_ref().clone();
-        Mortal(PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap())
+        let name = format!("mortal-{:x}", bench.checks.clock.fresh_bits());
+        let options = bench.world.db.connect_options().as_ref().clone().application_name(&name);
+        Mortal(PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap(), name)
     }
 
-    /// The server sees the connections end, wherever they were.
-    async fn die(self) {
+    /// The connections end, wherever they were; what the server was doing for them, a commit it may be, it does.
+    async fn die(self, bench: &Bench) {
         self.0.close().await;
+        let sessions = "select count(*) from pg_stat_activity where application_name = $1";
+        while sqlx::query_scalar::<_, i64>(sessions).bind(&self.1).fetch_one(&bench.world.db).await.unwrap() > 0 {
+            tokio::time::sleep(StdDuration::from_millis(1)).await;
+        }
     }
 }
