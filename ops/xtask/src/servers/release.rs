@@ -147,6 +147,7 @@ pub fn fetch(kind: Kind, release: &str) -> Result<()> {
             None => {}
         }
     }
+    apt.clear()?;
     let others = if others.is_empty() { "nothing like it".to_owned() } else { others.join(", ") };
     bail!("{kind} {release} is not on this machine, and Debian's newer suites have {others}");
 }
@@ -246,6 +247,11 @@ impl Apt<'_> {
             }
         }
         fs::rename(&partial, self.dir.join("root"))?;
+        self.clear()
+    }
+
+    /// Removes what it has downloaded.
+    fn clear(&self) -> Result<()> {
         remove_dir(&self.dir.join("cache"))?;
         remove_dir(&self.dir.join("state"))
     }
