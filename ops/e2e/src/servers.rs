@@ -177,7 +177,8 @@ impl PrivateServers {
         };
         // From here on a failure takes down what was started.
         let mut servers = PrivateServers { xtask, dir, addresses, wiped: AtomicBool::new(false) };
-        let said = servers.xtask(&["up", "--fresh", "--no-install", "--print-env"]).await;
+        let like = shared.display().to_string();
+        let said = servers.xtask(&["up", "--fresh", "--no-install", "--print-env", "--like", &like]).await;
         let variable = |name: &str| {
             let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
             line.unwrap_or_else(|| panic!("xtask up told no {name}")).to_owned()

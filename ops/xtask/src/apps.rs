@@ -16,7 +16,6 @@ use crate::{
     process::{self, Process, tail},
     rundir::{self, write_private},
     ui::{say, wait_until},
-    user::RunAs,
 };
 
 /// What the programs promise: out within 30 s of SIGTERM.
@@ -56,7 +55,7 @@ impl Apps {
     /// Starts a program without waiting for it.
     pub fn start(&mut self, name: &str, command: &mut Command) -> Result<()> {
         let log = self.dir.join("logs").join(format!("{name}.log"));
-        let (_child, process) = process::launch(command, &RunAs::ourselves(), &log)?;
+        let (_child, process) = process::launch(command, &log)?;
         self.started.push(App { name: name.to_owned(), process, log });
         self.save()
     }

@@ -18,7 +18,7 @@ use crate::{
     ports,
     rundir::write_private,
     running::{Running, Servers},
-    servers::{Kind, logins::LOGINS},
+    servers::{Kind, Source, logins::LOGINS},
     ui::{check_stop, say},
 };
 
@@ -43,9 +43,8 @@ pub struct Demo {
     /// How many times faster than the real gateways the simulator repeats its callbacks.
     #[arg(long, default_value_t = 60)]
     speed: u32,
-    /// Do not install anything.
-    #[arg(long)]
-    no_install: bool,
+    #[command(flatten)]
+    source: Source,
     /// Build nothing: run the programs in this folder.
     #[arg(long, conflicts_with = "release")]
     bin_dir: Option<PathBuf>,
@@ -96,7 +95,7 @@ pub fn run(demo: &Demo) -> Result<ExitCode> {
         None => build(if demo.release { Profile::Release } else { Profile::Dev })?,
     };
     let purpose = if demo.once { "demo-once" } else { "demo" };
-    let mut running = Running::up(purpose, Servers::Own, &Kind::ALL, !demo.no_install)?;
+    let mut running = Running::up(purpose, Servers::Own, &Kind::ALL, &demo.source)?;
     // From here on a failure leaves the logs to be read.
     running.keep_logs();
     let addresses = if demo.once { Addresses::free()? } else { Addresses::usual()? };

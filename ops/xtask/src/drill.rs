@@ -14,7 +14,7 @@ use crate::{
     cargo::{self, Profile, cargo},
     rundir::checkout,
     running::{Running, Servers},
-    servers::Kind,
+    servers::{Kind, Source},
     test,
     ui::say,
 };
@@ -33,9 +33,8 @@ pub struct Drill {
     /// Print their names and run none
     #[arg(long)]
     list: bool,
-    /// Do not install anything
-    #[arg(long)]
-    no_install: bool,
+    #[command(flatten)]
+    source: Source,
 }
 
 /// Runs the drills; the exit code is that of the first run that failed.
@@ -48,7 +47,7 @@ pub fn run(drill: &Drill, xtask: &Path) -> Result<ExitCode> {
         drills.iter().for_each(|name| println!("{name}"));
         return Ok(ExitCode::SUCCESS);
     }
-    let mut running = Running::up("drill", Servers::Own, &Kind::ALL, !drill.no_install)?;
+    let mut running = Running::up("drill", Servers::Own, &Kind::ALL, &drill.source)?;
     running.keep_logs();
     say("build", "cargo build --bins (dev profile), the programs that the drills run");
     let binaries = cargo::build_binaries(Profile::Dev)?;

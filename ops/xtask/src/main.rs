@@ -29,7 +29,7 @@ use clap::{Args, Parser, Subcommand};
 
 use cargo::Profile;
 use running::{Running, Servers};
-use servers::{Action, Kind, Set, Start, Stop};
+use servers::{Action, Kind, Set, Source, Start, Stop};
 
 /// Runs the payment service and its tests on servers of their own.
 ///
@@ -103,9 +103,11 @@ struct Up {
     /// Print the variables that reach the servers, as KEY=VALUE lines on standard output.
     #[arg(long)]
     print_env: bool,
-    /// Do not install anything.
-    #[arg(long)]
-    no_install: bool,
+    /// The same releases as the servers in this folder, for a test that needs servers of its own.
+    #[arg(long, hide = true, conflicts_with_all = ["postgres", "rabbitmq"])]
+    like: Option<PathBuf>,
+    #[command(flatten)]
+    source: Source,
 }
 
 #[derive(Debug, Args)]
@@ -135,9 +137,8 @@ struct Bench {
     /// Use the servers of `cargo xtask up`.
     #[arg(long)]
     reuse: bool,
-    /// Do not install anything.
-    #[arg(long)]
-    no_install: bool,
+    #[command(flatten)]
+    source: Source,
     /// Arguments of the load tool.
     #[arg(last = true)]
     args: Vec<String>,
@@ -200,7 +201,11 @@ fn run(task: Task, xtask: &Path) -> Result<ExitCode> {
 
 fn up(up: &Up) -> Result<()> {
     let start = if up.fresh { Start::Fresh } else { Start::Reuse };
-    let set = Set::up(&up.dir.path()?, start, &Kind::ALL, !up.no_install)?;
+    let mut source = up.source.clone();
+    if let Some(dir) = &up.like {
+        source.releases = Set::open(dir)?.releases;
+    }
+    let set = Set::up(&up.dir.path()?, start, &Kind::ALL, &source)?;
     if up.print_env {
         return print_env(&set);
     }
@@ -257,16 +262,17 @@ fn status(dir: &Dir) -> Result<ExitCode> {
 }
 
 fn prepare(task: &Prepare) -> Result<()> {
+    let source = Source { no_install: task.no_install, ..Source::default() };
     // One database is enough, but `up` is always whole.
     let kinds = if task.reuse { &Kind::ALL[..] } else { &[Kind::Postgres] };
-    let running = Running::up("prepare", servers_of(task.reuse), kinds, !task.no_install)?;
+    let running = Running::up("prepare", servers_of(task.reuse), kinds, &source)?;
     if task.check { prepare::check(&running.set) } else { prepare::write(&running.set) }
 }
 
 fn bench(bench: &Bench, xtask: &Path) -> Result<ExitCode> {
     ui::say("build", "cargo build --release --bins");
     let binaries = cargo::build_binaries(Profile::Release)?;
-    let running = Running::up("bench", servers_of(bench.reuse), &Kind::ALL, !bench.no_install)?;
+    let running = Running::up("bench", servers_of(bench.reuse), &Kind::ALL, &bench.source)?;
     let env = test::environment(&running.set, &binaries, xtask)?;
     let status = cargo::finish(Command::new(cargo::binary(&binaries, "bench")?).args(&bench.args).envs(env))?;
     Ok(cargo::exit_code(status))

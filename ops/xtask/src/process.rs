@@ -17,8 +17,6 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use crate::user::RunAs;
-
 /// One process in one boot of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -153,14 +151,13 @@ fn boot_id() -> String {
 
 /// Starts a program that outlives this tool if it must: own process group (a Ctrl-C in the
 /// terminal is ours to pass on), no input, output appended to `log`.
-pub fn launch(command: &mut Command, run_as: &RunAs, log: &Path) -> Result<(Child, Process)> {
+pub fn launch(command: &mut Command, log: &Path) -> Result<(Child, Process)> {
     let program = command.get_program().to_string_lossy().into_owned();
     let out = fs::OpenOptions::new()
         .create(true)
         .append(true)
         .open(log)
         .with_context(|| format!("could not open the log {}", log.display()))?;
-    run_as.apply(command);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(out.try_clone()?)

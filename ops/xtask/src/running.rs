@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     apps,
     rundir::{self, Lock},
-    servers::{Kind, Set, Start, Stop},
+    servers::{Kind, Set, Source, Start, Stop},
     ui::say,
 };
 
@@ -32,7 +32,7 @@ pub struct Running {
 
 impl Running {
     /// Brings servers up for a command called `purpose`.
-    pub fn up(purpose: &str, whose: Servers, kinds: &[Kind], may_install: bool) -> Result<Running> {
+    pub fn up(purpose: &str, whose: Servers, kinds: &[Kind], source: &Source) -> Result<Running> {
         let (dir, owner, start) = match whose {
             Servers::OfUp => (rundir::for_purpose("up")?, None, Start::Reuse),
             Servers::Own => {
@@ -44,7 +44,7 @@ impl Running {
         if owner.is_some() {
             apps::stop_left_behind(&dir)?;
         }
-        let set = Set::up(&dir, start, kinds, may_install)?;
+        let set = Set::up(&dir, start, kinds, source)?;
         say("servers", format_args!("all ready; their logs are in {}", dir.join("logs").display()));
         Ok(Running { set, whose, keeps_logs: false, _owner: owner })
     }

@@ -14,7 +14,7 @@ use crate::{
     cargo::{self, Profile, cargo, must},
     prepare,
     running::{Running, Servers},
-    servers::{Kind, Set},
+    servers::{Kind, Set, Source},
     ui::say,
 };
 
@@ -27,9 +27,8 @@ pub struct Test {
     /// Leave out formatting, clippy, documentation and the check of .sqlx.
     #[arg(long)]
     skip_lints: bool,
-    /// Do not install anything.
-    #[arg(long)]
-    no_install: bool,
+    #[command(flatten)]
+    source: Source,
     /// Arguments of the test runner (cargo nextest if installed, else cargo test); documentation tests are left out.
     #[arg(last = true)]
     runner_args: Vec<String>,
@@ -42,7 +41,7 @@ pub fn run(test: &Test, xtask: &Path) -> Result<ExitCode> {
     }
     say("servers", "PostgreSQL, RabbitMQ and Redis for the tests");
     let whose = if test.reuse { Servers::OfUp } else { Servers::Own };
-    let mut running = Running::up("test", whose, &Kind::ALL, !test.no_install)?;
+    let mut running = Running::up("test", whose, &Kind::ALL, &test.source)?;
     // From here on a failure leaves the logs of the servers to be read.
     running.keep_logs();
     if !test.skip_lints {

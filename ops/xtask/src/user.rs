@@ -21,7 +21,7 @@ pub struct RunAs {
     /// Its name; of no consequence when it is our own.
     pub name: String,
     /// User and group to change to; `None` to stay who we are.
-    ids: Option<(u32, u32)>,
+    pub ids: Option<(u32, u32)>,
 }
 
 impl RunAs {

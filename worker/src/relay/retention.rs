@@ -21,6 +21,8 @@ use super::Relay;
 
 /// Between two rounds.
 const EVERY: StdDuration = StdDuration::from_secs(600);
+/// How old the measures of the tables may be.
+const LOOK: StdDuration = StdDuration::from_secs(60);
 /// Between two steps: others have the disk for most of the time.
 const BREATH: StdDuration = StdDuration::from_millis(200);
 /// Rows that a step looks at, at most.
@@ -84,18 +86,23 @@ fn days(env: &mut Env, name: &'static str, default: Option<Duration>, least: Dur
     days.map(|days| Some(Duration::days(days)))
 }
 
-/// Removes and measures until `stop`.
+/// Removes and measures until `stop`. A round may take hours when there is much to remove, so nobody waits for it to see.
 pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
-    let work = async {
+    let remove = async {
         loop {
             round(&relay.db, &relay.clock, relay.settings.keep).await;
-            if let Err(error) = measure(&relay.db, relay.clock.now()).await {
-                warn!(error = chain(&error), "The tables were not measured; the next round does it");
-            }
             tokio::time::sleep(EVERY).await;
         }
     };
-    tokio::select! { () = work => {}, () = stop.cancelled() => {} }
+    let look = async {
+        loop {
+            if let Err(error) = measure(&relay.db, relay.clock.now()).await {
+                warn!(error = chain(&error), "The tables were not measured; the next time does it");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! { () = remove => {}, () = look => {}, () = stop.cancelled() => {} }
 }
 
 /// One round through the four tables. What fails in one of them keeps the others from nothing.

@@ -7,7 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Kind;
+use crate::user::RunAs;
+
+use super::{
+    Kind,
+    release::{self, Releases, Usr, is_of},
+};
 
 /// Oldest PostgreSQL that the migrations are written for.
 const POSTGRES_MIN: u32 = 15;
@@ -15,12 +20,21 @@ const POSTGRES_MIN: u32 = 15;
 /// Where the programs are. `None`: not on this machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Programs {
-    /// Folder with `postgres`, `initdb` and `psql`.
-    pub postgres: Option<PathBuf>,
+    /// PostgreSQL's own.
+    pub postgres: Option<Postgres>,
     /// RabbitMQ's own scripts and the Erlang port mapper.
     pub rabbitmq: Option<Rabbitmq>,
     /// `redis-server`.
     pub redis: Option<PathBuf>,
+}
+
+/// PostgreSQL's programs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Postgres {
+    /// Folder with `postgres`, `initdb` and `psql`.
+    pub bin: PathBuf,
+    /// Where that is.
+    pub usr: Usr,
 }
 
 /// RabbitMQ's programs.
@@ -31,13 +45,26 @@ pub struct Rabbitmq {
     pub sbin: PathBuf,
     /// `epmd`, through which a node and its tools find each other.
     pub epmd: PathBuf,
+    /// Where that is.
+    pub usr: Usr,
 }
 
 impl Programs {
-    /// Looks on this machine.
-    pub fn look() -> Programs {
+    /// Looks on this machine, and where other releases are unpacked for one that is wanted and not the machine's own.
+    pub fn look(releases: &Releases) -> Programs {
         let path: Vec<PathBuf> = env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default();
-        Programs { postgres: postgres(&path), rabbitmq: rabbitmq(&path), redis: redis(&path) }
+        let (mut postgres, mut rabbitmq) = (postgres(&path), rabbitmq(&path));
+        if let Some(release) = releases.of(Kind::Postgres)
+            && !postgres.as_ref().and_then(Postgres::version).is_some_and(|version| is_of(&version, release))
+        {
+            postgres = release::unpacked(Kind::Postgres, release).and_then(Postgres::within);
+        }
+        if let Some(release) = releases.of(Kind::Rabbitmq)
+            && !rabbitmq.as_ref().and_then(Rabbitmq::version).is_some_and(|version| is_of(&version, release))
+        {
+            rabbitmq = release::unpacked(Kind::Rabbitmq, release).and_then(Rabbitmq::within);
+        }
+        Programs { postgres, rabbitmq, redis: redis(&path) }
     }
 
     /// What was not found.
@@ -51,22 +78,46 @@ impl Programs {
     }
 }
 
-fn postgres(path: &[PathBuf]) -> Option<PathBuf> {
+impl Postgres {
+    /// `postgres (PostgreSQL) 15.14 (Debian …)` → 15.14.
+    fn version(&self) -> Option<String> {
+        let mut asked = self.usr.command(&self.bin.join("postgres"), &RunAs::ourselves());
+        let answer = asked.arg("--version").output().ok()?;
+        Some(String::from_utf8(answer.stdout).ok()?.split_whitespace().nth(2)?.to_owned())
+    }
+
+    /// Debian's package in another `/usr`.
+    fn within(usr: Usr) -> Option<Postgres> {
+        let place = Path::new("/usr/lib/postgresql");
+        let version = children(&usr.outside(place)).into_iter().next()?;
+        Some(Postgres { bin: place.join(version.file_name()?).join("bin"), usr })
+    }
+}
+
+impl Rabbitmq {
+    /// `…/rabbitmq_server-3.10.8/sbin` → 3.10.8.
+    fn version(&self) -> Option<String> {
+        let folder = self.sbin.parent()?.file_name()?.to_str()?;
+        folder.rsplit_once('-').map(|(_, version)| version.to_owned())
+    }
+
+    /// Debian's package in another `/usr`.
+    fn within(usr: Usr) -> Option<Rabbitmq> {
+        let place = Path::new("/usr/lib/rabbitmq/lib");
+        let version = children(&usr.outside(place)).into_iter().next()?;
+        Some(Rabbitmq { sbin: place.join(version.file_name()?).join("sbin"), epmd: "/usr/bin/epmd".into(), usr })
+    }
+}
+
+fn postgres(path: &[PathBuf]) -> Option<Postgres> {
     let mut dirs = path.to_vec();
     let mut packaged = children(Path::new("/usr/lib/postgresql"));
     packaged.sort_by_key(|dir| std::cmp::Reverse(number_in(dir.file_name())));
     dirs.extend(packaged.into_iter().map(|dir| dir.join("bin")));
     dirs.push("/usr/local/pgsql/bin".into());
-    dirs.into_iter().find(|dir| {
-        ["postgres", "initdb", "psql"].iter().all(|name| dir.join(name).is_file())
-            && major_version(&dir.join("postgres")).is_some_and(|major| major >= POSTGRES_MIN)
-    })
-}
-
-/// `postgres (PostgreSQL) 15.14 (Debian …)` → 15.
-fn major_version(postgres: &Path) -> Option<u32> {
-    let answer = std::process::Command::new(postgres).arg("--version").output().ok()?;
-    number_in(String::from_utf8(answer.stdout).ok()?.split_whitespace().nth(2).map(OsStr::new))
+    dirs.retain(|dir| ["postgres", "initdb", "psql"].iter().all(|name| dir.join(name).is_file()));
+    let mut found = dirs.into_iter().map(|bin| Postgres { bin, usr: Usr::default() });
+    found.find(|found| number_in(found.version().as_deref().map(OsStr::new)).is_some_and(|major| major >= POSTGRES_MIN))
 }
 
 fn rabbitmq(path: &[PathBuf]) -> Option<Rabbitmq> {
@@ -86,7 +137,7 @@ fn rabbitmq(path: &[PathBuf]) -> Option<Rabbitmq> {
         dirs.into_iter().find(|dir| dir.join("rabbitmq-env").is_file() && dir.join("rabbitmq-server").is_file())?;
     // The scripts find their plug-ins relative to where they really are.
     let sbin = fs::canonicalize(sbin.join("rabbitmq-server")).ok()?.parent()?.to_path_buf();
-    Some(Rabbitmq { sbin, epmd: epmd(path)? })
+    Some(Rabbitmq { sbin, epmd: epmd(path)?, usr: Usr::default() })
 }
 
 fn epmd(path: &[PathBuf]) -> Option<PathBuf> {
@@ -130,6 +181,9 @@ mod tests {
     #[test]
     fn everything_is_missing_on_an_empty_machine() {
         assert_eq!(Programs::default().missing(), Kind::ALL);
+        let sbin = "/usr/lib/rabbitmq/lib/rabbitmq_server-3.10.8/sbin".into();
+        let rabbitmq = Rabbitmq { sbin, epmd: "/usr/bin/epmd".into(), usr: Usr::default() };
+        assert_eq!(rabbitmq.version().as_deref(), Some("3.10.8"));
         let some = Programs { redis: Some("/usr/bin/redis-server".into()), ..Programs::default() };
         assert_eq!(some.missing(), [Kind::Postgres, Kind::Rabbitmq]);
     }

@@ -1,7 +1,7 @@
 //! The three servers, PostgreSQL, RabbitMQ and Redis, as private instances in a folder of their own.
 //!
-//! [`find`] looks for the programs, [`install`] gets them, [`compose`] is the other way when there
-//! is a Docker engine; [`native`] starts and stops the programs, and one file per server knows how
+//! [`find`] looks for the programs, [`install`] gets them, [`release`] gets those of another release,
+//! [`compose`] is the other way when there is a Docker engine; [`native`] starts and stops the programs, and one file per server knows how
 //! that one wants to be run. [`set`] is the whole: what the commands use.
 
 pub mod compose;
@@ -13,6 +13,7 @@ pub mod postgres;
 pub mod rabbitmq;
 pub mod record;
 pub mod redis;
+pub mod release;
 pub mod set;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use logins::LOGINS;
 pub use native::Stop;
+pub use release::Source;
 pub use set::{Action, Set, Start};
 
 /// One of the servers.

@@ -18,7 +18,7 @@ use crate::{
     user::RunAs,
 };
 
-use super::{Kind, find::Programs, postgres::Postgres, rabbitmq::Rabbitmq, record::Record, redis::Redis};
+use super::{Kind, find::Programs, postgres::Postgres, rabbitmq::Rabbitmq, record::Record, redis::Redis, release::Usr};
 
 /// Slow disks and one busy core included; RabbitMQ takes 8 to 18 s on an idle machine.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -65,11 +65,11 @@ impl Place {
         Place { dir: dir.to_path_buf(), home: dir.join(kind.to_string()), run_as }
     }
 
-    /// A command with a clean environment: nothing of the caller's may change how a server runs.
-    pub fn command(&self, program: &Path) -> Command {
+    /// A command of the server's account with a clean environment: nothing of the caller's may change how a server runs.
+    pub fn command(&self, program: &Path, usr: &Usr) -> Command {
         let usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let path = env::var("PATH").map_or_else(|_| usual.to_owned(), |path| format!("{path}:{usual}"));
-        let mut command = Command::new(program);
+        let mut command = usr.command(program, &self.run_as);
         command.env_clear().env("PATH", path).env("LC_ALL", "C.UTF-8").env("TZ", "UTC").env("HOME", &self.home);
         command.current_dir(&self.home);
         command
@@ -77,7 +77,7 @@ impl Place {
 
     /// Launches a program and writes it down at once, so that a later run can stop it.
     pub fn launch(&self, name: &str, command: &mut Command, record: &mut Record) -> Result<Child> {
-        let (child, process) = process::launch(command, &self.run_as, &log(&self.dir, record.kind))?;
+        let (child, process) = process::launch(command, &log(&self.dir, record.kind))?;
         record.processes.insert(name.to_owned(), process);
         record.save(&self.dir)?;
         Ok(child)
@@ -105,7 +105,7 @@ pub fn log(dir: &Path, kind: Kind) -> PathBuf {
 pub fn server(kind: Kind, programs: &Programs) -> Result<Box<dyn Server>> {
     let missing = || format!("{kind} is no longer on this machine");
     Ok(match kind {
-        Kind::Postgres => Box::new(Postgres { bin: programs.postgres.clone().with_context(missing)? }),
+        Kind::Postgres => Box::new(Postgres { programs: programs.postgres.clone().with_context(missing)? }),
         Kind::Rabbitmq => Box::new(Rabbitmq { programs: programs.rabbitmq.clone().with_context(missing)? }),
         Kind::Redis => Box::new(Redis { program: programs.redis.clone().with_context(missing)? }),
     })

@@ -10,9 +10,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use crate::{process, ui::wait_until};
+use crate::{process, ui::wait_until, user::RunAs};
 
 use super::{
+    find,
     logins::{self, LOGINS},
     native::{Place, Server, Stop},
     record::Record,
@@ -26,8 +27,8 @@ pub const DATABASE: &str = "payment";
 /// PostgreSQL as a native server.
 #[derive(Debug)]
 pub struct Postgres {
-    /// Folder of its programs.
-    pub bin: PathBuf,
+    /// Its programs.
+    pub programs: find::Postgres,
 }
 
 impl Postgres {
@@ -43,7 +44,7 @@ impl Postgres {
 
     /// `psql`, ready to connect; it stops at the first error.
     pub fn psql(&self, record: &Record, database: &str) -> Result<Command> {
-        let mut psql = Command::new(self.bin.join("psql"));
+        let mut psql = self.programs.usr.command(&self.programs.bin.join("psql"), &RunAs::ourselves());
         psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d"])
             .arg(url(record, database)?)
             .env("PGCONNECT_TIMEOUT", "5")
@@ -57,7 +58,7 @@ impl Server for Postgres {
     fn create(&self, place: &Place, record: &mut Record) -> Result<()> {
         let password = place.home.join("password");
         place.run_as.write(&password, record.secret(USER)?)?;
-        let mut initdb = place.command(&self.bin.join("initdb"));
+        let mut initdb = place.command(&self.programs.bin.join("initdb"), &self.programs.usr);
         initdb
             .args(["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", "--username", USER, "--pwfile"])
             .arg(&password)
@@ -72,7 +73,7 @@ impl Server for Postgres {
         forget_dead_lock(&Postgres::data(place))?;
         let conf = place.home.join("postgresql.conf");
         place.run_as.write(&conf, &settings(record.port("main")?, &Postgres::data(place)))?;
-        let mut server = place.command(&self.bin.join("postgres"));
+        let mut server = place.command(&self.programs.bin.join("postgres"), &self.programs.usr);
         server.arg("-D").arg(Postgres::data(place)).arg("-c").arg(format!("config_file={}", conf.display()));
         place.launch("1-postgres", &mut server, record).map(drop)
     }

@@ -54,7 +54,7 @@ impl Rabbitmq {
     /// A command of RabbitMQ's own with everything in the environment that tells this node from others.
     fn script(&self, place: &Place, record: &Record, name: &str) -> Result<Command> {
         let home = &place.home;
-        let mut command = place.command(&self.programs.sbin.join(name));
+        let mut command = place.command(&self.programs.sbin.join(name), &self.programs.usr);
         command
             .env("HOME", home)
             .env("RABBITMQ_NODENAME", node_name(&place.dir))
@@ -93,7 +93,7 @@ impl Server for Rabbitmq {
         write("rabbitmq.conf", &settings(record)?)?;
 
         // Our own port mapper, in the foreground: the node would start one that outlives it.
-        let mut epmd = place.command(&self.programs.epmd);
+        let mut epmd = place.command(&self.programs.epmd, &self.programs.usr);
         epmd.env("HOME", home).args(["-address", "127.0.0.1", "-port"]).arg(record.port("epmd")?.to_string());
         place.launch("1-epmd", &mut epmd, record)?;
 

@@ -14,6 +14,7 @@ use crate::http::connect;
 use super::{
     native::{Place, Server, Stop},
     record::Record,
+    release::Usr,
 };
 
 /// Redis' own name for the user that needs a password only.
@@ -41,7 +42,7 @@ impl Server for Redis {
             place.home.display()
         );
         place.run_as.write(&conf, &settings)?;
-        let mut server = place.command(&self.program);
+        let mut server = place.command(&self.program, &Usr::default());
         server.arg(&conf);
         place.launch("1-redis", &mut server, record).map(drop)
     }

@@ -27,6 +27,7 @@ use super::{
     rabbitmq::{self, Rabbitmq},
     record::Record,
     redis,
+    release::{self, Releases, Source},
 };
 
 /// Whether a set begins from nothing.
@@ -51,6 +52,14 @@ enum Backend {
 struct Header {
     backend: Backend,
     checkout: PathBuf,
+    #[serde(default)]
+    releases: Releases,
+}
+
+impl Header {
+    fn of(backend: Backend, releases: &Releases) -> Header {
+        Header { backend, checkout: rundir::checkout(), releases: releases.clone() }
+    }
 }
 
 /// The servers of one folder.
@@ -58,6 +67,8 @@ struct Header {
 pub struct Set {
     /// The folder.
     pub dir: PathBuf,
+    /// Releases that were asked for.
+    pub releases: Releases,
     backend: Backend,
     programs: Programs,
     run_as: RunAs,
@@ -65,17 +76,21 @@ pub struct Set {
 
 impl Set {
     /// Brings up the servers `kinds` in `dir`. On failure none of them is left running.
-    pub fn up(dir: &Path, start: Start, kinds: &[Kind], may_install: bool) -> Result<Set> {
+    pub fn up(dir: &Path, start: Start, kinds: &[Kind], source: &Source) -> Result<Set> {
         rundir::claim(dir)?;
         let _lock = Lock::wait(dir)?;
         let set = match Set::open(dir) {
-            Ok(set) if start == Start::Reuse => set,
+            Ok(set) if start == Start::Reuse => {
+                let fits = source.releases == Releases::default() || source.releases == set.releases;
+                ensure!(fits, "the servers in {} are of other releases: `--fresh` begins anew", dir.display());
+                set
+            }
             earlier => {
                 if let Ok(earlier) = earlier {
                     earlier.stop_all(Stop::Discard)?;
                     earlier.remove()?;
                 }
-                Set::create(dir, kinds, may_install)?
+                Set::create(dir, kinds, source)?
             }
         };
         if let Err(error) = set.start_all(kinds) {
@@ -90,25 +105,26 @@ impl Set {
         let text = fs::read_to_string(header_file(dir))
             .map_err(|_| anyhow!("no servers in {}: start some with `cargo xtask up`", dir.display()))?;
         // A machine that lost its power may have left an empty file. What ran then runs no more.
-        let header =
-            serde_json::from_str(&text).unwrap_or(Header { backend: Backend::Native, checkout: PathBuf::new() });
+        let header = serde_json::from_str(&text).unwrap_or_else(|_| Header::of(Backend::Native, &Releases::default()));
         Ok(Set {
             dir: dir.to_path_buf(),
             backend: header.backend,
-            programs: Programs::look(),
+            programs: Programs::look(&header.releases),
+            releases: header.releases,
             run_as: RunAs::choose()?,
         })
     }
 
-    fn create(dir: &Path, kinds: &[Kind], may_install: bool) -> Result<Set> {
+    fn create(dir: &Path, kinds: &[Kind], source: &Source) -> Result<Set> {
         ensure!(
             contents(dir)?.is_empty(),
             "{} holds files that are not of this tool: give it an empty --dir",
             dir.display()
         );
-        let (backend, programs) = provide(kinds, may_install)?;
-        let set = Set { dir: dir.to_path_buf(), backend, programs, run_as: RunAs::choose()? };
-        let header = Header { backend, checkout: rundir::checkout() };
+        let (backend, programs) = provide(kinds, source)?;
+        let header = Header::of(backend, &source.releases);
+        let releases = source.releases.clone();
+        let set = Set { dir: dir.to_path_buf(), releases, backend, programs, run_as: RunAs::choose()? };
         rundir::write_private(&header_file(dir), &serde_json::to_string_pretty(&header)?)?;
         Ok(set)
     }
@@ -281,13 +297,12 @@ impl Set {
         ensure!(self.backend == Backend::Native, "rabbitmqctl is inside the container: use `docker compose exec`");
         let programs = self.programs.rabbitmq.clone().context("rabbitmq is no longer on this machine")?;
         let place = self.place(Kind::Rabbitmq);
-        let mut command = Rabbitmq { programs }.ctl(&place, &self.record(Kind::Rabbitmq)?)?;
-        place.run_as.apply(&mut command);
-        Ok(command)
+        Rabbitmq { programs }.ctl(&place, &self.record(Kind::Rabbitmq)?)
     }
 
     fn postgres(&self) -> Result<Postgres> {
-        Ok(Postgres { bin: self.programs.postgres.clone().context("postgres is no longer on this machine")? })
+        let programs = self.programs.postgres.clone().context("postgres is no longer on this machine")?;
+        Ok(Postgres { programs })
     }
 
     fn place(&self, kind: Kind) -> Place {
@@ -338,17 +353,29 @@ fn header_file(dir: &Path) -> PathBuf {
 }
 
 /// Finds a way to have these servers: as they are, from packages, from Docker.
-fn provide(kinds: &[Kind], may_install: bool) -> Result<(Backend, Programs)> {
+fn provide(kinds: &[Kind], source: &Source) -> Result<(Backend, Programs)> {
     install::clear_left_behind();
-    let programs = Programs::look();
-    let missing: Vec<Kind> = programs.missing().into_iter().filter(|kind| kinds.contains(kind)).collect();
+    let look = || Programs::look(&source.releases);
+    let lacks = |programs: &Programs| programs.missing().into_iter().filter(|kind| kinds.contains(kind)).collect();
+    let (mut programs, may_install) = (look(), !source.no_install);
+    let mut missing: Vec<Kind> = lacks(&programs);
+    for kind in &missing {
+        if let Some(release) = source.releases.of(*kind) {
+            ensure!(may_install, "{kind} {release} is not on this machine, and --no-install forbids to fetch it");
+            release::fetch(*kind, release)?;
+        }
+    }
+    if missing.iter().any(|kind| source.releases.of(*kind).is_some()) {
+        programs = look();
+        missing = lacks(&programs);
+    }
     if missing.is_empty() {
         return Ok((Backend::Native, programs));
     }
     if may_install && install::is_possible() {
         install::install(&missing)?;
-        let programs = Programs::look();
-        let still: Vec<Kind> = programs.missing().into_iter().filter(|kind| kinds.contains(kind)).collect();
+        let programs = look();
+        let still: Vec<Kind> = lacks(&programs);
         if still.is_empty() {
             return Ok((Backend::Native, programs));
         }
