@@ -40,7 +40,12 @@ impl Callbacks {
         Callbacks { keys, kept: Mutex::default() }
     }
 
-    /// Exactly `count` of them, each for its own order.
+    /// Those of the orders `first` and following, signed now and not kept.
+    pub(crate) fn fresh(&self, first: u32, count: u32) -> Result<Signed> {
+        sign(&self.keys, first, count)
+    }
+
+    /// Exactly `count` of them, for the orders from 1 on.
     pub(crate) fn signed(&self, count: u32) -> Result<Arc<Signed>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = &*kept
@@ -50,22 +55,22 @@ impl Callbacks {
             return Ok(kept.callbacks.clone());
         }
         let signed_at = Instant::now();
-        let callbacks = Arc::new(sign(&self.keys, count)?);
+        let callbacks = Arc::new(sign(&self.keys, 1, count)?);
         *kept = Some(Kept { signed_at, callbacks: callbacks.clone() });
         Ok(callbacks)
     }
 }
 
 /// Signs on every processor.
-fn sign(keys: &SimKeys, count: u32) -> Result<Signed> {
+fn sign(keys: &SimKeys, first: u32, count: u32) -> Result<Signed> {
     let sent = SystemTime::now().duration_since(UNIX_EPOCH)? + AHEAD;
     let overrides = Overrides { at: Some(i64::try_from(sent.as_secs())?), ..Overrides::default() };
     let threads = u32::try_from(thread::available_parallelism().map_or(1, usize::from))?;
     let parts: Vec<Result<Vec<SignedCallback>>> = thread::scope(|scope| {
         let spawn = |part: u32| {
-            let (from, to) = (count * part / threads + 1, count * (part + 1) / threads);
+            let (from, to) = (first + count * part / threads, first + count * (part + 1) / threads);
             let overrides = &overrides;
-            scope.spawn(move || (from..=to).map(|order| one(keys, order, overrides)).collect())
+            scope.spawn(move || (from..to).map(|order| one(keys, order, overrides)).collect())
         };
         let running: Vec<_> = (0..threads).map(spawn).collect();
         let join =
@@ -77,7 +82,7 @@ fn sign(keys: &SimKeys, count: u32) -> Result<Signed> {
     for part in parts {
         for callback in part? {
             let headers: Vec<(&str, &str)> = callback.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-            requests.push(http::render(&callback.path, &headers, &callback.body));
+            requests.push(http::render("POST", &callback.path, &headers, &callback.body));
             signed.bodies.push(callback.body);
         }
     }

@@ -20,7 +20,7 @@ pub(crate) struct Cli {
     /// Orders created in each repeat
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     pub(crate) orders: u32,
-    /// Seconds of each repeat of the latency measurement, at 100 callbacks per second
+    /// Seconds of each repeat at a steady pace: latency, mix, flood
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=600))]
     pub(crate) seconds: u32,
     /// Repeats; the table shows medians
@@ -35,15 +35,22 @@ pub(crate) struct Cli {
     /// One short repeat of everything: to see whether it works, not how fast
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Measure memory with 100 000 callbacks queued, too
+    /// Queue 100 000 callbacks with the worker stopped, then start it: how fast, and what memory each process takes
     #[arg(long)]
     pub(crate) backlog: bool,
-    /// Measure what a callback costs with this many orders in the table, too; 10 million take some 15 GB and half an hour
+    /// Measure what a callback costs with 10 000 orders in the table, ten times as many, and so on up to this; 10 million
+    /// take some 15 GB and half an hour
     #[arg(long, value_name = "ORDERS", value_parser = clap::value_parser!(u32).range(10_000..=100_000_000))]
     pub(crate) growth: Option<u32>,
+    /// Keep the steady mix up for so long, and see whether the memory of any process grows
+    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u32).range(1..=1440))]
+    pub(crate) soak: Option<u32>,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Write plots over time and over size to this folder, as SVG
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plots: Option<PathBuf>,
     /// A PostgreSQL server where this user may create a database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub(crate) database_url: Url,
@@ -53,7 +60,10 @@ pub(crate) struct Cli {
     /// The broker's management plugin, with user and password
     #[arg(long, env = "RABBITMQ_MANAGEMENT_URL", hide_env_values = true)]
     pub(crate) rabbitmq_management_url: String,
-    /// The folder with payment-api, callback-worker and relay, built with --release
+    /// Redis, for the looks at orders whose copies it keeps
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    pub(crate) redis_url: String,
+    /// The folder with the built programs, built with --release
     #[arg(long, env = "PAYMENT_BIN_DIR")]
     pub(crate) bin_dir: PathBuf,
     /// Where keys and logs are kept during the run; the cost of an fsync is measured there
@@ -64,21 +74,32 @@ pub(crate) struct Cli {
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum What {
-    /// Callbacks settled per second
+    /// Callbacks settled per second, beside pgbench
     Settled,
-    /// Callbacks accepted per second
+    /// Callbacks accepted per second, beside bare publishes
     Accepted,
-    /// Orders created per second
+    /// Orders created per second, beside RSA signatures
     Orders,
-    /// From callback received to event published
+    /// From callback received to event published: at 100 per second, and at 70 % of the most
     Latency,
     /// Genuine callbacks under a flood of forged ones
     Flood,
-    /// Memory of each process
+    /// Memory of each process, idle
     Memory,
+    /// Every callback twice, as fast as answers come
+    Storm,
+    /// Callbacks, orders, looks and refunds, at a steady pace
+    Mix,
+    /// Orders created, by gateway and kind of credential
+    Gateways,
+    /// Pages that look at their orders
+    Polling,
+    /// One to four workers of each kind, each with a backlog
+    Workers,
 }
 
 impl Cli {
+    /// Everything, unless only some are named. Those with an option of their own are asked for by it.
     pub(crate) fn wants(&self, what: What) -> bool {
         self.only.is_empty() || self.only.contains(&what)
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::time::sleep;
@@ -15,6 +15,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The number of the nth order.
 pub(crate) fn order_no(order: u32) -> String {
     format!("B{order:012}")
+}
+
+/// Its id.
+pub(crate) fn order_id(order: u32) -> String {
+    format!("{order:032x}")
+}
+
+/// The gateway's number of its payment, once [`pay`] has been there.
+pub(crate) fn trade_no(order: u32) -> String {
+    format!("42{order:026}")
 }
 
 /// See the module.
@@ -71,10 +81,11 @@ pub(crate) async fn replace(db: &PgPool, orders: u32) -> Result<()> {
 /// How many orders are placed by one statement.
 const AT_ONCE: u32 = 250_000;
 
-/// Places `orders` orders that were paid long ago, with their payments; `told` hears how many are there.
-pub(crate) async fn place_history(db: &PgPool, orders: u32, told: impl Fn(u32)) -> Result<()> {
-    for first in (1..=orders).step_by(AT_ONCE as usize) {
-        let last = orders.min(first + AT_ONCE - 1);
+/// Places the orders `first` to `last` of those that were paid long ago, with their payments; `told` hears how far it is.
+pub(crate) async fn place_history(db: &PgPool, first: u32, last: u32, told: impl Fn(u32)) -> Result<()> {
+    let end = last;
+    for first in (first..=end).step_by(AT_ONCE as usize) {
+        let last = end.min(first + AT_ONCE - 1);
         for fill in [HISTORY, HISTORY_PAYMENTS] {
             let fill = sqlx::query(fill).bind(i64::from(first)).bind(i64::from(last));
             fill.execute(db).await.context("placing orders that were paid long ago")?;
@@ -136,6 +147,54 @@ from payment_orders
 where $1 > 0 and id < 'f'
 order by id";
 
+/// Has the orders `first` to `last` paid, as settling leaves them.
+pub(crate) async fn pay(db: &PgPool, first: u32, last: u32) -> Result<()> {
+    for pay in PAY {
+        sqlx::query(pay).bind(order_id(first)).bind(order_id(last)).execute(db).await.context("paying orders")?;
+    }
+    Ok(())
+}
+
+const PAY: [&str; 3] = [
+    "update payment_orders
+     set status = 'paid', trade_no = '42' || lpad(substr(order_no, 2), 26, '0'), paid_at = now(), updated_at = now(), version = 2
+     where id between $1::bpchar and $2::bpchar",
+    "update payment_transactions
+     set status = 'succeeded', gateway_no = orders.trade_no, updated_at = now()
+     from payment_orders orders
+     where order_id = orders.id and order_id between $1::bpchar and $2::bpchar",
+    "delete from jobs where kind = 'check' and ref_id between $1::bpchar and $2::bpchar",
+];
+
+/// Has every check due now.
+pub(crate) async fn check_now(db: &PgPool) -> Result<()> {
+    sqlx::query("update jobs set due_at = now() where kind = 'check'")
+        .execute(db)
+        .await
+        .context("making checks due")?;
+    Ok(())
+}
+
+/// Waits until every refund has come to its end.
+pub(crate) async fn until_refunded(db: &PgPool, within: Duration) -> Result<()> {
+    let waiting = "select exists (select from jobs where kind = 'refund')";
+    until(db, waiting, within).await.context("waiting for every refund")
+}
+
+/// Proves that so many refunds were done and none was not.
+pub(crate) async fn check_refunded(db: &PgPool, refunds: u32) -> Result<()> {
+    let counts = "select array[count(*), count(*) filter (where status = 'succeeded')] from refund_records";
+    let counts: Vec<i64> = sqlx::query_scalar(counts).fetch_one(db).await?;
+    ensure!(counts == [i64::from(refunds); 2], "of {refunds} refunds there are, and succeeded, {counts:?}");
+    Ok(())
+}
+
+/// Jobs of this kind that wait.
+pub(crate) async fn jobs(db: &PgPool, kind: &str) -> Result<f64> {
+    let waiting: i64 = sqlx::query_scalar("select count(*) from jobs where kind = $1").bind(kind).fetch_one(db).await?;
+    Ok(waiting as f64)
+}
+
 /// Waits until no order is pending any more: its check job ends with that, and is found at once in a table of any size.
 pub(crate) async fn until_paid(db: &PgPool, within: Duration) -> Result<()> {
     let pending = "select exists (select from jobs where kind = 'check')";
@@ -173,6 +232,14 @@ pub(crate) async fn check_settled(db: &PgPool, orders: u32) -> Result<()> {
             "{orders} callbacks left paid orders, succeeded payments, events, settled callbacks {counts:?}, jobs {jobs}"
         );
     }
+    Ok(())
+}
+
+/// Proves that so many events of this type were written.
+pub(crate) async fn check_events(db: &PgPool, kind: &str, expected: u32) -> Result<()> {
+    let written =
+        sqlx::query_scalar::<_, i64>("select count(*) from events where type = $1").bind(kind).fetch_one(db).await?;
+    ensure!(i64::from(expected) == written, "{written} events {kind} were written, not {expected}");
     Ok(())
 }
 

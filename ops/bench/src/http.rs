@@ -14,6 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep_until, timeout};
 
+use crate::figures;
+
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(30);
 /// The largest answer that is read.
@@ -31,20 +33,38 @@ pub(crate) struct Load {
     pub(crate) pace: Option<Duration>,
 }
 
-/// What came of it.
+/// What came of it; each list by the number of the request.
 #[derive(Debug)]
 pub(crate) struct Sent {
+    pub(crate) began: Instant,
     pub(crate) elapsed: Duration,
-    /// When each request was sent, by its number.
+    /// When each request was sent.
     pub(crate) at: Vec<Instant>,
-    /// How long each answer took, in milliseconds, in no order.
+    /// How long each answer took, in milliseconds.
     pub(crate) answered_ms: Vec<f64>,
 }
 
+impl Sent {
+    /// How long the answers of `percent` took at most, in milliseconds.
+    pub(crate) fn percentile(&self, percent: f64) -> f64 {
+        figures::percentile(&figures::sorted(&self.answered_ms), percent)
+    }
+
+    /// Each answer's moment, and how long it took in milliseconds.
+    pub(crate) fn answers(&self) -> impl Iterator<Item = (Instant, f64)> {
+        self.at.iter().zip(&self.answered_ms).map(|(at, ms)| (*at + Duration::from_secs_f64(ms / 1000.0), *ms))
+    }
+
+    /// Answers a second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.at.len() as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
 /// A request as bytes.
-pub(crate) fn render(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+pub(crate) fn render(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut request =
-        format!("POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {}\r\n", body.len()).into_bytes();
+        format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {}\r\n", body.len()).into_bytes();
     for (name, value) in headers {
         request.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
     }
@@ -61,12 +81,13 @@ pub(crate) async fn send(load: Load, requests: &Requests) -> Result<Sent> {
     for _ in 0..load.connections {
         tasks.push(tokio::spawn(work(load, requests.clone(), next.clone(), began)));
     }
-    let mut sent = Sent { elapsed: Duration::ZERO, at: vec![began; requests.len()], answered_ms: Vec::new() };
+    let count = requests.len();
+    let mut sent = Sent { began, elapsed: Duration::ZERO, at: vec![began; count], answered_ms: vec![f64::NAN; count] };
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
     for task in tasks {
         for Done { number, at, took, answer } in task.await.context("a connection of the load generator")?? {
             sent.at[number] = at;
-            sent.answered_ms.push(took.as_secs_f64() * 1000.0);
+            sent.answered_ms[number] = took.as_secs_f64() * 1000.0;
             if !answer.is_success() {
                 *refused.entry(answer.to_string()).or_default() += 1;
             }
@@ -74,7 +95,7 @@ pub(crate) async fn send(load: Load, requests: &Requests) -> Result<Sent> {
     }
     sent.elapsed = began.elapsed();
     ensure!(refused.is_empty(), "not every request was answered with success: {refused:?}");
-    ensure!(sent.answered_ms.len() == requests.len(), "a connection of the load generator ended early");
+    ensure!(!sent.answered_ms.iter().any(|ms| ms.is_nan()), "a connection of the load generator ended early");
     Ok(sent)
 }
 
@@ -108,11 +129,12 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// A success as a gateway understands it, or an order made: at Alipay the status says nothing.
+    /// A success as a gateway understands it, where the status says nothing at Alipay; an order shown, made, or its
+    /// refund taken.
     fn is_success(&self) -> bool {
         match self.status {
-            200 => self.body == b"success",
-            status => matches!(status, 201 | 204),
+            200 => self.body == b"success" || self.body.starts_with(b"{"),
+            status => matches!(status, 201 | 202 | 204),
         }
     }
 }
@@ -207,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_request_is_rendered_whole() {
-        let request = render("/p", &[("A", "b")], b"xy");
+        let request = render("POST", "/p", &[("A", "b")], b"xy");
         assert_eq!(request, b"POST /p HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\nA: b\r\n\r\nxy");
     }
 }

@@ -1,4 +1,5 @@
-//! Load and latency beside their limits, measured in one run on one machine: the table of the design's section 13.
+//! Load and latency beside their limits, measured in one run on one machine: the table of the design's section 13, and
+//! scenarios that no limit is known for.
 //!
 //! It starts the programs itself, against servers that are given to it, in a database of its own. Every figure is the
 //! median of several repeats, each beside a repeat of what bounds it, so that a slow moment meets both. The load comes
@@ -10,18 +11,23 @@ mod cli;
 mod cpu;
 mod database;
 mod figures;
+mod frontend;
 mod http;
 mod limits;
 mod measure;
+mod plot;
 mod progress;
 mod report;
 mod service;
 mod stage;
+mod timeline;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
+use tokio::signal::ctrl_c;
+use tokio::signal::unix::{SignalKind, signal};
 
 use cli::Cli;
 use progress::Progress;
@@ -40,22 +46,33 @@ async fn main() -> ExitCode {
     }
 }
 
+/// Ctrl-C, or the signal by which others end it: the programs that it started must not outlive it.
+async fn asked_to_stop() -> std::io::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    tokio::select! { asked = ctrl_c() => asked, _ = term.recv() => Ok(()) }
+}
+
 /// Whether every target was met. A missed target is a result, not a failure: it has an exit code of its own.
 async fn run(cli: &Cli) -> Result<bool> {
     let progress = Progress::new(measure::steps(cli));
     let stage = Stage::set_up(cli, &progress).await?;
+    let mut report = Report::default();
     let measured = tokio::select! {
-        measured = measure::all(&stage, &progress) => measured,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        measured = measure::all(&stage, &progress, &mut report) => measured,
+        asked = asked_to_stop() => Err(asked.map_or_else(Into::into, |()| anyhow!("interrupted"))),
     };
     progress.finish();
     let left = stage.tear_down().await;
-    let report: Report = measured?;
-    left.context("cleaning up")?;
+    // What was measured before something failed is worth having.
     println!("{report}");
     if let Some(path) = &cli.json {
         let text = serde_json::to_string_pretty(&report)?;
         std::fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
     }
+    if let Some(dir) = &cli.plots {
+        report.plots.iter().try_for_each(|plot| plot.write(dir))?;
+    }
+    measured?;
+    left.context("cleaning up")?;
     Ok(report.all_met())
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::figures::{Spread, short};
+use crate::plot::Plot;
 
 /// Everything that was measured.
 #[derive(Debug, Default, Serialize)]
@@ -12,6 +13,51 @@ pub(crate) struct Report {
     /// The machine and the conditions.
     pub(crate) conditions: Vec<String>,
     pub(crate) rows: Vec<Row>,
+    pub(crate) scenarios: Vec<Scenario>,
+    pub(crate) plots: Vec<Plot>,
+}
+
+/// What was seen of a kind of load that no limit is known for.
+#[derive(Debug, Serialize)]
+pub(crate) struct Scenario {
+    pub(crate) what: String,
+    pub(crate) figures: Vec<Figure>,
+    pub(crate) notes: Vec<String>,
+}
+
+/// One quantity, measured once in each repeat.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figure {
+    pub(crate) name: String,
+    pub(crate) unit: &'static str,
+    pub(crate) values: Vec<f64>,
+}
+
+impl Scenario {
+    pub(crate) fn new(what: &str) -> Scenario {
+        Scenario { what: what.to_owned(), figures: Vec::new(), notes: Vec::new() }
+    }
+
+    /// Adds what one repeat showed.
+    pub(crate) fn figure(&mut self, name: &str, unit: &'static str, value: f64) {
+        match self.figures.iter_mut().find(|figure| figure.name == name) {
+            Some(figure) => figure.values.push(value),
+            None => self.figures.push(Figure { name: name.to_owned(), unit, values: vec![value] }),
+        }
+    }
+
+    pub(crate) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// The last value of everything.
+    pub(crate) fn summary(&self) -> String {
+        let last = |figure: &Figure| {
+            let value = figure.values.last().copied().unwrap_or(f64::NAN);
+            format!("{} {} {}", figure.name, short(value), figure.unit)
+        };
+        self.figures.iter().map(last).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// One line of the table.
@@ -93,24 +139,18 @@ impl fmt::Display for Report {
         for condition in &self.conditions {
             writeln!(f, "{condition}")?;
         }
-        let head =
-            ["", "what", "measured (min–max)", "against", "limit (min–max)", "ratio", "target"].map(str::to_owned);
-        let rule = head.clone().map(|_| "-".to_owned());
-        let lines: Vec<[String; 7]> = [head, rule].into_iter().chain(self.rows.iter().map(Row::cells)).collect();
-        let width = |n: usize| lines.iter().map(|line| line[n].chars().count()).max().unwrap_or_default();
-        let widths: Vec<usize> = (0..7).map(width).collect();
-        writeln!(f)?;
-        for line in &lines {
-            let fill = if line[1] == "-" { '-' } else { ' ' };
-            for (cell, width) in line.iter().zip(&widths) {
-                let pad: String = std::iter::repeat_n(fill, width - cell.chars().count()).collect();
-                write!(f, "| {cell}{pad} ")?;
-            }
-            writeln!(f, "|")?;
+        if !self.rows.is_empty() {
+            let head = ["", "what", "measured (min–max)", "against", "limit (min–max)", "ratio", "target"];
+            table(f, head, self.rows.iter().map(Row::cells))?;
         }
-        for row in self.rows.iter().filter(|row| !row.notes.is_empty()) {
-            writeln!(f, "\n{}:", row.what)?;
-            for note in &row.notes {
+        if !self.scenarios.is_empty() {
+            table(f, ["scenario", "figure", "measured (min–max)"], self.scenarios.iter().flat_map(Scenario::cells))?;
+        }
+        let rows = self.rows.iter().map(|row| (&row.what, &row.notes));
+        let scenarios = self.scenarios.iter().map(|scenario| (&scenario.what, &scenario.notes));
+        for (what, notes) in rows.chain(scenarios).filter(|(_, notes)| !notes.is_empty()) {
+            writeln!(f, "\n{what}:")?;
+            for note in notes {
                 writeln!(f, "  {note}")?;
             }
         }
@@ -118,22 +158,57 @@ impl fmt::Display for Report {
     }
 }
 
+/// An empty line, the head, a rule, the lines.
+fn table<const N: usize>(
+    f: &mut fmt::Formatter<'_>,
+    head: [&str; N],
+    lines: impl Iterator<Item = [String; N]>,
+) -> fmt::Result {
+    let lines: Vec<[String; N]> = [head.map(str::to_owned)].into_iter().chain(lines).collect();
+    let width = |n: usize| lines.iter().map(|line| line[n].chars().count()).max().unwrap_or_default();
+    let widths: [usize; N] = std::array::from_fn(width);
+    writeln!(f)?;
+    for (n, line) in lines.iter().enumerate() {
+        for (cell, width) in line.iter().zip(widths) {
+            let pad = " ".repeat(width - cell.chars().count());
+            write!(f, "| {cell}{pad} ")?;
+        }
+        writeln!(f, "|")?;
+        if n == 0 {
+            writeln!(f, "{}|", widths.map(|width| format!("|{}", "-".repeat(width + 2))).concat())?;
+        }
+    }
+    Ok(())
+}
+
+/// A median, and between which values it lies.
+fn cell(spread: &Spread, unit: &str) -> String {
+    let span = format!("({}–{})", short(spread.min), short(spread.max));
+    let span = if spread.repeats > 1 { span } else { String::new() };
+    format!("{} {unit} {span}", short(spread.median)).trim_end().to_owned()
+}
+
 impl Row {
     fn cells(&self) -> [String; 7] {
-        let figure = |spread: &Spread| {
-            let span = format!("({}–{})", short(spread.min), short(spread.max));
-            let span = if spread.repeats > 1 { span } else { String::new() };
-            format!("{} {} {span}", short(spread.median), self.unit).trim_end().to_owned()
-        };
         [
             if self.met { "✔" } else { "✘" }.to_owned(),
             self.what.clone(),
-            figure(&self.measured),
+            cell(&self.measured, self.unit),
             self.against.clone(),
-            figure(&self.limit),
+            cell(&self.limit, self.unit),
             short(self.ratio),
             self.target.to_string(),
         ]
+    }
+}
+
+impl Scenario {
+    fn cells(&self) -> impl Iterator<Item = [String; 3]> {
+        let figure = |(n, figure): (usize, &Figure)| {
+            let what = if n == 0 { self.what.clone() } else { String::new() };
+            [what, figure.name.clone(), cell(&Spread::of(&figure.values), figure.unit)]
+        };
+        self.figures.iter().enumerate().map(figure)
     }
 }
 
@@ -154,14 +229,29 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_for_each_row_and_its_notes_below() {
-        let report =
-            Report { conditions: vec!["2 cores".to_owned()], rows: vec![row(Target::AtLeast(1.5), &[3.0, 5.0])] };
+    fn the_tables_have_a_line_for_each_row_and_figure_and_the_notes_are_below() {
+        let mut storm = Scenario::new("a storm");
+        for (answered, worst) in [(10.0, 3.0), (12.0, 4.0), (11.0, 9.0)] {
+            storm.figure("answered", "/s", answered);
+            storm.figure("answer p99", "ms", worst);
+        }
+        storm.note("it rained".to_owned());
+        assert_eq!(storm.summary(), "answered 11.0 /s, answer p99 9.00 ms");
+        let report = Report {
+            conditions: vec!["2 cores".to_owned()],
+            rows: vec![row(Target::AtLeast(1.5), &[3.0, 5.0])],
+            scenarios: vec![storm],
+            plots: Vec::new(),
+        };
         let text = report.to_string();
-        assert!(
-            text.contains("| ✔ | callbacks | 4.00 /s (3.00–5.00) | bare    | 2.00 /s         | 2.00  | ≥ 1.5  |"),
-            "{text}"
-        );
-        assert!(text.starts_with("2 cores\n") && text.ends_with("callbacks:\n  a note\n"), "{text}");
+        for line in [
+            "| ✔ | callbacks | 4.00 /s (3.00–5.00) | bare    | 2.00 /s         | 2.00  | ≥ 1.5  |",
+            "| a storm  | answered   | 11.0 /s (10.0–12.0) |",
+            "|          | answer p99 | 4.00 ms (3.00–9.00) |",
+        ] {
+            assert!(text.contains(line), "no {line} in {text}");
+        }
+        assert!(text.starts_with("2 cores\n"), "{text}");
+        assert!(text.ends_with("callbacks:\n  a note\n\na storm:\n  it rained\n"), "{text}");
     }
 }

@@ -6,20 +6,29 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use gateway_sim::keys::{self, SimKeys};
+use gateway_sim::ledger::{Product, Trade};
+use gateway_sim::{Options, Simulator};
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::broker::Broker;
 use crate::callbacks::Callbacks;
 use crate::cli::Cli;
-use crate::database::Database;
+use crate::database::{AMOUNT_FEN, Database, order_no, trade_no};
+use crate::frontend::Frontend;
+use crate::http::{Connection, render};
 use crate::progress::Progress;
 use crate::service::{Service, free_address};
 
+/// The simulator's schedules and pauses are so much faster than the gateways' own.
+const SPEED: f64 = 60.0;
 /// What programs see of the caller's environment.
 const KEPT: [&str; 3] = ["PATH", "HOME", "TZ"];
+
+/// Every program of the service.
+pub(crate) const PROGRAMS: [&str; 5] = ["payment-api", "callback-worker", "check-worker", "refund-worker", "relay"];
 
 /// See the module.
 pub(crate) struct Stage<'a> {
@@ -29,7 +38,9 @@ pub(crate) struct Stage<'a> {
     pub(crate) db: PgPool,
     pub(crate) broker: Broker,
     pub(crate) callbacks: Callbacks,
-    pub(crate) jwt_secret: String,
+    pub(crate) frontend: Frontend,
+    simulator: Simulator,
+    jwt_secret: String,
     /// Where payment-api listens, whenever it runs.
     pub(crate) api: SocketAddr,
 }
@@ -39,7 +50,7 @@ pub(crate) struct Services(Vec<Service>);
 
 impl<'a> Stage<'a> {
     pub(crate) async fn set_up(cli: &'a Cli, progress: &Progress) -> Result<Stage<'a>> {
-        for program in ["payment-api", "callback-worker", "relay"] {
+        for program in PROGRAMS {
             let path = cli.bin_dir.join(program);
             if !path.is_file() {
                 bail!("{} is missing: build it with --release, or use `cargo xtask bench`", path.display());
@@ -57,8 +68,10 @@ impl<'a> Stage<'a> {
     }
 
     async fn fill(cli: &'a Cli, dir: &Path) -> Result<Stage<'a>> {
-        // No call ever goes to a gateway here: page payments are signed links, and nothing is queried.
         keys::generate(dir, "http://127.0.0.1:9").context("making keys")?;
+        let options = Options { speed: SPEED, ..Options::default() };
+        let simulator = Simulator::start(dir, "127.0.0.1:0", &options).await?;
+        keys::point_at(dir, &simulator.url()).context("pointing the keys at the simulator")?;
         let database = Database::create(&cli.database_url).await?;
         let filled = async {
             let prepare = |task: &str| prepare(cli, &database, dir, task);
@@ -71,8 +84,9 @@ impl<'a> Stage<'a> {
         };
         match filled.await {
             Ok((broker, db, jwt_secret, api)) => {
-                let callbacks = Callbacks::new(SimKeys::load(dir)?);
-                Ok(Stage { cli, dir: dir.to_owned(), database, db, broker, callbacks, jwt_secret, api })
+                let (callbacks, frontend) = (Callbacks::new(SimKeys::load(dir)?), Frontend::new(&jwt_secret)?);
+                let dir = dir.to_owned();
+                Ok(Stage { cli, dir, database, db, broker, callbacks, frontend, simulator, jwt_secret, api })
             }
             Err(error) => {
                 database.drop().await.context("dropping the run's database")?;
@@ -83,14 +97,20 @@ impl<'a> Stage<'a> {
 
     /// Removes everything the run has made.
     pub(crate) async fn tear_down(self) -> Result<()> {
+        self.simulator.stop().await;
         self.db.close().await;
         let (broker, database) = (self.broker.tear_down().await, self.database.drop().await);
         fs::remove_dir_all(&self.dir).with_context(|| format!("removing {}", self.dir.display()))?;
         broker.and(database)
     }
 
-    /// Starts programs and waits until all are ready.
+    /// Starts programs and waits until all are ready; a name that is there twice is started twice.
     pub(crate) async fn start(&self, names: &[&'static str]) -> Result<Services> {
+        self.start_with(names, &[]).await
+    }
+
+    /// The same with further variables.
+    pub(crate) async fn start_with(&self, names: &[&'static str], variables: &[(&str, &str)]) -> Result<Services> {
         let mut services = Services(Vec::new());
         for name in names {
             let mut command = program(self.cli, &self.database, &self.dir, name);
@@ -103,9 +123,32 @@ impl<'a> Stage<'a> {
             command.env("JWT_HS256_SECRET", &self.jwt_secret).env("VIEW_TOKEN_SECRET", secret());
             // One user at one address asks for all.
             command.env("REQUESTS_PER_ADDRESS", "0").env("REQUESTS_PER_USER", "0");
+            command.envs(variables.iter().copied());
             services.0.push(Service::start(name, command, self.dir.join(format!("{name}.log"))).await?);
         }
         Ok(services)
+    }
+
+    /// Has the gateways know the trades of the placed orders `first` to `last` as paid, and tell nobody.
+    pub(crate) fn book(&self, first: u32, last: u32) -> Result<()> {
+        for order in first..=last {
+            let product = if order % 2 == 1 { Product::Page } else { Product::Native };
+            let mut trade = Trade::new(product, "main", &order_no(order), AMOUNT_FEN);
+            trade.trade_no = Some(trade_no(order));
+            self.simulator.book(trade.paid())?;
+        }
+        Ok(())
+    }
+
+    /// Has the gateways forget every trade, and take so long for each answer from now on.
+    pub(crate) async fn reset_gateways(&self, answer_ms: u64) -> Result<()> {
+        let faults = format!("{{\"api\":{{\"slow_ms\":{answer_ms}}}}}");
+        for (method, path, body) in [("POST", "/sim/reset", ""), ("PUT", "/sim/faults", faults.as_str())] {
+            let mut connection = Connection::open(self.simulator.address()).await?;
+            let answer = connection.call(&render(method, path, &[], body.as_bytes())).await?;
+            ensure!(answer.status == 200, "{method} {path} of the simulator: {answer}");
+        }
+        Ok(())
     }
 
     /// The URL of the run's database.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use tokio::net::TcpListener;
@@ -91,6 +91,16 @@ impl Simulator {
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Books a trade as it is, a paid one too, as if its buyer had been here already; nobody is told of it.
+    ///
+    /// # Errors
+    /// When its number is taken by a trade that differs or has ended.
+    pub fn book(&self, trade: Trade) -> Result<()> {
+        let number = trade.out_trade_no.clone();
+        let booked = self.sim.ledger.place(trade, clock::now());
+        booked.map(drop).map_err(|refusal| anyhow!("{number} cannot be booked: {refusal:?}"))
     }
 
     /// Stops taking requests and gives up on deliveries; waits for requests under way, but not long.

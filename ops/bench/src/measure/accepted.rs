@@ -53,8 +53,7 @@ async fn accept(stage: &Stage<'_>, count: u32) -> Result<(f64, String)> {
     services.stop().await?;
     stage.broker.empty().await?;
     let rate = f64::from(count) / sent.elapsed.as_secs_f64();
-    let answered = crate::figures::sorted(&sent.answered_ms);
-    let percentile = |percent| crate::figures::short(crate::figures::percentile(&answered, percent));
+    let percentile = |percent| crate::figures::short(sent.percentile(percent));
     let road =
         if stored > 0 { format!("{stored} kept in the database instead of the broker; ") } else { String::new() };
     Ok((rate, format!("{road}answered in p50 {} ms, p99 {} ms; {used}", percentile(50.0), percentile(99.0))))

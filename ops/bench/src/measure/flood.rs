@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use tokio::time::sleep_until;
 
 use crate::database;
-use crate::figures::{percentile, short, sorted};
-use crate::http::{self, Connection, Load};
+use crate::figures::short;
+use crate::http::{self, Connection, Load, Sent};
 use crate::progress::Progress;
 use crate::report::{Question, Row, Target};
 use crate::service::Memory;
@@ -36,14 +36,14 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
         let flood = run(stage, true).await.context("a flood")?;
         let note = format!(
             "quiet p99 {} ms; flood of {}/s p50 {} ms, p99 {} ms, payment-api peak {} MiB",
-            short(percentile(&quiet.answered, 99.0)),
+            short(quiet.sent.percentile(99.0)),
             short(flood.forged_per_second),
-            short(percentile(&flood.answered, 50.0)),
-            short(percentile(&flood.answered, 99.0)),
+            short(flood.sent.percentile(50.0)),
+            short(flood.sent.percentile(99.0)),
             short(flood.memory.peak),
         );
         progress.done(&note);
-        ours.push(percentile(&flood.answered, 99.0));
+        ours.push(flood.sent.percentile(99.0));
         notes.push(note);
     }
     let question = Question {
@@ -56,8 +56,8 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
 }
 
 struct Outcome {
-    /// How long each genuine callback's answer took, in milliseconds, ascending.
-    answered: Vec<f64>,
+    /// The genuine callbacks.
+    sent: Sent,
     forged_per_second: f64,
     memory: Memory,
 }
@@ -67,7 +67,7 @@ async fn run(stage: &Stage<'_>, flood: bool) -> Result<Outcome> {
     let count = PER_SECOND * stage.cli.seconds();
     database::refill(&stage.db, 0).await?;
     let signed = stage.callbacks.signed(count)?;
-    let forged = http::render("/v1/callbacks/alipay/main", &[], &forge(&signed.bodies[0]));
+    let forged = http::render("POST", "/v1/callbacks/alipay/main", &[], &forge(&signed.bodies[0]));
     let services = stage.start(&["payment-api"]).await?;
     let strangers = Strangers::start(stage, Arc::new(forged), if flood { STRANGERS } else { 0 });
     let load = Load { to: stage.api, connections: CONNECTIONS, pace: Some(Duration::from_secs(1) / PER_SECOND) };
@@ -78,7 +78,7 @@ async fn run(stage: &Stage<'_>, flood: bool) -> Result<Outcome> {
     super::accepted::every_one_is_kept(stage, count).await?;
     services.stop().await?;
     stage.broker.empty().await?;
-    Ok(Outcome { answered: sorted(&sent.answered_ms), forged_per_second, memory })
+    Ok(Outcome { sent, forged_per_second, memory })
 }
 
 /// A genuine Alipay callback with one digit changed: everything is in order but the signature.

@@ -1,42 +1,45 @@
-//! From callback received to event published, at 100 callbacks per second.
+//! From callback received to event published, at 100 callbacks a second and at 70 % of the most.
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 
-use super::QUIET;
-use crate::broker::Arrival;
-use crate::database::{self, check_settled, order_no, until_published};
-use crate::figures::{percentile, short, sorted};
+use super::way::{STILL, Way};
+use super::{QUIET, settled};
+use crate::database::{self, check_settled, until_published};
+use crate::figures::{Spread, percentile, short, sorted};
 use crate::http::{self, Load, Sent};
 use crate::limits;
+use crate::plot::Plot;
 use crate::progress::Progress;
-use crate::report::{Question, Row, Target};
+use crate::report::{Question, Row, Scenario, Target};
 use crate::stage::Stage;
 
 const PER_SECOND: u32 = 100;
 /// So many that a slow answer never delays the next request.
 const CONNECTIONS: u32 = 32;
+/// Of the callbacks that are settled a second when all come at once.
+const SHARE: f64 = 0.7;
 
 pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Row> {
     let (mut ours, mut limit, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     for repeat in 1..=stage.cli.repeats() {
         progress.say(&format!("latency {repeat}: {} s at {PER_SECOND}/s", stage.cli.seconds()));
-        let way = sorted(&callbacks(stage).await.context("measuring latency")?);
+        let (_, way) = callbacks(stage, PER_SECOND, CONNECTIONS).await?;
         progress.say(&format!("latency {repeat}: one fsync and two confirmed publishes"));
         let body = stage.callbacks.signed(PER_SECOND * stage.cli.seconds())?;
         let times = 5 * PER_SECOND;
         let bare = limits::fsync_and_two_publishes(&stage.broker, &stage.dir, &body.bodies[0], times).await?;
         let bare = sorted(&bare);
         stage.broker.empty().await?;
-        let both = |figures: &[f64]| {
-            format!("p50 {} ms, p99 {} ms", short(percentile(figures, 50.0)), short(percentile(figures, 99.0)))
-        };
-        let note = format!("callback to event {}; fsync and two publishes {}", both(&way), both(&bare));
+        let both = |p50, p99| format!("p50 {} ms, p99 {} ms", short(p50), short(p99));
+        let note = format!(
+            "callback to event {}; fsync and two publishes {}",
+            both(way.percentile(50.0), way.percentile(99.0)),
+            both(percentile(&bare, 50.0), percentile(&bare, 99.0))
+        );
         progress.done(&note);
-        ours.push(percentile(&way, 99.0));
+        ours.push(way.percentile(99.0));
         limit.push(percentile(&bare, 99.0));
         notes.push(note);
     }
@@ -49,35 +52,50 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
     Ok(question.answer(&ours, &limit, notes))
 }
 
-/// One repeat: how long each callback's way took, in milliseconds.
-async fn callbacks(stage: &Stage<'_>) -> Result<Vec<f64>> {
-    let count = PER_SECOND * stage.cli.seconds();
+/// At 70 % of the most: of what `settled` showed, or of one repeat of it now.
+pub(super) async fn busy(
+    stage: &Stage<'_>,
+    most: Option<&Spread>,
+    progress: &Progress,
+) -> Result<(Scenario, Vec<Plot>)> {
+    let most = match most {
+        Some(most) => most.median,
+        None => {
+            progress.say("latency: the most callbacks a second");
+            database::refill(&stage.db, stage.cli.callbacks()).await?;
+            settled::settle(stage, stage.cli.callbacks(), 1).await?.0
+        }
+    };
+    let pace = (SHARE * most) as u32;
+    let mut scenario = Scenario::new(&format!("callbacks at {pace}/s, 70 % of {}/s", short(most)));
+    let mut plots = Vec::new();
+    for repeat in 1..=stage.cli.repeats() {
+        progress.say(&format!("latency {repeat}: {} s at {pace}/s", stage.cli.seconds()));
+        let (sent, way) = callbacks(stage, pace, stage.cli.connections).await?;
+        scenario.figure("answer p50", "ms", sent.percentile(50.0));
+        scenario.figure("answer p99", "ms", sent.percentile(99.0));
+        scenario.figure("callback to event p50", "ms", way.percentile(50.0));
+        scenario.figure("callback to event p99", "ms", way.percentile(99.0));
+        progress.done(&format!("{}: {}", scenario.what, scenario.summary()));
+        plots = way.plots(&sent, "busy", &scenario.what).to_vec();
+    }
+    Ok((scenario, plots))
+}
+
+/// One repeat: so many callbacks a second, one for each order.
+async fn callbacks(stage: &Stage<'_>, per_second: u32, connections: u32) -> Result<(Sent, Way)> {
+    let count = per_second * stage.cli.seconds();
     database::refill(&stage.db, count).await?;
     let signed = stage.callbacks.signed(count)?;
     let services = stage.start(&["payment-api", "callback-worker", "relay"]).await?;
-    let arrivals = stage.broker.arrivals(count as usize, Duration::from_secs(30)).await?;
-    let pace = Some(Duration::from_secs(1) / PER_SECOND);
-    let sent = http::send(Load { to: stage.api, connections: CONNECTIONS, pace }, &signed.requests).await?;
-    let arrived = arrivals.await??;
+    let arrivals = stage.broker.arrivals(count as usize, STILL).await?;
+    let pace = Some(Duration::from_secs(1) / per_second);
+    let sent = http::send(Load { to: stage.api, connections, pace }, &signed.requests).await?;
+    let arrived = arrivals.await?.context("measuring latency")?;
     until_published(&stage.db, QUIET).await?;
     check_settled(&stage.db, count).await?;
     services.stop().await?;
     stage.broker.empty().await?;
-    pair(&sent, &arrived)
-}
-
-/// The first arrival of each order's event, from the moment in which its callback was sent.
-fn pair(sent: &Sent, arrived: &[Arrival]) -> Result<Vec<f64>> {
-    let mut first: HashMap<String, Instant> = HashMap::new();
-    for Arrival { at, data } in arrived {
-        let data: Value = serde_json::from_slice(data).context("an event that is not JSON")?;
-        let order_no = data["order_no"].as_str().context("an event without order_no")?;
-        first.entry(order_no.to_owned()).or_insert(*at);
-    }
-    let way = |(n, at): (usize, &Instant)| {
-        let order_no = order_no(u32::try_from(n + 1)?);
-        let arrived = first.get(&order_no).with_context(|| format!("no event for {order_no}"))?;
-        Ok(arrived.saturating_duration_since(*at).as_secs_f64() * 1000.0)
-    };
-    sent.at.iter().enumerate().map(way).collect()
+    let way = Way::of(&sent, &(1..=count).collect::<Vec<_>>(), &arrived)?;
+    Ok((sent, way))
 }

@@ -1,7 +1,7 @@
 //! Memory of each process, idle and with a backlog.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::time::sleep;
@@ -10,10 +10,12 @@ use super::QUIET;
 use crate::database::{self, check_settled, until_published};
 use crate::figures::short;
 use crate::http::{self, Load};
+use crate::plot::{Line, Plot};
 use crate::progress::Progress;
-use crate::report::{Question, Row, Target};
+use crate::report::{Question, Row, Scenario, Target};
 use crate::service::{Memory, Service};
-use crate::stage::Stage;
+use crate::stage::{PROGRAMS, Stage};
+use crate::timeline::watched;
 
 const IDLE_MIB: f64 = 32.0;
 const BACKLOG_MIB: f64 = 96.0;
@@ -22,12 +24,13 @@ const BACKLOG: u32 = 100_000;
 const REPEATS: u32 = 5;
 /// Start-up is over, and what it took may have been given back.
 const SETTLE: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Every program with nothing to do.
 pub(super) async fn idle(stage: &Stage<'_>, progress: &Progress) -> Result<Vec<Row>> {
     progress.say("memory: idle");
     database::refill(&stage.db, 0).await?;
-    let services = stage.start(&["payment-api", "callback-worker", "relay"]).await?;
+    let services = stage.start(&PROGRAMS).await?;
     sleep(SETTLE).await;
     let rows: Vec<Row> = services.iter().map(|service| row(service, "idle", IDLE_MIB)).collect::<Result<_>>()?;
     services.stop().await?;
@@ -35,8 +38,9 @@ pub(super) async fn idle(stage: &Stage<'_>, progress: &Progress) -> Result<Vec<R
     Ok(rows)
 }
 
-/// A hundred thousand callbacks queued, then worked off: the most that each process ever held.
-pub(super) async fn backlog(stage: &Stage<'_>, progress: &Progress) -> Result<Vec<Row>> {
+/// A hundred thousand callbacks queued with the worker stopped, then worked off: how fast, and the most that each process
+/// ever held.
+pub(super) async fn backlog(stage: &Stage<'_>, progress: &Progress) -> Result<(Vec<Row>, Scenario, Plot)> {
     progress.say("memory: signing callbacks for a backlog");
     let orders = BACKLOG / REPEATS;
     database::refill(&stage.db, orders).await?;
@@ -47,8 +51,11 @@ pub(super) async fn backlog(stage: &Stage<'_>, progress: &Progress) -> Result<Ve
     http::send(Load { to: stage.api, connections: stage.cli.connections, pace: None }, &requests).await?;
     let held = |service: &Service| row(service, "100 000 queued", BACKLOG_MIB);
     progress.say("memory: working the backlog off");
+    let began = Instant::now();
     let worker = stage.start(&["callback-worker"]).await?;
-    stage.broker.until_callbacks_consumed(QUIET).await?;
+    let depth = async || Ok(f64::from(stage.broker.callbacks_queued().await?));
+    let ((), queued) = watched(LOOK, depth, stage.broker.until_callbacks_consumed(QUIET)).await?;
+    let consumed = began.elapsed();
     database::until_paid(&stage.db, QUIET).await?;
     until_published(&stage.db, QUIET).await?;
     let rows: Vec<Row> = ingress.iter().chain(worker.iter()).map(held).collect::<Result<_>>()?;
@@ -56,7 +63,12 @@ pub(super) async fn backlog(stage: &Stage<'_>, progress: &Progress) -> Result<Ve
     worker.stop().await?;
     check_settled(&stage.db, orders).await.context("after the backlog")?;
     progress.done(&format!("memory, 100 000 queued: {}", summary(&rows)));
-    Ok(rows)
+    let mut scenario = Scenario::new("100 000 callbacks queued, then one worker started");
+    scenario.figure("consumed", "/s", f64::from(BACKLOG) / consumed.as_secs_f64());
+    scenario.note(format!("{orders} orders, each callback {REPEATS} times"));
+    let lines = vec![Line { label: "payment.callbacks".to_owned(), points: queued }];
+    let plot = Plot::over_time("backlog-queue", &scenario.what, "messages ready", lines);
+    Ok((rows, scenario, plot))
 }
 
 fn row(service: &Service, when: &str, most: f64) -> Result<Row> {

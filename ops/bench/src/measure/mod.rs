@@ -5,12 +5,19 @@ mod flood;
 mod growth;
 mod latency;
 mod memory;
+mod mix;
 mod orders;
+mod polling;
 mod settled;
+mod soak;
+mod storm;
+mod way;
+mod workers;
 
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::ValueEnum;
 
 use crate::cli::{Cli, What};
 use crate::progress::Progress;
@@ -23,41 +30,102 @@ pub(crate) const QUIET: Duration = Duration::from_secs(180);
 
 /// How many steps the progress bar has.
 pub(crate) fn steps(cli: &Cli) -> u64 {
-    let repeated = [What::Settled, What::Accepted, What::Orders, What::Latency, What::Flood];
-    let repeated = repeated.iter().filter(|what| cli.wants(**what)).count() as u64;
-    let growth = if cli.growth.is_some() { 2 } else { 0 };
-    (repeated + growth) * u64::from(cli.repeats()) + u64::from(cli.wants(What::Memory)) + u64::from(cli.backlog)
+    let repeats = u64::from(cli.repeats());
+    let each = |what: What| match what {
+        What::Memory => 1,
+        What::Latency => 2 * repeats,
+        What::Workers => workers::MOST as u64 * repeats,
+        _ => repeats,
+    };
+    let wanted = What::value_variants().iter().filter(|what| cli.wants(**what)).map(|what| each(*what));
+    let growth = cli.growth.map_or(0, |orders| growth::sizes(orders).len() as u64 * repeats);
+    wanted.sum::<u64>() + growth + u64::from(cli.backlog) + u64::from(cli.soak.is_some())
 }
 
-/// Everything that was asked for.
-pub(crate) async fn all(stage: &Stage<'_>, progress: &Progress) -> Result<Report> {
-    let mut report = Report { conditions: conditions(stage).await?, ..Report::default() };
-    let cli = stage.cli;
-    if cli.wants(What::Settled) {
-        report.rows.push(settled::measure(stage, progress).await?);
+/// Everything that was asked for, into the report as it comes.
+pub(crate) async fn all(stage: &Stage<'_>, progress: &Progress, report: &mut Report) -> Result<()> {
+    report.conditions = conditions(stage).await?;
+    limited(stage, progress, report).await?;
+    scenarios(stage, progress, report).await?;
+    long(stage, progress, report).await
+}
+
+/// What has a limit beside it.
+async fn limited(stage: &Stage<'_>, progress: &Progress, report: &mut Report) -> Result<()> {
+    let wants = |what| stage.cli.wants(what);
+    let mut most = None;
+    if wants(What::Settled) {
+        let row = settled::measure(stage, progress).await?;
+        most = Some(row.measured.clone());
+        report.rows.push(row);
     }
-    if cli.wants(What::Accepted) {
+    if wants(What::Accepted) {
         report.rows.push(accepted::measure(stage, progress).await?);
     }
-    if cli.wants(What::Orders) {
+    if wants(What::Orders) {
         report.rows.push(orders::measure(stage, progress).await?);
     }
-    if cli.wants(What::Latency) {
+    if wants(What::Latency) {
         report.rows.push(latency::measure(stage, progress).await?);
+        let (scenario, plots) = latency::busy(stage, most.as_ref(), progress).await?;
+        report.scenarios.push(scenario);
+        report.plots.extend(plots);
     }
-    if cli.wants(What::Flood) {
+    if wants(What::Flood) {
         report.rows.push(flood::measure(stage, progress).await?);
     }
-    if cli.wants(What::Memory) {
+    if wants(What::Memory) {
         report.rows.extend(memory::idle(stage, progress).await?);
     }
-    if cli.backlog {
-        report.rows.extend(memory::backlog(stage, progress).await?);
+    Ok(())
+}
+
+/// What has none.
+async fn scenarios(stage: &Stage<'_>, progress: &Progress, report: &mut Report) -> Result<()> {
+    let wants = |what| stage.cli.wants(what);
+    if wants(What::Storm) {
+        let (scenario, plots) = storm::measure(stage, progress).await?;
+        report.scenarios.push(scenario);
+        report.plots.extend(plots);
     }
-    if let Some(orders) = cli.growth {
-        report.rows.push(growth::measure(stage, orders, progress).await?);
+    if wants(What::Mix) {
+        let (scenario, plot) = mix::measure(stage, progress).await?;
+        report.scenarios.push(scenario);
+        report.plots.push(plot);
     }
-    Ok(report)
+    if wants(What::Gateways) {
+        report.scenarios.push(orders::by_gateway(stage, progress).await?);
+    }
+    if wants(What::Polling) {
+        report.scenarios.push(polling::measure(stage, progress).await?);
+    }
+    if wants(What::Workers) {
+        let (scenario, plots) = workers::measure(stage, progress).await?;
+        report.scenarios.push(scenario);
+        report.plots.extend(plots);
+    }
+    Ok(())
+}
+
+/// What takes so long that it is only done when asked for.
+async fn long(stage: &Stage<'_>, progress: &Progress, report: &mut Report) -> Result<()> {
+    if stage.cli.backlog {
+        let (rows, scenario, plot) = memory::backlog(stage, progress).await?;
+        report.rows.extend(rows);
+        report.scenarios.push(scenario);
+        report.plots.push(plot);
+    }
+    if let Some(orders) = stage.cli.growth {
+        let (row, plot) = growth::measure(stage, orders, progress).await?;
+        report.rows.push(row);
+        report.plots.push(plot);
+    }
+    if let Some(minutes) = stage.cli.soak {
+        let (rows, plots) = soak::measure(stage, minutes, progress).await?;
+        report.rows.extend(rows);
+        report.plots.extend(plots);
+    }
+    Ok(())
 }
 
 /// What the figures depend on.

@@ -1,37 +1,36 @@
-//! Orders created per second: Alipay page, where the credential is a signature of ours and no gateway is asked.
+//! Orders created per second: Alipay page beside its limit, where the credential is a signature of ours and no gateway is
+//! asked; then each kind of credential.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use serde_json::json;
-use uuid::Uuid;
 
 use super::rate;
 use crate::cpu::Usage;
 use crate::database;
-use crate::http::{self, Load, Requests};
+use crate::figures::short;
+use crate::http::{self, Load, Sent};
 use crate::limits;
 use crate::progress::Progress;
-use crate::report::{Question, Row, Target};
+use crate::report::{Question, Row, Scenario, Target};
 use crate::stage::Stage;
 
-const USERS: u32 = 100;
-const TOKEN: Duration = Duration::from_secs(3600);
+/// Credentials: signed here, and by a call of each gateway.
+const SCENES: [(&str, &str); 4] = [("alipay", "page"), ("alipay", "qr"), ("wechat", "native"), ("wechat", "jsapi")];
 
 pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Row> {
     let count = stage.cli.orders();
     let (mut ours, mut limit, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     for repeat in 1..=stage.cli.repeats() {
         progress.say(&format!("orders {repeat}: {count} orders, Alipay page"));
-        let (created, used) = create(stage, count).await.context("creating orders")?;
+        let (created, used) = create(stage, count, ("alipay", "page")).await?;
         progress.say(&format!("orders {repeat}: openssl speed rsa2048"));
         let signatures = limits::signatures_per_second().await?;
-        progress.done(&rate("orders", created, "RSA-2048 signatures", signatures));
-        ours.push(created);
+        progress.done(&rate("orders", created.rate(), "RSA-2048 signatures", signatures));
+        ours.push(created.rate());
         limit.push(signatures);
-        notes.push(used);
+        let (median, worst) = (short(created.percentile(50.0)), short(created.percentile(99.0)));
+        notes.push(format!("answered in p50 {median} ms, p99 {worst} ms; {used}"));
     }
     let question = Question {
         what: "orders created (Alipay page)".to_owned(),
@@ -42,44 +41,34 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
     Ok(question.answer(&ours, &limit, notes))
 }
 
-async fn create(stage: &Stage<'_>, count: u32) -> Result<(f64, String)> {
+/// The same for each kind of credential. The simulator answers at once, and takes its share of the processors.
+pub(super) async fn by_gateway(stage: &Stage<'_>, progress: &Progress) -> Result<Scenario> {
+    let count = stage.cli.orders();
+    let mut scenario = Scenario::new(&format!("order creation, {count} orders of each kind"));
+    for repeat in 1..=stage.cli.repeats() {
+        for scene in SCENES {
+            let (method, name) = scene;
+            progress.say(&format!("gateways {repeat}: {count} orders, {method} {name}"));
+            stage.reset_gateways(0).await?;
+            let (created, used) = create(stage, count, scene).await?;
+            scenario.figure(&format!("{method} {name}"), "/s", created.rate());
+            scenario.figure(&format!("{method} {name}, answer p99"), "ms", created.percentile(99.0));
+            scenario.note(format!("{method} {name}: {used}"));
+        }
+        progress.done(&format!("gateways: {}", scenario.summary()));
+    }
+    Ok(scenario)
+}
+
+/// Every order is another purchase, made by one of a thousand users.
+async fn create(stage: &Stage<'_>, count: u32, (method, scene): (&str, &str)) -> Result<(Sent, String)> {
     database::refill(&stage.db, 0).await?;
-    let requests = requests(&stage.jwt_secret, count)?;
+    let requests = Arc::new((0..count).map(|n| stage.frontend.order(n, method, scene)).collect());
     let services = stage.start(&["payment-api"]).await?;
     let load = Load { to: stage.api, connections: stage.cli.connections, pace: None };
     let before = Usage::now(&services.pids());
-    let sent = http::send(load, &requests).await?;
+    let sent = http::send(load, &requests).await.with_context(|| format!("creating orders, {method} {scene}"))?;
     let used = Usage::now(&services.pids()).since(&before);
     services.stop().await?;
-    let answered = crate::figures::sorted(&sent.answered_ms);
-    let percentile = |percent| crate::figures::short(crate::figures::percentile(&answered, percent));
-    let note = format!("answered in p50 {} ms, p99 {} ms; {used}", percentile(50.0), percentile(99.0));
-    Ok((f64::from(count) / sent.elapsed.as_secs_f64(), note))
-}
-
-/// Every order is another purchase, made by one of a hundred users.
-fn requests(secret: &str, count: u32) -> Result<Requests> {
-    let users: Vec<String> = (0..USERS).map(|user| token(secret, user)).collect::<Result<_>>()?;
-    let order = json!({ "product_type": "membership", "subject": "bench", "amount": "12.34", "payment_method": "alipay",
-        "scene": "page", "metadata": { "shop": "bench" } });
-    let order = order.to_string();
-    let request = |n: u32| {
-        let key = Uuid::now_v7().to_string();
-        let headers = [
-            ("Content-Type", "application/json"),
-            ("Idempotency-Key", key.as_str()),
-            ("Authorization", users[(n % USERS) as usize].as_str()),
-        ];
-        http::render("/v1/orders", &headers, order.as_bytes())
-    };
-    Ok(Arc::new((0..count).map(request).collect()))
-}
-
-fn token(secret: &str, user: u32) -> Result<String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-    let claims = json!({ "iss": "payment", "aud": "payment-api", "sub": format!("bench-{user}"),
-        "iat": now.as_secs(), "nbf": now.as_secs(), "exp": (now + TOKEN).as_secs() });
-    let key = EncodingKey::from_secret(secret.as_bytes());
-    let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).context("signing a token")?;
-    Ok(format!("Bearer {token}"))
+    Ok((sent, used))
 }

@@ -21,7 +21,7 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
     for repeat in 1..=stage.cli.repeats() {
         progress.say(&format!("settled {repeat}: {orders} callbacks through ingress, broker and worker"));
         database::refill(&stage.db, orders).await?;
-        let (settled, used) = settle(stage, orders).await.context("settling callbacks")?;
+        let (settled, used) = settle(stage, orders, 1).await.context("settling callbacks")?;
         progress.say(&format!("settled {repeat}: the same rows by pgbench"));
         database::refill(&stage.db, orders).await?;
         let bounded = pgbench.settle(stage.database_url(), &stage.dir, orders).await?;
@@ -41,10 +41,10 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
     Ok(question.answer(&ours, &limit, notes))
 }
 
-/// One repeat, with the orders placed: the rate, and who used the processors.
-pub(super) async fn settle(stage: &Stage<'_>, orders: u32) -> Result<(f64, String)> {
+/// One repeat with so many workers, and with the orders placed: the rate, and who used the processors.
+pub(super) async fn settle(stage: &Stage<'_>, orders: u32, workers: usize) -> Result<(f64, String)> {
     let signed = stage.callbacks.signed(orders)?;
-    let services = stage.start(&["payment-api", "callback-worker", "relay"]).await?;
+    let services = stage.start(&[&["payment-api", "relay"], &vec!["callback-worker"; workers][..]].concat()).await?;
     let load = Load { to: stage.api, connections: stage.cli.connections, pace: None };
     let before = Usage::now(&services.pids());
     let began = Instant::now();

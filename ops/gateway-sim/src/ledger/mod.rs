@@ -229,6 +229,9 @@ impl Inner {
             self.drop_trade(&oldest);
         }
         self.remember_code(&trade);
+        if let Some(trade_no) = &trade.trade_no {
+            self.trade_nos.insert(trade_no.clone(), trade.key());
+        }
         self.order.push_back(trade.key());
         self.trades.insert(trade.key(), trade);
     }
