@@ -29,6 +29,7 @@ pub mod start;
 pub mod state;
 pub mod strikes;
 pub mod view_token;
+pub mod writer;
 
 pub use routes::{callbacks_only, router};
 pub use state::App;

@@ -27,6 +27,7 @@ use crate::hub::Hub;
 use crate::intake::Intake;
 use crate::limits::Limits;
 use crate::state::App;
+use crate::writer::OrderWriter;
 use crate::{callbacks_only, router};
 
 /// The name in logs of the database and the broker.
@@ -95,6 +96,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
         let (settings, db, publisher) = (settings?, db?, publisher?);
         let gateways = gateways?;
         let app = App {
+            writer: OrderWriter::start(db.clone()),
             intake: Intake::new(publisher.clone(), db.clone(), clock),
             hub: Hub::new(settings.streams, stop),
             db,

@@ -20,6 +20,7 @@ use crate::problem::ApiError;
 use crate::rarely::Rarely;
 use crate::strikes::Strikes;
 use crate::view_token::ViewTokens;
+use crate::writer::OrderWriter;
 
 /// The state of the whole process; handlers share it behind an `Arc`.
 pub struct App {
@@ -31,6 +32,8 @@ pub struct App {
     pub accounts: Arc<dyn Accounts>,
     /// Time and fresh ids.
     pub clock: Clock,
+    /// Where new orders are written.
+    pub writer: OrderWriter,
     /// Where callbacks become durable.
     pub intake: Intake,
     /// Who asks.

@@ -20,3 +20,4 @@ mod streams;
 mod support;
 mod validation;
 mod world;
+mod writing;

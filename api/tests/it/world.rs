@@ -21,6 +21,7 @@ use payment_api::intake::Intake;
 use payment_api::limits::Limits;
 use payment_api::state::Accounts;
 use payment_api::view_token::ViewTokens;
+use payment_api::writer::OrderWriter;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use shared::cache::{Cache, Redis};
@@ -114,6 +115,7 @@ impl World {
             cache: Cache::new(setup.redis),
             accounts: Arc::new(Staged { wechat: gateway.clone() }),
             clock: setup.clock,
+            writer: OrderWriter::start(db.clone()),
             intake: Intake::new(publisher, db.clone(), setup.clock),
             authenticator: setup.authenticator,
             view_tokens: ViewTokens::new(&VIEW_SECRET.into()),

@@ -1,5 +1,6 @@
 //! `payment_orders`: creating, reading, and the moves that facts make.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use serde_json::Value;
@@ -106,73 +107,94 @@ pub enum Created {
     Taken,
 }
 
-/// Writes key, order, payment transaction and check job in one statement: all of them, or none because the key is taken.
-/// A key that has expired is taken over. A statement with the same key that has not ended is waited for.
+/// Writes key, order, payment transaction and check job of each in one statement: all four, or none because its key is
+/// taken. A key that has expired is taken over. A statement with the same key that has not ended is waited for.
+///
+/// What became of each, in their order. No two may have the same user and key.
 ///
 /// # Errors
-/// [`DbError`].
-pub async fn create(db: impl PgExecutor<'_>, new: &NewOrder) -> Result<Created, DbError> {
+/// [`DbError`]; then none was made.
+pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Created>, DbError> {
     let made = sqlx::query!(
         r#"
-        with key as (
+        with new as (
+          select *
+          from unnest($1::bpchar[], $2::text[], $3::text[], $4::text[], $5::text[], $6::numeric[], $7::text[], $8::text[],
+                      $9::text[], $10::timestamptz[], $11::text[], $12::jsonb[], $13::jsonb[], $14::timestamptz[],
+                      $15::timestamptz[], $16::text[], $17::text[], $18::bytea[], $19::timestamptz[], $20::timestamptz[],
+                      $21::jsonb[])
+            as new (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
+                    client_ip, metadata, prepay, created_at, check_at, key, route, request_hash, forgotten_at, held_until,
+                    answer)
+        ), key as (
           insert into idempotency_keys as old
             (user_id, key, route, request_hash, ref_id, created_at, expires_at, held_until, answer)
-          values ($2, $15, $16, $17, $1, $14, $18, $20, $21)
+          -- Everybody writes keys in this order, so that two statements never wait for each other.
+          select user_id, key, route, request_hash, id, created_at, forgotten_at, held_until, answer
+          from new order by user_id, key
           on conflict on constraint idempotency_keys_pkey do update
             set route = excluded.route, request_hash = excluded.request_hash, ref_id = excluded.ref_id,
               created_at = excluded.created_at, expires_at = excluded.expires_at, held_until = excluded.held_until,
               answer = excluded.answer, refused_with = null
-            where old.expires_at <= $14 and (old.held_until is null or old.held_until <= $14)
-          returning answer, expires_at
+            where old.expires_at <= excluded.created_at
+              and (old.held_until is null or old.held_until <= excluded.created_at)
+          returning ref_id, answer, expires_at
+        ), made as (
+          select new.* from new join key on key.ref_id = new.id
         ), placed as (
           insert into payment_orders
             (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
              client_ip, metadata, prepay, created_at, updated_at)
-          select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::text::inet, $12, $13, $14, $14
-          from key
+          select id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
+            client_ip::inet, metadata, prepay, created_at, created_at from made
         ), movement as (
           insert into payment_transactions
             (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
-          select $1, $1, 'P' || $1, $7, 'payment', $6, $14, $14
-          from key
+          select id, id, 'P' || id, payment_method, 'payment', amount, created_at, created_at from made
         ), check_job as (
-          insert into jobs (kind, ref_id, due_at, created_at)
-          select 'check', $1, $19, $14
-          from key
+          insert into jobs (kind, ref_id, due_at, created_at) select 'check', id, check_at, created_at from made
         )
-        select answer, expires_at from key
+        select ref_id as "id: OrderId", answer, expires_at from key
         "#,
-        new.id as OrderId,
-        new.user_id.as_str(),
-        new.order_no.as_str(),
-        new.product_type.as_str(),
-        new.subject.as_str(),
-        new.amount as Money,
-        new.payment_method.as_str(),
-        new.scene.as_str(),
-        new.account.as_str(),
-        new.expires_at,
-        new.client_ip.map(|ip| ip.to_string()),
-        new.metadata,
-        new.prepay,
-        new.created_at,
-        new.key.key,
-        new.key.route,
-        &new.key.request_hash,
-        new.key.expires_at,
-        new.check_at,
-        new.key.held_until,
-        new.answer,
+        &column(new, |new| new.id) as &[OrderId],
+        &column(new, |new| new.user_id.as_str()) as &[&str],
+        &column(new, |new| new.order_no.as_str()) as &[&str],
+        &column(new, |new| new.product_type.as_str()) as &[&str],
+        &column(new, |new| new.subject.as_str()) as &[&str],
+        &column(new, |new| new.amount) as &[Money],
+        &column(new, |new| new.payment_method) as &[PaymentMethod],
+        &column(new, |new| new.scene.as_str()) as &[&str],
+        &column(new, |new| new.account.as_str()) as &[&str],
+        &column(new, |new| new.expires_at),
+        &column(new, |new| new.client_ip.map(|ip| ip.to_string())) as &[Option<String>],
+        &column(new, |new| &new.metadata) as &[&Value],
+        &column(new, |new| &new.prepay) as &[&Value],
+        &column(new, |new| new.created_at),
+        &column(new, |new| new.check_at),
+        &column(new, |new| new.key.key.as_str()) as &[&str],
+        &column(new, |new| new.key.route) as &[&str],
+        &column(new, |new| &new.key.request_hash[..]) as &[&[u8]],
+        &column(new, |new| new.key.expires_at),
+        &column(new, |new| new.key.held_until) as &[Option<OffsetDateTime>],
+        &column(new, |new| new.answer.as_ref()) as &[Option<&Value>],
     )
-    .fetch_optional(db)
+    .fetch_all(db)
     .await?;
-    Ok(match made {
-        None => Created::Taken,
-        Some(key) => match key.answer {
+    let mut made: HashMap<_, _> = made.into_iter().map(|key| (key.id, (key.answer, key.expires_at))).collect();
+    Ok(new.iter().map(|new| made.remove(&new.id).map_or(Created::Taken, Created::of)).collect())
+}
+
+fn column<'a, T>(new: &'a [NewOrder], of: impl Fn(&'a NewOrder) -> T) -> Vec<T> {
+    new.iter().map(of).collect()
+}
+
+impl Created {
+    fn of((answer, expires_at): (Option<Value>, OffsetDateTime)) -> Created {
+        match answer {
             None => Created::Unanswered,
-            Some(answer) => Created::Answered(SavedAnswer { answer, refused_with: None, expires_at: key.expires_at }),
-        },
-    })
+            Some(answer) => Created::Answered(SavedAnswer { answer, refused_with: None, expires_at }),
+        }
+    }
 }
 
 /// Reads whole orders: one list of columns for every question.

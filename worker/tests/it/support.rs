@@ -44,7 +44,10 @@ impl World {
             account: AccountName::parse(account).unwrap(),
             ..testkit::new_order()
         };
-        assert!(matches!(orders::create(&self.db, &new).await.unwrap(), Created::Unanswered));
+        assert!(matches!(
+            orders::create(&self.db, std::slice::from_ref(&new)).await.unwrap()[..],
+            [Created::Unanswered]
+        ));
         self.order(&new.id).await
     }
 

@@ -78,12 +78,13 @@ impl Placement {
             new.key = self.request.answered_key(new.created_at);
         }
         crash::at(Point::OrderDrafted);
-        let made = orders::create(&self.app.db, &new).await.map_err(in_flight)?;
+        let held_until = new.key.held_until;
+        let made = self.app.writer.create(new).await.map_err(in_flight)?;
         crash::at(Point::OrderPlaced);
         match made {
             Created::Answered(saved) => Ok(("created", Answer::fresh(order.id.to_string(), saved))),
             Created::Unanswered => {
-                let hold = new.key.held_until.map(|until| self.request.hold(&self.app.db, until));
+                let hold = held_until.map(|until| self.request.hold(&self.app.db, until));
                 let hold = hold.ok_or_else(|| ApiError::Internal("a key that nobody holds".into()))?;
                 Ok(("created", self.answer(&order, hold).await?))
             }

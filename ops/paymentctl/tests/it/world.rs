@@ -42,7 +42,7 @@ pub async fn order(db: &PgPool) -> (OrderId, OrderNo) {
         key: NewKey { key: "secret-key-of-the-client".to_owned(), ..begun.key },
         ..begun
     };
-    assert!(matches!(orders::create(db, &new).await.unwrap(), Created::Unanswered));
+    assert!(matches!(orders::create(db, std::slice::from_ref(&new)).await.unwrap()[..], [Created::Unanswered]));
     (new.id, new.order_no)
 }
 

@@ -54,7 +54,10 @@ impl World {
             prepay: serde_json::json!({ "payer": { "openid": "the-payer" } }),
             ..testkit::new_order()
         };
-        assert!(matches!(orders::create(&self.db, &new).await.unwrap(), Created::Unanswered));
+        assert!(matches!(
+            orders::create(&self.db, std::slice::from_ref(&new)).await.unwrap()[..],
+            [Created::Unanswered]
+        ));
         new.id
     }
 
