@@ -130,7 +130,7 @@ impl Worker {
             Ok(pool)
         });
         let pool = pool.await?;
-        let remedy = "run `payment-api migrate`, or the release that fits";
+        let remedy = "run `payment-api migrate` and `payment-api database-roles`, or the release that fits";
         let schema = async { db::check_schema(&pool).await.map_err(|error| chain(&error)) };
         ops::check("database schema", remedy, schema).await?;
         let rights = async { db::grants::check(&pool, self.service).await.map_err(|error| chain(&error)) };

@@ -22,6 +22,11 @@ pub struct Relay {
 impl Relay {
     /// A relay to `target`, such as `127.0.0.1:5672`.
     pub async fn to(target: String) -> Relay {
+        Relay::to_any(vec![target]).await
+    }
+
+    /// A relay to several servers that are alike: each connection goes to the next one that takes it.
+    pub async fn to_any(targets: Vec<String>) -> Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let relay = Relay {
             port: listener.local_addr().expect("a bound port").port(),
@@ -35,8 +40,8 @@ impl Relay {
         let (accepted, from_clients) = (relay.accepted.clone(), relay.from_clients.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                accepted.fetch_add(1, Ordering::SeqCst);
-                let Ok(server) = TcpStream::connect(&target).await else { continue };
+                let nth = accepted.fetch_add(1, Ordering::SeqCst);
+                let Some(server) = any_of(&targets, nth).await else { continue };
                 let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
                 let to_client = Arc::new(Mutex::new(to_client));
                 let (mut cut, injected) = (cut.subscribe(), injected.subscribe());
@@ -95,6 +100,16 @@ impl Relay {
     pub fn cut(&self) {
         let _ = self.cut.send(());
     }
+}
+
+/// A connection to the `nth` of these, or to one after it.
+async fn any_of(targets: &[String], nth: usize) -> Option<TcpStream> {
+    for target in targets.iter().cycle().skip(nth % targets.len().max(1)).take(targets.len()) {
+        if let Ok(server) = TcpStream::connect(target).await {
+            return Some(server);
+        }
+    }
+    None
 }
 
 async fn pass(

@@ -2,6 +2,7 @@
 
 mod books;
 mod caches;
+mod collisions;
 mod configuration;
 mod crash_points;
 mod crashes;
@@ -17,5 +18,6 @@ mod refund_races;
 mod refunds;
 mod repeats;
 mod retention;
+mod rollouts;
 mod secrets;
 mod shutdown;
