@@ -51,6 +51,8 @@ pub struct Setup {
     pub database_port: Option<u16>,
     /// See [`Setup::database_port`].
     pub broker_port: Option<u16>,
+    /// The service reaches the gateways by a way that can be held and cut.
+    pub gateways_apart: bool,
 }
 
 impl Default for Setup {
@@ -66,6 +68,7 @@ impl Default for Setup {
             env: Vec::new(),
             database_port: None,
             broker_port: None,
+            gateways_apart: false,
         }
     }
 }
@@ -144,7 +147,8 @@ impl World {
             Some(front) => format!("http://127.0.0.1:{}", front.port()),
             None => format!("http://{}", listen[0]),
         };
-        let gateways = Gateways::start(&dir.join("gateways"), setup.speed, public_url.clone()).await;
+        let gateways =
+            Gateways::start(&dir.join("gateways"), setup.speed, public_url.clone(), setup.gateways_apart).await;
         let shop = Shop::new(public_url.clone());
         // Tests share one Redis, and each has orders and rules of its own.
         let redis_prefix = format!("{}:", unique());

@@ -9,6 +9,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Executor, PgConnection, PgExecutor, Postgres};
 use time::OffsetDateTime;
 
+mod anew;
 pub mod callbacks;
 pub mod cases;
 mod columns;
@@ -27,6 +28,7 @@ mod schema;
 pub mod stats;
 pub mod transactions;
 
+pub use anew::{Collision, anew};
 pub use schema::{MIGRATOR, MigrationError, SchemaError, check_schema, migrate};
 
 /// What a statement met, named after what the caller may do.

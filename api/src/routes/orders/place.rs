@@ -7,8 +7,8 @@ use axum::body::Bytes;
 use serde::Deserialize as _;
 use serde_json::Value;
 use shared::crash::{self, Point};
-use shared::db::DbError;
 use shared::db::orders::{self, Created, NewOrder, Order};
+use shared::db::{DbError, anew};
 use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
 use shared::gateway::{Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest};
 use shared::job::CHECKS;
@@ -78,7 +78,7 @@ impl Placement {
             new.key = self.request.answered_key(new.created_at);
         }
         crash::at(Point::OrderDrafted);
-        let made = orders::create(&self.app.db, &new).await.map_err(in_flight)?;
+        let made = anew(|| orders::create(&self.app.db, &new)).await.map_err(in_flight)?;
         crash::at(Point::OrderPlaced);
         match made {
             Created::Answered(saved) => Ok(("created", Answer::fresh(order.id.to_string(), saved))),

@@ -12,6 +12,7 @@ mod hostile;
 mod kills;
 mod operators;
 mod outages;
+mod partitions;
 mod polling;
 mod purchases;
 mod refund_races;
