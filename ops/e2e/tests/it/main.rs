@@ -6,6 +6,7 @@ mod collisions;
 mod configuration;
 mod crash_points;
 mod crashes;
+mod disks;
 mod drills;
 mod faults;
 mod hostile;
