@@ -57,7 +57,10 @@ pub struct Ready {
 /// Every fault at once: of variables, of `gateways.toml`, of the database and its schema, of the broker.
 pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, ConfigFaults> {
     #[cfg(debug_assertions)]
-    shared::crash::arm(&mut env);
+    {
+        shared::crash::arm(&mut env);
+        shared::clock::arm(&mut env);
+    }
     let listen = Listen::from_env(&mut env);
     let ops_config = OpsConfig::from_env(&mut env, 9100);
     let settings = Settings::from_env(&mut env);

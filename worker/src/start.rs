@@ -84,7 +84,10 @@ impl Worker {
             env.fault(fault.subject, fault.wrong, fault.remedy);
         }
         #[cfg(debug_assertions)]
-        shared::crash::arm(&mut env);
+        {
+            shared::crash::arm(&mut env);
+            shared::clock::arm(&mut env);
+        }
         let metrics = telemetry::install_metrics()?;
         let shutdown = Shutdown::install()?;
         let database = DatabaseConfig::from_env(&mut env, self.connections);

@@ -2,6 +2,7 @@
 
 mod books;
 mod caches;
+mod clocks;
 mod collisions;
 mod configuration;
 mod crash_points;
