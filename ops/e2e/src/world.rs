@@ -138,15 +138,7 @@ impl World {
         fs::create_dir_all(dir.join("logs")).expect("a folder can be made");
         let addresses = servers.addresses();
         deploy(&addresses, &dir).await;
-        let listen: Vec<SocketAddr> = (0..setup.apis).map(|_| free_address()).collect();
-        let front = match listen.as_slice() {
-            [_] => None,
-            several => Some(Relay::to_any(several.iter().map(ToString::to_string).collect()).await),
-        };
-        let public_url = match &front {
-            Some(front) => format!("http://127.0.0.1:{}", front.port()),
-            None => format!("http://{}", listen[0]),
-        };
+        let (public_url, listen, front) = places_of_ingresses(setup.apis).await;
         let gateways =
             Gateways::start(&dir.join("gateways"), setup.speed, public_url.clone(), setup.gateways_apart).await;
         let shop = Shop::new(public_url.clone());
@@ -184,8 +176,8 @@ impl World {
             let program = &programs[name];
             (1..=count).map(|n| Process::new(format!("{name}-{n}"), program.clone(), &logs)).collect()
         };
-        let mut apis = listen.iter().enumerate().map(|(n, listen)| {
-            let name = if n == 0 { "payment-api".to_owned() } else { format!("payment-api-{}", n + 1) };
+        let mut apis = (1..).zip(&listen).map(|(n, listen)| {
+            let name = if n == 1 { "payment-api".to_owned() } else { format!("payment-api-{n}") };
             Process::new(name, api.clone().env("LISTEN_ADDR", listen.to_string()), &logs)
         });
         let world = World {
@@ -394,6 +386,16 @@ impl World {
         }
         text
     }
+}
+
+/// Where the service is found, where so many ingresses listen, and what stands in front of several.
+async fn places_of_ingresses(count: usize) -> (String, Vec<SocketAddr>, Option<Relay>) {
+    let listen: Vec<SocketAddr> = (0..count).map(|_| free_address()).collect();
+    if let [only] = listen.as_slice() {
+        return (format!("http://{only}"), listen, None);
+    }
+    let front = Relay::to_any(listen.iter().map(ToString::to_string).collect()).await;
+    (format!("http://127.0.0.1:{}", front.port()), listen, Some(front))
 }
 
 /// The same address at another port of this machine.
