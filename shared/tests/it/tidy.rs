@@ -160,7 +160,9 @@ fn only_problem_picks_the_status_of_an_error() {
 #[test]
 fn only_the_clock_reads_the_time_of_day() {
     let words = ["SystemTime::now(", "OffsetDateTime::now_", "UtcDateTime::now(", "Uuid::now_v7(", "Timestamp::now("];
-    assert_eq!(offences(SERVICE, &["shared/src/clock.rs"], &words), [""; 0]);
+    // The name of a folder is no time.
+    let except = ["shared/src/clock.rs", "shared/src/gateway/accounts/tests.rs"];
+    assert_eq!(offences(SERVICE, &except, &words), [""; 0]);
 }
 
 /// From here on a migration that takes something away says so in its name (`ops/decisions/0013`).
