@@ -262,7 +262,7 @@ impl Answer {
 /// Whoever holds the key's row for so long is the first request, in another process.
 pub fn in_flight(error: DbError) -> ApiError {
     match error {
-        DbError::Again(_) => ApiError::RequestInFlight,
+        error if error.ran_out_of_time() => ApiError::RequestInFlight,
         other => other.into(),
     }
 }

@@ -7,8 +7,9 @@ use payment_api::broker_setup::{self, BrokerSetup, BrokerSetupConfig};
 use payment_api::database_roles::{self, DatabaseRoles};
 use payment_api::start;
 use shared::config::{DatabaseConfig, Env};
+use shared::db::{self, MIGRATOR};
 use shared::shutdown::Shutdown;
-use shared::{db, telemetry};
+use shared::telemetry;
 
 /// The HTTP ingress of the payment service: takes orders from frontends and callbacks from Alipay and WeChat Pay.
 ///
@@ -71,8 +72,11 @@ async fn migrate() -> anyhow::Result<()> {
     let config = DatabaseConfig::from_env(&mut env, 1);
     env.finish()?;
     if let Some(config) = config {
-        let applied = db::migrate(&config.url).await?;
-        println!("The database has the schema of this build ({applied} migrations).");
+        let newer = db::migrate(&config.url).await?;
+        println!("The database has the {} migrations of this build.", MIGRATOR.iter().count());
+        if newer > 0 {
+            println!("It has {newer} of a newer release, which leave this build alone.");
+        }
     }
     Ok(())
 }

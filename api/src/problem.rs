@@ -9,7 +9,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
-use shared::db::DbError;
+use shared::db::{Collision, DbError};
 use shared::domain::NotOffered;
 use shared::gateway::GatewayError;
 use shared::settle::refunds::RefundRefusal;
@@ -298,6 +298,12 @@ impl ApiError {
 /// The bare answer after a panic, whose text is for the log alone.
 pub fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
+}
+
+impl Collision for ApiError {
+    fn is_collision(&self) -> bool {
+        matches!(self, ApiError::Db(error) if error.is_collision())
+    }
 }
 
 /// Whether repeating may help.

@@ -58,7 +58,10 @@ pub struct Ready {
 /// Every fault at once: of variables, of `gateways.toml`, of the database and its schema, of the broker.
 pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, ConfigFaults> {
     #[cfg(debug_assertions)]
-    shared::crash::arm(&mut env);
+    {
+        shared::crash::arm(&mut env);
+        shared::clock::arm(&mut env);
+    }
     let listen = Listen::from_env(&mut env);
     let ops_config = OpsConfig::from_env(&mut env, 9100);
     let settings = Settings::from_env(&mut env);
@@ -147,7 +150,12 @@ async fn connect(config: &DatabaseConfig) -> Result<PgPool, ConfigFaults> {
         async { db::connect(&config.url, NAME, config.max_connections).await.map_err(|error| chain(&error)) };
     let pool = ops::check("database", "check DATABASE_URL and that the server runs", connecting).await?;
     let checking = async { db::check_schema(&pool).await.map_err(|error| chain(&error)) };
-    ops::check("database schema", "bring the database and this build together", checking).await?;
+    ops::check(
+        "database schema",
+        "run `payment-api migrate` and `payment-api database-roles`, or the release that fits",
+        checking,
+    )
+    .await?;
     let checking = async { db::grants::check(&pool, Service::PaymentApi).await.map_err(|error| chain(&error)) };
     ops::check("database rights", "run `payment-api database-roles`", checking).await?;
     Ok(pool)

@@ -3,11 +3,12 @@
 //! Nobody waits for company. While a statement is under way, those that come meanwhile wait for its lane, and go together
 //! in the next one; on a quiet day each goes alone.
 
+use std::slice;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use shared::db::DbError;
 use shared::db::orders::{self, Created, NewOrder};
+use shared::db::{DbError, anew};
 use sqlx::PgPool;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -67,7 +68,7 @@ async fn lane(db: PgPool, waiting: Arc<Mutex<mpsc::Receiver<Job>>>) {
 
 /// One statement for all. If it fails, each is tried alone, so that nobody hears of another one's fault.
 async fn write(db: &PgPool, new: Vec<NewOrder>) -> Vec<Result<Created, DbError>> {
-    match orders::create(db, &new).await {
+    match anew(|| orders::create(db, &new)).await {
         Ok(created) => created.into_iter().map(Ok).collect(),
         Err(error) if new.len() == 1 => vec![Err(error)],
         Err(_) => join_all(new.into_iter().map(|new| alone(db, new))).await,
@@ -75,5 +76,5 @@ async fn write(db: &PgPool, new: Vec<NewOrder>) -> Vec<Result<Created, DbError>>
 }
 
 async fn alone(db: &PgPool, new: NewOrder) -> Result<Created, DbError> {
-    orders::create(db, &[new]).await?.pop().ok_or(DbError::Moved)
+    anew(|| orders::create(db, slice::from_ref(&new))).await?.pop().ok_or(DbError::Moved)
 }

@@ -36,7 +36,7 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that asks")]
     pub fn now(&self) -> OffsetDateTime {
         match self.0 {
-            Source::System => OffsetDateTime::now_utc(),
+            Source::System => OffsetDateTime::now_utc() + step(),
             Source::Fixed(at) => at,
         }
     }
@@ -55,6 +55,64 @@ impl Clock {
             Source::Fixed(_) => Timestamp::from_unix(Numbered, seconds, nanos),
         };
         Uuid::new_v7(timestamp).as_u128()
+    }
+}
+
+#[cfg(debug_assertions)]
+pub use stepped::arm;
+/// How far this process's clock is off, for tests of what becomes of that.
+#[cfg(debug_assertions)]
+use stepped::step;
+
+#[cfg(not(debug_assertions))]
+const fn step() -> time::Duration {
+    time::Duration::ZERO
+}
+
+/// A program built with debug assertions has its clock as many seconds off as the file says that `CLOCK_STEP_FILE` names, so
+/// that a test can set the clocks of single processes while they run. A program built for use contains none of this.
+#[cfg(debug_assertions)]
+mod stepped {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+    use std::sync::OnceLock;
+
+    use time::Duration;
+
+    use crate::config::Env;
+
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+
+    /// Reads the variable. The file is read whenever the time is, and need not be there.
+    pub fn arm(env: &mut Env) {
+        if let Some(file) = env.optional("CLOCK_STEP_FILE") {
+            drop(FILE.set(file.into()));
+        }
+    }
+
+    pub fn step() -> Duration {
+        FILE.get().map_or(Duration::ZERO, |file| read(file))
+    }
+
+    fn read(file: &Path) -> Duration {
+        let seconds = fs::read_to_string(file).ok().and_then(|text| text.trim().parse::<i32>().ok());
+        Duration::seconds(seconds.unwrap_or_default().into())
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_clock_is_off_by_what_the_file_says() {
+            let file = std::env::temp_dir().join(format!("clock-step-{}", std::process::id()));
+            assert_eq!(read(&file), Duration::ZERO, "no file");
+            for (text, seconds) in [("600", 600), ("-600\n", -600), ("", 0), ("soon", 0)] {
+                fs::write(&file, text).unwrap();
+                assert_eq!(read(&file), Duration::seconds(seconds), "{text:?}");
+            }
+            fs::remove_file(&file).unwrap();
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use shared::cache::{Changed, Renewer};
 use shared::clock::Clock;
 use shared::crash::{self, Point};
 use shared::db::callbacks::Evidence;
-use shared::db::{self, DbError, callbacks, events, jobs};
+use shared::db::{self, DbError, anew, callbacks, events, jobs};
 use shared::domain::{Notification, Verdict};
 use shared::gateway::{CallbackError, Gateway, Gateways, Verified};
 use shared::job::{Callback, digest};
@@ -28,8 +28,6 @@ use crate::consumer::Ack;
 const LONG_WAIT: time::Duration = time::Duration::minutes(1);
 /// How long a callback waits that was held up.
 const SHORT_WAIT: time::Duration = time::Duration::seconds(10);
-/// How often a transaction is repeated that collided with another one. Not one that has waited in vain.
-const TRIES: u32 = 5;
 /// Into how many parts a batch is split: among 1000 callbacks the fourth attempt finds the one at fault alone.
 const PARTS: usize = 8;
 /// How long parts are tried once a batch was held up; what is left then comes again as jobs.
@@ -155,7 +153,7 @@ impl CallbackWorker {
             let these = &examined[part.clone()];
             let outcome = match &plan {
                 Plan::Settle if give_up.is_some() => self.commit(these, Pace::Hurried).await,
-                Plan::Settle => self.commit_patiently(these).await,
+                Plan::Settle => anew(|| self.commit(these, Pace::Patient)).await,
                 Plan::PutOff(wait, reason) => self.put_off(these, *wait, reason).await,
             };
             if matches!(outcome, Err(DbError::Again(_))) {
@@ -186,28 +184,13 @@ impl CallbackWorker {
         Ok(acks)
     }
 
-    /// Repeats a transaction that collided with another one.
-    async fn commit_patiently(&self, examined: &[Examined]) -> Result<(), DbError> {
-        let mut tries = 1;
-        loop {
-            match self.commit(examined, Pace::Patient).await {
-                Err(error @ DbError::Again(_)) if tries < TRIES && !error.ran_out_of_time() => {
-                    warn!(error = chain(&error), tries, "Another transaction was in the way; once more");
-                    tokio::time::sleep(Duration::from_millis(10) * tries * tries).await;
-                    tries += 1;
-                }
-                outcome => return outcome,
-            }
-        }
-    }
-
     /// Keeps callbacks as jobs that are due after `wait`. Nothing that holds them up holds this up: it adds rows, and
     /// the rows that are there already come again in any case.
     async fn put_off(&self, examined: &[Examined], wait: time::Duration, reason: &str) -> Result<(), DbError> {
         let now = self.clock.now();
         let (rows, fresh): (Vec<_>, Vec<_>) = examined.iter().partition(|item| item.callback.job_id.is_some());
-        self.keep_all(&fresh, reason, (now + wait, now)).await?;
-        match self.keep_all(&rows, reason, (now + wait, now)).await {
+        anew(|| self.keep_all(&fresh, reason, (now + wait, now))).await?;
+        match anew(|| self.keep_all(&rows, reason, (now + wait, now))).await {
             Err(DbError::Again(error)) => {
                 warn!(%error, jobs = rows.len(), "Jobs were not put off; they come again when their lease ends");
             }

@@ -10,7 +10,7 @@ use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
-use shared::db::{DbError, events};
+use shared::db::{DbError, anew, events};
 use shared::domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
 use shared::gateway::{CloseOutcome, Gateway, GatewayError, Gateways, Verified};
 use shared::job::CHECKS;
@@ -64,12 +64,12 @@ impl Job for CheckWorker {
         let missing = |what: &str| JobError::Missing(format!("{what} of order {id}"));
         let order = orders::get(&self.db, id).await?.ok_or_else(|| missing("the row"))?;
         if order.status.was_paid() && job.payload["sync"] != true {
-            return self.finish(job).await;
+            return anew(|| self.finish(job)).await;
         }
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
         match self.ask(gateway.as_ref(), &order, given_up(job)).await {
-            Ok(heard) => self.record(job, &order, &heard).await,
-            Err(trouble) => self.put_off(job, &order, &trouble).await,
+            Ok(heard) => anew(|| self.record(job, &order, &heard)).await,
+            Err(trouble) => anew(|| self.put_off(job, &order, &trouble)).await,
         }
     }
 

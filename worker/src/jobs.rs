@@ -9,8 +9,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use shared::clock::Clock;
 use shared::crash::{self, Point};
-use shared::db::DbError;
 use shared::db::jobs::{self, Cost, Taken};
+use shared::db::{Collision, DbError, anew};
 use shared::job::JobMessage;
 use shared::telemetry::chain;
 use sqlx::PgPool;
@@ -48,6 +48,12 @@ impl From<sqlx::Error> for JobError {
     }
 }
 
+impl Collision for JobError {
+    fn is_collision(&self) -> bool {
+        matches!(self, JobError::Db(error) if error.is_collision())
+    }
+}
+
 /// One kind of job.
 pub trait Job {
     /// Does one step and ends or re-dates the row.
@@ -81,7 +87,8 @@ pub async fn run_batch<J: Job>(
 
 async fn run_one<J: Job>(job: &J, message: JobMessage) {
     let lease_until = job.clock().now() + LEASE;
-    let taken = match jobs::take(job.db(), message.id, message.fence, lease_until).await {
+    let take = || jobs::take(job.db(), message.id, message.fence, lease_until);
+    let taken = match anew(take).await {
         Ok(Some(taken)) => taken,
         Ok(None) => return, // A repeat, or done.
         Err(error) => return warn!(%error, job = message.id, "A job cannot be taken now; it comes again"),
@@ -90,15 +97,25 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
     let Err(failed) = job.run(&taken).await else { return };
     let reason = chain(&failed);
     warn!(job = taken.id, attempts = taken.attempts, error = reason, "A job failed; it is tried again");
-    if let Err(error) = give_back(job, &taken, &reason).await {
+    // Collisions are no fault of the job, and say nothing about the next time.
+    let (due_at, cost) = match failed.is_collision() {
+        true => (later(job.clock(), &RETRY, 0), Cost::Nothing),
+        false => (later(job.clock(), &RETRY, taken.attempts), Cost::Attempt),
+    };
+    if let Err(error) = anew(|| give_back(job, &taken, due_at, cost, &reason)).await {
         warn!(%error, job = taken.id, "A job was not given back; it comes again when its lease ends");
     }
 }
 
-async fn give_back<J: Job>(job: &J, taken: &Taken, reason: &str) -> Result<(), DbError> {
+async fn give_back<J: Job>(
+    job: &J,
+    taken: &Taken,
+    due_at: OffsetDateTime,
+    cost: Cost,
+    reason: &str,
+) -> Result<(), DbError> {
     let mut tx = job.db().begin().await?;
-    let due_at = later(job.clock(), &RETRY, taken.attempts);
-    jobs::again(&mut tx, taken, due_at, Cost::Attempt, reason).await?;
+    jobs::again(&mut tx, taken, due_at, cost, reason).await?;
     Ok(tx.commit().await?)
 }
 

@@ -9,6 +9,7 @@ use serde_json::json;
 use shared::cache::{Changed, Renewer};
 use shared::clock::Clock;
 use shared::crash::{self, Point};
+use shared::db::anew;
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
 use shared::db::refunds::{self, Refund};
@@ -103,7 +104,7 @@ impl Job for RefundWorker {
             }
             RefundStatus::Abnormal => self.ask(gateway.as_ref(), &refund, &order).await?,
         };
-        self.record(job, &refund, &order, step).await
+        anew(|| self.record(job, &refund, &order, &step)).await
     }
 
     fn db(&self) -> &PgPool {
@@ -134,9 +135,7 @@ impl RefundWorker {
         let Some(turn) = self.budget.turn(order.payment_method).await else {
             return Ok(Step::wait(self.clock.now() + time::Duration::seconds(2), "too many calls fail just now"));
         };
-        let mut tx = self.db.begin().await?;
-        refunds::mark_sent(&mut tx, refund.id, self.clock.now()).await?;
-        tx.commit().await?;
+        anew(|| self.mark_sent(refund)).await?;
         crash::at(Point::RefundMarked);
         let request = self.request(refund, order);
         let call = || gateway.refund(&request, self.clock.now());
@@ -148,6 +147,12 @@ impl RefundWorker {
             turn.used_up();
         }
         Ok(self.judge(answer, refund))
+    }
+
+    async fn mark_sent(&self, refund: &Refund) -> Result<(), JobError> {
+        let mut tx = self.db.begin().await?;
+        refunds::mark_sent(&mut tx, refund.id, self.clock.now()).await?;
+        Ok(tx.commit().await?)
     }
 
     /// Asks how it went. Only when the gateway knows no such refund may the same request leave again; and only when it had
@@ -261,7 +266,7 @@ impl RefundWorker {
 
     /// One transaction: what was learnt, and when the job goes on. Facts count whoever brings them; anything else only from
     /// the worker that still holds the job.
-    async fn record(&self, job: &Taken, refund: &Refund, order: &Order, step: Step) -> Result<(), JobError> {
+    async fn record(&self, job: &Taken, refund: &Refund, order: &Order, step: &Step) -> Result<(), JobError> {
         let now = self.clock.now();
         let refund_no = &refund.refund_no;
         let idle = job.asking(json!({}));
@@ -269,7 +274,7 @@ impl RefundWorker {
         let mut tx = self.db.begin().await?;
         let held = match step {
             Step::Fact(fact) => {
-                let verdict = settling::settle(&mut tx, refund, &fact, &self.clock).await?;
+                let verdict = settling::settle(&mut tx, refund, fact, &self.clock).await?;
                 crash::at(Point::RefundSettled);
                 info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
                 // Ended ones have dropped or re-dated their job already; the others are asked about daily.
@@ -277,31 +282,31 @@ impl RefundWorker {
                 true
             }
             Step::Wait { until, cost, reason } => {
-                if cost == Cost::Attempt {
+                if *cost == Cost::Attempt {
                     warn!(%refund_no, reason, "Refund {refund_no}: outcome unknown, it will be asked about");
-                    refunds::note_trouble(&mut tx, refund.id, None, &reason, now).await?;
+                    refunds::note_trouble(&mut tx, refund.id, None, reason, now).await?;
                 }
-                jobs::again(&mut tx, &idle, until, cost, &reason).await?
+                jobs::again(&mut tx, &idle, *until, *cost, reason).await?
             }
             Step::Refused { code, message } => {
                 warn!(%refund_no, code, message, "Refund {refund_no} was refused; a question will confirm it");
-                refunds::note_trouble(&mut tx, refund.id, Some(&code), &message, now).await?;
-                jobs::again(&mut tx, &idle, now + SETTLE_IN, Cost::Nothing, &code).await?
+                refunds::note_trouble(&mut tx, refund.id, Some(code), message, now).await?;
+                jobs::again(&mut tx, &idle, now + SETTLE_IN, Cost::Nothing, code).await?
             }
             Step::Short { message } => {
                 warn!(%refund_no, message, "Refund {refund_no} waits for the merchant's balance");
-                self.trouble(&mut tx, refund, CaseKind::RefundShortage, &message).await?;
-                jobs::again(&mut tx, &idle, now + SHORTAGE, Cost::Nothing, &message).await?
+                self.trouble(&mut tx, refund, CaseKind::RefundShortage, message).await?;
+                jobs::again(&mut tx, &idle, now + SHORTAGE, Cost::Nothing, message).await?
             }
             Step::Strange { what } => {
                 error!(%refund_no, what, "The gateway's answer to refund {refund_no} breaks the protocol");
-                self.trouble(&mut tx, refund, CaseKind::GatewayProtocol, &what).await?;
-                jobs::again(&mut tx, &idle, self.next_question(refund), Cost::Attempt, &what).await?
+                self.trouble(&mut tx, refund, CaseKind::GatewayProtocol, what).await?;
+                jobs::again(&mut tx, &idle, self.next_question(refund), Cost::Attempt, what).await?
             }
             Step::NotYet { reason } => {
                 warn!(%refund_no, reason, "Refund {refund_no} is tried again");
-                refunds::note_trouble(&mut tx, refund.id, None, &reason, now).await?;
-                jobs::again(&mut tx, job, later(&self.clock, &RETRY, job.attempts), Cost::Attempt, &reason).await?
+                refunds::note_trouble(&mut tx, refund.id, None, reason, now).await?;
+                jobs::again(&mut tx, job, later(&self.clock, &RETRY, job.attempts), Cost::Attempt, reason).await?
             }
             Step::Done => {
                 jobs::finish(&mut tx, job).await?;

@@ -84,7 +84,10 @@ impl Worker {
             env.fault(fault.subject, fault.wrong, fault.remedy);
         }
         #[cfg(debug_assertions)]
-        shared::crash::arm(&mut env);
+        {
+            shared::crash::arm(&mut env);
+            shared::clock::arm(&mut env);
+        }
         let metrics = telemetry::install_metrics()?;
         let shutdown = Shutdown::install()?;
         let database = DatabaseConfig::from_env(&mut env, self.connections);
@@ -130,7 +133,7 @@ impl Worker {
             Ok(pool)
         });
         let pool = pool.await?;
-        let remedy = "run `payment-api migrate`, or the release that fits";
+        let remedy = "run `payment-api migrate` and `payment-api database-roles`, or the release that fits";
         let schema = async { db::check_schema(&pool).await.map_err(|error| chain(&error)) };
         ops::check("database schema", remedy, schema).await?;
         let rights = async { db::grants::check(&pool, self.service).await.map_err(|error| chain(&error)) };

@@ -13,7 +13,7 @@ use shared::cache::Changed;
 use shared::crash::{self, Point};
 use shared::db::idempotency_keys::{self, NewAnswer};
 use shared::db::refunds::{self, Refund};
-use shared::db::{DbError, orders};
+use shared::db::{DbError, anew, orders};
 use shared::domain::{Money, OrderId, RefundId, RefundNo, RefundStatus};
 use shared::settle::refunds::{self as settling, RefundRefusal, Wish};
 use time::OffsetDateTime;
@@ -206,7 +206,7 @@ impl Asking {
         let order = Viewer::User(self.request.user.clone()).shown(order)?;
         // A refusal tells of its state, too.
         self.app.cache.orders.saw(&order);
-        match self.ask(&wish).await? {
+        match anew(|| self.ask(&wish)).await? {
             Some(answer) => Ok(answer),
             // Another process has taken the key meanwhile.
             None => self.known().await?.ok_or(ApiError::RequestInFlight),

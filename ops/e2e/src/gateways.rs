@@ -10,8 +10,10 @@ use gateway_sim::notify;
 use gateway_sim::{Options, Simulator};
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
+use testkit::Relay;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use url::Url;
 
 use crate::shop::{Answer, Order, answer, http_client};
 use crate::{Gateway, Overrides, SignedCallback, slug};
@@ -19,6 +21,8 @@ use crate::{Gateway, Overrides, SignedCallback, slug};
 /// Both gateways, playing.
 pub struct Gateways {
     simulator: Simulator,
+    /// Between the service and them, where a test wants it.
+    way: Option<Relay>,
     /// What the gateways know: keys, merchants.
     pub keys: SimKeys,
     /// The folder of the key set, with `gateways.toml`.
@@ -28,14 +32,32 @@ pub struct Gateways {
 }
 
 impl Gateways {
-    /// Starts the simulator on a free port with a key set in `dir`.
-    pub async fn start(dir: &Path, speed: f64, public_url: String) -> Gateways {
+    /// Starts the simulator on a free port with a key set in `dir`. With `apart` the service finds it at the other end of
+    /// [`Gateways::way`]; the buyers and the callbacks do not go that way.
+    pub async fn start(dir: &Path, speed: f64, public_url: String, apart: bool) -> Gateways {
         copy_key_set(dir);
         let options = Options { speed, ..Options::default() };
         let simulator = Simulator::start(dir, "127.0.0.1:0", &options).await.expect("the simulator starts");
-        keys::point_at(dir, &simulator.url()).expect("the key set can be pointed at the simulator");
+        let mut url = Url::parse(&simulator.url()).expect("a URL");
+        let mut way = None;
+        if apart {
+            let address = url.socket_addrs(|| None).expect("an address of this machine")[0];
+            let relay = Relay::to(address.to_string()).await;
+            url.set_port(Some(relay.port())).expect("a URL with a port");
+            way = Some(relay);
+        }
+        keys::point_at(dir, url.as_str()).expect("the key set can be pointed at the simulator");
         let keys = SimKeys::load(dir).expect("a whole key set");
-        Gateways { simulator, keys, dir: dir.to_path_buf(), public_url }
+        Gateways { simulator, way, keys, dir: dir.to_path_buf(), public_url }
+    }
+
+    /// The way from the service to the gateways.
+    ///
+    /// # Panics
+    /// When they are not apart.
+    #[must_use]
+    pub fn way(&self) -> &Relay {
+        self.way.as_ref().expect("the gateways are apart")
     }
 
     /// `GATEWAYS_FILE`.

@@ -3,15 +3,17 @@
 //! Reading order: [`world`] (what a test holds), [`servers`] (where database and broker are), [`process`] (one program
 //! and its log), [`gateways`] (the buyer's and the gateways' side), [`shop`] (the merchant's frontend), [`downstream`]
 //! (who consumes the events), [`history`] (what the independent witnesses tell, and whether it agrees), [`books`] (when to
-//! ask them), [`held`] (the moment between a gateway's answer and the commit).
+//! ask them), [`load`] (buyers who never stop), [`disk`] (one that can be full), [`held`] (the moment between a gateway's answer and the commit).
 //!
 //! Nothing here sleeps to wait for something: [`eventually`] looks until a deadline.
 
 pub mod books;
+pub mod disk;
 pub mod downstream;
 pub mod gateways;
 pub mod held;
 pub mod history;
+pub mod load;
 pub mod metrics;
 pub mod process;
 pub mod secrets;
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 
 pub use gateway_sim::ledger::Gateway;
 pub use gateway_sim::notify::{Overrides, SignedCallback, Wrong};
+pub use load::Made;
 pub use shop::Order;
 pub use world::{Setup, World};
 

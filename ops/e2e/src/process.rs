@@ -108,6 +108,7 @@ pub struct Process {
     program: Program,
     ops: SocketAddr,
     log: PathBuf,
+    step: PathBuf,
     child: Mutex<Option<Child>>,
 }
 
@@ -116,8 +117,17 @@ impl Process {
     #[must_use]
     pub fn new(name: impl Into<String>, program: Program, folder: &Path) -> Process {
         let (name, ops) = (name.into(), free_address());
-        let log = folder.join(format!("{name}.log"));
-        Process { program: program.env("OPS_ADDR", ops.to_string()), name, ops, log, child: Mutex::default() }
+        let (log, step) = (folder.join(format!("{name}.log")), folder.join(format!("{name}.clock")));
+        let program = program.env("OPS_ADDR", ops.to_string()).env("CLOCK_STEP_FILE", step.display().to_string());
+        Process { program, name, ops, log, step, child: Mutex::default() }
+    }
+
+    /// Sets its clock so many seconds off the machine's, at once.
+    pub fn step_clock(&self, seconds: i32) {
+        // In one piece: it is read all the time.
+        let fresh = self.step.with_extension("fresh");
+        fs::write(&fresh, seconds.to_string()).expect("a file can be written");
+        fs::rename(&fresh, &self.step).expect("a file can be renamed");
     }
 
     /// Starts it without waiting for anything.

@@ -210,6 +210,17 @@ impl PrivateServers {
         self.run(command).await;
     }
 
+    /// The folder of the servers.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Runs xtask for these servers from where `enter` leads.
+    pub(crate) async fn in_place(&self, mut enter: Command, args: &[&str]) {
+        enter.arg(&self.xtask).args(args).arg("--dir").arg(&self.dir).stdin(Stdio::null());
+        self.run(enter).await;
+    }
+
     /// Whether anything was wiped.
     #[must_use]
     pub fn was_wiped(&self) -> bool {

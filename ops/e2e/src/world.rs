@@ -1,12 +1,14 @@
 //! What a test holds: the whole business, running.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use sqlx::postgres::{PgPool, PgPoolOptions};
-use testkit::TestBroker;
+use testkit::{Relay, TestBroker};
 use url::Url;
 
 use crate::downstream::{Delivery, Downstream};
@@ -29,6 +31,8 @@ const TABLES: [&str; 7] =
 /// How a world is made.
 #[derive(Debug, Clone)]
 pub struct Setup {
+    /// Ingresses. With more than one, the service is found at a relay that goes to any of them.
+    pub apis: usize,
     /// Callback workers.
     pub workers: usize,
     /// Check workers. None, unless a test is about them: then an order stays as callbacks have left it.
@@ -47,11 +51,14 @@ pub struct Setup {
     pub database_port: Option<u16>,
     /// See [`Setup::database_port`].
     pub broker_port: Option<u16>,
+    /// The service reaches the gateways by a way that can be held and cut.
+    pub gateways_apart: bool,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
         Setup {
+            apis: 1,
             workers: 1,
             check_workers: 0,
             refund_workers: 0,
@@ -61,6 +68,7 @@ impl Default for Setup {
             env: Vec::new(),
             database_port: None,
             broker_port: None,
+            gateways_apart: false,
         }
     }
 }
@@ -81,6 +89,8 @@ pub struct World {
     // Dropped in this order: the processes first, the servers last.
     /// The ingress.
     pub api: Process,
+    /// The others, if there are more.
+    pub more_apis: Vec<Process>,
     /// The callback workers.
     pub workers: Vec<Process>,
     /// The check workers.
@@ -103,7 +113,11 @@ pub struct World {
     pub view_token_secret: String,
     /// Where database and broker are.
     pub addresses: Addresses,
+    /// How each program is started, but for where it listens.
+    programs: BTreeMap<&'static str, Program>,
     dir: PathBuf,
+    /// In front of several ingresses.
+    _front: Option<Relay>,
     servers: Servers,
 }
 
@@ -124,11 +138,9 @@ impl World {
         fs::create_dir_all(dir.join("logs")).expect("a folder can be made");
         let addresses = servers.addresses();
         deploy(&addresses, &dir).await;
-        let (public_url, listen) = {
-            let listen = free_address();
-            (format!("http://{listen}"), listen)
-        };
-        let gateways = Gateways::start(&dir.join("gateways"), setup.speed, public_url.clone()).await;
+        let (public_url, listen, front) = places_of_ingresses(setup.apis).await;
+        let gateways =
+            Gateways::start(&dir.join("gateways"), setup.speed, public_url.clone(), setup.gateways_apart).await;
         let shop = Shop::new(public_url.clone());
         // Tests share one Redis, and each has orders and rules of its own.
         let redis_prefix = format!("{}:", unique());
@@ -151,18 +163,26 @@ impl World {
             all.fold(Program::new(name), |program, (name, value)| program.env(name, value))
         };
         let api = program("payment-api")
-            .env("LISTEN_ADDR", listen.to_string())
             .env("PUBLIC_URL", &public_url)
             .env("JWT_HS256_SECRET", &shop.jwt_secret)
             .env("VIEW_TOKEN_SECRET", &view_token_secret)
             .env("RETURN_URL_ORIGINS", "https://shop.example.com");
         let logs = dir.join("logs");
+        let workers = ["callback-worker", "check-worker", "refund-worker", "relay"];
+        let mut programs: BTreeMap<&str, Program> =
+            workers.into_iter().map(|name| (name, program(name).env("PUBLIC_URL", &public_url))).collect();
+        programs.insert("payment-api", api.clone());
         let many = |name: &str, count: usize| -> Vec<Process> {
-            let program = program(name).env("PUBLIC_URL", &public_url);
+            let program = &programs[name];
             (1..=count).map(|n| Process::new(format!("{name}-{n}"), program.clone(), &logs)).collect()
         };
+        let mut apis = (1..).zip(&listen).map(|(n, listen)| {
+            let name = if n == 1 { "payment-api".to_owned() } else { format!("payment-api-{n}") };
+            Process::new(name, api.clone().env("LISTEN_ADDR", listen.to_string()), &logs)
+        });
         let world = World {
-            api: Process::new("payment-api", api, &logs),
+            api: apis.next().expect("an ingress"),
+            more_apis: apis.collect(),
             workers: many("callback-worker", setup.workers),
             check_workers: many("check-worker", setup.check_workers),
             refund_workers: many("refund-worker", setup.refund_workers),
@@ -174,7 +194,9 @@ impl World {
             public_url,
             view_token_secret,
             addresses,
+            programs,
             dir,
+            _front: front,
             servers,
         };
         world.processes().for_each(Process::spawn);
@@ -185,7 +207,18 @@ impl World {
     /// Every process of the service.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
         let workers = self.workers.iter().chain(&self.check_workers).chain(&self.refund_workers);
-        std::iter::once(&self.api).chain(workers).chain(&self.relays)
+        self.apis().chain(workers).chain(&self.relays)
+    }
+
+    /// Every ingress.
+    pub fn apis(&self) -> impl Iterator<Item = &Process> {
+        std::iter::once(&self.api).chain(&self.more_apis)
+    }
+
+    /// A program of the service with all its variables, listening on free ports.
+    #[must_use]
+    pub fn program(&self, name: &str) -> Program {
+        self.programs[name].clone().env("LISTEN_ADDR", "127.0.0.1:0").env("OPS_ADDR", "127.0.0.1:0")
     }
 
     /// `paymentctl` as the operator alice starts it, with a role and a user of its own.
@@ -353,6 +386,16 @@ impl World {
         }
         text
     }
+}
+
+/// Where the service is found, where so many ingresses listen, and what stands in front of several.
+async fn places_of_ingresses(count: usize) -> (String, Vec<SocketAddr>, Option<Relay>) {
+    let listen: Vec<SocketAddr> = (0..count).map(|_| free_address()).collect();
+    if let [only] = listen.as_slice() {
+        return (format!("http://{only}"), listen, None);
+    }
+    let front = Relay::to_any(listen.iter().map(ToString::to_string).collect()).await;
+    (format!("http://127.0.0.1:{}", front.port()), listen, Some(front))
 }
 
 /// The same address at another port of this machine.

@@ -9,46 +9,46 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, broadcast, watch};
 
-/// Listens on a port of its own and passes bytes on, both ways, until told otherwise.
+/// Listens on a port of its own and passes bytes on, both ways, until told otherwise. It goes on when this value is gone.
 pub struct Relay {
     port: u16,
+    way: Arc<Way>,
+}
+
+/// What is done with connections and bytes.
+struct Way {
+    targets: Vec<String>,
+    refused: watch::Sender<bool>,
     held: watch::Sender<bool>,
+    answers_lost: watch::Sender<bool>,
     injected: broadcast::Sender<Vec<u8>>,
     cut: broadcast::Sender<()>,
-    accepted: Arc<AtomicUsize>,
-    from_clients: Arc<AtomicUsize>,
+    accepted: AtomicUsize,
+    from_clients: AtomicUsize,
 }
 
 impl Relay {
     /// A relay to `target`, such as `127.0.0.1:5672`.
     pub async fn to(target: String) -> Relay {
+        Relay::to_any(vec![target]).await
+    }
+
+    /// A relay to several servers that are alike: each connection goes to the next one that takes it.
+    pub async fn to_any(targets: Vec<String>) -> Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let relay = Relay {
-            port: listener.local_addr().expect("a bound port").port(),
+        let port = listener.local_addr().expect("a bound port").port();
+        let way = Arc::new(Way {
+            targets,
+            refused: watch::Sender::new(false),
             held: watch::Sender::new(false),
+            answers_lost: watch::Sender::new(false),
             injected: broadcast::Sender::new(16),
             cut: broadcast::Sender::new(16),
-            accepted: Arc::default(),
-            from_clients: Arc::default(),
-        };
-        let (held, injected, cut) = (relay.held.clone(), relay.injected.clone(), relay.cut.clone());
-        let (accepted, from_clients) = (relay.accepted.clone(), relay.from_clients.clone());
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                accepted.fetch_add(1, Ordering::SeqCst);
-                let Ok(server) = TcpStream::connect(&target).await else { continue };
-                let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-                let to_client = Arc::new(Mutex::new(to_client));
-                let (mut cut, injected) = (cut.subscribe(), injected.subscribe());
-                let up = pass(from_client, Arc::new(Mutex::new(to_server)), held.subscribe(), from_clients.clone());
-                let down = pass(from_server, to_client.clone(), held.subscribe(), Arc::default());
-                let inject = inject(injected, to_client);
-                tokio::spawn(async move {
-                    tokio::select! { () = up => {}, () = down => {}, () = inject => {}, _ = cut.recv() => {} }
-                });
-            }
+            accepted: AtomicUsize::new(0),
+            from_clients: AtomicUsize::new(0),
         });
-        relay
+        tokio::spawn(listen(listener, port, way.clone()));
+        Relay { port, way }
     }
 
     /// The port to connect to.
@@ -58,12 +58,12 @@ impl Relay {
 
     /// How many connections have been made.
     pub fn accepted(&self) -> usize {
-        self.accepted.load(Ordering::SeqCst)
+        self.way.accepted.load(Ordering::SeqCst)
     }
 
     /// How many bytes have come from clients, those held back included.
     pub fn from_clients(&self) -> usize {
-        self.from_clients.load(Ordering::SeqCst)
+        self.way.from_clients.load(Ordering::SeqCst)
     }
 
     /// Waits until more than `known` bytes have come from clients.
@@ -82,31 +82,97 @@ impl Relay {
 
     /// Stops passing bytes on, or goes on with it: a server that hangs.
     pub fn hold(&self, hold: bool) {
-        self.held.send_replace(hold);
+        self.way.held.send_replace(hold);
+    }
+
+    /// Cuts every connection and refuses new ones, or takes them again: nobody is there.
+    pub fn refuse(&self, refuse: bool) {
+        self.way.refused.send_replace(refuse);
+    }
+
+    /// Passes on what clients say and cuts the connection when the server answers, or passes answers on again.
+    pub fn lose_answers(&self, lose: bool) {
+        self.way.answers_lost.send_replace(lose);
     }
 
     /// Sends `bytes` to the clients as if they came from the server, also while it hangs.
     pub fn inject(&self, bytes: Vec<u8>) {
         // Without a connection there is nobody to send to.
-        let _ = self.injected.send(bytes);
+        let _ = self.way.injected.send(bytes);
     }
 
     /// Drops every connection that is open.
     pub fn cut(&self) {
-        let _ = self.cut.send(());
+        let _ = self.way.cut.send(());
     }
 }
 
-async fn pass(
-    mut from: OwnedReadHalf,
-    to: Arc<Mutex<OwnedWriteHalf>>,
-    mut held: watch::Receiver<bool>,
-    count: Arc<AtomicUsize>,
-) {
-    let mut bytes = vec![0; 64 * 1024];
+async fn listen(mut listener: TcpListener, port: u16, way: Arc<Way>) {
+    let mut refused = way.refused.subscribe();
+    loop {
+        let taken = tokio::select! {
+            taken = listener.accept() => Some(taken),
+            _ = refused.wait_for(|refused| *refused) => None,
+        };
+        match taken {
+            Some(Ok((client, _))) => {
+                let nth = way.accepted.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(connect(client, nth, way.clone()));
+            }
+            Some(Err(_)) => return,
+            None => {
+                drop(listener);
+                let _ = way.cut.send(());
+                let _ = refused.wait_for(|refused| !refused).await;
+                listener = bound_to(port).await;
+            }
+        }
+    }
+}
+
+/// Listens again where it did before; for a moment the port may be that of an outgoing connection.
+async fn bound_to(port: u16) -> TcpListener {
+    loop {
+        match TcpListener::bind(("127.0.0.1", port)).await {
+            Ok(listener) => return listener,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+async fn connect(client: TcpStream, nth: usize, way: Arc<Way>) {
+    // What is said from here on is heard by this connection, also while it is made.
+    let (mut cut, injected) = (way.cut.subscribe(), way.injected.subscribe());
+    let Some(server) = any_of(&way.targets, nth).await else { return };
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let to_client = Arc::new(Mutex::new(to_client));
+    let up = pass(from_client, Arc::new(Mutex::new(to_server)), &way, |read| {
+        way.from_clients.fetch_add(read, Ordering::SeqCst);
+        true
+    });
+    let down = pass(from_server, to_client.clone(), &way, |_| !*way.answers_lost.borrow());
+    let inject = inject(injected, to_client);
+    tokio::select! { () = up => {}, () = down => {}, () = inject => {}, _ = cut.recv() => {} }
+}
+
+/// A connection to the `nth` of these, or to one after it.
+async fn any_of(targets: &[String], nth: usize) -> Option<TcpStream> {
+    for target in targets.iter().cycle().skip(nth % targets.len().max(1)).take(targets.len()) {
+        if let Ok(server) = TcpStream::connect(target).await {
+            return Some(server);
+        }
+    }
+    None
+}
+
+/// Passes bytes on for as long as `goes` says so of the next ones.
+async fn pass(mut from: OwnedReadHalf, to: Arc<Mutex<OwnedWriteHalf>>, way: &Way, goes: impl Fn(usize) -> bool) {
+    let (mut bytes, mut held) = (vec![0; 64 * 1024], way.held.subscribe());
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
-        count.fetch_add(read, Ordering::SeqCst);
-        if held.wait_for(|held| !held).await.is_err() || to.lock().await.write_all(&bytes[..read]).await.is_err() {
+        if !goes(read) || held.wait_for(|held| !held).await.is_err() {
+            return;
+        }
+        if to.lock().await.write_all(&bytes[..read]).await.is_err() {
             return;
         }
     }

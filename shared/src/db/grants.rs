@@ -187,7 +187,7 @@ pub const TABLES: &[Table] = &[
     ] },
     // Read at every start.
     Table { name: "_sqlx_migrations", grants: &[
-        may_only(Service::ALL, Select, &["version", "success"]),
+        may_only(Service::ALL, Select, &["version", "description", "success"]),
     ] },
 ];
 

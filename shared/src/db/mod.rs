@@ -5,11 +5,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Connection, Executor, PgConnection, PgExecutor, Postgres};
+use sqlx::{Executor, PgConnection, PgExecutor, Postgres};
 use time::OffsetDateTime;
 
+mod anew;
 pub mod callbacks;
 pub mod cases;
 mod columns;
@@ -24,11 +24,12 @@ pub mod page;
 pub mod payment_config;
 pub mod refunds;
 pub mod retention;
+mod schema;
 pub mod stats;
 pub mod transactions;
 
-/// The migrations that this build knows.
-pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
+pub use anew::{Collision, anew};
+pub use schema::{MIGRATOR, MigrationError, SchemaError, check_schema, migrate};
 
 /// What a statement met, named after what the caller may do.
 #[derive(Debug, thiserror::Error)]
@@ -162,57 +163,6 @@ pub async fn connect(url: &SecretString, service: &str, max_connections: u32) ->
         .connect_with(options)
         .await?;
     Ok(pool)
-}
-
-/// Brings a database to the schema of this build; the number of migrations that it has then.
-///
-/// A connection of its own without the pool's time-outs: building an index takes as long as it takes. Several at once
-/// take turns, by a lock on the database.
-///
-/// # Errors
-/// [`sqlx::migrate::MigrateError`] when the database cannot be reached or a migration fails; the others stay as they were.
-pub async fn migrate(url: &SecretString) -> Result<usize, sqlx::migrate::MigrateError> {
-    let mut connection = PgConnection::connect(url.expose_secret()).await?;
-    MIGRATOR.run(&mut connection).await?;
-    Ok(MIGRATOR.iter().count())
-}
-
-/// Why a database does not fit this build.
-#[derive(Debug, thiserror::Error)]
-pub enum SchemaError {
-    /// Lacks migrations that this build needs.
-    #[error("the database lacks migration {0}; run `payment-api migrate` before the roll-out")]
-    Missing(i64),
-    /// Has a migration that this build does not know.
-    #[error("the database has migration {0}, which this build does not know; it is older than the database")]
-    Unknown(i64),
-    /// Could not be asked.
-    #[error("cannot read the migrations of the database")]
-    Db(#[from] DbError),
-}
-
-/// Checks that the database has the migrations of this build, no fewer and no more.
-///
-/// # Errors
-/// [`SchemaError`].
-pub async fn check_schema(pool: &PgPool) -> Result<(), SchemaError> {
-    let applied = match sqlx::query_scalar::<_, i64>("select version from _sqlx_migrations where success")
-        .fetch_all(pool)
-        .await
-    {
-        Ok(applied) => applied,
-        // 42P01: no such table, so nothing was ever migrated.
-        Err(sqlx::Error::Database(refusal)) if refusal.code().as_deref() == Some("42P01") => Vec::new(),
-        Err(error) => return Err(DbError::from(error).into()),
-    };
-    let known: Vec<i64> = MIGRATOR.iter().map(|migration| migration.version).collect();
-    if let Some(missing) = known.iter().find(|version| !applied.contains(version)) {
-        return Err(SchemaError::Missing(*missing));
-    }
-    match applied.iter().find(|version| !known.contains(version)) {
-        Some(unknown) => Err(SchemaError::Unknown(*unknown)),
-        None => Ok(()),
-    }
 }
 
 /// Has this transaction wait no more than 250 ms for a lock: about as long as a healthy transaction holds one.

@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::task::Poll;
 
 use secrecy::SecretString;
-use shared::db::{self, MIGRATOR, SchemaError};
+use shared::db::{self, MIGRATOR, MigrationError, SchemaError};
 use shared::domain::{CaseKind, CaseStatus, OrderStatus, PaymentMethod, RefundStatus, Scene, Verdict};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgPool};
@@ -48,18 +48,47 @@ async fn the_checks_of_the_database_name_what_the_enums_name(db: PgPool) {
     assert!(OrderStatus::from_str("PAID").is_err());
 }
 
+/// A later release has migrated this database.
+async fn is_migrated_further(db: &PgPool, version: i64, description: &str) {
+    let sql = "insert into _sqlx_migrations (version, description, success, checksum, execution_time) values ($1, $2, true, '', 0)";
+    sqlx::query(sql).bind(version).bind(description).execute(db).await.unwrap();
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn a_database_that_is_older_or_newer_is_named(db: PgPool) {
-    db::check_schema(&db).await.unwrap();
-    sqlx::query("insert into _sqlx_migrations (version, description, success, checksum, execution_time) values (9999, 'new', true, '', 0)")
-        .execute(&db)
-        .await
-        .unwrap();
-    assert!(matches!(db::check_schema(&db).await, Err(SchemaError::Unknown(9999))));
-    sqlx::query("delete from _sqlx_migrations where version in (1, 9999)").execute(&db).await.unwrap();
+async fn a_database_that_is_newer_is_used_until_it_says_that_this_build_is_too_old(db: PgPool) {
+    assert_eq!(db::check_schema(&db).await.unwrap(), 0);
+    is_migrated_further(&db, 9997, "a column more").await;
+    is_migrated_further(&db, 9998, "contract from 0001 drop what nobody used").await;
+    assert_eq!(db::check_schema(&db).await.unwrap(), 2);
+    assert_eq!(db::migrate(&url_of(&db)).await.unwrap(), 2, "the command of a build that was rolled back does nothing");
+
+    is_migrated_further(&db, 9999, "contract from 9997 drop the old column").await;
+    let newest = MIGRATOR.iter().last().unwrap().version;
+    let told = db::check_schema(&db).await.unwrap_err();
+    assert!(
+        matches!(told, SchemaError::TooOld { migration: 9999, needs: 9997, newest: known } if known == newest),
+        "{told:?}"
+    );
+    let refused = db::migrate(&url_of(&db)).await.unwrap_err();
+    assert!(matches!(refused, MigrationError::Schema(SchemaError::TooOld { .. })), "{refused:?}");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_database_that_is_older_or_another_is_named(db: PgPool) {
+    is_migrated_further(&db, 0, "of something else").await;
+    assert!(matches!(db::check_schema(&db).await, Err(SchemaError::Unknown(0))));
+    sqlx::query("delete from _sqlx_migrations where version in (0, 1)").execute(&db).await.unwrap();
     assert!(matches!(db::check_schema(&db).await, Err(SchemaError::Missing(1))));
     sqlx::query("drop table _sqlx_migrations").execute(&db).await.unwrap();
     assert!(matches!(db::check_schema(&db).await, Err(SchemaError::Missing(1))));
+}
+
+#[sqlx::test]
+async fn an_empty_database_is_migrated_once(db: PgPool) {
+    for _ in 0..2 {
+        assert_eq!(db::migrate(&url_of(&db)).await.unwrap(), 0);
+    }
+    assert_eq!(db::check_schema(&db).await.unwrap(), 0);
 }
 
 /// Without them a host that vanishes holds its locks, the relay's lead among them, for hours.

@@ -33,7 +33,7 @@ impl Drop for Folder {
 
 /// A gateways.toml whose key files are missing, of the wrong kind and too short.
 async fn broken_gateways(dir: &Path) -> String {
-    let gateways = Gateways::start(&dir.join("gateways"), 1.0, "http://127.0.0.1:1".to_owned()).await;
+    let gateways = Gateways::start(&dir.join("gateways"), 1.0, "http://127.0.0.1:1".to_owned(), false).await;
     let keys = gateways.dir.join("keys");
     fs::remove_file(keys.join("alipay_main_app_private.pem")).expect("the file is there");
     fs::copy(keys.join("alipay_main_public.pem"), keys.join("wechat_main_merchant_private.pem")).expect("a copy");

@@ -2,20 +2,25 @@
 
 mod books;
 mod caches;
+mod clocks;
+mod collisions;
 mod configuration;
 mod crash_points;
 mod crashes;
+mod disks;
 mod drills;
 mod faults;
 mod hostile;
 mod kills;
 mod operators;
 mod outages;
+mod partitions;
 mod polling;
 mod purchases;
 mod refund_races;
 mod refunds;
 mod repeats;
 mod retention;
+mod rollouts;
 mod secrets;
 mod shutdown;

@@ -182,16 +182,18 @@ impl Failure {
     }
 }
 
-/// Whether a refusal is about our keys, application or contract: what was asked for was not even looked at.
+/// Whether a refusal is about our keys, clock, application or contract: what was asked for was not even looked at.
 /// Source: common codes (C:02km9f), read 2025-11-20.
 pub(super) fn is_our_fault(error: &GatewayError) -> bool {
-    const OURS: [&str; 8] = [
+    const OURS: [&str; 9] = [
         "isv.invalid-signature",
         "isv.invalid-app-id",
         "isv.invalid-app-cert-sn",
         "isv.invalid-alipay-root-cert-sn",
         "isv.missing-signature",
         "isv.missing-signature-config",
+        // Our clock.
+        "isv.invalid-timestamp",
         "isv.insufficient-isv-permissions",
         "aop.invalid-auth-token",
     ];

@@ -294,7 +294,12 @@ mod tests {
             let config = format!(r#"{{"code":"40002","sub_code":"{sub_code}"}}"#);
             assert_eq!(name(&refund(reply("alipay_trade_refund", &config, false)).await.unwrap_err()), class);
         }
-        for sub_code in ["isv.invalid-signature", "isv.insufficient-isv-permissions", "aop.invalid-auth-token"] {
+        for sub_code in [
+            "isv.invalid-signature",
+            "isv.invalid-timestamp",
+            "isv.insufficient-isv-permissions",
+            "aop.invalid-auth-token",
+        ] {
             let node = format!(r#"{{"code":"40002","sub_code":"{sub_code}"}}"#);
             assert_eq!(name(&answered(&node).await.unwrap_err()), "unknown", "{sub_code}");
         }

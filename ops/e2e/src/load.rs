@@ -1,0 +1,150 @@
+//! Buyers who buy, pay and want their money back, while something goes wrong with what serves them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::sleep;
+
+use crate::shop::{Purchase, Wish, order};
+use crate::{Gateway, Order, SOON, World, eventually};
+
+/// Between two acts of one buyer.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long the last of what was begun may take once the fault is over.
+const LONG: Duration = Duration::from_secs(150);
+
+/// What buyers have done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Made {
+    /// Orders.
+    pub bought: i64,
+    /// Those of them that they have paid.
+    pub paid: i64,
+    /// Those of them whose money they have asked for back.
+    pub returned: i64,
+}
+
+impl Made {
+    fn and(self, other: Made) -> Made {
+        Made {
+            bought: self.bought + other.bought,
+            paid: self.paid + other.paid,
+            returned: self.returned + other.returned,
+        }
+    }
+}
+
+/// A buyer's open business.
+#[derive(Default)]
+struct Buyer {
+    made: Made,
+    /// Asked for and not answered yet.
+    wanted: Vec<Purchase>,
+    /// Paid, to be returned, and not yet promised.
+    unwanted: Vec<(Order, Wish)>,
+}
+
+impl Buyer {
+    /// One round: what is open is asked for again, with the same keys, and something new is wanted.
+    async fn act(&mut self, world: &World, more: bool) {
+        if more && self.wanted.len() < 2 {
+            // Neither needs the gateway's page, which may be out of reach.
+            let (gateway, scene) =
+                if self.made.bought % 2 == 0 { (Gateway::Alipay, "qr") } else { (Gateway::Wechat, "native") };
+            self.wanted.push(Purchase::new(gateway, scene, "2.00"));
+        }
+        for purchase in std::mem::take(&mut self.wanted) {
+            // While the ingress or what it needs is away nobody answers, or says when to come again.
+            match world.shop.ask(&purchase).await {
+                Ok(answer) if answer.status == 201 => self.pay(world, order(&purchase, &answer)).await,
+                Ok(answer) => {
+                    let later = answer.retry_after.is_some() || answer.status >= 500;
+                    assert!(later, "{purchase:?} is refused: {answer:?}");
+                    self.wanted.push(purchase);
+                }
+                Err(_) => self.wanted.push(purchase),
+            }
+        }
+        for (order, wish) in std::mem::take(&mut self.unwanted) {
+            match world.shop.ask_refund(&order, &wish).await {
+                Ok(answer) if answer.status == 202 => self.made.returned += 1,
+                Ok(answer) => {
+                    // A refusal is final for its key; it comes before the payment is settled, and then a new one is due.
+                    let early = answer.code() == "order_not_paid";
+                    let later = answer.retry_after.is_some() || answer.status >= 500;
+                    assert!(early || later, "{wish:?} of {} is refused: {answer:?}", order.order_no);
+                    self.unwanted.push((order, if early { Wish::of_the_rest() } else { wish }));
+                }
+                Err(_) => self.unwanted.push((order, wish)),
+            }
+        }
+    }
+
+    /// Pays five of six, and wants the money of each third payment back.
+    async fn pay(&mut self, world: &World, order: Order) {
+        self.made.bought += 1;
+        if self.made.bought % 6 == 0 {
+            return;
+        }
+        world.pay(&order).await;
+        self.made.paid += 1;
+        if self.made.paid % 3 == 0 {
+            self.unwanted.push((order, Wish::of_the_rest()));
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.wanted.is_empty() && self.unwanted.is_empty()
+    }
+}
+
+impl World {
+    /// Has `buyers` buy, pay and return while `meanwhile` goes on, and end afterwards what they have begun.
+    ///
+    /// # Panics
+    /// When somebody is refused for good, or what was begun does not end.
+    pub async fn under_load<T>(&self, buyers: usize, meanwhile: impl Future<Output = T>) -> (T, Made) {
+        let open = AtomicBool::new(true);
+        let buying = join_all((0..buyers).map(async |_| {
+            let mut buyer = Buyer::default();
+            while open.load(Ordering::Relaxed) {
+                buyer.act(self, true).await;
+                sleep(PAUSE).await;
+            }
+            eventually("what was begun under load ends", LONG, async || {
+                buyer.act(self, false).await;
+                buyer.is_idle().then_some(())
+            })
+            .await;
+            buyer.made
+        }));
+        let ended = async {
+            let ended = meanwhile.await;
+            open.store(false, Ordering::Relaxed);
+            ended
+        };
+        let (made, ended) = tokio::join!(buying, ended);
+        (ended, made.into_iter().fold(Made::default(), Made::and))
+    }
+
+    /// Everything that was made under load has ended as if nothing had happened, and nobody has to look at anything.
+    ///
+    /// # Panics
+    /// When it has not.
+    pub async fn all_completed(&self, made: Made) {
+        println!("{made:?}");
+        eventually("everything is paid and returned", LONG, async || {
+            let paid = "select count(*) from payment_orders where status in ('paid', 'refunded')";
+            let returned = "select count(*) from payment_orders where status = 'refunded'";
+            (self.number(paid).await? == made.paid && self.number(returned).await? == made.returned).then_some(())
+        })
+        .await;
+        self.wait_quiet(SOON * 3).await;
+        self.books_agree().await;
+        assert_eq!(self.number("select count(*) from payment_orders").await, Some(made.bought), "one for each key");
+        assert_eq!(self.texts("select kind || ': ' || evidence from cases").await, [""; 0]);
+        assert!(self.processes().all(crate::process::Process::runs), "a process gave up");
+        self.logs_are_clean();
+    }
+}
