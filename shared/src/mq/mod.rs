@@ -38,7 +38,7 @@ pub const LOG_CAPS: [&str; 2] = ["lapin=off", "amq_protocol=info"];
 pub enum MqError {
     /// The address itself is wrong; nothing was tried.
     #[error("the AMQP address cannot be used: {0}")]
-    Address(&'static str),
+    Address(String),
     /// None of the addresses led to a session; each is named with its reason.
     #[error("no broker could be reached: {}", .0.join("; "))]
     Unreachable(Vec<String>),
