@@ -1,12 +1,13 @@
 //! What a test holds: the whole business, running.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use sqlx::postgres::{PgPool, PgPoolOptions};
-use testkit::TestBroker;
+use testkit::{Relay, TestBroker};
 use url::Url;
 
 use crate::downstream::{Delivery, Downstream};
@@ -29,6 +30,8 @@ const TABLES: [&str; 7] =
 /// How a world is made.
 #[derive(Debug, Clone)]
 pub struct Setup {
+    /// Instances of the ingress; several are behind a load balancer.
+    pub apis: usize,
     /// Callback workers.
     pub workers: usize,
     /// Check workers. None, unless a test is about them: then an order stays as callbacks have left it.
@@ -52,6 +55,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Setup {
         Setup {
+            apis: 1,
             workers: 1,
             check_workers: 0,
             refund_workers: 0,
@@ -81,6 +85,8 @@ pub struct World {
     // Dropped in this order: the processes first, the servers last.
     /// The ingress.
     pub api: Process,
+    /// Its other instances.
+    pub more_apis: Vec<Process>,
     /// The callback workers.
     pub workers: Vec<Process>,
     /// The check workers.
@@ -104,6 +110,8 @@ pub struct World {
     /// Where database and broker are.
     pub addresses: Addresses,
     dir: PathBuf,
+    /// What stands before several instances of the ingress.
+    _balancer: Option<Relay>,
     servers: Servers,
 }
 
@@ -124,9 +132,14 @@ impl World {
         fs::create_dir_all(dir.join("logs")).expect("a folder can be made");
         let addresses = servers.addresses();
         deploy(&addresses, &dir).await;
-        let (public_url, listen) = {
-            let listen = free_address();
-            (format!("http://{listen}"), listen)
+        let listen: Vec<SocketAddr> = (0..setup.apis).map(|_| free_address()).collect();
+        let (balancer, public_url) = match listen.as_slice() {
+            [only] => (None, format!("http://{only}")),
+            several => {
+                let balancer = Relay::to_each_in_turn(several.iter().map(ToString::to_string).collect()).await;
+                let url = format!("http://127.0.0.1:{}", balancer.port());
+                (Some(balancer), url)
+            }
         };
         let gateways = Gateways::start(&dir.join("gateways"), setup.speed, public_url.clone()).await;
         let shop = Shop::new(public_url.clone());
@@ -151,18 +164,22 @@ impl World {
             all.fold(Program::new(name), |program, (name, value)| program.env(name, value))
         };
         let api = program("payment-api")
-            .env("LISTEN_ADDR", listen.to_string())
             .env("PUBLIC_URL", &public_url)
             .env("JWT_HS256_SECRET", &shop.jwt_secret)
             .env("VIEW_TOKEN_SECRET", &view_token_secret)
             .env("RETURN_URL_ORIGINS", "https://shop.example.com");
         let logs = dir.join("logs");
+        let mut apis = listen.iter().enumerate().map(|(n, listen)| {
+            let name = if n == 0 { "payment-api".to_owned() } else { format!("payment-api-{}", n + 1) };
+            Process::new(name, api.clone().env("LISTEN_ADDR", listen.to_string()), &logs)
+        });
         let many = |name: &str, count: usize| -> Vec<Process> {
             let program = program(name).env("PUBLIC_URL", &public_url);
             (1..=count).map(|n| Process::new(format!("{name}-{n}"), program.clone(), &logs)).collect()
         };
         let world = World {
-            api: Process::new("payment-api", api, &logs),
+            api: apis.next().expect("an ingress"),
+            more_apis: apis.collect(),
             workers: many("callback-worker", setup.workers),
             check_workers: many("check-worker", setup.check_workers),
             refund_workers: many("refund-worker", setup.refund_workers),
@@ -175,6 +192,7 @@ impl World {
             view_token_secret,
             addresses,
             dir,
+            _balancer: balancer,
             servers,
         };
         world.processes().for_each(Process::spawn);
@@ -185,7 +203,7 @@ impl World {
     /// Every process of the service.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
         let workers = self.workers.iter().chain(&self.check_workers).chain(&self.refund_workers);
-        std::iter::once(&self.api).chain(workers).chain(&self.relays)
+        std::iter::once(&self.api).chain(&self.more_apis).chain(workers).chain(&self.relays)
     }
 
     /// `paymentctl` as the operator alice starts it, with a role and a user of its own.
@@ -357,10 +375,9 @@ impl World {
 
 /// The same address at another port of this machine.
 fn by_way_of(url: &str, port: Option<u16>) -> String {
+    let Some(port) = port else { return url.to_owned() };
     let mut url = Url::parse(url).expect("a URL");
-    if port.is_some() {
-        url.set_port(port).expect("a URL with a port");
-    }
+    url.set_port(Some(port)).expect("a URL with a port");
     url.into()
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, broadcast, watch};
 /// Listens on a port of its own and passes bytes on, both ways, until told otherwise.
 pub struct Relay {
     port: u16,
+    targets: watch::Sender<Vec<String>>,
     held: watch::Sender<bool>,
     injected: broadcast::Sender<Vec<u8>>,
     cut: broadcast::Sender<()>,
@@ -22,20 +23,31 @@ pub struct Relay {
 impl Relay {
     /// A relay to `target`, such as `127.0.0.1:5672`.
     pub async fn to(target: String) -> Relay {
+        Relay::to_each_in_turn(vec![target]).await
+    }
+
+    /// A relay that gives each connection to the next of `targets`, as a load balancer does.
+    pub async fn to_each_in_turn(targets: Vec<String>) -> Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let relay = Relay {
             port: listener.local_addr().expect("a bound port").port(),
+            targets: watch::Sender::new(targets),
             held: watch::Sender::new(false),
             injected: broadcast::Sender::new(16),
             cut: broadcast::Sender::new(16),
             accepted: Arc::default(),
             from_clients: Arc::default(),
         };
+        let targets = relay.targets.subscribe();
         let (held, injected, cut) = (relay.held.clone(), relay.injected.clone(), relay.cut.clone());
         let (accepted, from_clients) = (relay.accepted.clone(), relay.from_clients.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                accepted.fetch_add(1, Ordering::SeqCst);
+                let turn = accepted.fetch_add(1, Ordering::SeqCst);
+                let target = {
+                    let targets = targets.borrow();
+                    targets[turn % targets.len()].clone()
+                };
                 let Ok(server) = TcpStream::connect(&target).await else { continue };
                 let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
                 let to_client = Arc::new(Mutex::new(to_client));
@@ -89,6 +101,11 @@ impl Relay {
     pub fn inject(&self, bytes: Vec<u8>) {
         // Without a connection there is nobody to send to.
         let _ = self.injected.send(bytes);
+    }
+
+    /// Gives every connection from now on to `target`: an address that has moved.
+    pub fn point_at(&self, target: String) {
+        self.targets.send_replace(vec![target]);
     }
 
     /// Drops every connection that is open.

@@ -102,7 +102,11 @@ pub(super) fn is_plain(uri: &AMQPUri) -> bool {
 
 /// What is wrong with the nth of so many addresses. A comma inside a password makes two of one.
 fn of_several(n: usize, all: usize, wrong: &str) -> String {
-    if all == 1 { wrong.to_owned() } else { format!("address {} of {all}: {wrong} (a comma in a password is %2C)", n + 1) }
+    if all == 1 {
+        wrong.to_owned()
+    } else {
+        format!("address {} of {all}: {wrong} (a comma in a password is %2C)", n + 1)
+    }
 }
 
 fn parse_one(text: &str) -> Result<Address, &'static str> {

@@ -2,6 +2,7 @@
 
 mod books;
 mod caches;
+mod cluster;
 mod configuration;
 mod crash_points;
 mod crashes;

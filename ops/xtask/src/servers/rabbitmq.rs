@@ -243,9 +243,8 @@ pub fn url(nodes: &[Record], user: &str) -> Result<String> {
 
 /// The URL of the management plug-in, for the deploy user: of each node, with commas between them.
 pub fn management_url(nodes: &[Record]) -> Result<String> {
-    let url = |node: &Record| {
-        Ok(format!("http://{DEPLOY}:{}@127.0.0.1:{}", node.secret(DEPLOY)?, node.port("management")?))
-    };
+    let url =
+        |node: &Record| Ok(format!("http://{DEPLOY}:{}@127.0.0.1:{}", node.secret(DEPLOY)?, node.port("management")?));
     Ok(nodes.iter().map(url).collect::<Result<Vec<_>>>()?.join(","))
 }
 
