@@ -21,6 +21,8 @@ use url::Url;
 
 /// How long a policy may take until the queues have it.
 const TAKES_EFFECT: Duration = Duration::from_secs(20);
+/// How far the plug-in's knowledge of a queue may be behind, after its leader has changed too.
+const LAGS: Duration = Duration::from_secs(10);
 /// On how many nodes a queue is to live, where the broker has so many: one may then be lost, and a majority goes on.
 const REPLICAS: usize = 3;
 
@@ -125,10 +127,11 @@ pub async fn run(config: BrokerSetupConfig, options: &BrokerSetup) -> anyhow::Re
 /// # Errors
 /// When the management plug-in cannot be asked.
 pub async fn wrong_policies(management_url: &SecretString, vhost: String) -> anyhow::Result<Vec<String>> {
-    Management::new(management_url, vhost)?.wrong_policies().await
+    Management::new(management_url, vhost)?.wrong_policies_after(LAGS).await
 }
 
-/// What is wrong with where the queues live, a line for each queue that the loss of a node could stop.
+/// What is wrong with where the queues live, a line for each node that is away and each queue that the loss of a node could
+/// stop.
 ///
 /// # Errors
 /// When the management plug-in cannot be asked.
@@ -245,14 +248,18 @@ impl Management {
 
     /// A policy takes effect a moment after it is set, or never, when another one with a higher priority applies.
     async fn wait_until_in_effect(&self) -> anyhow::Result<()> {
-        let give_up = Instant::now() + TAKES_EFFECT;
+        let wrong = self.wrong_policies_after(TAKES_EFFECT).await?;
+        ensure!(wrong.is_empty(), "policies are set, but not in effect:\n{}", wrong.join("\n"));
+        Ok(())
+    }
+
+    /// What is still wrong with the policies after this time, or nothing as soon as nothing is.
+    async fn wrong_policies_after(&self, time: Duration) -> anyhow::Result<Vec<String>> {
+        let give_up = Instant::now() + time;
         loop {
             let wrong = self.wrong_policies().await?;
-            if wrong.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() > give_up {
-                bail!("policies are set, but not in effect:\n{}", wrong.join("\n"));
+            if wrong.is_empty() || Instant::now() > give_up {
+                return Ok(wrong);
             }
             sleep(Duration::from_millis(200)).await;
         }
@@ -268,15 +275,17 @@ impl Management {
         Ok(wrong)
     }
 
-    /// Queues with fewer replicas than the broker has nodes for, and what to do. A queue gets its replicas when it is declared:
-    /// one that is older than the cluster has one.
+    /// Nodes that are away, queues with fewer replicas than the broker has nodes for, and what to do. A queue gets its replicas
+    /// when it is declared: one that is older than the cluster has one.
     async fn thin_queues(&self) -> anyhow::Result<Vec<String>> {
         let (status, answer) = self.call(Method::GET, &["nodes"], None).await?;
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             bail!("this user may not see the nodes of the broker: give him the tag monitoring");
         }
         let nodes: Vec<Value> = read(status, &answer, "the nodes")?;
-        let mut thin = Vec::new();
+        let away = nodes.iter().filter(|node| node["running"] == false);
+        let away = away.map(|node| format!("node {} is away: start it, or replace it", node["name"]));
+        let mut thin: Vec<String> = away.collect();
         for queue in topology::QUEUES {
             let found = self.queue(queue).await?;
             let members = found.get("members").and_then(Value::as_array).map_or(0, Vec::len);
@@ -299,7 +308,9 @@ impl Management {
     /// What is wrong with the policy that applies to `queue`.
     async fn compare(&self, policy: &Policy, queue: &str) -> anyhow::Result<Option<String>> {
         let found = self.queue(queue).await?;
-        let applies = found.get("policy").and_then(Value::as_str).unwrap_or("none");
+        let Some(applies) = found.get("policy").and_then(Value::as_str) else {
+            return Ok(Some(format!("queue {queue}: no policy applies, and {} should", policy.name)));
+        };
         if applies != policy.name {
             let remedy = format!("remove it or lower its priority below {}", policy.priority);
             return Ok(Some(format!("queue {queue}: policy {applies} applies, not {}; {remedy}", policy.name)));

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use e2e::process::{Ended, Process};
 use e2e::servers::{PrivateServers, Servers};
 use e2e::shop::{self, Answer, Purchase, Wish};
 use e2e::{Gateway, Order, Setup, World, eventually};
@@ -63,6 +64,9 @@ async fn the_node_that_leads_the_callbacks_killed_under_load_again_and_again_los
                 // The first address of each list is the one that is away: commands go on to the next.
                 assert_eq!(kind(&leader), "rabbitmq", "queues are led from where they were declared");
                 world.set_up_broker().await;
+                let Ended { status, said } = world.paymentctl().arg("doctor").run(world.dir(), LONG).await;
+                assert!(status.success(), "{said}");
+                assert!(said.contains("is away: start it, or replace it"), "{said}");
             }
             world.servers().server("start", kind(&leader)).await;
             takes_part_again(&world, &leader).await;
@@ -146,7 +150,7 @@ async fn under_load(world: &World, happens: impl Future<Output = ()>) {
     let rebuilds = world.relays.iter().map(async |relay| relay.metrics().await.sum("relay_rebuilds_total", &[]));
     assert_eq!(join_all(rebuilds).await.into_iter().sum::<f64>(), 0.0);
     assert_eq!(world.texts("select kind from cases").await, Vec::<String>::new(), "nobody has to look at anything");
-    assert!(world.processes().all(e2e::process::Process::runs), "a process gave up");
+    assert!(world.processes().all(Process::runs), "a process gave up");
     world.logs_are_clean();
     let (events, deliveries) = (world.downstream.times().len(), world.downstream.all().len());
     println!("{bought} orders, {events} events in {deliveries} deliveries");

@@ -86,7 +86,7 @@ async fn marker(connection: &Connection) -> Option<Check> {
 async fn replicas(management: &SecretString, vhost: String) -> Check {
     match broker_setup::thin_queues(management, vhost).await {
         Ok(thin) if thin.is_empty() => Check::ok(REPLICAS, "each queue lives on as many nodes as it should"),
-        Ok(thin) => Check::warning(REPLICAS, thin.join("; "), "or the loss of one node stops what lives on it"),
+        Ok(thin) => Check::warning(REPLICAS, thin.join("; "), "until then the loss of one more node may stop a queue"),
         Err(error) => Check::warning(REPLICAS, format!("{error:#}"), "check RABBITMQ_MANAGEMENT_URL and its user"),
     }
 }
