@@ -60,6 +60,9 @@ pub enum MqError {
     /// The consumer was cancelled by the broker: its queue was deleted, or it held deliveries for too long.
     #[error("the broker cancelled the consumer of {0}")]
     Cancelled(String),
+    /// The queue knows nothing of our consumer: the node that we are connected to is cut off from the others.
+    #[error("{0} does not know its consumer: this node of the broker is out of its reach")]
+    Unheard(String),
     /// Objects are missing, conflicting or out of reach.
     #[error("{0}")]
     Topology(topology::TopologyFaults),
