@@ -100,17 +100,16 @@ pub(super) fn is_plain(uri: &AMQPUri) -> bool {
     uri.scheme == AMQPScheme::AMQP
 }
 
-/// What is wrong with the nth of so many addresses. A comma inside a password makes two of one.
+const NO_URL: &str = "it is not a URL like amqp://user:password@host:5672/vhost";
+
+/// What is wrong with the nth of so many addresses.
 fn of_several(n: usize, all: usize, wrong: &str) -> String {
-    if all == 1 {
-        wrong.to_owned()
-    } else {
-        format!("address {} of {all}: {wrong} (a comma in a password is %2C)", n + 1)
-    }
+    let hint = if wrong == NO_URL { " (a comma in a password is %2C)" } else { "" };
+    if all == 1 { wrong.to_owned() } else { format!("address {} of {all}: {wrong}{hint}", n + 1) }
 }
 
 fn parse_one(text: &str) -> Result<Address, &'static str> {
-    let url = Url::parse(text).map_err(|_| "it is not a URL like amqp://user:password@host:5672/vhost")?;
+    let url = Url::parse(text).map_err(|_| NO_URL)?;
     if !matches!(url.scheme(), "amqp" | "amqps") {
         return Err("its scheme is neither amqp nor amqps");
     }

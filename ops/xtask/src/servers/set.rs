@@ -140,7 +140,11 @@ impl Set {
         if self.backend == Backend::Compose {
             return compose::start(&self.dir, kinds);
         }
-        for group in Kind::GROUPS {
+        // The nodes of a cluster that was there before wait for each other: the last one that stopped knows the most.
+        let was_there = |kind: &Kind| Record::load(&self.dir, *kind).is_some_and(|record| record.is_set_up);
+        let [first, second, third] = Kind::GROUPS.map(<[Kind]>::to_vec);
+        let (early, late): (Vec<Kind>, Vec<Kind>) = third.into_iter().partition(was_there);
+        for group in [first, [second, early].concat(), late] {
             let group = group.iter().filter(|kind| kinds.contains(kind));
             let results: Vec<Result<()>> = thread::scope(|scope| {
                 let starts: Vec<_> = group.map(|kind| scope.spawn(|| self.start(*kind, Ports::MayChange))).collect();
