@@ -54,6 +54,9 @@ pub enum MqError {
     /// The broker did not answer a step in time.
     #[error("{0} was not answered in time")]
     TimedOut(&'static str),
+    /// The broker refuses messages on this session; another one may be better off.
+    #[error("the broker refuses messages")]
+    Refused,
     /// The session is gone.
     #[error("the session with the broker was lost")]
     Lost,
