@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 use reqwest::{Client, Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use shared::config::{AmqpConfig, Env};
 use shared::mq::permissions::{self, Permissions};
@@ -20,28 +21,31 @@ use url::Url;
 
 /// How long a policy may take until the queues have it.
 const TAKES_EFFECT: Duration = Duration::from_secs(20);
+/// How far the plug-in's knowledge of a queue may be behind, after its leader has changed too.
+const LAGS: Duration = Duration::from_secs(10);
+/// On how many nodes a queue is to live, where the broker has so many: one may then be lost, and a majority goes on.
+const REPLICAS: usize = 3;
 
 /// What the deploy step needs.
 #[derive(Debug, Clone)]
 pub struct BrokerSetupConfig {
     /// `AMQP_ADMIN_URL`: the user who may declare.
     pub amqp: AmqpConfig,
-    /// `RABBITMQ_MANAGEMENT_URL`: the management plug-in, with a user who may set policies.
+    /// `RABBITMQ_MANAGEMENT_URL`: the management plug-in of each node, with a user who may set policies.
     pub management_url: SecretString,
 }
 
 impl BrokerSetupConfig {
     /// Reads the configuration; faults stay in `env`.
     pub fn from_env(env: &mut Env) -> Option<BrokerSetupConfig> {
-        let hint = "set it to http://user:password@host:15672";
+        let hint = "set it to http://user:password@host:15672 (several with commas between them)";
         let amqp = AmqpConfig::admin_from_env(env);
         let management_url = env.secret("RABBITMQ_MANAGEMENT_URL", 1, hint).filter(|url| {
-            let fits = Url::parse(url.expose_secret())
-                .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && !url.username().is_empty());
-            if !fits {
-                env.fault("RABBITMQ_MANAGEMENT_URL", "it is not an http URL with a user", hint);
+            let read = nodes(url);
+            if let Err(wrong) = &read {
+                env.fault("RABBITMQ_MANAGEMENT_URL", wrong, hint);
             }
-            fits
+            read.is_ok()
         });
         Some(BrokerSetupConfig { amqp: amqp?, management_url: management_url? })
     }
@@ -109,6 +113,10 @@ pub async fn run(config: BrokerSetupConfig, options: &BrokerSetup) -> anyhow::Re
     }
     management.wait_until_in_effect().await?;
     management.permit(&users).await?;
+    // Nothing that this command could mend.
+    let thin =
+        management.thin_queues().await.unwrap_or_else(|error| vec![format!("the replicas are unknown: {error:#}")]);
+    thin.iter().for_each(|thin| println!("warning: {thin}"));
     println!("The broker is set up in vhost {}.", management.vhost);
     Ok(())
 }
@@ -119,7 +127,16 @@ pub async fn run(config: BrokerSetupConfig, options: &BrokerSetup) -> anyhow::Re
 /// # Errors
 /// When the management plug-in cannot be asked.
 pub async fn wrong_policies(management_url: &SecretString, vhost: String) -> anyhow::Result<Vec<String>> {
-    Management::new(management_url, vhost)?.wrong_policies().await
+    Management::new(management_url, vhost)?.wrong_policies_after(LAGS).await
+}
+
+/// What is wrong with where the queues live, a line for each node that is away and each queue that the loss of a node could
+/// stop.
+///
+/// # Errors
+/// When the management plug-in cannot be asked.
+pub async fn thin_queues(management_url: &SecretString, vhost: String) -> anyhow::Result<Vec<String>> {
+    Management::new(management_url, vhost)?.thin_queues().await
 }
 
 /// The policy's settings as the management plug-in writes them.
@@ -137,27 +154,47 @@ fn definition(policy: &Policy) -> Map<String, Value> {
 /// The management plug-in of the broker.
 struct Management {
     http: Client,
-    url: Url,
-    user: String,
-    password: Option<SecretString>,
+    nodes: Vec<Node>,
     vhost: String,
 }
 
-impl Management {
-    fn new(url: &SecretString, vhost: String) -> anyhow::Result<Management> {
-        let mut url = Url::parse(url.expose_secret()).context("RABBITMQ_MANAGEMENT_URL")?;
+/// The plug-in of one node: each speaks for the whole broker.
+struct Node {
+    url: Url,
+    user: String,
+    password: Option<SecretString>,
+}
+
+/// The nodes of `RABBITMQ_MANAGEMENT_URL`, or which address is wrong and why.
+fn nodes(urls: &SecretString) -> Result<Vec<Node>, String> {
+    let parts: Vec<&str> = urls.expose_secret().split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    let node = |(n, part): (usize, &&str)| {
+        let url = Url::parse(part).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+        let mut url = url.filter(|url| !url.cannot_be_a_base() && !url.username().is_empty()).ok_or_else(|| {
+            let which = if parts.len() > 1 { format!("address {} of {}", n + 1, parts.len()) } else { "it".to_owned() };
+            format!("{which} is not an http URL with a user")
+        })?;
         let user = decoded(url.username());
         let password = url.password().map(|password| SecretString::from(decoded(password)));
         // From here on the URL may appear in errors.
         let _ = url.set_username("");
         let _ = url.set_password(None);
+        Ok(Node { url, user, password })
+    };
+    let nodes = parts.iter().enumerate().map(node).collect::<Result<Vec<_>, String>>()?;
+    if nodes.is_empty() { Err("it is empty".to_owned()) } else { Ok(nodes) }
+}
+
+impl Management {
+    fn new(urls: &SecretString, vhost: String) -> anyhow::Result<Management> {
+        let nodes = nodes(urls).map_err(|wrong| anyhow!("RABBITMQ_MANAGEMENT_URL: {wrong}"))?;
         let http = Client::builder()
             .no_proxy()
             .connect_timeout(Duration::from_secs(5))
             .timeout(Duration::from_secs(15))
             .build()
             .context("setting up HTTP")?;
-        Ok(Management { http, url, user, password, vhost })
+        Ok(Management { http, nodes, vhost })
     }
 
     /// Sets what each user may do in the virtual host.
@@ -211,14 +248,18 @@ impl Management {
 
     /// A policy takes effect a moment after it is set, or never, when another one with a higher priority applies.
     async fn wait_until_in_effect(&self) -> anyhow::Result<()> {
-        let give_up = Instant::now() + TAKES_EFFECT;
+        let wrong = self.wrong_policies_after(TAKES_EFFECT).await?;
+        ensure!(wrong.is_empty(), "policies are set, but not in effect:\n{}", wrong.join("\n"));
+        Ok(())
+    }
+
+    /// What is still wrong with the policies after this time, or nothing as soon as nothing is.
+    async fn wrong_policies_after(&self, time: Duration) -> anyhow::Result<Vec<String>> {
+        let give_up = Instant::now() + time;
         loop {
             let wrong = self.wrong_policies().await?;
-            if wrong.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() > give_up {
-                bail!("policies are set, but not in effect:\n{}", wrong.join("\n"));
+            if wrong.is_empty() || Instant::now() > give_up {
+                return Ok(wrong);
             }
             sleep(Duration::from_millis(200)).await;
         }
@@ -234,15 +275,42 @@ impl Management {
         Ok(wrong)
     }
 
+    /// Nodes that are away, queues with fewer replicas than the broker has nodes for, and what to do. A queue gets its replicas
+    /// when it is declared: one that is older than the cluster has one.
+    async fn thin_queues(&self) -> anyhow::Result<Vec<String>> {
+        let (status, answer) = self.call(Method::GET, &["nodes"], None).await?;
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            bail!("this user may not see the nodes of the broker: give him the tag monitoring");
+        }
+        let nodes: Vec<Value> = read(status, &answer, "the nodes")?;
+        let away = nodes.iter().filter(|node| node["running"] == false);
+        let away = away.map(|node| format!("node {} is away: start it, or replace it", node["name"]));
+        let mut thin: Vec<String> = away.collect();
+        for queue in topology::QUEUES {
+            let found = self.queue(queue).await?;
+            let members = found.get("members").and_then(Value::as_array).map_or(0, Vec::len);
+            if members < REPLICAS.min(nodes.len()) {
+                thin.push(format!(
+                    "queue {queue} lives on {members} of the {} nodes: run `rabbitmq-queues grow NODE all` for each that \
+                     lacks it",
+                    nodes.len()
+                ));
+            }
+        }
+        Ok(thin)
+    }
+
+    async fn queue(&self, queue: &str) -> anyhow::Result<Map<String, Value>> {
+        let (status, answer) = self.call(Method::GET, &["queues", &self.vhost, queue], None).await?;
+        read(status, &answer, &format!("queue {queue}"))
+    }
+
     /// What is wrong with the policy that applies to `queue`.
     async fn compare(&self, policy: &Policy, queue: &str) -> anyhow::Result<Option<String>> {
-        let (status, answer) = self.call(Method::GET, &["queues", &self.vhost, queue], None).await?;
-        if !status.is_success() {
-            bail!("asking for queue {queue} was answered with {status}: {answer}");
-        }
-        let found: Map<String, Value> =
-            serde_json::from_str(&answer).context("the answer of the management plug-in")?;
-        let applies = found.get("policy").and_then(Value::as_str).unwrap_or("none");
+        let found = self.queue(queue).await?;
+        let Some(applies) = found.get("policy").and_then(Value::as_str) else {
+            return Ok(Some(format!("queue {queue}: no policy applies, and {} should", policy.name)));
+        };
         if applies != policy.name {
             let remedy = format!("remove it or lower its priority below {}", policy.priority);
             return Ok(Some(format!("queue {queue}: policy {applies} applies, not {}; {remedy}", policy.name)));
@@ -256,21 +324,43 @@ impl Management {
         }))
     }
 
+    /// Asks the nodes in turn, until one answers. All that is asked here may be asked twice.
     async fn call(&self, method: Method, path: &[&str], body: Option<&Value>) -> anyhow::Result<(StatusCode, String)> {
-        let mut url = self.url.clone();
+        let mut silent = Vec::new();
+        for node in &self.nodes {
+            match self.call_one(node, method.clone(), path, body).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => silent.push(format!("{error:#}")),
+            }
+        }
+        bail!("the management plug-in does not answer; check RABBITMQ_MANAGEMENT_URL: {}", silent.join("; "))
+    }
+
+    async fn call_one(
+        &self,
+        node: &Node,
+        method: Method,
+        path: &[&str],
+        body: Option<&Value>,
+    ) -> anyhow::Result<(StatusCode, String)> {
+        let mut url = node.url.clone();
         match url.path_segments_mut() {
             Ok(mut segments) => drop(segments.pop_if_empty().push("api").extend(path)),
-            Err(()) => bail!("RABBITMQ_MANAGEMENT_URL cannot have a path"),
+            Err(()) => bail!("it cannot have a path"),
         }
-        let password = self.password.as_ref().map(ExposeSecret::expose_secret);
-        let mut request = self.http.request(method, url).basic_auth(&self.user, password);
+        let password = node.password.as_ref().map(ExposeSecret::expose_secret);
+        let mut request = self.http.request(method, url).basic_auth(&node.user, password);
         if let Some(body) = body {
             request = request.json(body);
         }
-        let answer =
-            request.send().await.context("the management plug-in does not answer; check RABBITMQ_MANAGEMENT_URL")?;
-        Ok((answer.status(), answer.text().await.context("the answer of the management plug-in")?))
+        let answer = request.send().await?;
+        Ok((answer.status(), answer.text().await?))
     }
+}
+
+fn read<T: DeserializeOwned>(status: StatusCode, answer: &str, what: &str) -> anyhow::Result<T> {
+    ensure!(status.is_success(), "asking for {what} was answered with {status}: {answer}");
+    serde_json::from_str(answer).context("the answer of the management plug-in")
 }
 
 /// A part of a URL without its percent signs.
@@ -352,6 +442,32 @@ mod tests {
             }
             sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_away_is_passed_over_and_each_is_named_when_all_are() {
+        let broker = TestBroker::new().await;
+        let closed = {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            listener.local_addr().unwrap()
+        };
+        let management = testkit::env("RABBITMQ_MANAGEMENT_URL");
+        let urls = SecretString::from(format!("http://u:hidden@{closed},{management}"));
+        assert_eq!(thin_queues(&urls, broker.vhost().to_owned()).await.unwrap(), Vec::<String>::new());
+        let management_url = SecretString::from(format!("http://u:hidden@{closed},http://u:hidden@{closed}"));
+        let config = BrokerSetupConfig { amqp: AmqpConfig { url: broker.admin_uri() }, management_url };
+        let error = format!("{:#}", run(config, &BrokerSetup::default()).await.unwrap_err());
+        assert_eq!(error.matches(&closed.to_string()).count(), 2, "{error}");
+        assert!(!error.contains("hidden"), "{error}");
+    }
+
+    #[test]
+    fn the_address_that_is_wrong_is_named_by_its_place() {
+        let wrong = |text: &str| nodes(&SecretString::from(text)).err().unwrap_or_default();
+        assert_eq!(wrong("http://u:p@a,http://u:p@b,"), "");
+        assert_eq!(wrong("http://a"), "it is not an http URL with a user");
+        assert_eq!(wrong("http://u:p@a,amqp://u:hidden@b"), "address 2 of 2 is not an http URL with a user");
+        assert_eq!(wrong(" , "), "it is empty");
     }
 
     #[test]

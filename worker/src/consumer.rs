@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use shared::crash::{self, Point};
 use shared::db;
-use shared::mq::{Connection, Delivery, MqError, STEP, Subscription, step};
+use shared::mq::{Connection, Delivery, MqError, STEP, Subscription, step, topology};
 use shared::telemetry::chain;
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -96,6 +96,10 @@ where
             return Err(MqError::Lost.into());
         }
         if batch.is_empty() {
+            // Some releases leave a node that is cut off from the others its clients, and bring them nothing.
+            if more && !subscription.is_cancelled() && topology::consumers(connection, queue).await? == 0 {
+                return Err(MqError::Unheard(queue.to_owned()).into());
+            }
             continue;
         }
         count_taken(queue, &batch);

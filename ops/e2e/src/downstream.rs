@@ -46,11 +46,14 @@ pub struct Downstream {
 }
 
 impl Downstream {
-    /// Consumes every event from now on.
-    pub async fn start(url: &str) -> Downstream {
+    /// Consumes every event from now on. `urls` are the nodes of the broker, with commas between them.
+    pub async fn start(urls: &str) -> Downstream {
         let seen = Arc::<Mutex<Vec<Delivery>>>::default();
-        let (url, queue) = (url.to_owned(), format!("test.{}", unique()));
-        let first = eventually("a subscription to the events", SOON, async || subscribe(&url, &queue).await.ok()).await;
+        let (urls, queue) = (urls.to_owned(), format!("test.{}", unique()));
+        let mut nodes = urls.split(',').map(str::to_owned).collect::<Vec<_>>().into_iter().cycle();
+        let mut next = move || nodes.next().expect("a broker has a node");
+        let first =
+            eventually("a subscription to the events", SOON, async || subscribe(&next(), &queue).await.ok()).await;
         let noted = Arc::clone(&seen);
         let task = tokio::spawn(async move {
             let mut session = Some(first);
@@ -60,7 +63,7 @@ impl Downstream {
                     drop(connection);
                 }
                 // Away for a moment, or for long: the queue and its binding are made again after a wipe.
-                match timeout(STEP * 2, subscribe(&url, &queue)).await {
+                match timeout(STEP * 2, subscribe(&next(), &queue)).await {
                     Ok(Ok(built)) => session = Some(built),
                     _ => sleep(PAUSE).await,
                 }
@@ -104,6 +107,8 @@ async fn subscribe(url: &str, queue: &str) -> Result<(Connection, Consumer), lap
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let mut arguments = FieldTable::default();
     arguments.insert("x-expires".into(), AMQPValue::LongInt(300_000));
+    // As a consumer does who must not lose an event with a node.
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     channel.queue_declare(queue.into(), durable, arguments).await?;
     let options = QueueBindOptions::default();
     channel.queue_bind(queue.into(), EXCHANGE.into(), "#".into(), options, FieldTable::default()).await?;

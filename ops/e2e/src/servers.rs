@@ -32,6 +32,8 @@ pub struct Addresses {
     pub downstream: String,
     /// `REDIS_URL`: the copies of what is shown.
     pub redis: String,
+    /// `STANDBY_DATABASE_URL`: the owner of the tables at the standby, where there is one.
+    pub standby: Option<String>,
 }
 
 impl Addresses {
@@ -97,6 +99,7 @@ impl Servers {
                 management: testkit::env("RABBITMQ_MANAGEMENT_URL"),
                 downstream: with_path(&testkit::env("DOWNSTREAM_AMQP_URL"), broker.vhost()),
                 redis: testkit::env("REDIS_URL"),
+                standby: None,
             },
             Servers::Private(servers) => servers.addresses.clone(),
         }
@@ -158,8 +161,13 @@ pub struct PrivateServers {
 }
 
 impl PrivateServers {
-    /// Starts them; takes some ten seconds.
+    /// Starts one of each; takes some ten seconds.
     pub async fn up(purpose: &str) -> PrivateServers {
+        PrivateServers::up_with(purpose, &[]).await
+    }
+
+    /// The same, with `--rabbitmq-nodes 3` or `--standby`.
+    pub async fn up_with(purpose: &str, more: &[&str]) -> PrivateServers {
         install_crypto();
         let xtask = std::env::var_os("PAYMENT_XTASK").map_or_else(|| binaries().join("xtask"), PathBuf::from);
         // Beside the servers of this run, where `cargo xtask down` finds what a killed test leaves behind.
@@ -174,15 +182,15 @@ impl PrivateServers {
             management: unknown(),
             downstream: unknown(),
             redis: unknown(),
+            standby: None,
         };
         // From here on a failure takes down what was started.
         let mut servers = PrivateServers { xtask, dir, addresses, wiped: AtomicBool::new(false) };
         let like = shared.display().to_string();
-        let said = servers.xtask(&["up", "--fresh", "--no-install", "--print-env", "--like", &like]).await;
-        let variable = |name: &str| {
-            let line = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-            line.unwrap_or_else(|| panic!("xtask up told no {name}")).to_owned()
-        };
+        let up = ["up", "--fresh", "--no-install", "--print-env", "--like", &like];
+        let said = servers.xtask(&[up.as_slice(), more].concat()).await;
+        let told = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let variable = |name: &str| told(name).unwrap_or_else(|| panic!("xtask up told no {name}")).to_owned();
         servers.addresses = Addresses {
             database: variable("DATABASE_URL"),
             amqp: variable("AMQP_URL"),
@@ -191,11 +199,13 @@ impl PrivateServers {
             management: variable("RABBITMQ_MANAGEMENT_URL"),
             downstream: variable("DOWNSTREAM_AMQP_URL"),
             redis: variable("REDIS_URL"),
+            standby: told("STANDBY_DATABASE_URL").map(str::to_owned),
         };
         servers
     }
 
-    /// Does something (`start`, `stop`, `kill`, `pause`, `resume`, `wipe`) to one server (`postgres`, `rabbitmq`).
+    /// Does something (`start`, `stop`, `kill`, `pause`, `resume`, `wipe`) to one server (`postgres`, `rabbitmq`,
+    /// `rabbitmq-2`, …).
     pub async fn server(&self, action: &str, kind: &str) {
         if action == "wipe" {
             self.wiped.store(true, Ordering::Relaxed);
@@ -205,8 +215,13 @@ impl PrivateServers {
 
     /// Runs rabbitmqctl for this broker.
     pub async fn rabbitmqctl(&self, args: &[&str]) {
+        self.rabbitmqctl_on("rabbitmq", args).await;
+    }
+
+    /// Runs rabbitmqctl for one node of a cluster.
+    pub async fn rabbitmqctl_on(&self, node: &str, args: &[&str]) {
         let mut command = Command::new(&self.xtask);
-        command.arg("rabbitmqctl").arg("--dir").arg(&self.dir).arg("--").args(args).stdin(Stdio::null());
+        command.args(["rabbitmqctl", "--node", node, "--dir"]).arg(&self.dir).arg("--").args(args).stdin(Stdio::null());
         self.run(command).await;
     }
 

@@ -400,10 +400,9 @@ async fn places_of_ingresses(count: usize) -> (String, Vec<SocketAddr>, Option<R
 
 /// The same address at another port of this machine.
 fn by_way_of(url: &str, port: Option<u16>) -> String {
+    let Some(port) = port else { return url.to_owned() };
     let mut url = Url::parse(url).expect("a URL");
-    if port.is_some() {
-        url.set_port(port).expect("a URL with a port");
-    }
+    url.set_port(Some(port)).expect("a URL with a port");
     url.into()
 }
 

@@ -43,8 +43,8 @@ pub(crate) struct Settings {
     #[arg(long, env = "SIM_URL", default_value = "http://127.0.0.1:7000")]
     pub(crate) sim_url: Url,
     /// Broker address of a downstream user, who may read payment.events and own queues called shop.*
-    #[arg(long, env = "AMQP_URL", hide_env_values = true, value_parser = parse_amqp_url)]
-    pub(crate) amqp_url: AMQPUri,
+    #[arg(long, env = "AMQP_URL", hide_env_values = true, value_delimiter = ',', value_parser = parse_amqp_url)]
+    pub(crate) amqp_url: Vec<AMQPUri>,
     #[command(flatten)]
     pub(crate) identity: Identity,
 }

@@ -54,6 +54,8 @@ impl Queue {
 
     fn arguments(&self) -> FieldTable {
         let mut arguments = FieldTable::default();
+        // On a cluster it lives on several nodes, and the loss of one loses no event.
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         if let Queue::Passing(_) = self {
             arguments.insert("x-expires".into(), AMQPValue::LongInt(300_000));
         }
@@ -62,10 +64,10 @@ impl Queue {
 }
 
 /// Consumes until `stop`, through any number of lost connections.
-pub(crate) async fn consume(uri: AMQPUri, queue: Queue, desk: Arc<Desk>, stop: Stop) {
+pub(crate) async fn consume(nodes: Vec<AMQPUri>, queue: Queue, desk: Arc<Desk>, stop: Stop) {
     let mut wait = SHORTEST_WAIT;
     while !stop.is_said() {
-        match session(&uri, &queue, &desk, &stop).await {
+        match session(&nodes, &queue, &desk, &stop).await {
             Ok(()) => return,
             Err(error) => {
                 let was_up = desk.link().borrow().connected;
@@ -82,8 +84,8 @@ pub(crate) async fn consume(uri: AMQPUri, queue: Queue, desk: Arc<Desk>, stop: S
 }
 
 /// One connection, from its opening to its first error.
-async fn session(uri: &AMQPUri, queue: &Queue, desk: &Desk, stop: &Stop) -> anyhow::Result<()> {
-    let connection = connect(uri).await?;
+async fn session(nodes: &[AMQPUri], queue: &Queue, desk: &Desk, stop: &Stop) -> anyhow::Result<()> {
+    let connection = connect(nodes).await?;
     let ended = subscribed(&connection, queue, desk, stop).await;
     // It can hang when the broker does, and fail when it is gone: neither matters any more.
     let _ = timeout(STEP, connection.close(200, "bye".into())).await;
@@ -156,7 +158,19 @@ async fn take(delivery: &Delivery, desk: &Desk) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn connect(uri: &AMQPUri) -> anyhow::Result<Connection> {
+/// To the first node of the broker that answers.
+async fn connect(nodes: &[AMQPUri]) -> anyhow::Result<Connection> {
+    let mut reasons = Vec::new();
+    for uri in nodes {
+        match connect_one(uri).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => reasons.push(format!("{error:#}")),
+        }
+    }
+    bail!("{}", reasons.join("; "))
+}
+
+async fn connect_one(uri: &AMQPUri) -> anyhow::Result<Connection> {
     let place = format!("{}:{}", uri.authority.host, uri.authority.port);
     timeout(Duration::from_secs(2), greet(uri)).await.with_context(|| format!("the broker at {place} is mute"))??;
     let properties = ConnectionProperties::default().with_connection_name("shop".into());

@@ -17,7 +17,7 @@ pub struct Relay {
 
 /// What is done with connections and bytes.
 struct Way {
-    targets: Vec<String>,
+    targets: watch::Sender<Vec<String>>,
     refused: watch::Sender<bool>,
     held: watch::Sender<bool>,
     answers_lost: watch::Sender<bool>,
@@ -38,7 +38,7 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("a bound port").port();
         let way = Arc::new(Way {
-            targets,
+            targets: watch::Sender::new(targets),
             refused: watch::Sender::new(false),
             held: watch::Sender::new(false),
             answers_lost: watch::Sender::new(false),
@@ -101,6 +101,11 @@ impl Relay {
         let _ = self.way.injected.send(bytes);
     }
 
+    /// Gives every connection from now on to `target`: an address that has moved.
+    pub fn point_at(&self, target: String) {
+        self.way.targets.send_replace(vec![target]);
+    }
+
     /// Drops every connection that is open.
     pub fn cut(&self) {
         let _ = self.way.cut.send(());
@@ -143,7 +148,8 @@ async fn bound_to(port: u16) -> TcpListener {
 async fn connect(client: TcpStream, nth: usize, way: Arc<Way>) {
     // What is said from here on is heard by this connection, also while it is made.
     let (mut cut, injected) = (way.cut.subscribe(), way.injected.subscribe());
-    let Some(server) = any_of(&way.targets, nth).await else { return };
+    let targets = way.targets.borrow().clone();
+    let Some(server) = any_of(&targets, nth).await else { return };
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     let to_client = Arc::new(Mutex::new(to_client));
     let up = pass(from_client, Arc::new(Mutex::new(to_server)), &way, |read| {

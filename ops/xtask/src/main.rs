@@ -103,11 +103,26 @@ struct Up {
     /// Print the variables that reach the servers, as KEY=VALUE lines on standard output.
     #[arg(long)]
     print_env: bool,
+    /// RabbitMQ as a cluster of so many nodes on this machine.
+    #[arg(long, value_name = "1|3", default_value_t = 1, value_parser = nodes)]
+    rabbitmq_nodes: u8,
+    /// A standby of PostgreSQL beside it, without which no commit is confirmed.
+    #[arg(long)]
+    standby: bool,
     /// The same releases as the servers in this folder, for a test that needs servers of its own.
     #[arg(long, hide = true, conflicts_with_all = ["postgres", "rabbitmq"])]
     like: Option<PathBuf>,
     #[command(flatten)]
     source: Source,
+}
+
+/// Two could lose none: a majority is needed.
+fn nodes(text: &str) -> Result<u8, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("a cluster here has three nodes, or one".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -156,6 +171,9 @@ struct Server {
 
 #[derive(Debug, Args)]
 struct Rabbitmqctl {
+    /// Which node of a cluster.
+    #[arg(long, default_value_t = Kind::Rabbitmq)]
+    node: Kind,
     #[command(flatten)]
     dir: Dir,
     /// Arguments of rabbitmqctl.
@@ -205,7 +223,10 @@ fn up(up: &Up) -> Result<()> {
     if let Some(dir) = &up.like {
         source.releases = Set::open(dir)?.releases;
     }
-    let set = Set::up(&up.dir.path()?, start, &Kind::ALL, &source)?;
+    let mut kinds = Kind::ALL.to_vec();
+    kinds.extend((up.rabbitmq_nodes > 1).then_some(Kind::CLUSTER).into_iter().flatten());
+    kinds.extend(up.standby.then_some(Kind::Standby));
+    let set = Set::up(&up.dir.path()?, start, &kinds, &source)?;
     if up.print_env {
         return print_env(&set);
     }
@@ -244,19 +265,20 @@ fn take_down(dir: &Path, keep: bool) -> Result<()> {
 
 fn status(dir: &Dir) -> Result<ExitCode> {
     let dir = dir.path()?;
-    println!("folder    {}", dir.display());
+    println!("folder     {}", dir.display());
     let Ok(set) = Set::open(&dir) else {
-        println!("servers   none: start them with `cargo xtask up`");
+        println!("servers    none: start them with `cargo xtask up`");
         return Ok(ExitCode::FAILURE);
     };
     let mut all_run = true;
-    for kind in Kind::ALL {
+    let more = set.recorded().into_iter().filter(|kind| !Kind::ALL.contains(kind));
+    for kind in Kind::ALL.into_iter().chain(more) {
         let runs = set.is_running(kind);
         all_run &= runs;
         let word = if runs { "running" } else { "stopped" };
         let port = set.record(kind).and_then(|record| record.port("main"));
         let address = port.map(|port| format!("127.0.0.1:{port}")).unwrap_or_default();
-        println!("{:<9} {word}  {address}", kind.to_string());
+        println!("{:<10} {word}  {address}", kind.to_string());
     }
     Ok(if all_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -290,6 +312,6 @@ fn print_env(set: &Set) -> Result<()> {
 }
 
 fn rabbitmqctl(task: &Rabbitmqctl) -> Result<ExitCode> {
-    let status = Set::open(&task.dir.path()?)?.rabbitmqctl()?.args(&task.args).status()?;
+    let status = Set::open(&task.dir.path()?)?.rabbitmqctl(task.node)?.args(&task.args).status()?;
     Ok(cargo::exit_code(status))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Executor, PgConnection, PgExecutor, Postgres};
+use sqlx::{Executor, PgConnection, PgExecutor, Postgres, Row};
 use time::OffsetDateTime;
 
 mod anew;
@@ -152,12 +152,13 @@ pub async fn connect(url: &SecretString, service: &str, max_connections: u32) ->
         .max_lifetime(Duration::from_secs(1800))
         .idle_timeout(Duration::from_secs(300))
         // sqlx 0.9.0 returns a connection whose begin() was dropped halfway to the pool with its transaction open
-        // (transact-rs/sqlx#4393). ROLLBACK ends it and is the liveness check too; elsewhere it is only a notice.
+        // (transact-rs/sqlx#4393). ROLLBACK ends it and is the liveness check too; elsewhere it is only a notice. A server that
+        // only reads is not, or no longer, the one that our address stands for: the next connection may find that one.
         .test_before_acquire(false)
         .before_acquire(|connection, _| {
             Box::pin(async move {
-                connection.execute("rollback").await?;
-                Ok(true)
+                let asked = sqlx::raw_sql("rollback; show transaction_read_only").fetch_one(connection).await?;
+                Ok(asked.try_get::<String, _>(0)? == "off")
             })
         })
         .connect_with(options)

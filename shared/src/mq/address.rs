@@ -12,7 +12,7 @@ use crate::tls_files::{TlsFiles, TlsPem};
 /// busy machines raise false alarms.
 const HEARTBEAT: u16 = 10;
 
-/// The addresses of one broker (or of the nodes of one cluster), tried in order.
+/// The addresses of one broker (or of the nodes of one cluster): whichever answers will do.
 ///
 /// Written as one `amqp://user:password@host:port/vhost`, or several separated by commas; `amqps://` for TLS, with
 /// [`TlsFiles`]; authorities in them are trusted beside the system's.
@@ -43,11 +43,20 @@ impl Addresses {
     /// Reads the value of `AMQP_URL`.
     ///
     /// # Errors
-    /// [`MqError::Address`] says what is wrong without repeating the value, which holds a password.
+    /// [`MqError::Address`] says which one is wrong and why, without repeating the value, which holds a password.
     pub fn parse(text: &SecretString) -> Result<Addresses, MqError> {
-        let addresses = text.expose_secret().split(',').map(str::trim).filter(|part| !part.is_empty()).map(parse_one);
-        let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
-        if addresses.is_empty() { Err(MqError::Address("it is empty")) } else { Ok(Addresses(addresses)) }
+        let parts: Vec<&str> = text.expose_secret().split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+        let mut addresses: Vec<Address> = Vec::with_capacity(parts.len());
+        for (n, part) in parts.iter().enumerate() {
+            let address = parse_one(part).and_then(|address| match addresses.first() {
+                Some(first) if first.uri.vhost != address.uri.vhost => {
+                    Err("it names another virtual host than the first: all are to be nodes of one broker")
+                }
+                _ => Ok(address),
+            });
+            addresses.push(address.map_err(|wrong| MqError::Address(of_several(n, parts.len(), wrong)))?);
+        }
+        if addresses.is_empty() { Err(MqError::Address("it is empty".to_owned())) } else { Ok(Addresses(addresses)) }
     }
 
     /// The addresses, beginning with another one at each `attempt`.
@@ -61,7 +70,11 @@ impl Addresses {
     /// # Errors
     /// Which file cannot be read, or holds something else.
     pub fn check_files(&self) -> Result<(), String> {
-        self.0.iter().try_for_each(|address| address.tls().map(drop))
+        let mut each = self.0.iter().enumerate();
+        each.try_for_each(|(n, address)| match address.tls() {
+            Ok(_) => Ok(()),
+            Err(wrong) => Err(of_several(n, self.0.len(), &wrong)),
+        })
     }
 }
 
@@ -87,22 +100,28 @@ pub(super) fn is_plain(uri: &AMQPUri) -> bool {
     uri.scheme == AMQPScheme::AMQP
 }
 
-fn parse_one(text: &str) -> Result<Address, MqError> {
-    let url =
-        Url::parse(text).map_err(|_| MqError::Address("it is not a URL like amqp://user:password@host:5672/vhost"))?;
+const NO_URL: &str = "it is not a URL like amqp://user:password@host:5672/vhost";
+
+/// What is wrong with the nth of so many addresses.
+fn of_several(n: usize, all: usize, wrong: &str) -> String {
+    let hint = if wrong == NO_URL { " (a comma in a password is %2C)" } else { "" };
+    if all == 1 { wrong.to_owned() } else { format!("address {} of {all}: {wrong}{hint}", n + 1) }
+}
+
+fn parse_one(text: &str) -> Result<Address, &'static str> {
+    let url = Url::parse(text).map_err(|_| NO_URL)?;
     if !matches!(url.scheme(), "amqp" | "amqps") {
-        return Err(MqError::Address("its scheme is neither amqp nor amqps"));
+        return Err("its scheme is neither amqp nor amqps");
     }
-    let host = url.host().ok_or(MqError::Address("it names no host"))?;
+    let host = url.host().ok_or("it names no host")?;
     // The library's own message would repeat the text, password included.
-    let mut uri =
-        text.parse::<AMQPUri>().map_err(|_| MqError::Address("its parameters or its percent signs cannot be read"))?;
+    let mut uri = text.parse::<AMQPUri>().map_err(|_| "its parameters or its percent signs cannot be read")?;
     // The library takes any IPv6 address for "localhost".
     if let Host::Ipv6(ip) = host {
         uri.authority.host = ip.to_string();
     }
     uri.query.heartbeat.get_or_insert(HEARTBEAT);
-    let files = TlsFiles::of(&url, url.scheme() == "amqps").map_err(MqError::Address)?;
+    let files = TlsFiles::of(&url, url.scheme() == "amqps")?;
     Ok(Address { uri, files })
 }
 
@@ -121,6 +140,21 @@ mod tests {
         assert_eq!(places(0), ["a:1", "[::1]:5671"]);
         assert_eq!(places(1), ["[::1]:5671", "a:1"]);
         assert_eq!(places(2), places(0));
+    }
+
+    #[test]
+    fn the_one_that_is_wrong_is_named_by_its_place() {
+        let wrong = |text| parse(text).unwrap_err().to_string();
+        assert!(!wrong("amqp//u:hidden@h").contains("address 1"), "there is no other");
+        let second = wrong("amqp://u:hidden@a/v, http://u:hidden@b/v, amqp://c/v");
+        assert!(second.contains("address 2 of 3: its scheme is neither amqp nor amqps"), "{second}");
+        let comma = wrong("amqp://u:hid,den@a/v");
+        assert!(comma.contains("address 1 of 2") && comma.contains("%2C") && !comma.contains("hid"), "{comma}");
+        let vhost = wrong("amqp://a/v,amqp://b/w");
+        assert!(vhost.contains("address 2 of 2: it names another virtual host"), "{vhost}");
+        assert!(parse("amqp://a/v,amqp://b/v,").is_ok(), "a comma at the end is no address");
+        let files = parse("amqp://a/v,amqps://b/v?cacertfile=/nowhere/ca.pem").unwrap().check_files().unwrap_err();
+        assert!(files.starts_with("address 2 of 2: /nowhere/ca.pem"), "{files}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! message to whichever confirm is resolved next: returns are matched by message id.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -79,7 +80,13 @@ pub(super) struct Lane<'a> {
     pub(super) drained: &'a CancellationToken,
     /// End after the group in hand.
     pub(super) broken: &'a CancellationToken,
+    /// When the session began.
+    pub(super) since: Instant,
 }
+
+/// A channel that is refused a message is replaced, unless it is younger than this. When a quorum queue loses its leader,
+/// RabbitMQ 3.10 can leave a channel refusing whatever goes to that queue for ever, and another channel is refused nothing.
+const REFUSED_FOR_GOOD: Duration = Duration::from_secs(5);
 
 impl Lane<'_> {
     /// Owns `channel` and publishes group after group; returns when told to, or with the channel's first error.
@@ -152,9 +159,11 @@ impl Lane<'_> {
         let mut stranger = false;
         let mut outcomes = Vec::with_capacity(sent.0.len());
         let mut error = None;
+        let mut refused = false;
         for (job, confirm) in sent.0 {
             let outcome = match self.until(&mut deadline, confirm).await {
                 Some(Ok(confirmation)) => {
+                    refused |= matches!(confirmation, Confirmation::Nack(_));
                     let outcome = match &confirmation {
                         Confirmation::Ack(_) => Ok(()),
                         Confirmation::Nack(_) => Err(PublishError::Refused("nack".to_owned())),
@@ -180,6 +189,9 @@ impl Lane<'_> {
                 }
             };
             outcomes.push((job, outcome));
+        }
+        if refused && self.since.elapsed() > REFUSED_FOR_GOOD {
+            error.get_or_insert(MqError::Refused);
         }
         // A return that names none of the group leaves open whose it is: then nobody here has proof.
         stranger |= !returned.iter().all(|id| outcomes.iter().any(|(job, _)| job.id == *id));

@@ -38,7 +38,7 @@ pub const LOG_CAPS: [&str; 2] = ["lapin=off", "amq_protocol=info"];
 pub enum MqError {
     /// The address itself is wrong; nothing was tried.
     #[error("the AMQP address cannot be used: {0}")]
-    Address(&'static str),
+    Address(String),
     /// None of the addresses led to a session; each is named with its reason.
     #[error("no broker could be reached: {}", .0.join("; "))]
     Unreachable(Vec<String>),
@@ -54,12 +54,18 @@ pub enum MqError {
     /// The broker did not answer a step in time.
     #[error("{0} was not answered in time")]
     TimedOut(&'static str),
+    /// The broker refuses messages on this session; another one may be better off.
+    #[error("the broker refuses messages")]
+    Refused,
     /// The session is gone.
     #[error("the session with the broker was lost")]
     Lost,
     /// The consumer was cancelled by the broker: its queue was deleted, or it held deliveries for too long.
     #[error("the broker cancelled the consumer of {0}")]
     Cancelled(String),
+    /// The queue knows nothing of our consumer: the node that we are connected to is cut off from the others.
+    #[error("{0} does not know its consumer: this node of the broker is out of its reach")]
+    Unheard(String),
     /// Objects are missing, conflicting or out of reach.
     #[error("{0}")]
     Topology(topology::TopologyFaults),

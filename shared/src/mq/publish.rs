@@ -349,6 +349,7 @@ impl Work {
             group: self.options.group.max(1),
             drained: &life,
             broken: &broken,
+            since: Instant::now(),
         };
         let mut running = channels.into_iter().map(|channel| lane.publish(channel)).collect::<FuturesUnordered<_>>();
         let all = async {

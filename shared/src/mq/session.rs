@@ -28,7 +28,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// A session that lived this long was a good one: the next wait is short again.
 const GOOD_SESSION: Duration = Duration::from_secs(5);
 
-/// Opens a connection called `name` to the first address that answers.
+/// Opens a connection called `name` to the first address that answers, for a command or a look at the start.
 ///
 /// # Errors
 /// [`MqError::Address`] for a malformed address; [`MqError::Unreachable`] names every address with its reason.
@@ -77,14 +77,15 @@ where
     connected.set(0.0);
     blocked.set(0.0);
     let mut backoff = Backoff::default();
-    let mut attempt = 0;
+    // Processes are spread over the nodes, and each goes on to the next one when its own fails.
+    let mut attempt = anything() as usize;
     let mut down = Announced::default();
     while !stop.is_cancelled() {
         let opened = tokio::select! {
             opened = connect(&addresses, name, attempt) => opened,
             () = stop.cancelled() => break,
         };
-        attempt += 1;
+        attempt = attempt.wrapping_add(1);
         match opened {
             Err(error) => down.announce(name, chain(&error)),
             Ok(connection) => {
@@ -168,6 +169,8 @@ async fn connect(addresses: &Addresses, name: &str, attempt: usize) -> Result<Co
             Err(reason) => reasons.push(format!("{}: {reason}", place(&address.uri))),
         }
     }
+    // In the same order at each attempt, so that the same trouble reads the same.
+    reasons.sort();
     Err(MqError::Unreachable(reasons))
 }
 
@@ -239,10 +242,13 @@ impl Backoff {
     fn next(&mut self) -> Duration {
         let full = self.0;
         self.0 = (full * 2).min(LONGEST_WAIT);
-        // The standard library's only source of randomness: the keys of a hasher.
-        let share = RandomState::new().hash_one(0u8) % 512;
-        full - full * u32::try_from(share).unwrap_or(0) / 1024
+        full - full * u32::try_from(anything() % 512).unwrap_or(0) / 1024
     }
+}
+
+/// A number that nobody can foresee. The standard library's only source of randomness: the keys of a hasher.
+fn anything() -> u64 {
+    RandomState::new().hash_one(0u8)
 }
 
 #[cfg(test)]

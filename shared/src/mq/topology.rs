@@ -8,7 +8,7 @@ use std::fmt;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ExchangeKind};
+use lapin::{Channel, Connection, ExchangeKind, Queue};
 
 use super::{MqError, step};
 
@@ -243,7 +243,15 @@ pub async fn check(connection: &Connection, needs: Needs) -> Result<(), MqError>
 /// # Errors
 /// When there is no such queue, or the broker cannot be asked.
 pub async fn depth(connection: &Connection, queue: &str) -> Result<u32, MqError> {
-    declare_queue(connection, queue, true).await
+    Ok(declare_queue(connection, queue, true).await?.message_count())
+}
+
+/// How many consumers a queue has, as far as our node can see: none, when it is cut off from the one that leads the queue.
+///
+/// # Errors
+/// When there is no such queue, or the broker cannot be asked.
+pub async fn consumers(connection: &Connection, queue: &str) -> Result<u32, MqError> {
+    Ok(declare_queue(connection, queue, true).await?.consumer_count())
 }
 
 /// Whether the relay has set this broker up before: false on a new or wiped one.
@@ -295,15 +303,12 @@ async fn declare_exchange(
     step("declaring an exchange", channel.exchange_declare(name.into(), kind, options, FieldTable::default())).await
 }
 
-/// How many messages of the queue wait for a consumer.
-async fn declare_queue(connection: &Connection, name: &str, passive: bool) -> Result<u32, MqError> {
+async fn declare_queue(connection: &Connection, name: &str, passive: bool) -> Result<Queue, MqError> {
     let options = QueueDeclareOptions { passive, durable: true, ..Default::default() };
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     let channel = fresh(connection).await?;
-    step("declaring a queue", channel.queue_declare(name.into(), options, arguments))
-        .await
-        .map(|queue| queue.message_count())
+    step("declaring a queue", channel.queue_declare(name.into(), options, arguments)).await
 }
 
 async fn bind(connection: &Connection, binding: &Binding) -> Result<(), MqError> {

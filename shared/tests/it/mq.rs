@@ -101,7 +101,7 @@ async fn a_wrong_password_is_an_error_that_does_not_show_it() {
 #[tokio::test]
 async fn the_next_address_is_tried_when_one_is_dead() {
     let broker = TestBroker::empty().await;
-    let uri = format!("amqp://u:p@127.0.0.1:1/v,{}", broker.uri().expose_secret());
+    let uri = format!("amqp://u:p@127.0.0.1:1/{},{}", broker.vhost(), broker.uri().expose_secret());
     mq::open(&SecretString::from(uri), "test").await.unwrap();
 }
 

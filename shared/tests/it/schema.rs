@@ -4,10 +4,10 @@ use std::str::FromStr;
 use std::task::Poll;
 
 use secrecy::SecretString;
-use shared::db::{self, MIGRATOR, MigrationError, SchemaError};
+use shared::db::{self, DbError, MIGRATOR, MigrationError, SchemaError};
 use shared::domain::{CaseKind, CaseStatus, OrderStatus, PaymentMethod, RefundStatus, Scene, Verdict};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection, PgPool};
+use sqlx::{Connection, Executor, PgPool};
 
 /// The address of a test's database, for a pool like that of a process.
 fn url_of(db: &PgPool) -> SecretString {
@@ -106,6 +106,27 @@ async fn a_session_of_a_host_that_vanished_ends_soon(db: PgPool) {
         + setting("tcp_keepalives_interval").await * setting("tcp_keepalives_count").await;
     assert!((1..=30).contains(&after), "{after} s");
     assert!((1..=10_000).contains(&setting("tcp_user_timeout").await));
+}
+
+/// After a failover a session may be on a server that only reads: no row is to blame, and the pool does not keep it.
+#[sqlx::test]
+async fn a_session_that_only_reads_blames_no_row_and_is_replaced(db: PgPool) {
+    sqlx::query("create table written (n int)").execute(&db).await.unwrap();
+    let pool = db::connect(&url_of(&db), "test", 1).await.unwrap();
+    let backend = async || sqlx::query_scalar::<_, i32>("select pg_backend_pid()").fetch_one(&pool).await.unwrap();
+    let write = async || sqlx::query("insert into written values (1)").execute(&pool).await.map_err(DbError::from);
+    let first = backend().await;
+    assert_eq!(backend().await, first, "one that writes is kept");
+    // What a standby is for its sessions, and a primary that somebody has fenced off.
+    sqlx::query("set default_transaction_read_only = on").execute(&pool).await.unwrap();
+    assert_ne!(backend().await, first, "one that only reads is not");
+    write().await.unwrap();
+
+    let mut reads = sqlx::PgConnection::connect_with(&db.connect_options()).await.unwrap();
+    reads.execute("set default_transaction_read_only = on").await.unwrap();
+    let refused = sqlx::query("insert into written values (2)").execute(&mut reads).await;
+    let refused = DbError::from(refused.unwrap_err());
+    assert!(matches!(refused, DbError::Unavailable(_)) && !refused.blames_the_rows(), "{refused:?}");
 }
 
 /// sqlx 0.9.0 gives a connection back with an open transaction when `begin()` is dropped halfway (transact-rs/sqlx#4393).

@@ -3,6 +3,7 @@
 mod books;
 mod caches;
 mod clocks;
+mod cluster;
 mod collisions;
 mod configuration;
 mod crash_points;

@@ -11,6 +11,7 @@ use shared::telemetry::chain;
 use super::{Check, State};
 
 const POLICIES: &str = "broker policies";
+const REPLICAS: &str = "broker replicas";
 
 /// Looks at the broker; `None` is a variable that cannot be read, `Some(None)` one that is not set.
 pub(super) async fn look(amqp: Option<Option<AmqpConfig>>, management: Option<SecretString>) -> Vec<Check> {
@@ -39,7 +40,11 @@ pub(super) async fn look(amqp: Option<Option<AmqpConfig>>, management: Option<Se
     checks.extend(match management {
         _ if !whole => vec![Check::skipped(POLICIES, "mend the topology first")],
         None => vec![Check::skipped(POLICIES, "set RABBITMQ_MANAGEMENT_URL to a user who sees the queues")],
-        Some(management) => policies(&management, vhost).await,
+        Some(management) => {
+            let mut checks = policies(&management, vhost.clone()).await;
+            checks.push(replicas(&management, vhost).await);
+            checks
+        }
     });
     checks
 }
@@ -74,6 +79,15 @@ async fn marker(connection: &Connection) -> Option<Check> {
         }
         // Where it may not be seen, it is no fault.
         Err(_) => None,
+    }
+}
+
+/// A queue on one node of a cluster is as good as no cluster.
+async fn replicas(management: &SecretString, vhost: String) -> Check {
+    match broker_setup::thin_queues(management, vhost).await {
+        Ok(thin) if thin.is_empty() => Check::ok(REPLICAS, "each queue lives on as many nodes as it should"),
+        Ok(thin) => Check::warning(REPLICAS, thin.join("; "), "until then the loss of one more node may stop a queue"),
+        Err(error) => Check::warning(REPLICAS, format!("{error:#}"), "check RABBITMQ_MANAGEMENT_URL and its user"),
     }
 }
 

@@ -120,6 +120,8 @@ fn write_variables(dir: &Path, records: &[Record]) -> Result<()> {
                 add("REDIS_PORT", port);
                 add("REDIS_PASSWORD", record.secret(redis::USER)?.into());
             }
+            // Those of a cluster are never run by Compose.
+            _ => {}
         }
     }
     rundir::write_private(&dir.join("compose.env"), &text)

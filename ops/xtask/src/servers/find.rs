@@ -69,12 +69,8 @@ impl Programs {
 
     /// What was not found.
     pub fn missing(&self) -> Vec<Kind> {
-        let found = |kind: &Kind| match kind {
-            Kind::Postgres => self.postgres.is_some(),
-            Kind::Rabbitmq => self.rabbitmq.is_some(),
-            Kind::Redis => self.redis.is_some(),
-        };
-        Kind::ALL.into_iter().filter(|kind| !found(kind)).collect()
+        let found = [self.postgres.is_some(), self.rabbitmq.is_some(), self.redis.is_some()];
+        Kind::ALL.into_iter().zip(found).filter(|(_, found)| !found).map(|(kind, _)| kind).collect()
     }
 }
 

@@ -23,10 +23,10 @@ const POLICY_MARK: &str = "# Temporary, by the payment project's xtask, process 
 
 /// The Debian package of each server.
 pub fn package(kind: Kind) -> &'static str {
-    match kind {
+    match kind.program() {
         Kind::Postgres => "postgresql",
-        Kind::Rabbitmq => "rabbitmq-server",
         Kind::Redis => "redis-server",
+        _ => "rabbitmq-server",
     }
 }
 

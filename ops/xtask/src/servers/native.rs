@@ -18,7 +18,15 @@ use crate::{
     user::RunAs,
 };
 
-use super::{Kind, find::Programs, postgres::Postgres, rabbitmq::Rabbitmq, record::Record, redis::Redis, release::Usr};
+use super::{
+    Kind,
+    find::Programs,
+    postgres::{Postgres, Standby},
+    rabbitmq::{Epmd, Rabbitmq},
+    record::Record,
+    redis::Redis,
+    release::Usr,
+};
 
 /// Slow disks and one busy core included; RabbitMQ takes 8 to 18 s on an idle machine.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -34,7 +42,7 @@ pub trait Server {
     /// Whether it answers a client that knows the password; an error counts as "not yet".
     fn is_ready(&self, record: &Record) -> Result<bool>;
     /// What is done once, when it runs for the first time.
-    fn finish(&self, record: &Record) -> Result<()>;
+    fn finish(&self, place: &Place, record: &Record) -> Result<()>;
     /// How to end it politely, and how long to wait for that.
     fn stop_signal(&self, stop: Stop) -> (Signal, Duration);
 }
@@ -104,9 +112,13 @@ pub fn log(dir: &Path, kind: Kind) -> PathBuf {
 /// The server of a kind, with its programs.
 pub fn server(kind: Kind, programs: &Programs) -> Result<Box<dyn Server>> {
     let missing = || format!("{kind} is no longer on this machine");
+    let postgres = || Ok::<_, anyhow::Error>(Postgres { programs: programs.postgres.clone().with_context(missing)? });
+    let rabbitmq = || Ok::<_, anyhow::Error>(Rabbitmq { programs: programs.rabbitmq.clone().with_context(missing)? });
     Ok(match kind {
-        Kind::Postgres => Box::new(Postgres { programs: programs.postgres.clone().with_context(missing)? }),
-        Kind::Rabbitmq => Box::new(Rabbitmq { programs: programs.rabbitmq.clone().with_context(missing)? }),
+        Kind::Postgres => Box::new(postgres()?),
+        Kind::Standby => Box::new(Standby(postgres()?)),
+        Kind::Rabbitmq | Kind::Rabbitmq2 | Kind::Rabbitmq3 => Box::new(rabbitmq()?),
+        Kind::Epmd => Box::new(Epmd(rabbitmq()?)),
         Kind::Redis => Box::new(Redis { program: programs.redis.clone().with_context(missing)? }),
     })
 }
@@ -159,7 +171,7 @@ fn start_once(server: &dyn Server, place: &Place, record: &mut Record) -> Result
         Ok(server.is_ready(record).unwrap_or(false))
     })?;
     if !record.is_set_up {
-        server.finish(record).with_context(|| format!("could not set up {kind}"))?;
+        server.finish(place, record).with_context(|| format!("could not set up {kind}"))?;
         record.is_set_up = true;
         record.save(&place.dir)?;
     }

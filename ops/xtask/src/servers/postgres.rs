@@ -1,4 +1,4 @@
-//! A private PostgreSQL: its cluster, its settings, how to ask it something.
+//! A private PostgreSQL: its cluster, its settings, how to ask it something; and a standby that follows it.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use crate::{process, ui::wait_until, user::RunAs};
 
 use super::{
-    find,
+    Kind, find,
     logins::{self, LOGINS},
     native::{Place, Server, Stop},
     record::Record,
@@ -72,7 +72,7 @@ impl Server for Postgres {
     fn launch(&self, place: &Place, record: &mut Record) -> Result<()> {
         forget_dead_lock(&Postgres::data(place))?;
         let conf = place.home.join("postgresql.conf");
-        place.run_as.write(&conf, &settings(record.port("main")?, &Postgres::data(place)))?;
+        place.run_as.write(&conf, &settings(record, &Postgres::data(place))?)?;
         let mut server = place.command(&self.programs.bin.join("postgres"), &self.programs.usr);
         server.arg("-D").arg(Postgres::data(place)).arg("-c").arg(format!("config_file={}", conf.display()));
         place.launch("1-postgres", &mut server, record).map(drop)
@@ -84,7 +84,7 @@ impl Server for Postgres {
         Ok(crate::http::connect(port).is_ok() && self.sql(record, "postgres", "select 1").is_ok())
     }
 
-    fn finish(&self, record: &Record) -> Result<()> {
+    fn finish(&self, _: &Place, record: &Record) -> Result<()> {
         self.sql(record, "postgres", &format!("create database {DATABASE}"))?;
         self.sql(record, "postgres", &create_roles(record)?).map(drop)
     }
@@ -96,6 +96,55 @@ impl Server for Postgres {
             Stop::Discard => (Signal::QUIT, Duration::from_secs(5)),
         }
     }
+}
+
+/// A standby: a copy that follows the database, and without which the database confirms no commit.
+#[derive(Debug)]
+pub struct Standby(pub Postgres);
+
+impl Server for Standby {
+    fn create(&self, place: &Place, record: &mut Record) -> Result<()> {
+        let primary = primary(place)?;
+        // It has the same roles.
+        record.secrets = primary.secrets.clone();
+        let programs = &self.0.programs;
+        let mut backup = place.command(&programs.bin.join("pg_basebackup"), &programs.usr);
+        backup
+            .env("PGPASSWORD", primary.secret(USER)?)
+            .args(["--host=127.0.0.1", "--username", USER, "--port", &primary.port("main")?.to_string()])
+            // With what it needs to follow, and a slot, so that nothing is thrown away that it has not had.
+            .args(["--write-recovery-conf", "--create-slot", "--slot=standby", "--checkpoint=fast", "--pgdata"])
+            .arg(Postgres::data(place));
+        place.run_to_end("0-basebackup", &mut backup, record)
+    }
+
+    fn launch(&self, place: &Place, record: &mut Record) -> Result<()> {
+        self.0.launch(place, record)
+    }
+
+    fn is_ready(&self, record: &Record) -> Result<bool> {
+        self.0.is_ready(record)
+    }
+
+    /// From here on a commit is confirmed once the standby has it on its disk too.
+    fn finish(&self, place: &Place, _: &Record) -> Result<()> {
+        let primary = primary(place)?;
+        let ask = |sql: &str| self.0.sql(&primary, "postgres", sql);
+        ask("alter system set synchronous_standby_names = 'standby'")?;
+        ask("select pg_reload_conf()")?;
+        wait_until("standby", Duration::from_secs(30), || {
+            Ok(ask("select sync_state from pg_stat_replication")? == "sync")
+        })
+    }
+
+    fn stop_signal(&self, stop: Stop) -> (Signal, Duration) {
+        self.0.stop_signal(stop)
+    }
+}
+
+/// The database that the standby follows.
+fn primary(place: &Place) -> Result<Record> {
+    Record::load(&place.dir, Kind::Postgres).context("there is no database to follow")
 }
 
 /// Removes the lock of a server that was killed and that nobody has collected yet, as in a container
@@ -129,24 +178,27 @@ pub fn url_as(record: &Record, role: &str, database: &str) -> Result<String> {
     Ok(format!("postgres://{role}:{}@127.0.0.1:{}/{database}", record.secret(role)?, record.port("main")?))
 }
 
-fn settings(port: u16, data: &Path) -> String {
+fn settings(record: &Record, data: &Path) -> Result<String> {
     // Durability stays as PostgreSQL ships it: tests kill this server and count what was committed.
-    format!(
+    Ok(format!(
         "# Written by xtask at each start.\n\
          listen_addresses = '127.0.0.1'\n\
-         port = {port}\n\
+         port = {}\n\
+         cluster_name = '{}'\n\
          unix_socket_directories = ''\n\
-         data_directory = '{}'\n\
-         hba_file = '{0}/pg_hba.conf'\n\
-         ident_file = '{0}/pg_ident.conf'\n\
+         data_directory = '{data}'\n\
+         hba_file = '{data}/pg_hba.conf'\n\
+         ident_file = '{data}/pg_ident.conf'\n\
          max_connections = 200\n\
          shared_buffers = 128MB\n\
          timezone = 'UTC'\n\
          log_timezone = 'UTC'\n\
          log_line_prefix = '%m [%p] %a '\n\
          password_encryption = scram-sha-256\n",
-        data.display()
-    )
+        record.port("main")?,
+        record.kind,
+        data = data.display()
+    ))
 }
 
 /// Output of a command that must succeed.

@@ -1,15 +1,20 @@
-//! A private RabbitMQ: one small node with its own port mapper, the management plug-in and its users.
+//! A private RabbitMQ: one small node with its own port mapper, the management plug-in and its users; or three such nodes that
+//! are one cluster, with a port mapper that outlives each of them.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::Path,
+    process::{Child, Command},
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::json;
 
 use crate::http::{Request, connect};
 
 use super::{
-    find,
+    Kind, find,
     logins::LOGINS,
     native::{Place, Server, Stop},
     record::Record,
@@ -57,7 +62,7 @@ impl Rabbitmq {
         let mut command = place.command(&self.programs.sbin.join(name), &self.programs.usr);
         command
             .env("HOME", home)
-            .env("RABBITMQ_NODENAME", node_name(&place.dir))
+            .env("RABBITMQ_NODENAME", node_name(&place.dir, record.kind))
             .env("RABBITMQ_CONFIG_FILE", home.join("rabbitmq.conf"))
             .env("RABBITMQ_ADVANCED_CONFIG_FILE", home.join("advanced.config"))
             .env("RABBITMQ_CONF_ENV_FILE", home.join("rabbitmq-env.conf"))
@@ -66,10 +71,17 @@ impl Rabbitmq {
             .env("RABBITMQ_LOG_BASE", home.join("log"))
             .env("RABBITMQ_GENERATED_CONFIG_DIR", home.join("config"))
             .env("RABBITMQ_DIST_PORT", record.port("distribution")?.to_string())
-            .env("ERL_EPMD_PORT", record.port("epmd")?.to_string())
+            .env("ERL_EPMD_PORT", epmd_port(place, record)?.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("ERL_CRASH_DUMP_BYTES", "0");
         Ok(command)
+    }
+
+    /// The port mapper, in the foreground: a node would start one that outlives it, and us.
+    fn launch_epmd(&self, place: &Place, port: u16, record: &mut Record) -> Result<Child> {
+        let mut epmd = place.command(&self.programs.epmd, &self.programs.usr);
+        epmd.env("HOME", &place.home).args(["-address", "127.0.0.1", "-port"]).arg(port.to_string());
+        place.launch("1-epmd", &mut epmd, record)
     }
 
     /// `rabbitmqctl` for this node.
@@ -80,22 +92,28 @@ impl Rabbitmq {
 
 impl Server for Rabbitmq {
     fn create(&self, place: &Place, record: &mut Record) -> Result<()> {
+        if record.kind != Kind::Rabbitmq {
+            // One cluster, one cookie, the same users.
+            record.secrets = first(place)?.secrets;
+        }
         let cookie = place.home.join(".erlang.cookie");
         place.run_as.write(&cookie, record.secret(COOKIE)?)
     }
 
     fn launch(&self, place: &Place, record: &mut Record) -> Result<()> {
-        let (write, home) = (|name: &str, text: &str| place.run_as.write(&place.home.join(name), text), &place.home);
+        let write = |name: &str, text: &str| place.run_as.write(&place.home.join(name), text);
         write("enabled_plugins", "[rabbitmq_management].\n")?;
         write("rabbitmq-env.conf", "# Empty, so that the machine's own is not read.\n")?;
-        // How soon the management plug-in knows of a quorum queue's policy, for which broker-setup waits.
-        write("advanced.config", "[{rabbit, [{quorum_tick_interval, 1000}]}].\n")?;
-        write("rabbitmq.conf", &settings(record)?)?;
-
-        // Our own port mapper, in the foreground: the node would start one that outlives it.
-        let mut epmd = place.command(&self.programs.epmd, &self.programs.usr);
-        epmd.env("HOME", home).args(["-address", "127.0.0.1", "-port"]).arg(record.port("epmd")?.to_string());
-        place.launch("1-epmd", &mut epmd, record)?;
+        // How soon the management plug-in knows of a quorum queue's policy, for which broker-setup waits. A node that is cut
+        // off from the others stops serving, instead of being a broker of its own.
+        let alone = if is_clustered(place) { ", {cluster_partition_handling, pause_minority}" } else { "" };
+        write("advanced.config", &format!("[{{rabbit, [{{quorum_tick_interval, 1000}}{alone}]}}].\n"))?;
+        let first_node = node_name(&place.dir, Kind::Rabbitmq);
+        let joins = if record.kind == Kind::Rabbitmq { String::new() } else { joins(&first_node) };
+        write("rabbitmq.conf", &(settings(record)? + &joins))?;
+        if !is_clustered(place) {
+            self.launch_epmd(place, record.port("epmd")?, record)?;
+        }
 
         let mut server = self.script(place, record, "rabbitmq-server")?;
         server
@@ -109,8 +127,14 @@ impl Server for Rabbitmq {
         Ok(admin(record)?.manage("GET", "/api/overview", "").is_ok() && speaks_amqp(record.port("main")?))
     }
 
-    fn finish(&self, record: &Record) -> Result<()> {
-        create_users(record)
+    fn finish(&self, place: &Place, record: &Record) -> Result<()> {
+        if record.kind == Kind::Rabbitmq {
+            return create_users(record);
+        }
+        let known = admin(&first(place)?)?.manage("GET", "/api/nodes", "")?;
+        let name = node_name(&place.dir, record.kind);
+        ensure!(known.contains(&name), "{name} has not joined the cluster");
+        Ok(())
     }
 
     fn stop_signal(&self, stop: Stop) -> (Signal, Duration) {
@@ -120,6 +144,49 @@ impl Server for Rabbitmq {
             Stop::Discard => (Signal::KILL, Duration::from_secs(5)),
         }
     }
+}
+
+/// The port mapper of a cluster.
+#[derive(Debug)]
+pub struct Epmd(pub Rabbitmq);
+
+impl Server for Epmd {
+    fn create(&self, _: &Place, _: &mut Record) -> Result<()> {
+        Ok(())
+    }
+
+    fn launch(&self, place: &Place, record: &mut Record) -> Result<()> {
+        self.0.launch_epmd(place, record.port("main")?, record).map(drop)
+    }
+
+    fn is_ready(&self, record: &Record) -> Result<bool> {
+        Ok(connect(record.port("main")?).is_ok())
+    }
+
+    fn finish(&self, _: &Place, _: &Record) -> Result<()> {
+        Ok(())
+    }
+
+    fn stop_signal(&self, _: Stop) -> (Signal, Duration) {
+        (Signal::TERM, Duration::from_secs(5))
+    }
+}
+
+fn is_clustered(place: &Place) -> bool {
+    Record::load(&place.dir, Kind::Epmd).is_some()
+}
+
+/// The port mapper of the cluster, or of this node alone.
+fn epmd_port(place: &Place, record: &Record) -> Result<u16> {
+    match Record::load(&place.dir, Kind::Epmd) {
+        Some(epmd) => epmd.port("main"),
+        None => record.port("epmd"),
+    }
+}
+
+/// The node that the others join.
+fn first(place: &Place) -> Result<Record> {
+    Record::load(&place.dir, Kind::Rabbitmq).context("there is no first node to join")
 }
 
 /// The users besides the deploy user, which the node creates itself at its first start.
@@ -168,19 +235,35 @@ fn speaks_amqp(port: u16) -> bool {
     stream.write_all(b"AMQP\x00\x00\x00\x00").is_ok() && stream.read_exact(&mut answer).is_ok() && answer == *b"AMQP"
 }
 
-/// The URL for one user.
-pub fn url(record: &Record, user: &str) -> Result<String> {
-    Ok(format!("amqp://{user}:{}@127.0.0.1:{}/%2f", record.secret(user)?, record.port("main")?))
+/// The URL for one user: of each node, with commas between them.
+pub fn url(nodes: &[Record], user: &str) -> Result<String> {
+    let url = |node: &Record| Ok(format!("amqp://{user}:{}@127.0.0.1:{}/%2f", node.secret(user)?, node.port("main")?));
+    Ok(nodes.iter().map(url).collect::<Result<Vec<_>>>()?.join(","))
 }
 
-/// The URL of the management plug-in, for the deploy user.
-pub fn management_url(record: &Record) -> Result<String> {
-    Ok(format!("http://{DEPLOY}:{}@127.0.0.1:{}", record.secret(DEPLOY)?, record.port("management")?))
+/// The URL of the management plug-in, for the deploy user: of each node, with commas between them.
+pub fn management_url(nodes: &[Record]) -> Result<String> {
+    let url =
+        |node: &Record| Ok(format!("http://{DEPLOY}:{}@127.0.0.1:{}", node.secret(DEPLOY)?, node.port("management")?));
+    Ok(nodes.iter().map(url).collect::<Result<Vec<_>>>()?.join(","))
 }
 
-/// One node name per folder, so that tools never reach the wrong node even with the wrong port mapper.
-fn node_name(dir: &Path) -> String {
-    format!("payment-{}@localhost", crate::rundir::path_hash(dir))
+/// Node names of a folder's own, so that tools never reach the wrong node even with the wrong port mapper. The others of a
+/// cluster are `…-rabbitmq-2` and `…-rabbitmq-3`.
+fn node_name(dir: &Path, kind: Kind) -> String {
+    let hash = crate::rundir::path_hash(dir);
+    match kind {
+        Kind::Rabbitmq => format!("payment-{hash}@localhost"),
+        other => format!("payment-{hash}-{other}@localhost"),
+    }
+}
+
+/// At its first start, a node with these settings joins another one.
+fn joins(first_node: &str) -> String {
+    format!(
+        "cluster_formation.peer_discovery_backend = classic_config\n\
+         cluster_formation.classic_config.nodes.1 = {first_node}\n"
+    )
 }
 
 fn settings(record: &Record) -> Result<String> {
@@ -209,7 +292,6 @@ fn settings(record: &Record) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::servers::Kind;
 
     #[test]
     fn no_guest_and_no_listener_but_on_loopback() {
@@ -220,6 +302,15 @@ mod tests {
 
     #[test]
     fn two_folders_are_two_nodes() {
-        assert_ne!(node_name(Path::new("/srv/a")), node_name(Path::new("/srv/b")));
+        let name = |dir, kind| node_name(Path::new(dir), kind);
+        assert_ne!(name("/srv/a", Kind::Rabbitmq), name("/srv/b", Kind::Rabbitmq));
+        assert_ne!(name("/srv/a", Kind::Rabbitmq), name("/srv/a", Kind::Rabbitmq2));
+    }
+
+    #[test]
+    fn a_cluster_is_one_list_of_addresses() {
+        let nodes = Kind::NODES.map(|kind| Record::new(kind).unwrap());
+        assert_eq!(url(&nodes, SERVICE).unwrap().matches("amqp://payment:").count(), 3);
+        assert_eq!(management_url(&nodes[..1]).unwrap().matches(',').count(), 0);
     }
 }

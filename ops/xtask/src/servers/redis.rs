@@ -51,7 +51,7 @@ impl Server for Redis {
         Ok(answers(record.port("main")?, record.secret(USER)?))
     }
 
-    fn finish(&self, _: &Record) -> Result<()> {
+    fn finish(&self, _: &Place, _: &Record) -> Result<()> {
         Ok(())
     }
 

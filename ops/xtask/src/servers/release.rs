@@ -48,10 +48,10 @@ pub struct Releases {
 impl Releases {
     /// The release of one server that is wanted.
     pub fn of(&self, kind: Kind) -> Option<&str> {
-        match kind {
+        match kind.program() {
             Kind::Postgres => self.postgres.as_deref(),
-            Kind::Rabbitmq => self.rabbitmq.as_deref(),
             Kind::Redis => None,
+            _ => self.rabbitmq.as_deref(),
         }
     }
 }
@@ -129,10 +129,10 @@ pub fn fetch(kind: Kind, release: &str) -> Result<()> {
     let refused = format!("{kind} {release} is not on this machine, and cannot be fetched");
     let mirror = check().and_then(|()| mirror()).context(refused)?;
     let apt = Apt { dir: &dir };
-    let package = match kind {
+    let package = match kind.program() {
         Kind::Postgres => format!("postgresql-{}", release.split('.').next().unwrap_or(release)),
-        Kind::Rabbitmq => "rabbitmq-server".to_owned(),
         Kind::Redis => bail!("another Redis than the machine's was never needed"),
+        _ => "rabbitmq-server".to_owned(),
     };
     let mut others = Vec::new();
     for suite in SUITES {

@@ -1,4 +1,4 @@
-//! The three servers of one folder, as the commands see them.
+//! The servers of one folder, as the commands see them.
 
 use std::{
     fs,
@@ -79,10 +79,15 @@ impl Set {
     pub fn up(dir: &Path, start: Start, kinds: &[Kind], source: &Source) -> Result<Set> {
         rundir::claim(dir)?;
         let _lock = Lock::wait(dir)?;
+        let mut kinds = kinds.to_vec();
         let set = match Set::open(dir) {
             Ok(set) if start == Start::Reuse => {
                 let fits = source.releases == Releases::default() || source.releases == set.releases;
                 ensure!(fits, "the servers in {} are of other releases: `--fresh` begins anew", dir.display());
+                let (has, usual) = (set.recorded(), |kind: &Kind| Kind::ALL.contains(kind));
+                let fits = kinds.iter().all(|kind| usual(kind) || has.contains(kind));
+                ensure!(fits, "the servers in {} are not as many: `--fresh` begins anew", dir.display());
+                kinds.extend(has.into_iter().filter(|kind| !usual(kind)));
                 set
             }
             earlier => {
@@ -90,10 +95,10 @@ impl Set {
                     earlier.stop_all(Stop::Discard)?;
                     earlier.remove()?;
                 }
-                Set::create(dir, kinds, source)?
+                Set::create(dir, &kinds, source)?
             }
         };
-        if let Err(error) = set.start_all(kinds) {
+        if let Err(error) = set.start_all(&kinds) {
             set.stop_all(Stop::Keep)?;
             return Err(error);
         }
@@ -122,6 +127,8 @@ impl Set {
             dir.display()
         );
         let (backend, programs) = provide(kinds, source)?;
+        let is_usual = kinds.iter().all(|kind| Kind::ALL.contains(kind));
+        ensure!(is_usual || backend == Backend::Native, "docker-compose.yml has neither a cluster nor a standby");
         let header = Header::of(backend, &source.releases);
         let releases = source.releases.clone();
         let set = Set { dir: dir.to_path_buf(), releases, backend, programs, run_as: RunAs::choose()? };
@@ -133,12 +140,26 @@ impl Set {
         if self.backend == Backend::Compose {
             return compose::start(&self.dir, kinds);
         }
-        let results: Vec<Result<()>> = thread::scope(|scope| {
-            let starts: Vec<_> = kinds.iter().map(|kind| scope.spawn(|| self.start(*kind, Ports::MayChange))).collect();
-            starts.into_iter().map(|start| start.join().unwrap_or_else(|_| Err(anyhow!("a start panicked")))).collect()
-        });
-        check_stop()?;
-        results.into_iter().collect()
+        // The nodes of a cluster that was there before wait for each other: the last one that stopped knows the most.
+        let was_there = |kind: &Kind| Record::load(&self.dir, *kind).is_some_and(|record| record.is_set_up);
+        let [first, second, third] = Kind::GROUPS.map(<[Kind]>::to_vec);
+        let (early, late): (Vec<Kind>, Vec<Kind>) = third.into_iter().partition(was_there);
+        for group in [first, [second, early].concat(), late] {
+            let group = group.iter().filter(|kind| kinds.contains(kind));
+            let results: Vec<Result<()>> = thread::scope(|scope| {
+                let starts: Vec<_> = group.map(|kind| scope.spawn(|| self.start(*kind, Ports::MayChange))).collect();
+                let ended = starts.into_iter().map(|start| start.join());
+                ended.map(|start| start.unwrap_or_else(|_| Err(anyhow!("a start panicked")))).collect()
+            });
+            check_stop()?;
+            results.into_iter().collect::<Result<()>>()?;
+        }
+        Ok(())
+    }
+
+    /// The servers that the folder has, running or not.
+    pub fn recorded(&self) -> Vec<Kind> {
+        Kind::every().filter(|kind| Record::load(&self.dir, *kind).is_some()).collect()
     }
 
     /// Starts one server unless it runs.
@@ -162,6 +183,7 @@ impl Set {
     /// Does something to one server while the others run; for tests of what happens then.
     pub fn control(&self, kind: Kind, action: Action) -> Result<()> {
         let _lock = Lock::wait(&self.dir)?;
+        self.record(kind)?;
         if self.backend == Backend::Compose {
             return match action {
                 Action::Start => compose::start(&self.dir, &[kind]),
@@ -195,7 +217,7 @@ impl Set {
         if self.backend == Backend::Compose {
             return compose::down(&self.dir, true);
         }
-        let records = Kind::ALL.iter().filter_map(|kind| Record::load(&self.dir, *kind));
+        let records = Kind::every().filter_map(|kind| Record::load(&self.dir, kind));
         let records: Vec<Record> = records.filter(|record| !record.processes.is_empty()).collect();
         thread::scope(|scope| {
             let stops: Vec<_> =
@@ -245,7 +267,8 @@ impl Set {
 
     /// The variables by which programs reach the servers of this set.
     pub fn env(&self) -> Result<Vec<(&'static str, String)>> {
-        let broker = self.record(Kind::Rabbitmq)?;
+        self.record(Kind::Rabbitmq)?;
+        let broker: Vec<Record> = Kind::NODES.iter().filter_map(|kind| Record::load(&self.dir, *kind)).collect();
         let database = self.record(Kind::Postgres)?;
         let mut env = vec![
             ("DATABASE_URL", self.database_url(postgres::DATABASE)?),
@@ -259,6 +282,9 @@ impl Set {
         for login in &LOGINS {
             env.push((login.database_url, postgres::url_as(&database, login.role, postgres::DATABASE)?));
             env.push((login.amqp_url, rabbitmq::url(&broker, login.user)?));
+        }
+        if let Some(standby) = Record::load(&self.dir, Kind::Standby) {
+            env.push(("STANDBY_DATABASE_URL", postgres::url(&standby, postgres::DATABASE)?));
         }
         Ok(env)
     }
@@ -292,12 +318,12 @@ impl Set {
         done.map(drop).with_context(|| format!("could not apply {}", file.display()))
     }
 
-    /// `rabbitmqctl` for the broker of this set.
-    pub fn rabbitmqctl(&self) -> Result<Command> {
+    /// `rabbitmqctl` for a node of the broker of this set.
+    pub fn rabbitmqctl(&self, node: Kind) -> Result<Command> {
+        ensure!(Kind::NODES.contains(&node), "{node} is no node of the broker");
         ensure!(self.backend == Backend::Native, "rabbitmqctl is inside the container: use `docker compose exec`");
         let programs = self.programs.rabbitmq.clone().context("rabbitmq is no longer on this machine")?;
-        let place = self.place(Kind::Rabbitmq);
-        Rabbitmq { programs }.ctl(&place, &self.record(Kind::Rabbitmq)?)
+        Rabbitmq { programs }.ctl(&self.place(node), &self.record(node)?)
     }
 
     fn postgres(&self) -> Result<Postgres> {
