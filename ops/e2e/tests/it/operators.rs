@@ -211,9 +211,9 @@ async fn the_doctor_is_green_in_a_healthy_world_and_names_each_thing_that_is_wro
     let keys = world.gateways.dir.join("keys");
     fs::copy(keys.join("alipay_main_app_private.pem"), keys.join("wechat_main_merchant_private.pem")).expect("a copy");
     fs::copy(keys.join("wechat_main_public_1.pem"), keys.join("alipay_main_public.pem")).expect("a copy");
-    // A migration that this build does not know, and a queue that is gone.
+    // A later release that has contracted the database, and a queue that is gone.
     let strange = "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
-                   values (9999, 'of a later release', true, '', 0)";
+                   values (9999, 'contract from 9999', true, '', 0)";
     sqlx::query(strange).execute(&world.db).await.expect("a row");
     let channel = world.broker().admin().await.create_channel().await.expect("a channel");
     channel.queue_delete("payment.refunds".into(), QueueDeleteOptions::default()).await.expect("it is deleted");
