@@ -4,6 +4,7 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
@@ -12,12 +13,12 @@ use crate::domain::{
     RefundId, RefundNo, RefundStatus, Scene, Subject, TradeNo, TransactionId, UserId, Verdict,
 };
 
-/// A column of text that holds `$type`; `$read` is the type's door, `$write` its text.
-macro_rules! text_column {
-    ($($type:ty: $read:expr, $write:expr;)+) => {$(
+/// How one type is bound and read: its `$read` and `$write`, and the PostgreSQL types of it and of its arrays.
+macro_rules! column {
+    ($type:ty: $read:expr, $write:expr, $info:expr, $array:expr) => {
         impl Type<Postgres> for $type {
             fn type_info() -> PgTypeInfo {
-                <String as Type<Postgres>>::type_info()
+                $info
             }
 
             fn compatible(column: &PgTypeInfo) -> bool {
@@ -27,7 +28,7 @@ macro_rules! text_column {
 
         impl PgHasArrayType for $type {
             fn array_type_info() -> PgTypeInfo {
-                <String as PgHasArrayType>::array_type_info()
+                $array
             }
         }
 
@@ -45,15 +46,32 @@ macro_rules! text_column {
                 read(text)
             }
         }
+    };
+}
+
+/// A column of text that holds `$type`; `$read` is the type's door, `$write` its text.
+macro_rules! text_column {
+    ($($type:ty: $read:expr, $write:expr;)+) => {$(
+        column! { $type: $read, $write, <String as Type<Postgres>>::type_info(), <String as PgHasArrayType>::array_type_info() }
     )+};
 }
 
+/// A `char(32)` column that holds the id `$type`. It says so: compared with a parameter that is declared as `text`, the
+/// column is converted to text, which none of its indexes serves, and the whole table is read.
+macro_rules! id_column {
+    ($($type:ty),+) => {$(
+        column! { $type: |text| Ok(<$type>::parse(text)?), ToString::to_string, PgTypeInfo::with_oid(BPCHAR), PgTypeInfo::with_oid(BPCHAR_ARRAY) }
+    )+};
+}
+
+/// The numbers of PostgreSQL's `character` and of its arrays (pg_type.dat).
+const BPCHAR: Oid = Oid(1042);
+const BPCHAR_ARRAY: Oid = Oid(1014);
+
+id_column!(CaseId, OrderId, RefundId, TransactionId);
+
 text_column! {
     AccountName: |text| Ok(AccountName::parse(text)?), ToString::to_string;
-    CaseId: |text| Ok(CaseId::parse(text)?), ToString::to_string;
-    RefundId: |text| Ok(RefundId::parse(text)?), ToString::to_string;
-    TransactionId: |text| Ok(TransactionId::parse(text)?), ToString::to_string;
-    OrderId: |text| Ok(OrderId::parse(text)?), ToString::to_string;
     OrderNo: |text| Ok(OrderNo::parse(text)?), ToString::to_string;
     ProductType: |text| Ok(ProductType::parse(text)?), ToString::to_string;
     RefundNo: |text| Ok(RefundNo::parse(text)?), ToString::to_string;

@@ -5,9 +5,12 @@ use std::task::Poll;
 
 use secrecy::SecretString;
 use shared::db::{self, DbError, MIGRATOR, MigrationError, SchemaError};
-use shared::domain::{CaseKind, CaseStatus, OrderStatus, PaymentMethod, RefundStatus, Scene, Verdict};
-use sqlx::postgres::PgPoolOptions;
-use sqlx::{Connection, Executor, PgPool};
+use shared::domain::{
+    CaseId, CaseKind, CaseStatus, OrderId, OrderStatus, PaymentMethod, RefundId, RefundStatus, Scene, TransactionId,
+    Verdict,
+};
+use sqlx::postgres::{PgHasArrayType, PgPoolOptions};
+use sqlx::{Connection, Encode, Executor, PgPool, Postgres, Type};
 
 /// The address of a test's database, for a pool like that of a process.
 fn url_of(db: &PgPool) -> SecretString {
@@ -223,4 +226,28 @@ async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
         let plan = plan.join("\n");
         assert!(!plan.contains("Seq Scan") && plan.contains("Index"), "{sql}\n{plan}");
     }
+}
+
+/// A parameter of another type than its column makes PostgreSQL convert the column, and then no index of it serves.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_id_is_bound_as_what_its_column_is(db: PgPool) {
+    async fn bound<T>(db: &PgPool, id: T, ids: Vec<T>) -> (String, String)
+    where
+        T: for<'a> Encode<'a, Postgres> + Type<Postgres> + PgHasArrayType + Send + 'static,
+    {
+        let asked = sqlx::query_as("select pg_typeof($1)::text, pg_typeof($2)::text").bind(id).bind(ids);
+        asked.fetch_one(db).await.unwrap()
+    }
+    let column = ("character".to_owned(), "character[]".to_owned());
+    assert_eq!(bound(&db, OrderId::from_u128(1), vec![OrderId::from_u128(2)]).await, column);
+    assert_eq!(bound(&db, RefundId::from_u128(1), vec![]).await, column);
+    assert_eq!(bound(&db, TransactionId::from_u128(1), vec![]).await, column);
+    assert_eq!(bound(&db, CaseId::from_u128(1), vec![]).await, column);
+
+    let mut connection = db.acquire().await.unwrap();
+    sqlx::query("set enable_seqscan = off").execute(&mut *connection).await.unwrap();
+    let plan = "explain select from payment_orders where id = $1";
+    let plan: Vec<String> =
+        sqlx::query_scalar(plan).bind(OrderId::from_u128(1)).fetch_all(&mut *connection).await.unwrap();
+    assert!(plan.join("\n").contains("Index Cond"), "{plan:?}");
 }
