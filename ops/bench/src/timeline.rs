@@ -9,32 +9,22 @@ use crate::figures::{percentile, sorted};
 /// Moments from a beginning on, each with a figure.
 #[derive(Debug, Clone)]
 pub(crate) struct Timeline {
-    began: Instant,
     step: Duration,
     /// The figures that fall into each step.
     steps: Vec<Vec<f64>>,
 }
 
 impl Timeline {
-    pub(crate) fn new(began: Instant, step: Duration) -> Timeline {
-        Timeline { began, step, steps: Vec::new() }
-    }
-
-    /// With all of these.
     pub(crate) fn of(began: Instant, step: Duration, moments: impl IntoIterator<Item = (Instant, f64)>) -> Timeline {
-        let mut timeline = Timeline::new(began, step);
+        let mut steps: Vec<Vec<f64>> = Vec::new();
         for (at, figure) in moments {
-            timeline.add(at, figure);
+            let place = (at.saturating_duration_since(began).as_secs_f64() / step.as_secs_f64()) as usize;
+            if steps.len() <= place {
+                steps.resize(place + 1, Vec::new());
+            }
+            steps[place].push(figure);
         }
-        timeline
-    }
-
-    pub(crate) fn add(&mut self, at: Instant, figure: f64) {
-        let step = (at.saturating_duration_since(self.began).as_secs_f64() / self.step.as_secs_f64()) as usize;
-        if self.steps.len() <= step {
-            self.steps.resize(step + 1, Vec::new());
-        }
-        self.steps[step].push(figure);
+        Timeline { step, steps }
     }
 
     /// How many there were a second, at the middle of each step.
