@@ -34,8 +34,8 @@ const PARTS: usize = 8;
 ///
 /// An attempt ends with the first statement that takes too long: 2 s for a lock, 250 ms in a part, 5 s for anything
 /// else. So every attempt begins within 5 + 12 s, and the last one and the keeping as jobs may add 5 s each: less than
-/// the 28 s that a stop allows. A single lock among 200 is found in under 3 s; and where every statement takes its 5 s,
-/// a batch of 200 has been tried in single callbacks by then.
+/// the 28 s that a stop allows. A single lock among 400 is found in under 3 s; and where every statement takes its 5 s,
+/// a batch of 400 has been tried in single callbacks by then.
 const SEARCH: Duration = Duration::from_secs(12);
 
 /// Settles callbacks.

@@ -16,9 +16,14 @@ use shared::shutdown::Shutdown;
 use shared::telemetry::{PrometheusHandle, chain};
 use shared::{db, telemetry};
 use sqlx::PgPool;
+use tikv_jemallocator::Jemalloc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+
+/// See payment-api's (ops/decisions/0015).
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// What one worker needs of its surroundings.
 pub struct Worker {

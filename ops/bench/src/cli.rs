@@ -27,10 +27,10 @@ pub(crate) struct Cli {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
     pub(crate) repeats: u32,
     /// Keep-alive connections of the load generator
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=512))]
     pub(crate) connections: u32,
     /// Clients of pgbench, which share the callbacks evenly
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) clients: u32,
     /// One short repeat of everything: to see whether it works, not how fast
     #[arg(long)]

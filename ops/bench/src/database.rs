@@ -1,5 +1,6 @@
 //! A database of the run's own: made, filled, watched, dropped.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -7,6 +8,7 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tokio::time::sleep;
 use url::Url;
+use uuid::Uuid;
 
 /// What every order costs.
 pub(crate) const AMOUNT_FEN: i64 = 1234;
@@ -19,7 +21,14 @@ pub(crate) fn order_no(order: u32) -> String {
 
 /// Its id.
 pub(crate) fn order_id(order: u32) -> String {
-    format!("{order:032x}")
+    format!("{}{order:020x}", id_prefix())
+}
+
+/// How ids begin: with the milliseconds at which the order was placed, by which the relay finds the hour to count. Here all
+/// were placed as the run began.
+pub(crate) fn id_prefix() -> &'static str {
+    static PREFIX: LazyLock<String> = LazyLock::new(|| Uuid::now_v7().simple().to_string()[..12].to_owned());
+    &PREFIX
 }
 
 /// The gateway's number of its payment, once [`pay`] has been there.
@@ -36,7 +45,7 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) async fn create(server: &Url) -> Result<Database> {
-        let name = format!("bench_{}", uuid::Uuid::now_v7().simple());
+        let name = format!("bench_{}", Uuid::now_v7().simple());
         let mut connection = PgConnection::connect(server.as_str()).await.context("connecting to PostgreSQL")?;
         let create = AssertSqlSafe(format!("create database {name}"));
         sqlx::query(create).execute(&mut connection).await.context("creating a database")?;
@@ -114,8 +123,10 @@ from payment_orders
 where id between ('f' || lpad(to_hex($1), 31, '0'))::bpchar and ('f' || lpad(to_hex($2), 31, '0'))::bpchar";
 
 async fn place(db: &PgPool, orders: u32) -> Result<()> {
-    for fill in [ORDERS, TRANSACTIONS, JOBS] {
-        sqlx::query(fill).bind(i64::from(orders)).execute(db).await.context("placing orders")?;
+    let placing = sqlx::query(ORDERS).bind(i64::from(orders)).bind(id_prefix());
+    placing.execute(db).await.context("placing orders")?;
+    for fill in [TRANSACTIONS, JOBS] {
+        sqlx::query(fill).execute(db).await.context("placing what belongs to orders")?;
     }
     for tidy in ["vacuum analyze payment_orders", "vacuum analyze payment_transactions", "vacuum analyze jobs"] {
         sqlx::query(tidy).execute(db).await.context("analysing the tables")?;
@@ -127,7 +138,7 @@ const ORDERS: &str = "
 insert into payment_orders
   (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at, client_ip, metadata,
    prepay, created_at, updated_at)
-select lpad(to_hex(n), 32, '0'), 'bench-' || n % 1000, 'B' || lpad(n::text, 12, '0'), 'membership', 'bench', 12.34,
+select $2 || lpad(to_hex(n), 20, '0'), 'bench-' || n % 1000, 'B' || lpad(n::text, 12, '0'), 'membership', 'bench', 12.34,
   case n % 2 when 1 then 'alipay' else 'wechat' end, case n % 2 when 1 then 'page' else 'native' end, 'main',
   now() + interval '1 day', '127.0.0.1', '{\"shop\": \"bench\"}', jsonb_build_object('filler', repeat('x', 300)), now(), now()
 from generate_series(1, $1) n";
@@ -137,14 +148,14 @@ insert into payment_transactions
   (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
 select id, id, 'P' || id, payment_method, 'payment', amount, created_at, updated_at
 from payment_orders
-where $1 > 0 and id < 'f'
+where id < 'f'
 order by id";
 
 const JOBS: &str = "
 insert into jobs (kind, ref_id, due_at, created_at)
 select 'check', id, expires_at, created_at
 from payment_orders
-where $1 > 0 and id < 'f'
+where id < 'f'
 order by id";
 
 /// Has the orders `first` to `last` paid, as settling leaves them.

@@ -50,8 +50,8 @@ pub struct Waiting {
     pub kind: String,
     /// The order it is about.
     pub order_id: Option<OrderId>,
-    /// What it tells.
-    pub data: Value,
+    /// What it tells, as JSON: nobody reads it on its way.
+    pub data: String,
     /// When it happened.
     pub occurred_at: OffsetDateTime,
 }
@@ -69,7 +69,7 @@ pub async fn waiting(connection: &mut PgConnection, limit: i64, now: OffsetDateT
           where published_at is null and retry_at > $2
           group by order_id
         )
-        select e.seq, e.event_id, e.type as kind, e.order_id as "order_id: OrderId", e.data, e.occurred_at
+        select e.seq, e.event_id, e.type as kind, e.order_id as "order_id: OrderId", e.data::text as "data!", e.occurred_at
         from events e left join held on held.order_id = e.order_id
         where e.published_at is null
           and (e.retry_at is null or e.retry_at <= $2)

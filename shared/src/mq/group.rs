@@ -6,8 +6,11 @@
 //! message to whichever confirm is resolved next: returns are matched by message id.
 
 use std::collections::HashSet;
+use std::future::ready;
+use std::pin::Pin;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, ConnectionStatus, PublisherConfirm};
@@ -93,14 +96,10 @@ impl Lane<'_> {
     pub(super) async fn publish(self, channel: Channel) -> Result<(), MqError> {
         let mut jobs = Vec::with_capacity(self.group);
         while self.take(&mut jobs).await {
-            let mut sent = Sent::default();
-            let published = self.send(&channel, &mut jobs, &mut sent).await;
+            let (sent, published) = self.send(&channel, jobs.drain(..)).await;
             crash::at(Point::PublishSent);
             // Even after an error: those that went out before it may have been confirmed.
             let confirmed = self.confirm(sent).await;
-            for job in jobs.drain(..) {
-                job.answer(Err(PublishError::NoSession));
-            }
             published.and(confirmed)?;
         }
         Ok(())
@@ -123,32 +122,30 @@ impl Lane<'_> {
         }
     }
 
-    /// Publishes the jobs whose callers still wait; those not reached stay in `jobs`.
-    async fn send(&self, channel: &Channel, jobs: &mut Vec<Job>, sent: &mut Sent) -> Result<(), MqError> {
+    /// Publishes the jobs whose callers still wait, and returns those that are on their way.
+    ///
+    /// The library's publish ends when its frames are written, by a thread of its own. Waiting for one before the next is
+    /// handed over would cost two changes of thread for each message and a packet of its own; so all are handed over first.
+    async fn send(&self, channel: &Channel, jobs: impl Iterator<Item = Job>) -> (Sent, Result<(), MqError>) {
+        // Jobs whose callers have gone have been stored elsewhere meanwhile.
+        let writing: Vec<_> = jobs.filter(|job| !job.done.is_closed()).map(|job| hand_over(channel, job)).collect();
         let mut deadline = Instant::now() + STEP;
-        let mut left = std::mem::take(jobs).into_iter();
-        for job in left.by_ref() {
-            if job.done.is_closed() {
-                continue; // It has been stored elsewhere meanwhile.
-            }
-            let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-            let (exchange, key) = (job.exchange.clone(), job.routing_key.clone());
-            let publish = channel.basic_publish(exchange, key, options, &job.body, job.properties.clone());
-            match self.until(&mut deadline, publish).await {
-                Some(Ok(confirm)) => sent.0.push((job, confirm)),
+        let mut sent = Vec::with_capacity(writing.len());
+        let mut failed = Ok(());
+        for (job, written) in writing {
+            match self.until(&mut deadline, written).await {
+                Some(Ok(confirm)) => sent.push((job, confirm)),
                 Some(Err(source)) => {
                     job.answer(Err(PublishError::Lost(source.to_string())));
-                    jobs.extend(left);
-                    return Err(MqError::Amqp { doing: "publishing", source });
+                    failed = failed.and(Err(MqError::Amqp { doing: "publishing", source }));
                 }
                 None => {
                     job.answer(Err(PublishError::TimedOut));
-                    jobs.extend(left);
-                    return Err(MqError::TimedOut("publishing"));
+                    failed = failed.and(Err(MqError::TimedOut("publishing")));
                 }
             }
         }
-        Ok(())
+        (sent, failed)
     }
 
     /// Awaits every confirm of the group, and only then answers. All of them share one deadline: a broker that confirms
@@ -157,10 +154,10 @@ impl Lane<'_> {
         let mut deadline = Instant::now() + STEP;
         let mut returned = HashSet::new();
         let mut stranger = false;
-        let mut outcomes = Vec::with_capacity(sent.0.len());
+        let mut outcomes = Vec::with_capacity(sent.len());
         let mut error = None;
         let mut refused = false;
-        for (job, confirm) in sent.0 {
+        for (job, confirm) in sent {
             let outcome = match self.until(&mut deadline, confirm).await {
                 Some(Ok(confirmation)) => {
                     refused |= matches!(confirmation, Confirmation::Nack(_));
@@ -224,5 +221,21 @@ impl Lane<'_> {
 }
 
 /// The published part of a group, in the order of publishing.
-#[derive(Default)]
-struct Sent(Vec<(Job, PublisherConfirm)>);
+type Sent = Vec<(Job, PublisherConfirm)>;
+
+/// The end of handing a message over.
+type Written = Pin<Box<dyn Future<Output = lapin::Result<PublisherConfirm>> + Send>>;
+
+/// Has the connection write a job, in the order of the calls; waits for nothing.
+fn hand_over(channel: &Channel, job: Job) -> (Job, Written) {
+    let (channel, exchange, key) = (channel.clone(), job.exchange.clone(), job.routing_key.clone());
+    let (body, properties) = (job.body.clone(), job.properties.clone());
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    let mut written: Written =
+        Box::pin(async move { channel.basic_publish(exchange, key, options, &body, properties).await });
+    // The first poll takes the delivery tag and queues the frames; whoever waits for the rest polls again.
+    match written.as_mut().now_or_never() {
+        Some(ended) => (job, Box::pin(ready(ended))),
+        None => (job, written),
+    }
+}

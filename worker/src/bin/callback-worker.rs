@@ -46,7 +46,7 @@ async fn main() -> ExitCode {
 
 fn configure(env: &mut Env) -> Option<Config> {
     let gateways = worker::start::gateways(env);
-    let max = env.parse_or("CALLBACK_BATCH", 200, "set it to a number of callbacks from 1 to 1000").filter(|max| {
+    let max = env.parse_or("CALLBACK_BATCH", 400, "set it to a number of callbacks from 1 to 1000").filter(|max| {
         let fits = (1..=1000).contains(max);
         if !fits {
             env.fault("CALLBACK_BATCH", format!("{max} is out of range"), "set it to a number from 1 to 1000");

@@ -46,7 +46,7 @@ fn configure(env: &mut Env) -> Option<Settings> {
 async fn work(process: Process, settings: Settings) {
     // The publisher outlives the work, so that what is in hand still goes out.
     let done = CancellationToken::new();
-    let options = PublisherOptions { channels: 1, ..PublisherOptions::default() };
+    let options = PublisherOptions { channels: 1, group: 1000, ..PublisherOptions::default() };
     let publisher = match Publisher::start(&process.amqp_url, "relay-publisher", options, done.clone()) {
         Ok(publisher) => publisher,
         Err(error) => return error!(%error, "The relay cannot publish"),

@@ -34,7 +34,7 @@ use retention::Keep;
 const POLL: Duration = Duration::from_millis(200);
 const STANDBY: Duration = Duration::from_secs(1);
 /// How many rows one round carries.
-const BATCH: i64 = 500;
+const BATCH: i64 = 1000;
 /// A queue longer than this gets no repeats.
 const LONG_QUEUE: u32 = 10_000;
 /// How long the confirms of a round may take. Meanwhile nothing is asked on the connection that holds the lock, and the

@@ -9,10 +9,12 @@ use anyhow::{Context, Result, bail};
 use url::Url;
 
 use super::run;
+use crate::database::id_prefix;
 
 /// Lock, decide (the client has nothing to think about), write each row, commit. Prepared once for each client. The
 /// callback's body has the size of a real one, and is made at the server, which spares this side the sending. The casts
-/// matter: against `text` a `char(32)` column loses its index, and the limit would be a sequential scan.
+/// matter: against `text` a `char(32)` column loses its index, and the limit would be a sequential scan. `ORDER_ID` stands for
+/// the id of the nth order.
 const SCRIPT: &str = "\
 \\set i :i + 1
 \\set n :client_id * :each + :i
@@ -23,14 +25,14 @@ update payment_orders
   set status = 'paid', trade_no = 'T' || (:n)::int, paid_at = now(), updated_at = now(), version = version + 1
   where order_no = ('B' || lpad((:n)::int::text, 12, '0'))::varchar and status = 'pending';
 update payment_transactions set status = 'succeeded', gateway_no = 'T' || (:n)::int, updated_at = now()
-  where order_id = lpad(to_hex((:n)::int), 32, '0')::bpchar and status = 'pending';
+  where order_id = ORDER_ID::bpchar and status = 'pending';
 insert into events (event_id, type, order_id, data, occurred_at)
-  values ('order.paid:' || lpad(to_hex((:n)::int), 32, '0'), 'order.paid', lpad(to_hex((:n)::int), 32, '0'),
-    jsonb_build_object('order_id', lpad(to_hex((:n)::int), 32, '0'), 'order_no', 'B' || lpad((:n)::int::text, 12, '0'),
+  values ('order.paid:' || ORDER_ID, 'order.paid', ORDER_ID,
+    jsonb_build_object('order_id', ORDER_ID, 'order_no', 'B' || lpad((:n)::int::text, 12, '0'),
       'user_id', 'bench', 'product_type', 'membership', 'amount', '12.34', 'currency', 'CNY',
       'payment_method', 'alipay', 'trade_no', 'T' || (:n)::int, 'paid_at', now(), 'order_version', 2,
       'metadata', '{\"shop\": \"bench\"}'::jsonb), now());
-delete from jobs where kind = 'check' and ref_id = lpad(to_hex((:n)::int), 32, '0')::bpchar;
+delete from jobs where kind = 'check' and ref_id = ORDER_ID::bpchar;
 insert into callbacks (payment_method, account, notice_id, order_no, verdict, headers, body, received_at, last_seen_at)
   values ('alipay', 'main', 'N' || (:n)::int, 'B' || lpad((:n)::int::text, 12, '0'), 'settled',
     '{\"content-type\": \"application/x-www-form-urlencoded; charset=utf-8\"}',
@@ -60,7 +62,8 @@ impl Pgbench {
     /// Settles the orders 1 to `orders`, which must be pending; transactions per second.
     pub(crate) async fn settle(&self, database: &Url, dir: &Path, orders: u32) -> Result<f64> {
         let script = dir.join("settle.sql");
-        fs::write(&script, SCRIPT)?;
+        let order_id = format!("'{}' || lpad(to_hex((:n)::int), 20, '0')", id_prefix());
+        fs::write(&script, SCRIPT.replace("ORDER_ID", &format!("({order_id})")))?;
         let each = orders / self.clients;
         let mut pgbench = Command::new(&self.program);
         pgbench.args(["--no-vacuum", "--protocol=prepared", &format!("--jobs={}", self.clients.min(2))]);
