@@ -9,6 +9,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use secrecy::{ExposeSecret, SecretString};
 use shared::mq::topology::{self, CALLBACKS, PAYMENT_IN, PAYMENT_JOBS, REFUNDS};
 use shared::mq::{self, Message, PublishError, Publisher, PublisherOptions, PublisherState};
+use shared::ops::HttpLimits;
 use testkit::{Relay, TestBroker};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -104,7 +105,7 @@ async fn every_caller_hears_of_his_own_message() {
 async fn many_at_once_are_answered_in_their_order_and_one_channel_keeps_it() {
     let broker = TestBroker::new().await;
     let admin = broker.admin().await;
-    let (publisher, _stop) = start(&broker, PublisherOptions { channels: 1, group: 32, queue: 8 }).await;
+    let (publisher, _stop) = start(&broker, PublisherOptions { channels: 1, group: 200, queue: 400 }).await;
     let messages = (0..500).map(|n| match n % 10 {
         3 => message(PAYMENT_JOBS, "payment.nowhere", n.to_string()),
         _ => message(PAYMENT_JOBS, REFUNDS, n.to_string()),
@@ -139,6 +140,20 @@ async fn a_name_too_long_for_amqp_is_refused_without_a_panic() {
     let (publisher, _stop) = start(&broker, PublisherOptions::default()).await;
     let outcome = publisher.publish(message(PAYMENT_IN, &"k".repeat(256), "1".to_owned()), SOON).await;
     assert_eq!(outcome.unwrap_err(), PublishError::Invalid("routing key"));
+}
+
+/// A frame takes all headers or none; RabbitMQ ends the connection where they do not fit.
+#[tokio::test]
+async fn the_largest_body_goes_out_with_as_many_headers_as_a_request_may_bring() {
+    let broker = TestBroker::new().await;
+    let admin = broker.admin().await;
+    let (publisher, _stop) = start(&broker, PublisherOptions::default()).await;
+    let header = ("content-type".to_owned(), "t".repeat(HttpLimits::default().header_bytes));
+    let body = "b".repeat(64 * 1024);
+    let large =
+        Message { body: body.clone().into(), headers: vec![header], ..message(PAYMENT_IN, CALLBACKS, "1".into()) };
+    publisher.publish(large, SOON).await.unwrap();
+    assert_eq!(drain(&admin, CALLBACKS).await, [body]);
 }
 
 #[tokio::test]
