@@ -96,7 +96,8 @@ impl Lane<'_> {
     pub(super) async fn publish(self, channel: Channel) -> Result<(), MqError> {
         let mut jobs = Vec::with_capacity(self.group);
         while self.take(&mut jobs).await {
-            let (sent, published) = self.send(&channel, jobs.drain(..)).await;
+            let mut sent = Sent::default();
+            let published = self.send(&channel, jobs.drain(..), &mut sent).await;
             crash::at(Point::PublishSent);
             // Even after an error: those that went out before it may have been confirmed.
             let confirmed = self.confirm(sent).await;
@@ -122,42 +123,43 @@ impl Lane<'_> {
         }
     }
 
-    /// Publishes the jobs whose callers still wait, and returns those that are on their way.
+    /// Publishes the jobs whose callers still wait.
     ///
     /// The library's publish ends when its frames are written, by a thread of its own. Waiting for one before the next is
     /// handed over would cost two changes of thread for each message and a packet of its own; so all are handed over first.
-    async fn send(&self, channel: &Channel, jobs: impl Iterator<Item = Job>) -> (Sent, Result<(), MqError>) {
+    async fn send(&self, channel: &Channel, jobs: impl Iterator<Item = Job>, sent: &mut Sent) -> Result<(), MqError> {
         // Jobs whose callers have gone have been stored elsewhere meanwhile.
         let writing: Vec<_> = jobs.filter(|job| !job.done.is_closed()).map(|job| hand_over(channel, job)).collect();
         let mut deadline = Instant::now() + STEP;
-        let mut sent = Vec::with_capacity(writing.len());
         let mut failed = Ok(());
         for (job, written) in writing {
             match self.until(&mut deadline, written).await {
-                Some(Ok(confirm)) => sent.push((job, confirm)),
+                Some(Ok(confirm)) => sent.confirms.push((job, confirm)),
                 Some(Err(source)) => {
                     job.answer(Err(PublishError::Lost(source.to_string())));
                     failed = failed.and(Err(MqError::Amqp { doing: "publishing", source }));
                 }
                 None => {
                     job.answer(Err(PublishError::TimedOut));
+                    sent.abandoned = true;
                     failed = failed.and(Err(MqError::TimedOut("publishing")));
                 }
             }
         }
-        (sent, failed)
+        failed
     }
 
     /// Awaits every confirm of the group, and only then answers. All of them share one deadline: a broker that confirms
-    /// nothing costs its callers one [`STEP`], not one for each message. What is there when it has passed still counts.
+    /// nothing costs its callers one [`STEP`], not one for each message. Once it has passed for one, none is proof.
     async fn confirm(&self, sent: Sent) -> Result<(), MqError> {
         let mut deadline = Instant::now() + STEP;
         let mut returned = HashSet::new();
-        let mut stranger = false;
-        let mut outcomes = Vec::with_capacity(sent.len());
+        // A return whose message is not known. A message that was given up on can have taken one with it.
+        let mut stranger = sent.abandoned;
+        let mut outcomes = Vec::with_capacity(sent.confirms.len());
         let mut error = None;
         let mut refused = false;
-        for (job, confirm) in sent {
+        for (job, confirm) in sent.confirms {
             let outcome = match self.until(&mut deadline, confirm).await {
                 Some(Ok(confirmation)) => {
                     refused |= matches!(confirmation, Confirmation::Nack(_));
@@ -181,6 +183,7 @@ impl Lane<'_> {
                     Err(PublishError::Lost(text))
                 }
                 None => {
+                    stranger = true;
                     error.get_or_insert(MqError::TimedOut("the confirm of a message"));
                     Err(PublishError::TimedOut)
                 }
@@ -220,8 +223,14 @@ impl Lane<'_> {
     }
 }
 
-/// The published part of a group, in the order of publishing.
-type Sent = Vec<(Job, PublisherConfirm)>;
+/// What became of handing a group over.
+#[derive(Default)]
+struct Sent {
+    /// The published part, in the order of publishing.
+    confirms: Vec<(Job, PublisherConfirm)>,
+    /// Whether some were given up on before they were written. They may go out yet.
+    abandoned: bool,
+}
 
 /// The end of handing a message over.
 type Written = Pin<Box<dyn Future<Output = lapin::Result<PublisherConfirm>> + Send>>;

@@ -118,7 +118,7 @@ pub struct PublisherOptions {
     pub channels: usize,
     /// The largest number of messages published before their confirms are awaited.
     pub group: usize,
-    /// The largest number of messages waiting for a channel: the bound on memory.
+    /// The largest number of messages waiting for a channel. This and a group for each channel are the bound on memory.
     pub queue: usize,
 }
 
@@ -187,8 +187,9 @@ impl Publisher {
     /// Publishes one message and waits at most `wait` for the proof.
     ///
     /// # Errors
-    /// Every [`PublishError`] means "no proof". A message whose caller has gone is not published late; but one already
-    /// on its way may arrive after an error, so whoever stores it elsewhere, or repeats it, makes a duplicate.
+    /// Every [`PublishError`] means "no proof". A message whose caller has gone is not taken up late; but one already on
+    /// its way, as its whole group is, may arrive after an error, so whoever stores it elsewhere, or repeats it, makes a
+    /// duplicate.
     pub async fn publish(&self, message: Message, wait: Duration) -> Result<Confirmed, PublishError> {
         let (exchange, began) = (message.exchange.clone(), Instant::now());
         let outcome = match self.hand_in(message) {

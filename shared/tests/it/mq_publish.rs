@@ -281,6 +281,31 @@ async fn a_hanging_broker_keeps_nobody_waiting() {
     assert!(stored.iter().all(|id| id.starts_with("first-") || id == "after"), "{stored:?}");
 }
 
+/// Trap: a message that is given up on before it is written can go out all the same, and take another one's return with it.
+/// So the confirms of those beside it prove nothing, however good they look.
+#[tokio::test]
+async fn a_group_that_was_given_up_in_part_proves_nothing() {
+    let broker = TestBroker::new().await;
+    let (relay, through) = relayed(&broker).await;
+    let options = PublisherOptions { channels: 1, group: 100, queue: 100 };
+    let publisher = Publisher::start(&through, "test", options, CancellationToken::new()).unwrap();
+    timeout(LONG, publisher.ready()).await.unwrap();
+    relay.hold(true);
+    // More than the sockets on the way take: the first are written, the last are not.
+    let body = bytes::Bytes::from(vec![b'b'; 512 * 1024]);
+    let messages =
+        (0..100).map(|n| Message { body: body.clone(), ..message(PAYMENT_IN, CALLBACKS, n.to_string()) }).collect();
+    let release = async {
+        sleep(mq::STEP + Duration::from_secs(1)).await;
+        relay.hold(false);
+    };
+    let (outcomes, ()) = tokio::join!(publisher.publish_all(messages, LONG), release);
+    assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
+    assert_eq!(outcomes.last().unwrap().as_ref().unwrap_err(), &PublishError::NoSession);
+    assert!(outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::TimedOut))), "{outcomes:?}");
+    assert!(matches!(outcomes[0], Err(PublishError::Lost(_))), "confirmed, and no proof: {:?}", outcomes[0]);
+}
+
 /// `connection.blocked` (10, 60) or `connection.unblocked` (10, 61), as the broker sends them on channel 0.
 fn notice(blocked: bool) -> Vec<u8> {
     let payload: &[u8] = if blocked { b"\x00\x0a\x00\x3c\x04disk" } else { b"\x00\x0a\x00\x3d" };

@@ -5,13 +5,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use shared::clock::Clock;
 use shared::config::Env;
-use shared::mq::topology;
-use shared::mq::{Publisher, PublisherOptions};
+use shared::mq::{Publisher, topology};
 use shared::service::Service;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 use worker::relay::retention::Keep;
-use worker::relay::{Relay, Settings};
+use worker::relay::{PUBLISHING, Relay, Settings};
 use worker::start::{Missing, Process, Worker};
 
 /// Publishes due jobs and new events from the database to the broker, each with a confirm, those of one order in order;
@@ -46,8 +45,7 @@ fn configure(env: &mut Env) -> Option<Settings> {
 async fn work(process: Process, settings: Settings) {
     // The publisher outlives the work, so that what is in hand still goes out.
     let done = CancellationToken::new();
-    let options = PublisherOptions { channels: 1, group: 1000, ..PublisherOptions::default() };
-    let publisher = match Publisher::start(&process.amqp_url, "relay-publisher", options, done.clone()) {
+    let publisher = match Publisher::start(&process.amqp_url, "relay-publisher", PUBLISHING, done.clone()) {
         Ok(publisher) => publisher,
         Err(error) => return error!(%error, "The relay cannot publish"),
     };

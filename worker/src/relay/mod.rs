@@ -12,7 +12,7 @@ use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::{DbError, events, jobs, leadership};
 use shared::job::kind;
-use shared::mq::{self, MqError, Publisher, PublisherState};
+use shared::mq::{self, MqError, Publisher, PublisherOptions, PublisherState};
 use shared::telemetry::chain;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -35,6 +35,8 @@ const POLL: Duration = Duration::from_millis(200);
 const STANDBY: Duration = Duration::from_secs(1);
 /// How many rows one round carries.
 const BATCH: i64 = 1000;
+/// One channel, so that events keep their order, and a round is confirmed as a whole.
+pub const PUBLISHING: PublisherOptions = PublisherOptions { channels: 1, group: BATCH as usize, queue: BATCH as usize };
 /// A queue longer than this gets no repeats.
 const LONG_QUEUE: u32 = 10_000;
 /// How long the confirms of a round may take. Meanwhile nothing is asked on the connection that holds the lock, and the

@@ -22,7 +22,7 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use testkit::{Relay as Between, TestBroker};
 use tokio_util::sync::CancellationToken;
-use worker::relay::{Relay, Settings};
+use worker::relay::{PUBLISHING, Relay, Settings};
 
 use crate::copies::{redis, until_passed_on};
 use crate::support::World;
@@ -95,8 +95,7 @@ impl Road {
             runtime.block_on(async {
                 let db = PgPoolOptions::new().max_connections(4).connect_lazy_with(database);
                 let done = CancellationToken::new();
-                let options = PublisherOptions { channels: 1, ..PublisherOptions::default() };
-                let publisher = Publisher::start(&broker, "relay-publisher", options, done.clone()).unwrap();
+                let publisher = Publisher::start(&broker, "relay-publisher", PUBLISHING, done.clone()).unwrap();
                 let copies = Renewer::new(Some(redis(&db).await));
                 let relay = Relay { db, publisher, amqp_url: uri, clock: Clock::system(), settings, copies };
                 relay.run(&stop).await;
@@ -113,8 +112,7 @@ impl Road {
     /// Publishes in this order, as anybody could who may write to the broker.
     async fn publish(&self, messages: Vec<mq::Message>) {
         let stop = CancellationToken::new();
-        let options = PublisherOptions { channels: 1, ..PublisherOptions::default() };
-        let publisher = Publisher::start(&self.broker.uri(), "test", options, stop.clone()).unwrap();
+        let publisher = Publisher::start(&self.broker.uri(), "test", PUBLISHING, stop.clone()).unwrap();
         publisher.ready().await;
         for outcome in publisher.publish_all(messages, PATIENCE).await {
             outcome.unwrap();
