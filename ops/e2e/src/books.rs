@@ -49,12 +49,21 @@ impl World {
         agree(&history::judge_at_any_moment(&self.history().await));
     }
 
-    /// The records agree: see [`Invariant`].
+    /// The records agree: see [`Invariant`]. Says how much they hold.
     ///
     /// # Panics
     /// With everything that is wrong.
     pub async fn books_agree(&self) {
-        agree(&history::judge(&self.history().await));
+        let history = self.history().await;
+        agree(&history::judge(&history));
+        println!(
+            "the books agree: {} orders, {} callbacks, {} refunds, {} events in {} deliveries",
+            history.orders.len(),
+            history.callbacks.len(),
+            history.refunds.len(),
+            history.events.len(),
+            history.deliveries.len(),
+        );
     }
 }
 

@@ -63,13 +63,15 @@ pub fn run(drill: &Drill, xtask: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One at a time: each has the machine for itself.
+/// One at a time: each has the machine for itself. What they count is shown.
 fn runner() -> Command {
     if cargo::has("nextest") {
-        return cargo(&["nextest", "run", "--package", "e2e", "--locked", "--no-fail-fast", "--test-threads", "1"]);
+        let mut nextest = cargo(&["nextest", "run", "--package", "e2e", "--locked", "--no-fail-fast", "--no-capture"]);
+        nextest.arg("--test-threads=1");
+        return nextest;
     }
     let mut cargo = cargo(&["test", "--package", "e2e", "--locked", "--no-fail-fast", "--test", "it", "--"]);
-    cargo.arg("--test-threads=1");
+    cargo.args(["--test-threads=1", "--nocapture"]);
     cargo
 }
 

@@ -145,6 +145,17 @@ pub struct Case {
     pub updated_at: OffsetDateTime,
 }
 
+/// What the evidence of a case says when money was to go back by itself and could not yet.
+pub const NOT_REFUNDED: &str = "not_refunded";
+
+impl Case {
+    /// Whether it decides about money to end the case, which takes two people: some is free again then, or some that was to
+    /// go back by itself stays.
+    pub fn end_moves_money(&self) -> bool {
+        self.kind.end_frees_money() || self.evidence.get(NOT_REFUNDED).is_some()
+    }
+}
+
 /// Reads whole cases: one list of columns for every question.
 macro_rules! select_cases {
     ($tail:tt $(, $argument:expr)* $(,)?) => {

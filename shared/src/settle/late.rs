@@ -25,9 +25,6 @@ pub(super) struct Return {
     pub trade_no: TradeNo,
 }
 
-/// What the evidence of a case says when money could not go back yet.
-const NOT_REFUNDED: &str = "not_refunded";
-
 /// Asks for the refund of an extra payment, once however often its fact comes, and says in the case what came of it.
 ///
 /// # Errors
@@ -53,7 +50,7 @@ pub(super) async fn give_back(
         requested_by: POLICY.to_owned(),
     };
     if let Err(refusal) = refunds::ask(tx, &wish, now).await? {
-        evidence[NOT_REFUNDED] = refusal.to_string().into();
+        evidence[cases::NOT_REFUNDED] = refusal.to_string().into();
     }
     Ok(())
 }
@@ -70,7 +67,7 @@ pub(super) async fn give_back_what_waited(
     for mut case in cases::not_refunded(tx, order_id).await? {
         let Ok(trade_no) = TradeNo::parse(case.gateway_no) else { continue };
         if let Some(known) = case.evidence.as_object_mut() {
-            known.remove(NOT_REFUNDED);
+            known.remove(cases::NOT_REFUNDED);
         }
         let back = Return { id: RefundId::from_u128(clock.fresh_bits()), order_id, trade_no };
         give_back(tx, &back, &mut case.evidence, clock.now()).await?;

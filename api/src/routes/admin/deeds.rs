@@ -38,7 +38,8 @@ pub enum Deed {
     RefundAgain,
     /// Send what could not be delivered to the merchant's own account (`refund_abnormal`, WeChat Pay).
     AbnormalRefund,
-    /// Nothing moves; the case is resolved. On `unknown_refund` another person confirms it: the order's money is free again.
+    /// Nothing moves; the case is resolved. On `unknown_refund` another person confirms it: the order's money is free again; and
+    /// so where money was still to go back by itself: it stays.
     Note {
         /// What was found and done.
         note: String,
@@ -74,7 +75,7 @@ impl Deed {
 
     /// Whether it takes two people.
     pub fn moves_money(&self, case: &Case) -> bool {
-        !matches!(self, Deed::Note { .. }) || case.kind.end_frees_money()
+        !matches!(self, Deed::Note { .. }) || case.end_moves_money()
     }
 
     /// As the case keeps it.

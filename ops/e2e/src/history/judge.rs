@@ -147,9 +147,15 @@ fn paid_once(history: &History, found: &mut Found) {
         (*times, *fen) = (*times + 1, *fen + payment.amount_fen);
     }
     found.differences(Invariant::PaidOnce, "paid at the gateway, and here,", (&there, &here));
-    let with_payment: BTreeSet<&str> = history.payments.iter().map(|payment| payment.order_id.as_str()).collect();
     for order in &history.orders {
-        if order.was_paid() != with_payment.contains(order.id.as_str()) {
+        let mut own = history.payments.iter().filter(|payment| payment.order_id == order.id);
+        let as_it_says = match order.was_paid() {
+            false => own.next().is_none(),
+            true => {
+                own.any(|paid| Some(&paid.trade_no) == order.trade_no.as_ref() && paid.amount_fen == order.amount_fen)
+            }
+        };
+        if !as_it_says {
             let (order_no, status) = (&order.order_no, &order.status);
             found.add(Invariant::PaidOnce, format!("order {order_no} is {status}, and its payments say otherwise"));
         }
@@ -178,14 +184,24 @@ fn told_once(history: &History, found: &mut Found) {
     for (order, ids) in paid.iter().filter(|(_, ids)| ids.len() > 1) {
         found.add(Invariant::ToldOnce, format!("order {order} is fulfilled under several ids: {ids:?}"));
     }
-    let numbers: BTreeMap<&str, &str> =
-        history.orders.iter().map(|order| (order.id.as_str(), order.order_no.as_str())).collect();
+    let orders: BTreeMap<&str, &Order> = history.orders.iter().map(|order| (order.id.as_str(), order)).collect();
     for event in history.events.iter().filter(|event| event.kind.starts_with("order.")) {
-        let number = event.order_id.as_deref().and_then(|id| numbers.get(id));
-        if event.data["order_no"].as_str() != number.copied() {
+        let order = event.order_id.as_deref().and_then(|id| orders.get(id));
+        let tells = |name: &str| event.data[name].as_str();
+        if tells("order_no") != order.map(|order| order.order_no.as_str()) {
             found.add(Invariant::ToldOnce, format!("{} names another order", event.event_id));
         }
+        let paid = order.map(|order| (yuan(order.amount_fen), order.trade_no.clone()));
+        if event.kind == "order.paid"
+            && tells("amount").map(|amount| (amount.to_owned(), tells("trade_no").map(str::to_owned))) != paid
+        {
+            found.add(Invariant::ToldOnce, format!("{} tells of another payment than its order's", event.event_id));
+        }
     }
+}
+
+fn yuan(fen: i64) -> String {
+    format!("{}.{:02}", fen / 100, fen % 100)
 }
 
 fn delivered(history: &History, found: &mut Found) {
@@ -262,6 +278,13 @@ fn moves(history: &History, found: &mut Found) {
 
 fn created(history: &History, found: &mut Found) {
     let orders: BTreeMap<&str, &Order> = history.orders.iter().map(|order| (order.id.as_str(), order)).collect();
+    let users_own = history.refunds.iter().filter(|refund| refund.of_its_user).map(|refund| &refund.id);
+    for id in history.orders.iter().map(|order| &order.id).chain(users_own) {
+        let keys = history.named_by_keys.iter().filter(|named| *named == id).count();
+        if keys != 1 {
+            found.add(Invariant::Created, format!("{id} was made by {keys} keys"));
+        }
+    }
     let mut by_key: BTreeMap<&str, &str> = BTreeMap::new();
     for answer in history.answers.iter().filter(|answer| answer.created()) {
         if *by_key.entry(&answer.key).or_insert(&answer.text) != answer.text {

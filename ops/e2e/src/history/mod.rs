@@ -38,6 +38,8 @@ pub struct History {
     pub waiting: Vec<String>,
     /// By the database: the outbox.
     pub events: Vec<Event>,
+    /// By the database: what each Idempotency-Key has made, orders and refunds.
+    pub named_by_keys: Vec<String>,
     /// By the database: the orders that a case is about.
     pub cases: Vec<String>,
     /// Whether what was on the road was lost with a broker. Callbacks may have been, and events go out again from some
@@ -167,6 +169,8 @@ pub struct Refund {
     pub status: String,
     /// Whether it is on record that it was about to be sent.
     pub sent: bool,
+    /// Whether the order's own user asked for it, so with an Idempotency-Key.
+    pub of_its_user: bool,
     /// When it moved last, in microseconds.
     pub moved_at: i64,
     /// Its movement of money, as order, amount and status; `None`: there is none.

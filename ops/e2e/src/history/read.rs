@@ -20,6 +20,7 @@ impl World {
         history.callbacks = self.rows(CALLBACKS).await;
         history.waiting = self.texts(WAITING).await;
         history.events = self.rows(EVENTS).await;
+        history.named_by_keys = self.texts("select ref_id::text from idempotency_keys").await;
         history.cases = self.texts("select distinct order_id::text from cases where order_id is not null").await;
         let heard = self.downstream.all().into_iter();
         history.deliveries = heard.map(|told| Delivered { id: told.id, kind: told.kind, data: told.data }).collect();
@@ -43,6 +44,7 @@ const PAYMENTS: &str = "
 const REFUNDS: &str = "
     select r.id::text, r.order_id::text, r.transaction_id::text as payment_id, r.refund_no,
       (r.refund_amount * 100)::bigint as amount_fen, r.status, r.sent_at is not null as sent,
+      exists (select from payment_orders o where o.id = r.order_id and o.user_id = r.requested_by) as of_its_user,
       (extract(epoch from r.updated_at) * 1000000)::bigint as moved_at,
       t.order_id || ' ' || (t.amount * 100)::bigint || ' ' || t.status as movement
     from refund_records r left join payment_transactions t on t.id = r.id and t.action_type = 'refund'

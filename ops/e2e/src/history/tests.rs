@@ -23,14 +23,15 @@ fn sound() -> History {
         refunds: vec![refund("A", "1", 40), refund("A", "2", 60)],
         callbacks: vec![callback("alipay", "notice-A"), callback("wechat", "notice-B")],
         events: vec![
-            event("order.paid", "A", ("A", 2), json!({})),
-            event("order.paid", "B", ("B", 2), json!({})),
+            event("order.paid", "A", ("A", 2), json!({ "amount": "1.00", "trade_no": "TA" })),
+            event("order.paid", "B", ("B", 2), json!({ "amount": "2.50", "trade_no": "TB" })),
             event("order.closed", "C", ("C", 2), json!({})),
             event("refund.succeeded", "A1", ("A", 4), json!({ "refund_no": "RA1", "refund_amount": "0.40" })),
             event("refund.succeeded", "A2", ("A", 6), json!({ "refund_no": "RA2", "refund_amount": "0.60" })),
             event("order.refunded", "A2", ("A", 6), json!({ "refund_no": "RA2", "refund_amount": "0.60" })),
         ],
         answers: ["A", "B", "C", "D"].map(created).into(),
+        named_by_keys: ["A", "B", "C", "D", "A1", "A2"].map(str::to_owned).into(),
         ..History::default()
     };
     history.trades[0].refunded_fen = 100;
@@ -89,6 +90,7 @@ fn refund(order: &str, nth: &str, amount_fen: i64) -> Refund {
         amount_fen,
         status: "succeeded".to_owned(),
         sent: true,
+        of_its_user: true,
         moved_at: nth.parse().unwrap(),
         movement: Some(format!("{order} {amount_fen} succeeded")),
     }
@@ -161,6 +163,18 @@ const FAULTS: &[Fault] = &[
         "a fulfilment of an unpaid order is told",
         |h| add(h, event("order.paid", "D", ("D", 2), json!({}))),
         &[Invariant::ToldOnce],
+    ),
+    ("a fulfilment tells of another amount", |h| tell(h, 1, "amount", json!("9.99")), &[Invariant::ToldOnce]),
+    ("a fulfilment tells of another trade", |h| tell(h, 1, "trade_no", json!("TX")), &[Invariant::ToldOnce]),
+    (
+        "an order has another amount than its payment",
+        |h| h.orders[1].amount_fen = 1,
+        &[Invariant::PaidOnce, Invariant::ToldOnce],
+    ),
+    (
+        "an order names another trade than its payment",
+        |h| h.orders[1].trade_no = Some("TX".to_owned()),
+        &[Invariant::PaidOnce, Invariant::ToldOnce],
     ),
     ("an event names another order", |h| tell(h, 1, "order_no", json!("NA")), &[Invariant::ToldOnce]),
     (
@@ -236,6 +250,8 @@ const FAULTS: &[Fault] = &[
         },
         &[Invariant::Created],
     ),
+    ("an order was made for no key", |h| drop(h.named_by_keys.remove(1)), &[Invariant::Created]),
+    ("one key has made two refunds", |h| h.named_by_keys.retain(|named| named != "A2"), &[Invariant::Created]),
     (
         "one key has made two orders",
         |h| h.answers.push(Answered { key: "key-A".to_owned(), ..created("B") }),
@@ -349,4 +365,5 @@ fn reserve_more(history: &mut History) {
     let stuck =
         Refund { status: "abnormal".to_owned(), movement: Some("A 1 pending".to_owned()), ..refund("A", "3", 1) };
     history.refunds.push(stuck);
+    history.named_by_keys.push("A3".to_owned());
 }

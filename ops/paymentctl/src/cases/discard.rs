@@ -59,7 +59,7 @@ pub async fn run(place: &Place, discard: &Discard, operator: Option<&str>) -> Re
 pub(super) fn may_end(case: &Case) -> Result<(), Problem> {
     let id = case.id;
     match case.status {
-        CaseStatus::Open if case.kind.end_frees_money() => Err(Problem::failed(
+        CaseStatus::Open if case.end_moves_money() => Err(Problem::failed(
             format!("case {id} ({}) holds money until two people have agreed", case.kind),
             format!("POST /v1/admin/cases/{id}/propose with a note, and another person confirms it"),
         )),

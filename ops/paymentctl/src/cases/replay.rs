@@ -31,7 +31,7 @@ pub struct Replay {
     /// The cases' ids.
     #[arg(value_name = "ID", value_parser = CaseId::parse)]
     pub ids: Vec<CaseId>,
-    /// All open ones of this kind, the oldest first.
+    /// The open ones of this kind, the oldest first; see --limit.
     #[arg(long, value_parser = ["dead_letter"])]
     pub kind: Option<String>,
     /// With --kind: only those opened longer ago than this: 90s 30m 2h 7d.
@@ -84,7 +84,7 @@ impl fmt::Display for Outlook {
 /// [`Problem`] when nothing could be tried at all.
 pub async fn run(place: &Place, replay: &Replay, with: With<'_>) -> Result<Answer, Problem> {
     let by = signature(replay.yes, with.operator)?;
-    let cases = chosen(place, replay).await?;
+    let Chosen { cases, more } = chosen(place, replay).await?;
     let (mut lines, mut told, mut good) = (Vec::new(), Vec::new(), 0);
     for case in &cases {
         let outcome = match look(place, case, with.gateways).await {
@@ -112,19 +112,34 @@ pub async fn run(place: &Place, replay: &Replay, with: With<'_>) -> Result<Answe
             format!("{} of {} would be replayed; nothing was changed, --yes does it", good, count(cases.len(), "case"))
         }
     });
-    let json = json!({ "dry_run": !replay.yes, "cases": told });
-    Ok(Answer { text: lines.join("\n"), json, done: good == cases.len() })
+    if more {
+        lines.push(format!("there are older ones than these {}: --limit, --older-than", replay.limit));
+    }
+    let json = json!({ "dry_run": !replay.yes, "cases": told, "more": more });
+    Ok(Answer { text: lines.join("\n"), json, done: good == cases.len() && !more })
 }
 
-async fn chosen(place: &Place, replay: &Replay) -> Result<Vec<Case>, Problem> {
+/// What to replay.
+struct Chosen {
+    cases: Vec<Case>,
+    /// Whether there are more of the kind than were asked for.
+    more: bool,
+}
+
+async fn chosen(place: &Place, replay: &Replay) -> Result<Chosen, Problem> {
     if replay.kind.is_some() {
         let list = List {
             kind: Some(CaseKind::DeadLetter),
             status: Which::Open,
             older_than: replay.older_than,
-            limit: replay.limit,
+            limit: replay.limit + 1,
         };
-        return found(place, &list).await;
+        let mut cases = found(place, &list).await?;
+        let more = cases.len() as u64 > replay.limit.unsigned_abs();
+        if more {
+            cases.remove(0);
+        }
+        return Ok(Chosen { cases, more });
     }
     let mut ids = replay.ids.clone();
     ids.sort_unstable();
@@ -133,7 +148,7 @@ async fn chosen(place: &Place, replay: &Replay) -> Result<Vec<Case>, Problem> {
     for id in ids {
         cases.push(get(place, id).await?);
     }
-    Ok(cases)
+    Ok(Chosen { cases, more: false })
 }
 
 /// Whether a case can be replayed, and what would come of it.
@@ -160,7 +175,10 @@ fn kept(case: &Case) -> Result<Callback, Problem> {
         Problem::failed(why, hint)
     };
     if case.kind != CaseKind::DeadLetter {
-        return Err(no_callback(&format!("a case of kind {} holds no message to replay", case.kind)));
+        return Err(Problem::failed(
+            format!("a case of kind {} holds no message to replay", case.kind),
+            format!("`paymentctl cases show {0}`, then POST /v1/admin/cases/{0}/propose", case.id),
+        ));
     }
     if matches!(case.evidence["queue"].as_str(), Some(topology::CHECKS | topology::REFUNDS)) {
         return Err(no_callback("it is the nudge of a check or a refund, whose job goes on by itself"));

@@ -143,11 +143,13 @@ async fn a_case_is_discarded_with_a_reason_and_nothing_before_yes(db: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn what_two_people_decide_cannot_be_ended_here(db: PgPool) {
     let reserved = case(&db, (CaseKind::UnknownRefund, "1"), json!({}), NOW).await;
+    let waiting = json!({ "not_refunded": "another refund of the order is under way" });
+    let goes_back = case(&db, (CaseKind::DoublePayment, "3"), waiting, NOW).await;
     let proposed = case(&db, (CaseKind::LatePayment, "2"), json!({}), NOW).await;
     propose(&db, proposed).await;
     let before = everything(&db).await;
-    for (id, why) in [(reserved, "holds money until two people have agreed"), (proposed, "bob has proposed something")]
-    {
+    let held = "holds money until two people have agreed";
+    for (id, why) in [(reserved, held), (goes_back, held), (proposed, "bob has proposed something")] {
         let problem = run(&db, &format!("discard {id} --reason r --yes")).await.unwrap_err();
         assert!(problem.said.contains(why) && problem.hint.contains("/v1/admin/cases/"), "{problem}");
         let answer = run(&db, &format!("replay {id} --yes")).await.unwrap();
