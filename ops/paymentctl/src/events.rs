@@ -69,8 +69,8 @@ pub struct Republish {
     /// And before then.
     #[arg(long, value_name = "TIME", value_parser = when::moment, conflicts_with_all = ["id", "order"])]
     pub until: Option<Moment>,
-    /// If there are more than so many, none is.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i64).range(1..=100_000))]
+    /// If there are more than so many, none is. They go out before what is new.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i64).range(1..=10_000))]
     pub limit: i64,
     /// Do it. Without this it is only said what would be done.
     #[arg(long)]

@@ -14,6 +14,7 @@ use shared::db::outline::Outline;
 use shared::db::refunds::{self, Refund};
 use shared::db::transactions::{self, Movement};
 use shared::domain::{CaseStatus, OrderStatus};
+use shared::job::kind;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
@@ -174,6 +175,13 @@ impl Known {
         }
         if self.order.status == OrderStatus::Pending && self.jobs.is_empty() {
             next.push("no check is due: nobody will ask the gateway; POST /v1/admin/orders/{id}/sync does".to_owned());
+        }
+        if self.refunds.iter().any(|refund| refund.status.in_flight())
+            && !self.jobs.iter().any(|job| job.kind == kind::REFUND)
+        {
+            next.push(
+                "a refund is under way, and no job of it is due: nobody will ask the gateway about it".to_owned(),
+            );
         }
         for event in self.events.iter().filter(|event| event.published_at.is_none()) {
             next.push(format!("event {} goes out ({})", event.event_id, out(event)));

@@ -22,8 +22,8 @@ use shared::telemetry;
 /// rights). GATEWAYS_FILE is read for what needs keys, AMQP_URL, REDIS_URL and RABBITMQ_MANAGEMENT_URL by the doctor alone
 /// (see .env.example).
 ///
-/// Ends with 0 when all is done, 1 when something failed or the doctor found something, 2 when it was called in a way that
-/// cannot work.
+/// Ends with 0 when all is done, 1 when something failed, is left over, or the doctor found a fault, 2 when it was called in a
+/// way that cannot work.
 #[derive(Debug, Parser)]
 #[command(name = "paymentctl", version, disable_help_subcommand = true)]
 struct Cli {

@@ -145,6 +145,12 @@ async fn an_order_with_a_refund_is_explained_and_its_events_go_out_again_under_t
     assert_eq!(&heard(&world, &order, 10).await[7..], &first[..]);
     assert_eq!(told(&world, &["events", "show", &first[0]]).await["id"], first[0].as_str());
     assert_eq!(told(&world, &["events", "list", "--order", &order.id]).await["events"][0]["id"], first[0].as_str());
+
+    let stuck =
+        "with stuck as (update refund_records set status = 'processing' returning 1) select count(*) from stuck";
+    assert_eq!(world.number(stuck).await, Some(1));
+    let (_, said) = run(&world, &["explain", &order.order_no]).await;
+    assert!(said.contains("a refund is under way, and no job of it is due"), "{said}");
 }
 
 /// The ids of the events about an order that came downstream, once there are so many.
