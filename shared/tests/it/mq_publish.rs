@@ -301,7 +301,6 @@ async fn a_group_that_was_given_up_in_part_proves_nothing() {
     };
     let (outcomes, ()) = tokio::join!(publisher.publish_all(messages, LONG), release);
     assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
-    assert_eq!(outcomes.last().unwrap().as_ref().unwrap_err(), &PublishError::NoSession);
     assert!(outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::TimedOut))), "{outcomes:?}");
     assert!(matches!(outcomes[0], Err(PublishError::Lost(_))), "confirmed, and no proof: {:?}", outcomes[0]);
 }
