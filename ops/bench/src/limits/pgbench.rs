@@ -62,8 +62,8 @@ impl Pgbench {
     /// Settles the orders 1 to `orders`, which must be pending; transactions per second.
     pub(crate) async fn settle(&self, database: &Url, dir: &Path, orders: u32) -> Result<f64> {
         let script = dir.join("settle.sql");
-        let order_id = format!("'{}' || lpad(to_hex((:n)::int), 20, '0')", id_prefix());
-        fs::write(&script, SCRIPT.replace("ORDER_ID", &format!("({order_id})")))?;
+        let order_id = format!("('{}' || lpad(to_hex((:n)::int), 20, '0'))", id_prefix());
+        fs::write(&script, SCRIPT.replace("ORDER_ID", &order_id))?;
         let each = orders / self.clients;
         let mut pgbench = Command::new(&self.program);
         pgbench.args(["--no-vacuum", "--protocol=prepared", &format!("--jobs={}", self.clients.min(2))]);

@@ -6,6 +6,7 @@ use std::fmt;
 use serde_json::Value;
 
 use super::{Event, History, Order, refunds};
+use crate::shop::yuan;
 
 /// What has to be true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,13 +148,15 @@ fn paid_once(history: &History, found: &mut Found) {
         (*times, *fen) = (*times + 1, *fen + payment.amount_fen);
     }
     found.differences(Invariant::PaidOnce, "paid at the gateway, and here,", (&there, &here));
+    let mut by_order: BTreeMap<&str, Vec<(&str, i64)>> = BTreeMap::new();
+    for payment in &history.payments {
+        by_order.entry(&payment.order_id).or_default().push((&payment.trade_no, payment.amount_fen));
+    }
     for order in &history.orders {
-        let mut own = history.payments.iter().filter(|payment| payment.order_id == order.id);
-        let as_it_says = match order.was_paid() {
-            false => own.next().is_none(),
-            true => {
-                own.any(|paid| Some(&paid.trade_no) == order.trade_no.as_ref() && paid.amount_fen == order.amount_fen)
-            }
+        let booked = by_order.get(order.id.as_str());
+        let as_it_says = match order.trade_no.as_deref().filter(|_| order.was_paid()) {
+            Some(trade_no) => booked.is_some_and(|booked| booked.contains(&(trade_no, order.amount_fen))),
+            None => !order.was_paid() && booked.is_none(),
         };
         if !as_it_says {
             let (order_no, status) = (&order.order_no, &order.status);
@@ -191,17 +194,13 @@ fn told_once(history: &History, found: &mut Found) {
         if tells("order_no") != order.map(|order| order.order_no.as_str()) {
             found.add(Invariant::ToldOnce, format!("{} names another order", event.event_id));
         }
-        let paid = order.map(|order| (yuan(order.amount_fen), order.trade_no.clone()));
-        if event.kind == "order.paid"
-            && tells("amount").map(|amount| (amount.to_owned(), tells("trade_no").map(str::to_owned))) != paid
-        {
+        let tells_its_payment = |order: &&Order| {
+            tells("amount") == Some(yuan(order.amount_fen).as_str()) && tells("trade_no") == order.trade_no.as_deref()
+        };
+        if event.kind == "order.paid" && !order.is_some_and(tells_its_payment) {
             found.add(Invariant::ToldOnce, format!("{} tells of another payment than its order's", event.event_id));
         }
     }
-}
-
-fn yuan(fen: i64) -> String {
-    format!("{}.{:02}", fen / 100, fen % 100)
 }
 
 fn delivered(history: &History, found: &mut Found) {
@@ -279,8 +278,12 @@ fn moves(history: &History, found: &mut Found) {
 fn created(history: &History, found: &mut Found) {
     let orders: BTreeMap<&str, &Order> = history.orders.iter().map(|order| (order.id.as_str(), order)).collect();
     let users_own = history.refunds.iter().filter(|refund| refund.of_its_user).map(|refund| &refund.id);
+    let mut keys_of: BTreeMap<&str, usize> = BTreeMap::new();
+    for named in &history.named_by_keys {
+        *keys_of.entry(named).or_default() += 1;
+    }
     for id in history.orders.iter().map(|order| &order.id).chain(users_own) {
-        let keys = history.named_by_keys.iter().filter(|named| *named == id).count();
+        let keys = keys_of.get(id.as_str()).copied().unwrap_or_default();
         if keys != 1 {
             found.add(Invariant::Created, format!("{id} was made by {keys} keys"));
         }
