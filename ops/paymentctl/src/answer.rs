@@ -98,6 +98,14 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
+/// A list, and below it that there is more than it shows.
+pub fn with_more(list: String, more: Option<&str>) -> String {
+    match more {
+        Some(more) => format!("{list}\n({more})"),
+        None => list,
+    }
+}
+
 /// `1 case`, `2 cases`.
 pub fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })

@@ -4,16 +4,15 @@ use std::ops::Range;
 
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
-use shared::db::DbError;
 use shared::db::cases::{self, Case};
-use shared::db::events::{self, Kept};
-use shared::db::outline::{self, Outline};
+use shared::db::events::{self, Kept, Republished};
+use shared::db::outline::{self as orders, Outline};
 use shared::db::refunds::{self, Refund};
 use shared::event::kind;
 use time::OffsetDateTime;
 
-use crate::answer::{Answer, Problem, count, moment, table};
-use crate::place::Place;
+use crate::answer::{Answer, Problem, count, moment, table, with_more};
+use crate::place::{Place, signature};
 use crate::when::{self, Moment};
 
 /// What to do with events.
@@ -29,7 +28,8 @@ pub enum Command {
     /// Have events published again, under the same ids: a consumer recognises a repeat by its id.
     ///
     /// Marks them as not published; the relay then publishes them, those of one order in order. An event that is not out yet
-    /// goes out anyhow and is left alone. Without --yes nothing is changed, and the events are counted.
+    /// goes out anyhow and is left alone. Without --yes nothing is changed, and the events are counted. Who has it done is
+    /// written down with each event.
     Republish(Republish),
 }
 
@@ -77,33 +77,41 @@ pub struct Republish {
     pub yes: bool,
 }
 
-/// Does what is asked with the events of this place.
+/// Does what is asked with the events of this place. `operator` is there where something is to be written.
 ///
 /// # Errors
 /// [`Problem`]; nothing was changed then.
-pub async fn run(place: &Place, command: &Command) -> Result<Answer, Problem> {
+pub async fn run(place: &Place, command: &Command, operator: Option<&str>) -> Result<Answer, Problem> {
     match command {
         Command::List(list) => self::list(place, list).await,
         Command::Show { id } => show(place, id).await,
-        Command::Republish(republish) => self::republish(place, republish).await,
+        Command::Republish(republish) => self::republish(place, republish, operator).await,
     }
 }
 
 async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
-    let mut found = match (&list.order, list.since) {
-        (Some(order), _) => of_order(place, &order_of(place, order).await?).await?,
+    let one_more = list.limit + 1;
+    let (mut found, left_out) = match (&list.order, list.since) {
+        (Some(order), _) => (of_order(place, &order_of(place, order).await?).await?, None),
         (None, Some(since)) => {
             let until = list.until.unwrap_or(Moment::Ago(time::Duration::ZERO));
-            events::published_in(&place.db, range(since, until, place.clock.now())?, list.limit).await?
+            let range = range(since, until, place.clock.now())?;
+            (events::published_in(&place.db, range, one_more).await?, Some("later"))
         }
-        (None, None) => events::newest(&place.db, list.unpublished, list.limit).await?,
+        (None, None) => (events::newest(&place.db, list.unpublished, one_more).await?, Some("older")),
     };
+    let left_out = left_out.filter(|_| found.len() as u64 == one_more.unsigned_abs());
+    let more = left_out.map(|which| {
+        found.pop();
+        format!("there are {which} ones than these {}: --limit, --since", list.limit)
+    });
     found.sort_by_key(|event| event.seq);
     let row = |event: &Kept| vec![moment(event.occurred_at), out(event), event.event_id.clone()];
     let rows: Vec<Vec<String>> = found.iter().map(row).collect();
     let text = table(&["HAPPENED", "PUBLISHED", "EVENT"], &rows);
     let text = if found.is_empty() { "no such event".to_owned() } else { text };
-    Ok(Answer::done(text, json!({ "events": found.iter().map(view).collect::<Vec<_>>() })))
+    let json = json!({ "events": found.iter().map(outline).collect::<Vec<_>>(), "more": more.is_some() });
+    Ok(Answer::done(with_more(text, more.as_deref()), json))
 }
 
 /// Whether an event is out.
@@ -127,30 +135,47 @@ async fn get(place: &Place, id: &str) -> Result<Kept, Problem> {
 async fn show(place: &Place, id: &str) -> Result<Answer, Problem> {
     let event = get(place, id).await?;
     let order = event.order_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
-    let text = format!(
-        "event      {}\norder      {order}\nhappened   {}\npublished  {}\ndata       {}",
-        event.event_id,
-        moment(event.occurred_at),
-        out(&event),
-        serde_json::to_string_pretty(&event.data).unwrap_or_default(),
-    );
-    Ok(Answer::done(text, view(&event)))
+    let again = events::republishes(&place.db, std::slice::from_ref(&event.event_id)).await?;
+    let mut lines = vec![
+        format!("event      {}", event.event_id),
+        format!("order      {order}"),
+        format!("happened   {}", moment(event.occurred_at)),
+        format!("published  {}", out(&event)),
+    ];
+    lines.extend(again.iter().map(|once| {
+        let (before, by, at) = (moment(once.published_at), &once.republished_by, moment(once.republished_at));
+        format!("again      published at {before}, and once more on the word of {by} at {at}")
+    }));
+    lines.push(format!("data       {}", serde_json::to_string_pretty(&event.data).unwrap_or_default()));
+    let mut json = outline(&event);
+    json["data"] = event.data;
+    json["republishes"] = again.iter().map(republished).collect();
+    Ok(Answer::done(lines.join("\n"), json))
 }
 
-fn view(event: &Kept) -> Value {
+fn republished(once: &Republished) -> Value {
+    json!({
+        "published_at": moment(once.published_at),
+        "republished_by": once.republished_by,
+        "republished_at": moment(once.republished_at),
+    })
+}
+
+/// An event without what it tells, which may name what the shop attached.
+fn outline(event: &Kept) -> Value {
     json!({
         "id": event.event_id,
         "seq": event.seq,
         "type": event.kind,
         "order_id": event.order_id.map(|id| id.to_string()),
-        "data": event.data,
         "occurred_at": moment(event.occurred_at),
         "retry_at": event.retry_at.map(moment),
         "published_at": event.published_at.map(moment),
     })
 }
 
-async fn republish(place: &Place, republish: &Republish) -> Result<Answer, Problem> {
+async fn republish(place: &Place, republish: &Republish, operator: Option<&str>) -> Result<Answer, Problem> {
+    let by = signature(republish.yes, operator)?;
     let found = chosen(place, republish).await?;
     let (out, waiting): (Vec<&Kept>, Vec<&Kept>) = found.iter().partition(|event| event.published_at.is_some());
     if i64::try_from(out.len()).unwrap_or(i64::MAX) > republish.limit {
@@ -159,10 +184,8 @@ async fn republish(place: &Place, republish: &Republish) -> Result<Answer, Probl
     }
     let seqs: Vec<i64> = out.iter().map(|event| event.seq).collect();
     let mut published = 0;
-    if republish.yes && !seqs.is_empty() {
-        let mut tx = place.db.begin().await.map_err(DbError::from)?;
-        published = events::publish_again(&mut tx, &seqs).await?;
-        tx.commit().await.map_err(DbError::from)?;
+    if let Some(by) = by.filter(|_| !seqs.is_empty()) {
+        published = events::publish_again(&place.db, &seqs, &by, place.clock.now()).await?;
         // It may get lost; the relay polls too.
         let _ = events::nudge(&place.db).await;
     }
@@ -218,7 +241,7 @@ fn range(since: Moment, until: Moment, now: OffsetDateTime) -> Result<Range<Offs
 /// The order that a person names.
 pub(crate) async fn order_of(place: &Place, id_or_number: &str) -> Result<Outline, Problem> {
     let unknown = || Problem::failed(format!("there is no order {id_or_number}"), "give an order's id or its order_no");
-    outline::of(&place.db, id_or_number).await?.ok_or_else(unknown)
+    orders::of(&place.db, id_or_number).await?.ok_or_else(unknown)
 }
 
 /// Every event about an order.

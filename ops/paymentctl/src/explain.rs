@@ -7,7 +7,7 @@
 use serde_json::{Value, json};
 use shared::db::callbacks::{self, Seen};
 use shared::db::cases::{self, Case};
-use shared::db::events::Kept;
+use shared::db::events::{self, Kept, Republished};
 use shared::db::idempotency_keys::{self, Request};
 use shared::db::jobs::{self, Standing};
 use shared::db::outline::Outline;
@@ -31,6 +31,7 @@ struct Known {
     callbacks: Vec<Seen>,
     jobs: Vec<Standing>,
     events: Vec<Kept>,
+    republished: Vec<Republished>,
     cases: Vec<Case>,
     requests: Vec<Request>,
 }
@@ -120,11 +121,14 @@ impl Known {
         let cases = cases::of_order(db, order.id).await?;
         let ids = std::iter::once(order.id.to_string()).chain(refunds.iter().map(|refund| refund.id.to_string()));
         let ids: Vec<String> = ids.collect();
+        let events = about(place, &order, &refunds, &cases).await?;
+        let event_ids: Vec<String> = events.iter().map(|event| event.event_id.clone()).collect();
         Ok(Known {
+            republished: events::republishes(db, &event_ids).await?,
             movements: transactions::of_order(db, order.id).await?,
             callbacks: callbacks::of_order(db, &order.order_no).await?,
             jobs: jobs::about(db, &ids).await?,
-            events: about(place, &order, &refunds, &cases).await?,
+            events,
             requests: idempotency_keys::of_rows(db, &order.user_id, &ids).await?,
             refunds,
             cases,
@@ -141,6 +145,7 @@ impl Known {
         lines.extend(self.callbacks.iter().flat_map(callback));
         lines.extend(self.jobs.iter().map(job));
         lines.extend(self.events.iter().flat_map(event));
+        lines.extend(self.republished.iter().flat_map(republished));
         lines.extend(self.cases.iter().flat_map(case));
         lines
     }
@@ -252,6 +257,13 @@ fn event(event: &Kept) -> Vec<Moment> {
     let happened = Moment::new(event.occurred_at, "event", format!("{} written", event.event_id));
     let published = event.published_at.map(|at| Moment::new(at, "event", format!("{} published", event.event_id)));
     std::iter::once(happened).chain(published).collect()
+}
+
+/// Marking it took from the event when it was out before.
+fn republished(once: &Republished) -> [Moment; 2] {
+    let Republished { event_id, published_at, republished_by, republished_at } = once;
+    let before = Moment::new(*published_at, "event", format!("{event_id} published"));
+    [before, Moment::new(*republished_at, "event", format!("{event_id} to be published again, by {republished_by}"))]
 }
 
 fn case(case: &Case) -> Vec<Moment> {

@@ -30,7 +30,7 @@ struct Cli {
     /// Answer in JSON, for scripts.
     #[arg(long, global = true)]
     json: bool,
-    /// Who does it: written down with a case that ends.
+    /// Who does it: written down with a case that ends, and with events that are published again.
     /// Without it the value of PAYMENT_OPERATOR.
     #[arg(long, global = true, value_name = "NAME", value_parser = operator)]
     operator: Option<String>,
@@ -83,7 +83,10 @@ async fn run(cli: &Cli) -> Result<Answer, Problem> {
             let with = With { gateways: gateways.as_ref(), operator: operator.as_deref() };
             cases::run(&Place::open(&mut env).await?, command, with).await
         }
-        Command::Events(command) => events::run(&Place::open(&mut env).await?, command).await,
+        Command::Events(command) => {
+            let operator = who(cli, &mut env)?;
+            events::run(&Place::open(&mut env).await?, command, operator.as_deref()).await
+        }
         Command::Explain { order } => explain::run(&Place::open(&mut env).await?, order).await,
     }
 }

@@ -51,7 +51,7 @@ pub fn operator(text: &str) -> Result<String, String> {
     if fits { Ok(text.to_owned()) } else { Err("one word of 1 to 40 ASCII characters, such as a login".to_owned()) }
 }
 
-/// Who signs a step that is really done (`yes`), as a case keeps it; `None` in a dry run.
+/// Who signs a step that is really done (`yes`), as it is written down; `None` in a dry run.
 ///
 /// # Errors
 /// [`Problem`] when it is to be done and nobody is named.
@@ -60,7 +60,7 @@ pub fn signature(yes: bool, operator: Option<&str>) -> Result<Option<String>, Pr
         (false, _) => Ok(None),
         (true, Some(operator)) => Ok(Some(format!("paymentctl/{operator}"))),
         (true, None) => {
-            let hint = "give --operator NAME, or set PAYMENT_OPERATOR: it is written down with the case";
+            let hint = "give --operator NAME, or set PAYMENT_OPERATOR: it is written down";
             Err(Problem::usage("it is not said who does it", hint))
         }
     }

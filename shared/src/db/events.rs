@@ -227,17 +227,66 @@ pub async fn newest(db: impl PgExecutor<'_>, unpublished: bool, limit: i64) -> R
     })
 }
 
-/// Marks published events as unpublished, so that the relay publishes them again under the same ids. Returns how many
-/// were; one that is not out anyhow goes out as it would have.
+/// Marks published events as unpublished, so that the relay publishes them again under the same ids, and writes down who had
+/// it done. Returns how many were; one that is not out anyhow goes out as it would have.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn publish_again(tx: &mut PgConnection, seqs: &[i64]) -> Result<u64, DbError> {
+pub async fn publish_again(
+    db: impl PgExecutor<'_>,
+    seqs: &[i64],
+    by: &str,
+    now: OffsetDateTime,
+) -> Result<u64, DbError> {
     let done = sqlx::query!(
-        "update events set published_at = null, retry_at = null where seq = any($1) and published_at is not null",
+        r#"
+        with chosen as (
+          select seq, event_id, published_at from events
+          where seq = any($1) and published_at is not null
+          order by seq
+          for update
+        ), marked as (
+          update events e set published_at = null, retry_at = null from chosen where e.seq = chosen.seq
+        )
+        insert into event_republishes (event_id, published_at, republished_by, republished_at)
+        select event_id, published_at, $2, $3 from chosen order by seq
+        "#,
         seqs,
+        by,
+        now,
     )
-    .execute(tx)
+    .execute(db)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// Once that a person had an event published again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Republished {
+    /// Which.
+    pub event_id: String,
+    /// When the broker had confirmed it before.
+    pub published_at: OffsetDateTime,
+    /// Who had it done.
+    pub republished_by: String,
+    /// When.
+    pub republished_at: OffsetDateTime,
+}
+
+/// When these events were published again and by whom, the earliest first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn republishes(db: impl PgExecutor<'_>, event_ids: &[String]) -> Result<Vec<Republished>, DbError> {
+    Ok(sqlx::query_as!(
+        Republished,
+        r#"
+        select event_id, published_at, republished_by, republished_at from event_republishes
+        where event_id = any($1)
+        order by id
+        "#,
+        event_ids,
+    )
+    .fetch_all(db)
+    .await?)
 }

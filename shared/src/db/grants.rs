@@ -175,6 +175,11 @@ pub const TABLES: &[Table] = &[
         may(&[PaymentApi], Select),
         may(&[PaymentApi], Insert),
     ] },
+    // Who had which event published again.
+    Table { name: "event_republishes", grants: &[
+        may(&[PaymentCtl], Select),
+        may(&[PaymentCtl], Insert),
+    ] },
     Table { name: "hourly_stats", grants: &[
         may(&[PaymentApi, Relay], Select),
         may(&[Relay], Insert),

@@ -13,7 +13,7 @@ use shared::domain::{CaseId, CaseKind, CaseStatus, first_id_at};
 use shared::job::digest;
 use time::Duration;
 
-use crate::answer::{Answer, Problem, count, moment, table};
+use crate::answer::{Answer, Problem, count, moment, table, with_more};
 use crate::place::Place;
 use crate::when::span;
 
@@ -108,32 +108,37 @@ pub async fn run(place: &Place, command: &Command, replaying: replay::With<'_>) 
 }
 
 /// The newest of the cases that are asked for, the oldest of them first.
-pub(crate) async fn found(place: &Place, list: &List) -> Result<Vec<Case>, Problem> {
+pub(crate) struct Found {
+    /// As many as the limit allows.
+    pub cases: Vec<Case>,
+    /// What is to be said if there are more.
+    pub more: Option<String>,
+}
+
+pub(crate) async fn found(place: &Place, list: &List) -> Result<Found, Problem> {
     let before = list.older_than.map(|age| CaseId::from_u128(first_id_at(place.clock.now() - age)));
     let mut found = Vec::new();
     for status in list.status.states() {
-        found.extend(cases::list(&place.db, (*status, list.kind), before, list.limit).await?);
+        found.extend(cases::list(&place.db, (*status, list.kind), before, list.limit + 1).await?);
     }
     found.sort_by_key(|case| case.id);
-    let limit = usize::try_from(list.limit).unwrap_or_default();
-    Ok(found.split_off(found.len().saturating_sub(limit)))
+    let beyond = found.len().saturating_sub(usize::try_from(list.limit).unwrap_or_default());
+    let more = (beyond > 0).then(|| format!("there are older ones than these {}: --limit, --older-than", list.limit));
+    Ok(Found { cases: found.split_off(beyond), more })
 }
 
 async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
-    let found = found(place, list).await?;
+    let Found { cases, more } = found(place, list).await?;
     let row = |case: &Case| {
         let order = case.order_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         let (kind, status) = (case.kind.to_string(), case.status.to_string());
         vec![case.id.to_string(), moment(case.created_at), kind, status, order, case.gateway_no.clone()]
     };
-    let rows: Vec<Vec<String>> = found.iter().map(row).collect();
-    let mut text = table(&["CASE", "OPENED", "KIND", "STATUS", "ORDER", "NUMBER"], &rows);
-    if found.is_empty() {
-        "no such case".clone_into(&mut text);
-    } else if rows.len() as u64 == list.limit.unsigned_abs() {
-        text = format!("{text}\n({} shown; there may be older ones: --limit, --older-than)", count(rows.len(), "case"));
-    }
-    Ok(Answer::done(text, json!({ "cases": found.iter().map(view).collect::<Vec<_>>() })))
+    let rows: Vec<Vec<String>> = cases.iter().map(row).collect();
+    let text = table(&["CASE", "OPENED", "KIND", "STATUS", "ORDER", "NUMBER"], &rows);
+    let text = if rows.is_empty() { "no such case".to_owned() } else { text };
+    let json = json!({ "cases": cases.iter().map(view).collect::<Vec<_>>(), "more": more.is_some() });
+    Ok(Answer::done(with_more(text, more.as_deref()), json))
 }
 
 /// One case, for a command that was given its id.

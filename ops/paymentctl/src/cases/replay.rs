@@ -19,8 +19,8 @@ use shared::mq::{callback_of, topology};
 use time::Duration;
 
 use super::discard::may_end;
-use super::{List, Which, found, get};
-use crate::answer::{Answer, Problem, count, instant};
+use super::{Found, List, Which, found, get};
+use crate::answer::{Answer, Problem, count, instant, with_more};
 use crate::place::{Place, signature};
 use crate::when::span;
 
@@ -84,7 +84,7 @@ impl fmt::Display for Outlook {
 /// [`Problem`] when nothing could be tried at all.
 pub async fn run(place: &Place, replay: &Replay, with: With<'_>) -> Result<Answer, Problem> {
     let by = signature(replay.yes, with.operator)?;
-    let Chosen { cases, more } = chosen(place, replay).await?;
+    let Found { cases, more } = chosen(place, replay).await?;
     let (mut lines, mut told, mut good) = (Vec::new(), Vec::new(), 0);
     for case in &cases {
         let outcome = match look(place, case, with.gateways).await {
@@ -112,34 +112,20 @@ pub async fn run(place: &Place, replay: &Replay, with: With<'_>) -> Result<Answe
             format!("{} of {} would be replayed; nothing was changed, --yes does it", good, count(cases.len(), "case"))
         }
     });
-    if more {
-        lines.push(format!("there are older ones than these {}: --limit, --older-than", replay.limit));
-    }
-    let json = json!({ "dry_run": !replay.yes, "cases": told, "more": more });
-    Ok(Answer { text: lines.join("\n"), json, done: good == cases.len() && !more })
+    let json = json!({ "dry_run": !replay.yes, "cases": told, "more": more.is_some() });
+    let done = good == cases.len() && more.is_none();
+    Ok(Answer { text: with_more(lines.join("\n"), more.as_deref()), json, done })
 }
 
-/// What to replay.
-struct Chosen {
-    cases: Vec<Case>,
-    /// Whether there are more of the kind than were asked for.
-    more: bool,
-}
-
-async fn chosen(place: &Place, replay: &Replay) -> Result<Chosen, Problem> {
+async fn chosen(place: &Place, replay: &Replay) -> Result<Found, Problem> {
     if replay.kind.is_some() {
         let list = List {
             kind: Some(CaseKind::DeadLetter),
             status: Which::Open,
             older_than: replay.older_than,
-            limit: replay.limit + 1,
+            limit: replay.limit,
         };
-        let mut cases = found(place, &list).await?;
-        let more = cases.len() as u64 > replay.limit.unsigned_abs();
-        if more {
-            cases.remove(0);
-        }
-        return Ok(Chosen { cases, more });
+        return found(place, &list).await;
     }
     let mut ids = replay.ids.clone();
     ids.sort_unstable();
@@ -148,7 +134,7 @@ async fn chosen(place: &Place, replay: &Replay) -> Result<Chosen, Problem> {
     for id in ids {
         cases.push(get(place, id).await?);
     }
-    Ok(Chosen { cases, more: false })
+    Ok(Found { cases, more: None })
 }
 
 /// Whether a case can be replayed, and what would come of it.

@@ -63,7 +63,14 @@ async fn lists_are_by_kind_state_and_age_the_oldest_first(db: PgPool) {
     assert_eq!(ids(&db, "list --older-than 1h").await, [&*old, &late]);
     assert_eq!(ids(&db, "list --older-than 150m").await, [&*old]);
     assert_eq!(ids(&db, "list --limit 1").await, [&*new], "the newest");
-    assert!(run(&db, "list --limit 1").await.unwrap().text.contains("there may be older ones"));
+    for (words, more) in [("list --limit 2", true), ("list --limit 3", false)] {
+        let answer = run(&db, words).await.unwrap();
+        assert_eq!(
+            (answer.text.contains("there are older ones"), &answer.json["more"]),
+            (more, &json!(more)),
+            "{words}"
+        );
+    }
     run(&db, &format!("discard {old} --reason seen --yes")).await.unwrap();
     assert_eq!(ids(&db, "list").await, [&*late, &new]);
     assert_eq!(ids(&db, "list --status resolved").await, [&*old]);

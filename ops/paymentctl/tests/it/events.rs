@@ -13,7 +13,7 @@ use sqlx::PgPool;
 use crate::world::{PAYER, line, order, place, texts};
 
 async fn run(db: &PgPool, words: &str) -> Result<Answer, Problem> {
-    events::run(&place(db), &line::<Command>(words)).await
+    events::run(&place(db), &line::<Command>(words), Some("alice")).await
 }
 
 /// Writes `order.paid` and `order.closed` of an order, and whatever `others` are called; the first two are out, for `ago`.
@@ -51,6 +51,8 @@ async fn events_are_published_again_by_id_by_order_and_by_time(db: PgPool) {
         assert!(dry.text.contains("nothing was changed, --yes does it"), "{}", dry.text);
         assert_eq!(waiting(&db).await, [""; 0]);
     }
+    let first = run(&db, "list --since 4h --limit 1").await.unwrap();
+    assert!(first.text.contains("there are later ones than these 1") && first.text.contains(&paid), "{}", first.text);
     run(&db, &format!("republish --id {paid} --yes")).await.unwrap();
     assert_eq!(waiting(&db).await, [&*paid]);
     let rest = run(&db, &format!("republish --order {old} --yes")).await.unwrap();
@@ -65,6 +67,34 @@ async fn events_are_published_again_by_id_by_order_and_by_time(db: PgPool) {
 async fn second(db: &PgPool) -> (OrderId, ()) {
     sqlx::query("update idempotency_keys set user_id = 'buyer-2'").execute(db).await.unwrap();
     (order(db).await.0, ())
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn who_had_an_event_published_again_is_written_down_with_it(db: PgPool) {
+    let (id, _) = order(&db).await;
+    write(&db, id, "1 minute").await;
+    let paid = format!("order.paid:{id}");
+    let was_out = texts(&db, "select date_trunc('second', published_at)::text from events limit 1").await;
+    run(&db, &format!("republish --order {id}")).await.unwrap();
+    assert_eq!(run(&db, &format!("show {paid}")).await.unwrap().json["republishes"], json!([]), "not by a dry run");
+    run(&db, &format!("republish --id {paid} --yes")).await.unwrap();
+    run(&db, &format!("republish --order {id} --yes")).await.unwrap();
+
+    let shown = run(&db, &format!("show {paid}")).await.unwrap();
+    let once = shown.json["republishes"].as_array().unwrap();
+    assert_eq!(once.len(), 1, "the second found it waiting: {once:?}");
+    assert_eq!(once[0]["republished_by"], "paymentctl/alice");
+    let before = "select date_trunc('second', published_at)::text from event_republishes order by id limit 1";
+    assert_eq!(texts(&db, before).await, was_out);
+    assert!(shown.text.contains("once more on the word of paymentctl/alice"), "{}", shown.text);
+    let told = explain::run(&place(&db), &id.to_string()).await.unwrap().text;
+    for line in ["order.paid:{} published", "order.paid:{} to be published again, by paymentctl/alice"] {
+        assert!(told.contains(&line.replace("{}", &id.to_string())), "{line}: {told}");
+    }
+    for words in [format!("republish --id {paid} --yes"), format!("republish --order {id} --yes")] {
+        let unsigned = events::run(&place(&db), &line::<Command>(&words), None).await.unwrap_err();
+        assert!(unsigned.usage && unsigned.said == "it is not said who does it", "{unsigned}");
+    }
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -107,6 +137,12 @@ async fn events_are_listed_and_shown(db: PgPool) {
     assert_eq!(ids("list --since 1h").await, ["order.paid"]);
     assert_eq!(ids("list --limit 1").await, ["order.closed"], "the newest");
     assert_eq!(ids(&format!("list --order {id}")).await, ["order.paid", "order.closed"]);
+    for (words, more) in [("list --limit 1", "older"), ("list --since 1h --limit 1", ""), ("list --limit 2", "")] {
+        let answer = run(&db, words).await.unwrap();
+        assert_eq!(answer.json["more"], !more.is_empty(), "{words}");
+        assert_eq!(answer.text.contains("ones than these"), !more.is_empty(), "{words}: {}", answer.text);
+        assert!(answer.text.contains(more) && answer.json["events"][0]["data"].is_null(), "{words}: {}", answer.text);
+    }
     let shown = run(&db, &format!("show order.paid:{id}")).await.unwrap();
     assert!(shown.text.contains("\"order_no\": \"1\""), "{}", shown.text);
 }
