@@ -39,7 +39,7 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) backlog: bool,
     /// Measure what a callback costs with 10 000 orders in the table, ten times as many, and so on up to this; 10 million
-    /// take some 15 GB and half an hour
+    /// take some 15 GB and a quarter of an hour
     #[arg(long, value_name = "ORDERS", value_parser = clap::value_parser!(u32).range(10_000..=100_000_000))]
     pub(crate) growth: Option<u32>,
     /// Keep the steady mix up for so long, and see whether the memory of any process grows

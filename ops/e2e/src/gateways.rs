@@ -103,6 +103,11 @@ impl Gateways {
         self.press_pay(order, &json!({ "notify": false })).await
     }
 
+    /// The number of a paid or closed trade is paid once more, by a trade of its own; callbacks begin.
+    pub async fn pay_again(&self, order: &Order) -> Value {
+        self.control(Method::POST, &format!("{}/pay-again", trade_path(order)), &json!({})).await
+    }
+
     async fn press_pay(&self, order: &Order, how: &Value) -> Value {
         self.control(Method::POST, &format!("{}/pay", trade_path(order)), how).await
     }

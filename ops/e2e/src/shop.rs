@@ -167,7 +167,8 @@ impl Shop {
 
     fn note(&self, key: &str, answer: Result<Answer, reqwest::Error>) -> Result<Answer, reqwest::Error> {
         let answer = answer?;
-        let noted = Answered { key: key.to_owned(), status: answer.status, text: answer.text.clone() };
+        let (key, text) = (key.to_owned(), answer.text.clone());
+        let noted = Answered { key, status: answer.status, text, come_again: answer.retry_after.is_some() };
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).push(noted);
         Ok(answer)
     }
@@ -180,6 +181,12 @@ impl Shop {
         let answer = self.ask(purchase).await.expect("payment-api answers");
         assert_eq!(answer.status, 201, "{purchase:?}: {}", answer.text);
         order(purchase, &answer)
+    }
+
+    /// Gives an order up; whatever the answer.
+    pub async fn close(&self, order: &Order) -> Result<Answer, reqwest::Error> {
+        let request = http_client().post(format!("{}/v1/orders/{}/close", self.base, order.id));
+        answer(request.bearer_auth(self.token(BUYER))).await
     }
 
     /// The order as the service shows it to its owner.

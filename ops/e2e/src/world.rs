@@ -308,8 +308,13 @@ impl World {
 
     /// Waits until the order is paid.
     pub async fn wait_paid(&self, order: &Order) {
-        let what = format!("order {} is paid", order.order_no);
-        eventually(&what, SOON, async || (self.status(order).await == "paid").then_some(())).await;
+        self.wait_status(order, "paid").await;
+    }
+
+    /// Waits until the order has this status.
+    pub async fn wait_status(&self, order: &Order, status: &str) {
+        let what = format!("order {} is {status}", order.order_no);
+        eventually(&what, SOON, async || (self.status(order).await == status).then_some(())).await;
     }
 
     /// Waits until every order of the database is paid.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::{Event, History, Order, refunds};
+use super::{Case, Event, History, Order, refunds};
 use crate::shop::yuan;
 
 /// What has to be true.
@@ -15,7 +15,8 @@ pub enum Invariant {
     Acknowledged,
     /// Nothing wrong was answered with success.
     NothingWrongAccepted,
-    /// What was paid at the gateways is paid here, and nothing else is: per order and in total.
+    /// What was paid at the gateways is paid here, and nothing else is: per order and in total. Money beyond an order's own
+    /// has a case.
     PaidOnce,
     /// Each payment of an order and each end is told by exactly one event.
     ToldOnce,
@@ -25,9 +26,10 @@ pub enum Invariant {
     ReturnedOnce,
     /// No payment is returned beyond its amount, and no limit of a gateway was run into.
     WithinPayment,
-    /// Orders stand where the table's moves lead to, and as their refunds make them; no state was skipped.
+    /// Orders stand where the table's moves lead to, and as their refunds make them; no state was skipped, and what is
+    /// closed here cannot be paid there.
     Moves,
-    /// What the client was told to exist exists, and the same key was always answered the same.
+    /// What the client was told to exist exists, and the same key was always answered the same, once it was answered for good.
     Created,
 }
 
@@ -153,14 +155,20 @@ fn paid_once(history: &History, found: &mut Found) {
         by_order.entry(&payment.order_id).or_default().push((&payment.trade_no, payment.amount_fen));
     }
     for order in &history.orders {
-        let booked = by_order.get(order.id.as_str());
-        let as_it_says = match order.trade_no.as_deref().filter(|_| order.was_paid()) {
-            Some(trade_no) => booked.is_some_and(|booked| booked.contains(&(trade_no, order.amount_fen))),
-            None => !order.was_paid() && booked.is_none(),
-        };
-        if !as_it_says {
-            let (order_no, status) = (&order.order_no, &order.status);
+        let booked = by_order.remove(order.id.as_str()).unwrap_or_default();
+        let own = order.trade_no.as_deref().filter(|_| order.was_paid()).map(|trade_no| (trade_no, order.amount_fen));
+        let Order { order_no, status, .. } = order;
+        if own.map_or(order.was_paid(), |own| !booked.contains(&own)) {
             found.add(Invariant::PaidOnce, format!("order {order_no} is {status}, and its payments say otherwise"));
+        }
+        for (trade_no, _) in booked.iter().filter(|payment| Some(**payment) != own) {
+            let tells =
+                |case: &Case| ["late_payment", "double_payment"].contains(&&*case.kind) && case.number == *trade_no;
+            if !history.cases_of(order).any(tells) {
+                let what =
+                    format!("order {order_no} is {status}, trade {trade_no} came beside, and no case tells of it");
+                found.add(Invariant::PaidOnce, what);
+            }
         }
     }
 }
@@ -239,39 +247,52 @@ fn in_order(history: &History, heard: &[&str], found: &mut Found) {
     }
 }
 
-/// What the moves of the table make of an order's version. What became a case may move by a person's or a policy's decision
-/// as well.
+/// What the moves of the table make of orders and their versions.
 fn moves(history: &History, found: &mut Found) {
-    for order in history.orders.iter().filter(|order| !history.cases.contains(&order.id)) {
-        let own = || history.refunds.iter().filter(|refund| refund.order_id == order.id);
+    let can_be_paid: BTreeSet<&str> =
+        history.trades.iter().filter(|trade| trade.state == "waiting").map(|trade| trade.order_no.as_str()).collect();
+    for order in &history.orders {
+        let Order { order_no, status, version: is, .. } = order;
+        let became = |kinds: &[&str]| history.cases_of(order).any(|case| kinds.contains(&case.kind.as_str()));
+        if status == "closed" && can_be_paid.contains(order_no.as_str()) {
+            found.add(Invariant::Moves, format!("order {order_no} is closed here and can be paid at the gateway"));
+        }
+        if order.was_paid() && order.was_closed && !became(&["late_payment"]) {
+            found.add(Invariant::Moves, format!("order {order_no} was closed and is paid, and no case tells why"));
+        }
+        // The end of such a refund came after it had counted as ended, so the order has moved once more.
+        if became(&["refund_abnormal", "refund_after_failure"]) {
+            continue;
+        }
         // To `refunding`, and away from it at the end.
-        let by_refunds: i64 = own().map(|refund| if refund.in_flight() { 1 } else { 2 }).sum();
-        let version = match order.status.as_str() {
-            "pending" => 1,
-            "closed" => 2,
-            _ => 2 + by_refunds,
-        };
-        if order.version != version {
-            let Order { order_no, status, version: is, .. } = order;
+        let own = refunds::of_own_payment(history, order);
+        let by_refunds: i64 = own.iter().map(|refund| if refund.in_flight() { 1 } else { 2 }).sum();
+        let version = 1 + i64::from(order.was_closed) + i64::from(order.was_paid()) + by_refunds;
+        if *is != version {
             found.add(Invariant::Moves, format!("order {order_no}, {status}, has version {is} and not {version}: moved more often, or less, than there was reason to"));
         }
-        if order.was_paid() && order.was_closed {
-            found.add(
-                Invariant::Moves,
-                format!("order {} was closed and is paid, and no case tells why", order.order_no),
-            );
+        versions_told(history, order, found);
+    }
+}
+
+/// Each event of an order tells of the version that its move has led to.
+fn versions_told(history: &History, order: &Order, found: &mut Found) {
+    let own = refunds::of_own_payment(history, order);
+    let mut before = 1;
+    for event in history.events.iter().filter(|event| event.order_id.as_ref() == Some(&order.id)) {
+        let Some(at) = event.data["order_version"].as_i64() else { continue };
+        let of_order = ["order.paid", "order.closed"].contains(&event.kind.as_str());
+        let refund = event.event_id.split_once(':').map(|(_, id)| id);
+        if !of_order && !own.iter().any(|own| Some(own.id.as_str()) == refund) {
+            continue; // What becomes of a late or second payment moves no order.
         }
-        let mut before = 1;
-        for event in history.events.iter().filter(|event| event.order_id.as_ref() == Some(&order.id)) {
-            let Some(at) = event.data["order_version"].as_i64() else { continue };
-            // An order that was returned whole is told of twice, by the refund's event and its own.
-            let same = event.kind == "order.refunded" && at == before;
-            let due = before + if before == 1 { 1 } else { 2 };
-            if !same && at != due {
-                found.add(Invariant::Moves, format!("{} is of version {at} and not {due}", event.event_id));
-            }
-            before = at;
+        // An order that was returned whole is told of twice, by the refund's event and its own.
+        let same = event.kind == "order.refunded" && at == before;
+        let due = before + if of_order { 1 } else { 2 };
+        if !same && at != due {
+            found.add(Invariant::Moves, format!("{} is of version {at} and not {due}", event.event_id));
         }
+        before = at;
     }
 }
 
@@ -288,9 +309,11 @@ fn created(history: &History, found: &mut Found) {
             found.add(Invariant::Created, format!("{id} was made by {keys} keys"));
         }
     }
+    let refused: BTreeSet<&str> =
+        history.answers.iter().filter(|answer| answer.refused()).map(|answer| answer.key.as_str()).collect();
     let mut by_key: BTreeMap<&str, &str> = BTreeMap::new();
     for answer in history.answers.iter().filter(|answer| answer.created()) {
-        if *by_key.entry(&answer.key).or_insert(&answer.text) != answer.text {
+        if *by_key.entry(&answer.key).or_insert(&answer.text) != answer.text || refused.contains(answer.key.as_str()) {
             found.add(Invariant::Created, format!("key {} was answered in two ways", answer.key));
         }
         let body: Value = serde_json::from_str(&answer.text).unwrap_or_default();

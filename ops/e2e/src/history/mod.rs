@@ -40,8 +40,8 @@ pub struct History {
     pub events: Vec<Event>,
     /// By the database: what each Idempotency-Key has made, orders and refunds.
     pub named_by_keys: Vec<String>,
-    /// By the database: the orders that a case is about.
-    pub cases: Vec<String>,
+    /// By the database: what people were to look at.
+    pub cases: Vec<Case>,
     /// Whether what was on the road was lost with a broker. Callbacks may have been, and events go out again from some
     /// point on; the money has to agree all the same.
     pub road_lost: bool,
@@ -105,6 +105,8 @@ pub struct Answered {
     pub status: u16,
     /// The body.
     pub text: String,
+    /// Whether it says to come again: then it is not final.
+    pub come_again: bool,
 }
 
 /// One delivery of an event.
@@ -186,6 +188,17 @@ pub struct Callback {
     pub notice_id: String,
 }
 
+/// A row of `cases`.
+#[derive(Debug, Clone, FromRow)]
+pub struct Case {
+    /// Why.
+    pub kind: String,
+    /// Of which order.
+    pub order_id: Option<String>,
+    /// The gateway's number, of a late or second payment its trade.
+    pub number: String,
+}
+
 /// A row of `events`.
 #[derive(Debug, Clone, FromRow)]
 pub struct Event {
@@ -197,6 +210,13 @@ pub struct Event {
     pub order_id: Option<String>,
     /// What it tells.
     pub data: Value,
+}
+
+impl History {
+    /// The cases of an order.
+    fn cases_of<'a>(&'a self, order: &'a Order) -> impl Iterator<Item = &'a Case> {
+        self.cases.iter().filter(|case| case.order_id.as_ref() == Some(&order.id))
+    }
 }
 
 impl Order {
@@ -226,5 +246,11 @@ impl Answered {
     #[must_use]
     pub fn created(&self) -> bool {
         (200..300).contains(&self.status)
+    }
+
+    /// Whether it was refused for good.
+    #[must_use]
+    pub fn refused(&self) -> bool {
+        (400..500).contains(&self.status) && !self.come_again
     }
 }

@@ -21,7 +21,7 @@ impl World {
         history.waiting = self.texts(WAITING).await;
         history.events = self.rows(EVENTS).await;
         history.named_by_keys = self.texts("select ref_id::text from idempotency_keys").await;
-        history.cases = self.texts("select distinct order_id::text from cases where order_id is not null").await;
+        history.cases = self.rows("select kind, order_id::text, gateway_no as number from cases order by id").await;
         let heard = self.downstream.all().into_iter();
         history.deliveries = heard.map(|told| Delivered { id: told.id, kind: told.kind, data: told.data }).collect();
         history

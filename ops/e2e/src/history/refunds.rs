@@ -131,7 +131,7 @@ pub(super) fn told_as_is(history: &History, found: &mut Found) {
 }
 
 /// The refunds of the payment that is the order's own, and not a late or second one.
-fn of_own_payment<'a>(history: &'a History, order: &Order) -> Vec<&'a Refund> {
+pub(super) fn of_own_payment<'a>(history: &'a History, order: &Order) -> Vec<&'a Refund> {
     let is_own =
         |payment: &&Payment| payment.order_id == order.id && Some(&payment.trade_no) == order.trade_no.as_ref();
     let own = history.payments.iter().find(is_own).map(|payment| payment.id.as_str());

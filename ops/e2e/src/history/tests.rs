@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// Three orders: one paid and returned in two parts, one only paid, one closed; and one that waits for its buyer.
+/// An order paid and returned in two parts (A), one paid, and paid once more, which went back (B), one closed (C), one that
+/// waits for its buyer (D), one closed and paid too late, which is held (E), and one whose late payment was honoured (F).
 fn sound() -> History {
     let mut history = History {
         trades: vec![
@@ -12,15 +13,30 @@ fn sound() -> History {
             trade("wechat", "B", "paid", 250),
             trade("wechat", "C", "closed", 70),
             trade("alipay", "D", "offered", 30),
+            trade("alipay", "E", "paid", 50),
+            trade("wechat", "F", "paid", 80),
+            Trade { order_no: "NB".to_owned(), refunded_fen: 250, ..trade("wechat", "B-again", "paid", 250) },
         ],
         orders: vec![
             order("A", ("refunded", 6), (100, 100)),
             order("B", ("paid", 2), (250, 0)),
             Order { was_closed: true, ..order("C", ("closed", 2), (70, 0)) },
             order("D", ("pending", 1), (30, 0)),
+            Order { was_closed: true, ..order("E", ("closed", 2), (50, 0)) },
+            Order { was_closed: true, ..order("F", ("paid", 3), (80, 0)) },
         ],
-        payments: vec![payment("A", 100), payment("B", 250)],
-        refunds: vec![refund("A", "1", 40), refund("A", "2", 60)],
+        payments: vec![
+            payment("A", 100),
+            payment("B", 250),
+            payment("E", 50),
+            payment("F", 80),
+            Payment { order_id: "B".to_owned(), ..payment("B-again", 250) },
+        ],
+        refunds: vec![
+            refund("A", "1", 40),
+            refund("A", "2", 60),
+            Refund { payment_id: "PB-again".to_owned(), of_its_user: false, ..refund("B", "3", 250) },
+        ],
         callbacks: vec![callback("alipay", "notice-A"), callback("wechat", "notice-B")],
         events: vec![
             event("order.paid", "A", ("A", 2), json!({ "amount": "1.00", "trade_no": "TA" })),
@@ -29,22 +45,34 @@ fn sound() -> History {
             event("refund.succeeded", "A1", ("A", 4), json!({ "refund_no": "RA1", "refund_amount": "0.40" })),
             event("refund.succeeded", "A2", ("A", 6), json!({ "refund_no": "RA2", "refund_amount": "0.60" })),
             event("order.refunded", "A2", ("A", 6), json!({ "refund_no": "RA2", "refund_amount": "0.60" })),
+            event("refund.succeeded", "B3", ("B", 2), json!({ "refund_no": "RB3", "refund_amount": "2.50" })),
+            event("order.closed", "E", ("E", 2), json!({})),
+            event("order.closed", "F", ("F", 2), json!({})),
+            event("order.paid", "F", ("F", 3), json!({ "amount": "0.80", "trade_no": "TF" })),
         ],
-        answers: ["A", "B", "C", "D"].map(created).into(),
-        named_by_keys: ["A", "B", "C", "D", "A1", "A2"].map(str::to_owned).into(),
+        answers: ["A", "B", "C", "D", "E", "F"].map(created).into(),
+        named_by_keys: ["A", "B", "C", "D", "E", "F", "A1", "A2"].map(str::to_owned).into(),
+        cases: vec![
+            case("double_payment", "B", "TB-again"),
+            case("late_payment", "E", "TE"),
+            case("late_payment", "F", "TF"),
+        ],
         ..History::default()
     };
     history.trades[0].refunded_fen = 100;
     history.trades[0].refunds = vec![returned("RA1", 40), returned("RA2", 60)];
-    history.trades[2].notices.clear();
-    history.trades[3].notices.clear();
+    history.trades[6].refunds = vec![returned("RB3", 250)];
+    history.trades[2..].iter_mut().for_each(|trade| trade.notices.clear());
     // B's callback is also a job, as after an answer of the broker that came too late.
     history.waiting = vec![r#"{"id":"notice-B","event_type":"TRANSACTION.SUCCESS"}"#.to_owned()];
     history.deliveries = history.events.iter().map(delivered).collect();
     // Repeats are allowed everywhere.
     history.deliveries.push(history.deliveries[0].clone());
     history.answers.push(history.answers[0].clone());
-    history.answers.push(Answered { key: "key-E".to_owned(), status: 503, text: String::new() });
+    for (key, status) in [("key-G", 503), ("key-A", 409)] {
+        history.answers.push(Answered { key: key.to_owned(), status, text: String::new(), come_again: true });
+    }
+    history.answers.push(refused("key-H"));
     history
 }
 
@@ -116,7 +144,15 @@ fn delivered(event: &Event) -> Delivered {
 
 fn created(name: &str) -> Answered {
     let text = json!({ "order": { "id": name, "order_no": format!("N{name}") } }).to_string();
-    Answered { key: format!("key-{name}"), status: 201, text }
+    Answered { key: format!("key-{name}"), status: 201, text, come_again: false }
+}
+
+fn refused(key: &str) -> Answered {
+    Answered { key: key.to_owned(), status: 409, text: String::new(), come_again: false }
+}
+
+fn case(kind: &str, order: &str, number: &str) -> Case {
+    Case { kind: kind.to_owned(), order_id: Some(order.to_owned()), number: number.to_owned() }
 }
 
 /// What a fault is called, how it is planted, and what it breaks: that, and nothing else.
@@ -141,7 +177,12 @@ const FAULTS: &[Fault] = &[
         |h| h.payments.push(Payment { id: "PX".to_owned(), ..h.payments[1].clone() }),
         &[Invariant::PaidOnce],
     ),
-    ("a payment that came is not booked", |h| drop(h.payments.pop()), &[Invariant::PaidOnce]),
+    ("a payment that came is not booked", |h| drop(h.payments.remove(1)), &[Invariant::PaidOnce]),
+    ("a second payment that came is not booked", |h| drop(h.payments.pop()), &[Invariant::PaidOnce]),
+    ("a second payment has no case", |h| drop(h.cases.remove(0)), &[Invariant::PaidOnce]),
+    ("a late payment has no case", |h| drop(h.cases.remove(1)), &[Invariant::PaidOnce]),
+    ("a late payment's case is of another trade", |h| h.cases[1].number = "TX".to_owned(), &[Invariant::PaidOnce]),
+    ("a late payment is honoured and no case says so", |h| drop(h.cases.remove(2)), &[Invariant::Moves]),
     ("an order is given away", |h| h.trades[1].state = "waiting".to_owned(), &[Invariant::PaidOnce]),
     ("a payment of an unpaid order is booked", |h| h.payments.push(payment("D", 30)), &[Invariant::PaidOnce]),
     ("a fulfilment is not told of", |h| lose(h, "order.paid:B"), &[Invariant::ToldOnce]),
@@ -158,7 +199,7 @@ const FAULTS: &[Fault] = &[
         |h| add(h, event("order.paid", "B-again", ("B", 2), json!({}))),
         &[Invariant::ToldOnce, Invariant::Moves],
     ),
-    ("an event id is there twice", |h| h.events.push(h.events[1].clone()), &[Invariant::ToldOnce, Invariant::Moves]),
+    ("an event id is there twice", |h| h.events.push(h.events[2].clone()), &[Invariant::ToldOnce, Invariant::Moves]),
     (
         "a fulfilment of an unpaid order is told",
         |h| add(h, event("order.paid", "D", ("D", 2), json!({}))),
@@ -221,6 +262,16 @@ const FAULTS: &[Fault] = &[
     ("more is reserved than was paid", reserve_more, &[Invariant::WithinPayment, Invariant::Moves]),
     ("an order has moved once too often", |h| h.orders[1].version += 1, &[Invariant::Moves]),
     ("a closed order has not moved", |h| h.orders[2].version -= 1, &[Invariant::Moves]),
+    ("an order has moved for a second payment", |h| h.orders[1].version += 2, &[Invariant::Moves]),
+    (
+        "an order that a person looks at has moved by itself",
+        |h| {
+            h.cases.push(case("amount_mismatch", "D", "TX"));
+            h.orders[3].version += 1;
+        },
+        &[Invariant::Moves],
+    ),
+    ("a closed order can be paid at its gateway", |h| h.trades[2].state = "waiting".to_owned(), &[Invariant::Moves]),
     (
         "an order was closed on its way to paid",
         |h| {
@@ -238,7 +289,7 @@ const FAULTS: &[Fault] = &[
     ),
     ("an event is of a version that was skipped", |h| tell(h, 1, "order_version", json!(3)), &[Invariant::Moves]),
     ("a refund was sent without being put down", |h| h.refunds[0].sent = false, &[Invariant::Moves]),
-    ("a created order does not exist", |h| h.answers.push(created("F")), &[Invariant::Created]),
+    ("a created order does not exist", |h| h.answers.push(created("X")), &[Invariant::Created]),
     (
         "a refund that was taken on does not exist",
         |h| {
@@ -246,10 +297,12 @@ const FAULTS: &[Fault] = &[
                 key: "k".to_owned(),
                 status: 202,
                 text: r#"{"id":"A3","refund_no":"RA3"}"#.to_owned(),
+                come_again: false,
             })
         },
         &[Invariant::Created],
     ),
+    ("a key that made an order is refused", |h| h.answers.push(refused("key-B")), &[Invariant::Created]),
     ("an order was made for no key", |h| drop(h.named_by_keys.remove(1)), &[Invariant::Created]),
     ("one key has made two refunds", |h| h.named_by_keys.retain(|named| named != "A2"), &[Invariant::Created]),
     (
@@ -321,10 +374,10 @@ fn a_lost_road_excuses_lost_callbacks_and_the_order_of_events_and_no_money() {
 }
 
 #[test]
-fn what_became_a_case_may_have_moved_by_a_decision() {
+fn a_refund_that_ended_after_its_end_may_have_moved_its_order_once_more() {
     let mut history = sound();
-    history.orders[1].version += 1;
-    history.cases.push("B".to_owned());
+    history.orders[0].version += 1;
+    history.cases.push(case("refund_abnormal", "A", "RA2"));
     assert_eq!(judge(&history), []);
 }
 

@@ -13,6 +13,7 @@ mod drills;
 mod faults;
 mod hostile;
 mod kills;
+mod late_payments;
 mod operators;
 mod outages;
 mod partitions;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use e2e::shop::{self, Answer, BUYER, Purchase, Wish, http_client};
+use e2e::shop::{self, Answer, Purchase, Wish};
 use e2e::{Gateway, Order, World, eventually};
 use serde_json::{Value, json};
 
@@ -105,11 +105,7 @@ async fn want_back(world: &World, order: &Order, wish: &Wish) {
 }
 
 async fn give_up(world: &World, order: &Order) {
-    let answer = answered(world, "none", async || {
-        let request = http_client().post(format!("{}/v1/orders/{}/close", world.public_url, order.id));
-        shop::answer(request.bearer_auth(world.shop.token(BUYER))).await.ok()
-    })
-    .await;
+    let answer = answered(world, "none", async || world.shop.close(order).await.ok()).await;
     assert!([200, 202].contains(&answer.status), "{order:?}: {answer:?}");
 }
 
