@@ -68,6 +68,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether browsers reach us by HTTPS.
+    pub fn is_https(&self) -> bool {
+        self.public_url.starts_with("https:")
+    }
+
     /// Reads the section.
     pub fn from_env(env: &mut Env) -> Option<Settings> {
         let public_url = public_url(env);

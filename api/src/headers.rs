@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use axum::extract::{Request, State};
 use axum::http::Method;
 use axum::http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION,
     REFERRER_POLICY, RETRY_AFTER, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use axum::middleware::Next;
 use axum::response::Response;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use url::Origin;
@@ -22,19 +20,21 @@ const DATA: [(HeaderName, &str); 5] = [
     (CACHE_CONTROL, "no-store"),
 ];
 /// The readable page of the API brings scripts and styles of its own.
-const DOCS: (&str, &str) = (
-    "/docs",
+const DOCS: HeaderValue = HeaderValue::from_static(
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      frame-ancestors 'none'",
 );
 
+/// What the readable page of the API may do.
+pub fn docs(mut response: Response) -> Response {
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, DOCS);
+    response
+}
+
 /// Adds what an answer does not say itself. `https`: whether browsers reach us by it, and so never otherwise.
-pub async fn secure(State(https): State<bool>, request: Request, next: Next) -> Response {
-    let docs = request.uri().path().starts_with(DOCS.0);
-    let mut response = next.run(request).await;
+pub fn secured(https: bool, mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in DATA {
-        let value = if docs && name == CONTENT_SECURITY_POLICY { DOCS.1 } else { value };
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
     if https {

@@ -20,6 +20,7 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, TimeoutLayer};
 
 use crate::guard;
+use crate::headers;
 use crate::observe;
 use crate::problem::panicked;
 use crate::state::App;
@@ -37,15 +38,16 @@ pub struct Bounds {
     pub answer: Duration,
 }
 
-/// Around everything: who asks, what it cost, how errors look.
-pub fn around(router: Router, clock: Clock) -> Router {
+/// Around everything: what browsers are told, who asks, what it cost, how errors look. `https`: whether browsers reach us by it.
+pub fn around(router: Router, clock: Clock, https: bool) -> Router {
     router.layer(
         ServiceBuilder::new()
+            .map_response(move |response| headers::secured(https, response))
             .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION, COOKIE]))
             .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId(clock)))
             .layer(middleware::from_fn(observe::observe))
             .layer(PropagateRequestIdLayer::new(REQUEST_ID))
-            .layer(middleware::from_fn(observe::render)),
+            .map_response(observe::render),
     )
 }
 

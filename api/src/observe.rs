@@ -82,8 +82,7 @@ fn causes(error: &Arc<ApiError>) -> String {
 }
 
 /// Turns the bare answers of layers and of the router into problems.
-pub async fn render(request: Request, next: Next) -> Response {
-    let response = next.run(request).await;
+pub fn render(response: Response) -> Response {
     let status = response.status();
     let bare = status.is_client_error() || status.is_server_error();
     if !bare || response.extensions().get::<Rendered>().is_some() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::get;
+use tower::util::MapResponseLayer;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
@@ -11,6 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
+use crate::headers;
 use crate::routes::admin::{cases, config, stats, sync};
 use crate::routes::orders::PaymentView;
 use crate::routes::{index, orders, payment_methods, refunds};
@@ -44,7 +46,8 @@ impl Modify for Tokens {
 pub fn router() -> Router<Arc<App>> {
     let (routes, mut description) = described().split_for_parts();
     add_shared_answers(&mut description);
-    routes.route("/", get(index::index)).merge(SwaggerUi::new("/docs").url("/openapi.json", description))
+    let page = Router::from(SwaggerUi::new("/docs").url("/openapi.json", description));
+    routes.route("/", get(index::index)).merge(page.layer(MapResponseLayer::new(headers::docs)))
 }
 
 /// Only where there is a body.

@@ -33,15 +33,15 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), limits::limit));
     // Outside the bounds: what a page may ask is told also when it comes too often.
     let frontends = layers::bounded(frontends, &app, &bounds).layer(headers::cors(&app.settings.cors_origins));
-    let (clock, https) = (app.clock, app.settings.public_url.starts_with("https:"));
+    let (clock, https) = (app.clock, app.settings.is_https());
     let everything = frontends.merge(callbacks::router(&app)).with_state(app);
-    layers::around(everything, clock).layer(middleware::from_fn_with_state(https, headers::secure))
+    layers::around(everything, clock, https)
 }
 
 /// Callbacks alone, for a listener of their own.
 pub fn callbacks_only(app: Arc<App>) -> Router {
-    let clock = app.clock;
-    layers::around(callbacks::router(&app).fallback(nothing).with_state(app), clock)
+    let (clock, https) = (app.clock, app.settings.is_https());
+    layers::around(callbacks::router(&app).fallback(nothing).with_state(app), clock, https)
 }
 
 async fn nothing() -> StatusCode {
