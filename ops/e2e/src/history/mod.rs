@@ -248,9 +248,10 @@ impl Answered {
         (200..300).contains(&self.status)
     }
 
-    /// Whether it was refused for good.
+    /// Whether it was refused for good. That the key was used for another request says nothing of the first one.
     #[must_use]
     pub fn refused(&self) -> bool {
-        (400..500).contains(&self.status) && !self.come_again
+        let of_another = self.status == 422 && self.text.contains("idempotency_key_reused");
+        (400..500).contains(&self.status) && !self.come_again && !of_another
     }
 }

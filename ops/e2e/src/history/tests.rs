@@ -73,6 +73,8 @@ fn sound() -> History {
         history.answers.push(Answered { key: key.to_owned(), status, text: String::new(), come_again: true });
     }
     history.answers.push(refused("key-H"));
+    let reused = r#"{"code":"idempotency_key_reused"}"#.to_owned();
+    history.answers.push(Answered { status: 422, text: reused, ..refused("key-B") });
     history
 }
 
