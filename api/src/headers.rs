@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use axum::extract::Request;
 use axum::http::Method;
 use axum::http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION,
     REFERRER_POLICY, RETRY_AFTER, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
+use axum::middleware::Next;
 use axum::response::Response;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use url::Origin;
@@ -20,14 +22,22 @@ const DATA: [(HeaderName, &str); 5] = [
     (CACHE_CONTROL, "no-store"),
 ];
 /// The readable page of the API brings scripts and styles of its own.
-const DOCS: HeaderValue = HeaderValue::from_static(
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+const DOCS: (&str, HeaderValue) = (
+    "/docs",
+    HeaderValue::from_static(
+        "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      frame-ancestors 'none'",
+    ),
 );
 
-/// What the readable page of the API may do.
-pub fn docs(mut response: Response) -> Response {
-    response.headers_mut().insert(CONTENT_SECURITY_POLICY, DOCS);
+/// What the readable page of the API may do; the description beside it is data.
+pub async fn docs(request: Request, next: Next) -> Response {
+    let (path, policy) = DOCS;
+    let page = request.uri().path().starts_with(path);
+    let mut response = next.run(request).await;
+    if page {
+        response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    }
     response
 }
 

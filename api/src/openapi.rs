@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware;
 use axum::routing::get;
-use tower::util::MapResponseLayer;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
@@ -47,7 +47,7 @@ pub fn router() -> Router<Arc<App>> {
     let (routes, mut description) = described().split_for_parts();
     add_shared_answers(&mut description);
     let page = Router::from(SwaggerUi::new("/docs").url("/openapi.json", description));
-    routes.route("/", get(index::index)).merge(page.layer(MapResponseLayer::new(headers::docs)))
+    routes.route("/", get(index::index)).merge(page.layer(middleware::from_fn(headers::docs)))
 }
 
 /// Only where there is a body.

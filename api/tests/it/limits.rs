@@ -126,7 +126,9 @@ async fn every_answer_tells_browsers_how_little_they_may(db: PgPool) {
     let world = World::new(db).await;
     let callback = Request::post("/v1/callbacks/wechat/main").body(Body::from("{}")).unwrap();
     let page = Request::get("/pay/success").body(Body::empty()).unwrap();
-    for request in [from("192.0.2.1", "u1"), Request::get("/nowhere").body(Body::empty()).unwrap(), callback, page] {
+    let description = Request::get("/openapi.json").body(Body::empty()).unwrap();
+    let nowhere = Request::get("/nowhere").body(Body::empty()).unwrap();
+    for request in [from("192.0.2.1", "u1"), nowhere, callback, page, description] {
         let path = request.uri().path().to_owned();
         let answer = world.send(request).await;
         assert_eq!(answer.header("x-content-type-options"), "nosniff", "{path}");

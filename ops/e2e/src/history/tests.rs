@@ -264,6 +264,7 @@ const FAULTS: &[Fault] = &[
     ("more is reserved than was paid", reserve_more, &[Invariant::WithinPayment, Invariant::Moves]),
     ("an order has moved once too often", |h| h.orders[1].version += 1, &[Invariant::Moves]),
     ("a closed order has not moved", |h| h.orders[2].version -= 1, &[Invariant::Moves]),
+    ("a closed order waits again", |h| h.orders[2].status = "pending".to_owned(), &[Invariant::Moves]),
     ("an order has moved for a second payment", |h| h.orders[1].version += 2, &[Invariant::Moves]),
     (
         "an order that a person looks at has moved by itself",

@@ -107,7 +107,7 @@ pub async fn run(place: &Place, command: &Command, replaying: replay::With<'_>) 
     }
 }
 
-/// The newest of the cases that are asked for, the oldest of them first.
+/// Cases that were asked for.
 pub(crate) struct Found {
     /// As many as the limit allows.
     pub cases: Vec<Case>,
@@ -115,6 +115,7 @@ pub(crate) struct Found {
     pub more: Option<String>,
 }
 
+/// The newest of the cases that are asked for, the oldest of them first.
 pub(crate) async fn found(place: &Place, list: &List) -> Result<Found, Problem> {
     let before = list.older_than.map(|age| CaseId::from_u128(first_id_at(place.clock.now() - age)));
     let mut found = Vec::new();
