@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use shared::db::DbError;
 use shared::db::orders::{self, Order};
+use shared::db::{DbError, in_time};
 use shared::domain::OrderId;
 use sqlx::PgPool;
 use tokio::sync::{Notify, watch};
@@ -90,7 +90,7 @@ impl Hub {
                 if self.watched().is_empty() {
                     self.0.arrived.notified().await;
                 }
-                let asked = self.ask(&db).await;
+                let asked = in_time(self.ask(&db)).await;
                 if away != asked.is_err() {
                     away = !away;
                     match &asked {

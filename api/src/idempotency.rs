@@ -18,8 +18,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use shared::clock::Clock;
-use shared::db::DbError;
 use shared::db::idempotency_keys::{self, KnownKey, NewAnswer, NewKey, SavedAnswer};
+use shared::db::{DbError, in_time};
 use shared::domain::{OrderId, UserId};
 use sqlx::PgPool;
 use time::OffsetDateTime;
@@ -209,7 +209,7 @@ impl Drop for Hold {
         }
         let (db, user, key, until) = (self.db.clone(), self.user.clone(), self.key.clone(), self.until);
         tokio::spawn(async move {
-            if let Err(error) = idempotency_keys::release(&db, &user, key.as_str(), until).await {
+            if let Err(error) = in_time(idempotency_keys::release(&db, &user, key.as_str(), until)).await {
                 warn!(%error, "An Idempotency-Key stays held until its time has passed");
             }
         });

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use shared::clock::Clock;
 use shared::crash::{self, Point};
+use shared::db::in_time;
 use shared::db::jobs::{self, Stored};
 use shared::gateway::Verified;
 use shared::job::Callback;
@@ -87,7 +88,7 @@ impl Intake {
     /// The statement is not cancelled when time is up, since the server would not notice; only the waiting ends.
     async fn commit(&self, callback: Callback) -> Result<Stored, String> {
         let (db, now) = (self.db.clone(), self.clock.now());
-        let work = tokio::spawn(async move { jobs::store_callback(&db, &callback, now).await });
+        let work = tokio::spawn(async move { in_time(jobs::store_callback(&db, &callback, now)).await });
         match timeout(WAIT, work).await {
             Ok(Ok(stored)) => stored.map_err(|error| error.to_string()),
             Ok(Err(panic)) => Err(panic.to_string()),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use shared::cache::Cache;
 use shared::clock::Clock;
+use shared::db::in_time;
 use shared::domain::{AccountName, PaymentMethod, Scene};
 use shared::gateway::{Gateway, Gateways, NoAccount};
 use sqlx::PgPool;
@@ -95,13 +96,14 @@ impl Accounts for Gateways {
     }
 }
 
-/// Runs work on a task of its own, so that a client who hangs up cannot stop it halfway.
+/// Runs work on a task of its own, so that a client who hangs up cannot stop it halfway; what takes longer than any gateway
+/// and database may is given up ([`in_time`]).
 ///
 /// # Errors
 /// The work's own, or [`ApiError::Internal`] when it panicked.
 pub async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let ended = tokio::spawn(work.in_current_span()).await;
+    let ended = tokio::spawn(in_time(work).in_current_span()).await;
     ended.unwrap_or_else(|panic| Err(ApiError::Internal(panic.into())))
 }

@@ -152,7 +152,7 @@ impl CallbackWorker {
             }
             let these = &examined[part.clone()];
             let outcome = match &plan {
-                Plan::Settle if give_up.is_some() => self.commit(these, Pace::Hurried).await,
+                Plan::Settle if give_up.is_some() => db::in_time(self.commit(these, Pace::Hurried)).await,
                 Plan::Settle => anew(|| self.commit(these, Pace::Patient)).await,
                 Plan::PutOff(wait, reason) => self.put_off(these, *wait, reason).await,
             };

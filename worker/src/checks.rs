@@ -10,7 +10,7 @@ use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
-use shared::db::{DbError, anew, events};
+use shared::db::{DbError, anew, events, in_time};
 use shared::domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
 use shared::gateway::{CloseOutcome, Gateway, GatewayError, Gateways, Verified};
 use shared::job::CHECKS;
@@ -62,7 +62,7 @@ impl Job for CheckWorker {
     async fn run(&self, job: &Taken) -> Result<(), JobError> {
         let id = OrderId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
         let missing = |what: &str| JobError::Missing(format!("{what} of order {id}"));
-        let order = orders::get(&self.db, id).await?.ok_or_else(|| missing("the row"))?;
+        let order = in_time(orders::get(&self.db, id)).await?.ok_or_else(|| missing("the row"))?;
         if order.status.was_paid() && job.payload["sync"] != true {
             return anew(|| self.finish(job)).await;
         }

@@ -117,7 +117,7 @@ where
 /// Waits until the database answers, so that nothing is taken that cannot be settled; returns early on `stop`.
 pub async fn database_answers(db: &PgPool, stop: &CancellationToken) {
     let mut wait = SHORTEST_WAIT;
-    while let Err(error) = db::ping(db).await {
+    while let Err(error) = db::in_time(db::ping(db)).await {
         if wait == SHORTEST_WAIT {
             warn!(%error, "The database does not answer; nothing is consumed until it does");
         }

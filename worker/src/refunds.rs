@@ -9,10 +9,10 @@ use serde_json::json;
 use shared::cache::{Changed, Renewer};
 use shared::clock::Clock;
 use shared::crash::{self, Point};
-use shared::db::anew;
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
 use shared::db::refunds::{self, Refund};
+use shared::db::{anew, in_time};
 use shared::domain::{CaseKind, PaymentMethod, RefundId, RefundStatus};
 use shared::gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget};
 use shared::settle::refunds::{self as settling, RefundFact};
@@ -88,8 +88,8 @@ impl Job for RefundWorker {
     async fn run(&self, job: &Taken) -> Result<(), JobError> {
         let id = RefundId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
         let missing = |what: &str| JobError::Missing(format!("{what} of refund {id}"));
-        let refund = refunds::get(&self.db, id).await?.ok_or_else(|| missing("the row"))?;
-        let order = orders::get(&self.db, refund.order_id).await?.ok_or_else(|| missing("the order"))?;
+        let refund = in_time(refunds::get(&self.db, id)).await?.ok_or_else(|| missing("the row"))?;
+        let order = in_time(orders::get(&self.db, refund.order_id)).await?.ok_or_else(|| missing("the order"))?;
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
         let step = match refund.status {
             RefundStatus::Succeeded => Step::Done,
@@ -124,7 +124,7 @@ impl RefundWorker {
             PaymentMethod::Alipay => time::Duration::seconds(3),
             PaymentMethod::Wechat => time::Duration::minutes(1),
         };
-        let others = refunds::of_order(&self.db, order.id).await?;
+        let others = in_time(refunds::of_order(&self.db, order.id)).await?;
         let sent = others.iter().filter(|other| other.id != refund.id && other.sent_at.is_some());
         let last = sent.map(|other| other.updated_at).max();
         Ok(last.map(|last| last + gap).filter(|until| *until > self.clock.now()))

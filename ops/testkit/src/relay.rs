@@ -23,6 +23,7 @@ struct Way {
     answers_lost: watch::Sender<bool>,
     injected: broadcast::Sender<Vec<u8>>,
     cut: broadcast::Sender<()>,
+    stranded: broadcast::Sender<()>,
     accepted: AtomicUsize,
     from_clients: AtomicUsize,
 }
@@ -44,6 +45,7 @@ impl Relay {
             answers_lost: watch::Sender::new(false),
             injected: broadcast::Sender::new(16),
             cut: broadcast::Sender::new(16),
+            stranded: broadcast::Sender::new(16),
             accepted: AtomicUsize::new(0),
             from_clients: AtomicUsize::new(0),
         });
@@ -106,6 +108,12 @@ impl Relay {
         self.way.targets.send_replace(vec![target]);
     }
 
+    /// Passes nothing on any more, for ever, on the connections that are open, and closes none of them to the client: the
+    /// machine at their other end has vanished. Those that are made from now on are served.
+    pub fn strand(&self) {
+        let _ = self.way.stranded.send(());
+    }
+
     /// Drops every connection that is open.
     pub fn cut(&self) {
         let _ = self.way.cut.send(());
@@ -147,7 +155,7 @@ async fn bound_to(port: u16) -> TcpListener {
 
 async fn connect(client: TcpStream, nth: usize, way: Arc<Way>) {
     // What is said from here on is heard by this connection, also while it is made.
-    let (mut cut, injected) = (way.cut.subscribe(), way.injected.subscribe());
+    let (mut cut, mut stranded, injected) = (way.cut.subscribe(), way.stranded.subscribe(), way.injected.subscribe());
     let targets = way.targets.borrow().clone();
     let Some(server) = any_of(&targets, nth).await else { return };
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
@@ -157,8 +165,18 @@ async fn connect(client: TcpStream, nth: usize, way: Arc<Way>) {
         true
     });
     let down = pass(from_server, to_client.clone(), &way, |_| !*way.answers_lost.borrow());
-    let inject = inject(injected, to_client);
-    tokio::select! { () = up => {}, () = down => {}, () = inject => {}, _ = cut.recv() => {} }
+    let inject = inject(injected, to_client.clone());
+    let is_stranded = tokio::select! {
+        () = up => false,
+        () = down => false,
+        () = inject => false,
+        _ = cut.recv() => false,
+        _ = stranded.recv() => true,
+    };
+    // `to_client` keeps the socket open; the server's has been closed by now.
+    if is_stranded {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// A connection to the `nth` of these, or to one after it.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::FRESH;
 use super::floors::Floors;
 use super::redis::{CallError, Redis, Script};
-use crate::db::DbError;
+use crate::db::{DbError, in_time};
 
 /// For how long memory keeps what can no longer change.
 const FINAL: Duration = Duration::from_secs(3600);
@@ -168,7 +168,7 @@ impl<V: Copied> Copies<V> {
             Remembered::Away => None,
         };
         let asked = Instant::now();
-        let found = load.await.inspect_err(|_| self.count("database", "error"))?;
+        let found = in_time(load).await.inspect_err(|_| self.count("database", "error"))?;
         self.count("database", if found.is_some() { "hit" } else { "miss" });
         let Some(value) = found else { return Ok(None) };
         if let Some(moment) = moment {
@@ -184,7 +184,7 @@ impl<V: Copied> Copies<V> {
     pub async fn renew(&self, load: impl Future<Output = Result<Vec<V>, DbError>>) -> Result<(), DbError> {
         let moment = self.moment().await;
         let asked = Instant::now();
-        let values = load.await?;
+        let values = in_time(load).await?;
         if let Some(moment) = moment {
             self.write(&values, moment).await;
         }
@@ -200,7 +200,7 @@ impl<V: Copied> Copies<V> {
     /// Those of `load`.
     pub async fn pass_on(&self, load: impl Future<Output = Result<Vec<V>, DbError>>) -> Result<(), DbError> {
         let Some(moment) = self.moment().await else { return Ok(()) };
-        self.write(&load.await?, moment).await;
+        self.write(&in_time(load).await?, moment).await;
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use backon::{ExponentialBuilder, Retryable};
 use tracing::warn;
 
-use super::DbError;
+use super::{DbError, in_time};
 use crate::telemetry::chain;
 
 /// Five times in all, with waits of different lengths, so that those who collided do not meet again.
@@ -17,7 +17,7 @@ const TRIES: ExponentialBuilder = ExponentialBuilder::new()
     .with_jitter();
 
 /// An error that may tell of a collision.
-pub trait Collision: std::error::Error + 'static {
+pub trait Collision: std::error::Error + From<DbError> + 'static {
     /// Whether the transaction failed only because of another one. One that ran out of time is none: a repeat at once would
     /// wait again.
     fn is_collision(&self) -> bool;
@@ -29,16 +29,18 @@ impl Collision for DbError {
     }
 }
 
-/// Does a whole transaction, from its begin to its commit, and does it anew when it collided.
+/// Does a whole transaction, from its begin to its commit, [`in_time`], and does it anew when it collided.
 ///
 /// # Errors
 /// What the last try met.
-pub async fn anew<T, E: Collision, F: Future<Output = Result<T, E>>>(transaction: impl FnMut() -> F) -> Result<T, E> {
+pub async fn anew<T, E: Collision, F: Future<Output = Result<T, E>>>(
+    mut transaction: impl FnMut() -> F,
+) -> Result<T, E> {
     let noted = |error: &E, _| {
         metrics::counter!("db_collisions_total").increment(1);
         warn!(error = chain(error), "Another transaction was in the way; once more");
     };
-    transaction.retry(TRIES).when(E::is_collision).notify(noted).await
+    (|| in_time(transaction())).retry(TRIES).when(E::is_collision).notify(noted).await
 }
 
 #[cfg(test)]

@@ -1,18 +1,14 @@
 //! All SQL. Functions work on the caller's connection or transaction and never begin or commit; a write that depends on
 //! a state names that state in its `where`.
 
-use std::str::FromStr;
-use std::time::Duration;
-
-use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Executor, PgConnection, PgExecutor, Postgres, Row};
+use sqlx::{Executor, PgConnection, PgExecutor, Postgres};
 use time::OffsetDateTime;
 
 mod anew;
 pub mod callbacks;
 pub mod cases;
 mod columns;
+mod connect;
 pub mod events;
 pub mod grants;
 pub mod idempotency_keys;
@@ -29,6 +25,7 @@ pub mod stats;
 pub mod transactions;
 
 pub use anew::{Collision, anew};
+pub use connect::{connect, in_time};
 pub use schema::{MIGRATOR, MigrationError, SchemaError, check_schema, migrate};
 
 /// What a statement met, named after what the caller may do.
@@ -126,44 +123,6 @@ impl From<sqlx::Error> for DbError {
             other => DbError::Failed(other),
         }
     }
-}
-
-/// Opens a pool. Time-outs live on the server, since a dropped future does not cancel its statement there.
-///
-/// # Errors
-/// [`DbError`] when the address cannot be read or no connection can be made.
-pub async fn connect(url: &SecretString, service: &str, max_connections: u32) -> Result<PgPool, DbError> {
-    let options = PgConnectOptions::from_str(url.expose_secret())?.application_name(service).options([
-        ("statement_timeout", "5s"),
-        ("lock_timeout", "2s"),
-        ("idle_in_transaction_session_timeout", "10s"),
-        ("client_min_messages", "error"),
-        ("tcp_user_timeout", "5s"),
-        // A host that has vanished is noticed after 20 s, not after the two hours of most systems: until then the server
-        // keeps its sessions, with their locks.
-        ("tcp_keepalives_idle", "10"),
-        ("tcp_keepalives_interval", "5"),
-        ("tcp_keepalives_count", "2"),
-    ]);
-    let pool = PgPoolOptions::new()
-        .max_connections(max_connections)
-        .min_connections(1)
-        .acquire_timeout(Duration::from_secs(2))
-        .max_lifetime(Duration::from_secs(1800))
-        .idle_timeout(Duration::from_secs(300))
-        // sqlx 0.9.0 returns a connection whose begin() was dropped halfway to the pool with its transaction open
-        // (transact-rs/sqlx#4393). ROLLBACK ends it and is the liveness check too; elsewhere it is only a notice. A server that
-        // only reads is not, or no longer, the one that our address stands for: the next connection may find that one.
-        .test_before_acquire(false)
-        .before_acquire(|connection, _| {
-            Box::pin(async move {
-                let asked = sqlx::raw_sql("rollback; show transaction_read_only").fetch_one(connection).await?;
-                Ok(asked.try_get::<String, _>(0)? == "off")
-            })
-        })
-        .connect_with(options)
-        .await?;
-    Ok(pool)
 }
 
 /// Has this transaction wait no more than 250 ms for a lock: about as long as a healthy transaction holds one.

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,9 +86,16 @@ where
     let mut attempt = anything() as usize;
     let mut down = Announced::default();
     while !stop.is_cancelled() {
+        let mut opening = pin!(connect(&addresses, name, attempt));
         let opened = tokio::select! {
-            opened = connect(&addresses, name, attempt) => opened,
-            () = stop.cancelled() => break,
+            opened = &mut opening => opened,
+            () = stop.cancelled() => {
+                // Dropped halfway, a handshake leaves a thread behind that panics when the process ends.
+                if let Ok(Ok(connection)) = timeout(STEP, opening).await {
+                    close(&connection).await;
+                }
+                break;
+            }
         };
         attempt = attempt.wrapping_add(1);
         match opened {

@@ -3,6 +3,7 @@
 mod cache;
 mod mq;
 mod mq_publish;
+mod pool;
 mod rights;
 mod rotation;
 mod schema;

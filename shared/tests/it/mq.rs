@@ -19,6 +19,8 @@ use shared::mq::{
 };
 use testkit::TestBroker;
 use time::macros::datetime;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -142,6 +144,25 @@ async fn a_session_is_rebuilt_when_its_queue_or_its_connection_goes() {
         sleep(Duration::from_millis(500)).await;
     }
     stop.cancel();
+    timeout(SOON, supervised).await.unwrap().unwrap().unwrap();
+}
+
+/// Trap: a handshake of the library that is dropped halfway leaves its thread behind, which panics when the process ends.
+#[tokio::test]
+async fn a_handshake_that_has_begun_comes_to_its_end_before_the_session_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = SecretString::from(format!("amqp://u:p@{}/%2f", listener.local_addr().unwrap()));
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    let supervised =
+        tokio::spawn(async move { mq::supervise("test", &uri, token, async |_, _| Err(MqError::Lost)).await });
+    let (mut look, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    look.write_all(&[1, 0, 0, 0, 0, 0, 0]).await.unwrap();
+    let (handshake, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
+    stop.cancel();
+    sleep(Duration::from_millis(300)).await;
+    assert!(!supervised.is_finished(), "the handshake was dropped");
+    drop(handshake);
     timeout(SOON, supervised).await.unwrap().unwrap().unwrap();
 }
 

@@ -1,23 +1,16 @@
-//! The database and the code agree: names under checks, migrations, and the two traps of the pool.
+//! The database and the code agree: names under checks, migrations, indexes.
 
 use std::str::FromStr;
-use std::task::Poll;
 
-use secrecy::SecretString;
-use shared::db::{self, DbError, MIGRATOR, MigrationError, SchemaError};
+use shared::db::{self, MIGRATOR, MigrationError, SchemaError};
 use shared::domain::{
     CaseId, CaseKind, CaseStatus, OrderId, OrderStatus, PaymentMethod, RefundId, RefundStatus, Scene, TransactionId,
     Verdict,
 };
-use sqlx::postgres::{PgHasArrayType, PgPoolOptions};
-use sqlx::{Connection, Encode, Executor, PgPool, Postgres, Type};
+use sqlx::postgres::PgHasArrayType;
+use sqlx::{Encode, PgPool, Postgres, Type};
 
-/// The address of a test's database, for a pool like that of a process.
-fn url_of(db: &PgPool) -> SecretString {
-    let mut url = url::Url::parse(&testkit::env("DATABASE_URL")).unwrap();
-    url.set_path(db.connect_options().get_database().unwrap());
-    SecretString::from(String::from(url))
-}
+use crate::pool::url_of;
 
 /// The quoted names in a check constraint, in the order of the definition.
 async fn names_under(db: &PgPool, constraint: &str) -> Vec<String> {
@@ -92,91 +85,6 @@ async fn an_empty_database_is_migrated_once(db: PgPool) {
         assert_eq!(db::migrate(&url_of(&db)).await.unwrap(), 0);
     }
     assert_eq!(db::check_schema(&db).await.unwrap(), 0);
-}
-
-/// Without them a host that vanishes holds its locks, the relay's lead among them, for hours.
-#[sqlx::test]
-async fn a_session_of_a_host_that_vanished_ends_soon(db: PgPool) {
-    let pool = db::connect(&url_of(&db), "test", 1).await.unwrap();
-    let setting = async |name: &str| -> i64 {
-        sqlx::query_scalar("select setting::bigint from pg_settings where name = $1")
-            .bind(name.to_owned())
-            .fetch_one(&pool)
-            .await
-            .unwrap()
-    };
-    let after = setting("tcp_keepalives_idle").await
-        + setting("tcp_keepalives_interval").await * setting("tcp_keepalives_count").await;
-    assert!((1..=30).contains(&after), "{after} s");
-    assert!((1..=10_000).contains(&setting("tcp_user_timeout").await));
-}
-
-/// After a failover a session may be on a server that only reads: no row is to blame, and the pool does not keep it.
-#[sqlx::test]
-async fn a_session_that_only_reads_blames_no_row_and_is_replaced(db: PgPool) {
-    sqlx::query("create table written (n int)").execute(&db).await.unwrap();
-    let pool = db::connect(&url_of(&db), "test", 1).await.unwrap();
-    let backend = async || sqlx::query_scalar::<_, i32>("select pg_backend_pid()").fetch_one(&pool).await.unwrap();
-    let write = async || sqlx::query("insert into written values (1)").execute(&pool).await.map_err(DbError::from);
-    let first = backend().await;
-    assert_eq!(backend().await, first, "one that writes is kept");
-    // What a standby is for its sessions, and a primary that somebody has fenced off.
-    sqlx::query("set default_transaction_read_only = on").execute(&pool).await.unwrap();
-    assert_ne!(backend().await, first, "one that only reads is not");
-    write().await.unwrap();
-
-    let mut reads = sqlx::PgConnection::connect_with(&db.connect_options()).await.unwrap();
-    reads.execute("set default_transaction_read_only = on").await.unwrap();
-    let refused = sqlx::query("insert into written values (2)").execute(&mut reads).await;
-    let refused = DbError::from(refused.unwrap_err());
-    assert!(matches!(refused, DbError::Unavailable(_)) && !refused.blames_the_rows(), "{refused:?}");
-}
-
-/// sqlx 0.9.0 gives a connection back with an open transaction when `begin()` is dropped halfway (transact-rs/sqlx#4393).
-/// The pool's own hook has to end it. A pool without the hook goes through the same and loses rows that it has
-/// acknowledged: if it does not, this shows nothing.
-#[sqlx::test]
-async fn a_cancelled_begin_loses_no_row(db: PgPool) {
-    sqlx::query("create table kept (pool text, n int, primary key (pool, n))").execute(&db).await.unwrap();
-    let ours = db::connect(&url_of(&db), "test", 3).await.unwrap();
-    let without = PgPoolOptions::new()
-        .max_connections(3)
-        .test_before_acquire(false)
-        .connect_with((*db.connect_options()).clone())
-        .await
-        .unwrap();
-    for (name, pool) in [("ours", ours), ("without", without)] {
-        for n in 0..300 {
-            // Before, while and after BEGIN is on the wire: the first waits are those of the hook.
-            dropped_after(usize::try_from(n % 7).unwrap(), pool.begin()).await;
-            let insert = sqlx::query("insert into kept values ($1, $2)").bind(name).bind(n);
-            insert.execute(&pool).await.unwrap();
-        }
-        pool.close().await;
-    }
-    let mut fresh = sqlx::PgConnection::connect_with(&db.connect_options()).await.unwrap();
-    let mut kept = async |name: &str| -> i64 {
-        let count = sqlx::query_scalar("select count(*) from kept where pool = $1").bind(name.to_owned());
-        count.fetch_one(&mut fresh).await.unwrap()
-    };
-    assert_eq!(kept("ours").await, 300);
-    let without = kept("without").await;
-    assert!(without < 300, "{without}: no begin() was dropped halfway");
-}
-
-/// Polls `future` until it has had to wait for `waits` + 1 answers, then drops it; a timer would be a thousand times too
-/// coarse to hit the moment.
-async fn dropped_after<F: Future>(waits: usize, future: F) {
-    let mut future = std::pin::pin!(future);
-    let mut left = waits;
-    std::future::poll_fn(|context| match future.as_mut().poll(context) {
-        Poll::Pending if left > 0 => {
-            left -= 1;
-            Poll::Pending
-        }
-        _ => Poll::Ready(()),
-    })
-    .await;
 }
 
 /// What a broken `create index concurrently` leaves behind.

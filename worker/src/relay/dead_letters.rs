@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
-use shared::db::{DbError, events, jobs};
+use shared::db::{DbError, events, in_time, jobs};
 use shared::domain::{CaseId, CaseKind};
 use shared::mq::consume::{DeadLetter, LetterOf};
 use shared::settle;
@@ -24,12 +24,12 @@ use crate::consumer::Ack;
 /// [`DbError`]; the letters stay in their queue then. One that the database refuses is filed with less, and stops no other.
 pub(super) async fn file(relay: &Relay, letters: Vec<DeadLetter>) -> Result<Vec<Ack>, DbError> {
     let acks = vec![Ack::Done; letters.len()];
-    let Err(error) = passes(open(relay, &letters, Evidence::Whole).await)? else { return Ok(acks) };
+    let Err(error) = passes(in_time(open(relay, &letters, Evidence::Whole)).await)? else { return Ok(acks) };
     warn!(%error, letters = letters.len(), "Dead letters were refused; they are filed one by one");
     for letter in letters.chunks(1) {
-        if let Err(error) = passes(open(relay, letter, Evidence::Whole).await)? {
+        if let Err(error) = passes(in_time(open(relay, letter, Evidence::Whole)).await)? {
             error!(%error, "A dead letter was refused; only its bytes are filed");
-            open(relay, letter, Evidence::Bytes).await?;
+            in_time(open(relay, letter, Evidence::Bytes)).await?;
         }
     }
     Ok(acks)

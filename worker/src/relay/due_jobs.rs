@@ -4,7 +4,7 @@
 use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Due, Lease};
-use shared::db::{DbError, events};
+use shared::db::{DbError, events, in_time};
 use shared::domain::{CaseId, CaseKind};
 use shared::job::{Callback, JobMessage, kind};
 use shared::mq::{Message, callback_message, topology};
@@ -21,23 +21,29 @@ pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection, depths: 
         [(kind::CALLBACK, depths.callbacks), (kind::CHECK, depths.checks), (kind::REFUND, depths.refunds)]
     {
         let which = if depth > LONG_QUEUE { Lease::Fresh } else { Lease::All };
-        let due = jobs::lease_due(connection, kind, which, BATCH, relay.clock.now()).await?;
-        let (mut leases, mut messages) = (Vec::new(), Vec::new());
-        for job in due {
-            match message(kind, &job) {
-                Ok(message) => {
-                    leases.push((job.id, job.fence));
-                    messages.push(message);
-                }
-                Err(error) => give_up(relay, connection, &job, &error).await?,
+        carried += in_time(carry_kind(relay, connection, kind, which)).await?;
+    }
+    Ok(carried)
+}
+
+async fn carry_kind(relay: &Relay, connection: &mut PgConnection, kind: &str, which: Lease) -> Result<usize, DbError> {
+    let due = jobs::lease_due(connection, kind, which, BATCH, relay.clock.now()).await?;
+    let (mut leases, mut messages) = (Vec::new(), Vec::new());
+    for job in due {
+        match message(kind, &job) {
+            Ok(message) => {
+                leases.push((job.id, job.fence));
+                messages.push(message);
             }
-        }
-        if !messages.is_empty() {
-            crash::at(Point::RelayLeased);
-            carried += publish(relay, connection, &leases, messages).await?;
-            crash::at(Point::RelayCarried);
+            Err(error) => give_up(relay, connection, &job, &error).await?,
         }
     }
+    if messages.is_empty() {
+        return Ok(0);
+    }
+    crash::at(Point::RelayLeased);
+    let carried = publish(relay, connection, &leases, messages).await?;
+    crash::at(Point::RelayCarried);
     Ok(carried)
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use shared::cache::Renewer;
 use shared::clock::Clock;
-use shared::db::{DbError, events, jobs, leadership};
+use shared::db::{DbError, events, in_time, jobs, leadership};
 use shared::job::kind;
 use shared::mq::{self, MqError, Publisher, PublisherOptions, PublisherState};
 use shared::telemetry::chain;
@@ -127,8 +127,8 @@ impl Relay {
     /// Waits for the lock, then carries until the connection is lost or `stop`.
     async fn lead(&self, stop: &CancellationToken) -> Result<(), DbError> {
         let mut connection = self.db.acquire().await?.detach();
-        leadership::end_when_silent(&mut connection).await?;
-        while !leadership::try_lead(&mut connection).await? {
+        in_time(leadership::end_when_silent(&mut connection)).await?;
+        while !in_time(leadership::try_lead(&mut connection)).await? {
             tokio::select! { () = tokio::time::sleep(STANDBY) => {}, () = stop.cancelled() => return Ok(()) }
         }
         info!("This relay is the active one");
@@ -160,14 +160,14 @@ impl Relay {
         mut directions: Directions,
         leading: &CancellationToken,
     ) -> Result<(), DbError> {
-        let mut nudges = events::listen(&self.db).await?;
+        let mut nudges = in_time(events::listen(&self.db)).await?;
         let mut outbox = Outbox::default();
         let mut measured = OffsetDateTime::UNIX_EPOCH;
         while !leading.is_cancelled() {
             let now = self.clock.now();
             if now - measured > MEASURE {
                 measured = now;
-                next_round(self.measure(connection, now).await)?;
+                next_round(in_time(self.measure(connection, now)).await)?;
             }
             let state = *directions.state.borrow_and_update();
             // While the publisher cannot publish, leasing and giving back would only write.
@@ -175,7 +175,7 @@ impl Relay {
                 && directions.asked.is_empty()
                 && self.publisher.state() == PublisherState::Ready
             {
-                let events = next_round(outbox.carry(self, connection).await)?;
+                let events = next_round(in_time(outbox.carry(self, connection)).await)?;
                 let jobs = next_round(due_jobs::carry(self, connection, depths).await)?;
                 if events + jobs > 0 {
                     continue;
@@ -186,7 +186,7 @@ impl Relay {
                 Some(done) = directions.asked.recv() => {
                     // Those events are unpublished with the others.
                     outbox = Outbox::default();
-                    if next_round(self.rebuild(connection).await.map(Some))?.is_some() {
+                    if next_round(in_time(self.rebuild(connection)).await.map(Some))?.is_some() {
                         // Whoever asked has gone with its session: the next session asks again.
                         let _ = done.send(());
                     }

@@ -8,8 +8,8 @@ use std::time::Duration as StdDuration;
 
 use shared::clock::Clock;
 use shared::config::Env;
-use shared::db::DbError;
 use shared::db::retention::{self, Step};
+use shared::db::{DbError, in_time};
 use shared::domain::CaseId;
 use shared::telemetry::chain;
 use sqlx::{PgConnection, PgPool};
@@ -96,7 +96,7 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     };
     let look = async {
         loop {
-            if let Err(error) = measure(&relay.db, relay.clock.now()).await {
+            if let Err(error) = in_time(measure(&relay.db, relay.clock.now())).await {
                 warn!(error = chain(&error), "The tables were not measured; the next time does it");
             }
             tokio::time::sleep(LOOK).await;
@@ -135,7 +135,7 @@ async fn walk<Place: Copy>(
 ) {
     let (mut limit, mut removed) = (BATCH, 0);
     loop {
-        match commit(db, async |tx| step(tx, place, limit).await).await {
+        match in_time(commit(db, async |tx| step(tx, place, limit).await)).await {
             Ok(done) => {
                 removed += done.removed;
                 metrics::counter!("rows_removed_total", "table" => table).increment(done.removed);

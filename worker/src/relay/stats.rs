@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::db::DbError;
+use shared::db::{DbError, in_time};
 use shared::stats;
 use shared::telemetry::chain;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     let work = async {
         let mut hours = stats::ROUND;
         loop {
-            let caught_up = match round(relay, hours).await {
+            let caught_up = match in_time(round(relay, hours)).await {
                 Ok(caught_up) => {
                     hours = stats::ROUND;
                     caught_up

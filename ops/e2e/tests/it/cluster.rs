@@ -3,7 +3,7 @@
 
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::process::{Ended, Process};
 use e2e::servers::{PrivateServers, Servers};
@@ -15,12 +15,17 @@ use shared::mq::topology;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Executor};
 use testkit::Relay;
+use tokio::time::sleep;
 use url::Url;
 
 /// How long anything may take while machines are lost.
 const LONG: Duration = Duration::from_secs(120);
 /// So many more orders are paid before a lost machine comes back: those that go on without it.
 const MEANWHILE: i64 = 40;
+
+/// For the refunds that nobody could give back: after two minutes others take them.
+const TWO_MINUTES_PASS: &str =
+    "update jobs set due_at = least(due_at, now()), lease_until = null where kind = 'refund'";
 
 /// What `xtask server` calls the nodes, in the order of their addresses.
 const NODES: [&str; 3] = ["rabbitmq", "rabbitmq-2", "rabbitmq-3"];
@@ -113,8 +118,19 @@ async fn the_leading_node_cut_off_from_the_others_under_load_loses_and_doubles_n
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_promoted_under_load_has_everything_that_was_answered() {
+    a_standby_takes_over("standby", |_| ()).await;
+}
+
+/// A machine that loses its power closes no connection: nobody is told, and whoever waits for it would wait for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_promoted_for_a_machine_that_vanished_without_a_word_is_found_by_everybody() {
+    a_standby_takes_over("vanished", Relay::strand).await;
+}
+
+/// `last` is what the connections to the lost machine see of its end.
+async fn a_standby_takes_over(purpose: &str, last: impl Fn(&Relay)) {
     let mut address = None;
-    let world = world("standby", &["--standby"], async |servers| {
+    let world = world(purpose, &["--standby"], async |servers| {
         let relay = Relay::to(host_and_port(&servers.addresses().database)).await;
         let port = relay.port();
         address = Some(relay);
@@ -125,15 +141,34 @@ async fn a_standby_promoted_under_load_has_everything_that_was_answered() {
     let standby = world.addresses.standby.clone().expect("a standby");
     under_load(&world, async {
         others_go_on(&world).await;
+        last(&address);
         world.servers().server("kill", "postgres").await;
         let mut connection = PgConnection::connect(&standby).await.expect("a standby answers");
         connection.execute("select pg_promote()").await.expect("promoted");
-        // Time passes for the refunds that nobody could give back: two minutes, after which others take them.
-        let passes = "update jobs set due_at = least(due_at, now()), lease_until = null where kind = 'refund'";
-        connection.execute(passes).await.expect("time passes");
+        connection.execute(TWO_MINUTES_PASS).await.expect("time passes");
         address.point_at(host_and_port(&standby));
         world.db.set_connect_options(PgConnectOptions::from_str(&standby).expect("a URL"));
+        let moved = Instant::now();
         others_go_on(&world).await;
+        println!(
+            "{MEANWHILE} more orders were paid {:.1} s after the address had moved",
+            moved.elapsed().as_secs_f64()
+        );
+    })
+    .await;
+}
+
+/// Longer than anybody waits: what was given up is done all the same, later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_that_wait_for_a_standby_are_given_up_and_found_done_when_it_is_back() {
+    let world = world("waiting", &["--standby"], async |_| None).await;
+    under_load(&world, async {
+        others_go_on(&world).await;
+        world.servers().server("kill", "standby").await;
+        sleep(Duration::from_secs(45)).await;
+        world.servers().server("start", "standby").await;
+        others_go_on(&world).await;
+        world.db.execute(TWO_MINUTES_PASS).await.expect("time passes");
     })
     .await;
 }
@@ -184,9 +219,10 @@ async fn buy_until(world: &World, gateway: Gateway, scene: &str, back: i64, over
     bought
 }
 
-/// The first answer that is not "later".
+/// The first answer that is neither "later" nor "it took too long, repeat it".
 async fn answered(mut ask: impl AsyncFnMut() -> Option<Answer>) -> Answer {
-    eventually("an answer", LONG, async || ask().await.filter(|answer| answer.retry_after.is_none())).await
+    let is_one = |answer: &Answer| answer.retry_after.is_none() && answer.status != 504;
+    eventually("an answer", LONG, async || ask().await.filter(is_one)).await
 }
 
 async fn becomes(world: &World, order: &Order, status: &str) {

@@ -1,0 +1,103 @@
+//! The pool, and what becomes of a connection whose other end has vanished.
+//!
+//! Time-outs live on the server, since a dropped future does not cancel its statement there. A machine that vanishes takes
+//! them with it and says nothing, and sqlx 0.9 puts no keepalive on its sockets, so whoever waits for an answer would wait
+//! for good. What waits here therefore has a limit of its own, which a server that lives never lets it reach.
+
+use std::io;
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{PgConnection, Row};
+use tokio::time::timeout;
+
+use super::DbError;
+
+/// How long anything in the database may take in all. The server ends a statement after 5 s.
+const LONGEST: Duration = Duration::from_secs(30);
+/// How long a connection that comes back may take to be ready for the next one: as long as the statement that somebody
+/// has given up, and some more.
+const COMES_BACK: Duration = Duration::from_secs(10);
+/// How long a connection that has rested may take to answer, so that another one can be made in the 2 s of an acquire.
+const WAKES: Duration = Duration::from_secs(1);
+/// One that came back so short a while ago was asked then.
+const FRESH: Duration = Duration::from_millis(100);
+
+/// Opens a pool.
+///
+/// # Errors
+/// [`DbError`] when the address cannot be read or no connection can be made.
+pub async fn connect(url: &SecretString, service: &str, max_connections: u32) -> Result<PgPool, DbError> {
+    let options = PgConnectOptions::from_str(url.expose_secret())?.application_name(service).options([
+        ("statement_timeout", "5s"),
+        ("lock_timeout", "2s"),
+        ("idle_in_transaction_session_timeout", "10s"),
+        ("client_min_messages", "error"),
+        ("tcp_user_timeout", "5s"),
+        // A host that has vanished is noticed after 20 s, not after the two hours of most systems: until then the server
+        // keeps its sessions, with their locks.
+        ("tcp_keepalives_idle", "10"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "2"),
+    ]);
+    let pool = PgPoolOptions::new()
+        .max_connections(max_connections)
+        .min_connections(1)
+        .acquire_timeout(Duration::from_secs(2))
+        .max_lifetime(Duration::from_secs(1800))
+        .idle_timeout(Duration::from_secs(300))
+        .test_before_acquire(false)
+        .before_acquire(|connection, rested| {
+            Box::pin(async move { Ok(rested.idle_for < FRESH || is_usable(connection, WAKES).await?) })
+        })
+        // sqlx tests what comes back as well, but without a limit: one that never answers would keep its place in the pool.
+        .after_release(|connection, _| Box::pin(is_usable(connection, COMES_BACK)))
+        .connect_with(options)
+        .await?;
+    Ok(pool)
+}
+
+/// Whether a connection may be used: it answers in time, and its server takes writes. One that only reads is not, or no
+/// longer, the one that our address stands for, and the next connection may find that one.
+///
+/// sqlx 0.9.0 gives a connection back with an open transaction when `begin()` was dropped halfway (transact-rs/sqlx#4393).
+/// ROLLBACK ends it; elsewhere it is only a notice.
+async fn is_usable(connection: &mut PgConnection, limit: Duration) -> Result<bool, sqlx::Error> {
+    let asked = sqlx::raw_sql("rollback; show transaction_read_only").fetch_one(connection);
+    let answer = timeout(limit, asked).await.map_err(|_| silence())??;
+    Ok(answer.try_get::<String, _>(0)? == "off")
+}
+
+/// Gives up work in the database that takes longer than 30 s, so that nothing waits for a machine that has vanished. What
+/// was asked there may have been done all the same, as when a connection is lost.
+///
+/// # Errors
+/// The work's own, or [`DbError::Unavailable`] when it was given up.
+pub async fn in_time<T, E: From<DbError>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    within(LONGEST, work).await
+}
+
+async fn within<T, E: From<DbError>>(limit: Duration, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    timeout(limit, work).await.unwrap_or_else(|_| Err(DbError::Unavailable(silence()).into()))
+}
+
+fn silence() -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_never_ends_is_given_up_and_blames_no_row() {
+        let never = std::future::pending::<Result<(), DbError>>();
+        let given_up = within(Duration::from_millis(10), never).await.unwrap_err();
+        assert!(matches!(given_up, DbError::Unavailable(_)), "{given_up:?}");
+        assert!(!given_up.blames_the_rows() && !given_up.ran_out_of_time());
+        assert!(matches!(in_time(async { Ok::<_, DbError>(7) }).await, Ok(7)));
+        assert!(matches!(in_time(async { Err::<(), _>(DbError::Moved) }).await, Err(DbError::Moved)));
+    }
+}
