@@ -10,7 +10,7 @@ use crate::domain::{AccountName, PaymentMethod};
 
 /// A gateway's callback as it came: the exact bytes, and the headers that its signature needs.
 ///
-/// It travels as a message (body as it is, the rest in the message's headers) or, when the broker is away, as the
+/// It travels as a message (one line of JSON, then the body as it is) or, when the broker is away, as the
 /// payload of a `jobs` row (JSON, body in base64). It is evidence, not truth: every reader checks the signature again.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Callback {

@@ -11,9 +11,8 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, Consumer};
 
-use super::callback::JOB_ID;
-use super::{MqError, step, topology};
-use crate::job::JobMessage;
+use super::{MqError, callback_of, step, topology};
+use crate::job::{Callback, JobMessage};
 
 /// Acks are not confirmed: a channel that closes right behind them can give some of the messages back.
 const ACKS_ON_THE_WAY: Duration = Duration::from_secs(1);
@@ -105,11 +104,11 @@ pub struct DeadLetter {
     pub body: Bytes,
 }
 
-/// What a dead letter says of the row that it was published for. The queue is not trusted: it may say anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a dead letter says it is. The queue is not trusted: it may say anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LetterOf {
-    /// A callback that is a job too.
-    Callback(i64),
+    /// A callback, which may be a job too.
+    Callback(Callback),
     /// A check or a refund, of which the message is only the nudge.
     Work(JobMessage),
 }
@@ -139,13 +138,10 @@ impl DeadLetter {
         }
     }
 
-    /// The row of `jobs` that it was published for, if any.
+    /// What it is, if that can be read.
     pub fn of(&self) -> Option<LetterOf> {
         match self.queue.as_deref()? {
-            topology::CALLBACKS => {
-                let (_, id) = self.headers.iter().find(|(name, _)| name == JOB_ID)?;
-                Some(LetterOf::Callback(id.parse().ok()?))
-            }
+            topology::CALLBACKS => Some(LetterOf::Callback(callback_of(&self.body).ok()?)),
             topology::CHECKS | topology::REFUNDS => Some(LetterOf::Work(serde_json::from_slice(&self.body).ok()?)),
             _ => None,
         }

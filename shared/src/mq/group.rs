@@ -29,9 +29,14 @@ const PERSISTENT: u8 = 2;
 pub(super) struct Job {
     exchange: ShortString,
     routing_key: ShortString,
-    id: String,
     properties: BasicProperties,
     body: bytes::Bytes,
+    caller: Caller,
+}
+
+/// Who waits for the proof of the message with this id.
+struct Caller {
+    id: String,
     done: oneshot::Sender<Result<(), PublishError>>,
 }
 
@@ -46,20 +51,24 @@ impl Job {
         if let Some(kind) = &message.kind {
             properties = properties.with_type(short("type", kind)?);
         }
-        let mut headers = FieldTable::default();
-        for (name, value) in message.headers {
-            headers.insert(short("header name", &name)?, AMQPValue::LongString(value.into()));
+        if !message.headers.is_empty() {
+            let mut headers = FieldTable::default();
+            for (name, value) in message.headers {
+                headers.insert(short("header name", &name)?, AMQPValue::LongString(value.into()));
+            }
+            properties = properties.with_headers(headers);
         }
         Ok(Job {
             exchange: short("exchange", &message.exchange)?,
             routing_key: short("routing key", &message.routing_key)?,
-            id: message.id,
-            properties: properties.with_headers(headers),
+            properties,
             body: message.body,
-            done,
+            caller: Caller { id: message.id, done },
         })
     }
+}
 
+impl Caller {
     fn answer(self, answer: Result<(), PublishError>) {
         // The caller may have gone; then nobody needs to know.
         let _ = self.done.send(answer);
@@ -129,18 +138,19 @@ impl Lane<'_> {
     /// handed over would cost two changes of thread for each message and a packet of its own; so all are handed over first.
     async fn send(&self, channel: &Channel, jobs: impl Iterator<Item = Job>, sent: &mut Sent) -> Result<(), MqError> {
         // Jobs whose callers have gone have been stored elsewhere meanwhile.
-        let writing: Vec<_> = jobs.filter(|job| !job.done.is_closed()).map(|job| hand_over(channel, job)).collect();
+        let writing: Vec<_> =
+            jobs.filter(|job| !job.caller.done.is_closed()).map(|job| hand_over(channel, job)).collect();
         let mut deadline = Instant::now() + STEP;
         let mut failed = Ok(());
-        for (job, written) in writing {
+        for (caller, written) in writing {
             match self.until(&mut deadline, written).await {
-                Some(Ok(confirm)) => sent.confirms.push((job, confirm)),
+                Some(Ok(confirm)) => sent.confirms.push((caller, confirm)),
                 Some(Err(source)) => {
-                    job.answer(Err(PublishError::Lost(source.to_string())));
+                    caller.answer(Err(PublishError::Lost(source.to_string())));
                     failed = failed.and(Err(MqError::Amqp { doing: "publishing", source }));
                 }
                 None => {
-                    job.answer(Err(PublishError::TimedOut));
+                    caller.answer(Err(PublishError::TimedOut));
                     sent.abandoned = true;
                     failed = failed.and(Err(MqError::TimedOut("publishing")));
                 }
@@ -159,7 +169,7 @@ impl Lane<'_> {
         let mut outcomes = Vec::with_capacity(sent.confirms.len());
         let mut error = None;
         let mut refused = false;
-        for (job, confirm) in sent.confirms {
+        for (caller, confirm) in sent.confirms {
             let outcome = match self.until(&mut deadline, confirm).await {
                 Some(Ok(confirmation)) => {
                     refused |= matches!(confirmation, Confirmation::Nack(_));
@@ -188,16 +198,16 @@ impl Lane<'_> {
                     Err(PublishError::TimedOut)
                 }
             };
-            outcomes.push((job, outcome));
+            outcomes.push((caller, outcome));
         }
         if refused && self.since.elapsed() > REFUSED_FOR_GOOD {
             error.get_or_insert(MqError::Refused);
         }
         // A return that names none of the group leaves open whose it is: then nobody here has proof.
-        stranger |= !returned.iter().all(|id| outcomes.iter().any(|(job, _)| job.id == *id));
-        for (job, outcome) in outcomes {
-            let returned = returned.contains(&job.id);
-            job.answer(match outcome {
+        stranger |= !returned.iter().all(|id| outcomes.iter().any(|(caller, _)| caller.id == *id));
+        for (caller, outcome) in outcomes {
+            let returned = returned.contains(&caller.id);
+            caller.answer(match outcome {
                 Ok(()) if returned => Err(PublishError::Unroutable),
                 Ok(()) if stranger => Err(PublishError::Lost("a return could not be matched".to_owned())),
                 outcome => outcome,
@@ -227,7 +237,7 @@ impl Lane<'_> {
 #[derive(Default)]
 struct Sent {
     /// The published part, in the order of publishing.
-    confirms: Vec<(Job, PublisherConfirm)>,
+    confirms: Vec<(Caller, PublisherConfirm)>,
     /// Whether some were given up on before they were written. They may go out yet.
     abandoned: bool,
 }
@@ -236,15 +246,14 @@ struct Sent {
 type Written = Pin<Box<dyn Future<Output = lapin::Result<PublisherConfirm>> + Send>>;
 
 /// Has the connection write a job, in the order of the calls; waits for nothing.
-fn hand_over(channel: &Channel, job: Job) -> (Job, Written) {
-    let (channel, exchange, key) = (channel.clone(), job.exchange.clone(), job.routing_key.clone());
-    let (body, properties) = (job.body.clone(), job.properties.clone());
-    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+fn hand_over(channel: &Channel, job: Job) -> (Caller, Written) {
+    let Job { exchange, routing_key, properties, body, caller } = job;
+    let (channel, options) = (channel.clone(), BasicPublishOptions { mandatory: true, ..Default::default() });
     let mut written: Written =
-        Box::pin(async move { channel.basic_publish(exchange, key, options, &body, properties).await });
+        Box::pin(async move { channel.basic_publish(exchange, routing_key, options, &body, properties).await });
     // The first poll takes the delivery tag and queues the frames; whoever waits for the rest polls again.
     match written.as_mut().now_or_never() {
-        Some(ended) => (job, Box::pin(ready(ended))),
-        None => (job, written),
+        Some(ended) => (caller, Box::pin(ready(ended))),
+        None => (caller, written),
     }
 }

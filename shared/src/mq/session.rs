@@ -25,8 +25,7 @@ const PREFLIGHT: Duration = Duration::from_secs(2);
 /// How long a clean close may take; it hangs while the broker blocks the connection.
 const CLOSE: Duration = Duration::from_secs(3);
 /// The largest frame, in bytes, unless the address says otherwise. The library keeps room for 64 of them for each connection:
-/// 8 MiB with the broker's own 128 KiB. A body may be cut, the headers of a message may not: all that a request may bring
-/// (`HttpLimits::header_bytes`) fit into one.
+/// 8 MiB with the broker's own 128 KiB. No callback of a gateway has to be cut for it.
 const FRAME: u32 = 64 * 1024;
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);

@@ -13,6 +13,7 @@ use shared::domain::{CaseId, CaseKind};
 use shared::mq::consume::{DeadLetter, LetterOf};
 use shared::settle;
 use sqlx::PgConnection;
+use time::format_description::well_known::Rfc3339;
 use tracing::{error, warn};
 
 use super::Relay;
@@ -77,7 +78,6 @@ async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Resu
 /// its bytes; another's is only named.
 async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Result<NewCase, DbError> {
     let id = CaseId::from_u128(relay.clock.fresh_bits());
-    let body = STANDARD.encode(&letter.body);
     let plain_or_none = |text: &Option<String>| text.as_deref().map(plain);
     let headers = letter.headers.iter().map(|(name, value)| (plain(name), plain(value)));
     let mut evidence = json!({
@@ -85,12 +85,23 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
         "reason": plain_or_none(&letter.reason),
         "origin": plain_or_none(&letter.origin),
         "headers": headers.collect::<Vec<_>>(),
-        "body": body,
+        "body": STANDARD.encode(&letter.body),
     });
     // Without an id of its own a letter is always new.
     let mut number = plain_or_none(&letter.message_id).unwrap_or_else(|| id.to_string());
     match letter.of() {
-        Some(LetterOf::Callback(job)) => jobs::delete_dead_callback(tx, job, &body).await?,
+        Some(LetterOf::Callback(callback)) => {
+            if let Some(job) = callback.job_id {
+                jobs::delete_dead_callback(tx, job, &STANDARD.encode(&callback.body)).await?;
+            }
+            let headers = callback.headers.iter().map(|(name, value)| (plain(name), plain(value)));
+            evidence["callback"] = json!({
+                "method": callback.method,
+                "account": callback.account,
+                "received_at": callback.received_at.format(&Rfc3339).ok(),
+                "headers": headers.collect::<Vec<_>>(),
+            });
+        }
         Some(LetterOf::Work(nudge)) => {
             // Not the fence: however often the job is published, it is one case.
             number = format!("job:{}", nudge.id);

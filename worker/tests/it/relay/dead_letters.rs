@@ -76,6 +76,12 @@ async fn a_dead_callback_ends_the_job_that_it_came_as_and_no_other(db: PgPool) {
     road.until("select count(*) from cases", 3).await;
     assert_eq!(ids("callback").await, [rows[1]]);
     assert_eq!(ids("check").await, checks);
+    let told = "select evidence->'callback' from cases";
+    let told: Vec<serde_json::Value> = sqlx::query_scalar(told).fetch_all(&road.db).await.unwrap();
+    for told in told {
+        assert_eq!((&told["method"], &told["account"]), (&json!("alipay"), &json!("main")), "{told}");
+        assert_eq!(told["headers"], json!(callbacks[0].headers), "what its signature needs");
+    }
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
