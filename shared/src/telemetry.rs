@@ -8,7 +8,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
-use serde_json::{Map, Value};
+use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -116,82 +116,123 @@ struct JsonLines<W> {
     write: W,
 }
 
-/// The fields of a span, kept with it for the events inside.
-struct SpanFields(Map<String, Value>);
-
 impl<S, W> Layer<S> for JsonLines<W>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: Fn(&[u8]) + 'static,
 {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let mut fields = Map::new();
-        attributes.record(&mut Fields(&mut fields));
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
         if let Some(span) = context.span(id) {
-            span.extensions_mut().insert(SpanFields(fields));
+            span.extensions_mut().insert(fields);
         }
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
         if let Some(span) = context.span(id)
-            && let Some(SpanFields(fields)) = span.extensions_mut().get_mut()
+            && let Some(fields) = span.extensions_mut().get_mut::<Fields>()
         {
-            values.record(&mut Fields(fields));
+            values.record(fields);
         }
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut line = Map::new();
-        // From the outermost span inwards: the nearest value of a field counts.
-        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
-            line.insert("span".to_owned(), span.name().into());
-            if let Some(SpanFields(fields)) = span.extensions().get() {
-                line.extend(fields.clone());
+        let mut line = Line::default();
+        let now = Clock::system().now().format(&Rfc3339).unwrap_or_default();
+        line.put("timestamp", &json(&now));
+        line.put("level", &json(event.metadata().level().as_str()));
+        line.put("service", &json(self.service));
+        line.put("target", &json(event.metadata().target()));
+        let mut said = Fields::default();
+        event.record(&mut said);
+        line.put_all(&said);
+        line.put("message", "\"\"");
+        // From the innermost span outwards: the nearest value of a field counts.
+        for span in context.event_scope(event).into_iter().flatten() {
+            line.put("span", &json(span.name()));
+            if let Some(fields) = span.extensions().get::<Fields>() {
+                line.put_all(fields);
             }
         }
-        event.record(&mut Fields(&mut line));
-        let now = Clock::system().now().format(&Rfc3339).unwrap_or_default();
-        line.insert("timestamp".to_owned(), now.into());
-        line.insert("level".to_owned(), event.metadata().level().as_str().into());
-        line.insert("service".to_owned(), self.service.into());
-        line.insert("target".to_owned(), event.metadata().target().into());
-        line.entry("message").or_insert_with(|| "".into());
-        let mut text = Value::Object(line).to_string().into_bytes();
-        text.push(b'\n');
-        (self.write)(&text);
+        line.text.extend_from_slice(b"}\n");
+        (self.write)(&line.text);
     }
 }
 
-/// Records fields as JSON values.
-struct Fields<'a>(&'a mut Map<String, Value>);
+/// A line that is being written.
+#[derive(Default)]
+struct Line {
+    text: Vec<u8>,
+    names: Vec<&'static str>,
+}
 
-impl Visit for Fields<'_> {
+impl Line {
+    /// Writes a field, unless one of this name is written.
+    fn put(&mut self, name: &'static str, json_value: &str) {
+        if self.names.contains(&name) {
+            return;
+        }
+        self.text.push(if self.names.is_empty() { b'{' } else { b',' });
+        self.text.extend_from_slice(json(name).as_bytes());
+        self.text.push(b':');
+        self.text.extend_from_slice(json_value.as_bytes());
+        self.names.push(name);
+    }
+
+    fn put_all(&mut self, fields: &Fields) {
+        for (name, value) in &fields.0 {
+            self.put(name, value);
+        }
+    }
+}
+
+/// The fields of an event, or of a span, which are kept with it for the events inside: names, and values as JSON.
+#[derive(Default)]
+struct Fields(Vec<(&'static str, String)>);
+
+impl Fields {
+    fn set(&mut self, field: &Field, value: impl Serialize) {
+        let value = json(value);
+        match self.0.iter_mut().find(|(name, _)| *name == field.name()) {
+            Some((_, earlier)) => *earlier = value,
+            None => self.0.push((field.name(), value)),
+        }
+    }
+}
+
+/// Nothing that is logged can fail to be JSON: texts, numbers, truth values.
+fn json(value: impl Serialize) -> String {
+    serde_json::to_string(&value).unwrap_or_else(|_| "null".to_owned())
+}
+
+impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0.insert(field.name().to_owned(), format!("{value:?}").into());
+        self.set(field, format_args!("{value:?}"));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.insert(field.name().to_owned(), value.into());
+        self.set(field, value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.0.insert(field.name().to_owned(), value.into());
+        self.set(field, value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.0.insert(field.name().to_owned(), value.into());
+        self.set(field, value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.0.insert(field.name().to_owned(), value.into());
+        self.set(field, value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.0.insert(field.name().to_owned(), value.into());
+        self.set(field, value);
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.0.insert(field.name().to_owned(), crate::mq::chain(value).into());
+        self.set(field, crate::mq::chain(value));
     }
 }
 
@@ -199,19 +240,47 @@ impl Visit for Fields<'_> {
 mod tests {
     use std::sync::{Arc, Mutex};
 
+    use serde_json::{Map, Value};
     use time::OffsetDateTime;
 
     use super::*;
 
-    /// What is logged while `work` runs under this `RUST_LOG`, one parsed line each.
-    fn logged(directives: &str, work: impl FnOnce()) -> Vec<Map<String, Value>> {
+    /// What is logged while `work` runs under this `RUST_LOG`.
+    fn written(directives: &str, work: impl FnOnce()) -> Vec<String> {
         let written = Arc::new(Mutex::new(Vec::new()));
         let sink = written.clone();
         let write = move |line: &[u8]| sink.lock().unwrap().push(line.to_vec());
         let subscriber = lines(EnvFilter::new(directives), JsonLines { service: "test", write });
         tracing::subscriber::with_default(subscriber, work);
         let written = written.lock().unwrap();
-        written.iter().map(|line| serde_json::from_slice(line).unwrap()).collect()
+        written.iter().map(|line| String::from_utf8(line.clone()).unwrap()).collect()
+    }
+
+    /// The same, each line parsed.
+    fn logged(directives: &str, work: impl FnOnce()) -> Vec<Map<String, Value>> {
+        written(directives, work).iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn the_nearest_value_of_a_field_counts_and_stands_there_once() {
+        let lines = written("trace", || {
+            let outer = tracing::info_span!("outer", account = "far", outcome = "far", route = "/a");
+            let inner = outer.in_scope(|| tracing::info_span!("inner", account = "near", outcome = 1));
+            inner.record("outcome", 2.5);
+            inner.in_scope(
+                || tracing::info!(account = "nearest", ok = true, why = ?Some("\"x\"\n"), service = "forged"),
+            );
+        });
+        let line: Map<String, Value> = serde_json::from_str(&lines[0]).unwrap();
+        for (field, value) in
+            [("account", "nearest"), ("route", "/a"), ("span", "inner"), ("service", "test"), ("message", "")]
+        {
+            assert_eq!(line[field], value);
+            assert_eq!(lines[0].matches(&format!("{field:?}:")).count(), 1, "{}", lines[0]);
+        }
+        assert_eq!((&line["outcome"], &line["ok"]), (&2.5.into(), &true.into()));
+        assert_eq!(line["why"], "Some(\"\\\"x\\\"\\n\")");
+        assert_eq!(lines[0].matches('\n').count(), 1, "one line");
     }
 
     #[test]

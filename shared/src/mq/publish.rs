@@ -124,7 +124,7 @@ pub struct PublisherOptions {
 
 impl Default for PublisherOptions {
     fn default() -> PublisherOptions {
-        PublisherOptions { channels: 4, group: 256, queue: 1024 }
+        PublisherOptions { channels: 8, group: 256, queue: 1024 }
     }
 }
 
