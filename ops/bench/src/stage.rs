@@ -210,10 +210,15 @@ fn prepare(cli: &Cli, database: &Database, dir: &Path, task: &str) -> Result<()>
     Ok(())
 }
 
+/// What the programs log: one line for each request costs a tenth of the ingress, so not that, unless it is asked for.
+pub(crate) fn log_level() -> String {
+    env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned())
+}
+
 fn program(cli: &Cli, database: &Database, dir: &Path, name: &str) -> Command {
     let mut command = Command::new(cli.bin_dir.join(name));
     command.env_clear().envs(env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept)));
     command.env("DATABASE_URL", database.url.as_str()).env("GATEWAYS_FILE", dir.join("gateways.toml"));
-    command.env("RUST_LOG", "warn").current_dir(dir);
+    command.env("RUST_LOG", log_level()).current_dir(dir);
     command
 }

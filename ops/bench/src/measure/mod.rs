@@ -22,7 +22,7 @@ use clap::ValueEnum;
 use crate::cli::{Cli, What};
 use crate::progress::Progress;
 use crate::report::Report;
-use crate::stage::Stage;
+use crate::stage::{self, Stage};
 use crate::{database, figures};
 
 /// How long everything in hand may take to come to an end.
@@ -142,6 +142,7 @@ async fn conditions(stage: &Stage<'_>) -> Result<Vec<String>> {
             processor.trim_start_matches([' ', '\t', ':'])
         ),
         format!("PostgreSQL {postgres}; RabbitMQ and the load generator on the same machine"),
+        format!("the programs log at `{}` (RUST_LOG)", stage::log_level()),
         format!(
             "{} callbacks, {} orders, {} s at 100/s, {} repeats; the table shows medians",
             stage.cli.callbacks(),
