@@ -63,9 +63,9 @@ pub async fn connect(url: &SecretString, service: &str, max_connections: u32) ->
 /// longer, the one that our address stands for, and the next connection may find that one.
 ///
 /// sqlx 0.9.0 gives a connection back with an open transaction when `begin()` was dropped halfway (transact-rs/sqlx#4393).
-/// ROLLBACK ends it; elsewhere it is only a notice.
+/// ROLLBACK ends it. Where there is none, ROLLBACK alone would put a warning into the server's log, each time.
 async fn is_usable(connection: &mut PgConnection, limit: Duration) -> Result<bool, sqlx::Error> {
-    let asked = sqlx::raw_sql("rollback; show transaction_read_only").fetch_one(connection);
+    let asked = sqlx::raw_sql("begin; rollback; show transaction_read_only").fetch_one(connection);
     let answer = timeout(limit, asked).await.map_err(|_| silence())??;
     Ok(answer.try_get::<String, _>(0)? == "off")
 }

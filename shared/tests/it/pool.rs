@@ -1,6 +1,8 @@
 //! What the pool does about sessions that are not what they seem: left by a host that vanished, on a server that only reads,
 //! with an open transaction, or with nobody at their other end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -10,6 +12,10 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, Executor, PgPool};
 use testkit::Relay;
 use tokio::time::{Instant, timeout};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 use url::Url;
 
 /// The address of a test's database, for a pool like that of a process.
@@ -106,6 +112,34 @@ async fn dropped_after<F: Future>(waits: usize, future: F) {
         _ => Poll::Ready(()),
     })
     .await;
+}
+
+/// A server writes warnings into its log: one for each use of a connection would fill its disk.
+#[sqlx::test]
+async fn using_a_connection_warns_nobody(db: PgPool) {
+    let pool = db::connect(&url_of(&db), "test", 1).await.unwrap();
+    let warnings = Warnings::default();
+    let _here = tracing_subscriber::registry().with(warnings.clone()).set_default();
+    pool.execute("set client_min_messages = 'warning'").await.unwrap();
+    for rest in [0, 0, 150] {
+        tokio::time::sleep(Duration::from_millis(rest)).await;
+        db::ping(&pool).await.unwrap();
+    }
+    assert_eq!(warnings.0.load(Ordering::SeqCst), 0);
+    pool.execute("rollback").await.unwrap();
+    assert_eq!(warnings.0.load(Ordering::SeqCst), 1, "a warning would have been seen");
+}
+
+/// Counts what servers warn of.
+#[derive(Clone, Default)]
+struct Warnings(Arc<AtomicUsize>);
+
+impl<S: Subscriber> Layer<S> for Warnings {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() == "sqlx::postgres::notice" {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
 /// A pool of two by a way of its own, which can be lost.
