@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 use tokio::time::timeout;
 
 use super::DbError;
@@ -22,8 +22,6 @@ const LONGEST: Duration = Duration::from_secs(30);
 const COMES_BACK: Duration = Duration::from_secs(10);
 /// How long a connection that has rested may take to answer, so that another one can be made in the 2 s of an acquire.
 const WAKES: Duration = Duration::from_secs(1);
-/// One that came back so short a while ago was asked then.
-const FRESH: Duration = Duration::from_millis(100);
 
 /// Opens a pool.
 ///
@@ -49,25 +47,26 @@ pub async fn connect(url: &SecretString, service: &str, max_connections: u32) ->
         .max_lifetime(Duration::from_secs(1800))
         .idle_timeout(Duration::from_secs(300))
         .test_before_acquire(false)
-        .before_acquire(|connection, rested| {
-            Box::pin(async move { Ok(rested.idle_for < FRESH || is_usable(connection, WAKES).await?) })
-        })
+        .before_acquire(|connection, _| Box::pin(answers(WAKES, is_usable(connection))))
         // sqlx tests what comes back as well, but without a limit: one that never answers would keep its place in the pool.
-        .after_release(|connection, _| Box::pin(is_usable(connection, COMES_BACK)))
+        .after_release(|connection, _| Box::pin(answers(COMES_BACK, async { connection.ping().await.map(|()| true) })))
         .connect_with(options)
         .await?;
     Ok(pool)
 }
 
-/// Whether a connection may be used: it answers in time, and its server takes writes. One that only reads is not, or no
-/// longer, the one that our address stands for, and the next connection may find that one.
+/// Whether a connection may be used: its server takes writes. One that only reads is not, or no longer, the one that our
+/// address stands for, and the next connection may find that one.
 ///
 /// sqlx 0.9.0 gives a connection back with an open transaction when `begin()` was dropped halfway (transact-rs/sqlx#4393).
 /// ROLLBACK ends it. Where there is none, ROLLBACK alone would put a warning into the server's log, each time.
-async fn is_usable(connection: &mut PgConnection, limit: Duration) -> Result<bool, sqlx::Error> {
-    let asked = sqlx::raw_sql("begin; rollback; show transaction_read_only").fetch_one(connection);
-    let answer = timeout(limit, asked).await.map_err(|_| silence())??;
+async fn is_usable(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let answer = sqlx::raw_sql("begin; rollback; show transaction_read_only").fetch_one(connection).await?;
     Ok(answer.try_get::<String, _>(0)? == "off")
+}
+
+async fn answers<T>(limit: Duration, asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    timeout(limit, asked).await.unwrap_or_else(|_| Err(silence()))
 }
 
 /// Gives up work in the database that takes longer than 30 s, so that nothing waits for a machine that has vanished. What
