@@ -139,6 +139,7 @@ where
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut line = Line::default();
+        // A moment outside the years 0 to 9999 cannot be written; a line without it is better than none.
         let now = Clock::system().now().format(&Rfc3339).unwrap_or_default();
         line.put("timestamp", &json(&now));
         line.put("level", &json(event.metadata().level().as_str()));

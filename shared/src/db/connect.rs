@@ -2,7 +2,8 @@
 //!
 //! Time-outs live on the server, since a dropped future does not cancel its statement there. A machine that vanishes takes
 //! them with it and says nothing, and sqlx 0.9 puts no keepalive on its sockets, so whoever waits for an answer would wait
-//! for good. What waits here therefore has a limit of its own, which a server that lives never lets it reach.
+//! for good. What waits here therefore has a limit of its own, above those of the server. Of all that a server does alive, only
+//! the wait for a standby that is away reaches it.
 
 use std::io;
 use std::str::FromStr;
