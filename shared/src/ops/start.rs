@@ -1,15 +1,20 @@
 //! The steps of a start that can fail, each as a fault beside the others.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::timeout;
 
 use crate::config::{ConfigFaults, Fault};
 
 /// How long a start waits for one thing outside the process.
 const LONGEST: Duration = Duration::from_secs(15);
+
+/// Connections that the system keeps until they are accepted, cut to its own limit (Linux: `net.core.somaxconn`, 4096). The
+/// usual 128 are less than a rush brings: who comes then is not answered, and asks again after a second.
+const BACKLOG: u32 = 4096;
 
 /// Runs one check of the start and turns its failure into a fault of `subject`, with what to do about it.
 ///
@@ -45,8 +50,41 @@ pub async fn check<T>(
 /// # Errors
 /// The fault of an address that is taken or not ours.
 pub async fn listen(variable: &str, addr: SocketAddr) -> Result<TcpListener, ConfigFaults> {
-    TcpListener::bind(addr).await.map_err(|error| {
+    bind(addr).map_err(|error| {
         let wrong = format!("{addr} cannot be listened on ({error})");
         Fault::new(variable, wrong, "choose an address of this machine and a free port").into()
     })
+}
+
+fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart does not wait for connections of the process before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_rush_of_connections_waits_to_be_accepted() {
+        let listener = listen("LISTEN_ADDR", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        // Nobody accepts. What the backlog does not hold is not answered at all.
+        let rush = join_all((0..400).map(|_| TcpStream::connect(addr)));
+        let connected = timeout(LONGEST, rush).await.expect("every connection is answered");
+        assert!(connected.iter().all(Result::is_ok), "{connected:?}");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_a_fault_of_its_variable() {
+        let taken = listen("OPS_ADDR", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let fault = listen("OPS_ADDR", taken.local_addr().unwrap()).await.unwrap_err().to_string();
+        assert!(fault.contains("OPS_ADDR") && fault.contains("choose"), "{fault}");
+    }
 }
