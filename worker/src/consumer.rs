@@ -7,7 +7,8 @@
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use shared::crash::{self, Point};
 use shared::db;
@@ -34,9 +35,12 @@ pub enum Ack {
     Dead,
 }
 
-/// How large a batch grows, and how long it waits for more.
+/// How many batches are in hand, how large one grows, and how long it waits for more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchOptions {
+    /// Batches in hand at once, each from a channel of its own: while one waits for the database, another is prepared. With
+    /// 1, batches are settled in the order of the queue; with more, there is no order.
+    pub lanes: usize,
     /// The most deliveries settled together; twice as many are fetched ahead.
     pub max: usize,
     /// How long the first delivery of a batch waits for company.
@@ -68,12 +72,13 @@ pub enum ConsumerError<E: std::error::Error + 'static> {
     Stale,
 }
 
-/// Consumes `queue` on a channel of its own until `stop`, then finishes what has been delivered.
+/// Consumes `queue` until `stop`, then finishes what has been delivered.
 ///
 /// `settle` makes the effects of a batch durable and answers for each delivery, in order. It is never dropped halfway.
 ///
 /// # Errors
-/// [`ConsumerError`]: the caller's supervisor builds another session.
+/// The first [`ConsumerError`], once the other lanes have finished as at a stop: the caller's supervisor builds another
+/// session.
 pub async fn run<S, E>(
     connection: &Connection,
     queue: &str,
@@ -85,13 +90,38 @@ where
     S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
     E: std::error::Error + 'static,
 {
+    let stop = stop.child_token();
+    let lanes = (0..options.lanes.max(1)).map(|_| consume(connection, queue, options, &stop, &settle));
+    let mut lanes = lanes.collect::<FuturesUnordered<_>>();
+    let mut ended = Ok(());
+    while let Some(outcome) = lanes.next().await {
+        if outcome.is_err() {
+            stop.cancel();
+        }
+        ended = ended.and(outcome);
+    }
+    ended
+}
+
+/// One lane: a channel, and a batch at a time.
+async fn consume<S, E>(
+    connection: &Connection,
+    queue: &str,
+    options: BatchOptions,
+    stop: &CancellationToken,
+    settle: &S,
+) -> Result<(), ConsumerError<E>>
+where
+    S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
+    E: std::error::Error + 'static,
+{
     let max = options.max.max(1);
     let prefetch = u16::try_from(max.saturating_mul(2)).unwrap_or(u16::MAX);
     let mut subscription = Subscription::open(connection, queue, prefetch).await?;
     let mut batch = Vec::with_capacity(max);
     let mut more = true;
     while more {
-        more = collect(&mut subscription, &mut batch, BatchOptions { max, ..options }, &stop).await?;
+        more = collect(&mut subscription, &mut batch, BatchOptions { max, ..options }, stop).await?;
         if !connection.status().connected() || !subscription.is_open() {
             return Err(MqError::Lost.into());
         }
@@ -104,7 +134,7 @@ where
         }
         count_taken(queue, &batch);
         crash::at(Point::BatchTaken);
-        let acks = settle_patiently(queue, &batch, &subscription, &stop, &settle).await?;
+        let acks = settle_patiently(queue, &batch, &subscription, stop, settle).await?;
         crash::at(Point::BatchSettled);
         acknowledge(queue, &batch, &acks).await?;
         crash::at(Point::BatchAcked);

@@ -25,6 +25,9 @@ use worker::start::{Missing, Process, Worker};
 #[command(version)]
 struct Cli {}
 
+/// While one batch waits for the database, the signatures of the other are verified.
+const LANES: usize = 2;
+
 /// What only this worker needs.
 struct Config {
     gateways: Gateways,
@@ -53,7 +56,10 @@ fn configure(env: &mut Env) -> Option<Config> {
         }
         fits
     });
-    Some(Config { gateways: gateways?, batch: BatchOptions { max: max?, linger: Duration::from_millis(5) } })
+    Some(Config {
+        gateways: gateways?,
+        batch: BatchOptions { lanes: LANES, max: max?, linger: Duration::from_millis(5) },
+    })
 }
 
 async fn work(process: Process, config: Config) {

@@ -11,13 +11,14 @@ use secrecy::{ExposeSecret, SecretString};
 use shared::mq::topology::{CALLBACKS, DEAD, PAYMENT_IN};
 use shared::mq::{self, Connection, Delivery, Message, MqError, Publisher, PublisherOptions, Subscription};
 use testkit::{Relay, TestBroker};
+use tokio::sync::Barrier;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use worker::consumer::{self, Ack, BatchOptions, ConsumerError};
 
 const SOON: Duration = Duration::from_secs(60);
 /// Long enough for a full batch on a busy machine.
-const OPTIONS: BatchOptions = BatchOptions { max: 20, linger: Duration::from_millis(500) };
+const OPTIONS: BatchOptions = BatchOptions { lanes: 1, max: 20, linger: Duration::from_millis(500) };
 
 /// A broker whose callback queue holds the messages `0` to `number - 1`.
 async fn with_messages(number: usize) -> (TestBroker, Connection) {
@@ -190,4 +191,48 @@ async fn a_queue_deleted_under_the_consumer_ends_the_run() {
     let (ended, deleted) = tokio::join!(timeout(SOON, run), timeout(SOON, delete));
     let (ended, ()) = (ended.unwrap(), deleted.unwrap());
     assert!(matches!(ended, Err(ConsumerError::Mq(MqError::Cancelled(_)))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn two_lanes_have_two_batches_in_hand_at_once() {
+    let (_broker, connection) = with_messages(80).await;
+    let (stop, both, settled) = (CancellationToken::new(), Barrier::new(2), RefCell::new(HashSet::new()));
+    let options = BatchOptions { lanes: 2, max: 20, linger: Duration::from_secs(10) };
+    let run = consumer::run(&connection, CALLBACKS, options, stop.clone(), async |batch| {
+        // Passed by two together and by nobody alone.
+        both.wait().await;
+        settled.borrow_mut().extend(numbers(batch));
+        if settled.borrow().len() == 80 {
+            stop.cancel();
+        }
+        Ok::<_, io::Error>(vec![Ack::Done; batch.len()])
+    });
+    timeout(SOON, run).await.unwrap().unwrap();
+    assert_eq!(settled.into_inner(), (0..80).collect::<HashSet<_>>());
+    assert_eq!(left(&connection, CALLBACKS, 0).await, []);
+}
+
+/// One lane fails while the other one has a batch in hand, which it still settles; what neither settled comes again.
+#[tokio::test]
+async fn a_lane_that_fails_ends_the_others_and_takes_nothing_from_them() {
+    let (_broker, connection) = with_messages(300).await;
+    let (both, settled) = (Barrier::new(2), RefCell::new(HashSet::new()));
+    let options = BatchOptions { lanes: 2, ..OPTIONS };
+    let run = consumer::run(&connection, CALLBACKS, options, CancellationToken::new(), async |batch| {
+        if settled.borrow().is_empty() {
+            both.wait().await;
+        }
+        assert!(!numbers(batch).contains(&0), "planted");
+        sleep(Duration::from_millis(200)).await;
+        settled.borrow_mut().extend(numbers(batch));
+        Ok::<_, io::Error>(vec![Ack::Done; batch.len()])
+    });
+    let ended = timeout(SOON, run).await.unwrap();
+    assert!(matches!(ended, Err(ConsumerError::Panicked)), "{ended:?}");
+    let settled = settled.into_inner();
+    assert!(settled.len() >= OPTIONS.max && settled.len() < 300, "{}", settled.len());
+    let left: HashSet<usize> =
+        left(&connection, CALLBACKS, 300 - settled.len()).await.into_iter().map(|(n, _)| n).collect();
+    assert!(left.is_disjoint(&settled));
+    assert_eq!(left.len() + settled.len(), 300);
 }
