@@ -119,7 +119,7 @@ impl Server for Rabbitmq {
         server
             // The script then becomes the node instead of waiting for it: one process to know and to stop.
             .env("RUNNING_UNDER_SYSTEMD", "true")
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 -kernel inet_dist_use_interface {127,0,0,1}");
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}");
         place.launch("2-rabbitmq", &mut server, record).map(drop)
     }
 
