@@ -19,7 +19,7 @@ pub struct Listen {
     pub addr: SocketAddr,
     /// `CALLBACK_LISTEN_ADDR` (default none): callbacks alone, so that open pages never crowd them out.
     pub callbacks: Option<SocketAddr>,
-    /// `MAX_CONNECTIONS` (default 4096): on each of the two.
+    /// `MAX_CONNECTIONS` (default 4096): on each of the two, where the limit of open files allows as many.
     pub connections: usize,
 }
 

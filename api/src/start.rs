@@ -19,7 +19,7 @@ use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::callers::KnownCallers;
 use crate::config::{Listen, Settings, authenticator, view_tokens};
@@ -34,6 +34,8 @@ use crate::{callbacks_only, router};
 const NAME: &str = "payment-api";
 /// Connections of the pool: the ingress runs one short statement at a time.
 const CONNECTIONS: u32 = 8;
+/// Files that are kept free for what is not a client's connection: database, broker, Redis, gateways, operations, key files.
+const OTHER_FILES: u64 = 256;
 
 /// How long a start waits for the copies that it takes in.
 const WARM_UP: Duration = Duration::from_secs(2);
@@ -174,7 +176,7 @@ impl Ready {
     pub async fn serve(self, metrics: PrometheusHandle, stop: CancellationToken) {
         self.greet();
         self.warm().await;
-        let limits = HttpLimits { connections: self.listen.connections, ..HttpLimits::default() };
+        let limits = HttpLimits { connections: affordable(&self.listen), ..HttpLimits::default() };
         let (hub, db) = (self.app.hub.clone(), self.app.db.clone());
         let watching = tokio::spawn(async move { hub.run(db).await });
         let (app, until) = (self.app.clone(), stop.clone());
@@ -220,6 +222,25 @@ impl Ready {
             info!(%address, "Serving callbacks on {address}");
         }
     }
+}
+
+/// As many connections to each listener as were asked for, or as leave enough files for the service itself: strangers that
+/// hold connections must not keep it from the database.
+fn affordable(listen: &Listen) -> usize {
+    let wanted = listen.connections;
+    let Some(files) = ops::raise_open_files() else { return wanted };
+    let listeners = 1 + u64::from(listen.callbacks.is_some());
+    let most = usize::try_from(files.saturating_sub(OTHER_FILES) / listeners).unwrap_or(usize::MAX).max(1);
+    if most < wanted {
+        warn!(
+            wanted,
+            most,
+            files,
+            "This process may open no more than {files} files, so each listener takes {most} connections at once and not the \
+             {wanted} of MAX_CONNECTIONS: raise the limit (`ulimit -Hn`; systemd: LimitNOFILE)"
+        );
+    }
+    wanted.min(most)
 }
 
 /// Ready for callbacks as long as one of the two roads works. A failure names both, a gauge tells of each.

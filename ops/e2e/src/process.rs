@@ -29,13 +29,14 @@ pub struct Program {
     binary: PathBuf,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    most_files: Option<u64>,
 }
 
 impl Program {
     /// The built program of this name, with no arguments and an empty environment.
     #[must_use]
     pub fn new(name: &str) -> Program {
-        Program { binary: binary(name), args: Vec::new(), env: Vec::new() }
+        Program { binary: binary(name), args: Vec::new(), env: Vec::new(), most_files: None }
     }
 
     /// With one more argument.
@@ -52,10 +53,24 @@ impl Program {
         self
     }
 
+    /// With no more than so many files open at once, connections among them.
+    #[must_use]
+    pub fn most_files(mut self, number: u64) -> Program {
+        self.most_files = Some(number);
+        self
+    }
+
     fn command(&self, log: &Path) -> Command {
         let open = || File::options().create(true).append(true).open(log).expect("the log can be written");
         let kept = std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept));
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.most_files {
+            None => Command::new(&self.binary),
+            Some(number) => {
+                let mut limited = Command::new("prlimit");
+                limited.arg(format!("--nofile={number}")).arg(&self.binary);
+                limited
+            }
+        };
         command.args(&self.args).env_clear().envs(kept).env("RUST_BACKTRACE", "1").envs(self.env.clone());
         command.stdin(Stdio::null()).stdout(open()).stderr(open());
         command
@@ -199,6 +214,11 @@ impl Process {
     /// Its process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child().as_ref().map(Child::id)
+    }
+
+    /// How many files it has open, connections among them; none while it does not run.
+    pub fn files(&self) -> usize {
+        self.pid().and_then(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok()).map_or(0, Iterator::count)
     }
 
     /// Whether it talks from this local port.

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::timeout;
 
@@ -64,6 +65,16 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// Raises the number of files that this process may have open, connections among them, to the most that it may ask for:
+/// most systems give 1024 at first. The number, or `None` where there is no limit.
+pub fn raise_open_files() -> Option<u64> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::future::join_all;
@@ -86,5 +97,13 @@ mod tests {
         let taken = listen("OPS_ADDR", "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let fault = listen("OPS_ADDR", taken.local_addr().unwrap()).await.unwrap_err().to_string();
         assert!(fault.contains("OPS_ADDR") && fault.contains("choose"), "{fault}");
+    }
+
+    #[test]
+    fn a_process_may_open_as_many_files_as_it_can_ask_for() {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(200), maximum }).unwrap();
+        assert_eq!(raise_open_files(), maximum);
+        assert_eq!(getrlimit(Resource::Nofile).current, maximum);
     }
 }

@@ -20,6 +20,8 @@ use url::Url;
 
 /// How long anything may take while machines are lost.
 const LONG: Duration = Duration::from_secs(120);
+/// Two callback workers with two batches in hand each.
+const CONSUMERS: u32 = 4;
 /// So many more orders are paid before a lost machine comes back: those that go on without it.
 const MEANWHILE: i64 = 40;
 
@@ -104,7 +106,7 @@ async fn the_leading_node_cut_off_from_the_others_under_load_loses_and_doubles_n
             .await;
             // Also those who were connected to the node that is alone, whether it has told them or not.
             eventually("both workers are consumers for the others", LONG, async || {
-                (callbacks(&world, Some(&leader)).await?["consumers"] == 2).then_some(())
+                (callbacks(&world, Some(&leader)).await?["consumers"] == CONSUMERS).then_some(())
             })
             .await;
             others_go_on(&world).await;

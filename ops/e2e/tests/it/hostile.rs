@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use e2e::gateways::{deliver, is_success};
+use e2e::process::{Process, free_address};
 use e2e::shop::{Answer, http_client, new_client};
 use e2e::{Gateway, Order, Overrides, SOON, SignedCallback, World, Wrong, eventually, slug};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 /// Something that the ingress must not take.
 struct Refused {
@@ -83,6 +86,40 @@ async fn what_the_worker_must_not_settle_becomes_evidence_and_a_case_and_changes
     .await;
     assert_eq!(rows(&world).await, before);
     still_payable(&world, &orders).await;
+}
+
+/// Strangers that connect and say nothing take what a listener may hold, and no file that the service needs for itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_connections_leave_the_service_what_it_needs() {
+    const MOST: u64 = 320;
+    const CLIENTS: usize = 64;
+    let world = World::start().await;
+    let listen = free_address();
+    let program = world.program("payment-api").env("LISTEN_ADDR", listen.to_string()).most_files(MOST);
+    let small = Process::new("payment-api-small", program, world.dir());
+    small.start().await;
+    assert!(small.log().contains("This process may open no more than 320 files"), "{}", small.log());
+
+    let before = small.files();
+    let strangers = join_all((0..600).map(|_| TcpStream::connect(listen))).await;
+    assert!(strangers.iter().all(Result::is_ok), "who cannot be served yet waits");
+    eventually("the listener holds what it may", SOON, async || (small.files() >= before + CLIENTS / 2).then_some(()))
+        .await;
+    sleep(Duration::from_secs(1)).await;
+    assert!(small.files() <= before + CLIENTS + 8, "{before}, then {}", small.files());
+
+    // It needs connections of its own meanwhile.
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity
+        where datname = current_database() and application_name = 'payment-api'";
+    sqlx::query(end).execute(&world.db).await.expect("connections can be ended");
+    small.ready().await;
+    drop(strangers);
+    let order = world.buy(Gateway::Alipay, "page", "5.00").await;
+    let mut callback = world.gateways.callback(&world.gateways.invented(&order), &Overrides::default());
+    callback.url = callback.url.replace(&world.public_url, &format!("http://{listen}"));
+    let answer = deliver(&new_client(), &callback).await.expect("the small ingress answers");
+    assert!(is_success(Gateway::Alipay, &answer), "{answer:?}");
+    world.wait_paid(&order).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
