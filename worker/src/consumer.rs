@@ -43,7 +43,10 @@ pub struct BatchOptions {
     pub lanes: usize,
     /// The most deliveries settled together; twice as many are fetched ahead.
     pub max: usize,
-    /// How long the first delivery of a batch waits for company.
+    /// A batch is whole when nothing has come for so long,
+    pub gap: Duration,
+    /// and when its first delivery has waited for company so long. What comes densely is settled in large batches, and what
+    /// comes alone does not wait.
     pub linger: Duration,
 }
 
@@ -159,7 +162,8 @@ pub async fn database_answers(db: &PgPool, stop: &CancellationToken) {
     }
 }
 
-/// Fills `batch` with up to `max` deliveries, or with what comes within `linger` of the first; false after the last one.
+/// Fills `batch` with up to `max` deliveries, or with what comes until there is a gap, within `linger` of the first; false
+/// after the last one.
 async fn collect(
     subscription: &mut Subscription,
     batch: &mut Vec<Delivery>,
@@ -169,15 +173,18 @@ async fn collect(
     // With nothing to do it returns now and then all the same, so that a dead session is noticed.
     let deadline = sleep(STEP);
     tokio::pin!(deadline);
+    let mut latest = Instant::now();
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled(), if !subscription.is_cancelled() => subscription.cancel().await?,
             delivery = subscription.next() => {
                 let Some(delivery) = delivery? else { return Ok(false) };
+                let now = Instant::now();
                 if batch.is_empty() {
-                    deadline.as_mut().reset(Instant::now() + options.linger);
+                    latest = now + options.linger;
                 }
+                deadline.as_mut().reset(latest.min(now + options.gap));
                 batch.push(delivery);
                 if batch.len() == options.max {
                     return Ok(true);

@@ -58,7 +58,12 @@ fn configure(env: &mut Env) -> Option<Config> {
     });
     Some(Config {
         gateways: gateways?,
-        batch: BatchOptions { lanes: LANES, max: max?, linger: Duration::from_millis(5) },
+        batch: BatchOptions {
+            lanes: LANES,
+            max: max?,
+            gap: Duration::from_millis(3),
+            linger: Duration::from_millis(20),
+        },
     })
 }
 
