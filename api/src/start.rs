@@ -34,8 +34,8 @@ use crate::{callbacks_only, router};
 const NAME: &str = "payment-api";
 /// Connections of the pool: the ingress runs one short statement at a time.
 const CONNECTIONS: u32 = 8;
-/// Files that are kept free for what is not a client's connection: database, broker, Redis, gateways, operations, key files.
-const OTHER_FILES: u64 = 256;
+/// Files that are kept free for broker, Redis, operations and key files; the database's pool has its own beside them.
+const OTHER_FILES: u64 = 128;
 
 /// How long a start waits for the copies that it takes in.
 const WARM_UP: Duration = Duration::from_secs(2);
@@ -176,7 +176,7 @@ impl Ready {
     pub async fn serve(self, metrics: PrometheusHandle, stop: CancellationToken) {
         self.greet();
         self.warm().await;
-        let limits = HttpLimits { connections: affordable(&self.listen), ..HttpLimits::default() };
+        let limits = HttpLimits { connections: affordable(&self.listen, &self.app.db), ..HttpLimits::default() };
         let (hub, db) = (self.app.hub.clone(), self.app.db.clone());
         let watching = tokio::spawn(async move { hub.run(db).await });
         let (app, until) = (self.app.clone(), stop.clone());
@@ -225,12 +225,14 @@ impl Ready {
 }
 
 /// As many connections to each listener as were asked for, or as leave enough files for the service itself: strangers that
-/// hold connections must not keep it from the database.
-fn affordable(listen: &Listen) -> usize {
+/// hold connections must not keep it from the database. Each client counts twice, since what it asks for may take a
+/// connection to a gateway.
+fn affordable(listen: &Listen, pool: &PgPool) -> usize {
     let wanted = listen.connections;
     let Some(files) = ops::raise_open_files() else { return wanted };
+    let own = OTHER_FILES + u64::from(pool.options().get_max_connections());
     let listeners = 1 + u64::from(listen.callbacks.is_some());
-    let most = usize::try_from(files.saturating_sub(OTHER_FILES) / listeners).unwrap_or(usize::MAX).max(1);
+    let most = usize::try_from(files.saturating_sub(own) / 2 / listeners).unwrap_or(usize::MAX).max(1);
     if most < wanted {
         warn!(
             wanted,

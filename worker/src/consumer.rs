@@ -41,12 +41,12 @@ pub struct BatchOptions {
     /// Batches in hand at once, each from a channel of its own: while one waits for the database, another is prepared. With
     /// 1, batches are settled in the order of the queue; with more, there is no order.
     pub lanes: usize,
-    /// The most deliveries settled together; twice as many are fetched ahead.
+    /// The most deliveries settled together; each lane has twice as many fetched.
     pub max: usize,
     /// A batch is whole when nothing has come for so long,
     pub gap: Duration,
     /// and when its first delivery has waited for company so long. What comes densely is settled in large batches, and what
-    /// comes alone does not wait.
+    /// comes alone waits for a gap only.
     pub linger: Duration,
 }
 
@@ -93,13 +93,24 @@ where
     S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
     E: std::error::Error + 'static,
 {
-    let stop = stop.child_token();
-    let lanes = (0..options.lanes.max(1)).map(|_| consume(connection, queue, options, &stop, &settle));
+    let max = options.max.max(1);
+    let prefetch = u16::try_from(max.saturating_mul(2)).unwrap_or(u16::MAX);
+    // They outlive the last lane: what one lane could not settle must not come to its neighbour at once, since each return
+    // counts.
+    let mut subscriptions = Vec::new();
+    for _ in 0..options.lanes.max(1) {
+        subscriptions.push(Subscription::open(connection, queue, prefetch).await?);
+    }
+    let (options, stop) = (BatchOptions { max, ..options }, stop.child_token());
+    let lanes = subscriptions.iter_mut().map(|lane| consume(connection, lane, options, &stop, &settle));
     let mut lanes = lanes.collect::<FuturesUnordered<_>>();
     let mut ended = Ok(());
     while let Some(outcome) = lanes.next().await {
-        if outcome.is_err() {
+        if let Err(error) = &outcome {
             stop.cancel();
+            if ended.is_err() {
+                warn!(queue, error = chain(error), "Another lane failed as well");
+            }
         }
         ended = ended.and(outcome);
     }
@@ -109,7 +120,7 @@ where
 /// One lane: a channel, and a batch at a time.
 async fn consume<S, E>(
     connection: &Connection,
-    queue: &str,
+    subscription: &mut Subscription,
     options: BatchOptions,
     stop: &CancellationToken,
     settle: &S,
@@ -118,13 +129,11 @@ where
     S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
     E: std::error::Error + 'static,
 {
-    let max = options.max.max(1);
-    let prefetch = u16::try_from(max.saturating_mul(2)).unwrap_or(u16::MAX);
-    let mut subscription = Subscription::open(connection, queue, prefetch).await?;
-    let mut batch = Vec::with_capacity(max);
+    let queue = &subscription.queue().to_owned();
+    let mut batch = Vec::with_capacity(options.max);
     let mut more = true;
     while more {
-        more = collect(&mut subscription, &mut batch, BatchOptions { max, ..options }, stop).await?;
+        more = collect(subscription, &mut batch, options, stop).await?;
         if !connection.status().connected() || !subscription.is_open() {
             return Err(MqError::Lost.into());
         }
@@ -137,7 +146,7 @@ where
         }
         count_taken(queue, &batch);
         crash::at(Point::BatchTaken);
-        let acks = settle_patiently(queue, &batch, &subscription, stop, settle).await?;
+        let acks = settle_patiently(queue, &batch, subscription, stop, settle).await?;
         crash::at(Point::BatchSettled);
         acknowledge(queue, &batch, &acks).await?;
         crash::at(Point::BatchAcked);

@@ -53,7 +53,7 @@ impl Program {
         self
     }
 
-    /// With no more than so many files open at once, connections among them.
+    /// With no more than so many files open at once, connections among them, of which it has fewer until it asks.
     #[must_use]
     pub fn most_files(mut self, number: u64) -> Program {
         self.most_files = Some(number);
@@ -67,7 +67,7 @@ impl Program {
             None => Command::new(&self.binary),
             Some(number) => {
                 let mut limited = Command::new("prlimit");
-                limited.arg(format!("--nofile={number}")).arg(&self.binary);
+                limited.arg(format!("--nofile={}:{number}", number / 2)).arg(&self.binary);
                 limited
             }
         };

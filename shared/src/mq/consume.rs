@@ -63,6 +63,11 @@ impl Subscription {
         step("cancelling a consumer", self.channel.basic_cancel(tag, BasicCancelOptions::default())).await
     }
 
+    /// The queue that it consumes.
+    pub fn queue(&self) -> &str {
+        &self.queue
+    }
+
     /// Whether it was told to send no more.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled
@@ -74,7 +79,7 @@ impl Subscription {
     }
 
     /// Lets the last acks arrive, then closes the channel; deliveries without an ack go back to the queue.
-    pub async fn close(self) {
+    pub async fn close(&mut self) {
         tokio::time::sleep(ACKS_ON_THE_WAY).await;
         // Closed or broken already: nothing is left to do.
         let _ = step("closing a channel", self.channel.close(200, "bye".into())).await;

@@ -98,12 +98,4 @@ mod tests {
         let fault = listen("OPS_ADDR", taken.local_addr().unwrap()).await.unwrap_err().to_string();
         assert!(fault.contains("OPS_ADDR") && fault.contains("choose"), "{fault}");
     }
-
-    #[test]
-    fn a_process_may_open_as_many_files_as_it_can_ask_for() {
-        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: Some(200), maximum }).unwrap();
-        assert_eq!(raise_open_files(), maximum);
-        assert_eq!(getrlimit(Resource::Nofile).current, maximum);
-    }
 }

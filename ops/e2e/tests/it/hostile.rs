@@ -91,11 +91,11 @@ async fn what_the_worker_must_not_settle_becomes_evidence_and_a_case_and_changes
 /// Strangers that connect and say nothing take what a listener may hold, and no file that the service needs for itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_connections_leave_the_service_what_it_needs() {
-    const MOST: u64 = 320;
-    const CLIENTS: usize = 64;
+    // 128 and a pool of 8 are the service's own, and each client may need one more.
+    const CLIENTS: usize = (320 - 128 - 8) / 2;
     let world = World::start().await;
     let listen = free_address();
-    let program = world.program("payment-api").env("LISTEN_ADDR", listen.to_string()).most_files(MOST);
+    let program = world.program("payment-api").env("LISTEN_ADDR", listen.to_string()).most_files(320);
     let small = Process::new("payment-api-small", program, world.dir());
     small.start().await;
     assert!(small.log().contains("This process may open no more than 320 files"), "{}", small.log());
@@ -103,16 +103,25 @@ async fn silent_connections_leave_the_service_what_it_needs() {
     let before = small.files();
     let strangers = join_all((0..600).map(|_| TcpStream::connect(listen))).await;
     assert!(strangers.iter().all(Result::is_ok), "who cannot be served yet waits");
-    eventually("the listener holds what it may", SOON, async || (small.files() >= before + CLIENTS / 2).then_some(()))
-        .await;
+    let held = async || (small.files() + 8 >= before + CLIENTS).then_some(());
+    eventually("the listener holds what it may", SOON, held).await;
     sleep(Duration::from_secs(1)).await;
     assert!(small.files() <= before + CLIENTS + 8, "{before}, then {}", small.files());
 
-    // It needs connections of its own meanwhile.
-    let end = "select pg_terminate_backend(pid) from pg_stat_activity
-        where datname = current_database() and application_name = 'payment-api'";
-    sqlx::query(end).execute(&world.db).await.expect("connections can be ended");
-    small.ready().await;
+    // It loses its connections to the database, and finds room for others meanwhile.
+    let ended = connections_to_the_database(&world, &small).await;
+    sqlx::query("select pg_terminate_backend(pid) from unnest($1::int[]) pid")
+        .bind(&ended)
+        .execute(&world.db)
+        .await
+        .expect("connections can be ended");
+    assert!(!ended.is_empty());
+    eventually("new connections to the database", SOON, async || {
+        small.ready().await;
+        let fresh = connections_to_the_database(&world, &small).await;
+        (!fresh.is_empty() && fresh.iter().all(|pid| !ended.contains(pid))).then_some(())
+    })
+    .await;
     drop(strangers);
     let order = world.buy(Gateway::Alipay, "page", "5.00").await;
     let mut callback = world.gateways.callback(&world.gateways.invented(&order), &Overrides::default());
@@ -120,6 +129,13 @@ async fn silent_connections_leave_the_service_what_it_needs() {
     let answer = deliver(&new_client(), &callback).await.expect("the small ingress answers");
     assert!(is_success(Gateway::Alipay, &answer), "{answer:?}");
     world.wait_paid(&order).await;
+}
+
+/// The server's processes behind them.
+async fn connections_to_the_database(world: &World, process: &Process) -> Vec<i32> {
+    let all = "select pid, client_port from pg_stat_activity where datname = current_database() and client_port > 0";
+    let all: Vec<(i32, i32)> = sqlx::query_as(all).fetch_all(&world.db).await.expect("the database answers");
+    all.into_iter().filter(|(_, port)| process.owns_port(*port)).map(|(pid, _)| pid).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
