@@ -50,6 +50,13 @@ pub struct BatchOptions {
     pub linger: Duration,
 }
 
+impl BatchOptions {
+    /// One batch after another, in the order of the queue, each whole after `wait`.
+    pub const fn in_order(max: usize, wait: Duration) -> BatchOptions {
+        BatchOptions { lanes: 1, max, gap: wait, linger: wait }
+    }
+}
+
 /// Why consuming ended. Deliveries that were not acknowledged go back to their queue.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError<E: std::error::Error + 'static> {

@@ -54,7 +54,12 @@ impl World {
     pub async fn kill_stuck(&self, stuck: &Stuck<'_>) {
         stuck.process.kill();
         // The server notices the death of its client only when it has something to say to it.
+        self.end_backends(&stuck.backends).await;
+    }
+
+    /// Ends the server's side of these connections to the database.
+    pub async fn end_backends(&self, backends: &[i32]) {
         let end = sqlx::query("select pg_terminate_backend(pid) from unnest($1::int[]) pid");
-        end.bind(&stuck.backends).execute(&self.db).await.expect("the database answers");
+        end.bind(backends).execute(&self.db).await.expect("the database answers");
     }
 }

@@ -45,7 +45,7 @@ async fn work(process: Process, gateways: Gateways) {
     tokio::spawn(gateways.clone().tend(Clock::system(), process.stop.clone()));
     let worker = CheckWorker { db: process.db, gateways, clock: Clock::system(), copies: process.copies };
     let worker = Arc::new(worker);
-    let batch = BatchOptions { lanes: 1, max: 16, gap: Duration::from_millis(5), linger: Duration::from_millis(5) };
+    let batch = BatchOptions::in_order(16, Duration::from_millis(5));
     let supervised = mq::supervise("check-worker", &process.amqp_url, process.stop, async |connection, stop| {
         consumer::database_answers(&db, &stop).await;
         consumer::run(&connection, topology::CHECKS, batch, stop, async |batch| {

@@ -69,7 +69,7 @@ async fn work(process: Process, config: Config) {
         budget: config.budget,
         copies: process.copies,
     });
-    let batch = BatchOptions { lanes: 1, max: 16, gap: Duration::from_millis(5), linger: Duration::from_millis(5) };
+    let batch = BatchOptions::in_order(16, Duration::from_millis(5));
     let supervised = mq::supervise("refund-worker", &process.amqp_url, process.stop, async |connection, stop| {
         consumer::database_answers(&db, &stop).await;
         consumer::run(&connection, topology::REFUNDS, batch, stop, async |batch| {

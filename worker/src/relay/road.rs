@@ -40,8 +40,7 @@ impl Road<'_> {
             outcome
         };
         let drain = async {
-            let options =
-                BatchOptions { lanes: 1, max: 50, gap: Duration::from_millis(50), linger: Duration::from_millis(50) };
+            let options = BatchOptions::in_order(50, Duration::from_millis(50));
             let outcome = consumer::run(broker, topology::DEAD, options, ended.clone(), async |batch| {
                 dead_letters::file(self.relay, batch.iter().map(DeadLetter::from_delivery).collect()).await
             })

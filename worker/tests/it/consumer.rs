@@ -18,8 +18,7 @@ use worker::consumer::{self, Ack, BatchOptions, ConsumerError};
 
 const SOON: Duration = Duration::from_secs(60);
 /// Long enough for a full batch on a busy machine.
-const OPTIONS: BatchOptions =
-    BatchOptions { lanes: 1, max: 20, gap: Duration::from_millis(500), linger: Duration::from_millis(500) };
+const OPTIONS: BatchOptions = BatchOptions::in_order(20, Duration::from_millis(500));
 
 /// A broker whose callback queue holds the messages `0` to `number - 1`.
 async fn with_messages(number: usize) -> (TestBroker, Connection) {
@@ -198,7 +197,7 @@ async fn a_queue_deleted_under_the_consumer_ends_the_run() {
 async fn two_lanes_have_two_batches_in_hand_at_once() {
     let (_broker, connection) = with_messages(80).await;
     let (stop, both, settled) = (CancellationToken::new(), Barrier::new(2), RefCell::new(HashSet::new()));
-    let options = BatchOptions { lanes: 2, max: 20, gap: Duration::from_secs(10), linger: Duration::from_secs(10) };
+    let options = BatchOptions { lanes: 2, ..BatchOptions::in_order(20, Duration::from_secs(10)) };
     let run = consumer::run(&connection, CALLBACKS, options, stop.clone(), async |batch| {
         // Passed by two together and by nobody alone.
         both.wait().await;

@@ -109,16 +109,12 @@ async fn silent_connections_leave_the_service_what_it_needs() {
     assert!(small.files() <= before + CLIENTS + 8, "{before}, then {}", small.files());
 
     // It loses its connections to the database, and finds room for others meanwhile.
-    let ended = connections_to_the_database(&world, &small).await;
-    sqlx::query("select pg_terminate_backend(pid) from unnest($1::int[]) pid")
-        .bind(&ended)
-        .execute(&world.db)
-        .await
-        .expect("connections can be ended");
+    let ended = backends_of(&world, &small).await;
     assert!(!ended.is_empty());
+    world.end_backends(&ended).await;
     eventually("new connections to the database", SOON, async || {
         small.ready().await;
-        let fresh = connections_to_the_database(&world, &small).await;
+        let fresh = backends_of(&world, &small).await;
         (!fresh.is_empty() && fresh.iter().all(|pid| !ended.contains(pid))).then_some(())
     })
     .await;
@@ -131,8 +127,8 @@ async fn silent_connections_leave_the_service_what_it_needs() {
     world.wait_paid(&order).await;
 }
 
-/// The server's processes behind them.
-async fn connections_to_the_database(world: &World, process: &Process) -> Vec<i32> {
+/// The database's side of the connections of a process.
+async fn backends_of(world: &World, process: &Process) -> Vec<i32> {
     let all = "select pid, client_port from pg_stat_activity where datname = current_database() and client_port > 0";
     let all: Vec<(i32, i32)> = sqlx::query_as(all).fetch_all(&world.db).await.expect("the database answers");
     all.into_iter().filter(|(_, port)| process.owns_port(*port)).map(|(pid, _)| pid).collect()

@@ -33,12 +33,7 @@ async fn dead_letters_become_cases_with_bytes_reason_and_origin(db: PgPool) {
     publisher.publish(message, PATIENCE).await.unwrap();
     let reject =
         async |batch: &[mq::Delivery]| Ok::<_, shared::db::DbError>(vec![worker::consumer::Ack::Dead; batch.len()]);
-    let options = worker::consumer::BatchOptions {
-        lanes: 1,
-        max: 1,
-        gap: Duration::from_millis(1),
-        linger: Duration::from_millis(1),
-    };
+    let options = worker::consumer::BatchOptions::in_order(1, Duration::from_millis(1));
     let rejected = CancellationToken::new();
     let consumer = worker::consumer::run(&connection, topology::CALLBACKS, options, rejected.clone(), reject);
     road.start();
