@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use crate::calls::At;
 use crate::clock;
 use crate::faults::CallbackFaults;
 use crate::ledger::{Event, Gateway, Notice, Trade, TradeKey};
@@ -259,9 +260,19 @@ impl Delivery<'_> {
         overrides
     }
 
+    /// The fields that faults leave out or change; what a caller asks for wins.
+    fn with_odd_fields(&self, mut overrides: Overrides) -> Overrides {
+        let Trade { account, out_trade_no, .. } = &self.trade;
+        let at = At { gateway: self.trade.gateway(), account, out_trade_no: Some(out_trade_no) };
+        for (name, value) in self.sim.faults.odd(at).notices_of(at.gateway) {
+            overrides.fields.entry(name).or_insert(value);
+        }
+        overrides
+    }
+
     fn with_id(&self, mut overrides: Overrides) -> Overrides {
         overrides.id.get_or_insert_with(|| self.notice_id.to_owned());
-        overrides
+        self.with_odd_fields(overrides)
     }
 
     async fn send(&self, overrides: &Overrides, wanted: Wanted) -> Option<Delivered> {

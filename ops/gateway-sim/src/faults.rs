@@ -9,6 +9,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::calls::At;
+use crate::odd::OddFaults;
+
 /// Trades that can have faults of their own at a time.
 const MAX_SCOPES: usize = 100_000;
 const MAX_COPIES: u32 = 1_000;
@@ -16,7 +19,7 @@ const MAX_DELAY_MS: u64 = 86_400_000;
 const MAX_SLOW_MS: u64 = 120_000;
 
 /// Faults of callbacks; odds are 0 to 1.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CallbackFaults {
     /// Odds that a delivery is not sent; the next follows on the schedule.
@@ -46,7 +49,7 @@ pub struct CallbackFaults {
 }
 
 /// Faults of the API.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiFaults {
     /// Odds of a 5xx instead of an answer; nothing was done then.
@@ -58,7 +61,7 @@ pub struct ApiFaults {
 }
 
 /// Faults of refunds; odds are 0 to 1.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RefundFaults {
     /// Odds that a refund is done and its answer never comes: the connection is cut after `hold_ms`.
@@ -91,7 +94,7 @@ pub struct RefundFaults {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultSet {
-    /// `all`, or an `out_trade_no`.
+    /// `all`, an `out_trade_no`, or an account as `alipay/main`, which has [`FaultSet::odd`] alone.
     #[serde(default = "all")]
     pub scope: String,
     /// Of callbacks.
@@ -103,6 +106,9 @@ pub struct FaultSet {
     /// Of refunds.
     #[serde(default)]
     pub refund: RefundFaults,
+    /// Of the words themselves.
+    #[serde(default)]
+    pub odd: OddFaults,
 }
 
 fn all() -> String {
@@ -204,6 +210,14 @@ impl Faults {
         self.falls("error_5xx", faults.error_5xx).then_some(ApiFault::Unavailable)
     }
 
+    /// What is odd about the words of a trade: of its own set, else of its account's, else of all.
+    pub(crate) fn odd(&self, at: At<'_>) -> OddFaults {
+        let account = at.account_scope();
+        let inner = self.lock();
+        let own = at.out_trade_no.and_then(|number| inner.scopes.get(number));
+        own.or_else(|| inner.scopes.get(&account)).unwrap_or(&inner.all).odd.clone()
+    }
+
     /// The refund faults of a trade as they are now.
     pub(crate) fn refund(&self, out_trade_no: &str) -> RefundFaults {
         self.of(Some(out_trade_no)).refund
@@ -259,7 +273,7 @@ impl Faults {
 impl Inner {
     fn new(seed: u64) -> Inner {
         let (callbacks, api, refund) = (CallbackFaults::default(), ApiFaults::default(), RefundFaults::default());
-        let all = FaultSet { scope: all(), callbacks, api, refund };
+        let all = FaultSet { scope: all(), callbacks, api, refund, odd: OddFaults::default() };
         Inner { all, scopes: HashMap::new(), dice: XorShift::new(seed), counts: BTreeMap::new() }
     }
 }
@@ -301,9 +315,17 @@ impl FaultSet {
         if let Some((name, value, limit)) = limits.iter().find(|(_, value, limit)| value > limit) {
             return Err(format!("{name} is {value}, more than {limit}"));
         }
+        self.odd.check()?;
+        let of_account = self.scope.contains('/');
+        let plain = (CallbackFaults::default(), ApiFaults::default(), RefundFaults::default());
+        if of_account && (&self.callbacks, &self.api, &self.refund) != (&plain.0, &plain.1, &plain.2) {
+            return Err("the scope of an account has `odd` alone".to_owned());
+        }
         match self.callbacks.wrong_amount_fen {
             Some(fen) if fen < 0 => Err(format!("wrong_amount_fen is {fen}, below 0")),
-            _ if self.scope.is_empty() || self.scope.len() > 64 => Err("scope is `all` or an out_trade_no".to_owned()),
+            _ if self.scope.is_empty() || self.scope.len() > 64 => {
+                Err("scope is `all`, an out_trade_no or an account".to_owned())
+            }
             _ => Ok(()),
         }
     }
@@ -356,6 +378,9 @@ mod tests {
             r#"{"refund":{"closed":2}}"#,
             r#"{"refund":{"hold_ms":120001}}"#,
             r#"{"scope":""}"#,
+            r#"{"scope":"alipay/main","callbacks":{"lose":1}}"#,
+            r#"{"odd":{"refuse":[{"status":200,"code":"X"}]}}"#,
+            r#"{"odd":{"refuse":[{"code":""}]}}"#,
         ] {
             let set: FaultSet = serde_json::from_str(bad).unwrap();
             assert!(faults.put(set).is_err(), "{bad}");

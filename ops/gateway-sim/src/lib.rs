@@ -2,10 +2,11 @@
 //!
 //! Everything that builds or checks a protocol's text is written here from the protocol papers and shares no
 //! code with the service under test: a mistake made twice in one place would cancel itself out.
-//! Modules in reading order: [`keys`], [`ledger`], `alipay`, `wechat`, [`notify`], [`deliver`], [`faults`],
-//! `refunds`, `control`, `pages`, and the server that joins them.
+//! Modules in reading order: [`keys`], [`ledger`], `alipay`, `wechat`, [`notify`], [`deliver`], [`faults`], [`odd`],
+//! `calls`, `refunds`, `control`, `pages`, and the server that joins them.
 
 mod alipay;
+mod calls;
 mod clock;
 mod control;
 pub mod crypto;
@@ -15,6 +16,7 @@ mod json;
 pub mod keys;
 pub mod ledger;
 pub mod notify;
+pub mod odd;
 mod pages;
 mod refunds;
 mod server;
@@ -23,4 +25,5 @@ mod vectors;
 mod wechat;
 pub mod x509;
 
+pub use calls::CallKind;
 pub use server::{Options, Simulator};

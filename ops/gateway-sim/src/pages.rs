@@ -10,7 +10,7 @@ use url::form_urlencoded::byte_serialize;
 
 use crate::alipay::yuan;
 use crate::clock;
-use crate::ledger::{Gateway, Refusal, Trade, TradeState};
+use crate::ledger::{Event, Gateway, Refusal, Trade, TradeState};
 use crate::server::{Shared, Sim};
 
 const LISTED: usize = 200;
@@ -33,6 +33,8 @@ pub(crate) struct Which {
     pub(crate) nth: Option<u32>,
     /// A refund, where one of its notices is meant.
     pub(crate) refund: Option<String>,
+    /// What the notice tells that is meant.
+    pub(crate) event: Option<Event>,
     redirect_url: Option<String>,
 }
 
@@ -194,6 +196,7 @@ fn refused(refusal: Refusal) -> Response {
         Refusal::Unknown => message(StatusCode::NOT_FOUND, "没有这笔交易", "No such trade"),
         Refusal::Paid => message(StatusCode::CONFLICT, "订单已支付", "Already paid"),
         Refusal::Closed | Refusal::Differs | Refusal::Unpaid => message(StatusCode::CONFLICT, "订单已关闭", "Closed"),
+        Refusal::TooOften => message(StatusCode::CONFLICT, "次数过多", "No more codes for this number"),
         Refusal::Expired => message(StatusCode::CONFLICT, "订单已超时", "The last moment to pay has passed"),
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::info;
 
+use crate::calls::Calls;
 use crate::clock;
 use crate::deliver::Deliveries;
 use crate::faults::Faults;
@@ -127,6 +128,7 @@ pub(crate) struct Sim {
     pub(crate) keys: SimKeys,
     pub(crate) ledger: Ledger,
     pub(crate) faults: Faults,
+    pub(crate) calls: Calls,
     pub(crate) deliveries: Deliveries,
 }
 
@@ -136,6 +138,7 @@ impl Sim {
             keys,
             ledger: Ledger::new(options.max_trades),
             faults: Faults::new(options.seed),
+            calls: Calls::default(),
             deliveries: Deliveries::new(options.speed, options.max_deliveries)?,
         })
     }

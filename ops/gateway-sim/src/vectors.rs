@@ -165,6 +165,7 @@ fn captured_merchant() -> WechatMerchant {
         account: "captured".to_owned(),
         mchid: "1900000109".to_owned(),
         appids: vec!["wxd678efh567hg6787".to_owned()],
+        bound_since: std::sync::Mutex::default(),
         merchant_serial_no: "510FBE783019212C010D88F4DD891E848C8F4B35".to_owned(),
         merchant_key: Verifier::from_pem(&read("keys/wx_merchant_public.pem")).unwrap(),
         apiv3_key: *b"dev0123456789ABCDEFabcdef-_TEST!",

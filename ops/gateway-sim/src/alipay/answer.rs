@@ -3,21 +3,28 @@
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use encoding_rs::GBK;
 use serde_json::{Map, Value, json};
 
 use crate::keys::AlipayMerchant;
+use crate::odd::{Charset, Refuse};
 
 /// A refusal in Alipay's words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
-    pub(crate) code: &'static str,
+    pub(crate) code: String,
     pub(crate) sub_code: String,
     pub(crate) sub_msg: String,
 }
 
 impl Problem {
-    pub(crate) fn new(code: &'static str, sub_code: impl Into<String>, sub_msg: impl Into<String>) -> Problem {
-        Problem { code, sub_code: sub_code.into(), sub_msg: sub_msg.into() }
+    pub(crate) fn new(code: impl Into<String>, sub_code: impl Into<String>, sub_msg: impl Into<String>) -> Problem {
+        Problem { code: code.into(), sub_code: sub_code.into(), sub_msg: sub_msg.into() }
+    }
+
+    /// A refusal of choice.
+    pub(crate) fn chosen(refuse: &Refuse) -> Problem {
+        Problem::new(&refuse.code, &refuse.sub_code, &refuse.message)
     }
 
     pub(crate) fn invalid(sub_code: &str, sub_msg: &str) -> Problem {
@@ -29,7 +36,7 @@ impl Problem {
     }
 
     fn node(&self) -> Value {
-        let msg = match self.code {
+        let msg = match self.code.as_str() {
             "20000" => "Service Currently Unavailable",
             "40001" => "Missing Required Arguments",
             "40002" => "Invalid Arguments",
@@ -47,6 +54,7 @@ pub(crate) struct Outcome<'a> {
     pub(crate) merchant: Option<&'a AlipayMerchant>,
     /// Whether the answer names the certificate that signs it.
     pub(crate) certified: bool,
+    pub(crate) charset: Charset,
     pub(crate) result: Result<Map<String, Value>, Problem>,
 }
 
@@ -63,18 +71,40 @@ impl Outcome<'_> {
             }
             Err(problem) => problem.node(),
         };
-        let text = node.to_string();
+        let node = written(&node, self.charset);
         let name = node_name(self.method);
-        let body = match self.merchant {
+        let end = match self.merchant {
             Some(merchant) => {
-                let sign = merchant.sign(text.as_bytes());
+                let sign = merchant.sign(&node);
                 let mode = merchant.certificates.as_ref().filter(|_| self.certified);
                 let sn = mode.map(|mode| format!(r#""alipay_cert_sn":"{}","#, mode.current().sn)).unwrap_or_default();
-                format!(r#"{{"{name}":{text},{sn}"sign":"{sign}"}}"#)
+                format!(r#",{sn}"sign":"{sign}"}}"#)
             }
-            None => format!(r#"{{"{name}":{text}}}"#),
+            None => "}".to_owned(),
         };
-        (StatusCode::OK, [(CONTENT_TYPE, "text/html;charset=utf-8")], body).into_response()
+        let body = [format!(r#"{{"{name}":"#).as_bytes(), &node, end.as_bytes()].concat();
+        let content_type = match self.charset {
+            Charset::Gbk => "text/html;charset=GBK",
+            Charset::GbkUnnamed => "text/html",
+            Charset::Utf8 | Charset::Garbage => "text/html;charset=utf-8",
+        };
+        (StatusCode::OK, [(CONTENT_TYPE, content_type)], body).into_response()
+    }
+}
+
+/// The bytes of a node: the signature covers them as they are.
+fn written(node: &Value, charset: Charset) -> Vec<u8> {
+    let text = node.to_string();
+    match charset {
+        Charset::Utf8 => text.into_bytes(),
+        Charset::Gbk | Charset::GbkUnnamed => GBK.encode(&text).0.into_owned(),
+        Charset::Garbage => {
+            match node["sub_msg"].as_str().filter(|words| !words.is_empty()).and_then(|words| text.split_once(words)) {
+                // Neither UTF-8 nor GBK, and no quote among them.
+                Some((head, tail)) => [head.as_bytes(), b"\xff\xfe\x80\xc3", tail.as_bytes()].concat(),
+                None => text.into_bytes(),
+            }
+        }
     }
 }
 

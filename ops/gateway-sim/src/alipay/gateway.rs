@@ -8,11 +8,14 @@ use axum::response::{IntoResponse, Redirect, Response};
 use serde_json::{Value, json};
 
 use super::answer::{Outcome, Problem};
-use super::params::{Freshness, Params};
+use super::params::{Call, Freshness, Params};
+use super::trade::Answer;
 use super::{certificate, fields, pages, refund, trade};
+use crate::calls::{At, CallKind};
 use crate::clock;
 use crate::json::{owned, text};
-use crate::ledger::{Product, Trade};
+use crate::ledger::{Gateway, Product, Trade};
+use crate::odd::Charset;
 use crate::pages::cashier_path;
 use crate::server::{Shared, Sim};
 
@@ -26,31 +29,57 @@ pub(crate) async fn call(State(sim): State<Shared>, RawQuery(query): RawQuery, b
     let call = match checked {
         Ok(call) => call,
         Err(problem) => {
-            return Outcome { method: params.method(), merchant: None, certified: false, result: Err(problem) }
-                .into_response();
+            let (method, charset) = (params.method(), Charset::Utf8);
+            return Outcome { method, merchant: None, certified: false, charset, result: Err(problem) }.into_response();
         }
     };
-    if sim.faults.api(number(&sim, &call.biz_content).as_deref()).await.is_some() {
+    let number = number(&sim, &call.biz_content);
+    let at = At { gateway: Gateway::Alipay, account: &call.merchant.account, out_trade_no: number.as_deref() };
+    let kind = kind(params.method());
+    sim.calls.count(at, kind);
+    if sim.faults.api(number.as_deref()).await.is_some() {
         return bad_gateway();
     }
-    let result = match params.method() {
-        "alipay.trade.precreate" => trade::precreate(&sim, &call),
-        "alipay.trade.query" => trade::query(&sim, &call),
-        "alipay.trade.close" => trade::close(&sim, &call),
-        "alipay.trade.refund" => match refund::refund(&sim, &call).await {
-            Some(result) => result,
-            None => return bad_gateway(),
-        },
-        "alipay.trade.fastpay.refund.query" => match refund::query(&sim, &call) {
-            Some(result) => result,
-            None => return bad_gateway(),
-        },
-        "alipay.open.app.alipaycert.download" => certificate::download(&call),
+    let odd = sim.faults.odd(at);
+    let result = match odd.refusal(kind) {
+        Some(refuse) => {
+            sim.faults.count("refuse");
+            Some(Err(Problem::chosen(refuse)))
+        }
+        None => answer(&sim, &call, params.method()).await,
+    };
+    let Some(mut result) = result else { return bad_gateway() };
+    if let Ok(members) = &mut result {
+        odd.change_members(members);
+    }
+    let (merchant, certified) = (Some(call.merchant.as_ref()), call.certified);
+    Outcome { method: params.method(), merchant, certified, charset: odd.charset, result }.into_response()
+}
+
+/// What the gateway says to a call. `None`: it is away, before the call or after it.
+async fn answer(sim: &Shared, call: &Call, method: &str) -> Option<Answer> {
+    Some(match method {
+        "alipay.trade.precreate" => trade::precreate(sim, call),
+        "alipay.trade.query" => trade::query(sim, call),
+        "alipay.trade.close" => trade::close(sim, call),
+        "alipay.trade.refund" => refund::refund(sim, call).await?,
+        "alipay.trade.fastpay.refund.query" => refund::query(sim, call)?,
+        "alipay.open.app.alipaycert.download" => certificate::download(call),
         method if fields::is_known(method) => Err(Problem::invalid("isv.invalid-method", "该方法不能由服务端调用")),
         _ => Err(Problem::invalid("isv.invalid-method", "不存在的方法名")),
-    };
-    let (merchant, certified) = (Some(call.merchant.as_ref()), call.certified);
-    Outcome { method: params.method(), merchant, certified, result }.into_response()
+    })
+}
+
+fn kind(method: &str) -> CallKind {
+    match method {
+        "alipay.trade.precreate" => CallKind::Prepay,
+        "alipay.trade.query" => CallKind::Query,
+        "alipay.trade.close" => CallKind::Close,
+        "alipay.trade.refund" => CallKind::Refund,
+        "alipay.trade.fastpay.refund.query" => CallKind::RefundQuery,
+        "alipay.open.app.alipaycert.download" => CallKind::Certificates,
+        _ => CallKind::Other,
+    }
 }
 
 /// The number of the trade that a call names, which its faults go by.

@@ -128,8 +128,10 @@ fn refund_fields(trade: &Trade, refund: &Refund, overrides: &Overrides) -> Vec<(
     let mut fields = vec![
         ("refund_fee", yuan(overrides.amount_fen.unwrap_or(refund.total_after_fen))),
         ("gmt_refund", format!("{}.{}", clock::alipay(at), at.millisecond() / 100)),
-        ("out_biz_no", refund.out_refund_no.clone()),
     ];
+    if refund.named {
+        fields.push(("out_biz_no", refund.out_refund_no.clone()));
+    }
     if refund.total_after_fen >= trade.amount_fen {
         fields.push(("gmt_close", clock::alipay(at)));
     }

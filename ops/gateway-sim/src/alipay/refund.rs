@@ -46,6 +46,7 @@ pub(crate) async fn refund(sim: &Shared, call: &Call) -> Option<Answer> {
         told: trade.notify_url.is_some() && !faults.no_notice,
         at_once: faults.processing_ms == 0,
         pause: sim.deliveries.scaled(PAUSE),
+        console: None,
     };
     let booked = match sim.refund(&trade.key(), &ask) {
         Ok(booked) => booked,

@@ -123,6 +123,7 @@ fn refused(refusal: Refusal) -> Problem {
         Refusal::Paid => Problem::business("TRADE_HAS_SUCCESS", "交易已被支付"),
         Refusal::Closed | Refusal::Expired => Problem::business("TRADE_HAS_CLOSE", "交易已经关闭"),
         Refusal::Differs => Problem::business("CONTEXT_INCONSISTENT", "交易信息被篡改"),
+        Refusal::TooOften => Problem::business("APPLY_PC_MERCHANT_CODE_ERROR", "申请二维码失败：同一订单号次数过多"),
         Refusal::Unknown | Refusal::Unpaid => not_exist(),
     }
 }

@@ -17,6 +17,7 @@ use crate::server::{Shared, Sim};
 pub(crate) fn router() -> Router<Shared> {
     Router::new()
         .route("/sim/keys/wechat/{account}", get(show).put(share))
+        .route("/sim/keys/wechat/{account}/appids", post(bind))
         .route("/sim/keys/wechat/{account}/certificates", post(add))
         .route("/sim/keys/wechat/{account}/certificates/{serial}", delete(remove))
         .route("/sim/keys/alipay/{account}/certificate", get(current).post(renew))
@@ -40,6 +41,23 @@ async fn share(State(sim): State<Shared>, Path(account): Path<String>, body: Byt
     }
     let merchant = wechat(&sim, &account)?;
     merchant.platform.set_share(public_key_share);
+    Ok(Json(view(merchant)))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct App {
+    appid: String,
+}
+
+/// One more application of the same merchant number.
+async fn bind(State(sim): State<Shared>, Path(account): Path<String>, body: Bytes) -> Answer {
+    let App { appid } = object(&body)?;
+    if appid.is_empty() || appid.len() > 32 {
+        return Err(bad("an appid has 1 to 32 characters".to_owned()));
+    }
+    let merchant = wechat(&sim, &account)?;
+    merchant.bind(&appid);
     Ok(Json(view(merchant)))
 }
 
@@ -133,7 +151,12 @@ fn no_mode() -> Failure {
 fn view(merchant: &WechatMerchant) -> Value {
     let public: Vec<&String> = merchant.signing_keys.iter().map(|key| &key.0).collect();
     let certificates: Vec<Value> = merchant.platform.certificates().iter().map(certificate).collect();
-    json!({ "public_keys": public, "certificates": certificates, "public_key_share": merchant.platform.share() })
+    json!({
+        "appids": merchant.all_appids(),
+        "public_keys": public,
+        "certificates": certificates,
+        "public_key_share": merchant.platform.share(),
+    })
 }
 
 fn certificate(certificate: &PlatformCertificate) -> Value {

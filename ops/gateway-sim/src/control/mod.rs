@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::calls::WantedCalls;
 use crate::clock;
 use crate::deliver;
 use crate::faults::FaultSet;
@@ -33,6 +34,7 @@ pub(crate) fn router() -> Router<Shared> {
         .route("/sim/trades/{gateway}/{out_trade_no}/close", post(close))
         .route("/sim/trades/{gateway}/{out_trade_no}/expire", post(expire))
         .route("/sim/trades/{gateway}/{out_trade_no}/notify", post(notify))
+        .route("/sim/calls", get(calls).delete(clear_calls))
         .route("/sim/faults", get(faults).put(put_faults).delete(clear_faults))
         .route("/sim/reset", post(reset))
 }
@@ -54,6 +56,7 @@ impl From<Refusal> for Failure {
             Refusal::Unpaid => (StatusCode::CONFLICT, "the trade is neither paid nor closed"),
             Refusal::Paid => (StatusCode::CONFLICT, "the trade is paid"),
             Refusal::Closed => (StatusCode::CONFLICT, "the trade is closed"),
+            Refusal::TooOften => (StatusCode::CONFLICT, "the gateway gives this number no more codes"),
             Refusal::Expired => (StatusCode::CONFLICT, "the last moment to pay has passed"),
         };
         Failure(status, text.to_owned())
@@ -160,6 +163,8 @@ async fn notify(State(sim): State<Shared>, Path(name): Name, Query(which): Query
     let mut trade = sim.ledger.get(&key, clock::now()).ok_or(Refusal::Unknown)?;
     if let Some(number) = &which.refund {
         trade = trade.telling_of(number).ok_or(Refusal::Unknown)?;
+    } else if let Some(event) = which.event {
+        trade = trade.telling(event).ok_or(Refusal::Unknown)?;
     }
     match deliver::once(&sim, trade, &overrides).await {
         Some(delivered) => Ok(Json(json!({ "accepted": delivered.accepted, "answer": delivered.answer }))),
@@ -182,11 +187,22 @@ async fn clear_faults(State(sim): State<Shared>) -> Json<Value> {
     Json(sim.faults.view())
 }
 
-/// No trades, no deliveries, no faults.
+/// How often the gateways were called, by order and kind of call.
+async fn calls(State(sim): State<Shared>, Query(wanted): Query<WantedCalls>) -> Json<Value> {
+    Json(sim.calls.view(&wanted))
+}
+
+async fn clear_calls(State(sim): State<Shared>) -> Json<Value> {
+    sim.calls.clear();
+    Json(json!({}))
+}
+
+/// No trades, no deliveries, no faults, no calls.
 async fn reset(State(sim): State<Shared>) -> Json<Value> {
     sim.deliveries.stop();
     sim.ledger.clear();
     sim.faults.clear();
+    sim.calls.clear();
     Json(json!({}))
 }
 

@@ -8,9 +8,10 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Answer, Failure, key, object, read, view};
+use super::{Answer, Failure, bad, key, object, read, view};
 use crate::clock;
-use crate::ledger::{Gateway, Refund, RefundState, Refusal, Trade};
+use crate::crypto::{DIGITS, random_text};
+use crate::ledger::{Gateway, Refund, RefundAsk, RefundState, Refusal, Trade};
 use crate::pages::Which;
 use crate::server::Shared;
 
@@ -18,6 +19,7 @@ pub(crate) fn router() -> Router<Shared> {
     Router::new()
         .route("/sim/refunds", get(list))
         .route("/sim/refunds/age", post(age_refunds))
+        .route("/sim/trades/{gateway}/{out_trade_no}/refunds", post(refund))
         .route("/sim/trades/{gateway}/{out_trade_no}/refunds/{out_refund_no}/finish", post(finish))
         .route("/sim/trades/{gateway}/{out_trade_no}/age", post(age))
         .route("/sim/balances/{gateway}/{account}", put(set_balance).get(balance))
@@ -38,6 +40,64 @@ async fn list(State(sim): State<Shared>, Query(wanted): Query<Wanted>) -> Json<V
     let of = |trade: &Trade| trade.refunds.iter().rev().filter(wanted_state).map(|refund| refund.view(trade)).collect();
     let refunds = trades.iter().flat_map(|trade| -> Vec<Value> { of(trade) });
     Json(Value::Array(refunds.take(wanted.limit.unwrap_or(10_000)).collect()))
+}
+
+/// A refund that somebody makes in the gateway's console.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ConsoleRefund {
+    /// How much; absent, what is left.
+    amount_fen: Option<i64>,
+    /// Its number; absent, one of the gateway's own making.
+    out_refund_no: Option<String>,
+    /// Whether its end is told to the payment's `notify_url`.
+    notify: bool,
+    /// Whether the notice names it (`out_biz_no`, Alipay).
+    named: bool,
+    /// Whether it is processed first, as faults have it.
+    processing: bool,
+}
+
+impl Default for ConsoleRefund {
+    fn default() -> ConsoleRefund {
+        ConsoleRefund { amount_fen: None, out_refund_no: None, notify: true, named: true, processing: false }
+    }
+}
+
+/// Money goes back without the merchant's service.
+async fn refund(
+    State(sim): State<Shared>,
+    Path(name): Path<(Gateway, String)>,
+    Query(which): Query<Which>,
+    body: Bytes,
+) -> Answer {
+    let ConsoleRefund { amount_fen, out_refund_no, notify, named, processing } = read(&body)?;
+    let key = key(&sim, &name, &which)?;
+    let trade = sim.ledger.get(&key, clock::now()).ok_or(Refusal::Unknown)?;
+    let amount_fen = amount_fen.unwrap_or(trade.amount_fen - trade.reserved_fen());
+    if amount_fen < 1 && !trade.is_returned() {
+        return Err(bad(format!("a refund of {amount_fen} fen")));
+    }
+    let ask = RefundAsk {
+        out_refund_no: out_refund_no
+            .unwrap_or_else(|| format!("{}{}", clock::day(clock::now()), random_text(20, DIGITS))),
+        amount_fen,
+        total_fen: None,
+        notify_url: trade.notify_url.clone(),
+        digest: [0; 32],
+        told: notify && trade.notify_url.is_some(),
+        at_once: !processing,
+        pause: std::time::Duration::ZERO,
+        console: Some(named),
+    };
+    match sim.refund(&key, &ask) {
+        Ok(booked) => Ok(Json(json!({
+            "out_refund_no": booked.refund.out_refund_no,
+            "refund": booked.refund.view(&booked.trade),
+            "trade": view(&sim, &booked.trade),
+        }))),
+        Err(refusal) => Err(Failure(StatusCode::CONFLICT, format!("the gateway refuses it: {refusal:?}"))),
+    }
 }
 
 #[derive(Debug, Deserialize)]

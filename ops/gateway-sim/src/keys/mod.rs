@@ -9,7 +9,7 @@ mod platform;
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -55,8 +55,10 @@ pub struct WechatMerchant {
     pub account: String,
     /// The merchant number.
     pub mchid: String,
-    /// The applications bound to it.
+    /// The applications bound to it when the key set was made.
     pub appids: Vec<String>,
+    /// Those that were bound since.
+    pub bound_since: Mutex<Vec<String>>,
     /// Serial number of the merchant's certificate.
     pub merchant_serial_no: String,
     /// Checks what the merchant signed.
@@ -72,6 +74,26 @@ pub struct WechatMerchant {
 }
 
 impl WechatMerchant {
+    /// Whether this application may ask for payments of the merchant.
+    #[must_use]
+    pub fn is_bound(&self, appid: &str) -> bool {
+        self.all_appids().iter().any(|known| known == appid)
+    }
+
+    /// One more application of the same merchant number.
+    pub fn bind(&self, appid: &str) {
+        if !self.is_bound(appid) {
+            self.bound_since.lock().unwrap_or_else(PoisonError::into_inner).push(appid.to_owned());
+        }
+    }
+
+    /// Every application bound to it.
+    #[must_use]
+    pub fn all_appids(&self) -> Vec<String> {
+        let since = self.bound_since.lock().unwrap_or_else(PoisonError::into_inner);
+        self.appids.iter().chain(since.iter()).cloned().collect()
+    }
+
     /// The key that `serial` names, else the one whose turn it is: the first public key, or a platform certificate.
     ///
     /// # Panics
@@ -219,6 +241,7 @@ impl WechatEntry {
             account: self.account.clone(),
             mchid: self.mchid.clone(),
             appids: self.appids.clone(),
+            bound_since: Mutex::default(),
             merchant_serial_no: self.merchant_serial_no.clone(),
             merchant_key: verifier(&dir.join(&self.merchant_public_key_file))?,
             apiv3_key,

@@ -24,6 +24,8 @@ pub(crate) struct RefundAsk {
     pub(crate) at_once: bool,
     /// The pause the gateway asks for between two refunds of a payment.
     pub(crate) pause: Duration,
+    /// Made in the console: `Some`, with whether its notice names it. Limits that it runs into are not the service's.
+    pub(crate) console: Option<bool>,
 }
 
 /// Why a refund is not accepted.
@@ -78,7 +80,7 @@ impl Ledger {
         let (refund, fresh) = match accept(trade, ask, now, elsewhere, balance) {
             Ok(accepted) => accepted,
             Err(refusal) => {
-                if let Some(limit) = refusal.limit() {
+                if let (Some(limit), None) = (refusal.limit(), ask.console) {
                     *trade.violations.entry(limit).or_default() += 1;
                 }
                 return Err(refusal);
@@ -215,7 +217,9 @@ fn accept(
     if wechat && trade.refunds.len() >= MAX_REFUNDS {
         return Err(RefundRefusal::TooMany);
     }
-    if trade.refunds.last().is_some_and(|last| now < last.created_at + ask.pause) {
+    // The service cannot know when somebody has made one in the console.
+    let last = trade.refunds.iter().rev().find(|refund| !refund.console);
+    if last.is_some_and(|last| now < last.created_at + ask.pause) {
         return Err(RefundRefusal::TooSoon);
     }
     if balance.is_some_and(|fen| fen < ask.amount_fen) {
@@ -225,6 +229,8 @@ fn accept(
     refund.notify_url.clone_from(&ask.notify_url);
     refund.digest = ask.digest;
     refund.told = ask.told;
+    refund.console = ask.console.is_some();
+    refund.named = ask.console.unwrap_or(true);
     trade.refunds.push(refund);
     if ask.at_once {
         trade.end_refund(&ask.out_refund_no, RefundState::Success, now);
@@ -251,6 +257,7 @@ mod tests {
             told: true,
             at_once: true,
             pause: Duration::from_secs(60),
+            console: None,
         }
     }
 

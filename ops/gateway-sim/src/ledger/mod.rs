@@ -28,7 +28,12 @@ pub(crate) enum Refusal {
     Closed,
     /// The last moment to pay has passed.
     Expired,
+    /// Alipay gives one number no more codes.
+    TooOften,
 }
+
+/// Codes that Alipay gives one number. Source: its help centre, knowId 201602631395, 2026-11-29.
+pub const MAX_CODES: u32 = 20;
 
 /// See the module.
 #[derive(Debug)]
@@ -66,8 +71,10 @@ impl Ledger {
                 TradeState::Closed => return Err(Refusal::Closed),
                 _ if known.digest != asked.digest || known.product != asked.product => return Err(Refusal::Differs),
                 _ if known.gateway() == Gateway::Alipay && known.is_expired(now) => return Err(Refusal::Expired),
+                _ if known.product == Product::Qr && known.asked >= MAX_CODES => return Err(Refusal::TooOften),
                 _ => {}
             }
+            known.asked += 1;
             let old = std::mem::replace(&mut known.credential, asked.credential);
             let known = known.clone();
             inner.forget_code(old.as_ref());

@@ -63,6 +63,10 @@ pub struct Refund {
     pub digest: [u8; 32],
     /// Whether its end is told by a notice.
     pub told: bool,
+    /// Whether somebody made it in the gateway's console, and not the merchant's service.
+    pub console: bool,
+    /// Whether its notice names it (`out_biz_no`, Alipay).
+    pub named: bool,
 }
 
 impl Refund {
@@ -79,6 +83,8 @@ impl Refund {
             total_after_fen: 0,
             digest: [0; 32],
             told: true,
+            console: false,
+            named: true,
         }
     }
 
@@ -94,6 +100,7 @@ impl Refund {
             "out_trade_no": trade.out_trade_no,
             "amount_fen": self.amount_fen,
             "state": self.state,
+            "console": self.console,
             "effects": self.effects,
             "created_at": clock::wechat(self.created_at),
             "success_at": self.success_at.map(clock::wechat),
@@ -163,6 +170,12 @@ impl Trade {
             self.notices.truncate(index + 1);
         }
         self
+    }
+
+    /// The trade as the last notice of this event tells of it; `None` when none does.
+    pub(crate) fn telling(self, event: Event) -> Option<Trade> {
+        let id = self.notices.iter().rev().find(|notice| notice.event == event)?.id.clone();
+        Some(self.told_by(&id))
     }
 
     /// The trade as the last notice of one of its refunds tells of it; `None` when none does.

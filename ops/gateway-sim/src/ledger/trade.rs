@@ -172,6 +172,8 @@ pub struct Trade {
     pub paid_at: Option<OffsetDateTime>,
     /// When it was closed.
     pub closed_at: Option<OffsetDateTime>,
+    /// How often the merchant asked for a means to pay it.
+    pub asked: u32,
     /// The newest credential; older ones stopped working.
     pub credential: Option<Credential>,
     /// Digest of the request's parameters: a repeat must agree.
@@ -208,6 +210,7 @@ impl Trade {
             expires_at: now + Duration::days(7),
             paid_at: None,
             closed_at: None,
+            asked: 1,
             credential: None,
             digest: [0; 32],
             notices: Vec::new(),
@@ -290,6 +293,7 @@ impl Trade {
             "amount_fen": self.amount_fen,
             "subject": self.subject,
             "state": self.state,
+            "asked": self.asked,
             "code": self.credential.as_ref().map(|credential| &credential.code),
             "notify_url": self.notify_url,
             "created_at": clock::wechat(self.created_at),

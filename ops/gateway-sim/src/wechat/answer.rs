@@ -14,14 +14,14 @@ use crate::keys::WechatMerchant;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Problem {
     pub(crate) status: u16,
-    pub(crate) code: &'static str,
+    pub(crate) code: String,
     pub(crate) message: String,
     pub(crate) detail: Option<Value>,
 }
 
 impl Problem {
-    pub(crate) fn new(status: u16, code: &'static str, message: impl Into<String>) -> Problem {
-        Problem { status, code, message: message.into(), detail: None }
+    pub(crate) fn new(status: u16, code: impl Into<String>, message: impl Into<String>) -> Problem {
+        Problem { status, code: code.into(), message: message.into(), detail: None }
     }
 
     /// A field that is wrong: `field` is its JSON pointer.
@@ -29,12 +29,12 @@ impl Problem {
         let detail = json!({ "field": field, "value": value, "issue": issue, "location": "body" });
         let message =
             format!("输入源“{field}”映射到字段“{}”校验失败：{issue}", field.rsplit('/').next().unwrap_or(field));
-        Problem { status: 400, code: "PARAM_ERROR", message, detail: Some(detail) }
+        Problem { status: 400, code: "PARAM_ERROR".to_owned(), message, detail: Some(detail) }
     }
 
     /// 401, with what was wrong about the header.
     pub(crate) fn sign_error(message: &str, detail: Value) -> Problem {
-        Problem { status: 401, code: "SIGN_ERROR", message: message.to_owned(), detail: Some(detail) }
+        Problem { status: 401, code: "SIGN_ERROR".to_owned(), message: message.to_owned(), detail: Some(detail) }
     }
 
     /// The error body, unsigned. 401 carries no `Request-ID`, as seen at the real gateway.

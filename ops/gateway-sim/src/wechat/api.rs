@@ -8,14 +8,40 @@ use time::{Duration, OffsetDateTime};
 use super::answer::Problem;
 use super::auth::Call;
 use super::{fields, h5_url};
+use crate::calls::CallKind;
 use crate::clock;
 use crate::crypto::{ALPHANUMERIC, DIGITS, random_text};
 use crate::json::{digest, owned, text};
 use crate::keys::WechatMerchant;
 use crate::ledger::{Credential, Gateway, Product, Refusal, Trade, TradeKey, TradeState};
+use crate::odd::Refuse;
 use crate::server::{Shared, Sim};
 
 pub(super) type Answer = Result<Option<Value>, Problem>;
+
+/// Counts a call about this order, lets it meet its faults, and answers it.
+pub(super) async fn carry(
+    sim: &Sim,
+    call: &Call,
+    (kind, out_trade_no): (CallKind, Option<&str>),
+    work: impl Future<Output = Answer>,
+) -> Response {
+    let at = call.at(out_trade_no);
+    sim.calls.count(at, kind);
+    if sim.faults.api(out_trade_no).await.is_some() {
+        return Problem::new(500, "SYSTEM_ERROR", "系统异常，请稍后重试").into_response();
+    }
+    let odd = sim.faults.odd(at);
+    if let Some(Refuse { status, code, message, .. }) = odd.refusal(kind) {
+        sim.faults.count("refuse");
+        return Problem::new(*status, code, message).into_response();
+    }
+    let mut answer = work.await;
+    if let Ok(Some(body)) = &mut answer {
+        odd.change(body);
+    }
+    call.answer(answer)
+}
 
 /// `POST /v3/pay/transactions/{native|jsapi|h5|app}`.
 pub(crate) async fn prepay(State(sim): State<Shared>, Path(product): Path<String>, call: Call) -> Response {
@@ -26,53 +52,47 @@ pub(crate) async fn prepay(State(sim): State<Shared>, Path(product): Path<String
         "app" => Product::WechatApp,
         _ => return not_found(),
     };
-    let answer: Answer = async {
-        let body = call.json()?;
-        fault(&sim, text(&body, "out_trade_no")).await?;
-        place(&sim, &call.merchant, product, &body).map(Some)
-    }
-    .await;
-    call.answer(answer)
+    let body = call.json();
+    let number = body.as_ref().ok().and_then(|body| owned(body, "out_trade_no"));
+    let work = async { place(&sim, &call.merchant, product, &body?).map(Some) };
+    carry(&sim, &call, (CallKind::Prepay, number.as_deref()), work).await
 }
 
 /// `GET /v3/pay/transactions/out-trade-no/{out_trade_no}?mchid=`.
 pub(crate) async fn query_by_number(State(sim): State<Shared>, Path(number): Path<String>, call: Call) -> Response {
-    let answer: Answer = async {
+    let work = async {
         check_query(&call)?;
-        fault(&sim, Some(&number)).await?;
         if !fields::is_out_trade_no(&number) {
             return Err(Problem::field("/out_trade_no", Some(&json!(number)), "格式不正确"));
         }
         let trade = sim.ledger.shown(&key(&call.merchant, &number), clock::now()).ok_or_else(no_order)?;
         Ok(Some(current(&call.merchant, &trade)))
-    }
-    .await;
-    call.answer(answer)
+    };
+    carry(&sim, &call, (CallKind::Query, Some(&number)), work).await
 }
 
 /// `GET /v3/pay/transactions/id/{transaction_id}?mchid=`: paid orders only.
 pub(crate) async fn query_by_id(State(sim): State<Shared>, Path(id): Path<String>, call: Call) -> Response {
-    let answer: Answer = async {
+    let found = sim.ledger.by_trade_no(&id, clock::now());
+    let number = found.as_ref().map(|trade| trade.out_trade_no.clone());
+    let work = async {
         check_query(&call)?;
-        fault(&sim, None).await?;
         let ours = |trade: &Trade| {
             let mine = trade.gateway() == Gateway::Wechat && trade.account == call.merchant.account;
             mine && trade.state == TradeState::Paid
         };
-        let trade = sim.ledger.by_trade_no(&id, clock::now()).filter(ours).ok_or_else(no_order)?;
+        let trade = found.filter(ours).ok_or_else(no_order)?;
         Ok(Some(current(&call.merchant, &trade)))
-    }
-    .await;
-    call.answer(answer)
+    };
+    carry(&sim, &call, (CallKind::Query, number.as_deref()), work).await
 }
 
 /// `POST /v3/pay/transactions/out-trade-no/{out_trade_no}/close`: 204, also when it is closed already.
 pub(crate) async fn close(State(sim): State<Shared>, Path(number): Path<String>, call: Call) -> Response {
-    let answer: Answer = async {
+    let work = async {
         let body = call.json()?;
         fields::check_close(&body)?;
         check_mchid(text(&body, "mchid"), &call.merchant)?;
-        fault(&sim, Some(&number)).await?;
         let key = key(&call.merchant, &number);
         let unpaid = sim.ledger.get(&key, clock::now()).is_some_and(|trade| trade.state == TradeState::Waiting);
         if unpaid && sim.faults.pays_before_close(&number) {
@@ -83,16 +103,15 @@ pub(crate) async fn close(State(sim): State<Shared>, Path(number): Path<String>,
             Err(Refusal::Unknown) => Err(no_order()),
             Err(_) => Err(Problem::new(400, "ORDER_PAID", "该订单已支付")),
         }
-    }
-    .await;
-    call.answer(answer)
+    };
+    carry(&sim, &call, (CallKind::Close, Some(&number)), work).await
 }
 
 fn place(sim: &Sim, merchant: &WechatMerchant, product: Product, body: &Value) -> Result<Value, Problem> {
     fields::check(product, body)?;
     check_mchid(text(body, "mchid"), merchant)?;
     let appid = owned(body, "appid").unwrap_or_default();
-    if !merchant.appids.contains(&appid) {
+    if !merchant.is_bound(&appid) {
         return Err(Problem::new(400, "APPID_MCHID_NOT_MATCH", "appid和mch_id不匹配"));
     }
     let now = clock::now();
@@ -194,13 +213,6 @@ fn check_mchid(mchid: Option<&str>, merchant: &WechatMerchant) -> Result<(), Pro
         return Ok(());
     }
     Err(Problem::new(400, "PARAM_ERROR", "商户号与签名中的商户号不一致"))
-}
-
-pub(super) async fn fault(sim: &Sim, out_trade_no: Option<&str>) -> Result<(), Problem> {
-    match sim.faults.api(out_trade_no).await {
-        Some(_) => Err(Problem::new(500, "SYSTEM_ERROR", "系统异常，请稍后重试")),
-        None => Ok(()),
-    }
 }
 
 pub(super) fn key(merchant: &WechatMerchant, out_trade_no: &str) -> TradeKey {

@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 
 use super::answer::{Problem, signed};
 use super::sign::{Authorization, request_message};
+use crate::calls::At;
 use crate::clock;
 use crate::keys::{SimKeys, WechatMerchant};
+use crate::ledger::Gateway;
 use crate::server::Shared;
 
 /// A clock may be off by this much.
@@ -45,6 +47,11 @@ impl Call {
     /// The value of `Wechatpay-Serial`.
     pub(crate) fn wanted_serial(&self) -> Option<&str> {
         self.wanted_serial.as_deref()
+    }
+
+    /// The call as it is counted, and as its faults go.
+    pub(crate) fn at<'a>(&'a self, out_trade_no: Option<&'a str>) -> At<'a> {
+        At { gateway: Gateway::Wechat, account: &self.merchant.account, out_trade_no }
     }
 
     /// Signed on success, plain otherwise.

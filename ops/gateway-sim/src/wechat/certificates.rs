@@ -1,19 +1,23 @@
 //! `GET /v3/certificates`: the platform certificates, each sealed under the APIv3 key.
 
+use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::answer::Problem;
 use super::auth::Call;
+use crate::calls::CallKind;
 use crate::clock;
 use crate::crypto::{ALPHANUMERIC, random_text, seal};
 use crate::keys::{PlatformCertificate, WechatMerchant};
+use crate::server::Shared;
 
 const AAD: &str = "certificate";
 
 /// A merchant without any has WeChat Pay's public key alone, and is told so.
-pub(crate) async fn list(call: Call) -> Response {
+pub(crate) async fn list(State(sim): State<Shared>, call: Call) -> Response {
     let certificates = call.merchant.platform.certificates();
+    sim.calls.count(call.at(None), CallKind::Certificates);
     let answer = match certificates.is_empty() {
         true => {
             Err(Problem::new(404, "RESOURCE_NOT_EXISTS", "无可用的平台证书，请在商户平台-API安全申请使用微信支付公钥"))

@@ -7,9 +7,10 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use super::answer::Problem;
-use super::api::{Answer, fault, key};
+use super::api::{carry, key};
 use super::auth::Call;
 use super::fields;
+use crate::calls::CallKind;
 use crate::clock;
 use crate::faults::ApiFault;
 use crate::json::{digest, owned, text};
@@ -22,14 +23,14 @@ const PAUSE: Duration = Duration::from_secs(60);
 
 /// `POST /v3/refund/domestic/refunds`: 200 says that it is accepted.
 pub(crate) async fn create(State(sim): State<Shared>, call: Call) -> Response {
-    let answer: Answer = async {
-        let body = call.json()?;
+    let body = call.json();
+    let trade = body.as_ref().ok().and_then(|body| paid(&sim, &call.merchant, body));
+    let named = || body.as_ref().ok().and_then(|body| owned(body, "out_trade_no"));
+    let number = trade.as_ref().map(|trade| trade.out_trade_no.clone()).or_else(named);
+    let work = async {
+        let body = body?;
         fields::check_refund(&body)?;
-        let Some(trade) = paid(&sim, &call.merchant, &body) else {
-            fault(&sim, text(&body, "out_trade_no")).await?;
-            return Err(not_exist());
-        };
-        fault(&sim, Some(&trade.out_trade_no)).await?;
+        let trade = trade.ok_or_else(not_exist)?;
         stopped(sim.faults.before_refund(&trade.out_trade_no))?;
         let amount = |name: &str| body.pointer(&format!("/amount/{name}")).and_then(Value::as_i64);
         let notify_url = owned(&body, "notify_url");
@@ -42,43 +43,40 @@ pub(crate) async fn create(State(sim): State<Shared>, call: Call) -> Response {
             digest: digest(&body),
             at_once: false,
             pause: sim.deliveries.scaled(PAUSE),
+            console: None,
         };
         let booked = sim.refund(&trade.key(), &ask).map_err(refused)?;
         stopped(sim.faults.after_refund(&trade.out_trade_no).await)?;
         Ok(Some(view(&booked.trade, &booked.refund)))
-    }
-    .await;
-    call.answer(answer)
+    };
+    carry(&sim, &call, (CallKind::Refund, number.as_deref()), work).await
 }
 
 /// `GET /v3/refund/domestic/refunds/{out_refund_no}`.
 pub(crate) async fn query(State(sim): State<Shared>, Path(number): Path<String>, call: Call) -> Response {
-    let answer: Answer = async {
-        let Some(key) = sim.ledger.refund_key(&call.merchant.account, &number) else {
-            fault(&sim, None).await?;
-            stopped(sim.faults.refund_query(""))?;
-            return Err(not_exist());
-        };
-        fault(&sim, Some(&key.out_trade_no)).await?;
-        stopped(sim.faults.refund_query(&key.out_trade_no))?;
+    let key = sim.ledger.refund_key(&call.merchant.account, &number);
+    let out_trade_no = key.as_ref().map(|key| key.out_trade_no.clone());
+    let work = async {
+        stopped(sim.faults.refund_query(out_trade_no.as_deref().unwrap_or_default()))?;
+        let key = key.ok_or_else(not_exist)?;
         let trade = sim.ledger.get(&key, clock::now()).ok_or_else(not_exist)?;
         let refund = trade.refund(&number).ok_or_else(not_exist)?;
         let mut answer = view(&trade, refund);
         answer["amount"]["refund"] = json!(refund.amount_fen + sim.faults.misstated_fen(&key.out_trade_no));
         Ok(Some(answer))
-    }
-    .await;
-    call.answer(answer)
+    };
+    carry(&sim, &call, (CallKind::RefundQuery, out_trade_no.as_deref()), work).await
 }
 
 /// `POST /v3/refund/domestic/refunds/{refund_id}/apply-abnormal-refund`: to another card, or to the merchant.
 pub(crate) async fn redirect(State(sim): State<Shared>, Path(refund_id): Path<String>, call: Call) -> Response {
-    let answer: Answer = async {
+    let ours = |(key, _): &(TradeKey, String)| key.account == call.merchant.account;
+    let found = sim.ledger.by_refund_id(&refund_id).filter(ours);
+    let out_trade_no = found.as_ref().map(|(key, _)| key.out_trade_no.clone());
+    let work = async {
         let body = call.json()?;
         fields::check_redirect(&body)?;
-        let ours = |(key, _): &(TradeKey, String)| key.account == call.merchant.account;
-        let (key, number) = sim.ledger.by_refund_id(&refund_id).filter(ours).ok_or_else(not_exist)?;
-        fault(&sim, Some(&key.out_trade_no)).await?;
+        let (key, number) = found.ok_or_else(not_exist)?;
         if text(&body, "out_refund_no") != Some(&number) {
             return Err(Problem::new(400, "PARAM_ERROR", "out_refund_no与refund_id不一致"));
         }
@@ -89,9 +87,8 @@ pub(crate) async fn redirect(State(sim): State<Shared>, Path(refund_id): Path<St
             .ok_or_else(|| Problem::new(400, "INVALID_REQUEST", "退款单状态不是退款异常，不能发起异常退款"))?;
         sim.process(&key, &number, RefundState::Success);
         Ok(Some(view(&trade, &refund)))
-    }
-    .await;
-    call.answer(answer)
+    };
+    carry(&sim, &call, (CallKind::Redirect, out_trade_no.as_deref()), work).await
 }
 
 /// A buyer's card and name come encrypted under the key that `Wechatpay-Serial` names.

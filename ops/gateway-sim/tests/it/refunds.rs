@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use crate::wechat::open;
 use crate::world::{Callback, Pairs, World, decode, join, uuid};
 
-const REFUNDS: &str = "/v3/refund/domestic/refunds";
+pub const REFUNDS: &str = "/v3/refund/domestic/refunds";
 
-async fn alipay_paid(world: &mut World) -> String {
+pub async fn alipay_paid(world: &mut World) -> String {
     let number = uuid();
     let order = json!({
         "out_trade_no": number, "total_amount": "3.00", "subject": "x", "product_code": "QR_CODE_OFFLINE",
@@ -26,14 +26,14 @@ async fn alipay_paid(world: &mut World) -> String {
     number
 }
 
-async fn wechat_paid(world: &mut World) -> String {
+pub async fn wechat_paid(world: &mut World) -> String {
     let number = wechat_unpaid(world).await;
     world.pay("wechat", &number).await;
     world.callback().await;
     number
 }
 
-async fn wechat_unpaid(world: &World) -> String {
+pub async fn wechat_unpaid(world: &World) -> String {
     let number = uuid();
     let merchant = &world.keys.wechat[0];
     let order = json!({
@@ -44,7 +44,7 @@ async fn wechat_unpaid(world: &World) -> String {
     number
 }
 
-async fn refund_alipay(world: &World, number: &str, request: Option<&str>, yuan: &str) -> Value {
+pub async fn refund_alipay(world: &World, number: &str, request: Option<&str>, yuan: &str) -> Value {
     let mut biz = json!({ "out_trade_no": number, "refund_amount": yuan });
     if let Some(request) = request {
         biz["out_request_no"] = json!(request);
@@ -54,19 +54,19 @@ async fn refund_alipay(world: &World, number: &str, request: Option<&str>, yuan:
     world.node(&world.alipay("alipay.trade.refund", &biz, |_| {}).await)
 }
 
-async fn query_alipay(world: &World, number: &str, request: &str) -> Value {
+pub async fn query_alipay(world: &World, number: &str, request: &str) -> Value {
     let biz = json!({ "out_trade_no": number, "out_request_no": request });
     world.node(&world.alipay("alipay.trade.fastpay.refund.query", &biz, |_| {}).await)
 }
 
-fn ask(world: &World, number: &str, refund: &str, fen: i64) -> Value {
+pub fn ask(world: &World, number: &str, refund: &str, fen: i64) -> Value {
     json!({
         "out_trade_no": number, "out_refund_no": refund, "notify_url": world.notify_url, "reason": "破损",
         "amount": { "refund": fen, "total": 300, "currency": "CNY" },
     })
 }
 
-async fn refund_wechat(world: &World, body: &Value) -> (u16, Value) {
+pub async fn refund_wechat(world: &World, body: &Value) -> (u16, Value) {
     let answer = world.wechat("POST", REFUNDS, Some(body)).await;
     (answer.status, answer.json())
 }
@@ -75,18 +75,18 @@ fn code(answer: &(u16, Value)) -> (u16, &str) {
     (answer.0, answer.1["code"].as_str().or(answer.1["status"].as_str()).unwrap())
 }
 
-async fn trade(world: &World, gateway: &str, number: &str) -> Value {
+pub async fn trade(world: &World, gateway: &str, number: &str) -> Value {
     world.control("GET", &format!("/sim/trades/{gateway}/{number}"), &json!({})).await
 }
 
 /// The next notice of WeChat Pay: its event, and what it tells.
-async fn notice(world: &mut World) -> (String, Value) {
+pub async fn notice(world: &mut World) -> (String, Value) {
     let callback = world.callback().await;
     open(world, &callback)
 }
 
 /// The next notice of Alipay, verified.
-async fn fields(world: &mut World) -> Pairs {
+pub async fn fields(world: &mut World) -> Pairs {
     let callback = world.callback().await;
     let mut fields = decode(&callback.body);
     let sign = fields.remove("sign").unwrap();

@@ -48,6 +48,7 @@ pub struct Callback {
 pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
+    pub bytes: Bytes,
     pub text: String,
 }
 
@@ -94,7 +95,9 @@ impl World {
         }
         let response = request.send().await.unwrap();
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Answer { status, headers, text: response.text().await.unwrap() }
+        let bytes = response.bytes().await.unwrap();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Answer { status, headers, bytes, text }
     }
 
     pub async fn get(&self, target: &str) -> Answer {
