@@ -87,8 +87,8 @@ impl Intake {
 
     /// The statement is not cancelled when time is up, since the server would not notice; only the waiting ends.
     async fn commit(&self, callback: Callback) -> Result<Stored, String> {
-        let (db, now) = (self.db.clone(), self.clock.now());
-        let work = tokio::spawn(async move { in_time(jobs::store_callback(&db, &callback, now)).await });
+        let db = self.db.clone();
+        let work = tokio::spawn(async move { in_time(jobs::store_callback(&db, &callback)).await });
         match timeout(WAIT, work).await {
             Ok(Ok(stored)) => stored.map_err(|error| error.to_string()),
             Ok(Err(panic)) => Err(panic.to_string()),

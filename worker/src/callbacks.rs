@@ -18,7 +18,6 @@ use shared::job::{Callback, digest};
 use shared::settle;
 use shared::telemetry::chain;
 use sqlx::PgPool;
-use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -187,10 +186,9 @@ impl CallbackWorker {
     /// Keeps callbacks as jobs that are due after `wait`. Nothing that holds them up holds this up: it adds rows, and
     /// the rows that are there already come again in any case.
     async fn put_off(&self, examined: &[Examined], wait: time::Duration, reason: &str) -> Result<(), DbError> {
-        let now = self.clock.now();
         let (rows, fresh): (Vec<_>, Vec<_>) = examined.iter().partition(|item| item.callback.job_id.is_some());
-        anew(|| self.keep_all(&fresh, reason, (now + wait, now))).await?;
-        match anew(|| self.keep_all(&rows, reason, (now + wait, now))).await {
+        anew(|| self.keep_all(&fresh, reason, wait)).await?;
+        match anew(|| self.keep_all(&rows, reason, wait)).await {
             Err(DbError::Again(error)) => {
                 warn!(%error, jobs = rows.len(), "Jobs were not put off; they come again when their lease ends");
             }
@@ -203,19 +201,14 @@ impl CallbackWorker {
         Ok(())
     }
 
-    async fn keep_all(
-        &self,
-        items: &[&Examined],
-        reason: &str,
-        times: (OffsetDateTime, OffsetDateTime),
-    ) -> Result<(), DbError> {
+    async fn keep_all(&self, items: &[&Examined], reason: &str, wait: time::Duration) -> Result<(), DbError> {
         if items.is_empty() {
             return Ok(());
         }
         let mut tx = self.db.begin().await?;
         db::hardly_wait_for_locks(&mut tx).await?;
         for item in items {
-            keep(&mut tx, &item.callback, reason, times).await?;
+            keep(&mut tx, &item.callback, reason, wait).await?;
         }
         tx.commit().await?;
         crash::at(Point::CallbackKept);
@@ -244,13 +237,11 @@ impl CallbackWorker {
         let evidence: Vec<Evidence<'_>> =
             examined.iter().zip(&verdicts).filter_map(|(item, verdict)| Some(item.evidence((*verdict)?))).collect();
         callbacks::record(&mut tx, &evidence, now).await?;
-        let decided: Vec<i64> = evidence.iter().filter_map(|evidence| evidence.callback.job_id).collect();
-        if !decided.is_empty() {
-            jobs::delete_callbacks(&mut tx, &decided).await?;
-        }
+        let decided: Vec<&Callback> = evidence.iter().map(|evidence| evidence.callback).collect();
+        jobs::delete_callbacks(&mut tx, &decided).await?;
         for item in examined {
             if let Content::NotYet(reason) = &item.content {
-                keep(&mut tx, &item.callback, reason, (now + LONG_WAIT, now)).await?;
+                keep(&mut tx, &item.callback, reason, LONG_WAIT).await?;
             }
         }
         crash::at(Point::CallbackRecorded);
@@ -294,17 +285,18 @@ fn tell(gateway: &dyn Gateway, callback: &Callback) -> Result<Verified<Notificat
     gateway.verify(callback.clone(), None).and_then(|verified| gateway.read(&verified))
 }
 
-/// Keeps a callback that cannot be settled yet as a job of its own, or puts the job off that brought it.
+/// Stores a callback that cannot be settled yet as a job of its own, or puts off the job that it came as. A number counts only
+/// with the bytes: a callback that names the row of another one is stored as if it had none, so neither is lost.
 async fn keep(
     tx: &mut sqlx::PgConnection,
     callback: &Callback,
     reason: &str,
-    (due_at, now): (OffsetDateTime, OffsetDateTime),
+    wait: time::Duration,
 ) -> Result<(), DbError> {
-    match callback.job_id {
-        Some(id) => jobs::postpone(tx, id, due_at, reason).await,
-        None => jobs::insert_callback(tx, callback, due_at, now).await.map(drop),
+    if jobs::postpone(tx, callback, wait, reason).await?.is_none() {
+        jobs::insert_callback(tx, callback, wait).await?;
     }
+    Ok(())
 }
 
 /// The range in [`PARTS`] slices, one for each of its places if there are fewer.

@@ -13,13 +13,13 @@ use shared::db::orders::{self, Order};
 use shared::db::{DbError, anew, events, in_time};
 use shared::domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
 use shared::gateway::{CloseOutcome, Gateway, GatewayError, Gateways, Verified};
-use shared::job::CHECKS;
+use shared::job::{CHECKS, kind};
 use shared::settle;
 use sqlx::PgPool;
 use time::{Duration, OffsetDateTime};
 use tracing::{error, info, warn};
 
-use crate::jobs::{Job, JobError, later};
+use crate::jobs::{Job, JobError, pause};
 
 /// When a closed order is asked about once more, counted from its last moment to pay: a payment begun in time may end
 /// late, and a gateway's books may be behind.
@@ -59,6 +59,8 @@ struct Heard {
 }
 
 impl Job for CheckWorker {
+    const KIND: &'static str = kind::CHECK;
+
     async fn run(&self, job: &Taken) -> Result<(), JobError> {
         let id = OrderId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
         let missing = |what: &str| JobError::Missing(format!("{what} of order {id}"));
@@ -67,7 +69,7 @@ impl Job for CheckWorker {
             return anew(|| self.finish(job)).await;
         }
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
-        match self.ask(gateway.as_ref(), &order, given_up(job)).await {
+        match self.ask(gateway.as_ref(), &order, job).await {
             Ok(heard) => anew(|| self.record(job, &order, &heard)).await,
             Err(trouble) => anew(|| self.put_off(job, &order, &trouble)).await,
         }
@@ -84,14 +86,14 @@ impl Job for CheckWorker {
 
 impl CheckWorker {
     /// Outside any transaction: the query, and where the order's time is up, the close.
-    async fn ask(&self, gateway: &dyn Gateway, order: &Order, given_up: bool) -> Result<Heard, GatewayError> {
-        let heard = self.query(gateway, order).await?;
+    async fn ask(&self, gateway: &dyn Gateway, order: &Order, job: &Taken) -> Result<Heard, GatewayError> {
+        let heard = query(gateway, order, job.now()).await?;
         crash::at(Point::CheckAsked);
-        let expired = order.expires_at <= self.clock.now();
-        if order.status != OrderStatus::Pending || !heard.unpaid() || !(expired || given_up) {
+        let expired = order.expires_at <= job.now();
+        if order.status != OrderStatus::Pending || !heard.unpaid() || !(expired || given_up(job)) {
             return Ok(heard);
         }
-        let closed = gateway.close(&order.order_no, self.clock.now()).await?;
+        let closed = gateway.close(&order.order_no, job.now()).await?;
         crash::at(Point::CheckClosed);
         match closed {
             CloseOutcome::Closed => Ok(Heard { state: "CLOSED".to_owned(), ended: true, ..heard }),
@@ -101,36 +103,21 @@ impl CheckWorker {
                 Ok(Heard { ended: expired || order.payment_method == PaymentMethod::Wechat, ..heard })
             }
             // Somebody was faster: most likely the buyer.
-            CloseOutcome::NotClosed => match self.query(gateway, order).await? {
+            CloseOutcome::NotClosed => match query(gateway, order, job.now()).await? {
                 heard if heard.unpaid() => Err(GatewayError::Unknown(format!("not closed in state {}", heard.state))),
                 heard => Ok(heard),
             },
         }
     }
 
-    async fn query(&self, gateway: &dyn Gateway, order: &Order) -> Result<Heard, GatewayError> {
-        let now = self.clock.now();
-        match gateway.query(&order.order_no, now).await {
-            Ok(trade) => {
-                let notice_id = format!("query:{}:{}", order.id, now.unix_timestamp());
-                let told = trade.told_of(gateway, &order.order_no, notice_id);
-                Ok(Heard { state: trade.into_inner().state, told: Some(told), ended: false })
-            }
-            Err(GatewayError::Refused { code, .. }) if code == "ORDER_NOT_EXIST" => {
-                Ok(Heard { state: code, told: None, ended: false })
-            }
-            Err(error) => Err(error),
-        }
-    }
-
     /// One transaction: what was learnt, and when the job goes on.
     async fn record(&self, job: &Taken, order: &Order, heard: &Heard) -> Result<(), JobError> {
-        let now = self.clock.now();
+        let now = job.now();
         let mut tx = self.db.begin().await?;
         let told: Vec<&Verified<Notification>> = heard.told.iter().collect();
         let verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?;
         let mut verdict = verdicts.first().copied().unwrap_or(Verdict::Ignored);
-        if heard.ended || self.is_void(order, heard) {
+        if heard.ended || is_void(order, heard, now) {
             verdict = settle::end_unpaid(&mut tx, order, &self.clock).await?;
         }
         crash::at(Point::CheckSettled);
@@ -140,7 +127,7 @@ impl CheckWorker {
         let still_open = order.status == OrderStatus::Pending && given_up(job);
         let job = job.asking(if still_open { json!({ "close": true }) } else { json!({}) });
         match next(&order, heard, now) {
-            Some(due_at) => drop(jobs::again(&mut tx, &job, due_at, Cost::Nothing, &heard.state).await?),
+            Some(due_at) => drop(jobs::again(&mut tx, &job, due_at - now, Cost::Nothing, &heard.state).await?),
             None => jobs::finish(&mut tx, &job).await?,
         }
         crash::at(Point::CheckRecorded);
@@ -148,12 +135,6 @@ impl CheckWorker {
         crash::at(Point::CheckCommitted);
         self.report(&order, heard, verdict).await;
         Ok(())
-    }
-
-    /// Paid and returned before we ever saw it paid, and its time is up: a case tells of the money, and nobody can pay it.
-    fn is_void(&self, order: &Order, heard: &Heard) -> bool {
-        let returned = matches!(heard.fact(), Some(Fact::PaidAndReturned { .. }));
-        returned && order.status == OrderStatus::Pending && order.expires_at <= self.clock.now()
     }
 
     /// No answer to act on: what was asked stays asked.
@@ -165,7 +146,7 @@ impl CheckWorker {
             warn!(%order_no, orderId = %order.id, %trouble, "Order {order_no} is asked about again later");
         }
         count(order, "trouble");
-        let due_at = later(&self.clock, &TROUBLE, job.attempts);
+        let wait = pause(&self.clock, &TROUBLE, job.attempts);
         let mut tx = self.db.begin().await?;
         if let GatewayError::Protocol(what) = trouble {
             let case = NewCase {
@@ -177,7 +158,7 @@ impl CheckWorker {
             };
             settle::refunds::open(&mut tx, &case, self.clock.now()).await?;
         }
-        jobs::again(&mut tx, job, due_at, Cost::Attempt, &trouble.to_string()).await?;
+        jobs::again(&mut tx, job, wait, Cost::Attempt, &trouble.to_string()).await?;
         Ok(tx.commit().await?)
     }
 
@@ -215,6 +196,26 @@ impl Heard {
     fn paid(&self) -> bool {
         matches!(self.fact(), Some(Fact::Paid { .. } | Fact::PaidAndReturned { .. }))
     }
+}
+
+async fn query(gateway: &dyn Gateway, order: &Order, now: OffsetDateTime) -> Result<Heard, GatewayError> {
+    match gateway.query(&order.order_no, now).await {
+        Ok(trade) => {
+            let notice_id = format!("query:{}:{}", order.id, now.unix_timestamp());
+            let told = trade.told_of(gateway, &order.order_no, notice_id);
+            Ok(Heard { state: trade.into_inner().state, told: Some(told), ended: false })
+        }
+        Err(GatewayError::Refused { code, .. }) if code == "ORDER_NOT_EXIST" => {
+            Ok(Heard { state: code, told: None, ended: false })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Paid and returned before we ever saw it paid, and its time is up: a case tells of the money, and nobody can pay it.
+fn is_void(order: &Order, heard: &Heard, now: OffsetDateTime) -> bool {
+    let returned = matches!(heard.fact(), Some(Fact::PaidAndReturned { .. }));
+    returned && order.status == OrderStatus::Pending && order.expires_at <= now
 }
 
 /// Whether the buyer has asked for the order's end.

@@ -14,7 +14,6 @@ use shared::db::{Collision, DbError, anew};
 use shared::job::JobMessage;
 use shared::telemetry::chain;
 use sqlx::PgPool;
-use time::OffsetDateTime;
 use tracing::{error, warn};
 
 use crate::consumer::Ack;
@@ -56,6 +55,8 @@ impl Collision for JobError {
 
 /// One kind of job.
 pub trait Job {
+    /// Its name in `jobs`.
+    const KIND: &'static str;
     /// Does one step and ends or re-dates the row.
     fn run(&self, job: &Taken) -> impl Future<Output = Result<(), JobError>>;
     /// The pool, for taking and giving back.
@@ -86,11 +87,10 @@ pub async fn run_batch<J: Job>(
 }
 
 async fn run_one<J: Job>(job: &J, message: JobMessage) {
-    let lease_until = job.clock().now() + LEASE;
-    let take = || jobs::take(job.db(), message.id, message.fence, lease_until);
+    let take = || jobs::take(job.db(), J::KIND, message, LEASE);
     let taken = match anew(take).await {
         Ok(Some(taken)) => taken,
-        Ok(None) => return, // A repeat, or done.
+        Ok(None) => return, // A repeat, done, or forged.
         Err(error) => return warn!(%error, job = message.id, "A job cannot be taken now; it comes again"),
     };
     crash::at(Point::JobTaken);
@@ -98,11 +98,11 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
     let reason = chain(&failed);
     warn!(job = taken.id, attempts = taken.attempts, error = reason, "A job failed; it is tried again");
     // Collisions are no fault of the job, and say nothing about the next time.
-    let (due_at, cost) = match failed.is_collision() {
-        true => (later(job.clock(), &RETRY, 0), Cost::Nothing),
-        false => (later(job.clock(), &RETRY, taken.attempts), Cost::Attempt),
+    let (wait, cost) = match failed.is_collision() {
+        true => (pause(job.clock(), &RETRY, 0), Cost::Nothing),
+        false => (pause(job.clock(), &RETRY, taken.attempts), Cost::Attempt),
     };
-    if let Err(error) = anew(|| give_back(job, &taken, due_at, cost, &reason)).await {
+    if let Err(error) = anew(|| give_back(job, &taken, wait, cost, &reason)).await {
         warn!(%error, job = taken.id, "A job was not given back; it comes again when its lease ends");
     }
 }
@@ -110,26 +110,26 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
 async fn give_back<J: Job>(
     job: &J,
     taken: &Taken,
-    due_at: OffsetDateTime,
+    wait: time::Duration,
     cost: Cost,
     reason: &str,
 ) -> Result<(), DbError> {
     let mut tx = job.db().begin().await?;
-    jobs::again(&mut tx, taken, due_at, cost, reason).await?;
+    jobs::again(&mut tx, taken, wait, cost, reason).await?;
     Ok(tx.commit().await?)
 }
 
-/// The moment after the `step`-th wait of a schedule; beyond its end the last wait counts.
-pub fn later(clock: &Clock, schedule: &[Duration], step: i32) -> OffsetDateTime {
+/// The `step`-th wait of a schedule, spread; beyond its end the last wait counts.
+pub fn pause(clock: &Clock, schedule: &[Duration], step: i32) -> time::Duration {
     let step = usize::try_from(step).unwrap_or(0).min(schedule.len().saturating_sub(1));
     let wait = schedule.get(step).copied().unwrap_or(Duration::from_secs(60));
     spread(clock, wait)
 }
 
-/// The moment after a wait, made longer by up to a tenth, so that what failed together does not come together.
-pub fn spread(clock: &Clock, wait: Duration) -> OffsetDateTime {
+/// A wait made longer by up to a tenth, so that what failed together does not come together.
+pub fn spread(clock: &Clock, wait: Duration) -> time::Duration {
     let share = f64::from(u8::try_from(clock.fresh_bits() % 256).unwrap_or(0)) / 2560.0;
-    clock.now() + wait.mul_f64(1.0 + share)
+    time::Duration::seconds_f64(wait.mul_f64(1.0 + share).as_secs_f64())
 }
 
 #[cfg(test)]
@@ -138,9 +138,9 @@ mod tests {
 
     #[test]
     fn a_schedule_ends_in_its_last_wait() {
-        let clock = Clock::fixed(OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000));
+        let clock = Clock::system();
         for (step, seconds) in [(-1, 2.0), (0, 2.0), (1, 10.0), (5, 1800.0), (6, 1800.0), (i32::MAX, 1800.0)] {
-            let wait = (later(&clock, &RETRY, step) - clock.now()).as_seconds_f64();
+            let wait = pause(&clock, &RETRY, step).as_seconds_f64();
             assert!((seconds..=seconds * 1.1).contains(&wait), "{step}: {wait}");
         }
     }

@@ -15,6 +15,7 @@ use shared::db::refunds::{self, Refund};
 use shared::db::{anew, in_time};
 use shared::domain::{CaseKind, PaymentMethod, RefundId, RefundStatus};
 use shared::gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget};
+use shared::job::kind;
 use shared::settle::refunds::{self as settling, RefundFact};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -22,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::jobs::{Job, JobError, RETRY, later, spread};
+use crate::jobs::{Job, JobError, RETRY, pause, spread};
 
 /// A question earlier than this after the request says nothing. Source: Alipay, refund query (P:02ekft).
 const SETTLE_IN: time::Duration = time::Duration::seconds(10);
@@ -70,8 +71,8 @@ pub struct RefundWorker {
 enum Step {
     /// The gateway said how it is.
     Fact(RefundFact),
-    /// Nothing yet: go on then.
-    Wait { until: OffsetDateTime, cost: Cost, reason: String },
+    /// Nothing yet: go on after `pause`.
+    Wait { pause: time::Duration, cost: Cost, reason: String },
     /// Refused for good, for all we hear; only a later question makes it a failure.
     Refused { code: String, message: String },
     /// The merchant's balance is short.
@@ -85,6 +86,8 @@ enum Step {
 }
 
 impl Job for RefundWorker {
+    const KIND: &'static str = kind::REFUND;
+
     async fn run(&self, job: &Taken) -> Result<(), JobError> {
         let id = RefundId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
         let missing = |what: &str| JobError::Missing(format!("{what} of refund {id}"));
@@ -93,16 +96,16 @@ impl Job for RefundWorker {
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
         let step = match refund.status {
             RefundStatus::Succeeded => Step::Done,
-            RefundStatus::Failed => self.look_back(gateway.as_ref(), &refund, &order).await,
-            RefundStatus::Pending => match self.too_soon(&refund, &order).await? {
-                Some(until) => Step::wait(until, "the gateway wants time between the refunds of an order"),
-                None => self.send(gateway.as_ref(), &refund, &order).await?,
+            RefundStatus::Failed => self.look_back(gateway.as_ref(), (&refund, &order), job.now()).await,
+            RefundStatus::Pending => match self.too_soon(job, &refund, &order).await? {
+                Some(pause) => Step::wait(pause, "the gateway wants time between the refunds of an order"),
+                None => self.send(gateway.as_ref(), job, &refund, &order).await?,
             },
-            RefundStatus::Processing => self.ask(gateway.as_ref(), &refund, &order).await?,
+            RefundStatus::Processing => self.ask(gateway.as_ref(), job, &refund, &order).await?,
             RefundStatus::Abnormal if job.payload["redirect"] == "merchant" => {
-                self.redirect(gateway.as_ref(), &refund, &order).await
+                self.redirect(gateway.as_ref(), (&refund, &order), job.now()).await
             }
-            RefundStatus::Abnormal => self.ask(gateway.as_ref(), &refund, &order).await?,
+            RefundStatus::Abnormal => self.ask(gateway.as_ref(), job, &refund, &order).await?,
         };
         anew(|| self.record(job, &refund, &order, &step)).await
     }
@@ -117,9 +120,9 @@ impl Job for RefundWorker {
 }
 
 impl RefundWorker {
-    /// Until when the gateway wants no other refund of this order: counted from the last moment at which another one may have
-    /// reached it, which is when we had heard of its end.
-    async fn too_soon(&self, refund: &Refund, order: &Order) -> Result<Option<OffsetDateTime>, JobError> {
+    /// For how long the gateway wants no other refund of this order: counted from the last moment at which another one may
+    /// have reached it, which is when we had heard of its end.
+    async fn too_soon(&self, job: &Taken, refund: &Refund, order: &Order) -> Result<Option<time::Duration>, JobError> {
         let gap = match order.payment_method {
             PaymentMethod::Alipay => time::Duration::seconds(3),
             PaymentMethod::Wechat => time::Duration::minutes(1),
@@ -127,18 +130,18 @@ impl RefundWorker {
         let others = in_time(refunds::of_order(&self.db, order.id)).await?;
         let sent = others.iter().filter(|other| other.id != refund.id && other.sent_at.is_some());
         let last = sent.map(|other| other.updated_at).max();
-        Ok(last.map(|last| last + gap).filter(|until| *until > self.clock.now()))
+        Ok(last.map(|last| left(gap, last, job.now())).filter(|left| left.is_positive()))
     }
 
     /// Commits that the request is about to leave, then lets it leave.
-    async fn send(&self, gateway: &dyn Gateway, refund: &Refund, order: &Order) -> Result<Step, JobError> {
+    async fn send(&self, gateway: &dyn Gateway, job: &Taken, refund: &Refund, order: &Order) -> Result<Step, JobError> {
         let Some(turn) = self.budget.turn(order.payment_method).await else {
-            return Ok(Step::wait(self.clock.now() + time::Duration::seconds(2), "too many calls fail just now"));
+            return Ok(Step::wait(time::Duration::seconds(2), "too many calls fail just now"));
         };
-        anew(|| self.mark_sent(refund)).await?;
+        anew(|| self.mark_sent(refund, job.now())).await?;
         crash::at(Point::RefundMarked);
         let request = self.request(refund, order);
-        let call = || gateway.refund(&request, self.clock.now());
+        let call = || gateway.refund(&request, job.now());
         // Without a connection nothing was sent: no question is needed before the next try.
         let not_sent = |error: &GatewayError| matches!(error, GatewayError::Unavailable(_));
         let answer = call.retry(CONNECTING).when(not_sent).await;
@@ -146,34 +149,36 @@ impl RefundWorker {
         if answer.is_err() {
             turn.used_up();
         }
-        Ok(self.judge(answer, refund))
+        Ok(self.judge(answer, refund, job.now()))
     }
 
-    async fn mark_sent(&self, refund: &Refund) -> Result<(), JobError> {
+    async fn mark_sent(&self, refund: &Refund, now: OffsetDateTime) -> Result<(), JobError> {
         let mut tx = self.db.begin().await?;
-        refunds::mark_sent(&mut tx, refund.id, self.clock.now()).await?;
+        refunds::mark_sent(&mut tx, refund.id, now).await?;
         Ok(tx.commit().await?)
     }
 
     /// Asks how it went. Only when the gateway knows no such refund may the same request leave again; and only when it had
     /// refused before, the refund has failed.
-    async fn ask(&self, gateway: &dyn Gateway, refund: &Refund, order: &Order) -> Result<Step, JobError> {
-        let now = self.clock.now();
-        let heard = refund.sent_at.unwrap_or(refund.updated_at) + SETTLE_IN;
-        if heard > now {
-            return Ok(Step::wait(heard, "asked too early a gateway knows nothing yet"));
+    async fn ask(&self, gateway: &dyn Gateway, job: &Taken, refund: &Refund, order: &Order) -> Result<Step, JobError> {
+        let now = job.now();
+        let sent = refund.sent_at.unwrap_or(refund.updated_at);
+        let early = left(SETTLE_IN, sent, now);
+        if early.is_positive() {
+            return Ok(Step::wait(early, "asked too early a gateway knows nothing yet"));
         }
         let answer = gateway.query_refund(&self.request(refund, order), now).await;
         crash::at(Point::RefundQueried);
         match answer {
             // Nobody signs this word: it ends nothing that the gateway had accepted.
             Ok(RefundState::Absent) if refund.status != RefundStatus::Processing => {
-                Ok(Step::wait(now + ABNORMAL, "an undeliverable refund is not known any more"))
+                Ok(Step::wait(ABNORMAL, "an undeliverable refund is not known any more"))
             }
             Ok(RefundState::Absent) => match &refund.refused_code {
-                None => self.send(gateway, refund, order).await,
-                Some(_) if refund.attempts > 1 && heard + LATE_EFFECT > now => {
-                    Ok(Step::wait(heard + LATE_EFFECT, "refused, and an earlier request may still arrive"))
+                None => self.send(gateway, job, refund, order).await,
+                Some(_) if refund.attempts > 1 && left(SETTLE_IN + LATE_EFFECT, sent, now).is_positive() => {
+                    let pause = left(SETTLE_IN + LATE_EFFECT, sent, now);
+                    Ok(Step::wait(pause, "refused, and an earlier request may still arrive"))
                 }
                 Some(code) => {
                     let why = format!("the gateway refused it ({code}) and knows no such refund");
@@ -181,23 +186,25 @@ impl RefundWorker {
                 }
             },
             // A refused question is no word about the refund.
-            Err(GatewayError::Refused { code, message }) => Ok(self.unknown(refund, &format!("{code}: {message}"))),
-            answer => Ok(self.judge(answer, refund)),
+            Err(GatewayError::Refused { code, message }) => {
+                Ok(self.unknown(refund, now, &format!("{code}: {message}")))
+            }
+            answer => Ok(self.judge(answer, refund, now)),
         }
     }
 
     /// A refund that has failed is asked about once more: an earlier request may have had its effect after all.
-    async fn look_back(&self, gateway: &dyn Gateway, refund: &Refund, order: &Order) -> Step {
-        match gateway.query_refund(&self.request(refund, order), self.clock.now()).await {
+    async fn look_back(&self, gateway: &dyn Gateway, (refund, order): (&Refund, &Order), now: OffsetDateTime) -> Step {
+        match gateway.query_refund(&self.request(refund, order), now).await {
             Ok(RefundState::Absent | RefundState::Closed { .. }) => Step::Done,
-            Err(GatewayError::Refused { code, message }) => self.unknown(refund, &format!("{code}: {message}")),
-            answer => self.judge(answer, refund),
+            Err(GatewayError::Refused { code, message }) => self.unknown(refund, now, &format!("{code}: {message}")),
+            answer => self.judge(answer, refund, now),
         }
     }
 
     /// Sends a refund that could not be delivered to the merchant's own account, as two people have decided.
-    async fn redirect(&self, gateway: &dyn Gateway, refund: &Refund, order: &Order) -> Step {
-        let (request, now) = (self.request(refund, order), self.clock.now());
+    async fn redirect(&self, gateway: &dyn Gateway, (refund, order): (&Refund, &Order), now: OffsetDateTime) -> Step {
+        let request = self.request(refund, order);
         let known = match &refund.gateway_refund_no {
             Some(number) => Ok(RefundState::Abnormal { gateway_refund_no: Some(number.clone()) }),
             None => gateway.query_refund(&request, now).await,
@@ -212,10 +219,10 @@ impl RefundWorker {
             // Refused perhaps because an earlier attempt got through: the question comes soon.
             Err(GatewayError::Refused { code, message }) => {
                 let reason = format!("not sent another way: {code}: {message}");
-                Step::Wait { until: now + SETTLE_IN, cost: Cost::Attempt, reason }
+                Step::Wait { pause: SETTLE_IN, cost: Cost::Attempt, reason }
             }
             Err(trouble) => Step::NotYet { reason: format!("not sent another way yet: {trouble}") },
-            answer => self.judge(answer, refund),
+            answer => self.judge(answer, refund, now),
         }
     }
 
@@ -231,7 +238,7 @@ impl RefundWorker {
         }
     }
 
-    fn judge(&self, answer: Result<RefundState, GatewayError>, refund: &Refund) -> Step {
+    fn judge(&self, answer: Result<RefundState, GatewayError>, refund: &Refund, now: OffsetDateTime) -> Step {
         match answer {
             Ok(RefundState::Succeeded { amount, gateway_refund_no, at }) => {
                 Step::Fact(RefundFact::Returned { amount, gateway_refund_no, at })
@@ -243,23 +250,23 @@ impl RefundWorker {
                 Step::Fact(RefundFact::Undeliverable { gateway_refund_no })
             }
             Ok(RefundState::Processing { .. } | RefundState::Absent) => {
-                Step::wait(self.next_question(refund), "accepted, not done yet")
+                Step::wait(self.next_question(refund, now), "accepted, not done yet")
             }
             Err(GatewayError::Refused { code, message }) => Step::Refused { code, message },
             Err(GatewayError::NotNow { code, message }) => Step::Short { message: format!("{code}: {message}") },
             Err(GatewayError::Protocol(what)) => Step::Strange { what },
             Err(error @ (GatewayError::Unavailable(_) | GatewayError::Unknown(_))) => {
-                self.unknown(refund, &error.to_string())
+                self.unknown(refund, now, &error.to_string())
             }
         }
     }
 
-    fn unknown(&self, refund: &Refund, reason: &str) -> Step {
-        Step::Wait { until: self.next_question(refund), cost: Cost::Attempt, reason: reason.to_owned() }
+    fn unknown(&self, refund: &Refund, now: OffsetDateTime, reason: &str) -> Step {
+        Step::Wait { pause: self.next_question(refund, now), cost: Cost::Attempt, reason: reason.to_owned() }
     }
 
-    fn next_question(&self, refund: &Refund) -> OffsetDateTime {
-        let age = self.clock.now() - refund.created_at;
+    fn next_question(&self, refund: &Refund, now: OffsetDateTime) -> time::Duration {
+        let age = now - refund.created_at;
         let every = ASK.iter().find(|(up_to, _)| age < *up_to).map_or(ASK[ASK.len() - 1].1, |(_, every)| *every);
         spread(&self.clock, every)
     }
@@ -267,7 +274,7 @@ impl RefundWorker {
     /// One transaction: what was learnt, and when the job goes on. Facts count whoever brings them; anything else only from
     /// the worker that still holds the job.
     async fn record(&self, job: &Taken, refund: &Refund, order: &Order, step: &Step) -> Result<(), JobError> {
-        let now = self.clock.now();
+        let now = job.now();
         let refund_no = &refund.refund_no;
         let idle = job.asking(json!({}));
         let moves = matches!(step, Step::Fact(_));
@@ -278,35 +285,35 @@ impl RefundWorker {
                 crash::at(Point::RefundSettled);
                 info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
                 // Ended ones have dropped or re-dated their job already; the others are asked about daily.
-                jobs::again(&mut tx, &idle, now + ABNORMAL, Cost::Nothing, fact.as_str()).await?;
+                jobs::again(&mut tx, &idle, ABNORMAL, Cost::Nothing, fact.as_str()).await?;
                 true
             }
-            Step::Wait { until, cost, reason } => {
+            Step::Wait { pause, cost, reason } => {
                 if *cost == Cost::Attempt {
                     warn!(%refund_no, reason, "Refund {refund_no}: outcome unknown, it will be asked about");
                     refunds::note_trouble(&mut tx, refund.id, None, reason, now).await?;
                 }
-                jobs::again(&mut tx, &idle, *until, *cost, reason).await?
+                jobs::again(&mut tx, &idle, *pause, *cost, reason).await?
             }
             Step::Refused { code, message } => {
                 warn!(%refund_no, code, message, "Refund {refund_no} was refused; a question will confirm it");
                 refunds::note_trouble(&mut tx, refund.id, Some(code), message, now).await?;
-                jobs::again(&mut tx, &idle, now + SETTLE_IN, Cost::Nothing, code).await?
+                jobs::again(&mut tx, &idle, SETTLE_IN, Cost::Nothing, code).await?
             }
             Step::Short { message } => {
                 warn!(%refund_no, message, "Refund {refund_no} waits for the merchant's balance");
                 self.trouble(&mut tx, refund, CaseKind::RefundShortage, message).await?;
-                jobs::again(&mut tx, &idle, now + SHORTAGE, Cost::Nothing, message).await?
+                jobs::again(&mut tx, &idle, SHORTAGE, Cost::Nothing, message).await?
             }
             Step::Strange { what } => {
                 error!(%refund_no, what, "The gateway's answer to refund {refund_no} breaks the protocol");
                 self.trouble(&mut tx, refund, CaseKind::GatewayProtocol, what).await?;
-                jobs::again(&mut tx, &idle, self.next_question(refund), Cost::Attempt, what).await?
+                jobs::again(&mut tx, &idle, self.next_question(refund, now), Cost::Attempt, what).await?
             }
             Step::NotYet { reason } => {
                 warn!(%refund_no, reason, "Refund {refund_no} is tried again");
                 refunds::note_trouble(&mut tx, refund.id, None, reason, now).await?;
-                jobs::again(&mut tx, job, later(&self.clock, &RETRY, job.attempts), Cost::Attempt, reason).await?
+                jobs::again(&mut tx, job, pause(&self.clock, &RETRY, job.attempts), Cost::Attempt, reason).await?
             }
             Step::Done => {
                 jobs::finish(&mut tx, job).await?;
@@ -341,9 +348,15 @@ impl RefundWorker {
 }
 
 impl Step {
-    fn wait(until: OffsetDateTime, reason: &str) -> Step {
-        Step::Wait { until, cost: Cost::Nothing, reason: reason.to_owned() }
+    fn wait(pause: time::Duration, reason: &str) -> Step {
+        Step::Wait { pause, cost: Cost::Nothing, reason: reason.to_owned() }
     }
+}
+
+/// What is left of `wait` since `since`. A moment that another clock wrote ahead of ours counts as now, so nothing is put off
+/// for longer than `wait`.
+fn left(wait: time::Duration, since: OffsetDateTime, now: OffsetDateTime) -> time::Duration {
+    wait - (now - since.min(now))
 }
 
 /// Keeps the requests of this process, those that fail above all, below what a gateway takes in a second.

@@ -1,6 +1,7 @@
 //! What tests on real servers share. For dev-dependencies alone.
 
 mod broker;
+pub mod jobs;
 mod order;
 mod relay;
 mod tls;

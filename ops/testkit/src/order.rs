@@ -28,7 +28,7 @@ pub fn new_order() -> NewOrder {
         client_ip: None,
         metadata: json!({ "cart": 7 }),
         prepay: json!({}),
-        check_at: now + Duration::seconds(30),
+        check_in: Duration::seconds(30),
         created_at: now,
         key: NewKey {
             key: id.to_string(),

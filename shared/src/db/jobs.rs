@@ -1,4 +1,11 @@
 //! `jobs`: durable due work. The message that the relay publishes is only the nudge.
+//!
+//! Due times and leases are the database's: callers pass durations, and the statements add them to `now()` and compare with
+//! `now()`. So processes whose clocks differ agree on what is due. `now()` is the start of a transaction; each transaction
+//! here is short, and a due time that is earlier by that much is no harm. A message changes a row only when it proves that
+//! it belongs to the row: a nudge by its fence, a callback by its bytes (ops/decisions/0017).
+
+use std::time::Instant;
 
 use serde_json::Value;
 use sqlx::postgres::PgPool;
@@ -7,80 +14,123 @@ use time::{Duration, OffsetDateTime};
 
 use super::DbError;
 use crate::domain::{OrderId, RefundId};
-use crate::job::Callback;
+use crate::job::{Callback, JobMessage};
 
 /// Proof that a callback is a committed row: only [`store_callback`] makes one.
 #[derive(Debug)]
 pub struct Stored(());
 
+/// The shortest time after which a job comes again, so that nothing spins.
+const FLOOR: Duration = Duration::seconds(1);
+
+/// Milliseconds until a job comes again.
+fn again_in(wait: Duration) -> i64 {
+    millis(wait.max(FLOOR))
+}
+
+/// A wait as the statements take it.
+pub(super) fn millis(wait: Duration) -> i64 {
+    i64::try_from(wait.whole_milliseconds()).unwrap_or(i64::MAX)
+}
+
 /// Commits a callback as a due job, in a statement of its own on a connection of its own.
 ///
 /// # Errors
-/// [`DbError`]; the callback is not stored then, or nobody knows.
-pub async fn store_callback(pool: &PgPool, callback: &Callback, now: OffsetDateTime) -> Result<Stored, DbError> {
-    insert_callback(pool, callback, now, now).await?;
+/// [`DbError`]; the callback may not be stored then.
+pub async fn store_callback(pool: &PgPool, callback: &Callback) -> Result<Stored, DbError> {
+    insert_callback(pool, callback, Duration::ZERO).await?;
     Ok(Stored(()))
 }
 
-/// Keeps a callback until `due_at`; its key is not known yet. Returns the number of the job.
+/// Stores a callback that is due after `wait`. Returns the number of the job.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn insert_callback(
-    db: impl PgExecutor<'_>,
-    callback: &Callback,
-    due_at: OffsetDateTime,
-    now: OffsetDateTime,
-) -> Result<i64, DbError> {
+pub async fn insert_callback(db: impl PgExecutor<'_>, callback: &Callback, wait: Duration) -> Result<i64, DbError> {
     let payload = serde_json::to_value(callback).map_err(|e| DbError::Failed(sqlx::Error::Encode(e.into())))?;
     Ok(sqlx::query_scalar!(
-        "insert into jobs (kind, payload, due_at, created_at) values ('callback', $1, $2, $3) returning id",
+        r#"
+        insert into jobs (kind, payload, due_at, created_at)
+        values ('callback', $1, now() + $2::bigint * interval '1 millisecond', now())
+        returning id
+        "#,
         payload,
-        due_at,
-        now,
+        millis(wait),
     )
     .fetch_one(db)
     .await?)
 }
 
-/// Puts a job off and says why. The row may be gone: somebody else reached a verdict.
+/// What of a callback has to be in a job's payload so that it came as that job: all that its verdict depends on. `None`: it
+/// has text that no row can hold.
+fn proof(callback: &Callback) -> Option<Value> {
+    let storable = callback.headers.iter().all(|(name, value)| !name.contains('\0') && !value.contains('\0'));
+    let mut payload = serde_json::to_value(callback).ok().filter(|_| storable)?;
+    payload.as_object_mut()?.remove("received_at");
+    Some(payload)
+}
+
+/// Puts off the job that this callback came as, and says why. Returns the age of the job. `None`: the row is gone, or it
+/// holds another callback or another job, and stays as it is.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn postpone(tx: &mut PgConnection, id: i64, due_at: OffsetDateTime, reason: &str) -> Result<(), DbError> {
-    sqlx::query!(
+pub async fn postpone(
+    tx: &mut PgConnection,
+    callback: &Callback,
+    wait: Duration,
+    reason: &str,
+) -> Result<Option<Duration>, DbError> {
+    let (Some(id), Some(proof)) = (callback.job_id, proof(callback)) else { return Ok(None) };
+    let age = sqlx::query_scalar!(
         r#"
         update jobs
-        set due_at = $2, lease_until = null, publishes = 0, fence = fence + 1, attempts = attempts + 1, last_error = $3
-        where id = $1
+        set due_at = now() + $3::bigint * interval '1 millisecond', lease_until = null, publishes = 0, fence = fence + 1,
+            attempts = attempts + 1, last_error = $4
+        where id = $1 and kind = 'callback' and payload @> $2 and payload->'headers' = $2->'headers'
+        returning (extract(epoch from now() - created_at) * 1000)::bigint as "age!"
         "#,
         id,
-        due_at,
+        proof,
+        again_in(wait),
         reason,
+    )
+    .fetch_optional(tx)
+    .await?;
+    Ok(age.map(Duration::milliseconds))
+}
+
+/// Deletes the jobs that these callbacks came as: they have a verdict. A job whose row holds other bytes stays.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn delete_callbacks(tx: &mut PgConnection, callbacks: &[&Callback]) -> Result<(), DbError> {
+    let named = callbacks.iter().filter_map(|callback| Some((callback.job_id?, proof(callback)?)));
+    let (ids, proofs): (Vec<i64>, Vec<Value>) = named.unzip();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        r#"
+        delete from jobs j
+        using unnest($1::bigint[], $2::jsonb[]) as c (id, proof)
+        where j.id = c.id and j.kind = 'callback'
+          and j.payload @> c.proof and j.payload->'headers' = c.proof->'headers'
+        "#,
+        &ids,
+        &proofs,
     )
     .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Deletes the jobs that held callbacks with a verdict.
+/// Deletes a leased job whose payload cannot be read; it is in a case.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn delete_callbacks(tx: &mut PgConnection, ids: &[i64]) -> Result<(), DbError> {
-    sqlx::query!("delete from jobs where kind = 'callback' and id = any($1)", ids).execute(tx).await?;
-    Ok(())
-}
-
-/// Deletes the job that a dead callback came as, where it holds these very bytes (in base64): whoever forges a number ends
-/// nothing, and what is deleted is in the letter's case.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn delete_dead_callback(tx: &mut PgConnection, id: i64, body: &str) -> Result<(), DbError> {
-    sqlx::query!("delete from jobs where id = $1 and kind = 'callback' and payload->>'body' = $2", id, body)
-        .execute(tx)
-        .await?;
+pub async fn delete_unreadable(tx: &mut PgConnection, job: &Due) -> Result<(), DbError> {
+    sqlx::query!("delete from jobs where id = $1 and fence = $2", job.id, job.fence).execute(tx).await?;
     Ok(())
 }
 
@@ -93,12 +143,13 @@ pub struct Work {
     pub ref_id: Option<String>,
 }
 
-/// What a job is about; `None` when it has ended.
+/// What a check or refund job is about; `None` when it has ended.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn work(tx: &mut PgConnection, id: i64) -> Result<Option<Work>, DbError> {
-    Ok(sqlx::query_as!(Work, "select kind, ref_id from jobs where id = $1", id).fetch_optional(tx).await?)
+    let found = sqlx::query_as!(Work, "select kind, ref_id from jobs where id = $1 and ref_id is not null", id);
+    Ok(found.fetch_optional(tx).await?)
 }
 
 /// Drops the check jobs of orders that need none any more.
@@ -117,7 +168,7 @@ pub async fn drop_checks(tx: &mut PgConnection, orders: &[OrderId]) -> Result<()
 pub struct Taken {
     /// Which row.
     pub id: i64,
-    /// Whoever holds an older one has lost the job.
+    /// A worker with an older one has lost the job.
     pub fence: i64,
     /// The row that the job is about.
     pub ref_id: String,
@@ -125,6 +176,10 @@ pub struct Taken {
     pub attempts: i32,
     /// What was asked of it beside its kind.
     pub payload: Value,
+    /// When it was taken, by the database's clock.
+    taken_at: OffsetDateTime,
+    /// The same moment by this machine's monotonic clock.
+    since: Instant,
 }
 
 impl Taken {
@@ -132,31 +187,49 @@ impl Taken {
     pub fn asking(&self, payload: Value) -> Taken {
         Taken { payload, ..self.clone() }
     }
+
+    /// Now, by the database's clock. All that decides when a job goes on is computed with it, so a worker whose own clock is
+    /// off still works on schedule.
+    pub fn now(&self) -> OffsetDateTime {
+        self.taken_at + self.since.elapsed()
+    }
 }
 
-/// Takes a job for work until `lease_until`. `None`: the message is a repeat, or the job is done.
+/// Takes a published job of this kind for work, for as long as `lease`. `None`: the message is a repeat or forged, or the job
+/// is done or put off.
+///
+/// Only the relay's lease makes a job takeable, and the fence that it draws is the proof that a message comes from the relay.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn take(
     db: impl PgExecutor<'_>,
-    id: i64,
-    fence: i64,
-    lease_until: OffsetDateTime,
+    kind: &str,
+    nudge: JobMessage,
+    lease: Duration,
 ) -> Result<Option<Taken>, DbError> {
-    Ok(sqlx::query_as!(
-        Taken,
+    let row = sqlx::query!(
         r#"
-        update jobs set fence = fence + 1, lease_until = $3
-        where id = $1 and fence = $2 and ref_id is not null
-        returning id, fence, ref_id as "ref_id!", attempts, payload
+        update jobs set fence = fence + 1, lease_until = now() + $4::bigint * interval '1 millisecond'
+        where id = $1 and fence = $2 and kind = $3 and ref_id is not null and lease_until is not null and due_at <= now()
+        returning id, fence, ref_id as "ref_id!", attempts, payload, now() as "now!"
         "#,
-        id,
-        fence,
-        lease_until,
+        nudge.id,
+        nudge.fence,
+        kind,
+        millis(lease),
     )
     .fetch_optional(db)
-    .await?)
+    .await?;
+    Ok(row.map(|row| Taken {
+        id: row.id,
+        fence: row.fence,
+        ref_id: row.ref_id,
+        attempts: row.attempts,
+        payload: row.payload,
+        taken_at: row.now,
+        since: Instant::now(),
+    }))
 }
 
 /// Ends a job. One that was taken away meanwhile goes on in other hands.
@@ -177,28 +250,28 @@ pub enum Cost {
     Attempt,
 }
 
-/// Sets when a job is due again, with what is asked of it then. False: it was taken away meanwhile and goes on in other
-/// hands, so nothing of what was learnt here may stand but facts.
+/// Sets after how long a job is due again (1 s at least), with what is asked of it then. False: it was taken away meanwhile
+/// and goes on in other hands, so nothing of what was learnt here may stand but facts.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn again(
     tx: &mut PgConnection,
     job: &Taken,
-    due_at: OffsetDateTime,
+    wait: Duration,
     cost: Cost,
     reason: &str,
 ) -> Result<bool, DbError> {
     let done = sqlx::query!(
         r#"
         update jobs
-        set due_at = $3, lease_until = null, publishes = 0, fence = fence + 1, attempts = attempts + $4,
-            last_error = $5, payload = $6
+        set due_at = now() + $3::bigint * interval '1 millisecond', lease_until = null, publishes = 0, fence = fence + 1,
+            attempts = attempts + $4, last_error = $5, payload = $6
         where id = $1 and fence = $2
         "#,
         job.id,
         job.fence,
-        due_at,
+        again_in(wait),
         i32::from(cost == Cost::Attempt),
         reason,
         job.payload,
@@ -208,27 +281,29 @@ pub async fn again(
     Ok(done.rows_affected() == 1)
 }
 
-/// Makes the job of a row due at `due_at`, whether there is one or not. What was asked of it before stays asked.
+/// Makes the job of a row due after `wait`, whether there is one or not. What was asked of it before stays asked.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn ask_at(
+pub async fn ask_in(
     db: impl PgExecutor<'_>,
     kind: &str,
     ref_id: &str,
     payload: &Value,
-    due_at: OffsetDateTime,
+    wait: Duration,
 ) -> Result<(), DbError> {
     sqlx::query!(
         r#"
-        insert into jobs (kind, ref_id, payload, due_at, created_at) values ($1, $2, $3, $4, $4)
+        insert into jobs (kind, ref_id, payload, due_at, created_at)
+        values ($1, $2, $3, now() + $4::bigint * interval '1 millisecond', now())
         on conflict (kind, ref_id) where ref_id is not null do update
-        set due_at = $4, lease_until = null, publishes = 0, fence = jobs.fence + 1, payload = jobs.payload || $3
+        set due_at = excluded.due_at, lease_until = null, publishes = 0, fence = jobs.fence + 1,
+            payload = jobs.payload || $3
         "#,
         kind,
         ref_id,
         payload,
-        due_at,
+        millis(wait),
     )
     .execute(db)
     .await?;
@@ -259,7 +334,7 @@ pub struct Standing {
     pub attempts: i32,
     /// The last trouble, in words.
     pub last_error: Option<String>,
-    /// By our clock.
+    /// When it was asked for first.
     pub created_at: OffsetDateTime,
 }
 
@@ -286,7 +361,7 @@ pub async fn about(db: impl PgExecutor<'_>, ref_ids: &[String]) -> Result<Vec<St
 pub struct Due {
     /// Which row.
     pub id: i64,
-    /// Whoever works on it must hold this.
+    /// A worker must show this to take it: 60 random bits, drawn for this lease.
     pub fence: i64,
     /// What it holds.
     pub payload: Value,
@@ -302,7 +377,8 @@ pub enum Lease {
 }
 
 /// Leases due jobs of a kind, oldest first. A job that was published and not answered comes again when its lease ends;
-/// the lease doubles each time, from 1 minute to 1 hour.
+/// the lease doubles each time, from 1 minute to 1 hour. Each lease draws a fence that cannot be guessed, so only the message
+/// that is published for it takes the job: a forged one does not, nor one from before a restore of the database.
 ///
 /// # Errors
 /// [`DbError`].
@@ -311,18 +387,18 @@ pub async fn lease_due(
     kind: &str,
     which: Lease,
     limit: i64,
-    now: OffsetDateTime,
 ) -> Result<Vec<Due>, DbError> {
     Ok(sqlx::query_as!(
         Due,
         r#"
         update jobs j
-        set lease_until = $3::timestamptz + least(interval '1 hour', interval '1 minute' * (1 << least(j.publishes, 6))),
+        set lease_until = now() + least(interval '1 hour', interval '1 minute' * (1 << least(j.publishes, 6))),
             publishes = j.publishes + 1,
-            fence = j.fence + 1
+            -- The last 15 hex digits of a random UUID are all random.
+            fence = ('x' || right(replace(gen_random_uuid()::text, '-', ''), 15))::bit(60)::bigint
         from (
           select id from jobs
-          where kind = $1 and due_at <= $3 and (lease_until is null or ($4 and lease_until <= $3))
+          where kind = $1 and due_at <= now() and (lease_until is null or ($3 and lease_until <= now()))
           order by due_at
           limit $2
           for update skip locked
@@ -332,34 +408,30 @@ pub async fn lease_due(
         "#,
         kind,
         limit,
-        now,
         which == Lease::All,
     )
     .fetch_all(connection)
     .await?)
 }
 
-/// Ends leases, each of a job's id and fence: what was to be published did not arrive, for all we know. It is due again at
-/// `retry_at`. A job that did arrive and is in a worker's hands stays there.
+/// Ends leases, each of a job's id and fence: the publish was not confirmed. The job is due again after `wait`. A job whose
+/// message did arrive and that is in a worker's hands stays there; one that no worker has taken yet cannot be taken any more.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn release(
-    connection: &mut PgConnection,
-    leases: &[(i64, i64)],
-    retry_at: OffsetDateTime,
-) -> Result<(), DbError> {
+pub async fn release(connection: &mut PgConnection, leases: &[(i64, i64)], wait: Duration) -> Result<(), DbError> {
     let (ids, fences): (Vec<i64>, Vec<i64>) = leases.iter().copied().unzip();
     sqlx::query!(
         r#"
         update jobs j
-        set lease_until = null, publishes = greatest(publishes - 1, 0), due_at = $3
+        set lease_until = null, publishes = greatest(publishes - 1, 0),
+            due_at = now() + $3::bigint * interval '1 millisecond'
         from unnest($1::bigint[], $2::bigint[]) as l (id, fence)
         where j.id = l.id and j.fence = l.fence
         "#,
         &ids,
         &fences,
-        retry_at,
+        again_in(wait),
     )
     .execute(connection)
     .await?;
@@ -377,17 +449,19 @@ pub async fn clear_leases(connection: &mut PgConnection) -> Result<u64, DbError>
     Ok(done.rows_affected())
 }
 
-/// How many jobs of a kind are due, and the age of the oldest.
+/// How many jobs of a kind are due, and for how long the oldest has been.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn backlog(db: impl PgExecutor<'_>, kind: &str, now: OffsetDateTime) -> Result<(i64, Duration), DbError> {
+pub async fn backlog(db: impl PgExecutor<'_>, kind: &str) -> Result<(i64, Duration), DbError> {
     let row = sqlx::query!(
-        r#"select count(*) as "count!", min(due_at) as oldest from jobs where kind = $1 and due_at <= $2"#,
+        r#"
+        select count(*) as "count!", coalesce(extract(epoch from now() - min(due_at)) * 1000, 0)::bigint as "oldest!"
+        from jobs where kind = $1 and due_at <= now()
+        "#,
         kind,
-        now,
     )
     .fetch_one(db)
     .await?;
-    Ok((row.count, row.oldest.map_or(Duration::ZERO, |oldest| now - oldest)))
+    Ok((row.count, Duration::milliseconds(row.oldest)))
 }

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 use sqlx::{PgConnection, PgExecutor};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::DbError;
 use super::idempotency_keys::{NewKey, SavedAnswer};
+use super::jobs::millis;
 use super::page::Wanted;
 use crate::domain::{
     AccountName, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo, UserId,
@@ -87,8 +88,8 @@ pub struct NewOrder {
     pub metadata: Value,
     /// What the gateway will be sent.
     pub prepay: Value,
-    /// When the order's first check is due.
-    pub check_at: OffsetDateTime,
+    /// After how long the order's first check is due.
+    pub check_in: Duration,
     /// Now.
     pub created_at: OffsetDateTime,
     /// The key of the request that makes it.
@@ -121,10 +122,10 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
           select *
           from unnest($1::bpchar[], $2::text[], $3::text[], $4::text[], $5::text[], $6::numeric[], $7::text[], $8::text[],
                       $9::text[], $10::timestamptz[], $11::text[], $12::jsonb[], $13::jsonb[], $14::timestamptz[],
-                      $15::timestamptz[], $16::text[], $17::text[], $18::bytea[], $19::timestamptz[], $20::timestamptz[],
+                      $15::bigint[], $16::text[], $17::text[], $18::bytea[], $19::timestamptz[], $20::timestamptz[],
                       $21::jsonb[])
             as new (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
-                    client_ip, metadata, prepay, created_at, check_at, key, route, request_hash, forgotten_at, held_until,
+                    client_ip, metadata, prepay, created_at, check_in, key, route, request_hash, forgotten_at, held_until,
                     answer)
         ), key as (
           insert into idempotency_keys as old
@@ -152,7 +153,7 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
             (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
           select id, id, 'P' || id, payment_method, 'payment', amount, created_at, created_at from made
         ), check_job as (
-          insert into jobs (kind, ref_id, due_at, created_at) select 'check', id, check_at, created_at from made
+          insert into jobs (kind, ref_id, due_at, created_at) select 'check', id, now() + check_in * interval '1 millisecond', now() from made
         )
         select ref_id as "id: OrderId", answer, expires_at from key
         "#,
@@ -170,7 +171,7 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
         &column(new, |new| &new.metadata) as &[&Value],
         &column(new, |new| &new.prepay) as &[&Value],
         &column(new, |new| new.created_at),
-        &column(new, |new| new.check_at),
+        &column(new, |new| millis(new.check_in)),
         &column(new, |new| new.key.key.as_str()) as &[&str],
         &column(new, |new| new.key.route) as &[&str],
         &column(new, |new| &new.key.request_hash[..]) as &[&[u8]],

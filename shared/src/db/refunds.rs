@@ -164,7 +164,7 @@ pub async fn create(tx: &mut PgConnection, new: &NewRefund, now: OffsetDateTime)
           select $1, $2, 'R' || $1, payment_method, 'refund', $5, $8, $8
           from payment_orders where id = $2
         )
-        insert into jobs (kind, ref_id, due_at, created_at) values ('refund', $1, $8, $8)
+        insert into jobs (kind, ref_id, due_at, created_at) values ('refund', $1, now(), now())
         "#,
         new.id as RefundId,
         new.order_id as OrderId,

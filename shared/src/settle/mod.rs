@@ -211,7 +211,7 @@ impl Books<'_> {
     async fn refund(&mut self, tx: &mut PgConnection, told: &Notification) -> Result<Verdict, DbError> {
         let Some(id) = self.orders.get(&told.order_no).map(|order| order.id) else { return Ok(Verdict::Ignored) };
         if let Fact::PaidAndReturned { trade_no } = &told.fact {
-            return Ok(match refunds::explained(tx, id, trade_no, self.clock).await? {
+            return Ok(match refunds::explained(tx, id, trade_no).await? {
                 true => Verdict::Ignored,
                 false => self.case(Verdict::UnknownRefund, CaseKind::UnknownRefund, Some(id), told),
             });

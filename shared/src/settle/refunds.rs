@@ -328,8 +328,7 @@ async fn tell(
         RefundFact::Undeliverable { .. } => return Ok(()),
         // Nobody signed that the gateway knows no such refund: one more question, much later.
         RefundFact::Failed { closed: false, .. } => {
-            let (id, at) = (refund.id.to_string(), now + LOOK_BACK);
-            jobs::ask_at(&mut *tx, kind::REFUND, &id, &json!({}), at).await?;
+            jobs::ask_in(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), LOOK_BACK).await?;
         }
         RefundFact::Returned { .. } | RefundFact::Failed { .. } => jobs::drop_refund(tx, refund.id).await?,
     }
@@ -357,7 +356,7 @@ pub(super) async fn notice(
         RefundOutcome::Hint if refund.status == RefundStatus::Succeeded => return Ok(Some(RefundVerdict::Duplicate)),
         // Of a failed one too: an earlier request may have had its effect late.
         RefundOutcome::Hint => {
-            jobs::ask_at(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), clock.now()).await?;
+            jobs::ask_in(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), Duration::ZERO).await?;
             return Ok(Some(RefundVerdict::Settled));
         }
     };
@@ -369,19 +368,14 @@ pub(super) async fn notice(
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
-pub(super) async fn explained(
-    tx: &mut PgConnection,
-    order_id: OrderId,
-    trade_no: &TradeNo,
-    clock: &Clock,
-) -> Result<bool, DbError> {
+pub(super) async fn explained(tx: &mut PgConnection, order_id: OrderId, trade_no: &TradeNo) -> Result<bool, DbError> {
     let all = refunds::of_order(&mut *tx, order_id).await?;
     let of_trade = || all.iter().filter(|refund| refund.trade_no == *trade_no);
     if of_trade().any(|refund| refund.status.reserves()) {
         return Ok(true);
     }
     for refund in of_trade() {
-        jobs::ask_at(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), clock.now()).await?;
+        jobs::ask_in(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), Duration::ZERO).await?;
     }
     Ok(false)
 }

@@ -91,9 +91,7 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
     let mut number = plain_or_none(&letter.message_id).unwrap_or_else(|| id.to_string());
     match letter.of() {
         Some(LetterOf::Callback(callback)) => {
-            if let Some(job) = callback.job_id {
-                jobs::delete_dead_callback(tx, job, &STANDARD.encode(&callback.body)).await?;
-            }
+            jobs::delete_callbacks(tx, &[&callback]).await?;
             let headers = callback.headers.iter().map(|(name, value)| (plain(name), plain(value)));
             evidence["callback"] = json!({
                 "method": callback.method,

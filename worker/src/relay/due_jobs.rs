@@ -27,7 +27,7 @@ pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection, depths: 
 }
 
 async fn carry_kind(relay: &Relay, connection: &mut PgConnection, kind: &str, which: Lease) -> Result<usize, DbError> {
-    let due = jobs::lease_due(connection, kind, which, BATCH, relay.clock.now()).await?;
+    let due = jobs::lease_due(connection, kind, which, BATCH).await?;
     let (mut leases, mut messages) = (Vec::new(), Vec::new());
     for job in due {
         match message(kind, &job) {
@@ -58,7 +58,7 @@ async fn publish(
         leases.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_err()).map(|(lease, _)| *lease).collect();
     if let Some(error) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
         warn!(%error, jobs = refused.len(), "Jobs stay in the database for now");
-        jobs::release(connection, &refused, relay.clock.now() + time::Duration::seconds(1)).await?;
+        jobs::release(connection, &refused, time::Duration::seconds(1)).await?;
     }
     Ok(leases.len() - refused.len())
 }
@@ -99,7 +99,7 @@ async fn give_up(
     let mut tx = connection.begin().await?;
     let opened = settle::open_cases(&mut tx, &[case], now).await?;
     events::append(&mut tx, &opened, now).await?;
-    jobs::delete_callbacks(&mut tx, &[job.id]).await?;
+    jobs::delete_unreadable(&mut tx, job).await?;
     tx.commit().await?;
     Ok(())
 }

@@ -156,7 +156,7 @@ async fn hold(db: &PgPool, orders: &[Order]) -> Transaction<'static, Postgres> {
 }
 
 /// The callbacks that lie in `jobs`, as the relay publishes them.
-async fn kept(world: &World) -> Vec<Callback> {
+pub async fn kept(world: &World) -> Vec<Callback> {
     let sql = "select id, payload from jobs where kind = 'callback' order by id";
     let rows: Vec<(i64, serde_json::Value)> = sqlx::query_as(sql).fetch_all(&world.db).await.unwrap();
     let read = |(id, payload)| Callback { job_id: Some(id), ..serde_json::from_value(payload).unwrap() };

@@ -20,6 +20,7 @@ use shared::domain::{AccountName, OrderId, PaymentMethod, RefundId, Scene};
 use shared::gateway::{Gateways, PrepayOrder, callback_headers};
 use shared::job::{Callback, JobMessage, kind};
 use sqlx::PgPool;
+use testkit::jobs::publish;
 use time::{Duration, OffsetDateTime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -264,12 +265,12 @@ impl Bench {
     }
 
     pub async fn ask_now(&self, id: OrderId, payload: Value) {
-        jobs::ask_at(&self.world.db, kind::CHECK, &id.to_string(), &payload, self.now()).await.unwrap();
+        jobs::ask_in(&self.world.db, kind::CHECK, &id.to_string(), &payload, Duration::ZERO).await.unwrap();
     }
 
     /// The message that the relay would publish for the order's check.
     pub async fn nudge(&self, order: &Order) -> JobMessage {
-        nudge(&self.world.db, kind::CHECK, &order.id.to_string()).await.expect("a check")
+        publish(&self.world.db, kind::CHECK, &order.id.to_string()).await.expect("a check")
     }
 
     /// Runs the order's check once, whenever it is due.
@@ -311,15 +312,9 @@ impl Bench {
     }
 }
 
-/// The message that the relay would publish for a job.
-pub async fn nudge(db: &PgPool, kind: &str, ref_id: &str) -> Option<JobMessage> {
-    let job = sqlx::query_as("select id, fence from jobs where kind = $1 and ref_id = $2").bind(kind).bind(ref_id);
-    job.fetch_optional(db).await.unwrap().map(|(id, fence)| JobMessage { id, fence })
-}
-
 /// Runs a refund's job once, whenever it is due.
 pub async fn carry(worker: &RefundWorker, id: RefundId) {
-    if let Some(nudge) = nudge(&worker.db, kind::REFUND, &id.to_string()).await {
+    if let Some(nudge) = publish(&worker.db, kind::REFUND, &id.to_string()).await {
         run_batch(worker, vec![Ok(nudge)]).await.unwrap();
     }
 }

@@ -21,10 +21,11 @@ use shared::settle::refunds as settling;
 use shared::settle::refunds::Wish;
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use testkit::jobs::publish;
 use time::Duration;
 use worker::jobs::run_batch;
 
-use crate::bench::{Bench, carry, nudge};
+use crate::bench::{Bench, carry};
 use crate::retention::forget;
 
 /// Histories under each policy.
@@ -200,13 +201,13 @@ impl History<'_> {
     }
 
     async fn check(&self) {
-        if let Some(nudge) = nudge(&self.bench.world.db, kind::CHECK, &self.order.id.to_string()).await {
+        if let Some(nudge) = publish(&self.bench.world.db, kind::CHECK, &self.order.id.to_string()).await {
             run_batch(&self.bench.checks, vec![Ok(nudge)]).await.unwrap();
         }
     }
 
     async fn check_and_die(&self, micros: u16) {
-        let Some(nudge) = nudge(&self.bench.world.db, kind::CHECK, &self.order.id.to_string()).await else { return };
+        let Some(nudge) = publish(&self.bench.world.db, kind::CHECK, &self.order.id.to_string()).await else { return };
         let mortal = Mortal::new(self.bench).await;
         let (checks, _) = self.bench.on(&mortal.0);
         let _ = timeout(micros, run_batch(&checks, vec![Ok(nudge)])).await;
@@ -264,9 +265,8 @@ impl History<'_> {
             for refund in self.refunds().await {
                 if refund.status == RefundStatus::Abnormal {
                     let payload = json!({ "redirect": "merchant" });
-                    let now = self.bench.checks.clock.now();
                     let id = refund.id.to_string();
-                    jobs::ask_at(&self.bench.world.db, kind::REFUND, &id, &payload, now).await.unwrap();
+                    jobs::ask_in(&self.bench.world.db, kind::REFUND, &id, &payload, Duration::ZERO).await.unwrap();
                 }
             }
             self.carry().await;
@@ -410,8 +410,8 @@ impl History<'_> {
         self.bench.ask_now(self.order.id, json!({})).await;
         self.check().await;
         for refund in self.refunds().await {
-            let now = self.bench.checks.clock.now();
-            jobs::ask_at(&self.bench.world.db, kind::REFUND, &refund.id.to_string(), &json!({}), now).await.unwrap();
+            let id = refund.id.to_string();
+            jobs::ask_in(&self.bench.world.db, kind::REFUND, &id, &json!({}), Duration::ZERO).await.unwrap();
         }
         self.carry().await;
         let after = self.told().await;

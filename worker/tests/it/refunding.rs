@@ -40,8 +40,8 @@ impl Bench {
 
     /// Two people have decided that the merchant gets it back.
     async fn redirect(&self, id: RefundId) {
-        let (payload, now) = (json!({ "redirect": "merchant" }), self.checks.clock.now());
-        jobs::ask_at(&self.world.db, kind::REFUND, &id.to_string(), &payload, now).await.unwrap();
+        let payload = json!({ "redirect": "merchant" });
+        jobs::ask_in(&self.world.db, kind::REFUND, &id.to_string(), &payload, Duration::ZERO).await.unwrap();
     }
 
     /// The notice of a refund, once the gateway has one to send.

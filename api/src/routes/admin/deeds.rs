@@ -153,8 +153,8 @@ pub async fn carry_out(
         }
         Deed::AbnormalRefund => {
             let stuck = refund_of(case, deed, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
-            let (now, asked) = (app.clock.now(), json!({ "redirect": "merchant" }));
-            jobs::ask_at(&mut *tx, kind::REFUND, &stuck.id.to_string(), &asked, now).await?;
+            let asked = json!({ "redirect": "merchant" });
+            jobs::ask_in(&mut *tx, kind::REFUND, &stuck.id.to_string(), &asked, time::Duration::ZERO).await?;
             // Whether it arrives is not known yet: the case stays open until a person has seen it.
             Ok(Done { text: format!("refund {} is sent to the merchant's account", stuck.refund_no), ends: false })
         }

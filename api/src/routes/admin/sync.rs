@@ -76,7 +76,7 @@ async fn ask(app: &App, id: OrderId) -> Result<SyncView, ApiError> {
     // Compared with the last answer rather than with our clock: the worker's may differ.
     let earlier = orders::last_check(&app.db, id).await?;
     let asked = json!({ "sync": true });
-    jobs::ask_at(&app.db, kind::CHECK, &id.to_string(), &asked, app.clock.now()).await?;
+    jobs::ask_in(&app.db, kind::CHECK, &id.to_string(), &asked, time::Duration::ZERO).await?;
     let until = Instant::now() + PATIENCE;
     let mut heard = earlier.clone();
     while heard == earlier && Instant::now() < until {

@@ -78,5 +78,5 @@ async fn give_up(app: &App, viewer: &Viewer, id: OrderId) -> Result<Order, ApiEr
 
 /// Has the worker ask the gateway about an order at once, and end it unless it is paid.
 pub async fn ask_to_close(app: &App, id: OrderId) -> Result<(), DbError> {
-    jobs::ask_at(&app.db, kind::CHECK, &id.to_string(), &json!({ "close": true }), app.clock.now()).await
+    jobs::ask_in(&app.db, kind::CHECK, &id.to_string(), &json!({ "close": true }), time::Duration::ZERO).await
 }

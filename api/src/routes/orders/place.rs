@@ -157,7 +157,7 @@ impl Placement {
             client_ip: Some(self.client_ip),
             metadata: asked.metadata,
             prepay: serde_json::to_value(prepay).map_err(|error| ApiError::Internal(error.into()))?,
-            check_at: now + CHECKS[0],
+            check_in: CHECKS[0],
             created_at: now,
             key: self.request.held_key(now),
             answer: None,

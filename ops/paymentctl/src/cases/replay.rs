@@ -230,7 +230,7 @@ fn end_of(outcome: RefundOutcome) -> &'static str {
 async fn put_back(place: &Place, case: &Case, callback: &Callback, by: &str) -> Result<String, Problem> {
     let now = place.clock.now();
     let mut tx = place.db.begin().await.map_err(DbError::from)?;
-    let job = jobs::insert_callback(&mut *tx, callback, now, now).await?;
+    let job = jobs::insert_callback(&mut *tx, callback, time::Duration::ZERO).await?;
     let resolution = format!("replayed as job {job}");
     let entry: Value = json!({ "at": instant(now), "who": by, "what": "replayed", "action": { "job": job } });
     cases::end(&mut tx, case, &End { resolution: &resolution, by, entry: &entry }, now).await?;

@@ -323,7 +323,7 @@ async fn a_stored_callback_goes_to_its_queue_and_other_jobs_are_kept(db: PgPool)
     let road = Road::new(db).await;
     let order = world.pending_order(Wechat, "8").await;
     let callback = world.paid(&order);
-    jobs::store_callback(&road.db, &callback, Clock::system().now()).await.unwrap();
+    jobs::store_callback(&road.db, &callback).await.unwrap();
     sqlx::query("update jobs set due_at = now() - interval '1 hour'").execute(&road.db).await.unwrap();
     sqlx::query(
         "insert into jobs (kind, payload, due_at, created_at) values ('callback', '{\"no\": 1}', now(), now())",
@@ -394,7 +394,7 @@ async fn a_wiped_broker_is_rebuilt_and_everything_goes_out_again(db: PgPool) {
     road.start_with(Settings { unroutable_retry: time::Duration::milliseconds(300), ..Settings::default() });
     let order = world.pending_order(Alipay, "8").await;
     road.write(&[event("e1", "order.paid", Some(1))]).await;
-    jobs::store_callback(&road.db, &world.paid(&order), Clock::system().now()).await.unwrap();
+    jobs::store_callback(&road.db, &world.paid(&order)).await.unwrap();
     road.until(UNPUBLISHED, 0).await;
     road.until("select count(*) from jobs where kind = 'callback' and lease_until is not null", 1).await;
     assert_eq!(road.next_ids("shop.all", 1).await, ["e1"]);

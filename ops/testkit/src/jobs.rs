@@ -1,0 +1,37 @@
+//! Time passes for jobs. Due times and leases are the database's, so a test moves them and no clock.
+
+use shared::job::JobMessage;
+use sqlx::PgPool;
+
+/// Makes jobs of this kind due that are not yet, with their leases as they are; `None` means every kind.
+///
+/// # Panics
+/// When the database does not do it.
+pub async fn come_due(db: &PgPool, kind: Option<&str>) {
+    let sql = "update jobs set due_at = now() where due_at > now() and ($1::text is null or kind = $1)";
+    sqlx::query(sql).bind(kind).execute(db).await.expect("jobs come due");
+}
+
+/// Ends leases, as if their time were up, and makes the jobs due.
+///
+/// # Panics
+/// When the database does not do it.
+pub async fn leases_end(db: &PgPool, kind: Option<&str>) {
+    let sql = "update jobs set due_at = least(due_at, now()), lease_until = least(lease_until, now())
+        where $1::text is null or kind = $1";
+    sqlx::query(sql).bind(kind).execute(db).await.expect("leases end");
+}
+
+/// Leases a job as the relay does, whenever it is due, and returns the message that the relay would publish. `None`: there
+/// is no such job.
+///
+/// # Panics
+/// When the database does not do it.
+pub async fn publish(db: &PgPool, kind: &str, ref_id: &str) -> Option<JobMessage> {
+    let sql = "update jobs
+        set due_at = least(due_at, now()), lease_until = now() + interval '1 minute', publishes = publishes + 1,
+            fence = (random() * 1e15)::bigint
+        where kind = $1 and ref_id = $2 returning id, fence";
+    let job = sqlx::query_as(sql).bind(kind).bind(ref_id).fetch_optional(db).await.expect("a lease");
+    job.map(|(id, fence)| JobMessage { id, fence })
+}
