@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::history::{self, Invariant, Violation};
+use crate::history::{self, Balance, Invariant, Violation};
 use crate::{LOOK, World};
 
 impl World {
@@ -57,8 +57,13 @@ impl World {
         let history = self.history().await;
         assert!(!history.orders.is_empty(), "nobody has bought anything: there is nothing to agree on");
         agree(&history::judge(&history));
+        let (total, wrong) = history::balance(&history);
+        assert!(wrong.is_empty() && total.holds(), "money is lost or made up: {wrong:?}, {total:?} in all");
+        let Balance { paid, returned, fulfilled, held, unseen } = total;
         println!(
-            "the books agree: {} orders, {} callbacks, {} refunds, {} events in {} deliveries",
+            "the books agree: {paid} fen paid - {returned} returned = {fulfilled} fulfilled + {held} held - {unseen} \
+             unseen; {} orders, \
+             {} callbacks, {} refunds, {} events in {} deliveries",
             history.orders.len(),
             history.callbacks.len(),
             history.refunds.len(),

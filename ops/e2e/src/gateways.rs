@@ -108,6 +108,28 @@ impl Gateways {
         self.control(Method::POST, &format!("{}/pay-again", trade_path(order)), &json!({})).await
     }
 
+    /// Somebody returns money of the order in the gateway's console: what is left, unless `how` says otherwise.
+    pub async fn return_in_console(&self, order: &Order, how: &Value) -> Value {
+        self.control(Method::POST, &format!("{}/refunds", trade_path(order)), how).await
+    }
+
+    /// A notice of the trade is sent once more now: `?event=paid`.
+    pub async fn notify(&self, order: &Order, which: &str) -> Value {
+        self.control(Method::POST, &format!("{}/notify{which}", trade_path(order)), &json!({})).await
+    }
+
+    /// Where the browser of a buyer who has paid goes, with the gateway's signature.
+    pub async fn return_url(&self, order: &Order) -> Option<String> {
+        self.trade(order).await["return_url"].as_str().map(str::to_owned)
+    }
+
+    /// How often the service has asked the gateway about the order.
+    pub async fn queries(&self, order: &Order) -> u64 {
+        let (gateway, order_no) = (slug(order.gateway), &order.order_no);
+        let path = format!("/sim/calls?gateway={gateway}&out_trade_no={order_no}&call=query");
+        self.control(Method::GET, &path, &Value::Null).await["total"].as_u64().expect("a count")
+    }
+
     async fn press_pay(&self, order: &Order, how: &Value) -> Value {
         self.control(Method::POST, &format!("{}/pay", trade_path(order)), how).await
     }

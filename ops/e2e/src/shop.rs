@@ -144,10 +144,23 @@ impl Shop {
     /// A token for `user`, good for five minutes.
     #[must_use]
     pub fn token(&self, user: &str) -> String {
+        self.token_with(user, None)
+    }
+
+    /// A token for one of the merchant's people, who may act on everybody's payments.
+    #[must_use]
+    pub fn staff_token(&self, user: &str) -> String {
+        self.token_with(user, Some("payments:admin"))
+    }
+
+    fn token_with(&self, user: &str, scope: Option<&str>) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-        let claims = json!({
+        let mut claims = json!({
             "iss": "payment", "aud": "payment-api", "sub": user, "iat": now, "nbf": now, "exp": now + 300,
         });
+        if let Some(scope) = scope {
+            claims["scope"] = scope.into();
+        }
         let key = EncodingKey::from_secret(self.jwt_secret.as_bytes());
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).expect("a token can be signed")
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::{Case, Event, History, Order, refunds};
+use super::{Case, Event, History, Order, outside, refunds};
 use crate::shop::yuan;
 
 /// What has to be true.
@@ -22,8 +22,11 @@ pub enum Invariant {
     ToldOnce,
     /// Each event was delivered, as it was written, and those of an order in their order.
     Delivered,
-    /// What went back at the gateways went back here, each refund once.
+    /// What we returned at the gateways went back here, each refund once.
     ReturnedOnce,
+    /// What people returned in the gateways' consoles is booked here, or an open case tells of it; nothing else is booked
+    /// as theirs.
+    ReturnedOutside,
     /// No payment is returned beyond its amount, and no limit of a gateway was run into.
     WithinPayment,
     /// Orders stand where the table's moves lead to, and as their refunds make them; no state was skipped, and what is
@@ -35,13 +38,14 @@ pub enum Invariant {
 
 impl Invariant {
     /// All of them.
-    pub const ALL: [Invariant; 9] = [
+    pub const ALL: [Invariant; 10] = [
         Invariant::Acknowledged,
         Invariant::NothingWrongAccepted,
         Invariant::PaidOnce,
         Invariant::ToldOnce,
         Invariant::Delivered,
         Invariant::ReturnedOnce,
+        Invariant::ReturnedOutside,
         Invariant::WithinPayment,
         Invariant::Moves,
         Invariant::Created,
@@ -72,6 +76,7 @@ pub fn judge(history: &History) -> Vec<Violation> {
     told_once(history, &mut found);
     delivered(history, &mut found);
     refunds::returned_once(history, &mut found);
+    outside::booked(history, &mut found);
     moves(history, &mut found);
     refunds::followed(history, &mut found);
     refunds::told_as_is(history, &mut found);
@@ -162,8 +167,8 @@ fn paid_once(history: &History, found: &mut Found) {
             found.add(Invariant::PaidOnce, format!("order {order_no} is {status}, and its payments say otherwise"));
         }
         for (trade_no, _) in booked.iter().filter(|payment| Some(**payment) != own) {
-            let tells =
-                |case: &Case| ["late_payment", "double_payment"].contains(&&*case.kind) && case.number == *trade_no;
+            let kinds = ["late_payment", "double_payment", "refunded_elsewhere"];
+            let tells = |case: &Case| kinds.contains(&&*case.kind) && case.number == *trade_no;
             if !history.cases_of(order).any(tells) {
                 let what =
                     format!("order {order_no} is {status}, trade {trade_no} came beside, and no case tells of it");
@@ -182,7 +187,7 @@ fn told_once(history: &History, found: &mut Found) {
     }
     due.extend(refunds::events_due(history).into_iter().map(|id| (id, 1)));
     let mut told: BTreeMap<String, usize> = BTreeMap::new();
-    for event in history.events.iter().filter(|event| event.kind != "case.opened") {
+    for event in history.events.iter().filter(|event| !event.kind.starts_with("case.")) {
         *told.entry(event.event_id.clone()).or_default() += 1;
     }
     found.differences(Invariant::ToldOnce, "what has happened, and events that tell of it,", (&due, &told));
@@ -257,7 +262,7 @@ fn moves(history: &History, found: &mut Found) {
         if status == "closed" && can_be_paid.contains(order_no.as_str()) {
             found.add(Invariant::Moves, format!("order {order_no} is closed here and can be paid at the gateway"));
         }
-        if order.was_paid() && order.was_closed && !became(&["late_payment"]) {
+        if order.was_paid() && order.was_closed && !became(&["late_payment", "refunded_elsewhere"]) {
             found.add(Invariant::Moves, format!("order {order_no} was closed and is paid, and no case tells why"));
         }
         // The end of such a refund came after it had counted as ended, so the order has moved once more.
@@ -266,7 +271,7 @@ fn moves(history: &History, found: &mut Found) {
         }
         // To `refunding`, and away from it at the end.
         let own = refunds::of_own_payment(history, order);
-        let by_refunds: i64 = own.iter().map(|refund| if refund.in_flight() { 1 } else { 2 }).sum();
+        let by_refunds: i64 = own.iter().map(|refund| refunds::moves_of(refund)).sum();
         let version = match status.as_str() {
             "pending" => 1,
             "closed" => 2,
@@ -287,12 +292,13 @@ fn versions_told(history: &History, order: &Order, found: &mut Found) {
         let Some(at) = event.data["order_version"].as_i64() else { continue };
         let of_order = ["order.paid", "order.closed"].contains(&event.kind.as_str());
         let refund = event.event_id.split_once(':').map(|(_, id)| id);
-        if !of_order && !own.iter().any(|own| Some(own.id.as_str()) == refund) {
+        let of_refund = own.iter().find(|own| Some(own.id.as_str()) == refund);
+        if !of_order && of_refund.is_none() {
             continue; // What becomes of a late or second payment moves no order.
         }
         // An order that was returned whole is told of twice, by the refund's event and its own.
         let same = event.kind == "order.refunded" && at == before;
-        let due = before + if of_order { 1 } else { 2 };
+        let due = before + of_refund.map_or(1, |refund| refunds::moves_of(refund));
         if !same && at != due {
             found.add(Invariant::Moves, format!("{} is of version {at} and not {due}", event.event_id));
         }

@@ -4,6 +4,7 @@
 //! history is plain data and judging asks nobody, so a test can take a sound one, plant a fault, and see it found.
 
 mod judge;
+mod outside;
 mod read;
 mod refunds;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use serde_json::Value;
 use sqlx::FromRow;
 
 pub use judge::{Invariant, Violation, judge, judge_at_any_moment};
+pub use outside::{Balance, balance};
 
 /// Everything that was told.
 #[derive(Debug, Clone, Default)]
@@ -94,6 +96,12 @@ pub struct ReturnedThere {
     pub state: String,
     /// How often money moved for it.
     pub effects: i64,
+    /// Whether somebody made it in the gateway's console, and not the service.
+    #[serde(default)]
+    pub console: bool,
+    /// Whether a notice of its end was answered with success.
+    #[serde(default)]
+    pub delivered: bool,
 }
 
 /// An answer to a request that creates something.
@@ -169,6 +177,8 @@ pub struct Refund {
     pub amount_fen: i64,
     /// Where it stands.
     pub status: String,
+    /// Who made it: `service` `outside`.
+    pub origin: String,
     /// Whether it is on record that it was about to be sent.
     pub sent: bool,
     /// Whether the order's own user asked for it, so with an Idempotency-Key.
@@ -197,6 +207,8 @@ pub struct Case {
     pub order_id: Option<String>,
     /// The gateway's number, of a late or second payment its trade.
     pub number: String,
+    /// Whether it waits for people.
+    pub open: bool,
 }
 
 /// A row of `events`.
@@ -232,6 +244,12 @@ impl Refund {
     #[must_use]
     pub fn in_flight(&self) -> bool {
         matches!(self.status.as_str(), "pending" | "processing")
+    }
+
+    /// Whether the money went back without us.
+    #[must_use]
+    pub fn is_outside(&self) -> bool {
+        self.origin == "outside"
     }
 
     /// Whether the money went back.

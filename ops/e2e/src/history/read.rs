@@ -21,7 +21,7 @@ impl World {
         history.waiting = self.texts(WAITING).await;
         history.events = self.rows(EVENTS).await;
         history.named_by_keys = self.texts("select ref_id::text from idempotency_keys").await;
-        history.cases = self.rows("select kind, order_id::text, gateway_no as number from cases order by id").await;
+        history.cases = self.rows(CASES).await;
         let heard = self.downstream.all().into_iter();
         history.deliveries = heard.map(|told| Delivered { id: told.id, kind: told.kind, data: told.data }).collect();
         history
@@ -43,12 +43,16 @@ const PAYMENTS: &str = "
 
 const REFUNDS: &str = "
     select r.id::text, r.order_id::text, r.transaction_id::text as payment_id, r.refund_no,
-      (r.refund_amount * 100)::bigint as amount_fen, r.status, r.sent_at is not null as sent,
+      (r.refund_amount * 100)::bigint as amount_fen, r.status,
+      coalesce(to_jsonb(r) ->> 'origin', 'service') as origin, r.sent_at is not null as sent,
       exists (select from payment_orders o where o.id = r.order_id and o.user_id = r.requested_by) as of_its_user,
       (extract(epoch from r.updated_at) * 1000000)::bigint as moved_at,
       t.order_id || ' ' || (t.amount * 100)::bigint || ' ' || t.status as movement
     from refund_records r left join payment_transactions t on t.id = r.id and t.action_type = 'refund'
     order by r.id";
+
+const CASES: &str = "
+    select kind, order_id::text, gateway_no as number, status <> 'resolved' as open from cases order by id";
 
 const CALLBACKS: &str = "select payment_method as gateway, notice_id from callbacks order by id";
 

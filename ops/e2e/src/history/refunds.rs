@@ -1,6 +1,6 @@
 //! The refunds' part: per refund, per payment and per order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::judge::Found;
 use super::{History, Invariant, Order, Payment, Refund};
@@ -20,7 +20,7 @@ pub(super) fn moved_once(history: &History, found: &mut Found) {
 pub(super) fn returned_once(history: &History, found: &mut Found) {
     let mut there: BTreeMap<(&str, &str), i64> = BTreeMap::new();
     for trade in &history.trades {
-        for refund in &trade.refunds {
+        for refund in trade.refunds.iter().filter(|refund| !refund.console) {
             if refund.state == "success" {
                 *there.entry((&trade.order_no, &refund.refund_no)).or_default() += refund.amount_fen;
             }
@@ -31,7 +31,7 @@ pub(super) fn returned_once(history: &History, found: &mut Found) {
         }
     }
     let mut here: BTreeMap<(&str, &str), i64> = BTreeMap::new();
-    for refund in history.refunds.iter().filter(|refund| refund.succeeded()) {
+    for refund in history.refunds.iter().filter(|refund| refund.succeeded() && !refund.is_outside()) {
         *here.entry((order_no(history, refund), &refund.refund_no)).or_default() += refund.amount_fen;
     }
     found.differences(Invariant::ReturnedOnce, "refunded at the gateways, and here,", (&there, &here));
@@ -93,7 +93,7 @@ pub(super) fn followed(history: &History, found: &mut Found) {
 
 /// Whatever a gateway knows of a refund, here it was on record before that it would be sent.
 pub(super) fn put_down(history: &History, found: &mut Found) {
-    for known in history.trades.iter().flat_map(|trade| &trade.refunds) {
+    for known in history.trades.iter().flat_map(|trade| &trade.refunds).filter(|known| !known.console) {
         let here = history.refunds.iter().find(|refund| refund.refund_no == known.refund_no);
         if here.is_none_or(|refund| refund.status == "pending" || !refund.sent) {
             let refund_no = &known.refund_no;
@@ -106,9 +106,17 @@ pub(super) fn put_down(history: &History, found: &mut Found) {
 }
 
 /// The events that refunds owe: one for each end, and one for each order returned whole, under the id of the refund that
-/// completed it.
+/// completed it. No event tells of a late or second payment, so none tells of what went back of it outside.
 pub(super) fn events_due(history: &History) -> Vec<String> {
+    let own: BTreeSet<&str> = history
+        .orders
+        .iter()
+        .filter(|order| order.was_paid())
+        .flat_map(|order| of_own_payment(history, order))
+        .map(|refund| refund.id.as_str())
+        .collect();
     let ended = history.refunds.iter().filter(|refund| refund.succeeded() || refund.status == "failed");
+    let ended = ended.filter(|refund| !refund.is_outside() || own.contains(refund.id.as_str()));
     let mut due: Vec<String> = ended.map(|refund| format!("refund.{}:{}", refund.status, refund.id)).collect();
     for order in history.orders.iter().filter(|order| order.status == "refunded") {
         let own = of_own_payment(history, order);
@@ -116,6 +124,11 @@ pub(super) fn events_due(history: &History) -> Vec<String> {
         due.extend(last.map(|refund| format!("order.refunded:{}", refund.id)));
     }
     due
+}
+
+/// How often a refund has moved its order: to `refunding` and away from it. One that was made outside is booked at once.
+pub(super) fn moves_of(refund: &Refund) -> i64 {
+    if refund.in_flight() || refund.is_outside() { 1 } else { 2 }
 }
 
 /// Events of refunds that tell something else than their refund.
@@ -126,6 +139,10 @@ pub(super) fn told_as_is(history: &History, found: &mut Found) {
         let told = (event.order_id.as_deref(), event.data["refund_no"].as_str(), event.data["refund_amount"].as_str());
         if told != (Some(&refund.order_id), Some(&refund.refund_no), Some(&yuan(refund.amount_fen))) {
             found.add(Invariant::ToldOnce, format!("{} tells of a refund what is not so", event.event_id));
+        }
+        // A refund without an origin is ours, as all were before there was another.
+        if event.data["origin"].as_str().unwrap_or("service") != refund.origin {
+            found.add(Invariant::ToldOnce, format!("{} does not say who made the refund", event.event_id));
         }
     }
 }
