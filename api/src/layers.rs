@@ -26,7 +26,7 @@ use crate::problem::panicked;
 use crate::state::App;
 
 /// The largest body of a request.
-pub const BODY: usize = 64 * 1024;
+pub const BODY: usize = shared::job::LONGEST_BODY;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 

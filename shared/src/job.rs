@@ -45,6 +45,9 @@ impl std::fmt::Debug for Callback {
     }
 }
 
+/// The longest body that the ingress takes. A longer one in the queue of callbacks did not come from there.
+pub const LONGEST_BODY: usize = 64 * 1024;
+
 /// Names bytes that name themselves nothing: `sha256:` and 64 hex digits.
 pub fn digest(bytes: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);

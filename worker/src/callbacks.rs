@@ -14,7 +14,7 @@ use shared::db::callbacks::Evidence;
 use shared::db::{self, DbError, anew, callbacks, events, jobs};
 use shared::domain::{Notification, Verdict};
 use shared::gateway::{CallbackError, Gateway, Gateways, Verified};
-use shared::job::{Callback, digest};
+use shared::job::{Callback, LONGEST_BODY, digest};
 use shared::settle;
 use shared::telemetry::chain;
 use sqlx::PgPool;
@@ -25,6 +25,8 @@ use crate::consumer::Ack;
 
 /// How long a callback waits whose key is not known here, or that the database refuses without saying whose fault it is.
 const LONG_WAIT: time::Duration = time::Duration::minutes(1);
+/// How long its row keeps coming back. Both gateways repeat a notice for a day; a key that is still unknown then needs a person.
+const KNOWN_BY_THEN: time::Duration = time::Duration::hours(25);
 /// How long a callback waits that was held up.
 const SHORT_WAIT: time::Duration = time::Duration::seconds(10);
 /// Into how many parts a batch is split: among 1000 callbacks the fourth attempt finds the one at fault alone.
@@ -93,6 +95,13 @@ impl CallbackWorker {
         let mut places = Vec::with_capacity(batch.len());
         for (place, callback) in batch.into_iter().enumerate() {
             match callback {
+                Ok(callback) if callback.body.len() > LONGEST_BODY => {
+                    error!(
+                        bytes = callback.body.len(),
+                        "A callback in the queue is longer than any that the ingress takes"
+                    );
+                    acks[place] = Ack::Dead;
+                }
                 Ok(callback) => {
                     examined.push(self.examine(callback).await);
                     places.push(place);
@@ -153,14 +162,14 @@ impl CallbackWorker {
             let outcome = match &plan {
                 Plan::Settle if give_up.is_some() => db::in_time(self.commit(these, Pace::Hurried)).await,
                 Plan::Settle => anew(|| self.commit(these, Pace::Patient)).await,
-                Plan::PutOff(wait, reason) => self.put_off(these, *wait, reason).await,
+                Plan::PutOff(wait, reason) => self.put_off(these, *wait, reason).await.map(|()| Vec::new()),
             };
             if matches!(outcome, Err(DbError::Again(_))) {
                 give_up.get_or_insert_with(|| Instant::now() + SEARCH);
             }
             match (outcome, plan) {
-                (Ok(()), Plan::Settle) => {}
-                (Ok(()), Plan::PutOff(..)) => acks[part].fill(Ack::Done),
+                (Ok(stranded), Plan::Settle) => stranded.iter().for_each(|place| acks[part.start + place] = Ack::Dead),
+                (Ok(_), Plan::PutOff(..)) => acks[part].fill(Ack::Done),
                 (Err(unavailable @ DbError::Unavailable(_)), _) => return Err(unavailable),
                 // Nothing can be kept either.
                 (Err(again @ DbError::Again(_)), Plan::PutOff(..)) => return Err(again),
@@ -215,8 +224,9 @@ impl CallbackWorker {
         Ok(())
     }
 
-    /// One transaction: state, events and cases, the evidence, and the end of the jobs that carried it.
-    async fn commit(&self, examined: &[Examined], pace: Pace) -> Result<(), DbError> {
+    /// One transaction: state, events and cases, the evidence, and the end of the jobs that carried it. Returns the places of
+    /// the callbacks whose key or account has been unknown for too long.
+    async fn commit(&self, examined: &[Examined], pace: Pace) -> Result<Vec<usize>, DbError> {
         let told: Vec<&Verified<Notification>> = examined.iter().filter_map(Examined::told).collect();
         crash::at(Point::CallbackExamined);
         let mut tx = self.db.begin().await?;
@@ -239,16 +249,25 @@ impl CallbackWorker {
         callbacks::record(&mut tx, &evidence, now).await?;
         let decided: Vec<&Callback> = evidence.iter().map(|evidence| evidence.callback).collect();
         jobs::delete_callbacks(&mut tx, &decided).await?;
-        for item in examined {
-            if let Content::NotYet(reason) = &item.content {
-                keep(&mut tx, &item.callback, reason, LONG_WAIT).await?;
+        let mut stranded = Vec::new();
+        for (place, item) in examined.iter().enumerate() {
+            if let Content::NotYet(reason) = &item.content
+                && keep(&mut tx, &item.callback, reason, LONG_WAIT).await? > KNOWN_BY_THEN
+            {
+                stranded.push(place);
             }
         }
         crash::at(Point::CallbackRecorded);
         tx.commit().await?;
         crash::at(Point::CallbackCommitted);
         self.report(examined, &verdicts).await;
-        Ok(())
+        if !stranded.is_empty() {
+            error!(
+                callbacks = stranded.len(),
+                "Keys or accounts are unknown for more than a day; their callbacks become cases"
+            );
+        }
+        Ok(stranded)
     }
 
     /// Tells metrics, the log and the relay, once a batch is committed.
@@ -286,17 +305,18 @@ fn tell(gateway: &dyn Gateway, callback: &Callback) -> Result<Verified<Notificat
 }
 
 /// Stores a callback that cannot be settled yet as a job of its own, or puts off the job that it came as. A number counts only
-/// with the bytes: a callback that names the row of another one is stored as if it had none, so neither is lost.
+/// with the bytes: a callback that names the row of another one is stored as if it had none, so neither is lost. Returns for how
+/// long it has been a job.
 async fn keep(
     tx: &mut sqlx::PgConnection,
     callback: &Callback,
     reason: &str,
     wait: time::Duration,
-) -> Result<(), DbError> {
-    if jobs::postpone(tx, callback, wait, reason).await?.is_none() {
-        jobs::insert_callback(tx, callback, wait).await?;
+) -> Result<time::Duration, DbError> {
+    match jobs::postpone(tx, callback, wait, reason).await? {
+        Some(age) => Ok(age),
+        None => jobs::insert_callback(tx, callback, wait).await.map(|_| time::Duration::ZERO),
     }
-    Ok(())
 }
 
 /// The range in [`PARTS`] slices, one for each of its places if there are fewer.

@@ -156,6 +156,12 @@ impl Gateways {
         serde_json::from_value(view["injected"].clone()).expect("counts")
     }
 
+    /// How often the service has called the gateway about an order: `query`, `refund_query` and so on.
+    pub async fn calls(&self, order: &Order, call: &str) -> u64 {
+        let path = format!("/sim/calls?gateway={}&out_trade_no={}&call={call}", slug(order.gateway), order.order_no);
+        self.control(Method::GET, &path, &Value::Null).await["total"].as_u64().expect("a count")
+    }
+
     async fn control(&self, method: Method, path: &str, body: &Value) -> Value {
         let mut request = http_client().request(method, format!("{}{path}", self.simulator.url()));
         if !body.is_null() {

@@ -22,6 +22,16 @@ pub async fn leases_end(db: &PgPool, kind: Option<&str>) {
     sqlx::query(sql).bind(kind).execute(db).await.expect("leases end");
 }
 
+/// The same for the jobs about these orders and refunds.
+///
+/// # Panics
+/// When the database does not do it.
+pub async fn leases_end_of(db: &PgPool, ref_ids: &[&str]) {
+    let sql = "update jobs set due_at = least(due_at, now()), lease_until = least(lease_until, now())
+        where ref_id = any($1::bpchar[])";
+    sqlx::query(sql).bind(ref_ids).execute(db).await.expect("leases end");
+}
+
 /// Leases a job as the relay does, whenever it is due, and returns the message that the relay would publish. `None`: there
 /// is no such job.
 ///

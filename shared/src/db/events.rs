@@ -7,6 +7,7 @@ use sqlx::{PgConnection, PgExecutor};
 use time::{Duration, OffsetDateTime};
 
 use super::DbError;
+use super::jobs::millis;
 use crate::domain::OrderId;
 use crate::event::Event;
 
@@ -60,25 +61,24 @@ pub struct Waiting {
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn waiting(connection: &mut PgConnection, limit: i64, now: OffsetDateTime) -> Result<Vec<Waiting>, DbError> {
+pub async fn waiting(connection: &mut PgConnection, limit: i64) -> Result<Vec<Waiting>, DbError> {
     Ok(sqlx::query_as!(
         Waiting,
         r#"
         with held as (
           select order_id, min(seq) as seq from events
-          where published_at is null and retry_at > $2
+          where published_at is null and retry_at > now()
           group by order_id
         )
         select e.seq, e.event_id, e.type as kind, e.order_id as "order_id: OrderId", e.data::text as "data!", e.occurred_at
         from events e left join held on held.order_id = e.order_id
         where e.published_at is null
-          and (e.retry_at is null or e.retry_at <= $2)
+          and (e.retry_at is null or e.retry_at <= now())
           and (held.seq is null or held.seq > e.seq)
         order by e.seq
         limit $1
         "#,
         limit,
-        now,
     )
     .fetch_all(connection)
     .await?)
@@ -95,12 +95,18 @@ pub async fn mark_published(connection: &mut PgConnection, seqs: &[i64], now: Of
     Ok(())
 }
 
-/// Puts off what nobody would have received.
+/// Puts off events that no queue would have received.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn postpone(connection: &mut PgConnection, seqs: &[i64], retry_at: OffsetDateTime) -> Result<(), DbError> {
-    sqlx::query!("update events set retry_at = $2 where seq = any($1)", seqs, retry_at).execute(connection).await?;
+pub async fn postpone(connection: &mut PgConnection, seqs: &[i64], wait: Duration) -> Result<(), DbError> {
+    sqlx::query!(
+        "update events set retry_at = now() + $2::bigint * interval '1 millisecond' where seq = any($1)",
+        seqs,
+        millis(wait),
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
@@ -119,13 +125,16 @@ pub async fn unpublish(connection: &mut PgConnection, since: OffsetDateTime) -> 
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn backlog(db: impl PgExecutor<'_>, now: OffsetDateTime) -> Result<(i64, Duration), DbError> {
+pub async fn backlog(db: impl PgExecutor<'_>) -> Result<(i64, Duration), DbError> {
     let row = sqlx::query!(
-        r#"select count(*) as "count!", min(occurred_at) as oldest from events where published_at is null"#
+        r#"
+        select count(*) as "count!", coalesce(extract(epoch from now() - min(occurred_at)) * 1000, 0)::bigint as "oldest!"
+        from events where published_at is null
+        "#
     )
     .fetch_one(db)
     .await?;
-    Ok((row.count, row.oldest.map_or(Duration::ZERO, |oldest| now - oldest)))
+    Ok((row.count, Duration::milliseconds(row.oldest)))
 }
 
 /// The channel on which the relay is told that events wait.

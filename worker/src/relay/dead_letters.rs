@@ -10,6 +10,7 @@ use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
 use shared::db::{DbError, events, in_time, jobs};
 use shared::domain::{CaseId, CaseKind};
+use shared::job::digest;
 use shared::mq::consume::{DeadLetter, LetterOf};
 use shared::settle;
 use sqlx::PgConnection;
@@ -91,6 +92,8 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
     let mut number = plain_or_none(&letter.message_id).unwrap_or_else(|| id.to_string());
     match letter.of() {
         Some(LetterOf::Callback(callback)) => {
+            // Any publisher can claim a job's number. With the bytes in its name, the case of one letter never stands for another.
+            number = named(&number, &letter.body);
             jobs::delete_callbacks(tx, &[&callback]).await?;
             let headers = callback.headers.iter().map(|(name, value)| (plain(name), plain(value)));
             evidence["callback"] = json!({
@@ -116,6 +119,13 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
         gateway_no: number.chars().take(128).collect(),
         evidence,
     })
+}
+
+/// A number that other bytes do not have: what it claims to be, and a part of the digest.
+pub(super) fn named(number: &str, bytes: &[u8]) -> String {
+    let digest = digest(bytes);
+    let part: String = digest.chars().skip_while(|c| *c != ':').skip(1).take(16).collect();
+    format!("{}:{part}", number.chars().take(100).collect::<String>())
 }
 
 /// The case of a letter that was refused: always a new one, and the job stays as it is.

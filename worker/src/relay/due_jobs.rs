@@ -12,6 +12,7 @@ use shared::settle;
 use sqlx::{Connection, PgConnection};
 use tracing::{error, warn};
 
+use super::dead_letters::named;
 use super::{BATCH, CONFIRM, Depths, LONG_QUEUE, Relay};
 
 /// Publishes due jobs. Returns how many went out.
@@ -92,7 +93,7 @@ async fn give_up(
         id: CaseId::from_u128(relay.clock.fresh_bits()),
         kind: CaseKind::DeadLetter,
         order_id: None,
-        gateway_no: format!("job:{}", job.id),
+        gateway_no: named(&format!("job:{}", job.id), job.payload.to_string().as_bytes()),
         evidence: job.payload.clone(),
     };
     let now = relay.clock.now();

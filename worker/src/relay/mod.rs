@@ -15,8 +15,8 @@ use shared::job::kind;
 use shared::mq::{self, MqError, Publisher, PublisherOptions, PublisherState};
 use shared::telemetry::chain;
 use sqlx::{PgConnection, PgPool};
-use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -43,7 +43,7 @@ const LONG_QUEUE: u32 = 10_000;
 /// server ends it when it is silent for 15 s.
 const CONFIRM: Duration = Duration::from_secs(10);
 /// How often the backlog is measured, and so how often the connection is used at least.
-const MEASURE: time::Duration = time::Duration::seconds(5);
+const MEASURE: Duration = Duration::from_secs(5);
 
 /// What an operator can set.
 #[derive(Debug, Clone)]
@@ -162,12 +162,12 @@ impl Relay {
     ) -> Result<(), DbError> {
         let mut nudges = in_time(events::listen(&self.db)).await?;
         let mut outbox = Outbox::default();
-        let mut measured = OffsetDateTime::UNIX_EPOCH;
+        // By the monotonic clock: when the wall clock is set back, the connection is used all the same.
+        let mut measured: Option<Instant> = None;
         while !leading.is_cancelled() {
-            let now = self.clock.now();
-            if now - measured > MEASURE {
-                measured = now;
-                next_round(in_time(self.measure(connection, now)).await)?;
+            if measured.is_none_or(|at| at.elapsed() > MEASURE) {
+                measured = Some(Instant::now());
+                next_round(in_time(self.measure(connection)).await)?;
             }
             let state = *directions.state.borrow_and_update();
             // While the publisher cannot publish, leasing and giving back would only write.
@@ -215,8 +215,8 @@ impl Relay {
         Ok(())
     }
 
-    async fn measure(&self, connection: &mut PgConnection, now: OffsetDateTime) -> Result<(), DbError> {
-        let (count, oldest) = events::backlog(&mut *connection, now).await?;
+    async fn measure(&self, connection: &mut PgConnection) -> Result<(), DbError> {
+        let (count, oldest) = events::backlog(&mut *connection).await?;
         metrics::gauge!("events_unpublished").set(count as f64);
         metrics::gauge!("events_oldest_unpublished_seconds").set(oldest.as_seconds_f64());
         for kind in [kind::CALLBACK, kind::CHECK, kind::REFUND] {

@@ -28,8 +28,7 @@ impl Outbox {
     /// Publishes what waits. Returns how many events went out.
     pub async fn carry(&mut self, relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
         self.mark(relay, connection).await?;
-        let now = relay.clock.now();
-        let waiting = events::waiting(connection, BATCH, now).await?;
+        let waiting = events::waiting(connection, BATCH).await?;
         if waiting.is_empty() {
             return Ok(0);
         }
@@ -41,7 +40,7 @@ impl Outbox {
         relay.copies.renew(&relay.db, Changed::Ids(orders_of(&about, &confirmed)));
         self.confirmed = confirmed;
         if !unroutable.is_empty() {
-            events::postpone(connection, &unroutable, now + relay.settings.unroutable_retry).await?;
+            events::postpone(connection, &unroutable, relay.settings.unroutable_retry).await?;
         }
         self.mark(relay, connection).await
     }

@@ -7,6 +7,7 @@ mod consumer;
 mod copies;
 mod grid;
 mod histories;
+mod numbers;
 mod refunding;
 mod refunds;
 mod relay;

@@ -27,7 +27,7 @@ const MEANWHILE: i64 = 40;
 
 /// For the refunds that nobody could give back: after two minutes others take them.
 const TWO_MINUTES_PASS: &str =
-    "update jobs set due_at = least(due_at, now()), lease_until = null where kind = 'refund'";
+    "update jobs set due_at = least(due_at, now()), lease_until = least(lease_until, now()) where kind = 'refund'";
 
 /// What `xtask server` calls the nodes, in the order of their addresses.
 const NODES: [&str; 3] = ["rabbitmq", "rabbitmq-2", "rabbitmq-3"];

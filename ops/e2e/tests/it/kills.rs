@@ -11,6 +11,7 @@ use e2e::{Gateway, Order, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
 use sqlx::AssertSqlSafe;
+use testkit::jobs::leases_end_of;
 
 /// Kills of check workers. Each strike kills one at least, so there are orders for as many strikes.
 const CHECK_KILLS: usize = 100;
@@ -125,9 +126,7 @@ impl Target<'_> {
     /// Time passes until these jobs are due, whatever they wait for: their date, the end of the lease of whoever was
     /// killed, the seconds in which a gateway may not know yet what it has done.
     async fn time_passes(&self, ids: &[&str]) {
-        let sql = "update jobs set due_at = least(due_at, now()), lease_until = null
-            where kind = $1 and ref_id = any($2::bpchar[])";
-        self.run(sql, ids).await;
+        leases_end_of(&self.world.db, ids).await;
         let sql = "update refund_records set sent_at = sent_at - interval '1 minute'
             where $1 = 'refund' and status = 'processing' and id = any($2::bpchar[])";
         self.run(sql, ids).await;

@@ -8,6 +8,8 @@ use e2e::{Gateway, Made, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
 use shared::domain::PaymentMethod;
+use shared::job::kind;
+use testkit::jobs::come_due;
 
 const BUYERS: usize = 6;
 /// Orders of which no callback tells.
@@ -59,8 +61,7 @@ async fn business_goes_on(world: &World) {
 
 /// The next poll of each order that is not paid yet is due, unless somebody works on it.
 async fn time_passes_for_checks(world: &World) {
-    let sql = "update jobs set due_at = now() where kind = 'check' and (lease_until is null or lease_until < now())";
-    sqlx::query(sql).execute(&world.db).await.expect("the database answers");
+    come_due(&world.db, Some(kind::CHECK)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,6 +5,8 @@ use std::time::Duration;
 use e2e::{Gateway, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
+use shared::job::kind;
+use testkit::jobs::come_due;
 
 /// Orders that are paid.
 const PAID: usize = 60;
@@ -55,8 +57,7 @@ const ASKED_AGAIN_LATER: &str = "
 
 /// Time passes until the first poll of each order, half a minute after it was placed.
 async fn first_poll(world: &World) {
-    let sql = "update jobs set due_at = now() where kind = 'check' and due_at > now()";
-    sqlx::query(sql).execute(&world.db).await.expect("the database answers");
+    come_due(&world.db, Some(kind::CHECK)).await;
 }
 
 /// The next poll finds what the one before did not.

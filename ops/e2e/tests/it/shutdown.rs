@@ -9,6 +9,7 @@ use e2e::shop::{Purchase, Wish, order};
 use e2e::{Gateway, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
+use testkit::jobs::leases_end_of;
 
 /// What design §3 allows.
 const ALLOWED: Duration = Duration::from_secs(30);
@@ -115,8 +116,7 @@ async fn buy_and_return(world: &World, stopping: &AtomicBool) -> i64 {
 
 /// Time passes until the first poll of an order.
 async fn poll_is_due(world: &World, order: &Order) {
-    let sql = "update jobs set due_at = now() where kind = 'check' and ref_id = $1";
-    sqlx::query(sql).bind(&order.id).execute(&world.db).await.expect("the database answers");
+    leases_end_of(&world.db, &[&order.id]).await;
 }
 
 /// Waits until a worker has a call at a gateway behind it that it had not at first, so that it is stopped at work.

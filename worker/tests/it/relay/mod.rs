@@ -1,6 +1,7 @@
 //! The relay between a real database and a real broker.
 
 mod dead_letters;
+mod forged;
 
 use std::time::Duration;
 

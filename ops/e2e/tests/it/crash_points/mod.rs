@@ -11,7 +11,9 @@ use e2e::process::Process;
 use e2e::{Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use shared::crash::Point;
+use shared::job::kind;
 use shared::service::Service;
+use testkit::jobs::{leases_end, leases_end_of};
 
 use buyers::BUYERS;
 
@@ -156,8 +158,9 @@ async fn die(world: &World, service: Service, deaths: &[(Point, Service)], died:
 
 /// Everybody lives, and what the dead have leased is free: then nothing may be left to do, and all witnesses agree.
 async fn come_to_rest(world: &World) {
-    let sql = "update jobs set due_at = least(due_at, now()), lease_until = null where kind <> 'check'";
-    sqlx::query(sql).execute(&world.db).await.expect("the database answers");
+    for kind in [kind::CALLBACK, kind::REFUND] {
+        leases_end(&world.db, Some(kind)).await;
+    }
     world.wait_quiet(LONG).await;
     world.books_agree().await;
     world.logs_are_clean();
@@ -166,11 +169,11 @@ async fn come_to_rest(world: &World) {
 /// Time passes for an order, its check and its refunds: whatever waits is due, whatever a dead process had leased is free,
 /// and the seconds are over in which a gateway may not know yet what it has done.
 async fn time_passes(world: &World, order: &Order) {
-    let due = "update jobs set due_at = least(due_at, now()), lease_until = null
-        where ref_id = $1 or ref_id in (select id from refund_records where order_id = $1)";
     let sent = "update refund_records set sent_at = sent_at - interval '1 minute'
         where order_id = $1 and status = 'processing'";
-    for sql in [due, sent] {
-        sqlx::query(sql).bind(&order.id).execute(&world.db).await.expect("the database answers");
-    }
+    sqlx::query(sent).bind(&order.id).execute(&world.db).await.expect("the database answers");
+    let refunds = sqlx::query_scalar("select id::text from refund_records where order_id = $1").bind(&order.id);
+    let refunds: Vec<String> = refunds.fetch_all(&world.db).await.expect("the database answers");
+    let ids: Vec<&str> = refunds.iter().map(String::as_str).chain([order.id.as_str()]).collect();
+    leases_end_of(&world.db, &ids).await;
 }
