@@ -281,7 +281,7 @@ impl RefundWorker {
         let mut tx = self.db.begin().await?;
         let held = match step {
             Step::Fact(fact) => {
-                let verdict = settling::settle(&mut tx, refund, fact, &self.clock).await?;
+                let verdict = settling::settle(&mut tx, refund, fact, &self.gateways.policies(), &self.clock).await?;
                 crash::at(Point::RefundSettled);
                 info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
                 // Ended ones have dropped or re-dated their job already; the others are asked about daily.

@@ -8,15 +8,15 @@ use sqlx::PgPool;
 use crate::support::Who;
 use crate::world::{Answer, World};
 
-const A: Who = Who::Admin("a1");
-const B: Who = Who::Admin("a2");
+pub const A: Who = Who::Admin("a1");
+pub const B: Who = Who::Admin("a2");
 
-async fn step(world: &World, who: Who, case: &str, what: &str, body: Value) -> Answer {
+pub async fn step(world: &World, who: Who, case: &str, what: &str, body: Value) -> Answer {
     world.post(who, &format!("/v1/admin/cases/{case}/{what}"), &body).await
 }
 
 /// Proposed by one, confirmed by the other.
-async fn both(world: &World, case: &str, body: Value) -> Answer {
+pub async fn both(world: &World, case: &str, body: Value) -> Answer {
     let proposed = step(world, A, case, "propose", body).await;
     assert_eq!(proposed.status.as_u16(), 200, "{}", proposed.body);
     step(world, B, case, "confirm", json!({ "version": proposed.json()["version"] })).await
@@ -80,6 +80,9 @@ async fn a_late_payment_is_honoured_once_and_never_after_a_return(db: PgPool) {
     let order = world.get(&format!("/v1/orders/{id}"), "u1").await.json();
     assert_eq!((&order["status"], &order["trade_no"]), (&json!("paid"), &json!("4200000042")));
     assert_eq!(world.one::<i64>("select count(*) from events where type = 'order.paid'").await, 1);
+    let at =
+        "select o.paid_at = t.paid_at from payment_orders o join payment_transactions t on t.gateway_no = o.trade_no";
+    assert!(world.one::<bool>(at).await, "paid when the buyer paid, and not when we learnt of it");
 
     let id = world.placed("u1").await;
     world.close_locally(&id).await;

@@ -5,9 +5,9 @@ use axum::http::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use shared::clock::Clock;
 use shared::db::{refunds, transactions};
-use shared::domain::{Money, OrderId, PaymentMethod, RefundId, TradeNo, TransactionId};
+use shared::domain::{Money, OrderId, PaymentMethod, Policies, RefundId, TradeNo, TransactionId};
 use shared::settle::refunds::{self as settling, RefundFact};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::world::{Answer, SECRET, World, minted, wechat_order};
 
@@ -74,7 +74,7 @@ impl World {
         tx.commit().await.unwrap();
     }
 
-    /// A payment beside the order's own, and the case about it.
+    /// A payment beside the order's own, made an hour ago, and the case about it.
     pub async fn late_payment(&self, id: &str, trade_no: &str) -> String {
         let extra = transactions::ExtraPayment {
             id: TransactionId::from_u128(Clock::system().fresh_bits()),
@@ -82,6 +82,7 @@ impl World {
             payment_method: PaymentMethod::Wechat,
             gateway_no: TradeNo::parse(trade_no).unwrap(),
             amount: Money::from_fen(1234).unwrap(),
+            paid_at: Clock::system().now() - Duration::hours(1),
         };
         let mut tx = self.db.begin().await.unwrap();
         transactions::note_extra(&mut tx, &[extra], Clock::system().now()).await.unwrap();
@@ -107,9 +108,14 @@ impl World {
 
     /// Lets the gateway say how a refund went.
     pub async fn tell(&self, refund_id: &str, fact: &RefundFact) {
+        self.tell_under(&Policies::default(), refund_id, fact).await;
+    }
+
+    /// The same, under these policies.
+    pub async fn tell_under(&self, policies: &Policies, refund_id: &str, fact: &RefundFact) {
         let refund = refunds::get(&self.db, RefundId::parse(refund_id).unwrap()).await.unwrap().unwrap();
         let mut tx = self.db.begin().await.unwrap();
-        settling::settle(&mut tx, &refund, fact, &Clock::system()).await.unwrap();
+        settling::settle(&mut tx, &refund, fact, policies, &Clock::system()).await.unwrap();
         tx.commit().await.unwrap();
     }
 

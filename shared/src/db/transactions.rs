@@ -70,6 +70,8 @@ pub struct ExtraPayment {
     pub gateway_no: TradeNo,
     /// How much came.
     pub amount: Money,
+    /// When it was paid, by the gateway's clock.
+    pub paid_at: OffsetDateTime,
 }
 
 /// Notes extra payments; a trade that has its row keeps it.
@@ -82,13 +84,16 @@ pub async fn note_extra(tx: &mut PgConnection, extra: &[ExtraPayment], now: Offs
     let methods: Vec<&str> = extra.iter().map(|e| e.payment_method.as_str()).collect();
     let gateway_nos: Vec<&str> = extra.iter().map(|e| e.gateway_no.as_str()).collect();
     let amounts: Vec<Money> = extra.iter().map(|e| e.amount).collect();
+    let paid_at: Vec<OffsetDateTime> = extra.iter().map(|e| e.paid_at).collect();
     sqlx::query!(
         r#"
         insert into payment_transactions
-          (id, order_id, transaction_no, payment_method, action_type, amount, status, gateway_no, created_at, updated_at)
-        select e.id, e.order_id, 'P' || e.id, e.payment_method, 'payment', e.amount, 'succeeded', e.gateway_no, $6, $6
-        from unnest($1::bpchar[], $2::bpchar[], $3::text[], $4::text[], $5::numeric[])
-          as e (id, order_id, payment_method, gateway_no, amount)
+          (id, order_id, transaction_no, payment_method, action_type, amount, status, gateway_no, created_at, updated_at,
+           paid_at)
+        select e.id, e.order_id, 'P' || e.id, e.payment_method, 'payment', e.amount, 'succeeded', e.gateway_no, $6, $6,
+          e.paid_at
+        from unnest($1::bpchar[], $2::bpchar[], $3::text[], $4::text[], $5::numeric[], $7::timestamptz[])
+          as e (id, order_id, payment_method, gateway_no, amount, paid_at)
         on conflict (payment_method, gateway_no) where action_type = 'payment' do nothing
         "#,
         &ids as &[TransactionId],
@@ -97,6 +102,7 @@ pub async fn note_extra(tx: &mut PgConnection, extra: &[ExtraPayment], now: Offs
         &gateway_nos as &[&str],
         &amounts as &[Money],
         now,
+        &paid_at,
     )
     .execute(tx)
     .await?;
@@ -124,30 +130,18 @@ pub async fn recorded(
     Ok(rows.into_iter().map(|row| (row.payment_method, row.gateway_no)).collect())
 }
 
-/// When we learnt of the payment that a trade brought to this order; `None`: it brought none.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn learnt_of(
-    tx: &mut PgConnection,
-    order_id: OrderId,
-    trade_no: &TradeNo,
-) -> Result<Option<OffsetDateTime>, DbError> {
-    let row = sqlx::query!(
-        r#"
-        select created_at
-        from payment_transactions
-        where order_id = $1 and gateway_no = $2 and action_type = 'payment' and status = 'succeeded'
-        "#,
-        order_id as OrderId,
-        trade_no.as_str(),
-    )
-    .fetch_optional(tx)
-    .await?;
-    Ok(row.map(|row| row.created_at))
+/// A payment that a trade brought to an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Payment {
+    /// Its row.
+    pub id: TransactionId,
+    /// How much it brought.
+    pub amount: Money,
+    /// When it was paid, by the gateway's clock; by our clock where an earlier release did not keep that.
+    pub paid_at: OffsetDateTime,
 }
 
-/// The payment that a trade brought to an order: its id and amount.
+/// The payment that a trade brought to an order, the order's own or another one.
 ///
 /// # Errors
 /// [`DbError`].
@@ -155,10 +149,10 @@ pub async fn payment_of_trade(
     tx: &mut PgConnection,
     order: &Order,
     trade_no: &TradeNo,
-) -> Result<Option<(TransactionId, Money)>, DbError> {
+) -> Result<Option<Payment>, DbError> {
     let row = sqlx::query!(
         r#"
-        select id as "id: TransactionId", amount as "amount: Money"
+        select id as "id: TransactionId", amount as "amount: Money", coalesce(paid_at, created_at) as "paid_at!"
         from payment_transactions
         where payment_method = $1 and gateway_no = $2 and action_type = 'payment' and status = 'succeeded'
           and order_id = $3
@@ -166,10 +160,10 @@ pub async fn payment_of_trade(
         order.payment_method.as_str(),
         trade_no.as_str(),
         order.id as OrderId,
-    )
-    .fetch_optional(tx)
-    .await?;
-    Ok(row.map(|row| (row.id, row.amount)))
+    );
+    let own = order.paid_at.filter(|_| order.trade_no.as_ref() == Some(trade_no));
+    let row = row.fetch_optional(tx).await?;
+    Ok(row.map(|row| Payment { id: row.id, amount: row.amount, paid_at: own.unwrap_or(row.paid_at) }))
 }
 
 /// One movement of money.

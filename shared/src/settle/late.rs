@@ -9,7 +9,7 @@ use super::refunds::{self, Wish};
 use crate::clock::Clock;
 use crate::db::orders::{self, Order, Paid};
 use crate::db::{DbError, cases, events, jobs, refunds as records, transactions};
-use crate::domain::{OrderEvent, OrderId, OrderStatus, RefundId, RefundNo, TradeNo};
+use crate::domain::{LatePaymentPolicy, OrderEvent, OrderId, OrderStatus, Policies, RefundId, RefundNo, TradeNo};
 use crate::event;
 
 /// Who asks for what a policy returns.
@@ -55,15 +55,21 @@ pub(super) async fn give_back(
     Ok(())
 }
 
-/// Asks for what had to wait for another refund of the order, now that one has ended.
+/// Requests what had to wait for another refund of the order, now that one is no longer in flight. The policy of today decides: where
+/// it is no longer `refund`, the money stays until people decide.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
 pub(super) async fn give_back_what_waited(
     tx: &mut PgConnection,
-    order_id: OrderId,
+    order: &Order,
+    policies: &Policies,
     clock: &Clock,
 ) -> Result<(), DbError> {
+    if policies.of(order.payment_method, &order.account) != LatePaymentPolicy::Refund {
+        return Ok(());
+    }
+    let order_id = order.id;
     for mut case in cases::not_refunded(tx, order_id).await? {
         let Ok(trade_no) = TradeNo::parse(case.gateway_no) else { continue };
         if let Some(known) = case.evidence.as_object_mut() {
@@ -102,7 +108,7 @@ pub enum NotHonoured {
 
 /// Takes a late payment for its closed order, as a person decided: the order is paid, with its event.
 ///
-/// `paid_at` of the order is when we learnt of the payment.
+/// `paid_at` of the order is the gateway's time of this payment.
 ///
 /// # Errors
 /// [`DbError`]; inside, why it cannot be done.
@@ -113,9 +119,10 @@ pub async fn honour(
     now: OffsetDateTime,
 ) -> Result<Result<(), NotHonoured>, DbError> {
     let Some(order) = orders::lock_one(tx, order_id).await? else { return Ok(Err(NotHonoured::NoPayment)) };
-    let Some(paid_at) = transactions::learnt_of(tx, order_id, trade_no).await? else {
+    let Some(payment) = transactions::payment_of_trade(tx, &order, trade_no).await? else {
         return Ok(Err(NotHonoured::NoPayment));
     };
+    let paid_at = payment.paid_at;
     let all = records::of_order(&mut *tx, order_id).await?;
     if all.iter().any(|refund| refund.trade_no == *trade_no && refund.status.reserves()) {
         return Ok(Err(NotHonoured::Returned));

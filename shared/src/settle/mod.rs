@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::db::cases::NewCase;
 use crate::db::orders::{Order, Paid};
 use crate::db::transactions::ExtraPayment;
-use crate::db::{DbError, cases, events, jobs, orders, transactions};
+use crate::db::{DbError, case_facts, cases, events, jobs, orders, transactions};
 use crate::domain::{
     CaseId, CaseKind, Fact, LatePaymentPolicy, Merchant, Money, Notification, OrderEvent, OrderId, OrderStatus,
     PaymentMethod, Policies, RefundId, TradeNo, TransactionId, Verdict,
@@ -216,7 +216,7 @@ impl Books<'_> {
                 false => self.case(Verdict::UnknownRefund, CaseKind::UnknownRefund, Some(id), told),
             });
         }
-        Ok(match refunds::notice(tx, &told.fact, id, self.clock).await? {
+        Ok(match refunds::notice(tx, &told.fact, id, self.policies, self.clock).await? {
             Some(RefundVerdict::Settled) => Verdict::Settled,
             Some(RefundVerdict::Duplicate) => Verdict::Duplicate,
             Some(RefundVerdict::AmountMismatch) => Verdict::AmountMismatch,
@@ -246,6 +246,7 @@ impl Books<'_> {
             payment_method: told.method,
             gateway_no: trade_no.clone(),
             amount,
+            paid_at,
         });
         self.extra(told, trade_no, paid_at)
     }
@@ -400,15 +401,11 @@ impl Effects {
     }
 }
 
-/// Opens cases and returns the events that tell of the new ones.
+/// Opens or reopens cases and returns the events that tell of it.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn open_cases(tx: &mut PgConnection, new: &[NewCase], now: OffsetDateTime) -> Result<Vec<Event>, DbError> {
-    let opened: HashSet<CaseId> = cases::open(tx, new, now).await?.into_iter().collect();
-    Ok(new
-        .iter()
-        .filter(|case| opened.contains(&case.id))
-        .map(|case| event::case_opened(case.id, case.kind, case.order_id))
-        .collect())
+    let opened = case_facts::open(tx, new, now).await?;
+    Ok(opened.iter().map(event::case_opened).collect())
 }

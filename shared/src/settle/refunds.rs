@@ -11,17 +11,18 @@ use crate::clock::Clock;
 use crate::db::cases::NewCase;
 use crate::db::orders::Order;
 use crate::db::refunds::{Move, NewRefund, Refund};
+use crate::db::transactions::Payment;
 use crate::db::{DbError, cases, events, jobs, orders, refunds, transactions};
 use crate::domain::{
-    CaseId, CaseKind, Fact, Money, OrderId, OrderStatus, PaymentMethod, RefundEvent, RefundId, RefundNo, RefundOutcome,
-    RefundStatus, TradeNo, status_by_refunds,
+    CaseId, CaseKind, Fact, Money, OrderId, OrderStatus, PaymentMethod, Policies, RefundEvent, RefundId, RefundNo,
+    RefundOutcome, RefundStatus, TradeNo, status_by_refunds,
 };
 use crate::event::{self, Event};
 use crate::job::kind;
 
 /// How long after its payment money can go back at WeChat Pay; Alipay's contract decides for itself.
 const WECHAT_PERIOD: Duration = Duration::days(365);
-/// How often at WeChat Pay.
+/// How many refunds of one trade WeChat Pay takes.
 const WECHAT_REFUNDS: usize = 50;
 
 /// When a refund that has failed is asked about once more.
@@ -85,12 +86,12 @@ pub async fn ask(
         (None, _) => return Ok(Err(RefundRefusal::NotPaid)),
     };
     let payment = transactions::payment_of_trade(tx, &order, trade_no).await?;
-    let Some((transaction_id, paid)) = payment else { return Ok(Err(RefundRefusal::NotPaid)) };
+    let Some(payment) = payment else { return Ok(Err(RefundRefusal::NotPaid)) };
     let all = refunds::of_order(&mut *tx, order.id).await?;
     if cases::is_open(tx, CaseKind::UnknownRefund, order.id).await? {
         return Ok(Err(RefundRefusal::NotRefundable("a refund that is not ours waits for a person to look")));
     }
-    let amount = match allowed(&order, &all, trade_no, paid, now) {
+    let amount = match allowed(&order, &all, &payment, now) {
         Ok(left) => match wish.amount.unwrap_or(left) {
             amount if amount > left => return Ok(Err(RefundRefusal::TooMuch(left))),
             amount => amount,
@@ -100,7 +101,7 @@ pub async fn ask(
     let new = NewRefund {
         id: wish.id,
         order_id: order.id,
-        transaction_id,
+        transaction_id: payment.id,
         refund_no: wish.refund_no.clone(),
         amount,
         reason: wish.reason.clone(),
@@ -113,27 +114,23 @@ pub async fn ask(
 }
 
 /// How much of a payment is left to go back.
-fn allowed(
-    order: &Order,
-    all: &[Refund],
-    trade_no: &TradeNo,
-    paid: Money,
-    now: OffsetDateTime,
-) -> Result<Money, RefundRefusal> {
+fn allowed(order: &Order, all: &[Refund], payment: &Payment, now: OffsetDateTime) -> Result<Money, RefundRefusal> {
     if all.iter().any(|refund| refund.status.in_flight()) {
         return Err(RefundRefusal::InProgress);
     }
+    // A refund that failed was never one of the gateway's.
+    let of_payment: Vec<&Refund> =
+        all.iter().filter(|refund| refund.transaction_id == payment.id && refund.status.reserves()).collect();
     if order.payment_method == PaymentMethod::Wechat {
-        if order.paid_at.is_some_and(|paid_at| now - paid_at > WECHAT_PERIOD) {
+        if now - payment.paid_at > WECHAT_PERIOD {
             return Err(RefundRefusal::NotRefundable("WeChat Pay refunds for one year after the payment"));
         }
-        if all.len() >= WECHAT_REFUNDS {
-            return Err(RefundRefusal::NotRefundable("WeChat Pay refunds an order 50 times at most"));
+        if of_payment.len() >= WECHAT_REFUNDS {
+            return Err(RefundRefusal::NotRefundable("WeChat Pay refunds a payment 50 times at most"));
         }
     }
-    let of_trade = all.iter().filter(|refund| refund.trade_no == *trade_no && refund.status.reserves());
-    let reserved: i64 = of_trade.map(|refund| refund.amount.fen()).sum();
-    let left = Money::from_fen(paid.fen() - reserved).unwrap_or(Money::ZERO);
+    let reserved: i64 = of_payment.iter().map(|refund| refund.amount.fen()).sum();
+    let left = Money::from_fen(payment.amount.fen() - reserved).unwrap_or(Money::ZERO);
     if left.is_positive() { Ok(left) } else { Err(RefundRefusal::AlreadyRefunded) }
 }
 
@@ -193,6 +190,7 @@ pub async fn settle(
     tx: &mut PgConnection,
     refund: &Refund,
     fact: &RefundFact,
+    policies: &Policies,
     clock: &Clock,
 ) -> Result<RefundVerdict, DbError> {
     let now = clock.now();
@@ -227,6 +225,8 @@ pub async fn settle(
     if after.status == OrderStatus::Refunded && order.status != OrderStatus::Refunded {
         events::append(tx, &[event::order_refunded(&after, &refund)], now).await?;
     }
+    // Also when it is stuck: it is in nobody's way any more.
+    late::give_back_what_waited(tx, &after, policies, clock).await?;
     count(&after, &refund, fact, now);
     Ok(RefundVerdict::Settled)
 }
@@ -240,7 +240,7 @@ async fn no_move(tx: &mut PgConnection, refund: &Refund, fact: &RefundFact, cloc
             refunds::note_number(tx, refund.id, number, clock.now()).await
         }
         (RefundStatus::Failed, number) => {
-            let evidence = json!({ "refund_no": refund.refund_no, "gateway_refund_no": number });
+            let evidence = json!({ "refund_no": refund.refund_no, "gateway_refund_no": number, "found": "abnormal" });
             open(tx, &case(clock, CaseKind::RefundAfterFailure, refund, evidence), clock.now()).await
         }
         _ => Ok(()),
@@ -303,7 +303,7 @@ async fn tell(
             told.push(event::refund_succeeded(order, refund, at.unwrap_or(now)));
             cases::end_of_refund(tx, refund, "the refund has succeeded", now).await?;
             if from == RefundStatus::Failed {
-                let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount });
+                let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "found": "returned" });
                 open(tx, &case(clock, CaseKind::RefundAfterFailure, refund, evidence), now).await?;
             }
         }
@@ -325,14 +325,13 @@ async fn tell(
     events::append(tx, &told, now).await?;
     match fact {
         // It is asked about daily until it ends.
-        RefundFact::Undeliverable { .. } => return Ok(()),
+        RefundFact::Undeliverable { .. } => Ok(()),
         // Nobody signed that the gateway knows no such refund: one more question, much later.
         RefundFact::Failed { closed: false, .. } => {
-            jobs::ask_in(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), LOOK_BACK).await?;
+            jobs::ask_in(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), LOOK_BACK).await
         }
-        RefundFact::Returned { .. } | RefundFact::Failed { .. } => jobs::drop_refund(tx, refund.id).await?,
+        RefundFact::Returned { .. } | RefundFact::Failed { .. } => jobs::drop_refund(tx, refund.id).await,
     }
-    late::give_back_what_waited(tx, order.id, clock).await
 }
 
 /// Takes what a callback tells of a refund; a hint only brings the question forward.
@@ -343,6 +342,7 @@ pub(super) async fn notice(
     tx: &mut PgConnection,
     told: &Fact,
     order_id: OrderId,
+    policies: &Policies,
     clock: &Clock,
 ) -> Result<Option<RefundVerdict>, DbError> {
     let Fact::Refund { refund_no, amount, gateway_refund_no, at, outcome, .. } = told else { return Ok(None) };
@@ -360,7 +360,7 @@ pub(super) async fn notice(
             return Ok(Some(RefundVerdict::Settled));
         }
     };
-    settle(tx, &refund, &fact, clock).await.map(Some)
+    settle(tx, &refund, &fact, policies, clock).await.map(Some)
 }
 
 /// Whether refunds of ours explain that money of a trade went back. One that we have given up does not, but may be the one:

@@ -50,8 +50,9 @@ impl World {
     }
 
     pub async fn tell(&self, refund: &Refund, fact: &RefundFact) -> RefundVerdict {
+        let policies = self.worker.gateways.policies();
         let mut tx = self.db.begin().await.unwrap();
-        let verdict = settling::settle(&mut tx, refund, fact, &Clock::system()).await.unwrap();
+        let verdict = settling::settle(&mut tx, refund, fact, &policies, &Clock::system()).await.unwrap();
         tx.commit().await.unwrap();
         verdict
     }

@@ -186,7 +186,8 @@ impl Desk {
     /// A worker has asked the gateway about a refund and heard this.
     pub async fn heard(&self, refund: &Refund, fact: &RefundFact) {
         let mut tx = self.world.db.begin().await.unwrap();
-        let verdict = settling::settle(&mut tx, refund, fact, &Clock::system()).await.unwrap();
+        let policies = self.worker(LatePaymentPolicy::Hold).gateways.policies();
+        let verdict = settling::settle(&mut tx, refund, fact, &policies, &Clock::system()).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!(verdict, RefundVerdict::Settled);
     }

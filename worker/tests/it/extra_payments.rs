@@ -1,0 +1,110 @@
+//! Late and second payments: when they were made, what WeChat Pay's limits leave of them, and when the policy returns them.
+
+use gateway_sim::notify::Overrides;
+use serde_json::json;
+use shared::clock::Clock;
+use shared::db::MIGRATOR;
+use shared::db::orders::Order;
+use shared::domain::PaymentMethod::Wechat;
+use shared::domain::{AccountName, LatePaymentPolicy, Money, Policies, RefundId, RefundNo, TradeNo};
+use shared::settle::refunds::{self as settling, RefundFact, RefundRefusal, Wish};
+use sqlx::PgPool;
+
+use crate::support::World;
+
+const SECOND: &str = "4200000042202601050000000002";
+
+impl World {
+    /// A paid order, and a second payment of it.
+    async fn paid_twice(&self) -> Order {
+        let order = self.pending_order(Wechat, "10").await;
+        self.settle(vec![self.paid(&order)]).await;
+        let mut second = self.paid_trade(&order);
+        second.trade_no = Some(SECOND.to_owned());
+        self.settle(vec![self.told(&second, &Overrides { id: Some("n2".to_owned()), ..Overrides::default() })]).await;
+        assert_eq!(self.cases().await[0].0, "double_payment");
+        self.order(&order.id).await
+    }
+
+    /// Asks for a part of the second payment.
+    async fn ask_second(&self, order: &Order, yuan: &str) -> Result<(), RefundRefusal> {
+        let clock = Clock::system();
+        let id = RefundId::from_u128(clock.fresh_bits());
+        let wish = Wish {
+            id,
+            order_id: order.id,
+            extra_trade: Some(TradeNo::parse(SECOND).unwrap()),
+            refund_no: RefundNo::parse(format!("R{id}")).unwrap(),
+            amount: Some(Money::from_yuan(yuan).unwrap()),
+            reason: None,
+            requested_by: "a1".to_owned(),
+        };
+        let mut tx = self.db.begin().await.unwrap();
+        settling::ask(&mut tx, &wish, clock.now()).await.unwrap().map(drop)
+    }
+
+    /// So many refunds of one fen of the second payment, all in this state.
+    async fn refunds_of_second(&self, status: &'static str, count: i32) {
+        let sql = "insert into refund_records
+                     (id, order_id, transaction_id, refund_no, refund_amount, status, requested_by, created_at, updated_at)
+                   select md5($1 || n), order_id, id, 'X' || $1 || n, 0.01, $1, 'a1', now(), now()
+                   from payment_transactions, generate_series(1, $2) as n where gateway_no = $3";
+        sqlx::query(sql).bind(status).bind(count).bind(SECOND).execute(&self.db).await.unwrap();
+    }
+
+    async fn refund_numbers(&self) -> Vec<String> {
+        sqlx::query_scalar("select refund_no from refund_records order by id").fetch_all(&self.db).await.unwrap()
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn wechat_counts_the_refunds_of_one_payment_that_did_not_fail(db: PgPool) {
+    let world = World::new(db);
+    let order = world.paid_twice().await;
+    world.refunds_of_second("failed", 60).await;
+    world.refunds_of_second("succeeded", 49).await;
+    assert_eq!(world.ask_second(&order, "1").await, Ok(()), "49 count");
+    world.refunds_of_second("abnormal", 1).await;
+    assert!(matches!(world.ask_second(&order, "1").await, Err(RefundRefusal::NotRefundable(_))), "50 count");
+    assert!(world.ask(order.id, Some("1")).await.is_ok(), "the order's own payment has a count of its own");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn wechats_year_begins_with_each_payment(db: PgPool) {
+    let world = World::new(db);
+    let order = world.paid_twice().await;
+    let old = "update payment_orders set paid_at = now() - interval '366 days'";
+    sqlx::query(old).execute(&world.db).await.unwrap();
+    assert!(matches!(world.ask(order.id, Some("1")).await, Err(RefundRefusal::NotRefundable(_))));
+    assert_eq!(world.ask_second(&order, "1").await, Ok(()), "paid a moment ago");
+    let old = "update payment_transactions set paid_at = now() - interval '366 days' where gateway_no = $1";
+    sqlx::query(old).bind(SECOND).execute(&world.db).await.unwrap();
+    assert!(matches!(world.ask_second(&order, "1").await, Err(RefundRefusal::NotRefundable(_))));
+}
+
+/// Another refund of the order was in the way of the policy's.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn what_waited_goes_back_by_the_policy_of_that_moment(db: PgPool) {
+    let world = World::new(db);
+    let order = world.paid_twice().await;
+    let waits = json!({ "not_refunded": "another refund of the order is on its way" });
+    sqlx::query("update cases set evidence = evidence || $1").bind(&waits).execute(&world.db).await.unwrap();
+    let account = AccountName::parse("main").unwrap();
+    let of = |policy| [(Wechat, account.clone(), policy)].into_iter().collect::<Policies>();
+    let ends = async |policies: &Policies, fact: RefundFact| {
+        let refund = world.ask(order.id, Some("1")).await.unwrap();
+        let mut tx = world.db.begin().await.unwrap();
+        settling::settle(&mut tx, &refund, &fact, policies, &Clock::system()).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    let returned = RefundFact::Returned { amount: None, gateway_refund_no: None, at: None };
+    ends(&of(LatePaymentPolicy::Hold), returned).await;
+    assert_eq!(world.refund_numbers().await.len(), 1, "the account holds such money by now");
+    assert_eq!(world.cases().await[0].1["not_refunded"], waits["not_refunded"], "people decide");
+
+    ends(&of(LatePaymentPolicy::Refund), RefundFact::Undeliverable { gateway_refund_no: None }).await;
+    let numbers = world.refund_numbers().await;
+    assert_eq!(numbers.last(), Some(&format!("L{SECOND}")), "a refund that is stuck is in nobody's way");
+    let evidence = &world.cases().await[0].1;
+    assert_eq!((&evidence["refund_no"], evidence.get("not_refunded")), (&json!(format!("L{SECOND}")), None));
+}
