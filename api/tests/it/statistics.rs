@@ -3,6 +3,7 @@
 use axum::http::Method;
 use serde_json::{Value, json};
 use shared::clock::Clock;
+use shared::domain::{Money, OrderId, TradeNo};
 use shared::settle::refunds::RefundFact;
 use sqlx::PgPool;
 use time::Duration;
@@ -73,6 +74,81 @@ async fn an_hour_of_the_past_is_counted_again_when_it_changes(db: PgPool) {
     }
     assert_eq!(world.one::<i64>("select seq from stats_progress").await, 1);
     assert_eq!(stats().await, days, "counting again counts the same");
+}
+
+/// The days of this week, added up: orders and extra payments of a test can lie on both sides of a midnight.
+async fn week(world: &World) -> impl Fn(&str) -> String {
+    world.counted(Clock::system().now()).await;
+    let view = world.ask(Who::Admin("a1"), Method::GET, "/v1/admin/stats", None).await.json();
+    let days = view["days"].as_array().unwrap().clone();
+    move |name| {
+        let sums = days.iter().map(|day| match &day[name] {
+            Value::String(yuan) => Money::from_yuan(yuan).unwrap().fen(),
+            count => count.as_i64().unwrap(),
+        });
+        sums.sum::<i64>().to_string()
+    }
+}
+
+/// An order that was paid twice: the second payment went back, and the order brought what it cost.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_second_payment_and_its_return_stand_beside_the_orders_own(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.paid("u1").await;
+    let case = world.late_payment(&id, "4200000042").await;
+    let seen = week(&world).await;
+    assert_eq!([seen("amount"), seen("extra_payments"), seen("extra_amount")], ["1234", "1", "1234"]);
+    crate::cases::both(&world, &case, json!({ "action": "refund" })).await;
+    let refund: String = world.one("select id::text from refund_records").await;
+    world.tell(&refund, &returned()).await;
+    let seen = week(&world).await;
+    assert_eq!(
+        [seen("amount"), seen("refunded_amount"), seen("refunds"), seen("refunds_succeeded")],
+        ["1234", "0", "0", "0"]
+    );
+    assert_eq!([seen("extra_amount"), seen("extra_refunds"), seen("extra_refunded")], ["1234", "1", "1234"]);
+}
+
+/// A late payment is extra until the order takes it, in whatever hour either of them lies.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_payment_that_an_order_takes_is_its_own_from_then_on(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.placed("u1").await;
+    world.close_locally(&id).await;
+    world.late_payment(&id, "4200000042").await;
+    // The payment is ten days old: only an event brings its hour back. The counting has come that far.
+    let older = "update payment_transactions
+                 set id = lpad(to_hex((extract(epoch from now() - interval '10 days') * 1000)::bigint), 12, '0') || substr(id, 13)
+                 where gateway_no = '4200000042'";
+    sqlx::query(older).execute(&world.db).await.unwrap();
+    let begun = "insert into stats_progress (seq, next_seq, hour, refreshed_at, form)
+                 values (0, 0, date_trunc('hour', now() - interval '11 days'), now(), 2)";
+    sqlx::query(begun).execute(&world.db).await.unwrap();
+    let stats = async || {
+        world.counted(Clock::system().now()).await;
+        let sums =
+            "select concat_ws(' ', sum(paid), sum(amount), sum(extra_payments), sum(extra_amount)) from hourly_stats";
+        world.one::<String>(sums).await
+    };
+    assert_eq!(stats().await, "0 0.00 1 12.34");
+    let mut tx = world.db.begin().await.unwrap();
+    let (order_id, trade_no) = (OrderId::parse(&id).unwrap(), TradeNo::parse("4200000042").unwrap());
+    shared::settle::honour(&mut tx, order_id, &trade_no, Clock::system().now()).await.unwrap().unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(stats().await, "1 12.34 0 0.00");
+}
+
+/// Hours that a relay of an earlier release has counted mix both.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn hours_of_another_form_are_counted_once_more(db: PgPool) {
+    let past = datetime!(2026-01-05 15:30 UTC);
+    let world = World::with(db, Setup { clock: Clock::fixed(past), ..Setup::default() }).await;
+    world.paid("u1").await;
+    world.counted(past + Duration::days(9)).await;
+    let mixed = "with old as (update stats_progress set form = 1) update hourly_stats set refunded_amount = 12.34";
+    sqlx::query(mixed).execute(&world.db).await.unwrap();
+    world.counted(past + Duration::days(9)).await;
+    assert_eq!(world.one::<String>("select sum(refunded_amount)::text from hourly_stats").await, "0.00");
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

@@ -47,8 +47,8 @@ pub struct StatsView {
     days: Vec<DayView>,
 }
 
-/// What one day brought at one gateway. Orders and refunds count for the day on which they were created; rates are parts of
-/// one, null where there is nothing to divide by.
+/// What one day brought at one gateway. Orders, extra payments and refunds count for the day on which they were created; rates are
+/// parts of one, null where there is nothing to divide by. Money is `amount - refunded_amount + extra_amount - extra_refunded`.
 #[derive(Serialize, ToSchema)]
 pub struct DayView {
     /// In Beijing.
@@ -69,7 +69,7 @@ pub struct DayView {
     average_settle_seconds: Option<f64>,
     /// Of the paid orders, those with money returned since, by paid.
     refund_rate: Option<f64>,
-    /// Refunds asked for.
+    /// Refunds of the orders' own payments that were requested.
     refunds: i64,
     /// Of these, returned.
     refunds_succeeded: i64,
@@ -80,6 +80,16 @@ pub struct DayView {
     /// What those that succeeded returned, in yuan.
     #[schema(example = "0.00")]
     refunded_amount: String,
+    /// Late and second payments that were recorded and that no order took: held, returned or on their way back.
+    extra_payments: i64,
+    /// What they brought, in yuan.
+    #[schema(example = "0.00")]
+    extra_amount: String,
+    /// Refunds of such payments that were requested.
+    extra_refunds: i64,
+    /// What those of them that succeeded returned, in yuan.
+    #[schema(example = "0.00")]
+    extra_refunded: String,
 }
 
 /// See what each day brought.
@@ -141,6 +151,10 @@ impl DayView {
             refunds_failed: day.refunds_failed,
             refund_success_rate: part(day.refunds_succeeded as f64, day.refunds_succeeded + day.refunds_failed, 4),
             refunded_amount: day.refunded_amount.clone(),
+            extra_payments: day.extra_payments,
+            extra_amount: day.extra_amount.clone(),
+            extra_refunds: day.extra_refunds,
+            extra_refunded: day.extra_refunded.clone(),
         }
     }
 }
