@@ -113,6 +113,7 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(cases::resolve))
         .routes(routes!(cases::propose))
         .routes(routes!(cases::confirm))
+        .routes(routes!(cases::reopen))
         .routes(routes!(config::get))
         .routes(routes!(config::change))
         .routes(routes!(config::changes))

@@ -65,6 +65,9 @@ pub enum ApiError {
     /// The case is done.
     #[error("the case is resolved")]
     CaseResolved,
+    /// Only a resolved case can be reopened.
+    #[error("the case is not resolved")]
+    CaseNotResolved,
     /// Nothing waits to be confirmed.
     #[error("nothing is proposed that could be confirmed")]
     CaseNotProposed,
@@ -196,6 +199,7 @@ impl ApiError {
             ApiError::RefundNotFound => (StatusCode::NOT_FOUND, "refund_not_found"),
             ApiError::CaseNotFound => (StatusCode::NOT_FOUND, "case_not_found"),
             ApiError::CaseResolved => (StatusCode::CONFLICT, "case_resolved"),
+            ApiError::CaseNotResolved => (StatusCode::CONFLICT, "case_not_resolved"),
             ApiError::CaseNotProposed => (StatusCode::CONFLICT, "case_not_proposed"),
             ApiError::CaseChanged => (StatusCode::CONFLICT, "case_changed"),
             ApiError::ActionUnfit(_) => (StatusCode::CONFLICT, "action_unfit"),

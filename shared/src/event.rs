@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::db::case_facts::Opened;
 use crate::db::orders::Order;
 use crate::db::refunds::Refund;
-use crate::domain::{CaseId, CaseKind, OrderId, TradeNo};
+use crate::domain::{OrderId, TradeNo};
 
 /// `source` of every event.
 pub const SOURCE: &str = "/payment";
@@ -41,8 +42,11 @@ pub mod kind {
     pub const ORDER_REFUNDED: &str = "order.refunded";
     /// A person must look.
     pub const CASE_OPENED: &str = "case.opened";
+    /// A person must look at a resolved case once more.
+    pub const CASE_REOPENED: &str = "case.reopened";
     /// Every type.
-    pub const ALL: [&str; 6] = [ORDER_PAID, ORDER_CLOSED, REFUND_SUCCEEDED, REFUND_FAILED, ORDER_REFUNDED, CASE_OPENED];
+    pub const ALL: [&str; 7] =
+        [ORDER_PAID, ORDER_CLOSED, REFUND_SUCCEEDED, REFUND_FAILED, ORDER_REFUNDED, CASE_OPENED, CASE_REOPENED];
 }
 
 /// An order was paid.
@@ -105,13 +109,28 @@ fn refund_data(order: &Order, refund: &Refund) -> Value {
     data
 }
 
-/// A case was opened. The evidence stays in the case.
-pub fn case_opened(case_id: CaseId, case: CaseKind, order_id: Option<OrderId>) -> Event {
+/// A case was opened or reopened. The evidence stays in the case.
+pub fn case_opened(case: &Opened) -> Event {
+    let data = json!({ "case_id": case.id.to_string(), "kind": case.kind.as_str() });
+    match case.reopened_as {
+        None => Event {
+            event_id: format!("{}:{}", kind::CASE_OPENED, case.id),
+            kind: kind::CASE_OPENED,
+            order_id: case.order_id,
+            data,
+        },
+        Some(version) => case_reopened(case, version, data),
+    }
+}
+
+/// Each version reopens once, so the version makes the id.
+fn case_reopened(case: &Opened, version: i64, mut data: Value) -> Event {
+    data["version"] = version.into();
     Event {
-        event_id: format!("{}:{case_id}", kind::CASE_OPENED),
-        kind: kind::CASE_OPENED,
-        order_id,
-        data: json!({ "case_id": case_id.to_string(), "kind": case.as_str() }),
+        event_id: format!("{}:{}:{version}", kind::CASE_REOPENED, case.id),
+        kind: kind::CASE_REOPENED,
+        order_id: case.order_id,
+        data,
     }
 }
 
@@ -141,8 +160,8 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        AccountName, Money, OrderNo, OrderStatus, PaymentMethod, ProductType, RefundId, RefundNo, RefundStatus, Scene,
-        Subject, TransactionId, UserId,
+        AccountName, CaseId, CaseKind, Money, OrderNo, OrderStatus, PaymentMethod, ProductType, RefundId, RefundNo,
+        RefundStatus, Scene, Subject, TransactionId, UserId,
     };
 
     const AT: OffsetDateTime = datetime!(2026-01-05 10:21:08.5 UTC);
@@ -195,15 +214,18 @@ mod tests {
         }
     }
 
-    fn all() -> [Event; 6] {
+    fn all() -> [Event; 7] {
         let trade_no = TradeNo::parse("4200000001").unwrap();
+        let (id, kind, order_id) = (CaseId::from_u128(9), CaseKind::LatePayment, Some(order().id));
+        let case = |reopened_as| Opened { id, kind, order_id, reopened_as };
         [
             order_paid(&order(), &trade_no, AT),
             order_closed(&order(), AT),
             refund_succeeded(&order(), &refund(), AT),
             refund_failed(&order(), &refund(), "the gateway closed it"),
             order_refunded(&order(), &refund()),
-            case_opened(CaseId::from_u128(9), CaseKind::LatePayment, Some(order().id)),
+            case_opened(&case(None)),
+            case_opened(&case(Some(3))),
         ]
     }
 
@@ -234,9 +256,13 @@ mod tests {
 
     #[test]
     fn the_kinds_of_case_in_the_schema_are_those_of_the_code() {
-        let schema: Value = serde_json::from_str(include_str!("../schemas/case.opened.schema.json")).unwrap();
         let known: Vec<&str> = CaseKind::ALL.iter().map(|kind| kind.as_str()).collect();
-        assert_eq!(schema["properties"]["kind"]["enum"], json!(known));
+        for schema in
+            [include_str!("../schemas/case.opened.schema.json"), include_str!("../schemas/case.reopened.schema.json")]
+        {
+            let schema: Value = serde_json::from_str(schema).unwrap();
+            assert_eq!(schema["properties"]["kind"]["enum"], json!(known));
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod limits;
 mod pages;
 mod reading;
 mod refunding;
+mod reopening;
 mod rights;
 mod starting;
 mod statistics;

@@ -265,5 +265,13 @@ pub(crate) async fn about(
         ids.extend(kinds.map(|kind| format!("{kind}:{}", refund.id)));
     }
     ids.extend(cases.iter().map(|case| format!("{}:{}", kind::CASE_OPENED, case.id)));
+    ids.extend(cases.iter().flat_map(reopenings));
     Ok(events::by_ids(&place.db, &ids).await?)
+}
+
+/// The ids of the events that tell of a case's reopenings: its history names the versions.
+fn reopenings(case: &Case) -> Vec<String> {
+    let entries = case.history.as_array().map(Vec::as_slice).unwrap_or_default();
+    let reopened = entries.iter().filter(|entry| entry["what"] == "reopened");
+    reopened.map(|entry| format!("{}:{}:{}", kind::CASE_REOPENED, case.id, entry["version"])).collect()
 }

@@ -270,8 +270,9 @@ fn case(case: &Case) -> Vec<Moment> {
     let name = format!("case {} ({})", case.id, case.kind);
     let opened = Moment::new(case.created_at, "case", format!("{name} opened, number {}", case.gateway_no));
     let steps = steps(case);
-    // A rule ends a case without a step of anybody.
-    let ended = (case.status == CaseStatus::Resolved && steps.is_empty()).then(|| {
+    // A rule ends a case without a history entry.
+    let by_rule = steps.is_empty() || case.resolved_by.as_deref().is_some_and(|by| ["service", "policy"].contains(&by));
+    let ended = (case.status == CaseStatus::Resolved && by_rule).then(|| {
         let how = case.resolution.as_deref().unwrap_or_default();
         let by = case.resolved_by.as_deref().unwrap_or("nobody");
         Moment::new(case.updated_at, "case", format!("{name} resolved by {by}: {how}"))

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::DbError;
 use super::refunds::Refund;
-use crate::domain::{CaseId, CaseKind, CaseStatus, OrderId};
+use crate::domain::{CaseAction, CaseId, CaseKind, CaseStatus, OrderId};
 
 /// A case to open.
 #[derive(Debug, Clone)]
@@ -25,17 +25,21 @@ pub struct NewCase {
     pub evidence: Value,
 }
 
-/// Opens cases and returns the ids of those that are new.
+/// Inserts cases and returns the ids of those whose key had no case.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn open(tx: &mut PgConnection, cases: &[NewCase], now: OffsetDateTime) -> Result<Vec<CaseId>, DbError> {
+pub(super) async fn insert(
+    tx: &mut PgConnection,
+    cases: &[&NewCase],
+    now: OffsetDateTime,
+) -> Result<HashSet<CaseId>, DbError> {
     let ids: Vec<CaseId> = cases.iter().map(|c| c.id).collect();
     let kinds: Vec<CaseKind> = cases.iter().map(|c| c.kind).collect();
     let orders: Vec<Option<OrderId>> = cases.iter().map(|c| c.order_id).collect();
     let gateway_nos: Vec<&str> = cases.iter().map(|c| c.gateway_no.as_str()).collect();
     let evidence: Vec<Value> = cases.iter().map(|c| c.evidence.clone()).collect();
-    Ok(sqlx::query_scalar!(
+    let inserted = sqlx::query_scalar!(
         r#"
         insert into cases (id, kind, order_id, gateway_no, evidence, created_at, updated_at)
         select c.id, c.kind, c.order_id, c.gateway_no, c.evidence, $6, $6
@@ -50,9 +54,8 @@ pub async fn open(tx: &mut PgConnection, cases: &[NewCase], now: OffsetDateTime)
         &gateway_nos as &[&str],
         &evidence,
         now,
-    )
-    .fetch_all(tx)
-    .await?)
+    );
+    Ok(inserted.fetch_all(tx).await?.into_iter().collect())
 }
 
 /// Records cases that a rule has decided already: they are kept to be looked up, and wait for nobody.
@@ -154,6 +157,14 @@ impl Case {
     pub fn end_moves_money(&self) -> bool {
         self.kind.end_frees_money() || self.evidence.get(NOT_REFUNDED).is_some()
     }
+
+    /// What people can choose about it as it is now.
+    pub fn actions(&self) -> &'static [CaseAction] {
+        match self.status {
+            CaseStatus::Resolved => &[CaseAction::Reopen],
+            CaseStatus::Open | CaseStatus::Proposed => self.kind.actions(),
+        }
+    }
 }
 
 /// Reads whole cases: one list of columns for every question.
@@ -181,25 +192,70 @@ pub async fn get(db: impl PgExecutor<'_>, id: CaseId) -> Result<Option<Case>, Db
     Ok(select_cases!("where id = $1", id as CaseId).fetch_optional(db).await?)
 }
 
-/// Cases of a state and a kind, where they are named; newest first, those older than `before`.
+/// The cases that have the keys of `new`, locked in the order of their ids.
+///
+/// # Errors
+/// [`DbError`].
+pub(super) async fn lock_by_keys(tx: &mut PgConnection, new: &[&NewCase]) -> Result<Vec<Case>, DbError> {
+    let kinds: Vec<CaseKind> = new.iter().map(|c| c.kind).collect();
+    let orders: Vec<Option<OrderId>> = new.iter().map(|c| c.order_id).collect();
+    let gateway_nos: Vec<&str> = new.iter().map(|c| c.gateway_no.as_str()).collect();
+    // Two branches, because no index answers `is not distinct from`.
+    Ok(select_cases!(
+        r#"
+        where id in (
+          select c.id
+          from unnest($1::text[], $2::bpchar[], $3::text[]) as k (kind, order_id, gateway_no)
+          join cases c on c.kind = k.kind and c.order_id = k.order_id and c.gateway_no = k.gateway_no
+          union all
+          select c.id
+          from unnest($1::text[], $2::bpchar[], $3::text[]) as k (kind, order_id, gateway_no)
+          join cases c on c.kind = k.kind and c.order_id is null and c.gateway_no = k.gateway_no
+          where k.order_id is null
+        )
+        order by id
+        for update
+        "#,
+        &kinds as &[CaseKind],
+        &orders as &[Option<OrderId>],
+        &gateway_nos as &[&str],
+    )
+    .fetch_all(tx)
+    .await?)
+}
+
+/// Which cases to list.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Filter {
+    /// Of this state.
+    pub status: Option<CaseStatus>,
+    /// Of this kind.
+    pub kind: Option<CaseKind>,
+    /// Only those that were reopened.
+    pub reopened: bool,
+}
+
+/// Cases that a filter lets through; newest first, those older than `before`.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn list(
     db: impl PgExecutor<'_>,
-    (status, kind): (Option<CaseStatus>, Option<CaseKind>),
+    filter: Filter,
     before: Option<CaseId>,
     limit: i64,
 ) -> Result<Vec<Case>, DbError> {
     Ok(select_cases!(
         r#"
         where id < $1 and ($2::text is null or status = $2) and ($3::text is null or kind = $3)
+          and (not $4 or history @> '[{"what": "reopened"}]')
         order by id desc
-        limit $4
+        limit $5
         "#,
         before.unwrap_or(CaseId::from_u128(u128::MAX)) as CaseId,
-        status.map(CaseStatus::as_str),
-        kind.map(CaseKind::as_str),
+        filter.status.map(CaseStatus::as_str),
+        filter.kind.map(CaseKind::as_str),
+        filter.reopened,
         limit,
     )
     .fetch_all(db)
@@ -250,7 +306,7 @@ pub async fn not_refunded(tx: &mut PgConnection, order_id: OrderId) -> Result<Ve
     .await?)
 }
 
-/// Replaces what is known of a case.
+/// Replaces what is known of a case. `version` rises, so that a confirmation of what was seen before fails.
 ///
 /// # Errors
 /// [`DbError`].
@@ -260,9 +316,14 @@ pub async fn note_evidence(
     evidence: &Value,
     now: OffsetDateTime,
 ) -> Result<(), DbError> {
-    sqlx::query!("update cases set evidence = $2, updated_at = $3 where id = $1", id as CaseId, evidence, now)
-        .execute(tx)
-        .await?;
+    sqlx::query!(
+        "update cases set evidence = $2, version = version + 1, updated_at = $3 where id = $1",
+        id as CaseId,
+        evidence,
+        now,
+    )
+    .execute(tx)
+    .await?;
     Ok(())
 }
 
@@ -307,6 +368,34 @@ pub async fn step(tx: &mut PgConnection, case: &Case, entry: &Value, now: Offset
         case.resolution,
         case.resolved_by,
         entry,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), 1)
+}
+
+/// Writes a case as a new fact leaves it: its evidence, its history and, where the fact reopens it, its state.
+///
+/// # Errors
+/// [`DbError::Moved`] when the case is no longer of the version before `case.version`.
+pub(super) async fn write_fact(tx: &mut PgConnection, case: &Case, now: OffsetDateTime) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"
+        update cases
+        set status = $3, proposed_by = $4, proposed_action = $5, resolution = $6, resolved_by = $7, evidence = $8,
+            history = $9, version = $2::bigint, updated_at = $10
+        where id = $1 and version = $2::bigint - 1
+        "#,
+        case.id as CaseId,
+        case.version,
+        case.status.as_str(),
+        case.proposed_by,
+        case.proposed_action,
+        case.resolution,
+        case.resolved_by,
+        case.evidence,
+        case.history,
         now,
     )
     .execute(tx)

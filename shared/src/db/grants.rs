@@ -88,7 +88,8 @@ pub const TABLES: &[Table] = &[
         may(ALL_BUT_RELAY, Select),
         may(&[PaymentCtl], Select),
         may(ALL_BUT_RELAY, Insert),
-        may_only(&[Relay], Select, &["id", "payment_method"]),
+        may_only(&[Relay], Select,
+            &["id", "order_id", "payment_method", "action_type", "amount", "status", "gateway_no"]),
         may_only(WORKERS, Update, &["status", "gateway_no", "updated_at"]),
     ] },
     Table { name: "refund_records", grants: &[
@@ -137,20 +138,16 @@ pub const TABLES: &[Table] = &[
         may(&[Relay], Delete),
     ] },
     Table { name: "cases", grants: &[
-        may(ALL_BUT_RELAY, Select),
+        may(PROCESSES, Select),
         may(&[PaymentCtl], Select),
-        may_only(&[Relay], Select,
-            &["id", "kind", "order_id", "gateway_no", "evidence", "status", "created_at", "updated_at"]),
         may(&[CallbackWorker, CheckWorker, RefundWorker, Relay], Insert),
-        // A person's step.
-        may_only(&[PaymentApi], Update,
-            &["status", "proposed_by", "proposed_action", "resolution", "resolved_by", "history", "version",
+        // A person's step, and a new fact, which may reopen a case.
+        may_only(&[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, Relay], Update,
+            &["status", "proposed_by", "proposed_action", "resolution", "resolved_by", "evidence", "history", "version",
               "updated_at"]),
-        may_only(WORKERS, Update, &["status", "evidence", "resolution", "resolved_by", "version", "updated_at"]),
         // Ends one, and never touches what somebody has proposed.
         may_only(&[PaymentCtl], Update, &["status", "resolution", "resolved_by", "history", "version", "updated_at"]),
         may(&[Relay], Delete),
-        may_only(&[Relay], Update, &["updated_at"]),
     ] },
     Table { name: "idempotency_keys", grants: &[
         may(&[PaymentApi], Select),

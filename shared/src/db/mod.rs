@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 mod anew;
 pub mod callbacks;
+pub mod case_facts;
 pub mod cases;
 mod columns;
 mod connect;

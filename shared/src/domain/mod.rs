@@ -28,4 +28,4 @@ pub use payment_method::{PaymentMethod, Scene, UnknownName};
 pub use policy::{LatePaymentPolicy, Policies};
 pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundStatus, status_by_refunds};
 pub use text::{shorten_bytes, shorten_chars};
-pub use verdict::{CaseKind, CaseStatus, Verdict};
+pub use verdict::{CaseAction, CaseKind, CaseStatus, Verdict};

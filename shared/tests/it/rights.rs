@@ -145,9 +145,10 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     ("insert into events (event_id) select 'a' where false", PROCESSES),
     ("update cases set kind = 'late_payment'", &[]),
     ("delete from cases", &[Relay]),
-    ("update cases set proposed_by = null where false", &[PaymentApi]),
-    ("update cases set history = '[]' where false", &[PaymentApi, PaymentCtl]),
-    ("update cases set evidence = '{}' where false", &[CallbackWorker, CheckWorker, RefundWorker]),
+    // A new fact reopens a case and drops what was proposed before it.
+    ("update cases set proposed_by = null where false", PROCESSES),
+    ("update cases set history = '[]' where false", Service::ALL),
+    ("update cases set evidence = '{}' where false", PROCESSES),
     // An operator's tool looks at everything but what names the payer, and adds work; what moves money is beyond it.
     ("select prepay from payment_orders", PROCESSES),
     ("select client_ip, metadata from payment_orders", PROCESSES),

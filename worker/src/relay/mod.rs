@@ -11,6 +11,7 @@ use secrecy::SecretString;
 use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::{DbError, events, in_time, jobs, leadership};
+use shared::event::kind::{CASE_OPENED, CASE_REOPENED};
 use shared::job::kind;
 use shared::mq::{self, MqError, Publisher, PublisherOptions, PublisherState};
 use shared::telemetry::chain;
@@ -61,7 +62,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            optional_events: HashSet::from([shared::event::kind::CASE_OPENED.to_owned()]),
+            optional_events: [CASE_OPENED, CASE_REOPENED].map(str::to_owned).into(),
             unroutable_retry: time::Duration::seconds(30),
             republish: time::Duration::days(7),
             keep: Keep::default(),

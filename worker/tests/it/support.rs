@@ -114,7 +114,7 @@ impl World {
 
     /// The events but those of cases: type and data.
     pub async fn events(&self) -> Vec<(String, Value)> {
-        sqlx::query_as("select type, data from events where type <> 'case.opened' order by seq")
+        sqlx::query_as("select type, data from events where type not like 'case.%' order by seq")
             .fetch_all(&self.db)
             .await
             .unwrap()

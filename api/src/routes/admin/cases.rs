@@ -9,9 +9,10 @@ use axum::http::request::Parts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shared::cache::Changed;
-use shared::db::DbError;
 use shared::db::cases::{self, Case};
+use shared::db::{DbError, case_facts, events, orders};
 use shared::domain::{CaseId, CaseKind, CaseStatus, UserId};
+use shared::event;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoParams, ToSchema};
@@ -50,6 +51,9 @@ pub struct CaseView {
     /// What waits to be confirmed, or was.
     #[schema(value_type = Option<Object>)]
     proposed_action: Option<Value>,
+    /// What can be chosen about it now: an `action` of `propose`, or `reopen` for a resolved case.
+    #[schema(example = json!(["refund", "fulfil", "note"]))]
+    actions: Vec<&'static str>,
     /// How it ended.
     resolution: Option<String>,
     /// Who ended it.
@@ -67,7 +71,9 @@ pub struct CaseView {
 
 impl CaseView {
     fn of(case: Case) -> CaseView {
+        let actions = case.actions().iter().map(|action| action.as_str()).collect();
         CaseView {
+            actions,
             id: case.id.to_string(),
             kind: case.kind.to_string(),
             order_id: case.order_id.map(|id| id.to_string()),
@@ -132,7 +138,8 @@ pub async fn list(
     let kinds: Vec<&str> = CaseKind::ALL.iter().map(|kind| kind.as_str()).collect();
     let kind = faults.choice("kind", filter.kind.as_deref(), &kinds);
     faults.finish()?;
-    let found = to_the_end(async move { Ok(cases::list(&app.db, (status, kind), before, limit).await?) }).await?;
+    let filter = cases::Filter { status, kind, reopened: false };
+    let found = to_the_end(async move { Ok(cases::list(&app.db, filter, before, limit).await?) }).await?;
     let (shown, next_cursor) = page(found, limit, |case| case.id.to_string());
     Ok(Json(CasePage { cases: shown.into_iter().map(CaseView::of).collect(), next_cursor }))
 }
@@ -249,6 +256,39 @@ pub async fn confirm(
     to_the_end(async move { act(&app, id, &who, version).await }).await
 }
 
+/// Why a case is opened again.
+#[derive(Serialize, ToSchema)]
+pub struct Reopen {
+    /// What was learnt or done by mistake, at most 2000 characters.
+    pub reason: String,
+}
+
+/// Reopen a resolved case. Moves no money, so one person is enough.
+#[utoipa::path(
+    post, path = "/v1/admin/cases/{id}/reopen", tag = "admin", request_body = Reopen,
+    security(("bearer" = ["payments:admin"])),
+    params(("id" = String, Path, description = "The case's id")),
+    responses(
+        (status = 200, description = "The case, open", body = CaseView),
+        (status = 400, description = "`invalid_fields`, `malformed_json`", body = Problem),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 403, description = "`scope_missing`", body = Problem),
+        (status = 404, description = "`case_not_found`", body = Problem),
+        (status = 409, description = "`case_not_resolved`, `case_changed`", body = Problem),
+    )
+)]
+pub async fn reopen(
+    State(app): State<Arc<App>>,
+    Admin(who): Admin,
+    CasePath(id): CasePath,
+    JsonBytes(body): JsonBytes,
+) -> Result<Json<CaseView>, ApiError> {
+    let mut fields = Fields::parse(&body)?;
+    let reason = fields.required("reason", text(note));
+    fields.finish()?;
+    to_the_end(async move { open_again(&app, id, &who, &reason.unwrap_or_default()).await }).await
+}
+
 /// A note ends the case, unless its end frees money; anything else becomes its proposal.
 async fn put(app: &App, id: CaseId, who: &UserId, deed: Deed) -> Result<Json<CaseView>, ApiError> {
     let mut case = open(app, id).await?;
@@ -301,6 +341,24 @@ async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<C
     if let Some(order_id) = case.order_id {
         app.cache.orders.renew(&app.db, Changed::Ids(vec![order_id])).await;
     }
+    seen(app, id).await
+}
+
+/// The case is open again, with its event, in one transaction.
+async fn open_again(app: &App, id: CaseId, who: &UserId, reason: &str) -> Result<Json<CaseView>, ApiError> {
+    let case = cases::get(&app.db, id).await?.ok_or(ApiError::CaseNotFound)?;
+    if case.status != CaseStatus::Resolved {
+        return Err(ApiError::CaseNotResolved);
+    }
+    let now = app.clock.now();
+    let mut tx = app.db.begin().await.map_err(DbError::from)?;
+    // The order before anything else of it, as every transaction locks.
+    if let Some(order_id) = case.order_id {
+        orders::lock_one(&mut tx, order_id).await?;
+    }
+    let opened = case_facts::reopen(&mut tx, &case, (who.as_str(), reason), now).await.map_err(changed)?;
+    events::append(&mut tx, &[event::case_opened(&opened)], now).await?;
+    tx.commit().await.map_err(DbError::from)?;
     seen(app, id).await
 }
 

@@ -3,7 +3,7 @@
 use axum::body::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use shared::db::cases::Case;
+use shared::db::cases::{self, Case};
 use shared::db::refunds::{self, Refund};
 use shared::db::{jobs, orders};
 use shared::domain::{CaseKind, Money, OrderId, OrderStatus, RefundStatus, TradeNo, UserId};
@@ -137,6 +137,11 @@ pub async fn carry_out(
     if let Some(order_id) = case.order_id {
         orders::lock_one(tx, order_id).await?;
     }
+    // Under that lock no fact can add to the case: what was seen is what is decided.
+    let now = cases::get(&mut *tx, case.id).await?.ok_or(ApiError::CaseNotFound)?;
+    if now.version != case.version {
+        return Err(ApiError::CaseChanged);
+    }
     match deed {
         Deed::Refund { amount, reason } => {
             let (order_id, trade_no) = payment(case)?;
@@ -149,7 +154,8 @@ pub async fn carry_out(
         }
         Deed::RefundAgain => {
             let old = refund_of(case, deed, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
-            ask(app, tx, who, (old.order_id, old.trade_no, Some(old.amount), old.reason)).await
+            let done = ask(app, tx, who, (old.order_id, old.trade_no, Some(old.amount), old.reason)).await?;
+            Ok(Done { ends: true, ..done })
         }
         Deed::AbnormalRefund => {
             let stuck = refund_of(case, deed, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
@@ -172,7 +178,22 @@ async fn ask(
     wish.extra_trade = Some(trade_no);
     let asked = settling::ask(tx, &wish, app.clock.now()).await.map_err(refused)?;
     let refund = asked.map_err(ApiError::Refund)?;
-    Ok(Done { text: format!("refund {} of {} yuan", refund.refund_no, refund.amount), ends: true })
+    let mut text = format!("refund {} of {} yuan", refund.refund_no, refund.amount);
+    let left = left_of(tx, &refund).await?;
+    if left.is_positive() {
+        text.push_str(&format!("; {left} yuan of the payment are left"));
+    }
+    // What is left is for people still.
+    Ok(Done { text, ends: !left.is_positive() })
+}
+
+/// What no refund returns or reserves of the payment that `refund` is of.
+async fn left_of(tx: &mut PgConnection, refund: &Refund) -> Result<Money, ApiError> {
+    let all = refunds::of_order(&mut *tx, refund.order_id).await?;
+    let of_payment =
+        all.iter().filter(|other| other.transaction_id == refund.transaction_id && other.status.reserves());
+    let reserved: i64 = of_payment.map(|other| other.amount.fen()).sum();
+    Ok(Money::from_fen(refund.payment_amount.fen() - reserved).unwrap_or(Money::ZERO))
 }
 
 async fn fulfil(app: &App, tx: &mut PgConnection, order_id: OrderId, trade_no: &TradeNo) -> Result<Done, ApiError> {

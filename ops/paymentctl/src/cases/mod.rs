@@ -52,6 +52,9 @@ pub struct List {
     /// Only these; `waiting` is open or proposed.
     #[arg(long, value_enum, default_value_t)]
     pub status: Which,
+    /// Only those that were reopened, by a person or by a new fact.
+    #[arg(long)]
+    pub reopened: bool,
     /// Only those opened longer ago than this: 90s 30m 2h 7d.
     #[arg(long, value_name = "AGE", value_parser = span)]
     pub older_than: Option<Duration>,
@@ -120,7 +123,8 @@ pub(crate) async fn found(place: &Place, list: &List) -> Result<Found, Problem> 
     let before = list.older_than.map(|age| CaseId::from_u128(first_id_at(place.clock.now() - age)));
     let mut found = Vec::new();
     for status in list.status.states() {
-        found.extend(cases::list(&place.db, (*status, list.kind), before, list.limit + 1).await?);
+        let filter = cases::Filter { status: *status, kind: list.kind, reopened: list.reopened };
+        found.extend(cases::list(&place.db, filter, before, list.limit + 1).await?);
     }
     found.sort_by_key(|case| case.id);
     let beyond = found.len().saturating_sub(usize::try_from(list.limit).unwrap_or_default());
@@ -167,6 +171,8 @@ async fn show(place: &Place, id: CaseId) -> Result<Answer, Problem> {
     if let Some(resolution) = &case.resolution {
         lines.push(format!("resolved  {resolution} (by {})", case.resolved_by.as_deref().unwrap_or("nobody")));
     }
+    lines.push(format!("version   {}", case.version));
+    lines.push(format!("actions   {} (POST /v1/admin/cases/{}/{})", actions(&case).join(", "), case.id, route(&case)));
     lines.push("evidence".to_owned());
     let evidence = serde_json::to_string_pretty(&evidence(&case)).unwrap_or_default();
     lines.extend(evidence.lines().map(|line| format!("  {line}")));
@@ -175,13 +181,25 @@ async fn show(place: &Place, id: CaseId) -> Result<Answer, Problem> {
     Ok(Answer::done(lines.join("\n"), view(&case)))
 }
 
+/// What people can choose about a case through the API.
+fn actions(case: &Case) -> Vec<&'static str> {
+    case.actions().iter().map(|action| action.as_str()).collect()
+}
+
+/// The route of the API that takes what people choose.
+fn route(case: &Case) -> &'static str {
+    if case.status == CaseStatus::Resolved { "reopen" } else { "propose" }
+}
+
 /// Who did what, with the moment as it was written.
 pub(crate) fn steps(case: &Case) -> Vec<(String, String)> {
     let entries = case.history.as_array().map(Vec::as_slice).unwrap_or_default();
     let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or("?").to_owned();
     let step = |entry: &Value| {
         let action = if entry["action"].is_null() { String::new() } else { format!(": {}", entry["action"]) };
-        (text(entry, "at"), format!("{} {}{action}", text(entry, "who"), text(entry, "what")))
+        let ended =
+            entry["ended"]["resolution"].as_str().map(|how| format!("; it had ended: {how}")).unwrap_or_default();
+        (text(entry, "at"), format!("{} {}{action}{ended}", text(entry, "who"), text(entry, "what")))
     };
     entries.iter().map(step).collect()
 }
@@ -196,6 +214,7 @@ fn view(case: &Case) -> Value {
         "number": case.gateway_no,
         "evidence": evidence(case),
         "version": case.version,
+        "actions": actions(case),
         "proposed_by": case.proposed_by,
         "proposed_action": case.proposed_action,
         "resolution": case.resolution,

@@ -121,6 +121,7 @@ async fn chosen(place: &Place, replay: &Replay) -> Result<Found, Problem> {
         let list = List {
             kind: Some(CaseKind::DeadLetter),
             status: Which::Open,
+            reopened: false,
             older_than: replay.older_than,
             limit: replay.limit,
         };

@@ -4,7 +4,8 @@ use clap::Parser;
 use paymentctl::place::Place;
 use serde_json::{Value, json};
 use shared::clock::Clock;
-use shared::db::cases::{self, NewCase};
+use shared::db::case_facts;
+use shared::db::cases::NewCase;
 use shared::db::idempotency_keys::NewKey;
 use shared::db::orders::{self, Created, NewOrder};
 use shared::domain::{CaseId, CaseKind, Money, OrderId, OrderNo, Scene};
@@ -51,7 +52,7 @@ pub async fn case(db: &PgPool, (kind, number): (CaseKind, &str), evidence: Value
     let clock = Clock::fixed(Clock::system().now() - age);
     let id = CaseId::from_u128(clock.fresh_bits());
     let new = NewCase { id, kind, order_id: None, gateway_no: number.to_owned(), evidence };
-    cases::open(&mut db.acquire().await.unwrap(), &[new], clock.now()).await.unwrap();
+    case_facts::open(&mut db.acquire().await.unwrap(), &[new], clock.now()).await.unwrap();
     id
 }
 
