@@ -122,11 +122,12 @@ impl CallbackWorker {
         let content = match self.gateways.get(callback.method, &callback.account) {
             None => Content::NotYet(format!("no account {}", callback.account)),
             Some(gateway) => {
-                let mut told = tell(gateway.as_ref(), &callback);
+                let now = self.clock.now();
+                let mut told = tell(gateway.as_ref(), &callback, now);
                 if let Err(CallbackError::UnknownKey { serial }) = &told
-                    && gateway.look_for_key(serial, self.clock.now()).await
+                    && gateway.look_for_key(serial, now).await
                 {
-                    told = tell(gateway.as_ref(), &callback);
+                    told = tell(gateway.as_ref(), &callback, now);
                 }
                 match told {
                     Ok(told) => Content::Told(told),
@@ -300,8 +301,12 @@ impl CallbackWorker {
     }
 }
 
-fn tell(gateway: &dyn Gateway, callback: &Callback) -> Result<Verified<Notification>, CallbackError> {
-    gateway.verify(callback.clone(), None).and_then(|verified| gateway.read(&verified))
+fn tell(
+    gateway: &dyn Gateway,
+    callback: &Callback,
+    now: time::OffsetDateTime,
+) -> Result<Verified<Notification>, CallbackError> {
+    gateway.verify(callback.clone(), None).and_then(|verified| gateway.read(&verified, now))
 }
 
 /// Stores a callback that cannot be settled yet as a job of its own, or puts off the job that it came as. A number counts only
@@ -345,6 +350,7 @@ impl Examined {
             notice_id: told.map_or_else(|| digest(&self.callback.body), |told| told.notice_id.clone()),
             order_no: told.map(|told| told.order_no.as_str()).filter(|order_no| !order_no.is_empty()),
             verdict,
+            note: told.and_then(|told| told.doubt.as_deref()),
         }
     }
 }

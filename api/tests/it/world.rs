@@ -438,8 +438,16 @@ impl Gateway for Puppet {
         self.real.verify(callback, now)
     }
 
-    fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
-        self.real.read(callback)
+    fn takes(&self, callback: &Verified<Callback>) -> Result<(), CallbackError> {
+        self.real.takes(callback)
+    }
+
+    fn read(
+        &self,
+        callback: &Verified<Callback>,
+        now: OffsetDateTime,
+    ) -> Result<Verified<Notification>, CallbackError> {
+        self.real.read(callback, now)
     }
 
     async fn reach(&self, now: OffsetDateTime) -> Result<Reach, GatewayError> {

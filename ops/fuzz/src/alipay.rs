@@ -33,7 +33,7 @@ fn posted(body: Vec<u8>) -> Callback {
 /// A body, or a query string, as a stranger sends it.
 pub(crate) fn callback(body: &[u8]) {
     if let Ok(verified) = gateway(Alipay).verify(posted(body.to_vec()), None) {
-        let _ = gateway(Alipay).read(&verified);
+        let _ = gateway(Alipay).read(&verified, Clock::system().now());
     }
     if let Ok(form) = Form::parse(body) {
         let _ = form.string_to_verify(sign::EmptyValues::Kept);
@@ -63,7 +63,7 @@ pub(crate) fn signed(body: &[u8]) {
         .finish();
     let verified = gateway(Alipay).verify(posted(signed.clone().into_bytes()), None);
     if let Ok(verified) = verified {
-        let _ = gateway(Alipay).read(&verified);
+        let _ = gateway(Alipay).read(&verified, Clock::system().now());
     }
     let mut forged = fields.clone();
     forged[0].1.push('1');

@@ -56,7 +56,7 @@ pub(crate) fn callback(bytes: &[u8]) {
     let headers: Vec<_> = headers.collect();
     let body = next();
     if let Ok(verified) = gateway(Wechat).verify(posted(headers, body), None) {
-        let _ = gateway(Wechat).read(&verified);
+        let _ = gateway(Wechat).read(&verified, Clock::system().now());
     }
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn callback(bytes: &[u8]) {
 pub(crate) fn signed(body: &[u8]) {
     let verified = gateway(Wechat).verify(posted(signed_headers(body), body), None);
     let verified = verified.unwrap_or_else(|error| panic!("a signed body does not verify: {error}"));
-    let _ = gateway(Wechat).read(&verified);
+    let _ = gateway(Wechat).read(&verified, Clock::system().now());
 }
 
 /// A text that WeChat Pay has sealed and signed: kind of event before the first line feed, then the text.

@@ -241,7 +241,8 @@ fn refund(refund: &Refund) -> Vec<Moment> {
 
 fn callback(seen: &Seen) -> Vec<Moment> {
     let name = format!("{} at account {}", seen.notice_id, seen.account);
-    let first = Moment::new(seen.received_at, "callback", format!("{name}: {}", seen.verdict));
+    let note = seen.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+    let first = Moment::new(seen.received_at, "callback", format!("{name}: {}{note}", seen.verdict));
     let again = (seen.times_seen > 1)
         .then(|| Moment::new(seen.last_seen_at, "callback", format!("{name} seen {} times by now", seen.times_seen)));
     std::iter::once(first).chain(again).collect()

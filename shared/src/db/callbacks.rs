@@ -20,6 +20,8 @@ pub struct Evidence<'a> {
     pub order_no: Option<&'a str>,
     /// What became of it.
     pub verdict: Verdict,
+    /// What in it was not believed.
+    pub note: Option<&'a str>,
 }
 
 /// Records evidence. A message seen before is counted, keeps its first bytes, and its verdict unless the new one says
@@ -37,14 +39,16 @@ pub async fn record(tx: &mut PgConnection, evidence: &[Evidence<'_>], now: Offse
     let headers: Vec<Value> = seen.iter().map(|(e, _)| headers_of(e.callback)).collect();
     let bodies: Vec<&[u8]> = seen.iter().map(|(e, _)| e.callback.body.as_ref()).collect();
     let times: Vec<i32> = seen.iter().map(|(_, times)| *times).collect();
+    let notes: Vec<Option<&str>> = seen.iter().map(|(e, _)| e.note).collect();
     let received: Vec<OffsetDateTime> = seen.iter().map(|(e, _)| e.callback.received_at).collect();
     sqlx::query!(
         r#"
         insert into callbacks
-          (payment_method, account, notice_id, order_no, verdict, headers, body, times_seen, received_at, last_seen_at)
-        select *, $10
+          (payment_method, account, notice_id, order_no, verdict, headers, body, times_seen, received_at, note,
+           last_seen_at)
+        select *, $11
         from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::jsonb[], $7::bytea[], $8::int[],
-                    $9::timestamptz[])
+                    $9::timestamptz[], $10::text[])
         on conflict on constraint callbacks_notice_key do update
         set times_seen = callbacks.times_seen + excluded.times_seen,
             last_seen_at = excluded.last_seen_at,
@@ -59,6 +63,7 @@ pub async fn record(tx: &mut PgConnection, evidence: &[Evidence<'_>], now: Offse
         &bodies as &[&[u8]],
         &times,
         &received,
+        &notes as &[Option<&str>],
         now,
     )
     .execute(tx)
@@ -81,6 +86,8 @@ pub struct Seen {
     pub received_at: OffsetDateTime,
     /// When it last came.
     pub last_seen_at: OffsetDateTime,
+    /// What in it was not believed.
+    pub note: Option<String>,
 }
 
 /// Every callback that named an order, oldest first.
@@ -91,7 +98,7 @@ pub async fn of_order(db: impl PgExecutor<'_>, order_no: &OrderNo) -> Result<Vec
     Ok(sqlx::query_as!(
         Seen,
         r#"
-        select notice_id, account, verdict as "verdict: Verdict", times_seen, received_at, last_seen_at
+        select notice_id, account, verdict as "verdict: Verdict", times_seen, received_at, last_seen_at, note
         from callbacks
         where order_no = $1
         order by received_at

@@ -110,7 +110,7 @@ pub const TABLES: &[Table] = &[
         // Not the bytes, which name the payer.
         may_only(&[PaymentCtl], Select,
             &["payment_method", "account", "notice_id", "order_no", "times_seen", "received_at", "last_seen_at",
-              "verdict"]),
+              "verdict", "note"]),
         may_only(&[CallbackWorker], Update, &["times_seen", "last_seen_at", "verdict"]),
         may_only(&[Relay], Select, &["id", "order_no", "received_at", "last_seen_at"]),
         may(&[Relay], Delete),

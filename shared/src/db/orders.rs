@@ -44,7 +44,7 @@ pub struct Order {
     pub refunded_amount: Money,
     /// The last moment to pay.
     pub expires_at: OffsetDateTime,
-    /// By the gateway's clock.
+    /// By the gateway's clock, if that can be.
     pub paid_at: Option<OffsetDateTime>,
     /// By our clock.
     pub closed_at: Option<OffsetDateTime>,
@@ -198,7 +198,8 @@ impl Created {
     }
 }
 
-/// Reads whole orders: one list of columns for every question.
+/// Reads whole orders: one list of columns for every question. A time of payment that cannot be, from before such times were
+/// refused, is left out: one row must not fail a list.
 macro_rules! select_orders {
     ($tail:tt $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -209,8 +210,10 @@ macro_rules! select_orders {
               product_type as "product_type: ProductType", subject as "subject: Subject", amount as "amount: Money",
               payment_method as "payment_method: PaymentMethod", scene as "scene: Scene",
               account as "account: AccountName", status as "status: OrderStatus", trade_no as "trade_no: TradeNo",
-              refunded_amount as "refunded_amount: Money", expires_at, paid_at, closed_at, metadata, prepay, version,
-              created_at, updated_at
+              refunded_amount as "refunded_amount: Money", expires_at,
+              case when paid_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
+                then paid_at end as paid_at,
+              closed_at, metadata, prepay, version, created_at, updated_at
             from payment_orders
             "# + $tail
             $(, $argument)*

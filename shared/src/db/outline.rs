@@ -66,8 +66,10 @@ pub async fn of(db: impl PgExecutor<'_>, id_or_number: &str) -> Result<Option<Ou
           product_type as "product_type: ProductType", subject as "subject: Subject", amount as "amount: Money",
           payment_method as "payment_method: PaymentMethod", scene as "scene: Scene",
           account as "account: AccountName", status as "status: OrderStatus", trade_no as "trade_no: TradeNo",
-          refunded_amount as "refunded_amount: Money", expires_at, paid_at, closed_at, version, created_at, updated_at,
-          checked_at, gateway_state
+          refunded_amount as "refunded_amount: Money", expires_at,
+          case when paid_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
+            then paid_at end as paid_at,
+          closed_at, version, created_at, updated_at, checked_at, gateway_state
         from payment_orders
         where id = $1::text::bpchar or order_no = $1
         order by id = $1::text::bpchar desc

@@ -48,7 +48,7 @@ pub struct Refund {
     pub payment_amount: Money,
 }
 
-/// Reads whole refunds: one list of columns for every question.
+/// Reads whole refunds: one list of columns for every question. As with orders, a time that cannot be is left out.
 macro_rules! select_refunds {
     ($tail:tt $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -58,7 +58,10 @@ macro_rules! select_refunds {
               r.id as "id: RefundId", r.order_id as "order_id: OrderId", r.transaction_id as "transaction_id: TransactionId",
               r.refund_no as "refund_no: RefundNo", r.refund_amount as "amount: Money", r.status as "status: RefundStatus",
               r.refund_reason as reason, r.gateway_refund_no, r.attempts, r.last_error, r.sent_at, r.refused_code,
-              r.requested_by, r.succeeded_at, r.created_at, r.updated_at,
+              r.requested_by,
+              case when r.succeeded_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
+                then r.succeeded_at end as succeeded_at,
+              r.created_at, r.updated_at,
               p.gateway_no as "trade_no!: TradeNo", p.amount as "payment_amount: Money"
             from refund_records r join payment_transactions p on p.id = r.transaction_id
             "# + $tail

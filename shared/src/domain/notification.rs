@@ -20,6 +20,8 @@ pub struct Notification {
     pub order_no: String,
     /// What it tells.
     pub fact: Fact,
+    /// What in the message was not believed, although it is authentic: names of fields, for the evidence.
+    pub doubt: Option<String>,
 }
 
 /// Whose money a message is about.

@@ -22,6 +22,7 @@ mod road;
 mod tend;
 #[cfg(test)]
 mod testing;
+mod times;
 pub mod wechat;
 
 pub use accounts::{AccountFault, Gateways, NoAccount};
@@ -61,6 +62,7 @@ impl Verified<Trade> {
             merchant: Merchant::Ours,
             order_no: order_no.to_string(),
             fact: self.0.fact.clone(),
+            doubt: self.0.doubt.clone(),
         })
     }
 }
@@ -166,11 +168,15 @@ pub trait Gateway: Send + Sync {
         Ok(verified)
     }
 
-    /// Decrypts and translates.
+    /// Decrypts and translates. `now` is our clock: a time that it makes impossible is not believed.
     ///
     /// # Errors
     /// [`CallbackError::Undecodable`].
-    fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError>;
+    fn read(
+        &self,
+        callback: &Verified<Callback>,
+        now: OffsetDateTime,
+    ) -> Result<Verified<Notification>, CallbackError>;
 
     /// The order number in the query string with which a buyer's browser comes back from the cashier, to show a page:
     /// it says nothing of a payment, and whoever has the address can send it again. A gateway that signs no returns
@@ -295,6 +301,8 @@ pub struct Trade {
     pub fact: Fact,
     /// The gateway's own word for the state, for a person to read.
     pub state: String,
+    /// See [`Notification::doubt`].
+    pub doubt: Option<String>,
 }
 
 /// How a close ended.

@@ -57,6 +57,7 @@ pub async fn end_unpaid(tx: &mut PgConnection, order: &Order, clock: &Clock) -> 
         merchant: Merchant::Ours,
         order_no: order.order_no.to_string(),
         fact: Fact::ClosedUnpaid,
+        doubt: None,
     };
     // Whatever the account's policy is, it is about money, and none is told of here.
     let verdicts = settle_facts(tx, &[&decided], &Policies::default(), clock).await?;
@@ -334,6 +335,9 @@ fn evidence(told: &Notification) -> Value {
     });
     if let Merchant::Other(ids) = &told.merchant {
         evidence["merchant"] = ids.as_str().into();
+    }
+    if let Some(doubt) = &told.doubt {
+        evidence["doubt"] = doubt.as_str().into();
     }
     let money = |amount: &Option<Money>| amount.map(|amount| amount.to_string());
     match &told.fact {

@@ -39,7 +39,7 @@ pub struct StatusChange {
     status: String,
     /// In yuan.
     amount: String,
-    /// By the gateway's clock.
+    /// By the gateway's clock, or by ours where it states a time that cannot be.
     #[serde(with = "time::serde::rfc3339::option")]
     paid_at: Option<OffsetDateTime>,
     /// Rises with each change; also the id of the event.

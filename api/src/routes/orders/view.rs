@@ -40,7 +40,7 @@ pub struct OrderView {
     /// The last moment to pay.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
-    /// By the gateway's clock.
+    /// By the gateway's clock, or by ours where it states a time that cannot be.
     #[serde(with = "time::serde::rfc3339::option")]
     pub paid_at: Option<OffsetDateTime>,
     /// By our clock.

@@ -135,7 +135,7 @@ fn details(order: &Order, language: Language) -> String {
 /// What the buyer's clock shows, and which clock that is.
 fn beijing(at: OffsetDateTime) -> String {
     let clock = format_description!("[year]-[month]-[day] [hour]:[minute] UTC+8");
-    at.to_offset(offset!(+8)).format(clock).unwrap_or_default()
+    at.checked_to_offset(offset!(+8)).and_then(|local| local.format(clock).ok()).unwrap_or_default()
 }
 
 /// Puts values into a template in one pass, so that a value is never taken for a name.

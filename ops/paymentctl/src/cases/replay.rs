@@ -15,7 +15,7 @@ use shared::domain::{CaseId, CaseKind, Fact, Notification, RefundOutcome};
 use shared::gateway::{CallbackError, Gateway, Gateways};
 use shared::job::Callback;
 use shared::mq::{callback_of, topology};
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 
 use super::discard::may_end;
 use super::{Found, List, Which, found, get};
@@ -180,11 +180,12 @@ async fn outlook(place: &Place, gateways: &Gateways, callback: &Callback) -> Res
     let Some(gateway) = gateways.get(callback.method, &callback.account) else {
         return Ok(Outlook::Waits(format!("GATEWAYS_FILE has no account {} at {}", callback.account, callback.method)));
     };
-    let mut told = tell(gateway.as_ref(), callback);
+    let now = place.clock.now();
+    let mut told = tell(gateway.as_ref(), callback, now);
     if let Err(CallbackError::UnknownKey { serial }) = &told
-        && gateway.look_for_key(serial, place.clock.now()).await
+        && gateway.look_for_key(serial, now).await
     {
-        told = tell(gateway.as_ref(), callback);
+        told = tell(gateway.as_ref(), callback, now);
     }
     Ok(match told {
         Ok(notification) => Outlook::Told(says(place, &notification).await?),
@@ -195,9 +196,9 @@ async fn outlook(place: &Place, gateways: &Gateways, callback: &Callback) -> Res
     })
 }
 
-fn tell(gateway: &dyn Gateway, callback: &Callback) -> Result<Notification, CallbackError> {
+fn tell(gateway: &dyn Gateway, callback: &Callback, now: OffsetDateTime) -> Result<Notification, CallbackError> {
     let verified = gateway.verify(callback.clone(), None)?;
-    Ok(gateway.read(&verified)?.into_inner())
+    Ok(gateway.read(&verified, now)?.into_inner())
 }
 
 /// What a message tells, and of which order.

@@ -6,20 +6,28 @@ use time::OffsetDateTime;
 
 use super::sign::Form;
 use super::{Account, parse_beijing};
+use crate::gateway::times::{self, Times};
 use crate::domain::{Fact, Merchant, Money, MoneyError, Notification, PaymentMethod, RefundOutcome, TradeNo};
 use crate::gateway::{CallbackError, Verified};
 use crate::job::Callback;
 
 /// Translates a callback whose signature was checked.
-pub(super) fn read(account: &Account, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
+pub(super) fn read(
+    account: &Account,
+    callback: &Verified<Callback>,
+    now: OffsetDateTime,
+) -> Result<Verified<Notification>, CallbackError> {
     let form = Form::parse(&callback.get().body)?;
+    let mut times = Times::new(now);
+    let fact = fact(&form, times::received(callback.get().received_at, now), &mut times)?;
     Ok(Verified::new(Notification {
         method: PaymentMethod::Alipay,
         account: account.name.clone(),
         notice_id: required(&form, "notify_id")?.to_owned(),
         merchant: merchant(account, &form),
         order_no: required(&form, "out_trade_no")?.to_owned(),
-        fact: fact(&form)?,
+        fact,
+        doubt: times.doubt(),
     }))
 }
 
@@ -35,7 +43,7 @@ fn merchant(account: &Account, form: &Form<'_>) -> Merchant {
 
 /// A refund is told by the value of `refund_fee`, before anything else: after a partial refund the state still reads
 /// `TRADE_SUCCESS`, after a full one `TRADE_CLOSED`, and some payments carry `refund_fee=0.00`.
-fn fact(form: &Form<'_>) -> Result<Fact, CallbackError> {
+fn fact(form: &Form<'_>, ours: OffsetDateTime, times: &mut Times) -> Result<Fact, CallbackError> {
     let paid = match form.get("trade_status") {
         Some("TRADE_SUCCESS" | "TRADE_FINISHED") => true,
         Some("TRADE_CLOSED") => false,
@@ -65,16 +73,13 @@ fn fact(form: &Form<'_>) -> Result<Fact, CallbackError> {
         return Ok(Fact::ClosedUnpaid);
     }
     let amount = amount(required(form, "total_amount")?)?;
-    Ok(Fact::Paid { trade_no: trade_no(form)?, amount, paid_at: paid_at(form)? })
+    let stated = |name: &'static str| (name, form.get(name));
+    let paid_at = times.of_payment(stated("gmt_payment"), stated("notify_time"), ours, parse_beijing);
+    Ok(Fact::Paid { trade_no: trade_no(form)?, amount, paid_at })
 }
 
 fn trade_no(form: &Form<'_>) -> Result<TradeNo, CallbackError> {
     TradeNo::parse(required(form, "trade_no")?).map_err(|error| undecodable("trade_no", &error.to_string()))
-}
-
-fn paid_at(form: &Form<'_>) -> Result<OffsetDateTime, CallbackError> {
-    let name = if form.get("gmt_payment").is_some() { "gmt_payment" } else { "notify_time" };
-    parse_beijing(required(form, name)?).ok_or_else(|| undecodable(name, "not a time"))
 }
 
 /// `None`: more than any order of ours.
@@ -109,12 +114,15 @@ mod tests {
         ("notify_time", "2026-01-05 10:21:10"),
     ];
 
+    const OURS: OffsetDateTime = datetime!(2026-01-05 02:21:12 UTC);
+
     fn told(change: &[(&str, &str)]) -> Result<Fact, CallbackError> {
         let changed = |name: &str| change.iter().any(|(n, _)| *n == name);
         let kept = PAID.iter().filter(|(name, _)| !changed(name));
         let body: String =
             url::form_urlencoded::Serializer::new(String::new()).extend_pairs(kept.chain(change)).finish();
-        fact(&Form::parse(body.as_bytes()).unwrap())
+        let now = datetime!(2026-01-05 03:00:00 UTC);
+        fact(&Form::parse(body.as_bytes()).unwrap(), OURS, &mut Times::new(now))
     }
 
     #[test]
@@ -152,6 +160,24 @@ mod tests {
     }
 
     #[test]
+    fn a_payment_whose_time_cannot_be_is_a_payment_at_our_own_time() {
+        for odd in [
+            "0000-01-01 00:00:00",
+            "1999-12-31 23:59:59",
+            "2026-01-06 11:00:01",
+            "9999-12-31 23:59:59",
+            "-0001-01-01 00:00:00",
+            "2026-02-30 00:00:00",
+            "secret",
+        ] {
+            let fact = told(&[("gmt_payment", odd)]).unwrap();
+            assert!(matches!(fact, Fact::Paid { paid_at: OURS, .. }), "{odd} {fact:?}");
+            let fact = told(&[("gmt_payment", ""), ("notify_time", odd)]).unwrap();
+            assert!(matches!(fact, Fact::Paid { paid_at: OURS, .. }), "{odd} {fact:?}");
+        }
+    }
+
+    #[test]
     fn other_states_change_nothing() {
         for status in ["WAIT_BUYER_PAY", "TRADE_PENDING", ""] {
             assert_eq!(told(&[("trade_status", status)]), Ok(Fact::Nothing));
@@ -167,7 +193,6 @@ mod tests {
             ("refund_fee", "secret"),
             ("trade_no", ""),
             ("trade_no", "secret 1"),
-            ("gmt_payment", "secret"),
         ] {
             let Err(CallbackError::Undecodable(text)) = told(&[change]) else { panic!("{change:?}") };
             assert!(!text.contains("secret"), "{text}");

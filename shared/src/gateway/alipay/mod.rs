@@ -143,8 +143,12 @@ impl Gateway for Alipay {
         Ok(Verified::new(callback))
     }
 
-    fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
-        callback::read(&self.account, callback)
+    fn read(
+        &self,
+        callback: &Verified<Callback>,
+        now: OffsetDateTime,
+    ) -> Result<Verified<Notification>, CallbackError> {
+        callback::read(&self.account, callback, now)
     }
 
     fn verify_return(&self, query: &str) -> Result<Verified<String>, CallbackError> {
@@ -184,11 +188,15 @@ const CLOCK: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[da
 
 /// `yyyy-MM-dd HH:mm:ss` in Beijing, whatever zone this process runs in.
 fn beijing_text(at: OffsetDateTime) -> Result<String, GatewayError> {
+    let out_of_range = || GatewayError::Protocol("a time beyond the calendar".to_owned());
+    let local = at.checked_to_offset(BEIJING).ok_or_else(out_of_range)?;
     // Fails only for years that need a sign.
-    at.to_offset(BEIJING).format(CLOCK).map_err(|error| GatewayError::Protocol(error.to_string()))
+    local.format(CLOCK).map_err(|error| GatewayError::Protocol(error.to_string()))
 }
 
 /// The moment in UTC, as everything past the adapter has it.
 fn parse_beijing(text: &str) -> Option<OffsetDateTime> {
-    PrimitiveDateTime::parse(text, CLOCK).ok().map(|local| local.assume_offset(BEIJING).to_offset(UtcOffset::UTC))
+    // Some fields have a fraction of a second: `gmt_refund`.
+    let whole = text.split_once('.').map_or(text, |(whole, _)| whole);
+    PrimitiveDateTime::parse(whole, CLOCK).ok()?.assume_offset(BEIJING).checked_to_offset(UtcOffset::UTC)
 }

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use super::client::{Call, signed_error};
 use super::{Alipay, parse_beijing};
 use crate::domain::{Fact, Money, MoneyError, OrderNo, TradeNo};
+use crate::gateway::times::Times;
 use crate::gateway::{CloseOutcome, GatewayError, Trade, Verified};
 
 #[derive(Deserialize)]
@@ -38,10 +39,14 @@ impl Alipay {
             Ok(queried) if queried.out_trade_no != order_no.as_str() => {
                 Err(GatewayError::Protocol("an answer about another order".to_owned()))
             }
-            Ok(queried) => Ok(Verified::new(Trade { fact: fact(&queried, now)?, state: queried.trade_status })),
+            Ok(queried) => {
+                let mut times = Times::new(now);
+                let fact = fact(&queried, now, &mut times)?;
+                Ok(Verified::new(Trade { fact, state: queried.trade_status, doubt: times.doubt() }))
+            }
             // Before the buyer comes there is no trade, and he still may come until it expires.
             Err(failure) if failure.short_sub_code() == "TRADE_NOT_EXIST" => {
-                Ok(Verified::new(Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned() }))
+                Ok(Verified::new(Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned(), doubt: None }))
             }
             Err(failure) => Err(signed_error(failure)),
         }
@@ -76,17 +81,14 @@ fn call<'a>(method: &'a str, biz_content: &'a str) -> Call<'a> {
 }
 
 /// `TRADE_CLOSED` is either never paid or fully returned: only a payment has a date. A paid trade whose date is left out, as
-/// the page allows, was paid by `now`.
-fn fact(queried: &Queried, now: OffsetDateTime) -> Result<Fact, GatewayError> {
+/// the page allows, or cannot be, was paid by `now`.
+fn fact(queried: &Queried, now: OffsetDateTime, times: &mut Times) -> Result<Fact, GatewayError> {
     let paid_at = queried.send_pay_date.as_deref().filter(|text| !text.is_empty());
     match (queried.trade_status.as_str(), paid_at) {
         ("TRADE_SUCCESS" | "TRADE_FINISHED", paid_at) => Ok(Fact::Paid {
             trade_no: trade_no(queried)?,
             amount: amount(queried)?,
-            paid_at: match paid_at {
-                Some(text) => parse_beijing(text).ok_or_else(|| protocol("send_pay_date"))?,
-                None => now,
-            },
+            paid_at: times.read("send_pay_date", paid_at, parse_beijing).unwrap_or(now),
         }),
         ("TRADE_CLOSED", Some(_)) => Ok(Fact::PaidAndReturned { trade_no: trade_no(queried)? }),
         ("TRADE_CLOSED", None) => Ok(Fact::ClosedUnpaid),
@@ -123,7 +125,7 @@ mod tests {
             r#"{{"trade_no":"2026","out_trade_no":"ORD_01","trade_status":"{status}","total_amount":{total_amount},
                 "send_pay_date":"{send_pay_date}","another":{{"x":[]}}}}"#
         );
-        fact(&serde_json::from_str(&text).unwrap(), NOW)
+        fact(&serde_json::from_str(&text).unwrap(), NOW, &mut Times::new(NOW))
     }
 
     #[test]
@@ -137,8 +139,12 @@ mod tests {
             assert_eq!(paid_at, datetime!(2026-01-05 02:21:08 UTC));
         }
         assert!(matches!(told("TRADE_SUCCESS", "1", ""), Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW));
-        for (amount, date) in [("1e2", "2026-01-05 10:21:08"), (r#""""#, "2026-01-05 10:21:08"), ("1", "soon")] {
-            assert!(matches!(told("TRADE_FINISHED", amount, date), Err(GatewayError::Protocol(_))), "{amount} {date}");
+        for odd in ["soon", "0000-01-01 00:00:00", "9999-12-31 23:59:59"] {
+            assert!(matches!(told("TRADE_SUCCESS", "1", odd), Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW), "{odd}");
+        }
+        for amount in ["1e2", r#""""#] {
+            let told = told("TRADE_FINISHED", amount, "2026-01-05 10:21:08");
+            assert!(matches!(told, Err(GatewayError::Protocol(_))), "{amount}");
         }
     }
 

@@ -13,6 +13,7 @@ use super::sign::Failure;
 use super::{Alipay, parse_beijing};
 use crate::domain::Money;
 use crate::gateway::http::may_have_happened;
+use crate::gateway::times::believed;
 use crate::gateway::{GatewayError, RefundOrder, RefundState};
 
 /// `refund_fee` is not read: it is the sum of all refunds of the trade so far, this one's amount is not told.
@@ -64,7 +65,7 @@ impl Alipay {
         let outcome = self.call(&call("alipay.trade.refund", &biz_content), now).await?;
         let told = outcome.fields::<Refunded>().map_err(may_have_happened).map_err(not_looked_at)?;
         match told {
-            Ok(refunded) => refunded_state(refund, &refunded),
+            Ok(refunded) => refunded_state(refund, &refunded, now),
             Err(failure) => Err(not_looked_at(refund_error(failure))),
         }
     }
@@ -81,7 +82,7 @@ impl Alipay {
         })
         .to_string();
         let outcome = self.call(&call("alipay.trade.fastpay.refund.query", &biz_content), now).await?;
-        queried_state(refund, &outcome.success()?)
+        queried_state(refund, &outcome.success()?, now)
     }
 }
 
@@ -90,7 +91,11 @@ fn call<'a>(method: &'a str, biz_content: &'a str) -> Call<'a> {
 }
 
 /// Only `Y` says that this call moved money. A repeat of a finished refund answers `N`, which is no failure: ask.
-fn refunded_state(refund: &RefundOrder, refunded: &Refunded) -> Result<RefundState, GatewayError> {
+fn refunded_state(
+    refund: &RefundOrder,
+    refunded: &Refunded,
+    now: OffsetDateTime,
+) -> Result<RefundState, GatewayError> {
     if refunded.trade_no != refund.trade_no.as_str() || refunded.out_trade_no != refund.order_no.as_str() {
         return Err(another());
     }
@@ -98,14 +103,18 @@ fn refunded_state(refund: &RefundOrder, refunded: &Refunded) -> Result<RefundSta
         Some("Y") => RefundState::Succeeded {
             amount: None,
             gateway_refund_no: None,
-            at: refunded.gmt_refund_pay.as_deref().and_then(parse_beijing),
+            at: believed(refunded.gmt_refund_pay.as_deref().and_then(parse_beijing), now),
         },
         _ => RefundState::Processing { gateway_refund_no: None },
     })
 }
 
 /// `REFUND_SUCCESS` is the only proof; a word that is not known is no permission to send again.
-fn queried_state(refund: &RefundOrder, queried: &Queried) -> Result<RefundState, GatewayError> {
+fn queried_state(
+    refund: &RefundOrder,
+    queried: &Queried,
+    now: OffsetDateTime,
+) -> Result<RefundState, GatewayError> {
     let numbers = [
         (&queried.trade_no, refund.trade_no.as_str()),
         (&queried.out_trade_no, refund.order_no.as_str()),
@@ -126,7 +135,7 @@ fn queried_state(refund: &RefundOrder, queried: &Queried) -> Result<RefundState,
             if amount != Some(refund.amount) {
                 return Err(protocol("refund_amount"));
             }
-            let at = queried.gmt_refund_pay.as_deref().and_then(parse_beijing);
+            let at = believed(queried.gmt_refund_pay.as_deref().and_then(parse_beijing), now);
             Ok(RefundState::Succeeded { amount, gateway_refund_no: None, at })
         }
         Some(_) => Ok(RefundState::Processing { gateway_refund_no: None }),

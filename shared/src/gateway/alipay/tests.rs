@@ -90,7 +90,8 @@ fn gateway_time_is_beijing_time() {
     let at = datetime!(2026-01-05 16:20:30.987 UTC);
     assert_eq!(beijing_text(at).unwrap(), "2026-01-06 00:20:30");
     assert_eq!(parse_beijing("2026-01-06 00:20:30"), Some(datetime!(2026-01-05 16:20:30 UTC)));
-    for text in ["", "2026-01-06", "2026-01-06T00:20:30", "2026-13-06 00:20:30", "2026-01-06 00:20:30.1"] {
+    assert_eq!(parse_beijing("2026-01-06 00:20:30.987"), Some(datetime!(2026-01-05 16:20:30 UTC)), "as `gmt_refund` is");
+    for text in ["", "2026-01-06", "2026-01-06T00:20:30", "2026-13-06 00:20:30"] {
         assert_eq!(parse_beijing(text), None, "{text}");
     }
 }
@@ -177,7 +178,7 @@ async fn a_query_believes_only_what_is_signed_and_about_this_order() {
 
     let none = r#"{"code":"40004","msg":"Business Failed","sub_code":"ACQ.TRADE_NOT_EXIST","sub_msg":"交易不存在"}"#;
     let trade = query(none, true).await.unwrap().into_inner();
-    assert_eq!(trade, Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned() });
+    assert_eq!(trade, Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned(), doubt: None });
     assert!(matches!(query(none, false).await, Err(GatewayError::Unknown(_))));
 
     let config = r#"{"code":"40002","msg":"Invalid Arguments","sub_code":"isv.invalid-app-id","sub_msg":"x"}"#;
@@ -229,7 +230,7 @@ fn read(body: &[u8]) -> Result<Verified<Notification>, CallbackError> {
         received_at: NOW,
         job_id: None,
     };
-    ALIPAY.get_or_init(|| account("https://gateway.example/")).read(&Verified::new(callback))
+    ALIPAY.get_or_init(|| account("https://gateway.example/")).read(&Verified::new(callback), NOW)
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use super::aead::{AeadError, Sealed};
 use super::{Account, parse_time};
 use crate::domain::{Fact, Merchant, Money, Notification, PaymentMethod, RefundOutcome, TradeNo};
+use crate::gateway::times::{self, Times};
 use crate::gateway::{CallbackError, Verified};
 use crate::job::Callback;
 
@@ -73,7 +74,11 @@ enum Kind {
 }
 
 /// Translates a callback whose signature was checked.
-pub(super) fn read(account: &Account, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
+pub(super) fn read(
+    account: &Account,
+    callback: &Verified<Callback>,
+    now: OffsetDateTime,
+) -> Result<Verified<Notification>, CallbackError> {
     let envelope: Envelope<'_> =
         serde_json::from_slice(&callback.get().body).map_err(|error| not_json("the callback", &error))?;
     let kind = match envelope.event_type.as_ref() {
@@ -87,7 +92,7 @@ pub(super) fn read(account: &Account, callback: &Verified<Callback>) -> Result<V
         AeadError::Algorithm => undecodable("resource.algorithm", "unknown"),
         error => undecodable("decryption of the resource", &error.to_string()),
     })?;
-    let notification = |merchant, order_no, fact| {
+    let notification = |merchant, order_no, fact, doubt| {
         Verified::new(Notification {
             method: PaymentMethod::Wechat,
             account: account.name.clone(),
@@ -95,22 +100,28 @@ pub(super) fn read(account: &Account, callback: &Verified<Callback>) -> Result<V
             merchant,
             order_no,
             fact,
+            doubt,
         })
     };
     if let Kind::Other = kind {
         // Authentic, not asked for, of unknown shape: it need not be about an order at all.
         let resource: Value = serde_json::from_slice(&plaintext).unwrap_or_default();
         let order_no = resource["out_trade_no"].as_str().unwrap_or_default().to_owned();
-        return Ok(notification(merchant_by_number(account, resource["mchid"].as_str()), order_no, Fact::Nothing));
+        let merchant = merchant_by_number(account, resource["mchid"].as_str());
+        return Ok(notification(merchant, order_no, Fact::Nothing, None));
     }
     let resource: Resource = serde_json::from_slice(&plaintext).map_err(|error| not_json("the resource", &error))?;
     let order_no = required("out_trade_no", resource.out_trade_no.as_deref())?.to_owned();
+    let mut times = Times::new(now);
     let (merchant, fact) = match kind {
-        Kind::Payment => (merchant_and_app(account, &resource), payment(&resource, envelope.create_time.as_deref())?),
+        Kind::Payment => {
+            let sent = (envelope.create_time.as_deref(), times::received(callback.get().received_at, now));
+            (merchant_and_app(account, &resource), payment(&resource, sent, &mut times)?)
+        }
         // A refund names no app.
-        _ => (merchant_by_number(account, resource.mchid.as_deref()), refund(&resource)?),
+        _ => (merchant_by_number(account, resource.mchid.as_deref()), refund(&resource, &mut times)?),
     };
-    Ok(notification(merchant, order_no, fact))
+    Ok(notification(merchant, order_no, fact, times.doubt()))
 }
 
 fn merchant_by_number(account: &Account, mchid: Option<&str>) -> Merchant {
@@ -136,7 +147,12 @@ pub(super) fn refund_id(text: &str) -> Option<String> {
     fits.then(|| text.to_owned())
 }
 
-fn payment(resource: &Resource, create_time: Option<&str>) -> Result<Fact, CallbackError> {
+/// `sent` is when the message was made, by WeChat Pay's clock and by ours.
+fn payment(
+    resource: &Resource,
+    sent: (Option<&str>, OffsetDateTime),
+    times: &mut Times,
+) -> Result<Fact, CallbackError> {
     if resource.trade_state.as_deref() != Some("SUCCESS") {
         return Ok(Fact::Nothing);
     }
@@ -144,11 +160,16 @@ fn payment(resource: &Resource, create_time: Option<&str>) -> Result<Fact, Callb
     Ok(Fact::Paid {
         trade_no: trade_no(resource)?,
         amount: amount.ok_or_else(|| undecodable("amount.total", "absent"))?,
-        paid_at: time("success_time", resource.success_time.as_deref().or(create_time))?,
+        paid_at: times.of_payment(
+            ("success_time", resource.success_time.as_deref()),
+            ("create_time", sent.0),
+            sent.1,
+            parse_time,
+        ),
     })
 }
 
-fn refund(resource: &Resource) -> Result<Fact, CallbackError> {
+fn refund(resource: &Resource, times: &mut Times) -> Result<Fact, CallbackError> {
     let amount = resource.amount.as_ref().and_then(Amount::refund).flatten();
     let outcome = match resource.refund_status.as_deref() {
         // Without an amount that can be compared, a success is for a question to confirm.
@@ -163,7 +184,7 @@ fn refund(resource: &Resource) -> Result<Fact, CallbackError> {
         refund_no,
         amount,
         gateway_refund_no: resource.refund_id.as_deref().and_then(refund_id),
-        at: resource.success_time.as_deref().and_then(parse_time),
+        at: times.read("success_time", resource.success_time.as_deref(), parse_time),
         outcome,
     })
 }
@@ -171,10 +192,6 @@ fn refund(resource: &Resource) -> Result<Fact, CallbackError> {
 fn trade_no(resource: &Resource) -> Result<TradeNo, CallbackError> {
     let text = required("transaction_id", resource.transaction_id.as_deref())?;
     TradeNo::parse(text).map_err(|error| undecodable("transaction_id", &error.to_string()))
-}
-
-fn time(name: &str, text: Option<&str>) -> Result<OffsetDateTime, CallbackError> {
-    parse_time(required(name, text)?).ok_or_else(|| undecodable(name, "not a time"))
 }
 
 fn required<'a>(name: &str, value: Option<&'a str>) -> Result<&'a str, CallbackError> {
@@ -192,6 +209,8 @@ fn undecodable(field: &str, why: &str) -> CallbackError {
 
 #[cfg(test)]
 mod tests {
+    use time::macros::datetime;
+
     use super::*;
 
     fn resource(text: &str) -> Resource {
@@ -213,35 +232,62 @@ mod tests {
         }
     }
 
+    const WHOLE: &str = r#"{"trade_state":"SUCCESS","transaction_id":"42","amount":{"total":1},"success_time":"2026-01-05T10:21:08+08:00"}"#;
+    const NOW: OffsetDateTime = datetime!(2026-01-05 03:00:00 UTC);
+    const OURS: OffsetDateTime = datetime!(2026-01-05 02:21:12 UTC);
+
+    fn paid(text: &str) -> Result<Fact, CallbackError> {
+        payment(&resource(text), (None, OURS), &mut Times::new(NOW))
+    }
+
+    fn returned(text: &str) -> Result<Fact, CallbackError> {
+        refund(&resource(text), &mut Times::new(NOW))
+    }
+
+    #[test]
+    fn a_payment_whose_time_cannot_be_is_a_payment_at_our_own_time() {
+        for odd in ["9999-12-31T23:59:59-08:00", "0000-01-01T00:00:00+08:00", "2026-01-06T11:00:01+08:00", "secret"] {
+            let fact = paid(&WHOLE.replace("2026-01-05T10:21:08+08:00", odd)).unwrap();
+            assert!(matches!(fact, Fact::Paid { paid_at: OURS, .. }), "{odd} {fact:?}");
+        }
+        let without = WHOLE.replace("success_time", "x");
+        for (created, at) in [("2026-01-05T10:21:10+08:00", datetime!(2026-01-05 02:21:10 UTC)), ("secret", OURS)] {
+            let fact = payment(&resource(&without), (Some(created), OURS), &mut Times::new(NOW)).unwrap();
+            assert!(matches!(fact, Fact::Paid { paid_at, .. } if paid_at == at), "{created} {fact:?}");
+        }
+        assert!(matches!(paid(&without), Ok(Fact::Paid { paid_at: OURS, .. })));
+    }
+
+    #[test]
+    fn a_refund_whose_time_cannot_be_has_none() {
+        let text = r#"{"transaction_id":"42","out_refund_no":"RF_1","refund_status":"SUCCESS","amount":{"refund":1},"success_time":"9999-12-31T23:59:59-08:00"}"#;
+        let fact = returned(text).unwrap();
+        assert!(matches!(fact, Fact::Refund { at: None, outcome: RefundOutcome::Succeeded, .. }), "{fact:?}");
+    }
+
     #[test]
     fn a_payment_without_what_it_must_have_cannot_be_read() {
-        let whole = r#"{"trade_state":"SUCCESS","transaction_id":"42","amount":{"total":1},"success_time":"2026-01-05T10:21:08+08:00"}"#;
-        assert!(matches!(payment(&resource(whole), None), Ok(Fact::Paid { .. })));
-        for (from, to) in [("transaction_id", "x"), ("amount", "x"), ("\"42\"", "\"4 2\""), ("2026-01-05T", "secret")] {
-            let fact = payment(&resource(&whole.replace(from, to)), None);
+        assert!(matches!(paid(WHOLE), Ok(Fact::Paid { .. })));
+        for (from, to) in [("transaction_id", "x"), ("amount", "x"), ("\"42\"", "\"secret 2\"")] {
+            let fact = paid(&WHOLE.replace(from, to));
             let Err(CallbackError::Undecodable(text)) = fact else { panic!("{from} {fact:?}") };
             assert!(!text.contains("secret"), "{text}");
         }
-        let created = "2026-01-05T10:21:10+08:00";
-        assert!(matches!(
-            payment(&resource(&whole.replace("success_time", "x")), Some(created)),
-            Ok(Fact::Paid { .. })
-        ));
         for state in ["NOTPAY", "CLOSED", "NEW"] {
-            assert_eq!(payment(&resource(&whole.replace("SUCCESS", state)), None), Ok(Fact::Nothing));
+            assert_eq!(paid(&WHOLE.replace("SUCCESS", state)), Ok(Fact::Nothing));
         }
     }
 
     #[test]
     fn a_refund_of_unknown_state_is_a_hint() {
         let text = r#"{"transaction_id":"42","out_refund_no":"RF_1","refund_status":"PROCESSING"}"#;
-        let fact = refund(&resource(text)).unwrap();
+        let fact = returned(text).unwrap();
         assert!(matches!(fact, Fact::Refund { outcome: RefundOutcome::Hint, amount: None, .. }), "{fact:?}");
-        assert!(refund(&resource(&text.replace("out_refund_no", "x"))).is_err());
+        assert!(returned(&text.replace("out_refund_no", "x")).is_err());
         // A success over what no order of ours can cost, or in another currency, is no proof either.
         let done = text.replace("PROCESSING", "SUCCESS");
         for amount in [r#"{"refund":10000000000}"#, r#"{"refund":100,"currency":"USD"}"#, "{}"] {
-            let told = refund(&resource(&done.replacen('{', &format!(r#"{{"amount":{amount},"#), 1))).unwrap();
+            let told = returned(&done.replacen('{', &format!(r#"{{"amount":{amount},"#), 1)).unwrap();
             assert!(matches!(told, Fact::Refund { outcome: RefundOutcome::Hint, amount: None, .. }), "{told:?}");
         }
     }

@@ -147,8 +147,12 @@ impl Gateway for Wechat {
         Ok(Verified::new(callback))
     }
 
-    fn read(&self, callback: &Verified<Callback>) -> Result<Verified<Notification>, CallbackError> {
-        callback::read(&self.account, callback)
+    fn read(
+        &self,
+        callback: &Verified<Callback>,
+        now: OffsetDateTime,
+    ) -> Result<Verified<Notification>, CallbackError> {
+        callback::read(&self.account, callback, now)
     }
 
     async fn refresh_keys(&self, now: OffsetDateTime) -> Result<KeyNews, GatewayError> {
@@ -179,7 +183,7 @@ impl Gateway for Wechat {
     }
 }
 
-/// The moment in UTC, as everything past the adapter has it.
+/// The moment in UTC, as everything past the adapter has it; `None` also for one that lies beyond the calendar there.
 fn parse_time(text: &str) -> Option<OffsetDateTime> {
-    OffsetDateTime::parse(text, &Rfc3339).ok().map(|time| time.to_offset(UtcOffset::UTC))
+    OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)
 }

@@ -63,7 +63,9 @@ pub(super) fn request(account: &Account, order: &PrepayOrder) -> Result<PrepayRe
 
 /// Whole seconds in Beijing time, as the examples write it.
 fn time_expire(at: OffsetDateTime) -> Result<String, GatewayError> {
-    let whole = at.to_offset(offset!(+8)) - Duration::nanoseconds(i64::from(at.nanosecond()));
+    let out_of_range = || GatewayError::Protocol("a time beyond the calendar".to_owned());
+    let local = at.checked_to_offset(offset!(+8)).ok_or_else(out_of_range)?;
+    let whole = local - Duration::nanoseconds(i64::from(local.nanosecond()));
     whole.format(&Rfc3339).map_err(|error| GatewayError::Protocol(error.to_string()))
 }
 

@@ -11,6 +11,7 @@ use super::client::Outcome;
 use super::sign::Target;
 use super::{Wechat, parse_time};
 use crate::domain::{Fact, OrderNo, TradeNo};
+use crate::gateway::times::Times;
 use crate::gateway::{CloseOutcome, GatewayError, Trade, Verified};
 
 #[derive(Deserialize)]
@@ -41,7 +42,9 @@ impl Wechat {
         if queried.out_trade_no != order_no.as_str() || queried.mchid != self.account.mchid {
             return Err(GatewayError::Protocol("an answer about another order".to_owned()));
         }
-        Ok(Verified::new(Trade { fact: fact(&queried)?, state: queried.trade_state }))
+        let mut times = Times::new(now);
+        let fact = fact(&queried, now, &mut times)?;
+        Ok(Verified::new(Trade { fact, state: queried.trade_state, doubt: times.doubt() }))
     }
 
     pub(super) async fn close_inner(
@@ -67,12 +70,13 @@ impl Wechat {
 }
 
 /// `REFUND` is a paid order of which some or all was returned. Nothing else but these four words ends an order.
-fn fact(queried: &Queried) -> Result<Fact, GatewayError> {
+/// A payment without a time that can be was made by `now`.
+fn fact(queried: &Queried, now: OffsetDateTime, times: &mut Times) -> Result<Fact, GatewayError> {
     match queried.trade_state.as_str() {
         "SUCCESS" => Ok(Fact::Paid {
             trade_no: trade_no(queried)?,
             amount: queried.amount.as_ref().and_then(Amount::total).ok_or_else(|| protocol("amount.total"))?,
-            paid_at: paid_at(queried)?,
+            paid_at: times.read("success_time", queried.success_time.as_deref(), parse_time).unwrap_or(now),
         }),
         "REFUND" => Ok(Fact::PaidAndReturned { trade_no: trade_no(queried)? }),
         "CLOSED" | "REVOKED" => Ok(Fact::ClosedUnpaid),
@@ -84,24 +88,45 @@ fn trade_no(queried: &Queried) -> Result<TradeNo, GatewayError> {
     TradeNo::parse(queried.transaction_id.as_deref().unwrap_or_default()).map_err(|_| protocol("transaction_id"))
 }
 
-fn paid_at(queried: &Queried) -> Result<OffsetDateTime, GatewayError> {
-    queried.success_time.as_deref().and_then(parse_time).ok_or_else(|| protocol("success_time"))
-}
-
 fn protocol(field: &str) -> GatewayError {
     GatewayError::Protocol(format!("{field} in a signed answer to a query"))
 }
 
 #[cfg(test)]
 mod tests {
+    use time::macros::datetime;
+
     use super::*;
 
+    const NOW: OffsetDateTime = datetime!(2026-01-05 03:00:00 UTC);
+
     fn told(state: &str) -> Result<Fact, GatewayError> {
+        told_at(state, r#""2026-01-05T10:21:08+08:00""#)
+    }
+
+    fn told_at(state: &str, success_time: &str) -> Result<Fact, GatewayError> {
         let text = format!(
             r#"{{"mchid":"1","out_trade_no":"ORD_01","trade_state":"{state}","transaction_id":"42","bank_type":"NEW",
-                "success_time":"2026-01-05T10:21:08+08:00","amount":{{"total":100,"payer_total":90,"currency":"CNY"}}}}"#
+                "success_time":{success_time},"amount":{{"total":100,"payer_total":90,"currency":"CNY"}}}}"#
         );
-        fact(&serde_json::from_str(&text).unwrap())
+        fact(&serde_json::from_str(&text).unwrap(), NOW, &mut Times::new(NOW))
+    }
+
+    #[test]
+    fn a_payment_without_a_time_that_can_be_was_made_by_now() {
+        for odd in [
+            "null",
+            r#""""#,
+            r#""soon""#,
+            r#""9999-12-31T23:59:59-08:00""#,
+            r#""0000-01-01T00:00:00+08:00""#,
+            r#""2026-01-06T11:00:01+08:00""#,
+        ] {
+            let told = told_at("SUCCESS", odd);
+            assert!(matches!(told, Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW), "{odd} {told:?}");
+        }
+        let told = told("SUCCESS");
+        assert!(matches!(told, Ok(Fact::Paid { paid_at, .. }) if paid_at == datetime!(2026-01-05 02:21:08 UTC)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::sensitive::{self, SensitiveError};
 use super::sign::Target;
 use super::{Wechat, parse_time};
 use crate::gateway::keys::VerifyingKey;
+use crate::gateway::times::believed;
 use crate::gateway::{GatewayError, RefundOrder, RefundState, RefundTarget};
 
 const PATH: &str = "/v3/refund/domestic/refunds";
@@ -49,7 +50,7 @@ impl Wechat {
         }
         let target = Target { method: "POST", path_and_query: PATH, body: &body.to_string() };
         let outcome = self.call_money(&target, self.ring().public_key_id(), now).await?;
-        accepted(refund, outcome)
+        accepted(refund, outcome, now)
     }
 
     pub(super) async fn query_refund_inner(
@@ -59,7 +60,7 @@ impl Wechat {
     ) -> Result<RefundState, GatewayError> {
         let path = format!("{PATH}/{}", refund.refund_no);
         match self.call(&Target { method: "GET", path_and_query: &path, body: "" }, now).await? {
-            Outcome::Signed(body) => state(refund, &body),
+            Outcome::Signed(body) => state(refund, &body, now),
             Outcome::Failed(failure) if (failure.status, failure.code.as_str()) == (404, "RESOURCE_NOT_EXISTS") => {
                 Ok(RefundState::Absent)
             }
@@ -97,7 +98,7 @@ impl Wechat {
         };
         let path = format!("{PATH}/{refund_id}/apply-abnormal-refund");
         let target = Target { method: "POST", path_and_query: &path, body: &body.to_string() };
-        accepted(refund, self.call_money(&target, serial, now).await?)
+        accepted(refund, self.call_money(&target, serial, now).await?, now)
     }
 }
 
@@ -109,9 +110,9 @@ fn sealed(key: &VerifyingKey, field: &str, text: &SecretString) -> Result<String
     })
 }
 
-fn accepted(refund: &RefundOrder, outcome: Outcome) -> Result<RefundState, GatewayError> {
+fn accepted(refund: &RefundOrder, outcome: Outcome, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
     match outcome {
-        Outcome::Signed(body) => state(refund, &body),
+        Outcome::Signed(body) => state(refund, &body, now),
         Outcome::Failed(failure) => Err(refund_error(failure)),
     }
 }
@@ -128,7 +129,7 @@ fn refund_error(failure: Failure) -> GatewayError {
 }
 
 /// 200 alone is "accepted": the word in it counts, and only when it is about this refund.
-fn state(refund: &RefundOrder, body: &[u8]) -> Result<RefundState, GatewayError> {
+fn state(refund: &RefundOrder, body: &[u8], now: OffsetDateTime) -> Result<RefundState, GatewayError> {
     // An empty or foreign text is as little an answer as one without the fields.
     let told: Refunded = serde_json::from_slice(body).map_err(|_| protocol("the fields"))?;
     if told.out_refund_no != refund.refund_no.as_str()
@@ -145,7 +146,7 @@ fn state(refund: &RefundOrder, body: &[u8]) -> Result<RefundState, GatewayError>
     match told.status.as_str() {
         "PROCESSING" => Ok(RefundState::Processing { gateway_refund_no }),
         "SUCCESS" => {
-            let at = told.success_time.as_deref().and_then(parse_time);
+            let at = believed(told.success_time.as_deref().and_then(parse_time), now);
             Ok(RefundState::Succeeded { amount, gateway_refund_no, at })
         }
         "CLOSED" => Ok(RefundState::Closed { gateway_refund_no }),

@@ -283,7 +283,7 @@ fn read(body: &[u8]) -> Result<Notification, CallbackError> {
         job_id: None,
     };
     let wechat = WECHAT.get_or_init(|| account("https://api.example"));
-    wechat.read(&Verified::new(callback)).map(Verified::into_inner)
+    wechat.read(&Verified::new(callback), NOW).map(Verified::into_inner)
 }
 
 /// An envelope around a text, sealed as WeChat Pay seals it.
@@ -326,7 +326,7 @@ fn what_was_sealed_under_the_key_before_still_opens() {
             received_at: NOW,
             job_id: None,
         };
-        wechat.read(&Verified::new(callback)).map(drop)
+        wechat.read(&Verified::new(callback), NOW).map(drop)
     };
     let body = || sealed("TRANSACTION.SUCCESS", PAID.as_bytes());
     assert!(matches!(read(&wechat, body()), Err(CallbackError::Undecodable(_))));

@@ -103,7 +103,7 @@ fn notify_verify() {
         if let Some(covered) = case["string_to_verify"].as_str() {
             same("string to verify", form.string_to_verify(EmptyValues::Kept), covered.into())?;
         }
-        let notification = gateway.read(&callback).map_err(|error: CallbackError| error.to_string())?.into_inner();
+        let notification = gateway.read(&callback, callback.get().received_at).map_err(|error: CallbackError| error.to_string())?.into_inner();
         let named = (case["decoded"]["app_id"].as_str(), case["decoded"]["seller_id"].as_str());
         let ours = named == (Some(file.text("app_id")), Some(file.text("seller_id")));
         same("merchant", notification.merchant == Merchant::Ours, ours)?;

@@ -152,7 +152,7 @@ fn stage(gateway: &dyn Gateway, callback: &Callback, now: OffsetDateTime, case: 
         CallbackError::Undecodable(text) if text.starts_with("decryption") => "decrypt".to_owned(),
         CallbackError::Undecodable(_) => "format".to_owned(),
     };
-    let read = gateway.verify(callback.clone(), Some(now)).and_then(|callback| gateway.read(&callback));
+    let read = gateway.verify(callback.clone(), Some(now)).and_then(|callback| gateway.read(&callback, now));
     match read {
         Err(error) => refused(error),
         Ok(notification) => match business(notification.get(), text(case, "event_type"), order) {
