@@ -14,7 +14,7 @@ pub struct Notification {
     pub account: AccountName,
     /// The gateway's id of this message, the same in each redelivery.
     pub notice_id: String,
-    /// Whether the message names the merchant and the app of `account`.
+    /// Whether the message names the merchant and the app of `account`. What it leaves out is not wrong.
     pub merchant: Merchant,
     /// The order's number as the gateway has it; not yet known to be one of ours.
     pub order_no: String,
@@ -29,6 +29,14 @@ pub struct Notification {
 pub enum Merchant {
     /// The merchant and app of the account that was addressed.
     Ours,
+    /// The merchant of that account, and an app that is none of its apps today. An order that was placed with this app
+    /// takes it.
+    OtherApp {
+        /// The app.
+        app: String,
+        /// The ids found, for the case.
+        ids: String,
+    },
     /// Somebody else: the ids found, for the case.
     Other(String),
 }

@@ -59,7 +59,7 @@ impl Verified<Trade> {
             method: gateway.method(),
             account: gateway.account().clone(),
             notice_id,
-            merchant: Merchant::Ours,
+            merchant: self.0.merchant.clone(),
             order_no: order_no.to_string(),
             fact: self.0.fact.clone(),
             doubt: self.0.doubt.clone(),
@@ -231,6 +231,15 @@ pub const fn callback_headers(method: PaymentMethod) -> &'static [&'static str] 
     }
 }
 
+/// The app that an order was placed with, by the parameters that the order keeps. `None`: they name none.
+pub fn app_of_order(method: PaymentMethod, prepay: &serde_json::Value) -> Option<&str> {
+    let params = &prepay["params"];
+    match method {
+        PaymentMethod::Alipay => alipay::app_of(params),
+        PaymentMethod::Wechat => wechat::app_of(params),
+    }
+}
+
 /// What an order tells a gateway.
 #[derive(Debug, Clone)]
 pub struct PrepayOrder {
@@ -301,6 +310,8 @@ pub struct Trade {
     pub fact: Fact,
     /// The gateway's own word for the state, for a person to read.
     pub state: String,
+    /// Whose it is by the answer, as far as the answer says.
+    pub merchant: Merchant,
     /// See [`Notification::doubt`].
     pub doubt: Option<String>,
 }

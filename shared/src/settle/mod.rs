@@ -22,7 +22,7 @@ use crate::domain::{
     PaymentMethod, Policies, RefundId, TradeNo, TransactionId, Verdict,
 };
 use crate::event::{self, Event};
-use crate::gateway::Verified;
+use crate::gateway::{self, Verified};
 
 pub use late::{NotHonoured, honour};
 
@@ -181,7 +181,7 @@ impl Books<'_> {
         if order.payment_method != told.method {
             return Some(self.case(Verdict::WrongMethod, CaseKind::WrongMethod, id, told));
         }
-        if told.merchant != Merchant::Ours || order.account != told.account {
+        if !is_whose_it_says(told, order) {
             return Some(self.case(Verdict::WrongMerchant, CaseKind::WrongMerchant, id, told));
         }
         Some(match &told.fact {
@@ -316,6 +316,19 @@ impl Books<'_> {
     }
 }
 
+/// Whether a message is about the account and the app that the order was placed with. The account's apps of today count
+/// too: a credential may have been made anew under one of them.
+fn is_whose_it_says(told: &Notification, order: &Order) -> bool {
+    let merchant = match &told.merchant {
+        Merchant::Ours => true,
+        Merchant::OtherApp { app, .. } => {
+            gateway::app_of_order(order.payment_method, &order.prepay) == Some(app.as_str())
+        }
+        Merchant::Other(_) => false,
+    };
+    merchant && order.account == told.account
+}
+
 /// What makes a case one of its kind: the refund, the trade, or else the message.
 fn case_number(told: &Notification) -> String {
     match &told.fact {
@@ -333,7 +346,7 @@ fn evidence(told: &Notification) -> Value {
         "notice_id": told.notice_id,
         "order_no": told.order_no,
     });
-    if let Merchant::Other(ids) = &told.merchant {
+    if let Merchant::Other(ids) | Merchant::OtherApp { ids, .. } = &told.merchant {
         evidence["merchant"] = ids.as_str().into();
     }
     if let Some(doubt) = &told.doubt {

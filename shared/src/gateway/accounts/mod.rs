@@ -1,7 +1,7 @@
 //! The merchant accounts of `gateways.toml`, each ready to work. A file with faults is refused whole, and every fault is
 //! named at once with what to do about it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -63,10 +63,33 @@ pub enum NoAccount {
 struct Entry {
     gateway: Arc<dyn Gateway>,
     /// Whom the account stands for.
-    identity: String,
+    identity: Identity,
     scenes: Vec<Scene>,
     new_orders: bool,
     late_payment: LatePaymentPolicy,
+}
+
+/// Whom an account stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Identity {
+    /// The merchant's number.
+    merchant: String,
+    apps: BTreeSet<String>,
+    environment: String,
+}
+
+impl Identity {
+    /// Whether orders of `known` can go on with this one: the same merchant, and every app that they may name.
+    fn goes_on_for(&self, known: &Identity) -> bool {
+        self.merchant == known.merchant && self.environment == known.environment && self.apps.is_superset(&known.apps)
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let apps: Vec<&str> = self.apps.iter().map(String::as_str).collect();
+        write!(f, "merchant {} with {} ({})", self.merchant, apps.join(", "), self.environment)
+    }
 }
 
 /// Every account, in the order of the file. Clones are of one set: what one of them reads anew, all have.
@@ -175,7 +198,7 @@ impl Gateways {
 
     /// Whom an account stands for: the merchant's number, the apps, and in brackets the environment.
     pub fn identity(&self, method: PaymentMethod, account: &AccountName) -> Option<String> {
-        self.table().entry(method, account).map(|entry| entry.identity.clone())
+        self.table().entry(method, account).map(|entry| entry.identity.to_string())
     }
 
     /// Every account.
@@ -301,28 +324,27 @@ fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<E
     let mut environment = environment?;
     // Without a name there is an entry to check and none to make.
     let name = name.or_else(|| AccountName::parse("unnamed").ok())?;
-    let made: Option<(Arc<dyn Gateway>, String)> = match method {
+    let made: Option<(Arc<dyn Gateway>, String, BTreeSet<String>)> = match method {
         PaymentMethod::Alipay => alipay::read(&mut environment, name).and_then(|account| {
-            let identity = format!("application {} of {}", account.app_id, account.seller_id);
+            let (merchant, app) = (account.seller_id.clone(), account.app_id.clone());
             let road = kept.road(method, std::slice::from_ref(&account.gateway_url), &environment)?;
             // What was fetched was believed for these roots and this certificate.
             let believed = account.certificates().map(|it| format!("{} {}", it.root_sn, it.given.sn));
-            let fetched = kept.alipay(format!("{} {identity} {}", account.name, believed.unwrap_or_default()));
-            Some((Arc::new(Alipay::new(account, road, fetched)) as Arc<dyn Gateway>, identity))
+            let fetched = kept.alipay(format!("{} {app} {merchant} {}", account.name, believed.unwrap_or_default()));
+            let alipay = Arc::new(Alipay::new(account, road, fetched));
+            Some((alipay as Arc<dyn Gateway>, merchant, BTreeSet::from([app])))
         }),
         PaymentMethod::Wechat => wechat::read(&mut environment, name, &scenes).and_then(|(account, urls)| {
-            let mut apps: Vec<&str> = account.appids.iter().map(|(_, appid)| appid.as_str()).collect();
-            apps.sort_unstable();
-            apps.dedup();
-            let identity = format!("merchant {} with {}", account.mchid, apps.join(", "));
+            let (merchant, apps) = (account.mchid.clone(), account.apps.clone());
             let road = kept.road(method, &urls, &environment)?;
-            let fetched = kept.wechat(format!("{} {identity}", account.name));
-            Some((Arc::new(Wechat::new(account, road, fetched)) as Arc<dyn Gateway>, identity))
+            let fetched = kept.wechat(format!("{} {merchant}", account.name));
+            Some((Arc::new(Wechat::new(account, road, fetched)) as Arc<dyn Gateway>, merchant, apps))
         }),
     };
-    let identity = made.as_ref().map(|(_, identity)| format!("{identity} ({})", environment.name()));
+    let environment_name = environment.name().to_owned();
     environment.finish();
-    let (gateway, identity) = (made?.0, identity?);
+    let (gateway, merchant, apps) = made?;
+    let identity = Identity { merchant, apps, environment: environment_name };
     Some(Entry { gateway, identity, scenes, new_orders, late_payment })
 }
 

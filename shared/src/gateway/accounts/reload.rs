@@ -111,8 +111,9 @@ fn lost_entry(entry: &Entry, new: &Table) -> Option<AccountFault> {
         None => {
             fault("is gone while orders may name it; put it back, and retire it with `new_orders = false`".to_owned())
         }
-        Some(found) if found.identity != entry.identity => fault(format!(
-            "stands for {} now, and its orders are with {}; give the new merchant an account of its own",
+        Some(found) if !found.identity.goes_on_for(&entry.identity) => fault(format!(
+            "stands for {} now, and its orders are with {}; keep every app of before beside a new one, and give another \
+             merchant an account of its own",
             found.identity, entry.identity
         )),
         Some(_) => None,

@@ -154,7 +154,45 @@ fn accounts_come_and_retire_but_do_not_go_or_become_others() {
         panic!()
     };
     assert!(faults.contains("wechat \"main\": stands for merchant 1900000109 with "), "{faults}");
+    assert!(faults.contains("keep every app of before beside a new one"), "{faults}");
     let Some(Err(faults)) = running.change("gateways.toml", "a = ") else { panic!() };
     assert!(faults.contains("is not TOML"), "{faults}");
     assert_eq!(running.gateways.iter().count(), 3);
+}
+
+#[test]
+fn an_app_is_added_while_running_and_none_is_let_go() {
+    let mut running = Running::new();
+    let app = |running: &Running| {
+        let gateway = running.gateways.for_new_order(PaymentMethod::Wechat, Scene::App, None).unwrap();
+        let order = crate::gateway::PrepayOrder {
+            order_no: crate::domain::OrderNo::parse("ORD_01").unwrap(),
+            subject: crate::domain::Subject::parse("月卡").unwrap(),
+            amount: crate::domain::Money::from_fen(1).unwrap(),
+            scene: Scene::App,
+            expires_at: time::OffsetDateTime::UNIX_EPOCH,
+            notify_url: "https://pay.example.com/".to_owned(),
+            return_url: None,
+            openid: None,
+            client_ip: None,
+        };
+        let order = serde_json::to_value(gateway.prepay_request(&order).unwrap()).unwrap();
+        crate::gateway::app_of_order(PaymentMethod::Wechat, &order).unwrap().to_owned()
+    };
+    assert_eq!(app(&running), "wxd678efh567hg6787");
+    let mini = "mini = \"wx0000000000000001\"";
+    let added = text().replace(mini, &format!("{mini}\napp = \"wx0000000000000002\""));
+    assert_eq!(running.change("gateways.toml", &added), Some(Ok(())));
+    assert_eq!(app(&running), "wx0000000000000002");
+
+    // Every scene with an app of its own: the general one is still named.
+    let own = ["native", "jsapi", "h5"].map(|scene| format!("{scene} = \"wx0000000000000003\"\n")).concat();
+    let own = added.replace(mini, &format!("{own}{mini}"));
+    assert_eq!(running.change("gateways.toml", &own), Some(Ok(())));
+    for gone in ["wxd678efh567hg6787", "wx0000000000000002"] {
+        let Some(Err(faults)) = running.change("gateways.toml", &own.replace(gone, "wx0000000000000009")) else {
+            panic!("{gone}")
+        };
+        assert!(faults.contains(gone) && faults.contains("keep every app of before"), "{faults}");
+    }
 }

@@ -1,5 +1,7 @@
 //! A WeChat Pay account's table.
 
+use std::collections::BTreeSet;
+
 use url::Url;
 
 use super::alipay::digits;
@@ -15,7 +17,7 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName, scenes: &[Scene
     let urls = read_urls(section);
     let mchid = section
         .parsed("mchid", "the merchant number, 8 to 32 digits", |text| digits(text, 8..=32).then(|| text.to_owned()));
-    let appids = read_appids(section, scenes);
+    let read = read_appids(section, scenes);
     let form = "the merchant certificate's serial number, 40 hex digits";
     let merchant_serial_no = section.parsed("merchant_serial_no", form, serial_number);
     let merchant_key = section.secret("merchant_private_key").and_then(|(field, text)| {
@@ -29,10 +31,12 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName, scenes: &[Scene
     if !fetches && verify_keys.as_ref().is_some_and(|ring| ring.names().next().is_none()) {
         section.fault("verify_keys", "is missing; add a [[….verify_keys]] table with serial and file");
     }
+    let (appids, apps) = read?;
     let account = Account {
         name,
         mchid: mchid?,
-        appids: appids?,
+        appids,
+        apps,
         merchant_serial_no: merchant_serial_no?,
         merchant_key: merchant_key?,
         apiv3_key: apiv3_key?,
@@ -78,8 +82,12 @@ fn serial_number(text: &str) -> Option<String> {
     fits.then(|| text.to_ascii_uppercase())
 }
 
+/// The app of each scene, and every app that is named.
+type Apps = (Vec<(Scene, String)>, BTreeSet<String>);
+
 /// `appid` for every scene, `[appids]` for single ones.
-fn read_appids(section: &mut Section<'_>, scenes: &[Scene]) -> Option<Vec<(Scene, String)>> {
+/// It counts among the apps also where every scene has its own.
+fn read_appids(section: &mut Section<'_>, scenes: &[Scene]) -> Option<Apps> {
     const FORM: &str = "an appid: wx and 6 to 30 letters or digits";
     let fits = |text: &str| {
         let long = (8..=32).contains(&text.len());
@@ -104,7 +112,8 @@ fn read_appids(section: &mut Section<'_>, scenes: &[Scene]) -> Option<Vec<(Scene
             None => section.fault("appid", &format!("is missing for the scene {scene}; give appid, or appids.{scene}")),
         }
     }
-    (appids.len() == scenes.len()).then_some(appids)
+    let apps = appids.iter().map(|(_, appid)| appid.clone()).chain(general).collect();
+    (appids.len() == scenes.len()).then_some((appids, apps))
 }
 
 fn read_verify_keys(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<KeyRing> {

@@ -31,14 +31,18 @@ pub(super) fn read(
     }))
 }
 
-/// Both the app and the payee must be ours: an app can collect for several payees.
+/// Both the app and the payee must be ours: an app can collect for several payees. A notice need not name the payee
+/// (`seller_id` is optional, and `seller_email` alone says nothing that we know); it always names the app.
 fn merchant(account: &Account, form: &Form<'_>) -> Merchant {
     let (app_id, seller_id) = (form.get("app_id"), form.get("seller_id"));
-    if app_id == Some(&account.app_id) && seller_id == Some(&account.seller_id) {
-        return Merchant::Ours;
-    }
     let shown = |id: Option<&str>| id.unwrap_or("none").chars().take(32).collect::<String>();
-    Merchant::Other(format!("app_id {}, seller_id {}", shown(app_id), shown(seller_id)))
+    let ids = || format!("app_id {}, seller_id {}", shown(app_id), shown(seller_id));
+    match app_id {
+        _ if seller_id.is_some_and(|seller_id| seller_id != account.seller_id) => Merchant::Other(ids()),
+        Some(app) if app == account.app_id => Merchant::Ours,
+        Some(app) => Merchant::OtherApp { app: app.to_owned(), ids: ids() },
+        None => Merchant::Other(ids()),
+    }
 }
 
 /// A refund is told by the value of `refund_fee`, before anything else: after a partial refund the state still reads

@@ -43,7 +43,7 @@ mod trust;
 pub const CALLBACK_HEADERS: &[&str] = &[];
 
 pub(super) use chain::{Issued, Roots};
-pub(super) use prepay::QR_PRODUCT_CODE;
+pub(super) use prepay::{QR_PRODUCT_CODE, app_of};
 pub(super) use trust::{Certificates, Fetched, Trust};
 
 /// Source: Alipay OpenAPI, C:057k53, read 2025-11-20.

@@ -19,6 +19,9 @@ pub(crate) const QR_PRODUCT_CODE: &str = "QR_CODE_OFFLINE";
 /// What is kept on the order. `biz_content` is kept as the text that is signed: a JSON column may order members anew.
 #[derive(Serialize, Deserialize)]
 struct Params {
+    /// The app that the order was placed with. A later call signs with the account's app of then.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    app_id: Option<String>,
     method: String,
     notify_url: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -51,6 +54,7 @@ pub(super) fn request(account: &Account, order: &PrepayOrder) -> Result<PrepayRe
         biz_content["quit_url"] = json!(url);
     }
     let params = Params {
+        app_id: Some(account.app_id.clone()),
         method: method.to_owned(),
         notify_url: order.notify_url.clone(),
         return_url,
@@ -58,6 +62,11 @@ pub(super) fn request(account: &Account, order: &PrepayOrder) -> Result<PrepayRe
     };
     let params = serde_json::to_value(params).map_err(|error| GatewayError::Protocol(error.to_string()))?;
     Ok(PrepayRequest { scene: order.scene, params })
+}
+
+/// The app of an order's parameters; those of older releases name none.
+pub(crate) fn app_of(params: &serde_json::Value) -> Option<&str> {
+    params["app_id"].as_str()
 }
 
 /// Where a code leads; the second is the sandbox's. Source: Alipay, `alipay.trade.precreate`, `qr_code`.

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use super::client::{Call, signed_error};
 use super::{Alipay, parse_beijing};
-use crate::domain::{Fact, Money, MoneyError, OrderNo, TradeNo};
+use crate::domain::{Fact, Merchant, Money, MoneyError, OrderNo, TradeNo};
 use crate::gateway::times::Times;
 use crate::gateway::{CloseOutcome, GatewayError, Trade, Verified};
 
@@ -22,6 +22,9 @@ struct Queried {
     total_amount: Box<RawValue>,
     #[serde(default)]
     send_pay_date: Option<String>,
+    /// Not on the page's list, which is open; where an answer names the payee, it must be ours.
+    #[serde(default)]
+    seller_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -42,13 +45,25 @@ impl Alipay {
             Ok(queried) => {
                 let mut times = Times::new(now);
                 let fact = fact(&queried, now, &mut times)?;
-                Ok(Verified::new(Trade { fact, state: queried.trade_status, doubt: times.doubt() }))
+                let merchant = self.payee(queried.seller_id.as_deref());
+                Ok(Verified::new(Trade { fact, state: queried.trade_status, merchant, doubt: times.doubt() }))
             }
             // Before the buyer comes there is no trade, and he still may come until it expires.
             Err(failure) if failure.short_sub_code() == "TRADE_NOT_EXIST" => {
-                Ok(Verified::new(Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned(), doubt: None }))
+                let (state, merchant) = ("TRADE_NOT_EXIST".to_owned(), Merchant::Ours);
+                Ok(Verified::new(Trade { fact: Fact::Nothing, state, merchant, doubt: None }))
             }
             Err(failure) => Err(signed_error(failure)),
+        }
+    }
+
+    /// The app that asks is ours; the answer may name another payee.
+    fn payee(&self, seller_id: Option<&str>) -> Merchant {
+        match seller_id.filter(|id| !id.is_empty()) {
+            Some(id) if id != self.account.seller_id => {
+                Merchant::Other(format!("seller_id {}", id.chars().take(32).collect::<String>()))
+            }
+            _ => Merchant::Ours,
         }
     }
 

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::sign::{Form, string_to_sign};
 use super::*;
-use crate::domain::{Fact, Money, Scene, Subject};
+use crate::domain::{Fact, Merchant, Money, Scene, Subject};
 use crate::gateway::http::{Transport, client};
 use crate::gateway::road;
 use crate::gateway::testing::{Reply, Server, impatient_client};
@@ -112,6 +112,8 @@ async fn page_and_wap_are_signed_addresses_and_the_same_parameters_each_time() {
         assert_eq!(biz["time_expire"], "2026-01-06 00:50:30");
         assert_eq!(biz["total_amount"], "88.80");
         assert_eq!(biz["out_trade_no"], "ORD_01");
+        let order = serde_json::to_value(&request).unwrap();
+        assert_eq!(crate::gateway::app_of_order(PaymentMethod::Alipay, &order), Some("2021000122671080"));
     }
 }
 
@@ -176,9 +178,16 @@ async fn a_query_believes_only_what_is_signed_and_about_this_order() {
     assert!(matches!(query(&paid.replace("ORD_01", "ORD_02"), true).await, Err(GatewayError::Protocol(_))));
     assert!(matches!(query("{}", true).await, Err(GatewayError::Protocol(_))));
 
+    let payee = |id: &str| paid.replacen('{', &format!(r#"{{"seller_id":"{id}","#), 1);
+    for ours in ["2088621955702100", ""] {
+        assert_eq!(query(&payee(ours), true).await.unwrap().into_inner().merchant, Merchant::Ours);
+    }
+    let other = query(&payee("2088000000000000"), true).await.unwrap().into_inner();
+    assert_eq!(other.merchant, Merchant::Other("seller_id 2088000000000000".to_owned()));
+
     let none = r#"{"code":"40004","msg":"Business Failed","sub_code":"ACQ.TRADE_NOT_EXIST","sub_msg":"交易不存在"}"#;
     let trade = query(none, true).await.unwrap().into_inner();
-    assert_eq!(trade, Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned(), doubt: None });
+    assert_eq!(trade, Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned(), merchant: Merchant::Ours, doubt: None });
     assert!(matches!(query(none, false).await, Err(GatewayError::Unknown(_))));
 
     let config = r#"{"code":"40002","msg":"Invalid Arguments","sub_code":"isv.invalid-app-id","sub_msg":"x"}"#;
@@ -263,17 +272,118 @@ fn a_notice_names_both_the_app_and_the_payee() {
         let body = format!("notify_id=n&out_trade_no=ORD_01&trade_status=WAIT_BUYER_PAY{ids}");
         read(body.as_bytes()).unwrap().into_inner().merchant
     };
-    assert_eq!(merchant("&app_id=2021000122671080&seller_id=2088621955702100"), crate::domain::Merchant::Ours);
     for ids in [
-        "",
+        "&app_id=2021000122671080&seller_id=2088621955702100",
         "&app_id=2021000122671080",
-        "&app_id=2021000122671080&seller_id=2088",
-        "&app_id=1&seller_id=2088621955702100",
+        "&app_id=2021000122671080&seller_id=",
+        "&app_id=2021000122671080&seller_email=shop%40example.com",
     ] {
-        assert!(matches!(merchant(ids), crate::domain::Merchant::Other(_)), "{ids}");
+        assert_eq!(merchant(ids), Merchant::Ours, "{ids}");
+    }
+    for ids in ["", "&seller_id=2088621955702100", "&app_id=2021000122671080&seller_id=2088", "&app_id=1&seller_id=2088"]
+    {
+        assert!(matches!(merchant(ids), Merchant::Other(_)), "{ids}");
+    }
+    for ids in ["&app_id=1&seller_id=2088621955702100", "&app_id=1"] {
+        assert!(matches!(merchant(ids), Merchant::OtherApp { app, .. } if app == "1"), "{ids}");
     }
     for absent in ["notify_id=n", "out_trade_no=ORD_01", "notify_id=n&out_trade_no="] {
         assert!(matches!(read(absent.as_bytes()), Err(CallbackError::Undecodable(_))), "{absent}");
+    }
+}
+
+/// Source: Alipay OpenAPI, "异步通知" (00f7nu), read 2025-11-20: every field that the page lists as optional.
+const OPTIONAL: [(&str, &str); 21] = [
+    ("receipt_amount", "88.80"),
+    ("buyer_pay_amount", "88.80"),
+    ("invoice_amount", "88.80"),
+    ("point_amount", "0.00"),
+    ("refund_fee", "0.00"),
+    ("send_back_fee", "0.00"),
+    ("seller_id", "2088621955702100"),
+    ("seller_email", "shop@example.com"),
+    ("buyer_id", "2088102122524333"),
+    ("buyer_open_id", "074a1CcTG1LelxKe4xQC0zgNdId0nxi95b5lsNpazWYoCo5"),
+    ("buyer_logon_id", "159****5620"),
+    ("subject", "月卡"),
+    ("body", "月卡"),
+    ("passback_params", "a%3D1"),
+    ("gmt_create", "2026-01-05 10:21:00"),
+    ("gmt_payment", "2026-01-05 10:21:08"),
+    ("gmt_close", "2026-04-05 10:21:08"),
+    ("fund_bill_list", r#"[{"amount":"88.80","fundChannel":"ALIPAYACCOUNT"}]"#),
+    ("voucher_detail_list", "[]"),
+    ("notify_action_type", "payByAccountAction"),
+    ("auth_app_id", "2021000122671080"),
+];
+
+#[test]
+fn a_notice_tells_the_same_without_any_one_of_its_optional_fields() {
+    const NEEDED: [(&str, &str); 7] = [
+        ("notify_id", "n"),
+        ("notify_time", "2026-01-05 10:21:10"),
+        ("app_id", "2021000122671080"),
+        ("trade_no", "2026010522001400001000000001"),
+        ("out_trade_no", "ORD_01"),
+        ("trade_status", "TRADE_SUCCESS"),
+        ("total_amount", "88.80"),
+    ];
+    let told = |left_out: &dyn Fn(&str) -> bool| {
+        let kept = OPTIONAL.iter().filter(|(name, _)| !left_out(name));
+        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(NEEDED.iter().chain(kept)).finish();
+        read(body.as_bytes()).unwrap().into_inner()
+    };
+    let whole = told(&|_| false);
+    let paid_at = |notification: &Notification| match &notification.fact {
+        Fact::Paid { paid_at, .. } => *paid_at,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((&whole.merchant, &whole.doubt), (&Merchant::Ours, &None));
+    assert_eq!(paid_at(&whole), datetime!(2026-01-05 02:21:08 UTC));
+    for (absent, _) in OPTIONAL.iter().filter(|(name, _)| *name != "gmt_payment") {
+        assert_eq!(told(&|name| name == *absent), whole, "{absent}");
+    }
+    for sent in [told(&|name| name == "gmt_payment"), told(&|_| true)] {
+        assert_eq!(paid_at(&sent), datetime!(2026-01-05 02:21:10 UTC), "the time of the notice");
+        assert_eq!((sent.merchant, sent.doubt), (Merchant::Ours, None));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_a_query_tells_the_same_without_any_one_of_its_optional_fields() {
+    // Source: Alipay OpenAPI, `alipay.trade.query` (02ekfq), read 2025-11-20.
+    let optional = [
+        ("buyer_user_id", r#""2088102122524333""#),
+        ("buyer_open_id", r#""074a1CcTG1LelxKe4xQC""#),
+        ("buyer_logon_id", r#""159****5620""#),
+        ("receipt_amount", r#""88.80""#),
+        ("buyer_pay_amount", r#""88.80""#),
+        ("invoice_amount", r#""88.80""#),
+        ("point_amount", r#""0.00""#),
+        ("fund_bill_list", r#"[{"fund_channel":"ALIPAYACCOUNT","amount":"88.80"}]"#),
+        ("store_name", r#""店""#),
+        ("ext_infos", r#""{}""#),
+        ("msg", r#""Success""#),
+        ("seller_id", r#""2088621955702100""#),
+        ("send_pay_date", r#""2026-01-05 10:21:08""#),
+    ];
+    let needed = r#""code":"10000","trade_no":"2026","out_trade_no":"ORD_01","trade_status":"TRADE_SUCCESS","total_amount":"88.80""#;
+    let whole = |left_out: &str, null: bool| {
+        let kept = optional.iter().filter(|(name, _)| *name != left_out);
+        let members: String = kept.map(|(name, value)| format!(r#","{name}":{value}"#)).collect();
+        let null = if null { format!(r#","{left_out}":null"#) } else { String::new() };
+        format!("{{{needed}{members}{null}}}")
+    };
+    let all = query(&whole("", false), true).await.unwrap().into_inner();
+    for (absent, _) in optional {
+        for null in [false, true] {
+            let told = query(&whole(absent, null), true).await.unwrap().into_inner();
+            if absent == "send_pay_date" {
+                assert!(matches!(told.fact, Fact::Paid { paid_at: NOW, .. }), "{told:?}");
+            } else {
+                assert_eq!(told, all, "{absent}");
+            }
+        }
     }
 }
 

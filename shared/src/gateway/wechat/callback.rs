@@ -116,7 +116,8 @@ pub(super) fn read(
     let (merchant, fact) = match kind {
         Kind::Payment => {
             let sent = (envelope.create_time.as_deref(), times::received(callback.get().received_at, now));
-            (merchant_and_app(account, &resource), payment(&resource, sent, &mut times)?)
+            let merchant = merchant_and_app(account, resource.mchid.as_deref(), resource.appid.as_deref());
+            (merchant, payment(&resource, sent, &mut times)?)
         }
         // A refund names no app.
         _ => (merchant_by_number(account, resource.mchid.as_deref()), refund(&resource, &mut times)?),
@@ -128,13 +129,15 @@ fn merchant_by_number(account: &Account, mchid: Option<&str>) -> Merchant {
     if mchid == Some(&account.mchid) { Merchant::Ours } else { Merchant::Other(format!("mchid {}", shown(mchid))) }
 }
 
-fn merchant_and_app(account: &Account, resource: &Resource) -> Merchant {
-    let (mchid, appid) = (resource.mchid.as_deref(), resource.appid.as_deref());
-    let our_app = account.appids.iter().any(|(_, ours)| Some(ours.as_str()) == appid);
-    if our_app && mchid == Some(&account.mchid) {
-        return Merchant::Ours;
+/// A payment names both, in notices and in answers.
+pub(super) fn merchant_and_app(account: &Account, mchid: Option<&str>, appid: Option<&str>) -> Merchant {
+    let ids = || format!("mchid {}, appid {}", shown(mchid), shown(appid));
+    match appid.filter(|appid| !appid.is_empty()) {
+        _ if mchid != Some(&account.mchid) => Merchant::Other(ids()),
+        Some(app) if account.apps.contains(app) => Merchant::Ours,
+        Some(app) => Merchant::OtherApp { app: app.to_owned(), ids: ids() },
+        None => Merchant::Other(ids()),
     }
-    Merchant::Other(format!("mchid {}, appid {}", shown(mchid), shown(appid)))
 }
 
 fn shown(id: Option<&str>) -> String {

@@ -5,6 +5,7 @@
 //! that goes back, `reach` whether anybody is there, `client` the call itself, [`cert`] platform certificates and `certificates` how they are kept fresh,
 //! [`sensitive`] fields that are encrypted for WeChat Pay.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -46,6 +47,7 @@ pub(super) const PRODUCTION_URL: &str = "https://api.mch.weixin.qq.com";
 pub(super) const FALLBACK_URL: &str = "https://api2.mch.weixin.qq.com";
 
 pub(super) use certificates::Fetched;
+pub(super) use prepay::app_of;
 
 /// What a merchant has agreed with WeChat Pay, and the keys to prove it.
 pub(super) struct Account {
@@ -53,6 +55,8 @@ pub(super) struct Account {
     pub mchid: String,
     /// The app of each scene.
     pub appids: Vec<(Scene, String)>,
+    /// Every app that the configuration names, in use or not.
+    pub apps: BTreeSet<String>,
     pub merchant_serial_no: String,
     pub merchant_key: SigningKey,
     pub apiv3_key: aead::ApiV3Key,

@@ -61,6 +61,11 @@ pub(super) fn request(account: &Account, order: &PrepayOrder) -> Result<PrepayRe
     Ok(PrepayRequest { scene: order.scene, params })
 }
 
+/// The app of an order's parameters.
+pub(crate) fn app_of(params: &Value) -> Option<&str> {
+    params["appid"].as_str()
+}
+
 /// Whole seconds in Beijing time, as the examples write it.
 fn time_expire(at: OffsetDateTime) -> Result<String, GatewayError> {
     let out_of_range = || GatewayError::Protocol("a time beyond the calendar".to_owned());

@@ -6,17 +6,18 @@ use serde::Deserialize;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::callback::Amount;
+use super::callback::{Amount, merchant_and_app};
 use super::client::Outcome;
 use super::sign::Target;
 use super::{Wechat, parse_time};
-use crate::domain::{Fact, OrderNo, TradeNo};
+use crate::domain::{Fact, Merchant, OrderNo, TradeNo};
 use crate::gateway::times::Times;
 use crate::gateway::{CloseOutcome, GatewayError, Trade, Verified};
 
 #[derive(Deserialize)]
 struct Queried {
     mchid: String,
+    appid: Option<String>,
     out_trade_no: String,
     trade_state: String,
     transaction_id: Option<String>,
@@ -44,7 +45,12 @@ impl Wechat {
         }
         let mut times = Times::new(now);
         let fact = fact(&queried, now, &mut times)?;
-        Ok(Verified::new(Trade { fact, state: queried.trade_state, doubt: times.doubt() }))
+        // Who asks is known, so an answer that leaves the app out is no less an answer.
+        let merchant = match queried.appid.as_deref().filter(|appid| !appid.is_empty()) {
+            None => Merchant::Ours,
+            stated => merchant_and_app(&self.account, Some(&queried.mchid), stated),
+        };
+        Ok(Verified::new(Trade { fact, state: queried.trade_state, merchant, doubt: times.doubt() }))
     }
 
     pub(super) async fn close_inner(

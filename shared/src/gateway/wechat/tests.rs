@@ -13,7 +13,7 @@ use time::macros::datetime;
 
 use super::sign::{Stamp, Target, request_text};
 use super::*;
-use crate::domain::{Fact, Money, Subject};
+use crate::domain::{Fact, Merchant, Money, Subject};
 use crate::gateway::http::{Transport, client};
 use crate::gateway::keys::{Certificate, VerifyingKey};
 use crate::gateway::road;
@@ -49,6 +49,7 @@ pub(super) fn with_keys(verify_keys: KeyRing, road: Road) -> Wechat {
         name: AccountName::parse("main").unwrap(),
         mchid: "1900000109".to_owned(),
         appids: PaymentMethod::Wechat.scenes().iter().map(|scene| (*scene, format!("wx{scene}"))).collect(),
+        apps: PaymentMethod::Wechat.scenes().iter().map(|scene| format!("wx{scene}")).collect(),
         merchant_serial_no: SERIAL_NO.to_owned(),
         merchant_key: SigningKey::from_pem(key!("wx_merchant_private_pkcs8.pem")).unwrap(),
         apiv3_key: aead::ApiV3Key::new(APIV3).unwrap(),
@@ -306,10 +307,84 @@ const PAID: &str = r#"{"mchid":"1900000109","appid":"wxnative","out_trade_no":"O
 #[test]
 fn a_notice_names_both_the_merchant_and_one_of_its_apps() {
     let merchant = |text: &str| read(sealed("TRANSACTION.SUCCESS", text.as_bytes()).as_bytes()).unwrap().merchant;
-    assert_eq!(merchant(PAID), crate::domain::Merchant::Ours);
-    assert_eq!(merchant(&PAID.replace("wxnative", "wxapp")), crate::domain::Merchant::Ours);
-    for other in [PAID.replace("wxnative", "wxother"), PAID.replace("appid", "x"), PAID.replace("1900000109", "1")] {
-        assert!(matches!(merchant(&other), crate::domain::Merchant::Other(_)), "{other}");
+    assert_eq!(merchant(PAID), Merchant::Ours);
+    assert_eq!(merchant(&PAID.replace("wxnative", "wxapp")), Merchant::Ours);
+    for other in [PAID.replace("appid", "x"), PAID.replace("1900000109", "1"), PAID.replace("mchid", "x")] {
+        assert!(matches!(merchant(&other), Merchant::Other(_)), "{other}");
+    }
+    let before = merchant(&PAID.replace("wxnative", "wxbefore"));
+    assert!(matches!(&before, Merchant::OtherApp { app, .. } if app == "wxbefore"), "{before:?}");
+}
+
+#[test]
+fn a_notice_tells_the_same_without_any_one_of_its_optional_fields() {
+    // Source: WeChat Pay APIv3, D:4012791861, read 2025-11-20: what the page does not call always there.
+    let optional = [
+        "trade_type",
+        "trade_state_desc",
+        "bank_type",
+        "attach",
+        "payer",
+        "scene_info",
+        "promotion_detail",
+        "success_time",
+        "amount/payer_total",
+        "amount/currency",
+        "amount/payer_currency",
+    ];
+    let whole: serde_json::Value = serde_json::from_str(
+        r#"{"mchid":"1900000109","appid":"wxnative","out_trade_no":"ORD_01","transaction_id":"42",
+            "trade_type":"NATIVE","trade_state":"SUCCESS","trade_state_desc":"支付成功","bank_type":"CMC_DEBIT",
+            "attach":"x","success_time":"2026-01-05T10:21:08+08:00","payer":{"openid":"o"},
+            "amount":{"total":100,"payer_total":90,"currency":"CNY","payer_currency":"CNY"},
+            "scene_info":{"device_id":"1"},"promotion_detail":[{"amount":10}]}"#,
+    )
+    .unwrap();
+    let told = |resource: &serde_json::Value| {
+        read(sealed("TRANSACTION.SUCCESS", resource.to_string().as_bytes()).as_bytes()).unwrap()
+    };
+    let all = told(&whole);
+    assert!(matches!(&all.fact, Fact::Paid { amount: Some(amount), .. } if amount.fen() == 100), "{all:?}");
+    for absent in optional {
+        for null in [false, true] {
+            let mut without = whole.clone();
+            let (place, name) = match absent.split_once('/') {
+                Some((outer, name)) => (&mut without[outer], name),
+                None => (&mut without, absent),
+            };
+            let members = place.as_object_mut().unwrap();
+            assert!(members.remove(name).is_some(), "{absent}");
+            if null {
+                members.insert(name.to_owned(), serde_json::Value::Null);
+            }
+            let told = told(&without);
+            if absent == "success_time" {
+                let sent = datetime!(2026-01-05 02:21:10 UTC);
+                assert!(matches!(told.fact, Fact::Paid { paid_at, .. } if paid_at == sent), "the time of the notice");
+                assert_eq!(told.doubt, None);
+            } else {
+                assert_eq!(told, all, "{absent}");
+            }
+        }
+    }
+    let mut envelope: serde_json::Value = serde_json::from_str(&sealed("TRANSACTION.SUCCESS", whole.to_string().as_bytes())).unwrap();
+    envelope.as_object_mut().unwrap().remove("create_time");
+    assert_eq!(read(envelope.to_string().as_bytes()).unwrap(), all);
+}
+
+#[test]
+fn a_notice_of_a_refund_tells_the_same_without_any_one_of_its_optional_fields() {
+    // Source: WeChat Pay APIv3, "退款结果回调通知", read 2025-11-20: it names no app.
+    let whole = r#"{"mchid":"1900000109","transaction_id":"42","out_trade_no":"ORD_01","refund_id":"50","out_refund_no":"RF_1","refund_status":"SUCCESS","success_time":"2026-01-05T10:21:08+08:00","user_received_account":"x","amount":{"total":100,"refund":100,"payer_total":90,"payer_refund":90}}"#;
+    let told = |text: &str| read(sealed("REFUND.SUCCESS", text.as_bytes()).as_bytes()).unwrap();
+    let all = told(whole);
+    assert_eq!(all.merchant, Merchant::Ours);
+    for absent in ["user_received_account", "payer_total", "payer_refund"] {
+        assert_eq!(told(&whole.replace(&format!("\"{absent}\""), "\"x\"")), all, "{absent}");
+    }
+    for (absent, kept) in [("success_time", "refund_id"), ("refund_id", "success_time")] {
+        let told = told(&whole.replace(&format!("\"{absent}\""), "\"x\""));
+        assert!(matches!(&told.fact, Fact::Refund { outcome: crate::domain::RefundOutcome::Succeeded, .. }), "{kept} {told:?}");
     }
 }
 
