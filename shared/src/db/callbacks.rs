@@ -14,7 +14,7 @@ use crate::job::Callback;
 pub struct Evidence<'a> {
     /// The bytes.
     pub callback: &'a Callback,
-    /// The gateway's id of the message; without one, the digest of the bytes.
+    /// The gateway's id of the message; without one, the digest of what is signed.
     pub notice_id: String,
     /// The order that it names.
     pub order_no: Option<&'a str>,

@@ -24,6 +24,7 @@ mod tend;
 mod testing;
 mod times;
 pub mod wechat;
+mod words;
 
 pub use accounts::{AccountFault, Gateways, NoAccount};
 pub use reach::Reach;
@@ -145,8 +146,16 @@ pub trait Gateway: Send + Sync {
     /// See [`CallbackError`].
     fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError>;
 
-    /// [`Gateway::verify`] for a callback that arrives: a key that is not known is asked for once, and what was verified is
-    /// counted by the key that signed it, so that a change of keys can be watched.
+    /// Whether an authentic message is one to store and say success to. A gateway repeats what is refused here.
+    ///
+    /// # Errors
+    /// See [`CallbackError`].
+    fn takes(&self, _callback: &Verified<Callback>) -> Result<(), CallbackError> {
+        Ok(())
+    }
+
+    /// [`Gateway::verify`] and [`Gateway::takes`] for a callback that arrives: a key that is not known is asked for once, and
+    /// what was verified is counted by the key that signed it, so that a change of keys can be watched.
     ///
     /// # Errors
     /// See [`CallbackError`].
@@ -164,6 +173,7 @@ pub trait Gateway: Send + Sync {
             verified = self.verify(again, Some(now));
         }
         let verified = verified?;
+        self.takes(&verified)?;
         tend::count_callback(self.method(), self.account(), self.key_of(&verified));
         Ok(verified)
     }
@@ -171,12 +181,9 @@ pub trait Gateway: Send + Sync {
     /// Decrypts and translates. `now` is our clock: a time that it makes impossible is not believed.
     ///
     /// # Errors
-    /// [`CallbackError::Undecodable`].
-    fn read(
-        &self,
-        callback: &Verified<Callback>,
-        now: OffsetDateTime,
-    ) -> Result<Verified<Notification>, CallbackError>;
+    /// [`CallbackError::Unopened`], [`CallbackError::Undecodable`].
+    fn read(&self, callback: &Verified<Callback>, now: OffsetDateTime)
+    -> Result<Verified<Notification>, CallbackError>;
 
     /// The order number in the query string with which a buyer's browser comes back from the cashier, to show a page:
     /// it says nothing of a payment, and whoever has the address can send it again. A gateway that signs no returns
@@ -238,6 +245,16 @@ pub fn app_of_order(method: PaymentMethod, prepay: &serde_json::Value) -> Option
         PaymentMethod::Alipay => alipay::app_of(params),
         PaymentMethod::Wechat => wechat::app_of(params),
     }
+}
+
+/// Names a callback by what its signature covers, and by the signature: the same bytes, however the form is written. What is
+/// signed once can so open one case at most.
+pub fn essence(callback: &Callback) -> String {
+    let covered = match callback.method {
+        PaymentMethod::Alipay => alipay::sign::essence(&callback.body),
+        PaymentMethod::Wechat => wechat::sign::essence(|name| callback.header(name), &callback.body),
+    };
+    crate::job::digest(&covered)
 }
 
 /// What an order tells a gateway.
@@ -397,6 +414,9 @@ pub enum CallbackError {
     /// The named key did not sign these bytes.
     #[error("bad signature")]
     BadSignature,
+    /// Authentic, and no key of ours decrypts it. Another key may.
+    #[error("no key of this account decrypts the callback: {0}")]
+    Unopened(String),
     /// Authentic, and cannot be read.
     #[error("undecodable callback: {0}")]
     Undecodable(String),

@@ -33,6 +33,20 @@ pub(super) struct Reply {
     pub body: String,
 }
 
+/// The address of a server that answers every request with status 200 and these bytes.
+pub(super) async fn answering(body: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let _ = socket.read(&mut [0; 65_536]).await;
+            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = socket.write_all(&[head.as_bytes(), &body].concat()).await;
+        }
+    });
+    url
+}
+
 /// Gives the same reply to everyone, or one by the start of the target, and keeps the requests.
 pub(super) struct Server {
     pub url: String,

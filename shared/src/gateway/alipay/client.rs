@@ -11,7 +11,7 @@ pub(super) use super::sign::Failure;
 use super::sign::{self, Answer as Signed};
 use super::{Account, Alipay, beijing_text};
 use crate::gateway::http::Answer;
-use crate::gateway::{Gateway as _, GatewayError};
+use crate::gateway::{Gateway as _, GatewayError, words};
 
 /// What is asked. A parameter that is absent is not sent: an empty one would be signed by some and not by others.
 pub(super) struct Call<'a> {
@@ -50,7 +50,8 @@ impl Call<'_> {
 
 /// What a call brought: Alipay's word, or a failure that anyone may have said.
 pub(super) enum Outcome {
-    Signed(String),
+    /// The node as received, in whatever charset.
+    Signed(Vec<u8>),
     UnsignedFailure(Failure),
 }
 
@@ -77,7 +78,7 @@ impl Alipay {
             .open(call.method, &answer.body, now)
             .map_err(|error| GatewayError::Unknown(format!("{error} (status {})", answer.status)))?;
         Ok(match opened {
-            Signed::Signed { node, .. } => Outcome::Signed(node.to_owned()),
+            Signed::Signed { node, .. } => Outcome::Signed(node.to_vec()),
             Signed::UnsignedFailure(failure) => Outcome::UnsignedFailure(failure),
         })
     }
@@ -123,9 +124,9 @@ impl Outcome {
     }
 }
 
-fn parse<T: DeserializeOwned>(node: &str) -> Result<T, GatewayError> {
+fn parse<T: DeserializeOwned>(node: &[u8]) -> Result<T, GatewayError> {
     // Category and place, never the text: it may name the payer.
-    serde_json::from_str(node).map_err(|error| {
+    words::read(node).map_err(|error| {
         GatewayError::Protocol(format!("{:?} error in a signed answer, column {}", error.classify(), error.column()))
     })
 }

@@ -14,7 +14,7 @@ use super::client::{Call, Failure, unsigned_error};
 use super::trust::is_sn;
 use super::{Alipay, chain, sign};
 use crate::gateway::tend::KeyNews;
-use crate::gateway::{Gateway as _, GatewayError};
+use crate::gateway::{Gateway as _, GatewayError, words};
 
 const METHOD: &str = "alipay.open.app.alipaycert.download";
 
@@ -93,7 +93,7 @@ impl Alipay {
         let biz_content = json!({ "alipay_cert_sn": sn }).to_string();
         let call = Call { method: METHOD, notify_url: None, return_url: None, biz_content: &biz_content };
         let answer = self.exchange(&call, now).await?;
-        serde_json::from_slice(&answer.body)
+        words::read(&answer.body)
             .map_err(|_| GatewayError::Unknown(format!("no answer to {METHOD} (status {})", answer.status)))
     }
 }

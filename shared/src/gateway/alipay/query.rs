@@ -155,7 +155,10 @@ mod tests {
         }
         assert!(matches!(told("TRADE_SUCCESS", "1", ""), Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW));
         for odd in ["soon", "0000-01-01 00:00:00", "9999-12-31 23:59:59"] {
-            assert!(matches!(told("TRADE_SUCCESS", "1", odd), Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW), "{odd}");
+            assert!(
+                matches!(told("TRADE_SUCCESS", "1", odd), Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW),
+                "{odd}"
+            );
         }
         for amount in ["1e2", r#""""#] {
             let told = told("TRADE_FINISHED", amount, "2026-01-05 10:21:08");

@@ -91,11 +91,7 @@ fn call<'a>(method: &'a str, biz_content: &'a str) -> Call<'a> {
 }
 
 /// Only `Y` says that this call moved money. A repeat of a finished refund answers `N`, which is no failure: ask.
-fn refunded_state(
-    refund: &RefundOrder,
-    refunded: &Refunded,
-    now: OffsetDateTime,
-) -> Result<RefundState, GatewayError> {
+fn refunded_state(refund: &RefundOrder, refunded: &Refunded, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
     if refunded.trade_no != refund.trade_no.as_str() || refunded.out_trade_no != refund.order_no.as_str() {
         return Err(another());
     }
@@ -110,11 +106,7 @@ fn refunded_state(
 }
 
 /// `REFUND_SUCCESS` is the only proof; a word that is not known is no permission to send again.
-fn queried_state(
-    refund: &RefundOrder,
-    queried: &Queried,
-    now: OffsetDateTime,
-) -> Result<RefundState, GatewayError> {
+fn queried_state(refund: &RefundOrder, queried: &Queried, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
     let numbers = [
         (&queried.trade_no, refund.trade_no.as_str()),
         (&queried.out_trade_no, refund.order_no.as_str()),

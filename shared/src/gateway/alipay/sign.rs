@@ -3,13 +3,10 @@
 //! All of them are RSA2 (SHA256withRSA); the legacy `RSA` (SHA-1) is refused.
 //! Source: Alipay OpenAPI, C:057k53 (signing), C:02mse7 (verifying), read 2025-11-20.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-
-use serde_json::value::RawValue;
-
 use crate::gateway::CallbackError;
 use crate::gateway::keys::{KeyError, SigningKey, VerifyingKey};
+use crate::gateway::words;
+use std::borrow::Cow;
 
 /// Far more fields than any callback has.
 const MAX_FIELDS: usize = 256;
@@ -102,6 +99,16 @@ impl<'a> Form<'a> {
     }
 }
 
+/// What a form says, in one writing: neither the order of its fields nor their escapes nor empty ones make another. A body
+/// that is no form stands for itself.
+pub(in crate::gateway) fn essence(body: &[u8]) -> Vec<u8> {
+    let Ok(form) = Form::parse(body) else { return body.to_vec() };
+    let mut essence = form.string_to_verify(EmptyValues::Dropped);
+    essence.push(b'\n');
+    essence.extend_from_slice(form.get("sign").unwrap_or_default().as_bytes());
+    essence
+}
+
 /// Whether a field without a value is covered as `name=`. The official SDKs keep it (C:02mse7), a troubleshooting page
 /// (C:02kdnf) drops it; no such callback has been seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,10 +170,10 @@ pub fn verify_callback(key: &VerifyingKey, form: &Form<'_>) -> Result<(), Callba
 /// An answer of the gateway, judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer<'a> {
-    /// Alipay said this: the node's raw text.
+    /// Alipay said this: the node's raw bytes.
     Signed {
-        /// The node, as received.
-        node: &'a str,
+        /// The node, as received, in whatever charset.
+        node: &'a [u8],
         /// What the signature fitted.
         over: SignedText,
     },
@@ -187,15 +194,16 @@ pub enum SignedText {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 pub struct Failure {
     /// 10000 is success of the call.
+    #[serde(deserialize_with = "words::text")]
     pub code: String,
     /// In words.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "words::text")]
     pub msg: String,
     /// The finer code.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "words::text")]
     pub sub_code: String,
     /// In words.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "words::text")]
     pub sub_msg: String,
 }
 
@@ -205,7 +213,7 @@ pub const SUCCESS: &str = "10000";
 /// Why an answer is not taken. What it says is unknown then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    /// Not UTF-8 JSON with the expected node.
+    /// Not JSON with the expected node.
     #[error("the answer is not an answer to {0}")]
     Shape(String),
     /// A success that nobody signed.
@@ -216,37 +224,79 @@ pub enum AnswerError {
     BadSignature,
 }
 
-/// Finds the answer's node and checks its signature over the exact characters received.
+/// Finds the answer's node and checks its signature over the exact bytes received. They need not be UTF-8: an answer in GBK is
+/// an answer, and which reading of its bytes is right shows in the signature.
 ///
 /// # Errors
 /// See [`AnswerError`].
 pub fn open_answer<'a>(key: &VerifyingKey, method: &str, body: &'a [u8]) -> Result<Answer<'a>, AnswerError> {
-    let shape = || AnswerError::Shape(method.to_owned());
-    let members: HashMap<String, &'a RawValue> = serde_json::from_slice(body).map_err(|_| shape())?;
-    let name = method.replace('.', "_") + "_response";
-    let node = members.get(name.as_str()).or_else(|| members.get("error_response")).ok_or_else(shape)?.get();
-    if !node.starts_with('{') {
-        return Err(shape());
+    let mut opened = Err(AnswerError::Shape(method.to_owned()));
+    for reading in words::readings(body) {
+        let Some(parts) = Parts::of(body, method, *reading) else { continue };
+        match parts.open(key, method) {
+            Err(AnswerError::Shape(_)) => {}
+            bad @ Err(AnswerError::BadSignature) => opened = bad,
+            judged => return judged,
+        }
     }
-    let Some(sign) = members.get("sign") else {
-        let failure: Failure = serde_json::from_str(node).map_err(|_| shape())?;
-        let success = failure.code == SUCCESS;
-        return if success { Err(AnswerError::Unsigned) } else { Ok(Answer::UnsignedFailure(failure)) };
-    };
-    let sign: String = serde_json::from_str(sign.get()).map_err(|_| shape())?;
-    if key.verify(node.as_bytes(), &sign) {
-        return Ok(Answer::Signed { node, over: SignedText::AsReceived });
+    opened
+}
+
+/// An answer's node and its signature.
+struct Parts<'a> {
+    node: &'a [u8],
+    sign: Option<&'a [u8]>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(body: &'a [u8], method: &str, reading: words::Reading) -> Option<Parts<'a>> {
+        let members = words::members(body, reading)?;
+        let member = |name: &str| {
+            let (_, place) = members.iter().find(|(known, _)| *known == name.as_bytes())?;
+            body.get(place.clone())
+        };
+        let node = member(&(method.replace('.', "_") + "_response")).or_else(|| member("error_response"))?;
+        node.starts_with(b"{").then(|| Parts { node, sign: member("sign") })
     }
-    if node.contains("\\/") && key.verify(node.replace("\\/", "/").as_bytes(), &sign) {
-        return Ok(Answer::Signed { node, over: SignedText::SlashesUnescaped });
+
+    fn open(&self, key: &VerifyingKey, method: &str) -> Result<Answer<'a>, AnswerError> {
+        let shape = || AnswerError::Shape(method.to_owned());
+        let node = self.node;
+        let Some(sign) = self.sign else {
+            let failure: Failure = words::read(node).map_err(|_| shape())?;
+            let success = failure.code == SUCCESS;
+            return if success { Err(AnswerError::Unsigned) } else { Ok(Answer::UnsignedFailure(failure)) };
+        };
+        let sign: String = serde_json::from_slice(sign).map_err(|_| shape())?;
+        if key.verify(node, &sign) {
+            return Ok(Answer::Signed { node, over: SignedText::AsReceived });
+        }
+        let unescaped = without_escaped_slashes(node);
+        if unescaped.len() < node.len() && key.verify(&unescaped, &sign) {
+            return Ok(Answer::Signed { node, over: SignedText::SlashesUnescaped });
+        }
+        Err(AnswerError::BadSignature)
     }
-    Err(AnswerError::BadSignature)
+}
+
+fn without_escaped_slashes(node: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(node.len());
+    for byte in node {
+        if *byte == b'/' && text.last() == Some(&b'\\') {
+            text.pop();
+        }
+        text.push(*byte);
+    }
+    text
 }
 
 /// The certificate that an answer says it was signed with; nobody signed that.
 pub(super) fn cert_sn(body: &[u8]) -> Option<String> {
-    let members: HashMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
-    serde_json::from_str(members.get("alipay_cert_sn")?.get()).ok()
+    words::readings(body).iter().find_map(|reading| {
+        let members = words::members(body, *reading)?;
+        let (_, place) = members.into_iter().find(|(name, _)| *name == b"alipay_cert_sn")?;
+        serde_json::from_slice(body.get(place)?).ok()
+    })
 }
 
 #[cfg(test)]

@@ -90,7 +90,11 @@ fn gateway_time_is_beijing_time() {
     let at = datetime!(2026-01-05 16:20:30.987 UTC);
     assert_eq!(beijing_text(at).unwrap(), "2026-01-06 00:20:30");
     assert_eq!(parse_beijing("2026-01-06 00:20:30"), Some(datetime!(2026-01-05 16:20:30 UTC)));
-    assert_eq!(parse_beijing("2026-01-06 00:20:30.987"), Some(datetime!(2026-01-05 16:20:30 UTC)), "as `gmt_refund` is");
+    assert_eq!(
+        parse_beijing("2026-01-06 00:20:30.987"),
+        Some(datetime!(2026-01-05 16:20:30 UTC)),
+        "as `gmt_refund` is"
+    );
     for text in ["", "2026-01-06", "2026-01-06T00:20:30", "2026-13-06 00:20:30"] {
         assert_eq!(parse_beijing(text), None, "{text}");
     }
@@ -187,7 +191,10 @@ async fn a_query_believes_only_what_is_signed_and_about_this_order() {
 
     let none = r#"{"code":"40004","msg":"Business Failed","sub_code":"ACQ.TRADE_NOT_EXIST","sub_msg":"交易不存在"}"#;
     let trade = query(none, true).await.unwrap().into_inner();
-    assert_eq!(trade, Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned(), merchant: Merchant::Ours, doubt: None });
+    assert_eq!(
+        trade,
+        Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned(), merchant: Merchant::Ours, doubt: None }
+    );
     assert!(matches!(query(none, false).await, Err(GatewayError::Unknown(_))));
 
     let config = r#"{"code":"40002","msg":"Invalid Arguments","sub_code":"isv.invalid-app-id","sub_msg":"x"}"#;
@@ -280,7 +287,8 @@ fn a_notice_names_both_the_app_and_the_payee() {
     ] {
         assert_eq!(merchant(ids), Merchant::Ours, "{ids}");
     }
-    for ids in ["", "&seller_id=2088621955702100", "&app_id=2021000122671080&seller_id=2088", "&app_id=1&seller_id=2088"]
+    for ids in
+        ["", "&seller_id=2088621955702100", "&app_id=2021000122671080&seller_id=2088", "&app_id=1&seller_id=2088"]
     {
         assert!(matches!(merchant(ids), Merchant::Other(_)), "{ids}");
     }
@@ -330,7 +338,8 @@ fn a_notice_tells_the_same_without_any_one_of_its_optional_fields() {
     ];
     let told = |left_out: &dyn Fn(&str) -> bool| {
         let kept = OPTIONAL.iter().filter(|(name, _)| !left_out(name));
-        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(NEEDED.iter().chain(kept)).finish();
+        let body =
+            url::form_urlencoded::Serializer::new(String::new()).extend_pairs(NEEDED.iter().chain(kept)).finish();
         read(body.as_bytes()).unwrap().into_inner()
     };
     let whole = told(&|_| false);
@@ -379,7 +388,7 @@ async fn an_answer_to_a_query_tells_the_same_without_any_one_of_its_optional_fie
         for null in [false, true] {
             let told = query(&whole(absent, null), true).await.unwrap().into_inner();
             if absent == "send_pay_date" {
-                assert!(matches!(told.fact, Fact::Paid { paid_at: NOW, .. }), "{told:?}");
+                assert!(matches!(told.fact, Fact::Paid { paid_at, .. } if paid_at == NOW), "{told:?}");
             } else {
                 assert_eq!(told, all, "{absent}");
             }

@@ -12,7 +12,7 @@ use super::Wechat;
 use super::sign::{self, Merchant, Stamp, Target};
 use crate::gateway::http::{self, Answer};
 use crate::gateway::keys::nonce;
-use crate::gateway::{CallbackError, Gateway as _, GatewayError};
+use crate::gateway::{CallbackError, Gateway as _, GatewayError, words};
 
 /// What a call brought.
 pub(super) enum Outcome {
@@ -27,9 +27,9 @@ pub(super) enum Outcome {
 pub(super) struct Failure {
     #[serde(skip)]
     pub status: u16,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "words::text")]
     pub code: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "words::text")]
     pub message: String,
 }
 
@@ -144,7 +144,7 @@ fn unproved(error: &CallbackError, status: u16) -> GatewayError {
 
 fn failure(answer: &Answer) -> Failure {
     let empty = Failure { status: 0, code: String::new(), message: String::new() };
-    let failure = serde_json::from_slice(&answer.body).unwrap_or(empty);
+    let failure = words::read(&answer.body).unwrap_or(empty);
     Failure { status: answer.status, ..failure }
 }
 

@@ -12,7 +12,7 @@ use super::sign::Target;
 use super::{Wechat, parse_time};
 use crate::domain::{Fact, Merchant, OrderNo, TradeNo};
 use crate::gateway::times::Times;
-use crate::gateway::{CloseOutcome, GatewayError, Trade, Verified};
+use crate::gateway::{CloseOutcome, GatewayError, Trade, Verified, words};
 
 #[derive(Deserialize)]
 struct Queried {
@@ -39,7 +39,7 @@ impl Wechat {
             Outcome::Signed(body) => body,
             Outcome::Failed(failure) => return Err(failure.refused()),
         };
-        let queried: Queried = serde_json::from_slice(&body).map_err(|_| protocol("the fields"))?;
+        let queried: Queried = words::read(&body).map_err(|_| protocol("the fields"))?;
         if queried.out_trade_no != order_no.as_str() || queried.mchid != self.account.mchid {
             return Err(GatewayError::Protocol("an answer about another order".to_owned()));
         }

@@ -14,7 +14,7 @@ use super::sign::Target;
 use super::{Wechat, parse_time};
 use crate::gateway::keys::VerifyingKey;
 use crate::gateway::times::believed;
-use crate::gateway::{GatewayError, RefundOrder, RefundState, RefundTarget};
+use crate::gateway::{GatewayError, RefundOrder, RefundState, RefundTarget, words};
 
 const PATH: &str = "/v3/refund/domestic/refunds";
 
@@ -131,7 +131,7 @@ fn refund_error(failure: Failure) -> GatewayError {
 /// 200 alone is "accepted": the word in it counts, and only when it is about this refund.
 fn state(refund: &RefundOrder, body: &[u8], now: OffsetDateTime) -> Result<RefundState, GatewayError> {
     // An empty or foreign text is as little an answer as one without the fields.
-    let told: Refunded = serde_json::from_slice(body).map_err(|_| protocol("the fields"))?;
+    let told: Refunded = words::read(body).map_err(|_| protocol("the fields"))?;
     if told.out_refund_no != refund.refund_no.as_str()
         || told.transaction_id != refund.trade_no.as_str()
         || told.out_trade_no != refund.order_no.as_str()

@@ -120,6 +120,13 @@ pub fn verify<'h>(
     if key.verify_digest(&text.finish(), signature) { Ok(()) } else { Err(CallbackError::BadSignature) }
 }
 
+/// What the signature of a callback covers, and the signature.
+pub(in crate::gateway) fn essence<'h>(header: impl Fn(&str) -> Option<&'h str>, body: &[u8]) -> Vec<u8> {
+    let [timestamp, nonce, signature] =
+        [TIMESTAMP, NONCE, SIGNATURE].map(|name| header(name).unwrap_or_default().as_bytes());
+    [timestamp, nonce, body, signature].join(&b'\n')
+}
+
 fn unix_seconds(text: &str) -> Option<i64> {
     let digits = text.len() <= 12 && text.bytes().all(|byte| byte.is_ascii_digit());
     if digits { text.parse().ok() } else { None }

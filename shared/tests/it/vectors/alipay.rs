@@ -103,7 +103,10 @@ fn notify_verify() {
         if let Some(covered) = case["string_to_verify"].as_str() {
             same("string to verify", form.string_to_verify(EmptyValues::Kept), covered.into())?;
         }
-        let notification = gateway.read(&callback, callback.get().received_at).map_err(|error: CallbackError| error.to_string())?.into_inner();
+        let notification = gateway
+            .read(&callback, callback.get().received_at)
+            .map_err(|error: CallbackError| error.to_string())?
+            .into_inner();
         let named = (case["decoded"]["app_id"].as_str(), case["decoded"]["seller_id"].as_str());
         let ours = named == (Some(file.text("app_id")), Some(file.text("seller_id")));
         same("merchant", notification.merchant == Merchant::Ours, ours)?;
@@ -143,7 +146,8 @@ fn response_verify() {
         let answer = open_answer(&key, text(case, "method"), text(case, "raw").as_bytes());
         let found = match &answer {
             Ok(Answer::Signed { node, over }) => {
-                same("signed text", *node, text(case, "signed_substring")).or_else(|difference| match over {
+                let node = std::str::from_utf8(node).map_err(|error| error.to_string())?;
+                same("signed text", node, text(case, "signed_substring")).or_else(|difference| match over {
                     SignedText::AsReceived => Err(difference),
                     SignedText::SlashesUnescaped => {
                         same("signed text", node.replace("\\/", "/").as_str(), text(case, "signed_substring"))
