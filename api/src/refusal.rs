@@ -25,6 +25,9 @@ pub enum CallbackRefusal {
     /// Signed with a key that is not loaded here, or whose time is over or has not begun.
     #[error("unknown key, repeat later")]
     UnknownSerial,
+    /// Authentic, and no key of ours decrypts it.
+    #[error("cannot be decrypted, repeat later")]
+    Unopened,
     /// No account of this name.
     #[error("unknown account")]
     UnknownAccount,
@@ -60,6 +63,7 @@ impl CallbackRefusal {
             CallbackRefusal::Stale => "stale",
             CallbackRefusal::Probe => "probe",
             CallbackRefusal::UnknownSerial => "unknown_serial",
+            CallbackRefusal::Unopened => "unopened",
             CallbackRefusal::UnknownAccount => "unknown_account",
             CallbackRefusal::WrongAddress => "wrong_ip",
             CallbackRefusal::TooLarge => "too_large",
@@ -72,7 +76,9 @@ impl CallbackRefusal {
     const fn status(self) -> StatusCode {
         match self {
             CallbackRefusal::BadSignature | CallbackRefusal::Stale | CallbackRefusal::Probe => StatusCode::UNAUTHORIZED,
-            CallbackRefusal::UnknownSerial | CallbackRefusal::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            CallbackRefusal::UnknownSerial | CallbackRefusal::Unopened | CallbackRefusal::Unavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             CallbackRefusal::UnknownAccount => StatusCode::NOT_FOUND,
             CallbackRefusal::WrongAddress => StatusCode::FORBIDDEN,
             CallbackRefusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -88,6 +94,7 @@ impl CallbackRefusal {
             self,
             CallbackRefusal::Probe
                 | CallbackRefusal::UnknownSerial
+                | CallbackRefusal::Unopened
                 | CallbackRefusal::TooMany
                 | CallbackRefusal::Unavailable
         )
@@ -108,6 +115,7 @@ impl From<CallbackError> for CallbackRefusal {
     fn from(error: CallbackError) -> CallbackRefusal {
         match error {
             CallbackError::Malformed(_) | CallbackError::Undecodable(_) => CallbackRefusal::Malformed,
+            CallbackError::Unopened(_) => CallbackRefusal::Unopened,
             CallbackError::Stale => CallbackRefusal::Stale,
             CallbackError::Probe => CallbackRefusal::Probe,
             CallbackError::UnknownKey { .. } | CallbackError::KeyNotInForce { .. } => CallbackRefusal::UnknownSerial,

@@ -13,8 +13,8 @@ use shared::crash::{self, Point};
 use shared::db::callbacks::Evidence;
 use shared::db::{self, DbError, anew, callbacks, events, jobs};
 use shared::domain::{Notification, Verdict};
-use shared::gateway::{CallbackError, Gateway, Gateways, Verified};
-use shared::job::{Callback, LONGEST_BODY, digest};
+use shared::gateway::{CallbackError, Gateway, Gateways, Verified, essence};
+use shared::job::{Callback, LONGEST_BODY};
 use shared::settle;
 use shared::telemetry::chain;
 use sqlx::PgPool;
@@ -59,7 +59,7 @@ struct Examined {
 
 enum Content {
     /// Authentic.
-    Told(Verified<Notification>),
+    Told(Box<Verified<Notification>>),
     /// Never to be settled: forged or unreadable.
     Bad(Verdict),
     /// The key or the account is not known here, which a new configuration can mend.
@@ -130,10 +130,12 @@ impl CallbackWorker {
                     told = tell(gateway.as_ref(), &callback, now);
                 }
                 match told {
-                    Ok(told) => Content::Told(told),
-                    Err(error @ (CallbackError::UnknownKey { .. } | CallbackError::KeyNotInForce { .. })) => {
-                        Content::NotYet(error.to_string())
-                    }
+                    Ok(told) => Content::Told(Box::new(told)),
+                    Err(
+                        error @ (CallbackError::UnknownKey { .. }
+                        | CallbackError::KeyNotInForce { .. }
+                        | CallbackError::Unopened(_)),
+                    ) => Content::NotYet(error.to_string()),
                     Err(CallbackError::BadSignature | CallbackError::Probe | CallbackError::Stale) => {
                         Content::Bad(Verdict::BadSignature)
                     }
@@ -338,7 +340,7 @@ impl Examined {
 
     fn told(&self) -> Option<&Verified<Notification>> {
         match &self.content {
-            Content::Told(told) => Some(told),
+            Content::Told(told) => Some(told.as_ref()),
             _ => None,
         }
     }
@@ -347,7 +349,7 @@ impl Examined {
         let told = self.told().map(Verified::get);
         Evidence {
             callback: &self.callback,
-            notice_id: told.map_or_else(|| digest(&self.callback.body), |told| told.notice_id.clone()),
+            notice_id: told.map_or_else(|| essence(&self.callback), |told| told.notice_id.clone()),
             order_no: told.map(|told| told.order_no.as_str()).filter(|order_no| !order_no.is_empty()),
             verdict,
             note: told.and_then(|told| told.doubt.as_deref()),

@@ -108,7 +108,10 @@ async fn every_wechat_vector_meets_its_answer(db: PgPool) {
             "format" if case["headers"].get("Wechatpay-Signature").is_none() => {
                 (400, fail("malformed request"), "malformed")
             }
-            // Authentic: whether it can be read and what it says is the worker's.
+            _ if id.starts_with("decrypt-") || id == "format-algorithm-unknown" => {
+                (503, fail("cannot be decrypted, repeat later"), "unopened")
+            }
+            // Authentic and decrypted: whether it can be read and what it says is the worker's.
             _ => {
                 accepted += 1;
                 (204, String::new(), "accepted")
@@ -140,6 +143,61 @@ async fn every_alipay_vector_meets_its_answer(db: PgPool) {
     }
     assert!(accepted > 0);
     assert_eq!(stored(&world.db).await.len(), accepted);
+}
+
+/// The query string with which Alipay sends the buyer's browser back: signed by the rule and the key of notices.
+fn signed_return() -> Vec<(&'static str, String)> {
+    let pem = std::fs::read_to_string(format!(
+        "{}/../shared/tests/fixtures/vectors/keys/alipay_platform_private_pkcs8.pem",
+        env!("CARGO_MANIFEST_DIR")
+    ));
+    let mut fields: Vec<(&str, String)> = [
+        ("app_id", "2021000122671080"),
+        ("charset", "utf-8"),
+        ("method", "alipay.trade.page.pay.return"),
+        ("out_trade_no", "ORD_01"),
+        ("seller_id", "2088621955702100"),
+        ("timestamp", "2026-01-06 00:20:30"),
+        ("total_amount", "88.80"),
+        ("trade_no", "2026010522001400001000000002"),
+        ("version", "1.0"),
+    ]
+    .map(|(name, value)| (name, value.to_owned()))
+    .into();
+    let covered: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let key = shared::gateway::keys::SigningKey::from_pem(&pem.unwrap()).unwrap();
+    fields.push(("sign", key.sign(covered.join("&").as_bytes()).unwrap()));
+    fields.push(("sign_type", "RSA2".to_owned()));
+    fields
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_buyers_return_is_no_notice_however_it_is_written(db: PgPool) {
+    let world = world(db).await;
+    let encoded = |fields: &[(&str, String)]| -> String {
+        url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish()
+    };
+    let fields = signed_return();
+    let turned: Vec<_> = fields.iter().rev().cloned().collect();
+    let plain = encoded(&fields);
+    let writings = [
+        plain.clone(),
+        encoded(&turned),
+        plain.replace('+', "%20"),
+        format!("&{plain}&&"),
+        format!("{plain}&notify_id=&notify_type="),
+    ];
+    let post =
+        |address: &str, body: &str| from(address, Request::post(ALIPAY).body(Body::from(body.to_owned())).unwrap());
+    for body in &writings {
+        assert_eq!(seen(&world, post("198.51.100.7", body)).await, (400, "fail".to_owned(), "malformed"), "{body}");
+    }
+    assert_eq!(world.count("jobs").await, 0, "nothing of it is stored");
+    let mut sent = 0;
+    while seen(&world, post("198.51.100.8", &writings[0])).await.2 == "malformed" {
+        sent += 1;
+        assert!(sent < 200, "a strike is counted for each");
+    }
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

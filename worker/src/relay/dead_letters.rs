@@ -10,6 +10,7 @@ use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
 use shared::db::{DbError, events, in_time, jobs};
 use shared::domain::{CaseId, CaseKind};
+use shared::gateway::essence;
 use shared::job::digest;
 use shared::mq::consume::{DeadLetter, LetterOf};
 use shared::settle;
@@ -92,8 +93,8 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
     let mut number = plain_or_none(&letter.message_id).unwrap_or_else(|| id.to_string());
     match letter.of() {
         Some(LetterOf::Callback(callback)) => {
-            // Any publisher can claim a job's number. With the bytes in its name, the case of one letter never stands for another.
-            number = named(&number, &letter.body);
+            // Not the message: what was signed once is one case, however often and in whatever form it comes.
+            number = essence(&callback);
             jobs::delete_callbacks(tx, &[&callback]).await?;
             let headers = callback.headers.iter().map(|(name, value)| (plain(name), plain(value)));
             evidence["callback"] = json!({

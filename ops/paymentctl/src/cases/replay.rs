@@ -189,9 +189,11 @@ async fn outlook(place: &Place, gateways: &Gateways, callback: &Callback) -> Res
     }
     Ok(match told {
         Ok(notification) => Outlook::Told(says(place, &notification).await?),
-        Err(error @ (CallbackError::UnknownKey { .. } | CallbackError::KeyNotInForce { .. })) => {
-            Outlook::Waits(error.to_string())
-        }
+        Err(
+            error @ (CallbackError::UnknownKey { .. }
+            | CallbackError::KeyNotInForce { .. }
+            | CallbackError::Unopened(_)),
+        ) => Outlook::Waits(error.to_string()),
         Err(error) => Outlook::DeadAgain(error.to_string()),
     })
 }

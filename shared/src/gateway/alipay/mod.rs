@@ -26,6 +26,8 @@ use crate::job::Callback;
 pub mod callback;
 pub mod cert;
 mod chain;
+#[cfg(test)]
+mod charset_tests;
 mod client;
 mod download;
 mod prepay;
@@ -141,6 +143,11 @@ impl Gateway for Alipay {
     fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
         self.verify_form(&callback.body, now.unwrap_or(callback.received_at))?;
         Ok(Verified::new(callback))
+    }
+
+    /// A buyer's return is signed by the same rule and key; only a notice has an id and a type.
+    fn takes(&self, callback: &Verified<Callback>) -> Result<(), CallbackError> {
+        callback::is_notice(callback)
     }
 
     fn read(

@@ -27,6 +27,8 @@ pub mod callback;
 pub mod cert;
 mod certificates;
 mod client;
+#[cfg(test)]
+mod notice_tests;
 pub mod prepay;
 mod query;
 mod reach;
@@ -149,6 +151,11 @@ impl Gateway for Wechat {
     fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
         sign::verify(&self.ring(), |name| callback.header(name), &callback.body, now)?;
         Ok(Verified::new(callback))
+    }
+
+    /// What cannot be decrypted is not taken: WeChat Pay repeats it, and the right key may be here by then.
+    fn takes(&self, callback: &Verified<Callback>) -> Result<(), CallbackError> {
+        callback::opens(&self.account, callback)
     }
 
     fn read(

@@ -149,6 +149,7 @@ fn stage(gateway: &dyn Gateway, callback: &Callback, now: OffsetDateTime, case: 
         CallbackError::Stale => "clock".to_owned(),
         CallbackError::UnknownKey { .. } | CallbackError::KeyNotInForce { .. } => "unknown-serial".to_owned(),
         CallbackError::Probe | CallbackError::BadSignature => "signature".to_owned(),
+        CallbackError::Unopened(_) => "decrypt".to_owned(),
         CallbackError::Undecodable(text) if text.starts_with("decryption") => "decrypt".to_owned(),
         CallbackError::Undecodable(_) => "format".to_owned(),
     };
