@@ -334,7 +334,8 @@ async fn tell(
     }
 }
 
-/// Takes what a callback tells of a refund; a hint only brings the question forward.
+/// Takes what a callback tells of a refund; a hint only brings the question forward. `None`: no refund of ours has this number,
+/// or the one that has it returns another trade, which a person must judge.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -345,8 +346,9 @@ pub(super) async fn notice(
     policies: &Policies,
     clock: &Clock,
 ) -> Result<Option<RefundVerdict>, DbError> {
-    let Fact::Refund { refund_no, amount, gateway_refund_no, at, outcome, .. } = told else { return Ok(None) };
-    let found = refunds::by_refund_no(&mut *tx, refund_no).await?.filter(|refund| refund.order_id == order_id);
+    let Fact::Refund { trade_no, refund_no, amount, gateway_refund_no, at, outcome } = told else { return Ok(None) };
+    let found = refunds::by_refund_no(&mut *tx, refund_no).await?;
+    let found = found.filter(|refund| refund.order_id == order_id && refund.trade_no == *trade_no);
     let Some(refund) = found else { return Ok(None) };
     let (gateway_refund_no, amount, at) = (gateway_refund_no.clone(), *amount, *at);
     let fact = match outcome {
