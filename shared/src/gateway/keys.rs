@@ -64,16 +64,21 @@ pub struct SigningKey {
 }
 
 impl SigningKey {
-    /// Reads PKCS#8 (`BEGIN PRIVATE KEY`) or PKCS#1 (`BEGIN RSA PRIVATE KEY`).
+    /// Reads PKCS#8 (`BEGIN PRIVATE KEY`) or PKCS#1 (`BEGIN RSA PRIVATE KEY`). What stands between the marks decides, since
+    /// tools confuse them, and the base64 text may stand without marks.
     ///
     /// # Errors
     /// [`KeyError`] for anything else, and for keys under 2048 bits.
     pub fn from_pem(text: &str) -> Result<SigningKey, KeyError> {
         let block = first_block(text, PRIVATE)?;
-        let pair = match block.label {
-            "PRIVATE KEY" => KeyPair::from_pkcs8(&block.der),
-            "RSA PRIVATE KEY" => KeyPair::from_der(&block.der),
-            other => return Err(KeyError::WrongKind { found: other.to_owned(), wanted: PRIVATE }),
+        let wrong = |found: &str| Err(KeyError::WrongKind { found: found.to_owned(), wanted: PRIVATE });
+        if !matches!(block.label, PKCS8 | PKCS1) {
+            return wrong(block.label);
+        }
+        let pair = match shape(&block.der) {
+            Some(PKCS1) => KeyPair::from_der(&block.der),
+            Some(PKCS8) | None => KeyPair::from_pkcs8(&block.der),
+            Some(other) => return wrong(other),
         };
         // The library names the cause as text alone; a size it refuses is worth its own sentence.
         pair.map(|pair| SigningKey { pair }).map_err(|error| match private_bits(&block) {
@@ -127,7 +132,7 @@ pub struct VerifyingKey {
 }
 
 impl VerifyingKey {
-    /// Reads an SPKI public key (`BEGIN PUBLIC KEY`).
+    /// Reads an SPKI public key (`BEGIN PUBLIC KEY`), or its base64 text alone.
     ///
     /// # Errors
     /// [`KeyError`] for anything else, a certificate included, and for keys under 2048 bits.
@@ -220,8 +225,9 @@ pub(super) struct PemBlock<'a> {
 
 impl PemBlock<'_> {
     fn labelled(self, label: &str, wanted: &'static str) -> Result<Self, KeyError> {
-        let fits = self.label == label;
-        if fits { Ok(self) } else { Err(KeyError::WrongKind { found: self.label.to_owned(), wanted }) }
+        let found = if self.label == label { shape(&self.der).unwrap_or(label) } else { self.label };
+        let fits = found == label;
+        if fits { Ok(self) } else { Err(KeyError::WrongKind { found: found.to_owned(), wanted }) }
     }
 }
 
@@ -239,14 +245,58 @@ pub(super) fn pem_blocks(text: &str) -> impl Iterator<Item = Option<PemBlock<'_>
 fn read_block(text: &str) -> Option<(PemBlock<'_>, &str)> {
     let (label, body) = text.split_once("-----")?;
     let (body, rest) = body.split_once("-----END ")?;
-    let mut packed = Zeroizing::new(Vec::with_capacity(body.len()));
-    packed.extend(body.bytes().filter(|b| !b.is_ascii_whitespace()));
-    let der = Zeroizing::new(STANDARD.decode(packed.as_slice()).ok()?);
-    Some((PemBlock { label, der }, rest))
+    Some((PemBlock { label, der: decode(body)? }, rest))
+}
+
+/// Base64 with line ends in it, which may be the two characters `\n`: so they stand in an `.env` file or a store of secrets.
+fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let mut packed = Zeroizing::new(Vec::with_capacity(text.len()));
+    let mut bytes = text.bytes().peekable();
+    while let Some(byte) = bytes.next() {
+        if byte == b'\\' {
+            bytes.next_if(|next| matches!(next, b'n' | b'r'))?;
+        } else if !byte.is_ascii_whitespace() {
+            packed.push(byte);
+        }
+    }
+    STANDARD.decode(packed.as_slice()).ok().map(Zeroizing::new)
 }
 
 fn first_block<'a>(text: &'a str, wanted: &'static str) -> Result<PemBlock<'a>, KeyError> {
-    pem_blocks(text).next().ok_or(KeyError::NotPem { wanted })?.ok_or(KeyError::Broken { wanted })
+    match pem_blocks(text).next() {
+        Some(block) => block.ok_or(KeyError::Broken { wanted }),
+        None => bare(text).ok_or(KeyError::NotPem { wanted }),
+    }
+}
+
+/// The base64 text alone, as the console and its key tool give it: what it is shows in its bytes.
+fn bare(text: &str) -> Option<PemBlock<'static>> {
+    let der = decode(text.trim().trim_matches('"'))?;
+    Some(PemBlock { label: shape(&der)?, der })
+}
+
+const PKCS8: &str = "PRIVATE KEY";
+const PKCS1: &str = "RSA PRIVATE KEY";
+
+/// The label that belongs to these bytes; `None`: they are nothing that is known here.
+fn shape(der: &[u8]) -> Option<&'static str> {
+    use x509_parser::der_parser::asn1_rs::{Any, Sequence, Tag};
+    let tags = |der: &[u8]| -> Option<(Tag, Tag, Vec<u8>, bool)> {
+        let (_, outer) = Sequence::from_der(der).ok()?;
+        let (rest, first) = Any::from_der(&outer.content).ok()?;
+        let (_, second) = Any::from_der(rest).ok()?;
+        Some((first.tag(), second.tag(), first.data.to_vec(), first.data == [0]))
+    };
+    let (first, second, inner, zero) = tags(der)?;
+    match (first, second) {
+        (Tag::Integer, Tag::Sequence) => Some(PKCS8),
+        (Tag::Integer, Tag::Integer) if zero => Some(PKCS1),
+        (Tag::Integer, Tag::Integer) => Some("RSA PUBLIC KEY"),
+        (Tag::Integer, Tag::OctetString) => Some("EC PRIVATE KEY"),
+        (Tag::Sequence, Tag::BitString) => Some("PUBLIC KEY"),
+        (Tag::Sequence, Tag::Sequence) if inner.first().is_some_and(|tag| *tag != 0x06) => Some("CERTIFICATE"),
+        _ => None,
+    }
 }
 
 /// The length of an RSA private key, found without the library, which refuses to read short ones.
@@ -339,6 +389,62 @@ mod tests {
         assert_eq!(
             VerifyingKey::from_spki_pem("-----BEGIN PUBLIC KEY-----\nMIIB").unwrap_err(),
             KeyError::Broken { wanted: PUBLIC }
+        );
+    }
+
+    /// Between other marks, with line ends as two characters, or without marks.
+    #[test]
+    fn every_form_in_which_a_console_gives_a_key_is_taken() {
+        let body = |pem: &str| pem.lines().filter(|line| !line.starts_with("-----")).collect::<String>();
+        let marked = |label: &str, body: &str| format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+        let signature = SigningKey::from_pem(APP_PRIVATE).unwrap().sign(b"text").unwrap();
+        for pem in [APP_PRIVATE, APP_PRIVATE_PKCS1] {
+            for form in [
+                body(pem),
+                format!("\"{}\"\n", body(pem)),
+                pem.replace('\n', "\\n"),
+                pem.replace('\n', "\\r\\n"),
+                pem.replace('\n', "\r\n"),
+                pem.replace('\n', " "),
+                marked("PRIVATE KEY", &body(pem)),
+                marked("RSA PRIVATE KEY", &body(pem)),
+            ] {
+                assert_eq!(SigningKey::from_pem(&form).unwrap().sign(b"text").unwrap(), signature, "{form:.60}");
+            }
+        }
+        for form in [body(APP_PUBLIC), APP_PUBLIC.replace('\n', "\\n"), APP_PUBLIC.replace('\n', " ")] {
+            assert!(VerifyingKey::from_spki_pem(&form).unwrap().verify(b"text", &signature), "{form:.60}");
+        }
+        let certificate = Certificate::from_pem(&body(PLATFORM_CERT)).unwrap();
+        assert_eq!(certificate.serial, Certificate::from_pem(PLATFORM_CERT).unwrap().serial);
+    }
+
+    #[test]
+    fn a_form_that_is_not_taken_is_named() {
+        let body = |pem: &str| pem.lines().filter(|line| !line.starts_with("-----")).collect::<String>();
+        let wrong = |error: KeyError, wanted: &str| match error {
+            KeyError::WrongKind { found, .. } => assert_eq!(found, wanted),
+            other => panic!("{other:?}"),
+        };
+        let marked = |label: &str, body: &str| format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+        wrong(SigningKey::from_pem(&body(APP_PUBLIC)).unwrap_err(), "PUBLIC KEY");
+        wrong(SigningKey::from_pem(&marked("PRIVATE KEY", &body(APP_PUBLIC))).unwrap_err(), "PUBLIC KEY");
+        wrong(SigningKey::from_pem(&body(PLATFORM_CERT)).unwrap_err(), "CERTIFICATE");
+        wrong(VerifyingKey::from_spki_pem(&body(APP_PRIVATE)).unwrap_err(), "PRIVATE KEY");
+        wrong(
+            VerifyingKey::from_spki_pem(&marked("PUBLIC KEY", &body(APP_PRIVATE_PKCS1))).unwrap_err(),
+            "RSA PRIVATE KEY",
+        );
+        wrong(VerifyingKey::from_spki_pem(&body(PLATFORM_CERT)).unwrap_err(), "CERTIFICATE");
+        let encrypted = marked("ENCRYPTED PRIVATE KEY", &body(APP_PRIVATE));
+        wrong(SigningKey::from_pem(&encrypted).unwrap_err(), "ENCRYPTED PRIVATE KEY");
+        for nothing in ["", "secret", "MIIE", "bm90IGEga2V5", &APP_PRIVATE[40..200]] {
+            let error = SigningKey::from_pem(nothing).unwrap_err();
+            assert_eq!(error, KeyError::NotPem { wanted: PRIVATE }, "{nothing:.20}");
+        }
+        assert_eq!(
+            SigningKey::from_pem(&APP_PRIVATE.replace('\n', "\\x")).unwrap_err(),
+            KeyError::Broken { wanted: PRIVATE }
         );
     }
 

@@ -194,13 +194,17 @@ impl<'c> Section<'c> {
         let path = self.context.dir.join(path);
         // Before it is read: a change while it is read must not pass unseen.
         self.context.files.borrow_mut().push(Print::of(&path));
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Some((field.to_owned(), Zeroizing::new(text))),
-            Err(error) => {
-                let path = path.display();
-                self.fault(field, &format!("names {path}, which cannot be read ({error}); put the key there"));
-                None
-            }
+        let fault = |problem: String| {
+            self.fault(field, &format!("names {}, which {problem}", path.display()));
+            None
+        };
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => Zeroizing::new(bytes),
+            Err(error) => return fault(format!("cannot be read ({error}); put the key there")),
+        };
+        match as_text(&bytes) {
+            Some(text) => Some((field.to_owned(), text)),
+            None => fault("is saved in another encoding than UTF-8, such as UTF-16; save it as plain text".to_owned()),
         }
     }
 
@@ -218,6 +222,43 @@ impl<'c> Section<'c> {
     pub(super) fn finish(self) {
         for name in self.table.keys() {
             self.fault(name, "is not a known field; remove it or correct its spelling");
+        }
+    }
+}
+
+/// The text of a key file, without the mark that some editors begin with. UTF-16 is no text here, and of a PEM file only what
+/// stands between its marks has to be one.
+fn as_text(bytes: &[u8]) -> Option<Zeroizing<String>> {
+    if bytes.contains(&0) {
+        return None;
+    }
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Some(Zeroizing::new(text.to_owned())),
+        Err(_) => {
+            let text = Zeroizing::new(String::from_utf8_lossy(bytes).into_owned());
+            text.contains("-----BEGIN ").then_some(text)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_text;
+
+    #[test]
+    fn a_key_file_is_text_in_one_encoding() {
+        let pem = "-----BEGIN PUBLIC KEY-----\nMIIB\n-----END PUBLIC KEY-----\n";
+        for (bytes, text) in [
+            (pem.as_bytes().to_vec(), Some(pem.to_owned())),
+            ([b"\xEF\xBB\xBF", pem.as_bytes()].concat(), Some(pem.to_owned())),
+            ([b"\xB5\xE3\n", pem.as_bytes()].concat(), Some(format!("\u{FFFD}\u{FFFD}\n{pem}"))),
+            ([&b"\xFF\xFE"[..], &pem.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>()].concat(), None),
+            ([&b"\xFE\xFF"[..], &pem.encode_utf16().flat_map(u16::to_be_bytes).collect::<Vec<u8>>()].concat(), None),
+            (pem.encode_utf16().flat_map(u16::to_le_bytes).collect(), None),
+            (b"\xB5\xE3\xD2\xBB".to_vec(), None),
+        ] {
+            assert_eq!(as_text(&bytes).as_deref().cloned(), text, "{bytes:x?}");
         }
     }
 }
