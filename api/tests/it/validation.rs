@@ -29,7 +29,7 @@ async fn every_bad_field_is_named_at_once(db: PgPool) {
     insta::assert_json_snapshot!("nothing", nothing.json());
     let everything_wrong = json!({
         "product_type": "two words",
-        "subject": "a/b",
+        "subject": "\u{200b}",
         "amount": 12.34,
         "payment_method": "paypal",
         "scene": "moon",
@@ -58,6 +58,11 @@ async fn each_rule_has_its_words(db: PgPool) {
         json!({ "amount": "" }),
         json!({ "subject": "x".repeat(257) }),
         json!({ "subject": "a\u{0}b" }),
+        json!({ "subject": "\u{200b}" }),
+        json!({ "subject": " \u{3000}\u{feff}" }),
+        json!({ "subject": "R&B 专辑" }),
+        json!({ "subject": "1/2 披萨" }),
+        json!({ "subject": "A=B" }),
         json!({ "product_type": "" }),
         json!({ "product_type": 7 }),
         json!({ "scene": "native" }),
@@ -86,7 +91,7 @@ async fn each_rule_has_its_words(db: PgPool) {
         all += &told(&world, alipay_order(), changes).await;
     }
     for changes in
-        [json!({ "scene": "page" }), json!({ "scene": "jsapi" }), json!({ "scene": "mini", "openid": "o 1" })]
+        [json!({ "subject": "\u{200b}" }), json!({ "scene": "page" }), json!({ "scene": "jsapi" }), json!({ "scene": "mini", "openid": "o 1" })]
     {
         all += &told(&world, wechat_order(), changes).await;
     }
@@ -111,6 +116,18 @@ async fn bounds_are_inside(db: PgPool) {
         let answer = world.create("u1", &format!("k{n}"), &body).await;
         assert_eq!(answer.status.as_u16(), 201, "{}", answer.body);
     }
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_title_that_alipay_refuses_is_taken_at_wechat_pay(db: PgPool) {
+    let world = World::new(db).await;
+    for (n, title) in ["R&B 专辑", "1/2 披萨", "A=B"].into_iter().enumerate() {
+        let mut body = wechat_order();
+        body["subject"] = title.into();
+        let answer = world.create("u1", &format!("k{n}"), &body).await;
+        assert_eq!((answer.status.as_u16(), &answer.json()["order"]["subject"]), (201, &json!(title)));
+    }
+    assert_eq!(world.get("/v1/orders", "u1").await.json()["orders"].as_array().unwrap().len(), 3);
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

@@ -50,6 +50,17 @@ macro_rules! text_type {
 }
 pub(super) use text_type;
 
+/// Whether a reader sees this character: neither a blank nor one of those that Unicode gives no shape (zero-width, marks of
+/// direction, fillers, variation selectors, tags).
+pub fn shows(c: char) -> bool {
+    let shapeless = matches!(c,
+        '\u{AD}' | '\u{34F}' | '\u{61C}' | '\u{115F}' | '\u{1160}' | '\u{17B4}' | '\u{17B5}' | '\u{180B}'..='\u{180F}'
+        | '\u{200B}'..='\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{2800}' | '\u{3164}'
+        | '\u{FE00}'..='\u{FE0F}' | '\u{FEFF}' | '\u{FFA0}' | '\u{FFF0}'..='\u{FFFB}' | '\u{1BCA0}'..='\u{1BCA3}'
+        | '\u{1D173}'..='\u{1D17A}' | '\u{E0000}'..='\u{E0FFF}');
+    !(shapeless || c.is_whitespace() || c.is_control())
+}
+
 /// The longest start of `text` that has at most `bytes` bytes and cuts no character.
 pub fn shorten_bytes(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
@@ -65,6 +76,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_has_no_shape_is_not_seen() {
+        for c in " \t\u{3000}\u{a0}\u{200b}\u{200d}\u{feff}\u{2060}\u{3164}\u{2800}\u{ad}\u{fe0f}\u{e0020}\u{202e}".chars() {
+            assert!(!shows(c), "{c:?}");
+        }
+        for c in "a大-·。/&=\u{1F600}\u{30fb}ｱ".chars() {
+            assert!(shows(c), "{c:?}");
+        }
+    }
 
     proptest! {
         #[test]

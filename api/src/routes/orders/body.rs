@@ -29,7 +29,8 @@ pub struct CreateOrder {
     /// What kind of thing is sold: 1 to 32 of `[0-9A-Za-z_.-]`. The fulfilment event carries it on.
     #[schema(example = "membership")]
     pub product_type: String,
-    /// What the buyer reads: 1 to 256 characters without `/`, `=`, `&` and control characters.
+    /// What the buyer reads: 1 to 256 characters, one of them visible, without control characters; at Alipay without `/`, `=`
+    /// and `&` too.
     #[schema(example = "Premium, one month")]
     pub subject: String,
     /// In yuan, more than nothing.
@@ -80,9 +81,12 @@ impl OrderRequest {
     pub fn parse(body: &Bytes, origins: &[Origin], accounts: &dyn Accounts) -> Result<OrderRequest, ApiError> {
         let mut fields = Fields::parse(body)?;
         let product_type = fields.required("product_type", text(ProductType::parse));
-        let subject = fields.required("subject", text(Subject::parse));
+        let subject = fields.required("subject", text(Subject::title));
         let amount = fields.required("amount", money);
         let payment_method = fields.required("payment_method", text(method));
+        if let Some(unfit) = subject.as_ref().zip(payment_method).and_then(|(subject, at)| subject.unfit_at(at)) {
+            fields.fault("subject", unfit);
+        }
         let scene = scene(&mut fields, payment_method);
         let openid = openid(&mut fields, scene);
         let expires_in = fields.optional("expires_in", expires_in);

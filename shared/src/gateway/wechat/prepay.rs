@@ -13,9 +13,9 @@ use url::form_urlencoded;
 use super::client::{Outcome, refusal};
 use super::sign::{Merchant, Stamp, Target, invoke_text};
 use super::{Account, Wechat};
-use crate::domain::{Scene, shorten_bytes};
+use crate::domain::{Scene, shorten_bytes, shows};
 use crate::gateway::keys::{KeyError, nonce};
-use crate::gateway::{GatewayError, Payment, PrepayOrder, PrepayRequest, may_be_handed_on};
+use crate::gateway::{GatewayError, Payment, PrepayOrder, PrepayRequest, may_be_handed_on, words};
 
 /// What is kept on the order. The body is kept as the text that is signed and sent: a repeat must be identical, and a
 /// JSON column may order members anew.
@@ -36,8 +36,8 @@ pub(super) fn request(account: &Account, order: &PrepayOrder) -> Result<PrepayRe
     let mut body = json!({
         "appid": appid,
         "mchid": account.mchid,
-        // Characters or bytes is not said: bytes are the narrower reading.
-        "description": shorten_bytes(order.subject.as_str(), 127),
+        // Characters or bytes is not said: bytes are the narrower reading. What is kept must show something.
+        "description": shorten_bytes(order.subject.as_str().trim_start_matches(|c| !shows(c)), 127),
         "out_trade_no": order.order_no,
         "time_expire": time_expire(order.expires_at)?,
         "notify_url": order.notify_url,
@@ -116,8 +116,7 @@ impl Wechat {
             // Nothing was made and nobody was charged, whoever said so.
             Outcome::Failed(failure) => return Err(failure.refused()),
         };
-        let prepaid: Prepaid =
-            serde_json::from_slice(&body).map_err(|_| GatewayError::Protocol("a prepay answer".to_owned()))?;
+        let prepaid: Prepaid = words::read(&body).map_err(|_| GatewayError::Protocol("a prepay answer".to_owned()))?;
         let absent = |name: &str| GatewayError::Protocol(format!("a prepay answer without {name}"));
         match request.scene {
             Scene::Native => {
