@@ -90,6 +90,10 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
     let callbacks = callbacks.and_then(|listener| faults.take(listener));
     let ops = ops.and_then(|listener| faults.take(listener));
 
+    if let (Some(db), Some(gateways)) = (&db, &gateways) {
+        faults.take(ops::check_accounts(db, gateways).await);
+    }
+
     let publisher_stop = CancellationToken::new();
     let publisher = amqp.filter(|_| faults.0.is_empty()).and_then(|amqp| {
         let started = Publisher::start(&amqp.url, NAME, PublisherOptions::default(), publisher_stop.clone());

@@ -60,11 +60,28 @@ pub struct Process {
     pub stop: CancellationToken,
 }
 
+/// What a worker has of its own.
+pub trait Own {
+    /// The merchant accounts, if it works with any.
+    fn accounts(&self) -> Option<&Gateways> {
+        None
+    }
+}
+
+/// The relay calls no gateway.
+impl Own for crate::relay::Settings {}
+
+impl Own for Gateways {
+    fn accounts(&self) -> Option<&Gateways> {
+        Some(self)
+    }
+}
+
 impl Worker {
     /// Starts the process, does `work` until SIGTERM, and ends. A start that cannot succeed names every fault at once.
     ///
     /// `configure` reads what this worker has of its own.
-    pub async fn run<C>(
+    pub async fn run<C: Own>(
         self,
         configure: impl FnOnce(&mut Env) -> Option<C>,
         work: impl AsyncFnOnce(Process, C),
@@ -78,7 +95,7 @@ impl Worker {
         }
     }
 
-    async fn start_and_work<C>(
+    async fn start_and_work<C: Own>(
         &self,
         configure: impl FnOnce(&mut Env) -> Option<C>,
         work: impl AsyncFnOnce(Process, C),
@@ -104,6 +121,9 @@ impl Worker {
         let (db, road, listener) = tokio::join!(self.reach_database(database), self.reach_broker(amqp), listen(addr));
         let (db, amqp, listener) =
             (faults.take(db).flatten(), faults.take(road).flatten(), faults.take(listener).flatten());
+        if let (Some(db), Some(accounts)) = (&db, own.as_ref().and_then(Own::accounts)) {
+            faults.take(ops::check_accounts(db, accounts).await);
+        }
         faults.finish()?;
         let (Some(db), Some(amqp), Some(listener), Some(own)) = (db, amqp, listener, own) else {
             anyhow::bail!("a part of the configuration is missing, and no fault says which: a defect");

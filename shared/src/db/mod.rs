@@ -15,6 +15,7 @@ pub mod grants;
 pub mod idempotency_keys;
 pub mod jobs;
 pub mod leadership;
+pub mod open_accounts;
 pub mod orders;
 pub mod outline;
 pub mod page;

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use http::{HttpLimits, serve_http};
-pub use start::{check, listen, raise_open_files};
+pub use start::{check, check_accounts, listen, raise_open_files};
 
 use crate::telemetry::PrometheusHandle;
 

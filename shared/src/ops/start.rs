@@ -5,10 +5,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sqlx::PgPool;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::timeout;
 
 use crate::config::{ConfigFaults, Fault};
+use crate::db::open_accounts;
+use crate::gateway::Gateways;
+use crate::telemetry::chain;
 
 /// How long a start waits for one thing outside the process.
 const LONGEST: Duration = Duration::from_secs(15);
@@ -44,6 +48,22 @@ pub async fn check<T>(
     let outcome = timeout(LONGEST, check).await;
     let outcome = outcome.unwrap_or_else(|_| Err(format!("no answer within {} s", LONGEST.as_secs())));
     outcome.map_err(|wrong| Fault::new(subject, wrong, remedy).into())
+}
+
+/// Refuses a start without an account that an open order or refund names: its callbacks would be unknown, its checks and
+/// refunds would stand still.
+///
+/// # Errors
+/// A fault for each such account.
+pub async fn check_accounts(db: &PgPool, gateways: &Gateways) -> Result<(), ConfigFaults> {
+    let named = async { open_accounts::named(db).await.map_err(|error| chain(&error)) };
+    let named = check("accounts of open orders", "look at the database, then start again", named).await?;
+    let mut faults = ConfigFaults::default();
+    for (method, account) in named.iter().filter(|(method, account)| gateways.get(*method, account).is_none()) {
+        let wrong = format!("has no account {:?} at {method}, and open orders or refunds name it", account.as_str());
+        faults.push(Fault::new("GATEWAYS_FILE", wrong, "put it back, and retire it with `new_orders = false`"));
+    }
+    faults.finish()
 }
 
 /// Binds `addr`, which came from `variable`.

@@ -14,7 +14,7 @@ use shared::service::Service;
 use tracing::error;
 use worker::callbacks::CallbackWorker;
 use worker::consumer::{self, BatchOptions};
-use worker::start::{Missing, Process, Worker};
+use worker::start::{Missing, Own, Process, Worker};
 
 /// Takes gateway callbacks from the queue payment.callbacks, verifies them again, and settles them in batches: one
 /// transaction each, with order, transaction, event and evidence. Run as many as the queue's depth asks for.
@@ -32,6 +32,12 @@ const LANES: usize = 2;
 struct Config {
     gateways: Gateways,
     batch: BatchOptions,
+}
+
+impl Own for Config {
+    fn accounts(&self) -> Option<&Gateways> {
+        Some(&self.gateways)
+    }
 }
 
 #[tokio::main]

@@ -15,7 +15,7 @@ use tracing::error;
 use worker::consumer::{self, BatchOptions};
 use worker::jobs;
 use worker::refunds::{Budget, RefundWorker};
-use worker::start::{Missing, Process, Worker};
+use worker::start::{Missing, Own, Process, Worker};
 
 /// Takes refund jobs from the queue payment.refunds, asks the gateway for each refund and then how it went, until the
 /// result is final. Run as many as the queue's depth asks for.
@@ -31,6 +31,12 @@ struct Config {
     gateways: Gateways,
     public_url: String,
     budget: Budget,
+}
+
+impl Own for Config {
+    fn accounts(&self) -> Option<&Gateways> {
+        Some(&self.gateways)
+    }
 }
 
 #[tokio::main]

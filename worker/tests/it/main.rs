@@ -9,6 +9,8 @@ mod extra_payments;
 mod grid;
 mod histories;
 mod numbers;
+mod odd_notices;
+mod open_accounts;
 mod refunding;
 mod refunds;
 mod relay;
