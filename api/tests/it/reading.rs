@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::http::{Method, Request};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::PgPool;
 use time::Duration;
 
@@ -97,6 +97,34 @@ async fn the_list_pages_through_ones_own_orders(db: PgPool) {
         world.get(&format!("/v1/orders?limit={limit}"), "u1").await.is(400, "invalid_fields");
     }
     world.get("/v1/orders?limit=1&limit=2", "u1").await.is(400, "bad_request");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_row_with_a_time_that_cannot_be_is_shown_without_it_and_fails_no_list(db: PgPool) {
+    let world = World::new(db).await;
+    let (id, other) = (world.paid("u1").await, world.paid("u1").await);
+    let refund =
+        world.refund("u1", &id, "k1", &json!({ "amount": "1" })).await.json()["id"].as_str().unwrap().to_owned();
+    world.tell(&refund, &crate::support::returned()).await;
+    for time in ["0001-12-31 16:00Z BC", "infinity", "-infinity"] {
+        for table in [
+            "update payment_orders set paid_at = $1::text::timestamptz where id = $2",
+            "update refund_records set succeeded_at = $1::text::timestamptz where order_id = $2",
+        ] {
+            sqlx::query(table).bind(time).bind(&id).execute(&world.db).await.unwrap();
+        }
+        let list = world.get("/v1/orders", "u1").await;
+        assert_eq!(list.status.as_u16(), 200, "{time}: {}", list.body);
+        let shown = list.json()["orders"].as_array().unwrap().clone();
+        let of = |id: &str| shown.iter().find(|order| order["id"] == id).unwrap();
+        assert_eq!((&of(&id)["paid_at"], &of(&id)["status"]), (&Value::Null, &json!("partially_refunded")), "{time}");
+        assert!(of(&other)["paid_at"].is_string());
+        let refunds = world.get("/v1/refunds", "u1").await;
+        assert_eq!(refunds.status.as_u16(), 200, "{time}: {}", refunds.body);
+        assert_eq!(refunds.json()["refunds"][0]["succeeded_at"], Value::Null);
+        assert_eq!(world.get(&format!("/v1/refunds/{refund}"), "u1").await.status.as_u16(), 200);
+    }
+    assert_eq!(world.get(&format!("/v1/orders/{other}"), "u1").await.status.as_u16(), 200);
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

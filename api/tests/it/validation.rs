@@ -90,9 +90,12 @@ async fn each_rule_has_its_words(db: PgPool) {
     for changes in alipay {
         all += &told(&world, alipay_order(), changes).await;
     }
-    for changes in
-        [json!({ "subject": "\u{200b}" }), json!({ "scene": "page" }), json!({ "scene": "jsapi" }), json!({ "scene": "mini", "openid": "o 1" })]
-    {
+    for changes in [
+        json!({ "subject": "\u{200b}" }),
+        json!({ "scene": "page" }),
+        json!({ "scene": "jsapi" }),
+        json!({ "scene": "mini", "openid": "o 1" }),
+    ] {
         all += &told(&world, wechat_order(), changes).await;
     }
     insta::assert_snapshot!(all);

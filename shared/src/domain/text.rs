@@ -79,7 +79,9 @@ mod tests {
 
     #[test]
     fn what_has_no_shape_is_not_seen() {
-        for c in " \t\u{3000}\u{a0}\u{200b}\u{200d}\u{feff}\u{2060}\u{3164}\u{2800}\u{ad}\u{fe0f}\u{e0020}\u{202e}".chars() {
+        for c in
+            " \t\u{3000}\u{a0}\u{200b}\u{200d}\u{feff}\u{2060}\u{3164}\u{2800}\u{ad}\u{fe0f}\u{e0020}\u{202e}".chars()
+        {
             assert!(!shows(c), "{c:?}");
         }
         for c in "a大-·。/&=\u{1F600}\u{30fb}ｱ".chars() {

@@ -188,7 +188,8 @@ impl History<'_> {
     /// Whether a callback is about this order, as far as its adapter can read it.
     fn names_us(&self, letter: &Callback) -> bool {
         let gateway = self.bench.checks.gateways.get(letter.method, &letter.account).unwrap();
-        let read = gateway.verify(letter.clone(), None).and_then(|verified| gateway.read(&verified, letter.received_at));
+        let read =
+            gateway.verify(letter.clone(), None).and_then(|verified| gateway.read(&verified, letter.received_at));
         read.is_ok_and(|told| told.get().order_no == self.order.order_no.as_str())
     }
 
