@@ -10,6 +10,7 @@ mod grid;
 mod histories;
 mod numbers;
 mod odd_notices;
+mod odd_values;
 mod open_accounts;
 mod refunding;
 mod refunds;
