@@ -106,6 +106,7 @@ fn refund_data(order: &Order, refund: &Refund) -> Value {
     data["refunded_amount"] = order.refunded_amount.to_string().into();
     data["trade_no"] = refund.trade_no.as_str().into();
     data["reason"] = json!(refund.reason);
+    data["origin"] = refund.origin.as_str().into();
     data
 }
 
@@ -161,7 +162,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         AccountName, CaseId, CaseKind, Money, OrderNo, OrderStatus, PaymentMethod, ProductType, RefundId, RefundNo,
-        RefundStatus, Scene, Subject, TransactionId, UserId,
+        RefundOrigin, RefundStatus, Scene, Subject, TransactionId, UserId,
     };
 
     const AT: OffsetDateTime = datetime!(2026-01-05 10:21:08.5 UTC);
@@ -199,6 +200,7 @@ mod tests {
             refund_no: RefundNo::parse("RF_1").unwrap(),
             amount: Money::from_fen(100).unwrap(),
             status: RefundStatus::Processing,
+            origin: RefundOrigin::Service,
             reason: Some("不合适".to_owned()),
             gateway_refund_no: None,
             attempts: 1,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::{Duration, OffsetDateTime};
 
-use crate::domain::{AccountName, PaymentMethod};
+use crate::domain::{AccountName, CaseId, Money, PaymentMethod, RefundNo};
 
 /// A gateway's callback as it came: the exact bytes, and the headers that its signature needs.
 ///
@@ -89,6 +89,45 @@ pub mod kind {
     pub const CHECK: &str = "check";
     /// Carry a refund a step further.
     pub const REFUND: &str = "refund";
+    /// Ask the gateway once more about an order that is paid.
+    pub const LOOK_BACK: &str = "look_back";
+}
+
+/// What people, or a policy, have decided and a check carries out: the gateway is asked in the same moment. The job's
+/// payload holds each under the id of its case, so one never takes the place of another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Asked {
+    /// Take the late payment of the case for its order, if its money is there.
+    Fulfil,
+    /// Book a refund that was made outside, if the gateway knows it.
+    BookRefund {
+        /// The number that its sender gave it.
+        refund_no: RefundNo,
+        /// How much went back.
+        amount: Money,
+    },
+}
+
+impl Asked {
+    const PREFIX: &str = "case:";
+
+    /// The payload that asks for it.
+    pub fn of(&self, case: CaseId) -> serde_json::Value {
+        // A struct of texts always has a value.
+        let asked = serde_json::to_value(self).unwrap_or_default();
+        serde_json::Value::Object([(format!("{}{case}", Asked::PREFIX), asked)].into_iter().collect())
+    }
+
+    /// What a payload asks for, each with its case. What cannot be read is left out.
+    pub fn in_payload(payload: &serde_json::Value) -> Vec<(CaseId, Asked)> {
+        let members = payload.as_object().into_iter().flatten();
+        let asked = members.filter_map(|(name, value)| {
+            let case = CaseId::parse(name.strip_prefix(Asked::PREFIX)?).ok()?;
+            Some((case, serde_json::from_value(value.clone()).ok()?))
+        });
+        asked.collect()
+    }
 }
 
 fn to_base64<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {

@@ -10,20 +10,23 @@ use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
-use shared::db::{DbError, anew, events, in_time};
+use shared::db::{DbError, anew, events, in_time, transactions};
 use shared::domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
-use shared::gateway::{CloseOutcome, Gateway, GatewayError, Gateways, Verified};
+use shared::gateway::{CloseOutcome, Gateway, GatewayError, Gateways, TradeAnswer, Verified};
 use shared::job::{CHECKS, kind};
 use shared::settle;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use time::{Duration, OffsetDateTime};
 use tracing::{error, info, warn};
 
 use crate::jobs::{Job, JobError, pause};
+use crate::people::{self, Wanted};
 
 /// When a closed order is asked about once more, counted from its last moment to pay: a payment begun in time may end
 /// late, and a gateway's books may be behind.
 const AFTER_END: [Duration; 2] = [Duration::minutes(5), Duration::minutes(5 + 24 * 60)];
+/// When a paid order is looked at for the last time, counted from its payment. The first look is a day after settling.
+const LAST_LOOK: Duration = Duration::days(8);
 /// How often an order is asked about that nothing can be done with but by a person.
 const DAILY: Duration = Duration::days(1);
 /// When a question without an answer is asked again.
@@ -59,18 +62,24 @@ struct Heard {
 }
 
 impl Job for CheckWorker {
-    const KIND: &'static str = kind::CHECK;
+    const KINDS: &'static [&'static str] = &[kind::CHECK, kind::LOOK_BACK];
 
     async fn run(&self, job: &Taken) -> Result<(), JobError> {
         let id = OrderId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
         let missing = |what: &str| JobError::Missing(format!("{what} of order {id}"));
         let order = in_time(orders::get(&self.db, id)).await?.ok_or_else(|| missing("the row"))?;
-        if order.status.was_paid() && job.payload["sync"] != true {
+        let looks_back = job.kind == kind::LOOK_BACK && order.status != OrderStatus::Refunded;
+        if order.status.was_paid() && job.payload["sync"] != true && !looks_back && !people::asked(job) {
             return anew(|| self.finish(job)).await;
         }
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
-        match self.ask(gateway.as_ref(), &order, job).await {
-            Ok(heard) => anew(|| self.record(job, &order, &heard)).await,
+        let wanted = people::ask(gateway.as_ref(), &order, job, &self.db).await?;
+        let heard = match wanted {
+            Ok(wanted) => self.ask(gateway.as_ref(), &order, job).await.map(|heard| (heard, wanted)),
+            Err(trouble) => Err(trouble),
+        };
+        match heard {
+            Ok((heard, wanted)) => anew(|| self.record(job, &order, (&heard, &wanted))).await,
             Err(trouble) => anew(|| self.put_off(job, &order, &trouble)).await,
         }
     }
@@ -111,14 +120,17 @@ impl CheckWorker {
     }
 
     /// One transaction: what was learnt, and when the job goes on.
-    async fn record(&self, job: &Taken, order: &Order, heard: &Heard) -> Result<(), JobError> {
+    async fn record(&self, job: &Taken, order: &Order, (heard, wanted): (&Heard, &Wanted)) -> Result<(), JobError> {
         let now = job.now();
         let mut tx = self.db.begin().await?;
         let told: Vec<&Verified<Notification>> = heard.told.iter().collect();
         let verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?;
         let mut verdict = verdicts.first().copied().unwrap_or(Verdict::Ignored);
-        if heard.ended || is_void(order, heard, now) {
+        if heard.ended || is_void(&mut tx, order, heard, now).await? {
             verdict = settle::end_unpaid(&mut tx, order, &self.clock).await?;
+        }
+        if let Some(done) = people::carry_out(&mut tx, order, (wanted, heard.fact()), &self.clock).await? {
+            verdict = done;
         }
         crash::at(Point::CheckSettled);
         orders::note_check(&mut tx, order.id, &heard.state, now).await?;
@@ -126,7 +138,7 @@ impl CheckWorker {
         // A buyer who has given up has done so for good: what could not be closed yet is closed once there is a trade.
         let still_open = order.status == OrderStatus::Pending && given_up(job);
         let job = job.asking(if still_open { json!({ "close": true }) } else { json!({}) });
-        match next(&order, heard, now) {
+        match if job.kind == kind::LOOK_BACK { next_look(&order, now) } else { next(&order, heard, now) } {
             Some(due_at) => drop(jobs::again(&mut tx, &job, due_at - now, Cost::Nothing, &heard.state).await?),
             None => jobs::finish(&mut tx, &job).await?,
         }
@@ -194,28 +206,37 @@ impl Heard {
     }
 
     fn paid(&self) -> bool {
-        matches!(self.fact(), Some(Fact::Paid { .. } | Fact::PaidAndReturned { .. }))
+        matches!(self.fact(), Some(Fact::Paid { .. } | Fact::PaidAndReturned(_)))
     }
 }
 
 async fn query(gateway: &dyn Gateway, order: &Order, now: OffsetDateTime) -> Result<Heard, GatewayError> {
-    match gateway.query(&order.order_no, now).await {
-        Ok(trade) => {
+    match gateway.query(&order.order_no, now).await? {
+        TradeAnswer::Found(trade) => {
             let notice_id = format!("query:{}:{}", order.id, now.unix_timestamp());
             let told = trade.told_of(gateway, &order.order_no, notice_id);
             Ok(Heard { state: trade.into_inner().state, told: Some(told), ended: false })
         }
-        Err(GatewayError::Refused { code, .. }) if code == "ORDER_NOT_EXIST" => {
-            Ok(Heard { state: code, told: None, ended: false })
-        }
-        Err(error) => Err(error),
+        TradeAnswer::Absent { state } => Ok(Heard { state, told: None, ended: false }),
     }
 }
 
-/// Paid and returned before we ever saw it paid, and its time is up: a case tells of the money, and nobody can pay it.
-fn is_void(order: &Order, heard: &Heard, now: OffsetDateTime) -> bool {
-    let returned = matches!(heard.fact(), Some(Fact::PaidAndReturned { .. }));
-    returned && order.status == OrderStatus::Pending && order.expires_at <= now
+/// Some or all of its money went back before we ever saw it paid, and its time is up: a case tells of the money, and nobody
+/// can pay it any more.
+async fn is_void(tx: &mut PgConnection, order: &Order, heard: &Heard, now: OffsetDateTime) -> Result<bool, DbError> {
+    if order.status != OrderStatus::Pending || order.expires_at > now {
+        return Ok(false);
+    }
+    match heard.fact() {
+        Some(Fact::PaidAndReturned(_)) => Ok(true),
+        // Alipay tells of a trade that was returned in part as of any paid one.
+        Some(Fact::Paid { trade_no, .. }) => {
+            let order = orders::lock_one(tx, order.id).await?.ok_or(DbError::Moved)?;
+            let noted = transactions::payment_of_trade(tx, &order, trade_no).await?.is_some();
+            Ok(noted && order.status == OrderStatus::Pending)
+        }
+        _ => Ok(false),
+    }
 }
 
 /// Whether the buyer has asked for the order's end.
@@ -241,6 +262,12 @@ fn next(order: &Order, heard: &Heard, now: OffsetDateTime) -> Option<OffsetDateT
         }
         _ => None,
     }
+}
+
+/// When a paid order is looked at again: a look back that comes early is the first, and the second is the last.
+fn next_look(order: &Order, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    let last = order.paid_at? + LAST_LOOK;
+    (order.status != OrderStatus::Refunded && now + DAILY < last).then_some(last)
 }
 
 fn count(order: &Order, outcome: &'static str) {

@@ -55,8 +55,8 @@ impl Collision for JobError {
 
 /// One kind of job.
 pub trait Job {
-    /// Its name in `jobs`.
-    const KIND: &'static str;
+    /// Its names in `jobs`.
+    const KINDS: &'static [&'static str];
     /// Does one step and ends or re-dates the row.
     fn run(&self, job: &Taken) -> impl Future<Output = Result<(), JobError>>;
     /// The pool, for taking and giving back.
@@ -87,7 +87,7 @@ pub async fn run_batch<J: Job>(
 }
 
 async fn run_one<J: Job>(job: &J, message: JobMessage) {
-    let take = || jobs::take(job.db(), J::KIND, message, LEASE);
+    let take = || jobs::take(job.db(), J::KINDS, message, LEASE);
     let taken = match anew(take).await {
         Ok(Some(taken)) => taken,
         Ok(None) => return, // A repeat, done, or forged.

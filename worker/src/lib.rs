@@ -4,6 +4,7 @@ pub mod callbacks;
 pub mod checks;
 pub mod consumer;
 pub mod jobs;
+mod people;
 pub mod refunds;
 pub mod relay;
 pub mod start;

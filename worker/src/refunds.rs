@@ -86,7 +86,7 @@ enum Step {
 }
 
 impl Job for RefundWorker {
-    const KIND: &'static str = kind::REFUND;
+    const KINDS: &'static [&'static str] = &[kind::REFUND];
 
     async fn run(&self, job: &Taken) -> Result<(), JobError> {
         let id = RefundId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
@@ -240,8 +240,8 @@ impl RefundWorker {
 
     fn judge(&self, answer: Result<RefundState, GatewayError>, refund: &Refund, now: OffsetDateTime) -> Step {
         match answer {
-            Ok(RefundState::Succeeded { amount, gateway_refund_no, at }) => {
-                Step::Fact(RefundFact::Returned { amount, gateway_refund_no, at })
+            Ok(RefundState::Succeeded { amount, returned, gateway_refund_no, at }) => {
+                Step::Fact(RefundFact::Returned { amount, returned, gateway_refund_no, at })
             }
             Ok(RefundState::Closed { .. }) => {
                 Step::Fact(RefundFact::Failed { why: "the gateway closed it".to_owned(), closed: true })
@@ -317,6 +317,9 @@ impl RefundWorker {
             }
             Step::Done => {
                 jobs::finish(&mut tx, job).await?;
+                if refund.status == RefundStatus::Failed {
+                    settling::looked_back(&mut tx, refund, &self.clock).await?;
+                }
                 true
             }
         };
@@ -341,7 +344,7 @@ impl RefundWorker {
         message: &str,
     ) -> Result<(), JobError> {
         let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "message": message });
-        let case = settling::case(&self.clock, kind, refund, evidence);
+        let case = settling::case_of(&self.clock, kind, refund, evidence);
         settling::open(tx, &case, self.clock.now()).await?;
         Ok(refunds::note_trouble(tx, refund.id, None, message, self.clock.now()).await?)
     }

@@ -69,20 +69,20 @@ async fn of_many_who_confirm_one_does(db: PgPool) {
     assert_eq!(world.count("refund_records").await, 1);
 }
 
+/// The ingress moves no order: the worker asks the gateway first.
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
-async fn a_late_payment_is_honoured_once_and_never_after_a_return(db: PgPool) {
+async fn a_late_payment_is_handed_on_to_be_honoured_and_never_after_a_return(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
     world.close_locally(&id).await;
     let case = world.late_payment(&id, "4200000042").await;
     let done = both(&world, &case, json!({ "action": "fulfil" })).await;
-    assert_eq!((done.status.as_u16(), &done.json()["status"]), (200, &json!("resolved")), "{}", done.body);
-    let order = world.get(&format!("/v1/orders/{id}"), "u1").await.json();
-    assert_eq!((&order["status"], &order["trade_no"]), (&json!("paid"), &json!("4200000042")));
-    assert_eq!(world.one::<i64>("select count(*) from events where type = 'order.paid'").await, 1);
-    let at =
-        "select o.paid_at = t.paid_at from payment_orders o join payment_transactions t on t.gateway_no = o.trade_no";
-    assert!(world.one::<bool>(at).await, "paid when the buyer paid, and not when we learnt of it");
+    let view = done.json();
+    assert_eq!((done.status.as_u16(), &view["status"]), (200, &json!("open")), "{}", done.body);
+    assert!(view["history"][1]["done"].as_str().unwrap().contains("the gateway is asked"), "{}", done.body);
+    assert_eq!(world.get(&format!("/v1/orders/{id}"), "u1").await.json()["status"], "closed");
+    let asked: Value = world.one("select payload from jobs where kind = 'check' and due_at <= now()").await;
+    assert_eq!(asked[format!("case:{case}")], json!({ "action": "fulfil" }));
 
     let id = world.placed("u1").await;
     world.close_locally(&id).await;
@@ -164,14 +164,33 @@ async fn what_a_refund_that_is_not_ours_reserves_is_freed_by_two_people(db: PgPo
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_refund_of_the_console_is_handed_on_to_be_booked_by_two_people(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.paid("u1").await;
+    let case = world.case("unknown_refund", Some(&id), "4200000042").await;
+    let book = json!({ "action": "book_refund", "refund_no": "CONSOLE1", "amount": "1.50" });
+    let proposed = step(&world, A, &case, "propose", book.clone()).await.json();
+    step(&world, A, &case, "confirm", json!({ "version": proposed["version"] })).await.is(403, "same_person");
+    let done = step(&world, B, &case, "confirm", json!({ "version": proposed["version"] })).await.json();
+    assert_eq!((&done["status"], &done["proposed_by"]), (&json!("open"), &Value::Null));
+    assert_eq!(world.count("refund_records").await, 0, "nothing before the gateway was asked");
+    let asked: Value = world.one("select payload from jobs where kind = 'check'").await;
+    assert_eq!(asked[format!("case:{case}")], book);
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn what_does_not_fit_is_refused_before_anybody_is_asked(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
     let double = world.case("double_payment", Some(&id), "4200000099").await;
     let other = world.case("wrong_merchant", None, "n1").await;
     step(&world, A, &double, "propose", json!({ "action": "fulfil" })).await.is(409, "action_unfit");
+    let book = json!({ "action": "book_refund", "refund_no": "R1", "amount": "1" });
     for action in ["refund", "fulfil", "refund_again", "abnormal_refund"] {
         step(&world, A, &other, "propose", json!({ "action": action })).await.is(409, "action_unfit");
+    }
+    for case in [&other, &double] {
+        step(&world, A, case, "propose", book.clone()).await.is(409, "action_unfit");
     }
     step(&world, A, &other, "confirm", json!({ "version": 1 })).await.is(409, "case_not_proposed");
     // The trade brought the order nothing that we know of.
@@ -180,7 +199,14 @@ async fn what_does_not_fit_is_refused_before_anybody_is_asked(db: PgPool) {
     let wrong = step(&world, A, &other, "propose", json!({ "action": "give", "amount": "1" })).await;
     wrong.is(400, "invalid_fields");
     insta::assert_json_snapshot!(wrong.json());
-    for body in [json!({}), json!({ "action": "note" }), json!({ "action": "fulfil", "amount": "1" })] {
+    for body in [
+        json!({}),
+        json!({ "action": "note" }),
+        json!({ "action": "fulfil", "amount": "1" }),
+        json!({ "action": "book_refund", "refund_no": "R1" }),
+        json!({ "action": "book_refund", "refund_no": "R1", "amount": "0" }),
+        json!({ "action": "book_refund", "refund_no": "../R 1", "amount": "1" }),
+    ] {
         step(&world, A, &other, "propose", body).await.is(400, "invalid_fields");
     }
     for note in [json!(""), json!(null), json!("x".repeat(2001)), json!("a\u{0}b")] {

@@ -3,7 +3,7 @@
 use axum::http::Method;
 use serde_json::{Value, json};
 use shared::clock::Clock;
-use shared::domain::{Money, OrderId, TradeNo};
+use shared::domain::{CaseId, Fact, Money, OrderId, TradeNo, Verdict};
 use shared::settle::refunds::RefundFact;
 use sqlx::PgPool;
 use time::Duration;
@@ -115,7 +115,7 @@ async fn a_payment_that_an_order_takes_is_its_own_from_then_on(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
     world.close_locally(&id).await;
-    world.late_payment(&id, "4200000042").await;
+    let case = world.late_payment(&id, "4200000042").await;
     // The payment is ten days old: only an event brings its hour back. The counting has come that far.
     let older = "update payment_transactions
                  set id = lpad(to_hex((extract(epoch from now() - interval '10 days') * 1000)::bigint), 12, '0') || substr(id, 13)
@@ -133,7 +133,10 @@ async fn a_payment_that_an_order_takes_is_its_own_from_then_on(db: PgPool) {
     assert_eq!(stats().await, "0 0.00 1 12.34");
     let mut tx = world.db.begin().await.unwrap();
     let (order_id, trade_no) = (OrderId::parse(&id).unwrap(), TradeNo::parse("4200000042").unwrap());
-    shared::settle::honour(&mut tx, order_id, &trade_no, Clock::system().now()).await.unwrap().unwrap();
+    let said = Fact::Paid { trade_no, amount: Money::from_yuan("12.34").ok(), paid_at: Clock::system().now() };
+    let case = (order_id, CaseId::parse(&case).unwrap());
+    let taken = shared::settle::fulfil(&mut tx, case, Some(&said), &Clock::system()).await.unwrap();
+    assert_eq!(taken, Verdict::Settled);
     tx.commit().await.unwrap();
     assert_eq!(stats().await, "1 12.34 0 0.00");
 }

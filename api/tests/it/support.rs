@@ -140,7 +140,7 @@ impl World {
 }
 
 pub fn returned() -> RefundFact {
-    RefundFact::Returned { amount: None, gateway_refund_no: Some("5030".to_owned()), at: None }
+    RefundFact::Returned { amount: None, returned: None, gateway_refund_no: Some("5030".to_owned()), at: None }
 }
 
 fn request(who: Who, method: Method, path: &str, body: Option<&Value>) -> axum::http::request::Builder {

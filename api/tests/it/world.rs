@@ -29,7 +29,7 @@ use shared::clock::Clock;
 use shared::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
 use shared::gateway::{
     CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, NoAccount, Payment, PrepayOrder, PrepayRequest,
-    Reach, RefundOrder, RefundState, RefundTarget, Trade, Verified,
+    Reach, RefundOrder, RefundState, RefundTarget, TradeAnswer, Verified,
 };
 use shared::job::Callback;
 use shared::mq::{Publisher, PublisherOptions};
@@ -408,7 +408,7 @@ impl Gateway for Puppet {
         Ok(Payment::Qr { code_url: format!("weixin://wxpay/bizpayurl?pr={call}") })
     }
 
-    async fn query(&self, _: &OrderNo, _: OffsetDateTime) -> Result<Verified<Trade>, GatewayError> {
+    async fn query(&self, _: &OrderNo, _: OffsetDateTime) -> Result<TradeAnswer, GatewayError> {
         Err(GatewayError::Unavailable("not asked for".to_owned()))
     }
 

@@ -327,25 +327,32 @@ pub async fn note_evidence(
     Ok(())
 }
 
-/// The trades of which a case says that their money came and went before their order had it.
+/// The trades of which a case says that money went back before their order had it. `orders` are those that are not paid.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn returned_elsewhere(
     tx: &mut PgConnection,
     gateway_nos: &[&str],
+    orders: &[OrderId],
 ) -> Result<HashSet<(OrderId, String)>, DbError> {
     let rows = sqlx::query!(
         r#"
-        select order_id as "order_id!: OrderId", gateway_no
+        select order_id as "order_id!: OrderId", gateway_no as "trade_no!"
         from cases
         where kind = 'refunded_elsewhere' and gateway_no = any($1) and order_id is not null
+        union all
+        select order_id, evidence ->> 'trade_no'
+        from cases
+        where order_id = any($2::bpchar[]) and kind = 'unknown_refund' and evidence ->> 'trade_no' = any($1)
+          and evidence ->> 'outcome' is distinct from 'closed'
         "#,
         gateway_nos as &[&str],
+        orders as &[OrderId],
     )
     .fetch_all(tx)
     .await?;
-    Ok(rows.into_iter().map(|row| (row.order_id, row.gateway_no)).collect())
+    Ok(rows.into_iter().map(|row| (row.order_id, row.trade_no)).collect())
 }
 
 /// Writes the step of a person, as `case` is after it, and adds `entry` to the history.

@@ -10,7 +10,7 @@ use sqlx::{Decode, Encode, Postgres, Type};
 
 use crate::domain::{
     AccountName, CaseId, CaseKind, CaseStatus, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType,
-    RefundId, RefundNo, RefundStatus, Scene, Subject, TradeNo, TransactionId, UserId, Verdict,
+    RefundId, RefundNo, RefundOrigin, RefundStatus, Scene, Subject, TradeNo, TransactionId, UserId, Verdict,
 };
 
 /// How one type is bound and read: its `$read` and `$write`, and the PostgreSQL types of it and of its arrays.
@@ -83,6 +83,7 @@ text_column! {
     OrderStatus: |text| Ok(text.parse()?), ToString::to_string;
     PaymentMethod: |text| Ok(text.parse()?), ToString::to_string;
     Scene: |text| Ok(text.parse()?), ToString::to_string;
+    RefundOrigin: |text| Ok(text.parse()?), ToString::to_string;
     RefundStatus: |text| Ok(text.parse()?), ToString::to_string;
     Verdict: |text| Ok(text.parse()?), ToString::to_string;
 }

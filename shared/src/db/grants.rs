@@ -77,8 +77,8 @@ pub const TABLES: &[Table] = &[
             &["id", "user_id", "order_no", "product_type", "subject", "amount", "payment_method", "scene", "account",
               "status", "trade_no", "refunded_amount", "expires_at", "paid_at", "closed_at", "version", "created_at",
               "updated_at", "checked_at", "gateway_state"]),
-        // A person honours a late payment (`status` to `version`) or asks for a refund.
-        may_only(&[PaymentApi], Update, &["status", "trade_no", "paid_at", "refunded_amount", "updated_at", "version"]),
+        // A refund that is asked for moves its order. Who paid it and when is the workers' alone: they ask the gateway.
+        may_only(&[PaymentApi], Update, &["status", "refunded_amount", "updated_at", "version"]),
         may_only(SETTLERS, Update,
             &["status", "trade_no", "paid_at", "closed_at", "refunded_amount", "updated_at", "version"]),
         may_only(&[CheckWorker], Update, &["checked_at", "gateway_state"]),
@@ -90,7 +90,7 @@ pub const TABLES: &[Table] = &[
         may(ALL_BUT_RELAY, Insert),
         may_only(&[Relay], Select,
             &["id", "order_id", "payment_method", "action_type", "amount", "status", "gateway_no"]),
-        may_only(WORKERS, Update, &["status", "gateway_no", "updated_at"]),
+        may_only(WORKERS, Update, &["status", "gateway_no", "returned_amount", "updated_at"]),
     ] },
     Table { name: "refund_records", grants: &[
         // The workers insert where the policy of an account returns late money.

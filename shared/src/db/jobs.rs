@@ -152,14 +152,25 @@ pub async fn work(tx: &mut PgConnection, id: i64) -> Result<Option<Work>, DbErro
     Ok(found.fetch_optional(tx).await?)
 }
 
-/// Drops the check jobs of orders that need none any more.
+/// Ends the check jobs of orders that were paid. In the place of each comes a look back a day later: money can go back in
+/// the gateway's console.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn drop_checks(tx: &mut PgConnection, orders: &[OrderId]) -> Result<(), DbError> {
-    sqlx::query!("delete from jobs where kind = 'check' and ref_id = any($1::bpchar[])", orders as &[OrderId])
-        .execute(tx)
-        .await?;
+pub async fn end_checks(tx: &mut PgConnection, orders: &[OrderId]) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        with ended as (
+          delete from jobs where kind = 'check' and ref_id = any($1::bpchar[]) returning ref_id
+        )
+        insert into jobs (kind, ref_id, due_at, created_at)
+        select 'look_back', ref_id, now() + interval '1 day', now() from ended
+        on conflict (kind, ref_id) where ref_id is not null do nothing
+        "#,
+        orders as &[OrderId],
+    )
+    .execute(tx)
+    .await?;
     Ok(())
 }
 
@@ -174,6 +185,8 @@ pub struct Taken {
     pub ref_id: String,
     /// How often it was tried.
     pub attempts: i32,
+    /// What it does.
+    pub kind: String,
     /// What was asked of it beside its kind.
     pub payload: Value,
     /// When it was taken, by the database's clock.
@@ -195,7 +208,7 @@ impl Taken {
     }
 }
 
-/// Takes a published job of this kind for work, for as long as `lease`. `None`: the message is a repeat or forged, or the job
+/// Takes a published job of one of these kinds for work, for as long as `lease`. `None`: the message is a repeat or forged, or the job
 /// is done or put off.
 ///
 /// Only the relay's lease makes a job takeable, and the fence that it draws is the proof that a message comes from the relay.
@@ -204,19 +217,20 @@ impl Taken {
 /// [`DbError`].
 pub async fn take(
     db: impl PgExecutor<'_>,
-    kind: &str,
+    kinds: &[&str],
     nudge: JobMessage,
     lease: Duration,
 ) -> Result<Option<Taken>, DbError> {
     let row = sqlx::query!(
         r#"
         update jobs set fence = fence + 1, lease_until = now() + $4::bigint * interval '1 millisecond'
-        where id = $1 and fence = $2 and kind = $3 and ref_id is not null and lease_until is not null and due_at <= now()
-        returning id, fence, ref_id as "ref_id!", attempts, payload, now() as "now!"
+        where id = $1 and fence = $2 and kind = any($3) and ref_id is not null and lease_until is not null
+          and due_at <= now()
+        returning id, fence, ref_id as "ref_id!", attempts, kind, payload, now() as "now!"
         "#,
         nudge.id,
         nudge.fence,
-        kind,
+        kinds as &[&str],
         millis(lease),
     )
     .fetch_optional(db)
@@ -226,6 +240,7 @@ pub async fn take(
         fence: row.fence,
         ref_id: row.ref_id,
         attempts: row.attempts,
+        kind: row.kind,
         payload: row.payload,
         taken_at: row.now,
         since: Instant::now(),
@@ -348,7 +363,7 @@ pub async fn about(db: impl PgExecutor<'_>, ref_ids: &[String]) -> Result<Vec<St
         r#"
         select id, kind, due_at, lease_until, attempts, last_error, created_at
         from jobs
-        where kind in ('check', 'refund') and ref_id = any($1::text[]::bpchar[])
+        where kind in ('check', 'refund', 'look_back') and ref_id = any($1::text[]::bpchar[])
         order by due_at
         "#,
         ref_ids,

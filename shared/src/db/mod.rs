@@ -18,6 +18,7 @@ pub mod leadership;
 pub mod open_accounts;
 pub mod orders;
 pub mod outline;
+pub mod outside;
 pub mod page;
 pub mod payment_config;
 pub mod refunds;

@@ -422,10 +422,11 @@ pub async fn mark_paid(tx: &mut PgConnection, paid: &[Paid], now: OffsetDateTime
     super::transactions::mark_succeeded(tx, &ids, &trade_nos, now).await
 }
 
-/// Moves closed orders to paid, each by a trade that has a payment of its own already.
+/// Moves orders that are not paid to paid, each by a trade that has a payment of its own already. The payment that an order
+/// was placed with did not happen then.
 ///
 /// # Errors
-/// [`DbError::Moved`] when one of them is no longer closed; nothing may be committed then.
+/// [`DbError::Moved`] when one of them is paid; nothing may be committed then.
 pub async fn mark_honoured(tx: &mut PgConnection, paid: &[Paid], now: OffsetDateTime) -> Result<(), DbError> {
     let ids: Vec<OrderId> = paid.iter().map(|p| p.id).collect();
     let trade_nos: Vec<&str> = paid.iter().map(|p| p.trade_no.as_str()).collect();
@@ -435,16 +436,17 @@ pub async fn mark_honoured(tx: &mut PgConnection, paid: &[Paid], now: OffsetDate
         update payment_orders o
         set status = 'paid', trade_no = p.trade_no, paid_at = p.paid_at, updated_at = $4, version = version + 1
         from unnest($1::bpchar[], $2::text[], $3::timestamptz[]) as p (id, trade_no, paid_at)
-        where o.id = p.id and o.status = 'closed'
+        where o.id = p.id and o.status in ('pending', 'closed')
         "#,
         &ids as &[OrderId],
         &trade_nos as &[&str],
         &paid_at,
         now,
     )
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
-    DbError::expect_rows(done.rows_affected(), paid.len())
+    DbError::expect_rows(done.rows_affected(), paid.len())?;
+    super::transactions::mark_unused(tx, &ids, now).await
 }
 
 /// Moves pending orders to closed, and their payments to failed.

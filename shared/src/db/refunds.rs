@@ -5,7 +5,9 @@ use time::OffsetDateTime;
 
 use super::DbError;
 use super::page::Wanted;
-use crate::domain::{Money, OrderId, PaymentMethod, RefundId, RefundNo, RefundStatus, TradeNo, TransactionId, UserId};
+use crate::domain::{
+    Money, OrderId, PaymentMethod, RefundId, RefundNo, RefundOrigin, RefundStatus, TradeNo, TransactionId, UserId,
+};
 
 /// One row, with the trade that it returns.
 #[derive(Debug, Clone)]
@@ -22,6 +24,8 @@ pub struct Refund {
     pub amount: Money,
     /// Where it stands.
     pub status: RefundStatus,
+    /// Who sent it to the gateway.
+    pub origin: RefundOrigin,
     /// What the buyer reads, where the gateway shows it.
     pub reason: Option<String>,
     /// The gateway's number of the refund.
@@ -57,7 +61,7 @@ macro_rules! select_refunds {
             select
               r.id as "id: RefundId", r.order_id as "order_id: OrderId", r.transaction_id as "transaction_id: TransactionId",
               r.refund_no as "refund_no: RefundNo", r.refund_amount as "amount: Money", r.status as "status: RefundStatus",
-              r.refund_reason as reason, r.gateway_refund_no, r.attempts, r.last_error, r.sent_at, r.refused_code,
+              r.origin as "origin: RefundOrigin", r.refund_reason as reason, r.gateway_refund_no, r.attempts, r.last_error, r.sent_at, r.refused_code,
               r.requested_by,
               case when r.succeeded_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
                 then r.succeeded_at end as succeeded_at,

@@ -58,6 +58,29 @@ pub(super) async fn mark_failed(
     DbError::expect_rows(done.rows_affected(), order_ids.len())
 }
 
+/// Moves the pending payments of orders, where there are any, to failed: another trade paid.
+///
+/// # Errors
+/// [`DbError`].
+pub(super) async fn mark_unused(
+    tx: &mut PgConnection,
+    order_ids: &[OrderId],
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        update payment_transactions
+        set status = 'failed', updated_at = $2
+        where order_id = any($1::bpchar[]) and action_type = 'payment' and status = 'pending'
+        "#,
+        order_ids as &[OrderId],
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// Money that came beside the payment of an order: late, or a second time.
 pub struct ExtraPayment {
     /// A fresh UUIDv7.
@@ -135,8 +158,10 @@ pub async fn recorded(
 pub struct Payment {
     /// Its row.
     pub id: TransactionId,
-    /// How much it brought.
+    /// What the buyer paid.
     pub amount: Money,
+    /// The largest sum that the gateway said went back of it; nothing where it never said.
+    pub returned: Money,
     /// When it was paid, by the gateway's clock; by our clock where an earlier release did not keep that.
     pub paid_at: OffsetDateTime,
 }
@@ -152,7 +177,8 @@ pub async fn payment_of_trade(
 ) -> Result<Option<Payment>, DbError> {
     let row = sqlx::query!(
         r#"
-        select id as "id: TransactionId", amount as "amount: Money", coalesce(paid_at, created_at) as "paid_at!"
+        select id as "id: TransactionId", amount as "amount: Money", returned_amount as "returned: Money",
+          coalesce(paid_at, created_at) as "paid_at!"
         from payment_transactions
         where payment_method = $1 and gateway_no = $2 and action_type = 'payment' and status = 'succeeded'
           and order_id = $3
@@ -163,7 +189,12 @@ pub async fn payment_of_trade(
     );
     let own = order.paid_at.filter(|_| order.trade_no.as_ref() == Some(trade_no));
     let row = row.fetch_optional(tx).await?;
-    Ok(row.map(|row| Payment { id: row.id, amount: row.amount, paid_at: own.unwrap_or(row.paid_at) }))
+    Ok(row.map(|row| Payment {
+        id: row.id,
+        amount: row.amount,
+        returned: row.returned,
+        paid_at: own.unwrap_or(row.paid_at),
+    }))
 }
 
 /// One movement of money.

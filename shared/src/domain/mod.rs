@@ -16,7 +16,7 @@ mod verdict;
 pub use account::{AccountName, AccountNameError, UserId, UserIdError};
 pub use ids::{CaseId, OrderId, ParseIdError, RefundId, TransactionId, first_id_at};
 pub use money::{Money, MoneyError};
-pub use notification::{Fact, Merchant, Notification, RefundOutcome};
+pub use notification::{Fact, Merchant, Notification, RefundOutcome, ReturnedTrade, Source};
 pub use order::{InvalidTransition, OrderEvent, OrderStatus, TRANSITIONS};
 pub use order_no::{
     OrderNo, OrderNoError, ProductType, ProductTypeError, RefundNo, RefundNoError, Subject, SubjectError, TradeNo,
@@ -26,6 +26,6 @@ pub use payment_config::{MethodConfig, MethodRules, NotOffered, PaymentConfig};
 pub(crate) use payment_method::named_enum;
 pub use payment_method::{PaymentMethod, Scene, UnknownName};
 pub use policy::{LatePaymentPolicy, Policies};
-pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundStatus, status_by_refunds};
+pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundOrigin, RefundStatus, status_by_refunds};
 pub use text::{shorten_bytes, shorten_chars, shows};
 pub use verdict::{CaseAction, CaseKind, CaseStatus, Verdict};

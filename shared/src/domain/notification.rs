@@ -14,6 +14,8 @@ pub struct Notification {
     pub account: AccountName,
     /// The gateway's id of this message, the same in each redelivery.
     pub notice_id: String,
+    /// Whether the gateway was just asked, or wrote by itself at some time.
+    pub source: Source,
     /// Whether the message names the merchant and the app of `account`. What it leaves out is not wrong.
     pub merchant: Merchant,
     /// The order's number as the gateway has it; not yet known to be one of ours.
@@ -22,6 +24,15 @@ pub struct Notification {
     pub fact: Fact,
     /// What in the message was not believed, although it is authentic: names of fields, for the evidence.
     pub doubt: Option<String>,
+}
+
+/// How a message came to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A notice: true when the gateway wrote it, which may be hours ago.
+    Notice,
+    /// The answer to a query: how things stand now.
+    Query,
 }
 
 /// Whose money a message is about.
@@ -56,15 +67,12 @@ pub enum Fact {
     /// The trade was closed and nobody had paid.
     ClosedUnpaid,
     /// The trade was paid, and some or all of it has been returned since. It tells of no single refund.
-    PaidAndReturned {
-        /// The gateway's number of the trade.
-        trade_no: TradeNo,
-    },
+    PaidAndReturned(ReturnedTrade),
     /// One refund has reached an end, or is said to have.
     Refund {
-        /// The gateway's number of the trade that was paid.
-        trade_no: TradeNo,
-        /// Our number of the refund, as the gateway has it.
+        /// The trade that was paid.
+        trade: Box<ReturnedTrade>,
+        /// The merchant's number of the refund, as the gateway has it. It need not be one of ours.
         refund_no: String,
         /// `None` where the message does not tell this refund's own amount.
         amount: Option<Money>,
@@ -77,6 +85,32 @@ pub enum Fact {
     },
     /// Nothing that changes a state (the buyer is still at the cashier, an unknown kind of message).
     Nothing,
+}
+
+/// A trade of which money went back, as one message tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReturnedTrade {
+    /// The gateway's number of the trade.
+    pub trade_no: TradeNo,
+    /// What the buyer paid, coupons included. `None`: not told, or an amount that no order of ours has.
+    pub paid: Option<Money>,
+    /// When the buyer paid, by the gateway's clock, where it is told.
+    pub paid_at: Option<OffsetDateTime>,
+    /// What went back of this trade in all, where it is told. Alipay states this sum; WeChat Pay never does.
+    pub returned: Option<Money>,
+}
+
+impl Fact {
+    /// The trade of which money went back, or may have gone back: no payment of it is settled by a notice alone.
+    pub fn returned_trade(&self) -> Option<&ReturnedTrade> {
+        match self {
+            Fact::PaidAndReturned(trade) => Some(trade),
+            // Nothing was or will be paid back under this number.
+            Fact::Refund { outcome: RefundOutcome::Closed, .. } => None,
+            Fact::Refund { trade, .. } => Some(trade),
+            Fact::Paid { .. } | Fact::ClosedUnpaid | Fact::Nothing => None,
+        }
+    }
 }
 
 /// How a refund ended, by the word of a notice.

@@ -27,7 +27,8 @@ named_enum! {
         PaymentSucceeded = "payment_succeeded",
         /// The gateway closed the trade and nobody had paid.
         ClosedUnpaid = "closed_unpaid",
-        /// Money that came after the end is taken for the order all the same: by the account's policy, or by a person.
+        /// Money that came after the end, or of which a part went back before we knew of it, is taken for the order all the
+        /// same: by the account's policy, or by people.
         PaymentHonoured = "payment_honoured",
     }
 }
@@ -36,6 +37,7 @@ named_enum! {
 pub const TRANSITIONS: &[(OrderStatus, OrderEvent, OrderStatus)] = &[
     (OrderStatus::Pending, OrderEvent::PaymentSucceeded, OrderStatus::Paid),
     (OrderStatus::Pending, OrderEvent::ClosedUnpaid, OrderStatus::Closed),
+    (OrderStatus::Pending, OrderEvent::PaymentHonoured, OrderStatus::Paid),
     (OrderStatus::Closed, OrderEvent::PaymentHonoured, OrderStatus::Paid),
 ];
 

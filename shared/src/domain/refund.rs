@@ -20,6 +20,16 @@ named_enum! {
 }
 
 named_enum! {
+    /// Who sent a refund to the gateway.
+    RefundOrigin {
+        /// This service.
+        Service = "service",
+        /// Somebody else: at the gateway's console, or with the merchant's keys. We only book it.
+        Outside = "outside",
+    }
+}
+
+named_enum! {
     /// What can happen to a refund.
     RefundEvent {
         /// The first request is about to leave.

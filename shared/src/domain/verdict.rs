@@ -85,6 +85,8 @@ named_enum! {
         Refund = "refund",
         /// Take the late payment for its closed order.
         Fulfil = "fulfil",
+        /// Book a refund that was made at the gateway.
+        BookRefund = "book_refund",
         /// Return under a new number what the gateway closed.
         RefundAgain = "refund_again",
         /// Send a refund that cannot be delivered to the merchant's own account.
@@ -144,18 +146,17 @@ impl CaseKind {
 
     /// What people can choose about an open case of this kind.
     pub const fn actions(self) -> &'static [CaseAction] {
-        use CaseAction::{AbnormalRefund, Fulfil, Note, Refund, RefundAgain};
+        use CaseAction::{AbnormalRefund, BookRefund, Fulfil, Note, Refund, RefundAgain};
         match self {
-            CaseKind::LatePayment => &[Refund, Fulfil, Note],
+            CaseKind::LatePayment | CaseKind::RefundedElsewhere => &[Refund, Fulfil, BookRefund, Note],
+            CaseKind::UnknownRefund => &[BookRefund, Note],
             CaseKind::DoublePayment => &[Refund, Note],
             CaseKind::RefundClosed => &[RefundAgain, Note],
             CaseKind::RefundAbnormal => &[AbnormalRefund, Note],
-            CaseKind::RefundedElsewhere
-            | CaseKind::AmountMismatch
+            CaseKind::AmountMismatch
             | CaseKind::WrongMerchant
             | CaseKind::WrongMethod
             | CaseKind::UnknownOrder
-            | CaseKind::UnknownRefund
             | CaseKind::DeadLetter
             | CaseKind::RefundShortage
             | CaseKind::RefundAfterFailure

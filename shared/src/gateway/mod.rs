@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::domain::{AccountName, Fact, Merchant, Money, Notification, OrderNo, PaymentMethod, Scene, Subject};
+use crate::domain::{AccountName, Fact, Merchant, Money, Notification, OrderNo, PaymentMethod, Scene, Source, Subject};
 use crate::job::Callback;
 
 mod accounts;
@@ -60,6 +60,7 @@ impl Verified<Trade> {
             method: gateway.method(),
             account: gateway.account().clone(),
             notice_id,
+            source: Source::Query,
             merchant: self.0.merchant.clone(),
             order_no: order_no.to_string(),
             fact: self.0.fact.clone(),
@@ -103,7 +104,7 @@ pub trait Gateway: Send + Sync {
     ///
     /// # Errors
     /// See [`GatewayError`].
-    async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<Verified<Trade>, GatewayError>;
+    async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<TradeAnswer, GatewayError>;
 
     /// Closes an unpaid order. A payment that was faster is no error but [`CloseOutcome::NotClosed`]: query again.
     ///
@@ -331,6 +332,28 @@ pub struct Trade {
     pub merchant: Merchant,
     /// See [`Notification::doubt`].
     pub doubt: Option<String>,
+}
+
+/// What a gateway answers when it is asked about an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TradeAnswer {
+    /// It knows the order, and has signed how it stands.
+    Found(Verified<Trade>),
+    /// It knows no such order. WeChat Pay says so in a 404 that nobody signed, so it proves nothing about money.
+    Absent {
+        /// The gateway's own word for it, for a person to read.
+        state: String,
+    },
+}
+
+impl TradeAnswer {
+    /// The trade, if the gateway knows one.
+    pub fn found(self) -> Option<Verified<Trade>> {
+        match self {
+            TradeAnswer::Found(trade) => Some(trade),
+            TradeAnswer::Absent { .. } => None,
+        }
+    }
 }
 
 /// How a close ended.

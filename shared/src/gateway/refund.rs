@@ -59,6 +59,8 @@ pub enum RefundState {
     Succeeded {
         /// How much, where the answer tells it; then it is what was asked for.
         amount: Option<Money>,
+        /// What has gone back of the trade in all, where the answer tells it (Alipay, when it takes the refund).
+        returned: Option<Money>,
         /// The gateway's number of the refund.
         gateway_refund_no: Option<String>,
         /// When, by the gateway's clock.

@@ -5,15 +5,25 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
+use super::outside;
 use super::refunds::{self, Wish};
 use crate::clock::Clock;
 use crate::db::orders::{self, Order, Paid};
-use crate::db::{DbError, cases, events, jobs, refunds as records, transactions};
-use crate::domain::{LatePaymentPolicy, OrderEvent, OrderId, OrderStatus, Policies, RefundId, RefundNo, TradeNo};
+use crate::db::refunds::{self as records, Refund};
+use crate::db::transactions::{self, Payment};
+use crate::db::{DbError, cases, events, jobs, outside as records_outside};
+use crate::domain::{
+    CaseId, CaseStatus, Fact, LatePaymentPolicy, OrderEvent, OrderId, OrderStatus, Policies, RefundId, RefundNo,
+    RefundOrigin, TradeNo, Verdict,
+};
 use crate::event;
 
-/// Who asks for what a policy returns.
+/// Who asks for what a policy returns, and who ends what a policy fulfils.
 pub const POLICY: &str = "policy";
+/// How the case of a payment ends that a policy took for its order.
+pub(super) const BY_POLICY: &str = "taken for its order: the account's policy is fulfil";
+/// What the evidence of a case says when the order was to be paid and is not.
+const NOT_FULFILLED: &str = "not_fulfilled";
 
 /// Money that goes back because the account's policy says so.
 pub(super) struct Return {
@@ -98,43 +108,144 @@ pub enum NotHonoured {
     /// No such order, or no payment of this trade for it.
     #[error("this trade brought the order no payment")]
     NoPayment,
-    /// The order is not closed.
+    /// The order is paid already.
     #[error("the order is not closed")]
     NotClosed,
-    /// Some or all of the money is on its way back.
+    /// All of the money went back, or some of it is on its way back.
     #[error("the payment has been returned, or is on its way back")]
     Returned,
+    /// The gateway was asked, and its answer does not show the money.
+    #[error("the gateway does not say that the money of this trade is there")]
+    NotThere,
+    /// Some went back, and the gateway does not tell how much.
+    #[error("book first what was returned at the gateway")]
+    NotBooked,
 }
 
-/// Takes a late payment for its closed order, as a person decided: the order is paid, with its event.
-///
-/// `paid_at` of the order is the gateway's time of this payment.
+/// Whether a late payment could be taken for its order by our books alone; the gateway is asked later.
 ///
 /// # Errors
 /// [`DbError`]; inside, why it cannot be done.
-pub async fn honour(
+pub async fn can_honour(
     tx: &mut PgConnection,
     order_id: OrderId,
     trade_no: &TradeNo,
+) -> Result<Result<(), NotHonoured>, DbError> {
+    Ok(Late::read(tx, order_id, trade_no).await?.map(drop))
+}
+
+/// Takes a late payment for its order, as the case `case_id` asks, if the gateway has just said that its money is there. The
+/// order is paid then, with its event; otherwise the case says why not. `Ignored`: the case was decided another way meanwhile.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub async fn fulfil(
+    tx: &mut PgConnection,
+    (order_id, case_id): (OrderId, CaseId),
+    said: Option<&Fact>,
+    clock: &Clock,
+) -> Result<Verdict, DbError> {
+    let now = clock.now();
+    // The order before anything else of it, as every transaction locks.
+    orders::lock_one(tx, order_id).await?;
+    let case = cases::get(&mut *tx, case_id).await?.filter(|case| case.status != CaseStatus::Resolved);
+    let Some(mut case) = case.filter(|case| case.order_id == Some(order_id)) else { return Ok(Verdict::Ignored) };
+    let Ok(trade_no) = TradeNo::parse(&*case.gateway_no) else { return Ok(Verdict::Ignored) };
+    let refusal = match honour(tx, order_id, &trade_no, said, now).await? {
+        Ok(()) => {
+            let by_policy = case.evidence.get(POLICY).is_some();
+            let end = if by_policy { (BY_POLICY, POLICY) } else { ("the order is paid by this trade", "service") };
+            records_outside::resolve(tx, &case, end, now).await?;
+            return Ok(Verdict::Settled);
+        }
+        Err(refusal) => refusal.to_string(),
+    };
+    if case.evidence[NOT_FULFILLED] != *refusal {
+        case.evidence[NOT_FULFILLED] = refusal.into();
+        cases::note_evidence(tx, case.id, &case.evidence, now).await?;
+    }
+    Ok(Verdict::NotPending)
+}
+
+/// Takes a late payment for its order: the order is paid, with its event. A part that went back before is told after it, so
+/// that the sums of a consumer agree with ours.
+async fn honour(
+    tx: &mut PgConnection,
+    order_id: OrderId,
+    trade_no: &TradeNo,
+    said: Option<&Fact>,
     now: OffsetDateTime,
 ) -> Result<Result<(), NotHonoured>, DbError> {
-    let Some(order) = orders::lock_one(tx, order_id).await? else { return Ok(Err(NotHonoured::NoPayment)) };
-    let Some(payment) = transactions::payment_of_trade(tx, &order, trade_no).await? else {
-        return Ok(Err(NotHonoured::NoPayment));
+    let late = match Late::read(tx, order_id, trade_no).await? {
+        Ok(late) => late,
+        Err(refusal) => return Ok(Err(refusal)),
     };
-    let paid_at = payment.paid_at;
-    let all = records::of_order(&mut *tx, order_id).await?;
-    if all.iter().any(|refund| refund.trade_no == *trade_no && refund.status.reserves()) {
-        return Ok(Err(NotHonoured::Returned));
-    }
-    if order.status.next(OrderEvent::PaymentHonoured).is_err() {
-        return Ok(Err(NotHonoured::NotClosed));
-    }
-    let paid = Paid { id: order.id, trade_no: trade_no.clone(), paid_at };
+    let paid_at = match late.is_there(trade_no, said) {
+        Ok(paid_at) => paid_at.unwrap_or(late.payment.paid_at),
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let paid = Paid { id: order_id, trade_no: trade_no.clone(), paid_at };
     orders::mark_honoured(tx, std::slice::from_ref(&paid), now).await?;
-    events::append(tx, &[event::order_paid(&order, trade_no, paid_at)], now).await?;
-    jobs::drop_checks(tx, &[order_id]).await?;
+    let mut news = vec![event::order_paid(&late.order, trade_no, paid_at)];
+    let mut after = late.order;
+    take(&mut after, late.next, &paid);
+    let after = refunds::follow(tx, &after, now).await?;
+    let went = late.went_back.iter();
+    news.extend(
+        went.map(|refund| event::refund_succeeded(&after, refund, refund.succeeded_at.unwrap_or(refund.created_at))),
+    );
+    events::append(tx, &news, now).await?;
+    jobs::end_checks(tx, &[order_id]).await?;
     Ok(Ok(()))
+}
+
+/// A payment that can be taken for its order by our books.
+struct Late {
+    order: Order,
+    next: OrderStatus,
+    payment: Payment,
+    /// What went back of it without us.
+    went_back: Vec<Refund>,
+}
+
+impl Late {
+    async fn read(
+        tx: &mut PgConnection,
+        order_id: OrderId,
+        trade_no: &TradeNo,
+    ) -> Result<Result<Late, NotHonoured>, DbError> {
+        let Some(order) = orders::lock_one(tx, order_id).await? else { return Ok(Err(NotHonoured::NoPayment)) };
+        let Some(payment) = transactions::payment_of_trade(tx, &order, trade_no).await? else {
+            return Ok(Err(NotHonoured::NoPayment));
+        };
+        let mut went_back = records::of_order(&mut *tx, order_id).await?;
+        went_back.retain(|refund| refund.trade_no == *trade_no && refund.status.reserves());
+        let ours = went_back.iter().any(|refund| refund.origin == RefundOrigin::Service);
+        if ours || outside::sum(went_back.iter()).max(payment.returned) >= payment.amount {
+            return Ok(Err(NotHonoured::Returned));
+        }
+        Ok(match order.status.next(OrderEvent::PaymentHonoured) {
+            Ok(next) => Ok(Late { order, next, payment, went_back }),
+            Err(_) => Err(NotHonoured::NotClosed),
+        })
+    }
+
+    /// When the buyer paid, where the gateway tells, if its answer shows the money.
+    fn is_there(&self, trade_no: &TradeNo, said: Option<&Fact>) -> Result<Option<OffsetDateTime>, NotHonoured> {
+        match said {
+            Some(Fact::Paid { trade_no: told, amount: Some(amount), paid_at })
+                if told == trade_no && *amount == self.payment.amount =>
+            {
+                Ok(Some(*paid_at))
+            }
+            Some(Fact::PaidAndReturned(told)) if told.trade_no == *trade_no => match told.returned {
+                Some(sum) if sum >= self.payment.amount => Err(NotHonoured::Returned),
+                None if self.went_back.is_empty() => Err(NotHonoured::NotBooked),
+                _ => Ok(told.paid_at),
+            },
+            _ => Err(NotHonoured::NotThere),
+        }
+    }
 }
 
 /// The order in memory after a payment.

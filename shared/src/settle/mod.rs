@@ -3,14 +3,17 @@
 //! A batch is settled with a fixed number of statements: lock the orders, decide in memory, write each kind of effect
 //! once. Deciding is pure; every move of an order is asked of [`crate::domain::TRANSITIONS`].
 
+mod booking;
 pub mod late;
+mod outside;
 pub mod refunds;
 
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 use sqlx::PgConnection;
-use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
 
 use crate::clock::Clock;
 use crate::db::cases::NewCase;
@@ -19,12 +22,14 @@ use crate::db::transactions::ExtraPayment;
 use crate::db::{DbError, case_facts, cases, events, jobs, orders, transactions};
 use crate::domain::{
     CaseId, CaseKind, Fact, LatePaymentPolicy, Merchant, Money, Notification, OrderEvent, OrderId, OrderStatus,
-    PaymentMethod, Policies, RefundId, TradeNo, TransactionId, Verdict,
+    PaymentMethod, Policies, RefundId, Source, TradeNo, TransactionId, Verdict,
 };
 use crate::event::{self, Event};
 use crate::gateway::{self, Verified};
+use crate::job::{Asked, kind};
 
-pub use late::{NotHonoured, honour};
+pub use booking::{Confirmed, book_asked, trade_of};
+pub use late::{NotHonoured, can_honour, fulfil};
 
 use late::Return;
 use refunds::RefundVerdict;
@@ -54,6 +59,7 @@ pub async fn end_unpaid(tx: &mut PgConnection, order: &Order, clock: &Clock) -> 
         method: order.payment_method,
         account: order.account.clone(),
         notice_id: format!("end:{}", order.id),
+        source: Source::Query,
         merchant: Merchant::Ours,
         order_no: order.order_no.to_string(),
         fact: Fact::ClosedUnpaid,
@@ -75,7 +81,7 @@ async fn settle_facts(
     let order_nos: Vec<&str> = order_nos.into_iter().collect();
     let locked = orders::lock(tx, &order_nos).await?;
     let mut books = Books {
-        recorded: recorded_trades(tx, told, &locked).await?,
+        recorded: recorded_trades(tx, told).await?,
         gone: gone_trades(tx, told, &locked).await?,
         orders: locked.into_iter().map(|order| (order.order_no.as_str().to_owned(), order)).collect(),
         effects: Effects::default(),
@@ -108,32 +114,26 @@ fn rank(fact: &Fact) -> u8 {
     match fact {
         Fact::Paid { .. } => 0,
         Fact::ClosedUnpaid => 1,
-        Fact::PaidAndReturned { .. } | Fact::Refund { .. } => 2,
+        Fact::PaidAndReturned(_) | Fact::Refund { .. } => 2,
         Fact::Nothing => 3,
     }
 }
 
-/// The trades that have a row already. Asked only when an order is met that is not pending: nothing else depends on it.
+/// The trades that have a row already: a payment is taken once, and one that came and went is never delivered for.
 async fn recorded_trades(
     tx: &mut PgConnection,
     told: &[&Notification],
-    locked: &[Order],
 ) -> Result<HashSet<(PaymentMethod, String)>, DbError> {
-    let paid_trades: Vec<&str> = told
-        .iter()
-        .filter_map(|n| match &n.fact {
-            Fact::Paid { trade_no, .. } | Fact::PaidAndReturned { trade_no } => Some(trade_no.as_str()),
-            _ => None,
-        })
-        .collect();
-    if paid_trades.is_empty() || locked.iter().all(|order| order.status == OrderStatus::Pending) {
-        return Ok(HashSet::new());
-    }
-    transactions::recorded(tx, &paid_trades).await
+    let paid = told.iter().filter_map(|told| match &told.fact {
+        Fact::Paid { trade_no, .. } => Some(trade_no.as_str()),
+        _ => None,
+    });
+    let paid: Vec<&str> = paid.collect();
+    if paid.is_empty() { Ok(HashSet::new()) } else { transactions::recorded(tx, &paid).await }
 }
 
-/// The trades whose money came and went before their order had it: by an open or resolved case, or by another fact of this
-/// batch. A payment that is told afterwards is of money that is not there.
+/// The trades of which money went back before their order had it: by an open or resolved case, or by another fact of this
+/// batch. A payment that is told afterwards is of money that need not be there.
 async fn gone_trades(
     tx: &mut PgConnection,
     told: &[&Notification],
@@ -142,17 +142,19 @@ async fn gone_trades(
     let mut paid = Vec::new();
     let mut gone = HashSet::new();
     for told in told {
-        match &told.fact {
-            Fact::Paid { trade_no, .. } => paid.push(trade_no.as_str()),
-            Fact::PaidAndReturned { trade_no } => {
-                let order = locked.iter().find(|order| order.order_no.as_str() == told.order_no);
-                gone.extend(order.map(|order| (order.id, trade_no.to_string())));
-            }
-            _ => {}
+        if let Fact::Paid { trade_no, .. } = &told.fact {
+            paid.push(trade_no.as_str());
+        }
+        let order = locked.iter().find(|order| order.order_no.as_str() == told.order_no);
+        if let Some((trade, order)) =
+            told.fact.returned_trade().zip(order).filter(|(_, order)| is_whose_it_says(told, order))
+        {
+            gone.insert((order.id, trade.trade_no.to_string()));
         }
     }
-    if !paid.is_empty() && locked.iter().any(|order| !order.status.was_paid()) {
-        gone.extend(cases::returned_elsewhere(tx, &paid).await?);
+    let unpaid: Vec<OrderId> = locked.iter().filter(|order| !order.status.was_paid()).map(|order| order.id).collect();
+    if !paid.is_empty() && !unpaid.is_empty() {
+        gone.extend(cases::returned_elsewhere(tx, &paid, &unpaid).await?);
     }
     Ok(gone)
 }
@@ -188,40 +190,37 @@ impl Books<'_> {
             Fact::Paid { amount, .. } if *amount != Some(order.amount) => {
                 self.case(Verdict::AmountMismatch, CaseKind::AmountMismatch, id, told)
             }
-            Fact::Paid { trade_no, .. }
+            Fact::Paid { trade_no, .. } if !order.status.was_paid() && self.knows(told.method, trade_no) => {
+                Verdict::Duplicate
+            }
+            Fact::Paid { trade_no, paid_at, .. }
                 if !order.status.was_paid() && self.gone.contains(&(order.id, trade_no.to_string())) =>
             {
-                Verdict::NotPending
+                self.came_and_went(told, (trade_no, *paid_at))
             }
             Fact::Paid { trade_no, paid_at, .. } => self.paid(told, trade_no, *paid_at),
             Fact::ClosedUnpaid => self.closed(told),
-            // Money that came late, was noted, and has gone back since.
-            Fact::PaidAndReturned { trade_no } if !order.status.was_paid() && self.knows(told.method, trade_no) => {
-                Verdict::Duplicate
-            }
-            // A return of money that was never ours to give back, of an order that we never saw paid.
-            Fact::PaidAndReturned { .. } if !order.status.was_paid() => {
-                self.case(Verdict::NotPending, CaseKind::RefundedElsewhere, id, told)
-            }
             Fact::Nothing => Verdict::Ignored,
-            Fact::PaidAndReturned { .. } | Fact::Refund { .. } => return None,
+            Fact::PaidAndReturned(_) | Fact::Refund { .. } => return None,
         })
     }
 
     /// What a callback or an answer tells of money that went back.
     async fn refund(&mut self, tx: &mut PgConnection, told: &Notification) -> Result<Verdict, DbError> {
         let Some(id) = self.orders.get(&told.order_no).map(|order| order.id) else { return Ok(Verdict::Ignored) };
-        if let Fact::PaidAndReturned { trade_no } = &told.fact {
-            return Ok(match refunds::explained(tx, id, trade_no).await? {
-                true => Verdict::Ignored,
-                false => self.case(Verdict::UnknownRefund, CaseKind::UnknownRefund, Some(id), told),
-            });
+        let Some(ours) = refunds::notice(tx, &told.fact, id, self.policies, self.clock).await? else {
+            return outside::returned(tx, told, id, self.clock).await;
+        };
+        // The message also says what went back in all, which may be more.
+        if let Some(trade) = told.fact.returned_trade()
+            && outside::beside_ours(tx, (id, trade), self.clock).await? == Verdict::Settled
+        {
+            return Ok(Verdict::Settled);
         }
-        Ok(match refunds::notice(tx, &told.fact, id, self.policies, self.clock).await? {
-            Some(RefundVerdict::Settled) => Verdict::Settled,
-            Some(RefundVerdict::Duplicate) => Verdict::Duplicate,
-            Some(RefundVerdict::AmountMismatch) => Verdict::AmountMismatch,
-            None => self.case(Verdict::UnknownRefund, CaseKind::UnknownRefund, Some(id), told),
+        Ok(match ours {
+            RefundVerdict::Settled => Verdict::Settled,
+            RefundVerdict::Duplicate => Verdict::Duplicate,
+            RefundVerdict::AmountMismatch => Verdict::AmountMismatch,
         })
     }
 
@@ -237,19 +236,34 @@ impl Books<'_> {
             self.effects.paid.push(paid);
             return Verdict::Settled;
         }
-        if !self.recorded.insert((told.method, trade_no.as_str().to_owned())) {
+        if !self.note_extra(told, (trade_no, paid_at)) {
             return Verdict::Duplicate;
         }
-        let (id, amount) = (order.id, order.amount);
-        self.effects.extra.push(ExtraPayment {
-            id: TransactionId::from_u128(self.clock.fresh_bits()),
-            order_id: id,
-            payment_method: told.method,
-            gateway_no: trade_no.clone(),
-            amount,
-            paid_at,
-        });
         self.extra(told, trade_no, paid_at)
+    }
+
+    /// Notes a payment beside the order's own. False: it has its row.
+    fn note_extra(&mut self, told: &Notification, (trade_no, paid_at): (&TradeNo, OffsetDateTime)) -> bool {
+        let Some(order) = self.orders.get(&told.order_no) else { return false };
+        let fresh = self.recorded.insert((told.method, trade_no.as_str().to_owned()));
+        if fresh {
+            self.effects.extra.push(ExtraPayment {
+                id: TransactionId::from_u128(self.clock.fresh_bits()),
+                order_id: order.id,
+                payment_method: told.method,
+                gateway_no: trade_no.clone(),
+                amount: order.amount,
+                paid_at,
+            });
+        }
+        fresh
+    }
+
+    /// A payment whose return is known already: people decide whether it is delivered for, once the gateway was asked.
+    fn came_and_went(&mut self, told: &Notification, payment: (&TradeNo, OffsetDateTime)) -> Verdict {
+        let id = self.orders.get(&told.order_no).map(|order| order.id);
+        self.note_extra(told, payment);
+        self.case(Verdict::NotPending, CaseKind::RefundedElsewhere, id, told)
     }
 
     /// Money that was not owed: what the account's policy makes of it.
@@ -259,6 +273,14 @@ impl Books<'_> {
         let kind = if closed { CaseKind::LatePayment } else { CaseKind::DoublePayment };
         let policy = self.policies.of(order.payment_method, &order.account);
         metrics::counter!("extra_payments_total", "kind" => kind.as_str(), "policy" => policy.as_str()).increment(1);
+        if policy == LatePaymentPolicy::Fulfil && closed && told.source == Source::Notice {
+            // The gateway is asked first: the notice may be older than a return.
+            let mut case = new_case((kind, Some(id)), told, self.clock);
+            case.evidence[late::POLICY] = policy.as_str().into();
+            self.effects.fulfil.push((id, case.id));
+            self.effects.cases.push(case);
+            return Verdict::NotPending;
+        }
         if policy == LatePaymentPolicy::Fulfil
             && let Ok(next) = order.status.next(OrderEvent::PaymentHonoured)
         {
@@ -266,7 +288,7 @@ impl Books<'_> {
             self.effects.events.push(event::order_paid(order, trade_no, paid_at));
             late::take(order, next, &paid);
             self.effects.honoured.push(paid);
-            let case = self.new_case(kind, Some(id), told);
+            let case = new_case((kind, Some(id)), told, self.clock);
             self.effects.decided.push(case);
             return Verdict::Settled;
         }
@@ -300,19 +322,19 @@ impl Books<'_> {
     }
 
     fn case(&mut self, verdict: Verdict, kind: CaseKind, order_id: Option<OrderId>, told: &Notification) -> Verdict {
-        let case = self.new_case(kind, order_id, told);
+        let case = new_case((kind, order_id), told, self.clock);
         self.effects.cases.push(case);
         verdict
     }
+}
 
-    fn new_case(&self, kind: CaseKind, order_id: Option<OrderId>, told: &Notification) -> NewCase {
-        NewCase {
-            id: CaseId::from_u128(self.clock.fresh_bits()),
-            kind,
-            order_id,
-            gateway_no: case_number(told),
-            evidence: evidence(told),
-        }
+fn new_case((kind, order_id): (CaseKind, Option<OrderId>), told: &Notification, clock: &Clock) -> NewCase {
+    NewCase {
+        id: CaseId::from_u128(clock.fresh_bits()),
+        kind,
+        order_id,
+        gateway_no: case_number(told),
+        evidence: evidence(told),
     }
 }
 
@@ -333,7 +355,8 @@ fn is_whose_it_says(told: &Notification, order: &Order) -> bool {
 fn case_number(told: &Notification) -> String {
     match &told.fact {
         Fact::Refund { refund_no, .. } => refund_no.clone(),
-        Fact::Paid { trade_no, .. } | Fact::PaidAndReturned { trade_no } => trade_no.to_string(),
+        Fact::Paid { trade_no, .. } => trade_no.to_string(),
+        Fact::PaidAndReturned(trade) => trade.trade_no.to_string(),
         Fact::ClosedUnpaid | Fact::Nothing => told.notice_id.clone(),
     }
 }
@@ -358,12 +381,14 @@ fn evidence(told: &Notification) -> Value {
             evidence["trade_no"] = trade_no.as_str().into();
             evidence["amount"] = json!(money(amount));
         }
-        Fact::PaidAndReturned { trade_no } => evidence["trade_no"] = trade_no.as_str().into(),
-        Fact::Refund { trade_no, refund_no, amount, outcome, .. } => {
-            evidence["trade_no"] = trade_no.as_str().into();
+        Fact::PaidAndReturned(trade) => evidence["trade_no"] = trade.trade_no.as_str().into(),
+        Fact::Refund { trade, refund_no, amount, gateway_refund_no, at, outcome } => {
+            evidence["trade_no"] = trade.trade_no.as_str().into();
             evidence["refund_no"] = refund_no.as_str().into();
             evidence["amount"] = json!(money(amount));
             evidence["outcome"] = format!("{outcome:?}").to_lowercase().into();
+            evidence["gateway_refund_no"] = json!(gateway_refund_no);
+            evidence["succeeded_at"] = json!(at.and_then(|at| at.format(&Rfc3339).ok()));
         }
         Fact::ClosedUnpaid | Fact::Nothing => {}
     }
@@ -380,6 +405,8 @@ struct Effects {
     cases: Vec<NewCase>,
     /// Orders that a late payment makes paid, and their cases, decided already.
     honoured: Vec<Paid>,
+    /// Late payments that the policy fulfils once the gateway was asked: the order and the case.
+    fulfil: Vec<(OrderId, CaseId)>,
     decided: Vec<NewCase>,
     /// Each with the place of its case among `cases`.
     returns: Vec<(Return, usize)>,
@@ -390,7 +417,7 @@ impl Effects {
         if !self.paid.is_empty() {
             orders::mark_paid(tx, &self.paid, now).await?;
             let ids: Vec<OrderId> = self.paid.iter().map(|paid| paid.id).collect();
-            jobs::drop_checks(tx, &ids).await?;
+            jobs::end_checks(tx, &ids).await?;
         }
         if !self.closed.is_empty() {
             orders::mark_closed(tx, &self.closed, now).await?;
@@ -401,15 +428,18 @@ impl Effects {
         if !self.honoured.is_empty() {
             orders::mark_honoured(tx, &self.honoured, now).await?;
             let ids: Vec<OrderId> = self.honoured.iter().map(|paid| paid.id).collect();
-            jobs::drop_checks(tx, &ids).await?;
-            let decision = ("taken for its order: the account's policy is fulfil", late::POLICY);
-            cases::record_resolved(tx, &self.decided, decision, now).await?;
+            jobs::end_checks(tx, &ids).await?;
+            cases::record_resolved(tx, &self.decided, (late::BY_POLICY, late::POLICY), now).await?;
         }
         for (back, case) in &self.returns {
             late::give_back(tx, back, &mut self.cases[*case].evidence, now).await?;
         }
         if !self.cases.is_empty() {
             self.events.extend(open_cases(tx, &self.cases, now).await?);
+        }
+        for (order_id, case_id) in &self.fulfil {
+            let asked = Asked::Fulfil.of(*case_id);
+            jobs::ask_in(&mut *tx, kind::CHECK, &order_id.to_string(), &asked, Duration::ZERO).await?;
         }
         if !self.events.is_empty() {
             events::append(tx, &self.events, now).await?;

@@ -6,13 +6,13 @@ use serde_json::json;
 use sqlx::PgConnection;
 use time::{Duration, OffsetDateTime};
 
-use super::{late, open_cases};
+use super::{late, open_cases, outside};
 use crate::clock::Clock;
 use crate::db::cases::NewCase;
 use crate::db::orders::Order;
 use crate::db::refunds::{Move, NewRefund, Refund};
 use crate::db::transactions::Payment;
-use crate::db::{DbError, cases, events, jobs, orders, refunds, transactions};
+use crate::db::{self, DbError, cases, events, jobs, orders, refunds, transactions};
 use crate::domain::{
     CaseId, CaseKind, Fact, Money, OrderId, OrderStatus, PaymentMethod, Policies, RefundEvent, RefundId, RefundNo,
     RefundOutcome, RefundStatus, TradeNo, status_by_refunds,
@@ -129,8 +129,9 @@ fn allowed(order: &Order, all: &[Refund], payment: &Payment, now: OffsetDateTime
             return Err(RefundRefusal::NotRefundable("WeChat Pay refunds a payment 50 times at most"));
         }
     }
-    let reserved: i64 = of_payment.iter().map(|refund| refund.amount.fen()).sum();
-    let left = Money::from_fen(payment.amount.fen() - reserved).unwrap_or(Money::ZERO);
+    // What the gateway says went back is gone, booked or not.
+    let reserved = outside::sum(of_payment.iter().copied()).max(payment.returned);
+    let left = Money::from_fen(payment.amount.fen() - reserved.fen()).unwrap_or(Money::ZERO);
     if left.is_positive() { Ok(left) } else { Err(RefundRefusal::AlreadyRefunded) }
 }
 
@@ -141,6 +142,8 @@ pub enum RefundFact {
     Returned {
         /// This refund's amount, where it is told.
         amount: Option<Money>,
+        /// What has gone back of the trade in all, where it is told.
+        returned: Option<Money>,
         /// The gateway's number.
         gateway_refund_no: Option<String>,
         /// By the gateway's clock.
@@ -201,7 +204,7 @@ pub async fn settle(
         && *amount != refund.amount
     {
         let told = json!({ "refund_no": refund.refund_no, "amount": amount.to_string() });
-        open(tx, &case(clock, CaseKind::AmountMismatch, &refund, told), now).await?;
+        open(tx, &case_of(clock, CaseKind::AmountMismatch, &refund, told), now).await?;
         return Ok(RefundVerdict::AmountMismatch);
     }
     let event = match fact {
@@ -225,10 +228,35 @@ pub async fn settle(
     if after.status == OrderStatus::Refunded && order.status != OrderStatus::Refunded {
         events::append(tx, &[event::order_refunded(&after, &refund)], now).await?;
     }
+    if let RefundFact::Returned { returned: Some(sum), .. } = fact {
+        db::outside::note_returned(tx, refund.transaction_id, *sum).await?;
+    }
+    if to.is_final() {
+        ended(tx, &refund, to, clock).await?;
+    }
     // Also when it is stuck: it is in nobody's way any more.
     late::give_back_what_waited(tx, &after, policies, clock).await?;
     count(&after, &refund, fact, now);
     Ok(RefundVerdict::Settled)
+}
+
+/// A refund has ended: what went back beside it is told apart now.
+async fn ended(tx: &mut PgConnection, refund: &Refund, to: RefundStatus, clock: &Clock) -> Result<(), DbError> {
+    outside::compare_again(tx, refund, clock).await?;
+    if to == RefundStatus::Failed {
+        // Whether the money went back another way, the gateway tells of the whole trade.
+        let (id, asked) = (refund.order_id.to_string(), json!({ "sync": true }));
+        jobs::ask_in(&mut *tx, kind::CHECK, &id, &asked, Duration::ZERO).await?;
+    }
+    Ok(())
+}
+
+/// A refund that has failed was asked about once more, and the gateway knows nothing of it.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub async fn looked_back(tx: &mut PgConnection, refund: &Refund, clock: &Clock) -> Result<(), DbError> {
+    outside::compare_again(tx, refund, clock).await
 }
 
 /// A fact that moves nothing can still bring the gateway's number, without which nobody can send the refund another way.
@@ -241,7 +269,7 @@ async fn no_move(tx: &mut PgConnection, refund: &Refund, fact: &RefundFact, cloc
         }
         (RefundStatus::Failed, number) => {
             let evidence = json!({ "refund_no": refund.refund_no, "gateway_refund_no": number, "found": "abnormal" });
-            open(tx, &case(clock, CaseKind::RefundAfterFailure, refund, evidence), clock.now()).await
+            open(tx, &case_of(clock, CaseKind::RefundAfterFailure, refund, evidence), clock.now()).await
         }
         _ => Ok(()),
     }
@@ -269,7 +297,7 @@ fn step(refund: &Refund, (from, to): (RefundStatus, RefundStatus), fact: &Refund
 }
 
 /// Lets an order follow its refunds, those of its own payment; returns the order as it is then.
-async fn follow(tx: &mut PgConnection, order: &Order, now: OffsetDateTime) -> Result<Order, DbError> {
+pub(super) async fn follow(tx: &mut PgConnection, order: &Order, now: OffsetDateTime) -> Result<Order, DbError> {
     let mut order = order.clone();
     if !order.status.was_paid() {
         return Ok(order);
@@ -304,7 +332,7 @@ async fn tell(
             cases::end_of_refund(tx, refund, "the refund has succeeded", now).await?;
             if from == RefundStatus::Failed {
                 let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "found": "returned" });
-                open(tx, &case(clock, CaseKind::RefundAfterFailure, refund, evidence), now).await?;
+                open(tx, &case_of(clock, CaseKind::RefundAfterFailure, refund, evidence), now).await?;
             }
         }
         RefundFact::Failed { why, closed } => {
@@ -312,14 +340,14 @@ async fn tell(
             // Money that was not owed is still owed back: its case may have been resolved when this refund was asked for.
             if *closed || order.trade_no.as_ref() != Some(&refund.trade_no) {
                 let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "why": why });
-                open(tx, &case(clock, CaseKind::RefundClosed, refund, evidence), now).await?;
+                open(tx, &case_of(clock, CaseKind::RefundClosed, refund, evidence), now).await?;
             }
         }
         RefundFact::Undeliverable { gateway_refund_no } => {
             let evidence = json!({
                 "refund_no": refund.refund_no, "amount": refund.amount, "gateway_refund_no": gateway_refund_no,
             });
-            open(tx, &case(clock, CaseKind::RefundAbnormal, refund, evidence), now).await?;
+            open(tx, &case_of(clock, CaseKind::RefundAbnormal, refund, evidence), now).await?;
         }
     }
     events::append(tx, &told, now).await?;
@@ -346,13 +374,13 @@ pub(super) async fn notice(
     policies: &Policies,
     clock: &Clock,
 ) -> Result<Option<RefundVerdict>, DbError> {
-    let Fact::Refund { trade_no, refund_no, amount, gateway_refund_no, at, outcome } = told else { return Ok(None) };
+    let Fact::Refund { trade, refund_no, amount, gateway_refund_no, at, outcome } = told else { return Ok(None) };
     let found = refunds::by_refund_no(&mut *tx, refund_no).await?;
-    let found = found.filter(|refund| refund.order_id == order_id && refund.trade_no == *trade_no);
+    let found = found.filter(|refund| refund.order_id == order_id && refund.trade_no == trade.trade_no);
     let Some(refund) = found else { return Ok(None) };
     let (gateway_refund_no, amount, at) = (gateway_refund_no.clone(), *amount, *at);
     let fact = match outcome {
-        RefundOutcome::Succeeded => RefundFact::Returned { amount, gateway_refund_no, at },
+        RefundOutcome::Succeeded => RefundFact::Returned { amount, returned: None, gateway_refund_no, at },
         RefundOutcome::Closed => RefundFact::Failed { why: "the gateway closed it".to_owned(), closed: true },
         RefundOutcome::Abnormal => RefundFact::Undeliverable { gateway_refund_no },
         RefundOutcome::Hint if refund.status == RefundStatus::Succeeded => return Ok(Some(RefundVerdict::Duplicate)),
@@ -365,32 +393,15 @@ pub(super) async fn notice(
     settle(tx, &refund, &fact, policies, clock).await.map(Some)
 }
 
-/// Whether refunds of ours explain that money of a trade went back. One that we have given up does not, but may be the one:
-/// it is asked about.
-///
-/// # Errors
-/// [`DbError`]; the caller rolls back.
-pub(super) async fn explained(tx: &mut PgConnection, order_id: OrderId, trade_no: &TradeNo) -> Result<bool, DbError> {
-    let all = refunds::of_order(&mut *tx, order_id).await?;
-    let of_trade = || all.iter().filter(|refund| refund.trade_no == *trade_no);
-    if of_trade().any(|refund| refund.status.reserves()) {
-        return Ok(true);
-    }
-    for refund in of_trade() {
-        jobs::ask_in(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), Duration::ZERO).await?;
-    }
-    Ok(false)
+/// A case about a refund of ours.
+pub fn case_of(clock: &Clock, kind: CaseKind, refund: &Refund, evidence: serde_json::Value) -> NewCase {
+    NewCase { gateway_no: refund.refund_no.to_string(), ..case(clock, kind, refund.order_id, evidence) }
 }
 
-/// A case about a refund.
-pub fn case(clock: &Clock, kind: CaseKind, refund: &Refund, evidence: serde_json::Value) -> NewCase {
-    NewCase {
-        id: CaseId::from_u128(clock.fresh_bits()),
-        kind,
-        order_id: Some(refund.order_id),
-        gateway_no: refund.refund_no.to_string(),
-        evidence,
-    }
+/// A case about an order; the caller says under which number.
+pub(super) fn case(clock: &Clock, kind: CaseKind, order_id: OrderId, evidence: serde_json::Value) -> NewCase {
+    let id = CaseId::from_u128(clock.fresh_bits());
+    NewCase { id, kind, order_id: Some(order_id), gateway_no: String::new(), evidence }
 }
 
 /// Opens one case, with its event.

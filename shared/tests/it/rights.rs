@@ -125,6 +125,8 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     ("select id from payment_orders", Service::ALL),
     ("update payment_orders set status = status where false", &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker]),
     ("update payment_orders set closed_at = null where false", &[CallbackWorker, CheckWorker]),
+    ("update payment_orders set trade_no = null, paid_at = null where false", &[CallbackWorker, CheckWorker]),
+    ("update payment_transactions set returned_amount = 0 where false", &[CallbackWorker, CheckWorker, RefundWorker]),
     ("insert into payment_orders (id) select 'a' where false", &[PaymentApi]),
     ("update payment_transactions set amount = 1", &[]),
     ("delete from payment_transactions", &[]),

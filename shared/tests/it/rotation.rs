@@ -14,7 +14,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde_json::{Value, json};
 use shared::clock::Clock;
 use shared::domain::{AccountName, OrderNo, PaymentMethod};
-use shared::gateway::{CallbackError, Gateway, GatewayError, Gateways, KeyNews, callback_headers};
+use shared::gateway::{CallbackError, Gateway, GatewayError, Gateways, KeyNews, TradeAnswer, callback_headers};
 use shared::job::Callback;
 use tokio_util::sync::CancellationToken;
 
@@ -132,7 +132,10 @@ fn certificate_mode(text: &str) -> String {
 
 async fn ask(gateway: &dyn Gateway) -> Result<String, GatewayError> {
     let trade = gateway.query(&OrderNo::parse("ORDER_NONE").unwrap(), Clock::system().now()).await;
-    trade.map(|trade| trade.get().state.clone())
+    trade.map(|answer| match answer {
+        TradeAnswer::Found(trade) => trade.into_inner().state,
+        TradeAnswer::Absent { state } => state,
+    })
 }
 
 /// Waits until the background has brought a certificate.

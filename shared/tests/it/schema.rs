@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use shared::db::{self, MIGRATOR, MigrationError, SchemaError};
 use shared::domain::{
-    CaseId, CaseKind, CaseStatus, OrderId, OrderStatus, PaymentMethod, RefundId, RefundStatus, Scene, TransactionId,
-    Verdict,
+    CaseId, CaseKind, CaseStatus, OrderId, OrderStatus, PaymentMethod, RefundId, RefundOrigin, RefundStatus, Scene,
+    TransactionId, Verdict,
 };
 use sqlx::postgres::PgHasArrayType;
 use sqlx::{Encode, PgPool, Postgres, Type};
@@ -30,6 +30,8 @@ async fn the_checks_of_the_database_name_what_the_enums_name(db: PgPool) {
     assert_eq!(names_under(&db, "payment_orders_status").await, names(&statuses));
     let refunds: Vec<_> = RefundStatus::ALL.iter().map(|s| s.as_str()).collect();
     assert_eq!(names_under(&db, "refund_records_status").await, names(&refunds));
+    let origins: Vec<_> = RefundOrigin::ALL.iter().map(|origin| origin.as_str()).collect();
+    assert_eq!(names_under(&db, "refund_records_origin").await, names(&origins));
     let methods: Vec<_> = PaymentMethod::ALL.iter().map(|m| m.as_str()).collect();
     assert_eq!(names_under(&db, "payment_orders_method").await, names(&methods));
     assert_eq!(names_under(&db, "payment_config_method").await, names(&methods));
@@ -114,6 +116,7 @@ async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
         "select id from jobs where kind = 'check' and due_at <= now() and (lease_until is null or lease_until <= now()) order by due_at limit 500 for update skip locked",
         "select 1 from jobs where kind = 'check' and ref_id = any('{a}'::bpchar[])",
         "delete from jobs where kind = 'refund' and ref_id = 'a'",
+        "select 1 from refund_records where outside_key = 'a'",
         "select 1 from events where published_at is null order by seq limit 500",
         "select 1 from events where published_at is null and retry_at > now()",
         "select 1 from events where published_at >= now()",

@@ -15,6 +15,11 @@ use tracing::{error, warn};
 use super::dead_letters::named;
 use super::{BATCH, CONFIRM, Depths, LONG_QUEUE, Relay};
 
+/// A queue of checks that is shorter than this leaves room for looks back.
+const SHORT_QUEUE: u32 = 1000;
+/// How many looks back go out in a round.
+const LOOKS: i64 = 50;
+
 /// Publishes due jobs. Returns how many went out.
 pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection, depths: Depths) -> Result<usize, DbError> {
     let mut carried = 0;
@@ -22,13 +27,23 @@ pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection, depths: 
         [(kind::CALLBACK, depths.callbacks), (kind::CHECK, depths.checks), (kind::REFUND, depths.refunds)]
     {
         let which = if depth > LONG_QUEUE { Lease::Fresh } else { Lease::All };
-        carried += in_time(carry_kind(relay, connection, kind, which)).await?;
+        carried += in_time(carry_kind(relay, connection, kind, (which, BATCH))).await?;
+    }
+    // Paid orders are looked at again when nothing else is due, and only while checks come to their turn soon. They do not
+    // count: the next few go out after a pause.
+    if carried == 0 && depths.checks < SHORT_QUEUE {
+        in_time(carry_kind(relay, connection, kind::LOOK_BACK, (Lease::All, LOOKS))).await?;
     }
     Ok(carried)
 }
 
-async fn carry_kind(relay: &Relay, connection: &mut PgConnection, kind: &str, which: Lease) -> Result<usize, DbError> {
-    let due = jobs::lease_due(connection, kind, which, BATCH).await?;
+async fn carry_kind(
+    relay: &Relay,
+    connection: &mut PgConnection,
+    kind: &str,
+    (which, limit): (Lease, i64),
+) -> Result<usize, DbError> {
+    let due = jobs::lease_due(connection, kind, which, limit).await?;
     let (mut leases, mut messages) = (Vec::new(), Vec::new());
     for job in due {
         match message(kind, &job) {

@@ -220,7 +220,7 @@ impl Relay {
         let (count, oldest) = events::backlog(&mut *connection).await?;
         metrics::gauge!("events_unpublished").set(count as f64);
         metrics::gauge!("events_oldest_unpublished_seconds").set(oldest.as_seconds_f64());
-        for kind in [kind::CALLBACK, kind::CHECK, kind::REFUND] {
+        for kind in [kind::CALLBACK, kind::CHECK, kind::REFUND, kind::LOOK_BACK] {
             let (count, oldest) = jobs::backlog(&mut *connection, kind).await?;
             metrics::gauge!("jobs_due", "kind" => kind).set(count as f64);
             metrics::gauge!("jobs_oldest_due_seconds", "kind" => kind).set(oldest.as_seconds_f64());

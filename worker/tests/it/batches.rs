@@ -38,7 +38,7 @@ async fn many_workers_with_the_same_callbacks_in_any_order_settle_each_once(db: 
     }
     assert_eq!(world.verdicts().await, vec![("settled".to_owned(), 8); 40]);
     assert_eq!(world.events().await.len(), 40);
-    assert_eq!(world.count("jobs").await, 0);
+    assert_eq!(world.count("work").await, 0);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -212,7 +212,7 @@ async fn a_batch_of_locked_orders_ends_in_bounded_time_and_loses_nothing(db: PgP
     for order in &orders {
         assert_eq!(world.status(order).await, Paid);
     }
-    assert_eq!(world.count("jobs").await, 0);
+    assert_eq!(world.count("work").await, 0);
 }
 
 /// Together they exceed the time of a statement, each time anew; in parts they do not.
@@ -232,7 +232,7 @@ async fn a_batch_that_is_too_slow_as_a_whole_settles_in_parts(db: PgPool) {
     for order in &orders {
         assert_eq!(world.status(order).await, Paid);
     }
-    assert_eq!(world.count("jobs").await, 0, "none had to come again");
+    assert_eq!(world.count("work").await, 0, "none had to come again");
 }
 
 /// A fault that is neither the callback's nor the surroundings': nobody knows, so it is neither given up nor in the way.
@@ -247,5 +247,5 @@ async fn a_refusal_that_blames_nobody_is_kept_as_a_job(db: PgPool) {
     assert_eq!(kept.len(), 2);
     assert_eq!(world.settle(kept).await, [Ack::Done; 2]);
     assert_eq!(world.events().await.len(), 2);
-    assert_eq!(world.count("jobs").await, 0);
+    assert_eq!(world.count("work").await, 0);
 }

@@ -16,7 +16,7 @@ use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::jobs;
 use shared::db::orders::Order;
-use shared::domain::{AccountName, OrderId, PaymentMethod, RefundId, Scene};
+use shared::domain::{AccountName, CaseId, OrderId, PaymentMethod, RefundId, Scene};
 use shared::gateway::{Gateways, PrepayOrder, callback_headers};
 use shared::job::{Callback, JobMessage, kind};
 use sqlx::PgPool;
@@ -282,6 +282,22 @@ impl Bench {
     /// When the order's check is due, counted from now, how often it was tried, and what is asked; `None`: it is over.
     pub async fn job(&self, order: &Order) -> Option<(Duration, i32, Value)> {
         self.job_of(kind::CHECK, &order.id.to_string()).await
+    }
+
+    /// When a paid order is looked at again; `None`: never.
+    pub async fn look_back(&self, order: &Order) -> Option<(Duration, i32, Value)> {
+        self.job_of(kind::LOOK_BACK, &order.id.to_string()).await
+    }
+
+    /// Runs the order's look back once, whenever it is due.
+    pub async fn run_look_back(&self, order: &Order) {
+        let nudge = publish(&self.world.db, kind::LOOK_BACK, &order.id.to_string()).await.expect("a look back");
+        run_batch(&self.checks, vec![Ok(nudge)]).await.unwrap();
+    }
+
+    /// The newest case of an order.
+    pub async fn case_of(&self, order: &Order) -> CaseId {
+        shared::db::cases::of_order(&self.world.db, order.id).await.unwrap().pop().expect("a case").id
     }
 
     async fn job_of(&self, kind: &str, id: &str) -> Option<(Duration, i32, Value)> {

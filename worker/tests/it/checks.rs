@@ -5,7 +5,7 @@ use serde_json::json;
 use shared::db::{MIGRATOR, orders};
 use shared::domain::OrderStatus::{Closed, Paid, Pending};
 use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{RefundId, RefundNo, Verdict};
+use shared::domain::{OrderStatus, RefundId, RefundNo, Verdict};
 use shared::job::CHECKS;
 use shared::settle;
 use shared::settle::refunds::Wish;
@@ -130,7 +130,7 @@ async fn a_buyer_who_is_faster_than_the_end_has_paid(db: PgPool) {
 }
 
 /// Closed here and paid there, found by the question after the end: once under each policy.
-async fn late(db: PgPool, policy: &str) -> (Bench, Vec<orders::Order>) {
+pub async fn late(db: PgPool, policy: &str) -> (Bench, Vec<orders::Order>) {
     let bench = Bench::new(db, policy).await;
     let mut late = Vec::new();
     for method in [Alipay, Wechat] {
@@ -192,19 +192,38 @@ async fn a_late_payment_is_honoured_when_the_policy_says_so(db: PgPool) {
     assert_eq!(told, 0, "nobody needs to look");
 }
 
+/// A refund of the console is noticed although nobody tells of it: a day after the payment, and a week later.
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn a_person_honours_a_late_payment_once(db: PgPool) {
-    let (bench, late) = late(db, "hold").await;
-    let order = &late[0];
-    let trade_no = bench.world.payments(order).await.into_iter().find_map(|(number, _)| number).unwrap();
-    let trade_no = shared::domain::TradeNo::parse(trade_no).unwrap();
-    for outcome in [Ok(()), Err(settle::NotHonoured::NotClosed)] {
-        let mut tx = bench.world.db.begin().await.unwrap();
-        assert_eq!(settle::honour(&mut tx, order.id, &trade_no, bench.checks.clock.now()).await.unwrap(), outcome);
-        tx.commit().await.unwrap();
+async fn a_paid_order_is_asked_about_once_more_after_a_day_and_after_eight(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    for method in [Alipay, Wechat] {
+        let order = bench.paid(method).await;
+        let (due, ..) = bench.look_back(&order).await.expect("a look back");
+        assert!(due > Duration::hours(23) && due <= Duration::hours(24), "{due}");
+        bench.run_look_back(&order).await;
+        let (due, ..) = bench.look_back(&order).await.expect("a second one");
+        assert!(due > Duration::hours(8 * 24 - 1) && due <= Duration::hours(8 * 24), "{due}");
+        bench.console(&order, json!({ "notify": false })).await;
+        bench.run_look_back(&order).await;
+        if method == Alipay {
+            assert_eq!(bench.world.status(&order).await, OrderStatus::Refunded);
+            assert!(bench.look_back(&order).await.is_none(), "nothing more can go back");
+        } else {
+            assert_eq!(
+                bench.world.cases().await.pop().unwrap().0,
+                "unknown_refund",
+                "WeChat Pay does not say how much"
+            );
+            // Eight days after the payment.
+            sqlx::query("update payment_orders set paid_at = paid_at - interval '8 days' where id = $1")
+                .bind(order.id.to_string())
+                .execute(&bench.world.db)
+                .await
+                .unwrap();
+            bench.run_look_back(&order).await;
+            assert!(bench.look_back(&order).await.is_none(), "the last one");
+        }
     }
-    assert_eq!(bench.world.status(order).await, Paid);
-    assert_eq!(bench.event_kinds().await, ["order.closed", "order.closed", "order.paid"]);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

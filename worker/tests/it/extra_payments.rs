@@ -97,7 +97,7 @@ async fn what_waited_goes_back_by_the_policy_of_that_moment(db: PgPool) {
         settling::settle(&mut tx, &refund, &fact, policies, &Clock::system()).await.unwrap();
         tx.commit().await.unwrap();
     };
-    let returned = RefundFact::Returned { amount: None, gateway_refund_no: None, at: None };
+    let returned = RefundFact::Returned { amount: None, returned: None, gateway_refund_no: None, at: None };
     ends(&of(LatePaymentPolicy::Hold), returned).await;
     assert_eq!(world.refund_numbers().await.len(), 1, "the account holds such money by now");
     assert_eq!(world.cases().await[0].1["not_refunded"], waits["not_refunded"], "people decide");

@@ -12,6 +12,8 @@ mod numbers;
 mod odd_notices;
 mod odd_values;
 mod open_accounts;
+mod outside;
+mod people;
 mod refunding;
 mod refunds;
 mod relay;

@@ -34,7 +34,7 @@ async fn a_job_is_taken_by_the_message_of_its_lease_and_by_no_other(db: PgPool) 
     let world = World::new(db.clone());
     let order = world.pending_order(Alipay, "8").await.id.to_string();
     let id: i64 = sqlx::query_scalar("select id from jobs").fetch_one(&db).await.unwrap();
-    let take = async |kind: &str, nudge: JobMessage| jobs::take(&db, kind, nudge, LEASE).await.unwrap();
+    let take = async |kind: &str, nudge: JobMessage| jobs::take(&db, &[kind], nudge, LEASE).await.unwrap();
     // Before the relay has published it, not even the right fence takes it; after, a counter does not guess it.
     let fresh = JobMessage { id, fence: 0 };
     assert!(take(kind::CHECK, fresh).await.is_none());
@@ -89,9 +89,9 @@ async fn a_message_from_before_a_restore_takes_nothing(db: PgPool) {
     let new = publish(&db, kind::CHECK, &other.id.to_string()).await.unwrap();
     assert_eq!(new.id, old.id, "the number is used once more");
     let before = job(&db, new.id).await;
-    assert!(jobs::take(&db, kind::CHECK, old, LEASE).await.unwrap().is_none());
+    assert!(jobs::take(&db, &[kind::CHECK], old, LEASE).await.unwrap().is_none());
     assert_eq!(job(&db, new.id).await, before);
-    assert!(jobs::take(&db, kind::CHECK, new, LEASE).await.unwrap().is_some());
+    assert!(jobs::take(&db, &[kind::CHECK], new, LEASE).await.unwrap().is_some());
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

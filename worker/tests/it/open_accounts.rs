@@ -49,7 +49,12 @@ async fn a_start_names_every_account_that_open_orders_and_refunds_need(db: PgPoo
     world
         .tell(
             &refund,
-            &shared::settle::refunds::RefundFact::Returned { amount: None, gateway_refund_no: None, at: None },
+            &shared::settle::refunds::RefundFact::Returned {
+                amount: None,
+                returned: None,
+                gateway_refund_no: None,
+                at: None,
+            },
         )
         .await;
     assert_eq!(world.status(&returned).await, OrderStatus::Refunded);

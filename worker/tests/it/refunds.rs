@@ -67,7 +67,7 @@ impl World {
 }
 
 fn returned() -> RefundFact {
-    RefundFact::Returned { amount: None, gateway_refund_no: Some("50300".to_owned()), at: None }
+    RefundFact::Returned { amount: None, returned: None, gateway_refund_no: Some("50300".to_owned()), at: None }
 }
 
 fn failed() -> RefundFact {
@@ -93,7 +93,7 @@ async fn parts_go_back_one_after_the_other_until_all_is_returned(db: PgPool) {
     assert_eq!((whole.status, whole.refunded_amount), (OrderStatus::Refunded, yuan("10")));
     assert_eq!(world.ask(order.id, None).await.unwrap_err(), RefundRefusal::AlreadyRefunded);
     assert_eq!(world.event_kinds().await, ["order.paid", "refund.succeeded", "refund.succeeded", "order.refunded"]);
-    assert_eq!(world.count("jobs").await, 0, "what is over needs no job");
+    assert_eq!(world.count("work").await, 0, "what is over needs no job but its look back");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -147,7 +147,7 @@ async fn another_amount_is_a_case_and_no_move(db: PgPool) {
     let world = World::new(db);
     let order = world.paid_order(Alipay, "10").await;
     let refund = world.ask(order.id, Some("4")).await.unwrap();
-    let fact = RefundFact::Returned { amount: Some(yuan("5")), gateway_refund_no: None, at: None };
+    let fact = RefundFact::Returned { amount: Some(yuan("5")), returned: None, gateway_refund_no: None, at: None };
     assert_eq!(world.tell(&refund, &fact).await, RefundVerdict::AmountMismatch);
     assert_eq!(world.refund(refund.id).await.status, RefundStatus::Pending);
     assert_eq!(world.cases().await[0].0, "amount_mismatch");

@@ -134,7 +134,9 @@ async fn the_second_form_of_a_case_after_a_failure_reopens_it(db: PgPool) {
     world.resolve().await;
     world.tell(&refund, &stuck).await;
     assert_eq!(world.case().await.status, CaseStatus::Resolved, "a repeat");
-    world.tell(&refund, &RefundFact::Returned { amount: None, gateway_refund_no: None, at: None }).await;
+    world
+        .tell(&refund, &RefundFact::Returned { amount: None, returned: None, gateway_refund_no: None, at: None })
+        .await;
     let case = world.case().await;
     assert_eq!((case.status, &case.evidence["found"]), (CaseStatus::Open, &json!("returned")));
 }

@@ -132,6 +132,7 @@ impl World {
     pub async fn count(&self, table: &'static str) -> i64 {
         let sql = match table {
             "jobs" => "select count(*) from jobs",
+            "work" => "select count(*) from jobs where kind <> 'look_back'",
             "checks" => "select count(*) from jobs where kind = 'check'",
             "callback jobs" => "select count(*) from jobs where kind = 'callback'",
             other => panic!("no count of {other}"),

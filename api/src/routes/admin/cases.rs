@@ -232,7 +232,8 @@ pub struct Confirm {
     pub version: i64,
 }
 
-/// Confirm what another person has proposed; it is done in the same moment.
+/// Confirm what another person has proposed. It is done in the same moment; `fulfil` and `book_refund` are requested, because
+/// the gateway is asked first: the history says what was requested, and the case stays open until it is done.
 #[utoipa::path(
     post, path = "/v1/admin/cases/{id}/confirm", tag = "admin", request_body = Confirm,
     security(("bearer" = ["payments:admin"])),

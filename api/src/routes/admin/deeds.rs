@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use shared::db::cases::{self, Case};
 use shared::db::refunds::{self, Refund};
 use shared::db::{jobs, orders};
-use shared::domain::{CaseKind, Money, OrderId, OrderStatus, RefundStatus, TradeNo, UserId};
-use shared::job::kind;
+use shared::domain::{CaseKind, Money, OrderEvent, OrderId, RefundNo, RefundStatus, TradeNo, UserId};
+use shared::job::{Asked, kind};
 use shared::settle::{self, NotHonoured, refunds as settling};
 use sqlx::{PgConnection, PgPool};
 use utoipa::ToSchema;
@@ -22,7 +22,7 @@ use crate::state::App;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Deed {
-    /// Return the late or second payment (`late_payment`, `double_payment`).
+    /// Return the late or second payment, or what is left of it (`late_payment`, `double_payment`, `refunded_elsewhere`).
     Refund {
         /// In yuan; all that is left of it when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,8 +32,19 @@ pub enum Deed {
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
-    /// Take the late payment for the closed order and deliver (`late_payment`).
+    /// Take the late payment for its order and deliver (`late_payment`, `refunded_elsewhere`). The gateway is asked first: the
+    /// case is resolved once the order is paid, or its evidence says in `not_fulfilled` why not.
     Fulfil,
+    /// Book a refund that was made at the gateway's console (`unknown_refund`, `refunded_elsewhere`, `late_payment`). The
+    /// gateway is asked about it first: the evidence says in `not_booked` why nothing was booked.
+    BookRefund {
+        /// The merchant's number of the refund, as the gateway has it.
+        #[schema(value_type = String)]
+        refund_no: RefundNo,
+        /// How much went back, in yuan.
+        #[schema(value_type = String)]
+        amount: Money,
+    },
     /// Return under a new number what the gateway closed (`refund_closed`).
     RefundAgain,
     /// Send what could not be delivered to the merchant's own account (`refund_abnormal`, WeChat Pay).
@@ -46,7 +57,7 @@ pub enum Deed {
     },
 }
 
-const NAMES: [&str; 5] = ["refund", "fulfil", "refund_again", "abnormal_refund", "note"];
+const NAMES: [&str; 6] = ["refund", "fulfil", "book_refund", "refund_again", "abnormal_refund", "note"];
 
 impl Deed {
     /// # Errors
@@ -63,6 +74,12 @@ impl Deed {
                 Some(Deed::Refund { amount, reason: fields.optional("reason", text(reason)) })
             }
             Some("fulfil") => Some(Deed::Fulfil),
+            Some("book_refund") => {
+                let number = |text: String| RefundNo::parse(text).map_err(|error| error.to_string());
+                let (refund_no, amount) =
+                    (fields.required("refund_no", text(number)), fields.required("amount", money));
+                refund_no.zip(amount).map(|(refund_no, amount)| Deed::BookRefund { refund_no, amount })
+            }
             Some("refund_again") => Some(Deed::RefundAgain),
             Some("abnormal_refund") => Some(Deed::AbnormalRefund),
             Some(_) => fields.required("note", text(note)).map(|note| Deed::Note { note }),
@@ -114,8 +131,9 @@ pub async fn check(db: &PgPool, case: &Case, deed: &Deed) -> Result<(), ApiError
         Deed::Fulfil => {
             let (order_id, _) = late_payment(case)?;
             let order = orders::get(db, order_id).await?.ok_or(ApiError::OrderNotFound)?;
-            fits(order.status == OrderStatus::Closed, "the order is not closed")
+            fits(order.status.next(OrderEvent::PaymentHonoured).is_ok(), "the order is not closed")
         }
+        Deed::BookRefund { .. } => returned_elsewhere(case).map(drop),
         Deed::RefundAgain | Deed::AbnormalRefund => {
             let refund = refunds::by_refund_no(db, &case.gateway_no).await?;
             refund_of(case, deed, refund).map(drop)
@@ -150,7 +168,15 @@ pub async fn carry_out(
         }
         Deed::Fulfil => {
             let (order_id, trade_no) = late_payment(case)?;
-            fulfil(app, tx, order_id, &trade_no).await
+            fulfil(tx, (case, order_id), &trade_no).await
+        }
+        Deed::BookRefund { refund_no, amount } => {
+            let order_id = returned_elsewhere(case)?;
+            let asked = Asked::BookRefund { refund_no: refund_no.clone(), amount: *amount };
+            let text = format!(
+                "the gateway is asked about refund {refund_no} of {amount} yuan, which is booked if it confirms it"
+            );
+            hand_on(tx, (case, order_id), (&asked, text)).await
         }
         Deed::RefundAgain => {
             let old = refund_of(case, deed, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
@@ -196,29 +222,53 @@ async fn left_of(tx: &mut PgConnection, refund: &Refund) -> Result<Money, ApiErr
     Ok(Money::from_fen(refund.payment_amount.fen() - reserved).unwrap_or(Money::ZERO))
 }
 
-async fn fulfil(app: &App, tx: &mut PgConnection, order_id: OrderId, trade_no: &TradeNo) -> Result<Done, ApiError> {
-    let refusal = match settle::honour(tx, order_id, trade_no, app.clock.now()).await? {
-        Ok(()) => return Ok(Done { text: format!("the order is paid by trade {trade_no}"), ends: true }),
-        Err(refusal) => refusal,
-    };
-    Err(ApiError::ActionUnfit(match refusal {
-        NotHonoured::NoPayment => "this trade brought the order no payment",
-        NotHonoured::NotClosed => "the order is not closed",
-        NotHonoured::Returned => "the payment has been returned, or is on its way back",
-    }))
+/// Only the worker moves an order, and only after it has asked the gateway.
+async fn fulfil(
+    tx: &mut PgConnection,
+    (case, order_id): (&Case, OrderId),
+    trade_no: &TradeNo,
+) -> Result<Done, ApiError> {
+    if let Err(refusal) = settle::can_honour(tx, order_id, trade_no).await? {
+        return Err(ApiError::ActionUnfit(match refusal {
+            NotHonoured::NoPayment => "this trade brought the order no payment",
+            NotHonoured::NotClosed => "the order is not closed",
+            NotHonoured::Returned => "the payment has been returned, or is on its way back",
+            NotHonoured::NotThere | NotHonoured::NotBooked => "the gateway has to be asked about the payment",
+        }));
+    }
+    let text = format!("the gateway is asked about trade {trade_no}; the order is paid if its money is there");
+    hand_on(tx, (case, order_id), (&Asked::Fulfil, text)).await
+}
+
+/// Has the check worker carry it out; the case stays open until it has.
+async fn hand_on(
+    tx: &mut PgConnection,
+    (case, order_id): (&Case, OrderId),
+    (asked, text): (&Asked, String),
+) -> Result<Done, ApiError> {
+    jobs::ask_in(&mut *tx, kind::CHECK, &order_id.to_string(), &asked.of(case.id), time::Duration::ZERO).await?;
+    Ok(Done { text, ends: false })
 }
 
 /// The payment beside the order's own that a case is about.
 fn payment(case: &Case) -> Result<(OrderId, TradeNo), ApiError> {
-    let fit = matches!(case.kind, CaseKind::LatePayment | CaseKind::DoublePayment);
+    let fit = matches!(case.kind, CaseKind::LatePayment | CaseKind::DoublePayment | CaseKind::RefundedElsewhere);
     fits(fit, "the case is about no late or second payment")?;
     let trade_no = TradeNo::parse(&*case.gateway_no).ok();
     case.order_id.zip(trade_no).ok_or(ApiError::ActionUnfit("the case names no payment"))
 }
 
 fn late_payment(case: &Case) -> Result<(OrderId, TradeNo), ApiError> {
-    fits(case.kind == CaseKind::LatePayment, "the case is about no late payment")?;
+    let fit = matches!(case.kind, CaseKind::LatePayment | CaseKind::RefundedElsewhere);
+    fits(fit, "the case is about no late payment")?;
     payment(case)
+}
+
+/// The order of which money went back without us.
+fn returned_elsewhere(case: &Case) -> Result<OrderId, ApiError> {
+    let fit = matches!(case.kind, CaseKind::UnknownRefund | CaseKind::RefundedElsewhere | CaseKind::LatePayment);
+    fits(fit, "the case is about no refund that was made elsewhere")?;
+    case.order_id.ok_or(ApiError::ActionUnfit("the case names no order"))
 }
 
 /// The refund that a case is about, if it stands where the deed wants it.

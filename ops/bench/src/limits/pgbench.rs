@@ -32,7 +32,9 @@ insert into events (event_id, type, order_id, data, occurred_at)
       'user_id', 'bench', 'product_type', 'membership', 'amount', '12.34', 'currency', 'CNY',
       'payment_method', 'alipay', 'trade_no', 'T' || (:n)::int, 'paid_at', now(), 'order_version', 2,
       'metadata', '{\"shop\": \"bench\"}'::jsonb), now());
-delete from jobs where kind = 'check' and ref_id = ORDER_ID::bpchar;
+with ended as (delete from jobs where kind = 'check' and ref_id = ORDER_ID::bpchar returning ref_id)
+  insert into jobs (kind, ref_id, due_at, created_at)
+  select 'look_back', ref_id, now() + interval '1 day', now() from ended;
 insert into callbacks (payment_method, account, notice_id, order_no, verdict, headers, body, received_at, last_seen_at)
   values ('alipay', 'main', 'N' || (:n)::int, 'B' || lpad((:n)::int::text, 12, '0'), 'settled',
     '{\"content-type\": \"application/x-www-form-urlencoded; charset=utf-8\"}',

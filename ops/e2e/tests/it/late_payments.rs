@@ -110,6 +110,12 @@ async fn returned_money_goes_back_once_and_changes_no_order() {
 async fn honoured_money_pays_the_closed_order_once_and_a_second_payment_is_held() {
     let world = under("fulfil").await;
     let strays = Strays::pay(&world).await;
+    // The gateway is asked before anything is delivered.
+    eventually("each late payment is taken for its order", SOON * 3, async || {
+        let taken = "select count(*) from cases where kind = 'late_payment' and status = 'resolved'";
+        (world.number(taken).await? == 2).then_some(())
+    })
+    .await;
     strays.end(&world, ("paid", "paid")).await;
     assert_eq!(cases(&world).await, ["double_payment open 2", "late_payment resolved 2"]);
     assert_eq!(fulfilments(&world), 4);

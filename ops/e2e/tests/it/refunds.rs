@@ -66,7 +66,11 @@ async fn a_thousand_refunds_through_a_gateway_that_fails_before_and_after_the_ef
     assert!(world.texts(TOO_SOON).await.is_empty(), "sent too soon after another of its order");
     few_calls_failed_at_once(&world);
     assert_eq!(world.number("select count(*) from cases").await, Some(0));
-    assert_eq!(world.number("select count(*) from jobs").await, Some(0), "what is final needs no more work");
+    assert_eq!(
+        world.number("select count(*) from jobs where kind <> 'look_back'").await,
+        Some(0),
+        "what is final needs no more work"
+    );
     world.logs_are_clean();
 }
 

@@ -214,7 +214,7 @@ async fn says(place: &Place, told: &Notification) -> Result<String, Problem> {
         Fact::Paid { amount: Some(amount), .. } => format!("a payment of {amount} yuan"),
         Fact::Paid { amount: None, .. } => "a payment of no amount that an order of ours has".to_owned(),
         Fact::ClosedUnpaid => "the end without a payment".to_owned(),
-        Fact::PaidAndReturned { .. } => "a payment that was returned since".to_owned(),
+        Fact::PaidAndReturned(_) => "a payment that was returned since".to_owned(),
         Fact::Refund { refund_no, outcome, .. } => format!("refund {refund_no}, {}", end_of(*outcome)),
         Fact::Nothing => "nothing that changes anything".to_owned(),
     };

@@ -6,7 +6,9 @@ use time::OffsetDateTime;
 
 use super::sign::Form;
 use super::{Account, parse_beijing};
-use crate::domain::{Fact, Merchant, Money, MoneyError, Notification, PaymentMethod, RefundOutcome, TradeNo};
+use crate::domain::{
+    Fact, Merchant, Money, MoneyError, Notification, PaymentMethod, RefundOutcome, ReturnedTrade, Source, TradeNo,
+};
 use crate::gateway::times::{self, Times};
 use crate::gateway::{CallbackError, Verified};
 use crate::job::Callback;
@@ -24,6 +26,7 @@ pub(super) fn read(
         method: PaymentMethod::Alipay,
         account: account.name.clone(),
         notice_id: required(&form, "notify_id")?.to_owned(),
+        source: Source::Notice,
         merchant: merchant(account, &form),
         order_no: required(&form, "out_trade_no")?.to_owned(),
         fact,
@@ -60,24 +63,22 @@ fn fact(form: &Form<'_>, ours: OffsetDateTime, times: &mut Times) -> Result<Fact
         Some("TRADE_CLOSED") => false,
         _ => return Ok(Fact::Nothing),
     };
-    let returned = match form.get("refund_fee").map(amount).transpose()? {
-        None => false,
-        Some(fee) => fee.is_none_or(Money::is_positive),
-    };
+    let fee = form.get("refund_fee").map(amount).transpose()?;
+    let returned = fee.is_some_and(|fee| fee.is_none_or(Money::is_positive));
     // Neither paid in full nor returned, yet somebody paid at some time: no payment to rely on, and not unpaid either.
     if returned || (!paid && form.get("gmt_payment").is_some()) {
-        let trade_no = trade_no(form)?;
+        let trade = returned_trade(form, (fee.flatten(), paid), times)?;
         return Ok(match form.get("out_biz_no") {
             // `refund_fee` is the sum of all refunds so far, so this refund's own amount is not told.
             Some(refund_no) => Fact::Refund {
-                trade_no,
+                trade: Box::new(trade),
                 refund_no: refund_no.to_owned(),
                 amount: None,
                 gateway_refund_no: None,
                 at: None,
                 outcome: RefundOutcome::Hint,
             },
-            None => Fact::PaidAndReturned { trade_no },
+            None => Fact::PaidAndReturned(trade),
         });
     }
     if !paid {
@@ -87,6 +88,22 @@ fn fact(form: &Form<'_>, ours: OffsetDateTime, times: &mut Times) -> Result<Fact
     let stated = |name: &'static str| (name, form.get(name));
     let paid_at = times.of_payment(stated("gmt_payment"), stated("notify_time"), ours, parse_beijing);
     Ok(Fact::Paid { trade_no: trade_no(form)?, amount, paid_at })
+}
+
+/// A trade that is closed after a payment went back whole, where no sum is told.
+fn returned_trade(
+    form: &Form<'_>,
+    (fee, open): (Option<Money>, bool),
+    times: &mut Times,
+) -> Result<ReturnedTrade, CallbackError> {
+    let paid = form.get("total_amount").and_then(|yuan| amount(yuan).ok().flatten());
+    let told = fee.filter(|fee| fee.is_positive());
+    Ok(ReturnedTrade {
+        trade_no: trade_no(form)?,
+        paid,
+        paid_at: times.read("gmt_payment", form.get("gmt_payment"), parse_beijing),
+        returned: if open { told } else { told.or(paid) },
+    })
 }
 
 fn trade_no(form: &Form<'_>) -> Result<TradeNo, CallbackError> {
@@ -158,8 +175,11 @@ mod tests {
                 matches!(&fact, Fact::Refund { refund_no, amount: None, outcome: RefundOutcome::Hint, .. } if refund_no == "RF_1"),
                 "{fact:?}"
             );
+            let sums = |trade: &ReturnedTrade| (trade.paid.map(Money::fen), trade.returned.map(Money::fen));
+            assert_eq!(fact.returned_trade().map(sums), Some((Some(8880), Some(1))));
             let fact = told(&[("trade_status", status), ("refund_fee", "0.01")]).unwrap();
-            assert!(matches!(fact, Fact::PaidAndReturned { .. }), "{fact:?}");
+            let Fact::PaidAndReturned(trade) = fact else { panic!("{fact:?}") };
+            assert_eq!(sums(&trade), (Some(8880), Some(1)));
         }
     }
 
@@ -167,7 +187,11 @@ mod tests {
     fn closed_is_unpaid_only_without_any_payment() {
         assert_eq!(told(&[("trade_status", "TRADE_CLOSED"), ("gmt_payment", "")]), Ok(Fact::ClosedUnpaid));
         let fact = told(&[("trade_status", "TRADE_CLOSED")]).unwrap();
-        assert!(matches!(fact, Fact::PaidAndReturned { .. }), "{fact:?}");
+        let Fact::PaidAndReturned(trade) = fact else { panic!("{fact:?}") };
+        assert_eq!(trade.returned.map(Money::fen), Some(8880), "a closed trade went back whole");
+        // A sum that no order of ours can have is no sum.
+        let fact = told(&[("refund_fee", "100000000.00")]).unwrap();
+        assert_eq!(fact.returned_trade().map(|trade| trade.returned), Some(None));
     }
 
     #[test]

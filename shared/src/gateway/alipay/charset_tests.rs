@@ -42,8 +42,8 @@ async fn precreate(node: &[u8]) -> Result<Payment, GatewayError> {
     alipay.prepay(&alipay.prepay_request(&order).unwrap(), NOW).await
 }
 
-async fn query(node: &[u8]) -> Result<Trade, GatewayError> {
-    alipay("alipay_trade_query", node).await.query(&order_no(), NOW).await.map(Verified::into_inner)
+async fn query(node: &[u8]) -> Result<TradeAnswer, GatewayError> {
+    alipay("alipay_trade_query", node).await.query(&order_no(), NOW).await
 }
 
 async fn close(node: &[u8]) -> Result<CloseOutcome, GatewayError> {
@@ -74,7 +74,7 @@ async fn a_refusal_counts_in_every_charset() {
             "{refused:?}"
         );
         let none = query(&failure("40004", "ACQ.TRADE_NOT_EXIST", &words("没有这笔交易"))).await.unwrap();
-        assert_eq!((none.fact, none.state.as_str()), (Fact::Nothing, "TRADE_NOT_EXIST"));
+        assert_eq!(none, TradeAnswer::Absent { state: "TRADE_NOT_EXIST".to_owned() });
         let none = close(&failure("40004", "ACQ.TRADE_NOT_EXIST", &words("没有这笔交易"))).await.unwrap();
         assert_eq!(none, CloseOutcome::NoTrade);
         let short = refund(&failure("40004", "ACQ.SELLER_BALANCE_NOT_ENOUGH", &words("卖家的钱不够"))).await;
@@ -113,7 +113,7 @@ async fn a_success_in_gbk_is_a_success_and_signed_over_its_bytes() {
             r#"{{"code":"10000","store_name":"{name}","trade_no":"2026","out_trade_no":"ORD_01","trade_status":"TRADE_SUCCESS","total_amount":"88.80"}}"#
         );
         let node = GB18030.encode(&text).0.into_owned();
-        let trade = query(&node).await.unwrap();
+        let trade = query(&node).await.unwrap().found().unwrap().into_inner();
         assert!(
             matches!(trade.fact, Fact::Paid { amount: Some(amount), .. } if amount.fen() == 8880),
             "{name} {trade:?}"

@@ -18,7 +18,7 @@ use super::keys::{SigningKey, VerifyingKey};
 use super::road::Road;
 use super::{
     CallbackError, CloseOutcome, Gateway, GatewayError, KeyNews, KeyStatus, Payment, PrepayOrder, PrepayRequest, Reach,
-    RefundOrder, RefundState, RefundTarget, Trade, Verified,
+    RefundOrder, RefundState, RefundTarget, TradeAnswer, Verified,
 };
 use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod};
 use crate::job::Callback;
@@ -113,7 +113,7 @@ impl Gateway for Alipay {
         }
     }
 
-    async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<Verified<Trade>, GatewayError> {
+    async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<TradeAnswer, GatewayError> {
         measured(PaymentMethod::Alipay, "query", self.query_inner(order_no, now)).await
     }
 

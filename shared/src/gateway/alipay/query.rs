@@ -9,9 +9,9 @@ use time::OffsetDateTime;
 
 use super::client::{Call, signed_error};
 use super::{Alipay, parse_beijing};
-use crate::domain::{Fact, Merchant, Money, MoneyError, OrderNo, TradeNo};
+use crate::domain::{Fact, Merchant, Money, MoneyError, OrderNo, ReturnedTrade, TradeNo};
 use crate::gateway::times::Times;
-use crate::gateway::{CloseOutcome, GatewayError, Trade, Verified};
+use crate::gateway::{CloseOutcome, GatewayError, Trade, TradeAnswer, Verified};
 
 #[derive(Deserialize)]
 struct Queried {
@@ -25,6 +25,15 @@ struct Queried {
     /// Not on the page's list, which is open; where an answer names the payee, it must be ours.
     #[serde(default)]
     seller_id: Option<String>,
+    /// These say that somebody paid, where the date is left out.
+    #[serde(default)]
+    buyer_pay_amount: Option<Box<RawValue>>,
+    #[serde(default)]
+    receipt_amount: Option<Box<RawValue>>,
+    #[serde(default)]
+    refund_fee: Option<Box<RawValue>>,
+    #[serde(default)]
+    fund_bill_list: Option<Box<RawValue>>,
 }
 
 #[derive(Deserialize)]
@@ -35,7 +44,7 @@ impl Alipay {
         &self,
         order_no: &OrderNo,
         now: OffsetDateTime,
-    ) -> Result<Verified<Trade>, GatewayError> {
+    ) -> Result<TradeAnswer, GatewayError> {
         let biz_content = json!({ "out_trade_no": order_no }).to_string();
         let outcome = self.call(&call("alipay.trade.query", &biz_content), now).await?;
         match outcome.fields::<Queried>()? {
@@ -46,12 +55,12 @@ impl Alipay {
                 let mut times = Times::new(now);
                 let fact = fact(&queried, now, &mut times)?;
                 let merchant = self.payee(queried.seller_id.as_deref());
-                Ok(Verified::new(Trade { fact, state: queried.trade_status, merchant, doubt: times.doubt() }))
+                let trade = Trade { fact, state: queried.trade_status, merchant, doubt: times.doubt() };
+                Ok(TradeAnswer::Found(Verified::new(trade)))
             }
-            // Before the buyer comes there is no trade, and he still may come until it expires.
+            // Before the buyer comes there is no trade, and a buyer may still come until it expires.
             Err(failure) if failure.short_sub_code() == "TRADE_NOT_EXIST" => {
-                let (state, merchant) = ("TRADE_NOT_EXIST".to_owned(), Merchant::Ours);
-                Ok(Verified::new(Trade { fact: Fact::Nothing, state, merchant, doubt: None }))
+                Ok(TradeAnswer::Absent { state: "TRADE_NOT_EXIST".to_owned() })
             }
             Err(failure) => Err(signed_error(failure)),
         }
@@ -95,20 +104,34 @@ fn call<'a>(method: &'a str, biz_content: &'a str) -> Call<'a> {
     Call { method, notify_url: None, return_url: None, biz_content }
 }
 
-/// `TRADE_CLOSED` is either never paid or fully returned: only a payment has a date. A paid trade whose date is left out, as
-/// the page allows, or cannot be, was paid by `now`.
+/// `TRADE_CLOSED` is either never paid or fully returned: only what was paid has a date, an amount that a buyer paid, or
+/// bills of funds. A paid trade whose date is left out, as the page allows, or cannot be, was paid by `now`.
 fn fact(queried: &Queried, now: OffsetDateTime, times: &mut Times) -> Result<Fact, GatewayError> {
     let paid_at = queried.send_pay_date.as_deref().filter(|text| !text.is_empty());
-    match (queried.trade_status.as_str(), paid_at) {
-        ("TRADE_SUCCESS" | "TRADE_FINISHED", paid_at) => Ok(Fact::Paid {
+    match queried.trade_status.as_str() {
+        "TRADE_SUCCESS" | "TRADE_FINISHED" => Ok(Fact::Paid {
             trade_no: trade_no(queried)?,
             amount: amount(queried)?,
             paid_at: times.read("send_pay_date", paid_at, parse_beijing).unwrap_or(now),
         }),
-        ("TRADE_CLOSED", Some(_)) => Ok(Fact::PaidAndReturned { trade_no: trade_no(queried)? }),
-        ("TRADE_CLOSED", None) => Ok(Fact::ClosedUnpaid),
+        "TRADE_CLOSED" if paid_at.is_some() || shows_money(queried) => {
+            let paid = amount(queried)?;
+            let paid_at = times.read("send_pay_date", paid_at, parse_beijing);
+            Ok(Fact::PaidAndReturned(ReturnedTrade { trade_no: trade_no(queried)?, paid, paid_at, returned: paid }))
+        }
+        "TRADE_CLOSED" => Ok(Fact::ClosedUnpaid),
         _ => Ok(Fact::Nothing),
     }
+}
+
+/// Whether the answer tells of money that a buyer paid, beside the date.
+fn shows_money(queried: &Queried) -> bool {
+    let amounts = [&queried.buyer_pay_amount, &queried.receipt_amount, &queried.refund_fee];
+    let texts = amounts.into_iter().flatten().map(|amount| amount.get().trim_matches('"'));
+    let some = texts.filter_map(|text| Money::from_yuan(text).ok()).any(Money::is_positive);
+    // A list, on some pages as text.
+    let bills = queried.fund_bill_list.as_ref().map(|list| list.get().trim_matches(['"', '[', ']', ' ']));
+    some || bills.is_some_and(|bills| !matches!(bills, "" | "null"))
 }
 
 fn trade_no(queried: &Queried) -> Result<TradeNo, GatewayError> {
@@ -169,7 +192,38 @@ mod tests {
     #[test]
     fn a_closed_trade_is_told_apart_by_its_date_of_payment() {
         assert_eq!(told("TRADE_CLOSED", "1", "").unwrap(), Fact::ClosedUnpaid);
-        assert!(matches!(told("TRADE_CLOSED", "1", "2026-01-05 10:21:08"), Ok(Fact::PaidAndReturned { .. })));
+        let Ok(Fact::PaidAndReturned(trade)) = told("TRADE_CLOSED", "1", "2026-01-05 10:21:08") else { panic!() };
+        assert_eq!((trade.paid, trade.returned), (Money::from_fen(100).ok(), Money::from_fen(100).ok()));
+        assert_eq!(trade.paid_at, Some(datetime!(2026-01-05 02:21:08 UTC)));
+    }
+
+    /// The date is optional, and a trade that was paid and returned whole must not look as if nobody had paid.
+    #[test]
+    fn a_closed_trade_without_a_date_was_paid_when_anything_shows_money() {
+        let told = |member: &str| {
+            let text = format!(
+                r#"{{"trade_no":"2026","out_trade_no":"ORD_01","trade_status":"TRADE_CLOSED","total_amount":"1"{member}}}"#
+            );
+            fact(&serde_json::from_str(&text).unwrap(), NOW, &mut Times::new(NOW)).unwrap()
+        };
+        for paid in [
+            r#","buyer_pay_amount":"1.00""#,
+            r#","receipt_amount":0.01"#,
+            r#","refund_fee":"1.00""#,
+            r#","fund_bill_list":[{"fund_channel":"ALIPAYACCOUNT","amount":"1.00"}]"#,
+            r#","fund_bill_list":"[{\"fundChannel\":\"PCREDIT\"}]""#,
+        ] {
+            assert!(matches!(told(paid), Fact::PaidAndReturned(_)), "{paid}");
+        }
+        for unpaid in [
+            "",
+            r#","buyer_pay_amount":"0.00","receipt_amount":"0","refund_fee":null"#,
+            r#","buyer_pay_amount":"","fund_bill_list":[]"#,
+            r#","fund_bill_list":"[]""#,
+            r#","fund_bill_list":null"#,
+        ] {
+            assert_eq!(told(unpaid), Fact::ClosedUnpaid, "{unpaid}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::gateway::http::may_have_happened;
 use crate::gateway::times::believed;
 use crate::gateway::{GatewayError, RefundOrder, RefundState};
 
-/// `refund_fee` is not read: it is the sum of all refunds of the trade so far, this one's amount is not told.
+/// This refund's own amount is not told.
 #[derive(Deserialize)]
 struct Refunded {
     trade_no: String,
@@ -25,6 +25,9 @@ struct Refunded {
     fund_change: Option<String>,
     #[serde(default)]
     gmt_refund_pay: Option<String>,
+    /// The sum of all refunds of the trade so far. Text on most pages, a number on some.
+    #[serde(default)]
+    refund_fee: Option<Box<RawValue>>,
 }
 
 /// Without a refund there may be nothing in it at all.
@@ -98,6 +101,7 @@ fn refunded_state(refund: &RefundOrder, refunded: &Refunded, now: OffsetDateTime
     Ok(match refunded.fund_change.as_deref() {
         Some("Y") => RefundState::Succeeded {
             amount: None,
+            returned: yuan(refunded.refund_fee.as_deref()),
             gateway_refund_no: None,
             at: believed(refunded.gmt_refund_pay.as_deref().and_then(parse_beijing), now),
         },
@@ -122,16 +126,19 @@ fn queried_state(refund: &RefundOrder, queried: &Queried, now: OffsetDateTime) -
             if numbers.iter().any(|(told, _)| told.is_empty()) {
                 return Err(protocol("the numbers"));
             }
-            let amount = queried.refund_amount.as_ref().map(|amount| amount.get().trim_matches('"'));
-            let amount = amount.and_then(|yuan| Money::from_yuan(yuan).ok());
+            let amount = yuan(queried.refund_amount.as_deref());
             if amount != Some(refund.amount) {
                 return Err(protocol("refund_amount"));
             }
             let at = believed(queried.gmt_refund_pay.as_deref().and_then(parse_beijing), now);
-            Ok(RefundState::Succeeded { amount, gateway_refund_no: None, at })
+            Ok(RefundState::Succeeded { amount, returned: None, gateway_refund_no: None, at })
         }
         Some(_) => Ok(RefundState::Processing { gateway_refund_no: None }),
     }
+}
+
+fn yuan(amount: Option<&RawValue>) -> Option<Money> {
+    Money::from_yuan(amount?.get().trim_matches('"')).ok()
 }
 
 /// A signed failure of a refund. A refusal may be about a repeat of what was done before, so it ends nothing by itself.
@@ -182,7 +189,14 @@ mod tests {
 
     fn succeeded(amount: Option<Money>) -> RefundState {
         let at = Some(datetime!(2026-01-05 02:21:08 UTC));
-        RefundState::Succeeded { amount, gateway_refund_no: None, at }
+        RefundState::Succeeded { amount, returned: None, gateway_refund_no: None, at }
+    }
+
+    /// Accepted, with what Alipay says has gone back in all.
+    fn accepted(returned: Option<&str>) -> RefundState {
+        let RefundState::Succeeded { amount, gateway_refund_no, at, .. } = succeeded(None) else { panic!() };
+        let returned = returned.map(|yuan| Money::from_yuan(yuan).unwrap());
+        RefundState::Succeeded { amount, returned, gateway_refund_no, at }
     }
 
     async fn refund(reply: Reply) -> Result<RefundState, GatewayError> {
@@ -222,7 +236,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_change_of_funds_is_a_refund() {
-        assert_eq!(answered(DONE).await.unwrap(), succeeded(None));
+        assert_eq!(answered(DONE).await.unwrap(), accepted(Some("2.50")));
         let processing = RefundState::Processing { gateway_refund_no: None };
         for (from, to) in [(r#""fund_change":"Y""#, r#""fund_change":"N""#), ("fund_change", "x"), (r#""Y""#, "null")] {
             assert_eq!(answered(&DONE.replace(from, to)).await.unwrap(), processing, "{to}");
@@ -231,9 +245,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_total_so_far_is_never_this_refunds_amount() {
-        for fee in ["1.00", "3.00", "0.00", "x"] {
+        for (fee, returned) in [("1.00", Some("1.00")), ("3.00", Some("3.00")), ("0.00", Some("0.00")), ("x", None)] {
             let state = answered(&DONE.replace("2.50", fee)).await.unwrap();
-            assert_eq!(state, succeeded(None), "{fee}");
+            assert_eq!(state, accepted(returned), "{fee}");
         }
     }
 

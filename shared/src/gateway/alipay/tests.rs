@@ -168,7 +168,7 @@ async fn what_an_order_lacks_is_refused_before_anything_is_sent() {
     assert!(matches!(alipay.prepay_request(&order(Scene::Native)), Err(GatewayError::Refused { .. })));
 }
 
-async fn query(node: &str, signed: bool) -> Result<Verified<Trade>, GatewayError> {
+async fn query(node: &str, signed: bool) -> Result<TradeAnswer, GatewayError> {
     let server = Server::start(reply("alipay_trade_query", node, signed)).await;
     account(&server.url).query(&OrderNo::parse("ORD_01").unwrap(), NOW).await
 }
@@ -176,7 +176,7 @@ async fn query(node: &str, signed: bool) -> Result<Verified<Trade>, GatewayError
 #[tokio::test]
 async fn a_query_believes_only_what_is_signed_and_about_this_order() {
     let paid = r#"{"code":"10000","trade_no":"2026","out_trade_no":"ORD_01","trade_status":"TRADE_SUCCESS","total_amount":"88.80","send_pay_date":"2026-01-05 10:21:08"}"#;
-    let trade = query(paid, true).await.unwrap().into_inner();
+    let trade = query(paid, true).await.unwrap().found().unwrap().into_inner();
     assert!(matches!(trade.fact, Fact::Paid { .. }), "{trade:?}");
     assert!(matches!(query(paid, false).await, Err(GatewayError::Unknown(_))));
     assert!(matches!(query(&paid.replace("ORD_01", "ORD_02"), true).await, Err(GatewayError::Protocol(_))));
@@ -184,17 +184,13 @@ async fn a_query_believes_only_what_is_signed_and_about_this_order() {
 
     let payee = |id: &str| paid.replacen('{', &format!(r#"{{"seller_id":"{id}","#), 1);
     for ours in ["2088621955702100", ""] {
-        assert_eq!(query(&payee(ours), true).await.unwrap().into_inner().merchant, Merchant::Ours);
+        assert_eq!(query(&payee(ours), true).await.unwrap().found().unwrap().into_inner().merchant, Merchant::Ours);
     }
-    let other = query(&payee("2088000000000000"), true).await.unwrap().into_inner();
+    let other = query(&payee("2088000000000000"), true).await.unwrap().found().unwrap().into_inner();
     assert_eq!(other.merchant, Merchant::Other("seller_id 2088000000000000".to_owned()));
 
     let none = r#"{"code":"40004","msg":"Business Failed","sub_code":"ACQ.TRADE_NOT_EXIST","sub_msg":"交易不存在"}"#;
-    let trade = query(none, true).await.unwrap().into_inner();
-    assert_eq!(
-        trade,
-        Trade { fact: Fact::Nothing, state: "TRADE_NOT_EXIST".to_owned(), merchant: Merchant::Ours, doubt: None }
-    );
+    assert_eq!(query(none, true).await.unwrap(), TradeAnswer::Absent { state: "TRADE_NOT_EXIST".to_owned() });
     assert!(matches!(query(none, false).await, Err(GatewayError::Unknown(_))));
 
     let config = r#"{"code":"40002","msg":"Invalid Arguments","sub_code":"isv.invalid-app-id","sub_msg":"x"}"#;
@@ -383,10 +379,10 @@ async fn an_answer_to_a_query_tells_the_same_without_any_one_of_its_optional_fie
         let null = if null { format!(r#","{left_out}":null"#) } else { String::new() };
         format!("{{{needed}{members}{null}}}")
     };
-    let all = query(&whole("", false), true).await.unwrap().into_inner();
+    let all = query(&whole("", false), true).await.unwrap().found().unwrap().into_inner();
     for (absent, _) in optional {
         for null in [false, true] {
-            let told = query(&whole(absent, null), true).await.unwrap().into_inner();
+            let told = query(&whole(absent, null), true).await.unwrap().found().unwrap().into_inner();
             if absent == "send_pay_date" {
                 assert!(matches!(told.fact, Fact::Paid { paid_at, .. } if paid_at == NOW), "{told:?}");
             } else {

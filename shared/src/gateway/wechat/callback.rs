@@ -10,7 +10,9 @@ use time::OffsetDateTime;
 
 use super::aead::{AeadError, Sealed};
 use super::{Account, parse_time};
-use crate::domain::{Fact, Merchant, Money, Notification, PaymentMethod, RefundOutcome, TradeNo};
+use crate::domain::{
+    Fact, Merchant, Money, Notification, PaymentMethod, RefundOutcome, ReturnedTrade, Source, TradeNo,
+};
 use crate::gateway::times::{self, Times};
 use crate::gateway::{CallbackError, Verified};
 use crate::job::Callback;
@@ -96,6 +98,7 @@ pub(super) fn read(
             method: PaymentMethod::Wechat,
             account: account.name.clone(),
             notice_id: envelope.id.clone().into_owned(),
+            source: Source::Notice,
             merchant,
             order_no,
             fact,
@@ -194,8 +197,10 @@ fn refund(resource: &Resource, times: &mut Times) -> Result<Fact, CallbackError>
         _ => RefundOutcome::Hint,
     };
     let refund_no = required("out_refund_no", resource.out_refund_no.as_deref())?.to_owned();
+    let paid = resource.amount.as_ref().and_then(Amount::total).flatten();
     Ok(Fact::Refund {
-        trade_no: trade_no(resource)?,
+        // The sum of all refunds is not told.
+        trade: Box::new(ReturnedTrade { trade_no: trade_no(resource)?, paid, paid_at: None, returned: None }),
         refund_no,
         amount,
         gateway_refund_no: resource.refund_id.as_deref().and_then(refund_id),

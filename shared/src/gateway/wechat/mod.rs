@@ -17,7 +17,7 @@ use super::keys::{KeyRing, SigningKey};
 use super::road::Road;
 use super::{
     CallbackError, CloseOutcome, Gateway, GatewayError, KeyNews, KeyStatus, Payment, PrepayOrder, PrepayRequest, Reach,
-    RefundOrder, RefundState, RefundTarget, Trade, Verified,
+    RefundOrder, RefundState, RefundTarget, TradeAnswer, Verified,
 };
 use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
 use crate::job::Callback;
@@ -121,7 +121,7 @@ impl Gateway for Wechat {
         measured(PaymentMethod::Wechat, "prepay", self.prepay_inner(request, now)).await
     }
 
-    async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<Verified<Trade>, GatewayError> {
+    async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<TradeAnswer, GatewayError> {
         measured(PaymentMethod::Wechat, "query", self.query_inner(order_no, now)).await
     }
 

@@ -7,12 +7,12 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::callback::{Amount, merchant_and_app};
-use super::client::Outcome;
+use super::client::{Failure, Outcome};
 use super::sign::Target;
 use super::{Wechat, parse_time};
-use crate::domain::{Fact, Merchant, OrderNo, TradeNo};
+use crate::domain::{Fact, Merchant, OrderNo, ReturnedTrade, TradeNo};
 use crate::gateway::times::Times;
-use crate::gateway::{CloseOutcome, GatewayError, Trade, Verified, words};
+use crate::gateway::{CloseOutcome, GatewayError, Trade, TradeAnswer, Verified, words};
 
 #[derive(Deserialize)]
 struct Queried {
@@ -26,17 +26,18 @@ struct Queried {
 }
 
 impl Wechat {
-    /// An order that was never made answers 404 `ORDER_NOT_EXIST`, unsigned like every 4xx: [`GatewayError::Refused`]
-    /// with that code, and no word of WeChat Pay's.
+    /// An order that was never made answers 404 `ORDER_NOT_EXIST`, unsigned like every 4xx: [`TradeAnswer::Absent`]. Other
+    /// pages and older systems spell the code another way.
     pub(super) async fn query_inner(
         &self,
         order_no: &OrderNo,
         now: OffsetDateTime,
-    ) -> Result<Verified<Trade>, GatewayError> {
+    ) -> Result<TradeAnswer, GatewayError> {
         let path = format!("/v3/pay/transactions/out-trade-no/{order_no}?mchid={}", self.account.mchid);
         let target = Target { method: "GET", path_and_query: &path, body: "" };
         let body = match self.call(&target, now).await? {
             Outcome::Signed(body) => body,
+            Outcome::Failed(failure) if is_absent(&failure) => return Ok(TradeAnswer::Absent { state: failure.code }),
             Outcome::Failed(failure) => return Err(failure.refused()),
         };
         let queried: Queried = words::read(&body).map_err(|_| protocol("the fields"))?;
@@ -50,7 +51,8 @@ impl Wechat {
             None => Merchant::Ours,
             stated => merchant_and_app(&self.account, Some(&queried.mchid), stated),
         };
-        Ok(Verified::new(Trade { fact, state: queried.trade_state, merchant, doubt: times.doubt() }))
+        let trade = Trade { fact, state: queried.trade_state, merchant, doubt: times.doubt() };
+        Ok(TradeAnswer::Found(Verified::new(trade)))
     }
 
     pub(super) async fn close_inner(
@@ -65,13 +67,25 @@ impl Wechat {
             Outcome::Signed(_) => return Ok(CloseOutcome::Closed),
             Outcome::Failed(failure) => failure,
         };
+        if is_absent(&failure) {
+            return Ok(CloseOutcome::NoTrade);
+        }
         match (failure.status, failure.code.as_str()) {
-            (_, "ORDER_NOT_EXIST" | "RESOURCE_NOT_EXISTS") => Ok(CloseOutcome::NoTrade),
+            (_, "RESOURCE_NOT_EXISTS") => Ok(CloseOutcome::NoTrade),
             (401, _) | (_, "SIGN_ERROR" | "PARAM_ERROR" | "MCH_NOT_EXISTS" | "NO_AUTH") => Err(failure.refused()),
             // `ORDER_PAID`, `TRADE_ERROR`, `ORDER_CLOSED` …: which code and status say "paid" is not settled between
             // the pages, so every other refusal means: ask.
             _ => Ok(CloseOutcome::NotClosed),
         }
+    }
+}
+
+/// Whether a 4xx says that WeChat Pay knows no such order. `MCH_NOT_EXISTS` and the like are about us, not about the order.
+fn is_absent(failure: &Failure) -> bool {
+    match failure.code.as_str() {
+        "ORDER_NOT_EXIST" | "ORDER_NOT_EXISTS" | "ORDERNOTEXIST" => true,
+        "RESOURCE_NOT_EXISTS" | "RESOURCE_NOT_EXIST" => failure.status == 404,
+        _ => false,
     }
 }
 
@@ -84,7 +98,13 @@ fn fact(queried: &Queried, now: OffsetDateTime, times: &mut Times) -> Result<Fac
             amount: queried.amount.as_ref().and_then(Amount::total).ok_or_else(|| protocol("amount.total"))?,
             paid_at: times.read("success_time", queried.success_time.as_deref(), parse_time).unwrap_or(now),
         }),
-        "REFUND" => Ok(Fact::PaidAndReturned { trade_no: trade_no(queried)? }),
+        // How much is not told.
+        "REFUND" => Ok(Fact::PaidAndReturned(ReturnedTrade {
+            trade_no: trade_no(queried)?,
+            paid: queried.amount.as_ref().and_then(Amount::total).flatten(),
+            paid_at: times.read("success_time", queried.success_time.as_deref(), parse_time),
+            returned: None,
+        })),
         "CLOSED" | "REVOKED" => Ok(Fact::ClosedUnpaid),
         _ => Ok(Fact::Nothing),
     }
@@ -103,6 +123,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+    use crate::domain::Money;
 
     const NOW: OffsetDateTime = datetime!(2026-01-05 03:00:00 UTC);
 
@@ -138,7 +159,8 @@ mod tests {
     #[test]
     fn each_state_of_a_trade_is_one_fact() {
         assert!(matches!(told("SUCCESS"), Ok(Fact::Paid { amount: Some(amount), .. }) if amount.fen() == 100));
-        assert!(matches!(told("REFUND"), Ok(Fact::PaidAndReturned { .. })));
+        let Ok(Fact::PaidAndReturned(trade)) = told("REFUND") else { panic!() };
+        assert_eq!((trade.paid.map(Money::fen), trade.returned, trade.paid_at.is_some()), (Some(100), None, true));
         for state in ["CLOSED", "REVOKED"] {
             assert_eq!(told(state).unwrap(), Fact::ClosedUnpaid);
         }

@@ -147,7 +147,7 @@ fn state(refund: &RefundOrder, body: &[u8], now: OffsetDateTime) -> Result<Refun
         "PROCESSING" => Ok(RefundState::Processing { gateway_refund_no }),
         "SUCCESS" => {
             let at = believed(told.success_time.as_deref().and_then(parse_time), now);
-            Ok(RefundState::Succeeded { amount, gateway_refund_no, at })
+            Ok(RefundState::Succeeded { amount, returned: None, gateway_refund_no, at })
         }
         "CLOSED" => Ok(RefundState::Closed { gateway_refund_no }),
         "ABNORMAL" => Ok(RefundState::Abnormal { gateway_refund_no }),
@@ -244,7 +244,7 @@ mod tests {
         let amount = Some(refund_order().amount);
         for kind in ALL {
             for (word, expected) in [
-                ("SUCCESS", RefundState::Succeeded { amount, gateway_refund_no: no(), at }),
+                ("SUCCESS", RefundState::Succeeded { amount, returned: None, gateway_refund_no: no(), at }),
                 ("PROCESSING", RefundState::Processing { gateway_refund_no: no() }),
                 ("CLOSED", RefundState::Closed { gateway_refund_no: no() }),
                 ("ABNORMAL", RefundState::Abnormal { gateway_refund_no: no() }),

@@ -194,7 +194,7 @@ fn what_an_order_lacks_is_refused_before_anything_is_sent() {
     }
 }
 
-async fn query(reply: Reply) -> Result<Verified<Trade>, GatewayError> {
+async fn query(reply: Reply) -> Result<TradeAnswer, GatewayError> {
     let server = Server::start(reply).await;
     let trade = account(&server.url).query(&OrderNo::parse("ORD_01").unwrap(), NOW).await;
     let seen = server.seen();
@@ -207,7 +207,7 @@ async fn query(reply: Reply) -> Result<Verified<Trade>, GatewayError> {
 #[tokio::test]
 async fn a_query_believes_only_what_is_signed_and_about_this_order() {
     let paid = r#"{"mchid":"1900000109","out_trade_no":"ORD_01","trade_state":"SUCCESS","transaction_id":"42","success_time":"2026-01-05T10:21:08+08:00","amount":{"total":100}}"#;
-    let trade = query(signed(200, paid)).await.unwrap().into_inner();
+    let trade = query(signed(200, paid)).await.unwrap().found().unwrap().into_inner();
     assert!(matches!(trade.fact, Fact::Paid { .. }), "{trade:?}");
     assert!(matches!(query(unsigned(200, paid)).await, Err(GatewayError::Unknown(_))));
     let mut tampered = signed(200, paid);
@@ -225,7 +225,9 @@ async fn a_query_believes_only_what_is_signed_and_about_this_order() {
 async fn an_unsigned_failure_is_named_after_what_may_be_done() {
     let refused = |code: &str| format!(r#"{{"code":"{code}","message":"m","detail":[1]}}"#);
     let cases = [
-        (404, refused("ORDER_NOT_EXIST"), "Refused"),
+        (404, refused("MCH_NOT_EXISTS"), "Refused"),
+        (400, refused("RESOURCE_NOT_EXISTS"), "Refused"),
+        (500, refused("ORDER_NOT_EXIST"), "Unknown"),
         (401, refused("SIGN_ERROR"), "Refused"),
         (429, refused("FREQUENCY_LIMITED"), "Unavailable"),
         (500, refused("SYSTEM_ERROR"), "Unknown"),
@@ -238,6 +240,19 @@ async fn an_unsigned_failure_is_named_after_what_may_be_done() {
     for (status, body, expected) in cases {
         let error = query(unsigned(status, &body)).await.unwrap_err();
         assert!(format!("{error:?}").starts_with(expected), "{status} {body} {error:?}");
+    }
+}
+
+/// Pages and systems spell it in several ways; an order that never reached WeChat Pay must end under each of them.
+#[tokio::test]
+async fn an_order_that_is_not_there_is_absent_by_whatever_name() {
+    for code in ["ORDER_NOT_EXIST", "ORDER_NOT_EXISTS", "ORDERNOTEXIST", "RESOURCE_NOT_EXISTS"] {
+        let body = format!(r#"{{"code":"{code}","message":"m"}}"#);
+        let answer = query(unsigned(404, &body)).await.unwrap();
+        assert_eq!(answer, TradeAnswer::Absent { state: code.to_owned() });
+        let server = Server::start(unsigned(404, &body)).await;
+        let closed = account(&server.url).close(&OrderNo::parse("ORD_01").unwrap(), NOW).await;
+        assert_eq!(closed.ok(), Some(CloseOutcome::NoTrade), "{code}");
     }
 }
 

@@ -129,7 +129,7 @@ fn told(fact: &Fact, fields: &Value) -> Outcome {
             same("returned", returned, true)?;
             same("refund_no", refund_no.as_str(), text(fields, "out_biz_no"))
         }
-        Fact::PaidAndReturned { .. } => same("out_biz_no", &fields["out_biz_no"], &Value::Null),
+        Fact::PaidAndReturned(_) => same("out_biz_no", &fields["out_biz_no"], &Value::Null),
         Fact::ClosedUnpaid => same("closed", (status, returned), ("TRADE_CLOSED", false)),
         Fact::Nothing => {
             let tells = matches!(status, "TRADE_SUCCESS" | "TRADE_FINISHED" | "TRADE_CLOSED");

@@ -89,7 +89,7 @@ impl Desk {
         let worker = self.worker(policy);
         let Word::Notice(trade, overrides) = word else {
             let (gateway, now) = (self.gateway(order), worker.clock.now());
-            let answer = gateway.query(&order.order_no, now).await.unwrap();
+            let answer = gateway.query(&order.order_no, now).await.unwrap().found().unwrap();
             let told = answer.told_of(gateway.as_ref(), &order.order_no, id.to_owned());
             let mut tx = worker.db.begin().await.unwrap();
             let verdicts = settle::settle(&mut tx, &[&told], &worker.gateways.policies(), &worker.clock).await.unwrap();

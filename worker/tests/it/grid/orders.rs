@@ -97,8 +97,15 @@ fn lines(cell: &Cell) -> Field {
     lines.extend(cell.news());
     if cell.verdict == Verdict::NotPending || cell.verdict == Verdict::Settled {
         let new = |table: &str| cell.after.new_rows(&cell.before, table);
-        lines.extend((!new("transactions").is_empty()).then(|| "+ payment".to_owned()));
-        lines.extend((!new("refunds").is_empty()).then(|| "+ refund".to_owned()));
+        let came = new("transactions").iter().any(|movement| movement["action_type"] == "payment");
+        lines.extend(came.then(|| "+ payment".to_owned()));
+        let outside = new("refunds").iter().any(|refund| refund["origin"] == "outside");
+        lines.extend(
+            (!new("refunds").is_empty()).then(|| if outside { "+ outside refund" } else { "+ refund" }.to_owned()),
+        );
+        let asks = cell.verdict == Verdict::NotPending
+            && new("cases").iter().any(|case| case["evidence"]["policy"] == "fulfil");
+        lines.extend(asks.then(|| "asks first".to_owned()));
         let waits = new("cases").iter().any(|case| case["evidence"]["not_refunded"].is_string());
         lines.extend(waits.then(|| "no refund yet".to_owned()));
     }
@@ -126,7 +133,8 @@ async fn reach(desk: &Desk, order: &Order, trade: &Trade, own: OrderStatus) {
     };
     let refund = desk.ask(order, None, amount).await;
     if own != OrderStatus::Refunding {
-        desk.heard(&refund, &RefundFact::Returned { amount: None, gateway_refund_no: None, at: None }).await;
+        desk.heard(&refund, &RefundFact::Returned { amount: None, returned: None, gateway_refund_no: None, at: None })
+            .await;
     }
 }
 

@@ -127,6 +127,8 @@ fn lines(cell: &Cell, refund: &Refund) -> Field {
     let order = cell.after.order.status;
     lines.extend((cell.before.order.status != order).then(|| format!("order → {order}")));
     lines.extend(cell.news());
+    let outside = cell.after.new_rows(&cell.before, "refunds").iter().any(|refund| refund["origin"] == "outside");
+    lines.extend(outside.then(|| "+ outside refund".to_owned()));
     let due = |books: &Books| books.job("refund", &refund.id.to_string()).map(|job| job["due_at"].to_string());
     let job = match (due(&cell.before), due(&cell.after)) {
         (None, None) => "no job",
@@ -166,7 +168,11 @@ async fn reach(desk: &Desk, refund: &Refund, own: RefundStatus) {
         RefundStatus::Pending => {}
         RefundStatus::Processing => sent(desk, refund, now).await,
         RefundStatus::Succeeded => {
-            desk.heard(refund, &RefundFact::Returned { amount: None, gateway_refund_no: None, at: None }).await;
+            desk.heard(
+                refund,
+                &RefundFact::Returned { amount: None, returned: None, gateway_refund_no: None, at: None },
+            )
+            .await;
         }
         RefundStatus::Failed => {
             desk.heard(refund, &RefundFact::Failed { why: "refused".to_owned(), closed: false }).await;

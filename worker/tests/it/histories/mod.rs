@@ -321,7 +321,7 @@ impl History<'_> {
     async fn waiting(&self) -> Vec<String> {
         let sql = "select 'order ' || status from payment_orders where id = $1 and status in ('pending', 'refunding')
             union all select 'job ' || kind || ' ' || coalesce(last_error, '') from jobs
-              where ref_id = $1 or ref_id in (select id from refund_records where order_id = $1)
+              where kind <> 'look_back' and (ref_id = $1 or ref_id in (select id from refund_records where order_id = $1))
             union all select 'refund ' || status from refund_records where order_id = $1
               and status not in ('succeeded', 'failed')
             union all select 'case ' || kind from cases where order_id = $1 and status <> 'resolved'

@@ -73,7 +73,7 @@ async fn jobs_in_each_state(bench: &Bench) -> Vec<Row> {
             if state != "waits" {
                 let nudge = publish(db, kind, &ref_id).await.unwrap();
                 if state == "taken" {
-                    jobs::take(db, kind, nudge, hour).await.unwrap().expect("a published job");
+                    jobs::take(db, &[kind], nudge, hour).await.unwrap().expect("a published job");
                 }
             }
         }
@@ -251,7 +251,7 @@ async fn no_forged_message_by_any_user_changes_a_row(db: PgPool) {
     // Only the relay's own messages, which none of them was, take the jobs that it has leased.
     for row in rows.iter().filter(|row| row.leased && row.kind != kind::CALLBACK) {
         let genuine = JobMessage { id: row.id, fence: row.fence };
-        let taken = jobs::take(&db, &row.kind, genuine, time::Duration::MINUTE).await.unwrap();
+        let taken = jobs::take(&db, &[row.kind.as_str()], genuine, time::Duration::MINUTE).await.unwrap();
         assert!(taken.is_some(), "{} {}", row.kind, row.id);
     }
 }

@@ -17,6 +17,7 @@ use shared::db::{MIGRATOR, events, jobs};
 use shared::domain::OrderId;
 use shared::domain::PaymentMethod::{Alipay, Wechat};
 use shared::event::Event;
+use shared::job::{JobMessage, kind};
 use shared::mq::consume::headers;
 use shared::mq::{self, Connection, Delivery, Publisher, PublisherOptions, Subscription, callback_from, topology};
 use sqlx::PgPool;
@@ -345,7 +346,28 @@ async fn a_stored_callback_goes_to_its_queue_and_other_jobs_are_kept(db: PgPool)
     road.until("select count(*) from cases where kind = 'dead_letter'", 1).await;
     assert_eq!(world.count("jobs").await, 2);
     assert_eq!(world.settle(vec![arrived]).await.len(), 1);
-    assert_eq!(world.count("jobs").await, 0);
+    assert_eq!(world.count("work").await, 0);
+}
+
+/// A paid order is looked at again by the workers that check the others.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_look_back_goes_to_the_queue_of_the_checks_when_it_is_due(db: PgPool) {
+    let world = World::new(db.clone());
+    let road = Road::new(db.clone()).await;
+    let order = world.pending_order(Wechat, "8").await;
+    world.settle(vec![world.paid(&order)]).await;
+    testkit::jobs::come_due(&db, Some(kind::LOOK_BACK)).await;
+    road.start();
+    let consumer = mq::open(&road.broker.uri(), "test").await.unwrap();
+    let mut queue = Subscription::open(&consumer, topology::CHECKS, 10).await.unwrap();
+    let delivery = tokio::time::timeout(PATIENCE, queue.next()).await.unwrap().unwrap().unwrap();
+    let nudge: JobMessage = serde_json::from_slice(&delivery.data).unwrap();
+    let row: (i64, String) = sqlx::query_as("select id, kind from jobs where ref_id = $1")
+        .bind(order.id.to_string())
+        .fetch_one(&db)
+        .await
+        .unwrap();
+    assert_eq!(row, (nudge.id, kind::LOOK_BACK.to_owned()));
 }
 
 /// What the broker sends on channel 0 when it takes no more messages (`connection.blocked`), and when it does again.

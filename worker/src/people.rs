@@ -1,0 +1,112 @@
+//! What people, or a policy, have asked of a check: it is carried out with the gateway's fresh answer in hand.
+
+use shared::clock::Clock;
+use shared::db::jobs::Taken;
+use shared::db::orders::Order;
+use shared::db::{DbError, cases, in_time, transactions};
+use shared::domain::{CaseId, Fact, Money, RefundNo, Verdict};
+use shared::gateway::{Gateway, GatewayError, RefundOrder, RefundState};
+use shared::job::Asked;
+use shared::settle::{self, Confirmed};
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+
+use crate::jobs::JobError;
+
+/// What was asked, with what the gateway says of each refund that is to be booked.
+pub struct Wanted {
+    fulfil: Vec<CaseId>,
+    book: Vec<(CaseId, RefundNo, Result<Confirmed, String>)>,
+}
+
+/// Whether people have asked something of this job.
+pub fn asked(job: &Taken) -> bool {
+    !Asked::in_payload(&job.payload).is_empty()
+}
+
+/// Outside any transaction: the refunds that are to be booked are asked for at the gateway. Without an answer all of it stays
+/// asked.
+pub async fn ask(
+    gateway: &dyn Gateway,
+    order: &Order,
+    job: &Taken,
+    db: &PgPool,
+) -> Result<Result<Wanted, GatewayError>, JobError> {
+    let mut wanted = Wanted { fulfil: Vec::new(), book: Vec::new() };
+    for (case, asked) in Asked::in_payload(&job.payload) {
+        match asked {
+            Asked::Fulfil => wanted.fulfil.push(case),
+            Asked::BookRefund { refund_no, amount } => {
+                let Some(request) = request(db, order, case, (&refund_no, amount)).await? else { continue };
+                match confirm(gateway, &request, job.now()).await {
+                    Ok(confirmed) => wanted.book.push((case, refund_no, confirmed)),
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+        }
+    }
+    Ok(Ok(wanted))
+}
+
+/// The question about a refund that we never sent.
+async fn request(
+    db: &PgPool,
+    order: &Order,
+    case: CaseId,
+    (refund_no, amount): (&RefundNo, Money),
+) -> Result<Option<RefundOrder>, JobError> {
+    let case = in_time(cases::get(db, case)).await?;
+    let Some(trade_no) = case.and_then(|case| settle::trade_of(&case)) else { return Ok(None) };
+    let mut connection = db.acquire().await?;
+    let payment = in_time(transactions::payment_of_trade(&mut connection, order, &trade_no)).await?;
+    Ok(payment.map(|payment| RefundOrder {
+        order_no: order.order_no.clone(),
+        trade_no,
+        refund_no: refund_no.clone(),
+        amount,
+        total: payment.amount,
+        reason: None,
+        notify_url: String::new(),
+    }))
+}
+
+/// `Err` inside: why the gateway does not confirm it.
+async fn confirm(
+    gateway: &dyn Gateway,
+    request: &RefundOrder,
+    now: OffsetDateTime,
+) -> Result<Result<Confirmed, String>, GatewayError> {
+    Ok(match gateway.query_refund(request, now).await {
+        Ok(RefundState::Succeeded { amount, gateway_refund_no, at, .. }) => {
+            Ok(Confirmed { amount: amount.unwrap_or(request.amount), gateway_refund_no, at })
+        }
+        Ok(RefundState::Absent) => Err("the gateway knows no refund of this number".to_owned()),
+        Ok(RefundState::Processing { .. }) => Err("the gateway has not finished this refund".to_owned()),
+        Ok(RefundState::Closed { .. }) => Err("the gateway closed this refund: nothing went back".to_owned()),
+        Ok(RefundState::Abnormal { .. }) => Err("the gateway could not deliver this refund".to_owned()),
+        // The numbers or the amount are not those of a refund of this payment.
+        Err(GatewayError::Protocol(what)) => Err(format!("the gateway states something else: {what}")),
+        Err(GatewayError::Refused { code, .. } | GatewayError::NotNow { code, .. }) => {
+            Err(format!("the gateway refused the question: {code}"))
+        }
+        Err(error @ (GatewayError::Unavailable(_) | GatewayError::Unknown(_))) => return Err(error),
+    })
+}
+
+/// Carries it out in the transaction that has settled the gateway's answer. `None`: nothing came of it.
+pub async fn carry_out(
+    tx: &mut PgConnection,
+    order: &Order,
+    (wanted, said): (&Wanted, Option<&Fact>),
+    clock: &Clock,
+) -> Result<Option<Verdict>, DbError> {
+    let mut verdicts = Vec::new();
+    for (case, refund_no, confirmed) in &wanted.book {
+        verdicts.push(settle::book_asked(tx, (order.id, *case), (refund_no, confirmed), clock).await?);
+    }
+    for case in &wanted.fulfil {
+        verdicts.push(settle::fulfil(tx, (order.id, *case), said, clock).await?);
+    }
+    let settled = verdicts.contains(&Verdict::Settled).then_some(Verdict::Settled);
+    Ok(settled.or(verdicts.into_iter().find(|verdict| *verdict != Verdict::Ignored)))
+}
