@@ -54,7 +54,8 @@ pub fn digest(bytes: &[u8]) -> String {
     digest.as_ref().iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
-/// The nudge to work on a `jobs` row: whoever holds another fence comes too late.
+/// The nudge to work on a `jobs` row. A worker takes the row only with the fence that it has now, which the relay drew at
+/// random when it leased the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobMessage {

@@ -129,7 +129,8 @@ impl RefundWorker {
         };
         let others = in_time(refunds::of_order(&self.db, order.id)).await?;
         let sent = others.iter().filter(|other| other.id != refund.id && other.sent_at.is_some());
-        let last = sent.map(|other| other.updated_at).max();
+        // `sent_at` is the database's time; `updated_at` may come from a clock that is behind.
+        let last = sent.filter_map(|other| other.sent_at.max(Some(other.updated_at))).max();
         Ok(last.map(|last| left(gap, last, job.now())).filter(|left| left.is_positive()))
     }
 

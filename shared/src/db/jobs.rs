@@ -28,9 +28,10 @@ fn again_in(wait: Duration) -> i64 {
     millis(wait.max(FLOOR))
 }
 
-/// A wait as the statements take it.
+/// A wait as the statements take it, rounded up: a job that is due before its moment would be asked about twice.
 pub(super) fn millis(wait: Duration) -> i64 {
-    i64::try_from(wait.whole_milliseconds()).unwrap_or(i64::MAX)
+    let millis = wait.whole_milliseconds() + i128::from(wait.subsec_nanoseconds() % 1_000_000 > 0);
+    i64::try_from(millis).unwrap_or(i64::MAX)
 }
 
 /// Commits a callback as a due job, in a statement of its own on a connection of its own.

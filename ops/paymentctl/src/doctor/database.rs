@@ -10,7 +10,8 @@ use time::Duration;
 
 use super::Check;
 
-/// More than this is worth a look. Nothing is decided by the database's clock, but logs and rows are read side by side.
+/// More than this is worth a look. Due times, leases and calls of the workers go by the database's clock, and gateways refuse
+/// calls whose time is minutes off; the end of an order goes by the clock of the ingress.
 const DIFFERS: Duration = Duration::seconds(2);
 
 /// Looks at the database.
