@@ -257,6 +257,47 @@ async fn an_order_that_is_not_there_is_absent_by_whatever_name() {
 }
 
 #[tokio::test]
+async fn an_answer_to_a_query_tells_the_same_without_any_one_of_its_optional_fields() {
+    // Source: WeChat Pay APIv3, "商户订单号查询订单", read 2025-11-20: what the page does not call always there.
+    let optional = [
+        ("trade_type", r#""NATIVE""#),
+        ("trade_state_desc", r#""支付成功""#),
+        ("bank_type", r#""OTHERS""#),
+        ("attach", r#""x""#),
+        ("payer", r#"{"openid":"o"}"#),
+        ("scene_info", r#"{"device_id":"1"}"#),
+        ("promotion_detail", r#"[{"amount":10}]"#),
+        ("appid", r#""wxnative""#),
+        ("success_time", r#""2026-01-05T10:21:08+08:00""#),
+    ];
+    let whole = |left_out: &str, null: bool| {
+        let kept = optional.iter().filter(|(name, _)| *name != left_out);
+        let members: String = kept.map(|(name, value)| format!(r#","{name}":{value}"#)).collect();
+        let null = if null { format!(r#","{left_out}":null"#) } else { String::new() };
+        format!(
+            r#"{{"mchid":"1900000109","out_trade_no":"ORD_01","transaction_id":"42","trade_state":"SUCCESS","amount":{{"total":100}}{members}{null}}}"#
+        )
+    };
+    let told = async |text: String| query(signed(200, &text)).await.unwrap().into_inner();
+    let all = told(whole("", false)).await;
+    for (absent, _) in optional {
+        for null in [false, true] {
+            let told = told(whole(absent, null)).await;
+            if absent == "success_time" {
+                assert!(matches!(told.fact, Fact::Paid { paid_at, .. } if paid_at == NOW), "{told:?}");
+            } else {
+                assert_eq!(told, all, "{absent}");
+            }
+        }
+    }
+    let foreign = told(whole("", false).replace("wxnative", "wxother")).await;
+    assert!(
+        matches!(&foreign.merchant, crate::domain::Merchant::OtherApp { app, .. } if app == "wxother"),
+        "{foreign:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_code_counts_whatever_its_words_are_written_in() {
     use crate::gateway::wechat::client::Outcome;
     let answer =
