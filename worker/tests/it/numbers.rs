@@ -9,7 +9,7 @@ use shared::domain::PaymentMethod::{Alipay, Wechat};
 use shared::event::Event;
 use shared::job::{Callback, JobMessage, LONGEST_BODY, kind};
 use sqlx::PgPool;
-use testkit::jobs::{come_due, leases_end, publish};
+use testkit::jobs::{come_due, leases_end};
 use time::Duration;
 use worker::consumer::Ack;
 
@@ -82,11 +82,15 @@ async fn a_job_is_taken_by_the_message_of_its_lease_and_by_no_other(db: PgPool) 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_message_from_before_a_restore_takes_nothing(db: PgPool) {
     let world = World::new(db.clone());
-    let order = world.pending_order(Alipay, "8").await;
-    let old = publish(&db, kind::CHECK, &order.id.to_string()).await.unwrap();
+    let published = async || {
+        world.pending_order(Alipay, "8").await;
+        come_due(&db, None).await;
+        let [nudge] = leased(&db, kind::CHECK, Lease::All).await[..] else { panic!("one lease") };
+        nudge
+    };
+    let old = published().await;
     sqlx::raw_sql("delete from jobs; alter table jobs alter column id restart with 1").execute(&db).await.unwrap();
-    let other = world.pending_order(Alipay, "8").await;
-    let new = publish(&db, kind::CHECK, &other.id.to_string()).await.unwrap();
+    let new = published().await;
     assert_eq!(new.id, old.id, "the number is used once more");
     let before = job(&db, new.id).await;
     assert!(jobs::take(&db, &[kind::CHECK], old, LEASE).await.unwrap().is_none());
