@@ -112,6 +112,7 @@ const TELLING: [&str; 37] = [
     "javascript:alert(1)",
     "refund",
     "fulfil",
+    "book_refund",
     "note",
     "18446744073709551616",
 ];

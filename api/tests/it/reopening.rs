@@ -109,7 +109,8 @@ async fn what_was_proposed_before_a_new_fact_cannot_be_confirmed(db: PgPool) {
 async fn a_case_says_what_can_be_chosen_about_it(db: PgPool) {
     let world = World::new(db).await;
     for (kind, actions) in [
-        ("late_payment", json!(["refund", "fulfil", "note"])),
+        ("late_payment", json!(["refund", "fulfil", "book_refund", "note"])),
+        ("refunded_elsewhere", json!(["refund", "fulfil", "book_refund", "note"])),
         ("double_payment", json!(["refund", "note"])),
         ("refund_closed", json!(["refund_again", "note"])),
         ("dead_letter", json!(["note"])),
