@@ -278,7 +278,7 @@ async fn an_answer_to_a_query_tells_the_same_without_any_one_of_its_optional_fie
             r#"{{"mchid":"1900000109","out_trade_no":"ORD_01","transaction_id":"42","trade_state":"SUCCESS","amount":{{"total":100}}{members}{null}}}"#
         )
     };
-    let told = async |text: String| query(signed(200, &text)).await.unwrap().into_inner();
+    let told = async |text: String| query(signed(200, &text)).await.unwrap().found().unwrap().into_inner();
     let all = told(whole("", false)).await;
     for (absent, _) in optional {
         for null in [false, true] {
