@@ -1,4 +1,5 @@
-//! The hub of open pages: one poll asks the database about every order that somebody watches.
+//! The hub of open pages: one poll asks the database about every order that somebody watches. An order that cannot be read
+//! keeps no other from its page.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,6 +9,8 @@ use std::time::Duration;
 use shared::db::orders::{self, Order};
 use shared::db::{DbError, in_time};
 use shared::domain::OrderId;
+use shared::panics::caught;
+use shared::telemetry::chain;
 use sqlx::PgPool;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -90,7 +93,10 @@ impl Hub {
                 if self.watched().is_empty() {
                     self.0.arrived.notified().await;
                 }
-                let asked = in_time(self.ask(&db)).await;
+                let asked = caught(in_time(self.ask(&db))).await.unwrap_or_else(|panic| {
+                    panic.noted("payment-api", "streams", &"the orders that are watched");
+                    Ok(())
+                });
                 if away != asked.is_err() {
                     away = !away;
                     match &asked {
@@ -112,22 +118,35 @@ impl Hub {
             let ids: Vec<OrderId> = chunk.iter().map(|(id, _)| *id).collect();
             let versions: HashMap<OrderId, i64> = orders::versions(db, &ids).await?.into_iter().collect();
             for (id, known) in chunk {
-                if versions.get(id).is_some_and(|version| version > known)
-                    && let Some(order) = orders::get(db, *id).await?
-                    && let Some(watched) = self.watched().get(id)
-                {
-                    // A page that came meanwhile may have brought a newer one.
-                    watched.newest.send_if_modified(|newest| {
-                        let newer = newest.version < order.version;
-                        if newer {
-                            *newest = Arc::new(order);
-                        }
-                        newer
-                    });
+                if versions.get(id).is_none_or(|version| version <= known) {
+                    continue;
+                }
+                match caught(orders::get(db, *id)).await {
+                    Ok(Ok(Some(order))) => self.show(order),
+                    Ok(Ok(None)) => {}
+                    Ok(Err(error)) if error.blames_the_rows() => {
+                        warn!(order_id = %id, error = chain(&error), "Order {id} cannot be read for its page");
+                    }
+                    Ok(Err(error)) => return Err(error),
+                    Err(panic) => drop(panic.noted("payment-api", "streams", id)),
                 }
             }
         }
         Ok(())
+    }
+
+    /// Hands a newer state to the pages of its order.
+    fn show(&self, order: Order) {
+        if let Some(watched) = self.watched().get(&order.id) {
+            // A page that came meanwhile may have brought a newer one.
+            watched.newest.send_if_modified(|newest| {
+                let newer = newest.version < order.version;
+                if newer {
+                    *newest = Arc::new(order);
+                }
+                newer
+            });
+        }
     }
 
     fn watched(&self) -> MutexGuard<'_, HashMap<OrderId, Watched>> {

@@ -1,14 +1,16 @@
 //! Orders that come together are written together: one statement, one commit, one wait for the disk.
 //!
 //! Nobody waits for company. While a statement is under way, those that come meanwhile wait for its lane, and go together
-//! in the next one; on a quiet day each goes alone.
+//! in the next one; on a quiet day each goes alone. A panic concerns one order: its lane goes on.
 
 use std::slice;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use shared::crash::{self, Point};
 use shared::db::orders::{self, Created, NewOrder};
 use shared::db::{DbError, anew};
+use shared::panics::caught;
 use sqlx::PgPool;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -60,21 +62,37 @@ async fn lane(db: PgPool, waiting: Arc<Mutex<mpsc::Receiver<Job>>>) {
     while waiting.lock().await.recv_many(&mut jobs, GROUP).await > 0 {
         let (new, done): (Vec<_>, Vec<_>) = jobs.drain(..).map(|Job { new, done }| (new, done)).unzip();
         for (done, created) in done.into_iter().zip(write(&db, new).await) {
+            // One that panicked has no answer: dropping `done` is an error for the request that waits.
+            let Some(created) = created else { continue };
             // Whoever asked may have gone; his order is made all the same, as if he had gone a moment later.
             let _ = done.send(created);
         }
     }
 }
 
-/// One statement for all. If it fails, each is tried alone, so that nobody hears of another one's fault.
-async fn write(db: &PgPool, new: Vec<NewOrder>) -> Vec<Result<Created, DbError>> {
-    match anew(|| orders::create(db, &new)).await {
-        Ok(created) => created.into_iter().map(Ok).collect(),
-        Err(error) if new.len() == 1 => vec![Err(error)],
-        Err(_) => join_all(new.into_iter().map(|new| alone(db, new))).await,
+/// One statement for all. If it fails, each is tried alone, so that one order's fault is no other's. `None`: it panicked.
+async fn write(db: &PgPool, new: Vec<NewOrder>) -> Vec<Option<Result<Created, DbError>>> {
+    match caught(anew(|| create(db, &new))).await {
+        Ok(Ok(created)) => return created.into_iter().map(|created| Some(Ok(created))).collect(),
+        Ok(Err(error)) if new.len() == 1 => return vec![Some(Err(error))],
+        Ok(Err(_)) => {}
+        Err(panic) => drop(panic.noted("payment-api", "orders", &format_args!("{} orders", new.len()))),
     }
+    let each = new.into_iter().map(async |new| {
+        let order_no = new.order_no.clone();
+        let created = caught(alone(db, new)).await;
+        created.map_err(|panic| panic.noted("payment-api", "orders", &order_no)).ok()
+    });
+    join_all(each).await
 }
 
 async fn alone(db: &PgPool, new: NewOrder) -> Result<Created, DbError> {
-    anew(|| orders::create(db, slice::from_ref(&new))).await?.pop().ok_or(DbError::Moved)
+    anew(|| create(db, slice::from_ref(&new))).await?.pop().ok_or(DbError::Moved)
+}
+
+async fn create(db: &PgPool, new: &[NewOrder]) -> Result<Vec<Created>, DbError> {
+    for new in new {
+        let _ = crash::met(Point::OrderDrafted, new.order_no.as_str());
+    }
+    orders::create(db, new).await
 }

@@ -1,7 +1,8 @@
 //! The moments at which it matters that a process may die: every step between two effects that outlive it.
 //!
 //! A program built with debug assertions dies at the one that `CRASH_AT` names, so that a test can see what becomes of a
-//! death there. A program built for use contains none of this: [`at`] is nothing, and the variable is not read.
+//! death there. A test can also plant a fault there for one piece of work: [`plant`]. A program built for use contains none
+//! of this: [`at`] and [`met`] are nothing, and the variable is not read.
 
 use crate::domain::named_enum;
 
@@ -114,8 +115,125 @@ pub fn at(point: Point) {
     let _ = point;
 }
 
+/// What a test plants at a point for one piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A panic.
+    Panic,
+    /// An error that blames nothing.
+    Error,
+    /// A statement that takes longer than a statement may. Outside a transaction it is an error.
+    Slow,
+}
+
+/// The fault that was planted here and that is no panic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a planted fault")]
+pub struct Planted(pub Fault);
+
+/// Meets the fault that was planted at this point for this piece of work, if there is one. Panics when it is a panic.
+///
+/// # Errors
+/// [`Planted`] when it is another fault.
+#[inline]
+pub fn met(point: Point, subject: &str) -> Result<(), Planted> {
+    #[cfg(debug_assertions)]
+    return sown::met(point, subject);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = (point, subject);
+        Ok(())
+    }
+}
+
 #[cfg(debug_assertions)]
 pub use armed::arm;
+#[cfg(debug_assertions)]
+pub use sown::{Sown, plant};
+
+/// Faults for single pieces of work, by what they are about: tests that run side by side do not meet each other's.
+#[cfg(debug_assertions)]
+mod sown {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use super::{Fault, Planted, Point};
+
+    struct Seed {
+        point: Point,
+        subject: String,
+        fault: Fault,
+        met: Arc<AtomicUsize>,
+    }
+
+    static SEEDS: Mutex<Vec<Seed>> = Mutex::new(Vec::new());
+    /// How many there are: most processes have none, and do not wait for a lock to learn that.
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+
+    /// A planted fault. It goes when this is dropped.
+    pub struct Sown(Arc<AtomicUsize>);
+
+    impl Sown {
+        /// How often it was met.
+        pub fn met(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Drop for Sown {
+        fn drop(&mut self) {
+            let mut seeds = SEEDS.lock().unwrap_or_else(PoisonError::into_inner);
+            seeds.retain(|seed| !Arc::ptr_eq(&seed.met, &self.0));
+            NUMBER.store(seeds.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// Plants a fault at a point for the work on `subject`: an order number, a notice id, an event id, the number of a job.
+    #[must_use]
+    pub fn plant(point: Point, subject: &str, fault: Fault) -> Sown {
+        let met = Arc::new(AtomicUsize::new(0));
+        let mut seeds = SEEDS.lock().unwrap_or_else(PoisonError::into_inner);
+        seeds.push(Seed { point, subject: subject.to_owned(), fault, met: met.clone() });
+        NUMBER.store(seeds.len(), Ordering::Relaxed);
+        Sown(met)
+    }
+
+    pub fn met(point: Point, subject: &str) -> Result<(), Planted> {
+        if NUMBER.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let fault = {
+            let seeds = SEEDS.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(seed) = seeds.iter().find(|seed| seed.point == point && seed.subject == subject) else {
+                return Ok(());
+            };
+            seed.met.fetch_add(1, Ordering::Relaxed);
+            seed.fault
+        };
+        assert!(fault != Fault::Panic, "planted at {point}");
+        Err(Planted(fault))
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+        use crate::panics::caught_now;
+
+        #[test]
+        fn a_fault_is_met_at_its_point_by_its_subject_for_as_long_as_it_is_planted() {
+            let meet = |point, subject: &'static str| caught_now(move || met(point, subject));
+            let slow = plant(Point::CallbackMoved, "crash-a", Fault::Slow);
+            let panics = plant(Point::CallbackMoved, "crash-b", Fault::Panic);
+            assert_eq!(meet(Point::CallbackMoved, "crash-a"), Ok(Err(Planted(Fault::Slow))));
+            assert!(meet(Point::CallbackMoved, "crash-b").is_err());
+            assert_eq!(meet(Point::CallbackMoved, "crash-c"), Ok(Ok(())));
+            assert_eq!(meet(Point::CallbackRecorded, "crash-a"), Ok(Ok(())));
+            assert_eq!((slow.met(), panics.met()), (1, 1));
+            drop(panics);
+            assert_eq!(meet(Point::CallbackMoved, "crash-b"), Ok(Ok(())));
+        }
+    }
+}
 
 #[cfg(debug_assertions)]
 mod armed {

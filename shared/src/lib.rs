@@ -6,7 +6,7 @@
 //! [`cache`] holds copies of what is shown.
 //! [`config`], [`telemetry`], [`ops`] and [`shutdown`] are what every binary needs to start, be seen and stop; [`service`]
 //! names the binaries, and with them who may do what, [`tls_files`] how an address names certificates. [`crash`] names the
-//! moments at which tests let a process die.
+//! moments at which tests let a process die, and [`panics`] keeps a panic to the piece of work that it concerns.
 
 pub mod cache;
 pub mod clock;
@@ -19,6 +19,7 @@ pub mod gateway;
 pub mod job;
 pub mod mq;
 pub mod ops;
+pub mod panics;
 pub mod service;
 pub mod settle;
 pub mod shutdown;

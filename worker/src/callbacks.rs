@@ -2,7 +2,8 @@
 //!
 //! The queue is not trusted, so the signature is checked here as at the ingress; only the clock window is the ingress's
 //! alone. A batch that the database refuses, or that another transaction holds up, is split until the callback at fault
-//! stands alone: a refused one is given up, one that is held up becomes a job and comes again. So it delays nobody.
+//! stands alone: a refused one is given up, one that is held up becomes a job and comes again. So it delays nobody. A panic
+//! splits a batch in the same way, and the callback at fault becomes a job that counts its panics ([`crate::deferred`]).
 
 use std::ops::Range;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use shared::db::callbacks::Evidence;
 use shared::db::{self, DbError, anew, callbacks, events, jobs};
 use shared::domain::{Notification, Verdict};
 use shared::gateway::{CallbackError, Gateway, Gateways, Verified, essence};
-use shared::job::{Callback, LONGEST_BODY};
+use shared::job::{Callback, LONGEST_BODY, digest};
+use shared::panics::{Panicked, caught, caught_now};
 use shared::settle;
 use shared::telemetry::chain;
 use sqlx::PgPool;
@@ -22,6 +24,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::consumer::Ack;
+use crate::deferred::{self, WORKER};
 
 /// How long a callback waits whose key is not known here, or that the database refuses without saying whose fault it is.
 const LONG_WAIT: time::Duration = time::Duration::minutes(1);
@@ -81,6 +84,25 @@ enum Plan {
     Settle,
     /// Keep it as jobs that are due after a while, for this reason.
     PutOff(time::Duration, String),
+    /// Alone it panicked: it is stored as a job for another try, or has none left.
+    Defer(Panicked),
+}
+
+/// What a transaction came to.
+struct Committed {
+    /// For each callback; `None`: its key or account is not known yet.
+    verdicts: Vec<Option<Verdict>>,
+    /// The places of those whose key or account has been unknown for too long.
+    stranded: Vec<usize>,
+}
+
+/// Why a part of a batch was not taken.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Db(#[from] DbError),
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
 }
 
 impl CallbackWorker {
@@ -91,7 +113,7 @@ impl CallbackWorker {
     /// [`DbError`] when the database cannot do it now; every message goes back then.
     pub async fn settle<E: std::fmt::Display>(&self, batch: Vec<Result<Callback, E>>) -> Result<Vec<Ack>, DbError> {
         let mut acks = vec![Ack::Done; batch.len()];
-        let mut examined = Vec::with_capacity(batch.len());
+        let (mut examined, mut panicked) = (Vec::with_capacity(batch.len()), Vec::new());
         let mut places = Vec::with_capacity(batch.len());
         for (place, callback) in batch.into_iter().enumerate() {
             match callback {
@@ -102,10 +124,16 @@ impl CallbackWorker {
                     );
                     acks[place] = Ack::Dead;
                 }
-                Ok(callback) => {
-                    examined.push(self.examine(callback).await);
-                    places.push(place);
-                }
+                Ok(callback) => match caught(self.examine(&callback)).await {
+                    Ok(content) => {
+                        examined.push(Examined { callback, content });
+                        places.push(place);
+                    }
+                    Err(panic) => {
+                        let panic = panic.noted(WORKER, "examine", &digest(&callback.body));
+                        panicked.push((place, callback, panic));
+                    }
+                },
                 Err(error) => {
                     error!(%error, "A message in the callback queue is no callback");
                     acks[place] = Ack::Dead;
@@ -115,37 +143,40 @@ impl CallbackWorker {
         for (place, ack) in places.into_iter().zip(self.settle_or_split(&examined).await?) {
             acks[place] = ack;
         }
+        let those: Vec<_> = panicked.iter().map(|(_, callback, panic)| (callback, panic)).collect();
+        for ((place, ..), ack) in panicked.iter().zip(deferred::defer(&self.db, &those).await?) {
+            acks[*place] = ack;
+        }
         Ok(acks)
     }
 
-    async fn examine(&self, callback: Callback) -> Examined {
-        let content = match self.gateways.get(callback.method, &callback.account) {
-            None => Content::NotYet(format!("no account {}", callback.account)),
-            Some(gateway) => {
-                let now = self.clock.now();
-                let mut told = tell(gateway.as_ref(), &callback, now);
-                if let Err(CallbackError::UnknownKey { serial }) = &told
-                    && gateway.look_for_key(serial, now).await
-                {
-                    told = tell(gateway.as_ref(), &callback, now);
-                }
-                match told {
-                    Ok(told) => Content::Told(Box::new(told)),
-                    Err(
-                        error @ (CallbackError::UnknownKey { .. }
-                        | CallbackError::KeyNotInForce { .. }
-                        | CallbackError::Unopened(_)),
-                    ) => Content::NotYet(error.to_string()),
-                    Err(CallbackError::BadSignature | CallbackError::Probe | CallbackError::Stale) => {
-                        Content::Bad(Verdict::BadSignature)
-                    }
-                    Err(CallbackError::Malformed(_) | CallbackError::Undecodable(_)) => {
-                        Content::Bad(Verdict::Undecodable)
-                    }
-                }
-            }
+    async fn examine(&self, callback: &Callback) -> Content {
+        let Some(gateway) = self.gateways.get(callback.method, &callback.account) else {
+            return Content::NotYet(format!("no account {}", callback.account));
         };
-        Examined { callback, content }
+        let now = self.clock.now();
+        let mut told = tell(gateway.as_ref(), callback, now);
+        if let Err(CallbackError::UnknownKey { serial }) = &told
+            && gateway.look_for_key(serial, now).await
+        {
+            told = tell(gateway.as_ref(), callback, now);
+        }
+        let told = told.and_then(|told| match crash::met(Point::CallbackExamined, &told.get().order_no) {
+            Ok(()) => Ok(told),
+            Err(planted) => Err(CallbackError::Undecodable(planted.to_string())),
+        });
+        match told {
+            Ok(told) => Content::Told(Box::new(told)),
+            Err(
+                error @ (CallbackError::UnknownKey { .. }
+                | CallbackError::KeyNotInForce { .. }
+                | CallbackError::Unopened(_)),
+            ) => Content::NotYet(error.to_string()),
+            Err(CallbackError::BadSignature | CallbackError::Probe | CallbackError::Stale) => {
+                Content::Bad(Verdict::BadSignature)
+            }
+            Err(CallbackError::Malformed(_) | CallbackError::Undecodable(_)) => Content::Bad(Verdict::Undecodable),
+        }
     }
 
     /// Settles what can be settled, keeps as jobs what is held up, and says what to do with each message.
@@ -162,37 +193,67 @@ impl CallbackWorker {
                 plan = Plan::PutOff(SHORT_WAIT, "others of its batch took too long".to_owned());
             }
             let these = &examined[part.clone()];
-            let outcome = match &plan {
-                Plan::Settle if give_up.is_some() => db::in_time(self.commit(these, Pace::Hurried)).await,
-                Plan::Settle => anew(|| self.commit(these, Pace::Patient)).await,
-                Plan::PutOff(wait, reason) => self.put_off(these, *wait, reason).await.map(|()| Vec::new()),
+            let outcome = match caught(Box::pin(self.attempt(these, &plan, give_up.is_some()))).await {
+                Ok(outcome) => outcome.map_err(Fault::Db),
+                Err(panic) => Err(panic.noted(WORKER, plan.stage(), &these[0].subject()).into()),
             };
-            if matches!(outcome, Err(DbError::Again(_))) {
+            if matches!(outcome, Err(Fault::Db(DbError::Again(_)))) {
                 give_up.get_or_insert_with(|| Instant::now() + SEARCH);
             }
             match (outcome, plan) {
-                (Ok(stranded), Plan::Settle) => stranded.iter().for_each(|place| acks[part.start + place] = Ack::Dead),
-                (Ok(_), Plan::PutOff(..)) => acks[part].fill(Ack::Done),
-                (Err(unavailable @ DbError::Unavailable(_)), _) => return Err(unavailable),
+                (Ok(judged), _) => judged.into_iter().for_each(|(place, ack)| acks[part.start + place] = ack),
+                (Err(Fault::Db(unavailable @ DbError::Unavailable(_))), _) => return Err(unavailable),
                 // Nothing can be kept either.
-                (Err(again @ DbError::Again(_)), Plan::PutOff(..)) => return Err(again),
+                (Err(Fault::Db(again @ DbError::Again(_))), Plan::PutOff(..) | Plan::Defer(_)) => return Err(again),
                 (Err(error), plan) if part.len() > 1 => {
                     warn!(error = chain(&error), callbacks = part.len(), "A batch was not taken; it is split");
                     metrics::counter!("callback_batches_split_total").increment(1);
                     waiting.extend(slices(part).rev().map(|slice| (slice, plan.clone())));
                 }
-                (Err(error), _) if error.blames_the_rows() => {
+                (Err(Fault::Db(error)), _) if error.blames_the_rows() => {
                     error!(error = chain(&error), "The database refuses a callback for good");
                     acks[part].fill(Ack::Dead);
                 }
-                (Err(error), Plan::Settle) => {
+                (Err(Fault::Db(error)), Plan::Settle) => {
                     let wait = if matches!(error, DbError::Again(_)) { SHORT_WAIT } else { LONG_WAIT };
                     waiting.push((part, Plan::PutOff(wait, chain(&error))));
                 }
-                (Err(error), Plan::PutOff(..)) => return Err(error),
+                (Err(Fault::Db(error)), Plan::PutOff(..) | Plan::Defer(_)) => return Err(error),
+                (Err(Fault::Panicked(panic)), Plan::Settle) => waiting.push((part, Plan::Defer(panic))),
+                (Err(Fault::Panicked(_)), Plan::PutOff(..) | Plan::Defer(_)) => {
+                    error!("A callback can be neither settled nor stored; its dead letter holds it");
+                    acks[part].fill(Ack::Dead);
+                }
             }
         }
         Ok(acks)
+    }
+
+    /// Does with a part of a batch what the plan says. Returns the acks that its verdicts do not ask for, with their places.
+    async fn attempt(&self, these: &[Examined], plan: &Plan, others_wait: bool) -> Result<Vec<(usize, Ack)>, DbError> {
+        let all = |ack: Ack| (0..these.len()).map(move |place| (place, ack)).collect();
+        match plan {
+            Plan::Settle => {
+                let Committed { verdicts, stranded } = if others_wait {
+                    db::in_time(self.commit(these, Pace::Hurried)).await?
+                } else {
+                    anew(|| self.commit(these, Pace::Patient)).await?
+                };
+                self.report(these, &verdicts).await;
+                if !stranded.is_empty() {
+                    error!(
+                        callbacks = stranded.len(),
+                        "Keys or accounts are unknown for more than a day; their callbacks become cases"
+                    );
+                }
+                Ok(stranded.into_iter().map(|place| (place, Ack::Dead)).collect())
+            }
+            Plan::PutOff(wait, reason) => self.put_off(these, *wait, reason).await.map(|()| all(Ack::Done)),
+            Plan::Defer(panic) => {
+                let those: Vec<_> = these.iter().map(|item| (&item.callback, panic)).collect();
+                Ok(deferred::defer(&self.db, &those).await?.into_iter().enumerate().collect())
+            }
+        }
     }
 
     /// Keeps callbacks as jobs that are due after `wait`. Nothing that holds them up holds this up: it adds rows, and
@@ -219,17 +280,23 @@ impl CallbackWorker {
         }
         let mut tx = self.db.begin().await?;
         db::hardly_wait_for_locks(&mut tx).await?;
+        let mut rows = Vec::new();
         for item in items {
-            keep(&mut tx, &item.callback, reason, wait).await?;
+            if keep(&mut tx, &item.callback, reason, wait).await?.is_some() {
+                rows.extend(item.callback.job_id);
+            }
+            db::met(&mut tx, Point::CallbackKept, &item.subject()).await?;
+        }
+        if !rows.is_empty() {
+            jobs::slow_down(&mut tx, &rows).await?;
         }
         tx.commit().await?;
         crash::at(Point::CallbackKept);
         Ok(())
     }
 
-    /// One transaction: state, events and cases, the evidence, and the end of the jobs that carried it. Returns the places of
-    /// the callbacks whose key or account has been unknown for too long.
-    async fn commit(&self, examined: &[Examined], pace: Pace) -> Result<Vec<usize>, DbError> {
+    /// One transaction: state, events and cases, the evidence, and the end of the jobs that carried it.
+    async fn commit(&self, examined: &[Examined], pace: Pace) -> Result<Committed, DbError> {
         let told: Vec<&Verified<Notification>> = examined.iter().filter_map(Examined::told).collect();
         crash::at(Point::CallbackExamined);
         let mut tx = self.db.begin().await?;
@@ -238,6 +305,7 @@ impl CallbackWorker {
         }
         let mut verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?.into_iter();
         crash::at(Point::CallbackMoved);
+        met(&mut tx, Point::CallbackMoved, examined).await?;
         let verdicts: Vec<Option<Verdict>> = examined
             .iter()
             .map(|item| match &item.content {
@@ -255,75 +323,93 @@ impl CallbackWorker {
         let mut stranded = Vec::new();
         for (place, item) in examined.iter().enumerate() {
             if let Content::NotYet(reason) = &item.content
-                && keep(&mut tx, &item.callback, reason, LONG_WAIT).await? > KNOWN_BY_THEN
+                && keep(&mut tx, &item.callback, reason, LONG_WAIT).await? > Some(KNOWN_BY_THEN)
             {
                 stranded.push(place);
             }
         }
         crash::at(Point::CallbackRecorded);
+        met(&mut tx, Point::CallbackRecorded, examined).await?;
         tx.commit().await?;
         crash::at(Point::CallbackCommitted);
-        self.report(examined, &verdicts).await;
-        if !stranded.is_empty() {
-            error!(
-                callbacks = stranded.len(),
-                "Keys or accounts are unknown for more than a day; their callbacks become cases"
-            );
-        }
-        Ok(stranded)
+        Ok(Committed { verdicts, stranded })
     }
 
-    /// Tells metrics, the log and the relay, once a batch is committed.
+    /// Tells metrics, the log and the relay, once a batch is committed. The callbacks are settled, whatever panics here.
     async fn report(&self, examined: &[Examined], verdicts: &[Option<Verdict>]) {
         let now = self.clock.now();
         let mut news = false;
         for (item, verdict) in examined.iter().zip(verdicts) {
-            let gateway = item.callback.method.as_str();
-            let verdict = verdict.map_or("unknown_key", Verdict::as_str);
-            metrics::counter!("callbacks_total", "gateway" => gateway, "verdict" => verdict).increment(1);
-            let took = (now - item.callback.received_at).as_seconds_f64();
-            metrics::histogram!("callback_settle_seconds", "gateway" => gateway).record(took.max(0.0));
-            match &item.content {
-                Content::Told(told) if !matches!(verdict, "duplicate" | "ignored") => {
-                    news = true;
-                    let order_no = &told.get().order_no;
-                    info!(%order_no, gateway, verdict, took_ms = took * 1e3, "Callback for order {order_no}: {verdict}");
-                }
-                Content::Told(_) => {}
-                Content::Bad(_) => error!(gateway, account = %item.callback.account, verdict, "Callback refused"),
-                Content::NotYet(reason) => warn!(gateway, account = %item.callback.account, reason, "Callback kept"),
-            }
+            let reported = caught_now(|| report_one(item, *verdict, now));
+            news |= reported.unwrap_or_else(|panic| {
+                panic.noted(WORKER, "report", &item.subject());
+                true
+            });
         }
         let settled = examined.iter().zip(verdicts).filter(|(_, verdict)| **verdict == Some(Verdict::Settled));
         let settled = settled.filter_map(|(item, _)| item.told()).map(|told| told.get().order_no.clone());
-        self.copies.renew(&self.db, Changed::Numbers(settled.collect()));
+        let settled = settled.collect();
+        if let Err(panic) = caught_now(|| self.copies.renew(&self.db, Changed::Numbers(settled))) {
+            panic.noted(WORKER, "report", &"copies");
+        }
         if news && let Err(error) = events::nudge(&self.db).await {
             warn!(%error, "The relay was not nudged; it will poll");
         }
     }
 }
 
+/// Counts and logs one callback; whether it is news for the relay.
+fn report_one(item: &Examined, verdict: Option<Verdict>, now: OffsetDateTime) -> bool {
+    let gateway = item.callback.method.as_str();
+    let verdict = verdict.map_or("unknown_key", Verdict::as_str);
+    metrics::counter!("callbacks_total", "gateway" => gateway, "verdict" => verdict).increment(1);
+    let took = (now - item.callback.received_at).as_seconds_f64();
+    metrics::histogram!("callback_settle_seconds", "gateway" => gateway).record(took.max(0.0));
+    // Nothing is left that an error could undo: a planted one says nothing here.
+    let _ = crash::met(Point::CallbackCommitted, &item.subject());
+    match &item.content {
+        Content::Told(told) if !matches!(verdict, "duplicate" | "ignored") => {
+            let order_no = &told.get().order_no;
+            info!(%order_no, gateway, verdict, took_ms = took * 1e3, "Callback for order {order_no}: {verdict}");
+            return true;
+        }
+        Content::Told(_) => {}
+        Content::Bad(_) => error!(gateway, account = %item.callback.account, verdict, "Callback refused"),
+        Content::NotYet(reason) => warn!(gateway, account = %item.callback.account, reason, "Callback kept"),
+    }
+    false
+}
+
+/// Meets what a test has planted here for one of these.
+async fn met(tx: &mut sqlx::PgConnection, point: Point, examined: &[Examined]) -> Result<(), DbError> {
+    for told in examined.iter().filter_map(Examined::told) {
+        db::met(tx, point, &told.get().order_no).await?;
+    }
+    Ok(())
+}
+
 fn tell(
     gateway: &dyn Gateway,
     callback: &Callback,
-    now: time::OffsetDateTime,
+    now: OffsetDateTime,
 ) -> Result<Verified<Notification>, CallbackError> {
     gateway.verify(callback.clone(), None).and_then(|verified| gateway.read(&verified, now))
 }
 
 /// Stores a callback that cannot be settled yet as a job of its own, or puts off the job that it came as. A number counts only
 /// with the bytes: a callback that names the row of another one is stored as if it had none, so neither is lost. Returns for how
-/// long it has been a job.
+/// long it has been a job, if it came as one.
 async fn keep(
     tx: &mut sqlx::PgConnection,
     callback: &Callback,
     reason: &str,
     wait: time::Duration,
-) -> Result<time::Duration, DbError> {
-    match jobs::postpone(tx, callback, wait, reason).await? {
-        Some(age) => Ok(age),
-        None => jobs::insert_callback(tx, callback, wait).await.map(|_| time::Duration::ZERO),
+) -> Result<Option<time::Duration>, DbError> {
+    let age = jobs::postpone(tx, callback, wait, reason).await?;
+    if age.is_none() {
+        jobs::insert_callback(tx, callback, wait).await?;
     }
+    Ok(age)
 }
 
 /// The range in [`PARTS`] slices, one for each of its places if there are fewer.
@@ -332,7 +418,23 @@ fn slices(part: Range<usize>) -> impl DoubleEndedIterator<Item = Range<usize>> {
     part.clone().step_by(len).map(move |start| start..part.end.min(start + len)).collect::<Vec<_>>().into_iter()
 }
 
+impl Plan {
+    /// Its name in metrics.
+    fn stage(&self) -> &'static str {
+        match self {
+            Plan::Settle => "settle",
+            Plan::PutOff(..) => "put_off",
+            Plan::Defer(_) => "defer",
+        }
+    }
+}
+
 impl Examined {
+    /// What it is about, for the log: the order, or else the digest of its bytes.
+    fn subject(&self) -> String {
+        self.told().map_or_else(|| digest(&self.callback.body), |told| told.get().order_no.clone())
+    }
+
     /// What its verdict asks for, once that is on record.
     fn ack(&self) -> Ack {
         if matches!(self.content, Content::Bad(_)) { Ack::Dead } else { Ack::Done }

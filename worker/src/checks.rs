@@ -10,7 +10,7 @@ use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
-use shared::db::{DbError, anew, events, in_time, transactions};
+use shared::db::{self, DbError, anew, events, in_time, transactions};
 use shared::domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
 use shared::gateway::{CloseOutcome, Gateway, GatewayError, Gateways, TradeAnswer, Verified};
 use shared::job::{CHECKS, kind};
@@ -19,7 +19,7 @@ use sqlx::{PgConnection, PgPool};
 use time::{Duration, OffsetDateTime};
 use tracing::{error, info, warn};
 
-use crate::jobs::{Job, JobError, pause};
+use crate::jobs::{Job, JobError, pause, planted};
 use crate::people::{self, Wanted};
 
 /// When a closed order is asked about once more, counted from its last moment to pay: a payment begun in time may end
@@ -63,6 +63,7 @@ struct Heard {
 
 impl Job for CheckWorker {
     const KINDS: &'static [&'static str] = &[kind::CHECK, kind::LOOK_BACK];
+    const WORKER: &'static str = "check-worker";
 
     async fn run(&self, job: &Taken) -> Result<(), JobError> {
         let id = OrderId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
@@ -98,12 +99,14 @@ impl CheckWorker {
     async fn ask(&self, gateway: &dyn Gateway, order: &Order, job: &Taken) -> Result<Heard, GatewayError> {
         let heard = query(gateway, order, job.now()).await?;
         crash::at(Point::CheckAsked);
+        met(Point::CheckAsked, order)?;
         let expired = order.expires_at <= job.now();
         if order.status != OrderStatus::Pending || !heard.unpaid() || !(expired || given_up(job)) {
             return Ok(heard);
         }
         let closed = gateway.close(&order.order_no, job.now()).await?;
         crash::at(Point::CheckClosed);
+        met(Point::CheckClosed, order)?;
         match closed {
             CloseOutcome::Closed => Ok(Heard { state: "CLOSED".to_owned(), ended: true, ..heard }),
             // The last moment to pay was sent with the offer: after it no trade comes to be. Before it a page that is
@@ -133,6 +136,7 @@ impl CheckWorker {
             verdict = done;
         }
         crash::at(Point::CheckSettled);
+        db::met(&mut tx, Point::CheckSettled, order.order_no.as_str()).await?;
         orders::note_check(&mut tx, order.id, &heard.state, now).await?;
         let order = orders::lock_one(&mut tx, order.id).await?.ok_or(DbError::Moved)?;
         // A buyer who has given up has done so for good: what could not be closed yet is closed once there is a trade.
@@ -143,8 +147,10 @@ impl CheckWorker {
             None => jobs::finish(&mut tx, &job).await?,
         }
         crash::at(Point::CheckRecorded);
+        db::met(&mut tx, Point::CheckRecorded, order.order_no.as_str()).await?;
         tx.commit().await?;
         crash::at(Point::CheckCommitted);
+        crash::met(Point::CheckCommitted, order.order_no.as_str()).map_err(planted)?;
         self.report(&order, heard, verdict).await;
         Ok(())
     }
@@ -237,6 +243,11 @@ async fn is_void(tx: &mut PgConnection, order: &Order, heard: &Heard, now: Offse
         }
         _ => Ok(false),
     }
+}
+
+/// Meets what a test has planted here for this order.
+fn met(point: Point, order: &Order) -> Result<(), GatewayError> {
+    crash::met(point, order.order_no.as_str()).map_err(|planted| GatewayError::Unknown(planted.to_string()))
 }
 
 /// Whether the buyer has asked for the order's end.

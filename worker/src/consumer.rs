@@ -3,21 +3,24 @@
 //! An ack follows the commit, never precedes it. Whatever goes wrong in between ends the session, and the broker hands
 //! the deliveries out again; so every effect has to bear a repeat. Each such return costs a delivery one of the few that
 //! its queue allows before it counts as dead, so a batch that cannot be settled now is first tried again in hand.
+//!
+//! A panic ends no session: the batch is settled one delivery at a time, and one that panics alone becomes a dead letter.
+//! This is the outermost boundary; the workers have one of their own around each piece of work.
 
-use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use shared::crash::{self, Point};
 use shared::db;
 use shared::mq::{Connection, Delivery, MqError, STEP, Subscription, step, topology};
+use shared::panics::{Panicked, caught};
 use shared::telemetry::chain;
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// How long a batch that cannot be settled stays in hand before it goes back. Each return is one of the 20 that a delivery
 /// has, so this times 20 is how long a database may answer and yet not settle (a right revoked, a disk full) before genuine
@@ -25,6 +28,8 @@ use tracing::{info, warn};
 const IN_HAND: Duration = Duration::from_secs(300);
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// How often a delivery may panic alone before it counts as dead.
+const TRIES_ALONE: u32 = 3;
 
 /// What becomes of a delivery that was settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,10 +71,21 @@ pub enum ConsumerError<E: std::error::Error + 'static> {
     /// The batch could not be settled, also not after some time in hand.
     #[error("the batch could not be settled")]
     Settle(#[source] E),
-    /// Settling panicked.
-    #[error("settling the batch panicked")]
-    Panicked,
-    /// Settling answered for another number of deliveries than it was given: then nobody knows which answer is whose.
+    /// A dead letter panicked alone: it stays in its queue, since a dead letter has nowhere to go.
+    #[error("settling a dead letter failed")]
+    DeadLetter(#[source] Defect),
+    /// The ack did not count, because the deliveries belong to a session that is over.
+    #[error("the deliveries belong to a session that is over")]
+    Stale,
+}
+
+/// What settling did instead of answering for each delivery.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Defect {
+    /// It panicked.
+    #[error("settling {0}")]
+    Panicked(#[from] Panicked),
+    /// It answered for another number of deliveries than it was given: which answer is whose is not known then.
     #[error("{answers} answers for {deliveries} deliveries")]
     Miscounted {
         /// How many answers came.
@@ -77,9 +93,6 @@ pub enum ConsumerError<E: std::error::Error + 'static> {
         /// How many deliveries were given.
         deliveries: usize,
     },
-    /// The ack did not count, because the deliveries belong to a session that is over.
-    #[error("the deliveries belong to a session that is over")]
-    Stale,
 }
 
 /// Consumes `queue` until `stop`, then finishes what has been delivered.
@@ -226,11 +239,9 @@ where
     let give_back = Instant::now() + IN_HAND;
     let mut wait = SHORTEST_WAIT;
     loop {
-        let settled = AssertUnwindSafe(settle(batch)).catch_unwind().await;
-        let error = match settled.map_err(|_| ConsumerError::Panicked)? {
-            Ok(acks) if acks.len() == batch.len() => return Ok(acks),
-            Ok(acks) => return Err(ConsumerError::Miscounted { answers: acks.len(), deliveries: batch.len() }),
-            Err(error) => error,
+        let error = match settle_apart(queue, batch, settle).await {
+            Err(ConsumerError::Settle(error)) => error,
+            ended => return ended,
         };
         let next = Instant::now() + wait;
         if next > give_back || stop.is_cancelled() || !subscription.is_open() {
@@ -243,6 +254,63 @@ where
         }
         tokio::select! { () = sleep_until(next) => {}, () = stop.cancelled() => {} }
         wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+/// Settles a batch together, or, where that shows a defect, one delivery at a time.
+async fn settle_apart<S, E>(queue: &str, batch: &[Delivery], settle: &S) -> Result<Vec<Ack>, ConsumerError<E>>
+where
+    S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
+    E: std::error::Error + 'static,
+{
+    let defect = match settle_once(batch, settle).await.map_err(ConsumerError::Settle)? {
+        Ok(acks) => return Ok(acks),
+        Err(defect) => defect,
+    };
+    metrics::counter!("amqp_batches_apart_total", "queue" => queue.to_owned()).increment(1);
+    error!(queue, deliveries = batch.len(), %defect, "A batch showed a defect; its deliveries are settled one by one");
+    let mut acks = Vec::with_capacity(batch.len());
+    for delivery in batch.chunks(1) {
+        acks.push(settle_alone(queue, delivery, settle).await?);
+    }
+    Ok(acks)
+}
+
+/// Settles one delivery, a few times if it panics; then it is dead.
+async fn settle_alone<S, E>(queue: &str, delivery: &[Delivery], settle: &S) -> Result<Ack, ConsumerError<E>>
+where
+    S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
+    E: std::error::Error + 'static,
+{
+    let mut tries = 0;
+    loop {
+        let defect = match settle_once(delivery, settle).await.map_err(ConsumerError::Settle)? {
+            Ok(acks) => return Ok(acks.first().copied().unwrap_or(Ack::Dead)),
+            Err(defect) => defect,
+        };
+        tries += 1;
+        if tries < TRIES_ALONE {
+            continue;
+        }
+        if queue == topology::DEAD {
+            return Err(ConsumerError::DeadLetter(defect));
+        }
+        let id = delivery.first().and_then(|delivery| delivery.properties.message_id().as_ref());
+        let id = id.map_or("none", |id| id.as_str());
+        error!(queue, id, %defect, "Message {id} shows a defect each time; it becomes a dead letter");
+        return Ok(Ack::Dead);
+    }
+}
+
+async fn settle_once<S, E>(batch: &[Delivery], settle: &S) -> Result<Result<Vec<Ack>, Defect>, E>
+where
+    S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
+{
+    match caught(settle(batch)).await {
+        Ok(Ok(acks)) if acks.len() == batch.len() => Ok(Ok(acks)),
+        Ok(Ok(acks)) => Ok(Err(Defect::Miscounted { answers: acks.len(), deliveries: batch.len() })),
+        Ok(Err(error)) => Err(error),
+        Err(panic) => Ok(Err(panic.noted("consumer", "batch", &format_args!("{} deliveries", batch.len())).into())),
     }
 }
 

@@ -3,6 +3,9 @@
 //! A message is only the nudge. The row says whether there is work: whoever takes it raises the fence, and the job ends or
 //! re-dates its row in the transaction that records its effect. So a message is always done with; a job that broke off is
 //! published again when its lease ends.
+//!
+//! A panic concerns its own job: it costs an attempt, and the job is tried again. A panic outside the job's own work leaves
+//! the row to its lease.
 
 use std::time::Duration;
 
@@ -12,6 +15,7 @@ use shared::crash::{self, Point};
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::{Collision, DbError, anew};
 use shared::job::JobMessage;
+use shared::panics::{Panicked, caught};
 use shared::telemetry::chain;
 use sqlx::PgPool;
 use tracing::{error, warn};
@@ -39,6 +43,14 @@ pub enum JobError {
     /// The row that the job is about is not there, or names what is not configured.
     #[error("{0}")]
     Missing(String),
+    /// A defect, or trouble that passes.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
+}
+
+/// A fault that a test has planted outside a transaction.
+pub(crate) fn planted(fault: crash::Planted) -> JobError {
+    JobError::Missing(fault.to_string())
 }
 
 impl From<sqlx::Error> for JobError {
@@ -57,6 +69,9 @@ impl Collision for JobError {
 pub trait Job {
     /// Its names in `jobs`.
     const KINDS: &'static [&'static str];
+    /// The name of its worker in metrics and logs.
+    const WORKER: &'static str;
+
     /// Does one step and ends or re-dates the row.
     fn run(&self, job: &Taken) -> impl Future<Output = Result<(), JobError>>;
     /// The pool, for taking and giving back.
@@ -75,7 +90,10 @@ pub async fn run_batch<J: Job>(
 ) -> Result<Vec<Ack>, DbError> {
     let runs = batch.into_iter().map(async |message| match message {
         Ok(message) => {
-            run_one(job, message).await;
+            if let Err(panic) = caught(run_one(job, message)).await {
+                // The row comes again when its lease ends.
+                panic.noted(J::WORKER, "job", &format_args!("job {}", message.id));
+            }
             Ack::Done
         }
         Err(error) => {
@@ -94,7 +112,15 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
         Err(error) => return warn!(%error, job = message.id, "A job cannot be taken now; it comes again"),
     };
     crash::at(Point::JobTaken);
-    let Err(failed) = job.run(&taken).await else { return };
+    let _ = crash::met(Point::JobTaken, &taken.ref_id);
+    let ended = match caught(job.run(&taken)).await {
+        Ok(ended) => ended,
+        Err(panic) => {
+            let about = format_args!("job {} about {}", taken.id, taken.ref_id);
+            Err(panic.noted(J::WORKER, "run", &about).into())
+        }
+    };
+    let Err(failed) = ended else { return };
     let reason = chain(&failed);
     warn!(job = taken.id, attempts = taken.attempts, error = reason, "A job failed; it is tried again");
     // Collisions are no fault of the job, and say nothing about the next time.

@@ -3,6 +3,7 @@
 pub mod callbacks;
 pub mod checks;
 pub mod consumer;
+mod deferred;
 pub mod jobs;
 mod people;
 pub mod refunds;

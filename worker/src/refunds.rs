@@ -12,7 +12,7 @@ use shared::crash::{self, Point};
 use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
 use shared::db::refunds::{self, Refund};
-use shared::db::{anew, in_time};
+use shared::db::{self, anew, in_time};
 use shared::domain::{CaseKind, PaymentMethod, RefundId, RefundStatus};
 use shared::gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget};
 use shared::job::kind;
@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::jobs::{Job, JobError, RETRY, pause, spread};
+use crate::jobs::{Job, JobError, RETRY, pause, planted, spread};
 
 /// A question earlier than this after the request says nothing. Source: Alipay, refund query (P:02ekft).
 const SETTLE_IN: time::Duration = time::Duration::seconds(10);
@@ -87,6 +87,7 @@ enum Step {
 
 impl Job for RefundWorker {
     const KINDS: &'static [&'static str] = &[kind::REFUND];
+    const WORKER: &'static str = "refund-worker";
 
     async fn run(&self, job: &Taken) -> Result<(), JobError> {
         let id = RefundId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
@@ -141,12 +142,15 @@ impl RefundWorker {
         };
         anew(|| self.mark_sent(refund, job.now())).await?;
         crash::at(Point::RefundMarked);
+        let order_no = order.order_no.as_str();
+        crash::met(Point::RefundMarked, order_no).map_err(planted)?;
         let request = self.request(refund, order);
         let call = || gateway.refund(&request, job.now());
         // Without a connection nothing was sent: no question is needed before the next try.
         let not_sent = |error: &GatewayError| matches!(error, GatewayError::Unavailable(_));
         let answer = call.retry(CONNECTING).when(not_sent).await;
         crash::at(Point::RefundAnswered);
+        crash::met(Point::RefundAnswered, order_no).map_err(planted)?;
         if answer.is_err() {
             turn.used_up();
         }
@@ -170,6 +174,7 @@ impl RefundWorker {
         }
         let answer = gateway.query_refund(&self.request(refund, order), now).await;
         crash::at(Point::RefundQueried);
+        crash::met(Point::RefundQueried, order.order_no.as_str()).map_err(planted)?;
         match answer {
             // Nobody signs this word: it ends nothing that the gateway had accepted.
             Ok(RefundState::Absent) if refund.status != RefundStatus::Processing => {
@@ -284,6 +289,7 @@ impl RefundWorker {
             Step::Fact(fact) => {
                 let verdict = settling::settle(&mut tx, refund, fact, &self.gateways.policies(), &self.clock).await?;
                 crash::at(Point::RefundSettled);
+                db::met(&mut tx, Point::RefundSettled, order.order_no.as_str()).await?;
                 info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
                 // Ended ones have dropped or re-dated their job already; the others are asked about daily.
                 jobs::again(&mut tx, &idle, ABNORMAL, Cost::Nothing, fact.as_str()).await?;
@@ -328,8 +334,10 @@ impl RefundWorker {
             return Ok(tx.rollback().await?);
         }
         crash::at(Point::RefundRecorded);
+        db::met(&mut tx, Point::RefundRecorded, order.order_no.as_str()).await?;
         tx.commit().await?;
         crash::at(Point::RefundCommitted);
+        crash::met(Point::RefundCommitted, order.order_no.as_str()).map_err(planted)?;
         if moves {
             self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
         }

@@ -146,3 +146,33 @@ async fn a_refund_in_flight_keeps_the_page_waiting(db: PgPool) {
     assert_eq!(page.next().await.unwrap().0, "4");
     assert!(page.next().await.is_none());
 }
+
+/// A moment that no type of ours reads, such as a hand writes: its page waits, and the others see their orders.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn an_order_that_cannot_be_read_keeps_no_other_from_its_page(db: PgPool) {
+    let world = awake(db).await;
+    let (mut pages, mut ids) = (Vec::new(), Vec::new());
+    for user in ["u1", "u2", "u3"] {
+        let placed = world.order(user).await;
+        let mut page = Page::of(world.open(watching(&path(&placed), &placed["view_token"])).await);
+        assert_eq!(page.next().await.unwrap().1["status"], "pending");
+        pages.push(page);
+        ids.push(placed["order"]["id"].as_str().unwrap().to_owned());
+    }
+    let at = "update payment_orders set status = 'paid', trade_no = id, version = 2, paid_at = $2::text::timestamptz where id = $1";
+    for (n, time) in [(0, "infinity"), (1, "infinity"), (2, "2026-01-05T10:21:08Z")] {
+        sqlx::query(at).bind(&ids[n]).bind(time).execute(&world.db).await.unwrap();
+    }
+    assert_eq!(pages[2].next().await.unwrap().1["status"], "paid");
+    // Later ones too: the hub is still at work.
+    for id in &ids[..2] {
+        sqlx::query("update payment_orders set paid_at = now() where id = $1")
+            .bind(id)
+            .execute(&world.db)
+            .await
+            .unwrap();
+    }
+    for page in &mut pages[..2] {
+        assert_eq!(page.next().await.unwrap().1["status"], "paid");
+    }
+}

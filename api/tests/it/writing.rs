@@ -6,8 +6,10 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use payment_api::writer::OrderWriter;
 use serde_json::json;
+use shared::crash::{Fault, Point, plant};
 use shared::db::DbError;
 use shared::db::orders::{Created, NewOrder};
+use shared::domain::OrderNo;
 use sqlx::PgPool;
 use time::Duration;
 use tokio::task::JoinSet;
@@ -141,4 +143,23 @@ async fn a_caller_who_goes_leaves_an_order_and_no_trace_in_the_lanes(db: PgPool)
     let gone = tokio::time::timeout(std::time::Duration::ZERO, writer.create(answered(1))).await;
     assert!(gone.is_err(), "it had no time");
     assert!(matches!(writer.create(answered(2)).await, Ok(Created::Answered(_))));
+}
+
+/// A panic is one order's alone, in a group too, and the lanes go on.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn an_order_that_panics_takes_no_other_with_it(db: PgPool) {
+    let new: Vec<NewOrder> = (0..20).map(answered).collect();
+    let bad = plant(Point::OrderDrafted, new[7].order_no.as_str(), Fault::Panic);
+    for (number, created) in together(&db, new).await.into_iter().enumerate() {
+        assert_eq!(matches!(created, Ok(Created::Answered(_))), number != 7, "{number}");
+    }
+    let writer = OrderWriter::start(db.clone());
+    for _ in 0..4 {
+        let alone = NewOrder { order_no: OrderNo::parse("BAD1").unwrap(), ..answered(1) };
+        let _bad = plant(Point::OrderDrafted, "BAD1", Fault::Panic);
+        assert!(writer.create(alone).await.is_err());
+        assert!(matches!(writer.create(answered(2)).await, Ok(Created::Answered(_))), "its lane is there");
+    }
+    assert!(bad.met() >= 2, "in its group and alone");
+    assert_eq!(count(&db, "payment_orders").await, 19 + 2 + 4);
 }

@@ -64,14 +64,14 @@ pub async fn insert_callback(db: impl PgExecutor<'_>, callback: &Callback, wait:
 
 /// What of a callback has to be in a job's payload so that it came as that job: all that its verdict depends on. `None`: it
 /// has text that no row can hold.
-fn proof(callback: &Callback) -> Option<Value> {
+pub(super) fn proof(callback: &Callback) -> Option<Value> {
     let storable = callback.headers.iter().all(|(name, value)| !name.contains('\0') && !value.contains('\0'));
     let mut payload = serde_json::to_value(callback).ok().filter(|_| storable)?;
     payload.as_object_mut()?.remove("received_at");
     Some(payload)
 }
 
-/// Puts off the job that this callback came as, and says why. Returns the age of the job. `None`: the row is gone, or it
+/// Puts off the job that this callback came as, and says why. Waiting costs no attempt. Returns the age of the job. `None`: the row is gone, or it
 /// holds another callback or another job, and stays as it is.
 ///
 /// # Errors
@@ -87,7 +87,7 @@ pub async fn postpone(
         r#"
         update jobs
         set due_at = now() + $3::bigint * interval '1 millisecond', lease_until = null, publishes = 0, fence = fence + 1,
-            attempts = attempts + 1, last_error = $4
+            last_error = $4
         where id = $1 and kind = 'callback' and payload @> $2 and payload->'headers' = $2->'headers'
         returning (extract(epoch from now() - created_at) * 1000)::bigint as "age!"
         "#,
@@ -120,6 +120,23 @@ pub async fn delete_callbacks(tx: &mut PgConnection, callbacks: &[&Callback]) ->
         "#,
         &ids,
         &proofs,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Has callbacks that are held up for long come more seldom: after a quarter of their age, and 10 minutes at most.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn slow_down(tx: &mut PgConnection, ids: &[i64]) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        update jobs set due_at = greatest(due_at, now() + least((now() - created_at) / 4, interval '10 minutes'))
+        where id = any($1) and kind = 'callback'
+        "#,
+        ids,
     )
     .execute(tx)
     .await?;

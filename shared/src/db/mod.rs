@@ -4,6 +4,8 @@
 use sqlx::{Executor, PgConnection, PgExecutor, Postgres};
 use time::OffsetDateTime;
 
+use crate::crash;
+
 mod anew;
 pub mod callbacks;
 pub mod case_facts;
@@ -20,6 +22,7 @@ pub mod orders;
 pub mod outline;
 pub mod outside;
 pub mod page;
+pub mod panicked;
 pub mod payment_config;
 pub mod refunds;
 pub mod retention;
@@ -135,6 +138,21 @@ impl From<sqlx::Error> for DbError {
 pub async fn hardly_wait_for_locks(tx: &mut PgConnection) -> Result<(), DbError> {
     tx.execute("set local lock_timeout = '250ms'").await?;
     Ok(())
+}
+
+/// Meets what a test has planted at this point for a piece of work, inside its transaction ([`crash::met`]).
+///
+/// # Errors
+/// The planted one, or the server's word on a planted statement that takes too long.
+pub async fn met(tx: &mut PgConnection, point: crash::Point, subject: &str) -> Result<(), DbError> {
+    match crash::met(point, subject) {
+        Ok(()) => Ok(()),
+        Err(crash::Planted(crash::Fault::Slow)) => {
+            tx.execute("select pg_sleep(60)").await?;
+            Ok(())
+        }
+        Err(planted) => Err(DbError::Failed(sqlx::Error::Decode(planted.into()))),
+    }
 }
 
 /// Asks the database for a sign of life.

@@ -17,6 +17,7 @@ use super::keys::{Validity, jitter};
 use super::{Gateway, GatewayError, Gateways};
 use crate::clock::Clock;
 use crate::domain::{AccountName, PaymentMethod};
+use crate::panics::{caught, caught_now};
 
 /// How long one look for a key may take that a callback waits for: its gateway gives up after 5 s.
 pub(super) const LOOK: Duration = Duration::from_millis(2500);
@@ -110,8 +111,10 @@ impl Gateways {
         let mut watch = self.watch();
         loop {
             sleep(WATCH).await;
-            // A few small files, and reading keys again is rare.
-            let _ = watch.look(self); // Told where it was found.
+            // A few small files, and reading keys again is rare. What it finds it has logged.
+            if let Err(panic) = caught_now(|| drop(watch.look(self))) {
+                panic.noted("gateways", "files", &"the files of the gateways");
+            }
         }
     }
 
@@ -124,11 +127,18 @@ impl Gateways {
             for gateway in &accounts {
                 let next = due.entry(name(gateway.as_ref())).or_insert(Due { at: now, failures: 0 });
                 if next.at <= now {
-                    *next = ask(gateway.as_ref(), next.failures, clock.now()).await;
+                    // What one gateway answers keeps no other from its keys.
+                    let asked = caught(ask(gateway.as_ref(), next.failures, clock.now())).await;
+                    *next = asked.unwrap_or_else(|panic| {
+                        panic.noted("gateways", "keys", gateway.account());
+                        Due { at: now + LONGEST_RETRY.1, failures: next.failures.saturating_add(1) }
+                    });
                 }
             }
             for gateway in &accounts {
-                told.tell(gateway.as_ref(), clock.now());
+                if let Err(panic) = caught_now(|| told.tell(gateway.as_ref(), clock.now())) {
+                    panic.noted("gateways", "certificates", gateway.account());
+                }
             }
             sleep(TURN).await;
         }

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use lapin::message::Delivery;
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
+use time::{OffsetDateTime, UtcOffset};
 
 use super::publish::Message;
 use super::{MqError, topology};
@@ -68,12 +68,32 @@ pub fn callback_of(message: &[u8]) -> Result<Callback, MqError> {
     let malformed = |why: &dyn ToString| MqError::Malformed(why.to_string());
     let end = message.iter().position(|byte| *byte == b'\n').ok_or_else(|| malformed(&"it has no first line"))?;
     let head: Head<'_> = serde_json::from_slice(&message[..end]).map_err(|error| malformed(&error))?;
+    // In UTC it may be a year that no type holds.
+    let received_at = head.received_at.checked_to_offset(UtcOffset::UTC);
     Ok(Callback {
         method: head.method,
         account: head.account.into_owned(),
         headers: head.headers.into_owned(),
         body: Bytes::copy_from_slice(&message[end + 1..]),
-        received_at: head.received_at,
+        received_at: received_at.ok_or_else(|| malformed(&"received_at is out of range"))?,
         job_id: head.job_id,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The queue is not trusted: a moment that is past year 9999 in UTC would panic where it is written.
+    #[test]
+    fn a_moment_that_no_year_holds_is_malformed() {
+        let message = |at: &str| {
+            format!(r#"{{"method":"alipay","account":"main","received_at":"{at}","headers":[]}}"#) + "\nbody"
+        };
+        let received = |at: &str| callback_of(message(at).as_bytes()).map(|callback| callback.received_at.offset());
+        assert_eq!(received("2026-01-05T10:21:08+08:00").unwrap(), UtcOffset::UTC);
+        for at in ["9999-12-31T23:59:59-08:00", "9999-12-31T23:59:59-23:59"] {
+            assert!(matches!(received(at), Err(MqError::Malformed(_))), "{at}");
+        }
+    }
 }

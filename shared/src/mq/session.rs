@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::address::{Address, Addresses, is_plain, place};
 use super::{MqError, STEP, chain};
+use crate::panics::caught;
 
 /// How long a broker may take for its first bytes.
 const PREFLIGHT: Duration = Duration::from_secs(2);
@@ -44,7 +45,8 @@ pub async fn open(uri: &SecretString, name: &str) -> Result<Connection, MqError>
 /// waits a moment, begins again.
 ///
 /// `session` gets the connection and `stop`; it ends by itself when `stop` is cancelled or anything fails, and is never
-/// dropped halfway, since it may be inside a database transaction. Channels it opened must be gone when it returns.
+/// dropped halfway, since it may be inside a database transaction. Channels it opened must be gone when it returns. A panic
+/// ends it as an error does.
 ///
 /// # Errors
 /// [`MqError::Address`] alone: everything else is logged and tried again.
@@ -159,7 +161,10 @@ where
         std::future::pending::<()>().await;
     };
     let ended = tokio::select! {
-        ended = session(connection.clone(), stop.clone()) => ended.map_err(Into::into),
+        ended = caught(async { session(connection.clone(), stop.clone()).await }) => match ended {
+            Ok(ended) => ended.map_err(Into::into),
+            Err(panic) => Err(panic.noted(name, "session", &name).into()),
+        },
         () = listen => Ok(()),
     };
     close(&connection).await;

@@ -186,7 +186,7 @@ async fn a_locked_order_delays_its_own_callback_alone(db: PgPool) {
     row.rollback().await.unwrap();
     let (attempts, why): (i32, String) =
         sqlx::query_as("select attempts, last_error from jobs where kind = 'callback'").fetch_one(&db).await.unwrap();
-    assert_eq!(attempts, 1);
+    assert_eq!(attempts, 0, "waiting is no failure");
     assert!(why.contains("another transaction was in the way") && why.contains("lock timeout"), "{why}");
 
     held.rollback().await.unwrap();

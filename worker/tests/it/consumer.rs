@@ -8,13 +8,13 @@ use std::time::Duration;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use secrecy::{ExposeSecret, SecretString};
-use shared::mq::topology::{CALLBACKS, DEAD, PAYMENT_IN};
+use shared::mq::topology::{CALLBACKS, DEAD};
 use shared::mq::{self, Connection, Delivery, Message, MqError, Publisher, PublisherOptions, Subscription};
 use testkit::{Relay, TestBroker};
 use tokio::sync::Barrier;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use worker::consumer::{self, Ack, BatchOptions, ConsumerError};
+use worker::consumer::{self, Ack, BatchOptions, ConsumerError, Defect};
 
 const SOON: Duration = Duration::from_secs(60);
 /// Long enough for a full batch on a busy machine.
@@ -22,6 +22,11 @@ const OPTIONS: BatchOptions = BatchOptions::in_order(20, Duration::from_millis(5
 
 /// A broker whose callback queue holds the messages `0` to `number - 1`.
 async fn with_messages(number: usize) -> (TestBroker, Connection) {
+    with_messages_in(CALLBACKS, number).await
+}
+
+/// The same, and the messages are in this queue.
+async fn with_messages_in(queue: &str, number: usize) -> (TestBroker, Connection) {
     let broker = TestBroker::new().await;
     let connection = broker.admin().await;
     let stop = CancellationToken::new();
@@ -30,8 +35,8 @@ async fn with_messages(number: usize) -> (TestBroker, Connection) {
     let publisher = Publisher::start(&broker.uri(), "test", options, stop.clone()).unwrap();
     publisher.ready().await;
     let message = |n: usize| Message {
-        exchange: PAYMENT_IN.to_owned(),
-        routing_key: CALLBACKS.to_owned(),
+        exchange: String::new(),
+        routing_key: queue.to_owned(),
         id: n.to_string(),
         kind: None,
         content_type: "text/plain".to_owned(),
@@ -119,16 +124,43 @@ async fn what_cannot_be_settled_goes_back_when_the_worker_stops() {
 }
 
 #[tokio::test]
-async fn a_panic_and_a_wrong_number_of_answers_acknowledge_nothing() {
-    let (_broker, connection) = with_messages(3).await;
+async fn a_panic_or_a_wrong_number_of_answers_concerns_one_delivery_alone() {
+    let (_broker, connection) = with_messages(60).await;
+    let (stop, settled, alone) = (CancellationToken::new(), RefCell::new(HashSet::new()), Cell::new(0));
+    let run = consumer::run(&connection, CALLBACKS, OPTIONS, stop.clone(), async |batch| {
+        assert!(batch.iter().all(|delivery| !delivery.redelivered), "nothing goes back");
+        let numbers = numbers(batch);
+        alone.set(alone.get() + usize::from(numbers == [4]));
+        assert!(!numbers.contains(&4), "planted");
+        if numbers.contains(&27) {
+            return Ok(vec![Ack::Done; batch.len() + 1]);
+        }
+        settled.borrow_mut().extend(numbers);
+        if settled.borrow().contains(&59) {
+            stop.cancel();
+        }
+        Ok::<_, io::Error>(vec![Ack::Done; batch.len()])
+    });
+    timeout(SOON, run).await.unwrap().unwrap();
+    assert_eq!(settled.into_inner(), (0..60).filter(|n| ![4, 27].contains(n)).collect::<HashSet<_>>());
+    assert_eq!(alone.get(), 3, "a panic can pass, so it is tried a few times");
+    assert_eq!(left(&connection, CALLBACKS, 0).await, []);
+    assert_eq!(left(&connection, DEAD, 2).await.into_iter().map(|(n, _)| n).collect::<Vec<_>>(), [4, 27]);
+}
+
+/// A dead letter has nowhere to go: what panics there stays, and the session ends.
+#[tokio::test]
+async fn a_dead_letter_that_panics_stays_in_its_queue() {
+    let (_broker, connection) = with_messages_in(DEAD, 3).await;
     let stop = CancellationToken::new();
     let panics = async |_: &[Delivery]| -> Result<Vec<Ack>, io::Error> { panic!("a defect") };
-    let ended = consumer::run(&connection, CALLBACKS, OPTIONS, stop.clone(), panics).await;
-    assert!(matches!(ended, Err(ConsumerError::Panicked)), "{ended:?}");
-    let miscounts = async |_: &[Delivery]| Ok::<_, io::Error>(vec![Ack::Done]);
-    let ended = consumer::run(&connection, CALLBACKS, OPTIONS, stop, miscounts).await;
-    assert!(matches!(ended, Err(ConsumerError::Miscounted { answers: 1, deliveries: 3 })), "{ended:?}");
-    assert_eq!(left(&connection, CALLBACKS, 3).await, [(0, true), (1, true), (2, true)]);
+    let ended = consumer::run(&connection, DEAD, OPTIONS, stop.clone(), panics).await;
+    assert!(matches!(ended, Err(ConsumerError::DeadLetter(Defect::Panicked(_)))), "{ended:?}");
+    let miscounts = async |_: &[Delivery]| Ok::<_, io::Error>(Vec::new());
+    let ended = consumer::run(&connection, DEAD, OPTIONS, stop, miscounts).await;
+    let miscounted = Defect::Miscounted { answers: 0, deliveries: 1 };
+    assert!(matches!(&ended, Err(ConsumerError::DeadLetter(defect)) if *defect == miscounted), "{ended:?}");
+    assert_eq!(left(&connection, DEAD, 3).await, [(0, true), (1, true), (2, true)]);
 }
 
 /// What was fetched ahead when the stop comes is settled too; what was not is untouched; nothing is both.
@@ -215,11 +247,12 @@ async fn two_lanes_have_two_batches_in_hand_at_once() {
 /// One lane fails while the other one has a batch in hand, which it still settles; what neither settled comes again.
 #[tokio::test]
 async fn a_lane_that_fails_ends_the_others_and_takes_nothing_from_them() {
-    let (_broker, connection) = with_messages(300).await;
-    let (both, settled) = (Barrier::new(2), RefCell::new(HashSet::new()));
+    let (_broker, connection) = with_messages_in(DEAD, 300).await;
+    let (both, calls, settled) = (Barrier::new(2), Cell::new(0), RefCell::new(HashSet::new()));
     let options = BatchOptions { lanes: 2, ..OPTIONS };
-    let run = consumer::run(&connection, CALLBACKS, options, CancellationToken::new(), async |batch| {
-        if settled.borrow().is_empty() {
+    let run = consumer::run(&connection, DEAD, options, CancellationToken::new(), async |batch| {
+        calls.set(calls.get() + 1);
+        if calls.get() <= 2 {
             both.wait().await;
         }
         assert!(!numbers(batch).contains(&0), "planted");
@@ -228,11 +261,10 @@ async fn a_lane_that_fails_ends_the_others_and_takes_nothing_from_them() {
         Ok::<_, io::Error>(vec![Ack::Done; batch.len()])
     });
     let ended = timeout(SOON, run).await.unwrap();
-    assert!(matches!(ended, Err(ConsumerError::Panicked)), "{ended:?}");
+    assert!(matches!(ended, Err(ConsumerError::DeadLetter(_))), "{ended:?}");
     let settled = settled.into_inner();
     assert!(settled.len() >= OPTIONS.max && settled.len() < 300, "{}", settled.len());
-    let left: HashSet<usize> =
-        left(&connection, CALLBACKS, 300 - settled.len()).await.into_iter().map(|(n, _)| n).collect();
+    let left: HashSet<usize> = left(&connection, DEAD, 300 - settled.len()).await.into_iter().map(|(n, _)| n).collect();
     assert!(left.is_disjoint(&settled));
     assert_eq!(left.len() + settled.len(), 300);
 }

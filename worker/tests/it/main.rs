@@ -14,6 +14,7 @@ mod odd_values;
 mod open_accounts;
 mod outside;
 mod people;
+mod planted;
 mod refunding;
 mod refunds;
 mod relay;

@@ -1,0 +1,72 @@
+//! Callbacks that panicked: each is a job of its own that counts its panics, so none costs another one its deliveries.
+
+use sqlx::PgConnection;
+
+use super::DbError;
+use super::jobs::proof;
+use crate::job::Callback;
+
+/// What a callback that panicked has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// It is a job, and due later.
+    Tries,
+    /// It has panicked too often. Its job stays until the case of its dead letter holds it.
+    None,
+}
+
+/// How long the job of a callback without a try left stays where it is: meanwhile its dead letter becomes a case.
+const LETTER_SECONDS: i32 = 3600;
+
+/// Stores a callback that panicked, for another try after `waits[n]` seconds, where `n` is how often it has panicked
+/// before. The job that it names counts only where it holds these very bytes: the queue is not trusted.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn defer(tx: &mut PgConnection, callback: &Callback, waits: &[i32], reason: &str) -> Result<Left, DbError> {
+    if let Some((id, before)) = attempts(tx, callback).await? {
+        let wait = usize::try_from(before).ok().and_then(|before| waits.get(before));
+        sqlx::query!(
+            r#"
+            update jobs
+            set due_at = now() + $2::int * interval '1 second', lease_until = null, publishes = 0, fence = fence + 1,
+                attempts = attempts + 1, last_error = $3
+            where id = $1
+            "#,
+            id,
+            wait.unwrap_or(&LETTER_SECONDS),
+            reason,
+        )
+        .execute(tx)
+        .await?;
+        return Ok(if wait.is_some() { Left::Tries } else { Left::None });
+    }
+    let payload = serde_json::to_value(callback).map_err(|e| DbError::Failed(sqlx::Error::Encode(e.into())))?;
+    sqlx::query!(
+        r#"
+        insert into jobs (kind, payload, due_at, created_at, attempts, last_error)
+        values ('callback', $1, now() + $2::int * interval '1 second', now(), 1, $3)
+        "#,
+        payload,
+        waits.first().unwrap_or(&LETTER_SECONDS),
+        reason,
+    )
+    .execute(tx)
+    .await?;
+    Ok(Left::Tries)
+}
+
+/// The job that a callback came as, and how often it has panicked.
+async fn attempts(tx: &mut PgConnection, callback: &Callback) -> Result<Option<(i64, i32)>, DbError> {
+    let (Some(id), Some(proof)) = (callback.job_id, proof(callback)) else { return Ok(None) };
+    let attempts = sqlx::query_scalar!(
+        r#"
+        select attempts from jobs
+        where id = $1 and kind = 'callback' and payload @> $2 and payload->'headers' = $2->'headers'
+        for update
+        "#,
+        id,
+        proof,
+    );
+    Ok(attempts.fetch_optional(tx).await?.map(|attempts| (id, attempts)))
+}

@@ -1,0 +1,76 @@
+//! Callbacks whose examination or settling panicked. A panic can pass, as when memory was short, so each comes again as a
+//! job a few times. One that panics each time becomes a dead letter, and its case says so.
+//!
+//! The job counts the panics of its own callback, so no panic costs another callback one of its deliveries.
+
+use shared::crash::{self, Point};
+use shared::db::panicked::{self, Left};
+use shared::db::{self, DbError, anew};
+use shared::job::Callback;
+use shared::panics::{Panicked, caught};
+use sqlx::PgPool;
+use tracing::{error, warn};
+
+use crate::consumer::Ack;
+
+/// The name in metrics and logs.
+pub(crate) const WORKER: &str = "callback-worker";
+/// Seconds until the next try, after the first panic and those that follow. A defect of a release is found within the eight
+/// hours that they come to, and meanwhile the checks find the payments.
+const WAITS: [i32; 5] = [10, 60, 600, 3600, 6 * 3600];
+
+/// Stores these callbacks for another try, and says what to do with the message of each.
+///
+/// # Errors
+/// [`DbError`] when the database cannot store them now; every message goes back then.
+pub(crate) async fn defer(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Result<Vec<Ack>, DbError> {
+    // Together when that works: a release that panics at each callback brings whole batches of them.
+    if those.len() > 1
+        && let Ok(Ok(acks)) = caught(store(db, those)).await
+    {
+        return Ok(acks);
+    }
+    let mut acks = Vec::with_capacity(those.len());
+    for one in those.chunks(1) {
+        acks.extend(match caught(store(db, one)).await {
+            Ok(Err(error)) if error.blames_the_rows() => {
+                error!(%error, "The database refuses a callback for good");
+                vec![Ack::Dead]
+            }
+            Ok(Err(error @ DbError::Again(_))) if one[0].0.job_id.is_some() => {
+                warn!(%error, "A job was not put off; it comes again when its lease ends");
+                vec![Ack::Done]
+            }
+            Ok(stored) => stored?,
+            Err(panic) => {
+                panic.noted(WORKER, "defer", &one[0].0.account);
+                error!("A callback can be neither settled nor stored; its dead letter holds it");
+                vec![Ack::Dead]
+            }
+        });
+    }
+    Ok(acks)
+}
+
+async fn store(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Result<Vec<Ack>, DbError> {
+    let left = anew(|| commit(db, those)).await?;
+    crash::at(Point::CallbackKept);
+    Ok(left
+        .into_iter()
+        .map(|left| match left {
+            Left::Tries => Ack::Done,
+            Left::None => Ack::Dead,
+        })
+        .collect())
+}
+
+async fn commit(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Result<Vec<Left>, DbError> {
+    let mut tx = db.begin().await?;
+    db::hardly_wait_for_locks(&mut tx).await?;
+    let mut left = Vec::with_capacity(those.len());
+    for (callback, panic) in those {
+        left.push(panicked::defer(&mut tx, callback, &WAITS, &format!("settling {panic}")).await?);
+    }
+    tx.commit().await?;
+    Ok(left)
+}
