@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use shared::domain::PaymentMethod;
+use shared::panics::caught_now;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -68,7 +69,9 @@ impl KnownCallers {
         let mut seen: Vec<Seen> = files().map(|(_, (_, text))| Seen::new(text)).collect();
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
             for ((kept, (file, _)), seen) in files().zip(&mut seen) {
-                kept.look(file, seen);
+                if let Err(panic) = caught_now(|| kept.look(file, seen)) {
+                    panic.noted("payment-api", "callers", &kept.method);
+                }
             }
         }
     }

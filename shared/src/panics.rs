@@ -31,6 +31,11 @@ impl Panicked {
         Panicked(shorten_chars(text, LONGEST).to_owned())
     }
 
+    /// What it said.
+    pub fn message(&self) -> &str {
+        &self.0
+    }
+
     /// Counts and logs it. `worker` and `stage` are from small sets; `subject` is what the work was about: an order
     /// number, a notice id, the number of a job.
     pub fn noted(self, worker: &'static str, stage: &'static str, subject: &dyn Display) -> Panicked {

@@ -3,8 +3,10 @@
 //! A log line is one JSON object with `timestamp`, `level`, `service`, `target` and `message` at the top, beside them
 //! the fields of the event and of the spans around it. What a library would log of a message's content is switched off.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::Write;
+use std::panic::{self, PanicHookInfo};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
@@ -24,6 +26,7 @@ pub use metrics_exporter_prometheus::PrometheusHandle;
 use crate::clock::Clock;
 use crate::config::Fault;
 use crate::mq::LOG_CAPS;
+use crate::panics::Panicked;
 
 /// Bounds of every histogram of seconds. Alerts ask for callbacks slower than 30 s, so 30 is one of them.
 const SECONDS: [f64; 16] =
@@ -69,6 +72,7 @@ pub fn init(service: &'static str) -> Result<(), Fault> {
             )),
         ),
     };
+    panic::set_hook(Box::new(move |panicked| to_stdout(&panic_line(service, panicked))));
     // Refused only when logging was set up before, as tests in one process do.
     let _ = lines(filter, JsonLines { service, write: to_stdout }).try_init();
     fault
@@ -108,6 +112,26 @@ where
 fn to_stdout(line: &[u8]) {
     // A closed standard output leaves nowhere to complain.
     let _ = std::io::stdout().lock().write_all(line);
+}
+
+/// A panic as one line of the log, with its place. It is written by hand: a panic may happen while something is being logged.
+/// Who catches it logs what the work was about.
+fn panic_line(service: &str, panicked: &PanicHookInfo<'_>) -> Vec<u8> {
+    let place = panicked.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    let now = Clock::system().now().format(&Rfc3339).unwrap_or_default();
+    let mut line = Line::default();
+    line.put("timestamp", &json(&now));
+    line.put("level", &json("ERROR"));
+    line.put("service", &json(service));
+    line.put("target", &json("panic"));
+    line.put("message", &json(format!("A thread panicked at {place}")));
+    line.put("panic", &json(Panicked::of(panicked.payload()).message()));
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        line.put("backtrace", &json(backtrace.to_string()));
+    }
+    line.text.extend_from_slice(b"}\n");
+    line.text
 }
 
 /// Writes each event as one line of JSON, so that no logged input can forge a line.
@@ -319,6 +343,26 @@ mod tests {
             let messages: Vec<&Value> = lines.iter().map(|line| &line["message"]).collect();
             assert_eq!(messages, ["kept"], "{directives}");
         }
+    }
+
+    #[test]
+    fn a_panic_is_one_line_with_its_place() {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let sink = written.clone();
+        let standard = panic::take_hook();
+        // Other tests may panic at the same time.
+        panic::set_hook(Box::new(move |panicked| sink.lock().unwrap().push(panic_line("test", panicked))));
+        let caught = crate::panics::caught_now(|| -> () { panic!("two\nlines, of a hook's test") });
+        panic::set_hook(standard);
+        assert!(caught.is_err());
+        let written = written.lock().unwrap();
+        let texts = written.iter().map(|line| std::str::from_utf8(line).unwrap());
+        let text = texts.filter(|text| text.contains("of a hook's test")).collect::<String>();
+        assert_eq!(text.matches('\n').count(), 1, "{text}");
+        let line: Map<String, Value> = serde_json::from_str(&text).unwrap();
+        let message = line["message"].as_str().unwrap();
+        assert!(message.starts_with("A thread panicked at shared/src/telemetry.rs:"), "{message}");
+        assert_eq!((&line["panic"], &line["level"]), (&"two\nlines, of a hook's test".into(), &"ERROR".into()));
     }
 
     #[test]

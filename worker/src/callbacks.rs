@@ -20,6 +20,7 @@ use shared::panics::{Panicked, caught, caught_now};
 use shared::settle;
 use shared::telemetry::chain;
 use sqlx::PgPool;
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 

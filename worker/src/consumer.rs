@@ -306,7 +306,7 @@ async fn settle_once<S, E>(batch: &[Delivery], settle: &S) -> Result<Result<Vec<
 where
     S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
 {
-    match caught(settle(batch)).await {
+    match caught(Box::pin(settle(batch))).await {
         Ok(Ok(acks)) if acks.len() == batch.len() => Ok(Ok(acks)),
         Ok(Ok(acks)) => Ok(Err(Defect::Miscounted { answers: acks.len(), deliveries: batch.len() })),
         Ok(Err(error)) => Err(error),

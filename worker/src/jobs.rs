@@ -113,7 +113,7 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
     };
     crash::at(Point::JobTaken);
     let _ = crash::met(Point::JobTaken, &taken.ref_id);
-    let ended = match caught(job.run(&taken)).await {
+    let ended = match caught(Box::pin(job.run(&taken))).await {
         Ok(ended) => ended,
         Err(panic) => {
             let about = format_args!("job {} about {}", taken.id, taken.ref_id);

@@ -155,8 +155,8 @@ async fn an_order_that_panics_takes_no_other_with_it(db: PgPool) {
     }
     let writer = OrderWriter::start(db.clone());
     for _ in 0..4 {
-        let alone = NewOrder { order_no: OrderNo::parse("BAD1").unwrap(), ..answered(1) };
-        let _bad = plant(Point::OrderDrafted, "BAD1", Fault::Panic);
+        let alone = NewOrder { order_no: OrderNo::parse("ORD_BAD_1").unwrap(), ..answered(1) };
+        let _bad = plant(Point::OrderDrafted, "ORD_BAD_1", Fault::Panic);
         assert!(writer.create(alone).await.is_err());
         assert!(matches!(writer.create(answered(2)).await, Ok(Created::Answered(_))), "its lane is there");
     }

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use url::Url;
 
 use crate::config::Env;
+use crate::panics::caught;
 use crate::tls_files::{TlsFiles, TlsPem};
 
 /// How long a call may take.
@@ -249,7 +250,11 @@ async fn keep(address: Address, line: Arc<Line>) {
     let mut silent = false;
     for number in 1.. {
         let began = Instant::now();
-        match dial(&address).await {
+        let dialled = caught(dial(&address)).await.unwrap_or_else(|panic| {
+            panic.noted("redis", "dial", &"Redis");
+            Err(CallError::Away)
+        });
+        match dialled {
             Ok(connection) => {
                 line.link.send_replace(Some(Link { number, connection }));
                 metrics::gauge!("redis_up").set(1.0);

@@ -84,6 +84,60 @@ pub async fn waiting(connection: &mut PgConnection, limit: i64) -> Result<Vec<Wa
     .await?)
 }
 
+/// Where an event is that waits.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its place among the events of its order.
+    pub seq: i64,
+    /// The order as the row has it, readable or not.
+    pub order: Option<String>,
+}
+
+/// The places of the events that [`waiting`] reads, for when one of them cannot be read.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn waiting_places(connection: &mut PgConnection, limit: i64) -> Result<Vec<Place>, DbError> {
+    Ok(sqlx::query_as!(
+        Place,
+        r#"
+        with held as (
+          select order_id, min(seq) as seq from events
+          where published_at is null and retry_at > now()
+          group by order_id
+        )
+        select e.seq, e.order_id::text as "order"
+        from events e left join held on held.order_id = e.order_id
+        where e.published_at is null
+          and (e.retry_at is null or e.retry_at <= now())
+          and (held.seq is null or held.seq > e.seq)
+        order by e.seq
+        limit $1
+        "#,
+        limit,
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// One event that waits.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn waiting_one(connection: &mut PgConnection, seq: i64) -> Result<Option<Waiting>, DbError> {
+    Ok(sqlx::query_as!(
+        Waiting,
+        r#"
+        select seq, event_id, type as kind, order_id as "order_id: OrderId", data::text as "data!", occurred_at
+        from events
+        where seq = $1 and published_at is null
+        "#,
+        seq,
+    )
+    .fetch_optional(connection)
+    .await?)
+}
+
 /// Notes what the broker confirmed.
 ///
 /// # Errors

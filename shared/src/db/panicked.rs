@@ -19,13 +19,13 @@ pub enum Left {
 const LETTER_SECONDS: i32 = 3600;
 
 /// Stores a callback that panicked, for another try after `waits[n]` seconds, where `n` is how often it has panicked
-/// before. The job that it names counts only where it holds these very bytes: the queue is not trusted.
+/// before.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn defer(tx: &mut PgConnection, callback: &Callback, waits: &[i32], reason: &str) -> Result<Left, DbError> {
-    if let Some((id, before)) = attempts(tx, callback).await? {
-        let wait = usize::try_from(before).ok().and_then(|before| waits.get(before));
+    if let Some(before) = met(tx, callback).await? {
+        let wait = usize::try_from(before.attempts).ok().and_then(|before| waits.get(before));
         sqlx::query!(
             r#"
             update jobs
@@ -33,7 +33,7 @@ pub async fn defer(tx: &mut PgConnection, callback: &Callback, waits: &[i32], re
                 attempts = attempts + 1, last_error = $3
             where id = $1
             "#,
-            id,
+            callback.job_id,
             wait.unwrap_or(&LETTER_SECONDS),
             reason,
         )
@@ -56,17 +56,31 @@ pub async fn defer(tx: &mut PgConnection, callback: &Callback, waits: &[i32], re
     Ok(Left::Tries)
 }
 
-/// The job that a callback came as, and how often it has panicked.
-async fn attempts(tx: &mut PgConnection, callback: &Callback) -> Result<Option<(i64, i32)>, DbError> {
+/// What a callback's job has met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Met {
+    /// How often settling it has panicked.
+    pub attempts: i32,
+    /// The last trouble, in words.
+    pub last_error: Option<String>,
+}
+
+/// What the job that a callback came as has met, locked until the end of the transaction. The number in the message counts
+/// only where the row holds these very bytes: the queue is not trusted.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn met(tx: &mut PgConnection, callback: &Callback) -> Result<Option<Met>, DbError> {
     let (Some(id), Some(proof)) = (callback.job_id, proof(callback)) else { return Ok(None) };
-    let attempts = sqlx::query_scalar!(
+    let met = sqlx::query_as!(
+        Met,
         r#"
-        select attempts from jobs
+        select attempts, last_error from jobs
         where id = $1 and kind = 'callback' and payload @> $2 and payload->'headers' = $2->'headers'
         for update
         "#,
         id,
         proof,
     );
-    Ok(attempts.fetch_optional(tx).await?.map(|attempts| (id, attempts)))
+    Ok(met.fetch_optional(tx).await?)
 }

@@ -1,5 +1,7 @@
 //! Dead letters become cases: the bytes, why they were given up, and where they came from.
 //!
+//! A letter that is refused, or whose case panics, is filed with its bytes alone, and stops no other.
+//!
 //! A callback that came as a job ends with its letter. A check or refund does not: its letter is only a nudge that nobody
 //! could take, so the row stays and is published again (ops/decisions/0002).
 
@@ -8,18 +10,35 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
-use shared::db::{DbError, events, in_time, jobs};
+use shared::db::{self, DbError, events, in_time, jobs, panicked};
 use shared::domain::{CaseId, CaseKind};
 use shared::gateway::essence;
 use shared::job::digest;
+use shared::mq::Delivery;
 use shared::mq::consume::{DeadLetter, LetterOf};
+use shared::panics::{Panicked, caught, caught_now};
 use shared::settle;
 use sqlx::PgConnection;
 use time::format_description::well_known::Rfc3339;
 use tracing::{error, warn};
 
-use super::Relay;
+use super::{Relay, WORKER};
 use crate::consumer::Ack;
+
+/// Reads a letter. One that cannot be read is its bytes alone.
+pub(super) fn read(delivery: &Delivery) -> DeadLetter {
+    caught_now(|| DeadLetter::from_delivery(delivery)).unwrap_or_else(|panic| {
+        panic.noted(WORKER, "dead_letters", &"a letter's headers");
+        DeadLetter {
+            message_id: None,
+            queue: None,
+            reason: None,
+            origin: None,
+            headers: Vec::new(),
+            body: delivery.data.clone().into(),
+        }
+    })
+}
 
 /// Opens a case for each letter. A letter met again finds its case.
 ///
@@ -27,22 +46,35 @@ use crate::consumer::Ack;
 /// [`DbError`]; the letters stay in their queue then. One that the database refuses is filed with less, and stops no other.
 pub(super) async fn file(relay: &Relay, letters: Vec<DeadLetter>) -> Result<Vec<Ack>, DbError> {
     let acks = vec![Ack::Done; letters.len()];
-    let Err(error) = passes(in_time(open(relay, &letters, Evidence::Whole)).await)? else { return Ok(acks) };
-    warn!(%error, letters = letters.len(), "Dead letters were refused; they are filed one by one");
+    let Err(refused) = opened(relay, &letters, Evidence::Whole).await? else { return Ok(acks) };
+    warn!(%refused, letters = letters.len(), "Dead letters were refused; they are filed one by one");
     for letter in letters.chunks(1) {
-        if let Err(error) = passes(in_time(open(relay, letter, Evidence::Whole)).await)? {
-            error!(%error, "A dead letter was refused; only its bytes are filed");
-            in_time(open(relay, letter, Evidence::Bytes)).await?;
+        if let Err(refused) = opened(relay, letter, Evidence::Whole).await? {
+            error!(%refused, "A dead letter was refused; only its bytes are filed");
+            in_time(Box::pin(open(relay, letter, Evidence::Bytes))).await?;
         }
     }
     Ok(acks)
 }
 
-/// Tells a fault that passes (the outer error) from a refusal of what was to be written (the inner one).
-fn passes(outcome: Result<(), DbError>) -> Result<Result<(), DbError>, DbError> {
-    match outcome {
-        Err(error @ (DbError::Unavailable(_) | DbError::Again(_))) => Err(error),
-        outcome => Ok(outcome),
+/// Why letters did not become cases, where a repeat would not help.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    Db(#[from] DbError),
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
+}
+
+/// Opens cases; tells a fault that passes (the outer error) from a refusal of what was to be written (the inner one).
+async fn opened(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Result<Result<(), Refused>, DbError> {
+    match caught(in_time(Box::pin(open(relay, letters, evidence)))).await {
+        Ok(Err(error @ (DbError::Unavailable(_) | DbError::Again(_)))) => Err(error),
+        Ok(outcome) => Ok(outcome.map_err(Refused::Db)),
+        Err(panic) => {
+            let first = letters.first().and_then(|letter| letter.message_id.as_deref()).unwrap_or("none");
+            Ok(Err(panic.noted(WORKER, "dead_letters", &format_args!("letter {first} and those with it")).into()))
+        }
     }
 }
 
@@ -69,6 +101,11 @@ async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Resu
     let opened = settle::open_cases(&mut tx, &cases, now).await?;
     events::append(&mut tx, &opened, now).await?;
     crash::at(Point::LetterOpened);
+    if evidence == Evidence::Whole {
+        for letter in letters {
+            db::met(&mut tx, Point::LetterOpened, letter.message_id.as_deref().unwrap_or_default()).await?;
+        }
+    }
     tx.commit().await?;
     crash::at(Point::LetterFiled);
     metrics::counter!("dead_letters_total").increment(cases.len() as u64);
@@ -95,6 +132,11 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
         Some(LetterOf::Callback(callback)) => {
             // Not the message: what was signed once is one case, however often and in whatever form it comes.
             number = essence(&callback);
+            // What settling it met is in the row alone: a panic above all.
+            if let Some(met) = panicked::met(tx, &callback).await? {
+                evidence["job"] =
+                    json!({ "id": callback.job_id, "attempts": met.attempts, "last_error": met.last_error });
+            }
             jobs::delete_callbacks(tx, &[&callback]).await?;
             let headers = callback.headers.iter().map(|(name, value)| (plain(name), plain(value)));
             evidence["callback"] = json!({

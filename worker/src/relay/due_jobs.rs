@@ -1,40 +1,42 @@
 //! Due jobs go out, each kind on its own queue: callbacks that could not be published when they came, with their bytes;
 //! checks and refunds as a nudge that names the row.
+//!
+//! A job that panics here, or whose case the database refuses, is left to its lease; the others go out.
 
 use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
 use shared::db::jobs::{self, Due, Lease};
-use shared::db::{DbError, events, in_time};
+use shared::db::{DbError, events};
 use shared::domain::{CaseId, CaseKind};
 use shared::job::{Callback, JobMessage, kind};
 use shared::mq::{Message, callback_message, topology};
+use shared::panics::caught_now;
 use shared::settle;
+use shared::telemetry::chain;
 use sqlx::{Connection, PgConnection};
 use tracing::{error, warn};
 
 use super::dead_letters::named;
-use super::{BATCH, CONFIRM, Depths, LONG_QUEUE, Relay};
+use super::{BATCH, CONFIRM, LONG_QUEUE, Relay, WORKER};
 
 /// A queue of checks that is shorter than this leaves room for looks back.
-const SHORT_QUEUE: u32 = 1000;
+pub(super) const SHORT_QUEUE: u32 = 1000;
 /// How many looks back go out in a round.
 const LOOKS: i64 = 50;
 
-/// Publishes due jobs. Returns how many went out.
-pub(super) async fn carry(relay: &Relay, connection: &mut PgConnection, depths: Depths) -> Result<usize, DbError> {
-    let mut carried = 0;
-    for (kind, depth) in
-        [(kind::CALLBACK, depths.callbacks), (kind::CHECK, depths.checks), (kind::REFUND, depths.refunds)]
-    {
-        let which = if depth > LONG_QUEUE { Lease::Fresh } else { Lease::All };
-        carried += in_time(carry_kind(relay, connection, kind, (which, BATCH))).await?;
-    }
-    // Paid orders are looked at again when nothing else is due, and only while checks come to their turn soon. They do not
-    // count: the next few go out after a pause.
-    if carried == 0 && depths.checks < SHORT_QUEUE {
-        in_time(carry_kind(relay, connection, kind::LOOK_BACK, (Lease::All, LOOKS))).await?;
-    }
-    Ok(carried)
+/// Publishes due jobs of a kind, when so many messages wait in its queue. Returns how many went out.
+pub(super) async fn carry(
+    relay: &Relay,
+    connection: &mut PgConnection,
+    (kind, depth): (&'static str, u32),
+) -> Result<usize, DbError> {
+    let which = if depth > LONG_QUEUE { Lease::Fresh } else { Lease::All };
+    carry_kind(relay, connection, kind, (which, BATCH)).await
+}
+
+/// Publishes a few looks back at paid orders.
+pub(super) async fn look_back(relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
+    carry_kind(relay, connection, kind::LOOK_BACK, (Lease::All, LOOKS)).await
 }
 
 async fn carry_kind(
@@ -46,12 +48,21 @@ async fn carry_kind(
     let due = jobs::lease_due(connection, kind, which, limit).await?;
     let (mut leases, mut messages) = (Vec::new(), Vec::new());
     for job in due {
-        match message(kind, &job) {
-            Ok(message) => {
+        match caught_now(|| {
+            let _ = crash::met(Point::RelayLeased, &job.id.to_string());
+            message(kind, &job)
+        }) {
+            Ok(Ok(message)) => {
                 leases.push((job.id, job.fence));
                 messages.push(message);
             }
-            Err(error) => give_up(relay, connection, &job, &error).await?,
+            Ok(Err(error)) => match give_up(relay, connection, &job, &error).await {
+                Err(refused) if refused.blames_the_rows() => {
+                    error!(job = job.id, error = chain(&refused), "Job {} can become no case; its lease ends", job.id);
+                }
+                outcome => outcome?,
+            },
+            Err(panic) => drop(panic.noted(WORKER, "due_jobs", &format_args!("job {}", job.id))),
         }
     }
     if messages.is_empty() {

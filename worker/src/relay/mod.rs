@@ -3,8 +3,11 @@
 //! One relay is active, the others stand by. The active one does its work on the very connection that holds the lock, so
 //! it cannot go on once the lock is lost. Everything it publishes may arrive twice: it marks after the confirm, never
 //! before.
+//!
+//! A panic concerns one row, or else one step of a round: the step rests for a moment, the others go on, and the relay keeps
+//! the lead.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -14,12 +17,13 @@ use shared::db::{DbError, events, in_time, jobs, leadership};
 use shared::event::kind::{CASE_OPENED, CASE_REOPENED};
 use shared::job::kind;
 use shared::mq::{self, MqError, Publisher, PublisherOptions, PublisherState};
+use shared::panics::caught;
 use shared::telemetry::chain;
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 mod dead_letters;
 mod due_jobs;
@@ -31,6 +35,10 @@ mod stats;
 use outbox::Outbox;
 use retention::Keep;
 
+/// The name in metrics and logs.
+const WORKER: &str = "relay";
+/// How long a step of a round rests after a panic, or after an error that is neither the server's nor a lock's.
+const REST: Duration = Duration::from_secs(5);
 /// How often an idle relay looks, and a standby asks for the lock.
 const POLL: Duration = Duration::from_millis(200);
 const STANDBY: Duration = Duration::from_secs(1);
@@ -117,7 +125,8 @@ impl Relay {
         let active = metrics::gauge!("relay_active");
         while !stop.is_cancelled() {
             active.set(0.0);
-            if let Err(error) = self.lead(stop).await {
+            // On the heap, as its parts below: together they are more than a thread's stack bears in a build for tests.
+            if let Err(error) = Box::pin(self.lead(stop)).await {
                 warn!(error = chain(&error), "The relay lost its footing");
             }
             active.set(0.0);
@@ -138,15 +147,15 @@ impl Relay {
         let (ask, asked) = mpsc::channel(1);
         let (tell, state) = watch::channel(RoadState::Closed);
         let carry = async {
-            let ended = self.carry(&mut connection, Directions { asked, state }, &leading).await;
+            let ended = Box::pin(self.carry(&mut connection, Directions { asked, state }, &leading)).await;
             leading.cancel();
             ended
         };
         let road = road::Road { relay: self, ask, tell };
         let look_after = mq::supervise("relay-road", &self.amqp_url, leading.clone(), async |broker, stop| {
-            road.session(&broker, stop).await
+            Box::pin(road.session(&broker, stop)).await
         });
-        let (counting, removing) = (stats::keep(self, &leading), retention::keep(self, &leading));
+        let (counting, removing) = (Box::pin(stats::keep(self, &leading)), Box::pin(retention::keep(self, &leading)));
         let (carried, looked_after, (), ()) = tokio::join!(carry, look_after, counting, removing);
         if let Err(error) = looked_after {
             warn!(%error, "The road is not looked after");
@@ -165,10 +174,11 @@ impl Relay {
         let mut outbox = Outbox::default();
         // By the monotonic clock: when the wall clock is set back, the connection is used all the same.
         let mut measured: Option<Instant> = None;
+        let mut steps = Steps::default();
         while !leading.is_cancelled() {
             if measured.is_none_or(|at| at.elapsed() > MEASURE) {
                 measured = Some(Instant::now());
-                next_round(in_time(self.measure(connection)).await)?;
+                steps.take("measure", self.measure(connection)).await?;
             }
             let state = *directions.state.borrow_and_update();
             // While the publisher cannot publish, leasing and giving back would only write.
@@ -176,8 +186,16 @@ impl Relay {
                 && directions.asked.is_empty()
                 && self.publisher.state() == PublisherState::Ready
             {
-                let events = next_round(in_time(outbox.carry(self, connection)).await)?;
-                let jobs = next_round(due_jobs::carry(self, connection, depths).await)?;
+                let events = steps.take("outbox", outbox.carry(self, connection)).await?;
+                let mut jobs = 0;
+                for (kind, depth) in depths.by_kind() {
+                    jobs += steps.take(kind, due_jobs::carry(self, connection, (kind, depth))).await?;
+                }
+                // Paid orders are looked at again when nothing else is due, and only while checks come to their turn soon.
+                // They do not count: the next few go out after a pause.
+                if jobs == 0 && depths.checks < due_jobs::SHORT_QUEUE {
+                    steps.take(kind::LOOK_BACK, due_jobs::look_back(self, connection)).await?;
+                }
                 if events + jobs > 0 {
                     continue;
                 }
@@ -187,7 +205,8 @@ impl Relay {
                 Some(done) = directions.asked.recv() => {
                     // Those events are unpublished with the others.
                     outbox = Outbox::default();
-                    if next_round(in_time(self.rebuild(connection)).await.map(Some))?.is_some() {
+                    let rebuild = async { self.rebuild(connection).await.map(Some) };
+                    if steps.take("rebuild", rebuild).await?.is_some() {
                         // Whoever asked has gone with its session: the next session asks again.
                         let _ = done.send(());
                     }
@@ -229,15 +248,44 @@ impl Relay {
     }
 }
 
-/// Another transaction in the way is no reason to give up the lead: the next round does it.
-fn next_round<T: Default>(outcome: Result<T, DbError>) -> Result<T, DbError> {
-    match outcome {
-        Err(error @ DbError::Again(_)) => {
-            metrics::counter!("relay_rounds_put_off_total").increment(1);
-            warn!(error = chain(&error), "Another transaction was in the way; the next round does it");
-            Ok(T::default())
+impl Depths {
+    /// The kinds of jobs, each with how many messages wait in its queue.
+    fn by_kind(self) -> [(&'static str, u32); 3] {
+        [(kind::CALLBACK, self.callbacks), (kind::CHECK, self.checks), (kind::REFUND, self.refunds)]
+    }
+}
+
+/// The steps of the rounds: until when those rest that met a defect.
+#[derive(Default)]
+struct Steps(HashMap<&'static str, Instant>);
+
+impl Steps {
+    /// Takes a step, unless it rests. Only a server that is away costs the lead. Another transaction in the way puts the step
+    /// off to the next round; after a panic, or an error of some row, the step rests and the others go on.
+    async fn take<T: Default>(
+        &mut self,
+        step: &'static str,
+        work: impl Future<Output = Result<T, DbError>>,
+    ) -> Result<T, DbError> {
+        if self.0.get(step).is_some_and(|until| Instant::now() < *until) {
+            return Ok(T::default());
         }
-        outcome => outcome,
+        match caught(in_time(Box::pin(work))).await {
+            Ok(Err(error @ DbError::Again(_))) => {
+                metrics::counter!("relay_rounds_put_off_total").increment(1);
+                warn!(error = chain(&error), "Another transaction was in the way; the next round does it");
+                return Ok(T::default());
+            }
+            Ok(Err(error @ DbError::Unavailable(_))) => return Err(error),
+            Ok(Err(error)) => {
+                metrics::counter!("relay_steps_failed_total", "step" => step).increment(1);
+                error!(step, error = chain(&error), "The relay's step {step} failed; it rests, and the others go on");
+            }
+            Ok(outcome) => return outcome,
+            Err(panic) => drop(panic.noted(WORKER, step, &format_args!("the step {step}"))),
+        }
+        self.0.insert(step, Instant::now() + REST);
+        Ok(T::default())
     }
 }
 

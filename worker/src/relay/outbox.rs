@@ -1,20 +1,27 @@
 //! New events go out with a confirm, those of one order in order; only then are they marked.
+//!
+//! An event that cannot be read or rendered waits alone, with those behind it of its order; the others go out.
 
 use std::collections::{HashMap, HashSet};
 
 use shared::cache::Changed;
 use shared::crash::{self, Point};
 use shared::db::DbError;
-use shared::db::events::{self, Waiting};
+use shared::db::events::{self, Place, Waiting};
 use shared::domain::OrderId;
 use shared::event;
 use shared::mq::{Message, PublishError, topology};
+use shared::panics::{caught, caught_now};
+use shared::telemetry::chain;
 use sqlx::PgConnection;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{error, warn};
 
-use super::{BATCH, CONFIRM, Relay};
+use super::{BATCH, CONFIRM, Relay, WORKER};
+
+/// After how long an event that could not be read or rendered is tried again: a release that can may run by then.
+const UNREADABLE_RETRY: time::Duration = time::Duration::minutes(5);
 
 /// The way out, and what it has to remember from one round to the next.
 #[derive(Default)]
@@ -28,19 +35,24 @@ impl Outbox {
     /// Publishes what waits. Returns how many events went out.
     pub async fn carry(&mut self, relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
         self.mark(relay, connection).await?;
-        let waiting = events::waiting(connection, BATCH).await?;
-        if waiting.is_empty() {
+        let (waiting, mut unreadable) = read(connection).await?;
+        if waiting.is_empty() && unreadable.is_empty() {
             return Ok(0);
         }
         let about: Vec<(i64, OrderId)> =
             waiting.iter().filter_map(|event| Some((event.seq, event.order_id?))).collect();
         crash::at(Point::OutboxTaken);
-        let Outcome { confirmed, unroutable } = publish(relay, waiting).await;
+        let Outcome { confirmed, unroutable, unrendered } = publish(relay, waiting).await;
+        unreadable.extend(unrendered);
         // Whoever changed them has passed it on already, unless he came to his end in between.
         relay.copies.renew(&relay.db, Changed::Ids(orders_of(&about, &confirmed)));
         self.confirmed = confirmed;
         if !unroutable.is_empty() {
             events::postpone(connection, &unroutable, relay.settings.unroutable_retry).await?;
+        }
+        if !unreadable.is_empty() {
+            metrics::counter!("events_unreadable_total").increment(unreadable.len() as u64);
+            events::postpone(connection, &unreadable, UNREADABLE_RETRY).await?;
         }
         self.mark(relay, connection).await
     }
@@ -59,6 +71,34 @@ impl Outbox {
     }
 }
 
+/// The events that wait, and the places of those that cannot be read. What follows one of these in its order waits too.
+async fn read(connection: &mut PgConnection) -> Result<(Vec<Waiting>, Vec<i64>), DbError> {
+    match caught(events::waiting(&mut *connection, BATCH)).await {
+        Ok(Err(error)) if error.blames_the_rows() => warn!(%error, "An event cannot be read; they are read one by one"),
+        Ok(outcome) => return outcome.map(|waiting| (waiting, Vec::new())),
+        Err(panic) => drop(panic.noted(WORKER, "outbox.read", &"the events that wait")),
+    }
+    let (mut waiting, mut unreadable, mut held) = (Vec::new(), Vec::new(), HashSet::new());
+    for Place { seq, order } in events::waiting_places(&mut *connection, BATCH).await? {
+        if order.as_ref().is_some_and(|order| held.contains(order)) {
+            continue;
+        }
+        let reason = match caught(events::waiting_one(&mut *connection, seq)).await {
+            Ok(Ok(event)) => {
+                waiting.extend(event);
+                continue;
+            }
+            Ok(Err(error)) if error.blames_the_rows() => chain(&error),
+            Ok(Err(error)) => return Err(error),
+            Err(panic) => panic.noted(WORKER, "outbox.read", &seq).to_string(),
+        };
+        error!(seq, reason, "Event {seq} cannot be read; it waits with those behind it of its order");
+        unreadable.push(seq);
+        held.extend(order);
+    }
+    Ok((waiting, unreadable))
+}
+
 /// The orders that the events with these numbers tell of, each once.
 fn orders_of(about: &[(i64, OrderId)], seqs: &[i64]) -> Vec<OrderId> {
     let seqs: HashSet<&i64> = seqs.iter().collect();
@@ -72,6 +112,8 @@ fn orders_of(about: &[(i64, OrderId)], seqs: &[i64]) -> Vec<OrderId> {
 struct Outcome {
     confirmed: Vec<i64>,
     unroutable: Vec<i64>,
+    /// No message can be made of them.
+    unrendered: Vec<i64>,
 }
 
 /// Publishes wave after wave, for as long as a round may take.
@@ -85,9 +127,21 @@ async fn publish(relay: &Relay, waiting: Vec<Waiting>) -> Outcome {
         if left.is_zero() {
             break;
         }
-        let wave: Vec<Waiting> =
+        let mut messages = Vec::with_capacity(wave.len());
+        let mut wave: Vec<Waiting> =
             wave.into_iter().filter(|event| event.order_id.is_none_or(|order| !held.contains(&order))).collect();
-        let messages = wave.iter().map(message).collect();
+        wave.retain(|event| match render(event) {
+            Ok(message) => {
+                messages.push(message);
+                true
+            }
+            Err(reason) => {
+                error!(event_id = event.event_id, reason, "Event {} cannot be published", event.event_id);
+                outcome.unrendered.push(event.seq);
+                held.extend(event.order_id);
+                false
+            }
+        });
         for (event, published) in wave.iter().zip(relay.publisher.publish_all(messages, left).await) {
             match published {
                 Ok(_) => outcome.confirmed.push(event.seq),
@@ -95,9 +149,13 @@ async fn publish(relay: &Relay, waiting: Vec<Waiting>) -> Outcome {
                     outcome.confirmed.push(event.seq);
                 }
                 Err(error) => {
-                    if error == PublishError::Unroutable {
-                        outcome.unroutable.push(event.seq);
-                        metrics::counter!("events_unroutable_total", "type" => event.kind.clone()).increment(1);
+                    match error {
+                        PublishError::Unroutable => {
+                            outcome.unroutable.push(event.seq);
+                            metrics::counter!("events_unroutable_total", "type" => event.kind.clone()).increment(1);
+                        }
+                        PublishError::Invalid(_) => outcome.unrendered.push(event.seq),
+                        _ => {}
                     }
                     refusals.push((event.event_id.clone(), error));
                     held.extend(event.order_id);
@@ -127,6 +185,15 @@ fn waves(waiting: Vec<Waiting>) -> Vec<Vec<Waiting>> {
         waves[wave].push(event);
     }
     waves
+}
+
+/// The message of an event; a fault of one is no other's.
+fn render(event: &Waiting) -> Result<Message, String> {
+    let rendered = caught_now(|| crash::met(Point::OutboxTaken, &event.event_id).map(|()| message(event)));
+    match rendered {
+        Ok(rendered) => rendered.map_err(|planted| planted.to_string()),
+        Err(panic) => Err(panic.noted(WORKER, "outbox.render", &event.event_id).to_string()),
+    }
 }
 
 /// A CloudEvent 1.0 in AMQP binary mode: attributes in headers, `data` as the body.

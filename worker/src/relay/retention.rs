@@ -11,13 +11,14 @@ use shared::config::Env;
 use shared::db::retention::{self, Step};
 use shared::db::{DbError, in_time};
 use shared::domain::CaseId;
+use shared::panics::caught;
 use shared::telemetry::chain;
 use sqlx::{PgConnection, PgPool};
 use time::{Duration, OffsetDateTime};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Relay;
+use super::{Relay, WORKER};
 
 /// Between two rounds.
 const EVERY: StdDuration = StdDuration::from_secs(600);
@@ -90,14 +91,18 @@ fn days(env: &mut Env, name: &'static str, default: Option<Duration>, least: Dur
 pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     let remove = async {
         loop {
-            round(&relay.db, &relay.clock, relay.settings.keep).await;
+            if let Err(panic) = caught(round(&relay.db, &relay.clock, relay.settings.keep)).await {
+                panic.noted(WORKER, "retention", &"old rows");
+            }
             tokio::time::sleep(EVERY).await;
         }
     };
     let look = async {
         loop {
-            if let Err(error) = in_time(measure(&relay.db, relay.clock.now())).await {
-                warn!(error = chain(&error), "The tables were not measured; the next time does it");
+            match caught(in_time(measure(&relay.db, relay.clock.now()))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(error = chain(&error), "The tables were not measured; the next time does it"),
+                Err(panic) => drop(panic.noted(WORKER, "retention", &"the measures of the tables")),
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use shared::crash::{self, Point};
-use shared::mq::consume::DeadLetter;
 use shared::mq::{Connection, MqError, topology};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +41,7 @@ impl Road<'_> {
         let drain = async {
             let options = BatchOptions::in_order(50, Duration::from_millis(50));
             let outcome = consumer::run(broker, topology::DEAD, options, ended.clone(), async |batch| {
-                dead_letters::file(self.relay, batch.iter().map(DeadLetter::from_delivery).collect()).await
+                dead_letters::file(self.relay, batch.iter().map(dead_letters::read).collect()).await
             })
             .await;
             ended.cancel();

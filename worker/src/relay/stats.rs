@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use shared::db::{DbError, in_time};
+use shared::panics::caught;
 use shared::stats;
 use shared::telemetry::chain;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::Relay;
+use super::{Relay, WORKER};
 
 /// How old the numbers may be.
 const EVERY: Duration = Duration::from_secs(60);
@@ -20,12 +21,16 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     let work = async {
         let mut hours = stats::ROUND;
         loop {
-            let caught_up = match in_time(round(relay, hours)).await {
-                Ok(caught_up) => {
+            let caught_up = match caught(in_time(round(relay, hours))).await {
+                Ok(Ok(caught_up)) => {
                     hours = stats::ROUND;
                     caught_up
                 }
-                Err(error) => {
+                Err(panic) => {
+                    panic.noted(WORKER, "stats", &"the statistics");
+                    true
+                }
+                Ok(Err(error)) => {
                     if matches!(error, DbError::Again(_)) {
                         // Busy hours: fewer of them fit into the time of one statement.
                         hours = (hours / 2).max(1);

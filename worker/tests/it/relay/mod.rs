@@ -2,6 +2,7 @@
 
 mod dead_letters;
 mod forged;
+mod planted;
 
 use std::time::Duration;
 
