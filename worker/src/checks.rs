@@ -227,8 +227,8 @@ async fn query(gateway: &dyn Gateway, order: &Order, now: OffsetDateTime) -> Res
     }
 }
 
-/// Some or all of its money went back before we ever saw it paid, and its time is up: a case tells of the money, and nobody
-/// can pay it any more.
+/// Some or all of its money went back before we ever saw it paid, and its time is up: a case shows the money, and the order
+/// cannot be paid any more.
 async fn is_void(tx: &mut PgConnection, order: &Order, heard: &Heard, now: OffsetDateTime) -> Result<bool, DbError> {
     if order.status != OrderStatus::Pending || order.expires_at > now {
         return Ok(false);

@@ -339,7 +339,7 @@ pub struct Trade {
 pub enum TradeAnswer {
     /// It knows the order, and has signed how it stands.
     Found(Verified<Trade>),
-    /// It knows no such order. WeChat Pay says so in a 404 that nobody signed, so it proves nothing about money.
+    /// It knows no such order. WeChat Pay says so in an unsigned 404, so it proves nothing about money.
     Absent {
         /// The gateway's own word for it, for a person to read.
         state: String,

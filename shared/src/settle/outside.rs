@@ -137,8 +137,8 @@ pub(super) async fn compare_again(tx: &mut PgConnection, refund: &Refund, clock:
     Ok(())
 }
 
-/// A payment that we hear of when some of it has gone back already. It is recorded, and nobody delivers for it but by a
-/// decision. `Err`: there is nothing to book against.
+/// A payment that we hear of when some of it has gone back already. It is recorded, and only a decision of people
+/// delivers for it. `Err`: there is nothing to book against.
 async fn first_sight(
     tx: &mut PgConnection,
     order: &Order,
@@ -306,7 +306,7 @@ async fn book(
     explain(tx, order.id, trade.trade_no.as_str(), clock).await
 }
 
-/// What was not known is booked: nobody needs to look any more.
+/// What was not known is booked, so its case ends.
 async fn explain(tx: &mut PgConnection, order_id: OrderId, number: &str, clock: &Clock) -> Result<(), DbError> {
     for case in cases::of_order(&mut *tx, order_id).await? {
         let about = case.kind == CaseKind::UnknownRefund && case.gateway_no == number;

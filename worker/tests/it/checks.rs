@@ -192,7 +192,7 @@ async fn a_late_payment_is_honoured_when_the_policy_says_so(db: PgPool) {
     assert_eq!(told, 0, "nobody needs to look");
 }
 
-/// A refund of the console is noticed although nobody tells of it: a day after the payment, and a week later.
+/// A refund of the console is noticed although no notice comes: a day after the payment, and a week later.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_paid_order_is_asked_about_once_more_after_a_day_and_after_eight(db: PgPool) {
     let bench = Bench::new(db, "hold").await;

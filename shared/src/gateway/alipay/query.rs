@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(trade.paid_at, Some(datetime!(2026-01-05 02:21:08 UTC)));
     }
 
-    /// The date is optional, and a trade that was paid and returned whole must not look as if nobody had paid.
+    /// The date is optional, and a trade that was paid and returned whole must not look unpaid.
     #[test]
     fn a_closed_trade_without_a_date_was_paid_when_anything_shows_money() {
         let told = |member: &str| {
