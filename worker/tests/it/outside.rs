@@ -34,7 +34,7 @@ fn succeeded() -> RefundFact {
 
 impl World {
     /// The callback that tells of a refund that is not ours. Alipay's need not name it.
-    fn went(&self, trade: &Trade, (number, fen): (&str, i64), named: bool) -> (Trade, Callback) {
+    pub fn went(&self, trade: &Trade, (number, fen): (&str, i64), named: bool) -> (Trade, Callback) {
         let after = trade.clone().refunded(number, fen, RefundState::Success);
         let unnamed = [("out_biz_no".to_owned(), None)].into_iter().collect();
         let fields = if named { Default::default() } else { unnamed };
@@ -65,7 +65,7 @@ impl World {
         sqlx::query("update cases set status = 'resolved'").execute(&self.db).await.unwrap();
     }
 
-    async fn paid_with(&self, method: PaymentMethod, amount: &str) -> (Order, Trade) {
+    pub async fn paid_with(&self, method: PaymentMethod, amount: &str) -> (Order, Trade) {
         let order = self.pending_order(method, amount).await;
         let trade = self.paid_trade(&order);
         self.settle(vec![self.told(&trade, &Overrides::default())]).await;
@@ -482,30 +482,4 @@ impl World {
         tx.commit().await.unwrap();
         asked
     }
-}
-
-#[sqlx::test(migrator = "MIGRATOR")]
-async fn statistics_count_what_went_back_without_us(db: PgPool) {
-    let world = World::new(db);
-    let (_, trade) = world.paid_with(Wechat, "4").await;
-    let (_, went) = world.went(&trade, ("CONSOLE1", 150), true);
-    world.settle(vec![went]).await;
-    let later = world.worker.clock.now() + Duration::hours(2);
-    let began = std::time::Instant::now();
-    loop {
-        let mut tx = world.db.begin().await.unwrap();
-        let done = shared::stats::round(&mut tx, later, shared::stats::ROUND).await.unwrap();
-        tx.commit().await.unwrap();
-        if done {
-            break;
-        }
-        assert!(began.elapsed() < crate::bench::SOON, "the counting does not end");
-    }
-    let counted: (i64, i64, String) = sqlx::query_as(
-        "select sum(returned)::bigint, sum(refunds_succeeded)::bigint, sum(refunded_amount)::text from hourly_stats",
-    )
-    .fetch_one(&world.db)
-    .await
-    .unwrap();
-    assert_eq!(counted, (1, 1, "1.50".to_owned()));
 }

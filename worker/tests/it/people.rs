@@ -10,8 +10,9 @@ use shared::settle;
 use sqlx::PgPool;
 use time::Duration;
 
-use crate::bench::Bench;
+use crate::bench::{Bench, SOON};
 use crate::checks::late;
+use crate::support::World;
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn people_honour_a_late_payment_once(db: PgPool) {
@@ -128,4 +129,30 @@ async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
     assert_eq!(rest.amount, Money::from_yuan("7.38").unwrap());
     bench.carry_to_its_end(rest.id).await;
     assert_eq!(bench.world.status(&order).await, OrderStatus::Refunded);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn statistics_count_what_went_back_without_us(db: PgPool) {
+    let world = World::new(db);
+    let (_, trade) = world.paid_with(Wechat, "4").await;
+    let (_, went) = world.went(&trade, ("CONSOLE1", 150), true);
+    world.settle(vec![went]).await;
+    let later = world.worker.clock.now() + Duration::hours(2);
+    let began = std::time::Instant::now();
+    loop {
+        let mut tx = world.db.begin().await.unwrap();
+        let done = shared::stats::round(&mut tx, later, shared::stats::ROUND).await.unwrap();
+        tx.commit().await.unwrap();
+        if done {
+            break;
+        }
+        assert!(began.elapsed() < SOON, "the counting does not end");
+    }
+    let counted: (i64, i64, String) = sqlx::query_as(
+        "select sum(returned)::bigint, sum(refunds_succeeded)::bigint, sum(refunded_amount)::text from hourly_stats",
+    )
+    .fetch_one(&world.db)
+    .await
+    .unwrap();
+    assert_eq!(counted, (1, 1, "1.50".to_owned()));
 }
