@@ -71,8 +71,8 @@ pub(super) fn proof(callback: &Callback) -> Option<Value> {
     Some(payload)
 }
 
-/// Puts off the job that this callback came as, and says why. Waiting costs no attempt. Returns the age of the job. `None`: the row is gone, or it
-/// holds another callback or another job, and stays as it is.
+/// Puts off the job that this callback came as, and says why. Waiting costs no attempt. Returns the age of the job. `None`:
+/// the row is gone, or it holds another callback or another job, and stays as it is.
 ///
 /// # Errors
 /// [`DbError`].
@@ -126,7 +126,8 @@ pub async fn delete_callbacks(tx: &mut PgConnection, callbacks: &[&Callback]) ->
     Ok(())
 }
 
-/// Has callbacks that are held up for long come more seldom: after a quarter of their age, and 10 minutes at most.
+/// Has callbacks that are held up for long come more seldom: after a quarter of their age, and 10 minutes at most. `ids` are of
+/// rows that [`postpone`] has found to hold these callbacks; a number from a message alone must not come here.
 ///
 /// # Errors
 /// [`DbError`].
