@@ -16,6 +16,7 @@ use shared::db::{self, anew, in_time};
 use shared::domain::{CaseKind, PaymentMethod, RefundId, RefundStatus};
 use shared::gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget};
 use shared::job::kind;
+use shared::settle::accounts::{self, Misconfigured};
 use shared::settle::refunds::{self as settling, RefundFact};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
@@ -77,6 +78,8 @@ enum Step {
     Refused { code: String, message: String },
     /// The merchant's balance is short.
     Short { message: String },
+    /// Our account was refused, and the refund was not judged: its outcome is unknown until people have mended that.
+    Misconfigured { code: String, message: String },
     /// A signed answer that makes no sense: a person looks, and the refund is asked about.
     Strange { what: String },
     /// What a person asked for did not get through: it stays asked.
@@ -259,6 +262,7 @@ impl RefundWorker {
                 Step::wait(self.next_question(refund, now), "accepted, not done yet")
             }
             Err(GatewayError::Refused { code, message }) => Step::Refused { code, message },
+            Err(GatewayError::Misconfigured { code, message }) => Step::Misconfigured { code, message },
             Err(GatewayError::NotNow { code, message }) => Step::Short { message: format!("{code}: {message}") },
             Err(GatewayError::Protocol(what)) => Step::Strange { what },
             Err(error @ (GatewayError::Unavailable(_) | GatewayError::Unknown(_))) => {
@@ -312,6 +316,10 @@ impl RefundWorker {
                 self.trouble(&mut tx, refund, CaseKind::RefundShortage, message).await?;
                 jobs::again(&mut tx, &idle, SHORTAGE, Cost::Nothing, message).await?
             }
+            Step::Misconfigured { code, message } => {
+                let reason = self.misconfigured(&mut tx, (refund, order), (code, message)).await?;
+                jobs::again(&mut tx, &idle, self.next_question(refund, now), Cost::Attempt, &reason).await?
+            }
             Step::Strange { what } => {
                 error!(%refund_no, what, "The gateway's answer to refund {refund_no} breaks the protocol");
                 self.trouble(&mut tx, refund, CaseKind::GatewayProtocol, what).await?;
@@ -342,6 +350,22 @@ impl RefundWorker {
             self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
         }
         Ok(())
+    }
+
+    /// Calls people for the account, and notes the trouble of the refund; returns it in words.
+    async fn misconfigured(
+        &self,
+        tx: &mut PgConnection,
+        (refund, order): (&Refund, &Order),
+        (code, message): (&str, &str),
+    ) -> Result<String, JobError> {
+        let (refund_no, account) = (&refund.refund_no, &order.account);
+        error!(%refund_no, code, message, "The gateway refuses the account of refund {refund_no}");
+        let told = Misconfigured { method: order.payment_method, account, code, message, order_no: &order.order_no };
+        accounts::misconfigured(tx, &told, &self.clock).await?;
+        let reason = format!("{code}: {message}");
+        refunds::note_trouble(tx, refund.id, None, &reason, self.clock.now()).await?;
+        Ok(reason)
     }
 
     /// A case, and the last trouble of the refund.

@@ -32,6 +32,13 @@ named_enum! {
     }
 }
 
+impl Verdict {
+    /// Whether what an order shows may be another after it.
+    pub const fn changes_order(self) -> bool {
+        matches!(self, Verdict::Settled | Verdict::NotPending | Verdict::AmountMismatch | Verdict::WrongMethod)
+    }
+}
+
 named_enum! {
     /// How far people are with a case.
     CaseStatus {
@@ -75,6 +82,8 @@ named_enum! {
         RefundAfterFailure = "refund_after_failure",
         /// A signed answer of a gateway that breaks the protocol.
         GatewayProtocol = "gateway_protocol",
+        /// An account of ours that its gateway refuses: its contract, its configuration or its keys.
+        Misconfigured = "misconfigured",
     }
 }
 
@@ -116,6 +125,8 @@ impl CaseKind {
             CaseKind::RefundShortage | CaseKind::DeadLetter => NewFacts::EachMeeting,
             // The refund moved into this state, which a refund does once.
             CaseKind::RefundAbnormal | CaseKind::RefundClosed => NewFacts::EachMeeting,
+            // People have said that it is mended, and it is not.
+            CaseKind::Misconfigured => NewFacts::EachMeeting,
             // The payment was recorded once. What can come later is that its money was returned at the gateway.
             CaseKind::LatePayment | CaseKind::DoublePayment | CaseKind::RefundedElsewhere => {
                 NewFacts::Members(&["amount", "returned", "returned_amount"])
@@ -160,7 +171,8 @@ impl CaseKind {
             | CaseKind::DeadLetter
             | CaseKind::RefundShortage
             | CaseKind::RefundAfterFailure
-            | CaseKind::GatewayProtocol => &[Note],
+            | CaseKind::GatewayProtocol
+            | CaseKind::Misconfigured => &[Note],
         }
     }
 
@@ -168,6 +180,14 @@ impl CaseKind {
     /// people, like everything that moves money.
     pub const fn end_frees_money(self) -> bool {
         matches!(self, CaseKind::UnknownRefund)
+    }
+
+    /// Whether such a case can tell of a buyer's money that we have and no order takes.
+    pub const fn is_of_money_held(self) -> bool {
+        matches!(
+            self,
+            CaseKind::LatePayment | CaseKind::DoublePayment | CaseKind::AmountMismatch | CaseKind::WrongMethod
+        )
     }
 
     /// Whether nothing but the case remembers its fact, and the gateway would tell it again whenever it is asked about the
@@ -186,7 +206,7 @@ impl CaseKind {
             // Told by messages alone, which nobody repeats after days.
             CaseKind::WrongMethod | CaseKind::UnknownOrder | CaseKind::DeadLetter => false,
             // A fault that is met again after years is worth a new case.
-            CaseKind::GatewayProtocol => false,
+            CaseKind::GatewayProtocol | CaseKind::Misconfigured => false,
         }
     }
 }
@@ -210,7 +230,11 @@ mod tests {
         for kind in CaseKind::ALL {
             let is_news = |resolved, told: &Value| kind.is_news(resolved, std::iter::once(&payment), told);
             let new = match kind {
-                CaseKind::RefundShortage | CaseKind::DeadLetter | CaseKind::RefundAbnormal | CaseKind::RefundClosed => {
+                CaseKind::RefundShortage
+                | CaseKind::DeadLetter
+                | CaseKind::RefundAbnormal
+                | CaseKind::RefundClosed
+                | CaseKind::Misconfigured => {
                     assert!(is_news(true, &repeat) && !is_news(false, &repeat), "{kind}: each meeting, once resolved");
                     continue;
                 }

@@ -131,6 +131,7 @@ pub(super) async fn measured<T>(
     let outcome = match &result {
         Ok(_) => "ok",
         Err(GatewayError::Refused { .. }) => "refused",
+        Err(GatewayError::Misconfigured { .. }) => "misconfigured",
         Err(GatewayError::NotNow { .. }) => "not_now",
         Err(error) if breaker::stopped(error) => "stopped",
         Err(GatewayError::Unavailable(_)) => "unavailable",

@@ -100,6 +100,12 @@ pub trait Gateway: Send + Sync {
     /// See [`GatewayError`].
     async fn prepay(&self, request: &PrepayRequest, now: OffsetDateTime) -> Result<Payment, GatewayError>;
 
+    /// For how long the buyer can pay with a credential that [`Gateway::prepay`] has brought. `None`: it needs no keeping,
+    /// since we sign it ourselves. Two hours is what both gateways say of theirs.
+    fn credential_lives(&self, _scene: Scene) -> Option<time::Duration> {
+        Some(time::Duration::hours(2))
+    }
+
     /// Asks what became of an order.
     ///
     /// # Errors
@@ -370,9 +376,18 @@ pub enum CloseOutcome {
 /// Why a gateway call did not bring an answer to act on; named after what the caller may do.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// Refused for good: do not repeat.
+    /// Refused for good: do not repeat. A code that no table of an adapter knows is taken for this.
     #[error("the gateway refused: {code}: {message}")]
     Refused {
+        /// The gateway's code.
+        code: String,
+        /// The gateway's words, for a log.
+        message: String,
+    },
+    /// Refused because of our contract, configuration or keys: what was asked for was not judged. The same request may
+    /// succeed once people have mended that; no order or refund is to blame.
+    #[error("the gateway refuses this account: {code}: {message}")]
+    Misconfigured {
         /// The gateway's code.
         code: String,
         /// The gateway's words, for a log.

@@ -8,6 +8,7 @@ mod copies;
 mod extra_payments;
 mod grid;
 mod histories;
+mod misconfigured;
 mod numbers;
 mod odd_notices;
 mod odd_values;

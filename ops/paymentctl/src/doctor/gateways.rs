@@ -111,7 +111,7 @@ fn taken(gateway: &dyn Gateway, name: &str, reach: &Reach) -> Check {
                 }
             },
         ),
-        Err(error @ GatewayError::Refused { .. }) => {
+        Err(error @ (GatewayError::Refused { .. } | GatewayError::Misconfigured { .. })) => {
             let remedy = "check the private key, its serial or application, and the environment in GATEWAYS_FILE";
             Check::failed(name, error.to_string(), remedy)
         }

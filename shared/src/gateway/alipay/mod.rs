@@ -20,7 +20,7 @@ use super::{
     CallbackError, CloseOutcome, Gateway, GatewayError, KeyNews, KeyStatus, Payment, PrepayOrder, PrepayRequest, Reach,
     RefundOrder, RefundState, RefundTarget, TradeAnswer, Verified,
 };
-use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod};
+use crate::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
 use crate::job::Callback;
 
 pub mod callback;
@@ -111,6 +111,11 @@ impl Gateway for Alipay {
             Some(payment) => Ok(payment),
             None => measured(PaymentMethod::Alipay, "prepay", self.precreate(request, now)).await,
         }
+    }
+
+    /// Source: `alipay.trade.precreate` (05osv9): a code lasts two hours.
+    fn credential_lives(&self, scene: Scene) -> Option<time::Duration> {
+        (scene == Scene::Qr).then_some(time::Duration::hours(2))
     }
 
     async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<TradeAnswer, GatewayError> {

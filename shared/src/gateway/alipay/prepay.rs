@@ -8,7 +8,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use url::form_urlencoded;
 
-use super::client::{Call, is_our_fault, refusal};
+use super::client::{Call, refusal};
 use super::{Account, Alipay, beijing_text, sign};
 use crate::domain::Scene;
 use crate::gateway::{GatewayError, Payment, PrepayOrder, PrepayRequest, may_be_handed_on};
@@ -132,12 +132,7 @@ impl Alipay {
         now: OffsetDateTime,
     ) -> Result<Payment, GatewayError> {
         let kept = Params::of(request)?;
-        // Our keys at fault are no fault of the order: it waits until they are mended.
-        let ours = |error: GatewayError| match is_our_fault(&error) {
-            true => GatewayError::Unavailable(error.to_string()),
-            false => error,
-        };
-        let made: Precreated = self.call(&kept.call(), now).await?.success().map_err(ours)?;
+        let made: Precreated = self.call(&kept.call(), now).await?.success()?;
         let asked = serde_json::from_str::<BizContent>(&kept.biz_content);
         if !asked.is_ok_and(|asked| asked.out_trade_no == made.out_trade_no) {
             return Err(GatewayError::Protocol("a code for another order".to_owned()));

@@ -8,7 +8,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use super::client::{Call, is_our_fault, signed_error};
+use super::client::{Call, signed_error};
 use super::sign::Failure;
 use super::{Alipay, parse_beijing};
 use crate::domain::Money;
@@ -66,10 +66,10 @@ impl Alipay {
         }
         let biz_content = biz_content.to_string();
         let outcome = self.call(&call("alipay.trade.refund", &biz_content), now).await?;
-        let told = outcome.fields::<Refunded>().map_err(may_have_happened).map_err(not_looked_at)?;
+        let told = outcome.fields::<Refunded>().map_err(may_have_happened)?;
         match told {
             Ok(refunded) => refunded_state(refund, &refunded, now),
-            Err(failure) => Err(not_looked_at(refund_error(failure))),
+            Err(failure) => Err(refund_error(failure)),
         }
     }
 
@@ -149,11 +149,6 @@ fn refund_error(failure: Failure) -> GatewayError {
     }
 }
 
-/// Our keys, app or contract are at fault, not this refund: it was not looked at, and goes out once they are mended.
-fn not_looked_at(error: GatewayError) -> GatewayError {
-    if is_our_fault(&error) { GatewayError::Unknown(error.to_string()) } else { error }
-}
-
 fn another() -> GatewayError {
     GatewayError::Protocol("an answer about another refund".to_owned())
 }
@@ -180,6 +175,7 @@ mod tests {
     fn name(error: &GatewayError) -> &'static str {
         match error {
             GatewayError::Refused { .. } => "refused",
+            GatewayError::Misconfigured { .. } => "misconfigured",
             GatewayError::NotNow { .. } => "not now",
             GatewayError::Unavailable(_) => "unavailable",
             GatewayError::Unknown(_) => "unknown",
@@ -305,7 +301,7 @@ mod tests {
         let limited = r#"{"code":"40005","sub_code":"isv.app-call-limited"}"#;
         assert_eq!(name(&refund(reply("alipay_trade_refund", limited, false)).await.unwrap_err()), "unknown");
         // What comes unsigned is refused before any trade is looked at; what is ours to mend is no word about the refund.
-        for (sub_code, class) in [("isv.invalid-parameter", "refused"), ("isv.invalid-app-id", "unknown")] {
+        for (sub_code, class) in [("isv.invalid-parameter", "refused"), ("isv.invalid-app-id", "misconfigured")] {
             let config = format!(r#"{{"code":"40002","sub_code":"{sub_code}"}}"#);
             assert_eq!(name(&refund(reply("alipay_trade_refund", &config, false)).await.unwrap_err()), class);
         }
@@ -316,21 +312,23 @@ mod tests {
             "aop.invalid-auth-token",
         ] {
             let node = format!(r#"{{"code":"40002","sub_code":"{sub_code}"}}"#);
-            assert_eq!(name(&answered(&node).await.unwrap_err()), "unknown", "{sub_code}");
+            assert_eq!(name(&answered(&node).await.unwrap_err()), "misconfigured", "{sub_code}");
         }
     }
 
     /// Every code that the pages list for a refund.
     #[test]
     fn each_code_has_its_class() {
-        let refused = "INVALID_PARAMETER ACCESS_FORBIDDEN PARTNER_ERROR TRADE_NOT_EXIST TRADE_HAS_CLOSE \
+        let refused = "INVALID_PARAMETER TRADE_NOT_EXIST TRADE_HAS_CLOSE \
             TRADE_STATUS_ERROR REASON_TRADE_STATUS_INVALID REASON_ILLEGAL_STATUS DISCORDANT_REPEAT_REQUEST \
             REASON_TRADE_REFUND_FEE_ERR REFUND_AMT_NOT_EQUAL_TOTAL TRADE_HAS_FINISHED TRADE_NOT_ALLOW_REFUND \
             NOT_ALLOW_PARTIAL_REFUND ONLINE_TRADE_VOUCHER_NOT_ALLOW_REFUND BUYER_NOT_EXIST BUYER_ERROR \
             CUSTOMER_VALIDATE_ERROR REASON_TRADE_BEEN_FREEZEN USER_NOT_MATCH_ERR REFUND_FEE_ERROR \
             CURRENCY_NOT_SUPPORT REFUND_ACCOUNT_NOT_EXIST TRADE_SETTLE_ERROR ALLOC_AMOUNT_VALIDATE_ERROR \
             REFUNDALLOC_UNAUTH_LIMIT";
-        let business = [("unknown", "SYSTEM_ERROR"), ("not now", "SELLER_BALANCE_NOT_ENOUGH REFUND_CHARGE_ERROR")];
+        let ours = ("misconfigured", "ACCESS_FORBIDDEN PARTNER_ERROR");
+        let business =
+            [ours, ("unknown", "SYSTEM_ERROR"), ("not now", "SELLER_BALANCE_NOT_ENOUGH REFUND_CHARGE_ERROR")];
         for (class, codes) in business.into_iter().chain([("refused", refused)]) {
             for code in codes.split_whitespace() {
                 for prefix in ["ACQ.", "aop.ACQ.", "AQC.", ""] {
@@ -343,11 +341,11 @@ mod tests {
             ("20000", "ACQ.SELLER_BALANCE_NOT_ENOUGH", "unknown"),
             ("10003", "", "unknown"),
             ("40005", "isv.app-call-limited", "unknown"),
-            ("20001", "aop.invalid-auth-token", "refused"),
-            ("40001", "isv.missing-method", "refused"),
-            ("40002", "isv.invalid-signature", "refused"),
-            ("40003", "isv.missing-signature-config", "refused"),
-            ("40006", "isv.insufficient-isv-permissions", "refused"),
+            ("20001", "aop.invalid-auth-token", "misconfigured"),
+            ("40001", "isv.missing-method", "misconfigured"),
+            ("40002", "isv.invalid-signature", "misconfigured"),
+            ("40003", "isv.missing-signature-config", "misconfigured"),
+            ("40006", "isv.insufficient-isv-permissions", "misconfigured"),
             ("50000", "", "protocol"),
         ] {
             assert_eq!(name(&refund_error(failure(code, sub_code))), class, "{code} {sub_code}");

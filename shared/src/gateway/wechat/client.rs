@@ -149,9 +149,34 @@ fn failure(answer: &Answer) -> Failure {
 }
 
 impl Failure {
-    /// A refusal for good.
+    /// A refusal for good, by whose fault it is.
     pub(super) fn refused(self) -> GatewayError {
-        GatewayError::Refused { code: cut(&self.code), message: cut(&self.message) }
+        let (code, message) = (cut(&self.code), cut(&self.message));
+        match self.is_ours() {
+            true => GatewayError::Misconfigured { code, message },
+            false => GatewayError::Refused { code, message },
+        }
+    }
+
+    /// Whether it is about our keys, apps, numbers or contract: what was asked for was not judged. 401 says so under any
+    /// code. A code that we do not know is the order's.
+    /// Source: WeChat Pay APIv3, common error codes and those of the prepay pages, read 2025-11-20.
+    pub(super) fn is_ours(&self) -> bool {
+        const OURS: [&str; 11] = [
+            "SIGN_ERROR",
+            "NO_AUTH",
+            "ACCOUNT_ERROR",
+            "ACCOUNTERROR",
+            "APPID_MCHID_NOT_MATCH",
+            "APPID_NOT_EXIST",
+            "MCH_NOT_EXISTS",
+            "MCHID_NOT_EXIST",
+            // A rule of the contract: H5 without its domain, a rate that we agreed to.
+            "RULE_LIMIT",
+            "RULELIMIT",
+            "REQUEST_BLOCKED",
+        ];
+        self.status == 401 || OURS.contains(&self.code.as_str())
     }
 
     /// A refusal that time or a top-up heals.

@@ -121,6 +121,11 @@ impl Gateway for Wechat {
         measured(PaymentMethod::Wechat, "prepay", self.prepay_inner(request, now)).await
     }
 
+    /// Source: WeChat Pay APIv3, `h5_url` lasts five minutes, `code_url` and `prepay_id` two hours, read 2025-11-20.
+    fn credential_lives(&self, scene: Scene) -> Option<time::Duration> {
+        Some(if scene == Scene::H5 { time::Duration::minutes(5) } else { time::Duration::hours(2) })
+    }
+
     async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<TradeAnswer, GatewayError> {
         measured(PaymentMethod::Wechat, "query", self.query_inner(order_no, now)).await
     }

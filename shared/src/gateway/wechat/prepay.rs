@@ -111,8 +111,6 @@ impl Wechat {
         let target = Target { method: "POST", path_and_query: path(request.scene)?, body: &kept.body };
         let body = match self.call(&target, now).await? {
             Outcome::Signed(body) => body,
-            // Our keys at fault are no fault of the order: it waits until they are mended.
-            Outcome::Failed(failure) if failure.status == 401 => return Err(GatewayError::Unavailable(failure.text())),
             // Nothing was made and nobody was charged, whoever said so.
             Outcome::Failed(failure) => return Err(failure.refused()),
         };

@@ -120,8 +120,6 @@ fn accepted(refund: &RefundOrder, outcome: Outcome, now: OffsetDateTime) -> Resu
 /// An unsigned 4xx. The status of a code differs between calls, so the codes that leave it open count under any.
 fn refund_error(failure: Failure) -> GatewayError {
     match failure.code.as_str() {
-        // Our keys are at fault, not this refund: it was not looked at, and goes out once they are mended.
-        _ if failure.status == 401 => GatewayError::Unknown(failure.text()),
         "NOT_ENOUGH" => failure.not_now(),
         "SYSTEM_ERROR" | "FREQUENCY_LIMITED" | "RATELIMIT_EXCEEDED" => GatewayError::Unknown(failure.text()),
         _ => failure.refused(),
@@ -175,6 +173,7 @@ mod tests {
     fn name(error: &GatewayError) -> &'static str {
         match error {
             GatewayError::Refused { .. } => "refused",
+            GatewayError::Misconfigured { .. } => "misconfigured",
             GatewayError::NotNow { .. } => "not now",
             GatewayError::Unavailable(_) => "unavailable",
             GatewayError::Unknown(_) => "unknown",
@@ -303,15 +302,16 @@ mod tests {
         for (status, code, expected) in [
             (400, "PARAM_ERROR", "refused"),
             (400, "INVALID_REQUEST", "refused"),
-            (401, "SIGN_ERROR", "unknown"),
+            (401, "SIGN_ERROR", "misconfigured"),
+            (401, "SOMETHING_NEW", "misconfigured"),
             (403, "NOT_ENOUGH", "not now"),
             (400, "NOT_ENOUGH", "not now"),
             (403, "USER_ACCOUNT_ABNORMAL", "refused"),
-            (403, "NO_AUTH", "refused"),
-            (403, "REQUEST_BLOCKED", "refused"),
+            (403, "NO_AUTH", "misconfigured"),
+            (403, "REQUEST_BLOCKED", "misconfigured"),
             (404, "RESOURCE_NOT_EXISTS", "refused"),
-            (404, "MCH_NOT_EXISTS", "refused"),
-            (400, "MCH_NOT_EXISTS", "refused"),
+            (404, "MCH_NOT_EXISTS", "misconfigured"),
+            (400, "MCH_NOT_EXISTS", "misconfigured"),
             (400, "TRADE_OVERDUE", "refused"),
             (403, "REFUND_FEE_MISMATCH", "refused"),
             (429, "FREQUENCY_LIMITED", "unknown"),
@@ -341,8 +341,8 @@ mod tests {
         assert_eq!(state.unwrap(), RefundState::Absent);
         for (status, code, expected) in [
             (400, "RESOURCE_NOT_EXISTS", "refused"),
-            (404, "MCH_NOT_EXISTS", "refused"),
-            (401, "SIGN_ERROR", "refused"),
+            (404, "MCH_NOT_EXISTS", "misconfigured"),
+            (401, "SIGN_ERROR", "misconfigured"),
             (404, "", "unknown"),
             (429, "FREQUENCY_LIMITED", "unavailable"),
             (500, "RESOURCE_NOT_EXISTS", "unknown"),

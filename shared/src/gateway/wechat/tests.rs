@@ -143,7 +143,33 @@ async fn a_prepay_that_our_own_key_spoils_may_be_repeated() {
     let wechat = account(&server.url);
     let request = wechat.prepay_request(&order(Scene::Native)).unwrap();
     let refused = wechat.prepay(&request, NOW).await;
-    assert!(matches!(refused, Err(GatewayError::Unavailable(_))), "{refused:?}");
+    assert!(matches!(refused, Err(GatewayError::Misconfigured { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_refused_prepay_says_whose_fault_it_is() {
+    for (status, code, ours) in [
+        (400, "APPID_MCHID_NOT_MATCH", true),
+        (403, "NO_AUTH", true),
+        (403, "ACCOUNT_ERROR", true),
+        (403, "RULE_LIMIT", true),
+        (401, "SOMETHING_NEW", true),
+        (400, "PARAM_ERROR", false),
+        (400, "INVALID_REQUEST", false),
+        (400, "SOMETHING_NEW", false),
+        (403, "no_auth", false),
+    ] {
+        let body = format!(r#"{{"code":"{code}","message":"x"}}"#);
+        let server = Server::start(unsigned(status, &body)).await;
+        let wechat = account(&server.url);
+        let request = wechat.prepay_request(&order(Scene::Native)).unwrap();
+        let told = match wechat.prepay(&request, NOW).await {
+            Err(GatewayError::Misconfigured { code, .. }) => (true, code),
+            Err(GatewayError::Refused { code, .. }) => (false, code),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told, (ours, code.to_owned()), "{status}");
+    }
 }
 
 #[tokio::test]
@@ -225,10 +251,10 @@ async fn a_query_believes_only_what_is_signed_and_about_this_order() {
 async fn an_unsigned_failure_is_named_after_what_may_be_done() {
     let refused = |code: &str| format!(r#"{{"code":"{code}","message":"m","detail":[1]}}"#);
     let cases = [
-        (404, refused("MCH_NOT_EXISTS"), "Refused"),
+        (404, refused("MCH_NOT_EXISTS"), "Misconfigured"),
         (400, refused("RESOURCE_NOT_EXISTS"), "Refused"),
         (500, refused("ORDER_NOT_EXIST"), "Unknown"),
-        (401, refused("SIGN_ERROR"), "Refused"),
+        (401, refused("SIGN_ERROR"), "Misconfigured"),
         (429, refused("FREQUENCY_LIMITED"), "Unavailable"),
         (500, refused("SYSTEM_ERROR"), "Unknown"),
         (503, String::new(), "Unknown"),
