@@ -4,7 +4,7 @@
 //! WeChat Pay, [`db`] to PostgreSQL, [`mq`] to RabbitMQ; these three do not know each other. [`job`] and [`event`] are
 //! the messages between the processes and to the outside. [`settle`] is where facts about money become state and events;
 //! [`cache`] holds copies of what is shown.
-//! [`config`], [`telemetry`], [`ops`] and [`shutdown`] are what every binary needs to start, be seen and stop; [`service`]
+//! [`seal`] keeps what is secret; [`config`], [`telemetry`], [`ops`] and [`shutdown`] are what every binary needs to start, be seen and stop; [`service`]
 //! names the binaries, and with them who may do what, [`tls_files`] how an address names certificates. [`crash`] names the
 //! moments at which tests let a process die, and [`panics`] keeps a panic to the piece of work that it concerns.
 
@@ -20,6 +20,7 @@ pub mod job;
 pub mod mq;
 pub mod ops;
 pub mod panics;
+pub mod seal;
 pub mod service;
 pub mod settle;
 pub mod shutdown;

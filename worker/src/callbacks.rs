@@ -347,10 +347,11 @@ impl CallbackWorker {
                 true
             });
         }
-        let settled = examined.iter().zip(verdicts).filter(|(_, verdict)| **verdict == Some(Verdict::Settled));
-        let settled = settled.filter_map(|(item, _)| item.told()).map(|told| told.get().order_no.clone());
-        let settled = settled.collect();
-        if let Err(panic) = caught_now(|| self.copies.renew(&self.db, Changed::Numbers(settled))) {
+        // Settled ones, and those whose order shows money that it was not owed.
+        let changed = examined.iter().zip(verdicts).filter(|(_, verdict)| verdict.is_some_and(Verdict::changes_order));
+        let changed = changed.filter_map(|(item, _)| item.told()).map(|told| told.get().order_no.clone());
+        let changed = changed.collect();
+        if let Err(panic) = caught_now(|| self.copies.renew(&self.db, Changed::Numbers(changed))) {
             panic.noted(WORKER, "report", &"copies");
         }
         if news && let Err(error) = events::nudge(&self.db).await {

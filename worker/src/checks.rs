@@ -13,8 +13,9 @@ use shared::db::orders::{self, Order};
 use shared::db::{self, DbError, anew, events, in_time, transactions};
 use shared::domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
 use shared::gateway::{CloseOutcome, Gateway, GatewayError, Gateways, TradeAnswer, Verified};
-use shared::job::{CHECKS, kind};
+use shared::job::{AT_LEAST_APART, CHECKS, kind};
 use shared::settle;
+use shared::settle::accounts::Misconfigured;
 use sqlx::{PgConnection, PgPool};
 use time::{Duration, OffsetDateTime};
 use tracing::{error, info, warn};
@@ -31,7 +32,7 @@ const LAST_LOOK: Duration = Duration::days(8);
 const DAILY: Duration = Duration::days(1);
 /// When a question without an answer is asked again.
 const TROUBLE: [std::time::Duration; 6] = [
-    std::time::Duration::from_secs(2),
+    std::time::Duration::from_secs(3),
     std::time::Duration::from_secs(5),
     std::time::Duration::from_secs(15),
     std::time::Duration::from_secs(60),
@@ -158,7 +159,10 @@ impl CheckWorker {
     /// No answer to act on: what was asked stays asked.
     async fn put_off(&self, job: &Taken, order: &Order, trouble: &GatewayError) -> Result<(), JobError> {
         let order_no = &order.order_no;
-        if matches!(trouble, GatewayError::Protocol(_) | GatewayError::Refused { .. }) {
+        if matches!(
+            trouble,
+            GatewayError::Protocol(_) | GatewayError::Refused { .. } | GatewayError::Misconfigured { .. }
+        ) {
             error!(%order_no, orderId = %order.id, %trouble, "Order {order_no} cannot be checked");
         } else {
             warn!(%order_no, orderId = %order.id, %trouble, "Order {order_no} is asked about again later");
@@ -175,6 +179,11 @@ impl CheckWorker {
                 evidence: json!({ "order_no": order_no, "message": what }),
             };
             settle::refunds::open(&mut tx, &case, self.clock.now()).await?;
+        }
+        if let GatewayError::Misconfigured { code, message } = trouble {
+            let (method, account) = (order.payment_method, &order.account);
+            let told = Misconfigured { method, account, code, message, order_no };
+            settle::accounts::misconfigured(&mut tx, &told, &self.clock).await?;
         }
         jobs::again(&mut tx, job, wait, Cost::Attempt, &trouble.to_string()).await?;
         Ok(tx.commit().await?)
@@ -269,7 +278,8 @@ fn next(order: &Order, heard: &Heard, now: OffsetDateTime) -> Option<OffsetDateT
             let poll = poll.unwrap_or(now + DAILY);
             // An order whose time is up and that is still pending was paid or closed by somebody this very moment.
             let end = if order.expires_at > now { order.expires_at } else { now + Duration::minutes(1) };
-            Some(poll.min(end))
+            // This question may have been a hint's, a moment before the schedule's.
+            Some(poll.min(end).max(now + AT_LEAST_APART))
         }
         _ => None,
     }

@@ -89,7 +89,10 @@ async fn confirm(
         Err(GatewayError::Refused { code, .. } | GatewayError::NotNow { code, .. }) => {
             Err(format!("the gateway refused the question: {code}"))
         }
-        Err(error @ (GatewayError::Unavailable(_) | GatewayError::Unknown(_))) => return Err(error),
+        // No word about the refund: it is asked again.
+        Err(error @ (GatewayError::Unavailable(_) | GatewayError::Unknown(_) | GatewayError::Misconfigured { .. })) => {
+            return Err(error);
+        }
     })
 }
 

@@ -26,10 +26,6 @@ impl Copied for PaymentConfig {
     fn version(&self) -> i64 {
         PaymentConfig::version(self)
     }
-
-    fn is_final(&self) -> bool {
-        false
-    }
 }
 
 /// See the module and [`super`].

@@ -4,7 +4,6 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use moka::Expiry;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use serde::Serialize;
@@ -16,10 +15,8 @@ use super::floors::Floors;
 use super::redis::{CallError, Redis, Script};
 use crate::db::{DbError, in_time};
 
-/// For how long memory keeps what can no longer change.
-const FINAL: Duration = Duration::from_secs(3600);
-/// For how long it keeps what can: shown for less, then only compared with.
-const PASSING: Duration = Duration::from_secs(5);
+/// For how long memory keeps a copy: shown for less, then only compared with.
+const KEPT: Duration = Duration::from_secs(5);
 /// The bytes that an entry takes beside its text.
 const OVERHEAD: usize = 600;
 /// How many copies are written in one call.
@@ -31,8 +28,6 @@ pub(super) trait Copied: Serialize + DeserializeOwned + Send + Sync + 'static {
     fn key(&self) -> String;
     /// Rises with each change.
     fn version(&self) -> i64;
-    /// Whether no other version will ever follow.
-    fn is_final(&self) -> bool;
 }
 
 /// How many copies are kept, and for how long.
@@ -58,7 +53,7 @@ pub(super) struct Copies<V> {
 /// A copy in memory.
 struct Held<V> {
     value: Arc<V>,
-    /// The end of its second; nothing to what is final.
+    /// The end of its second.
     until: Instant,
     bytes: u32,
 }
@@ -127,7 +122,7 @@ impl<V: Copied> Copies<V> {
             .weigher(|_, held: &Held<V>| held.bytes)
             // The newest is always taken in, or it could not be compared with.
             .eviction_policy(EvictionPolicy::lru())
-            .expire_after(Lifetimes)
+            .time_to_live(KEPT)
             .build();
         let floors = Floors::new(bounds.floors);
         Copies { bounds, redis, memory, floors }
@@ -147,7 +142,7 @@ impl<V: Copied> Copies<V> {
         let allowed = |held: &Held<V>| self.floors.allow(key, held.value.version(), now);
         let outcome = match &held {
             None => "miss",
-            Some(held) if (held.value.is_final() || now < held.until) && allowed(held) => "hit",
+            Some(held) if now < held.until && allowed(held) => "hit",
             Some(_) => "stale",
         };
         (outcome, held.filter(|_| outcome == "hit").map(|held| held.value))
@@ -246,7 +241,7 @@ impl<V: Copied> Copies<V> {
         // A moment to come is of a clock that was set back.
         let age = u64::try_from(now - moment).map(Duration::from_millis).ok();
         let left = age.and_then(|age| FRESH.checked_sub(age)).filter(|left| !left.is_zero());
-        if (left.is_none() && !value.is_final()) || !self.floors.allow(key, value.version(), Instant::now()) {
+        if left.is_none() || !self.floors.allow(key, value.version(), Instant::now()) {
             return nothing("stale");
         }
         self.count("redis", "hit");
@@ -281,30 +276,5 @@ impl<V: Copied> Copies<V> {
     fn count(&self, layer: &'static str, outcome: &'static str) {
         let labels = [("cache", self.bounds.name), ("layer", layer), ("outcome", outcome)];
         metrics::counter!("cache_requests_total", &labels).increment(1);
-    }
-}
-
-/// When memory lets go of a copy.
-struct Lifetimes;
-
-impl Lifetimes {
-    fn of<V: Copied>(held: &Held<V>) -> Option<Duration> {
-        Some(if held.value.is_final() { FINAL } else { PASSING })
-    }
-}
-
-impl<V: Copied> Expiry<String, Held<V>> for Lifetimes {
-    fn expire_after_create(&self, _: &String, held: &Held<V>, _: std::time::Instant) -> Option<Duration> {
-        Lifetimes::of(held)
-    }
-
-    fn expire_after_update(
-        &self,
-        _: &String,
-        held: &Held<V>,
-        _: std::time::Instant,
-        _: Option<Duration>,
-    ) -> Option<Duration> {
-        Lifetimes::of(held)
     }
 }

@@ -1,12 +1,12 @@
 //! Copies of orders and of the configuration, in memory and in Redis. Copies are for showing: whatever decides about money
 //! or about an order reads the database.
 //!
-//! What a copy may be used for follows from when the database was asked for it. A copy of something that can still change
-//! is shown for one second from that moment ([`FRESH`]), however many layers it went through: the copy in Redis carries the
+//! What a copy may be used for follows from when the database was asked for it. A copy is shown for one second from that
+//! moment ([`FRESH`]), however many layers it went through: the copy in Redis carries the
 //! moment, by the clock of Redis itself, and memory shows what it took from there no longer than what is left of the second.
-//! So it does not matter whether the news of a change ever reach Redis: they only make a change seen sooner. What can no
-//! longer change is shown for as long as it is kept. Redis keeps an order for an hour and the configuration for a day, past
-//! its second as a fence: an older version never takes the place of a newer one, whoever comes late.
+//! So it does not matter whether the news of a change ever reach Redis: they only make a change seen sooner. Nothing is taken
+//! for final: even a refunded order can be paid a second time. Redis keeps an order for an hour and the configuration for a
+//! day, past its second as a fence: an older version never takes the place of a newer one, whoever comes late.
 //!
 //! What that promises to readers:
 //! - Whoever asks more than a second after a change was committed sees it, in every process. The bound on a paid order is
@@ -34,7 +34,7 @@ pub use config::Config;
 pub use orders::{Changed, OrderCopy, Orders, Renewer};
 pub use redis::{Redis, RedisConfig};
 
-/// For how long a copy of what can still change is shown, from the moment at which the database was asked.
+/// For how long a copy is shown, from the moment at which the database was asked.
 pub const FRESH: Duration = Duration::from_secs(1);
 
 /// All copies that a process shows.

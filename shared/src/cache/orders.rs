@@ -15,7 +15,8 @@ use super::redis::Redis;
 use crate::db::DbError;
 use crate::db::orders::{self, Order};
 use crate::domain::{
-    AccountName, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo, UserId,
+    AccountName, ExtraState, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo,
+    UserId,
 };
 
 /// About how many bytes of orders memory holds.
@@ -47,6 +48,9 @@ pub struct OrderCopy {
     pub paid_at: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub closed_at: Option<OffsetDateTime>,
+    pub close_requested: bool,
+    pub extra_state: Option<ExtraState>,
+    pub extra_amount: Option<Money>,
     pub metadata: Value,
     pub version: i64,
     #[serde(with = "time::serde::rfc3339")]
@@ -73,6 +77,9 @@ impl From<Order> for OrderCopy {
             expires_at: order.expires_at,
             paid_at: order.paid_at,
             closed_at: order.closed_at,
+            close_requested: order.close_requested_at.is_some(),
+            extra_state: order.extra_state,
+            extra_amount: order.extra_amount,
             metadata: order.metadata,
             version: order.version,
             created_at: order.created_at,
@@ -92,10 +99,6 @@ impl Copied for OrderCopy {
 
     fn version(&self) -> i64 {
         self.version
-    }
-
-    fn is_final(&self) -> bool {
-        self.status.is_final()
     }
 }
 

@@ -9,8 +9,9 @@ use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
 use crate::domain::{
-    AccountName, CaseId, CaseKind, CaseStatus, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType,
-    RefundId, RefundNo, RefundOrigin, RefundStatus, Scene, Subject, TradeNo, TransactionId, UserId, Verdict,
+    AccountName, CaseId, CaseKind, CaseStatus, ExtraState, Money, OrderId, OrderNo, OrderStatus, PaymentMethod,
+    ProductType, RefundId, RefundNo, RefundOrigin, RefundStatus, Scene, Subject, TradeNo, TransactionId, UserId,
+    Verdict,
 };
 
 /// How one type is bound and read: its `$read` and `$write`, and the PostgreSQL types of it and of its arrays.
@@ -81,6 +82,7 @@ text_column! {
     CaseKind: |text| Ok(text.parse()?), ToString::to_string;
     CaseStatus: |text| Ok(text.parse()?), ToString::to_string;
     OrderStatus: |text| Ok(text.parse()?), ToString::to_string;
+    ExtraState: |text| Ok(text.parse()?), ToString::to_string;
     PaymentMethod: |text| Ok(text.parse()?), ToString::to_string;
     Scene: |text| Ok(text.parse()?), ToString::to_string;
     RefundOrigin: |text| Ok(text.parse()?), ToString::to_string;

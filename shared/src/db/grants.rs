@@ -3,7 +3,7 @@
 //!
 //! What never changes once it is written is in no `update` line: who bought what for how much from which account, the
 //! bytes of a callback, the facts of an event. Rows are deleted from `jobs`, where a deleted row is work done, and by the
-//! relay from the four tables whose rows have their time (see `retention`). To pass over what others hold (`for update skip
+//! relay from the five tables whose rows have their time (see `retention`). To pass over what others hold (`for update skip
 //! locked`) it needs the right to change some column: one that nobody can set, or that says nothing of money.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,13 +76,17 @@ pub const TABLES: &[Table] = &[
         may_only(&[PaymentCtl], Select,
             &["id", "user_id", "order_no", "product_type", "subject", "amount", "payment_method", "scene", "account",
               "status", "trade_no", "refunded_amount", "expires_at", "paid_at", "closed_at", "version", "created_at",
-              "updated_at", "checked_at", "gateway_state"]),
+              "updated_at", "checked_at", "gateway_state", "close_requested_at", "extra_state", "extra_amount"]),
         // A refund that is asked for moves its order. Who paid it and when is the workers' alone: they ask the gateway.
-        may_only(&[PaymentApi], Update, &["status", "refunded_amount", "updated_at", "version"]),
+        // A buyer asks for the order's end.
+        may_only(&[PaymentApi], Update, &["status", "refunded_amount", "updated_at", "version", "close_requested_at"]),
         may_only(SETTLERS, Update,
             &["status", "trade_no", "paid_at", "closed_at", "refunded_amount", "updated_at", "version"]),
         may_only(&[CheckWorker], Update, &["checked_at", "gateway_state"]),
         may_only(&[RefundWorker], Update, &["status", "refunded_amount", "updated_at", "version"]),
+        // Beside each change of money that was not owed.
+        may_only(ALL_BUT_RELAY, Update, &["extra_state", "extra_amount"]),
+        may_only(&[PaymentCtl], Update, &["extra_state", "extra_amount", "updated_at", "version"]),
     ] },
     Table { name: "payment_transactions", grants: &[
         may(ALL_BUT_RELAY, Select),
@@ -125,9 +129,10 @@ pub const TABLES: &[Table] = &[
         may(&[PaymentCtl], Insert),
         may_only(&[PaymentCtl], Select,
             &["id", "kind", "ref_id", "due_at", "lease_until", "attempts", "publishes", "last_error", "created_at"]),
-        may_only(&[PaymentApi], Update, &["due_at", "lease_until", "publishes", "fence", "payload"]),
+        may_only(&[PaymentApi], Update,
+            &["due_at", "lease_until", "publishes", "fence", "payload", "hinted_at", "hint_step", "hint_backs"]),
         may_only(WORKERS, Update,
-            &["due_at", "lease_until", "publishes", "fence", "attempts", "last_error", "payload"]),
+            &["due_at", "lease_until", "publishes", "fence", "attempts", "last_error", "payload", "taken_at"]),
         may_only(&[Relay], Update, &["due_at", "lease_until", "publishes", "fence"]),
     ] },
     Table { name: "events", grants: &[
@@ -140,7 +145,8 @@ pub const TABLES: &[Table] = &[
     Table { name: "cases", grants: &[
         may(PROCESSES, Select),
         may(&[PaymentCtl], Select),
-        may(&[CallbackWorker, CheckWorker, RefundWorker, Relay], Insert),
+        // The ingress: an account that a gateway refuses.
+        may(PROCESSES, Insert),
         // A person's step, and a new fact, which may reopen a case.
         may_only(&[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, Relay], Update,
             &["status", "proposed_by", "proposed_action", "resolution", "resolved_by", "evidence", "history", "version",
@@ -161,6 +167,15 @@ pub const TABLES: &[Table] = &[
         may_only(&[Relay], Select, &["user_id", "key", "created_at", "expires_at", "held_until"]),
         may(&[Relay], Delete),
         may_only(&[Relay], Update, &["held_until"]),
+    ] },
+    // Sealed: who reads a row cannot pay with it.
+    Table { name: "order_credentials", grants: &[
+        may(&[PaymentApi], Select),
+        may(&[PaymentApi], Insert),
+        may_only(&[PaymentApi], Update, &["sealed", "obtained_at", "valid_until"]),
+        may_only(&[Relay], Select, &["order_id", "obtained_at", "valid_until"]),
+        may(&[Relay], Delete),
+        may_only(&[Relay], Update, &["valid_until"]),
     ] },
     // Changed by a person, and each change written down.
     Table { name: "payment_config", grants: &[

@@ -242,7 +242,8 @@ pub async fn take(
 ) -> Result<Option<Taken>, DbError> {
     let row = sqlx::query!(
         r#"
-        update jobs set fence = fence + 1, lease_until = now() + $4::bigint * interval '1 millisecond'
+        update jobs
+        set fence = fence + 1, lease_until = now() + $4::bigint * interval '1 millisecond', taken_at = now()
         where id = $1 and fence = $2 and kind = any($3) and ref_id is not null and lease_until is not null
           and due_at <= now()
         returning id, fence, ref_id as "ref_id!", attempts, kind, payload, now() as "now!"

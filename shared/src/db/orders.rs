@@ -12,7 +12,8 @@ use super::idempotency_keys::{NewKey, SavedAnswer};
 use super::jobs::millis;
 use super::page::Wanted;
 use crate::domain::{
-    AccountName, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo, UserId,
+    AccountName, ExtraState, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo,
+    UserId,
 };
 
 /// One row, whole.
@@ -48,6 +49,12 @@ pub struct Order {
     pub paid_at: Option<OffsetDateTime>,
     /// By our clock.
     pub closed_at: Option<OffsetDateTime>,
+    /// When somebody asked for the order's end, by our clock.
+    pub close_requested_at: Option<OffsetDateTime>,
+    /// What became of money that the order was not owed; `None`: there was none. See [`super::extra`].
+    pub extra_state: Option<ExtraState>,
+    /// How much of it is in that state, where the gateway has stated it.
+    pub extra_amount: Option<Money>,
     /// What the merchant's frontend attached; events carry it on.
     pub metadata: Value,
     /// See [`crate::gateway::PrepayRequest`]. Never logged.
@@ -213,7 +220,8 @@ macro_rules! select_orders {
               refunded_amount as "refunded_amount: Money", expires_at,
               case when paid_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
                 then paid_at end as paid_at,
-              closed_at, metadata, prepay, version, created_at, updated_at
+              closed_at, close_requested_at, extra_state as "extra_state: ExtraState", extra_amount as "extra_amount: Money",
+              metadata, prepay, version, created_at, updated_at
             from payment_orders
             "# + $tail
             $(, $argument)*
@@ -338,6 +346,25 @@ pub async fn mark_by_refunds(
     .execute(tx)
     .await?;
     DbError::expect_rows(done.rows_affected(), 1)
+}
+
+/// Notes that somebody asked for the end of an order, the first time and while it is pending.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn request_close(tx: &mut PgConnection, id: OrderId, now: OffsetDateTime) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        update payment_orders
+        set close_requested_at = $2, updated_at = $2, version = version + 1
+        where id = $1 and status = 'pending' and close_requested_at is null
+        "#,
+        id as OrderId,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// Notes what the gateway was last heard to say of an order, for a person.

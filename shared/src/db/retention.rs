@@ -55,6 +55,30 @@ pub async fn idempotency_keys(tx: &mut PgConnection, before: OffsetDateTime, lim
     Ok(until_fewer(done.rows_affected(), limit))
 }
 
+/// Removes credentials that were good until before `before`.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn credentials(tx: &mut PgConnection, before: OffsetDateTime, limit: i64) -> Result<Step<()>, DbError> {
+    let done = sqlx::query!(
+        r#"
+        with expired as (
+          select order_id from order_credentials
+          where valid_until < $1
+          order by valid_until
+          limit $2
+          for update skip locked
+        )
+        delete from order_credentials c using expired e where c.order_id = e.order_id
+        "#,
+        before,
+        limit,
+    )
+    .execute(tx)
+    .await?;
+    Ok(until_fewer(done.rows_affected(), limit))
+}
+
 /// Removes events that were published before `before` and that the statistics have seen.
 ///
 /// # Errors
@@ -203,11 +227,12 @@ pub async fn cases(
 pub async fn oldest(
     db: impl PgExecutor<'_>,
     now: OffsetDateTime,
-) -> Result<[(&'static str, Option<Duration>); 4], DbError> {
+) -> Result<[(&'static str, Option<Duration>); 5], DbError> {
     let row = sqlx::query!(
         r#"
         select
           (select created_at from idempotency_keys order by expires_at limit 1) as idempotency_keys,
+          (select obtained_at from order_credentials order by valid_until limit 1) as order_credentials,
           (select occurred_at from events order by seq limit 1) as events,
           (select received_at from callbacks order by id limit 1) as callbacks,
           (select created_at from cases order by id limit 1) as cases
@@ -218,6 +243,7 @@ pub async fn oldest(
     let age = |since: Option<OffsetDateTime>| since.map(|since| now - since);
     Ok([
         ("idempotency_keys", age(row.idempotency_keys)),
+        ("order_credentials", age(row.order_credentials)),
         ("events", age(row.events)),
         ("callbacks", age(row.callbacks)),
         ("cases", age(row.cases)),

@@ -17,7 +17,7 @@ pub use account::{AccountName, AccountNameError, UserId, UserIdError};
 pub use ids::{CaseId, OrderId, ParseIdError, RefundId, TransactionId, first_id_at};
 pub use money::{Money, MoneyError};
 pub use notification::{Fact, Merchant, Notification, RefundOutcome, ReturnedTrade, Source};
-pub use order::{InvalidTransition, OrderEvent, OrderStatus, TRANSITIONS};
+pub use order::{ExtraState, InvalidTransition, OrderEvent, OrderStatus, TRANSITIONS};
 pub use order_no::{
     OrderNo, OrderNoError, ProductType, ProductTypeError, RefundNo, RefundNoError, Subject, SubjectError, TradeNo,
     TradeNoError,

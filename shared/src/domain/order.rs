@@ -21,6 +21,25 @@ named_enum! {
 }
 
 named_enum! {
+    /// What became of money that an order was not owed: a late payment, a second one, one of another amount.
+    ExtraState {
+        /// We have it, and nobody has decided yet.
+        Held = "held",
+        /// It is on its way back to the buyer.
+        Returning = "returning",
+        /// The buyer has it back.
+        Returned = "returned",
+    }
+}
+
+impl ExtraState {
+    /// Whether something still has to happen.
+    pub const fn is_open(self) -> bool {
+        !matches!(self, ExtraState::Returned)
+    }
+}
+
+named_enum! {
     /// What can happen to an order.
     OrderEvent {
         /// The gateway took the buyer's money.
@@ -69,7 +88,7 @@ impl OrderStatus {
         !matches!(self, OrderStatus::Pending | OrderStatus::Closed)
     }
 
-    /// Whether the order stays as it is for ever. A closed one does not: money that comes late can still be taken for it.
+    /// Whether the status stays for ever. That of a closed order does not: money that comes late can still be taken for it.
     pub const fn is_final(self) -> bool {
         matches!(self, OrderStatus::Refunded)
     }

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::db::orders::{self, Order, Paid};
 use crate::db::refunds::{self as records, Refund};
 use crate::db::transactions::{self, Payment};
-use crate::db::{DbError, cases, events, jobs, outside as records_outside};
+use crate::db::{DbError, cases, events, extra, jobs, outside as records_outside};
 use crate::domain::{
     CaseId, CaseStatus, Fact, LatePaymentPolicy, OrderEvent, OrderId, OrderStatus, Policies, RefundId, RefundNo,
     RefundOrigin, TradeNo, Verdict,
@@ -196,6 +196,7 @@ async fn honour(
     );
     events::append(tx, &news, now).await?;
     jobs::end_checks(tx, &[order_id]).await?;
+    extra::follow(tx, &[order_id], now).await?;
     Ok(Ok(()))
 }
 

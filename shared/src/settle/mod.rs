@@ -3,6 +3,7 @@
 //! A batch is settled with a fixed number of statements: lock the orders, decide in memory, write each kind of effect
 //! once. Deciding is pure; every move of an order is asked of [`crate::domain::TRANSITIONS`].
 
+pub mod accounts;
 mod booking;
 pub mod late;
 mod outside;
@@ -19,7 +20,7 @@ use crate::clock::Clock;
 use crate::db::cases::NewCase;
 use crate::db::orders::{Order, Paid};
 use crate::db::transactions::ExtraPayment;
-use crate::db::{DbError, case_facts, cases, events, jobs, orders, transactions};
+use crate::db::{DbError, case_facts, cases, events, extra, jobs, orders, transactions};
 use crate::domain::{
     CaseId, CaseKind, Fact, LatePaymentPolicy, Merchant, Money, Notification, OrderEvent, OrderId, OrderStatus,
     PaymentMethod, Policies, RefundId, Source, TradeNo, TransactionId, Verdict,
@@ -413,6 +414,15 @@ struct Effects {
 }
 
 impl Effects {
+    /// The orders of which money that was not owed may have come, or may now be theirs.
+    fn with_extra_money(&self) -> Vec<OrderId> {
+        let noted = self.extra.iter().map(|extra| extra.order_id);
+        let honoured = self.honoured.iter().map(|paid| paid.id);
+        let of_cases = self.cases.iter().filter(|case| case.kind.is_of_money_held()).filter_map(|case| case.order_id);
+        let orders: HashSet<OrderId> = noted.chain(honoured).chain(of_cases).collect();
+        orders.into_iter().collect()
+    }
+
     async fn write(mut self, tx: &mut PgConnection, now: OffsetDateTime) -> Result<(), DbError> {
         if !self.paid.is_empty() {
             orders::mark_paid(tx, &self.paid, now).await?;
@@ -441,6 +451,8 @@ impl Effects {
             let asked = Asked::Fulfil.of(*case_id);
             jobs::ask_in(&mut *tx, kind::CHECK, &order_id.to_string(), &asked, Duration::ZERO).await?;
         }
+        // What the buyer reads of money that was not owed.
+        extra::follow(tx, &self.with_extra_money(), now).await?;
         if !self.events.is_empty() {
             events::append(tx, &self.events, now).await?;
         }

@@ -18,7 +18,7 @@ use crate::db::orders::{self, Order};
 use crate::db::outside::{self, OutsideRefund};
 use crate::db::refunds::{self, Refund};
 use crate::db::transactions::{self, ExtraPayment, Payment};
-use crate::db::{DbError, events, jobs};
+use crate::db::{DbError, events, extra, jobs};
 use crate::domain::{
     CaseKind, CaseStatus, Fact, Money, Notification, OrderId, OrderStatus, RefundId, RefundNo, RefundOrigin,
     RefundOutcome, RefundStatus, ReturnedTrade, TradeNo, TransactionId, Verdict,
@@ -302,6 +302,7 @@ async fn book(
     } else {
         let outside = trade.outside().fen() + amount.fen();
         note(tx, trade, &Money::from_fen(outside).unwrap_or(Money::MAX).to_string(), clock).await?;
+        extra::follow(tx, &[order.id], now).await?;
     }
     explain(tx, order.id, trade.trade_no.as_str(), clock).await
 }

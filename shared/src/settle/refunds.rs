@@ -12,7 +12,7 @@ use crate::db::cases::NewCase;
 use crate::db::orders::Order;
 use crate::db::refunds::{Move, NewRefund, Refund};
 use crate::db::transactions::Payment;
-use crate::db::{self, DbError, cases, events, jobs, orders, refunds, transactions};
+use crate::db::{self, DbError, cases, events, extra, jobs, orders, refunds, transactions};
 use crate::domain::{
     CaseId, CaseKind, Fact, Money, OrderId, OrderStatus, PaymentMethod, Policies, RefundEvent, RefundId, RefundNo,
     RefundOutcome, RefundStatus, TradeNo, status_by_refunds,
@@ -109,6 +109,7 @@ pub async fn ask(
     };
     refunds::create(tx, &new, now).await?;
     follow(tx, &order, now).await?;
+    follow_extra(tx, &order, trade_no, now).await?;
     let refund = refunds::get(&mut *tx, wish.id).await?.ok_or(DbError::Moved)?;
     Ok(Ok(refund))
 }
@@ -224,6 +225,7 @@ pub async fn settle(
     };
     refunds::apply(tx, &step(&refund, (from, to), fact, now), now).await?;
     let after = follow(tx, &order, now).await?;
+    follow_extra(tx, &after, &refund.trade_no, now).await?;
     tell(tx, (&after, &refund, from), fact, clock).await?;
     if after.status == OrderStatus::Refunded && order.status != OrderStatus::Refunded {
         events::append(tx, &[event::order_refunded(&after, &refund)], now).await?;
@@ -315,6 +317,16 @@ pub(super) async fn follow(tx: &mut PgConnection, order: &Order, now: OffsetDate
         (order.status, order.refunded_amount, order.version) = (to, returned, order.version + 1);
     }
     Ok(order)
+}
+
+/// Lets what the buyer reads of money that was not owed follow a refund of it.
+async fn follow_extra(
+    tx: &mut PgConnection,
+    order: &Order,
+    trade_no: &TradeNo,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    if order.trade_no.as_ref() == Some(trade_no) { Ok(()) } else { extra::follow(tx, &[order.id], now).await }
 }
 
 /// Events and cases of a move.

@@ -12,8 +12,9 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel};
 use shared::clock::Clock;
-use shared::db::{MIGRATOR, grants, retention};
-use shared::domain::CaseId;
+use shared::db::hints::{Hint, hint};
+use shared::db::{MIGRATOR, credentials, extra, grants, orders, retention};
+use shared::domain::{CaseId, OrderId};
 use shared::mq::topology::{self, Needs};
 use shared::mq::{self, Connection, MqError};
 use shared::service::Service::{self, CallbackWorker, CheckWorker, PaymentApi, PaymentCtl, RefundWorker, Relay};
@@ -89,6 +90,7 @@ async fn the_relay_may_remove_and_measure_what_it_has_to(db: PgPool) {
     retention::step_aside(&mut relay).await.unwrap();
     retention::idempotency_keys(&mut relay, now, 1).await.unwrap();
     retention::events(&mut relay, now, 1).await.unwrap();
+    retention::credentials(&mut relay, now, 1).await.unwrap();
     retention::oldest(&mut relay, now).await.unwrap();
     assert_eq!(retention::sizes(&mut relay).await.unwrap().len(), grants::TABLES.len());
     // Their second half runs only where there is something.
@@ -102,6 +104,28 @@ async fn the_relay_may_remove_and_measure_what_it_has_to(db: PgPool) {
     assert_eq!(retention::callbacks(&mut relay, now, 0, 1).await.unwrap().removed, 1);
     let step = retention::cases(&mut relay, now, none, 1).await;
     assert_eq!(step.unwrap().removed, 1);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn each_role_may_do_what_buyers_need(db: PgPool) {
+    let mut connection = granted(&db).await;
+    let (now, order) = (Clock::system().now(), OrderId::from_u128(7));
+    for service in [PaymentApi, CallbackWorker, CheckWorker, RefundWorker, PaymentCtl] {
+        let mut tx = connection.begin().await.unwrap();
+        tx.execute(AssertSqlSafe(format!("set local role {}", service.database_role()))).await.unwrap();
+        extra::lock(&mut tx, order).await.unwrap_or_else(|error| panic!("{service}: {error:?}"));
+        extra::follow(&mut tx, &[order], now).await.unwrap_or_else(|error| panic!("{service}: {error:?}"));
+    }
+    connection.execute("set role payment_api").await.unwrap();
+    for kind in [Hint::Back, Hint::Watched] {
+        assert_eq!(hint(&mut connection, &[order], kind).await.unwrap(), []);
+    }
+    orders::request_close(&mut connection, order, now).await.unwrap();
+    assert!(credentials::last(&mut connection, order, now).await.unwrap().is_none());
+    // There is no such order, and that is what it fails for.
+    let kept = credentials::Kept { sealed: vec![1], obtained_at: now, valid_until: now };
+    let error = credentials::keep(&mut connection, order, &kept).await.unwrap_err();
+    assert!(format!("{error:?}").contains("order_credentials_order_fkey"), "{error:?}");
 }
 
 /// The processes, without the operators' tool.
@@ -173,6 +197,16 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     ("select answer from idempotency_keys", &[PaymentApi]),
     ("select route from idempotency_keys", &[PaymentApi, PaymentCtl]),
     ("delete from idempotency_keys", &[Relay]),
+    // A credential is kept sealed, by the ingress alone; hints as well.
+    ("select sealed from order_credentials", &[PaymentApi]),
+    ("delete from order_credentials", &[Relay]),
+    ("update order_credentials set order_id = 'b'", &[]),
+    ("update jobs set hint_step = 0 where false", &[PaymentApi]),
+    ("update payment_orders set close_requested_at = now() where false", &[PaymentApi]),
+    (
+        "update payment_orders set extra_state = null where false",
+        &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, PaymentCtl],
+    ),
     // What buyers may choose: a person decides through the ingress, and every change stays written down.
     ("update payment_config set enabled = true where false", &[PaymentApi]),
     ("update payment_config set payment_method = 'alipay'", &[]),

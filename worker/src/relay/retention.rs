@@ -28,7 +28,7 @@ const LOOK: StdDuration = StdDuration::from_secs(60);
 const BREATH: StdDuration = StdDuration::from_millis(200);
 /// Rows that a step looks at, at most.
 const BATCH: i64 = 500;
-/// How long a key stays after its expiry: longer than any request takes, and than clocks differ.
+/// How long a key or a credential stays after its expiry: longer than any request takes, and than clocks differ.
 const KEYS: Duration = Duration::hours(1);
 
 /// How long rows are kept; `None` is for ever.
@@ -110,13 +110,14 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     tokio::select! { () = remove => {}, () = look => {}, () = stop.cancelled() => {} }
 }
 
-/// One round through the four tables. What fails in one of them keeps the others from nothing.
+/// One round through the five tables. What fails in one of them keeps the others from nothing.
 pub async fn round(db: &PgPool, clock: &Clock, keep: Keep) {
     let now = clock.now();
     let before = |kept: Option<Duration>| kept.and_then(|kept| now.checked_sub(kept));
     if let Some(before) = before(Some(KEYS)) {
         walk(db, "idempotency_keys", (), async |tx, (), limit| retention::idempotency_keys(tx, before, limit).await)
             .await;
+        walk(db, "order_credentials", (), async |tx, (), limit| retention::credentials(tx, before, limit).await).await;
     }
     if let Some(before) = before(keep.events) {
         walk(db, "events", (), async |tx, (), limit| retention::events(tx, before, limit).await).await;

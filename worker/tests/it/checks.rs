@@ -3,6 +3,7 @@
 use gateway_sim::notify::Overrides;
 use serde_json::json;
 use shared::db::{MIGRATOR, orders};
+use shared::domain::ExtraState::{Held, Returning};
 use shared::domain::OrderStatus::{Closed, Paid, Pending};
 use shared::domain::PaymentMethod::{Alipay, Wechat};
 use shared::domain::{OrderStatus, RefundId, RefundNo, Verdict};
@@ -51,6 +52,28 @@ async fn an_unpaid_order_is_asked_about_soon_then_slower_and_at_its_end(db: PgPo
     let due = bench.job(&order).await.unwrap().0;
     assert!(due > Duration::seconds(60) && due <= Duration::seconds(90), "{due}");
     assert!(CHECKS.windows(2).all(|pair| pair[0] < pair[1]));
+}
+
+/// Brought forward by a hint, a question must not be followed by the schedule's own a moment later.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn two_questions_are_three_seconds_apart_at_least(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    let order = bench.offered(Wechat).await;
+    for age in ["29 seconds", "29.9 seconds", "59.9 seconds"] {
+        let sql = "update payment_orders set created_at = now() - $1::text::interval";
+        sqlx::query(sql).bind(age).execute(&bench.world.db).await.unwrap();
+        bench.check(&order).await;
+        let due = bench.job(&order).await.unwrap().0;
+        assert!(due > Duration::seconds(2) && due <= Duration::seconds(31), "{age}: {due}");
+    }
+    // As well when its time is nearly up.
+    sqlx::query("update payment_orders set expires_at = now() + interval '1 second'")
+        .execute(&bench.world.db)
+        .await
+        .unwrap();
+    bench.check(&order).await;
+    let due = bench.job(&order).await.unwrap().0;
+    assert!(due > Duration::seconds(1) && due <= Duration::seconds(3), "{due}");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -154,19 +177,33 @@ pub async fn late(db: PgPool, policy: &str) -> (Bench, Vec<orders::Order>) {
 async fn a_late_payment_is_held_for_a_person(db: PgPool) {
     let (bench, late) = late(db, "hold").await;
     for order in &late {
-        assert_eq!((order.status, order.version), (Closed, 2));
+        assert_eq!((order.status, order.version), (Closed, 3));
+        assert_eq!((order.extra_state, order.extra_amount), (Some(Held), Some(order.amount)), "the buyer reads it");
         let payments = bench.world.payments(order).await;
         assert_eq!(payments.iter().map(|(_, status)| status.as_str()).collect::<Vec<_>>(), ["failed", "succeeded"]);
     }
     assert_eq!(bench.decisions().await, vec![("late_payment".to_owned(), "open".to_owned(), false); 2]);
     assert_eq!(bench.event_kinds().await, ["order.closed", "order.closed"]);
+    // What came before there was such a state is found by the migration.
+    let db = &bench.world.db;
+    sqlx::query("update payment_orders set extra_state = null, extra_amount = null").execute(db).await.unwrap();
+    sqlx::raw_sql(include_str!("../../../migrations/0020_extra_states_of_before.sql")).execute(db).await.unwrap();
+    for order in &late {
+        let found = bench.world.order(&order.id).await;
+        assert_eq!((found.extra_state, found.extra_amount), (order.extra_state, order.extra_amount));
+    }
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_late_payment_goes_back_when_the_policy_says_so(db: PgPool) {
     let (bench, late) = late(db, "refund").await;
     for order in &late {
-        assert_eq!((order.status, order.version, order.refunded_amount.fen()), (Closed, 2, 0));
+        assert_eq!((order.status, order.version, order.refunded_amount.fen()), (Closed, 3, 0));
+        assert_eq!(
+            (order.extra_state, order.extra_amount),
+            (Some(Returning), Some(order.amount)),
+            "the buyer reads it"
+        );
         let refunds = shared::db::refunds::of_order(&bench.world.db, order.id).await.unwrap();
         assert_eq!(refunds.len(), 1, "one, however often the fact came");
         assert_eq!(refunds[0].refund_no.as_str(), format!("L{}", refunds[0].trade_no));
@@ -180,7 +217,7 @@ async fn a_late_payment_goes_back_when_the_policy_says_so(db: PgPool) {
 async fn a_late_payment_is_honoured_when_the_policy_says_so(db: PgPool) {
     let (bench, late) = late(db, "fulfil").await;
     for order in &late {
-        assert_eq!((order.status, order.version), (Paid, 3));
+        assert_eq!((order.status, order.version, order.extra_state), (Paid, 3, None));
         assert!(order.trade_no.is_some() && order.paid_at.is_some() && order.closed_at.is_some());
     }
     assert_eq!(bench.event_kinds().await, ["order.closed", "order.paid", "order.closed", "order.paid"]);
@@ -228,7 +265,7 @@ async fn a_paid_order_is_asked_about_once_more_after_a_day_and_after_eight(db: P
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_second_payment_follows_the_policy_too(db: PgPool) {
-    for (policy, refunds) in [("hold", 0), ("refund", 1), ("fulfil", 0)] {
+    for (policy, refunds, shown) in [("hold", 0, Held), ("refund", 1, Returning), ("fulfil", 0, Held)] {
         let bench = Bench::new(db.clone(), policy).await;
         let order = bench.opened(Wechat).await;
         bench.world.settle(vec![bench.world.paid(&order)]).await;
@@ -237,7 +274,8 @@ async fn a_second_payment_follows_the_policy_too(db: PgPool) {
         bench.ask_now(order.id, json!({ "sync": true })).await;
         bench.check(&order).await;
         let after = bench.world.order(&order.id).await;
-        assert_eq!((after.status, after.version, after.refunded_amount.fen()), (Paid, 2, 0), "{policy}");
+        assert_eq!((after.status, after.version, after.refunded_amount.fen()), (Paid, 3, 0), "{policy}");
+        assert_eq!((after.extra_state, after.extra_amount), (Some(shown), Some(order.amount)), "{policy}");
         let made = shared::db::refunds::of_order(&bench.world.db, order.id).await.unwrap();
         assert_eq!(made.len(), refunds, "{policy}");
         let last = bench.decisions().await.pop().unwrap();
@@ -298,7 +336,7 @@ async fn no_answer_is_no_state_and_what_was_asked_stays_asked(db: PgPool) {
         bench.faults(r#"{"api":{"error_5xx":1}}"#).await;
         bench.check(&order).await;
         let (due, attempts, payload) = bench.job(&order).await.unwrap();
-        assert!(due <= Duration::seconds(3), "{due}");
+        assert!(due <= Duration::seconds(4), "{due}");
         assert_eq!((attempts, payload), (1, json!({ "close": true })));
         assert_eq!(bench.world.status(&order).await, Pending);
         bench.faults(r#"{"api":{"error_5xx":0}}"#).await;

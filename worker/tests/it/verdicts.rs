@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use shared::db::MIGRATOR;
 use shared::domain::OrderStatus::{Closed, Paid, PartiallyRefunded, Pending, Refunded, Refunding};
 use shared::domain::PaymentMethod::{Alipay, Wechat};
+use shared::domain::{ExtraState, Money};
 use sqlx::PgPool;
 use worker::consumer::Ack;
 
@@ -79,7 +80,13 @@ async fn another_amount_is_a_case_and_moves_nothing(db: PgPool) {
             let callback = world.told(&world.paid_trade(&order), &overrides);
             assert_eq!(world.settle(vec![callback]).await, [Ack::Done], "{method} {amount}");
         }
-        assert_eq!(world.status(&order).await, Pending);
+        let shown = world.order(&order.id).await;
+        assert_eq!(shown.status, Pending);
+        // One trade, whatever amounts were told of it: the buyer reads that we have it, by the last amount that we can read.
+        assert_eq!(
+            (shown.extra_state, shown.extra_amount.map(Money::fen)),
+            (Some(ExtraState::Held), Some(9_999_999_999))
+        );
     }
     assert!(world.verdicts().await.iter().all(|(verdict, _)| verdict == "amount_mismatch"));
     assert_eq!(world.verdicts().await.len(), 8);

@@ -2,8 +2,8 @@
 
 use clap::Args;
 use serde_json::json;
-use shared::db::DbError;
 use shared::db::cases::{self, Case, End};
+use shared::db::{DbError, extra};
 use shared::domain::{CaseId, CaseStatus};
 
 use super::get;
@@ -50,7 +50,13 @@ pub async fn run(place: &Place, discard: &Discard, operator: Option<&str>) -> Re
     let now = place.clock.now();
     let entry = json!({ "at": instant(now), "who": by, "what": "discarded", "action": { "reason": discard.reason } });
     let mut tx = place.db.begin().await.map_err(DbError::from)?;
+    let of_money = case.order_id.filter(|_| case.kind.is_of_money_held());
+    if let Some(order_id) = of_money {
+        extra::lock(&mut tx, order_id).await?;
+    }
     cases::end(&mut tx, &case, &End { resolution: &discard.reason, by: &by, entry: &entry }, now).await?;
+    // What the buyer reads of it.
+    extra::follow(&mut tx, of_money.as_slice(), now).await?;
     tx.commit().await.map_err(DbError::from)?;
     Ok(Answer::done(format!("resolved {what}: {}", discard.reason), json))
 }

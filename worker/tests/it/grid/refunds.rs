@@ -112,7 +112,7 @@ async fn field(desk: &Desk, method: PaymentMethod, share: Share, (own, notice): 
         _ => assert!(job, "{place}: nobody carries it on"),
     }
     if share == Share::SecondPayment {
-        assert_eq!(cell.before.rows("orders"), cell.after.rows("orders"), "{place}: the order's own money stayed");
+        assert_eq!(cell.before.own_orders(), cell.after.own_orders(), "{place}: the order's own money stayed");
     }
     lines(&cell, &refund)
 }

@@ -397,9 +397,21 @@ impl History<'_> {
         ensure(paid - returned == delivered - rolled_back, || {
             format!("in {paid}, returned {returned}; delivered {delivered}, rolled back {rolled_back}")
         })?;
+        self.shows_what_is_true().await?;
         let ends = self.events("order.closed").await.len() + self.events("order.refunded").await.len();
         let (closed, refunded) = (order.closed_at.is_some(), order.status == Refunded);
         ensure(ends == usize::from(closed) + usize::from(refunded), || format!("{ends} ends of {}", order.status))
+    }
+
+    /// What the buyer reads of money that was not owed follows from transactions, refunds and cases as they are now.
+    async fn shows_what_is_true(&self) -> Outcome {
+        let before = self.bench.world.order(&self.order.id).await;
+        let mut tx = self.bench.world.db.begin().await.unwrap();
+        shared::db::extra::follow(&mut tx, &[before.id], self.bench.checks.clock.now()).await.unwrap();
+        let after = shared::db::orders::lock_one(&mut tx, before.id).await.unwrap().unwrap();
+        tx.rollback().await.unwrap();
+        let (shown, so) = ((before.extra_state, before.extra_amount), (after.extra_state, after.extra_amount));
+        ensure(before.version == after.version, || format!("the buyer reads {shown:?}, and it is {so:?}"))
     }
 
     /// Years later, with all removed that has had its time, every fact comes once more. Nothing is told or opened twice.
