@@ -6,17 +6,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use shared::db::hints::{self as row, Hint};
 use shared::db::orders::{self, Order};
 use shared::db::{DbError, in_time};
-use shared::domain::OrderId;
+use shared::domain::{OrderId, OrderStatus};
 use shared::panics::caught;
 use shared::telemetry::chain;
 use sqlx::PgPool;
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::hints;
 use crate::problem::ApiError;
 
 /// How often the database is asked while anybody watches.
@@ -43,6 +45,35 @@ struct Inner {
 struct Watched {
     newest: watch::Sender<Arc<Order>>,
     watchers: usize,
+    pace: Pace,
+}
+
+/// How often the gateway is to be asked about an order that is watched and stays pending.
+struct Pace {
+    /// Hints that brought a question, the one of the page that opened the stream included.
+    given: usize,
+    /// Hints since then that the row refused.
+    refused: u8,
+    next: Instant,
+}
+
+/// How often a hint that was refused is repeated a second later: a question may just have been under way.
+const SOON: u8 = 4;
+const AGAIN: Duration = Duration::from_secs(1);
+
+impl Pace {
+    fn new(now: Instant) -> Pace {
+        Pace { given: 1, refused: 0, next: now + AGAIN }
+    }
+
+    fn after(&mut self, asked: bool, now: Instant) {
+        (self.given, self.refused) = if asked { (self.given + 1, 0) } else { (self.given, self.refused + 1) };
+        let soon = !asked && self.refused < SOON;
+        if !soon {
+            self.refused = 0;
+        }
+        self.next = now + if soon { AGAIN } else { row::gap(self.given).unsigned_abs() };
+    }
 }
 
 /// One page's view of one order; leaves the hub when dropped.
@@ -70,12 +101,14 @@ impl Hub {
             return Err(ApiError::StreamsFull);
         }
         let (id, order) = (order.id, Arc::new(order));
-        let fresh = || Watched { newest: watch::Sender::new(order.clone()), watchers: 0 };
+        let now = Instant::now();
+        let fresh = || Watched { newest: watch::Sender::new(order.clone()), watchers: 0, pace: Pace::new(now) };
         let entry = watched.entry(id).or_insert_with(fresh);
         if entry.watchers >= PER_ORDER {
             return Err(ApiError::TooManyStreams);
         }
         entry.watchers += 1;
+        entry.pace = Pace::new(now);
         if entry.newest.borrow().version < order.version {
             entry.newest.send_replace(order);
         }
@@ -97,6 +130,11 @@ impl Hub {
                     panic.noted("payment-api", "streams", &"the orders that are watched");
                     Ok(())
                 });
+                if asked.is_ok()
+                    && let Err(panic) = caught(self.hint(&db)).await
+                {
+                    panic.noted("payment-api", "hints", &"the orders that are watched");
+                }
                 if away != asked.is_err() {
                     away = !away;
                     match &asked {
@@ -146,6 +184,27 @@ impl Hub {
                 }
                 newer
             });
+        }
+    }
+
+    /// Has the gateway asked about the orders that are still pending, each at its own pace.
+    async fn hint(&self, db: &PgPool) {
+        let now = Instant::now();
+        let is_due =
+            |watched: &Watched| watched.pace.next <= now && watched.newest.borrow().status == OrderStatus::Pending;
+        let due: Vec<OrderId> =
+            self.watched().iter().filter(|(_, watched)| is_due(watched)).map(|(id, _)| *id).collect();
+        for chunk in due.chunks(CHUNK) {
+            let asked = hints::send(db, chunk, Hint::Watched).await.unwrap_or_else(|error| {
+                warn!(%error, "The checks of watched orders were not brought forward");
+                Vec::new()
+            });
+            let mut watched = self.watched();
+            for id in chunk {
+                if let Some(watched) = watched.get_mut(id) {
+                    watched.pace.after(asked.contains(id), now);
+                }
+            }
         }
     }
 

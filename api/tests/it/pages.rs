@@ -12,14 +12,15 @@ use url::form_urlencoded::Serializer;
 
 use crate::world::{Answer, Setup, World, alipay_order, token, wechat_order};
 
-const PLATFORM: &str = include_str!("../../../shared/tests/fixtures/vectors/keys/alipay_platform_private_pkcs8.pem");
+pub const PLATFORM: &str =
+    include_str!("../../../shared/tests/fixtures/vectors/keys/alipay_platform_private_pkcs8.pem");
 const STRANGER: &str = include_str!("../../../shared/tests/fixtures/vectors/keys/alipay_other_private_pkcs8.pem");
 const PAGES: [&str; 2] = ["/pay/success", "/pay/cancel"];
 const NEUTRAL: &str = "Please look into the merchant’s app";
 
 /// What Alipay appends to a return address, signed with this key. The signed text is built here by hand and the
 /// signature made by the simulator: neither shares code with what is tested.
-fn returned(key: &str, order_no: &str) -> String {
+pub fn returned(key: &str, order_no: &str) -> String {
     let fields = [
         ("app_id", "2021000122671080"),
         ("auth_app_id", "2021000122671080"),
@@ -42,7 +43,7 @@ fn text<'a>(placed: &'a Value, name: &str) -> &'a str {
     placed["order"][name].as_str().unwrap()
 }
 
-fn with_token(placed: &Value) -> String {
+pub fn with_token(placed: &Value) -> String {
     format!("order={}&view_token={}", text(placed, "id"), placed["view_token"].as_str().unwrap())
 }
 

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shared::cache::Changed;
 use shared::db::cases::{self, Case};
-use shared::db::{DbError, case_facts, events, orders};
+use shared::db::{DbError, case_facts, events, extra, orders};
 use shared::domain::{CaseId, CaseKind, CaseStatus, UserId};
 use shared::event;
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoParams, ToSchema};
@@ -21,7 +22,7 @@ use super::deeds::{Deed, carry_out, check};
 use crate::auth::Admin;
 use crate::fields::{Fields, JsonBytes, text};
 use crate::problem::{ApiError, Problem};
-use crate::routes::listing::{Faults, page};
+use crate::routes::listing::{Faults, Known, page};
 use crate::state::{App, to_the_end};
 
 /// The longest note, in characters.
@@ -128,7 +129,7 @@ pub struct CaseFilter {
 pub async fn list(
     State(app): State<Arc<App>>,
     _admin: Admin,
-    Query(filter): Query<CaseFilter>,
+    Known(filter): Known<CaseFilter>,
 ) -> Result<Json<CasePage>, ApiError> {
     let mut faults = Faults::default();
     let limit = faults.limit(filter.limit.as_deref()) + 1;
@@ -308,8 +309,12 @@ async fn put(app: &App, id: CaseId, who: &UserId, deed: Deed) -> Result<Json<Cas
         }
     };
     let mut tx = app.db.begin().await.map_err(DbError::from)?;
-    cases::step(&mut tx, &case, &entry, app.clock.now()).await.map_err(changed)?;
+    if let Some(order_id) = case.order_id {
+        extra::lock(&mut tx, order_id).await?;
+    }
+    step(app, &mut tx, &case, &entry).await?;
     tx.commit().await.map_err(DbError::from)?;
+    renew(app, &case).await;
     seen(app, id).await
 }
 
@@ -337,12 +342,26 @@ async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<C
         (case.status, case.proposed_by, case.proposed_action) = (CaseStatus::Open, None, None);
     }
     // The version that was seen; whoever was faster has changed it, and then nothing of this happens.
-    cases::step(&mut tx, &case, &entry, app.clock.now()).await.map_err(changed)?;
+    step(app, &mut tx, &case, &entry).await?;
     tx.commit().await.map_err(DbError::from)?;
+    renew(app, &case).await;
+    seen(app, id).await
+}
+
+/// Writes the case as it is after a step, and what its order shows of the money that the case is about. The order is locked
+/// already, as every transaction locks it first.
+async fn step(app: &App, tx: &mut PgConnection, case: &Case, entry: &Value) -> Result<(), ApiError> {
+    cases::step(tx, case, entry, app.clock.now()).await.map_err(changed)?;
+    if let Some(order_id) = case.order_id.filter(|_| case.kind.is_of_money_held()) {
+        extra::follow(tx, &[order_id], app.clock.now()).await?;
+    }
+    Ok(())
+}
+
+async fn renew(app: &App, case: &Case) {
     if let Some(order_id) = case.order_id {
         app.cache.orders.renew(&app.db, Changed::Ids(vec![order_id])).await;
     }
-    seen(app, id).await
 }
 
 /// The case is open again, with its event, in one transaction.
@@ -359,7 +378,11 @@ async fn open_again(app: &App, id: CaseId, who: &UserId, reason: &str) -> Result
     }
     let opened = case_facts::reopen(&mut tx, &case, (who.as_str(), reason), now).await.map_err(changed)?;
     events::append(&mut tx, &[event::case_opened(&opened)], now).await?;
+    if let Some(order_id) = case.order_id.filter(|_| case.kind.is_of_money_held()) {
+        extra::follow(&mut tx, &[order_id], now).await?;
+    }
     tx.commit().await.map_err(DbError::from)?;
+    renew(app, &case).await;
     seen(app, id).await
 }
 

@@ -29,7 +29,9 @@ pub const LOOK: Duration = Duration::from_millis(100);
 
 /// Give up an order that is not paid.
 ///
-/// The gateway is asked first: an order that is being paid becomes paid, and the answer is `order_already_paid`.
+/// The gateway is asked first: an order that is being paid becomes paid, and the answer is `order_already_paid`. While the
+/// order is still open it says `close_requested`: at Alipay a cashier page that the buyer has not opened yet can only be
+/// closed once it is opened, or when it expires.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/close", tag = "orders", security(("bearer" = [])),
     params(("id" = String, Path, description = "The order's id")),
@@ -76,7 +78,11 @@ async fn give_up(app: &App, viewer: &Viewer, id: OrderId) -> Result<Order, ApiEr
     Ok(order)
 }
 
-/// Has the worker ask the gateway about an order at once, and end it unless it is paid.
+/// Has the worker ask the gateway about an order at once, and end it unless it is paid. From then on the order shows that its
+/// end was asked for.
 pub async fn ask_to_close(app: &App, id: OrderId) -> Result<(), DbError> {
-    jobs::ask_in(&app.db, kind::CHECK, &id.to_string(), &json!({ "close": true }), time::Duration::ZERO).await
+    let mut tx = app.db.begin().await?;
+    orders::request_close(&mut tx, id, app.clock.now()).await?;
+    jobs::ask_in(&mut *tx, kind::CHECK, &id.to_string(), &json!({ "close": true }), time::Duration::ZERO).await?;
+    Ok(tx.commit().await?)
 }

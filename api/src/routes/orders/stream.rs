@@ -10,12 +10,12 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
 use serde::Serialize;
 use shared::db::orders::{self, Order};
-use shared::domain::OrderStatus;
+use shared::domain::{ExtraState, OrderStatus};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, sleep_until};
 use utoipa::ToSchema;
 
-use super::OrderPath;
+use super::{ExtraPaymentView, OrderPath};
 use crate::auth::Viewer;
 use crate::hub::Subscription;
 use crate::problem::{ApiError, Problem};
@@ -39,6 +39,10 @@ pub struct StatusChange {
     status: String,
     /// In yuan.
     amount: String,
+    /// As of the order itself.
+    close_requested: bool,
+    /// As of the order itself.
+    extra_payment: Option<ExtraPaymentView>,
     /// By the gateway's clock, or by ours where it states a time that cannot be.
     #[serde(with = "time::serde::rfc3339::option")]
     paid_at: Option<OffsetDateTime>,
@@ -49,7 +53,8 @@ pub struct StatusChange {
 /// Watch an order.
 ///
 /// Events are called `status`: the present one at once, then each change. After a final status the stream ends; a
-/// browser that opens it again is answered 204, which ends its trying. An `EventSource` passes `?view_token=`.
+/// browser that opens it again is answered 204, which ends its trying. An `EventSource` passes `?view_token=`. While the
+/// order is pending the gateway is asked about it now and then, so a payment shows although its notice is lost.
 #[utoipa::path(
     get, path = "/v1/orders/{id}/stream", tag = "orders", security(("bearer" = []), ("view_token" = [])),
     params(("id" = String, Path, description = "The order's id")),
@@ -71,17 +76,23 @@ pub async fn stream(
     let db = app.db.clone();
     let order = viewer.shown(to_the_end(async move { Ok(orders::get(&db, id).await?) }).await?)?;
     let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
-    if is_final(order.status) && seen == Some(order.version) {
+    if is_final(&order) && seen == Some(order.version) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
+    app.hints.came_back(&app.db, (order.id, order.status));
     let events = events(app.hub.watch(order)?, app);
     let stream = Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("still here"));
     Ok(([("x-accel-buffering", "no")], stream).into_response())
 }
 
 /// Nothing more is to be waited for on a payment page.
-fn is_final(status: OrderStatus) -> bool {
-    !matches!(status, OrderStatus::Pending | OrderStatus::Refunding)
+pub fn is_final(order: &Order) -> bool {
+    match order.status {
+        OrderStatus::Pending | OrderStatus::Refunding => false,
+        // The buyer has paid all the same, and waits for what becomes of it.
+        OrderStatus::Closed => !order.extra_state.is_some_and(ExtraState::is_open),
+        _ => true,
+    }
 }
 
 struct Watching {
@@ -96,7 +107,7 @@ fn events(subscription: Subscription, app: Arc<App>) -> impl Stream<Item = Resul
     let watching = Watching { app, subscription, until: Instant::now() + LIFE, began: false, over: false };
     stream::unfold(watching, |mut watching| async move {
         let order = watching.next().await?;
-        watching.over = is_final(order.status);
+        watching.over = is_final(&order);
         watching.app.cache.orders.saw(&order);
         Some((event(&order), watching))
     })
@@ -128,6 +139,8 @@ fn event(order: &Order) -> Result<Event, axum::Error> {
         order_no: order.order_no.to_string(),
         status: order.status.to_string(),
         amount: order.amount.to_string(),
+        close_requested: order.close_requested_at.is_some(),
+        extra_payment: ExtraPaymentView::of(order.extra_state, order.extra_amount),
         paid_at: order.paid_at,
         version: order.version,
     };

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use shared::cache::OrderCopy;
 use shared::db::orders::{NewOrder, Order};
-use shared::domain::{Money, OrderStatus};
+use shared::domain::{ExtraState, Money, OrderStatus};
 use shared::gateway::Payment;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -46,6 +46,11 @@ pub struct OrderView {
     /// By our clock.
     #[serde(with = "time::serde::rfc3339::option")]
     pub closed_at: Option<OffsetDateTime>,
+    /// Whether somebody has asked for the order's end. While it is `pending` the buyer can still pay it.
+    pub close_requested: bool,
+    /// Money of the buyer that this order was not owed: a payment after its end, a second one, one of another amount.
+    /// Null: there was none. While it is `held` or `returning`, tell the buyer so, and never to pay again.
+    pub extra_payment: Option<ExtraPaymentView>,
     /// As created.
     #[schema(value_type = Object)]
     pub metadata: Value,
@@ -82,11 +87,32 @@ impl OrderView {
             expires_at: order.expires_at,
             paid_at: order.paid_at,
             closed_at: order.closed_at,
+            close_requested: order.close_requested,
+            extra_payment: ExtraPaymentView::of(order.extra_state, order.extra_amount),
             metadata: order.metadata.clone(),
             version: order.version,
             created_at: order.created_at,
             updated_at: order.updated_at,
         }
+    }
+}
+
+/// Money that was not owed, and where it is.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ExtraPaymentView {
+    /// `held`: the merchant has it and decides. `returning`: it is on its way back. `returned`: the buyer has it back.
+    #[schema(example = "held")]
+    pub state: String,
+    /// In yuan: how much of it is in that state. Null: the gateway has stated no amount.
+    #[schema(example = "12.34")]
+    pub amount: Option<String>,
+}
+
+impl ExtraPaymentView {
+    /// From what the order's row holds.
+    pub fn of(state: Option<ExtraState>, amount: Option<Money>) -> Option<ExtraPaymentView> {
+        let amount = amount.map(|amount| amount.to_string());
+        state.map(|state| ExtraPaymentView { state: state.to_string(), amount })
     }
 }
 
@@ -108,6 +134,9 @@ pub fn created(new: &NewOrder) -> Order {
         expires_at: new.expires_at,
         paid_at: None,
         closed_at: None,
+        close_requested_at: None,
+        extra_state: None,
+        extra_amount: None,
         metadata: new.metadata.clone(),
         prepay: new.prepay.clone(),
         version: 1,

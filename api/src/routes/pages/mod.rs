@@ -2,7 +2,8 @@
 //!
 //! The pages show what our own record says. The query string only names the order, and only with a proof: a return that
 //! Alipay signed for the order's account, or a view token. Both end a day after the order's expiry. Whoever brings no
-//! proof sees a page without an order, whatever else he brings.
+//! proof sees a page without an order, whatever else he brings. A visit with a proof also has the gateway asked about a
+//! pending order, and the page waits for the answer.
 
 mod render;
 mod words;
@@ -78,6 +79,8 @@ async fn look(app: &App, query: &str) -> Result<Shown, ApiError> {
     let Some(order) = found.filter(|order| now < order.expires_at + AFTER_EXPIRY) else { return Ok(Shown::Nothing) };
     Span::current().record("orderId", display(order.id));
     app.cache.orders.saw(&order);
+    // The best hint that there is: the gateway is asked now, should its notice be late or lost.
+    app.hints.came_back(&app.db, (order.id, order.status));
     // Ends with the proof that it stands for, and mostly sooner.
     let view_token = app.view_tokens.mint(order.id, order.expires_at.min(now + TOKEN - AFTER_EXPIRY))?;
     Ok(Shown::Order { order: Box::new(order), view_token })

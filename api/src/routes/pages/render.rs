@@ -17,8 +17,9 @@ use shared::domain::OrderStatus;
 use time::OffsetDateTime;
 use time::macros::{format_description, offset};
 
-use super::words::{BUSY, Language, NEUTRAL, Said, of_order};
+use super::words::{BUSY, Language, NEUTRAL, Said, of_extra, of_order};
 use super::{Page, Shown};
+use crate::routes::orders::is_final;
 
 const PAGE: &str = include_str!("page.html");
 const SECTION: &str = include_str!("section.html");
@@ -57,13 +58,13 @@ fn html(page: Page, shown: &Shown, language: Language) -> String {
     let said = match shown {
         Shown::Nothing => NEUTRAL,
         Shown::Busy => BUSY,
-        Shown::Order { order, .. } => of_order(order.status, page),
+        Shown::Order { order, .. } => of_order(order, page),
     };
     let sections = section(&said, shown, language.other()) + &section(&said, shown, language);
     let waits = match shown {
         Shown::Nothing => false,
         Shown::Busy => true,
-        Shown::Order { order, .. } => matches!(order.status, OrderStatus::Pending | OrderStatus::Refunding),
+        Shown::Order { order, .. } => !is_final(order),
     };
     let script = match shown {
         _ if !waits => String::new(),
@@ -123,6 +124,12 @@ fn details(order: &Order, language: Language) -> String {
     rows.extend(order.paid_at.map(|at| (language.pick("付款时间", "Paid at"), beijing(at))));
     if order.refunded_amount.is_positive() {
         rows.push((language.pick("已退款", "Refunded"), format!("¥{}", order.refunded_amount)));
+    }
+    // At the top the page speaks of the order's own payment, or else of this one.
+    if let Some(state) = order.extra_state {
+        let amount = order.extra_amount.map(|amount| format!("¥{amount} · ")).unwrap_or_default();
+        let (chinese, english) = of_extra(state);
+        rows.push((language.pick("另一笔付款", "Another payment"), amount + language.pick(chinese, english)));
     }
     let mut html = format!("<p class=\"amount\">¥{}</p>\n<dl>\n", order.amount);
     for (name, value) in rows {

@@ -2,7 +2,8 @@
 
 use axum::http::HeaderMap;
 use axum::http::header::ACCEPT_LANGUAGE;
-use shared::domain::{OrderStatus, PaymentMethod};
+use shared::db::orders::Order;
+use shared::domain::{ExtraState, OrderStatus, PaymentMethod};
 
 use super::Page;
 
@@ -115,8 +116,72 @@ pub const BUSY: Said = Said {
     text: ("页面会自动重试，请勿重复付款。", "This page tries again by itself. Please do not pay twice."),
 };
 
-/// By our own record; which page the buyer came to matters only while nothing is known.
-pub const fn of_order(status: OrderStatus, page: Page) -> Said {
+/// By our own record. Which page the buyer came to matters only while nothing is known.
+pub fn of_order(order: &Order, page: Page) -> Said {
+    match (order.status, order.extra_state) {
+        // The buyer has paid, only not in a way that this order could take. This matters most.
+        (OrderStatus::Pending | OrderStatus::Closed, Some(state)) => of_money_without_an_order(state),
+        (OrderStatus::Pending, None) if order.close_requested_at.is_some() => CLOSING,
+        (status, _) => of_status(status, page),
+    }
+}
+
+/// While somebody has asked for the end of an order that can still be paid.
+const CLOSING: Said = Said {
+    tone: "open",
+    mark: "…",
+    heading: ("正在取消订单", "The order is being cancelled"),
+    text: (
+        "请不要再付款。若已付款，付款结果确认后，此页面会自动更新。",
+        "Please do not pay it any more. If you have paid, this page changes by itself once the payment is confirmed.",
+    ),
+};
+
+/// What became of a payment beside the order's own, in a few words.
+pub const fn of_extra(state: ExtraState) -> (&'static str, &'static str) {
+    match state {
+        ExtraState::Held => ("已收到，商家处理中", "received, the merchant is dealing with it"),
+        ExtraState::Returning => ("退回中", "on its way back to you"),
+        ExtraState::Returned => ("已退回", "returned to you"),
+    }
+}
+
+/// A payment that came after the order's end, or of another amount.
+const fn of_money_without_an_order(state: ExtraState) -> Said {
+    match state {
+        ExtraState::Held => Said {
+            tone: "open",
+            mark: "…",
+            heading: ("已收到付款，商家处理中", "Your payment has arrived and is being dealt with"),
+            text: (
+                "这笔付款与订单不符（例如订单已关闭），款项在商家账户中。商家会履行订单或原路退款，请勿重复付款。",
+                "It does not fit the order, which may have been closed before. The merchant has your money and will \
+                 deliver or return it. Please do not pay again.",
+            ),
+        },
+        ExtraState::Returning => Said {
+            tone: "open",
+            mark: "↩",
+            heading: ("付款正在退回", "Your payment is on its way back"),
+            text: (
+                "这笔付款与订单不符，款项正在原路退回。结果确认后，此页面会自动更新。",
+                "It did not fit the order and goes back the way it came. This page changes by itself once it is done.",
+            ),
+        },
+        ExtraState::Returned => Said {
+            tone: "done",
+            mark: "↩",
+            heading: ("付款已退回", "Your payment has been returned"),
+            text: (
+                "这笔付款与订单不符，款项已原路退回。如仍需购买，请回到商家应用重新下单。",
+                "It did not fit the order and went back the way it came. To buy it still, place a new order in the \
+                 merchant’s app.",
+            ),
+        },
+    }
+}
+
+const fn of_status(status: OrderStatus, page: Page) -> Said {
     match (status, page) {
         (OrderStatus::Pending, Page::Success) => Said {
             tone: "open",
@@ -147,8 +212,10 @@ pub const fn of_order(status: OrderStatus, page: Page) -> Said {
             mark: "×",
             heading: ("订单已关闭", "The order is closed"),
             text: (
-                "此订单未付款，已不能再付款。请回到商家应用重新下单。",
-                "It was not paid and can no longer be. Place a new order in the merchant’s app.",
+                "此订单已不能再付款。如果您已付款，款项会退回或由商家处理，请勿重复付款，稍后刷新此页面查看。如未付款，请回到商家应用重新下单。",
+                "It can no longer be paid. If you have paid, please do not pay again: the merchant will deliver or return \
+                 your money, and this page will say so when you load it again. If not, place a new order in the \
+                 merchant’s app.",
             ),
         },
         (OrderStatus::Refunding, _) => Said {

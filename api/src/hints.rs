@@ -1,0 +1,128 @@
+//! Has the gateway asked about a pending order whose buyer is back, or waits for the payment to show.
+//!
+//! The row of the check decides, for all processes together ([`shared::db::hints`]); the check worker asks. This process only
+//! spares the database statements that cannot bring anything: it remembers for a minute who has read which order. A hint
+//! never delays the answer of the request that gave it, and a hint that finds no turn is left out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+use shared::db::hints::{Hint, hint};
+use shared::db::{DbError, in_time};
+use shared::domain::{OrderId, OrderStatus};
+use sqlx::PgPool;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tracing::warn;
+
+/// Who reads an order after that long a pause has come back to it.
+const PAUSE: Duration = Duration::from_secs(10);
+/// The least time between two statements about one order.
+const APART: Duration = Duration::from_secs(1);
+/// Orders that are remembered.
+const REMEMBERED: u64 = 20_000;
+/// For how long.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+/// Statements under way at once.
+const AT_ONCE: usize = 4;
+
+/// A handle; clones share what is remembered.
+#[derive(Clone)]
+pub struct Hints(Arc<Inner>);
+
+struct Inner {
+    seen: Cache<OrderId, Seen>,
+    turns: Arc<Semaphore>,
+}
+
+/// When an order was last read here, and which hint was last sent when.
+#[derive(Clone, Copy)]
+struct Seen {
+    read: Instant,
+    sent: (Instant, Hint),
+}
+
+impl Default for Hints {
+    fn default() -> Hints {
+        let seen = Cache::builder().max_capacity(REMEMBERED).time_to_idle(FORGOTTEN).build();
+        Hints(Arc::new(Inner { seen, turns: Arc::new(Semaphore::new(AT_ONCE)) }))
+    }
+}
+
+impl Hints {
+    /// The buyer is here with a proof, or begins to watch.
+    pub fn came_back(&self, db: &PgPool, order: (OrderId, OrderStatus)) {
+        self.give(db, order, true);
+    }
+
+    /// Somebody has read the order.
+    pub fn read(&self, db: &PgPool, order: (OrderId, OrderStatus)) {
+        self.give(db, order, false);
+    }
+
+    fn give(&self, db: &PgPool, (order, status): (OrderId, OrderStatus), back: bool) {
+        if status != OrderStatus::Pending {
+            return;
+        }
+        let Some(kind) = self.worth(order, Instant::now(), back) else { return };
+        let Ok(turn) = self.0.turns.clone().try_acquire_owned() else {
+            return count(kind, "left_out", 1);
+        };
+        let db = db.clone();
+        tokio::spawn(async move {
+            // The next one will do.
+            if let Err(error) = send(&db, &[order], kind).await {
+                warn!(%error, orderId = %order, "A check was not brought forward");
+            }
+            drop(turn);
+        });
+    }
+
+    /// Which hint is worth a statement now, if any.
+    fn worth(&self, order: OrderId, now: Instant, back: bool) -> Option<Hint> {
+        let known = self.0.seen.get(&order);
+        let back = back || known.is_none_or(|seen| now.duration_since(seen.read) >= PAUSE);
+        let kind = if back { Hint::Back } else { Hint::Watched };
+        // A row that has just refused the weaker hint may take the stronger one.
+        let spent = known.map(|seen| seen.sent).filter(|(at, sent)| now.duration_since(*at) < APART && kind <= *sent);
+        self.0.seen.insert(order, Seen { read: now, sent: spent.unwrap_or((now, kind)) });
+        spent.is_none().then_some(kind)
+    }
+}
+
+/// Sends hints about several orders, and returns those about which the gateway will be asked now.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn send(db: &PgPool, orders: &[OrderId], kind: Hint) -> Result<Vec<OrderId>, DbError> {
+    let asked = in_time(hint(db, orders, kind)).await.inspect_err(|_| count(kind, "error", orders.len()))?;
+    count(kind, "asked", asked.len());
+    count(kind, "not_yet", orders.len() - asked.len());
+    Ok(asked)
+}
+
+fn count(kind: Hint, outcome: &'static str, number: usize) {
+    let labels = [("kind", kind.as_str()), ("outcome", outcome)];
+    metrics::counter!("check_hints_total", &labels).increment(number as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reads_on_watches_and_who_comes_after_a_pause_is_back() {
+        let (hints, began) = (Hints::default(), Instant::now());
+        let (order, other) = (OrderId::from_u128(1), OrderId::from_u128(2));
+        let at = |millis| began + Duration::from_millis(millis);
+        assert_eq!(hints.worth(order, at(0), false), Some(Hint::Back));
+        assert_eq!(hints.worth(order, at(999), false), None);
+        assert_eq!(hints.worth(other, at(999), false), Some(Hint::Back));
+        assert_eq!(hints.worth(order, at(1000), false), Some(Hint::Watched));
+        assert_eq!(hints.worth(order, at(1500), true), Some(Hint::Back));
+        assert_eq!(hints.worth(order, at(2000), true), None, "the row would refuse it");
+        assert_eq!(hints.worth(order, at(11_999), false), Some(Hint::Watched));
+        assert_eq!(hints.worth(order, at(21_999), false), Some(Hint::Back));
+    }
+}
