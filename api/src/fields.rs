@@ -4,14 +4,17 @@ use std::fmt::Display;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use serde_json::{Map, Value};
 use shared::domain::Money;
 
+use crate::layers::came_too_late;
+use crate::once;
 use crate::problem::{ApiError, FieldFault};
 
 /// More faults than that are not told: the answer stays smaller than the request.
-const MOST: usize = 32;
+pub(crate) const MOST: usize = 32;
 
 /// The members that are still to be read, and the faults found so far.
 pub struct Fields {
@@ -21,13 +24,18 @@ pub struct Fields {
 
 impl Fields {
     /// # Errors
-    /// [`ApiError::MalformedJson`].
+    /// [`ApiError::MalformedJson`], or [`ApiError::InvalidFields`] when a member comes twice in one object.
     pub fn parse(body: &Bytes) -> Result<Fields, ApiError> {
-        match serde_json::from_slice(body) {
-            Ok(Value::Object(members)) => Ok(Fields { members, faults: Vec::new() }),
-            Ok(_) => Err(ApiError::MalformedJson("it is another JSON value".to_owned())),
-            Err(error) => Err(ApiError::MalformedJson(error.to_string())),
+        let (value, twice) = once::parse(body).map_err(|error| ApiError::MalformedJson(error.to_string()))?;
+        let Value::Object(members) = value else {
+            return Err(ApiError::MalformedJson("it is another JSON value".to_owned()));
+        };
+        // The other faults would depend on which of the two values counts.
+        if !twice.is_empty() {
+            let faults = twice.iter().map(|path| FieldFault::new(short(path), "comes more than once in its object"));
+            return Err(ApiError::InvalidFields(faults.collect()));
         }
+        Ok(Fields { members, faults: Vec::new() })
     }
 
     /// A member that must be there.
@@ -55,12 +63,16 @@ impl Fields {
     /// [`ApiError::InvalidFields`] with every fault.
     pub fn finish(mut self) -> Result<(), ApiError> {
         for name in self.members.keys() {
-            let shown: String = name.chars().take(64).collect();
-            self.faults.push(FieldFault::new(shown, "is not a field of this request"));
+            self.faults.push(FieldFault::new(short(name), "is not a field of this request"));
         }
         self.faults.truncate(MOST);
         if self.faults.is_empty() { Ok(()) } else { Err(ApiError::InvalidFields(self.faults)) }
     }
+}
+
+/// A name from a request, cut to a length that an answer may repeat.
+pub(crate) fn short(name: &str) -> String {
+    name.chars().take(64).collect()
 }
 
 /// A body that says it is JSON, as it came.
@@ -76,7 +88,10 @@ impl<S: Send + Sync> FromRequest<S> for JsonBytes {
             return Err(ApiError::UnsupportedMediaType);
         }
         let body = Bytes::from_request(request, state).await;
-        body.map(JsonBytes).map_err(|rejection| ApiError::Layer(rejection.status()))
+        body.map(JsonBytes).map_err(|rejection| match came_too_late(&rejection) {
+            true => ApiError::Layer(StatusCode::REQUEST_TIMEOUT),
+            false => ApiError::Layer(rejection.status()),
+        })
     }
 }
 

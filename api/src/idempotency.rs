@@ -32,8 +32,10 @@ use crate::numbers::microseconds;
 use crate::problem::{self, ApiError};
 use crate::state::App;
 
-/// How long a key is kept.
+/// How long a key is kept at least.
 const KEY_LIVES: time::Duration = time::Duration::hours(24);
+/// How long it is kept after the end of what it made: while an order can be paid, a repeat must not make a second one.
+const AFTER_END: time::Duration = time::Duration::days(1);
 /// How long the second request waits for the first.
 const WAIT: Duration = Duration::from_secs(3);
 /// How often a request that waits for one of another process looks.
@@ -116,20 +118,21 @@ impl Request {
         }
     }
 
-    /// The key as it is written beside the row that it makes, answered in the same transaction.
-    pub fn answered_key(&self, now: OffsetDateTime) -> NewKey {
+    /// The key as it is written beside the row that it makes, answered in the same transaction. `end`: the last moment at
+    /// which that row can be paid; `now` when it is none that is paid.
+    pub fn answered_key(&self, now: OffsetDateTime, end: OffsetDateTime) -> NewKey {
         NewKey {
             key: self.key.as_str().to_owned(),
             route: self.route,
             request_hash: self.hash,
             held_until: None,
-            expires_at: now + KEY_LIVES,
+            expires_at: (now + KEY_LIVES).max(end + AFTER_END),
         }
     }
 
     /// The key as it is written beside the row that it makes, held by this process until it answers.
-    pub fn held_key(&self, now: OffsetDateTime) -> NewKey {
-        NewKey { held_until: Some(now + HOLD), ..self.answered_key(now) }
+    pub fn held_key(&self, now: OffsetDateTime, end: OffsetDateTime) -> NewKey {
+        NewKey { held_until: Some(now + HOLD), ..self.answered_key(now, end) }
     }
 
     /// Goes on where an earlier request with this key is or was: waits for it, finds its answer, or takes over what a

@@ -17,7 +17,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
-use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, TimeoutLayer};
+use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, TimeoutError, TimeoutLayer};
 
 use crate::guard;
 use crate::headers;
@@ -36,6 +36,22 @@ pub struct Bounds {
     pub slots: Arc<Semaphore>,
     /// For a whole answer; the body of a stream does not count.
     pub answer: Duration,
+    /// How long a body may take.
+    pub body: BodyTime,
+}
+
+/// How long the body of a request may take. A body that is later fails with an error of which [`came_too_late`] is true.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyTime {
+    /// Between two parts of it.
+    pub gap: Duration,
+    /// From the first byte to the last.
+    pub whole: Duration,
+}
+
+/// Whether a body was not read because it was late, rather than because it was wrong.
+pub fn came_too_late(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<TimeoutError>())
 }
 
 /// Around everything: what browsers are told, who asks, what it cost, how errors look. `https`: whether browsers reach us by it.
@@ -62,8 +78,8 @@ pub fn bounded(router: Router<Arc<App>>, app: &Arc<App>, bounds: &Bounds) -> Rou
             .layer(GlobalConcurrencyLimitLayer::with_semaphore(bounds.slots.clone()))
             .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, bounds.answer))
             .layer(RequestBodyLimitLayer::new(BODY))
-            .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(1)))
-            .layer(RequestBodyDeadlineLayer::new(Duration::from_secs(3)))
+            .layer(RequestBodyTimeoutLayer::new(bounds.body.gap))
+            .layer(RequestBodyDeadlineLayer::new(bounds.body.whole))
             .layer(DefaultBodyLimit::disable()),
     )
 }

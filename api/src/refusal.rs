@@ -37,6 +37,9 @@ pub enum CallbackRefusal {
     /// More than 64 KiB.
     #[error("body too large")]
     TooLarge,
+    /// The body did not arrive in time. The network may be at fault, so this is no strike.
+    #[error("body too slow, repeat later")]
+    TooSlow,
     /// Too many refused requests from this address.
     #[error("too many requests")]
     TooMany,
@@ -67,6 +70,7 @@ impl CallbackRefusal {
             CallbackRefusal::UnknownAccount => "unknown_account",
             CallbackRefusal::WrongAddress => "wrong_ip",
             CallbackRefusal::TooLarge => "too_large",
+            CallbackRefusal::TooSlow => "too_slow",
             CallbackRefusal::TooMany => "too_many",
             CallbackRefusal::Malformed | CallbackRefusal::MethodNotAllowed => "malformed",
             CallbackRefusal::Unavailable => "unavailable",
@@ -82,6 +86,7 @@ impl CallbackRefusal {
             CallbackRefusal::UnknownAccount => StatusCode::NOT_FOUND,
             CallbackRefusal::WrongAddress => StatusCode::FORBIDDEN,
             CallbackRefusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            CallbackRefusal::TooSlow => StatusCode::REQUEST_TIMEOUT,
             CallbackRefusal::TooMany => StatusCode::TOO_MANY_REQUESTS,
             CallbackRefusal::Malformed => StatusCode::BAD_REQUEST,
             CallbackRefusal::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -96,6 +101,7 @@ impl CallbackRefusal {
                 | CallbackRefusal::UnknownSerial
                 | CallbackRefusal::Unopened
                 | CallbackRefusal::TooMany
+                | CallbackRefusal::TooSlow
                 | CallbackRefusal::Unavailable
         )
     }

@@ -23,17 +23,19 @@ use tracing::{Span, warn};
 
 use crate::guard::{ClientIp, is_allowed, is_listed, unknown_proxy};
 use crate::intake::Receipt;
-use crate::layers::{self, Bounds};
+use crate::layers::{self, BodyTime, Bounds, came_too_late};
 use crate::problem::Rendered;
 use crate::refusal::{CallbackOutcome, CallbackRefusal, accepted, refused};
 use crate::state::App;
 
 /// For the whole answer; the gateways give up after 5 s.
 const ANSWER: Duration = Duration::from_millis(4400);
+/// For the body: the gateways send it at once, and their 5 s have to last for the rest as well.
+const BODY: BodyTime = BodyTime { gap: Duration::from_secs(1), whole: Duration::from_secs(3) };
 
 /// Both gateways' routes, with bounds of their own.
 pub fn router(app: &Arc<App>) -> Router<Arc<App>> {
-    let bounds = Bounds { slots: Arc::new(Semaphore::new(app.settings.callbacks)), answer: ANSWER };
+    let bounds = Bounds { slots: Arc::new(Semaphore::new(app.settings.callbacks)), answer: ANSWER, body: BODY };
     let route = |method: PaymentMethod| {
         let path = format!("/v1/callbacks/{method}/{{account}}");
         let routes = Router::new().route(&path, post(callback).fallback(not_so));
@@ -124,7 +126,7 @@ async fn read(
 }
 
 fn unread(rejection: BytesRejection) -> CallbackRefusal {
-    CallbackRefusal::of_layer(rejection.status())
+    if came_too_late(&rejection) { CallbackRefusal::TooSlow } else { CallbackRefusal::of_layer(rejection.status()) }
 }
 
 fn explain(error: CallbackError) -> CallbackRefusal {

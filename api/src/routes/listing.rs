@@ -2,9 +2,12 @@
 
 use std::str::FromStr;
 
+use axum::extract::{FromRequestParts, Query};
+use axum::http::request::Parts;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use shared::db::page::Wanted;
 use shared::domain::{PaymentMethod, UnknownName};
 use time::format_description::well_known::{Iso8601, Rfc3339};
@@ -12,8 +15,34 @@ use time::macros::offset;
 use time::{Date, OffsetDateTime, Time};
 use utoipa::IntoParams;
 
-use crate::fields::one_of;
+use crate::fields::{MOST, one_of, short};
 use crate::problem::{ApiError, FieldFault};
+
+/// A query string in which each parameter is one of those that the OpenAPI document names, and comes once. A misspelt
+/// filter would otherwise answer with everything.
+pub struct Known<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + IntoParams> FromRequestParts<S> for Known<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Known<T>, ApiError> {
+        let known: Vec<String> = T::into_params(|| None).into_iter().map(|parameter| parameter.name).collect();
+        let rule = format!("is not a parameter of this list; it has {}", known.join(", "));
+        let (mut seen, mut faults) = (Vec::new(), Faults::default());
+        for (name, _) in url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).take(MOST) {
+            if !known.iter().any(|known| *known == name) {
+                faults.0.push(FieldFault::new(short(&name), rule.as_str()));
+            } else if seen.contains(&name) {
+                faults.0.push(FieldFault::new(name, "comes more than once"));
+            } else {
+                seen.push(name);
+            }
+        }
+        faults.finish()?;
+        let read = Query::try_from_uri(&parts.uri).map_err(|rejection| ApiError::Layer(rejection.status()))?;
+        Ok(Known(read.0))
+    }
+}
 
 /// Which part of the list.
 #[derive(Deserialize, IntoParams)]

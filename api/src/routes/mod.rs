@@ -17,16 +17,20 @@ use axum::http::StatusCode;
 use axum::middleware;
 use tokio::sync::Semaphore;
 
-use crate::layers::{self, Bounds};
+use crate::layers::{self, BodyTime, Bounds};
 use crate::state::App;
 use crate::{auth, headers, limits, openapi};
 
-/// For a frontend's answer. Longer than a gateway call may take, so that its outcome is told.
-const FRONTEND: Duration = Duration::from_secs(15);
+/// For a frontend's answer. Longer than a slow body and a gateway call may take together, so that the client hears the
+/// outcome.
+const FRONTEND: Duration = Duration::from_secs(20);
+/// For a frontend's body: a phone that loses a packet is silent for a second or two.
+const FRONTEND_BODY: BodyTime = BodyTime { gap: Duration::from_secs(4), whole: Duration::from_secs(8) };
 
 /// Everything that the service answers to.
 pub fn router(app: Arc<App>) -> Router {
-    let bounds = Bounds { slots: Arc::new(Semaphore::new(app.settings.requests)), answer: FRONTEND };
+    let slots = Arc::new(Semaphore::new(app.settings.requests));
+    let bounds = Bounds { slots, answer: FRONTEND, body: FRONTEND_BODY };
     let frontends = openapi::router().merge(pages::router()).fallback(nothing).method_not_allowed_fallback(not_so);
     let frontends = frontends
         .layer(middleware::from_fn_with_state(app.clone(), auth::deny_by_default))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
@@ -27,7 +27,7 @@ use crate::fields::{Fields, JsonBytes, money, text};
 use crate::idempotency::{self, Answer, IdempotencyKey, in_flight};
 use crate::numbers::{dated, microseconds};
 use crate::problem::{ApiError, Problem};
-use crate::routes::listing::{Filter, page};
+use crate::routes::listing::{Filter, Known, page};
 use crate::state::{App, to_the_end};
 
 /// The longest reason, in characters.
@@ -102,9 +102,9 @@ pub struct RefundPage {
 
 /// Ask for money back.
 ///
-/// A repeat with the same Idempotency-Key and the same body answers the same, with `Idempotency-Replayed: true`, and makes
-/// no second refund; `Idempotency-Expires` says until when. A refusal uses no key: what stood in the way may pass. One
-/// refund of an order is on its way at a time.
+/// A repeat with the same Idempotency-Key and the same body, byte for byte, answers the same, with
+/// `Idempotency-Replayed: true`, and makes no second refund; `Idempotency-Expires` says until when. A refusal uses no key:
+/// what stood in the way may pass. One refund of an order is on its way at a time.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/refunds", tag = "refunds", request_body = CreateRefund, security(("bearer" = [])),
     params(
@@ -175,7 +175,7 @@ pub async fn get(
 pub async fn list(
     State(app): State<Arc<App>>,
     User(user): User,
-    Query(filter): Query<Filter>,
+    Known(filter): Known<Filter>,
 ) -> Result<Json<RefundPage>, ApiError> {
     let states: Vec<&str> = RefundStatus::ALL.iter().map(|status| status.as_str()).collect();
     let wanted = filter.read(|id| RefundId::parse(id).ok(), &states)?;
@@ -223,7 +223,7 @@ impl Asking {
     async fn ask(&self, wish: &Wish) -> Result<Option<Answer>, ApiError> {
         let now = microseconds(self.app.clock.now());
         let mut tx = self.app.db.begin().await.map_err(DbError::from)?;
-        let (user, key, id) = (&self.request.user, self.request.answered_key(now), wish.id.to_string());
+        let (user, key, id) = (&self.request.user, self.request.answered_key(now, now), wish.id.to_string());
         if !idempotency_keys::take(&mut tx, user, &key, &id, now).await.map_err(in_flight)? {
             return Ok(None);
         }

@@ -1,7 +1,10 @@
 //! The outer shell: addresses, methods, shapes of requests, and how the answers of layers look.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{Method, Request};
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
@@ -74,6 +77,50 @@ async fn a_body_has_64_kib_at_most(db: PgPool) {
         send(64 * 1024 + 1, declared).await.is(413, "body_too_large");
         send(64 * 1024, declared).await.is(400, "malformed_json");
     }
+}
+
+/// A body in two parts, with silence between them.
+fn halting(first: &str, silence: Duration, second: &str) -> Body {
+    let parts = [(Duration::ZERO, first.to_owned()), (silence, second.to_owned())];
+    Body::from_stream(futures_util::stream::iter(parts).then(|(silence, part)| async move {
+        tokio::time::sleep(silence).await;
+        Ok::<_, std::io::Error>(part)
+    }))
+}
+
+const FOREVER: Duration = Duration::from_secs(3600);
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_slow_network_is_waited_for_and_then_told_so(db: PgPool) {
+    let world = World::new(db).await;
+    let order = crate::world::alipay_order().to_string();
+    let (first, second) = order.split_at(40);
+    let send = |key: &str, body: Body| {
+        let request = signed(Method::POST, "/v1/orders", "u1").header("idempotency-key", key);
+        world.send(request.header("content-type", "application/json").body(body).unwrap())
+    };
+    let halts = send("k1", halting(first, Duration::from_millis(1300), second));
+    let stalls = send("k2", halting(first, FOREVER, second));
+    let (halts, stalls) = tokio::join!(halts, stalls);
+    assert_eq!(halts.status.as_u16(), 201, "{}", halts.body);
+    stalls.is(408, "request_timeout");
+    // A wrong body is still a wrong body.
+    let broken = futures_util::stream::iter([Err::<Vec<u8>, _>(std::io::Error::other("reset"))]);
+    send("k3", Body::from_stream(broken)).await.is(400, "bad_request");
+    assert_eq!(world.count("payment_orders").await, 1);
+}
+
+/// The gateways' routes wait less, and do not hold it against the sender either.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_slow_callback_is_no_bad_one(db: PgPool) {
+    let world = World::new(db).await;
+    for _ in 0..3 {
+        let stalls = Request::post("/v1/callbacks/alipay/main").body(halting("a=1", FOREVER, "&b=2")).unwrap();
+        let answer = world.send(stalls).await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (408, "fail"));
+    }
+    let now = tokio::time::Instant::now();
+    assert!(!world.app.strikes.is_out("198.51.100.7".parse().unwrap(), now));
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

@@ -33,6 +33,13 @@ impl World {
         self.ask(who, Method::POST, path, Some(body)).await
     }
 
+    /// A POST with these bytes as its JSON, under a fresh key.
+    pub async fn raw(&self, who: Who, path: &str, body: String) -> Answer {
+        let request = request(who, Method::POST, path, Some(&Value::Null));
+        let request = request.header("idempotency-key", uuid::Uuid::now_v7().to_string());
+        self.send(request.body(Body::from(body)).unwrap()).await
+    }
+
     pub async fn refund(&self, user: &'static str, id: &str, key: &str, body: &Value) -> Answer {
         let request = request(Who::User(user), Method::POST, &format!("/v1/orders/{id}/refunds"), Some(body));
         self.send(request.header("idempotency-key", key).body(content(Some(body))).unwrap()).await

@@ -46,6 +46,35 @@ async fn every_bad_field_is_named_at_once(db: PgPool) {
     assert_eq!(world.count("payment_orders").await + world.count("idempotency_keys").await, 0);
 }
 
+/// Two values would be a choice, and other parsers choose the other one.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_member_that_comes_twice_is_named_wherever_it_stands(db: PgPool) {
+    let world = World::new(db).await;
+    let admin = crate::support::Who::Admin("alice");
+    let id = world.order("u1").await["order"]["id"].as_str().unwrap().to_owned();
+    let case = world.case("dead_letter", None, "x").await;
+    let order = alipay_order().to_string();
+    let order = order.trim_end_matches('}');
+    for (path, body, twice) in [
+        ("/v1/orders".to_owned(), format!("{order},\"amount\":\"2.00\"}}"), "amount"),
+        (
+            "/v1/orders".to_owned(),
+            format!("{order},\"metadata\":{{\"cart\":[{{\"n\":1,\"n\":1}}]}}}}"),
+            "metadata.cart.n",
+        ),
+        (format!("/v1/orders/{id}/refunds"), r#"{"amount":"1.00","amount":"1.00"}"#.to_owned(), "amount"),
+        (format!("/v1/admin/cases/{case}/resolve"), r#"{"note":"a","note":"b"}"#.to_owned(), "note"),
+        (format!("/v1/admin/cases/{case}/confirm"), r#"{"version":1,"version":2}"#.to_owned(), "version"),
+    ] {
+        let user = if path.contains("/admin/") { admin } else { crate::support::Who::User("u1") };
+        let answer = world.raw(user, &path, body).await;
+        answer.is(400, "invalid_fields");
+        let errors = json!([{ "field": twice, "message": "comes more than once in its object" }]);
+        assert_eq!(answer.json()["errors"], errors, "{path}");
+    }
+    assert_eq!((world.count("payment_orders").await, world.count("refund_records").await), (1, 0));
+}
+
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn each_rule_has_its_words(db: PgPool) {
     let world = World::new(db).await;

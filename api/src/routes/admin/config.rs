@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shared::db::DbError;
@@ -18,7 +18,7 @@ use super::cases::note;
 use crate::auth::Admin;
 use crate::fields::{Fields, JsonBytes, money, one_of, text};
 use crate::problem::{ApiError, Problem};
-use crate::routes::listing::{Faults, page};
+use crate::routes::listing::{Faults, Known, page};
 use crate::state::{App, to_the_end};
 
 /// The rules of one gateway.
@@ -280,7 +280,7 @@ pub struct ChangeFilter {
 pub async fn changes(
     State(app): State<Arc<App>>,
     _admin: Admin,
-    Query(filter): Query<ChangeFilter>,
+    Known(filter): Known<ChangeFilter>,
 ) -> Result<Json<ChangePage>, ApiError> {
     let mut faults = Faults::default();
     let limit = faults.limit(filter.limit.as_deref()) + 1;

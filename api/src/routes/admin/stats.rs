@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use shared::db::stats::{self, Day};
 use time::macros::offset;
@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Admin;
 use crate::problem::{ApiError, FieldFault, Problem};
-use crate::routes::listing::{Faults, date, midnight};
+use crate::routes::listing::{Faults, Known, date, midnight};
 use crate::state::{App, to_the_end};
 
 /// The longest time asked for at once.
@@ -105,7 +105,7 @@ pub struct DayView {
 pub async fn get(
     State(app): State<Arc<App>>,
     _admin: Admin,
-    Query(span): Query<Span>,
+    Known(span): Known<Span>,
 ) -> Result<Json<StatsView>, ApiError> {
     let (from, to) = span.read(app.clock.now())?;
     let past = to.next_day().unwrap_or(to);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::Json;
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
@@ -20,26 +20,28 @@ use tracing::Span;
 use tracing::field::display;
 
 pub use body::CreateOrder;
-pub use close::{__path_close, LOOK, PATIENCE, close};
-pub use stream::{__path_stream, stream};
-pub use view::{OrderPage, OrderView, PayableOrder, PaymentView};
+pub use close::{__path_close, LOOK, PATIENCE, ask_to_close, close};
+pub use stream::{__path_stream, is_final, stream};
+pub use view::{ExtraPaymentView, OrderPage, OrderView, PayableOrder, PaymentView};
 
 use crate::auth::{User, Viewer};
 use crate::fields::JsonBytes;
 use crate::guard::ClientIp;
 use crate::idempotency::{self, IdempotencyKey};
 use crate::problem::{ApiError, Problem};
-use crate::routes::listing::{Filter, page};
+use crate::routes::listing::{Filter, Known, page};
 use crate::state::{App, to_the_end};
 use place::Placement;
 
 /// Place an order and get what the buyer needs to pay it.
 ///
-/// A repeat with the same Idempotency-Key and the same body answers the same, with `Idempotency-Replayed: true`, and makes
-/// no second order; `Idempotency-Expires` says until when. While the first request is in flight a repeat waits up to 3 s,
-/// then hears 409 with `Retry-After`. After `gateway_unavailable` the order exists: the repeat asks the gateway again with
-/// the same number. After `order_unusable`, which is final, it is being closed: a new order needs a new key. After
-/// `order_not_payable` look at the order; it may be paid. A request that was refused with 400 has used no key.
+/// A repeat with the same Idempotency-Key and the same body, byte for byte, answers the same, with
+/// `Idempotency-Replayed: true`, and makes no second order; `Idempotency-Expires` says until when, which is after the order's
+/// own expiry. While the first request is in flight a repeat waits up to 3 s, then hears 409 with `Retry-After`. After
+/// `gateway_unavailable` the order exists: the repeat asks the gateway again with the same number. So it does after
+/// `gateway_misconfigured`, where the merchant has to mend something first. After `order_unusable`, which is final, the order is
+/// being closed: a new order needs a new key. After `order_not_payable` look at the order; it may be paid. A request that was
+/// refused with 400 has used no key.
 #[utoipa::path(
     post, path = "/v1/orders", tag = "orders", request_body = CreateOrder, security(("bearer" = [])),
     params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters, fresh for each order")),
@@ -47,12 +49,12 @@ use place::Placement;
         (status = 201, description = "The order and what the buyer needs", body = PayableOrder),
         (status = 400, description = "`invalid_fields` (all of them), `malformed_json`, `idempotency_key_required`, `idempotency_key_invalid`", body = Problem),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 409, description = "`method_disabled`, `scene_disabled`, `amount_out_of_range` (with `min_amount` and `max_amount`), `request_in_flight`, `order_unusable`, `order_not_payable`", body = Problem),
+        (status = 409, description = "`method_disabled`, `scene_disabled`, `amount_out_of_range` (with `min_amount` and `max_amount`), `request_in_flight`, `order_unusable` (with `gateway_code`), `order_not_payable`", body = Problem),
         (status = 413, description = "`body_too_large`", body = Problem),
         (status = 415, description = "`unsupported_media_type`", body = Problem),
         (status = 422, description = "`idempotency_key_reused`", body = Problem),
         (status = 502, description = "`gateway_protocol`", body = Problem),
-        (status = 503, description = "`gateway_unavailable`, `unavailable`, `overloaded`: repeat with the same key", body = Problem),
+        (status = 503, description = "`gateway_unavailable`, `gateway_misconfigured`, `unavailable`, `overloaded`: repeat with the same key", body = Problem),
     )
 )]
 pub async fn create(
@@ -69,6 +71,9 @@ pub async fn create(
 }
 
 /// Get a fresh credential for an order that is not paid yet, from the same parameters.
+///
+/// It closes nothing: where the gateway gives no fresh credential, the last one is answered again while it is good, and else
+/// the order stays as it is.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/payment", tag = "orders", security(("bearer" = [])),
     params(("id" = String, Path, description = "The order's id")),
@@ -76,9 +81,9 @@ pub async fn create(
         (status = 200, description = "The order and what the buyer needs", body = PayableOrder),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
         (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
-        (status = 409, description = "`order_not_payable`, `order_unusable`", body = Problem),
+        (status = 409, description = "`order_not_payable`, `credential_refused` (with `gateway_code`)", body = Problem),
         (status = 502, description = "`gateway_protocol`", body = Problem),
-        (status = 503, description = "`gateway_unavailable`, `unavailable`", body = Problem),
+        (status = 503, description = "`gateway_unavailable`, `gateway_misconfigured`, `unavailable`", body = Problem),
     )
 )]
 pub async fn payment(
@@ -88,14 +93,16 @@ pub async fn payment(
 ) -> Result<Json<PayableOrder>, ApiError> {
     to_the_end(async move {
         let order = Viewer::User(user).shown(orders::get(&app.db, id).await?)?;
-        place::payable(&app, &order).await.map(Json)
+        place::renewed(&app, &order).await.map(Json)
     })
     .await
 }
 
 /// Look at an order.
 ///
-/// As it was at some moment of the last second; whoever asks one process does not see an older `version` after a newer.
+/// As it was at some moment of the last second; whoever asks one process does not see an older `version` after a newer. While
+/// the order is pending and is read again and again, the gateway is asked about it now and then, so a payment shows although
+/// its notice is lost.
 #[utoipa::path(
     get, path = "/v1/orders/{id}", tag = "orders", security(("bearer" = []), ("view_token" = [])),
     params(("id" = String, Path, description = "The order's id")),
@@ -110,8 +117,10 @@ pub async fn get(
     viewer: Viewer,
     OrderPath(id): OrderPath,
 ) -> Result<Json<OrderView>, ApiError> {
-    let order = to_the_end(async move { Ok(app.cache.orders.get(&app.db, id).await?) }).await?;
+    let reading = app.clone();
+    let order = to_the_end(async move { Ok(reading.cache.orders.get(&reading.db, id).await?) }).await?;
     let order = order.filter(|order| viewer.may_see(order.id, &order.user_id)).ok_or(ApiError::OrderNotFound)?;
+    app.hints.read(&app.db, (order.id, order.status));
     Ok(Json(OrderView::of_copy(&order)))
 }
 
@@ -127,7 +136,7 @@ pub async fn get(
 pub async fn list(
     State(app): State<Arc<App>>,
     User(user): User,
-    Query(filter): Query<Filter>,
+    Known(filter): Known<Filter>,
 ) -> Result<Json<OrderPage>, ApiError> {
     let states: Vec<&str> = OrderStatus::ALL.iter().map(|status| status.as_str()).collect();
     let wanted = filter.read(|id| OrderId::parse(id).ok(), &states)?;
