@@ -6,6 +6,8 @@ use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use shared::config::Env;
 use shared::domain::PaymentMethod;
+use shared::seal::SealKeys;
+use tracing::warn;
 use url::{Origin, Url};
 
 use crate::auth::{Authenticator, Claimed};
@@ -153,6 +155,15 @@ pub fn view_tokens(env: &mut Env) -> Option<ViewTokens> {
         return None;
     }
     Some(ViewTokens::new(&secret))
+}
+
+/// Reads `SEAL_KEY` and `PREVIOUS_SEAL_KEY`, see [`SealKeys::from_env`], and warns where there is none.
+pub fn seal_keys(env: &mut Env) -> Option<Option<SealKeys>> {
+    let keys = SealKeys::from_env(env)?;
+    if keys.is_none() {
+        warn!("SEAL_KEY is not set: no credential is kept for when a gateway gives no fresh one");
+    }
+    Some(keys)
 }
 
 fn public_url(env: &mut Env) -> Option<String> {

@@ -98,6 +98,12 @@ pub enum ApiError {
     /// The gateway refuses this order for good.
     #[error("the gateway refuses this order; place a new one")]
     OrderUnusable(#[source] GatewayError),
+    /// The gateway gives no fresh credential for an order that stays as it is, and none is kept that is still good.
+    #[error("the gateway gives no fresh credential for this order; the last one that it gave may still work")]
+    CredentialRefused(#[source] GatewayError),
+    /// The gateway refuses the merchant's account: people have to mend that. No order is to blame.
+    #[error("the gateway refuses the merchant's account; the order is not to blame, repeat later")]
+    GatewayMisconfigured(#[source] GatewayError),
     /// Repeat later, with the same key.
     #[error("the gateway cannot be reached; repeat the request with the same Idempotency-Key")]
     GatewayUnavailable(#[source] GatewayError),
@@ -159,6 +165,10 @@ pub struct Problem {
     /// Every field that is wrong, with `invalid_fields` only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldFault>,
+    /// The gateway's own code, with `order_unusable` and `credential_refused` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "ACQ.TOTAL_FEE_EXCEED")]
+    gateway_code: Option<String>,
     /// What is left to go back, in yuan, with `refund_too_much` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     refundable_amount: Option<String>,
@@ -178,6 +188,11 @@ impl ApiError {
     /// A fault of one field that only shows beside what is stored.
     pub fn field(field: &str, message: impl Into<String>) -> ApiError {
         ApiError::InvalidFields(vec![FieldFault::new(field, message)])
+    }
+
+    /// A fault of ours.
+    pub fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ApiError {
+        ApiError::Internal(error.into())
     }
 
     /// The status and the stable code of each error.
@@ -218,6 +233,8 @@ impl ApiError {
             ApiError::OrderNotFound => (StatusCode::NOT_FOUND, "order_not_found"),
             ApiError::OrderNotPayable(_) => (StatusCode::CONFLICT, "order_not_payable"),
             ApiError::OrderUnusable(_) => (StatusCode::CONFLICT, "order_unusable"),
+            ApiError::CredentialRefused(_) => (StatusCode::CONFLICT, "credential_refused"),
+            ApiError::GatewayMisconfigured(_) => (StatusCode::SERVICE_UNAVAILABLE, "gateway_misconfigured"),
             ApiError::GatewayUnavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "gateway_unavailable"),
             ApiError::GatewayProtocol(_) => (StatusCode::BAD_GATEWAY, "gateway_protocol"),
             ApiError::TooManyRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests"),
@@ -258,7 +275,16 @@ impl ApiError {
             _ => (None, None),
         };
         let (kind, title, status) = (format!("/problems/{code}"), self.to_string(), status.as_u16());
-        Problem { kind, title, status, code, errors, refundable_amount, min_amount, max_amount }
+        let gateway_code = self.gateway_code();
+        Problem { kind, title, status, code, errors, gateway_code, refundable_amount, min_amount, max_amount }
+    }
+
+    /// The gateway's own code, where it speaks of the order.
+    fn gateway_code(&self) -> Option<String> {
+        let (ApiError::OrderUnusable(error) | ApiError::CredentialRefused(error)) = self else { return None };
+        let GatewayError::Refused { code, .. } = error else { return None };
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        Some(code.clone()).filter(|code| (1..=64).contains(&code.len()) && code.bytes().all(fits))
     }
 
     /// How many seconds later a repeat makes sense, where it does.
@@ -268,6 +294,8 @@ impl ApiError {
             ApiError::TooManyRequests { wait } => return Some(HeaderValue::from(*wait)),
             ApiError::RequestInFlight => "1",
             ApiError::StreamsFull | ApiError::TooManyStreams => "5",
+            // People have to act first.
+            ApiError::GatewayMisconfigured(_) => "60",
             _ if status == StatusCode::SERVICE_UNAVAILABLE => "2",
             _ => return None,
         };

@@ -1,6 +1,5 @@
 //! How the process comes up, and how it goes down.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +21,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::callers::KnownCallers;
-use crate::config::{Listen, Settings, authenticator, view_tokens};
+use crate::config::{Listen, Settings, authenticator, seal_keys, view_tokens};
+use crate::hints::Hints;
 use crate::hub::Hub;
 use crate::intake::Intake;
 use crate::limits::Limits;
+use crate::refused_accounts::RefusedAccounts;
 use crate::state::App;
 use crate::writer::OrderWriter;
 use crate::{callbacks_only, router};
@@ -72,8 +73,8 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
     let redis = RedisConfig::from_env(&mut env);
     let authenticator = authenticator(&mut env);
     let view_tokens = view_tokens(&mut env);
-    let gateways = env.file("GATEWAYS_FILE", "name the file that describes the merchant accounts");
-    let gateways = gateways.and_then(|path| accounts(&mut env, &path));
+    let seal = seal_keys(&mut env);
+    let gateways = accounts(&mut env);
 
     let mut faults = env.into_faults();
     let (db, redis, broker, listener, callbacks, ops) = tokio::join!(
@@ -102,12 +103,14 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
     let clock = Clock::system();
     let ready = || {
         broker?;
-        let (settings, db, publisher) = (settings?, db?, publisher?);
-        let gateways = gateways?;
+        let (settings, db, publisher, gateways) = (settings?, db?, publisher?, gateways?);
         let app = App {
             writer: OrderWriter::start(db.clone()),
             intake: Intake::new(publisher.clone(), db.clone(), clock),
             hub: Hub::new(settings.streams, stop),
+            hints: Hints::default(),
+            seal: seal?,
+            refused_accounts: RefusedAccounts::default(),
             db,
             accounts: Arc::new(gateways.clone()),
             clock,
@@ -138,9 +141,10 @@ async fn settle<T>(begun: Option<impl Future<Output = T>>) -> Option<T> {
     }
 }
 
-/// A fault of the file says what to do in its last words.
-fn accounts(env: &mut Env, path: &Path) -> Option<Gateways> {
-    let faults = match Gateways::load(path) {
+/// Reads `GATEWAYS_FILE`. A fault of the file says what to do in its last words.
+fn accounts(env: &mut Env) -> Option<Gateways> {
+    let path = env.file("GATEWAYS_FILE", "name the file that describes the merchant accounts")?;
+    let faults = match Gateways::load(&path) {
         Ok(gateways) => return Some(gateways),
         Err(faults) => faults,
     };

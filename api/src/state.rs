@@ -7,18 +7,21 @@ use shared::clock::Clock;
 use shared::db::in_time;
 use shared::domain::{AccountName, PaymentMethod, Scene};
 use shared::gateway::{Gateway, Gateways, NoAccount};
+use shared::seal::SealKeys;
 use sqlx::PgPool;
 use tracing::Instrument;
 
 use crate::auth::Authenticator;
 use crate::callers::KnownCallers;
 use crate::config::Settings;
+use crate::hints::Hints;
 use crate::hub::Hub;
 use crate::idempotency::Turns;
 use crate::intake::Intake;
 use crate::limits::Limits;
 use crate::problem::ApiError;
 use crate::rarely::Rarely;
+use crate::refused_accounts::RefusedAccounts;
 use crate::strikes::Strikes;
 use crate::view_token::ViewTokens;
 use crate::writer::OrderWriter;
@@ -43,6 +46,12 @@ pub struct App {
     pub view_tokens: ViewTokens,
     /// Open pages and what they wait for.
     pub hub: Hub,
+    /// Who waits for a payment to show.
+    pub hints: Hints,
+    /// Seals what is kept; `None`: nothing is kept that has to be sealed.
+    pub seal: Option<SealKeys>,
+    /// What gateways refuse us for, as far as people were called.
+    pub refused_accounts: RefusedAccounts,
     /// Creating requests in flight.
     pub turns: Arc<Turns>,
     /// Refused callbacks by address.

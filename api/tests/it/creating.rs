@@ -173,6 +173,29 @@ async fn a_key_says_when_it_is_forgotten_and_then_is_a_new_one(db: PgPool) {
     world.create("u1", "k1", &wechat_order()).await.is(422, "idempotency_key_reused");
 }
 
+/// While an order can be paid, a repeat must not make a second one.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_key_outlives_its_order_by_a_day(db: PgPool) {
+    let world = World::new(db).await;
+    for (body, key) in [(alipay_order(), "k1"), (wechat_order(), "k2")] {
+        let body = |expires_in| {
+            let mut body = body.clone();
+            body["expires_in"] = json!(expires_in);
+            body
+        };
+        let long = world.create("u1", key, &body(604_800)).await;
+        assert_eq!(long.status, StatusCode::CREATED, "{}", long.body);
+        let read =
+            |text: &str| time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).unwrap();
+        let end = read(long.json()["order"]["expires_at"].as_str().unwrap());
+        assert_eq!(read(long.header("idempotency-expires")), end + time::Duration::days(1), "{key}");
+        let short = world.create("u1", &format!("{key}-short"), &body(300)).await;
+        let made = read(short.json()["order"]["created_at"].as_str().unwrap());
+        let kept = read(short.header("idempotency-expires"));
+        assert!(kept >= made + time::Duration::days(1), "{kept}");
+    }
+}
+
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn a_key_is_required_well_formed_and_bound_to_one_request_of_one_user(db: PgPool) {
     let world = World::new(db).await;
@@ -256,6 +279,7 @@ async fn an_order_that_the_gateway_refuses_for_good_is_given_up(db: PgPool) {
     world.gateway.is(Mood::Refuses);
     let refused = world.create("u1", "k1", &wechat_order()).await;
     refused.is(409, "order_unusable");
+    assert_eq!(refused.json()["gateway_code"], "ORDER_CLOSED");
     assert!(!refused.body.contains("secret"), "{}", refused.body);
     let id = given_up(&world).await;
     // The worker asks the gateway, and hears that nobody has paid.
@@ -281,22 +305,6 @@ async fn an_order_that_the_gateway_calls_paid_is_not_to_be_replaced(db: PgPool) 
     world.pay(&id).await;
     world.create("u1", "k1", &wechat_order()).await.is(409, "order_not_payable");
     assert_eq!(world.gateway.calls(), 1);
-}
-
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
-async fn a_fresh_credential_that_is_refused_for_good_gives_the_order_up(db: PgPool) {
-    let world = World::new(db).await;
-    let id = world.placed("u1").await;
-    for (mood, code) in [(Mood::Refuses, "order_unusable"), (Mood::SaysPaid, "order_not_payable")] {
-        sqlx::query("update jobs set payload = '{}', due_at = now() + interval '1 h'")
-            .execute(&world.db)
-            .await
-            .unwrap();
-        world.gateway.is(mood);
-        let again = signed(Method::POST, &format!("/v1/orders/{id}/payment"), "u1");
-        world.send(again.body(Body::empty()).unwrap()).await.is(409, code);
-        given_up(&world).await;
-    }
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

@@ -33,6 +33,7 @@ use shared::gateway::{
 };
 use shared::job::Callback;
 use shared::mq::{Publisher, PublisherOptions};
+use shared::seal::SealKeys;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
@@ -41,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
+pub const SEAL_KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 pub const VIEW_SECRET: &str = "fedcba9876543210fedcba9876543210";
 /// For what a test waits for; much longer than it takes.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -70,6 +72,7 @@ pub struct Setup {
     pub settings: Settings,
     pub authenticator: Authenticator,
     pub redis: Option<Redis>,
+    pub seal: Option<SealKeys>,
 }
 
 impl Default for Setup {
@@ -88,8 +91,19 @@ impl Default for Setup {
             per_user: 0,
         };
         let authenticator = Authenticator::new().with_secret(&SECRET.into(), &claimed());
-        Setup { clock: Clock::system(), broker: NO_BROKER.into(), settings, authenticator, redis: None }
+        Setup {
+            clock: Clock::system(),
+            broker: NO_BROKER.into(),
+            settings,
+            authenticator,
+            redis: None,
+            seal: seal_keys([("SEAL_KEY", SEAL_KEY)]),
+        }
     }
+}
+
+pub fn seal_keys<const N: usize>(variables: [(&str, &str); N]) -> Option<SealKeys> {
+    SealKeys::from_env(&mut shared::config::Env::of(variables)).expect("keys in order")
 }
 
 pub fn claimed() -> Claimed {
@@ -120,6 +134,9 @@ impl World {
             authenticator: setup.authenticator,
             view_tokens: ViewTokens::new(&VIEW_SECRET.into()),
             hub: Hub::new(setup.settings.streams, stop.clone()),
+            hints: Default::default(),
+            seal: setup.seal,
+            refused_accounts: Default::default(),
             turns: Arc::default(),
             strikes: Default::default(),
             unknown_proxy: Default::default(),
@@ -316,6 +333,8 @@ pub enum Mood {
     /// Says that it was called, and works once it is let go.
     Waits,
     Refuses,
+    /// Our account, and no order.
+    RefusesUs,
     SaysPaid,
     IsAway,
     LosesTheAnswer,
@@ -398,6 +417,10 @@ impl Gateway for Puppet {
             Mood::Refuses => {
                 let (code, message) = ("ORDER_CLOSED".to_owned(), "secret words".to_owned());
                 return Err(GatewayError::Refused { code, message });
+            }
+            Mood::RefusesUs => {
+                let (code, message) = ("NO_AUTH".to_owned(), "secret words".to_owned());
+                return Err(GatewayError::Misconfigured { code, message });
             }
             Mood::IsAway => return Err(GatewayError::Unavailable("connection refused".to_owned())),
             Mood::LosesTheAnswer => return Err(GatewayError::Unknown("timeout".to_owned())),

@@ -121,6 +121,7 @@ impl<'a> Stage<'a> {
             command.env("LISTEN_ADDR", self.api.to_string());
             command.env("PUBLIC_URL", format!("http://{}", self.api));
             command.env("JWT_HS256_SECRET", &self.jwt_secret).env("VIEW_TOKEN_SECRET", secret());
+            command.env("SEAL_KEY", secret());
             // One user at one address asks for all.
             command.env("REQUESTS_PER_ADDRESS", "0").env("REQUESTS_PER_USER", "0");
             command.envs(variables.iter().copied());

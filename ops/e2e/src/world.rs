@@ -111,6 +111,8 @@ pub struct World {
     pub public_url: String,
     /// `VIEW_TOKEN_SECRET`.
     pub view_token_secret: String,
+    /// `SEAL_KEY`.
+    pub seal_key: String,
     /// Where database and broker are.
     pub addresses: Addresses,
     /// How each program is started, but for where it listens.
@@ -145,6 +147,7 @@ impl World {
         // Tests share one Redis, and each has orders and rules of its own.
         let redis_prefix = format!("{}:", unique());
         let view_token_secret = format!("view-{}{}", unique(), unique());
+        let seal_key = unique() + &unique();
         let program = |name: &str| {
             let (database, amqp) = addresses.login(name);
             let (database, amqp) = (by_way_of(&database, setup.database_port), by_way_of(&amqp, setup.broker_port));
@@ -166,6 +169,7 @@ impl World {
             .env("PUBLIC_URL", &public_url)
             .env("JWT_HS256_SECRET", &shop.jwt_secret)
             .env("VIEW_TOKEN_SECRET", &view_token_secret)
+            .env("SEAL_KEY", &seal_key)
             .env("RETURN_URL_ORIGINS", "https://shop.example.com");
         let logs = dir.join("logs");
         let workers = ["callback-worker", "check-worker", "refund-worker", "relay"];
@@ -193,6 +197,7 @@ impl World {
             gateways,
             public_url,
             view_token_secret,
+            seal_key,
             addresses,
             programs,
             dir,

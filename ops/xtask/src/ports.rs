@@ -41,6 +41,13 @@ pub fn secret() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// 32 random bytes in hex, as a key is written.
+pub fn key() -> Result<String> {
+    let mut bytes = [0; 32];
+    random(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 fn random(bytes: &mut [u8]) -> Result<()> {
     File::open("/dev/urandom").and_then(|mut file| file.read_exact(bytes)).context("could not read /dev/urandom")
 }

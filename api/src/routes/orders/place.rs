@@ -5,21 +5,22 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use serde::Deserialize as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use shared::crash::{self, Point};
-use shared::db::DbError;
 use shared::db::orders::{self, Created, NewOrder, Order};
+use shared::db::{DbError, jobs};
 use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
 use shared::gateway::{Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest};
-use shared::job::CHECKS;
-use time::OffsetDateTime;
+use shared::job::{CHECKS, kind};
+use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
-use tracing::Span;
 use tracing::field::display;
+use tracing::{Span, info};
 
 use super::body::OrderRequest;
 use super::close::ask_to_close;
 use super::view::{OrderView, PayableOrder, created};
+use crate::credentials;
 use crate::idempotency::{Answer, Earlier, Hold, Request, in_flight};
 use crate::numbers::{dated, microseconds};
 use crate::problem::{ApiError, FieldFault};
@@ -75,7 +76,7 @@ impl Placement {
         let order = created(&new);
         new.answer = self.answer_here(&order)?;
         if new.answer.is_some() {
-            new.key = self.request.answered_key(new.created_at);
+            new.key = self.request.answered_key(new.created_at, new.expires_at);
         }
         crash::at(Point::OrderDrafted);
         let held_until = new.key.held_until;
@@ -159,14 +160,48 @@ impl Placement {
             prepay: serde_json::to_value(prepay).map_err(|error| ApiError::Internal(error.into()))?,
             check_in: CHECKS[0],
             created_at: now,
-            key: self.request.held_key(now),
+            key: self.request.held_key(now, expires_at),
             answer: None,
         })
     }
 }
 
-/// Asks the gateway for a credential, with the parameters that were fixed when the order was placed.
+/// Asks the gateway for the first credential of an order, with the parameters that were fixed when it was placed.
 pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError> {
+    match offer(app, order).await? {
+        Ok(payment) => shown(app, order, payment),
+        Err(error) => Err(failed(app, order.id, error).await),
+    }
+}
+
+/// Asks for a fresh credential of an order that may be in the buyer's hands already. So a refusal closes nothing, and the
+/// last credential is answered again while it is good.
+pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError> {
+    let error = match offer(app, order).await? {
+        Ok(payment) => return shown(app, order, payment),
+        Err(error) => error,
+    };
+    if error.says_paid() {
+        // The check finds the payment.
+        jobs::ask_in(&app.db, kind::CHECK, &order.id.to_string(), &json!({}), Duration::ZERO).await?;
+        return Err(ApiError::OrderNotPayable("paid at the gateway"));
+    }
+    let kept = credentials::last(app, order, app.clock.now()).await?;
+    let outcome = if kept.is_some() { "kept" } else { "none" };
+    metrics::counter!("credentials_refused_total", "gateway" => order.payment_method.as_str(), "answered" => outcome)
+        .increment(1);
+    match (kept, error) {
+        (Some(payment), error) => {
+            info!(%error, orderId = %order.id, "No fresh credential; the last one is answered again");
+            shown(app, order, payment)
+        }
+        (None, error @ GatewayError::Refused { .. }) => Err(ApiError::CredentialRefused(error)),
+        (None, error) => Err(unmade(error)),
+    }
+}
+
+/// Asks for a credential and keeps it; inside, what the gateway said instead.
+async fn offer(app: &App, order: &Order) -> Result<Result<Payment, GatewayError>, ApiError> {
     let now = app.clock.now();
     // A refusal tells of its state, too.
     app.cache.orders.saw(order);
@@ -176,10 +211,18 @@ pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
     if order.expires_at <= now {
         return Err(ApiError::OrderNotPayable("expired"));
     }
-    match account_of(app, order)?.prepay(&stored(order)?, now).await {
-        Ok(payment) => shown(app, order, payment),
-        Err(error) => Err(failed(app, order.id, error).await),
+    let gateway = account_of(app, order)?;
+    let offered = gateway.prepay(&stored(order)?, now).await;
+    match &offered {
+        Ok(payment) => {
+            if let Some(lives) = gateway.credential_lives(order.scene) {
+                credentials::keep(app, order, payment, (now, lives)).await;
+            }
+        }
+        Err(GatewayError::Misconfigured { code, message }) => app.refused_accounts.report(app, order, (code, message)),
+        Err(_) => {}
     }
+    Ok(offered)
 }
 
 fn account_of(app: &App, order: &Order) -> Result<Arc<dyn Gateway>, ApiError> {
@@ -214,7 +257,7 @@ fn unfit(error: GatewayError) -> ApiError {
 }
 
 /// The order stays pending, and the same key tries again; but one that is refused for good nobody will pay, so the worker
-/// asks about it and ends it, there first and then here. If it is paid already, he settles it instead.
+/// asks about it and ends it, there first and then here. If it is paid already, the worker settles it instead.
 async fn failed(app: &App, id: OrderId, error: GatewayError) -> ApiError {
     match error {
         GatewayError::Refused { .. } => match ask_to_close(app, id).await {
@@ -222,10 +265,18 @@ async fn failed(app: &App, id: OrderId, error: GatewayError) -> ApiError {
             Ok(()) => ApiError::OrderUnusable(error),
             Err(lost) => lost.into(),
         },
+        error => unmade(error),
+    }
+}
+
+/// No credential, and the order is not to blame: a repeat may go better.
+fn unmade(error: GatewayError) -> ApiError {
+    match error {
+        GatewayError::Misconfigured { .. } => ApiError::GatewayMisconfigured(error),
+        GatewayError::Refused { .. } | GatewayError::Protocol(_) => ApiError::GatewayProtocol(error),
         GatewayError::NotNow { .. } | GatewayError::Unavailable(_) | GatewayError::Unknown(_) => {
             ApiError::GatewayUnavailable(error)
         }
-        GatewayError::Protocol(_) => ApiError::GatewayProtocol(error),
     }
 }
 
@@ -236,6 +287,7 @@ fn outcome(error: &ApiError) -> &'static str {
         ApiError::OrderNotPayable(_) => "not_payable",
         ApiError::NotOffered(_) => "not_offered",
         ApiError::GatewayUnavailable(_) => "gateway_unavailable",
+        ApiError::GatewayMisconfigured(_) => "misconfigured",
         ApiError::GatewayProtocol(_) => "gateway_protocol",
         ApiError::IdempotencyKeyReused | ApiError::RequestInFlight => "conflict",
         _ => "failed",

@@ -1,0 +1,44 @@
+//! The last credential of an order: kept sealed, and answered again while it is good, when the gateway gives no fresh one.
+
+use shared::db::credentials::{self, Kept, place};
+use shared::db::in_time;
+use shared::db::orders::Order;
+use shared::gateway::Payment;
+use time::{Duration, OffsetDateTime};
+use tracing::warn;
+
+use crate::problem::ApiError;
+use crate::state::App;
+
+/// Keeps a credential that the gateway has just given. The buyer gets it also where it cannot be kept.
+pub async fn keep(app: &App, order: &Order, payment: &Payment, (now, lives): (OffsetDateTime, Duration)) {
+    let Some(keys) = &app.seal else { return };
+    let id = order.id.to_string();
+    let sealed = serde_json::to_vec(payment).map_err(ApiError::internal);
+    let sealed = sealed.and_then(|text| keys.seal(&place(&id), &text).map_err(ApiError::internal));
+    let kept = match sealed {
+        Ok(sealed) => {
+            let kept = Kept { sealed, obtained_at: now, valid_until: (now + lives).min(order.expires_at) };
+            in_time(credentials::keep(&app.db, order.id, &kept)).await.map_err(ApiError::from)
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = kept {
+        warn!(error = ?error, orderId = %order.id, "A credential was not kept");
+    }
+}
+
+/// The last credential of an order, if it is still good.
+///
+/// # Errors
+/// [`ApiError::Db`]. One that opens with no key is none.
+pub async fn last(app: &App, order: &Order, now: OffsetDateTime) -> Result<Option<Payment>, ApiError> {
+    let Some(keys) = &app.seal else { return Ok(None) };
+    let Some(kept) = credentials::last(&app.db, order.id, now).await? else { return Ok(None) };
+    let opened = keys.open(&place(&order.id.to_string()), &kept.sealed).map_err(ApiError::internal);
+    let payment = opened.and_then(|text| serde_json::from_slice(&text).map_err(ApiError::internal));
+    if let Err(error) = &payment {
+        warn!(error = ?error, orderId = %order.id, "A kept credential cannot be read");
+    }
+    Ok(payment.ok())
+}

@@ -1,0 +1,52 @@
+//! Calls people when a gateway refuses an account of ours: its contract, its configuration or its keys. No order is to
+//! blame, and no buyer can mend it.
+
+use std::time::Duration;
+
+use moka::sync::Cache;
+use shared::db::orders::Order;
+use shared::db::{DbError, in_time};
+use shared::settle::accounts::{Misconfigured, misconfigured};
+use tracing::{error, warn};
+
+use crate::state::App;
+
+/// How often one refusal of one account is reported to the database by this process.
+const EVERY: Duration = Duration::from_secs(60);
+/// Accounts and codes that are remembered.
+const REMEMBERED: u64 = 1000;
+
+/// What was reported lately.
+pub struct RefusedAccounts(Cache<String, ()>);
+
+impl Default for RefusedAccounts {
+    fn default() -> RefusedAccounts {
+        RefusedAccounts(Cache::builder().max_capacity(REMEMBERED).time_to_live(EVERY).build())
+    }
+}
+
+impl RefusedAccounts {
+    /// One line of log for each refusal; one case for each account and code, opened beside the answer.
+    pub fn report(&self, app: &App, order: &Order, (code, message): (&str, &str)) {
+        let (gateway, account) = (order.payment_method, order.account.clone());
+        let (order_no, order_id) = (order.order_no.clone(), order.id);
+        error!(%gateway, %account, code, message, orderId = %order_id, "The gateway refuses our account {account}: {code}");
+        let labels = [("gateway", gateway.as_str().to_owned()), ("account", account.to_string())];
+        metrics::counter!("account_refusals_total", &labels).increment(1);
+        if self.0.entry(format!("{gateway}/{account}:{code}")).or_insert(()).is_fresh() {
+            let (db, clock, code, message) = (app.db.clone(), app.clock, code.to_owned(), message.to_owned());
+            tokio::spawn(async move {
+                let work = async {
+                    let mut tx = db.begin().await?;
+                    let (code, message) = (code.as_str(), message.as_str());
+                    let told = Misconfigured { method: gateway, account: &account, code, message, order_no: &order_no };
+                    misconfigured(&mut tx, &told, &clock).await?;
+                    Ok::<_, DbError>(tx.commit().await?)
+                };
+                if let Err(error) = in_time(work).await {
+                    warn!(%error, %account, "No case was opened for an account that its gateway refuses");
+                }
+            });
+        }
+    }
+}
