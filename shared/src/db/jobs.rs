@@ -126,8 +126,7 @@ pub async fn delete_callbacks(tx: &mut PgConnection, callbacks: &[&Callback]) ->
     Ok(())
 }
 
-/// Has callbacks that are held up for long come more seldom: after a quarter of their age, and 10 minutes at most. `ids` are of
-/// rows that [`postpone`] has found to hold these callbacks; a number from a message alone must not come here.
+/// Has callbacks that [`postpone`] found come more seldom: after a quarter of their age, and 10 minutes at most.
 ///
 /// # Errors
 /// [`DbError`].
