@@ -1,9 +1,8 @@
 //! `jobs`: durable due work. The message that the relay publishes is only the nudge.
 //!
 //! Due times and leases are the database's: callers pass durations, and the statements add them to `now()` and compare with
-//! `now()`. So processes whose clocks differ agree on what is due. `now()` is the start of a transaction; each transaction
-//! here is short, and a due time that is earlier by that much is no harm. A message changes a row only when it proves that
-//! it belongs to the row: a nudge by its fence, a callback by its bytes (ops/decisions/0017).
+//! `now()`, the start of their short transaction. So processes whose clocks differ agree on what is due. A message changes a
+//! row only when it belongs to the row: a nudge by its fence, a callback by its bytes (ops/decisions/0017).
 
 use std::time::Instant;
 
