@@ -104,22 +104,6 @@ async fn a_late_payment_is_read_as_what_became_of_it(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
-async fn a_late_payment_that_is_fulfilled_is_the_orders_own(db: PgPool) {
-    let world = World::new(db).await;
-    let (_, id) = placed(&world).await;
-    world.close_locally(&id).await;
-    world.late_payment(&id, "4200000001").await;
-    follow(&world, &id).await;
-    let mut tx = world.db.begin().await.unwrap();
-    let trade = shared::domain::TradeNo::parse("4200000001").unwrap();
-    let done = shared::settle::honour(&mut tx, OrderId::parse(&id).unwrap(), &trade, Clock::system().now()).await;
-    assert_eq!(done.unwrap(), Ok(()));
-    tx.commit().await.unwrap();
-    let order = seen(&world, &id).await;
-    assert_eq!((&order["status"], &order["extra_payment"]), (&json!("paid"), &Value::Null));
-}
-
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn a_second_payment_stands_beside_the_first(db: PgPool) {
     let world = World::new(db).await;
     let (placed, id) = placed(&world).await;
