@@ -14,6 +14,7 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgo
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use shared::db::unplaced::NO_USER;
 use shared::domain::UserId;
 use tracing::Span;
 
@@ -110,6 +111,10 @@ impl Authenticator {
         let key = self.choose(header.alg, header.kid.as_deref()).ok_or(ApiError::TokenInvalid)?;
         let claims = decode::<Claims>(token, &key.key, &key.validation).map_err(refusal)?.claims;
         let user = UserId::parse(claims.sub).map_err(|_| ApiError::TokenInvalid)?;
+        // The user of orders that nobody placed.
+        if user.as_str() == NO_USER {
+            return Err(ApiError::TokenInvalid);
+        }
         let is_admin = claims.scope.is_some_and(|scope| scope.split(' ').any(|word| word == ADMIN));
         Ok(Caller { user, is_admin })
     }

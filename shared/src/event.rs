@@ -216,6 +216,8 @@ mod tests {
             updated_at: AT,
             trade_no: TradeNo::parse("4200000001").unwrap(),
             payment_amount: Money::from_fen(8888).unwrap(),
+            payment_method: PaymentMethod::Wechat,
+            account: None,
         }
     }
 

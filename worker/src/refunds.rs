@@ -13,7 +13,7 @@ use shared::db::jobs::{self, Cost, Taken};
 use shared::db::orders::{self, Order};
 use shared::db::refunds::{self, Refund};
 use shared::db::{self, anew, in_time};
-use shared::domain::{CaseKind, PaymentMethod, RefundId, RefundStatus};
+use shared::domain::{AccountName, CaseKind, Money, PaymentMethod, RefundId, RefundStatus};
 use shared::gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget};
 use shared::job::kind;
 use shared::settle::accounts::{self, Misconfigured};
@@ -97,7 +97,8 @@ impl Job for RefundWorker {
         let missing = |what: &str| JobError::Missing(format!("{what} of refund {id}"));
         let refund = in_time(refunds::get(&self.db, id)).await?.ok_or_else(|| missing("the row"))?;
         let order = in_time(orders::get(&self.db, refund.order_id)).await?.ok_or_else(|| missing("the order"))?;
-        let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
+        let gateway = self.gateways.get(refund.payment_method, account(&refund, &order));
+        let gateway = gateway.ok_or_else(|| missing("the account"))?;
         let step = match refund.status {
             RefundStatus::Succeeded => Step::Done,
             RefundStatus::Failed => self.look_back(gateway.as_ref(), (&refund, &order), job.now()).await,
@@ -127,7 +128,7 @@ impl RefundWorker {
     /// For how long the gateway wants no other refund of this order: counted from the last moment at which another one may
     /// have reached it, which is when we had heard of its end.
     async fn too_soon(&self, job: &Taken, refund: &Refund, order: &Order) -> Result<Option<time::Duration>, JobError> {
-        let gap = match order.payment_method {
+        let gap = match refund.payment_method {
             PaymentMethod::Alipay => time::Duration::seconds(3),
             PaymentMethod::Wechat => time::Duration::minutes(1),
         };
@@ -140,7 +141,7 @@ impl RefundWorker {
 
     /// Commits that the request is about to leave, then lets it leave.
     async fn send(&self, gateway: &dyn Gateway, job: &Taken, refund: &Refund, order: &Order) -> Result<Step, JobError> {
-        let Some(turn) = self.budget.turn(order.payment_method).await else {
+        let Some(turn) = self.budget.turn(refund.payment_method).await else {
             return Ok(Step::wait(time::Duration::seconds(2), "too many calls fail just now"));
         };
         anew(|| self.mark_sent(refund, job.now())).await?;
@@ -243,7 +244,12 @@ impl RefundWorker {
             amount: refund.amount,
             total: refund.payment_amount,
             reason: refund.reason.clone(),
-            notify_url: format!("{}/v1/callbacks/{}/{}", self.public_url, order.payment_method, order.account),
+            notify_url: format!(
+                "{}/v1/callbacks/{}/{}",
+                self.public_url,
+                refund.payment_method,
+                account(refund, order)
+            ),
         }
     }
 
@@ -286,17 +292,23 @@ impl RefundWorker {
     async fn record(&self, job: &Taken, refund: &Refund, order: &Order, step: &Step) -> Result<(), JobError> {
         let now = job.now();
         let refund_no = &refund.refund_no;
-        let idle = job.asking(json!({}));
+        // What people have accepted stays asked until the gateway states the amount once more.
+        let idle = if accepted(job).is_some() { job.clone() } else { job.asking(json!({})) };
         let moves = matches!(step, Step::Fact(_));
         let mut tx = self.db.begin().await?;
         let held = match step {
             Step::Fact(fact) => {
+                if let RefundFact::Returned { amount: Some(amount), .. } = fact
+                    && accepted(job) == Some(*amount)
+                {
+                    settling::accept_amount(&mut tx, refund, *amount, now).await?;
+                }
                 let verdict = settling::settle(&mut tx, refund, fact, &self.gateways.policies(), &self.clock).await?;
                 crash::at(Point::RefundSettled);
                 db::met(&mut tx, Point::RefundSettled, order.order_no.as_str()).await?;
                 info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
                 // Ended ones have dropped or re-dated their job already; the others are asked about daily.
-                jobs::again(&mut tx, &idle, ABNORMAL, Cost::Nothing, fact.as_str()).await?;
+                jobs::again(&mut tx, &job.asking(json!({})), ABNORMAL, Cost::Nothing, fact.as_str()).await?;
                 true
             }
             Step::Wait { pause, cost, reason } => {
@@ -381,6 +393,16 @@ impl RefundWorker {
         settling::open(tx, &case, self.clock.now()).await?;
         Ok(refunds::note_trouble(tx, refund.id, None, message, self.clock.now()).await?)
     }
+}
+
+/// The amount that two people have accepted as the one that went back.
+fn accepted(job: &Taken) -> Option<Money> {
+    job.payload["accept"].as_str().and_then(|yuan| Money::from_yuan(yuan).ok())
+}
+
+/// The account that took the payment.
+fn account<'a>(refund: &'a Refund, order: &'a Order) -> &'a AccountName {
+    refund.account.as_ref().unwrap_or(&order.account)
 }
 
 impl Step {

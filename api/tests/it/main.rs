@@ -20,6 +20,7 @@ mod reopening;
 mod rights;
 mod starting;
 mod statistics;
+mod strays;
 mod streams;
 mod support;
 mod validation;

@@ -90,6 +90,7 @@ impl World {
             gateway_no: TradeNo::parse(trade_no).unwrap(),
             amount: Money::from_fen(1234).unwrap(),
             paid_at: Clock::system().now() - Duration::hours(1),
+            account: None,
         };
         let mut tx = self.db.begin().await.unwrap();
         transactions::note_extra(&mut tx, &[extra], Clock::system().now()).await.unwrap();

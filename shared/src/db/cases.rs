@@ -158,10 +158,16 @@ impl Case {
         self.kind.end_frees_money() || self.evidence.get(NOT_REFUNDED).is_some()
     }
 
+    /// Whether the gateway states another amount for a refund of ours, and not for a payment.
+    pub fn is_about_a_refunds_amount(&self) -> bool {
+        self.kind == CaseKind::AmountMismatch && self.evidence.get("refund_no").is_some()
+    }
+
     /// What people can choose about it as it is now.
     pub fn actions(&self) -> &'static [CaseAction] {
         match self.status {
             CaseStatus::Resolved => &[CaseAction::Reopen],
+            _ if self.is_about_a_refunds_amount() => &[CaseAction::AcceptAmount, CaseAction::Note],
             CaseStatus::Open | CaseStatus::Proposed => self.kind.actions(),
         }
     }
@@ -276,7 +282,7 @@ pub async fn end_of_refund(
         r#"
         update cases
         set status = 'resolved', resolution = $3, resolved_by = 'service', version = version + 1, updated_at = $4
-        where order_id = $1 and gateway_no = $2 and kind in ('refund_shortage', 'refund_abnormal')
+        where order_id = $1 and gateway_no = $2 and kind in ('refund_shortage', 'refund_abnormal', 'amount_mismatch')
           and status <> 'resolved'
         "#,
         refund.order_id as OrderId,

@@ -95,6 +95,8 @@ pub const TABLES: &[Table] = &[
         may_only(&[Relay], Select,
             &["id", "order_id", "payment_method", "action_type", "amount", "status", "gateway_no"]),
         may_only(WORKERS, Update, &["status", "gateway_no", "returned_amount", "updated_at"]),
+        // Of a refund, where two people have accepted the amount that the gateway states.
+        may_only(&[RefundWorker], Update, &["amount"]),
     ] },
     Table { name: "refund_records", grants: &[
         // The workers insert where the policy of an account returns late money.
@@ -105,6 +107,7 @@ pub const TABLES: &[Table] = &[
         may_only(WORKERS, Update,
             &["status", "gateway_refund_no", "attempts", "last_error", "sent_at", "refused_code", "succeeded_at",
               "updated_at"]),
+        may_only(&[RefundWorker], Update, &["refund_amount"]),
     ] },
     Table { name: "callbacks", grants: &[
         may(&[CallbackWorker], Insert),

@@ -32,6 +32,7 @@ pub mod retention;
 mod schema;
 pub mod stats;
 pub mod transactions;
+pub mod unplaced;
 
 pub use anew::{Collision, anew};
 pub use connect::{connect, in_time};

@@ -6,7 +6,8 @@ use time::OffsetDateTime;
 use super::DbError;
 use super::page::Wanted;
 use crate::domain::{
-    Money, OrderId, PaymentMethod, RefundId, RefundNo, RefundOrigin, RefundStatus, TradeNo, TransactionId, UserId,
+    AccountName, Money, OrderId, PaymentMethod, RefundId, RefundNo, RefundOrigin, RefundStatus, TradeNo, TransactionId,
+    UserId,
 };
 
 /// One row, with the trade that it returns.
@@ -50,6 +51,10 @@ pub struct Refund {
     pub trade_no: TradeNo,
     /// How much it brought.
     pub payment_amount: Money,
+    /// The gateway that took it, and returns it.
+    pub payment_method: PaymentMethod,
+    /// The account that took it, where it is not the order's.
+    pub account: Option<AccountName>,
 }
 
 /// Reads whole refunds: one list of columns for every question. As with orders, a time that cannot be is left out.
@@ -66,7 +71,8 @@ macro_rules! select_refunds {
               case when r.succeeded_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
                 then r.succeeded_at end as succeeded_at,
               r.created_at, r.updated_at,
-              p.gateway_no as "trade_no!: TradeNo", p.amount as "payment_amount: Money"
+              p.gateway_no as "trade_no!: TradeNo", p.amount as "payment_amount: Money",
+              p.payment_method as "payment_method: PaymentMethod", p.account as "account: AccountName"
             from refund_records r join payment_transactions p on p.id = r.transaction_id
             "# + $tail
             $(, $argument)*
@@ -169,7 +175,7 @@ pub async fn create(tx: &mut PgConnection, new: &NewRefund, now: OffsetDateTime)
           insert into payment_transactions
             (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
           select $1, $2, 'R' || $1, payment_method, 'refund', $5, $8, $8
-          from payment_orders where id = $2
+          from payment_transactions where id = $3
         )
         insert into jobs (kind, ref_id, due_at, created_at) values ('refund', $1, now(), now())
         "#,
@@ -220,6 +226,34 @@ pub async fn note_number(
         "update refund_records set gateway_refund_no = coalesce(gateway_refund_no, $2), updated_at = $3 where id = $1",
         id as RefundId,
         gateway_refund_no,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Changes the amount of a refund that is not over, and of its transaction.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn note_amount(
+    tx: &mut PgConnection,
+    id: RefundId,
+    amount: Money,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        with refund as (
+          update refund_records set refund_amount = $2, updated_at = $3
+          where id = $1 and status in ('processing', 'abnormal')
+          returning id
+        )
+        update payment_transactions t set amount = $2, updated_at = $3 from refund where t.id = refund.id
+        "#,
+        id as RefundId,
+        amount as Money,
         now,
     )
     .execute(tx)

@@ -117,7 +117,7 @@ pub struct Hour {
 /// # Errors
 /// [`DbError`].
 pub async fn refresh(tx: &mut PgConnection, hours: &[Hour], now: OffsetDateTime) -> Result<(), DbError> {
-    sqlx::query!(
+    let counted = sqlx::query!(
         r#"
         with hours as (
           select h.hour, h.first, h.past
@@ -129,6 +129,8 @@ pub async fn refresh(tx: &mut PgConnection, hours: &[Hour], now: OffsetDateTime)
             coalesce(sum(o.amount) filter (where o.paid_at is not null), 0) as amount,
             coalesce(sum(greatest(extract(epoch from o.paid_at - o.created_at), 0)), 0) as settle_seconds
           from hours h join payment_orders o on o.id >= h.first and o.id < h.past
+          -- Nobody placed those that were made to return a payment (`unplaced::NO_USER`).
+          where o.user_id <> '-'
           group by h.hour, o.payment_method
         ), extra as (
           -- The first payment of an order has the order's id.
@@ -180,9 +182,8 @@ pub async fn refresh(tx: &mut PgConnection, hours: &[Hour], now: OffsetDateTime)
         &hours.iter().map(|hour| hour.first).collect::<Vec<_>>() as &[OrderId],
         &hours.iter().map(|hour| hour.past).collect::<Vec<_>>() as &[OrderId],
         now,
-    )
-    .execute(tx)
-    .await?;
+    );
+    counted.execute(tx).await?;
     Ok(())
 }
 

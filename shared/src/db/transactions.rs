@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::DbError;
 use super::orders::Order;
-use crate::domain::{Money, OrderId, PaymentMethod, TradeNo, TransactionId};
+use crate::domain::{AccountName, Money, OrderId, PaymentMethod, TradeNo, TransactionId};
 
 /// Moves the pending payments of orders to succeeded, each with the trade that paid it.
 ///
@@ -95,6 +95,8 @@ pub struct ExtraPayment {
     pub amount: Money,
     /// When it was paid, by the gateway's clock.
     pub paid_at: OffsetDateTime,
+    /// The account that took it, where it is not the order's.
+    pub account: Option<AccountName>,
 }
 
 /// Notes extra payments; a trade that has its row keeps it.
@@ -108,15 +110,16 @@ pub async fn note_extra(tx: &mut PgConnection, extra: &[ExtraPayment], now: Offs
     let gateway_nos: Vec<&str> = extra.iter().map(|e| e.gateway_no.as_str()).collect();
     let amounts: Vec<Money> = extra.iter().map(|e| e.amount).collect();
     let paid_at: Vec<OffsetDateTime> = extra.iter().map(|e| e.paid_at).collect();
+    let accounts: Vec<Option<&str>> = extra.iter().map(|e| e.account.as_ref().map(AccountName::as_str)).collect();
     sqlx::query!(
         r#"
         insert into payment_transactions
           (id, order_id, transaction_no, payment_method, action_type, amount, status, gateway_no, created_at, updated_at,
-           paid_at)
+           paid_at, account)
         select e.id, e.order_id, 'P' || e.id, e.payment_method, 'payment', e.amount, 'succeeded', e.gateway_no, $6, $6,
-          e.paid_at
-        from unnest($1::bpchar[], $2::bpchar[], $3::text[], $4::text[], $5::numeric[], $7::timestamptz[])
-          as e (id, order_id, payment_method, gateway_no, amount, paid_at)
+          e.paid_at, e.account
+        from unnest($1::bpchar[], $2::bpchar[], $3::text[], $4::text[], $5::numeric[], $7::timestamptz[], $8::text[])
+          as e (id, order_id, payment_method, gateway_no, amount, paid_at, account)
         on conflict (payment_method, gateway_no) where action_type = 'payment' do nothing
         "#,
         &ids as &[TransactionId],
@@ -126,6 +129,7 @@ pub async fn note_extra(tx: &mut PgConnection, extra: &[ExtraPayment], now: Offs
         &amounts as &[Money],
         now,
         &paid_at,
+        &accounts as &[Option<&str>],
     )
     .execute(tx)
     .await?;
@@ -158,6 +162,8 @@ pub async fn recorded(
 pub struct Payment {
     /// Its row.
     pub id: TransactionId,
+    /// The gateway that took it.
+    pub payment_method: PaymentMethod,
     /// What the buyer paid.
     pub amount: Money,
     /// The largest sum that the gateway said went back of it; nothing where it never said.
@@ -177,20 +183,24 @@ pub async fn payment_of_trade(
 ) -> Result<Option<Payment>, DbError> {
     let row = sqlx::query!(
         r#"
-        select id as "id: TransactionId", amount as "amount: Money", returned_amount as "returned: Money",
+        select id as "id: TransactionId", payment_method as "payment_method: PaymentMethod", amount as "amount: Money",
+          returned_amount as "returned: Money",
           coalesce(paid_at, created_at) as "paid_at!"
         from payment_transactions
-        where payment_method = $1 and gateway_no = $2 and action_type = 'payment' and status = 'succeeded'
-          and order_id = $3
+        where order_id = $1 and gateway_no = $2 and action_type = 'payment' and status = 'succeeded'
+        -- Two gateways may use one number: the order's own counts first.
+        order by payment_method = $3 desc
+        limit 1
         "#,
-        order.payment_method.as_str(),
-        trade_no.as_str(),
         order.id as OrderId,
+        trade_no.as_str(),
+        order.payment_method.as_str(),
     );
     let own = order.paid_at.filter(|_| order.trade_no.as_ref() == Some(trade_no));
     let row = row.fetch_optional(tx).await?;
     Ok(row.map(|row| Payment {
         id: row.id,
+        payment_method: row.payment_method,
         amount: row.amount,
         returned: row.returned,
         paid_at: own.unwrap_or(row.paid_at),

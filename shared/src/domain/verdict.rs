@@ -100,6 +100,8 @@ named_enum! {
         RefundAgain = "refund_again",
         /// Send a refund that cannot be delivered to the merchant's own account.
         AbnormalRefund = "abnormal_refund",
+        /// Take the amount that the gateway states for a refund as the one that went back.
+        AcceptAmount = "accept_amount",
         /// Resolve the case with a note.
         Note = "note",
         /// Open a resolved case again, with a reason.
@@ -161,14 +163,14 @@ impl CaseKind {
         match self {
             CaseKind::LatePayment | CaseKind::RefundedElsewhere => &[Refund, Fulfil, BookRefund, Note],
             CaseKind::UnknownRefund => &[BookRefund, Note],
-            CaseKind::DoublePayment => &[Refund, Note],
-            CaseKind::RefundClosed => &[RefundAgain, Note],
-            CaseKind::RefundAbnormal => &[AbnormalRefund, Note],
-            CaseKind::AmountMismatch
+            CaseKind::DoublePayment
+            | CaseKind::AmountMismatch
             | CaseKind::WrongMerchant
             | CaseKind::WrongMethod
-            | CaseKind::UnknownOrder
-            | CaseKind::DeadLetter
+            | CaseKind::UnknownOrder => &[Refund, Note],
+            CaseKind::RefundClosed => &[RefundAgain, Note],
+            CaseKind::RefundAbnormal => &[AbnormalRefund, Note],
+            CaseKind::DeadLetter
             | CaseKind::RefundShortage
             | CaseKind::RefundAfterFailure
             | CaseKind::GatewayProtocol

@@ -215,7 +215,8 @@ impl Late {
         order_id: OrderId,
         trade_no: &TradeNo,
     ) -> Result<Result<Late, NotHonoured>, DbError> {
-        let Some(order) = orders::lock_one(tx, order_id).await? else { return Ok(Err(NotHonoured::NoPayment)) };
+        let order = orders::lock_one(tx, order_id).await?.filter(Order::was_placed);
+        let Some(order) = order else { return Ok(Err(NotHonoured::NoPayment)) };
         let Some(payment) = transactions::payment_of_trade(tx, &order, trade_no).await? else {
             return Ok(Err(NotHonoured::NoPayment));
         };

@@ -8,6 +8,7 @@ mod booking;
 pub mod late;
 mod outside;
 pub mod refunds;
+pub mod strays;
 
 use std::collections::{HashMap, HashSet};
 
@@ -181,11 +182,10 @@ impl Books<'_> {
             return Some(self.case(Verdict::UnknownOrder, CaseKind::UnknownOrder, None, told));
         };
         let id = Some(order.id);
-        if order.payment_method != told.method {
-            return Some(self.case(Verdict::WrongMethod, CaseKind::WrongMethod, id, told));
-        }
-        if !is_whose_it_says(told, order) {
-            return Some(self.case(Verdict::WrongMerchant, CaseKind::WrongMerchant, id, told));
+        if let Some((verdict, kind)) = elsewhere(order, told) {
+            // A refund of ours may be of a payment that came to another account.
+            let of_refund = !matches!(told.merchant, Merchant::Other(_)) && matches!(told.fact, Fact::Refund { .. });
+            return if of_refund { None } else { Some(self.case(verdict, kind, id, told)) };
         }
         Some(match &told.fact {
             Fact::Paid { amount, .. } if *amount != Some(order.amount) => {
@@ -208,9 +208,13 @@ impl Books<'_> {
 
     /// What a callback or an answer tells of money that went back.
     async fn refund(&mut self, tx: &mut PgConnection, told: &Notification) -> Result<Verdict, DbError> {
-        let Some(id) = self.orders.get(&told.order_no).map(|order| order.id) else { return Ok(Verdict::Ignored) };
-        let Some(ours) = refunds::notice(tx, &told.fact, id, self.policies, self.clock).await? else {
-            return outside::returned(tx, told, id, self.clock).await;
+        let Some(order) = self.orders.get(&told.order_no) else { return Ok(Verdict::Ignored) };
+        let (id, elsewhere) = (order.id, elsewhere(order, told));
+        let Some(ours) = refunds::notice(tx, told, order, self.policies, self.clock).await? else {
+            return match elsewhere {
+                Some((verdict, kind)) => Ok(self.case(verdict, kind, Some(id), told)),
+                None => outside::returned(tx, told, id, self.clock).await,
+            };
         };
         // The message also says what went back in all, which may be more.
         if let Some(trade) = told.fact.returned_trade()
@@ -255,6 +259,7 @@ impl Books<'_> {
                 gateway_no: trade_no.clone(),
                 amount: order.amount,
                 paid_at,
+                account: None,
             });
         }
         fresh
@@ -272,7 +277,11 @@ impl Books<'_> {
         let Some(order) = self.orders.get_mut(&told.order_no) else { return Verdict::UnknownOrder };
         let (id, closed) = (order.id, order.status == OrderStatus::Closed);
         let kind = if closed { CaseKind::LatePayment } else { CaseKind::DoublePayment };
-        let policy = self.policies.of(order.payment_method, &order.account);
+        let policy = match self.policies.of(order.payment_method, &order.account) {
+            // An order that exists only to return a payment delivers nothing.
+            LatePaymentPolicy::Fulfil if !order.was_placed() => LatePaymentPolicy::Hold,
+            policy => policy,
+        };
         metrics::counter!("extra_payments_total", "kind" => kind.as_str(), "policy" => policy.as_str()).increment(1);
         if policy == LatePaymentPolicy::Fulfil && closed && told.source == Source::Notice {
             // The gateway is asked first: the notice may be older than a return.
@@ -352,6 +361,14 @@ fn is_whose_it_says(told: &Notification, order: &Order) -> bool {
     merchant && order.account == told.account
 }
 
+/// Whether a message is about another gateway, merchant or account than the order's: its verdict and its kind of case.
+fn elsewhere(order: &Order, told: &Notification) -> Option<(Verdict, CaseKind)> {
+    if order.payment_method != told.method {
+        return Some((Verdict::WrongMethod, CaseKind::WrongMethod));
+    }
+    (!is_whose_it_says(told, order)).then_some((Verdict::WrongMerchant, CaseKind::WrongMerchant))
+}
+
 /// What makes a case one of its kind: the refund, the trade, or else the message.
 fn case_number(told: &Notification) -> String {
     match &told.fact {
@@ -378,8 +395,9 @@ fn evidence(told: &Notification) -> Value {
     }
     let money = |amount: &Option<Money>| amount.map(|amount| amount.to_string());
     match &told.fact {
-        Fact::Paid { trade_no, amount, .. } => {
+        Fact::Paid { trade_no, amount, paid_at } => {
             evidence["trade_no"] = trade_no.as_str().into();
+            evidence["paid_at"] = json!(paid_at.format(&Rfc3339).ok());
             evidence["amount"] = json!(money(amount));
         }
         Fact::PaidAndReturned(trade) => evidence["trade_no"] = trade.trade_no.as_str().into(),

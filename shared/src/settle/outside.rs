@@ -168,6 +168,7 @@ async fn first_sight(
         gateway_no: trade.trade_no.clone(),
         amount: order.amount,
         paid_at: trade.paid_at.unwrap_or_else(|| clock.now()),
+        account: None,
     };
     transactions::note_extra(tx, &[extra], clock.now()).await?;
     let mut case = new_case((kind, Some(order.id)), told, clock);

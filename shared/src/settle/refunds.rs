@@ -14,8 +14,8 @@ use crate::db::refunds::{Move, NewRefund, Refund};
 use crate::db::transactions::Payment;
 use crate::db::{self, DbError, cases, events, extra, jobs, orders, refunds, transactions};
 use crate::domain::{
-    CaseId, CaseKind, Fact, Money, OrderId, OrderStatus, PaymentMethod, Policies, RefundEvent, RefundId, RefundNo,
-    RefundOutcome, RefundStatus, TradeNo, status_by_refunds,
+    CaseId, CaseKind, Fact, Money, Notification, OrderId, OrderStatus, PaymentMethod, Policies, RefundEvent, RefundId,
+    RefundNo, RefundOutcome, RefundStatus, TradeNo, status_by_refunds,
 };
 use crate::event::{self, Event};
 use crate::job::kind;
@@ -91,7 +91,7 @@ pub async fn ask(
     if cases::is_open(tx, CaseKind::UnknownRefund, order.id).await? {
         return Ok(Err(RefundRefusal::NotRefundable("a refund that is not ours waits for a person to look")));
     }
-    let amount = match allowed(&order, &all, &payment, now) {
+    let amount = match allowed(&all, &payment, now) {
         Ok(left) => match wish.amount.unwrap_or(left) {
             amount if amount > left => return Ok(Err(RefundRefusal::TooMuch(left))),
             amount => amount,
@@ -115,14 +115,14 @@ pub async fn ask(
 }
 
 /// How much of a payment is left to go back.
-fn allowed(order: &Order, all: &[Refund], payment: &Payment, now: OffsetDateTime) -> Result<Money, RefundRefusal> {
+fn allowed(all: &[Refund], payment: &Payment, now: OffsetDateTime) -> Result<Money, RefundRefusal> {
     if all.iter().any(|refund| refund.status.in_flight()) {
         return Err(RefundRefusal::InProgress);
     }
     // A refund that failed was never one of the gateway's.
     let of_payment: Vec<&Refund> =
         all.iter().filter(|refund| refund.transaction_id == payment.id && refund.status.reserves()).collect();
-    if order.payment_method == PaymentMethod::Wechat {
+    if payment.payment_method == PaymentMethod::Wechat {
         if now - payment.paid_at > WECHAT_PERIOD {
             return Err(RefundRefusal::NotRefundable("WeChat Pay refunds for one year after the payment"));
         }
@@ -204,7 +204,8 @@ pub async fn settle(
     if let RefundFact::Returned { amount: Some(amount), .. } = fact
         && *amount != refund.amount
     {
-        let told = json!({ "refund_no": refund.refund_no, "amount": amount.to_string() });
+        let (amount, requested) = (amount.to_string(), refund.amount.to_string());
+        let told = json!({ "refund_no": refund.refund_no, "amount": amount, "requested_amount": requested });
         open(tx, &case_of(clock, CaseKind::AmountMismatch, &refund, told), now).await?;
         return Ok(RefundVerdict::AmountMismatch);
     }
@@ -238,7 +239,7 @@ pub async fn settle(
     }
     // Also when it is stuck: it is in nobody's way any more.
     late::give_back_what_waited(tx, &after, policies, clock).await?;
-    count(&after, &refund, fact, now);
+    count(&refund, fact, now);
     Ok(RefundVerdict::Settled)
 }
 
@@ -261,6 +262,27 @@ pub async fn looked_back(tx: &mut PgConnection, refund: &Refund, clock: &Clock) 
     outside::compare_again(tx, refund, clock).await
 }
 
+/// Takes `amount` for what a refund returns, as two people have accepted the gateway's word. Changes nothing where the payment does
+/// not hold that much beside its other refunds, or the refund is over: the fact is a mismatch then, as before.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub async fn accept_amount(
+    tx: &mut PgConnection,
+    refund: &Refund,
+    amount: Money,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    orders::lock_one(tx, refund.order_id).await?;
+    let all = refunds::of_order(&mut *tx, refund.order_id).await?;
+    let others = all.iter().filter(|other| other.id != refund.id && other.transaction_id == refund.transaction_id);
+    let reserved: i64 = others.filter(|other| other.status.reserves()).map(|other| other.amount.fen()).sum();
+    if !amount.is_positive() || reserved + amount.fen() > refund.payment_amount.fen() {
+        return Ok(());
+    }
+    refunds::note_amount(tx, refund.id, amount, now).await
+}
+
 /// A fact that moves nothing can still bring the gateway's number, without which nobody can send the refund another way.
 /// And what a gateway still has in hand of a refund that we have given up is for a person.
 async fn no_move(tx: &mut PgConnection, refund: &Refund, fact: &RefundFact, clock: &Clock) -> Result<(), DbError> {
@@ -278,8 +300,8 @@ async fn no_move(tx: &mut PgConnection, refund: &Refund, fact: &RefundFact, cloc
 }
 
 /// How refunds end, and after how long.
-fn count(order: &Order, refund: &Refund, fact: &RefundFact, now: OffsetDateTime) {
-    let labels = [("gateway", order.payment_method.as_str()), ("outcome", fact.as_str())];
+fn count(refund: &Refund, fact: &RefundFact, now: OffsetDateTime) {
+    let labels = [("gateway", refund.payment_method.as_str()), ("outcome", fact.as_str())];
     metrics::counter!("refunds_total", &labels).increment(1);
     let took = (now - refund.created_at).as_seconds_f64();
     metrics::histogram!("refund_duration_seconds", &labels).record(took.max(0.0));
@@ -381,14 +403,22 @@ async fn tell(
 /// [`DbError`]; the caller rolls back.
 pub(super) async fn notice(
     tx: &mut PgConnection,
-    told: &Fact,
-    order_id: OrderId,
+    told: &Notification,
+    order: &Order,
     policies: &Policies,
     clock: &Clock,
 ) -> Result<Option<RefundVerdict>, DbError> {
-    let Fact::Refund { trade, refund_no, amount, gateway_refund_no, at, outcome } = told else { return Ok(None) };
+    let Fact::Refund { trade, refund_no, amount, gateway_refund_no, at, outcome } = &told.fact else {
+        return Ok(None);
+    };
+    // Where the payment is, and not where the order is: people may return a payment of another account.
+    let paid_there = |refund: &Refund| {
+        let account = refund.account.as_ref().unwrap_or(&order.account);
+        (refund.payment_method, account) == (told.method, &told.account)
+    };
     let found = refunds::by_refund_no(&mut *tx, refund_no).await?;
-    let found = found.filter(|refund| refund.order_id == order_id && refund.trade_no == trade.trade_no);
+    let found =
+        found.filter(|refund| refund.order_id == order.id && refund.trade_no == trade.trade_no && paid_there(refund));
     let Some(refund) = found else { return Ok(None) };
     let (gateway_refund_no, amount, at) = (gateway_refund_no.clone(), *amount, *at);
     let fact = match outcome {

@@ -152,10 +152,10 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     ("update payment_orders set trade_no = null, paid_at = null where false", &[CallbackWorker, CheckWorker]),
     ("update payment_transactions set returned_amount = 0 where false", &[CallbackWorker, CheckWorker, RefundWorker]),
     ("insert into payment_orders (id) select 'a' where false", &[PaymentApi]),
-    ("update payment_transactions set amount = 1", &[]),
+    ("update payment_transactions set amount = 1 where false", &[RefundWorker]),
     ("delete from payment_transactions", &[]),
     ("update payment_transactions set status = status where false", &[CallbackWorker, CheckWorker, RefundWorker]),
-    ("update refund_records set refund_amount = 1", &[]),
+    ("update refund_records set refund_amount = 1 where false", &[RefundWorker]),
     ("update refund_records set order_id = 'b'", &[]),
     ("delete from refund_records", &[]),
     // Evidence and the outbox: written once, then only counted and marked.

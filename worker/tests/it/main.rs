@@ -1,5 +1,6 @@
 //! The workers on a real database: what they make of each callback, and what they publish.
 
+mod amounts;
 mod batches;
 mod bench;
 mod checks;
@@ -22,5 +23,6 @@ mod relay;
 mod reopening;
 mod retention;
 mod rotation;
+mod strays;
 mod support;
 mod verdicts;

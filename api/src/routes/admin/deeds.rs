@@ -8,6 +8,7 @@ use shared::db::refunds::{self, Refund};
 use shared::db::{jobs, orders};
 use shared::domain::{CaseKind, Money, OrderEvent, OrderId, RefundNo, RefundStatus, TradeNo, UserId};
 use shared::job::{Asked, kind};
+use shared::settle::strays::{Stray, has_strays};
 use shared::settle::{self, NotHonoured, refunds as settling};
 use sqlx::{PgConnection, PgPool};
 use utoipa::ToSchema;
@@ -22,7 +23,8 @@ use crate::state::App;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Deed {
-    /// Return the late or second payment, or what is left of it (`late_payment`, `double_payment`, `refunded_elsewhere`).
+    /// Return the payment that the case is about, or a part of it (`late_payment`, `double_payment`, `refunded_elsewhere`,
+    /// `amount_mismatch`, `wrong_method`, `wrong_merchant` where the account is ours, `unknown_order`).
     Refund {
         /// In yuan; all that is left of it when absent.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,6 +51,8 @@ pub enum Deed {
     RefundAgain,
     /// Send what could not be delivered to the merchant's own account (`refund_abnormal`, WeChat Pay).
     AbnormalRefund,
+    /// Take the amount that the gateway states for a refund as the one that went back (`amount_mismatch` of a refund).
+    AcceptAmount,
     /// Nothing moves; the case is resolved. On `unknown_refund` another person confirms it: the order's money is free again; and
     /// so where money was still to go back by itself: it stays.
     Note {
@@ -57,7 +61,8 @@ pub enum Deed {
     },
 }
 
-const NAMES: [&str; 6] = ["refund", "fulfil", "book_refund", "refund_again", "abnormal_refund", "note"];
+const NAMES: [&str; 7] =
+    ["refund", "fulfil", "book_refund", "refund_again", "abnormal_refund", "accept_amount", "note"];
 
 impl Deed {
     /// # Errors
@@ -82,6 +87,7 @@ impl Deed {
             }
             Some("refund_again") => Some(Deed::RefundAgain),
             Some("abnormal_refund") => Some(Deed::AbnormalRefund),
+            Some("accept_amount") => Some(Deed::AcceptAmount),
             Some(_) => fields.required("note", text(note)).map(|note| Deed::Note { note }),
             None => None,
         };
@@ -127,6 +133,7 @@ pub struct Done {
 pub async fn check(db: &PgPool, case: &Case, deed: &Deed) -> Result<(), ApiError> {
     match deed {
         Deed::Note { .. } => Ok(()),
+        Deed::Refund { .. } if has_strays(case.kind) => stray(case).map(drop),
         Deed::Refund { .. } => payment(case).map(drop),
         Deed::Fulfil => {
             let (order_id, _) = late_payment(case)?;
@@ -138,6 +145,7 @@ pub async fn check(db: &PgPool, case: &Case, deed: &Deed) -> Result<(), ApiError
             let refund = refunds::by_refund_no(db, &case.gateway_no).await?;
             refund_of(case, deed, refund).map(drop)
         }
+        Deed::AcceptAmount => stated_amount(case, refunds::by_refund_no(db, &case.gateway_no).await?).map(drop),
     }
 }
 
@@ -162,7 +170,10 @@ pub async fn carry_out(
     }
     match deed {
         Deed::Refund { amount, reason } => {
-            let (order_id, trade_no) = payment(case)?;
+            let (order_id, trade_no) = match has_strays(case.kind) {
+                true => stray(case)?.record(tx, &app.clock).await?,
+                false => payment(case)?,
+            };
             let refund = (order_id, trade_no, *amount, reason.clone());
             ask(app, tx, who, refund).await
         }
@@ -189,6 +200,14 @@ pub async fn carry_out(
             jobs::ask_in(&mut *tx, kind::REFUND, &stuck.id.to_string(), &asked, time::Duration::ZERO).await?;
             // Whether it arrives is not known yet: the case stays open until a person has seen it.
             Ok(Done { text: format!("refund {} is sent to the merchant's account", stuck.refund_no), ends: false })
+        }
+        Deed::AcceptAmount => {
+            let found = refunds::by_refund_no(&mut *tx, &case.gateway_no).await?;
+            let (refund, amount) = stated_amount(case, found)?;
+            let asked = json!({ "accept": amount.to_string() });
+            jobs::ask_in(&mut *tx, kind::REFUND, &refund.id.to_string(), &asked, time::Duration::ZERO).await?;
+            // The gateway states it once more: then the refund succeeds, and its case ends with it.
+            Ok(Done { text: format!("refund {} is taken as {amount} yuan", refund.refund_no), ends: false })
         }
         Deed::Note { note } => Ok(Done { text: note.clone(), ends: true }),
     }
@@ -250,6 +269,11 @@ async fn hand_on(
     Ok(Done { text, ends: false })
 }
 
+/// The payment that a case alone knows of.
+fn stray(case: &Case) -> Result<Stray, ApiError> {
+    Stray::of(case).map_err(|refusal| ApiError::ActionUnfit(refusal.0))
+}
+
 /// The payment beside the order's own that a case is about.
 fn payment(case: &Case) -> Result<(OrderId, TradeNo), ApiError> {
     let fit = matches!(case.kind, CaseKind::LatePayment | CaseKind::DoublePayment | CaseKind::RefundedElsewhere);
@@ -269,6 +293,17 @@ fn returned_elsewhere(case: &Case) -> Result<OrderId, ApiError> {
     let fit = matches!(case.kind, CaseKind::UnknownRefund | CaseKind::RefundedElsewhere | CaseKind::LatePayment);
     fits(fit, "the case is about no refund that was made elsewhere")?;
     case.order_id.ok_or(ApiError::ActionUnfit("the case names no order"))
+}
+
+/// The refund for which the gateway states another amount, and that amount, where its payment holds it.
+fn stated_amount(case: &Case, refund: Option<Refund>) -> Result<(Refund, Money), ApiError> {
+    fits(case.is_about_a_refunds_amount(), "the case is about no refund")?;
+    let refund = refund.ok_or(ApiError::ActionUnfit("the refund is not ours"))?;
+    let open = matches!(refund.status, RefundStatus::Processing | RefundStatus::Abnormal);
+    fits(open, "the refund has gone on")?;
+    let amount = case.evidence["amount"].as_str().and_then(|yuan| Money::from_yuan(yuan).ok());
+    let amount = amount.filter(|amount| amount.is_positive() && *amount <= refund.payment_amount);
+    Ok((refund, amount.ok_or(ApiError::ActionUnfit("the payment does not hold the amount that the gateway states"))?))
 }
 
 /// The refund that a case is about, if it stands where the deed wants it.
