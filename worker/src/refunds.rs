@@ -298,17 +298,7 @@ impl RefundWorker {
         let mut tx = self.db.begin().await?;
         let held = match step {
             Step::Fact(fact) => {
-                if let RefundFact::Returned { amount: Some(amount), .. } = fact
-                    && accepted(job) == Some(*amount)
-                {
-                    settling::accept_amount(&mut tx, refund, *amount, now).await?;
-                }
-                let verdict = settling::settle(&mut tx, refund, fact, &self.gateways.policies(), &self.clock).await?;
-                crash::at(Point::RefundSettled);
-                db::met(&mut tx, Point::RefundSettled, order.order_no.as_str()).await?;
-                info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
-                // Ended ones have dropped or re-dated their job already; the others are asked about daily.
-                jobs::again(&mut tx, &job.asking(json!({})), ABNORMAL, Cost::Nothing, fact.as_str()).await?;
+                self.settle(&mut tx, job, (refund, order), fact).await?;
                 true
             }
             Step::Wait { pause, cost, reason } => {
@@ -361,6 +351,29 @@ impl RefundWorker {
         if moves {
             self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
         }
+        Ok(())
+    }
+
+    /// Settles what the gateway states, with the amount that people have accepted.
+    async fn settle(
+        &self,
+        tx: &mut PgConnection,
+        job: &Taken,
+        (refund, order): (&Refund, &Order),
+        fact: &RefundFact,
+    ) -> Result<(), JobError> {
+        if let RefundFact::Returned { amount: Some(amount), .. } = fact
+            && accepted(job) == Some(*amount)
+        {
+            settling::accept_amount(tx, refund, *amount, job.now()).await?;
+        }
+        let verdict = settling::settle(tx, refund, fact, &self.gateways.policies(), &self.clock).await?;
+        crash::at(Point::RefundSettled);
+        db::met(tx, Point::RefundSettled, order.order_no.as_str()).await?;
+        let refund_no = &refund.refund_no;
+        info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
+        // Ended ones have dropped or re-dated their job already; the others are asked about daily.
+        jobs::again(tx, &job.asking(json!({})), ABNORMAL, Cost::Nothing, fact.as_str()).await?;
         Ok(())
     }
 

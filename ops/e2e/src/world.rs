@@ -146,8 +146,7 @@ impl World {
         let shop = Shop::new(public_url.clone());
         // Tests share one Redis, and each has orders and rules of its own.
         let redis_prefix = format!("{}:", unique());
-        let view_token_secret = format!("view-{}{}", unique(), unique());
-        let seal_key = unique() + &unique();
+        let (view_token_secret, seal_key) = (format!("view-{}{}", unique(), unique()), unique() + &unique());
         let program = |name: &str| {
             let (database, amqp) = addresses.login(name);
             let (database, amqp) = (by_way_of(&database, setup.database_port), by_way_of(&amqp, setup.broker_port));
