@@ -16,7 +16,7 @@ use shared::cache::Renewer;
 use shared::clock::Clock;
 use shared::db::jobs;
 use shared::db::orders::Order;
-use shared::domain::{AccountName, CaseId, OrderId, PaymentMethod, RefundId, Scene};
+use shared::domain::{AccountName, CaseId, LatePaymentPolicy, OrderId, PaymentMethod, RefundId, Scene};
 use shared::gateway::{Gateways, PrepayOrder, callback_headers};
 use shared::job::{Callback, JobMessage, kind};
 use sqlx::PgPool;
@@ -97,6 +97,20 @@ impl Bench {
         };
         let checks = CheckWorker { db, gateways: gateways(&folder), clock, copies: Renewer::default() };
         Bench { world, checks, refunds, letters, before, simulator, folder }
+    }
+
+    /// From now on both gateways' account `main` has this policy for late payments.
+    pub fn obey(&self, policy: &str) {
+        let file = self.folder.join("gateways.toml");
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        let line = |policy: &str| format!("late_payment = \"{policy}\"");
+        for known in LatePaymentPolicy::ALL {
+            text = text.replace(&line(known.as_str()), &line(policy));
+        }
+        std::fs::write(&file, text).unwrap();
+        for gateways in [&self.world.worker.gateways, &self.checks.gateways, &self.refunds.gateways] {
+            gateways.reload().unwrap();
+        }
     }
 
     /// The same workers on another pool, as a second process would have them.
