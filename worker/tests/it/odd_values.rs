@@ -216,57 +216,65 @@ struct Answer {
     method: PaymentMethod,
     /// What is odd about the gateway's words, as the simulator takes it.
     odd: &'static str,
-    /// Whether the buyer has paid, and whether the order's time is up.
-    paid: bool,
-    expired: bool,
+    standing: Standing,
     status: OrderStatus,
 }
 
+/// How the order stands at the gateway.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// The buyer has paid.
+    PaidThere,
+    /// Its time is up without a payment.
+    Expired,
+}
+
+use Standing::{Expired, PaidThere};
+
 #[rustfmt::skip]
 const ANSWERS: &[Answer] = &[
-    answer(("no date", Alipay), r#"{"answers":{"send_pay_date":null}}"#, true, false, Paid),
-    answer(("no payer, no amounts but the order's", Alipay), r#"{"answers":{"buyer_user_id":null,"buyer_logon_id":null,"receipt_amount":null,"buyer_pay_amount":null,"invoice_amount":null,"point_amount":null,"fund_bill_list":null}}"#, true, false, Paid),
-    answer(("the year 0", Alipay), r#"{"answers":{"send_pay_date":"0000-01-01 00:00:00"}}"#, true, false, Paid),
-    answer(("the last second", Alipay), r#"{"answers":{"send_pay_date":"9999-12-31 23:59:59"}}"#, true, false, Paid),
-    answer(("a word for a date", Alipay), r#"{"answers":{"send_pay_date":"soon"}}"#, true, false, Paid),
-    answer(("an amount as a number", Alipay), r#"{"answers":{"total_amount":8.88}}"#, true, false, Paid),
-    answer(("an amount that is none", Alipay), r#"{"answers":{"total_amount":"8.88e0"}}"#, true, false, Pending),
-    answer(("paid, in GBK", Alipay), r#"{"charset":"gbk"}"#, true, false, Paid),
-    answer(("no such trade, in GBK", Alipay), r#"{"charset":"gbk"}"#, false, true, Closed),
-    answer(("no such trade, in GBK that is not named", Alipay), r#"{"charset":"gbk_unnamed"}"#, false, true, Closed),
-    answer(("no such trade, in no charset", Alipay), r#"{"charset":"garbage"}"#, false, true, Closed),
-    answer(("busy, in GBK", Alipay), r#"{"charset":"gbk","refuse":[{"code":"20000","sub_code":"aop.unknow-error"}]}"#, true, false, Pending),
-    answer(("no time", Wechat), r#"{"answers":{"/success_time":null}}"#, true, false, Paid),
-    answer(("no payer, no bank, no currency", Wechat), r#"{"answers":{"/payer":null,"/bank_type":null,"/trade_type":null,"/amount/currency":null,"/amount/payer_total":null}}"#, true, false, Paid),
-    answer(("past the last year in UTC", Wechat), r#"{"answers":{"/success_time":"9999-12-31T23:59:59-08:00"}}"#, true, false, Paid),
-    answer(("the year 0", Wechat), r#"{"answers":{"/success_time":"0000-01-01T00:00:00+08:00"}}"#, true, false, Paid),
-    answer(("a word for a time", Wechat), r#"{"answers":{"/success_time":"soon"}}"#, true, false, Paid),
-    answer(("no such order, by another name", Wechat), r#"{"refuse":[{"call":"query","status":404,"code":"ORDERNOTEXIST"}]}"#, false, true, Closed),
-    answer(("no such order, by a third name", Wechat), r#"{"refuse":[{"call":"query","status":404,"code":"RESOURCE_NOT_EXISTS"}]}"#, false, true, Closed),
-    answer(("nothing that is known", Wechat), r#"{"refuse":[{"call":"query","status":404,"code":"TEAPOT"}]}"#, false, true, Pending),
-    answer(("our own trouble", Wechat), r#"{"refuse":[{"status":403,"code":"NO_AUTH"}]}"#, true, false, Pending),
+    answer(("no date", Alipay), r#"{"answers":{"send_pay_date":null}}"#, PaidThere, Paid),
+    answer(("no payer, no amounts but the order's", Alipay), r#"{"answers":{"buyer_user_id":null,"buyer_logon_id":null,"receipt_amount":null,"buyer_pay_amount":null,"invoice_amount":null,"point_amount":null,"fund_bill_list":null}}"#, PaidThere, Paid),
+    answer(("the year 0", Alipay), r#"{"answers":{"send_pay_date":"0000-01-01 00:00:00"}}"#, PaidThere, Paid),
+    answer(("the last second", Alipay), r#"{"answers":{"send_pay_date":"9999-12-31 23:59:59"}}"#, PaidThere, Paid),
+    answer(("a word for a date", Alipay), r#"{"answers":{"send_pay_date":"soon"}}"#, PaidThere, Paid),
+    answer(("an amount as a number", Alipay), r#"{"answers":{"total_amount":8.88}}"#, PaidThere, Paid),
+    answer(("an amount that is none", Alipay), r#"{"answers":{"total_amount":"8.88e0"}}"#, PaidThere, Pending),
+    answer(("paid, in GBK", Alipay), r#"{"charset":"gbk"}"#, PaidThere, Paid),
+    answer(("no such trade, in GBK", Alipay), r#"{"charset":"gbk"}"#, Expired, Closed),
+    answer(("no such trade, in GBK that is not named", Alipay), r#"{"charset":"gbk_unnamed"}"#, Expired, Closed),
+    answer(("no such trade, in no charset", Alipay), r#"{"charset":"garbage"}"#, Expired, Closed),
+    answer(("busy, in GBK", Alipay), r#"{"charset":"gbk","refuse":[{"code":"20000","sub_code":"aop.unknow-error"}]}"#, PaidThere, Pending),
+    answer(("no time", Wechat), r#"{"answers":{"/success_time":null}}"#, PaidThere, Paid),
+    answer(("no payer, no bank, no currency", Wechat), r#"{"answers":{"/payer":null,"/bank_type":null,"/trade_type":null,"/amount/currency":null,"/amount/payer_total":null}}"#, PaidThere, Paid),
+    answer(("past the last year in UTC", Wechat), r#"{"answers":{"/success_time":"9999-12-31T23:59:59-08:00"}}"#, PaidThere, Paid),
+    answer(("the year 0", Wechat), r#"{"answers":{"/success_time":"0000-01-01T00:00:00+08:00"}}"#, PaidThere, Paid),
+    answer(("a word for a time", Wechat), r#"{"answers":{"/success_time":"soon"}}"#, PaidThere, Paid),
+    answer(("no such order, by another name", Wechat), r#"{"refuse":[{"call":"query","status":404,"code":"ORDERNOTEXIST"}]}"#, Expired, Closed),
+    answer(("no such order, by a third name", Wechat), r#"{"refuse":[{"call":"query","status":404,"code":"RESOURCE_NOT_EXISTS"}]}"#, Expired, Closed),
+    answer(("nothing that is known", Wechat), r#"{"refuse":[{"call":"query","status":404,"code":"TEAPOT"}]}"#, Expired, Pending),
+    answer(("our own trouble", Wechat), r#"{"refuse":[{"status":403,"code":"NO_AUTH"}]}"#, PaidThere, Pending),
 ];
 
 const fn answer(
     (what, method): (&'static str, PaymentMethod),
     odd: &'static str,
-    paid: bool,
-    expired: bool,
+    standing: Standing,
     status: OrderStatus,
 ) -> Answer {
-    Answer { what, method, odd, paid, expired, status }
+    Answer { what, method, odd, standing, status }
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn each_odd_answer_to_a_question_has_its_verdict(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let (mut wrong, mut orders) = (Vec::new(), Vec::new());
-    for Answer { what, method, odd, paid, expired, status } in ANSWERS {
+    for Answer { what, method, odd, standing, status } in ANSWERS {
         let order = bench.offered(*method).await;
-        if *paid {
+        if *standing == PaidThere {
             bench.act(&order, "pay").await;
         }
-        if *expired {
+        if *standing == Expired {
             bench.expire(&order, Duration::SECOND).await;
             bench.act(&order, "expire").await;
         }
