@@ -176,7 +176,10 @@ impl RefundWorker {
         if early.is_positive() {
             return Ok(Step::wait(early, "asked too early a gateway knows nothing yet"));
         }
-        let answer = gateway.query_refund(&self.request(refund, order), now).await;
+        // An answer of another amount than the request's breaks the protocol; people may have accepted that amount.
+        let request = self.request(refund, order);
+        let question = RefundOrder { amount: accepted(job).unwrap_or(request.amount), ..request };
+        let answer = gateway.query_refund(&question, now).await;
         crash::at(Point::RefundQueried);
         crash::met(Point::RefundQueried, order.order_no.as_str()).map_err(planted)?;
         match answer {

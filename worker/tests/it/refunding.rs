@@ -45,7 +45,7 @@ impl Bench {
     }
 
     /// The notice of a refund, once the gateway has one to send.
-    async fn notice_of(&self, order: &Order, refund: &Refund) -> Callback {
+    pub async fn notice_of(&self, order: &Order, refund: &Refund) -> Callback {
         let which = format!("?refund={}", refund.refund_no);
         let began = Instant::now();
         loop {
