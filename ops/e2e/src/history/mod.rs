@@ -231,6 +231,16 @@ impl History {
     }
 }
 
+impl History {
+    /// Whether money came for the order that it was not owed.
+    fn has_money_beside(&self, order: &Order) -> bool {
+        let kinds = ["late_payment", "double_payment", "refunded_elsewhere", "amount_mismatch", "wrong_method"];
+        let mut payments = self.payments.iter().filter(|payment| payment.order_id == order.id);
+        let own = |payment: &Payment| order.was_paid() && order.trade_no.as_ref() == Some(&payment.trade_no);
+        payments.any(|payment| !own(payment)) || self.cases_of(order).any(|case| kinds.contains(&case.kind.as_str()))
+    }
+}
+
 impl Order {
     /// Whether its money came.
     #[must_use]

@@ -277,14 +277,13 @@ const FAULTS: &[Fault] = &[
         &[Invariant::WithinPayment],
     ),
     ("more is reserved than was paid", reserve_more, &[Invariant::WithinPayment, Invariant::Moves]),
-    ("an order has moved once too often", |h| h.orders[1].version += 1, &[Invariant::Moves]),
+    ("an order has moved once too often", |h| h.orders[0].version += 1, &[Invariant::Moves]),
     ("a closed order has not moved", |h| h.orders[2].version -= 1, &[Invariant::Moves]),
     ("a closed order waits again", |h| h.orders[2].status = "pending".to_owned(), &[Invariant::Moves]),
-    ("an order has moved for a second payment", |h| h.orders[1].version += 2, &[Invariant::Moves]),
     (
         "an order that a person looks at has moved by itself",
         |h| {
-            h.cases.push(case("amount_mismatch", "D", "TX"));
+            h.cases.push(case("gateway_protocol", "D", "TX"));
             h.orders[3].version += 1;
         },
         &[Invariant::Moves],
@@ -305,7 +304,7 @@ const FAULTS: &[Fault] = &[
         },
         &[Invariant::Moves],
     ),
-    ("an event is of a version that was skipped", |h| tell(h, 1, "order_version", json!(3)), &[Invariant::Moves]),
+    ("an event is of a version that was skipped", |h| tell(h, 0, "order_version", json!(3)), &[Invariant::Moves]),
     ("a refund was sent without being put down", |h| h.refunds[0].sent = false, &[Invariant::Moves]),
     ("a created order does not exist", |h| h.answers.push(created("X")), &[Invariant::Created]),
     (
@@ -388,6 +387,15 @@ fn a_lost_road_excuses_lost_callbacks_and_the_order_of_events_and_no_money() {
     history.deliveries.rotate_left(1);
     assert_eq!(judge(&history), []);
     history.payments.pop();
+    assert_ne!(judge(&history), []);
+}
+
+#[test]
+fn what_became_of_a_second_payment_raises_the_version_as_often_as_it_changes() {
+    let mut history = sound();
+    history.orders[1].version += 2;
+    assert_eq!(judge(&history), []);
+    history.orders[1].version = 1;
     assert_ne!(judge(&history), []);
 }
 
