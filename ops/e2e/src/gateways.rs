@@ -123,13 +123,6 @@ impl Gateways {
         self.trade(order).await["return_url"].as_str().map(str::to_owned)
     }
 
-    /// How often the service has asked the gateway about the order.
-    pub async fn queries(&self, order: &Order) -> u64 {
-        let (gateway, order_no) = (slug(order.gateway), &order.order_no);
-        let path = format!("/sim/calls?gateway={gateway}&out_trade_no={order_no}&call=query");
-        self.control(Method::GET, &path, &Value::Null).await["total"].as_u64().expect("a count")
-    }
-
     async fn press_pay(&self, order: &Order, how: &Value) -> Value {
         self.control(Method::POST, &format!("{}/pay", trade_path(order)), how).await
     }

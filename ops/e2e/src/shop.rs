@@ -83,6 +83,8 @@ pub struct Purchase {
     pub user: String,
     /// The Idempotency-Key.
     pub attempt: String,
+    /// Where the browser goes after payment.
+    pub return_url: Option<String>,
 }
 
 impl Purchase {
@@ -90,7 +92,7 @@ impl Purchase {
     #[must_use]
     pub fn new(gateway: Gateway, scene: &str, yuan: &str) -> Purchase {
         let (scene, yuan) = (scene.to_owned(), yuan.to_owned());
-        Purchase { gateway, scene, yuan, user: BUYER.to_owned(), attempt: unique() }
+        Purchase { gateway, scene, yuan, user: BUYER.to_owned(), attempt: unique(), return_url: None }
     }
 
     /// The body of the request.
@@ -106,6 +108,9 @@ impl Purchase {
         });
         if ["jsapi", "mini"].contains(&self.scene.as_str()) {
             body["openid"] = OPENID.into();
+        }
+        if let Some(url) = &self.return_url {
+            body["return_url"] = url.as_str().into();
         }
         body
     }

@@ -1,6 +1,7 @@
 //! Whole flows through the built programs.
 
 mod books;
+mod buyers_back;
 mod caches;
 mod clocks;
 mod cluster;
@@ -16,6 +17,7 @@ mod kills;
 mod late_payments;
 mod operators;
 mod outages;
+mod outside_refunds;
 mod partitions;
 mod polling;
 mod purchases;
