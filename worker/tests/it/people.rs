@@ -24,7 +24,8 @@ async fn people_honour_a_late_payment_once(db: PgPool) {
             bench.check(order).await;
         }
         let paid = bench.world.order(&order.id).await;
-        assert_eq!((paid.status, paid.version), (Paid, 3));
+        // Closed, held, honoured, and no longer held.
+        assert_eq!((paid.status, paid.version, paid.extra_state), (Paid, 5, None));
         let by_the_gateway = bench.ledger(order).await["paid_at"].as_str().unwrap().to_owned();
         let format = time::format_description::well_known::Rfc3339;
         let by_the_gateway = time::OffsetDateTime::parse(&by_the_gateway, &format).unwrap();

@@ -132,10 +132,13 @@ async fn an_unsigned_refusal_in_gbk_is_as_good_as_one_in_utf_8() {
     let words = GB18030.encode("无效的应用").0.into_owned();
     let node = failure("40002", "isv.invalid-app-id", &words);
     let refused = account(&answering(body("alipay_trade_query", &node, false)).await).query(&order_no(), NOW).await;
-    assert!(matches!(&refused, Err(GatewayError::Refused { code, .. }) if code == "isv.invalid-app-id"), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(GatewayError::Misconfigured { code, .. }) if code == "isv.invalid-app-id"),
+        "{refused:?}"
+    );
     let number = br#"{"code":40002,"msg":null,"sub_code":"isv.invalid-app-id"}"#;
     let refused = account(&answering(body("alipay_trade_query", number, false)).await).query(&order_no(), NOW).await;
-    assert!(matches!(&refused, Err(GatewayError::Refused { .. })), "{refused:?}");
+    assert!(matches!(&refused, Err(GatewayError::Misconfigured { .. })), "{refused:?}");
     // A page of a front end is no answer in any charset.
     let page = GB18030.encode("<html>系统正忙</html>").0.into_owned();
     let none = account(&answering(page).await).query(&order_no(), NOW).await;
