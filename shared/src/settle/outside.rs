@@ -340,9 +340,13 @@ async fn contradiction(
     number: &str,
     (returned, clock): (Money, &Clock),
 ) -> Result<Verdict, DbError> {
-    let evidence = json!({
+    let mut evidence = json!({
         "trade_no": trade.trade_no, "amount": trade.payment.amount, "booked": trade.booked(), RETURNED: returned,
     });
+    if number != trade.trade_no.as_str() {
+        // It is about a refund: no payment of this amount waits beside the order's own.
+        evidence["refund_no"] = number.into();
+    }
     let mut case = own::case(clock, CaseKind::AmountMismatch, trade.order.id, evidence);
     case.gateway_no = number.to_owned();
     own::open(tx, &case, clock.now()).await?;

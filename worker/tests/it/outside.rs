@@ -333,6 +333,11 @@ async fn more_than_was_paid_is_a_case_and_nothing_is_booked(db: PgPool) {
         assert_eq!(world.booked(&order).await, [], "{method}");
         assert_eq!(world.open_cases(&order).await, [case("amount_mismatch", "open")], "{method}");
         assert_eq!(world.status(&order).await, Paid);
+        // The case is about a refund: the buyer reads of no other payment that is held.
+        let mut tx = world.db.begin().await.unwrap();
+        shared::db::extra::follow(&mut tx, &[order.id], world.worker.clock.now()).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(world.order(&order.id).await.extra_state, None, "{method}");
     }
 }
 
