@@ -354,7 +354,8 @@ impl CallbackWorker {
         if let Err(panic) = caught_now(|| self.copies.renew(&self.db, Changed::Numbers(changed))) {
             panic.noted(WORKER, "report", &"copies");
         }
-        if news && let Err(error) = events::nudge(&self.db).await {
+        // In time: a database whose machine vanishes in this moment must not hold the lane for good.
+        if news && let Err(error) = db::in_time(events::nudge(&self.db)).await {
             warn!(%error, "The relay was not nudged; it will poll");
         }
     }
