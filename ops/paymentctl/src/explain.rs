@@ -176,7 +176,8 @@ impl Known {
             let due = if job.due_at > now { "due at" } else { "due since" };
             let held = job.lease_until.filter(|until| *until > now);
             let held = held.map(|until| format!(", on its way or at work until {}", moment(until)));
-            next.push(format!("{} {due} {}{}", job.kind, moment(job.due_at), held.unwrap_or_default()));
+            let what = if job.kind == kind::LOOK_BACK { "another look for money that went back" } else { &job.kind };
+            next.push(format!("{what} {due} {}{}", moment(job.due_at), held.unwrap_or_default()));
         }
         if self.order.status == OrderStatus::Pending && self.jobs.is_empty() {
             next.push("no check is due: nobody will ask the gateway; POST /v1/admin/orders/{id}/sync does".to_owned());
