@@ -272,11 +272,12 @@ fn moves(history: &History, found: &mut Found) {
         // To `refunding`, and away from it at the end.
         let own = refunds::of_own_payment(history, order);
         let by_refunds: i64 = own.iter().map(|refund| refunds::moves_of(refund)).sum();
-        let version = match status.as_str() {
-            "pending" => 1,
-            "closed" => 2,
-            _ => 2 + i64::from(order.was_closed) + by_refunds,
+        let moves = match status.as_str() {
+            "pending" => 0,
+            "closed" => 1,
+            _ => 1 + i64::from(order.was_closed) + by_refunds,
         };
+        let version = order.first_version() + moves;
         // What the buyer reads of money beside the order's own raises the version as well, each time that it changes.
         let beside = history.has_money_beside(order);
         if *is < version || (*is > version && !beside) {
@@ -289,7 +290,7 @@ fn moves(history: &History, found: &mut Found) {
 /// Each event of an order tells of the version that its move has led to.
 fn versions_told(history: &History, order: &Order, found: &mut Found) {
     let own = refunds::of_own_payment(history, order);
-    let mut before = 1;
+    let mut before = order.first_version();
     for event in history.events.iter().filter(|event| event.order_id.as_ref() == Some(&order.id)) {
         let Some(at) = event.data["order_version"].as_i64() else { continue };
         let of_order = ["order.paid", "order.closed"].contains(&event.kind.as_str());

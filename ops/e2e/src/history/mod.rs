@@ -147,6 +147,8 @@ pub struct Order {
     pub trade_no: Option<String>,
     /// Whether it has ever been closed.
     pub was_closed: bool,
+    /// Whether its end was asked for while it was pending: that raises its version once.
+    pub close_requested: bool,
 }
 
 /// A succeeded payment, a row of `payment_transactions`.
@@ -246,6 +248,12 @@ impl Order {
     #[must_use]
     pub fn was_paid(&self) -> bool {
         !matches!(self.status.as_str(), "pending" | "closed")
+    }
+
+    /// Its version before it moved for the first time.
+    #[must_use]
+    pub fn first_version(&self) -> i64 {
+        1 + i64::from(self.close_requested)
     }
 }
 

@@ -34,7 +34,8 @@ impl World {
 
 const ORDERS: &str = "
     select id::text, order_no, status, version, (amount * 100)::bigint as amount_fen,
-      (refunded_amount * 100)::bigint as refunded_fen, trade_no, closed_at is not null as was_closed
+      (refunded_amount * 100)::bigint as refunded_fen, trade_no, closed_at is not null as was_closed,
+      close_requested_at is not null as close_requested
     from payment_orders order by id";
 
 const PAYMENTS: &str = "

@@ -60,7 +60,7 @@ async fn what_the_ingress_must_not_take_is_refused_counted_and_changes_nothing()
 async fn what_the_worker_must_not_settle_becomes_evidence_and_a_case_and_changes_nothing() {
     let world = World::start().await;
     let orders = [world.buy(Gateway::Alipay, "page", "5.00").await, world.buy(Gateway::Wechat, "native", "5.00").await];
-    let before = rows(&world).await;
+    let before = moneys(&world).await;
     let mut verdicts = BTreeMap::<String, f64>::new();
     let mut cases = BTreeMap::<String, usize>::new();
     let all: Vec<_> = orders.iter().flat_map(|order| unsettleable(&world, order, &orders)).collect();
@@ -84,7 +84,10 @@ async fn what_the_worker_must_not_settle_becomes_evidence_and_a_case_and_changes
         (found == cases).then_some(())
     })
     .await;
-    assert_eq!(rows(&world).await, before);
+    assert_eq!(moneys(&world).await, before);
+    // A payment of another amount is with the merchant, and the buyer reads so.
+    let held = world.texts("select extra_state from payment_orders where extra_state is not null").await;
+    assert_eq!(held, ["held", "held"]);
     still_payable(&world, &orders).await;
 }
 
@@ -157,7 +160,17 @@ async fn a_flood_of_forgeries_is_slowed_down_and_then_forgiven() {
 
 /// Everything that is known about orders and money, without what tells of callbacks.
 async fn rows(world: &World) -> Vec<String> {
-    let orders = "select row(o.*)::text from payment_orders o order by id";
+    all_of(world, "select row(o.*)::text from payment_orders o order by id").await
+}
+
+/// The same without what orders tell of money that is not theirs.
+async fn moneys(world: &World) -> Vec<String> {
+    let own = "select (to_jsonb(o) - '{extra_state,extra_amount,version,updated_at}'::text[])::text
+               from payment_orders o order by id";
+    all_of(world, own).await
+}
+
+async fn all_of(world: &World, orders: &'static str) -> Vec<String> {
     let payments = "select row(t.*)::text from payment_transactions t order by id";
     let events = "select event_id from events where type not like 'case.%' order by seq";
     let checks = "select row(kind, ref_id)::text from jobs order by id";

@@ -107,6 +107,7 @@ fn order(name: &str, (status, version): (&str, i64), (amount_fen, refunded_fen):
         refunded_fen,
         trade_no: paid.then(|| format!("T{name}")),
         was_closed: false,
+        close_requested: false,
     }
 }
 
@@ -279,6 +280,7 @@ const FAULTS: &[Fault] = &[
     ("more is reserved than was paid", reserve_more, &[Invariant::WithinPayment, Invariant::Moves]),
     ("an order has moved once too often", |h| h.orders[0].version += 1, &[Invariant::Moves]),
     ("a closed order has not moved", |h| h.orders[2].version -= 1, &[Invariant::Moves]),
+    ("a request to close has raised no version", |h| h.orders[2].close_requested = true, &[Invariant::Moves]),
     ("a closed order waits again", |h| h.orders[2].status = "pending".to_owned(), &[Invariant::Moves]),
     (
         "an order that a person looks at has moved by itself",
