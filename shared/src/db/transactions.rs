@@ -44,18 +44,8 @@ pub(super) async fn mark_failed(
     order_ids: &[OrderId],
     now: OffsetDateTime,
 ) -> Result<(), DbError> {
-    let done = sqlx::query!(
-        r#"
-        update payment_transactions
-        set status = 'failed', updated_at = $2
-        where order_id = any($1::bpchar[]) and action_type = 'payment' and status = 'pending'
-        "#,
-        order_ids as &[OrderId],
-        now,
-    )
-    .execute(tx)
-    .await?;
-    DbError::expect_rows(done.rows_affected(), order_ids.len())
+    let failed = fail_pending(tx, order_ids, now).await?;
+    DbError::expect_rows(failed, order_ids.len())
 }
 
 /// Moves the pending payments of orders, where there are any, to failed: another trade paid.
@@ -67,7 +57,12 @@ pub(super) async fn mark_unused(
     order_ids: &[OrderId],
     now: OffsetDateTime,
 ) -> Result<(), DbError> {
-    sqlx::query!(
+    fail_pending(tx, order_ids, now).await.map(drop)
+}
+
+/// Moves the pending payments of orders to failed; how many there were.
+async fn fail_pending(tx: &mut PgConnection, order_ids: &[OrderId], now: OffsetDateTime) -> Result<u64, DbError> {
+    let done = sqlx::query!(
         r#"
         update payment_transactions
         set status = 'failed', updated_at = $2
@@ -78,7 +73,7 @@ pub(super) async fn mark_unused(
     )
     .execute(tx)
     .await?;
-    Ok(())
+    Ok(done.rows_affected())
 }
 
 /// Money that came beside the payment of an order: late, or a second time.
