@@ -111,7 +111,7 @@ impl Authenticator {
         let key = self.choose(header.alg, header.kid.as_deref()).ok_or(ApiError::TokenInvalid)?;
         let claims = decode::<Claims>(token, &key.key, &key.validation).map_err(refusal)?.claims;
         let user = UserId::parse(claims.sub).map_err(|_| ApiError::TokenInvalid)?;
-        // The user of orders that nobody placed.
+        // The user of unplaced orders: no buyer placed them.
         if user.as_str() == NO_USER {
             return Err(ApiError::TokenInvalid);
         }

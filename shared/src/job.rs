@@ -85,7 +85,7 @@ pub const CHECKS: &[Duration] = &[
 /// The gaps between two questions about an unpaid order while somebody watches it; after the last one they stay as long.
 pub const HINTS: &[Duration] =
     &[Duration::seconds(3), Duration::seconds(5), Duration::seconds(10), Duration::seconds(20), Duration::seconds(30)];
-/// How far apart two questions about one unpaid order are at least, whoever has caused them.
+/// The shortest time between two queries about one unpaid order, whatever caused them.
 pub const AT_LEAST_APART: Duration = Duration::seconds(3);
 
 /// What a `jobs` row is due for.

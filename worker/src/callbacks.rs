@@ -2,7 +2,7 @@
 //!
 //! The queue is not trusted, so the signature is checked here as at the ingress; only the clock window is the ingress's
 //! alone. A batch that the database refuses, or that another transaction holds up, is split until the callback at fault
-//! stands alone: a refused one is given up, one that is held up becomes a job and comes again. So it delays nobody. A panic
+//! stands alone: a refused one is given up, one that is held up becomes a job and comes again. So it delays no other callback. A panic
 //! splits a batch in the same way, and the callback at fault becomes a job that counts its panics (`deferred.rs`).
 
 use std::ops::Range;

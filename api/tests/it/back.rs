@@ -71,7 +71,7 @@ async fn visit(world: &World, path: &str) {
     assert_eq!(answer.status().as_u16(), 200, "{path}");
 }
 
-/// What a buyer can do who comes back: each way in, with his proof.
+/// Each way in which a buyer comes back, with its proof.
 fn ways_in(placed: &Value) -> Vec<String> {
     let token = placed["view_token"].as_str().unwrap();
     let mut ways = vec![

@@ -2,6 +2,7 @@
 
 use axum::http::Method;
 use serde_json::{Value, json};
+use shared::domain::Money;
 use shared::settle::refunds::RefundFact;
 use sqlx::PgPool;
 
@@ -248,4 +249,54 @@ impl World {
     async fn get_case(&self, id: &str) -> Value {
         self.ask(A, Method::GET, &format!("/v1/admin/cases/{id}"), None).await.json()
     }
+}
+
+/// Another amount of a refund of ours is accepted by two people. The worker books it when the gateway states it once more.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn another_amount_of_a_refund_is_accepted_by_two_people(db: PgPool) {
+    let world = World::new(db).await;
+    let accept = || json!({ "action": "accept_amount" });
+    let mut met = Vec::new();
+    for (stated, unfit) in [(500, false), (100_000, true)] {
+        let id = world.paid("u1").await;
+        let key = format!("k{stated}");
+        let refund = world.refund("u1", &id, &key, &json!({ "amount": "3" })).await.json();
+        let refund = refund["id"].as_str().unwrap();
+        sqlx::query("update refund_records set status = 'processing', sent_at = now()")
+            .execute(&world.db)
+            .await
+            .unwrap();
+        let amount = Some(Money::from_fen(stated).unwrap());
+        world.tell(refund, &RefundFact::Returned { amount, returned: None, gateway_refund_no: None, at: None }).await;
+        let case: String = world.one("select id::text from cases order by id desc limit 1").await;
+        assert_eq!(world.get_case(&case).await["actions"], json!(["accept_amount", "note"]));
+        if unfit {
+            step(&world, A, &case, "propose", accept()).await.is(409, "action_unfit");
+        } else {
+            let done = both(&world, &case, accept()).await;
+            assert_eq!((done.status.as_u16(), &done.json()["status"]), (200, &json!("open")), "{}", done.body);
+        }
+        let asked = "select payload from jobs where kind = 'refund' order by id desc limit 1";
+        met.push(world.one::<Value>(asked).await["accept"].clone());
+        assert_eq!(world.one::<String>("select distinct refund_amount::text from refund_records").await, "3.00");
+    }
+    assert_eq!(met, [json!("5.00"), Value::Null], "more than the payment is not handed on");
+}
+
+/// More went back than was paid: neither the amount nor the payment can be acted on from here.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_return_of_too_much_offers_a_note_alone(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.paid("u1").await;
+    for (number, evidence) in [("DESK1", json!({ "refund_no": "DESK1" })), ("4200000001", json!({}))] {
+        let case = world.case("amount_mismatch", Some(&id), number).await;
+        let known = json!({ "trade_no": "4200000001", "amount": "8.88", "booked": "0.00", "returned": "8.89" });
+        let sql = "update cases set evidence = $2 || $3 where id = $1";
+        sqlx::query(sql).bind(&case).bind(&known).bind(&evidence).execute(&world.db).await.unwrap();
+        assert_eq!(world.get_case(&case).await["actions"], json!(["note"]));
+        for action in ["accept_amount", "refund"] {
+            step(&world, A, &case, "propose", json!({ "action": action })).await.is(409, "action_unfit");
+        }
+    }
+    assert_eq!(world.count("refund_records").await, 0);
 }

@@ -20,7 +20,7 @@ async fn placed(world: &World) -> (String, Value) {
     (placed["order"]["id"].as_str().unwrap().to_owned(), placed["payment"].clone())
 }
 
-/// Nobody has asked for the order's end, nor has its check been brought forward.
+/// No request to end the order exists, and its check was not brought forward.
 async fn is_untouched(world: &World, id: &str) {
     let sql = "select o.status || ' ' || o.version || ' ' || j.payload || ' ' || (j.due_at > now()) \
                from payment_orders o join jobs j on j.ref_id = o.id where o.id = $1";
@@ -95,7 +95,7 @@ async fn a_kept_credential_is_sealed_for_its_order_and_its_key(db: PgPool) {
         .fetch_one(&world.db)
         .await
         .unwrap();
-    assert!(!sealed.windows(8).any(|part| part == b"bizpayur"), "nobody pays with what is in the database");
+    assert!(!sealed.windows(8).any(|part| part == b"bizpayur"), "the database alone lets no one pay");
     // A row that is copied over another one opens nothing.
     sqlx::query("update order_credentials set sealed = $1 where order_id = $2")
         .bind(&sealed)
@@ -147,7 +147,7 @@ async fn our_own_trouble_ends_no_order_and_calls_people_once(db: PgPool) {
     }
     let until = Instant::now() + PATIENCE;
     while world.count("cases").await == 0 {
-        assert!(Instant::now() < until, "nobody is called");
+        assert!(Instant::now() < until, "no call reached the gateway");
         sleep(std::time::Duration::from_millis(10)).await;
     }
     // Another process, and the same trouble.

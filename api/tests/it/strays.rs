@@ -42,7 +42,7 @@ async fn a_payment_of_an_unknown_number_goes_back_in_parts(db: PgPool) {
     world.counted(Clock::system().now()).await;
     let counted =
         "select concat_ws(' ', sum(orders), sum(amount), sum(extra_amount), sum(extra_refunded)) from hourly_stats";
-    assert_eq!(world.one::<String>(counted).await, "0 0.00 12.34 5.00", "nobody placed that order");
+    assert_eq!(world.one::<String>(counted).await, "0 0.00 12.34 5.00", "no buyer placed that order");
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

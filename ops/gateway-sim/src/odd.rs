@@ -1,4 +1,4 @@
-//! What is odd about a gateway's words: fields that are absent or hold what nobody expects, another charset, refusals by a
+//! What is odd about a gateway's words: fields that are absent or hold unexpected values, another charset, refusals by a
 //! code of choice. All of it is signed as it is sent.
 
 use std::collections::BTreeMap;

@@ -6,7 +6,7 @@
 //! moment, by the clock of Redis itself, and memory shows what it took from there no longer than what is left of the second.
 //! So it does not matter whether the news of a change ever reach Redis: they only make a change seen sooner. Nothing is taken
 //! for final: even a refunded order can be paid a second time. Redis keeps an order for an hour and the configuration for a
-//! day, past its second as a fence: an older version never takes the place of a newer one, whoever comes late.
+//! day, past its second as a fence: an older version that comes late never replaces a newer one.
 //!
 //! What that promises to readers:
 //! - Whoever asks more than a second after a change was committed sees it, in every process. The bound on a paid order is

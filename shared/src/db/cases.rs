@@ -151,6 +151,9 @@ pub struct Case {
 /// What the evidence of a case says when money was to go back by itself and could not yet.
 pub const NOT_REFUNDED: &str = "not_refunded";
 
+/// How much our books hold as returned, in the evidence of a case of more than that.
+pub const BOOKED: &str = "booked";
+
 impl Case {
     /// Whether it decides about money to end the case, which takes two people: some is free again then, or some that was to
     /// go back by itself stays.
@@ -160,13 +163,19 @@ impl Case {
 
     /// Whether the gateway states another amount for a refund of ours, and not for a payment.
     pub fn is_about_a_refunds_amount(&self) -> bool {
-        self.kind == CaseKind::AmountMismatch && self.evidence.get("refund_no").is_some()
+        self.kind == CaseKind::AmountMismatch && self.evidence.get("refund_no").is_some() && !self.returns_too_much()
+    }
+
+    /// Whether more went back of a payment than was paid. Its evidence states what our books hold.
+    fn returns_too_much(&self) -> bool {
+        self.kind == CaseKind::AmountMismatch && self.evidence.get(BOOKED).is_some()
     }
 
     /// What people can choose about it as it is now.
     pub fn actions(&self) -> &'static [CaseAction] {
         match self.status {
             CaseStatus::Resolved => &[CaseAction::Reopen],
+            _ if self.returns_too_much() => &[CaseAction::Note],
             _ if self.is_about_a_refunds_amount() => &[CaseAction::AcceptAmount, CaseAction::Note],
             CaseStatus::Open | CaseStatus::Proposed => self.kind.actions(),
         }

@@ -1,4 +1,4 @@
-//! Orders that nobody placed: people make one to return a payment whose order number is unknown.
+//! Orders that no buyer placed: people make one to return a payment whose order number is unknown.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -7,7 +7,7 @@ use super::DbError;
 use super::orders::{self, Order};
 use crate::domain::{AccountName, Money, OrderId, OrderNo, PaymentMethod};
 
-/// The user of an order that nobody placed. No token names this user.
+/// The user of an order that no buyer placed. No token names this user.
 pub const NO_USER: &str = "-";
 
 impl Order {
@@ -17,7 +17,7 @@ impl Order {
     }
 }
 
-/// An order that nobody placed: a payment that names its number can be returned then.
+/// An order that no buyer placed: a payment that names its number can be returned then.
 #[derive(Debug, Clone)]
 pub struct UnplacedOrder {
     /// A fresh UUIDv7.
@@ -32,7 +32,7 @@ pub struct UnplacedOrder {
     pub amount: Money,
 }
 
-/// Inserts a closed order that nobody placed, if no order has its number. Returns the order of this number, locked.
+/// Inserts a closed order that no buyer placed, if no order has its number. Returns the order of this number, locked.
 ///
 /// # Errors
 /// [`DbError`].

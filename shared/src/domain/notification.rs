@@ -92,11 +92,11 @@ pub enum Fact {
 pub struct ReturnedTrade {
     /// The gateway's number of the trade.
     pub trade_no: TradeNo,
-    /// What the buyer paid, coupons included. `None`: not told, or an amount that no order of ours has.
+    /// What the buyer paid, coupons included. `None`: not stated, or an amount that no order of ours has.
     pub paid: Option<Money>,
-    /// When the buyer paid, by the gateway's clock, where it is told.
+    /// When the buyer paid, by the gateway's clock, where it is stated.
     pub paid_at: Option<OffsetDateTime>,
-    /// What went back of this trade in all, where it is told. Alipay states this sum; WeChat Pay never does.
+    /// What went back of this trade in all, where it is stated. Alipay states this sum; WeChat Pay never does.
     pub returned: Option<Money>,
 }
 

@@ -23,7 +23,7 @@ named_enum! {
 named_enum! {
     /// What became of money that an order was not owed: a late payment, a second one, one of another amount.
     ExtraState {
-        /// We have it, and nobody has decided yet.
+        /// We hold it; people have not decided yet.
         Held = "held",
         /// It is on its way back to the buyer.
         Returning = "returning",

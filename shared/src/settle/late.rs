@@ -167,7 +167,7 @@ pub async fn fulfil(
     Ok(Verdict::NotPending)
 }
 
-/// Takes a late payment for its order: the order is paid, with its event. A part that went back before is told after it, so
+/// Takes a late payment for its order: the order is paid, with its event. A part that went back before is published after it, so
 /// that the sums of a consumer agree with ours.
 async fn honour(
     tx: &mut PgConnection,

@@ -135,7 +135,7 @@ async fn recorded_trades(
 }
 
 /// The trades of which money went back before their order had it: by an open or resolved case, or by another fact of this
-/// batch. A payment that is told afterwards is of money that need not be there.
+/// batch. A payment notice that comes later is about money that may be gone.
 async fn gone_trades(
     tx: &mut PgConnection,
     told: &[&Notification],
@@ -349,7 +349,7 @@ fn new_case((kind, order_id): (CaseKind, Option<OrderId>), told: &Notification, 
 }
 
 /// Whether a message is about the account and the app that the order was placed with. The account's apps of today count
-/// too: a credential may have been made anew under one of them.
+/// too: a credential may have been renewed under one of them.
 fn is_whose_it_says(told: &Notification, order: &Order) -> bool {
     let merchant = match &told.merchant {
         Merchant::Ours => true,

@@ -3,7 +3,7 @@
 //!
 //! Each such return is booked once, as a refund record of origin `outside`. Alipay states what went back of a trade in all:
 //! the part that our refunds and earlier bookings do not explain is booked. WeChat Pay names each refund with its amount.
-//! While a refund of ours is on its way the two cannot be told apart, so the comparison is made again when it ends.
+//! While a refund of ours is on its way the two look the same, so the comparison is made again when it ends.
 
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -29,7 +29,7 @@ use crate::job::kind;
 /// What the evidence of a case says of money that went back.
 const RETURNED: &str = "returned";
 /// In its place where the gateway does not tell how much.
-const NOT_TOLD: &str = "not told";
+const NOT_STATED: &str = "not stated";
 /// Who ends a case about which nothing is left to decide.
 const SERVICE: &str = "service";
 
@@ -174,7 +174,7 @@ async fn first_sight(
     let mut case = new_case((kind, Some(order.id)), told, clock);
     case.gateway_no = trade.trade_no.to_string();
     case.evidence["amount"] = order.amount.to_string().into();
-    case.evidence[RETURNED] = trade.returned.map_or_else(|| NOT_TOLD.to_owned(), |sum| sum.to_string()).into();
+    case.evidence[RETURNED] = trade.returned.map_or_else(|| NOT_STATED.to_owned(), |sum| sum.to_string()).into();
     own::open(tx, &case, clock.now()).await?;
     Ok(Ok(()))
 }
@@ -266,7 +266,7 @@ async fn unstated(
     if trade.is_own() {
         return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), told, (trade.order.id, clock)).await;
     }
-    note(tx, trade, NOT_TOLD, clock).await?;
+    note(tx, trade, NOT_STATED, clock).await?;
     Ok(Verdict::NotPending)
 }
 
@@ -341,7 +341,7 @@ async fn contradiction(
     (returned, clock): (Money, &Clock),
 ) -> Result<Verdict, DbError> {
     let mut evidence = json!({
-        "trade_no": trade.trade_no, "amount": trade.payment.amount, "booked": trade.booked(), RETURNED: returned,
+        "trade_no": trade.trade_no, "amount": trade.payment.amount, cases::BOOKED: trade.booked(), RETURNED: returned,
     });
     if number != trade.trade_no.as_str() {
         // It is about a refund: no payment of this amount waits beside the order's own.
@@ -432,7 +432,7 @@ impl Return {
 }
 
 impl Named {
-    /// A refund that was told while one of ours was on its way.
+    /// A refund that was reported while one of ours was on its way.
     fn waiting(case: &Case, trade_no: &TradeNo) -> Option<Named> {
         let text = |name: &str| case.evidence.get(name).and_then(Value::as_str);
         let waits = case.kind == CaseKind::UnknownRefund && case.status != CaseStatus::Resolved;

@@ -143,7 +143,7 @@ pub enum RefundFact {
     Returned {
         /// This refund's amount, where it is told.
         amount: Option<Money>,
-        /// What has gone back of the trade in all, where it is told.
+        /// What has gone back of the trade in all, where it is stated.
         returned: Option<Money>,
         /// The gateway's number.
         gateway_refund_no: Option<String>,
@@ -237,13 +237,13 @@ pub async fn settle(
     if to.is_final() {
         ended(tx, &refund, to, clock).await?;
     }
-    // Also when it is stuck: it is in nobody's way any more.
+    // Also when it is stuck: it holds up no other refund any more.
     late::give_back_what_waited(tx, &after, policies, clock).await?;
     count(&refund, fact, now);
     Ok(RefundVerdict::Settled)
 }
 
-/// A refund has ended: what went back beside it is told apart now.
+/// A refund has ended: what went back beside it can be recognised now.
 async fn ended(tx: &mut PgConnection, refund: &Refund, to: RefundStatus, clock: &Clock) -> Result<(), DbError> {
     outside::compare_again(tx, refund, clock).await?;
     if to == RefundStatus::Failed {

@@ -2,7 +2,7 @@
 //! them from their case.
 //!
 //! Until then the case is their only record. The action `refund` writes the payment as a transaction beside the order's own, and for
-//! an unknown number a closed order that nobody placed; from there it is a refund like any other.
+//! an unknown number a closed order that no buyer placed; from there it is a refund like any other.
 
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -48,7 +48,7 @@ impl Stray {
     pub fn of(case: &Case) -> Result<Stray, NotReturnable> {
         let text = |name: &str| case.evidence.get(name).and_then(Value::as_str);
         if text("merchant").is_some() {
-            return Err(NotReturnable("the payment is on an account of another merchant"));
+            return Err(NotReturnable("the payment is of another merchant or another app"));
         }
         if !has_strays(case.kind) || text("refund_no").is_some() {
             return Err(NotReturnable("the case is about no payment"));

@@ -104,7 +104,7 @@ async fn what_waited_goes_back_by_the_policy_of_that_moment(db: PgPool) {
 
     ends(&of(LatePaymentPolicy::Refund), RefundFact::Undeliverable { gateway_refund_no: None }).await;
     let numbers = world.refund_numbers().await;
-    assert_eq!(numbers.last(), Some(&format!("L{SECOND}")), "a refund that is stuck is in nobody's way");
+    assert_eq!(numbers.last(), Some(&format!("L{SECOND}")), "a stuck refund holds up no other");
     let evidence = &world.cases().await[0].1;
     assert_eq!((&evidence["refund_no"], evidence.get("not_refunded")), (&json!(format!("L{SECOND}")), None));
 }

@@ -161,7 +161,7 @@ async fn the_app_that_an_order_was_placed_with_is_taken_for_it_and_for_no_other(
         let old = placed_with(&world, method, app).await;
         world.settle(vec![named(&old, app)]).await;
         assert_eq!(world.status(&old).await, Paid, "{method}");
-        // A credential that was made anew is under the app of today.
+        // A renewed credential is under the app of today.
         let renewed = placed_with(&world, method, app).await;
         world.settle(vec![world.paid(&renewed)]).await;
         assert_eq!(world.status(&renewed).await, Paid, "{method}");

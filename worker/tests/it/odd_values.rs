@@ -1,4 +1,4 @@
-//! A page of odd values: each field of a gateway's words absent, empty, or holding what nobody expects, with its verdict. All
+//! A page of odd values: each field of a gateway's words absent, empty, or with an unexpected value, with its verdict. All
 //! of it is authentic: the simulator signs what it sends.
 
 use gateway_sim::notify::Overrides;
@@ -285,7 +285,7 @@ async fn each_odd_answer_to_a_question_has_its_verdict(db: PgPool) {
             wrong.push(format!("{method}, {what}: {} and not {status}", is.status));
         }
         if bench.job(&order).await.is_none() && is.status == Pending {
-            wrong.push(format!("{method}, {what}: nobody asks any more"));
+            wrong.push(format!("{method}, {what}: no query is planned"));
         }
         orders.push(order);
     }

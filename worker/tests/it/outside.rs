@@ -365,7 +365,7 @@ async fn a_late_payment_that_went_back_is_noted_in_its_case_and_not_honoured(db:
         tx.commit().await.unwrap();
         assert_eq!(verdict, if fen == 500 { Verdict::NotPending } else { Verdict::Settled }, "{method} {fen}");
         if fen == 100 {
-            // What went back before is told after the payment, so that the sums of those who deliver agree.
+            // What went back before is published after the payment, so that the sums of those who deliver agree.
             let after = world.order(&order.id).await;
             assert_eq!((after.status, after.refunded_amount), (PartiallyRefunded, yuan("1")));
             let told = [of("order.closed", None), of("order.paid", None), of("refund.succeeded", Some("outside"))];

@@ -275,13 +275,14 @@ async fn faults_at_each_stage_of_a_check_concern_their_job_among_2000(db: PgPool
 }
 
 /// Each at its stage of a refund. What was sent before the panic is asked about, and returned once.
-const REFUND_FAULTS: [&[(Point, Fault)]; 8] = [
+const REFUND_FAULTS: [&[(Point, Fault)]; 9] = [
     &[(Point::RefundMarked, Fault::Panic)],
     &[(Point::RefundMarked, Fault::Error)],
     &[(Point::RefundAnswered, Fault::Panic)],
     &[(Point::RefundAnswered, Fault::Panic), (Point::RefundQueried, Fault::Panic)],
     &[(Point::RefundSettled, Fault::Panic)],
     &[(Point::RefundSettled, Fault::Error)],
+    &[(Point::RefundSettled, Fault::Slow)],
     &[(Point::RefundRecorded, Fault::Panic)],
     &[(Point::RefundCommitted, Fault::Panic)],
 ];
@@ -289,13 +290,15 @@ const REFUND_FAULTS: [&[(Point, Fault)]; 8] = [
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn faults_at_each_stage_of_a_refund_concern_their_job_and_return_once(db: PgPool) {
     let bench = Bench::new(db.clone(), "hold").await;
+    let slowly = (*db.connect_options()).clone().options([("statement_timeout", "3s")]);
+    let (_, worker) = bench.on(&PgPoolOptions::new().max_connections(8).connect_with(slowly).await.unwrap());
     let mut refunds = Vec::new();
-    for n in 0..64 {
+    for n in 0..72 {
         let order = bench.paid(if n % 2 == 0 { Alipay } else { Wechat }).await;
         refunds.push((bench.world.ask(order.id, None).await.unwrap(), order));
     }
     // All of them at Alipay, which ends a refund with its first answer.
-    let bad = |n: usize| (n % 8 == n / 8 * 2 % 8).then(|| REFUND_FAULTS[n / 8]);
+    let bad = |n: usize| REFUND_FAULTS.get(n / 8).copied().filter(|_| n % 8 == n / 8 * 2 % 8);
     let sown: Vec<Sown> = refunds
         .iter()
         .enumerate()
@@ -308,7 +311,7 @@ async fn faults_at_each_stage_of_a_refund_concern_their_job_and_return_once(db: 
                 nudges.extend(publish(&db, kind::REFUND, &refund.id.to_string()).await.map(Ok));
             }
             let many = nudges.len();
-            assert_eq!(run_batch(&bench.refunds, nudges).await.unwrap(), vec![Ack::Done; many]);
+            assert_eq!(run_batch(&worker, nudges).await.unwrap(), vec![Ack::Done; many]);
         }
         for (n, (refund, _)) in refunds.iter().enumerate() {
             if let Some(faults) = bad(n).filter(|faults| round < faults.len()) {

@@ -100,7 +100,7 @@ pub async fn payment(
 
 /// Look at an order.
 ///
-/// As it was at some moment of the last second; whoever asks one process does not see an older `version` after a newer. While
+/// As it was at some moment of the last second; one process never shows an older `version` after a newer. While
 /// the order is pending and is read again and again, the gateway is asked about it now and then, so a payment shows although
 /// its notice is lost.
 #[utoipa::path(

@@ -2,7 +2,7 @@
 //!
 //! The pages show what our own record says. The query string only names the order, and only with a proof: a return that
 //! Alipay signed for the order's account, or a view token. Both end a day after the order's expiry. Whoever brings no
-//! proof sees a page without an order, whatever else he brings. A visit with a proof also has the gateway asked about a
+//! proof sees a page without an order, whatever else the visit brings. A visit with a proof also has the gateway asked about a
 //! pending order, and the page waits for the answer.
 
 mod render;

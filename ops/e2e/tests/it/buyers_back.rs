@@ -57,7 +57,7 @@ fn buyers() -> usize {
     env::var("BUYERS_BACK").ok().and_then(|count| count.parse().ok()).unwrap_or(1)
 }
 
-/// An order that its buyer has paid, and nobody was told.
+/// An order that was paid, without a notice to us.
 async fn paid_in_silence(world: &World, (gateway, scene): (Gateway, &str)) -> Order {
     let return_url = ["page", "wap"].contains(&scene).then(|| "https://shop.example.com/done".to_owned());
     let order = world.shop.buy(&Purchase { return_url, ..Purchase::new(gateway, scene, "1.00") }).await;
@@ -148,7 +148,7 @@ async fn a_payment_without_a_notice_shows_when_its_buyer_is_back_in_each_scene()
     assert!(many < 100 || late.is_empty(), "slower than {GOAL:?}: {late:?}");
     world.wait_quiet(SOON).await;
     world.books_agree().await;
-    assert_eq!(world.number("select count(*) from callbacks").await, Some(0), "nobody was told");
+    assert_eq!(world.number("select count(*) from callbacks").await, Some(0), "no notice came");
     world.logs_are_clean();
 }
 

@@ -48,8 +48,8 @@ async fn the_rest_goes_back(world: &World, order: &Order) {
     shows(world, order, ("refunded", "4.00")).await;
 }
 
-/// What the business was told of the order's refunds: type, amount, who made it.
-async fn told(world: &World, order: &Order) -> Vec<(String, String, String)> {
+/// The order's refund events: type, amount, who made it.
+async fn refund_events(world: &World, order: &Order) -> Vec<(String, String, String)> {
     let events = world.events_of(order).await;
     let refunds = events.iter().filter(|event| event.kind.contains("refund"));
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -70,7 +70,7 @@ async fn a_console_refund_with_a_notice_is_booked_at_once_and_the_rest_is_what_i
         the_rest_goes_back(&world, &order).await;
         world.wait_quiet(SOON).await;
         assert_eq!(
-            told(&world, &order).await,
+            refund_events(&world, &order).await,
             [
                 of("refund.succeeded", "1.50", "outside"),
                 of("refund.succeeded", "2.50", "service"),
@@ -78,7 +78,7 @@ async fn a_console_refund_with_a_notice_is_booked_at_once_and_the_rest_is_what_i
             ]
         );
     }
-    assert_eq!(world.number("select count(*) from cases").await, Some(0), "nobody has to look");
+    assert_eq!(world.number("select count(*) from cases").await, Some(0), "no case is open");
     world.books_agree().await;
     world.logs_are_clean();
 }
@@ -94,7 +94,7 @@ async fn a_console_refund_without_a_notice_is_found_a_day_later_and_booked_by_tw
         world.texts("select id::text from cases where kind = 'unknown_refund' and status = 'open'").await.pop()
     })
     .await;
-    assert_eq!(world.shop.order(&order).await["refunded_amount"], "0.00", "nobody knows how much it is");
+    assert_eq!(world.shop.order(&order).await["refunded_amount"], "0.00", "the amount is unknown");
 
     let action = json!({ "action": "book_refund", "refund_no": "DESK1", "amount": "1.50" });
     act(&world, "alice", (&case, "propose"), action).await;
@@ -110,7 +110,7 @@ async fn a_console_refund_without_a_notice_is_found_a_day_later_and_booked_by_tw
     shows(&world, &whole, ("refunded", "4.00")).await;
     world.wait_quiet(SOON).await;
     assert_eq!(
-        told(&world, &whole).await,
+        refund_events(&world, &whole).await,
         [of("refund.succeeded", "4.00", "outside"), of("order.refunded", "4.00", "outside")]
     );
     world.books_agree().await;
@@ -147,7 +147,7 @@ async fn money_that_came_and_went_before_it_was_recorded_is_never_delivered_for(
         .await;
         // The payment's own notice comes last. While both are in hand, either may be settled first.
         world.gateways.notify(&order, "?event=paid").await;
-        eventually("people are told", SOON, async || {
+        eventually("a case is open", SOON, async || {
             let sql = "select count(*) from cases where kind = 'refunded_elsewhere' and order_id = $1";
             let cases: i64 = sqlx::query_scalar(sql).bind(&order.id).fetch_one(&world.db).await.ok()?;
             (cases == 1).then_some(())

@@ -50,7 +50,7 @@ struct ConsoleRefund {
     amount_fen: Option<i64>,
     /// Its number; absent, one of the gateway's own making.
     out_refund_no: Option<String>,
-    /// Whether its end is told to the payment's `notify_url`.
+    /// Whether its end is sent to the payment's `notify_url`.
     notify: bool,
     /// Whether the notice names it (`out_biz_no`, Alipay).
     named: bool,

@@ -38,7 +38,7 @@ async fn alipay_tells_of_a_part_and_of_the_whole_with_their_sum() {
     let told = fields(&mut world).await;
     assert_eq!((told["refund_fee"].as_str(), told.contains_key("out_biz_no")), ("1.50", false));
 
-    // What the service then returns itself is told with the sum of all.
+    // The notice of the service's own refund states the sum of all.
     assert_eq!(refund_alipay(&world, &number, Some("OURS"), "0.50").await["refund_fee"], "2.00");
     assert_eq!(fields(&mut world).await["refund_fee"], "2.00");
     console(&world, "alipay", &number, json!({})).await;

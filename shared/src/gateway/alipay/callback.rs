@@ -90,7 +90,7 @@ fn fact(form: &Form<'_>, ours: OffsetDateTime, times: &mut Times) -> Result<Fact
     Ok(Fact::Paid { trade_no: trade_no(form)?, amount, paid_at })
 }
 
-/// A trade that is closed after a payment went back whole, where no sum is told.
+/// A trade that is closed after a payment went back whole, where no sum is stated.
 fn returned_trade(
     form: &Form<'_>,
     (fee, open): (Option<Money>, bool),

@@ -16,7 +16,7 @@ use crate::gateway::http::may_have_happened;
 use crate::gateway::times::believed;
 use crate::gateway::{GatewayError, RefundOrder, RefundState};
 
-/// This refund's own amount is not told.
+/// This refund's own amount is not stated.
 #[derive(Deserialize)]
 struct Refunded {
     trade_no: String,

@@ -199,7 +199,7 @@ fn refund(resource: &Resource, times: &mut Times) -> Result<Fact, CallbackError>
     let refund_no = required("out_refund_no", resource.out_refund_no.as_deref())?.to_owned();
     let paid = resource.amount.as_ref().and_then(Amount::total).flatten();
     Ok(Fact::Refund {
-        // The sum of all refunds is not told.
+        // The sum of all refunds is not stated.
         trade: Box::new(ReturnedTrade { trade_no: trade_no(resource)?, paid, paid_at: None, returned: None }),
         refund_no,
         amount,

@@ -98,7 +98,7 @@ fn fact(queried: &Queried, now: OffsetDateTime, times: &mut Times) -> Result<Fac
             amount: queried.amount.as_ref().and_then(Amount::total).ok_or_else(|| protocol("amount.total"))?,
             paid_at: times.read("success_time", queried.success_time.as_deref(), parse_time).unwrap_or(now),
         }),
-        // How much is not told.
+        // The amount is not stated.
         "REFUND" => Ok(Fact::PaidAndReturned(ReturnedTrade {
             trade_no: trade_no(queried)?,
             paid: queried.amount.as_ref().and_then(Amount::total).flatten(),

@@ -38,7 +38,7 @@ const COLUMNS: [(Told, &str); 10] = [
     (Told::PaidAndReturned, "paid and\nreturned"),
     (Told::ForeignRefund, "a refund\nthat is not ours"),
     (Told::Waiting, "waits for\nthe buyer"),
-    (Told::UnknownState, "a state that\nnobody knows"),
+    (Told::UnknownState, "a state that\nis unknown"),
 ];
 /// How many of the columns tell of a payment.
 const PAYMENTS: usize = 5;

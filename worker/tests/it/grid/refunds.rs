@@ -51,7 +51,7 @@ const AT_WECHAT: &[(Notice, &str)] = &[
     (Notice::NoAmountOfOurs, "success, more than\nany order costs"),
     (Notice::Closed, "closed"),
     (Notice::Abnormal, "abnormal"),
-    (Notice::UnknownState, "a state that\nnobody knows"),
+    (Notice::UnknownState, "a state that\nis unknown"),
     (Notice::UnknownNumber, "success of an\nunknown number"),
 ];
 /// Where the columns of WeChat Pay are parted.

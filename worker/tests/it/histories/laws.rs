@@ -96,7 +96,7 @@ impl History<'_> {
         Ok(())
     }
 
-    /// The end: our books, the simulator's books and what downstream was told.
+    /// The end: our books, the simulator's books and what downstream received.
     pub(super) async fn books_agree(&self) -> Outcome<Totals> {
         let mut totals = Totals::default();
         for trade in self.trades().await {
@@ -206,7 +206,7 @@ impl History<'_> {
         let booked: Vec<Option<String>> = self.refunds().await.into_iter().map(|r| r.gateway_refund_no).collect();
         let mut trades = self.trades().await;
         trades.retain(|trade| trade["trade_no"] == trade_no.as_str());
-        // What Alipay told as a sum is booked without a number.
+        // What Alipay stated as a sum is booked without a number.
         if trades.iter().map(outside).sum::<i64>() == self.booked_outside(trade_no).await {
             return Vec::new();
         }
@@ -227,7 +227,7 @@ impl History<'_> {
         trade["amount_fen"].as_i64().unwrap() - trade["refunded_fen"].as_i64().unwrap()
     }
 
-    /// Years later, with all removed that has had its time, every fact comes once more. Nothing is told or opened twice.
+    /// Years later, with all removed that has had its time, every fact comes once more. Nothing is published or opened twice.
     pub(super) async fn is_no_news_later(&self) -> Outcome {
         // What was never handed on is no repeat.
         let letters = self.letters().await;

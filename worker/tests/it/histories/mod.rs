@@ -58,7 +58,7 @@ enum Step {
     Policy(&'static str),
 }
 
-/// How a refund in the console is told.
+/// How a refund in the console is notified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Notice {
     None,
@@ -118,7 +118,7 @@ async fn under_fulfil_money_in_less_money_returned_is_money_fulfilled(db: PgPool
     run(db, "fulfil").await;
 }
 
-/// Money that goes back in the console before anybody here has seen it come: a part and the whole, in silence and told. And
+/// Money that goes back in the console before we have seen it come: a part and the whole, with and without notice. And
 /// money that comes after the end. Chance alone comes here too seldom.
 fn known_to_be_hard() -> Vec<Plan> {
     let mut plans = Vec::new();

@@ -7,7 +7,7 @@ use sqlx::postgres::PgPoolOptions;
 
 use crate::bench::Bench;
 
-/// The database as a process sees it that is about to be killed; named, to be told from others.
+/// The database as a process sees it that is about to be killed; named, so that others differ.
 pub(super) struct Mortal(pub(super) PgPool, String);
 
 impl Mortal {

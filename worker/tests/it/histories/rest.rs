@@ -1,4 +1,4 @@
-//! Everything comes to rest: the gateways have told what they tell, the looks back were made, people have decided.
+//! Everything comes to rest: the gateways have sent every notice, the looks back were made, people have decided.
 
 use std::time::Duration as StdDuration;
 
@@ -21,7 +21,7 @@ const ROUNDS: usize = 14;
 type Open = (String, String, String, Option<String>);
 
 impl History<'_> {
-    /// The faults are over, the gateway has told everything that it tells for a day, people have decided.
+    /// The faults are over, the gateway has sent a day's notices, people have decided.
     pub(super) async fn come_to_rest(&mut self) -> Outcome {
         self.take(&Step::Faults("{}")).await;
         let mut waiting = Vec::new();
@@ -142,7 +142,7 @@ impl History<'_> {
         self.give_back(case, failed.trade_no.clone(), Money::from_fen(left).ok()).await;
     }
 
-    /// What goes back of a trade that nobody is owed: all that is left, unless people know better.
+    /// What goes back of a trade that pays for nothing: all that is left, unless people know better.
     async fn give_back(&self, case: &str, trade_no: TradeNo, amount: Option<Money>) {
         let reserved = |refund: &&Refund| refund.trade_no == trade_no && refund.status.reserves();
         let all = self.refunds().await;

@@ -3,7 +3,7 @@
 use super::*;
 
 /// One of 400 fen, of which 150 went back in the console and then the rest by us (G); one of 200, of which 50 went back, and
-/// nobody knows how much yet (H); one closed, whose late payment of 90 is held less 20 that went back (I); one closed, whose
+/// the amount is still unknown (H); one closed, whose late payment of 90 is held less 20 that went back (I); one closed, whose
 /// money came and went before it was recorded (J); and one of 70, of which 10 went back without a word of its gateway (K).
 pub(super) fn add_to(history: &mut History) {
     let mut trades = vec![
@@ -112,7 +112,7 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
     ("a return in the console is booked twice", |h| book_again(h, "I3", "9"), &[Invariant::ReturnedOutside]),
     (
-        "a return is booked that nobody made",
+        "a return is booked that never happened",
         |h| trade_of(h, "NI").refunds[0].state = "processing".to_owned(),
         &[Invariant::ReturnedOnce, Invariant::ReturnedOutside],
     ),
@@ -157,17 +157,17 @@ pub(super) const FAULTS: &[Fault] = &[
         &[Invariant::ReturnedOnce, Invariant::ReturnedOutside, Invariant::ToldOnce],
     ),
     (
-        "a return in the console is told as ours",
+        "a return in the console is published as ours",
         |h| retell(h, "refund.succeeded:G1", "origin", "service"),
         &[Invariant::ToldOnce],
     ),
     (
-        "a return in the console is not told of",
+        "a return in the console is not published",
         |h| lose(h, "refund.succeeded:G1"),
         &[Invariant::ToldOnce, Invariant::Moves],
     ),
     (
-        "a return of money that nobody was told of is told",
+        "a return is published for a payment that was not",
         |h| {
             let told = json!({ "refund_no": "RI3", "refund_amount": "0.20", "origin": "outside" });
             add(h, event("refund.succeeded", "I3", ("I", 2), told));
