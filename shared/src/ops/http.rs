@@ -1,16 +1,21 @@
-//! The accept loop of every HTTP port: bounded in connections, headers and waiting, and graceful at the end.
+//! The accept loop of every HTTP port: bounded in connections, in connections of one client, in headers and in waiting, and
+//! graceful at the end.
 //!
 //! The usual serve function has none of these bounds: half a header holds its slot for ever. It speaks HTTP/1.1 alone:
 //! browsers and gateways speak HTTP/2 over TLS only, so to the proxy in front, and telling the two apart has no time limit.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,15 +24,27 @@ use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
+
+use super::shares::AddressShares;
+use super::untaken::Untaken;
 
 /// What a client may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpLimits {
     /// Connections at once; the next one waits in the backlog of the operating system.
     pub connections: usize,
+    /// Connections at once of one address, or of one IPv6 /64; a /48 has eight times as many. The next one is closed. 0: no
+    /// limit.
+    pub per_address: usize,
+    /// A connection closes after so many requests.
+    pub requests: u32,
+    /// A connection closes with the first answer after this.
+    pub age: Duration,
+    /// How long a client may take for all of an answer that waits for it, however steadily it reads.
+    pub untaken: Duration,
     /// For all headers of a request, counted from the moment at which it could begin; so also how long a connection may
     /// be silent at first, or idle between requests.
     pub header_wait: Duration,
@@ -45,6 +62,10 @@ impl Default for HttpLimits {
     fn default() -> HttpLimits {
         HttpLimits {
             connections: 64,
+            per_address: 0,
+            requests: 1000,
+            age: Duration::from_mins(5),
+            untaken: Duration::from_mins(1),
             header_wait: Duration::from_secs(5),
             unread: Duration::from_secs(30),
             header_bytes: 32 * 1024,
@@ -54,10 +75,29 @@ impl Default for HttpLimits {
     }
 }
 
+/// Peers whose connections are not counted against their address: proxies of ours, the gateways.
+pub type Friends = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
+
+/// A listener, and who connects to it for many others.
+pub struct Door {
+    /// Where connections come in.
+    pub listener: TcpListener,
+    /// See [`Friends`].
+    pub friends: Friends,
+}
+
+impl From<TcpListener> for Door {
+    fn from(listener: TcpListener) -> Door {
+        Door { listener, friends: Arc::new(|_| false) }
+    }
+}
+
 /// Serves `router` over HTTP/1.1 until `stop`, then lets the requests in flight end. Handlers find the peer's address in
 /// `ConnectInfo<SocketAddr>`.
-pub async fn serve_http(listener: TcpListener, router: Router, limits: HttpLimits, stop: CancellationToken) {
+pub async fn serve_http(door: impl Into<Door>, router: Router, limits: HttpLimits, stop: CancellationToken) {
+    let Door { listener, friends } = door.into();
     let builder = builder(limits);
+    let shares = AddressShares::new(limits.per_address);
     let slots = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     loop {
@@ -73,14 +113,23 @@ pub async fn serve_http(listener: TcpListener, router: Router, limits: HttpLimit
                 Err(_) => { sleep(Duration::from_millis(50)).await; continue }
             },
         };
+        let address = peer.ip().to_canonical();
+        let friend = limits.per_address == 0 || friends(address);
+        let share = if friend { None } else { shares.take(address) };
+        if !friend && share.is_none() {
+            metrics::counter!("connections_refused_total").increment(1);
+            continue;
+        }
         let (builder, router, watcher) = (builder.clone(), router.clone(), graceful.watcher());
         tokio::spawn(async move {
-            let _permit = permit;
+            let _held = (permit, share);
             // Refused only where the system has no such bound; the connection is served all the same.
             let _ = SockRef::from(&socket).set_tcp_user_timeout(Some(limits.unread));
-            let service = TowerToHyperService::new(with_peer(router, peer));
+            let spent = Arc::new(Spent { began: Instant::now(), requests: AtomicU32::new(0), limits, friend });
+            let service = TowerToHyperService::new(with_peer(router, peer, spent));
+            let socket = TokioIo::new(Untaken::new(socket, limits.untaken));
             // A client that breaks its own connection is no error of ours.
-            let _ = watcher.watch(builder.serve_connection(TokioIo::new(socket), service)).await;
+            let _ = watcher.watch(builder.serve_connection(socket, service)).await;
         });
     }
     drop(listener);
@@ -97,16 +146,38 @@ fn builder(limits: HttpLimits) -> http1::Builder {
     builder
 }
 
-/// The router with the peer's address in each request.
+/// What one connection has cost.
+struct Spent {
+    began: Instant,
+    requests: AtomicU32,
+    limits: HttpLimits,
+    /// Others are refused through the same connection.
+    friend: bool,
+}
+
+impl Spent {
+    /// Counts an answer, and has the connection close after it when the connection has cost enough.
+    fn count(&self, mut response: Response) -> Response {
+        let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        let refused = matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS);
+        if requests >= self.limits.requests || self.began.elapsed() >= self.limits.age || (refused && !self.friend) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// The router with the peer's address in each request, and each answer counted.
 fn with_peer(
     router: Router,
     peer: SocketAddr,
-) -> impl Service<hyper::Request<Incoming>, Response = axum::response::Response, Error = Infallible, Future: Send> + Clone
-{
-    router.map_request(move |mut request: hyper::Request<Incoming>| {
+    spent: Arc<Spent>,
+) -> impl Service<hyper::Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Clone {
+    let router = router.map_request(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         request.map(Body::new)
-    })
+    });
+    router.map_response(move |response| spent.count(response))
 }
 
 #[cfg(test)]
@@ -134,6 +205,11 @@ mod tests {
     }
 
     async fn start(connections: usize) -> Server {
+        let wait = Duration::from_secs(1);
+        start_with(HttpLimits { connections, header_wait: wait, unread: wait, ..Default::default() }).await
+    }
+
+    async fn start_with(limits: HttpLimits) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (stop, slow) = (CancellationToken::new(), Arc::new(Notify::new()));
@@ -147,10 +223,11 @@ mod tests {
             }
         };
         let big = || async { vec![b'a'; 32 << 20] };
+        let refuse = || async { StatusCode::UNAUTHORIZED };
         let router = Router::new().route("/slow", get(until_stop)).route("/who", get(who)).route("/big", get(big));
-        let wait = Duration::from_secs(1);
-        let limits = HttpLimits { connections, header_wait: wait, unread: wait, ..Default::default() };
-        let ended = tokio::spawn(serve_http(listener, router, limits, stop.clone()));
+        let router = router.route("/refused", get(refuse));
+        let friends: Friends = Arc::new(|address| address == IpAddr::from([127, 0, 0, 9]));
+        let ended = tokio::spawn(serve_http(Door { listener, friends }, router, limits, stop.clone()));
         Server { addr, stop, ended, slow }
     }
 
@@ -198,6 +275,79 @@ mod tests {
         let mut reader = socket.connect(server.addr).await.unwrap();
         reader.write_all(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         assert!(talk(server.addr, GOOD).await.ends_with("127.0.0.1"));
+    }
+
+    /// A connection from this loopback address.
+    async fn open_from(last: u8, addr: SocketAddr, sent: &str) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+        let mut socket = socket.connect(addr).await.unwrap();
+        // The other side may have closed it already.
+        let _ = socket.write_all(sent.as_bytes()).await;
+        socket
+    }
+
+    /// What the server says until it closes, or in half a second.
+    async fn said(socket: &mut TcpStream) -> String {
+        let mut said = Vec::new();
+        let _ = timeout(Duration::from_millis(500), socket.read_to_end(&mut said)).await;
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    #[tokio::test]
+    async fn one_address_leaves_room_for_the_others() {
+        let server = start_with(HttpLimits { connections: 64, per_address: 8, ..Default::default() }).await;
+        let mut held = Vec::new();
+        for _ in 0..64 {
+            held.push(open_from(2, server.addr, GOOD).await);
+        }
+        let served = join_all(held.iter_mut().map(said)).await.iter().filter(|said| !said.is_empty()).count();
+        assert_eq!(served, 8, "the others were closed");
+        assert!(said(&mut open_from(3, server.addr, GOOD).await).await.ends_with("127.0.0.3"));
+        let mut friends = Vec::new();
+        for _ in 0..16 {
+            friends.push(open_from(9, server.addr, GOOD).await);
+        }
+        let all = join_all(friends.iter_mut().map(said)).await;
+        assert!(all.iter().all(|said| said.ends_with("127.0.0.9")), "a proxy speaks for many");
+        drop(held);
+        sleep(Duration::from_millis(100)).await;
+        assert!(
+            said(&mut open_from(2, server.addr, GOOD).await).await.ends_with("127.0.0.2"),
+            "its share is free again"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_connection_ends_when_it_has_cost_enough() {
+        let limits = HttpLimits { per_address: 64, requests: 3, ..Default::default() };
+        let answers = |said: &str| said.matches("HTTP/1.1 ").count();
+        let server = start_with(limits).await;
+        assert_eq!(answers(&talk(server.addr, &GOOD.repeat(10)).await), 3);
+        let refused = "GET /refused HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert_eq!(answers(&talk(server.addr, &refused.repeat(3)).await), 1);
+        let by_proxy = said(&mut open_from(9, server.addr, &refused.repeat(3)).await).await;
+        assert_eq!(answers(&by_proxy), 3, "others come through it as well");
+        let old = start_with(HttpLimits { age: Duration::ZERO, ..limits }).await;
+        assert_eq!(answers(&talk(old.addr, &GOOD.repeat(3)).await), 1);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_a_little_now_and_then_is_left_at_the_limit() {
+        let limits = HttpLimits { connections: 1, untaken: Duration::from_secs(1), ..Default::default() };
+        let server = start_with(limits).await;
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut reader = socket.connect(server.addr).await.unwrap();
+        reader.write_all(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let dripping = tokio::spawn(async move {
+            let mut part = [0; 1024];
+            while reader.read(&mut part).await.is_ok_and(|read| read > 0) {
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+        assert!(talk(server.addr, GOOD).await.ends_with("127.0.0.1"), "the only slot is free again");
+        dripping.abort();
     }
 
     #[tokio::test]

@@ -1,7 +1,9 @@
 //! How a process starts, and how operations look into it: one listener with `/metrics`, `/healthz` and `/readyz`.
 
 mod http;
+pub mod shares;
 mod start;
+mod untaken;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-pub use http::{HttpLimits, serve_http};
+pub use http::{Door, Friends, HttpLimits, serve_http};
 pub use start::{check, check_accounts, listen, raise_open_files};
 
 use crate::telemetry::PrometheusHandle;
