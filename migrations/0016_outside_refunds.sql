@@ -5,7 +5,7 @@
 -- refund by the gateway's own number of it, where there is one, else by the trade and the sum that had gone back of it
 -- after this refund. So a notice, a query and a bill find one record.
 -- payment_transactions: `returned_amount` of a payment is the largest sum that the gateway said went back of it. While a
--- refund of ours is on its way nobody can tell whose money that was; the comparison is made when the refund ends.
+-- refund of ours is on its way it is unknown whose money that was; the comparison is made when the refund ends.
 -- jobs: `look_back` asks the gateway about a paid order once more, a day and eight days after the payment.
 
 set local lock_timeout = '2s';

@@ -9,6 +9,8 @@
 -- last brought a check forward, how far the growing gaps between such hints have come, and how often they began again
 -- because the buyer came back (`shared/src/db/hints.rs`).
 
+set local lock_timeout = '2s';
+
 alter table payment_orders
   add column close_requested_at timestamptz,
   add column extra_state varchar(20),

@@ -6,6 +6,8 @@
 -- removed once its credential has expired.
 -- cases: `misconfigured` is an account of ours that a gateway refuses, because of its contract, configuration or keys.
 
+set local lock_timeout = '2s';
+
 create table order_credentials (
   order_id char(32) not null,
   sealed bytea not null,
@@ -21,4 +23,4 @@ alter table cases drop constraint cases_kind;
 alter table cases add constraint cases_kind check (kind in
   ('late_payment', 'double_payment', 'refunded_elsewhere', 'amount_mismatch', 'wrong_merchant', 'wrong_method',
    'unknown_order', 'unknown_refund', 'dead_letter', 'refund_abnormal', 'refund_shortage', 'refund_closed',
-   'refund_after_failure', 'gateway_protocol', 'misconfigured'));
+   'refund_after_failure', 'gateway_protocol', 'misconfigured')) not valid;

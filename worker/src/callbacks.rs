@@ -265,6 +265,14 @@ impl CallbackWorker {
         match anew(|| self.keep_all(&rows, reason, wait)).await {
             Err(DbError::Again(error)) => {
                 warn!(%error, jobs = rows.len(), "Jobs were not put off; they come again when their lease ends");
+                // A number without its row is only a number: such a callback is stored as one that came without.
+                let mut lost = Vec::new();
+                for item in rows {
+                    if !db::in_time(jobs::has_row(&self.db, &item.callback)).await? {
+                        lost.push(item);
+                    }
+                }
+                anew(|| self.keep_all(&lost, reason, wait)).await?;
             }
             outcome => outcome?,
         }

@@ -130,12 +130,12 @@ impl CheckWorker {
         let told: Vec<&Verified<Notification>> = heard.told.iter().collect();
         let verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?;
         let mut verdict = verdicts.first().copied().unwrap_or(Verdict::Ignored);
-        if heard.ended || is_void(&mut tx, order, heard, now).await? {
+        // What people decide comes before the end of the order: it may pay it.
+        let done = people::carry_out(&mut tx, order, (wanted, heard.fact()), &self.clock).await?;
+        if done != Some(Verdict::Settled) && (heard.ended || is_void(&mut tx, order, heard, now).await?) {
             verdict = settle::end_unpaid(&mut tx, order, &self.clock).await?;
         }
-        if let Some(done) = people::carry_out(&mut tx, order, (wanted, heard.fact()), &self.clock).await? {
-            verdict = done;
-        }
+        verdict = done.unwrap_or(verdict);
         crash::at(Point::CheckSettled);
         db::met(&mut tx, Point::CheckSettled, order.order_no.as_str()).await?;
         orders::note_check(&mut tx, order.id, &heard.state, now).await?;

@@ -37,7 +37,10 @@ pub async fn ask(
         match asked {
             Asked::Fulfil => wanted.fulfil.push(case),
             Asked::BookRefund { refund_no, amount } => {
-                let Some(request) = request(db, order, case, (&refund_no, amount)).await? else { continue };
+                let Some(request) = request(db, order, case, (&refund_no, amount)).await? else {
+                    wanted.book.push((case, refund_no, Err("the case names no payment of this order".to_owned())));
+                    continue;
+                };
                 match confirm(gateway, &request, job.now()).await {
                     Ok(confirmed) => wanted.book.push((case, refund_no, confirmed)),
                     Err(error) => return Ok(Err(error)),
@@ -77,8 +80,11 @@ async fn confirm(
     now: OffsetDateTime,
 ) -> Result<Result<Confirmed, String>, GatewayError> {
     Ok(match gateway.query_refund(request, now).await {
-        Ok(RefundState::Succeeded { amount, gateway_refund_no, at, .. }) => {
-            Ok(Confirmed { amount: amount.unwrap_or(request.amount), gateway_refund_no, at })
+        Ok(RefundState::Succeeded { amount: Some(stated), .. }) if stated != request.amount => {
+            Err(format!("the gateway states another amount: {stated} yuan"))
+        }
+        Ok(RefundState::Succeeded { gateway_refund_no, at, .. }) => {
+            Ok(Confirmed { amount: request.amount, gateway_refund_no, at })
         }
         Ok(RefundState::Absent) => Err("the gateway knows no refund of this number".to_owned()),
         Ok(RefundState::Processing { .. }) => Err("the gateway has not finished this refund".to_owned()),

@@ -176,10 +176,7 @@ impl RefundWorker {
         if early.is_positive() {
             return Ok(Step::wait(early, "asked too early a gateway knows nothing yet"));
         }
-        // An answer of another amount than the request's breaks the protocol; people may have accepted that amount.
-        let request = self.request(refund, order);
-        let question = RefundOrder { amount: accepted(job).unwrap_or(request.amount), ..request };
-        let answer = gateway.query_refund(&question, now).await;
+        let answer = gateway.query_refund(&self.request(refund, order), now).await;
         crash::at(Point::RefundQueried);
         crash::met(Point::RefundQueried, order.order_no.as_str()).map_err(planted)?;
         match answer {
@@ -296,7 +293,10 @@ impl RefundWorker {
         let now = job.now();
         let refund_no = &refund.refund_no;
         // What people have accepted stays asked until the gateway states the amount once more.
-        let idle = if accepted(job).is_some() { job.clone() } else { job.asking(json!({})) };
+        let idle = match accepted(job) {
+            Some(amount) => job.asking(json!({ "accept": amount.to_string() })),
+            None => job.asking(json!({})),
+        };
         let moves = matches!(step, Step::Fact(_));
         let mut tx = self.db.begin().await?;
         let held = match step {
@@ -387,12 +387,13 @@ impl RefundWorker {
         (refund, order): (&Refund, &Order),
         (code, message): (&str, &str),
     ) -> Result<String, JobError> {
-        let (refund_no, account) = (&refund.refund_no, &order.account);
+        let (refund_no, account) = (&refund.refund_no, account(refund, order));
         error!(%refund_no, code, message, "The gateway refuses the account of refund {refund_no}");
-        let told = Misconfigured { method: order.payment_method, account, code, message, order_no: &order.order_no };
-        accounts::misconfigured(tx, &told, &self.clock).await?;
         let reason = format!("{code}: {message}");
         refunds::note_trouble(tx, refund.id, None, &reason, self.clock.now()).await?;
+        let refusal =
+            Misconfigured { method: refund.payment_method, account, code, message, order_no: &order.order_no };
+        accounts::misconfigured(tx, &refusal, &self.clock).await?;
         Ok(reason)
     }
 
@@ -404,10 +405,11 @@ impl RefundWorker {
         kind: CaseKind,
         message: &str,
     ) -> Result<(), JobError> {
+        // The refund's row before the case, as a settling notice locks them.
+        refunds::note_trouble(tx, refund.id, None, message, self.clock.now()).await?;
         let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "message": message });
         let case = settling::case_of(&self.clock, kind, refund, evidence);
-        settling::open(tx, &case, self.clock.now()).await?;
-        Ok(refunds::note_trouble(tx, refund.id, None, message, self.clock.now()).await?)
+        Ok(settling::open(tx, &case, self.clock.now()).await?)
     }
 }
 

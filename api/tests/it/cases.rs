@@ -6,7 +6,7 @@ use shared::domain::Money;
 use shared::settle::refunds::RefundFact;
 use sqlx::PgPool;
 
-use crate::support::Who;
+use crate::support::{Who, returned};
 use crate::world::{Answer, World};
 
 pub const A: Who = Who::Admin("a1");
@@ -116,6 +116,12 @@ async fn a_closed_refund_goes_again_under_a_new_number(db: PgPool) {
     let list = world.get("/v1/refunds", "u1").await.json();
     assert_eq!((&list["refunds"][0]["amount"], &list["refunds"][0]["status"]), (&json!("2.00"), &json!("pending")));
     assert_ne!(list["refunds"][0]["refund_no"], first["refund_no"]);
+
+    // Reopened, the case returns the same wish no second time.
+    let refund_id = list["refunds"][0]["id"].as_str().unwrap();
+    world.tell(refund_id, &returned()).await;
+    step(&world, A, &case, "reopen", json!({ "reason": "once more" })).await;
+    step(&world, A, &case, "propose", json!({ "action": "refund_again" })).await.is(409, "action_unfit");
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

@@ -91,7 +91,9 @@ async fn meet(
         (case.resolution, case.resolved_by) = (None, None);
     }
     if let (Some(known), Some(told)) = (case.evidence.as_object_mut(), told.as_object()) {
-        known.extend(told.iter().map(|(name, value)| (name.clone(), value.clone())));
+        // A member that a later message leaves out says nothing.
+        let stated = told.iter().filter(|(_, value)| !value.is_null());
+        known.extend(stated.map(|(name, value)| (name.clone(), value.clone())));
     }
     if let Some(history) = case.history.as_array_mut().filter(|history| history.len() < HISTORY) {
         history.push(entry);

@@ -163,7 +163,12 @@ impl Case {
 
     /// Whether the gateway states another amount for a refund of ours, and not for a payment.
     pub fn is_about_a_refunds_amount(&self) -> bool {
-        self.kind == CaseKind::AmountMismatch && self.evidence.get("refund_no").is_some() && !self.returns_too_much()
+        // A message's own case names its gateway; a refund of ours needs no such name.
+        let of_message = self.evidence.get("payment_method").is_some();
+        self.kind == CaseKind::AmountMismatch
+            && self.evidence.get("refund_no").is_some()
+            && !of_message
+            && !self.returns_too_much()
     }
 
     /// Whether more went back of a payment than was paid. Its evidence states what our books hold.

@@ -13,11 +13,12 @@ use time::{Duration, OffsetDateTime};
 
 use super::DbError;
 use crate::domain::{OrderId, RefundId};
-use crate::job::{Callback, JobMessage};
+use crate::job::JobMessage;
 
-/// Proof that a callback is a committed row: only [`store_callback`] makes one.
-#[derive(Debug)]
-pub struct Stored(());
+mod callbacks;
+
+pub(super) use callbacks::proof;
+pub use callbacks::{Stored, delete_callbacks, has_row, insert_callback, postpone, slow_down, store_callback};
 
 /// The shortest time after which a job comes again, so that nothing spins.
 const FLOOR: Duration = Duration::seconds(1);
@@ -31,115 +32,6 @@ fn again_in(wait: Duration) -> i64 {
 pub(super) fn millis(wait: Duration) -> i64 {
     let millis = wait.whole_milliseconds() + i128::from(wait.subsec_nanoseconds() % 1_000_000 > 0);
     i64::try_from(millis).unwrap_or(i64::MAX)
-}
-
-/// Commits a callback as a due job, in a statement of its own on a connection of its own.
-///
-/// # Errors
-/// [`DbError`]; the callback may not be stored then.
-pub async fn store_callback(pool: &PgPool, callback: &Callback) -> Result<Stored, DbError> {
-    insert_callback(pool, callback, Duration::ZERO).await?;
-    Ok(Stored(()))
-}
-
-/// Stores a callback that is due after `wait`. Returns the number of the job.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn insert_callback(db: impl PgExecutor<'_>, callback: &Callback, wait: Duration) -> Result<i64, DbError> {
-    let payload = serde_json::to_value(callback).map_err(|e| DbError::Failed(sqlx::Error::Encode(e.into())))?;
-    Ok(sqlx::query_scalar!(
-        r#"
-        insert into jobs (kind, payload, due_at, created_at)
-        values ('callback', $1, now() + $2::bigint * interval '1 millisecond', now())
-        returning id
-        "#,
-        payload,
-        millis(wait),
-    )
-    .fetch_one(db)
-    .await?)
-}
-
-/// What of a callback has to be in a job's payload so that it came as that job: all that its verdict depends on. `None`: it
-/// has text that no row can hold.
-pub(super) fn proof(callback: &Callback) -> Option<Value> {
-    let storable = callback.headers.iter().all(|(name, value)| !name.contains('\0') && !value.contains('\0'));
-    let mut payload = serde_json::to_value(callback).ok().filter(|_| storable)?;
-    payload.as_object_mut()?.remove("received_at");
-    Some(payload)
-}
-
-/// Puts off the job that this callback came as, and says why. Waiting costs no attempt. Returns the age of the job. `None`:
-/// the row is gone, or it holds another callback or another job, and stays as it is.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn postpone(
-    tx: &mut PgConnection,
-    callback: &Callback,
-    wait: Duration,
-    reason: &str,
-) -> Result<Option<Duration>, DbError> {
-    let (Some(id), Some(proof)) = (callback.job_id, proof(callback)) else { return Ok(None) };
-    let age = sqlx::query_scalar!(
-        r#"
-        update jobs
-        set due_at = now() + $3::bigint * interval '1 millisecond', lease_until = null, publishes = 0, fence = fence + 1,
-            last_error = $4
-        where id = $1 and kind = 'callback' and payload @> $2 and payload->'headers' = $2->'headers'
-        returning (extract(epoch from now() - created_at) * 1000)::bigint as "age!"
-        "#,
-        id,
-        proof,
-        again_in(wait),
-        reason,
-    )
-    .fetch_optional(tx)
-    .await?;
-    Ok(age.map(Duration::milliseconds))
-}
-
-/// Deletes the jobs that these callbacks came as: they have a verdict. A job whose row holds other bytes stays.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn delete_callbacks(tx: &mut PgConnection, callbacks: &[&Callback]) -> Result<(), DbError> {
-    let named = callbacks.iter().filter_map(|callback| Some((callback.job_id?, proof(callback)?)));
-    let (ids, proofs): (Vec<i64>, Vec<Value>) = named.unzip();
-    if ids.is_empty() {
-        return Ok(());
-    }
-    sqlx::query!(
-        r#"
-        delete from jobs j
-        using unnest($1::bigint[], $2::jsonb[]) as c (id, proof)
-        where j.id = c.id and j.kind = 'callback'
-          and j.payload @> c.proof and j.payload->'headers' = c.proof->'headers'
-        "#,
-        &ids,
-        &proofs,
-    )
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// Has callbacks that [`postpone`] found come more seldom: after a quarter of their age, and 10 minutes at most.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn slow_down(tx: &mut PgConnection, ids: &[i64]) -> Result<(), DbError> {
-    sqlx::query!(
-        r#"
-        update jobs set due_at = greatest(due_at, now() + least((now() - created_at) / 4, interval '10 minutes'))
-        where id = any($1) and kind = 'callback'
-        "#,
-        ids,
-    )
-    .execute(tx)
-    .await?;
-    Ok(())
 }
 
 /// Deletes a leased job whose payload cannot be read; it is in a case.
@@ -170,7 +62,7 @@ pub async fn work(tx: &mut PgConnection, id: i64) -> Result<Option<Work>, DbErro
 }
 
 /// Ends the check jobs of orders that were paid. In the place of each comes a look back a day later: money can go back in
-/// the gateway's console.
+/// the gateway's console. What people have asked of the check and is not done yet is asked of the look back, which is due now.
 ///
 /// # Errors
 /// [`DbError`].
@@ -178,11 +70,19 @@ pub async fn end_checks(tx: &mut PgConnection, orders: &[OrderId]) -> Result<(),
     sqlx::query!(
         r#"
         with ended as (
-          delete from jobs where kind = 'check' and ref_id = any($1::bpchar[]) returning ref_id
+          delete from jobs where kind = 'check' and ref_id = any($1::bpchar[])
+          returning ref_id, (
+            select coalesce(jsonb_object_agg(name, value), '{}') from jsonb_each(payload) as asked (name, value)
+            where name like 'case:%'
+          ) as asked
         )
-        insert into jobs (kind, ref_id, due_at, created_at)
-        select 'look_back', ref_id, now() + interval '1 day', now() from ended
-        on conflict (kind, ref_id) where ref_id is not null do nothing
+        insert into jobs (kind, ref_id, payload, due_at, created_at)
+        select 'look_back', ref_id, asked, case asked when '{}' then now() + interval '1 day' else now() end, now()
+        from ended
+        on conflict (kind, ref_id) where ref_id is not null do update
+        set due_at = excluded.due_at, lease_until = null, publishes = 0, fence = jobs.fence + 1,
+            payload = jobs.payload || excluded.payload
+        where excluded.payload <> '{}'
         "#,
         orders as &[OrderId],
     )

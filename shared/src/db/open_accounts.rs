@@ -60,12 +60,13 @@ async fn of_refunds(db: &PgPool, after: &str, named: &mut BTreeSet<Named>) -> Re
         with page as materialized (
           select ref_id from jobs where kind = 'refund' and ref_id > $1::text::bpchar order by ref_id limit $2
         )
-        select o.payment_method as "method?: PaymentMethod", o.account as "account?: AccountName",
+        select p.payment_method as "method?: PaymentMethod", coalesce(p.account, o.account) as "account?: AccountName",
           max(page.ref_id) as "last!"
         from page
         left join refund_records r on r.id = page.ref_id and r.status not in ('succeeded', 'failed')
         left join payment_orders o on o.id = r.order_id
-        group by o.payment_method, o.account
+        left join payment_transactions p on p.id = r.transaction_id
+        group by 1, 2
         "#,
         after,
         PAGE,

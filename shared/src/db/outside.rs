@@ -70,13 +70,13 @@ pub async fn is_booked(tx: &mut PgConnection, key: &str) -> Result<bool, DbError
     Ok(row.fetch_one(tx).await?.booked)
 }
 
-/// Notes what the gateway says went back of a payment in all. A smaller sum is older news.
+/// Notes what the gateway says went back of a payment in all. A smaller sum is older news, and one beyond the payment is wrong.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn note_returned(tx: &mut PgConnection, payment: TransactionId, sum: Money) -> Result<(), DbError> {
     sqlx::query!(
-        "update payment_transactions set returned_amount = $2 where id = $1 and returned_amount < $2",
+        "update payment_transactions set returned_amount = $2 where id = $1 and returned_amount < $2 and amount >= $2",
         payment as TransactionId,
         sum as Money,
     )
@@ -85,20 +85,31 @@ pub async fn note_returned(tx: &mut PgConnection, payment: TransactionId, sum: M
     Ok(())
 }
 
-/// Whether one of these refunds is about to be asked about.
+/// Those of these refunds that will still be asked about.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn any_is_asked(tx: &mut PgConnection, refunds: &[RefundId]) -> Result<bool, DbError> {
-    let row = sqlx::query!(
-        r#"
-        select exists (
-          select from jobs where kind = 'refund' and ref_id = any($1::bpchar[]) and due_at <= now()
-        ) as "asked!"
-        "#,
+pub async fn to_be_asked(tx: &mut PgConnection, refunds: &[RefundId]) -> Result<Vec<RefundId>, DbError> {
+    let ids = sqlx::query_scalar!(
+        r#"select ref_id as "id!: RefundId" from jobs where kind = 'refund' and ref_id = any($1::bpchar[])"#,
         refunds as &[RefundId],
     );
-    Ok(row.fetch_one(tx).await?.asked)
+    Ok(ids.fetch_all(tx).await?)
+}
+
+/// Writes the number of a refund from outside that was booked without one.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn note_number(tx: &mut PgConnection, id: RefundId, number: &str) -> Result<(), DbError> {
+    sqlx::query!(
+        "update refund_records set gateway_refund_no = $2 where id = $1 and gateway_refund_no is null",
+        id as RefundId,
+        number,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// Resolves a case about which nothing is left to decide; what was proposed goes with it.

@@ -58,10 +58,11 @@ enum Return {
 }
 
 /// Whether the refunds of ours that have failed were asked about since.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Failed {
     MayExplain,
-    WereAsked,
+    /// This one was. Each of the others is asked about first, if its question is still to come.
+    WasAsked(RefundId),
 }
 
 /// Takes what a message tells of money that went back, where it names no refund of ours.
@@ -119,18 +120,29 @@ pub(super) async fn beside_ours(
     compare(tx, &Trade { payment, ..known }, None, (Failed::MayExplain, clock)).await
 }
 
-/// Compares again, now that a refund of ours has ended or was asked about once more.
+/// Compares again, now that a refund of ours has ended or was asked about once more. `stated`: what the same answer says went
+/// back of the trade in all.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
-pub(super) async fn compare_again(tx: &mut PgConnection, refund: &Refund, clock: &Clock) -> Result<(), DbError> {
+pub(super) async fn compare_again(
+    tx: &mut PgConnection,
+    refund: &Refund,
+    stated: Option<Money>,
+    clock: &Clock,
+) -> Result<(), DbError> {
     let Some(trade) = Trade::read(tx, refund.order_id, &refund.trade_no).await? else { return Ok(()) };
     if trade.waits() {
         return Ok(());
     }
-    compare(tx, &trade, None, (Failed::WereAsked, clock)).await?;
+    let payment = Payment { returned: trade.payment.returned.max(stated.unwrap_or(Money::ZERO)), ..trade.payment };
+    compare(tx, &Trade { payment, ..trade }, None, (Failed::WasAsked(refund.id), clock)).await?;
     for case in cases::of_order(&mut *tx, refund.order_id).await? {
         let Some(named) = Named::waiting(&case, &refund.trade_no) else { continue };
+        // A number of ours beside another trade proves nothing.
+        if refunds::by_refund_no(&mut *tx, &named.number).await?.is_some() {
+            continue;
+        }
         let Some(trade) = Trade::read(tx, refund.order_id, &refund.trade_no).await? else { return Ok(()) };
         book_one(tx, &trade, &named, clock).await?;
     }
@@ -171,6 +183,7 @@ async fn first_sight(
         account: None,
     };
     transactions::note_extra(tx, &[extra], clock.now()).await?;
+    extra::follow(tx, &[order.id], clock.now()).await?;
     let mut case = new_case((kind, Some(order.id)), told, clock);
     case.gateway_no = trade.trade_no.to_string();
     case.evidence["amount"] = order.amount.to_string().into();
@@ -196,15 +209,19 @@ async fn compare(
     if trade.payment.returned > trade.payment.amount {
         return contradiction(tx, trade, trade.trade_no.as_str(), (trade.payment.returned, clock)).await;
     }
-    let gone: Vec<RefundId> = trade.failed().map(|refund| refund.id).collect();
-    if failed == Failed::MayExplain && !gone.is_empty() {
-        ask(tx, &gone).await?;
+    let gone = trade.failed().map(|refund| refund.id);
+    let first = match failed {
+        Failed::MayExplain => gone.collect(),
+        Failed::WasAsked(one) => {
+            let others: Vec<RefundId> = gone.filter(|id| *id != one).collect();
+            outside::to_be_asked(tx, &others).await?
+        }
+    };
+    if !first.is_empty() {
+        ask(tx, &first).await?;
         return Ok(Verdict::UnknownRefund);
     }
-    if outside::any_is_asked(tx, &gone).await? {
-        return Ok(Verdict::UnknownRefund);
-    }
-    let method = trade.order.payment_method;
+    let method = trade.payment.payment_method;
     let key = format!("{method}:sum:{}:{}", trade.trade_no, trade.payment.returned);
     let named = number.map(str::to_owned);
     book(tx, trade, (amount, key, named, None), clock).await?;
@@ -218,7 +235,7 @@ async fn one(
     named: &Named,
     (told, clock): (&Notification, &Clock),
 ) -> Result<Verdict, DbError> {
-    if outside::is_booked(tx, &named.key(&trade.order)).await? {
+    if outside::is_booked(tx, &named.key(trade)).await? {
         return Ok(Verdict::Duplicate);
     }
     if trade.waits() {
@@ -235,10 +252,16 @@ pub(super) async fn book_one(
     named: &Named,
     clock: &Clock,
 ) -> Result<Verdict, DbError> {
-    let key = named.key(&trade.order);
+    let key = named.key(trade);
     // At Alipay a notice may have named the very number that people found.
     let known = trade.refunds.iter().any(|refund| refund.gateway_refund_no.as_deref() == Some(named.number.as_str()));
     if known || outside::is_booked(tx, &key).await? {
+        return Ok(Verdict::Duplicate);
+    }
+    // Or a sum without a number was booked, which was this refund.
+    if let Some(unnamed) = trade.unnamed().find(|refund| refund.amount == named.amount) {
+        outside::note_number(tx, unnamed.id, &named.number).await?;
+        explain(tx, trade.order.id, &named.number, clock).await?;
         return Ok(Verdict::Duplicate);
     }
     if trade.booked().fen() + named.amount.fen() > trade.payment.amount.fen() {
@@ -291,7 +314,7 @@ async fn book(
         succeeded_at: at.unwrap_or(now),
     };
     outside::book(tx, &new, now).await?;
-    metrics::counter!("outside_refunds_total", "gateway" => order.payment_method.as_str()).increment(1);
+    metrics::counter!("outside_refunds_total", "gateway" => trade.payment.payment_method.as_str()).increment(1);
     let refund = refunds::get(&mut *tx, id).await?.ok_or(DbError::Moved)?;
     if trade.is_own() {
         let after = follow(tx, order, now).await?;
@@ -361,6 +384,9 @@ async fn open(
     (order_id, clock): (OrderId, &Clock),
 ) -> Result<Verdict, DbError> {
     own::open(tx, &new_case((kind, Some(order_id)), told, clock), clock.now()).await?;
+    if kind.is_of_money_held() {
+        extra::follow(tx, &[order_id], clock.now()).await?;
+    }
     Ok(verdict)
 }
 
@@ -394,6 +420,12 @@ impl Trade {
     /// What went back by our books.
     fn booked(&self) -> Money {
         sum(self.refunds.iter().filter(|refund| refund.status == RefundStatus::Succeeded))
+    }
+
+    /// Those from outside that were booked by a sum, without a number.
+    fn unnamed(&self) -> impl Iterator<Item = &Refund> {
+        let outside = self.refunds.iter().filter(|refund| refund.origin == RefundOrigin::Outside);
+        outside.filter(|refund| refund.gateway_refund_no.is_none())
     }
 
     fn outside(&self) -> Money {
@@ -447,11 +479,11 @@ impl Named {
         })
     }
 
-    fn key(&self, order: &Order) -> String {
-        let method = order.payment_method;
+    fn key(&self, trade: &Trade) -> String {
+        let method = trade.payment.payment_method;
         match &self.gateway_refund_no {
             Some(number) => format!("{method}:refund:{number}"),
-            None => format!("{method}:number:{}:{}", order.account, self.number),
+            None => format!("{method}:number:{}:{}", trade.order.account, self.number),
         }
     }
 }

@@ -235,7 +235,8 @@ pub async fn settle(
         db::outside::note_returned(tx, refund.transaction_id, *sum).await?;
     }
     if to.is_final() {
-        ended(tx, &refund, to, clock).await?;
+        let stated = if let RefundFact::Returned { returned, .. } = fact { *returned } else { None };
+        ended(tx, &refund, (to, stated), clock).await?;
     }
     // Also when it is stuck: it holds up no other refund any more.
     late::give_back_what_waited(tx, &after, policies, clock).await?;
@@ -244,8 +245,13 @@ pub async fn settle(
 }
 
 /// A refund has ended: what went back beside it can be recognised now.
-async fn ended(tx: &mut PgConnection, refund: &Refund, to: RefundStatus, clock: &Clock) -> Result<(), DbError> {
-    outside::compare_again(tx, refund, clock).await?;
+async fn ended(
+    tx: &mut PgConnection,
+    refund: &Refund,
+    (to, stated): (RefundStatus, Option<Money>),
+    clock: &Clock,
+) -> Result<(), DbError> {
+    outside::compare_again(tx, refund, stated, clock).await?;
     if to == RefundStatus::Failed {
         // Whether the money went back another way, the gateway tells of the whole trade.
         let (id, asked) = (refund.order_id.to_string(), json!({ "sync": true }));
@@ -259,7 +265,7 @@ async fn ended(tx: &mut PgConnection, refund: &Refund, to: RefundStatus, clock: 
 /// # Errors
 /// [`DbError`]; the caller rolls back.
 pub async fn looked_back(tx: &mut PgConnection, refund: &Refund, clock: &Clock) -> Result<(), DbError> {
-    outside::compare_again(tx, refund, clock).await
+    outside::compare_again(tx, refund, None, clock).await
 }
 
 /// Takes `amount` for what a refund returns, as two people have accepted the gateway's word. Changes nothing where the payment does

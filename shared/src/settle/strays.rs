@@ -15,7 +15,9 @@ use crate::db::cases::Case;
 use crate::db::orders::{self, Order};
 use crate::db::transactions::{self, ExtraPayment};
 use crate::db::unplaced::{self, UnplacedOrder};
-use crate::domain::{AccountName, CaseKind, Money, OrderId, OrderNo, PaymentMethod, TradeNo, TransactionId};
+use crate::domain::{
+    AccountName, CaseAction, CaseKind, Money, OrderId, OrderNo, PaymentMethod, TradeNo, TransactionId,
+};
 
 /// What a case knows of its payment, by the gateway's signed word.
 #[derive(Debug, Clone)]
@@ -38,6 +40,12 @@ pub struct NotReturnable(pub &'static str);
 /// Whether payments of this kind of case are known by the case alone.
 pub const fn has_strays(kind: CaseKind) -> bool {
     matches!(kind, CaseKind::AmountMismatch | CaseKind::WrongMethod | CaseKind::WrongMerchant | CaseKind::UnknownOrder)
+}
+
+/// What people can choose about a case as it is now: to return its payment only where that leads to one of ours.
+pub fn actions(case: &Case) -> Vec<CaseAction> {
+    let fits = |action: &CaseAction| *action != CaseAction::Refund || !has_strays(case.kind) || Stray::of(case).is_ok();
+    case.actions().iter().copied().filter(fits).collect()
 }
 
 impl Stray {

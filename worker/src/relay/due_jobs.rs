@@ -47,6 +47,7 @@ async fn carry_kind(
 ) -> Result<usize, DbError> {
     let due = jobs::lease_due(connection, kind, which, limit).await?;
     let (mut leases, mut messages) = (Vec::new(), Vec::new());
+    let mut failed = Ok(());
     for job in due {
         match caught_now(|| {
             let _ = crash::met(Point::RelayLeased, &job.id.to_string());
@@ -60,18 +61,19 @@ async fn carry_kind(
                 Err(refused) if refused.blames_the_rows() => {
                     error!(job = job.id, error = chain(&refused), "Job {} can become no case; its lease ends", job.id);
                 }
-                outcome => outcome?,
+                // The others are leased: they go out first.
+                outcome => failed = outcome.and(failed),
             },
             Err(panic) => drop(panic.noted(WORKER, "due_jobs", &format_args!("job {}", job.id))),
         }
     }
     if messages.is_empty() {
-        return Ok(0);
+        return failed.map(|()| 0);
     }
     crash::at(Point::RelayLeased);
     let carried = publish(relay, connection, &leases, messages).await?;
     crash::at(Point::RelayCarried);
-    Ok(carried)
+    failed.map(|()| carried)
 }
 
 async fn publish(

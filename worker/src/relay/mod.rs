@@ -39,6 +39,8 @@ use retention::Keep;
 const WORKER: &str = "relay";
 /// How long a step of a round rests after a panic, or after an error that is neither the server's nor a lock's.
 const REST: Duration = Duration::from_secs(5);
+/// How long no looks back go out after a few did.
+const LOOK_BACK_PAUSE: Duration = Duration::from_millis(500);
 /// How often an idle relay looks, and a standby asks for the lock.
 const POLL: Duration = Duration::from_millis(200);
 const STANDBY: Duration = Duration::from_secs(1);
@@ -175,6 +177,7 @@ impl Relay {
         // By the monotonic clock: when the wall clock is set back, the connection is used all the same.
         let mut measured: Option<Instant> = None;
         let mut steps = Steps::default();
+        let mut looked_back: Option<Instant> = None;
         while !leading.is_cancelled() {
             if measured.is_none_or(|at| at.elapsed() > MEASURE) {
                 measured = Some(Instant::now());
@@ -191,9 +194,11 @@ impl Relay {
                 for (kind, depth) in depths.by_kind() {
                     jobs += steps.take(kind, due_jobs::carry(self, connection, (kind, depth))).await?;
                 }
-                // Paid orders are looked at again when nothing else is due, and only while checks come to their turn soon.
-                // They do not count: the next few go out after a pause.
-                if jobs == 0 && depths.checks < due_jobs::SHORT_QUEUE {
+                // Paid orders are looked at again when no other job is due, and only while checks come to their turn soon:
+                // a few, and the next few after a pause, since the depth is known with a delay.
+                let rested = looked_back.is_none_or(|at| at.elapsed() >= LOOK_BACK_PAUSE);
+                if jobs == 0 && rested && depths.checks < due_jobs::SHORT_QUEUE {
+                    looked_back = Some(Instant::now());
                     steps.take(kind::LOOK_BACK, due_jobs::look_back(self, connection)).await?;
                 }
                 if events + jobs > 0 {

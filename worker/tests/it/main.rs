@@ -6,6 +6,7 @@ mod bench;
 mod checks;
 mod consumer;
 mod copies;
+mod edges;
 mod extra_payments;
 mod grid;
 mod histories;

@@ -102,7 +102,7 @@ async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
     };
     for (wrong, reason) in [
         (book("CONSOLE2", "1.50"), "the gateway knows no refund of this number"),
-        (book("CONSOLE1", "1.60"), "the gateway states something else"),
+        (book("CONSOLE1", "1.60"), "the gateway states another amount: 1.50 yuan"),
     ] {
         bench.ask_now(order.id, wrong.of(case)).await;
         bench.check(&order).await;

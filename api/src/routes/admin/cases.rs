@@ -13,6 +13,7 @@ use shared::db::cases::{self, Case};
 use shared::db::{DbError, case_facts, events, extra, orders};
 use shared::domain::{CaseId, CaseKind, CaseStatus, UserId};
 use shared::event;
+use shared::settle::strays;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -72,7 +73,7 @@ pub struct CaseView {
 
 impl CaseView {
     fn of(case: Case) -> CaseView {
-        let actions = case.actions().iter().map(|action| action.as_str()).collect();
+        let actions = strays::actions(&case).iter().map(|action| action.as_str()).collect();
         CaseView {
             actions,
             id: case.id.to_string(),

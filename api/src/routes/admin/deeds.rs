@@ -313,9 +313,18 @@ fn refund_of(case: &Case, deed: &Deed, refund: Option<Refund>) -> Result<Refund,
         _ => (CaseKind::RefundAbnormal, RefundStatus::Abnormal),
     };
     fits(case.kind == kind, "the case is about no such refund")?;
+    // A reopened case keeps its history: one wish is returned once. If that refund fails too, it has a case of its own.
+    let again = *deed == Deed::RefundAgain && confirmed_before(case, "refund_again");
+    fits(!again, "the refund was sent again from this case already: see that refund")?;
     let refund = refund.ok_or(ApiError::ActionUnfit("the refund is not ours"))?;
     fits(refund.status == status, "the refund has gone on")?;
     Ok(refund)
+}
+
+/// Whether two people have carried out this action from this case before.
+fn confirmed_before(case: &Case, action: &str) -> bool {
+    let entries = case.history.as_array().map(Vec::as_slice).unwrap_or_default();
+    entries.iter().any(|entry| entry["what"] == "confirmed" && entry["action"]["action"] == action)
 }
 
 fn fits(fit: bool, otherwise: &'static str) -> Result<(), ApiError> {

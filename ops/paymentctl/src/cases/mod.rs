@@ -11,6 +11,7 @@ use shared::db::cases::{self, Case};
 use shared::db::outline;
 use shared::domain::{CaseId, CaseKind, CaseStatus, first_id_at};
 use shared::job::digest;
+use shared::settle::strays;
 use time::Duration;
 
 use crate::answer::{Answer, Problem, count, moment, table, with_more};
@@ -183,7 +184,7 @@ async fn show(place: &Place, id: CaseId) -> Result<Answer, Problem> {
 
 /// What people can choose about a case through the API.
 fn actions(case: &Case) -> Vec<&'static str> {
-    case.actions().iter().map(|action| action.as_str()).collect()
+    strays::actions(case).iter().map(|action| action.as_str()).collect()
 }
 
 /// The route of the API that takes what people choose.
