@@ -279,7 +279,7 @@ async fn an_order_that_the_gateway_refuses_for_good_is_given_up(db: PgPool) {
     world.gateway.is(Mood::Refuses);
     let refused = world.create("u1", "k1", &wechat_order()).await;
     refused.is(409, "order_unusable");
-    assert_eq!(refused.json()["gateway_code"], "ORDER_CLOSED");
+    assert_eq!(refused.json()["gateway_code"], "RULE_LIMIT");
     assert!(!refused.body.contains("secret"), "{}", refused.body);
     let id = given_up(&world).await;
     // The worker asks the gateway, and hears that nobody has paid.

@@ -40,9 +40,15 @@ const TROUBLES: [(Mood, u16, &str); 5] = [
 async fn a_refused_refresh_closes_nothing_and_the_last_credential_goes_on(db: PgPool) {
     let world = World::new(db).await;
     let (id, first) = placed(&world).await;
-    for (mood, ..) in TROUBLES {
+    for (mood, status, code) in TROUBLES {
         world.gateway.is(mood);
         let again = refresh(&world, &id).await;
+        // The lost answer may have held a credential that ended the last one.
+        if matches!(mood, Mood::LosesTheAnswer | Mood::Babbles) {
+            again.is(status, code);
+            is_untouched(&world, &id).await;
+            continue;
+        }
         assert_eq!(again.status, StatusCode::OK, "{mood:?}: {}", again.body);
         assert_eq!(again.json()["payment"], first, "{mood:?}");
         is_untouched(&world, &id).await;
@@ -66,8 +72,8 @@ async fn without_a_good_credential_the_refusal_has_its_code_and_the_order_stays(
         let refused = refresh(&world, &id).await;
         refused.is(status, code);
         assert!(!refused.body.contains("secret"), "{}", refused.body);
-        let told = if mood == Mood::Refuses { json!("ORDER_CLOSED") } else { Value::Null };
-        assert_eq!(refused.json()["gateway_code"], told, "{mood:?}");
+        let code = if mood == Mood::Refuses { json!("RULE_LIMIT") } else { Value::Null };
+        assert_eq!(refused.json()["gateway_code"], code, "{mood:?}");
         is_untouched(&world, &id).await;
     }
     world.gateway.is(Mood::Works);
@@ -75,14 +81,17 @@ async fn without_a_good_credential_the_refusal_has_its_code_and_the_order_stays(
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
-async fn an_order_that_the_gateway_calls_paid_is_asked_about_and_not_closed(db: PgPool) {
+async fn an_order_that_the_gateway_calls_paid_or_closed_is_asked_about_and_not_closed(db: PgPool) {
     let world = World::new(db).await;
-    let (id, _) = placed(&world).await;
-    world.gateway.is(Mood::SaysPaid);
-    refresh(&world, &id).await.is(409, "order_not_payable");
     let due = "select count(*) from jobs where kind = 'check' and due_at <= now() and not payload ? 'close'";
-    assert_eq!(world.one::<i64>(due).await, 1);
-    assert_eq!(world.get(&format!("/v1/orders/{id}"), "u1").await.json()["close_requested"], json!(false));
+    for (mood, asked) in [(Mood::SaysPaid, 1), (Mood::SaysClosed, 2)] {
+        let (id, _) = placed(&world).await;
+        world.gateway.is(mood);
+        refresh(&world, &id).await.is(409, "order_not_payable");
+        world.gateway.is(Mood::Works);
+        assert_eq!(world.one::<i64>(due).await, asked, "no credential of it works any more");
+        assert_eq!(world.get(&format!("/v1/orders/{id}"), "u1").await.json()["close_requested"], json!(false));
+    }
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

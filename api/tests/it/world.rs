@@ -339,6 +339,7 @@ pub enum Mood {
     IsAway,
     LosesTheAnswer,
     Babbles,
+    SaysClosed,
     Panics,
 }
 
@@ -414,8 +415,12 @@ impl Gateway for Puppet {
                 let (code, message) = ("INVALID_REQUEST".to_owned(), "该订单已支付, secret words".to_owned());
                 return Err(GatewayError::Refused { code, message });
             }
-            Mood::Refuses => {
+            Mood::SaysClosed => {
                 let (code, message) = ("ORDER_CLOSED".to_owned(), "secret words".to_owned());
+                return Err(GatewayError::Refused { code, message });
+            }
+            Mood::Refuses => {
+                let (code, message) = ("RULE_LIMIT".to_owned(), "secret words".to_owned());
                 return Err(GatewayError::Refused { code, message });
             }
             Mood::RefusesUs => {

@@ -48,4 +48,12 @@ impl GatewayError {
         let code = code.rsplit_once('.').map_or(code.as_str(), |(_, short)| short);
         ["ORDER_PAID", "ORDERPAID", "TRADE_HAS_SUCCESS"].contains(&code) || message.contains("已支付")
     }
+
+    /// Whether a refusal says that the order is closed at the gateway. Like [`GatewayError::says_paid`] it decides what a client
+    /// hears; the check decides about the order.
+    pub fn says_closed(&self) -> bool {
+        let GatewayError::Refused { code, message } = self else { return false };
+        let code = code.rsplit_once('.').map_or(code.as_str(), |(_, short)| short);
+        ["ORDER_CLOSED", "ORDERCLOSED", "TRADE_HAS_CLOSE"].contains(&code) || message.contains("已关闭")
+    }
 }

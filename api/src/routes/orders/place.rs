@@ -181,10 +181,19 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
         Ok(payment) => return shown(app, order, payment),
         Err(error) => error,
     };
-    if error.says_paid() {
-        // The check finds the payment.
+    // The gateway may have made a credential and lost the answer, and a new one can end the last. A repeat brings one that works.
+    if matches!(error, GatewayError::Unknown(_) | GatewayError::Protocol(_)) {
+        return Err(unmade(error));
+    }
+    let ended = if error.says_paid() {
+        Some("paid at the gateway")
+    } else {
+        error.says_closed().then_some("closed at the gateway")
+    };
+    if let Some(ended) = ended {
+        // No credential works any more. The check finds the payment, or the end.
         jobs::ask_in(&app.db, kind::CHECK, &order.id.to_string(), &json!({}), Duration::ZERO).await?;
-        return Err(ApiError::OrderNotPayable("paid at the gateway"));
+        return Err(ApiError::OrderNotPayable(ended));
     }
     let kept = credentials::last(app, order, app.clock.now()).await?;
     let outcome = if kept.is_some() { "kept" } else { "none" };
