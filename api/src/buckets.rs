@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// More keys than that are not remembered: the bound on memory.
+/// More keys than that are not remembered: the bound on memory. The others share one bucket.
 const KEYS: usize = 50_000;
+/// The shared bucket holds what so many keys may have.
+const SHARED: u32 = 64;
 
 /// How much a key may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct Buckets<K> {
 struct Book<K> {
     /// When the bucket of a key is full again; full ones need no entry.
     full_at: HashMap<K, Instant>,
+    /// The same of the keys that found no room.
+    others_full_at: Instant,
     /// A full book is swept now and then, not for each stranger.
     swept_at: Option<Instant>,
 }
@@ -49,29 +53,36 @@ struct Book<K> {
 impl<K: Hash + Eq> Buckets<K> {
     /// A full bucket for everybody.
     pub fn new(quota: Quota) -> Buckets<K> {
-        Buckets { quota, book: Mutex::new(Book { full_at: HashMap::new(), swept_at: None }) }
+        let book = Book { full_at: HashMap::new(), others_full_at: Instant::now(), swept_at: None };
+        Buckets { quota, book: Mutex::new(book) }
     }
 
     /// Whether the bucket has no token.
     pub fn is_empty(&self, key: &K, now: Instant) -> bool {
-        let full_at = self.book().full_at.get(key).copied();
-        full_at.is_some_and(|full_at| self.quota.left(full_at.saturating_duration_since(now)).tokens.is_none())
+        let mut book = self.book();
+        let (quota, full_at) = match book.has_room_for(key, now, self.quota.every) {
+            true => (self.quota, book.full_at.get(key).copied()),
+            false => (self.quota.shared(), Some(book.others_full_at)),
+        };
+        full_at.is_some_and(|full_at| quota.left(full_at.saturating_duration_since(now)).tokens.is_none())
     }
 
-    /// Takes a token, if there is one. A key that finds no room in a full book is let through.
+    /// Takes a token, if there is one. A key that finds no room in a full book takes it from the shared bucket.
     pub fn take(&self, key: K, now: Instant) -> Left {
         let mut book = self.book();
-        let full_in = book.full_at.get(&key).map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
-        let left = self.quota.left(full_in);
+        let (quota, full_at) = book.bucket(key, now, self.quota);
+        let left = quota.left(full_at.saturating_duration_since(now));
         if left.tokens.is_some() {
-            book.charge(key, now, self.quota.every);
+            *full_at = (*full_at).max(now) + quota.every;
         }
         left
     }
 
     /// Takes a token, there or not.
     pub fn charge(&self, key: K, now: Instant) {
-        self.book().charge(key, now, self.quota.every);
+        let mut book = self.book();
+        let (quota, full_at) = book.bucket(key, now, self.quota);
+        *full_at = (*full_at).max(now) + quota.every;
     }
 
     fn book(&self) -> MutexGuard<'_, Book<K>> {
@@ -80,6 +91,11 @@ impl<K: Hash + Eq> Buckets<K> {
 }
 
 impl Quota {
+    /// Of the keys that share a bucket: as much as many of them may have, and no more for each.
+    fn shared(self) -> Quota {
+        Quota { burst: self.burst.saturating_mul(SHARED), every: self.every / SHARED }
+    }
+
     /// What is left after one token more is taken from a bucket that is full again in `full_in`.
     pub fn left(&self, full_in: Duration) -> Left {
         let (after, most) = (full_in + self.every, self.every * self.burst);
@@ -94,15 +110,19 @@ impl Quota {
 }
 
 impl<K: Hash + Eq> Book<K> {
-    fn charge(&mut self, key: K, now: Instant, every: Duration) {
-        if self.full_at.len() >= KEYS && !self.full_at.contains_key(&key) {
-            self.sweep(now, every);
-            if self.full_at.len() >= KEYS {
-                return;
-            }
+    /// The bucket of a key: its own, or the shared one when the book is full.
+    fn bucket(&mut self, key: K, now: Instant, quota: Quota) -> (Quota, &mut Instant) {
+        match self.has_room_for(&key, now, quota.every) {
+            true => (quota, self.full_at.entry(key).or_insert(now)),
+            false => (quota.shared(), &mut self.others_full_at),
         }
-        let full_at = self.full_at.entry(key).or_insert(now);
-        *full_at = (*full_at).max(now) + every;
+    }
+
+    fn has_room_for(&mut self, key: &K, now: Instant, every: Duration) -> bool {
+        if self.full_at.len() >= KEYS && !self.full_at.contains_key(key) {
+            self.sweep(now, every);
+        }
+        self.full_at.len() < KEYS || self.full_at.contains_key(key)
     }
 
     fn sweep(&mut self, now: Instant, every: Duration) {
@@ -141,6 +161,13 @@ mod tests {
             assert!(buckets.take(n, began).tokens.is_some());
         }
         assert_eq!(buckets.book().full_at.len(), KEYS);
+        // Strangers beyond the bound share a bucket, and are not let through for ever.
+        let strangers = (KEYS + 1..2 * KEYS).filter(|n| buckets.take(*n, began).tokens.is_some()).count();
+        assert_eq!(strangers, (QUOTA.burst * SHARED) as usize - 1);
+        assert!(
+            buckets.is_empty(&(3 * KEYS), began) && !buckets.is_empty(&1, began),
+            "those that were there are known"
+        );
         buckets.charge(KEYS + 1, began + QUOTA.every);
         assert_eq!(buckets.book().full_at.len(), 1, "the full ones made room");
     }

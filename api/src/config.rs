@@ -23,6 +23,9 @@ pub struct Listen {
     pub callbacks: Option<SocketAddr>,
     /// `MAX_CONNECTIONS` (default 4096): on each of the two, where the limit of open files allows as many.
     pub connections: usize,
+    /// `CONNECTIONS_PER_ADDRESS` (default 128, 0: no limit): of one address or IPv6 /64, on each of the two; a /48 has eight
+    /// times as many. Addresses in `TRUSTED_PROXIES` and in the lists of the gateways are not counted.
+    pub per_address: usize,
 }
 
 impl Listen {
@@ -35,9 +38,13 @@ impl Listen {
             Some(_) => env.parse("CALLBACK_LISTEN_ADDR", hint).map(Some),
         };
         let connections = number(env, "MAX_CONNECTIONS", 4096);
-        Some(Listen { addr: addr?, callbacks: callbacks?, connections: connections? })
+        let per_address = env.parse_or("CONNECTIONS_PER_ADDRESS", 128, OR_NO_LIMIT);
+        let (connections, per_address) = (connections?, per_address?);
+        Some(Listen { addr: addr?, callbacks: callbacks?, connections, per_address })
     }
 }
+
+const OR_NO_LIMIT: &str = "set it to a number, or to 0 for no limit";
 
 /// What the handlers go by.
 #[derive(Debug, Clone)]
@@ -63,6 +70,12 @@ pub struct Settings {
     pub requests: usize,
     /// `MAX_CALLBACKS` (default 1024): callbacks worked on at once; more are answered 503.
     pub callbacks: usize,
+    /// `REQUESTS_IN_HAND` (default 64, 0: no limit): of these, of one user, or of one address without a user; more are
+    /// answered 429.
+    pub requests_in_hand: usize,
+    /// `STREAMS_PER_USER` (default 10, 0: no limit): open pages of one user; by view token, twenty times as many from one
+    /// address.
+    pub streams_per_user: usize,
     /// `REQUESTS_PER_ADDRESS` (default 1200, 0: no limit): frontend requests a minute from one address.
     pub per_address: u32,
     /// `REQUESTS_PER_USER` (default 600, 0: no limit): frontend requests a minute of one user.
@@ -86,6 +99,8 @@ impl Settings {
         let streams = number(env, "MAX_STREAMS", 2000);
         let requests = number(env, "MAX_REQUESTS", 512);
         let callbacks = number(env, "MAX_CALLBACKS", 1024);
+        let in_hand = env.parse_or("REQUESTS_IN_HAND", 64, OR_NO_LIMIT);
+        let streams_per_user = env.parse_or("STREAMS_PER_USER", 10, OR_NO_LIMIT);
         let a_minute = "set it to the number of requests a minute, or to 0 for no limit";
         let per_address = env.parse_or("REQUESTS_PER_ADDRESS", 1200, a_minute);
         let per_user = env.parse_or("REQUESTS_PER_USER", 600, a_minute);
@@ -99,6 +114,8 @@ impl Settings {
             streams: streams?,
             requests: requests?,
             callbacks: callbacks?,
+            requests_in_hand: in_hand?,
+            streams_per_user: streams_per_user?,
             per_address: per_address?,
             per_user: per_user?,
         })

@@ -4,12 +4,11 @@ use std::fmt::Display;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
-use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use serde_json::{Map, Value};
 use shared::domain::Money;
 
-use crate::layers::came_too_late;
+use crate::layers::unread;
 use crate::once;
 use crate::problem::{ApiError, FieldFault};
 
@@ -88,10 +87,7 @@ impl<S: Send + Sync> FromRequest<S> for JsonBytes {
             return Err(ApiError::UnsupportedMediaType);
         }
         let body = Bytes::from_request(request, state).await;
-        body.map(JsonBytes).map_err(|rejection| match came_too_late(&rejection) {
-            true => ApiError::Layer(StatusCode::REQUEST_TIMEOUT),
-            false => ApiError::Layer(rejection.status()),
-        })
+        body.map(JsonBytes).map_err(|rejection| ApiError::Layer(unread(&rejection)))
     }
 }
 

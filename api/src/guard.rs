@@ -1,6 +1,6 @@
 //! Who may knock, and with what: the client's address, the shape of a request, the address list of a gateway.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State};
@@ -62,14 +62,6 @@ fn refusal(request: &Request) -> Option<StatusCode> {
     }
     let shaped = count("host") == 1 && AT_MOST_ONCE.iter().all(|name| count(name) <= 1);
     (!shaped).then_some(StatusCode::BAD_REQUEST)
-}
-
-/// Whose address it is, as far as limits go: who has one IPv6 address has the whole /64.
-pub fn holder(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
-    }
 }
 
 /// Whether `address` is in the list, or the list is empty and so off.

@@ -1,29 +1,32 @@
 //! The layers around the routes, outermost first; each group of routes has bounds of its own, so that a crowd of
-//! frontends never keeps a gateway waiting.
+//! frontends never keeps a gateway waiting. A slot is taken once the body has come: slow clients hold none.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::error_handling::HandleErrorLayer;
-use axum::extract::DefaultBodyLimit;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::header::{AUTHORIZATION, COOKIE};
-use axum::http::{HeaderName, HeaderValue, Request, StatusCode};
-use axum::{BoxError, Router, middleware};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::{Router, http};
 use shared::clock::Clock;
-use tokio::sync::Semaphore;
+use shared::ops::shares::holder;
 use tower::ServiceBuilder;
-use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, TimeoutError, TimeoutLayer};
 
-use crate::guard;
+use crate::auth::Caller;
+use crate::guard::{self, ClientIp};
 use crate::headers;
 use crate::observe;
-use crate::problem::panicked;
-use crate::state::App;
+use crate::problem::{ApiError, panicked};
+use crate::state::{App, Client, HELD, Held};
 
 /// The largest body of a request.
 pub const BODY: usize = shared::job::LONGEST_BODY;
@@ -32,15 +35,13 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What one group of routes may cost.
 pub struct Bounds {
-    /// Requests worked on at once.
-    pub slots: Arc<Semaphore>,
     /// For a whole answer; the body of a stream does not count.
     pub answer: Duration,
     /// How long a body may take.
     pub body: BodyTime,
 }
 
-/// How long the body of a request may take. A body that is later fails with an error of which [`came_too_late`] is true.
+/// How long the body of a request may take. A body that is later fails with an error that [`unread`] knows.
 #[derive(Debug, Clone, Copy)]
 pub struct BodyTime {
     /// Between two parts of it.
@@ -50,7 +51,7 @@ pub struct BodyTime {
 }
 
 /// Whether a body was not read because it was late, rather than because it was wrong.
-pub fn came_too_late(error: &(dyn std::error::Error + 'static)) -> bool {
+fn came_too_late(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<TimeoutError>())
 }
 
@@ -73,9 +74,6 @@ pub fn bounded(router: Router<Arc<App>>, app: &Arc<App>, bounds: &Bounds) -> Rou
         ServiceBuilder::new()
             .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
             .layer(CatchPanicLayer::custom(panicked))
-            .layer(HandleErrorLayer::new(async |_: BoxError| StatusCode::SERVICE_UNAVAILABLE))
-            .load_shed()
-            .layer(GlobalConcurrencyLimitLayer::with_semaphore(bounds.slots.clone()))
             .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, bounds.answer))
             .layer(RequestBodyLimitLayer::new(BODY))
             .layer(RequestBodyTimeoutLayer::new(bounds.body.gap))
@@ -84,12 +82,52 @@ pub fn bounded(router: Router<Arc<App>>, app: &Arc<App>, bounds: &Bounds) -> Rou
     )
 }
 
+/// Around the frontends' handlers: takes a share of the client, reads the whole body, and takes a slot.
+pub async fn slot(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let Some(share) = client(&request).and_then(|client| app.in_hand.of_client.take(client)) else {
+        metrics::counter!("requests_limited_total", "budget" => "in_hand").increment(1);
+        return ApiError::TooManyRequests { wait: 1 }.into_response();
+    };
+    let request = match whole(request).await {
+        Ok(request) => request,
+        Err(status) => return status.into_response(),
+    };
+    match app.in_hand.requests.clone().try_acquire_owned() {
+        Ok(slot) => HELD.scope(Held::new(slot, share), next.run(request)).await,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+fn client(request: &Request) -> Option<Client> {
+    match request.extensions().get::<Caller>() {
+        Some(caller) => Some(Client::User(caller.user.clone())),
+        None => request.extensions().get::<ClientIp>().map(|client| Client::Address(holder(client.0))),
+    }
+}
+
+/// The request with all of its body in memory.
+async fn whole(request: Request) -> Result<Request, StatusCode> {
+    if request.body().is_end_stream() {
+        return Ok(request);
+    }
+    let (parts, body) = request.into_parts();
+    match Bytes::from_request(Request::new(body), &()).await {
+        Ok(body) => Ok(Request::from_parts(parts, Body::from(body))),
+        Err(rejection) => Err(unread(&rejection)),
+    }
+}
+
+/// The status of a body that was not read.
+pub fn unread(rejection: &BytesRejection) -> StatusCode {
+    if came_too_late(rejection) { StatusCode::REQUEST_TIMEOUT } else { rejection.status() }
+}
+
 /// Ids of requests, which sort by time. A client may bring one of its own.
 #[derive(Clone, Copy)]
 struct FreshId(Clock);
 
 impl MakeRequestId for FreshId {
-    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
+    fn make_request_id<B>(&mut self, _: &http::Request<B>) -> Option<RequestId> {
         HeaderValue::from_str(&self.0.fresh_id().to_string()).ok().map(RequestId::new)
     }
 }

@@ -18,6 +18,7 @@ pub mod hints;
 pub mod hub;
 pub mod idempotency;
 pub mod intake;
+pub mod joined;
 mod layers;
 pub mod limits;
 pub mod numbers;

@@ -1,4 +1,4 @@
-//! How often a frontend may ask: a budget for each address, and one for each user whose token proves who he is.
+//! How often a frontend may ask: a budget for each address and IPv6 network, and one for each user whose token is good.
 //!
 //! Every answer says what is left (`RateLimit` and `RateLimit-Policy`, draft-ietf-httpapi-ratelimit-headers-10); one that
 //! comes too early is 429 with `Retry-After`. Callbacks have no budget: there only refusals count, see [`crate::strikes`].
@@ -20,11 +20,12 @@ use axum::response::{IntoResponse, Response};
 use shared::cache::Redis;
 use shared::cache::redis::Script;
 use shared::domain::UserId;
+use shared::ops::shares::{NETWORK, holder, network};
 use tokio::time::Instant;
 
 use crate::auth;
 use crate::buckets::{Buckets, Left, Quota};
-use crate::guard::{ClientIp, holder};
+use crate::guard::ClientIp;
 use crate::problem::ApiError;
 use crate::state::App;
 
@@ -46,6 +47,8 @@ const TAKE: &str = "
 /// Both budgets; an absent one is off.
 pub struct Limits {
     addresses: Option<Budget<IpAddr>>,
+    /// Of each IPv6 /48, eight times as much.
+    networks: Option<Budget<IpAddr>>,
     users: Option<Budget<UserId>>,
 }
 
@@ -63,7 +66,11 @@ struct Budget<K> {
 impl Limits {
     /// Requests a minute for each address and for each user; 0: no limit.
     pub fn new(per_address: u32, per_user: u32, redis: Option<&Redis>) -> Limits {
-        Limits { addresses: Budget::new("address", per_address, redis), users: Budget::new("user", per_user, redis) }
+        Limits {
+            addresses: Budget::new("address", per_address, redis),
+            networks: Budget::new("network", per_address.saturating_mul(NETWORK as u32), redis),
+            users: Budget::new("user", per_user, redis),
+        }
     }
 }
 
@@ -122,6 +129,9 @@ pub async fn limit(
     let mut spent = Vec::new();
     if let Some(budget) = &app.limits.addresses {
         spent.push(budget.spend(holder(address)).await);
+    }
+    if let (Some(budget), Some(network)) = (&app.limits.networks, network(address)) {
+        spent.push(budget.spend(network).await);
     }
     if fits(&spent)
         && let Some(caller) = auth::identify(request.headers(), &app)

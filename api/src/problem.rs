@@ -116,8 +116,8 @@ pub enum ApiError {
         /// Seconds until the next one is taken.
         wait: u64,
     },
-    /// Too many pages watch one order.
-    #[error("too many open streams of this order")]
+    /// Too many pages watch one order, or one client has too many open.
+    #[error("too many open streams of this order, of this user or from this address")]
     TooManyStreams,
     /// Too many pages watch altogether.
     #[error("no more streams can be opened at the moment")]

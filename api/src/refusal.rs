@@ -9,6 +9,7 @@ use shared::gateway::CallbackError;
 
 use crate::intake::Receipt;
 use crate::problem::Rendered;
+use crate::strikes::Strike;
 
 /// Why a callback is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -93,23 +94,22 @@ impl CallbackRefusal {
         }
     }
 
-    /// Whether it speaks against the sender. What may come from the gateway itself, or is our own fault, does not.
-    pub const fn is_strike(self) -> bool {
-        !matches!(
-            self,
-            CallbackRefusal::Probe
-                | CallbackRefusal::UnknownSerial
-                | CallbackRefusal::Unopened
-                | CallbackRefusal::TooMany
-                | CallbackRefusal::TooSlow
-                | CallbackRefusal::Unavailable
-        )
+    /// What it says against the sender. What is our own fault, or the network's, says nothing.
+    pub fn strike(self, method: PaymentMethod) -> Option<Strike> {
+        match self {
+            CallbackRefusal::TooMany | CallbackRefusal::TooSlow | CallbackRefusal::Unavailable => None,
+            // Alipay's certificate number is not signed: a made-up one has us search for it.
+            CallbackRefusal::UnknownSerial if method == PaymentMethod::Alipay => Some(Strike::Forged),
+            CallbackRefusal::Probe | CallbackRefusal::UnknownSerial | CallbackRefusal::Unopened => Some(Strike::Odd),
+            _ => Some(Strike::Forged),
+        }
     }
 
     /// What a layer meant that answered before any handler could.
     pub fn of_layer(status: StatusCode) -> CallbackRefusal {
         match status {
             StatusCode::PAYLOAD_TOO_LARGE => CallbackRefusal::TooLarge,
+            StatusCode::REQUEST_TIMEOUT => CallbackRefusal::TooSlow,
             StatusCode::METHOD_NOT_ALLOWED => CallbackRefusal::MethodNotAllowed,
             status if status.is_client_error() => CallbackRefusal::Malformed,
             _ => CallbackRefusal::Unavailable,

@@ -11,7 +11,7 @@ use shared::db;
 use shared::domain::PaymentMethod;
 use shared::gateway::Gateways;
 use shared::mq::{self, Publisher, PublisherOptions, PublisherState, topology};
-use shared::ops::{self, Checks, HttpLimits};
+use shared::ops::{self, Checks, Door, Friends, HttpLimits};
 use shared::service::Service;
 use shared::telemetry::{PrometheusHandle, chain};
 use sqlx::PgPool;
@@ -22,12 +22,13 @@ use tracing::{info, warn};
 
 use crate::callers::KnownCallers;
 use crate::config::{Listen, Settings, authenticator, seal_keys, view_tokens};
+use crate::guard::is_listed;
 use crate::hints::Hints;
 use crate::hub::Hub;
 use crate::intake::Intake;
 use crate::limits::Limits;
 use crate::refused_accounts::RefusedAccounts;
-use crate::state::App;
+use crate::state::{App, InHand};
 use crate::writer::OrderWriter;
 use crate::{callbacks_only, router};
 
@@ -60,11 +61,7 @@ pub struct Ready {
 /// # Errors
 /// Every fault at once: of variables, of `gateways.toml`, of the database and its schema, of the broker.
 pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, ConfigFaults> {
-    #[cfg(debug_assertions)]
-    {
-        shared::crash::arm(&mut env);
-        shared::clock::arm(&mut env);
-    }
+    arm(&mut env);
     let listen = Listen::from_env(&mut env);
     let ops_config = OpsConfig::from_env(&mut env, 9100);
     let settings = Settings::from_env(&mut env);
@@ -120,6 +117,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
             strikes: Default::default(),
             unknown_proxy: Default::default(),
             callers: KnownCallers::new(|method| settings.callers(method)),
+            in_hand: InHand::new(&settings),
             limits: Limits::new(settings.per_address, settings.per_user, redis.as_ref()),
             cache: Cache::new(redis),
             settings,
@@ -131,6 +129,17 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
         Some(ready) if faults.0.is_empty() => Ok(ready),
         _ => Err(faults),
     }
+}
+
+/// What only builds for tests can do.
+fn arm(env: &mut Env) {
+    #[cfg(debug_assertions)]
+    {
+        shared::crash::arm(env);
+        shared::clock::arm(env);
+    }
+    #[cfg(not(debug_assertions))]
+    let _ = env;
 }
 
 /// Awaits what could be begun at all.
@@ -184,7 +193,12 @@ impl Ready {
     pub async fn serve(self, metrics: PrometheusHandle, stop: CancellationToken) {
         self.greet();
         self.warm().await;
-        let limits = HttpLimits { connections: affordable(&self.listen, &self.app.db), ..HttpLimits::default() };
+        let connections = affordable(&self.listen, &self.app.db);
+        // One address leaves three quarters to the others, however few there are.
+        let per_address = self.listen.per_address.min((connections / 4).max(1));
+        let limits = HttpLimits { connections, per_address, ..HttpLimits::default() };
+        let friends = friends(self.app.clone());
+        let door = |listener| Door { listener, friends: friends.clone() };
         let (hub, db) = (self.app.hub.clone(), self.app.db.clone());
         let watching = tokio::spawn(async move { hub.run(db).await });
         let (app, until) = (self.app.clone(), stop.clone());
@@ -197,8 +211,8 @@ impl Ready {
 
         let callbacks = self
             .callbacks
-            .map(|listener| ops::serve_http(listener, callbacks_only(self.app.clone()), limits, stop.clone()));
-        let everything = ops::serve_http(self.listener, router(self.app.clone()), limits, stop);
+            .map(|listener| ops::serve_http(door(listener), callbacks_only(self.app.clone()), limits, stop.clone()));
+        let everything = ops::serve_http(door(self.listener), router(self.app.clone()), limits, stop);
         tokio::join!(everything, settle(callbacks));
 
         self.publisher_stop.cancel();
@@ -230,6 +244,14 @@ impl Ready {
             info!(%address, "Serving callbacks on {address}");
         }
     }
+}
+
+/// Those who connect for many others: our proxies, and the gateways where lists name them.
+fn friends(app: Arc<App>) -> Friends {
+    Arc::new(move |address| {
+        let called_from = |method: &PaymentMethod| is_listed(address, &app.callers.of(*method));
+        is_listed(address, &app.settings.trusted_proxies) || PaymentMethod::ALL.iter().any(called_from)
+    })
 }
 
 /// As many connections to each listener as were asked for, or as leave enough files for the service itself: strangers that

@@ -1,14 +1,18 @@
 //! What every handler works with.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use shared::cache::Cache;
 use shared::clock::Clock;
 use shared::db::in_time;
-use shared::domain::{AccountName, PaymentMethod, Scene};
+use shared::db::orders::Order;
+use shared::domain::{AccountName, OrderId, PaymentMethod, Scene, UserId};
 use shared::gateway::{Gateway, Gateways, NoAccount};
+use shared::ops::shares::{AddressShares, Share, Shares};
 use shared::seal::SealKeys;
 use sqlx::PgPool;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
 use crate::auth::Authenticator;
@@ -18,10 +22,12 @@ use crate::hints::Hints;
 use crate::hub::Hub;
 use crate::idempotency::Turns;
 use crate::intake::Intake;
+use crate::joined::Joined;
 use crate::limits::Limits;
 use crate::problem::ApiError;
 use crate::rarely::Rarely;
 use crate::refused_accounts::RefusedAccounts;
+use crate::routes::admin::sync::SyncView;
 use crate::strikes::Strikes;
 use crate::view_token::ViewTokens;
 use crate::writer::OrderWriter;
@@ -62,8 +68,80 @@ pub struct App {
     pub unknown_proxy: Rarely,
     /// How often frontends may ask.
     pub limits: Limits,
+    /// What is in hand at once.
+    pub in_hand: InHand,
     /// What the operator has set.
     pub settings: Settings,
+}
+
+/// How much is worked on at once: by the whole process, and for one client.
+pub struct InHand {
+    /// Frontend requests.
+    pub requests: Arc<Semaphore>,
+    /// Frontend requests of one client, their bodies included.
+    pub of_client: Shares<Client>,
+    /// Callbacks whose body has come.
+    pub callbacks: Semaphore,
+    /// Callbacks of one address whose body has not come.
+    pub bodies: AddressShares,
+    /// Streams of one user.
+    pub streams_of_user: Shares<UserId>,
+    /// Streams by view token from one address.
+    pub streams_of_address: AddressShares,
+    /// Orders that are being closed.
+    pub closing: Joined<OrderId, Arc<Order>>,
+    /// Orders that are being synced.
+    pub syncing: Joined<OrderId, Arc<SyncView>>,
+}
+
+/// Whose request it is, as far as shares go.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Client {
+    /// A user whose token was good.
+    User(UserId),
+    /// Anybody else: the holder of the address.
+    Address(IpAddr),
+}
+
+/// Bodies of callbacks that one address may send at once. They hold no slot, so this bounds memory alone.
+const BODIES: usize = 64;
+/// So many times more streams come by view tokens from one address than from one user: many buyers share an address.
+const BUYERS: usize = 20;
+
+impl InHand {
+    /// The bounds of these settings.
+    pub fn new(settings: &Settings) -> InHand {
+        let unless_off = |most: usize| if most == 0 { usize::MAX } else { most };
+        let streams = unless_off(settings.streams_per_user);
+        InHand {
+            requests: Arc::new(Semaphore::new(settings.requests)),
+            of_client: Shares::new(unless_off(settings.requests_in_hand)),
+            callbacks: Semaphore::new(settings.callbacks),
+            bodies: AddressShares::new(BODIES),
+            streams_of_user: Shares::new(streams),
+            streams_of_address: AddressShares::new(streams.saturating_mul(BUYERS)),
+            closing: Joined::default(),
+            syncing: Joined::default(),
+        }
+    }
+}
+
+/// What a request holds while it is worked on. Work that outlives its request goes on holding it.
+pub struct Held {
+    _slot: OwnedSemaphorePermit,
+    _share: Share<Client>,
+}
+
+impl Held {
+    /// A slot of the process and a share of the client.
+    pub fn new(slot: OwnedSemaphorePermit, share: Share<Client>) -> Arc<Held> {
+        Arc::new(Held { _slot: slot, _share: share })
+    }
+}
+
+tokio::task_local! {
+    /// What the request of this task holds.
+    pub static HELD: Arc<Held>;
 }
 
 /// The accounts of `gateways.toml`, seen as a trait so that a test can put a gateway of its own in their place.
@@ -106,13 +184,20 @@ impl Accounts for Gateways {
 }
 
 /// Runs work on a task of its own, so that a client who hangs up cannot stop it halfway; what takes longer than any gateway
-/// and database may is given up ([`in_time`]).
+/// and database may is given up ([`in_time`]). The work keeps what its request holds: clients who hang up leave no work that
+/// is not counted.
 ///
 /// # Errors
 /// The work's own, or [`ApiError::Internal`] when it panicked.
 pub async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let ended = tokio::spawn(in_time(work).in_current_span()).await;
+    let held = HELD.try_with(Arc::clone).ok();
+    let work = async move {
+        let ended = in_time(work).await;
+        drop(held);
+        ended
+    };
+    let ended = tokio::spawn(work.in_current_span()).await;
     ended.unwrap_or_else(|panic| Err(ApiError::Internal(panic.into())))
 }

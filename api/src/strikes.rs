@@ -1,35 +1,78 @@
-//! Counts refused callbacks by address, and says when an address has had too many: whoever is never refused is never
+//! Counts refused callbacks by address, and says when an address has had too many: an address that is never refused is never
 //! slowed.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
+use shared::ops::shares::{NETWORK, holder, network};
 use tokio::time::Instant;
 
 use crate::buckets::{Buckets, Quota};
-use crate::guard::holder;
 
 /// So many refusals in a row are let through to the checks, and one is forgiven each half second.
 const PATIENCE: Quota = Quota { burst: 60, every: Duration::from_millis(500) };
+/// The same of refusals that may come from the gateway itself, such as a key that is not known here yet.
+const LONG_PATIENCE: Quota = Quota { burst: 600, every: Duration::from_millis(50) };
+
+/// What a refusal says about the sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strike {
+    /// No gateway sends this.
+    Forged,
+    /// A gateway may send this now and then.
+    Odd,
+}
 
 /// See the module.
-pub struct Strikes(Buckets<IpAddr>);
+pub struct Strikes {
+    forged: Patience,
+    odd: Patience,
+}
+
+/// The refusals of one kind: of each IPv4 address or IPv6 /64, and of each /48.
+struct Patience {
+    holders: Buckets<IpAddr>,
+    networks: Buckets<IpAddr>,
+}
 
 impl Strikes {
     /// Whether the address has been refused too often of late.
     pub fn is_out(&self, address: IpAddr, now: Instant) -> bool {
-        self.0.is_empty(&holder(address), now)
+        self.forged.is_out(address, now) || self.odd.is_out(address, now)
     }
 
     /// Notes a refusal.
-    pub fn add(&self, address: IpAddr, now: Instant) {
-        self.0.charge(holder(address), now);
+    pub fn add(&self, strike: Strike, address: IpAddr, now: Instant) {
+        match strike {
+            Strike::Forged => self.forged.add(address, now),
+            Strike::Odd => self.odd.add(address, now),
+        }
+    }
+}
+
+impl Patience {
+    fn new(quota: Quota) -> Patience {
+        let times = NETWORK as u32;
+        let wide = Quota { burst: quota.burst * times, every: quota.every / times };
+        Patience { holders: Buckets::new(quota), networks: Buckets::new(wide) }
+    }
+
+    fn is_out(&self, address: IpAddr, now: Instant) -> bool {
+        self.holders.is_empty(&holder(address), now)
+            || network(address).is_some_and(|network| self.networks.is_empty(&network, now))
+    }
+
+    fn add(&self, address: IpAddr, now: Instant) {
+        self.holders.charge(holder(address), now);
+        if let Some(network) = network(address) {
+            self.networks.charge(network, now);
+        }
     }
 }
 
 impl Default for Strikes {
     fn default() -> Strikes {
-        Strikes(Buckets::new(PATIENCE))
+        Strikes { forged: Patience::new(PATIENCE), odd: Patience::new(LONG_PATIENCE) }
     }
 }
 
@@ -37,19 +80,47 @@ impl Default for Strikes {
 mod tests {
     use super::*;
 
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn an_address_is_out_after_a_burst_and_back_with_time() {
         let (strikes, began) = (Strikes::default(), Instant::now());
-        let forger: IpAddr = "2001:db8::1".parse().unwrap();
+        let forger = address("2001:db8::1");
         for _ in 0..PATIENCE.burst {
             assert!(!strikes.is_out(forger, began));
-            strikes.add(forger, began);
+            strikes.add(Strike::Forged, forger, began);
         }
-        assert!(strikes.is_out("2001:db8::ffff".parse().unwrap(), began), "the same /64");
-        assert!(!strikes.is_out("2001:db8:0:1::1".parse().unwrap(), began), "another /64");
+        assert!(strikes.is_out(address("2001:db8::ffff"), began), "the same /64");
+        assert!(!strikes.is_out(address("2001:db8:0:1::1"), began), "another /64");
         assert!(!strikes.is_out(forger, began + PATIENCE.every));
-        strikes.add(forger, began + PATIENCE.every);
+        strikes.add(Strike::Forged, forger, began + PATIENCE.every);
         assert!(strikes.is_out(forger, began + PATIENCE.every));
         assert!(!strikes.is_out(forger, began + PATIENCE.every * PATIENCE.burst));
+    }
+
+    #[test]
+    fn what_a_gateway_may_send_is_borne_longer_and_not_for_ever() {
+        let (strikes, began) = (Strikes::default(), Instant::now());
+        let prober = address("192.0.2.1");
+        for _ in 0..LONG_PATIENCE.burst {
+            assert!(!strikes.is_out(prober, began));
+            strikes.add(Strike::Odd, prober, began);
+        }
+        assert!(strikes.is_out(prober, began));
+        assert!(!strikes.is_out(address("192.0.2.2"), began));
+    }
+
+    #[test]
+    fn a_48_is_out_after_eight_times_as_many() {
+        let (strikes, began) = (Strikes::default(), Instant::now());
+        let forger = |n: u32| address(&format!("2001:db8:0:{:x}::1", n % 100));
+        for n in 0..PATIENCE.burst * NETWORK as u32 {
+            assert!(!strikes.is_out(forger(99), began), "{n}");
+            strikes.add(Strike::Forged, forger(n % 50), began);
+        }
+        assert!(strikes.is_out(forger(99), began), "a /64 that was never refused, in a /48 that was too often");
+        assert!(!strikes.is_out(address("2001:db8:1::1"), began));
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::ALLOW;
@@ -17,13 +16,12 @@ use shared::crash::{self, Point};
 use shared::domain::{AccountName, PaymentMethod};
 use shared::gateway::{CallbackError, callback_headers};
 use shared::job::Callback;
-use tokio::sync::Semaphore;
 use tracing::field::display;
 use tracing::{Span, warn};
 
 use crate::guard::{ClientIp, is_allowed, is_listed, unknown_proxy};
 use crate::intake::Receipt;
-use crate::layers::{self, BodyTime, Bounds, came_too_late};
+use crate::layers::{self, BodyTime, Bounds};
 use crate::problem::Rendered;
 use crate::refusal::{CallbackOutcome, CallbackRefusal, accepted, refused};
 use crate::state::App;
@@ -35,7 +33,7 @@ const BODY: BodyTime = BodyTime { gap: Duration::from_secs(1), whole: Duration::
 
 /// Both gateways' routes, with bounds of their own.
 pub fn router(app: &Arc<App>) -> Router<Arc<App>> {
-    let bounds = Bounds { slots: Arc::new(Semaphore::new(app.settings.callbacks)), answer: ANSWER, body: BODY };
+    let bounds = Bounds { answer: ANSWER, body: BODY };
     let route = |method: PaymentMethod| {
         let path = format!("/v1/callbacks/{method}/{{account}}");
         let routes = Router::new().route(&path, post(callback).fallback(not_so));
@@ -56,10 +54,10 @@ async fn callback(
     match take(&app, method, client, &account, request).await {
         Ok(receipt) => accepted(method, receipt),
         Err(refusal) => {
-            // Alipay's certificate number is not signed: whoever invents one has it searched for.
-            let invented = method == PaymentMethod::Alipay && refusal == CallbackRefusal::UnknownSerial;
-            if (refusal.is_strike() || invented) && !is_listed(client.0, &app.callers.of(method)) {
-                app.strikes.add(client.0, tokio::time::Instant::now());
+            if let Some(strike) = refusal.strike(method)
+                && !is_listed(client.0, &app.callers.of(method))
+            {
+                app.strikes.add(strike, client.0, tokio::time::Instant::now());
             }
             refused(method, refusal)
         }
@@ -99,8 +97,16 @@ async fn take(
     let gateway = app.accounts.get(method, &account).ok_or(CallbackRefusal::UnknownAccount)?;
     Span::current().record("account", account.as_str());
 
+    // A body that comes slowly holds its address's share, and a slot only once it is here.
+    let share = if is_listed(address, &known) {
+        None
+    } else {
+        Some(app.in_hand.bodies.take(address).ok_or(CallbackRefusal::TooMany)?)
+    };
     let callback = read(app, method, account, request).await?;
+    drop(share);
     crash::at(Point::IntakeRead);
+    let _slot = app.in_hand.callbacks.try_acquire().map_err(|_| CallbackRefusal::Unavailable)?;
     let verified = gateway.verify_arriving(callback, app.clock.now()).await.map_err(explain)?;
     crash::at(Point::IntakeVerified);
     app.intake.store(verified).await.map_err(|lost| {
@@ -121,12 +127,9 @@ async fn read(
         Some(value.to_str().map(|value| ((*name).to_owned(), value.to_owned())))
     });
     let headers = kept.collect::<Result<_, _>>().map_err(|_| CallbackRefusal::Malformed)?;
-    let body = Bytes::from_request(request, &()).await.map_err(unread)?;
+    let body = Bytes::from_request(request, &()).await;
+    let body = body.map_err(|rejection| CallbackRefusal::of_layer(layers::unread(&rejection)))?;
     Ok(Callback { method, account, headers, body, received_at: app.clock.now(), job_id: None })
-}
-
-fn unread(rejection: BytesRejection) -> CallbackRefusal {
-    if came_too_late(&rejection) { CallbackRefusal::TooSlow } else { CallbackRefusal::of_layer(rejection.status()) }
 }
 
 fn explain(error: CallbackError) -> CallbackRefusal {

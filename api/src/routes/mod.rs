@@ -12,14 +12,12 @@ pub mod refunds;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::http::StatusCode;
-use axum::middleware;
-use tokio::sync::Semaphore;
-
 use crate::layers::{self, BodyTime, Bounds};
 use crate::state::App;
 use crate::{auth, headers, limits, openapi};
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware;
 
 /// For a frontend's answer. Longer than a slow body and a gateway call may take together, so that the client hears the
 /// outcome.
@@ -29,10 +27,10 @@ const FRONTEND_BODY: BodyTime = BodyTime { gap: Duration::from_secs(4), whole: D
 
 /// Everything that the service answers to.
 pub fn router(app: Arc<App>) -> Router {
-    let slots = Arc::new(Semaphore::new(app.settings.requests));
-    let bounds = Bounds { slots, answer: FRONTEND, body: FRONTEND_BODY };
+    let bounds = Bounds { answer: FRONTEND, body: FRONTEND_BODY };
     let frontends = openapi::router().merge(pages::router()).fallback(nothing).method_not_allowed_fallback(not_so);
     let frontends = frontends
+        .layer(middleware::from_fn_with_state(app.clone(), layers::slot))
         .layer(middleware::from_fn_with_state(app.clone(), auth::deny_by_default))
         .layer(middleware::from_fn_with_state(app.clone(), limits::limit));
     // Outside the bounds: what a page may ask is told also when it comes too often.

@@ -18,6 +18,7 @@ mod reading;
 mod refunding;
 mod reopening;
 mod rights;
+mod shares;
 mod starting;
 mod statistics;
 mod strays;

@@ -19,7 +19,7 @@ use payment_api::config::Settings;
 use payment_api::hub::Hub;
 use payment_api::intake::Intake;
 use payment_api::limits::Limits;
-use payment_api::state::Accounts;
+use payment_api::state::{Accounts, InHand};
 use payment_api::view_token::ViewTokens;
 use payment_api::writer::OrderWriter;
 use secrecy::SecretString;
@@ -87,6 +87,8 @@ impl Default for Setup {
             streams: 8,
             requests: 128,
             callbacks: 128,
+            requests_in_hand: 0,
+            streams_per_user: 0,
             per_address: 0,
             per_user: 0,
         };
@@ -125,6 +127,7 @@ impl World {
         }
         let app = Arc::new(App {
             db: db.clone(),
+            in_hand: InHand::new(&setup.settings),
             limits: Limits::new(setup.settings.per_address, setup.settings.per_user, setup.redis.as_ref()),
             cache: Cache::new(setup.redis),
             accounts: Arc::new(Staged { wechat: gateway.clone() }),

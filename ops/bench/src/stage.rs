@@ -123,7 +123,15 @@ impl<'a> Stage<'a> {
             command.env("JWT_HS256_SECRET", &self.jwt_secret).env("VIEW_TOKEN_SECRET", secret());
             command.env("SEAL_KEY", secret());
             // One user at one address asks for all.
-            command.env("REQUESTS_PER_ADDRESS", "0").env("REQUESTS_PER_USER", "0");
+            for budget in [
+                "REQUESTS_PER_ADDRESS",
+                "REQUESTS_PER_USER",
+                "CONNECTIONS_PER_ADDRESS",
+                "REQUESTS_IN_HAND",
+                "STREAMS_PER_USER",
+            ] {
+                command.env(budget, "0");
+            }
             command.envs(variables.iter().copied());
             services.0.push(Service::start(name, command, self.dir.join(format!("{name}.log"))).await?);
         }

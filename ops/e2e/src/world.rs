@@ -18,6 +18,10 @@ use crate::servers::{Addresses, PrivateServers, Servers};
 use crate::shop::{Order, Purchase, Shop};
 use crate::{Gateway, SOON, eventually, unique};
 
+/// What one client may have. One buyer at one address buys for all here.
+const BUDGETS: [&str; 5] =
+    ["REQUESTS_PER_ADDRESS", "REQUESTS_PER_USER", "CONNECTIONS_PER_ADDRESS", "REQUESTS_IN_HAND", "STREAMS_PER_USER"];
+
 /// How long a command of the deploy step may take.
 const COMMAND: Duration = Duration::from_secs(60);
 /// What follows from the last payment: events, and callbacks that come again.
@@ -157,11 +161,9 @@ impl World {
                 ("REDIS_KEY_PREFIX", redis_prefix.clone()),
                 ("GATEWAYS_FILE", gateways.file().display().to_string()),
                 ("RUST_LOG", setup.log.to_owned()),
-                // One buyer at one address buys for all.
-                ("REQUESTS_PER_ADDRESS", "0".to_owned()),
-                ("REQUESTS_PER_USER", "0".to_owned()),
             ];
-            let all = usual.into_iter().chain(setup.env.iter().cloned());
+            let unlimited = BUDGETS.map(|name| (name, "0".to_owned()));
+            let all = usual.into_iter().chain(unlimited).chain(setup.env.iter().cloned());
             all.fold(Program::new(name), |program, (name, value)| program.env(name, value))
         };
         let api = program("payment-api")

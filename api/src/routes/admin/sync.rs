@@ -64,14 +64,15 @@ pub struct GatewayView {
     )
 )]
 pub async fn sync(State(app): State<Arc<App>>, _admin: Admin, OrderPath(id): OrderPath) -> Result<Response, ApiError> {
-    let view = to_the_end(async move { ask(&app, id).await }).await?;
+    let view = to_the_end(async move { app.in_hand.syncing.run(id, ask(&app, id)).await }).await?;
     if view.answered {
-        return Ok(Json(view).into_response());
+        return Ok(Json(&*view).into_response());
     }
-    Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/v1/orders/{id}"))], Json(view)).into_response())
+    Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/v1/orders/{id}"))], Json(&*view)).into_response())
 }
 
-async fn ask(app: &App, id: OrderId) -> Result<SyncView, ApiError> {
+/// One look for all requests about this order.
+async fn ask(app: &App, id: OrderId) -> Result<Arc<SyncView>, ApiError> {
     let before = orders::get(&app.db, id).await?.ok_or(ApiError::OrderNotFound)?;
     // Compared with the last answer rather than with our clock: the worker's may differ.
     let earlier = orders::last_check(&app.db, id).await?;
@@ -90,7 +91,7 @@ async fn ask(app: &App, id: OrderId) -> Result<SyncView, ApiError> {
     let (before, after) = (OrderView::of(&before), OrderView::of(&after));
     let answered = heard != earlier;
     let gateway = heard.map(|(checked_at, state)| GatewayView { state, checked_at });
-    Ok(SyncView { before, after, gateway, answered, changed })
+    Ok(Arc::new(SyncView { before, after, gateway, answered, changed }))
 }
 
 fn changed(before: &Order, after: &Order) -> Result<Vec<String>, ApiError> {

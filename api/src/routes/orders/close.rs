@@ -49,8 +49,12 @@ pub async fn close(
     User(user): User,
     OrderPath(id): OrderPath,
 ) -> Result<Response, ApiError> {
-    let giving_up = app.clone();
-    let order = to_the_end(async move { give_up(&giving_up, &Viewer::User(user), id).await }).await?;
+    let (giving_up, viewer) = (app.clone(), Viewer::User(user));
+    let order = to_the_end(async move {
+        let order = viewer.shown(orders::get(&giving_up.db, id).await?)?;
+        giving_up.in_hand.closing.run(id, give_up(&giving_up, order)).await
+    })
+    .await?;
     app.cache.orders.saw(&order);
     match order.status {
         OrderStatus::Closed => Ok(Json(OrderView::of(&order)).into_response()),
@@ -62,20 +66,19 @@ pub async fn close(
     }
 }
 
-/// The order as the worker leaves it, or as it is when patience ends.
-async fn give_up(app: &App, viewer: &Viewer, id: OrderId) -> Result<Order, ApiError> {
-    let mut order = viewer.shown(orders::get(&app.db, id).await?)?;
+/// The order as the worker leaves it, or as it is when patience ends. One look for all requests about this order.
+async fn give_up(app: &App, mut order: Order) -> Result<Arc<Order>, ApiError> {
     if order.status != OrderStatus::Pending {
-        return Ok(order);
+        return Ok(Arc::new(order));
     }
-    ask_to_close(app, id).await?;
+    ask_to_close(app, order.id).await?;
     crash::at(Point::CloseAsked);
     let until = Instant::now() + PATIENCE;
     while order.status == OrderStatus::Pending && Instant::now() < until {
         sleep(LOOK).await;
-        order = viewer.shown(orders::get(&app.db, id).await?)?;
+        order = orders::get(&app.db, order.id).await?.ok_or(DbError::Moved)?;
     }
-    Ok(order)
+    Ok(Arc::new(order))
 }
 
 /// Has the worker ask the gateway about an order at once, and end it unless it is paid. From then on the order shows that its

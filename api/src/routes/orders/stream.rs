@@ -1,8 +1,10 @@
 //! `GET /v1/orders/{id}/stream`: status changes as server-sent events, for a page that waits for a payment.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -10,13 +12,15 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream};
 use serde::Serialize;
 use shared::db::orders::{self, Order};
-use shared::domain::{ExtraState, OrderStatus};
+use shared::domain::{ExtraState, OrderStatus, UserId};
+use shared::ops::shares::{self, AddressShare};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, sleep_until};
 use utoipa::ToSchema;
 
 use super::{ExtraPaymentView, OrderPath};
 use crate::auth::Viewer;
+use crate::guard::ClientIp;
 use crate::hub::Subscription;
 use crate::problem::{ApiError, Problem};
 use crate::state::{App, to_the_end};
@@ -63,7 +67,7 @@ pub struct StatusChange {
         (status = 204, description = "The final status was seen already (`Last-Event-ID`)"),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
         (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
-        (status = 429, description = "`too_many_streams` of this order", body = Problem),
+        (status = 429, description = "`too_many_streams` of this order, of this user or from this address", body = Problem),
         (status = 503, description = "`streams_full`", body = Problem),
     )
 )]
@@ -71,6 +75,7 @@ pub async fn stream(
     State(app): State<Arc<App>>,
     viewer: Viewer,
     OrderPath(id): OrderPath,
+    Extension(ClientIp(address)): Extension<ClientIp>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let db = app.db.clone();
@@ -80,7 +85,8 @@ pub async fn stream(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     app.hints.came_back(&app.db, (order.id, order.status));
-    let events = events(app.hub.watch(order)?, app);
+    let share = share(&app, &viewer, address)?;
+    let events = events(app.hub.watch(order)?, app, share);
     let stream = Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("still here"));
     Ok(([("x-accel-buffering", "no")], stream).into_response())
 }
@@ -95,16 +101,30 @@ pub fn is_final(order: &Order) -> bool {
     }
 }
 
+/// The share of whoever watches.
+type Share = (Option<shares::Share<UserId>>, Option<AddressShare>);
+
+/// One more stream of this viewer.
+fn share(app: &App, viewer: &Viewer, address: IpAddr) -> Result<Share, ApiError> {
+    let share = match viewer {
+        Viewer::User(user) => app.in_hand.streams_of_user.take(user.clone()).map(|share| (Some(share), None)),
+        Viewer::Holder(_) => app.in_hand.streams_of_address.take(address).map(|share| (None, Some(share))),
+    };
+    share.ok_or(ApiError::TooManyStreams)
+}
+
 struct Watching {
     app: Arc<App>,
+    _share: Share,
     subscription: Subscription,
     until: Instant,
     began: bool,
     over: bool,
 }
 
-fn events(subscription: Subscription, app: Arc<App>) -> impl Stream<Item = Result<Event, axum::Error>> {
-    let watching = Watching { app, subscription, until: Instant::now() + LIFE, began: false, over: false };
+fn events(subscription: Subscription, app: Arc<App>, share: Share) -> impl Stream<Item = Result<Event, axum::Error>> {
+    let watching =
+        Watching { app, _share: share, subscription, until: Instant::now() + LIFE, began: false, over: false };
     stream::unfold(watching, |mut watching| async move {
         let order = watching.next().await?;
         watching.over = is_final(&order);

@@ -144,7 +144,11 @@ async fn a_database_without_a_connection_to_spare_delays_and_loses_nothing() {
     }
     assert!(taken.len() > 10, "{} connections were there to be taken", taken.len());
     world.pay_slowly(&orders).await;
-    let received = world.api.metrics().await.by("callbacks_received_total", "outcome");
+    let received = eventually("callbacks come", SOON, async || {
+        Some(world.api.metrics().await.by("callbacks_received_total", "outcome"))
+            .filter(|received| !received.is_empty())
+    })
+    .await;
     assert_eq!(received.keys().collect::<Vec<_>>(), ["accepted"], "the broker took them: {received:?}");
     drop(taken);
     world.all_settled(orders.len(), LONG).await;

@@ -7,7 +7,6 @@
 use std::time::Instant;
 
 use serde_json::Value;
-use sqlx::postgres::PgPool;
 use sqlx::{PgConnection, PgExecutor};
 use time::{Duration, OffsetDateTime};
 
