@@ -11,7 +11,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::rand;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::config::Env;
+use crate::config::{Env, weakness};
 
 const FORM: u8 = 1;
 const NONCE: usize = 12;
@@ -117,6 +117,10 @@ impl SealKeys {
 /// `None` within: it is not set.
 fn key(env: &mut Env, name: &'static str) -> Option<Option<LessSafeKey>> {
     let Some(text) = env.optional(name).map(SecretString::from) else { return Some(None) };
+    if let Some(wrong) = weakness(text.expose_secret(), 1) {
+        env.fault(name, wrong, HINT);
+        return None;
+    }
     let bytes = hex(text.expose_secret());
     let key = bytes.and_then(|bytes| UnboundKey::new(&AES_256_GCM, &bytes).ok()).map(LessSafeKey::new);
     if key.is_none() {
@@ -195,7 +199,10 @@ mod tests {
     #[test]
     fn a_key_that_is_none_stops_the_start_and_is_not_shown() {
         assert!(SealKeys::from_env(&mut Env::of([])).unwrap().is_none());
-        for wrong in ["hidden", &ONE[1..], &format!("{}0", ONE), &ONE.replace("ab", "+b"), &"é".repeat(32)] {
+        let zeros = "0".repeat(64);
+        for wrong in
+            ["hidden", &zeros, "change-me", &ONE[1..], &format!("{}0", ONE), &ONE.replace("ab", "+b"), &"é".repeat(32)]
+        {
             for name in ["SEAL_KEY", "PREVIOUS_SEAL_KEY"] {
                 let mut env = Env::of([(name, wrong)]);
                 assert!(SealKeys::from_env(&mut env).is_none(), "{wrong}");

@@ -7,7 +7,12 @@ use payment_api::start;
 use shared::config::Env;
 use shared::domain::PaymentMethod;
 use shared::gateway::Gateways;
+use shared::seal::SealKeys;
+use testkit::RsaPair;
 use tokio_util::sync::CancellationToken;
+
+/// The serial number of the platform certificate in `ops/gateways.example.toml`.
+const SERIAL: &str = "5D008BE308C26237789E43DAB6260133B42601A4";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -34,26 +39,80 @@ async fn every_fault_of_a_start_is_named_at_once_without_secrets() {
     insta::assert_snapshot!(text);
 }
 
-/// The example with keys of the protocol vectors in the places that it names; without them it would only be read.
+/// The variables of `.env.example` as they stand in it.
+fn example() -> Vec<(String, String)> {
+    let text = fs::read_to_string(root().join(".env.example")).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with("# ") && line.contains('='));
+    lines.map(|line| line.split_once('=').unwrap()).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+#[tokio::test]
+async fn a_copy_of_the_example_starts_nothing() {
+    shared::telemetry::install_crypto();
+    let example = example();
+    let free = ["LISTEN_ADDR", "OPS_ADDR"].map(|name| (name, "127.0.0.1:0"));
+    let variables = example.iter().map(|(name, value)| (name.as_str(), value.as_str())).chain(free);
+    let Err(faults) = start::prepare(Env::of(variables), CancellationToken::new()).await else { panic!("it started") };
+    let text = faults.to_string();
+    for wrong in [
+        "DATABASE_URL: it holds a placeholder",
+        "AMQP_URL: it holds a placeholder",
+        "REDIS_URL: it holds a placeholder",
+        "VIEW_TOKEN_SECRET: it is not set",
+        "JWT_HS256_SECRET: neither it nor",
+    ] {
+        assert!(text.contains(wrong), "{wrong}: {text}");
+    }
+    // Each address is a process's, each with a password.
+    let mut refused = 0;
+    for (name, value) in example.iter().filter(|(_, value)| value.contains('@')) {
+        let mut env = Env::of([("DATABASE_URL", value.as_str())]);
+        assert!(env.address("DATABASE_URL", "").is_none(), "{name}");
+        refused += 1;
+    }
+    assert!(refused > 15, "{refused}");
+}
+
+/// What `.env.example` held in any release before.
+#[test]
+fn no_secret_that_was_ever_published_is_taken() {
+    for (name, value) in [
+        ("JWT_HS256_SECRET", "change-me-9876543210-9876543210-9876543210"),
+        ("VIEW_TOKEN_SECRET", "change-me-0123456789-0123456789-0123456789"),
+    ] {
+        let mut env = Env::of([(name, value), ("JWT_JWKS_FILE", "")]);
+        let taken = match name {
+            "VIEW_TOKEN_SECRET" => payment_api::config::view_tokens(&mut env).is_some(),
+            _ => env.optional_secret("JWT_HS256_SECRET", 32, "").is_some(),
+        };
+        assert!(!taken, "{name}");
+    }
+    let zeros = "0".repeat(64);
+    assert!(SealKeys::from_env(&mut Env::of([("SEAL_KEY", zeros.as_str())])).is_none());
+}
+
+/// The example with fresh keys in the places that it names; without them it would only be read.
 #[test]
 fn the_example_of_the_accounts_loads_with_and_without_what_may_be_left_out() {
     shared::telemetry::install_crypto();
     let example = fs::read_to_string(root().join("ops/gateways.example.toml")).unwrap();
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("gateways-example-{}", std::process::id()));
     fs::create_dir_all(dir.join("keys")).unwrap();
-    let vectors = root().join("shared/tests/fixtures/vectors/keys");
-    for (name, of) in [
-        ("alipay_app_private.pem", "alipay_app_private_pkcs8.pem"),
-        ("alipay_public.pem", "alipay_platform_public.pem"),
-        ("alipay_public_before.pem", "alipay_other_public.pem"),
-        ("wechat_merchant_private.pem", "wx_merchant_private_pkcs8.pem"),
-        ("wechat_public.pem", "wx_pubkey_public.pem"),
-        ("wechat_platform_certificate.pem", "wx_platform_cert.pem"),
+    let (ours, theirs, before) = (RsaPair::generate(), RsaPair::generate(), RsaPair::generate());
+    let serial: Vec<u8> = (0..20).map(|at| u8::from_str_radix(&SERIAL[2 * at..2 * at + 2], 16).unwrap()).collect();
+    assert!(example.contains(&format!("serial = {SERIAL:?}")));
+    for (name, pem) in [
+        ("alipay_app_private.pem", ours.private_pem()),
+        ("alipay_public.pem", theirs.public_pem()),
+        ("alipay_public_before.pem", before.public_pem()),
+        ("wechat_merchant_private.pem", ours.private_pem()),
+        ("wechat_public.pem", theirs.public_pem()),
+        ("wechat_platform_certificate.pem", before.certificate_pem(&serial)),
     ] {
-        fs::copy(vectors.join(of), dir.join("keys").join(name)).unwrap();
+        fs::write(dir.join("keys").join(name), pem).unwrap();
     }
     for name in ["wechat_apiv3_key", "wechat_apiv3_key_before"] {
-        fs::write(dir.join("keys").join(name), "dev0123456789ABCDEFabcdef-_TEST!\n").unwrap();
+        fs::write(dir.join("keys").join(name), "an-APIv3-key-of-thirty-two-bytes\n").unwrap();
     }
 
     // A field that may be left out has its `#` right in front, prose has a space behind it.

@@ -4,11 +4,13 @@ mod broker;
 pub mod jobs;
 mod order;
 mod relay;
+mod rsa;
 mod tls;
 
 pub use broker::TestBroker;
 pub use order::new_order;
 pub use relay::Relay;
+pub use rsa::RsaPair;
 use shared::service::Service;
 pub use tls::{Clients, Speaks, TlsFront};
 

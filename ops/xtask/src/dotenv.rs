@@ -58,7 +58,11 @@ fn addresses() -> impl Fn(&str) -> Result<Address> {
     move |name| {
         let value = env::var(name).ok().or_else(|| file.get(name).cloned());
         let value = value.with_context(|| format!("{name} is neither in the environment nor in .env"))?;
-        Address::parse(&value).with_context(|| format!("{name} is not of the form scheme://user:password@host:port"))
+        let address = Address::parse(&value);
+        let address = address.with_context(|| format!("{name} is not of the form scheme://user:password@host:port"))?;
+        // Everybody knows it, and the programs refuse it as well.
+        ensure!(!address.is_placeholder(), "{name} holds the password of .env.example; put one of your own there");
+        Ok(address)
     }
 }
 
@@ -85,6 +89,10 @@ struct Address {
 }
 
 impl Address {
+    fn is_placeholder(&self) -> bool {
+        self.password.to_lowercase().contains("change-me")
+    }
+
     fn parse(url: &str) -> Option<Address> {
         let (login, place) = url.split_once("://")?.1.split_once('@')?;
         let (user, password) = login.split_once(':')?;
@@ -122,7 +130,9 @@ mod tests {
         let users = LOGINS.iter().map(|login| (login.amqp_url, login.user));
         let others = [("AMQP_URL", "payment"), ("DOWNSTREAM_AMQP_URL", "downstream")];
         for (variable, user) in roles.chain(users).chain(others) {
-            assert_eq!(Address::parse(&example[variable]).unwrap().user, user);
+            let address = Address::parse(&example[variable]).unwrap();
+            assert_eq!(address.user, user);
+            assert!(address.is_placeholder(), "{variable}");
         }
         let management = Address::parse(&example["RABBITMQ_MANAGEMENT_URL"]).unwrap();
         assert_eq!((management.password.as_str(), management.port), (&*example["RABBITMQ_DEPLOY_PASSWORD"], 15672));

@@ -81,8 +81,8 @@ impl RedisConfig {
     /// before every key, for deployments that share one Redis.
     pub fn from_env(env: &mut Env) -> Option<RedisConfig> {
         let prefix = env.optional("REDIS_KEY_PREFIX").unwrap_or_default();
-        let url = env.optional("REDIS_URL")?;
         let hint = "set it to redis://:password@host:6379/0, or rediss:// for TLS, or leave it out";
+        let url = env.optional_address("REDIS_URL", hint)?;
         RedisConfig::new(url, prefix).map_err(|problem| env.fault("REDIS_URL", &problem, hint)).ok()
     }
 

@@ -108,6 +108,11 @@ impl SigningKey {
         signed.is_some_and(|signature| public.verify(MESSAGE, &signature).is_ok())
     }
 
+    /// The public half, RFC 8017 `RSAPublicKey` in DER.
+    pub fn public(&self) -> &[u8] {
+        self.pair.public_key().as_ref()
+    }
+
     /// Whether `key` is the public half of this key: then it is our own, not the gateway's.
     pub fn is_pair_of(&self, key: &VerifyingKey) -> bool {
         self.pair.public_key().as_ref() == key.rsa_public_key
@@ -166,6 +171,11 @@ impl VerifyingKey {
     /// Like [`VerifyingKey::verify`], over a digest made piece by piece: the message need not be copied together.
     pub fn verify_digest(&self, sha256: &Digest, signature: &str) -> bool {
         STANDARD.decode(signature).is_ok_and(|bytes| self.key.verify_digest_sig(sha256, &bytes).is_ok())
+    }
+
+    /// RFC 8017 `RSAPublicKey` in DER.
+    pub fn rsa(&self) -> &[u8] {
+        &self.rsa_public_key
     }
 
     /// RFC 5280 `SubjectPublicKeyInfo` in DER.

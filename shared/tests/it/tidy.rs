@@ -283,6 +283,8 @@ const READS: &[&str] = &[
     "env.optional_secret(",
     "env.required(",
     "env.secret(",
+    "env.address(",
+    "env.optional_address(",
     "env.file(",
     "env.parse(",
     "env.parse_or(",

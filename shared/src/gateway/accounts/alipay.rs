@@ -1,7 +1,7 @@
 //! An Alipay account's table.
 
 use super::fields::Section;
-use super::read_url;
+use super::{published, read_url};
 use crate::domain::AccountName;
 use crate::gateway::alipay::cert::{cert_sn, root_cert_sn};
 use crate::gateway::alipay::{
@@ -25,7 +25,8 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName) -> Option<Accou
     });
     let qr_product_code = section.optional_text("qr_product_code").unwrap_or_else(|| QR_PRODUCT_CODE.to_owned());
     let app_key = section.secret("app_private_key").and_then(|(field, text)| {
-        SigningKey::from_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()
+        let key = SigningKey::from_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()?;
+        published::is_own(section, &field, key.public()).then_some(key)
     });
     let trust = read_trust(section, app_key.as_ref());
     let has_previous = section.has_secret(PREVIOUS_KEY);
@@ -70,6 +71,7 @@ fn read_trust(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<Tr
         if ours.is_some_and(|ours| ours.is_pair_of(&issued.key)) {
             section.fault(&field, "is the application's own certificate; put Alipay's (支付宝公钥证书) there");
         }
+        published::is_own(section, &field, issued.key.rsa());
         Some(issued)
     });
     let root = section.secret("alipay_root_cert").and_then(|(field, text)| {
@@ -88,7 +90,7 @@ fn read_public_key(section: &mut Section<'_>, name: &str, ours: Option<&SigningK
         section.fault(&field, "is the application's own public key; put Alipay's public key (支付宝公钥) there");
         return None;
     }
-    Some(key)
+    published::is_own(section, &field, key.rsa()).then_some(key)
 }
 
 pub(super) fn digits(text: &str, length: std::ops::RangeInclusive<usize>) -> bool {

@@ -168,6 +168,11 @@ impl<'c> Section<'c> {
         path.rsplit('.').next().unwrap_or(path)
     }
 
+    /// The environment whose table this is, or is in: the first part of the path.
+    pub(super) fn environment(&self) -> &str {
+        self.path.split('.').next().unwrap_or_default()
+    }
+
     /// Key material of `{field}_file` or `{field}_env`, wiped when dropped, and the name of the field that holds it.
     pub(super) fn secret(&mut self, field: &str) -> Option<(String, Zeroizing<String>)> {
         self.secret_of(&format!("{field}_file"), &format!("{field}_env"))

@@ -19,6 +19,7 @@ use crate::domain::{AccountName, LatePaymentPolicy, PaymentMethod, Policies, Sce
 mod alipay;
 mod fields;
 mod kept;
+mod published;
 mod reload;
 #[cfg(test)]
 mod reload_tests;

@@ -108,16 +108,36 @@ fn accounts_of_both_gateways_load_and_show_no_key() {
 }
 
 #[test]
-fn production_and_sandbox_bring_their_hosts() {
+fn production_and_sandbox_bring_their_hosts_and_want_keys_of_their_own() {
     let dir = Dir::new();
     dir.write("apiv3", APIV3);
     let moved = |text: &str, environment: &str| {
         let lines = text.lines().filter(|line| !line.contains("_url ="));
         lines.map(|line| format!("{}\n", line.replace("simulator", environment))).collect::<String>()
     };
-    for text in [moved(ALIPAY, "production"), moved(ALIPAY, "sandbox"), moved(WECHAT, "production")] {
-        dir.load(&text).unwrap();
+    dir.write("apiv3_own", "an-APIv3-key-of-thirty-two-bytes");
+    let (ours, theirs) = (testkit::RsaPair::generate(), testkit::RsaPair::generate());
+    dir.write("ours.pem", &ours.private_pem());
+    dir.write("theirs.pem", &theirs.public_pem());
+    let (wechat, _) = WECHAT.rsplit_once("[[wechat.simulator.verify_keys]]").unwrap();
+    let own = |text: &str| {
+        text.replace("KEYS/alipay_app_private_pkcs1.pem", "ours.pem")
+            .replace("KEYS/alipay_platform_public.pem", "theirs.pem")
+            .replace("KEYS/wx_merchant_private_pkcs8.pem", "ours.pem")
+            .replace("KEYS/wx_pubkey_public.pem", "theirs.pem")
+            .replace("\"apiv3\"", "\"apiv3_own\"")
+    };
+    for text in [moved(ALIPAY, "production"), moved(ALIPAY, "sandbox"), moved(wechat, "production")] {
+        dir.load(&own(&text)).unwrap();
     }
+    insta::assert_snapshot!(dir.faults(&[moved(ALIPAY, "sandbox"), moved(WECHAT, "production")].concat()), @r##"
+    alipay "main": sandbox.app_private_key_file is a key of this repository's test vectors, which everybody has; make one of your own, or fetch the gateway's
+    alipay "main": sandbox.alipay_public_key_file is a key of this repository's test vectors, which everybody has; make one of your own, or fetch the gateway's
+    wechat "main": production.merchant_private_key_file is a key of this repository's test vectors, which everybody has; make one of your own, or fetch the gateway's
+    wechat "main": production.apiv3_key_file is a key of this repository's test vectors, which everybody has; make one of your own, or fetch the gateway's
+    wechat "main": production.verify_keys[0].file is a key of this repository's test vectors, which everybody has; make one of your own, or fetch the gateway's
+    wechat "main": production.verify_keys[1].file is a key of this repository's test vectors, which everybody has; make one of your own, or fetch the gateway's
+    "##);
     assert_eq!(
         dir.faults(&moved(ALIPAY, "simulator")),
         "alipay \"main\": simulator.gateway_url is missing; give it as text in quotes\n"

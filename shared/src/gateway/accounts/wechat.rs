@@ -6,7 +6,7 @@ use url::Url;
 
 use super::alipay::digits;
 use super::fields::Section;
-use super::read_url;
+use super::{published, read_url};
 use crate::domain::{AccountName, PaymentMethod, Scene};
 use crate::gateway::keys::{Certificate, KeyRing, SigningKey, Validity, VerifyingKey};
 use crate::gateway::wechat::aead::ApiV3Key;
@@ -21,7 +21,8 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName, scenes: &[Scene
     let form = "the merchant certificate's serial number, 40 hex digits";
     let merchant_serial_no = section.parsed("merchant_serial_no", form, serial_number);
     let merchant_key = section.secret("merchant_private_key").and_then(|(field, text)| {
-        SigningKey::from_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()
+        let key = SigningKey::from_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()?;
+        published::is_own(section, &field, key.public()).then_some(key)
     });
     let apiv3_key = read_apiv3_key(section, "apiv3_key");
     let has_previous = section.has_secret("previous_apiv3_key");
@@ -50,7 +51,8 @@ pub(super) fn read(section: &mut Section<'_>, name: AccountName, scenes: &[Scene
 fn read_apiv3_key(section: &mut Section<'_>, field: &str) -> Option<ApiV3Key> {
     let (field, text) = section.secret(field)?;
     let text = text.trim_end_matches(['\r', '\n']);
-    ApiV3Key::new(text).map_err(|error| section.fault(&field, &error.to_string())).ok()
+    let key = ApiV3Key::new(text).map_err(|error| section.fault(&field, &error.to_string())).ok()?;
+    published::is_own(section, &field, text.as_bytes()).then_some(key)
 }
 
 /// `base_url` and `fallback_url`: the second host is WeChat Pay's own where the first is.
@@ -159,5 +161,5 @@ fn read_verify_key(table: &mut Section<'_>, ours: Option<&SigningKey>) -> Option
         table.fault(&field, "is the merchant's own key; put WeChat Pay's public key or platform certificate there");
         return None;
     }
-    Some(given)
+    published::is_own(table, &field, given.key.rsa()).then_some(given)
 }

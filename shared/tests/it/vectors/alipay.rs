@@ -59,7 +59,8 @@ fn request_sign() {
 fn account(file: &VectorFile) -> (TempDir, Gateways) {
     let (dir, keys) = (TempDir::new(), fixtures().join("keys"));
     let toml = format!(
-        "[[alipay]]\naccount = \"main\"\nenvironment = \"sandbox\"\nscenes = [\"page\"]\n[alipay.sandbox]\n\
+        "[[alipay]]\naccount = \"main\"\nenvironment = \"simulator\"\nscenes = [\"page\"]\n[alipay.simulator]\n\
+         gateway_url = \"http://127.0.0.1:9/gateway.do\"\n\
          app_id = {:?}\nseller_id = {:?}\nalipay_public_key_file = {:?}\napp_private_key_file = {:?}\n",
         file.text("app_id"),
         file.text("seller_id"),

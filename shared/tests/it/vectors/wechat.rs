@@ -91,7 +91,8 @@ fn account(file: &VectorFile) -> (TempDir, Gateways) {
     let (dir, keys) = (TempDir::new(), fixtures().join("keys"));
     std::fs::write(dir.0.join("apiv3"), file.text("apiv3_key")).expect("a temporary file");
     let mut toml = format!(
-        "[[wechat]]\naccount = \"main\"\nenvironment = \"production\"\nscenes = [\"native\"]\n[wechat.production]\n\
+        "[[wechat]]\naccount = \"main\"\nenvironment = \"simulator\"\nscenes = [\"native\"]\n[wechat.simulator]\n\
+         base_url = \"http://127.0.0.1:9\"\n\
          mchid = {:?}\nappid = {:?}\nmerchant_serial_no = \"510FBE783019212C010D88F4DD891E848C8F4B35\"\n\
          merchant_private_key_file = {:?}\napiv3_key_file = \"apiv3\"\n",
         file.text("mchid"),
@@ -100,7 +101,7 @@ fn account(file: &VectorFile) -> (TempDir, Gateways) {
     );
     for (serial, path) in file.json["verify_keys"].as_object().expect("verify_keys") {
         let path = file.place(path.as_str().expect("a path"));
-        toml.push_str(&format!("[[wechat.production.verify_keys]]\nserial = {serial:?}\nfile = {path:?}\n"));
+        toml.push_str(&format!("[[wechat.simulator.verify_keys]]\nserial = {serial:?}\nfile = {path:?}\n"));
     }
     let gateways = dir.load(&toml);
     (dir, gateways)

@@ -1,17 +1,21 @@
 //! Reads a process's configuration from its environment and collects every fault on the way.
 //!
-//! A bad value never stops the reading: whoever starts a process wants to hear of all his mistakes at once. Each fault
-//! says which variable, what is wrong with it and what to do; values of secrets are never repeated.
+//! A bad value never stops the reading: a start names all faults at once. Each fault says which variable, what is wrong with it and what to do; values of secrets are never repeated.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 
-use crate::mq::{Addresses, MqError};
+use crate::mq::MqError;
+
+mod secrets;
+mod sections;
+
+pub use secrets::{decoded, weakness};
+pub use sections::{AmqpConfig, DatabaseConfig, OpsConfig};
 
 /// One thing that stops the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +92,7 @@ impl From<MqError> for ConfigFaults {
             MqError::Topology(faults) => {
                 ConfigFaults(faults.0.into_iter().map(|f| Fault::new(f.object, f.wrong, f.remedy)).collect())
             }
-            MqError::Address(wrong) => Fault::new("AMQP_URL", wrong, AMQP_HINT).into(),
+            MqError::Address(wrong) => Fault::new("AMQP_URL", wrong, sections::AMQP_HINT).into(),
             error => {
                 Fault::new("broker", crate::mq::chain(&error), "check that it runs, AMQP_URL and the user's rights")
                     .into()
@@ -96,8 +100,6 @@ impl From<MqError> for ConfigFaults {
         }
     }
 }
-
-const AMQP_HINT: &str = "set it to amqp://user:password@host:5672/vhost (several with commas between them)";
 
 /// The environment of a process, and the faults found in it so far.
 ///
@@ -118,9 +120,9 @@ impl Env {
     }
 
     /// An environment made up by a test.
-    pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Env {
-        let variables = variables.map(|(name, value)| (name.to_owned(), Ok(value.to_owned())));
-        Env { variables: variables.into(), faults: ConfigFaults::default() }
+    pub fn of<'a>(variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Env {
+        let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), Ok(value.to_owned())));
+        Env { variables: variables.collect(), faults: ConfigFaults::default() }
     }
 
     /// The value of a variable that may be absent.
@@ -159,16 +161,28 @@ impl Env {
         }
     }
 
-    /// A required secret of at least `shortest` bytes. Its value appears in no fault.
+    /// A required secret of at least `shortest` bytes, see [`weakness`]. Its value appears in no fault.
     pub fn secret(&mut self, name: &'static str, shortest: usize, hint: &str) -> Option<SecretString> {
         let secret = self.required(name, hint)?;
-        self.long_enough(name, secret, shortest, hint)
+        self.sound(name, weakness(&secret, shortest), secret, hint)
     }
 
-    /// A secret that may be absent; if it is there, it has at least `shortest` bytes.
+    /// A secret that may be absent; if it is there, it is as good as a required one.
     pub fn optional_secret(&mut self, name: &'static str, shortest: usize, hint: &str) -> Option<SecretString> {
         let secret = self.optional(name)?;
-        self.long_enough(name, secret, shortest, hint)
+        self.sound(name, weakness(&secret, shortest), secret, hint)
+    }
+
+    /// A required address that may hold a password. Its value appears in no fault.
+    pub fn address(&mut self, name: &'static str, hint: &str) -> Option<SecretString> {
+        let address = self.required(name, hint)?;
+        self.sound(name, secrets::placeholder(&address), address, hint)
+    }
+
+    /// The same, where it may be absent.
+    pub fn optional_address(&mut self, name: &'static str, hint: &str) -> Option<SecretString> {
+        let address = self.optional(name)?;
+        self.sound(name, secrets::placeholder(&address), address, hint)
     }
 
     /// A required path of a file that can be read.
@@ -212,101 +226,14 @@ impl Env {
         parsed
     }
 
-    fn long_enough(&mut self, name: &'static str, secret: String, shortest: usize, hint: &str) -> Option<SecretString> {
-        if secret.len() < shortest {
-            self.fault(name, format!("it has {} bytes and needs at least {shortest}", secret.len()), hint);
-            return None;
-        }
-        Some(SecretString::from(secret))
-    }
-}
-
-/// Where the database is.
-#[derive(Debug, Clone)]
-pub struct DatabaseConfig {
-    /// `DATABASE_URL`.
-    pub url: SecretString,
-    /// `DATABASE_MAX_CONNECTIONS`: the pool's bound. All processes together stay below the server's own limit.
-    pub max_connections: u32,
-}
-
-impl DatabaseConfig {
-    /// Reads the section; `max_connections` is the default of this process.
-    pub fn from_env(env: &mut Env, max_connections: u32) -> Option<DatabaseConfig> {
-        let hint = "set it to postgres://user:password@host:5432/database";
-        let url = env.secret("DATABASE_URL", 1, hint).filter(|url| {
-            let fits =
-                url::Url::parse(url.expose_secret()).is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql"));
-            if !fits {
-                env.fault("DATABASE_URL", "it is not a postgres URL", hint);
-            }
-            fits
-        });
-        let hint = "set it to a number of connections from 1 to 1000, or leave it out";
-        let most = env.parse_or("DATABASE_MAX_CONNECTIONS", max_connections, hint).filter(|most| {
-            let fits = (1..=1000).contains(most);
-            if !fits {
-                env.fault("DATABASE_MAX_CONNECTIONS", format!("{most} is out of range"), hint);
-            }
-            fits
-        });
-        Some(DatabaseConfig { url: url?, max_connections: most? })
-    }
-}
-
-/// Where the broker is.
-#[derive(Debug, Clone)]
-pub struct AmqpConfig {
-    /// One address, or several with commas between them; checked to be well formed.
-    pub url: SecretString,
-}
-
-impl AmqpConfig {
-    /// Reads `AMQP_URL`.
-    pub fn from_env(env: &mut Env) -> Option<AmqpConfig> {
-        AmqpConfig::from_variable(env, "AMQP_URL")
-    }
-
-    /// Reads `AMQP_ADMIN_URL`, the user who may declare.
-    pub fn admin_from_env(env: &mut Env) -> Option<AmqpConfig> {
-        AmqpConfig::from_variable(env, "AMQP_ADMIN_URL")
-    }
-
-    fn from_variable(env: &mut Env, name: &'static str) -> Option<AmqpConfig> {
-        let url = env.secret(name, 1, AMQP_HINT)?;
-        match Addresses::parse(&url) {
-            Ok(addresses) => match addresses.check_files() {
-                Ok(()) => Some(AmqpConfig { url }),
-                Err(wrong) => {
-                    env.fault(name, wrong, "name files in PEM that this process may read, or leave them out");
-                    None
-                }
-            },
-            Err(MqError::Address(wrong)) => {
-                env.fault(name, wrong, AMQP_HINT);
-                None
-            }
-            Err(error) => {
-                env.fault(name, error.to_string(), AMQP_HINT);
+    fn sound(&mut self, name: &'static str, wrong: Option<String>, secret: String, hint: &str) -> Option<SecretString> {
+        match wrong {
+            None => Some(SecretString::from(secret)),
+            Some(wrong) => {
+                self.fault(name, wrong, hint);
                 None
             }
         }
-    }
-}
-
-/// Where operations look in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpsConfig {
-    /// `OPS_ADDR`: the address of `/metrics`, `/healthz` and `/readyz`.
-    pub addr: SocketAddr,
-}
-
-impl OpsConfig {
-    /// Reads `OPS_ADDR`; without it the process listens on `port` of the loopback interface.
-    pub fn from_env(env: &mut Env, port: u16) -> Option<OpsConfig> {
-        let hint = "set it to an address and port, such as 127.0.0.1:9100";
-        let addr = env.parse_or("OPS_ADDR", SocketAddr::from(([127, 0, 0, 1], port)), hint)?;
-        Some(OpsConfig { addr })
     }
 }
 

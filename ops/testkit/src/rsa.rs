@@ -1,0 +1,36 @@
+//! RSA keys that nobody published: an account that is not a simulator takes no key of the test vectors.
+
+use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256, RsaKeySize, SerialNumber};
+
+/// A pair of 2048 bits.
+pub struct RsaPair(KeyPair);
+
+impl RsaPair {
+    /// A fresh one.
+    ///
+    /// # Panics
+    /// When the library cannot make one.
+    pub fn generate() -> RsaPair {
+        RsaPair(KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).expect("a key"))
+    }
+
+    /// The private half: PKCS#8 in PEM.
+    pub fn private_pem(&self) -> String {
+        self.0.serialize_pem()
+    }
+
+    /// The public half: SPKI in PEM.
+    pub fn public_pem(&self) -> String {
+        self.0.public_key_pem()
+    }
+
+    /// A certificate of this key with the serial number of these bytes, signed by itself.
+    ///
+    /// # Panics
+    /// When the library cannot make one.
+    pub fn certificate_pem(&self, serial: &[u8]) -> String {
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(SerialNumber::from_slice(serial));
+        params.self_signed(&self.0).expect("a certificate").pem()
+    }
+}
