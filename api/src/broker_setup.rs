@@ -75,8 +75,12 @@ impl BrokerSetup {
         let processes = service::names(Service::broker_user, &self.users).map_err(anyhow::Error::msg)?;
         let mut users: Vec<_> = processes.into_iter().map(|(service, user)| (user, permissions::of(service))).collect();
         for user in &self.downstream {
+            // What belongs to `goods.v1` belongs to `goods` as well: both patterns would match it.
+            let is_within = self.downstream.iter().any(|other| user.starts_with(&format!("{other}.")));
+            ensure!(!is_within, "--downstream: what belongs to {user} would belong to another consumer as well");
             ensure!(users.iter().all(|(taken, _)| taken != user), "{user} cannot be a consumer of events as well");
-            users.push((user.clone(), permissions::of_downstream(user)));
+            let rights = permissions::of_downstream(user);
+            users.push((user.clone(), rights.map_err(|wrong| anyhow!("--downstream: {wrong}; choose another name"))?));
         }
         Ok(users)
     }
@@ -372,6 +376,28 @@ mod tests {
     fn config(broker: &TestBroker) -> BrokerSetupConfig {
         let management_url = SecretString::from(testkit::env("RABBITMQ_MANAGEMENT_URL"));
         BrokerSetupConfig { amqp: AmqpConfig { url: broker.admin_uri() }, management_url }
+    }
+
+    #[test]
+    fn a_consumer_of_events_owns_nothing_of_the_service_or_of_another() {
+        for downstream in [
+            &["payment"][..],
+            &["payment.callbacks"],
+            &["amq"],
+            &[""],
+            &[".*"],
+            &["payment-relay"],
+            &["goods", "goods.v1"],
+            &["goods.v1", "goods"],
+            &["goods", "goods"],
+        ] {
+            let downstream = downstream.iter().map(|user| (*user).to_owned()).collect();
+            let options = BrokerSetup { downstream, ..BrokerSetup::default() };
+            assert!(options.users().is_err(), "{options:?}");
+        }
+        let downstream = vec!["goods".to_owned(), "goods2.v1".to_owned()];
+        let users = BrokerSetup { downstream, ..BrokerSetup::default() }.users().unwrap();
+        assert_eq!(users.len(), Service::ALL.len() + 2);
     }
 
     #[tokio::test]

@@ -45,10 +45,24 @@ pub fn of(service: Service) -> Permissions {
 
 /// What a consumer of the events may do: as it likes with names that begin with its own and a dot, and bind them to
 /// `payment.events`.
-pub fn of_downstream(user: &str) -> Permissions {
+///
+/// # Errors
+/// Why no such consumer may have this name: it would own objects of the service or of the broker, or the pattern would
+/// match more than it says.
+pub fn of_downstream(user: &str) -> Result<Permissions, String> {
+    let first = user.split('.').next().unwrap_or_default();
+    if ["payment", "amq"].iter().any(|taken| first.eq_ignore_ascii_case(taken)) {
+        return Err(format!("{user:?} would own what begins with {first:?}, which is the service's or the broker's"));
+    }
+    let is_plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    let edges = [user.bytes().next(), user.bytes().next_back()];
+    let is_whole = edges.iter().all(|edge| edge.is_some_and(|c| c.is_ascii_alphanumeric())) && !user.contains("..");
+    if !is_whole || !user.bytes().all(is_plain) {
+        return Err(format!("{user:?} is not a name of letters, digits, `-`, `_` and single dots within"));
+    }
     let own = format!(r"^{}\.", literally(user));
     let read = format!(r"^(payment\.events$|{}\.)", literally(user));
-    Permissions { configure: own.clone(), write: own, read }
+    Ok(Permissions { configure: own.clone(), write: own, read })
 }
 
 /// A name as a regular expression that matches nothing else.
@@ -64,9 +78,51 @@ mod tests {
 
     #[test]
     fn a_consumer_of_events_is_bound_to_its_own_names() {
-        let goods = of_downstream("goods.v1");
+        let goods = of_downstream("goods.v1").unwrap();
         assert_eq!(goods.configure, r"^goods\.v1\.");
         assert_eq!(goods.read, r"^(payment\.events$|goods\.v1\.)");
+    }
+
+    #[test]
+    fn a_name_that_would_own_more_is_refused() {
+        for name in [
+            "payment",
+            "payment.in",
+            "payment.x.y",
+            "Payment",
+            "PAYMENT.jobs",
+            "amq",
+            "amq.gen",
+            "AMQ.x",
+            "",
+            ".",
+            "a.",
+            ".a",
+            "a..b",
+            ".*",
+            "a|payment",
+            "(a",
+            "a)",
+            "[a]",
+            "a*",
+            "a\\",
+            "a b",
+            "a\n",
+            "^",
+            "$",
+            "支付",
+            "pаyment",
+            "a/b",
+            "-a",
+        ] {
+            assert!(of_downstream(name).is_err(), "{name:?}");
+        }
+        for name in ["downstream", "goods.v1", "payments", "shop-2", "a_b", "x", "amqp-reader"] {
+            let permissions = of_downstream(name).unwrap();
+            for object in ["payment.in", "payment.jobs", "payment.callbacks", "payment.dead", "amq.direct"] {
+                assert!(!object.starts_with(&format!("{name}.")), "{name}: {permissions:?}");
+            }
+        }
     }
 
     #[test]
