@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
-use shared::config::Env;
+use shared::config::{Env, PublicUrl};
 use shared::domain::PaymentMethod;
+use shared::file_mode;
 use shared::seal::SealKeys;
 use tracing::warn;
 use url::{Origin, Url};
@@ -90,7 +91,7 @@ impl Settings {
 
     /// Reads the section.
     pub fn from_env(env: &mut Env) -> Option<Settings> {
-        let public_url = public_url(env);
+        let public_url = PublicUrl::from_env(env).map(PublicUrl::into_text);
         let return_url_origins = list(env, "RETURN_URL_ORIGINS", "https://shop.example.com", origin);
         let cors_origins = list(env, "CORS_ORIGINS", "https://shop.example.com", origin);
         let trusted_proxies = list(env, "TRUSTED_PROXIES", NETWORK, network);
@@ -183,19 +184,6 @@ pub fn seal_keys(env: &mut Env) -> Option<Option<SealKeys>> {
     Some(keys)
 }
 
-fn public_url(env: &mut Env) -> Option<String> {
-    let hint = "set it to the base URL that gateways reach this service by, such as https://pay.example.com";
-    let text = env.required("PUBLIC_URL", hint)?;
-    let fits = Url::parse(&text).is_ok_and(|url| {
-        matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() && url.fragment().is_none()
-    });
-    if !fits {
-        env.fault("PUBLIC_URL", format!("{text:?} is not an http or https URL without a query"), hint);
-        return None;
-    }
-    Some(text.trim_end_matches('/').to_owned())
-}
-
 fn origin(text: &str) -> Option<Origin> {
     let url = Url::parse(text).ok()?;
     let bare = matches!(url.scheme(), "http" | "https") && url.path() == "/" && url.query().is_none();
@@ -217,6 +205,10 @@ fn callers(env: &mut Env, name: &'static str, file: &'static str) -> Option<Call
         return None;
     }
     let path = env.file(file, hint)?;
+    if let Err(wrong) = file_mode::check(&path) {
+        env.fault(file, format!("{}: {wrong}", path.display()), hint);
+        return None;
+    }
     let read = std::fs::read_to_string(&path).map_err(|error| error.to_string());
     match read.and_then(|text| Ok((callers::networks(&text)?, text))) {
         Ok((networks, text)) => Some(Callers { networks, file: Some((path, text)) }),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use shared::cache::{Cache, Redis, RedisConfig};
 use shared::clock::Clock;
-use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig};
+use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig, PublicUrl};
 use shared::db;
 use shared::domain::PaymentMethod;
 use shared::gateway::Gateways;
@@ -153,7 +153,7 @@ async fn settle<T>(begun: Option<impl Future<Output = T>>) -> Option<T> {
 /// Reads `GATEWAYS_FILE`. A fault of the file says what to do in its last words.
 fn accounts(env: &mut Env) -> Option<Gateways> {
     let path = env.file("GATEWAYS_FILE", "name the file that describes the merchant accounts")?;
-    let faults = match Gateways::load(&path) {
+    let faults = match Gateways::load_where(&path, PublicUrl::unfit(env)) {
         Ok(gateways) => return Some(gateways),
         Err(faults) => faults,
     };

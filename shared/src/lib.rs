@@ -15,6 +15,7 @@ pub mod crash;
 pub mod db;
 pub mod domain;
 pub mod event;
+pub mod file_mode;
 pub mod gateway;
 pub mod job;
 pub mod mq;

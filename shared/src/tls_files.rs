@@ -3,7 +3,11 @@
 //!
 //! Source: RabbitMQ, "URI Query Parameters", read 2026-11-26.
 
+use std::path::Path;
+
 use url::Url;
+
+use crate::file_mode;
 
 /// Paths, read at each connect, so that a renewed certificate needs no restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,6 +64,7 @@ impl TlsFiles {
         };
         let authorities = self.authorities.as_ref().map(|path| read(path, CERTIFICATE)).transpose()?;
         let identity = self.identity.as_ref().map(|(certificate, key)| {
+            file_mode::check(Path::new(key)).map_err(|wrong| format!("{key}: {wrong}"))?;
             let both = (read(certificate, CERTIFICATE)?, read(key, PRIVATE_KEY)?);
             Ok::<_, String>(both)
         });

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use secrecy::SecretString;
 use shared::cache::{Redis, RedisConfig, Renewer};
-use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig};
+use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig, PublicUrl};
 use shared::event;
 use shared::gateway::Gateways;
 use shared::mq::topology::{self, Difference, Needs};
@@ -209,10 +209,10 @@ pub fn optional_events(env: &mut Env) -> Option<HashSet<String>> {
     Some(asked)
 }
 
-/// Reads `GATEWAYS_FILE` and the accounts in it, every fault named.
+/// Reads `GATEWAYS_FILE` and the accounts in it, every fault named. `PUBLIC_URL`, where it is set, has to fit them.
 pub fn gateways(env: &mut Env) -> Option<Gateways> {
     let path = env.file("GATEWAYS_FILE", "set it to the path of gateways.toml")?;
-    match Gateways::load(&path) {
+    match Gateways::load_where(&path, PublicUrl::unfit(env)) {
         Ok(gateways) => Some(gateways),
         Err(faults) => {
             faults.into_iter().for_each(|fault| env.fault("GATEWAYS_FILE", fault.to_string(), "mend gateways.toml"));

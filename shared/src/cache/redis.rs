@@ -53,9 +53,20 @@ impl Address {
         const WRONG: &str = "it is not a Redis URL";
         let parsed = Url::parse(url.expose_secret()).map_err(|_| WRONG)?;
         let files = TlsFiles::of(&parsed, parsed.scheme() == "rediss")?;
+        // The library's word for a certificate that is not looked at.
+        if parsed.fragment() == Some("insecure") {
+            return Err("the server's certificate is always verified: leave #insecure out".to_owned());
+        }
         Client::open(url.expose_secret()).map_err(|_| WRONG)?;
         files.read()?;
         Ok(Address { url, files })
+    }
+
+    /// The host that is reached without TLS, if it is: a Unix socket has none.
+    fn clear_host(&self) -> Option<String> {
+        let url = Url::parse(self.url.expose_secret()).ok()?;
+        let clear = !matches!(url.scheme(), "rediss" | "valkeys");
+        url.host_str().filter(|_| clear).map(str::to_owned)
     }
 
     fn client(&self) -> Result<Client, CallError> {
@@ -83,7 +94,10 @@ impl RedisConfig {
         let prefix = env.optional("REDIS_KEY_PREFIX").unwrap_or_default();
         let hint = "set it to redis://:password@host:6379/0, or rediss:// for TLS, or leave it out";
         let url = env.optional_address("REDIS_URL", hint)?;
-        RedisConfig::new(url, prefix).map_err(|problem| env.fault("REDIS_URL", &problem, hint)).ok()
+        let config = RedisConfig::new(url, prefix).map_err(|problem| env.fault("REDIS_URL", &problem, hint)).ok()?;
+        let clear = config.address.clear_host().into_iter().collect();
+        let remedy = "write rediss://, with ?cacertfile=… for an authority of your own";
+        env.may_go("REDIS_URL", clear, remedy).then_some(config)
     }
 
     /// # Errors
@@ -305,7 +319,7 @@ mod tests {
             let text = env.finish().unwrap_err().to_string();
             assert!(text.contains("REDIS_URL: it is not a Redis URL") && !text.contains("hidden"), "{text}");
         }
-        for url in ["redis://h", "redis://:p@127.0.0.1:6379/3", "rediss://u:p@h:6380/0"] {
+        for url in ["redis://localhost", "redis://:p@127.0.0.1:6379/3", "rediss://u:p@h:6380/0"] {
             let mut env = Env::of([("REDIS_URL", url), ("REDIS_KEY_PREFIX", "test:")]);
             let config = RedisConfig::from_env(&mut env).unwrap_or_else(|| panic!("{url}"));
             assert_eq!(config.prefix, "test:");

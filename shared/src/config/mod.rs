@@ -11,9 +11,13 @@ use secrecy::SecretString;
 
 use crate::mq::MqError;
 
+mod files;
+mod network;
 mod secrets;
 mod sections;
 
+pub use files::read_secret_file;
+pub use network::{PublicUrl, is_loopback};
 pub use secrets::{decoded, weakness};
 pub use sections::{AmqpConfig, DatabaseConfig, OpsConfig};
 
@@ -106,23 +110,37 @@ impl From<MqError> for ConfigFaults {
 /// Every reader answers `None` (or the default) for a value that is missing or bad, after having noted the fault. An
 /// empty value counts as missing.
 pub struct Env {
-    variables: HashMap<String, Result<String, ()>>,
+    variables: HashMap<String, Result<String, Unusable>>,
     faults: ConfigFaults,
+    /// What is no fault and has to be said, once the log is there.
+    warnings: Vec<String>,
+}
+
+/// Why a variable that is set has no value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unusable {
+    NotUtf8,
+    /// Its fault is noted already.
+    Noted,
 }
 
 impl Env {
     /// The environment of this process.
     pub fn process() -> Env {
         let known = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            Some((name.into_string().ok()?, value.into_string().map_err(drop)))
+            Some((name.into_string().ok()?, value.into_string().map_err(|_| Unusable::NotUtf8)))
         };
-        Env { variables: std::env::vars_os().filter_map(known).collect(), faults: ConfigFaults::default() }
+        Env::with(std::env::vars_os().filter_map(known).collect())
     }
 
     /// An environment made up by a test.
     pub fn of<'a>(variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Env {
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), Ok(value.to_owned())));
-        Env { variables: variables.collect(), faults: ConfigFaults::default() }
+        Env::with(variables.collect())
+    }
+
+    fn with(variables: HashMap<String, Result<String, Unusable>>) -> Env {
+        Env { variables, faults: ConfigFaults::default(), warnings: Vec::new() }.with_files()
     }
 
     /// The value of a variable that may be absent.
@@ -130,10 +148,11 @@ impl Env {
         match self.variables.get(name)? {
             Ok(value) if value.is_empty() => None,
             Ok(value) => Some(value.clone()),
-            Err(()) => {
+            Err(Unusable::NotUtf8) => {
                 self.fault(name, "it is not UTF-8", "write it in UTF-8");
                 None
             }
+            Err(Unusable::Noted) => None,
         }
     }
 
@@ -141,7 +160,8 @@ impl Env {
     pub fn required(&mut self, name: &'static str, hint: &str) -> Option<String> {
         let before = self.faults.0.len();
         let value = self.optional(name);
-        if value.is_none() && self.faults.0.len() == before {
+        let is_noted = self.variables.get(name) == Some(&Err(Unusable::Noted));
+        if value.is_none() && !is_noted && self.faults.0.len() == before {
             self.fault(name, "it is not set", hint);
         }
         value
@@ -209,13 +229,14 @@ impl Env {
 
     /// The faults so far, for a start that goes on looking.
     pub fn into_faults(self) -> ConfigFaults {
+        self.warnings.iter().for_each(|warning| network::warned(warning));
         self.faults
     }
 
     /// # Errors
     /// Every fault that was found.
     pub fn finish(self) -> Result<(), ConfigFaults> {
-        self.faults.finish()
+        self.into_faults().finish()
     }
 
     fn parse_text<T: FromStr>(&mut self, name: &'static str, text: &str, hint: &str) -> Option<T> {
@@ -264,7 +285,7 @@ mod tests {
 
     #[test]
     fn defaults_stand_for_absent_and_empty_values() {
-        let mut env = Env::of([("DATABASE_URL", "postgres://h/d"), ("OPS_ADDR", "")]);
+        let mut env = Env::of([("DATABASE_URL", "postgres://localhost/d"), ("OPS_ADDR", "")]);
         assert_eq!(DatabaseConfig::from_env(&mut env, 4).unwrap().max_connections, 4);
         assert_eq!(OpsConfig::from_env(&mut env, 9101).unwrap().addr.port(), 9101);
         assert_eq!(env.optional("OPS_ADDR"), None);

@@ -5,9 +5,13 @@ use std::net::SocketAddr;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::Env;
+use crate::db;
 use crate::mq::{Addresses, MqError};
 
 pub(super) const AMQP_HINT: &str = "set it to amqp://user:password@host:5672/vhost (several with commas between them)";
+
+const AMQP_TLS: &str = "write amqps://, with ?cacertfile=… for an authority of your own";
+const DATABASE_TLS: &str = "add ?sslmode=verify-full, and &sslrootcert=… for an authority of your own";
 
 /// Where the database is.
 #[derive(Debug, Clone)]
@@ -25,10 +29,14 @@ impl DatabaseConfig {
         let url = env.address("DATABASE_URL", hint).filter(|url| {
             let fits =
                 url::Url::parse(url.expose_secret()).is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql"));
-            if !fits {
-                env.fault("DATABASE_URL", "it is not a postgres URL", hint);
+            let clear = fits.then(|| db::clear_host(url).ok()).flatten();
+            match clear {
+                None => {
+                    env.fault("DATABASE_URL", "it is not a postgres URL", hint);
+                    false
+                }
+                Some(clear) => env.may_go("DATABASE_URL", clear.into_iter().collect(), DATABASE_TLS),
             }
-            fits
         });
         let hint = "set it to a number of connections from 1 to 1000, or leave it out";
         let most = env.parse_or("DATABASE_MAX_CONNECTIONS", max_connections, hint).filter(|most| {
@@ -64,7 +72,7 @@ impl AmqpConfig {
         let url = env.address(name, AMQP_HINT)?;
         match Addresses::parse(&url) {
             Ok(addresses) => match addresses.check_files() {
-                Ok(()) => Some(AmqpConfig { url }),
+                Ok(()) => env.may_go(name, addresses.clear_hosts(), AMQP_TLS).then_some(AmqpConfig { url }),
                 Err(wrong) => {
                     env.fault(name, wrong, "name files in PEM that this process may read, or leave them out");
                     None

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{Connection, PgConnection, Row};
 use tokio::time::timeout;
 
@@ -23,6 +23,18 @@ const LONGEST: Duration = Duration::from_secs(30);
 const COMES_BACK: Duration = Duration::from_secs(10);
 /// How long a connection that has rested may take to answer, so that another one can be made in the 2 s of an acquire.
 const WAKES: Duration = Duration::from_secs(1);
+
+/// The host that this address reaches without TLS, or without a look at its certificate; `None` where there is none. The
+/// library's default, `prefer`, is silent plaintext: an attacker on the way can take TLS out.
+///
+/// # Errors
+/// [`DbError`] when the address cannot be read.
+pub fn clear_host(url: &SecretString) -> Result<Option<String>, DbError> {
+    let options = PgConnectOptions::from_str(url.expose_secret())?;
+    let is_socket = options.get_socket().is_some() || options.get_host().starts_with('/');
+    let is_verified = matches!(options.get_ssl_mode(), PgSslMode::VerifyFull);
+    Ok((!is_socket && !is_verified).then(|| options.get_host().to_owned()))
+}
 
 /// Opens a pool.
 ///

@@ -35,7 +35,7 @@ pub mod transactions;
 pub mod unplaced;
 
 pub use anew::{Collision, anew};
-pub use connect::{connect, in_time};
+pub use connect::{clear_host, connect, in_time};
 pub use schema::{MIGRATOR, MigrationError, SchemaError, check_schema, migrate};
 
 /// What a statement met, named after what the caller may do.

@@ -65,6 +65,11 @@ impl Addresses {
         self.0[first..].iter().chain(&self.0[..first])
     }
 
+    /// The hosts that are reached without TLS.
+    pub fn clear_hosts(&self) -> Vec<String> {
+        self.0.iter().filter(|at| is_plain(&at.uri)).map(|at| at.uri.authority.host.clone()).collect()
+    }
+
     /// Looks at the files of certificates and keys.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use shared::clock::Clock;
-use shared::config::Env;
+use shared::config::{Env, PublicUrl};
 use shared::gateway::Gateways;
 use shared::mq;
 use shared::mq::topology::{self, Needs};
@@ -54,14 +54,10 @@ async fn main() -> ExitCode {
 }
 
 fn configure(env: &mut Env) -> Option<Config> {
-    let public_url = env.required("PUBLIC_URL", "set it to the address at which the gateways reach payment-api");
+    let public_url = PublicUrl::from_env(env);
     let calls = env.parse_or("REFUND_CALLS", 2, "a number of requests at once, such as 2");
     let gateways = worker::start::gateways(env);
-    Some(Config {
-        gateways: gateways?,
-        public_url: public_url?.trim_end_matches('/').to_owned(),
-        budget: Budget::new(calls?),
-    })
+    Some(Config { gateways: gateways?, public_url: public_url?.into_text(), budget: Budget::new(calls?) })
 }
 
 async fn work(process: Process, config: Config) {

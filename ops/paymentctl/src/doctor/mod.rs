@@ -86,7 +86,7 @@ pub async fn run(mut env: Env) -> Answer {
     let clock = Clock::system();
     let database = DatabaseConfig::from_env(&mut env, 1);
     let amqp = if env.optional("AMQP_URL").is_some() { AmqpConfig::from_env(&mut env).map(Some) } else { Some(None) };
-    let management = env.optional_address("RABBITMQ_MANAGEMENT_URL", "set it to http://user:password@host:15672");
+    let management = payment_api::broker_setup::management_url(&mut env);
     let redis =
         if env.optional("REDIS_URL").is_some() { RedisConfig::from_env(&mut env).map(Some) } else { Some(None) };
     let file = env.optional("GATEWAYS_FILE");

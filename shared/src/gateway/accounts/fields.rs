@@ -1,26 +1,38 @@
 //! Reading TOML tables field by field, so that one fault does not hide the next.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
+use tracing::warn;
 use zeroize::Zeroizing;
 
 use super::AccountFault;
 use super::reload::Print;
 use crate::domain::PaymentMethod;
+use crate::file_mode;
 
 /// What all sections of a file share.
 pub(super) struct Context {
     dir: PathBuf,
+    /// Why no account in production can work here.
+    no_production: Option<String>,
+    /// Whether an account is no simulator's.
+    real: Cell<bool>,
     faults: RefCell<Vec<AccountFault>>,
     files: RefCell<Vec<Print>>,
 }
 
 impl Context {
     /// Paths in the file are relative to `dir`.
-    pub(super) fn new(dir: &Path) -> Context {
-        Context { dir: dir.to_owned(), faults: RefCell::default(), files: RefCell::default() }
+    pub(super) fn new(dir: &Path, no_production: Option<String>) -> Context {
+        let (real, faults, files) = (Cell::default(), RefCell::default(), RefCell::default());
+        Context { dir: dir.to_owned(), no_production, real, faults, files }
+    }
+
+    /// Whether an account is no simulator's. Keys of a simulator protect nothing, so their files are not looked at.
+    pub(super) fn is_real(&self) -> bool {
+        self.real.get()
     }
 
     /// The faults, and the files that were read or should have been.
@@ -173,6 +185,18 @@ impl<'c> Section<'c> {
         self.path.split('.').next().unwrap_or_default()
     }
 
+    /// Whether this is a simulator's.
+    pub(super) fn is_simulator(&self) -> bool {
+        self.environment() == "simulator"
+    }
+
+    /// Takes note of the environment, and names an account in production where none can work.
+    pub(super) fn judge_environment(&self) {
+        self.context.real.set(self.context.real.get() || !self.is_simulator());
+        let reason = self.context.no_production.as_ref().filter(|_| self.environment() == "production");
+        reason.iter().for_each(|reason| self.fault("", reason));
+    }
+
     /// Key material of `{field}_file` or `{field}_env`, wiped when dropped, and the name of the field that holds it.
     pub(super) fn secret(&mut self, field: &str) -> Option<(String, Zeroizing<String>)> {
         self.secret_of(&format!("{field}_file"), &format!("{field}_env"))
@@ -203,6 +227,15 @@ impl<'c> Section<'c> {
             self.fault(field, &format!("names {}, which {problem}", path.display()));
             None
         };
+        if !self.is_simulator() {
+            if let Err(problem) = file_mode::check(&path) {
+                return fault(format!("is not safe: {problem}"));
+            }
+            let is_secret = field.contains("private_key") || field.contains("apiv3_key");
+            if let Some(warning) = file_mode::open_to_all(&path).filter(|_| is_secret) {
+                warn!("{}: {field}: {warning}", self.account);
+            }
+        }
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => Zeroizing::new(bytes),
             Err(error) => return fault(format!("cannot be read ({error}); put the key there")),

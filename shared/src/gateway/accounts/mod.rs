@@ -15,6 +15,7 @@ use super::Gateway;
 use super::alipay::Alipay;
 use super::wechat::Wechat;
 use crate::domain::{AccountName, LatePaymentPolicy, PaymentMethod, Policies, Scene};
+use crate::file_mode;
 
 mod alipay;
 mod fields;
@@ -77,6 +78,8 @@ struct Identity {
     merchant: String,
     apps: BTreeSet<String>,
     environment: String,
+    /// Where it is called: scheme, host and port of each address.
+    origins: BTreeSet<String>,
 }
 
 impl Identity {
@@ -99,6 +102,8 @@ pub struct Gateways(Arc<Shared>);
 
 struct Shared {
     path: PathBuf,
+    /// Why no account in production can work here.
+    no_production: Option<String>,
     table: RwLock<Arc<Table>>,
     /// Every file of the last reading, as it was just before.
     prints: Mutex<Vec<Print>>,
@@ -118,8 +123,17 @@ impl Gateways {
     /// # Errors
     /// Every fault found, at least one.
     pub fn load(path: &Path) -> Result<Gateways, Vec<AccountFault>> {
-        let (prints, kept) = (Mutex::default(), Mutex::default());
-        let gateways = Gateways(Arc::new(Shared { path: path.to_owned(), table: RwLock::default(), prints, kept }));
+        Gateways::load_where(path, None)
+    }
+
+    /// The same, in a process whose public address may be unfit for production: `no_production` says why, and what to do. It
+    /// counts for each later reading as well.
+    ///
+    /// # Errors
+    /// Every fault found, at least one.
+    pub fn load_where(path: &Path, no_production: Option<String>) -> Result<Gateways, Vec<AccountFault>> {
+        let (path, prints, kept) = (path.to_owned(), Mutex::default(), Mutex::default());
+        let gateways = Gateways(Arc::new(Shared { path, no_production, table: RwLock::default(), prints, kept }));
         let table = gateways.read()?;
         gateways.put(table);
         Ok(gateways)
@@ -132,11 +146,13 @@ impl Gateways {
         let mut prints = vec![Print::of(path)];
         let table = std::fs::read_to_string(path)
             .map_err(|error| whole(format!("cannot be read ({error}); GATEWAYS_FILE must name a readable file")))
-            .and_then(|text| text.parse().map_err(|error| whole(format!("is not TOML: {error}"))));
+            .and_then(|text| text.parse().map_err(|error| whole(not_toml(&text, &error))));
         let read = table.and_then(|table| {
-            let context = Context::new(path.parent().unwrap_or(Path::new("")));
+            let context = Context::new(path.parent().unwrap_or(Path::new("")), self.0.no_production.clone());
             let entries = read_file(Section::root(&context, path, table), &mut lock(&self.0.kept));
-            let (faults, files) = context.into_parts();
+            let unsafe_file = if context.is_real() { file_mode::check(path).err() } else { None };
+            let (mut faults, files) = context.into_parts();
+            faults.extend(unsafe_file.into_iter().flat_map(whole));
             prints.extend(files);
             if faults.is_empty() { Ok(Table::new(entries)) } else { Err(faults) }
         });
@@ -323,12 +339,17 @@ fn read_scene(section: &Section<'_>, method: PaymentMethod, text: &str) -> Optio
 fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<Entry> {
     let Head { name, scenes, new_orders, late_payment, environment } = head;
     let mut environment = environment?;
+    environment.judge_environment();
     // Without a name there is an entry to check and none to make.
     let name = name.or_else(|| AccountName::parse("unnamed").ok())?;
+    let mut origins = BTreeSet::new();
+    let mut goes_to = |urls: &[Url]| origins.extend(urls.iter().map(|url| url.origin().ascii_serialization()));
     let made: Option<(Arc<dyn Gateway>, String, BTreeSet<String>)> = match method {
         PaymentMethod::Alipay => alipay::read(&mut environment, name).and_then(|account| {
             let (merchant, app) = (account.seller_id.clone(), account.app_id.clone());
-            let road = kept.road(method, std::slice::from_ref(&account.gateway_url), &environment)?;
+            let urls = std::slice::from_ref(&account.gateway_url);
+            goes_to(urls);
+            let road = kept.road(method, urls, &environment)?;
             // What was fetched was believed for these roots and this certificate.
             let believed = account.certificates().map(|it| format!("{} {}", it.root_sn, it.given.sn));
             let fetched = kept.alipay(format!("{} {app} {merchant} {}", account.name, believed.unwrap_or_default()));
@@ -337,6 +358,7 @@ fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<E
         }),
         PaymentMethod::Wechat => wechat::read(&mut environment, name, &scenes).and_then(|(account, urls)| {
             let (merchant, apps) = (account.mchid.clone(), account.apps.clone());
+            goes_to(&urls);
             let road = kept.road(method, &urls, &environment)?;
             let fetched = kept.wechat(format!("{} {merchant}", account.name));
             Some((Arc::new(Wechat::new(account, road, fetched)) as Arc<dyn Gateway>, merchant, apps))
@@ -345,8 +367,15 @@ fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<E
     let environment_name = environment.name().to_owned();
     environment.finish();
     let (gateway, merchant, apps) = made?;
-    let identity = Identity { merchant, apps, environment: environment_name };
+    let identity = Identity { merchant, apps, environment: environment_name, origins };
     Some(Entry { gateway, identity, scenes, new_orders, late_payment })
+}
+
+/// What is wrong with a text that is not TOML. The library's whole message quotes the line, which may hold a secret.
+fn not_toml(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.as_bytes().get(..span.start));
+    let line = before.map_or(1, |before| before.iter().filter(|byte| **byte == b'\n').count() + 1);
+    format!("is not TOML: line {line}: {}; correct the line", error.message().lines().next().unwrap_or_default())
 }
 
 /// An address to call: HTTPS, or plain HTTP on this machine.

@@ -24,7 +24,7 @@ const PUBLISHED: [&str; 13] = [
 
 /// Whether a key may be one of this account: notes a fault of `field` if everybody has it.
 pub(super) fn is_own(section: &Section<'_>, field: &str, key: &[u8]) -> bool {
-    let published = section.environment() != "simulator" && is_published(key);
+    let published = !section.is_simulator() && is_published(key);
     if published {
         section.fault(
             field,

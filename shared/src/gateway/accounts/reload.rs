@@ -1,5 +1,6 @@
 //! `gateways.toml` and the key files that it names, read anew when they change: whole and without a fault, or not at all.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use tracing::{error, info};
@@ -103,6 +104,10 @@ fn lost(known: &Table, new: &Table) -> Vec<AccountFault> {
     known.entries.iter().filter_map(|entry| lost_entry(entry, new)).collect()
 }
 
+fn list(texts: &BTreeSet<String>) -> String {
+    texts.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
 fn lost_entry(entry: &Entry, new: &Table) -> Option<AccountFault> {
     let (method, name) = (entry.gateway.method(), entry.gateway.account());
     let account = format!("{method} {:?}", name.as_str());
@@ -115,6 +120,13 @@ fn lost_entry(entry: &Entry, new: &Table) -> Option<AccountFault> {
             "stands for {} now, and its orders are with {}; keep every app of before beside a new one, and give another \
              merchant an account of its own",
             found.identity, entry.identity
+        )),
+        // Who may write the file could send every call, with its signature, to another machine unseen.
+        Some(found) if found.identity.origins != entry.identity.origins => fault(format!(
+            "is called at {} in the file, and this process calls it at {}; put the address back, or restart the process to \
+             change it",
+            list(&found.identity.origins),
+            list(&entry.identity.origins)
         )),
         Some(_) => None,
     }

@@ -155,6 +155,20 @@ fn accounts_come_and_retire_but_do_not_go_or_become_others() {
     };
     assert!(faults.contains("wechat \"main\": stands for merchant 1900000109 with "), "{faults}");
     assert!(faults.contains("keep every app of before beside a new one"), "{faults}");
+    for (known, other) in [
+        ("http://127.0.0.1:7000/gateway.do", "https://openapi.example.com/gateway.do"),
+        ("http://127.0.0.1:7000/gateway.do", "http://127.0.0.1:7001/gateway.do"),
+        ("http://localhost:7000", "http://localhost:7001"),
+        (
+            "base_url = \"http://localhost:7000\"",
+            "base_url = \"http://localhost:7000\"\nfallback_url = \"http://localhost:7001\"",
+        ),
+    ] {
+        let Some(Err(faults)) = running.change("gateways.toml", &retired.replace(known, other)) else {
+            panic!("{other}")
+        };
+        assert!(faults.contains("is called at") && faults.contains("restart the process"), "{faults}");
+    }
     let Some(Err(faults)) = running.change("gateways.toml", "a = ") else { panic!() };
     assert!(faults.contains("is not TOML"), "{faults}");
     assert_eq!(running.gateways.iter().count(), 3);

@@ -150,6 +150,9 @@ fn a_file_that_is_not_there_or_not_toml_is_one_fault() {
     let missing = Gateways::load(&dir.0.join("none.toml")).unwrap_err();
     assert!(missing[0].to_string().contains("GATEWAYS_FILE"), "{missing:?}");
     assert!(dir.faults("a = ").contains("is not TOML"));
+    let pasted = "[[alipay]]\naccount = \"main\"\napp_private_key = MIIhidden\n";
+    let faults = dir.faults(pasted);
+    assert!(faults.contains("is not TOML: line 3: ") && !faults.contains("hidden"), "{faults}");
     assert!(dir.faults("").contains("names no account"));
 }
 
@@ -312,5 +315,53 @@ fn a_second_host_and_the_apiv3_key_before_are_checked_like_the_first() {
         ("previous_apiv3_key_file = \"none\"", "previous_apiv3_key_file names"),
     ] {
         assert!(dir.faults(&with(line)).contains(fault), "{line}: {}", dir.faults(&with(line)));
+    }
+}
+
+/// What is wrong with a production account whose keys and file have these modes.
+fn faults_of_modes(dir: &Dir, key: u32, file: u32) -> String {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (ours, theirs) = (testkit::RsaPair::generate(), testkit::RsaPair::generate());
+    let text = ALIPAY
+        .replace("simulator", "sandbox")
+        .replace("KEYS/alipay_app_private_pkcs1.pem", "ours.pem")
+        .replace("KEYS/alipay_platform_public.pem", "theirs.pem");
+    let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    set(&dir.write("ours.pem", &ours.private_pem()), key);
+    set(&dir.write("theirs.pem", &theirs.public_pem()), 0o644);
+    let path = dir.write("gateways.toml", &text);
+    set(&path, file);
+    let faults = Gateways::load(&path).err().unwrap_or_default();
+    faults.iter().map(|fault| format!("{fault}\n")).collect()
+}
+
+#[test]
+fn files_that_others_may_change_are_refused_where_money_is_real() {
+    for (key, file) in [(0o600, 0o600), (0o440, 0o640), (0o644, 0o644)] {
+        assert_eq!(faults_of_modes(&Dir::new(), key, file), "", "{key:o} {file:o}");
+    }
+    for mode in [0o620, 0o602, 0o666] {
+        let faults = faults_of_modes(&Dir::new(), mode, 0o600);
+        assert!(faults.contains("sandbox.app_private_key_file names") && faults.contains("chmod go-w"), "{faults}");
+        let faults = faults_of_modes(&Dir::new(), 0o600, mode);
+        assert!(faults.contains("gateways.toml: its group or others may write it"), "{faults}");
+    }
+}
+
+#[test]
+fn an_account_in_production_needs_an_address_that_gateways_reach() {
+    let dir = Dir::new();
+    dir.write("apiv3", APIV3);
+    let reason = Some("cannot have callbacks at http://10.0.0.1".to_owned());
+    let load = |text: &str| {
+        let path = dir.write("gateways.toml", &text.replace("KEYS", KEYS));
+        let faults = Gateways::load_where(&path, reason.clone()).err().unwrap_or_default();
+        faults.iter().map(|fault| format!("{fault}\n")).collect::<String>()
+    };
+    assert_eq!(load(&[ALIPAY, WECHAT].concat()), "");
+    assert!(!load(&ALIPAY.replace("simulator", "sandbox")).contains("callbacks"));
+    let faults = load(&[ALIPAY, WECHAT].concat().replace("simulator", "production"));
+    for account in ["alipay", "wechat"] {
+        assert!(faults.contains(&format!("{account} \"main\": production cannot have callbacks")), "{faults}");
     }
 }

@@ -11,13 +11,17 @@ use reqwest::{Client, Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use shared::config::{AmqpConfig, Env, decoded};
+use shared::config::{AmqpConfig, Env};
 use shared::mq::permissions::{self, Permissions};
 use shared::mq::topology::{self, Policy, Setting};
 use shared::mq::{self, MqError};
 use shared::service::{self, Named, Service};
 use tokio::time::{Instant, sleep};
-use url::Url;
+
+mod address;
+
+pub use address::management_url;
+use address::{Node, nodes};
 
 /// How long a policy may take until the queues have it.
 const TAKES_EFFECT: Duration = Duration::from_secs(20);
@@ -38,15 +42,7 @@ pub struct BrokerSetupConfig {
 impl BrokerSetupConfig {
     /// Reads the configuration; faults stay in `env`.
     pub fn from_env(env: &mut Env) -> Option<BrokerSetupConfig> {
-        let hint = "set it to http://user:password@host:15672 (several with commas between them)";
-        let amqp = AmqpConfig::admin_from_env(env);
-        let management_url = env.address("RABBITMQ_MANAGEMENT_URL", hint).filter(|url| {
-            let read = nodes(url);
-            if let Err(wrong) = &read {
-                env.fault("RABBITMQ_MANAGEMENT_URL", wrong, hint);
-            }
-            read.is_ok()
-        });
+        let (amqp, management_url) = (AmqpConfig::admin_from_env(env), address::required(env));
         Some(BrokerSetupConfig { amqp: amqp?, management_url: management_url? })
     }
 }
@@ -162,38 +158,13 @@ struct Management {
     vhost: String,
 }
 
-/// The plug-in of one node: each speaks for the whole broker.
-struct Node {
-    url: Url,
-    user: String,
-    password: Option<SecretString>,
-}
-
-/// The nodes of `RABBITMQ_MANAGEMENT_URL`, or which address is wrong and why.
-fn nodes(urls: &SecretString) -> Result<Vec<Node>, String> {
-    let parts: Vec<&str> = urls.expose_secret().split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
-    let node = |(n, part): (usize, &&str)| {
-        let url = Url::parse(part).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
-        let mut url = url.filter(|url| !url.cannot_be_a_base() && !url.username().is_empty()).ok_or_else(|| {
-            let which = if parts.len() > 1 { format!("address {} of {}", n + 1, parts.len()) } else { "it".to_owned() };
-            format!("{which} is not an http URL with a user")
-        })?;
-        let user = decoded(url.username());
-        let password = url.password().map(|password| SecretString::from(decoded(password)));
-        // From here on the URL may appear in errors.
-        let _ = url.set_username("");
-        let _ = url.set_password(None);
-        Ok(Node { url, user, password })
-    };
-    let nodes = parts.iter().enumerate().map(node).collect::<Result<Vec<_>, String>>()?;
-    if nodes.is_empty() { Err("it is empty".to_owned()) } else { Ok(nodes) }
-}
-
 impl Management {
     fn new(urls: &SecretString, vhost: String) -> anyhow::Result<Management> {
         let nodes = nodes(urls).map_err(|wrong| anyhow!("RABBITMQ_MANAGEMENT_URL: {wrong}"))?;
         let http = Client::builder()
             .no_proxy()
+            // Nothing of the plug-in redirects, and the password goes to no other address.
+            .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(5))
             .timeout(Duration::from_secs(15))
             .build()
@@ -479,14 +450,5 @@ mod tests {
         let error = format!("{:#}", run(config, &BrokerSetup::default()).await.unwrap_err());
         assert_eq!(error.matches(&closed.to_string()).count(), 2, "{error}");
         assert!(!error.contains("hidden"), "{error}");
-    }
-
-    #[test]
-    fn the_address_that_is_wrong_is_named_by_its_place() {
-        let wrong = |text: &str| nodes(&SecretString::from(text)).err().unwrap_or_default();
-        assert_eq!(wrong("http://u:p@a,http://u:p@b,"), "");
-        assert_eq!(wrong("http://a"), "it is not an http URL with a user");
-        assert_eq!(wrong("http://u:p@a,amqp://u:hidden@b"), "address 2 of 2 is not an http URL with a user");
-        assert_eq!(wrong(" , "), "it is empty");
     }
 }

@@ -1,0 +1,281 @@
+//! What may leave this machine in clear, and where gateways can reach us.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use url::Url;
+
+use super::Env;
+
+/// Whether a host, as an address names it, is this machine itself.
+pub fn is_loopback(host: &str) -> bool {
+    match ip(host) {
+        Some(ip) => ip.to_canonical().is_loopback(),
+        None => matches!(name(host).as_str(), "localhost" | "localhost.localdomain"),
+    }
+}
+
+/// Whether a host is this machine or in a network that the Internet does not reach.
+fn is_private(host: &str) -> bool {
+    match ip(host).map(|ip| ip.to_canonical()) {
+        Some(IpAddr::V4(ip)) => is_private_v4(ip),
+        Some(IpAddr::V6(ip)) => is_private_v6(ip),
+        None => {
+            let name = name(host);
+            let last = name.rsplit_once('.').map(|(_, last)| last);
+            matches!(last, None | Some("localhost" | "localdomain" | "local" | "internal" | "lan" | "home" | "corp"))
+                || name.ends_with(".home.arpa")
+        }
+    }
+}
+
+fn is_private_v4(ip: Ipv4Addr) -> bool {
+    let [first, second, ..] = ip.octets();
+    // 100.64.0.0/10 is shared behind the carriers' translators.
+    let shared = first == 100 && (64..128).contains(&second);
+    first == 0 || shared || ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_broadcast()
+}
+
+fn is_private_v6(ip: Ipv6Addr) -> bool {
+    ip.is_loopback() || ip.is_unspecified() || ip.is_unique_local() || ip.is_unicast_link_local()
+}
+
+fn ip(host: &str) -> Option<IpAddr> {
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}
+
+fn name(host: &str) -> String {
+    host.trim_end_matches('.').to_ascii_lowercase()
+}
+
+impl Env {
+    /// Whether the address in `name` may be used. `clear` are the hosts that it reaches without TLS, or without a look at their
+    /// certificate; on this machine that is fine. `remedy` says how to ask for TLS.
+    ///
+    /// `ALLOW_PLAINTEXT=1` lets all of them pass, and each start says which.
+    pub fn may_go(&mut self, name: &'static str, clear: Vec<String>, remedy: &str) -> bool {
+        let others: Vec<String> = clear.into_iter().filter(|host| !is_loopback(host)).collect();
+        if others.is_empty() {
+            return true;
+        }
+        let hosts = others.join(", ");
+        let allowed = self.allows_plaintext();
+        if allowed {
+            self.warnings.push(format!(
+                "{name}: passwords and data go to {hosts} without verified TLS, because ALLOW_PLAINTEXT is 1; {remedy}"
+            ));
+        } else {
+            let wrong = format!("passwords and data would go to {hosts} without verified TLS");
+            self.fault(name, wrong, format!("{remedy}, or set ALLOW_PLAINTEXT=1 where the network itself is trusted"));
+        }
+        allowed
+    }
+
+    fn allows_plaintext(&mut self) -> bool {
+        const NAME: &str = "ALLOW_PLAINTEXT";
+        match self.optional(NAME).as_deref() {
+            Some("1") => true,
+            None | Some("0") => false,
+            Some(_) => {
+                if !self.faults.0.iter().any(|fault| fault.subject == NAME) {
+                    self.fault(NAME, "it is neither 1 nor 0", "set it to 1, or leave it out");
+                }
+                false
+            }
+        }
+    }
+}
+
+/// A deploy step has no log; what it does all the same must be seen.
+pub(super) fn warned(text: &str) {
+    if tracing::enabled!(tracing::Level::WARN) {
+        tracing::warn!("{text}");
+    } else {
+        eprintln!("warning: {text}");
+    }
+}
+
+/// `PUBLIC_URL`: the base of our own addresses as gateways and browsers see them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicUrl(String);
+
+impl PublicUrl {
+    /// Reads it; it is required.
+    pub fn from_env(env: &mut Env) -> Option<PublicUrl> {
+        let hint = "set it to the base URL that gateways reach this service by, such as https://pay.example.com";
+        let text = env.required("PUBLIC_URL", hint)?;
+        let url = PublicUrl::parse(&text);
+        if url.is_none() {
+            env.fault("PUBLIC_URL", format!("{text:?} is not an http or https URL without a query"), hint);
+        }
+        url
+    }
+
+    fn parse(text: &str) -> Option<PublicUrl> {
+        let url = Url::parse(text).ok()?;
+        let bare = url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+        let fits = matches!(url.scheme(), "http" | "https") && url.has_host() && bare && url.password().is_none();
+        fits.then(|| PublicUrl(text.trim_end_matches('/').to_owned()))
+    }
+
+    /// Without a slash at the end.
+    pub fn into_text(self) -> String {
+        self.0
+    }
+
+    /// Why no account in production may stand behind the `PUBLIC_URL` of `env`, if that can be read at all: its callbacks would
+    /// pass the Internet in clear, or not arrive.
+    pub fn unfit(env: &mut Env) -> Option<String> {
+        let public = PublicUrl::parse(&env.optional("PUBLIC_URL")?)?;
+        let url = Url::parse(&public.0).ok()?;
+        let wrong = match (url.scheme(), url.host_str()) {
+            (_, Some(host)) if is_private(host) => "names a host that gateways do not reach",
+            ("https", _) => return None,
+            _ => "is plain http, and callbacks would come in clear",
+        };
+        Some(format!(
+            "cannot have callbacks at {}, which {wrong}; set PUBLIC_URL to the public https address",
+            public.0
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::RedisConfig;
+    use crate::config::{AmqpConfig, DatabaseConfig};
+
+    /// Whether the three addresses, and nothing else, let a start go on; what is said otherwise.
+    fn started(database: &str, amqp: &str, redis: &str, allowed: &str) -> Result<(), String> {
+        let mut env = Env::of([
+            ("DATABASE_URL", database),
+            ("AMQP_URL", amqp),
+            ("REDIS_URL", redis),
+            ("ALLOW_PLAINTEXT", allowed),
+        ]);
+        let read = DatabaseConfig::from_env(&mut env, 1).is_some()
+            & AmqpConfig::from_env(&mut env).is_some()
+            & RedisConfig::from_env(&mut env).is_some();
+        let finished = env.finish().map_err(|faults| faults.to_string());
+        assert_eq!(read, finished.is_ok());
+        finished
+    }
+
+    const LOCAL: [&str; 3] =
+        ["postgres://u:hidden@127.0.0.1/d", "amqp://u:hidden@localhost/v", "redis://:hidden@[::1]/0"];
+
+    #[test]
+    fn every_plaintext_address_of_another_host_is_named_at_once() {
+        let [database, amqp, redis] = [
+            "postgres://u:hidden@db.internal/d",
+            "amqp://u:hidden@mq-1/v,amqps://u:hidden@mq-2/v",
+            "redis://:hidden@10.0.0.3/0",
+        ];
+        let text = started(database, amqp, redis, "").unwrap_err();
+        for wrong in [
+            "DATABASE_URL: passwords and data would go to db.internal",
+            "AMQP_URL: passwords and data would go to mq-1 without",
+            "REDIS_URL: passwords and data would go to 10.0.0.3",
+            "sslmode=verify-full",
+            "amqps://",
+            "rediss://",
+            "ALLOW_PLAINTEXT=1",
+        ] {
+            assert!(text.contains(wrong), "{wrong}: {text}");
+        }
+        assert!(!text.contains("hidden"), "{text}");
+        started(database, amqp, redis, "1").unwrap();
+        let mut env = Env::of([("DATABASE_URL", database), ("ALLOW_PLAINTEXT", "1")]);
+        assert!(DatabaseConfig::from_env(&mut env, 1).is_some());
+        assert!(env.warnings[0].contains("DATABASE_URL: passwords and data go to db.internal"), "{:?}", env.warnings);
+        assert_eq!(started(database, amqp, redis, "0").unwrap_err(), text);
+        let wrong = started(database, amqp, redis, "yes").unwrap_err();
+        assert_eq!(wrong.matches("ALLOW_PLAINTEXT: it is neither").count(), 1, "{wrong}");
+    }
+
+    #[test]
+    fn postgres_is_verified_whole_or_stays_on_this_machine() {
+        let [_, amqp, redis] = LOCAL;
+        for clear in [
+            "postgres://u@h/d",
+            "postgres://u@h/d?sslmode=disable",
+            "postgres://u@h/d?sslmode=prefer",
+            "postgres://u@h/d?sslmode=require",
+            "postgres://u@h/d?sslmode=verify-ca",
+            "postgres://u@[2001:db8::1]/d",
+            // The host of the parameter counts, not the one that is read first.
+            "postgres://u@127.0.0.1/d?host=db.example.com",
+            "postgres://u@127.0.0.1/d?hostaddr=192.0.2.1",
+            "postgres://u@127.0.0.1.example.com/d",
+            "postgres://u@localhost.example.com/d",
+        ] {
+            assert!(started(clear, amqp, redis, "").is_err(), "{clear}");
+        }
+        for fine in [
+            "postgres://u@h/d?sslmode=verify-full",
+            "postgres://u@127.0.0.5/d",
+            "postgres://u@localhost/d?sslmode=disable",
+            "postgres://u@[::1]/d",
+            "postgres://u@%2Fvar%2Frun%2Fpostgresql/d",
+            "postgres:///d?host=/var/run/postgresql",
+        ] {
+            started(fine, amqp, redis, "").unwrap_or_else(|text| panic!("{fine}: {text}"));
+        }
+    }
+
+    #[test]
+    fn broker_and_redis_are_encrypted_or_on_this_machine() {
+        let [database, amqp, redis] = LOCAL;
+        for clear in
+            ["amqp://u:p@h/v", "amqp://u:p@[2001:db8::1]/v", "amqps://u:p@a/v,amqp://u:p@b/v", "amqp://u:p@0.0.0.0/v"]
+        {
+            assert!(started(database, clear, redis, "").is_err(), "{clear}");
+        }
+        for fine in ["amqps://u:p@h/v", "amqp://u:p@[::1]/v", "amqp://u:p@127.0.0.1/v,amqp://u:p@localhost:5673/v"] {
+            started(database, fine, redis, "").unwrap_or_else(|text| panic!("{fine}: {text}"));
+        }
+        for clear in ["redis://:p@h/0", "redis://u:p@192.168.0.1:6379/0"] {
+            assert!(started(database, amqp, clear, "").is_err(), "{clear}");
+        }
+        for fine in ["rediss://:p@h/0", "redis://127.0.0.1/0"] {
+            started(database, amqp, fine, "").unwrap_or_else(|text| panic!("{fine}: {text}"));
+        }
+    }
+
+    #[test]
+    fn production_stands_behind_a_public_https_address_only() {
+        let unfit = |url: &str| PublicUrl::unfit(&mut Env::of([("PUBLIC_URL", url)]));
+        for url in ["https://pay.example.com", "https://203.0.113.7/pay", "https://[2001:db8::1]"] {
+            assert_eq!(unfit(url), None, "{url}");
+        }
+        assert!(unfit("http://pay.example.com").unwrap().contains("is plain http"));
+        for host in [
+            "127.0.0.1",
+            "localhost",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.0.1",
+            "100.64.0.1",
+            "0.0.0.0",
+            "[::1]",
+            "[fd00::1]",
+            "[fe80::1]",
+            "[::ffff:10.0.0.1]",
+            "pay",
+            "pay.local",
+            "pay.internal",
+            "PAY.INTERNAL.",
+            "a.localhost",
+        ] {
+            for scheme in ["http", "https"] {
+                let wrong = unfit(&format!("{scheme}://{host}:8080/base")).unwrap_or_default();
+                assert!(wrong.contains("do not reach") && wrong.contains("; set PUBLIC_URL"), "{host}: {wrong}");
+            }
+        }
+        for none in ["ftp://h", "https://h?a", "https://u:p@h", "h"] {
+            let mut env = Env::of([("PUBLIC_URL", none)]);
+            assert!(PublicUrl::from_env(&mut env).is_none() && PublicUrl::unfit(&mut env).is_none(), "{none}");
+        }
+    }
+}
