@@ -1,7 +1,8 @@
 //! Who asks: a JWT bearer whose key we hold. The algorithm belongs to the key, never to the token.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::AUTHORIZATION;
@@ -11,12 +12,14 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, get_current_timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use serde_json::Number;
+use serde_json::error::Category;
 use shared::db::unplaced::NO_USER;
 use shared::domain::UserId;
-use tracing::Span;
+use tracing::{Span, info};
 
 use crate::problem::ApiError;
 use crate::state::App;
@@ -27,17 +30,28 @@ pub const ADMIN: &str = "payments:admin";
 /// How far the clocks of issuer and service may differ.
 const LEEWAY_S: u64 = 30;
 
+/// How long a bearer token may live from its `iat`, where nothing else is set.
+pub(crate) const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// The same for a token that opens more than the user's own orders and payments.
+const MAX_SCOPED_AGE: Duration = Duration::from_secs(3600);
+/// Words of a scope that open nothing beyond that.
+const OWN: [&str; 3] = ["", "orders", "payments"];
+
 /// Checks bearer tokens with the keys that it was given.
 pub struct Authenticator {
-    keys: Vec<Key>,
+    keys: RwLock<Vec<Key>>,
+    max_age: Duration,
 }
 
-struct Key {
-    /// `None`: the shared secret, which has no name.
+/// One key that signs bearer tokens.
+pub struct Key {
+    /// `None`: a shared secret, which has no name.
     kid: Option<String>,
     key: DecodingKey,
     /// For exactly one algorithm.
     validation: Validation,
+    /// Until when it counts, in seconds since 1970; `None`: no end.
+    until: Option<u64>,
 }
 
 /// What every token must claim.
@@ -52,9 +66,30 @@ pub struct Claimed {
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
+    exp: Number,
+    #[serde(default)]
+    iat: Option<Number>,
     /// Words with blanks between them (RFC 8693, section 4.2).
     #[serde(default)]
     scope: Option<String>,
+}
+
+/// A token that is not taken, and why, where its signature is good: that is worth a line in the log, and no answer says it.
+pub(crate) struct Refused {
+    error: ApiError,
+    reason: Option<String>,
+}
+
+impl Refused {
+    fn because(reason: impl Into<String>) -> Refused {
+        Refused { error: ApiError::TokenInvalid, reason: Some(reason.into()) }
+    }
+}
+
+impl From<ApiError> for Refused {
+    fn from(error: ApiError) -> Refused {
+        Refused { error, reason: None }
+    }
 }
 
 /// Who asks, and what he may do beyond looking after his own.
@@ -69,69 +104,155 @@ pub struct Caller {
 impl Authenticator {
     /// An authenticator without keys: it refuses everybody.
     pub fn new() -> Authenticator {
-        Authenticator { keys: Vec::new() }
+        Authenticator { keys: RwLock::default(), max_age: MAX_AGE }
     }
 
     /// Takes tokens signed with HS256 and this secret.
-    pub fn with_secret(mut self, secret: &SecretString, claimed: &Claimed) -> Authenticator {
-        let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
-        self.keys.push(Key { kid: None, key, validation: validation(Algorithm::HS256, claimed) });
-        self
+    pub fn with_secret(self, secret: &SecretString, claimed: &Claimed) -> Authenticator {
+        self.with_keys(vec![Key::of_secret(secret, claimed, None)])
     }
 
-    /// Takes tokens signed by the keys of a JWKS (RFC 7517): RSA for RS256, P-256 for ES256, each by its `kid`.
+    /// Takes tokens signed by the keys of a JWKS, see [`Key::of_jwks`].
     ///
     /// # Errors
     /// What is wrong with the set, one sentence for each key.
-    pub fn with_jwks(mut self, text: &str, claimed: &Claimed) -> Result<Authenticator, Vec<String>> {
-        let set: JwkSet = serde_json::from_str(text).map_err(|error| vec![format!("it is not a JWKS: {error}")])?;
-        let signing = |jwk: &&Jwk| jwk.common.public_key_use != Some(PublicKeyUse::Encryption);
-        let mut faults = Vec::new();
-        let mut kids = HashSet::new();
-        for (n, jwk) in set.keys.iter().filter(signing).enumerate() {
-            let name = jwk.common.key_id.clone().unwrap_or_else(|| format!("number {}", n + 1));
-            match jwks_key(jwk, claimed) {
-                Ok(key) if kids.insert(key.kid.clone()) => self.keys.push(key),
-                Ok(_) => faults.push(format!("key {name}: the kid comes twice")),
-                Err(wrong) => faults.push(format!("key {name}: {wrong}")),
-            }
-        }
-        if kids.is_empty() && faults.is_empty() {
-            faults.push("it holds no key for signatures".to_owned());
-        }
-        if faults.is_empty() { Ok(self) } else { Err(faults) }
+    pub fn with_jwks(self, text: &str, claimed: &Claimed) -> Result<Authenticator, Vec<String>> {
+        Ok(self.with_keys(Key::of_jwks(text, claimed)?))
     }
 
-    /// The caller whom a token names.
+    /// Takes tokens signed by these keys as well.
+    #[must_use]
+    pub fn with_keys(mut self, keys: Vec<Key>) -> Authenticator {
+        self.keys.get_mut().unwrap_or_else(PoisonError::into_inner).extend(keys);
+        self
+    }
+
+    /// Takes no token that lives longer than this from its `iat`.
+    #[must_use]
+    pub fn with_max_age(self, max_age: Duration) -> Authenticator {
+        Authenticator { max_age, ..self }
+    }
+
+    /// From now on these keys count, and no others.
+    pub fn put(&self, keys: Vec<Key>) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    /// The caller whom a token names. A refusal that the key's holder can mend is logged with its reason.
     ///
     /// # Errors
     /// [`ApiError::TokenInvalid`], [`ApiError::TokenExpired`].
     pub fn caller(&self, token: &str) -> Result<Caller, ApiError> {
-        let header = decode_header(token).map_err(refusal)?;
-        let key = self.choose(header.alg, header.kid.as_deref()).ok_or(ApiError::TokenInvalid)?;
-        let claims = decode::<Claims>(token, &key.key, &key.validation).map_err(refusal)?.claims;
-        let user = UserId::parse(claims.sub).map_err(|_| ApiError::TokenInvalid)?;
-        // The user of unplaced orders: no buyer placed them.
-        if user.as_str() == NO_USER {
-            return Err(ApiError::TokenInvalid);
-        }
-        let is_admin = claims.scope.is_some_and(|scope| scope.split(' ').any(|word| word == ADMIN));
-        Ok(Caller { user, is_admin })
+        self.judge(token).map_err(|Refused { error, reason }| {
+            if let Some(reason) = reason {
+                info!(reason, "A token with a good signature was refused: {reason}");
+            }
+            error
+        })
     }
 
-    /// The key by name and algorithm; a token without a name is matched when only one key has its algorithm.
-    fn choose(&self, algorithm: Algorithm, kid: Option<&str>) -> Option<&Key> {
-        let mut able = self.keys.iter().filter(|key| key.validation.algorithms.contains(&algorithm));
-        match kid {
-            Some(kid) => able.find(|key| key.kid.is_none() || key.kid.as_deref() == Some(kid)),
-            None => able.next().filter(|_| able.next().is_none()),
+    fn judge(&self, token: &str) -> Result<Caller, Refused> {
+        let header = decode_header(token).map_err(refusal)?;
+        let now = get_current_timestamp();
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        for key in choose(&keys, header.alg, header.kid.as_deref(), now) {
+            match decode::<Claims>(token, &key.key, &key.validation) {
+                Ok(_) if header.crit.is_some() => {
+                    return Err(Refused::because("its header has `crit`, and this service knows no extension"));
+                }
+                Ok(token) => return self.accept(token.claims, now),
+                // The secret of before, or of today, may have signed it.
+                Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
+                Err(error) => return Err(refusal(error).into()),
+            }
+        }
+        Err(ApiError::TokenInvalid.into())
+    }
+
+    /// What a token whose signature is good may do, if it is one that this service takes.
+    fn accept(&self, claims: Claims, now: u64) -> Result<Caller, Refused> {
+        let user = UserId::parse(claims.sub).map_err(|_| Refused::because("its sub is no user id"))?;
+        // The user of unplaced orders: no buyer placed them.
+        if user.as_str() == NO_USER {
+            return Err(Refused::because("its sub is the user of unplaced orders"));
+        }
+        let scope = claims.scope.unwrap_or_default();
+        let is_own = scope.split(' ').all(|word| OWN.contains(&word));
+        let most = if is_own { self.max_age } else { self.max_age.min(MAX_SCOPED_AGE) }.as_secs();
+        let issued = claims.iat.as_ref().and_then(seconds).ok_or_else(|| Refused::because("it has no iat"))?;
+        let ends = seconds(&claims.exp).ok_or_else(|| Refused::because("its exp is no time"))?;
+        if issued > now.saturating_add(LEEWAY_S) {
+            return Err(Refused::because("its iat is in the future"));
+        }
+        let age = ends.saturating_sub(issued);
+        if age > most {
+            return Err(Refused::because(format!("it lives {age} s from its iat, and {most} s are the most")));
+        }
+        Ok(Caller { user, is_admin: scope.split(' ').any(|word| word == ADMIN) })
+    }
+}
+
+/// The keys by name and algorithm. A token without a name is matched by shared secrets, and by a named key only where no other
+/// has its algorithm.
+fn choose<'k>(keys: &'k [Key], algorithm: Algorithm, kid: Option<&str>, now: u64) -> Vec<&'k Key> {
+    let counts = |key: &&Key| key.until.is_none_or(|until| now < until);
+    let able = keys.iter().filter(|key| key.validation.algorithms.contains(&algorithm)).filter(counts);
+    match kid {
+        Some(kid) => able.filter(|key| key.kid.as_deref().is_none_or(|known| known == kid)).collect(),
+        None => {
+            let able: Vec<&Key> = able.collect();
+            let is_clear = able.len() == 1 || able.iter().all(|key| key.kid.is_none());
+            if is_clear { able } else { Vec::new() }
         }
     }
+}
+
+/// A `NumericDate` (RFC 7519, section 2) in whole seconds; one before 1970 is none.
+fn seconds(at: &Number) -> Option<u64> {
+    at.as_u64().or_else(|| at.as_f64().filter(|at| (0.0..1e15).contains(at)).map(|at| at as u64))
 }
 
 impl Default for Authenticator {
     fn default() -> Authenticator {
         Authenticator::new()
+    }
+}
+
+impl Key {
+    /// The key of tokens signed with HS256 and this secret.
+    pub fn of_secret(secret: &SecretString, claimed: &Claimed, until: Option<u64>) -> Key {
+        let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
+        Key { kid: None, key, validation: validation(Algorithm::HS256, claimed), until }
+    }
+
+    /// The keys of a JWKS (RFC 7517): RSA for RS256, P-256 for ES256, each by its `kid`.
+    ///
+    /// # Errors
+    /// What is wrong with the set, one sentence for each key.
+    pub fn of_jwks(text: &str, claimed: &Claimed) -> Result<Vec<Key>, Vec<String>> {
+        let set: JwkSet = serde_json::from_str(text).map_err(|error| vec![not_a_jwks(&error)])?;
+        let signing = |jwk: &&Jwk| jwk.common.public_key_use != Some(PublicKeyUse::Encryption);
+        let (mut keys, mut faults, mut kids) = (Vec::new(), Vec::new(), HashSet::new());
+        for (n, jwk) in set.keys.iter().filter(signing).enumerate() {
+            let name = jwk.common.key_id.clone().unwrap_or_else(|| format!("number {}", n + 1));
+            match jwks_key(jwk, claimed) {
+                Ok(key) if kids.insert(key.kid.clone()) => keys.push(key),
+                Ok(_) => faults.push(format!("key {name}: the kid comes twice")),
+                Err(wrong) => faults.push(format!("key {name}: {wrong}")),
+            }
+        }
+        if keys.is_empty() && faults.is_empty() {
+            faults.push("it holds no key for signatures".to_owned());
+        }
+        if faults.is_empty() { Ok(keys) } else { Err(faults) }
+    }
+}
+
+/// The library's words for a value of the wrong type repeat the value, and the file may hold a secret by mistake.
+fn not_a_jwks(error: &serde_json::Error) -> String {
+    match error.classify() {
+        Category::Data => format!("it is not a JWKS: see line {}, column {}", error.line(), error.column()),
+        Category::Io | Category::Syntax | Category::Eof => format!("it is not a JWKS: {error}"),
     }
 }
 
@@ -149,7 +270,7 @@ fn jwks_key(jwk: &Jwk, claimed: &Claimed) -> Result<Key, String> {
         return Err("its alg is neither RS256 nor ES256, or does not fit the key".to_owned());
     }
     let key = DecodingKey::from_jwk(jwk).map_err(|error| error.to_string())?;
-    Ok(Key { kid: Some(kid), key, validation: validation(algorithm.0, claimed) })
+    Ok(Key { kid: Some(kid), key, validation: validation(algorithm.0, claimed), until: None })
 }
 
 /// One algorithm, and claims that must be there: the library lets a token without `aud` or `iss` pass otherwise.
@@ -233,7 +354,7 @@ pub async fn deny_by_default(State(app): State<Arc<App>>, request: Request, next
 
 /// The caller, if the request brings a token that is good.
 pub fn identify(headers: &HeaderMap, app: &App) -> Option<Caller> {
-    app.authenticator.caller(bearer(headers)?.ok()?).ok()
+    app.authenticator.judge(bearer(headers)?.ok()?).ok()
 }
 
 fn caller(headers: &HeaderMap, extensions: &Extensions, app: &App) -> Result<Caller, ApiError> {

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use secrecy::{ExposeSecret, SecretString};
 use shared::config::{Env, PublicUrl};
 use shared::domain::PaymentMethod;
 use shared::file_mode;
@@ -11,9 +10,7 @@ use shared::seal::SealKeys;
 use tracing::warn;
 use url::{Origin, Url};
 
-use crate::auth::{Authenticator, Claimed};
 use crate::callers::{self, Callers, network};
-use crate::view_token::ViewTokens;
 
 /// Where the process listens.
 #[derive(Debug, Clone, Copy)]
@@ -131,50 +128,6 @@ impl Settings {
     }
 }
 
-/// Reads who may ask: `JWT_HS256_SECRET` (at least 32 bytes) and `JWT_JWKS_FILE` (a path), at least one of them;
-/// `JWT_ISSUER` (default `payment`) and `JWT_AUDIENCE` (default `payment-api`), which every token must claim.
-pub fn authenticator(env: &mut Env) -> Option<Authenticator> {
-    let claimed = Claimed {
-        issuer: env.optional("JWT_ISSUER").unwrap_or_else(|| "payment".to_owned()),
-        audience: env.optional("JWT_AUDIENCE").unwrap_or_else(|| "payment-api".to_owned()),
-    };
-    let secret = env.optional_secret("JWT_HS256_SECRET", 32, SECRET_HINT);
-    let jwks = env.optional("JWT_JWKS_FILE");
-    if env.optional("JWT_HS256_SECRET").is_none() && jwks.is_none() {
-        env.fault("JWT_HS256_SECRET", "neither it nor JWT_JWKS_FILE is set", "set at least one of the two");
-        return None;
-    }
-    let mut authenticator = Authenticator::new();
-    if let Some(secret) = &secret {
-        authenticator = authenticator.with_secret(secret, &claimed);
-    }
-    if jwks.is_none() {
-        return Some(authenticator);
-    }
-    let hint = "name a file that holds a JWKS of public keys";
-    let path = env.file("JWT_JWKS_FILE", hint)?;
-    let text = std::fs::read_to_string(path).map_err(|error| vec![error.to_string()]);
-    match text.and_then(|text| authenticator.with_jwks(&text, &claimed)) {
-        Ok(authenticator) => Some(authenticator),
-        Err(wrong) => {
-            wrong.into_iter().for_each(|wrong| env.fault("JWT_JWKS_FILE", wrong, hint));
-            None
-        }
-    }
-}
-
-const SECRET_HINT: &str = "make one with `openssl rand -hex 32`";
-
-/// Reads `VIEW_TOKEN_SECRET` (required, at least 32 bytes), which signs view tokens and nothing else.
-pub fn view_tokens(env: &mut Env) -> Option<ViewTokens> {
-    let secret: SecretString = env.secret("VIEW_TOKEN_SECRET", 32, SECRET_HINT)?;
-    if env.optional("JWT_HS256_SECRET").is_some_and(|other| other == secret.expose_secret()) {
-        env.fault("VIEW_TOKEN_SECRET", "it is the same as JWT_HS256_SECRET", SECRET_HINT);
-        return None;
-    }
-    Some(ViewTokens::new(&secret))
-}
-
 /// Reads `SEAL_KEY` and `PREVIOUS_SEAL_KEY`, see [`SealKeys::from_env`], and warns where there is none.
 pub fn seal_keys(env: &mut Env) -> Option<Option<SealKeys>> {
     let keys = SealKeys::from_env(env)?;
@@ -254,6 +207,7 @@ fn number(env: &mut Env, name: &'static str, default: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::token_keys::TokenKeys;
 
     #[test]
     fn every_fault_is_named_at_once() {
@@ -269,8 +223,7 @@ mod tests {
         ]);
         assert!(Listen::from_env(&mut env).is_none());
         assert!(Settings::from_env(&mut env).is_none());
-        assert!(authenticator(&mut env).is_some(), "goes on with what it has");
-        assert!(view_tokens(&mut env).is_none());
+        assert!(TokenKeys::from_env(&mut env).is_none());
         let text = env.finish().unwrap_err().to_string();
         assert!(!text.contains("hidden"), "{text}");
         insta::assert_snapshot!(text);
@@ -295,7 +248,7 @@ mod tests {
     fn one_secret_for_both_kinds_of_token_is_a_fault() {
         let secret = "0123456789abcdef0123456789abcdef";
         let mut env = Env::of([("JWT_HS256_SECRET", secret), ("VIEW_TOKEN_SECRET", secret)]);
-        assert!(view_tokens(&mut env).is_none());
+        assert!(TokenKeys::from_env(&mut env).is_none());
         assert!(!env.finish().unwrap_err().to_string().contains(secret));
     }
 }

@@ -33,6 +33,7 @@ pub mod routes;
 pub mod start;
 pub mod state;
 pub mod strikes;
+pub mod token_keys;
 pub mod view_token;
 pub mod writer;
 

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::callers::KnownCallers;
-use crate::config::{Listen, Settings, authenticator, seal_keys, view_tokens};
+use crate::config::{Listen, Settings, seal_keys};
 use crate::guard::is_listed;
 use crate::hints::Hints;
 use crate::hub::Hub;
@@ -29,6 +29,7 @@ use crate::intake::Intake;
 use crate::limits::Limits;
 use crate::refused_accounts::RefusedAccounts;
 use crate::state::{App, InHand};
+use crate::token_keys::TokenKeys;
 use crate::writer::OrderWriter;
 use crate::{callbacks_only, router};
 
@@ -47,6 +48,7 @@ pub struct Ready {
     app: Arc<App>,
     /// To tend their keys.
     gateways: Gateways,
+    token_keys: TokenKeys,
     publisher: Publisher,
     /// Ends the publisher; only after the last request.
     publisher_stop: CancellationToken,
@@ -68,8 +70,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
     let database = DatabaseConfig::from_env(&mut env, CONNECTIONS);
     let amqp = AmqpConfig::from_env(&mut env);
     let redis = RedisConfig::from_env(&mut env);
-    let authenticator = authenticator(&mut env);
-    let view_tokens = view_tokens(&mut env);
+    let tokens = TokenKeys::from_env(&mut env);
     let seal = seal_keys(&mut env);
     let gateways = accounts(&mut env);
 
@@ -101,6 +102,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
     let ready = || {
         broker?;
         let (settings, db, publisher, gateways) = (settings?, db?, publisher?, gateways?);
+        let (token_keys, authenticator, view_tokens) = tokens?;
         let app = App {
             writer: OrderWriter::start(db.clone()),
             intake: Intake::new(publisher.clone(), db.clone(), clock),
@@ -111,8 +113,8 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
             db,
             accounts: Arc::new(gateways.clone()),
             clock,
-            authenticator: authenticator?,
-            view_tokens: view_tokens?,
+            authenticator,
+            view_tokens,
             turns: Arc::default(),
             strikes: Default::default(),
             unknown_proxy: Default::default(),
@@ -122,8 +124,8 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
             cache: Cache::new(redis),
             settings,
         };
-        let (listen, listener, ops) = (listen?, listener?, ops?);
-        Some(Ready { app: Arc::new(app), gateways, publisher, publisher_stop, listen, listener, callbacks, ops })
+        let (app, listen, listener, ops) = (Arc::new(app), listen?, listener?, ops?);
+        Some(Ready { app, gateways, token_keys, publisher, publisher_stop, listen, listener, callbacks, ops })
     };
     match ready() {
         Some(ready) if faults.0.is_empty() => Ok(ready),
@@ -203,6 +205,8 @@ impl Ready {
         let watching = tokio::spawn(async move { hub.run(db).await });
         let (app, until) = (self.app.clone(), stop.clone());
         let callers = tokio::spawn(async move { app.callers.watch(until).await });
+        let (app, until, keys) = (self.app.clone(), stop.clone(), self.token_keys);
+        let tokens = tokio::spawn(async move { keys.watch(&app.authenticator, &app.view_tokens, until).await });
         let tending = tokio::spawn(self.gateways.tend(self.app.clock, stop.clone()));
         let checks = checks(self.app.db.clone(), self.publisher.clone());
         // Operations may look in until the very end.
@@ -219,7 +223,7 @@ impl Ready {
         self.publisher.finished().await;
         self.app.db.close().await;
         ops_stop.cancel();
-        let _ = tokio::join!(ops, watching, callers, tending);
+        let _ = tokio::join!(ops, watching, callers, tokens, tending);
         info!("Stopped");
     }
 

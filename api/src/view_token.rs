@@ -1,8 +1,10 @@
 //! View tokens: whoever holds one may read one order. For pages and streams, where a bearer token has no place.
 
 use std::fmt;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode, get_current_timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use shared::domain::OrderId;
@@ -18,9 +20,29 @@ pub const AFTER_EXPIRY: Duration = Duration::days(1);
 
 /// Makes and reads view tokens.
 pub struct ViewTokens {
-    encoding: EncodingKey,
-    decoding: DecodingKey,
+    keys: RwLock<ViewKeys>,
     validation: Validation,
+}
+
+/// The secret that signs, and those that verify.
+pub struct ViewKeys {
+    encoding: EncodingKey,
+    /// Each until its time in seconds since 1970; the one that signs has no end.
+    decoding: Vec<(DecodingKey, Option<u64>)>,
+}
+
+impl ViewKeys {
+    /// One secret for both.
+    pub fn new(secret: &SecretString) -> ViewKeys {
+        let secret = secret.expose_secret().as_bytes();
+        let decoding = vec![(DecodingKey::from_secret(secret), None)];
+        ViewKeys { encoding: EncodingKey::from_secret(secret), decoding }
+    }
+
+    /// Tokens of this secret count as well, until a time in seconds since 1970.
+    pub fn verify_until(&mut self, secret: &SecretString, until: u64) {
+        self.decoding.push((DecodingKey::from_secret(secret.expose_secret().as_bytes()), Some(until)));
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -33,16 +55,25 @@ struct Claims {
 impl ViewTokens {
     /// Tokens under `secret`.
     pub fn new(secret: &SecretString) -> ViewTokens {
-        let secret = secret.expose_secret().as_bytes();
+        ViewTokens::with_keys(ViewKeys::new(secret))
+    }
+
+    /// Tokens under these keys.
+    pub fn with_keys(keys: ViewKeys) -> ViewTokens {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_required_spec_claims(&["exp", "aud", "sub"]);
         validation.set_audience(&[AUDIENCE]);
         validation.leeway = 0;
-        ViewTokens {
-            encoding: EncodingKey::from_secret(secret),
-            decoding: DecodingKey::from_secret(secret),
-            validation,
-        }
+        ViewTokens { keys: RwLock::new(keys), validation }
+    }
+
+    /// From now on these keys count, and no others.
+    pub fn put(&self, keys: ViewKeys) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    fn keys(&self) -> RwLockReadGuard<'_, ViewKeys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A token for one order, good until a day after it expires.
@@ -52,7 +83,7 @@ impl ViewTokens {
     pub fn mint(&self, order: OrderId, expires_at: OffsetDateTime) -> Result<String, ApiError> {
         let exp = (expires_at + AFTER_EXPIRY).unix_timestamp();
         let claims = Claims { aud: AUDIENCE.to_owned(), sub: order, exp };
-        encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
+        encode(&Header::new(Algorithm::HS256), &claims, &self.keys().encoding)
             .map_err(|error| ApiError::Internal(error.into()))
     }
 
@@ -61,8 +92,15 @@ impl ViewTokens {
     /// # Errors
     /// [`ApiError::TokenInvalid`], [`ApiError::TokenExpired`].
     pub fn open(&self, token: &str) -> Result<OrderId, ApiError> {
-        let opened = decode::<Claims>(token, &self.decoding, &self.validation);
-        opened.map(|token| token.claims.sub).map_err(auth::refusal)
+        let now = get_current_timestamp();
+        for (key, _) in self.keys().decoding.iter().filter(|(_, until)| until.is_none_or(|until| now < until)) {
+            match decode::<Claims>(token, key, &self.validation) {
+                Ok(token) => return Ok(token.claims.sub),
+                Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
+                Err(error) => return Err(auth::refusal(error)),
+            }
+        }
+        Err(ApiError::TokenInvalid)
     }
 }
 

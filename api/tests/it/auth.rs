@@ -28,7 +28,7 @@ fn now() -> i64 {
 
 /// Good claims with some changed; `null` takes one away.
 fn claims(changes: Value) -> Value {
-    let mut claims = json!({ "sub": "u1", "iss": "payment", "aud": "payment-api", "exp": now() + 300 });
+    let mut claims = json!({ "sub": "u1", "iss": "payment", "aud": "payment-api", "iat": now(), "exp": now() + 300 });
     for (name, value) in changes.as_object().unwrap() {
         match value {
             Value::Null => claims.as_object_mut().unwrap().remove(name),
@@ -36,6 +36,22 @@ fn claims(changes: Value) -> Value {
         };
     }
     claims
+}
+
+/// A secret that is not ours.
+const STRANGE: &str = "another secret of thirty-two bytes";
+
+/// A token with this header and these claims, which no library would write.
+fn signed_as(header: Value, claims: &str, secret: &str) -> String {
+    signed_as_text(&header.to_string(), claims, secret)
+}
+
+fn signed_as_text(header: &str, claims: &str, secret: &str) -> String {
+    shared::telemetry::install_crypto();
+    let message = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+    let key = EncodingKey::from_secret(secret.as_bytes());
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+    format!("{message}.{signature}")
 }
 
 async fn ask(world: &World, authorization: &str) -> Answer {
@@ -76,6 +92,9 @@ async fn tokens_that_prove_nothing_are_refused(db: PgPool) {
     let public_key_as_secret = minted(&claims(json!({})), &key("wx_merchant_public.pem"));
     let view = ViewTokens::new(&VIEW_SECRET.into());
     let view = view.mint(OrderId::from_u128(1), Clock::system().now()).unwrap();
+    let good_claims = claims(json!({})).to_string();
+    let twice = |member: &str| format!("{},{member}}}", good_claims.trim_end_matches('}'));
+    let strange_jwk = json!({ "kty": "oct", "k": URL_SAFE_NO_PAD.encode(STRANGE), "alg": "HS256" });
     for (why, token) in [
         ("alg none", unsigned("none")),
         ("alg None", unsigned("None")),
@@ -92,6 +111,36 @@ async fn tokens_that_prove_nothing_are_refused(db: PgPool) {
         ("a long subject", minted(&claims(json!({ "sub": "u".repeat(33) })), SECRET)),
         ("a subject with a line end", minted(&claims(json!({ "sub": "u1\nu2" })), SECRET)),
         ("not yet", minted(&claims(json!({ "nbf": now() + 60 })), SECRET)),
+        ("an expiry far away", minted(&claims(json!({ "exp": 253_402_300_799_i64 })), SECRET)),
+        ("an expiry beyond a day", minted(&claims(json!({ "exp": now() + 86_401 })), SECRET)),
+        ("an expiry as text", minted(&claims(json!({ "exp": (now() + 300).to_string() })), SECRET)),
+        ("an expiry that is no number", minted(&claims(json!({ "exp": [now() + 300] })), SECRET)),
+        ("no time of issue", minted(&claims(json!({ "iat": null })), SECRET)),
+        ("a time of issue as text", minted(&claims(json!({ "iat": now().to_string() })), SECRET)),
+        ("a time of issue in the future", minted(&claims(json!({ "iat": now() + 90, "exp": now() + 300 })), SECRET)),
+        ("a time of issue before time", minted(&claims(json!({ "iat": -1 })), SECRET)),
+        ("an old token that is long good", minted(&claims(json!({ "iat": now() - 86_200 })), SECRET)),
+        ("a scope for two hours", minted(&claims(json!({ "scope": "payments:admin", "exp": now() + 3_601 })), SECRET)),
+        ("any scope for two hours", minted(&claims(json!({ "scope": "orders x", "exp": now() + 3_601 })), SECRET)),
+        (
+            "a critical extension",
+            signed_as(json!({ "alg": "HS256", "crit": ["exp2"], "exp2": 1 }), &good_claims, SECRET),
+        ),
+        (
+            "a key of its own by URL",
+            signed_as(json!({ "alg": "HS256", "jku": "https://a.example" }), &good_claims, STRANGE),
+        ),
+        (
+            "a certificate by URL",
+            signed_as(json!({ "alg": "HS256", "x5u": "https://a.example" }), &good_claims, STRANGE),
+        ),
+        ("a key of its own", signed_as(json!({ "alg": "HS256", "jwk": strange_jwk }), &good_claims, STRANGE)),
+        ("two algorithms", signed_as_text("{\"alg\":\"HS256\",\"alg\":\"HS256\"}", &good_claims, SECRET)),
+        ("two subjects", signed_as(json!({ "alg": "HS256" }), &twice("\"sub\":\"u2\""), SECRET)),
+        ("two expiries", signed_as(json!({ "alg": "HS256" }), &twice("\"exp\":4000000000"), SECRET)),
+        ("two times of issue", signed_as(json!({ "alg": "HS256" }), &twice("\"iat\":1"), SECRET)),
+        ("two issuers", signed_as(json!({ "alg": "HS256" }), &twice("\"iss\":\"payment\""), SECRET)),
+        ("two audiences", signed_as(json!({ "alg": "HS256" }), &twice("\"aud\":\"payment-api\""), SECRET)),
         ("a byte changed", good.replacen('.', ".A", 1)),
         ("a view token", view),
         ("a view token's claims", minted(&claims(json!({ "aud": "payment-view" })), SECRET)),
@@ -100,11 +149,31 @@ async fn tokens_that_prove_nothing_are_refused(db: PgPool) {
         ("a long thing", "a".repeat(20_000)),
     ] {
         let answer = ask_with(&world, &token).await;
+        assert_eq!(answer.status.as_u16(), 401, "{why}");
         answer.is(401, "token_invalid");
         assert_eq!(answer.header("www-authenticate"), "Bearer error=\"invalid_token\"", "{why}");
     }
     ask(&world, &format!("Basic {good}")).await.is(401, "token_invalid");
     ask(&world, &good).await.is(401, "token_invalid");
+}
+
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_token_may_live_a_day_and_an_hour_with_a_scope(db: PgPool) {
+    let world = World::new(db).await;
+    for good in [
+        json!({ "exp": now() + 86_400 }),
+        json!({ "iat": now() + 20 }),
+        json!({ "iat": now() - 86_000, "exp": now() + 300 }),
+        json!({ "scope": "orders payments", "exp": now() + 86_400 }),
+        json!({ "scope": "payments:admin", "exp": now() + 3_600 }),
+        json!({ "scope": "payments:refund", "exp": now() + 3_600 }),
+        // A NumericDate may have a fraction.
+        json!({ "iat": now() as f64 - 0.5, "exp": now() as f64 + 300.5 }),
+    ] {
+        assert_eq!(ask_with(&world, &minted(&claims(good.clone()), SECRET)).await.status.as_u16(), 200, "{good}");
+    }
+    let plain = signed_as(json!({ "alg": "HS256" }), &claims(json!({})).to_string(), SECRET);
+    assert_eq!(ask_with(&world, &plain).await.status.as_u16(), 200, "what the bad ones are made with is good");
 }
 
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]

@@ -99,7 +99,7 @@ async fn a_scope_is_a_whole_word(db: PgPool) {
         (Value::Null, 403),
         (json!(["payments:admin"]), 401),
     ] {
-        let claims = json!({ "sub": "a1", "iss": "payment", "aud": "payment-api", "exp": now + 300, "scope": scope });
+        let claims = json!({ "sub": "a1", "iss": "payment", "aud": "payment-api", "iat": now, "exp": now + 300, "scope": scope });
         let token = crate::world::minted(&claims, crate::world::SECRET);
         let request = axum::http::Request::get("/v1/admin/cases").header("authorization", format!("Bearer {token}"));
         let answer = world.send(request.body(axum::body::Body::empty()).unwrap()).await;

@@ -159,9 +159,9 @@ fn request(who: Who, method: Method, path: &str, body: Option<&Value>) -> axum::
         Who::Nobody => (None, ""),
     };
     if let Some(user) = user {
-        let expiry = Clock::system().now().unix_timestamp() + 300;
+        let now = Clock::system().now().unix_timestamp();
         let claims = json!({
-            "sub": user, "iss": "payment", "aud": "payment-api", "exp": expiry, "scope": scope,
+            "sub": user, "iss": "payment", "aud": "payment-api", "iat": now, "exp": now + 300, "scope": scope,
         });
         request = request.header("authorization", format!("Bearer {}", minted(&claims, SECRET)));
     }

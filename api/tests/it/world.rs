@@ -261,7 +261,7 @@ pub fn creation(user: &str, key: &str, body: &Value) -> Request<Body> {
 
 pub fn token(user: &str) -> String {
     let now = Clock::system().now().unix_timestamp();
-    minted(&json!({ "sub": user, "iss": "payment", "aud": "payment-api", "exp": now + 300 }), SECRET)
+    minted(&json!({ "sub": user, "iss": "payment", "aud": "payment-api", "iat": now, "exp": now + 300 }), SECRET)
 }
 
 pub fn minted(claims: &Value, secret: &str) -> String {
@@ -272,7 +272,8 @@ pub fn minted(claims: &Value, secret: &str) -> String {
 /// A good token of this user with these words as its scope.
 pub fn minted_for(user: &str, scope: &str) -> String {
     let now = Clock::system().now().unix_timestamp();
-    let claims = json!({ "sub": user, "iss": "payment", "aud": "payment-api", "exp": now + 300, "scope": scope });
+    let claims =
+        json!({ "sub": user, "iss": "payment", "aud": "payment-api", "iat": now, "exp": now + 300, "scope": scope });
     minted(&claims, SECRET)
 }
 
