@@ -116,6 +116,13 @@ pub struct Env {
     warnings: Vec<String>,
 }
 
+/// Whatever becomes of the start, what is no fault is said once.
+impl Drop for Env {
+    fn drop(&mut self) {
+        self.warnings.iter().for_each(|warning| network::warned(warning));
+    }
+}
+
 /// Why a variable that is set has no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unusable {
@@ -228,9 +235,8 @@ impl Env {
     }
 
     /// The faults so far, for a start that goes on looking.
-    pub fn into_faults(self) -> ConfigFaults {
-        self.warnings.iter().for_each(|warning| network::warned(warning));
-        self.faults
+    pub fn into_faults(mut self) -> ConfigFaults {
+        std::mem::take(&mut self.faults)
     }
 
     /// # Errors

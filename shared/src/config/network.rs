@@ -141,6 +141,8 @@ impl PublicUrl {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
     use crate::cache::RedisConfig;
     use crate::config::{AmqpConfig, DatabaseConfig};
@@ -191,6 +193,40 @@ mod tests {
         assert_eq!(started(database, amqp, redis, "0").unwrap_err(), text);
         let wrong = started(database, amqp, redis, "yes").unwrap_err();
         assert_eq!(wrong.matches("ALLOW_PLAINTEXT: it is neither").count(), 1, "{wrong}");
+    }
+
+    /// What is written to the log.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_was_allowed_is_said_at_each_start_even_where_nothing_is_wrong() {
+        for finished in [true, false] {
+            let log = Log::default();
+            let writer = log.clone();
+            let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+            tracing::subscriber::with_default(subscriber, || {
+                let mut env = Env::of([("AMQP_URL", "amqp://u:hidden@mq/v"), ("ALLOW_PLAINTEXT", "1")]);
+                assert!(AmqpConfig::from_env(&mut env).is_some());
+                if finished {
+                    env.finish().unwrap();
+                }
+            });
+            let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            assert_eq!(text.matches("AMQP_URL: passwords and data go to mq").count(), 1, "{text}");
+            assert!(!text.contains("hidden"), "{text}");
+        }
     }
 
     #[test]
