@@ -38,6 +38,8 @@ mod return_page;
 pub use return_page::ORDER_NO as RETURN_ORDER_NO;
 pub mod sign;
 #[cfg(test)]
+mod split_tests;
+#[cfg(test)]
 mod tests;
 mod trust;
 

@@ -11,6 +11,26 @@ use std::borrow::Cow;
 /// Far more fields than any callback has.
 const MAX_FIELDS: usize = 256;
 
+/// The fields that decide what a notice or a return says, and about whom. A field that we begin to read is added here;
+/// a test compares this list with the code.
+pub(super) const DECIDING: [&str; 15] = [
+    "alipay_cert_sn",
+    "app_id",
+    "gmt_payment",
+    "method",
+    "notify_id",
+    "notify_time",
+    "notify_type",
+    "out_biz_no",
+    "out_trade_no",
+    "refund_fee",
+    "seller_id",
+    "timestamp",
+    "total_amount",
+    "trade_no",
+    "trade_status",
+];
+
 /// What a request's signature covers: every parameter with a value but `sign`, sorted by name, `name=value` joined by
 /// `&`, values as they are before URL encoding. `sign_type` is covered here, and not in a callback.
 pub fn string_to_sign<'a>(params: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
@@ -78,6 +98,31 @@ impl<'a> Form<'a> {
         self.fields.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))
     }
 
+    /// Refuses a form that may be another form with the same signature. The signed text joins decoded fields by `&`, so
+    /// `a=1%26b%3D2` and `a=1&b=2` are one text. A field that decides something must not hide in another one: neither in
+    /// a name, nor in a value, nor may its own value hold the next field. Free text (`subject`, `passback_params`) may
+    /// hold `&` and even `name=`, as long as it names no deciding field.
+    fn check_unambiguous(&self) -> Result<(), CallbackError> {
+        const HIDDEN: CallbackError = CallbackError::Malformed("a field may hide another field");
+        for (name, value) in self.fields() {
+            if name.iter().any(|byte| matches!(byte, b'&' | b'=')) {
+                return Err(HIDDEN);
+            }
+            let mut parts = value.split(|byte| *byte == b'&').skip(1).peekable();
+            if parts.peek().is_some() && is_deciding(name) {
+                return Err(HIDDEN);
+            }
+            let names_one = |part: &[u8]| {
+                let end = part.iter().position(|byte| *byte == b'=');
+                end.is_some_and(|end| is_deciding(&part[..end]))
+            };
+            if parts.any(names_one) {
+                return Err(HIDDEN);
+            }
+        }
+        Ok(())
+    }
+
     /// What a callback's signature covers: all fields but `sign` and `sign_type`, sorted by name.
     pub fn string_to_verify(&self, empty: EmptyValues) -> Vec<u8> {
         let mut covered: Vec<_> = self
@@ -119,6 +164,10 @@ pub enum EmptyValues {
     Dropped,
 }
 
+fn is_deciding(name: &[u8]) -> bool {
+    DECIDING.iter().any(|known| known.as_bytes() == name)
+}
+
 fn decode_once(raw: &[u8]) -> Cow<'_, [u8]> {
     if !raw.iter().any(|byte| matches!(byte, b'+' | b'%')) {
         return Cow::Borrowed(raw);
@@ -148,8 +197,9 @@ fn hex(digit: u8) -> Option<u8> {
 /// Checks a callback's form with Alipay's public key.
 ///
 /// # Errors
-/// [`CallbackError::Malformed`] without a signature, [`CallbackError::BadSignature`].
+/// [`CallbackError::Malformed`] without a signature, or where a field may hide another one; [`CallbackError::BadSignature`].
 pub fn verify_callback(key: &VerifyingKey, form: &Form<'_>) -> Result<(), CallbackError> {
+    form.check_unambiguous()?;
     let sign = form.get("sign").ok_or(CallbackError::Malformed("no sign"))?;
     // Pinned: the message may not choose a weaker algorithm for itself.
     match form.get("sign_type") {
