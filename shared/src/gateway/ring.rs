@@ -107,6 +107,11 @@ impl KeyRing {
         self.keys.push(named);
     }
 
+    /// Whether it holds no key at all. A ring whose keys have all expired is not empty.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     /// The key of that exact name, whatever its time.
     pub fn get(&self, serial: &str) -> Option<&VerifyingKey> {
         self.named(serial).map(|named| &named.key)

@@ -44,8 +44,14 @@ pub enum CertificatesError {
     /// The certificate has another serial number than the list says.
     #[error("a certificate has another serial number than the list says")]
     Serial,
-    /// The answer is signed neither by a key that is known nor by a certificate that it brings.
-    #[error("the answer is signed neither by a known key nor by its own certificates")]
+    /// There is no key yet, and none of the certificates that the answer brings has signed it.
+    #[error("none of the certificates that the answer brings has signed it")]
+    OwnSignature(#[source] CallbackError),
+    /// There are keys, and none of them has signed the answer.
+    #[error(
+        "the answer is not signed by a key that we hold; compare with the merchant platform and add WeChat Pay's public \
+         key or its current certificate to verify_keys"
+    )]
     Signature(#[source] CallbackError),
 }
 
@@ -66,8 +72,9 @@ struct Entry<'a> {
     encrypt_certificate: Sealed<'a>,
 }
 
-/// Opens an answer. The APIv3 key authenticates each certificate; a key in `known`, which is empty before the first answer,
-/// or a certificate that the answer brings must have signed it.
+/// Opens an answer. The APIv3 key authenticates each certificate, but every process holds that key, so it must not make a
+/// key for checking signatures. A key in `known` must have signed the answer. Only when `known` is empty, before the first
+/// answer, may a certificate that the answer brings have signed it.
 ///
 /// # Errors
 /// See [`CertificatesError`].
@@ -79,19 +86,20 @@ pub fn open_list<'h>(
     now: OffsetDateTime,
 ) -> Result<Vec<PlatformCertificate>, CertificatesError> {
     let list: List<'_> = serde_json::from_slice(body).map_err(|_| CertificatesError::Shape)?;
-    let mut ring = known.clone();
     let mut certificates = Vec::with_capacity(list.data.len());
     for entry in &list.data {
         let Certificate { serial, key, .. } = open_entry(apiv3_key, entry)?;
         let (effective_at, expires_at) = (entry.effective_time, entry.expire_time);
-        let certificate = PlatformCertificate { serial, key, effective_at, expires_at };
-        // The times in the list are the signature's word, so they do not bound who may have made it.
-        if ring.get(&certificate.serial).is_none() {
-            ring.insert(certificate.serial.clone(), certificate.key.clone());
-        }
-        certificates.push(certificate);
+        certificates.push(PlatformCertificate { serial, key, effective_at, expires_at });
     }
-    sign::verify(&ring, header, body, Some(now)).map_err(CertificatesError::Signature)?;
+    if known.is_empty() {
+        // The signature covers the times in the list, so they do not bound which key made it.
+        let mut brought = KeyRing::default();
+        certificates.iter().for_each(|certificate| brought.insert(certificate.serial.clone(), certificate.key.clone()));
+        sign::verify(&brought, header, body, Some(now)).map_err(CertificatesError::OwnSignature)?;
+    } else {
+        sign::verify(known, header, body, Some(now)).map_err(CertificatesError::Signature)?;
+    }
     Ok(certificates)
 }
 

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Wechat;
 use super::cert::{CertificatesError, PlatformCertificate, open_list};
@@ -121,8 +121,16 @@ impl Wechat {
         }
         let serials = brought.iter().map(|certificate| certificate.serial.clone()).collect::<Vec<_>>().join(", ");
         let new = self.keys.fetched.merge(brought, now);
+        let account = self.account();
+        if ring.is_empty() {
+            warn!(
+                %account,
+                serials,
+                "The first list of WeChat Pay's certificates for {account} is proved by itself and by the APIv3 key alone. \
+                 Compare the serials with the merchant platform, and add one of these certificates to verify_keys"
+            );
+        }
         if new > 0 {
-            let account = self.account();
             info!(%account, serials, "WeChat Pay has {new} new platform certificates for {account}");
         }
         Ok(KeyNews::Fetched { new })

@@ -130,6 +130,50 @@ async fn the_first_list_needs_no_key_and_brings_old_and_new_at_once() {
     verdict(&wechat, &OLD, NOW).unwrap();
 }
 
+/// Every process holds the APIv3 key, so it must not suffice to make a key that callbacks are checked with.
+#[tokio::test]
+async fn a_list_that_its_own_new_certificate_signed_is_refused_where_a_key_is_known() {
+    let server = Server::start(by(&OLD, &list(&[OLD]))).await;
+    let certified = keyless(&server.url);
+    certified.refresh_keys(NOW).await.unwrap();
+    server.reply(by(&NEW, &list(&[NEW])));
+    for wechat in [certified, account(&server.url)] {
+        for brought in [list(&[NEW]), list(&[OLD, NEW])] {
+            server.reply(by(&NEW, &brought));
+            let before: Vec<_> = wechat.status();
+            let Err(GatewayError::Protocol(error)) = wechat.refresh_keys(NOW).await else { panic!("{brought}") };
+            assert!(error.contains("verify_keys"), "{error}");
+            assert_eq!(wechat.status(), before);
+            assert!(matches!(arrives(&wechat, &NEW, NOW).await, Err(CallbackError::UnknownKey { .. })));
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_old_key_signs_the_list_that_brings_the_new_one() {
+    let server = Server::start(by(&OLD, &list(&[OLD]))).await;
+    let wechat = keyless(&server.url);
+    assert_eq!(wechat.refresh_keys(NOW).await.unwrap(), KeyNews::Fetched { new: 1 });
+    server.reply(by(&OLD, &list(&[OLD, NEW])));
+    assert_eq!(wechat.refresh_keys(NOW).await.unwrap(), KeyNews::Fetched { new: 1 });
+    // From then on the new one signs.
+    server.reply(by(&NEW, &list(&[NEW])));
+    assert_eq!(wechat.refresh_keys(NOW).await.unwrap(), KeyNews::Fetched { new: 0 });
+    verdict(&wechat, &NEW, NOW).unwrap();
+}
+
+/// An expired key is a key: the way back is the operator's `verify_keys`, and not the list's own word.
+#[tokio::test]
+async fn a_list_that_signs_itself_is_refused_where_all_known_keys_have_expired() {
+    let ending = Platform { until: 2, ..OLD };
+    let server = Server::start(by(&ending, &list(&[ending]))).await;
+    let wechat = keyless(&server.url);
+    wechat.refresh_keys(NOW).await.unwrap();
+    let later = NOW + Duration::days(3);
+    server.reply(signed_by(&NEW.serial(), NEW.private, later, &list(&[NEW])));
+    assert!(wechat.refresh_keys(later).await.is_err());
+}
+
 #[tokio::test]
 async fn a_public_key_and_certificates_count_side_by_side() {
     let server = Server::start(signed(200, &list(&[OLD]))).await;
