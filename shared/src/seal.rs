@@ -116,21 +116,32 @@ impl SealKeys {
 
 /// `None` within: it is not set.
 fn key(env: &mut Env, name: &'static str) -> Option<Option<LessSafeKey>> {
+    let Some(bytes) = key_bytes(env, name)? else { return Some(None) };
+    let key = UnboundKey::new(&AES_256_GCM, &bytes).ok().map(LessSafeKey::new);
+    if key.is_none() {
+        env.fault(name, "the cryptographic library does not take it", HINT);
+        return None;
+    }
+    Some(key)
+}
+
+/// Reads a key of 32 bytes in 64 hex digits. `None` within: it is not set. `None` alone: a fault was noted.
+pub(crate) fn key_bytes(env: &mut Env, name: &'static str) -> Option<Option<[u8; 32]>> {
     let Some(text) = env.optional(name).map(SecretString::from) else { return Some(None) };
     if let Some(wrong) = weakness(text.expose_secret(), 1) {
         env.fault(name, wrong, HINT);
         return None;
     }
     let bytes = hex(text.expose_secret());
-    let key = bytes.and_then(|bytes| UnboundKey::new(&AES_256_GCM, &bytes).ok()).map(LessSafeKey::new);
-    if key.is_none() {
+    if bytes.is_none() {
         env.fault(name, "it is not 32 bytes in 64 hex digits", HINT);
         return None;
     }
-    Some(key)
+    Some(bytes)
 }
 
-fn hex(text: &str) -> Option<[u8; 32]> {
+/// 32 bytes of 64 hex digits.
+pub(crate) fn hex(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     if text.len() != 64 || !text.is_ascii() {
         return None;

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use serde_json::{Value, json};
 use shared::cache::redis::Script;
-use shared::cache::{Redis, RedisConfig};
+use shared::cache::{CopiesKey, Redis, RedisConfig};
 use shared::domain::OrderId;
 use sqlx::PgPool;
 
@@ -13,7 +13,8 @@ use crate::world::{Setup, World};
 
 pub async fn redis(db: &PgPool) -> Redis {
     let prefix = format!("{}:", db.connect_options().get_database().unwrap());
-    Redis::connect(&RedisConfig::new(testkit::env("REDIS_URL"), prefix).unwrap()).await
+    let config = RedisConfig::new(testkit::env("REDIS_URL"), prefix).unwrap();
+    Redis::connect(&config.with_copies_key(CopiesKey::new(&[7; 32]))).await
 }
 
 async fn with_redis(db: PgPool, redis: &Redis) -> World {

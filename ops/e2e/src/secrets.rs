@@ -17,6 +17,7 @@ impl World {
             ("JWT_HS256_SECRET", self.shop.jwt_secret.clone()),
             ("VIEW_TOKEN_SECRET", self.view_token_secret.clone()),
             ("SEAL_KEY", self.seal_key.clone()),
+            ("COPIES_KEY", self.copies_key.clone()),
             ("a payer's id", OPENID.to_owned()),
             ("a payer's id", "2088102122524333".to_owned()),
             ("a payer's login", "159****5620".to_owned()),

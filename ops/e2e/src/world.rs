@@ -117,6 +117,8 @@ pub struct World {
     pub view_token_secret: String,
     /// `SEAL_KEY`.
     pub seal_key: String,
+    /// `COPIES_KEY`.
+    pub copies_key: String,
     /// Where database and broker are.
     pub addresses: Addresses,
     /// How each program is started, but for where it listens.
@@ -148,22 +150,19 @@ impl World {
         let gateways =
             Gateways::start(&dir.join("gateways"), setup.speed, public_url.clone(), setup.gateways_apart).await;
         let shop = Shop::new(public_url.clone());
-        // Tests share one Redis, and each has orders and rules of its own.
-        let redis_prefix = format!("{}:", unique());
         let (view_token_secret, seal_key) = (format!("view-{}{}", unique(), unique()), unique() + &unique());
+        let (copies_key, redis) = redis(&addresses);
         let program = |name: &str| {
             let (database, amqp) = addresses.login(name);
             let (database, amqp) = (by_way_of(&database, setup.database_port), by_way_of(&amqp, setup.broker_port));
             let usual = [
                 ("DATABASE_URL", database),
                 ("AMQP_URL", amqp),
-                ("REDIS_URL", addresses.redis.clone()),
-                ("REDIS_KEY_PREFIX", redis_prefix.clone()),
                 ("GATEWAYS_FILE", gateways.file().display().to_string()),
                 ("RUST_LOG", setup.log.to_owned()),
             ];
             let unlimited = BUDGETS.map(|name| (name, "0".to_owned()));
-            let all = usual.into_iter().chain(unlimited).chain(setup.env.iter().cloned());
+            let all = usual.into_iter().chain(unlimited).chain(redis.clone()).chain(setup.env.iter().cloned());
             all.fold(Program::new(name), |program, (name, value)| program.env(name, value))
         };
         let api = program("payment-api")
@@ -199,6 +198,7 @@ impl World {
             public_url,
             view_token_secret,
             seal_key,
+            copies_key,
             addresses,
             programs,
             dir,
@@ -460,4 +460,15 @@ impl Drop for World {
         }
         println!("--- kept: {}", self.dir.display());
     }
+}
+
+/// Tests share one Redis, and each has orders and rules of its own.
+fn redis(addresses: &Addresses) -> (String, [(&'static str, String); 3]) {
+    let copies_key = unique() + &unique();
+    let variables = [
+        ("REDIS_URL", addresses.redis.clone()),
+        ("REDIS_KEY_PREFIX", format!("{}:", unique())),
+        ("COPIES_KEY", copies_key.clone()),
+    ];
+    (copies_key, variables)
 }

@@ -29,7 +29,7 @@ const DEPLOY_ONLY: [&str; 3] = ["DATABASE_URL", "AMQP_ADMIN_URL", "RABBITMQ_MANA
 /// Tests of parts log in so; here nobody does.
 const TESTS_ONLY: &str = "AMQP_URL";
 /// What is no business of the shop and of the gateways: in the world they belong to somebody else.
-const SERVICE_ONLY: [&str; 4] = ["REDIS_URL", "VIEW_TOKEN_SECRET", "SEAL_KEY", "GATEWAYS_FILE"];
+const SERVICE_ONLY: [&str; 5] = ["REDIS_URL", "VIEW_TOKEN_SECRET", "SEAL_KEY", "COPIES_KEY", "GATEWAYS_FILE"];
 
 /// How to show it.
 #[derive(Debug, Args)]
@@ -143,6 +143,7 @@ impl Stage {
         env.insert("JWT_AUDIENCE", "payment-api".into());
         env.insert("VIEW_TOKEN_SECRET", ports::secret()?);
         env.insert("SEAL_KEY", ports::key()?);
+        env.insert("COPIES_KEY", ports::key()?);
         Ok(Stage { dir, binaries, addresses, env })
     }
 

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 
 use super::FRESH;
 use super::floors::Floors;
-use super::redis::{CallError, Redis, Script};
+use super::redis::{CallError, Script};
+use super::shelf::{Opened, Shelf};
 use crate::db::{DbError, in_time};
 
 /// For how long memory keeps a copy: shown for less, then only compared with.
@@ -45,7 +46,7 @@ pub(super) struct Bounds {
 /// See the module.
 pub(super) struct Copies<V> {
     bounds: Bounds,
-    redis: Option<Redis>,
+    shelf: Option<Shelf>,
     memory: Cache<String, Held<V>>,
     floors: Floors,
 }
@@ -67,6 +68,17 @@ impl<V> Clone for Held<V> {
 /// A moment by the clock of Redis, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Moment(i64);
+
+/// Whether a genuine copy out of Redis may be shown, in the eyes of its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// Yes.
+    Shown,
+    /// Not before this process has read the thing from the database.
+    NotYet,
+    /// It contradicts what the database said.
+    Contradicted,
+}
 
 /// What Redis has of a thing.
 enum Remembered<V> {
@@ -116,7 +128,7 @@ static WRITE: LazyLock<Script> = LazyLock::new(|| {
 
 impl<V: Copied> Copies<V> {
     /// None yet.
-    pub fn new(bounds: Bounds, redis: Option<Redis>) -> Copies<V> {
+    pub fn new(bounds: Bounds, shelf: Option<Shelf>) -> Copies<V> {
         let memory = Cache::builder()
             .max_capacity(bounds.memory)
             .weigher(|_, held: &Held<V>| held.bytes)
@@ -125,7 +137,7 @@ impl<V: Copied> Copies<V> {
             .time_to_live(KEPT)
             .build();
         let floors = Floors::new(bounds.floors);
-        Copies { bounds, redis, memory, floors }
+        Copies { bounds, shelf, memory, floors }
     }
 
     /// What memory may show just now.
@@ -148,16 +160,17 @@ impl<V: Copied> Copies<V> {
         (outcome, held.filter(|_| outcome == "hit").map(|held| held.value))
     }
 
-    /// A copy that may be shown, from Redis, else from the database, which `load` asks.
+    /// A copy that may be shown, from Redis if `trusted` says so, else from the database, which `load` asks.
     ///
     /// # Errors
     /// Those of `load`; Redis has none.
     pub async fn fetch(
         &self,
         key: &str,
+        trusted: impl FnOnce(&V) -> Trust,
         load: impl Future<Output = Result<Option<V>, DbError>>,
     ) -> Result<Option<Arc<V>>, DbError> {
-        let moment = match self.remembered(key).await {
+        let moment = match self.remembered(key, trusted).await {
             Remembered::Copy(value, until) => return Ok(Some(self.hold(value, until))),
             Remembered::Nothing(moment) => Some(moment),
             Remembered::Away => None,
@@ -218,11 +231,12 @@ impl<V: Copied> Copies<V> {
         stays.into_value().value
     }
 
-    async fn remembered(&self, key: &str) -> Remembered<V> {
-        let Some(redis) = &self.redis else { return Remembered::Away };
+    async fn remembered(&self, key: &str, trusted: impl FnOnce(&V) -> Trust) -> Remembered<V> {
+        let Some(shelf) = &self.shelf else { return Remembered::Away };
         let asked = Instant::now();
-        let answer = redis.run::<(i64, Option<i64>, Option<String>)>(&READ, &[redis.key(key)], &[]).await;
-        let (now, moment, data) = match answer {
+        let place = [shelf.redis.key(key)];
+        let answer = shelf.redis.run::<(i64, Option<i64>, Option<String>)>(&READ, &place, &[]).await;
+        let (now, moment, text) = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 self.count("redis", if matches!(error, CallError::Away) { "away" } else { "error" });
@@ -233,13 +247,23 @@ impl<V: Copied> Copies<V> {
             self.count("redis", outcome);
             Remembered::Nothing(Moment(now))
         };
-        let Some((moment, data)) = moment.zip(data) else { return nothing("miss") };
+        let Some((moment, text)) = moment.zip(text) else { return nothing("miss") };
+        let data = match shelf.opened(&place[0], moment, &text) {
+            Opened::Genuine(data) => data,
+            Opened::OtherForm => return nothing("unfit"),
+            Opened::Forged => return nothing("forged"),
+        };
         // Of another release, perhaps: it is written anew.
-        let Some(value) = serde_json::from_str::<V>(&data).ok().filter(|value| value.key() == key) else {
+        let Some(value) = serde_json::from_str::<V>(data).ok().filter(|value| value.key() == key) else {
             return nothing("unfit");
         };
+        match trusted(&value) {
+            Trust::Shown => {}
+            Trust::NotYet => return nothing("unproved"),
+            Trust::Contradicted => return nothing("forged"),
+        }
         // A moment to come is of a clock that was set back.
-        let age = u64::try_from(now - moment).map(Duration::from_millis).ok();
+        let age = u64::try_from(now.saturating_sub(moment)).map(Duration::from_millis).ok();
         let left = age.and_then(|age| FRESH.checked_sub(age)).filter(|left| !left.is_zero());
         if left.is_none() || !self.floors.allow(key, value.version(), Instant::now()) {
             return nothing("stale");
@@ -249,21 +273,22 @@ impl<V: Copied> Copies<V> {
     }
 
     async fn moment(&self) -> Option<Moment> {
-        self.redis.as_ref()?.run(&MOMENT, &[], &[]).await.ok().map(Moment)
+        self.shelf.as_ref()?.redis.run(&MOMENT, &[], &[]).await.ok().map(Moment)
     }
 
     /// Writes copies of one moment to Redis. What does not get there is asked for anew when its second is over.
     async fn write(&self, values: &[V], Moment(moment): Moment) {
-        let Some(redis) = &self.redis else { return };
+        let Some(shelf) = &self.shelf else { return };
         for values in values.chunks(CHUNK) {
             let mut arguments = vec![moment.to_string(), self.bounds.keep.as_millis().to_string()];
             let mut keys = Vec::with_capacity(values.len());
             for value in values {
                 let Ok(data) = serde_json::to_string(value) else { continue };
-                keys.push(redis.key(&value.key()));
-                arguments.extend([value.version().to_string(), data]);
+                let place = shelf.redis.key(&value.key());
+                arguments.extend([value.version().to_string(), shelf.sealed(&place, moment, &data)]);
+                keys.push(place);
             }
-            let outcome = match redis.run::<i64>(&WRITE, &keys, &arguments).await {
+            let outcome = match shelf.redis.run::<i64>(&WRITE, &keys, &arguments).await {
                 Ok(written) if usize::try_from(written) == Ok(keys.len()) => "written",
                 Ok(_) => "behind",
                 Err(error) => error.as_str(),

@@ -18,6 +18,9 @@
 //! Redis that is dead, slow or wiped costs speed only: a call has [`redis::LIMIT`], a connection that fails is given up and
 //! made again in the background, and until it is there nobody waits for it. Without Redis memory alone is used.
 //!
+//! Redis is not trusted: a copy counts only with its HMAC ([`shelf`]), and who may read an order is never read from Redis
+//! ([`Orders::get`]).
+//!
 //! What is kept names neither payer nor parameters of a payment.
 
 mod config;
@@ -25,6 +28,7 @@ mod copies;
 mod floors;
 mod orders;
 pub mod redis;
+mod shelf;
 
 use std::time::Duration;
 
@@ -33,6 +37,9 @@ use sqlx::PgPool;
 pub use config::Config;
 pub use orders::{Changed, OrderCopy, Orders, Renewer};
 pub use redis::{Redis, RedisConfig};
+pub use shelf::CopiesKey;
+
+use shelf::Shelf;
 
 /// For how long a copy is shown, from the moment at which the database was asked.
 pub const FRESH: Duration = Duration::from_secs(1);
@@ -46,9 +53,10 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// In memory, and behind it in Redis if there is one.
+    /// In memory, and behind it in Redis if there is one and it has a key.
     pub fn new(redis: Option<Redis>) -> Cache {
-        Cache { orders: Orders::new(redis.clone()), config: Config::new(redis) }
+        let shelf = Shelf::of(redis);
+        Cache { orders: Orders::new(shelf.clone()), config: Config::new(shelf) }
     }
 
     /// Fills it with what will be asked for first. What cannot be had now is asked for when it is needed.

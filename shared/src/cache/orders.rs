@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::PgPool;
@@ -10,8 +11,9 @@ use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
-use super::copies::{Bounds, Copied, Copies};
+use super::copies::{Bounds, Copied, Copies, Trust};
 use super::redis::Redis;
+use super::shelf::Shelf;
 use crate::db::DbError;
 use crate::db::orders::{self, Order};
 use crate::domain::{
@@ -23,6 +25,8 @@ use crate::domain::{
 const MEMORY: u64 = 12 << 20;
 /// How many orders are taken in at the start: those that the open pages will ask for.
 const WARM: i64 = 500;
+/// Of how many orders a process remembers whose they are: about 8 MB.
+const OWNERS: u64 = 50_000;
 /// How many renewals a process has under way; more are left to whoever reads.
 const AT_ONCE: usize = 2;
 
@@ -129,47 +133,70 @@ impl Changed {
     }
 }
 
-fn copies(redis: Option<Redis>, (memory, floors): (u64, usize)) -> Copies<OrderCopy> {
-    Copies::new(Bounds { name: "order", keep: Duration::from_secs(3600), memory, floors }, redis)
+fn copies(shelf: Option<Shelf>, (memory, floors): (u64, usize)) -> Copies<OrderCopy> {
+    Copies::new(Bounds { name: "order", keep: Duration::from_secs(3600), memory, floors }, shelf)
 }
 
 /// The copies that a process shows. See [`super`].
-pub struct Orders(Copies<OrderCopy>);
+pub struct Orders {
+    copies: Copies<OrderCopy>,
+    /// Whose an order is, as this process read it from PostgreSQL. It never changes.
+    owners: Cache<OrderId, UserId>,
+}
 
 impl Orders {
-    /// In memory, and behind it in Redis if there is one.
-    pub fn new(redis: Option<Redis>) -> Orders {
-        Orders(copies(redis, (MEMORY, 1 << 16)))
+    /// In memory, and behind it on the shelf if there is one.
+    pub(super) fn new(shelf: Option<Shelf>) -> Orders {
+        Orders { copies: copies(shelf, (MEMORY, 1 << 16)), owners: Cache::new(OWNERS) }
     }
 
     /// An order as it was at some moment of the last second. For showing, never for deciding.
+    ///
+    /// Its `user_id` is PostgreSQL's word, never that of Redis: the first copy that a process shows of an order comes from
+    /// PostgreSQL, and later ones out of Redis must name the same owner.
     ///
     /// # Errors
     /// [`DbError`].
     pub async fn get(&self, db: &PgPool, id: OrderId) -> Result<Option<Arc<OrderCopy>>, DbError> {
         let key = key(id);
-        if let Some(order) = self.0.fresh(&key) {
+        if let Some(order) = self.copies.fresh(&key) {
             return Ok(Some(order));
         }
-        self.0.fetch(&key, async { Ok(orders::get(db, id).await?.map(OrderCopy::from)) }).await
+        let trusted = |copy: &OrderCopy| match self.owners.get(&id) {
+            Some(owner) if owner == copy.user_id => Trust::Shown,
+            Some(_) => Trust::Contradicted,
+            None => Trust::NotYet,
+        };
+        let load = async { Ok(orders::get(db, id).await?.map(OrderCopy::from).inspect(|order| self.learn(order))) };
+        self.copies.fetch(&key, trusted, load).await
     }
 
     /// An order was shown as the database had it: nothing older is shown from now on.
     pub fn saw(&self, order: &Order) {
-        self.0.saw(&key(order.id), order.version);
+        self.copies.saw(&key(order.id), order.version);
+        self.owners.insert(order.id, order.user_id.clone());
     }
 
     /// Takes over what the database holds now, for the one who has just changed it.
     pub async fn renew(&self, db: &PgPool, changed: Changed) {
-        if let Err(error) = self.0.renew(changed.read(db)).await {
+        let load = async { Ok(changed.read(db).await?.into_iter().inspect(|order| self.learn(order)).collect()) };
+        if let Err(error) = self.copies.renew(load).await {
             warn!(%error, "Copies of orders were not renewed; they are read again within a second");
         }
     }
 
+    /// PostgreSQL says whose this order is.
+    fn learn(&self, order: &OrderCopy) {
+        self.owners.insert(order.id, order.user_id.clone());
+    }
+
     /// Takes in the newest orders.
     pub(super) async fn warm(&self, db: &PgPool) {
-        let newest = async { Ok(orders::newest(db, WARM).await?.into_iter().map(OrderCopy::from).collect()) };
-        if let Err(error) = self.0.renew(newest).await {
+        let newest = async {
+            let newest = orders::newest(db, WARM).await?.into_iter().map(OrderCopy::from);
+            Ok(newest.inspect(|order| self.learn(order)).collect())
+        };
+        if let Err(error) = self.copies.renew(newest).await {
             warn!(%error, "No orders were taken into memory at the start; they are read when asked for");
         }
     }
@@ -185,10 +212,10 @@ struct Desk {
 }
 
 impl Renewer {
-    /// Into Redis, if there is one; the others see a change within a second by themselves.
+    /// Into Redis, if there is one and it has a key; the others see a change within a second by themselves.
     pub fn new(redis: Option<Redis>) -> Renewer {
-        let desk = |redis| Desk { copies: copies(Some(redis), (0, 1)), turns: Arc::new(Semaphore::new(AT_ONCE)) };
-        Renewer(redis.map(|redis| Arc::new(desk(redis))))
+        let desk = |shelf| Desk { copies: copies(Some(shelf), (0, 1)), turns: Arc::new(Semaphore::new(AT_ONCE)) };
+        Renewer(Shelf::of(redis).map(|shelf| Arc::new(desk(shelf))))
     }
 
     /// Writes these orders anew, in the background: nobody who changes them waits for it. Call it after the commit.

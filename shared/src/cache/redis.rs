@@ -19,6 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 use url::Url;
 
+use super::shelf::CopiesKey;
 use crate::config::Env;
 use crate::panics::caught;
 use crate::tls_files::{TlsFiles, TlsPem};
@@ -38,6 +39,7 @@ const LASTED: Duration = Duration::from_secs(10);
 pub struct RedisConfig {
     address: Address,
     prefix: String,
+    copies_key: Option<CopiesKey>,
 }
 
 /// `redis://…`, or `rediss://…` for TLS, with [`TlsFiles`]; authorities in them are trusted instead of the system's.
@@ -89,21 +91,28 @@ impl Address {
 
 impl RedisConfig {
     /// Reads `REDIS_URL` (`redis://` or `rediss://`, absent: no Redis) and `REDIS_KEY_PREFIX` (default none), which is put
-    /// before every key, for deployments that share one Redis.
+    /// before every key, for deployments that share one Redis. [`CopiesKey::from_env`] reads `COPIES_KEY`.
     pub fn from_env(env: &mut Env) -> Option<RedisConfig> {
         let prefix = env.optional("REDIS_KEY_PREFIX").unwrap_or_default();
+        let copies_key = CopiesKey::from_env(env).flatten();
         let hint = "set it to redis://:password@host:6379/0, or rediss:// for TLS, or leave it out";
         let url = env.optional_address("REDIS_URL", hint)?;
         let config = RedisConfig::new(url, prefix).map_err(|problem| env.fault("REDIS_URL", &problem, hint)).ok()?;
         let clear = config.address.clear_host().into_iter().collect();
         let remedy = "write rediss://, with ?cacertfile=… for an authority of your own";
-        env.may_go("REDIS_URL", clear, remedy).then_some(config)
+        env.may_go("REDIS_URL", clear, remedy).then_some(RedisConfig { copies_key, ..config })
     }
 
     /// # Errors
     /// What is wrong, without the value: it holds a password.
     pub fn new(url: impl Into<SecretString>, prefix: impl Into<String>) -> Result<RedisConfig, String> {
-        Ok(RedisConfig { address: Address::parse(url.into())?, prefix: prefix.into() })
+        Ok(RedisConfig { address: Address::parse(url.into())?, prefix: prefix.into(), copies_key: None })
+    }
+
+    /// The same with a key, without which Redis holds no copies.
+    #[must_use]
+    pub fn with_copies_key(self, key: CopiesKey) -> RedisConfig {
+        RedisConfig { copies_key: Some(key), ..self }
     }
 }
 
@@ -149,6 +158,7 @@ pub struct Redis(Arc<Handle>);
 struct Handle {
     line: Arc<Line>,
     prefix: String,
+    copies_key: Option<CopiesKey>,
     _ends: DropGuard,
 }
 
@@ -178,12 +188,18 @@ impl Redis {
         });
         // When it takes longer the keeper says why.
         let _ = timeout(DIAL + LIMIT, connected.wait_for(Option::is_some)).await;
-        Redis(Arc::new(Handle { line, prefix: config.prefix.clone(), _ends: stop.drop_guard() }))
+        let (prefix, copies_key) = (config.prefix.clone(), config.copies_key.clone());
+        Redis(Arc::new(Handle { line, prefix, copies_key, _ends: stop.drop_guard() }))
     }
 
     /// A key of this deployment.
     pub fn key(&self, name: &str) -> String {
         format!("{}{name}", self.0.prefix)
+    }
+
+    /// What makes copies in it trustworthy.
+    pub(super) fn copies_key(&self) -> Option<&CopiesKey> {
+        self.0.copies_key.as_ref()
     }
 
     /// Whether there is a connection just now.
@@ -327,6 +343,12 @@ mod tests {
             env.finish().unwrap();
         }
         assert!(RedisConfig::from_env(&mut Env::of([])).is_none());
+        let of_key = |key: &str| {
+            let mut env = Env::of([("REDIS_URL", "redis://h"), ("COPIES_KEY", key)]);
+            (RedisConfig::from_env(&mut env).is_some_and(|config| config.copies_key.is_some()), env.finish().is_ok())
+        };
+        assert_eq!(of_key(&"0f".repeat(32)), (true, true));
+        assert_eq!(of_key("secret"), (false, false));
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ use worker::start::{Missing, Own, Process, Worker};
 /// transaction each, with order, transaction, event and evidence. Run as many as the queue's depth asks for.
 ///
 /// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, GATEWAYS_FILE,
-/// CALLBACK_BATCH, REDIS_URL, REDIS_KEY_PREFIX, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+/// CALLBACK_BATCH, REDIS_URL, REDIS_KEY_PREFIX, COPIES_KEY, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {}

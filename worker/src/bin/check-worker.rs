@@ -21,7 +21,7 @@ use worker::start::{Missing, Process, Worker};
 /// asks for.
 ///
 /// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, GATEWAYS_FILE, REDIS_URL,
-/// REDIS_KEY_PREFIX, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
+/// REDIS_KEY_PREFIX, COPIES_KEY, OPS_ADDR, RUST_LOG (see .env.example). SIGTERM stops it within 30 s.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {}

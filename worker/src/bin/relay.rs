@@ -18,7 +18,7 @@ use worker::start::{Missing, Process, Worker};
 /// had its time. One relay is active, others stand by.
 ///
 /// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, OPTIONAL_EVENTS,
-/// KEEP_EVENTS_DAYS, KEEP_CALLBACKS_DAYS, KEEP_CASES_DAYS, REDIS_URL, REDIS_KEY_PREFIX, OPS_ADDR, RUST_LOG (see
+/// KEEP_EVENTS_DAYS, KEEP_CALLBACKS_DAYS, KEEP_CASES_DAYS, REDIS_URL, REDIS_KEY_PREFIX, COPIES_KEY, OPS_ADDR, RUST_LOG (see
 /// .env.example). SIGTERM stops it within 30 s.
 #[derive(Parser)]
 #[command(version)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shared::cache::redis::Script;
-use shared::cache::{Redis, RedisConfig, Renewer};
+use shared::cache::{CopiesKey, Redis, RedisConfig, Renewer};
 use shared::db::MIGRATOR;
 use shared::domain::{OrderId, PaymentMethod};
 use sqlx::PgPool;
@@ -14,7 +14,8 @@ use crate::support::World;
 /// Redis, with keys of this test's own.
 pub async fn redis(db: &PgPool) -> Redis {
     let prefix = format!("{}:", db.connect_options().get_database().unwrap());
-    Redis::connect(&RedisConfig::new(testkit::env("REDIS_URL"), prefix).unwrap()).await
+    let config = RedisConfig::new(testkit::env("REDIS_URL"), prefix).unwrap();
+    Redis::connect(&config.with_copies_key(CopiesKey::new(&[7; 32]))).await
 }
 
 /// Waits until Redis has this version of an order.

@@ -3,13 +3,14 @@
 
 mod random;
 mod rules;
+mod trust;
 
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use secrecy::SecretString;
 use shared::cache::redis::Script;
-use shared::cache::{Cache, Redis, RedisConfig};
+use shared::cache::{Cache, CopiesKey, Redis, RedisConfig};
 use shared::clock::Clock;
 use shared::db::orders::{self, Created, NewOrder, Order, Paid};
 use shared::domain::{Money, OrderId, OrderStatus, Scene, TradeNo, UserId};
@@ -38,7 +39,7 @@ impl World {
         let mut url = Url::parse(&testkit::env("REDIS_URL")).unwrap();
         url.set_port(Some(port)).unwrap();
         let config = RedisConfig::new(SecretString::from(String::from(url)), self.prefix.clone()).unwrap();
-        connected(Redis::connect(&config).await).await
+        connected(Redis::connect(&config.with_copies_key(CopiesKey::new(&[7; 32]))).await).await
     }
 
     /// Redis itself.
