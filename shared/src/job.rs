@@ -32,6 +32,12 @@ pub struct Callback {
 }
 
 impl Callback {
+    /// It as the payload of a job. `None`: it has text that no row can hold.
+    pub fn payload(&self) -> Option<serde_json::Value> {
+        let storable = self.headers.iter().all(|(name, value)| !name.contains('\0') && !value.contains('\0'));
+        serde_json::to_value(self).ok().filter(|_| storable)
+    }
+
     /// The value of a kept header; `name` in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())

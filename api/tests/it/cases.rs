@@ -306,3 +306,16 @@ async fn a_return_of_too_much_offers_a_note_alone(db: PgPool) {
     }
     assert_eq!(world.count("refund_records").await, 0);
 }
+
+/// A case of an older release still holds the bytes of a callback, which name the payer.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn no_answer_shows_the_bytes_of_a_dead_letter(db: PgPool) {
+    let world = World::new(db).await;
+    let case = world.case("dead_letter", None, "1").await;
+    let evidence = json!({ "queue": "payment.callbacks", "body": "YnV5ZXI9c2VjcmV0" });
+    sqlx::query("update cases set evidence = $1").bind(&evidence).execute(&world.db).await.unwrap();
+    let expected = json!({ "queue": "payment.callbacks", "size": 12, "digest": shared::job::digest(b"buyer=secret") });
+    assert_eq!(world.get_case(&case).await["evidence"], expected);
+    let listed = world.ask(A, Method::GET, "/v1/admin/cases", None).await.json();
+    assert_eq!(listed["cases"][0]["evidence"], expected);
+}

@@ -1,16 +1,13 @@
 //! The binary. See `--help`.
 
 use std::io::Write as _;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use paymentctl::answer::{Answer, Problem};
-use paymentctl::cases::replay::With;
 use paymentctl::place::{Place, operator};
 use paymentctl::{cases, doctor, events, explain};
 use shared::config::Env;
-use shared::gateway::Gateways;
 use shared::telemetry;
 
 /// Looks after a running payment service: cases and dead letters, events, one order explained, and a doctor.
@@ -19,8 +16,7 @@ use shared::telemetry;
 /// is not done here but through the API, by two people.
 ///
 /// It works on the database of DATABASE_URL, with a role of its own (payment_ctl; `payment-api database-roles` gives it its
-/// rights). GATEWAYS_FILE is read for what needs keys, AMQP_URL, REDIS_URL and RABBITMQ_MANAGEMENT_URL by the doctor alone
-/// (see .env.example).
+/// rights). GATEWAYS_FILE, AMQP_URL, REDIS_URL and RABBITMQ_MANAGEMENT_URL are read by the doctor alone (see .env.example).
 ///
 /// Ends with 0 when all is done, 1 when something failed, is left over, or the doctor found a fault, 2 when it was called in a
 /// way that cannot work.
@@ -78,10 +74,8 @@ async fn run(cli: &Cli) -> Result<Answer, Problem> {
     match &cli.command {
         Command::Doctor => Ok(doctor::run(env).await),
         Command::Cases(command) => {
-            let gateways = if matches!(command, cases::Command::Replay(_)) { keys(&mut env)? } else { None };
             let operator = who(cli, &mut env)?;
-            let with = With { gateways: gateways.as_ref(), operator: operator.as_deref() };
-            cases::run(&Place::open(&mut env).await?, command, with).await
+            cases::run(&Place::open(&mut env).await?, command, operator.as_deref()).await
         }
         Command::Events(command) => {
             let operator = who(cli, &mut env)?;
@@ -97,14 +91,4 @@ fn who(cli: &Cli, env: &mut Env) -> Result<Option<String>, Problem> {
     let named = named.map(|name| operator(&name)).transpose();
     let named = named.map_err(|form| Problem::usage("PAYMENT_OPERATOR is no name", form))?;
     Ok(cli.operator.clone().or(named))
-}
-
-/// The accounts of `GATEWAYS_FILE`, if it is set.
-fn keys(env: &mut Env) -> Result<Option<Gateways>, Problem> {
-    let Some(path) = env.optional("GATEWAYS_FILE") else { return Ok(None) };
-    let refused = |faults: Vec<shared::gateway::AccountFault>| {
-        let said: Vec<String> = faults.iter().map(ToString::to_string).collect();
-        Problem::failed(said.join("\n       "), "mend GATEWAYS_FILE, or unset it to replay unseen")
-    };
-    Gateways::load(Path::new(&path)).map(Some).map_err(refused)
 }

@@ -128,8 +128,6 @@ pub const TABLES: &[Table] = &[
         may(PROCESSES, Select),
         may(ALL_BUT_RELAY, Insert),
         may(PROCESSES, Delete),
-        // A dead letter that is replayed is a new job; one that exists is the workers' alone.
-        may(&[PaymentCtl], Insert),
         may_only(&[PaymentCtl], Select,
             &["id", "kind", "ref_id", "due_at", "lease_until", "attempts", "publishes", "last_error", "created_at"]),
         may_only(&[PaymentApi], Update,
@@ -156,6 +154,12 @@ pub const TABLES: &[Table] = &[
               "updated_at"]),
         // Ends one, and never touches what somebody has proposed.
         may_only(&[PaymentCtl], Update, &["status", "resolution", "resolved_by", "history", "version", "updated_at"]),
+        may(&[Relay], Delete),
+    ] },
+    // Bytes that name payers: the relay writes and deletes them. A replay goes through a function.
+    Table { name: "dead_letters", grants: &[
+        may(&[Relay], Insert),
+        may_only(&[Relay, PaymentCtl], Select, &["case_id", "filed_at"]),
         may(&[Relay], Delete),
     ] },
     Table { name: "idempotency_keys", grants: &[
@@ -211,6 +215,20 @@ pub const TABLES: &[Table] = &[
     ] },
 ];
 
+/// A function that does with the rights of the tables' owner what its caller may not do by itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Function {
+    /// Its name, which no other function has.
+    pub name: &'static str,
+    /// The types of its arguments.
+    pub arguments: &'static str,
+    /// Who may call it.
+    pub to: &'static [Service],
+}
+
+/// Every function that runs with the rights of the tables' owner.
+pub const FUNCTIONS: &[Function] = &[Function { name: "replay_dead_letter", arguments: "bpchar", to: &[PaymentCtl] }];
+
 /// Gives a role what its process may do, and nothing else, in the schema of this session.
 ///
 /// What it had before is taken away first; in one transaction, a process that runs meanwhile notices nothing. Nobody
@@ -236,6 +254,13 @@ pub async fn apply(tx: &mut PgConnection, service: Service, role: &str) -> Resul
         for grant in table.grants.iter().filter(|grant| grant.to.contains(&service)) {
             let columns = grant.columns.map(|columns| format!(" ({})", columns.join(", "))).unwrap_or_default();
             statements.push(format!("grant {}{columns} on {schema}.{} to {role}", grant.right.as_str(), table.name));
+        }
+    }
+    for Function { name, arguments, to } in FUNCTIONS {
+        let function = format!("function {schema}.{name} ({arguments})");
+        statements.push(format!("revoke all on {function} from public, {role}"));
+        if to.contains(&service) {
+            statements.push(format!("grant execute on {function} to {role}"));
         }
     }
     for statement in statements {
@@ -291,6 +316,10 @@ pub async fn compare(connection: &mut PgConnection, service: Service, role: &str
         from pg_class c cross join (values ('DELETE'), ('TRUNCATE'), ('TRIGGER')) as p (name)
         where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')
           and has_table_privilege($1::text::name, c.oid, p.name)
+        union
+        select p.proname, 'EXECUTE' from pg_proc p
+        where p.pronamespace = current_schema()::regnamespace and p.prosecdef
+          and has_function_privilege($1::text::name, p.oid, 'EXECUTE')
         "#,
         role,
     );
@@ -361,7 +390,8 @@ pub async fn columns(connection: &mut PgConnection) -> Result<BTreeMap<String, V
 
 /// What the table says, column by column; whole rows are added and removed.
 fn wanted(service: Service, columns: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
-    let mut wanted = BTreeSet::new();
+    let functions = FUNCTIONS.iter().filter(|function| function.to.contains(&service));
+    let mut wanted: BTreeSet<String> = functions.map(|function| format!("execute {}", function.name)).collect();
     for table in TABLES {
         for grant in table.grants.iter().filter(|grant| grant.to.contains(&service)) {
             let right = grant.right.as_str();

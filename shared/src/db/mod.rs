@@ -13,6 +13,7 @@ pub mod cases;
 mod columns;
 mod connect;
 pub mod credentials;
+pub mod dead_letters;
 pub mod events;
 pub mod extra;
 pub mod grants;

@@ -103,8 +103,32 @@ pub async fn events(tx: &mut PgConnection, before: OffsetDateTime, limit: i64) -
     Ok(until_fewer(done.rows_affected(), limit))
 }
 
+/// Removes the bytes of dead letters that were filed before `before`, unless their case waits for people.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn dead_letters(tx: &mut PgConnection, before: OffsetDateTime, limit: i64) -> Result<Step<()>, DbError> {
+    let done = sqlx::query!(
+        r#"
+        delete from dead_letters
+        where case_id = any(array(
+          select letter.case_id from dead_letters letter
+          where letter.filed_at < $1
+            and exists (select from cases k where k.id = letter.case_id and k.status = 'resolved')
+          order by letter.filed_at
+          limit $2
+        ))
+        "#,
+        before,
+        limit,
+    )
+    .execute(tx)
+    .await?;
+    Ok(until_fewer(done.rows_affected(), limit))
+}
+
 /// As long as a step finds all that it may take, there may be more.
-fn until_fewer(removed: u64, limit: i64) -> Step<()> {
+pub(super) fn until_fewer(removed: u64, limit: i64) -> Step<()> {
     Step { removed, reached: (i64::try_from(removed) == Ok(limit)).then_some(()) }
 }
 
@@ -227,7 +251,7 @@ pub async fn cases(
 pub async fn oldest(
     db: impl PgExecutor<'_>,
     now: OffsetDateTime,
-) -> Result<[(&'static str, Option<Duration>); 5], DbError> {
+) -> Result<[(&'static str, Option<Duration>); 6], DbError> {
     let row = sqlx::query!(
         r#"
         select
@@ -235,6 +259,7 @@ pub async fn oldest(
           (select obtained_at from order_credentials order by valid_until limit 1) as order_credentials,
           (select occurred_at from events order by seq limit 1) as events,
           (select received_at from callbacks order by id limit 1) as callbacks,
+          (select filed_at from dead_letters order by filed_at limit 1) as dead_letters,
           (select created_at from cases order by id limit 1) as cases
         "#
     )
@@ -246,6 +271,7 @@ pub async fn oldest(
         ("order_credentials", age(row.order_credentials)),
         ("events", age(row.events)),
         ("callbacks", age(row.callbacks)),
+        ("dead_letters", age(row.dead_letters)),
         ("cases", age(row.cases)),
     ])
 }

@@ -13,7 +13,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel};
 use shared::clock::Clock;
 use shared::db::hints::{Hint, hint};
-use shared::db::{MIGRATOR, credentials, extra, grants, orders, retention};
+use shared::db::{MIGRATOR, credentials, dead_letters, extra, grants, orders, retention};
 use shared::domain::{CaseId, OrderId};
 use shared::mq::topology::{self, Needs};
 use shared::mq::{self, Connection, MqError};
@@ -91,6 +91,8 @@ async fn the_relay_may_remove_and_measure_what_it_has_to(db: PgPool) {
     retention::idempotency_keys(&mut relay, now, 1).await.unwrap();
     retention::events(&mut relay, now, 1).await.unwrap();
     retention::credentials(&mut relay, now, 1).await.unwrap();
+    retention::dead_letters(&mut relay, now, 1).await.unwrap();
+    dead_letters::move_bytes(&mut relay, |_| None, 1).await.unwrap();
     retention::oldest(&mut relay, now).await.unwrap();
     assert_eq!(retention::sizes(&mut relay).await.unwrap().len(), grants::TABLES.len());
     // Their second half runs only where there is something.
@@ -98,10 +100,12 @@ async fn the_relay_may_remove_and_measure_what_it_has_to(db: PgPool) {
         insert into callbacks (payment_method, account, notice_id, verdict, headers, body, received_at, last_seen_at)
           values ('wechat', 'main', 'n', 'settled', '{}', '', '2020-01-01', '2020-01-01');
         insert into cases (id, kind, gateway_no, evidence, status, created_at, updated_at)
-          values (lpad('1', 32, '0'), 'dead_letter', 'g', '{}', 'resolved', '2020-01-01', '2020-01-01');
+          values (lpad('1', 32, '0'), 'dead_letter', 'g', '{\"body\": \"QQ==\"}', 'resolved', '2020-01-01', '2020-01-01');
         set role payment_relay";
     relay.execute(filled).await.unwrap();
     assert_eq!(retention::callbacks(&mut relay, now, 0, 1).await.unwrap().removed, 1);
+    dead_letters::move_bytes(&mut relay, |_| None, 1).await.unwrap();
+    assert_eq!(retention::dead_letters(&mut relay, now, 1).await.unwrap().removed, 1);
     let step = retention::cases(&mut relay, now, none, 1).await;
     assert_eq!(step.unwrap().removed, 1);
 }
@@ -180,10 +184,15 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     ("select client_ip, metadata from payment_orders", PROCESSES),
     ("select verdict from callbacks", &[CallbackWorker, PaymentCtl]),
     ("select payload from jobs", PROCESSES),
-    (
-        "insert into jobs (kind) select 'callback' where false",
-        &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, PaymentCtl],
-    ),
+    ("insert into jobs (kind) select 'callback' where false", &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker]),
+    // The bytes of dead letters name payers; a replay never shows them.
+    ("select body from dead_letters", &[]),
+    ("select job from dead_letters", &[]),
+    ("select case_id from dead_letters", &[Relay, PaymentCtl]),
+    ("insert into dead_letters (case_id) select 'a' where false", &[Relay]),
+    ("update dead_letters set body = ''", &[]),
+    ("delete from dead_letters where false", &[Relay]),
+    ("select replay_dead_letter('a')", &[PaymentCtl]),
     ("update jobs set due_at = now() where false", PROCESSES),
     (
         "insert into refund_records (id) select 'a' where false",

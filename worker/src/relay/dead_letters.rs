@@ -1,15 +1,14 @@
-//! Dead letters become cases: the bytes, why they were given up, and where they came from.
+//! Dead letters become cases: why they were given up, and where they came from. Their bytes are kept apart from the case.
 //!
 //! A letter that is refused, or whose case panics, is filed with its bytes alone, and stops no other.
 //!
 //! A callback that came as a job ends with its letter. A check or refund does not: its letter is only a nudge that nobody
 //! could take, so the row stays and is published again (ops/decisions/0002).
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 use shared::crash::{self, Point};
 use shared::db::cases::NewCase;
+use shared::db::dead_letters::{self, Letter};
 use shared::db::{self, DbError, events, in_time, jobs, panicked};
 use shared::domain::{CaseId, CaseKind};
 use shared::gateway::essence;
@@ -78,7 +77,7 @@ async fn opened(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Re
     }
 }
 
-/// How much of a letter a case holds.
+/// How much of a letter its case tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Evidence {
     /// Everything.
@@ -91,14 +90,17 @@ enum Evidence {
 async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Result<(), DbError> {
     let now = relay.clock.now();
     let mut tx = relay.db.begin().await?;
-    let mut cases = Vec::with_capacity(letters.len());
+    let (mut cases, mut kept) = (Vec::with_capacity(letters.len()), Vec::with_capacity(letters.len()));
     for letter in letters {
-        cases.push(match evidence {
+        let (case, bytes) = match evidence {
             Evidence::Whole => case(relay, &mut tx, letter).await?,
             Evidence::Bytes => bare_case(relay, letter),
-        });
+        };
+        cases.push(case);
+        kept.push(bytes);
     }
     let opened = settle::open_cases(&mut tx, &cases, now).await?;
+    dead_letters::keep(&mut tx, &kept, now).await?;
     events::append(&mut tx, &opened, now).await?;
     crash::at(Point::LetterOpened);
     if evidence == Evidence::Whole {
@@ -113,9 +115,9 @@ async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Resu
     Ok(())
 }
 
-/// The case of a letter. Of the job that the letter was published for, a callback's is deleted here, since the case has
-/// its bytes; another's is only named.
-async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Result<NewCase, DbError> {
+/// The case of a letter, and the letter to be kept for it. Of the job that the letter was published for, a callback's is
+/// deleted here, since its bytes are kept; another's is only named.
+async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Result<(NewCase, Letter), DbError> {
     let id = CaseId::from_u128(relay.clock.fresh_bits());
     let plain_or_none = |text: &Option<String>| text.as_deref().map(plain);
     let headers = letter.headers.iter().map(|(name, value)| (plain(name), plain(value)));
@@ -124,8 +126,9 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
         "reason": plain_or_none(&letter.reason),
         "origin": plain_or_none(&letter.origin),
         "headers": headers.collect::<Vec<_>>(),
-        "body": STANDARD.encode(&letter.body),
     });
+    summarize(&mut evidence, &letter.body);
+    let mut replayable = None;
     // Without an id of its own a letter is always new.
     let mut number = plain_or_none(&letter.message_id).unwrap_or_else(|| id.to_string());
     match letter.of() {
@@ -145,6 +148,7 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
                 "received_at": callback.received_at.format(&Rfc3339).ok(),
                 "headers": headers.collect::<Vec<_>>(),
             });
+            replayable = Some(callback);
         }
         Some(LetterOf::Work(nudge)) => {
             // Not the fence: however often the job is published, it is one case.
@@ -155,13 +159,16 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
         }
         None => {}
     }
-    Ok(NewCase {
-        id,
-        kind: CaseKind::DeadLetter,
-        order_id: None,
-        gateway_no: number.chars().take(128).collect(),
-        evidence,
-    })
+    let gateway_no: String = number.chars().take(128).collect();
+    let kept = Letter::new(gateway_no.clone(), &letter.body, replayable.as_ref());
+    Ok((NewCase { id, kind: CaseKind::DeadLetter, order_id: None, gateway_no, evidence }, kept))
+}
+
+/// The bytes name the payer, so the case has their size and digest alone.
+fn summarize(evidence: &mut Value, bytes: &[u8]) {
+    if let Some(members) = evidence.as_object_mut() {
+        members.extend(dead_letters::summary(bytes));
+    }
 }
 
 /// A number that other bytes do not have: what it claims to be, and a part of the digest.
@@ -172,15 +179,12 @@ pub(super) fn named(number: &str, bytes: &[u8]) -> String {
 }
 
 /// The case of a letter that was refused: always a new one, and the job stays as it is.
-fn bare_case(relay: &Relay, letter: &DeadLetter) -> NewCase {
+fn bare_case(relay: &Relay, letter: &DeadLetter) -> (NewCase, Letter) {
     let id = CaseId::from_u128(relay.clock.fresh_bits());
-    NewCase {
-        id,
-        kind: CaseKind::DeadLetter,
-        order_id: None,
-        gateway_no: id.to_string(),
-        evidence: json!({ "body": STANDARD.encode(&letter.body) }),
-    }
+    let mut evidence = json!({});
+    summarize(&mut evidence, &letter.body);
+    let kept = Letter::new(id.to_string(), &letter.body, None);
+    (NewCase { id, kind: CaseKind::DeadLetter, order_id: None, gateway_no: id.to_string(), evidence }, kept)
 }
 
 /// Text that PostgreSQL can hold: everything but NUL, which stands out as U+FFFD.

@@ -9,8 +9,9 @@ use std::time::Duration as StdDuration;
 use shared::clock::Clock;
 use shared::config::Env;
 use shared::db::retention::{self, Step};
-use shared::db::{DbError, in_time};
+use shared::db::{DbError, dead_letters, in_time};
 use shared::domain::CaseId;
+use shared::mq::callback_of;
 use shared::panics::caught;
 use shared::telemetry::chain;
 use sqlx::{PgConnection, PgPool};
@@ -28,6 +29,8 @@ const LOOK: StdDuration = StdDuration::from_secs(60);
 const BREATH: StdDuration = StdDuration::from_millis(200);
 /// Rows that a step looks at, at most.
 const BATCH: i64 = 500;
+/// Cases whose bytes a step moves, at most: each may hold 64 KiB.
+const LETTERS: i64 = 50;
 /// How long a key or a credential stays after its expiry: longer than any request takes, and than clocks differ.
 const KEYS: Duration = Duration::hours(1);
 
@@ -110,7 +113,7 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     tokio::select! { () = remove => {}, () = look => {}, () = stop.cancelled() => {} }
 }
 
-/// One round through the five tables. What fails in one of them keeps the others from nothing.
+/// One round through the tables. What fails in one of them keeps the others from nothing.
 pub async fn round(db: &PgPool, clock: &Clock, keep: Keep) {
     let now = clock.now();
     let before = |kept: Option<Duration>| kept.and_then(|kept| now.checked_sub(kept));
@@ -124,10 +127,27 @@ pub async fn round(db: &PgPool, clock: &Clock, keep: Keep) {
     }
     if let Some(before) = before(keep.callbacks) {
         walk(db, "callbacks", 0, async |tx, from, limit| retention::callbacks(tx, before, from, limit).await).await;
+        walk(db, "dead_letters", (), async |tx, (), limit| retention::dead_letters(tx, before, limit).await).await;
     }
     if let Some(before) = before(keep.cases) {
         let first = CaseId::from_u128(0);
         walk(db, "cases", first, async |tx, from, limit| retention::cases(tx, before, from, limit).await).await;
+    }
+    move_bytes(db).await;
+}
+
+/// Moves the bytes of dead letters out of the cases of an older release, whose relay may still run.
+async fn move_bytes(db: &PgPool) {
+    let callback = |bytes: &[u8]| callback_of(bytes).ok();
+    loop {
+        match in_time(commit(db, async |tx| dead_letters::move_bytes(tx, callback, LETTERS).await)).await {
+            Ok(step) if step.reached.is_some() => tokio::time::sleep(BREATH).await,
+            Ok(_) => return,
+            Err(error) => {
+                warn!(error = chain(&error), "Cases still hold the bytes of dead letters; the next round moves them");
+                return;
+            }
+        }
     }
 }
 

@@ -425,3 +425,27 @@ pub async fn forget(db: &PgPool) {
     let keep = Keep { events: none, callbacks: none, cases: none };
     round(db, &Clock::fixed(Clock::system().now() + Duration::days(1)), keep).await;
 }
+
+/// The bytes of a dead letter leave with the callbacks, and not while people may still replay them.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn bytes_of_dead_letters_leave_when_their_case_is_resolved(db: PgPool) {
+    let sql = "insert into cases (id, kind, gateway_no, evidence, status, created_at, updated_at)
+               values (lpad($1, 32, '0'), 'dead_letter', $1, '{}', $2, $3, $3)";
+    let letter = "insert into dead_letters (case_id, body, filed_at) values (lpad($1, 32, '0'), '', $2)";
+    for (number, status, at) in [
+        ("1", "resolved", BOUND - SECOND),
+        ("2", "open", BOUND - SECOND),
+        ("3", "proposed", BOUND - SECOND),
+        ("4", "resolved", BOUND),
+        ("5", "resolved", BOUND - SECOND),
+        ("6", "resolved", BOUND - SECOND),
+    ] {
+        sqlx::query(sql).bind(number).bind(status).bind(at).execute(&db).await.unwrap();
+        sqlx::query(letter).bind(number).bind(at).execute(&db).await.unwrap();
+    }
+    let steps = removed(&db, (), async |tx, (), limit| retention::dead_letters(tx, BOUND, limit).await).await;
+    assert_eq!(steps, [2, 1]);
+    let left = "select gateway_no::text from cases join dead_letters on case_id = id order by 1";
+    assert_eq!(texts(&db, left).await, ["2", "3", "4"]);
+    assert_eq!(texts(&db, CASES).await.len(), 6, "the cases stay");
+}

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shared::cache::Changed;
 use shared::db::cases::{self, Case};
+use shared::db::dead_letters;
 use shared::db::{DbError, case_facts, events, extra, orders};
 use shared::domain::{CaseId, CaseKind, CaseStatus, UserId};
 use shared::event;
@@ -80,7 +81,7 @@ impl CaseView {
             kind: case.kind.to_string(),
             order_id: case.order_id.map(|id| id.to_string()),
             number: case.gateway_no,
-            evidence: case.evidence,
+            evidence: dead_letters::without_bytes(case.evidence),
             status: case.status.to_string(),
             version: case.version,
             proposed_by: case.proposed_by,

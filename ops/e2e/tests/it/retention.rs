@@ -39,6 +39,6 @@ async fn what_is_old_goes_and_what_it_was_about_stays() {
     })
     .await;
     assert!(metrics.by("table_bytes", "table").len() > 10);
-    assert_eq!(metrics.by("table_oldest_row_seconds", "table").len(), 5);
+    assert_eq!(metrics.by("table_oldest_row_seconds", "table").len(), 6);
     world.logs_are_clean();
 }

@@ -2,19 +2,17 @@
 //!
 //! What moves money is proposed and confirmed by two people through the API; nothing here can stand in for either of them.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use shared::db::cases::{self, Case};
+use shared::db::dead_letters::without_bytes;
 use shared::db::outline;
 use shared::domain::{CaseId, CaseKind, CaseStatus, first_id_at};
-use shared::job::digest;
 use shared::settle::strays;
 use time::Duration;
 
-use crate::answer::{Answer, Problem, count, moment, table, with_more};
+use crate::answer::{Answer, Problem, moment, table, with_more};
 use crate::place::Place;
 use crate::when::span;
 
@@ -34,8 +32,9 @@ pub enum Command {
     },
     /// Put the callbacks of dead letters back on the road: a worker verifies and settles them again.
     ///
-    /// Each becomes a job, and its case is resolved, in one transaction. Without --yes nothing is changed: it is checked what
-    /// would come of it, with the keys of GATEWAYS_FILE if that is set.
+    /// Each becomes a job, and its case is resolved, in one transaction. The bytes name the payer, so they stay inside the
+    /// database: a worker checks their signature, and a callback that fails again reopens its case. Without --yes nothing is
+    /// changed.
     Replay(replay::Replay),
     /// Resolve a case because nothing is to be done about it.
     ///
@@ -102,12 +101,12 @@ fn kinds() -> impl TypedValueParser<Value = CaseKind> {
 ///
 /// # Errors
 /// [`Problem`]; nothing was changed then.
-pub async fn run(place: &Place, command: &Command, replaying: replay::With<'_>) -> Result<Answer, Problem> {
+pub async fn run(place: &Place, command: &Command, operator: Option<&str>) -> Result<Answer, Problem> {
     match command {
         Command::List(list) => self::list(place, list).await,
         Command::Show { id } => show(place, *id).await,
-        Command::Replay(replay) => replay::run(place, replay, replaying).await,
-        Command::Discard(discard) => discard::run(place, discard, replaying.operator).await,
+        Command::Replay(replay) => replay::run(place, replay, operator).await,
+        Command::Discard(discard) => discard::run(place, discard, operator).await,
     }
 }
 
@@ -175,7 +174,7 @@ async fn show(place: &Place, id: CaseId) -> Result<Answer, Problem> {
     lines.push(format!("version   {}", case.version));
     lines.push(format!("actions   {} (POST /v1/admin/cases/{}/{})", actions(&case).join(", "), case.id, route(&case)));
     lines.push("evidence".to_owned());
-    let evidence = serde_json::to_string_pretty(&evidence(&case)).unwrap_or_default();
+    let evidence = serde_json::to_string_pretty(&without_bytes(case.evidence.clone())).unwrap_or_default();
     lines.extend(evidence.lines().map(|line| format!("  {line}")));
     lines.push(if steps(&case).is_empty() { "history   nobody did anything yet" } else { "history" }.to_owned());
     lines.extend(steps(&case).iter().map(|step| format!("  {}  {}", step.0, step.1)));
@@ -213,7 +212,7 @@ fn view(case: &Case) -> Value {
         "status": case.status.as_str(),
         "order_id": case.order_id.map(|id| id.to_string()),
         "number": case.gateway_no,
-        "evidence": evidence(case),
+        "evidence": without_bytes(case.evidence.clone()),
         "version": case.version,
         "actions": actions(case),
         "proposed_by": case.proposed_by,
@@ -224,17 +223,4 @@ fn view(case: &Case) -> Value {
         "created_at": moment(case.created_at),
         "updated_at": moment(case.updated_at),
     })
-}
-
-/// What is known, without the bytes of a callback: they name the payer. The API shows them to whom it knows.
-fn evidence(case: &Case) -> Value {
-    let mut evidence = case.evidence.clone();
-    if let Some(body) = evidence.get_mut("body") {
-        let bytes = body.as_str().and_then(|text| STANDARD.decode(text).ok());
-        *body = bytes.map_or_else(
-            || json!("not shown"),
-            |bytes| json!(format!("{}, {}", count(bytes.len(), "byte"), digest(&bytes))),
-        );
-    }
-    evidence
 }

@@ -3,11 +3,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use paymentctl::answer::{Answer, Problem};
-use paymentctl::cases::replay::With;
 use paymentctl::cases::{self, Command};
 use serde_json::{Value, json};
-use shared::db::{MIGRATOR, cases as rows};
+use shared::db::{MIGRATOR, cases as rows, dead_letters};
 use shared::domain::{CaseId, CaseKind, CaseStatus};
+use shared::mq::callback_of;
 use sqlx::PgPool;
 use time::Duration;
 
@@ -16,8 +16,7 @@ use crate::world::{case, line, place, texts};
 const NOW: Duration = Duration::ZERO;
 
 async fn run(db: &PgPool, words: &str) -> Result<Answer, Problem> {
-    let with = With { gateways: None, operator: Some("alice") };
-    cases::run(&place(db), &line::<Command>(words), with).await
+    cases::run(&place(db), &line::<Command>(words), Some("alice")).await
 }
 
 async fn ids(db: &PgPool, words: &str) -> Vec<String> {
@@ -25,7 +24,7 @@ async fn ids(db: &PgPool, words: &str) -> Vec<String> {
     answer.json["cases"].as_array().unwrap().iter().map(|case| case["id"].as_str().unwrap().to_owned()).collect()
 }
 
-/// A callback as the relay keeps it of a dead letter.
+/// A dead letter as an older release kept it: with the bytes of the callback.
 fn letter() -> Value {
     let message = concat!(
         r#"{"method":"alipay","account":"main","received_at":"2026-01-05T02:21:08Z","job_id":7,"headers":[["x-signed","yes"]]}"#,
@@ -41,6 +40,20 @@ fn letter() -> Value {
         },
         "body": STANDARD.encode(message),
     })
+}
+
+/// What the relay does with cases of an older release, in steps of two.
+async fn move_bytes(db: &PgPool) {
+    let mut connection = db.acquire().await.unwrap();
+    let callback = |bytes: &[u8]| callback_of(bytes).ok();
+    while dead_letters::move_bytes(&mut connection, callback, 2).await.unwrap().reached.is_some() {}
+}
+
+/// A case of a dead letter whose bytes are kept apart.
+async fn filed(db: &PgPool, number: &str) -> CaseId {
+    let id = case(db, (CaseKind::DeadLetter, number), letter(), NOW).await;
+    move_bytes(db).await;
+    id
 }
 
 async fn everything(db: &PgPool) -> Vec<String> {
@@ -87,10 +100,12 @@ async fn lists_are_by_kind_state_and_age_the_oldest_first(db: PgPool) {
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_dead_letter_becomes_the_job_of_its_very_bytes_and_nothing_before_yes(db: PgPool) {
-    let id = case(&db, (CaseKind::DeadLetter, "job:7"), letter(), NOW).await;
+    let id = filed(&db, "job:7").await;
+    let evidence = rows::get(&db, id).await.unwrap().unwrap().evidence;
     let before = everything(&db).await;
     let dry = run(&db, &format!("replay {id}")).await.unwrap();
-    assert!(dry.done && dry.text.contains("would be replayed; not verified here"), "{}", dry.text);
+    let what = "would be replayed: a callback of alipay for account main, received at 2026-01-05T02:21:08Z";
+    assert!(dry.done && dry.text.contains(what), "{}", dry.text);
     assert_eq!(everything(&db).await, before);
 
     let done = run(&db, &format!("replay {id} {id} --yes")).await.unwrap();
@@ -103,7 +118,7 @@ async fn a_dead_letter_becomes_the_job_of_its_very_bytes_and_nothing_before_yes(
     assert_eq!(payload, kept);
     let ended = rows::get(&db, id).await.unwrap().unwrap();
     assert_eq!((ended.status, ended.resolved_by.as_deref()), (CaseStatus::Resolved, Some("paymentctl/alice")));
-    assert_eq!((&ended.history[0]["what"], &ended.evidence), (&json!("replayed"), &letter()));
+    assert_eq!((&ended.history[0]["what"], &ended.evidence), (&json!("replayed"), &evidence));
 
     let again = run(&db, &format!("replay {id} --yes")).await.unwrap();
     assert!(!again.done && again.text.contains("is resolved already, by paymentctl/alice"), "{}", again.text);
@@ -114,21 +129,26 @@ async fn a_dead_letter_becomes_the_job_of_its_very_bytes_and_nothing_before_yes(
 async fn what_is_no_callback_stays_and_stops_no_other(db: PgPool) {
     let mut nudge = letter();
     nudge["queue"] = json!("payment.checks");
+    let mut gone = letter();
+    gone.as_object_mut().unwrap().remove("body");
     let poison = json!({ "queue": "payment.callbacks", "body": STANDARD.encode("{\"method\":\"alipay\"}\n") });
     let wrong = [
         (CaseKind::LatePayment, json!({}), "holds no message to replay"),
         (CaseKind::DeadLetter, nudge, "whose job goes on by itself"),
-        (CaseKind::DeadLetter, json!({ "queue": "payment.callbacks" }), "its bytes were not kept"),
-        (CaseKind::DeadLetter, json!({ "body": "AA==" }), "it has no first line"),
-        (CaseKind::DeadLetter, poison, "missing field `account`"),
+        (CaseKind::DeadLetter, gone, "its bytes are no longer kept"),
+        (CaseKind::DeadLetter, json!({ "body": "AA==" }), "is no callback that can be read"),
+        (CaseKind::DeadLetter, poison, "is no callback that can be read"),
     ];
     let mut words = "replay --yes".to_owned();
     for (n, (kind, evidence, _)) in wrong.iter().enumerate() {
         words += &format!(" {}", case(&db, (*kind, &n.to_string()), evidence.clone(), NOW).await);
     }
-    words += &format!(" {}", case(&db, (CaseKind::DeadLetter, "good"), letter(), NOW).await);
+    words += &format!(" {}", filed(&db, "good").await);
+    let late = case(&db, (CaseKind::DeadLetter, "not moved yet"), letter(), NOW).await;
+    words += &format!(" {late}");
     let answer = run(&db, &words).await.unwrap();
-    assert!(!answer.done && answer.text.ends_with("1 of 6 cases replayed"), "{}", answer.text);
+    assert!(!answer.done && answer.text.ends_with("1 of 7 cases replayed"), "{}", answer.text);
+    assert!(answer.text.contains("its bytes are still in the case"), "{}", answer.text);
     for (_, _, why) in wrong {
         assert!(answer.text.contains(why), "{why}: {}", answer.text);
     }
@@ -143,9 +163,8 @@ async fn a_case_is_discarded_with_a_reason_and_nothing_before_yes(db: PgPool) {
     let before = everything(&db).await;
     assert!(run(&db, &words).await.unwrap().text.contains("nothing was changed; --yes does it"));
     assert_eq!(everything(&db).await, before);
-    let unnamed = With { gateways: None, operator: None };
     let command = line::<Command>(&format!("{words} --yes"));
-    let problem = cases::run(&place(&db), &command, unnamed).await.unwrap_err();
+    let problem = cases::run(&place(&db), &command, None).await.unwrap_err();
     assert!(problem.usage && problem.said == "it is not said who does it", "{problem}");
     assert_eq!(everything(&db).await, before);
     run(&db, &format!("{words} --yes")).await.unwrap();
@@ -187,12 +206,46 @@ async fn whoever_is_second_changes_nothing(db: PgPool) {
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_case_is_shown_without_the_bytes_that_name_the_payer(db: PgPool) {
-    let id = case(&db, (CaseKind::DeadLetter, "job:7"), letter(), NOW).await;
-    let shown = run(&db, &format!("show {id}")).await.unwrap();
-    for text in [&shown.text, &shown.json.to_string()] {
-        assert!(text.contains("128 bytes, sha256:") && !text.contains("zZWNyZXQ"), "{text}");
-        assert!(text.contains("payment.in/payment.callbacks"), "{text}");
+    // One whose bytes are moved, and one of an older release.
+    let ids = [filed(&db, "job:7").await, case(&db, (CaseKind::DeadLetter, "job:8"), letter(), NOW).await];
+    for id in ids {
+        let shown = run(&db, &format!("show {id}")).await.unwrap();
+        let listed = run(&db, "list").await.unwrap();
+        for text in [&shown.text, &shown.json.to_string(), &listed.json.to_string()] {
+            assert!(!text.contains("zZWNyZXQ"), "{text}");
+            assert!(text.contains("payment.in/payment.callbacks"), "{text}");
+        }
+        let evidence = &shown.json["evidence"];
+        assert_eq!((&evidence["size"], evidence.get("body")), (&json!(128), None));
+        assert!(evidence["digest"].as_str().unwrap().starts_with("sha256:"));
     }
     let problem = run(&db, &format!("show {}", CaseId::from_u128(1))).await.unwrap_err();
     assert!(!problem.usage && problem.said.contains("there is no case"), "{problem}");
+}
+
+/// The cases of an older release: nothing is lost, nothing else changes, and a second round finds nothing.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn bytes_move_out_of_the_cases_of_an_older_release(db: PgPool) {
+    let poison = json!({ "body": STANDARD.encode("poison"), "queue": "q" });
+    for (number, evidence) in [("1", letter()), ("2", poison), ("3", json!({ "body": "no base64" })), ("4", json!({}))]
+    {
+        case(&db, (CaseKind::DeadLetter, number), evidence, NOW).await;
+    }
+    case(&db, (CaseKind::UnknownOrder, "5"), json!({ "body": "of another kind" }), NOW).await;
+    for _ in 0..2 {
+        move_bytes(&db).await;
+        assert_eq!(
+            texts(&db, "select gateway_no from cases where evidence ? 'body'").await,
+            ["5"],
+            "other kinds keep their facts"
+        );
+        let kept = "select gateway_no || ' ' || coalesce(job->>'body', encode(body, 'escape'))
+                    from dead_letters join cases on id = case_id order by 1";
+        assert_eq!(texts(&db, kept).await, ["1 YnV5ZXI9c2VjcmV0", "2 poison", "3 no base64"]);
+        assert_eq!(
+            texts(&db, "select distinct version::text from cases").await,
+            ["1"],
+            "what was seen can be confirmed"
+        );
+    }
 }

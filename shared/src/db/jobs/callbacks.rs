@@ -43,8 +43,7 @@ pub async fn insert_callback(db: impl PgExecutor<'_>, callback: &Callback, wait:
 /// What of a callback has to be in a job's payload so that it came as that job: all that its verdict depends on. `None`: it
 /// has text that no row can hold.
 pub(in crate::db) fn proof(callback: &Callback) -> Option<Value> {
-    let storable = callback.headers.iter().all(|(name, value)| !name.contains('\0') && !value.contains('\0'));
-    let mut payload = serde_json::to_value(callback).ok().filter(|_| storable)?;
+    let mut payload = callback.payload()?;
     payload.as_object_mut()?.remove("received_at");
     Some(payload)
 }
