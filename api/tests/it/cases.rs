@@ -319,3 +319,15 @@ async fn no_answer_shows_the_bytes_of_a_dead_letter(db: PgPool) {
     let listed = world.ask(A, Method::GET, "/v1/admin/cases", None).await.json();
     assert_eq!(listed["cases"][0]["evidence"], expected);
 }
+
+/// Operators read notes in a terminal.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn a_note_that_steers_a_terminal_is_refused(db: PgPool) {
+    let world = World::new(db).await;
+    let case = world.case("unknown_order", None, "1").await;
+    for note in ["\u{1b}]52;c;Zm9v\u{7}", "a\rb", "a\u{202E}b", "a\u{85}b", "a\0b"] {
+        step(&world, A, &case, "resolve", json!({ "note": note })).await.is(400, "invalid_fields");
+    }
+    let done = step(&world, A, &case, "resolve", json!({ "note": "seen\nand known" })).await;
+    assert_eq!(done.status.as_u16(), 200, "{}", done.body);
+}

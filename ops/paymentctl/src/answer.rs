@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde_json::Value;
 use shared::db::DbError;
+use shared::domain::{escaped, steers};
 use shared::telemetry::chain;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -52,7 +53,7 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}\n hint: {}", self.said, self.hint)
+        write!(f, "error: {}\n hint: {}", shown(&self.said), shown(&self.hint))
     }
 }
 
@@ -81,8 +82,36 @@ pub fn instant(at: OffsetDateTime) -> String {
     at.to_offset(time::UtcOffset::UTC).format(form).unwrap_or_else(|_| at.to_string())
 }
 
+/// Lines for people. Numbers of a broker, notes and words of a gateway stand in them: what would steer the terminal, or make
+/// one line look like two, is escaped.
+pub fn lines<Line: AsRef<str>>(lines: &[Line]) -> String {
+    lines.iter().map(|line| escaped(line.as_ref(), &[])).collect::<Vec<_>>().join("\n")
+}
+
+/// Text as a terminal gets it: nothing in it but line breaks steers.
+pub fn shown(text: &str) -> String {
+    escaped(text, &['\n'])
+}
+
+/// JSON as a terminal or a script gets it. Such characters stand in its strings alone, where an escape means the same.
+pub fn json_line(value: &Value) -> String {
+    let text = value.to_string();
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if steers(c) {
+            plain.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
+}
+
 /// Rows under a heading, each column as wide as its widest cell.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|cells| cells.iter().map(|cell| escaped(cell, &[])).collect()).collect();
+    let rows = &rows[..];
     let width = |text: &str| text.chars().count();
     let widest = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| width(cell));
@@ -122,6 +151,21 @@ mod tests {
         let rows = [vec!["1".to_owned(), "a".to_owned()], vec!["2222".to_owned(), "bb".to_owned()]];
         assert_eq!(table(&["NO", "NAME"], &rows), "NO    NAME\n1     a\n2222  bb");
         assert_eq!(table(&["NO", "NAME"], &[]), "NO  NAME");
+    }
+
+    /// The words of a broker, a gateway or a colleague: they must not write to the terminal.
+    #[test]
+    fn nothing_steers_the_terminal() {
+        let bad = "a\u{1b}]52;c;Zm9v\u{7}\n1  resolved\u{202E}\u{9b}2K";
+        let cells = table(&["NO"], &[vec![bad.to_owned()]]);
+        let said = Problem::failed(bad, bad).to_string();
+        let json = json_line(&serde_json::json!({ "number": bad, "tag": "\u{E0041}" }));
+        for text in [&cells, &lines(&[bad]), &shown(bad), &said, &json] {
+            assert!(!text.chars().any(|c| c != '\n' && steers(c)), "{text:?}");
+        }
+        assert_eq!((cells.lines().count(), lines(&[bad, "b"]).lines().count()), (2, 2), "no line is forged");
+        let read: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((read["number"].as_str(), read["tag"].as_str()), (Some(bad), Some("\u{E0041}")));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use shared::db::refunds::{self, Refund};
 use shared::event::kind;
 use time::OffsetDateTime;
 
-use crate::answer::{Answer, Problem, count, moment, table, with_more};
+use crate::answer::{Answer, Problem, count, lines as shown, moment, table, with_more};
 use crate::place::{Place, signature};
 use crate::when::{self, Moment};
 
@@ -144,19 +144,22 @@ async fn show(place: &Place, id: &str) -> Result<Answer, Problem> {
     ];
     lines.extend(again.iter().map(|once| {
         let (before, by, at) = (moment(once.published_at), &once.republished_by, moment(once.republished_at));
-        format!("again      published at {before}, and once more on the word of {by} at {at}")
+        let user = once.database_user.as_deref().map(|user| format!(" (database user {user})")).unwrap_or_default();
+        format!("again      published at {before}, and once more on the word of {by}{user} at {at}")
     }));
-    lines.push(format!("data       {}", serde_json::to_string_pretty(&event.data).unwrap_or_default()));
+    let data = serde_json::to_string_pretty(&event.data).unwrap_or_default();
+    lines.extend(format!("data       {data}").lines().map(str::to_owned));
     let mut json = outline(&event);
     json["data"] = event.data;
     json["republishes"] = again.iter().map(republished).collect();
-    Ok(Answer::done(lines.join("\n"), json))
+    Ok(Answer::done(shown(&lines), json))
 }
 
 fn republished(once: &Republished) -> Value {
     json!({
         "published_at": moment(once.published_at),
         "republished_by": once.republished_by,
+        "database_user": once.database_user,
         "republished_at": moment(once.republished_at),
     })
 }
@@ -185,7 +188,7 @@ async fn republish(place: &Place, republish: &Republish, operator: Option<&str>)
     let seqs: Vec<i64> = out.iter().map(|event| event.seq).collect();
     let mut published = 0;
     if let Some(by) = by.filter(|_| !seqs.is_empty()) {
-        published = events::publish_again(&place.db, &seqs, &by, place.clock.now()).await?;
+        published = events::publish_again(&place.db, &seqs, &by).await?;
         // It may get lost; the relay polls too.
         let _ = events::nudge(&place.db).await;
     }
@@ -209,7 +212,7 @@ async fn republish(place: &Place, republish: &Republish, operator: Option<&str>)
         ),
         (_, false) => format!("{events} would be published again; nothing was changed, --yes does it"),
     });
-    Ok(Answer::done(lines.join("\n"), json))
+    Ok(Answer::done(shown(&lines), json))
 }
 
 /// How many ids are named to people.

@@ -18,7 +18,7 @@ use shared::job::kind;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
-use crate::answer::{Answer, Problem, instant, moment, table};
+use crate::answer::{Answer, Problem, instant, lines as shown, moment, table};
 use crate::cases::steps;
 use crate::events::{about, order_of, out};
 use crate::place::Place;
@@ -70,18 +70,13 @@ pub async fn run(place: &Place, id_or_number: &str) -> Result<Answer, Problem> {
     let order = &known.order;
     let rows: Vec<Vec<String>> =
         timeline.iter().map(|line| vec![instant(line.at), line.source.to_owned(), line.what.clone()]).collect();
-    let text = format!(
-        "order {}, number {}: {} yuan at {} ({}, account {}), {}\n\n{}\n\nnext\n  {}",
-        order.id,
-        order.order_no,
-        order.amount,
-        order.payment_method,
-        order.scene,
-        order.account,
-        order.status,
-        table(&["TIME", "SOURCE", "WHAT"], &rows),
-        next.join("\n  "),
+    let first = format!(
+        "order {}, number {}: {} yuan at {} ({}, account {}), {}",
+        order.id, order.order_no, order.amount, order.payment_method, order.scene, order.account, order.status,
     );
+    let expected: Vec<String> = next.iter().map(|line| format!("  {line}")).collect();
+    let timeline_shown = table(&["TIME", "SOURCE", "WHAT"], &rows);
+    let text = format!("{}\n\n{timeline_shown}\n\nnext\n{}", shown(&[first]), shown(&expected));
     let lines: Vec<Value> = timeline
         .iter()
         .map(|line| json!({ "at": instant(line.at), "source": line.source, "what": line.what }))
@@ -263,7 +258,7 @@ fn event(event: &Kept) -> Vec<Moment> {
 
 /// Marking it took from the event when it was out before.
 fn republished(once: &Republished) -> [Moment; 2] {
-    let Republished { event_id, published_at, republished_by, republished_at } = once;
+    let Republished { event_id, published_at, republished_by, republished_at, .. } = once;
     let before = Moment::new(*published_at, "event", format!("{event_id} published"));
     [before, Moment::new(*republished_at, "event", format!("{event_id} to be published again, by {republished_by}"))]
 }

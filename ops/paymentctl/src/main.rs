@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use paymentctl::answer::{Answer, Problem};
+use paymentctl::answer::{Answer, Problem, json_line, shown};
 use paymentctl::place::{Place, operator};
 use paymentctl::{cases, doctor, events, explain};
 use shared::config::Env;
@@ -57,7 +57,7 @@ async fn main() -> ExitCode {
     telemetry::install_crypto();
     match run(&cli).await {
         Ok(answer) => {
-            let text = if cli.json { answer.json.to_string() } else { answer.text };
+            let text = if cli.json { json_line(&answer.json) } else { shown(&answer.text) };
             // Whoever reads may have heard enough (`| head`).
             let _ = writeln!(std::io::stdout(), "{text}");
             if answer.done { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -291,36 +291,13 @@ pub async fn newest(db: impl PgExecutor<'_>, unpublished: bool, limit: i64) -> R
 }
 
 /// Marks published events as unpublished, so that the relay publishes them again under the same ids, and writes down who had
-/// it done. Returns how many were; one that is not out anyhow goes out as it would have.
+/// it done and as which user of the database. Returns how many were; one that is not out anyhow goes out as it would have.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn publish_again(
-    db: impl PgExecutor<'_>,
-    seqs: &[i64],
-    by: &str,
-    now: OffsetDateTime,
-) -> Result<u64, DbError> {
-    let done = sqlx::query!(
-        r#"
-        with chosen as (
-          select seq, event_id, published_at from events
-          where seq = any($1) and published_at is not null
-          order by seq
-          for update
-        ), marked as (
-          update events e set published_at = null, retry_at = null from chosen where e.seq = chosen.seq
-        )
-        insert into event_republishes (event_id, published_at, republished_by, republished_at)
-        select event_id, published_at, $2, $3 from chosen order by seq
-        "#,
-        seqs,
-        by,
-        now,
-    )
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected())
+pub async fn publish_again(db: impl PgExecutor<'_>, seqs: &[i64], by: &str) -> Result<u64, DbError> {
+    let done = sqlx::query!(r#"select republish_events($1, $2) as "done!""#, seqs, by).fetch_one(db).await?.done;
+    Ok(done.unsigned_abs())
 }
 
 /// Once that a person had an event published again.
@@ -334,6 +311,8 @@ pub struct Republished {
     pub republished_by: String,
     /// When.
     pub republished_at: OffsetDateTime,
+    /// As which user of the database; `None`: an older release wrote it.
+    pub database_user: Option<String>,
 }
 
 /// When these events were published again and by whom, the earliest first.
@@ -344,7 +323,7 @@ pub async fn republishes(db: impl PgExecutor<'_>, event_ids: &[String]) -> Resul
     Ok(sqlx::query_as!(
         Republished,
         r#"
-        select event_id, published_at, republished_by, republished_at from event_republishes
+        select event_id, published_at, republished_by, republished_at, database_user from event_republishes
         where event_id = any($1)
         order by id
         "#,

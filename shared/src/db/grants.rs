@@ -3,7 +3,7 @@
 //!
 //! What never changes once it is written is in no `update` line: who bought what for how much from which account, the
 //! bytes of a callback, the facts of an event. Rows are deleted from `jobs`, where a deleted row is work done, and by the
-//! relay from the five tables whose rows have their time (see `retention`). To pass over what others hold (`for update skip
+//! relay from the six tables whose rows have their time (see `retention`). To pass over what others hold (`for update skip
 //! locked`) it needs the right to change some column: one that nobody can set, or that says nothing of money.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,7 +140,8 @@ pub const TABLES: &[Table] = &[
         may(PROCESSES, Insert),
         may_only(ALL_BUT_RELAY, Select, &["event_id"]),
         may(&[Relay, PaymentCtl], Select),
-        may_only(&[Relay, PaymentCtl], Update, &["retry_at", "published_at"]),
+        // An operator has them published again through a function.
+        may_only(&[Relay], Update, &["retry_at", "published_at"]),
         may(&[Relay], Delete),
     ] },
     Table { name: "cases", grants: &[
@@ -152,8 +153,7 @@ pub const TABLES: &[Table] = &[
         may_only(&[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, Relay], Update,
             &["status", "proposed_by", "proposed_action", "resolution", "resolved_by", "evidence", "history", "version",
               "updated_at"]),
-        // Ends one, and never touches what somebody has proposed.
-        may_only(&[PaymentCtl], Update, &["status", "resolution", "resolved_by", "history", "version", "updated_at"]),
+        // An operator ends one through a function, and never what two people decide.
         may(&[Relay], Delete),
     ] },
     // Bytes that name payers: the relay writes and deletes them. A replay goes through a function.
@@ -197,7 +197,6 @@ pub const TABLES: &[Table] = &[
     // Who had which event published again.
     Table { name: "event_republishes", grants: &[
         may(&[PaymentCtl], Select),
-        may(&[PaymentCtl], Insert),
     ] },
     Table { name: "hourly_stats", grants: &[
         may(&[PaymentApi, Relay], Select),
@@ -227,7 +226,11 @@ pub struct Function {
 }
 
 /// Every function that runs with the rights of the tables' owner.
-pub const FUNCTIONS: &[Function] = &[Function { name: "replay_dead_letter", arguments: "bpchar", to: &[PaymentCtl] }];
+pub const FUNCTIONS: &[Function] = &[
+    Function { name: "replay_dead_letter", arguments: "bpchar", to: &[PaymentCtl] },
+    Function { name: "end_case", arguments: "bpchar, bigint, text, text, jsonb", to: &[PaymentCtl] },
+    Function { name: "republish_events", arguments: "bigint[], text", to: &[PaymentCtl] },
+];
 
 /// Gives a role what its process may do, and nothing else, in the schema of this session.
 ///

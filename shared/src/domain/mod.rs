@@ -27,5 +27,5 @@ pub(crate) use payment_method::named_enum;
 pub use payment_method::{PaymentMethod, Scene, UnknownName};
 pub use policy::{LatePaymentPolicy, Policies};
 pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundOrigin, RefundStatus, status_by_refunds};
-pub use text::{shorten_bytes, shorten_chars, shows};
+pub use text::{escaped, shorten_bytes, shorten_chars, shows, steers};
 pub use verdict::{CaseAction, CaseKind, CaseStatus, Verdict};

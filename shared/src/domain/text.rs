@@ -61,6 +61,26 @@ pub fn shows(c: char) -> bool {
     !(shapeless || c.is_whitespace() || c.is_control())
 }
 
+/// Whether a character steers what shows it, such as a terminal: controls, separators of lines, marks of direction, tags.
+pub fn steers(c: char) -> bool {
+    let of_direction = matches!(c,
+        '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{E0000}'..='\u{E007F}');
+    of_direction || c.is_control()
+}
+
+/// `text` with each character that steers written as an escape such as `\u{1b}`; those in `kept` stay.
+pub fn escaped(text: &str, kept: &[char]) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if steers(c) && !kept.contains(&c) {
+            plain.extend(c.escape_default());
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
+}
+
 /// The longest start of `text` that has at most `bytes` bytes and cuts no character.
 pub fn shorten_bytes(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
@@ -76,6 +96,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_is_escaped_and_nothing_else() {
+        let plain = "a 大乐透 + 50% \\ \u{3000}é👍";
+        assert_eq!(escaped(plain, &[]), plain);
+        assert_eq!(escaped("\u{1b}]52;c\u{7}\n\u{9b}2K\u{7f}", &[]), r"\u{1b}]52;c\u{7}\n\u{9b}2K\u{7f}");
+        assert_eq!(escaped("a\nb\r", &['\n']), "a\nb\\r");
+        for c in ['\u{202E}', '\u{2066}', '\u{200F}', '\u{2028}', '\u{85}', '\u{E0041}', '\0'] {
+            assert!(!escaped(&format!("a{c}b"), &[]).contains(c), "{c:?}");
+        }
+    }
 
     #[test]
     fn what_has_no_shape_is_not_seen() {

@@ -12,7 +12,7 @@ use shared::cache::Changed;
 use shared::db::cases::{self, Case};
 use shared::db::dead_letters;
 use shared::db::{DbError, case_facts, events, extra, orders};
-use shared::domain::{CaseId, CaseKind, CaseStatus, UserId};
+use shared::domain::{CaseId, CaseKind, CaseStatus, UserId, steers};
 use shared::event;
 use shared::settle::strays;
 use sqlx::PgConnection;
@@ -418,10 +418,11 @@ fn version(body: &Bytes) -> Result<i64, ApiError> {
     Ok(version.unwrap_or_default())
 }
 
-/// The rule of a note.
+/// The rule of a note. It is shown in terminals too, so it may break lines and must not steer what shows it.
 pub(super) fn note(text: String) -> Result<String, String> {
-    let fits = text.chars().count() <= NOTE && !text.trim().is_empty() && !text.contains('\0');
-    if fits { Ok(text) } else { Err(format!("text of 1 to {NOTE} characters")) }
+    let plain = text.chars().all(|c| c == '\n' || !steers(c));
+    let fits = text.chars().count() <= NOTE && !text.trim().is_empty() && plain;
+    if fits { Ok(text) } else { Err(format!("text of 1 to {NOTE} characters without control characters")) }
 }
 
 /// The case that a path names; what is no id names no case.

@@ -4,10 +4,10 @@ use clap::Args;
 use serde_json::json;
 use shared::db::cases::{self, Case, End};
 use shared::db::{DbError, extra};
-use shared::domain::{CaseId, CaseStatus};
+use shared::domain::{CaseId, CaseStatus, steers};
 
 use super::get;
-use crate::answer::{Answer, Problem, instant};
+use crate::answer::{Answer, Problem, instant, lines};
 use crate::place::{Place, signature};
 
 /// The longest reason, in characters: as the API has it of a note.
@@ -29,8 +29,9 @@ pub struct Discard {
 
 /// A reason that says something.
 fn reason(text: &str) -> Result<String, String> {
-    let fits = text.chars().count() <= REASON && !text.trim().is_empty() && !text.contains('\0');
-    if fits { Ok(text.to_owned()) } else { Err(format!("text of 1 to {REASON} characters")) }
+    let plain = text.chars().all(|c| c == '\n' || !steers(c));
+    let fits = text.chars().count() <= REASON && !text.trim().is_empty() && plain;
+    if fits { Ok(text.to_owned()) } else { Err(format!("text of 1 to {REASON} characters without control characters")) }
 }
 
 /// Ends the case with the reason, or says that it would.
@@ -44,8 +45,9 @@ pub async fn run(place: &Place, discard: &Discard, operator: Option<&str>) -> Re
     let what = format!("case {} ({}, number {})", case.id, case.kind, case.gateway_no);
     let json = json!({ "case": case.id.to_string(), "reason": discard.reason, "dry_run": !discard.yes });
     let Some(by) = by else {
-        let text = format!("would resolve {what}: {}\nnothing was changed; --yes does it", discard.reason);
-        return Ok(Answer::done(text, json));
+        let text =
+            [format!("would resolve {what}: {}", discard.reason), "nothing was changed; --yes does it".to_owned()];
+        return Ok(Answer::done(lines(&text), json));
     };
     let now = place.clock.now();
     let entry = json!({ "at": instant(now), "who": by, "what": "discarded", "action": { "reason": discard.reason } });
@@ -54,11 +56,11 @@ pub async fn run(place: &Place, discard: &Discard, operator: Option<&str>) -> Re
     if let Some(order_id) = of_money {
         extra::lock(&mut tx, order_id).await?;
     }
-    cases::end(&mut tx, &case, &End { resolution: &discard.reason, by: &by, entry: &entry }, now).await?;
+    cases::end(&mut tx, &case, &End { resolution: &discard.reason, by: &by, entry: &entry }).await?;
     // What the buyer reads of it.
     extra::follow(&mut tx, of_money.as_slice(), now).await?;
     tx.commit().await.map_err(DbError::from)?;
-    Ok(Answer::done(format!("resolved {what}: {}", discard.reason), json))
+    Ok(Answer::done(lines(&[format!("resolved {what}: {}", discard.reason)]), json))
 }
 
 /// Whether one person may end a case here.

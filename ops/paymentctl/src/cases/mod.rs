@@ -12,7 +12,7 @@ use shared::domain::{CaseId, CaseKind, CaseStatus, first_id_at};
 use shared::settle::strays;
 use time::Duration;
 
-use crate::answer::{Answer, Problem, moment, table, with_more};
+use crate::answer::{Answer, Problem, lines as shown, moment, table, with_more};
 use crate::place::Place;
 use crate::when::span;
 
@@ -178,7 +178,7 @@ async fn show(place: &Place, id: CaseId) -> Result<Answer, Problem> {
     lines.extend(evidence.lines().map(|line| format!("  {line}")));
     lines.push(if steps(&case).is_empty() { "history   nobody did anything yet" } else { "history" }.to_owned());
     lines.extend(steps(&case).iter().map(|step| format!("  {}  {}", step.0, step.1)));
-    Ok(Answer::done(lines.join("\n"), view(&case)))
+    Ok(Answer::done(shown(&lines), view(&case)))
 }
 
 /// What people can choose about a case through the API.

@@ -14,7 +14,7 @@ use time::Duration;
 
 use super::discard::may_end;
 use super::{Found, List, Which, found, get};
-use crate::answer::{Answer, Problem, count, instant, with_more};
+use crate::answer::{Answer, Problem, count, instant, lines as shown, with_more};
 use crate::place::{Place, signature};
 use crate::when::span;
 
@@ -76,7 +76,7 @@ pub async fn run(place: &Place, replay: &Replay, operator: Option<&str>) -> Resu
     });
     let json = json!({ "dry_run": !replay.yes, "cases": told, "more": more.is_some() });
     let done = good == cases.len() && more.is_none();
-    Ok(Answer { text: with_more(lines.join("\n"), more.as_deref()), json, done })
+    Ok(Answer { text: with_more(shown(&lines), more.as_deref()), json, done })
 }
 
 async fn chosen(place: &Place, replay: &Replay) -> Result<Found, Problem> {
@@ -147,7 +147,7 @@ async fn put_back(place: &Place, case: &Case, by: &str) -> Result<String, Proble
     let Some(job) = dead_letters::replay(&mut *tx, case.id).await? else { return Err(no_bytes(case)) };
     let resolution = format!("replayed as job {job}");
     let entry: Value = json!({ "at": instant(now), "who": by, "what": "replayed", "action": { "job": job } });
-    cases::end(&mut tx, case, &End { resolution: &resolution, by, entry: &entry }, now).await?;
+    cases::end(&mut tx, case, &End { resolution: &resolution, by, entry: &entry }).await?;
     tx.commit().await.map_err(DbError::from)?;
     Ok(resolution)
 }

@@ -170,6 +170,8 @@ async fn a_case_is_discarded_with_a_reason_and_nothing_before_yes(db: PgPool) {
     run(&db, &format!("{words} --yes")).await.unwrap();
     let ended = rows::get(&db, id).await.unwrap().unwrap();
     assert_eq!((ended.status, ended.resolution.as_deref()), (CaseStatus::Resolved, Some("test-shop")));
+    let user = texts(&db, "select session_user::text").await;
+    assert_eq!(ended.history[0]["database_user"], user[0].as_str(), "beside the name that the operator gives");
     let problem = run(&db, &format!("{words} --yes")).await.unwrap_err();
     assert!(problem.said.contains("is resolved already"), "{problem}");
 }
@@ -200,7 +202,7 @@ async fn whoever_is_second_changes_nothing(db: PgPool) {
     let seen = rows::get(&db, id).await.unwrap().unwrap();
     propose(&db, id).await;
     let end = rows::End { resolution: "r", by: "b", entry: &json!({}) };
-    let moved = rows::end(&mut db.acquire().await.unwrap(), &seen, &end, seen.created_at).await;
+    let moved = rows::end(&mut db.acquire().await.unwrap(), &seen, &end).await;
     assert!(matches!(moved, Err(shared::db::DbError::Moved)), "{moved:?}");
 }
 
@@ -247,5 +249,37 @@ async fn bytes_move_out_of_the_cases_of_an_older_release(db: PgPool) {
             ["1"],
             "what was seen can be confirmed"
         );
+    }
+}
+
+/// The database refuses what the tool refuses: for each kind, with and without money that is to go back.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_function_ends_no_case_whose_end_moves_money(db: PgPool) {
+    for kind in CaseKind::ALL {
+        for (number, evidence) in [("1", json!({})), ("2", json!({ "not_refunded": "later" }))] {
+            let id = case(&db, (*kind, number), evidence, NOW).await;
+            let seen = rows::get(&db, id).await.unwrap().unwrap();
+            let end = rows::End { resolution: "r", by: "b", entry: &json!({}) };
+            let ended = rows::end(&mut db.acquire().await.unwrap(), &seen, &end).await;
+            assert_eq!(ended.is_err(), seen.end_moves_money(), "{kind} {number}");
+        }
+    }
+}
+
+#[test]
+fn a_reason_that_steers_a_terminal_is_refused() {
+    use clap::Parser as _;
+    #[derive(clap::Parser)]
+    struct CommandLine {
+        #[command(flatten)]
+        discard: cases::discard::Discard,
+    }
+    let id = CaseId::from_u128(1).to_string();
+    let parsed = |reason: &str| {
+        CommandLine::try_parse_from(["test", &id, "--reason", reason]).map(|line| line.discard.reason).is_ok()
+    };
+    assert!(parsed("two\nlines"));
+    for reason in ["\u{1b}[2K", "a\u{7}", "a\u{202E}b", "a\rb", "\u{9b}2J"] {
+        assert!(!parsed(reason), "{reason:?}");
     }
 }

@@ -84,6 +84,7 @@ async fn who_had_an_event_published_again_is_written_down_with_it(db: PgPool) {
     let once = shown.json["republishes"].as_array().unwrap();
     assert_eq!(once.len(), 1, "the second found it waiting: {once:?}");
     assert_eq!(once[0]["republished_by"], "paymentctl/alice");
+    assert_eq!(once[0]["database_user"], texts(&db, "select session_user::text").await[0].as_str());
     let before = "select date_trunc('second', published_at)::text from event_republishes order by id limit 1";
     assert_eq!(texts(&db, before).await, was_out);
     assert!(shown.text.contains("once more on the word of paymentctl/alice"), "{}", shown.text);
