@@ -428,7 +428,7 @@ async fn a_worker_that_has_lost_its_job_can_bring_facts_and_nothing_else(db: PgP
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn an_answer_that_makes_no_sense_is_a_case_and_no_state(db: PgPool) {
+async fn another_amount_is_a_case_and_no_state(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in BOTH {
         let (order, refund) = bench.asked(method, Some("1.00")).await;
@@ -444,7 +444,7 @@ async fn an_answer_that_makes_no_sense_is_a_case_and_no_state(db: PgPool) {
         assert_eq!(bench.world.status(&order).await, PartiallyRefunded);
     }
     let cases = bench.world.cases().await;
-    assert_eq!(cases.iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>(), ["gateway_protocol"; 2]);
+    assert_eq!(cases.iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>(), ["amount_mismatch"; 2]);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

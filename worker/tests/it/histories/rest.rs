@@ -81,8 +81,12 @@ impl History<'_> {
             match kind.as_str() {
                 "unknown_refund" => {
                     self.book(&case, &trade_no).await;
-                    // All of it is booked, or it was ours.
-                    self.resolve(&case).await;
+                    // All of it is booked, or it was ours. While one of ours is on its way they read that nothing is booked
+                    // yet, and look again.
+                    let of_trade = |refund: &&Refund| refund.trade_no == trade_no;
+                    if self.refunds().await.iter().filter(of_trade).all(|refund| refund.status.is_final()) {
+                        self.resolve(&case).await;
+                    }
                 }
                 "double_payment" => self.give_back(&case, trade_no, None).await,
                 _ if self.generous => {
