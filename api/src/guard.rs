@@ -8,6 +8,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ipnet::IpNet;
+use tracing::Span;
+use tracing::field::display;
 
 use crate::state::App;
 
@@ -36,6 +38,7 @@ pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next
         return status.into_response();
     }
     let address = client_ip(peer(&request), request.headers(), &app.settings.trusted_proxies);
+    Span::current().record("client", display(address));
     request.extensions_mut().insert(ClientIp(address));
     next.run(request).await
 }

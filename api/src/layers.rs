@@ -13,6 +13,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, http};
 use shared::clock::Clock;
+use shared::domain::shorten_bytes;
 use shared::ops::shares::holder;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -24,7 +25,7 @@ use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, Tim
 use crate::auth::Caller;
 use crate::guard::{self, ClientIp};
 use crate::headers;
-use crate::observe;
+use crate::observe::{self, ClientRequestId};
 use crate::problem::{ApiError, panicked};
 use crate::state::{App, Client, HELD, Held};
 
@@ -61,6 +62,7 @@ pub fn around(router: Router, clock: Clock, https: bool) -> Router {
         ServiceBuilder::new()
             .map_response(move |response| headers::secured(https, response))
             .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION, COOKIE]))
+            .map_request(own_request_id)
             .layer(SetRequestIdLayer::new(REQUEST_ID, FreshId(clock)))
             .layer(middleware::from_fn(observe::observe))
             .layer(PropagateRequestIdLayer::new(REQUEST_ID))
@@ -122,7 +124,18 @@ pub fn unread(rejection: &BytesRejection) -> StatusCode {
     if came_too_late(rejection) { StatusCode::REQUEST_TIMEOUT } else { rejection.status() }
 }
 
-/// Ids of requests, which sort by time. A client may bring one of its own.
+/// A client's id of its request is kept beside ours: taken in its place it could be that of another request.
+fn own_request_id(mut request: Request) -> Request {
+    if let Some(id) = request.headers_mut().remove(REQUEST_ID) {
+        let id = id.to_str().map(|id| shorten_bytes(id, 64).to_owned());
+        if let Ok(id) = id {
+            request.extensions_mut().insert(ClientRequestId(id));
+        }
+    }
+    request
+}
+
+/// Ids of requests, which sort by time.
 #[derive(Clone, Copy)]
 struct FreshId(Clock);
 

@@ -4,14 +4,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::Method;
 use axum::http::header::{ALLOW, RETRY_AFTER};
+use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tower_http::request_id::RequestId;
 use tracing::{Instrument, error, field, info, info_span, warn};
 
 use crate::problem::{ApiError, Rendered};
+use crate::rarely::Few;
+
+/// The id that a client gave its request, beside ours.
+#[derive(Debug, Clone)]
+pub struct ClientRequestId(pub String);
+
+/// Refusals that are logged in a second. A stranger can cause any number of them.
+static REFUSALS: Few = Few::new(100);
 
 /// Wraps a request in a span that every line about it belongs to. The query string is not logged: it may hold a token.
 ///
@@ -21,13 +29,14 @@ pub async fn observe(request: Request, next: Next) -> Response {
     let method = method_name(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let id = request.extensions().get::<RequestId>().and_then(|id| id.header_value().to_str().ok()).unwrap_or_default();
-    // It may be of the client's making.
-    let id = shared::domain::shorten_bytes(id, 64);
+    let of_client = request.extensions().get::<ClientRequestId>().map(|id| id.0.as_str());
     let span = info_span!(
         "api.request",
         method,
         route,
         request_id = id,
+        clientRequestId = of_client,
+        client = field::Empty,
         orderId = field::Empty,
         userId = field::Empty,
         account = field::Empty,
@@ -57,9 +66,47 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
+/// What an error says about the client, where it says anything.
+fn security_event(error: &ApiError) -> Option<&'static str> {
+    match error {
+        ApiError::TokenInvalid => Some("token_invalid"),
+        ApiError::ScopeMissing => Some("scope_missing"),
+        ApiError::SamePerson => Some("same_person"),
+        ApiError::TooManyRequests { .. } => Some("too_many_requests"),
+        ApiError::TooManyStreams => Some("too_many_streams"),
+        _ => None,
+    }
+}
+
+/// Whether a line about a refusal is written. Of a flood some are, and then how many were not.
+fn is_logged(response: &Response) -> bool {
+    let cheap = [
+        StatusCode::UNAUTHORIZED,
+        StatusCode::FORBIDDEN,
+        StatusCode::NOT_FOUND,
+        StatusCode::METHOD_NOT_ALLOWED,
+        StatusCode::REQUEST_TIMEOUT,
+        StatusCode::TOO_MANY_REQUESTS,
+    ];
+    if !cheap.contains(&response.status()) {
+        return true;
+    }
+    let (is_logged, left_out) = REFUSALS.take(tokio::time::Instant::now());
+    if left_out > 0 {
+        warn!(left_out, "{left_out} more refusals were not logged: a flood of requests");
+    }
+    is_logged
+}
+
 /// The one place where an error is logged, with all that lies behind it.
 fn log(response: &Response, duration_ms: f64) {
     let status = response.status().as_u16();
+    if let Some(event) = ApiError::of(response).and_then(|error| security_event(error)) {
+        metrics::counter!("security_events_total", "event" => event).increment(1);
+    }
+    if !is_logged(response) {
+        return;
+    }
     match ApiError::of(response) {
         Some(failed) if failed.is_defect() => {
             error!(status, duration_ms, error = causes(failed), "Answered {status}: a defect");

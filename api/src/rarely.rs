@@ -24,9 +24,54 @@ impl Rarely {
     }
 }
 
+/// Says so many things a second, and how many it left out.
+pub struct Few {
+    most: u32,
+    second: Mutex<Second>,
+}
+
+struct Second {
+    began: Option<Instant>,
+    said: u32,
+    left_out: u64,
+}
+
+impl Few {
+    /// At most `most` a second.
+    pub const fn new(most: u32) -> Few {
+        Few { most, second: Mutex::new(Second { began: None, said: 0, left_out: 0 }) }
+    }
+
+    /// Whether this one is said; and how many were left out of the seconds before, once.
+    pub fn take(&self, now: Instant) -> (bool, u64) {
+        let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left_out = 0;
+        if second.began.is_none_or(|began| now.duration_since(began) >= Duration::from_secs(1)) {
+            left_out = std::mem::take(&mut second.left_out);
+            (second.began, second.said) = (Some(now), 0);
+        }
+        let says = second.said < self.most;
+        if says {
+            second.said += 1;
+        } else {
+            second.left_out += 1;
+        }
+        (says, left_out)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_few_are_said_each_second_and_the_others_are_counted() {
+        let (few, began) = (Few::new(3), Instant::now());
+        let said = (0..10).filter(|_| few.take(began).0).count();
+        assert_eq!(said, 3);
+        let next = began + Duration::from_secs(1);
+        assert_eq!((few.take(next), few.take(next)), ((true, 7), (true, 0)));
+    }
 
     #[test]
     fn it_is_said_once_and_again_much_later() {

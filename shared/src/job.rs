@@ -91,7 +91,8 @@ pub const CHECKS: &[Duration] = &[
 /// The gaps between two questions about an unpaid order while somebody watches it; after the last one they stay as long.
 pub const HINTS: &[Duration] =
     &[Duration::seconds(3), Duration::seconds(5), Duration::seconds(10), Duration::seconds(20), Duration::seconds(30)];
-/// The shortest time between two queries about one unpaid order, whatever caused them.
+/// The shortest time between two queries about one unpaid order that its schedule and hints cause. What people ask for, and a
+/// query after a close that failed, do not wait for it.
 pub const AT_LEAST_APART: Duration = Duration::seconds(3);
 
 /// What a `jobs` row is due for.

@@ -22,7 +22,8 @@ use tracing::{error, warn};
 
 use crate::consumer::Ack;
 
-/// Longer than a job ever takes: two gateway calls and three transactions.
+/// Longer than a job takes: a query, a close, a query, one call for each refund that people book, and three transactions. A
+/// worker that takes longer loses the job by its fence, and changes nothing.
 const LEASE: time::Duration = time::Duration::minutes(2);
 /// When a job that failed is tried again: the first few soon, then slower, for ever.
 pub const RETRY: [Duration; 6] = [

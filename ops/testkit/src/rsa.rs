@@ -1,4 +1,4 @@
-//! RSA keys that nobody published: an account that is not a simulator takes no key of the test vectors.
+//! RSA keys that were never published: an account that is not a simulator takes no key of the test vectors.
 
 use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256, RsaKeySize, SerialNumber};
 

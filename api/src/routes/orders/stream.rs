@@ -101,7 +101,7 @@ pub fn is_final(order: &Order) -> bool {
     }
 }
 
-/// The share of whoever watches.
+/// The share of a viewer.
 type Share = (Option<shares::Share<UserId>>, Option<AddressShare>);
 
 /// One more stream of this viewer.

@@ -63,6 +63,9 @@ async fn clocks_that_step_apart_by_minutes_delay_and_lose_nothing_and_close_noth
         pay_while_stale(&world, one).await;
         set([&world.api], &[-10]);
         pay_while_stale(&world, other).await;
+        let called = "select count(*) from cases where kind = 'misconfigured'";
+        eventually("a call is refused for its time", LONG, async || (world.number(called).await? > 0).then_some(()))
+            .await;
         set([&world.api], &[0]);
         business_goes_on(&world).await;
         set(workers(), &[0]);

@@ -1,4 +1,4 @@
-//! Who writes to Redis without our key shows nothing to a reader, and gives an order to nobody else.
+//! A writer to Redis without our key shows nothing to a reader, and gives no order to another user.
 
 use shared::cache::redis::Script;
 use shared::cache::{Cache, Changed, CopiesKey, Redis, RedisConfig};
