@@ -5,7 +5,8 @@
 //! without; the account's policy changes. After every step the books hold what they must always hold, and at the end the
 //! simulator's books agree with ours.
 //!
-//! `HISTORIES=3334` plays so many under each first policy, some ten thousand in all; without it some dozens.
+//! `HISTORIES=3334` plays so many under each first policy, some ten thousand in all; without it some dozens. `HISTORIES_AFTER=1000`
+//! passes over the first thousand, so that parts can be played beside each other.
 
 mod acts;
 mod laws;
@@ -138,7 +139,12 @@ async fn run(db: PgPool, policy: &'static str) {
     let bench = Bench::new(db, policy).await;
     let mut runner = TestRunner::deterministic();
     let histories = (any::<bool>(), any::<bool>(), any::<bool>(), prop::collection::vec(step(), 1..STEPS));
-    let many = std::env::var("HISTORIES").ok().and_then(|many| many.parse().ok()).unwrap_or(HISTORIES);
+    let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse().ok());
+    let many = number("HISTORIES").unwrap_or(HISTORIES);
+    // Those before are left to another run beside this one.
+    for _ in 0..number("HISTORIES_AFTER").unwrap_or(0) {
+        histories.new_tree(&mut runner).expect("a history");
+    }
     let (mut met, mut total) = (BTreeSet::<String>::new(), laws::Totals::default());
     for plan in known_to_be_hard() {
         let played = play(&bench, policy, &plan, &mut met).await;
