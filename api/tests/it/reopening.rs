@@ -111,7 +111,7 @@ async fn a_case_says_what_can_be_chosen_about_it(db: PgPool) {
     for (kind, actions) in [
         ("late_payment", json!(["refund", "fulfil", "book_refund", "note"])),
         ("refunded_elsewhere", json!(["refund", "fulfil", "book_refund", "note"])),
-        ("double_payment", json!(["refund", "note"])),
+        ("double_payment", json!(["refund", "book_refund", "note"])),
         ("refund_closed", json!(["refund_again", "note"])),
         ("dead_letter", json!(["note"])),
     ] {

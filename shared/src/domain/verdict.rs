@@ -163,11 +163,10 @@ impl CaseKind {
         match self {
             CaseKind::LatePayment | CaseKind::RefundedElsewhere => &[Refund, Fulfil, BookRefund, Note],
             CaseKind::UnknownRefund => &[BookRefund, Note],
-            CaseKind::DoublePayment
-            | CaseKind::AmountMismatch
-            | CaseKind::WrongMerchant
-            | CaseKind::WrongMethod
-            | CaseKind::UnknownOrder => &[Refund, Note],
+            CaseKind::DoublePayment => &[Refund, BookRefund, Note],
+            CaseKind::AmountMismatch | CaseKind::WrongMerchant | CaseKind::WrongMethod | CaseKind::UnknownOrder => {
+                &[Refund, Note]
+            }
             CaseKind::RefundClosed => &[RefundAgain, Note],
             CaseKind::RefundAbnormal => &[AbnormalRefund, Note],
             CaseKind::DeadLetter

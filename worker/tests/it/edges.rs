@@ -196,3 +196,26 @@ async fn what_people_decide_comes_before_the_end_of_an_expired_order(db: PgPool)
         sqlx::query_scalar("select origin from refund_records").fetch_all(&bench.world.db).await.unwrap();
     assert_eq!(origins, [RefundOrigin::Outside.as_str()]);
 }
+
+/// Trap: a second payment goes back in the console without a notice, and no action of its case can book that.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_second_payment_that_went_back_in_silence_is_booked_by_people(db: PgPool) {
+    let bench = Bench::new(db, "hold").await;
+    for method in [Alipay, Wechat] {
+        let order = bench.paid(method).await;
+        bench.act(&order, "pay-again").await;
+        let notice = bench.notice(&order, "?nth=1").await.unwrap();
+        bench.world.settle(vec![notice]).await;
+        assert_eq!(bench.world.order(&order.id).await.extra_state, Some(ExtraState::Held), "{method}");
+        let path = format!("/sim/trades/{method}/{}/refunds?nth=1", order.order_no);
+        let made = bench.control("POST", &path, r#"{"notify":false}"#).await;
+        let number = RefundNo::parse(made["out_refund_no"].as_str().unwrap()).unwrap();
+        let case = bench.case_of(&order).await;
+        let book = Asked::BookRefund { refund_no: number, amount: order.amount };
+        bench.ask_now(order.id, book.of(case)).await;
+        bench.check(&order).await;
+        let after = bench.world.order(&order.id).await;
+        assert_eq!((after.status, after.refunded_amount), (Paid, Money::ZERO), "{method}: the order's own stays");
+        assert_eq!(after.extra_state, Some(ExtraState::Returned), "{method}");
+    }
+}

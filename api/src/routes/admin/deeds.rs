@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use shared::db::cases::{self, Case};
 use shared::db::refunds::{self, Refund};
 use shared::db::{jobs, orders};
-use shared::domain::{CaseKind, Money, OrderEvent, OrderId, RefundNo, RefundStatus, TradeNo, UserId};
+use shared::domain::{CaseAction, CaseKind, Money, OrderEvent, OrderId, RefundNo, RefundStatus, TradeNo, UserId};
 use shared::job::{Asked, kind};
 use shared::settle::strays::{Stray, has_strays};
 use shared::settle::{self, NotHonoured, refunds as settling};
@@ -37,8 +37,8 @@ pub enum Deed {
     /// Take the late payment for its order and deliver (`late_payment`, `refunded_elsewhere`). The gateway is asked first: the
     /// case is resolved once the order is paid, or its evidence says in `not_fulfilled` why not.
     Fulfil,
-    /// Book a refund that was made at the gateway's console (`unknown_refund`, `refunded_elsewhere`, `late_payment`). The
-    /// gateway is asked about it first: the evidence says in `not_booked` why nothing was booked.
+    /// Book a refund that was made at the gateway's console (`unknown_refund`, `refunded_elsewhere`, `late_payment`,
+    /// `double_payment`). The gateway is asked about it first: the evidence says in `not_booked` why nothing was booked.
     BookRefund {
         /// The merchant's number of the refund, as the gateway has it.
         #[schema(value_type = String)]
@@ -290,7 +290,7 @@ fn late_payment(case: &Case) -> Result<(OrderId, TradeNo), ApiError> {
 
 /// The order of which money went back without us.
 fn returned_elsewhere(case: &Case) -> Result<OrderId, ApiError> {
-    let fit = matches!(case.kind, CaseKind::UnknownRefund | CaseKind::RefundedElsewhere | CaseKind::LatePayment);
+    let fit = case.kind.actions().contains(&CaseAction::BookRefund);
     fits(fit, "the case is about no refund that was made elsewhere")?;
     case.order_id.ok_or(ApiError::ActionUnfit("the case names no order"))
 }

@@ -88,7 +88,10 @@ impl History<'_> {
                         self.resolve(&case).await;
                     }
                 }
-                "double_payment" => self.give_back(&case, trade_no, None).await,
+                "double_payment" => {
+                    self.book(&case, &trade_no).await;
+                    self.give_back(&case, trade_no, None).await;
+                }
                 _ if self.generous => {
                     self.book(&case, &trade_no).await;
                     self.decided(&case, &Asked::Fulfil).await;
