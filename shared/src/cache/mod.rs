@@ -18,7 +18,7 @@
 //! Redis that is dead, slow or wiped costs speed only: a call has [`redis::LIMIT`], a connection that fails is given up and
 //! made again in the background, and until it is there nobody waits for it. Without Redis memory alone is used.
 //!
-//! Redis is not trusted: a copy counts only with its HMAC ([`shelf`]), and who may read an order is never read from Redis
+//! Redis is not trusted: a copy counts only with its HMAC (`shelf.rs`), and who may read an order is never read from Redis
 //! ([`Orders::get`]).
 //!
 //! What is kept names neither payer nor parameters of a payment.
