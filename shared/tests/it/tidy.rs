@@ -44,12 +44,13 @@ fn code(text: &str) -> Vec<&str> {
 }
 
 /// What the root may hold beside hidden files: a tool's leavings would be committed with the next change.
-const ROOT: [&str; 12] = [
+const ROOT: [&str; 13] = [
     "CHANGELOG.md",
     "Cargo.lock",
     "Cargo.toml",
     "LICENSE",
     "README.md",
+    "SECURITY.md",
     "api",
     "docker-compose.yml",
     "migrations",
