@@ -1,5 +1,6 @@
 //! Everything comes to rest: the gateways have sent every notice, the looks back were made, people have decided.
 
+use std::collections::BTreeSet;
 use std::time::Duration as StdDuration;
 
 use serde_json::json;
@@ -24,7 +25,7 @@ impl History<'_> {
     /// The faults are over, the gateway has sent a day's notices, people have decided.
     pub(super) async fn come_to_rest(&mut self) -> Outcome {
         self.take(&Step::Faults("{}")).await;
-        let mut waiting = Vec::new();
+        let (mut waiting, mut redirected) = (Vec::new(), BTreeSet::new());
         for _ in 0..ROUNDS {
             // Of one payment alone every callback may be lost: the checks find it. What is paid twice under one number
             // only callbacks can tell.
@@ -44,7 +45,8 @@ impl History<'_> {
             self.decide().await;
             self.look().await?;
             for refund in self.refunds().await {
-                if refund.status == RefundStatus::Abnormal {
+                // Two people decide it once; after that the worker asks how it went.
+                if refund.status == RefundStatus::Abnormal && redirected.insert(refund.id.to_string()) {
                     let payload = json!({ "redirect": "merchant" });
                     let id = refund.id.to_string();
                     jobs::ask_in(&self.bench.world.db, kind::REFUND, &id, &payload, Duration::ZERO).await.unwrap();
