@@ -69,8 +69,8 @@ impl Database {
 
 /// Empties every table and places `orders` pending orders with what belongs to each, as `POST /v1/orders` leaves them.
 pub(crate) async fn refill(db: &PgPool, orders: u32) -> Result<()> {
-    let empty = "truncate payment_orders, payment_transactions, refund_records, callbacks, jobs, events, cases, \
-                 idempotency_keys";
+    let empty = "truncate payment_orders, payment_transactions, refund_records, order_credentials, callbacks, jobs, events, \
+                 cases, dead_letters, idempotency_keys";
     sqlx::query(empty).execute(db).await.context("emptying the tables")?;
     place(db, orders).await
 }
@@ -78,7 +78,7 @@ pub(crate) async fn refill(db: &PgPool, orders: u32) -> Result<()> {
 /// The same beside what [`place_history`] has placed.
 pub(crate) async fn replace(db: &PgPool, orders: u32) -> Result<()> {
     for remove in [
-        "truncate callbacks, jobs, events, cases, idempotency_keys",
+        "truncate callbacks, jobs, events, cases, dead_letters, idempotency_keys",
         "delete from payment_transactions where id < 'f'",
         "delete from payment_orders where id < 'f'",
     ] {
