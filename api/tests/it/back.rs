@@ -131,6 +131,7 @@ async fn a_crowd_at_every_door_of_two_processes_brings_one_question(db: PgPool) 
 async fn nothing_is_asked_that_was_asked_a_moment_ago_or_cannot_have_been_paid(db: PgPool) {
     let world = World::new(db).await;
     let order = id(&pending(&world, None).await);
+    testkit::make_up_facts(&world.db).await;
     let set = async |sql: &'static str| {
         sqlx::query(sql).execute(&world.db).await.unwrap();
     };

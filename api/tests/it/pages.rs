@@ -64,6 +64,7 @@ fn is_neutral(answer: &Answer, query: &str) {
 }
 
 async fn set(world: &World, status: &str) {
+    testkit::make_up_facts(&world.db).await;
     sqlx::query(
         "update payment_orders set status = $1, version = version + 1, \
          trade_no = case when $1 in ('pending', 'closed') then null else 't1' end, \

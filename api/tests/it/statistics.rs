@@ -54,7 +54,8 @@ async fn an_hour_of_the_past_is_counted_again_when_it_changes(db: PgPool) {
 
     world.pay(id).await;
     sqlx::query(
-        "insert into events (event_id, type, order_id, data, occurred_at) values ('e', 'order.paid', $1, '{}', now())",
+        "insert into events (event_id, type, order_id, data, occurred_at) \
+         values ('order.paid:' || $1, 'order.paid', $1, '{}', now())",
     )
     .bind(id)
     .execute(&db)

@@ -136,6 +136,7 @@ async fn open_pages_do_not_keep_the_process_from_stopping(db: PgPool) {
 async fn a_refund_in_flight_keeps_the_page_waiting(db: PgPool) {
     let world = awake(db).await;
     let placed = world.order("u1").await;
+    testkit::make_up_facts(&world.db).await;
     sqlx::query("update payment_orders set status = 'refunding', trade_no = 't1', paid_at = now(), version = 3")
         .execute(&world.db)
         .await

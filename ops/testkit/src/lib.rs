@@ -1,6 +1,7 @@
 //! What tests on real servers share. For dev-dependencies alone.
 
 mod broker;
+mod facts;
 pub mod jobs;
 mod order;
 mod relay;
@@ -8,6 +9,7 @@ mod rsa;
 mod tls;
 
 pub use broker::TestBroker;
+pub use facts::make_up_facts;
 pub use order::new_order;
 pub use relay::Relay;
 pub use rsa::RsaPair;

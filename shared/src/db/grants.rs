@@ -59,6 +59,19 @@ const SETTLERS: &[Service] = &[CallbackWorker, CheckWorker];
 const ALL_BUT_RELAY: &[Service] = &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker];
 const PROCESSES: &[Service] = &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, Relay];
 
+/// What the one who asks for a refund writes.
+const NEW_REFUND: &[&str] = &[
+    "id",
+    "order_id",
+    "transaction_id",
+    "refund_no",
+    "refund_amount",
+    "refund_reason",
+    "requested_by",
+    "created_at",
+    "updated_at",
+];
+
 use Right::{Delete, Insert, Select, Update};
 
 /// Every table. The order is that of the migrations.
@@ -69,7 +82,10 @@ use Right::{Delete, Insert, Select, Update};
 #[rustfmt::skip]
 pub const TABLES: &[Table] = &[
     Table { name: "payment_orders", grants: &[
-        may(&[PaymentApi], Insert),
+        // As its buyer places it. One that no buyer placed is made by a function.
+        may_only(&[PaymentApi], Insert,
+            &["id", "user_id", "order_no", "product_type", "subject", "amount", "payment_method", "scene", "account",
+              "expires_at", "client_ip", "metadata", "prepay", "created_at", "updated_at"]),
         // The relay for the statistics and for the copies that it passes on to Redis.
         may(PROCESSES, Select),
         // Not what may name the payer: `prepay`, `client_ip` and what the shop attached.
@@ -77,9 +93,9 @@ pub const TABLES: &[Table] = &[
             &["id", "user_id", "order_no", "product_type", "subject", "amount", "payment_method", "scene", "account",
               "status", "trade_no", "refunded_amount", "expires_at", "paid_at", "closed_at", "version", "created_at",
               "updated_at", "checked_at", "gateway_state", "close_requested_at", "extra_state", "extra_amount"]),
-        // A refund that is asked for moves its order. Who paid it and when is the workers' alone: they ask the gateway.
-        // A buyer asks for the order's end.
-        may_only(&[PaymentApi], Update, &["status", "refunded_amount", "updated_at", "version", "close_requested_at"]),
+        // A refund that is asked for moves its order. Who paid it, when, and what went back is the workers' alone: they ask
+        // the gateway. A buyer asks for the order's end.
+        may_only(&[PaymentApi], Update, &["status", "updated_at", "version", "close_requested_at"]),
         may_only(SETTLERS, Update,
             &["status", "trade_no", "paid_at", "closed_at", "refunded_amount", "updated_at", "version"]),
         may_only(&[CheckWorker], Update, &["checked_at", "gateway_state"]),
@@ -91,7 +107,10 @@ pub const TABLES: &[Table] = &[
     Table { name: "payment_transactions", grants: &[
         may(ALL_BUT_RELAY, Select),
         may(&[PaymentCtl], Select),
-        may(ALL_BUT_RELAY, Insert),
+        // People return a payment that only a case knows: the ingress writes it as it came.
+        may_only(ALL_BUT_RELAY, Insert,
+            &["id", "order_id", "transaction_no", "payment_method", "action_type", "amount", "status", "gateway_no",
+              "created_at", "updated_at", "paid_at", "account"]),
         may_only(&[Relay], Select,
             &["id", "order_id", "payment_method", "action_type", "amount", "status", "gateway_no"]),
         may_only(WORKERS, Update, &["status", "gateway_no", "returned_amount", "updated_at"]),
@@ -102,7 +121,9 @@ pub const TABLES: &[Table] = &[
         // The workers insert where the policy of an account returns late money.
         may(ALL_BUT_RELAY, Select),
         may(&[PaymentCtl], Select),
-        may(ALL_BUT_RELAY, Insert),
+        may_only(ALL_BUT_RELAY, Insert, NEW_REFUND),
+        // One that was made elsewhere is booked with its end.
+        may_only(WORKERS, Insert, &["status", "origin", "outside_key", "gateway_refund_no", "succeeded_at"]),
         may_only(&[Relay], Select, &["id", "order_id", "transaction_id", "refund_amount", "status"]),
         may_only(WORKERS, Update,
             &["status", "gateway_refund_no", "attempts", "last_error", "sent_at", "refused_code", "succeeded_at",
@@ -137,7 +158,8 @@ pub const TABLES: &[Table] = &[
         may_only(&[Relay], Update, &["due_at", "lease_until", "publishes", "fence"]),
     ] },
     Table { name: "events", grants: &[
-        may(PROCESSES, Insert),
+        // A trigger holds that an event about money tells what the rows say.
+        may_only(PROCESSES, Insert, &["event_id", "type", "order_id", "data", "occurred_at"]),
         may_only(ALL_BUT_RELAY, Select, &["event_id"]),
         may(&[Relay, PaymentCtl], Select),
         // An operator has them published again through a function.
@@ -148,7 +170,9 @@ pub const TABLES: &[Table] = &[
         may(PROCESSES, Select),
         may(&[PaymentCtl], Select),
         // The ingress: an account that a gateway refuses.
-        may(PROCESSES, Insert),
+        may_only(PROCESSES, Insert, &["id", "kind", "order_id", "gateway_no", "evidence", "created_at", "updated_at"]),
+        // What an account's policy has decided.
+        may_only(WORKERS, Insert, &["status", "resolution", "resolved_by"]),
         // A person's step, and a new fact, which may reopen a case.
         may_only(&[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, Relay], Update,
             &["status", "proposed_by", "proposed_action", "resolution", "resolved_by", "evidence", "history", "version",
@@ -230,6 +254,11 @@ pub const FUNCTIONS: &[Function] = &[
     Function { name: "replay_dead_letter", arguments: "bpchar", to: &[PaymentCtl] },
     Function { name: "end_case", arguments: "bpchar, bigint, text, text, jsonb", to: &[PaymentCtl] },
     Function { name: "republish_events", arguments: "bigint[], text", to: &[PaymentCtl] },
+    Function {
+        name: "create_unplaced_order",
+        arguments: "bpchar, text, numeric, text, text, text, timestamptz",
+        to: &[PaymentApi],
+    },
 ];
 
 /// Gives a role what its process may do, and nothing else, in the schema of this session.
@@ -308,7 +337,7 @@ pub async fn compare(connection: &mut PgConnection, service: Service, role: &str
     let wanted = wanted(service, &columns);
     let held = sqlx::query!(
         r#"
-        select c.relname::text || case p.name when 'INSERT' then '' else '.' || a.attname end as "object!", p.name as "right!"
+        select c.relname::text || '.' || a.attname as "object!", p.name as "right!"
         from pg_class c
         join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
         cross join (values ('SELECT'), ('INSERT'), ('UPDATE')) as p (name)
@@ -391,7 +420,7 @@ pub async fn columns(connection: &mut PgConnection) -> Result<BTreeMap<String, V
     Ok(columns)
 }
 
-/// What the table says, column by column; whole rows are added and removed.
+/// What the table says, column by column; whole rows are removed.
 fn wanted(service: Service, columns: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
     let functions = FUNCTIONS.iter().filter(|function| function.to.contains(&service));
     let mut wanted: BTreeSet<String> = functions.map(|function| format!("execute {}", function.name)).collect();
@@ -399,7 +428,7 @@ fn wanted(service: Service, columns: &BTreeMap<String, Vec<String>>) -> BTreeSet
         for grant in table.grants.iter().filter(|grant| grant.to.contains(&service)) {
             let right = grant.right.as_str();
             match (grant.right, grant.columns) {
-                (Right::Insert | Right::Delete, _) => drop(wanted.insert(format!("{right} {}", table.name))),
+                (Right::Delete, _) => drop(wanted.insert(format!("{right} {}", table.name))),
                 (_, Some(only)) => wanted.extend(only.iter().map(|column| format!("{right} {}.{column}", table.name))),
                 (_, None) => {
                     let all = columns.get(table.name).into_iter().flatten();

@@ -39,15 +39,8 @@ pub struct UnplacedOrder {
 pub async fn create(tx: &mut PgConnection, new: &UnplacedOrder, now: OffsetDateTime) -> Result<Order, DbError> {
     let scene = new.payment_method.scenes().first().map_or("", |scene| scene.as_str());
     sqlx::query!(
-        r#"
-        insert into payment_orders
-          (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, status, expires_at, closed_at,
-           prepay, created_at, updated_at)
-        values ($1, $2, $3, 'unknown_order', 'unknown order', $4, $5, $6, $7, 'closed', $8, $8, '{}', $8, $8)
-        on conflict on constraint payment_orders_order_no_key do nothing
-        "#,
+        "select from create_unplaced_order($1, $2, $3, $4, $5, $6, $7)",
         new.id as OrderId,
-        NO_USER,
         new.order_no.as_str(),
         new.amount as Money,
         new.payment_method.as_str(),

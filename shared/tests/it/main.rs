@@ -1,6 +1,7 @@
 //! Integration tests of what the binaries share.
 
 mod cache;
+mod facts;
 mod mq;
 mod mq_publish;
 mod pool;

@@ -167,7 +167,7 @@ async fn a_callback_longer_than_the_ingress_takes_is_dead_and_leaves_no_row(db: 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_event_that_was_put_off_waits_by_the_databases_clock(db: PgPool) {
     let mut connection = db.acquire().await.unwrap();
-    let event = Event { event_id: "e".to_owned(), kind: "order.paid", order_id: None, data: json!({}) };
+    let event = Event { event_id: "e".to_owned(), kind: "case.opened", order_id: None, data: json!({}) };
     let hour_ahead = shared::clock::Clock::system().now() + Duration::hours(1);
     events::append(&mut connection, &[event], hour_ahead).await.unwrap();
     let [waiting] = &events::waiting(&mut connection, 10).await.unwrap()[..] else { panic!("one event") };

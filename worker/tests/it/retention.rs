@@ -74,7 +74,7 @@ async fn key(db: &PgPool, name: &str, expires_at: OffsetDateTime, held_until: Op
 
 async fn event(db: &PgPool, id: &str, published_at: Option<OffsetDateTime>) {
     let sql =
-        "insert into events (event_id, type, data, occurred_at, published_at) values ($1, 'order.paid', '{}', $2, $3)";
+        "insert into events (event_id, type, data, occurred_at, published_at) values ($1, 'case.opened', '{}', $2, $3)";
     let occurred_at = BOUND - Duration::days(30);
     sqlx::query(sql).bind(id).bind(occurred_at).bind(published_at).execute(db).await.unwrap();
 }

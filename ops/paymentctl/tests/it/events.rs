@@ -18,6 +18,7 @@ async fn run(db: &PgPool, words: &str) -> Result<Answer, Problem> {
 
 /// Writes `order.paid` and `order.closed` of an order, and whatever `others` are called; the first two are out, for `ago`.
 async fn write(db: &PgPool, order: OrderId, ago: &str) {
+    testkit::make_up_facts(db).await;
     let event = |kind: &'static str| Event {
         event_id: format!("{kind}:{order}"),
         kind,
