@@ -109,4 +109,6 @@ async fn a_sync_shows_both_sides_and_what_changed(db: PgPool) {
     }
     let none = format!("/v1/admin/orders/{}/sync", "0".repeat(32));
     world.ask(Who::Admin("a1"), Method::POST, &none, None).await.is(404, "order_not_found");
+    let told = "select string_agg(subject || ' ' || act || ' ' || object, ', ') from audit_log";
+    assert_eq!(world.one::<String>(told).await, format!("a1 order.synced order:{id}, a1 order.synced order:{id}"));
 }

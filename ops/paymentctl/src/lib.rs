@@ -7,6 +7,7 @@
 //! and says exactly what it would do (ops/decisions/0011).
 
 pub mod answer;
+pub mod audit;
 pub mod cases;
 pub mod doctor;
 pub mod events;

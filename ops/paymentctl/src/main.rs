@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use paymentctl::answer::{Answer, Problem, json_line, shown};
 use paymentctl::place::{Place, operator};
-use paymentctl::{cases, doctor, events, explain};
+use paymentctl::{audit, cases, doctor, events, explain};
 use shared::config::Env;
 use shared::telemetry;
 
-/// Looks after a running payment service: cases and dead letters, events, one order explained, and a doctor.
+/// Looks after a running payment service: cases and dead letters, events, one order explained, what people did, and a
+/// doctor.
 ///
 /// Nothing that changes anything happens without --yes: without it a command says exactly what it would do. What moves money
 /// is not done here but through the API, by two people.
@@ -47,6 +48,9 @@ enum Command {
         /// The order's id or its order_no.
         order: String,
     },
+    /// What people did: list it, and verify that it was not rewritten.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Check configuration, database, broker, Redis, keys and gateways; each with what to do.
     Doctor,
 }
@@ -81,6 +85,7 @@ async fn run(cli: &Cli) -> Result<Answer, Problem> {
             let operator = who(cli, &mut env)?;
             events::run(&Place::open(&mut env).await?, command, operator.as_deref()).await
         }
+        Command::Audit(command) => audit::run(&Place::open(&mut env).await?, command).await,
         Command::Explain { order } => explain::run(&Place::open(&mut env).await?, order).await,
     }
 }

@@ -218,6 +218,16 @@ pub const TABLES: &[Table] = &[
         may(&[PaymentApi], Select),
         may(&[PaymentApi], Insert),
     ] },
+    // What people did: written once, in the transaction of its effect, and linked by the relay. The database itself says when,
+    // and who had logged in.
+    Table { name: "audit_log", grants: &[
+        may_only(&[PaymentApi], Insert, &["subject", "issuer", "key_id", "session", "act", "object", "detail"]),
+        may(&[Relay, PaymentCtl], Select),
+    ] },
+    Table { name: "audit_chain", grants: &[
+        may(&[Relay], Insert),
+        may(&[Relay, PaymentCtl], Select),
+    ] },
     // Who had which event published again.
     Table { name: "event_republishes", grants: &[
         may(&[PaymentCtl], Select),

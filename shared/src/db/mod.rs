@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use crate::crash;
 
 mod anew;
+pub mod audit;
 pub mod callbacks;
 pub mod case_facts;
 pub mod cases;

@@ -224,6 +224,16 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     ("insert into refund_records (attempts) select 1 where false", &[]),
     ("delete from jobs where false", PROCESSES),
     ("update jobs set kind = 'check'", &[]),
+    // What people did is written once.
+    ("insert into audit_log (subject, detail) select 'a', '{}'::jsonb where false", &[PaymentApi]),
+    ("insert into audit_log (at) select now() where false", &[]),
+    ("insert into audit_log (database_user) select 'a' where false", &[]),
+    ("select detail from audit_log", &[Relay, PaymentCtl]),
+    ("update audit_log set subject = 'bob'", &[]),
+    ("delete from audit_log", &[]),
+    ("insert into audit_chain (n) select 1 where false", &[Relay]),
+    ("update audit_chain set hash = ''", &[]),
+    ("delete from audit_chain", &[]),
     // The requests of frontends are the ingress's alone.
     ("select key from idempotency_keys", &[PaymentApi, Relay]),
     ("select request_hash from idempotency_keys", &[PaymentApi]),

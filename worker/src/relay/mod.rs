@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+mod audit;
 mod dead_letters;
 mod due_jobs;
 mod outbox;
@@ -158,7 +159,8 @@ impl Relay {
             Box::pin(road.session(&broker, stop)).await
         });
         let (counting, removing) = (Box::pin(stats::keep(self, &leading)), Box::pin(retention::keep(self, &leading)));
-        let (carried, looked_after, (), ()) = tokio::join!(carry, look_after, counting, removing);
+        let linking = Box::pin(audit::keep(self, &leading));
+        let (carried, looked_after, (), (), ()) = tokio::join!(carry, look_after, counting, removing, linking);
         if let Err(error) = looked_after {
             warn!(%error, "The road is not looked after");
         }

@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shared::cache::Changed;
+use shared::db::audit::{self, Act};
 use shared::db::cases::{self, Case};
 use shared::db::dead_letters;
 use shared::db::{DbError, case_facts, events, extra, orders};
@@ -354,10 +355,21 @@ async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<C
 /// already, as every transaction locks it first.
 async fn step(app: &App, tx: &mut PgConnection, case: &Case, entry: &Value) -> Result<(), ApiError> {
     cases::step(tx, case, entry, app.clock.now()).await.map_err(changed)?;
+    note_act(tx, case, entry).await?;
     if let Some(order_id) = case.order_id.filter(|_| case.kind.is_of_money_held()) {
         extra::follow(tx, &[order_id], app.clock.now()).await?;
     }
     Ok(())
+}
+
+/// The entry of the case's history, where nobody rewrites it unseen.
+async fn note_act(tx: &mut PgConnection, case: &Case, entry: &Value) -> Result<(), ApiError> {
+    let text = |member: &str| entry[member].as_str().unwrap_or_default();
+    let (subject, act) = (text("who"), format!("case.{}", text("what")));
+    let object = format!("case:{}", case.id);
+    let mut detail = entry.clone();
+    detail["version"] = case.version.into();
+    Ok(audit::record(tx, &Act { subject, act: &act, object, detail: &detail }).await?)
 }
 
 async fn renew(app: &App, case: &Case) {
@@ -380,6 +392,8 @@ async fn open_again(app: &App, id: CaseId, who: &UserId, reason: &str) -> Result
     }
     let opened = case_facts::reopen(&mut tx, &case, (who.as_str(), reason), now).await.map_err(changed)?;
     events::append(&mut tx, &[event::case_opened(&opened)], now).await?;
+    let entry = json!({ "who": who.as_str(), "what": "reopened", "reason": reason });
+    note_act(&mut tx, &case, &entry).await?;
     if let Some(order_id) = case.order_id.filter(|_| case.kind.is_of_money_held()) {
         extra::follow(&mut tx, &[order_id], now).await?;
     }

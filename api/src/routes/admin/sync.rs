@@ -10,9 +10,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::json;
 use shared::cache::Changed;
+use shared::db::audit::{self, Act};
 use shared::db::orders::{self, Order};
 use shared::db::{DbError, jobs};
-use shared::domain::OrderId;
+use shared::domain::{OrderId, UserId};
 use shared::job::kind;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
@@ -63,8 +64,12 @@ pub struct GatewayView {
         (status = 503, description = "`unavailable`", body = Problem),
     )
 )]
-pub async fn sync(State(app): State<Arc<App>>, _admin: Admin, OrderPath(id): OrderPath) -> Result<Response, ApiError> {
-    let view = to_the_end(async move { app.in_hand.syncing.run(id, ask(&app, id)).await }).await?;
+pub async fn sync(
+    State(app): State<Arc<App>>,
+    Admin(who): Admin,
+    OrderPath(id): OrderPath,
+) -> Result<Response, ApiError> {
+    let view = to_the_end(async move { app.in_hand.syncing.run(id, ask(&app, id, &who)).await }).await?;
     if view.answered {
         return Ok(Json(&*view).into_response());
     }
@@ -72,12 +77,16 @@ pub async fn sync(State(app): State<Arc<App>>, _admin: Admin, OrderPath(id): Ord
 }
 
 /// One look for all requests about this order.
-async fn ask(app: &App, id: OrderId) -> Result<Arc<SyncView>, ApiError> {
+async fn ask(app: &App, id: OrderId, who: &UserId) -> Result<Arc<SyncView>, ApiError> {
     let before = orders::get(&app.db, id).await?.ok_or(ApiError::OrderNotFound)?;
     // Compared with the last answer rather than with our clock: the worker's may differ.
     let earlier = orders::last_check(&app.db, id).await?;
     let asked = json!({ "sync": true });
-    jobs::ask_in(&app.db, kind::CHECK, &id.to_string(), &asked, time::Duration::ZERO).await?;
+    let mut tx = app.db.begin().await.map_err(DbError::from)?;
+    jobs::ask_in(&mut *tx, kind::CHECK, &id.to_string(), &asked, time::Duration::ZERO).await?;
+    let act = Act { subject: who.as_str(), act: "order.synced", object: format!("order:{id}"), detail: &json!({}) };
+    audit::record(&mut tx, &act).await?;
+    tx.commit().await.map_err(DbError::from)?;
     let until = Instant::now() + PATIENCE;
     let mut heard = earlier.clone();
     while heard == earlier && Instant::now() < until {

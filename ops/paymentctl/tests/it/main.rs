@@ -1,5 +1,6 @@
 //! The commands on a real database. That their role suffices, and what keys say of a replay, the end-to-end tests show.
 
+mod audit;
 mod cases;
 mod events;
 mod world;

@@ -1,5 +1,6 @@
 //! The relay between a real database and a real broker.
 
+mod audit;
 mod dead_letters;
 mod forged;
 mod planted;

@@ -1,0 +1,178 @@
+//! `paymentctl audit`: what people did, and whether that was rewritten since.
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use shared::db::audit::{self, BEGINNING, Fault, Root, Row, Unlinked};
+use time::Duration;
+
+use crate::answer::{Answer, Problem, count, instant, lines, moment, table, with_more};
+use crate::place::Place;
+
+/// What to do with the log of what people did.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List what people did, the newest last.
+    List(List),
+    /// Verify that no row was changed or removed since it was linked, and name the first that was.
+    ///
+    /// The relay links each row within a second. Who owns the tables could write the whole chain again: keep the root that this
+    /// command shows, or that the relay logs each day, in another place, and give it with --root later.
+    Verify(Verify),
+}
+
+/// Which acts.
+#[derive(Debug, Clone, Default, Args)]
+pub struct List {
+    /// Those about one object, such as case:0199…, event:order.paid:0199…, payment_config:alipay or order:0199….
+    #[arg(long, value_name = "OBJECT")]
+    pub object: Option<String>,
+    /// At most so many, the newest.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
+    pub limit: i64,
+}
+
+/// Against what.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Verify {
+    /// A root that was noted before: the chain must go through it. Can be given several times.
+    #[arg(long = "root", value_name = "N:HASH")]
+    pub roots: Vec<Root>,
+}
+
+/// How many links are read at a time.
+const BATCH: i64 = 1000;
+/// After how many the long work says how far it is.
+const SAY: i64 = 100_000;
+/// A row that is older and in no link was kept from the relay, or no relay runs.
+const PATIENCE: Duration = Duration::minutes(1);
+
+/// Does what is asked.
+///
+/// # Errors
+/// [`Problem`].
+pub async fn run(place: &Place, command: &Command) -> Result<Answer, Problem> {
+    match command {
+        Command::List(list) => self::list(place, list).await,
+        Command::Verify(verify) => self::verify(place, verify).await,
+    }
+}
+
+async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
+    let mut found = audit::newest(&place.db, list.object.as_deref(), list.limit + 1).await?;
+    let more = (found.len() as u64 > list.limit.unsigned_abs()).then(|| {
+        found.pop();
+        format!("there are older ones than these {}: --limit", list.limit)
+    });
+    found.reverse();
+    let cells = |row: &Row| {
+        vec![moment(row.at), row.subject.clone(), row.database_user.clone(), row.act.clone(), row.object.clone()]
+    };
+    let rows: Vec<Vec<String>> = found.iter().map(cells).collect();
+    let text = table(&["AT", "WHO", "DATABASE USER", "DID", "TO"], &rows);
+    let text = if found.is_empty() { "no such act".to_owned() } else { text };
+    let json = json!({ "acts": found.iter().map(act).collect::<Vec<_>>(), "more": more.is_some() });
+    Ok(Answer::done(with_more(text, more.as_deref()), json))
+}
+
+fn act(row: &Row) -> Value {
+    json!({
+        "id": row.id,
+        "at": instant(row.at),
+        "subject": row.subject,
+        "issuer": row.issuer,
+        "key_id": row.key_id,
+        "session": row.session,
+        "database_user": row.database_user,
+        "act": row.act,
+        "object": row.object,
+        "detail": serde_json::from_str::<Value>(&row.detail).unwrap_or_default(),
+    })
+}
+
+async fn verify(place: &Place, verify: &Verify) -> Result<Answer, Problem> {
+    let (end, fault) = follow(place, &verify.roots).await?;
+    let unlinked = audit::unlinked(&place.db, PATIENCE).await?;
+    let mut said = Vec::new();
+    match &fault {
+        Some(fault) => said.push(format!("{fault}; up to link {} the chain holds", end.n)),
+        None => said.push(format!("{} and none was changed or removed", linked(end.n))),
+    }
+    if let Some(text) = waiting(&unlinked) {
+        said.push(text);
+    }
+    if end.n > 0 {
+        said.push(format!("root {end}"));
+    }
+    let json = json!({
+        "links": end.n,
+        "root": (end.n > 0).then(|| end.to_string()),
+        "fault": fault.as_ref().map(ToString::to_string),
+        "unlinked": unlinked.count,
+        "unlinked_rows": unlinked.first,
+    });
+    Ok(Answer { text: lines(&said), json, done: fault.is_none() && unlinked.count == 0 })
+}
+
+/// What breaks the chain.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error(transparent)]
+    Chain(Fault),
+    #[error("at link {0} the chain does not go through the root that was noted: it was written again")]
+    Rewritten(i64),
+    #[error("the chain ends before link {0}, whose root was noted: its end was removed")]
+    Shortened(i64),
+}
+
+/// How far the chain holds, and what breaks it.
+async fn follow(place: &Place, roots: &[Root]) -> Result<(Root, Option<Broken>), Problem> {
+    let mut noted = roots.to_vec();
+    noted.sort_unstable_by_key(|root| root.n);
+    let mut noted = noted.into_iter().peekable();
+    let mut end = Root { n: 0, hash: BEGINNING };
+    loop {
+        let limit = noted.peek().map_or(BATCH, |root| BATCH.min(root.n - end.n));
+        let next = match audit::follow(&place.db, end, limit).await? {
+            Ok(next) => next,
+            Err(fault) => {
+                // Up to where it holds.
+                let end = before(place, end, &fault).await?;
+                return Ok((end, Some(Broken::Chain(fault))));
+            }
+        };
+        if next.n / SAY > end.n / SAY {
+            eprintln!("{} so far", linked(next.n));
+        }
+        if next == end {
+            return Ok((end, noted.next().map(|root| Broken::Shortened(root.n))));
+        }
+        end = next;
+        while let Some(root) = noted.next_if(|root| root.n == end.n) {
+            if root.hash != end.hash {
+                return Ok((end, Some(Broken::Rewritten(root.n))));
+            }
+        }
+    }
+}
+
+/// The last link before a fault.
+async fn before(place: &Place, end: Root, fault: &Fault) -> Result<Root, Problem> {
+    let (Fault::LinkGone(n) | Fault::NotLinked(n) | Fault::RowGone { n, .. } | Fault::Changed { n, .. }) = *fault;
+    let sound = n - 1 - end.n;
+    if sound <= 0 {
+        return Ok(end);
+    }
+    Ok(audit::follow(&place.db, end, sound).await?.unwrap_or(end))
+}
+
+fn linked(n: i64) -> String {
+    format!("{} linked", count(usize::try_from(n).unwrap_or(usize::MAX), "row"))
+}
+
+fn waiting(unlinked: &Unlinked) -> Option<String> {
+    let first = unlinked.first.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+    let more = if unlinked.count > unlinked.first.len() as i64 { ", …" } else { "" };
+    (unlinked.count > 0).then(|| {
+        format!("{} in no link for a minute: {first}{more}; no relay runs, or they were kept from it", unlinked.count)
+    })
+}

@@ -1,0 +1,99 @@
+//! What people did is linked while it is written, whoever writes at the same time.
+
+use serde_json::json;
+use shared::db::audit::{self, Act, BEGINNING, Root};
+use shared::db::{DbError, MIGRATOR};
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use time::Duration;
+
+use super::{PATIENCE, Road};
+
+const EVER: Duration = Duration::days(1);
+
+async fn act(connection: &mut sqlx::PgConnection, who: &str, n: u32) {
+    let act = Act { subject: who, act: "case.resolved", object: format!("case:{n}"), detail: &json!({}) };
+    audit::record(connection, &act).await.unwrap();
+}
+
+/// Where the chain ends; every link of it holds.
+async fn end(db: &PgPool) -> Root {
+    let from = Root { n: 0, hash: BEGINNING };
+    audit::follow(db, from, 1_000_000).await.unwrap().unwrap_or_else(|fault| panic!("{fault}"))
+}
+
+/// Ten thousand by twenty people at once, some of whom roll back: every row is linked, and the chain holds.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn ten_thousand_acts_at_once_are_all_linked(db: PgPool) {
+    let road = Road::new(db.clone()).await;
+    road.start();
+    let people = PgPoolOptions::new().max_connections(20).connect_with((*db.connect_options()).clone()).await.unwrap();
+    let writing = (0..20).map(|person| {
+        let people = people.clone();
+        tokio::spawn(async move {
+            let who = format!("person-{person}");
+            for n in 0..500 {
+                let mut tx = people.begin().await.unwrap();
+                act(&mut tx, &who, n).await;
+                tx.commit().await.unwrap();
+                if n % 50 == 0 {
+                    let mut tx = people.begin().await.unwrap();
+                    act(&mut tx, &who, n).await;
+                    tx.rollback().await.unwrap();
+                }
+            }
+        })
+    });
+    for done in futures_util::future::join_all(writing).await {
+        done.unwrap();
+    }
+    let linked = async {
+        while audit::root(&db).await.unwrap().n < 10_000 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, linked).await.expect("all rows are linked");
+    assert_eq!(end(&db).await.n, 10_000);
+    assert_eq!(audit::unlinked(&db, Duration::ZERO).await.unwrap().count, 0);
+}
+
+/// A relay that has lost the lead without noticing links beside the new one: one of them fails, and nothing forks.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn of_two_that_link_at_once_one_fails(db: PgPool) {
+    let mut connection = db.acquire().await.unwrap();
+    for n in 0..3 {
+        act(&mut connection, "alice", n).await;
+    }
+    let (mut one, mut two) = (db.begin().await.unwrap(), db.begin().await.unwrap());
+    let first = audit::link(&mut one, EVER, 2).await.unwrap();
+    assert_eq!(first.0, 2);
+    let second = async {
+        let linked = audit::link(&mut two, EVER, 1000).await;
+        assert!(matches!(linked, Err(DbError::Constraint(_))), "{linked:?}");
+    };
+    let commit = async {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        one.commit().await.unwrap();
+    };
+    tokio::join!(second, commit);
+    two.rollback().await.unwrap();
+    assert_eq!(end(&db).await.n, 2);
+    assert_eq!(audit::link(&mut connection, EVER, 1000).await.unwrap().0, 1);
+    assert_eq!(end(&db).await.n, 3);
+}
+
+/// A row whose transaction began first and ended last is linked after those that were faster.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_row_that_comes_late_is_linked_all_the_same(db: PgPool) {
+    let mut slow = db.begin().await.unwrap();
+    act(&mut slow, "alice", 1).await;
+    let mut connection = db.acquire().await.unwrap();
+    act(&mut connection, "bob", 2).await;
+    assert_eq!(audit::link(&mut connection, EVER, 1000).await.unwrap().0, 1);
+    slow.commit().await.unwrap();
+    assert_eq!(audit::link(&mut connection, EVER, 1000).await.unwrap().0, 1);
+    let order: Vec<i64> =
+        sqlx::query_scalar("select audit_id from audit_chain order by n").fetch_all(&db).await.unwrap();
+    assert_eq!(order, [2, 1]);
+    assert_eq!(end(&db).await.n, 2);
+}
