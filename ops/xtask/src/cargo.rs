@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, ExitStatus, Stdio},
     thread::sleep,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -51,16 +51,26 @@ pub fn cargo(args: &[&str]) -> Command {
 /// # Errors
 /// When it cannot be run or this tool is asked to stop, which stops it too.
 pub fn finish(command: &mut Command) -> Result<ExitStatus> {
+    finish_within(command, Duration::MAX)?.context("a command was stopped")
+}
+
+/// The same within a time, after which it is stopped: `None`.
+///
+/// # Errors
+/// When it cannot be run or this tool is asked to stop, which stops it too.
+pub fn finish_within(command: &mut Command, patience: Duration) -> Result<Option<ExitStatus>> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command.spawn().with_context(|| format!("could not run {name}"))?;
+    let begun = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
             check_stop()?;
-            return Ok(status);
+            return Ok(Some(status));
         }
-        if is_stopping() {
+        if is_stopping() || begun.elapsed() > patience {
             end(&mut child);
             check_stop()?;
+            return Ok(None);
         }
         sleep(Duration::from_millis(30));
     }

@@ -15,6 +15,7 @@ mod process;
 mod rundir;
 mod running;
 mod servers;
+mod supply;
 mod test;
 mod ui;
 mod user;
@@ -53,6 +54,12 @@ enum Task {
     Drill(drill::Drill),
     /// Write the data in .sqlx from which checked queries compile without a database.
     Prepare(Prepare),
+    /// Check every dependency: known vulnerabilities, licences, sources (deny.toml). Part of `test`.
+    Deny,
+    /// Make the copy of known vulnerabilities anew, for machines without a network.
+    Advisories(supply::Advisories),
+    /// Write a list of everything that is built in (CycloneDX, a file for each crate) into target/sbom.
+    Sbom,
     /// Measure: start servers, build optimized programs, run ops/bench with the arguments after `--`.
     Bench(Bench),
     /// Start PostgreSQL, RabbitMQ and Redis and leave them running, for `--reuse` and for work by hand.
@@ -204,6 +211,9 @@ fn run(task: Task, xtask: &Path) -> Result<ExitCode> {
         Task::Test(test) => return test::run(&test, xtask),
         Task::Drill(drill) => return drill::run(&drill, xtask),
         Task::Prepare(task) => prepare(&task)?,
+        Task::Deny => supply::check()?,
+        Task::Advisories(advisories) => supply::copy(&advisories)?,
+        Task::Sbom => supply::list()?,
         Task::Bench(bench) => return self::bench(&bench, xtask),
         Task::Up(up) => self::up(&up)?,
         Task::Down(down) => self::down(&down)?,

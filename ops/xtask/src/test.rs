@@ -15,6 +15,7 @@ use crate::{
     prepare,
     running::{Running, Servers},
     servers::{Kind, Set, Source},
+    supply,
     ui::say,
 };
 
@@ -71,6 +72,7 @@ fn lint() -> Result<()> {
     }
     say("format", "cargo fmt --check");
     must("not formatted: run `cargo fmt --all`", &mut cargo(&["fmt", "--all", "--check"]))?;
+    supply::check()?;
     say("lints", "cargo clippy");
     must(
         "clippy found something",

@@ -1,0 +1,175 @@
+//! What is built in and where it comes from: `cargo deny` over every dependency, what is known of them, and a list of them.
+//!
+//! The tools are installed by cargo where they are missing. Without optimization: they are built in half the time, and run for
+//! seconds.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use crate::{
+    cargo::{Workspace, cargo, finish_within, has, must},
+    rundir::checkout,
+    ui::say,
+};
+
+/// The database of known vulnerabilities.
+const DATABASE: &str = "https://github.com/RustSec/advisory-db";
+/// What `cargo deny` calls its folder.
+const FOLDER: &str = "advisory-db-3157b0e258782691";
+/// The subcommand, its crate, and which release.
+type Tool = (&'static str, &'static str, &'static str);
+const DENY: Tool = ("deny", "cargo-deny", "0.20.2");
+const CYCLONEDX: Tool = ("cyclonedx", "cargo-cyclonedx", "0.5.9");
+/// Our copy of it, for machines without a way to it.
+const COPY: &str = "ops/xtask/advisories.tar.gz";
+/// How long its server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Checks licences, sources, bans and known vulnerabilities, as deny.toml says.
+pub fn check() -> Result<()> {
+    install(DENY)?;
+    let folder = Workspace::read()?.target_directory.join("advisory-db");
+    let known = if is_reachable() { fetch(&folder)? } else { unpack(&folder)? };
+    say("dependencies", format_args!("cargo deny check; vulnerabilities are known as of {known}"));
+    // It asks for the crates of every platform, and then for nothing.
+    must("a crate cannot be fetched", &mut cargo(&["fetch", "--locked", "--quiet"]))?;
+    must("a dependency may not be built in", &mut cargo(&["deny", "--offline", "--locked", "check"]))
+}
+
+fn install((subcommand, tool, version): Tool) -> Result<()> {
+    if has(subcommand) {
+        return Ok(());
+    }
+    say("dependencies", format_args!("cargo install {tool}: some minutes, once"));
+    let mut install = cargo(&["install", "--locked", "--debug", "--quiet", tool, "--version", version]);
+    must("a tool could not be installed", install.env("CARGO_PROFILE_DEV_DEBUG", "0"))
+}
+
+/// Git as a program that asks nobody.
+fn git(arguments: &[&str]) -> Command {
+    let mut git = Command::new("git");
+    git.args(arguments).current_dir(checkout()).stdin(Stdio::null()).env("GIT_TERMINAL_PROMPT", "0");
+    git
+}
+
+fn is_reachable() -> bool {
+    let mut ask = git(&["ls-remote", "--quiet", DATABASE, "HEAD"]);
+    ask.stdout(Stdio::null()).stderr(Stdio::null());
+    finish_within(&mut ask, PATIENCE).is_ok_and(|status| status.is_some_and(|status| status.success()))
+}
+
+fn fetch(folder: &Path) -> Result<String> {
+    // A copy is no repository that could be brought up to date.
+    let database = folder.join(FOLDER);
+    if database.exists() && !database.join(".git/HEAD").exists() {
+        fs::remove_dir_all(&database)?;
+    }
+    must("the vulnerabilities cannot be fetched", &mut cargo(&["deny", "--locked", "fetch", "db"]))?;
+    Ok("today".to_owned())
+}
+
+fn unpack(folder: &Path) -> Result<String> {
+    let database = folder.join(FOLDER);
+    if database.exists() {
+        fs::remove_dir_all(&database)?;
+    }
+    fs::create_dir_all(&database)?;
+    let mut tar = Command::new("tar");
+    must("the copy cannot be unpacked", tar.arg("-xzf").arg(checkout().join(COPY)).arg("-C").arg(&database))?;
+    let day =
+        fs::read_to_string(database.join(".git/FETCH_HEAD")).context("the copy does not say of which day it is")?;
+    Ok(format!("{}: without a way to {DATABASE} it is the copy in {COPY}", day.trim()))
+}
+
+/// Of what to make the copy.
+#[derive(Debug, Args)]
+pub struct Advisories {
+    /// A checkout of the database, instead of fetching it.
+    #[arg(long, value_name = "FOLDER")]
+    from: Option<PathBuf>,
+}
+
+/// Makes the copy anew, of what `cargo deny` reads: each advisory's facts and its title.
+pub fn copy(advisories: &Advisories) -> Result<()> {
+    let folder = Workspace::read()?.target_directory.join("advisory-db");
+    let from = match &advisories.from {
+        Some(from) => from.clone(),
+        None => {
+            install(DENY)?;
+            fetch(&folder)?;
+            folder.join(FOLDER)
+        }
+    };
+    let day = git(&["-C", &from.to_string_lossy(), "log", "-1", "--format=%cs"]).output()?;
+    ensure!(day.status.success(), "{} is no checkout of the database", from.display());
+    let day = String::from_utf8(day.stdout)?;
+    let made = folder.join("copy");
+    if made.exists() {
+        fs::remove_dir_all(&made)?;
+    }
+    fs::create_dir_all(made.join(".git"))?;
+    fs::write(made.join(".git/FETCH_HEAD"), &day)?;
+    let mut count = 0;
+    for krate in fs::read_dir(from.join("crates")).context("the database has no crates")? {
+        for advisory in fs::read_dir(krate?.path())? {
+            let path = advisory?.path();
+            let Some(facts) = facts(&fs::read_to_string(&path)?) else { continue };
+            let to = made.join(path.strip_prefix(&from)?);
+            fs::create_dir_all(to.parent().unwrap_or(&made))?;
+            fs::write(to, facts)?;
+            count += 1;
+        }
+    }
+    ensure!(count > 0, "the database has no advisory");
+    let mtime = format!("--mtime={}T00:00:00Z", day.trim());
+    let mut tar = Command::new("tar");
+    tar.args([
+        "--sort=name",
+        "--owner=0",
+        "--group=0",
+        "--numeric-owner",
+        "--use-compress-program=gzip -9n",
+        &mtime,
+        "-cf",
+    ]);
+    tar.arg(checkout().join(COPY)).arg("-C").arg(&made).args([".git", "crates"]);
+    must("the copy cannot be packed", &mut tar)?;
+    say("dependencies", format_args!("{count} advisories as of {} in {COPY}: commit it", day.trim()));
+    Ok(())
+}
+
+/// The facts of an advisory with its title; none of one that was withdrawn.
+fn facts(advisory: &str) -> Option<String> {
+    let (facts, text) = advisory.split_once("\n```\n")?;
+    if facts.lines().any(|line| line.starts_with("withdrawn")) {
+        return None;
+    }
+    let title = text.lines().find(|line| line.starts_with('#')).unwrap_or("#");
+    Some(format!("{facts}\n```\n\n{title}\n"))
+}
+
+/// Writes a list of everything that is built into each program, with versions, licences and checksums, in CycloneDX.
+pub fn list() -> Result<()> {
+    install(CYCLONEDX)?;
+    let workspace = Workspace::read()?;
+    let folder = workspace.target_directory.join("sbom");
+    fs::create_dir_all(&folder)?;
+    must("the list cannot be made", &mut cargo(&["cyclonedx", "--format", "json", "--quiet"]))?;
+    for package in &workspace.packages {
+        let name = format!("{}.cdx.json", package.name);
+        let made = package.dir().join(&name);
+        if made.exists() {
+            fs::copy(&made, folder.join(&name))?;
+            fs::remove_file(&made)?;
+            say("dependencies", folder.join(&name).display());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! What this tool relies on: that the checks which it runs can fail.
+
+mod supply;
