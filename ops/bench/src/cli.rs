@@ -20,7 +20,7 @@ pub(crate) struct Cli {
     /// Orders created in each repeat
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     pub(crate) orders: u32,
-    /// Seconds of each repeat at a steady pace: latency, mix, flood
+    /// Seconds of each repeat at a steady pace: latency, mix, flood, attackers
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=600))]
     pub(crate) seconds: u32,
     /// Repeats; the table shows medians
@@ -84,6 +84,8 @@ pub(crate) enum What {
     Latency,
     /// Genuine callbacks under a flood of forged ones
     Flood,
+    /// Genuine callbacks and other users beside one attacker of each kind
+    Attackers,
     /// Memory of each process, idle
     Memory,
     /// Every callback twice, as fast as answers come

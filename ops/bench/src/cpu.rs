@@ -56,7 +56,11 @@ impl Usage {
 
 /// User and system time of a process; 0 once it is gone.
 fn of_process(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    seconds_of(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default())
+}
+
+/// User and system time of a process or thread, from its `stat` in /proc.
+pub(crate) fn seconds_of(stat: &str) -> f64 {
     // The name in parentheses may hold anything, so count from behind it.
     let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
     let ticks = |n: usize| fields.get(n).and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(0.0);

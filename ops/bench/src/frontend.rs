@@ -53,6 +53,11 @@ impl Frontend {
         render("GET", &path, &[("Authorization", self.of(n))], b"")
     }
 
+    /// The end of the nth placed order.
+    pub(crate) fn close(&self, n: u32) -> Vec<u8> {
+        self.post(n, &format!("/v1/orders/{}/close", order_id(n)), "{}")
+    }
+
     fn post(&self, n: u32, path: &str, body: &str) -> Vec<u8> {
         let key = Uuid::now_v7().to_string();
         let headers =

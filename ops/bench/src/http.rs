@@ -31,6 +31,8 @@ pub(crate) struct Load {
     pub(crate) connections: u32,
     /// The time from one request to the next; without it, as fast as answers come.
     pub(crate) pace: Option<Duration>,
+    /// The address of the first connection; each has one of its own. Without it all have the machine's.
+    pub(crate) from: Option<Ipv4Addr>,
 }
 
 /// What came of it; each list by the number of the request.
@@ -75,48 +77,90 @@ pub(crate) fn render(method: &str, path: &str, headers: &[(&str, &str)], body: &
 
 /// Sends every request once and waits for every answer; all must be successes.
 pub(crate) async fn send(load: Load, requests: &Requests) -> Result<Sent> {
+    let Outcome { sent, refused } = try_send(load, requests).await?;
+    ensure!(refused.is_empty(), "not every request was answered with success: {refused:?}");
+    Ok(sent)
+}
+
+/// The same where not all are successes.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// What was no success has no time.
+    sent: Sent,
+    /// What else was answered, and how often.
+    pub(crate) refused: BTreeMap<String, usize>,
+}
+
+impl Outcome {
+    /// How long the successes of `percent` of all took at most; what was none took `otherwise`.
+    pub(crate) fn percentile(&self, percent: f64, otherwise: f64) -> f64 {
+        let all = self.sent.answered_ms.iter().map(|ms| if ms.is_nan() { otherwise } else { *ms });
+        figures::percentile(&figures::sorted(&all.collect::<Vec<_>>()), percent)
+    }
+
+    /// The share that was answered with success in so many milliseconds.
+    pub(crate) fn within(&self, ms: f64) -> f64 {
+        let in_time = self.sent.answered_ms.iter().filter(|took| **took <= ms).count();
+        in_time as f64 / self.sent.answered_ms.len() as f64
+    }
+}
+
+/// Sends every request once, and says what became of each.
+///
+/// # Errors
+/// Only when the load generator itself fails.
+pub(crate) async fn try_send(load: Load, requests: &Requests) -> Result<Outcome> {
     let next = Arc::new(AtomicUsize::new(0));
     let began = Instant::now();
     let mut tasks = Vec::new();
-    for _ in 0..load.connections {
-        tasks.push(tokio::spawn(work(load, requests.clone(), next.clone(), began)));
+    for number in 0..load.connections {
+        let from = load.from.map_or(Ipv4Addr::UNSPECIFIED, |first| Ipv4Addr::from_bits(first.to_bits() + number));
+        tasks.push(tokio::spawn(work((load, IpAddr::V4(from)), requests.clone(), next.clone(), began)));
     }
     let count = requests.len();
     let mut sent = Sent { began, elapsed: Duration::ZERO, at: vec![began; count], answered_ms: vec![f64::NAN; count] };
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
     for task in tasks {
-        for Done { number, at, took, answer } in task.await.context("a connection of the load generator")?? {
+        for Done { number, at, took, answer } in task.await.context("a connection of the load generator")? {
             sent.at[number] = at;
-            sent.answered_ms[number] = took.as_secs_f64() * 1000.0;
-            if !answer.is_success() {
-                *refused.entry(answer.to_string()).or_default() += 1;
+            match answer {
+                Ok(answer) if answer.is_success() => sent.answered_ms[number] = took.as_secs_f64() * 1000.0,
+                Ok(answer) => *refused.entry(answer.to_string()).or_default() += 1,
+                Err(error) => *refused.entry(format!("{error:#}")).or_default() += 1,
             }
         }
     }
     sent.elapsed = began.elapsed();
-    ensure!(refused.is_empty(), "not every request was answered with success: {refused:?}");
-    ensure!(!sent.answered_ms.iter().any(|ms| ms.is_nan()), "a connection of the load generator ended early");
-    Ok(sent)
+    Ok(Outcome { sent, refused })
 }
 
 struct Done {
     number: usize,
     at: Instant,
     took: Duration,
-    answer: Answer,
+    answer: Result<Answer>,
 }
 
-async fn work(load: Load, requests: Requests, next: Arc<AtomicUsize>, began: Instant) -> Result<Vec<Done>> {
-    let mut connection = Connection::open(load.to).await?;
+async fn work((load, from): (Load, IpAddr), requests: Requests, next: Arc<AtomicUsize>, began: Instant) -> Vec<Done> {
+    let mut connection = None;
     let mut done = Vec::new();
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
-        let Some(request) = requests.get(number) else { return Ok(done) };
+        let Some(request) = requests.get(number) else { return done };
         if let Some(pace) = load.pace {
-            sleep_until((began + pace * u32::try_from(number)?).into()).await;
+            sleep_until((began + pace * u32::try_from(number).unwrap_or(u32::MAX)).into()).await;
         }
         let at = Instant::now();
-        let answer = connection.call(request).await.with_context(|| format!("request {number}"))?;
+        let answer = async {
+            let mut open = match connection.take() {
+                Some(open) => open,
+                None => Connection::open_from(from, load.to).await?,
+            };
+            let answer = open.call(request).await.with_context(|| format!("request {number}"))?;
+            connection = Some(open);
+            Ok(answer)
+        };
+        let answer = answer.await;
         done.push(Done { number, at, took: at.elapsed(), answer });
     }
 }

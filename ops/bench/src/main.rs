@@ -5,6 +5,7 @@
 //! median of several repeats, each beside a repeat of what bounds it, so that a slow moment meets both. The load comes
 //! from the same machine; what it takes of the processors is told.
 
+mod attacks;
 mod broker;
 mod callbacks;
 mod cli;

@@ -111,6 +111,25 @@ impl<'a> Stage<'a> {
 
     /// The same with further variables.
     pub(crate) async fn start_with(&self, names: &[&'static str], variables: &[(&str, &str)]) -> Result<Services> {
+        // One user at one address asks for all.
+        let unbound = [
+            "REQUESTS_PER_ADDRESS",
+            "REQUESTS_PER_USER",
+            "CONNECTIONS_PER_ADDRESS",
+            "REQUESTS_IN_HAND",
+            "STREAMS_PER_USER",
+        ];
+        let all: Vec<(&str, &str)> =
+            unbound.into_iter().map(|budget| (budget, "0")).chain(variables.iter().copied()).collect();
+        self.start_as(names, &all).await
+    }
+
+    /// With the bounds of one client that hold in earnest.
+    pub(crate) async fn start_in_earnest(&self, names: &[&'static str]) -> Result<Services> {
+        self.start_as(names, &[]).await
+    }
+
+    async fn start_as(&self, names: &[&'static str], variables: &[(&str, &str)]) -> Result<Services> {
         let mut services = Services(Vec::new());
         for name in names {
             let mut command = program(self.cli, &self.database, &self.dir, name);
@@ -123,16 +142,6 @@ impl<'a> Stage<'a> {
             command.env("JWT_HS256_SECRET", &self.jwt_secret).env("VIEW_TOKEN_SECRET", secret());
             // All processes share one; without Redis it is not used.
             command.env("SEAL_KEY", secret()).env("COPIES_KEY", COPIES_KEY);
-            // One user at one address asks for all.
-            for budget in [
-                "REQUESTS_PER_ADDRESS",
-                "REQUESTS_PER_USER",
-                "CONNECTIONS_PER_ADDRESS",
-                "REQUESTS_IN_HAND",
-                "STREAMS_PER_USER",
-            ] {
-                command.env(budget, "0");
-            }
             command.envs(variables.iter().copied());
             services.0.push(Service::start(name, command, self.dir.join(format!("{name}.log"))).await?);
         }

@@ -29,7 +29,7 @@ update payment_transactions set status = 'succeeded', gateway_no = 'T' || (:n)::
 insert into events (event_id, type, order_id, data, occurred_at)
   values ('order.paid:' || ORDER_ID, 'order.paid', ORDER_ID,
     jsonb_build_object('order_id', ORDER_ID, 'order_no', 'B' || lpad((:n)::int::text, 12, '0'),
-      'user_id', 'bench', 'product_type', 'membership', 'amount', '12.34', 'currency', 'CNY',
+      'user_id', 'bench-' || (:n)::int % 1000, 'product_type', 'membership', 'amount', '12.34', 'currency', 'CNY',
       'payment_method', 'alipay', 'trade_no', 'T' || (:n)::int, 'paid_at', now(), 'order_version', 2,
       'metadata', '{\"shop\": \"bench\"}'::jsonb), now());
 with ended as (delete from jobs where kind = 'check' and ref_id = ORDER_ID::bpchar returning ref_id)

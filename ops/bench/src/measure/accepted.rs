@@ -45,7 +45,7 @@ async fn accept(stage: &Stage<'_>, count: u32) -> Result<(f64, String)> {
     let signed = stage.callbacks.signed(count)?;
     database::refill(&stage.db, 0).await?;
     let services = stage.start(&["payment-api"]).await?;
-    let load = Load { to: stage.api, connections: WINDOW, pace: None };
+    let load = Load { to: stage.api, connections: WINDOW, pace: None, from: None };
     let before = Usage::now(&services.pids());
     let sent = http::send(load, &signed.requests).await?;
     let used = Usage::now(&services.pids()).since(&before);

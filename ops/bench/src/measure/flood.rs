@@ -70,7 +70,8 @@ async fn run(stage: &Stage<'_>, flood: bool) -> Result<Outcome> {
     let forged = http::render("POST", "/v1/callbacks/alipay/main", &[], &forge(&signed.bodies[0]));
     let services = stage.start(&["payment-api"]).await?;
     let strangers = Strangers::start(stage, Arc::new(forged), if flood { STRANGERS } else { 0 });
-    let load = Load { to: stage.api, connections: CONNECTIONS, pace: Some(Duration::from_secs(1) / PER_SECOND) };
+    let load =
+        Load { to: stage.api, connections: CONNECTIONS, pace: Some(Duration::from_secs(1) / PER_SECOND), from: None };
     let sent = http::send(load, &signed.requests).await?;
     let forged_per_second = strangers.stop().await? / sent.elapsed.as_secs_f64();
     let service = services.iter().next().context("payment-api runs")?;

@@ -90,7 +90,7 @@ async fn callbacks(stage: &Stage<'_>, per_second: u32, connections: u32) -> Resu
     let services = stage.start(&["payment-api", "callback-worker", "relay"]).await?;
     let arrivals = stage.broker.arrivals(count as usize, STILL).await?;
     let pace = Some(Duration::from_secs(1) / per_second);
-    let sent = http::send(Load { to: stage.api, connections, pace }, &signed.requests).await?;
+    let sent = http::send(Load { to: stage.api, connections, pace, from: None }, &signed.requests).await?;
     let arrived = arrivals.await?.context("measuring latency")?;
     until_published(&stage.db, QUIET).await?;
     check_settled(&stage.db, count).await?;

@@ -48,7 +48,7 @@ pub(super) async fn backlog(stage: &Stage<'_>, progress: &Progress) -> Result<(V
     let ingress = stage.start(&["payment-api", "relay"]).await?;
     progress.say(&format!("memory: queueing {BACKLOG} callbacks"));
     let requests = Arc::new(signed.requests.iter().cycle().take(BACKLOG as usize).cloned().collect::<Vec<_>>());
-    http::send(Load { to: stage.api, connections: stage.cli.connections, pace: None }, &requests).await?;
+    http::send(Load { to: stage.api, connections: stage.cli.connections, pace: None, from: None }, &requests).await?;
     let held = |service: &Service| row(service, "100 000 queued", BACKLOG_MIB);
     progress.say("memory: working the backlog off");
     let began = Instant::now();

@@ -125,5 +125,5 @@ pub(super) async fn round(stage: &Stage<'_>, first: u32, seconds: u32) -> Result
 
 async fn send(stage: &Stage<'_>, per_second: u32, requests: Requests) -> Result<Sent> {
     let pace = Some(Duration::from_secs(1) / per_second);
-    http::send(Load { to: stage.api, connections: CONNECTIONS, pace }, &requests).await
+    http::send(Load { to: stage.api, connections: CONNECTIONS, pace, from: None }, &requests).await
 }

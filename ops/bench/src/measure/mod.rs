@@ -1,6 +1,7 @@
 //! The measurements, one file each.
 
 mod accepted;
+mod attackers;
 mod flood;
 mod growth;
 mod latency;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::ValueEnum;
 
+use crate::attacks::Attack;
 use crate::cli::{Cli, What};
 use crate::progress::Progress;
 use crate::report::Report;
@@ -34,6 +36,7 @@ pub(crate) fn steps(cli: &Cli) -> u64 {
     let each = |what: What| match what {
         What::Memory => 1,
         What::Latency => 2 * repeats,
+        What::Attackers => Attack::ALL.len() as u64 * repeats,
         What::Workers => workers::MOST as u64 * repeats,
         _ => repeats,
     };
@@ -73,6 +76,9 @@ async fn limited(stage: &Stage<'_>, progress: &Progress, report: &mut Report) ->
     }
     if wants(What::Flood) {
         report.rows.push(flood::measure(stage, progress).await?);
+    }
+    if wants(What::Attackers) {
+        report.rows.extend(attackers::measure(stage, progress).await?);
     }
     if wants(What::Memory) {
         report.rows.extend(memory::idle(stage, progress).await?);

@@ -65,7 +65,7 @@ async fn create(stage: &Stage<'_>, count: u32, (method, scene): (&str, &str)) ->
     database::refill(&stage.db, 0).await?;
     let requests = Arc::new((0..count).map(|n| stage.frontend.order(n, method, scene)).collect());
     let services = stage.start(&["payment-api"]).await?;
-    let load = Load { to: stage.api, connections: stage.cli.connections, pace: None };
+    let load = Load { to: stage.api, connections: stage.cli.connections, pace: None, from: None };
     let before = Usage::now(&services.pids());
     let sent = http::send(load, &requests).await.with_context(|| format!("creating orders, {method} {scene}"))?;
     let used = Usage::now(&services.pids()).since(&before);

@@ -51,7 +51,9 @@ async fn look(stage: &Stage<'_>, looks: u32, copies: Copies, name: &str, scenari
     let with = if copies == Copies::MemoryAndRedis { &redis[..] } else { &[] };
     let services = stage.start_with(&["payment-api"], with).await?;
     let before = Usage::now(&services.pids());
-    let sent = http::send(Load { to: stage.api, connections: stage.cli.connections, pace: None }, &requests).await?;
+    let sent =
+        http::send(Load { to: stage.api, connections: stage.cli.connections, pace: None, from: None }, &requests)
+            .await?;
     let used = Usage::now(&services.pids()).since(&before);
     services.stop().await?;
     scenario.figure(name, "/s", sent.rate());

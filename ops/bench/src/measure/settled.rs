@@ -45,7 +45,7 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
 pub(super) async fn settle(stage: &Stage<'_>, orders: u32, workers: usize) -> Result<(f64, String)> {
     let signed = stage.callbacks.signed(orders)?;
     let services = stage.start(&[&["payment-api", "relay"], &vec!["callback-worker"; workers][..]].concat()).await?;
-    let load = Load { to: stage.api, connections: stage.cli.connections, pace: None };
+    let load = Load { to: stage.api, connections: stage.cli.connections, pace: None, from: None };
     let before = Usage::now(&services.pids());
     let began = Instant::now();
     let sent = http::send(load, &signed.requests).await?;

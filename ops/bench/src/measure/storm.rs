@@ -42,7 +42,8 @@ async fn once(stage: &Stage<'_>, count: u32, scenario: &mut Scenario) -> Result<
     let depth = async || Ok(f64::from(stage.broker.callbacks_queued().await?));
     let work = async {
         let began = Instant::now();
-        let sent = http::send(Load { to: stage.api, connections: CONNECTIONS, pace: None }, &requests).await?;
+        let sent =
+            http::send(Load { to: stage.api, connections: CONNECTIONS, pace: None, from: None }, &requests).await?;
         until_paid(&stage.db, QUIET).await?;
         let settled = began.elapsed();
         Ok((sent, settled, arrivals.await??))

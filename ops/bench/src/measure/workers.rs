@@ -96,7 +96,7 @@ async fn refund(stage: &Stage<'_>, count: u32, workers: usize) -> Result<(f64, V
     stage.book(1, count)?;
     let ingress = stage.start(&["payment-api", "callback-worker", "relay"]).await?;
     let requests = Arc::new((1..=count).map(|order| stage.frontend.refund(order)).collect());
-    http::send(Load { to: stage.api, connections: stage.cli.connections, pace: None }, &requests).await?;
+    http::send(Load { to: stage.api, connections: stage.cli.connections, pace: None, from: None }, &requests).await?;
     let began = Instant::now();
     let services = stage.start(&["refund-worker"; MOST][..workers]).await?;
     let waiting = async || database::jobs(&stage.db, "refund").await;
