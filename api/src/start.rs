@@ -177,8 +177,7 @@ async fn connect(config: &DatabaseConfig) -> Result<PgPool, ConfigFaults> {
         checking,
     )
     .await?;
-    let checking = async { db::grants::check(&pool, Service::PaymentApi).await.map_err(|error| chain(&error)) };
-    ops::check("database rights", "run `payment-api database-roles`", checking).await?;
+    ops::check_rights(&pool, Service::PaymentApi).await?;
     Ok(pool)
 }
 
@@ -236,6 +235,7 @@ impl Ready {
     }
 
     fn greet(&self) {
+        ops::say_if_for_tests();
         for method in PaymentMethod::ALL {
             if self.app.callers.of(*method).is_empty() {
                 info!(gateway = %method, "Callbacks of {method} are taken from any address: no list is set");

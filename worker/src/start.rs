@@ -138,6 +138,7 @@ impl Worker {
             async move { db::ping(&db).await.map_err(|error| error.to_string()) }
         });
         info!(version = env!("CARGO_PKG_VERSION"), "{} is running", self.service);
+        ops::say_if_for_tests();
         let copies = Renewer::new(redis);
         let process = Process { db: db.clone(), amqp_url: amqp.url, copies, stop: shutdown.stop() };
         let work = async {
@@ -161,8 +162,7 @@ impl Worker {
         let remedy = "run `payment-api migrate` and `payment-api database-roles`, or the release that fits";
         let schema = async { db::check_schema(&pool).await.map_err(|error| chain(&error)) };
         ops::check("database schema", remedy, schema).await?;
-        let rights = async { db::grants::check(&pool, self.service).await.map_err(|error| chain(&error)) };
-        ops::check("database rights", "run `payment-api database-roles`", rights).await?;
+        ops::check_rights(&pool, self.service).await?;
         Ok(Some(pool))
     }
 

@@ -53,6 +53,7 @@ async fn an_hour_of_the_past_is_counted_again_when_it_changes(db: PgPool) {
     assert_eq!((&days[0]["day"], &days[0]["orders"], &days[0]["paid"]), (&json!("2026-01-05"), &json!(1), &json!(0)));
 
     world.pay(id).await;
+    testkit::make_up_facts(&db).await;
     sqlx::query(
         "insert into events (event_id, type, order_id, data, occurred_at) \
          values ('order.paid:' || $1, 'order.paid', $1, '{}', now())",

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use shared::db::audit::{self, BEGINNING, Fault, Root, Row, Unlinked};
+use shared::db::audit::{self, BEGINNING, Fault, Root, Row};
 use time::Duration;
 
 use crate::answer::{Answer, Problem, count, instant, lines, moment, table, with_more};
@@ -45,6 +45,10 @@ const BATCH: i64 = 1000;
 const SAY: i64 = 100_000;
 /// A row that is older and in no link was kept from the relay, or no relay runs.
 const PATIENCE: Duration = Duration::minutes(1);
+/// How many numbers are looked through at a time for rows in no link.
+const SLICE: i64 = 100_000;
+/// How many of them are named.
+const NAMED: usize = 10;
 
 /// Does what is asked.
 ///
@@ -90,8 +94,11 @@ fn act(row: &Row) -> Value {
 }
 
 async fn verify(place: &Place, verify: &Verify) -> Result<Answer, Problem> {
-    let (end, fault) = follow(place, &verify.roots).await?;
-    let unlinked = audit::unlinked(&place.db, PATIENCE).await?;
+    let (end, mut fault) = follow(place, &verify.roots).await?;
+    if let (None, Some(n)) = (&fault, audit::stray_link(&place.db).await?) {
+        fault = Some(Broken::Stray(n));
+    }
+    let unlinked = unlinked(place).await?;
     let mut said = Vec::new();
     match &fault {
         Some(fault) => said.push(format!("{fault}; up to link {} the chain holds", end.n)),
@@ -107,10 +114,10 @@ async fn verify(place: &Place, verify: &Verify) -> Result<Answer, Problem> {
         "links": end.n,
         "root": (end.n > 0).then(|| end.to_string()),
         "fault": fault.as_ref().map(ToString::to_string),
-        "unlinked": unlinked.count,
-        "unlinked_rows": unlinked.first,
+        "unlinked": unlinked.len(),
+        "unlinked_rows": unlinked.iter().take(NAMED).collect::<Vec<_>>(),
     });
-    Ok(Answer { text: lines(&said), json, done: fault.is_none() && unlinked.count == 0 })
+    Ok(Answer { text: lines(&said), json, done: fault.is_none() && unlinked.is_empty() })
 }
 
 /// What breaks the chain.
@@ -122,6 +129,8 @@ enum Broken {
     Rewritten(i64),
     #[error("the chain ends before link {0}, whose root was noted: its end was removed")]
     Shortened(i64),
+    #[error("link {0} is no link of the chain, which counts from 1: it hides the row that it names")]
+    Stray(i64),
 }
 
 /// How far the chain holds, and what breaks it.
@@ -169,10 +178,19 @@ fn linked(n: i64) -> String {
     format!("{} linked", count(usize::try_from(n).unwrap_or(usize::MAX), "row"))
 }
 
-fn waiting(unlinked: &Unlinked) -> Option<String> {
-    let first = unlinked.first.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
-    let more = if unlinked.count > unlinked.first.len() as i64 { ", …" } else { "" };
-    (unlinked.count > 0).then(|| {
-        format!("{} in no link for a minute: {first}{more}; no relay runs, or they were kept from it", unlinked.count)
+/// The rows that are in no link and should be.
+async fn unlinked(place: &Place) -> Result<Vec<i64>, Problem> {
+    let (end, mut found) = (audit::largest(&place.db).await?, Vec::new());
+    for from in (0..=end).step_by(SLICE as usize) {
+        found.extend(audit::unlinked(&place.db, (from, from + SLICE), PATIENCE).await?);
+    }
+    Ok(found)
+}
+
+fn waiting(unlinked: &[i64]) -> Option<String> {
+    let first = unlinked.iter().take(NAMED).map(i64::to_string).collect::<Vec<_>>().join(", ");
+    let more = if unlinked.len() > NAMED { ", …" } else { "" };
+    (!unlinked.is_empty()).then(|| {
+        format!("{} in no link for a minute: {first}{more}; no relay runs, or they were kept from it", unlinked.len())
     })
 }

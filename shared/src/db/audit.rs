@@ -1,9 +1,9 @@
 //! `audit_log` and `audit_chain`: what people did, and a chain that shows whether it was rewritten since.
 //!
 //! An act is inserted in the transaction of its effect, without a lock. The relay links new rows within a second ([`link`]). The
-//! hash of a link covers the link before and every column of the row, so a change of either is found ([`read`], [`Fault`]). Who owns
-//! the tables can still write the whole chain again: a hash that was noted elsewhere, such as the daily root in the relay's log,
-//! shows that too.
+//! hash of a link covers the link before and every column of the row, so a change of either is found ([`follow`]). Who owns the
+//! tables can still cut the end of the chain, or write it again: a root that was noted elsewhere, such as in the relay's log, shows
+//! that too.
 
 use std::fmt;
 use std::str::FromStr;
@@ -160,37 +160,68 @@ fn fixed(bytes: &[u8]) -> Hash {
     Hash::try_from(bytes).unwrap_or(BEGINNING)
 }
 
-/// Links at most `limit` rows that were written in the last `within`. Returns how many, and where the chain ends then. Who links
-/// at the same time fails as a whole: a link has one successor.
+/// Reads rows that are in no link. A row whose time no type of ours reads is left out: [`follow`] and [`unlinked`] name it.
+macro_rules! select_unlinked {
+    ($tail:tt $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Row,
+            r#"
+            select id, at, subject, issuer, key_id, session, database_user, act, object, detail::text as "detail!"
+            from audit_log a
+            where not exists (select from audit_chain c where c.audit_id = a.id)
+              and at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
+            "# + $tail
+            $(, $argument)*
+        )
+    };
+}
+
+/// The rows without a link that were written in the last `within`, at most so many.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn link(tx: &mut PgConnection, within: Duration, limit: i64) -> Result<(usize, Root), DbError> {
+pub async fn recent(db: impl PgExecutor<'_>, within: Duration, limit: i64) -> Result<Vec<Row>, DbError> {
+    let wait = millis(within);
+    let rows =
+        select_unlinked!("and at >= now() - $1::bigint * interval '1 millisecond' order by id limit $2", wait, limit,);
+    Ok(rows.fetch_all(db).await?)
+}
+
+/// The rows without a link whose numbers are `from` or larger, and smaller than `to`.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn numbered(db: impl PgExecutor<'_>, from: i64, to: i64) -> Result<Vec<Row>, DbError> {
+    Ok(select_unlinked!("and id >= $1 and id < $2 order by id", from, to).fetch_all(db).await?)
+}
+
+/// The largest number of a row; 0 where there is none.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn largest(db: impl PgExecutor<'_>) -> Result<i64, DbError> {
+    let row = sqlx::query!(r#"select coalesce(max(id), 0) as "id!" from audit_log"#);
+    Ok(row.fetch_one(db).await?.id)
+}
+
+/// Links these rows, in their order. Returns where the chain ends then. Who links at the same time fails as a whole: a link has one
+/// successor.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn link(tx: &mut PgConnection, rows: &[Row]) -> Result<Root, DbError> {
     let mut end = root(&mut *tx).await?;
-    let rows = sqlx::query_as!(
-        Row,
-        r#"
-        select id, at, subject, issuer, key_id, session, database_user, act, object, detail::text as "detail!"
-        from audit_log a
-        where at >= now() - $1::bigint * interval '1 millisecond'
-          and not exists (select from audit_chain c where c.audit_id = a.id)
-        order by id limit $2
-        "#,
-        millis(within),
-        limit,
-    );
-    let rows = rows.fetch_all(&mut *tx).await?;
-    if rows.is_empty() {
-        return Ok((0, end));
-    }
     let (mut numbers, mut befores, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
-    for row in &rows {
+    for row in rows {
         befores.push(end.hash.to_vec());
         end = Root { n: end.n + 1, hash: row.hash_after(&end.hash) };
         numbers.push(end.n);
         hashes.push(end.hash.to_vec());
     }
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    if ids.is_empty() {
+        return Ok(end);
+    }
     sqlx::query!(
         r#"
         insert into audit_chain (n, audit_id, prev_hash, hash)
@@ -203,34 +234,37 @@ pub async fn link(tx: &mut PgConnection, within: Duration, limit: i64) -> Result
     )
     .execute(tx)
     .await?;
-    Ok((rows.len(), end))
+    Ok(end)
 }
 
-/// Rows that are not linked: how many, and the first ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unlinked {
-    /// How many.
-    pub count: i64,
-    /// The numbers of the first ones.
-    pub first: Vec<i64>,
-}
-
-/// The rows that were written longer ago than `age` and are in no link.
+/// The numbers, `from` or larger and smaller than `to`, of rows that were written longer ago than `age` and are in no link.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn unlinked(db: impl PgExecutor<'_>, age: Duration) -> Result<Unlinked, DbError> {
-    let found = sqlx::query!(
+pub async fn unlinked(db: impl PgExecutor<'_>, (from, to): (i64, i64), age: Duration) -> Result<Vec<i64>, DbError> {
+    Ok(sqlx::query_scalar!(
         r#"
-        select count(*) as "count!", coalesce((array_agg(id order by id))[1:10], '{}') as "first!"
-        from audit_log a
-        where at < now() - $1::bigint * interval '1 millisecond'
+        select id from audit_log a
+        where id >= $1 and id < $2
+          and not at between now() - $3::bigint * interval '1 millisecond' and now() + interval '1 day'
           and not exists (select from audit_chain c where c.audit_id = a.id)
+        order by id
         "#,
+        from,
+        to,
         millis(age),
-    );
-    let found = found.fetch_one(db).await?;
-    Ok(Unlinked { count: found.count, first: found.first })
+    )
+    .fetch_all(db)
+    .await?)
+}
+
+/// The number of a link that is none of the chain, which counts from 1; it would hide the row that it names.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn stray_link(db: impl PgExecutor<'_>) -> Result<Option<i64>, DbError> {
+    let found = sqlx::query!("select n from audit_chain where n < 1 order by n desc limit 1");
+    Ok(found.fetch_optional(db).await?.map(|link| link.n))
 }
 
 /// The first place at which the chain does not hold.
@@ -268,7 +302,9 @@ pub async fn follow(db: impl PgExecutor<'_>, from: Root, limit: i64) -> Result<R
     let links = sqlx::query!(
         r#"
         select c.n, c.audit_id, c.prev_hash, c.hash,
-          a.id as "id?", a.at as "at?", a.subject as "subject?", a.issuer, a.key_id, a.session,
+          a.id as "id?",
+          case when a.at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z' then a.at end as at,
+          a.subject as "subject?", a.issuer, a.key_id, a.session,
           a.database_user as "database_user?", a.act as "act?", a.object as "object?", a.detail::text as "detail?"
         from audit_chain c left join audit_log a on a.id = c.audit_id
         where c.n > $1 order by c.n limit $2
@@ -281,6 +317,9 @@ pub async fn follow(db: impl PgExecutor<'_>, from: Root, limit: i64) -> Result<R
         let (n, row) = (link.n, link.audit_id);
         if n != end.n + 1 {
             return Ok(Err(Fault::LinkGone(end.n + 1)));
+        }
+        if link.id.is_none() {
+            return Ok(Err(Fault::RowGone { n, row }));
         }
         let held = || {
             Some(Row {
@@ -296,7 +335,8 @@ pub async fn follow(db: impl PgExecutor<'_>, from: Root, limit: i64) -> Result<R
                 detail: link.detail?,
             })
         };
-        let Some(held) = held() else { return Ok(Err(Fault::RowGone { n, row })) };
+        // A time that no type of ours reads was never linked so.
+        let Some(held) = held() else { return Ok(Err(Fault::Changed { n, row })) };
         if link.prev_hash != end.hash {
             return Ok(Err(Fault::NotLinked(n)));
         }
@@ -318,7 +358,9 @@ pub async fn newest(db: impl PgExecutor<'_>, object: Option<&str>, limit: i64) -
         Row,
         r#"
         select id, at, subject, issuer, key_id, session, database_user, act, object, detail::text as "detail!"
-        from audit_log where $1::text is null or object = $1
+        from audit_log
+        where ($1::text is null or object = $1)
+          and at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
         order by id desc limit $2
         "#,
         object,

@@ -93,9 +93,9 @@ pub const TABLES: &[Table] = &[
             &["id", "user_id", "order_no", "product_type", "subject", "amount", "payment_method", "scene", "account",
               "status", "trade_no", "refunded_amount", "expires_at", "paid_at", "closed_at", "version", "created_at",
               "updated_at", "checked_at", "gateway_state", "close_requested_at", "extra_state", "extra_amount"]),
-        // A refund that is asked for moves its order. Who paid it, when, and what went back is the workers' alone: they ask
-        // the gateway. A buyer asks for the order's end.
-        may_only(&[PaymentApi], Update, &["status", "updated_at", "version", "close_requested_at"]),
+        // A refund that is asked for moves its order. Who paid it and when is the workers' alone: they ask the gateway. A
+        // buyer asks for the order's end. Triggers hold the moves, and that no more went back than refunds returned.
+        may_only(&[PaymentApi], Update, &["status", "refunded_amount", "updated_at", "version", "close_requested_at"]),
         may_only(SETTLERS, Update,
             &["status", "trade_no", "paid_at", "closed_at", "refunded_amount", "updated_at", "version"]),
         may_only(&[CheckWorker], Update, &["checked_at", "gateway_state"]),
@@ -393,21 +393,40 @@ pub enum RightsError {
 /// How many missing rights a message names.
 const NAMED: usize = 5;
 
-/// Checks that the user of this pool may do what its process needs; that he may do more is no reason not to start.
+/// Checks that the user of this pool may do what its process needs. Returns what the user may do beyond it: no reason not to
+/// start, and worth a warning.
 ///
 /// # Errors
 /// [`RightsError`].
-pub async fn check(pool: &PgPool, service: Service) -> Result<(), RightsError> {
+pub async fn check(pool: &PgPool, service: Service) -> Result<Option<Excess>, RightsError> {
     let mut connection = pool.acquire().await.map_err(DbError::from)?;
     let row = sqlx::query!(r#"select current_user::text as "name!""#).fetch_one(&mut *connection).await;
     let user = row.map_err(DbError::from)?.name;
-    let mut lacking = compare(&mut connection, service, &user).await?.lacking.into_iter();
-    let mut named: Vec<String> = lacking.by_ref().take(NAMED).collect();
-    let others = lacking.count();
+    let Difference { lacking, exceeding } = compare(&mut connection, service, &user).await?;
+    if !lacking.is_empty() {
+        return Err(RightsError::Lacking { user, lacking: first(lacking) });
+    }
+    Ok((!exceeding.is_empty()).then(|| Excess { user, rights: first(exceeding) }))
+}
+
+/// What a user may do although its process has no use for it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("user {user} may also {}", .rights.join(", "))]
+pub struct Excess {
+    /// Who logs in.
+    pub user: String,
+    /// The first of the rights, and how many more.
+    pub rights: Vec<String>,
+}
+
+fn first(rights: BTreeSet<String>) -> Vec<String> {
+    let mut rights = rights.into_iter();
+    let mut named: Vec<String> = rights.by_ref().take(NAMED).collect();
+    let others = rights.count();
     if others > 0 {
         named.push(format!("and {others} more"));
     }
-    if named.is_empty() { Ok(()) } else { Err(RightsError::Lacking { user, lacking: named }) }
+    named
 }
 
 /// Every table of this session's schema with its columns.

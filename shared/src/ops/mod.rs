@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use http::{Door, Friends, HttpLimits, serve_http};
-pub use start::{check, check_accounts, listen, raise_open_files};
+pub use start::{check, check_accounts, check_rights, listen, raise_open_files, say_if_for_tests};
 
 use crate::telemetry::PrometheusHandle;
 

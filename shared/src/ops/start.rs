@@ -8,10 +8,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sqlx::PgPool;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::timeout;
+use tracing::warn;
 
 use crate::config::{ConfigFaults, Fault};
-use crate::db::open_accounts;
+use crate::db::{grants, open_accounts};
 use crate::gateway::Gateways;
+use crate::service::Service;
 use crate::telemetry::chain;
 
 /// How long a start waits for one thing outside the process.
@@ -48,6 +50,26 @@ pub async fn check<T>(
     let outcome = timeout(LONGEST, check).await;
     let outcome = outcome.unwrap_or_else(|_| Err(format!("no answer within {} s", LONGEST.as_secs())));
     outcome.map_err(|wrong| Fault::new(subject, wrong, remedy).into())
+}
+
+/// Refuses a start whose user of the database lacks a right that the process needs, and warns of a user who may do more than that,
+/// such as the owner of the tables: what is broken into then may do it as well.
+///
+/// # Errors
+/// A fault that names what is missing.
+pub async fn check_rights(db: &PgPool, service: Service) -> Result<(), ConfigFaults> {
+    let rights = async { grants::check(db, service).await.map_err(|error| chain(&error)) };
+    if let Some(excess) = check("database rights", "run `payment-api database-roles`", rights).await? {
+        warn!(%excess, "This process may do more at the database than it needs: log in as {}", service.database_role());
+    }
+    Ok(())
+}
+
+/// Says that this program was built for tests, if it was.
+pub fn say_if_for_tests() {
+    if cfg!(debug_assertions) {
+        warn!("This program is built for tests: CRASH_AT and CLOCK_STEP_FILE count. In earnest run a release build");
+    }
 }
 
 /// Refuses a start without an account that an open order or refund names: its callbacks would be unknown, its checks and

@@ -8,13 +8,14 @@ use time::OffsetDateTime;
 use super::outside;
 use super::refunds::{self, Wish};
 use crate::clock::Clock;
+use crate::db::cases::{self, Case};
 use crate::db::orders::{self, Order, Paid};
 use crate::db::refunds::{self as records, Refund};
 use crate::db::transactions::{self, Payment};
-use crate::db::{DbError, cases, events, extra, jobs, outside as records_outside};
+use crate::db::{DbError, events, extra, jobs, outside as records_outside};
 use crate::domain::{
-    CaseId, CaseStatus, Fact, LatePaymentPolicy, OrderEvent, OrderId, OrderStatus, Policies, RefundId, RefundNo,
-    RefundOrigin, TradeNo, Verdict,
+    CaseId, CaseKind, CaseStatus, Fact, LatePaymentPolicy, OrderEvent, OrderId, OrderStatus, Policies, RefundId,
+    RefundNo, RefundOrigin, TradeNo, Verdict,
 };
 use crate::event;
 
@@ -108,6 +109,9 @@ pub enum NotHonoured {
     /// No such order, or no payment of this trade for it.
     #[error("this trade brought the order no payment")]
     NoPayment,
+    /// More or less was paid than the order costs.
+    #[error("the payment is of another amount than the order")]
+    AnotherAmount,
     /// The order is paid already.
     #[error("the order is not closed")]
     NotClosed,
@@ -120,6 +124,11 @@ pub enum NotHonoured {
     /// Some went back, and the gateway does not tell how much.
     #[error("book first what was returned at the gateway")]
     NotBooked,
+}
+
+/// Whether people may take the payment of such a case for its order.
+pub const fn can_fulfil(kind: CaseKind) -> bool {
+    matches!(kind, CaseKind::LatePayment | CaseKind::RefundedElsewhere)
 }
 
 /// Whether a late payment could be taken for its order by our books alone; the gateway is asked later.
@@ -149,7 +158,8 @@ pub async fn fulfil(
     // The order before anything else of it, as every transaction locks.
     orders::lock_one(tx, order_id).await?;
     let case = cases::get(&mut *tx, case_id).await?.filter(|case| case.status != CaseStatus::Resolved);
-    let Some(mut case) = case.filter(|case| case.order_id == Some(order_id)) else { return Ok(Verdict::Ignored) };
+    let fits = |case: &Case| case.order_id == Some(order_id) && can_fulfil(case.kind);
+    let Some(mut case) = case.filter(fits) else { return Ok(Verdict::Ignored) };
     let Ok(trade_no) = TradeNo::parse(&*case.gateway_no) else { return Ok(Verdict::Ignored) };
     let refusal = match honour(tx, order_id, &trade_no, said, now).await? {
         Ok(()) => {
@@ -220,6 +230,9 @@ impl Late {
         let Some(payment) = transactions::payment_of_trade(tx, &order, trade_no).await? else {
             return Ok(Err(NotHonoured::NoPayment));
         };
+        if payment.amount != order.amount {
+            return Ok(Err(NotHonoured::AnotherAmount));
+        }
         let mut went_back = records::of_order(&mut *tx, order_id).await?;
         went_back.retain(|refund| refund.trade_no == *trade_no && refund.status.reserves());
         let ours = went_back.iter().any(|refund| refund.origin == RefundOrigin::Service);

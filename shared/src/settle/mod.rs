@@ -31,7 +31,7 @@ use crate::gateway::{self, Verified};
 use crate::job::{Asked, kind};
 
 pub use booking::{Confirmed, book_asked, trade_of};
-pub use late::{NotHonoured, can_honour, fulfil};
+pub use late::{NotHonoured, can_fulfil, can_honour, fulfil};
 
 use late::Return;
 use refunds::RefundVerdict;

@@ -1,10 +1,13 @@
 //! What the database itself refuses, to every role: moves that the state table lacks, and events that the books do not hold.
 
 use shared::clock::Clock;
-use shared::db::{DbError, MIGRATOR, events, grants, orders, refunds};
+use shared::db::case_facts::Opened;
+use shared::db::cases::NewCase;
+use shared::db::orders::Order;
+use shared::db::{DbError, MIGRATOR, case_facts, events, grants, orders, refunds};
 use shared::domain::OrderStatus::{self, Closed, Paid, PartiallyRefunded, Pending, Refunded, Refunding};
-use shared::domain::{Money, OrderId, RefundId, RefundNo, TRANSITIONS, TransactionId};
-use shared::event::{Event, kind};
+use shared::domain::{CaseId, CaseKind, Money, OrderId, RefundId, RefundNo, TRANSITIONS, TradeNo, TransactionId};
+use shared::event::{self, Event, kind};
 use shared::service::Service;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
@@ -18,7 +21,7 @@ async fn placed(db: &PgPool) -> String {
 /// As a hand writes it.
 async fn set(db: impl sqlx::PgExecutor<'_>, order: &str, status: OrderStatus) -> Result<(), DbError> {
     let sql = "update payment_orders set status = $2, closed_at = coalesce(closed_at, now()), trade_no = coalesce(trade_no, 't'),
-        paid_at = coalesce(paid_at, now()), refunded_amount = case $2 when 'refunded' then amount else 0 end where id = $1";
+        paid_at = coalesce(paid_at, now()) where id = $1";
     sqlx::query(sql).bind(order).bind(status.as_str()).execute(db).await?;
     Ok(())
 }
@@ -56,53 +59,83 @@ async fn an_order_makes_the_moves_of_the_state_table_and_no_other(db: PgPool) {
     assert_eq!(refused, 3 + 3 + 1 + 8);
 }
 
-/// The event of this type about this row of this order.
-fn event(kind: &'static str, named: &str, order: &str) -> Event {
-    let order_id = Some(OrderId::parse(order).unwrap());
-    Event { event_id: format!("{kind}:{named}"), kind, order_id, data: serde_json::json!({}) }
-}
-
-/// Which constraint refuses the event; nothing is kept.
-async fn refused(db: &PgPool, event: Event) -> bool {
+/// Whether the database refuses the event; nothing is kept.
+async fn refused(db: &PgPool, event: &Event) -> bool {
     let mut tx = db.begin().await.unwrap();
-    match constraint(events::append(&mut tx, &[event], Clock::system().now()).await).as_deref() {
+    let refusal = constraint(events::append(&mut tx, std::slice::from_ref(event), Clock::system().now()).await);
+    match refusal.as_deref() {
         None => false,
         Some("events_tell_facts") => true,
         Some(other) => panic!("{other}"),
     }
 }
 
+/// The same event with one member of its data changed, for each member that a consumer goes by; under ids that name more than
+/// the row; and about another order.
+fn distorted(event: &Event, members: &[&str]) -> Vec<Event> {
+    let mut all: Vec<Event> = members
+        .iter()
+        .map(|member| {
+            let mut other = event.clone();
+            assert!(other.data[member].is_string(), "{member}");
+            other.data[member] = "9.99".into();
+            other
+        })
+        .collect();
+    let other = OrderId::from_u128(99);
+    all.push(Event { order_id: Some(other), ..event.clone() });
+    all.push(Event { order_id: None, ..event.clone() });
+    all.push(Event { event_id: format!("{}:2", event.event_id), ..event.clone() });
+    all.push(Event { event_id: format!("{} ", event.event_id), ..event.clone() });
+    all.push(Event { event_id: event.event_id.replacen(':', "::", 1), ..event.clone() });
+    all.push(Event { data: serde_json::json!({}), ..event.clone() });
+    all.push(Event { kind: "order.delivered", ..event.clone() });
+    // A case's event under the id of another one would keep the true one from being inserted.
+    all.push(Event { kind: kind::CASE_OPENED, ..event.clone() });
+    all.push(Event { kind: kind::CASE_REOPENED, data: serde_json::json!({ "case_id": "1" }), ..event.clone() });
+    all
+}
+
+const OF_ORDER: [&str; 4] = ["order_id", "order_no", "user_id", "amount"];
+
+/// Writes a state as a hand would who owns the tables.
+async fn make_up(db: &PgPool, sql: &str, order: &str, status: &str) {
+    let mut tx = db.begin().await.unwrap();
+    sqlx::query("alter table payment_orders disable trigger user").execute(&mut *tx).await.unwrap();
+    sqlx::query(AssertSqlSafe(sql.to_owned())).bind(order).bind(status).execute(&mut *tx).await.unwrap();
+    sqlx::query("alter table payment_orders enable trigger user").execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+async fn read(db: &PgPool, order: &str) -> Order {
+    orders::get(db, OrderId::parse(order).unwrap()).await.unwrap().unwrap()
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_event_about_an_order_tells_how_it_stands(db: PgPool) {
-    let (order, other) = (placed(&db).await, placed(&db).await);
+    let order = placed(&db).await;
+    let (trade, now) = (TradeNo::parse("t").unwrap(), Clock::system().now());
     for status in [Pending, Closed, Paid, Refunding, PartiallyRefunded, Refunded] {
-        let mut tx = db.begin().await.unwrap();
-        sqlx::query("alter table payment_orders disable trigger user").execute(&mut *tx).await.unwrap();
         let sql = "update payment_orders set status = $2, closed_at = case $2 when 'closed' then now() end,
             trade_no = 't', paid_at = now() where id = $1";
-        sqlx::query(sql).bind(&order).bind(status.as_str()).execute(&mut *tx).await.unwrap();
-        sqlx::query("alter table payment_orders enable trigger user").execute(&mut *tx).await.unwrap();
-        tx.commit().await.unwrap();
-        let paid = refused(&db, event(kind::ORDER_PAID, &order, &order)).await;
-        assert_eq!(paid, !status.was_paid(), "{status}");
-        assert_eq!(refused(&db, event(kind::ORDER_CLOSED, &order, &order)).await, status != Closed, "{status}");
-    }
-    // Paid, and told of under a name that makes a second delivery of it.
-    let longer = Event { event_id: format!("order.paid:{order}:2"), ..event(kind::ORDER_PAID, &order, &order) };
-    let of_none = Event { order_id: None, ..event(kind::ORDER_PAID, &order, &order) };
-    let unknown = event("order.delivered", &order, &order);
-    let wrong =
-        [event(kind::ORDER_PAID, &other, &other), event(kind::ORDER_PAID, &order, &other), longer, of_none, unknown];
-    for event in wrong {
-        let shown = format!("{event:?}");
-        assert!(refused(&db, event).await, "{shown}");
+        make_up(&db, sql, &order, status.as_str()).await;
+        let row = read(&db, &order).await;
+        let (paid, closed) = (event::order_paid(&row, &trade, now), event::order_closed(&row, now));
+        assert_eq!(refused(&db, &paid).await, !status.was_paid(), "{status}");
+        assert_eq!(refused(&db, &closed).await, status != Closed, "{status}");
+        for (event, members) in [(paid, &[&OF_ORDER[..], &["trade_no"]].concat()), (closed, &OF_ORDER.to_vec())] {
+            for distorted in distorted(&event, members) {
+                assert!(refused(&db, &distorted).await, "{status}: {distorted:?}");
+            }
+        }
     }
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_event_about_a_refund_tells_how_it_stands(db: PgPool) {
-    let (order, other) = (placed(&db).await, placed(&db).await);
+    let order = placed(&db).await;
     set(&db, &order, Paid).await.unwrap();
+    sqlx::query("update payment_transactions set status = 'succeeded', gateway_no = 't'").execute(&db).await.unwrap();
     let (id, now) = (RefundId::from_u128(8), Clock::system().now());
     let new = refunds::NewRefund {
         id,
@@ -115,19 +148,92 @@ async fn an_event_about_a_refund_tells_how_it_stands(db: PgPool) {
         requested_by: "u1".to_owned(),
     };
     refunds::create(&mut db.acquire().await.unwrap(), &new, now).await.unwrap();
-    let id = id.to_string();
+    let members = [&OF_ORDER[..], &["refund_id", "refund_no", "refund_amount", "trade_no"]].concat();
     for status in ["pending", "processing", "failed", "abnormal", "succeeded"] {
         sqlx::query("update refund_records set status = $1").bind(status).execute(&db).await.unwrap();
-        let failed = refused(&db, event(kind::REFUND_FAILED, &id, &order)).await;
-        let succeeded = refused(&db, event(kind::REFUND_SUCCEEDED, &id, &order)).await;
-        assert_eq!((failed, succeeded), (status != "failed", status != "succeeded"), "{status}");
+        let refund = refunds::get(&db, id).await.unwrap().unwrap();
+        let row = read(&db, &order).await;
+        let failed = event::refund_failed(&row, &refund, "why");
+        let succeeded = event::refund_succeeded(&row, &refund, now);
+        assert_eq!(refused(&db, &failed).await, status != "failed", "{status}");
+        assert_eq!(refused(&db, &succeeded).await, status != "succeeded", "{status}");
+        for event in distorted(&failed, &members).iter().chain(&distorted(&succeeded, &members)) {
+            assert!(refused(&db, event).await, "{status}: {event:?}");
+        }
+        assert!(refused(&db, &event::order_refunded(&row, &refund)).await, "the order is paid");
     }
-    assert!(refused(&db, event(kind::REFUND_SUCCEEDED, &id, &other)).await, "another order's");
-    assert!(refused(&db, event(kind::ORDER_REFUNDED, &id, &order)).await, "the order is paid");
     set(&db, &order, Refunded).await.unwrap();
-    assert!(!refused(&db, event(kind::ORDER_REFUNDED, &id, &order)).await);
+    sqlx::query("update payment_orders set refunded_amount = amount").execute(&db).await.unwrap();
+    let refund = refunds::get(&db, id).await.unwrap().unwrap();
+    let whole = event::order_refunded(&read(&db, &order).await, &refund);
+    assert!(!refused(&db, &whole).await);
+    for event in distorted(&whole, &members) {
+        assert!(refused(&db, &event).await, "{event:?}");
+    }
     sqlx::query("update payment_orders set refunded_amount = 1.00").execute(&db).await.unwrap();
-    assert!(refused(&db, event(kind::ORDER_REFUNDED, &id, &order)).await, "a part went back");
+    assert!(refused(&db, &whole).await, "a part went back");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_event_about_a_case_names_a_case(db: PgPool) {
+    let order = placed(&db).await;
+    let case = NewCase {
+        id: CaseId::from_u128(7),
+        kind: CaseKind::LatePayment,
+        order_id: Some(OrderId::parse(&order).unwrap()),
+        gateway_no: "t".to_owned(),
+        evidence: serde_json::json!({}),
+    };
+    let now = Clock::system().now();
+    let opened = case_facts::open(&mut db.acquire().await.unwrap(), &[case], now).await.unwrap();
+    let again = Opened { reopened_as: Some(3), ..opened[0].clone() };
+    for event in [event::case_opened(&opened[0]), event::case_opened(&again)] {
+        assert!(!refused(&db, &event).await, "{event:?}");
+        let unknown = Event { event_id: event.event_id.replacen("000", "001", 1), ..event.clone() };
+        let of_none = Event { order_id: None, ..event.clone() };
+        let longer = Event { event_id: format!("{}:9:9", event.event_id), ..event.clone() };
+        let other = Event { data: serde_json::json!({ "case_id": order }), ..event.clone() };
+        for event in [unknown, of_none, longer, other] {
+            assert!(refused(&db, &event).await, "{event:?}");
+        }
+    }
+}
+
+/// A returned amount that no refund returned would close an order to further refunds, or make it look returned.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn no_more_went_back_than_refunds_returned_and_versions_rise_one_by_one(db: PgPool) {
+    let order = placed(&db).await;
+    set(&db, &order, Paid).await.unwrap();
+    let returned = "update payment_orders set refunded_amount = 0.01 where id = $1";
+    let done = sqlx::query(returned).bind(&order).execute(&db).await.map(drop).map_err(DbError::from);
+    assert_eq!(constraint(done).as_deref(), Some("payment_orders_returned"));
+    let refund = "insert into refund_records (id, order_id, transaction_id, refund_no, refund_amount, status, requested_by, created_at, updated_at)
+        values (lpad('8', 32, '0'), $1, $1, 'R', 0.01, 'succeeded', 'u', now(), now())";
+    sqlx::query(refund).bind(&order).execute(&db).await.unwrap();
+    sqlx::query(returned).bind(&order).execute(&db).await.unwrap();
+    let jump = "update payment_orders set version = 9223372036854775807 where id = $1";
+    let done = sqlx::query(jump).bind(&order).execute(&db).await.map(drop).map_err(DbError::from);
+    assert_eq!(constraint(done).as_deref(), Some("payment_orders_moves"));
+}
+
+/// Who may make temporary tables puts none in the place of ours.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_temporary_table_is_no_fact(db: PgPool) {
+    let order = placed(&db).await;
+    let row = read(&db, &order).await;
+    let paid = event::order_paid(&row, &TradeNo::parse("t").unwrap(), Clock::system().now());
+    let mut connection = PgConnection::connect_with(&db.connect_options()).await.unwrap();
+    for sql in [
+        "create temporary table payment_orders as select * from payment_orders",
+        "update pg_temp.payment_orders set status = 'paid', trade_no = 't'",
+        "set search_path = pg_temp, public",
+    ] {
+        sqlx::query(sql).execute(&mut connection).await.unwrap();
+    }
+    let data = serde_json::to_string(&paid.data).unwrap();
+    let insert = "insert into public.events (event_id, type, order_id, data, occurred_at) values ($1, 'order.paid', $2, $3::jsonb, now())";
+    let done = sqlx::query(insert).bind(&paid.event_id).bind(&order).bind(data).execute(&mut connection).await;
+    assert_eq!(constraint(done.map(drop).map_err(DbError::from)).as_deref(), Some("events_tell_facts"));
 }
 
 /// What a stolen role of the ingress could do before: deliver without a payment, and pay without a gateway.
@@ -153,7 +259,7 @@ async fn the_role_of_the_ingress_makes_no_order_paid(db: PgPool) {
             format!("update payment_orders set status = 'paid', trade_no = 't', paid_at = now() where id = '{order}'"),
             "42501",
         ),
-        (format!("update payment_orders set refunded_amount = 12.34 where id = '{order}'"), "42501"),
+        (format!("update payment_orders set refunded_amount = 12.34 where id = '{order}'"), "23514"),
         (
             format!(
                 "insert into payment_orders ({columns}, status, trade_no, paid_at) values ({row}, 'paid', 't', now())"

@@ -2,60 +2,79 @@
 
 use std::time::Duration;
 
-use shared::db::audit::{self, Root};
+use shared::db::audit;
 use shared::db::{DbError, in_time};
 use shared::panics::caught;
 use shared::telemetry::chain;
 use time::Date;
 use time::macros::offset;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info};
 
 use super::{Relay, WORKER};
 
 const EVERY: Duration = Duration::from_millis(500);
-const BATCH: i64 = 1000;
-/// How far back a round looks for rows without a link.
+const BATCH: usize = 1000;
+/// How far back each round looks for rows without a link.
 const RECENT: time::Duration = time::Duration::hours(1);
-/// How far back the first round and the first of each day look: a transaction may have been long, and a relay away.
-const EVER: time::Duration = time::Duration::days(36_500);
+/// How many numbers the long look goes over in one round.
+const SLICE: i64 = 20_000;
 
 /// Links until `stop`. A round that fails is tried again with the next.
 pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     let work = async {
-        let mut noted: Option<Date> = None;
+        let mut look = Look::default();
         loop {
-            let today = relay.clock.now().to_offset(offset!(+8)).date();
-            let within = if noted == Some(today) { RECENT } else { EVER };
-            let more = match caught(in_time(round(relay, within))).await {
-                Ok(Ok((linked, _))) if linked as i64 == BATCH => true,
-                Ok(Ok((_, root))) => {
-                    if noted.replace(today) != Some(today) {
-                        info!(n = root.n, root = %root, "The root of the audit log is {root}");
-                    }
-                    false
-                }
+            match caught(in_time(round(relay, &mut look))).await {
+                // There may be more.
+                Ok(Ok(linked)) if linked >= BATCH => continue,
+                Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
-                    warn!(error = chain(&error), "Acts of people are not linked; the next round does it");
-                    false
+                    metrics::counter!("relay_steps_failed_total", "step" => "audit").increment(1);
+                    error!(error = chain(&error), "Acts of people are not linked; the next round does it");
                 }
-                Err(panic) => {
-                    panic.noted(WORKER, "audit", &"the links of the audit log");
-                    false
-                }
-            };
-            if !more {
-                tokio::time::sleep(EVERY).await;
+                Err(panic) => drop(panic.noted(WORKER, "audit", &"the links of the audit log")),
             }
+            tokio::time::sleep(EVERY).await;
         }
     };
     tokio::select! { () = work => {}, () = stop.cancelled() => {} }
 }
 
-async fn round(relay: &Relay, within: time::Duration) -> Result<(usize, Root), DbError> {
+/// A look over all rows, at the start and once a day: a transaction may have been long, and a relay away.
+#[derive(Default)]
+struct Look {
+    /// On which day the last one came to its end.
+    done: Option<Date>,
+    /// The number from which this one goes on.
+    from: i64,
+}
+
+/// Links what is new, and goes on with the long look. Returns how many rows were linked.
+async fn round(relay: &Relay, look: &mut Look) -> Result<usize, DbError> {
     let mut tx = relay.db.begin().await?;
-    let (linked, root) = audit::link(&mut tx, within, BATCH).await?;
+    let new = audit::recent(&mut *tx, RECENT, BATCH as i64).await?;
+    let mut root = audit::link(&mut tx, &new).await?;
+    let mut linked = new.len();
+    let today = relay.clock.now().to_offset(offset!(+8)).date();
+    let looks = look.done != Some(today);
+    let mut goes_on = false;
+    if looks {
+        let to = look.from + SLICE;
+        let old = audit::numbered(&mut *tx, look.from, to).await?;
+        root = audit::link(&mut tx, &old).await?;
+        linked += old.len();
+        goes_on = audit::largest(&mut *tx).await? >= to;
+    }
     tx.commit().await?;
     metrics::counter!("audit_rows_linked_total").increment(linked as u64);
-    Ok((linked, root))
+    if goes_on {
+        look.from += SLICE;
+    } else if looks {
+        *look = Look { done: Some(today), from: 0 };
+        if root.n > 0 {
+            info!(n = root.n, %root, "The root of the audit log is {root}");
+        }
+    }
+    Ok(linked)
 }

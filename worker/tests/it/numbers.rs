@@ -166,6 +166,7 @@ async fn a_callback_longer_than_the_ingress_takes_is_dead_and_leaves_no_row(db: 
 /// What was put off is due by the database's clock, whatever the clock of the process that put it off.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_event_that_was_put_off_waits_by_the_databases_clock(db: PgPool) {
+    testkit::make_up_facts(&db).await;
     let mut connection = db.acquire().await.unwrap();
     let event = Event { event_id: "e".to_owned(), kind: "case.opened", order_id: None, data: json!({}) };
     let hour_ahead = shared::clock::Clock::system().now() + Duration::hours(1);

@@ -76,6 +76,7 @@ async fn event(db: &PgPool, id: &str, published_at: Option<OffsetDateTime>) {
     let sql =
         "insert into events (event_id, type, data, occurred_at, published_at) values ($1, 'case.opened', '{}', $2, $3)";
     let occurred_at = BOUND - Duration::days(30);
+    testkit::make_up_facts(db).await;
     sqlx::query(sql).bind(id).bind(occurred_at).bind(published_at).execute(db).await.unwrap();
 }
 

@@ -250,6 +250,7 @@ async fn fulfil(
     if let Err(refusal) = settle::can_honour(tx, order_id, trade_no).await? {
         return Err(ApiError::ActionUnfit(match refusal {
             NotHonoured::NoPayment => "this trade brought the order no payment",
+            NotHonoured::AnotherAmount => "the payment is of another amount than the order",
             NotHonoured::NotClosed => "the order is not closed",
             NotHonoured::Returned => "the payment has been returned, or is on its way back",
             NotHonoured::NotThere | NotHonoured::NotBooked => "the gateway has to be asked about the payment",
@@ -283,8 +284,7 @@ fn payment(case: &Case) -> Result<(OrderId, TradeNo), ApiError> {
 }
 
 fn late_payment(case: &Case) -> Result<(OrderId, TradeNo), ApiError> {
-    let fit = matches!(case.kind, CaseKind::LatePayment | CaseKind::RefundedElsewhere);
-    fits(fit, "the case is about no late payment")?;
+    fits(settle::can_fulfil(case.kind), "the case is about no late payment")?;
     payment(case)
 }
 

@@ -44,7 +44,10 @@ async fn schema(pool: &PgPool) -> Check {
 async fn rights(pool: &PgPool) -> Check {
     const NAME: &str = "database rights";
     match grants::check(pool, Service::PaymentCtl).await {
-        Ok(()) => Check::ok(NAME, "this user may do what paymentctl needs"),
+        Ok(None) => Check::ok(NAME, "this user may do what paymentctl needs, and nothing else"),
+        Ok(Some(excess)) => {
+            Check::warning(NAME, excess.to_string(), "log in as payment_ctl: what needs no right has none")
+        }
         Err(error) => Check::failed(NAME, chain(&error), "log in as payment_ctl, and run `payment-api database-roles`"),
     }
 }

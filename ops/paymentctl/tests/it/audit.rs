@@ -4,7 +4,7 @@ use paymentctl::answer::Answer;
 use paymentctl::audit::{self, Command};
 use serde_json::json;
 use shared::db::MIGRATOR;
-use shared::db::audit::{Act, link, record, root};
+use shared::db::audit::{Act, link, recent, record, root};
 use sqlx::{AssertSqlSafe, PgPool};
 use time::Duration;
 
@@ -27,7 +27,12 @@ async fn act(db: &PgPool, count: i64) {
 
 async fn linked(db: &PgPool, count: i64) {
     act(db, count).await;
-    link(&mut db.acquire().await.unwrap(), HOUR, 1000).await.unwrap();
+    link_all(db).await;
+}
+
+async fn link_all(db: &PgPool) {
+    let rows = recent(db, HOUR, 1000).await.unwrap();
+    link(&mut db.acquire().await.unwrap(), &rows).await.unwrap();
 }
 
 async fn set(db: &PgPool, sql: &str) {
@@ -89,6 +94,13 @@ const TAMPERED: &[(&str, &str)] = &[
         "update audit_chain set audit_id = -audit_id where n in (2, 3); update audit_chain set audit_id = 5 + audit_id where n in (2, 3)",
         "row 3, or its link 2, was changed",
     ),
+    // A moment that no type of ours reads.
+    ("update audit_log set at = 'infinity' where id = 3", "row 3, or its link 3, was changed"),
+    // A link that the chain passes by would hide a row that is still to come.
+    (
+        "insert into audit_chain (n, audit_id, prev_hash, hash) select -n, 99, prev_hash, hash from audit_chain where n = 3",
+        "link -3 is no link of the chain",
+    ),
     // Its end is removed: only who noted a root before sees that.
     (
         "delete from audit_log where id = 5; delete from audit_chain where n = 5",
@@ -100,12 +112,14 @@ const TAMPERED: &[(&str, &str)] = &[
 async fn whatever_is_changed_or_removed_is_named(db: PgPool) {
     linked(&db, 5).await;
     let noted = root(&db).await.unwrap();
+    // As an owner could who goes about it thoroughly.
+    set(&db, "alter table audit_chain drop constraint audit_chain_row_fkey; alter table audit_chain drop constraint audit_chain_n_range").await;
     set(&db, "create table log_before as table audit_log; create table chain_before as table audit_chain").await;
     for (sql, said) in TAMPERED {
         set(&db, sql).await;
         let answer = run(&db, &format!("verify --root {noted}")).await;
         assert!(!answer.done && answer.text.starts_with(said), "{sql}: {}", answer.text);
-        set(&db, "delete from audit_log; delete from audit_chain").await;
+        set(&db, "delete from audit_chain; delete from audit_log").await;
         set(&db, "insert into audit_log overriding system value table log_before; insert into audit_chain table chain_before").await;
         assert!(run(&db, &format!("verify --root {noted}")).await.done, "as before");
     }
@@ -117,7 +131,7 @@ async fn a_chain_that_is_written_again_does_not_go_through_a_noted_root(db: PgPo
     linked(&db, 5).await;
     let noted = root(&db).await.unwrap();
     set(&db, "delete from audit_chain; update audit_log set subject = 'bob' where id = 4").await;
-    link(&mut db.acquire().await.unwrap(), HOUR, 1000).await.unwrap();
+    link_all(&db).await;
     assert!(run(&db, "verify").await.done, "by itself it holds");
     let answer = run(&db, &format!("verify --root {noted}")).await;
     assert!(
@@ -141,6 +155,7 @@ async fn rows_that_no_relay_links_are_named(db: PgPool) {
 /// By SQL alone, as the operators' role could.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn the_functions_of_the_tool_write_down_who_and_as_which_user(db: PgPool) {
+    testkit::make_up_facts(&db).await;
     let case = "lpad('1', 32, '0')";
     set(&db, &format!("insert into cases (id, kind, gateway_no, evidence, created_at, updated_at) values ({case}, 'dead_letter', 'g', '{{}}', now(), now()); \
         insert into dead_letters (case_id, job, filed_at) values ({case}, '{{}}', now()); \

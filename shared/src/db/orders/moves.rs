@@ -102,32 +102,19 @@ pub async fn mark_by_refunds(
     returned: Money,
     now: OffsetDateTime,
 ) -> Result<(), DbError> {
-    // The ingress asks for refunds, and may not write how much went back.
-    let done = if returned == order.refunded_amount {
-        sqlx::query!(
-            "update payment_orders set status = $3, updated_at = $4, version = version + 1 where id = $1 and status = $2",
-            order.id as OrderId,
-            order.status.as_str(),
-            to.as_str(),
-            now,
-        )
-        .execute(tx)
-        .await?
-    } else {
-        sqlx::query!(
-            r#"
-            update payment_orders
-            set status = $3, refunded_amount = $4, updated_at = $5, version = version + 1
-            where id = $1 and status = $2
-            "#,
-            order.id as OrderId,
-            order.status.as_str(),
-            to.as_str(),
-            returned as Money,
-            now,
-        )
-        .execute(tx)
-        .await?
-    };
+    let done = sqlx::query!(
+        r#"
+        update payment_orders
+        set status = $3, refunded_amount = $4, updated_at = $5, version = version + 1
+        where id = $1 and status = $2
+        "#,
+        order.id as OrderId,
+        order.status.as_str(),
+        to.as_str(),
+        returned as Money,
+        now,
+    )
+    .execute(tx)
+    .await?;
     DbError::expect_rows(done.rows_affected(), 1)
 }

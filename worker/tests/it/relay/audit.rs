@@ -3,15 +3,19 @@
 use serde_json::json;
 use shared::db::audit::{self, Act, BEGINNING, Root};
 use shared::db::{DbError, MIGRATOR};
-use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{PgConnection, PgPool};
 use time::Duration;
 
 use super::{PATIENCE, Road};
 
-const EVER: Duration = Duration::days(1);
+/// Links what was written in the last hour, at most so many rows.
+async fn link(connection: &mut PgConnection, limit: i64) -> Result<usize, DbError> {
+    let rows = audit::recent(&mut *connection, Duration::hours(1), limit).await?;
+    audit::link(connection, &rows).await.map(|_| rows.len())
+}
 
-async fn act(connection: &mut sqlx::PgConnection, who: &str, n: u32) {
+async fn act(connection: &mut PgConnection, who: &str, n: u32) {
     let act = Act { subject: who, act: "case.resolved", object: format!("case:{n}"), detail: &json!({}) };
     audit::record(connection, &act).await.unwrap();
 }
@@ -54,7 +58,7 @@ async fn ten_thousand_acts_at_once_are_all_linked(db: PgPool) {
     };
     tokio::time::timeout(PATIENCE, linked).await.expect("all rows are linked");
     assert_eq!(end(&db).await.n, 10_000);
-    assert_eq!(audit::unlinked(&db, Duration::ZERO).await.unwrap().count, 0);
+    assert_eq!(audit::unlinked(&db, (0, i64::MAX), Duration::ZERO).await.unwrap(), [0; 0]);
 }
 
 /// A relay that has lost the lead without noticing links beside the new one: one of them fails, and nothing forks.
@@ -65,10 +69,9 @@ async fn of_two_that_link_at_once_one_fails(db: PgPool) {
         act(&mut connection, "alice", n).await;
     }
     let (mut one, mut two) = (db.begin().await.unwrap(), db.begin().await.unwrap());
-    let first = audit::link(&mut one, EVER, 2).await.unwrap();
-    assert_eq!(first.0, 2);
+    assert_eq!(link(&mut one, 2).await.unwrap(), 2);
     let second = async {
-        let linked = audit::link(&mut two, EVER, 1000).await;
+        let linked = link(&mut two, 1000).await;
         assert!(matches!(linked, Err(DbError::Constraint(_))), "{linked:?}");
     };
     let commit = async {
@@ -78,7 +81,7 @@ async fn of_two_that_link_at_once_one_fails(db: PgPool) {
     tokio::join!(second, commit);
     two.rollback().await.unwrap();
     assert_eq!(end(&db).await.n, 2);
-    assert_eq!(audit::link(&mut connection, EVER, 1000).await.unwrap().0, 1);
+    assert_eq!(link(&mut connection, 1000).await.unwrap(), 1);
     assert_eq!(end(&db).await.n, 3);
 }
 
@@ -89,11 +92,31 @@ async fn a_row_that_comes_late_is_linked_all_the_same(db: PgPool) {
     act(&mut slow, "alice", 1).await;
     let mut connection = db.acquire().await.unwrap();
     act(&mut connection, "bob", 2).await;
-    assert_eq!(audit::link(&mut connection, EVER, 1000).await.unwrap().0, 1);
+    assert_eq!(link(&mut connection, 1000).await.unwrap(), 1);
     slow.commit().await.unwrap();
-    assert_eq!(audit::link(&mut connection, EVER, 1000).await.unwrap().0, 1);
+    assert_eq!(link(&mut connection, 1000).await.unwrap(), 1);
     let order: Vec<i64> =
         sqlx::query_scalar("select audit_id from audit_chain order by n").fetch_all(&db).await.unwrap();
     assert_eq!(order, [2, 1]);
+    assert_eq!(end(&db).await.n, 2);
+}
+
+/// Rows that came while no relay led for more than an hour, among them one beyond the first slice of numbers.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_relay_that_was_away_links_what_is_old(db: PgPool) {
+    let mut connection = db.acquire().await.unwrap();
+    act(&mut connection, "alice", 1).await;
+    sqlx::query("select setval(pg_get_serial_sequence('audit_log', 'id'), 50000)").execute(&db).await.unwrap();
+    act(&mut connection, "bob", 2).await;
+    sqlx::query("update audit_log set at = at - interval '2 hours'").execute(&db).await.unwrap();
+    assert_eq!(link(&mut connection, 1000).await.unwrap(), 0, "not by the short look");
+    let road = Road::new(db.clone()).await;
+    road.start();
+    let linked = async {
+        while audit::root(&db).await.unwrap().n < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, linked).await.expect("all rows are linked");
     assert_eq!(end(&db).await.n, 2);
 }
