@@ -74,6 +74,9 @@ pub struct Settings {
     /// `STREAMS_PER_USER` (default 10, 0: no limit): open pages of one user; by view token, twenty times as many from one
     /// address.
     pub streams_per_user: usize,
+    /// `SERVE_DOCS` (default 1, and 0 where `PUBLIC_URL` is https): whether anybody may read the description of the API, with
+    /// the administrators' routes in it.
+    pub serve_docs: bool,
     /// `REQUESTS_PER_ADDRESS` (default 1200, 0: no limit): frontend requests a minute from one address.
     pub per_address: u32,
     /// `REQUESTS_PER_USER` (default 600, 0: no limit): frontend requests a minute of one user.
@@ -102,7 +105,10 @@ impl Settings {
         let a_minute = "set it to the number of requests a minute, or to 0 for no limit";
         let per_address = env.parse_or("REQUESTS_PER_ADDRESS", 1200, a_minute);
         let per_user = env.parse_or("REQUESTS_PER_USER", 600, a_minute);
+        let is_public = public_url.as_ref().is_some_and(|url| url.starts_with("https:"));
+        let serve_docs = env.switch("SERVE_DOCS", !is_public);
         Some(Settings {
+            serve_docs,
             public_url: public_url?,
             return_url_origins: return_url_origins?,
             cors_origins: cors_origins?,
@@ -242,6 +248,21 @@ mod tests {
         assert_eq!(settings.callers(PaymentMethod::Wechat).networks.len(), 2);
         assert!(settings.callers(PaymentMethod::Alipay).networks.is_empty());
         env.finish().unwrap();
+    }
+
+    #[test]
+    fn the_description_is_served_where_the_internet_does_not_reach_or_where_it_is_asked_for() {
+        let served = |url: &str, switch: Option<&str>| {
+            let variables = [Some(("PUBLIC_URL", url)), switch.map(|switch| ("SERVE_DOCS", switch))];
+            let mut env = Env::of(variables.into_iter().flatten());
+            let served = Settings::from_env(&mut env).unwrap().serve_docs;
+            env.finish().map(|_| served).map_err(|faults| faults.to_string())
+        };
+        assert_eq!(served("http://127.0.0.1:8080", None), Ok(true));
+        assert_eq!(served("https://pay.example.com", None), Ok(false));
+        assert_eq!(served("https://pay.example.com", Some("1")), Ok(true));
+        assert_eq!(served("http://127.0.0.1:8080", Some("0")), Ok(false));
+        assert!(served("https://pay.example.com", Some("yes")).unwrap_err().contains("SERVE_DOCS: it is neither"));
     }
 
     #[test]

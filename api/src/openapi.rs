@@ -42,9 +42,12 @@ impl Modify for Tokens {
     }
 }
 
-/// The frontends' routes with `/openapi.json` and the readable page `/docs`.
-pub fn router() -> Router<Arc<App>> {
+/// The frontends' routes; with `/openapi.json` and the readable page `/docs` where they are served.
+pub fn router(serve_docs: bool) -> Router<Arc<App>> {
     let (routes, mut description) = described().split_for_parts();
+    if !serve_docs {
+        return routes.route("/", get(index::name));
+    }
     add_shared_answers(&mut description);
     let page = Router::from(SwaggerUi::new("/docs").url("/openapi.json", description));
     routes.route("/", get(index::index)).merge(page.layer(middleware::from_fn(headers::docs)))

@@ -28,7 +28,10 @@ const FRONTEND_BODY: BodyTime = BodyTime { gap: Duration::from_secs(4), whole: D
 /// Everything that the service answers to.
 pub fn router(app: Arc<App>) -> Router {
     let bounds = Bounds { answer: FRONTEND, body: FRONTEND_BODY };
-    let frontends = openapi::router().merge(pages::router()).fallback(nothing).method_not_allowed_fallback(not_so);
+    let frontends = openapi::router(app.settings.serve_docs)
+        .merge(pages::router())
+        .fallback(nothing)
+        .method_not_allowed_fallback(not_so);
     let frontends = frontends
         .layer(middleware::from_fn_with_state(app.clone(), layers::slot))
         .layer(middleware::from_fn_with_state(app.clone(), auth::deny_by_default))

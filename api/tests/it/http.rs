@@ -168,6 +168,19 @@ fn summary(description: &Value) -> String {
     summary
 }
 
+/// The administrators' routes are nobody's business on the Internet.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn where_the_description_is_not_served_nothing_names_it(db: PgPool) {
+    let mut setup = Setup::default();
+    setup.settings.serve_docs = false;
+    let world = World::with(db, setup).await;
+    for path in ["/openapi.json", "/docs", "/docs/", "/docs/index.html"] {
+        assert_eq!(world.send(get(path)).await.status.as_u16(), 404, "{path}");
+    }
+    assert_eq!(world.send(get("/")).await.json(), json!({ "service": "payment-api" }));
+    assert_eq!(world.send(get("/v1/payment-methods")).await.status.as_u16(), 200);
+}
+
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn the_api_describes_itself(db: PgPool) {
     let world = World::new(db).await;

@@ -89,6 +89,7 @@ impl Default for Setup {
             callbacks: 128,
             requests_in_hand: 0,
             streams_per_user: 0,
+            serve_docs: true,
             per_address: 0,
             per_user: 0,
         };

@@ -188,6 +188,21 @@ impl Env {
         }
     }
 
+    /// Something that is on or off: `1` or `0`. Another value is a fault, once, and counts as off.
+    pub fn switch(&mut self, name: &'static str, default: bool) -> bool {
+        match self.optional(name).as_deref() {
+            None => default,
+            Some("1") => true,
+            Some("0") => false,
+            Some(_) => {
+                if !self.faults.0.iter().any(|fault| fault.subject == name) {
+                    self.fault(name, "it is neither 1 nor 0", "set it to 1 or 0, or leave it out");
+                }
+                false
+            }
+        }
+    }
+
     /// A required secret of at least `shortest` bytes, see [`weakness`]. Its value appears in no fault.
     pub fn secret(&mut self, name: &'static str, shortest: usize, hint: &str) -> Option<SecretString> {
         let secret = self.required(name, hint)?;

@@ -71,17 +71,7 @@ impl Env {
     }
 
     fn allows_plaintext(&mut self) -> bool {
-        const NAME: &str = "ALLOW_PLAINTEXT";
-        match self.optional(NAME).as_deref() {
-            Some("1") => true,
-            None | Some("0") => false,
-            Some(_) => {
-                if !self.faults.0.iter().any(|fault| fault.subject == NAME) {
-                    self.fault(NAME, "it is neither 1 nor 0", "set it to 1, or leave it out");
-                }
-                false
-            }
-        }
+        self.switch("ALLOW_PLAINTEXT", false)
     }
 }
 
