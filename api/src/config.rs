@@ -69,7 +69,7 @@ pub struct Settings {
     /// `MAX_CALLBACKS` (default 1024): callbacks worked on at once; more are answered 503.
     pub callbacks: usize,
     /// `REQUESTS_IN_HAND` (default 64, 0: no limit): of these, of one user, or of one address without a user; more are
-    /// answered 429.
+    /// answered 429. One address with all its users has a quarter of `MAX_REQUESTS` at most.
     pub requests_in_hand: usize,
     /// `STREAMS_PER_USER` (default 10, 0: no limit): open pages of one user; by view token, twenty times as many from one
     /// address.

@@ -1,6 +1,7 @@
 //! The layers around the routes, outermost first; each group of routes has bounds of its own, so that a crowd of
 //! frontends never keeps a gateway waiting. A slot is taken once the body has come: slow clients hold none.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,7 +87,7 @@ pub fn bounded(router: Router<Arc<App>>, app: &Arc<App>, bounds: &Bounds) -> Rou
 
 /// Around the frontends' handlers: takes a share of the client, reads the whole body, and takes a slot.
 pub async fn slot(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let Some(share) = client(&request).and_then(|client| app.in_hand.of_client.take(client)) else {
+    let Some(shares) = client(&request).and_then(|(client, address)| app.in_hand.take(client, address)) else {
         metrics::counter!("requests_limited_total", "budget" => "in_hand").increment(1);
         return ApiError::TooManyRequests { wait: 1 }.into_response();
     };
@@ -95,16 +96,18 @@ pub async fn slot(State(app): State<Arc<App>>, request: Request, next: Next) -> 
         Err(status) => return status.into_response(),
     };
     match app.in_hand.requests.clone().try_acquire_owned() {
-        Ok(slot) => HELD.scope(Held::new(slot, share), next.run(request)).await,
+        Ok(slot) => HELD.scope(Held::new(slot, shares), next.run(request)).await,
         Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }
 }
 
-fn client(request: &Request) -> Option<Client> {
-    match request.extensions().get::<Caller>() {
-        Some(caller) => Some(Client::User(caller.user.clone())),
-        None => request.extensions().get::<ClientIp>().map(|client| Client::Address(holder(client.0))),
-    }
+fn client(request: &Request) -> Option<(Client, IpAddr)> {
+    let ClientIp(address) = *request.extensions().get::<ClientIp>()?;
+    let client = match request.extensions().get::<Caller>() {
+        Some(caller) => Client::User(caller.user.clone()),
+        None => Client::Address(holder(address)),
+    };
+    Some((client, address))
 }
 
 /// The request with all of its body in memory.

@@ -9,7 +9,7 @@ use shared::db::in_time;
 use shared::db::orders::Order;
 use shared::domain::{AccountName, OrderId, PaymentMethod, Scene, UserId};
 use shared::gateway::{Gateway, Gateways, NoAccount};
-use shared::ops::shares::{AddressShares, Share, Shares};
+use shared::ops::shares::{AddressShare, AddressShares, Share, Shares};
 use shared::seal::SealKeys;
 use sqlx::PgPool;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -80,6 +80,11 @@ pub struct InHand {
     pub requests: Arc<Semaphore>,
     /// Frontend requests of one client, their bodies included.
     pub of_client: Shares<Client>,
+    /// Those of one address, whoever asks from there: a few users together must not have all of them.
+    pub of_address: AddressShares,
+    /// Requests that wait for an order's end. They hold slots, so there are no more of them than a quarter of the slots; beyond that
+    /// the answer comes at once.
+    pub waiting: Semaphore,
     /// Callbacks whose body has come.
     pub callbacks: Semaphore,
     /// Callbacks of one address whose body has not come.
@@ -112,10 +117,12 @@ impl InHand {
     /// The bounds of these settings.
     pub fn new(settings: &Settings) -> InHand {
         let unless_off = |most: usize| if most == 0 { usize::MAX } else { most };
-        let streams = unless_off(settings.streams_per_user);
+        let (of_client, streams) = (unless_off(settings.requests_in_hand), unless_off(settings.streams_per_user));
         InHand {
             requests: Arc::new(Semaphore::new(settings.requests)),
-            of_client: Shares::new(unless_off(settings.requests_in_hand)),
+            of_client: Shares::new(of_client),
+            of_address: AddressShares::new(of_client.max(settings.requests / 4)),
+            waiting: Semaphore::new((settings.requests / 4).max(1)),
             callbacks: Semaphore::new(settings.callbacks),
             bodies: AddressShares::new(BODIES),
             streams_of_user: Shares::new(streams),
@@ -129,13 +136,26 @@ impl InHand {
 /// What a request holds while it is worked on. Work that outlives its request goes on holding it.
 pub struct Held {
     _slot: OwnedSemaphorePermit,
-    _share: Share<Client>,
+    _shares: ClientShares,
+}
+
+/// What a request holds of its client's shares.
+pub struct ClientShares {
+    _client: Share<Client>,
+    _address: AddressShare,
+}
+
+impl InHand {
+    /// A share of the client and of the address; `None` when one of them has all that it may have.
+    pub fn take(&self, client: Client, address: IpAddr) -> Option<ClientShares> {
+        Some(ClientShares { _client: self.of_client.take(client)?, _address: self.of_address.take(address)? })
+    }
 }
 
 impl Held {
-    /// A slot of the process and a share of the client.
-    pub fn new(slot: OwnedSemaphorePermit, share: Share<Client>) -> Arc<Held> {
-        Arc::new(Held { _slot: slot, _share: share })
+    /// A slot of the process and shares of the client.
+    pub fn new(slot: OwnedSemaphorePermit, shares: ClientShares) -> Arc<Held> {
+        Arc::new(Held { _slot: slot, _shares: shares })
     }
 }
 

@@ -1,8 +1,10 @@
 //! What one client may hold at once: slots are for requests that are worked on, and the others find theirs.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::{Method, Request};
 use futures_util::future::join_all;
 use futures_util::stream;
@@ -93,6 +95,55 @@ async fn a_user_has_so_many_requests_in_hand_and_leaves_the_others_theirs(db: Pg
     let (one, two, ()) = tokio::join!(slow("k1"), slow("k2"), rest);
     assert_eq!((one.status.as_u16(), two.status.as_u16()), (201, 201));
     assert_eq!(world.get("/v1/orders", "u1").await.status.as_u16(), 200, "given back");
+}
+
+/// Trap: a few users at one address hold every slot.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn many_users_at_one_address_leave_the_others_theirs(db: PgPool) {
+    let world = world(db, |setup| (setup.settings.requests, setup.settings.requests_in_hand) = (12, 1)).await;
+    world.gateway.is(Mood::Waits);
+    let slow = |user: &'static str| world.send(creation(user, "k", &wechat_order()));
+    let rest = async {
+        for _ in 0..3 {
+            world.gateway.is_called().await;
+        }
+        world.get("/v1/orders", "u4").await.is(429, "too_many_requests");
+        let mut elsewhere = signed(Method::GET, "/v1/orders", "u4").body(Body::empty()).unwrap();
+        let address = SocketAddr::from(([198, 51, 100, 8], 40_000));
+        elsewhere.extensions_mut().insert(ConnectInfo(address));
+        assert_eq!(world.send(elsewhere).await.status.as_u16(), 200);
+        world.gateway.is(Mood::Works);
+        (0..3).for_each(|_| world.gateway.let_go());
+    };
+    let (one, two, three, ()) = tokio::join!(slow("u1"), slow("u2"), slow("u3"), rest);
+    for answer in [one, two, three] {
+        assert_eq!(answer.status.as_u16(), 201, "{}", answer.body);
+    }
+    assert_eq!(world.get("/v1/orders", "u4").await.status.as_u16(), 200, "given back");
+}
+
+/// Trap: closes wait for the worker, from many addresses and for many users, and hold every slot.
+#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+async fn closes_that_wait_leave_slots_to_the_others(db: PgPool) {
+    let world = world(db, |setup| setup.settings.requests = 4).await;
+    let ids = [world.placed("u1").await, world.placed("u2").await];
+    let asked = "select count(*) from payment_orders where close_requested_at is not null";
+    let first = async {
+        let answer = world.send(closing(&ids[0], "u1")).await;
+        assert_eq!((answer.status.as_u16(), &answer.json()["status"]), (200, &json!("closed")), "{}", answer.body);
+    };
+    let rest = async {
+        until("the first is asked for", async || world.one::<i64>(asked).await == 1).await;
+        for _ in 0..2 {
+            // Had it waited, the first would have waited in vain meanwhile.
+            let second = world.send(closing(&ids[1], "u2")).await;
+            assert_eq!((second.status.as_u16(), &second.json()["status"]), (202, &json!("pending")), "{}", second.body);
+            assert_eq!(second.json()["close_requested"], true, "{}", second.body);
+        }
+        assert_eq!(world.one::<i64>(asked).await, 2);
+        world.close_locally(&ids[0]).await;
+    };
+    tokio::join!(first, rest);
 }
 
 /// Trap: bodies that trickle in hold the slots of all.

@@ -23,6 +23,10 @@ const LONGEST: Duration = Duration::from_secs(15);
 /// usual 128 are less than a rush brings: who comes then is not answered, and asks again after a second.
 const BACKLOG: u32 = 4096;
 
+/// What the system keeps of an answer that its client does not take. By itself it keeps megabytes for each connection: a few hundred
+/// slow readers of a long answer take the memory that all connections share.
+const SEND_BUFFER: u32 = 128 * 1024;
+
 /// Runs one check of the start and turns its failure into a fault of `subject`, with what to do about it.
 ///
 /// Run the checks side by side, then let [`ConfigFaults::take`] collect them, so that one start names all that is wrong:
@@ -60,7 +64,11 @@ pub async fn check<T>(
 pub async fn check_rights(db: &PgPool, service: Service) -> Result<(), ConfigFaults> {
     let rights = async { grants::check(db, service).await.map_err(|error| chain(&error)) };
     if let Some(excess) = check("database rights", "run `payment-api database-roles`", rights).await? {
-        warn!(%excess, "This process may do more at the database than it needs: log in as {}", service.database_role());
+        warn!(
+            %excess,
+            "This process may do more at the database than it needs: log in as {}, or take these rights away",
+            service.database_role()
+        );
     }
     Ok(())
 }
@@ -103,6 +111,8 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A restart does not wait for connections of the process before.
     socket.set_reuseaddr(true)?;
+    // The connections that it accepts have the same.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.bind(addr)?;
     socket.listen(BACKLOG)
 }

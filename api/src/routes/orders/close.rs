@@ -52,7 +52,10 @@ pub async fn close(
     let (giving_up, viewer) = (app.clone(), Viewer::User(user));
     let order = to_the_end(async move {
         let order = viewer.shown(orders::get(&giving_up.db, id).await?)?;
-        giving_up.in_hand.closing.run(id, give_up(&giving_up, order)).await
+        match giving_up.in_hand.waiting.try_acquire() {
+            Ok(_waits) => giving_up.in_hand.closing.run(id, give_up(&giving_up, order)).await,
+            Err(_) => give_up_at_once(&giving_up, order).await,
+        }
     })
     .await?;
     app.cache.orders.saw(&order);
@@ -79,6 +82,15 @@ async fn give_up(app: &App, mut order: Order) -> Result<Arc<Order>, ApiError> {
         order = orders::get(&app.db, order.id).await?.ok_or(DbError::Moved)?;
     }
     Ok(Arc::new(order))
+}
+
+/// The same without waiting: the order as it is, its end asked for.
+async fn give_up_at_once(app: &App, order: Order) -> Result<Arc<Order>, ApiError> {
+    if order.status != OrderStatus::Pending || order.close_requested_at.is_some() {
+        return Ok(Arc::new(order));
+    }
+    ask_to_close(app, order.id).await?;
+    Ok(Arc::new(orders::get(&app.db, order.id).await?.ok_or(DbError::Moved)?))
 }
 
 /// Has the worker ask the gateway about an order at once, and end it unless it is paid. From then on the order shows that its
