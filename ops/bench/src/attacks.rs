@@ -1,16 +1,17 @@
 //! What a client can do to keep others from the service, each as cheaply as it can be done.
 //!
-//! An attack runs on a thread of its own, so that what it takes of the processors is known.
+//! An attack runs on a thread of its own, so that what it takes of the processors is known. It counts what became of each step, and
+//! [`Attack::is_felt`] says which outcomes show that it was one.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
-use futures_util::future::join_all;
+use futures_util::future::{join_all, pending};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -24,15 +25,15 @@ use crate::http::{Requests, render};
 pub(crate) enum Attack {
     /// One address holds as many connections as it gets, and asks for nothing.
     Connections,
-    /// Eight addresses ask for a long answer and take it a few bytes at a time.
+    /// Eight addresses ask for more than the systems between can hold, and take it a few bytes at a time.
     SlowReaders,
     /// From each of 20 addresses the bodies of 1 024 callbacks come, a byte now and then.
     Trickles,
-    /// One address asks for the end of orders, and hangs up before the answer.
+    /// Four addresses ask for the end of ten users' orders, and hang up before the answer.
     AbortedCloses,
     /// One address sends callbacks with certificate numbers that nobody has.
     ForgedSerials,
-    /// 50 000 addresses ask once each, without a token.
+    /// 50 000 addresses forge callbacks, once each.
     Addresses,
 }
 
@@ -53,24 +54,50 @@ impl Attack {
             Attack::Trickles => "1 024 trickled bodies from each of 20 addresses",
             Attack::AbortedCloses => "600 aborted closes a second",
             Attack::ForgedSerials => "500 forged serials a second",
-            Attack::Addresses => "50 000 addresses, 2 000 a second",
+            Attack::Addresses => "forged callbacks of 50 000 addresses",
         }
+    }
+
+    /// Whether what became of its steps shows that the service had to deal with it: each with the least number.
+    pub(crate) fn is_felt(self, outcomes: &BTreeMap<String, u64>) -> Result<(), String> {
+        let needed: &[(&str, u64)] = match self {
+            // Some are held for long, and those beyond the bound are turned away.
+            Attack::Connections => &[("closed at once", 2_000)],
+            Attack::SlowReaders => &[("read for a while", 64)],
+            Attack::Trickles => &[("answered 408", 500), ("answered 429", 5_000)],
+            Attack::AbortedCloses => &[("hung up", 2_000)],
+            Attack::ForgedSerials => &[("answered 503", 20), ("answered 429", 500)],
+            Attack::Addresses => &[("answered 401", 49_000)],
+        };
+        let of = |what: &str| outcomes.get(what).copied().unwrap_or_default();
+        let lacking = needed.iter().filter(|(what, least)| of(what) < *least);
+        let lacking: Vec<String> = lacking.map(|(what, least)| format!("{what}: {} of {least}", of(what))).collect();
+        if lacking.is_empty() { Ok(()) } else { Err(lacking.join(", ")) }
     }
 }
 
 /// How long one that was turned away waits before it comes again.
-const AGAIN: Duration = Duration::from_secs(4);
-/// Between two bytes of a body, or two reads of an answer.
+const AGAIN: Duration = Duration::from_secs(6);
+/// How long an answer or a connection is waited for.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// A connection that ends sooner was turned away.
+const AT_ONCE: Duration = Duration::from_millis(500);
+/// Between two reads of an answer.
 const SELDOM: Duration = Duration::from_secs(2);
+/// Between two bytes of a body: no longer than a callback's may be silent.
+const GAP: Duration = Duration::from_millis(900);
+/// How long the client of a close stays after it has asked: the request must have been read.
+const MOMENT: Duration = Duration::from_millis(30);
 const CLOSES_A_SECOND: u32 = 600;
 const FORGED_A_SECOND: u32 = 500;
 const ADDRESSES: u32 = 50_000;
-const ADDRESSES_A_SECOND: u32 = 2_000;
+const LANES: u32 = 64;
+const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
 
 /// What came of an attack.
 pub(crate) struct Attacked {
-    /// How many connections it made.
-    pub(crate) connections: u64,
+    /// What became of its steps, and how often.
+    pub(crate) outcomes: BTreeMap<String, u64>,
     /// What it took, in shares of one processor.
     pub(crate) share: f64,
 }
@@ -81,21 +108,22 @@ pub(crate) struct Attacker {
     thread: JoinHandle<Result<Attacked>>,
 }
 
-/// Where the attack goes, and what it counts.
+/// Where the attack goes, how long it is meant to last, and what it counts.
 #[derive(Clone)]
 struct Field {
     to: SocketAddr,
-    connections: Arc<AtomicU64>,
+    lasts: Duration,
     began: Instant,
+    outcomes: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 impl Attacker {
-    /// Begins an attack; `closes` are the requests that [`Attack::AbortedCloses`] sends in turn.
-    pub(crate) fn start(attack: Attack, to: SocketAddr, closes: Requests) -> Attacker {
+    /// Begins an attack that is to last so long; `closes` are the requests that [`Attack::AbortedCloses`] sends in turn.
+    pub(crate) fn start(attack: Attack, (to, lasts): (SocketAddr, Duration), closes: Requests) -> Attacker {
         let (stop, mut stopped) = watch::channel(false);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let field = Field { to, connections: Arc::default(), began: Instant::now() };
+            let field = Field { to, lasts, began: Instant::now(), outcomes: Arc::default() };
             runtime.block_on(async {
                 tokio::select! {
                     () = field.attack(attack, closes) => {}
@@ -104,8 +132,8 @@ impl Attacker {
             });
             let seconds = field.began.elapsed().as_secs_f64();
             let stat = fs::read_to_string("/proc/thread-self/stat").context("what the attack took")?;
-            let connections = field.connections.load(Ordering::Relaxed);
-            Ok(Attacked { connections, share: cpu::seconds_of(&stat) / seconds })
+            let outcomes = field.outcomes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            Ok(Attacked { outcomes, share: cpu::seconds_of(&stat) / seconds })
         });
         Attacker { stop, thread }
     }
@@ -119,37 +147,44 @@ impl Attacker {
 }
 
 impl Field {
+    /// Until it is stopped.
     async fn attack(&self, attack: Attack, closes: Requests) {
-        let many = |count: u32| (0..count).map(move |n| (n, address(0x7f02_0000)));
+        let first = address(0x7f02_0000);
         match attack {
             Attack::Connections => {
-                join_all(many(4_096).map(|(n, from)| self.again(n, 4_096, async move || self.hold(from).await))).await;
+                join_all((0..4_096).map(|n| self.again((n, 4_096), async move || self.hold(first).await))).await;
             }
             Attack::SlowReaders => {
-                let readers = (0..512).map(|n| (n, address(0x7f02_0000 + n % 8)));
-                join_all(readers.map(|(n, from)| self.again(n, 512, async move || self.read_slowly(from).await))).await;
+                let from = |n: u32| address(0x7f02_0000 + n % 8);
+                join_all((0..512).map(|n| self.again((n, 512), async move || self.read_slowly(from(n)).await))).await;
             }
             Attack::Trickles => {
-                let all = 20 * 1_024;
-                let bodies = (0..all).map(|n| (n, address(0x7f02_0000 + n % 20)));
-                join_all(bodies.map(|(n, from)| self.again(n, all, async move || self.trickle(from).await))).await;
+                let (all, from) = (20 * 1_024, |n: u32| address(0x7f02_0000 + n % 20));
+                join_all((0..all).map(|n| self.again((n, all), async move || self.trickle(from(n)).await))).await;
             }
-            Attack::AbortedCloses => self.abort(&closes).await,
+            Attack::AbortedCloses => {
+                join_all((0..LANES).map(|lane| self.abort(lane, &closes))).await;
+            }
             Attack::ForgedSerials => {
-                join_all(many(16).map(|(n, from)| self.forge(n, from))).await;
+                join_all((0..16).map(|lane| self.forge_serials((lane, 16), first))).await;
             }
             Attack::Addresses => {
-                join_all((0..64).map(|n| self.once_each(n))).await;
+                join_all((0..LANES).map(|lane| self.once_each(lane))).await;
             }
         }
+        pending::<()>().await;
+    }
+
+    fn note(&self, outcome: Result<String>) {
+        let outcome = outcome.unwrap_or_else(|error| error.root_cause().to_string());
+        *self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).entry(outcome).or_default() += 1;
     }
 
     /// The same again and again; all begin within [`AGAIN`], one after the other.
-    async fn again(&self, n: u32, of: u32, work: impl AsyncFn() -> Result<()>) {
+    async fn again(&self, (n, of): (u32, u32), work: impl AsyncFn() -> Result<String>) {
         sleep(AGAIN * n / of).await;
         loop {
-            // Being turned away is what the service is for.
-            let _ = work().await;
+            self.note(work().await);
             sleep(AGAIN).await;
         }
     }
@@ -160,59 +195,76 @@ impl Field {
             socket.set_recv_buffer_size(bytes)?;
         }
         socket.bind(SocketAddr::from((from, 0)))?;
-        let stream = timeout(AGAIN, socket.connect(self.to)).await??;
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        Ok(stream)
+        Ok(timeout(PATIENCE, socket.connect(self.to)).await.context("no connection in time")??)
     }
 
-    async fn hold(&self, from: IpAddr) -> Result<()> {
+    async fn hold(&self, from: IpAddr) -> Result<String> {
         let mut stream = self.connect(from, None).await?;
-        while stream.read(&mut [0; 64]).await? > 0 {}
-        Ok(())
+        let since = Instant::now();
+        // An end or a reset: both are the end.
+        while stream.read(&mut [0; 64]).await.unwrap_or(0) > 0 {}
+        Ok(ended(since).to_owned())
     }
 
-    async fn read_slowly(&self, from: IpAddr) -> Result<()> {
+    async fn read_slowly(&self, from: IpAddr) -> Result<String> {
         let mut stream = self.connect(from, Some(2_048)).await?;
-        stream.write_all(&render("GET", "/openapi.json", &[], b"")).await?;
-        while stream.read(&mut [0; 64]).await? > 0 {
-            sleep(SELDOM).await;
+        let since = Instant::now();
+        // Several of the largest answer that there is, so that they do not fit into the buffers of the system.
+        for _ in 0..8 {
+            stream.write_all(&render("GET", "/docs/swagger-ui-bundle.js", &[], b"")).await?;
         }
-        Ok(())
+        while stream.read(&mut [0; 64]).await.unwrap_or(0) > 0 {
+            sleep(SELDOM).await;
+            if since.elapsed() > SELDOM * 2 {
+                self.note(Ok("read for a while".to_owned()));
+            }
+        }
+        Ok(ended(since).to_owned())
     }
 
-    async fn trickle(&self, from: IpAddr) -> Result<()> {
+    async fn trickle(&self, from: IpAddr) -> Result<String> {
         let mut stream = self.connect(from, None).await?;
+        let since = Instant::now();
         let whole = render("POST", "/v1/callbacks/alipay/main", &[("Content-Type", FORM)], &[b'a'; 2_000]);
         let (head, body) = whole.split_at(whole.len() - 2_000);
         stream.write_all(head).await?;
         for byte in body {
-            stream.write_all(&[*byte]).await?;
-            sleep(SELDOM).await;
+            let mut answer = [0; 2_048];
+            match timeout(GAP, stream.read(&mut answer)).await {
+                Ok(Ok(0) | Err(_)) => return Ok(ended(since).to_owned()),
+                Ok(Ok(read)) => {
+                    // There are many of them, and coming again is what costs most.
+                    sleep(AGAIN).await;
+                    return status(&answer[..read]);
+                }
+                Err(_) => stream.write_all(&[*byte]).await?,
+            }
         }
-        Ok(())
+        Ok("sent whole".to_owned())
     }
 
-    async fn abort(&self, closes: &Requests) {
-        let from = address(0x7f02_0000);
-        for (n, close) in (0..).zip(closes.iter().cycle()) {
+    async fn abort(&self, lane: u32, closes: &Requests) {
+        for n in (lane..).step_by(LANES as usize) {
             sleep_until((self.began + Duration::from_secs(1) * n / CLOSES_A_SECOND).into()).await;
+            // From four addresses, since ports are given back slowly.
             let hang_up = async {
-                let mut stream = self.connect(from, None).await?;
-                stream.write_all(close).await?;
-                anyhow::Ok(())
+                let mut stream = self.connect(address(0x7f02_0000 + n % 4), None).await?;
+                stream.write_all(&closes[n as usize % closes.len()]).await?;
+                sleep(MOMENT).await;
+                Ok("hung up".to_owned())
             };
-            let _ = hang_up.await;
+            self.note(hang_up.await);
         }
     }
 
-    async fn forge(&self, lane: u32, from: IpAddr) {
+    async fn forge_serials(&self, (lane, lanes): (u32, usize), from: IpAddr) {
         // Base64 of as many bytes as a signature has.
         let signature = format!("{}==", "A".repeat(342));
         let mut stream = None;
-        for n in (lane..).step_by(16) {
+        for n in (lane..).step_by(lanes) {
             sleep_until((self.began + Duration::from_secs(1) * n / FORGED_A_SECOND).into()).await;
-            let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            let (at, serial) = (at.as_secs().to_string(), format!("{n:040X}"));
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().to_string();
+            let serial = format!("{n:040X}");
             let headers = [
                 ("Content-Type", "application/json"),
                 ("Wechatpay-Timestamp", at.as_str()),
@@ -226,30 +278,46 @@ impl Field {
                     Some(open) => open,
                     None => self.connect(from, None).await?,
                 };
-                open.write_all(&request).await?;
-                let read = timeout(AGAIN, open.read(&mut [0; 2_048])).await??;
-                anyhow::Ok((read > 0).then_some(open))
+                let outcome = ask(&mut open, &request).await?;
+                stream = Some(open);
+                Ok(outcome)
             };
-            stream = send.await.ok().flatten();
+            self.note(send.await);
         }
     }
 
+    /// Spread over the time that the attack is to last. A forged callback is remembered for longest.
     async fn once_each(&self, lane: u32) {
-        let request = render("GET", "/v1/orders", &[], b"");
-        for n in (lane..ADDRESSES).step_by(64) {
-            sleep_until((self.began + Duration::from_secs(1) * n / ADDRESSES_A_SECOND).into()).await;
-            let ask = async {
+        let body = b"notify_id=1&app_id=2&sign_type=RSA2&sign=AAAA";
+        let request = render("POST", "/v1/callbacks/alipay/main", &[("Content-Type", FORM)], body);
+        for n in (lane..ADDRESSES).step_by(LANES as usize) {
+            sleep_until((self.began + self.lasts * n / ADDRESSES).into()).await;
+            let once = async {
                 let mut stream = self.connect(address(0x7f03_0000 + n), None).await?;
-                stream.write_all(&request).await?;
-                timeout(AGAIN, stream.read(&mut [0; 512])).await??;
-                anyhow::Ok(())
+                ask(&mut stream, &request).await
             };
-            let _ = ask.await;
+            self.note(once.await);
         }
     }
 }
 
-const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
+/// One request and the first part of its answer.
+async fn ask(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
+    stream.write_all(request).await?;
+    let mut answer = [0; 2_048];
+    let read = timeout(PATIENCE, stream.read(&mut answer)).await.context("no answer in time")??;
+    if read == 0 { Ok("closed".to_owned()) } else { status(&answer[..read]) }
+}
+
+fn status(answer: &[u8]) -> Result<String> {
+    let status = answer.split(|byte| *byte == b' ').nth(1).context("no status")?;
+    Ok(format!("answered {}", String::from_utf8_lossy(status)))
+}
+
+fn ended(since: Instant) -> &'static str {
+    if since.elapsed() < AT_ONCE { "closed at once" } else { "closed after a while" }
+}
+
 fn address(bits: u32) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from_bits(bits))
 }

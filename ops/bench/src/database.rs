@@ -158,6 +158,12 @@ from payment_orders
 where id < 'f'
 order by id";
 
+/// How many orders are asked to end.
+pub(crate) async fn closes_asked(db: &PgPool) -> Result<i64> {
+    let sql = "select count(*) from payment_orders where close_requested_at is not null";
+    sqlx::query_scalar(sql).fetch_one(db).await.context("counting orders that are to end")
+}
+
 /// Has the orders `first` to `last` paid, as settling leaves them.
 pub(crate) async fn pay(db: &PgPool, first: u32, last: u32) -> Result<()> {
     for pay in PAY {

@@ -18,6 +18,8 @@ use crate::figures;
 
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(30);
+/// What counts for an answer that was no success.
+const NEVER_MS: f64 = 1_000_000.0;
 /// The largest answer that is read.
 const LARGEST: usize = 1024 * 1024;
 
@@ -82,26 +84,26 @@ pub(crate) async fn send(load: Load, requests: &Requests) -> Result<Sent> {
     Ok(sent)
 }
 
-/// The same where not all are successes.
+/// What became of requests of which not all need be successes.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// What was no success has no time.
     sent: Sent,
-    /// What else was answered, and how often.
+    /// What else was answered, or why nothing was, and how often.
     pub(crate) refused: BTreeMap<String, usize>,
 }
 
 impl Outcome {
-    /// How long the successes of `percent` of all took at most; what was none took `otherwise`.
-    pub(crate) fn percentile(&self, percent: f64, otherwise: f64) -> f64 {
-        let all = self.sent.answered_ms.iter().map(|ms| if ms.is_nan() { otherwise } else { *ms });
+    /// How long the successes of `percent` of all took at most, in milliseconds, from the moment when each was due. What was no
+    /// success took for ever.
+    pub(crate) fn percentile(&self, percent: f64) -> f64 {
+        let all = self.sent.answered_ms.iter().map(|ms| if ms.is_nan() { NEVER_MS } else { *ms });
         figures::percentile(&figures::sorted(&all.collect::<Vec<_>>()), percent)
     }
 
-    /// The share that was answered with success in so many milliseconds.
-    pub(crate) fn within(&self, ms: f64) -> f64 {
-        let in_time = self.sent.answered_ms.iter().filter(|took| **took <= ms).count();
-        in_time as f64 / self.sent.answered_ms.len() as f64
+    /// How many were not answered with success in so many milliseconds.
+    pub(crate) fn later_than(&self, ms: f64) -> usize {
+        self.sent.answered_ms.iter().filter(|took| took.is_nan() || **took > ms).count()
     }
 }
 
@@ -115,7 +117,7 @@ pub(crate) async fn try_send(load: Load, requests: &Requests) -> Result<Outcome>
     let mut tasks = Vec::new();
     for number in 0..load.connections {
         let from = load.from.map_or(Ipv4Addr::UNSPECIFIED, |first| Ipv4Addr::from_bits(first.to_bits() + number));
-        tasks.push(tokio::spawn(work((load, IpAddr::V4(from)), requests.clone(), next.clone(), began)));
+        tasks.push(tokio::spawn(work(load, IpAddr::V4(from), requests.clone(), next.clone(), began)));
     }
     let count = requests.len();
     let mut sent = Sent { began, elapsed: Duration::ZERO, at: vec![began; count], answered_ms: vec![f64::NAN; count] };
@@ -126,7 +128,7 @@ pub(crate) async fn try_send(load: Load, requests: &Requests) -> Result<Outcome>
             match answer {
                 Ok(answer) if answer.is_success() => sent.answered_ms[number] = took.as_secs_f64() * 1000.0,
                 Ok(answer) => *refused.entry(answer.to_string()).or_default() += 1,
-                Err(error) => *refused.entry(format!("{error:#}")).or_default() += 1,
+                Err(error) => *refused.entry(error.root_cause().to_string()).or_default() += 1,
             }
         }
     }
@@ -141,16 +143,18 @@ struct Done {
     answer: Result<Answer>,
 }
 
-async fn work((load, from): (Load, IpAddr), requests: Requests, next: Arc<AtomicUsize>, began: Instant) -> Vec<Done> {
+async fn work(load: Load, from: IpAddr, requests: Requests, next: Arc<AtomicUsize>, began: Instant) -> Vec<Done> {
     let mut connection = None;
     let mut done = Vec::new();
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
         let Some(request) = requests.get(number) else { return done };
+        let mut at = Instant::now();
         if let Some(pace) = load.pace {
-            sleep_until((began + pace * u32::try_from(number).unwrap_or(u32::MAX)).into()).await;
+            // What waits behind a slow answer waits, too: its time counts from when it was due.
+            at = began + pace * u32::try_from(number).unwrap_or(u32::MAX);
+            sleep_until(at.into()).await;
         }
-        let at = Instant::now();
         let answer = async {
             let mut open = match connection.take() {
                 Some(open) => open,

@@ -33,6 +33,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use cli::Cli;
 use progress::Progress;
 use report::Report;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stage::Stage;
 
 #[tokio::main]
@@ -53,8 +54,15 @@ async fn asked_to_stop() -> std::io::Result<()> {
     tokio::select! { asked = ctrl_c() => asked, _ = term.recv() => Ok(()) }
 }
 
+/// Attackers have thousands of connections: as many files as the system lets this process open.
+fn raise_open_files() -> Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).context("raising the number of open files")
+}
+
 /// Whether every target was met. A missed target is a result, not a failure: it has an exit code of its own.
 async fn run(cli: &Cli) -> Result<bool> {
+    raise_open_files()?;
     let progress = Progress::new(measure::steps(cli));
     let stage = Stage::set_up(cli, &progress).await?;
     let mut report = Report::default();

@@ -125,8 +125,12 @@ impl<'a> Stage<'a> {
     }
 
     /// With the bounds of one client that hold in earnest.
-    pub(crate) async fn start_in_earnest(&self, names: &[&'static str]) -> Result<Services> {
-        self.start_as(names, &[]).await
+    pub(crate) async fn start_in_earnest(
+        &self,
+        names: &[&'static str],
+        variables: &[(&str, &str)],
+    ) -> Result<Services> {
+        self.start_as(names, variables).await
     }
 
     async fn start_as(&self, names: &[&'static str], variables: &[(&str, &str)]) -> Result<Services> {
