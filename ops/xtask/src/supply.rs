@@ -35,8 +35,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Checks licences, sources, bans and known vulnerabilities, as deny.toml says.
 pub fn check() -> Result<()> {
     install(DENY)?;
-    let folder = Workspace::read()?.target_directory.join("advisory-db");
-    let known = if is_reachable() { fetch(&folder)? } else { unpack(&folder)? };
+    let fetched = if is_reachable() { fetch().ok() } else { None };
+    let known = match fetched {
+        Some(known) => known,
+        None => unpack()?,
+    };
     say("dependencies", format_args!("cargo deny check; vulnerabilities are known as of {known}"));
     // It asks for the crates of every platform, and then for nothing.
     must("a crate cannot be fetched", &mut cargo(&["fetch", "--locked", "--quiet"]))?;
@@ -65,9 +68,14 @@ fn is_reachable() -> bool {
     finish_within(&mut ask, PATIENCE).is_ok_and(|status| status.is_some_and(|status| status.success()))
 }
 
-fn fetch(folder: &Path) -> Result<String> {
+/// Where deny.toml says that the database is, whatever the target folder of cargo.
+fn folder() -> PathBuf {
+    checkout().join("target/advisory-db")
+}
+
+fn fetch() -> Result<String> {
     // A copy is no repository that could be brought up to date.
-    let database = folder.join(FOLDER);
+    let database = folder().join(FOLDER);
     if database.exists() && !database.join(".git/HEAD").exists() {
         fs::remove_dir_all(&database)?;
     }
@@ -75,8 +83,8 @@ fn fetch(folder: &Path) -> Result<String> {
     Ok("today".to_owned())
 }
 
-fn unpack(folder: &Path) -> Result<String> {
-    let database = folder.join(FOLDER);
+fn unpack() -> Result<String> {
+    let database = folder().join(FOLDER);
     if database.exists() {
         fs::remove_dir_all(&database)?;
     }
@@ -98,29 +106,31 @@ pub struct Advisories {
 
 /// Makes the copy anew, of what `cargo deny` reads: each advisory's facts and its title.
 pub fn copy(advisories: &Advisories) -> Result<()> {
-    let folder = Workspace::read()?.target_directory.join("advisory-db");
     let from = match &advisories.from {
         Some(from) => from.clone(),
         None => {
             install(DENY)?;
-            fetch(&folder)?;
-            folder.join(FOLDER)
+            fetch()?;
+            folder().join(FOLDER)
         }
     };
-    let day = git(&["-C", &from.to_string_lossy(), "log", "-1", "--format=%cs"]).output()?;
-    ensure!(day.status.success(), "{} is no checkout of the database", from.display());
-    let day = String::from_utf8(day.stdout)?;
-    let made = folder.join("copy");
+    let from = fs::canonicalize(&from).with_context(|| format!("no folder {}", from.display()))?;
+    // Not a folder within another checkout, whose day would be another.
+    let top = answer(&from, &["rev-parse", "--show-toplevel"])?;
+    ensure!(Path::new(&top) == from, "{} is no checkout of the database", from.display());
+    let day = answer(&from, &["log", "-1", "--format=%cs"])?;
+    let made = folder().join("copy");
     if made.exists() {
         fs::remove_dir_all(&made)?;
     }
     fs::create_dir_all(made.join(".git"))?;
-    fs::write(made.join(".git/FETCH_HEAD"), &day)?;
+    fs::write(made.join(".git/FETCH_HEAD"), format!("{day}\n"))?;
     let mut count = 0;
     for krate in fs::read_dir(from.join("crates")).context("the database has no crates")? {
         for advisory in fs::read_dir(krate?.path())? {
             let path = advisory?.path();
-            let Some(facts) = facts(&fs::read_to_string(&path)?) else { continue };
+            let text = fs::read_to_string(&path)?;
+            let Some(facts) = facts(&text).with_context(|| path.display().to_string())? else { continue };
             let to = made.join(path.strip_prefix(&from)?);
             fs::create_dir_all(to.parent().unwrap_or(&made))?;
             fs::write(to, facts)?;
@@ -128,7 +138,7 @@ pub fn copy(advisories: &Advisories) -> Result<()> {
         }
     }
     ensure!(count > 0, "the database has no advisory");
-    let mtime = format!("--mtime={}T00:00:00Z", day.trim());
+    let mtime = format!("--mtime={day}T00:00:00Z");
     let mut tar = Command::new("tar");
     tar.args([
         "--sort=name",
@@ -141,18 +151,26 @@ pub fn copy(advisories: &Advisories) -> Result<()> {
     ]);
     tar.arg(checkout().join(COPY)).arg("-C").arg(&made).args([".git", "crates"]);
     must("the copy cannot be packed", &mut tar)?;
-    say("dependencies", format_args!("{count} advisories as of {} in {COPY}: commit it", day.trim()));
+    say("dependencies", format_args!("{count} advisories as of {day} in {COPY}: commit it"));
     Ok(())
 }
 
+/// What git says of a checkout, in one line.
+fn answer(checkout: &Path, arguments: &[&str]) -> Result<String> {
+    let output = git(arguments).current_dir(checkout).output()?;
+    ensure!(output.status.success(), "{} is no checkout", checkout.display());
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
 /// The facts of an advisory with its title; none of one that was withdrawn.
-fn facts(advisory: &str) -> Option<String> {
-    let (facts, text) = advisory.split_once("\n```\n")?;
+fn facts(advisory: &str) -> Result<Option<String>> {
+    let (facts, text) = advisory.split_once("\n```\n").context("no end of its facts")?;
+    ensure!(facts.starts_with("```toml\n"), "it does not begin with its facts");
     if facts.lines().any(|line| line.starts_with("withdrawn")) {
-        return None;
+        return Ok(None);
     }
-    let title = text.lines().find(|line| line.starts_with('#')).unwrap_or("#");
-    Some(format!("{facts}\n```\n\n{title}\n"))
+    let title = text.lines().find(|line| line.starts_with('#')).context("no title")?;
+    Ok(Some(format!("{facts}\n```\n\n{title}\n")))
 }
 
 /// Writes a list of everything that is built into each program, with versions, licences and checksums, in CycloneDX.
@@ -162,6 +180,7 @@ pub fn list() -> Result<()> {
     let folder = workspace.target_directory.join("sbom");
     fs::create_dir_all(&folder)?;
     must("the list cannot be made", &mut cargo(&["cyclonedx", "--format", "json", "--quiet"]))?;
+    let mut count = 0;
     for package in &workspace.packages {
         let name = format!("{}.cdx.json", package.name);
         let made = package.dir().join(&name);
@@ -169,7 +188,9 @@ pub fn list() -> Result<()> {
             fs::copy(&made, folder.join(&name))?;
             fs::remove_file(&made)?;
             say("dependencies", folder.join(&name).display());
+            count += 1;
         }
     }
+    ensure!(count == workspace.packages.len(), "only {count} of {} crates have a list", workspace.packages.len());
     Ok(())
 }

@@ -61,6 +61,23 @@ fn a_planted_vulnerability_fails() {
     assert!(passed, "of a crate that is not built in: {said}");
 }
 
+/// A copy that nobody has made anew for a year says too little.
+#[test]
+fn an_old_copy_fails() {
+    let year = std::time::Duration::from_secs(366 * 24 * 60 * 60);
+    for (name, age, fails) in [("old", year, true), ("young", year - year / 100, false)] {
+        let (passed, said) = deny("advisories", name, |ours, folder| {
+            database(folder, "a-crate-that-is-not-built-in");
+            let head = folder.join("db").join(FOLDER).join(".git/FETCH_HEAD");
+            let head = fs::File::options().write(true).open(head).unwrap();
+            head.set_modified(std::time::SystemTime::now() - age).unwrap();
+            with_database(ours, folder)
+        });
+        assert_eq!(!passed, fails, "{name}: {said}");
+        assert_eq!(said.contains("stale"), fails, "{name}: {said}");
+    }
+}
+
 #[test]
 fn a_planted_licence_fails() {
     let (passed, said) = deny("licenses", "licence", |ours, _| ours.replace("  \"ISC\",\n", ""));
