@@ -7,6 +7,7 @@
 //! locked`) it needs the right to change some column: one that nobody can set, or that says nothing of money.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
@@ -352,11 +353,13 @@ pub async fn compare(connection: &mut PgConnection, service: Service, role: &str
         join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
         cross join (values ('SELECT'), ('INSERT'), ('UPDATE')) as p (name)
         where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')
+          and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'e')
           and has_column_privilege($1::text::name, c.oid, a.attnum, p.name)
         union
         select c.relname, p.name
         from pg_class c cross join (values ('DELETE'), ('TRUNCATE'), ('TRIGGER')) as p (name)
         where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')
+          and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'e')
           and has_table_privilege($1::text::name, c.oid, p.name)
         union
         select p.proname, 'EXECUTE' from pg_proc p
@@ -410,13 +413,18 @@ pub async fn check(pool: &PgPool, service: Service) -> Result<Option<Excess>, Ri
 }
 
 /// What a user may do although its process has no use for it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("user {user} may also {}", .rights.join(", "))]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Excess {
     /// Who logs in.
     pub user: String,
     /// The first of the rights, and how many more.
     pub rights: Vec<String>,
+}
+
+impl fmt::Display for Excess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user {} may also {}", self.user, self.rights.join(", "))
+    }
 }
 
 fn first(rights: BTreeSet<String>) -> Vec<String> {
@@ -439,6 +447,7 @@ pub async fn columns(connection: &mut PgConnection) -> Result<BTreeMap<String, V
         select c.relname::text as "table!", a.attname::text as "column!"
         from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
         where c.relnamespace = current_schema()::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')
+          and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'e')
         order by c.relname, a.attnum
         "#
     );

@@ -290,6 +290,7 @@ const READS: &[&str] = &[
     "env.file(",
     "env.parse(",
     "env.parse_or(",
+    "env.switch(",
     "(env, ",
     "env = ",
     "env::var(",

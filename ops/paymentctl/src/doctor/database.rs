@@ -46,7 +46,7 @@ async fn rights(pool: &PgPool) -> Check {
     match grants::check(pool, Service::PaymentCtl).await {
         Ok(None) => Check::ok(NAME, "this user may do what paymentctl needs, and nothing else"),
         Ok(Some(excess)) => {
-            Check::warning(NAME, excess.to_string(), "log in as payment_ctl: what needs no right has none")
+            Check::warning(NAME, excess.to_string(), "log in as payment_ctl, which has no other rights")
         }
         Err(error) => Check::failed(NAME, chain(&error), "log in as payment_ctl, and run `payment-api database-roles`"),
     }
