@@ -58,7 +58,8 @@ async fn work_that_outlives_its_request_keeps_its_slot(db: PgPool) {
 /// Trap: each close of one order asks for it once more, and looks for itself.
 #[sqlx::test(migrator = "shared::db::MIGRATOR")]
 async fn many_closes_of_one_order_are_one(db: PgPool) {
-    let world = world(db, |_| {}).await;
+    // All of them may wait.
+    let world = world(db, |setup| setup.settings.requests = 512).await;
     let id = world.placed("u1").await;
     let before: i64 = world.one("select fence from jobs where kind = 'check'").await;
     let worker = async {

@@ -15,6 +15,7 @@ use shared::db::orders::{self, Order};
 use shared::db::{DbError, jobs};
 use shared::domain::{OrderId, OrderStatus};
 use shared::job::kind;
+use sqlx::PgConnection;
 use tokio::time::{Instant, sleep};
 
 use super::{OrderPath, OrderView};
@@ -84,12 +85,16 @@ async fn give_up(app: &App, mut order: Order) -> Result<Arc<Order>, ApiError> {
     Ok(Arc::new(order))
 }
 
-/// The same without waiting: the order as it is, its end asked for.
+/// The same without waiting: the order as it is, its end asked for. Who asks again adds nothing.
 async fn give_up_at_once(app: &App, order: Order) -> Result<Arc<Order>, ApiError> {
-    if order.status != OrderStatus::Pending || order.close_requested_at.is_some() {
+    if order.status != OrderStatus::Pending {
         return Ok(Arc::new(order));
     }
-    ask_to_close(app, order.id).await?;
+    let mut tx = app.db.begin().await.map_err(DbError::from)?;
+    if orders::request_close(&mut tx, order.id, app.clock.now()).await? {
+        check_to_close(&mut tx, order.id).await?;
+    }
+    tx.commit().await.map_err(DbError::from)?;
     Ok(Arc::new(orders::get(&app.db, order.id).await?.ok_or(DbError::Moved)?))
 }
 
@@ -98,6 +103,10 @@ async fn give_up_at_once(app: &App, order: Order) -> Result<Arc<Order>, ApiError
 pub async fn ask_to_close(app: &App, id: OrderId) -> Result<(), DbError> {
     let mut tx = app.db.begin().await?;
     orders::request_close(&mut tx, id, app.clock.now()).await?;
-    jobs::ask_in(&mut *tx, kind::CHECK, &id.to_string(), &json!({ "close": true }), time::Duration::ZERO).await?;
+    check_to_close(&mut tx, id).await?;
     Ok(tx.commit().await?)
+}
+
+async fn check_to_close(tx: &mut PgConnection, id: OrderId) -> Result<(), DbError> {
+    jobs::ask_in(tx, kind::CHECK, &id.to_string(), &json!({ "close": true }), time::Duration::ZERO).await
 }

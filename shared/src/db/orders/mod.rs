@@ -324,12 +324,12 @@ pub async fn lock_one(tx: &mut PgConnection, id: OrderId) -> Result<Option<Order
     Ok(select_orders!("where id = $1 for update", id as OrderId).fetch_optional(tx).await?)
 }
 
-/// Notes that somebody asked for the end of an order, the first time and while it is pending.
+/// Notes that somebody asked for the end of an order, the first time and while it is pending. Whether it was then.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn request_close(tx: &mut PgConnection, id: OrderId, now: OffsetDateTime) -> Result<(), DbError> {
-    sqlx::query!(
+pub async fn request_close(tx: &mut PgConnection, id: OrderId, now: OffsetDateTime) -> Result<bool, DbError> {
+    let noted = sqlx::query!(
         r#"
         update payment_orders
         set close_requested_at = $2, updated_at = $2, version = version + 1
@@ -340,7 +340,7 @@ pub async fn request_close(tx: &mut PgConnection, id: OrderId, now: OffsetDateTi
     )
     .execute(tx)
     .await?;
-    Ok(())
+    Ok(noted.rows_affected() == 1)
 }
 
 /// Notes what the gateway was last heard to say of an order, for a person.

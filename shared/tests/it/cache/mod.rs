@@ -48,6 +48,8 @@ impl World {
     }
 
     async fn order(&self) -> OrderId {
+        // Amounts go back of which no refund knows.
+        testkit::make_up_facts(&self.db).await;
         let new = NewOrder {
             user_id: UserId::parse("u1").unwrap(),
             scene: Scene::Jsapi,
