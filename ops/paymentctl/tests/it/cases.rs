@@ -259,9 +259,12 @@ async fn the_function_ends_no_case_whose_end_moves_money(db: PgPool) {
         for (number, evidence) in [("1", json!({})), ("2", json!({ "not_refunded": "later" }))] {
             let id = case(&db, (*kind, number), evidence, NOW).await;
             let seen = rows::get(&db, id).await.unwrap().unwrap();
-            let end = rows::End { resolution: "r", by: "b", entry: &json!({}) };
-            let ended = rows::end(&mut db.acquire().await.unwrap(), &seen, &end).await;
-            assert_eq!(ended.is_err(), seen.end_moves_money(), "{kind} {number}");
+            let by = async |by: &str| {
+                let end = rows::End { resolution: "r", by, entry: &json!({}) };
+                rows::end(&mut db.acquire().await.unwrap(), &seen, &end).await
+            };
+            assert!(by("a1").await.is_err(), "no step that looks like an administrator's");
+            assert_eq!(by("paymentctl/b").await.is_err(), seen.end_moves_money(), "{kind} {number}");
         }
     }
 }
