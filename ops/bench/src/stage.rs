@@ -121,7 +121,7 @@ impl<'a> Stage<'a> {
         ];
         let all: Vec<(&str, &str)> =
             unbound.into_iter().map(|budget| (budget, "0")).chain(variables.iter().copied()).collect();
-        self.start_as(names, &all).await
+        self.start_in_earnest(names, &all).await
     }
 
     /// With the bounds of one client that hold in earnest.
@@ -130,10 +130,6 @@ impl<'a> Stage<'a> {
         names: &[&'static str],
         variables: &[(&str, &str)],
     ) -> Result<Services> {
-        self.start_as(names, variables).await
-    }
-
-    async fn start_as(&self, names: &[&'static str], variables: &[(&str, &str)]) -> Result<Services> {
         let mut services = Services(Vec::new());
         for name in names {
             let mut command = program(self.cli, &self.database, &self.dir, name);

@@ -23,14 +23,15 @@ use crate::{
 const DATABASE: &str = "https://github.com/RustSec/advisory-db";
 /// What `cargo deny` calls its folder.
 const FOLDER: &str = "advisory-db-3157b0e258782691";
-/// The subcommand, its crate, and which release.
-type Tool = (&'static str, &'static str, &'static str);
-const DENY: Tool = ("deny", "cargo-deny", "0.20.2");
-const CYCLONEDX: Tool = ("cyclonedx", "cargo-cyclonedx", "0.5.9");
 /// Our copy of it, for machines without a way to it.
 const COPY: &str = "ops/xtask/advisories.tar.gz";
 /// How long its server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The subcommand, its crate, and which release.
+type Tool = (&'static str, &'static str, &'static str);
+const DENY: Tool = ("deny", "cargo-deny", "0.20.2");
+const CYCLONEDX: Tool = ("cyclonedx", "cargo-cyclonedx", "0.5.9");
 
 /// Checks licences, sources, bans and known vulnerabilities, as deny.toml says.
 pub fn check() -> Result<()> {
