@@ -86,7 +86,7 @@ pub struct Settings {
 impl Settings {
     /// Whether browsers reach us by HTTPS.
     pub fn is_https(&self) -> bool {
-        self.public_url.starts_with("https:")
+        is_https(&self.public_url)
     }
 
     /// Reads the section.
@@ -105,8 +105,7 @@ impl Settings {
         let a_minute = "set it to the number of requests a minute, or to 0 for no limit";
         let per_address = env.parse_or("REQUESTS_PER_ADDRESS", 1200, a_minute);
         let per_user = env.parse_or("REQUESTS_PER_USER", 600, a_minute);
-        let is_public = public_url.as_ref().is_some_and(|url| url.starts_with("https:"));
-        let serve_docs = env.switch("SERVE_DOCS", !is_public);
+        let serve_docs = env.switch("SERVE_DOCS", !public_url.as_deref().is_some_and(is_https));
         Some(Settings {
             serve_docs,
             public_url: public_url?,
@@ -132,6 +131,10 @@ impl Settings {
             PaymentMethod::Wechat => self.wechat_callers.clone(),
         }
     }
+}
+
+fn is_https(url: &str) -> bool {
+    url.starts_with("https:")
 }
 
 /// Reads `SEAL_KEY` and `PREVIOUS_SEAL_KEY`, see [`SealKeys::from_env`], and warns where there is none.

@@ -303,12 +303,12 @@ async fn put(app: &App, id: CaseId, who: &UserId, deed: Deed) -> Result<Json<Cas
         Deed::Note { note } if !deed.moves_money(&case) => {
             (case.status, case.proposed_by, case.proposed_action) = (CaseStatus::Resolved, None, None);
             (case.resolution, case.resolved_by) = (Some(note.clone()), Some(who.to_string()));
-            entry(app, who, "resolved", &action)?
+            Entry::of(app, who, "resolved", &action)?
         }
         _ => {
             (case.status, case.proposed_by) = (CaseStatus::Proposed, Some(who.to_string()));
             case.proposed_action = Some(action.clone());
-            entry(app, who, "proposed", &action)?
+            Entry::of(app, who, "proposed", &action)?
         }
     };
     let mut tx = app.db.begin().await.map_err(DbError::from)?;
@@ -334,10 +334,10 @@ async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<C
         return Err(ApiError::SamePerson);
     }
     let deed = Deed::from_json(action)?;
-    let mut entry = entry(app, who, "confirmed", action)?;
+    let mut entry = Entry::of(app, who, "confirmed", action)?;
     let mut tx = app.db.begin().await.map_err(DbError::from)?;
     let done = carry_out(app, &mut tx, (&case, who), &deed).await?;
-    entry["done"] = json!(done.text);
+    entry.json["done"] = json!(done.text);
     if done.ends {
         case.status = CaseStatus::Resolved;
         (case.resolution, case.resolved_by) = (Some(done.text), Some(who.to_string()));
@@ -353,8 +353,8 @@ async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<C
 
 /// Writes the case as it is after a step, and what its order shows of the money that the case is about. The order is locked
 /// already, as every transaction locks it first.
-async fn step(app: &App, tx: &mut PgConnection, case: &Case, entry: &Value) -> Result<(), ApiError> {
-    cases::step(tx, case, entry, app.clock.now()).await.map_err(changed)?;
+async fn step(app: &App, tx: &mut PgConnection, case: &Case, entry: &Entry<'_>) -> Result<(), ApiError> {
+    cases::step(tx, case, &entry.json, app.clock.now()).await.map_err(changed)?;
     note_act(tx, case, entry).await?;
     if let Some(order_id) = case.order_id.filter(|_| case.kind.is_of_money_held()) {
         extra::follow(tx, &[order_id], app.clock.now()).await?;
@@ -362,14 +362,13 @@ async fn step(app: &App, tx: &mut PgConnection, case: &Case, entry: &Value) -> R
     Ok(())
 }
 
-/// The entry of the case's history, where nobody rewrites it unseen.
-async fn note_act(tx: &mut PgConnection, case: &Case, entry: &Value) -> Result<(), ApiError> {
-    let text = |member: &str| entry[member].as_str().unwrap_or_default();
-    let (subject, act) = (text("who"), format!("case.{}", text("what")));
+/// Records the entry of the case's history in the audit log, too.
+async fn note_act(tx: &mut PgConnection, case: &Case, entry: &Entry<'_>) -> Result<(), ApiError> {
+    let act = format!("case.{}", entry.what);
     let object = format!("case:{}", case.id);
-    let mut detail = entry.clone();
+    let mut detail = entry.json.clone();
     detail["version"] = case.version.into();
-    Ok(audit::record(tx, &Act { subject, act: &act, object, detail: &detail }).await?)
+    Ok(audit::record(tx, &Act { subject: entry.who.as_str(), act: &act, object, detail: &detail }).await?)
 }
 
 async fn renew(app: &App, case: &Case) {
@@ -392,8 +391,8 @@ async fn open_again(app: &App, id: CaseId, who: &UserId, reason: &str) -> Result
     }
     let opened = case_facts::reopen(&mut tx, &case, (who.as_str(), reason), now).await.map_err(changed)?;
     events::append(&mut tx, &[event::case_opened(&opened)], now).await?;
-    let entry = json!({ "who": who.as_str(), "what": "reopened", "reason": reason });
-    note_act(&mut tx, &case, &entry).await?;
+    let json = json!({ "who": who.as_str(), "what": "reopened", "reason": reason });
+    note_act(&mut tx, &case, &Entry { who, what: "reopened", json }).await?;
     if let Some(order_id) = case.order_id.filter(|_| case.kind.is_of_money_held()) {
         extra::follow(&mut tx, &[order_id], now).await?;
     }
@@ -412,9 +411,20 @@ async fn seen(app: &App, id: CaseId) -> Result<Json<CaseView>, ApiError> {
     Ok(Json(CaseView::of(case)))
 }
 
-fn entry(app: &App, who: &UserId, what: &str, action: &Value) -> Result<Value, ApiError> {
-    let at = app.clock.now().format(&Rfc3339).map_err(|error| ApiError::Internal(error.into()))?;
-    Ok(json!({ "at": at, "who": who.as_str(), "what": what, "action": action }))
+/// One entry of a case's history.
+struct Entry<'a> {
+    who: &'a UserId,
+    what: &'static str,
+    /// As the history shows it.
+    json: Value,
+}
+
+impl<'a> Entry<'a> {
+    fn of(app: &App, who: &'a UserId, what: &'static str, action: &Value) -> Result<Entry<'a>, ApiError> {
+        let at = app.clock.now().format(&Rfc3339).map_err(|error| ApiError::Internal(error.into()))?;
+        let json = json!({ "at": at, "who": who.as_str(), "what": what, "action": action });
+        Ok(Entry { who, what, json })
+    }
 }
 
 fn changed(error: DbError) -> ApiError {

@@ -15,7 +15,6 @@ use shared::db::orders::{self, Order};
 use shared::db::{DbError, jobs};
 use shared::domain::{OrderId, OrderStatus};
 use shared::job::kind;
-use sqlx::PgConnection;
 use tokio::time::{Instant, sleep};
 
 use super::{OrderPath, OrderView};
@@ -85,28 +84,35 @@ async fn give_up(app: &App, mut order: Order) -> Result<Arc<Order>, ApiError> {
     Ok(Arc::new(order))
 }
 
-/// The same without waiting: the order as it is, its end asked for. Who asks again adds nothing.
+/// The same without waiting: the order as it is after the request. A repeated request adds no job.
 async fn give_up_at_once(app: &App, order: Order) -> Result<Arc<Order>, ApiError> {
     if order.status != OrderStatus::Pending {
         return Ok(Arc::new(order));
     }
-    let mut tx = app.db.begin().await.map_err(DbError::from)?;
-    if orders::request_close(&mut tx, order.id, app.clock.now()).await? {
-        check_to_close(&mut tx, order.id).await?;
-    }
-    tx.commit().await.map_err(DbError::from)?;
+    request_close(app, order.id, Repeat::AddsNothing).await?;
     Ok(Arc::new(orders::get(&app.db, order.id).await?.ok_or(DbError::Moved)?))
 }
 
-/// Has the worker ask the gateway about an order at once, and end it unless it is paid. From then on the order shows that its
-/// end was asked for.
+/// Has the worker query the gateway about an order at once, and close the order unless it is paid. From then on the order
+/// shows that its close was requested.
 pub async fn ask_to_close(app: &App, id: OrderId) -> Result<(), DbError> {
-    let mut tx = app.db.begin().await?;
-    orders::request_close(&mut tx, id, app.clock.now()).await?;
-    check_to_close(&mut tx, id).await?;
-    Ok(tx.commit().await?)
+    request_close(app, id, Repeat::AsksAgain).await
 }
 
-async fn check_to_close(tx: &mut PgConnection, id: OrderId) -> Result<(), DbError> {
-    jobs::ask_in(tx, kind::CHECK, &id.to_string(), &json!({ "close": true }), time::Duration::ZERO).await
+/// What a request does for an order whose close was requested before.
+#[derive(PartialEq, Eq, Clone, Copy)]
+enum Repeat {
+    /// It brings the check forward once more.
+    AsksAgain,
+    /// The check that is due already is enough.
+    AddsNothing,
+}
+
+async fn request_close(app: &App, id: OrderId, repeat: Repeat) -> Result<(), DbError> {
+    let mut tx = app.db.begin().await?;
+    let is_first = orders::request_close(&mut tx, id, app.clock.now()).await?;
+    if is_first || repeat == Repeat::AsksAgain {
+        jobs::ask_in(&mut *tx, kind::CHECK, &id.to_string(), &json!({ "close": true }), time::Duration::ZERO).await?;
+    }
+    Ok(tx.commit().await?)
 }
