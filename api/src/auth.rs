@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use domain::UserId;
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, get_current_timestamp};
@@ -17,8 +18,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Number;
 use serde_json::error::Category;
-use shared::db::unplaced::NO_USER;
-use shared::domain::UserId;
+use store::tables::unplaced::NO_USER;
 use tracing::{Span, info};
 
 use crate::problem::ApiError;
@@ -373,7 +373,7 @@ pub enum Viewer {
     /// Sees his own orders.
     User(UserId),
     /// Sees this order.
-    Holder(shared::domain::OrderId),
+    Holder(domain::OrderId),
 }
 
 impl Viewer {
@@ -381,12 +381,12 @@ impl Viewer {
     ///
     /// # Errors
     /// [`ApiError::OrderNotFound`]: somebody else's order looks like none.
-    pub fn shown(&self, order: Option<shared::db::orders::Order>) -> Result<shared::db::orders::Order, ApiError> {
+    pub fn shown(&self, order: Option<store::tables::orders::Order>) -> Result<store::tables::orders::Order, ApiError> {
         order.filter(|order| self.may_see(order.id, &order.user_id)).ok_or(ApiError::OrderNotFound)
     }
 
     /// Whether the viewer may see this order of that user. Neither ever changes, so a copy tells it as well.
-    pub fn may_see(&self, order: shared::domain::OrderId, owner: &UserId) -> bool {
+    pub fn may_see(&self, order: domain::OrderId, owner: &UserId) -> bool {
         match self {
             Viewer::User(user) => owner == user,
             Viewer::Holder(id) => order == *id,

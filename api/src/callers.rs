@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use domain::PaymentMethod;
 use ipnet::IpNet;
-use shared::domain::PaymentMethod;
-use shared::panics::caught_now;
+use runtime::panics::caught_now;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};

@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
+use domain::PaymentMethod;
 use ipnet::IpNet;
-use shared::config::{Env, PublicUrl};
-use shared::domain::PaymentMethod;
-use shared::file_mode;
-use shared::seal::SealKeys;
+use runtime::env::{Env, PublicUrl};
+use runtime::file_mode;
+use runtime::seal::SealKeys;
 use tracing::warn;
 use url::{Origin, Url};
 
@@ -215,6 +215,10 @@ fn number(env: &mut Env, name: &'static str, default: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use broker::AmqpConfig;
+    use runtime::health::OpsConfig;
+    use store::DatabaseConfig;
+
     use super::*;
     use crate::token_keys::TokenKeys;
 
@@ -274,5 +278,35 @@ mod tests {
         let mut env = Env::of([("JWT_HS256_SECRET", secret), ("VIEW_TOKEN_SECRET", secret)]);
         assert!(TokenKeys::from_env(&mut env).is_none());
         assert!(!env.finish().unwrap_err().to_string().contains(secret));
+    }
+
+    #[test]
+    fn every_fault_is_named_at_once_and_no_secret_is_shown() {
+        let mut env = Env::of([
+            ("DATABASE_URL", "mysql://u:hidden@h/d"),
+            ("DATABASE_MAX_CONNECTIONS", "0"),
+            ("AMQP_URL", "amqp:hidden"),
+            ("OPS_ADDR", "9100"),
+            ("SHORT", "hidden"),
+            ("FILE", "/does/not/exist"),
+        ]);
+        assert!(DatabaseConfig::from_env(&mut env, 4).is_none());
+        assert!(AmqpConfig::from_env(&mut env).is_none());
+        assert!(AmqpConfig::admin_from_env(&mut env).is_none());
+        assert!(OpsConfig::from_env(&mut env, 9100).is_none());
+        assert!(env.secret("SHORT", 32, "make one with `openssl rand -hex 32`").is_none());
+        assert!(env.file("FILE", "name a file").is_none());
+        let text = env.finish().unwrap_err().to_string();
+        assert!(!text.contains("hidden"), "{text}");
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn defaults_stand_for_absent_and_empty_values() {
+        let mut env = Env::of([("DATABASE_URL", "postgres://localhost/d"), ("OPS_ADDR", "")]);
+        assert_eq!(DatabaseConfig::from_env(&mut env, 4).unwrap().max_connections, 4);
+        assert_eq!(OpsConfig::from_env(&mut env, 9101).unwrap().addr.port(), 9101);
+        assert_eq!(env.optional("OPS_ADDR"), None);
+        env.finish().unwrap();
     }
 }

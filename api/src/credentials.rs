@@ -1,9 +1,9 @@
 //! The last credential of an order: kept sealed, and answered again while it is good, when the gateway gives no fresh one.
 
-use shared::db::credentials::{self, Kept, place};
-use shared::db::in_time;
-use shared::db::orders::Order;
-use shared::gateway::Payment;
+use gateway::Payment;
+use store::connect::in_time;
+use store::tables::credentials::{self, Kept, place};
+use store::tables::orders::Order;
 use time::{Duration, OffsetDateTime};
 use tracing::warn;
 

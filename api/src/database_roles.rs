@@ -1,16 +1,17 @@
 //! `payment-api database-roles`: the deploy step that gives each process's database role its rights.
 //!
-//! The table is in `shared::db::grants`. The roles themselves, with their passwords, are made by whoever may make roles:
+//! The table is in `store::upkeep::grants`. The roles themselves, with their passwords, are made by whoever may make roles:
 //! they belong to the whole cluster, a user who deploys to one database of it often may not create them, and a password
 //! has no place in a migration.
 
 use anyhow::{Context, bail};
 use clap::Args;
+use runtime::service::{self, Named, Service};
 use secrecy::ExposeSecret;
-use shared::config::DatabaseConfig;
-use shared::db::{DbError, grants};
-use shared::service::{self, Named, Service};
 use sqlx::{Connection, PgConnection};
+use store::DatabaseConfig;
+use store::DbError;
+use store::upkeep::grants;
 
 /// How to call it.
 #[derive(Debug, Clone, Default, Args)]
@@ -81,14 +82,14 @@ mod tests {
         DatabaseRoles { roles: roles.iter().map(|text| text.parse().unwrap()).collect() }
     }
 
-    #[sqlx::test(migrator = "shared::db::MIGRATOR")]
+    #[sqlx::test(migrator = "store::MIGRATOR")]
     async fn roles_get_their_rights_as_often_as_one_likes(db: PgPool) {
         for _ in 0..2 {
             run(&config(&db), &named(&[])).await.unwrap();
         }
     }
 
-    #[sqlx::test(migrator = "shared::db::MIGRATOR")]
+    #[sqlx::test(migrator = "store::MIGRATOR")]
     async fn missing_roles_are_named_at_once_with_what_makes_them(db: PgPool) {
         let error = run(&config(&db), &named(&["relay=no_one", "check-worker=nobody"])).await.unwrap_err().to_string();
         for line in ["create role \"no_one\" login", "create role \"nobody\" login"] {
@@ -97,7 +98,7 @@ mod tests {
     }
 
     /// The user of tests is a superuser.
-    #[sqlx::test(migrator = "shared::db::MIGRATOR")]
+    #[sqlx::test(migrator = "store::MIGRATOR")]
     async fn a_role_that_may_do_more_from_elsewhere_is_named_and_nothing_changes(db: PgPool) {
         let error = run(&config(&db), &named(&["relay=payment"])).await.unwrap_err().to_string();
         assert!(error.contains("payment may") && error.contains("superuser"), "{error}");

@@ -5,8 +5,8 @@ use std::fmt::Display;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::header::CONTENT_TYPE;
+use domain::Money;
 use serde_json::{Map, Value};
-use shared::domain::Money;
 
 use crate::layers::unread;
 use crate::once;

@@ -1,17 +1,18 @@
 //! Has the gateway asked about a pending order whose buyer is back, or waits for the payment to show.
 //!
-//! The row of the check decides, for all processes together ([`shared::db::hints`]); the check worker asks. This process only
+//! The row of the check decides, for all processes together ([`store::tables::hints`]); the check worker asks. This process only
 //! spares the database statements that cannot bring anything: it remembers for a minute who has read which order. A hint
 //! never delays the answer of the request that gave it, and a hint that finds no turn is left out.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain::{OrderId, OrderStatus};
 use moka::sync::Cache;
-use shared::db::hints::{Hint, hint};
-use shared::db::{DbError, in_time};
-use shared::domain::{OrderId, OrderStatus};
 use sqlx::PgPool;
+use store::DbError;
+use store::connect::in_time;
+use store::tables::hints::{Hint, hint};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::warn;

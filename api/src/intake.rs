@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use shared::clock::Clock;
-use shared::crash::{self, Point};
-use shared::db::in_time;
-use shared::db::jobs::{self, Stored};
-use shared::gateway::Verified;
-use shared::job::Callback;
-use shared::mq::{Confirmed, PublishError, Publisher, callback_message};
+use broker::{Confirmed, PublishError, Publisher, callback_message};
+use domain::message::callback::Callback;
+use gateway::Verified;
+use runtime::clock::Clock;
+use runtime::crash::{self, Point};
 use sqlx::PgPool;
+use store::connect::in_time;
+use store::tables::jobs::{self, Stored};
 use tokio::time::timeout;
 use tracing::Instrument;
 

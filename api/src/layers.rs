@@ -13,9 +13,9 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, http};
-use shared::clock::Clock;
-use shared::domain::shorten_bytes;
-use shared::ops::shares::holder;
+use domain::shorten_bytes;
+use runtime::clock::Clock;
+use runtime::http_server::shares::holder;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
@@ -31,7 +31,7 @@ use crate::problem::{ApiError, panicked};
 use crate::state::{App, Client, HELD, Held};
 
 /// The largest body of a request.
-pub const BODY: usize = shared::job::LONGEST_BODY;
+pub const BODY: usize = domain::message::callback::LONGEST_BODY;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 

@@ -17,10 +17,10 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use shared::cache::Redis;
-use shared::cache::redis::Script;
-use shared::domain::UserId;
-use shared::ops::shares::{NETWORK, holder, network};
+use domain::UserId;
+use runtime::http_server::shares::{NETWORK, holder, network};
+use store::cache::Redis;
+use store::cache::redis::Script;
 use tokio::time::Instant;
 
 use crate::auth;

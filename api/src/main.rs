@@ -6,10 +6,11 @@ use clap::{Parser, Subcommand};
 use payment_api::broker_setup::{self, BrokerSetup, BrokerSetupConfig};
 use payment_api::database_roles::{self, DatabaseRoles};
 use payment_api::start;
-use shared::config::{DatabaseConfig, Env};
-use shared::db::{self, MIGRATOR};
-use shared::shutdown::Shutdown;
-use shared::telemetry;
+use runtime::env::Env;
+use runtime::shutdown::Shutdown;
+use runtime::telemetry;
+use store::DatabaseConfig;
+use store::MIGRATOR;
 use tikv_jemallocator::Jemalloc;
 
 /// A sixth of the time went into the system's (ops/decisions/0015).
@@ -77,7 +78,7 @@ async fn migrate() -> anyhow::Result<()> {
     let config = DatabaseConfig::from_env(&mut env, 1);
     env.finish()?;
     if let Some(config) = config {
-        let newer = db::migrate(&config.url).await?;
+        let newer = store::upkeep::schema::migrate(&config.url).await?;
         println!("The database has the {} migrations of this build.", MIGRATOR.iter().count());
         if newer > 0 {
             println!("It has {newer} of a newer release, which leave this build alone.");

@@ -7,12 +7,13 @@ use axum::Json;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use domain::NotOffered;
+use gateway::GatewayError;
 use serde::Serialize;
 use serde_json::Value;
-use shared::db::{Collision, DbError};
-use shared::domain::NotOffered;
-use shared::gateway::GatewayError;
-use shared::settle::refunds::RefundRefusal;
+use store::DbError;
+use store::retry::Collision;
+use store::settle::refunds::RefundRefusal;
 
 /// Why a request is not answered with what it asked for. `Display` is the problem's title: it names no internals.
 #[derive(Debug, thiserror::Error)]

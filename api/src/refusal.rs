@@ -3,9 +3,9 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use domain::PaymentMethod;
+use gateway::CallbackError;
 use serde_json::json;
-use shared::domain::PaymentMethod;
-use shared::gateway::CallbackError;
 
 use crate::intake::Receipt;
 use crate::problem::Rendered;

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use moka::sync::Cache;
-use shared::db::orders::Order;
-use shared::db::{DbError, in_time};
-use shared::settle::accounts::{Misconfigured, misconfigured};
+use store::DbError;
+use store::connect::in_time;
+use store::settle::accounts::{Misconfigured, misconfigured};
+use store::tables::orders::Order;
 use tracing::{error, warn};
 
 use crate::state::App;

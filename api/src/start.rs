@@ -3,18 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use broker::AmqpConfig;
+use broker::{Publisher, PublisherOptions, PublisherState, topology};
+use domain::PaymentMethod;
+use gateway::Gateways;
+use runtime::clock::Clock;
+use runtime::env::{ConfigFaults, Env, PublicUrl};
+use runtime::error_chain::chain;
+use runtime::health::Checks;
+use runtime::health::OpsConfig;
+use runtime::http_server::{Door, Friends, HttpLimits};
+use runtime::service::Service;
+use runtime::telemetry::PrometheusHandle;
 use secrecy::SecretString;
-use shared::cache::{Cache, Redis, RedisConfig};
-use shared::clock::Clock;
-use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig, PublicUrl};
-use shared::db;
-use shared::domain::PaymentMethod;
-use shared::gateway::Gateways;
-use shared::mq::{self, Publisher, PublisherOptions, PublisherState, topology};
-use shared::ops::{self, Checks, Door, Friends, HttpLimits};
-use shared::service::Service;
-use shared::telemetry::{PrometheusHandle, chain};
 use sqlx::PgPool;
+use store::DatabaseConfig;
+use store::cache::{Cache, Redis, RedisConfig};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -79,9 +83,11 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
         settle(database.as_ref().map(connect)),
         settle(redis.as_ref().map(Redis::connect)),
         settle(amqp.as_ref().map(|amqp| broker(&amqp.url))),
-        settle(listen.map(|listen| ops::listen("LISTEN_ADDR", listen.addr))),
-        settle(listen.and_then(|listen| listen.callbacks).map(|addr| ops::listen("CALLBACK_LISTEN_ADDR", addr))),
-        settle(ops_config.map(|ops| ops::listen("OPS_ADDR", ops.addr))),
+        settle(listen.map(|listen| runtime::start::listen("LISTEN_ADDR", listen.addr))),
+        settle(
+            listen.and_then(|listen| listen.callbacks).map(|addr| runtime::start::listen("CALLBACK_LISTEN_ADDR", addr))
+        ),
+        settle(ops_config.map(|ops| runtime::start::listen("OPS_ADDR", ops.addr))),
     );
     let db = db.and_then(|db| faults.take(db));
     let broker = broker.and_then(|broker| faults.take(broker));
@@ -90,7 +96,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
     let ops = ops.and_then(|listener| faults.take(listener));
 
     if let (Some(db), Some(gateways)) = (&db, &gateways) {
-        faults.take(ops::check_accounts(db, gateways).await);
+        faults.take(store::start::check_accounts(db, gateways).await);
     }
 
     let publisher_stop = CancellationToken::new();
@@ -137,8 +143,8 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
 fn arm(env: &mut Env) {
     #[cfg(debug_assertions)]
     {
-        shared::crash::arm(env);
-        shared::clock::arm(env);
+        runtime::crash::arm(env);
+        runtime::clock::arm(env);
     }
     #[cfg(not(debug_assertions))]
     let _ = env;
@@ -167,25 +173,26 @@ fn accounts(env: &mut Env) -> Option<Gateways> {
 }
 
 async fn connect(config: &DatabaseConfig) -> Result<PgPool, ConfigFaults> {
-    let connecting =
-        async { db::connect(&config.url, NAME, config.max_connections).await.map_err(|error| chain(&error)) };
-    let pool = ops::check("database", "check DATABASE_URL and that the server runs", connecting).await?;
-    let checking = async { db::check_schema(&pool).await.map_err(|error| chain(&error)) };
-    ops::check(
+    let connecting = async {
+        store::connect::connect(&config.url, NAME, config.max_connections).await.map_err(|error| chain(&error))
+    };
+    let pool = runtime::start::check("database", "check DATABASE_URL and that the server runs", connecting).await?;
+    let checking = async { store::upkeep::schema::check_schema(&pool).await.map_err(|error| chain(&error)) };
+    runtime::start::check(
         "database schema",
         "run `payment-api migrate` and `payment-api database-roles`, or the release that fits",
         checking,
     )
     .await?;
-    ops::check_rights(&pool, Service::PaymentApi).await?;
+    store::start::check_rights(&pool, Service::PaymentApi).await?;
     Ok(pool)
 }
 
 /// A broker that is away at the start is a fault; one that goes away later is not, since the database takes over.
 async fn broker(url: &SecretString) -> Result<(), ConfigFaults> {
-    let connection = mq::open(url, NAME).await?;
+    let connection = broker::open(url, NAME).await?;
     let checked = topology::check(&connection, topology::Needs::API).await;
-    mq::close(&connection).await;
+    broker::close(&connection).await;
     Ok(checked?)
 }
 
@@ -210,12 +217,12 @@ impl Ready {
         let checks = checks(self.app.db.clone(), self.publisher.clone());
         // Operations may look in until the very end.
         let ops_stop = CancellationToken::new();
-        let ops = tokio::spawn(ops::serve(self.ops, checks, metrics, ops_stop.clone()));
+        let ops = tokio::spawn(runtime::health::serve(self.ops, checks, metrics, ops_stop.clone()));
 
-        let callbacks = self
-            .callbacks
-            .map(|listener| ops::serve_http(door(listener), callbacks_only(self.app.clone()), limits, stop.clone()));
-        let everything = ops::serve_http(door(self.listener), router(self.app.clone()), limits, stop);
+        let callbacks = self.callbacks.map(|listener| {
+            runtime::http_server::serve_http(door(listener), callbacks_only(self.app.clone()), limits, stop.clone())
+        });
+        let everything = runtime::http_server::serve_http(door(self.listener), router(self.app.clone()), limits, stop);
         tokio::join!(everything, settle(callbacks));
 
         self.publisher_stop.cancel();
@@ -235,7 +242,7 @@ impl Ready {
     }
 
     fn greet(&self) {
-        ops::say_if_for_tests();
+        runtime::start::say_if_for_tests();
         for method in PaymentMethod::ALL {
             if self.app.callers.of(*method).is_empty() {
                 info!(gateway = %method, "Callbacks of {method} are taken from any address: no list is set");
@@ -263,7 +270,7 @@ fn friends(app: Arc<App>) -> Friends {
 /// connection to a gateway.
 fn affordable(listen: &Listen, pool: &PgPool) -> usize {
     let wanted = listen.connections;
-    let Some(files) = ops::raise_open_files() else { return wanted };
+    let Some(files) = runtime::start::raise_open_files() else { return wanted };
     let own = OTHER_FILES + u64::from(pool.options().get_max_connections());
     let listeners = 1 + u64::from(listen.callbacks.is_some());
     let most = usize::try_from(files.saturating_sub(own) / 2 / listeners).unwrap_or(usize::MAX).max(1);
@@ -298,7 +305,7 @@ fn checks(db: PgPool, publisher: Publisher) -> Checks {
 
 /// In less time than the whole check has: an absent database must not hide a present broker.
 async fn answers(db: &PgPool) -> Result<(), String> {
-    match timeout(Duration::from_secs(1), db::ping(db)).await {
+    match timeout(Duration::from_secs(1), store::connect::ping(db)).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
         Err(_) => Err("no answer in time".to_owned()),
     }

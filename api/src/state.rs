@@ -3,15 +3,15 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use shared::cache::Cache;
-use shared::clock::Clock;
-use shared::db::in_time;
-use shared::db::orders::Order;
-use shared::domain::{AccountName, OrderId, PaymentMethod, Scene, UserId};
-use shared::gateway::{Gateway, Gateways, NoAccount};
-use shared::ops::shares::{AddressShare, AddressShares, Share, Shares};
-use shared::seal::SealKeys;
+use domain::{AccountName, OrderId, PaymentMethod, Scene, UserId};
+use gateway::{Gateway, Gateways, NoAccount};
+use runtime::clock::Clock;
+use runtime::http_server::shares::{AddressShare, AddressShares, Share, Shares};
+use runtime::seal::SealKeys;
 use sqlx::PgPool;
+use store::cache::Cache;
+use store::connect::in_time;
+use store::tables::orders::Order;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use shared::ops::shares::{NETWORK, holder, network};
+use runtime::http_server::shares::{NETWORK, holder, network};
 use tokio::time::Instant;
 
 use crate::buckets::{Buckets, Quota};

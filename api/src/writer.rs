@@ -7,11 +7,12 @@ use std::slice;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use shared::crash::{self, Point};
-use shared::db::orders::{self, Created, NewOrder};
-use shared::db::{DbError, anew};
-use shared::panics::caught;
+use runtime::crash::{self, Point};
+use runtime::panics::caught;
 use sqlx::PgPool;
+use store::DbError;
+use store::retry::anew;
+use store::tables::orders::{self, Created, NewOrder};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 /// Statements under way at once: while one waits for the disk, the next one is carried out.

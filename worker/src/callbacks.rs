@@ -8,18 +8,20 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use shared::cache::{Changed, Renewer};
-use shared::clock::Clock;
-use shared::crash::{self, Point};
-use shared::db::callbacks::Evidence;
-use shared::db::{self, DbError, anew, callbacks, events, jobs};
-use shared::domain::{Notification, Verdict};
-use shared::gateway::{CallbackError, Gateway, Gateways, Verified, essence};
-use shared::job::{Callback, LONGEST_BODY, digest};
-use shared::panics::{Panicked, caught, caught_now};
-use shared::settle;
-use shared::telemetry::chain;
+use domain::message::callback::{Callback, LONGEST_BODY, digest};
+use domain::{Notification, Verdict};
+use gateway::{CallbackError, Gateway, Gateways, Verified, essence};
+use runtime::clock::Clock;
+use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
+use runtime::panics::{Panicked, caught, caught_now};
 use sqlx::PgPool;
+use store::DbError;
+use store::cache::{Changed, Renewer};
+use store::retry::anew;
+use store::settle;
+use store::tables::callbacks::Evidence;
+use store::tables::{callbacks, events, jobs};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -236,7 +238,7 @@ impl CallbackWorker {
         match plan {
             Plan::Settle => {
                 let Committed { verdicts, stranded } = if others_wait {
-                    db::in_time(self.commit(these, Pace::Hurried)).await?
+                    store::connect::in_time(self.commit(these, Pace::Hurried)).await?
                 } else {
                     anew(|| self.commit(these, Pace::Patient)).await?
                 };
@@ -268,7 +270,7 @@ impl CallbackWorker {
                 // A number without its row is only a number: such a callback is stored as one that came without.
                 let mut lost = Vec::new();
                 for item in rows {
-                    if !db::in_time(jobs::has_row(&self.db, &item.callback)).await? {
+                    if !store::connect::in_time(jobs::has_row(&self.db, &item.callback)).await? {
                         lost.push(item);
                     }
                 }
@@ -288,13 +290,13 @@ impl CallbackWorker {
             return Ok(());
         }
         let mut tx = self.db.begin().await?;
-        db::hardly_wait_for_locks(&mut tx).await?;
+        store::connect::hardly_wait_for_locks(&mut tx).await?;
         let mut rows = Vec::new();
         for item in items {
             if keep(&mut tx, &item.callback, reason, wait).await?.is_some() {
                 rows.extend(item.callback.job_id);
             }
-            db::met(&mut tx, Point::CallbackKept, &item.subject()).await?;
+            store::connect::met(&mut tx, Point::CallbackKept, &item.subject()).await?;
         }
         if !rows.is_empty() {
             jobs::slow_down(&mut tx, &rows).await?;
@@ -310,7 +312,7 @@ impl CallbackWorker {
         crash::at(Point::CallbackExamined);
         let mut tx = self.db.begin().await?;
         if pace == Pace::Hurried {
-            db::hardly_wait_for_locks(&mut tx).await?;
+            store::connect::hardly_wait_for_locks(&mut tx).await?;
         }
         let mut verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?.into_iter();
         crash::at(Point::CallbackMoved);
@@ -363,7 +365,7 @@ impl CallbackWorker {
             panic.noted(WORKER, "report", &"copies");
         }
         // In time: a database whose machine vanishes in this moment must not hold the lane for good.
-        if news && let Err(error) = db::in_time(events::nudge(&self.db)).await {
+        if news && let Err(error) = store::connect::in_time(events::nudge(&self.db)).await {
             warn!(%error, "The relay was not nudged; it will poll");
         }
     }
@@ -394,7 +396,7 @@ fn report_one(item: &Examined, verdict: Option<Verdict>, now: OffsetDateTime) ->
 /// Meets what a test has planted here for one of these.
 async fn met(tx: &mut sqlx::PgConnection, point: Point, examined: &[Examined]) -> Result<(), DbError> {
     for told in examined.iter().filter_map(Examined::told) {
-        db::met(tx, point, &told.get().order_no).await?;
+        store::connect::met(tx, point, &told.get().order_no).await?;
     }
     Ok(())
 }

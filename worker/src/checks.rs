@@ -3,20 +3,23 @@
 //!
 //! The gateway goes first: an order ends here only once nobody can pay it there. A close that meets a payment settles it.
 
+use domain::message::job::{AT_LEAST_APART, CHECKS, kind};
+use domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
+use gateway::{CloseOutcome, Gateway, GatewayError, Gateways, TradeAnswer, Verified};
+use runtime::clock::Clock;
+use runtime::crash::{self, Point};
 use serde_json::json;
-use shared::cache::{Changed, Renewer};
-use shared::clock::Clock;
-use shared::crash::{self, Point};
-use shared::db::cases::NewCase;
-use shared::db::jobs::{self, Cost, Taken};
-use shared::db::orders::{self, Order};
-use shared::db::{self, DbError, anew, events, in_time, transactions};
-use shared::domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
-use shared::gateway::{CloseOutcome, Gateway, GatewayError, Gateways, TradeAnswer, Verified};
-use shared::job::{AT_LEAST_APART, CHECKS, kind};
-use shared::settle;
-use shared::settle::accounts::Misconfigured;
 use sqlx::{PgConnection, PgPool};
+use store::DbError;
+use store::cache::{Changed, Renewer};
+use store::connect::in_time;
+use store::retry::anew;
+use store::settle;
+use store::settle::accounts::Misconfigured;
+use store::tables::cases::NewCase;
+use store::tables::jobs::{self, Cost, Taken};
+use store::tables::orders::{self, Order};
+use store::tables::{events, transactions};
 use time::{Duration, OffsetDateTime};
 use tracing::{error, info, warn};
 
@@ -137,7 +140,7 @@ impl CheckWorker {
         }
         verdict = done.unwrap_or(verdict);
         crash::at(Point::CheckSettled);
-        db::met(&mut tx, Point::CheckSettled, order.order_no.as_str()).await?;
+        store::connect::met(&mut tx, Point::CheckSettled, order.order_no.as_str()).await?;
         orders::note_check(&mut tx, order.id, &heard.state, now).await?;
         let order = orders::lock_one(&mut tx, order.id).await?.ok_or(DbError::Moved)?;
         // A buyer who has given up has done so for good: what could not be closed yet is closed once there is a trade.
@@ -148,7 +151,7 @@ impl CheckWorker {
             None => jobs::finish(&mut tx, &job).await?,
         }
         crash::at(Point::CheckRecorded);
-        db::met(&mut tx, Point::CheckRecorded, order.order_no.as_str()).await?;
+        store::connect::met(&mut tx, Point::CheckRecorded, order.order_no.as_str()).await?;
         tx.commit().await?;
         crash::at(Point::CheckCommitted);
         crash::met(Point::CheckCommitted, order.order_no.as_str()).map_err(planted)?;

@@ -9,14 +9,13 @@
 
 use std::time::Duration;
 
+use broker::{Connection, Delivery, MqError, STEP, Subscription, step, topology};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
-use shared::crash::{self, Point};
-use shared::db;
-use shared::mq::{Connection, Delivery, MqError, STEP, Subscription, step, topology};
-use shared::panics::{Panicked, caught};
-use shared::telemetry::chain;
+use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
+use runtime::panics::{Panicked, caught};
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -179,7 +178,7 @@ where
 /// Waits until the database answers, so that nothing is taken that cannot be settled; returns early on `stop`.
 pub async fn database_answers(db: &PgPool, stop: &CancellationToken) {
     let mut wait = SHORTEST_WAIT;
-    while let Err(error) = db::in_time(db::ping(db)).await {
+    while let Err(error) = store::connect::in_time(store::connect::ping(db)).await {
         if wait == SHORTEST_WAIT {
             warn!(%error, "The database does not answer; nothing is consumed until it does");
         }

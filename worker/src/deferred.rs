@@ -3,12 +3,13 @@
 //!
 //! The job counts the panics of its own callback, so no panic costs another callback one of its deliveries.
 
-use shared::crash::{self, Point};
-use shared::db::panicked::{self, Left};
-use shared::db::{self, DbError, anew};
-use shared::job::Callback;
-use shared::panics::{Panicked, caught};
+use domain::message::callback::Callback;
+use runtime::crash::{self, Point};
+use runtime::panics::{Panicked, caught};
 use sqlx::PgPool;
+use store::DbError;
+use store::retry::anew;
+use store::tables::panicked::{self, Left};
 use tracing::{error, warn};
 
 use crate::consumer::Ack;
@@ -66,7 +67,7 @@ async fn store(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Result<Vec<Ack>
 
 async fn commit(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Result<Vec<Left>, DbError> {
     let mut tx = db.begin().await?;
-    db::hardly_wait_for_locks(&mut tx).await?;
+    store::connect::hardly_wait_for_locks(&mut tx).await?;
     let mut left = Vec::with_capacity(those.len());
     for (callback, panic) in those {
         left.push(panicked::defer(&mut tx, callback, &WAITS, &format!("settling {panic}")).await?);

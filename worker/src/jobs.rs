@@ -9,15 +9,16 @@
 
 use std::time::Duration;
 
+use domain::message::job::JobMessage;
 use futures_util::future::join_all;
-use shared::clock::Clock;
-use shared::crash::{self, Point};
-use shared::db::jobs::{self, Cost, Taken};
-use shared::db::{Collision, DbError, anew};
-use shared::job::JobMessage;
-use shared::panics::{Panicked, caught};
-use shared::telemetry::chain;
+use runtime::clock::Clock;
+use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
+use runtime::panics::{Panicked, caught};
 use sqlx::PgPool;
+use store::DbError;
+use store::retry::{Collision, anew};
+use store::tables::jobs::{self, Cost, Taken};
 use tracing::{error, warn};
 
 use crate::consumer::Ack;

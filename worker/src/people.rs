@@ -1,14 +1,16 @@
 //! What people, or a policy, have asked of a check: it is carried out with the gateway's fresh answer in hand.
 
-use shared::clock::Clock;
-use shared::db::jobs::Taken;
-use shared::db::orders::Order;
-use shared::db::{DbError, cases, in_time, transactions};
-use shared::domain::{CaseId, Fact, Money, RefundNo, Verdict};
-use shared::gateway::{Gateway, GatewayError, RefundOrder, RefundState};
-use shared::job::Asked;
-use shared::settle::{self, Confirmed};
+use domain::message::job::Asked;
+use domain::{CaseId, Fact, Money, RefundNo, Verdict};
+use gateway::{Gateway, GatewayError, RefundOrder, RefundState};
+use runtime::clock::Clock;
 use sqlx::{PgConnection, PgPool};
+use store::DbError;
+use store::connect::in_time;
+use store::settle::{self, Confirmed};
+use store::tables::jobs::Taken;
+use store::tables::orders::Order;
+use store::tables::{cases, transactions};
 use time::OffsetDateTime;
 
 use crate::jobs::JobError;

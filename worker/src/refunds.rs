@@ -5,20 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
+use domain::message::job::kind;
+use domain::{AccountName, CaseKind, Money, PaymentMethod, RefundId, RefundStatus};
+use gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget};
+use runtime::clock::Clock;
+use runtime::crash::{self, Point};
 use serde_json::json;
-use shared::cache::{Changed, Renewer};
-use shared::clock::Clock;
-use shared::crash::{self, Point};
-use shared::db::jobs::{self, Cost, Taken};
-use shared::db::orders::{self, Order};
-use shared::db::refunds::{self, Refund};
-use shared::db::{self, anew, in_time};
-use shared::domain::{AccountName, CaseKind, Money, PaymentMethod, RefundId, RefundStatus};
-use shared::gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget};
-use shared::job::kind;
-use shared::settle::accounts::{self, Misconfigured};
-use shared::settle::refunds::{self as settling, RefundFact};
 use sqlx::{PgConnection, PgPool};
+use store::cache::{Changed, Renewer};
+use store::connect::in_time;
+use store::retry::anew;
+use store::settle::accounts::{self, Misconfigured};
+use store::settle::refunds as settling;
+use store::settle::refunds::RefundFact;
+use store::tables::jobs::{self, Cost, Taken};
+use store::tables::orders::{self, Order};
+use store::tables::refunds::{self, Refund};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
@@ -347,7 +349,7 @@ impl RefundWorker {
             return Ok(tx.rollback().await?);
         }
         crash::at(Point::RefundRecorded);
-        db::met(&mut tx, Point::RefundRecorded, order.order_no.as_str()).await?;
+        store::connect::met(&mut tx, Point::RefundRecorded, order.order_no.as_str()).await?;
         tx.commit().await?;
         crash::at(Point::RefundCommitted);
         crash::met(Point::RefundCommitted, order.order_no.as_str()).map_err(planted)?;
@@ -372,7 +374,7 @@ impl RefundWorker {
         }
         let verdict = settling::settle(tx, refund, fact, &self.gateways.policies(), &self.clock).await?;
         crash::at(Point::RefundSettled);
-        db::met(tx, Point::RefundSettled, order.order_no.as_str()).await?;
+        store::connect::met(tx, Point::RefundSettled, order.order_no.as_str()).await?;
         let refund_no = &refund.refund_no;
         info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
         // Ended ones have dropped or re-dated their job already; the others are asked about daily.

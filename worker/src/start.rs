@@ -3,19 +3,23 @@
 use std::collections::HashSet;
 use std::process::ExitCode;
 
+use broker::AmqpConfig;
+use broker::MqError;
+use broker::topology::{self, Difference, Needs};
+use domain::message::event;
+use gateway::Gateways;
+use runtime::env::{ConfigFaults, Env, PublicUrl};
+use runtime::error_chain::chain;
+use runtime::health::Checks;
+use runtime::health::OpsConfig;
+use runtime::service::Service;
+use runtime::shutdown::Shutdown;
+use runtime::telemetry;
+use runtime::telemetry::PrometheusHandle;
 use secrecy::SecretString;
-use shared::cache::{Redis, RedisConfig, Renewer};
-use shared::config::{AmqpConfig, ConfigFaults, DatabaseConfig, Env, OpsConfig, PublicUrl};
-use shared::event;
-use shared::gateway::Gateways;
-use shared::mq::topology::{self, Difference, Needs};
-use shared::mq::{self, MqError};
-use shared::ops::{self, Checks};
-use shared::service::Service;
-use shared::shutdown::Shutdown;
-use shared::telemetry::{PrometheusHandle, chain};
-use shared::{db, telemetry};
 use sqlx::PgPool;
+use store::DatabaseConfig;
+use store::cache::{Redis, RedisConfig, Renewer};
 use tikv_jemallocator::Jemalloc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -107,8 +111,8 @@ impl Worker {
         }
         #[cfg(debug_assertions)]
         {
-            shared::crash::arm(&mut env);
-            shared::clock::arm(&mut env);
+            runtime::crash::arm(&mut env);
+            runtime::clock::arm(&mut env);
         }
         let metrics = telemetry::install_metrics()?;
         let shutdown = Shutdown::install()?;
@@ -122,7 +126,7 @@ impl Worker {
         let (db, amqp, listener) =
             (faults.take(db).flatten(), faults.take(road).flatten(), faults.take(listener).flatten());
         if let (Some(db), Some(accounts)) = (&db, own.as_ref().and_then(Own::accounts)) {
-            faults.take(ops::check_accounts(db, accounts).await);
+            faults.take(store::start::check_accounts(db, accounts).await);
         }
         faults.finish()?;
         let (Some(db), Some(amqp), Some(listener), Some(own)) = (db, amqp, listener, own) else {
@@ -135,10 +139,10 @@ impl Worker {
         let pinged = db.clone();
         let checks = Checks::new().add("database", move || {
             let db = pinged.clone();
-            async move { db::ping(&db).await.map_err(|error| error.to_string()) }
+            async move { store::connect::ping(&db).await.map_err(|error| error.to_string()) }
         });
         info!(version = env!("CARGO_PKG_VERSION"), "{} is running", self.service);
-        ops::say_if_for_tests();
+        runtime::start::say_if_for_tests();
         let copies = Renewer::new(redis);
         let process = Process { db: db.clone(), amqp_url: amqp.url, copies, stop: shutdown.stop() };
         let work = async {
@@ -152,25 +156,25 @@ impl Worker {
 
     async fn reach_database(&self, config: Option<DatabaseConfig>) -> Result<Option<PgPool>, ConfigFaults> {
         let Some(config) = config else { return Ok(None) };
-        let pool = ops::check("database", "check DATABASE_URL and that the server runs", async {
-            let pool = db::connect(&config.url, self.service.as_str(), config.max_connections)
+        let pool = runtime::start::check("database", "check DATABASE_URL and that the server runs", async {
+            let pool = store::connect::connect(&config.url, self.service.as_str(), config.max_connections)
                 .await
                 .map_err(|error| chain(&error))?;
             Ok(pool)
         });
         let pool = pool.await?;
         let remedy = "run `payment-api migrate` and `payment-api database-roles`, or the release that fits";
-        let schema = async { db::check_schema(&pool).await.map_err(|error| chain(&error)) };
-        ops::check("database schema", remedy, schema).await?;
-        ops::check_rights(&pool, self.service).await?;
+        let schema = async { store::upkeep::schema::check_schema(&pool).await.map_err(|error| chain(&error)) };
+        runtime::start::check("database schema", remedy, schema).await?;
+        store::start::check_rights(&pool, self.service).await?;
         Ok(Some(pool))
     }
 
     async fn reach_broker(&self, config: Option<AmqpConfig>) -> Result<Option<AmqpConfig>, ConfigFaults> {
         let Some(config) = config else { return Ok(None) };
-        let connection = mq::open(&config.url, self.service.as_str()).await?;
+        let connection = broker::open(&config.url, self.service.as_str()).await?;
         let checked: Result<(), MqError> = topology::check(&connection, self.needs).await;
-        mq::close(&connection).await;
+        broker::close(&connection).await;
         match checked {
             Err(MqError::Topology(mut faults)) if self.missing == Missing::IsRepaired => {
                 faults.0.retain(|fault| fault.difference != Difference::Missing);
@@ -188,7 +192,7 @@ impl Worker {
 /// worth seeing.
 async fn seen(listener: TcpListener, checks: Checks, metrics: PrometheusHandle, work: impl Future<Output = ()>) {
     let done = CancellationToken::new();
-    let shown = tokio::spawn(ops::serve(listener, checks, metrics, done.clone()));
+    let shown = tokio::spawn(runtime::health::serve(listener, checks, metrics, done.clone()));
     work.await;
     done.cancel();
     let _ = shown.await;
@@ -223,7 +227,7 @@ pub fn gateways(env: &mut Env) -> Option<Gateways> {
 
 async fn listen(config: Option<OpsConfig>) -> Result<Option<TcpListener>, ConfigFaults> {
     match config {
-        Some(config) => ops::listen("OPS_ADDR", config.addr).await.map(Some),
+        Some(config) => runtime::start::listen("OPS_ADDR", config.addr).await.map(Some),
         None => Ok(None),
     }
 }

@@ -1,7 +1,7 @@
 //! `RABBITMQ_MANAGEMENT_URL`: where the broker's management plug-in is, and who we are there.
 
+use runtime::env::{Env, decoded};
 use secrecy::{ExposeSecret, SecretString};
-use shared::config::{Env, decoded};
 use url::Url;
 
 const MANAGEMENT_HINT: &str = "set it to http://user:password@host:15672 (several with commas between them)";

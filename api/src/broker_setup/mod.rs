@@ -6,16 +6,17 @@
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
+use broker::AmqpConfig;
+use broker::MqError;
+use broker::permissions::{self, Permissions};
+use broker::topology::{self, Policy, Setting};
 use clap::Args;
 use reqwest::{Client, Method, StatusCode};
+use runtime::env::Env;
+use runtime::service::{self, Named, Service};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use shared::config::{AmqpConfig, Env};
-use shared::mq::permissions::{self, Permissions};
-use shared::mq::topology::{self, Policy, Setting};
-use shared::mq::{self, MqError};
-use shared::service::{self, Named, Service};
 use tokio::time::{Instant, sleep};
 
 mod address;
@@ -88,11 +89,11 @@ impl BrokerSetup {
 /// Names every conflicting object at once, every missing user, or what could not be reached.
 pub async fn run(config: BrokerSetupConfig, options: &BrokerSetup) -> anyhow::Result<()> {
     let users = options.users()?;
-    let connection = mq::open(&config.amqp.url, "broker-setup").await;
+    let connection = broker::open(&config.amqp.url, "broker-setup").await;
     let connection = connection.context("check AMQP_ADMIN_URL, and that the broker runs and knows this user")?;
     let vhost = connection.status().vhost().to_string();
     let declared = topology::declare(&connection).await;
-    mq::close(&connection).await;
+    broker::close(&connection).await;
     match declared {
         Err(MqError::Topology(faults)) => bail!("the broker has another topology in vhost {vhost}:\n{faults}"),
         other => other.context("declaring the topology")?,
@@ -378,7 +379,7 @@ mod tests {
         run(config(&broker), &BrokerSetup::default()).await.unwrap();
         let queue = broker.queue(topology::CALLBACKS).await;
         assert_eq!((&queue["type"], &queue["policy"]), (&json!("quorum"), &json!("payment-work")));
-        let service = mq::open(&broker.uri(), "test").await.unwrap();
+        let service = broker::open(&broker.uri(), "test").await.unwrap();
         topology::check(&service, topology::WHOLE).await.unwrap();
         assert!(!topology::marker_exists(&service).await.unwrap(), "the marker is the relay's");
     }

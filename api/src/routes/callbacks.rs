@@ -12,10 +12,10 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::post;
 use axum::{Extension, Router};
-use shared::crash::{self, Point};
-use shared::domain::{AccountName, PaymentMethod};
-use shared::gateway::{CallbackError, callback_headers};
-use shared::job::Callback;
+use domain::message::callback::Callback;
+use domain::{AccountName, PaymentMethod};
+use gateway::{CallbackError, callback_headers};
+use runtime::crash::{self, Point};
 use tracing::field::display;
 use tracing::{Span, warn};
 

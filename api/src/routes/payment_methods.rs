@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use domain::{Money, PaymentMethod, Scene};
 use serde::Serialize;
-use shared::domain::{Money, PaymentMethod, Scene};
 use utoipa::ToSchema;
 
 use crate::problem::{ApiError, Problem};

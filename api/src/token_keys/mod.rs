@@ -4,11 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use runtime::env::{ConfigFaults, Env, Fault, read_secret_file, weakness};
+use runtime::file_mode;
+use runtime::panics::caught_now;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
-use shared::config::{ConfigFaults, Env, Fault, read_secret_file, weakness};
-use shared::file_mode;
-use shared::panics::caught_now;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::sleep;

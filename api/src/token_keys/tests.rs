@@ -2,9 +2,9 @@
 
 use std::fs;
 
+use domain::OrderId;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp};
 use serde_json::json;
-use shared::domain::OrderId;
 
 use super::*;
 
@@ -17,7 +17,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Folder {
-        shared::telemetry::install_crypto();
+        runtime::telemetry::install_crypto();
         let folder = std::env::temp_dir().join(format!("token-keys-{}-{name}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).unwrap();
@@ -120,7 +120,7 @@ fn a_set_of_keys_is_taken_up_when_its_file_changes() {
 
 #[test]
 fn the_secret_before_verifies_until_its_time_and_signs_nothing() {
-    shared::telemetry::install_crypto();
+    runtime::telemetry::install_crypto();
     let old_views = ViewTokens::new(&SecretString::from(TWO));
     let order = OrderId::from_u128(1);
     let expires_at = OffsetDateTime::UNIX_EPOCH + time::Duration::days(40_000);

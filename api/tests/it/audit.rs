@@ -12,7 +12,7 @@ async fn acts(db: &PgPool) -> Vec<String> {
     sqlx::query_scalar(sql).fetch_all(db).await.unwrap()
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn each_act_of_a_person_is_written_down_and_nothing_that_was_refused(db: PgPool) {
     let world = World::new(db.clone()).await;
     let id = world.placed("u1").await;

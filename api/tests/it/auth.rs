@@ -6,19 +6,19 @@ use axum::body::Body;
 use axum::http::Request;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use domain::OrderId;
 use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use payment_api::auth::Authenticator;
 use payment_api::view_token::ViewTokens;
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::domain::OrderId;
 use sqlx::PgPool;
 
 use crate::world::{Answer, SECRET, Setup, VIEW_SECRET, World, claimed, minted};
 
 fn key(name: &str) -> String {
-    let keys = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/tests/fixtures/vectors/keys");
+    let keys = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/gateway/tests/fixtures/vectors/keys");
     std::fs::read_to_string(keys.join(name)).unwrap()
 }
 
@@ -47,7 +47,7 @@ fn signed_as(header: Value, claims: &str, secret: &str) -> String {
 }
 
 fn signed_as_text(header: &str, claims: &str, secret: &str) -> String {
-    shared::telemetry::install_crypto();
+    runtime::telemetry::install_crypto();
     let message = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
     let key = EncodingKey::from_secret(secret.as_bytes());
     let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
@@ -63,7 +63,7 @@ async fn ask_with(world: &World, token: &str) -> Answer {
     ask(world, &format!("Bearer {token}")).await
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_good_token_opens_and_the_scheme_has_no_case(db: PgPool) {
     let world = World::new(db).await;
     let token = minted(&claims(json!({ "nbf": now() - 5 })), SECRET);
@@ -72,7 +72,7 @@ async fn a_good_token_opens_and_the_scheme_has_no_case(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn no_token_is_asked_for(db: PgPool) {
     let world = World::new(db).await;
     let answer = world.send(Request::get("/v1/orders").body(Body::empty()).unwrap()).await;
@@ -81,7 +81,7 @@ async fn no_token_is_asked_for(db: PgPool) {
     insta::assert_json_snapshot!(answer.json());
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn tokens_that_prove_nothing_are_refused(db: PgPool) {
     let world = World::new(db).await;
     let unsigned = |algorithm: &str| {
@@ -157,7 +157,7 @@ async fn tokens_that_prove_nothing_are_refused(db: PgPool) {
     ask(&world, &good).await.is(401, "token_invalid");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_token_may_live_a_day_and_an_hour_with_a_scope(db: PgPool) {
     let world = World::new(db).await;
     for good in [
@@ -176,7 +176,7 @@ async fn a_token_may_live_a_day_and_an_hour_with_a_scope(db: PgPool) {
     assert_eq!(ask_with(&world, &plain).await.status.as_u16(), 200, "what the bad ones are made with is good");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_expired_token_says_so_after_the_leeway(db: PgPool) {
     let world = World::new(db).await;
     assert_eq!(ask_with(&world, &minted(&claims(json!({ "exp": now() - 20 })), SECRET)).await.status.as_u16(), 200);
@@ -200,9 +200,9 @@ fn by_rsa(kid: Option<&str>, algorithm: Algorithm, pem: &str) -> String {
     encode(&header, &claims(json!({})), &EncodingKey::from_rsa_pem(key(pem).as_bytes()).unwrap()).unwrap()
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn keys_of_a_jwks_are_chosen_by_name_and_keep_their_algorithm(db: PgPool) {
-    shared::telemetry::install_crypto();
+    runtime::telemetry::install_crypto();
     let authenticator = Authenticator::new().with_secret(&SECRET.into(), &claimed());
     let authenticator = authenticator.with_jwks(&jwks(Some("k1"), |_| {}), &claimed()).unwrap();
     let world = World::with(db, Setup { authenticator, ..Setup::default() }).await;
@@ -230,7 +230,7 @@ async fn keys_of_a_jwks_are_chosen_by_name_and_keep_their_algorithm(db: PgPool) 
 
 #[test]
 fn a_jwks_with_keys_that_cannot_be_used_is_refused_whole() {
-    shared::telemetry::install_crypto();
+    runtime::telemetry::install_crypto();
     let wrong = |text: &str| match Authenticator::new().with_jwks(text, &claimed()) {
         Ok(_) => panic!("{text}"),
         Err(wrong) => wrong.join("\n"),

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, Request};
+use domain::OrderId;
+use domain::message::job::HINTS;
 use serde_json::{Value, json};
-use shared::db::hints::{Hint, hint};
-use shared::domain::OrderId;
-use shared::job::HINTS;
 use sqlx::PgPool;
+use store::tables::hints::{Hint, hint};
 use tokio::time::{Instant, sleep};
 
 use crate::pages::{PLATFORM, returned, with_token};
@@ -86,7 +86,7 @@ fn ways_in(placed: &Value) -> Vec<String> {
     ways
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn each_way_back_has_the_gateway_asked(db: PgPool) {
     for body in [None, Some(wechat_order())] {
         // A process of its own for each way: what one remembers must not help another.
@@ -99,7 +99,7 @@ async fn each_way_back_has_the_gateway_asked(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_crowd_at_every_door_of_two_processes_brings_one_question(db: PgPool) {
     let worlds = [World::new(db.clone()).await, World::new(db).await];
     let placed = pending(&worlds[0], None).await;
@@ -127,7 +127,7 @@ async fn a_crowd_at_every_door_of_two_processes_brings_one_question(db: PgPool) 
     assert_eq!(fence(&worlds[0]).await, before + 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn nothing_is_asked_that_was_asked_a_moment_ago_or_cannot_have_been_paid(db: PgPool) {
     let world = World::new(db).await;
     let order = id(&pending(&world, None).await);
@@ -175,7 +175,7 @@ async fn after(world: &World, seconds: f64) {
     .unwrap();
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_that_is_watched_and_never_paid_is_asked_about_less_and_less(db: PgPool) {
     let world = World::new(db).await;
     let order = id(&pending(&world, None).await);
@@ -204,7 +204,7 @@ async fn an_order_that_is_watched_and_never_paid_is_asked_about_less_and_less(db
     assert!(!asked(Hint::Back).await && !asked(Hint::Watched).await, "the schedule alone goes on");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_open_stream_goes_on_asking_until_it_is_paid(db: PgPool) {
     let world = World::new(db.clone()).await;
     let placed = pending(&world, Some(wechat_order())).await;
@@ -219,13 +219,13 @@ async fn an_open_stream_goes_on_asking_until_it_is_paid(db: PgPool) {
     }
     let before = fence(&world).await;
     world.pay(&id(&placed).to_string()).await;
-    let newest = world.app.hub.watch(shared::db::orders::get(&world.db, id(&placed)).await.unwrap().unwrap());
+    let newest = world.app.hub.watch(store::tables::orders::get(&world.db, id(&placed)).await.unwrap().unwrap());
     assert_eq!(newest.unwrap_or_else(|error| panic!("{error}")).newest.borrow().status.as_str(), "paid");
     assert_eq!(hint(&world.db, &[id(&placed)], Hint::Watched).await.unwrap(), []);
     assert_eq!(fence(&world).await, before);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_visit_without_a_proof_asks_nothing(db: PgPool) {
     let world = World::new(db).await;
     let placed = pending(&world, None).await;
@@ -241,7 +241,7 @@ async fn a_visit_without_a_proof_asks_nothing(db: PgPool) {
     assert_eq!(fence(&world).await, before + 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_whose_end_was_asked_for_shows_it(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;

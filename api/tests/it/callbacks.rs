@@ -8,11 +8,10 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{Method, Request};
+use domain::message::callback::Callback;
 use payment_api::refusal::CallbackOutcome;
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::job::Callback;
-use shared::mq;
 use sqlx::PgPool;
 use testkit::TestBroker;
 use time::OffsetDateTime;
@@ -24,7 +23,7 @@ const WECHAT: &str = "/v1/callbacks/wechat/main";
 
 fn vectors(file: &str) -> Value {
     let folder = std::env::var("VECTORS_DIR")
-        .unwrap_or_else(|_| format!("{}/../shared/tests/fixtures/vectors", env!("CARGO_MANIFEST_DIR")));
+        .unwrap_or_else(|_| format!("{}/../shared/gateway/tests/fixtures/vectors", env!("CARGO_MANIFEST_DIR")));
     serde_json::from_str(&std::fs::read_to_string(Path::new(&folder).join(file)).unwrap()).unwrap()
 }
 
@@ -89,7 +88,7 @@ async fn stored(db: &PgPool) -> Vec<Callback> {
     rows.into_iter().map(|row| serde_json::from_value(row).unwrap()).collect()
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn every_wechat_vector_meets_its_answer(db: PgPool) {
     let world = world(db).await;
     let vectors = vectors("wechat/notify.json");
@@ -123,7 +122,7 @@ async fn every_wechat_vector_meets_its_answer(db: PgPool) {
     assert_eq!(stored(&world.db).await.len(), accepted, "no refused callback left a row");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn every_alipay_vector_meets_its_answer(db: PgPool) {
     let world = world(db).await;
     let vectors = vectors("alipay/notify_verify.json");
@@ -148,7 +147,7 @@ async fn every_alipay_vector_meets_its_answer(db: PgPool) {
 /// The query string with which Alipay sends the buyer's browser back: signed by the rule and the key of notices.
 fn signed_return() -> Vec<(&'static str, String)> {
     let pem = std::fs::read_to_string(format!(
-        "{}/../shared/tests/fixtures/vectors/keys/alipay_platform_private_pkcs8.pem",
+        "{}/../shared/gateway/tests/fixtures/vectors/keys/alipay_platform_private_pkcs8.pem",
         env!("CARGO_MANIFEST_DIR")
     ));
     let mut fields: Vec<(&str, String)> = [
@@ -165,13 +164,13 @@ fn signed_return() -> Vec<(&'static str, String)> {
     .map(|(name, value)| (name, value.to_owned()))
     .into();
     let covered: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let key = shared::gateway::keys::SigningKey::from_pem(&pem.unwrap()).unwrap();
+    let key = gateway::keys::SigningKey::from_pem(&pem.unwrap()).unwrap();
     fields.push(("sign", key.sign(covered.join("&").as_bytes()).unwrap()));
     fields.push(("sign_type", "RSA2".to_owned()));
     fields
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_buyers_return_is_no_notice_however_it_is_written(db: PgPool) {
     let world = world(db).await;
     let encoded = |fields: &[(&str, String)]| -> String {
@@ -200,7 +199,7 @@ async fn a_buyers_return_is_no_notice_however_it_is_written(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn without_a_broker_the_exact_bytes_are_in_the_database(db: PgPool) {
     let world = world(db).await;
     let case = case("wechat/notify.json", "pay-success-body-with-whitespace-and-escapes");
@@ -219,7 +218,7 @@ async fn without_a_broker_the_exact_bytes_are_in_the_database(db: PgPool) {
     assert!(due, "the relay takes it at once");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn alipays_success_is_exactly_that_word(db: PgPool) {
     let world = world(db).await;
     let answer = world.send(alipay("valid-trade-success")).await;
@@ -227,7 +226,7 @@ async fn alipays_success_is_exactly_that_word(db: PgPool) {
     assert_eq!(answer.header("content-type"), "text/plain; charset=utf-8");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn with_a_broker_the_road_is_taken(db: PgPool) {
     let broker = TestBroker::new().await;
     let world = World::with(db, Setup { clock: Clock::fixed(then()), broker: broker.uri(), ..Setup::default() }).await;
@@ -239,13 +238,13 @@ async fn with_a_broker_the_road_is_taken(db: PgPool) {
     let connection = broker.admin().await;
     let channel = connection.create_channel().await.unwrap();
     let message = channel.basic_get("payment.callbacks".into(), Default::default()).await.unwrap().unwrap();
-    let callback = mq::callback_from(&message.delivery).unwrap();
+    let callback = broker::callback_from(&message.delivery).unwrap();
     assert_eq!(callback.body.as_ref(), case["body"].as_str().unwrap().as_bytes());
     assert_eq!(callback.header("wechatpay-serial"), case["headers"]["Wechatpay-Serial"].as_str());
     assert_eq!(callback.received_at, then());
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn with_neither_nothing_is_called_a_success(db: PgPool) {
     let world = world(db.clone()).await;
     db.close().await;
@@ -256,7 +255,7 @@ async fn with_neither_nothing_is_called_a_success(db: PgPool) {
     assert_eq!(seen(&world, alipay("invalid-tampered-amount")).await.0, 401);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_database_that_does_not_answer_costs_less_than_five_seconds(db: PgPool) {
     let world = world(db.clone()).await;
     let mut lock = db.begin().await.unwrap();
@@ -266,7 +265,7 @@ async fn a_database_that_does_not_answer_costs_less_than_five_seconds(db: PgPool
     assert!(began.elapsed() < Duration::from_millis(4500), "{:?}", began.elapsed());
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_gateway_that_hangs_up_changes_nothing(db: PgPool) {
     let world = world(db.clone()).await;
     let mut lock = db.begin().await.unwrap();
@@ -281,7 +280,7 @@ async fn a_gateway_that_hangs_up_changes_nothing(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn unknown_accounts_and_other_methods(db: PgPool) {
     let world = world(db).await;
     for account in ["other", "MAIN", "a%20b", "%ff", &"a".repeat(33)] {
@@ -302,7 +301,7 @@ async fn unknown_accounts_and_other_methods(db: PgPool) {
     assert_eq!(seen(&world, retired.body(Body::from(body)).unwrap()).await.2, "accepted", "its orders live on");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_body_of_64_kib_and_a_byte_is_too_large(db: PgPool) {
     let world = world(db).await;
     let sent = |length: usize, chunked: bool| {
@@ -320,7 +319,7 @@ async fn a_body_of_64_kib_and_a_byte_is_too_large(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_body_that_never_ends_is_too_slow_in_time(db: PgPool) {
     let world = world(db).await;
     let stalled = Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>());
@@ -330,7 +329,7 @@ async fn a_body_that_never_ends_is_too_slow_in_time(db: PgPool) {
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn malformed_callbacks_are_told_so(db: PgPool) {
     let world = world(db).await;
     let malformed = (400, fail("malformed request"), "malformed");
@@ -356,7 +355,7 @@ async fn malformed_callbacks_are_told_so(db: PgPool) {
     assert_eq!(world.count("jobs").await, 0);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn strangers_are_kept_out_by_the_list(db: PgPool) {
     let mut setup = Setup { clock: Clock::fixed(then()), ..Setup::default() };
     setup.settings.alipay_callers.networks = vec!["203.0.113.0/24".parse().unwrap()];
@@ -376,7 +375,7 @@ async fn strangers_are_kept_out_by_the_list(db: PgPool) {
     assert_eq!(seen(&world, wechat("pay-success-platform-cert")).await.2, "accepted", "the other list is off");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn refused_requests_count_against_an_address_and_good_ones_do_not(db: PgPool) {
     let world = world(db).await;
     let forged = || from("2001:db8::1", alipay("invalid-tampered-amount"));
@@ -418,7 +417,7 @@ impl std::io::Write for Log {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_proxy_that_is_not_trusted_is_told_of_once(db: PgPool) {
     let log = Log::default();
     let written = log.0.clone();
@@ -446,7 +445,7 @@ async fn a_proxy_that_is_not_trusted_is_told_of_once(db: PgPool) {
     assert!(told.len() == 1 && told[0].contains("WARN") && told[0].contains("192.0.2.1"), "{told:?}");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn the_gateways_own_addresses_are_never_strangers(db: PgPool) {
     let mut setup = Setup { clock: Clock::fixed(then()), ..Setup::default() };
     setup.settings.alipay_callers.networks = vec!["203.0.113.9".parse::<std::net::IpAddr>().unwrap().into()];
@@ -457,7 +456,7 @@ async fn the_gateways_own_addresses_are_never_strangers(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_listener_of_its_own_serves_callbacks_alone(db: PgPool) {
     let mut world = world(db).await;
     world.router = payment_api::callbacks_only(world.app.clone());

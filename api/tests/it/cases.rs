@@ -1,10 +1,10 @@
 //! Cases: one person proposes, another confirms, and the case remembers both.
 
 use axum::http::Method;
+use domain::Money;
 use serde_json::{Value, json};
-use shared::domain::Money;
-use shared::settle::refunds::RefundFact;
 use sqlx::PgPool;
+use store::settle::refunds::RefundFact;
 
 use crate::support::{Who, returned};
 use crate::world::{Answer, World};
@@ -23,7 +23,7 @@ pub async fn both(world: &World, case: &str, body: Value) -> Answer {
     step(world, B, case, "confirm", json!({ "version": proposed.json()["version"] })).await
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_late_payment_is_returned_by_two_people(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -56,7 +56,7 @@ async fn a_late_payment_is_returned_by_two_people(db: PgPool) {
     step(&world, B, &case, "propose", json!({ "action": "fulfil" })).await.is(409, "case_resolved");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn of_many_who_confirm_one_does(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -71,7 +71,7 @@ async fn of_many_who_confirm_one_does(db: PgPool) {
 }
 
 /// The ingress moves no order: the worker asks the gateway first.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_late_payment_is_handed_on_to_be_honoured_and_never_after_a_return(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -103,7 +103,7 @@ async fn a_late_payment_is_handed_on_to_be_honoured_and_never_after_a_return(db:
     assert_eq!(world.get_case(&case).await["status"], "proposed", "a refusal leaves the proposal as it was");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_closed_refund_goes_again_under_a_new_number(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -124,7 +124,7 @@ async fn a_closed_refund_goes_again_under_a_new_number(db: PgPool) {
     step(&world, A, &case, "propose", json!({ "action": "refund_again" })).await.is(409, "action_unfit");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_undeliverable_refund_is_redirected_and_the_case_stays_open(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -139,7 +139,7 @@ async fn an_undeliverable_refund_is_redirected_and_the_case_stays_open(db: PgPoo
     assert_eq!(asked, json!({ "redirect": "merchant" }));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_note_needs_one_person(db: PgPool) {
     let world = World::new(db).await;
     let (one, two) = (world.case("dead_letter", None, "d1").await, world.case("unknown_order", None, "d2").await);
@@ -154,7 +154,7 @@ async fn a_note_needs_one_person(db: PgPool) {
     step(&world, A, &one, "resolve", json!({ "note": "again" })).await.is(409, "case_resolved");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn what_a_refund_that_is_not_ours_reserves_is_freed_by_two_people(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -170,7 +170,7 @@ async fn what_a_refund_that_is_not_ours_reserves_is_freed_by_two_people(db: PgPo
     assert_eq!(world.refund("u1", &id, "k3", &json!({})).await.status.as_u16(), 202);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_refund_of_the_console_is_handed_on_to_be_booked_by_two_people(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -185,7 +185,7 @@ async fn a_refund_of_the_console_is_handed_on_to_be_booked_by_two_people(db: PgP
     assert_eq!(asked[format!("case:{case}")], book);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn what_does_not_fit_is_refused_before_anybody_is_asked(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -223,7 +223,7 @@ async fn what_does_not_fit_is_refused_before_anybody_is_asked(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn the_list_is_filtered_and_paged(db: PgPool) {
     let world = World::new(db).await;
     let mut all = Vec::new();
@@ -256,7 +256,7 @@ impl World {
 }
 
 /// Another amount of a refund of ours is accepted by two people. The worker books it when the gateway states it once more.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn another_amount_of_a_refund_is_accepted_by_two_people(db: PgPool) {
     let world = World::new(db).await;
     let accept = || json!({ "action": "accept_amount" });
@@ -288,7 +288,7 @@ async fn another_amount_of_a_refund_is_accepted_by_two_people(db: PgPool) {
 }
 
 /// More went back than was paid: neither the amount nor the payment can be acted on from here.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_return_of_too_much_offers_a_note_alone(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -306,20 +306,20 @@ async fn a_return_of_too_much_offers_a_note_alone(db: PgPool) {
 }
 
 /// A case of an older release still holds the bytes of a callback, which name the payer.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn no_answer_shows_the_bytes_of_a_dead_letter(db: PgPool) {
     let world = World::new(db).await;
     let case = world.case("dead_letter", None, "1").await;
     let evidence = json!({ "queue": "payment.callbacks", "body": "YnV5ZXI9c2VjcmV0" });
     sqlx::query("update cases set evidence = $1").bind(&evidence).execute(&world.db).await.unwrap();
-    let expected = json!({ "queue": "payment.callbacks", "size": 12, "digest": shared::job::digest(b"buyer=secret") });
+    let expected = json!({ "queue": "payment.callbacks", "size": 12, "digest": domain::message::callback::digest(b"buyer=secret") });
     assert_eq!(world.get_case(&case).await["evidence"], expected);
     let listed = world.ask(A, Method::GET, "/v1/admin/cases", None).await.json();
     assert_eq!(listed["cases"][0]["evidence"], expected);
 }
 
 /// Operators read notes in a terminal.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_note_that_steers_a_terminal_is_refused(db: PgPool) {
     let world = World::new(db).await;
     let case = world.case("unknown_order", None, "1").await;

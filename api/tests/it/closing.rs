@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use axum::http::Method;
+use domain::OrderId;
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::db::orders;
-use shared::domain::OrderId;
 use sqlx::PgPool;
+use store::tables::orders;
 use tokio::time::Instant;
 
 use crate::support::Who;
@@ -34,7 +34,7 @@ async fn close(world: &World, id: &str) -> Answer {
     world.ask(Who::User("u1"), Method::POST, &format!("/v1/orders/{id}/close"), None).await
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_is_closed_by_the_worker(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -49,7 +49,7 @@ async fn an_order_is_closed_by_the_worker(db: PgPool) {
     assert_eq!((again.status.as_u16(), again.body), (200, answer.body));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_payment_that_is_faster_wins(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -63,7 +63,7 @@ async fn a_payment_that_is_faster_wins(db: PgPool) {
     close(&world, &id).await.is(409, "order_already_paid");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn without_a_worker_the_answer_says_where_to_look(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -79,7 +79,7 @@ async fn without_a_worker_the_answer_says_where_to_look(db: PgPool) {
     assert_eq!(world.count("jobs").await, 1, "one check of an order, however often it is asked for");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_sync_shows_both_sides_and_what_changed(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;

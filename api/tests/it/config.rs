@@ -19,7 +19,7 @@ impl World {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn new_orders_obey_what_is_set(db: PgPool) {
     let world = World::new(db).await;
     let changed = world
@@ -64,7 +64,7 @@ async fn new_orders_obey_what_is_set(db: PgPool) {
 }
 
 /// As an admin page does: it shows the rules, then what buyers see of them.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn rules_that_were_shown_are_in_force_for_whoever_asks_next(db: PgPool) {
     let (world, other) = (World::new(db.clone()).await, World::new(db).await);
     for version in 1..20 {
@@ -79,7 +79,7 @@ async fn rules_that_were_shown_are_in_force_for_whoever_asks_next(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_that_was_placed_is_not_judged_again(db: PgPool) {
     let world = World::new(db).await;
     let first = world.create("u1", "k1", &wechat_order()).await;
@@ -100,7 +100,7 @@ async fn an_order_that_was_placed_is_not_judged_again(db: PgPool) {
     world.create("u1", "k3", &wechat_order()).await.is(409, "method_disabled");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn nobody_overwrites_what_he_has_not_seen_and_everybody_is_written_down(db: PgPool) {
     let world = World::new(db).await;
     let ten = json!({ "version": 1, "max_amount": "10.00", "note": "one" });
@@ -129,7 +129,7 @@ async fn nobody_overwrites_what_he_has_not_seen_and_everybody_is_written_down(db
     assert_eq!(of_wechat["changes"].as_array().unwrap().len(), 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_change_is_judged_whole_before_anything_changes(db: PgPool) {
     let world = World::new(db).await;
     let mut told = String::new();
@@ -143,7 +143,7 @@ async fn a_change_is_judged_whole_before_anything_changes(db: PgPool) {
     ] {
         let answer = world.change("a1", "alipay", &body).await;
         answer.is(400, "invalid_fields");
-        told += &format!("{}\n", shared::domain::shorten_chars(&body.to_string(), 100));
+        told += &format!("{}\n", domain::shorten_chars(&body.to_string(), 100));
         for fault in answer.json()["errors"].as_array().unwrap() {
             told += &format!("    {}: {}\n", fault["field"].as_str().unwrap(), fault["message"].as_str().unwrap());
         }

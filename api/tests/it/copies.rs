@@ -2,11 +2,11 @@
 
 use axum::body::Body;
 use axum::http::{Method, Request};
+use domain::OrderId;
 use serde_json::{Value, json};
-use shared::cache::redis::Script;
-use shared::cache::{CopiesKey, Redis, RedisConfig};
-use shared::domain::OrderId;
 use sqlx::PgPool;
+use store::cache::redis::Script;
+use store::cache::{CopiesKey, Redis, RedisConfig};
 
 use crate::support::Who::{self, Admin, User};
 use crate::world::{Setup, World};
@@ -27,7 +27,7 @@ impl World {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_copy_is_shown_to_its_owner_alone(db: PgPool) {
     let redis = redis(&db).await;
     let (world, other) = (with_redis(db.clone(), &redis).await, with_redis(db, &redis).await);
@@ -45,7 +45,7 @@ async fn a_copy_is_shown_to_its_owner_alone(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn whoever_changes_an_order_is_shown_the_change(db: PgPool) {
     for redis in [None, Some(redis(&db).await)] {
         let world = World::with(db.clone(), Setup { redis, ..Setup::default() }).await;
@@ -58,7 +58,7 @@ async fn whoever_changes_an_order_is_shown_the_change(db: PgPool) {
 }
 
 /// As a frontend does: it lists, and then looks.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_list_raises_what_is_shown(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -70,7 +70,7 @@ async fn a_list_raises_what_is_shown(db: PgPool) {
 }
 
 /// Nobody answers here, so it waits for its five seconds.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_sync_writes_the_copies_anew(db: PgPool) {
     let redis = redis(&db).await;
     let world = with_redis(db, &redis).await;
@@ -85,7 +85,7 @@ async fn a_sync_writes_the_copies_anew(db: PgPool) {
 }
 
 /// One process has the rules changed; another, which nobody tells, judges by them soon.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn rules_are_in_force_in_every_process_within_a_second(db: PgPool) {
     let redis = redis(&db).await;
     let here = with_redis(db.clone(), &redis).await;
@@ -104,7 +104,7 @@ async fn rules_are_in_force_in_every_process_within_a_second(db: PgPool) {
             if answer.status.as_u16() == 409 {
                 break answer.is(409, "method_disabled");
             }
-            assert!(began < changed + shared::cache::FRESH + std::time::Duration::from_millis(20));
+            assert!(began < changed + store::cache::FRESH + std::time::Duration::from_millis(20));
         }
     }
 }

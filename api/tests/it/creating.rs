@@ -10,7 +10,7 @@ use sqlx::PgPool;
 
 use crate::world::{Answer, Mood, World, alipay_order, answered, creation, signed, wechat_order};
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_is_placed_with_everything_that_follows_from_it(db: PgPool) {
     let world = World::new(db).await;
     let mut body = alipay_order();
@@ -42,7 +42,7 @@ async fn an_order_is_placed_with_everything_that_follows_from_it(db: PgPool) {
     assert_eq!(&read.json(), order, "the answer is what the database holds");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_repeat_answers_the_same_bytes(db: PgPool) {
     let world = World::new(db).await;
     for body in [alipay_order(), wechat_order()] {
@@ -56,7 +56,7 @@ async fn a_repeat_answers_the_same_bytes(db: PgPool) {
     assert_eq!((world.count("payment_orders").await, world.gateway.calls()), (2, 1));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn sixty_four_at_once_make_one_order_and_agree(db: PgPool) {
     let world = World::new(db).await;
     world.gateway.is(Mood::Slow(Duration::from_millis(50)));
@@ -70,7 +70,7 @@ async fn sixty_four_at_once_make_one_order_and_agree(db: PgPool) {
     assert_eq!(world.gateway.calls(), 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn two_processes_agree_as_well_and_ask_the_gateway_once(db: PgPool) {
     let (one, other) = (World::new(db.clone()).await, World::new(db).await);
     let body = wechat_order();
@@ -85,7 +85,7 @@ async fn two_processes_agree_as_well_and_ask_the_gateway_once(db: PgPool) {
     assert_eq!(one.gateway.calls() + other.gateway.calls(), 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn what_a_crash_left_unanswered_is_waited_for_and_then_taken_over(db: PgPool) {
     let world = World::new(db).await;
     world.gateway.is(Mood::IsAway);
@@ -107,7 +107,7 @@ async fn what_a_crash_left_unanswered_is_waited_for_and_then_taken_over(db: PgPo
     assert_eq!(world.create("u1", "k1", &wechat_order()).await.body, answer.body);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn another_request_hears_that_the_key_is_taken_even_while_its_owner_is_under_way(db: PgPool) {
     let world = World::new(db).await;
     world.gateway.is(Mood::Waits);
@@ -126,7 +126,7 @@ async fn another_request_hears_that_the_key_is_taken_even_while_its_owner_is_und
     assert_eq!((slow.status, world.count("payment_orders").await), (StatusCode::CREATED, 1));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn who_has_lost_his_hold_saves_nothing(db: PgPool) {
     let world = World::new(db).await;
     world.gateway.is(Mood::Waits);
@@ -149,7 +149,7 @@ async fn who_has_lost_his_hold_saves_nothing(db: PgPool) {
     assert_eq!(world.count("payment_orders").await, 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_key_says_when_it_is_forgotten_and_then_is_a_new_one(db: PgPool) {
     let world = World::new(db).await;
     let first = world.create("u1", "k1", &wechat_order()).await;
@@ -174,7 +174,7 @@ async fn a_key_says_when_it_is_forgotten_and_then_is_a_new_one(db: PgPool) {
 }
 
 /// While an order can be paid, a repeat must not make a second one.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_key_outlives_its_order_by_a_day(db: PgPool) {
     let world = World::new(db).await;
     for (body, key) in [(alipay_order(), "k1"), (wechat_order(), "k2")] {
@@ -196,7 +196,7 @@ async fn a_key_outlives_its_order_by_a_day(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_key_is_required_well_formed_and_bound_to_one_request_of_one_user(db: PgPool) {
     let world = World::new(db).await;
     let without = signed(Method::POST, "/v1/orders", "u1").header("content-type", "application/json");
@@ -217,7 +217,7 @@ async fn a_key_is_required_well_formed_and_bound_to_one_request_of_one_user(db: 
     assert_eq!(world.count("payment_orders").await, 3);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_key_that_another_transaction_holds_is_in_flight(db: PgPool) {
     let world = World::new(db.clone()).await;
     let mut other = db.begin().await.unwrap();
@@ -240,7 +240,7 @@ async fn a_key_that_another_transaction_holds_is_in_flight(db: PgPool) {
     assert_eq!(world.create("u1", "k1", &alipay_order()).await.status, StatusCode::CREATED);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_failed_prepay_leaves_the_order_to_be_tried_again_under_its_key(db: PgPool) {
     let world = World::new(db).await;
     for (mood, status, code) in [
@@ -273,7 +273,7 @@ async fn given_up(world: &World) -> String {
     id
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_that_the_gateway_refuses_for_good_is_given_up(db: PgPool) {
     let world = World::new(db).await;
     world.gateway.is(Mood::Refuses);
@@ -293,7 +293,7 @@ async fn an_order_that_the_gateway_refuses_for_good_is_given_up(db: PgPool) {
     assert_eq!(world.create("u1", "k2", &wechat_order()).await.status, StatusCode::CREATED);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_that_the_gateway_calls_paid_is_not_to_be_replaced(db: PgPool) {
     let world = World::new(db).await;
     world.gateway.is(Mood::SaysPaid);
@@ -307,7 +307,7 @@ async fn an_order_that_the_gateway_calls_paid_is_not_to_be_replaced(db: PgPool) 
     assert_eq!(world.gateway.calls(), 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_client_that_hangs_up_changes_nothing(db: PgPool) {
     let world = World::new(db).await;
     world.gateway.is(Mood::Waits);
@@ -321,7 +321,7 @@ async fn a_client_that_hangs_up_changes_nothing(db: PgPool) {
     assert_eq!((world.count("payment_orders").await, world.gateway.calls()), (1, 1));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_repeat_is_not_judged_by_rules_that_came_later(db: PgPool) {
     let world = World::new(db.clone()).await;
     let mut body = alipay_order();
@@ -334,7 +334,7 @@ async fn a_repeat_is_not_judged_by_rules_that_came_later(db: PgPool) {
     later.create("u1", "k2", &body).await.is(400, "invalid_fields");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_fresh_credential_comes_from_the_same_parameters(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.create("u1", "k1", &wechat_order()).await.json();
@@ -360,7 +360,7 @@ async fn a_fresh_credential_comes_from_the_same_parameters(db: PgPool) {
     assert_eq!(world.gateway.calls(), 2);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn every_scene_gets_its_kind_of_credential(db: PgPool) {
     let world = World::new(db).await;
     for (scene, kind) in [("page", "redirect"), ("wap", "redirect"), ("app", "invoke")] {
@@ -381,7 +381,7 @@ async fn every_scene_gets_its_kind_of_credential(db: PgPool) {
     assert!(asked[0].to_string().contains("oUpF8u"), "and reaches the gateway");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn without_a_database_nothing_is_placed(db: PgPool) {
     let world = World::new(db.clone()).await;
     db.close().await;

@@ -36,7 +36,7 @@ const TROUBLES: [(Mood, u16, &str); 5] = [
     (Mood::Babbles, 502, "gateway_protocol"),
 ];
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_refused_refresh_closes_nothing_and_the_last_credential_goes_on(db: PgPool) {
     let world = World::new(db).await;
     let (id, first) = placed(&world).await;
@@ -62,7 +62,7 @@ async fn a_refused_refresh_closes_nothing_and_the_last_credential_goes_on(db: Pg
     assert_eq!(world.count("order_credentials").await, 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn without_a_good_credential_the_refusal_has_its_code_and_the_order_stays(db: PgPool) {
     let world = World::new(db).await;
     let (id, _) = placed(&world).await;
@@ -80,7 +80,7 @@ async fn without_a_good_credential_the_refusal_has_its_code_and_the_order_stays(
     assert_eq!(refresh(&world, &id).await.status, StatusCode::OK);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_that_the_gateway_calls_paid_or_closed_is_asked_about_and_not_closed(db: PgPool) {
     let world = World::new(db).await;
     let due = "select count(*) from jobs where kind = 'check' and due_at <= now() and not payload ? 'close'";
@@ -94,7 +94,7 @@ async fn an_order_that_the_gateway_calls_paid_or_closed_is_asked_about_and_not_c
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_kept_credential_is_sealed_for_its_order_and_its_key(db: PgPool) {
     let world = World::new(db.clone()).await;
     let (id, first) = placed(&world).await;
@@ -131,7 +131,7 @@ async fn a_kept_credential_is_sealed_for_its_order_and_its_key(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn without_a_key_nothing_is_kept_and_what_we_sign_ourselves_never_is(db: PgPool) {
     let world = World::with(db.clone(), Setup { seal: None, ..Setup::default() }).await;
     placed(&world).await;
@@ -144,7 +144,7 @@ async fn without_a_key_nothing_is_kept_and_what_we_sign_ourselves_never_is(db: P
     assert_eq!(sealing.count("order_credentials").await, 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn our_own_trouble_ends_no_order_and_calls_people_once(db: PgPool) {
     let world = World::new(db).await;
     world.gateway.is(Mood::RefusesUs);

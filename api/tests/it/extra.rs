@@ -2,11 +2,11 @@
 
 use axum::body::Body;
 use axum::http::{Method, Request};
+use domain::OrderId;
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::db::extra;
-use shared::domain::OrderId;
 use sqlx::PgPool;
+use store::tables::extra;
 
 use crate::support::{Who, returned};
 use crate::world::{Answer, World, minted_for, wechat_order};
@@ -67,7 +67,7 @@ async fn placed(world: &World) -> (Value, String) {
     (placed, id)
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_late_payment_is_read_as_what_became_of_it(db: PgPool) {
     let world = World::new(db).await;
     let (placed, id) = placed(&world).await;
@@ -103,7 +103,7 @@ async fn a_late_payment_is_read_as_what_became_of_it(db: PgPool) {
     assert!(page(&world, &placed, "en").await.contains("Your payment has been returned"));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_second_payment_stands_beside_the_first(db: PgPool) {
     let world = World::new(db).await;
     let (placed, id) = placed(&world).await;
@@ -135,7 +135,7 @@ async fn a_second_payment_stands_beside_the_first(db: PgPool) {
     assert_eq!(state().await, json!({ "state": "held", "amount": "22.34" }));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_payment_of_another_amount_is_held_until_its_case_ends(db: PgPool) {
     let world = World::new(db).await;
     let (placed, id) = placed(&world).await;

@@ -222,7 +222,7 @@ fn request(operation: &Operation, filling: &Filling, ids: &[String]) -> Option<R
     request.body(Body::from(body)).ok()
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn no_request_finds_a_defect_or_an_answer_that_is_not_described(db: PgPool) {
     let world = World::new(db).await;
     let (paid, placed) = (world.paid("u1").await, world.placed("u1").await);

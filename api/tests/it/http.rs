@@ -14,7 +14,7 @@ fn get(path: &str) -> Request<Body> {
     Request::get(path).body(Body::empty()).unwrap()
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn unknown_addresses_and_methods_are_problems(db: PgPool) {
     let world = World::new(db).await;
     for path in ["/nowhere", "/v1", "/v1/orders/a/b/c", "/v1/callbacks/paypal/main", "/docs/nowhere"] {
@@ -39,7 +39,7 @@ async fn unknown_addresses_and_methods_are_problems(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_request_names_one_host_and_nothing_twice(db: PgPool) {
     let world = World::new(db).await;
     let twice = Request::get("/").header("host", "a").header("host", "b").body(Body::empty()).unwrap();
@@ -58,7 +58,7 @@ async fn a_request_names_one_host_and_nothing_twice(db: PgPool) {
     world.send(get(&format!("/nowhere?{}", "a".repeat(4080)))).await.is(404, "not_found");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_body_has_64_kib_at_most(db: PgPool) {
     let world = World::new(db).await;
     let send = |length: usize, declared: bool| {
@@ -90,7 +90,7 @@ fn halting(first: &str, silence: Duration, second: &str) -> Body {
 
 const FOREVER: Duration = Duration::from_secs(3600);
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_slow_network_is_waited_for_and_then_told_so(db: PgPool) {
     let world = World::new(db).await;
     let order = crate::world::alipay_order().to_string();
@@ -111,7 +111,7 @@ async fn a_slow_network_is_waited_for_and_then_told_so(db: PgPool) {
 }
 
 /// The gateways' routes wait less, and do not hold it against the sender either.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_slow_callback_is_no_bad_one(db: PgPool) {
     let world = World::new(db).await;
     for _ in 0..3 {
@@ -123,7 +123,7 @@ async fn a_slow_callback_is_no_bad_one(db: PgPool) {
     assert!(!world.app.strikes.is_out("198.51.100.7".parse().unwrap(), now));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn too_many_at_once_are_sent_away_and_callbacks_are_not(db: PgPool) {
     let mut setup = Setup::default();
     setup.settings.requests = 1;
@@ -146,7 +146,7 @@ async fn too_many_at_once_are_sent_away_and_callbacks_are_not(db: PgPool) {
     assert_eq!(callback.status.as_u16(), 400, "callbacks have room of their own");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn each_request_has_an_id_of_ours(db: PgPool) {
     let world = World::new(db).await;
     let named = Request::get("/").header("x-request-id", "mine").body(Body::empty()).unwrap();
@@ -169,7 +169,7 @@ fn summary(description: &Value) -> String {
 }
 
 /// The administrators' routes are nobody's business on the Internet.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn where_the_description_is_not_served_nothing_names_it(db: PgPool) {
     let mut setup = Setup::default();
     setup.settings.serve_docs = false;
@@ -181,7 +181,7 @@ async fn where_the_description_is_not_served_nothing_names_it(db: PgPool) {
     assert_eq!(world.send(get("/v1/payment-methods")).await.status.as_u16(), 200);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn the_api_describes_itself(db: PgPool) {
     let world = World::new(db).await;
     insta::assert_snapshot!(summary(&world.send(get("/openapi.json")).await.json()));
@@ -200,7 +200,7 @@ async fn the_api_describes_itself(db: PgPool) {
 }
 
 /// The description of a new order, the parser and the type that clients see name the same fields.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn the_description_of_a_new_order_is_what_is_read(db: PgPool) {
     let world = World::new(db).await;
     let description = world.send(get("/openapi.json")).await.json();

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{Method, Request, StatusCode};
-use shared::cache::redis::Script;
-use shared::cache::{Redis, RedisConfig};
 use sqlx::PgPool;
+use store::cache::redis::Script;
+use store::cache::{Redis, RedisConfig};
 
 use crate::world::{Answer, Setup, World, signed};
 
@@ -29,7 +29,7 @@ async fn world(db: PgPool, per_address: u32, per_user: u32) -> World {
     World::with(db, setup).await
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_address_has_a_budget_whatever_it_claims(db: PgPool) {
     let world = world(db, 3, 0).await;
     for left in (0..3).rev() {
@@ -55,7 +55,7 @@ async fn an_address_has_a_budget_whatever_it_claims(db: PgPool) {
     assert_eq!(world.send(callback).await.status, StatusCode::BAD_REQUEST, "no budget of a frontend's");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_user_has_a_budget_wherever_he_asks_from(db: PgPool) {
     let world = world(db, 100, 2).await;
     for n in 0..2 {
@@ -92,7 +92,7 @@ async fn spent(ingresses: &[&World], user: &str) -> Vec<String> {
     told
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn several_ingresses_share_a_budget_and_have_one_each_without_redis(db: PgPool) {
     let redis = crate::copies::redis(&db).await;
     let world = async |redis: Option<Redis>| {
@@ -121,7 +121,7 @@ async fn several_ingresses_share_a_budget_and_have_one_each_without_redis(db: Pg
     assert_eq!(spent(&[&alone], "u1").await, ["r=3", "r=2", "r=1", "r=0", "r=0"]);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn every_answer_tells_browsers_how_little_they_may(db: PgPool) {
     let world = World::new(db).await;
     let callback = Request::post("/v1/callbacks/wechat/main").body(Body::from("{}")).unwrap();
@@ -144,7 +144,7 @@ async fn every_answer_tells_browsers_how_little_they_may(db: PgPool) {
     assert_eq!(docs.header("x-frame-options"), "DENY");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn pages_of_listed_origins_may_ask_and_no_others(db: PgPool) {
     let mut setup = Setup::default();
     setup.settings.cors_origins = vec![url::Url::parse("https://shop.example.com").unwrap().origin()];

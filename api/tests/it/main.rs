@@ -1,5 +1,6 @@
 //! The ingress without a socket, on a real database: the router is called as the accept loop would call it.
 
+mod addresses;
 mod audit;
 mod auth;
 mod back;

@@ -2,10 +2,10 @@
 
 use axum::body::Body;
 use axum::http::Request;
+use domain::OrderId;
 use gateway_sim::crypto::Signer;
+use runtime::clock::Clock;
 use serde_json::Value;
-use shared::clock::Clock;
-use shared::domain::OrderId;
 use sqlx::PgPool;
 use time::Duration;
 use url::form_urlencoded::Serializer;
@@ -13,8 +13,9 @@ use url::form_urlencoded::Serializer;
 use crate::world::{Answer, Setup, World, alipay_order, token, wechat_order};
 
 pub const PLATFORM: &str =
-    include_str!("../../../shared/tests/fixtures/vectors/keys/alipay_platform_private_pkcs8.pem");
-const STRANGER: &str = include_str!("../../../shared/tests/fixtures/vectors/keys/alipay_other_private_pkcs8.pem");
+    include_str!("../../../shared/gateway/tests/fixtures/vectors/keys/alipay_platform_private_pkcs8.pem");
+const STRANGER: &str =
+    include_str!("../../../shared/gateway/tests/fixtures/vectors/keys/alipay_other_private_pkcs8.pem");
 const PAGES: [&str; 2] = ["/pay/success", "/pay/cancel"];
 const NEUTRAL: &str = "Please look into the merchant’s app";
 
@@ -78,7 +79,7 @@ async fn set(world: &World, status: &str) {
     .unwrap();
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_signed_return_shows_our_own_record(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;
@@ -108,7 +109,7 @@ async fn a_signed_return_shows_our_own_record(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn the_cancel_page_of_a_paid_order_says_paid(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;
@@ -127,7 +128,7 @@ async fn the_cancel_page_of_a_paid_order_says_paid(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_waiting_page_carries_a_short_token_of_its_own(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;
@@ -150,7 +151,7 @@ async fn a_waiting_page_carries_a_short_token_of_its_own(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn without_a_proof_there_is_no_order(db: PgPool) {
     let world = World::new(db).await;
     let (mine, other) = (world.order("u1").await, world.order("u2").await);
@@ -189,7 +190,7 @@ async fn without_a_proof_there_is_no_order(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn hostile_queries_leave_no_trace(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;
@@ -241,7 +242,7 @@ async fn hostile_queries_leave_no_trace(db: PgPool) {
     assert!(!huge.body.contains("script"));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn what_the_merchant_wrote_stays_text(db: PgPool) {
     let world = World::new(db).await;
     let mut body = alipay_order();
@@ -254,7 +255,7 @@ async fn what_the_merchant_wrote_stays_text(db: PgPool) {
     assert!(!page.contains("<img"));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn the_browser_is_told_to_be_strict(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;
@@ -281,7 +282,7 @@ async fn the_browser_is_told_to_be_strict(db: PgPool) {
     world.send(post).await.is(405, "method_not_allowed");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn both_languages_are_there_and_the_browser_chooses(db: PgPool) {
     let world = World::new(db).await;
     for (wanted, lang, last) in
@@ -296,7 +297,7 @@ async fn both_languages_are_there_and_the_browser_chooses(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_proof_ends_a_day_after_the_order(db: PgPool) {
     let placed = World::new(db.clone()).await.order("u1").await;
     let at = time::OffsetDateTime::parse(text(&placed, "expires_at"), &time::format_description::well_known::Rfc3339);
@@ -309,7 +310,7 @@ async fn a_proof_ends_a_day_after_the_order(db: PgPool) {
     is_neutral(&open(&after, "/pay/success", &query).await, &query);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_database_that_is_away_makes_the_page_wait(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;

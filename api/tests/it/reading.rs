@@ -13,7 +13,7 @@ async fn with_view_token(world: &World, path: &str, token: &str) -> Answer {
     world.send(Request::get(format!("{path}?view_token={token}")).body(Body::empty()).unwrap()).await
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_of_somebody_else_looks_like_none(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;
@@ -32,7 +32,7 @@ async fn an_order_of_somebody_else_looks_like_none(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_shows_neither_payer_nor_parameters(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;
@@ -40,7 +40,7 @@ async fn an_order_shows_neither_payer_nor_parameters(db: PgPool) {
     insta::assert_json_snapshot!(names);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_view_token_opens_one_order_and_nothing_else(db: PgPool) {
     let world = World::new(db).await;
     let (mine, other) = (world.order("u1").await, world.order("u1").await);
@@ -56,7 +56,7 @@ async fn a_view_token_opens_one_order_and_nothing_else(db: PgPool) {
     let post = Request::post(format!("{path}/payment?view_token={view_token}")).body(Body::empty()).unwrap();
     world.send(post).await.is(401, "token_missing");
 
-    let order = shared::domain::OrderId::parse(&id(&mine)).unwrap();
+    let order = domain::OrderId::parse(&id(&mine)).unwrap();
     let stale = world.app.clock.now() - Duration::days(1) - Duration::seconds(5);
     let stale = world.app.view_tokens.mint(order, stale).unwrap();
     with_view_token(&world, &path, &stale).await.is(401, "token_expired");
@@ -65,7 +65,7 @@ async fn a_view_token_opens_one_order_and_nothing_else(db: PgPool) {
     assert_eq!(with_view_token(&world, &path, &last_day).await.status.as_u16(), 200);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn the_list_pages_through_ones_own_orders(db: PgPool) {
     let world = World::new(db).await;
     let mut placed = Vec::new();
@@ -100,7 +100,7 @@ async fn the_list_pages_through_ones_own_orders(db: PgPool) {
 }
 
 /// A slip of the pen must not pass for "everything".
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_filter_that_does_not_exist_is_named(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;
@@ -130,7 +130,7 @@ async fn a_filter_that_does_not_exist_is_named(db: PgPool) {
     assert_eq!(world.get(&format!("/v1/orders?{all}"), "u1").await.json()["orders"].as_array().unwrap().len(), 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_row_with_a_time_that_cannot_be_is_shown_without_it_and_fails_no_list(db: PgPool) {
     let world = World::new(db).await;
     let (id, other) = (world.paid("u1").await, world.paid("u1").await);
@@ -158,7 +158,7 @@ async fn a_row_with_a_time_that_cannot_be_is_shown_without_it_and_fails_no_list(
     assert_eq!(world.get(&format!("/v1/orders/{other}"), "u1").await.status.as_u16(), 200);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn payment_methods_are_what_the_accounts_offer(db: PgPool) {
     let world = World::new(db).await;
     let answer = world.send(Request::get("/v1/payment-methods").body(Body::empty()).unwrap()).await;

@@ -4,13 +4,13 @@ use std::collections::HashSet;
 
 use axum::http::Method;
 use serde_json::{Value, json};
-use shared::settle::refunds::RefundFact;
 use sqlx::PgPool;
+use store::settle::refunds::RefundFact;
 
 use crate::support::{Who, returned};
 use crate::world::{World, answered};
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_refund_is_asked_for_with_everything_that_follows_from_it(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -31,7 +31,7 @@ async fn a_refund_is_asked_for_with_everything_that_follows_from_it(db: PgPool) 
     assert_eq!(world.one::<String>("select requested_by from refund_records").await, "u1");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn each_refusal_has_its_code(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.placed("u1").await;
@@ -63,7 +63,7 @@ async fn each_refusal_has_its_code(db: PgPool) {
     assert_eq!(world.get(&format!("/v1/orders/{id}"), "u1").await.json()["status"], "refunded");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_body_is_judged_whole(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -87,7 +87,7 @@ async fn a_body_is_judged_whole(db: PgPool) {
     assert_eq!(most.status.as_u16(), 202, "{}", most.body);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_key_belongs_to_one_order_and_one_body(db: PgPool) {
     let world = World::new(db).await;
     let (id, other) = (world.paid("u1").await, world.paid("u1").await);
@@ -101,7 +101,7 @@ async fn a_key_belongs_to_one_order_and_one_body(db: PgPool) {
     assert_eq!(world.count("refund_records").await, 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn sixty_four_with_one_key_ask_once_and_agree(db: PgPool) {
     let (one, other) = (World::new(db.clone()).await, World::new(db).await);
     let id = one.paid("u1").await;
@@ -118,7 +118,7 @@ async fn sixty_four_with_one_key_ask_once_and_agree(db: PgPool) {
     assert_eq!((bodies.len(), one.count("refund_records").await), (1, 1));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn of_sixty_four_with_keys_of_their_own_one_is_in_flight(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -136,7 +136,7 @@ async fn of_sixty_four_with_keys_of_their_own_one_is_in_flight(db: PgPool) {
     assert_eq!(world.one::<i64>("select count(*) from idempotency_keys where route like '%refunds'").await, 1);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn lists_show_what_is_asked_for_and_nobody_elses(db: PgPool) {
     let world = World::new(db).await;
     let mut refunds = Vec::new();
@@ -181,7 +181,7 @@ async fn lists_show_what_is_asked_for_and_nobody_elses(db: PgPool) {
     world.get("/v1/orders?status=succeeded", "u1").await.is(400, "invalid_fields");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_refund_of_somebody_else_looks_like_none(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;

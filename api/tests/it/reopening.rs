@@ -1,10 +1,10 @@
 //! Resolved cases that people need again, and money of which a part went back.
 
 use axum::http::Method;
+use domain::{AccountName, LatePaymentPolicy, PaymentMethod, Policies};
 use serde_json::{Value, json};
-use shared::domain::{AccountName, LatePaymentPolicy, PaymentMethod, Policies};
-use shared::settle::refunds::RefundFact;
 use sqlx::PgPool;
+use store::settle::refunds::RefundFact;
 
 use crate::cases::{A, B, both, step};
 use crate::support::{Who, returned};
@@ -21,7 +21,7 @@ async fn reopenings(world: &World) -> Vec<String> {
     sqlx::query_scalar(told).fetch_all(&world.db).await.unwrap()
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_resolved_case_is_reopened_with_a_reason(db: PgPool) {
     let world = World::new(db).await;
     let case = world.case("unknown_order", None, "4200").await;
@@ -50,7 +50,7 @@ async fn a_resolved_case_is_reopened_with_a_reason(db: PgPool) {
     assert_eq!(reopenings(&world).await.len(), 2, "each reopening has an event of its own");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_abnormal_refund_that_was_noted_by_mistake_is_redirected(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -66,7 +66,7 @@ async fn an_abnormal_refund_that_was_noted_by_mistake_is_redirected(db: PgPool) 
     assert_eq!(asked, json!({ "redirect": "merchant" }));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_case_stays_while_a_rest_of_its_payment_is_left(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -85,7 +85,7 @@ async fn a_case_stays_while_a_rest_of_its_payment_is_left(db: PgPool) {
 }
 
 /// Two people agree that money stays, and meanwhile the service has asked for its return.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn what_was_proposed_before_a_new_fact_cannot_be_confirmed(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -105,7 +105,7 @@ async fn what_was_proposed_before_a_new_fact_cannot_be_confirmed(db: PgPool) {
     assert_eq!((&shown["status"], &shown["version"]), (&json!("proposed"), &json!(3)));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_case_says_what_can_be_chosen_about_it(db: PgPool) {
     let world = World::new(db).await;
     for (kind, actions) in [

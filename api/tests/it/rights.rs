@@ -31,7 +31,7 @@ async fn described(world: &World) -> Vec<Route> {
     routes
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn every_route_lets_in_whom_it_should(db: PgPool) {
     let world = World::new(db).await;
     let order = world.paid("u1").await;
@@ -84,10 +84,10 @@ async fn told(world: &World, who: Who, (method, path, body): (&Method, &str, &Va
     format!("{} {code}", answer.status.as_u16())
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_scope_is_a_whole_word(db: PgPool) {
     let world = World::new(db).await;
-    let now = shared::clock::Clock::system().now().unix_timestamp();
+    let now = runtime::clock::Clock::system().now().unix_timestamp();
     for (scope, status) in [
         (json!("payments:admin"), 200),
         (json!("a payments:admin b"), 200),

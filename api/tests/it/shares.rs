@@ -39,7 +39,7 @@ async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
 }
 
 /// Trap: the request of a client that hangs up is not counted any more, and its work goes on.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn work_that_outlives_its_request_keeps_its_slot(db: PgPool) {
     let world = world(db, |setup| setup.settings.requests = 1).await;
     let id = world.placed("u1").await;
@@ -56,7 +56,7 @@ async fn work_that_outlives_its_request_keeps_its_slot(db: PgPool) {
 }
 
 /// Trap: each close of one order asks for it once more, and looks for itself.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn many_closes_of_one_order_are_one(db: PgPool) {
     // All of them may wait.
     let world = world(db, |setup| setup.settings.requests = 512).await;
@@ -76,7 +76,7 @@ async fn many_closes_of_one_order_are_one(db: PgPool) {
     world.send(closing(&id, "u2")).await.is(404, "order_not_found");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_user_has_so_many_requests_in_hand_and_leaves_the_others_theirs(db: PgPool) {
     let world = world(db, |setup| setup.settings.requests_in_hand = 2).await;
     world.gateway.is(Mood::Waits);
@@ -99,7 +99,7 @@ async fn a_user_has_so_many_requests_in_hand_and_leaves_the_others_theirs(db: Pg
 }
 
 /// Trap: a few users at one address hold every slot.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn many_users_at_one_address_leave_the_others_theirs(db: PgPool) {
     let world = world(db, |setup| (setup.settings.requests, setup.settings.requests_in_hand) = (12, 1)).await;
     world.gateway.is(Mood::Waits);
@@ -124,7 +124,7 @@ async fn many_users_at_one_address_leave_the_others_theirs(db: PgPool) {
 }
 
 /// Trap: closes wait for the worker, from many addresses and for many users, and hold every slot.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn closes_that_wait_leave_slots_to_the_others(db: PgPool) {
     let world = world(db, |setup| setup.settings.requests = 4).await;
     let ids = [world.placed("u1").await, world.placed("u2").await];
@@ -148,7 +148,7 @@ async fn closes_that_wait_leave_slots_to_the_others(db: PgPool) {
 }
 
 /// Trap: bodies that trickle in hold the slots of all.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_body_that_does_not_come_holds_no_slot(db: PgPool) {
     let world = world(db, |setup| (setup.settings.requests, setup.settings.callbacks) = (1, 1)).await;
     let slow = || {
@@ -172,7 +172,7 @@ async fn a_body_that_does_not_come_holds_no_slot(db: PgPool) {
 }
 
 /// Bodies of callbacks have a bound for each address, though they hold no slot.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn one_address_sends_so_many_bodies_at_once(db: PgPool) {
     let world = world(db, |_| {}).await;
     let path = "/v1/callbacks/alipay/main";
@@ -182,7 +182,7 @@ async fn one_address_sends_so_many_bodies_at_once(db: PgPool) {
     assert_eq!((count(408), count(429)), (64, 16));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_user_has_so_many_streams_whatever_their_orders(db: PgPool) {
     let world = world(db, |setup| (setup.settings.streams_per_user, setup.settings.streams) = (2, 100)).await;
     let placed = [world.placed("u1").await, world.placed("u1").await, world.placed("u1").await];

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use domain::PaymentMethod;
+use gateway::Gateways;
 use payment_api::start;
-use shared::config::Env;
-use shared::domain::PaymentMethod;
-use shared::gateway::Gateways;
-use shared::seal::SealKeys;
+use runtime::env::Env;
+use runtime::seal::SealKeys;
 use testkit::RsaPair;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ fn root() -> PathBuf {
 
 #[tokio::test]
 async fn every_fault_of_a_start_is_named_at_once_without_secrets() {
-    shared::telemetry::install_crypto();
+    runtime::telemetry::install_crypto();
     let gateways = format!("{}/tests/fixtures/faulty.toml", env!("CARGO_MANIFEST_DIR"));
     let env = Env::of([
         ("DATABASE_URL", "postgres://user:hidden@127.0.0.1:9/payment"),
@@ -48,7 +48,7 @@ fn example() -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn a_copy_of_the_example_starts_nothing() {
-    shared::telemetry::install_crypto();
+    runtime::telemetry::install_crypto();
     let example = example();
     let free = ["LISTEN_ADDR", "OPS_ADDR"].map(|name| (name, "127.0.0.1:0"));
     let variables = example.iter().map(|(name, value)| (name.as_str(), value.as_str())).chain(free);
@@ -94,7 +94,7 @@ fn no_secret_that_was_ever_published_is_taken() {
 /// The example with fresh keys in the places that it names; without them it would only be read.
 #[test]
 fn the_example_of_the_accounts_loads_with_and_without_what_may_be_left_out() {
-    shared::telemetry::install_crypto();
+    runtime::telemetry::install_crypto();
     let example = fs::read_to_string(root().join("ops/gateways.example.toml")).unwrap();
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("gateways-example-{}", std::process::id()));
     fs::create_dir_all(dir.join("keys")).unwrap();

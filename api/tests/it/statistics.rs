@@ -1,18 +1,18 @@
 //! `GET /v1/admin/stats`: the hours add up to what the tables hold, also after an old hour has changed.
 
 use axum::http::Method;
+use domain::{CaseId, Fact, Money, OrderId, TradeNo, Verdict};
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::domain::{CaseId, Fact, Money, OrderId, TradeNo, Verdict};
-use shared::settle::refunds::RefundFact;
 use sqlx::PgPool;
+use store::settle::refunds::RefundFact;
 use time::Duration;
 use time::macros::datetime;
 
 use crate::support::{Who, returned};
 use crate::world::{Setup, World};
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn days_add_up(db: PgPool) {
     // Noon in Beijing: no test lasts until midnight.
     let noon = datetime!(2026-01-05 04:00 UTC);
@@ -36,7 +36,7 @@ async fn days_add_up(db: PgPool) {
     insta::assert_json_snapshot!(view["days"]);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_hour_of_the_past_is_counted_again_when_it_changes(db: PgPool) {
     // 23:30 in Beijing: the payment comes on the next day and counts for the day of the order.
     let past = datetime!(2026-01-05 15:30 UTC);
@@ -93,7 +93,7 @@ async fn week(world: &World) -> impl Fn(&str) -> String {
 }
 
 /// An order that was paid twice: the second payment went back, and the order brought what it cost.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_second_payment_and_its_return_stand_beside_the_orders_own(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
@@ -112,7 +112,7 @@ async fn a_second_payment_and_its_return_stand_beside_the_orders_own(db: PgPool)
 }
 
 /// A late payment is extra until the order takes it, in whatever hour either of them lies.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_payment_that_an_order_takes_is_its_own_from_then_on(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -137,14 +137,14 @@ async fn a_payment_that_an_order_takes_is_its_own_from_then_on(db: PgPool) {
     let (order_id, trade_no) = (OrderId::parse(&id).unwrap(), TradeNo::parse("4200000042").unwrap());
     let said = Fact::Paid { trade_no, amount: Money::from_yuan("12.34").ok(), paid_at: Clock::system().now() };
     let case = (order_id, CaseId::parse(&case).unwrap());
-    let taken = shared::settle::fulfil(&mut tx, case, Some(&said), &Clock::system()).await.unwrap();
+    let taken = store::settle::fulfil(&mut tx, case, Some(&said), &Clock::system()).await.unwrap();
     assert_eq!(taken, Verdict::Settled);
     tx.commit().await.unwrap();
     assert_eq!(stats().await, "1 12.34 0 0.00");
 }
 
 /// Hours that a relay of an earlier release has counted mix both.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn hours_of_another_form_are_counted_once_more(db: PgPool) {
     let past = datetime!(2026-01-05 15:30 UTC);
     let world = World::with(db, Setup { clock: Clock::fixed(past), ..Setup::default() }).await;
@@ -156,7 +156,7 @@ async fn hours_of_another_form_are_counted_once_more(db: PgPool) {
     assert_eq!(world.one::<String>("select sum(refunded_amount)::text from hourly_stats").await, "0.00");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn days_are_judged(db: PgPool) {
     let world = World::new(db).await;
     for query in ["from=2026-02-01&to=2026-01-01", "from=2024-01-01&to=2026-01-01", "from=x", "to=2026-02-30", "to="] {

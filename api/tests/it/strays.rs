@@ -1,7 +1,7 @@
 //! Payments that no rule took, returned by two people from their case.
 
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
 use sqlx::PgPool;
 
 use crate::cases::{A, both, step};
@@ -22,7 +22,7 @@ impl World {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_payment_of_an_unknown_number_goes_back_in_parts(db: PgPool) {
     let world = World::new(db).await;
     let case = world.stray("unknown_order", None, "SHOP_0001").await;
@@ -45,7 +45,7 @@ async fn a_payment_of_an_unknown_number_goes_back_in_parts(db: PgPool) {
     assert_eq!(world.one::<String>(counted).await, "0 0.00 12.34 5.00", "no buyer placed that order");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_payment_of_another_amount_goes_back_and_leaves_its_order(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -56,7 +56,7 @@ async fn a_payment_of_another_amount_goes_back_and_leaves_its_order(db: PgPool) 
     assert_eq!(world.one::<String>("select refund_amount::text from refund_records").await, "12.34");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_payment_that_is_not_ours_to_return_is_refused(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -74,7 +74,7 @@ async fn a_payment_that_is_not_ours_to_return_is_refused(db: PgPool) {
     assert_eq!(world.count("refund_records").await, 0);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn no_token_names_the_user_of_unplaced_orders(db: PgPool) {
     let world = World::with(db, Setup::default()).await;
     let token = minted_for("-", "orders");

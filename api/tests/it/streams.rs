@@ -64,7 +64,7 @@ async fn awake(db: PgPool) -> World {
     world
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_page_sees_the_present_then_the_payment_then_the_end(db: PgPool) {
     let world = awake(db).await;
     let placed = world.order("u1").await;
@@ -88,7 +88,7 @@ async fn a_page_sees_the_present_then_the_payment_then_the_end(db: PgPool) {
     assert_eq!(late.next().await.unwrap().1["status"], "paid");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_stream_is_for_who_may_see_the_order(db: PgPool) {
     let world = awake(db).await;
     let (mine, other) = (world.order("u1").await, world.order("u2").await);
@@ -98,7 +98,7 @@ async fn a_stream_is_for_who_may_see_the_order(db: PgPool) {
     world.get(&path(&mine), "u2").await.is(404, "order_not_found");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn streams_are_capped_and_give_their_place_back(db: PgPool) {
     let mut setup = Setup::default();
     setup.settings.streams = 7;
@@ -122,7 +122,7 @@ async fn streams_are_capped_and_give_their_place_back(db: PgPool) {
     assert_eq!(page.next().await.unwrap().1["status"], "pending");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn open_pages_do_not_keep_the_process_from_stopping(db: PgPool) {
     let world = awake(db).await;
     let placed = world.order("u1").await;
@@ -132,7 +132,7 @@ async fn open_pages_do_not_keep_the_process_from_stopping(db: PgPool) {
     assert!(page.next().await.is_none());
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_refund_in_flight_keeps_the_page_waiting(db: PgPool) {
     let world = awake(db).await;
     let placed = world.order("u1").await;
@@ -149,7 +149,7 @@ async fn a_refund_in_flight_keeps_the_page_waiting(db: PgPool) {
 }
 
 /// A moment that no type of ours reads, such as a hand writes: its page waits, and the others see their orders.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_that_cannot_be_read_keeps_no_other_from_its_page(db: PgPool) {
     let world = awake(db).await;
     let (mut pages, mut ids) = (Vec::new(), Vec::new());

@@ -2,11 +2,12 @@
 
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
+use domain::{Money, OrderId, PaymentMethod, Policies, RefundId, TradeNo, TransactionId};
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::db::{refunds, transactions};
-use shared::domain::{Money, OrderId, PaymentMethod, Policies, RefundId, TradeNo, TransactionId};
-use shared::settle::refunds::{self as settling, RefundFact};
+use store::settle::refunds as settling;
+use store::settle::refunds::RefundFact;
+use store::tables::{refunds, transactions};
 use time::{Duration, OffsetDateTime};
 
 use crate::world::{Answer, SECRET, World, minted, wechat_order};
@@ -69,15 +70,15 @@ impl World {
         let id = OrderId::parse(id).unwrap();
         let trade_no = TradeNo::parse(format!("42{}", &id.to_string()[2..])).unwrap();
         let mut tx = self.db.begin().await.unwrap();
-        let paid = shared::db::orders::Paid { id, trade_no, paid_at: now };
-        shared::db::orders::mark_paid(&mut tx, &[paid], now).await.unwrap();
+        let paid = store::tables::orders::Paid { id, trade_no, paid_at: now };
+        store::tables::orders::mark_paid(&mut tx, &[paid], now).await.unwrap();
         tx.commit().await.unwrap();
     }
 
     pub async fn close_locally(&self, id: &str) {
         let mut tx = self.db.begin().await.unwrap();
         let (id, now) = (OrderId::parse(id).unwrap(), Clock::system().now());
-        shared::db::orders::mark_closed(&mut tx, &[id], now).await.unwrap();
+        store::tables::orders::mark_closed(&mut tx, &[id], now).await.unwrap();
         tx.commit().await.unwrap();
     }
 
@@ -138,7 +139,7 @@ impl World {
     pub async fn counted(&self, now: OffsetDateTime) {
         loop {
             let mut tx = self.db.begin().await.unwrap();
-            let done = shared::stats::round(&mut tx, now, shared::stats::ROUND).await.unwrap();
+            let done = store::upkeep::statistics::round(&mut tx, now, store::upkeep::statistics::ROUND).await.unwrap();
             tx.commit().await.unwrap();
             if done {
                 return;

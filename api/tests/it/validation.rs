@@ -15,14 +15,14 @@ async fn told(world: &World, mut body: Value, changes: Value) -> String {
     let answer = world.create("u1", "k", &body).await;
     answer.is(400, "invalid_fields");
     let changes = changes.to_string();
-    let mut told = format!("{}\n", shared::domain::shorten_chars(&changes, 100));
+    let mut told = format!("{}\n", domain::shorten_chars(&changes, 100));
     for fault in answer.json()["errors"].as_array().unwrap() {
         told += &format!("    {}: {}\n", fault["field"].as_str().unwrap(), fault["message"].as_str().unwrap());
     }
     told
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn every_bad_field_is_named_at_once(db: PgPool) {
     let world = World::new(db).await;
     let nothing = world.create("u1", "k", &json!({})).await;
@@ -47,7 +47,7 @@ async fn every_bad_field_is_named_at_once(db: PgPool) {
 }
 
 /// Two values would be a choice, and other parsers choose the other one.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_member_that_comes_twice_is_named_wherever_it_stands(db: PgPool) {
     let world = World::new(db).await;
     let admin = crate::support::Who::Admin("alice");
@@ -75,7 +75,7 @@ async fn a_member_that_comes_twice_is_named_wherever_it_stands(db: PgPool) {
     assert_eq!((world.count("payment_orders").await, world.count("refund_records").await), (1, 0));
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn each_rule_has_its_words(db: PgPool) {
     let world = World::new(db).await;
     let long = "x".repeat(5000);
@@ -131,7 +131,7 @@ async fn each_rule_has_its_words(db: PgPool) {
     assert_eq!(world.count("payment_orders").await, 0);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn bounds_are_inside(db: PgPool) {
     let world = World::new(db).await;
     for (n, changes) in [
@@ -150,7 +150,7 @@ async fn bounds_are_inside(db: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_title_that_alipay_refuses_is_taken_at_wechat_pay(db: PgPool) {
     let world = World::new(db).await;
     for (n, title) in ["R&B 专辑", "1/2 披萨", "A=B"].into_iter().enumerate() {
@@ -162,7 +162,7 @@ async fn a_title_that_alipay_refuses_is_taken_at_wechat_pay(db: PgPool) {
     assert_eq!(world.get("/v1/orders", "u1").await.json()["orders"].as_array().unwrap().len(), 3);
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn what_is_no_json_object_is_malformed(db: PgPool) {
     let world = World::new(db).await;
     let send = |media: &'static str, body: Vec<u8>| {

@@ -11,6 +11,13 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
+use broker::{Publisher, PublisherOptions};
+use domain::message::callback::Callback;
+use domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
+use gateway::{
+    CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, NoAccount, Payment, PrepayOrder, PrepayRequest,
+    Reach, RefundOrder, RefundState, RefundTarget, TradeAnswer, Verified,
+};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use payment_api::App;
 use payment_api::auth::{Authenticator, Claimed};
@@ -22,19 +29,12 @@ use payment_api::limits::Limits;
 use payment_api::state::{Accounts, InHand};
 use payment_api::view_token::ViewTokens;
 use payment_api::writer::OrderWriter;
+use runtime::clock::Clock;
+use runtime::seal::SealKeys;
 use secrecy::SecretString;
 use serde_json::{Value, json};
-use shared::cache::{Cache, Redis};
-use shared::clock::Clock;
-use shared::domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
-use shared::gateway::{
-    CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, NoAccount, Payment, PrepayOrder, PrepayRequest,
-    Reach, RefundOrder, RefundState, RefundTarget, TradeAnswer, Verified,
-};
-use shared::job::Callback;
-use shared::mq::{Publisher, PublisherOptions};
-use shared::seal::SealKeys;
 use sqlx::PgPool;
+use store::cache::{Cache, Redis};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -50,7 +50,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 const NO_BROKER: &str = "amqp://guest:guest@127.0.0.1:9/%2f";
 
 static GATEWAYS: LazyLock<Arc<Gateways>> = LazyLock::new(|| {
-    shared::telemetry::install_crypto();
+    runtime::telemetry::install_crypto();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gateways.toml");
     Arc::new(Gateways::load(&file).expect("the fixture is in order"))
 });
@@ -106,7 +106,7 @@ impl Default for Setup {
 }
 
 pub fn seal_keys<const N: usize>(variables: [(&str, &str); N]) -> Option<SealKeys> {
-    SealKeys::from_env(&mut shared::config::Env::of(variables)).expect("keys in order")
+    SealKeys::from_env(&mut runtime::env::Env::of(variables)).expect("keys in order")
 }
 
 pub fn claimed() -> Claimed {
@@ -266,7 +266,7 @@ pub fn token(user: &str) -> String {
 }
 
 pub fn minted(claims: &Value, secret: &str) -> String {
-    shared::telemetry::install_crypto();
+    runtime::telemetry::install_crypto();
     encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
 }
 

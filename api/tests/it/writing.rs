@@ -3,14 +3,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use domain::OrderNo;
 use futures_util::future::join_all;
 use payment_api::writer::OrderWriter;
+use runtime::crash::{Fault, Point, plant};
 use serde_json::json;
-use shared::crash::{Fault, Point, plant};
-use shared::db::DbError;
-use shared::db::orders::{Created, NewOrder};
-use shared::domain::OrderNo;
 use sqlx::PgPool;
+use store::DbError;
+use store::tables::orders::{Created, NewOrder};
 use time::Duration;
 use tokio::task::JoinSet;
 
@@ -29,7 +29,7 @@ async fn statements(db: &PgPool) -> i64 {
     sqlx::query_scalar("select count(distinct xmin::text) from payment_orders").fetch_one(db).await.unwrap()
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn many_at_once_share_statements_and_each_hears_its_own_answer(db: PgPool) {
     let writer = Arc::new(OrderWriter::start(db.clone()));
     let mut writing = JoinSet::new();
@@ -75,7 +75,7 @@ async fn waiting(db: &PgPool) -> i64 {
     sqlx::query_scalar(waiting).fetch_one(db).await.unwrap()
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_taken_key_an_expired_one_and_a_held_one_keep_their_places_in_a_group(db: PgPool) {
     let writer = OrderWriter::start(db.clone());
     let old = testkit::new_order();
@@ -107,7 +107,7 @@ async fn a_taken_key_an_expired_one_and_a_held_one_keep_their_places_in_a_group(
     assert_eq!(statements(&db).await, 2 + 2 + 1, "the three were written by one statement");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn one_that_cannot_be_written_fails_alone(db: PgPool) {
     let writer = OrderWriter::start(db.clone());
     let first = testkit::new_order();
@@ -137,7 +137,7 @@ async fn one_that_cannot_be_written_fails_alone(db: PgPool) {
     assert_eq!(count(&db, "idempotency_keys").await, 1 + 2 + 3, "no key without its order");
 }
 
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_caller_who_goes_leaves_an_order_and_no_trace_in_the_lanes(db: PgPool) {
     let writer = OrderWriter::start(db.clone());
     let gone = tokio::time::timeout(std::time::Duration::ZERO, writer.create(answered(1))).await;
@@ -146,7 +146,7 @@ async fn a_caller_who_goes_leaves_an_order_and_no_trace_in_the_lanes(db: PgPool)
 }
 
 /// A panic is one order's alone, in a group too, and the lanes go on.
-#[sqlx::test(migrator = "shared::db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_that_panics_takes_no_other_with_it(db: PgPool) {
     let new: Vec<NewOrder> = (0..20).map(answered).collect();
     let bad = plant(Point::OrderDrafted, new[7].order_no.as_str(), Fault::Panic);

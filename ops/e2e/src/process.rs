@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use runtime::crash::Point;
 use rustix::process::{Pid, Signal, kill_process};
-use shared::crash::Point;
 
 use crate::eventually;
 use crate::metrics::Metrics;

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use runtime::service::Service;
 use secrecy::ExposeSecret;
-use shared::service::Service;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use testkit::TestBroker;
 use url::Url;

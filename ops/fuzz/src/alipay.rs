@@ -2,19 +2,19 @@
 
 use std::sync::LazyLock;
 
-use shared::clock::Clock;
-use shared::domain::PaymentMethod::Alipay;
-use shared::gateway::alipay::sign::{self, Form};
-use shared::gateway::keys::{SigningKey, VerifyingKey};
-use shared::job::Callback;
+use domain::PaymentMethod::Alipay;
+use domain::message::callback::Callback;
+use gateway::alipay::sign::{self, Form};
+use gateway::keys::{SigningKey, VerifyingKey};
+use runtime::clock::Clock;
 
 use crate::{gateway, main_account, signing_key};
 
 static ALIPAYS: LazyLock<SigningKey> = LazyLock::new(|| {
-    signing_key(include_str!("../../../shared/tests/fixtures/vectors/keys/alipay_platform_private_pkcs8.pem"))
+    signing_key(include_str!("../../../shared/gateway/tests/fixtures/vectors/keys/alipay_platform_private_pkcs8.pem"))
 });
 static ALIPAYS_PUBLIC: LazyLock<VerifyingKey> = LazyLock::new(|| {
-    let pem = include_str!("../../../shared/tests/fixtures/vectors/keys/alipay_platform_public.pem");
+    let pem = include_str!("../../../shared/gateway/tests/fixtures/vectors/keys/alipay_platform_public.pem");
     VerifyingKey::from_spki_pem(pem).unwrap_or_else(|error| panic!("{error}"))
 });
 

@@ -11,9 +11,9 @@ mod wechat;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use shared::domain::{AccountName, PaymentMethod};
-use shared::gateway::keys::SigningKey;
-use shared::gateway::{Gateway, Gateways};
+use domain::{AccountName, PaymentMethod};
+use gateway::keys::SigningKey;
+use gateway::{Gateway, Gateways};
 
 /// One reader under test.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +38,7 @@ pub const TARGETS: [Target; 9] = [
 ];
 
 static GATEWAYS: LazyLock<Gateways> = LazyLock::new(|| {
-    shared::telemetry::install_crypto();
+    runtime::telemetry::install_crypto();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../api/tests/fixtures/gateways.toml");
     Gateways::load(&file).unwrap_or_else(|faults| panic!("{faults:?}"))
 });

@@ -1,6 +1,6 @@
 //! Amounts as text.
 
-use shared::domain::Money;
+use domain::Money;
 
 /// What is read is what was written, and nothing else is read.
 pub(crate) fn read(bytes: &[u8]) {

@@ -7,13 +7,13 @@ use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use domain::PaymentMethod::Wechat;
+use domain::message::callback::Callback;
+use gateway::keys::{KeyRing, SigningKey};
+use gateway::wechat::aead::{ApiV3Key, Sealed};
+use gateway::wechat::{CALLBACK_HEADERS, cert};
+use runtime::clock::Clock;
 use serde_json::json;
-use shared::clock::Clock;
-use shared::domain::PaymentMethod::Wechat;
-use shared::gateway::keys::{KeyRing, SigningKey};
-use shared::gateway::wechat::aead::{ApiV3Key, Sealed};
-use shared::gateway::wechat::{CALLBACK_HEADERS, cert};
-use shared::job::Callback;
 use time::macros::datetime;
 
 use crate::{gateway, main_account, signing_key};
@@ -24,7 +24,7 @@ const ALGORITHM: &str = "AEAD_AES_256_GCM";
 const AAD: &str = "transaction";
 const TIMESTAMP: &str = "1700000000";
 static WECHATS: LazyLock<SigningKey> = LazyLock::new(|| {
-    signing_key(include_str!("../../../shared/tests/fixtures/vectors/keys/wx_pubkey_private_pkcs8.pem"))
+    signing_key(include_str!("../../../shared/gateway/tests/fixtures/vectors/keys/wx_pubkey_private_pkcs8.pem"))
 });
 const APIV3_KEY: &str = include_str!("../../../api/tests/fixtures/apiv3_key");
 

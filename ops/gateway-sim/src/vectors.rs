@@ -18,7 +18,7 @@ use crate::wechat::sign::{Authorization, answer_message, invoke_message, request
 
 fn dir() -> PathBuf {
     std::env::var_os("VECTORS_DIR").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/tests/fixtures/vectors"),
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/gateway/tests/fixtures/vectors"),
         PathBuf::from,
     )
 }

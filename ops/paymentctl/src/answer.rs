@@ -2,10 +2,10 @@
 
 use std::fmt;
 
+use domain::{escaped, steers};
+use runtime::error_chain::chain;
 use serde_json::Value;
-use shared::db::DbError;
-use shared::domain::{escaped, steers};
-use shared::telemetry::chain;
+use store::DbError;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use shared::db::audit::{self, BEGINNING, Fault, Root, Row};
+use store::tables::audit::{self, BEGINNING, Fault, Root, Row};
 use time::Duration;
 
 use crate::answer::{Answer, Problem, count, instant, lines, moment, table, with_more};

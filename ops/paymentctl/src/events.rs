@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use clap::{ArgGroup, Args, Subcommand};
+use domain::message::event::kind;
 use serde_json::{Value, json};
-use shared::db::cases::{self, Case};
-use shared::db::events::{self, Kept, Republished};
-use shared::db::outline::{self as orders, Outline};
-use shared::db::refunds::{self, Refund};
-use shared::event::kind;
+use store::tables::cases::{self, Case};
+use store::tables::events::{self, Kept, Republished};
+use store::tables::outline as orders;
+use store::tables::outline::Outline;
+use store::tables::refunds::{self, Refund};
 use time::OffsetDateTime;
 
 use crate::answer::{Answer, Problem, count, lines as shown, moment, table, with_more};

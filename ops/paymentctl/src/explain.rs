@@ -4,17 +4,17 @@
 //! attached. paymentctl's role cannot even read them. A callback that could not be read names no order and is found by its
 //! case alone.
 
+use domain::message::job::kind;
+use domain::{CaseStatus, OrderStatus};
 use serde_json::{Value, json};
-use shared::db::callbacks::{self, Seen};
-use shared::db::cases::{self, Case};
-use shared::db::events::{self, Kept, Republished};
-use shared::db::idempotency_keys::{self, Request};
-use shared::db::jobs::{self, Standing};
-use shared::db::outline::Outline;
-use shared::db::refunds::{self, Refund};
-use shared::db::transactions::{self, Movement};
-use shared::domain::{CaseStatus, OrderStatus};
-use shared::job::kind;
+use store::tables::callbacks::{self, Seen};
+use store::tables::cases::{self, Case};
+use store::tables::events::{self, Kept, Republished};
+use store::tables::idempotency_keys::{self, Request};
+use store::tables::jobs::{self, Standing};
+use store::tables::outline::Outline;
+use store::tables::refunds::{self, Refund};
+use store::tables::transactions::{self, Movement};
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 

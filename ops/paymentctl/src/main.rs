@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use paymentctl::answer::{Answer, Problem, json_line, shown};
 use paymentctl::place::{Place, operator};
 use paymentctl::{audit, cases, doctor, events, explain};
-use shared::config::Env;
-use shared::telemetry;
+use runtime::env::Env;
+use runtime::telemetry;
 
 /// Looks after a running payment service: cases and dead letters, events, one order explained, what people did, and a
 /// doctor.

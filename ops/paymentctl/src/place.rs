@@ -1,11 +1,13 @@
 //! Which database, and who asks.
 
-use shared::clock::Clock;
-use shared::config::{DatabaseConfig, Env};
-use shared::db::{self, SchemaError, grants};
-use shared::service::Service;
-use shared::telemetry::chain;
+use runtime::clock::Clock;
+use runtime::env::Env;
+use runtime::error_chain::chain;
+use runtime::service::Service;
 use sqlx::PgPool;
+use store::DatabaseConfig;
+use store::upkeep::grants;
+use store::upkeep::schema::SchemaError;
 
 use crate::answer::Problem;
 
@@ -29,8 +31,8 @@ impl Place {
             let said: Vec<String> = faults.0.iter().map(ToString::to_string).collect();
             return Err(Problem::usage(said.join("\n       "), "every variable is in .env.example"));
         };
-        let db = db::connect(&config.url, Service::PaymentCtl.as_str(), config.max_connections).await?;
-        db::check_schema(&db).await.map_err(|error| match error {
+        let db = store::connect::connect(&config.url, Service::PaymentCtl.as_str(), config.max_connections).await?;
+        store::upkeep::schema::check_schema(&db).await.map_err(|error| match error {
             SchemaError::Db(error) => Problem::from(error),
             other => Problem::failed(chain(&other), "use the paymentctl of the release that runs"),
         })?;

@@ -1,12 +1,12 @@
 //! A virtual host of its own for each test, so that tests run side by side on one broker.
 
+use broker::Connection;
+use broker::permissions::{self, Permissions};
+use broker::topology::{self, Policy, Setting};
 use reqwest::{Client, Method};
+use runtime::service::Service;
 use secrecy::SecretString;
 use serde_json::{Value, json};
-use shared::mq::permissions::{self, Permissions};
-use shared::mq::topology::{self, Policy, Setting};
-use shared::mq::{self, Connection};
-use shared::service::Service;
 use url::Url;
 use uuid::Uuid;
 
@@ -29,13 +29,13 @@ impl TestBroker {
         for policy in topology::policies() {
             broker.set_policy(policy).await;
         }
-        mq::close(&connection).await;
+        broker::close(&connection).await;
         broker
     }
 
     /// A virtual host without anything in it.
     pub async fn empty() -> TestBroker {
-        shared::telemetry::install_crypto();
+        runtime::telemetry::install_crypto();
         let broker =
             TestBroker { management: Management::from_env(), vhost: format!("test-{}", Uuid::now_v7().simple()) };
         broker.manage(Method::PUT, &["vhosts", &broker.vhost], json!({})).await;
@@ -67,7 +67,7 @@ impl TestBroker {
 
     /// A connection that may do everything here.
     pub async fn admin(&self) -> Connection {
-        mq::open(&self.admin_uri(), "test").await.expect("the broker answers")
+        broker::open(&self.admin_uri(), "test").await.expect("the broker answers")
     }
 
     /// The name of the virtual host.

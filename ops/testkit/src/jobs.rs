@@ -1,6 +1,6 @@
 //! Time passes for jobs. Due times and leases are the database's, so a test moves them and no clock.
 
-use shared::job::JobMessage;
+use domain::message::job::JobMessage;
 use sqlx::PgPool;
 
 /// Makes jobs of this kind due that are not yet, with their leases as they are; `None` means every kind.

@@ -13,8 +13,10 @@ pub use facts::make_up_facts;
 pub use order::new_order;
 pub use relay::Relay;
 pub use rsa::RsaPair;
-use shared::service::Service;
 pub use tls::{Clients, Speaks, TlsFront};
+
+use runtime::service::Service;
+use url::Url;
 
 /// The variable with the address of a process's own at a server: `RELAY_AMQP_URL`, `PAYMENT_API_DATABASE_URL` and so on.
 pub fn variable(service: Service, address: &str) -> String {
@@ -27,4 +29,13 @@ pub fn variable(service: Service, address: &str) -> String {
 /// Without the variable: a test that needs a server fails, it is never skipped.
 pub fn env(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run the tests with `cargo xtask test`"))
+}
+
+/// Host and port of an address.
+///
+/// # Panics
+/// When the address has none.
+pub fn place(url: &str) -> String {
+    let url = Url::parse(url).expect("an address");
+    format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"))
 }

@@ -1,10 +1,10 @@
 //! An order to begin with.
 
+use domain::{AccountName, Money, OrderNo, PaymentMethod, ProductType, Scene, Subject, UserId};
+use runtime::clock::Clock;
 use serde_json::json;
-use shared::clock::Clock;
-use shared::db::idempotency_keys::NewKey;
-use shared::db::orders::NewOrder;
-use shared::domain::{AccountName, Money, OrderNo, PaymentMethod, ProductType, Scene, Subject, UserId};
+use store::tables::idempotency_keys::NewKey;
+use store::tables::orders::NewOrder;
 use time::Duration;
 
 /// A new order over 12.34 yuan at WeChat Pay, by QR code; a test says what it needs otherwise.

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
+use secrecy::SecretString;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use url::Url;
 use uuid::Uuid;
 
 /// How a client begins.
@@ -42,7 +44,7 @@ type Issuer = CertifiedIssuer<'static, KeyPair>;
 impl TlsFront {
     /// In front of `target`, such as `127.0.0.1:5672`.
     pub async fn start(target: String, speaks: Speaks, clients: Clients) -> TlsFront {
-        shared::telemetry::install_crypto();
+        runtime::telemetry::install_crypto();
         let dir = std::env::temp_dir().join(format!("testkit-tls-{}", Uuid::now_v7().simple()));
         fs::create_dir_all(&dir).expect("a folder can be made");
         let (ours, stranger) = (authority("ours"), authority("a stranger's"));
@@ -62,9 +64,16 @@ impl TlsFront {
         TlsFront { port, dir }
     }
 
-    /// The port to connect to, at `localhost`.
-    pub fn port(&self) -> u16 {
-        self.port
+    /// The address `url`, but by way of this listener, with these parameters.
+    pub fn address_of(&self, url: &str, scheme: &str, parameters: &[(&str, &Path)]) -> SecretString {
+        let rest = url.split_once("://").expect("an address").1;
+        let mut url = Url::parse(&format!("{scheme}://{rest}")).expect("an address");
+        url.set_host(Some("localhost")).expect("a host");
+        url.set_port(Some(self.port)).expect("a port");
+        for (name, path) in parameters {
+            url.query_pairs_mut().append_pair(name, path.to_str().expect("a path in UTF-8"));
+        }
+        SecretString::from(String::from(url))
     }
 
     /// The authority that has issued the certificate of this listener.

@@ -4,13 +4,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use broker::callback_from;
+use broker::topology::{self, Needs};
 use clap::Parser;
-use shared::clock::Clock;
-use shared::config::Env;
-use shared::gateway::Gateways;
-use shared::mq::topology::{self, Needs};
-use shared::mq::{self, callback_from};
-use shared::service::Service;
+use gateway::Gateways;
+use runtime::clock::Clock;
+use runtime::env::Env;
+use runtime::service::Service;
 use tracing::error;
 use worker::callbacks::CallbackWorker;
 use worker::consumer::{self, BatchOptions};
@@ -79,7 +79,7 @@ async fn work(process: Process, config: Config) {
     tokio::spawn(gateways.clone().tend(Clock::system(), process.stop.clone()));
     let worker = CallbackWorker { db: process.db, gateways, clock: Clock::system(), copies: process.copies };
     let worker = Arc::new(worker);
-    let supervised = mq::supervise("callback-worker", &process.amqp_url, process.stop, async |connection, stop| {
+    let supervised = broker::supervise("callback-worker", &process.amqp_url, process.stop, async |connection, stop| {
         consumer::database_answers(&db, &stop).await;
         consumer::run(&connection, topology::CALLBACKS, batch, stop, async |batch| {
             worker.settle(batch.iter().map(callback_from).collect()).await

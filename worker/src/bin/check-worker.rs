@@ -4,12 +4,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use broker::topology::{self, Needs};
 use clap::Parser;
-use shared::clock::Clock;
-use shared::gateway::Gateways;
-use shared::mq;
-use shared::mq::topology::{self, Needs};
-use shared::service::Service;
+use gateway::Gateways;
+use runtime::clock::Clock;
+use runtime::service::Service;
 use tracing::error;
 use worker::checks::CheckWorker;
 use worker::consumer::{self, BatchOptions};
@@ -46,7 +45,7 @@ async fn work(process: Process, gateways: Gateways) {
     let worker = CheckWorker { db: process.db, gateways, clock: Clock::system(), copies: process.copies };
     let worker = Arc::new(worker);
     let batch = BatchOptions::in_order(16, Duration::from_millis(5));
-    let supervised = mq::supervise("check-worker", &process.amqp_url, process.stop, async |connection, stop| {
+    let supervised = broker::supervise("check-worker", &process.amqp_url, process.stop, async |connection, stop| {
         consumer::database_answers(&db, &stop).await;
         consumer::run(&connection, topology::CHECKS, batch, stop, async |batch| {
             jobs::run_batch(&*worker, batch.iter().map(|nudge| serde_json::from_slice(&nudge.data)).collect()).await

@@ -4,13 +4,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use broker::topology::{self, Needs};
 use clap::Parser;
-use shared::clock::Clock;
-use shared::config::{Env, PublicUrl};
-use shared::gateway::Gateways;
-use shared::mq;
-use shared::mq::topology::{self, Needs};
-use shared::service::Service;
+use gateway::Gateways;
+use runtime::clock::Clock;
+use runtime::env::{Env, PublicUrl};
+use runtime::service::Service;
 use tracing::error;
 use worker::consumer::{self, BatchOptions};
 use worker::jobs;
@@ -72,7 +71,7 @@ async fn work(process: Process, config: Config) {
         copies: process.copies,
     });
     let batch = BatchOptions::in_order(16, Duration::from_millis(5));
-    let supervised = mq::supervise("refund-worker", &process.amqp_url, process.stop, async |connection, stop| {
+    let supervised = broker::supervise("refund-worker", &process.amqp_url, process.stop, async |connection, stop| {
         consumer::database_answers(&db, &stop).await;
         consumer::run(&connection, topology::REFUNDS, batch, stop, async |batch| {
             jobs::run_batch(&*worker, batch.iter().map(|nudge| serde_json::from_slice(&nudge.data)).collect()).await

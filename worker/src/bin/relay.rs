@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
+use broker::{Publisher, topology};
 use clap::Parser;
-use shared::clock::Clock;
-use shared::config::Env;
-use shared::mq::{Publisher, topology};
-use shared::service::Service;
+use runtime::clock::Clock;
+use runtime::env::Env;
+use runtime::service::Service;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 use worker::relay::retention::Keep;

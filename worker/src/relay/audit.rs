@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use shared::db::audit;
-use shared::db::{DbError, in_time};
-use shared::panics::caught;
-use shared::telemetry::chain;
+use runtime::error_chain::chain;
+use runtime::panics::caught;
+use store::DbError;
+use store::connect::in_time;
+use store::tables::audit;
 use time::Date;
 use time::macros::offset;
 use tokio_util::sync::CancellationToken;

@@ -5,19 +5,21 @@
 //! A callback that came as a job ends with its letter. A check or refund does not: its letter is only a nudge that nobody
 //! could take, so the row stays and is published again (ops/decisions/0002).
 
+use broker::Delivery;
+use broker::consume::{DeadLetter, LetterOf};
+use domain::message::callback::digest;
+use domain::{CaseId, CaseKind};
+use gateway::essence;
+use runtime::crash::{self, Point};
+use runtime::panics::{Panicked, caught, caught_now};
 use serde_json::{Value, json};
-use shared::crash::{self, Point};
-use shared::db::cases::NewCase;
-use shared::db::dead_letters::{self, Letter};
-use shared::db::{self, DbError, events, in_time, jobs, panicked};
-use shared::domain::{CaseId, CaseKind};
-use shared::gateway::essence;
-use shared::job::digest;
-use shared::mq::Delivery;
-use shared::mq::consume::{DeadLetter, LetterOf};
-use shared::panics::{Panicked, caught, caught_now};
-use shared::settle;
 use sqlx::PgConnection;
+use store::DbError;
+use store::connect::in_time;
+use store::settle;
+use store::tables::cases::NewCase;
+use store::tables::dead_letters::{self, Letter};
+use store::tables::{events, jobs, panicked};
 use time::format_description::well_known::Rfc3339;
 use tracing::{error, warn};
 
@@ -105,7 +107,7 @@ async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Resu
     crash::at(Point::LetterOpened);
     if evidence == Evidence::Whole {
         for letter in letters {
-            db::met(&mut tx, Point::LetterOpened, letter.message_id.as_deref().unwrap_or_default()).await?;
+            store::connect::met(&mut tx, Point::LetterOpened, letter.message_id.as_deref().unwrap_or_default()).await?;
         }
     }
     tx.commit().await?;

@@ -3,17 +3,19 @@
 //!
 //! A job that panics here, or whose case the database refuses, is left to its lease; the others go out.
 
-use shared::crash::{self, Point};
-use shared::db::cases::NewCase;
-use shared::db::jobs::{self, Due, Lease};
-use shared::db::{DbError, events};
-use shared::domain::{CaseId, CaseKind};
-use shared::job::{Callback, JobMessage, kind};
-use shared::mq::{Message, callback_message, topology};
-use shared::panics::caught_now;
-use shared::settle;
-use shared::telemetry::chain;
+use broker::{Message, callback_message, topology};
+use domain::message::callback::Callback;
+use domain::message::job::{JobMessage, kind};
+use domain::{CaseId, CaseKind};
+use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
+use runtime::panics::caught_now;
 use sqlx::{Connection, PgConnection};
+use store::DbError;
+use store::settle;
+use store::tables::cases::NewCase;
+use store::tables::events;
+use store::tables::jobs::{self, Due, Lease};
 use tracing::{error, warn};
 
 use super::dead_letters::named;

@@ -10,16 +10,19 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use broker::{MqError, Publisher, PublisherOptions, PublisherState};
+use domain::message::event::kind::{CASE_OPENED, CASE_REOPENED};
+use domain::message::job::kind;
+use runtime::clock::Clock;
+use runtime::error_chain::chain;
+use runtime::panics::caught;
 use secrecy::SecretString;
-use shared::cache::Renewer;
-use shared::clock::Clock;
-use shared::db::{DbError, events, in_time, jobs, leadership};
-use shared::event::kind::{CASE_OPENED, CASE_REOPENED};
-use shared::job::kind;
-use shared::mq::{self, MqError, Publisher, PublisherOptions, PublisherState};
-use shared::panics::caught;
-use shared::telemetry::chain;
 use sqlx::{PgConnection, PgPool};
+use store::DbError;
+use store::cache::Renewer;
+use store::connect::in_time;
+use store::tables::{events, jobs};
+use store::upkeep::leadership;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -155,7 +158,7 @@ impl Relay {
             ended
         };
         let road = road::Road { relay: self, ask, tell };
-        let look_after = mq::supervise("relay-road", &self.amqp_url, leading.clone(), async |broker, stop| {
+        let look_after = broker::supervise("relay-road", &self.amqp_url, leading.clone(), async |broker, stop| {
             Box::pin(road.session(&broker, stop)).await
         });
         let (counting, removing) = (Box::pin(stats::keep(self, &leading)), Box::pin(retention::keep(self, &leading)));

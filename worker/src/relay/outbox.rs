@@ -4,16 +4,16 @@
 
 use std::collections::{HashMap, HashSet};
 
-use shared::cache::Changed;
-use shared::crash::{self, Point};
-use shared::db::DbError;
-use shared::db::events::{self, Place, Waiting};
-use shared::domain::OrderId;
-use shared::event;
-use shared::mq::{Message, PublishError, topology};
-use shared::panics::{caught, caught_now};
-use shared::telemetry::chain;
+use broker::{Message, PublishError, topology};
+use domain::OrderId;
+use domain::message::event;
+use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
+use runtime::panics::{caught, caught_now};
 use sqlx::PgConnection;
+use store::DbError;
+use store::cache::Changed;
+use store::tables::events::{self, Place, Waiting};
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 use tracing::{error, warn};

@@ -6,15 +6,17 @@
 
 use std::time::Duration as StdDuration;
 
-use shared::clock::Clock;
-use shared::config::Env;
-use shared::db::retention::{self, Step};
-use shared::db::{DbError, dead_letters, in_time};
-use shared::domain::CaseId;
-use shared::mq::callback_of;
-use shared::panics::caught;
-use shared::telemetry::chain;
+use broker::callback_of;
+use domain::CaseId;
+use runtime::clock::Clock;
+use runtime::env::Env;
+use runtime::error_chain::chain;
+use runtime::panics::caught;
 use sqlx::{PgConnection, PgPool};
+use store::DbError;
+use store::connect::in_time;
+use store::tables::dead_letters;
+use store::upkeep::retention::{self, Step};
 use time::{Duration, OffsetDateTime};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};

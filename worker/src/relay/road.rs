@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use shared::crash::{self, Point};
-use shared::mq::{Connection, MqError, topology};
+use broker::{Connection, MqError, topology};
+use runtime::crash::{self, Point};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use shared::db::{DbError, in_time};
-use shared::panics::caught;
-use shared::stats;
-use shared::telemetry::chain;
+use runtime::error_chain::chain;
+use runtime::panics::caught;
+use store::DbError;
+use store::connect::in_time;
+use store::upkeep::statistics as stats;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 

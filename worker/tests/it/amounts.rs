@@ -1,13 +1,14 @@
 //! A gateway signs that another amount went back than was requested.
 
+use domain::OrderStatus::{PartiallyRefunded, Refunding};
+use domain::PaymentMethod::Wechat;
+use domain::RefundStatus::{Processing, Succeeded};
+use domain::message::job::kind;
 use serde_json::json;
-use shared::db::refunds::Refund;
-use shared::db::{MIGRATOR, jobs};
-use shared::domain::OrderStatus::{PartiallyRefunded, Refunding};
-use shared::domain::PaymentMethod::Wechat;
-use shared::domain::RefundStatus::{Processing, Succeeded};
-use shared::job::kind;
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::tables::jobs;
+use store::tables::refunds::Refund;
 use time::Duration;
 
 use crate::bench::Bench;

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain::OrderStatus::{Paid, Pending};
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::message::callback::Callback;
 use gateway_sim::notify::Overrides;
 use secrecy::SecretString;
-use shared::db::orders::Order;
-use shared::db::{self, DbError, MIGRATOR};
-use shared::domain::OrderStatus::{Paid, Pending};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::job::Callback;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
+use store::tables::orders::Order;
+use store::{DbError, MIGRATOR};
 use tokio::time::Instant;
 use worker::callbacks::CallbackWorker;
 use worker::consumer::Ack;
@@ -131,7 +131,7 @@ async fn a_value_or_a_constraint_is_the_callbacks_own_fault(db: PgPool) {
 async fn with_time_outs(db: &PgPool) -> World {
     let mut url = url::Url::parse(&testkit::env("DATABASE_URL")).unwrap();
     url.set_path(db.connect_options().get_database().unwrap());
-    let pool = db::connect(&SecretString::from(String::from(url)), "callback-worker", 4).await.unwrap();
+    let pool = store::connect::connect(&SecretString::from(String::from(url)), "callback-worker", 4).await.unwrap();
     let world = World::new(db.clone());
     World { worker: CallbackWorker { db: pool, ..world.worker }, ..world }
 }
@@ -204,7 +204,7 @@ async fn a_batch_of_locked_orders_ends_in_bounded_time_and_loses_nothing(db: PgP
     let held = hold(&db, &orders).await;
     let began = Instant::now();
     assert_eq!(world.settle(callbacks).await, [Ack::Done; 80]);
-    assert!(began.elapsed() < shared::shutdown::GRACE, "{:?}", began.elapsed());
+    assert!(began.elapsed() < runtime::shutdown::GRACE, "{:?}", began.elapsed());
     held.rollback().await.unwrap();
     let kept = kept(&world).await;
     assert_eq!(kept.len(), 80);

@@ -10,16 +10,17 @@ use axum::body::Bytes;
 use axum::extract::Path as Segments;
 use axum::http::HeaderMap;
 use axum::routing::post;
+use domain::message::callback::Callback;
+use domain::message::job::{JobMessage, kind};
+use domain::{AccountName, CaseId, LatePaymentPolicy, OrderId, PaymentMethod, RefundId, Scene};
+use gateway::{Gateways, PrepayOrder, callback_headers};
 use gateway_sim::{Options, Simulator};
+use runtime::clock::Clock;
 use serde_json::Value;
-use shared::cache::Renewer;
-use shared::clock::Clock;
-use shared::db::jobs;
-use shared::db::orders::Order;
-use shared::domain::{AccountName, CaseId, LatePaymentPolicy, OrderId, PaymentMethod, RefundId, Scene};
-use shared::gateway::{Gateways, PrepayOrder, callback_headers};
-use shared::job::{Callback, JobMessage, kind};
 use sqlx::PgPool;
+use store::cache::Renewer;
+use store::tables::jobs;
+use store::tables::orders::Order;
 use testkit::jobs::publish;
 use time::{Duration, OffsetDateTime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -311,7 +312,7 @@ impl Bench {
 
     /// The newest case of an order.
     pub async fn case_of(&self, order: &Order) -> CaseId {
-        shared::db::cases::of_order(&self.world.db, order.id).await.unwrap().pop().expect("a case").id
+        store::tables::cases::of_order(&self.world.db, order.id).await.unwrap().pop().expect("a case").id
     }
 
     async fn job_of(&self, kind: &str, id: &str) -> Option<(Duration, i32, Value)> {

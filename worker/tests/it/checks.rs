@@ -1,16 +1,17 @@
 //! What asking the gateways makes of orders: lost callbacks, ends, and money that comes after the end.
 
+use domain::ExtraState::{Held, Returning};
+use domain::OrderStatus::{Closed, Paid, Pending};
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::message::job::CHECKS;
+use domain::{OrderStatus, RefundId, RefundNo, Verdict};
 use gateway_sim::notify::Overrides;
 use serde_json::json;
-use shared::db::{MIGRATOR, orders};
-use shared::domain::ExtraState::{Held, Returning};
-use shared::domain::OrderStatus::{Closed, Paid, Pending};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{OrderStatus, RefundId, RefundNo, Verdict};
-use shared::job::CHECKS;
-use shared::settle;
-use shared::settle::refunds::Wish;
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::settle;
+use store::settle::refunds::Wish;
+use store::tables::orders;
 use time::Duration;
 use worker::jobs::run_batch;
 
@@ -204,7 +205,7 @@ async fn a_late_payment_goes_back_when_the_policy_says_so(db: PgPool) {
             (Some(Returning), Some(order.amount)),
             "the buyer reads it"
         );
-        let refunds = shared::db::refunds::of_order(&bench.world.db, order.id).await.unwrap();
+        let refunds = store::tables::refunds::of_order(&bench.world.db, order.id).await.unwrap();
         assert_eq!(refunds.len(), 1, "one, however often the fact came");
         assert_eq!(refunds[0].refund_no.as_str(), format!("L{}", refunds[0].trade_no));
         assert_eq!((refunds[0].amount, refunds[0].requested_by.as_str()), (order.amount, "policy"));
@@ -276,7 +277,7 @@ async fn a_second_payment_follows_the_policy_too(db: PgPool) {
         let after = bench.world.order(&order.id).await;
         assert_eq!((after.status, after.version, after.refunded_amount.fen()), (Paid, 3, 0), "{policy}");
         assert_eq!((after.extra_state, after.extra_amount), (Some(shown), Some(order.amount)), "{policy}");
-        let made = shared::db::refunds::of_order(&bench.world.db, order.id).await.unwrap();
+        let made = store::tables::refunds::of_order(&bench.world.db, order.id).await.unwrap();
         assert_eq!(made.len(), refunds, "{policy}");
         let last = bench.decisions().await.pop().unwrap();
         assert_eq!(last, ("double_payment".to_owned(), "open".to_owned(), refunds == 1), "{policy}");
@@ -305,7 +306,7 @@ async fn a_second_payment_waits_for_a_person_while_another_refund_is_on_its_way(
     bench.act(&order, "pay").await;
     bench.ask_now(order.id, json!({ "sync": true })).await;
     bench.check(&order).await;
-    assert_eq!(shared::db::refunds::of_order(&bench.world.db, order.id).await.unwrap().len(), 1);
+    assert_eq!(store::tables::refunds::of_order(&bench.world.db, order.id).await.unwrap().len(), 1);
     let cases = bench.world.cases().await;
     assert_eq!(cases[0].0, "double_payment");
     assert!(cases[0].1["not_refunded"].is_string(), "{cases:?}");

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
+use broker::topology::{CALLBACKS, DEAD};
+use broker::{Connection, Delivery, Message, MqError, Publisher, PublisherOptions, Subscription};
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use secrecy::{ExposeSecret, SecretString};
-use shared::mq::topology::{CALLBACKS, DEAD};
-use shared::mq::{self, Connection, Delivery, Message, MqError, Publisher, PublisherOptions, Subscription};
 use testkit::{Relay, TestBroker};
 use tokio::sync::Barrier;
 use tokio::time::{sleep, timeout};
@@ -192,7 +192,7 @@ async fn an_ack_that_came_too_late_is_an_error_and_the_messages_come_again() {
     let relay = Relay::to(format!("127.0.0.1:{}", uri.port().unwrap())).await;
     let mut through = uri.clone();
     through.set_port(Some(relay.port())).unwrap();
-    let connection = mq::open(&SecretString::from(String::from(through)), "test").await.unwrap();
+    let connection = broker::open(&SecretString::from(String::from(through)), "test").await.unwrap();
     let run = consumer::run(&connection, CALLBACKS, OPTIONS, CancellationToken::new(), async |batch| {
         relay.cut();
         sleep(Duration::from_millis(500)).await;

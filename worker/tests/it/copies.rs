@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use shared::cache::redis::Script;
-use shared::cache::{CopiesKey, Redis, RedisConfig, Renewer};
-use shared::db::MIGRATOR;
-use shared::domain::{OrderId, PaymentMethod};
+use domain::{OrderId, PaymentMethod};
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::cache::redis::Script;
+use store::cache::{CopiesKey, Redis, RedisConfig, Renewer};
 use tokio::time::{Instant, sleep};
 
 use crate::support::World;

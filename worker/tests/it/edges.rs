@@ -1,18 +1,20 @@
 //! Money that moves outside the service, where two rules meet: a late effect of ours, a booking that people repeat, a
 //! request that people made before the order was paid.
 
+use domain::OrderStatus::{Paid, PartiallyRefunded};
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::message::job::{Asked, kind};
+use domain::{CaseId, CaseKind, ExtraState, Money, OrderId, RefundNo, RefundOrigin, RefundStatus};
 use gateway_sim::notify::Overrides;
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::db::cases::{self, Case, NewCase};
-use shared::db::{MIGRATOR, jobs};
-use shared::domain::OrderStatus::{Paid, PartiallyRefunded};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{CaseId, CaseKind, ExtraState, Money, OrderId, RefundNo, RefundOrigin, RefundStatus};
-use shared::job::{Asked, kind};
-use shared::settle::refunds::{self as settling, RefundFact};
-use shared::settle::{self, Confirmed};
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::settle::refunds as settling;
+use store::settle::refunds::RefundFact;
+use store::settle::{self, Confirmed};
+use store::tables::cases::{self, Case, NewCase};
+use store::tables::jobs;
 use time::Duration;
 
 use crate::bench::Bench;

@@ -1,14 +1,15 @@
 //! Late and second payments: when they were made, what WeChat Pay's limits leave of them, and when the policy returns them.
 
+use domain::PaymentMethod::Wechat;
+use domain::{AccountName, LatePaymentPolicy, Money, Policies, RefundId, RefundNo, TradeNo};
 use gateway_sim::notify::Overrides;
+use runtime::clock::Clock;
 use serde_json::json;
-use shared::clock::Clock;
-use shared::db::MIGRATOR;
-use shared::db::orders::Order;
-use shared::domain::PaymentMethod::Wechat;
-use shared::domain::{AccountName, LatePaymentPolicy, Money, Policies, RefundId, RefundNo, TradeNo};
-use shared::settle::refunds::{self as settling, RefundFact, RefundRefusal, Wish};
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::settle::refunds as settling;
+use store::settle::refunds::{RefundFact, RefundRefusal, Wish};
+use store::tables::orders::Order;
 
 use crate::support::World;
 

@@ -1,12 +1,12 @@
 //! A gateway that refuses our account: no order and no refund is to blame, people are called once, and all goes on once it is
 //! mended.
 
+use domain::OrderStatus::{Closed, Pending};
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::RefundStatus::{Processing, Succeeded};
 use serde_json::json;
-use shared::db::MIGRATOR;
-use shared::domain::OrderStatus::{Closed, Pending};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::RefundStatus::{Processing, Succeeded};
 use sqlx::PgPool;
+use store::MIGRATOR;
 use time::Duration;
 
 use crate::bench::Bench;

@@ -1,14 +1,16 @@
 //! What the numbers in messages are worth: a job is taken, put off or ended only by the message that belongs to it.
 
+use domain::OrderStatus::{Paid, Pending};
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::message::callback::{Callback, LONGEST_BODY};
+use domain::message::event::Event;
+use domain::message::job::{JobMessage, kind};
 use gateway_sim::notify::{Overrides, Wrong};
 use serde_json::{Value, json};
-use shared::db::jobs::{self, Cost, Lease};
-use shared::db::{MIGRATOR, events};
-use shared::domain::OrderStatus::{Paid, Pending};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::event::Event;
-use shared::job::{Callback, JobMessage, LONGEST_BODY, kind};
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::tables::events;
+use store::tables::jobs::{self, Cost, Lease};
 use testkit::jobs::{come_due, leases_end};
 use time::Duration;
 use worker::consumer::Ack;
@@ -112,7 +114,7 @@ async fn a_callback_with_the_number_of_another_settles_itself_and_leaves_the_oth
     // has to wait is stored beside it.
     let mut broken = Callback { job_id: Some(id), ..theirs.clone() };
     broken.body = [&theirs.body[..], b"&x=1"].concat().into();
-    let nobody = Callback { account: shared::domain::AccountName::parse("nobody").unwrap(), ..theirs.clone() };
+    let nobody = Callback { account: domain::AccountName::parse("nobody").unwrap(), ..theirs.clone() };
     let nobody = Callback { job_id: Some(id), ..nobody };
     assert_eq!(world.settle(vec![broken, nobody.clone()]).await, [Ack::Dead, Ack::Done]);
     assert_eq!(job(&db, id).await, before);
@@ -135,7 +137,7 @@ async fn a_key_or_an_account_that_stays_unknown_for_25_hours_is_a_dead_letter(db
     let order = world.pending_order(Wechat, "5").await;
     let stranger = Overrides { wrong: Some(Wrong::WrongSerial), ..Overrides::default() };
     let unknown_key = world.told(&world.paid_trade(&order), &stranger);
-    let account = shared::domain::AccountName::parse("nobody").unwrap();
+    let account = domain::AccountName::parse("nobody").unwrap();
     let unknown_account = Callback { account, ..world.paid(&order) };
     assert_eq!(world.settle(vec![unknown_key, unknown_account]).await, [Ack::Done; 2]);
     for (hours, ack) in [(0, Ack::Done), (24, Ack::Done), (26, Ack::Dead)] {
@@ -169,7 +171,7 @@ async fn an_event_that_was_put_off_waits_by_the_databases_clock(db: PgPool) {
     testkit::make_up_facts(&db).await;
     let mut connection = db.acquire().await.unwrap();
     let event = Event { event_id: "e".to_owned(), kind: "case.opened", order_id: None, data: json!({}) };
-    let hour_ahead = shared::clock::Clock::system().now() + Duration::hours(1);
+    let hour_ahead = runtime::clock::Clock::system().now() + Duration::hours(1);
     events::append(&mut connection, &[event], hour_ahead).await.unwrap();
     let [waiting] = &events::waiting(&mut connection, 10).await.unwrap()[..] else { panic!("one event") };
     events::postpone(&mut connection, &[waiting.seq], Duration::minutes(1)).await.unwrap();

@@ -1,16 +1,16 @@
 //! Authentic notices with odd or absent values: what is believed, and what a person gets to see of the rest.
 
+use domain::OrderStatus::{Paid, Pending};
+use domain::PaymentMethod::{self, Alipay, Wechat};
+use domain::message::callback::Callback;
+use domain::{Money, RefundStatus, Scene};
 use gateway_sim::ledger::{RefundState, Trade};
 use gateway_sim::notify::Overrides;
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::db::MIGRATOR;
-use shared::db::orders::{self, Created, NewOrder, Order};
-use shared::domain::OrderStatus::{Paid, Pending};
-use shared::domain::PaymentMethod::{self, Alipay, Wechat};
-use shared::domain::{Money, RefundStatus, Scene};
-use shared::job::Callback;
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::tables::orders::{self, Created, NewOrder, Order};
 use time::Duration;
 use worker::consumer::Ack;
 

@@ -1,13 +1,13 @@
 //! A page of odd values: each field of a gateway's words absent, empty, or with an unexpected value, with its verdict. All
 //! of it is authentic: the simulator signs what it sends.
 
+use domain::OrderStatus::{self, Closed, Paid, Pending};
+use domain::PaymentMethod::{self, Alipay, Wechat};
 use gateway_sim::notify::Overrides;
 use serde_json::{Value, json};
-use shared::db::orders::{self, Order};
-use shared::db::{DbError, MIGRATOR};
-use shared::domain::OrderStatus::{self, Closed, Paid, Pending};
-use shared::domain::PaymentMethod::{self, Alipay, Wechat};
 use sqlx::PgPool;
+use store::tables::orders::{self, Order};
+use store::{DbError, MIGRATOR};
 use time::{Duration, OffsetDateTime};
 use worker::consumer::Ack;
 

@@ -1,16 +1,16 @@
 //! A start without an account that open orders or refunds name.
 
-use shared::db::{MIGRATOR, open_accounts};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{AccountName, OrderStatus};
-use shared::ops;
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::{AccountName, OrderStatus};
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::tables::open_accounts;
 
 use crate::support::World;
 
 impl World {
     /// As if these orders had been placed with an account that is gone.
-    async fn moved(&self, id: &shared::domain::OrderId, account: &str) {
+    async fn moved(&self, id: &domain::OrderId, account: &str) {
         sqlx::query("update payment_orders set account = $1 where id = $2")
             .bind(account)
             .bind(id.to_string())
@@ -23,9 +23,9 @@ impl World {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_start_names_every_account_that_open_orders_and_refunds_need(db: PgPool) {
     let world = World::new(db);
-    ops::check_accounts(&world.db, &world.worker.gateways).await.unwrap();
+    store::start::check_accounts(&world.db, &world.worker.gateways).await.unwrap();
     let placed = world.pending_order(Alipay, "5").await;
-    ops::check_accounts(&world.db, &world.worker.gateways).await.unwrap();
+    store::start::check_accounts(&world.db, &world.worker.gateways).await.unwrap();
 
     // Jobs of no order, more than one page of them, and all before those of orders.
     sqlx::query(
@@ -49,7 +49,7 @@ async fn a_start_names_every_account_that_open_orders_and_refunds_need(db: PgPoo
     world
         .tell(
             &refund,
-            &shared::settle::refunds::RefundFact::Returned {
+            &store::settle::refunds::RefundFact::Returned {
                 amount: None,
                 returned: None,
                 gateway_refund_no: None,
@@ -64,7 +64,7 @@ async fn a_start_names_every_account_that_open_orders_and_refunds_need(db: PgPoo
     let name = |text: &str| AccountName::parse(text).unwrap();
     let named = open_accounts::named(&world.db).await.unwrap();
     assert_eq!(named.into_iter().collect::<Vec<_>>(), [(Alipay, name("gone")), (Wechat, name("returning"))]);
-    let faults = ops::check_accounts(&world.db, &world.worker.gateways).await.unwrap_err().to_string();
+    let faults = store::start::check_accounts(&world.db, &world.worker.gateways).await.unwrap_err().to_string();
     assert!(faults.starts_with("2 faults stop the start"), "{faults}");
     for needed in [
         "GATEWAYS_FILE: has no account \"gone\" at alipay, and open orders or refunds name it",

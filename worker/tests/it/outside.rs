@@ -1,18 +1,18 @@
 //! Money that moves without us: refunds of the gateway's console, before, between and after our first sight of a payment.
 
+use domain::OrderStatus::{Closed, Paid, PartiallyRefunded, Pending, Refunded, Refunding};
+use domain::PaymentMethod::{self, Alipay, Wechat};
+use domain::message::callback::Callback;
+use domain::{Fact, Money, RefundOrigin, RefundStatus, TradeNo, Verdict};
 use gateway_sim::ledger::{RefundState, Trade};
 use gateway_sim::notify::Overrides;
 use serde_json::{Value, json};
-use shared::db::MIGRATOR;
-use shared::db::orders::Order;
-use shared::db::refunds::{self, Refund};
-use shared::domain::OrderStatus::{Closed, Paid, PartiallyRefunded, Pending, Refunded, Refunding};
-use shared::domain::PaymentMethod::{self, Alipay, Wechat};
-use shared::domain::{Fact, Money, RefundOrigin, RefundStatus, TradeNo, Verdict};
-use shared::job::Callback;
-use shared::settle;
-use shared::settle::refunds::{RefundFact, RefundRefusal};
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::settle;
+use store::settle::refunds::{RefundFact, RefundRefusal};
+use store::tables::orders::Order;
+use store::tables::refunds::{self, Refund};
 use time::Duration;
 
 use crate::bench::Bench;
@@ -335,7 +335,7 @@ async fn more_than_was_paid_is_a_case_and_nothing_is_booked(db: PgPool) {
         assert_eq!(world.status(&order).await, Paid);
         // The case is about a refund: the buyer reads of no other payment that is held.
         let mut tx = world.db.begin().await.unwrap();
-        shared::db::extra::follow(&mut tx, &[order.id], world.worker.clock.now()).await.unwrap();
+        store::tables::extra::follow(&mut tx, &[order.id], world.worker.clock.now()).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!(world.order(&order.id).await.extra_state, None, "{method}");
     }
@@ -356,7 +356,7 @@ async fn a_late_payment_that_went_back_is_noted_in_its_case_and_not_honoured(db:
         let returned = Money::from_fen(fen).unwrap().to_string();
         assert_eq!((evidence.0.as_str(), &evidence.1["returned"]), ("late_payment", &json!(returned)), "{method}");
         assert_eq!(world.news(&order).await, [of("order.closed", None)], "the order's own money did not move");
-        let case = shared::db::cases::of_order(&world.db, order.id).await.unwrap().pop().unwrap().id;
+        let case = store::tables::cases::of_order(&world.db, order.id).await.unwrap().pop().unwrap().id;
         // Even an answer that shows the money does not make more of it than the books know.
         let trade_no = TradeNo::parse(trade.trade_no.clone().unwrap()).unwrap();
         let said = Fact::Paid { trade_no, amount: Some(yuan("5")), paid_at: order.created_at };
@@ -472,12 +472,12 @@ impl World {
     /// Asks for what is left of a payment beside the order's own.
     async fn ask_of(&self, order: &Order, trade: &Trade) -> Result<Refund, RefundRefusal> {
         let clock = self.worker.clock;
-        let id = shared::domain::RefundId::from_u128(clock.fresh_bits());
+        let id = domain::RefundId::from_u128(clock.fresh_bits());
         let wish = settle::refunds::Wish {
             id,
             order_id: order.id,
             extra_trade: Some(TradeNo::parse(trade.trade_no.clone().unwrap()).unwrap()),
-            refund_no: shared::domain::RefundNo::parse(format!("P{id}")).unwrap(),
+            refund_no: domain::RefundNo::parse(format!("P{id}")).unwrap(),
             amount: None,
             reason: None,
             requested_by: "a person".to_owned(),

@@ -1,13 +1,13 @@
 //! What people and policies decide and a check carries out: with the gateway's fresh answer, or not at all.
 
+use domain::OrderStatus::{Closed, Paid};
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::message::job::Asked;
+use domain::{CaseStatus, Money, OrderStatus, RefundNo};
 use serde_json::json;
-use shared::db::MIGRATOR;
-use shared::domain::OrderStatus::{Closed, Paid};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{CaseStatus, Money, OrderStatus, RefundNo};
-use shared::job::Asked;
-use shared::settle;
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::settle;
 use time::Duration;
 
 use crate::bench::{Bench, SOON};
@@ -52,7 +52,7 @@ async fn a_late_payment_whose_money_has_gone_is_not_honoured(db: PgPool) {
         bench.ask_now(order.id, Asked::Fulfil.of(case)).await;
         bench.check(order).await;
         assert_eq!(bench.world.status(order).await, Closed);
-        let case = shared::db::cases::get(&bench.world.db, case).await.unwrap().unwrap();
+        let case = store::tables::cases::get(&bench.world.db, case).await.unwrap().unwrap();
         assert_eq!(case.status, CaseStatus::Open);
         assert!(case.evidence["not_fulfilled"].is_string(), "{}", case.evidence);
         assert!(case.evidence["returned"].is_string(), "{}", case.evidence);
@@ -80,7 +80,7 @@ async fn a_notice_of_a_late_payment_fulfils_only_what_a_fresh_question_confirms(
             bench.check(&order).await;
             let status = bench.world.status(&order).await;
             assert_eq!(status, if gone { Closed } else { Paid }, "{method} {gone}");
-            let case = shared::db::cases::get(&bench.world.db, bench.case_of(&order).await).await.unwrap().unwrap();
+            let case = store::tables::cases::get(&bench.world.db, bench.case_of(&order).await).await.unwrap().unwrap();
             let decided = (case.status, case.resolved_by.as_deref());
             assert_eq!(decided, if gone { (CaseStatus::Open, None) } else { (CaseStatus::Resolved, Some("policy")) });
         }
@@ -107,7 +107,7 @@ async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
         bench.ask_now(order.id, wrong.of(case)).await;
         bench.check(&order).await;
         assert_eq!(bench.world.order(&order.id).await.refunded_amount, Money::ZERO);
-        let case = shared::db::cases::get(&bench.world.db, case).await.unwrap().unwrap();
+        let case = store::tables::cases::get(&bench.world.db, case).await.unwrap().unwrap();
         assert_eq!(case.status, CaseStatus::Open);
         assert!(case.evidence["not_booked"].as_str().unwrap().starts_with(reason), "{}", case.evidence);
     }
@@ -123,7 +123,7 @@ async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
         (after.status, after.refunded_amount),
         (OrderStatus::PartiallyRefunded, Money::from_yuan("1.50").unwrap())
     );
-    let case = shared::db::cases::get(&bench.world.db, case).await.unwrap().unwrap();
+    let case = store::tables::cases::get(&bench.world.db, case).await.unwrap().unwrap();
     assert_eq!(case.status, CaseStatus::Resolved);
     // The rest is what is left, and the order is refunded in the end.
     let rest = bench.world.ask(order.id, None).await.unwrap();
@@ -142,7 +142,7 @@ async fn statistics_count_what_went_back_without_us(db: PgPool) {
     let began = std::time::Instant::now();
     loop {
         let mut tx = world.db.begin().await.unwrap();
-        let done = shared::stats::round(&mut tx, later, shared::stats::ROUND).await.unwrap();
+        let done = store::upkeep::statistics::round(&mut tx, later, store::upkeep::statistics::ROUND).await.unwrap();
         tx.commit().await.unwrap();
         if done {
             break;

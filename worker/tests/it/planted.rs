@@ -1,15 +1,16 @@
 //! Planted panics, errors and slow statements, each on one piece of work among genuine ones: it ends as it must, and
 //! nothing else notices.
 
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::message::callback::Callback;
+use domain::message::job::{JobMessage, kind};
+use domain::{OrderStatus, Scene};
 use gateway_sim::notify::Overrides;
-use shared::crash::{Fault, Point, Sown, plant};
-use shared::db::MIGRATOR;
-use shared::db::orders::{self, NewOrder, Order};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{OrderStatus, Scene};
-use shared::job::{Callback, JobMessage, kind};
+use runtime::crash::{Fault, Point, Sown, plant};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
+use store::MIGRATOR;
+use store::tables::orders::{self, NewOrder, Order};
 use testkit::jobs::publish;
 use worker::callbacks::CallbackWorker;
 use worker::consumer::Ack;

@@ -2,17 +2,19 @@
 
 use std::time::Instant;
 
+use domain::OrderStatus::{Paid, PartiallyRefunded, Refunded, Refunding};
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::RefundStatus::{Abnormal, Failed, Pending, Processing, Succeeded};
+use domain::message::callback::Callback;
+use domain::message::job::kind;
+use domain::{PaymentMethod, RefundId};
 use serde_json::{Value, json};
-use shared::db::orders::Order;
-use shared::db::refunds::Refund;
-use shared::db::{MIGRATOR, jobs};
-use shared::domain::OrderStatus::{Paid, PartiallyRefunded, Refunded, Refunding};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::RefundStatus::{Abnormal, Failed, Pending, Processing, Succeeded};
-use shared::domain::{PaymentMethod, RefundId};
-use shared::job::{Callback, kind};
-use shared::settle::refunds::RefundFact;
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::settle::refunds::RefundFact;
+use store::tables::jobs;
+use store::tables::orders::Order;
+use store::tables::refunds::Refund;
 use time::Duration;
 
 use crate::bench::{Bench, SOON, carry};
@@ -250,7 +252,7 @@ async fn a_worker_that_died_before_the_call_is_found_to_have_sent_nothing(db: Pg
         let (_, refund) = bench.asked(method, None).await;
         // The state is committed before the call; the call never left.
         let mut tx = bench.world.db.begin().await.unwrap();
-        shared::db::refunds::mark_sent(&mut tx, refund.id, bench.checks.clock.now()).await.unwrap();
+        store::tables::refunds::mark_sent(&mut tx, refund.id, bench.checks.clock.now()).await.unwrap();
         tx.commit().await.unwrap();
         bench.carry(refund.id).await;
         assert_eq!(bench.refund_of(refund.id).await.status, Processing);
@@ -461,7 +463,7 @@ async fn what_had_to_wait_for_another_refund_goes_back_after_it(db: PgPool) {
         }
         let began = Instant::now();
         let returned = async || {
-            let all = shared::db::refunds::of_order(&bench.world.db, order.id).await.unwrap();
+            let all = store::tables::refunds::of_order(&bench.world.db, order.id).await.unwrap();
             (all.len(), all.into_iter().filter(|refund| refund.status != Succeeded).map(|refund| refund.id).next())
         };
         assert_eq!(returned().await, (1, Some(refund.id)), "one at a time");

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use shared::clock::Clock;
-use shared::db::orders::Order;
-use shared::db::refunds::{self, Refund};
-use shared::db::{DbError, MIGRATOR};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{Money, OrderId, OrderStatus, RefundId, RefundNo, RefundStatus};
-use shared::settle::refunds::{self as settling, RefundFact, RefundRefusal, RefundVerdict, Wish};
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::{Money, OrderId, OrderStatus, RefundId, RefundNo, RefundStatus};
+use runtime::clock::Clock;
 use sqlx::PgPool;
+use store::settle::refunds as settling;
+use store::settle::refunds::{RefundFact, RefundRefusal, RefundVerdict, Wish};
+use store::tables::orders::Order;
+use store::tables::refunds::{self, Refund};
+use store::{DbError, MIGRATOR};
 
 use crate::support::World;
 
@@ -18,7 +19,7 @@ fn yuan(text: &str) -> Money {
 }
 
 impl World {
-    async fn paid_order(&self, method: shared::domain::PaymentMethod, amount: &str) -> Order {
+    async fn paid_order(&self, method: domain::PaymentMethod, amount: &str) -> Order {
         let order = self.pending_order(method, amount).await;
         self.settle(vec![self.paid(&order)]).await;
         self.order(&order.id).await

@@ -1,14 +1,15 @@
 //! Facts that meet a case of their key: which reopen it, which only add to it, and which repeat what is known.
 
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::{CaseId, CaseKind, CaseStatus};
 use gateway_sim::notify::Overrides;
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::db::MIGRATOR;
-use shared::db::cases::{self, Case, NewCase};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{CaseId, CaseKind, CaseStatus};
-use shared::settle::refunds::{self as settling, RefundFact};
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::settle::refunds as settling;
+use store::settle::refunds::RefundFact;
+use store::tables::cases::{self, Case, NewCase};
 use time::Duration;
 
 use crate::bench::Bench;

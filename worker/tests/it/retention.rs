@@ -1,15 +1,15 @@
 //! What is removed when its time is over, and above all what is not.
 
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::{CaseId, CaseKind, first_id_at};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
+use runtime::clock::Clock;
 use serde_json::json;
-use shared::clock::Clock;
-use shared::db::retention::{self, Step, step_aside};
-use shared::db::{DbError, MIGRATOR};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{CaseId, CaseKind, first_id_at};
 use sqlx::{Executor, PgConnection, PgPool};
+use store::upkeep::retention::{self, Step, step_aside};
+use store::{DbError, MIGRATOR};
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 use worker::relay::retention::{Keep, round};

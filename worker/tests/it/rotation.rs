@@ -1,13 +1,12 @@
 //! Callbacks that name a key which this process does not know yet.
 
-use shared::db;
-use shared::domain::{OrderStatus, PaymentMethod};
+use domain::{OrderStatus, PaymentMethod};
 use sqlx::PgPool;
 use worker::consumer::Ack;
 
 use crate::bench::Bench;
 
-#[sqlx::test(migrator = "db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_callback_by_a_new_certificate_is_settled_after_one_look(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let platform = &bench.world.keys.wechat_account("main").unwrap().platform;
@@ -25,7 +24,7 @@ async fn a_callback_by_a_new_certificate_is_settled_after_one_look(db: PgPool) {
     assert_eq!(bench.world.count("callback jobs").await, 0);
 }
 
-#[sqlx::test(migrator = "db::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_callback_whose_certificate_cannot_be_had_or_has_ended_waits_as_a_job(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let platform = &bench.world.keys.wechat_account("main").unwrap().platform;

@@ -1,16 +1,18 @@
 //! Payments that no rule took, returned from their case: each at its own gateway and account.
 
+use domain::PaymentMethod::{self, Alipay, Wechat};
+use domain::{CaseId, CaseKind, OrderStatus, RefundId, RefundNo, RefundStatus};
+use runtime::clock::Clock;
 use serde_json::json;
-use shared::clock::Clock;
-use shared::db::cases::{self, Case};
-use shared::db::orders::Order;
-use shared::db::refunds::Refund;
-use shared::db::{MIGRATOR, orders};
-use shared::domain::PaymentMethod::{self, Alipay, Wechat};
-use shared::domain::{CaseId, CaseKind, OrderStatus, RefundId, RefundNo, RefundStatus};
-use shared::settle::refunds::{self as settling, Wish};
-use shared::settle::strays::{NotReturnable, Stray};
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::settle::refunds as settling;
+use store::settle::refunds::Wish;
+use store::settle::strays::{NotReturnable, Stray};
+use store::tables::cases::{self, Case};
+use store::tables::orders;
+use store::tables::orders::Order;
+use store::tables::refunds::Refund;
 use time::Duration;
 
 use crate::bench::Bench;
@@ -92,7 +94,7 @@ async fn an_order_that_nobody_placed_is_made_once_and_never_delivered(db: PgPool
     let mut tx = bench.world.db.begin().await.unwrap();
     let again = Stray::of(&case).unwrap().record(&mut tx, &Clock::system()).await.unwrap();
     assert_eq!(again, (refund.order_id, refund.trade_no.clone()), "the same order and payment");
-    let honoured = shared::settle::can_honour(&mut tx, refund.order_id, &refund.trade_no).await.unwrap();
+    let honoured = store::settle::can_honour(&mut tx, refund.order_id, &refund.trade_no).await.unwrap();
     assert!(honoured.is_err(), "not by people");
     tx.rollback().await.unwrap();
 

@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use domain::message::callback::Callback;
+use domain::{AccountName, Money, OrderStatus, PaymentMethod, Scene};
+use gateway::{Gateways, callback_headers};
 use gateway_sim::keys::SimKeys;
 use gateway_sim::ledger::{Product, Trade};
 use gateway_sim::notify::{self, Overrides, SignedCallback};
+use runtime::clock::Clock;
 use serde_json::Value;
-use shared::cache::Renewer;
-use shared::clock::Clock;
-use shared::db::orders::{self, Created, NewOrder, Order};
-use shared::domain::{AccountName, Money, OrderStatus, PaymentMethod, Scene};
-use shared::gateway::{Gateways, callback_headers};
-use shared::job::Callback;
 use sqlx::PgPool;
+use store::cache::Renewer;
+use store::tables::orders::{self, Created, NewOrder, Order};
 use worker::callbacks::CallbackWorker;
 use worker::consumer::Ack;
 
@@ -25,7 +25,7 @@ pub struct World {
 
 impl World {
     pub fn new(db: PgPool) -> World {
-        shared::telemetry::install_crypto();
+        runtime::telemetry::install_crypto();
         let keys = key_set();
         let gateways = Gateways::load(&keys.join("gateways.toml")).expect("the simulator's gateways.toml");
         let worker = CallbackWorker { db: db.clone(), gateways, clock: Clock::system(), copies: Renewer::default() };
@@ -51,7 +51,7 @@ impl World {
         self.order(&new.id).await
     }
 
-    pub async fn order(&self, id: &shared::domain::OrderId) -> Order {
+    pub async fn order(&self, id: &domain::OrderId) -> Order {
         orders::get(&self.db, *id).await.unwrap().unwrap()
     }
 

@@ -1,13 +1,13 @@
 //! One test for each row of the verdict table: what is recorded, what moves, what a person gets to see.
 
+use domain::OrderStatus::{Closed, Paid, PartiallyRefunded, Pending, Refunded, Refunding};
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::{ExtraState, Money};
 use gateway_sim::ledger::{Product, Trade};
 use gateway_sim::notify::{Overrides, Wrong};
 use serde_json::{Value, json};
-use shared::db::MIGRATOR;
-use shared::domain::OrderStatus::{Closed, Paid, PartiallyRefunded, Pending, Refunded, Refunding};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{ExtraState, Money};
 use sqlx::PgPool;
+use store::MIGRATOR;
 use worker::consumer::Ack;
 
 use crate::batches::kept;

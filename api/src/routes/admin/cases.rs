@@ -6,17 +6,18 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
+use domain::{CaseId, CaseKind, CaseStatus, UserId, steers};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use shared::cache::Changed;
-use shared::db::audit::{self, Act};
-use shared::db::cases::{self, Case};
-use shared::db::dead_letters;
-use shared::db::{DbError, case_facts, events, extra, orders};
-use shared::domain::{CaseId, CaseKind, CaseStatus, UserId, steers};
-use shared::event;
-use shared::settle::strays;
 use sqlx::PgConnection;
+use store::DbError;
+use store::cache::Changed;
+use store::settle::events;
+use store::settle::strays;
+use store::tables::audit::{self, Act};
+use store::tables::cases::{self, Case};
+use store::tables::dead_letters;
+use store::tables::{case_facts, events as outbox, extra, orders};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoParams, ToSchema};
@@ -390,7 +391,7 @@ async fn open_again(app: &App, id: CaseId, who: &UserId, reason: &str) -> Result
         orders::lock_one(&mut tx, order_id).await?;
     }
     let opened = case_facts::reopen(&mut tx, &case, (who.as_str(), reason), now).await.map_err(changed)?;
-    events::append(&mut tx, &[event::case_opened(&opened)], now).await?;
+    outbox::append(&mut tx, &[events::case_opened(&opened)], now).await?;
     let json = json!({ "who": who.as_str(), "what": "reopened", "reason": reason });
     note_act(&mut tx, &case, &Entry { who, what: "reopened", json }).await?;
     if let Some(order_id) = case.order_id.filter(|_| case.kind.is_of_money_held()) {

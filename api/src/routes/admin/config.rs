@@ -6,12 +6,13 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
+use domain::{MethodConfig, MethodRules, Money, PaymentMethod, Scene, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use shared::db::DbError;
-use shared::db::audit::{self, Act};
-use shared::db::payment_config::{self as config, By, Change};
-use shared::domain::{MethodConfig, MethodRules, Money, PaymentMethod, Scene, UserId};
+use store::DbError;
+use store::tables::audit::{self, Act};
+use store::tables::payment_config as config;
+use store::tables::payment_config::{By, Change};
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 

@@ -1,16 +1,16 @@
 //! What can be done about a case, and when it fits.
 
 use axum::body::Bytes;
+use domain::message::job::{Asked, kind};
+use domain::{CaseAction, CaseKind, Money, OrderEvent, OrderId, RefundNo, RefundStatus, TradeNo, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use shared::db::cases::{self, Case};
-use shared::db::refunds::{self, Refund};
-use shared::db::{jobs, orders};
-use shared::domain::{CaseAction, CaseKind, Money, OrderEvent, OrderId, RefundNo, RefundStatus, TradeNo, UserId};
-use shared::job::{Asked, kind};
-use shared::settle::strays::{Stray, has_strays};
-use shared::settle::{self, NotHonoured, refunds as settling};
 use sqlx::{PgConnection, PgPool};
+use store::settle::strays::{Stray, has_strays};
+use store::settle::{self, NotHonoured, refunds as settling};
+use store::tables::cases::{self, Case};
+use store::tables::refunds::{self, Refund};
+use store::tables::{jobs, orders};
 use utoipa::ToSchema;
 
 use super::cases::note;

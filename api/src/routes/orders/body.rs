@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use domain::{AccountName, Money, PaymentMethod, ProductType, Scene, Subject};
+use gateway::{Gateway, NoAccount};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use shared::domain::{AccountName, Money, PaymentMethod, ProductType, Scene, Subject};
-use shared::gateway::{Gateway, NoAccount};
 use time::Duration;
 use url::{Origin, Url};
 use utoipa::ToSchema;

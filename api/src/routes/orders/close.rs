@@ -9,12 +9,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
+use domain::message::job::kind;
+use domain::{OrderId, OrderStatus};
+use runtime::crash::{self, Point};
 use serde_json::json;
-use shared::crash::{self, Point};
-use shared::db::orders::{self, Order};
-use shared::db::{DbError, jobs};
-use shared::domain::{OrderId, OrderStatus};
-use shared::job::kind;
+use store::DbError;
+use store::tables::jobs;
+use store::tables::orders::{self, Order};
 use tokio::time::{Instant, sleep};
 
 use super::{OrderPath, OrderView};

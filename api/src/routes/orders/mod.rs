@@ -14,8 +14,8 @@ use axum::extract::{FromRequestParts, Path, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
-use shared::db::orders;
-use shared::domain::{OrderId, OrderStatus};
+use domain::{OrderId, OrderStatus};
+use store::tables::orders;
 use tracing::Span;
 use tracing::field::display;
 

@@ -4,14 +4,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Bytes;
+use domain::message::job::{CHECKS, kind};
+use domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
+use gateway::{Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest};
+use runtime::crash::{self, Point};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
-use shared::crash::{self, Point};
-use shared::db::orders::{self, Created, NewOrder, Order};
-use shared::db::{DbError, jobs};
-use shared::domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
-use shared::gateway::{Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest};
-use shared::job::{CHECKS, kind};
+use store::DbError;
+use store::tables::jobs;
+use store::tables::orders::{self, Created, NewOrder, Order};
 use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
 use tracing::field::display;
@@ -305,7 +306,7 @@ fn outcome(error: &ApiError) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use shared::clock::Clock;
+    use runtime::clock::Clock;
     use time::macros::datetime;
 
     use super::*;

@@ -1,11 +1,11 @@
 //! How an order looks from outside.
 
+use domain::{ExtraState, Money, OrderStatus};
+use gateway::Payment;
 use serde::Serialize;
 use serde_json::Value;
-use shared::cache::OrderCopy;
-use shared::db::orders::{NewOrder, Order};
-use shared::domain::{ExtraState, Money, OrderStatus};
-use shared::gateway::Payment;
+use store::cache::OrderCopy;
+use store::tables::orders::{NewOrder, Order};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 

@@ -15,17 +15,17 @@ use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::get;
-use shared::db::orders::{self, Order};
-use shared::domain::{OrderId, OrderNo};
-use shared::gateway::alipay;
+use domain::{OrderId, OrderNo};
+use gateway::alipay;
+use store::tables::orders::{self, Order};
 use time::Duration;
 use tracing::field::display;
 use tracing::{Span, debug};
+use words::Language;
 
 use crate::problem::ApiError;
 use crate::state::{App, to_the_end};
 use crate::view_token::AFTER_EXPIRY;
-use words::Language;
 
 /// How long the token in a page is good; as long as a stream. A page that outlives it loads itself again.
 const TOKEN: Duration = Duration::minutes(30);

@@ -11,9 +11,9 @@ use axum::http::header::{
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use domain::OrderStatus;
 use sha2::{Digest, Sha256};
-use shared::db::orders::Order;
-use shared::domain::OrderStatus;
+use store::tables::orders::Order;
 use time::OffsetDateTime;
 use time::macros::{format_description, offset};
 

@@ -2,8 +2,8 @@
 
 use axum::http::HeaderMap;
 use axum::http::header::ACCEPT_LANGUAGE;
-use shared::db::orders::Order;
-use shared::domain::{ExtraState, OrderStatus, PaymentMethod};
+use domain::{ExtraState, OrderStatus, PaymentMethod};
+use store::tables::orders::Order;
 
 use super::Page;
 

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
+use domain::message::job::kind;
 use e2e::process::Process;
 use e2e::shop::Wish;
 use e2e::{Gateway, Made, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
-use shared::job::kind;
 use testkit::jobs::come_due;
 use tokio::time::sleep;
 

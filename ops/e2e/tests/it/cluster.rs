@@ -5,13 +5,13 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use broker::topology;
 use e2e::process::{Ended, Process};
 use e2e::servers::{PrivateServers, Servers};
 use e2e::shop::{self, Answer, Purchase, Wish};
 use e2e::{Gateway, Order, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::Value;
-use shared::mq::topology;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Executor};
 use testkit::Relay;

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use e2e::{SOON, Setup, World, eventually};
+use runtime::service::Service;
 use serde_json::json;
-use shared::service::Service;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::time::sleep;
 

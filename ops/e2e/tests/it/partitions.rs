@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use domain::PaymentMethod;
+use domain::message::job::kind;
 use e2e::process::Process;
 use e2e::shop::Wish;
 use e2e::{Gateway, Made, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
-use shared::domain::PaymentMethod;
-use shared::job::kind;
 use testkit::jobs::come_due;
 
 const BUYERS: usize = 6;

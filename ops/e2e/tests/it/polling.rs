@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use domain::message::job::kind;
 use e2e::{Gateway, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
-use shared::job::kind;
 use testkit::jobs::come_due;
 
 /// Orders that are paid.

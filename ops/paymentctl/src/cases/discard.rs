@@ -1,10 +1,11 @@
 //! `paymentctl cases discard`.
 
 use clap::Args;
+use domain::{CaseId, CaseStatus, steers};
 use serde_json::json;
-use shared::db::cases::{self, Case, End};
-use shared::db::{DbError, extra};
-use shared::domain::{CaseId, CaseStatus, steers};
+use store::DbError;
+use store::tables::cases::{self, Case, End};
+use store::tables::extra;
 
 use super::get;
 use crate::answer::{Answer, Problem, instant, lines};

@@ -4,12 +4,12 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
+use domain::{CaseId, CaseKind, CaseStatus, first_id_at};
 use serde_json::{Value, json};
-use shared::db::cases::{self, Case};
-use shared::db::dead_letters::without_bytes;
-use shared::db::outline;
-use shared::domain::{CaseId, CaseKind, CaseStatus, first_id_at};
-use shared::settle::strays;
+use store::settle::strays;
+use store::tables::cases::{self, Case};
+use store::tables::dead_letters::without_bytes;
+use store::tables::outline;
 use time::Duration;
 
 use crate::answer::{Answer, Problem, lines as shown, moment, table, with_more};

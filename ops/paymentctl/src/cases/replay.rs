@@ -4,12 +4,13 @@
 //! replay can move more money than the gateway's own word does. The bytes name the payer: the database makes the job of them,
 //! and they never come here.
 
+use broker::topology;
 use clap::{ArgGroup, Args};
+use domain::{CaseId, CaseKind};
 use serde_json::{Value, json};
-use shared::db::cases::{self, Case, End};
-use shared::db::{DbError, dead_letters};
-use shared::domain::{CaseId, CaseKind};
-use shared::mq::topology;
+use store::DbError;
+use store::tables::cases::{self, Case, End};
+use store::tables::dead_letters;
 use time::Duration;
 
 use super::discard::may_end;

@@ -1,12 +1,12 @@
 //! Whether the broker is there, and everything on it that the service needs.
 
+use broker::AmqpConfig;
+use broker::topology::{self, Difference, TopologyFaults};
+use broker::{Connection, MqError};
 use payment_api::broker_setup;
+use runtime::error_chain::chain;
+use runtime::service::Service;
 use secrecy::SecretString;
-use shared::config::AmqpConfig;
-use shared::mq::topology::{self, Difference, TopologyFaults};
-use shared::mq::{self, Connection, MqError};
-use shared::service::Service;
-use shared::telemetry::chain;
 
 use super::{Check, State};
 
@@ -20,7 +20,7 @@ pub(super) async fn look(amqp: Option<Option<AmqpConfig>>, management: Option<Se
         Some(None) => return vec![Check::skipped("broker", "set AMQP_URL to the address of paymentctl's user")],
         Some(Some(amqp)) => amqp,
     };
-    let connection = match mq::open(&amqp.url, Service::PaymentCtl.as_str()).await {
+    let connection = match broker::open(&amqp.url, Service::PaymentCtl.as_str()).await {
         Ok(connection) => connection,
         Err(error) => {
             return vec![Check::failed(
@@ -36,7 +36,7 @@ pub(super) async fn look(amqp: Option<Option<AmqpConfig>>, management: Option<Se
     let whole = objects.iter().all(|check| check.state != State::Failed);
     checks.extend(objects);
     checks.extend(marker(&connection).await);
-    mq::close(&connection).await;
+    broker::close(&connection).await;
     checks.extend(match management {
         _ if !whole => vec![Check::skipped(POLICIES, "mend the topology first")],
         None => vec![Check::skipped(POLICIES, "set RABBITMQ_MANAGEMENT_URL to a user who sees the queues")],

@@ -1,11 +1,12 @@
 //! Whether the database is there, fits, and keeps time.
 
-use shared::clock::Clock;
-use shared::config::DatabaseConfig;
-use shared::db::{self, MIGRATOR, grants};
-use shared::service::Service;
-use shared::telemetry::chain;
+use runtime::clock::Clock;
+use runtime::error_chain::chain;
+use runtime::service::Service;
 use sqlx::PgPool;
+use store::DatabaseConfig;
+use store::MIGRATOR;
+use store::upkeep::grants;
 use time::Duration;
 
 use super::Check;
@@ -17,7 +18,7 @@ const DIFFERS: Duration = Duration::seconds(2);
 /// Looks at the database.
 pub(super) async fn look(config: Option<DatabaseConfig>, clock: Clock) -> Vec<Check> {
     let Some(config) = config else { return Vec::new() };
-    let pool = match db::connect(&config.url, Service::PaymentCtl.as_str(), 1).await {
+    let pool = match store::connect::connect(&config.url, Service::PaymentCtl.as_str(), 1).await {
         Ok(pool) => pool,
         Err(error) => {
             let remedy = "check DATABASE_URL, and that the server runs and knows this user";
@@ -32,7 +33,7 @@ pub(super) async fn look(config: Option<DatabaseConfig>, clock: Clock) -> Vec<Ch
 
 async fn schema(pool: &PgPool) -> Check {
     const NAME: &str = "database schema";
-    match db::check_schema(pool).await {
+    match store::upkeep::schema::check_schema(pool).await {
         Ok(0) => Check::ok(NAME, format!("it has the {} migrations of this build", MIGRATOR.iter().count())),
         Ok(newer) => {
             Check::ok(NAME, format!("it has {newer} migrations of a newer release, which leave this one alone"))
@@ -55,7 +56,7 @@ async fn rights(pool: &PgPool) -> Check {
 async fn time(pool: &PgPool, clock: Clock) -> Check {
     const NAME: &str = "database clock";
     let before = clock.now();
-    let theirs = db::its_clock(pool).await;
+    let theirs = store::connect::its_clock(pool).await;
     let ours = before + (clock.now() - before) / 2;
     match theirs.map(|theirs| -> Duration { theirs - ours }) {
         Ok(ahead) if ahead.abs() <= DIFFERS => Check::ok(NAME, format!("{} from ours", seconds(ahead))),

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use shared::clock::Clock;
-use shared::domain::PaymentMethod;
-use shared::gateway::{Ending, Gateway, GatewayError, Gateways, KeyStatus, Reach, WARN_DAYS, endings};
+use domain::PaymentMethod;
+use gateway::{Ending, Gateway, GatewayError, Gateways, KeyStatus, Reach, WARN_DAYS, endings};
+use runtime::clock::Clock;
 use time::{Duration, OffsetDateTime};
 
 use super::Check;

@@ -3,10 +3,12 @@
 //! Run it with the variables of a process (and `DATABASE_URL` and `AMQP_URL` of paymentctl's own), on a machine of its kind:
 //! what it finds is what a process there would find. What no variable names is not looked at, and that is said.
 
+use ::broker::AmqpConfig;
+use runtime::clock::Clock;
+use runtime::env::Env;
 use serde_json::json;
-use shared::cache::{Redis, RedisConfig};
-use shared::clock::Clock;
-use shared::config::{AmqpConfig, DatabaseConfig, Env};
+use store::DatabaseConfig;
+use store::cache::{Redis, RedisConfig};
 
 use crate::answer::{Answer, count};
 

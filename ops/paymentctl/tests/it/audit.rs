@@ -3,9 +3,9 @@
 use paymentctl::answer::Answer;
 use paymentctl::audit::{self, Command};
 use serde_json::json;
-use shared::db::MIGRATOR;
-use shared::db::audit::{Act, link, recent, record, root};
 use sqlx::{AssertSqlSafe, PgPool};
+use store::MIGRATOR;
+use store::tables::audit::{Act, link, recent, record, root};
 use time::Duration;
 
 use crate::world::{line, place, texts};

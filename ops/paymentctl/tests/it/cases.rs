@@ -2,13 +2,14 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use broker::callback_of;
+use domain::{CaseId, CaseKind, CaseStatus};
 use paymentctl::answer::{Answer, Problem};
 use paymentctl::cases::{self, Command};
 use serde_json::{Value, json};
-use shared::db::{MIGRATOR, cases as rows, dead_letters};
-use shared::domain::{CaseId, CaseKind, CaseStatus};
-use shared::mq::callback_of;
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::tables::{cases as rows, dead_letters};
 use time::Duration;
 
 use crate::world::{case, line, place, texts};
@@ -203,7 +204,7 @@ async fn whoever_is_second_changes_nothing(db: PgPool) {
     propose(&db, id).await;
     let end = rows::End { resolution: "r", by: "b", entry: &json!({}) };
     let moved = rows::end(&mut db.acquire().await.unwrap(), &seen, &end).await;
-    assert!(matches!(moved, Err(shared::db::DbError::Moved)), "{moved:?}");
+    assert!(matches!(moved, Err(store::DbError::Moved)), "{moved:?}");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -1,14 +1,15 @@
 //! Events listed, shown and published again, and an order explained.
 
+use domain::OrderId;
+use domain::message::event::Event;
 use paymentctl::answer::{Answer, Problem};
 use paymentctl::events::{self, Command};
 use paymentctl::explain;
+use runtime::clock::Clock;
 use serde_json::json;
-use shared::clock::Clock;
-use shared::db::{MIGRATOR, events as rows};
-use shared::domain::OrderId;
-use shared::event::Event;
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::tables::events as rows;
 
 use crate::world::{PAYER, line, order, place, texts};
 

@@ -1,15 +1,15 @@
 //! A database of its own for each test, with an order in it.
 
 use clap::Parser;
+use domain::{CaseId, CaseKind, Money, OrderId, OrderNo, Scene};
 use paymentctl::place::Place;
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::db::case_facts;
-use shared::db::cases::NewCase;
-use shared::db::idempotency_keys::NewKey;
-use shared::db::orders::{self, Created, NewOrder};
-use shared::domain::{CaseId, CaseKind, Money, OrderId, OrderNo, Scene};
 use sqlx::PgPool;
+use store::tables::case_facts;
+use store::tables::cases::NewCase;
+use store::tables::idempotency_keys::NewKey;
+use store::tables::orders::{self, Created, NewOrder};
 use time::Duration;
 
 /// Reads the arguments of a command as the command line does.

@@ -1,3 +1,4 @@
 //! What this tool relies on: that the checks which it runs can fail.
 
 mod supply;
+mod tidy;

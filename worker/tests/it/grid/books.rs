@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
+use domain::{Money, OrderId, REFUND_TRANSITIONS, RefundStatus, TRANSITIONS, Verdict, status_by_refunds};
 use serde_json::{Value, json};
-use shared::db::orders::{self, Order};
-use shared::db::refunds::{self, Refund};
-use shared::domain::{Money, OrderId, REFUND_TRANSITIONS, RefundStatus, TRANSITIONS, Verdict, status_by_refunds};
 use sqlx::PgPool;
+use store::tables::orders::{self, Order};
+use store::tables::refunds::{self, Refund};
 
 /// Every row about one order.
 pub struct Books {

@@ -3,20 +3,21 @@
 
 use std::path::{Path, PathBuf};
 
+use domain::PaymentMethod::Alipay;
+use domain::{LatePaymentPolicy, Money, RefundId, RefundNo, Scene, TradeNo, Verdict};
+use gateway::{Gateway, Gateways, PrepayOrder, RefundOrder};
 use gateway_sim::ledger::Trade;
 use gateway_sim::notify::Overrides;
 use gateway_sim::{Options, Simulator};
+use runtime::clock::Clock;
 use serde_json::Value;
-use shared::cache::Renewer;
-use shared::clock::Clock;
-use shared::db::orders::Order;
-use shared::db::refunds::Refund;
-use shared::domain::PaymentMethod::Alipay;
-use shared::domain::{LatePaymentPolicy, Money, RefundId, RefundNo, Scene, TradeNo, Verdict};
-use shared::gateway::{Gateway, Gateways, PrepayOrder, RefundOrder};
-use shared::settle;
-use shared::settle::refunds::{self as settling, RefundFact, RefundVerdict, Wish};
 use sqlx::PgPool;
+use store::cache::Renewer;
+use store::settle;
+use store::settle::refunds as settling;
+use store::settle::refunds::{RefundFact, RefundVerdict, Wish};
+use store::tables::orders::Order;
+use store::tables::refunds::Refund;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use worker::callbacks::CallbackWorker;

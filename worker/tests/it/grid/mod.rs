@@ -9,12 +9,11 @@ mod orders;
 mod refunds;
 mod table;
 
-use shared::db::MIGRATOR;
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{OrderStatus, REFUND_TRANSITIONS, RefundStatus, TRANSITIONS};
-use sqlx::PgPool;
-
 use desk::Desk;
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::{OrderStatus, REFUND_TRANSITIONS, RefundStatus, TRANSITIONS};
+use sqlx::PgPool;
+use store::MIGRATOR;
 
 /// Prints a grid beside the snapshots of the other tests.
 fn print(name: &str, grid: &str) {

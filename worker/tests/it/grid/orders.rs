@@ -1,14 +1,14 @@
 //! What the gateways say of an order, in each state that it can be in.
 
+use domain::PaymentMethod::{self, Alipay, Wechat};
+use domain::{LatePaymentPolicy, Money, OrderStatus, Verdict};
 use gateway_sim::ledger::{Event, RefundState, Trade};
 use gateway_sim::notify::Overrides;
+use runtime::clock::Clock;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::db::orders::Order;
-use shared::domain::PaymentMethod::{self, Alipay, Wechat};
-use shared::domain::{LatePaymentPolicy, Money, OrderStatus, Verdict};
-use shared::settle;
-use shared::settle::refunds::RefundFact;
+use store::settle;
+use store::settle::refunds::RefundFact;
+use store::tables::orders::Order;
 
 use super::books::{Books, Cell};
 use super::desk::{Desk, Word};

@@ -1,13 +1,13 @@
 //! What the gateways say of a refund, in each state that it can be in.
 
+use domain::PaymentMethod::{self, Alipay};
+use domain::{LatePaymentPolicy, Money, RefundStatus, Verdict};
 use gateway_sim::ledger::{RefundState, Trade};
 use gateway_sim::notify::Overrides;
 use serde_json::json;
-use shared::db::orders::Order;
-use shared::db::refunds::{Refund, mark_sent};
-use shared::domain::PaymentMethod::{self, Alipay};
-use shared::domain::{LatePaymentPolicy, Money, RefundStatus, Verdict};
-use shared::settle::refunds::RefundFact;
+use store::settle::refunds::RefundFact;
+use store::tables::orders::Order;
+use store::tables::refunds::{Refund, mark_sent};
 use time::{Duration, OffsetDateTime};
 
 use super::books::{Books, Cell};

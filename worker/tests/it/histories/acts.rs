@@ -1,9 +1,10 @@
 //! What buyers, people, gateways and workers do.
 
+use domain::message::callback::Callback;
+use domain::message::job::kind;
+use domain::{Money, PaymentMethod};
 use serde_json::{Value, json};
-use shared::db::refunds::{self, Refund};
-use shared::domain::{Money, PaymentMethod};
-use shared::job::{Callback, kind};
+use store::tables::refunds::{self, Refund};
 use testkit::jobs::publish;
 use time::Duration;
 use worker::jobs::run_batch;

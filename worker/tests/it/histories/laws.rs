@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::AddAssign;
 
+use domain::OrderStatus::{Closed, Pending, Refunded};
+use domain::message::job::kind;
+use domain::{Money, OrderStatus, PaymentMethod, RefundOrigin, RefundStatus, TradeNo};
 use serde_json::{Value, json};
-use shared::db::jobs;
-use shared::db::refunds::Refund;
-use shared::domain::OrderStatus::{Closed, Pending, Refunded};
-use shared::domain::{Money, OrderStatus, PaymentMethod, RefundOrigin, RefundStatus, TradeNo};
-use shared::job::kind;
+use store::tables::jobs;
+use store::tables::refunds::Refund;
 use time::Duration;
 
 use super::{History, Outcome, ensure};
@@ -144,8 +144,8 @@ impl History<'_> {
     async fn shows_what_is_true(&self) -> Outcome {
         let before = self.bench.world.order(&self.order.id).await;
         let mut tx = self.bench.world.db.begin().await.unwrap();
-        shared::db::extra::follow(&mut tx, &[before.id], self.bench.checks.clock.now()).await.unwrap();
-        let after = shared::db::orders::lock_one(&mut tx, before.id).await.unwrap().unwrap();
+        store::tables::extra::follow(&mut tx, &[before.id], self.bench.checks.clock.now()).await.unwrap();
+        let after = store::tables::orders::lock_one(&mut tx, before.id).await.unwrap().unwrap();
         tx.rollback().await.unwrap();
         let (shown, so) = ((before.extra_state, before.extra_amount), (after.extra_state, after.extra_amount));
         ensure(before.version == after.version, || format!("the buyer reads {shown:?}, and it is {so:?}"))

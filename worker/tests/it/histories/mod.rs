@@ -15,14 +15,14 @@ mod rest;
 
 use std::collections::BTreeSet;
 
+use domain::OrderStatus::{self, Pending};
+use domain::PaymentMethod;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-use shared::db::MIGRATOR;
-use shared::db::orders::Order;
-use shared::domain::OrderStatus::{self, Pending};
-use shared::domain::PaymentMethod;
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::tables::orders::Order;
 
 use crate::bench::Bench;
 

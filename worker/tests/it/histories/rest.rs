@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration as StdDuration;
 
+use domain::OrderStatus::Pending;
+use domain::message::job::{Asked, kind};
+use domain::{CaseId, Money, RefundId, RefundNo, RefundStatus, TradeNo};
 use serde_json::json;
-use shared::db::jobs;
-use shared::db::refunds::Refund;
-use shared::domain::OrderStatus::Pending;
-use shared::domain::{CaseId, Money, RefundId, RefundNo, RefundStatus, TradeNo};
-use shared::job::{Asked, kind};
-use shared::settle::refunds as settling;
-use shared::settle::refunds::Wish;
+use store::settle::refunds as settling;
+use store::settle::refunds::Wish;
+use store::tables::jobs;
+use store::tables::refunds::Refund;
 use time::Duration;
 
 use super::{History, Outcome, Step};

@@ -1,10 +1,10 @@
 //! What people did is linked while it is written, whoever writes at the same time.
 
 use serde_json::json;
-use shared::db::audit::{self, Act, BEGINNING, Root};
-use shared::db::{DbError, MIGRATOR};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
+use store::tables::audit::{self, Act, BEGINNING, Root};
+use store::{DbError, MIGRATOR};
 use time::Duration;
 
 use super::{PATIENCE, Road};

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use broker::{Publisher, PublisherOptions, callback_message, topology};
+use domain::PaymentMethod::Alipay;
+use domain::message::callback::Callback;
 use serde_json::json;
-use shared::db::{MIGRATOR, jobs};
-use shared::domain::PaymentMethod::Alipay;
-use shared::job::Callback;
-use shared::mq::{self, Publisher, PublisherOptions, callback_message, topology};
 use sqlx::PgPool;
+use store::MIGRATOR;
+use store::tables::jobs;
 use tokio_util::sync::CancellationToken;
 
 use super::{PATIENCE, Road};
@@ -16,11 +17,11 @@ use crate::support::World;
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn dead_letters_become_cases_with_bytes_reason_and_origin(db: PgPool) {
     let road = Road::new(db).await;
-    let connection = mq::open(&road.broker.uri(), "test").await.unwrap();
+    let connection = broker::open(&road.broker.uri(), "test").await.unwrap();
     let stop = CancellationToken::new();
     let publisher = Publisher::start(&road.broker.uri(), "test", PublisherOptions::default(), stop.clone()).unwrap();
     publisher.ready().await;
-    let message = mq::Message {
+    let message = broker::Message {
         exchange: topology::PAYMENT_IN.to_owned(),
         routing_key: topology::CALLBACKS.to_owned(),
         id: "m1".to_owned(),
@@ -31,7 +32,7 @@ async fn dead_letters_become_cases_with_bytes_reason_and_origin(db: PgPool) {
     };
     publisher.publish(message, PATIENCE).await.unwrap();
     let reject =
-        async |batch: &[mq::Delivery]| Ok::<_, shared::db::DbError>(vec![worker::consumer::Ack::Dead; batch.len()]);
+        async |batch: &[broker::Delivery]| Ok::<_, store::DbError>(vec![worker::consumer::Ack::Dead; batch.len()]);
     let options = worker::consumer::BatchOptions::in_order(1, Duration::from_millis(1));
     let rejected = CancellationToken::new();
     let consumer = worker::consumer::run(&connection, topology::CALLBACKS, options, rejected.clone(), reject);
@@ -141,7 +142,7 @@ async fn a_dead_nudge_keeps_its_job_and_is_one_case_however_often_it_comes(db: P
     let road = Road::new(db).await;
     let order = world.pending_order(Alipay, "8").await;
     let job: i64 = sqlx::query_scalar("select id from jobs").fetch_one(&road.db).await.unwrap();
-    let nudge = |id: String, body: String| mq::Message {
+    let nudge = |id: String, body: String| broker::Message {
         exchange: topology::PAYMENT_JOBS.to_owned(),
         routing_key: topology::CHECKS.to_owned(),
         id,
@@ -168,7 +169,7 @@ async fn a_dead_nudge_keeps_its_job_and_is_one_case_however_often_it_comes(db: P
 async fn a_letter_that_the_database_refuses_stops_no_other(db: PgPool) {
     sqlx::query("alter table cases add constraint refused check (gateway_no <> 'refused')").execute(&db).await.unwrap();
     let road = Road::new(db).await;
-    let letter = |id: &str, headers: &[(&str, &str)]| mq::Message {
+    let letter = |id: &str, headers: &[(&str, &str)]| broker::Message {
         exchange: String::new(),
         routing_key: topology::DEAD.to_owned(),
         id: id.to_owned(),

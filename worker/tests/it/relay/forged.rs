@@ -3,18 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use broker::topology::{self, BINDINGS, Binding, CALLBACKS, CHECKS, PAYMENT_IN, PAYMENT_JOBS, REFUNDS};
+use broker::{Delivery, callback_from, callback_message};
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::message::callback::Callback;
+use domain::message::job::{JobMessage, kind};
+use domain::{AccountName, RefundId};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Confirmation};
+use runtime::clock::Clock;
+use runtime::service::Service;
 use serde_json::{Value, json};
-use shared::clock::Clock;
-use shared::db::{MIGRATOR, jobs};
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::domain::{AccountName, RefundId};
-use shared::job::{Callback, JobMessage, kind};
-use shared::mq::topology::{self, BINDINGS, Binding, CALLBACKS, CHECKS, PAYMENT_IN, PAYMENT_JOBS, REFUNDS};
-use shared::mq::{self, Delivery, callback_from, callback_message};
-use shared::service::Service;
 use sqlx::{AssertSqlSafe, PgPool};
+use store::MIGRATOR;
+use store::tables::jobs;
 use testkit::jobs::publish;
 use tokio_util::sync::CancellationToken;
 use worker::consumer::{self, BatchOptions};
@@ -148,7 +150,7 @@ fn forged(binding: &Binding, genuine: &Callback, rows: &[Row]) -> Vec<Vec<u8>> {
 
 /// Publishes as this user does; false: the broker does not let it.
 async fn send(road: &Road, service: Service, binding: &Binding, bodies: Vec<Vec<u8>>) -> bool {
-    let connection = mq::open(&road.broker.uri_for(service).await, "forger").await.unwrap();
+    let connection = broker::open(&road.broker.uri_for(service).await, "forger").await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     for body in bodies {
@@ -175,7 +177,7 @@ async fn flood(road: &Road, genuine: &Callback, rows: &[Row]) -> BTreeSet<(Servi
             }
         }
     }
-    let end = |binding: &Binding| mq::Message {
+    let end = |binding: &Binding| broker::Message {
         exchange: binding.exchange.to_owned(),
         routing_key: binding.routing_key.to_owned(),
         id: format!("last {}", binding.queue),
@@ -190,7 +192,7 @@ async fn flood(road: &Road, genuine: &Callback, rows: &[Row]) -> BTreeSet<(Servi
 
 /// Lets the workers of `bench` consume their queues until the last message of each is a case.
 async fn everything_is_dealt_with(road: &Road, bench: &Bench) {
-    let connection = mq::open(&road.broker.uri(), "workers").await.unwrap();
+    let connection = broker::open(&road.broker.uri(), "workers").await.unwrap();
     let (stop, options) = (CancellationToken::new(), BatchOptions::in_order(50, Duration::from_millis(20)));
     let nudges = |batch: &[Delivery]| batch.iter().map(|nudge| serde_json::from_slice(&nudge.data)).collect();
     let callbacks = consumer::run(&connection, CALLBACKS, options, stop.clone(), async |batch| {

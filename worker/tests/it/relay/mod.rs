@@ -7,23 +7,24 @@ mod planted;
 
 use std::time::Duration;
 
+use broker::consume::headers;
+use broker::{Connection, Delivery, Publisher, PublisherOptions, Subscription, callback_from, topology};
+use domain::OrderId;
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::message::event::Event;
+use domain::message::job::{JobMessage, kind};
 use lapin::options::{
     BasicRejectOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
+use runtime::clock::Clock;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
-use shared::cache::Renewer;
-use shared::clock::Clock;
-use shared::db::{MIGRATOR, events, jobs};
-use shared::domain::OrderId;
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::event::Event;
-use shared::job::{JobMessage, kind};
-use shared::mq::consume::headers;
-use shared::mq::{self, Connection, Delivery, Publisher, PublisherOptions, Subscription, callback_from, topology};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use store::MIGRATOR;
+use store::cache::Renewer;
+use store::tables::{events, jobs};
 use testkit::{Relay as Between, TestBroker};
 use tokio_util::sync::CancellationToken;
 use worker::relay::{PUBLISHING, Relay, Settings};
@@ -116,7 +117,7 @@ impl Road {
     }
 
     /// Publishes in this order, as anybody could who may write to the broker.
-    async fn publish(&self, messages: Vec<mq::Message>) {
+    async fn publish(&self, messages: Vec<broker::Message>) {
         let stop = CancellationToken::new();
         let publisher = Publisher::start(&self.broker.uri(), "test", PUBLISHING, stop.clone()).unwrap();
         publisher.ready().await;
@@ -338,7 +339,7 @@ async fn a_stored_callback_goes_to_its_queue_and_other_jobs_are_kept(db: PgPool)
     .await
     .unwrap();
     road.start();
-    let consumer = mq::open(&road.broker.uri(), "test").await.unwrap();
+    let consumer = broker::open(&road.broker.uri(), "test").await.unwrap();
     let mut queue = Subscription::open(&consumer, topology::CALLBACKS, 10).await.unwrap();
     let delivery = tokio::time::timeout(PATIENCE, queue.next()).await.unwrap().unwrap().unwrap();
     let arrived = callback_from(&delivery).unwrap();
@@ -362,7 +363,7 @@ async fn a_look_back_goes_to_the_queue_of_the_checks_when_it_is_due(db: PgPool) 
     world.settle(vec![world.paid(&order)]).await;
     testkit::jobs::come_due(&db, Some(kind::LOOK_BACK)).await;
     road.start();
-    let consumer = mq::open(&road.broker.uri(), "test").await.unwrap();
+    let consumer = broker::open(&road.broker.uri(), "test").await.unwrap();
     let mut queue = Subscription::open(&consumer, topology::CHECKS, 10).await.unwrap();
     let delivery = tokio::time::timeout(PATIENCE, queue.next()).await.unwrap().unwrap().unwrap();
     let nudge: JobMessage = serde_json::from_slice(&delivery.data).unwrap();

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::crash::{Fault, Point, plant};
-use shared::db::MIGRATOR;
-use shared::domain::OrderStatus::Paid;
-use shared::domain::PaymentMethod::{Alipay, Wechat};
-use shared::event::Event;
-use shared::mq::{self, callback_from, callback_message, topology};
+use broker::{callback_from, callback_message, topology};
+use domain::OrderStatus::Paid;
+use domain::PaymentMethod::{Alipay, Wechat};
+use domain::message::event::Event;
+use runtime::crash::{Fault, Point, plant};
 use sqlx::PgPool;
+use store::MIGRATOR;
 use worker::consumer::{self, BatchOptions};
 
 use super::{PATIENCE, Road, UNPUBLISHED, event};
@@ -114,7 +114,7 @@ async fn a_due_job_that_panics_is_left_to_its_lease_among_2000(db: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_dead_letter_that_panics_is_filed_with_its_bytes_and_stops_no_other(db: PgPool) {
     let road = Road::new(db).await;
-    let letter = |n: usize| mq::Message {
+    let letter = |n: usize| broker::Message {
         exchange: String::new(),
         routing_key: topology::DEAD.to_owned(),
         id: format!("letter-{n}"),
@@ -136,7 +136,9 @@ async fn a_dead_letter_that_panics_is_filed_with_its_bytes_and_stops_no_other(db
     .fetch_all(&road.db)
     .await
     .unwrap();
-    let of = |bytes: &[u8]| (serde_json::json!({ "size": 1, "digest": shared::job::digest(bytes) }), bytes.to_vec());
+    let of = |bytes: &[u8]| {
+        (serde_json::json!({ "size": 1, "digest": domain::message::callback::digest(bytes) }), bytes.to_vec())
+    };
     assert_eq!(bare, [of(b"3"), of(b"7")]);
 }
 
@@ -154,7 +156,7 @@ async fn a_callback_that_always_panics_ends_as_a_case_that_says_so(db: PgPool) {
     let _sown = plant(Point::CallbackMoved, orders[11].order_no.as_str(), Fault::Panic);
     road.publish(callbacks).await;
     road.start();
-    let connection = mq::open(&road.broker.uri(), "test").await.unwrap();
+    let connection = broker::open(&road.broker.uri(), "test").await.unwrap();
     let options = BatchOptions::in_order(400, Duration::from_millis(20));
     let settled = consumer::run(&connection, topology::CALLBACKS, options, road.stop.child_token(), async |batch| {
         assert!(batch.iter().all(|delivery| !delivery.redelivered), "nothing goes back");

@@ -1,4 +1,4 @@
-//! Dead at every point of `shared/src/crash.rs`, and in every process that comes there; then everything comes to rest, and
+//! Dead at every point of `shared/runtime/src/crash.rs`, and in every process that comes there; then everything comes to rest, and
 //! the witnesses agree. How to run the long form is in `ops/e2e/README.md`.
 
 mod buyers;
@@ -7,15 +7,14 @@ mod trouble;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use buyers::BUYERS;
+use domain::message::job::kind;
 use e2e::process::Process;
 use e2e::{Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
-use shared::crash::Point;
-use shared::job::kind;
-use shared::service::Service;
+use runtime::crash::Point;
+use runtime::service::Service;
 use testkit::jobs::{leases_end, leases_end_of};
-
-use buyers::BUYERS;
 
 /// How long anything may take while processes die all the time.
 const LONG: Duration = Duration::from_secs(120);

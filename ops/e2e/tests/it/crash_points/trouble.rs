@@ -1,12 +1,12 @@
 //! The points that only trouble leads to: a broker that does not take callbacks or seems to be wiped, a row that somebody
 //! holds, messages that are none.
 
+use broker::topology;
 use e2e::shop::Purchase;
 use e2e::{Gateway, SOON, World, eventually};
 use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions};
 use lapin::types::FieldTable;
-use shared::mq::{self, topology};
 
 use super::{LONG, Road, buyers, come_to_rest, deaths, process, rounds, world};
 
@@ -51,7 +51,7 @@ async fn the_broker_does_not_take_callbacks(world: &World, gateway: Gateway) {
         (world.number("select count(*) from jobs where kind = 'callback'").await? > 0).then_some(())
     })
     .await;
-    mq::close(&admin).await;
+    broker::close(&admin).await;
 }
 
 /// The relay makes the road whole, and dies doing it; its next life begins again.
@@ -68,11 +68,11 @@ async fn the_broker_seems_wiped(world: &World) {
         process.start().await;
         the_road_is_whole(&admin).await;
     }
-    mq::close(&admin).await;
+    broker::close(&admin).await;
 }
 
 /// Waits until the relay has said so; until then it may be making the road whole.
-async fn the_road_is_whole(admin: &mq::Connection) {
+async fn the_road_is_whole(admin: &broker::Connection) {
     eventually("the road counts as whole", LONG, async || {
         topology::marker_exists(admin).await.expect("the broker answers").then_some(())
     })
@@ -115,7 +115,7 @@ async fn messages_that_are_none(world: &World, gateway: Gateway) -> usize {
         process.dies_at(point, LONG).await;
         process.start().await;
     }
-    mq::close(&admin).await;
+    broker::close(&admin).await;
     sent
 }
 

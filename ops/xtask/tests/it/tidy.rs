@@ -1,0 +1,387 @@
+//! Holds by reading the source what the README promises by absence.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned()
+}
+
+/// Every `.rs` file below a folder of the repository: its path from the root, and its lines without comments, up to the
+/// unit tests at its end.
+fn sources(folder: &str) -> Vec<(String, Vec<String>)> {
+    let files = files(folder, "rs");
+    files.into_iter().map(|(path, text)| (path, code(&text).into_iter().map(str::to_owned).collect())).collect()
+}
+
+/// Every file below a folder of the repository whose name ends like this: its path from the root, and its text.
+fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|found| found == extension) {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path.strip_prefix(root()).unwrap().display().to_string(), text));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no .{extension} below {folder}");
+    found
+}
+
+/// The lines without comments, up to an inline module of tests. A `mod tests;` near the top ends nothing.
+fn code(text: &str) -> Vec<&str> {
+    let lines: Vec<&str> = text.lines().collect();
+    let opens_module = |line: &&str| line.trim().starts_with("mod ") && line.trim().ends_with('{');
+    let tests =
+        (0..lines.len()).find(|n| lines[*n].trim() == "#[cfg(test)]" && lines.get(n + 1).is_some_and(opens_module));
+    let end = tests.unwrap_or(lines.len());
+    lines[..end].iter().copied().filter(|line| !line.trim_start().starts_with("//")).collect()
+}
+
+/// What the root may hold beside hidden files: a tool's leavings would be committed with the next change.
+const ROOT: [&str; 14] = [
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "SECURITY.md",
+    "api",
+    "deny.toml",
+    "docker-compose.yml",
+    "migrations",
+    "ops",
+    "shared",
+    "target",
+    "worker",
+];
+
+#[test]
+fn nothing_lies_about_at_the_root() {
+    let names = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let strange: Vec<String> = names.filter(|name| !name.starts_with('.') && !ROOT.contains(&name.as_str())).collect();
+    assert_eq!(strange, [] as [&str; 0]);
+}
+
+#[test]
+fn reading_stops_at_inline_tests_and_not_at_a_module_of_tests() {
+    let text = "use a;\n#[cfg(test)]\nmod tests;\n// said\nfn f() {}\n#[cfg(test)]\nmod tests {\n    use b;\n}\n";
+    assert_eq!(code(text), ["use a;", "#[cfg(test)]", "mod tests;", "fn f() {}"]);
+}
+
+/// The lines of `folders`, except in paths that start with one of `except`, that hold one of `words`.
+fn offences(folders: &[&str], except: &[&str], words: &[&str]) -> Vec<String> {
+    let files = folders.iter().flat_map(|folder| sources(folder));
+    let files = files.filter(|(path, _)| !except.iter().any(|start| path.starts_with(start)));
+    files
+        .flat_map(|(path, lines)| lines.into_iter().map(move |line| format!("{path}: {}", line.trim())))
+        .filter(|line| words.iter().any(|word| line.split_once(": ").is_some_and(|(_, code)| code.contains(word))))
+        .collect()
+}
+
+const SERVICE: &[&str] = &[
+    "shared/domain/src",
+    "shared/runtime/src",
+    "shared/gateway/src",
+    "shared/broker/src",
+    "shared/store/src",
+    "api/src",
+    "worker/src",
+    "ops/paymentctl/src",
+];
+
+/// The storeys from the ground up, and what each may stand on. The compiler holds what the manifests say; this holds the manifests.
+const STOREYS: &[(&str, &[&str])] = &[
+    ("shared/domain", &[]),
+    ("shared/runtime", &["domain"]),
+    ("shared/gateway", &["domain", "runtime"]),
+    ("shared/broker", &["domain", "runtime"]),
+    ("shared/store", &["domain", "runtime", "gateway"]),
+];
+
+/// The crates of ours that the program of a manifest is built from, without those of its tests.
+fn crates_of_ours(manifest: &str) -> Vec<&str> {
+    let needed = manifest.split_once("[dependencies]").map_or("", |(_, rest)| rest);
+    let needed = needed.split("\n[").next().unwrap_or_default();
+    needed.lines().filter_map(|line| line.strip_prefix("payment-")?.split(['.', ' ', '=']).next()).collect()
+}
+
+#[test]
+fn storeys_stand_on_those_below_alone() {
+    for (folder, below) in STOREYS {
+        let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        let mut found = crates_of_ours(&manifest);
+        found.retain(|name| !below.contains(name));
+        assert_eq!(found, [""; 0], "{folder} stands on what is above it");
+    }
+    let planted =
+        "[dependencies]\nbytes = \"1\"\npayment-store.workspace = true\n\n[dev-dependencies]\npayment-api = \"1\"\n";
+    assert_eq!(crates_of_ours(planted), ["store"]);
+}
+
+#[test]
+fn the_domain_does_no_io() {
+    let words = ["sqlx::", "tokio", "lapin", "reqwest", "std::fs", "std::net", "async "];
+    // The column types, which belong beside the types; they ask no database.
+    assert_eq!(offences(&["shared/domain/src"], &["shared/domain/src/columns.rs"], &words), [""; 0]);
+}
+
+/// Settling takes what gateways have signed; tables take what settling has decided.
+#[test]
+fn tables_do_not_know_the_gateways() {
+    let rooms = &["shared/store/src/tables", "shared/store/src/upkeep", "shared/store/src/cache"];
+    assert_eq!(offences(rooms, &[], &["gateway::", "crate::settle"]), [""; 0]);
+}
+
+#[test]
+fn sql_stays_in_the_database_module() {
+    assert_eq!(
+        offences(
+            SERVICE,
+            &["shared/store/src/tables/", "shared/store/src/upkeep/", "shared/store/src/connect.rs"],
+            &["sqlx::query", "query!(", "query_as", "query_scalar"]
+        ),
+        [""; 0]
+    );
+}
+
+#[test]
+fn database_functions_neither_begin_nor_commit() {
+    assert_eq!(offences(&["shared/store/src"], &[], &[".begin()", ".commit()", ".rollback()"]), [""; 0]);
+}
+
+#[test]
+fn amqp_stays_in_its_module_and_only_the_consumer_acknowledges() {
+    let rooms = &["shared/broker/src/", "worker/src/consumer.rs"];
+    assert_eq!(offences(SERVICE, rooms, &["use lapin", " lapin::", "(lapin::", "<lapin::", "&lapin::"]), [""; 0]);
+    assert_eq!(offences(SERVICE, &["worker/src/consumer.rs"], &[".ack(", ".nack(", ".reject("]), [""; 0]);
+}
+
+/// The client library's own close has no time limit: it hangs while the broker blocks the connection.
+#[test]
+fn connections_to_the_broker_are_closed_within_a_bound() {
+    assert_eq!(offences(SERVICE, &["shared/broker/src/"], &["connection.close(", ".close(200"]), [""; 0]);
+}
+
+/// What decides reads the database: only one route shows an order as a copy has it.
+#[test]
+fn copies_are_for_showing() {
+    assert_eq!(
+        offences(SERVICE, &["shared/store/src/cache/redis.rs"], &["use ::redis", " ::redis::", "(::redis::"]),
+        [""; 0]
+    );
+    let rooms = &["api/src/routes/orders/mod.rs"];
+    assert_eq!(offences(&["api/src", "worker/src"], rooms, &["cache.orders.get("]), [""; 0]);
+}
+
+#[test]
+fn a_providers_words_stop_at_its_adapter() {
+    let words = ["out_trade_no", "out_request_no", "out_refund_no", "notify_id", "mchid", "total_fee", "biz_content"];
+    assert_eq!(offences(SERVICE, &["shared/gateway/src/"], &words), [""; 0]);
+}
+
+#[test]
+fn money_is_never_a_float() {
+    let rooms =
+        &["shared/domain/src", "shared/gateway/src/alipay", "shared/gateway/src/wechat", "shared/store/src/tables"];
+    assert_eq!(offences(rooms, &[], &["f64", "f32"]), [""; 0]);
+}
+
+#[test]
+fn only_problem_picks_the_status_of_an_error() {
+    let rooms = &["api/src/problem.rs", "api/src/routes/callbacks.rs"];
+    let words = ["StatusCode::INTERNAL_SERVER_ERROR", "StatusCode::CONFLICT", "StatusCode::UNPROCESSABLE_ENTITY"];
+    assert_eq!(offences(&["api/src"], rooms, &words), [""; 0]);
+}
+
+/// Else the drill of clock steps would step some of what reads the time, and not the rest.
+#[test]
+fn only_the_clock_reads_the_time_of_day() {
+    let words = ["SystemTime::now(", "OffsetDateTime::now_", "UtcDateTime::now(", "Uuid::now_v7(", "Timestamp::now("];
+    // The name of a folder is no time.
+    let except = ["shared/runtime/src/clock.rs", "shared/gateway/src/accounts/tests.rs"];
+    assert_eq!(offences(SERVICE, &except, &words), [""; 0]);
+}
+
+/// From here on a migration that takes something away says so in its name (`ops/decisions/0013`).
+const SAYS_THAT_IT_CONTRACTS: i64 = 13;
+
+/// Whether a statement takes away what an older release may use, or asks of it what it does not give.
+fn contracts(statement: &str) -> bool {
+    let words = statement.split_whitespace().collect::<Vec<_>>().join(" ");
+    let has = |what: &str| words.contains(what);
+    let takes = ["drop column", " rename ", "set not null", "drop default", " set data type ", " set schema "];
+    let table = words.starts_with("alter table ") && takes.iter().any(|take| has(take));
+    let retyped = words.starts_with("alter table ") && has(" alter column ") && has(" type ");
+    let asked = words.starts_with("alter table ")
+        && words
+            .split(',')
+            .any(|part| part.contains("add column ") && part.contains(" not null") && !part.contains(" default "));
+    words.starts_with("drop table ") || words.starts_with("truncate ") || table || retyped || asked
+}
+
+/// What is wrong with the name of a migration, for releases that do not know it and read nothing else of it.
+fn faults_of_name(path: &str, text: &str) -> Vec<&'static str> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let (version, rest) = name.split_once('_').unwrap_or((name, ""));
+    let version: i64 = version.parse().expect("a migration begins with its number");
+    let from = rest.strip_prefix("contract_from_").and_then(|rest| rest.split('_').next()?.parse::<i64>().ok());
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("--"));
+    let statements = lines.collect::<Vec<_>>().join(" ");
+    let takes = statements.to_lowercase().split(';').any(|statement| contracts(statement.trim()));
+    match from {
+        None if rest.starts_with("contract") => vec!["does not say for whom: `NNNN_contract_from_MMMM_what.sql`"],
+        None if takes && version >= SAYS_THAT_IT_CONTRACTS => vec!["takes something away and does not say so"],
+        Some(from) if !(1..=version).contains(&from) => vec!["is for builds that know a migration that is not there"],
+        _ => Vec::new(),
+    }
+}
+
+/// Trap: a release that still runs, or is started again while another rolls out, finds gone what it reads.
+#[test]
+fn a_migration_that_takes_something_away_says_from_which_one_on_a_build_can_do_without() {
+    for expands in [
+        "alter table a add column b text;",
+        "alter table a add column b text not null default '';",
+        "alter table a add column c int, add constraint b check (c is not null) not valid;",
+        "-- drop table a;\ncreate table b (type text not null);",
+    ] {
+        assert_eq!(faults_of_name("migrations/0013_more.sql", expands), [""; 0], "{expands}");
+    }
+    for takes in [
+        "create table b (c int);\nDROP TABLE a;",
+        "alter table a drop column b;",
+        "alter table a rename column b to c;",
+        "alter table a rename to b;",
+        "alter table a\n  alter column b set not null;",
+        "alter table a alter column b type bigint;",
+        "alter table a add column b text not null;",
+    ] {
+        assert_eq!(faults_of_name("migrations/0013_less.sql", takes).len(), 1, "{takes}");
+        assert_eq!(faults_of_name("migrations/0013_contract_from_0012_less.sql", takes), [""; 0], "{takes}");
+    }
+    for wrong in ["0014_contract_less.sql", "0014_contract_from_0015_x.sql", "0014_contract_from_less.sql"] {
+        assert_eq!(faults_of_name(wrong, "").len(), 1, "{wrong}");
+    }
+    for (path, text) in files("migrations", "sql") {
+        assert_eq!(faults_of_name(&path, &text), [""; 0], "{path}");
+    }
+}
+
+/// What is wrong with a migration that builds or drops an index beside the writers.
+fn faults_of_migration(text: &str) -> Vec<&'static str> {
+    let statements: String =
+        text.lines().filter(|line| !line.trim_start().starts_with("--")).collect::<Vec<_>>().join(" ");
+    let words = statements.to_lowercase();
+    let mut faults = Vec::new();
+    if words.split_whitespace().any(|word| word == "concurrently") {
+        if !text.starts_with("-- no-transaction") {
+            faults.push("runs in a transaction, which such an index refuses: begin with `-- no-transaction`");
+        }
+        if words.split_whitespace().collect::<Vec<_>>().windows(3).any(|three| three == ["if", "not", "exists"]) {
+            faults.push("`if not exists` calls the invalid index of a broken run a success");
+        }
+        if statements.split(';').filter(|statement| !statement.trim().is_empty()).count() > 1 {
+            faults.push("is not alone: half of it stays when the other half fails");
+        }
+    }
+    faults
+}
+
+/// Trap: such an index deadlocks with a second runner, is left invalid, and then found to exist.
+#[test]
+fn an_index_beside_the_writers_has_a_migration_of_its_own() {
+    let good = "-- no-transaction\n-- Built concurrently, if not exists is no help.\n\ncreate index concurrently a on b (c);\n";
+    assert_eq!(faults_of_migration(good), [""; 0]);
+    assert_eq!(faults_of_migration("-- Not concurrently.\ncreate index if not exists a on b (c);"), [""; 0]);
+    let bad = "create table b (c int);\nCREATE INDEX CONCURRENTLY\n  IF NOT EXISTS a ON b (c);";
+    assert_eq!(faults_of_migration(bad).len(), 3);
+    for (path, text) in files("migrations", "sql") {
+        assert_eq!(faults_of_migration(&text), [""; 0], "{path}");
+    }
+}
+
+#[test]
+fn no_file_is_longer_than_a_reader_can_hold() {
+    let folders = ["shared", "api", "worker", "ops"];
+    let long: Vec<String> = folders
+        .iter()
+        .flat_map(|folder| sources(folder))
+        .filter_map(|(path, _)| {
+            let lines = fs::read_to_string(root().join(&path)).unwrap().lines().count();
+            (lines > 500).then(|| format!("{path}: {lines}"))
+        })
+        .collect();
+    assert_eq!(long, [""; 0]);
+}
+
+/// How a variable of the environment is read; its name in quotes follows.
+const READS: &[&str] = &[
+    "env.optional(",
+    "env.optional_secret(",
+    "env.required(",
+    "env.secret(",
+    "env.address(",
+    "env.optional_address(",
+    "env.file(",
+    "env.parse(",
+    "env.parse_or(",
+    "env.switch(",
+    "(env, ",
+    "env = ",
+    "env::var(",
+    "env::var_os(",
+    "testkit::env(",
+    "crate::env(",
+];
+
+fn is_variable(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+fn variables(line: &str) -> Vec<String> {
+    let after = READS.iter().flat_map(|read| line.split(&format!("{read}\"")).skip(1).collect::<Vec<_>>());
+    let names = after.filter_map(|rest| rest.split_once('"').map(|(name, _)| name));
+    names.filter(|name| is_variable(name)).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_example_names_every_variable_and_each_once() {
+    let example = fs::read_to_string(root().join(".env.example")).unwrap();
+    let settings = example.lines().filter_map(|line| line.strip_prefix("# ").unwrap_or(line).split_once('='));
+    let mut named: Vec<&str> = settings.map(|(name, _)| name).filter(|name| is_variable(name)).collect();
+    named.sort_unstable();
+    let twice: Vec<&[&str]> = named.windows(2).filter(|pair| pair[0] == pair[1]).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+
+    let lines = ["shared", "api", "worker", "ops"].iter().flat_map(|folder| sources(folder));
+    let mut read: Vec<String> = lines.flat_map(|(_, lines)| lines).flat_map(|line| variables(&line)).collect();
+    read.sort_unstable();
+    read.dedup();
+    assert!(read.len() > 25, "{read:?}");
+    // Everybody's, and Cargo's own.
+    read.retain(|name| !["PATH", "CARGO"].contains(&name.as_str()) && !named.contains(&name.as_str()));
+    assert_eq!(read, [""; 0]);
+}
+
+#[test]
+fn the_paths_that_the_readme_names_exist() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let places = readme.split('`').skip(1).step_by(2).filter(|text| {
+        ["shared/", "api/", "worker/", "ops/", "migrations/"].iter().any(|start| text.starts_with(start))
+    });
+    let (mut seen, mut missing) = (0, Vec::new());
+    for place in places {
+        seen += 1;
+        if !root().join(place).exists() {
+            missing.push(place.to_owned());
+        }
+    }
+    assert!(seen > 10, "the README names its places in backticks");
+    assert_eq!(missing, [""; 0]);
+}

@@ -1,0 +1,74 @@
+//! What can go wrong at the broker.
+
+use runtime::env::{ConfigFaults, Fault};
+use runtime::error_chain::chain;
+
+use crate::config::AMQP_HINT;
+use crate::topology::TopologyFaults;
+
+/// What went wrong between this process and the broker. No variant ever holds credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum MqError {
+    /// The address itself is wrong; nothing was tried.
+    #[error("the AMQP address cannot be used: {0}")]
+    Address(String),
+    /// None of the addresses led to a session; each is named with its reason.
+    #[error("no broker could be reached: {}", .0.join("; "))]
+    Unreachable(Vec<String>),
+    /// The broker refused a step, or the session broke during it.
+    #[error("{doing} failed")]
+    Amqp {
+        /// The step.
+        doing: &'static str,
+        /// The client library's reason.
+        #[source]
+        source: lapin::Error,
+    },
+    /// The broker did not answer a step in time.
+    #[error("{0} was not answered in time")]
+    TimedOut(&'static str),
+    /// The broker refuses messages on this session; another one may be better off.
+    #[error("the broker refuses messages")]
+    Refused,
+    /// The session is gone.
+    #[error("the session with the broker was lost")]
+    Lost,
+    /// The consumer was cancelled by the broker: its queue was deleted, or it held deliveries for too long.
+    #[error("the broker cancelled the consumer of {0}")]
+    Cancelled(String),
+    /// The queue knows nothing of our consumer: the node that we are connected to is cut off from the others.
+    #[error("{0} does not know its consumer: this node of the broker is out of its reach")]
+    Unheard(String),
+    /// Objects are missing, conflicting or out of reach.
+    #[error("{0}")]
+    Topology(TopologyFaults),
+    /// A delivery that does not hold what its queue is for.
+    #[error("the message is malformed: {0}")]
+    Malformed(String),
+}
+
+impl MqError {
+    /// The AMQP reply code, where the broker gave one (404, 403, 406 …).
+    pub fn reply_code(&self) -> Option<u16> {
+        match self {
+            MqError::Amqp { source, .. } => match source.kind() {
+                lapin::ErrorKind::ProtocolError(error) => Some(error.get_id()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// The broker's faults in the same form, each object of the topology on its own.
+impl From<MqError> for ConfigFaults {
+    fn from(error: MqError) -> ConfigFaults {
+        match error {
+            MqError::Topology(faults) => {
+                ConfigFaults(faults.0.into_iter().map(|f| Fault::new(f.object, f.wrong, f.remedy)).collect())
+            }
+            MqError::Address(wrong) => Fault::new("AMQP_URL", wrong, AMQP_HINT).into(),
+            error => Fault::new("broker", chain(&error), "check that it runs, AMQP_URL and the user's rights").into(),
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Everything that speaks AMQP: sessions with the broker, the topology, confirmed publishing, subscriptions.
+//!
+//! One session is one connection and its channels. Any error ends the session and [`supervise`] builds the next; the
+//! client library's own recovery stays off, because it can hang for ever and hides stale deliveries. Publishing and
+//! consuming never share a connection: an alarm of the broker blocks a whole publishing connection, acks included.
+//!
+//! Acks are not here: only the worker's `consumer.rs` acknowledges.
+
+mod address;
+mod callback;
+mod config;
+pub mod consume;
+mod error;
+mod group;
+pub mod permissions;
+pub mod publish;
+mod session;
+mod step;
+pub mod topology;
+
+pub use address::Addresses;
+pub use callback::{callback_from, callback_message, callback_of};
+pub use config::AmqpConfig;
+pub use consume::{DeadLetter, LetterOf, Subscription};
+pub use error::MqError;
+pub use lapin::Connection;
+pub use lapin::message::Delivery;
+pub use publish::{Confirmed, Message, PublishError, Publisher, PublisherOptions, PublisherState};
+pub use session::{close, open, supervise};
+pub use step::{STEP, step};

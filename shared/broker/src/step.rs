@@ -1,0 +1,19 @@
+//! One step of the protocol, and how long it may take.
+
+use std::time::Duration;
+
+use crate::error::MqError;
+
+/// The longest that one step of the protocol may take: a handshake, a channel, a declaration, a confirm.
+pub const STEP: Duration = Duration::from_secs(5);
+
+/// Awaits one step of the protocol, at most [`STEP`]: the client library has no time limit of its own.
+///
+/// # Errors
+/// [`MqError::Amqp`] with the reason, or [`MqError::TimedOut`].
+pub async fn step<T>(doing: &'static str, future: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, MqError> {
+    match tokio::time::timeout(STEP, future).await {
+        Ok(done) => done.map_err(|source| MqError::Amqp { doing, source }),
+        Err(_) => Err(MqError::TimedOut(doing)),
+    }
+}

@@ -1,0 +1,371 @@
+//! The topology: which exchanges, queues, bindings and policies the service stands on, as one table.
+//!
+//! A deploy step declares it with a user of its own; the services check passively that what they need is there. What
+//! can be a policy is a policy, so that a change of it never conflicts with a queue that exists. The exchange
+//! [`MARKER`] is apart: only the relay declares it, and its absence tells that the broker was wiped.
+
+use std::fmt;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ExchangeKind, Queue};
+
+use crate::error::MqError;
+use crate::step::step;
+
+/// Where the ingress publishes callbacks; all that it may write to.
+pub const PAYMENT_IN: &str = "payment.in";
+/// Where the relay publishes due jobs.
+pub const PAYMENT_JOBS: &str = "payment.jobs";
+/// Where the relay publishes fulfilment events; downstream systems bind queues of their own.
+pub const PAYMENT_EVENTS: &str = "payment.events";
+/// The queue of callbacks, and its routing key.
+pub const CALLBACKS: &str = "payment.callbacks";
+/// The queue of refund jobs, and its routing key.
+pub const REFUNDS: &str = "payment.refunds";
+/// The queue of check jobs, and its routing key.
+pub const CHECKS: &str = "payment.checks";
+/// The queue of dead letters.
+pub const DEAD: &str = "payment.dead";
+/// An exchange that says "this broker was set up, and the relay knows it".
+pub const MARKER: &str = "payment.marker";
+
+/// How an exchange routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routing {
+    /// By the whole routing key.
+    Direct,
+    /// By patterns of the routing key.
+    Topic,
+}
+
+/// A durable exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exchange {
+    /// Its name.
+    pub name: &'static str,
+    /// How it routes.
+    pub routing: Routing,
+}
+
+/// A binding of a queue to an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// The exchange.
+    pub exchange: &'static str,
+    /// The routing key.
+    pub routing_key: &'static str,
+    /// The queue.
+    pub queue: &'static str,
+}
+
+/// A policy of the broker: settings for the queues whose names match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Its name, unique in the virtual host.
+    pub name: &'static str,
+    /// A regular expression over queue names.
+    pub pattern: &'static str,
+    /// The queues it is meant for; a check compares what took effect on each.
+    pub queues: &'static [&'static str],
+    /// The policy with the highest priority is the only one that applies to a queue.
+    pub priority: u8,
+    /// The settings.
+    pub definition: &'static [(&'static str, Setting)],
+}
+
+/// The value of a policy's setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// Text.
+    Text(&'static str),
+    /// A whole number.
+    Number(i64),
+}
+
+/// Every exchange.
+pub const EXCHANGES: &[Exchange] = &[
+    Exchange { name: PAYMENT_IN, routing: Routing::Direct },
+    Exchange { name: PAYMENT_JOBS, routing: Routing::Direct },
+    Exchange { name: PAYMENT_EVENTS, routing: Routing::Topic },
+];
+
+/// Every queue; all are durable quorum queues, replicated and on disk before a publish is confirmed.
+pub const QUEUES: &[&str] = &[CALLBACKS, REFUNDS, CHECKS, DEAD];
+
+/// Every binding. Dead letters come through the default exchange, which needs none.
+pub const BINDINGS: &[Binding] = &[
+    Binding { exchange: PAYMENT_IN, routing_key: CALLBACKS, queue: CALLBACKS },
+    Binding { exchange: PAYMENT_JOBS, routing_key: REFUNDS, queue: REFUNDS },
+    Binding { exchange: PAYMENT_JOBS, routing_key: CHECKS, queue: CHECKS },
+];
+
+/// The policies, for the management API.
+///
+/// `at-least-once` needs `reject-publish` and keeps a message in its queue until the dead-letter queue has it. A worker
+/// that crashes takes its whole prefetch one step towards the delivery limit, so the limit is generous. The dead-letter
+/// queue itself has nowhere to send to: RabbitMQ 4 would drop at its default of 20, so its limit is out of reach.
+pub const fn policies() -> &'static [Policy] {
+    const POLICIES: &[Policy] = &[
+        Policy {
+            name: "payment-work",
+            pattern: r"^payment\.(callbacks|refunds|checks)$",
+            queues: &[CALLBACKS, REFUNDS, CHECKS],
+            priority: 10,
+            definition: &[
+                ("delivery-limit", Setting::Number(20)),
+                ("dead-letter-exchange", Setting::Text("")),
+                ("dead-letter-routing-key", Setting::Text(DEAD)),
+                ("dead-letter-strategy", Setting::Text("at-least-once")),
+                ("overflow", Setting::Text("reject-publish")),
+            ],
+        },
+        Policy {
+            name: "payment-dead",
+            pattern: r"^payment\.dead$",
+            queues: &[DEAD],
+            priority: 10,
+            definition: &[("delivery-limit", Setting::Number(1_000_000_000))],
+        },
+    ];
+    POLICIES
+}
+
+/// What a process needs to find at the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// Exchanges it publishes to.
+    pub exchanges: &'static [&'static str],
+    /// Queues it consumes.
+    pub queues: &'static [&'static str],
+}
+
+impl Needs {
+    /// The ingress publishes callbacks and sees nothing else.
+    pub const API: Needs = Needs { exchanges: &[PAYMENT_IN], queues: &[] };
+    /// The callback worker consumes callbacks.
+    pub const CALLBACK_WORKER: Needs = Needs { exchanges: &[], queues: &[CALLBACKS] };
+    /// The relay publishes jobs and events and drains dead letters.
+    pub const RELAY: Needs = Needs { exchanges: &[PAYMENT_JOBS, PAYMENT_EVENTS], queues: &[DEAD] };
+}
+
+/// The whole road: every exchange and queue of the table.
+pub const WHOLE: Needs =
+    Needs { exchanges: &[PAYMENT_IN, PAYMENT_JOBS, PAYMENT_EVENTS], queues: &[CALLBACKS, REFUNDS, CHECKS, DEAD] };
+
+/// How an object differs from the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Difference {
+    /// It is not there: declaring it mends that.
+    Missing,
+    /// It is there and of another kind: only a person mends that.
+    Conflict,
+    /// This user may not see it.
+    Forbidden,
+}
+
+/// One object that is not as the table has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopologyFault {
+    /// In which way.
+    pub difference: Difference,
+    /// Which object, such as `queue payment.callbacks`.
+    pub object: String,
+    /// What is wrong with it.
+    pub wrong: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+/// Everything that is wrong with the topology, one line each.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TopologyFaults(pub Vec<TopologyFault>);
+
+impl fmt::Display for TopologyFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, fault) in self.0.iter().enumerate() {
+            let line = if n == 0 { "" } else { "\n" };
+            write!(f, "{line}{}: {}; {}", fault.object, fault.wrong, fault.remedy)?;
+        }
+        Ok(())
+    }
+}
+
+/// Declares exchanges, queues and bindings. What exists as it should stays as it is; nothing is ever deleted.
+///
+/// # Errors
+/// [`MqError::Topology`] names every object that could not be declared, after having tried them all.
+pub async fn declare(connection: &Connection) -> Result<(), MqError> {
+    let mut faults = Faults::default();
+    for exchange in EXCHANGES {
+        let declared = declare_exchange(connection, exchange.name, exchange.routing.kind(), false).await;
+        faults.collect(format!("exchange {}", exchange.name), declared)?;
+    }
+    for queue in QUEUES {
+        faults.collect(format!("queue {queue}"), declare_queue(connection, queue, false).await.map(drop))?;
+    }
+    for binding in BINDINGS {
+        let object = format!("binding {} → {} ({})", binding.exchange, binding.queue, binding.routing_key);
+        // A queue or exchange of the wrong kind was named above; binding it would hide what is wrong.
+        faults.collect(object, bind(connection, binding).await)?;
+    }
+    faults.finish()
+}
+
+/// Looks whether what a process needs is there, without changing anything.
+///
+/// The existence is seen by everyone. Whether an object is of the right kind is told only to a user with the right to
+/// configure it (declaring what exists compares, and changes nothing); for others the deploy step is the check.
+///
+/// # Errors
+/// [`MqError::Topology`] names everything that is missing, conflicting or out of reach.
+pub async fn check(connection: &Connection, needs: Needs) -> Result<(), MqError> {
+    let mut faults = Faults::default();
+    for exchange in EXCHANGES.iter().filter(|exchange| needs.exchanges.contains(&exchange.name)) {
+        let (name, kind) = (exchange.name, exchange.routing.kind());
+        let mut found = declare_exchange(connection, name, kind.clone(), true).await;
+        if found.is_ok() {
+            found = unless_refused(declare_exchange(connection, name, kind, false).await);
+        }
+        faults.collect(format!("exchange {name}"), found)?;
+    }
+    for queue in needs.queues {
+        let mut found = declare_queue(connection, queue, true).await.map(drop);
+        if found.is_ok() {
+            found = unless_refused(declare_queue(connection, queue, false).await.map(drop));
+        }
+        faults.collect(format!("queue {queue}"), found)?;
+    }
+    faults.finish()
+}
+
+/// How many messages of a queue wait for a consumer; those being worked on do not count.
+///
+/// # Errors
+/// When there is no such queue, or the broker cannot be asked.
+pub async fn depth(connection: &Connection, queue: &str) -> Result<u32, MqError> {
+    Ok(declare_queue(connection, queue, true).await?.message_count())
+}
+
+/// How many consumers a queue has, as far as our node can see: none, when it is cut off from the one that leads the queue.
+///
+/// # Errors
+/// When there is no such queue, or the broker cannot be asked.
+pub async fn consumers(connection: &Connection, queue: &str) -> Result<u32, MqError> {
+    Ok(declare_queue(connection, queue, true).await?.consumer_count())
+}
+
+/// Whether the relay has set this broker up before: false on a new or wiped one.
+///
+/// # Errors
+/// When the broker cannot be asked; never for a mere absence.
+pub async fn marker_exists(connection: &Connection) -> Result<bool, MqError> {
+    match declare_exchange(connection, MARKER, ExchangeKind::Direct, true).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.reply_code() == Some(NOT_FOUND) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sets the marker. For the relay alone, once it has rebuilt the road.
+///
+/// # Errors
+/// When the broker refuses, or does not answer.
+pub async fn declare_marker(connection: &Connection) -> Result<(), MqError> {
+    declare_exchange(connection, MARKER, ExchangeKind::Direct, false).await
+}
+
+const NOT_FOUND: u16 = 404;
+const ACCESS_REFUSED: u16 = 403;
+const PRECONDITION_FAILED: u16 = 406;
+
+impl Routing {
+    fn kind(self) -> ExchangeKind {
+        match self {
+            Routing::Direct => ExchangeKind::Direct,
+            Routing::Topic => ExchangeKind::Topic,
+        }
+    }
+}
+
+/// Opens a channel of its own for each object: a refusal closes the channel it came on, and only that.
+async fn fresh(connection: &Connection) -> Result<Channel, MqError> {
+    step("opening a channel", connection.create_channel()).await
+}
+
+async fn declare_exchange(
+    connection: &Connection,
+    name: &str,
+    kind: ExchangeKind,
+    passive: bool,
+) -> Result<(), MqError> {
+    let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
+    let channel = fresh(connection).await?;
+    step("declaring an exchange", channel.exchange_declare(name.into(), kind, options, FieldTable::default())).await
+}
+
+async fn declare_queue(connection: &Connection, name: &str, passive: bool) -> Result<Queue, MqError> {
+    let options = QueueDeclareOptions { passive, durable: true, ..Default::default() };
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    let channel = fresh(connection).await?;
+    step("declaring a queue", channel.queue_declare(name.into(), options, arguments)).await
+}
+
+async fn bind(connection: &Connection, binding: &Binding) -> Result<(), MqError> {
+    let channel = fresh(connection).await?;
+    let (queue, exchange, key) = (binding.queue.into(), binding.exchange.into(), binding.routing_key.into());
+    step(
+        "binding a queue",
+        channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default()),
+    )
+    .await
+}
+
+/// A user who may not configure an object cannot compare it either; that is not a fault of the object.
+fn unless_refused(compared: Result<(), MqError>) -> Result<(), MqError> {
+    match compared {
+        Err(error) if error.reply_code() == Some(ACCESS_REFUSED) => Ok(()),
+        other => other,
+    }
+}
+
+#[derive(Default)]
+struct Faults(Vec<TopologyFault>);
+
+impl Faults {
+    /// Keeps a refusal of this object and goes on; an error of the connection ends everything.
+    fn collect(&mut self, object: String, result: Result<(), MqError>) -> Result<(), MqError> {
+        let Err(error) = result else { return Ok(()) };
+        let (difference, wrong, remedy) = match (error.reply_code(), &error) {
+            (Some(NOT_FOUND), _) => {
+                (Difference::Missing, "it does not exist".to_owned(), "run `payment-api broker-setup`")
+            }
+            (Some(ACCESS_REFUSED), _) => (
+                Difference::Forbidden,
+                "this user has no permission for it".to_owned(),
+                "grant it, or use another user",
+            ),
+            (Some(PRECONDITION_FAILED), MqError::Amqp { source, .. }) => (
+                Difference::Conflict,
+                format!("it exists with other properties ({})", reason(source)),
+                "empty and delete it, then run `payment-api broker-setup`",
+            ),
+            _ => return Err(error),
+        };
+        self.0.push(TopologyFault { difference, object, wrong, remedy });
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), MqError> {
+        if self.0.is_empty() { Ok(()) } else { Err(MqError::Topology(TopologyFaults(self.0))) }
+    }
+}
+
+/// The broker's own words about a conflict.
+fn reason(error: &lapin::Error) -> String {
+    match error.kind() {
+        lapin::ErrorKind::ProtocolError(error) => error.get_message().to_string(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,163 @@
+//! Who may do what at the broker: that it is what was written down, and that it is not wider. That it suffices, the
+//! end-to-end tests show: there every process logs in as itself.
+
+use std::time::Duration;
+
+use broker::topology::{self, Needs};
+use broker::{Connection, MqError};
+use lapin::options::{
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel};
+use runtime::service::Service::{self, CallbackWorker, CheckWorker, PaymentApi, PaymentCtl, RefundWorker, Relay};
+use testkit::TestBroker;
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(10);
+const REFUSED: u16 = 403;
+
+/// Something that somebody does at the broker.
+#[derive(Debug, Clone, Copy)]
+enum Deed {
+    Publish(&'static str),
+    Consume(&'static str),
+    Get(&'static str),
+    Purge(&'static str),
+    DeleteQueue(&'static str),
+    DeleteExchange(&'static str),
+    /// Declares a queue of his own.
+    Declare(&'static str),
+    /// Has what an exchange gets sent to a queue.
+    Bind(&'static str, &'static str),
+}
+
+/// Deeds, each with those who may.
+const DEEDS: &[(Deed, &[Service])] = &[
+    (Deed::Publish(topology::PAYMENT_IN), &[PaymentApi, Relay]),
+    (Deed::Publish(topology::PAYMENT_JOBS), &[Relay]),
+    (Deed::Publish(topology::PAYMENT_EVENTS), &[Relay]),
+    // The default exchange reaches every queue.
+    (Deed::Publish(""), &[]),
+    (Deed::Publish("amq.topic"), &[]),
+    (Deed::Consume(topology::CALLBACKS), &[CallbackWorker]),
+    (Deed::Consume(topology::CHECKS), &[CheckWorker]),
+    (Deed::Consume(topology::REFUNDS), &[RefundWorker]),
+    (Deed::Consume(topology::DEAD), &[Relay]),
+    (Deed::Get(topology::CALLBACKS), &[CallbackWorker]),
+    (Deed::Get(topology::DEAD), &[Relay]),
+    (Deed::Purge(topology::DEAD), &[Relay]),
+    (Deed::Declare("mine"), &[]),
+    (Deed::Declare("payment.mine"), &[]),
+    (Deed::Declare("payment.callbacks2"), &[]),
+    (Deed::Bind(topology::PAYMENT_EVENTS, topology::CHECKS), &[]),
+    (Deed::Bind(topology::PAYMENT_EVENTS, topology::CALLBACKS), &[]),
+    (Deed::Bind(topology::PAYMENT_IN, topology::DEAD), &[]),
+    (Deed::Bind(topology::PAYMENT_IN, topology::CALLBACKS), &[Relay]),
+    // Last, since it takes effect. Who may set the road up may take it down.
+    (Deed::DeleteQueue(topology::CHECKS), &[Relay]),
+    (Deed::DeleteExchange(topology::PAYMENT_EVENTS), &[Relay]),
+];
+
+#[tokio::test]
+async fn a_user_is_refused_what_is_not_his_business() {
+    let broker = TestBroker::new().await;
+    let mut wrong = Vec::new();
+    // The relay last: what it may delete, the others must find.
+    for service in Service::ALL.iter().filter(|service| **service != Relay).chain(&[Relay]) {
+        let connection = broker::open(&broker.uri_for(*service).await, "test").await.unwrap();
+        for (deed, allowed) in DEEDS {
+            let done = do_it(&connection, *deed).await;
+            match (allowed.contains(service), &done) {
+                (true, Ok(())) => {}
+                (false, Err(error)) if error.reply_code() == Some(REFUSED) => {}
+                _ => wrong.push(format!("{service}: {deed:?}: {done:?}")),
+            }
+        }
+        broker::close(&connection).await;
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Does it on a channel of its own, which a refusal closes.
+async fn do_it(connection: &Connection, deed: Deed) -> Result<(), MqError> {
+    let channel = broker::step("opening a channel", connection.create_channel()).await?;
+    match deed {
+        Deed::Publish(exchange) => publish(&channel, exchange).await,
+        Deed::Consume(queue) => {
+            let options = BasicConsumeOptions::default();
+            let consume = channel.basic_consume(queue.into(), "test".into(), options, FieldTable::default());
+            broker::step("consuming", consume).await.map(drop)
+        }
+        Deed::Get(queue) => {
+            broker::step("getting", channel.basic_get(queue.into(), BasicGetOptions::default())).await.map(drop)
+        }
+        Deed::Purge(queue) => {
+            broker::step("purging", channel.queue_purge(queue.into(), QueuePurgeOptions::default())).await.map(drop)
+        }
+        Deed::DeleteQueue(queue) => {
+            broker::step("deleting", channel.queue_delete(queue.into(), QueueDeleteOptions::default())).await.map(drop)
+        }
+        Deed::DeleteExchange(exchange) => {
+            broker::step("deleting", channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default())).await
+        }
+        Deed::Declare(queue) => {
+            let options = QueueDeclareOptions { durable: true, ..Default::default() };
+            broker::step("declaring", channel.queue_declare(queue.into(), options, FieldTable::default()))
+                .await
+                .map(drop)
+        }
+        Deed::Bind(exchange, queue) => {
+            let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+            broker::step("binding", channel.queue_bind(queue.into(), exchange.into(), queue.into(), options, none))
+                .await
+        }
+    }
+}
+
+/// A refused publish closes the channel, and its confirm tells.
+async fn publish(channel: &Channel, exchange: &str) -> Result<(), MqError> {
+    broker::step("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+    let publish = channel.basic_publish(exchange.into(), "nowhere".into(), options, b"", properties);
+    broker::step("publishing", async { publish.await?.await }).await.map(drop)
+}
+
+/// The check at the start works with the least rights, and so does the relay's repair of the road.
+#[tokio::test]
+async fn each_process_finds_what_it_needs_and_the_relay_can_make_it_anew() {
+    let broker = TestBroker::new().await;
+    let needs = [
+        (PaymentApi, Needs::API),
+        (CallbackWorker, Needs::CALLBACK_WORKER),
+        (CheckWorker, Needs { exchanges: &[], queues: &[topology::CHECKS] }),
+        (RefundWorker, Needs { exchanges: &[], queues: &[topology::REFUNDS] }),
+        (PaymentCtl, Needs { exchanges: &[], queues: topology::WHOLE.queues }),
+        (Relay, topology::WHOLE),
+    ];
+    for (service, needs) in needs {
+        let connection = broker::open(&broker.uri_for(service).await, "test").await.unwrap();
+        topology::check(&connection, needs).await.unwrap_or_else(|error| panic!("{service}: {error}"));
+        broker::close(&connection).await;
+    }
+    let empty = TestBroker::empty().await;
+    let relay = broker::open(&empty.uri_for(Relay).await, "test").await.unwrap();
+    assert!(!topology::marker_exists(&relay).await.unwrap());
+    topology::declare(&relay).await.unwrap();
+    topology::check(&relay, topology::WHOLE).await.unwrap();
+    topology::declare_marker(&relay).await.unwrap();
+    for queue in topology::QUEUES {
+        assert_eq!(topology::depth(&relay, queue).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_missing_object_is_told_from_a_missing_right() {
+    let broker = TestBroker::empty().await;
+    let api = broker::open(&broker.uri_for(PaymentApi).await, "test").await.unwrap();
+    let MqError::Topology(faults) = topology::check(&api, Needs::API).await.unwrap_err() else { panic!() };
+    let differences: Vec<_> = faults.0.iter().map(|fault| fault.difference).collect();
+    assert_eq!(differences, [topology::Difference::Missing]);
+    timeout(SOON, broker::close(&api)).await.unwrap();
+}

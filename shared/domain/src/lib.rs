@@ -1,0 +1,35 @@
+//! The words of the field and the rules about them. No I/O, no clock, no provider's spelling.
+
+mod account;
+#[cfg(feature = "sqlx")]
+mod columns;
+mod ids;
+pub mod message;
+mod money;
+mod named_enum;
+mod notification;
+mod order;
+mod order_no;
+mod payment_config;
+mod payment_method;
+mod policy;
+mod refund;
+mod text;
+mod verdict;
+
+pub use account::{AccountName, AccountNameError, UserId, UserIdError};
+pub use ids::{CaseId, OrderId, ParseIdError, RefundId, TransactionId, first_id_at};
+pub use money::{Money, MoneyError};
+pub use named_enum::UnknownName;
+pub use notification::{Fact, Merchant, Notification, RefundOutcome, ReturnedTrade, Source};
+pub use order::{ExtraState, InvalidTransition, OrderEvent, OrderStatus, TRANSITIONS};
+pub use order_no::{
+    OrderNo, OrderNoError, ProductType, ProductTypeError, RefundNo, RefundNoError, Subject, SubjectError, TradeNo,
+    TradeNoError,
+};
+pub use payment_config::{MethodConfig, MethodRules, NotOffered, PaymentConfig};
+pub use payment_method::{PaymentMethod, Scene};
+pub use policy::{LatePaymentPolicy, Policies};
+pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundOrigin, RefundStatus, status_by_refunds};
+pub use text::{escaped, shorten_bytes, shorten_chars, shows, steers};
+pub use verdict::{CaseAction, CaseKind, CaseStatus, Verdict};

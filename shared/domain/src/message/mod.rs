@@ -1,0 +1,5 @@
+//! The messages between the processes and to the outside.
+
+pub mod callback;
+pub mod event;
+pub mod job;

@@ -1,0 +1,123 @@
+//! The states of a refund, and what refunds make of their order.
+
+use crate::money::Money;
+use crate::named_enum;
+use crate::order::OrderStatus;
+
+named_enum! {
+    /// Where a refund stands.
+    RefundStatus {
+        /// Never sent.
+        Pending = "pending",
+        /// May have arrived at the gateway: ask before sending again.
+        Processing = "processing",
+        /// The money went back.
+        Succeeded = "succeeded",
+        /// Refused, and a later query knew no such refund; or closed by the gateway.
+        Failed = "failed",
+        /// Accepted, and could not be delivered: a person acts.
+        Abnormal = "abnormal",
+    }
+}
+
+named_enum! {
+    /// Who sent a refund to the gateway.
+    RefundOrigin {
+        /// This service.
+        Service = "service",
+        /// Somebody else: at the gateway's console, or with the merchant's keys. We only book it.
+        Outside = "outside",
+    }
+}
+
+named_enum! {
+    /// What can happen to a refund.
+    RefundEvent {
+        /// The first request is about to leave.
+        Sent = "sent",
+        /// The gateway says that the money went back.
+        Returned = "returned",
+        /// The gateway will not return it under this number.
+        Failed = "failed",
+        /// The gateway could not deliver it.
+        Undeliverable = "undeliverable",
+    }
+}
+
+/// Every move a refund can make. A pair that is absent is refused everywhere.
+pub const REFUND_TRANSITIONS: &[(RefundStatus, RefundEvent, RefundStatus)] = &[
+    (RefundStatus::Pending, RefundEvent::Sent, RefundStatus::Processing),
+    (RefundStatus::Processing, RefundEvent::Returned, RefundStatus::Succeeded),
+    (RefundStatus::Processing, RefundEvent::Failed, RefundStatus::Failed),
+    (RefundStatus::Processing, RefundEvent::Undeliverable, RefundStatus::Abnormal),
+    (RefundStatus::Abnormal, RefundEvent::Returned, RefundStatus::Succeeded),
+    (RefundStatus::Abnormal, RefundEvent::Failed, RefundStatus::Failed),
+    // A success found later is a fact, and a case.
+    (RefundStatus::Failed, RefundEvent::Returned, RefundStatus::Succeeded),
+];
+
+impl RefundStatus {
+    /// The state after `event`; `None` when [`REFUND_TRANSITIONS`] has no such move.
+    pub fn next(self, event: RefundEvent) -> Option<RefundStatus> {
+        REFUND_TRANSITIONS.iter().find(|(from, on, _)| (*from, *on) == (self, event)).map(|(_, _, to)| *to)
+    }
+
+    /// Whether the refund is on its way, so that the next one of the order has to wait.
+    pub const fn in_flight(self) -> bool {
+        matches!(self, RefundStatus::Pending | RefundStatus::Processing)
+    }
+
+    /// Whether its amount is spoken for: returned, on its way, or stuck.
+    pub const fn reserves(self) -> bool {
+        !matches!(self, RefundStatus::Failed)
+    }
+
+    /// Whether the work on it is done.
+    pub const fn is_final(self) -> bool {
+        matches!(self, RefundStatus::Succeeded | RefundStatus::Failed)
+    }
+}
+
+/// The state of a paid order, by its refunds: one in flight, how much came back, of how much.
+pub fn status_by_refunds(in_flight: bool, returned: Money, paid: Money) -> OrderStatus {
+    if in_flight {
+        OrderStatus::Refunding
+    } else if returned == paid {
+        OrderStatus::Refunded
+    } else if returned.is_positive() {
+        OrderStatus::PartiallyRefunded
+    } else {
+        OrderStatus::Paid
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_table_is_as_designed() {
+        let mut grid = String::new();
+        for from in RefundStatus::ALL {
+            for event in RefundEvent::ALL {
+                let to = from.next(*event).map_or("-", RefundStatus::as_str);
+                grid.push_str(&format!("{from:12} {event:14} {to}\n"));
+            }
+        }
+        insta::assert_snapshot!(grid);
+    }
+
+    #[test]
+    fn an_order_follows_its_refunds() {
+        let yuan = |fen| Money::from_fen(fen).unwrap();
+        for (in_flight, returned, status) in [
+            (true, 0, OrderStatus::Refunding),
+            (true, 50, OrderStatus::Refunding),
+            (false, 0, OrderStatus::Paid),
+            (false, 50, OrderStatus::PartiallyRefunded),
+            (false, 100, OrderStatus::Refunded),
+        ] {
+            assert_eq!(status_by_refunds(in_flight, yuan(returned), yuan(100)), status);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Alipay (支付宝), OpenAPI gateway with RSA2: one merchant account, in public-key or in certificate mode.
+//!
+//! [`sign`] holds the three signature rules, [`callback`] what the gateway posts, `prepay` what the buyer needs,
+//! `query` what became of an order and its closing, `refund` money that goes back, `return_page` what the
+//! buyer's browser brings back, `client` the call itself, `trust` whose signature counts, `chain` and `download` new
+//! certificates of Alipay's, [`cert`] certificate numbers.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use domain::message::callback::Callback;
+use domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
+use time::format_description::BorrowedFormatItem;
+use time::macros::{format_description, offset};
+use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
+use url::Url;
+
+use crate::adapter::Gateway;
+use crate::error::CallbackError;
+use crate::error::GatewayError;
+use crate::keys::{KeyNews, KeyStatus};
+use crate::keys::{SigningKey, VerifyingKey};
+use crate::prepay::{Payment, PrepayOrder, PrepayRequest};
+use crate::query::{CloseOutcome, TradeAnswer};
+use crate::reach::Reach;
+use crate::refund::{RefundOrder, RefundState, RefundTarget};
+use crate::transport::http::measured;
+use crate::transport::road::Road;
+use crate::verified::Verified;
+
+pub mod callback;
+pub mod cert;
+mod chain;
+#[cfg(test)]
+mod charset_tests;
+mod client;
+mod download;
+mod prepay;
+mod query;
+mod reach;
+mod refund;
+mod return_page;
+pub use return_page::ORDER_NO as RETURN_ORDER_NO;
+pub mod sign;
+#[cfg(test)]
+mod split_tests;
+#[cfg(test)]
+mod tests;
+mod trust;
+
+/// The signature is a field of the body: no header counts.
+pub const CALLBACK_HEADERS: &[&str] = &[];
+
+pub(super) use chain::{Issued, Roots};
+pub(super) use prepay::{QR_PRODUCT_CODE, app_of};
+pub(super) use trust::{Certificates, Fetched, Trust};
+
+/// Source: Alipay OpenAPI, C:057k53, read 2025-11-20.
+pub(super) const PRODUCTION_URL: &str = "https://openapi.alipay.com/gateway.do";
+/// The sandbox has app ids and keys of its own.
+pub(super) const SANDBOX_URL: &str = "https://openapi-sandbox.dl.alipaydev.com/gateway.do";
+
+/// What a merchant has agreed with Alipay, and the keys to prove it.
+pub(super) struct Account {
+    pub name: AccountName,
+    pub gateway_url: Url,
+    pub app_id: String,
+    pub seller_id: String,
+    /// What the contract for QR codes calls the product.
+    pub qr_product_code: String,
+    pub app_key: SigningKey,
+    pub trust: Trust,
+    /// Alipay's public key before, while something that it signed may still come.
+    pub previous_key: Option<VerifyingKey>,
+}
+
+/// One Alipay account.
+pub struct Alipay {
+    account: Account,
+    road: Road,
+    fetched: Arc<Fetched>,
+}
+
+impl Alipay {
+    /// `fetched` are the certificates that an earlier reading of the same account has fetched, to go on with.
+    pub(super) fn new(account: Account, road: Road, fetched: Arc<Fetched>) -> Alipay {
+        Alipay { account, road, fetched }
+    }
+}
+
+/// Names the account and shows no key.
+impl std::fmt::Debug for Alipay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Alipay({}, app {})", self.account.name, self.account.app_id)
+    }
+}
+
+#[async_trait]
+impl Gateway for Alipay {
+    fn method(&self) -> PaymentMethod {
+        PaymentMethod::Alipay
+    }
+
+    fn account(&self) -> &AccountName {
+        &self.account.name
+    }
+
+    fn prepay_request(&self, order: &PrepayOrder) -> Result<PrepayRequest, GatewayError> {
+        prepay::request(&self.account, order)
+    }
+
+    fn prepay_here(&self, request: &PrepayRequest, now: OffsetDateTime) -> Result<Option<Payment>, GatewayError> {
+        prepay::here(&self.account, request, now)
+    }
+
+    async fn prepay(&self, request: &PrepayRequest, now: OffsetDateTime) -> Result<Payment, GatewayError> {
+        match self.prepay_here(request, now)? {
+            Some(payment) => Ok(payment),
+            None => measured(PaymentMethod::Alipay, "prepay", self.precreate(request, now)).await,
+        }
+    }
+
+    /// Source: `alipay.trade.precreate` (05osv9): a code lasts two hours.
+    fn credential_lives(&self, scene: Scene) -> Option<time::Duration> {
+        (scene == Scene::Qr).then_some(time::Duration::hours(2))
+    }
+
+    async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<TradeAnswer, GatewayError> {
+        measured(PaymentMethod::Alipay, "query", self.query_inner(order_no, now)).await
+    }
+
+    async fn close(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<CloseOutcome, GatewayError> {
+        measured(PaymentMethod::Alipay, "close", self.close_inner(order_no, now)).await
+    }
+
+    async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+        measured(PaymentMethod::Alipay, "refund", self.refund_inner(refund, now)).await
+    }
+
+    async fn query_refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+        measured(PaymentMethod::Alipay, "query_refund", self.query_refund_inner(refund, now)).await
+    }
+
+    async fn redirect_refund(
+        &self,
+        _refund: &RefundOrder,
+        _gateway_refund_no: &str,
+        _to: &RefundTarget,
+        _now: OffsetDateTime,
+    ) -> Result<RefundState, GatewayError> {
+        Err(client::refusal("redirect_refund", "Alipay has no other way for a refund"))
+    }
+
+    /// The protocol names no clock window: `now` says no more than which certificates are in force.
+    fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
+        self.verify_form(&callback.body, now.unwrap_or(callback.received_at))?;
+        Ok(Verified::new(callback))
+    }
+
+    /// A buyer's return is signed by the same rule and key; only a notice has an id and a type.
+    fn takes(&self, callback: &Verified<Callback>) -> Result<(), CallbackError> {
+        callback::is_notice(callback)
+    }
+
+    fn read(
+        &self,
+        callback: &Verified<Callback>,
+        now: OffsetDateTime,
+    ) -> Result<Verified<Notification>, CallbackError> {
+        callback::read(&self.account, callback, now)
+    }
+
+    fn verify_return(&self, query: &str) -> Result<Verified<String>, CallbackError> {
+        return_page::read(self, query)
+    }
+
+    async fn refresh_keys(&self, now: OffsetDateTime) -> Result<KeyNews, GatewayError> {
+        if self.account.certificates().is_none() {
+            return Ok(KeyNews::Fixed);
+        }
+        measured(PaymentMethod::Alipay, "certificates", self.refresh(now)).await
+    }
+
+    async fn look_for_key(&self, serial: &str, now: OffsetDateTime) -> bool {
+        self.look_for(serial, now).await
+    }
+
+    fn key_of(&self, callback: &Verified<Callback>) -> String {
+        self.name_of_key(&callback.get().body, callback.get().received_at)
+    }
+
+    async fn reach(&self, now: OffsetDateTime) -> Result<Reach, GatewayError> {
+        measured(PaymentMethod::Alipay, "reach", self.reach_inner(now)).await
+    }
+
+    fn signs(&self) -> bool {
+        self.account.app_key.signs()
+    }
+
+    fn key_status(&self) -> Vec<KeyStatus> {
+        self.status()
+    }
+}
+
+const BEIJING: UtcOffset = offset!(+8);
+const CLOCK: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
+
+/// `yyyy-MM-dd HH:mm:ss` in Beijing, whatever zone this process runs in.
+fn beijing_text(at: OffsetDateTime) -> Result<String, GatewayError> {
+    let out_of_range = || GatewayError::Protocol("a time beyond the calendar".to_owned());
+    let local = at.checked_to_offset(BEIJING).ok_or_else(out_of_range)?;
+    // Fails only for years that need a sign.
+    local.format(CLOCK).map_err(|error| GatewayError::Protocol(error.to_string()))
+}
+
+/// The moment in UTC, as everything past the adapter has it.
+fn parse_beijing(text: &str) -> Option<OffsetDateTime> {
+    // Some fields have a fraction of a second: `gmt_refund`.
+    let whole = text.split_once('.').map_or(text, |(whole, _)| whole);
+    PrimitiveDateTime::parse(whole, CLOCK).ok()?.assume_offset(BEIJING).checked_to_offset(UtcOffset::UTC)
+}

@@ -1,0 +1,61 @@
+//! Alipay and WeChat Pay behind one trait. A provider's own field names stop in its folder.
+//!
+//! What a gateway says is believed only as [`Verified`]: its constructor is private to this module tree, and each place
+//! that calls it has just checked a signature.
+
+mod accounts;
+mod adapter;
+pub mod alipay;
+mod error;
+pub mod keys;
+mod prepay;
+mod query;
+mod reach;
+mod refund;
+#[cfg(test)]
+mod testing;
+mod times;
+mod transport;
+mod verified;
+pub mod wechat;
+mod words;
+
+use domain::PaymentMethod;
+use domain::message::callback::Callback;
+
+pub use accounts::{AccountFault, Gateways, NoAccount};
+pub use adapter::Gateway;
+pub use error::{CallbackError, GatewayError};
+pub use keys::{Ending, KeyNews, KeyStatus, WARN_DAYS, endings};
+pub use prepay::{Payment, PrepayOrder, PrepayRequest};
+pub use query::{CloseOutcome, Trade, TradeAnswer};
+pub use reach::Reach;
+pub use refund::{RefundOrder, RefundState, RefundTarget};
+pub use verified::Verified;
+
+/// The names of the headers that a callback of this gateway needs beside its body, in lower case.
+pub const fn callback_headers(method: PaymentMethod) -> &'static [&'static str] {
+    match method {
+        PaymentMethod::Alipay => alipay::CALLBACK_HEADERS,
+        PaymentMethod::Wechat => wechat::CALLBACK_HEADERS,
+    }
+}
+
+/// The app that an order was placed with, by the parameters that the order keeps. `None`: they name none.
+pub fn app_of_order(method: PaymentMethod, prepay: &serde_json::Value) -> Option<&str> {
+    let params = &prepay["params"];
+    match method {
+        PaymentMethod::Alipay => alipay::app_of(params),
+        PaymentMethod::Wechat => wechat::app_of(params),
+    }
+}
+
+/// Names a callback by what its signature covers, and by the signature: the same bytes, however the form is written. What is
+/// signed once can so open one case at most.
+pub fn essence(callback: &Callback) -> String {
+    let covered = match callback.method {
+        PaymentMethod::Alipay => alipay::sign::essence(&callback.body),
+        PaymentMethod::Wechat => wechat::sign::essence(|name| callback.header(name), &callback.body),
+    };
+    domain::message::callback::digest(&covered)
+}

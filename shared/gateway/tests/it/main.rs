@@ -1,0 +1,4 @@
+//! Tests with the official SDKs' vectors and with the simulator.
+
+mod rotation;
+mod vectors;

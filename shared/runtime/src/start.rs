@@ -1,0 +1,115 @@
+//! The steps of a start that can fail, each as a fault beside the others.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::time::timeout;
+use tracing::warn;
+
+use crate::env::{ConfigFaults, Fault};
+
+/// How long a start waits for one thing outside the process.
+const LONGEST: Duration = Duration::from_secs(15);
+
+/// Connections that the system keeps until they are accepted, cut to its own limit (Linux: `net.core.somaxconn`, 4096). The
+/// usual 128 are less than a rush brings: who comes then is not answered, and asks again after a second.
+const BACKLOG: u32 = 4096;
+
+/// What the system keeps of an answer that its client does not take. By itself it keeps megabytes for each connection: a few hundred
+/// slow readers of a long answer take the memory that all connections share.
+const SEND_BUFFER: u32 = 128 * 1024;
+
+/// Runs one check of the start and turns its failure into a fault of `subject`, with what to do about it.
+///
+/// Run the checks side by side, then let [`ConfigFaults::take`] collect them, so that one start names all that is wrong:
+/// ```
+/// # use runtime::{env::{ConfigFaults, Fault}, start};
+/// # async fn connect() -> Result<u8, String> { Ok(7) }
+/// # async fn start(mut faults: ConfigFaults) -> Result<(), ConfigFaults> {
+/// let (database, broker) = tokio::join!(
+///     start::check("database", "check DATABASE_URL and that the server runs", connect()),
+///     start::check("broker", "check AMQP_URL and that the broker runs", connect()),
+/// );
+/// let (database, broker) = (faults.take(database), faults.take(broker));
+/// faults.finish()?;
+/// # drop((database, broker)); Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// The fault, also when the check takes longer than 15 s.
+pub async fn check<T>(
+    subject: &str,
+    remedy: &str,
+    check: impl Future<Output = Result<T, String>>,
+) -> Result<T, ConfigFaults> {
+    let outcome = timeout(LONGEST, check).await;
+    let outcome = outcome.unwrap_or_else(|_| Err(format!("no answer within {} s", LONGEST.as_secs())));
+    outcome.map_err(|wrong| Fault::new(subject, wrong, remedy).into())
+}
+
+/// Says that this program was built for tests, if it was.
+pub fn say_if_for_tests() {
+    if cfg!(debug_assertions) {
+        warn!("This program is built for tests: CRASH_AT and CLOCK_STEP_FILE count. In earnest run a release build");
+    }
+}
+
+/// Binds `addr`, which came from `variable`.
+///
+/// # Errors
+/// The fault of an address that is taken or not ours.
+pub async fn listen(variable: &str, addr: SocketAddr) -> Result<TcpListener, ConfigFaults> {
+    bind(addr).map_err(|error| {
+        let wrong = format!("{addr} cannot be listened on ({error})");
+        Fault::new(variable, wrong, "choose an address of this machine and a free port").into()
+    })
+}
+
+fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart does not wait for connections of the process before.
+    socket.set_reuseaddr(true)?;
+    // The connections that it accepts have the same.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
+}
+
+/// Raises the number of files that this process may have open, connections among them, to the most that it may ask for:
+/// most systems give 1024 at first. The number, or `None` where there is no limit.
+pub fn raise_open_files() -> Option<u64> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => maximum,
+        Err(_) => current,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_rush_of_connections_waits_to_be_accepted() {
+        let listener = listen("LISTEN_ADDR", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        // Nobody accepts. What the backlog does not hold is not answered at all.
+        let rush = join_all((0..400).map(|_| TcpStream::connect(addr)));
+        let connected = timeout(LONGEST, rush).await.expect("every connection is answered");
+        assert!(connected.iter().all(Result::is_ok), "{connected:?}");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_a_fault_of_its_variable() {
+        let taken = listen("OPS_ADDR", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let fault = listen("OPS_ADDR", taken.local_addr().unwrap()).await.unwrap_err().to_string();
+        assert!(fault.contains("OPS_ADDR") && fault.contains("choose"), "{fault}");
+    }
+}

@@ -1,0 +1,236 @@
+//! `payment_order:{id}`: orders as their owners see them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain::{
+    AccountName, ExtraState, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo,
+    UserId,
+};
+use moka::sync::Cache;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+use crate::cache::copies::{Bounds, Copied, Copies, Trust};
+use crate::cache::redis::Redis;
+use crate::cache::shelf::Shelf;
+use crate::error::DbError;
+use crate::tables::orders::{self, Order};
+
+/// About how many bytes of orders memory holds.
+const MEMORY: u64 = 12 << 20;
+/// How many orders are taken in at the start: those that the open pages will ask for.
+const WARM: i64 = 500;
+/// Of how many orders a process remembers whose they are: about 8 MB.
+const OWNERS: u64 = 50_000;
+/// How many renewals a process has under way; more are left to whoever reads.
+const AT_ONCE: usize = 2;
+
+/// An order as its owner sees it, and whose it is. Nothing of the payer, nothing of what the gateway is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each is that of `Order`")]
+pub struct OrderCopy {
+    pub id: OrderId,
+    pub user_id: UserId,
+    pub order_no: OrderNo,
+    pub product_type: ProductType,
+    pub subject: Subject,
+    pub amount: Money,
+    pub payment_method: PaymentMethod,
+    pub scene: Scene,
+    pub account: AccountName,
+    pub status: OrderStatus,
+    pub trade_no: Option<TradeNo>,
+    pub refunded_amount: Money,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub paid_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub closed_at: Option<OffsetDateTime>,
+    pub close_requested: bool,
+    pub extra_state: Option<ExtraState>,
+    pub extra_amount: Option<Money>,
+    pub metadata: Value,
+    pub version: i64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+impl From<Order> for OrderCopy {
+    fn from(order: Order) -> OrderCopy {
+        OrderCopy {
+            id: order.id,
+            user_id: order.user_id,
+            order_no: order.order_no,
+            product_type: order.product_type,
+            subject: order.subject,
+            amount: order.amount,
+            payment_method: order.payment_method,
+            scene: order.scene,
+            account: order.account,
+            status: order.status,
+            trade_no: order.trade_no,
+            refunded_amount: order.refunded_amount,
+            expires_at: order.expires_at,
+            paid_at: order.paid_at,
+            closed_at: order.closed_at,
+            close_requested: order.close_requested_at.is_some(),
+            extra_state: order.extra_state,
+            extra_amount: order.extra_amount,
+            metadata: order.metadata,
+            version: order.version,
+            created_at: order.created_at,
+            updated_at: order.updated_at,
+        }
+    }
+}
+
+fn key(id: OrderId) -> String {
+    format!("payment_order:{id}")
+}
+
+impl Copied for OrderCopy {
+    fn key(&self) -> String {
+        key(self.id)
+    }
+
+    fn version(&self) -> i64 {
+        self.version
+    }
+}
+
+/// Which orders have changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// These.
+    Ids(Vec<OrderId>),
+    /// Those with these numbers; numbers of no order are none.
+    Numbers(Vec<String>),
+}
+
+impl Changed {
+    fn is_empty(&self) -> bool {
+        match self {
+            Changed::Ids(ids) => ids.is_empty(),
+            Changed::Numbers(numbers) => numbers.is_empty(),
+        }
+    }
+
+    /// As the database has them now.
+    async fn read(&self, db: &PgPool) -> Result<Vec<OrderCopy>, DbError> {
+        let found = match self {
+            Changed::Ids(ids) => orders::by_ids(db, ids).await?,
+            Changed::Numbers(numbers) => orders::by_order_nos(db, numbers).await?,
+        };
+        Ok(found.into_iter().map(OrderCopy::from).collect())
+    }
+}
+
+fn copies(shelf: Option<Shelf>, (memory, floors): (u64, usize)) -> Copies<OrderCopy> {
+    Copies::new(Bounds { name: "order", keep: Duration::from_secs(3600), memory, floors }, shelf)
+}
+
+/// The copies that a process shows. See [`super`].
+pub struct Orders {
+    copies: Copies<OrderCopy>,
+    /// Whose an order is, as this process read it from PostgreSQL. It never changes.
+    owners: Cache<OrderId, UserId>,
+}
+
+impl Orders {
+    /// In memory, and behind it on the shelf if there is one.
+    pub(super) fn new(shelf: Option<Shelf>) -> Orders {
+        Orders { copies: copies(shelf, (MEMORY, 1 << 16)), owners: Cache::new(OWNERS) }
+    }
+
+    /// An order as it was at some moment of the last second. For showing, never for deciding.
+    ///
+    /// Its `user_id` is PostgreSQL's word, never that of Redis: the first copy that a process shows of an order comes from
+    /// PostgreSQL, and later ones out of Redis must name the same owner.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn get(&self, db: &PgPool, id: OrderId) -> Result<Option<Arc<OrderCopy>>, DbError> {
+        let key = key(id);
+        if let Some(order) = self.copies.fresh(&key) {
+            return Ok(Some(order));
+        }
+        let trusted = |copy: &OrderCopy| match self.owners.get(&id) {
+            Some(owner) if owner == copy.user_id => Trust::Shown,
+            Some(_) => Trust::Contradicted,
+            None => Trust::NotYet,
+        };
+        let load = async { Ok(orders::get(db, id).await?.map(OrderCopy::from).inspect(|order| self.learn(order))) };
+        self.copies.fetch(&key, trusted, load).await
+    }
+
+    /// An order was shown as the database had it: nothing older is shown from now on.
+    pub fn saw(&self, order: &Order) {
+        self.copies.saw(&key(order.id), order.version);
+        self.owners.insert(order.id, order.user_id.clone());
+    }
+
+    /// Takes over what the database holds now, for the one who has just changed it.
+    pub async fn renew(&self, db: &PgPool, changed: Changed) {
+        let load = async { Ok(changed.read(db).await?.into_iter().inspect(|order| self.learn(order)).collect()) };
+        if let Err(error) = self.copies.renew(load).await {
+            warn!(%error, "Copies of orders were not renewed; they are read again within a second");
+        }
+    }
+
+    /// PostgreSQL says whose this order is.
+    fn learn(&self, order: &OrderCopy) {
+        self.owners.insert(order.id, order.user_id.clone());
+    }
+
+    /// Takes in the newest orders.
+    pub(super) async fn warm(&self, db: &PgPool) {
+        let newest = async {
+            let newest = orders::newest(db, WARM).await?.into_iter().map(OrderCopy::from);
+            Ok(newest.inspect(|order| self.learn(order)).collect())
+        };
+        if let Err(error) = self.copies.renew(newest).await {
+            warn!(%error, "No orders were taken into memory at the start; they are read when asked for");
+        }
+    }
+}
+
+/// Passes on what has changed, for processes that change orders and show none.
+#[derive(Clone, Default)]
+pub struct Renewer(Option<Arc<Desk>>);
+
+struct Desk {
+    copies: Copies<OrderCopy>,
+    turns: Arc<Semaphore>,
+}
+
+impl Renewer {
+    /// Into Redis, if there is one and it has a key; the others see a change within a second by themselves.
+    pub fn new(redis: Option<Redis>) -> Renewer {
+        let desk = |shelf| Desk { copies: copies(Some(shelf), (0, 1)), turns: Arc::new(Semaphore::new(AT_ONCE)) };
+        Renewer(Shelf::of(redis).map(|shelf| Arc::new(desk(shelf))))
+    }
+
+    /// Writes these orders anew, in the background: nobody who changes them waits for it. Call it after the commit.
+    pub fn renew(&self, db: &PgPool, changed: Changed) {
+        let Some(desk) = self.0.clone().filter(|_| !changed.is_empty()) else { return };
+        let Ok(turn) = desk.turns.clone().try_acquire_owned() else {
+            metrics::counter!("cache_renewals_skipped_total").increment(1);
+            return;
+        };
+        let db = db.clone();
+        tokio::spawn(async move {
+            if let Err(error) = desk.copies.pass_on(changed.read(&db)).await {
+                warn!(%error, "Copies of orders were not renewed; they are read again within a second");
+            }
+            drop(turn);
+        });
+    }
+}

@@ -1,0 +1,98 @@
+//! What can go wrong at the database.
+
+/// What a statement met, named after what the caller may do.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// The server is gone, starting, or not as we need it (every connection taken, a right or a table missing, a disk
+    /// that fails): wait, have somebody look, then repeat. No row is to blame.
+    #[error("the database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// Another transaction was in the way: repeat the whole transaction.
+    #[error("another transaction was in the way")]
+    Again(#[source] sqlx::Error),
+    /// A constraint said no.
+    #[error("constraint {0} refused the row")]
+    Constraint(String),
+    /// A value that the column cannot hold.
+    #[error("the database cannot hold a value")]
+    Unfit(#[source] sqlx::Error),
+    /// A row holds what our types refuse.
+    #[error("column {column} holds a value that our types refuse")]
+    Corrupt {
+        /// Index or name of the column.
+        column: String,
+        /// What the type said.
+        #[source]
+        source: sqlx::error::BoxDynError,
+    },
+    /// The row was not in the state that the statement names.
+    #[error("the row has left the expected state")]
+    Moved,
+    /// Anything else: nobody knows whose fault it is, so no row may be given up for it.
+    #[error("the statement failed")]
+    Failed(#[source] sqlx::Error),
+}
+
+impl DbError {
+    /// `Ok` when exactly `expected` rows were touched.
+    ///
+    /// # Errors
+    /// [`DbError::Moved`].
+    pub fn expect_rows(touched: u64, expected: usize) -> Result<(), DbError> {
+        if touched == expected as u64 { Ok(()) } else { Err(DbError::Moved) }
+    }
+
+    /// Whether the rows themselves are to blame: no repeat can help these, and others may pass.
+    pub fn blames_the_rows(&self) -> bool {
+        matches!(self, DbError::Constraint(_) | DbError::Unfit(_) | DbError::Corrupt { .. } | DbError::Moved)
+    }
+
+    /// Whether the time for a lock (55P03) or a statement (57014) ran out: a repeat at once would only wait again.
+    pub fn ran_out_of_time(&self) -> bool {
+        match self {
+            DbError::Again(sqlx::Error::Database(refusal)) => {
+                matches!(refusal.code().as_deref(), Some("55P03" | "57014"))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Classes of error codes that tell of the surroundings and not of a row: the connection, who may log in, no such
+/// database or schema, no right and no such table or column (a deployment that is not there yet), resources, the
+/// operator, the disk, a broken configuration, a defect of the server.
+const SURROUNDINGS: [&str; 10] = ["08", "28", "3D", "3F", "42", "53", "57", "58", "F0", "XX"];
+/// Single codes of the same sort. 0A000: a plan from before a migration; 25006: a failover left us on a replica; 25P03:
+/// idle in transaction, the connection is dead; 26000: a prepared statement that a pooler does not know.
+const SURROUNDINGS_ALONE: [&str; 5] = ["0A000", "25006", "25P03", "26000", "55000"];
+
+/// Codes: PostgreSQL, appendix "Error Codes". Of the rest, class 22 is a value and 23 a constraint.
+impl From<sqlx::Error> for DbError {
+    fn from(error: sqlx::Error) -> DbError {
+        match error {
+            sqlx::Error::ColumnDecode { index, source } => DbError::Corrupt { column: index, source },
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_) => DbError::Unavailable(error),
+            sqlx::Error::Encode(_) => DbError::Unfit(error),
+            sqlx::Error::Database(ref refusal) => match refusal.code().as_deref() {
+                Some("40001" | "40P01" | "55P03" | "57014") => DbError::Again(error),
+                Some(code) if code.starts_with("23") => {
+                    DbError::Constraint(refusal.constraint().unwrap_or("unnamed").to_owned())
+                }
+                Some(code) if code.starts_with("22") => DbError::Unfit(error),
+                Some(code)
+                    if SURROUNDINGS.iter().any(|class| code.starts_with(class))
+                        || SURROUNDINGS_ALONE.contains(&code) =>
+                {
+                    DbError::Unavailable(error)
+                }
+                _ => DbError::Failed(error),
+            },
+            other => DbError::Failed(other),
+        }
+    }
+}

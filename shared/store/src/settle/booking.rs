@@ -1,0 +1,77 @@
+//! Booking a refund that people found in the gateway's console, once the gateway has confirmed it.
+
+use domain::{CaseId, CaseStatus, Money, OrderId, RefundNo, TradeNo, Verdict};
+use runtime::clock::Clock;
+use serde_json::Value;
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use crate::error::DbError;
+use crate::settle::outside::{Named, Trade, book_one};
+use crate::tables::cases::{self, Case};
+use crate::tables::orders;
+
+/// What the evidence of a case says when people asked for a booking and nothing was booked.
+const NOT_BOOKED: &str = "not_booked";
+
+/// Books a refund that people found, as the gateway has just confirmed it. The case says it where it cannot be booked, and
+/// why the gateway did not confirm it.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub async fn book_asked(
+    tx: &mut PgConnection,
+    (order_id, case_id): (OrderId, CaseId),
+    (refund_no, confirmed): (&RefundNo, &Result<Confirmed, String>),
+    clock: &Clock,
+) -> Result<Verdict, DbError> {
+    orders::lock_one(tx, order_id).await?;
+    let case = cases::get(&mut *tx, case_id).await?.filter(|case| case.status != CaseStatus::Resolved);
+    let Some(mut case) = case.filter(|case| case.order_id == Some(order_id)) else { return Ok(Verdict::Ignored) };
+    let trade = match trade_of(&case) {
+        Some(trade_no) => Trade::read(tx, order_id, &trade_no).await?,
+        None => None,
+    };
+    let refusal = match (trade, confirmed) {
+        (None, _) => "the case names no payment of this order".to_owned(),
+        (_, Err(refusal)) => refusal.clone(),
+        (Some(trade), Ok(_)) if trade.waits() => {
+            "a refund of ours is on its way: propose it when that has ended".to_owned()
+        }
+        (Some(trade), Ok(refund)) => {
+            let named = Named {
+                number: refund_no.to_string(),
+                amount: refund.amount,
+                gateway_refund_no: refund.gateway_refund_no.clone(),
+                at: refund.at,
+            };
+            match book_one(tx, &trade, &named, clock).await? {
+                Verdict::Duplicate => "this refund is booked already".to_owned(),
+                Verdict::AmountMismatch => "more would have gone back than was paid".to_owned(),
+                verdict => return Ok(verdict),
+            }
+        }
+    };
+    if case.evidence[NOT_BOOKED] != *refusal {
+        case.evidence[NOT_BOOKED] = refusal.into();
+        cases::note_evidence(tx, case.id, &case.evidence, clock.now()).await?;
+    }
+    Ok(Verdict::UnknownRefund)
+}
+
+/// A refund from outside as the gateway confirms it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Confirmed {
+    /// How much went back.
+    pub amount: Money,
+    /// The gateway's number of it.
+    pub gateway_refund_no: Option<String>,
+    /// When, by the gateway's clock.
+    pub at: Option<OffsetDateTime>,
+}
+
+/// The trade that a case is about, of which money went back.
+pub fn trade_of(case: &Case) -> Option<TradeNo> {
+    let named = case.evidence.get("trade_no").and_then(Value::as_str);
+    TradeNo::parse(named.unwrap_or(&case.gateway_no)).ok()
+}

@@ -1,0 +1,246 @@
+//! What each event says: built from the rows as a transaction leaves them.
+
+use domain::TradeNo;
+use domain::message::event::{Event, kind};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::tables::case_facts::Opened;
+use crate::tables::orders::Order;
+use crate::tables::refunds::Refund;
+
+/// An order was paid.
+pub fn order_paid(order: &Order, trade_no: &TradeNo, paid_at: OffsetDateTime) -> Event {
+    let mut data = order_data(order);
+    data["trade_no"] = trade_no.as_str().into();
+    data["paid_at"] = rfc3339(paid_at).into();
+    Event {
+        event_id: format!("{}:{}", kind::ORDER_PAID, order.id),
+        kind: kind::ORDER_PAID,
+        order_id: Some(order.id),
+        data,
+    }
+}
+
+/// An order ended without a payment.
+pub fn order_closed(order: &Order, closed_at: OffsetDateTime) -> Event {
+    let mut data = order_data(order);
+    data["closed_at"] = rfc3339(closed_at).into();
+    Event {
+        event_id: format!("{}:{}", kind::ORDER_CLOSED, order.id),
+        kind: kind::ORDER_CLOSED,
+        order_id: Some(order.id),
+        data,
+    }
+}
+
+/// Money of an order went back. `order` is as the refund leaves it.
+pub fn refund_succeeded(order: &Order, refund: &Refund, succeeded_at: OffsetDateTime) -> Event {
+    let mut data = refund_data(order, refund);
+    data["succeeded_at"] = rfc3339(succeeded_at).into();
+    refund_event(kind::REFUND_SUCCEEDED, order, refund, data)
+}
+
+/// A refund will not happen under its number. `order` is as the refund leaves it.
+pub fn refund_failed(order: &Order, refund: &Refund, why: &str) -> Event {
+    let mut data = refund_data(order, refund);
+    data["why"] = why.into();
+    refund_event(kind::REFUND_FAILED, order, refund, data)
+}
+
+/// All the money of an order went back; `refund` completed it.
+pub fn order_refunded(order: &Order, refund: &Refund) -> Event {
+    refund_event(kind::ORDER_REFUNDED, order, refund, refund_data(order, refund))
+}
+
+fn refund_event(kind: &'static str, order: &Order, refund: &Refund, data: Value) -> Event {
+    Event { event_id: format!("{kind}:{}", refund.id), kind, order_id: Some(order.id), data }
+}
+
+fn refund_data(order: &Order, refund: &Refund) -> Value {
+    let mut data = order_data(order);
+    data["order_version"] = order.version.into();
+    data["refund_id"] = refund.id.to_string().into();
+    data["refund_no"] = refund.refund_no.as_str().into();
+    data["refund_amount"] = refund.amount.to_string().into();
+    data["refunded_amount"] = order.refunded_amount.to_string().into();
+    data["trade_no"] = refund.trade_no.as_str().into();
+    data["reason"] = json!(refund.reason);
+    data["origin"] = refund.origin.as_str().into();
+    data
+}
+
+/// A case was opened or reopened. The evidence stays in the case.
+pub fn case_opened(case: &Opened) -> Event {
+    let data = json!({ "case_id": case.id.to_string(), "kind": case.kind.as_str() });
+    match case.reopened_as {
+        None => Event {
+            event_id: format!("{}:{}", kind::CASE_OPENED, case.id),
+            kind: kind::CASE_OPENED,
+            order_id: case.order_id,
+            data,
+        },
+        Some(version) => case_reopened(case, version, data),
+    }
+}
+
+/// Each version reopens once, so the version makes the id.
+fn case_reopened(case: &Opened, version: i64, mut data: Value) -> Event {
+    data["version"] = version.into();
+    Event {
+        event_id: format!("{}:{}:{version}", kind::CASE_REOPENED, case.id),
+        kind: kind::CASE_REOPENED,
+        order_id: case.order_id,
+        data,
+    }
+}
+
+/// What every event about an order tells. `version` is the order's after the change.
+fn order_data(order: &Order) -> Value {
+    json!({
+        "order_id": order.id.to_string(),
+        "order_no": order.order_no.as_str(),
+        "user_id": order.user_id.as_str(),
+        "product_type": order.product_type.as_str(),
+        "amount": order.amount.to_string(),
+        "currency": "CNY",
+        "payment_method": order.payment_method.as_str(),
+        "order_version": order.version + 1,
+        "metadata": order.metadata,
+    })
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    // Fails only outside the years 0 to 9999, which no clock of ours shows.
+    time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::OrderId;
+    use time::macros::datetime;
+
+    use super::*;
+    use domain::{
+        AccountName, CaseId, CaseKind, Money, OrderNo, OrderStatus, PaymentMethod, ProductType, RefundId, RefundNo,
+        RefundOrigin, RefundStatus, Scene, Subject, TransactionId, UserId,
+    };
+
+    const AT: OffsetDateTime = datetime!(2026-01-05 10:21:08.5 UTC);
+
+    fn order() -> Order {
+        Order {
+            id: OrderId::from_u128(7),
+            user_id: UserId::parse("u1").unwrap(),
+            order_no: OrderNo::parse("ORD_0001").unwrap(),
+            product_type: ProductType::parse("credits").unwrap(),
+            subject: Subject::parse("十次修图").unwrap(),
+            amount: Money::from_fen(8888).unwrap(),
+            payment_method: PaymentMethod::Wechat,
+            scene: Scene::Native,
+            account: AccountName::parse("main").unwrap(),
+            status: OrderStatus::Pending,
+            trade_no: None,
+            refunded_amount: Money::ZERO,
+            expires_at: AT,
+            paid_at: None,
+            closed_at: None,
+            close_requested_at: None,
+            extra_state: None,
+            extra_amount: None,
+            metadata: json!({ "cart": 7 }),
+            prepay: json!({ "openid": "secret" }),
+            version: 1,
+            created_at: AT,
+            updated_at: AT,
+        }
+    }
+
+    fn refund() -> Refund {
+        Refund {
+            id: RefundId::from_u128(8),
+            order_id: order().id,
+            transaction_id: TransactionId::from_u128(7),
+            refund_no: RefundNo::parse("RF_1").unwrap(),
+            amount: Money::from_fen(100).unwrap(),
+            status: RefundStatus::Processing,
+            origin: RefundOrigin::Service,
+            reason: Some("不合适".to_owned()),
+            gateway_refund_no: None,
+            attempts: 1,
+            last_error: None,
+            sent_at: Some(AT),
+            refused_code: None,
+            requested_by: "u1".to_owned(),
+            succeeded_at: None,
+            created_at: AT,
+            updated_at: AT,
+            trade_no: TradeNo::parse("4200000001").unwrap(),
+            payment_amount: Money::from_fen(8888).unwrap(),
+            payment_method: PaymentMethod::Wechat,
+            account: None,
+        }
+    }
+
+    fn all() -> [Event; 7] {
+        let trade_no = TradeNo::parse("4200000001").unwrap();
+        let (id, kind, order_id) = (CaseId::from_u128(9), CaseKind::LatePayment, Some(order().id));
+        let case = |reopened_as| Opened { id, kind, order_id, reopened_as };
+        [
+            order_paid(&order(), &trade_no, AT),
+            order_closed(&order(), AT),
+            refund_succeeded(&order(), &refund(), AT),
+            refund_failed(&order(), &refund(), "the gateway closed it"),
+            order_refunded(&order(), &refund()),
+            case_opened(&case(None)),
+            case_opened(&case(Some(3))),
+        ]
+    }
+
+    #[test]
+    fn events_tell_what_their_schemas_promise() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../domain/schemas");
+        for event in all() {
+            let schema = std::fs::read_to_string(folder.join(format!("{}.schema.json", event.kind))).unwrap();
+            let schema: Value = serde_json::from_str(&schema).unwrap();
+            let told: Vec<&String> = event.data.as_object().unwrap().keys().collect();
+            let promised: Vec<&String> = schema["properties"].as_object().unwrap().keys().collect();
+            assert_eq!(told, promised, "{}", event.kind);
+            for (name, value) in event.data.as_object().unwrap() {
+                let promise = &schema["properties"][name];
+                let fits = match promise["type"].as_str() {
+                    Some("string") => value.is_string(),
+                    Some("integer") => value.is_i64(),
+                    Some("object") => value.is_object(),
+                    None if promise["type"].is_array() => value.is_string() || value.is_null(),
+                    _ => {
+                        promise["const"] == *value || promise["enum"].as_array().is_some_and(|all| all.contains(value))
+                    }
+                };
+                assert!(fits, "{} {name}: {value} against {promise}", event.kind);
+            }
+        }
+    }
+
+    #[test]
+    fn the_kinds_of_case_in_the_schema_are_those_of_the_code() {
+        let known: Vec<&str> = CaseKind::ALL.iter().map(|kind| kind.as_str()).collect();
+        for schema in [
+            include_str!("../../../domain/schemas/case.opened.schema.json"),
+            include_str!("../../../domain/schemas/case.reopened.schema.json"),
+        ] {
+            let schema: Value = serde_json::from_str(schema).unwrap();
+            assert_eq!(schema["properties"]["kind"]["enum"], json!(known));
+        }
+    }
+
+    #[test]
+    fn ids_are_the_same_each_time_and_no_event_names_the_payer() {
+        for (one, two) in all().into_iter().zip(all()) {
+            assert_eq!(one.event_id, two.event_id);
+            assert!(one.event_id.starts_with(one.kind));
+            assert!(!one.data.to_string().contains("secret"));
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Money that came when none was owed: a payment of a closed order, a second payment of a paid one.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use domain::{
+    CaseId, CaseKind, CaseStatus, Fact, LatePaymentPolicy, OrderEvent, OrderId, OrderStatus, Policies, RefundId,
+    RefundNo, RefundOrigin, TradeNo, Verdict,
+};
+use runtime::clock::Clock;
+use serde_json::Value;
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use super::events;
+use crate::error::DbError;
+use crate::settle::outside;
+use crate::settle::refunds::{self, Wish};
+use crate::tables::cases::{self, Case};
+use crate::tables::orders::Paid;
+use crate::tables::orders::{self, Order};
+use crate::tables::refunds as records;
+use crate::tables::refunds::Refund;
+use crate::tables::transactions::{self, Payment};
+use crate::tables::{events as outbox, extra, jobs, outside as records_outside};
+
+/// Who asks for what a policy returns, and who ends what a policy fulfils.
+pub const POLICY: &str = "policy";
+/// How the case of a payment ends that a policy took for its order.
+pub(super) const BY_POLICY: &str = "taken for its order: the account's policy is fulfil";
+/// What the evidence of a case says when the order was to be paid and is not.
+const NOT_FULFILLED: &str = "not_fulfilled";
+
+/// Money that goes back because the account's policy says so.
+pub(super) struct Return {
+    /// A fresh id.
+    pub id: RefundId,
+    /// Of which order.
+    pub order_id: OrderId,
+    /// What brought it.
+    pub trade_no: TradeNo,
+}
+
+/// Asks for the refund of an extra payment, once however often its fact comes, and says in the case what came of it.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub(super) async fn give_back(
+    tx: &mut PgConnection,
+    back: &Return,
+    evidence: &mut Value,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    let refund_no = refund_no_of(&back.trade_no);
+    evidence["refund_no"] = refund_no.as_str().into();
+    if records::by_refund_no(&mut *tx, refund_no.as_str()).await?.is_some() {
+        return Ok(());
+    }
+    let wish = Wish {
+        id: back.id,
+        order_id: back.order_id,
+        extra_trade: Some(back.trade_no.clone()),
+        refund_no,
+        amount: None,
+        reason: None,
+        requested_by: POLICY.to_owned(),
+    };
+    if let Err(refusal) = refunds::ask(tx, &wish, now).await? {
+        evidence[cases::NOT_REFUNDED] = refusal.to_string().into();
+    }
+    Ok(())
+}
+
+/// Requests what had to wait for another refund of the order, now that one is no longer in flight. The policy of today decides: where
+/// it is no longer `refund`, the money stays until people decide.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub(super) async fn give_back_what_waited(
+    tx: &mut PgConnection,
+    order: &Order,
+    policies: &Policies,
+    clock: &Clock,
+) -> Result<(), DbError> {
+    if policies.of(order.payment_method, &order.account) != LatePaymentPolicy::Refund {
+        return Ok(());
+    }
+    let order_id = order.id;
+    for mut case in cases::not_refunded(tx, order_id).await? {
+        let Ok(trade_no) = TradeNo::parse(case.gateway_no) else { continue };
+        if let Some(known) = case.evidence.as_object_mut() {
+            known.remove(cases::NOT_REFUNDED);
+        }
+        let back = Return { id: RefundId::from_u128(clock.fresh_bits()), order_id, trade_no };
+        give_back(tx, &back, &mut case.evidence, clock.now()).await?;
+        cases::note_evidence(tx, case.id, &case.evidence, clock.now()).await?;
+    }
+    Ok(())
+}
+
+/// The number of a policy's refund follows from the trade, so that a repeat of the fact finds it. A trade number that does
+/// not fit is named by its digest.
+pub fn refund_no_of(trade_no: &TradeNo) -> RefundNo {
+    RefundNo::parse(format!("L{trade_no}")).unwrap_or_else(|_| {
+        let digest = digest(&SHA256, trade_no.as_str().as_bytes());
+        let hex: String = digest.as_ref().iter().take(31).map(|byte| format!("{byte:02x}")).collect();
+        RefundNo::parse(format!("L{hex}")).unwrap_or_else(|_| unreachable!("63 letters and digits are a refund number"))
+    })
+}
+
+/// Why a late payment cannot be honoured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotHonoured {
+    /// No such order, or no payment of this trade for it.
+    #[error("this trade brought the order no payment")]
+    NoPayment,
+    /// More or less was paid than the order costs.
+    #[error("the payment is of another amount than the order")]
+    AnotherAmount,
+    /// The order is paid already.
+    #[error("the order is not closed")]
+    NotClosed,
+    /// All of the money went back, or some of it is on its way back.
+    #[error("the payment has been returned, or is on its way back")]
+    Returned,
+    /// The gateway was asked, and its answer does not show the money.
+    #[error("the gateway does not say that the money of this trade is there")]
+    NotThere,
+    /// Some went back, and the gateway does not tell how much.
+    #[error("book first what was returned at the gateway")]
+    NotBooked,
+}
+
+/// Whether people may take the payment of such a case for its order.
+pub const fn can_fulfil(kind: CaseKind) -> bool {
+    matches!(kind, CaseKind::LatePayment | CaseKind::RefundedElsewhere)
+}
+
+/// Whether a late payment could be taken for its order by our books alone; the gateway is asked later.
+///
+/// # Errors
+/// [`DbError`]; inside, why it cannot be done.
+pub async fn can_honour(
+    tx: &mut PgConnection,
+    order_id: OrderId,
+    trade_no: &TradeNo,
+) -> Result<Result<(), NotHonoured>, DbError> {
+    Ok(Late::read(tx, order_id, trade_no).await?.map(drop))
+}
+
+/// Takes a late payment for its order, as the case `case_id` asks, if the gateway has just said that its money is there. The
+/// order is paid then, with its event; otherwise the case says why not. `Ignored`: the case was decided another way meanwhile.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub async fn fulfil(
+    tx: &mut PgConnection,
+    (order_id, case_id): (OrderId, CaseId),
+    said: Option<&Fact>,
+    clock: &Clock,
+) -> Result<Verdict, DbError> {
+    let now = clock.now();
+    // The order before anything else of it, as every transaction locks.
+    orders::lock_one(tx, order_id).await?;
+    let case = cases::get(&mut *tx, case_id).await?.filter(|case| case.status != CaseStatus::Resolved);
+    let fits = |case: &Case| case.order_id == Some(order_id) && can_fulfil(case.kind);
+    let Some(mut case) = case.filter(fits) else { return Ok(Verdict::Ignored) };
+    let Ok(trade_no) = TradeNo::parse(&*case.gateway_no) else { return Ok(Verdict::Ignored) };
+    let refusal = match honour(tx, order_id, &trade_no, said, now).await? {
+        Ok(()) => {
+            let by_policy = case.evidence.get(POLICY).is_some();
+            let end = if by_policy { (BY_POLICY, POLICY) } else { ("the order is paid by this trade", "service") };
+            records_outside::resolve(tx, &case, end, now).await?;
+            return Ok(Verdict::Settled);
+        }
+        Err(refusal) => refusal.to_string(),
+    };
+    if case.evidence[NOT_FULFILLED] != *refusal {
+        case.evidence[NOT_FULFILLED] = refusal.into();
+        cases::note_evidence(tx, case.id, &case.evidence, now).await?;
+    }
+    Ok(Verdict::NotPending)
+}
+
+/// Takes a late payment for its order: the order is paid, with its event. A part that went back before is published after it, so
+/// that the sums of a consumer agree with ours.
+async fn honour(
+    tx: &mut PgConnection,
+    order_id: OrderId,
+    trade_no: &TradeNo,
+    said: Option<&Fact>,
+    now: OffsetDateTime,
+) -> Result<Result<(), NotHonoured>, DbError> {
+    let late = match Late::read(tx, order_id, trade_no).await? {
+        Ok(late) => late,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let paid_at = match late.is_there(trade_no, said) {
+        Ok(paid_at) => paid_at.unwrap_or(late.payment.paid_at),
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let paid = Paid { id: order_id, trade_no: trade_no.clone(), paid_at };
+    orders::mark_honoured(tx, std::slice::from_ref(&paid), now).await?;
+    let mut news = vec![events::order_paid(&late.order, trade_no, paid_at)];
+    let mut after = late.order;
+    take(&mut after, late.next, &paid);
+    let after = refunds::follow(tx, &after, now).await?;
+    let went = late.went_back.iter();
+    news.extend(
+        went.map(|refund| events::refund_succeeded(&after, refund, refund.succeeded_at.unwrap_or(refund.created_at))),
+    );
+    outbox::append(tx, &news, now).await?;
+    jobs::end_checks(tx, &[order_id]).await?;
+    extra::follow(tx, &[order_id], now).await?;
+    Ok(Ok(()))
+}
+
+/// A payment that can be taken for its order by our books.
+struct Late {
+    order: Order,
+    next: OrderStatus,
+    payment: Payment,
+    /// What went back of it without us.
+    went_back: Vec<Refund>,
+}
+
+impl Late {
+    async fn read(
+        tx: &mut PgConnection,
+        order_id: OrderId,
+        trade_no: &TradeNo,
+    ) -> Result<Result<Late, NotHonoured>, DbError> {
+        let order = orders::lock_one(tx, order_id).await?.filter(Order::was_placed);
+        let Some(order) = order else { return Ok(Err(NotHonoured::NoPayment)) };
+        let Some(payment) = transactions::payment_of_trade(tx, &order, trade_no).await? else {
+            return Ok(Err(NotHonoured::NoPayment));
+        };
+        if payment.amount != order.amount {
+            return Ok(Err(NotHonoured::AnotherAmount));
+        }
+        let mut went_back = records::of_order(&mut *tx, order_id).await?;
+        went_back.retain(|refund| refund.trade_no == *trade_no && refund.status.reserves());
+        let ours = went_back.iter().any(|refund| refund.origin == RefundOrigin::Service);
+        if ours || outside::sum(went_back.iter()).max(payment.returned) >= payment.amount {
+            return Ok(Err(NotHonoured::Returned));
+        }
+        Ok(match order.status.next(OrderEvent::PaymentHonoured) {
+            Ok(next) => Ok(Late { order, next, payment, went_back }),
+            Err(_) => Err(NotHonoured::NotClosed),
+        })
+    }
+
+    /// When the buyer paid, where the gateway tells, if its answer shows the money.
+    fn is_there(&self, trade_no: &TradeNo, said: Option<&Fact>) -> Result<Option<OffsetDateTime>, NotHonoured> {
+        match said {
+            Some(Fact::Paid { trade_no: told, amount: Some(amount), paid_at })
+                if told == trade_no && *amount == self.payment.amount =>
+            {
+                Ok(Some(*paid_at))
+            }
+            Some(Fact::PaidAndReturned(told)) if told.trade_no == *trade_no => match told.returned {
+                Some(sum) if sum >= self.payment.amount => Err(NotHonoured::Returned),
+                None if self.went_back.is_empty() => Err(NotHonoured::NotBooked),
+                _ => Ok(told.paid_at),
+            },
+            _ => Err(NotHonoured::NotThere),
+        }
+    }
+}
+
+/// The order in memory after a payment.
+pub(super) fn take(order: &mut Order, next: OrderStatus, paid: &Paid) {
+    order.status = next;
+    order.trade_no = Some(paid.trade_no.clone());
+    order.paid_at = Some(paid.paid_at);
+    order.version += 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_trade_has_one_refund_number_of_its_own() {
+        let numbers = ["2026010522001400001000000002", "42000-1", "42000*1", &"1".repeat(64)];
+        let refunds: Vec<RefundNo> =
+            numbers.iter().map(|number| refund_no_of(&TradeNo::parse(*number).unwrap())).collect();
+        assert_eq!(refunds[0].as_str(), "L2026010522001400001000000002");
+        for (n, refund) in refunds.iter().enumerate() {
+            assert!(!refunds[..n].contains(refund), "{refund}");
+        }
+    }
+}

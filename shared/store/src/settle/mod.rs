@@ -1,0 +1,491 @@
+//! Facts about money in, state and event out: the one place where callbacks, queries and bills meet.
+//!
+//! A batch is settled with a fixed number of statements: lock the orders, decide in memory, write each kind of effect
+//! once. Deciding is pure; every move of an order is asked of [`domain::TRANSITIONS`].
+
+pub mod accounts;
+mod booking;
+pub mod events;
+pub mod late;
+mod outside;
+pub mod refunds;
+pub mod strays;
+
+use std::collections::{HashMap, HashSet};
+
+use domain::message::event::Event;
+use domain::message::job::{Asked, kind};
+use domain::{
+    CaseId, CaseKind, Fact, LatePaymentPolicy, Merchant, Money, Notification, OrderEvent, OrderId, OrderStatus,
+    PaymentMethod, Policies, RefundId, Source, TradeNo, TransactionId, Verdict,
+};
+use gateway::Verified;
+use runtime::clock::Clock;
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
+
+use crate::error::DbError;
+use crate::tables::cases::NewCase;
+use crate::tables::orders::Order;
+use crate::tables::orders::Paid;
+use crate::tables::transactions::ExtraPayment;
+use crate::tables::{case_facts, cases, events as outbox, extra, jobs, orders, transactions};
+
+pub use booking::{Confirmed, book_asked, trade_of};
+pub use late::{NotHonoured, can_fulfil, can_honour, fulfil};
+
+use late::Return;
+use refunds::RefundVerdict;
+
+/// Settles what the gateways say and returns a verdict on each, in the order given. All or nothing is the caller's
+/// commit. Facts of one order count in their natural order (payment, close, refund), however they arrived.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub async fn settle(
+    tx: &mut PgConnection,
+    told: &[&Verified<Notification>],
+    policies: &Policies,
+    clock: &Clock,
+) -> Result<Vec<Verdict>, DbError> {
+    let told: Vec<&Notification> = told.iter().map(|verified| verified.get()).collect();
+    settle_facts(tx, &told, policies, clock).await
+}
+
+/// Ends an order that nobody has paid and nobody can pay any more, as the gateway was asked and closed it or knows no
+/// such trade. It is our own decision, so it needs no proof; an order that is not pending stays as it is.
+///
+/// # Errors
+/// [`DbError`]; the caller rolls back.
+pub async fn end_unpaid(tx: &mut PgConnection, order: &Order, clock: &Clock) -> Result<Verdict, DbError> {
+    let decided = Notification {
+        method: order.payment_method,
+        account: order.account.clone(),
+        notice_id: format!("end:{}", order.id),
+        source: Source::Query,
+        merchant: Merchant::Ours,
+        order_no: order.order_no.to_string(),
+        fact: Fact::ClosedUnpaid,
+        doubt: None,
+    };
+    // Whatever the account's policy is, it is about money, and none is told of here.
+    let verdicts = settle_facts(tx, &[&decided], &Policies::default(), clock).await?;
+    Ok(verdicts.first().copied().unwrap_or(Verdict::Ignored))
+}
+
+async fn settle_facts(
+    tx: &mut PgConnection,
+    told: &[&Notification],
+    policies: &Policies,
+    clock: &Clock,
+) -> Result<Vec<Verdict>, DbError> {
+    let now = clock.now();
+    let order_nos: HashSet<&str> = told.iter().map(|n| n.order_no.as_str()).collect();
+    let order_nos: Vec<&str> = order_nos.into_iter().collect();
+    let locked = orders::lock(tx, &order_nos).await?;
+    let mut books = Books {
+        recorded: recorded_trades(tx, told).await?,
+        gone: gone_trades(tx, told, &locked).await?,
+        orders: locked.into_iter().map(|order| (order.order_no.as_str().to_owned(), order)).collect(),
+        effects: Effects::default(),
+        policies,
+        clock,
+        now,
+    };
+
+    let mut order: Vec<usize> = (0..told.len()).collect();
+    order.sort_by_key(|i| rank(&told[*i].fact));
+    let mut verdicts = vec![Verdict::Ignored; told.len()];
+    let mut of_refunds = Vec::new();
+    for i in order {
+        match books.decide(told[i]) {
+            Some(verdict) => verdicts[i] = verdict,
+            None => of_refunds.push(i),
+        }
+    }
+    std::mem::take(&mut books.effects).write(tx, now).await?;
+    // Few, each with a lock and a state of its own, and after the payments that they return.
+    for i in of_refunds {
+        verdicts[i] = books.refund(tx, told[i]).await?;
+    }
+    books.effects.write(tx, now).await?;
+    Ok(verdicts)
+}
+
+/// Payment before close before refund.
+fn rank(fact: &Fact) -> u8 {
+    match fact {
+        Fact::Paid { .. } => 0,
+        Fact::ClosedUnpaid => 1,
+        Fact::PaidAndReturned(_) | Fact::Refund { .. } => 2,
+        Fact::Nothing => 3,
+    }
+}
+
+/// The trades that have a row already: a payment is taken once, and one that came and went is never delivered for.
+async fn recorded_trades(
+    tx: &mut PgConnection,
+    told: &[&Notification],
+) -> Result<HashSet<(PaymentMethod, String)>, DbError> {
+    let paid = told.iter().filter_map(|told| match &told.fact {
+        Fact::Paid { trade_no, .. } => Some(trade_no.as_str()),
+        _ => None,
+    });
+    let paid: Vec<&str> = paid.collect();
+    if paid.is_empty() { Ok(HashSet::new()) } else { transactions::recorded(tx, &paid).await }
+}
+
+/// The trades of which money went back before their order had it: by an open or resolved case, or by another fact of this
+/// batch. A payment notice that comes later is about money that may be gone.
+async fn gone_trades(
+    tx: &mut PgConnection,
+    told: &[&Notification],
+    locked: &[Order],
+) -> Result<HashSet<(OrderId, String)>, DbError> {
+    let mut paid = Vec::new();
+    let mut gone = HashSet::new();
+    for told in told {
+        if let Fact::Paid { trade_no, .. } = &told.fact {
+            paid.push(trade_no.as_str());
+        }
+        let order = locked.iter().find(|order| order.order_no.as_str() == told.order_no);
+        if let Some((trade, order)) =
+            told.fact.returned_trade().zip(order).filter(|(_, order)| is_whose_it_says(told, order))
+        {
+            gone.insert((order.id, trade.trade_no.to_string()));
+        }
+    }
+    let unpaid: Vec<OrderId> = locked.iter().filter(|order| !order.status.was_paid()).map(|order| order.id).collect();
+    if !paid.is_empty() && !unpaid.is_empty() {
+        gone.extend(cases::returned_elsewhere(tx, &paid, &unpaid).await?);
+    }
+    Ok(gone)
+}
+
+/// What is known inside the transaction, and what is to be written at its end.
+struct Books<'a> {
+    orders: HashMap<String, Order>,
+    recorded: HashSet<(PaymentMethod, String)>,
+    gone: HashSet<(OrderId, String)>,
+    effects: Effects,
+    policies: &'a Policies,
+    clock: &'a Clock,
+    now: OffsetDateTime,
+}
+
+impl Books<'_> {
+    /// One fact: its verdict, with the effects noted and the order in memory moved. `None`: it tells of a refund.
+    fn decide(&mut self, told: &Notification) -> Option<Verdict> {
+        if told.fact == Fact::Nothing {
+            return Some(Verdict::Ignored);
+        }
+        let Some(order) = self.orders.get(&told.order_no) else {
+            return Some(self.case(Verdict::UnknownOrder, CaseKind::UnknownOrder, None, told));
+        };
+        let id = Some(order.id);
+        if let Some((verdict, kind)) = elsewhere(order, told) {
+            // A refund of ours may be of a payment that came to another account.
+            let of_refund = !matches!(told.merchant, Merchant::Other(_)) && matches!(told.fact, Fact::Refund { .. });
+            return if of_refund { None } else { Some(self.case(verdict, kind, id, told)) };
+        }
+        Some(match &told.fact {
+            Fact::Paid { amount, .. } if *amount != Some(order.amount) => {
+                self.case(Verdict::AmountMismatch, CaseKind::AmountMismatch, id, told)
+            }
+            Fact::Paid { trade_no, .. } if !order.status.was_paid() && self.knows(told.method, trade_no) => {
+                Verdict::Duplicate
+            }
+            Fact::Paid { trade_no, paid_at, .. }
+                if !order.status.was_paid() && self.gone.contains(&(order.id, trade_no.to_string())) =>
+            {
+                self.came_and_went(told, (trade_no, *paid_at))
+            }
+            Fact::Paid { trade_no, paid_at, .. } => self.paid(told, trade_no, *paid_at),
+            Fact::ClosedUnpaid => self.closed(told),
+            Fact::Nothing => Verdict::Ignored,
+            Fact::PaidAndReturned(_) | Fact::Refund { .. } => return None,
+        })
+    }
+
+    /// What a callback or an answer tells of money that went back.
+    async fn refund(&mut self, tx: &mut PgConnection, told: &Notification) -> Result<Verdict, DbError> {
+        let Some(order) = self.orders.get(&told.order_no) else { return Ok(Verdict::Ignored) };
+        let (id, elsewhere) = (order.id, elsewhere(order, told));
+        let Some(ours) = refunds::notice(tx, told, order, self.policies, self.clock).await? else {
+            return match elsewhere {
+                Some((verdict, kind)) => Ok(self.case(verdict, kind, Some(id), told)),
+                None => outside::returned(tx, told, id, self.clock).await,
+            };
+        };
+        // The message also says what went back in all, which may be more.
+        if let Some(trade) = told.fact.returned_trade()
+            && outside::beside_ours(tx, (id, trade), self.clock).await? == Verdict::Settled
+        {
+            return Ok(Verdict::Settled);
+        }
+        Ok(match ours {
+            RefundVerdict::Settled => Verdict::Settled,
+            RefundVerdict::Duplicate => Verdict::Duplicate,
+            RefundVerdict::AmountMismatch => Verdict::AmountMismatch,
+        })
+    }
+
+    fn paid(&mut self, told: &Notification, trade_no: &TradeNo, paid_at: OffsetDateTime) -> Verdict {
+        let Some(order) = self.orders.get_mut(&told.order_no) else { return Verdict::UnknownOrder };
+        if order.trade_no.as_ref() == Some(trade_no) {
+            return Verdict::Duplicate;
+        }
+        if let Ok(next) = order.status.next(OrderEvent::PaymentSucceeded) {
+            let paid = Paid { id: order.id, trade_no: trade_no.clone(), paid_at };
+            self.effects.events.push(events::order_paid(order, trade_no, paid_at));
+            late::take(order, next, &paid);
+            self.effects.paid.push(paid);
+            return Verdict::Settled;
+        }
+        if !self.note_extra(told, (trade_no, paid_at)) {
+            return Verdict::Duplicate;
+        }
+        self.extra(told, trade_no, paid_at)
+    }
+
+    /// Notes a payment beside the order's own. False: it has its row.
+    fn note_extra(&mut self, told: &Notification, (trade_no, paid_at): (&TradeNo, OffsetDateTime)) -> bool {
+        let Some(order) = self.orders.get(&told.order_no) else { return false };
+        let fresh = self.recorded.insert((told.method, trade_no.as_str().to_owned()));
+        if fresh {
+            self.effects.extra.push(ExtraPayment {
+                id: TransactionId::from_u128(self.clock.fresh_bits()),
+                order_id: order.id,
+                payment_method: told.method,
+                gateway_no: trade_no.clone(),
+                amount: order.amount,
+                paid_at,
+                account: None,
+            });
+        }
+        fresh
+    }
+
+    /// A payment whose return is known already: people decide whether it is delivered for, once the gateway was asked.
+    fn came_and_went(&mut self, told: &Notification, payment: (&TradeNo, OffsetDateTime)) -> Verdict {
+        let id = self.orders.get(&told.order_no).map(|order| order.id);
+        self.note_extra(told, payment);
+        self.case(Verdict::NotPending, CaseKind::RefundedElsewhere, id, told)
+    }
+
+    /// Money that was not owed: what the account's policy makes of it.
+    fn extra(&mut self, told: &Notification, trade_no: &TradeNo, paid_at: OffsetDateTime) -> Verdict {
+        let Some(order) = self.orders.get_mut(&told.order_no) else { return Verdict::UnknownOrder };
+        let (id, closed) = (order.id, order.status == OrderStatus::Closed);
+        let kind = if closed { CaseKind::LatePayment } else { CaseKind::DoublePayment };
+        let policy = match self.policies.of(order.payment_method, &order.account) {
+            // An order that exists only to return a payment delivers nothing.
+            LatePaymentPolicy::Fulfil if !order.was_placed() => LatePaymentPolicy::Hold,
+            policy => policy,
+        };
+        metrics::counter!("extra_payments_total", "kind" => kind.as_str(), "policy" => policy.as_str()).increment(1);
+        if policy == LatePaymentPolicy::Fulfil && closed && told.source == Source::Notice {
+            // The gateway is asked first: the notice may be older than a return.
+            let mut case = new_case((kind, Some(id)), told, self.clock);
+            case.evidence[late::POLICY] = policy.as_str().into();
+            self.effects.fulfil.push((id, case.id));
+            self.effects.cases.push(case);
+            return Verdict::NotPending;
+        }
+        if policy == LatePaymentPolicy::Fulfil
+            && let Ok(next) = order.status.next(OrderEvent::PaymentHonoured)
+        {
+            let paid = Paid { id, trade_no: trade_no.clone(), paid_at };
+            self.effects.events.push(events::order_paid(order, trade_no, paid_at));
+            late::take(order, next, &paid);
+            self.effects.honoured.push(paid);
+            let case = new_case((kind, Some(id)), told, self.clock);
+            self.effects.decided.push(case);
+            return Verdict::Settled;
+        }
+        if policy == LatePaymentPolicy::Refund {
+            let back =
+                Return { id: RefundId::from_u128(self.clock.fresh_bits()), order_id: id, trade_no: trade_no.clone() };
+            self.effects.returns.push((back, self.effects.cases.len()));
+        }
+        self.case(Verdict::NotPending, kind, Some(id), told)
+    }
+
+    /// Whether a trade has its row, although it is not the order's own.
+    fn knows(&self, method: PaymentMethod, trade_no: &TradeNo) -> bool {
+        self.recorded.contains(&(method, trade_no.as_str().to_owned()))
+    }
+
+    fn closed(&mut self, told: &Notification) -> Verdict {
+        let Some(order) = self.orders.get_mut(&told.order_no) else { return Verdict::UnknownOrder };
+        match order.status.next(OrderEvent::ClosedUnpaid) {
+            Ok(next) => {
+                self.effects.closed.push(order.id);
+                self.effects.events.push(events::order_closed(order, self.now));
+                order.status = next;
+                order.version += 1;
+                Verdict::Settled
+            }
+            Err(_) if order.status == OrderStatus::Closed => Verdict::Duplicate,
+            // A close that was on its way while the payment settled: the payment is the stronger fact.
+            Err(_) => Verdict::Ignored,
+        }
+    }
+
+    fn case(&mut self, verdict: Verdict, kind: CaseKind, order_id: Option<OrderId>, told: &Notification) -> Verdict {
+        let case = new_case((kind, order_id), told, self.clock);
+        self.effects.cases.push(case);
+        verdict
+    }
+}
+
+fn new_case((kind, order_id): (CaseKind, Option<OrderId>), told: &Notification, clock: &Clock) -> NewCase {
+    NewCase {
+        id: CaseId::from_u128(clock.fresh_bits()),
+        kind,
+        order_id,
+        gateway_no: case_number(told),
+        evidence: evidence(told),
+    }
+}
+
+/// Whether a message is about the account and the app that the order was placed with. The account's apps of today count
+/// too: a credential may have been renewed under one of them.
+fn is_whose_it_says(told: &Notification, order: &Order) -> bool {
+    let merchant = match &told.merchant {
+        Merchant::Ours => true,
+        Merchant::OtherApp { app, .. } => {
+            gateway::app_of_order(order.payment_method, &order.prepay) == Some(app.as_str())
+        }
+        Merchant::Other(_) => false,
+    };
+    merchant && order.account == told.account
+}
+
+/// Whether a message is about another gateway, merchant or account than the order's: its verdict and its kind of case.
+fn elsewhere(order: &Order, told: &Notification) -> Option<(Verdict, CaseKind)> {
+    if order.payment_method != told.method {
+        return Some((Verdict::WrongMethod, CaseKind::WrongMethod));
+    }
+    (!is_whose_it_says(told, order)).then_some((Verdict::WrongMerchant, CaseKind::WrongMerchant))
+}
+
+/// What makes a case one of its kind: the refund, the trade, or else the message.
+fn case_number(told: &Notification) -> String {
+    match &told.fact {
+        Fact::Refund { refund_no, .. } => refund_no.clone(),
+        Fact::Paid { trade_no, .. } => trade_no.to_string(),
+        Fact::PaidAndReturned(trade) => trade.trade_no.to_string(),
+        Fact::ClosedUnpaid | Fact::Nothing => told.notice_id.clone(),
+    }
+}
+
+/// What a person needs to judge, without the payer's identity. The bytes are in `callbacks`.
+fn evidence(told: &Notification) -> Value {
+    let mut evidence = json!({
+        "payment_method": told.method,
+        "account": told.account,
+        "notice_id": told.notice_id,
+        "order_no": told.order_no,
+    });
+    if let Merchant::Other(ids) | Merchant::OtherApp { ids, .. } = &told.merchant {
+        evidence["merchant"] = ids.as_str().into();
+    }
+    if let Some(doubt) = &told.doubt {
+        evidence["doubt"] = doubt.as_str().into();
+    }
+    let money = |amount: &Option<Money>| amount.map(|amount| amount.to_string());
+    match &told.fact {
+        Fact::Paid { trade_no, amount, paid_at } => {
+            evidence["trade_no"] = trade_no.as_str().into();
+            evidence["paid_at"] = json!(paid_at.format(&Rfc3339).ok());
+            evidence["amount"] = json!(money(amount));
+        }
+        Fact::PaidAndReturned(trade) => evidence["trade_no"] = trade.trade_no.as_str().into(),
+        Fact::Refund { trade, refund_no, amount, gateway_refund_no, at, outcome } => {
+            evidence["trade_no"] = trade.trade_no.as_str().into();
+            evidence["refund_no"] = refund_no.as_str().into();
+            evidence["amount"] = json!(money(amount));
+            evidence["outcome"] = format!("{outcome:?}").to_lowercase().into();
+            evidence["gateway_refund_no"] = json!(gateway_refund_no);
+            evidence["succeeded_at"] = json!(at.and_then(|at| at.format(&Rfc3339).ok()));
+        }
+        Fact::ClosedUnpaid | Fact::Nothing => {}
+    }
+    evidence
+}
+
+/// What a batch writes, each kind with one statement.
+#[derive(Default)]
+struct Effects {
+    paid: Vec<Paid>,
+    closed: Vec<OrderId>,
+    extra: Vec<ExtraPayment>,
+    events: Vec<Event>,
+    cases: Vec<NewCase>,
+    /// Orders that a late payment makes paid, and their cases, decided already.
+    honoured: Vec<Paid>,
+    /// Late payments that the policy fulfils once the gateway was asked: the order and the case.
+    fulfil: Vec<(OrderId, CaseId)>,
+    decided: Vec<NewCase>,
+    /// Each with the place of its case among `cases`.
+    returns: Vec<(Return, usize)>,
+}
+
+impl Effects {
+    /// The orders of which money that was not owed may have come, or may now be theirs.
+    fn with_extra_money(&self) -> Vec<OrderId> {
+        let noted = self.extra.iter().map(|extra| extra.order_id);
+        let honoured = self.honoured.iter().map(|paid| paid.id);
+        let of_cases = self.cases.iter().filter(|case| case.kind.is_of_money_held()).filter_map(|case| case.order_id);
+        let orders: HashSet<OrderId> = noted.chain(honoured).chain(of_cases).collect();
+        orders.into_iter().collect()
+    }
+
+    async fn write(mut self, tx: &mut PgConnection, now: OffsetDateTime) -> Result<(), DbError> {
+        if !self.paid.is_empty() {
+            orders::mark_paid(tx, &self.paid, now).await?;
+            let ids: Vec<OrderId> = self.paid.iter().map(|paid| paid.id).collect();
+            jobs::end_checks(tx, &ids).await?;
+        }
+        if !self.closed.is_empty() {
+            orders::mark_closed(tx, &self.closed, now).await?;
+        }
+        if !self.extra.is_empty() {
+            transactions::note_extra(tx, &self.extra, now).await?;
+        }
+        if !self.honoured.is_empty() {
+            orders::mark_honoured(tx, &self.honoured, now).await?;
+            let ids: Vec<OrderId> = self.honoured.iter().map(|paid| paid.id).collect();
+            jobs::end_checks(tx, &ids).await?;
+            cases::record_resolved(tx, &self.decided, (late::BY_POLICY, late::POLICY), now).await?;
+        }
+        for (back, case) in &self.returns {
+            late::give_back(tx, back, &mut self.cases[*case].evidence, now).await?;
+        }
+        if !self.cases.is_empty() {
+            self.events.extend(open_cases(tx, &self.cases, now).await?);
+        }
+        for (order_id, case_id) in &self.fulfil {
+            let asked = Asked::Fulfil.of(*case_id);
+            jobs::ask_in(&mut *tx, kind::CHECK, &order_id.to_string(), &asked, Duration::ZERO).await?;
+        }
+        // What the buyer reads of money that was not owed.
+        extra::follow(tx, &self.with_extra_money(), now).await?;
+        if !self.events.is_empty() {
+            outbox::append(tx, &self.events, now).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Opens or reopens cases and returns the events that tell of it.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn open_cases(tx: &mut PgConnection, new: &[NewCase], now: OffsetDateTime) -> Result<Vec<Event>, DbError> {
+    let opened = case_facts::open(tx, new, now).await?;
+    Ok(opened.iter().map(events::case_opened).collect())
+}

@@ -1,0 +1,152 @@
+//! What a fact does to the case of its key: it opens one, adds to an open one, reopens a resolved one, or repeats what is known.
+//!
+//! [`CaseKind::is_news`](domain::CaseKind::is_news) decides which facts are new. Every new fact raises `version` and
+//! grows the history, so a person cannot confirm what was seen before it.
+
+use domain::{CaseId, CaseKind, CaseStatus, OrderId};
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::error::DbError;
+use crate::tables::cases::{self, Case, NOT_REFUNDED, NewCase};
+
+/// The most entries that facts add to a history. Later facts still raise `version` and change the evidence.
+const HISTORY: usize = 200;
+
+/// Who writes a history entry that no person writes.
+const SERVICE: &str = "service";
+
+/// A case that people must look at from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    /// Ours, for paths and events.
+    pub id: CaseId,
+    /// Why a person must look.
+    pub kind: CaseKind,
+    /// The order, where one is known.
+    pub order_id: Option<OrderId>,
+    /// The version of a case that was reopened; `None`: the case is new.
+    pub reopened_as: Option<i64>,
+}
+
+/// Opens cases, or reopens those whose fact is new. Returns what people must look at from now on; a repeat and a fact for
+/// an open case return nothing.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn open(tx: &mut PgConnection, new: &[NewCase], now: OffsetDateTime) -> Result<Vec<Opened>, DbError> {
+    let mut opened = Vec::new();
+    let mut left: Vec<&NewCase> = new.iter().collect();
+    // A second round only where retention removed a resolved case between the two statements of the first.
+    for _ in 0..2 {
+        let inserted = cases::insert(&mut *tx, &left, now).await?;
+        let (added, met): (Vec<&NewCase>, Vec<&NewCase>) = left.iter().partition(|case| inserted.contains(&case.id));
+        opened.extend(added.iter().map(|case| Opened {
+            id: case.id,
+            kind: case.kind,
+            order_id: case.order_id,
+            reopened_as: None,
+        }));
+        if met.is_empty() {
+            break;
+        }
+        let mut found = cases::lock_by_keys(&mut *tx, &met).await?;
+        left.clear();
+        for fact in met {
+            let key = (fact.kind, fact.order_id, &fact.gateway_no);
+            match found.iter_mut().find(|case| (case.kind, case.order_id, &case.gateway_no) == key) {
+                Some(case) => opened.extend(meet(&mut *tx, case, &fact.evidence, now).await?),
+                None => left.push(fact),
+            }
+        }
+    }
+    Ok(opened)
+}
+
+/// One fact and the case of its key.
+async fn meet(
+    tx: &mut PgConnection,
+    case: &mut Case,
+    told: &Value,
+    now: OffsetDateTime,
+) -> Result<Option<Opened>, DbError> {
+    let resolved = case.status == CaseStatus::Resolved;
+    let entries = case.history.as_array().map(Vec::as_slice).unwrap_or_default();
+    let known = std::iter::once(&case.evidence).chain(entries.iter().filter_map(|entry| entry.get("before")));
+    if !case.kind.is_news(resolved, known, told) {
+        return Ok(None);
+    }
+    case.version += 1;
+    let what = if resolved { "reopened" } else { "noted" };
+    let mut entry = json!({ "at": rfc3339(now), "who": SERVICE, "what": what, "version": case.version });
+    // A message's bytes may name the payer: the evidence alone holds them.
+    if case.kind != CaseKind::DeadLetter {
+        entry["before"] = case.evidence.clone();
+    }
+    if resolved {
+        entry["ended"] = ended(case);
+        (case.status, case.proposed_by, case.proposed_action) = (CaseStatus::Open, None, None);
+        (case.resolution, case.resolved_by) = (None, None);
+    }
+    if let (Some(known), Some(told)) = (case.evidence.as_object_mut(), told.as_object()) {
+        // A member that a later message leaves out says nothing.
+        let stated = told.iter().filter(|(_, value)| !value.is_null());
+        known.extend(stated.map(|(name, value)| (name.clone(), value.clone())));
+    }
+    if let Some(history) = case.history.as_array_mut().filter(|history| history.len() < HISTORY) {
+        history.push(entry);
+    }
+    cases::write_fact(tx, case, now).await?;
+    Ok(resolved.then_some(Opened {
+        id: case.id,
+        kind: case.kind,
+        order_id: case.order_id,
+        reopened_as: Some(case.version),
+    }))
+}
+
+/// Opens a resolved case again, because a person asks for it with `reason`.
+///
+/// Money that a policy was to return by itself stays until people decide: they ended the case once.
+///
+/// # Errors
+/// [`DbError::Moved`] when the case is not resolved, or no longer of the version that `case` was read in.
+pub async fn reopen(
+    tx: &mut PgConnection,
+    case: &Case,
+    (who, reason): (&str, &str),
+    now: OffsetDateTime,
+) -> Result<Opened, DbError> {
+    if case.status != CaseStatus::Resolved {
+        return Err(DbError::Moved);
+    }
+    let mut open = case.clone();
+    open.version += 1;
+    let entry = json!({
+        "at": rfc3339(now), "who": who, "what": "reopened", "action": { "reason": reason }, "version": open.version,
+        "ended": ended(case),
+    });
+    if let Some(history) = open.history.as_array_mut() {
+        history.push(entry);
+    }
+    if let Some(known) = open.evidence.as_object_mut() {
+        known.remove(NOT_REFUNDED);
+    }
+    (open.status, open.proposed_by, open.proposed_action) = (CaseStatus::Open, None, None);
+    (open.resolution, open.resolved_by) = (None, None);
+    cases::write_fact(tx, &open, now).await?;
+    let reopened_as = Some(open.version);
+    Ok(Opened { id: open.id, kind: open.kind, order_id: open.order_id, reopened_as })
+}
+
+/// How a case had ended before it was reopened.
+fn ended(case: &Case) -> Value {
+    json!({ "resolution": case.resolution, "resolved_by": case.resolved_by })
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    // Fails only outside the years 0 to 9999, which no clock of ours shows.
+    time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
+}

@@ -1,0 +1,468 @@
+//! `cases`: what a person must look at. One case for each kind, order and number, however often it is met.
+
+use std::collections::HashSet;
+
+use domain::{CaseAction, CaseId, CaseKind, CaseStatus, OrderId};
+use serde_json::Value;
+use sqlx::{PgConnection, PgExecutor};
+use time::OffsetDateTime;
+
+use crate::error::DbError;
+use crate::tables::refunds::Refund;
+
+/// A case to open.
+#[derive(Debug, Clone)]
+pub struct NewCase {
+    /// A fresh UUIDv7.
+    pub id: CaseId,
+    /// Why a person must look.
+    pub kind: CaseKind,
+    /// The order, where one is known.
+    pub order_id: Option<OrderId>,
+    /// The gateway's number, or what else makes it one of its kind: 128 characters at most.
+    pub gateway_no: String,
+    /// What is known, without the payer's identity.
+    pub evidence: Value,
+}
+
+/// Inserts cases and returns the ids of those whose key had no case.
+///
+/// # Errors
+/// [`DbError`].
+pub(super) async fn insert(
+    tx: &mut PgConnection,
+    cases: &[&NewCase],
+    now: OffsetDateTime,
+) -> Result<HashSet<CaseId>, DbError> {
+    let ids: Vec<CaseId> = cases.iter().map(|c| c.id).collect();
+    let kinds: Vec<CaseKind> = cases.iter().map(|c| c.kind).collect();
+    let orders: Vec<Option<OrderId>> = cases.iter().map(|c| c.order_id).collect();
+    let gateway_nos: Vec<&str> = cases.iter().map(|c| c.gateway_no.as_str()).collect();
+    let evidence: Vec<Value> = cases.iter().map(|c| c.evidence.clone()).collect();
+    let inserted = sqlx::query_scalar!(
+        r#"
+        insert into cases (id, kind, order_id, gateway_no, evidence, created_at, updated_at)
+        select c.id, c.kind, c.order_id, c.gateway_no, c.evidence, $6, $6
+        from unnest($1::bpchar[], $2::text[], $3::bpchar[], $4::text[], $5::jsonb[])
+          as c (id, kind, order_id, gateway_no, evidence)
+        on conflict on constraint cases_once do nothing
+        returning id as "id: CaseId"
+        "#,
+        &ids as &[CaseId],
+        &kinds as &[CaseKind],
+        &orders as &[Option<OrderId>],
+        &gateway_nos as &[&str],
+        &evidence,
+        now,
+    );
+    Ok(inserted.fetch_all(tx).await?.into_iter().collect())
+}
+
+/// Records cases that a rule has decided already: they are kept to be looked up, and wait for nobody.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn record_resolved(
+    tx: &mut PgConnection,
+    cases: &[NewCase],
+    (resolution, resolved_by): (&str, &str),
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    let ids: Vec<CaseId> = cases.iter().map(|c| c.id).collect();
+    let kinds: Vec<CaseKind> = cases.iter().map(|c| c.kind).collect();
+    let orders: Vec<Option<OrderId>> = cases.iter().map(|c| c.order_id).collect();
+    let gateway_nos: Vec<&str> = cases.iter().map(|c| c.gateway_no.as_str()).collect();
+    let evidence: Vec<Value> = cases.iter().map(|c| c.evidence.clone()).collect();
+    sqlx::query!(
+        r#"
+        insert into cases
+          (id, kind, order_id, gateway_no, evidence, status, resolution, resolved_by, created_at, updated_at)
+        select c.id, c.kind, c.order_id, c.gateway_no, c.evidence, 'resolved', $7, $8, $6, $6
+        from unnest($1::bpchar[], $2::text[], $3::bpchar[], $4::text[], $5::jsonb[])
+          as c (id, kind, order_id, gateway_no, evidence)
+        on conflict on constraint cases_once do nothing
+        "#,
+        &ids as &[CaseId],
+        &kinds as &[CaseKind],
+        &orders as &[Option<OrderId>],
+        &gateway_nos as &[&str],
+        &evidence,
+        now,
+        resolution,
+        resolved_by,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Whether a case of this kind about this order still waits for a person.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn is_open(tx: &mut PgConnection, kind: CaseKind, order_id: OrderId) -> Result<bool, DbError> {
+    let row = sqlx::query!(
+        r#"
+        select exists (
+          select from cases where order_id = $1 and kind = $2 and status <> 'resolved'
+        ) as "is_open!"
+        "#,
+        order_id as OrderId,
+        kind.as_str(),
+    )
+    .fetch_one(tx)
+    .await?;
+    Ok(row.is_open)
+}
+
+/// One row, whole.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// Ours, for paths and events.
+    pub id: CaseId,
+    /// Why a person must look.
+    pub kind: CaseKind,
+    /// The order, where one is known.
+    pub order_id: Option<OrderId>,
+    /// The gateway's number, or what else makes it one of its kind.
+    pub gateway_no: String,
+    /// What is known.
+    pub evidence: Value,
+    /// How far people are.
+    pub status: CaseStatus,
+    /// Rises with each step of a person.
+    pub version: i64,
+    /// Who has proposed the action.
+    pub proposed_by: Option<String>,
+    /// What waits to be confirmed, or was.
+    pub proposed_action: Option<Value>,
+    /// How it ended.
+    pub resolution: Option<String>,
+    /// Who ended it.
+    pub resolved_by: Option<String>,
+    /// Who did what, oldest first.
+    pub history: Value,
+    /// By our clock.
+    pub created_at: OffsetDateTime,
+    /// By our clock.
+    pub updated_at: OffsetDateTime,
+}
+
+/// What the evidence of a case says when money was to go back by itself and could not yet.
+pub const NOT_REFUNDED: &str = "not_refunded";
+
+/// How much our books hold as returned, in the evidence of a case of more than that.
+pub const BOOKED: &str = "booked";
+
+impl Case {
+    /// Whether it decides about money to end the case, which takes two people: some is free again then, or some that was to
+    /// go back by itself stays.
+    pub fn end_moves_money(&self) -> bool {
+        self.kind.end_frees_money() || self.evidence.get(NOT_REFUNDED).is_some()
+    }
+
+    /// Whether the gateway states another amount for a refund of ours, and not for a payment.
+    pub fn is_about_a_refunds_amount(&self) -> bool {
+        // A message's own case names its gateway; a refund of ours needs no such name.
+        let of_message = self.evidence.get("payment_method").is_some();
+        self.kind == CaseKind::AmountMismatch
+            && self.evidence.get("refund_no").is_some()
+            && !of_message
+            && !self.returns_too_much()
+    }
+
+    /// Whether more went back of a payment than was paid. Its evidence states what our books hold.
+    fn returns_too_much(&self) -> bool {
+        self.kind == CaseKind::AmountMismatch && self.evidence.get(BOOKED).is_some()
+    }
+
+    /// What people can choose about it as it is now.
+    pub fn actions(&self) -> &'static [CaseAction] {
+        match self.status {
+            CaseStatus::Resolved => &[CaseAction::Reopen],
+            _ if self.returns_too_much() => &[CaseAction::Note],
+            _ if self.is_about_a_refunds_amount() => &[CaseAction::AcceptAmount, CaseAction::Note],
+            CaseStatus::Open | CaseStatus::Proposed => self.kind.actions(),
+        }
+    }
+}
+
+/// Reads whole cases: one list of columns for every question.
+macro_rules! select_cases {
+    ($tail:tt $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Case,
+            r#"
+            select
+              id as "id: CaseId", kind as "kind: CaseKind", order_id as "order_id: OrderId", gateway_no, evidence,
+              status as "status: CaseStatus", version, proposed_by, proposed_action, resolution, resolved_by, history,
+              created_at, updated_at
+            from cases
+            "# + $tail
+            $(, $argument)*
+        )
+    };
+}
+
+/// One case by its id.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn get(db: impl PgExecutor<'_>, id: CaseId) -> Result<Option<Case>, DbError> {
+    Ok(select_cases!("where id = $1", id as CaseId).fetch_optional(db).await?)
+}
+
+/// The cases that have the keys of `new`, locked in the order of their ids.
+///
+/// # Errors
+/// [`DbError`].
+pub(super) async fn lock_by_keys(tx: &mut PgConnection, new: &[&NewCase]) -> Result<Vec<Case>, DbError> {
+    let kinds: Vec<CaseKind> = new.iter().map(|c| c.kind).collect();
+    let orders: Vec<Option<OrderId>> = new.iter().map(|c| c.order_id).collect();
+    let gateway_nos: Vec<&str> = new.iter().map(|c| c.gateway_no.as_str()).collect();
+    // Two branches, because no index answers `is not distinct from`.
+    Ok(select_cases!(
+        r#"
+        where id in (
+          select c.id
+          from unnest($1::text[], $2::bpchar[], $3::text[]) as k (kind, order_id, gateway_no)
+          join cases c on c.kind = k.kind and c.order_id = k.order_id and c.gateway_no = k.gateway_no
+          union all
+          select c.id
+          from unnest($1::text[], $2::bpchar[], $3::text[]) as k (kind, order_id, gateway_no)
+          join cases c on c.kind = k.kind and c.order_id is null and c.gateway_no = k.gateway_no
+          where k.order_id is null
+        )
+        order by id
+        for update
+        "#,
+        &kinds as &[CaseKind],
+        &orders as &[Option<OrderId>],
+        &gateway_nos as &[&str],
+    )
+    .fetch_all(tx)
+    .await?)
+}
+
+/// Which cases to list.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Filter {
+    /// Of this state.
+    pub status: Option<CaseStatus>,
+    /// Of this kind.
+    pub kind: Option<CaseKind>,
+    /// Only those that were reopened.
+    pub reopened: bool,
+}
+
+/// Cases that a filter lets through; newest first, those older than `before`.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn list(
+    db: impl PgExecutor<'_>,
+    filter: Filter,
+    before: Option<CaseId>,
+    limit: i64,
+) -> Result<Vec<Case>, DbError> {
+    Ok(select_cases!(
+        r#"
+        where id < $1 and ($2::text is null or status = $2) and ($3::text is null or kind = $3)
+          and (not $4 or history @> '[{"what": "reopened"}]')
+        order by id desc
+        limit $5
+        "#,
+        before.unwrap_or(CaseId::from_u128(u128::MAX)) as CaseId,
+        filter.status.map(CaseStatus::as_str),
+        filter.kind.map(CaseKind::as_str),
+        filter.reopened,
+        limit,
+    )
+    .fetch_all(db)
+    .await?)
+}
+
+/// Resolves what waited for a refund to go on, once it has: nobody needs to look any more.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn end_of_refund(
+    tx: &mut PgConnection,
+    refund: &Refund,
+    resolution: &str,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        update cases
+        set status = 'resolved', resolution = $3, resolved_by = 'service', version = version + 1, updated_at = $4
+        where order_id = $1 and gateway_no = $2 and kind in ('refund_shortage', 'refund_abnormal', 'amount_mismatch')
+          and status <> 'resolved'
+        "#,
+        refund.order_id as OrderId,
+        refund.refund_no.as_str(),
+        resolution,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Open cases of an order whose money was to go back by itself and could not then.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn not_refunded(tx: &mut PgConnection, order_id: OrderId) -> Result<Vec<Case>, DbError> {
+    Ok(select_cases!(
+        r#"
+        where order_id = $1 and kind in ('late_payment', 'double_payment') and status <> 'resolved'
+          and evidence ? 'not_refunded'
+        order by id
+        "#,
+        order_id as OrderId,
+    )
+    .fetch_all(tx)
+    .await?)
+}
+
+/// Replaces what is known of a case. `version` rises, so that a confirmation of what was seen before fails.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn note_evidence(
+    tx: &mut PgConnection,
+    id: CaseId,
+    evidence: &Value,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        "update cases set evidence = $2, version = version + 1, updated_at = $3 where id = $1",
+        id as CaseId,
+        evidence,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// The trades of which a case says that money went back before their order had it. `orders` are those that are not paid.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn returned_elsewhere(
+    tx: &mut PgConnection,
+    gateway_nos: &[&str],
+    orders: &[OrderId],
+) -> Result<HashSet<(OrderId, String)>, DbError> {
+    let rows = sqlx::query!(
+        r#"
+        select order_id as "order_id!: OrderId", gateway_no as "trade_no!"
+        from cases
+        where kind = 'refunded_elsewhere' and gateway_no = any($1) and order_id is not null
+        union all
+        select order_id, evidence ->> 'trade_no'
+        from cases
+        where order_id = any($2::bpchar[]) and kind = 'unknown_refund' and evidence ->> 'trade_no' = any($1)
+          and evidence ->> 'outcome' is distinct from 'closed'
+        "#,
+        gateway_nos as &[&str],
+        orders as &[OrderId],
+    )
+    .fetch_all(tx)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.order_id, row.trade_no)).collect())
+}
+
+/// Writes the step of a person, as `case` is after it, and adds `entry` to the history.
+///
+/// # Errors
+/// [`DbError::Moved`] when the case is resolved, or no longer of the version that `case` was read in.
+pub async fn step(tx: &mut PgConnection, case: &Case, entry: &Value, now: OffsetDateTime) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"
+        update cases
+        set status = $3, proposed_by = $4, proposed_action = $5, resolution = $6, resolved_by = $7,
+            history = history || jsonb_build_array($8::jsonb), version = version + 1, updated_at = $9
+        where id = $1 and version = $2 and status <> 'resolved'
+        "#,
+        case.id as CaseId,
+        case.version,
+        case.status.as_str(),
+        case.proposed_by,
+        case.proposed_action,
+        case.resolution,
+        case.resolved_by,
+        entry,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), 1)
+}
+
+/// Writes a case as a new fact leaves it: its evidence, its history and, where the fact reopens it, its state.
+///
+/// # Errors
+/// [`DbError::Moved`] when the case is no longer of the version before `case.version`.
+pub(super) async fn write_fact(tx: &mut PgConnection, case: &Case, now: OffsetDateTime) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"
+        update cases
+        set status = $3, proposed_by = $4, proposed_action = $5, resolution = $6, resolved_by = $7, evidence = $8,
+            history = $9, version = $2::bigint, updated_at = $10
+        where id = $1 and version = $2::bigint - 1
+        "#,
+        case.id as CaseId,
+        case.version,
+        case.status.as_str(),
+        case.proposed_by,
+        case.proposed_action,
+        case.resolution,
+        case.resolved_by,
+        case.evidence,
+        case.history,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), 1)
+}
+
+/// Every case about an order, oldest first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_order(db: impl PgExecutor<'_>, order_id: OrderId) -> Result<Vec<Case>, DbError> {
+    Ok(select_cases!("where order_id = $1 order by id", order_id as OrderId).fetch_all(db).await?)
+}
+
+/// How a case ends, and by whom.
+#[derive(Debug, Clone)]
+pub struct End<'a> {
+    /// In words.
+    pub resolution: &'a str,
+    /// Who ends it.
+    pub by: &'a str,
+    /// Added to the history.
+    pub entry: &'a Value,
+}
+
+/// Ends a case about which no one has proposed anything, and adds the user of the database to the entry. The function in the
+/// database refuses cases whose end moves money, whatever the caller's role may do.
+///
+/// # Errors
+/// [`DbError::Moved`] when it is not open, no longer of the version that `case` was read in, or its end moves money.
+pub async fn end(tx: &mut PgConnection, case: &Case, end: &End<'_>) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"select end_case($1, $2, $3, $4, $5) as "done!""#,
+        case.id as CaseId,
+        case.version,
+        end.resolution,
+        end.by,
+        end.entry,
+    );
+    let done = done.fetch_one(tx).await?.done;
+    DbError::expect_rows(u64::from(done), 1)
+}

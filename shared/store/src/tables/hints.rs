@@ -1,0 +1,88 @@
+//! Hints that an order may have been paid: its buyer is back from the gateway, or waits for the payment to show.
+//!
+//! A hint brings the check of a pending order forward; the check worker asks the gateway. One statement decides by the row
+//! and the database's clock, so the bounds hold for all visits, routes and processes together.
+
+use domain::OrderId;
+use domain::message::job::{AT_LEAST_APART, HINTS};
+use sqlx::PgExecutor;
+use time::Duration;
+
+use crate::error::DbError;
+use crate::tables::jobs::millis;
+
+/// How strong a hint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hint {
+    /// Somebody goes on waiting: the gaps between two questions grow.
+    Watched,
+    /// The buyer has come (back): the gaps begin again, a limited number of times.
+    Back,
+}
+
+impl Hint {
+    /// For labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Hint::Watched => "watched",
+            Hint::Back => "back",
+        }
+    }
+}
+
+/// How often the gaps of an order begin again.
+const BACKS: i16 = 20;
+/// How many questions the growing gaps bring, from one return of the buyer to the next.
+const STEPS: i16 = 40;
+
+/// Makes the checks of these orders due now, and returns the orders of which that is true.
+///
+/// Nothing happens to an order that is not pending, that was created less than [`AT_LEAST_APART`] ago, whose question is due
+/// or under way, or about which a question began less than [`AT_LEAST_APART`] ago.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn hint(db: impl PgExecutor<'_>, orders: &[OrderId], hint: Hint) -> Result<Vec<OrderId>, DbError> {
+    let gaps: Vec<i64> = HINTS.iter().map(|gap| millis(*gap)).collect();
+    Ok(sqlx::query_scalar!(
+        r#"
+        update jobs j
+        set due_at = now(), lease_until = null, publishes = 0, fence = j.fence + 1, hinted_at = now(),
+            hint_step = case when n.back then 1 else j.hint_step + 1 end,
+            hint_backs = j.hint_backs + n.back::int
+        from (
+          select id,
+            $3 and hint_backs < $4 as back,
+            case when hint_step = 0 then 0 else ($2::bigint[])[least(hint_step, cardinality($2::bigint[]))] end as gap
+          from jobs
+          where kind = 'check' and ref_id = any($1::bpchar[])
+          -- A job that somebody holds is being settled or published just now. No wait, so no deadlock.
+          for update skip locked
+        ) n, payment_orders o
+        where j.id = n.id and o.id = j.ref_id and o.status = 'pending'
+          and j.created_at <= now() - $6::bigint * interval '1 millisecond'
+          and j.due_at > now()
+          and (j.taken_at is null or j.taken_at <= now() - $6::bigint * interval '1 millisecond')
+          and (j.hinted_at is null
+            or j.hinted_at <= now() - greatest(case when n.back then 0 else n.gap end, $6) * interval '1 millisecond')
+          and (n.back or j.hint_step < $5)
+        returning j.ref_id as "order!: OrderId"
+        "#,
+        orders as &[OrderId],
+        &gaps,
+        hint == Hint::Back,
+        BACKS,
+        STEPS,
+        millis(AT_LEAST_APART),
+    )
+    .fetch_all(db)
+    .await?)
+}
+
+/// How long a watcher waits before the hint number `given` is worth a statement, by the same gaps as the row's.
+pub fn gap(given: usize) -> Duration {
+    match given.checked_sub(1) {
+        None => Duration::ZERO,
+        Some(index) => HINTS[index.min(HINTS.len() - 1)],
+    }
+}

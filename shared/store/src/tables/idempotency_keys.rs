@@ -1,0 +1,239 @@
+//! `idempotency_keys`: which request made which row. The key is written in the statement that makes the row.
+
+use std::ops::Range;
+
+use domain::{OrderId, UserId};
+use serde_json::Value;
+use sqlx::{PgConnection, PgExecutor};
+use time::OffsetDateTime;
+
+use crate::error::DbError;
+
+/// A key on its way into the table.
+pub struct NewKey {
+    /// The client's own text, 1 to 255 characters.
+    pub key: String,
+    /// The route that it was sent to: a key is bound to one.
+    pub route: &'static str,
+    /// SHA-256 of the request's body.
+    pub request_hash: [u8; 32],
+    /// Until then the process that writes it works on it alone, unless it answers in the same transaction.
+    pub held_until: Option<OffsetDateTime>,
+    /// From then on it is as if it had never been used.
+    pub expires_at: OffsetDateTime,
+}
+
+/// A key that was seen before.
+pub struct KnownKey {
+    /// The route that it was first sent to.
+    pub route: String,
+    /// SHA-256 of the first request's body.
+    pub request_hash: Vec<u8>,
+    /// The row that the first request made.
+    pub ref_id: OrderId,
+    /// What was answered, once that was final.
+    pub answer: Option<Value>,
+    /// The HTTP status of a final answer that is a refusal.
+    pub refused_with: Option<i16>,
+    /// From then on it is as if it had never been used.
+    pub expires_at: OffsetDateTime,
+}
+
+/// A final answer on its way into the table.
+pub struct NewAnswer {
+    /// Its body.
+    pub answer: Value,
+    /// Its HTTP status, 400 to 499, if it is a refusal.
+    pub refused_with: Option<i16>,
+}
+
+/// A final answer.
+pub struct SavedAnswer {
+    /// Its body.
+    pub answer: Value,
+    /// Its HTTP status, 400 to 499, if it is a refusal.
+    pub refused_with: Option<i16>,
+    /// When the key is forgotten, and the answer with it.
+    pub expires_at: OffsetDateTime,
+}
+
+/// Looks up a key that has not expired.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn find(
+    db: impl PgExecutor<'_>,
+    user_id: &UserId,
+    key: &str,
+    now: OffsetDateTime,
+) -> Result<Option<KnownKey>, DbError> {
+    Ok(sqlx::query_as!(
+        KnownKey,
+        r#"
+        select route, request_hash, ref_id as "ref_id: OrderId", answer, refused_with, expires_at
+        from idempotency_keys
+        where user_id = $1 and key = $2 and expires_at > $3
+        "#,
+        user_id.as_str(),
+        key,
+        now,
+    )
+    .fetch_optional(db)
+    .await?)
+}
+
+/// Takes a key for the row `ref_id`, in the transaction that makes the row. `false`: it is taken already, and has not
+/// expired. A request with the same key that is still in flight is waited for.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn take(
+    tx: &mut PgConnection,
+    user_id: &UserId,
+    new: &NewKey,
+    ref_id: &str,
+    now: OffsetDateTime,
+) -> Result<bool, DbError> {
+    let done = sqlx::query!(
+        r#"
+        insert into idempotency_keys as old
+          (user_id, key, route, request_hash, ref_id, created_at, expires_at, held_until)
+        values ($1, $2, $3, $4, $5, $6, $7, $8)
+        on conflict on constraint idempotency_keys_pkey do update
+          set route = excluded.route, request_hash = excluded.request_hash, ref_id = excluded.ref_id,
+            created_at = excluded.created_at, expires_at = excluded.expires_at, held_until = excluded.held_until,
+            answer = null, refused_with = null
+          where old.expires_at <= $6 and (old.held_until is null or old.held_until <= $6)
+        "#,
+        user_id.as_str(),
+        new.key,
+        new.route,
+        &new.request_hash,
+        ref_id,
+        now,
+        new.expires_at,
+        new.held_until,
+    )
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Takes up the work on the row `ref_id` for the time `held`, under a key that has no answer and that nobody holds at its
+/// start. `false`: somebody does, or it is answered, or the key stands for another row by now.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn hold(
+    db: impl PgExecutor<'_>,
+    user_id: &UserId,
+    key: &str,
+    ref_id: OrderId,
+    held: Range<OffsetDateTime>,
+) -> Result<bool, DbError> {
+    let done = sqlx::query!(
+        r#"
+        update idempotency_keys
+        set held_until = $4
+        where user_id = $1 and key = $2 and ref_id = $5
+          and answer is null and (held_until is null or held_until <= $3)
+        "#,
+        user_id.as_str(),
+        key,
+        held.start,
+        held.end,
+        ref_id as OrderId,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Lets go of a key that was held until `until`; if somebody has taken over since, nothing happens.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn release(
+    db: impl PgExecutor<'_>,
+    user_id: &UserId,
+    key: &str,
+    until: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        "update idempotency_keys set held_until = null where user_id = $1 and key = $2 and held_until = $3",
+        user_id.as_str(),
+        key,
+        until,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Saves the final answer of whoever holds the key until `held_until` (`None`: it was never held). `None`: the hold has
+/// passed, and somebody else has taken over.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn save_answer(
+    db: impl PgExecutor<'_>,
+    user_id: &UserId,
+    key: &str,
+    held_until: Option<OffsetDateTime>,
+    new: &NewAnswer,
+) -> Result<Option<SavedAnswer>, DbError> {
+    let saved = sqlx::query_as!(
+        SavedAnswer,
+        r#"
+        update idempotency_keys
+        set answer = $3, refused_with = $4, held_until = null
+        where user_id = $1 and key = $2 and answer is null and held_until is not distinct from $5
+        returning answer as "answer!", refused_with, expires_at
+        "#,
+        user_id.as_str(),
+        key,
+        new.answer,
+        new.refused_with,
+        held_until,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(saved)
+}
+
+/// A request with a key, without the key and without what was answered.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The route that it was sent to.
+    pub route: String,
+    /// The row that it made.
+    pub ref_id: String,
+    /// The HTTP status of a final answer that is a refusal.
+    pub refused_with: Option<i16>,
+    /// Until then a process works on it alone.
+    pub held_until: Option<OffsetDateTime>,
+    /// When it came.
+    pub created_at: OffsetDateTime,
+    /// From then on it is as if it had never come.
+    pub expires_at: OffsetDateTime,
+}
+
+/// The requests of a user that made these rows, oldest first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_rows(db: impl PgExecutor<'_>, user_id: &UserId, ref_ids: &[String]) -> Result<Vec<Request>, DbError> {
+    Ok(sqlx::query_as!(
+        Request,
+        r#"
+        select route, ref_id, refused_with, held_until, created_at, expires_at
+        from idempotency_keys
+        where user_id = $1 and ref_id = any($2::text[]::bpchar[])
+        order by created_at
+        "#,
+        user_id.as_str(),
+        ref_ids,
+    )
+    .fetch_all(db)
+    .await?)
+}

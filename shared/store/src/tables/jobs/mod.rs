@@ -1,0 +1,399 @@
+//! `jobs`: durable due work. The message that the relay publishes is only the nudge.
+//!
+//! Due times and leases are the database's: callers pass durations, and the statements add them to `now()` and compare with
+//! `now()`, the start of their short transaction. So processes whose clocks differ agree on what is due. A message changes a
+//! row only when it belongs to the row: a nudge by its fence, a callback by its bytes (ops/decisions/0017).
+
+use std::time::Instant;
+
+use domain::message::job::JobMessage;
+use domain::{OrderId, RefundId};
+use serde_json::Value;
+use sqlx::{PgConnection, PgExecutor};
+use time::{Duration, OffsetDateTime};
+
+use crate::error::DbError;
+
+mod callbacks;
+
+pub(super) use callbacks::proof;
+pub use callbacks::{Stored, delete_callbacks, has_row, insert_callback, postpone, slow_down, store_callback};
+
+/// The shortest time after which a job comes again, so that nothing spins.
+const FLOOR: Duration = Duration::seconds(1);
+
+/// Milliseconds until a job comes again.
+fn again_in(wait: Duration) -> i64 {
+    millis(wait.max(FLOOR))
+}
+
+/// A wait as the statements take it, rounded up: a job that is due before its moment would be asked about twice.
+pub(super) fn millis(wait: Duration) -> i64 {
+    let millis = wait.whole_milliseconds() + i128::from(wait.subsec_nanoseconds() % 1_000_000 > 0);
+    i64::try_from(millis).unwrap_or(i64::MAX)
+}
+
+/// Deletes a leased job whose payload cannot be read; it is in a case.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn delete_unreadable(tx: &mut PgConnection, job: &Due) -> Result<(), DbError> {
+    sqlx::query!("delete from jobs where id = $1 and fence = $2", job.id, job.fence).execute(tx).await?;
+    Ok(())
+}
+
+/// What a job is about.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// What it does.
+    pub kind: String,
+    /// The order or refund that it is about.
+    pub ref_id: Option<String>,
+}
+
+/// What a check or refund job is about; `None` when it has ended.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn work(tx: &mut PgConnection, id: i64) -> Result<Option<Work>, DbError> {
+    let found = sqlx::query_as!(Work, "select kind, ref_id from jobs where id = $1 and ref_id is not null", id);
+    Ok(found.fetch_optional(tx).await?)
+}
+
+/// Ends the check jobs of orders that were paid. In the place of each comes a look back a day later: money can go back in
+/// the gateway's console. What people have asked of the check and is not done yet is asked of the look back, which is due now.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn end_checks(tx: &mut PgConnection, orders: &[OrderId]) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        with ended as (
+          delete from jobs where kind = 'check' and ref_id = any($1::bpchar[])
+          returning ref_id, (
+            select coalesce(jsonb_object_agg(name, value), '{}') from jsonb_each(payload) as asked (name, value)
+            where name like 'case:%'
+          ) as asked
+        )
+        insert into jobs (kind, ref_id, payload, due_at, created_at)
+        select 'look_back', ref_id, asked, case asked when '{}' then now() + interval '1 day' else now() end, now()
+        from ended
+        on conflict (kind, ref_id) where ref_id is not null do update
+        set due_at = excluded.due_at, lease_until = null, publishes = 0, fence = jobs.fence + 1,
+            payload = jobs.payload || excluded.payload
+        where excluded.payload <> '{}'
+        "#,
+        orders as &[OrderId],
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// A job in a worker's hands.
+#[derive(Debug, Clone)]
+pub struct Taken {
+    /// Which row.
+    pub id: i64,
+    /// A worker with an older one has lost the job.
+    pub fence: i64,
+    /// The row that the job is about.
+    pub ref_id: String,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// What it does.
+    pub kind: String,
+    /// What was asked of it beside its kind.
+    pub payload: Value,
+    /// When it was taken, by the database's clock.
+    taken_at: OffsetDateTime,
+    /// The same moment by this machine's monotonic clock.
+    since: Instant,
+}
+
+impl Taken {
+    /// The same job with something else asked of it beside its kind.
+    pub fn asking(&self, payload: Value) -> Taken {
+        Taken { payload, ..self.clone() }
+    }
+
+    /// Now, by the database's clock. All that decides when a job goes on is computed with it, so a worker whose own clock is
+    /// off still works on schedule.
+    pub fn now(&self) -> OffsetDateTime {
+        self.taken_at + self.since.elapsed()
+    }
+}
+
+/// Takes a published job of one of these kinds for work, for as long as `lease`. `None`: the message is a repeat or forged, or the job
+/// is done or put off.
+///
+/// Only the relay's lease makes a job takeable, and the fence that it draws is the proof that a message comes from the relay.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn take(
+    db: impl PgExecutor<'_>,
+    kinds: &[&str],
+    nudge: JobMessage,
+    lease: Duration,
+) -> Result<Option<Taken>, DbError> {
+    let row = sqlx::query!(
+        r#"
+        update jobs
+        set fence = fence + 1, lease_until = now() + $4::bigint * interval '1 millisecond', taken_at = now()
+        where id = $1 and fence = $2 and kind = any($3) and ref_id is not null and lease_until is not null
+          and due_at <= now()
+        returning id, fence, ref_id as "ref_id!", attempts, kind, payload, now() as "now!"
+        "#,
+        nudge.id,
+        nudge.fence,
+        kinds as &[&str],
+        millis(lease),
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(row.map(|row| Taken {
+        id: row.id,
+        fence: row.fence,
+        ref_id: row.ref_id,
+        attempts: row.attempts,
+        kind: row.kind,
+        payload: row.payload,
+        taken_at: row.now,
+        since: Instant::now(),
+    }))
+}
+
+/// Ends a job. One that was taken away meanwhile goes on in other hands.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn finish(tx: &mut PgConnection, job: &Taken) -> Result<(), DbError> {
+    sqlx::query!("delete from jobs where id = $1 and fence = $2", job.id, job.fence).execute(tx).await?;
+    Ok(())
+}
+
+/// What a job that goes on costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cost {
+    /// Waiting is no failure.
+    Nothing,
+    /// One attempt.
+    Attempt,
+}
+
+/// Sets after how long a job is due again (1 s at least), with what is asked of it then. False: it was taken away meanwhile
+/// and goes on in other hands, so nothing of what was learnt here may stand but facts.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn again(
+    tx: &mut PgConnection,
+    job: &Taken,
+    wait: Duration,
+    cost: Cost,
+    reason: &str,
+) -> Result<bool, DbError> {
+    let done = sqlx::query!(
+        r#"
+        update jobs
+        set due_at = now() + $3::bigint * interval '1 millisecond', lease_until = null, publishes = 0, fence = fence + 1,
+            attempts = attempts + $4, last_error = $5, payload = $6
+        where id = $1 and fence = $2
+        "#,
+        job.id,
+        job.fence,
+        again_in(wait),
+        i32::from(cost == Cost::Attempt),
+        reason,
+        job.payload,
+    )
+    .execute(tx)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Makes the job of a row due after `wait`, whether there is one or not. What was asked of it before stays asked.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn ask_in(
+    db: impl PgExecutor<'_>,
+    kind: &str,
+    ref_id: &str,
+    payload: &Value,
+    wait: Duration,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        insert into jobs (kind, ref_id, payload, due_at, created_at)
+        values ($1, $2, $3, now() + $4::bigint * interval '1 millisecond', now())
+        on conflict (kind, ref_id) where ref_id is not null do update
+        set due_at = excluded.due_at, lease_until = null, publishes = 0, fence = jobs.fence + 1,
+            payload = jobs.payload || $3
+        "#,
+        kind,
+        ref_id,
+        payload,
+        millis(wait),
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Drops the refund job of a refund that needs none any more.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn drop_refund(tx: &mut PgConnection, id: RefundId) -> Result<(), DbError> {
+    sqlx::query!("delete from jobs where kind = 'refund' and ref_id = $1", id as RefundId).execute(tx).await?;
+    Ok(())
+}
+
+/// A job as a person looks at it.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// Which row.
+    pub id: i64,
+    /// What it does.
+    pub kind: String,
+    /// When it is due.
+    pub due_at: OffsetDateTime,
+    /// Published or in a worker's hands until then.
+    pub lease_until: Option<OffsetDateTime>,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// The last trouble, in words.
+    pub last_error: Option<String>,
+    /// When it was asked for first.
+    pub created_at: OffsetDateTime,
+}
+
+/// The jobs about these rows (orders and refunds), the next one first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn about(db: impl PgExecutor<'_>, ref_ids: &[String]) -> Result<Vec<Standing>, DbError> {
+    Ok(sqlx::query_as!(
+        Standing,
+        r#"
+        select id, kind, due_at, lease_until, attempts, last_error, created_at
+        from jobs
+        where kind in ('check', 'refund', 'look_back') and ref_id = any($1::text[]::bpchar[])
+        order by due_at
+        "#,
+        ref_ids,
+    )
+    .fetch_all(db)
+    .await?)
+}
+
+/// A job whose time has come, leased to the relay.
+pub struct Due {
+    /// Which row.
+    pub id: i64,
+    /// A worker must show this to take it: 60 random bits, drawn for this lease.
+    pub fence: i64,
+    /// What it holds.
+    pub payload: Value,
+}
+
+/// Which due jobs to lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Those that were never published, and those whose lease has ended without an answer.
+    All,
+    /// Only those that were never published: the queue is long, and a repeat would make it longer.
+    Fresh,
+}
+
+/// Leases due jobs of a kind, oldest first. A job that was published and not answered comes again when its lease ends;
+/// the lease doubles each time, from 1 minute to 1 hour. Each lease draws a fence that cannot be guessed, so only the message
+/// that is published for it takes the job: a forged one does not, nor one from before a restore of the database.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn lease_due(
+    connection: &mut PgConnection,
+    kind: &str,
+    which: Lease,
+    limit: i64,
+) -> Result<Vec<Due>, DbError> {
+    Ok(sqlx::query_as!(
+        Due,
+        r#"
+        update jobs j
+        set lease_until = now() + least(interval '1 hour', interval '1 minute' * (1 << least(j.publishes, 6))),
+            publishes = j.publishes + 1,
+            -- The last 15 hex digits of a random UUID are all random.
+            fence = ('x' || right(replace(gen_random_uuid()::text, '-', ''), 15))::bit(60)::bigint
+        from (
+          select id from jobs
+          where kind = $1 and due_at <= now() and (lease_until is null or ($3 and lease_until <= now()))
+          order by due_at
+          limit $2
+          for update skip locked
+        ) due
+        where j.id = due.id
+        returning j.id, j.fence, j.payload
+        "#,
+        kind,
+        limit,
+        which == Lease::All,
+    )
+    .fetch_all(connection)
+    .await?)
+}
+
+/// Ends leases, each of a job's id and fence: the publish was not confirmed. The job is due again after `wait`. A job whose
+/// message did arrive and that is in a worker's hands stays there; one that no worker has taken yet cannot be taken any more.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn release(connection: &mut PgConnection, leases: &[(i64, i64)], wait: Duration) -> Result<(), DbError> {
+    let (ids, fences): (Vec<i64>, Vec<i64>) = leases.iter().copied().unzip();
+    sqlx::query!(
+        r#"
+        update jobs j
+        set lease_until = null, publishes = greatest(publishes - 1, 0),
+            due_at = now() + $3::bigint * interval '1 millisecond'
+        from unnest($1::bigint[], $2::bigint[]) as l (id, fence)
+        where j.id = l.id and j.fence = l.fence
+        "#,
+        &ids,
+        &fences,
+        again_in(wait),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Ends every lease: the broker was wiped. Returns how many there were.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn clear_leases(connection: &mut PgConnection) -> Result<u64, DbError> {
+    let done = sqlx::query!("update jobs set lease_until = null, publishes = 0 where lease_until is not null")
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected())
+}
+
+/// How many jobs of a kind are due, and for how long the oldest has been.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn backlog(db: impl PgExecutor<'_>, kind: &str) -> Result<(i64, Duration), DbError> {
+    let row = sqlx::query!(
+        r#"
+        select count(*) as "count!", coalesce(extract(epoch from now() - min(due_at)) * 1000, 0)::bigint as "oldest!"
+        from jobs where kind = $1 and due_at <= now()
+        "#,
+        kind,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok((row.count, Duration::milliseconds(row.oldest)))
+}

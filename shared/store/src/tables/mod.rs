@@ -1,0 +1,23 @@
+//! One file for each table, and one for each question that reads several.
+
+pub mod audit;
+pub mod callbacks;
+pub mod case_facts;
+pub mod cases;
+pub mod credentials;
+pub mod dead_letters;
+pub mod events;
+pub mod extra;
+pub mod hints;
+pub mod idempotency_keys;
+pub mod jobs;
+pub mod open_accounts;
+pub mod orders;
+pub mod outline;
+pub mod outside;
+pub mod panicked;
+pub mod payment_config;
+pub mod refunds;
+pub mod stats;
+pub mod transactions;
+pub mod unplaced;

@@ -1,0 +1,390 @@
+//! `payment_orders`: creating and reading; the moves that facts make.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use domain::{
+    AccountName, ExtraState, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo,
+    UserId,
+};
+use serde_json::Value;
+use sqlx::{PgConnection, PgExecutor};
+use time::{Duration, OffsetDateTime};
+
+use crate::error::DbError;
+use crate::page::Wanted;
+use crate::tables::idempotency_keys::{NewKey, SavedAnswer};
+use crate::tables::jobs::millis;
+
+mod moves;
+
+pub use moves::{Paid, mark_by_refunds, mark_closed, mark_honoured, mark_paid};
+
+/// One row, whole.
+#[derive(Clone)]
+pub struct Order {
+    /// Ours, for paths and events.
+    pub id: OrderId,
+    /// Whose it is.
+    pub user_id: UserId,
+    /// Ours, for the gateways.
+    pub order_no: OrderNo,
+    /// What kind of thing is sold.
+    pub product_type: ProductType,
+    /// What the buyer reads.
+    pub subject: Subject,
+    /// What he pays.
+    pub amount: Money,
+    /// At which gateway.
+    pub payment_method: PaymentMethod,
+    /// Where he is.
+    pub scene: Scene,
+    /// Into which account.
+    pub account: AccountName,
+    /// Where the order stands.
+    pub status: OrderStatus,
+    /// The trade that paid it.
+    pub trade_no: Option<TradeNo>,
+    /// What went back.
+    pub refunded_amount: Money,
+    /// The last moment to pay.
+    pub expires_at: OffsetDateTime,
+    /// By the gateway's clock, if that can be.
+    pub paid_at: Option<OffsetDateTime>,
+    /// By our clock.
+    pub closed_at: Option<OffsetDateTime>,
+    /// When somebody asked for the order's end, by our clock.
+    pub close_requested_at: Option<OffsetDateTime>,
+    /// What became of money that the order was not owed; `None`: there was none. See [`crate::tables::extra`].
+    pub extra_state: Option<ExtraState>,
+    /// How much of it is in that state, where the gateway has stated it.
+    pub extra_amount: Option<Money>,
+    /// What the merchant's frontend attached; events carry it on.
+    pub metadata: Value,
+    /// See [`gateway::PrepayRequest`]. Never logged.
+    pub prepay: Value,
+    /// Rises with each change.
+    pub version: i64,
+    /// By our clock.
+    pub created_at: OffsetDateTime,
+    /// By our clock.
+    pub updated_at: OffsetDateTime,
+}
+
+/// What a new order is made of.
+pub struct NewOrder {
+    /// A fresh UUIDv7.
+    pub id: OrderId,
+    /// Whose it is.
+    pub user_id: UserId,
+    /// A fresh number.
+    pub order_no: OrderNo,
+    /// What kind of thing is sold.
+    pub product_type: ProductType,
+    /// What the buyer reads.
+    pub subject: Subject,
+    /// What he pays.
+    pub amount: Money,
+    /// At which gateway.
+    pub payment_method: PaymentMethod,
+    /// Where he is.
+    pub scene: Scene,
+    /// Into which account.
+    pub account: AccountName,
+    /// The last moment to pay.
+    pub expires_at: OffsetDateTime,
+    /// The buyer's address.
+    pub client_ip: Option<IpAddr>,
+    /// What the merchant's frontend attached.
+    pub metadata: Value,
+    /// What the gateway will be sent.
+    pub prepay: Value,
+    /// After how long the order's first check is due.
+    pub check_in: Duration,
+    /// Now.
+    pub created_at: OffsetDateTime,
+    /// The key of the request that makes it.
+    pub key: NewKey,
+    /// What that request is answered, where the answer needs nothing that is not known yet.
+    pub answer: Option<Value>,
+}
+
+/// What became of a new order.
+pub enum Created {
+    /// It was made, and its key has no answer yet.
+    Unanswered,
+    /// It was made and answered.
+    Answered(SavedAnswer),
+    /// None was made: the key is taken.
+    Taken,
+}
+
+/// Writes key, order, payment transaction and check job of each in one statement: all four, or none because its key is
+/// taken. A key that has expired is taken over. A statement with the same key that has not ended is waited for.
+///
+/// What became of each, in their order. No two may have the same user and key.
+///
+/// # Errors
+/// [`DbError`]; then none was made.
+pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Created>, DbError> {
+    let made = sqlx::query!(
+        r#"
+        with new as (
+          select *
+          from unnest($1::bpchar[], $2::text[], $3::text[], $4::text[], $5::text[], $6::numeric[], $7::text[], $8::text[],
+                      $9::text[], $10::timestamptz[], $11::text[], $12::jsonb[], $13::jsonb[], $14::timestamptz[],
+                      $15::bigint[], $16::text[], $17::text[], $18::bytea[], $19::timestamptz[], $20::timestamptz[],
+                      $21::jsonb[])
+            as new (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
+                    client_ip, metadata, prepay, created_at, check_in, key, route, request_hash, forgotten_at, held_until,
+                    answer)
+        ), key as (
+          insert into idempotency_keys as old
+            (user_id, key, route, request_hash, ref_id, created_at, expires_at, held_until, answer)
+          -- Everybody writes keys in this order, so that two statements never wait for each other.
+          select user_id, key, route, request_hash, id, created_at, forgotten_at, held_until, answer
+          from new order by user_id, key
+          on conflict on constraint idempotency_keys_pkey do update
+            set route = excluded.route, request_hash = excluded.request_hash, ref_id = excluded.ref_id,
+              created_at = excluded.created_at, expires_at = excluded.expires_at, held_until = excluded.held_until,
+              answer = excluded.answer, refused_with = null
+            where old.expires_at <= excluded.created_at
+              and (old.held_until is null or old.held_until <= excluded.created_at)
+          returning ref_id, answer, expires_at
+        ), made as (
+          select new.* from new join key on key.ref_id = new.id
+        ), placed as (
+          insert into payment_orders
+            (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
+             client_ip, metadata, prepay, created_at, updated_at)
+          select id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
+            client_ip::inet, metadata, prepay, created_at, created_at from made
+        ), movement as (
+          insert into payment_transactions
+            (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
+          select id, id, 'P' || id, payment_method, 'payment', amount, created_at, created_at from made
+        ), check_job as (
+          insert into jobs (kind, ref_id, due_at, created_at) select 'check', id, now() + check_in * interval '1 millisecond', now() from made
+        )
+        select ref_id as "id: OrderId", answer, expires_at from key
+        "#,
+        &column(new, |new| new.id) as &[OrderId],
+        &column(new, |new| new.user_id.as_str()) as &[&str],
+        &column(new, |new| new.order_no.as_str()) as &[&str],
+        &column(new, |new| new.product_type.as_str()) as &[&str],
+        &column(new, |new| new.subject.as_str()) as &[&str],
+        &column(new, |new| new.amount) as &[Money],
+        &column(new, |new| new.payment_method) as &[PaymentMethod],
+        &column(new, |new| new.scene.as_str()) as &[&str],
+        &column(new, |new| new.account.as_str()) as &[&str],
+        &column(new, |new| new.expires_at),
+        &column(new, |new| new.client_ip.map(|ip| ip.to_string())) as &[Option<String>],
+        &column(new, |new| &new.metadata) as &[&Value],
+        &column(new, |new| &new.prepay) as &[&Value],
+        &column(new, |new| new.created_at),
+        &column(new, |new| millis(new.check_in)),
+        &column(new, |new| new.key.key.as_str()) as &[&str],
+        &column(new, |new| new.key.route) as &[&str],
+        &column(new, |new| &new.key.request_hash[..]) as &[&[u8]],
+        &column(new, |new| new.key.expires_at),
+        &column(new, |new| new.key.held_until) as &[Option<OffsetDateTime>],
+        &column(new, |new| new.answer.as_ref()) as &[Option<&Value>],
+    )
+    .fetch_all(db)
+    .await?;
+    let mut made: HashMap<_, _> = made.into_iter().map(|key| (key.id, (key.answer, key.expires_at))).collect();
+    Ok(new.iter().map(|new| made.remove(&new.id).map_or(Created::Taken, Created::of)).collect())
+}
+
+fn column<'a, T>(new: &'a [NewOrder], of: impl Fn(&'a NewOrder) -> T) -> Vec<T> {
+    new.iter().map(of).collect()
+}
+
+impl Created {
+    fn of((answer, expires_at): (Option<Value>, OffsetDateTime)) -> Created {
+        match answer {
+            None => Created::Unanswered,
+            Some(answer) => Created::Answered(SavedAnswer { answer, refused_with: None, expires_at }),
+        }
+    }
+}
+
+/// Reads whole orders: one list of columns for every question. A time of payment that cannot be, from before such times were
+/// refused, is left out: one row must not fail a list.
+macro_rules! select_orders {
+    ($tail:tt $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Order,
+            r#"
+            select
+              id as "id: OrderId", user_id as "user_id: UserId", order_no as "order_no: OrderNo",
+              product_type as "product_type: ProductType", subject as "subject: Subject", amount as "amount: Money",
+              payment_method as "payment_method: PaymentMethod", scene as "scene: Scene",
+              account as "account: AccountName", status as "status: OrderStatus", trade_no as "trade_no: TradeNo",
+              refunded_amount as "refunded_amount: Money", expires_at,
+              case when paid_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
+                then paid_at end as paid_at,
+              closed_at, close_requested_at, extra_state as "extra_state: ExtraState", extra_amount as "extra_amount: Money",
+              metadata, prepay, version, created_at, updated_at
+            from payment_orders
+            "# + $tail
+            $(, $argument)*
+        )
+    };
+}
+
+/// One order by its id.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn get(db: impl PgExecutor<'_>, id: OrderId) -> Result<Option<Order>, DbError> {
+    Ok(select_orders!("where id = $1", id as OrderId).fetch_optional(db).await?)
+}
+
+/// One order by its number.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn by_order_no(db: impl PgExecutor<'_>, order_no: &OrderNo) -> Result<Option<Order>, DbError> {
+    Ok(select_orders!("where order_no = $1", order_no.as_str()).fetch_optional(db).await?)
+}
+
+/// Orders by their ids; an id of no order is left out.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn by_ids(db: impl PgExecutor<'_>, ids: &[OrderId]) -> Result<Vec<Order>, DbError> {
+    Ok(select_orders!("where id = any($1::bpchar[])", ids as &[OrderId]).fetch_all(db).await?)
+}
+
+/// Orders by their numbers; a number of no order is left out.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn by_order_nos(db: impl PgExecutor<'_>, order_nos: &[String]) -> Result<Vec<Order>, DbError> {
+    Ok(select_orders!("where order_no = any($1)", order_nos).fetch_all(db).await?)
+}
+
+/// The newest orders of all.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn newest(db: impl PgExecutor<'_>, limit: i64) -> Result<Vec<Order>, DbError> {
+    Ok(select_orders!("order by id desc limit $1", limit).fetch_all(db).await?)
+}
+
+/// A part of a user's orders, newest first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_user(
+    db: impl PgExecutor<'_>,
+    user_id: &UserId,
+    wanted: &Wanted<OrderId, OrderStatus>,
+) -> Result<Vec<Order>, DbError> {
+    // Bounds even where nothing bounds, so that one plan serves every question: it walks the user's own rows.
+    let (first, past) = wanted.id_range();
+    let past = OrderId::from_u128(past).min(wanted.before.unwrap_or(OrderId::from_u128(u128::MAX)));
+    Ok(select_orders!(
+        r#"
+        where user_id = $1 and id < $2 and id >= $3
+          and ($4::text is null or status = $4)
+          and ($5::text is null or payment_method = $5)
+          and ($6::timestamptz is null or created_at >= $6)
+          and ($7::timestamptz is null or created_at < $7)
+        order by id desc
+        limit $8
+        "#,
+        user_id.as_str(),
+        past as OrderId,
+        OrderId::from_u128(first) as OrderId,
+        wanted.status.map(OrderStatus::as_str),
+        wanted.method.map(PaymentMethod::as_str),
+        wanted.from,
+        wanted.to,
+        wanted.limit,
+    )
+    .fetch_all(db)
+    .await?)
+}
+
+/// Orders by number, locked in the order of their ids, as every transaction must.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn lock(tx: &mut PgConnection, order_nos: &[&str]) -> Result<Vec<Order>, DbError> {
+    Ok(select_orders!("where order_no = any($1) order by id for update", order_nos as &[&str]).fetch_all(tx).await?)
+}
+
+/// One order by its id, locked.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn lock_one(tx: &mut PgConnection, id: OrderId) -> Result<Option<Order>, DbError> {
+    Ok(select_orders!("where id = $1 for update", id as OrderId).fetch_optional(tx).await?)
+}
+
+/// Notes that somebody asked for the end of an order, the first time and while it is pending. Whether it was then.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn request_close(tx: &mut PgConnection, id: OrderId, now: OffsetDateTime) -> Result<bool, DbError> {
+    let noted = sqlx::query!(
+        r#"
+        update payment_orders
+        set close_requested_at = $2, updated_at = $2, version = version + 1
+        where id = $1 and status = 'pending' and close_requested_at is null
+        "#,
+        id as OrderId,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(noted.rows_affected() == 1)
+}
+
+/// Notes what the gateway was last heard to say of an order, for a person.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn note_check(
+    tx: &mut PgConnection,
+    id: OrderId,
+    gateway_state: &str,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        "update payment_orders set checked_at = $2, gateway_state = left($3, 64) where id = $1",
+        id as OrderId,
+        now,
+        gateway_state,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// What the gateway was last heard to say of an order, and when.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn last_check(db: impl PgExecutor<'_>, id: OrderId) -> Result<Option<(OffsetDateTime, String)>, DbError> {
+    let row = sqlx::query!("select checked_at, gateway_state from payment_orders where id = $1", id as OrderId)
+        .fetch_optional(db)
+        .await?;
+    Ok(row.and_then(|row| Some((row.checked_at?, row.gateway_state?))))
+}
+
+/// What watchers want to know of many orders: id and version.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn versions(db: impl PgExecutor<'_>, ids: &[OrderId]) -> Result<Vec<(OrderId, i64)>, DbError> {
+    let rows = sqlx::query!(
+        r#"select id as "id: OrderId", version from payment_orders where id = any($1::bpchar[])"#,
+        ids as &[OrderId],
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.version)).collect())
+}

@@ -1,0 +1,82 @@
+//! `payment_orders` as an operator sees them: everything but what may name the payer.
+
+use domain::{
+    AccountName, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo, UserId,
+};
+use sqlx::PgExecutor;
+use time::OffsetDateTime;
+
+use crate::error::DbError;
+
+/// An order without anything that may name the payer, for whoever looks after the service.
+#[derive(Debug, Clone)]
+pub struct Outline {
+    /// Ours, for paths and events.
+    pub id: OrderId,
+    /// Whose it is.
+    pub user_id: UserId,
+    /// Ours, for the gateways.
+    pub order_no: OrderNo,
+    /// What kind of thing is sold.
+    pub product_type: ProductType,
+    /// What the buyer reads.
+    pub subject: Subject,
+    /// What he pays.
+    pub amount: Money,
+    /// At which gateway.
+    pub payment_method: PaymentMethod,
+    /// Where he is.
+    pub scene: Scene,
+    /// Into which account.
+    pub account: AccountName,
+    /// Where the order stands.
+    pub status: OrderStatus,
+    /// The trade that paid it.
+    pub trade_no: Option<TradeNo>,
+    /// What went back.
+    pub refunded_amount: Money,
+    /// The last moment to pay.
+    pub expires_at: OffsetDateTime,
+    /// By the gateway's clock.
+    pub paid_at: Option<OffsetDateTime>,
+    /// By our clock.
+    pub closed_at: Option<OffsetDateTime>,
+    /// Rises with each change.
+    pub version: i64,
+    /// By our clock.
+    pub created_at: OffsetDateTime,
+    /// By our clock.
+    pub updated_at: OffsetDateTime,
+    /// When the gateway was last asked.
+    pub checked_at: Option<OffsetDateTime>,
+    /// What it said then, in its own words.
+    pub gateway_state: Option<String>,
+}
+
+/// The outline of an order, by its id or its number. Where one order's number is another's id, the id counts.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of(db: impl PgExecutor<'_>, id_or_number: &str) -> Result<Option<Outline>, DbError> {
+    Ok(sqlx::query_as!(
+        Outline,
+        r#"
+        select
+          id as "id: OrderId", user_id as "user_id: UserId", order_no as "order_no: OrderNo",
+          product_type as "product_type: ProductType", subject as "subject: Subject", amount as "amount: Money",
+          payment_method as "payment_method: PaymentMethod", scene as "scene: Scene",
+          account as "account: AccountName", status as "status: OrderStatus", trade_no as "trade_no: TradeNo",
+          refunded_amount as "refunded_amount: Money", expires_at,
+          case when paid_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
+            then paid_at end as paid_at,
+          closed_at, version, created_at, updated_at, checked_at, gateway_state
+        from payment_orders
+        where id = $1::text::bpchar or order_no = $1
+        order by id = $1::text::bpchar desc
+        limit 1
+        "#,
+        id_or_number,
+    )
+    .fetch_optional(db)
+    .await?)
+}

@@ -1,0 +1,352 @@
+//! `refund_records`: asking for money back, and the moves of a refund. The order's row is locked before the refund's.
+
+use domain::{
+    AccountName, Money, OrderId, PaymentMethod, RefundId, RefundNo, RefundOrigin, RefundStatus, TradeNo, TransactionId,
+    UserId,
+};
+use sqlx::{PgConnection, PgExecutor};
+use time::OffsetDateTime;
+
+use crate::error::DbError;
+use crate::page::Wanted;
+
+/// One row, with the trade that it returns.
+#[derive(Debug, Clone)]
+pub struct Refund {
+    /// Ours, for paths and events.
+    pub id: RefundId,
+    /// Of which order.
+    pub order_id: OrderId,
+    /// Of which payment of the order.
+    pub transaction_id: TransactionId,
+    /// Ours, for the gateways.
+    pub refund_no: RefundNo,
+    /// How much goes back.
+    pub amount: Money,
+    /// Where it stands.
+    pub status: RefundStatus,
+    /// Who sent it to the gateway.
+    pub origin: RefundOrigin,
+    /// What the buyer reads, where the gateway shows it.
+    pub reason: Option<String>,
+    /// The gateway's number of the refund.
+    pub gateway_refund_no: Option<String>,
+    /// How often it was asked for.
+    pub attempts: i32,
+    /// The last trouble, in words.
+    pub last_error: Option<String>,
+    /// When it was last asked for.
+    pub sent_at: Option<OffsetDateTime>,
+    /// The gateway's last refusal.
+    pub refused_code: Option<String>,
+    /// Who asked.
+    pub requested_by: String,
+    /// When the money went back, by the gateway's clock where it tells.
+    pub succeeded_at: Option<OffsetDateTime>,
+    /// By our clock.
+    pub created_at: OffsetDateTime,
+    /// By our clock.
+    pub updated_at: OffsetDateTime,
+    /// The trade that brought the money.
+    pub trade_no: TradeNo,
+    /// How much it brought.
+    pub payment_amount: Money,
+    /// The gateway that took it, and returns it.
+    pub payment_method: PaymentMethod,
+    /// The account that took it, where it is not the order's.
+    pub account: Option<AccountName>,
+}
+
+/// Reads whole refunds: one list of columns for every question. As with orders, a time that cannot be is left out.
+macro_rules! select_refunds {
+    ($tail:tt $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Refund,
+            r#"
+            select
+              r.id as "id: RefundId", r.order_id as "order_id: OrderId", r.transaction_id as "transaction_id: TransactionId",
+              r.refund_no as "refund_no: RefundNo", r.refund_amount as "amount: Money", r.status as "status: RefundStatus",
+              r.origin as "origin: RefundOrigin", r.refund_reason as reason, r.gateway_refund_no, r.attempts, r.last_error, r.sent_at, r.refused_code,
+              r.requested_by,
+              case when r.succeeded_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
+                then r.succeeded_at end as succeeded_at,
+              r.created_at, r.updated_at,
+              p.gateway_no as "trade_no!: TradeNo", p.amount as "payment_amount: Money",
+              p.payment_method as "payment_method: PaymentMethod", p.account as "account: AccountName"
+            from refund_records r join payment_transactions p on p.id = r.transaction_id
+            "# + $tail
+            $(, $argument)*
+        )
+    };
+}
+
+/// One refund by its id.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn get(db: impl PgExecutor<'_>, id: RefundId) -> Result<Option<Refund>, DbError> {
+    Ok(select_refunds!("where r.id = $1", id as RefundId).fetch_optional(db).await?)
+}
+
+/// Every refund of an order, oldest first. Under the order's lock the list stands still.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_order(db: impl PgExecutor<'_>, order_id: OrderId) -> Result<Vec<Refund>, DbError> {
+    Ok(select_refunds!("where r.order_id = $1 order by r.id", order_id as OrderId).fetch_all(db).await?)
+}
+
+/// The refund of a number, if it is one of ours.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn by_refund_no(db: impl PgExecutor<'_>, refund_no: &str) -> Result<Option<Refund>, DbError> {
+    Ok(select_refunds!("where r.refund_no = $1", refund_no).fetch_optional(db).await?)
+}
+
+/// A part of a user's refunds, newest first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_user(
+    db: impl PgExecutor<'_>,
+    user_id: &UserId,
+    wanted: &Wanted<RefundId, RefundStatus>,
+) -> Result<Vec<Refund>, DbError> {
+    let (first, past) = wanted.id_range();
+    let past = RefundId::from_u128(past).min(wanted.before.unwrap_or(RefundId::from_u128(u128::MAX)));
+    // Through the user's orders: id as text, or the planner walks everybody's refunds by the primary key to save the sort.
+    Ok(select_refunds!(
+        r#"
+        where r.order_id = any(array(
+            select id from payment_orders where user_id = $1 and ($5::text is null or payment_method = $5)))
+          and r.id::text < $2 and r.id::text >= $3
+          and ($4::text is null or r.status = $4)
+          and ($6::timestamptz is null or r.created_at >= $6)
+          and ($7::timestamptz is null or r.created_at < $7)
+        order by r.id::text desc
+        limit $8
+        "#,
+        user_id.as_str(),
+        past.to_string(),
+        RefundId::from_u128(first).to_string(),
+        wanted.status.map(RefundStatus::as_str),
+        wanted.method.map(PaymentMethod::as_str),
+        wanted.from,
+        wanted.to,
+        wanted.limit,
+    )
+    .fetch_all(db)
+    .await?)
+}
+
+/// What a new refund is made of. Its number is stored before any call.
+#[derive(Debug, Clone)]
+pub struct NewRefund {
+    /// A fresh UUIDv7.
+    pub id: RefundId,
+    /// Of which order.
+    pub order_id: OrderId,
+    /// Of which payment.
+    pub transaction_id: TransactionId,
+    /// A fresh number, or one derived from the trade that it returns.
+    pub refund_no: RefundNo,
+    /// How much goes back.
+    pub amount: Money,
+    /// What the buyer reads.
+    pub reason: Option<String>,
+    /// Who asks.
+    pub requested_by: String,
+}
+
+/// Writes refund, transaction and refund job.
+///
+/// # Errors
+/// [`DbError::Constraint`] `refund_records_in_flight` when another refund of the order is on its way, and
+/// `refund_records_refund_no_key` for a number that is taken.
+pub async fn create(tx: &mut PgConnection, new: &NewRefund, now: OffsetDateTime) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        with refund as (
+          insert into refund_records
+            (id, order_id, transaction_id, refund_no, refund_amount, refund_reason, requested_by, created_at, updated_at)
+          values ($1, $2, $3, $4, $5, $6, $7, $8, $8)
+        ), movement as (
+          insert into payment_transactions
+            (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
+          select $1, $2, 'R' || $1, payment_method, 'refund', $5, $8, $8
+          from payment_transactions where id = $3
+        )
+        insert into jobs (kind, ref_id, due_at, created_at) values ('refund', $1, now(), now())
+        "#,
+        new.id as RefundId,
+        new.order_id as OrderId,
+        new.transaction_id as TransactionId,
+        new.refund_no.as_str(),
+        new.amount as Money,
+        new.reason,
+        new.requested_by,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Notes that a request is about to leave; a pending refund becomes processing. Commit this before the call.
+///
+/// # Errors
+/// [`DbError::Moved`] when the refund is no longer in flight.
+pub async fn mark_sent(tx: &mut PgConnection, id: RefundId, now: OffsetDateTime) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"
+        update refund_records
+        set status = 'processing', sent_at = $2, attempts = attempts + 1, refused_code = null, updated_at = $2
+        where id = $1 and status in ('pending', 'processing')
+        "#,
+        id as RefundId,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), 1)
+}
+
+/// Notes the gateway's number of a refund that had none.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn note_number(
+    tx: &mut PgConnection,
+    id: RefundId,
+    gateway_refund_no: &str,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        "update refund_records set gateway_refund_no = coalesce(gateway_refund_no, $2), updated_at = $3 where id = $1",
+        id as RefundId,
+        gateway_refund_no,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Changes the amount of a refund that is not over, and of its transaction.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn note_amount(
+    tx: &mut PgConnection,
+    id: RefundId,
+    amount: Money,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        with refund as (
+          update refund_records set refund_amount = $2, updated_at = $3
+          where id = $1 and status in ('processing', 'abnormal')
+          returning id
+        )
+        update payment_transactions t set amount = $2, updated_at = $3 from refund where t.id = refund.id
+        "#,
+        id as RefundId,
+        amount as Money,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Notes trouble that ends nothing; `refused_code` only for a refusal.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn note_trouble(
+    tx: &mut PgConnection,
+    id: RefundId,
+    refused_code: Option<&str>,
+    error: &str,
+    now: OffsetDateTime,
+) -> Result<(), DbError> {
+    sqlx::query!(
+        r#"
+        update refund_records
+        set refused_code = coalesce($2, refused_code), last_error = $3, updated_at = $4
+        where id = $1
+        "#,
+        id as RefundId,
+        refused_code,
+        error,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// One move of a refund, and what is learnt with it.
+#[derive(Debug, Clone)]
+pub struct Move {
+    /// Which refund.
+    pub id: RefundId,
+    /// The state that it leaves.
+    pub from: RefundStatus,
+    /// The state that it reaches.
+    pub to: RefundStatus,
+    /// The gateway's number, where it is told.
+    pub gateway_refund_no: Option<String>,
+    /// When the money went back.
+    pub succeeded_at: Option<OffsetDateTime>,
+    /// Why not.
+    pub error: Option<String>,
+}
+
+/// Moves a refund, and its transaction with it.
+///
+/// # Errors
+/// [`DbError::Moved`] when the refund has left the state `from`.
+pub async fn apply(tx: &mut PgConnection, step: &Move, now: OffsetDateTime) -> Result<(), DbError> {
+    let done = sqlx::query!(
+        r#"
+        update refund_records
+        set status = $3, gateway_refund_no = coalesce($4, gateway_refund_no), succeeded_at = $5,
+            last_error = coalesce($6, last_error), updated_at = $7
+        where id = $1 and status = $2
+        "#,
+        step.id as RefundId,
+        step.from.as_str(),
+        step.to.as_str(),
+        step.gateway_refund_no,
+        step.succeeded_at,
+        step.error,
+        now,
+    )
+    .execute(&mut *tx)
+    .await?;
+    DbError::expect_rows(done.rows_affected(), 1)?;
+    let movement = match step.to {
+        RefundStatus::Succeeded => "succeeded",
+        RefundStatus::Failed => "failed",
+        RefundStatus::Pending | RefundStatus::Processing | RefundStatus::Abnormal => "pending",
+    };
+    // A refund that the gateway gave no number of its own goes by ours.
+    sqlx::query!(
+        r#"
+        update payment_transactions t
+        set status = $2, gateway_no = coalesce($3, t.gateway_no, r.refund_no), updated_at = $4
+        from refund_records r
+        where t.id = $1 and r.id = $1
+        "#,
+        step.id as RefundId,
+        movement,
+        step.gateway_refund_no,
+        now,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}

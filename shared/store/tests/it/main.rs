@@ -1,0 +1,8 @@
+//! Tests on a real PostgreSQL and Redis.
+
+mod cache;
+mod facts;
+mod pool;
+mod rights;
+mod schema;
+mod tls;

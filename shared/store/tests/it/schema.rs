@@ -1,0 +1,169 @@
+//! The database and the code agree: names under checks, migrations, indexes.
+
+use std::str::FromStr;
+
+use domain::{
+    CaseId, CaseKind, CaseStatus, OrderId, OrderStatus, PaymentMethod, RefundId, RefundOrigin, RefundStatus, Scene,
+    TransactionId, Verdict,
+};
+use sqlx::postgres::PgHasArrayType;
+use sqlx::{Encode, PgPool, Postgres, Type};
+use store::MIGRATOR;
+use store::upkeep::schema::{MigrationError, SchemaError};
+
+use crate::pool::url_of;
+
+/// The quoted names in a check constraint, in the order of the definition.
+async fn names_under(db: &PgPool, constraint: &str) -> Vec<String> {
+    let definition: String =
+        sqlx::query_scalar("select pg_get_constraintdef(oid) from pg_constraint where conname = $1")
+            .bind(constraint)
+            .fetch_one(db)
+            .await
+            .unwrap();
+    definition.split('\'').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_checks_of_the_database_name_what_the_enums_name(db: PgPool) {
+    let names = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let statuses: Vec<_> = OrderStatus::ALL.iter().map(|s| s.as_str()).collect();
+    assert_eq!(names_under(&db, "payment_orders_status").await, names(&statuses));
+    let refunds: Vec<_> = RefundStatus::ALL.iter().map(|s| s.as_str()).collect();
+    assert_eq!(names_under(&db, "refund_records_status").await, names(&refunds));
+    let origins: Vec<_> = RefundOrigin::ALL.iter().map(|origin| origin.as_str()).collect();
+    assert_eq!(names_under(&db, "refund_records_origin").await, names(&origins));
+    let methods: Vec<_> = PaymentMethod::ALL.iter().map(|m| m.as_str()).collect();
+    assert_eq!(names_under(&db, "payment_orders_method").await, names(&methods));
+    assert_eq!(names_under(&db, "payment_config_method").await, names(&methods));
+    let scenes: Vec<_> = Scene::ALL.iter().map(|s| s.as_str()).collect();
+    assert_eq!(names_under(&db, "payment_config_scenes").await, names(&scenes));
+    let verdicts: Vec<_> = Verdict::ALL.iter().map(|v| v.as_str()).collect();
+    assert_eq!(names_under(&db, "callbacks_verdict").await, names(&verdicts));
+    let kinds: Vec<_> = CaseKind::ALL.iter().map(|k| k.as_str()).collect();
+    assert_eq!(names_under(&db, "cases_kind").await, names(&kinds));
+    let stages: Vec<_> = CaseStatus::ALL.iter().map(|s| s.as_str()).collect();
+    assert_eq!(names_under(&db, "cases_status").await, names(&stages));
+    assert!(OrderStatus::from_str("PAID").is_err());
+}
+
+/// A later release has migrated this database.
+async fn is_migrated_further(db: &PgPool, version: i64, description: &str) {
+    let sql = "insert into _sqlx_migrations (version, description, success, checksum, execution_time) values ($1, $2, true, '', 0)";
+    sqlx::query(sql).bind(version).bind(description).execute(db).await.unwrap();
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_database_that_is_newer_is_used_until_it_says_that_this_build_is_too_old(db: PgPool) {
+    assert_eq!(store::upkeep::schema::check_schema(&db).await.unwrap(), 0);
+    is_migrated_further(&db, 9997, "a column more").await;
+    is_migrated_further(&db, 9998, "contract from 0001 drop what nobody used").await;
+    assert_eq!(store::upkeep::schema::check_schema(&db).await.unwrap(), 2);
+    assert_eq!(
+        store::upkeep::schema::migrate(&url_of(&db)).await.unwrap(),
+        2,
+        "the command of a build that was rolled back does nothing"
+    );
+
+    is_migrated_further(&db, 9999, "contract from 9997 drop the old column").await;
+    let newest = MIGRATOR.iter().last().unwrap().version;
+    let told = store::upkeep::schema::check_schema(&db).await.unwrap_err();
+    assert!(
+        matches!(told, SchemaError::TooOld { migration: 9999, needs: 9997, newest: known } if known == newest),
+        "{told:?}"
+    );
+    let refused = store::upkeep::schema::migrate(&url_of(&db)).await.unwrap_err();
+    assert!(matches!(refused, MigrationError::Schema(SchemaError::TooOld { .. })), "{refused:?}");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_database_that_is_older_or_another_is_named(db: PgPool) {
+    is_migrated_further(&db, 0, "of something else").await;
+    assert!(matches!(store::upkeep::schema::check_schema(&db).await, Err(SchemaError::Unknown(0))));
+    sqlx::query("delete from _sqlx_migrations where version in (0, 1)").execute(&db).await.unwrap();
+    assert!(matches!(store::upkeep::schema::check_schema(&db).await, Err(SchemaError::Missing(1))));
+    sqlx::query("drop table _sqlx_migrations").execute(&db).await.unwrap();
+    assert!(matches!(store::upkeep::schema::check_schema(&db).await, Err(SchemaError::Missing(1))));
+}
+
+#[sqlx::test]
+async fn an_empty_database_is_migrated_once(db: PgPool) {
+    for _ in 0..2 {
+        assert_eq!(store::upkeep::schema::migrate(&url_of(&db)).await.unwrap(), 0);
+    }
+    assert_eq!(store::upkeep::schema::check_schema(&db).await.unwrap(), 0);
+}
+
+/// What a broken `create index concurrently` leaves behind.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn no_index_is_invalid(db: PgPool) {
+    let invalid = "select indexrelid::regclass::text from pg_index where not (indisvalid and indisready and indislive)";
+    let invalid: Vec<String> = sqlx::query_scalar(invalid).fetch_all(&db).await.unwrap();
+    assert_eq!(invalid, [""; 0]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
+    // With sequential scans forbidden, a plan that still has one has no index to use.
+    let plans = [
+        "select 1 from payment_orders where order_no = any('{a,b}') order by id for update",
+        "select 1 from payment_orders where user_id = 'u' and id < 'f' order by id desc limit 20",
+        "select 1 from refund_records where order_id = any(array(select id from payment_orders where user_id = 'u')) and id::text < 'f' order by id::text desc limit 20",
+        "select 1 from refund_records where refund_no = 'a' for update",
+        "select 1 from cases where id < 'f' and status = 'open' order by id desc limit 20",
+        "select 1 from cases where id < 'f' and kind = 'dead_letter' order by id desc limit 20",
+        "select 1 from cases where order_id = 'a' and kind = 'late_payment' and status <> 'resolved'",
+        "select 1 from hourly_stats where hour >= now() and hour < now()",
+        "select order_id from events where seq > 7",
+        "select 1 from payment_transactions where order_id = 'a'",
+        "select 1 from payment_transactions where action_type = 'payment' and payment_method in ('alipay', 'wechat') and gateway_no = any('{a}')",
+        "select id from jobs where kind = 'callback' and due_at <= now() order by due_at limit 10",
+        "select id from jobs where kind = 'check' and due_at <= now() and (lease_until is null or lease_until <= now()) order by due_at limit 500 for update skip locked",
+        "select 1 from jobs where kind = 'check' and ref_id = any('{a}'::bpchar[])",
+        "delete from jobs where kind = 'refund' and ref_id = 'a'",
+        "select 1 from refund_records where outside_key = 'a'",
+        "select 1 from events where published_at is null order by seq limit 500",
+        "select 1 from events where published_at is null and retry_at > now()",
+        "select 1 from events where published_at >= now()",
+        "select 1 from callbacks where order_no = 'a'",
+        "select user_id, key from idempotency_keys where expires_at < now() and held_until is null order by expires_at limit 500 for update skip locked",
+        "select seq from events where published_at < now() order by published_at limit 500 for update skip locked",
+        "select max(id) from (select id from callbacks where id > 7 order by id limit 500) as oldest",
+        "select 1 from cases where status <> 'resolved' and evidence ->> 'order_no' = 'a'",
+        "select max(id) from (select id from cases where status = 'resolved' and id > '0' and id < 'f' order by id limit 500) as oldest",
+    ];
+    let mut connection = db.acquire().await.unwrap();
+    sqlx::query("set enable_seqscan = off").execute(&mut *connection).await.unwrap();
+    for sql in plans {
+        let plan: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("explain {sql}")))
+            .fetch_all(&mut *connection)
+            .await
+            .unwrap();
+        let plan = plan.join("\n");
+        assert!(!plan.contains("Seq Scan") && plan.contains("Index"), "{sql}\n{plan}");
+    }
+}
+
+/// A parameter of another type than its column makes PostgreSQL convert the column, and then no index of it serves.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_id_is_bound_as_what_its_column_is(db: PgPool) {
+    async fn bound<T>(db: &PgPool, id: T, ids: Vec<T>) -> (String, String)
+    where
+        T: for<'a> Encode<'a, Postgres> + Type<Postgres> + PgHasArrayType + Send + 'static,
+    {
+        let asked = sqlx::query_as("select pg_typeof($1)::text, pg_typeof($2)::text").bind(id).bind(ids);
+        asked.fetch_one(db).await.unwrap()
+    }
+    let column = ("character".to_owned(), "character[]".to_owned());
+    assert_eq!(bound(&db, OrderId::from_u128(1), vec![OrderId::from_u128(2)]).await, column);
+    assert_eq!(bound(&db, RefundId::from_u128(1), vec![]).await, column);
+    assert_eq!(bound(&db, TransactionId::from_u128(1), vec![]).await, column);
+    assert_eq!(bound(&db, CaseId::from_u128(1), vec![]).await, column);
+
+    let mut connection = db.acquire().await.unwrap();
+    sqlx::query("set enable_seqscan = off").execute(&mut *connection).await.unwrap();
+    let plan = "explain select from payment_orders where id = $1";
+    let plan: Vec<String> =
+        sqlx::query_scalar(plan).bind(OrderId::from_u128(1)).fetch_all(&mut *connection).await.unwrap();
+    assert!(plan.join("\n").contains("Index Cond"), "{plan:?}");
+}
