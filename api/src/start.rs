@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker::AmqpConfig;
-use broker::{Publisher, PublisherOptions, PublisherState, topology};
+use broker::topology::{self, Needs};
+use broker::{Publisher, PublisherOptions, PublisherState};
 use domain::PaymentMethod;
 use gateway::Gateways;
 use runtime::clock::Clock;
@@ -191,7 +192,7 @@ async fn connect(config: &DatabaseConfig) -> Result<PgPool, ConfigFaults> {
 /// A broker that is away at the start is a fault; one that goes away later is not, since the database takes over.
 async fn broker(url: &SecretString) -> Result<(), ConfigFaults> {
     let connection = broker::open(url, NAME).await?;
-    let checked = topology::check(&connection, topology::Needs::API).await;
+    let checked = topology::check(&connection, &Needs::of(Service::PaymentApi)).await;
     broker::close(&connection).await;
     Ok(checked?)
 }

@@ -3,11 +3,12 @@
 //!
 //! The gateway goes first: an order ends here only once nobody can pay it there. A close that meets a payment settles it.
 
-use domain::message::job::{AT_LEAST_APART, CHECKS, kind};
+use domain::message::job::{AT_LEAST_APART, CHECKS, CheckRequest, JobKind};
 use domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
 use gateway::{CloseOutcome, Gateway, GatewayError, Gateways, TradeAnswer, Verified};
 use runtime::clock::Clock;
 use runtime::crash::{self, Point};
+use runtime::service::Service;
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 use store::DbError;
@@ -66,19 +67,19 @@ struct Heard {
 }
 
 impl Job for CheckWorker {
-    const KINDS: &'static [&'static str] = &[kind::CHECK, kind::LOOK_BACK];
-    const WORKER: &'static str = "check-worker";
+    const WORKER: Service = Service::CheckWorker;
 
     async fn run(&self, job: &Taken) -> Result<(), JobError> {
         let id = OrderId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
         let missing = |what: &str| JobError::Missing(format!("{what} of order {id}"));
         let order = in_time(orders::get(&self.db, id)).await?.ok_or_else(|| missing("the row"))?;
-        let looks_back = job.kind == kind::LOOK_BACK && order.status != OrderStatus::Refunded;
-        if order.status.was_paid() && job.payload["sync"] != true && !looks_back && !people::asked(job) {
+        let request = CheckRequest::read(&job.payload);
+        let looks_back = job.kind == JobKind::LookBack && order.status != OrderStatus::Refunded;
+        if order.status.was_paid() && !request.sync && !looks_back && request.of_cases.is_empty() {
             return anew(|| self.finish(job)).await;
         }
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
-        let wanted = people::ask(gateway.as_ref(), &order, job, &self.db).await?;
+        let wanted = people::ask(gateway.as_ref(), &order, (&request, job.now()), &self.db).await?;
         let heard = match wanted {
             Ok(wanted) => self.ask(gateway.as_ref(), &order, job).await.map(|heard| (heard, wanted)),
             Err(trouble) => Err(trouble),
@@ -145,8 +146,8 @@ impl CheckWorker {
         let order = orders::lock_one(&mut tx, order.id).await?.ok_or(DbError::Moved)?;
         // A buyer who has given up has done so for good: what could not be closed yet is closed once there is a trade.
         let still_open = order.status == OrderStatus::Pending && given_up(job);
-        let job = job.asking(if still_open { json!({ "close": true }) } else { json!({}) });
-        match if job.kind == kind::LOOK_BACK { next_look(&order, now) } else { next(&order, heard, now) } {
+        let job = job.asking(CheckRequest { close: still_open, ..CheckRequest::default() }.payload());
+        match if job.kind == JobKind::LookBack { next_look(&order, now) } else { next(&order, heard, now) } {
             Some(due_at) => drop(jobs::again(&mut tx, &job, due_at - now, Cost::Nothing, &heard.state).await?),
             None => jobs::finish(&mut tx, &job).await?,
         }
@@ -264,7 +265,7 @@ fn met(point: Point, order: &Order) -> Result<(), GatewayError> {
 
 /// Whether the buyer has asked for the order's end.
 fn given_up(job: &Taken) -> bool {
-    job.payload["close"] == true
+    CheckRequest::read(&job.payload).close
 }
 
 /// When to ask again about an order as it is now; `None`: there is nothing left to ask.

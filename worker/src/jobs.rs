@@ -9,12 +9,13 @@
 
 use std::time::Duration;
 
-use domain::message::job::JobMessage;
+use domain::message::job::{JobKind, JobMessage};
 use futures_util::future::join_all;
 use runtime::clock::Clock;
 use runtime::crash::{self, Point};
 use runtime::error_chain::chain;
 use runtime::panics::{Panicked, caught};
+use runtime::service::Service;
 use sqlx::PgPool;
 use store::DbError;
 use store::retry::{Collision, anew};
@@ -67,12 +68,10 @@ impl Collision for JobError {
     }
 }
 
-/// One kind of job.
+/// What a worker does with its jobs.
 pub trait Job {
-    /// Its names in `jobs`.
-    const KINDS: &'static [&'static str];
-    /// The name of its worker in metrics and logs.
-    const WORKER: &'static str;
+    /// Its worker: which kinds of jobs it takes, and its name in metrics and logs.
+    const WORKER: Service;
 
     /// Does one step and ends or re-dates the row.
     fn run(&self, job: &Taken) -> impl Future<Output = Result<(), JobError>>;
@@ -94,7 +93,7 @@ pub async fn run_batch<J: Job>(
         Ok(message) => {
             if let Err(panic) = caught(run_one(job, message)).await {
                 // The row comes again when its lease ends.
-                panic.noted(J::WORKER, "job", &format_args!("job {}", message.id));
+                panic.noted(J::WORKER.as_str(), "job", &format_args!("job {}", message.id));
             }
             Ack::Done
         }
@@ -107,7 +106,8 @@ pub async fn run_batch<J: Job>(
 }
 
 async fn run_one<J: Job>(job: &J, message: JobMessage) {
-    let take = || jobs::take(job.db(), J::KINDS, message, LEASE);
+    let kinds = JobKind::of_worker(J::WORKER.as_str());
+    let take = || jobs::take(job.db(), &kinds, message, LEASE);
     let taken = match anew(take).await {
         Ok(Some(taken)) => taken,
         Ok(None) => return, // A repeat, done, or forged.
@@ -119,7 +119,7 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
         Ok(ended) => ended,
         Err(panic) => {
             let about = format_args!("job {} about {}", taken.id, taken.ref_id);
-            Err(panic.noted(J::WORKER, "run", &about).into())
+            Err(panic.noted(J::WORKER.as_str(), "run", &about).into())
         }
     };
     let Err(failed) = ended else { return };

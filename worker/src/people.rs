@@ -1,6 +1,6 @@
 //! What people, or a policy, have asked of a check: it is carried out with the gateway's fresh answer in hand.
 
-use domain::message::job::Asked;
+use domain::message::job::{Asked, CheckRequest};
 use domain::{CaseId, Fact, Money, RefundNo, Verdict};
 use gateway::{Gateway, GatewayError, RefundOrder, RefundState};
 use runtime::clock::Clock;
@@ -8,7 +8,6 @@ use sqlx::{PgConnection, PgPool};
 use store::DbError;
 use store::connect::in_time;
 use store::settle::{self, Confirmed};
-use store::tables::jobs::Taken;
 use store::tables::orders::Order;
 use store::tables::{cases, transactions};
 use time::OffsetDateTime;
@@ -21,30 +20,29 @@ pub struct Wanted {
     book: Vec<(CaseId, RefundNo, Result<Confirmed, String>)>,
 }
 
-/// Whether people have asked something of this job.
-pub fn asked(job: &Taken) -> bool {
-    !Asked::in_payload(&job.payload).is_empty()
-}
-
 /// Outside any transaction: the refunds that are to be booked are asked for at the gateway. Without an answer all of it stays
 /// asked.
 pub async fn ask(
     gateway: &dyn Gateway,
     order: &Order,
-    job: &Taken,
+    (request, now): (&CheckRequest, OffsetDateTime),
     db: &PgPool,
 ) -> Result<Result<Wanted, GatewayError>, JobError> {
     let mut wanted = Wanted { fulfil: Vec::new(), book: Vec::new() };
-    for (case, asked) in Asked::in_payload(&job.payload) {
+    for (case, asked) in &request.of_cases {
         match asked {
-            Asked::Fulfil => wanted.fulfil.push(case),
+            Asked::Fulfil => wanted.fulfil.push(*case),
             Asked::BookRefund { refund_no, amount } => {
-                let Some(request) = request(db, order, case, (&refund_no, amount)).await? else {
-                    wanted.book.push((case, refund_no, Err("the case names no payment of this order".to_owned())));
+                let Some(request) = refund_query(db, order, *case, (refund_no, *amount)).await? else {
+                    wanted.book.push((
+                        *case,
+                        refund_no.clone(),
+                        Err("the case names no payment of this order".to_owned()),
+                    ));
                     continue;
                 };
-                match confirm(gateway, &request, job.now()).await {
-                    Ok(confirmed) => wanted.book.push((case, refund_no, confirmed)),
+                match confirm(gateway, &request, now).await {
+                    Ok(confirmed) => wanted.book.push((*case, refund_no.clone(), confirmed)),
                     Err(error) => return Ok(Err(error)),
                 }
             }
@@ -54,7 +52,7 @@ pub async fn ask(
 }
 
 /// The question about a refund that we never sent.
-async fn request(
+async fn refund_query(
     db: &PgPool,
     order: &Order,
     case: CaseId,

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
-use domain::message::job::kind;
+use domain::message::job::RefundRequest;
 use domain::{AccountName, CaseKind, Money, PaymentMethod, RefundId, RefundStatus};
 use gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget};
 use runtime::clock::Clock;
 use runtime::crash::{self, Point};
+use runtime::service::Service;
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 use store::cache::{Changed, Renewer};
@@ -91,8 +92,7 @@ enum Step {
 }
 
 impl Job for RefundWorker {
-    const KINDS: &'static [&'static str] = &[kind::REFUND];
-    const WORKER: &'static str = "refund-worker";
+    const WORKER: Service = Service::RefundWorker;
 
     async fn run(&self, job: &Taken) -> Result<(), JobError> {
         let id = RefundId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
@@ -109,7 +109,7 @@ impl Job for RefundWorker {
                 None => self.send(gateway.as_ref(), job, &refund, &order).await?,
             },
             RefundStatus::Processing => self.ask(gateway.as_ref(), job, &refund, &order).await?,
-            RefundStatus::Abnormal if job.payload["redirect"] == "merchant" => {
+            RefundStatus::Abnormal if RefundRequest::read(&job.payload).redirect => {
                 self.redirect(gateway.as_ref(), (&refund, &order), job.now()).await
             }
             RefundStatus::Abnormal => self.ask(gateway.as_ref(), job, &refund, &order).await?,
@@ -295,10 +295,7 @@ impl RefundWorker {
         let now = job.now();
         let refund_no = &refund.refund_no;
         // What people have accepted stays asked until the gateway states the amount once more.
-        let idle = match accepted(job) {
-            Some(amount) => job.asking(json!({ "accept": amount.to_string() })),
-            None => job.asking(json!({})),
-        };
+        let idle = job.asking(RefundRequest { redirect: false, accept: accepted(job) }.payload());
         let moves = matches!(step, Step::Fact(_));
         let mut tx = self.db.begin().await?;
         let held = match step {
@@ -378,7 +375,8 @@ impl RefundWorker {
         let refund_no = &refund.refund_no;
         info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
         // Ended ones have dropped or re-dated their job already; the others are asked about daily.
-        jobs::again(tx, &job.asking(json!({})), ABNORMAL, Cost::Nothing, fact.as_str()).await?;
+        jobs::again(tx, &job.asking(RefundRequest::default().payload()), ABNORMAL, Cost::Nothing, fact.as_str())
+            .await?;
         Ok(())
     }
 
@@ -417,7 +415,7 @@ impl RefundWorker {
 
 /// The amount that two people have accepted as the one that went back.
 fn accepted(job: &Taken) -> Option<Money> {
-    job.payload["accept"].as_str().and_then(|yuan| Money::from_yuan(yuan).ok())
+    RefundRequest::read(&job.payload).accept
 }
 
 /// The account that took the payment.

@@ -37,8 +37,6 @@ pub struct Worker {
     pub connections: u32,
     /// The default port of `OPS_ADDR`.
     pub ops_port: u16,
-    /// What must be at the broker.
-    pub needs: Needs,
     /// What a missing object at the broker means for this worker.
     pub missing: Missing,
 }
@@ -173,7 +171,7 @@ impl Worker {
     async fn reach_broker(&self, config: Option<AmqpConfig>) -> Result<Option<AmqpConfig>, ConfigFaults> {
         let Some(config) = config else { return Ok(None) };
         let connection = broker::open(&config.url, self.service.as_str()).await?;
-        let checked: Result<(), MqError> = topology::check(&connection, self.needs).await;
+        let checked: Result<(), MqError> = topology::check(&connection, &Needs::of(self.service)).await;
         broker::close(&connection).await;
         match checked {
             Err(MqError::Topology(mut faults)) if self.missing == Missing::IsRepaired => {

@@ -101,14 +101,14 @@ pub async fn run(config: BrokerSetupConfig, options: &BrokerSetup) -> anyhow::Re
     for exchange in topology::EXCHANGES {
         println!("exchange {} ({:?})", exchange.name, exchange.routing);
     }
-    for queue in topology::QUEUES {
+    for queue in topology::queues() {
         println!("queue {queue} (quorum)");
     }
-    for binding in topology::BINDINGS {
+    for binding in topology::bindings() {
         println!("binding {} → {} by {}", binding.exchange, binding.queue, binding.routing_key);
     }
     let management = Management::new(&config.management_url, vhost)?;
-    for policy in topology::policies() {
+    for policy in &topology::policies() {
         management.set(policy).await?;
         println!("policy {} on {} {}", policy.name, policy.pattern, json!(definition(policy)));
     }
@@ -243,8 +243,8 @@ impl Management {
 
     async fn wrong_policies(&self) -> anyhow::Result<Vec<String>> {
         let mut wrong = Vec::new();
-        for policy in topology::policies() {
-            for queue in policy.queues {
+        for policy in &topology::policies() {
+            for queue in &policy.queues {
                 wrong.extend(self.compare(policy, queue).await?);
             }
         }
@@ -262,7 +262,7 @@ impl Management {
         let away = nodes.iter().filter(|node| node["running"] == false);
         let away = away.map(|node| format!("node {} is away: start it, or replace it", node["name"]));
         let mut thin: Vec<String> = away.collect();
-        for queue in topology::QUEUES {
+        for queue in topology::queues() {
             let found = self.queue(queue).await?;
             let members = found.get("members").and_then(Value::as_array).map_or(0, Vec::len);
             if members < REPLICAS.min(nodes.len()) {
@@ -380,7 +380,7 @@ mod tests {
         let queue = broker.queue(topology::CALLBACKS).await;
         assert_eq!((&queue["type"], &queue["policy"]), (&json!("quorum"), &json!("payment-work")));
         let service = broker::open(&broker.uri(), "test").await.unwrap();
-        topology::check(&service, topology::WHOLE).await.unwrap();
+        topology::check(&service, &topology::Needs::everything()).await.unwrap();
         assert!(!topology::marker_exists(&service).await.unwrap(), "the marker is the relay's");
     }
 

@@ -4,7 +4,7 @@
 //! attached. paymentctl's role cannot even read them. A callback that could not be read names no order and is found by its
 //! case alone.
 
-use domain::message::job::kind;
+use domain::message::job::JobKind;
 use domain::{CaseStatus, OrderStatus};
 use serde_json::{Value, json};
 use store::tables::callbacks::{self, Seen};
@@ -171,14 +171,17 @@ impl Known {
             let due = if job.due_at > now { "due at" } else { "due since" };
             let held = job.lease_until.filter(|until| *until > now);
             let held = held.map(|until| format!(", on its way or at work until {}", moment(until)));
-            let what = if job.kind == kind::LOOK_BACK { "another look for money that went back" } else { &job.kind };
+            let what = match job.kind {
+                JobKind::LookBack => "another look for money that went back",
+                kind => kind.as_str(),
+            };
             next.push(format!("{what} {due} {}{}", moment(job.due_at), held.unwrap_or_default()));
         }
         if self.order.status == OrderStatus::Pending && self.jobs.is_empty() {
             next.push("no check is due: nobody will ask the gateway; POST /v1/admin/orders/{id}/sync does".to_owned());
         }
         if self.refunds.iter().any(|refund| refund.status.in_flight())
-            && !self.jobs.iter().any(|job| job.kind == kind::REFUND)
+            && !self.jobs.iter().any(|job| job.kind == JobKind::Refund)
         {
             next.push(
                 "a refund is under way, and no job of it is due: nobody will ask the gateway about it".to_owned(),

@@ -26,7 +26,7 @@ impl TestBroker {
         let broker = TestBroker::empty().await;
         let connection = broker.admin().await;
         topology::declare(&connection).await.expect("the topology can be declared");
-        for policy in topology::policies() {
+        for policy in &topology::policies() {
             broker.set_policy(policy).await;
         }
         broker::close(&connection).await;

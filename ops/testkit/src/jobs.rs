@@ -1,25 +1,25 @@
 //! Time passes for jobs. Due times and leases are the database's, so a test moves them and no clock.
 
-use domain::message::job::JobMessage;
+use domain::message::job::{JobKind, JobMessage};
 use sqlx::PgPool;
 
 /// Makes jobs of this kind due that are not yet, with their leases as they are; `None` means every kind.
 ///
 /// # Panics
 /// When the database does not do it.
-pub async fn come_due(db: &PgPool, kind: Option<&str>) {
+pub async fn come_due(db: &PgPool, kind: Option<JobKind>) {
     let sql = "update jobs set due_at = now() where due_at > now() and ($1::text is null or kind = $1)";
-    sqlx::query(sql).bind(kind).execute(db).await.expect("jobs come due");
+    sqlx::query(sql).bind(kind.map(JobKind::as_str)).execute(db).await.expect("jobs come due");
 }
 
 /// Ends leases, as if their time were up, and makes the jobs due.
 ///
 /// # Panics
 /// When the database does not do it.
-pub async fn leases_end(db: &PgPool, kind: Option<&str>) {
+pub async fn leases_end(db: &PgPool, kind: Option<JobKind>) {
     let sql = "update jobs set due_at = least(due_at, now()), lease_until = least(lease_until, now())
         where $1::text is null or kind = $1";
-    sqlx::query(sql).bind(kind).execute(db).await.expect("leases end");
+    sqlx::query(sql).bind(kind.map(JobKind::as_str)).execute(db).await.expect("leases end");
 }
 
 /// The same for the jobs about these orders and refunds.
@@ -37,11 +37,11 @@ pub async fn leases_end_of(db: &PgPool, ref_ids: &[&str]) {
 ///
 /// # Panics
 /// When the database does not do it.
-pub async fn publish(db: &PgPool, kind: &str, ref_id: &str) -> Option<JobMessage> {
+pub async fn publish(db: &PgPool, kind: JobKind, ref_id: &str) -> Option<JobMessage> {
     let sql = "update jobs
         set due_at = least(due_at, now()), lease_until = now() + interval '1 minute', publishes = publishes + 1,
             fence = (random() * 1e15)::bigint
         where kind = $1 and ref_id = $2 returning id, fence";
-    let job = sqlx::query_as(sql).bind(kind).bind(ref_id).fetch_optional(db).await.expect("a lease");
+    let job = sqlx::query_as(sql).bind(kind.as_str()).bind(ref_id).fetch_optional(db).await.expect("a lease");
     job.map(|(id, fence)| JobMessage { id, fence })
 }

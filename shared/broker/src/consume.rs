@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::message::callback::Callback;
-use domain::message::job::JobMessage;
+use domain::message::job::{JobKind, JobMessage};
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
@@ -16,7 +16,6 @@ use lapin::{Channel, Connection, Consumer};
 use crate::callback::callback_of;
 use crate::error::MqError;
 use crate::step::step;
-use crate::topology;
 
 /// Acks are not confirmed: a channel that closes right behind them can give some of the messages back.
 const ACKS_ON_THE_WAY: Duration = Duration::from_secs(1);
@@ -149,10 +148,9 @@ impl DeadLetter {
 
     /// What it is, if that can be read.
     pub fn of(&self) -> Option<LetterOf> {
-        match self.queue.as_deref()? {
-            topology::CALLBACKS => Some(LetterOf::Callback(callback_of(&self.body).ok()?)),
-            topology::CHECKS | topology::REFUNDS => Some(LetterOf::Work(serde_json::from_slice(&self.body).ok()?)),
-            _ => None,
+        match JobKind::of_queue(self.queue.as_deref()?)?.spec().is_nudged {
+            true => Some(LetterOf::Work(serde_json::from_slice(&self.body).ok()?)),
+            false => Some(LetterOf::Callback(callback_of(&self.body).ok()?)),
         }
     }
 }

@@ -7,7 +7,10 @@
 //! on; whatever a process looks at, it has one for. `paymentctl` looks at the queues: to write to one says no more than to
 //! bind it, which takes `read` on an exchange as well, and of that it has none.
 
+use domain::message::job::JobKind;
 use runtime::service::Service;
+
+use crate::topology::{self, DEAD, MARKER, Needs, PAYMENT_EVENTS, PAYMENT_IN, PAYMENT_JOBS, any_of};
 
 /// Three regular expressions over the names of exchanges and queues.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,19 +31,21 @@ const NOTHING: &str = "^$";
 /// The relay is the one that sets the road up again after a loss, so it may declare what [`crate::topology`] lists and
 /// bind the work queues to their exchanges, and nothing else; it consumes the dead letters alone.
 pub fn of(service: Service) -> Permissions {
+    let nothing = || NOTHING.to_owned();
+    let (work, all) = (JobKind::queues(), topology::queues());
     let (configure, write, read) = match service {
-        Service::PaymentApi => (NOTHING, r"^payment\.in$", NOTHING),
-        Service::CallbackWorker => (NOTHING, NOTHING, r"^payment\.callbacks$"),
-        Service::CheckWorker => (NOTHING, NOTHING, r"^payment\.checks$"),
-        Service::RefundWorker => (NOTHING, NOTHING, r"^payment\.refunds$"),
+        Service::PaymentApi => (nothing(), any_of(&[PAYMENT_IN]), nothing()),
+        Service::CallbackWorker | Service::CheckWorker | Service::RefundWorker => {
+            (nothing(), nothing(), any_of(&Needs::of(service).queues))
+        }
         Service::Relay => (
-            r"^payment\.(in|jobs|events|marker|callbacks|refunds|checks|dead)$",
-            r"^payment\.(in|jobs|events|callbacks|refunds|checks)$",
-            r"^payment\.(in|jobs|dead)$",
+            any_of(&[&[PAYMENT_IN, PAYMENT_JOBS, PAYMENT_EVENTS, MARKER][..], &all].concat()),
+            any_of(&[&[PAYMENT_IN, PAYMENT_JOBS, PAYMENT_EVENTS][..], &work].concat()),
+            any_of(&[PAYMENT_IN, PAYMENT_JOBS, DEAD]),
         ),
-        Service::PaymentCtl => (NOTHING, r"^payment\.(callbacks|refunds|checks|dead)$", NOTHING),
+        Service::PaymentCtl => (nothing(), any_of(&all), nothing()),
     };
-    Permissions { configure: configure.to_owned(), write: write.to_owned(), read: read.to_owned() }
+    Permissions { configure, write, read }
 }
 
 /// What a consumer of the events may do: as it likes with names that begin with its own and a dot, and bind them to
@@ -122,6 +127,28 @@ mod tests {
             for object in ["payment.in", "payment.jobs", "payment.callbacks", "payment.dead", "amq.direct"] {
                 assert!(!object.starts_with(&format!("{name}.")), "{name}: {permissions:?}");
             }
+        }
+    }
+
+    /// What was granted before the table of jobs made the patterns: a change of rights shows here.
+    #[test]
+    fn the_rights_of_each_process_are_these() {
+        let nothing = NOTHING;
+        for (service, configure, write, read) in [
+            (Service::PaymentApi, nothing, r"^payment\.in$", nothing),
+            (Service::CallbackWorker, nothing, nothing, r"^payment\.callbacks$"),
+            (Service::CheckWorker, nothing, nothing, r"^payment\.checks$"),
+            (Service::RefundWorker, nothing, nothing, r"^payment\.refunds$"),
+            (
+                Service::Relay,
+                r"^payment\.(in|jobs|events|marker|callbacks|refunds|checks|dead)$",
+                r"^payment\.(in|jobs|events|callbacks|refunds|checks)$",
+                r"^payment\.(in|jobs|dead)$",
+            ),
+            (Service::PaymentCtl, nothing, r"^payment\.(callbacks|refunds|checks|dead)$", nothing),
+        ] {
+            let [configure, write, read] = [configure, write, read].map(str::to_owned);
+            assert_eq!(of(service), Permissions { configure, write, read }, "{service}");
         }
     }
 

@@ -6,25 +6,24 @@
 
 use std::fmt;
 
+use domain::message::job::JobKind;
+pub use domain::message::job::{PAYMENT_IN, PAYMENT_JOBS};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind, Queue};
+use runtime::service::Service;
 
 use crate::error::MqError;
 use crate::step::step;
 
-/// Where the ingress publishes callbacks; all that it may write to.
-pub const PAYMENT_IN: &str = "payment.in";
-/// Where the relay publishes due jobs.
-pub const PAYMENT_JOBS: &str = "payment.jobs";
 /// Where the relay publishes fulfilment events; downstream systems bind queues of their own.
 pub const PAYMENT_EVENTS: &str = "payment.events";
 /// The queue of callbacks, and its routing key.
-pub const CALLBACKS: &str = "payment.callbacks";
+pub const CALLBACKS: &str = JobKind::Callback.spec().queue;
 /// The queue of refund jobs, and its routing key.
-pub const REFUNDS: &str = "payment.refunds";
-/// The queue of check jobs, and its routing key.
-pub const CHECKS: &str = "payment.checks";
+pub const REFUNDS: &str = JobKind::Refund.spec().queue;
+/// The queue of checks and looks back, and its routing key.
+pub const CHECKS: &str = JobKind::Check.spec().queue;
 /// The queue of dead letters.
 pub const DEAD: &str = "payment.dead";
 /// An exchange that says "this broker was set up, and the relay knows it".
@@ -60,14 +59,14 @@ pub struct Binding {
 }
 
 /// A policy of the broker: settings for the queues whose names match.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// Its name, unique in the virtual host.
     pub name: &'static str,
     /// A regular expression over queue names.
-    pub pattern: &'static str,
+    pub pattern: String,
     /// The queues it is meant for; a check compares what took effect on each.
-    pub queues: &'static [&'static str],
+    pub queues: Vec<&'static str>,
     /// The policy with the highest priority is the only one that applies to a queue.
     pub priority: u8,
     /// The settings.
@@ -91,26 +90,27 @@ pub const EXCHANGES: &[Exchange] = &[
 ];
 
 /// Every queue; all are durable quorum queues, replicated and on disk before a publish is confirmed.
-pub const QUEUES: &[&str] = &[CALLBACKS, REFUNDS, CHECKS, DEAD];
+pub fn queues() -> Vec<&'static str> {
+    [JobKind::queues(), vec![DEAD]].concat()
+}
 
 /// Every binding. Dead letters come through the default exchange, which needs none.
-pub const BINDINGS: &[Binding] = &[
-    Binding { exchange: PAYMENT_IN, routing_key: CALLBACKS, queue: CALLBACKS },
-    Binding { exchange: PAYMENT_JOBS, routing_key: REFUNDS, queue: REFUNDS },
-    Binding { exchange: PAYMENT_JOBS, routing_key: CHECKS, queue: CHECKS },
-];
+pub fn bindings() -> Vec<Binding> {
+    let specs = JobKind::queues().into_iter().filter_map(JobKind::of_queue).map(JobKind::spec);
+    specs.map(|spec| Binding { exchange: spec.exchange, routing_key: spec.queue, queue: spec.queue }).collect()
+}
 
 /// The policies, for the management API.
 ///
 /// `at-least-once` needs `reject-publish` and keeps a message in its queue until the dead-letter queue has it. A worker
 /// that crashes takes its whole prefetch one step towards the delivery limit, so the limit is generous. The dead-letter
 /// queue itself has nowhere to send to: RabbitMQ 4 would drop at its default of 20, so its limit is out of reach.
-pub const fn policies() -> &'static [Policy] {
-    const POLICIES: &[Policy] = &[
+pub fn policies() -> [Policy; 2] {
+    [
         Policy {
             name: "payment-work",
-            pattern: r"^payment\.(callbacks|refunds|checks)$",
-            queues: &[CALLBACKS, REFUNDS, CHECKS],
+            pattern: any_of(&JobKind::queues()),
+            queues: JobKind::queues(),
             priority: 10,
             definition: &[
                 ("delivery-limit", Setting::Number(20)),
@@ -122,36 +122,54 @@ pub const fn policies() -> &'static [Policy] {
         },
         Policy {
             name: "payment-dead",
-            pattern: r"^payment\.dead$",
-            queues: &[DEAD],
+            pattern: any_of(&[DEAD]),
+            queues: vec![DEAD],
             priority: 10,
             definition: &[("delivery-limit", Setting::Number(1_000_000_000))],
         },
-    ];
-    POLICIES
+    ]
+}
+
+/// A regular expression that matches these names of ours and no other.
+pub(crate) fn any_of(names: &[&str]) -> String {
+    let names: Vec<&str> = names.iter().map(|name| name.trim_start_matches("payment.")).collect();
+    match names[..] {
+        [name] => format!(r"^payment\.{name}$"),
+        _ => format!(r"^payment\.({})$", names.join("|")),
+    }
 }
 
 /// What a process needs to find at the broker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needs {
     /// Exchanges it publishes to.
-    pub exchanges: &'static [&'static str],
+    pub exchanges: Vec<&'static str>,
     /// Queues it consumes.
-    pub queues: &'static [&'static str],
+    pub queues: Vec<&'static str>,
 }
 
 impl Needs {
-    /// The ingress publishes callbacks and sees nothing else.
-    pub const API: Needs = Needs { exchanges: &[PAYMENT_IN], queues: &[] };
-    /// The callback worker consumes callbacks.
-    pub const CALLBACK_WORKER: Needs = Needs { exchanges: &[], queues: &[CALLBACKS] };
-    /// The relay publishes jobs and events and drains dead letters.
-    pub const RELAY: Needs = Needs { exchanges: &[PAYMENT_JOBS, PAYMENT_EVENTS], queues: &[DEAD] };
-}
+    /// What this process needs. The ingress publishes callbacks and sees nothing else; a worker consumes its queues; the relay
+    /// and the operators' tool look at everything.
+    pub fn of(service: Service) -> Needs {
+        match service {
+            Service::PaymentApi => Needs { exchanges: vec![PAYMENT_IN], queues: Vec::new() },
+            Service::CallbackWorker | Service::CheckWorker | Service::RefundWorker => {
+                let mut queues: Vec<&str> =
+                    JobKind::of_worker(service.as_str()).into_iter().map(|kind| kind.spec().queue).collect();
+                queues.dedup();
+                Needs { exchanges: Vec::new(), queues }
+            }
+            Service::Relay => Needs::everything(),
+            Service::PaymentCtl => Needs { exchanges: Vec::new(), queues: queues() },
+        }
+    }
 
-/// The whole road: every exchange and queue of the table.
-pub const WHOLE: Needs =
-    Needs { exchanges: &[PAYMENT_IN, PAYMENT_JOBS, PAYMENT_EVENTS], queues: &[CALLBACKS, REFUNDS, CHECKS, DEAD] };
+    /// Every exchange and queue of the table.
+    pub fn everything() -> Needs {
+        Needs { exchanges: EXCHANGES.iter().map(|exchange| exchange.name).collect(), queues: queues() }
+    }
+}
 
 /// How an object differs from the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,10 +219,10 @@ pub async fn declare(connection: &Connection) -> Result<(), MqError> {
         let declared = declare_exchange(connection, exchange.name, exchange.routing.kind(), false).await;
         faults.collect(format!("exchange {}", exchange.name), declared)?;
     }
-    for queue in QUEUES {
+    for queue in queues() {
         faults.collect(format!("queue {queue}"), declare_queue(connection, queue, false).await.map(drop))?;
     }
-    for binding in BINDINGS {
+    for binding in &bindings() {
         let object = format!("binding {} → {} ({})", binding.exchange, binding.queue, binding.routing_key);
         // A queue or exchange of the wrong kind was named above; binding it would hide what is wrong.
         faults.collect(object, bind(connection, binding).await)?;
@@ -219,7 +237,7 @@ pub async fn declare(connection: &Connection) -> Result<(), MqError> {
 ///
 /// # Errors
 /// [`MqError::Topology`] names everything that is missing, conflicting or out of reach.
-pub async fn check(connection: &Connection, needs: Needs) -> Result<(), MqError> {
+pub async fn check(connection: &Connection, needs: &Needs) -> Result<(), MqError> {
     let mut faults = Faults::default();
     for exchange in EXCHANGES.iter().filter(|exchange| needs.exchanges.contains(&exchange.name)) {
         let (name, kind) = (exchange.name, exchange.routing.kind());
@@ -229,7 +247,7 @@ pub async fn check(connection: &Connection, needs: Needs) -> Result<(), MqError>
         }
         faults.collect(format!("exchange {name}"), found)?;
     }
-    for queue in needs.queues {
+    for queue in &needs.queues {
         let mut found = declare_queue(connection, queue, true).await.map(drop);
         if found.is_ok() {
             found = unless_refused(declare_queue(connection, queue, false).await.map(drop));

@@ -10,6 +10,7 @@ use sqlx::{Decode, Encode, Postgres, Type};
 
 use crate::account::{AccountName, UserId};
 use crate::ids::{CaseId, OrderId, RefundId, TransactionId};
+use crate::message::job::JobKind;
 use crate::money::Money;
 use crate::order::{ExtraState, OrderStatus};
 use crate::order_no::{OrderNo, ProductType, RefundNo, Subject, TradeNo};
@@ -86,6 +87,7 @@ text_column! {
     CaseStatus: |text| Ok(text.parse()?), ToString::to_string;
     OrderStatus: |text| Ok(text.parse()?), ToString::to_string;
     ExtraState: |text| Ok(text.parse()?), ToString::to_string;
+    JobKind: |text| Ok(text.parse()?), ToString::to_string;
     PaymentMethod: |text| Ok(text.parse()?), ToString::to_string;
     Scene: |text| Ok(text.parse()?), ToString::to_string;
     RefundOrigin: |text| Ok(text.parse()?), ToString::to_string;

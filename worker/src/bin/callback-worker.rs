@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker::callback_from;
-use broker::topology::{self, Needs};
+use broker::topology;
 use clap::Parser;
 use gateway::Gateways;
 use runtime::clock::Clock;
@@ -43,13 +43,8 @@ impl Own for Config {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
-    let worker = Worker {
-        service: Service::CallbackWorker,
-        connections: 4,
-        ops_port: 9101,
-        needs: Needs::CALLBACK_WORKER,
-        missing: Missing::StopsTheStart,
-    };
+    let worker =
+        Worker { service: Service::CallbackWorker, connections: 4, ops_port: 9101, missing: Missing::StopsTheStart };
     worker.run(configure, work).await
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::topology::{self, Needs};
+use broker::topology;
 use clap::Parser;
 use gateway::Gateways;
 use runtime::clock::Clock;
@@ -28,14 +28,8 @@ struct Cli {}
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
-    let needs = Needs { exchanges: &[], queues: &[topology::CHECKS] };
-    let worker = Worker {
-        service: Service::CheckWorker,
-        connections: 8,
-        ops_port: 9103,
-        needs,
-        missing: Missing::StopsTheStart,
-    };
+    let worker =
+        Worker { service: Service::CheckWorker, connections: 8, ops_port: 9103, missing: Missing::StopsTheStart };
     worker.run(worker::start::gateways, work).await
 }
 

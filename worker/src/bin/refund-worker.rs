@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::topology::{self, Needs};
+use broker::topology;
 use clap::Parser;
 use gateway::Gateways;
 use runtime::clock::Clock;
@@ -41,14 +41,8 @@ impl Own for Config {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
-    let needs = Needs { exchanges: &[], queues: &[topology::REFUNDS] };
-    let worker = Worker {
-        service: Service::RefundWorker,
-        connections: 8,
-        ops_port: 9104,
-        needs,
-        missing: Missing::StopsTheStart,
-    };
+    let worker =
+        Worker { service: Service::RefundWorker, connections: 8, ops_port: 9104, missing: Missing::StopsTheStart };
     worker.run(configure, work).await
 }
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use broker::{Publisher, topology};
+use broker::Publisher;
 use clap::Parser;
 use runtime::clock::Clock;
 use runtime::env::Env;
@@ -29,7 +29,7 @@ async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
     // A relay may find the road broken and is the one to repair it; only what it cannot repair stops its start.
     let missing = Missing::IsRepaired;
-    let worker = Worker { service: Service::Relay, connections: 4, ops_port: 9102, needs: topology::WHOLE, missing };
+    let worker = Worker { service: Service::Relay, connections: 4, ops_port: 9102, missing };
     worker.run(configure, work).await
 }
 

@@ -3,9 +3,9 @@
 //!
 //! A job that panics here, or whose case the database refuses, is left to its lease; the others go out.
 
-use broker::{Message, callback_message, topology};
+use broker::{Message, callback_message};
 use domain::message::callback::Callback;
-use domain::message::job::{JobMessage, kind};
+use domain::message::job::{JobKind, JobMessage, Pace};
 use domain::{CaseId, CaseKind};
 use runtime::crash::{self, Point};
 use runtime::error_chain::chain;
@@ -21,32 +21,20 @@ use tracing::{error, warn};
 use super::dead_letters::named;
 use super::{BATCH, CONFIRM, LONG_QUEUE, Relay, WORKER};
 
-/// A queue of checks that is shorter than this leaves room for looks back.
+/// A queue that is shorter than this leaves room for jobs that wait until their worker is idle.
 pub(super) const SHORT_QUEUE: u32 = 1000;
-/// How many looks back go out in a round.
-const LOOKS: i64 = 50;
 
 /// Publishes due jobs of a kind, when so many messages wait in its queue. Returns how many went out.
 pub(super) async fn carry(
     relay: &Relay,
     connection: &mut PgConnection,
-    (kind, depth): (&'static str, u32),
+    (kind, depth): (JobKind, u32),
 ) -> Result<usize, DbError> {
-    let which = if depth > LONG_QUEUE { Lease::Fresh } else { Lease::All };
-    carry_kind(relay, connection, kind, (which, BATCH)).await
-}
-
-/// Publishes a few looks back at paid orders.
-pub(super) async fn look_back(relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
-    carry_kind(relay, connection, kind::LOOK_BACK, (Lease::All, LOOKS)).await
-}
-
-async fn carry_kind(
-    relay: &Relay,
-    connection: &mut PgConnection,
-    kind: &str,
-    (which, limit): (Lease, i64),
-) -> Result<usize, DbError> {
+    let (which, limit) = match kind.spec().pace {
+        Pace::WhenDue if depth > LONG_QUEUE => (Lease::Fresh, BATCH),
+        Pace::WhenDue => (Lease::All, BATCH),
+        Pace::WhenIdle(limit) => (Lease::All, limit),
+    };
     let due = jobs::lease_due(connection, kind, which, limit).await?;
     let (mut leases, mut messages) = (Vec::new(), Vec::new());
     let mut failed = Ok(());
@@ -94,17 +82,18 @@ async fn publish(
     Ok(leases.len() - refused.len())
 }
 
-fn message(kind: &str, job: &Due) -> Result<Message, serde_json::Error> {
-    if kind == kind::CALLBACK {
+fn message(kind: JobKind, job: &Due) -> Result<Message, serde_json::Error> {
+    let spec = kind.spec();
+    if !spec.is_nudged {
         let callback: Callback = serde_json::from_value(job.payload.clone())?;
         return Ok(callback_message(&Callback { job_id: Some(job.id), ..callback }, format!("job:{}", job.id)));
     }
     let nudge = JobMessage { id: job.id, fence: job.fence };
     Ok(Message {
-        exchange: topology::PAYMENT_JOBS.to_owned(),
-        routing_key: if kind == kind::REFUND { topology::REFUNDS } else { topology::CHECKS }.to_owned(),
+        exchange: spec.exchange.to_owned(),
+        routing_key: spec.queue.to_owned(),
         id: format!("job:{}:{}", job.id, job.fence),
-        kind: Some(kind.to_owned()),
+        kind: Some(kind.to_string()),
         content_type: "application/json".to_owned(),
         headers: Vec::new(),
         body: serde_json::to_vec(&nudge)?.into(),

@@ -7,12 +7,12 @@
 //! A panic concerns one row, or else one step of a round: the step rests for a moment, the others go on, and the relay keeps
 //! the lead.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use broker::{MqError, Publisher, PublisherOptions, PublisherState};
 use domain::message::event::kind::{CASE_OPENED, CASE_REOPENED};
-use domain::message::job::kind;
+use domain::message::job::{JobKind, Pace};
 use runtime::clock::Clock;
 use runtime::error_chain::chain;
 use runtime::panics::caught;
@@ -43,8 +43,8 @@ use retention::Keep;
 const WORKER: &str = "relay";
 /// How long a step of a round rests after a panic, or after an error that is neither the server's nor a lock's.
 const REST: Duration = Duration::from_secs(5);
-/// How long no looks back go out after a few did.
-const LOOK_BACK_PAUSE: Duration = Duration::from_millis(500);
+/// How long no jobs that can wait go out after a few did.
+const IDLE_PAUSE: Duration = Duration::from_millis(500);
 /// How often an idle relay looks, and a standby asks for the lock.
 const POLL: Duration = Duration::from_millis(200);
 const STANDBY: Duration = Duration::from_secs(1);
@@ -111,19 +111,15 @@ struct Directions {
     state: watch::Receiver<RoadState>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum RoadState {
     Closed,
     Open(Depths),
 }
 
 /// How many messages wait in each queue of work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Depths {
-    callbacks: u32,
-    checks: u32,
-    refunds: u32,
-}
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Depths(BTreeMap<&'static str, u32>);
 
 impl Relay {
     /// Leads when nobody else does, until `stop`.
@@ -182,13 +178,13 @@ impl Relay {
         // By the monotonic clock: when the wall clock is set back, the connection is used all the same.
         let mut measured: Option<Instant> = None;
         let mut steps = Steps::default();
-        let mut looked_back: Option<Instant> = None;
+        let mut last_idle: Option<Instant> = None;
         while !leading.is_cancelled() {
             if measured.is_none_or(|at| at.elapsed() > MEASURE) {
                 measured = Some(Instant::now());
                 steps.take("measure", self.measure(connection)).await?;
             }
-            let state = *directions.state.borrow_and_update();
+            let state = directions.state.borrow_and_update().clone();
             // While the publisher cannot publish, leasing and giving back would only write.
             if let RoadState::Open(depths) = state
                 && directions.asked.is_empty()
@@ -196,15 +192,16 @@ impl Relay {
             {
                 let events = steps.take("outbox", outbox.carry(self, connection)).await?;
                 let mut jobs = 0;
-                for (kind, depth) in depths.by_kind() {
-                    jobs += steps.take(kind, due_jobs::carry(self, connection, (kind, depth))).await?;
+                for (kind, depth) in depths.when_due() {
+                    jobs += steps.take(kind.as_str(), due_jobs::carry(self, connection, (kind, depth))).await?;
                 }
-                // Paid orders are looked at again when no other job is due, and only while checks come to their turn soon:
-                // a few, and the next few after a pause, since the depth is known with a delay.
-                let rested = looked_back.is_none_or(|at| at.elapsed() >= LOOK_BACK_PAUSE);
-                if jobs == 0 && rested && depths.checks < due_jobs::SHORT_QUEUE {
-                    looked_back = Some(Instant::now());
-                    steps.take(kind::LOOK_BACK, due_jobs::look_back(self, connection)).await?;
+                // Jobs that can wait go out when no other is due, and only while those of their queue come to their turn
+                // soon: a few, and the next few after a pause, since the depth is known with a delay.
+                if jobs == 0 && last_idle.is_none_or(|at| at.elapsed() >= IDLE_PAUSE) {
+                    last_idle = Some(Instant::now());
+                    for (kind, depth) in depths.when_idle() {
+                        steps.take(kind.as_str(), due_jobs::carry(self, connection, (kind, depth))).await?;
+                    }
                 }
                 if events + jobs > 0 {
                     continue;
@@ -249,19 +246,31 @@ impl Relay {
         let (count, oldest) = events::backlog(&mut *connection).await?;
         metrics::gauge!("events_unpublished").set(count as f64);
         metrics::gauge!("events_oldest_unpublished_seconds").set(oldest.as_seconds_f64());
-        for kind in [kind::CALLBACK, kind::CHECK, kind::REFUND, kind::LOOK_BACK] {
+        for kind in JobKind::ALL.iter().copied() {
             let (count, oldest) = jobs::backlog(&mut *connection, kind).await?;
-            metrics::gauge!("jobs_due", "kind" => kind).set(count as f64);
-            metrics::gauge!("jobs_oldest_due_seconds", "kind" => kind).set(oldest.as_seconds_f64());
+            metrics::gauge!("jobs_due", "kind" => kind.as_str()).set(count as f64);
+            metrics::gauge!("jobs_oldest_due_seconds", "kind" => kind.as_str()).set(oldest.as_seconds_f64());
         }
         Ok(())
     }
 }
 
 impl Depths {
-    /// The kinds of jobs, each with how many messages wait in its queue.
-    fn by_kind(self) -> [(&'static str, u32); 3] {
-        [(kind::CALLBACK, self.callbacks), (kind::CHECK, self.checks), (kind::REFUND, self.refunds)]
+    /// The kinds of jobs that go out when they are due, each with how many messages wait in its queue.
+    fn when_due(&self) -> impl Iterator<Item = (JobKind, u32)> {
+        self.by_kind().filter(|(kind, _)| kind.spec().pace == Pace::WhenDue)
+    }
+
+    /// The kinds of jobs that wait until their queue is short, where it is short.
+    fn when_idle(&self) -> impl Iterator<Item = (JobKind, u32)> {
+        let short =
+            |(kind, depth): &(JobKind, u32)| kind.spec().pace != Pace::WhenDue && *depth < due_jobs::SHORT_QUEUE;
+        self.by_kind().filter(short)
+    }
+
+    fn by_kind(&self) -> impl Iterator<Item = (JobKind, u32)> {
+        let depth = |kind: JobKind| self.0.get(kind.spec().queue).copied().unwrap_or_default();
+        JobKind::ALL.iter().map(move |kind| (*kind, depth(*kind)))
     }
 }
 

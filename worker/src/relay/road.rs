@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use broker::{Connection, MqError, topology};
+use broker::topology::{self, Needs};
+use broker::{Connection, MqError};
+use domain::message::job::JobKind;
 use runtime::crash::{self, Point};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -64,11 +66,10 @@ impl Road<'_> {
     /// Makes the road whole and tells how it is.
     async fn repair(&self, broker: &Connection) -> Result<(), RoadError> {
         self.mend(broker).await?;
-        let depths = Depths {
-            callbacks: depth(broker, topology::CALLBACKS).await?,
-            checks: depth(broker, topology::CHECKS).await?,
-            refunds: depth(broker, topology::REFUNDS).await?,
-        };
+        let mut depths = Depths::default();
+        for queue in JobKind::queues() {
+            depths.0.insert(queue, depth(broker, queue).await?);
+        }
         self.tell.send_replace(RoadState::Open(depths));
         Ok(())
     }
@@ -77,7 +78,7 @@ impl Road<'_> {
     /// is begun again.
     async fn mend(&self, broker: &Connection) -> Result<(), RoadError> {
         let marked = topology::marker_exists(broker).await?;
-        let whole = match topology::check(broker, topology::WHOLE).await {
+        let whole = match topology::check(broker, &Needs::everything()).await {
             Ok(()) => true,
             Err(error @ MqError::Topology(_)) => {
                 warn!(%error, "The road is broken; what is missing is declared anew, policies only by `payment-api broker-setup`");

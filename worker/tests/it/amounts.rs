@@ -1,9 +1,10 @@
 //! A gateway signs that another amount went back than was requested.
 
+use domain::Money;
 use domain::OrderStatus::{PartiallyRefunded, Refunding};
 use domain::PaymentMethod::Wechat;
 use domain::RefundStatus::{Processing, Succeeded};
-use domain::message::job::kind;
+use domain::message::job::{JobRequest, RefundRequest};
 use serde_json::json;
 use sqlx::PgPool;
 use store::MIGRATOR;
@@ -16,8 +17,8 @@ use crate::bench::Bench;
 impl Bench {
     /// Two people have accepted this amount.
     async fn accept(&self, refund: &Refund, yuan: &str) {
-        let asked = json!({ "accept": yuan });
-        jobs::ask_in(&self.world.db, kind::REFUND, &refund.id.to_string(), &asked, Duration::ZERO).await.unwrap();
+        let accept = JobRequest::Refund(refund.id, RefundRequest::accept(Money::from_yuan(yuan).unwrap()));
+        jobs::request(&self.world.db, &accept, Duration::ZERO).await.unwrap();
     }
 
     async fn open_cases(&self) -> Vec<String> {

@@ -11,7 +11,7 @@ use axum::extract::Path as Segments;
 use axum::http::HeaderMap;
 use axum::routing::post;
 use domain::message::callback::Callback;
-use domain::message::job::{JobMessage, kind};
+use domain::message::job::{CheckRequest, JobKind, JobMessage, JobRequest};
 use domain::{AccountName, CaseId, LatePaymentPolicy, OrderId, PaymentMethod, RefundId, Scene};
 use gateway::{Gateways, PrepayOrder, callback_headers};
 use gateway_sim::{Options, Simulator};
@@ -221,7 +221,7 @@ impl Bench {
 
     /// When the refund's job is due, counted from now, how often it was tried, and what is asked; `None`: it is over.
     pub async fn refund_job(&self, id: RefundId) -> Option<(Duration, i32, Value)> {
-        self.job_of(kind::REFUND, &id.to_string()).await
+        self.job_of(JobKind::Refund, &id.to_string()).await
     }
 
     /// The refund in the simulator's books: its state, how often money moved, and what its trade holds against us.
@@ -279,13 +279,13 @@ impl Bench {
             .unwrap();
     }
 
-    pub async fn ask_now(&self, id: OrderId, payload: Value) {
-        jobs::ask_in(&self.world.db, kind::CHECK, &id.to_string(), &payload, Duration::ZERO).await.unwrap();
+    pub async fn ask_now(&self, id: OrderId, asked: CheckRequest) {
+        jobs::request(&self.world.db, &JobRequest::Check(id, asked), Duration::ZERO).await.unwrap();
     }
 
     /// The message that the relay would publish for the order's check.
     pub async fn nudge(&self, order: &Order) -> JobMessage {
-        publish(&self.world.db, kind::CHECK, &order.id.to_string()).await.expect("a check")
+        publish(&self.world.db, JobKind::Check, &order.id.to_string()).await.expect("a check")
     }
 
     /// Runs the order's check once, whenever it is due.
@@ -296,17 +296,17 @@ impl Bench {
 
     /// When the order's check is due, counted from now, how often it was tried, and what is asked; `None`: it is over.
     pub async fn job(&self, order: &Order) -> Option<(Duration, i32, Value)> {
-        self.job_of(kind::CHECK, &order.id.to_string()).await
+        self.job_of(JobKind::Check, &order.id.to_string()).await
     }
 
     /// When a paid order is looked at again; `None`: never.
     pub async fn look_back(&self, order: &Order) -> Option<(Duration, i32, Value)> {
-        self.job_of(kind::LOOK_BACK, &order.id.to_string()).await
+        self.job_of(JobKind::LookBack, &order.id.to_string()).await
     }
 
     /// Runs the order's look back once, whenever it is due.
     pub async fn run_look_back(&self, order: &Order) {
-        let nudge = publish(&self.world.db, kind::LOOK_BACK, &order.id.to_string()).await.expect("a look back");
+        let nudge = publish(&self.world.db, JobKind::LookBack, &order.id.to_string()).await.expect("a look back");
         run_batch(&self.checks, vec![Ok(nudge)]).await.unwrap();
     }
 
@@ -315,7 +315,7 @@ impl Bench {
         store::tables::cases::of_order(&self.world.db, order.id).await.unwrap().pop().expect("a case").id
     }
 
-    async fn job_of(&self, kind: &str, id: &str) -> Option<(Duration, i32, Value)> {
+    async fn job_of(&self, kind: JobKind, id: &str) -> Option<(Duration, i32, Value)> {
         let job: Option<(OffsetDateTime, i32, Value)> =
             sqlx::query_as("select due_at, attempts, payload from jobs where kind = $1 and ref_id = $2")
                 .bind(kind)
@@ -345,7 +345,7 @@ impl Bench {
 
 /// Runs a refund's job once, whenever it is due.
 pub async fn carry(worker: &RefundWorker, id: RefundId) {
-    if let Some(nudge) = publish(&worker.db, kind::REFUND, &id.to_string()).await {
+    if let Some(nudge) = publish(&worker.db, JobKind::Refund, &id.to_string()).await {
         run_batch(worker, vec![Ok(nudge)]).await.unwrap();
     }
 }

@@ -3,7 +3,7 @@
 use domain::ExtraState::{Held, Returning};
 use domain::OrderStatus::{Closed, Paid, Pending};
 use domain::PaymentMethod::{Alipay, Wechat};
-use domain::message::job::CHECKS;
+use domain::message::job::{CHECKS, CheckRequest};
 use domain::{OrderStatus, RefundId, RefundNo, Verdict};
 use gateway_sim::notify::Overrides;
 use serde_json::json;
@@ -167,7 +167,7 @@ pub async fn late(db: PgPool, policy: &str) -> (Bench, Vec<orders::Order>) {
         bench.check(&order).await;
         assert!(bench.job(&order).await.is_none(), "nothing is left to ask");
         // The same fact once more changes nothing.
-        bench.ask_now(order.id, json!({ "sync": true })).await;
+        bench.ask_now(order.id, CheckRequest::sync()).await;
         bench.check(&order).await;
         late.push(bench.world.order(&order.id).await);
     }
@@ -272,7 +272,7 @@ async fn a_second_payment_follows_the_policy_too(db: PgPool) {
         bench.world.settle(vec![bench.world.paid(&order)]).await;
         // The gateway has a trade of another number.
         bench.act(&order, "pay").await;
-        bench.ask_now(order.id, json!({ "sync": true })).await;
+        bench.ask_now(order.id, CheckRequest::sync()).await;
         bench.check(&order).await;
         let after = bench.world.order(&order.id).await;
         assert_eq!((after.status, after.version, after.refunded_amount.fen()), (Paid, 3, 0), "{policy}");
@@ -304,7 +304,7 @@ async fn a_second_payment_waits_for_a_person_while_another_refund_is_on_its_way(
     settle::refunds::ask(&mut tx, &wish, clock.now()).await.unwrap().unwrap();
     tx.commit().await.unwrap();
     bench.act(&order, "pay").await;
-    bench.ask_now(order.id, json!({ "sync": true })).await;
+    bench.ask_now(order.id, CheckRequest::sync()).await;
     bench.check(&order).await;
     assert_eq!(store::tables::refunds::of_order(&bench.world.db, order.id).await.unwrap().len(), 1);
     let cases = bench.world.cases().await;
@@ -333,7 +333,7 @@ async fn no_answer_is_no_state_and_what_was_asked_stays_asked(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in [Alipay, Wechat] {
         let order = bench.opened(method).await;
-        bench.ask_now(order.id, json!({ "close": true })).await;
+        bench.ask_now(order.id, CheckRequest::close()).await;
         bench.faults(r#"{"api":{"error_5xx":1}}"#).await;
         bench.check(&order).await;
         let (due, attempts, payload) = bench.job(&order).await.unwrap();
@@ -352,7 +352,7 @@ async fn a_buyer_gives_up_and_a_page_that_is_still_open_is_not_forgotten(db: PgP
     let bench = Bench::new(db, "hold").await;
     let (unscanned, unmade) = (bench.offered(Alipay).await, bench.world.pending_order(Wechat, "1").await);
     for (order, status, asked) in [(&unscanned, Pending, json!({ "close": true })), (&unmade, Closed, json!({}))] {
-        bench.ask_now(order.id, json!({ "close": true })).await;
+        bench.ask_now(order.id, CheckRequest::close()).await;
         bench.check(order).await;
         assert_eq!(bench.world.status(order).await, status);
         assert_eq!(bench.job(order).await.unwrap().2, asked);
@@ -369,8 +369,8 @@ async fn a_buyer_gives_up_and_a_page_that_is_still_open_is_not_forgotten(db: PgP
 async fn a_sync_does_not_take_back_what_the_buyer_asked_for(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let order = bench.opened(Wechat).await;
-    bench.ask_now(order.id, json!({ "close": true })).await;
-    bench.ask_now(order.id, json!({ "sync": true })).await;
+    bench.ask_now(order.id, CheckRequest::close()).await;
+    bench.ask_now(order.id, CheckRequest::sync()).await;
     assert_eq!(bench.job(&order).await.unwrap().2, json!({ "close": true, "sync": true }));
     bench.check(&order).await;
     assert_eq!(bench.world.status(&order).await, Closed);
@@ -383,7 +383,7 @@ async fn a_sync_asks_about_a_final_order_too(db: PgPool) {
     bench.act(&order, "pay").await;
     bench.check(&order).await;
     let first = orders::last_check(&bench.world.db, order.id).await.unwrap().unwrap();
-    bench.ask_now(order.id, json!({ "sync": true })).await;
+    bench.ask_now(order.id, CheckRequest::sync()).await;
     bench.check(&order).await;
     let second = orders::last_check(&bench.world.db, order.id).await.unwrap().unwrap();
     assert!(second.0 > first.0);

@@ -3,7 +3,7 @@
 
 use domain::OrderStatus::{Paid, PartiallyRefunded};
 use domain::PaymentMethod::{Alipay, Wechat};
-use domain::message::job::{Asked, kind};
+use domain::message::job::{Asked, CheckRequest, JobRequest};
 use domain::{CaseId, CaseKind, ExtraState, Money, OrderId, RefundNo, RefundOrigin, RefundStatus};
 use gateway_sim::notify::Overrides;
 use runtime::clock::Clock;
@@ -103,17 +103,20 @@ async fn what_a_sum_has_booked_is_not_booked_again_by_its_number(db: PgPool) {
 async fn what_people_asked_of_a_check_outlives_it(db: PgPool) {
     let world = World::new(db);
     let case = CaseId::from_u128(Clock::system().fresh_bits());
-    let asked = Asked::Fulfil.of(case);
+    let fulfil = CheckRequest::of_case(case, Asked::Fulfil);
     let looks = "select payload, due_at <= now() from jobs where kind = 'look_back' and ref_id = $1";
-    for wish in [Some(&asked), None] {
+    for asked in [Some(&fulfil), None] {
         let order = world.pending_order(Alipay, "8").await;
-        let mut payload = json!({ "close": true });
-        payload.as_object_mut().unwrap().extend(wish.into_iter().flat_map(|wish| wish.as_object().unwrap().clone()));
-        jobs::ask_in(&world.db, kind::CHECK, &order.id.to_string(), &payload, Duration::hours(1)).await.unwrap();
+        let request = CheckRequest { close: true, ..asked.cloned().unwrap_or_default() };
+        jobs::request(&world.db, &JobRequest::Check(order.id, request), Duration::hours(1)).await.unwrap();
         world.settle(vec![world.told(&world.paid_trade(&order), &Overrides::default())]).await;
         assert_eq!(world.status(&order).await, Paid);
         let look: (Value, bool) = sqlx::query_as(looks).bind(order.id.to_string()).fetch_one(&world.db).await.unwrap();
-        assert_eq!(look, (wish.cloned().unwrap_or(json!({})), wish.is_some()), "the wish to close is over");
+        assert_eq!(
+            look,
+            (asked.cloned().unwrap_or_default().payload(), asked.is_some()),
+            "the request to close is over"
+        );
     }
 }
 
@@ -125,7 +128,7 @@ async fn a_booking_for_a_payment_that_is_not_on_record_says_so(db: PgPool) {
     let evidence = json!({ "trade_no": "4200000000", "outcome": "hint" });
     let case = bench.world.fact(CaseKind::UnknownRefund, (order.id, "CONSOLE1"), evidence).await;
     let book = Asked::BookRefund { refund_no: RefundNo::parse("CONSOLE1").unwrap(), amount: yuan("1") };
-    bench.ask_now(order.id, book.of(case.id)).await;
+    bench.ask_now(order.id, CheckRequest::of_case(case.id, book)).await;
     bench.check(&order).await;
     let case = cases::get(&bench.world.db, case.id).await.unwrap().unwrap();
     assert_eq!(case.evidence["not_booked"], "the case names no payment of this order");
@@ -189,7 +192,7 @@ async fn what_people_decide_comes_before_the_end_of_an_expired_order(db: PgPool)
     bench.world.settle(vec![notice]).await;
     let case = bench.case_of(&order).await;
     bench.expire(&order, Duration::seconds(1)).await;
-    bench.ask_now(order.id, Asked::Fulfil.of(case)).await;
+    bench.ask_now(order.id, CheckRequest::of_case(case, Asked::Fulfil)).await;
     bench.check(&order).await;
     let after = bench.world.order(&order.id).await;
     assert_eq!((after.status, after.refunded_amount), (PartiallyRefunded, yuan("1")));
@@ -214,7 +217,7 @@ async fn a_second_payment_that_went_back_in_silence_is_booked_by_people(db: PgPo
         let number = RefundNo::parse(made["out_refund_no"].as_str().unwrap()).unwrap();
         let case = bench.case_of(&order).await;
         let book = Asked::BookRefund { refund_no: number, amount: order.amount };
-        bench.ask_now(order.id, book.of(case)).await;
+        bench.ask_now(order.id, CheckRequest::of_case(case, book)).await;
         bench.check(&order).await;
         let after = bench.world.order(&order.id).await;
         assert_eq!((after.status, after.refunded_amount), (Paid, Money::ZERO), "{method}: the order's own stays");

@@ -4,7 +4,7 @@ use domain::OrderStatus::{Paid, Pending};
 use domain::PaymentMethod::{Alipay, Wechat};
 use domain::message::callback::{Callback, LONGEST_BODY};
 use domain::message::event::Event;
-use domain::message::job::{JobMessage, kind};
+use domain::message::job::{JobKind, JobMessage};
 use gateway_sim::notify::{Overrides, Wrong};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -25,7 +25,7 @@ async fn job(db: &PgPool, id: i64) -> Option<Value> {
     sqlx::query_scalar(sql).bind(id).fetch_optional(db).await.unwrap()
 }
 
-async fn leased(db: &PgPool, kind: &str, which: Lease) -> Vec<JobMessage> {
+async fn leased(db: &PgPool, kind: JobKind, which: Lease) -> Vec<JobMessage> {
     let mut connection = db.acquire().await.unwrap();
     let due = jobs::lease_due(&mut connection, kind, which, 10).await.unwrap();
     due.iter().map(|due| JobMessage { id: due.id, fence: due.fence }).collect()
@@ -36,29 +36,29 @@ async fn a_job_is_taken_by_the_message_of_its_lease_and_by_no_other(db: PgPool) 
     let world = World::new(db.clone());
     let order = world.pending_order(Alipay, "8").await.id.to_string();
     let id: i64 = sqlx::query_scalar("select id from jobs").fetch_one(&db).await.unwrap();
-    let take = async |kind: &str, nudge: JobMessage| jobs::take(&db, &[kind], nudge, LEASE).await.unwrap();
+    let take = async |kind: JobKind, nudge: JobMessage| jobs::take(&db, &[kind], nudge, LEASE).await.unwrap();
     // Before the relay has published it, not even the right fence takes it; after, a counter does not guess it.
     let fresh = JobMessage { id, fence: 0 };
-    assert!(take(kind::CHECK, fresh).await.is_none());
-    assert_eq!(leased(&db, kind::CHECK, Lease::All).await, [], "it is not due");
+    assert!(take(JobKind::Check, fresh).await.is_none());
+    assert_eq!(leased(&db, JobKind::Check, Lease::All).await, [], "it is not due");
     come_due(&db, None).await;
-    assert!(take(kind::CHECK, fresh).await.is_none(), "due, and not published");
-    let [nudge] = leased(&db, kind::CHECK, Lease::All).await[..] else { panic!("one lease") };
+    assert!(take(JobKind::Check, fresh).await.is_none(), "due, and not published");
+    let [nudge] = leased(&db, JobKind::Check, Lease::All).await[..] else { panic!("one lease") };
     assert!(nudge.fence > 1 << 32, "a fence that can be guessed: {}", nudge.fence);
     for fence in [0, 1, 2, nudge.fence - 1, nudge.fence + 1] {
-        assert!(take(kind::CHECK, JobMessage { id, fence }).await.is_none(), "{fence}");
+        assert!(take(JobKind::Check, JobMessage { id, fence }).await.is_none(), "{fence}");
     }
-    assert!(take(kind::REFUND, nudge).await.is_none(), "another queue's");
-    assert!(take(kind::CALLBACK, nudge).await.is_none(), "no job of a worker");
+    assert!(take(JobKind::Refund, nudge).await.is_none(), "another queue's");
+    assert!(take(JobKind::Callback, nudge).await.is_none(), "no job of a worker");
     // Published early by a relay whose clock is ahead: it waits.
     sqlx::query("update jobs set due_at = now() + interval '1 minute'").execute(&db).await.unwrap();
-    assert!(take(kind::CHECK, nudge).await.is_none(), "not due");
+    assert!(take(JobKind::Check, nudge).await.is_none(), "not due");
     sqlx::query("update jobs set due_at = now()").execute(&db).await.unwrap();
     // However long it lay in its queue.
     leases_end(&db, None).await;
-    let taken = take(kind::CHECK, nudge).await.expect("the genuine one");
+    let taken = take(JobKind::Check, nudge).await.expect("the genuine one");
     assert_eq!(taken.ref_id, order);
-    assert!(take(kind::CHECK, nudge).await.is_none(), "a repeat");
+    assert!(take(JobKind::Check, nudge).await.is_none(), "a repeat");
 
     // Given back, it is due after the wait, and no message that went before takes it.
     let mut tx = db.begin().await.unwrap();
@@ -68,16 +68,16 @@ async fn a_job_is_taken_by_the_message_of_its_lease_and_by_no_other(db: PgPool) 
     assert!(sqlx::query_scalar::<_, bool>(wait).fetch_one(&db).await.unwrap(), "never at once");
     come_due(&db, None).await;
     for fence in [nudge.fence, nudge.fence + 1, nudge.fence + 2] {
-        assert!(take(kind::CHECK, JobMessage { id, fence }).await.is_none(), "{fence}");
+        assert!(take(JobKind::Check, JobMessage { id, fence }).await.is_none(), "{fence}");
     }
-    let [next] = leased(&db, kind::CHECK, Lease::All).await[..] else { panic!("one lease") };
+    let [next] = leased(&db, JobKind::Check, Lease::All).await[..] else { panic!("one lease") };
     assert!(next.fence.abs_diff(nudge.fence) > 1 << 20);
     // Published, and the confirm did not come: the message may arrive, and the next lease has another fence.
     let mut connection = db.acquire().await.unwrap();
     jobs::release(&mut connection, &[(next.id, next.fence)], Duration::ZERO).await.unwrap();
-    assert!(take(kind::CHECK, next).await.is_none());
+    assert!(take(JobKind::Check, next).await.is_none());
     come_due(&db, None).await;
-    assert!(take(kind::CHECK, next).await.is_none());
+    assert!(take(JobKind::Check, next).await.is_none());
 }
 
 /// A message that is older than the database, which has been restored: the number is another job's by now.
@@ -87,7 +87,7 @@ async fn a_message_from_before_a_restore_takes_nothing(db: PgPool) {
     let published = async || {
         world.pending_order(Alipay, "8").await;
         come_due(&db, None).await;
-        let [nudge] = leased(&db, kind::CHECK, Lease::All).await[..] else { panic!("one lease") };
+        let [nudge] = leased(&db, JobKind::Check, Lease::All).await[..] else { panic!("one lease") };
         nudge
     };
     let old = published().await;
@@ -95,9 +95,9 @@ async fn a_message_from_before_a_restore_takes_nothing(db: PgPool) {
     let new = published().await;
     assert_eq!(new.id, old.id, "the number is used once more");
     let before = job(&db, new.id).await;
-    assert!(jobs::take(&db, &[kind::CHECK], old, LEASE).await.unwrap().is_none());
+    assert!(jobs::take(&db, &[JobKind::Check], old, LEASE).await.unwrap().is_none());
     assert_eq!(job(&db, new.id).await, before);
-    assert!(jobs::take(&db, &[kind::CHECK], new, LEASE).await.unwrap().is_some());
+    assert!(jobs::take(&db, &[JobKind::Check], new, LEASE).await.unwrap().is_some());
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -3,6 +3,7 @@
 use domain::OrderStatus::{Closed, Paid, PartiallyRefunded, Pending, Refunded, Refunding};
 use domain::PaymentMethod::{self, Alipay, Wechat};
 use domain::message::callback::Callback;
+use domain::message::job::CheckRequest;
 use domain::{Fact, Money, RefundOrigin, RefundStatus, TradeNo, Verdict};
 use gateway_sim::ledger::{RefundState, Trade};
 use gateway_sim::notify::Overrides;
@@ -397,7 +398,7 @@ async fn what_only_a_query_shows_waits_for_a_person_or_for_the_notice(db: PgPool
     let bench = Bench::new(db, "hold").await;
     let order = bench.paid(Wechat).await;
     bench.console(&order, json!({ "amount_fen": 150, "notify": true })).await;
-    bench.ask_now(order.id, json!({ "sync": true })).await;
+    bench.ask_now(order.id, CheckRequest::sync()).await;
     bench.check(&order).await;
     assert_eq!(bench.world.open_cases(&order).await, [case("unknown_refund", "open")]);
     assert!(matches!(bench.world.ask(order.id, None).await, Err(RefundRefusal::NotRefundable(_))));
@@ -415,7 +416,7 @@ async fn without_a_notice_the_query_or_our_next_refund_shows_it(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let order = bench.paid(Alipay).await;
     bench.console(&order, json!({ "notify": false })).await;
-    bench.ask_now(order.id, json!({ "sync": true })).await;
+    bench.ask_now(order.id, CheckRequest::sync()).await;
     bench.check(&order).await;
     let after = bench.world.order(&order.id).await;
     assert_eq!((after.status, after.refunded_amount), (Refunded, order.amount));

@@ -2,7 +2,7 @@
 
 use domain::OrderStatus::{Closed, Paid};
 use domain::PaymentMethod::{Alipay, Wechat};
-use domain::message::job::Asked;
+use domain::message::job::{Asked, CheckRequest};
 use domain::{CaseStatus, Money, OrderStatus, RefundNo};
 use serde_json::json;
 use sqlx::PgPool;
@@ -20,7 +20,7 @@ async fn people_honour_a_late_payment_once(db: PgPool) {
     for order in &late {
         let case = bench.case_of(order).await;
         for _ in 0..2 {
-            bench.ask_now(order.id, Asked::Fulfil.of(case)).await;
+            bench.ask_now(order.id, CheckRequest::of_case(case, Asked::Fulfil)).await;
             bench.check(order).await;
         }
         let paid = bench.world.order(&order.id).await;
@@ -49,7 +49,7 @@ async fn a_late_payment_whose_money_has_gone_is_not_honoured(db: PgPool) {
                 if part { json!({ "amount_fen": 100, "notify": false }) } else { json!({ "notify": false }) },
             )
             .await;
-        bench.ask_now(order.id, Asked::Fulfil.of(case)).await;
+        bench.ask_now(order.id, CheckRequest::of_case(case, Asked::Fulfil)).await;
         bench.check(order).await;
         assert_eq!(bench.world.status(order).await, Closed);
         let case = store::tables::cases::get(&bench.world.db, case).await.unwrap().unwrap();
@@ -104,7 +104,7 @@ async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
         (book("CONSOLE2", "1.50"), "the gateway knows no refund of this number"),
         (book("CONSOLE1", "1.60"), "the gateway states another amount: 1.50 yuan"),
     ] {
-        bench.ask_now(order.id, wrong.of(case)).await;
+        bench.ask_now(order.id, CheckRequest::of_case(case, wrong)).await;
         bench.check(&order).await;
         assert_eq!(bench.world.order(&order.id).await.refunded_amount, Money::ZERO);
         let case = store::tables::cases::get(&bench.world.db, case).await.unwrap().unwrap();
@@ -113,9 +113,9 @@ async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
     }
     // Without an answer it stays asked.
     bench.faults(r#"{"api":{"error_5xx":1}}"#).await;
-    bench.ask_now(order.id, book("CONSOLE1", "1.50").of(case)).await;
+    bench.ask_now(order.id, CheckRequest::of_case(case, book("CONSOLE1", "1.50"))).await;
     bench.check(&order).await;
-    assert_eq!(bench.job(&order).await.unwrap().2, book("CONSOLE1", "1.50").of(case));
+    assert_eq!(bench.job(&order).await.unwrap().2, CheckRequest::of_case(case, book("CONSOLE1", "1.50")).payload());
     bench.faults(r#"{"api":{"error_5xx":0}}"#).await;
     bench.check(&order).await;
     let after = bench.world.order(&order.id).await;

@@ -3,7 +3,7 @@
 
 use domain::PaymentMethod::{Alipay, Wechat};
 use domain::message::callback::Callback;
-use domain::message::job::{JobMessage, kind};
+use domain::message::job::{JobKind, JobMessage};
 use domain::{OrderStatus, Scene};
 use gateway_sim::notify::Overrides;
 use runtime::crash::{Fault, Point, Sown, plant};
@@ -309,7 +309,7 @@ async fn faults_at_each_stage_of_a_refund_concern_their_job_and_return_once(db: 
         for batch in refunds.chunks(16) {
             let mut nudges = Vec::new();
             for (refund, _) in batch {
-                nudges.extend(publish(&db, kind::REFUND, &refund.id.to_string()).await.map(Ok));
+                nudges.extend(publish(&db, JobKind::Refund, &refund.id.to_string()).await.map(Ok));
             }
             let many = nudges.len();
             assert_eq!(run_batch(&worker, nudges).await.unwrap(), vec![Ack::Done; many]);

@@ -6,7 +6,7 @@ use domain::OrderStatus::{Paid, PartiallyRefunded, Refunded, Refunding};
 use domain::PaymentMethod::{Alipay, Wechat};
 use domain::RefundStatus::{Abnormal, Failed, Pending, Processing, Succeeded};
 use domain::message::callback::Callback;
-use domain::message::job::kind;
+use domain::message::job::{JobRequest, RefundRequest};
 use domain::{PaymentMethod, RefundId};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -42,8 +42,8 @@ impl Bench {
 
     /// Two people have decided that the merchant gets it back.
     async fn redirect(&self, id: RefundId) {
-        let payload = json!({ "redirect": "merchant" });
-        jobs::ask_in(&self.world.db, kind::REFUND, &id.to_string(), &payload, Duration::ZERO).await.unwrap();
+        let redirect = JobRequest::Refund(id, RefundRequest::redirect());
+        jobs::request(&self.world.db, &redirect, Duration::ZERO).await.unwrap();
     }
 
     /// The notice of a refund, once the gateway has one to send.

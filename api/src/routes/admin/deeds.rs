@@ -1,10 +1,10 @@
 //! What can be done about a case, and when it fits.
 
 use axum::body::Bytes;
-use domain::message::job::{Asked, kind};
+use domain::message::job::{Asked, CheckRequest, JobRequest, RefundRequest};
 use domain::{CaseAction, CaseKind, Money, OrderEvent, OrderId, RefundNo, RefundStatus, TradeNo, UserId};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
 use store::settle::strays::{Stray, has_strays};
 use store::settle::{self, NotHonoured, refunds as settling};
@@ -187,7 +187,7 @@ pub async fn carry_out(
             let text = format!(
                 "the gateway is asked about refund {refund_no} of {amount} yuan, which is booked if it confirms it"
             );
-            hand_on(tx, (case, order_id), (&asked, text)).await
+            hand_on(tx, (case, order_id), (asked, text)).await
         }
         Deed::RefundAgain => {
             let old = refund_of(case, deed, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
@@ -196,16 +196,16 @@ pub async fn carry_out(
         }
         Deed::AbnormalRefund => {
             let stuck = refund_of(case, deed, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
-            let asked = json!({ "redirect": "merchant" });
-            jobs::ask_in(&mut *tx, kind::REFUND, &stuck.id.to_string(), &asked, time::Duration::ZERO).await?;
+            let redirect = JobRequest::Refund(stuck.id, RefundRequest::redirect());
+            jobs::request(&mut *tx, &redirect, time::Duration::ZERO).await?;
             // Whether it arrives is not known yet: the case stays open until a person has seen it.
             Ok(Done { text: format!("refund {} is sent to the merchant's account", stuck.refund_no), ends: false })
         }
         Deed::AcceptAmount => {
             let found = refunds::by_refund_no(&mut *tx, &case.gateway_no).await?;
             let (refund, amount) = stated_amount(case, found)?;
-            let asked = json!({ "accept": amount.to_string() });
-            jobs::ask_in(&mut *tx, kind::REFUND, &refund.id.to_string(), &asked, time::Duration::ZERO).await?;
+            let accept = JobRequest::Refund(refund.id, RefundRequest::accept(amount));
+            jobs::request(&mut *tx, &accept, time::Duration::ZERO).await?;
             // The gateway states it once more: then the refund succeeds, and its case ends with it.
             Ok(Done { text: format!("refund {} is taken as {amount} yuan", refund.refund_no), ends: false })
         }
@@ -257,16 +257,17 @@ async fn fulfil(
         }));
     }
     let text = format!("the gateway is asked about trade {trade_no}; the order is paid if its money is there");
-    hand_on(tx, (case, order_id), (&Asked::Fulfil, text)).await
+    hand_on(tx, (case, order_id), (Asked::Fulfil, text)).await
 }
 
 /// Has the check worker carry it out; the case stays open until it has.
 async fn hand_on(
     tx: &mut PgConnection,
     (case, order_id): (&Case, OrderId),
-    (asked, text): (&Asked, String),
+    (asked, text): (Asked, String),
 ) -> Result<Done, ApiError> {
-    jobs::ask_in(&mut *tx, kind::CHECK, &order_id.to_string(), &asked.of(case.id), time::Duration::ZERO).await?;
+    let check = JobRequest::Check(order_id, CheckRequest::of_case(case.id, asked));
+    jobs::request(&mut *tx, &check, time::Duration::ZERO).await?;
     Ok(Done { text, ends: false })
 }
 

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
-use domain::message::job::kind;
+use domain::message::job::{CheckRequest, JobRequest};
 use domain::{OrderId, UserId};
 use serde::Serialize;
 use serde_json::json;
@@ -82,9 +82,8 @@ async fn ask(app: &App, id: OrderId, who: &UserId) -> Result<Arc<SyncView>, ApiE
     let before = orders::get(&app.db, id).await?.ok_or(ApiError::OrderNotFound)?;
     // Compared with the last answer rather than with our clock: the worker's may differ.
     let earlier = orders::last_check(&app.db, id).await?;
-    let asked = json!({ "sync": true });
     let mut tx = app.db.begin().await.map_err(DbError::from)?;
-    jobs::ask_in(&mut *tx, kind::CHECK, &id.to_string(), &asked, time::Duration::ZERO).await?;
+    jobs::request(&mut *tx, &JobRequest::Check(id, CheckRequest::sync()), time::Duration::ZERO).await?;
     let act = Act { subject: who.as_str(), act: "order.synced", object: format!("order:{id}"), detail: &json!({}) };
     audit::record(&mut tx, &act).await?;
     tx.commit().await.map_err(DbError::from)?;

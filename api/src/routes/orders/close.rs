@@ -9,10 +9,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
-use domain::message::job::kind;
+use domain::message::job::{CheckRequest, JobRequest};
 use domain::{OrderId, OrderStatus};
 use runtime::crash::{self, Point};
-use serde_json::json;
 use store::DbError;
 use store::tables::jobs;
 use store::tables::orders::{self, Order};
@@ -113,7 +112,7 @@ async fn request_close(app: &App, id: OrderId, repeat: Repeat) -> Result<(), DbE
     let mut tx = app.db.begin().await?;
     let is_first = orders::request_close(&mut tx, id, app.clock.now()).await?;
     if is_first || repeat == Repeat::AsksAgain {
-        jobs::ask_in(&mut *tx, kind::CHECK, &id.to_string(), &json!({ "close": true }), time::Duration::ZERO).await?;
+        jobs::request(&mut *tx, &JobRequest::Check(id, CheckRequest::close()), time::Duration::ZERO).await?;
     }
     Ok(tx.commit().await?)
 }

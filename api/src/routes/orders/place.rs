@@ -4,12 +4,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use domain::message::job::{CHECKS, kind};
+use domain::message::job::{CHECKS, CheckRequest, JobRequest};
 use domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
 use gateway::{Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest};
 use runtime::crash::{self, Point};
 use serde::Deserialize as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 use store::DbError;
 use store::tables::jobs;
 use store::tables::orders::{self, Created, NewOrder, Order};
@@ -193,7 +193,7 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
     };
     if let Some(ended) = ended {
         // No credential works any more. The check finds the payment, or the end.
-        jobs::ask_in(&app.db, kind::CHECK, &order.id.to_string(), &json!({}), Duration::ZERO).await?;
+        jobs::request(&app.db, &JobRequest::Check(order.id, CheckRequest::default()), Duration::ZERO).await?;
         return Err(ApiError::OrderNotPayable(ended));
     }
     let kept = credentials::last(app, order, app.clock.now()).await?;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use domain::message::job::kind;
+use domain::message::job::JobKind;
 use e2e::process::Process;
 use e2e::shop::Wish;
 use e2e::{Gateway, Made, Order, SOON, Setup, World, eventually};
@@ -92,7 +92,7 @@ async fn hours_for_single_workers(world: &World, mut made: Made) {
     set(&world.check_workers, &[50]);
     let known = "select count(*) from payment_orders where checked_at is not null and status = 'pending'";
     eventually("what is paid counts as paid, and what is not was asked about", LONG, async || {
-        come_due(&world.db, Some(kind::CHECK)).await;
+        come_due(&world.db, Some(JobKind::Check)).await;
         let statuses = join_all(paid.iter().map(|order| world.status(order))).await;
         let asked = world.number(known).await? >= unpaid.len() as i64;
         (asked && statuses.iter().all(|status| status == "paid")).then_some(())
@@ -156,7 +156,7 @@ async fn cost(world: &World, relay: i32, workers: i32) -> Cost {
     let sql = "update payment_orders set created_at = now() - interval '26 s' where order_no = any($1)";
     let numbers: Vec<&str> = unpaid.iter().map(|order| order.order_no.as_str()).collect();
     sqlx::query(sql).bind(&numbers).execute(&world.db).await.expect("the database answers");
-    come_due(&world.db, Some(kind::CHECK)).await;
+    come_due(&world.db, Some(JobKind::Check)).await;
     let most = async || Cost {
         queries: most(world, &unpaid, "query").await,
         questions: most(world, &returned, "refund_query").await,

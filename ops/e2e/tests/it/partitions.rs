@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use domain::PaymentMethod;
-use domain::message::job::kind;
+use domain::message::job::JobKind;
 use e2e::process::Process;
 use e2e::shop::Wish;
 use e2e::{Gateway, Made, Order, SOON, Setup, World, eventually};
@@ -61,7 +61,7 @@ async fn business_goes_on(world: &World) {
 
 /// The next poll of each order that is not paid yet is due, unless somebody works on it.
 async fn time_passes_for_checks(world: &World) {
-    come_due(&world.db, Some(kind::CHECK)).await;
+    come_due(&world.db, Some(JobKind::Check)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

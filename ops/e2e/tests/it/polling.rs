@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use domain::message::job::kind;
+use domain::message::job::JobKind;
 use e2e::{Gateway, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
@@ -61,7 +61,7 @@ const ASKED_AGAIN_LATER: &str = "
 
 /// Time passes until the first poll of each order, half a minute after it was placed.
 async fn first_poll(world: &World) {
-    come_due(&world.db, Some(kind::CHECK)).await;
+    come_due(&world.db, Some(JobKind::Check)).await;
 }
 
 /// The next poll finds what the one before did not.

@@ -4,8 +4,8 @@
 //! replay can move more money than the gateway's own word does. The bytes name the payer: the database makes the job of them,
 //! and they never come here.
 
-use broker::topology;
 use clap::{ArgGroup, Args};
+use domain::message::job::JobKind;
 use domain::{CaseId, CaseKind};
 use serde_json::{Value, json};
 use store::DbError;
@@ -110,7 +110,8 @@ async fn look(place: &Place, case: &Case) -> Result<String, Problem> {
             format!("`paymentctl cases show {0}`, then POST /v1/admin/cases/{0}/propose", case.id),
         ));
     }
-    if matches!(case.evidence["queue"].as_str(), Some(topology::CHECKS | topology::REFUNDS)) {
+    let kind = case.evidence["queue"].as_str().and_then(JobKind::of_queue);
+    if kind.is_some_and(|kind| kind.spec().is_nudged) {
         return Err(no_callback(case, "it is the nudge of a check or a refund, whose job goes on by itself"));
     }
     let callback = &case.evidence["callback"];

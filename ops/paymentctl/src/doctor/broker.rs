@@ -1,7 +1,7 @@
 //! Whether the broker is there, and everything on it that the service needs.
 
 use broker::AmqpConfig;
-use broker::topology::{self, Difference, TopologyFaults};
+use broker::topology::{self, Difference, Needs, TopologyFaults};
 use broker::{Connection, MqError};
 use payment_api::broker_setup;
 use runtime::error_chain::chain;
@@ -32,7 +32,7 @@ pub(super) async fn look(amqp: Option<Option<AmqpConfig>>, management: Option<Se
     };
     let vhost = connection.status().vhost().to_string();
     let mut checks = vec![Check::ok("broker", format!("it answers, in vhost {vhost}"))];
-    let objects = objects(topology::check(&connection, topology::WHOLE).await);
+    let objects = objects(topology::check(&connection, &Needs::everything()).await);
     let whole = objects.iter().all(|check| check.state != State::Failed);
     checks.extend(objects);
     checks.extend(marker(&connection).await);
@@ -54,7 +54,7 @@ fn objects(checked: Result<(), MqError>) -> Vec<Check> {
     const NAME: &str = "broker topology";
     let TopologyFaults(faults) = match checked {
         Ok(()) => {
-            let (exchanges, queues) = (topology::EXCHANGES.len(), topology::QUEUES.len());
+            let (exchanges, queues) = (topology::EXCHANGES.len(), topology::queues().len());
             return vec![Check::ok(NAME, format!("{exchanges} exchanges and {queues} queues are there"))];
         }
         Err(MqError::Topology(faults)) => faults,

@@ -11,7 +11,7 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel};
-use runtime::service::Service::{self, CallbackWorker, CheckWorker, PaymentApi, PaymentCtl, RefundWorker, Relay};
+use runtime::service::Service::{self, CallbackWorker, CheckWorker, PaymentApi, RefundWorker, Relay};
 use testkit::TestBroker;
 use tokio::time::timeout;
 
@@ -128,26 +128,19 @@ async fn publish(channel: &Channel, exchange: &str) -> Result<(), MqError> {
 #[tokio::test]
 async fn each_process_finds_what_it_needs_and_the_relay_can_make_it_anew() {
     let broker = TestBroker::new().await;
-    let needs = [
-        (PaymentApi, Needs::API),
-        (CallbackWorker, Needs::CALLBACK_WORKER),
-        (CheckWorker, Needs { exchanges: &[], queues: &[topology::CHECKS] }),
-        (RefundWorker, Needs { exchanges: &[], queues: &[topology::REFUNDS] }),
-        (PaymentCtl, Needs { exchanges: &[], queues: topology::WHOLE.queues }),
-        (Relay, topology::WHOLE),
-    ];
-    for (service, needs) in needs {
+    for service in Service::ALL.iter().copied() {
         let connection = broker::open(&broker.uri_for(service).await, "test").await.unwrap();
-        topology::check(&connection, needs).await.unwrap_or_else(|error| panic!("{service}: {error}"));
+        let checked = topology::check(&connection, &Needs::of(service)).await;
+        checked.unwrap_or_else(|error| panic!("{service}: {error}"));
         broker::close(&connection).await;
     }
     let empty = TestBroker::empty().await;
     let relay = broker::open(&empty.uri_for(Relay).await, "test").await.unwrap();
     assert!(!topology::marker_exists(&relay).await.unwrap());
     topology::declare(&relay).await.unwrap();
-    topology::check(&relay, topology::WHOLE).await.unwrap();
+    topology::check(&relay, &Needs::everything()).await.unwrap();
     topology::declare_marker(&relay).await.unwrap();
-    for queue in topology::QUEUES {
+    for queue in topology::queues() {
         assert_eq!(topology::depth(&relay, queue).await.unwrap(), 0);
     }
 }
@@ -156,7 +149,7 @@ async fn each_process_finds_what_it_needs_and_the_relay_can_make_it_anew() {
 async fn a_missing_object_is_told_from_a_missing_right() {
     let broker = TestBroker::empty().await;
     let api = broker::open(&broker.uri_for(PaymentApi).await, "test").await.unwrap();
-    let MqError::Topology(faults) = topology::check(&api, Needs::API).await.unwrap_err() else { panic!() };
+    let MqError::Topology(faults) = topology::check(&api, &Needs::of(PaymentApi)).await.unwrap_err() else { panic!() };
     let differences: Vec<_> = faults.0.iter().map(|fault| fault.difference).collect();
     assert_eq!(differences, [topology::Difference::Missing]);
     timeout(SOON, broker::close(&api)).await.unwrap();

@@ -1,6 +1,6 @@
 //! TLS to the broker: with the right authority, with another one, with and without an identity.
 
-use broker::topology;
+use broker::topology::{self, Needs};
 use broker::{AmqpConfig, MqError};
 use runtime::env::Env;
 use runtime::service::Service;
@@ -26,7 +26,7 @@ async fn a_broker_is_trusted_when_the_named_authority_vouches_for_it() {
     let uri = |parameters: &[_]| front.address_of(plain.expose_secret(), "amqps", parameters);
     let (ca, stranger) = (front.ca(), front.stranger());
     let connection = broker::open(&uri(&[("cacertfile", &ca)]), "test").await.unwrap();
-    topology::check(&connection, topology::Needs::API).await.unwrap();
+    topology::check(&connection, &Needs::of(Service::PaymentApi)).await.unwrap();
     broker::close(&connection).await;
     for untrusted in [uri(&[("cacertfile", &stranger)]), uri(&[])] {
         let error = refused(&untrusted).await;
@@ -46,7 +46,7 @@ async fn a_broker_that_asks_who_we_are_is_shown_our_certificate() {
     let uri = |parameters: &[_]| front.address_of(plain.expose_secret(), "amqps", parameters);
     let known = uri(&[("cacertfile", &ca), ("certfile", &certificate), ("keyfile", &key)]);
     let connection = broker::open(&known, "test").await.unwrap();
-    topology::check(&connection, topology::Needs::API).await.unwrap();
+    topology::check(&connection, &Needs::of(Service::PaymentApi)).await.unwrap();
     broker::close(&connection).await;
     refused(&uri(&[("cacertfile", &ca)])).await;
 }

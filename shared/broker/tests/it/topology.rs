@@ -17,6 +17,7 @@ use lapin::options::{
     BasicAckOptions, ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
 };
 use lapin::types::FieldTable;
+use runtime::service::Service;
 use secrecy::{ExposeSecret, SecretString};
 use testkit::TestBroker;
 use time::macros::datetime;
@@ -29,7 +30,12 @@ const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn the_topology_is_this_table() {
-    insta::assert_debug_snapshot!((topology::EXCHANGES, topology::QUEUES, topology::BINDINGS, topology::policies()));
+    insta::assert_debug_snapshot!((
+        topology::EXCHANGES,
+        topology::queues(),
+        topology::bindings(),
+        topology::policies()
+    ));
 }
 
 #[tokio::test]
@@ -38,8 +44,8 @@ async fn declaring_twice_changes_nothing_and_a_service_finds_what_it_needs() {
     let admin = broker.admin().await;
     topology::declare(&admin).await.unwrap();
     let service = broker::open(&broker.uri(), "test").await.unwrap();
-    for needs in [Needs::API, Needs::CALLBACK_WORKER, Needs::RELAY, topology::WHOLE] {
-        topology::check(&service, needs).await.unwrap();
+    for process in Service::ALL.iter().copied() {
+        topology::check(&service, &Needs::of(process)).await.unwrap();
     }
 }
 
@@ -47,7 +53,7 @@ async fn declaring_twice_changes_nothing_and_a_service_finds_what_it_needs() {
 async fn everything_that_is_missing_is_named_at_once() {
     let broker = TestBroker::empty().await;
     let service = broker::open(&broker.uri(), "test").await.unwrap();
-    let error = topology::check(&service, topology::WHOLE).await.unwrap_err();
+    let error = topology::check(&service, &Needs::everything()).await.unwrap_err();
     insta::assert_snapshot!(error);
 }
 
@@ -68,7 +74,7 @@ async fn every_conflict_is_named_at_once_and_the_rest_is_declared() {
     assert_eq!(objects, ["exchange payment.events", "queue payment.callbacks", "queue payment.dead"]);
     // A service that may configure sees the same conflicts, and only those: the rest was declared.
     let service = broker::open(&broker.uri(), "test").await.unwrap();
-    let MqError::Topology(seen) = topology::check(&service, topology::WHOLE).await.unwrap_err() else { panic!() };
+    let MqError::Topology(seen) = topology::check(&service, &Needs::everything()).await.unwrap_err() else { panic!() };
     assert_eq!(seen, declared);
 }
 
@@ -79,7 +85,7 @@ async fn a_service_with_least_rights_can_check_and_is_told_what_it_may_not_touch
     let user = url.split_once("//").and_then(|(_, rest)| rest.split_once(':')).unwrap().0;
     broker.grant(user, ["^$", r"^payment\.in$", "^$"]).await;
     let service = broker::open(&broker.uri(), "test").await.unwrap();
-    topology::check(&service, Needs::API).await.unwrap();
+    topology::check(&service, &Needs::of(Service::PaymentApi)).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,11 +1,103 @@
 //! Jobs: rows that are due, and the messages that nudge a worker to take one.
+//!
+//! The table below is the one place that lists the kinds of jobs. Queues, bindings, policies, rights at the broker, what
+//! each process needs at its start, depths, metrics and the handling of dead letters follow from it.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use time::Duration;
 
-use crate::ids::CaseId;
+use crate::ids::{CaseId, OrderId, RefundId};
 use crate::money::Money;
 use crate::order_no::RefundNo;
+
+/// The exchange to which the ingress publishes callbacks; all that it may write to.
+pub const PAYMENT_IN: &str = "payment.in";
+/// The exchange to which the relay publishes due jobs.
+pub const PAYMENT_JOBS: &str = "payment.jobs";
+
+/// How the relay publishes the due jobs of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Each as soon as it is due.
+    WhenDue,
+    /// At most so many in a round, while no job of another kind is due and the queue is short.
+    WhenIdle(i64),
+}
+
+/// What the service knows of one kind of jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobSpec {
+    /// The program that works on it.
+    pub worker: &'static str,
+    /// The queue of its messages, and their routing key.
+    pub queue: &'static str,
+    /// The exchange of its messages.
+    pub exchange: &'static str,
+    /// How it is published.
+    pub pace: Pace,
+    /// Whether its row names another row, so that its message is only the nudge. Else the message is the job itself.
+    pub is_nudged: bool,
+}
+
+/// Declares the kinds of jobs: one row each.
+macro_rules! jobs {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal, $spec:expr;)+) => {
+        crate::named_enum! {
+            /// What a `jobs` row is due for.
+            JobKind { $($(#[$doc])* $kind = $name),+ }
+        }
+
+        impl JobKind {
+            /// The row of this kind.
+            pub const fn spec(self) -> JobSpec {
+                match self { $(JobKind::$kind => $spec),+ }
+            }
+        }
+    };
+}
+
+jobs! {
+    /// A callback that could not be published when it came.
+    Callback = "callback", JobSpec {
+        worker: "callback-worker", queue: "payment.callbacks", exchange: PAYMENT_IN, pace: Pace::WhenDue, is_nudged: false,
+    };
+    /// Carry a refund a step further.
+    Refund = "refund", JobSpec {
+        worker: "refund-worker", queue: "payment.refunds", exchange: PAYMENT_JOBS, pace: Pace::WhenDue, is_nudged: true,
+    };
+    /// Query the gateway about an order that is not paid.
+    Check = "check", JobSpec {
+        worker: "check-worker", queue: "payment.checks", exchange: PAYMENT_JOBS, pace: Pace::WhenDue, is_nudged: true,
+    };
+    /// Query the gateway once more about an order that is paid.
+    LookBack = "look_back", JobSpec {
+        worker: "check-worker", queue: "payment.checks", exchange: PAYMENT_JOBS, pace: Pace::WhenIdle(50), is_nudged: true,
+    };
+}
+
+impl JobKind {
+    /// The queues of work, each once.
+    pub fn queues() -> Vec<&'static str> {
+        let mut queues: Vec<&str> = Vec::new();
+        for queue in JobKind::ALL.iter().map(|kind| kind.spec().queue) {
+            if !queues.contains(&queue) {
+                queues.push(queue);
+            }
+        }
+        queues
+    }
+
+    /// The kinds that this program works on.
+    pub fn of_worker(worker: &str) -> Vec<JobKind> {
+        JobKind::ALL.iter().copied().filter(|kind| kind.spec().worker == worker).collect()
+    }
+
+    /// The first kind whose messages go through this queue.
+    pub fn of_queue(queue: &str) -> Option<JobKind> {
+        JobKind::ALL.iter().copied().find(|kind| kind.spec().queue == queue)
+    }
+}
 
 /// The nudge to work on a `jobs` row. A worker takes the row only with the fence that it has now, which the relay drew at
 /// random when it leased the row.
@@ -42,18 +134,6 @@ pub const HINTS: &[Duration] =
 /// query after a close that failed, do not wait for it.
 pub const AT_LEAST_APART: Duration = Duration::seconds(3);
 
-/// What a `jobs` row is due for.
-pub mod kind {
-    /// A callback that could not be published when it came.
-    pub const CALLBACK: &str = "callback";
-    /// Ask the gateway about an order that is not paid.
-    pub const CHECK: &str = "check";
-    /// Carry a refund a step further.
-    pub const REFUND: &str = "refund";
-    /// Ask the gateway once more about an order that is paid.
-    pub const LOOK_BACK: &str = "look_back";
-}
-
 /// What people, or a policy, have decided and a check carries out: the gateway is asked in the same moment. The job's
 /// payload holds each under the id of its case, so one never takes the place of another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,20 +153,172 @@ pub enum Asked {
 impl Asked {
     const PREFIX: &str = "case:";
 
-    /// The payload that asks for it.
-    pub fn of(&self, case: CaseId) -> serde_json::Value {
-        // A struct of texts always has a value.
-        let asked = serde_json::to_value(self).unwrap_or_default();
-        serde_json::Value::Object([(format!("{}{case}", Asked::PREFIX), asked)].into_iter().collect())
-    }
-
     /// What a payload asks for, each with its case. What cannot be read is left out.
-    pub fn in_payload(payload: &serde_json::Value) -> Vec<(CaseId, Asked)> {
+    fn in_payload(payload: &Value) -> Vec<(CaseId, Asked)> {
         let members = payload.as_object().into_iter().flatten();
         let asked = members.filter_map(|(name, value)| {
             let case = CaseId::parse(name.strip_prefix(Asked::PREFIX)?).ok()?;
             Some((case, serde_json::from_value(value.clone()).ok()?))
         });
         asked.collect()
+    }
+}
+
+/// What is asked of a check, or of a look back, beside its kind. Requests of one order add up: each stays asked until the worker has
+/// carried it out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckRequest {
+    /// Close the order unless it is paid.
+    pub close: bool,
+    /// Query the gateway although the order is paid.
+    pub sync: bool,
+    /// What people, or a policy, have decided, each with its case.
+    pub of_cases: Vec<(CaseId, Asked)>,
+}
+
+impl CheckRequest {
+    /// Close the order unless it is paid.
+    pub fn close() -> CheckRequest {
+        CheckRequest { close: true, ..CheckRequest::default() }
+    }
+
+    /// Query the gateway although the order is paid.
+    pub fn sync() -> CheckRequest {
+        CheckRequest { sync: true, ..CheckRequest::default() }
+    }
+
+    /// What was decided about a case.
+    pub fn of_case(case: CaseId, asked: Asked) -> CheckRequest {
+        CheckRequest { of_cases: vec![(case, asked)], ..CheckRequest::default() }
+    }
+
+    /// Reads a row's payload. Members that this build does not know count for nothing.
+    pub fn read(payload: &Value) -> CheckRequest {
+        let of_cases = Asked::in_payload(payload);
+        CheckRequest { close: payload["close"] == true, sync: payload["sync"] == true, of_cases }
+    }
+
+    /// The row's payload: a member for each thing that is asked.
+    pub fn payload(&self) -> Value {
+        let mut members = Map::new();
+        let flags = [("close", self.close), ("sync", self.sync)];
+        members.extend(flags.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| (name.to_owned(), json!(true))));
+        for (case, asked) in &self.of_cases {
+            members.insert(format!("{}{case}", Asked::PREFIX), json!(asked));
+        }
+        Value::Object(members)
+    }
+}
+
+/// What is asked of a refund job beside its kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RefundRequest {
+    /// Send a refund that could not be delivered to the merchant's own account.
+    pub redirect: bool,
+    /// The amount that two people have accepted as the one that went back.
+    pub accept: Option<Money>,
+}
+
+impl RefundRequest {
+    /// Send the refund to the merchant's own account.
+    pub fn redirect() -> RefundRequest {
+        RefundRequest { redirect: true, accept: None }
+    }
+
+    /// Count this amount as the one that went back, once the gateway states it again.
+    pub fn accept(amount: Money) -> RefundRequest {
+        RefundRequest { redirect: false, accept: Some(amount) }
+    }
+
+    /// Reads a row's payload. Members that this build does not know count for nothing.
+    pub fn read(payload: &Value) -> RefundRequest {
+        let accept = payload["accept"].as_str().and_then(|yuan| Money::from_yuan(yuan).ok());
+        RefundRequest { redirect: payload["redirect"] == MERCHANT, accept }
+    }
+
+    /// The row's payload: a member for each thing that is asked.
+    pub fn payload(&self) -> Value {
+        let mut members = Map::new();
+        if self.redirect {
+            members.insert("redirect".to_owned(), json!(MERCHANT));
+        }
+        if let Some(amount) = self.accept {
+            members.insert("accept".to_owned(), json!(amount.to_string()));
+        }
+        Value::Object(members)
+    }
+}
+
+/// To whom an undeliverable refund goes: the merchant's own account.
+const MERCHANT: &str = "merchant";
+
+/// A job that is asked for: the row that it is about, and what is asked of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobRequest {
+    /// Query the gateway about an order.
+    Check(OrderId, CheckRequest),
+    /// Carry a refund a step further.
+    Refund(RefundId, RefundRequest),
+}
+
+impl JobRequest {
+    /// Its kind.
+    pub const fn kind(&self) -> JobKind {
+        match self {
+            JobRequest::Check(..) => JobKind::Check,
+            JobRequest::Refund(..) => JobKind::Refund,
+        }
+    }
+
+    /// The row that it is about.
+    pub fn ref_id(&self) -> String {
+        match self {
+            JobRequest::Check(order, _) => order.to_string(),
+            JobRequest::Refund(refund, _) => refund.to_string(),
+        }
+    }
+
+    /// The payload of its own row.
+    pub fn payload(&self) -> Value {
+        match self {
+            JobRequest::Check(_, request) => request.payload(),
+            JobRequest::Refund(_, request) => request.payload(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_read_as_it_was_written_and_what_is_unknown_counts_for_nothing() {
+        let (case, refund_no) = (CaseId::from_u128(7), RefundNo::parse("RF_1").unwrap());
+        let amount = Money::from_fen(101).unwrap();
+        let of_cases = vec![(case, Asked::BookRefund { refund_no, amount })];
+        let all = CheckRequest { close: true, sync: true, of_cases };
+        let text = format!(
+            r#"{{"case:{case}":{{"action":"book_refund","amount":"1.01","refund_no":"RF_1"}},"close":true,"sync":true}}"#
+        );
+        assert_eq!(all.payload().to_string(), text);
+        for request in [all, CheckRequest::default(), CheckRequest::close(), CheckRequest::of_case(case, Asked::Fulfil)]
+        {
+            assert_eq!(CheckRequest::read(&request.payload()), request);
+        }
+        for request in [RefundRequest::default(), RefundRequest::redirect(), RefundRequest::accept(amount)] {
+            assert_eq!(RefundRequest::read(&request.payload()), request);
+        }
+        assert_eq!(RefundRequest::redirect().payload().to_string(), r#"{"redirect":"merchant"}"#);
+        assert_eq!(RefundRequest::accept(amount).payload().to_string(), r#"{"accept":"1.01"}"#);
+        let odd = json!({ "close": "yes", "sync": 1, "redirect": "buyer", "accept": 1.01, "case:x": {}, "more": true });
+        assert_eq!((CheckRequest::read(&odd), RefundRequest::read(&odd)), Default::default());
+    }
+
+    #[test]
+    fn kinds_that_share_a_queue_share_its_worker_and_its_exchange() {
+        for kind in JobKind::ALL {
+            let (spec, first) = (kind.spec(), JobKind::of_queue(kind.spec().queue).unwrap().spec());
+            assert_eq!((spec.worker, spec.exchange, spec.is_nudged), (first.worker, first.exchange, first.is_nudged));
+        }
     }
 }

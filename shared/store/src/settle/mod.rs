@@ -14,7 +14,7 @@ pub mod strays;
 use std::collections::{HashMap, HashSet};
 
 use domain::message::event::Event;
-use domain::message::job::{Asked, kind};
+use domain::message::job::{Asked, CheckRequest, JobRequest};
 use domain::{
     CaseId, CaseKind, Fact, LatePaymentPolicy, Merchant, Money, Notification, OrderEvent, OrderId, OrderStatus,
     PaymentMethod, Policies, RefundId, Source, TradeNo, TransactionId, Verdict,
@@ -469,8 +469,8 @@ impl Effects {
             self.events.extend(open_cases(tx, &self.cases, now).await?);
         }
         for (order_id, case_id) in &self.fulfil {
-            let asked = Asked::Fulfil.of(*case_id);
-            jobs::ask_in(&mut *tx, kind::CHECK, &order_id.to_string(), &asked, Duration::ZERO).await?;
+            let check = JobRequest::Check(*order_id, CheckRequest::of_case(*case_id, Asked::Fulfil));
+            jobs::request(&mut *tx, &check, Duration::ZERO).await?;
         }
         // What the buyer reads of money that was not owed.
         extra::follow(tx, &self.with_extra_money(), now).await?;

@@ -5,7 +5,7 @@
 //! the part that our refunds and earlier bookings do not explain is booked. WeChat Pay names each refund with its amount.
 //! While a refund of ours is on its way the two look the same, so the comparison is made again when it ends.
 
-use domain::message::job::kind;
+use domain::message::job::{JobRequest, RefundRequest};
 use domain::{
     CaseKind, CaseStatus, Fact, Money, Notification, OrderId, OrderStatus, RefundId, RefundNo, RefundOrigin,
     RefundOutcome, RefundStatus, ReturnedTrade, TradeNo, TransactionId, Verdict,
@@ -395,7 +395,7 @@ async fn open(
 /// Has refunds that have failed asked about: one of them may be what went back.
 async fn ask(tx: &mut PgConnection, refunds: &[RefundId]) -> Result<(), DbError> {
     for id in refunds {
-        jobs::ask_in(&mut *tx, kind::REFUND, &id.to_string(), &json!({}), Duration::ZERO).await?;
+        jobs::request(&mut *tx, &JobRequest::Refund(*id, RefundRequest::default()), Duration::ZERO).await?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! Everything happens under the lock of the order's row, so the refunds of an order stand still while one of them moves.
 
 use domain::message::event::Event;
-use domain::message::job::kind;
+use domain::message::job::{CheckRequest, JobRequest, RefundRequest};
 use domain::{
     CaseId, CaseKind, Fact, Money, Notification, OrderId, OrderStatus, PaymentMethod, Policies, RefundEvent, RefundId,
     RefundNo, RefundOutcome, RefundStatus, TradeNo, status_by_refunds,
@@ -256,8 +256,8 @@ async fn ended(
     outside::compare_again(tx, refund, stated, clock).await?;
     if to == RefundStatus::Failed {
         // Whether the money went back another way, the gateway tells of the whole trade.
-        let (id, asked) = (refund.order_id.to_string(), json!({ "sync": true }));
-        jobs::ask_in(&mut *tx, kind::CHECK, &id, &asked, Duration::ZERO).await?;
+        let sync = JobRequest::Check(refund.order_id, CheckRequest::sync());
+        jobs::request(&mut *tx, &sync, Duration::ZERO).await?;
     }
     Ok(())
 }
@@ -398,7 +398,7 @@ async fn tell(
         RefundFact::Undeliverable { .. } => Ok(()),
         // Nobody signed that the gateway knows no such refund: one more question, much later.
         RefundFact::Failed { closed: false, .. } => {
-            jobs::ask_in(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), LOOK_BACK).await
+            jobs::request(&mut *tx, &JobRequest::Refund(refund.id, RefundRequest::default()), LOOK_BACK).await
         }
         RefundFact::Returned { .. } | RefundFact::Failed { .. } => jobs::drop_refund(tx, refund.id).await,
     }
@@ -436,7 +436,7 @@ pub(super) async fn notice(
         RefundOutcome::Hint if refund.status == RefundStatus::Succeeded => return Ok(Some(RefundVerdict::Duplicate)),
         // Of a failed one too: an earlier request may have had its effect late.
         RefundOutcome::Hint => {
-            jobs::ask_in(&mut *tx, kind::REFUND, &refund.id.to_string(), &json!({}), Duration::ZERO).await?;
+            jobs::request(&mut *tx, &JobRequest::Refund(refund.id, RefundRequest::default()), Duration::ZERO).await?;
             return Ok(Some(RefundVerdict::Settled));
         }
     };

@@ -1,7 +1,7 @@
 //! What buyers, people, gateways and workers do.
 
 use domain::message::callback::Callback;
-use domain::message::job::kind;
+use domain::message::job::{CheckRequest, JobKind};
 use domain::{Money, PaymentMethod};
 use serde_json::{Value, json};
 use store::tables::refunds::{self, Refund};
@@ -22,12 +22,12 @@ impl History<'_> {
             Step::Check(None) => self.check().await,
             Step::Check(Some(micros)) => self.check_and_die(*micros).await,
             Step::Sync(true) => {
-                self.bench.ask_now(self.order.id, json!({ "sync": true })).await;
+                self.bench.ask_now(self.order.id, CheckRequest::sync()).await;
                 self.check().await;
             }
             Step::Sync(false) => self.look_back().await,
             Step::GiveUp => {
-                self.bench.ask_now(self.order.id, json!({ "close": true })).await;
+                self.bench.ask_now(self.order.id, CheckRequest::close()).await;
                 self.check().await;
             }
             Step::Expire => self.expire(Duration::seconds(1)).await,
@@ -77,22 +77,24 @@ impl History<'_> {
     }
 
     pub(super) async fn check(&self) {
-        self.run(kind::CHECK).await;
+        self.run(JobKind::Check).await;
     }
 
     /// The look back at a paid order, whenever it is due.
     pub(super) async fn look_back(&self) {
-        self.run(kind::LOOK_BACK).await;
+        self.run(JobKind::LookBack).await;
     }
 
-    async fn run(&self, kind: &str) {
+    async fn run(&self, kind: JobKind) {
         if let Some(nudge) = publish(&self.bench.world.db, kind, &self.order.id.to_string()).await {
             run_batch(&self.bench.checks, vec![Ok(nudge)]).await.unwrap();
         }
     }
 
     async fn check_and_die(&self, micros: u16) {
-        let Some(nudge) = publish(&self.bench.world.db, kind::CHECK, &self.order.id.to_string()).await else { return };
+        let Some(nudge) = publish(&self.bench.world.db, JobKind::Check, &self.order.id.to_string()).await else {
+            return;
+        };
         let mortal = Mortal::new(self.bench).await;
         let (checks, _) = self.bench.on(&mortal.0);
         let _ = timeout(micros, run_batch(&checks, vec![Ok(nudge)])).await;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::AddAssign;
 
 use domain::OrderStatus::{Closed, Pending, Refunded};
-use domain::message::job::kind;
+use domain::message::job::{CheckRequest, JobRequest, RefundRequest};
 use domain::{Money, OrderStatus, PaymentMethod, RefundOrigin, RefundStatus, TradeNo};
 use serde_json::{Value, json};
 use store::tables::jobs;
@@ -233,16 +233,16 @@ impl History<'_> {
         let letters = self.letters().await;
         self.bench.world.settle(letters.clone()).await;
         self.carry().await;
-        self.bench.ask_now(self.order.id, json!({ "sync": true })).await;
+        self.bench.ask_now(self.order.id, CheckRequest::sync()).await;
         self.check().await;
         forget(&self.bench.world.db).await;
         let before = self.told().await;
         self.bench.world.settle(letters).await;
-        self.bench.ask_now(self.order.id, json!({ "sync": true })).await;
+        self.bench.ask_now(self.order.id, CheckRequest::sync()).await;
         self.check().await;
         for refund in self.refunds().await.iter().filter(|refund| refund.origin == RefundOrigin::Service) {
-            let id = refund.id.to_string();
-            jobs::ask_in(&self.bench.world.db, kind::REFUND, &id, &json!({}), Duration::ZERO).await.unwrap();
+            let again = JobRequest::Refund(refund.id, RefundRequest::default());
+            jobs::request(&self.bench.world.db, &again, Duration::ZERO).await.unwrap();
         }
         self.carry().await;
         let after = self.told().await;

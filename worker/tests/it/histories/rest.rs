@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration as StdDuration;
 
 use domain::OrderStatus::Pending;
-use domain::message::job::{Asked, kind};
+use domain::message::job::{Asked, CheckRequest, JobRequest, RefundRequest};
 use domain::{CaseId, Money, RefundId, RefundNo, RefundStatus, TradeNo};
-use serde_json::json;
 use store::settle::refunds as settling;
 use store::settle::refunds::Wish;
 use store::tables::jobs;
@@ -47,9 +46,8 @@ impl History<'_> {
             for refund in self.refunds().await {
                 // Two people decide it once; after that the worker asks how it went.
                 if refund.status == RefundStatus::Abnormal && redirected.insert(refund.id.to_string()) {
-                    let payload = json!({ "redirect": "merchant" });
-                    let id = refund.id.to_string();
-                    jobs::ask_in(&self.bench.world.db, kind::REFUND, &id, &payload, Duration::ZERO).await.unwrap();
+                    let redirect = JobRequest::Refund(refund.id, RefundRequest::redirect());
+                    jobs::request(&self.bench.world.db, &redirect, Duration::ZERO).await.unwrap();
                 }
             }
             self.carry().await;
@@ -113,7 +111,7 @@ impl History<'_> {
     /// Two people have decided, and the check carries it out.
     async fn decided(&self, case: &str, asked: &Asked) {
         let case = CaseId::parse(case).unwrap();
-        self.bench.ask_now(self.order.id, asked.of(case)).await;
+        self.bench.ask_now(self.order.id, CheckRequest::of_case(case, asked.clone())).await;
         self.check().await;
     }
 

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use broker::topology::{self, BINDINGS, Binding, CALLBACKS, CHECKS, PAYMENT_IN, PAYMENT_JOBS, REFUNDS};
+use broker::topology::{self, Binding, CALLBACKS, CHECKS, PAYMENT_IN, PAYMENT_JOBS, REFUNDS};
 use broker::{Delivery, callback_from, callback_message};
 use domain::PaymentMethod::{Alipay, Wechat};
 use domain::message::callback::Callback;
-use domain::message::job::{JobMessage, kind};
+use domain::message::job::{CheckRequest, JobKind, JobMessage, JobRequest, RefundRequest};
 use domain::{AccountName, RefundId};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Confirmation};
@@ -42,7 +42,7 @@ const ENDS: &str = "select count(*) from cases where gateway_no like 'last %'";
 /// A job as a forger knows it who has read the database, yet has no message of the relay.
 struct Row {
     id: i64,
-    kind: String,
+    kind: JobKind,
     fence: i64,
     leased: bool,
     payload: Value,
@@ -68,10 +68,12 @@ async fn all_rows(db: &PgPool) -> BTreeMap<String, Value> {
 async fn jobs_in_each_state(bench: &Bench) -> Vec<Row> {
     let (db, hour) = (&bench.world.db, time::Duration::hours(1));
     for state in ["waits", "published", "taken"] {
-        let order = bench.world.pending_order(Alipay, "8").await.id.to_string();
-        let refund = RefundId::from_u128(Clock::system().fresh_bits()).to_string();
-        for (kind, ref_id) in [(kind::CHECK, order), (kind::REFUND, refund)] {
-            jobs::ask_in(db, kind, &ref_id, &json!({}), hour).await.unwrap();
+        let order = bench.world.pending_order(Alipay, "8").await.id;
+        let refund = RefundId::from_u128(Clock::system().fresh_bits());
+        let check = JobRequest::Check(order, CheckRequest::default());
+        for job in [check, JobRequest::Refund(refund, RefundRequest::default())] {
+            let (kind, ref_id) = (job.kind(), job.ref_id());
+            jobs::request(db, &job, hour).await.unwrap();
             if state != "waits" {
                 let nudge = publish(db, kind, &ref_id).await.unwrap();
                 if state == "taken" {
@@ -91,7 +93,13 @@ async fn jobs_in_each_state(bench: &Bench) -> Vec<Row> {
     sqlx::query(sql).execute(db).await.unwrap();
     let sql = "select id, kind, fence, lease_until is not null, payload from jobs order by id";
     let found: Vec<(i64, String, i64, bool, Value)> = sqlx::query_as(sql).fetch_all(db).await.unwrap();
-    let row = |(id, kind, fence, leased, payload)| Row { id, kind, fence, leased, payload };
+    let row = |(id, kind, fence, leased, payload): (i64, String, i64, bool, Value)| Row {
+        id,
+        kind: kind.parse().unwrap(),
+        fence,
+        leased,
+        payload,
+    };
     found.into_iter().map(row).collect()
 }
 
@@ -171,8 +179,8 @@ async fn send(road: &Road, service: Service, binding: &Binding, bodies: Vec<Vec<
 async fn flood(road: &Road, genuine: &Callback, rows: &[Row]) -> BTreeSet<(Service, &'static str)> {
     let mut through = BTreeSet::new();
     for service in Service::ALL {
-        for binding in BINDINGS {
-            if send(road, *service, binding, forged(binding, genuine, rows)).await {
+        for binding in topology::bindings() {
+            if send(road, *service, &binding, forged(&binding, genuine, rows)).await {
                 through.insert((*service, binding.exchange));
             }
         }
@@ -186,7 +194,7 @@ async fn flood(road: &Road, genuine: &Callback, rows: &[Row]) -> BTreeSet<(Servi
         headers: Vec::new(),
         body: "no job".into(),
     };
-    road.publish(BINDINGS.iter().map(end).collect()).await;
+    road.publish(topology::bindings().iter().map(end).collect()).await;
     through
 }
 
@@ -205,7 +213,7 @@ async fn everything_is_dealt_with(road: &Road, bench: &Bench) {
         run_batch(&bench.refunds, nudges(batch)).await
     });
     let end = async {
-        road.until(ENDS, BINDINGS.len() as i64).await;
+        road.until(ENDS, topology::bindings().len() as i64).await;
         stop.cancel();
     };
     let (callbacks, checks, refunds, ()) = tokio::join!(callbacks, checks, refunds, end);
@@ -251,9 +259,9 @@ async fn no_forged_message_by_any_user_changes_a_row(db: PgPool) {
     }
 
     // Only the relay's own messages, which none of them was, take the jobs that it has leased.
-    for row in rows.iter().filter(|row| row.leased && row.kind != kind::CALLBACK) {
+    for row in rows.iter().filter(|row| row.leased && row.kind != JobKind::Callback) {
         let genuine = JobMessage { id: row.id, fence: row.fence };
-        let taken = jobs::take(&db, &[row.kind.as_str()], genuine, time::Duration::MINUTE).await.unwrap();
+        let taken = jobs::take(&db, &[row.kind], genuine, time::Duration::MINUTE).await.unwrap();
         assert!(taken.is_some(), "{} {}", row.kind, row.id);
     }
 }

@@ -8,11 +8,12 @@ mod planted;
 use std::time::Duration;
 
 use broker::consume::headers;
-use broker::{Connection, Delivery, Publisher, PublisherOptions, Subscription, callback_from, topology};
+use broker::topology::{self, Needs};
+use broker::{Connection, Delivery, Publisher, PublisherOptions, Subscription, callback_from};
 use domain::OrderId;
 use domain::PaymentMethod::{Alipay, Wechat};
 use domain::message::event::Event;
-use domain::message::job::{JobMessage, kind};
+use domain::message::job::{JobKind, JobMessage};
 use lapin::options::{
     BasicRejectOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
@@ -361,7 +362,7 @@ async fn a_look_back_goes_to_the_queue_of_the_checks_when_it_is_due(db: PgPool) 
     let road = Road::new(db.clone()).await;
     let order = world.pending_order(Wechat, "8").await;
     world.settle(vec![world.paid(&order)]).await;
-    testkit::jobs::come_due(&db, Some(kind::LOOK_BACK)).await;
+    testkit::jobs::come_due(&db, Some(JobKind::LookBack)).await;
     road.start();
     let consumer = broker::open(&road.broker.uri(), "test").await.unwrap();
     let mut queue = Subscription::open(&consumer, topology::CHECKS, 10).await.unwrap();
@@ -372,7 +373,7 @@ async fn a_look_back_goes_to_the_queue_of_the_checks_when_it_is_due(db: PgPool) 
         .fetch_one(&db)
         .await
         .unwrap();
-    assert_eq!(row, (nudge.id, kind::LOOK_BACK.to_owned()));
+    assert_eq!(row, (nudge.id, JobKind::LookBack.to_string()));
 }
 
 /// What the broker sends on channel 0 when it takes no more messages (`connection.blocked`), and when it does again.
@@ -437,7 +438,7 @@ async fn a_wiped_broker_is_rebuilt_and_everything_goes_out_again(db: PgPool) {
     }
     // Downstream sets itself up again; the rest is the relay's.
     let patience = tokio::time::Instant::now() + PATIENCE;
-    while topology::check(&road.admin, topology::Needs::RELAY).await.is_err() {
+    while topology::check(&road.admin, &Needs::everything()).await.is_err() {
         assert!(tokio::time::Instant::now() < patience, "the relay did not rebuild");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

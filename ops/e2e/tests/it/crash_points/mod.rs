@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use buyers::BUYERS;
-use domain::message::job::kind;
+use domain::message::job::JobKind;
 use e2e::process::Process;
 use e2e::{Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
@@ -157,7 +157,7 @@ async fn die(world: &World, service: Service, deaths: &[(Point, Service)], died:
 
 /// Everybody lives, and what the dead have leased is free: then nothing may be left to do, and all witnesses agree.
 async fn come_to_rest(world: &World) {
-    for kind in [kind::CALLBACK, kind::REFUND] {
+    for kind in [JobKind::Callback, JobKind::Refund] {
         leases_end(&world.db, Some(kind)).await;
     }
     world.wait_quiet(LONG).await;

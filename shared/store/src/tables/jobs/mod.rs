@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use domain::message::job::JobMessage;
+use domain::message::job::{JobKind, JobMessage, JobRequest};
 use domain::{OrderId, RefundId};
 use serde_json::Value;
 use sqlx::{PgConnection, PgExecutor};
@@ -46,7 +46,7 @@ pub async fn delete_unreadable(tx: &mut PgConnection, job: &Due) -> Result<(), D
 #[derive(Debug, Clone)]
 pub struct Work {
     /// What it does.
-    pub kind: String,
+    pub kind: JobKind,
     /// The order or refund that it is about.
     pub ref_id: Option<String>,
 }
@@ -56,7 +56,11 @@ pub struct Work {
 /// # Errors
 /// [`DbError`].
 pub async fn work(tx: &mut PgConnection, id: i64) -> Result<Option<Work>, DbError> {
-    let found = sqlx::query_as!(Work, "select kind, ref_id from jobs where id = $1 and ref_id is not null", id);
+    let found = sqlx::query_as!(
+        Work,
+        r#"select kind as "kind: JobKind", ref_id from jobs where id = $1 and ref_id is not null"#,
+        id
+    );
     Ok(found.fetch_optional(tx).await?)
 }
 
@@ -102,7 +106,7 @@ pub struct Taken {
     /// How often it was tried.
     pub attempts: i32,
     /// What it does.
-    pub kind: String,
+    pub kind: JobKind,
     /// What was asked of it beside its kind.
     pub payload: Value,
     /// When it was taken, by the database's clock.
@@ -133,7 +137,7 @@ impl Taken {
 /// [`DbError`].
 pub async fn take(
     db: impl PgExecutor<'_>,
-    kinds: &[&str],
+    kinds: &[JobKind],
     nudge: JobMessage,
     lease: Duration,
 ) -> Result<Option<Taken>, DbError> {
@@ -143,11 +147,11 @@ pub async fn take(
         set fence = fence + 1, lease_until = now() + $4::bigint * interval '1 millisecond', taken_at = now()
         where id = $1 and fence = $2 and kind = any($3) and ref_id is not null and lease_until is not null
           and due_at <= now()
-        returning id, fence, ref_id as "ref_id!", attempts, kind, payload, now() as "now!"
+        returning id, fence, ref_id as "ref_id!", attempts, kind as "kind: JobKind", payload, now() as "now!"
         "#,
         nudge.id,
         nudge.fence,
-        kinds as &[&str],
+        kinds as &[JobKind],
         millis(lease),
     )
     .fetch_optional(db)
@@ -217,13 +221,7 @@ pub async fn again(
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn ask_in(
-    db: impl PgExecutor<'_>,
-    kind: &str,
-    ref_id: &str,
-    payload: &Value,
-    wait: Duration,
-) -> Result<(), DbError> {
+pub async fn request(db: impl PgExecutor<'_>, job: &JobRequest, wait: Duration) -> Result<(), DbError> {
     sqlx::query!(
         r#"
         insert into jobs (kind, ref_id, payload, due_at, created_at)
@@ -232,9 +230,9 @@ pub async fn ask_in(
         set due_at = excluded.due_at, lease_until = null, publishes = 0, fence = jobs.fence + 1,
             payload = jobs.payload || $3
         "#,
-        kind,
-        ref_id,
-        payload,
+        job.kind() as JobKind,
+        job.ref_id(),
+        job.payload(),
         millis(wait),
     )
     .execute(db)
@@ -257,7 +255,7 @@ pub struct Standing {
     /// Which row.
     pub id: i64,
     /// What it does.
-    pub kind: String,
+    pub kind: JobKind,
     /// When it is due.
     pub due_at: OffsetDateTime,
     /// Published or in a worker's hands until then.
@@ -275,15 +273,17 @@ pub struct Standing {
 /// # Errors
 /// [`DbError`].
 pub async fn about(db: impl PgExecutor<'_>, ref_ids: &[String]) -> Result<Vec<Standing>, DbError> {
+    let nudged: Vec<JobKind> = JobKind::ALL.iter().copied().filter(|kind| kind.spec().is_nudged).collect();
     Ok(sqlx::query_as!(
         Standing,
         r#"
-        select id, kind, due_at, lease_until, attempts, last_error, created_at
+        select id, kind as "kind: JobKind", due_at, lease_until, attempts, last_error, created_at
         from jobs
-        where kind in ('check', 'refund', 'look_back') and ref_id = any($1::text[]::bpchar[])
+        where kind = any($2) and ref_id = any($1::text[]::bpchar[])
         order by due_at
         "#,
         ref_ids,
+        &nudged as &[JobKind],
     )
     .fetch_all(db)
     .await?)
@@ -316,7 +316,7 @@ pub enum Lease {
 /// [`DbError`].
 pub async fn lease_due(
     connection: &mut PgConnection,
-    kind: &str,
+    kind: JobKind,
     which: Lease,
     limit: i64,
 ) -> Result<Vec<Due>, DbError> {
@@ -338,7 +338,7 @@ pub async fn lease_due(
         where j.id = due.id
         returning j.id, j.fence, j.payload
         "#,
-        kind,
+        kind as JobKind,
         limit,
         which == Lease::All,
     )
@@ -385,13 +385,13 @@ pub async fn clear_leases(connection: &mut PgConnection) -> Result<u64, DbError>
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn backlog(db: impl PgExecutor<'_>, kind: &str) -> Result<(i64, Duration), DbError> {
+pub async fn backlog(db: impl PgExecutor<'_>, kind: JobKind) -> Result<(i64, Duration), DbError> {
     let row = sqlx::query!(
         r#"
         select count(*) as "count!", coalesce(extract(epoch from now() - min(due_at)) * 1000, 0)::bigint as "oldest!"
         from jobs where kind = $1 and due_at <= now()
         "#,
-        kind,
+        kind as JobKind,
     )
     .fetch_one(db)
     .await?;
