@@ -22,14 +22,14 @@ pub trait Gateway: Send + Sync {
     /// Which account.
     fn account(&self) -> &AccountName;
 
-    /// The parameters of the prepay call, fixed once for the order's life: a repeat sends the same.
+    /// The parameters of the prepay call. They are fixed for the life of the order: a repeat sends the same parameters.
     ///
     /// # Errors
     /// [`GatewayError::Refused`] when the order lacks what the scene needs (a payer's openid, a client address).
     fn prepay_request(&self, order: &PrepayOrder) -> Result<PrepayRequest, GatewayError>;
 
-    /// The credential with which the buyer pays, where it needs no call: Alipay's page, wap and app are texts that we
-    /// sign. `None`: it must be asked for.
+    /// The credential with which the buyer pays, if we can make it without a call: Alipay's page, wap and app
+    /// credentials are texts that we sign. `None`: the caller must request it with [`Gateway::prepay`].
     ///
     /// # Errors
     /// As [`Gateway::prepay`].
@@ -37,51 +37,54 @@ pub trait Gateway: Send + Sync {
         Ok(None)
     }
 
-    /// The credential with which the buyer pays, asked for where [`Gateway::prepay_here`] has none. Signs with a fresh
-    /// timestamp and nonce.
+    /// Requests the credential with which the buyer pays, for scenes where [`Gateway::prepay_here`] returns `None`.
+    /// Signs with a fresh timestamp and nonce.
     ///
     /// # Errors
     /// See [`GatewayError`].
     async fn prepay(&self, request: &PrepayRequest, now: OffsetDateTime) -> Result<Payment, GatewayError>;
 
-    /// For how long the buyer can pay with a credential that [`Gateway::prepay`] has brought. `None`: it needs no keeping,
-    /// since we sign it ourselves. Two hours is what both gateways say of theirs.
+    /// How long the buyer can pay with a credential that [`Gateway::prepay`] returned. `None`: the service need not
+    /// store it, because we sign it ourselves. Both gateways document two hours for theirs.
     fn credential_lives(&self, _scene: Scene) -> Option<time::Duration> {
         Some(time::Duration::hours(2))
     }
 
-    /// Asks what became of an order.
+    /// Queries the state of an order.
     ///
     /// # Errors
     /// See [`GatewayError`].
     async fn query(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<TradeAnswer, GatewayError>;
 
-    /// Closes an unpaid order. A payment that was faster is no error but [`CloseOutcome::NotClosed`]: query again.
+    /// Closes an unpaid order. If the buyer paid first, that is not an error but [`CloseOutcome::NotClosed`]: query
+    /// again.
     ///
     /// # Errors
     /// See [`GatewayError`].
     async fn close(&self, order_no: &OrderNo, now: OffsetDateTime) -> Result<CloseOutcome, GatewayError>;
 
-    /// Asks for a refund. What is sent depends on `refund` alone, so that a repeat is the same request.
+    /// Requests a refund. The request depends on `refund` alone, so a repeat sends the same request.
     ///
     /// # Errors
-    /// See [`GatewayError`]. After [`GatewayError::Unknown`] and [`GatewayError::Protocol`] the money may have moved, and
-    /// a refusal need not be about this attempt: [`Gateway::query_refund`] before any repeat, and before giving up.
+    /// See [`GatewayError`]. After [`GatewayError::Unknown`] and [`GatewayError::Protocol`] the money may have moved,
+    /// and a refusal may concern another attempt. Call [`Gateway::query_refund`] before any repeat, and before giving
+    /// up.
     async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError>;
 
-    /// Asks how a refund went. Every state but [`RefundState::Absent`] is the gateway's signed word. WeChat Pay says
-    /// absent in a 404 that nobody signed; it permits no more than the same request under the same number, which
-    /// refunds once however often it comes. That is why this is not a [`Verified`].
+    /// Queries the state of a refund. The gateway signs every state except [`RefundState::Absent`]: WeChat Pay reports
+    /// an absent refund in an unsigned 404. `Absent` permits only one thing: to send the same request with the same
+    /// number again, and the gateway refunds once however often that request arrives. That is why the result is not a
+    /// [`Verified`].
     ///
     /// # Errors
     /// See [`GatewayError`].
     async fn query_refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError>;
 
-    /// Sends a refund that could not be delivered another way. `gateway_refund_no` is the number that the gateway gave
-    /// it. WeChat Pay alone; at Alipay no refund gets stuck.
+    /// Sends an undeliverable refund to another target. `gateway_refund_no` is the gateway's number of the refund. Only
+    /// WeChat Pay needs this; at Alipay no refund gets stuck.
     ///
     /// # Errors
-    /// See [`GatewayError`]; as after [`Gateway::refund`] it may have happened.
+    /// See [`GatewayError`]; as with [`Gateway::refund`], the refund may have happened despite the error.
     async fn redirect_refund(
         &self,
         refund: &RefundOrder,
@@ -90,14 +93,15 @@ pub trait Gateway: Send + Sync {
         now: OffsetDateTime,
     ) -> Result<RefundState, GatewayError>;
 
-    /// Checks that the gateway signed these bytes. With `now` the clock window counts too: that is the ingress's; a
-    /// worker passes `None`, since a backlog must not make a genuine callback stale.
+    /// Checks that the gateway signed these bytes. The ingress passes `now`, which adds the check of the clock window.
+    /// A worker passes `None`, because a backlog must not make a genuine callback stale.
     ///
     /// # Errors
     /// See [`CallbackError`].
     fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError>;
 
-    /// Whether an authentic message is one to store and say success to. A gateway repeats what is refused here.
+    /// Whether we store an authentic message and answer success. The gateway sends a message again if we refuse it
+    /// here.
     ///
     /// # Errors
     /// See [`CallbackError`].
@@ -105,8 +109,9 @@ pub trait Gateway: Send + Sync {
         Ok(())
     }
 
-    /// [`Gateway::verify`] and [`Gateway::takes`] for a callback that arrives: a key that is not known is asked for once, and
-    /// what was verified is counted by the key that signed it, so that a change of keys can be watched.
+    /// [`Gateway::verify`] and [`Gateway::takes`] for a callback that arrives. If the key is unknown, it queries the
+    /// gateway for that key once. It counts each verified callback by the signing key, so that operators can watch a
+    /// key rotation.
     ///
     /// # Errors
     /// See [`CallbackError`].
@@ -129,16 +134,16 @@ pub trait Gateway: Send + Sync {
         Ok(verified)
     }
 
-    /// Decrypts and translates. `now` is our clock: a time that it makes impossible is not believed.
+    /// Decrypts and translates the callback. `now` is our clock: a time that is impossible by it is not believed.
     ///
     /// # Errors
     /// [`CallbackError::Unopened`], [`CallbackError::Undecodable`].
     fn read(&self, callback: &Verified<Callback>, now: OffsetDateTime)
     -> Result<Verified<Notification>, CallbackError>;
 
-    /// The order number in the query string with which a buyer's browser comes back from the cashier, to show a page:
-    /// it says nothing of a payment, and whoever has the address can send it again. A gateway that signs no returns
-    /// refuses them all.
+    /// The order number in the query string with which a buyer's browser returns from the cashier. It serves only to
+    /// show a page: it proves no payment, and anyone who has the address can send it again. A gateway that signs no
+    /// returns refuses them all.
     ///
     /// # Errors
     /// See [`CallbackError`].
@@ -146,44 +151,44 @@ pub trait Gateway: Send + Sync {
         Err(CallbackError::Malformed("this gateway signs no returns"))
     }
 
-    /// Asks the gateway which keys it signs with, beside those that were configured.
+    /// Queries the gateway for the keys that it signs with, in addition to the configured keys.
     ///
     /// # Errors
-    /// See [`GatewayError`]; the keys that were known stay.
+    /// See [`GatewayError`]; the keys that are already loaded stay.
     async fn refresh_keys(&self, _now: OffsetDateTime) -> Result<KeyNews, GatewayError> {
         Ok(KeyNews::Fixed)
     }
 
-    /// Asks the gateway for a key that a message named and nobody here knows, unless that was done a moment ago: anybody
-    /// can name keys. Takes 2.5 s at most. True when it is worth to look again.
+    /// Queries the gateway for a key that a message named and that is not loaded. Skips the query if one was made a
+    /// moment ago, because anyone can name keys. Takes 2.5 s at most. True if another lookup of the key may succeed.
     async fn look_for_key(&self, _serial: &str, _now: OffsetDateTime) -> bool {
         false
     }
 
-    /// The key that signed a callback, from the bounded set of those that are loaded.
+    /// The key that signed a callback. It comes from the bounded set of loaded keys.
     fn key_of(&self, _callback: &Verified<Callback>) -> String {
         "fixed".to_owned()
     }
 
-    /// Asks the gateway about an order that cannot exist, for whoever wants to know whether the way, our key and the
-    /// gateway's key are in order. Changes nothing anywhere.
+    /// Queries an order that cannot exist, to check that the network path, our key and the gateway's key work. Changes
+    /// nothing at the gateway or here.
     ///
     /// # Errors
-    /// [`GatewayError`] when there was no answer, or one that is no answer to this.
+    /// [`GatewayError`] if there was no answer, or if the answer does not match this query.
     async fn reach(&self, now: OffsetDateTime) -> Result<Reach, GatewayError>;
 
-    /// Whether our private key signs what its own public half takes.
+    /// Whether our private key makes signatures that its own public half accepts.
     fn signs(&self) -> bool;
 
-    /// The keys and certificates of this account that have an end or can be missing.
+    /// The keys and certificates of this account that can expire or be missing.
     fn key_status(&self) -> Vec<KeyStatus> {
         Vec::new()
     }
 }
 
 impl Verified<Trade> {
-    /// What an answer about an order tells, as a callback would have told it. The proof goes with it: the answer was
-    /// signed, and it is about an order of this account, because the account asked for it by its number.
+    /// Turns the answer to an order query into the notification that a callback would have brought. The proof carries
+    /// over: the gateway signed the answer, and this account queried its own order by number.
     pub fn told_of(&self, gateway: &dyn Gateway, order_no: &OrderNo, notice_id: String) -> Verified<Notification> {
         Verified::new(Notification {
             method: gateway.method(),
@@ -198,7 +203,7 @@ impl Verified<Trade> {
     }
 }
 
-/// Counts a verified callback by the key that signed it: the labels are as many as keys were ever loaded.
+/// Counts a verified callback by the signing key. There are only as many label values as keys were ever loaded.
 fn count_callback(method: PaymentMethod, account: &AccountName, serial: String) {
     let (gateway, account) = (method.as_str(), account.to_string());
     metrics::counter!("callbacks_by_serial_total", "gateway" => gateway, "account" => account, "serial" => serial)

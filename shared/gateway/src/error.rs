@@ -1,58 +1,58 @@
-//! What the failure of a call, or of a callback, means for its caller.
+//! Errors of gateway calls and callbacks, classified by what the caller may do next.
 
 use crate::keys::KeyTime;
 
-/// Why a gateway call did not bring an answer to act on; named after what the caller may do.
+/// The error of a gateway call that brought no usable answer. Each variant is named after what the caller may do.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// Refused for good: do not repeat. A code that no table of an adapter knows is taken for this.
+    /// Refused permanently: do not repeat. A code that is in no table of the adapter also counts as this.
     #[error("the gateway refused: {code}: {message}")]
     Refused {
         /// The gateway's code.
         code: String,
-        /// The gateway's words, for a log.
+        /// The gateway's message, for a log.
         message: String,
     },
-    /// Refused because of our contract, configuration or keys: what was asked for was not judged. The same request may
-    /// succeed once people have mended that; no order or refund is to blame.
+    /// Refused because of our contract, configuration or keys; the gateway did not judge the request itself. The same
+    /// request may succeed after a person corrects that. The order or refund is not at fault.
     #[error("the gateway refuses this account: {code}: {message}")]
     Misconfigured {
         /// The gateway's code.
         code: String,
-        /// The gateway's words, for a log.
+        /// The gateway's message, for a log.
         message: String,
     },
-    /// Refused for now, and nothing happened: the same request, number and amount included, may succeed later (a
-    /// merchant without enough balance to refund from).
+    /// Refused for now, and nothing happened. The same request, with the same number and amount, may succeed later (for
+    /// example when the merchant's balance is too low for a refund).
     #[error("the gateway refused for now: {code}: {message}")]
     NotNow {
         /// The gateway's code.
         code: String,
-        /// The gateway's words, for a log.
+        /// The gateway's message, for a log.
         message: String,
     },
-    /// Not sent, or not taken in: repeat.
+    /// Not sent, or not accepted by the gateway: repeat.
     #[error("the gateway cannot be reached: {0}")]
     Unavailable(String),
-    /// It may have happened: query, then repeat with the same number only.
+    /// The request may have taken effect: query, then repeat with the same number only.
     #[error("the outcome is unknown: {0}")]
     Unknown(String),
-    /// The answer is not what the protocol says: a person looks.
+    /// The answer does not follow the protocol: a person must look at it.
     #[error("the answer breaks the protocol: {0}")]
     Protocol(String),
 }
 
 impl GatewayError {
-    /// Whether a refusal says that the buyer was faster. It decides what a client hears and nothing else: WeChat Pay's pages
-    /// tell the words, and not for certain the code.
+    /// Whether a refusal says that the buyer has already paid. It decides only what a client sees: WeChat Pay's
+    /// documentation gives the message text, but not reliably the code.
     pub fn says_paid(&self) -> bool {
         let GatewayError::Refused { code, message } = self else { return false };
         let code = code.rsplit_once('.').map_or(code.as_str(), |(_, short)| short);
         ["ORDER_PAID", "ORDERPAID", "TRADE_HAS_SUCCESS"].contains(&code) || message.contains("已支付")
     }
 
-    /// Whether a refusal says that the order is closed at the gateway. Like [`GatewayError::says_paid`] it decides what a client
-    /// hears; the check decides about the order.
+    /// Whether a refusal says that the order is closed at the gateway. Like [`GatewayError::says_paid`], it decides
+    /// only what a client sees; the next check decides about the order.
     pub fn says_closed(&self) -> bool {
         let GatewayError::Refused { code, message } = self else { return false };
         let code = code.rsplit_once('.').map_or(code.as_str(), |(_, short)| short);
@@ -60,45 +60,45 @@ impl GatewayError {
     }
 }
 
-/// Why a callback is not taken.
+/// The error of a callback that we do not accept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallbackError {
-    /// Lacks a header or a field without which nothing can be checked.
+    /// A header or a field that the check needs is missing.
     #[error("malformed callback: {0}")]
     Malformed(&'static str),
     /// Outside the clock window.
     #[error("stale timestamp")]
     Stale,
-    /// The gateway tests whether we check signatures.
+    /// The gateway is testing whether we check signatures.
     #[error("signature probe")]
     Probe,
     /// Names a key that is not loaded.
     #[error("unknown key {serial}")]
     UnknownKey {
-        /// The key's name, cut to a sane length.
+        /// The key's name, cut to a reasonable length.
         serial: String,
     },
-    /// Names a certificate that is loaded and does not count now.
+    /// Names a certificate that is loaded but not valid now.
     #[error("key {serial} {time}")]
     KeyNotInForce {
         /// The certificate's name.
         serial: String,
-        /// Which end of its time this lies beyond.
+        /// Whether the certificate is not valid yet or has expired.
         time: KeyTime,
     },
     /// The named key did not sign these bytes.
     #[error("bad signature")]
     BadSignature,
-    /// Authentic, and no key of ours decrypts it. Another key may.
+    /// Authentic, but no key of ours decrypts it. Another key may.
     #[error("no key of this account decrypts the callback: {0}")]
     Unopened(String),
-    /// Authentic, and cannot be read.
+    /// Authentic, but its content cannot be read.
     #[error("undecodable callback: {0}")]
     Undecodable(String),
 }
 
 impl CallbackError {
-    /// The key that is needed and not there, which the gateway may be asked for.
+    /// The key that is needed but not usable here. The caller may query the gateway for it.
     pub(crate) fn wanted_key(&self) -> Option<&str> {
         match self {
             CallbackError::UnknownKey { serial } | CallbackError::KeyNotInForce { serial, .. } => Some(serial),

@@ -1,6 +1,6 @@
-//! Alipay and WeChat Pay behind one trait. A provider's own field names stop in its folder.
+//! Alipay and WeChat Pay behind one trait. The field names of a provider stay inside its folder.
 //!
-//! What a gateway says is believed only as [`Verified`]: its constructor is private to this module tree, and each place
+//! Data from a gateway is trusted only as [`Verified`]. Its constructor is private to this module tree, and each place
 //! that calls it has just checked a signature.
 
 mod accounts;
@@ -33,7 +33,7 @@ pub use reach::Reach;
 pub use refund::{RefundOrder, RefundState, RefundTarget};
 pub use verified::Verified;
 
-/// The names of the headers that a callback of this gateway needs beside its body, in lower case.
+/// The names, in lower case, of the headers that a callback of this gateway needs in addition to its body.
 pub const fn callback_headers(method: PaymentMethod) -> &'static [&'static str] {
     match method {
         PaymentMethod::Alipay => alipay::CALLBACK_HEADERS,
@@ -41,7 +41,7 @@ pub const fn callback_headers(method: PaymentMethod) -> &'static [&'static str] 
     }
 }
 
-/// The app that an order was placed with, by the parameters that the order keeps. `None`: they name none.
+/// The app with which an order was placed, by the parameters stored on the order. `None`: they name no app.
 pub fn app_of_order(method: PaymentMethod, prepay: &serde_json::Value) -> Option<&str> {
     let params = &prepay["params"];
     match method {
@@ -50,8 +50,8 @@ pub fn app_of_order(method: PaymentMethod, prepay: &serde_json::Value) -> Option
     }
 }
 
-/// Names a callback by what its signature covers, and by the signature: the same bytes, however the form is written. What is
-/// signed once can so open one case at most.
+/// Names a callback by the bytes that its signature covers and by the signature. The name stays the same however the
+/// form is encoded, so one signed message can open at most one case.
 pub fn essence(callback: &Callback) -> String {
     let covered = match callback.method {
         PaymentMethod::Alipay => alipay::sign::essence(&callback.body),

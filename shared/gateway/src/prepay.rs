@@ -1,38 +1,38 @@
-//! What an order tells a gateway, and the credential with which the buyer pays.
+//! The order data that we send to a gateway, and the credential with which the buyer pays.
 
 use domain::{Money, OrderNo, Scene, Subject};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// What an order tells a gateway.
+/// The order data that we send to a gateway.
 #[derive(Debug, Clone)]
 pub struct PrepayOrder {
     /// Our number.
     pub order_no: OrderNo,
-    /// What the buyer reads.
+    /// The description that the buyer reads.
     pub subject: Subject,
-    /// What he pays, more than nothing.
+    /// The amount to pay, more than zero.
     pub amount: Money,
-    /// Where he is.
+    /// Where the buyer pays (browser, app, QR code and so on).
     pub scene: Scene,
     /// The last moment to pay.
     pub expires_at: OffsetDateTime,
     /// The address of the callback route of this account.
     pub notify_url: String,
-    /// Where his browser returns to (Alipay page and wap).
+    /// Where the buyer's browser returns to (Alipay page and wap).
     pub return_url: Option<String>,
-    /// His id under the app (WeChat JSAPI and mini program).
+    /// The buyer's id under the app (WeChat JSAPI and mini program).
     pub openid: Option<String>,
-    /// His address (WeChat H5).
+    /// The buyer's IP address (WeChat H5).
     pub client_ip: Option<std::net::IpAddr>,
 }
 
-/// The parameters of a prepay call as they are kept on the order. They may name the payer: no `Debug`.
+/// The parameters of a prepay call as stored on the order. They may name the payer, so there is no `Debug`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrepayRequest {
-    /// Where the buyer is.
+    /// Where the buyer pays.
     pub scene: Scene,
-    /// The gateway's own parameters, ready to be signed; of an adapter's own making and for no one else to read.
+    /// The gateway's own parameters, ready to be signed. Only the adapter that made them reads them.
     pub params: serde_json::Value,
 }
 
@@ -40,7 +40,7 @@ pub struct PrepayRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Payment {
-    /// Send the browser there.
+    /// Send the browser to this address.
     Redirect {
         /// The cashier's address.
         url: String,
@@ -52,13 +52,13 @@ pub enum Payment {
     },
     /// Hand these parameters to the gateway's SDK or script.
     Invoke {
-        /// As the SDK takes them.
+        /// In the form that the SDK expects.
         params: serde_json::Value,
     },
 }
 
-/// Whether an address that a gateway names may go to a buyer: HTTPS, on one of the gateway's own domains and no port of its
-/// own. What is handed on is opened by browsers, and trusted.
+/// Whether we may pass an address from the gateway to a buyer. It must be HTTPS, on one of the gateway's own domains
+/// and without an explicit port, because browsers open what we pass on, and buyers trust it.
 pub(crate) fn may_be_handed_on(address: &str, domains: &[&str]) -> bool {
     let Ok(url) = url::Url::parse(address) else { return false };
     let bare = url.scheme() == "https" && url.username().is_empty() && url.password().is_none() && url.port().is_none();

@@ -9,22 +9,22 @@ use crate::verified::Verified;
 pub struct Trade {
     /// What happened.
     pub fact: Fact,
-    /// The gateway's own word for the state, for a person to read.
+    /// The gateway's own name of the state, for a person to read.
     pub state: String,
-    /// Whose it is by the answer, as far as the answer says.
+    /// The merchant that the order belongs to, as far as the answer states it.
     pub merchant: Merchant,
     /// See [`domain::Notification::doubt`].
     pub doubt: Option<String>,
 }
 
-/// What a gateway answers when it is asked about an order.
+/// What a gateway answers when we query an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TradeAnswer {
-    /// It knows the order, and has signed how it stands.
+    /// The gateway knows the order and has signed its state.
     Found(Verified<Trade>),
-    /// It knows no such order. WeChat Pay says so in an unsigned 404, so it proves nothing about money.
+    /// The gateway knows no such order. WeChat Pay says so in an unsigned 404, so it proves nothing about money.
     Absent {
-        /// The gateway's own word for it, for a person to read.
+        /// The gateway's own name of this state, for a person to read.
         state: String,
     },
 }
@@ -42,10 +42,11 @@ impl TradeAnswer {
 /// How a close ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseOutcome {
-    /// Nobody can pay it any more.
+    /// The buyer can no longer pay it.
     Closed,
-    /// The gateway knows no such trade (Alipay, before the buyer came): it may still come to be until it expires.
+    /// The gateway knows no such trade (Alipay, before the buyer opens the cashier). A trade may still appear until the
+    /// order expires.
     NoTrade,
-    /// It is in another state: query.
+    /// The order is in another state: query.
     NotClosed,
 }

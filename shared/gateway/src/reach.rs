@@ -1,4 +1,4 @@
-//! What a harmless question tells of the way to a gateway, and a number to ask about.
+//! What a harmless query shows about the connection to a gateway, and an order number for that query.
 
 use domain::OrderNo;
 use reqwest::header::{DATE, HeaderMap};
@@ -8,24 +8,24 @@ use time::format_description::well_known::Rfc2822;
 use crate::error::GatewayError;
 use crate::keys::nonce;
 
-/// An answer to a question about an order that cannot exist.
+/// The answer to a query for an order that cannot exist.
 #[derive(Debug)]
 pub struct Reach {
-    /// The gateway's clock, to the second, by the answer's `Date`.
+    /// The gateway's clock, to the second, from the `Date` header of the answer.
     pub date: Option<OffsetDateTime>,
-    /// Whether it answered that there is no such order, so that our signature was good; or what its answer was instead.
+    /// `Ok` if the gateway answered that there is no such order: it accepted our signature. Otherwise the error.
     pub taken: Result<(), GatewayError>,
 }
 
 impl Reach {
-    /// The clock of an answer.
+    /// Reads the gateway's clock from the headers of an answer.
     pub(super) fn date_of(headers: &HeaderMap) -> Option<OffsetDateTime> {
         let text = headers.get(DATE)?.to_str().ok()?;
         OffsetDateTime::parse(text, &Rfc2822).ok()
     }
 }
 
-/// A number that no order has: ours are made otherwise, and it is long enough to be nobody's.
+/// An order number that no order has: our own numbers have another form, and it is long enough to be unique.
 pub(super) fn number_of_no_order() -> Result<OrderNo, GatewayError> {
     let random: String = nonce()?.chars().filter(char::is_ascii_alphanumeric).take(24).collect();
     OrderNo::parse(format!("DOCTOR_{random}")).map_err(|error| GatewayError::Protocol(error.to_string()))

@@ -1,4 +1,4 @@
-//! What a refund is to any gateway: what it is asked, and where it stands.
+//! What a refund is to any gateway: the request, and its state.
 
 use domain::{Money, OrderNo, RefundNo, TradeNo, shorten_chars};
 use secrecy::SecretString;
@@ -6,35 +6,35 @@ use time::OffsetDateTime;
 
 use crate::error::GatewayError;
 
-/// Both gateways show the reason to the buyer: WeChat Pay takes 80 characters, Alipay 256. One cut for both.
+/// Both gateways show the reason to the buyer. WeChat Pay accepts 80 characters, Alipay 256. We use one limit for both.
 const REASON_CHARS: usize = 80;
 
-/// A refund as a gateway is asked for it. Everything in it stays the same in each attempt.
+/// A refund as we request it from a gateway. Every field stays the same in each attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefundOrder {
     /// Our number of the order.
     pub order_no: OrderNo,
-    /// The gateway's number of the payment that is returned; an order may have been paid twice.
+    /// The gateway's number of the payment that is refunded; an order may have been paid twice.
     pub trade_no: TradeNo,
     /// Our number of the refund.
     pub refund_no: RefundNo,
-    /// How much goes back.
+    /// The amount of this refund.
     pub amount: Money,
-    /// How much that payment was.
+    /// The amount of the payment.
     pub total: Money,
-    /// What the buyer reads; adapters shorten it, always the same way.
+    /// The reason that the buyer reads. Adapters shorten it, always in the same way.
     pub reason: Option<String>,
     /// The address of the callback route of this account (WeChat Pay; Alipay has none for refunds).
     pub notify_url: String,
 }
 
 impl RefundOrder {
-    /// The reason as it is sent, if there is anything to say.
+    /// The reason as we send it; `None` if there is none or it is empty.
     pub(super) fn short_reason(&self) -> Option<&str> {
         self.reason.as_deref().map(|reason| shorten_chars(reason, REASON_CHARS)).filter(|reason| !reason.is_empty())
     }
 
-    /// What no gateway should have to refuse.
+    /// Rejects amounts that every gateway would refuse.
     pub(super) fn check(&self) -> Result<(), GatewayError> {
         if self.amount.is_positive() && self.amount <= self.total {
             return Ok(());
@@ -47,45 +47,45 @@ impl RefundOrder {
 /// Where a refund stands at the gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RefundState {
-    /// The gateway knows no such refund: the same request may be sent, or sent again. Alipay says so also of a refund
-    /// that is younger than ten seconds.
+    /// The gateway knows no such refund: the caller may send the same request, or send it again. Alipay also answers
+    /// this about a refund that is less than ten seconds old.
     Absent,
-    /// Accepted, not done: ask again.
+    /// Accepted, but not done: query again.
     Processing {
         /// The gateway's number of the refund.
         gateway_refund_no: Option<String>,
     },
-    /// The money went back.
+    /// The money was returned.
     Succeeded {
-        /// How much, where the answer tells it; then it is what was asked for.
+        /// The refunded amount, if the answer states it; then it is the requested amount.
         amount: Option<Money>,
-        /// What has gone back of the trade in all, where the answer tells it (Alipay, when it takes the refund).
+        /// The total refunded on this trade so far, if the answer states it (Alipay, when it accepts the refund).
         returned: Option<Money>,
         /// The gateway's number of the refund.
         gateway_refund_no: Option<String>,
-        /// When, by the gateway's clock.
+        /// When the refund succeeded, by the gateway's clock.
         at: Option<OffsetDateTime>,
     },
-    /// It will not go back under this number.
+    /// The gateway will not return the money under this refund number.
     Closed {
         /// The gateway's number of the refund.
         gateway_refund_no: Option<String>,
     },
-    /// It could not be delivered; a person has to act.
+    /// The refund could not be delivered; a person has to act.
     Abnormal {
         /// The gateway's number of the refund.
         gateway_refund_no: Option<String>,
     },
 }
 
-/// Where a refund goes that could not be delivered. Shows neither account nor name.
+/// The new target of an undeliverable refund. Its `Debug` shows neither account nor name.
 #[derive(Debug, Clone)]
 pub enum RefundTarget {
-    /// Back to the merchant, who pays the buyer by other means.
+    /// Back to the merchant, who then pays the buyer by other means.
     MerchantAccount,
     /// Another card of the buyer.
     BuyerCard {
-        /// The bank, in WeChat Pay's words (`ICBC_DEBIT`).
+        /// The bank, by WeChat Pay's code (`ICBC_DEBIT`).
         bank_type: String,
         /// The card's number.
         account: SecretString,

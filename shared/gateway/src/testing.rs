@@ -1,4 +1,4 @@
-//! A gateway of one's own for the adapters' tests: answers on loopback, signed with the vectors' keys.
+//! A mock gateway for the adapters' tests: it answers on loopback, signed with the keys of the test vectors.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::refund::RefundOrder;
 
-/// A request as it came.
+/// A request as the mock gateway received it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     pub method: String,
@@ -25,7 +25,7 @@ impl Seen {
     }
 }
 
-/// What to answer.
+/// The reply to send.
 #[derive(Debug, Clone)]
 pub(super) struct Reply {
     pub status: u16,
@@ -47,7 +47,7 @@ pub(super) async fn answering(body: Vec<u8>) -> String {
     url
 }
 
-/// Gives the same reply to everyone, or one by the start of the target, and keeps the requests.
+/// Gives the same reply to every request, or chooses one by the start of the target; stores the requests.
 pub(super) struct Server {
     pub url: String,
     requests: Arc<Mutex<Vec<Seen>>>,
@@ -59,7 +59,7 @@ impl Server {
         Server::start_with(vec![("", reply)]).await
     }
 
-    /// The first reply counts whose word the target begins with.
+    /// The first reply whose prefix matches the target is used.
     pub(super) async fn start_with(replies: Vec<(&'static str, Reply)>) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -73,23 +73,23 @@ impl Server {
         Server { url, requests, replies }
     }
 
-    /// The last request, or an empty one.
+    /// The last request, or an empty one if none came.
     pub(super) fn seen(&self) -> Seen {
         self.requests.lock().unwrap().last().cloned().unwrap_or_default()
     }
 
-    /// How many requests came.
+    /// The number of requests received.
     pub(super) fn count(&self) -> usize {
         self.requests.lock().unwrap().len()
     }
 
-    /// Replies so to everyone from now on.
+    /// From now on gives this reply to every request.
     pub(super) fn reply(&self, reply: Reply) {
         *self.replies.lock().unwrap() = vec![("", reply)];
     }
 }
 
-/// One yuan of three.
+/// A refund of 1 yuan from a payment of 3 yuan.
 pub(super) fn refund_order() -> RefundOrder {
     RefundOrder {
         order_no: OrderNo::parse("ORD_01").unwrap(),
@@ -102,14 +102,14 @@ pub(super) fn refund_order() -> RefundOrder {
     }
 }
 
-/// Takes connections as long as the listener lives, and never says a word.
+/// Accepts connections while the listener lives, but never answers.
 pub(super) fn silent() -> (std::net::TcpListener, String) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     (listener, url)
 }
 
-/// A client that does not wait.
+/// A client with a timeout of 50 ms.
 pub(super) fn impatient_client() -> reqwest::Client {
     let builder = reqwest::Client::builder().no_proxy().tls_certs_only([]);
     builder.timeout(std::time::Duration::from_millis(50)).build().unwrap()

@@ -1,16 +1,17 @@
-//! When something happened, by a gateway's clock. A time that no payment can have is not believed, and our own counts instead.
+//! When something happened, by a gateway's clock. We reject a time that no payment can have and use our own time
+//! instead.
 //!
-//! An odd time alone never keeps money from being settled (ops/decisions/0019).
+//! An odd time alone never prevents money from being settled (ops/decisions/0019).
 
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
-/// Neither gateway existed before.
+/// Neither gateway existed before this time.
 const EARLIEST: OffsetDateTime = datetime!(2000-01-01 00:00 UTC);
 /// How far a gateway's clock may be ahead of ours.
 const AHEAD: Duration = Duration::days(1);
 
-/// Reads the times of one message and remembers those that it does not believe.
+/// Reads the times of one message and records the fields whose time it rejects.
 pub(super) struct Times {
     now: OffsetDateTime,
     doubted: Vec<&'static str>,
@@ -37,7 +38,7 @@ impl Times {
         believed
     }
 
-    /// The time of a payment: what `name` states, or `instead` where `name` is absent, or our own time.
+    /// The time of a payment: what `name` states, or `instead` if `name` is absent. If neither is usable, our own time.
     pub(super) fn of_payment(
         &mut self,
         stated: (&'static str, Option<&str>),
@@ -49,7 +50,7 @@ impl Times {
         self.read(name, text, parse).unwrap_or(ours)
     }
 
-    /// What was not believed, for the evidence: the names of the fields and never their values.
+    /// The rejected times, for the evidence: the names of the fields and never their values.
     pub(super) fn doubt(self) -> Option<String> {
         if self.doubted.is_empty() {
             return None;
@@ -58,12 +59,12 @@ impl Times {
     }
 }
 
-/// A time that something can have happened at, or none.
+/// The time if it is possible, otherwise `None`.
 pub(super) fn believed(at: Option<OffsetDateTime>, now: OffsetDateTime) -> Option<OffsetDateTime> {
     at.filter(|at| is_possible(*at, now))
 }
 
-/// When we received a message, unless the queue states a time that cannot be: then now.
+/// When we received a message. If the queue states an impossible time, `now` is used instead.
 pub(super) fn received(received_at: OffsetDateTime, now: OffsetDateTime) -> OffsetDateTime {
     if received_at >= EARLIEST && received_at <= now { received_at } else { now }
 }

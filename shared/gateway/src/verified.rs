@@ -1,11 +1,11 @@
 //! The proof that a gateway has signed a value.
 
-/// A value whose origin was proved by a signature.
+/// A value whose origin a signature has proved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified<T>(T);
 
 impl<T> Verified<T> {
-    /// For adapters alone, right after the check.
+    /// For adapters alone, immediately after they checked the signature.
     pub(crate) fn new(value: T) -> Verified<T> {
         Verified(value)
     }
@@ -15,7 +15,7 @@ impl<T> Verified<T> {
         &self.0
     }
 
-    /// The value, for good.
+    /// Returns the value and drops the proof.
     pub fn into_inner(self) -> T {
         self.0
     }

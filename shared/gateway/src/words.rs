@@ -1,9 +1,9 @@
-//! JSON from a gateway whose words are not UTF-8: the codes count as always, the words are decoded or left out.
+//! Reads JSON from a gateway whose texts are not UTF-8. Codes are always used; texts are decoded or replaced.
 //!
-//! Alipay is asked for UTF-8 and answers some errors in GBK all the same. Names, codes and numbers are ASCII in every charset
-//! that a gateway uses, so the structure can be read without knowing the charset, with one exception: the second byte of a
-//! GBK character can look like a backslash. So such bytes are read in two ways, and what the two do not agree on is not
-//! believed (ops/decisions/0019).
+//! We request UTF-8 from Alipay, but it still answers some errors in GBK. Names, codes and numbers are ASCII in every
+//! charset that a gateway uses, so we can read the structure without knowing the charset. There is one exception: the
+//! second byte of a GBK character can look like a backslash. Therefore we read such bytes in two ways, and reject a
+//! message if the two readings differ (ops/decisions/0019).
 
 use std::ops::Range;
 
@@ -12,16 +12,16 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize as _, Deserializer};
 use serde_json::Value;
 
-/// How bytes beyond ASCII are taken.
+/// How bytes beyond ASCII are interpreted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// Each for itself: UTF-8, ISO 8859, and garbage.
+    /// Each byte separately: UTF-8, ISO 8859, and garbage.
     Single,
-    /// In characters of two or four, of which the later ones may look like ASCII: GBK and GB18030.
+    /// As characters of two or four bytes, whose later bytes may look like ASCII: GBK and GB18030.
     Paired,
 }
 
-/// The readings that bytes may have.
+/// The readings that are possible for these bytes.
 pub(super) fn readings(bytes: &[u8]) -> &'static [Reading] {
     match std::str::from_utf8(bytes) {
         Ok(_) => &[Reading::Single],
@@ -29,13 +29,13 @@ pub(super) fn readings(bytes: &[u8]) -> &'static [Reading] {
     }
 }
 
-/// Stands for what is left out.
+/// Replaces what cannot be decoded.
 const LEFT_OUT: char = '\u{FFFD}';
 
-/// Reads an object. Where its bytes are no UTF-8, or a text in it is broken, the fields must be the same in both readings.
+/// Reads an object. If its bytes are not UTF-8, or a text in it is broken, both readings must give the same fields.
 ///
 /// # Errors
-/// What is wrong with it as JSON in UTF-8.
+/// The error of reading it strictly, as JSON in UTF-8.
 pub(super) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
     let strict = match std::str::from_utf8(json).map(serde_json::from_str) {
         Ok(Ok(read)) => return Ok(read),
@@ -52,7 +52,8 @@ pub(super) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Er
     }
 }
 
-/// The members of an object, each with the place of its value. `None`: it is no object in this reading, or a name comes twice.
+/// The members of an object, each with the range of its value. `None`: not an object in this reading, or a repeated
+/// name.
 pub(super) fn members(json: &[u8], reading: Reading) -> Option<Vec<(&[u8], Range<usize>)>> {
     let mut scan = Scan { json, at: 0, reading };
     if json.starts_with(b"\xEF\xBB\xBF") {
@@ -81,7 +82,7 @@ pub(super) fn members(json: &[u8], reading: Reading) -> Option<Vec<(&[u8], Range
     (scan.at == json.len()).then_some(members)
 }
 
-/// A text or a number as text; null and anything else is no text.
+/// A text as it is, or a number as text; null and any other value give an empty text.
 pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::String(text) => text,
@@ -90,7 +91,7 @@ pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String,
     })
 }
 
-/// The same JSON in UTF-8, every text whole. `None`: there is none in this reading.
+/// The same JSON in UTF-8, with every text repaired. `None`: this reading gives no such JSON.
 fn decoded(json: &[u8], reading: Reading) -> Option<String> {
     let json = json.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(json);
     let mut text = String::with_capacity(json.len());
@@ -103,7 +104,7 @@ fn decoded(json: &[u8], reading: Reading) -> Option<String> {
                 match reading {
                     Reading::Paired => {
                         let character = GB18030.decode_without_bom_handling(&json[at..end]).0;
-                        // A pair that is no character must not leave its second byte behind.
+                        // If a pair is not a valid character, drop its second byte too.
                         let whole = !character.bytes().any(|byte| byte.is_ascii());
                         text.push_str(if whole { &character } else { "\u{FFFD}" });
                     }
@@ -132,7 +133,7 @@ fn decoded(json: &[u8], reading: Reading) -> Option<String> {
     (!quoted).then_some(text)
 }
 
-/// How many bytes belong together at the start of these, of which the first is beyond ASCII.
+/// The number of bytes at the start that belong together. The first byte is beyond ASCII.
 fn character(bytes: &[u8], reading: Reading) -> usize {
     if reading == Reading::Single {
         return bytes.iter().position(u8::is_ascii).unwrap_or(bytes.len());
@@ -144,7 +145,7 @@ fn character(bytes: &[u8], reading: Reading) -> usize {
     }
 }
 
-/// An escape at the start of these bytes if it means something, and its length. Half of a surrogate pair means nothing.
+/// The escape at the start of these bytes if it is valid, and its length. Half of a surrogate pair is not valid.
 fn escape(bytes: &[u8]) -> (Option<&str>, usize) {
     let unit = |bytes: &[u8]| {
         let digits = bytes.strip_prefix(b"\\u")?.get(..4)?;
@@ -164,7 +165,7 @@ fn escape(bytes: &[u8]) -> (Option<&str>, usize) {
     }
 }
 
-/// A value without the texts that are words: those that no code is made of.
+/// The value without texts for people. Codes consist of printable ASCII only; every other text becomes null.
 fn without_words(value: &Value) -> Value {
     match value {
         Value::String(text) if !text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') => Value::Null,
@@ -174,7 +175,7 @@ fn without_words(value: &Value) -> Value {
     }
 }
 
-/// Walks over JSON in bytes, without recursion.
+/// Scans JSON bytes without recursion.
 struct Scan<'a> {
     json: &'a [u8],
     at: usize,
@@ -203,7 +204,7 @@ impl Scan<'_> {
         (self.next()? == wanted).then_some(())
     }
 
-    /// A text with its quotes.
+    /// A text including its quotes.
     fn string(&mut self) -> Option<Range<usize>> {
         let start = self.at;
         self.expect(b'"')?;
@@ -322,12 +323,13 @@ mod tests {
 
     #[test]
     fn what_the_two_readings_do_not_agree_on_is_not_believed() {
-        // UTF-8 with a broken character: read in pairs, the backslash belongs to the last character and the text ends early.
+        // UTF-8 with a broken character. Read in pairs, the backslash belongs to the last character and the text ends
+        // early.
         let words = "大\\\",\\\"code\\\":\\\"10000\\\",\\\"x\\\":\\\"".as_bytes();
         let crafted = [br#"{"cut":""#, &b"\xe5"[..], br#"","title":""#, words, br#"","sub_code":"S","code":"40004"}"#];
         let read = read::<Failure>(&crafted.concat());
         assert!(!matches!(&read, Ok(read) if read.code == "10000"), "{read:?}");
-        // And in GBK, where it is the other way round.
+        // The same in GBK, where the single reading ends the text early.
         let gbk = [br#"{"title":""#, &b"\xd5\\"[..], br#"","body":",\"code\":\"10000\",\"x\":\"","code":"40004"}"#];
         let read = super::read::<Failure>(&gbk.concat());
         assert!(!matches!(&read, Ok(read) if read.code == "10000"), "{read:?}");

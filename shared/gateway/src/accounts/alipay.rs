@@ -1,4 +1,4 @@
-//! An Alipay account's table.
+//! Reads the table of an Alipay account.
 
 use domain::AccountName;
 
@@ -8,7 +8,7 @@ use crate::alipay::cert::{cert_sn, root_cert_sn};
 use crate::alipay::{Account, Certificates, Issued, PRODUCTION_URL, QR_PRODUCT_CODE, Roots, SANDBOX_URL, Trust};
 use crate::keys::{Certificate, SigningKey, VerifyingKey};
 
-/// Reads everything, then decides: an account only if nothing is missing.
+/// Reads all fields before it decides, and returns an account only if no field is missing.
 pub(super) fn read(section: &mut Section<'_>, name: AccountName) -> Option<Account> {
     let default = match section.name() {
         "production" => Some(PRODUCTION_URL),
@@ -46,7 +46,7 @@ const PUBLIC_KEY: &str = "alipay_public_key";
 const PREVIOUS_KEY: &str = "previous_alipay_public_key";
 const CERTIFICATES: [&str; 3] = ["app_cert", "alipay_cert", "alipay_root_cert"];
 
-/// An application is in one mode: Alipay's public key, or the three certificates.
+/// An application is in one of two modes: Alipay's public key, or the three certificates.
 fn read_trust(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<Trust> {
     if !CERTIFICATES.iter().any(|field| section.has_secret(field)) {
         return read_public_key(section, PUBLIC_KEY, ours).map(Trust::PublicKey);
@@ -84,7 +84,7 @@ fn read_trust(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<Tr
 fn read_public_key(section: &mut Section<'_>, name: &str, ours: Option<&SigningKey>) -> Option<VerifyingKey> {
     let (field, text) = section.secret(name)?;
     let key = VerifyingKey::from_spki_pem(&text).map_err(|error| section.fault(&field, &error.to_string())).ok()?;
-    // The most common mistake of all: the console shows both, one above the other.
+    // The most common mistake: the console shows both keys, one above the other.
     if ours.is_some_and(|ours| ours.is_pair_of(&key)) {
         section.fault(&field, "is the application's own public key; put Alipay's public key (支付宝公钥) there");
         return None;

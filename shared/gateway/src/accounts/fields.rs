@@ -1,4 +1,4 @@
-//! Reading TOML tables field by field, so that one fault does not hide the next.
+//! Reads TOML tables field by field, so that one fault does not hide the next.
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use zeroize::Zeroizing;
 use crate::accounts::AccountFault;
 use crate::accounts::reload::Print;
 
-/// What all sections of a file share.
+/// The state that all sections of a file share.
 pub(super) struct Context {
     dir: PathBuf,
-    /// Why no account in production can work here.
+    /// The reason that no production account can work here, if there is one.
     no_production: Option<String>,
-    /// Whether an account is no simulator's.
+    /// Whether at least one account is not a simulator's.
     real: Cell<bool>,
     faults: RefCell<Vec<AccountFault>>,
     files: RefCell<Vec<Print>>,
@@ -30,18 +30,19 @@ impl Context {
         Context { dir: dir.to_owned(), no_production, real, faults, files }
     }
 
-    /// Whether an account is no simulator's. Keys of a simulator protect nothing, so their files are not looked at.
+    /// Whether at least one account is not a simulator's. A simulator's keys protect nothing, so we do not check their
+    /// files.
     pub(super) fn is_real(&self) -> bool {
         self.real.get()
     }
 
-    /// The faults, and the files that were read or should have been.
+    /// The faults, and the files that were read or should have been read.
     pub(super) fn into_parts(self) -> (Vec<AccountFault>, Vec<Print>) {
         (self.faults.into_inner(), self.files.into_inner())
     }
 }
 
-/// A table of the file. Fields are taken out as they are read; [`Section::finish`] names what is left.
+/// A table of the file. Reading a field removes it; [`Section::finish`] reports the fields that are left.
 pub(super) struct Section<'c> {
     context: &'c Context,
     account: String,
@@ -55,7 +56,7 @@ impl<'c> Section<'c> {
         Section { context, account: file.display().to_string(), path: String::new(), table }
     }
 
-    /// The accounts of one gateway, each named in its faults.
+    /// The accounts of one gateway. Each section names its account in its faults.
     pub(super) fn accounts(&mut self, method: PaymentMethod) -> Vec<Section<'c>> {
         let mut sections = self.sections(method.as_str());
         for (at, section) in sections.iter_mut().enumerate() {
@@ -95,7 +96,7 @@ impl<'c> Section<'c> {
         self.optional_text(field)
     }
 
-    /// A text that must have a form; `form` says which.
+    /// A text in a required form; `form` describes it.
     pub(super) fn parsed<T>(&mut self, field: &str, form: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
         if !self.has(field) {
             self.fault(field, &format!("is missing; it must be {form}"));
@@ -142,7 +143,7 @@ impl<'c> Section<'c> {
         }
     }
 
-    /// The tables of `[[field]]`; none if there is no such field.
+    /// The tables of `[[field]]`; empty if there is no such field.
     pub(super) fn sections(&mut self, field: &str) -> Vec<Section<'c>> {
         let values = match self.table.remove(field) {
             None => return Vec::new(),
@@ -164,40 +165,40 @@ impl<'c> Section<'c> {
         Section { context: self.context, account: self.account.clone(), path, table }
     }
 
-    /// Whether the field is there and not read yet.
+    /// Whether the field exists and has not been read yet.
     pub(super) fn has(&self, field: &str) -> bool {
         self.table.contains_key(field)
     }
 
-    /// Whether there is key material of this name, a file or a variable, and not read yet.
+    /// Whether key material of this name (a file or a variable) exists and has not been read yet.
     pub(super) fn has_secret(&self, field: &str) -> bool {
         ["file", "env"].iter().any(|by| self.has(&format!("{field}_{by}")))
     }
 
-    /// The last part of the path that leads here.
+    /// The last part of this section's path.
     pub(super) fn name(&self) -> &str {
         let path = self.path.trim_end_matches('.');
         path.rsplit('.').next().unwrap_or(path)
     }
 
-    /// The environment whose table this is, or is in: the first part of the path.
+    /// The environment that this table is, or is inside: the first part of the path.
     pub(super) fn environment(&self) -> &str {
         self.path.split('.').next().unwrap_or_default()
     }
 
-    /// Whether this is a simulator's.
+    /// Whether this is a simulator's table.
     pub(super) fn is_simulator(&self) -> bool {
         self.environment() == "simulator"
     }
 
-    /// Takes note of the environment, and names an account in production where none can work.
+    /// Records the environment, and reports a fault for a production account where none can work.
     pub(super) fn judge_environment(&self) {
         self.context.real.set(self.context.real.get() || !self.is_simulator());
         let reason = self.context.no_production.as_ref().filter(|_| self.environment() == "production");
         reason.iter().for_each(|reason| self.fault("", reason));
     }
 
-    /// Key material of `{field}_file` or `{field}_env`, wiped when dropped, and the name of the field that holds it.
+    /// Key material from `{field}_file` or `{field}_env`, wiped when dropped, and the name of the field that named it.
     pub(super) fn secret(&mut self, field: &str) -> Option<(String, Zeroizing<String>)> {
         self.secret_of(&format!("{field}_file"), &format!("{field}_env"))
     }
@@ -221,7 +222,7 @@ impl<'c> Section<'c> {
 
     fn read_file(&self, field: &str, path: &str) -> Option<(String, Zeroizing<String>)> {
         let path = self.context.dir.join(path);
-        // Before it is read: a change while it is read must not pass unseen.
+        // Record the file before reading it, so that a change during the read is noticed.
         self.context.files.borrow_mut().push(Print::of(&path));
         let fault = |problem: String| {
             self.fault(field, &format!("names {}, which {problem}", path.display()));
@@ -256,7 +257,7 @@ impl<'c> Section<'c> {
         }
     }
 
-    /// Names every field that nobody asked for: a slip of the pen must not pass for a setting.
+    /// Reports every field that no code has read: a spelling mistake must not be silently ignored.
     pub(super) fn finish(self) {
         for name in self.table.keys() {
             self.fault(name, "is not a known field; remove it or correct its spelling");
@@ -264,8 +265,8 @@ impl<'c> Section<'c> {
     }
 }
 
-/// The text of a key file, without the mark that some editors begin with. UTF-16 is no text here, and of a PEM file only what
-/// stands between its marks has to be one.
+/// The text of a key file, without the byte order mark that some editors write. UTF-16 is rejected. In a PEM file,
+/// bytes outside the BEGIN and END marks need not be UTF-8.
 fn as_text(bytes: &[u8]) -> Option<Zeroizing<String>> {
     if bytes.contains(&0) {
         return None;

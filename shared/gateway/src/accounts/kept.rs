@@ -1,4 +1,4 @@
-//! What outlives a new reading of the file: connections, breakers, and certificates that gateways gave.
+//! State that survives a reload of the file: HTTP clients, circuit breakers, and certificates fetched from gateways.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// The way to a gateway by these addresses, the preferred one first. Accounts share what they know of a host.
+    /// The route to a gateway through these addresses, the preferred one first. Accounts share the breaker of a host.
     pub(super) fn road(&mut self, method: PaymentMethod, urls: &[Url], section: &Section<'_>) -> Option<Road> {
         let client = self.clients.of(urls.first()?, section)?;
         let hosts = urls.iter().map(|url| {
@@ -33,12 +33,12 @@ impl Kept {
         Some(Road::new(client, hosts.collect()))
     }
 
-    /// What was fetched for this account of this application.
+    /// The certificates fetched for this account of this application.
     pub(super) fn alipay(&mut self, name: String) -> Arc<alipay::Fetched> {
         self.alipay.entry(name).or_default().clone()
     }
 
-    /// What was fetched for this account of this merchant.
+    /// The certificates fetched for this account of this merchant.
     pub(super) fn wechat(&mut self, name: String) -> Arc<wechat::Fetched> {
         self.wechat.entry(name).or_default().clone()
     }
@@ -50,7 +50,7 @@ fn host(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// One client for each transport, made when the first account needs it.
+/// One client for each transport, created when the first account needs it.
 #[derive(Default)]
 struct Clients {
     https: Option<Client>,

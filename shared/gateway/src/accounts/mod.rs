@@ -1,5 +1,5 @@
-//! The merchant accounts of `gateways.toml`, each ready to work. A file with faults is refused whole, and every fault is
-//! named at once with what to do about it.
+//! The merchant accounts of `gateways.toml`, each ready to use. A file with faults is refused as a whole, and every
+//! fault is reported at once with what to do about it.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -29,7 +29,7 @@ mod reload_tests;
 mod tests;
 mod wechat;
 
-/// One thing that is wrong in `gateways.toml`, and what to do.
+/// One fault in `gateways.toml`, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccountFault {
     /// `alipay "main"`, or the file itself.
@@ -49,13 +49,13 @@ impl fmt::Display for AccountFault {
 
 impl std::error::Error for AccountFault {}
 
-/// Why no account takes a new order.
+/// The error when no account accepts a new order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoAccount {
     /// No account of this name at this gateway.
     #[error("no such account")]
     Unknown,
-    /// The named account is kept for its old orders only.
+    /// The named account serves its old orders only.
     #[error("this account takes no new orders")]
     Retired,
     /// Neither the named nor any other account offers this scene.
@@ -65,26 +65,27 @@ pub enum NoAccount {
 
 struct Entry {
     gateway: Arc<dyn Gateway>,
-    /// Whom the account stands for.
+    /// The merchant and apps that the account stands for.
     identity: Identity,
     scenes: Vec<Scene>,
     new_orders: bool,
     late_payment: LatePaymentPolicy,
 }
 
-/// Whom an account stands for.
+/// The merchant and apps that an account stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Identity {
     /// The merchant's number.
     merchant: String,
     apps: BTreeSet<String>,
     environment: String,
-    /// Where it is called: scheme, host and port of each address.
+    /// The addresses that we call: scheme, host and port of each.
     origins: BTreeSet<String>,
 }
 
 impl Identity {
-    /// Whether orders of `known` can go on with this one: the same merchant, and every app that they may name.
+    /// Whether this account can continue the orders of `known`: same merchant, same environment, and every app that the
+    /// orders may name.
     fn goes_on_for(&self, known: &Identity) -> bool {
         self.merchant == known.merchant && self.environment == known.environment && self.apps.is_superset(&known.apps)
     }
@@ -97,21 +98,22 @@ impl fmt::Display for Identity {
     }
 }
 
-/// Every account, in the order of the file. Clones are of one set: what one of them reads anew, all have.
+/// Every account, in the order of the file. All clones share one set: when one clone reloads, all clones see the
+/// result.
 #[derive(Clone)]
 pub struct Gateways(Arc<Shared>);
 
 struct Shared {
     path: PathBuf,
-    /// Why no account in production can work here.
+    /// The reason that no production account can work here, if there is one.
     no_production: Option<String>,
     table: RwLock<Arc<Table>>,
-    /// Every file of the last reading, as it was just before.
+    /// The state of every file just before it was last read.
     prints: Mutex<Vec<Print>>,
     kept: Mutex<Kept>,
 }
 
-/// The accounts of one reading.
+/// The accounts from one load of the file.
 #[derive(Default)]
 struct Table {
     entries: Vec<Entry>,
@@ -127,8 +129,8 @@ impl Gateways {
         Gateways::load_where(path, None)
     }
 
-    /// The same, in a process whose public address may be unfit for production: `no_production` says why, and what to do. It
-    /// counts for each later reading as well.
+    /// Like [`Gateways::load`], for a process whose public address may be unfit for production. `no_production` states
+    /// the reason and what to do; it applies to each later reload too.
     ///
     /// # Errors
     /// Every fault found, at least one.
@@ -173,7 +175,7 @@ impl Gateways {
         self.0.table.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What each account does with money that came when none was owed.
+    /// The policy of each account for money that arrives when none is owed.
     pub fn policies(&self) -> Arc<Policies> {
         self.table().policies.clone()
     }
@@ -214,7 +216,7 @@ impl Gateways {
         method.scenes().iter().copied().filter(offered).collect()
     }
 
-    /// Whom an account stands for: the merchant's number, the apps, and in brackets the environment.
+    /// The identity of an account: the merchant's number, the apps, and in brackets the environment.
     pub fn identity(&self, method: PaymentMethod, account: &AccountName) -> Option<String> {
         self.table().entry(method, account).map(|entry| entry.identity.to_string())
     }
@@ -246,7 +248,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Names the accounts and shows no key.
+/// Shows the names of the accounts and no key.
 impl fmt::Debug for Gateways {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = self.iter().map(|gateway| format!("{}/{}", gateway.method(), gateway.account()));
@@ -273,7 +275,7 @@ fn read_file(mut root: Section<'_>, kept: &mut Kept) -> Vec<Entry> {
     entries
 }
 
-/// What every account has, and the table of its environment.
+/// The fields that every account has, and the table of its environment.
 struct Head<'c> {
     name: Option<AccountName>,
     scenes: Vec<Scene>,
@@ -306,7 +308,7 @@ fn read_head<'c>(
     }
     let mut environment = None;
     for of in environments {
-        // The tables of the other environments may name keys that this machine does not have: they are not read.
+        // The tables of other environments are not read: they may name keys that this machine does not have.
         let table = section.optional_section(of);
         if picked.as_deref() == Some(of) {
             environment = table;
@@ -318,7 +320,8 @@ fn read_head<'c>(
     Some(Head { name, scenes, new_orders, late_payment, environment })
 }
 
-/// `late_payment = "hold"` (the default), `"refund"` or `"fulfil"`: what becomes of money that came when none was owed.
+/// `late_payment = "hold"` (the default), `"refund"` or `"fulfil"`: what we do with money that arrives when none is
+/// owed.
 fn read_late_payment(section: &mut Section<'_>) -> LatePaymentPolicy {
     const FORM: &str = "one of hold, refund, fulfil: what becomes of a late or second payment";
     let given = section.has("late_payment");
@@ -341,7 +344,7 @@ fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<E
     let Head { name, scenes, new_orders, late_payment, environment } = head;
     let mut environment = environment?;
     environment.judge_environment();
-    // Without a name there is an entry to check and none to make.
+    // Without a valid name, check the entry under a placeholder. The fault about the name already prevents loading.
     let name = name.or_else(|| AccountName::parse("unnamed").ok())?;
     let mut origins = BTreeSet::new();
     let mut goes_to = |urls: &[Url]| origins.extend(urls.iter().map(|url| url.origin().ascii_serialization()));
@@ -351,7 +354,7 @@ fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<E
             let urls = std::slice::from_ref(&account.gateway_url);
             goes_to(urls);
             let road = kept.road(method, urls, &environment)?;
-            // What was fetched was believed for these roots and this certificate.
+            // Fetched certificates were verified against these roots and this certificate, so both are part of the key.
             let believed = account.certificates().map(|it| format!("{} {}", it.root_sn, it.given.sn));
             let fetched = kept.alipay(format!("{} {app} {merchant} {}", account.name, believed.unwrap_or_default()));
             let alipay = Arc::new(Alipay::new(account, road, fetched));
@@ -372,7 +375,7 @@ fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<E
     Some(Entry { gateway, identity, scenes, new_orders, late_payment })
 }
 
-/// What is wrong with a text that is not TOML. The library's whole message quotes the line, which may hold a secret.
+/// Describes why a text is not TOML. The library's full message quotes the line, which may hold a secret.
 fn not_toml(text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.as_bytes().get(..span.start));
     let line = before.map_or(1, |before| before.iter().filter(|byte| **byte == b'\n').count() + 1);

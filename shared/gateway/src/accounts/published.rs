@@ -1,5 +1,5 @@
-//! Keys that this repository publishes: the test vectors hold their private halves, so they prove nothing. A simulator may
-//! have them, and no other account.
+//! Keys that this repository publishes. The test vectors contain their private halves, so a signature by them proves
+//! nothing. Only a simulator's account may use them.
 
 use aws_lc_rs::digest::{SHA256, digest};
 
@@ -22,7 +22,7 @@ const PUBLISHED: [&str; 13] = [
     "f553a6c69a8d272f7ac73e891e07411139bb3f923c881b5e43a2ea702c1b446d",
 ];
 
-/// Whether a key may be one of this account: notes a fault of `field` if everybody has it.
+/// Whether a key may belong to this account. Records a fault of `field` if the key is a published one.
 pub(super) fn is_own(section: &Section<'_>, field: &str, key: &[u8]) -> bool {
     let published = !section.is_simulator() && is_published(key);
     if published {
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
     use crate::keys::{Certificate, KeyError, SigningKey, VerifyingKey};
 
-    /// A key that is added to the vectors is added to the list as well.
+    /// A key that is added to the vectors must be added to the list as well.
     #[test]
     fn every_key_of_the_vectors_is_on_the_list() {
         let mut seen = 0;
@@ -59,7 +59,7 @@ mod tests {
             } else {
                 match Certificate::from_pem(&text) {
                     Ok(certificate) => is_published(certificate.key.rsa()),
-                    // No account takes it.
+                    // No account accepts it.
                     Err(KeyError::NotRsa) => true,
                     Err(error) => panic!("{}: {error}", path.display()),
                 }

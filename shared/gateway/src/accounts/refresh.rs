@@ -1,8 +1,8 @@
-//! Keeping keys fresh while the process runs: one task asks every gateway for its keys, watches the files of the
-//! configuration, and tells how long each certificate still counts.
+//! Refreshes keys while the process runs. One task requests the keys of every gateway, watches the configuration files,
+//! and reports how many days each certificate remains valid.
 //!
-//! Nothing of it is waited for: a process starts with the keys on file, and works with the old ones while new ones cannot be
-//! had.
+//! Nothing waits for this task. A process starts with the keys on file, and uses the old keys while new ones cannot be
+//! fetched.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,25 +20,25 @@ use crate::adapter::Gateway;
 use crate::error::GatewayError;
 use crate::keys::{APP_CERTIFICATE, Ending, KeyNews, endings, jitter};
 
-/// How often keys are asked for: at least and at most. WeChat Pay wants it oftener than every 12 h.
+/// The shortest and the longest pause between two refreshes. WeChat Pay requires a refresh more often than every 12 h.
 const PERIOD: (Duration, Duration) = (Duration::from_hours(9), Duration::from_hours(11));
-/// The first pause after a failure; it doubles.
+/// The first pause after a failure; each further failure doubles it.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
-/// The longest pause after failures while there is a key to work with, and while there is none.
+/// The longest pause after failures: with a usable key, and without one.
 const LONGEST_RETRY: (Duration, Duration) = (Duration::from_mins(30), Duration::from_mins(1));
-/// How often the files are looked at.
+/// How often the files are checked.
 const WATCH: Duration = Duration::from_secs(5);
-/// How often what is due is looked for, and how long keys last is told.
+/// How often we check which accounts are due, and report the remaining days of each key.
 const TURN: Duration = Duration::from_secs(1);
 
-/// When an account is asked next.
+/// When the keys of an account are refreshed next.
 struct Due {
     at: Instant,
     failures: u32,
 }
 
 impl Gateways {
-    /// Tends the keys of all accounts until `stop`. Run it once in a process, beside the work.
+    /// Keeps the keys of all accounts current until `stop`. Run it once per process, in parallel with the work.
     pub async fn tend(self, clock: Clock, stop: CancellationToken) {
         let both = async { tokio::join!(self.watch_files(), self.refresh(clock)) };
         stop.run_until_cancelled(both).await;
@@ -48,7 +48,8 @@ impl Gateways {
         let mut watch = self.watch();
         loop {
             sleep(WATCH).await;
-            // A few small files, and reading keys again is rare. What it finds it has logged.
+            // Blocking is acceptable here: the files are few and small, and a reload is rare. `look` logs its own
+            // result.
             if let Err(panic) = caught_now(|| drop(watch.look(self))) {
                 panic.noted("gateways", "files", &"the files of the gateways");
             }
@@ -64,7 +65,7 @@ impl Gateways {
             for gateway in &accounts {
                 let next = due.entry(name(gateway.as_ref())).or_insert(Due { at: now, failures: 0 });
                 if next.at <= now {
-                    // What one gateway answers keeps no other from its keys.
+                    // A panic for one gateway must not stop the refresh of the others.
                     let asked = caught(ask(gateway.as_ref(), next.failures, clock.now())).await;
                     *next = asked.unwrap_or_else(|panic| {
                         panic.noted("gateways", "keys", gateway.account());
@@ -86,7 +87,7 @@ fn name(gateway: &dyn Gateway) -> (PaymentMethod, AccountName) {
     (gateway.method(), gateway.account().clone())
 }
 
-/// Asks one account's gateway, and says when to ask again.
+/// Refreshes the keys of one account, and returns when to do so again.
 async fn ask(gateway: &dyn Gateway, failures: u32, now: OffsetDateTime) -> Due {
     let method = gateway.method();
     let outcome = gateway.refresh_keys(now).await;
@@ -108,18 +109,18 @@ async fn ask(gateway: &dyn Gateway, failures: u32, now: OffsetDateTime) -> Due {
 fn say(gateway: &dyn Gateway, failures: u32, error: &GatewayError, now: OffsetDateTime) {
     let (gateway_name, account) = name(gateway);
     if can_verify(gateway, now) {
-        warn!(gateway = %gateway_name, %account, failures, %error, "The keys of {gateway_name}/{account} were not refreshed: the known ones go on");
+        warn!(gateway = %gateway_name, %account, failures, %error, "The keys of {gateway_name}/{account} were not refreshed: the known keys stay in use");
     } else {
-        error!(gateway = %gateway_name, %account, failures, %error, "{gateway_name}/{account} has no key to verify with, and none was fetched: callbacks are put off");
+        error!(gateway = %gateway_name, %account, failures, %error, "{gateway_name}/{account} has no key to verify with, and none was fetched: callbacks are deferred");
     }
 }
 
-/// Whether anything that this gateway signs could be verified now.
+/// Whether there is a key that is valid now and verifies this gateway's signatures.
 fn can_verify(gateway: &dyn Gateway, now: OffsetDateTime) -> bool {
     gateway.key_status().iter().any(|key| key.kind != APP_CERTIFICATE && key.validity.check(now).is_ok())
 }
 
-/// Until the next question, after so many failures in a row.
+/// The pause until the next refresh, after this many consecutive failures.
 fn pause(failures: u32, works: bool) -> Duration {
     let (least, most) = match failures {
         0 => PERIOD,
@@ -129,16 +130,16 @@ fn pause(failures: u32, works: bool) -> Duration {
             (doubled / 2, doubled)
         }
     };
-    // Without random bits nothing could be signed either.
+    // Without random bits there is no jitter; signing would fail as well.
     least + jitter(most - least).unwrap_or_default()
 }
 
-/// What was told of certificates that end, so that it is told once a day.
+/// The day of the last warning for each certificate, so that an expiry is logged once a day.
 #[derive(Default)]
 struct Told(HashMap<(PaymentMethod, AccountName, &'static str), i64>);
 
 impl Told {
-    /// Sets the gauges of an account, and warns.
+    /// Sets the gauges of an account, and logs warnings.
     fn tell(&mut self, gateway: &dyn Gateway, now: OffsetDateTime) {
         let (method, account) = name(gateway);
         for ending in endings(&gateway.key_status(), now) {

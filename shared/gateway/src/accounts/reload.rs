@@ -1,4 +1,5 @@
-//! `gateways.toml` and the key files that it names, read anew when they change: whole and without a fault, or not at all.
+//! Reloads `gateways.toml` and the key files that it names when they change: completely and without a fault, or not at
+//! all.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,11 +8,11 @@ use tracing::{error, info};
 
 use crate::accounts::{AccountFault, Entry, Gateways, Table};
 
-/// What tells a file from what it was, without reading it: keys stay on the disk.
+/// Identifies a version of a file without reading it: keys stay on the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Print {
     path: PathBuf,
-    /// `None` while there is no such file.
+    /// `None` while the file does not exist.
     state: Option<[i64; 6]>,
 }
 
@@ -26,7 +27,7 @@ impl Print {
     }
 }
 
-/// A file that was replaced has another number, one that was written another time or length.
+/// A replaced file has another inode number; a rewritten file has another time or length.
 #[cfg(unix)]
 fn state(file: &std::fs::Metadata) -> [i64; 6] {
     use std::os::unix::fs::MetadataExt as _;
@@ -41,14 +42,15 @@ fn state(file: &std::fs::Metadata) -> [i64; 6] {
     [i64::try_from(file.len()).unwrap_or_default(), nanos, 0, 0, 0, 0]
 }
 
-/// Whether a change was seen, and has lasted for a look: what is still being written is left alone.
+/// Remembers a change until the next look. Only a change that has not moved since the last look is loaded, so a file
+/// that is still being written is left alone.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     changed: Option<Vec<Print>>,
 }
 
 impl Watch {
-    /// Looks at every file once; what became of the new ones, if they were read.
+    /// Checks every file once. Returns the outcome of the reload, if there was one.
     pub(crate) fn look(&mut self, gateways: &Gateways) -> Option<Result<(), Vec<AccountFault>>> {
         let known = gateways.prints();
         let now: Vec<Print> = known.iter().map(Print::again).collect();
@@ -70,7 +72,7 @@ impl Gateways {
         Watch::default()
     }
 
-    /// Reads everything anew. What was known stays in force when anything is wrong, and each fault is told.
+    /// Reloads everything. If anything is wrong, the current accounts stay in force and each fault is logged.
     ///
     /// # Errors
     /// Every fault found, at least one.
@@ -99,7 +101,8 @@ impl Gateways {
     }
 }
 
-/// What a running process does not let go: an account that orders may name, or whom it stands for.
+/// Changes that a running process refuses: an account that orders may name is gone, has another identity, or has
+/// another address.
 fn lost(known: &Table, new: &Table) -> Vec<AccountFault> {
     known.entries.iter().filter_map(|entry| lost_entry(entry, new)).collect()
 }
@@ -121,7 +124,8 @@ fn lost_entry(entry: &Entry, new: &Table) -> Option<AccountFault> {
              merchant an account of its own",
             found.identity, entry.identity
         )),
-        // Who may write the file could send every call, with its signature, to another machine unseen.
+        // A person who may write the file could otherwise redirect every call, with its signature, to another machine
+        // unnoticed.
         Some(found) if found.identity.origins != entry.identity.origins => fault(format!(
             "is called at {} in the file, and this process calls it at {}; put the address back, or restart the process to \
              change it",

@@ -1,4 +1,4 @@
-//! Files that change under a running process: taken up whole, or not at all.
+//! Files that change under a running process: reloaded completely, or not at all.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -11,7 +11,7 @@ fn key(name: &str) -> String {
     std::fs::read_to_string(format!("{KEYS}/{name}")).unwrap()
 }
 
-/// Both accounts, with Alipay's public key in a file of their own.
+/// Both accounts; Alipay's public key is in a separate file of the test directory.
 struct Running {
     dir: Dir,
     gateways: Gateways,
@@ -27,7 +27,7 @@ impl Running {
         Running { dir, watch: gateways.watch(), gateways }
     }
 
-    /// Writes a file so that it is seen, and looks until it is read. What came of it.
+    /// Writes a file so that the change is noticed, then looks until the file is read. Returns the outcome.
     fn change(&mut self, name: &str, text: &str) -> Option<Result<(), String>> {
         self.write(name, text);
         assert!(self.watch.look(&self.gateways).is_none(), "it may still be being written");
@@ -38,13 +38,14 @@ impl Running {
 
     fn write(&self, name: &str, text: &str) {
         let path = self.dir.write(name, &text.replace("KEYS", KEYS));
-        // Where the clock of files is coarse, a change within one of its ticks is told by the length or the time given.
+        // Where the clock of files is coarse, two writes can have the same time. The time set here depends on the
+        // length.
         let written = std::fs::metadata(&path).unwrap();
         let later = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(written.size() + 1_000_000);
         std::fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
     }
 
-    /// Which of Alipay's keys counts now.
+    /// Whether the public half of this private key counts as Alipay's key now.
     fn trusts(&self, private: &str) -> bool {
         let text = "a=1";
         let sign = SigningKey::from_pem(&key(private)).unwrap().sign(text.as_bytes()).unwrap();
@@ -97,7 +98,7 @@ fn a_bad_file_leaves_the_old_key_in_force_and_says_what_is_wrong() {
         assert!(faults.contains(why) && !faults.contains("BEGIN PRIVATE"), "{faults}");
         assert!(running.trusts(OLD));
     }
-    // And it is taken up as soon as it is whole.
+    // The file is loaded as soon as it is complete.
     assert_eq!(running.change("alipay.pem", &whole), Some(Ok(())));
     assert!(running.trusts(NEW));
 }
@@ -199,7 +200,7 @@ fn an_app_is_added_while_running_and_none_is_let_go() {
     assert_eq!(running.change("gateways.toml", &added), Some(Ok(())));
     assert_eq!(app(&running), "wx0000000000000002");
 
-    // Every scene with an app of its own: the general one is still named.
+    // Every scene has an app of its own, and the general app is still named.
     let own = ["native", "jsapi", "h5"].map(|scene| format!("{scene} = \"wx0000000000000003\"\n")).concat();
     let own = added.replace(mini, &format!("{own}{mini}"));
     assert_eq!(running.change("gateways.toml", &own), Some(Ok(())));

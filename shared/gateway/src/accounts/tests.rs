@@ -1,4 +1,4 @@
-//! Good files load; bad ones name every fault.
+//! Good files load; for bad ones every fault is reported.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use crate::accounts::*;
 
 pub(super) const KEYS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/vectors/keys");
 
-/// A directory of its own, removed at the end.
+/// A temporary directory of its own, removed on drop.
 pub(super) struct Dir(PathBuf);
 
 impl Dir {
@@ -26,7 +26,7 @@ impl Dir {
         Gateways::load(&self.write("gateways.toml", &text.replace("KEYS", KEYS)))
     }
 
-    /// The faults as text, one a line.
+    /// The faults as text, one per line.
     fn faults(&self, text: &str) -> String {
         let faults = self.load(text).unwrap_err();
         faults.iter().map(|fault| format!("{fault}\n")).collect()
@@ -318,7 +318,7 @@ fn a_second_host_and_the_apiv3_key_before_are_checked_like_the_first() {
     }
 }
 
-/// What is wrong with a production account whose keys and file have these modes.
+/// The faults of a sandbox account (not a simulator's) whose private key and `gateways.toml` have these modes.
 fn faults_of_modes(dir: &Dir, key: u32, file: u32) -> String {
     use std::os::unix::fs::PermissionsExt as _;
     let (ours, theirs) = (testkit::RsaPair::generate(), testkit::RsaPair::generate());

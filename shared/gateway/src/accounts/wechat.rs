@@ -1,4 +1,4 @@
-//! A WeChat Pay account's table.
+//! Reads the table of a WeChat Pay account.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::keys::{Certificate, KeyRing, SigningKey, Validity, VerifyingKey};
 use crate::wechat::aead::ApiV3Key;
 use crate::wechat::{Account, FALLBACK_URL, PRODUCTION_URL};
 
-/// Reads everything, then decides: an account only if nothing is missing.
+/// Reads all fields before it decides, and returns an account only if no field is missing.
 pub(super) fn read(section: &mut Section<'_>, name: AccountName, scenes: &[Scene]) -> Option<(Account, Vec<Url>)> {
     let urls = read_urls(section);
     let mchid = section
@@ -55,7 +55,7 @@ fn read_apiv3_key(section: &mut Section<'_>, field: &str) -> Option<ApiV3Key> {
     published::is_own(section, &field, text.as_bytes()).then_some(key)
 }
 
-/// `base_url` and `fallback_url`: the second host is WeChat Pay's own where the first is.
+/// Reads `base_url` and `fallback_url`. Where `base_url` is WeChat Pay's own host by default, so is `fallback_url`.
 fn read_urls(section: &mut Section<'_>) -> Option<Vec<Url>> {
     let own = section.name() == "production" && !section.has("base_url");
     let first = read_host(section, "base_url", (section.name() == "production").then_some(PRODUCTION_URL));
@@ -84,11 +84,11 @@ fn serial_number(text: &str) -> Option<String> {
     fits.then(|| text.to_ascii_uppercase())
 }
 
-/// The app of each scene, and every app that is named.
+/// The app of each scene, and the set of all apps.
 type Apps = (Vec<(Scene, String)>, BTreeSet<String>);
 
-/// `appid` for every scene, `[appids]` for single ones.
-/// It counts among the apps also where every scene has its own.
+/// `appid` applies to every scene, `[appids]` to single scenes. The general `appid` counts among the apps even if every
+/// scene has its own.
 fn read_appids(section: &mut Section<'_>, scenes: &[Scene]) -> Option<Apps> {
     const FORM: &str = "an appid: wx and 6 to 30 letters or digits";
     let fits = |text: &str| {
@@ -136,7 +136,7 @@ fn read_verify_keys(section: &mut Section<'_>, ours: Option<&SigningKey>) -> Opt
     whole.then_some(ring)
 }
 
-/// The form of the name says what the file holds: a public key is a certificate without bounds.
+/// The form of the name decides what the file holds. A public key is treated as a certificate without validity bounds.
 fn read_verify_key(table: &mut Section<'_>, ours: Option<&SigningKey>) -> Option<Certificate> {
     let form = "PUB_KEY_ID_ and digits (a public key), or 40 hex digits (a certificate's serial number)";
     let serial = table.parsed("serial", form, |text| match text.strip_prefix(KeyRing::PUBLIC_KEY_ID) {
