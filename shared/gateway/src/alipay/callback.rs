@@ -1,4 +1,4 @@
-//! What Alipay posts to the payment's `notify_url`, translated.
+//! Translates what Alipay posts to the payment's `notify_url`.
 //!
 //! Source: Alipay OpenAPI, "异步通知" of each product (00dn7l, 00f7nj, 00dn78, 0c2c19) and 00f7nu, read 2025-11-20.
 
@@ -14,7 +14,7 @@ use crate::error::CallbackError;
 use crate::times::{self, Times};
 use crate::verified::Verified;
 
-/// Translates a callback whose signature was checked.
+/// Translates a callback whose signature has been checked.
 pub(super) fn read(
     account: &Account,
     callback: &Verified<Callback>,
@@ -35,15 +35,15 @@ pub(super) fn read(
     }))
 }
 
-/// Whether signed fields are a notice: what the browser brings back (see `return_page`) is signed, too.
+/// Checks that signed fields are a notice: the parameters of the browser's return (see `return_page`) are signed, too.
 pub(super) fn is_notice(callback: &Verified<Callback>) -> Result<(), CallbackError> {
     let form = Form::parse(&callback.get().body)?;
     let whole = ["notify_id", "notify_type"].iter().all(|name| form.get(name).is_some());
     if whole { Ok(()) } else { Err(CallbackError::Malformed("not a notice: no notify_id or notify_type")) }
 }
 
-/// Both the app and the payee must be ours: an app can collect for several payees. A notice need not name the payee
-/// (`seller_id` is optional, and `seller_email` alone says nothing that we know); it always names the app.
+/// Both the app and the payee must be ours, because an app can collect for several payees. A notice may omit the payee
+/// (`seller_id` is optional, and we have nothing to compare `seller_email` with); it always names the app.
 fn merchant(account: &Account, form: &Form<'_>) -> Merchant {
     let (app_id, seller_id) = (form.get("app_id"), form.get("seller_id"));
     let shown = |id: Option<&str>| id.unwrap_or("none").chars().take(32).collect::<String>();
@@ -56,8 +56,8 @@ fn merchant(account: &Account, form: &Form<'_>) -> Merchant {
     }
 }
 
-/// A refund is told by the value of `refund_fee`, before anything else: after a partial refund the state still reads
-/// `TRADE_SUCCESS`, after a full one `TRADE_CLOSED`, and some payments carry `refund_fee=0.00`.
+/// Checks the value of `refund_fee` first, because only it identifies a refund. After a partial refund the state is
+/// still `TRADE_SUCCESS`, after a full one `TRADE_CLOSED`, and some payments carry `refund_fee=0.00`.
 fn fact(form: &Form<'_>, ours: OffsetDateTime, times: &mut Times) -> Result<Fact, CallbackError> {
     let paid = match form.get("trade_status") {
         Some("TRADE_SUCCESS" | "TRADE_FINISHED") => true,
@@ -66,11 +66,11 @@ fn fact(form: &Form<'_>, ours: OffsetDateTime, times: &mut Times) -> Result<Fact
     };
     let fee = form.get("refund_fee").map(amount).transpose()?;
     let returned = fee.is_some_and(|fee| fee.is_none_or(Money::is_positive));
-    // Neither paid in full nor returned, yet somebody paid at some time: no payment to rely on, and not unpaid either.
+    // Refunded, or closed although there was a payment: not a payment to rely on, and not unpaid either.
     if returned || (!paid && form.get("gmt_payment").is_some()) {
         let trade = returned_trade(form, (fee.flatten(), paid), times)?;
         return Ok(match form.get("out_biz_no") {
-            // `refund_fee` is the sum of all refunds so far, so this refund's own amount is not told.
+            // `refund_fee` is the sum of all refunds so far, so the amount of this refund is unknown.
             Some(refund_no) => Fact::Refund {
                 trade: Box::new(trade),
                 refund_no: refund_no.to_owned(),
@@ -91,7 +91,7 @@ fn fact(form: &Form<'_>, ours: OffsetDateTime, times: &mut Times) -> Result<Fact
     Ok(Fact::Paid { trade_no: trade_no(form)?, amount, paid_at })
 }
 
-/// A trade that is closed after a payment went back whole, where no sum is stated.
+/// The trade that was refunded. If a paid trade is closed and no sum is stated, the whole payment was returned.
 fn returned_trade(
     form: &Form<'_>,
     (fee, open): (Option<Money>, bool),
@@ -111,7 +111,7 @@ fn trade_no(form: &Form<'_>) -> Result<TradeNo, CallbackError> {
     TradeNo::parse(required(form, "trade_no")?).map_err(|error| undecodable("trade_no", &error.to_string()))
 }
 
-/// `None`: more than any order of ours.
+/// `None`: more than any order of ours can cost.
 fn amount(yuan: &str) -> Result<Option<Money>, CallbackError> {
     match Money::from_yuan(yuan) {
         Ok(money) => Ok(Some(money)),
@@ -190,7 +190,7 @@ mod tests {
         let fact = told(&[("trade_status", "TRADE_CLOSED")]).unwrap();
         let Fact::PaidAndReturned(trade) = fact else { panic!("{fact:?}") };
         assert_eq!(trade.returned.map(Money::fen), Some(8880), "a closed trade went back whole");
-        // A sum that no order of ours can have is no sum.
+        // A sum that no order of ours can have is ignored.
         let fact = told(&[("refund_fee", "100000000.00")]).unwrap();
         assert_eq!(fact.returned_trade().map(|trade| trade.returned), Some(None));
     }

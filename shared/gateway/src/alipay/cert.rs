@@ -1,7 +1,7 @@
-//! The numbers by which Alipay's certificate mode names certificates.
+//! The certificate numbers that Alipay's certificate mode uses.
 //!
-//! Source: Alipay OpenAPI, C:057k53; the official Java SDK (the issuer as the JDK's `X500Principal.getName()` gives it)
-//! decides where SDKs differ. Read 2025-11-20.
+//! Source: Alipay OpenAPI, C:057k53, and the official Java SDK, which decides where SDKs differ (it writes the issuer
+//! as the JDK's `X500Principal.getName()` does). Read 2025-11-20.
 
 use md5::{Digest as _, Md5};
 use x509_parser::der_parser::asn1_rs::{Any, ToDer as _};
@@ -9,19 +9,19 @@ use x509_parser::prelude::{AttributeTypeAndValue, FromDer as _, X509Certificate,
 
 use crate::keys::pem_blocks;
 
-/// A text that holds no certificate that can be numbered.
+/// The error when a text holds no certificate whose number can be computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CertError {
     /// No `BEGIN CERTIFICATE` block.
     #[error("holds no certificate")]
     None,
-    /// A block that is no certificate, or has a name that cannot be written as text.
+    /// A block that is not a certificate, or whose name cannot be written as text.
     #[error("holds a certificate that cannot be read")]
     Broken,
 }
 
-/// The number of the first certificate of a PEM text (a file with a chain begins with its leaf): `app_cert_sn`, and
-/// `alipay_cert_sn` in answers.
+/// The number of the first certificate in a PEM text (a chain file begins with its leaf). It is `app_cert_sn` in
+/// requests and `alipay_cert_sn` in answers.
 ///
 /// # Errors
 /// [`CertError`].
@@ -32,7 +32,7 @@ pub fn cert_sn(pem: &str) -> Result<String, CertError> {
 }
 
 /// `alipay_root_cert_sn`: the numbers of the root bundle's RSA certificates in order, joined by `_`. Roots with another
-/// signature algorithm (EC, SM2) are passed over.
+/// signature algorithm (EC, SM2) are skipped.
 ///
 /// # Errors
 /// [`CertError`].
@@ -54,7 +54,7 @@ pub(super) fn number(certificate: &X509Certificate<'_>) -> Result<String, CertEr
     Ok(Md5::digest(format!("{issuer}{serial}")).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// A name as RFC 2253 writes it: the last attribute first.
+/// A name in the form of RFC 2253: the last attribute comes first.
 fn rfc2253(name: &X509Name<'_>) -> Result<String, CertError> {
     let mut parts = Vec::new();
     for rdn in name.iter() {

@@ -1,7 +1,7 @@
-//! Whether a certificate that Alipay gave leads to the root bundle of the configuration.
+//! Checks that a certificate from Alipay leads to the configured root bundle.
 //!
-//! Source: Alipay OpenAPI, C:057k53; the official Java SDK (`AntCertificationUtil.verifyCertChain`), read 2025-11-20. Stricter:
-//! issuers must be authorities, every certificate must be in force, and SHA-1 proves nothing.
+//! Source: Alipay OpenAPI, C:057k53; the official Java SDK (`AntCertificationUtil.verifyCertChain`), read 2025-11-20.
+//! We are stricter: issuers must be authorities, every certificate must be in force, and SHA-1 proves nothing.
 
 use aws_lc_rs::signature::{
     RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512, RsaParameters,
@@ -13,19 +13,19 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::alipay::cert::{CertError, number};
 use crate::keys::{Certificate, KeyTime, Validity, VerifyingKey, pem_blocks};
 
-/// From a leaf to its root; Alipay's have three.
+/// The longest path from a leaf to its root; Alipay's have three certificates.
 const MAX_LINKS: usize = 5;
-/// A chain brings no more than these, and a bundle has a handful.
+/// We read at most this many certificates of a text. A chain has fewer, and a bundle has a handful.
 const MAX_CERTIFICATES: usize = 16;
 
 /// A certificate of Alipay's.
 #[derive(Debug, Clone)]
 pub(crate) struct Issued {
-    /// Its number, as answers name it.
+    /// Its number, as in answers.
     pub sn: String,
     pub key: VerifyingKey,
     pub validity: Validity,
-    /// Whom it was issued to: the authority issues merchants' certificates, too.
+    /// The organization it was issued to. The authority also issues certificates to merchants.
     pub organization: Option<String>,
 }
 
@@ -54,7 +54,7 @@ impl Roots {
     }
 }
 
-/// Why a certificate is not believed.
+/// The error when a certificate is not trusted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ChainError {
     #[error("the certificate cannot be read")]
@@ -65,7 +65,7 @@ pub(crate) enum ChainError {
     NoRoot,
 }
 
-/// Follows the first certificate of a PEM text, over the others in it, to a root.
+/// Follows the chain from the first certificate of a PEM text, through the others in it, to a root.
 pub(crate) fn check(text: &str, roots: &Roots, at: OffsetDateTime) -> Result<Issued, ChainError> {
     let brought = ders(text)?;
     let (brought, roots) = (parsed(&brought), parsed(&roots.0));
@@ -93,7 +93,7 @@ fn ders(text: &str) -> Result<Vec<Vec<u8>>, CertError> {
     }
 }
 
-/// What is no certificate leads nowhere and spoils nothing: bundles hold curves and algorithms of all sorts.
+/// Skips what cannot be parsed as a certificate: bundles hold curves and algorithms of all sorts.
 fn parsed(ders: &[Vec<u8>]) -> Vec<X509Certificate<'_>> {
     ders.iter().filter_map(|der| X509Certificate::from_der(der).ok()).map(|(_, certificate)| certificate).collect()
 }
@@ -105,7 +105,7 @@ fn in_force(certificate: &X509Certificate<'_>, at: OffsetDateTime) -> Result<(),
     validity.check(at).map_err(ChainError::Time)
 }
 
-/// Whether `issuer` is an authority, is the one that `certificate` names, and signed it.
+/// Whether `issuer` is an authority, is the issuer that `certificate` names, and signed it.
 fn has_issued(issuer: &X509Certificate<'_>, certificate: &X509Certificate<'_>) -> bool {
     let named = issuer.subject().as_raw() == certificate.issuer().as_raw();
     let authority = issuer.basic_constraints().ok().flatten().is_some_and(|constraints| constraints.value.ca);

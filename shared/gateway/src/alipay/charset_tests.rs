@@ -1,4 +1,4 @@
-//! Answers whose words are in GBK, in another charset, or broken: the codes count as always.
+//! Answers whose texts are in GBK, in another charset, or broken: the codes are still used.
 
 use domain::{Fact, Money, Scene, Subject};
 use encoding_rs::{BIG5, Encoding, GB18030, UTF_8, WINDOWS_1252};
@@ -11,7 +11,7 @@ use crate::testing::{answering, refund_order};
 const NOW: OffsetDateTime = datetime!(2026-01-05 16:20:30 UTC);
 const PRIVATE: &str = include_str!("../../tests/fixtures/vectors/keys/alipay_platform_private_pkcs8.pem");
 
-/// An answer over these very bytes, signed or not.
+/// An answer with exactly these bytes, signed or not.
 fn body(method: &str, node: &[u8], signed: bool) -> Vec<u8> {
     let sign = SigningKey::from_pem(PRIVATE).unwrap().sign(node).unwrap();
     let sign = if signed { format!(r#","sign":"{sign}"}}"#) } else { "}".to_owned() };
@@ -54,7 +54,7 @@ async fn refund(node: &[u8]) -> Result<RefundState, GatewayError> {
     alipay("alipay_trade_refund", node).await.refund(&refund_order(), NOW).await
 }
 
-/// A failure whose words are these bytes.
+/// A failure whose message is these bytes.
 fn failure(code: &str, sub_code: &str, words: &[u8]) -> Vec<u8> {
     let head = format!(r#"{{"code":"{code}","msg":"Business Failed","sub_code":"{sub_code}","sub_msg":""#);
     [head.as_bytes(), words, br#""}"#].concat()
@@ -118,7 +118,7 @@ async fn a_success_in_gbk_is_a_success_and_signed_over_its_bytes() {
             matches!(trade.fact, Fact::Paid { amount: Some(amount), .. } if amount.fen() == 8880),
             "{name} {trade:?}"
         );
-        // The same text in other bytes is not what was signed.
+        // The signature does not cover the same text in another encoding.
         let sign = SigningKey::from_pem(PRIVATE).unwrap().sign(text.as_bytes()).unwrap();
         let forged =
             [br#"{"alipay_trade_query_response":"#, &node[..], format!(r#","sign":"{sign}"}}"#).as_bytes()].concat();
@@ -139,7 +139,7 @@ async fn an_unsigned_refusal_in_gbk_is_as_good_as_one_in_utf_8() {
     let number = br#"{"code":40002,"msg":null,"sub_code":"isv.invalid-app-id"}"#;
     let refused = account(&answering(body("alipay_trade_query", number, false)).await).query(&order_no(), NOW).await;
     assert!(matches!(&refused, Err(GatewayError::Misconfigured { .. })), "{refused:?}");
-    // A page of a front end is no answer in any charset.
+    // An HTML page of a front end is not an answer in any charset.
     let page = GB18030.encode("<html>系统正忙</html>").0.into_owned();
     let none = account(&answering(page).await).query(&order_no(), NOW).await;
     assert!(matches!(none, Err(GatewayError::Unknown(_))), "{none:?}");

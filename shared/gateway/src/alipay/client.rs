@@ -1,4 +1,4 @@
-//! One call of Alipay's gateway, from parameters to a judged answer.
+//! Makes one call of Alipay's gateway, from parameters to a judged answer.
 //!
 //! Source: Alipay OpenAPI, C:057k53 (parameters), C:02km9f (codes), read 2025-11-20.
 
@@ -15,7 +15,8 @@ use crate::error::GatewayError;
 use crate::transport::http::Answer;
 use crate::words;
 
-/// What is asked. A parameter that is absent is not sent: an empty one would be signed by some and not by others.
+/// The content of a call. An absent parameter is not sent, because implementations differ on whether they sign an empty
+/// one.
 pub(super) struct Call<'a> {
     pub method: &'a str,
     pub notify_url: Option<&'a str>,
@@ -25,7 +26,7 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// The parameters beside `biz_content` and `sign`.
+    /// The parameters other than `biz_content` and `sign`.
     pub(super) fn public_params(
         &self,
         account: &Account,
@@ -50,21 +51,21 @@ impl Call<'_> {
     }
 }
 
-/// What a call brought: Alipay's word, or a failure that anyone may have said.
+/// The result of a call: an answer that Alipay signed, or an unsigned failure that anyone may have sent.
 pub(super) enum Outcome {
-    /// The node as received, in whatever charset.
+    /// The response node as received, in its own charset.
     Signed(Vec<u8>),
     UnsignedFailure(Failure),
 }
 
 impl Alipay {
-    /// Makes a call and takes Alipay's word for what it proves.
+    /// Makes a call and judges what the answer proves.
     pub(super) async fn call(&self, call: &Call<'_>, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
         let answer = self.exchange(call, now).await?;
         self.judge(call, &answer, now).await
     }
 
-    /// What an answer proves.
+    /// Judges what an answer proves.
     pub(super) async fn judge(
         &self,
         call: &Call<'_>,
@@ -72,10 +73,10 @@ impl Alipay {
         now: OffsetDateTime,
     ) -> Result<Outcome, GatewayError> {
         if let Some(sn) = sign::cert_sn(&answer.body).filter(|sn| self.issued(sn, now).is_none()) {
-            // An answer in hand is worth one look for the certificate that it names.
+            // The answer names a certificate that is not loaded; look it up once.
             self.look_for_key(&sn, now).await;
         }
-        // The status says nothing: errors come as 200 too. An answer that proves nothing leaves the outcome unknown.
+        // The status is ignored: errors also come with 200. An answer that proves nothing leaves the outcome unknown.
         let opened = self
             .open(call.method, &answer.body, now)
             .map_err(|error| GatewayError::Unknown(format!("{error} (status {})", answer.status)))?;
@@ -85,7 +86,8 @@ impl Alipay {
         })
     }
 
-    /// Public parameters go into the URL, `charset` among them: looked for in the body, the gateway takes GBK.
+    /// Sends the public parameters in the URL, including `charset`. If it read `charset` from the body, the gateway
+    /// would assume GBK.
     pub(super) async fn exchange(&self, call: &Call<'_>, now: OffsetDateTime) -> Result<Answer, GatewayError> {
         let mut params = call.public_params(&self.account, now)?;
         let covered = params.iter().map(|(name, value)| (*name, value.as_str()));
@@ -115,7 +117,8 @@ impl Outcome {
         }
     }
 
-    /// The fields of a success, or the failure that Alipay signed and a method may know how to take.
+    /// The fields of a success, or the failure that Alipay signed. The caller decides which failures its method
+    /// handles.
     pub(super) fn fields<T: DeserializeOwned>(self) -> Result<Result<T, Failure>, GatewayError> {
         let node = match self {
             Outcome::Signed(node) => node,
@@ -127,27 +130,28 @@ impl Outcome {
 }
 
 fn parse<T: DeserializeOwned>(node: &[u8]) -> Result<T, GatewayError> {
-    // Category and place, never the text: it may name the payer.
+    // State the category and the column, never the text: it may name the payer.
     words::read(node).map_err(|error| {
         GatewayError::Protocol(format!("{:?} error in a signed answer, column {}", error.classify(), error.column()))
     })
 }
 
-/// A failure of which Alipay is the author. What is not certainly refused or certainly not executed stays unknown; a
-/// refund, which moves money, is stricter still.
+/// Judges a failure that Alipay signed. Unless the call was certainly refused or certainly not executed, the outcome
+/// stays unknown. A refund moves money, so its code judges even more strictly.
 pub(super) fn signed_error(failure: Failure) -> GatewayError {
     match failure.code.as_str() {
         "20000" | "10003" => unknown(failure),
         "40005" => unavailable(failure),
-        // Odd spellings are in the official lists: `aop.ACQ.SYSTEM_ERROR`, `AQC.SYSTEM_ERROR`.
+        // The official lists contain odd spellings: `aop.ACQ.SYSTEM_ERROR`, `AQC.SYSTEM_ERROR`.
         "40004" if failure.short_sub_code() == "SYSTEM_ERROR" => unknown(failure),
         "40001" | "40002" | "40003" | "40004" | "40006" | "20001" => failure.refused(),
         code => GatewayError::Protocol(format!("result code {}", shown(code))),
     }
 }
 
-/// A failure that nobody signed. The gateway rejects what it cannot attribute (app id, signature, parameters) without a
-/// signature and before it looks at any trade, so `isv.*` is a refusal; all else proves nothing.
+/// Judges a failure without a signature. If the gateway cannot attribute a request (app id, signature, parameters), it
+/// rejects the request unsigned and before it looks at any trade. So `isv.*` is a refusal; everything else proves
+/// nothing.
 pub(super) fn unsigned_error(failure: Failure) -> GatewayError {
     match failure.code.as_str() {
         "40005" => unavailable(failure),
@@ -157,12 +161,12 @@ pub(super) fn unsigned_error(failure: Failure) -> GatewayError {
 }
 
 impl Failure {
-    /// The code behind its prefixes: `ACQ.TRADE_NOT_EXIST` and the bare `TRADE_NOT_EXIST` are one.
+    /// The code without its prefixes: `ACQ.TRADE_NOT_EXIST` and the bare `TRADE_NOT_EXIST` are the same.
     pub(super) fn short_sub_code(&self) -> &str {
         self.sub_code.rsplit('.').next().unwrap_or_default()
     }
 
-    /// A refusal for good, by whose fault it is.
+    /// A permanent refusal, classified by whose fault it is.
     fn refused(self) -> GatewayError {
         let ours = is_ours(&self);
         let (code, message) = self.words();
@@ -172,13 +176,13 @@ impl Failure {
         }
     }
 
-    /// A refusal that time or a top-up heals.
+    /// A refusal that may pass with time or after a top-up.
     pub(super) fn not_now(self) -> GatewayError {
         let (code, message) = self.words();
         GatewayError::NotNow { code, message }
     }
 
-    /// The more telling code and message of the two that there may be.
+    /// The sub code and sub message if present, because they are more specific; otherwise the main ones.
     fn words(self) -> (String, String) {
         let code = if self.sub_code.is_empty() { self.code } else { self.sub_code };
         let message = if self.sub_msg.is_empty() { self.msg } else { self.sub_msg };
@@ -190,10 +194,11 @@ impl Failure {
     }
 }
 
-/// Whether a refusal is about our keys, clock, application or contract: the trade was not judged.
+/// Whether a refusal is about our keys, clock, application or contract. Then the gateway did not judge the trade.
 ///
-/// `isv.*` is about the frame of the request, so an `isv.*` code that we do not know is ours; but these three are about what
-/// the order carries. A business code (`ACQ.*`) that we do not know is the order's.
+/// `isv.*` is about the frame of the request, so an unknown `isv.*` code counts as our fault. The three in
+/// `OF_THE_ORDER` are exceptions: they are about the content of the order. An unknown business code (`ACQ.*`) is about
+/// the order.
 /// Source: common codes (C:02km9f), precreate (05osv9) and its siblings, read 2025-11-20.
 fn is_ours(failure: &Failure) -> bool {
     const OF_THE_ORDER: [&str; 3] = ["isv.invalid-parameter", "isv.invalid-biz-content", "isv.suspected-attack"];
@@ -210,7 +215,7 @@ fn is_ours(failure: &Failure) -> bool {
     let sub_code = failure.sub_code.as_str();
     match failure.code.as_str() {
         _ if OF_THE_ORDER.contains(&sub_code) => false,
-        // An authorisation, a missing parameter of the frame, a condition, a permission.
+        // These are about an authorisation, a missing parameter of the frame, a condition, and a permission.
         "20001" | "40001" | "40003" | "40006" => true,
         _ => {
             sub_code.starts_with("isv.")

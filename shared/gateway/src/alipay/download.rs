@@ -1,4 +1,4 @@
-//! Fetching the certificate that Alipay signs with now.
+//! Fetches the certificate that Alipay signs with now.
 //!
 //! Source: Alipay OpenAPI, `alipay.open.app.alipaycert.download`; the official Java SDK (`AbstractAlipayClient`, certificate
 //! mode), read 2025-11-20.
@@ -20,7 +20,8 @@ use crate::words;
 
 const METHOD: &str = "alipay.open.app.alipaycert.download";
 
-/// The answer as far as it is read. Who signed it need not be known yet: the certificate stands for itself.
+/// The parts of the answer that we read. We need not know its signer yet, because the certificate's own chain is
+/// checked.
 #[derive(Deserialize)]
 struct Whole {
     #[serde(rename = "alipay_open_app_alipaycert_download_response", alias = "error_response")]
@@ -36,7 +37,8 @@ struct Node {
 }
 
 impl Alipay {
-    /// Asks for a certificate that is known, and learns from the answer which one signs now.
+    /// Requests a certificate that is known. The answer names the certificate that signs now; if that one is new,
+    /// downloads it.
     pub(super) async fn refresh(&self, now: OffsetDateTime) -> Result<KeyNews, GatewayError> {
         let Some(certificates) = self.account.certificates() else { return Ok(KeyNews::Fixed) };
         let answer = self.ask_for(&certificates.given.sn, now).await?;
@@ -51,8 +53,8 @@ impl Alipay {
         }
     }
 
-    /// Whether the certificate of this number came. Which one signs now is learnt from Alipay: the number may be a
-    /// stranger's invention.
+    /// Whether the certificate with this number is loaded afterwards. We learn from Alipay which certificate signs now
+    /// and never request `sn` itself, because a stranger may have invented it.
     pub(super) async fn look_for(&self, sn: &str, now: OffsetDateTime) -> bool {
         if self.account.certificates().is_none() || !is_sn(sn) {
             return false;
@@ -66,7 +68,7 @@ impl Alipay {
         self.fetched.gate.look(now, || self.issued(sn, now).is_some(), fetch).await
     }
 
-    /// Fetches one certificate and keeps it if it leads to a root and is Alipay's own.
+    /// Fetches one certificate, and stores it if it leads to a root and was issued to Alipay.
     async fn download(&self, sn: &str, now: OffsetDateTime) -> Result<(), GatewayError> {
         let Some(certificates) = self.account.certificates() else { return Ok(()) };
         let refused = |why: String| GatewayError::Protocol(format!("certificate {sn}: {why}"));

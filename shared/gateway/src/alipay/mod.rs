@@ -1,9 +1,15 @@
 //! Alipay (支付宝), OpenAPI gateway with RSA2: one merchant account, in public-key or in certificate mode.
 //!
-//! [`sign`] holds the three signature rules, [`callback`] what the gateway posts, `prepay` what the buyer needs,
-//! `query` what became of an order and its closing, `refund` money that goes back, `return_page` what the
-//! buyer's browser brings back, `client` the call itself, `trust` whose signature counts, `chain` and `download` new
-//! certificates of Alipay's, [`cert`] certificate numbers.
+//! - [`sign`]: the three signature rules.
+//! - [`callback`]: what the gateway posts.
+//! - `prepay`: what the buyer needs to pay.
+//! - `query`: querying and closing an order.
+//! - `refund`: refunds.
+//! - `return_page`: what the buyer's browser brings back.
+//! - `client`: the call itself.
+//! - `trust`: whose signature counts.
+//! - `chain` and `download`: Alipay's new certificates.
+//! - [`cert`]: certificate numbers.
 
 use std::sync::Arc;
 
@@ -48,7 +54,7 @@ mod split_tests;
 mod tests;
 mod trust;
 
-/// The signature is a field of the body: no header counts.
+/// The signature is a field of the body, so no header is needed.
 pub const CALLBACK_HEADERS: &[&str] = &[];
 
 pub(super) use chain::{Issued, Roots};
@@ -57,20 +63,20 @@ pub(super) use trust::{Certificates, Fetched, Trust};
 
 /// Source: Alipay OpenAPI, C:057k53, read 2025-11-20.
 pub(super) const PRODUCTION_URL: &str = "https://openapi.alipay.com/gateway.do";
-/// The sandbox has app ids and keys of its own.
+/// The sandbox has its own app ids and keys.
 pub(super) const SANDBOX_URL: &str = "https://openapi-sandbox.dl.alipaydev.com/gateway.do";
 
-/// What a merchant has agreed with Alipay, and the keys to prove it.
+/// A merchant's contract data at Alipay, and the keys of the account.
 pub(super) struct Account {
     pub name: AccountName,
     pub gateway_url: Url,
     pub app_id: String,
     pub seller_id: String,
-    /// What the contract for QR codes calls the product.
+    /// The product code that the contract for QR codes states.
     pub qr_product_code: String,
     pub app_key: SigningKey,
     pub trust: Trust,
-    /// Alipay's public key before, while something that it signed may still come.
+    /// Alipay's previous public key, for messages that it signed and that may still arrive.
     pub previous_key: Option<VerifyingKey>,
 }
 
@@ -82,13 +88,14 @@ pub struct Alipay {
 }
 
 impl Alipay {
-    /// `fetched` are the certificates that an earlier reading of the same account has fetched, to go on with.
+    /// `fetched` holds the certificates that an earlier load of the same account fetched; this account continues to use
+    /// them.
     pub(super) fn new(account: Account, road: Road, fetched: Arc<Fetched>) -> Alipay {
         Alipay { account, road, fetched }
     }
 }
 
-/// Names the account and shows no key.
+/// Shows the name of the account and no key.
 impl std::fmt::Debug for Alipay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Alipay({}, app {})", self.account.name, self.account.app_id)
@@ -120,7 +127,7 @@ impl Gateway for Alipay {
         }
     }
 
-    /// Source: `alipay.trade.precreate` (05osv9): a code lasts two hours.
+    /// Source: `alipay.trade.precreate` (05osv9): a code is valid for two hours.
     fn credential_lives(&self, scene: Scene) -> Option<time::Duration> {
         (scene == Scene::Qr).then_some(time::Duration::hours(2))
     }
@@ -151,7 +158,7 @@ impl Gateway for Alipay {
         Err(client::refusal("redirect_refund", "Alipay has no other way for a refund"))
     }
 
-    /// The protocol names no clock window: `now` says no more than which certificates are in force.
+    /// The protocol defines no clock window: `now` only decides which certificates are in force.
     fn verify(&self, callback: Callback, now: Option<OffsetDateTime>) -> Result<Verified<Callback>, CallbackError> {
         self.verify_form(&callback.body, now.unwrap_or(callback.received_at))?;
         Ok(Verified::new(callback))
@@ -205,7 +212,7 @@ impl Gateway for Alipay {
 const BEIJING: UtcOffset = offset!(+8);
 const CLOCK: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
 
-/// `yyyy-MM-dd HH:mm:ss` in Beijing, whatever zone this process runs in.
+/// `yyyy-MM-dd HH:mm:ss` in Beijing time, independent of the time zone of this process.
 fn beijing_text(at: OffsetDateTime) -> Result<String, GatewayError> {
     let out_of_range = || GatewayError::Protocol("a time beyond the calendar".to_owned());
     let local = at.checked_to_offset(BEIJING).ok_or_else(out_of_range)?;
@@ -213,7 +220,7 @@ fn beijing_text(at: OffsetDateTime) -> Result<String, GatewayError> {
     local.format(CLOCK).map_err(|error| GatewayError::Protocol(error.to_string()))
 }
 
-/// The moment in UTC, as everything past the adapter has it.
+/// The time in UTC, as all code outside the adapter uses it.
 fn parse_beijing(text: &str) -> Option<OffsetDateTime> {
     // Some fields have a fraction of a second: `gmt_refund`.
     let whole = text.split_once('.').map_or(text, |(whole, _)| whole);

@@ -1,4 +1,4 @@
-//! Bringing a buyer to Alipay's cashier.
+//! Brings a buyer to Alipay's cashier.
 //!
 //! Source: Alipay OpenAPI, `alipay.trade.page.pay` (028r8t), `wap.pay` (02ivbs), `app.pay` (02e7gq), `precreate`
 //! (05osv9), read 2025-11-20.
@@ -14,13 +14,14 @@ use crate::alipay::{Account, Alipay, beijing_text, sign};
 use crate::error::GatewayError;
 use crate::prepay::{Payment, PrepayOrder, PrepayRequest, may_be_handed_on};
 
-/// The product that a QR code is sold under unless the contract says otherwise (05osuz).
+/// The product code of a QR code unless the contract names another one (05osuz).
 pub(crate) const QR_PRODUCT_CODE: &str = "QR_CODE_OFFLINE";
 
-/// What is kept on the order. `biz_content` is kept as the text that is signed: a JSON column may order members anew.
+/// The parameters stored on the order. `biz_content` is stored as the signed text, because a JSON column may reorder
+/// members.
 #[derive(Serialize, Deserialize)]
 struct Params {
-    /// The app that the order was placed with. A later call signs with the account's app of then.
+    /// The app with which the order was placed. A later call signs with the app that the account has at that time.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     app_id: Option<String>,
     method: String,
@@ -46,7 +47,7 @@ pub(super) fn request(account: &Account, order: &PrepayOrder) -> Result<PrepayRe
         "total_amount": order.amount.to_string(),
         "subject": order.subject,
         "product_code": product_code,
-        // Without it a page may be paid for 15 days (028r8t).
+        // Without it the buyer can pay on a page for 15 days (028r8t).
         "time_expire": beijing_text(order.expires_at)?,
     });
     let browser = matches!(order.scene, Scene::Page | Scene::Wap);
@@ -65,12 +66,13 @@ pub(super) fn request(account: &Account, order: &PrepayOrder) -> Result<PrepayRe
     Ok(PrepayRequest { scene: order.scene, params })
 }
 
-/// The app of an order's parameters; those of older releases name none.
+/// The app in an order's parameters; older releases stored none.
 pub(crate) fn app_of(params: &serde_json::Value) -> Option<&str> {
     params["app_id"].as_str()
 }
 
-/// Where a code leads; the second is the sandbox's. Source: Alipay, `alipay.trade.precreate`, `qr_code`.
+/// The domains that a QR code may lead to; the second is the sandbox's. Source: Alipay, `alipay.trade.precreate`,
+/// `qr_code`.
 const CODES: [&str; 2] = ["alipay.com", "alipaydev.com"];
 
 #[derive(Deserialize)]
@@ -99,7 +101,8 @@ impl Params {
     }
 }
 
-/// Page, wap and app only sign: the trade comes to be when the buyer arrives, and errors show to him alone.
+/// Page, wap and app credentials need only a signature. Alipay creates the trade when the buyer arrives, and shows
+/// errors to the buyer alone.
 pub(super) fn here(
     account: &Account,
     request: &PrepayRequest,
@@ -116,7 +119,7 @@ pub(super) fn here(
     params.push(("sign", sign));
     if request.scene == Scene::App {
         let order_string = form_urlencoded::Serializer::new(String::new()).extend_pairs(&params).finish();
-        // The SDK takes the text as it is; `%20` is what the official SDKs give it.
+        // The app's SDK uses the text as it is; the official server SDKs also write `%20`.
         let order_string = order_string.replace('+', "%20");
         return Ok(Some(Payment::Invoke { params: json!({ "order_string": order_string }) }));
     }
@@ -126,7 +129,7 @@ pub(super) fn here(
 }
 
 impl Alipay {
-    /// Asks for a QR code.
+    /// Requests a QR code.
     pub(super) async fn precreate(
         &self,
         request: &PrepayRequest,

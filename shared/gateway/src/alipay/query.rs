@@ -1,4 +1,4 @@
-//! Asking Alipay what became of an order, and closing it.
+//! Queries an order at Alipay, and closes it.
 //!
 //! Source: Alipay OpenAPI, `alipay.trade.query` (02ekfq), `alipay.trade.close` (02o6e8), read 2025-11-20.
 
@@ -20,14 +20,14 @@ struct Queried {
     trade_no: String,
     out_trade_no: String,
     trade_status: String,
-    /// Text on most pages, a number on some.
+    /// Text on most documentation pages, a number on some.
     total_amount: Box<RawValue>,
     #[serde(default)]
     send_pay_date: Option<String>,
-    /// Not on the page's list, which is open; where an answer names the payee, it must be ours.
+    /// The documentation does not list this field, but its list is open. If an answer names the payee, it must be ours.
     #[serde(default)]
     seller_id: Option<String>,
-    /// These say that somebody paid, where the date is left out.
+    /// If the date is absent, these fields show that the buyer paid.
     #[serde(default)]
     buyer_pay_amount: Option<Box<RawValue>>,
     #[serde(default)]
@@ -60,7 +60,7 @@ impl Alipay {
                 let trade = Trade { fact, state: queried.trade_status, merchant, doubt: times.doubt() };
                 Ok(TradeAnswer::Found(Verified::new(trade)))
             }
-            // Before the buyer comes there is no trade, and a buyer may still come until it expires.
+            // There is no trade before the buyer arrives, and a buyer may still arrive until the order expires.
             Err(failure) if failure.short_sub_code() == "TRADE_NOT_EXIST" => {
                 Ok(TradeAnswer::Absent { state: "TRADE_NOT_EXIST".to_owned() })
             }
@@ -68,7 +68,7 @@ impl Alipay {
         }
     }
 
-    /// The app that asks is ours; the answer may name another payee.
+    /// The querying app is ours, but the answer may name another payee.
     fn payee(&self, seller_id: Option<&str>) -> Merchant {
         match seller_id.filter(|id| !id.is_empty()) {
             Some(id) if id != self.account.seller_id => {
@@ -106,8 +106,8 @@ fn call<'a>(method: &'a str, biz_content: &'a str) -> Call<'a> {
     Call { method, notify_url: None, return_url: None, biz_content }
 }
 
-/// `TRADE_CLOSED` is either never paid or fully returned: only what was paid has a date, an amount that a buyer paid, or
-/// bills of funds. A paid trade whose date is left out, as the page allows, or cannot be, was paid by `now`.
+/// `TRADE_CLOSED` means never paid or fully refunded. Only a paid trade has a date, an amount that a buyer paid, or
+/// fund bills. The date is optional: if a paid trade has no date or an impossible one, `now` is used.
 fn fact(queried: &Queried, now: OffsetDateTime, times: &mut Times) -> Result<Fact, GatewayError> {
     let paid_at = queried.send_pay_date.as_deref().filter(|text| !text.is_empty());
     match queried.trade_status.as_str() {
@@ -126,12 +126,12 @@ fn fact(queried: &Queried, now: OffsetDateTime, times: &mut Times) -> Result<Fac
     }
 }
 
-/// Whether the answer tells of money that a buyer paid, beside the date.
+/// Whether the answer shows, apart from the date, money that a buyer paid.
 fn shows_money(queried: &Queried) -> bool {
     let amounts = [&queried.buyer_pay_amount, &queried.receipt_amount, &queried.refund_fee];
     let texts = amounts.into_iter().flatten().map(|amount| amount.get().trim_matches('"'));
     let some = texts.filter_map(|text| Money::from_yuan(text).ok()).any(Money::is_positive);
-    // A list, on some pages as text.
+    // A list, on some documentation pages as text.
     let bills = queried.fund_bill_list.as_ref().map(|list| list.get().trim_matches(['"', '[', ']', ' ']));
     some || bills.is_some_and(|bills| !matches!(bills, "" | "null"))
 }
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(trade.paid_at, Some(datetime!(2026-01-05 02:21:08 UTC)));
     }
 
-    /// The date is optional, and a trade that was paid and returned whole must not look unpaid.
+    /// The date is optional, and a trade that was paid and fully refunded must not look unpaid.
     #[test]
     fn a_closed_trade_without_a_date_was_paid_when_anything_shows_money() {
         let told = |member: &str| {

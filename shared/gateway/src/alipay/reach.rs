@@ -1,7 +1,7 @@
-//! Whether Alipay is there, takes our signature, and signs with the key that we know.
+//! Checks that Alipay is reachable, accepts our signature, and signs with the key that we know.
 //!
-//! Source: Alipay OpenAPI, `alipay.trade.query` (02ekfq): `ACQ.TRADE_NOT_EXIST` comes signed; a bad signature of ours is
-//! answered `isv.invalid-signature`, unsigned. Read 2025-11-20.
+//! Source: Alipay OpenAPI, `alipay.trade.query` (02ekfq): `ACQ.TRADE_NOT_EXIST` comes signed; for a bad signature of
+//! ours the answer is `isv.invalid-signature`, unsigned. Read 2025-11-20.
 
 use serde_json::json;
 use serde_json::value::RawValue;
