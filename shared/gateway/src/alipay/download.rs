@@ -62,7 +62,7 @@ impl Alipay {
         let fetch = async {
             if let Err(error) = self.refresh(now).await {
                 let account = self.account();
-                warn!(%account, sn, %error, "The certificate that a message for alipay/{account} names was not taken");
+                warn!(%account, sn, %error, "The certificate that a message for alipay/{account} names could not be fetched");
             }
         };
         self.fetched.gate.look(now, || self.issued(sn, now).is_some(), fetch).await

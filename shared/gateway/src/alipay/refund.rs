@@ -1,4 +1,4 @@
-//! Returning money through Alipay, and asking whether it went.
+//! Requests refunds from Alipay, and queries their state.
 //!
 //! Source: Alipay OpenAPI, `alipay.trade.refund` (02ekfs, support/01rawa), `alipay.trade.fastpay.refund.query` (02ekft),
 //! read 2025-11-20.
@@ -17,7 +17,7 @@ use crate::refund::{RefundOrder, RefundState};
 use crate::times::believed;
 use crate::transport::http::may_have_happened;
 
-/// This refund's own amount is not stated.
+/// The answer to a refund request. It does not state the amount of this refund.
 #[derive(Deserialize)]
 struct Refunded {
     trade_no: String,
@@ -26,12 +26,12 @@ struct Refunded {
     fund_change: Option<String>,
     #[serde(default)]
     gmt_refund_pay: Option<String>,
-    /// The sum of all refunds of the trade so far. Text on most pages, a number on some.
+    /// The sum of all refunds of the trade so far. Text on most documentation pages, a number on some.
     #[serde(default)]
     refund_fee: Option<Box<RawValue>>,
 }
 
-/// Without a refund there may be nothing in it at all.
+/// The answer to a refund query. If there is no refund, all fields may be absent.
 #[derive(Deserialize)]
 struct Queried {
     #[serde(default)]
@@ -42,7 +42,7 @@ struct Queried {
     out_request_no: Option<String>,
     #[serde(default)]
     refund_status: Option<String>,
-    /// This refund's own. Text on most pages, a number on some.
+    /// The amount of this refund. Text on most documentation pages, a number on some.
     #[serde(default)]
     refund_amount: Option<Box<RawValue>>,
     #[serde(default)]
@@ -56,7 +56,7 @@ impl Alipay {
         now: OffsetDateTime,
     ) -> Result<RefundState, GatewayError> {
         refund.check()?;
-        // Without `out_request_no` the second part of a trade would be taken for a repeat of the first.
+        // Without `out_request_no` Alipay would treat the second partial refund of a trade as a repeat of the first.
         let mut biz_content = json!({
             "trade_no": refund.trade_no,
             "out_request_no": refund.refund_no,
@@ -94,7 +94,7 @@ fn call<'a>(method: &'a str, biz_content: &'a str) -> Call<'a> {
     Call { method, notify_url: None, return_url: None, biz_content }
 }
 
-/// Only `Y` says that this call moved money. A repeat of a finished refund answers `N`, which is no failure: ask.
+/// Only `Y` says that this call moved money. A repeat of a finished refund answers `N`, which is no failure: query it.
 fn refunded_state(refund: &RefundOrder, refunded: &Refunded, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
     if refunded.trade_no != refund.trade_no.as_str() || refunded.out_trade_no != refund.order_no.as_str() {
         return Err(another());
@@ -110,7 +110,7 @@ fn refunded_state(refund: &RefundOrder, refunded: &Refunded, now: OffsetDateTime
     })
 }
 
-/// `REFUND_SUCCESS` is the only proof; a word that is not known is no permission to send again.
+/// `REFUND_SUCCESS` is the only proof. An unknown status does not permit sending the refund again.
 fn queried_state(refund: &RefundOrder, queried: &Queried, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
     let numbers = [
         (&queried.trade_no, refund.trade_no.as_str()),
@@ -139,7 +139,8 @@ fn yuan(amount: Option<&RawValue>) -> Option<Money> {
     Money::from_yuan(amount?.get().trim_matches('"')).ok()
 }
 
-/// A signed failure of a refund. A refusal may be about a repeat of what was done before, so it ends nothing by itself.
+/// A signed failure of a refund. A refusal may concern a repeat of a refund that was already done, so it decides
+/// nothing by itself.
 fn refund_error(failure: Failure) -> GatewayError {
     match (failure.code.as_str(), failure.short_sub_code()) {
         ("40004", "SELLER_BALANCE_NOT_ENOUGH" | "REFUND_CHARGE_ERROR") => failure.not_now(),
@@ -167,7 +168,7 @@ mod tests {
     use domain::OrderNo;
 
     const NOW: OffsetDateTime = datetime!(2026-01-05 16:20:30 UTC);
-    /// One yuan of three: `refund_fee` is what went back in all.
+    /// A refund of 1 yuan from a payment of 3 yuan. `refund_fee` is the total refunded so far.
     const DONE: &str = r#"{"code":"10000","trade_no":"42","out_trade_no":"ORD_01","buyer_logon_id":"a**","fund_change":"Y","refund_fee":"2.50","gmt_refund_pay":"2026-01-05 10:21:08"}"#;
     const FOUND: &str = r#"{"code":"10000","trade_no":"42","out_trade_no":"ORD_01","out_request_no":"RF_1","refund_status":"REFUND_SUCCESS","total_amount":"3.00","refund_amount":"1.00","gmt_refund_pay":"2026-01-05 10:21:08"}"#;
 
@@ -187,7 +188,7 @@ mod tests {
         RefundState::Succeeded { amount, returned: None, gateway_refund_no: None, at }
     }
 
-    /// Accepted, with what Alipay says has gone back in all.
+    /// A refund that Alipay accepted, with the total refunded so far by its answer.
     fn accepted(returned: Option<&str>) -> RefundState {
         let RefundState::Succeeded { amount, gateway_refund_no, at, .. } = succeeded(None) else { panic!() };
         let returned = returned.map(|yuan| Money::from_yuan(yuan).unwrap());
@@ -269,7 +270,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_query_proves_a_refund_by_one_word_alone() {
-        // Another amount than ours is a fact. Settling compares it.
+        // An amount that differs from ours is reported as it is. The settlement code compares it.
         let other = query(&FOUND.replace("1.00", "1.01"), true).await.unwrap();
         assert_eq!(other, succeeded(Some(Money::from_fen(101).unwrap())));
         for amount in ["\"1.00\"", "1", "1.0"] {
@@ -301,7 +302,8 @@ mod tests {
         assert_eq!(name(&refund(reply("alipay_trade_refund", none, false)).await.unwrap_err()), "unknown");
         let limited = r#"{"code":"40005","sub_code":"isv.app-call-limited"}"#;
         assert_eq!(name(&refund(reply("alipay_trade_refund", limited, false)).await.unwrap_err()), "unknown");
-        // What comes unsigned is refused before any trade is looked at; what is ours to mend is no word about the refund.
+        // The gateway refuses unsigned before it looks at any trade. A fault of our configuration says nothing about
+        // the refund.
         for (sub_code, class) in [("isv.invalid-parameter", "refused"), ("isv.invalid-app-id", "misconfigured")] {
             let config = format!(r#"{{"code":"40002","sub_code":"{sub_code}"}}"#);
             assert_eq!(name(&refund(reply("alipay_trade_refund", &config, false)).await.unwrap_err()), class);
@@ -317,7 +319,7 @@ mod tests {
         }
     }
 
-    /// Every code that the pages list for a refund.
+    /// Every code that the documentation lists for a refund.
     #[test]
     fn each_code_has_its_class() {
         let refused = "INVALID_PARAMETER TRADE_NOT_EXIST TRADE_HAS_CLOSE \

@@ -1,6 +1,7 @@
-//! What a buyer's browser brings back from Alipay's cashier: which order it was, to show a page, and nothing more.
+//! The query string that a buyer's browser brings back from Alipay's cashier. It only identifies the order, to show a
+//! page.
 //!
-//! It names no state of the trade, anybody who has the address can send it again, and it may never come.
+//! It states no trade status, anyone who has the address can send it again, and it may never come.
 //! Source: Alipay OpenAPI, "同步返回" of page pay and wap pay, read 2025-11-20.
 
 use time::OffsetDateTime;
@@ -10,13 +11,14 @@ use crate::alipay::{Alipay, parse_beijing};
 use crate::error::CallbackError;
 use crate::verified::Verified;
 
-/// A notification is signed by the same rule and the same key; only a return has one of these.
+/// A notification is signed by the same rule and the same key; only a return has one of these methods.
 const METHODS: [&str; 2] = ["alipay.trade.page.pay.return", "alipay.trade.wap.pay.return"];
 
-/// The parameter of a return that names our order; a claim, until the signature is checked.
+/// The parameter of a return that names our order. It is only a claim until the signature is checked.
 pub const ORDER_NO: &str = "out_trade_no";
 
-/// What a return has by its description. A parameter that stood in `return_url` already is not signed and not here.
+/// The documented fields of a return. Parameters that `return_url` already contained are not signed and not listed
+/// here.
 const FIELDS: [&str; 13] = [
     "app_id",
     "auth_app_id",
@@ -35,8 +37,8 @@ const FIELDS: [&str; 13] = [
 
 /// The order number of a return that Alipay signed for this account.
 ///
-/// Everything is taken as signed at first, since Alipay adds fields as it likes; then only what a return is known to
-/// have, so that a parameter of the merchant's own address does not spoil it.
+/// First treats every parameter as signed, because Alipay may add fields at any time. If that fails, checks only the
+/// documented fields, so that a parameter in the merchant's own address does not break the check.
 pub(super) fn read(alipay: &Alipay, query: &str) -> Result<Verified<String>, CallbackError> {
     let described: Vec<&str> = query.split('&').filter(|pair| is_described(pair)).collect();
     let described = described.join("&");
@@ -61,7 +63,8 @@ pub(super) fn read(alipay: &Alipay, query: &str) -> Result<Verified<String>, Cal
     Ok(Verified::new(order_no.to_owned()))
 }
 
-/// With the keys of the moment that the return names: it is a claim like the rest, and opens a page at most.
+/// Uses the keys in force at the time that the return states. That time is only a claim, but a return opens a page at
+/// most.
 fn verify(alipay: &Alipay, query: &str) -> Result<(), CallbackError> {
     let stated = Form::parse(query.as_bytes())?.get("timestamp").and_then(parse_beijing);
     alipay.verify_form(query.as_bytes(), stated.unwrap_or(OffsetDateTime::UNIX_EPOCH))
@@ -86,7 +89,7 @@ mod tests {
     const OTHER: &str = include_str!("../../tests/fixtures/vectors/keys/alipay_other_private_pkcs8.pem");
     const NOTIFICATIONS: &str = include_str!("../../tests/fixtures/vectors/alipay/notify_verify.json");
 
-    /// The fields of a return, with one changed.
+    /// The fields of a return, with one field changed.
     fn fields<'a>(changed: &'a str, to: &'a str) -> Vec<(&'a str, &'a str)> {
         let mut fields = vec![
             ("app_id", "2021000122671080"),
@@ -123,7 +126,7 @@ mod tests {
             plain.clone(),
             format!("from=shop&{plain}"),
             format!("{plain}&order=1&view_token=2&order=3"),
-            // A field that Alipay may add one day is signed with the others.
+            // A field that Alipay may add later is signed with the others.
             signed(PLATFORM, &fields("a_new_field", "大 + 50%")),
         ] {
             assert_eq!(order_no(&query).as_deref(), Ok("ORD_01"), "{query}");

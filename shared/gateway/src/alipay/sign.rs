@@ -1,4 +1,5 @@
-//! The three signature rules of Alipay's gateway: requests, answers, callbacks. They differ in what they cover.
+//! The three signature rules of Alipay's gateway: requests, answers, callbacks. They differ in what the signature
+//! covers.
 //!
 //! All of them are RSA2 (SHA256withRSA); the legacy `RSA` (SHA-1) is refused.
 //! Source: Alipay OpenAPI, C:057k53 (signing), C:02mse7 (verifying), read 2025-11-20.
@@ -9,11 +10,11 @@ use crate::error::CallbackError;
 use crate::keys::{KeyError, SigningKey, VerifyingKey};
 use crate::words;
 
-/// Far more fields than any callback has.
+/// A limit well above the number of fields in any callback.
 const MAX_FIELDS: usize = 256;
 
-/// The fields that decide what a notice or a return says, and about whom. A field that we begin to read is added here;
-/// a test compares this list with the code.
+/// The fields that decide what a notice or a return means, and which order and merchant it is about. Add every field
+/// that the code begins to read; a test compares this list with the code.
 pub(super) const DECIDING: [&str; 15] = [
     "alipay_cert_sn",
     "app_id",
@@ -32,8 +33,8 @@ pub(super) const DECIDING: [&str; 15] = [
     "trade_status",
 ];
 
-/// What a request's signature covers: every parameter with a value but `sign`, sorted by name, `name=value` joined by
-/// `&`, values as they are before URL encoding. `sign_type` is covered here, and not in a callback.
+/// The text that a request's signature covers: every parameter with a value except `sign`, sorted by name, `name=value`
+/// joined by `&`, values before URL encoding. `sign_type` is covered here, but not in a callback.
 pub fn string_to_sign<'a>(params: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut covered: Vec<_> = params.into_iter().filter(|(name, value)| *name != "sign" && !value.is_empty()).collect();
     covered.sort_unstable();
@@ -58,8 +59,8 @@ pub fn sign<'a>(key: &SigningKey, params: impl IntoIterator<Item = (&'a str, &'a
 /// A name and its value, borrowed unless an escape had to be decoded.
 type Field<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
 
-/// A form body, each name and value decoded once and in the order received. Values are bytes: the signature is made in
-/// the charset that the sender named, and need not be understood to be checked.
+/// A form body with each name and value decoded once, in the order received. Values are bytes: the sender signs them in
+/// the charset that it names, and we can check the signature without decoding that charset.
 #[derive(Debug)]
 pub struct Form<'a> {
     fields: Vec<Field<'a>>,
@@ -69,8 +70,8 @@ impl<'a> Form<'a> {
     /// Splits at `&` and the first `=`, then decodes `+` and percent escapes once.
     ///
     /// # Errors
-    /// [`CallbackError::Malformed`] for a name that comes twice (two values must not be a choice), and for hundreds of
-    /// fields.
+    /// [`CallbackError::Malformed`] for a name that comes twice (we must not choose between two values), and for more
+    /// than 256 fields.
     pub fn parse(body: &'a [u8]) -> Result<Form<'a>, CallbackError> {
         let mut fields = Vec::with_capacity(32);
         for pair in body.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
@@ -88,7 +89,7 @@ impl<'a> Form<'a> {
         Ok(Form { fields })
     }
 
-    /// A field with a value, as text; `None` also for a value that is not UTF-8.
+    /// A field with a value, as text; also `None` if the value is not UTF-8.
     pub fn get(&self, name: &str) -> Option<&str> {
         let (_, value) = self.fields.iter().find(|(known, _)| known.as_ref() == name.as_bytes())?;
         std::str::from_utf8(value).ok().filter(|text| !text.is_empty())
@@ -99,10 +100,10 @@ impl<'a> Form<'a> {
         self.fields.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))
     }
 
-    /// Refuses a form that may be another form with the same signature. The signed text joins decoded fields by `&`, so
-    /// `a=1%26b%3D2` and `a=1&b=2` are one text. A field that decides something must not hide in another one: neither in
-    /// a name, nor in a value, nor may its own value hold the next field. Free text (`subject`, `passback_params`) may
-    /// hold `&` and even `name=`, as long as it names no deciding field.
+    /// Refuses a form if another form could have the same signature. The signed text joins decoded fields by `&`, so
+    /// `a=1%26b%3D2` and `a=1&b=2` give the same text. No deciding field may hide in another field's name or value, and
+    /// the value of a deciding field may not hold the next field. Free text (`subject`, `passback_params`) may contain
+    /// `&` and even `name=`, unless it names a deciding field.
     fn check_unambiguous(&self) -> Result<(), CallbackError> {
         const HIDDEN: CallbackError = CallbackError::Malformed("a field may hide another field");
         for (name, value) in self.fields() {
@@ -124,7 +125,7 @@ impl<'a> Form<'a> {
         Ok(())
     }
 
-    /// What a callback's signature covers: all fields but `sign` and `sign_type`, sorted by name.
+    /// The text that a callback's signature covers: all fields except `sign` and `sign_type`, sorted by name.
     pub fn string_to_verify(&self, empty: EmptyValues) -> Vec<u8> {
         let mut covered: Vec<_> = self
             .fields()
@@ -145,8 +146,8 @@ impl<'a> Form<'a> {
     }
 }
 
-/// What a form says, in one writing: neither the order of its fields nor their escapes nor empty ones make another. A body
-/// that is no form stands for itself.
+/// The content of a form in one canonical writing: the order of fields, their escapes and empty fields make no
+/// difference. A body that is not a form is returned unchanged.
 pub(crate) fn essence(body: &[u8]) -> Vec<u8> {
     let Ok(form) = Form::parse(body) else { return body.to_vec() };
     let mut essence = form.string_to_verify(EmptyValues::Dropped);
@@ -155,13 +156,13 @@ pub(crate) fn essence(body: &[u8]) -> Vec<u8> {
     essence
 }
 
-/// Whether a field without a value is covered as `name=`. The official SDKs keep it (C:02mse7), a troubleshooting page
-/// (C:02kdnf) drops it; no such callback has been seen.
+/// Whether the signature covers an empty field as `name=`. The official SDKs include it (C:02mse7), a troubleshooting
+/// page (C:02kdnf) drops it; we have seen no such callback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EmptyValues {
-    /// As `name=`.
+    /// Covered as `name=`.
     Kept,
-    /// Not at all.
+    /// Not covered.
     Dropped,
 }
 
@@ -202,7 +203,7 @@ fn hex(digit: u8) -> Option<u8> {
 pub fn verify_callback(key: &VerifyingKey, form: &Form<'_>) -> Result<(), CallbackError> {
     form.check_unambiguous()?;
     let sign = form.get("sign").ok_or(CallbackError::Malformed("no sign"))?;
-    // Pinned: the message may not choose a weaker algorithm for itself.
+    // The algorithm is pinned: the message must not choose a weaker one for itself.
     match form.get("sign_type") {
         Some("RSA2") => {}
         Some(_) => return Err(CallbackError::BadSignature),
@@ -218,21 +219,21 @@ pub fn verify_callback(key: &VerifyingKey, form: &Form<'_>) -> Result<(), Callba
     Err(CallbackError::BadSignature)
 }
 
-/// An answer of the gateway, judged.
+/// A judged answer of the gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer<'a> {
-    /// Alipay said this: the node's raw bytes.
+    /// Alipay signed this answer.
     Signed {
-        /// The node, as received, in whatever charset.
+        /// The raw bytes of the node as received, in its own charset.
         node: &'a [u8],
-        /// What the signature fitted.
+        /// The text that the signature covers.
         over: SignedText,
     },
-    /// Somebody said that it failed; failures of the gateway itself come without a signature.
+    /// An unsigned failure that anyone may have sent; failures of the gateway itself come without a signature.
     UnsignedFailure(Failure),
 }
 
-/// What the signature of an answer was made over.
+/// The text that the signature of an answer covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignedText {
     /// The node as received.
@@ -241,42 +242,42 @@ pub enum SignedText {
     SlashesUnescaped,
 }
 
-/// The codes of an answer.
+/// The codes and messages of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 pub struct Failure {
-    /// 10000 is success of the call.
+    /// 10000 means that the call succeeded.
     #[serde(deserialize_with = "words::text")]
     pub code: String,
-    /// In words.
+    /// The message of `code`.
     #[serde(default, deserialize_with = "words::text")]
     pub msg: String,
-    /// The finer code.
+    /// The more specific code.
     #[serde(default, deserialize_with = "words::text")]
     pub sub_code: String,
-    /// In words.
+    /// The message of `sub_code`.
     #[serde(default, deserialize_with = "words::text")]
     pub sub_msg: String,
 }
 
-/// The code of a call that worked; it says nothing of a payment.
+/// The code of a call that succeeded; it says nothing about a payment.
 pub const SUCCESS: &str = "10000";
 
-/// Why an answer is not taken. What it says is unknown then.
+/// The error when an answer is not accepted. Its content then remains unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
     /// Not JSON with the expected node.
     #[error("the answer is not an answer to {0}")]
     Shape(String),
-    /// A success that nobody signed.
+    /// A success without a signature.
     #[error("the answer claims success without a signature")]
     Unsigned,
-    /// Not signed by the loaded key.
+    /// The loaded key did not sign it.
     #[error("the signature of the answer does not fit")]
     BadSignature,
 }
 
-/// Finds the answer's node and checks its signature over the exact bytes received. They need not be UTF-8: an answer in GBK is
-/// an answer, and which reading of its bytes is right shows in the signature.
+/// Finds the answer's node and checks its signature over the exact bytes received. The bytes need not be UTF-8, because
+/// Alipay also answers in GBK. The signature shows which reading of the bytes is right.
 ///
 /// # Errors
 /// See [`AnswerError`].
@@ -341,7 +342,7 @@ fn without_escaped_slashes(node: &[u8]) -> Vec<u8> {
     text
 }
 
-/// The certificate that an answer says it was signed with; nobody signed that.
+/// The certificate that an answer claims to be signed with; no signature covers this claim.
 pub(super) fn cert_sn(body: &[u8]) -> Option<String> {
     words::readings(body).iter().find_map(|reading| {
         let members = words::members(body, *reading)?;

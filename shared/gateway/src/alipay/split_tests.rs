@@ -1,4 +1,4 @@
-//! One signed text, several forms: a form that hides a field in another one is refused.
+//! One signed text can have several forms: a form that hides a field in another one is refused.
 
 use bytes::Bytes;
 use domain::{Fact, Merchant, Notification};
@@ -39,7 +39,7 @@ fn refunded() -> Vec<(&'static str, &'static str)> {
     ]
 }
 
-/// Paid, refunded in part, refunded in full, and closed unpaid.
+/// Four notices: paid, partly refunded, fully refunded, and closed unpaid.
 fn genuine(which: usize) -> Vec<(&'static str, &'static str)> {
     let mut fields = refunded();
     let dropped: &[&str] = match which {
@@ -81,7 +81,7 @@ fn owned(fields: &[(&str, &str)]) -> Vec<(String, String)> {
     fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// The fields with one moved into the value of the field before it, or into that field's name.
+/// The fields, with one field moved into the value of the field before it, or into that field's name.
 fn hidden(fields: &[(&str, &str)], name: &str, into_name: bool) -> Vec<(String, String)> {
     let mut fields = owned(fields);
     let at = fields.iter().position(|(known, _)| known == name).unwrap();
@@ -126,7 +126,7 @@ fn no_deciding_field_hides_in_another_one() {
     }
 }
 
-/// The value would change by what is hidden in it.
+/// The hidden field would change the value of the deciding one.
 #[test]
 fn a_deciding_field_holds_no_other_one() {
     let alipay = account("http://127.0.0.1:9/");
@@ -179,7 +179,7 @@ fn a_return_hides_no_field_either() {
     assert_eq!(alipay.verify_return(&hiding).map(Verified::into_inner), Err(HIDDEN));
 }
 
-/// A field that the code reads and this list lacks could be hidden.
+/// A field that the code reads but the list lacks could be hidden.
 #[test]
 fn every_field_that_is_read_is_a_deciding_one() {
     let mut seen = 0;
@@ -196,14 +196,14 @@ fn every_field_that_is_read_is_a_deciding_one() {
     assert!(seen > 15, "{seen}");
 }
 
-/// What a notice says to us.
+/// The content of a notice that matters to us.
 fn said(told: Notification) -> (Fact, String, String, Merchant) {
     (told.fact, told.order_no, told.notice_id, told.merchant)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
-    /// Splits the signed text in any other way, at any `&` and any `=`.
+    /// Splits the signed text in other ways, at any `&` and any `=`.
     #[test]
     fn no_other_form_of_a_signed_text_says_something_else(
         which in 0usize..4,

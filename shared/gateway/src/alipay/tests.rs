@@ -1,4 +1,4 @@
-//! The adapter against a gateway on loopback.
+//! Tests the adapter against a mock gateway on loopback.
 
 use bytes::Bytes;
 use domain::{Fact, Merchant, Money, Scene, Subject};
@@ -57,7 +57,7 @@ fn order(scene: Scene) -> PrepayOrder {
     }
 }
 
-/// An answer whose node is signed as Alipay signs, or not at all.
+/// An answer whose node is signed with Alipay's test key, or unsigned.
 pub(super) fn reply(method: &str, node: &str, signed: bool) -> Reply {
     let sign = SigningKey::from_pem(key!("alipay_platform_private_pkcs8.pem")).unwrap().sign(node.as_bytes()).unwrap();
     let sign = if signed { format!(r#","sign":"{sign}""#) } else { String::new() };
@@ -65,7 +65,7 @@ pub(super) fn reply(method: &str, node: &str, signed: bool) -> Reply {
     Reply { status: 200, headers: Vec::new(), body }
 }
 
-/// Checks what the gateway would: the signature over all parameters. Gives them back.
+/// Checks the signature over all parameters as the gateway would, and returns the parameters.
 pub(super) fn checked(texts: &[&str]) -> Vec<(String, String)> {
     let mut params = Vec::new();
     for text in texts {
@@ -251,7 +251,7 @@ async fn what_the_key_before_signed_counts_as_long_as_it_is_on_file() {
     let now = Some(NOW);
     let by = |key: &str| {
         let fields = [("notify_id", "n"), ("out_trade_no", "ORD_01"), ("trade_status", "TRADE_SUCCESS")];
-        // What a callback's signature covers lacks its algorithm.
+        // A callback's signature does not cover `sign_type`.
         let sign = SigningKey::from_pem(key).unwrap().sign(string_to_sign(fields).as_bytes()).unwrap();
         let mut form = url::form_urlencoded::Serializer::new(String::new());
         let body = form.extend_pairs(fields).extend_pairs([("sign_type", "RSA2"), ("sign", &sign)]).finish();

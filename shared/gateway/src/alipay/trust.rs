@@ -1,9 +1,9 @@
-//! Whose signature counts as Alipay's: one public key, or the certificates of the certificate mode, and beside either the
-//! public key before while what it signed is still on the road.
+//! Whose signature counts as Alipay's: one public key, or the certificates of the certificate mode. In both modes also
+//! the previous public key, while messages that it signed may still arrive.
 //!
-//! Source: Alipay OpenAPI, C:057k53: an answer names its certificate (`alipay_cert_sn`), which is not signed itself; a new one
-//! is downloaded and believed for its chain. It is renewed with the key kept, so a message that names none, or one that is
-//! not known, may be by any key in force. Read 2025-11-20.
+//! Source: Alipay OpenAPI, C:057k53: an answer names its certificate (`alipay_cert_sn`), and that field itself is not
+//! signed. We download a new certificate and trust it because of its chain. Alipay renews a certificate but keeps its
+//! key, so a message that names no certificate, or an unknown one, may be signed by any key in force. Read 2025-11-20.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,10 +16,10 @@ use crate::error::CallbackError;
 use crate::keys::{APP_CERTIFICATE, Gate, KeyStatus};
 use crate::keys::{KeyTime, Validity, VerifyingKey};
 
-/// Far more than ever count at a time.
+/// Far more certificates than are ever valid at a time.
 const MAX_KEPT: usize = 8;
 
-/// How an application knows Alipay.
+/// How an application verifies Alipay's signatures.
 pub(crate) enum Trust {
     PublicKey(VerifyingKey),
     Certificates(Box<Certificates>),
@@ -27,21 +27,21 @@ pub(crate) enum Trust {
 
 /// The three certificates of the certificate mode.
 pub(crate) struct Certificates {
-    /// `app_cert_sn`, and when our own certificate counts.
+    /// `app_cert_sn`, and when our own certificate is valid.
     pub app_sn: String,
     pub app_validity: Validity,
     /// `alipay_root_cert_sn`.
     pub root_sn: String,
     pub roots: Roots,
-    /// Alipay's certificate as the operator has it.
+    /// Alipay's certificate as the operator configured it.
     pub given: Issued,
 }
 
-/// Certificates that Alipay gave. They outlive a new reading of the configuration.
+/// Certificates fetched from Alipay. They survive a reload of the configuration.
 #[derive(Debug, Default)]
 pub(crate) struct Fetched {
     issued: Mutex<Arc<Vec<Issued>>>,
-    /// When a stranger's word last made us ask.
+    /// Limits the lookups that messages from strangers cause.
     pub(super) gate: Gate,
 }
 
@@ -50,7 +50,7 @@ impl Fetched {
         self.lock().clone()
     }
 
-    /// Keeps one that leads to a root, and drops those whose time is over.
+    /// Stores a certificate that leads to a root, and drops the expired ones.
     pub(super) fn keep(&self, issued: Issued, now: OffsetDateTime) {
         let mut kept = self.lock();
         let counts = |known: &&Issued| known.sn != issued.sn && known.validity.until.is_none_or(|until| until > now);
@@ -76,12 +76,13 @@ impl Account {
 }
 
 impl Alipay {
-    /// The certificate of that number, if it counts at that moment.
+    /// The certificate with that number, if it is valid at that time.
     pub(super) fn issued(&self, sn: &str, at: OffsetDateTime) -> Option<Issued> {
         self.in_force(at).into_iter().find(|issued| issued.sn == sn)
     }
 
-    /// Alipay's certificates that count, the newest first. When the given one begins is the operator's business.
+    /// Alipay's valid certificates, the newest first. For the configured one the start of validity is not checked: the
+    /// operator vouches for it.
     fn in_force(&self, at: OffsetDateTime) -> Vec<Issued> {
         let Some(certificates) = self.account.certificates() else { return Vec::new() };
         let fetched = self.fetched.current();
@@ -90,15 +91,15 @@ impl Alipay {
         counting.chain(given).cloned().collect()
     }
 
-    /// Which keys a message may be checked with that names this certificate, or none: the named one alone, else all, and
-    /// last the one before.
+    /// The keys that may check a message that names this certificate, or none. A known named certificate gives its key
+    /// alone; else all valid keys. The previous public key comes last.
     fn candidates(&self, sn: Option<&str>, at: OffsetDateTime) -> Result<Vec<VerifyingKey>, CallbackError> {
         let mut keys = self.today(sn, at)?;
         keys.extend(self.account.previous_key.clone());
         Ok(keys)
     }
 
-    /// The same without the one before.
+    /// Like `candidates`, without the previous public key.
     fn today(&self, sn: Option<&str>, at: OffsetDateTime) -> Result<Vec<VerifyingKey>, CallbackError> {
         let certificates = match &self.account.trust {
             Trust::PublicKey(key) => return Ok(vec![key.clone()]),
@@ -127,7 +128,7 @@ impl Alipay {
             }
         }
         match named {
-            // By a certificate that is not here, perhaps.
+            // It may be signed by a certificate that is not loaded.
             Some(sn) if self.account.certificates().is_some() && is_sn(sn) && self.issued(sn, at).is_none() => {
                 Err(CallbackError::UnknownKey { serial: sn.to_owned() })
             }
@@ -135,7 +136,7 @@ impl Alipay {
         }
     }
 
-    /// Opens an answer with whichever key fits.
+    /// Opens an answer with the first key that fits.
     pub(super) fn open<'a>(&self, method: &str, body: &'a [u8], at: OffsetDateTime) -> Result<Answer<'a>, String> {
         let named = sign::cert_sn(body);
         let candidates = self.candidates(named.as_deref(), at).map_err(|error| error.to_string())?;
@@ -149,7 +150,7 @@ impl Alipay {
         opened.map_err(|error| error.to_string())
     }
 
-    /// The name under which a verified callback is counted.
+    /// The key name under which a verified callback is counted.
     pub(super) fn name_of_key(&self, form: &[u8], at: OffsetDateTime) -> String {
         let (certificates, has_previous) = (self.account.certificates(), self.account.previous_key.is_some());
         if certificates.is_none() && !has_previous {
@@ -158,7 +159,7 @@ impl Alipay {
         let form = Form::parse(form).ok();
         let named = form.as_ref().and_then(|form| form.get(CERT_SN));
         if has_previous {
-            // Where none counts today, none of today's has signed it.
+            // If no certificate is valid today, none of today's keys signed it.
             let today = self.today(named, at).unwrap_or_default();
             let signed = |key| form.as_ref().is_some_and(|form| sign::verify_callback(key, form).is_ok());
             if !today.iter().any(signed) {
@@ -187,11 +188,11 @@ impl Alipay {
 }
 
 const CERT_SN: &str = "alipay_cert_sn";
-/// How a key is named that has no number.
+/// The names of keys that have no number.
 const PUBLIC_KEY: &str = "public_key";
 const PREVIOUS_KEY: &str = "previous_public_key";
 
-/// The form of a certificate's number; anything else is not asked for.
+/// Whether a text has the form of a certificate number. We query nothing else.
 pub(super) fn is_sn(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

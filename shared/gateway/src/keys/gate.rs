@@ -1,4 +1,4 @@
-//! Looking for a key that a message names: seldom, and once for all who wait for it.
+//! Looks up a key that a message names: seldom, and once for all callers that wait for it.
 
 use std::time::Duration;
 
@@ -6,18 +6,18 @@ use time::OffsetDateTime;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-/// How long one look for a key may take that a callback waits for: its gateway gives up after 5 s.
+/// The time limit of one key lookup while a callback waits: the gateway that sent the callback stops waiting after 5 s.
 pub(crate) const LOOK: Duration = Duration::from_millis(2500);
 
-/// Lets one look through in half a minute, whoever asks for it; who comes meanwhile waits for what it finds.
+/// Allows one lookup per 30 s; concurrent callers wait and share its result.
 #[derive(Debug, Default)]
 pub(crate) struct Gate(Mutex<Option<OffsetDateTime>>);
 
 impl Gate {
     const BETWEEN: time::Duration = time::Duration::seconds(30);
 
-    /// Looks, unless somebody has just done so. Whether what was wanted is `known` then. `now` may be a little
-    /// older than the last look's; a clock that was set back by more opens the gate.
+    /// Runs `look`, unless a lookup ran within the last 30 s. Returns whether the key is `known` afterwards. `now` may
+    /// be a little older than that of the last lookup; a clock that was set back by 30 s or more opens the gate.
     pub(crate) async fn look(
         &self,
         now: OffsetDateTime,

@@ -1,4 +1,4 @@
-//! A gateway's keys by the name under which it signs, each with the time in which it counts.
+//! A gateway's keys by the name under which it signs, each with its validity.
 
 use std::fmt;
 
@@ -6,26 +6,26 @@ use time::OffsetDateTime;
 
 use super::rsa::{Certificate, VerifyingKey};
 
-/// From when until when a key counts; an end that is open is `None`.
+/// When a key is valid; an open bound is `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Validity {
-    /// The first moment.
+    /// The first valid moment.
     pub from: Option<OffsetDateTime>,
-    /// The last moment.
+    /// The last valid moment.
     pub until: Option<OffsetDateTime>,
 }
 
 impl Validity {
-    /// A key that no certificate bounds.
+    /// A key that no certificate limits.
     pub const ALWAYS: Validity = Validity { from: None, until: None };
 
-    /// What bounds a certificate that the operator vouches for: its end alone.
+    /// The bounds that apply to a certificate that the operator vouches for: only its end.
     pub fn given(self) -> Validity {
         Validity { from: None, ..self }
     }
 
     /// # Errors
-    /// Which end `at` lies beyond.
+    /// The bound that `at` lies beyond.
     pub fn check(&self, at: OffsetDateTime) -> Result<(), KeyTime> {
         match (self.from, self.until) {
             (Some(from), _) if at < from => Err(KeyTime::NotYet(from)),
@@ -35,12 +35,12 @@ impl Validity {
     }
 }
 
-/// Why a certificate does not count at a moment.
+/// The reason that a certificate is not valid at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyTime {
-    /// It begins later.
+    /// Its validity starts later.
     NotYet(OffsetDateTime),
-    /// It ended.
+    /// Its validity has ended.
     Expired(OffsetDateTime),
 }
 
@@ -53,16 +53,16 @@ impl fmt::Display for KeyTime {
     }
 }
 
-/// Why a ring has no key to check with.
+/// The reason that a ring has no key for a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoKey {
-    /// None of this name.
+    /// No key has this name.
     Unknown,
-    /// One of this name that does not count at that moment.
+    /// The key of this name is not valid at that time.
     Time(KeyTime),
 }
 
-/// The gateway's keys by the name under which it signs; several are valid at a time while it changes them.
+/// The gateway's keys by the name under which it signs. During a key rotation several are valid at a time.
 ///
 /// Source: WeChat Pay APIv3, D:4012154180 (switch from certificates to the public key); official Go SDK, combined
 /// verifier. Read 2025-11-20.
@@ -75,28 +75,28 @@ pub struct KeyRing {
 struct Named {
     serial: String,
     key: VerifyingKey,
-    /// What bounds it.
+    /// The bounds that we apply.
     validity: Validity,
-    /// What it says of itself.
+    /// The bounds that the certificate states.
     stated: Validity,
 }
 
 impl KeyRing {
-    /// The start of the name of a WeChat Pay public key; other names are serial numbers of certificates.
+    /// The prefix of the name of a WeChat Pay public key; other names are serial numbers of certificates.
     pub const PUBLIC_KEY_ID: &str = "PUB_KEY_ID_";
 
-    /// Adds a key without bounds under its exact name; the newest of a name wins.
+    /// Adds a key without bounds under its exact name; it replaces an older key of that name.
     pub fn insert(&mut self, serial: String, key: VerifyingKey) {
         self.insert_bounded(serial, key, Validity::ALWAYS);
     }
 
-    /// Adds a key that counts for a time only; the newest of a name wins.
+    /// Adds a key that is valid for a time only; it replaces an older key of that name.
     pub fn insert_bounded(&mut self, serial: String, key: VerifyingKey, validity: Validity) {
         self.put(Named { serial, key, validity, stated: validity });
     }
 
-    /// Adds a certificate that the operator has put there. When it begins is his business: he vouches for the key. When it
-    /// ends is not.
+    /// Adds a certificate that the operator configured. The start of its validity is not checked, because the operator
+    /// vouches for the key. Its end is checked.
     pub fn insert_given(&mut self, certificate: Certificate) {
         let Certificate { serial, key, validity: stated } = certificate;
         self.put(Named { serial, key, validity: stated.given(), stated });
@@ -107,17 +107,17 @@ impl KeyRing {
         self.keys.push(named);
     }
 
-    /// Whether it holds no key at all. A ring whose keys have all expired is not empty.
+    /// Whether the ring holds no key at all. A ring whose keys have all expired is not empty.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// The key of that exact name, whatever its time.
+    /// The key with that exact name, even if it is not valid now.
     pub fn get(&self, serial: &str) -> Option<&VerifyingKey> {
         self.named(serial).map(|named| &named.key)
     }
 
-    /// The key of that exact name, if it counts at that moment.
+    /// The key with that exact name, if it is valid at that time.
     ///
     /// # Errors
     /// See [`NoKey`].
@@ -127,8 +127,8 @@ impl KeyRing {
         Ok(&named.key)
     }
 
-    /// The key to encrypt with, and its name: the public key that requests name, else the certificate in force that began
-    /// last.
+    /// The key to encrypt with, and its name. This is a public key if there is one, because requests name it. Otherwise
+    /// it is the valid certificate whose validity began last.
     pub fn encrypting(&self, at: OffsetDateTime) -> Option<(&str, &VerifyingKey)> {
         let counting = || self.keys.iter().filter(|named| named.validity.check(at).is_ok());
         let public = || counting().find(|named| named.serial.starts_with(KeyRing::PUBLIC_KEY_ID));
@@ -136,12 +136,13 @@ impl KeyRing {
         Some((&named.serial, &named.key))
     }
 
-    /// The id of the first public key (not certificate): requests name it, so that answers are signed with it.
+    /// The id of the first public key (not certificate). Requests name it, so that the gateway signs its answers with
+    /// it.
     pub fn public_key_id(&self) -> Option<&str> {
         self.keys.iter().map(|named| named.serial.as_str()).find(|serial| serial.starts_with(KeyRing::PUBLIC_KEY_ID))
     }
 
-    /// Names, and the times that each states of itself, in the order of arrival.
+    /// The names, and the validity that each key states, in insertion order.
     pub fn names(&self) -> impl Iterator<Item = (&str, Validity)> {
         self.keys.iter().map(|named| (named.serial.as_str(), named.stated))
     }

@@ -17,13 +17,13 @@ use zeroize::Zeroizing;
 
 use super::ring::Validity;
 
-/// Why a text is not the key that is needed, and what to do about it.
+/// Describes why a text is not the key that is needed, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// No `-----BEGIN …-----` block at all.
     #[error("holds no PEM block; it must hold {wanted}, from its BEGIN line to its END line")]
     NotPem {
-        /// What was needed.
+        /// The kind of key that is needed.
         wanted: &'static str,
     },
     /// A PEM block of another kind.
@@ -31,16 +31,16 @@ pub enum KeyError {
     WrongKind {
         /// The label of the block.
         found: String,
-        /// What was needed.
+        /// The kind of key that is needed.
         wanted: &'static str,
     },
     /// The base64 or the DER inside is broken.
     #[error("cannot be decoded as {wanted}; export it again")]
     Broken {
-        /// What was needed.
+        /// The kind of key that is needed.
         wanted: &'static str,
     },
-    /// An elliptic curve, SM2 …
+    /// An elliptic curve key, an SM2 key, and so on.
     #[error("is not an RSA key; both gateways need RSA for this")]
     NotRsa,
     /// Too short to be safe, or longer than 8192 bits.
@@ -49,7 +49,7 @@ pub enum KeyError {
         /// Its length.
         bits: usize,
     },
-    /// The system's random source or the library failed; says nothing of the key.
+    /// The system's random source or the library failed. This says nothing about the key.
     #[error("the cryptographic library failed")]
     Library,
 }
@@ -58,14 +58,14 @@ const PRIVATE: &str = "an RSA private key (`PRIVATE KEY` or `RSA PRIVATE KEY`)";
 const PUBLIC: &str = "a public key (`PUBLIC KEY`)";
 const CERTIFICATE: &str = "a certificate (`CERTIFICATE`)";
 
-/// Our private key at a gateway.
+/// Our private key for a gateway.
 pub struct SigningKey {
     pair: KeyPair,
 }
 
 impl SigningKey {
-    /// Reads PKCS#8 (`BEGIN PRIVATE KEY`) or PKCS#1 (`BEGIN RSA PRIVATE KEY`). What stands between the marks decides, since
-    /// tools confuse them, and the base64 text may stand without marks.
+    /// Reads PKCS#8 (`BEGIN PRIVATE KEY`) or PKCS#1 (`BEGIN RSA PRIVATE KEY`). The content decides which, not the
+    /// label, because tools confuse the labels. The base64 text is also accepted without BEGIN and END lines.
     ///
     /// # Errors
     /// [`KeyError`] for anything else, and for keys under 2048 bits.
@@ -80,7 +80,7 @@ impl SigningKey {
             Some(PKCS8) | None => KeyPair::from_pkcs8(&block.der),
             Some(other) => return wrong(other),
         };
-        // The library names the cause as text alone; a size it refuses is worth its own sentence.
+        // The library reports the error as text only. A size that it refuses gets its own error.
         pair.map(|pair| SigningKey { pair }).map_err(|error| match private_bits(&block) {
             Some(bits) if !(2048..=8192).contains(&bits) => KeyError::Size { bits },
             _ if error.to_string().contains("Algorithm") => KeyError::NotRsa,
@@ -100,7 +100,7 @@ impl SigningKey {
         Ok(STANDARD.encode(signature))
     }
 
-    /// Whether what it signs is taken by its own public half: a damaged key may be read and sign nonsense.
+    /// Whether its own public half verifies what it signs. A damaged key can be readable and still sign nonsense.
     pub fn signs(&self) -> bool {
         const MESSAGE: &[u8] = b"a message to try a key with";
         let public = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, self.pair.public_key().as_ref());
@@ -113,7 +113,7 @@ impl SigningKey {
         self.pair.public_key().as_ref()
     }
 
-    /// Whether `key` is the public half of this key: then it is our own, not the gateway's.
+    /// Whether `key` is the public half of this key. Then it is our own key, not the gateway's.
     pub fn is_pair_of(&self, key: &VerifyingKey) -> bool {
         self.pair.public_key().as_ref() == key.rsa_public_key
     }
@@ -162,13 +162,14 @@ impl VerifyingKey {
         Ok(VerifyingKey { key, rsa_public_key, spki: spki.raw.to_vec() })
     }
 
-    /// Whether the private half of this key signed the message; `signature` is base64. A broken base64 is a bad
-    /// signature, no more.
+    /// Whether the private half of this key signed the message; `signature` is base64. Broken base64 just counts as a
+    /// bad signature.
     pub fn verify(&self, message: &[u8], signature: &str) -> bool {
         self.verify_digest(&digest::digest(&SHA256, message), signature)
     }
 
-    /// Like [`VerifyingKey::verify`], over a digest made piece by piece: the message need not be copied together.
+    /// Like [`VerifyingKey::verify`], over a digest made piece by piece, so that the message need not be copied into
+    /// one buffer.
     pub fn verify_digest(&self, sha256: &Digest, signature: &str) -> bool {
         STANDARD.decode(signature).is_ok_and(|bytes| self.key.verify_digest_sig(sha256, &bytes).is_ok())
     }
@@ -184,21 +185,21 @@ impl VerifyingKey {
     }
 }
 
-/// Whose key it is cannot be seen from it: nothing is shown.
+/// Shows nothing: the bytes do not show whose key it is.
 impl fmt::Debug for VerifyingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("VerifyingKey(..)")
     }
 }
 
-/// A certificate as far as it is needed: its key, its number and its time. Who issued it is for the caller to judge.
+/// The parts of a certificate that we need: its key, number and validity. The caller must judge who issued it.
 #[derive(Debug, Clone)]
 pub struct Certificate {
     /// The key that it certifies.
     pub key: VerifyingKey,
     /// Its serial number in upper-case hex, as WeChat Pay writes it.
     pub serial: String,
-    /// Both ends as it states them.
+    /// The validity as the certificate states it.
     pub validity: Validity,
 }
 
@@ -214,7 +215,7 @@ impl Certificate {
         Certificate::read(&certificate)
     }
 
-    /// Takes what is needed of a certificate that is parsed already.
+    /// Reads the needed parts of a certificate that is already parsed.
     pub(crate) fn read(certificate: &X509Certificate<'_>) -> Result<Certificate, KeyError> {
         let key = VerifyingKey::from_spki(certificate.public_key())?;
         let serial = hex_upper(certificate.tbs_certificate.serial.to_bytes_be());
@@ -227,7 +228,7 @@ impl Certificate {
 
 /// One block of a PEM text.
 pub(crate) struct PemBlock<'a> {
-    /// What stands after `BEGIN`.
+    /// The text after `BEGIN`.
     pub label: &'a str,
     /// The bytes inside, wiped when dropped.
     pub der: Zeroizing<Vec<u8>>,
@@ -241,7 +242,7 @@ impl PemBlock<'_> {
     }
 }
 
-/// The blocks of a PEM text in order; text between them is passed over, and a block that cannot be read ends them.
+/// The blocks of a PEM text in order. Text between blocks is skipped; a block that cannot be read ends the iteration.
 pub(crate) fn pem_blocks(text: &str) -> impl Iterator<Item = Option<PemBlock<'_>>> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -258,7 +259,7 @@ fn read_block(text: &str) -> Option<(PemBlock<'_>, &str)> {
     Some((PemBlock { label, der: decode(body)? }, rest))
 }
 
-/// Base64 with line ends in it, which may be the two characters `\n`: so they stand in an `.env` file or a store of secrets.
+/// Decodes base64 that contains line ends. They may be the two characters `\n`, as in an `.env` file or a secret store.
 fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let mut packed = Zeroizing::new(Vec::with_capacity(text.len()));
     let mut bytes = text.bytes().peekable();
@@ -279,7 +280,7 @@ fn first_block<'a>(text: &'a str, wanted: &'static str) -> Result<PemBlock<'a>, 
     }
 }
 
-/// The base64 text alone, as the console and its key tool give it: what it is shows in its bytes.
+/// The base64 text alone, as the console and its key tool give it. Its bytes show what it is.
 fn bare(text: &str) -> Option<PemBlock<'static>> {
     let der = decode(text.trim().trim_matches('"'))?;
     Some(PemBlock { label: shape(&der)?, der })
@@ -288,7 +289,7 @@ fn bare(text: &str) -> Option<PemBlock<'static>> {
 const PKCS8: &str = "PRIVATE KEY";
 const PKCS1: &str = "RSA PRIVATE KEY";
 
-/// The label that belongs to these bytes; `None`: they are nothing that is known here.
+/// The PEM label that fits these bytes. `None`: the structure is unknown.
 fn shape(der: &[u8]) -> Option<&'static str> {
     use x509_parser::der_parser::asn1_rs::{Any, Sequence, Tag};
     let tags = |der: &[u8]| -> Option<(Tag, Tag, Vec<u8>, bool)> {
@@ -309,7 +310,7 @@ fn shape(der: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The length of an RSA private key, found without the library, which refuses to read short ones.
+/// The length of an RSA private key, read without the library, because the library refuses short keys.
 fn private_bits(block: &PemBlock<'_>) -> Option<usize> {
     use x509_parser::der_parser::asn1_rs::{Any, Integer, OctetString, Sequence};
     fn modulus(der: &[u8]) -> Option<usize> {
@@ -338,7 +339,7 @@ fn hex_upper(bytes: Vec<u8>) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-/// A share of `span`, drawn anew each time: so that many processes do not ask a gateway in the same second.
+/// A random part of `span`, so that many processes do not query a gateway in the same second.
 ///
 /// # Errors
 /// [`KeyError::Library`].
@@ -402,7 +403,7 @@ mod tests {
         );
     }
 
-    /// Between other marks, with line ends as two characters, or without marks.
+    /// A key between wrong marks, with line ends as two characters, or without marks.
     #[test]
     fn every_form_in_which_a_console_gives_a_key_is_taken() {
         let body = |pem: &str| pem.lines().filter(|line| !line.starts_with("-----")).collect::<String>();

@@ -1,4 +1,4 @@
-//! How the keys of an account are: which it has, and until when they count.
+//! The keys of an account, and how long they are valid.
 
 use domain::{AccountName, PaymentMethod};
 use time::OffsetDateTime;
@@ -6,49 +6,49 @@ use tracing::{error, warn};
 
 use super::ring::Validity;
 
-/// From so many days before its end on, a certificate is warned of.
+/// We warn about a certificate when this many days or fewer are left.
 pub const WARN_DAYS: f64 = 30.0;
 
-/// What a question for keys brought.
+/// The result of a key refresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyNews {
-    /// This account has the keys that were configured and no others.
+    /// This account has the configured keys and no others.
     Fixed,
-    /// The gateway has none to give: a merchant with WeChat Pay's public key alone.
+    /// The gateway has no certificates to give: the merchant uses WeChat Pay's public key only.
     None,
-    /// They are here.
+    /// The keys were fetched.
     Fetched {
-        /// How many were not known.
+        /// How many of them are new.
         new: usize,
     },
 }
 
-/// A key of an account and its time.
+/// A key of an account, and its validity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyStatus {
-    /// What it is, from a small set: `platform_certificate`, `public_key`, `app_certificate` …
+    /// Its kind, from a small set: `platform_certificate`, `public_key`, `app_certificate` …
     pub kind: &'static str,
     /// Its name.
     pub serial: String,
-    /// When it counts.
+    /// When it is valid.
     pub validity: Validity,
 }
 
-/// Our own certificate at Alipay: with it one signs and verifies nothing.
+/// The kind of our own certificate at Alipay. It proves our signatures and verifies none of Alipay's.
 pub(crate) const APP_CERTIFICATE: &str = "app_certificate";
 
-/// The key of a kind that lasts longest: an older one beside it may end in peace.
+/// The key of a kind that is valid longest. An older key of the same kind may expire without harm.
 #[derive(Debug, PartialEq)]
 pub struct Ending {
     /// See [`KeyStatus`].
     pub kind: &'static str,
     /// Its name.
     pub serial: String,
-    /// When it counts.
+    /// When it is valid.
     pub validity: Validity,
-    /// Until its end; below 0 it is over.
+    /// Days until it expires; below 0 it has expired.
     pub days: f64,
-    /// Whether it does not count yet.
+    /// Whether its validity has not begun yet.
     pub early: bool,
 }
 
@@ -68,7 +68,7 @@ impl Ending {
     }
 }
 
-/// Of each kind of key with an end, the one that lasts longest.
+/// For each kind of key that can expire, the key that is valid longest.
 pub fn endings(keys: &[KeyStatus], now: OffsetDateTime) -> Vec<Ending> {
     let mut endings: Vec<Ending> = Vec::new();
     for key in keys {
@@ -78,7 +78,7 @@ pub fn endings(keys: &[KeyStatus], now: OffsetDateTime) -> Vec<Ending> {
         let ending = Ending { kind: key.kind, serial: key.serial.clone(), validity: key.validity, days, early };
         match endings.iter_mut().find(|known| known.kind == key.kind) {
             None => endings.push(ending),
-            // One that counts goes before one that does not yet.
+            // A valid key takes precedence over one that is not valid yet.
             Some(known) if (known.early, ending.early) == (true, false) => *known = ending,
             Some(known) if known.early == ending.early && known.days < days => *known = ending,
             Some(_) => {}

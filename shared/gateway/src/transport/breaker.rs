@@ -1,8 +1,8 @@
-//! A breaker for each host of a gateway: where calls fail on the way one after another, the next ones fail at once, and one
-//! call at a time finds out when the way is free again.
+//! A circuit breaker for each host of a gateway. After several transport failures in a row, further calls fail at once.
+//! Then one call at a time tests whether the host answers again.
 //!
-//! It judges the way alone: whoever answers, with whatever status, is there. A call that it stops was not sent; what a call
-//! that was sent came to is never changed by it.
+//! It judges only the transport: a host that answers, with any status, counts as reachable. A call that the breaker
+//! stops was not sent. The breaker never changes the outcome of a call that was sent.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,15 +12,15 @@ use tracing::{info, warn};
 
 use crate::error::GatewayError;
 
-/// So many failures in a row open it.
+/// This many failures in a row open the breaker.
 const FAILURES: u32 = 5;
-/// So long it stays open before a call may try.
+/// How long the breaker stays open before a call may try again.
 pub(crate) const PAUSE: Duration = Duration::from_secs(5);
 
-/// How the error of a call begins that was not even tried.
+/// The start of the error text of a call that the breaker stopped.
 const STOPPED: &str = "not tried";
 
-/// Whether a breaker stopped the call: that is told once, when it opens, and not of each call.
+/// Whether a breaker stopped the call. We log a warning once, when the breaker opens, and not for each stopped call.
 pub(crate) fn stopped(error: &GatewayError) -> bool {
     matches!(error, GatewayError::Unavailable(text) if text.starts_with(STOPPED))
 }
@@ -41,15 +41,15 @@ enum State {
     Open {
         until: Instant,
     },
-    /// Open, and one call is on its way to find out.
+    /// Open, and one call is testing the host.
     Trying,
 }
 
-/// The leave to make one call.
+/// The permission to make one call.
 #[derive(Debug)]
 pub(crate) struct Leave<'b> {
     breaker: &'b Breaker,
-    /// It is the one call that finds out, and has not said yet what it found.
+    /// Whether this call tests the host and has not reported its result yet.
     trying: bool,
     given: Instant,
 }
@@ -61,7 +61,7 @@ impl Breaker {
         breaker
     }
 
-    /// Leave for one call, or the error of one that was not sent.
+    /// The permission for one call, or the error of a call that is not sent.
     pub(crate) fn enter(&self, now: Instant) -> Result<Leave<'_>, GatewayError> {
         let mut state = self.lock();
         let trying = match *state {
@@ -100,7 +100,7 @@ impl Leave<'_> {
         }
     }
 
-    /// The call failed on its way.
+    /// The call failed in transport.
     pub(crate) fn failed(mut self, now: Instant) {
         let Breaker { gateway, host, .. } = self.breaker;
         let mut state = self.breaker.lock();
@@ -110,10 +110,10 @@ impl Leave<'_> {
             State::Closed { .. } => {
                 *state = open;
                 self.breaker.show(true);
-                warn!(%gateway, host, "{FAILURES} calls of {host} failed one after another: calls wait until it answers");
+                warn!(%gateway, host, "{FAILURES} calls to {host} failed in a row: further calls fail at once until it answers");
             }
             State::Trying if self.trying => *state = open,
-            // One that left before it opened: old news.
+            // A call that was sent before the breaker opened: its failure is no news.
             State::Open { .. } | State::Trying => {}
         }
         drop(state);
@@ -121,7 +121,7 @@ impl Leave<'_> {
     }
 }
 
-/// A call that was given up while it tried found out nothing: the next one may try at once.
+/// A test call that was dropped found out nothing, so the next call may try at once.
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
         if self.trying {

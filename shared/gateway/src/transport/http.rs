@@ -1,4 +1,4 @@
-//! Calls to a gateway: one pooled client, bounds on time and size, and what a failure of the transport means.
+//! Calls to a gateway: one pooled client, limits on time and size, and the meaning of transport errors.
 
 use std::time::{Duration, Instant};
 
@@ -14,18 +14,18 @@ use crate::error::GatewayError;
 use crate::keys::KeyError;
 use crate::transport::breaker;
 
-/// More than any answer of either gateway (bills are fetched elsewhere).
+/// Larger than any answer of either gateway (bills are fetched elsewhere).
 const MAX_BODY: usize = 1024 * 1024;
-/// For a connection, TLS included. No byte of a request has left before it stands.
+/// The time limit of a connection, TLS included. Before the connection is established, no byte of the request is sent.
 const CONNECT: Duration = Duration::from_secs(2);
-/// From the start of a call to the head of its answer, the connection included.
+/// The time limit from the start of a call to the head of its answer, the connection included.
 const ANSWER: Duration = Duration::from_secs(7);
-/// For the whole call, to the last byte of the answer.
+/// The time limit of the whole call, to the last byte of the answer.
 const WHOLE: Duration = Duration::from_secs(10);
 /// WeChat Pay's front end refuses a request without one.
 const USER_AGENT: &str = concat!("payment/", env!("CARGO_PKG_VERSION"));
 
-/// Whom a client may talk to.
+/// The hosts that a client may connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
     /// TLS 1.2 or newer, certificates checked: every real gateway.
@@ -34,7 +34,7 @@ pub(crate) enum Transport {
     Loopback,
 }
 
-/// What a gateway answered, not yet proved to be its word.
+/// A gateway's answer whose signature has not been checked yet.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub status: u16,
@@ -55,7 +55,7 @@ pub(crate) fn client(transport: Transport) -> Result<Client, reqwest::Error> {
         .user_agent(USER_AGENT);
     match transport {
         Transport::Https => builder.https_only(true).tls_version_min(tls::Version::TLS_1_2).build(),
-        // No TLS will be spoken: the machine's certificate store is not even read.
+        // This client never uses TLS, so the machine's certificate store is not even read.
         Transport::Loopback => builder.tls_certs_only([]).build(),
     }
 }
@@ -65,7 +65,7 @@ pub(crate) async fn send(request: RequestBuilder) -> Result<Answer, GatewayError
     send_within(ANSWER, request).await
 }
 
-/// An answer that does not even begin is given up earlier than one that trickles in.
+/// Waits a shorter time for an answer to begin than for an answer that is still arriving.
 async fn send_within(answer: Duration, request: RequestBuilder) -> Result<Answer, GatewayError> {
     let begun = timeout(answer, request.send()).await.map_err(|_| no_answer())?;
     let mut response = begun.map_err(|error| transport_error(&error))?;
@@ -80,8 +80,8 @@ async fn send_within(answer: Duration, request: RequestBuilder) -> Result<Answer
     Ok(Answer { status, headers, body: body.into() })
 }
 
-/// Before a connection stands nothing was sent. Everything later may have arrived. Neither shows the address: its query
-/// carries what was signed.
+/// Before the connection is established, nothing was sent; after that, the request may have arrived. Neither error
+/// shows the address, because its query string holds the signed parameters.
 fn transport_error(error: &reqwest::Error) -> GatewayError {
     if error.is_connect() || error.is_builder() {
         GatewayError::Unavailable(format!("no connection: {}", root_cause(error)))
@@ -96,8 +96,9 @@ fn no_answer() -> GatewayError {
     GatewayError::Unknown("no answer in time".to_owned())
 }
 
-/// What an answer means to a call that moves money: whoever says "too often" may have said it to a repeat of a request
-/// that is already at work. Not for the transport: what was not sent is not unknown.
+/// Adjusts the error of an answer to a call that moves money. The gateway may answer "too often" to a repeat of a
+/// request that it is already processing, so the outcome is unknown. Do not use this for transport errors: a request
+/// that was not sent is not unknown.
 pub(crate) fn may_have_happened(error: GatewayError) -> GatewayError {
     match error {
         GatewayError::Unavailable(text) => GatewayError::Unknown(text),
@@ -120,7 +121,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     deepest.to_string()
 }
 
-/// Runs one gateway call under its name: counted, timed, and logged without any body.
+/// Runs one gateway call under its name: counts it, measures its time, and logs it without any body.
 pub(crate) async fn measured<T>(
     gateway: PaymentMethod,
     call: &'static str,

@@ -1,4 +1,4 @@
-//! The way to a gateway: one client, a breaker before it, and a second address behind it.
+//! The route to a gateway: one client, a breaker before it, and a second address behind it.
 
 pub(crate) mod breaker;
 pub(crate) mod http;

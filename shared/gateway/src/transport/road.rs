@@ -1,7 +1,7 @@
-//! The way to a gateway: a client, one host or two, a breaker for each.
+//! The route to a gateway: a client, one host or two, and a breaker for each host.
 //!
-//! The second host gets a call only when nothing of it reached the first: no connection stood, or the breaker did not let it
-//! leave. So it may be any call, and its numbers stay.
+//! The second host gets a call only if nothing of it reached the first: there was no connection, or the breaker stopped
+//! the call. So any call may be sent to the second host, with the same numbers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use crate::error::GatewayError;
 use crate::transport::breaker::{Breaker, stopped};
 use crate::transport::http::{self, Answer};
 
-/// So long the second host goes first after it helped out.
+/// How long the second host goes first after it answered instead of the first.
 const DETOUR: Duration = Duration::from_mins(1);
 
-/// The way of one account.
+/// The route of one account.
 pub(crate) struct Road {
     client: Client,
     hosts: Vec<(Url, Arc<Breaker>)>,
@@ -31,7 +31,7 @@ impl Road {
         Road { client, hosts, detour: Mutex::new(None) }
     }
 
-    /// Makes one call. `build` writes it for a host: the same request for each.
+    /// Makes one call. `build` builds the same request for each host.
     pub(crate) async fn send(
         &self,
         build: impl Fn(&Client, &Url) -> Result<RequestBuilder, GatewayError>,
@@ -67,7 +67,7 @@ impl Road {
     }
 }
 
-/// Of two hosts' errors the one that says what is wrong, rather than that nothing was tried.
+/// Of two hosts' errors, the one that states a real failure rather than a call that was not tried.
 fn more_telling(earlier: Option<GatewayError>, error: GatewayError) -> GatewayError {
     match earlier {
         Some(earlier) if stopped(&error) || !stopped(&earlier) => earlier,
@@ -75,7 +75,7 @@ fn more_telling(earlier: Option<GatewayError>, error: GatewayError) -> GatewayEr
     }
 }
 
-/// What the transport makes of a call is what the breaker learns: what an answer says is not its business.
+/// The breaker learns only the outcome of the transport; the content of an answer does not matter to it.
 async fn through(breaker: &Breaker, request: RequestBuilder) -> Result<Answer, GatewayError> {
     let leave = breaker.enter(Instant::now())?;
     let outcome = http::send(request).await;
@@ -93,7 +93,7 @@ pub(crate) mod tests {
     use crate::transport::http::{Transport, client};
     use domain::PaymentMethod;
 
-    /// A road to these hosts, each with a breaker of its own.
+    /// A route to these hosts, each with its own breaker.
     pub(crate) fn to(client: Client, urls: &[&str]) -> Road {
         let host =
             |url: &&str| (Url::parse(url).unwrap(), Arc::new(Breaker::new(PaymentMethod::Wechat, (*url).into())));
