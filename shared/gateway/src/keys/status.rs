@@ -6,7 +6,7 @@ use tracing::{error, warn};
 
 use super::ring::Validity;
 
-/// We warn about a certificate when this many days or fewer are left.
+/// We warn about a certificate when fewer than this many days are left.
 pub const WARN_DAYS: f64 = 30.0;
 
 /// The result of a key refresh.

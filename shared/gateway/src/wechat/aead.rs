@@ -1,4 +1,4 @@
-//! AEAD_AES_256_GCM under the APIv3 key: how WeChat Pay seals what it posts.
+//! AEAD_AES_256_GCM with the APIv3 key: how WeChat Pay encrypts what it posts.
 //!
 //! Source: WeChat Pay APIv3, "证书和回调报文解密", read 2025-11-20.
 
@@ -9,15 +9,15 @@ use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret as _, SecretBox};
 use serde::Deserialize;
 
-/// The key text is not 32 bytes.
+/// The error when the key text is not 32 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("is {found} bytes long; the APIv3 key is exactly 32 bytes of text, not decoded from hex or base64")]
 pub struct KeyLength {
-    /// How many there are.
+    /// The actual number of bytes.
     pub found: usize,
 }
 
-/// The key set in the merchant console: its 32 bytes as they are.
+/// The key set in the merchant console. Its 32 bytes are used unchanged.
 pub struct ApiV3Key(SecretBox<[u8; 32]>);
 
 impl ApiV3Key {
@@ -28,7 +28,7 @@ impl ApiV3Key {
         Ok(ApiV3Key(SecretBox::new(Box::new(bytes))))
     }
 
-    /// Opens a sealed text.
+    /// Decrypts a sealed text.
     ///
     /// # Errors
     /// [`AeadError`].
@@ -51,16 +51,16 @@ impl std::fmt::Debug for ApiV3Key {
     }
 }
 
-/// A sealed text with what is needed to open it, as JSON carries it.
+/// A sealed text with the fields needed to open it, as in JSON.
 #[derive(Deserialize)]
 pub struct Sealed<'a> {
-    /// The only one known is `AEAD_AES_256_GCM`.
+    /// The only known algorithm is `AEAD_AES_256_GCM`.
     #[serde(borrow)]
     pub algorithm: std::borrow::Cow<'a, str>,
     /// 12 bytes of text.
     #[serde(borrow)]
     pub nonce: std::borrow::Cow<'a, str>,
-    /// Authenticated beside the text; absent, null and empty are one.
+    /// Authenticated together with the text; absent, null and empty mean the same.
     #[serde(borrow, default, deserialize_with = "absent_or_null")]
     pub associated_data: std::borrow::Cow<'a, str>,
     /// Base64; the last 16 bytes are the tag.
@@ -74,7 +74,7 @@ fn absent_or_null<'de: 'a, 'a, D: serde::Deserializer<'de>>(
     Ok(Option::<std::borrow::Cow<'a, str>>::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// Why a sealed text does not open.
+/// The error when a sealed text does not open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AeadError {
     /// Not `AEAD_AES_256_GCM`.
@@ -86,7 +86,7 @@ pub enum AeadError {
     /// Not base64.
     #[error("a ciphertext that is not base64")]
     Base64,
-    /// Another key, or a changed text, tag, nonce or associated data.
+    /// The key is another one, or the text, tag, nonce or associated data was changed.
     #[error("the APIv3 key does not open it")]
     Forged,
 }

@@ -1,4 +1,4 @@
-//! What WeChat Pay posts, decrypted and translated.
+//! Decrypts and translates what WeChat Pay posts.
 //!
 //! Source: WeChat Pay APIv3, "支付成功回调通知" (D:4012791861) and "退款结果回调通知", read 2025-11-20.
 
@@ -28,7 +28,7 @@ struct Envelope<'a> {
     resource: Sealed<'a>,
 }
 
-/// The sealed part, of a payment or a refund. Names of banks and kinds of trade are open sets and are not read.
+/// The decrypted part of a payment or refund notice. Bank names and trade types are open sets, so we do not read them.
 #[derive(Deserialize)]
 struct Resource {
     mchid: Option<String>,
@@ -51,13 +51,13 @@ pub(super) struct Amount {
 }
 
 impl Amount {
-    /// The order's amount; `None` inside for another currency and for what no order of ours can cost. `payer_total` is
-    /// less coupons and is no price.
+    /// The order's amount. The inner value is `None` for another currency and for an amount that no order of ours can
+    /// have. `payer_total` has coupons deducted, so it is not the price.
     pub(super) fn total(&self) -> Option<Option<Money>> {
         self.total.map(|fen| self.money(fen))
     }
 
-    /// What one refund returns, under the same rule.
+    /// The amount of one refund, by the same rule.
     pub(super) fn refund(&self) -> Option<Option<Money>> {
         self.refund.map(|fen| self.money(fen))
     }
@@ -74,7 +74,7 @@ enum Kind {
     Other,
 }
 
-/// Translates a callback whose signature was checked.
+/// Translates a callback whose signature has been checked.
 pub(super) fn read(
     account: &Account,
     callback: &Verified<Callback>,
@@ -105,7 +105,7 @@ pub(super) fn read(
         })
     };
     if let Kind::Other = kind {
-        // Authentic, not asked for, of unknown shape: it need not be about an order at all.
+        // Authentic, but an event that we do not use, of unknown shape. It need not be about an order at all.
         let resource: Value = serde_json::from_slice(&plaintext).unwrap_or_default();
         let order_no = resource["out_trade_no"].as_str().unwrap_or_default().to_owned();
         let merchant = merchant_by_number(account, resource["mchid"].as_str());
@@ -120,19 +120,20 @@ pub(super) fn read(
             let merchant = merchant_and_app(account, resource.mchid.as_deref(), resource.appid.as_deref());
             (merchant, payment(&resource, sent, &mut times)?)
         }
-        // A refund names no app.
+        // A refund notice names no app.
         _ => (merchant_by_number(account, resource.mchid.as_deref()), refund(&resource, &mut times)?),
     };
     Ok(notification(merchant, order_no, fact, times.doubt()))
 }
 
-/// Whether one of our keys decrypts a callback. A body that is no envelope is for [`read`] to judge.
+/// Whether one of our keys decrypts a callback. If the body is not an envelope, the answer is yes, and [`read`] judges
+/// it.
 pub(super) fn opens(account: &Account, callback: &Verified<Callback>) -> Result<(), CallbackError> {
     let Ok(envelope) = serde_json::from_slice::<Envelope<'_>>(&callback.get().body) else { return Ok(()) };
     open(account, &envelope.resource).map(drop).map_err(|error| CallbackError::Unopened(error.to_string()))
 }
 
-/// With the newest key, else the one before; the error is the newest key's.
+/// Tries the newest key, then the previous one; the error is that of the newest key.
 fn open(account: &Account, sealed: &Sealed<'_>) -> Result<Vec<u8>, AeadError> {
     let opened = account.apiv3_keys().map(|key| key.open(sealed));
     let opened = opened.reduce(|newest, previous| newest.or_else(|error| previous.map_err(|_| error)));
@@ -143,7 +144,7 @@ fn merchant_by_number(account: &Account, mchid: Option<&str>) -> Merchant {
     if mchid == Some(&account.mchid) { Merchant::Ours } else { Merchant::Other(format!("mchid {}", shown(mchid))) }
 }
 
-/// A payment names both, in notices and in answers.
+/// A payment states both the merchant and the app, in notices and in answers.
 pub(super) fn merchant_and_app(account: &Account, mchid: Option<&str>, appid: Option<&str>) -> Merchant {
     let ids = || format!("mchid {}, appid {}", shown(mchid), shown(appid));
     match appid.filter(|appid| !appid.is_empty()) {
@@ -158,13 +159,13 @@ fn shown(id: Option<&str>) -> String {
     id.unwrap_or("none").chars().take(32).collect()
 }
 
-/// The number of a refund, if it is one: it becomes part of a path.
+/// The number of a refund, if it has the right form. The check matters because the number becomes part of a URL path.
 pub(super) fn refund_id(text: &str) -> Option<String> {
     let fits = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     fits.then(|| text.to_owned())
 }
 
-/// `sent` is when the message was made, by WeChat Pay's clock and by ours.
+/// `sent` is when the message was made: by WeChat Pay's clock, and by ours.
 fn payment(
     resource: &Resource,
     sent: (Option<&str>, OffsetDateTime),
@@ -189,7 +190,7 @@ fn payment(
 fn refund(resource: &Resource, times: &mut Times) -> Result<Fact, CallbackError> {
     let amount = resource.amount.as_ref().and_then(Amount::refund).flatten();
     let outcome = match resource.refund_status.as_deref() {
-        // Without an amount that can be compared, a success is for a question to confirm.
+        // A success without a comparable amount is only a hint; a query must confirm it.
         Some("SUCCESS") if amount.is_some() => RefundOutcome::Succeeded,
         Some("CLOSED") => RefundOutcome::Closed,
         Some("ABNORMAL") => RefundOutcome::Abnormal,
@@ -198,7 +199,7 @@ fn refund(resource: &Resource, times: &mut Times) -> Result<Fact, CallbackError>
     let refund_no = required("out_refund_no", resource.out_refund_no.as_deref())?.to_owned();
     let paid = resource.amount.as_ref().and_then(Amount::total).flatten();
     Ok(Fact::Refund {
-        // The sum of all refunds is not stated.
+        // The notice does not state the sum of all refunds.
         trade: Box::new(ReturnedTrade { trade_no: trade_no(resource)?, paid, paid_at: None, returned: None }),
         refund_no,
         amount,
@@ -217,7 +218,7 @@ fn required<'a>(name: &str, value: Option<&'a str>) -> Result<&'a str, CallbackE
     value.filter(|text| !text.is_empty()).ok_or_else(|| undecodable(name, "absent"))
 }
 
-/// The place and never the text, which names the payer.
+/// States the position of the error and never the text, which names the payer.
 fn not_json(what: &str, error: &serde_json::Error) -> CallbackError {
     undecodable(what, &format!("{:?} error in JSON, line {} column {}", error.classify(), error.line(), error.column()))
 }
@@ -303,7 +304,7 @@ mod tests {
         let fact = returned(text).unwrap();
         assert!(matches!(fact, Fact::Refund { outcome: RefundOutcome::Hint, amount: None, .. }), "{fact:?}");
         assert!(returned(&text.replace("out_refund_no", "x")).is_err());
-        // A success over what no order of ours can cost, or in another currency, is no proof either.
+        // A success with an amount that no order of ours can have, or in another currency, is no proof either.
         let done = text.replace("PROCESSING", "SUCCESS");
         for amount in [r#"{"refund":10000000000}"#, r#"{"refund":100,"currency":"USD"}"#, "{}"] {
             let told = returned(&done.replacen('{', &format!(r#"{{"amount":{amount},"#), 1)).unwrap();

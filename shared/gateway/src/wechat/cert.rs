@@ -1,4 +1,4 @@
-//! The platform certificates with which WeChat Pay signs where no public key is used.
+//! The platform certificates with which WeChat Pay signs if the merchant uses no public key.
 //!
 //! Source: WeChat Pay APIv3, "下载平台证书" `GET /v3/certificates` (D:4012076511), official SDKs, read 2025-11-20.
 
@@ -10,16 +10,16 @@ use crate::keys::{Certificate, KeyError, KeyRing, Validity, VerifyingKey};
 use crate::wechat::aead::{AeadError, ApiV3Key, Sealed};
 use crate::wechat::sign;
 
-/// A platform certificate, opened.
+/// A decrypted platform certificate.
 #[derive(Debug, Clone)]
 pub struct PlatformCertificate {
-    /// The name under which it signs.
+    /// The serial number that messages name.
     pub serial: String,
-    /// Its key.
+    /// Its public key.
     pub key: VerifyingKey,
-    /// From when on it is valid; encrypt with the newest.
+    /// The start of its validity. Encrypt with the newest certificate.
     pub effective_at: OffsetDateTime,
-    /// Not to be dropped before.
+    /// The end of its validity. It must not be dropped earlier.
     pub expires_at: OffsetDateTime,
 }
 
@@ -29,25 +29,25 @@ impl PlatformCertificate {
     }
 }
 
-/// Why an answer brings no certificates.
+/// The error when an answer gives no usable certificates.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CertificatesError {
-    /// Not the JSON that was agreed.
+    /// The body is not the documented JSON.
     #[error("not a list of certificates")]
     Shape,
-    /// Sealed with another APIv3 key, or tampered with.
+    /// Encrypted with another APIv3 key, or tampered with.
     #[error("a certificate does not open")]
     Sealed(#[source] AeadError),
-    /// Opened, and not a certificate of an RSA key.
+    /// Decrypted, but not a certificate with an RSA key.
     #[error("a certificate cannot be read")]
     Certificate(#[source] KeyError),
     /// The certificate has another serial number than the list says.
     #[error("a certificate has another serial number than the list says")]
     Serial,
-    /// There is no key yet, and none of the certificates that the answer brings has signed it.
+    /// No key is loaded yet, and none of the certificates in the answer has signed it.
     #[error("none of the certificates that the answer brings has signed it")]
     OwnSignature(#[source] CallbackError),
-    /// There are keys, and none of them has signed the answer.
+    /// Keys are loaded, and none of them has signed the answer.
     #[error(
         "the answer is not signed by a key that we hold; compare with the merchant platform and add WeChat Pay's public \
          key or its current certificate to verify_keys"
@@ -72,9 +72,9 @@ struct Entry<'a> {
     encrypt_certificate: Sealed<'a>,
 }
 
-/// Opens an answer. The APIv3 key authenticates each certificate, but every process holds that key, so it must not make a
-/// key for checking signatures. A key in `known` must have signed the answer. Only when `known` is empty, before the first
-/// answer, may a certificate that the answer brings have signed it.
+/// Decrypts and checks an answer. The APIv3 key authenticates each certificate, but every process holds that key, so it
+/// alone must not establish a verifying key. A key in `known` must have signed the answer. Only if `known` is empty,
+/// before the first answer, may a certificate from the answer itself have signed it.
 ///
 /// # Errors
 /// See [`CertificatesError`].
@@ -93,7 +93,8 @@ pub fn open_list<'h>(
         certificates.push(PlatformCertificate { serial, key, effective_at, expires_at });
     }
     if known.is_empty() {
-        // The signature covers the times in the list, so they do not bound which key made it.
+        // The times in the list come from the answer whose signature we check here, so they do not limit which key may
+        // sign it.
         let mut brought = KeyRing::default();
         certificates.iter().for_each(|certificate| brought.insert(certificate.serial.clone(), certificate.key.clone()));
         sign::verify(&brought, header, body, Some(now)).map_err(CertificatesError::OwnSignature)?;

@@ -1,8 +1,8 @@
-//! Platform certificates over time: fetched beside the configured keys, merged and never replaced, dropped when their time
-//! is over.
+//! Platform certificates over time. They are fetched in addition to the configured keys, merged and never replaced, and
+//! dropped when they expire.
 //!
-//! Source: WeChat Pay APIv3, D:4012076511 (at intervals under 12 h; merge; new merchants have a public key alone and are
-//! answered 404), read 2025-11-20.
+//! Source: WeChat Pay APIv3, D:4012076511 (fetch at intervals under 12 h; merge; new merchants have only a public key
+//! and get 404), read 2025-11-20.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,11 +23,11 @@ const PATH: &str = "/v3/certificates";
 /// Far more than a merchant ever has at a time; two are usual.
 const MAX_KEPT: usize = 16;
 
-/// The certificates that were fetched for one merchant. They outlive a new reading of the configuration.
+/// The certificates fetched for one merchant. They survive a reload of the configuration.
 #[derive(Debug, Default)]
 pub(crate) struct Fetched {
     certificates: Mutex<Arc<Vec<PlatformCertificate>>>,
-    /// When a stranger's word last made us ask.
+    /// Limits the lookups that messages from strangers cause.
     gate: Gate,
 }
 
@@ -36,7 +36,7 @@ impl Fetched {
         self.lock().clone()
     }
 
-    /// Adds what is new, and drops only what has expired. How many were new.
+    /// Adds new certificates, and drops only expired ones. Returns how many were new.
     fn merge(&self, brought: Vec<PlatformCertificate>, now: OffsetDateTime) -> usize {
         let mut kept = self.lock();
         let mut merged: Vec<PlatformCertificate> =
@@ -44,7 +44,7 @@ impl Fetched {
         let mut news = 0;
         for certificate in brought.into_iter().filter(|certificate| certificate.expires_at > now) {
             match merged.iter().position(|known| known.serial == certificate.serial) {
-                // One of this name that ends later is not undone by an older word.
+                // An older list does not shorten the validity of a certificate with the same serial.
                 Some(at) if merged[at].expires_at >= certificate.expires_at => {}
                 Some(at) => merged[at] = certificate,
                 None => {
@@ -67,7 +67,7 @@ impl Fetched {
 /// The configured keys and the fetched certificates as one ring.
 pub(super) struct Keys {
     fetched: Arc<Fetched>,
-    /// The ring, and the certificates that are in it.
+    /// The ring, and the fetched certificates that it contains.
     ring: Mutex<(Arc<KeyRing>, Arc<Vec<PlatformCertificate>>)>,
 }
 
@@ -79,11 +79,11 @@ impl Keys {
     }
 }
 
-/// A configured key keeps its name: the operator vouches for it. A configured certificate that was fetched as well is
-/// bounded by what WeChat Pay says of it.
+/// A configured public key stays as it is, because the operator vouches for it. A configured certificate that was also
+/// fetched gets the validity that WeChat Pay states.
 fn join(configured: &KeyRing, certificates: &[PlatformCertificate]) -> KeyRing {
     let mut ring = configured.clone();
-    // The newest last.
+    // Insert the newest certificate last.
     for certificate in certificates.iter().rev() {
         if !certificate.serial.starts_with(KeyRing::PUBLIC_KEY_ID) {
             ring.insert_bounded(certificate.serial.clone(), certificate.key.clone(), certificate.validity());
@@ -93,7 +93,7 @@ fn join(configured: &KeyRing, certificates: &[PlatformCertificate]) -> KeyRing {
 }
 
 impl Wechat {
-    /// Every key there is now.
+    /// Every key that is loaded now.
     pub(super) fn ring(&self) -> Arc<KeyRing> {
         let certificates = self.keys.fetched.current();
         let mut ring = self.keys.ring.lock().unwrap_or_else(PoisonError::into_inner);
@@ -127,7 +127,7 @@ impl Wechat {
             warn!(
                 %account,
                 serials,
-                "The first list of WeChat Pay's certificates for {account} is proved by itself and by the APIv3 key alone. \
+                "Only its own signature and the APIv3 key prove the first list of WeChat Pay's certificates for {account}. \
                  Compare the serials with the merchant platform, and add one of these certificates to verify_keys"
             );
         }
@@ -149,14 +149,14 @@ impl Wechat {
         opened.unwrap_or(Err(CertificatesError::Shape))
     }
 
-    /// Whether the key is here then. The name is not asked for: the list has them all.
+    /// Whether the key is loaded afterwards. We request the whole list, so the name is not sent.
     pub(super) async fn look_for(&self, serial: &str, now: OffsetDateTime) -> bool {
         // Only certificates can be fetched; a new public key comes with the configuration.
         if serial.starts_with(KeyRing::PUBLIC_KEY_ID) {
             return false;
         }
         let known = || self.ring().in_force(serial, now).is_ok();
-        let fetch = async { drop(self.refresh_keys(now).await) }; // It is logged there.
+        let fetch = async { drop(self.refresh_keys(now).await) }; // The call logs its own errors.
         self.keys.fetched.gate.look(now, known, fetch).await
     }
 
@@ -170,7 +170,7 @@ impl Wechat {
     }
 }
 
-/// Told with its cause: the caller logs one line.
+/// Includes the source error, because the caller logs one line.
 fn told(error: &CertificatesError) -> GatewayError {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
     GatewayError::Protocol(format!("{error}{cause}"))
@@ -209,13 +209,13 @@ mod tests {
     fn a_list_is_merged_and_nothing_goes_before_its_time() {
         let fetched = Fetched::default();
         assert_eq!(fetched.merge(vec![certificate("A", -9, 30)], NOW), 1);
-        // A list without A: A stays.
+        // The list lacks A, but A stays.
         assert_eq!(fetched.merge(vec![certificate("B", -1, 90)], NOW), 1);
         assert_eq!(kept(&fetched), list(&[("B", 90), ("A", 30)]));
-        // An older word does not shorten it, a newer one prolongs it; neither is news.
+        // An older list does not shorten its validity, a newer one extends it; neither counts as new.
         assert_eq!(fetched.merge(vec![certificate("A", -9, 10), certificate("B", -1, 91)], NOW), 0);
         assert_eq!(kept(&fetched), list(&[("B", 91), ("A", 30)]));
-        // Expired ones neither come nor stay.
+        // Expired certificates are neither added nor left in.
         assert_eq!(fetched.merge(vec![certificate("C", -9, 31)], NOW + Duration::days(31)), 0);
         assert_eq!(kept(&fetched), list(&[("B", 91)]));
         assert_eq!(fetched.merge(Vec::new(), NOW + Duration::days(90)), 0);

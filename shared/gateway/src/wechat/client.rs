@@ -1,4 +1,4 @@
-//! One call of WeChat Pay's API, from a path to a judged answer.
+//! Makes one call of WeChat Pay's API, from a path to a judged answer.
 //!
 //! Source: WeChat Pay APIv3, "基本规则" and "错误码" pages, official Go SDK `core/error.go`, read 2025-11-20.
 
@@ -17,15 +17,15 @@ use crate::wechat::Wechat;
 use crate::wechat::sign::{self, Merchant, Stamp, Target};
 use crate::words;
 
-/// What a call brought.
+/// The result of a call.
 pub(super) enum Outcome {
-    /// A 2xx that WeChat Pay signed; empty for 204.
+    /// A 2xx answer that WeChat Pay signed; the body is empty for 204.
     Signed(Bytes),
-    /// A 4xx, which comes unsigned: it proves nothing about money.
+    /// A 4xx answer, which is unsigned: it proves nothing about money.
     Failed(Failure),
 }
 
-/// The body of an error.
+/// The body of an error answer.
 #[derive(Debug, Deserialize)]
 pub(super) struct Failure {
     #[serde(skip)]
@@ -47,14 +47,15 @@ impl Wechat {
 
     /// Sends `method path_and_query` with a JSON body (empty for GET).
     pub(super) async fn call(&self, target: &Target<'_>, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
-        // Without it, answers during a change of keys are signed with a certificate that need not be loaded.
+        // The request names the public key. Otherwise WeChat Pay may sign its answers during a key rotation with a
+        // certificate that is not loaded.
         let ring = self.ring();
         let answer = self.exchange(target, ring.public_key_id(), now).await?;
         self.look_if_signed_by_another(&answer, now).await;
         self.judge(&answer, now)
     }
 
-    /// An answer in hand is worth one look for the key that it names.
+    /// If an answer names a key that is not loaded, looks it up once.
     async fn look_if_signed_by_another(&self, answer: &Answer, now: OffsetDateTime) {
         let named = answer.headers.get(sign::SERIAL).and_then(|value| value.to_str().ok());
         if let Some(serial) = named
@@ -65,8 +66,8 @@ impl Wechat {
         }
     }
 
-    /// Like [`Wechat::call`], for a call that moves money: "too often" is no proof that nothing happened. `serial` names
-    /// WeChat Pay's key.
+    /// Like [`Wechat::call`], for a call that moves money: the answer "too often" does not prove that nothing happened.
+    /// `serial` names WeChat Pay's key.
     pub(super) async fn call_money(
         &self,
         target: &Target<'_>,
@@ -88,7 +89,7 @@ impl Wechat {
         let authorization = sign::authorization(&self.merchant(), target, &stamp)?;
         let method: Method =
             target.method.parse().map_err(|_| GatewayError::Protocol("not an HTTP method".to_owned()))?;
-        // The host is not signed: the same request is good for either.
+        // The signature does not cover the host, so the same request is valid for both hosts.
         let build = |client: &Client, base: &Url| {
             let mut request = client
                 .request(method.clone(), join(base, target.path_and_query)?)
@@ -110,7 +111,7 @@ impl Wechat {
         sign::verify(&self.ring(), header, &answer.body, Some(now))
     }
 
-    /// The status first: only 2xx is signed.
+    /// Checks the status first, because only 2xx answers are signed.
     pub(super) fn judge(&self, answer: &Answer, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
         match answer.status {
             200 | 204 => {
@@ -120,20 +121,20 @@ impl Wechat {
             429 => Err(GatewayError::Unavailable(failure(answer).text())),
             400..=499 => {
                 let failure = failure(answer);
-                // An empty or foreign body is a front end's, which did not get to see the order.
+                // An empty or foreign body comes from a front end, which did not look at the order.
                 if failure.code.is_empty() {
                     Err(GatewayError::Unknown(failure.text()))
                 } else {
                     Ok(Outcome::Failed(failure))
                 }
             }
-            // Accepted and not done, failed inside, or a redirect that is not followed.
+            // Accepted but not done, failed internally, or a redirect that we do not follow.
             _ => Err(GatewayError::Unknown(failure(answer).text())),
         }
     }
 }
 
-/// What is signed is what is sent: the target is set as it is, not joined and encoded anew.
+/// The sent target must equal the signed one, so it is appended as it is and must not be encoded again.
 fn join(base: &Url, path_and_query: &str) -> Result<Url, GatewayError> {
     let url = format!("{}{path_and_query}", base.as_str().trim_end_matches('/'));
     let url = Url::parse(&url).map_err(|error| GatewayError::Protocol(error.to_string()))?;
@@ -152,7 +153,7 @@ fn failure(answer: &Answer) -> Failure {
 }
 
 impl Failure {
-    /// A refusal for good, by whose fault it is.
+    /// A permanent refusal, classified by whose fault it is.
     pub(super) fn refused(self) -> GatewayError {
         let (code, message) = (cut(&self.code), cut(&self.message));
         match self.is_ours() {
@@ -161,8 +162,8 @@ impl Failure {
         }
     }
 
-    /// Whether it is about our keys, apps, numbers or contract: what was asked for was not judged. 401 says so under any
-    /// code. A code that we do not know is the order's.
+    /// Whether a refusal is about our keys, apps, numbers or contract. Then WeChat Pay did not judge the request
+    /// itself. Status 401 means this with any code. An unknown code is about the order.
     /// Source: WeChat Pay APIv3, common error codes and those of the prepay pages, read 2025-11-20.
     pub(super) fn is_ours(&self) -> bool {
         const OURS: [&str; 11] = [
@@ -174,7 +175,7 @@ impl Failure {
             "APPID_NOT_EXIST",
             "MCH_NOT_EXISTS",
             "MCHID_NOT_EXIST",
-            // A rule of the contract: H5 without its domain, a rate that we agreed to.
+            // A rule of the contract, such as a missing H5 domain or the agreed request rate.
             "RULE_LIMIT",
             "RULELIMIT",
             "REQUEST_BLOCKED",
@@ -182,7 +183,7 @@ impl Failure {
         self.status == 401 || OURS.contains(&self.code.as_str())
     }
 
-    /// A refusal that time or a top-up heals.
+    /// A refusal that may pass with time or after a top-up.
     pub(super) fn not_now(self) -> GatewayError {
         GatewayError::NotNow { code: cut(&self.code), message: cut(&self.message) }
     }

@@ -1,9 +1,16 @@
 //! WeChat Pay (微信支付), API v3, direct merchant: one merchant account.
 //!
-//! [`sign`] holds what is signed and how it is checked, [`callback`] what WeChat Pay posts, [`aead`] how its content is
-//! sealed, [`prepay`] what the buyer needs, `query` what became of an order and its closing, `refund` money
-//! that goes back, `reach` whether anybody is there, `client` the call itself, [`cert`] platform certificates and `certificates` how they are kept fresh,
-//! [`sensitive`] fields that are encrypted for WeChat Pay.
+//! - [`sign`]: what is signed, and how signatures are checked.
+//! - [`callback`]: what WeChat Pay posts.
+//! - [`aead`]: how its content is encrypted.
+//! - [`prepay`]: what the buyer needs to pay.
+//! - `query`: querying and closing an order.
+//! - `refund`: refunds.
+//! - `reach`: the connection check.
+//! - `client`: the call itself.
+//! - [`cert`]: platform certificates.
+//! - `certificates`: how platform certificates are refreshed.
+//! - [`sensitive`]: fields that are encrypted for WeChat Pay.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -45,38 +52,38 @@ pub mod sign;
 #[cfg(test)]
 mod tests;
 
-/// The headers that the signature covers or names.
+/// The headers that the signature covers, or that name the key and hold the signature.
 pub const CALLBACK_HEADERS: &[&str] = &sign::HEADERS;
 
 /// Source: WeChat Pay APIv3, D:4012791877, read 2025-11-20.
 pub(super) const PRODUCTION_URL: &str = "https://api.mch.weixin.qq.com";
-/// Another site, for when the first cannot be reached.
+/// A second site, for when the first cannot be reached.
 pub(super) const FALLBACK_URL: &str = "https://api2.mch.weixin.qq.com";
 
 pub(super) use certificates::Fetched;
 pub(super) use prepay::app_of;
 
-/// What a merchant has agreed with WeChat Pay, and the keys to prove it.
+/// A merchant's contract data at WeChat Pay, and the keys of the account.
 pub(super) struct Account {
     pub name: AccountName,
     pub mchid: String,
     /// The app of each scene.
     pub appids: Vec<(Scene, String)>,
-    /// Every app that the configuration names, in use or not.
+    /// Every app that the configuration names, whether in use or not.
     pub apps: BTreeSet<String>,
     pub merchant_serial_no: String,
     pub merchant_key: SigningKey,
     pub apiv3_key: aead::ApiV3Key,
-    /// The one before: what was sealed under it may still be on its way.
+    /// The previous APIv3 key, because messages encrypted with it may still arrive.
     pub previous_apiv3_key: Option<aead::ApiV3Key>,
-    /// The keys that were configured, for as long as the configuration names them.
+    /// The configured verifying keys. They stay as long as the configuration names them.
     pub verify_keys: KeyRing,
-    /// Whether platform certificates are fetched beside them.
+    /// Whether platform certificates are fetched in addition.
     pub fetches: bool,
 }
 
 impl Account {
-    /// The APIv3 keys that may have sealed something, the newest first.
+    /// The APIv3 keys that may have encrypted a message, the newest first.
     fn apiv3_keys(&self) -> impl Iterator<Item = &aead::ApiV3Key> {
         std::iter::once(&self.apiv3_key).chain(&self.previous_apiv3_key)
     }
@@ -94,14 +101,15 @@ pub struct Wechat {
 }
 
 impl Wechat {
-    /// `fetched` are the certificates that an earlier reading of the same account has fetched, to go on with.
+    /// `fetched` holds the certificates that an earlier load of the same account fetched; this account continues to use
+    /// them.
     pub(super) fn new(account: Account, road: Road, fetched: Arc<Fetched>) -> Wechat {
         let keys = certificates::Keys::new(&account.verify_keys, fetched);
         Wechat { account, road, keys }
     }
 }
 
-/// Names the account and shows no key.
+/// Shows the name of the account and no key.
 impl std::fmt::Debug for Wechat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Wechat({}, mchid {})", self.account.name, self.account.mchid)
@@ -126,7 +134,8 @@ impl Gateway for Wechat {
         measured(PaymentMethod::Wechat, "prepay", self.prepay_inner(request, now)).await
     }
 
-    /// Source: WeChat Pay APIv3, `h5_url` lasts five minutes, `code_url` and `prepay_id` two hours, read 2025-11-20.
+    /// Source: WeChat Pay APIv3, `h5_url` is valid for five minutes, `code_url` and `prepay_id` for two hours, read
+    /// 2025-11-20.
     fn credential_lives(&self, scene: Scene) -> Option<time::Duration> {
         Some(if scene == Scene::H5 { time::Duration::minutes(5) } else { time::Duration::hours(2) })
     }
@@ -163,7 +172,7 @@ impl Gateway for Wechat {
         Ok(Verified::new(callback))
     }
 
-    /// What cannot be decrypted is not taken: WeChat Pay repeats it, and the right key may be here by then.
+    /// Refuses what cannot be decrypted: WeChat Pay sends it again, and by then the right key may be loaded.
     fn takes(&self, callback: &Verified<Callback>) -> Result<(), CallbackError> {
         callback::opens(&self.account, callback)
     }
@@ -204,7 +213,7 @@ impl Gateway for Wechat {
     }
 }
 
-/// The moment in UTC, as everything past the adapter has it; `None` also for one that lies beyond the calendar there.
+/// The time in UTC, as all code outside the adapter uses it. `None` also if it is beyond the calendar in UTC.
 fn parse_time(text: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)
 }

@@ -1,4 +1,4 @@
-//! What WeChat Pay posts: sealed as it seals, read or refused.
+//! What WeChat Pay posts: encrypted the same way, then read or refused.
 
 use aes_gcm::aead::{Aead as _, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit as _};
@@ -26,7 +26,7 @@ fn read(body: &[u8]) -> Result<Notification, CallbackError> {
     wechat.read(&Verified::new(callback), NOW).map(Verified::into_inner)
 }
 
-/// An envelope around a text, sealed as WeChat Pay seals it.
+/// An envelope around a text, encrypted as WeChat Pay does it.
 fn sealed(event: &str, plaintext: &[u8]) -> String {
     let cipher = Aes256Gcm::new_from_slice(APIV3.as_bytes()).unwrap();
     let payload = Payload { msg: plaintext, aad: b"transaction" };
@@ -57,7 +57,7 @@ fn a_notice_names_both_the_merchant_and_one_of_its_apps() {
 
 #[test]
 fn a_notice_tells_the_same_without_any_one_of_its_optional_fields() {
-    // Source: WeChat Pay APIv3, D:4012791861, read 2025-11-20: what the page does not call always there.
+    // Source: WeChat Pay APIv3, D:4012791861, read 2025-11-20: the fields that the page does not call always present.
     let optional = [
         "trade_type",
         "trade_state_desc",
@@ -215,7 +215,7 @@ fn what_cannot_be_decrypted_is_not_taken() {
     assert!(matches!(takes(&later, &whole), Err(CallbackError::Unopened(_))));
     later.account.previous_apiv3_key = Some(aead::ApiV3Key::new(APIV3).unwrap());
     assert_eq!(takes(&later, &whole), Ok(()));
-    // Whatever else is authentic is kept, and a person sees it if it cannot be read.
+    // Every other authentic message is stored, and a person sees it if it cannot be read.
     assert_eq!(takes(&wechat, "{}"), Ok(()));
 }
 

@@ -1,4 +1,4 @@
-//! Bringing a buyer to WeChat Pay.
+//! Brings a buyer to WeChat Pay.
 //!
 //! Source: WeChat Pay APIv3, Native (D:4012791877), App (D:4013070347), JSAPI, mini program and H5 pages, "调起支付"
 //! pages for the parameters of the buyer's own call, read 2025-11-20.
@@ -19,8 +19,8 @@ use crate::wechat::sign::{Merchant, Stamp, Target, invoke_text};
 use crate::wechat::{Account, Wechat};
 use crate::words;
 
-/// What is kept on the order. The body is kept as the text that is signed and sent: a repeat must be identical, and a
-/// JSON column may order members anew.
+/// The parameters stored on the order. The body is stored as the text that is signed and sent, because a repeat must be
+/// identical and a JSON column may reorder members.
 #[derive(Serialize, Deserialize)]
 struct Params {
     appid: String,
@@ -38,7 +38,8 @@ pub(super) fn request(account: &Account, order: &PrepayOrder) -> Result<PrepayRe
     let mut body = json!({
         "appid": appid,
         "mchid": account.mchid,
-        // Characters or bytes is not said: bytes are the narrower reading. What is kept must show something.
+        // The documentation does not say whether the limit counts characters or bytes; bytes is the stricter reading.
+        // Leading invisible characters are removed, so that the shortened text shows something.
         "description": shorten_bytes(order.subject.as_str().trim_start_matches(|c| !shows(c)), 127),
         "out_trade_no": order.order_no,
         "time_expire": time_expire(order.expires_at)?,
@@ -63,7 +64,7 @@ pub(super) fn request(account: &Account, order: &PrepayOrder) -> Result<PrepayRe
     Ok(PrepayRequest { scene: order.scene, params })
 }
 
-/// The app of an order's parameters.
+/// The app in an order's parameters.
 pub(crate) fn app_of(params: &Value) -> Option<&str> {
     params["appid"].as_str()
 }
@@ -86,16 +87,16 @@ fn path(scene: Scene) -> Result<&'static str, GatewayError> {
     }
 }
 
-/// What the camera of WeChat reads. Source: WeChat Pay APIv3, Native (D:4012791877).
+/// The scheme of the code that WeChat's camera reads. Source: WeChat Pay APIv3, Native (D:4012791877).
 const CODE: &str = "weixin://";
-/// Where the cashier of H5 is. Source: WeChat Pay APIv3, H5 prepay, `h5_url`.
+/// The domains of the H5 cashier. Source: WeChat Pay APIv3, H5 prepay, `h5_url`.
 const CASHIERS: [&str; 2] = ["tenpay.com", "weixin.qq.com"];
 
 fn astray() -> GatewayError {
     GatewayError::Protocol("a prepay answer that leads somewhere else".to_owned())
 }
 
-/// One of the three, by product.
+/// One of the three is present, depending on the product.
 #[derive(Deserialize)]
 struct Prepaid {
     code_url: Option<String>,
@@ -113,7 +114,7 @@ impl Wechat {
         let target = Target { method: "POST", path_and_query: path(request.scene)?, body: &kept.body };
         let body = match self.call(&target, now).await? {
             Outcome::Signed(body) => body,
-            // Nothing was made and nobody was charged, whoever said so.
+            // The call created nothing and charged no one, so it does not matter that the answer is unsigned.
             Outcome::Failed(failure) => return Err(failure.refused()),
         };
         let prepaid: Prepaid = words::read(&body).map_err(|_| GatewayError::Protocol("a prepay answer".to_owned()))?;
@@ -150,17 +151,17 @@ fn with_return(url: String, redirect_url: Option<&str>) -> String {
     }
 }
 
-/// What a prepay call has brought.
+/// The result of a prepay call.
 #[derive(Debug, Clone, Copy)]
 pub struct Credential<'a> {
     /// The app of the prepay request.
     pub appid: &'a str,
-    /// WeChat Pay's id of it.
+    /// WeChat Pay's id of the prepay.
     pub prepay_id: &'a str,
 }
 
 /// The signed parameters with which the buyer's WeChat is called; all values are text. An app signs the bare id, a page
-/// and a mini program sign `prepay_id=…`; the mini program signs its appid without carrying it.
+/// and a mini program sign `prepay_id=…`. The mini program signs its appid but does not send it.
 ///
 /// # Errors
 /// [`KeyError::Library`].
