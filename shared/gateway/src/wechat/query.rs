@@ -1,4 +1,4 @@
-//! Asking WeChat Pay what became of an order, and closing it.
+//! Queries an order at WeChat Pay, and closes it.
 //!
 //! Source: WeChat Pay APIv3, "商户订单号查询订单" and "关闭订单" (D:4012791877 and its siblings), read 2025-11-20.
 
@@ -29,8 +29,8 @@ struct Queried {
 }
 
 impl Wechat {
-    /// An order that was never made answers 404 `ORDER_NOT_EXIST`, unsigned like every 4xx: [`TradeAnswer::Absent`]. Other
-    /// pages and older systems spell the code another way.
+    /// For an order that WeChat Pay does not know, the answer is 404 `ORDER_NOT_EXIST`, unsigned like every 4xx:
+    /// [`TradeAnswer::Absent`]. Other documentation pages and older systems spell the code differently.
     pub(super) async fn query_inner(
         &self,
         order_no: &OrderNo,
@@ -49,7 +49,7 @@ impl Wechat {
         }
         let mut times = Times::new(now);
         let fact = fact(&queried, now, &mut times)?;
-        // Who asks is known, so an answer that leaves the app out is no less an answer.
+        // We know which app queried, so an answer without the app is still valid.
         let merchant = match queried.appid.as_deref().filter(|appid| !appid.is_empty()) {
             None => Merchant::Ours,
             stated => merchant_and_app(&self.account, Some(&queried.mchid), stated),
@@ -76,14 +76,15 @@ impl Wechat {
         match (failure.status, failure.code.as_str()) {
             (_, "RESOURCE_NOT_EXISTS") => Ok(CloseOutcome::NoTrade),
             (401, _) | (_, "SIGN_ERROR" | "PARAM_ERROR" | "MCH_NOT_EXISTS" | "NO_AUTH") => Err(failure.refused()),
-            // `ORDER_PAID`, `TRADE_ERROR`, `ORDER_CLOSED` …: which code and status say "paid" is not settled between
-            // the pages, so every other refusal means: ask.
+            // `ORDER_PAID`, `TRADE_ERROR`, `ORDER_CLOSED` …: the documentation pages disagree on which code and status
+            // mean "paid". So every other refusal means that the caller must query.
             _ => Ok(CloseOutcome::NotClosed),
         }
     }
 }
 
-/// Whether a 4xx says that WeChat Pay knows no such order. `MCH_NOT_EXISTS` and the like are about us, not about the order.
+/// Whether a 4xx says that WeChat Pay does not know the order. `MCH_NOT_EXISTS` and the like are about us, not about
+/// the order.
 fn is_absent(failure: &Failure) -> bool {
     match failure.code.as_str() {
         "ORDER_NOT_EXIST" | "ORDER_NOT_EXISTS" | "ORDERNOTEXIST" => true,
@@ -92,8 +93,8 @@ fn is_absent(failure: &Failure) -> bool {
     }
 }
 
-/// `REFUND` is a paid order of which some or all was returned. Nothing else but these four words ends an order.
-/// A payment without a time that can be was made by `now`.
+/// `REFUND` means a paid order that was partly or fully refunded. Only the four states matched here are final. If a
+/// payment has no plausible time, `now` is used.
 fn fact(queried: &Queried, now: OffsetDateTime, times: &mut Times) -> Result<Fact, GatewayError> {
     match queried.trade_state.as_str() {
         "SUCCESS" => Ok(Fact::Paid {
@@ -101,7 +102,7 @@ fn fact(queried: &Queried, now: OffsetDateTime, times: &mut Times) -> Result<Fac
             amount: queried.amount.as_ref().and_then(Amount::total).ok_or_else(|| protocol("amount.total"))?,
             paid_at: times.read("success_time", queried.success_time.as_deref(), parse_time).unwrap_or(now),
         }),
-        // The amount is not stated.
+        // The answer does not state the refunded amount.
         "REFUND" => Ok(Fact::PaidAndReturned(ReturnedTrade {
             trade_no: trade_no(queried)?,
             paid: queried.amount.as_ref().and_then(Amount::total).flatten(),

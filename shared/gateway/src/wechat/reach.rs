@@ -1,7 +1,7 @@
-//! Whether WeChat Pay is there and takes our signature.
+//! Checks that WeChat Pay is reachable and accepts our signature.
 //!
-//! Source: WeChat Pay APIv3, "商户订单号查询订单": 404 `ORDER_NOT_EXIST` is said after the signature was checked, 401
-//! `SIGN_ERROR` of one that is bad. Neither is signed. Read 2025-11-20.
+//! Source: WeChat Pay APIv3, "商户订单号查询订单": WeChat Pay answers 404 `ORDER_NOT_EXIST` after it has checked the signature,
+//! and 401 `SIGN_ERROR` if the signature is bad. Neither answer is signed. Read 2025-11-20.
 
 use time::OffsetDateTime;
 

@@ -1,4 +1,4 @@
-//! Returning money through WeChat Pay, asking whether it went, and another way for what could not be delivered.
+//! Requests refunds from WeChat Pay, queries them, and redirects a refund that could not be delivered.
 //!
 //! Source: WeChat Pay APIv3, "申请退款" (D:4013071036, D:4012556457), "查询单笔退款", "发起异常退款", read 2025-11-20.
 
@@ -43,7 +43,7 @@ impl Wechat {
         let mut body = json!({
             "transaction_id": refund.trade_no,
             "out_refund_no": refund.refund_no,
-            // Without it the notice goes to the address of the console, and in another protocol.
+            // Without it the notice goes to the address set in the console, and uses another protocol.
             "notify_url": refund.notify_url,
             "amount": { "refund": refund.amount.fen(), "total": refund.total.fen(), "currency": "CNY" },
         });
@@ -85,7 +85,7 @@ impl Wechat {
         let body = match to {
             RefundTarget::MerchantAccount => json!({ "out_refund_no": refund.refund_no, "type": "MERCHANT_BANK_CARD" }),
             RefundTarget::BuyerCard { bank_type, account, name } => {
-                // Not sent: a certificate may be fetched in a moment.
+                // The request was not sent: a certificate may be fetched soon.
                 let none = || GatewayError::Unavailable("no key to encrypt a card with".to_owned());
                 let (id, key) = ring.encrypting(now).ok_or_else(none)?;
                 serial = Some(id);
@@ -104,7 +104,7 @@ impl Wechat {
     }
 }
 
-/// Not sent either way.
+/// Both errors mean that the request was not sent.
 fn sealed(key: &VerifyingKey, field: &str, text: &SecretString) -> Result<String, GatewayError> {
     sensitive::encrypt(key, text.expose_secret()).map_err(|error| match error {
         SensitiveError::TooLong { .. } => refusal(field, &error.to_string()),
@@ -119,7 +119,8 @@ fn accepted(refund: &RefundOrder, outcome: Outcome, now: OffsetDateTime) -> Resu
     }
 }
 
-/// An unsigned 4xx. The status of a code differs between calls, so the codes that leave it open count under any.
+/// Judges an unsigned 4xx. The status of a code differs between calls, so the codes with an unknown outcome count under
+/// any status.
 fn refund_error(failure: Failure) -> GatewayError {
     match failure.code.as_str() {
         "NOT_ENOUGH" => failure.not_now(),
@@ -128,9 +129,10 @@ fn refund_error(failure: Failure) -> GatewayError {
     }
 }
 
-/// 200 alone is "accepted": the word in it counts, and only when it is about this refund.
+/// Status 200 only means that the request was accepted. The `status` field decides, and only in an answer about this
+/// refund.
 fn state(refund: &RefundOrder, body: &[u8], now: OffsetDateTime) -> Result<RefundState, GatewayError> {
-    // An empty or foreign text is as little an answer as one without the fields.
+    // An empty or foreign text is treated like an answer without the fields.
     let told: Refunded = words::read(body).map_err(|_| protocol("the fields"))?;
     if told.out_refund_no != refund.refund_no.as_str()
         || told.transaction_id != refund.trade_no.as_str()
@@ -139,7 +141,7 @@ fn state(refund: &RefundOrder, body: &[u8], now: OffsetDateTime) -> Result<Refun
         return Err(GatewayError::Protocol("an answer about another refund".to_owned()));
     }
     let amount = told.amount.refund().flatten();
-    // Another amount is a fact only where money has moved. Settling compares it.
+    // An amount that differs from ours is accepted only if money has moved. The settlement code compares it.
     let settles = told.status == "SUCCESS" && amount.is_some();
     if told.amount.total().flatten() != Some(refund.total) || !(settles || amount == Some(refund.amount)) {
         return Err(protocol("amount"));
@@ -185,7 +187,7 @@ mod tests {
         }
     }
 
-    /// The three calls, which answer alike.
+    /// The three calls, which have the same answer.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Kind {
         Refund,
@@ -276,7 +278,8 @@ mod tests {
                 assert_eq!(class(kind, signed(200, &DONE.replace(from, to))).await, "protocol", "{kind:?} {to}");
             }
         }
-        // Another amount is a fact where money has moved, and settling compares it; elsewhere it is no answer to this.
+        // A different amount is a fact if money has moved, and the settlement code compares it. Otherwise the answer is
+        // not about this refund.
         let other = DONE.replace("\"refund\":100", "\"refund\":101");
         for kind in ALL {
             let state = asked(kind, signed(200, &other)).await.0.unwrap();
@@ -288,7 +291,7 @@ mod tests {
             let unfinished = other.replace("SUCCESS", "PROCESSING");
             assert_eq!(class(kind, signed(200, &unfinished)).await, "protocol", "{kind:?}");
         }
-        // Nothing inside: what a close says, no answer to this.
+        // An empty 204 answers a close, not a refund.
         assert_eq!(class(Kind::Refund, signed(204, "")).await, "protocol");
     }
 
@@ -302,7 +305,7 @@ mod tests {
             let mut probe = signed(200, DONE);
             probe.headers[3].1 = "WECHATPAY/SIGNTEST/x".to_owned();
             assert_eq!(class(kind, probe).await, "unknown");
-            // A success that calls itself a failure is none.
+            // An unsigned success body with an error status is not a success.
             assert_eq!(class(kind, unsigned(404, DONE)).await, "unknown");
         }
     }
@@ -311,7 +314,7 @@ mod tests {
         json!({ "code": code, "message": "m" }).to_string()
     }
 
-    /// Every code that the pages list for a refund.
+    /// Every code that the documentation lists for a refund.
     #[tokio::test]
     async fn each_code_has_its_class() {
         for (status, code, expected) in [
@@ -401,7 +404,7 @@ mod tests {
         }
     }
 
-    /// By another library than the one that sealed it.
+    /// Decrypts with another library than the one that encrypted.
     fn opened(base64: &str) -> String {
         use base64::Engine as _;
         use rsa::pkcs8::DecodePrivateKey as _;

@@ -1,4 +1,4 @@
-//! Keys that change: certificates fetched, refused, not in force, and asked for because a message names them.
+//! Key rotation: certificates that are fetched, refused, not in force, or looked up because a message names them.
 
 use aes_gcm::aead::{Aead as _, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit as _};
@@ -19,7 +19,7 @@ macro_rules! key {
     };
 }
 
-/// A platform certificate: its text, its private key, and its days from now.
+/// A platform certificate: its PEM text, its private key, and its validity in days from now.
 #[derive(Clone, Copy)]
 struct Platform {
     pem: &'static str,
@@ -67,7 +67,7 @@ fn list(of: &[Platform]) -> String {
     serde_json::json!({ "data": entries }).to_string()
 }
 
-/// Signed under this name with this key at this time.
+/// A reply signed under this name, with this key, at this time.
 fn signed_by(serial: &str, private: &str, at: OffsetDateTime, body: &str) -> Reply {
     let timestamp = at.unix_timestamp();
     let signature =
@@ -124,13 +124,13 @@ async fn the_first_list_needs_no_key_and_brings_old_and_new_at_once() {
         verdict(&wechat, &platform, NOW).unwrap();
     }
     assert_eq!(wechat.refresh_keys(NOW).await.unwrap(), KeyNews::Fetched { new: 0 });
-    // A later list without the old one leaves it there.
+    // A later list that lacks the old certificate does not remove it.
     server.reply(by(&NEW, &list(&[NEW])));
     assert_eq!(wechat.refresh_keys(NOW).await.unwrap(), KeyNews::Fetched { new: 0 });
     verdict(&wechat, &OLD, NOW).unwrap();
 }
 
-/// Every process holds the APIv3 key, so it must not suffice to make a key that callbacks are checked with.
+/// Every process holds the APIv3 key, so that key alone must not establish a key for checking callbacks.
 #[tokio::test]
 async fn a_list_that_its_own_new_certificate_signed_is_refused_where_a_key_is_known() {
     let server = Server::start(by(&OLD, &list(&[OLD]))).await;
@@ -156,13 +156,14 @@ async fn the_old_key_signs_the_list_that_brings_the_new_one() {
     assert_eq!(wechat.refresh_keys(NOW).await.unwrap(), KeyNews::Fetched { new: 1 });
     server.reply(by(&OLD, &list(&[OLD, NEW])));
     assert_eq!(wechat.refresh_keys(NOW).await.unwrap(), KeyNews::Fetched { new: 1 });
-    // From then on the new one signs.
+    // From now on the new certificate signs.
     server.reply(by(&NEW, &list(&[NEW])));
     assert_eq!(wechat.refresh_keys(NOW).await.unwrap(), KeyNews::Fetched { new: 0 });
     verdict(&wechat, &NEW, NOW).unwrap();
 }
 
-/// An expired key is a key: the way back is the operator's `verify_keys`, and not the list's own word.
+/// An expired key still counts as known. Only the operator can recover, with `verify_keys`; a list cannot vouch for
+/// itself.
 #[tokio::test]
 async fn a_list_that_signs_itself_is_refused_where_all_known_keys_have_expired() {
     let ending = Platform { until: 2, ..OLD };
@@ -263,10 +264,10 @@ async fn a_certificate_counts_in_its_time_only_and_the_other_is_used() {
     let Err(CallbackError::KeyNotInForce { time: KeyTime::Expired(_), .. }) = verdict(&wechat, &ending, from) else {
         panic!()
     };
-    // To a worker, who has no clock in this, the moment of signing counts.
+    // A worker passes no clock, so the time of signing decides.
     wechat.verify(callback(&ending, NOW), None).unwrap();
     assert!(wechat.verify(callback(&ending, from), None).is_err());
-    // One that is over already is not even kept.
+    // A certificate that has already expired is not stored at all.
     let server = Server::start(by(&NEW, &list(&[expired, NEW]))).await;
     let wechat = keyless(&server.url);
     assert_eq!(wechat.refresh_keys(NOW).await.unwrap(), KeyNews::Fetched { new: 1 });
@@ -279,7 +280,7 @@ async fn an_unknown_serial_is_looked_for_once_and_then_not_for_a_while() {
     let wechat = keyless(&server.url);
     arrives(&wechat, &OLD, NOW).await.unwrap();
     assert_eq!(server.count(), 1);
-    // The new one is out, and whoever names it within half a minute waits for the next look.
+    // The new certificate is published, but within 30 s after the last lookup no further lookup is made.
     server.reply(by(&OLD, &list(&[OLD, NEW])));
     assert!(matches!(arrives(&wechat, &NEW, NOW).await, Err(CallbackError::UnknownKey { .. })));
     assert_eq!(server.count(), 1);
@@ -288,7 +289,7 @@ async fn an_unknown_serial_is_looked_for_once_and_then_not_for_a_while() {
     let many = futures_util::future::join_all((0..20).map(|_| arrives(&wechat, &NEW, later))).await;
     assert!(many.iter().all(Result::is_ok), "{many:?}");
     assert_eq!(server.count(), 2);
-    // A forged signature under a known name, and a name of a public key, make nobody ask.
+    // Neither a forged signature under a known name nor the name of a public key causes a query.
     let forged = Platform { private: STRANGER, ..OLD };
     assert_eq!(arrives(&wechat, &forged, later + Duration::minutes(5)).await, Err(CallbackError::BadSignature));
     let Reply { headers, body, .. } = signed_by("PUB_KEY_ID_9", STRANGER, later, "{}");
@@ -305,7 +306,7 @@ async fn an_answer_that_names_a_new_certificate_is_proved_by_it() {
     let server = Server::start_with(replies).await;
     keyless(&server.url).query(&order_no, NOW).await.unwrap();
     assert_eq!(server.count(), 2);
-    // Without the certificate it stays unknown.
+    // Without the certificate the outcome stays unknown.
     let replies = vec![("/v3/certificates", unsigned(500, "")), ("/v3/pay", by(&NEW, paid))];
     let server = Server::start_with(replies).await;
     assert!(matches!(keyless(&server.url).query(&order_no, NOW).await, Err(GatewayError::Unknown(_))));

@@ -1,4 +1,4 @@
-//! Fields that only WeChat Pay may read: a bank account, a name.
+//! Encrypts fields that only WeChat Pay may read: a bank account, a name.
 //!
 //! Source: WeChat Pay APIv3, "敏感信息加解密"; RSAES-OAEP with SHA-1, as the official SDKs do it. Read 2025-11-20.
 
@@ -8,13 +8,13 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::keys::VerifyingKey;
 
-/// Why a field was not encrypted.
+/// The error when a field was not encrypted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SensitiveError {
-    /// More than one block holds: 214 bytes under a key of 2048 bits.
+    /// Longer than one block can hold: 214 bytes with a key of 2048 bits.
     #[error("more than {limit} bytes")]
     TooLong {
-        /// What the key takes.
+        /// The maximum for this key.
         limit: usize,
     },
     /// The cryptographic library failed.
@@ -22,7 +22,7 @@ pub enum SensitiveError {
     Library,
 }
 
-/// The field in base64. The request names the key in `Wechatpay-Serial`.
+/// The encrypted field in base64. The request names the key in `Wechatpay-Serial`.
 ///
 /// # Errors
 /// See [`SensitiveError`].

@@ -1,4 +1,4 @@
-//! What is signed towards WeChat Pay and by it.
+//! Signatures of requests to WeChat Pay, and of its answers and callbacks.
 //!
 //! Source: WeChat Pay APIv3, "签名生成" and "签名验证" (D:4013053249, D:4013053283) and the official Go SDK, read 2025-11-20.
 
@@ -17,14 +17,14 @@ const SIGNATURE_TYPE: &str = "wechatpay-signature-type";
 /// The headers of a signed answer or callback, in lower case.
 pub const HEADERS: [&str; 5] = [TIMESTAMP, NONCE, SERIAL, SIGNATURE, SIGNATURE_TYPE];
 
-/// The one scheme taken; SM2 exists beside it.
+/// The only accepted scheme; WeChat Pay also offers SM2.
 const SCHEME: &str = "WECHATPAY2-SHA256-RSA2048";
-/// The start of a signature that is wrong on purpose, to see whether we check.
+/// The prefix of a deliberately wrong signature, with which WeChat Pay tests whether we check.
 const PROBE: &str = "WECHATPAY/SIGNTEST/";
-/// Exactly this old or early is still taken.
+/// The clock window; a message exactly this old or this early is still accepted.
 const WINDOW_SECONDS: u64 = 300;
 
-/// Who asks: what goes into each `Authorization` beside the signature.
+/// The calling merchant: the parts of each `Authorization` header besides the signature.
 #[derive(Debug, Clone, Copy)]
 pub struct Merchant<'a> {
     /// The merchant's number.
@@ -35,7 +35,7 @@ pub struct Merchant<'a> {
     pub key: &'a SigningKey,
 }
 
-/// A request as far as it is signed.
+/// The signed parts of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
     /// In upper case.
@@ -46,7 +46,7 @@ pub struct Target<'a> {
     pub body: &'a str,
 }
 
-/// When and how often: new for each attempt.
+/// The time and the nonce; both are new for each attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Stamp<'a> {
     /// Unix seconds.
@@ -74,15 +74,15 @@ pub fn authorization(merchant: &Merchant<'_>, target: &Target<'_>, stamp: &Stamp
     ))
 }
 
-/// The four lines that the parameters of the buyer's own call are signed over. `last` is `prepay_id=…` inside WeChat,
-/// and the bare id in an app.
+/// The four lines that the signature over the buyer's own call covers. `last` is `prepay_id=…` inside WeChat, and the
+/// bare id in an app.
 pub fn invoke_text(appid: &str, stamp: &Stamp<'_>, last: &str) -> String {
     format!("{appid}\n{}\n{}\n{last}\n", stamp.timestamp, stamp.nonce)
 }
 
 /// Checks an answer or a callback in the protocol's order: headers, clock (only with `now`), key, probe, signature.
-/// `header` finds a header by its lower-case name. A certificate must be in force at the moment that the sender names,
-/// which the clock window ties to ours.
+/// `header` finds a header by its lower-case name. A certificate must be in force at the timestamp that the sender
+/// states, and the clock window ties that timestamp to our clock.
 ///
 /// # Errors
 /// See [`CallbackError`]; the first check that fails.
@@ -120,7 +120,7 @@ pub fn verify<'h>(
     if key.verify_digest(&text.finish(), signature) { Ok(()) } else { Err(CallbackError::BadSignature) }
 }
 
-/// What the signature of a callback covers, and the signature.
+/// The data that a callback's signature covers, and the signature.
 pub(crate) fn essence<'h>(header: impl Fn(&str) -> Option<&'h str>, body: &[u8]) -> Vec<u8> {
     let [timestamp, nonce, signature] =
         [TIMESTAMP, NONCE, SIGNATURE].map(|name| header(name).unwrap_or_default().as_bytes());
@@ -132,7 +132,7 @@ fn unix_seconds(text: &str) -> Option<i64> {
     if digits { text.parse().ok() } else { None }
 }
 
-/// It comes from a stranger and goes into logs.
+/// A printable, shortened serial: it comes from a stranger and goes into logs.
 fn shown(serial: &str) -> String {
     serial.chars().filter(char::is_ascii_graphic).take(64).collect()
 }

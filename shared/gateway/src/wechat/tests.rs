@@ -1,4 +1,4 @@
-//! The adapter against a gateway on loopback.
+//! Tests the adapter against a mock gateway on loopback.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -68,7 +68,7 @@ fn order(scene: Scene) -> PrepayOrder {
     }
 }
 
-/// An answer signed as WeChat Pay signs it.
+/// An answer signed with WeChat Pay's test key.
 pub(super) fn signed(status: u16, body: &str) -> Reply {
     let timestamp = NOW.unix_timestamp();
     let key = SigningKey::from_pem(key!("wx_pubkey_private_pkcs8.pem")).unwrap();
@@ -86,7 +86,7 @@ pub(super) fn unsigned(status: u16, body: &str) -> Reply {
     Reply { status, headers: Vec::new(), body: body.to_owned() }
 }
 
-/// Checks what WeChat Pay would: the signature over what was received.
+/// Checks the signature over the received request, as WeChat Pay would.
 pub(super) fn assert_signed(seen: &Seen) {
     let authorization = seen.header("authorization");
     let field = |name: &str| {
@@ -269,7 +269,8 @@ async fn an_unsigned_failure_is_named_after_what_may_be_done() {
     }
 }
 
-/// Pages and systems spell it in several ways; an order that never reached WeChat Pay must end under each of them.
+/// The documentation and the systems spell the code in several ways. Under each of them, an order that never reached
+/// WeChat Pay must be found absent.
 #[tokio::test]
 async fn an_order_that_is_not_there_is_absent_by_whatever_name() {
     for code in ["ORDER_NOT_EXIST", "ORDER_NOT_EXISTS", "ORDERNOTEXIST", "RESOURCE_NOT_EXISTS"] {
@@ -284,7 +285,7 @@ async fn an_order_that_is_not_there_is_absent_by_whatever_name() {
 
 #[tokio::test]
 async fn an_answer_to_a_query_tells_the_same_without_any_one_of_its_optional_fields() {
-    // Source: WeChat Pay APIv3, "商户订单号查询订单", read 2025-11-20: what the page does not call always there.
+    // Source: WeChat Pay APIv3, "商户订单号查询订单", read 2025-11-20: the fields that the page does not call always present.
     let optional = [
         ("trade_type", r#""NATIVE""#),
         ("trade_state_desc", r#""支付成功""#),
