@@ -1,5 +1,5 @@
-//! Keys that change while the work goes on, against the simulator: from certificates to the public key, from one certificate
-//! to the next, and in Alipay's certificate mode.
+//! Key rotation while work goes on, against the simulator: from certificates to the public key, from one certificate to
+//! the next, and in Alipay's certificate mode.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,14 +18,14 @@ use runtime::clock::Clock;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-/// How long anything may take that has no reason to take long.
+/// The time limit for anything that should be fast.
 const SOON: Duration = Duration::from_secs(30);
 
-/// A simulator, and its keys in a folder of their own.
+/// A simulator, and its keys in a separate folder.
 struct World {
     folder: PathBuf,
     simulator: Simulator,
-    /// Trades and the like of the callbacks.
+    /// The number of callbacks sent so far; each one makes a new trade number.
     sent: AtomicU64,
 }
 
@@ -50,7 +50,7 @@ impl World {
         self.folder.join("gateways.toml")
     }
 
-    /// The accounts, with the text of the file changed first.
+    /// Loads the accounts after the text of the file has been changed.
     fn gateways(&self, change: impl Fn(&str) -> String) -> Gateways {
         std::fs::write(self.file(), change(&std::fs::read_to_string(self.file()).unwrap())).unwrap();
         Gateways::load(&self.file()).unwrap_or_else(|faults| panic!("{faults:#?}"))
@@ -60,13 +60,13 @@ impl World {
         self.simulator.keys().wechat_account("main").unwrap()
     }
 
-    /// What WeChat Pay posts when somebody has paid.
+    /// What WeChat Pay posts after a payment.
     fn callback(&self) -> Callback {
         let signed = notify::wechat(self.merchant(), &self.trade(Product::Native), &Overrides::default());
         arrived(PaymentMethod::Wechat, signed)
     }
 
-    /// What Alipay posts to an account when somebody has paid.
+    /// What Alipay posts to an account after a payment.
     fn alipay_callback(&self, account: &str) -> Callback {
         let merchant = self.simulator.keys().alipay_account(account).unwrap();
         let signed = notify::alipay(merchant, &self.trade(Product::Page), &Overrides::default());
@@ -200,7 +200,7 @@ async fn a_switch_from_certificates_to_the_public_key_fails_no_verification_and_
         assert_eq!(by_public, expected_public, "share {share}");
         assert_eq!(by_public + by_certificate, expected, "share {share}");
     }
-    // Back again, and in the midst of it a certificate appears that was on no list yet: one look finds it for all.
+    // Back to certificates. Then a certificate appears that was in no list so far: one lookup fetches it for all.
     world.merchant().platform.set_share(Some(0.0));
     let new = world.merchant().platform.add(-1.0, 1800.0).unwrap().key.0.clone();
     assert_eq!(load(&world, &gateways, 200).await, 0);
@@ -218,7 +218,7 @@ async fn a_process_without_any_key_starts_and_has_one_soon() {
     world.merchant().platform.set_share(Some(0.0));
     let gateways = world.gateways(without_keys);
     let wechat = main(&gateways, PaymentMethod::Wechat);
-    // Nothing to be had yet: refused as unknown, which the ingress answers with 503.
+    // No certificate exists yet: the callback is refused because of an unknown key, and the ingress answers 503.
     let (callback, now) = (world.callback(), Clock::system().now());
     let refused = wechat.verify_arriving(callback.clone(), now).await;
     assert!(matches!(refused, Err(CallbackError::UnknownKey { .. })), "{refused:?}");
@@ -283,13 +283,13 @@ async fn certificate_mode_names_its_certificates_and_follows_alipays() {
     let given = known();
     assert_eq!(given.len(), 1);
 
-    // Renewed with the key kept, as Alipay does: told by the first answer.
+    // Alipay renews a certificate but keeps its key: the first answer announces it.
     let renewed = world.control("POST", "/sim/keys/alipay/main/certificate", json!({})).await;
     assert_eq!(ask(alipay.as_ref()).await.unwrap(), "TRADE_NOT_EXIST");
     let renewed = renewed["sn"].as_str().unwrap().to_owned();
     assert_eq!(known(), [renewed.as_str(), given[0].as_str()]);
 
-    // With another key, and found in the background: no look is due so soon after the last one.
+    // A certificate with another key is fetched in the background, because no lookup is due so soon after the last one.
     let another = world.control("POST", "/sim/keys/alipay/main/certificate", json!({ "new_key": true })).await;
     assert!(matches!(ask(alipay.as_ref()).await, Err(GatewayError::Unknown(_))));
     assert_eq!(alipay.refresh_keys(Clock::system().now()).await.unwrap(), KeyNews::Fetched { new: 1 });
@@ -328,7 +328,7 @@ async fn what_the_public_key_before_signed_counts_beside_the_certificates() {
     let verified = main(&gateways, PaymentMethod::Alipay).verify(on_the_road.clone(), Some(now)).unwrap();
     assert_eq!(main(&gateways, PaymentMethod::Alipay).key_of(&verified), "public_key");
 
-    // The console is switched to certificates, and Alipay signs with another key from then on.
+    // The console is switched to certificates, and from then on Alipay signs with another key.
     world.control("POST", "/sim/keys/alipay/main/certificate", json!({ "new_key": true })).await;
     let certificate = world.simulator.keys().alipay_account("main").unwrap().certificates.as_ref().unwrap().current();
     std::fs::write(world.folder.join("keys/alipay_main_cert.pem"), &certificate.pem).unwrap();

@@ -42,7 +42,7 @@ fn request_sign() {
         same("sign by rsa", second_opinion(&pem, &message), sign.clone())?;
         same("verified", public.verify(&message, &sign), true)?;
 
-        // What the SDK put on the wire decodes to the parameters and the same signature.
+        // What the SDK sent decodes to the same parameters and the same signature.
         let wire = text(case, "wire");
         let query =
             wire.split_once('?').filter(|(before, _)| before.starts_with("http")).map_or(wire, |(_, query)| query);
@@ -81,7 +81,7 @@ fn notify_verify() {
     file.each("cases", |case| {
         let body = text(case, "body").as_bytes();
         let verified = Form::parse(body).and_then(|form| verify_callback(&key, &form));
-        // "either" is where the official SDKs differ: both ways of signing empty values are taken.
+        // "either" marks a case where the official SDKs differ. We accept both ways of signing empty values.
         let valid = case["expect"] != Value::Bool(false);
         same("verified", verified.clone().map_err(|error| error.to_string()).is_ok(), valid)?;
         let callback = Callback {

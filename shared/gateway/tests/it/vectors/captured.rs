@@ -1,4 +1,4 @@
-//! Complete requests of real SDK clients: our reading of what is signed agrees with theirs.
+//! Complete requests of real SDK clients: they sign the same text as we do.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
-//! The protocol vectors: every file, each case by its name, none skipped. `VECTORS_DIR` points them at another folder of
-//! the same format, described in its README.
+//! The protocol vectors: every file, each case by its name, none skipped. `VECTORS_DIR` selects another folder of the
+//! same format, which its README describes.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ impl VectorFile {
         text(&self.json, field)
     }
 
-    /// Where the file of that name is that a field names.
+    /// The path of a file that a field names.
     fn place(&self, relative: &str) -> PathBuf {
         self.path.parent().expect("a file is in a folder").join(relative)
     }
@@ -63,7 +63,7 @@ impl VectorFile {
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
-    /// Runs every case of a list, then fails with the names of all that went wrong.
+    /// Runs every case of a list, then fails with the names of all failed cases.
     fn each(&self, list: &str, check: impl Fn(&Value) -> Outcome) {
         let cases = self.json[list].as_array().unwrap_or_else(|| panic!("{}: no {list}", self.path.display()));
         assert!(!cases.is_empty(), "{}: no case in {list}", self.path.display());

@@ -207,7 +207,7 @@ fn response_verify() {
     file.each("cases", |case| {
         let headers = headers(case);
         let proved = verify(&ring, |name| find(&headers, name), text(case, "body").as_bytes(), Some(now(&file)));
-        // The status first: only 2xx is signed, and nothing else proves anything.
+        // Look at the status first: only 2xx is signed, and nothing else proves anything.
         let found = match (case["status"].as_i64(), proved) {
             (Some(200..=299), Ok(())) => "accepted",
             (Some(200..=299), Err(_)) => "rejected",
