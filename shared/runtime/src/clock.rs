@@ -1,4 +1,4 @@
-//! Time and fresh ids, handed in so that a test can hold them still. Nothing else asks the system.
+//! Time and fresh ids, passed in so that a test can fix them. No other code reads the system clock.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,8 @@ use domain::OrderId;
 use time::OffsetDateTime;
 use uuid::{ClockSequence, ContextV7, Timestamp, Uuid};
 
-/// Numbers the ids of one millisecond, and keeps to the latest time it was told when the machine's clock is set back.
+/// Numbers the ids within one millisecond. If the machine's clock is set back, continues from the latest time that it
+/// has seen.
 static SEQUENCE: Mutex<ContextV7> = Mutex::new(ContextV7::new());
 
 /// The clock that a process works by.
@@ -26,7 +27,7 @@ impl Clock {
         Clock(Source::System)
     }
 
-    /// A clock that stands still, for tests.
+    /// A clock that always shows the same time, for tests.
     pub const fn fixed(at: OffsetDateTime) -> Clock {
         Clock(Source::Fixed(at))
     }
@@ -40,7 +41,8 @@ impl Clock {
         }
     }
 
-    /// A fresh order id: UUIDv7 of now. Ids sort by time, and those of one process as they were made.
+    /// A fresh order id: UUIDv7 of the current time. Ids sort by time, and ids of one process sort in the order of
+    /// creation.
     pub fn fresh_id(&self) -> OrderId {
         OrderId::from_u128(self.fresh_bits())
     }
@@ -59,7 +61,7 @@ impl Clock {
 
 #[cfg(debug_assertions)]
 pub use stepped::arm;
-/// How far this process's clock is off, for tests of what becomes of that.
+/// The offset of this process's clock, for tests of wrong clocks.
 #[cfg(debug_assertions)]
 use stepped::step;
 
@@ -68,8 +70,8 @@ const fn step() -> time::Duration {
     time::Duration::ZERO
 }
 
-/// A program built with debug assertions has its clock as many seconds off as the file says that `CLOCK_STEP_FILE` names, so
-/// that a test can set the clocks of single processes while they run. A program built for use contains none of this.
+/// With debug assertions, a program's clock is off by the number of seconds in the file that `CLOCK_STEP_FILE` names,
+/// so that a test can change the clocks of single processes while they run. A release build contains none of this.
 #[cfg(debug_assertions)]
 mod stepped {
     use std::fs;
@@ -82,7 +84,7 @@ mod stepped {
 
     static FILE: OnceLock<PathBuf> = OnceLock::new();
 
-    /// Reads the variable. The file is read whenever the time is, and need not be there.
+    /// Reads the variable. The file is read with every reading of the clock, and need not exist.
     pub fn arm(env: &mut Env) {
         if let Some(file) = env.optional("CLOCK_STEP_FILE") {
             drop(FILE.set(file.into()));
@@ -115,7 +117,8 @@ mod stepped {
     }
 }
 
-/// Numbers ids whatever their time: that of a fixed clock is the one it was told, also when another says a later one.
+/// Numbers ids independently of their time: ids of a fixed clock carry its time, even after another clock showed a
+/// later one.
 struct Numbered;
 
 impl ClockSequence for Numbered {

@@ -1,112 +1,112 @@
-//! The moments at which it matters that a process may die: every step between two effects that outlive it.
+//! Crash points: every step between two effects that outlive the process, where the death of a process matters.
 //!
-//! A program built with debug assertions dies at the one that `CRASH_AT` names, so that a test can see what becomes of a
-//! death there. A test can also plant a fault there for one piece of work: [`plant`]. A program built for use contains none
-//! of this: [`at`] and [`met`] are nothing, and the variable is not read.
+//! A program built with debug assertions dies at the point that `CRASH_AT` names, so that a test can see the
+//! consequences of a death there. A test can also plant a fault at a point for one piece of work: [`plant`]. A release
+//! build contains none of this: [`at`] and [`met`] do nothing, and the variable is not read.
 
 use domain::named_enum;
 
 named_enum! {
-    /// A moment between two effects that outlive the process. Named by what is about to be carried on, and by what has
-    /// just been done.
+    /// A moment between two effects that outlive the process. Its name consists of the work in progress and the step
+    /// that has just been done.
     Point {
-        /// A callback was read, and nothing was checked.
+        /// A callback has been read, and nothing has been checked.
         IntakeRead = "intake.read",
-        /// A callback is authentic, and is nowhere but in memory.
+        /// A callback is authentic, and exists only in memory.
         IntakeVerified = "intake.verified",
-        /// Messages have left for the broker; whether it holds them is not known yet.
+        /// Messages have been sent to the broker; it is not yet known whether the broker stored them.
         PublishSent = "publish.sent",
-        /// The broker holds a callback; the gateway was not answered.
+        /// The broker has stored a callback; the gateway has not been answered.
         IntakeConfirmed = "intake.confirmed",
-        /// The broker did not take a callback; the database was not asked yet.
+        /// The broker did not accept a callback; it has not been written to the database yet.
         IntakeUnpublished = "intake.unpublished",
-        /// The database holds a callback as a job; the gateway was not answered.
+        /// The database has stored a callback as a job; the gateway has not been answered.
         IntakeStored = "intake.stored",
 
-        /// An order is drafted, and is nowhere but in memory.
+        /// An order is drafted, and exists only in memory.
         OrderDrafted = "order.drafted",
         /// An order is committed; the gateway does not know it.
         OrderPlaced = "order.placed",
-        /// The gateway offers an order; the answer to the buyer was not saved.
+        /// The gateway offers an order; the answer to the buyer has not been saved.
         OrderOffered = "order.offered",
-        /// The answer about an order was saved; the buyer does not have it.
+        /// The answer about an order has been saved; the buyer has not received it.
         OrderAnswered = "order.answered",
-        /// That an order is to be closed is committed; the buyer was not answered.
+        /// The request to close an order is committed; the buyer has not been answered.
         CloseAsked = "close.asked",
 
-        /// A batch of messages is in hand; nothing was done about it.
+        /// A batch of messages has been received; nothing has been done with it.
         BatchTaken = "batch.taken",
-        /// Every effect of a batch is committed; nothing was acknowledged.
+        /// Every effect of a batch is committed; nothing has been acknowledged.
         BatchSettled = "batch.settled",
-        /// One message of a batch was given up as dead; the others were not acknowledged.
+        /// One message of a batch has been rejected as dead; the others have not been acknowledged.
         BatchRejected = "batch.rejected",
-        /// A batch was acknowledged.
+        /// A batch has been acknowledged.
         BatchAcked = "batch.acked",
 
-        /// Callbacks are verified again and decrypted; no transaction has begun.
+        /// Callbacks have been verified again and decrypted; no transaction has begun.
         CallbackExamined = "callback.examined",
-        /// Within the transaction: orders and refunds have moved, and there is no evidence yet.
+        /// Within the transaction: orders and refunds have changed, and the evidence has not been written.
         CallbackMoved = "callback.moved",
         /// Within the transaction: everything is written.
         CallbackRecorded = "callback.recorded",
-        /// Callbacks are settled; neither the copies nor the relay were told.
+        /// Callbacks are settled and committed; neither the cached copies nor the relay have been notified.
         CallbackCommitted = "callback.committed",
-        /// Callbacks that were held up are committed as jobs; their messages are still in the queue.
+        /// Delayed callbacks are committed as jobs; their messages are still in the queue.
         CallbackKept = "callback.kept",
 
-        /// A job is leased to this worker; nothing was done about it.
+        /// A job is leased to this worker; nothing has been done with it.
         JobTaken = "job.taken",
 
-        /// The gateway has said how an order stands.
+        /// The gateway has answered a query about an order.
         CheckAsked = "check.asked",
-        /// The gateway has closed an order, which is open here.
+        /// The gateway has closed an order that is still open here.
         CheckClosed = "check.closed",
-        /// Within the transaction: the order has moved, and its job is as it was.
+        /// Within the transaction: the order has changed, and its job has not.
         CheckSettled = "check.settled",
         /// Within the transaction: everything is written.
         CheckRecorded = "check.recorded",
-        /// A check is committed; neither the copies nor the relay were told.
+        /// A check is committed; neither the cached copies nor the relay have been notified.
         CheckCommitted = "check.committed",
 
         /// Within the transaction: a refund is written, with its job and its answer.
         RefundAsked = "refund.asked",
-        /// A refund is committed; whoever asked was not answered.
+        /// A refund is committed; the caller has not been answered.
         RefundAccepted = "refund.accepted",
-        /// That a refund is about to be sent is committed; it was not sent.
+        /// The mark that a refund is about to be sent is committed; the refund has not been sent.
         RefundMarked = "refund.marked",
-        /// The gateway has answered a refund; nothing of it is written.
+        /// The gateway has answered a refund request; nothing of the answer is written.
         RefundAnswered = "refund.answered",
-        /// The gateway has said how a refund stands; nothing of it is written.
+        /// The gateway has answered a refund query; nothing of the answer is written.
         RefundQueried = "refund.queried",
-        /// Within the transaction: refund and order have moved, and the job is as it was.
+        /// Within the transaction: refund and order have changed, and the job has not.
         RefundSettled = "refund.settled",
         /// Within the transaction: everything is written.
         RefundRecorded = "refund.recorded",
-        /// A step of a refund is committed; the copies were not told.
+        /// A step of a refund is committed; the cached copies have not been notified.
         RefundCommitted = "refund.committed",
 
-        /// Jobs are leased to the relay; none was published.
+        /// Jobs are leased to the relay; none has been published.
         RelayLeased = "relay.leased",
-        /// The broker holds the jobs that are due.
+        /// The broker has stored the due jobs.
         RelayCarried = "relay.carried",
         /// Events are about to be published.
         OutboxTaken = "outbox.taken",
-        /// The broker holds events that are not marked as published.
+        /// The broker has stored events that are not marked as published.
         OutboxConfirmed = "outbox.confirmed",
         /// Events are marked as published.
         OutboxMarked = "outbox.marked",
-        /// Within the transaction: a dead letter is a case.
+        /// Within the transaction: a dead letter has become a case.
         LetterOpened = "letter.opened",
-        /// The case of a dead letter is committed; the letter is still in its queue.
+        /// The case of a dead letter is committed; the dead letter is still in its queue.
         LetterFiled = "letter.filed",
-        /// A broken road is whole again; what was lost with it is not yet due again.
+        /// A broken route is declared again at the broker; the jobs lost with it are not yet due again.
         RoadDeclared = "road.declared",
-        /// What was lost with the road is due again; the road does not count as whole yet.
+        /// The jobs lost with the route are due again; the route is not yet marked as whole.
         RoadRebuilt = "road.rebuilt",
     }
 }
 
-/// Ends the process dead, if it was told to die here: nothing is closed, flushed or undone.
+/// Kills the process if `CRASH_AT` names this point: nothing is closed, flushed or rolled back.
 #[inline]
 pub fn at(point: Point) {
     #[cfg(debug_assertions)]
@@ -115,26 +115,26 @@ pub fn at(point: Point) {
     let _ = point;
 }
 
-/// What a test plants at a point for one piece of work.
+/// The kind of fault that a test plants at a point for one piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// A panic.
     Panic,
-    /// An error that blames nothing.
+    /// An error without any other cause.
     Error,
-    /// A statement that takes longer than a statement may. Outside a transaction it is an error.
+    /// A statement that exceeds the statement timeout. Outside a transaction it is an error.
     Slow,
 }
 
-/// The fault that was planted here and that is no panic.
+/// A planted fault that is not a panic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a planted fault")]
 pub struct Planted(pub Fault);
 
-/// Meets the fault that was planted at this point for this piece of work, if there is one. Panics when it is a panic.
+/// Triggers the fault that was planted at this point for this piece of work, if there is one. Panics if it is a panic.
 ///
 /// # Errors
-/// [`Planted`] when it is another fault.
+/// [`Planted`] if it is another fault.
 #[inline]
 pub fn met(point: Point, subject: &str) -> Result<(), Planted> {
     #[cfg(debug_assertions)]
@@ -151,7 +151,7 @@ pub use armed::arm;
 #[cfg(debug_assertions)]
 pub use sown::{Sown, plant};
 
-/// Faults for single pieces of work, by what they are about: tests that run side by side do not meet each other's.
+/// Faults for single pieces of work, identified by their subject, so that parallel tests do not affect each other.
 #[cfg(debug_assertions)]
 mod sown {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -167,14 +167,14 @@ mod sown {
     }
 
     static SEEDS: Mutex<Vec<Seed>> = Mutex::new(Vec::new());
-    /// How many there are: most processes have none, and do not wait for a lock to learn that.
+    /// The number of planted faults. Most processes have none, and this counter saves them the lock.
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
 
-    /// A planted fault. It goes when this is dropped.
+    /// A planted fault. Dropping this removes it.
     pub struct Sown(Arc<AtomicUsize>);
 
     impl Sown {
-        /// How often it was met.
+        /// How often the fault was triggered.
         pub fn met(&self) -> usize {
             self.0.load(Ordering::Relaxed)
         }
@@ -244,7 +244,7 @@ mod armed {
     use super::Point;
     use crate::env::Env;
 
-    /// Where to die, and how often the process gets past it before.
+    /// The point at which to die, and at which pass.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     struct Order {
         point: Point,
@@ -254,7 +254,7 @@ mod armed {
     static ORDER: OnceLock<Order> = OnceLock::new();
     static PASSED: AtomicUsize = AtomicUsize::new(0);
 
-    /// Reads `CRASH_AT`: the name of a point, or `name:3` for the third time that the process comes there.
+    /// Reads `CRASH_AT`: the name of a point, or `name:3` for the third time that the process reaches it.
     pub fn arm(env: &mut Env) {
         let Some(text) = env.optional("CRASH_AT") else { return };
         match parse(&text) {
@@ -271,7 +271,7 @@ mod armed {
     pub fn pass(point: Point) {
         let Some(order) = ORDER.get().filter(|order| order.point == point) else { return };
         if PASSED.fetch_add(1, Ordering::Relaxed) + 1 == order.nth {
-            // In one piece: other threads are still writing to the log. That it is told is not needed for dying.
+            // Written in one piece, because other threads still write to the log. The process dies even if this fails.
             let _ = std::io::stderr().write_all(format!("crash point {point}\n").as_bytes());
             std::process::abort();
         }

@@ -1,8 +1,8 @@
-//! The one printer of an error with its causes.
+//! The only function that prints an error with its sources.
 
 use std::error::Error;
 
-/// An error and its causes on one line. A cause whose text the line ends with already is not repeated.
+/// An error and its sources on one line. A source whose text already ends the line is not repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();

@@ -1,17 +1,17 @@
-//! Who may change a file that the service trusts, and who may read a secret one.
+//! Checks who may change a file that the service trusts, and who may read a secret file.
 
 use std::path::Path;
 
-/// The group and others may write.
+/// Write permission of the group and of others.
 const WRITE: u32 = 0o022;
-/// Others may read. The group may: that is how a container gives a file to its user.
+/// Read permission of others. The group may read, because containers use that to give a file to their user.
 const READ: u32 = 0o004;
 
-/// Refuses a file that somebody else may change: a changed address or key decides where money goes. A link counts as the file
-/// that it leads to; a file that is not there is for the reader to name.
+/// Refuses a file that other users may change: a changed address or key decides where money goes. For a link, the
+/// target is checked. A missing file passes; the code that reads it reports that.
 ///
 /// # Errors
-/// What is wrong and what to do.
+/// Describes the fault and what to do.
 pub fn check(path: &Path) -> Result<(), String> {
     match mode(path) {
         Some(mode) if mode & WRITE != 0 => {
@@ -21,8 +21,8 @@ pub fn check(path: &Path) -> Result<(), String> {
     }
 }
 
-/// What to say of a secret that every user of this machine may read. It is no fault: orchestrators mount secrets with mode
-/// 0644, and then the container is the wall.
+/// The warning about a secret that every user of this machine may read. This is not a fault: orchestrators mount
+/// secrets with mode 0644, and then the container protects them.
 pub fn open_to_all(path: &Path) -> Option<String> {
     let mode = mode(path).filter(|mode| mode & READ != 0)?;
     Some(format!(

@@ -1,4 +1,4 @@
-//! How operations look into a process: one listener with `/metrics`, `/healthz` and `/readyz`.
+//! The operations endpoints of a process: one listener with `/metrics`, `/healthz` and `/readyz`.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -20,7 +20,7 @@ use crate::env::Env;
 use crate::http_server::{HttpLimits, serve_http};
 use crate::telemetry::PrometheusHandle;
 
-/// Where operations look in.
+/// The address of the operations endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpsConfig {
     /// `OPS_ADDR`: the address of `/metrics`, `/healthz` and `/readyz`.
@@ -42,7 +42,7 @@ const CHECK: Duration = Duration::from_secs(2);
 type Outcome = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 type Check = Box<dyn Fn() -> Outcome + Send + Sync>;
 
-/// What has to work for a process to be ready.
+/// The checks that must pass for a process to be ready.
 #[derive(Default)]
 pub struct Checks(Vec<(&'static str, Check)>);
 
@@ -52,7 +52,7 @@ impl Checks {
         Checks::default()
     }
 
-    /// Adds a check; its error text is shown to whoever asks, so it holds no secret.
+    /// Adds a check. Its error text is shown to any caller of `/readyz`, so it must hold no secret.
     pub fn add<F, R>(mut self, name: &'static str, check: F) -> Checks
     where
         F: Fn() -> R + Send + Sync + 'static,
@@ -62,7 +62,7 @@ impl Checks {
         self
     }
 
-    /// Runs every check at once; each answers, fails, or runs out of time.
+    /// Runs all checks at once; each one passes, fails, or times out.
     async fn run(&self) -> Vec<(&'static str, Result<(), String>)> {
         let run = self.0.iter().map(|(name, check)| async move {
             let outcome = timeout(CHECK, check()).await;
@@ -88,7 +88,7 @@ async fn render(State(metrics): State<PrometheusHandle>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
 }
 
-/// Ready when every check passes; the body names each with its state.
+/// Ready if every check passes; the body lists each check with its state.
 async fn readyz(State(checks): State<Arc<Checks>>) -> impl IntoResponse {
     let outcomes = checks.run().await;
     let ready = outcomes.iter().all(|(_, outcome)| outcome.is_ok());

@@ -1,9 +1,10 @@
-//! How a process lives, whatever its work is: it reads its settings, says what it does, shows how it is, starts and stops.
-//! Nothing here knows a server.
+//! The life of a process, independent of its work: it reads its settings, logs, shows its health, starts and stops.
+//! Nothing here knows a particular server.
 //!
-//! In reading order: [`mod@env`] reads settings and names every fault, [`start`] runs the checks of a start side by side, [`health`] and
-//! [`telemetry`] let operations look in, [`shutdown`] ends. [`http_server`] is the accept loop of every port. [`panics`] keeps a panic
-//! to the piece of work that it concerns; [`crash`] names the moments at which tests let a process die.
+//! In reading order: [`mod@env`] reads settings and reports every fault, [`start`] runs the checks of a start in
+//! parallel, [`health`] and [`telemetry`] serve operations, and [`shutdown`] ends the process. [`http_server`] is the
+//! accept loop of every port. [`panics`] confines a panic to the piece of work that it concerns. [`crash`] names the
+//! points at which tests let a process die.
 
 pub mod clock;
 pub mod crash;

@@ -1,8 +1,8 @@
-//! A panic concerns the piece of work in which it happens: one callback, job, event, dead letter or order.
+//! A panic concerns only the piece of work in which it happens: one callback, job, event, dead letter or order.
 //!
-//! The work runs inside [`caught`], and the caller decides what becomes of it. An abort is not caught: a full stack, no
-//! memory, a panic while another one unwinds. It ends the process, and the broker hands its messages to another one.
-//! See `ops/decisions/0016-a-panic-concerns-one-piece-of-work.md`.
+//! The work runs inside [`caught`], and the caller decides what happens to it. An abort is not caught: a stack
+//! overflow, no memory, a panic during unwinding. It ends the process, and the broker redelivers the messages to
+//! another process. See `ops/decisions/0016-a-panic-concerns-one-piece-of-work.md`.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -12,31 +12,31 @@ use domain::shorten_chars;
 use futures_util::FutureExt;
 use tracing::error;
 
-/// The most characters of a panic's message that are kept.
+/// The maximum number of characters that we store of a panic's message.
 const LONGEST: usize = 200;
 
-/// Work panicked, with this message.
+/// The error of work that panicked, with the panic's message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("panicked: {0}")]
 pub struct Panicked(String);
 
 impl Panicked {
-    /// Reads what `catch_unwind` or a task's end brought.
+    /// Reads the payload of `catch_unwind` or of a failed task.
     pub fn of(payload: &(dyn Any + Send)) -> Panicked {
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        // The standard library quotes the text that a wrong slice was taken of, and that may name a payer.
+        // For a wrong slice index the standard library quotes the sliced text, which may name a payer.
         let text = text.unwrap_or("no message").split(" of `").next().unwrap_or_default();
         Panicked(shorten_chars(text, LONGEST).to_owned())
     }
 
-    /// What it said.
+    /// The panic's message.
     pub fn message(&self) -> &str {
         &self.0
     }
 
-    /// Counts and logs it. `worker` and `stage` are from small sets; `subject` is what the work was about: an order
-    /// number, a notice id, the number of a job.
+    /// Counts and logs the panic. `worker` and `stage` come from small sets; `subject` is what the work was about: an
+    /// order number, a notice id, the number of a job.
     pub fn noted(self, worker: &'static str, stage: &'static str, subject: &dyn Display) -> Panicked {
         metrics::counter!("panics_caught_total", "worker" => worker, "stage" => stage).increment(1);
         error!(worker, stage, %subject, panic = self.0, "Work on {subject} panicked at {stage}");
@@ -44,7 +44,7 @@ impl Panicked {
     }
 }
 
-/// Does work to its end; a panic becomes an error. What the work borrowed must be usable after a panic.
+/// Runs work to completion; a panic becomes an error. What the work borrowed must be usable after a panic.
 ///
 /// # Errors
 /// [`Panicked`].
@@ -52,7 +52,7 @@ pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|payload| Panicked::of(payload.as_ref()))
 }
 
-/// [`caught`] for work that waits for nothing.
+/// [`caught`] for work that is not async.
 ///
 /// # Errors
 /// [`Panicked`].

@@ -1,9 +1,9 @@
-//! Seals what is secret and has to be kept in the database: AES-256-GCM under `SEAL_KEY`.
+//! Encrypts secrets that must be stored in the database: AES-256-GCM under `SEAL_KEY`.
 //!
-//! A sealed value opens only in the place that it was sealed for, which is its table, column and id: a row that is copied
-//! over another one does not open. Keys rotate: the new key seals, and the previous one still opens.
+//! A sealed value opens only in the place for which it was sealed, which is its table, column and id. If a row is
+//! copied over another one, it does not open. Keys rotate: the new key seals, and the previous one still opens.
 //!
-//! Sealed: one byte for the form (1), 12 bytes of random nonce, the text, 16 bytes of tag.
+//! Format: one byte for the version of the format (1), 12 bytes of random nonce, the encrypted text, 16 bytes of tag.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use crate::env::weakness;
 const FORM: u8 = 1;
 const NONCE: usize = 12;
 
-/// The place of a value: it is authenticated with the value.
+/// The place of a value; it is authenticated together with the value.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     /// The table.
@@ -34,18 +34,18 @@ impl Place<'_> {
     }
 }
 
-/// Why a value does not open, or was not sealed.
+/// The error of a value that does not open or could not be sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// Not sealed by a key that we hold, not for this place, or changed since.
+    /// Not sealed with a key that we hold, not for this place, or changed since then.
     #[error("the sealed value opens with no key that is set")]
     Closed,
-    /// The cryptographic library.
-    #[error("the cryptographic library did not do it")]
+    /// The cryptographic library failed.
+    #[error("the cryptographic library failed")]
     Library,
 }
 
-/// The key that seals, and the one before it.
+/// The key that seals, and the previous one.
 pub struct SealKeys {
     current: LessSafeKey,
     previous: Option<LessSafeKey>,
@@ -61,8 +61,8 @@ impl fmt::Debug for SealKeys {
 const HINT: &str = "make one with `openssl rand -hex 32`";
 
 impl SealKeys {
-    /// Reads `SEAL_KEY` (default none: nothing is kept that has to be sealed) and `PREVIOUS_SEAL_KEY`, each 64 hex digits.
-    /// `None` within: there is none. `None` alone: a fault was noted.
+    /// Reads `SEAL_KEY` (default: none, and nothing that must be sealed is stored) and `PREVIOUS_SEAL_KEY`, each 64 hex
+    /// digits. `Some(None)`: no key is set. `None`: a fault was recorded.
     pub fn from_env(env: &mut Env) -> Option<Option<SealKeys>> {
         let (current, previous) = (key(env, "SEAL_KEY"), key(env, "PREVIOUS_SEAL_KEY"));
         match (current?, previous?) {
@@ -93,7 +93,7 @@ impl SealKeys {
         Ok([&[FORM], &nonce[..], &sealed].concat())
     }
 
-    /// Opens what was sealed for this place.
+    /// Opens a value that was sealed for this place.
     ///
     /// # Errors
     /// [`SealError::Closed`].
@@ -115,18 +115,18 @@ impl SealKeys {
     }
 }
 
-/// `None` within: it is not set.
+/// `Some(None)`: the variable is not set.
 fn key(env: &mut Env, name: &'static str) -> Option<Option<LessSafeKey>> {
     let Some(bytes) = key_bytes(env, name)? else { return Some(None) };
     let key = UnboundKey::new(&AES_256_GCM, &bytes).ok().map(LessSafeKey::new);
     if key.is_none() {
-        env.fault(name, "the cryptographic library does not take it", HINT);
+        env.fault(name, "the cryptographic library does not accept it", HINT);
         return None;
     }
     Some(key)
 }
 
-/// Reads a key of 32 bytes in 64 hex digits. `None` within: it is not set. `None` alone: a fault was noted.
+/// Reads a key of 32 bytes in 64 hex digits. `Some(None)`: it is not set. `None`: a fault was recorded.
 pub fn key_bytes(env: &mut Env, name: &'static str) -> Option<Option<[u8; 32]>> {
     let Some(text) = env.optional(name).map(SecretString::from) else { return Some(None) };
     if let Some(wrong) = weakness(text.expose_secret(), 1) {
@@ -141,7 +141,7 @@ pub fn key_bytes(env: &mut Env, name: &'static str) -> Option<Option<[u8; 32]>> 
     Some(bytes)
 }
 
-/// 32 bytes of 64 hex digits.
+/// Decodes 64 hex digits to 32 bytes.
 pub fn hex(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     if text.len() != 64 || !text.is_ascii() {
@@ -149,7 +149,7 @@ pub fn hex(text: &str) -> Option<[u8; 32]> {
     }
     for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
         let digits = std::str::from_utf8(digits).ok()?;
-        // A sign would be taken for a digit.
+        // `from_str_radix` would accept a plus sign as well.
         *byte =
             u8::from_str_radix(digits, 16).ok().filter(|_| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
     }

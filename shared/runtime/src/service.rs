@@ -1,4 +1,4 @@
-//! The processes of the service and the operators' tool, and who each of them is at the broker and at the database.
+//! The processes of the service and the operators' tool, with their user at the broker and their role in the database.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,18 +10,18 @@ pub enum Service {
     PaymentApi,
     /// Settles callbacks.
     CallbackWorker,
-    /// Asks about unpaid orders, and ends them.
+    /// Queries unpaid orders, and closes them.
     CheckWorker,
-    /// Carries refunds to their end.
+    /// Carries out refunds until they are final.
     RefundWorker,
     /// Publishes due jobs and new events.
     Relay,
-    /// `paymentctl`, with which operators look and mend.
+    /// `paymentctl`, with which operators inspect and repair.
     PaymentCtl,
 }
 
 impl Service {
-    /// All of them.
+    /// All processes, and the tool.
     pub const ALL: &[Service] = &[
         Service::PaymentApi,
         Service::CallbackWorker,
@@ -31,7 +31,7 @@ impl Service {
         Service::PaymentCtl,
     ];
 
-    /// The name of its binary, and in logs.
+    /// The name of its binary, also used in logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Service::PaymentApi => "payment-api",
@@ -43,7 +43,7 @@ impl Service {
         }
     }
 
-    /// Its user at the broker, unless the deployment names another.
+    /// Its user at the broker, unless the deployment sets another one.
     pub const fn broker_user(self) -> &'static str {
         match self {
             Service::PaymentApi => "payment-api",
@@ -55,7 +55,7 @@ impl Service {
         }
     }
 
-    /// Its role at the database, unless the deployment names another.
+    /// Its role in the database, unless the deployment sets another one.
     pub const fn database_role(self) -> &'static str {
         match self {
             Service::PaymentApi => "payment_api",
@@ -74,7 +74,7 @@ impl fmt::Display for Service {
     }
 }
 
-/// A name that none of the processes has.
+/// The error of a name that no process has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is none of payment-api, callback-worker, check-worker, refund-worker, relay, paymentctl")]
 pub struct UnknownService(String);
@@ -88,12 +88,12 @@ impl FromStr for Service {
     }
 }
 
-/// Another name for the user or role of a process than the usual one, written `relay=other_name`.
+/// A user or role name that replaces the default of a process, written `relay=other_name`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
-    /// Whose.
+    /// The process.
     pub service: Service,
-    /// The name.
+    /// Its name.
     pub name: String,
 }
 
@@ -109,10 +109,10 @@ impl FromStr for Named {
     }
 }
 
-/// The name of each process: the usual one, or the one that the deployment gives it.
+/// The name of each process: the default, or the name that the deployment sets.
 ///
 /// # Errors
-/// When two processes would have one name: its rights would be those of both.
+/// If two processes have the same name: that user would have the rights of both.
 pub fn names(usual: fn(Service) -> &'static str, others: &[Named]) -> Result<Vec<(Service, String)>, String> {
     let mut names: Vec<(Service, String)> = Vec::new();
     for service in Service::ALL.iter().copied() {

@@ -1,4 +1,4 @@
-//! From a signal to the end of the process, within a bound.
+//! From a signal to the end of the process, within a time limit.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How long the work may take to end after SIGTERM; a little less than the 30 s after which a process is usually killed.
+/// How long the work may take to finish after SIGTERM. A process is usually killed after 30 s, so this is a little
+/// less.
 pub const GRACE: Duration = Duration::from_secs(28);
 
 /// Listens for SIGTERM and SIGINT.
@@ -16,7 +17,7 @@ pub struct Shutdown {
     interrupt: Signal,
 }
 
-/// The work was not done in time after a signal, or a second signal asked not to wait for it.
+/// After a signal, the work did not finish in time, or a second signal demanded an immediate stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Overrun {
     /// [`GRACE`] has passed.
@@ -28,7 +29,7 @@ pub enum Overrun {
 }
 
 impl Shutdown {
-    /// Takes over both signals: from now on they cancel [`Shutdown::stop`] instead of ending the process.
+    /// Handles both signals: from now on they cancel [`Shutdown::stop`] instead of ending the process.
     ///
     /// # Errors
     /// When the operating system refuses; outside a tokio runtime it panics.
@@ -40,15 +41,16 @@ impl Shutdown {
         })
     }
 
-    /// Cancelled by the first signal: stop taking work, finish or return what is in hand.
+    /// Cancelled by the first signal: accept no more work, and finish or return the work in progress.
     pub fn stop(&self) -> CancellationToken {
         self.stop.clone()
     }
 
-    /// Runs `work` to its end; after a signal for at most [`GRACE`] more, and after a second one no longer.
+    /// Runs `work` to completion. After a signal it may run for at most [`GRACE`] more; a second signal stops it at
+    /// once.
     ///
     /// # Errors
-    /// [`Overrun`] when `work` was given up; what it had in hand goes back to where it came from.
+    /// [`Overrun`] if `work` was aborted; its work in progress returns to where it came from.
     pub async fn run<W: Future>(mut self, work: W) -> Result<W::Output, Overrun> {
         tokio::pin!(work);
         let signal = tokio::select! {

@@ -1,4 +1,4 @@
-//! The steps of a start that can fail, each as a fault beside the others.
+//! The steps of a start that can fail; each failure becomes one fault in the list.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,20 +11,22 @@ use tracing::warn;
 
 use crate::env::{ConfigFaults, Fault};
 
-/// How long a start waits for one thing outside the process.
+/// How long a start waits for one dependency outside the process.
 const LONGEST: Duration = Duration::from_secs(15);
 
-/// Connections that the system keeps until they are accepted, cut to its own limit (Linux: `net.core.somaxconn`, 4096). The
-/// usual 128 are less than a rush brings: who comes then is not answered, and asks again after a second.
+/// The backlog: connections that the system holds until they are accepted, limited by the system (Linux:
+/// `net.core.somaxconn`, 4096). The default of 128 is too small for a rush: a connection beyond it gets no answer, and
+/// the client retries only after a second.
 const BACKLOG: u32 = 4096;
 
-/// What the system keeps of an answer that its client does not take. By itself it keeps megabytes for each connection: a few hundred
-/// slow readers of a long answer take the memory that all connections share.
+/// How many bytes of an unread answer the system buffers for a connection. By default that is megabytes, so a few
+/// hundred slow readers of a long answer would use up the memory that all connections share.
 const SEND_BUFFER: u32 = 128 * 1024;
 
-/// Runs one check of the start and turns its failure into a fault of `subject`, with what to do about it.
+/// Runs one check of the start and turns its failure into a fault of `subject`, with a remedy.
 ///
-/// Run the checks side by side, then let [`ConfigFaults::take`] collect them, so that one start names all that is wrong:
+/// Run the checks in parallel, then let [`ConfigFaults::take`] collect the faults, so that one start reports all of
+/// them:
 /// ```
 /// # use runtime::{env::{ConfigFaults, Fault}, start};
 /// # async fn connect() -> Result<u8, String> { Ok(7) }
@@ -51,17 +53,17 @@ pub async fn check<T>(
     outcome.map_err(|wrong| Fault::new(subject, wrong, remedy).into())
 }
 
-/// Says that this program was built for tests, if it was.
+/// Logs a warning if this program was built for tests.
 pub fn say_if_for_tests() {
     if cfg!(debug_assertions) {
-        warn!("This program is built for tests: CRASH_AT and CLOCK_STEP_FILE count. In earnest run a release build");
+        warn!("This program is built for tests: CRASH_AT and CLOCK_STEP_FILE are in effect. Run a release build in production");
     }
 }
 
 /// Binds `addr`, which came from `variable`.
 ///
 /// # Errors
-/// The fault of an address that is taken or not ours.
+/// The fault of an address that is in use or not ours.
 pub async fn listen(variable: &str, addr: SocketAddr) -> Result<TcpListener, ConfigFaults> {
     bind(addr).map_err(|error| {
         let wrong = format!("{addr} cannot be listened on ({error})");
@@ -71,16 +73,16 @@ pub async fn listen(variable: &str, addr: SocketAddr) -> Result<TcpListener, Con
 
 fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A restart does not wait for connections of the process before.
+    // After a restart, the address can be bound at once, without waiting for connections of the previous process.
     socket.set_reuseaddr(true)?;
-    // The connections that it accepts have the same.
+    // Accepted connections inherit this size.
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.bind(addr)?;
     socket.listen(BACKLOG)
 }
 
-/// Raises the number of files that this process may have open, connections among them, to the most that it may ask for:
-/// most systems give 1024 at first. The number, or `None` where there is no limit.
+/// Raises the number of files that this process may open (connections count among them) to the maximum that it may
+/// request; most systems start with 1024. Returns the number, or `None` if there is no limit.
 pub fn raise_open_files() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
@@ -100,7 +102,7 @@ mod tests {
     async fn a_rush_of_connections_waits_to_be_accepted() {
         let listener = listen("LISTEN_ADDR", "127.0.0.1:0".parse().unwrap()).await.unwrap();
         let addr = listener.local_addr().unwrap();
-        // Nobody accepts. What the backlog does not hold is not answered at all.
+        // The test accepts nothing. A connection beyond the backlog gets no answer at all.
         let rush = join_all((0..400).map(|_| TcpStream::connect(addr)));
         let connected = timeout(LONGEST, rush).await.expect("every connection is answered");
         assert!(connected.iter().all(Result::is_ok), "{connected:?}");

@@ -1,7 +1,8 @@
-//! How a process is seen: JSON lines on standard output, and metrics for Prometheus.
+//! Observability of a process: JSON lines on standard output, and metrics for Prometheus.
 //!
-//! A log line is one JSON object with `timestamp`, `level`, `service`, `target` and `message` at the top, beside them
-//! the fields of the event and of the spans around it. What a library would log of a message's content is switched off.
+//! A log line is one JSON object with `timestamp`, `level`, `service`, `target` and `message` at the top level. The
+//! fields of the event and of the spans around it are on the same level. Library logs that would show a message's
+//! content are switched off.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
@@ -27,31 +28,31 @@ use crate::clock::Clock;
 use crate::env::Fault;
 use crate::panics::Panicked;
 
-/// Bounds of every histogram of seconds. Alerts ask for callbacks slower than 30 s, so 30 is one of them.
+/// Bounds of every histogram of seconds. An alert looks for callbacks slower than 30 s, so 30 is one of the bounds.
 const SECONDS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 /// Bounds of every histogram of counts.
 const SIZES: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
 
-/// Histograms keep what they recorded until this often.
+/// How often the recorder processes the samples that the histograms have collected.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Chooses the crypto provider of all TLS in this process. The first line of every `main`: otherwise the first library
-/// to connect chooses.
+/// Chooses the crypto provider for all TLS in this process. Call it in the first line of every `main`; otherwise the
+/// first library that connects chooses one.
 pub fn install_crypto() {
-    // Refused only when a provider was chosen before, and every caller chooses this one.
+    // Fails only if a provider was chosen before, and every caller chooses this one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-/// Log levels of the client library that no `RUST_LOG` may raise. It prints message bodies, headers and credentials, a
-/// returned message whole; and it calls every refused look at the topology an error. What went wrong it tells us as well,
-/// and we say it in our own words.
+/// Log levels of the AMQP client library that no `RUST_LOG` can raise. The library prints message bodies, headers and
+/// credentials, and returned messages as a whole; it also logs every refused topology check as an error. It returns its
+/// errors to us as well, and we log them in our own words.
 const LOG_CAPS: [&str; 2] = ["lapin=off", "amq_protocol=info"];
 
 /// Sends this process's logs to standard output as JSON; `RUST_LOG` chooses the levels, `info` by default.
 ///
 /// # Errors
-/// The fault of an unreadable `RUST_LOG`; logging works all the same, with the default levels.
+/// The fault of an unreadable `RUST_LOG`; logging still works, with the default levels.
 pub fn init(service: &'static str) -> Result<(), Fault> {
     let asked = std::env::var("RUST_LOG").ok().filter(|value| !value.is_empty());
     let (filter, fault) = match EnvFilter::try_new(asked.as_deref().unwrap_or("info")) {
@@ -66,7 +67,7 @@ pub fn init(service: &'static str) -> Result<(), Fault> {
         ),
     };
     panic::set_hook(Box::new(move |panicked| to_stdout(&panic_line(service, panicked))));
-    // Refused only when logging was set up before, as tests in one process do.
+    // Fails only if logging was set up before, as tests in one process do.
     let _ = lines(filter, JsonLines { service, write: to_stdout }).try_init();
     fault
 }
@@ -74,7 +75,7 @@ pub fn init(service: &'static str) -> Result<(), Fault> {
 /// Collects metrics from now on; the handle renders them (see [`crate::health`]). Call it once, inside the runtime.
 ///
 /// # Errors
-/// When a recorder was installed before.
+/// If a recorder was installed before.
 pub fn install_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
@@ -91,24 +92,25 @@ pub fn install_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus
     Ok(handle)
 }
 
-/// What `filter` lets through, and no cap forbids, as lines.
+/// The events that `filter` allows and no cap forbids, written as lines.
 fn lines<W>(filter: EnvFilter, json: JsonLines<W>) -> impl Subscriber + Send + Sync
 where
     W: Fn(&[u8]) + Send + Sync + 'static,
 {
-    // A filter of their own: as directives beside those of `RUST_LOG` they would lose to any that names more of a target.
+    // The caps are a separate filter. Inside `RUST_LOG` they would lose to any directive that names a longer part of a
+    // target.
     let mut caps = Targets::new().with_default(filter.max_level_hint().unwrap_or(LevelFilter::TRACE));
     caps.extend(LOG_CAPS.iter().filter_map(|cap| cap.parse::<Targets>().ok()).flatten());
     tracing_subscriber::registry().with(filter).with(caps).with(json)
 }
 
 fn to_stdout(line: &[u8]) {
-    // A closed standard output leaves nowhere to complain.
+    // If standard output is closed, there is no place left to report that.
     let _ = std::io::stdout().lock().write_all(line);
 }
 
-/// A panic as one line of the log, with its place. It is written by hand: a panic may happen while something is being logged.
-/// Who catches it logs what the work was about.
+/// A panic as one log line, with its source location. It is written by hand because a panic may happen during logging.
+/// The code that catches the panic logs what the work was about.
 fn panic_line(service: &str, panicked: &PanicHookInfo<'_>) -> Vec<u8> {
     let place = panicked.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
     let now = Clock::system().now().format(&Rfc3339).unwrap_or_default();
@@ -156,7 +158,7 @@ where
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut line = Line::default();
-        // A moment outside the years 0 to 9999 cannot be written; a line without it is better than none.
+        // A time outside the years 0 to 9999 cannot be written; a line with an empty timestamp is better than none.
         let now = Clock::system().now().format(&Rfc3339).unwrap_or_default();
         line.put("timestamp", &json(&now));
         line.put("level", &json(event.metadata().level().as_str()));
@@ -166,7 +168,7 @@ where
         event.record(&mut said);
         line.put_all(&said);
         line.put("message", "\"\"");
-        // From the innermost span outwards: the nearest value of a field counts.
+        // From the innermost span outwards: the nearest value of a field is used.
         for span in context.event_scope(event).into_iter().flatten() {
             line.put("span", &json(span.name()));
             if let Some(fields) = span.extensions().get::<Fields>() {
@@ -186,7 +188,7 @@ struct Line {
 }
 
 impl Line {
-    /// Writes a field, unless one of this name is written.
+    /// Writes a field, unless a field of this name is already written.
     fn put(&mut self, name: &'static str, json_value: &str) {
         if self.names.contains(&name) {
             return;
@@ -205,7 +207,7 @@ impl Line {
     }
 }
 
-/// The fields of an event, or of a span, which are kept with it for the events inside: names, and values as JSON.
+/// The fields of an event, or of a span, which stores them for the events inside it: names, and values as JSON.
 #[derive(Default)]
 struct Fields(Vec<(&'static str, String)>);
 
@@ -219,7 +221,7 @@ impl Fields {
     }
 }
 
-/// Nothing that is logged can fail to be JSON: texts, numbers, truth values.
+/// Everything that is logged can be written as JSON: texts, numbers, booleans.
 fn json(value: impl Serialize) -> String {
     serde_json::to_string(&value).unwrap_or_else(|_| "null".to_owned())
 }
@@ -263,7 +265,7 @@ mod tests {
 
     use super::*;
 
-    /// What is logged while `work` runs under this `RUST_LOG`.
+    /// The lines that are logged while `work` runs under this `RUST_LOG`.
     fn written(directives: &str, work: impl FnOnce()) -> Vec<String> {
         let written = Arc::new(Mutex::new(Vec::new()));
         let sink = written.clone();
@@ -274,7 +276,7 @@ mod tests {
         written.iter().map(|line| String::from_utf8(line.clone()).unwrap()).collect()
     }
 
-    /// The same, each line parsed.
+    /// The same lines, each parsed.
     fn logged(directives: &str, work: impl FnOnce()) -> Vec<Map<String, Value>> {
         written(directives, work).iter().map(|line| serde_json::from_str(line).unwrap()).collect()
     }

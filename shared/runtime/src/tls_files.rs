@@ -1,5 +1,5 @@
-//! The files that an address names for TLS, under the names that RabbitMQ's own clients know: `?cacertfile=` (authorities),
-//! `&certfile=` and `&keyfile=` (who we are), all PEM.
+//! The TLS files that an address names, with the parameter names of RabbitMQ's own clients: `?cacertfile=`
+//! (authorities), `&certfile=` and `&keyfile=` (our identity), all PEM.
 //!
 //! Source: RabbitMQ, "URI Query Parameters", read 2026-11-26.
 
@@ -9,7 +9,7 @@ use url::Url;
 
 use crate::file_mode;
 
-/// Paths, read at each connect, so that a renewed certificate needs no restart.
+/// Paths of the files. They are read at each connect, so that a renewed certificate needs no restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     authorities: Option<String>,
@@ -17,7 +17,7 @@ pub struct TlsFiles {
     identity: Option<(String, String)>,
 }
 
-/// What the files hold.
+/// The content of the files.
 #[derive(Clone)]
 pub struct TlsPem {
     /// Certificates of authorities.
@@ -30,10 +30,10 @@ const CERTIFICATE: &str = "BEGIN CERTIFICATE";
 const PRIVATE_KEY: &str = "PRIVATE KEY";
 
 impl TlsFiles {
-    /// The files that an address names; `is_tls` says whether its scheme is one of TLS.
+    /// The files that an address names; `is_tls` states whether its scheme uses TLS.
     ///
     /// # Errors
-    /// What is wrong, in words that repeat no part of the address.
+    /// Describes the fault without repeating any part of the address.
     pub fn of(url: &Url, is_tls: bool) -> Result<TlsFiles, &'static str> {
         let value = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
         let (authorities, certificate, key) = (value("cacertfile"), value("certfile"), value("keyfile"));
@@ -52,10 +52,10 @@ impl TlsFiles {
         Ok(TlsFiles { authorities, identity })
     }
 
-    /// What the files hold now.
+    /// The current content of the files.
     ///
     /// # Errors
-    /// Which file cannot be read, or holds something else.
+    /// The file that cannot be read, or that holds something else.
     pub fn read(&self) -> Result<TlsPem, String> {
         let read = |path: &String, marker: &str| match std::fs::read_to_string(path) {
             Ok(text) if text.contains(marker) => Ok(text),

@@ -1,12 +1,12 @@
-//! Secrets that stand in files: `NAME_FILE=/run/secrets/name` in the place of `NAME=value`, so that the value is in no
-//! environment, where other processes of the user and core dumps show it.
+//! Secrets in files: `NAME_FILE=/run/secrets/name` instead of `NAME=value`. Then the value is not in the environment,
+//! which other processes of the user and core dumps can show.
 
 use std::path::{Path, PathBuf};
 
 use crate::env::{Env, Unusable};
 use crate::file_mode;
 
-/// The variables that have a `…_FILE`: all that hold a secret or a password.
+/// The variables that have a `…_FILE` form: all that hold a secret or a password.
 const IN_FILES: [&str; 11] = [
     "DATABASE_URL",
     "AMQP_URL",
@@ -21,10 +21,10 @@ const IN_FILES: [&str; 11] = [
     "PREVIOUS_SEAL_KEY",
 ];
 
-/// What a secret's file holds now, without the line end behind it.
+/// The current content of a secret's file, without the line end.
 ///
 /// # Errors
-/// What is wrong with the file, without its text.
+/// Describes the fault of the file, without its text.
 pub fn read_secret_file(path: &Path) -> Result<String, String> {
     let wrong = |why: String| format!("{}: {why}", path.display());
     file_mode::check(path).map_err(wrong)?;
@@ -34,7 +34,7 @@ pub fn read_secret_file(path: &Path) -> Result<String, String> {
 }
 
 impl Env {
-    /// Takes the values of the variables that stand in files.
+    /// Reads the values of the variables that are given as files.
     pub(super) fn with_files(mut self) -> Env {
         const HINT: &str = "name a file that holds the value alone and that this process may read";
         for name in IN_FILES {
@@ -56,7 +56,7 @@ impl Env {
         self
     }
 
-    /// The file that holds the value of a variable, if it stands in one.
+    /// The file that holds the value of a variable, if it is given as a file.
     pub fn file_of(&self, name: &str) -> Option<PathBuf> {
         let path = self.variables.get(&format!("{name}_FILE"))?.as_ref().ok()?;
         (IN_FILES.contains(&name) && !path.is_empty()).then(|| PathBuf::from(path))
@@ -70,7 +70,7 @@ mod tests {
 
     use super::*;
 
-    /// A file with this text and mode, in a folder of its own.
+    /// A file with this text and mode, in its own folder.
     fn file(name: &str, text: &str, mode: u32) -> PathBuf {
         let folder = std::env::temp_dir().join(format!("secret-files-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();

@@ -1,6 +1,7 @@
-//! Reads a process's configuration from its environment and collects every fault on the way.
+//! Reads a process's configuration from its environment and collects every fault.
 //!
-//! A bad value never stops the reading: a start names all faults at once. Each fault says which variable, what is wrong with it and what to do; values of secrets are never repeated.
+//! A bad value does not stop the reading, so a start reports all faults at once. Each fault states the variable, what
+//! is wrong with it and what to do; values of secrets are never repeated.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,10 +18,10 @@ pub use files::read_secret_file;
 pub use network::{PublicUrl, is_loopback};
 pub use secrets::{decoded, weakness};
 
-/// One thing that stops the start.
+/// One fault that stops the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The variable, file or object it is about.
+    /// The variable, file or object that the fault is about.
     pub subject: String,
     /// What is wrong.
     pub wrong: String,
@@ -41,17 +42,17 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Everything that stops the start; one line each when displayed.
+/// All faults that stop the start; one line each when displayed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConfigFaults(pub Vec<Fault>);
 
 impl ConfigFaults {
-    /// Adds one more.
+    /// Adds a fault.
     pub fn push(&mut self, fault: Fault) {
         self.0.push(fault);
     }
 
-    /// Keeps the value, or takes over the faults.
+    /// Returns the value, or adds the faults.
     pub fn take<T>(&mut self, result: Result<T, impl Into<ConfigFaults>>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -87,27 +88,27 @@ impl From<Fault> for ConfigFaults {
 
 /// The environment of a process, and the faults found in it so far.
 ///
-/// Every reader answers `None` (or the default) for a value that is missing or bad, after having noted the fault. An
-/// empty value counts as missing.
+/// Every reader returns `None` (or the default) for a value that is missing or bad, and records the fault. An empty
+/// value counts as missing.
 pub struct Env {
     variables: HashMap<String, Result<String, Unusable>>,
     faults: ConfigFaults,
-    /// What is no fault and has to be said, once the log is there.
+    /// Warnings that are not faults; they are logged once the log exists.
     warnings: Vec<String>,
 }
 
-/// Whatever becomes of the start, what is no fault is said once.
+/// Logs the warnings exactly once, whether the start succeeds or not.
 impl Drop for Env {
     fn drop(&mut self) {
         self.warnings.iter().for_each(|warning| network::warned(warning));
     }
 }
 
-/// Why a variable that is set has no value.
+/// The reason that a variable which is set has no value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unusable {
     NotUtf8,
-    /// Its fault is noted already.
+    /// Its fault has already been recorded.
     Noted,
 }
 
@@ -120,7 +121,7 @@ impl Env {
         Env::with(std::env::vars_os().filter_map(known).collect())
     }
 
-    /// An environment made up by a test.
+    /// An environment that a test provides.
     pub fn of<'a>(variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Env {
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), Ok(value.to_owned())));
         Env::with(variables.collect())
@@ -143,7 +144,7 @@ impl Env {
         }
     }
 
-    /// The value of a variable that must be there; `hint` says what to set it to.
+    /// The value of a variable that must be set; `hint` states what to set it to.
     pub fn required(&mut self, name: &'static str, hint: &str) -> Option<String> {
         let before = self.faults.0.len();
         let value = self.optional(name);
@@ -168,7 +169,7 @@ impl Env {
         }
     }
 
-    /// Something that is on or off: `1` or `0`. Another value is a fault, once, and counts as off.
+    /// A switch that is on or off: `1` or `0`. Another value is recorded as one fault, and counts as off.
     pub fn switch(&mut self, name: &'static str, default: bool) -> bool {
         match self.optional(name).as_deref() {
             None => default,
@@ -189,7 +190,7 @@ impl Env {
         self.sound(name, weakness(&secret, shortest), secret, hint)
     }
 
-    /// A secret that may be absent; if it is there, it is as good as a required one.
+    /// A secret that may be absent. If it is set, it must meet the same requirements as a required one.
     pub fn optional_secret(&mut self, name: &'static str, shortest: usize, hint: &str) -> Option<SecretString> {
         let secret = self.optional(name)?;
         self.sound(name, weakness(&secret, shortest), secret, hint)
@@ -201,13 +202,13 @@ impl Env {
         self.sound(name, secrets::placeholder(&address), address, hint)
     }
 
-    /// The same, where it may be absent.
+    /// Like [`Env::address`], for an address that may be absent.
     pub fn optional_address(&mut self, name: &'static str, hint: &str) -> Option<SecretString> {
         let address = self.optional(name)?;
         self.sound(name, secrets::placeholder(&address), address, hint)
     }
 
-    /// A required path of a file that can be read.
+    /// The required path of a file that can be read.
     pub fn file(&mut self, name: &'static str, hint: &str) -> Option<PathBuf> {
         let path = PathBuf::from(self.required(name, hint)?);
         let readable = std::fs::File::open(&path).and_then(|file| file.metadata()).map(|meta| meta.is_file());
@@ -224,12 +225,12 @@ impl Env {
         }
     }
 
-    /// Notes a fault that the caller found.
+    /// Records a fault that the caller found.
     pub fn fault(&mut self, subject: impl Into<String>, wrong: impl Into<String>, remedy: impl Into<String>) {
         self.faults.push(Fault::new(subject, wrong, remedy));
     }
 
-    /// The faults so far, for a start that goes on looking.
+    /// The faults so far, for a start that continues with its checks.
     pub fn into_faults(mut self) -> ConfigFaults {
         std::mem::take(&mut self.faults)
     }

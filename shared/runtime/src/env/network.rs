@@ -1,4 +1,4 @@
-//! What may leave this machine in clear, and where gateways can reach us.
+//! Which data may leave this machine unencrypted, and at which address gateways can reach us.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,7 +6,7 @@ use url::Url;
 
 use crate::env::Env;
 
-/// Whether a host, as an address names it, is this machine itself.
+/// Whether a host name or address from a URL is this machine itself.
 pub fn is_loopback(host: &str) -> bool {
     match ip(host) {
         Some(ip) => ip.to_canonical().is_loopback(),
@@ -14,7 +14,7 @@ pub fn is_loopback(host: &str) -> bool {
     }
 }
 
-/// Whether a host is this machine or in a network that the Internet does not reach.
+/// Whether a host is this machine, or in a network that the Internet does not reach.
 fn is_private(host: &str) -> bool {
     match ip(host).map(|ip| ip.to_canonical()) {
         Some(IpAddr::V4(ip)) => is_private_v4(ip),
@@ -30,7 +30,7 @@ fn is_private(host: &str) -> bool {
 
 fn is_private_v4(ip: Ipv4Addr) -> bool {
     let [first, second, ..] = ip.octets();
-    // 100.64.0.0/10 is shared behind the carriers' translators.
+    // 100.64.0.0/10 is shared address space behind the NAT of carriers.
     let shared = first == 100 && (64..128).contains(&second);
     first == 0 || shared || ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_broadcast()
 }
@@ -48,10 +48,10 @@ fn name(host: &str) -> String {
 }
 
 impl Env {
-    /// Whether the address in `name` may be used. `clear` are the hosts that it reaches without TLS, or without a look at their
-    /// certificate; on this machine that is fine. `remedy` says how to ask for TLS.
+    /// Whether the address in `name` may be used. `clear` lists the hosts that it reaches without TLS, or without
+    /// verifying their certificate. Hosts on this machine are always allowed. `remedy` states how to enable TLS.
     ///
-    /// `ALLOW_PLAINTEXT=1` lets all of them pass, and each start says which.
+    /// `ALLOW_PLAINTEXT=1` allows all of them, and each start logs which.
     pub fn may_go(&mut self, name: &'static str, clear: Vec<String>, remedy: &str) -> bool {
         let others: Vec<String> = clear.into_iter().filter(|host| !is_loopback(host)).collect();
         if others.is_empty() {
@@ -75,7 +75,7 @@ impl Env {
     }
 }
 
-/// A deploy step has no log; what it does all the same must be seen.
+/// A deploy step has no log, so the warning goes to standard error there.
 pub(super) fn warned(text: &str) {
     if tracing::enabled!(tracing::Level::WARN) {
         tracing::warn!("{text}");
@@ -107,13 +107,13 @@ impl PublicUrl {
         fits.then(|| PublicUrl(text.trim_end_matches('/').to_owned()))
     }
 
-    /// Without a slash at the end.
+    /// The URL without a trailing slash.
     pub fn into_text(self) -> String {
         self.0
     }
 
-    /// Why no account in production may stand behind the `PUBLIC_URL` of `env`, if that can be read at all: its callbacks would
-    /// pass the Internet in clear, or not arrive.
+    /// The reason that no production account may use the `PUBLIC_URL` of `env`, if that can be read: its callbacks
+    /// would cross the Internet unencrypted, or not arrive.
     pub fn unfit(env: &mut Env) -> Option<String> {
         let public = PublicUrl::parse(&env.optional("PUBLIC_URL")?)?;
         let url = Url::parse(&public.0).ok()?;
@@ -135,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    /// What is written to the log.
+    /// Captures what is written to the log.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 

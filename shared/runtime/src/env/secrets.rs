@@ -1,13 +1,14 @@
-//! Which secrets are none: what this repository has published, and what only fills the place.
+//! Rejects texts that are not usable secrets: values that this repository has published, and placeholders.
 
-/// Fewer different bytes than this, and a text was typed to fill the place. `openssl rand -hex 32` gives 64 of 16 digits:
-/// it has fewer than 8 different ones less than once in 10^18 times, and the half of it less than once in 10^7.
+/// A text with fewer different bytes than this was typed as a placeholder. `openssl rand -hex 32` gives 64 digits out
+/// of 16: the probability of fewer than 8 different ones is less than 1 in 10^18, and for half that length less than 1
+/// in 10^7.
 const FEWEST_DIFFERENT: usize = 8;
 
-/// How every placeholder of `.env.example` begins, today and in each release before.
+/// The start of every placeholder of `.env.example`, today and in each earlier release.
 const PLACEHOLDER: &str = "change-me";
 
-/// Why a text is no secret of at least `shortest` bytes, in words that do not repeat it.
+/// Describes why a text is not a secret of at least `shortest` bytes, without repeating the text.
 pub fn weakness(secret: &str, shortest: usize) -> Option<String> {
     if secret.len() < shortest {
         return Some(format!("it has {} bytes and needs at least {shortest}", secret.len()));
@@ -22,15 +23,15 @@ pub fn weakness(secret: &str, shortest: usize) -> Option<String> {
         .then(|| format!("it has {different} different bytes and needs at least {FEWEST_DIFFERENT}: it can be guessed"))
 }
 
-/// Why a text, such as an address with its password, is not one's own: it was copied from `.env.example`. A percent sign may
-/// hide a character there, so it counts as what it stands for.
+/// Describes why a text, such as an address with its password, is unusable: it was copied from `.env.example`. Percent
+/// escapes may hide characters, so the text is decoded first.
 pub(super) fn placeholder(text: &str) -> Option<String> {
     let plain: String = decoded(text).to_lowercase().chars().map(|c| if c == '_' { '-' } else { c }).collect();
     let copied = plain.contains(PLACEHOLDER) || plain.contains("changeme");
     copied.then(|| "it holds a placeholder of .env.example, which everybody knows".to_owned())
 }
 
-/// A part of a URL without its percent signs.
+/// A part of a URL with its percent escapes decoded.
 pub fn decoded(text: &str) -> String {
     let pairs = format!("v={}", text.replace('+', "%2B").replace('&', "%26"));
     url::form_urlencoded::parse(pairs.as_bytes()).next().map(|(_, value)| value.into_owned()).unwrap_or_default()

@@ -1,8 +1,9 @@
-//! The accept loop of every HTTP port: bounded in connections, in connections of one client, in headers and in waiting, and
-//! graceful at the end.
+//! The accept loop of every HTTP port. It limits connections, connections per client, headers and waiting times, and
+//! stops gracefully.
 //!
-//! The usual serve function has none of these bounds: half a header holds its slot for ever. It speaks HTTP/1.1 alone:
-//! browsers and gateways speak HTTP/2 over TLS only, so to the proxy in front, and telling the two apart has no time limit.
+//! The usual serve function has none of these limits: half a header occupies its slot forever. This server supports
+//! only HTTP/1.1. Browsers and gateways use HTTP/2 only over TLS, that is, with the proxy in front; and the detection
+//! of HTTP/2 has no time limit.
 
 pub mod shares;
 mod untaken;
@@ -34,30 +35,30 @@ use tower::{Service, ServiceExt};
 use crate::http_server::shares::AddressShares;
 use crate::http_server::untaken::Untaken;
 
-/// What a client may cost.
+/// The limits on what a client may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// Connections at once; the next one waits in the backlog of the operating system.
+    /// Maximum of simultaneous connections; the next one waits in the backlog of the operating system.
     pub connections: usize,
-    /// Connections at once of one address, or of one IPv6 /64; a /48 has eight times as many. The next one is closed. 0: no
-    /// limit.
+    /// Maximum of simultaneous connections from one address, or from one IPv6 /64; a /48 may have eight times as many.
+    /// A further connection is closed at once. 0: no limit.
     pub per_address: usize,
-    /// A connection closes after so many requests.
+    /// A connection closes after this many requests.
     pub requests: u32,
-    /// A connection closes with the first answer after this.
+    /// A connection closes with the first answer after this age.
     pub age: Duration,
-    /// How long a client may take for all of an answer that waits for it, however steadily it reads.
+    /// The time in which a client must read a whole waiting answer, however steadily it reads.
     pub untaken: Duration,
-    /// For all headers of a request, counted from the moment at which it could begin; so also how long a connection may
-    /// be silent at first, or idle between requests.
+    /// The time limit for all headers of a request, counted from the moment at which the request could begin. So it
+    /// also limits how long a new connection may be silent, and how long a connection may idle between requests.
     pub header_wait: Duration,
-    /// How long a client may take nothing of an answer that waits for it.
+    /// How long a client may read nothing of a waiting answer.
     pub unread: Duration,
-    /// Bytes of all headers together.
+    /// Maximum size of all headers together, in bytes.
     pub header_bytes: usize,
-    /// Number of headers.
+    /// Maximum number of headers.
     pub headers: usize,
-    /// For requests in flight when the process stops.
+    /// The time for requests in flight when the process stops.
     pub drain: Duration,
 }
 
@@ -78,12 +79,12 @@ impl Default for HttpLimits {
     }
 }
 
-/// Peers whose connections are not counted against their address: proxies of ours, the gateways.
+/// Peers whose connections do not count against their address: our own proxies, and the gateways.
 pub type Friends = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
 
-/// A listener, and who connects to it for many others.
+/// A listener, and the peers that connect to it on behalf of many clients.
 pub struct Door {
-    /// Where connections come in.
+    /// The socket that accepts connections.
     pub listener: TcpListener,
     /// See [`Friends`].
     pub friends: Friends,
@@ -95,8 +96,8 @@ impl From<TcpListener> for Door {
     }
 }
 
-/// Serves `router` over HTTP/1.1 until `stop`, then lets the requests in flight end. Handlers find the peer's address in
-/// `ConnectInfo<SocketAddr>`.
+/// Serves `router` over HTTP/1.1 until `stop`, then lets the requests in flight finish. Handlers find the peer's
+/// address in `ConnectInfo<SocketAddr>`.
 pub async fn serve_http(door: impl Into<Door>, router: Router, limits: HttpLimits, stop: CancellationToken) {
     let Door { listener, friends } = door.into();
     let builder = builder(limits);
@@ -112,7 +113,7 @@ pub async fn serve_http(door: impl Into<Door>, router: Router, limits: HttpLimit
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
-                // Out of descriptors: the next try would fail as well, and at once.
+                // No file descriptors are left: an immediate retry would fail as well.
                 Err(_) => { sleep(Duration::from_millis(50)).await; continue }
             },
         };
@@ -126,12 +127,12 @@ pub async fn serve_http(door: impl Into<Door>, router: Router, limits: HttpLimit
         let (builder, router, watcher) = (builder.clone(), router.clone(), graceful.watcher());
         tokio::spawn(async move {
             let _held = (permit, share);
-            // Refused only where the system has no such bound; the connection is served all the same.
+            // Fails only on systems without this option; the connection is served anyway.
             let _ = SockRef::from(&socket).set_tcp_user_timeout(Some(limits.unread));
             let spent = Arc::new(Spent { began: Instant::now(), requests: AtomicU32::new(0), limits, friend });
             let service = TowerToHyperService::new(with_peer(router, peer, spent));
             let socket = TokioIo::new(Untaken::new(socket, limits.untaken));
-            // A client that breaks its own connection is no error of ours.
+            // If a client breaks its own connection, that is not our error.
             let _ = watcher.watch(builder.serve_connection(socket, service)).await;
         });
     }
@@ -149,17 +150,17 @@ fn builder(limits: HttpLimits) -> http1::Builder {
     builder
 }
 
-/// What one connection has cost.
+/// What one connection has used so far.
 struct Spent {
     began: Instant,
     requests: AtomicU32,
     limits: HttpLimits,
-    /// Others are refused through the same connection.
+    /// Friends keep their connection after a refusal, because other clients use it too.
     friend: bool,
 }
 
 impl Spent {
-    /// Counts an answer, and has the connection close after it when the connection has cost enough.
+    /// Counts an answer. Closes the connection after it when the connection has reached a limit.
     fn count(&self, mut response: Response) -> Response {
         let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         let refused = matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS);
@@ -170,7 +171,7 @@ impl Spent {
     }
 }
 
-/// The router with the peer's address in each request, and each answer counted.
+/// The router with the peer's address in each request, and with each answer counted.
 fn with_peer(
     router: Router,
     peer: SocketAddr,
@@ -196,14 +197,14 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "GET /who HTTP/1.1\r\nHost: a\r\n\r\n";
-    /// What no test waits for longer: whatever holds a connection that long holds it for ever.
+    /// No test waits longer than this: a connection that stays open for that long stays open forever.
     const BOUND: Duration = Duration::from_secs(30);
 
     struct Server {
         addr: SocketAddr,
         stop: CancellationToken,
         ended: JoinHandle<()>,
-        /// `/slow` is at work.
+        /// Notified when `/slow` is running.
         slow: Arc<Notify>,
     }
 
@@ -240,7 +241,7 @@ mod tests {
         socket
     }
 
-    /// Everything the server says after `sent`, until it closes.
+    /// Everything that the server sends after `sent`, until it closes the connection.
     async fn talk(addr: SocketAddr, sent: &str) -> String {
         let mut said = Vec::new();
         let mut socket = open(addr, sent).await;
@@ -280,17 +281,17 @@ mod tests {
         assert!(talk(server.addr, GOOD).await.ends_with("127.0.0.1"));
     }
 
-    /// A connection from this loopback address.
+    /// Opens a connection from this loopback address.
     async fn open_from(last: u8, addr: SocketAddr, sent: &str) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
         let mut socket = socket.connect(addr).await.unwrap();
-        // The other side may have closed it already.
+        // The server may have closed the connection already.
         let _ = socket.write_all(sent.as_bytes()).await;
         socket
     }
 
-    /// What the server says until it closes, or in half a second.
+    /// What the server sends until it closes the connection, or within half a second.
     async fn said(socket: &mut TcpStream) -> String {
         let mut said = Vec::new();
         let _ = timeout(Duration::from_millis(500), socket.read_to_end(&mut said)).await;
@@ -361,8 +362,8 @@ mod tests {
         assert!(said.starts_with("HTTP/1.1 431"), "{said}");
     }
 
-    /// What a proxy in front and this server could take for different requests is refused, or answered once on a connection
-    /// that then closes: nothing of a client's making is ever served as a request of its own.
+    /// A request that a front proxy and this server could read differently is refused, or answered once on a connection
+    /// that then closes. Bytes inside a client's request are never served as a request of their own.
     #[tokio::test]
     async fn a_request_cannot_be_smuggled_behind_another() {
         let server = start(64).await;

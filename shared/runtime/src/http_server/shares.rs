@@ -1,14 +1,14 @@
-//! Counts what each client holds at this moment, with a bound for each, so that one client leaves room for the others.
+//! Counts what each client holds now, with a limit for each, so that one client leaves room for the others.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A /48 has 65 536 networks of the size /64. All of them together hold as much as this many single ones.
+/// A /48 has 65 536 networks of the size /64. All of them together may hold as much as this many single ones.
 pub const NETWORK: usize = 8;
 
-/// What each key holds. Clones share the count.
+/// The number of things that each key holds. Clones share the count.
 pub struct Shares<K> {
     most: usize,
     held: Arc<Mutex<HashMap<K, usize>>>,
@@ -26,12 +26,12 @@ impl<K: Hash + Eq + Clone> Shares<K> {
         Shares { most, held: Arc::default() }
     }
 
-    /// One more for this key, until the share is dropped; `None` when the key has all that it may have.
+    /// Counts one more for this key until the share is dropped; `None` if the key has reached its limit.
     pub fn take(&self, key: K) -> Option<Share<K>> {
         let mut held = lock(&self.held);
         let count = held.entry(key.clone()).or_insert(0);
         if *count >= self.most {
-            // A bound of 0 must not leave an entry for each stranger.
+            // With a limit of 0, no entry may remain for each stranger.
             if *count == 0 {
                 held.remove(&key);
             }
@@ -42,7 +42,7 @@ impl<K: Hash + Eq + Clone> Shares<K> {
     }
 }
 
-/// One of the things that a key holds.
+/// One of the things that a key holds; dropping it gives the share back.
 pub struct Share<K: Hash + Eq> {
     key: K,
     held: Arc<Mutex<HashMap<K, usize>>>,
@@ -64,7 +64,7 @@ fn lock<K>(held: &Mutex<HashMap<K, usize>>) -> MutexGuard<'_, HashMap<K, usize>>
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The same by address: each holder (see [`holder`]), and each IPv6 /48 eight times as much.
+/// The same by address: a limit for each holder (see [`holder`]), and eight times as much for each IPv6 /48.
 #[derive(Clone)]
 pub struct AddressShares {
     holders: Shares<IpAddr>,
@@ -83,7 +83,8 @@ impl AddressShares {
         AddressShares { holders: Shares::new(most), networks: Shares::new(most.saturating_mul(NETWORK)) }
     }
 
-    /// One more for this address, until the share is dropped; `None` when its holder or its /48 has all that it may have.
+    /// Counts one more for this address until the share is dropped; `None` if its holder or its /48 has reached its
+    /// limit.
     pub fn take(&self, address: IpAddr) -> Option<AddressShare> {
         let network = match network(address) {
             Some(network) => Some(self.networks.take(network)?),
@@ -93,7 +94,7 @@ impl AddressShares {
     }
 }
 
-/// Who holds an address, as far as limits go: an IPv4 address, or the /64 of an IPv6 address.
+/// The holder of an address, for limits: an IPv4 address, or the /64 of an IPv6 address.
 pub fn holder(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -101,7 +102,7 @@ pub fn holder(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The /48 of an IPv6 address, which one customer of a provider can have as a whole.
+/// The /48 of an IPv6 address; one customer of a provider can have a whole /48.
 pub fn network(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V4(_) => None,

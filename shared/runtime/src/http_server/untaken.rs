@@ -1,6 +1,6 @@
-//! A socket whose client must take all of an answer that waits for it within a limit.
+//! A socket whose client must read a whole waiting answer within a limit.
 //!
-//! A client that reads one byte now and then makes progress for ever, so a limit on silence never ends it.
+//! A client that reads one byte now and then always makes progress, so a limit on silence never closes its connection.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tokio::time::{Sleep, sleep};
 pub(super) struct Untaken<S> {
     socket: S,
     limit: Duration,
-    /// Runs while the client has not taken all. The server flushes once it has handed over everything.
+    /// Runs while the client has unread data. The server flushes after it has written everything.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -23,12 +23,12 @@ impl<S> Untaken<S> {
         Untaken { socket, limit, deadline: None }
     }
 
-    /// Goes on waiting for the client, unless it was waited for long enough.
+    /// Continues to wait for the client, until the limit is reached.
     fn wait<T>(&mut self, context: &mut Context<'_>) -> Poll<Result<T>> {
         let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(self.limit)));
         match deadline.as_mut().poll(context) {
             Poll::Ready(()) => {
-                Poll::Ready(Err(Error::new(ErrorKind::TimedOut, "the client takes its answer too slowly")))
+                Poll::Ready(Err(Error::new(ErrorKind::TimedOut, "the client reads its answer too slowly")))
             }
             Poll::Pending => Poll::Pending,
         }
