@@ -44,7 +44,7 @@ impl RefundOrder {
     }
 }
 
-/// Where a refund stands at the gateway.
+/// The state of a refund at the gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RefundState {
     /// The gateway knows no such refund: the caller may send the same request, or send it again. Alipay also answers

@@ -120,7 +120,7 @@ pub fn at(point: Point) {
 pub enum Fault {
     /// A panic.
     Panic,
-    /// An error without any other cause.
+    /// An error without a real failure behind it.
     Error,
     /// A statement that exceeds the statement timeout. Outside a transaction it is an error.
     Slow,
@@ -188,7 +188,8 @@ mod sown {
         }
     }
 
-    /// Plants a fault at a point for the work on `subject`: an order number, a notice id, an event id, the number of a job.
+    /// Plants a fault at a point for the work on `subject`: an order number, a notice id, an event id, or the number of
+    /// a job.
     #[must_use]
     pub fn plant(point: Point, subject: &str, fault: Fault) -> Sown {
         let met = Arc::new(AtomicUsize::new(0));

@@ -56,7 +56,7 @@ pub async fn check<T>(
 /// Logs a warning if this program was built for tests.
 pub fn say_if_for_tests() {
     if cfg!(debug_assertions) {
-        warn!("This program is built for tests: CRASH_AT and CLOCK_STEP_FILE are in effect. Run a release build in production");
+        warn!("This program is built for tests: CRASH_AT and CLOCK_STEP_FILE work. In production run a release build");
     }
 }
 

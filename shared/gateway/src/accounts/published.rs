@@ -5,7 +5,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::accounts::fields::Section;
 
-/// SHA-256 of the `RSAPublicKey` (RFC 8017) of each key in `shared/gateway/tests/fixtures/vectors/keys`, and of each APIv3 key.
+/// SHA-256 of the `RSAPublicKey` (RFC 8017) of each key in `shared/gateway/tests/fixtures/vectors/keys`, and of each
+/// APIv3 key.
 const PUBLISHED: [&str; 13] = [
     "e4ca1b537e29902db782045cb4f1edb77fe33e65767f69fca535e0b3b73e1ca7",
     "528bdee37c5b1dde1d737926437a9e9684dea200b66a723dc8d34dcaadbc4a9a",

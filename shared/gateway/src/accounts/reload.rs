@@ -42,7 +42,7 @@ fn state(file: &std::fs::Metadata) -> [i64; 6] {
     [i64::try_from(file.len()).unwrap_or_default(), nanos, 0, 0, 0, 0]
 }
 
-/// Remembers a change until the next look. Only a change that has not moved since the last look is loaded, so a file
+/// Remembers a change until the next check. The files are loaded only if they are unchanged since that check, so a file
 /// that is still being written is left alone.
 #[derive(Debug, Default)]
 pub(crate) struct Watch {

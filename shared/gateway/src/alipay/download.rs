@@ -1,7 +1,7 @@
 //! Fetches the certificate that Alipay signs with now.
 //!
-//! Source: Alipay OpenAPI, `alipay.open.app.alipaycert.download`; the official Java SDK (`AbstractAlipayClient`, certificate
-//! mode), read 2025-11-20.
+//! Source: Alipay OpenAPI, `alipay.open.app.alipaycert.download`; the official Java SDK (`AbstractAlipayClient`,
+//! certificate mode), read 2025-11-20.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,7 +1,7 @@
 //! Requests refunds from Alipay, and queries their state.
 //!
-//! Source: Alipay OpenAPI, `alipay.trade.refund` (02ekfs, support/01rawa), `alipay.trade.fastpay.refund.query` (02ekft),
-//! read 2025-11-20.
+//! Source: Alipay OpenAPI, `alipay.trade.refund` (02ekfs, support/01rawa), `alipay.trade.fastpay.refund.query`
+//! (02ekft), read 2025-11-20.
 
 use domain::Money;
 use serde::Deserialize;

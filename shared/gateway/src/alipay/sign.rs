@@ -199,7 +199,8 @@ fn hex(digit: u8) -> Option<u8> {
 /// Checks a callback's form with Alipay's public key.
 ///
 /// # Errors
-/// [`CallbackError::Malformed`] without a signature, or where a field may hide another one; [`CallbackError::BadSignature`].
+/// [`CallbackError::Malformed`] if there is no signature, or if a field may hide another one;
+/// [`CallbackError::BadSignature`].
 pub fn verify_callback(key: &VerifyingKey, form: &Form<'_>) -> Result<(), CallbackError> {
     form.check_unambiguous()?;
     let sign = form.get("sign").ok_or(CallbackError::Malformed("no sign"))?;

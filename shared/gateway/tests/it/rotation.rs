@@ -88,7 +88,7 @@ impl World {
     }
 }
 
-/// As the ingress takes it, for the account `main`.
+/// The callback as the ingress receives it, for the account `main`.
 fn arrived(method: PaymentMethod, signed: SignedCallback) -> Callback {
     let named = signed.headers.into_iter().map(|(name, value)| (name.to_lowercase(), value));
     Callback {
@@ -105,7 +105,7 @@ fn main(gateways: &Gateways, method: PaymentMethod) -> Arc<dyn Gateway> {
     gateways.get(method, &AccountName::parse("main").unwrap()).unwrap()
 }
 
-/// Without any key of WeChat Pay's on file.
+/// Removes every configured key of WeChat Pay from the file.
 fn without_keys(text: &str) -> String {
     let mut kept = Vec::new();
     let mut skipping = false;
@@ -118,7 +118,7 @@ fn without_keys(text: &str) -> String {
     kept.join("\n")
 }
 
-/// Alipay's certificates in the place of its public key.
+/// Replaces Alipay's public key with its certificates in the file.
 fn certificate_mode(text: &str) -> String {
     let mode = |account: &str| {
         format!(
@@ -138,7 +138,7 @@ async fn ask(gateway: &dyn Gateway) -> Result<String, GatewayError> {
     })
 }
 
-/// Waits until the background has brought a certificate.
+/// Waits until the background task has fetched a certificate.
 async fn until_known(gateways: &Gateways, serial: &str) {
     let wechat = main(gateways, PaymentMethod::Wechat);
     let known = async {
@@ -149,7 +149,7 @@ async fn until_known(gateways: &Gateways, serial: &str) {
     tokio::time::timeout(SOON, known).await.expect("a certificate");
 }
 
-/// Counts per serial, from the metrics of the process.
+/// The number of callbacks verified with this serial, from the metrics of the process.
 fn counted(handle: &PrometheusHandle, serial: &str) -> u64 {
     let rendered = handle.render();
     let mut lines = rendered.lines().filter(|line| line.starts_with("callbacks_by_serial_total{"));
@@ -157,7 +157,7 @@ fn counted(handle: &PrometheusHandle, serial: &str) -> u64 {
     line.map_or(0, |line| line.rsplit_once(' ').unwrap().1.parse().unwrap())
 }
 
-/// Eight senders at a time; how many were not taken.
+/// Delivers callbacks with eight parallel senders; returns how many were refused.
 async fn load(world: &Arc<World>, gateways: &Gateways, callbacks: u64) -> u64 {
     let left = Arc::new(AtomicU64::new(callbacks));
     let senders = (0..8).map(|_| {
@@ -289,7 +289,7 @@ async fn certificate_mode_names_its_certificates_and_follows_alipays() {
     let renewed = renewed["sn"].as_str().unwrap().to_owned();
     assert_eq!(known(), [renewed.as_str(), given[0].as_str()]);
 
-    // A certificate with another key is fetched in the background, because no lookup is due so soon after the last one.
+    // For a certificate with another key, no lookup is due so soon after the last one; the regular refresh fetches it.
     let another = world.control("POST", "/sim/keys/alipay/main/certificate", json!({ "new_key": true })).await;
     assert!(matches!(ask(alipay.as_ref()).await, Err(GatewayError::Unknown(_))));
     assert_eq!(alipay.refresh_keys(Clock::system().now()).await.unwrap(), KeyNews::Fetched { new: 1 });

@@ -25,7 +25,7 @@ fn captured_requests() {
     });
 }
 
-/// Parameters of URL and body together.
+/// Checks the signature over the parameters of URL and body together.
 fn signed_for_alipay(key: &VerifyingKey, url: &Url, body: &str) -> Outcome {
     let params: Vec<_> = url.query_pairs().chain(form_urlencoded::parse(body.as_bytes())).collect();
     let sign = params.iter().find(|(name, _)| name == "sign").ok_or("no sign")?;

@@ -16,7 +16,7 @@ mod alipay;
 mod captured;
 mod wechat;
 
-/// How a case ends: well, or with what was found instead.
+/// The result of a case: a success, or a description of what was found instead.
 type Outcome = Result<(), String>;
 
 fn root() -> PathBuf {
@@ -26,7 +26,7 @@ fn root() -> PathBuf {
     }
 }
 
-/// The vectors that are part of this repository; also where a key comes from that a case does not care about.
+/// The vectors of this repository. Keys that do not matter to a case also come from here.
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vectors")
 }
@@ -96,7 +96,7 @@ fn second_opinion(pkcs8_pem: &str, message: &[u8]) -> String {
     STANDARD.encode(pkcs1v15::SigningKey::<Sha256>::new(key).sign(message).to_bytes())
 }
 
-/// A folder for a `gateways.toml`, removed at the end.
+/// A folder for a `gateways.toml`, removed on drop.
 struct TempDir(PathBuf);
 
 impl TempDir {
@@ -119,7 +119,7 @@ impl Drop for TempDir {
     }
 }
 
-/// A file that nobody tests is no vector.
+/// Every file of the vectors must be tested.
 #[test]
 fn every_file_has_its_test() {
     let mut found = BTreeSet::new();

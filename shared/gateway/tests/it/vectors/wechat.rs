@@ -24,7 +24,7 @@ fn now(file: &VectorFile) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(file.json["now"].as_i64().expect("now")).expect("a time")
 }
 
-/// The headers of a case as a server hands them on, names in lower case.
+/// The headers of a case as a server passes them on, with names in lower case.
 fn headers(case: &Value) -> Vec<(String, String)> {
     let headers = case["headers"].as_object().expect("headers");
     headers.iter().map(|(name, value)| (name.to_lowercase(), value.as_str().expect("a text").to_owned())).collect()
@@ -141,7 +141,7 @@ fn notify() {
     });
 }
 
-/// The first check that fails, in the words of the vectors.
+/// The first check that fails, by the name that the vectors use for it.
 fn stage(gateway: &dyn Gateway, callback: &Callback, now: OffsetDateTime, case: &Value, order: &Value) -> String {
     let refused = |error: CallbackError| match error {
         CallbackError::Malformed(_) => "headers".to_owned(),
@@ -162,7 +162,7 @@ fn stage(gateway: &dyn Gateway, callback: &Callback, now: OffsetDateTime, case: 
     }
 }
 
-/// What the worker asks of a message before it believes that it is about this order.
+/// The checks that the worker makes before it accepts that a message is about this order.
 fn business(notification: &Notification, event: &str, order: &Value) -> Outcome {
     same("merchant", &notification.merchant, &Merchant::Ours)?;
     same("order_no", notification.order_no.as_str(), text(order, "out_trade_no"))?;
