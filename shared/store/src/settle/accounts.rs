@@ -1,4 +1,5 @@
-//! An account that its gateway refuses: one case for each account and code, whatever it is about and however often.
+//! An account that its gateway refuses. There is one case for each account and error code, whatever the request and
+//! however often.
 
 use domain::{AccountName, CaseId, CaseKind, OrderNo, PaymentMethod};
 use runtime::clock::Clock;
@@ -10,22 +11,22 @@ use crate::settle::open_cases;
 use crate::tables::cases::NewCase;
 use crate::tables::events as outbox;
 
-/// What a gateway refuses an account for.
+/// An account that a gateway refuses.
 #[derive(Debug, Clone)]
 pub struct Misconfigured<'a> {
-    /// At which gateway.
+    /// The gateway.
     pub method: PaymentMethod,
-    /// Which account.
+    /// The account.
     pub account: &'a AccountName,
     /// The gateway's code.
     pub code: &'a str,
-    /// The gateway's words.
+    /// The gateway's error text.
     pub message: &'a str,
-    /// An order about which it was said.
+    /// The order whose request was refused.
     pub order_no: &'a OrderNo,
 }
 
-/// Opens the case, unless there is one.
+/// Opens the case, or reopens it if it is resolved. An open case stays as it is.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -37,7 +38,7 @@ pub async fn misconfigured(tx: &mut PgConnection, told: &Misconfigured<'_>, cloc
         kind: CaseKind::Misconfigured,
         order_id: None,
         gateway_no: number.chars().take(128).collect(),
-        // Not `order_no`: no callback of that order has to be kept for this case.
+        // Not named `order_no`: this case needs no stored callback of that order.
         evidence: json!({
             "payment_method": method, "account": account, "code": code, "message": message, "first_order_no": order_no,
         }),

@@ -1,4 +1,4 @@
-//! Booking a refund that people found in the gateway's console, once the gateway has confirmed it.
+//! Books a refund that people found in the gateway's console, after the gateway has confirmed it.
 
 use domain::{CaseId, CaseStatus, Money, OrderId, RefundNo, TradeNo, Verdict};
 use runtime::clock::Clock;
@@ -11,11 +11,11 @@ use crate::settle::outside::{Named, Trade, book_one};
 use crate::tables::cases::{self, Case};
 use crate::tables::orders;
 
-/// What the evidence of a case says when people asked for a booking and nothing was booked.
+/// The member of a case's evidence that says why a requested booking was not made.
 const NOT_BOOKED: &str = "not_booked";
 
-/// Books a refund that people found, as the gateway has just confirmed it. The case says it where it cannot be booked, and
-/// why the gateway did not confirm it.
+/// Books a refund that people found, with the gateway's answer about it. If it cannot be booked, or if the gateway did
+/// not confirm it, the case states the reason.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -36,7 +36,7 @@ pub async fn book_asked(
         (None, _) => "the case names no payment of this order".to_owned(),
         (_, Err(refusal)) => refusal.clone(),
         (Some(trade), Ok(_)) if trade.waits() => {
-            "a refund of ours is on its way: propose it when that has ended".to_owned()
+            "one of our refunds is in flight: propose it again when that is final".to_owned()
         }
         (Some(trade), Ok(refund)) => {
             let named = Named {
@@ -47,7 +47,7 @@ pub async fn book_asked(
             };
             match book_one(tx, &trade, &named, clock).await? {
                 Verdict::Duplicate => "this refund is booked already".to_owned(),
-                Verdict::AmountMismatch => "more would have gone back than was paid".to_owned(),
+                Verdict::AmountMismatch => "more would be refunded than was paid".to_owned(),
                 verdict => return Ok(verdict),
             }
         }
@@ -62,15 +62,15 @@ pub async fn book_asked(
 /// A refund from outside as the gateway confirms it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confirmed {
-    /// How much went back.
+    /// The amount that was returned.
     pub amount: Money,
-    /// The gateway's number of it.
+    /// The gateway's number of the refund.
     pub gateway_refund_no: Option<String>,
-    /// When, by the gateway's clock.
+    /// When it was returned, by the gateway's clock.
     pub at: Option<OffsetDateTime>,
 }
 
-/// The trade that a case is about, of which money went back.
+/// The refunded trade that a case is about.
 pub fn trade_of(case: &Case) -> Option<TradeNo> {
     let named = case.evidence.get("trade_no").and_then(Value::as_str);
     TradeNo::parse(named.unwrap_or(&case.gateway_no)).ok()

@@ -1,4 +1,4 @@
-//! What each event says: built from the rows as a transaction leaves them.
+//! The content of each event, built from the rows as they are at the end of a transaction.
 
 use domain::TradeNo;
 use domain::message::event::{Event, kind};
@@ -23,7 +23,7 @@ pub fn order_paid(order: &Order, trade_no: &TradeNo, paid_at: OffsetDateTime) ->
     }
 }
 
-/// An order ended without a payment.
+/// An order was closed without a payment.
 pub fn order_closed(order: &Order, closed_at: OffsetDateTime) -> Event {
     let mut data = order_data(order);
     data["closed_at"] = rfc3339(closed_at).into();
@@ -35,21 +35,21 @@ pub fn order_closed(order: &Order, closed_at: OffsetDateTime) -> Event {
     }
 }
 
-/// Money of an order went back. `order` is as the refund leaves it.
+/// A refund of an order succeeded. `order` is in the state after the refund.
 pub fn refund_succeeded(order: &Order, refund: &Refund, succeeded_at: OffsetDateTime) -> Event {
     let mut data = refund_data(order, refund);
     data["succeeded_at"] = rfc3339(succeeded_at).into();
     refund_event(kind::REFUND_SUCCEEDED, order, refund, data)
 }
 
-/// A refund will not happen under its number. `order` is as the refund leaves it.
+/// A refund will not succeed under its number. `order` is in the state after the refund.
 pub fn refund_failed(order: &Order, refund: &Refund, why: &str) -> Event {
     let mut data = refund_data(order, refund);
     data["why"] = why.into();
     refund_event(kind::REFUND_FAILED, order, refund, data)
 }
 
-/// All the money of an order went back; `refund` completed it.
+/// The whole amount of an order was refunded; `refund` was the last part.
 pub fn order_refunded(order: &Order, refund: &Refund) -> Event {
     refund_event(kind::ORDER_REFUNDED, order, refund, refund_data(order, refund))
 }
@@ -85,7 +85,7 @@ pub fn case_opened(case: &Opened) -> Event {
     }
 }
 
-/// Each version reopens once, so the version makes the id.
+/// Each version reopens a case at most once, so the version is part of the event's id.
 fn case_reopened(case: &Opened, version: i64, mut data: Value) -> Event {
     data["version"] = version.into();
     Event {
@@ -96,7 +96,7 @@ fn case_reopened(case: &Opened, version: i64, mut data: Value) -> Event {
     }
 }
 
-/// What every event about an order tells. `version` is the order's after the change.
+/// The members that every event about an order has. `version` is the order's after the change.
 fn order_data(order: &Order) -> Value {
     json!({
         "order_id": order.id.to_string(),

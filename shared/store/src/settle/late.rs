@@ -1,4 +1,4 @@
-//! Money that came when none was owed: a payment of a closed order, a second payment of a paid one.
+//! Payments that were not owed: a payment of a closed order, or a second payment of a paid one.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use domain::{
@@ -22,24 +22,25 @@ use crate::tables::refunds::Refund;
 use crate::tables::transactions::{self, Payment};
 use crate::tables::{events as outbox, extra, jobs, outside as records_outside};
 
-/// Who asks for what a policy returns, and who ends what a policy fulfils.
+/// Recorded as the requester of a refund that a policy makes, and as the resolver of a case that a policy fulfils.
 pub const POLICY: &str = "policy";
-/// How the case of a payment ends that a policy took for its order.
+/// The resolution of a case whose payment a policy accepted for its order.
 pub(super) const BY_POLICY: &str = "taken for its order: the account's policy is fulfil";
-/// What the evidence of a case says when the order was to be paid and is not.
+/// The member of a case's evidence that says why the order could not become paid.
 const NOT_FULFILLED: &str = "not_fulfilled";
 
-/// Money that goes back because the account's policy says so.
+/// A payment that we return because of the account's policy.
 pub(super) struct Return {
-    /// A fresh id.
+    /// A new id.
     pub id: RefundId,
-    /// Of which order.
+    /// The order.
     pub order_id: OrderId,
-    /// What brought it.
+    /// The trade that we return.
     pub trade_no: TradeNo,
 }
 
-/// Asks for the refund of an extra payment, once however often its fact comes, and says in the case what came of it.
+/// Requests the refund of an extra payment, once, however often its fact arrives. The case's evidence records the
+/// result.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -69,8 +70,8 @@ pub(super) async fn give_back(
     Ok(())
 }
 
-/// Requests what had to wait for another refund of the order, now that one is no longer in flight. The policy of today decides: where
-/// it is no longer `refund`, the money stays until people decide.
+/// Requests the refunds that had to wait for another refund of the order, now that none is in flight. The current
+/// policy decides: if it is no longer `refund`, we hold the money until people decide.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -96,8 +97,8 @@ pub(super) async fn give_back_what_waited(
     Ok(())
 }
 
-/// The number of a policy's refund follows from the trade, so that a repeat of the fact finds it. A trade number that does
-/// not fit is named by its digest.
+/// The number of a policy's refund is derived from the trade, so a repeat of the fact finds the same refund. If the
+/// trade number does not fit, we use its digest.
 pub fn refund_no_of(trade_no: &TradeNo) -> RefundNo {
     RefundNo::parse(format!("L{trade_no}")).unwrap_or_else(|_| {
         let digest = digest(&SHA256, trade_no.as_str().as_bytes());
@@ -106,38 +107,38 @@ pub fn refund_no_of(trade_no: &TradeNo) -> RefundNo {
     })
 }
 
-/// Why a late payment cannot be honoured.
+/// The reason why a late payment cannot be accepted for its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotHonoured {
-    /// No such order, or no payment of this trade for it.
+    /// There is no such order, or this trade did not pay for it.
     #[error("this trade brought the order no payment")]
     NoPayment,
-    /// More or less was paid than the order costs.
+    /// The payment is more or less than the order's amount.
     #[error("the payment is of another amount than the order")]
     AnotherAmount,
-    /// The order is paid already.
+    /// The order is not closed or pending any more: it is already paid.
     #[error("the order is not closed")]
     NotClosed,
-    /// All of the money went back, or some of it is on its way back.
+    /// All of the payment was refunded, or we have a refund of it that has not failed.
     #[error("the payment has been returned, or is on its way back")]
     Returned,
-    /// The gateway was asked, and its answer does not show the money.
+    /// We queried the gateway, and its answer does not show the payment.
     #[error("the gateway does not say that the money of this trade is there")]
     NotThere,
-    /// Some went back, and the gateway does not tell how much.
+    /// Some of it was refunded, and the gateway does not state how much.
     #[error("book first what was returned at the gateway")]
     NotBooked,
 }
 
-/// Whether people may take the payment of such a case for its order.
+/// Whether people may accept the payment of such a case for its order.
 pub const fn can_fulfil(kind: CaseKind) -> bool {
     matches!(kind, CaseKind::LatePayment | CaseKind::RefundedElsewhere)
 }
 
-/// Whether a late payment could be taken for its order by our books alone; the gateway is asked later.
+/// Whether a late payment could be accepted for its order by our books alone. The gateway is queried later.
 ///
 /// # Errors
-/// [`DbError`]; inside, why it cannot be done.
+/// [`DbError`]; the inner error states why it cannot be done.
 pub async fn can_honour(
     tx: &mut PgConnection,
     order_id: OrderId,
@@ -146,8 +147,9 @@ pub async fn can_honour(
     Ok(Late::read(tx, order_id, trade_no).await?.map(drop))
 }
 
-/// Takes a late payment for its order, as the case `case_id` asks, if the gateway has just said that its money is there. The
-/// order is paid then, with its event; otherwise the case says why not. `Ignored`: the case was decided another way meanwhile.
+/// Accepts a late payment for its order, as the case `case_id` requests, if the gateway has just confirmed that the
+/// money is there. The order becomes paid and its event is published; otherwise the case states why not. `Ignored`: the
+/// case was decided in another way in the meantime.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -158,7 +160,7 @@ pub async fn fulfil(
     clock: &Clock,
 ) -> Result<Verdict, DbError> {
     let now = clock.now();
-    // The order before anything else of it, as every transaction locks.
+    // Lock the order before anything that belongs to it, as every transaction does.
     orders::lock_one(tx, order_id).await?;
     let case = cases::get(&mut *tx, case_id).await?.filter(|case| case.status != CaseStatus::Resolved);
     let fits = |case: &Case| case.order_id == Some(order_id) && can_fulfil(case.kind);
@@ -180,8 +182,8 @@ pub async fn fulfil(
     Ok(Verdict::NotPending)
 }
 
-/// Takes a late payment for its order: the order is paid, with its event. A part that went back before is published after it, so
-/// that the sums of a consumer agree with ours.
+/// Marks the order as paid by a late payment and publishes the event. If a part was refunded before, its event is
+/// published after that, so that a consumer computes the same sums as we do.
 async fn honour(
     tx: &mut PgConnection,
     order_id: OrderId,
@@ -213,12 +215,12 @@ async fn honour(
     Ok(Ok(()))
 }
 
-/// A payment that can be taken for its order by our books.
+/// A late payment that our books allow the order to accept.
 struct Late {
     order: Order,
     next: OrderStatus,
     payment: Payment,
-    /// What went back of it without us.
+    /// The refunds of it that were made outside.
     went_back: Vec<Refund>,
 }
 
@@ -248,7 +250,7 @@ impl Late {
         })
     }
 
-    /// When the buyer paid, where the gateway tells, if its answer shows the money.
+    /// When the buyer paid, if the gateway states it. An error if the gateway's answer does not show the money.
     fn is_there(&self, trade_no: &TradeNo, said: Option<&Fact>) -> Result<Option<OffsetDateTime>, NotHonoured> {
         match said {
             Some(Fact::Paid { trade_no: told, amount: Some(amount), paid_at })
@@ -266,7 +268,7 @@ impl Late {
     }
 }
 
-/// The order in memory after a payment.
+/// Updates the order in memory after a payment.
 pub(super) fn take(order: &mut Order, next: OrderStatus, paid: &Paid) {
     order.status = next;
     order.trade_no = Some(paid.trade_no.clone());

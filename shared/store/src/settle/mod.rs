@@ -1,7 +1,7 @@
-//! Facts about money in, state and event out: the one place where callbacks, queries and bills meet.
+//! Turns facts about payments into state changes and events. Callbacks, query answers and bills all arrive here.
 //!
-//! A batch is settled with a fixed number of statements: lock the orders, decide in memory, write each kind of effect
-//! once. Deciding is pure; every move of an order is asked of [`domain::TRANSITIONS`].
+//! One batch takes a fixed number of statements: lock the orders, decide in memory, then write each kind of effect
+//! once. The decisions do no I/O, and [`domain::TRANSITIONS`] decides every state change of an order.
 
 pub mod accounts;
 mod booking;
@@ -39,8 +39,9 @@ pub use late::{NotHonoured, can_fulfil, can_honour, fulfil};
 use late::Return;
 use refunds::RefundVerdict;
 
-/// Settles what the gateways say and returns a verdict on each, in the order given. All or nothing is the caller's
-/// commit. Facts of one order count in their natural order (payment, close, refund), however they arrived.
+/// Settles facts that the gateways state and returns one verdict for each, in the order given. All changes are in the
+/// caller's transaction, so they take effect together or not at all. The facts of one order are processed in their
+/// natural order (payment, close, refund), whatever order they arrived in.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -54,8 +55,9 @@ pub async fn settle(
     settle_facts(tx, &told, policies, clock).await
 }
 
-/// Ends an order that nobody has paid and nobody can pay any more, as the gateway was asked and closed it or knows no
-/// such trade. It is our own decision, so it needs no proof; an order that is not pending stays as it is.
+/// Closes an order that is unpaid and can no longer be paid: the gateway has closed the trade on our request, or has
+/// answered that it knows no such trade. This is our own decision, so it needs no signed message. An order that is not
+/// pending does not change.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -70,7 +72,7 @@ pub async fn end_unpaid(tx: &mut PgConnection, order: &Order, clock: &Clock) -> 
         fact: Fact::ClosedUnpaid,
         doubt: None,
     };
-    // Whatever the account's policy is, it is about money, and none is told of here.
+    // The policies only matter for payments, and this fact is a close.
     let verdicts = settle_facts(tx, &[&decided], &Policies::default(), clock).await?;
     Ok(verdicts.first().copied().unwrap_or(Verdict::Ignored))
 }
@@ -106,7 +108,8 @@ async fn settle_facts(
         }
     }
     std::mem::take(&mut books.effects).write(tx, now).await?;
-    // Few, each with a lock and a state of its own, and after the payments that they return.
+    // There are few refunds, and each needs its own lock and its own state. They come after the payments that they
+    // return.
     for i in of_refunds {
         verdicts[i] = books.refund(tx, told[i]).await?;
     }
@@ -124,7 +127,8 @@ fn rank(fact: &Fact) -> u8 {
     }
 }
 
-/// The trades that have a row already: a payment is taken once, and one that came and went is never delivered for.
+/// The trades that already have a row in `payment_transactions`. A repeat of such a payment is a duplicate: it never pays
+/// the order by itself.
 async fn recorded_trades(
     tx: &mut PgConnection,
     told: &[&Notification],
@@ -137,8 +141,8 @@ async fn recorded_trades(
     if paid.is_empty() { Ok(HashSet::new()) } else { transactions::recorded(tx, &paid).await }
 }
 
-/// The trades of which money went back before their order had it: by an open or resolved case, or by another fact of this
-/// batch. A payment notice that comes later is about money that may be gone.
+/// The trades that were refunded, fully or in part, before we recorded the payment. A case (open or resolved) or
+/// another fact of this batch shows the refund. A payment notice that arrives later may be about money that is gone.
 async fn gone_trades(
     tx: &mut PgConnection,
     told: &[&Notification],
@@ -164,7 +168,7 @@ async fn gone_trades(
     Ok(gone)
 }
 
-/// What is known inside the transaction, and what is to be written at its end.
+/// What we know inside the transaction, and what we will write at its end.
 struct Books<'a> {
     orders: HashMap<String, Order>,
     recorded: HashSet<(PaymentMethod, String)>,
@@ -176,7 +180,8 @@ struct Books<'a> {
 }
 
 impl Books<'_> {
-    /// One fact: its verdict, with the effects noted and the order in memory moved. `None`: it tells of a refund.
+    /// Decides one fact: returns its verdict, collects the effects and changes the order in memory. `None`: the fact is
+    /// about a refund.
     fn decide(&mut self, told: &Notification) -> Option<Verdict> {
         if told.fact == Fact::Nothing {
             return Some(Verdict::Ignored);
@@ -186,7 +191,7 @@ impl Books<'_> {
         };
         let id = Some(order.id);
         if let Some((verdict, kind)) = elsewhere(order, told) {
-            // A refund of ours may be of a payment that came to another account.
+            // One of our refunds may return a payment that arrived at another account.
             let of_refund = !matches!(told.merchant, Merchant::Other(_)) && matches!(told.fact, Fact::Refund { .. });
             return if of_refund { None } else { Some(self.case(verdict, kind, id, told)) };
         }
@@ -209,7 +214,7 @@ impl Books<'_> {
         })
     }
 
-    /// What a callback or an answer tells of money that went back.
+    /// Settles a refund that a callback or a query answer reports.
     async fn refund(&mut self, tx: &mut PgConnection, told: &Notification) -> Result<Verdict, DbError> {
         let Some(order) = self.orders.get(&told.order_no) else { return Ok(Verdict::Ignored) };
         let (id, elsewhere) = (order.id, elsewhere(order, told));
@@ -219,7 +224,7 @@ impl Books<'_> {
                 None => outside::returned(tx, told, id, self.clock).await,
             };
         };
-        // The message also says what went back in all, which may be more.
+        // The same message also states the total refunded for the trade, which may be more than our refund.
         if let Some(trade) = told.fact.returned_trade()
             && outside::beside_ours(tx, (id, trade), self.clock).await? == Verdict::Settled
         {
@@ -250,7 +255,7 @@ impl Books<'_> {
         self.extra(told, trade_no, paid_at)
     }
 
-    /// Notes a payment beside the order's own. False: it has its row.
+    /// Records a payment beside the order's own payment. False: it is already recorded.
     fn note_extra(&mut self, told: &Notification, (trade_no, paid_at): (&TradeNo, OffsetDateTime)) -> bool {
         let Some(order) = self.orders.get(&told.order_no) else { return false };
         let fresh = self.recorded.insert((told.method, trade_no.as_str().to_owned()));
@@ -268,26 +273,27 @@ impl Books<'_> {
         fresh
     }
 
-    /// A payment whose return is known already: people decide whether it is delivered for, once the gateway was asked.
+    /// A payment that we already know was refunded. After a query to the gateway, people decide whether we deliver for
+    /// it.
     fn came_and_went(&mut self, told: &Notification, payment: (&TradeNo, OffsetDateTime)) -> Verdict {
         let id = self.orders.get(&told.order_no).map(|order| order.id);
         self.note_extra(told, payment);
         self.case(Verdict::NotPending, CaseKind::RefundedElsewhere, id, told)
     }
 
-    /// Money that was not owed: what the account's policy makes of it.
+    /// Handles a payment that was not owed, by the account's policy.
     fn extra(&mut self, told: &Notification, trade_no: &TradeNo, paid_at: OffsetDateTime) -> Verdict {
         let Some(order) = self.orders.get_mut(&told.order_no) else { return Verdict::UnknownOrder };
         let (id, closed) = (order.id, order.status == OrderStatus::Closed);
         let kind = if closed { CaseKind::LatePayment } else { CaseKind::DoublePayment };
         let policy = match self.policies.of(order.payment_method, &order.account) {
-            // An order that exists only to return a payment delivers nothing.
+            // This order exists only so that we can return a payment. There is nothing to deliver.
             LatePaymentPolicy::Fulfil if !order.was_placed() => LatePaymentPolicy::Hold,
             policy => policy,
         };
         metrics::counter!("extra_payments_total", "kind" => kind.as_str(), "policy" => policy.as_str()).increment(1);
         if policy == LatePaymentPolicy::Fulfil && closed && told.source == Source::Notice {
-            // The gateway is asked first: the notice may be older than a return.
+            // Query the gateway first: the notice may be older than a refund.
             let mut case = new_case((kind, Some(id)), told, self.clock);
             case.evidence[late::POLICY] = policy.as_str().into();
             self.effects.fulfil.push((id, case.id));
@@ -313,7 +319,7 @@ impl Books<'_> {
         self.case(Verdict::NotPending, kind, Some(id), told)
     }
 
-    /// Whether a trade has its row, although it is not the order's own.
+    /// Whether a trade already has its row, although it is not the order's own trade.
     fn knows(&self, method: PaymentMethod, trade_no: &TradeNo) -> bool {
         self.recorded.contains(&(method, trade_no.as_str().to_owned()))
     }
@@ -329,7 +335,7 @@ impl Books<'_> {
                 Verdict::Settled
             }
             Err(_) if order.status == OrderStatus::Closed => Verdict::Duplicate,
-            // A close that was on its way while the payment settled: the payment is the stronger fact.
+            // The close was under way while the payment settled. The payment wins.
             Err(_) => Verdict::Ignored,
         }
     }
@@ -351,8 +357,8 @@ fn new_case((kind, order_id): (CaseKind, Option<OrderId>), told: &Notification, 
     }
 }
 
-/// Whether a message is about the account and the app that the order was placed with. The account's apps of today count
-/// too: a credential may have been renewed under one of them.
+/// Whether a message is about the account and the app that the order was placed with. The account's current apps count
+/// too, because a credential may have been renewed under one of them.
 fn is_whose_it_says(told: &Notification, order: &Order) -> bool {
     let merchant = match &told.merchant {
         Merchant::Ours => true,
@@ -364,7 +370,8 @@ fn is_whose_it_says(told: &Notification, order: &Order) -> bool {
     merchant && order.account == told.account
 }
 
-/// Whether a message is about another gateway, merchant or account than the order's: its verdict and its kind of case.
+/// Whether a message is about another gateway, merchant or account than the order's. Returns the verdict and the kind
+/// of case.
 fn elsewhere(order: &Order, told: &Notification) -> Option<(Verdict, CaseKind)> {
     if order.payment_method != told.method {
         return Some((Verdict::WrongMethod, CaseKind::WrongMethod));
@@ -372,7 +379,7 @@ fn elsewhere(order: &Order, told: &Notification) -> Option<(Verdict, CaseKind)> 
     (!is_whose_it_says(told, order)).then_some((Verdict::WrongMerchant, CaseKind::WrongMerchant))
 }
 
-/// What makes a case one of its kind: the refund, the trade, or else the message.
+/// The number that identifies a case among those of its kind: the refund's, the trade's, or else the message's.
 fn case_number(told: &Notification) -> String {
     match &told.fact {
         Fact::Refund { refund_no, .. } => refund_no.clone(),
@@ -382,7 +389,7 @@ fn case_number(told: &Notification) -> String {
     }
 }
 
-/// What a person needs to judge, without the payer's identity. The bytes are in `callbacks`.
+/// What a person needs to judge the case, without the payer's identity. The original bytes are in `callbacks`.
 fn evidence(told: &Notification) -> Value {
     let mut evidence = json!({
         "payment_method": told.method,
@@ -417,7 +424,7 @@ fn evidence(told: &Notification) -> Value {
     evidence
 }
 
-/// What a batch writes, each kind with one statement.
+/// What a batch writes. Each kind takes one statement.
 #[derive(Default)]
 struct Effects {
     paid: Vec<Paid>,
@@ -425,17 +432,17 @@ struct Effects {
     extra: Vec<ExtraPayment>,
     events: Vec<Event>,
     cases: Vec<NewCase>,
-    /// Orders that a late payment makes paid, and their cases, decided already.
+    /// Orders that become paid by a late payment. Their cases, already resolved, are in `decided`.
     honoured: Vec<Paid>,
-    /// Late payments that the policy fulfils once the gateway was asked: the order and the case.
+    /// Late payments that the policy will fulfil after a query to the gateway: the order and the case.
     fulfil: Vec<(OrderId, CaseId)>,
     decided: Vec<NewCase>,
-    /// Each with the place of its case among `cases`.
+    /// Each with the index of its case in `cases`.
     returns: Vec<(Return, usize)>,
 }
 
 impl Effects {
-    /// The orders of which money that was not owed may have come, or may now be theirs.
+    /// The orders for which an extra payment may have arrived, or whose extra payment may now have become their own.
     fn with_extra_money(&self) -> Vec<OrderId> {
         let noted = self.extra.iter().map(|extra| extra.order_id);
         let honoured = self.honoured.iter().map(|paid| paid.id);
@@ -472,7 +479,7 @@ impl Effects {
             let check = JobRequest::Check(*order_id, CheckRequest::of_case(*case_id, Asked::Fulfil));
             jobs::request(&mut *tx, &check, Duration::ZERO).await?;
         }
-        // What the buyer reads of money that was not owed.
+        // Updates what the buyer reads about payments that were not owed.
         extra::follow(tx, &self.with_extra_money(), now).await?;
         if !self.events.is_empty() {
             outbox::append(tx, &self.events, now).await?;
@@ -481,7 +488,7 @@ impl Effects {
     }
 }
 
-/// Opens or reopens cases and returns the events that tell of it.
+/// Opens or reopens cases and returns the events that announce them.
 ///
 /// # Errors
 /// [`DbError`].

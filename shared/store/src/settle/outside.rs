@@ -1,9 +1,10 @@
-//! Money that went back without us: at the gateway's console, with the merchant's keys, or before our first sight of the
-//! payment.
+//! Refunds that this service did not send: made in the gateway's console, with the merchant's keys, or before we first
+//! learned of the payment.
 //!
-//! Each such return is booked once, as a refund record of origin `outside`. Alipay states what went back of a trade in all:
-//! the part that our refunds and earlier bookings do not explain is booked. WeChat Pay names each refund with its amount.
-//! While a refund of ours is on its way the two look the same, so the comparison is made again when it ends.
+//! Each such refund is booked once, as a refund record of origin `outside`. Alipay states the total refunded for a
+//! trade; we book the part that our refunds and earlier bookings do not explain. WeChat Pay names each refund with its
+//! amount. While one of our refunds is in flight, we cannot distinguish the two, so we compare again when it becomes
+//! final.
 
 use domain::message::job::{JobRequest, RefundRequest};
 use domain::{
@@ -28,14 +29,14 @@ use crate::tables::refunds::{self, Refund};
 use crate::tables::transactions::{self, ExtraPayment, Payment};
 use crate::tables::{events as outbox, extra, jobs};
 
-/// What the evidence of a case says of money that went back.
+/// The member of a case's evidence that states how much was refunded.
 const RETURNED: &str = "returned";
-/// In its place where the gateway does not tell how much.
+/// The value of that member if the gateway does not state the amount.
 const NOT_STATED: &str = "not stated";
-/// Who ends a case about which nothing is left to decide.
+/// The name under which the service resolves a case that needs no decision any more.
 const SERVICE: &str = "service";
 
-/// A payment, and every refund of it. Read under the lock of its order.
+/// A payment and all its refunds, read under the lock of its order.
 pub(super) struct Trade {
     order: Order,
     trade_no: TradeNo,
@@ -45,7 +46,7 @@ pub(super) struct Trade {
 
 /// One refund that is not ours and that has succeeded.
 pub(super) struct Named {
-    /// The number that its sender gave it.
+    /// The refund number that its sender chose.
     pub(super) number: String,
     pub(super) amount: Money,
     pub(super) gateway_refund_no: Option<String>,
@@ -54,20 +55,20 @@ pub(super) struct Named {
 
 /// What a message proves.
 enum Return {
-    /// What went back in all; `None`: something.
+    /// The total refunded. `None`: something was refunded, and the amount is unknown.
     InAll(Option<Money>),
     One(Named),
 }
 
-/// Whether the refunds of ours that have failed were asked about since.
+/// Whether our failed refunds have been queried again.
 #[derive(Clone, Copy)]
 enum Failed {
     MayExplain,
-    /// This one was. Each of the others is asked about first, if its question is still to come.
+    /// This one was queried. Any other that still has a query scheduled is queried first.
     WasAsked(RefundId),
 }
 
-/// Takes what a message tells of money that went back, where it names no refund of ours.
+/// Settles a message about refunded money that names none of our refunds.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -77,7 +78,7 @@ pub(super) async fn returned(
     order_id: OrderId,
     clock: &Clock,
 ) -> Result<Verdict, DbError> {
-    // A number of ours beside another trade or order is nothing that can be booked.
+    // If one of our refund numbers appears with another trade or order, there is nothing that we can book.
     let ours = match told.fact.number() {
         Some(number) => refunds::by_refund_no(&mut *tx, number).await?.is_some(),
         None => false,
@@ -106,7 +107,7 @@ pub(super) async fn returned(
     Ok(if known.is_none() { Verdict::NotPending } else { verdict })
 }
 
-/// A refund of ours names its trade, and the same message says what went back of it in all.
+/// Settles the total refunded for a trade, which a message about one of our refunds states as well.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -122,8 +123,8 @@ pub(super) async fn beside_ours(
     compare(tx, &Trade { payment, ..known }, None, (Failed::MayExplain, clock)).await
 }
 
-/// Compares again, now that a refund of ours has ended or was asked about once more. `stated`: what the same answer says went
-/// back of the trade in all.
+/// Compares again after one of our refunds became final, or after a failed one was queried once more. `stated`: the
+/// total refunded for the trade, from the same answer.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -141,7 +142,7 @@ pub(super) async fn compare_again(
     compare(tx, &Trade { payment, ..trade }, None, (Failed::WasAsked(refund.id), clock)).await?;
     for case in cases::of_order(&mut *tx, refund.order_id).await? {
         let Some(named) = Named::waiting(&case, &refund.trade_no) else { continue };
-        // A number of ours beside another trade proves nothing.
+        // If this is one of our refund numbers, the message is about another trade and proves nothing.
         if refunds::by_refund_no(&mut *tx, &named.number).await?.is_some() {
             continue;
         }
@@ -151,8 +152,8 @@ pub(super) async fn compare_again(
     Ok(())
 }
 
-/// A payment that we hear of when some of it has gone back already. It is recorded, and only a decision of people
-/// delivers for it. `Err`: there is nothing to book against.
+/// Records a payment that we first learn of when some of it is already refunded. We deliver for it only if people
+/// decide so. `Err`: there is no payment that we can book the refund against.
 async fn first_sight(
     tx: &mut PgConnection,
     order: &Order,
@@ -194,7 +195,7 @@ async fn first_sight(
     Ok(Ok(()))
 }
 
-/// Books what went back beyond what is booked, once no refund of ours can be the one.
+/// Books what was refunded beyond our books, once we know that none of our refunds explains it.
 async fn compare(
     tx: &mut PgConnection,
     trade: &Trade,
@@ -230,7 +231,7 @@ async fn compare(
     Ok(Verdict::Settled)
 }
 
-/// One refund that is named with its amount.
+/// Books one refund that the message names with its amount, or opens a case while one of our refunds is in flight.
 async fn one(
     tx: &mut PgConnection,
     trade: &Trade,
@@ -241,13 +242,13 @@ async fn one(
         return Ok(Verdict::Duplicate);
     }
     if trade.waits() {
-        // Booked when ours has ended; until then nothing more goes back.
+        // We book it when our refund is final. Until then the open case blocks further refunds.
         return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), told, (trade.order.id, clock)).await;
     }
     book_one(tx, trade, named, clock).await
 }
 
-/// Books one refund that is named, once.
+/// Books one named refund, once.
 pub(super) async fn book_one(
     tx: &mut PgConnection,
     trade: &Trade,
@@ -255,12 +256,12 @@ pub(super) async fn book_one(
     clock: &Clock,
 ) -> Result<Verdict, DbError> {
     let key = named.key(trade);
-    // At Alipay a notice may have named the very number that people found.
+    // At Alipay, an earlier notice may already have named the number that people found.
     let known = trade.refunds.iter().any(|refund| refund.gateway_refund_no.as_deref() == Some(named.number.as_str()));
     if known || outside::is_booked(tx, &key).await? {
         return Ok(Verdict::Duplicate);
     }
-    // Or a sum without a number was booked, which was this refund.
+    // An earlier booking by sum, without a number, may be this refund.
     if let Some(unnamed) = trade.unnamed().find(|refund| refund.amount == named.amount) {
         outside::note_number(tx, unnamed.id, &named.number).await?;
         explain(tx, trade.order.id, &named.number, clock).await?;
@@ -275,7 +276,8 @@ pub(super) async fn book_one(
     Ok(Verdict::Settled)
 }
 
-/// Something went back, and the gateway does not tell how much: what is booked explains it, or people book it by its number.
+/// Something was refunded, and the gateway does not state how much. If a refund in our books that has not failed explains
+/// it, nothing happens. Otherwise we query failed refunds again, and people book it by its refund number.
 async fn unstated(
     tx: &mut PgConnection,
     trade: &Trade,
@@ -333,7 +335,7 @@ async fn book(
     explain(tx, order.id, trade.trade_no.as_str(), clock).await
 }
 
-/// What was not known is booked, so its case ends.
+/// Resolves the unknown-refund case of a refund that is now booked.
 async fn explain(tx: &mut PgConnection, order_id: OrderId, number: &str, clock: &Clock) -> Result<(), DbError> {
     for case in cases::of_order(&mut *tx, order_id).await? {
         let about = case.kind == CaseKind::UnknownRefund && case.gateway_no == number;
@@ -345,7 +347,7 @@ async fn explain(tx: &mut PgConnection, order_id: OrderId, number: &str, clock: 
     Ok(())
 }
 
-/// Says in the case of a payment that was not owed what went back of it.
+/// Writes how much was refunded into the case of a payment that was not owed.
 async fn note(tx: &mut PgConnection, trade: &Trade, returned: &str, clock: &Clock) -> Result<(), DbError> {
     let kinds = [CaseKind::LatePayment, CaseKind::DoublePayment, CaseKind::RefundedElsewhere];
     for case in cases::of_order(&mut *tx, trade.order.id).await? {
@@ -358,7 +360,7 @@ async fn note(tx: &mut PgConnection, trade: &Trade, returned: &str, clock: &Cloc
     Ok(())
 }
 
-/// More went back than was paid: nothing is booked, and a person looks.
+/// More was refunded than was paid: nothing is booked, and a case asks a person to check.
 async fn contradiction(
     tx: &mut PgConnection,
     trade: &Trade,
@@ -369,7 +371,7 @@ async fn contradiction(
         "trade_no": trade.trade_no, "amount": trade.payment.amount, cases::BOOKED: trade.booked(), RETURNED: returned,
     });
     if number != trade.trade_no.as_str() {
-        // It is about a refund: no payment of this amount waits beside the order's own.
+        // The case is about a refund. It does not mean that a payment of this amount is held beside the order's own.
         evidence["refund_no"] = number.into();
     }
     let mut case = own::case(clock, CaseKind::AmountMismatch, trade.order.id, evidence);
@@ -378,7 +380,7 @@ async fn contradiction(
     Ok(Verdict::AmountMismatch)
 }
 
-/// Opens the case of a message, once.
+/// Opens the case of a message. A repeat opens no second case.
 async fn open(
     tx: &mut PgConnection,
     (verdict, kind): (Verdict, CaseKind),
@@ -392,7 +394,7 @@ async fn open(
     Ok(verdict)
 }
 
-/// Has refunds that have failed asked about: one of them may be what went back.
+/// Makes queries of failed refunds due now: one of them may be the money that was refunded.
 async fn ask(tx: &mut PgConnection, refunds: &[RefundId]) -> Result<(), DbError> {
     for id in refunds {
         jobs::request(&mut *tx, &JobRequest::Refund(*id, RefundRequest::default()), Duration::ZERO).await?;
@@ -401,7 +403,7 @@ async fn ask(tx: &mut PgConnection, refunds: &[RefundId]) -> Result<(), DbError>
 }
 
 impl Trade {
-    /// `None`: the trade brought the order nothing that we know of.
+    /// `None`: we know of no payment of this trade for the order.
     pub(super) async fn read(
         tx: &mut PgConnection,
         order_id: OrderId,
@@ -414,17 +416,17 @@ impl Trade {
         Ok(Some(Trade { order, trade_no: trade_no.clone(), payment, refunds }))
     }
 
-    /// Whether it is what paid the order.
+    /// Whether this trade paid the order.
     fn is_own(&self) -> bool {
         self.order.trade_no.as_ref() == Some(&self.trade_no)
     }
 
-    /// What went back by our books.
+    /// The sum of the refunds that our books show as succeeded.
     fn booked(&self) -> Money {
         sum(self.refunds.iter().filter(|refund| refund.status == RefundStatus::Succeeded))
     }
 
-    /// Those from outside that were booked by a sum, without a number.
+    /// Refunds from outside that were booked by sum, without a number.
     fn unnamed(&self) -> impl Iterator<Item = &Refund> {
         let outside = self.refunds.iter().filter(|refund| refund.origin == RefundOrigin::Outside);
         outside.filter(|refund| refund.gateway_refund_no.is_none())
@@ -434,7 +436,7 @@ impl Trade {
         sum(self.refunds.iter().filter(|refund| refund.origin == RefundOrigin::Outside))
     }
 
-    /// Whether a refund of ours has not come to its end.
+    /// Whether one of our refunds is not final yet.
     pub(super) fn waits(&self) -> bool {
         self.refunds.iter().any(|refund| !refund.status.is_final())
     }
@@ -444,7 +446,7 @@ impl Trade {
     }
 }
 
-/// What some refunds are together.
+/// The sum of the amounts.
 pub(super) fn sum<'a>(refunds: impl Iterator<Item = &'a Refund>) -> Money {
     Money::from_fen(refunds.map(|refund| refund.amount.fen()).sum()).unwrap_or(Money::MAX)
 }
@@ -466,7 +468,7 @@ impl Return {
 }
 
 impl Named {
-    /// A refund that was reported while one of ours was on its way.
+    /// The refund that a case reported while one of ours was in flight.
     fn waiting(case: &Case, trade_no: &TradeNo) -> Option<Named> {
         let text = |name: &str| case.evidence.get(name).and_then(Value::as_str);
         let waits = case.kind == CaseKind::UnknownRefund && case.status != CaseStatus::Resolved;

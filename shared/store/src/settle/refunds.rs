@@ -1,6 +1,8 @@
-//! Money on its way back: asking for it, and what the gateway says of it. Facts of a callback and of a query meet here.
+//! Our refunds: requesting them, and settling what the gateway reports about them. Facts from callbacks and from
+//! queries both arrive here.
 //!
-//! Everything happens under the lock of the order's row, so the refunds of an order stand still while one of them moves.
+//! Everything runs under the lock of the order's row, so the order's other refunds cannot change while one of them
+//! moves.
 
 use domain::message::event::Event;
 use domain::message::job::{CheckRequest, JobRequest, RefundRequest};
@@ -22,60 +24,60 @@ use crate::tables::refunds::{Move, NewRefund, Refund};
 use crate::tables::transactions::Payment;
 use crate::tables::{cases, events as outbox, extra, jobs, orders, refunds, transactions};
 
-/// How long after its payment money can go back at WeChat Pay; Alipay's contract decides for itself.
+/// WeChat Pay refunds a payment for this long after it was made. Alipay's limit depends on the contract.
 const WECHAT_PERIOD: Duration = Duration::days(365);
-/// How many refunds of one trade WeChat Pay takes.
+/// How many refunds of one trade WeChat Pay accepts.
 const WECHAT_REFUNDS: usize = 50;
 
-/// When a refund that has failed is asked about once more.
+/// How long after a refund fails we query it once more.
 const LOOK_BACK: Duration = Duration::days(1);
 
-/// A wish for money back.
+/// A request for a refund.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// A fresh id.
+    /// A new id.
     pub id: RefundId,
-    /// Of which order.
+    /// The order to refund.
     pub order_id: OrderId,
-    /// A payment other than the order's own: late, or a second one.
+    /// The trade, if it is not the order's own payment but a late or second one.
     pub extra_trade: Option<TradeNo>,
-    /// A fresh number, or one derived from the trade.
+    /// A new number, or one derived from the trade.
     pub refund_no: RefundNo,
-    /// How much; the rest if not said.
+    /// The amount. `None`: everything that is left.
     pub amount: Option<Money>,
-    /// What the buyer reads.
+    /// The reason that the buyer reads.
     pub reason: Option<String>,
-    /// Who asks.
+    /// Who requests the refund.
     pub requested_by: String,
 }
 
-/// Why money cannot go back.
+/// The reason a refund is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefundRefusal {
     /// No such order.
     #[error("there is no such order")]
     NoOrder,
-    /// Nothing was paid.
+    /// The order was not paid.
     #[error("the order is not paid")]
     NotPaid,
-    /// Another refund of the order is on its way.
+    /// Another refund of the order is in flight.
     #[error("another refund of the order is on its way")]
     InProgress,
-    /// Everything went back, or is reserved.
+    /// The whole amount has been refunded or is reserved.
     #[error("the whole amount has been refunded or is reserved")]
     AlreadyRefunded,
-    /// More than is left.
+    /// More than is left to refund.
     #[error("at most {0} yuan can be refunded")]
     TooMuch(Money),
-    /// A limit of the gateway, or a refund that is not ours and that a person must look at first.
+    /// A limit of the gateway, or a refund that is not ours and that a person must check first.
     #[error("{0}")]
     NotRefundable(&'static str),
 }
 
-/// Writes refund, transaction, job and the order's state, if the order allows it.
+/// Writes the refund, its transaction, its job and the order's new state, if the order allows a refund.
 ///
 /// # Errors
-/// [`DbError`]; inside, why the order does not allow it.
+/// [`DbError`]; the inner error states why the order does not allow it.
 pub async fn ask(
     tx: &mut PgConnection,
     wish: &Wish,
@@ -91,7 +93,7 @@ pub async fn ask(
     let Some(payment) = payment else { return Ok(Err(RefundRefusal::NotPaid)) };
     let all = refunds::of_order(&mut *tx, order.id).await?;
     if cases::is_open(tx, CaseKind::UnknownRefund, order.id).await? {
-        return Ok(Err(RefundRefusal::NotRefundable("a refund that is not ours waits for a person to look")));
+        return Ok(Err(RefundRefusal::NotRefundable("a person must first check a refund that is not ours")));
     }
     let amount = match allowed(&all, &payment, now) {
         Ok(left) => match wish.amount.unwrap_or(left) {
@@ -116,12 +118,12 @@ pub async fn ask(
     Ok(Ok(refund))
 }
 
-/// How much of a payment is left to go back.
+/// How much of a payment can still be refunded.
 fn allowed(all: &[Refund], payment: &Payment, now: OffsetDateTime) -> Result<Money, RefundRefusal> {
     if all.iter().any(|refund| refund.status.in_flight()) {
         return Err(RefundRefusal::InProgress);
     }
-    // A refund that failed was never one of the gateway's.
+    // A failed refund never existed at the gateway.
     let of_payment: Vec<&Refund> =
         all.iter().filter(|refund| refund.transaction_id == payment.id && refund.status.reserves()).collect();
     if payment.payment_method == PaymentMethod::Wechat {
@@ -132,34 +134,34 @@ fn allowed(all: &[Refund], payment: &Payment, now: OffsetDateTime) -> Result<Mon
             return Err(RefundRefusal::NotRefundable("WeChat Pay refunds a payment 50 times at most"));
         }
     }
-    // What the gateway says went back is gone, booked or not.
+    // What the gateway says was refunded is gone, whether or not we have booked it.
     let reserved = outside::sum(of_payment.iter().copied()).max(payment.returned);
     let left = Money::from_fen(payment.amount.fen() - reserved.fen()).unwrap_or(Money::ZERO);
     if left.is_positive() { Ok(left) } else { Err(RefundRefusal::AlreadyRefunded) }
 }
 
-/// What the gateway says of a refund.
+/// What the gateway says about a refund.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RefundFact {
-    /// The money went back.
+    /// The money was returned to the buyer.
     Returned {
-        /// This refund's amount, where it is told.
+        /// The amount of this refund, if the message states it.
         amount: Option<Money>,
-        /// What has gone back of the trade in all, where it is stated.
+        /// The total refunded for the trade, if the message states it.
         returned: Option<Money>,
         /// The gateway's number.
         gateway_refund_no: Option<String>,
-        /// By the gateway's clock.
+        /// When the money was returned, by the gateway's clock.
         at: Option<OffsetDateTime>,
     },
-    /// It will not go back under this number.
+    /// The refund will not succeed under this number.
     Failed {
-        /// In words, for the event and a person.
+        /// The error in words, for the event and for a person.
         why: String,
-        /// The gateway closed it, rather than never having known it.
+        /// True: the gateway closed the refund. False: the gateway never knew it.
         closed: bool,
     },
-    /// It could not be delivered.
+    /// The gateway could not deliver the refund.
     Undeliverable {
         /// The gateway's number.
         gateway_refund_no: Option<String>,
@@ -167,7 +169,7 @@ pub enum RefundFact {
 }
 
 impl RefundFact {
-    /// For logs and labels.
+    /// A name for logs and metric labels.
     pub fn as_str(&self) -> &'static str {
         match self {
             RefundFact::Returned { .. } => "succeeded",
@@ -177,18 +179,18 @@ impl RefundFact {
     }
 }
 
-/// What a fact did.
+/// What a fact changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefundVerdict {
     /// The refund moved.
     Settled,
-    /// It stood there already, or has gone further.
+    /// The refund was already in this state or a later one.
     Duplicate,
-    /// The amount is not the refund's: a case, and no move.
+    /// The amount differs from the refund's: we open a case, and the refund does not move.
     AmountMismatch,
 }
 
-/// Lets a fact move its refund, and the order with it: state, transaction, events, cases.
+/// Applies a fact to its refund and to the order: states, transaction, events, cases.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -201,7 +203,7 @@ pub async fn settle(
 ) -> Result<RefundVerdict, DbError> {
     let now = clock.now();
     let order = orders::lock_one(tx, refund.order_id).await?.ok_or(DbError::Moved)?;
-    // Read again under the lock: another fact may have been faster.
+    // Read again under the lock: another fact may have arrived first.
     let refund = refunds::get(&mut *tx, refund.id).await?.ok_or(DbError::Moved)?;
     if let RefundFact::Returned { amount: Some(amount), .. } = fact
         && *amount != refund.amount
@@ -216,7 +218,7 @@ pub async fn settle(
         RefundFact::Failed { .. } => RefundEvent::Failed,
         RefundFact::Undeliverable { .. } => RefundEvent::Undeliverable,
     };
-    // Whoever speaks of a refund that we never sent proves that it was sent.
+    // A fact about a refund that we have not marked as sent proves that it was sent.
     let mut from = refund.status;
     if from == RefundStatus::Pending {
         refunds::mark_sent(tx, refund.id, now).await?;
@@ -240,13 +242,13 @@ pub async fn settle(
         let stated = if let RefundFact::Returned { returned, .. } = fact { *returned } else { None };
         ended(tx, &refund, (to, stated), clock).await?;
     }
-    // Also when it is stuck: it holds up no other refund any more.
+    // This also applies to an abnormal refund: it no longer blocks the order's other refunds.
     late::give_back_what_waited(tx, &after, policies, clock).await?;
     count(&refund, fact, now);
     Ok(RefundVerdict::Settled)
 }
 
-/// A refund has ended: what went back beside it can be recognised now.
+/// Runs when a refund becomes final. Money that was returned outside this service can be recognised now.
 async fn ended(
     tx: &mut PgConnection,
     refund: &Refund,
@@ -255,14 +257,14 @@ async fn ended(
 ) -> Result<(), DbError> {
     outside::compare_again(tx, refund, stated, clock).await?;
     if to == RefundStatus::Failed {
-        // Whether the money went back another way, the gateway tells of the whole trade.
+        // The money may have been returned in another way. A query about the whole trade shows it.
         let sync = JobRequest::Check(refund.order_id, CheckRequest::sync());
         jobs::request(&mut *tx, &sync, Duration::ZERO).await?;
     }
     Ok(())
 }
 
-/// A refund that has failed was asked about once more, and the gateway knows nothing of it.
+/// We queried a failed refund once more, and the gateway does not know it.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -270,8 +272,9 @@ pub async fn looked_back(tx: &mut PgConnection, refund: &Refund, clock: &Clock) 
     outside::compare_again(tx, refund, None, clock).await
 }
 
-/// Takes `amount` for what a refund returns, as two people have accepted the gateway's word. Changes nothing where the payment does
-/// not hold that much beside its other refunds, or the refund is over: the fact is a mismatch then, as before.
+/// Changes the refund's amount to `amount`, because two people have accepted what the gateway states. Nothing changes
+/// if the payment does not cover that amount beside its other refunds, or if the refund is final. The fact is then an
+/// amount mismatch, as before.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -291,8 +294,8 @@ pub async fn accept_amount(
     refunds::note_amount(tx, refund.id, amount, now).await
 }
 
-/// A fact that moves nothing can still bring the gateway's number, without which nobody can send the refund another way.
-/// And what a gateway still has in hand of a refund that we have given up is for a person.
+/// A fact that causes no move can still bring the gateway's refund number, which a person needs to send the refund
+/// another way. If the gateway still holds a refund that we have recorded as failed, we open a case for a person.
 async fn no_move(tx: &mut PgConnection, refund: &Refund, fact: &RefundFact, clock: &Clock) -> Result<(), DbError> {
     let RefundFact::Undeliverable { gateway_refund_no } = fact else { return Ok(()) };
     match (refund.status, gateway_refund_no) {
@@ -307,7 +310,7 @@ async fn no_move(tx: &mut PgConnection, refund: &Refund, fact: &RefundFact, cloc
     }
 }
 
-/// How refunds end, and after how long.
+/// Counts how refunds finish and how long they take.
 fn count(refund: &Refund, fact: &RefundFact, now: OffsetDateTime) {
     let labels = [("gateway", refund.payment_method.as_str()), ("outcome", fact.as_str())];
     metrics::counter!("refunds_total", &labels).increment(1);
@@ -328,7 +331,7 @@ fn step(refund: &Refund, (from, to): (RefundStatus, RefundStatus), fact: &Refund
     Move { id: refund.id, from, to, gateway_refund_no, succeeded_at, error }
 }
 
-/// Lets an order follow its refunds, those of its own payment; returns the order as it is then.
+/// Updates an order from the refunds of its own payment and returns the updated order.
 pub(super) async fn follow(tx: &mut PgConnection, order: &Order, now: OffsetDateTime) -> Result<Order, DbError> {
     let mut order = order.clone();
     if !order.status.was_paid() {
@@ -337,7 +340,8 @@ pub(super) async fn follow(tx: &mut PgConnection, order: &Order, now: OffsetDate
     let all = refunds::of_order(&mut *tx, order.id).await?;
     let own: Vec<&Refund> = all.iter().filter(|refund| Some(&refund.trade_no) == order.trade_no.as_ref()).collect();
     let succeeded = own.iter().filter(|refund| refund.status == RefundStatus::Succeeded);
-    // A refund that had failed can be found returned beside its successor: that is a case, and the order is returned whole.
+    // A failed refund can turn out to be returned after its successor was returned too. That opens a case, and the
+    // order counts as fully refunded.
     let returned = Money::from_fen(succeeded.map(|refund| refund.amount.fen()).sum()).unwrap_or(Money::MAX);
     let returned = returned.min(order.amount);
     let in_flight = own.iter().any(|refund| refund.status.in_flight());
@@ -349,7 +353,7 @@ pub(super) async fn follow(tx: &mut PgConnection, order: &Order, now: OffsetDate
     Ok(order)
 }
 
-/// Lets what the buyer reads of money that was not owed follow a refund of it.
+/// Updates what the buyer reads about a payment that was not owed, after a refund of it has changed.
 async fn follow_extra(
     tx: &mut PgConnection,
     order: &Order,
@@ -359,7 +363,7 @@ async fn follow_extra(
     if order.trade_no.as_ref() == Some(trade_no) { Ok(()) } else { extra::follow(tx, &[order.id], now).await }
 }
 
-/// Events and cases of a move.
+/// Writes the events and cases of a move.
 async fn tell(
     tx: &mut PgConnection,
     (order, refund, from): (&Order, &Refund, RefundStatus),
@@ -379,7 +383,8 @@ async fn tell(
         }
         RefundFact::Failed { why, closed } => {
             told.push(events::refund_failed(order, refund, why));
-            // Money that was not owed is still owed back: its case may have been resolved when this refund was asked for.
+            // A payment that was not owed must still be returned. Its case may have been resolved when this refund was
+            // requested.
             if *closed || order.trade_no.as_ref() != Some(&refund.trade_no) {
                 let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "why": why });
                 open(tx, &case_of(clock, CaseKind::RefundClosed, refund, evidence), now).await?;
@@ -394,9 +399,9 @@ async fn tell(
     }
     outbox::append(tx, &told, now).await?;
     match fact {
-        // It is asked about daily until it ends.
+        // The schedule queries it daily until it is final.
         RefundFact::Undeliverable { .. } => Ok(()),
-        // Nobody signed that the gateway knows no such refund: one more question, much later.
+        // No signed answer states that the gateway knows no such refund, so we query it once more, much later.
         RefundFact::Failed { closed: false, .. } => {
             jobs::request(&mut *tx, &JobRequest::Refund(refund.id, RefundRequest::default()), LOOK_BACK).await
         }
@@ -404,8 +409,8 @@ async fn tell(
     }
 }
 
-/// Takes what a callback tells of a refund; a hint only brings the question forward. `None`: no refund of ours has this number,
-/// or the one that has it returns another trade, which a person must judge.
+/// Settles what a callback says about one of our refunds. A hint only makes the next query due now. `None`: we have no
+/// refund with this number, or that refund belongs to another order, trade or account; then a person must judge.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
@@ -419,7 +424,8 @@ pub(super) async fn notice(
     let Fact::Refund { trade, refund_no, amount, gateway_refund_no, at, outcome } = &told.fact else {
         return Ok(None);
     };
-    // Where the payment is, and not where the order is: people may return a payment of another account.
+    // Compare the account of the payment, not of the order: people may return a payment that arrived at another
+    // account.
     let paid_there = |refund: &Refund| {
         let account = refund.account.as_ref().unwrap_or(&order.account);
         (refund.payment_method, account) == (told.method, &told.account)
@@ -434,7 +440,7 @@ pub(super) async fn notice(
         RefundOutcome::Closed => RefundFact::Failed { why: "the gateway closed it".to_owned(), closed: true },
         RefundOutcome::Abnormal => RefundFact::Undeliverable { gateway_refund_no },
         RefundOutcome::Hint if refund.status == RefundStatus::Succeeded => return Ok(Some(RefundVerdict::Duplicate)),
-        // Of a failed one too: an earlier request may have had its effect late.
+        // Also for a failed refund: an earlier request may have taken effect late.
         RefundOutcome::Hint => {
             jobs::request(&mut *tx, &JobRequest::Refund(refund.id, RefundRequest::default()), Duration::ZERO).await?;
             return Ok(Some(RefundVerdict::Settled));
@@ -443,18 +449,18 @@ pub(super) async fn notice(
     settle(tx, &refund, &fact, policies, clock).await.map(Some)
 }
 
-/// A case about a refund of ours.
+/// A case about one of our refunds.
 pub fn case_of(clock: &Clock, kind: CaseKind, refund: &Refund, evidence: serde_json::Value) -> NewCase {
     NewCase { gateway_no: refund.refund_no.to_string(), ..case(clock, kind, refund.order_id, evidence) }
 }
 
-/// A case about an order; the caller says under which number.
+/// A case about an order; the caller sets the case's number.
 pub(super) fn case(clock: &Clock, kind: CaseKind, order_id: OrderId, evidence: serde_json::Value) -> NewCase {
     let id = CaseId::from_u128(clock.fresh_bits());
     NewCase { id, kind, order_id: Some(order_id), gateway_no: String::new(), evidence }
 }
 
-/// Opens one case, with its event.
+/// Opens one case and publishes its event.
 ///
 /// # Errors
 /// [`DbError`].

@@ -1,8 +1,9 @@
-//! Payments that no rule took: of another amount, at another gateway or account, or of an unknown order number. Two people return
-//! them from their case.
+//! Payments that no order could accept: with another amount, at another gateway or account, or for an unknown order
+//! number. Two people can return such a payment from its case.
 //!
-//! Until then the case is their only record. The action `refund` writes the payment as a transaction beside the order's own, and for
-//! an unknown number a closed order that no buyer placed; from there it is a refund like any other.
+//! Until then the case is the only record of the payment. The action `refund` writes the payment as a transaction
+//! beside the order's own payment. For an unknown number it first creates a closed order that no buyer placed. From
+//! there it is a refund like any other.
 
 use domain::{AccountName, CaseAction, CaseKind, Money, OrderId, OrderNo, PaymentMethod, TradeNo, TransactionId};
 use runtime::clock::Clock;
@@ -17,7 +18,7 @@ use crate::tables::orders::{self, Order};
 use crate::tables::transactions::{self, ExtraPayment};
 use crate::tables::unplaced::{self, UnplacedOrder};
 
-/// What a case knows of its payment, by the gateway's signed word.
+/// What a case knows about its payment, from the gateway's signed message.
 #[derive(Debug, Clone)]
 pub struct Stray {
     order_id: Option<OrderId>,
@@ -26,21 +27,22 @@ pub struct Stray {
     payment_method: PaymentMethod,
     account: AccountName,
     amount: Money,
-    /// `None`: the case is of an earlier release.
+    /// `None`: an earlier release wrote the case.
     paid_at: Option<OffsetDateTime>,
 }
 
-/// Why a case leads to no payment that can be returned from here.
+/// The reason why a case has no payment that we can return from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NotReturnable(pub &'static str);
 
-/// Whether payments of this kind of case are known by the case alone.
+/// Whether payments of this kind of case are recorded only in the case.
 pub const fn has_strays(kind: CaseKind) -> bool {
     matches!(kind, CaseKind::AmountMismatch | CaseKind::WrongMethod | CaseKind::WrongMerchant | CaseKind::UnknownOrder)
 }
 
-/// What people can choose about a case as it is now: to return its payment only where that leads to one of ours.
+/// The actions that people can choose for a case in its present state. `refund` is offered only if [`Stray::of`] finds a
+/// payment that we can return.
 pub fn actions(case: &Case) -> Vec<CaseAction> {
     let fits = |action: &CaseAction| *action != CaseAction::Refund || !has_strays(case.kind) || Stray::of(case).is_ok();
     case.actions().iter().copied().filter(fits).collect()
@@ -81,7 +83,8 @@ impl Stray {
         }
     }
 
-    /// Writes the payment as a transaction of its order, once however often people decide. Returns the order and the trade.
+    /// Writes the payment as a transaction of its order, once, however often people decide. Returns the order and the
+    /// trade.
     ///
     /// # Errors
     /// [`DbError`]; the caller rolls back.
@@ -108,7 +111,7 @@ impl Stray {
     async fn unplaced(&self, tx: &mut PgConnection, clock: &Clock) -> Result<Order, DbError> {
         let new = UnplacedOrder {
             id: OrderId::from_u128(clock.fresh_bits()),
-            // Read by `of` already.
+            // `of` has already parsed it.
             order_no: OrderNo::parse(&*self.order_no).map_err(|_| DbError::Moved)?,
             payment_method: self.payment_method,
             account: self.account.clone(),
