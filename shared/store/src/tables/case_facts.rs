@@ -1,7 +1,8 @@
-//! What a fact does to the case of its key: it opens one, adds to an open one, reopens a resolved one, or repeats what is known.
+//! What a fact does to the case of its key: it opens a new case, adds to an open one, reopens a resolved one, or
+//! changes nothing if it is a repeat.
 //!
-//! [`CaseKind::is_news`](domain::CaseKind::is_news) decides which facts are new. Every new fact raises `version` and
-//! grows the history, so a person cannot confirm what was seen before it.
+//! [`CaseKind::is_news`](domain::CaseKind::is_news) decides which facts are new. Every new fact increases `version` and
+//! adds a history entry, so a person cannot confirm an older state of the case by mistake.
 
 use domain::{CaseId, CaseKind, CaseStatus, OrderId};
 use serde_json::{Value, json};
@@ -12,34 +13,36 @@ use time::format_description::well_known::Rfc3339;
 use crate::error::DbError;
 use crate::tables::cases::{self, Case, NOT_REFUNDED, NewCase};
 
-/// The most entries that facts add to a history. Later facts still raise `version` and change the evidence.
+/// The history stops growing by facts at this many entries. Later facts still increase `version` and change the
+/// evidence.
 const HISTORY: usize = 200;
 
-/// Who writes a history entry that no person writes.
+/// The author of history entries that no person writes.
 const SERVICE: &str = "service";
 
-/// A case that people must look at from now on.
+/// A case that people must check from now on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {
-    /// Ours, for paths and events.
+    /// Our id, for paths and events.
     pub id: CaseId,
-    /// Why a person must look.
+    /// Why a person must check it.
     pub kind: CaseKind,
-    /// The order, where one is known.
+    /// The order, if it is known.
     pub order_id: Option<OrderId>,
-    /// The version of a case that was reopened; `None`: the case is new.
+    /// The version of the case if it was reopened. `None`: the case is new.
     pub reopened_as: Option<i64>,
 }
 
-/// Opens cases, or reopens those whose fact is new. Returns what people must look at from now on; a repeat and a fact for
-/// an open case return nothing.
+/// Opens cases, and reopens cases whose fact is new. Returns the cases that people must check from now on. A repeat, or
+/// a fact for a case that is open already, returns nothing.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn open(tx: &mut PgConnection, new: &[NewCase], now: OffsetDateTime) -> Result<Vec<Opened>, DbError> {
     let mut opened = Vec::new();
     let mut left: Vec<&NewCase> = new.iter().collect();
-    // A second round only where retention removed a resolved case between the two statements of the first.
+    // The second round is needed only if retention deletes a resolved case between the two statements of the first
+    // round.
     for _ in 0..2 {
         let inserted = cases::insert(&mut *tx, &left, now).await?;
         let (added, met): (Vec<&NewCase>, Vec<&NewCase>) = left.iter().partition(|case| inserted.contains(&case.id));
@@ -65,7 +68,7 @@ pub async fn open(tx: &mut PgConnection, new: &[NewCase], now: OffsetDateTime) -
     Ok(opened)
 }
 
-/// One fact and the case of its key.
+/// Applies one fact to the case of its key.
 async fn meet(
     tx: &mut PgConnection,
     case: &mut Case,
@@ -81,7 +84,8 @@ async fn meet(
     case.version += 1;
     let what = if resolved { "reopened" } else { "noted" };
     let mut entry = json!({ "at": rfc3339(now), "who": SERVICE, "what": what, "version": case.version });
-    // A message's bytes may name the payer: the evidence alone holds them.
+    // The evidence of a dead letter can contain the message's bytes, which may name the payer. They must not be copied
+    // to the history.
     if case.kind != CaseKind::DeadLetter {
         entry["before"] = case.evidence.clone();
     }
@@ -91,7 +95,7 @@ async fn meet(
         (case.resolution, case.resolved_by) = (None, None);
     }
     if let (Some(known), Some(told)) = (case.evidence.as_object_mut(), told.as_object()) {
-        // A member that a later message leaves out says nothing.
+        // If a later message leaves out a member, the known value stays.
         let stated = told.iter().filter(|(_, value)| !value.is_null());
         known.extend(stated.map(|(name, value)| (name.clone(), value.clone())));
     }
@@ -107,12 +111,13 @@ async fn meet(
     }))
 }
 
-/// Opens a resolved case again, because a person asks for it with `reason`.
+/// Reopens a resolved case, because a person requests it with `reason`.
 ///
-/// Money that a policy was to return by itself stays until people decide: they ended the case once.
+/// Money that a policy was to return automatically now stays until people decide, because people have decided this case
+/// once.
 ///
 /// # Errors
-/// [`DbError::Moved`] when the case is not resolved, or no longer of the version that `case` was read in.
+/// [`DbError::Moved`] when the case is not resolved, or its version has changed since `case` was read.
 pub async fn reopen(
     tx: &mut PgConnection,
     case: &Case,
@@ -141,7 +146,7 @@ pub async fn reopen(
     Ok(Opened { id: open.id, kind: open.kind, order_id: open.order_id, reopened_as })
 }
 
-/// How a case had ended before it was reopened.
+/// How a case was resolved before it was reopened.
 fn ended(case: &Case) -> Value {
     json!({ "resolution": case.resolution, "resolved_by": case.resolved_by })
 }

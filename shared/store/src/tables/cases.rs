@@ -1,4 +1,5 @@
-//! `cases`: what a person must look at. One case for each kind, order and number, however often it is met.
+//! `cases`: what a person must decide. There is one case for each kind, order and number, however often its fact
+//! arrives.
 
 use std::collections::HashSet;
 
@@ -13,15 +14,15 @@ use crate::tables::refunds::Refund;
 /// A case to open.
 #[derive(Debug, Clone)]
 pub struct NewCase {
-    /// A fresh UUIDv7.
+    /// A new UUIDv7.
     pub id: CaseId,
-    /// Why a person must look.
+    /// Why a person must check it.
     pub kind: CaseKind,
-    /// The order, where one is known.
+    /// The order, if it is known.
     pub order_id: Option<OrderId>,
-    /// The gateway's number, or what else makes it one of its kind: 128 characters at most.
+    /// The gateway's number, or another text that identifies it among its kind: 128 characters at most.
     pub gateway_no: String,
-    /// What is known, without the payer's identity.
+    /// What we know, without the payer's identity.
     pub evidence: Value,
 }
 
@@ -58,7 +59,7 @@ pub(super) async fn insert(
     Ok(inserted.fetch_all(tx).await?.into_iter().collect())
 }
 
-/// Records cases that a rule has decided already: they are kept to be looked up, and wait for nobody.
+/// Records cases that a rule has decided already. We store them so that people can look them up; they need no decision.
 ///
 /// # Errors
 /// [`DbError`].
@@ -96,7 +97,7 @@ pub async fn record_resolved(
     Ok(())
 }
 
-/// Whether a case of this kind about this order still waits for a person.
+/// Whether a case of this kind about this order is not resolved yet.
 ///
 /// # Errors
 /// [`DbError`].
@@ -118,29 +119,29 @@ pub async fn is_open(tx: &mut PgConnection, kind: CaseKind, order_id: OrderId) -
 /// One row, whole.
 #[derive(Debug, Clone)]
 pub struct Case {
-    /// Ours, for paths and events.
+    /// Our id, for paths and events.
     pub id: CaseId,
-    /// Why a person must look.
+    /// Why a person must check it.
     pub kind: CaseKind,
-    /// The order, where one is known.
+    /// The order, if it is known.
     pub order_id: Option<OrderId>,
-    /// The gateway's number, or what else makes it one of its kind.
+    /// The gateway's number, or another text that identifies it among its kind.
     pub gateway_no: String,
-    /// What is known.
+    /// What we know.
     pub evidence: Value,
-    /// How far people are.
+    /// How far people are with the decision.
     pub status: CaseStatus,
-    /// Rises with each step of a person.
+    /// Increases with each change: a person's step or a new fact.
     pub version: i64,
-    /// Who has proposed the action.
+    /// Who proposed the action.
     pub proposed_by: Option<String>,
-    /// What waits to be confirmed, or was.
+    /// The action that waits for a confirmation, or that was confirmed.
     pub proposed_action: Option<Value>,
-    /// How it ended.
+    /// The result, in words.
     pub resolution: Option<String>,
-    /// Who ended it.
+    /// Who resolved it.
     pub resolved_by: Option<String>,
-    /// Who did what, oldest first.
+    /// Who did what and when, oldest first.
     pub history: Value,
     /// By our clock.
     pub created_at: OffsetDateTime,
@@ -148,22 +149,23 @@ pub struct Case {
     pub updated_at: OffsetDateTime,
 }
 
-/// What the evidence of a case says when money was to go back by itself and could not yet.
+/// The member of a case's evidence that says why an automatic refund could not be requested.
 pub const NOT_REFUNDED: &str = "not_refunded";
 
-/// How much our books hold as returned, in the evidence of a case of more than that.
+/// The member of a case's evidence that states how much our books show as returned, if the gateway states more than was
+/// paid.
 pub const BOOKED: &str = "booked";
 
 impl Case {
-    /// Whether it decides about money to end the case, which takes two people: some is free again then, or some that was to
-    /// go back by itself stays.
+    /// Whether resolving the case decides about money, which takes two people: reserved money becomes free, or money
+    /// that was to be returned automatically stays with us.
     pub fn end_moves_money(&self) -> bool {
         self.kind.end_frees_money() || self.evidence.get(NOT_REFUNDED).is_some()
     }
 
-    /// Whether the gateway states another amount for a refund of ours, and not for a payment.
+    /// Whether the gateway states a different amount for one of our refunds (and not for a payment).
     pub fn is_about_a_refunds_amount(&self) -> bool {
-        // A message's own case names its gateway; a refund of ours needs no such name.
+        // A case from a message names the payment method; a case about one of our refunds does not.
         let of_message = self.evidence.get("payment_method").is_some();
         self.kind == CaseKind::AmountMismatch
             && self.evidence.get("refund_no").is_some()
@@ -171,12 +173,12 @@ impl Case {
             && !self.returns_too_much()
     }
 
-    /// Whether more went back of a payment than was paid. Its evidence states what our books hold.
+    /// Whether more was refunded of a payment than was paid. The evidence of such a case states what our books show.
     fn returns_too_much(&self) -> bool {
         self.kind == CaseKind::AmountMismatch && self.evidence.get(BOOKED).is_some()
     }
 
-    /// What people can choose about it as it is now.
+    /// The actions that people can choose in its present state.
     pub fn actions(&self) -> &'static [CaseAction] {
         match self.status {
             CaseStatus::Resolved => &[CaseAction::Reopen],
@@ -187,7 +189,7 @@ impl Case {
     }
 }
 
-/// Reads whole cases: one list of columns for every question.
+/// Reads whole cases: one list of columns for every query.
 macro_rules! select_cases {
     ($tail:tt $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -220,7 +222,7 @@ pub(super) async fn lock_by_keys(tx: &mut PgConnection, new: &[&NewCase]) -> Res
     let kinds: Vec<CaseKind> = new.iter().map(|c| c.kind).collect();
     let orders: Vec<Option<OrderId>> = new.iter().map(|c| c.order_id).collect();
     let gateway_nos: Vec<&str> = new.iter().map(|c| c.gateway_no.as_str()).collect();
-    // Two branches, because no index answers `is not distinct from`.
+    // Two branches, because PostgreSQL cannot use an index for `is not distinct from`.
     Ok(select_cases!(
         r#"
         where id in (
@@ -247,15 +249,15 @@ pub(super) async fn lock_by_keys(tx: &mut PgConnection, new: &[&NewCase]) -> Res
 /// Which cases to list.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Filter {
-    /// Of this state.
+    /// Only cases in this state.
     pub status: Option<CaseStatus>,
-    /// Of this kind.
+    /// Only cases of this kind.
     pub kind: Option<CaseKind>,
-    /// Only those that were reopened.
+    /// Only cases that were reopened.
     pub reopened: bool,
 }
 
-/// Cases that a filter lets through; newest first, those older than `before`.
+/// The cases that match a filter, newest first; only those older than `before`.
 ///
 /// # Errors
 /// [`DbError`].
@@ -282,7 +284,7 @@ pub async fn list(
     .await?)
 }
 
-/// Resolves what waited for a refund to go on, once it has: nobody needs to look any more.
+/// Resolves the cases that waited for a refund, after it has succeeded: no person needs to check them any more.
 ///
 /// # Errors
 /// [`DbError`].
@@ -309,7 +311,7 @@ pub async fn end_of_refund(
     Ok(())
 }
 
-/// Open cases of an order whose money was to go back by itself and could not then.
+/// Open cases of an order whose automatic refund could not be requested.
 ///
 /// # Errors
 /// [`DbError`].
@@ -326,7 +328,7 @@ pub async fn not_refunded(tx: &mut PgConnection, order_id: OrderId) -> Result<Ve
     .await?)
 }
 
-/// Replaces what is known of a case. `version` rises, so that a confirmation of what was seen before fails.
+/// Replaces the evidence of a case. `version` increases, so a confirmation that is based on the earlier evidence fails.
 ///
 /// # Errors
 /// [`DbError`].
@@ -347,7 +349,7 @@ pub async fn note_evidence(
     Ok(())
 }
 
-/// The trades of which a case says that money went back before their order had it. `orders` are those that are not paid.
+/// The trades that were refunded, according to a case, before their order was paid. `orders`: those that are not paid.
 ///
 /// # Errors
 /// [`DbError`].
@@ -375,10 +377,10 @@ pub async fn returned_elsewhere(
     Ok(rows.into_iter().map(|row| (row.order_id, row.trade_no)).collect())
 }
 
-/// Writes the step of a person, as `case` is after it, and adds `entry` to the history.
+/// Writes a person's step and adds `entry` to the history. `case` holds the state after the step.
 ///
 /// # Errors
-/// [`DbError::Moved`] when the case is resolved, or no longer of the version that `case` was read in.
+/// [`DbError::Moved`] when the case is resolved, or its version has changed since `case` was read.
 pub async fn step(tx: &mut PgConnection, case: &Case, entry: &Value, now: OffsetDateTime) -> Result<(), DbError> {
     let done = sqlx::query!(
         r#"
@@ -402,10 +404,10 @@ pub async fn step(tx: &mut PgConnection, case: &Case, entry: &Value, now: Offset
     DbError::expect_rows(done.rows_affected(), 1)
 }
 
-/// Writes a case as a new fact leaves it: its evidence, its history and, where the fact reopens it, its state.
+/// Writes a case after a new fact: its evidence, its history and, if the fact reopens it, its state.
 ///
 /// # Errors
-/// [`DbError::Moved`] when the case is no longer of the version before `case.version`.
+/// [`DbError::Moved`] when the case no longer has the version before `case.version`.
 pub(super) async fn write_fact(tx: &mut PgConnection, case: &Case, now: OffsetDateTime) -> Result<(), DbError> {
     let done = sqlx::query!(
         r#"
@@ -438,22 +440,23 @@ pub async fn of_order(db: impl PgExecutor<'_>, order_id: OrderId) -> Result<Vec<
     Ok(select_cases!("where order_id = $1 order by id", order_id as OrderId).fetch_all(db).await?)
 }
 
-/// How a case ends, and by whom.
+/// The resolution of a case, and who resolves it.
 #[derive(Debug, Clone)]
 pub struct End<'a> {
-    /// In words.
+    /// The result, in words.
     pub resolution: &'a str,
-    /// Who ends it.
+    /// Who resolves it.
     pub by: &'a str,
-    /// Added to the history.
+    /// The entry for the history.
     pub entry: &'a Value,
 }
 
-/// Ends a case about which no one has proposed anything, and adds the user of the database to the entry. The function in the
-/// database refuses cases whose end moves money, whatever the caller's role may do.
+/// Resolves a case for which no action is proposed, and adds the database user to the history entry. The database
+/// function refuses a case whose resolution moves money, whatever the caller's role allows.
 ///
 /// # Errors
-/// [`DbError::Moved`] when it is not open, no longer of the version that `case` was read in, or its end moves money.
+/// [`DbError::Moved`] when the case is not open, its version has changed since `case` was read, or its resolution moves
+/// money.
 pub async fn end(tx: &mut PgConnection, case: &Case, end: &End<'_>) -> Result<(), DbError> {
     let done = sqlx::query!(
         r#"select end_case($1, $2, $3, $4, $5) as "done!""#,

@@ -1,4 +1,4 @@
-//! One file for each table, and one for each question that reads several.
+//! One file for each table, and one for each query that reads several tables.
 
 pub mod audit;
 pub mod callbacks;

@@ -1,4 +1,4 @@
-//! Refunds that this service did not send: what is booked of them, and what the gateways say went back in all.
+//! Refunds that this service did not send: booking them, and recording the refunded totals that the gateways state.
 
 use domain::{CaseId, Money, OrderId, RefundId, RefundNo, TransactionId};
 use sqlx::PgConnection;
@@ -10,25 +10,25 @@ use crate::tables::cases::Case;
 /// A refund to book that is not ours.
 #[derive(Debug, Clone)]
 pub struct OutsideRefund {
-    /// A fresh UUIDv7.
+    /// A new UUIDv7.
     pub id: RefundId,
-    /// Of which order.
+    /// The order.
     pub order_id: OrderId,
-    /// Of which payment.
+    /// The payment.
     pub transaction_id: TransactionId,
-    /// A number of ours, for lists and events: the gateway does not know it.
+    /// Our number, for lists and events; the gateway does not know it.
     pub refund_no: RefundNo,
-    /// How much went back.
+    /// The amount that was returned.
     pub amount: Money,
-    /// What makes it one, whichever message tells of it.
+    /// Identifies the refund, whichever message reports it.
     pub key: String,
-    /// The gateway's number of it, or the merchant's other one.
+    /// The gateway's number of it, or else the number that its sender chose.
     pub gateway_refund_no: Option<String>,
-    /// When the money went back, by the gateway's clock where it tells.
+    /// When the money was returned, by the gateway's clock if the gateway states it.
     pub succeeded_at: OffsetDateTime,
 }
 
-/// Books a refund that is not ours, with its movement of money.
+/// Books a refund that is not ours, with its transaction.
 ///
 /// # Errors
 /// [`DbError::Constraint`] `refund_records_outside_once` when it is booked already.
@@ -70,7 +70,8 @@ pub async fn is_booked(tx: &mut PgConnection, key: &str) -> Result<bool, DbError
     Ok(row.fetch_one(tx).await?.booked)
 }
 
-/// Notes what the gateway says went back of a payment in all. A smaller sum is older news, and one beyond the payment is wrong.
+/// Records the refunded total that the gateway states for a payment. A smaller total is older news; a total above the
+/// payment is wrong. Both are ignored.
 ///
 /// # Errors
 /// [`DbError`].
@@ -85,7 +86,7 @@ pub async fn note_returned(tx: &mut PgConnection, payment: TransactionId, sum: M
     Ok(())
 }
 
-/// Those of these refunds that will still be asked about.
+/// Those of these refunds that still have a query scheduled.
 ///
 /// # Errors
 /// [`DbError`].
@@ -97,7 +98,7 @@ pub async fn to_be_asked(tx: &mut PgConnection, refunds: &[RefundId]) -> Result<
     Ok(ids.fetch_all(tx).await?)
 }
 
-/// Writes the number of a refund from outside that was booked without one.
+/// Writes the gateway's number of an outside refund that was booked without one.
 ///
 /// # Errors
 /// [`DbError`].
@@ -112,7 +113,7 @@ pub async fn note_number(tx: &mut PgConnection, id: RefundId, number: &str) -> R
     Ok(())
 }
 
-/// Resolves a case about which nothing is left to decide; what was proposed goes with it.
+/// Resolves a case that needs no decision any more. A proposed action lapses.
 ///
 /// # Errors
 /// [`DbError`].

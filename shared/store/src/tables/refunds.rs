@@ -1,4 +1,4 @@
-//! `refund_records`: asking for money back, and the moves of a refund. The order's row is locked before the refund's.
+//! `refund_records`: creating refunds, and the moves of a refund. Lock the order's row before the refund's.
 
 use domain::{
     AccountName, Money, OrderId, PaymentMethod, RefundId, RefundNo, RefundOrigin, RefundStatus, TradeNo, TransactionId,
@@ -13,17 +13,17 @@ use crate::page::Wanted;
 /// One row, with the trade that it returns.
 #[derive(Debug, Clone)]
 pub struct Refund {
-    /// Ours, for paths and events.
+    /// Our id, for paths and events.
     pub id: RefundId,
-    /// Of which order.
+    /// The order.
     pub order_id: OrderId,
-    /// Of which payment of the order.
+    /// The payment of the order that is returned.
     pub transaction_id: TransactionId,
-    /// Ours, for the gateways.
+    /// Our number for the gateways.
     pub refund_no: RefundNo,
-    /// How much goes back.
+    /// The amount to return.
     pub amount: Money,
-    /// Where it stands.
+    /// The state of the refund.
     pub status: RefundStatus,
     /// Who sent it to the gateway.
     pub origin: RefundOrigin,
@@ -31,33 +31,33 @@ pub struct Refund {
     pub reason: Option<String>,
     /// The gateway's number of the refund.
     pub gateway_refund_no: Option<String>,
-    /// How often it was asked for.
+    /// How many times we sent the request.
     pub attempts: i32,
-    /// The last trouble, in words.
+    /// The last error, in words.
     pub last_error: Option<String>,
-    /// When it was last asked for.
+    /// When we last sent the request.
     pub sent_at: Option<OffsetDateTime>,
-    /// The gateway's last refusal.
+    /// The code of the gateway's last refusal.
     pub refused_code: Option<String>,
-    /// Who asked.
+    /// Who requested it.
     pub requested_by: String,
-    /// When the money went back, by the gateway's clock where it tells.
+    /// When the money was returned, by the gateway's clock if the gateway states it.
     pub succeeded_at: Option<OffsetDateTime>,
     /// By our clock.
     pub created_at: OffsetDateTime,
     /// By our clock.
     pub updated_at: OffsetDateTime,
-    /// The trade that brought the money.
+    /// The trade of the payment.
     pub trade_no: TradeNo,
-    /// How much it brought.
+    /// The amount of the payment.
     pub payment_amount: Money,
-    /// The gateway that took it, and returns it.
+    /// The gateway of the payment, which also returns it.
     pub payment_method: PaymentMethod,
-    /// The account that took it, where it is not the order's.
+    /// The account of the payment, if it is not the order's.
     pub account: Option<AccountName>,
 }
 
-/// Reads whole refunds: one list of columns for every question. As with orders, a time that cannot be is left out.
+/// Reads whole refunds: one list of columns for every query. As with orders, an impossible time is left out.
 macro_rules! select_refunds {
     ($tail:tt $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -88,7 +88,7 @@ pub async fn get(db: impl PgExecutor<'_>, id: RefundId) -> Result<Option<Refund>
     Ok(select_refunds!("where r.id = $1", id as RefundId).fetch_optional(db).await?)
 }
 
-/// Every refund of an order, oldest first. Under the order's lock the list stands still.
+/// Every refund of an order, oldest first. Under the order's lock the list does not change.
 ///
 /// # Errors
 /// [`DbError`].
@@ -96,7 +96,7 @@ pub async fn of_order(db: impl PgExecutor<'_>, order_id: OrderId) -> Result<Vec<
     Ok(select_refunds!("where r.order_id = $1 order by r.id", order_id as OrderId).fetch_all(db).await?)
 }
 
-/// The refund of a number, if it is one of ours.
+/// The refund with this number, if it is one of ours.
 ///
 /// # Errors
 /// [`DbError`].
@@ -104,7 +104,7 @@ pub async fn by_refund_no(db: impl PgExecutor<'_>, refund_no: &str) -> Result<Op
     Ok(select_refunds!("where r.refund_no = $1", refund_no).fetch_optional(db).await?)
 }
 
-/// A part of a user's refunds, newest first.
+/// One page of a user's refunds, newest first.
 ///
 /// # Errors
 /// [`DbError`].
@@ -115,7 +115,8 @@ pub async fn of_user(
 ) -> Result<Vec<Refund>, DbError> {
     let (first, past) = wanted.id_range();
     let past = RefundId::from_u128(past).min(wanted.before.unwrap_or(RefundId::from_u128(u128::MAX)));
-    // Through the user's orders: id as text, or the planner walks everybody's refunds by the primary key to save the sort.
+    // Through the user's orders. The id is compared as text: otherwise the planner walks the refunds of all users by
+    // the primary key to save the sort.
     Ok(select_refunds!(
         r#"
         where r.order_id = any(array(
@@ -140,30 +141,30 @@ pub async fn of_user(
     .await?)
 }
 
-/// What a new refund is made of. Its number is stored before any call.
+/// The content of a new refund. We store its number before any request to the gateway.
 #[derive(Debug, Clone)]
 pub struct NewRefund {
-    /// A fresh UUIDv7.
+    /// A new UUIDv7.
     pub id: RefundId,
-    /// Of which order.
+    /// The order.
     pub order_id: OrderId,
-    /// Of which payment.
+    /// The payment.
     pub transaction_id: TransactionId,
-    /// A fresh number, or one derived from the trade that it returns.
+    /// A new number, or one derived from the trade that is returned.
     pub refund_no: RefundNo,
-    /// How much goes back.
+    /// The amount to return.
     pub amount: Money,
     /// What the buyer reads.
     pub reason: Option<String>,
-    /// Who asks.
+    /// Who requests it.
     pub requested_by: String,
 }
 
-/// Writes refund, transaction and refund job.
+/// Writes the refund, its transaction and its job.
 ///
 /// # Errors
-/// [`DbError::Constraint`] `refund_records_in_flight` when another refund of the order is on its way, and
-/// `refund_records_refund_no_key` for a number that is taken.
+/// [`DbError::Constraint`] `refund_records_in_flight` when another refund of the order is in flight, and
+/// `refund_records_refund_no_key` when the number is used already.
 pub async fn create(tx: &mut PgConnection, new: &NewRefund, now: OffsetDateTime) -> Result<(), DbError> {
     sqlx::query!(
         r#"
@@ -193,7 +194,8 @@ pub async fn create(tx: &mut PgConnection, new: &NewRefund, now: OffsetDateTime)
     Ok(())
 }
 
-/// Notes that a request is about to leave; a pending refund becomes processing. Commit this before the call.
+/// Records that a request is about to be sent; a pending refund becomes processing. Commit this before you send the
+/// request.
 ///
 /// # Errors
 /// [`DbError::Moved`] when the refund is no longer in flight.
@@ -212,7 +214,7 @@ pub async fn mark_sent(tx: &mut PgConnection, id: RefundId, now: OffsetDateTime)
     DbError::expect_rows(done.rows_affected(), 1)
 }
 
-/// Notes the gateway's number of a refund that had none.
+/// Records the gateway's number of a refund that had none.
 ///
 /// # Errors
 /// [`DbError`].
@@ -233,7 +235,7 @@ pub async fn note_number(
     Ok(())
 }
 
-/// Changes the amount of a refund that is not over, and of its transaction.
+/// Changes the amount of a refund that is processing or abnormal, and of its transaction.
 ///
 /// # Errors
 /// [`DbError`].
@@ -261,7 +263,7 @@ pub async fn note_amount(
     Ok(())
 }
 
-/// Notes trouble that ends nothing; `refused_code` only for a refusal.
+/// Records an error that does not end the refund; `refused_code` only for a refusal.
 ///
 /// # Errors
 /// [`DbError`].
@@ -288,24 +290,24 @@ pub async fn note_trouble(
     Ok(())
 }
 
-/// One move of a refund, and what is learnt with it.
+/// One move of a refund, with what we learned about it.
 #[derive(Debug, Clone)]
 pub struct Move {
-    /// Which refund.
+    /// The refund.
     pub id: RefundId,
-    /// The state that it leaves.
+    /// The state before.
     pub from: RefundStatus,
-    /// The state that it reaches.
+    /// The state after.
     pub to: RefundStatus,
-    /// The gateway's number, where it is told.
+    /// The gateway's number, if it is stated.
     pub gateway_refund_no: Option<String>,
-    /// When the money went back.
+    /// When the money was returned.
     pub succeeded_at: Option<OffsetDateTime>,
-    /// Why not.
+    /// The error of a refund that did not succeed.
     pub error: Option<String>,
 }
 
-/// Moves a refund, and its transaction with it.
+/// Moves a refund and its transaction.
 ///
 /// # Errors
 /// [`DbError::Moved`] when the refund has left the state `from`.
@@ -333,7 +335,7 @@ pub async fn apply(tx: &mut PgConnection, step: &Move, now: OffsetDateTime) -> R
         RefundStatus::Failed => "failed",
         RefundStatus::Pending | RefundStatus::Processing | RefundStatus::Abnormal => "pending",
     };
-    // A refund that the gateway gave no number of its own goes by ours.
+    // If the gateway gave the refund no number, its transaction shows our number.
     sqlx::query!(
         r#"
         update payment_transactions t

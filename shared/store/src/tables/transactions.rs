@@ -1,4 +1,4 @@
-//! `payment_transactions`: one row for each movement of money tried.
+//! `payment_transactions`: one row for each attempted movement of money.
 
 use std::collections::HashSet;
 
@@ -48,7 +48,7 @@ pub(super) async fn mark_failed(
     DbError::expect_rows(failed, order_ids.len())
 }
 
-/// Moves the pending payments of orders, where there are any, to failed: another trade paid.
+/// Moves the pending payments of orders, if there are any, to failed, because another trade paid.
 ///
 /// # Errors
 /// [`DbError`].
@@ -60,7 +60,7 @@ pub(super) async fn mark_unused(
     fail_pending(tx, order_ids, now).await.map(drop)
 }
 
-/// Moves the pending payments of orders to failed; how many there were.
+/// Moves the pending payments of orders to failed and returns how many there were.
 async fn fail_pending(tx: &mut PgConnection, order_ids: &[OrderId], now: OffsetDateTime) -> Result<u64, DbError> {
     let done = sqlx::query!(
         r#"
@@ -76,25 +76,25 @@ async fn fail_pending(tx: &mut PgConnection, order_ids: &[OrderId], now: OffsetD
     Ok(done.rows_affected())
 }
 
-/// Money that came beside the payment of an order: late, or a second time.
+/// A payment of an order beside the order's own: a late one, a second one, or one that only a case recorded.
 pub struct ExtraPayment {
-    /// A fresh UUIDv7.
+    /// A new UUIDv7.
     pub id: TransactionId,
     /// The order that the gateway names.
     pub order_id: OrderId,
-    /// Where it was paid.
+    /// The gateway where it was paid.
     pub payment_method: PaymentMethod,
-    /// The trade that brought it.
+    /// The trade.
     pub gateway_no: TradeNo,
-    /// How much came.
+    /// The amount.
     pub amount: Money,
     /// When it was paid, by the gateway's clock.
     pub paid_at: OffsetDateTime,
-    /// The account that took it, where it is not the order's.
+    /// The account that received it, if it is not the order's.
     pub account: Option<AccountName>,
 }
 
-/// Notes extra payments; a trade that has its row keeps it.
+/// Records extra payments. If a trade has a row already, that row does not change.
 ///
 /// # Errors
 /// [`DbError`].
@@ -131,7 +131,7 @@ pub async fn note_extra(tx: &mut PgConnection, extra: &[ExtraPayment], now: Offs
     Ok(())
 }
 
-/// Which of these trades have a row of their own already.
+/// Which of these trades have a row already.
 ///
 /// # Errors
 /// [`DbError`].
@@ -152,22 +152,23 @@ pub async fn recorded(
     Ok(rows.into_iter().map(|row| (row.payment_method, row.gateway_no)).collect())
 }
 
-/// A payment that a trade brought to an order.
+/// A payment of an order, found by its trade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Payment {
-    /// Its row.
+    /// The id of its row.
     pub id: TransactionId,
-    /// The gateway that took it.
+    /// The gateway that received it.
     pub payment_method: PaymentMethod,
     /// What the buyer paid.
     pub amount: Money,
-    /// The largest sum that the gateway said went back of it; nothing where it never said.
+    /// The largest refunded total that the gateway has stated for it; zero if it never stated one.
     pub returned: Money,
-    /// When it was paid, by the gateway's clock; by our clock where an earlier release did not keep that.
+    /// When it was paid, by the gateway's clock. An earlier release did not store that time; then it is the time of the
+    /// row, by our clock.
     pub paid_at: OffsetDateTime,
 }
 
-/// The payment that a trade brought to an order, the order's own or another one.
+/// The payment of an order that this trade made: the order's own or another one.
 ///
 /// # Errors
 /// [`DbError`].
@@ -205,15 +206,15 @@ pub async fn payment_of_trade(
 /// One movement of money.
 #[derive(Debug, Clone)]
 pub struct Movement {
-    /// Ours, for the books.
+    /// Our number, for the books.
     pub transaction_no: String,
     /// `payment` or `refund`.
     pub action_type: String,
-    /// How much.
+    /// The amount.
     pub amount: Money,
     /// `pending`, `succeeded` or `failed`.
     pub status: String,
-    /// The gateway's number, once it happened.
+    /// The gateway's number, once it is known.
     pub gateway_no: Option<String>,
     /// By our clock.
     pub created_at: OffsetDateTime,

@@ -1,4 +1,4 @@
-//! `payment_orders`: creating and reading; the moves that facts make.
+//! `payment_orders`: creating and reading orders. The moves are in `moves`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -23,47 +23,47 @@ pub use moves::{Paid, mark_by_refunds, mark_closed, mark_honoured, mark_paid};
 /// One row, whole.
 #[derive(Clone)]
 pub struct Order {
-    /// Ours, for paths and events.
+    /// Our id, for paths and events.
     pub id: OrderId,
-    /// Whose it is.
+    /// The buyer.
     pub user_id: UserId,
-    /// Ours, for the gateways.
+    /// Our number for the gateways.
     pub order_no: OrderNo,
     /// What kind of thing is sold.
     pub product_type: ProductType,
     /// What the buyer reads.
     pub subject: Subject,
-    /// What he pays.
+    /// The amount to pay.
     pub amount: Money,
-    /// At which gateway.
+    /// The gateway.
     pub payment_method: PaymentMethod,
-    /// Where he is.
+    /// Where the buyer pays.
     pub scene: Scene,
-    /// Into which account.
+    /// The account that receives the money.
     pub account: AccountName,
-    /// Where the order stands.
+    /// The state of the order.
     pub status: OrderStatus,
     /// The trade that paid it.
     pub trade_no: Option<TradeNo>,
-    /// What went back.
+    /// The amount that was refunded.
     pub refunded_amount: Money,
     /// The last moment to pay.
     pub expires_at: OffsetDateTime,
-    /// By the gateway's clock, if that can be.
+    /// When it was paid, by the gateway's clock. `None` also for an impossible time.
     pub paid_at: Option<OffsetDateTime>,
-    /// By our clock.
+    /// When it was closed, by our clock.
     pub closed_at: Option<OffsetDateTime>,
-    /// When somebody asked for the order's end, by our clock.
+    /// When a close was first requested, by our clock.
     pub close_requested_at: Option<OffsetDateTime>,
-    /// What became of money that the order was not owed; `None`: there was none. See [`crate::tables::extra`].
+    /// What happened to payments that the order was not owed; `None`: there were none. See [`crate::tables::extra`].
     pub extra_state: Option<ExtraState>,
-    /// How much of it is in that state, where the gateway has stated it.
+    /// How much of that money is in that state, if the gateway has stated it.
     pub extra_amount: Option<Money>,
-    /// What the merchant's frontend attached; events carry it on.
+    /// What the merchant's frontend attached; events include it.
     pub metadata: Value,
     /// See [`gateway::PrepayRequest`]. Never logged.
     pub prepay: Value,
-    /// Rises with each change.
+    /// Increases with each change.
     pub version: i64,
     /// By our clock.
     pub created_at: OffsetDateTime,
@@ -71,25 +71,25 @@ pub struct Order {
     pub updated_at: OffsetDateTime,
 }
 
-/// What a new order is made of.
+/// The content of a new order.
 pub struct NewOrder {
-    /// A fresh UUIDv7.
+    /// A new UUIDv7.
     pub id: OrderId,
-    /// Whose it is.
+    /// The buyer.
     pub user_id: UserId,
-    /// A fresh number.
+    /// A new number.
     pub order_no: OrderNo,
     /// What kind of thing is sold.
     pub product_type: ProductType,
     /// What the buyer reads.
     pub subject: Subject,
-    /// What he pays.
+    /// The amount to pay.
     pub amount: Money,
-    /// At which gateway.
+    /// The gateway.
     pub payment_method: PaymentMethod,
-    /// Where he is.
+    /// Where the buyer pays.
     pub scene: Scene,
-    /// Into which account.
+    /// The account that receives the money.
     pub account: AccountName,
     /// The last moment to pay.
     pub expires_at: OffsetDateTime,
@@ -97,35 +97,36 @@ pub struct NewOrder {
     pub client_ip: Option<IpAddr>,
     /// What the merchant's frontend attached.
     pub metadata: Value,
-    /// What the gateway will be sent.
+    /// What we will send to the gateway.
     pub prepay: Value,
-    /// After how long the order's first check is due.
+    /// How long after now the order's first check is due.
     pub check_in: Duration,
-    /// Now.
+    /// The present time.
     pub created_at: OffsetDateTime,
-    /// The key of the request that makes it.
+    /// The idempotency key of the request that creates it.
     pub key: NewKey,
-    /// What that request is answered, where the answer needs nothing that is not known yet.
+    /// The answer to that request, if everything in it is known already.
     pub answer: Option<Value>,
 }
 
-/// What became of a new order.
+/// The result for a new order.
 pub enum Created {
-    /// It was made, and its key has no answer yet.
+    /// It was created, and its key has no answer yet.
     Unanswered,
-    /// It was made and answered.
+    /// It was created and answered.
     Answered(SavedAnswer),
-    /// None was made: the key is taken.
+    /// It was not created: the key is in use.
     Taken,
 }
 
-/// Writes key, order, payment transaction and check job of each in one statement: all four, or none because its key is
-/// taken. A key that has expired is taken over. A statement with the same key that has not ended is waited for.
+/// Writes the key, order, payment transaction and check job of each new order in one statement: all four, or none if
+/// its key is in use. An expired key is taken over. If another statement with the same key is still running, this one
+/// waits for it.
 ///
-/// What became of each, in their order. No two may have the same user and key.
+/// Returns one result for each new order, in the same order. No two may have the same user and key.
 ///
 /// # Errors
-/// [`DbError`]; then none was made.
+/// [`DbError`]; then none was created.
 pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Created>, DbError> {
     let made = sqlx::query!(
         r#"
@@ -209,8 +210,8 @@ impl Created {
     }
 }
 
-/// Reads whole orders: one list of columns for every question. A time of payment that cannot be, from before such times were
-/// refused, is left out: one row must not fail a list.
+/// Reads whole orders: one list of columns for every query. Rows from before impossible payment times were refused may
+/// hold such a time. It is left out, because one row must not make a whole list fail.
 macro_rules! select_orders {
     ($tail:tt $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -249,7 +250,7 @@ pub async fn by_order_no(db: impl PgExecutor<'_>, order_no: &OrderNo) -> Result<
     Ok(select_orders!("where order_no = $1", order_no.as_str()).fetch_optional(db).await?)
 }
 
-/// Orders by their ids; an id of no order is left out.
+/// Orders by their ids. An id without an order is left out.
 ///
 /// # Errors
 /// [`DbError`].
@@ -257,7 +258,7 @@ pub async fn by_ids(db: impl PgExecutor<'_>, ids: &[OrderId]) -> Result<Vec<Orde
     Ok(select_orders!("where id = any($1::bpchar[])", ids as &[OrderId]).fetch_all(db).await?)
 }
 
-/// Orders by their numbers; a number of no order is left out.
+/// Orders by their numbers. A number without an order is left out.
 ///
 /// # Errors
 /// [`DbError`].
@@ -265,7 +266,7 @@ pub async fn by_order_nos(db: impl PgExecutor<'_>, order_nos: &[String]) -> Resu
     Ok(select_orders!("where order_no = any($1)", order_nos).fetch_all(db).await?)
 }
 
-/// The newest orders of all.
+/// The newest orders of all users.
 ///
 /// # Errors
 /// [`DbError`].
@@ -273,7 +274,7 @@ pub async fn newest(db: impl PgExecutor<'_>, limit: i64) -> Result<Vec<Order>, D
     Ok(select_orders!("order by id desc limit $1", limit).fetch_all(db).await?)
 }
 
-/// A part of a user's orders, newest first.
+/// One page of a user's orders, newest first.
 ///
 /// # Errors
 /// [`DbError`].
@@ -282,7 +283,8 @@ pub async fn of_user(
     user_id: &UserId,
     wanted: &Wanted<OrderId, OrderStatus>,
 ) -> Result<Vec<Order>, DbError> {
-    // Bounds even where nothing bounds, so that one plan serves every question: it walks the user's own rows.
+    // Pass bounds even if the caller sets none: then one plan serves every query, and it walks only the user's own
+    // rows.
     let (first, past) = wanted.id_range();
     let past = OrderId::from_u128(past).min(wanted.before.unwrap_or(OrderId::from_u128(u128::MAX)));
     Ok(select_orders!(
@@ -308,7 +310,7 @@ pub async fn of_user(
     .await?)
 }
 
-/// Orders by number, locked in the order of their ids, as every transaction must.
+/// Orders by their numbers, locked in the order of their ids, as every transaction must do.
 ///
 /// # Errors
 /// [`DbError`].
@@ -324,7 +326,7 @@ pub async fn lock_one(tx: &mut PgConnection, id: OrderId) -> Result<Option<Order
     Ok(select_orders!("where id = $1 for update", id as OrderId).fetch_optional(tx).await?)
 }
 
-/// Notes that somebody asked for the end of an order, the first time and while it is pending. Whether it was then.
+/// Records the first request to close a pending order. Returns whether this was the first, and the order was pending.
 ///
 /// # Errors
 /// [`DbError`].
@@ -343,7 +345,7 @@ pub async fn request_close(tx: &mut PgConnection, id: OrderId, now: OffsetDateTi
     Ok(noted.rows_affected() == 1)
 }
 
-/// Notes what the gateway was last heard to say of an order, for a person.
+/// Records the gateway's latest answer about an order, for a person to read.
 ///
 /// # Errors
 /// [`DbError`].
@@ -364,7 +366,7 @@ pub async fn note_check(
     Ok(())
 }
 
-/// What the gateway was last heard to say of an order, and when.
+/// The gateway's latest answer about an order, and when it came.
 ///
 /// # Errors
 /// [`DbError`].
@@ -375,7 +377,7 @@ pub async fn last_check(db: impl PgExecutor<'_>, id: OrderId) -> Result<Option<(
     Ok(row.and_then(|row| Some((row.checked_at?, row.gateway_state?))))
 }
 
-/// What watchers want to know of many orders: id and version.
+/// The id and version of many orders, for processes that watch them.
 ///
 /// # Errors
 /// [`DbError`].

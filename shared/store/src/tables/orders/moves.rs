@@ -1,4 +1,4 @@
-//! The moves of an order: each from the states that it may leave, or not at all. A trigger refuses every other move
+//! The moves of an order. Each move starts only from the states that allow it. A trigger refuses every other move
 //! (`migrations/0028_events_and_moves_are_facts.sql`).
 
 use domain::{Money, OrderId, OrderStatus, TradeNo};
@@ -11,18 +11,18 @@ use crate::tables::transactions;
 
 /// One order that was paid.
 pub struct Paid {
-    /// Which order.
+    /// The order.
     pub id: OrderId,
-    /// By which trade.
+    /// The trade that paid it.
     pub trade_no: TradeNo,
-    /// By the gateway's clock.
+    /// When it was paid, by the gateway's clock.
     pub paid_at: OffsetDateTime,
 }
 
 /// Moves pending orders to paid, and their payments to succeeded.
 ///
 /// # Errors
-/// [`DbError::Moved`] when one of them is no longer pending; nothing may be committed then.
+/// [`DbError::Moved`] when one of them is no longer pending; then the caller must not commit.
 pub async fn mark_paid(tx: &mut PgConnection, paid: &[Paid], now: OffsetDateTime) -> Result<(), DbError> {
     let ids: Vec<OrderId> = paid.iter().map(|p| p.id).collect();
     let trade_nos: Vec<&str> = paid.iter().map(|p| p.trade_no.as_str()).collect();
@@ -45,11 +45,11 @@ pub async fn mark_paid(tx: &mut PgConnection, paid: &[Paid], now: OffsetDateTime
     transactions::mark_succeeded(tx, &ids, &trade_nos, now).await
 }
 
-/// Moves orders that are not paid to paid, each by a trade that has a payment of its own already. The payment that an order
-/// was placed with did not happen then.
+/// Moves unpaid orders to paid, each by a trade that already has a transaction of its own. The payment that the order
+/// was placed with is marked as failed.
 ///
 /// # Errors
-/// [`DbError::Moved`] when one of them is paid; nothing may be committed then.
+/// [`DbError::Moved`] when one of them is paid already; then the caller must not commit.
 pub async fn mark_honoured(tx: &mut PgConnection, paid: &[Paid], now: OffsetDateTime) -> Result<(), DbError> {
     let ids: Vec<OrderId> = paid.iter().map(|p| p.id).collect();
     let trade_nos: Vec<&str> = paid.iter().map(|p| p.trade_no.as_str()).collect();
@@ -75,7 +75,7 @@ pub async fn mark_honoured(tx: &mut PgConnection, paid: &[Paid], now: OffsetDate
 /// Moves pending orders to closed, and their payments to failed.
 ///
 /// # Errors
-/// [`DbError::Moved`] when one of them is no longer pending; nothing may be committed then.
+/// [`DbError::Moved`] when one of them is no longer pending; then the caller must not commit.
 pub async fn mark_closed(tx: &mut PgConnection, ids: &[OrderId], now: OffsetDateTime) -> Result<(), DbError> {
     let done = sqlx::query!(
         r#"
@@ -92,10 +92,10 @@ pub async fn mark_closed(tx: &mut PgConnection, ids: &[OrderId], now: OffsetDate
     transactions::mark_failed(tx, ids, now).await
 }
 
-/// Writes what the refunds of a paid order make of it.
+/// Writes the status and the refunded amount that follow from the refunds of a paid order.
 ///
 /// # Errors
-/// [`DbError::Moved`] when the order has left the state that it was read in.
+/// [`DbError::Moved`] when the order is no longer in the state that it was read in.
 pub async fn mark_by_refunds(
     tx: &mut PgConnection,
     order: &Order,
