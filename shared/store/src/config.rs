@@ -1,4 +1,4 @@
-//! Where the database is.
+//! The address of the database.
 
 use runtime::env::Env;
 use secrecy::{ExposeSecret, SecretString};
@@ -7,17 +7,18 @@ use crate::connect::clear_host;
 
 const DATABASE_TLS: &str = "add ?sslmode=verify-full, and &sslrootcert=… for an authority of your own";
 
-/// Where the database is.
+/// The address of the database.
 #[derive(Debug, Clone)]
 pub struct DatabaseConfig {
     /// `DATABASE_URL`.
     pub url: SecretString,
-    /// `DATABASE_MAX_CONNECTIONS`: the pool's bound. All processes together stay below the server's own limit.
+    /// `DATABASE_MAX_CONNECTIONS`: the size limit of the pool. The sum over all processes must stay below the server's
+    /// own limit.
     pub max_connections: u32,
 }
 
 impl DatabaseConfig {
-    /// Reads the section; `max_connections` is the default of this process.
+    /// Reads the settings from the environment; `max_connections` is this process's default.
     pub fn from_env(env: &mut Env, max_connections: u32) -> Option<DatabaseConfig> {
         let hint = "set it to postgres://user:password@host:5432/database";
         let url = env.address("DATABASE_URL", hint).filter(|url| {

@@ -1,34 +1,34 @@
-//! What can go wrong at the database.
+//! Database errors.
 
-/// What a statement met, named after what the caller may do.
+/// A failed statement, classified by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
-    /// The server is gone, starting, or not as we need it (every connection taken, a right or a table missing, a disk
-    /// that fails): wait, have somebody look, then repeat. No row is to blame.
+    /// The server is down, starting, or not usable (no free connection, a missing permission or table, a failing disk).
+    /// Wait until a person has fixed it, then repeat. The rows are not the cause.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
-    /// Another transaction was in the way: repeat the whole transaction.
+    /// A conflict with another transaction: repeat the whole transaction.
     #[error("another transaction was in the way")]
     Again(#[source] sqlx::Error),
-    /// A constraint said no.
+    /// A constraint refused the row.
     #[error("constraint {0} refused the row")]
     Constraint(String),
     /// A value that the column cannot hold.
     #[error("the database cannot hold a value")]
     Unfit(#[source] sqlx::Error),
-    /// A row holds what our types refuse.
+    /// A row holds a value that our types refuse.
     #[error("column {column} holds a value that our types refuse")]
     Corrupt {
         /// Index or name of the column.
         column: String,
-        /// What the type said.
+        /// The error of the type.
         #[source]
         source: sqlx::error::BoxDynError,
     },
     /// The row was not in the state that the statement names.
     #[error("the row has left the expected state")]
     Moved,
-    /// Anything else: nobody knows whose fault it is, so no row may be given up for it.
+    /// Any other error. The cause is unknown, so the caller must not discard a row because of it.
     #[error("the statement failed")]
     Failed(#[source] sqlx::Error),
 }
@@ -42,12 +42,12 @@ impl DbError {
         if touched == expected as u64 { Ok(()) } else { Err(DbError::Moved) }
     }
 
-    /// Whether the rows themselves are to blame: no repeat can help these, and others may pass.
+    /// Whether the rows themselves are the cause. A repeat cannot help these rows; other rows may succeed.
     pub fn blames_the_rows(&self) -> bool {
         matches!(self, DbError::Constraint(_) | DbError::Unfit(_) | DbError::Corrupt { .. } | DbError::Moved)
     }
 
-    /// Whether the time for a lock (55P03) or a statement (57014) ran out: a repeat at once would only wait again.
+    /// Whether a lock wait (55P03) or a statement (57014) timed out. An immediate repeat would only wait again.
     pub fn ran_out_of_time(&self) -> bool {
         match self {
             DbError::Again(sqlx::Error::Database(refusal)) => {
@@ -58,15 +58,16 @@ impl DbError {
     }
 }
 
-/// Classes of error codes that tell of the surroundings and not of a row: the connection, who may log in, no such
-/// database or schema, no right and no such table or column (a deployment that is not there yet), resources, the
-/// operator, the disk, a broken configuration, a defect of the server.
+/// Classes of error codes that are about the environment and not about a row: connection, login, missing database or
+/// schema, missing permission, table or column (a deployment that is not complete), resources, operator actions, disk,
+/// configuration, server defects.
 const SURROUNDINGS: [&str; 10] = ["08", "28", "3D", "3F", "42", "53", "57", "58", "F0", "XX"];
-/// Single codes of the same sort. 0A000: a plan from before a migration; 25006: a failover left us on a replica; 25P03:
-/// idle in transaction, the connection is dead; 26000: a prepared statement that a pooler does not know.
+/// Single codes of the same sort. 0A000: a plan from before a migration; 25006: after a failover we are on a replica;
+/// 25P03: idle in transaction, the connection is dead; 26000: a prepared statement that a pooler does not know.
 const SURROUNDINGS_ALONE: [&str; 5] = ["0A000", "25006", "25P03", "26000", "55000"];
 
-/// Codes: PostgreSQL, appendix "Error Codes". Of the rest, class 22 is a value and 23 a constraint.
+/// Error codes: see PostgreSQL, appendix "Error Codes". Of the other classes, 22 is about a value and 23 about a
+/// constraint.
 impl From<sqlx::Error> for DbError {
     fn from(error: sqlx::Error) -> DbError {
         match error {

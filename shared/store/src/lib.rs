@@ -1,9 +1,9 @@
-//! The database: all SQL, and where facts become state and events.
+//! The database: all SQL, and the code that turns facts into state and events.
 //!
-//! [`tables`] has one file for each table. Its functions work on the caller's connection or transaction and never begin or commit; a
-//! write that depends on a state names that state in its `where`. [`settle`] turns facts about money into state and events, and
-//! nothing else does. [`cache`] holds copies of what is shown. [`upkeep`] is everything about the schema: its
-//! migrations, its rights, what is removed after its time, and who leads.
+//! [`tables`] has one file for each table. Its functions work on the caller's connection or transaction and never begin
+//! or commit. A write that depends on a state names that state in its `where`. [`settle`] turns facts about payments
+//! into state and events; no other code does. [`cache`] holds copies of what the API shows. [`upkeep`] is everything
+//! about the schema: its migrations, its permissions, the deletion of old data, and the choice of the leader.
 
 pub mod cache;
 pub mod config;

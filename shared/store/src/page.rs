@@ -1,35 +1,35 @@
-//! Which part of a list somebody wants to see. Ids sort by time, so a time is a bound on ids and no list needs an offset.
+//! Which part of a list a caller wants. Ids sort by time, so a time is a bound on ids and no list needs an offset.
 
 use domain::{PaymentMethod, first_id_at};
 use time::{Duration, OffsetDateTime};
 
-/// An id is made a moment before its row says that it was created.
+/// An id is made shortly before the creation time of its row.
 const SLACK: Duration = Duration::minutes(1);
 
-/// A part of a list, newest first; what is not said is not asked for.
+/// A part of a list, newest first. A filter that is `None` does not restrict the list.
 #[derive(Debug, Clone)]
 pub struct Wanted<Id, Status> {
-    /// Older than this row.
+    /// Only rows older than this one.
     pub before: Option<Id>,
-    /// In this state.
+    /// Only rows in this state.
     pub status: Option<Status>,
-    /// At this gateway.
+    /// Only rows of this gateway.
     pub method: Option<PaymentMethod>,
-    /// Created then or later.
+    /// Created at this time or later.
     pub from: Option<OffsetDateTime>,
-    /// Created earlier than that.
+    /// Created before this time.
     pub to: Option<OffsetDateTime>,
-    /// At most so many.
+    /// The largest number of rows.
     pub limit: i64,
 }
 
 impl<Id: Copy, Status> Wanted<Id, Status> {
-    /// The newest so many.
+    /// The newest `limit` rows.
     pub fn newest(limit: i64) -> Wanted<Id, Status> {
         Wanted { before: None, status: None, method: None, from: None, to: None, limit }
     }
 
-    /// The least bits of an id in the list, and the bits that all of them are below. They only narrow the scan; the
+    /// The smallest id bits in the list, and an upper bound that all ids are below. They only narrow the scan; the
     /// times themselves decide.
     pub(super) fn id_range(&self) -> (u128, u128) {
         let first = self.from.map_or(0, |from| first_id_at(from - SLACK));

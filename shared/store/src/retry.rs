@@ -1,5 +1,5 @@
-//! Transactions that are done anew because they collided with another one: a deadlock, or an order of things that the
-//! isolation level of this role does not allow. The database has undone the whole of it then, and a repeat may pass.
+//! Repeats transactions that collided with another one: a deadlock, or an order of reads and writes that the isolation
+//! level of this role does not allow. The database has rolled the whole transaction back, and a repeat may succeed.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use tracing::warn;
 use crate::connect::in_time;
 use crate::error::DbError;
 
-/// Five times in all, with waits of different lengths, so that those who collided do not meet again.
+/// Five tries in total. The waits vary in length, so that the transactions that collided do not collide again.
 const TRIES: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(10))
     .with_max_delay(Duration::from_millis(200))
     .with_max_times(4)
     .with_jitter();
 
-/// An error that may tell of a collision.
+/// An error that may be a collision.
 pub trait Collision: std::error::Error + From<DbError> + 'static {
-    /// Whether the transaction failed only because of another one. One that ran out of time is none: a repeat at once would
+    /// Whether the transaction failed only because of another one. A timeout does not count: an immediate repeat would
     /// wait again.
     fn is_collision(&self) -> bool;
 }
@@ -30,16 +30,16 @@ impl Collision for DbError {
     }
 }
 
-/// Does a whole transaction, from its begin to its commit, [`in_time`], and does it anew when it collided.
+/// Runs a whole transaction, from begin to commit, [`in_time`], and repeats it after a collision.
 ///
 /// # Errors
-/// What the last try met.
+/// The error of the last try.
 pub async fn anew<T, E: Collision, F: Future<Output = Result<T, E>>>(
     mut transaction: impl FnMut() -> F,
 ) -> Result<T, E> {
     let noted = |error: &E, _| {
         metrics::counter!("db_collisions_total").increment(1);
-        warn!(error = chain(error), "Another transaction was in the way; once more");
+        warn!(error = chain(error), "Another transaction was in the way; trying again");
     };
     (|| in_time(transaction())).retry(TRIES).when(E::is_collision).notify(noted).await
 }
@@ -54,7 +54,7 @@ mod tests {
         DbError::Again(sqlx::Error::RowNotFound)
     }
 
-    /// What it came to, and after how many tries.
+    /// The result, and the number of tries.
     async fn tried(outcome: impl Fn(u32) -> Result<(), DbError>) -> (Result<(), DbError>, u32) {
         let tries = Cell::new(0);
         let transaction = || async {

@@ -1,9 +1,9 @@
-//! `audit_log` and `audit_chain`: what people did, and a chain that shows whether it was rewritten since.
+//! `audit_log` and `audit_chain`: what people did, and a hash chain that shows whether the log was changed later.
 //!
-//! An act is inserted in the transaction of its effect, without a lock. The relay links new rows within a second ([`link`]). The
-//! hash of a link covers the link before and every column of the row, so a change of either is found ([`follow`]). Who owns the
-//! tables can still cut the end of the chain, or write it again: a root that was noted elsewhere, such as in the relay's log, shows
-//! that too.
+//! An act is inserted in the transaction of its effect, without a lock. The relay links new rows within a second
+//! ([`link`]). The hash of a link covers the link before it and every column of the row, so [`follow`] finds a change
+//! of either. The owner of the tables can still cut the chain's end off, or write it again. A root that was recorded
+//! elsewhere, such as in the relay's log, reveals that too.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,17 +19,17 @@ use crate::tables::jobs::millis;
 /// What a person did.
 #[derive(Debug, Clone)]
 pub struct Act<'a> {
-    /// Who: a user, or `paymentctl/` and an operator's name. 64 characters at most.
+    /// Who did it: a user, or `paymentctl/` and an operator's name. 64 characters at most.
     pub subject: &'a str,
-    /// What, such as `case.confirmed`. 40 characters at most.
+    /// What was done, such as `case.confirmed`. 40 characters at most.
     pub act: &'a str,
-    /// To what, such as `case:` and its id. 160 characters at most.
+    /// The object of the act, such as `case:` and its id. 160 characters at most.
     pub object: String,
-    /// What else is to be known, without the payer's identity.
+    /// Further details, without the payer's identity.
     pub detail: &'a Value,
 }
 
-/// Writes an act down, in the transaction of its effect.
+/// Records an act, in the transaction of its effect.
 ///
 /// # Errors
 /// [`DbError`].
@@ -49,37 +49,37 @@ pub async fn record(tx: &mut PgConnection, act: &Act<'_>) -> Result<(), DbError>
 /// SHA-256.
 pub type Hash = [u8; SHA256_OUTPUT_LEN];
 
-/// What comes before the first link.
+/// The hash before the first link.
 pub const BEGINNING: Hash = [0; SHA256_OUTPUT_LEN];
 
-/// One row of the log, as the hash sees it.
+/// One row of the log, with the values that the hash covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Its number.
+    /// The number of the row.
     pub id: i64,
     /// By the database's clock.
     pub at: OffsetDateTime,
-    /// Who.
+    /// Who did it.
     pub subject: String,
-    /// Whose word proved the subject.
+    /// The issuer that proved the subject.
     pub issuer: Option<String>,
-    /// By which key.
+    /// The key that proved it.
     pub key_id: Option<String>,
-    /// In which session.
+    /// The session.
     pub session: Option<String>,
-    /// Who logged in to the database.
+    /// The user that was logged in to the database.
     pub database_user: String,
-    /// What.
+    /// What was done.
     pub act: String,
-    /// To what.
+    /// The object of the act.
     pub object: String,
-    /// What else, as the database writes it.
+    /// Further details, as the database prints them.
     pub detail: String,
 }
 
 impl Row {
-    /// The hash of the link that follows `before` and holds this row. Each value has its length before it, so that no two rows
-    /// look alike.
+    /// The hash of the link that follows `before` and holds this row. Each value is preceded by its length, so two
+    /// different rows never give the same input.
     pub fn hash_after(&self, before: &Hash) -> Hash {
         let mut context = Context::new(&SHA256);
         context.update(before);
@@ -117,7 +117,7 @@ pub struct Root {
     pub hash: Hash,
 }
 
-/// As it is noted: the number, a colon, and the hash in hex digits.
+/// The form in which a root is recorded: the number, a colon, and the hash in hex digits.
 impl fmt::Display for Root {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.n, hex(&self.hash))
@@ -146,7 +146,7 @@ impl FromStr for Root {
     }
 }
 
-/// Where the chain ends.
+/// The present end of the chain.
 ///
 /// # Errors
 /// [`DbError`].
@@ -155,12 +155,13 @@ pub async fn root(db: impl PgExecutor<'_>) -> Result<Root, DbError> {
     Ok(last.map_or(Root { n: 0, hash: BEGINNING }, |last| Root { n: last.n, hash: fixed(&last.hash) }))
 }
 
-/// A constraint holds the length; another one would be found as another hash.
+/// A constraint guarantees the length. Any other length would give a wrong hash, which [`follow`] finds.
 fn fixed(bytes: &[u8]) -> Hash {
     Hash::try_from(bytes).unwrap_or(BEGINNING)
 }
 
-/// Reads rows that are in no link. A row whose time no type of ours reads is left out: [`follow`] and [`unlinked`] name it.
+/// Reads rows that are in no link. A row whose time our types cannot read is left out; [`follow`] and [`unlinked`]
+/// report it.
 macro_rules! select_unlinked {
     ($tail:tt $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -176,7 +177,7 @@ macro_rules! select_unlinked {
     };
 }
 
-/// The rows without a link that were written in the last `within`, at most so many.
+/// The rows without a link that were written within the last `within`, at most `limit`.
 ///
 /// # Errors
 /// [`DbError`].
@@ -187,7 +188,7 @@ pub async fn recent(db: impl PgExecutor<'_>, within: Duration, limit: i64) -> Re
     Ok(rows.fetch_all(db).await?)
 }
 
-/// The rows without a link whose numbers are `from` or larger, and smaller than `to`.
+/// The rows without a link whose numbers are at least `from` and below `to`.
 ///
 /// # Errors
 /// [`DbError`].
@@ -195,7 +196,7 @@ pub async fn numbered(db: impl PgExecutor<'_>, from: i64, to: i64) -> Result<Vec
     Ok(select_unlinked!("and id >= $1 and id < $2 order by id", from, to).fetch_all(db).await?)
 }
 
-/// The largest number of a row; 0 where there is none.
+/// The largest number of a row; 0 if there is none.
 ///
 /// # Errors
 /// [`DbError`].
@@ -204,8 +205,8 @@ pub async fn largest(db: impl PgExecutor<'_>) -> Result<i64, DbError> {
     Ok(row.fetch_one(db).await?.id)
 }
 
-/// Links these rows, in their order. Returns where the chain ends then. Who links at the same time fails as a whole: a link has one
-/// successor.
+/// Links these rows in their order and returns the new end of the chain. If another process links at the same time, one
+/// of the two fails as a whole, because a link has only one successor.
 ///
 /// # Errors
 /// [`DbError`].
@@ -237,7 +238,8 @@ pub async fn link(tx: &mut PgConnection, rows: &[Row]) -> Result<Root, DbError> 
     Ok(end)
 }
 
-/// The numbers, `from` or larger and smaller than `to`, of rows that were written longer ago than `age` and are in no link.
+/// The numbers (at least `from`, below `to`) of rows that are in no link although they are older than `age`. A row
+/// dated more than a day ahead counts too.
 ///
 /// # Errors
 /// [`DbError`].
@@ -258,7 +260,8 @@ pub async fn unlinked(db: impl PgExecutor<'_>, (from, to): (i64, i64), age: Dura
     .await?)
 }
 
-/// The number of a link that is none of the chain, which counts from 1; it would hide the row that it names.
+/// The number of a link below 1. The chain counts from 1, so such a link is not part of it, but it would hide the row
+/// that it names.
 ///
 /// # Errors
 /// [`DbError`].
@@ -267,13 +270,13 @@ pub async fn stray_link(db: impl PgExecutor<'_>) -> Result<Option<i64>, DbError>
     Ok(found.fetch_optional(db).await?.map(|link| link.n))
 }
 
-/// The first place at which the chain does not hold.
+/// The first place where the chain is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// A number is passed over.
+    /// A link number is missing.
     #[error("link {0} is gone")]
     LinkGone(i64),
-    /// A link names a row that is not there.
+    /// A link names a row that does not exist.
     #[error("row {row} of link {n} is gone")]
     RowGone {
         /// The link.
@@ -281,10 +284,10 @@ pub enum Fault {
         /// The row.
         row: i64,
     },
-    /// A link does not hold the hash of the one before.
+    /// A link does not hold the hash of the link before it.
     #[error("link {0} does not follow the link before it")]
     NotLinked(i64),
-    /// The hash of a link is not that of its row.
+    /// The hash of a link does not match its row.
     #[error("row {row}, or its link {n}, was changed")]
     Changed {
         /// The link.
@@ -294,10 +297,11 @@ pub enum Fault {
     },
 }
 
-/// Follows the chain from `from` through at most `limit` links. Returns where it ends then; the same place when nothing follows.
+/// Checks the chain after `from`, at most `limit` links. Returns the last link checked; `from` itself if nothing
+/// follows.
 ///
 /// # Errors
-/// [`DbError`]; inside, the first [`Fault`].
+/// [`DbError`]; the inner error is the first [`Fault`].
 pub async fn follow(db: impl PgExecutor<'_>, from: Root, limit: i64) -> Result<Result<Root, Fault>, DbError> {
     let links = sqlx::query!(
         r#"
@@ -335,7 +339,7 @@ pub async fn follow(db: impl PgExecutor<'_>, from: Root, limit: i64) -> Result<R
                 detail: link.detail?,
             })
         };
-        // A time that no type of ours reads was never linked so.
+        // A row with a time that our types cannot read was never linked with that time.
         let Some(held) = held() else { return Ok(Err(Fault::Changed { n, row })) };
         if link.prev_hash != end.hash {
             return Ok(Err(Fault::NotLinked(n)));
@@ -349,7 +353,7 @@ pub async fn follow(db: impl PgExecutor<'_>, from: Root, limit: i64) -> Result<R
     Ok(Ok(end))
 }
 
-/// The newest acts, those of one object where it is named; the newest first.
+/// The newest acts, newest first; only those on `object` if it is given.
 ///
 /// # Errors
 /// [`DbError`].
@@ -391,7 +395,7 @@ mod tests {
         }
     }
 
-    /// A change of the hash breaks every chain that exists.
+    /// If this hash changes, every existing chain breaks.
     #[test]
     fn the_hash_stays_what_it_is() {
         assert_eq!(

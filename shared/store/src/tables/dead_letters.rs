@@ -1,4 +1,4 @@
-//! The bytes of dead letters. They name payers, so a case holds their digest alone, and neither `payment-api` nor
+//! The bytes of dead letters. They name payers, so a case holds only their digest, and neither `payment-api` nor
 //! `paymentctl` can read this table.
 
 use base64::Engine as _;
@@ -12,10 +12,10 @@ use time::OffsetDateTime;
 use crate::error::DbError;
 use crate::upkeep::retention::{Step, until_fewer};
 
-/// The member of the evidence in which an older release kept the bytes.
+/// The member of the evidence in which an older release stored the bytes.
 const BYTES: &str = "body";
 
-/// A message that is kept for its case.
+/// A dead letter that is stored for its case.
 #[derive(Debug, Clone)]
 pub struct Letter {
     /// The `gateway_no` of its case.
@@ -25,19 +25,20 @@ pub struct Letter {
 }
 
 impl Letter {
-    /// The letter of the case with this number. A callback is kept as it would be in a job, if a row can hold it.
+    /// The dead letter of the case with this number. A callback is stored in the form of a job's payload, if a row can
+    /// hold that.
     pub fn new(number: String, body: &[u8], callback: Option<&Callback>) -> Letter {
         let job = callback.and_then(Callback::payload);
         Letter { number, body: job.is_none().then(|| body.to_vec()), job }
     }
 }
 
-/// What a case says of bytes: how many, and their digest.
+/// What a case states about the bytes: their length and their digest.
 pub fn summary(bytes: &[u8]) -> Map<String, Value> {
     Map::from_iter([("size".to_owned(), bytes.len().into()), ("digest".to_owned(), digest(bytes).into())])
 }
 
-/// Evidence without the bytes that an older release kept in it.
+/// The evidence without the bytes that an older release stored in it.
 #[must_use]
 pub fn without_bytes(mut evidence: Value) -> Value {
     let Some(members) = evidence.as_object_mut() else { return evidence };
@@ -47,13 +48,13 @@ pub fn without_bytes(mut evidence: Value) -> Value {
     evidence
 }
 
-/// The bytes of evidence; text that is no base64 stands for itself.
+/// The bytes in the evidence. Text that is not base64 counts as the bytes themselves.
 fn decoded(text: &str) -> Vec<u8> {
     STANDARD.decode(text).unwrap_or_else(|_| text.as_bytes().to_vec())
 }
 
-/// Keeps letters for the cases that were opened with their numbers. A case whose letter is kept keeps it: what has one number
-/// says the same.
+/// Stores dead letters for the cases that were opened with their numbers. If a case has a stored dead letter, that one
+/// stays: the same number always means the same content.
 ///
 /// # Errors
 /// [`DbError`].
@@ -79,8 +80,8 @@ pub async fn keep(tx: &mut PgConnection, letters: &[Letter], now: OffsetDateTime
     Ok(())
 }
 
-/// Moves the bytes that cases of an older release hold. `callback` reads a message. Its step is over when fewer than `limit`
-/// cases were left.
+/// Moves the bytes out of cases that an older release wrote. `callback` parses a message. The step is complete when
+/// fewer than `limit` cases were left.
 ///
 /// # Errors
 /// [`DbError`].
@@ -116,7 +117,7 @@ pub async fn move_bytes(
     Ok(until_fewer(held.len() as u64, limit))
 }
 
-/// Whether the bytes of a case are still there.
+/// Whether the bytes of a case are still stored.
 ///
 /// # Errors
 /// [`DbError`].
@@ -125,8 +126,8 @@ pub async fn are_kept(db: impl PgExecutor<'_>, case: CaseId) -> Result<bool, DbE
     Ok(row.fetch_one(db).await?.kept)
 }
 
-/// Makes a job of the callback of an open dead letter, inside the database: the caller never has its bytes. `None`: the case is
-/// not open, its message is no callback, or its bytes are gone.
+/// Turns the callback of an open dead letter into a job, inside the database, so the caller never sees the bytes.
+/// `None`: the case is not open, its message is not a callback, or its bytes are deleted.
 ///
 /// # Errors
 /// [`DbError`].

@@ -1,4 +1,4 @@
-//! `events`: the outbox. Asked for what is unpublished, never for what comes after a position.
+//! `events`: the outbox. The relay queries for unpublished events, never for events after a position.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use time::{Duration, OffsetDateTime};
 use crate::error::DbError;
 use crate::tables::jobs::millis;
 
-/// Adds events in the order given. One that is there already stays as it is.
+/// Adds events in the order given. An event that exists already does not change.
 ///
 /// # Errors
 /// [`DbError`].
@@ -40,24 +40,24 @@ pub async fn append(tx: &mut PgConnection, events: &[Event], now: OffsetDateTime
     Ok(())
 }
 
-/// An event that waits to go out.
+/// An unpublished event.
 #[derive(Debug, Clone)]
 pub struct Waiting {
-    /// Its place among the events of its order.
+    /// Its position in the outbox; events of one order are published in this order.
     pub seq: i64,
-    /// Deterministic.
+    /// Deterministic: a repeat of the event has the same id.
     pub event_id: String,
     /// The type, which is the routing key too.
     pub kind: String,
-    /// The order it is about.
+    /// The order that it is about.
     pub order_id: Option<OrderId>,
-    /// What it tells, as JSON: nobody reads it on its way.
+    /// The content as JSON text. No process parses it on its way.
     pub data: String,
     /// When it happened.
     pub occurred_at: OffsetDateTime,
 }
 
-/// Unpublished events whose time has come, oldest first, none of them behind an event of its order that must wait.
+/// Unpublished events that are due, oldest first. An event is left out while an earlier event of its order must wait.
 ///
 /// # Errors
 /// [`DbError`].
@@ -84,16 +84,16 @@ pub async fn waiting(connection: &mut PgConnection, limit: i64) -> Result<Vec<Wa
     .await?)
 }
 
-/// Where an event is that waits.
+/// The position of an unpublished event.
 #[derive(Debug, Clone)]
 pub struct Place {
-    /// Its place among the events of its order.
+    /// Its position in the outbox.
     pub seq: i64,
-    /// The order as the row has it, readable or not.
+    /// The order id as it is in the row, valid or not.
     pub order: Option<String>,
 }
 
-/// The places of the events that [`waiting`] reads, for when one of them cannot be read.
+/// The positions of the events that [`waiting`] reads. Used when one of those events cannot be read.
 ///
 /// # Errors
 /// [`DbError`].
@@ -120,7 +120,7 @@ pub async fn waiting_places(connection: &mut PgConnection, limit: i64) -> Result
     .await?)
 }
 
-/// One event that waits.
+/// One unpublished event.
 ///
 /// # Errors
 /// [`DbError`].
@@ -138,7 +138,7 @@ pub async fn waiting_one(connection: &mut PgConnection, seq: i64) -> Result<Opti
     .await?)
 }
 
-/// Notes what the broker confirmed.
+/// Records which events the broker confirmed.
 ///
 /// # Errors
 /// [`DbError`].
@@ -149,7 +149,7 @@ pub async fn mark_published(connection: &mut PgConnection, seqs: &[i64], now: Of
     Ok(())
 }
 
-/// Puts off events that no queue would have received.
+/// Postpones events that no queue would have received.
 ///
 /// # Errors
 /// [`DbError`].
@@ -164,7 +164,8 @@ pub async fn postpone(connection: &mut PgConnection, seqs: &[i64], wait: Duratio
     Ok(())
 }
 
-/// Marks what was published since `since` as unpublished: the broker was wiped. Returns how many there were.
+/// Marks events that were published since `since` as unpublished, because the broker was wiped. Returns how many there
+/// were.
 ///
 /// # Errors
 /// [`DbError`].
@@ -175,7 +176,7 @@ pub async fn unpublish(connection: &mut PgConnection, since: OffsetDateTime) -> 
     Ok(done.rows_affected())
 }
 
-/// How many events wait, and the age of the oldest.
+/// How many events are unpublished, and the age of the oldest.
 ///
 /// # Errors
 /// [`DbError`].
@@ -191,11 +192,12 @@ pub async fn backlog(db: impl PgExecutor<'_>) -> Result<(i64, Duration), DbError
     Ok((row.count, Duration::milliseconds(row.oldest)))
 }
 
-/// The channel on which the relay is told that events wait.
+/// The channel that notifies the relay of unpublished events.
 const NUDGE: &str = "payment_events";
 
-/// Tells the relay that events wait. Call it once for a batch and after its commit: a notification inside a transaction
-/// takes a lock that all committing transactions share. It may get lost; the relay polls too.
+/// Notifies the relay that there are unpublished events. Call it once for a batch and after its commit: a notification
+/// inside a transaction takes a lock that all committing transactions share. A notification may get lost; the relay
+/// polls too.
 ///
 /// # Errors
 /// [`DbError`].
@@ -204,7 +206,7 @@ pub async fn nudge(db: impl PgExecutor<'_>) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Hears nudges, on a connection of its own.
+/// Listens for notifications, on a connection of its own.
 ///
 /// # Errors
 /// [`DbError`].
@@ -214,28 +216,28 @@ pub async fn listen(pool: &sqlx::PgPool) -> Result<sqlx::postgres::PgListener, D
     Ok(listener)
 }
 
-/// An event as it is kept.
+/// An event as it is stored.
 #[derive(Debug, Clone)]
 pub struct Kept {
-    /// Its place among the events of its order.
+    /// Its position in the outbox; events of one order are published in this order.
     pub seq: i64,
-    /// Deterministic.
+    /// Deterministic: a repeat of the event has the same id.
     pub event_id: String,
     /// The type, which is the routing key too.
     pub kind: String,
-    /// The order it is about.
+    /// The order that it is about.
     pub order_id: Option<OrderId>,
-    /// What it tells.
+    /// The content.
     pub data: Value,
     /// When it happened.
     pub occurred_at: OffsetDateTime,
-    /// Not before then: nobody would have received it.
+    /// Do not publish it before this time: no queue would have received it.
     pub retry_at: Option<OffsetDateTime>,
     /// When the broker last confirmed it.
     pub published_at: Option<OffsetDateTime>,
 }
 
-/// Reads whole events: one list of columns for every question.
+/// Reads whole events: one list of columns for every query.
 macro_rules! select_events {
     ($tail:tt $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -249,7 +251,7 @@ macro_rules! select_events {
     };
 }
 
-/// Events by their ids, in the order in which they go out; an id of no event is left out.
+/// Events by their ids, in the order of publishing. An id without an event is left out.
 ///
 /// # Errors
 /// [`DbError`].
@@ -277,12 +279,12 @@ pub async fn published_in(
     .await?)
 }
 
-/// The newest events, or the newest of those that are not out yet.
+/// The newest events, or the newest unpublished ones.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn newest(db: impl PgExecutor<'_>, unpublished: bool, limit: i64) -> Result<Vec<Kept>, DbError> {
-    // Two statements, so that each has its index.
+    // Two statements, so that each can use its own index.
     Ok(if unpublished {
         select_events!("where published_at is null order by seq desc limit $1", limit).fetch_all(db).await?
     } else {
@@ -290,8 +292,8 @@ pub async fn newest(db: impl PgExecutor<'_>, unpublished: bool, limit: i64) -> R
     })
 }
 
-/// Marks published events as unpublished, so that the relay publishes them again under the same ids, and writes down who had
-/// it done and as which user of the database. Returns how many were; one that is not out anyhow goes out as it would have.
+/// Marks published events as unpublished, so that the relay publishes them again under the same ids. Records who
+/// requested it and the database user. Returns how many events were marked; unpublished events are left alone.
 ///
 /// # Errors
 /// [`DbError`].
@@ -300,22 +302,22 @@ pub async fn publish_again(db: impl PgExecutor<'_>, seqs: &[i64], by: &str) -> R
     Ok(done.unsigned_abs())
 }
 
-/// Once that a person had an event published again.
+/// One request of a person to publish an event again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Republished {
-    /// Which.
+    /// The event.
     pub event_id: String,
     /// When the broker had confirmed it before.
     pub published_at: OffsetDateTime,
-    /// Who had it done.
+    /// Who requested it.
     pub republished_by: String,
-    /// When.
+    /// When it was requested.
     pub republished_at: OffsetDateTime,
-    /// As which user of the database; `None`: an older release wrote it.
+    /// The database user; `None`: an older release wrote the row.
     pub database_user: Option<String>,
 }
 
-/// When these events were published again and by whom, the earliest first.
+/// When these events were published again and who requested it, oldest first.
 ///
 /// # Errors
 /// [`DbError`].

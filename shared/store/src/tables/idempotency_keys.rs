@@ -1,4 +1,4 @@
-//! `idempotency_keys`: which request made which row. The key is written in the statement that makes the row.
+//! `idempotency_keys`: which request made which row. The statement that makes the row also writes the key.
 
 use std::ops::Range;
 
@@ -9,37 +9,37 @@ use time::OffsetDateTime;
 
 use crate::error::DbError;
 
-/// A key on its way into the table.
+/// A key to write.
 pub struct NewKey {
-    /// The client's own text, 1 to 255 characters.
+    /// The text that the client chose, 1 to 255 characters.
     pub key: String,
-    /// The route that it was sent to: a key is bound to one.
+    /// The route of the request: a key is bound to one route.
     pub route: &'static str,
     /// SHA-256 of the request's body.
     pub request_hash: [u8; 32],
-    /// Until then the process that writes it works on it alone, unless it answers in the same transaction.
+    /// Until this time the writing process works on it alone. `None`: it answers in the same transaction.
     pub held_until: Option<OffsetDateTime>,
-    /// From then on it is as if it had never been used.
+    /// From this time on, the key counts as never used.
     pub expires_at: OffsetDateTime,
 }
 
-/// A key that was seen before.
+/// A key that a request used before.
 pub struct KnownKey {
-    /// The route that it was first sent to.
+    /// The route of the first request.
     pub route: String,
     /// SHA-256 of the first request's body.
     pub request_hash: Vec<u8>,
     /// The row that the first request made.
     pub ref_id: OrderId,
-    /// What was answered, once that was final.
+    /// The final answer, once there is one.
     pub answer: Option<Value>,
-    /// The HTTP status of a final answer that is a refusal.
+    /// The HTTP status of the final answer, if it is a refusal.
     pub refused_with: Option<i16>,
-    /// From then on it is as if it had never been used.
+    /// From this time on, the key counts as never used.
     pub expires_at: OffsetDateTime,
 }
 
-/// A final answer on its way into the table.
+/// A final answer to write.
 pub struct NewAnswer {
     /// Its body.
     pub answer: Value,
@@ -53,11 +53,11 @@ pub struct SavedAnswer {
     pub answer: Value,
     /// Its HTTP status, 400 to 499, if it is a refusal.
     pub refused_with: Option<i16>,
-    /// When the key is forgotten, and the answer with it.
+    /// When the key expires, and the answer with it.
     pub expires_at: OffsetDateTime,
 }
 
-/// Looks up a key that has not expired.
+/// Finds a key that has not expired.
 ///
 /// # Errors
 /// [`DbError`].
@@ -82,8 +82,8 @@ pub async fn find(
     .await?)
 }
 
-/// Takes a key for the row `ref_id`, in the transaction that makes the row. `false`: it is taken already, and has not
-/// expired. A request with the same key that is still in flight is waited for.
+/// Claims a key for the row `ref_id`, in the transaction that makes the row. `false`: the key is in use and has not
+/// expired. If another transaction with the same key is still running, this one waits for it.
 ///
 /// # Errors
 /// [`DbError`].
@@ -119,8 +119,8 @@ pub async fn take(
     Ok(done.rows_affected() == 1)
 }
 
-/// Takes up the work on the row `ref_id` for the time `held`, under a key that has no answer and that nobody holds at its
-/// start. `false`: somebody does, or it is answered, or the key stands for another row by now.
+/// Starts work on the row `ref_id` for the time `held`, if its key has no answer and no process holds it at the start
+/// of that time. `false`: another process holds it, it is answered, or the key belongs to another row by now.
 ///
 /// # Errors
 /// [`DbError`].
@@ -149,7 +149,7 @@ pub async fn hold(
     Ok(done.rows_affected() == 1)
 }
 
-/// Lets go of a key that was held until `until`; if somebody has taken over since, nothing happens.
+/// Releases a key that was held until `until`. If another process has claimed it since, nothing happens.
 ///
 /// # Errors
 /// [`DbError`].
@@ -170,8 +170,8 @@ pub async fn release(
     Ok(())
 }
 
-/// Saves the final answer of whoever holds the key until `held_until` (`None`: it was never held). `None`: the hold has
-/// passed, and somebody else has taken over.
+/// Saves the final answer of the process that holds the key until `held_until` (`None`: it was never held). Returns
+/// `None` if the hold has expired and another process has claimed the key, or if it is answered already.
 ///
 /// # Errors
 /// [`DbError`].
@@ -201,20 +201,20 @@ pub async fn save_answer(
     Ok(saved)
 }
 
-/// A request with a key, without the key and without what was answered.
+/// A request with a key, without the key itself and without the answer.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The route that it was sent to.
+    /// The route of the request.
     pub route: String,
     /// The row that it made.
     pub ref_id: String,
-    /// The HTTP status of a final answer that is a refusal.
+    /// The HTTP status of the final answer, if it is a refusal.
     pub refused_with: Option<i16>,
-    /// Until then a process works on it alone.
+    /// Until this time a process works on it alone.
     pub held_until: Option<OffsetDateTime>,
-    /// When it came.
+    /// When the request arrived.
     pub created_at: OffsetDateTime,
-    /// From then on it is as if it had never come.
+    /// From this time on, the key counts as never used.
     pub expires_at: OffsetDateTime,
 }
 

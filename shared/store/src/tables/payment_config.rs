@@ -1,4 +1,4 @@
-//! `payment_config` and `payment_config_changes`: what buyers may choose just now, and who has changed it.
+//! `payment_config` and `payment_config_changes`: what buyers can choose at present, and who changed it.
 
 use domain::{MethodConfig, MethodRules, Money, PaymentConfig, PaymentMethod, Scene};
 use serde_json::Value;
@@ -27,7 +27,7 @@ impl From<Row> for MethodConfig {
     }
 }
 
-/// Reads whole rows: one list of columns for every question.
+/// Reads whole rows: one list of columns for every query.
 macro_rules! select_config {
     ($tail:tt $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
@@ -61,19 +61,19 @@ pub async fn lock(tx: &mut PgConnection, method: PaymentMethod) -> Result<Option
     Ok(row.map(MethodConfig::from))
 }
 
-/// Who changes rules, and why.
+/// Who changes the rules, and the reason.
 #[derive(Debug, Clone)]
 pub struct By {
     /// A person.
     pub who: String,
-    /// In his words, 2000 characters at most.
+    /// The reason in their words, 2000 characters at most.
     pub note: Option<String>,
 }
 
-/// Replaces the rules of one gateway and writes down who did it.
+/// Replaces the rules of one gateway and records who did it.
 ///
 /// # Errors
-/// [`DbError::Moved`] when they are no longer of the version that `before` was read in; nothing may be committed then.
+/// [`DbError::Moved`] when the version has changed since `before` was read; then the caller must not commit.
 pub async fn change(
     tx: &mut PgConnection,
     before: &MethodConfig,
@@ -121,25 +121,25 @@ pub async fn change(
 /// One change of the rules of one gateway.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// Its place among all changes.
+    /// Its number among all changes.
     pub id: i64,
-    /// Whose rules.
+    /// The gateway.
     pub payment_method: PaymentMethod,
-    /// The version that they had then.
+    /// The version after the change.
     pub version: i64,
     /// The rules before.
     pub before: Value,
     /// The rules after.
     pub after: Value,
-    /// Why.
+    /// The reason.
     pub note: Option<String>,
-    /// Who.
+    /// Who made the change.
     pub changed_by: String,
     /// By our clock.
     pub changed_at: OffsetDateTime,
 }
 
-/// Changes, newest first, those older than `before`.
+/// Changes, newest first; only those older than `before`.
 ///
 /// # Errors
 /// [`DbError`].

@@ -1,4 +1,4 @@
-//! `hourly_stats`: what each hour brought, and how far the counting has come.
+//! `hourly_stats`: totals for each hour, and the progress of the counting.
 
 use domain::{OrderId, PaymentMethod};
 use sqlx::{PgConnection, PgExecutor};
@@ -6,21 +6,22 @@ use time::{Date, OffsetDateTime};
 
 use crate::error::DbError;
 
-/// How far the counting has come.
+/// The progress of the counting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Events up to this one were looked at.
+    /// The events up to this one are processed.
     pub seq: i64,
-    /// The newest event of the last round.
+    /// The newest event in the last round.
     pub next_seq: i64,
-    /// Hours before this one are counted.
+    /// The hours before this one are counted.
     pub hour: OffsetDateTime,
 }
 
-/// The rules by which hours are counted: since form 2 the extra payments stand beside the orders' own.
+/// The version of the counting rules. Since form 2, extra payments are counted apart from the orders' own payments.
 const FORM: i32 = 2;
 
-/// Reads the progress, under a lock: one counts at a time. `None`: nothing was counted by the rules of today.
+/// Reads the progress and locks it, so only one process counts at a time. `None`: nothing was counted by the current
+/// rules.
 ///
 /// # Errors
 /// [`DbError`].
@@ -70,10 +71,11 @@ pub async fn newest_event(tx: &mut PgConnection) -> Result<i64, DbError> {
     Ok(row.seq)
 }
 
-/// The hours (since 1970) whose orders, payments or refunds the events after `seq` tell of: ids begin with their milliseconds.
+/// The hours (since 1970) of the orders, payments and refunds that the events after `seq` are about. The ids give the
+/// hours: each id begins with its milliseconds.
 ///
-/// An order that takes a late payment makes it its own, and so the payment's refunds: their hours change with it. Such an order
-/// was closed before, so its version is above that of an order that was paid at once.
+/// When an order accepts a late payment, the payment and its refunds become the order's own, so their hours change too.
+/// Such an order was closed first, so its version is higher than that of an order that was paid at once.
 ///
 /// # Errors
 /// [`DbError`].
@@ -101,18 +103,18 @@ pub async fn changed_hours(tx: &mut PgConnection, seq: i64) -> Result<Vec<i64>, 
     Ok(rows.fetch_all(tx).await?.into_iter().map(|row| row.hour).collect())
 }
 
-/// An hour, and the ids that were made in it.
+/// An hour, and the range of ids that were made in it.
 #[derive(Debug, Clone, Copy)]
 pub struct Hour {
-    /// Its beginning.
+    /// The beginning of the hour.
     pub begin: OffsetDateTime,
-    /// The least id.
+    /// The smallest id of the hour.
     pub first: OrderId,
-    /// The least id of the next hour.
+    /// The smallest id of the next hour.
     pub past: OrderId,
 }
 
-/// Counts hours anew.
+/// Counts these hours again.
 ///
 /// # Errors
 /// [`DbError`].
@@ -187,42 +189,43 @@ pub async fn refresh(tx: &mut PgConnection, hours: &[Hour], now: OffsetDateTime)
     Ok(())
 }
 
-/// What a day in Beijing brought at one gateway. Sums are text: they may be larger than any amount.
+/// The totals of one day (Beijing time) at one gateway. The sums are text, because they may exceed the largest
+/// [`domain::Money`].
 #[derive(Debug, Clone)]
 pub struct Day {
-    /// In Beijing.
+    /// The day in Beijing.
     pub day: Date,
-    /// At which gateway.
+    /// The gateway.
     pub payment_method: PaymentMethod,
-    /// Placed that day.
+    /// Orders placed on that day.
     pub orders: i64,
-    /// Of these, paid since.
+    /// Those of them that are paid now.
     pub paid: i64,
-    /// Of these, with money returned since.
+    /// Those of them with money returned now.
     pub returned: i64,
-    /// What those that were paid brought, in yuan.
+    /// The sum of the paid orders, in yuan.
     pub amount: String,
-    /// Seconds from creation to payment, all of them together.
+    /// The sum of the seconds from creation to payment.
     pub settle_seconds: i64,
     /// Refunds of the orders' own payments, requested that day.
     pub refunds: i64,
-    /// Of these, returned.
+    /// Those of them that succeeded.
     pub refunds_succeeded: i64,
-    /// Of these, failed.
+    /// Those of them that failed.
     pub refunds_failed: i64,
-    /// What those that succeeded returned, in yuan.
+    /// The sum of those that succeeded, in yuan.
     pub refunded_amount: String,
-    /// Late and second payments that were recorded that day and that no order took.
+    /// Late and second payments that were recorded on that day and that no order accepted.
     pub extra_payments: i64,
-    /// What they brought, in yuan.
+    /// The sum of these payments, in yuan.
     pub extra_amount: String,
     /// Refunds of such payments, requested that day.
     pub extra_refunds: i64,
-    /// What those of them that succeeded returned, in yuan.
+    /// The sum of those that succeeded, in yuan.
     pub extra_refunded: String,
 }
 
-/// The days of the hours from `from` until `to`.
+/// The days that the hours from `from` until `to` belong to.
 ///
 /// # Errors
 /// [`DbError`].
@@ -251,7 +254,7 @@ pub async fn days(db: impl PgExecutor<'_>, from: OffsetDateTime, to: OffsetDateT
     .await?)
 }
 
-/// When the counting last came by.
+/// When the counting last ran.
 ///
 /// # Errors
 /// [`DbError`].
