@@ -1,9 +1,9 @@
-//! The pool, and what becomes of a connection whose other end has vanished.
+//! The pool, and how we handle a connection whose other end has vanished.
 //!
-//! Time-outs live on the server, since a dropped future does not cancel its statement there. A machine that vanishes takes
-//! them with it and says nothing, and sqlx 0.9 puts no keepalive on its sockets, so whoever waits for an answer would wait
-//! for good. What waits here therefore has a limit of its own, above those of the server. Of all that a server does alive, only
-//! the wait for a standby that is away reaches it.
+//! Timeouts are set on the server, because a dropped future does not cancel its statement there. If the server's
+//! machine vanishes, its timeouts vanish with it, and no error reaches us. sqlx 0.9 sets no keepalive on its sockets,
+//! so a client that waits for an answer would wait forever. Therefore each wait on our side has its own limit, above
+//! those of the server. On a live server, only the wait for an unreachable standby can reach that limit.
 
 use std::io;
 use std::str::FromStr;
@@ -18,16 +18,17 @@ use tokio::time::timeout;
 
 use crate::error::DbError;
 
-/// How long anything in the database may take in all. The server ends a statement after 5 s.
+/// How long any work in the database may take in total. The server aborts a statement after 5 s.
 const LONGEST: Duration = Duration::from_secs(30);
-/// How long a connection that comes back may take to be ready for the next one: as long as the statement that somebody
-/// has given up, and some more.
+/// How long a returned connection may take to be ready for its next user: as long as a statement that its last user
+/// abandoned, and some more.
 const COMES_BACK: Duration = Duration::from_secs(10);
-/// How long a connection that has rested may take to answer, so that another one can be made in the 2 s of an acquire.
+/// How long an idle connection may take to answer, so that another one can still be made within the 2 s of an acquire.
 const WAKES: Duration = Duration::from_secs(1);
 
-/// The host that this address reaches without TLS, or without a look at its certificate; `None` where there is none. The
-/// library's default, `prefer`, is silent plaintext: an attacker on the way can take TLS out.
+/// The host that this address reaches without TLS, or without verifying its certificate; `None` if there is none. The
+/// library's default, `prefer`, falls back to plaintext without a message: an attacker on the network path can remove
+/// TLS.
 ///
 /// # Errors
 /// [`DbError`] when the address cannot be read.
@@ -49,8 +50,8 @@ pub async fn connect(url: &SecretString, service: &str, max_connections: u32) ->
         ("idle_in_transaction_session_timeout", "10s"),
         ("client_min_messages", "error"),
         ("tcp_user_timeout", "5s"),
-        // A host that has vanished is noticed after 20 s, not after the two hours of most systems: until then the server
-        // keeps its sessions, with their locks.
+        // The server notices a vanished client after 20 s, not after the two hours of most systems. Until then it holds
+        // the client's sessions and their locks.
         ("tcp_keepalives_idle", "10"),
         ("tcp_keepalives_interval", "5"),
         ("tcp_keepalives_count", "2"),
@@ -63,18 +64,19 @@ pub async fn connect(url: &SecretString, service: &str, max_connections: u32) ->
         .idle_timeout(Duration::from_secs(300))
         .test_before_acquire(false)
         .before_acquire(|connection, _| Box::pin(answers(WAKES, is_usable(connection))))
-        // sqlx tests what comes back as well, but without a limit: one that never answers would keep its place in the pool.
+        // sqlx also tests a returned connection, but without a limit: one that never answers would occupy its place in
+        // the pool.
         .after_release(|connection, _| Box::pin(answers(COMES_BACK, async { connection.ping().await.map(|()| true) })))
         .connect_with(options)
         .await?;
     Ok(pool)
 }
 
-/// Whether a connection may be used: its server takes writes. One that only reads is not, or no longer, the one that our
-/// address stands for, and the next connection may find that one.
+/// Whether a connection may be used: its server accepts writes. A read-only server is not, or is no longer, the one
+/// that our address names; the next connection may reach the right one.
 ///
-/// sqlx 0.9.0 gives a connection back with an open transaction when `begin()` was dropped halfway (transact-rs/sqlx#4393).
-/// ROLLBACK ends it. Where there is none, ROLLBACK alone would put a warning into the server's log, each time.
+/// sqlx 0.9.0 returns a connection with an open transaction when `begin()` was dropped halfway (transact-rs/sqlx#4393).
+/// ROLLBACK ends it. Without an open transaction, ROLLBACK alone would write a warning to the server's log each time.
 async fn is_usable(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let answer = sqlx::raw_sql("begin; rollback; show transaction_read_only").fetch_one(connection).await?;
     Ok(answer.try_get::<String, _>(0)? == "off")
@@ -84,11 +86,11 @@ async fn answers<T>(limit: Duration, asked: impl Future<Output = Result<T, sqlx:
     timeout(limit, asked).await.unwrap_or_else(|_| Err(silence()))
 }
 
-/// Gives up work in the database that takes longer than 30 s, so that nothing waits for a machine that has vanished. What
-/// was asked there may have been done all the same, as when a connection is lost.
+/// Stops waiting for work in the database that takes longer than 30 s, so that no caller waits for a machine that has
+/// vanished. The database may still have done the work, as when a connection is lost.
 ///
 /// # Errors
-/// The work's own, or [`DbError::Unavailable`] when it was given up.
+/// The error of the work, or [`DbError::Unavailable`] after 30 s.
 pub async fn in_time<T, E: From<DbError>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     within(LONGEST, work).await
 }
@@ -101,7 +103,7 @@ fn silence() -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database does not answer"))
 }
 
-/// Has this transaction wait no more than 250 ms for a lock: about as long as a healthy transaction holds one.
+/// Makes this transaction wait at most 250 ms for a lock: about as long as a healthy transaction holds one.
 ///
 /// # Errors
 /// [`DbError`].
@@ -110,10 +112,11 @@ pub async fn hardly_wait_for_locks(tx: &mut PgConnection) -> Result<(), DbError>
     Ok(())
 }
 
-/// Meets what a test has planted at this point for a piece of work, inside its transaction ([`crash::met`]).
+/// Triggers the fault that a test has planted at this point for a piece of work, inside its transaction
+/// ([`crash::met`]).
 ///
 /// # Errors
-/// The planted one, or the server's word on a planted statement that takes too long.
+/// The planted error, or the server's error for a planted statement that takes too long.
 pub async fn met(tx: &mut PgConnection, point: crash::Point, subject: &str) -> Result<(), DbError> {
     match crash::met(point, subject) {
         Ok(()) => Ok(()),
@@ -125,7 +128,7 @@ pub async fn met(tx: &mut PgConnection, point: crash::Point, subject: &str) -> R
     }
 }
 
-/// Asks the database for a sign of life.
+/// Checks that the database answers.
 ///
 /// # Errors
 /// [`DbError`].

@@ -1,4 +1,4 @@
-//! `payment_config`: what buyers may choose just now, asked by every creation.
+//! `payment_config`: what buyers can choose at present. Every order creation reads it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::tables::payment_config;
 
 /// The only key.
 const KEY: &str = "payment_config";
-/// How long a reader waits for the one who is asking already.
+/// How long a reader waits for another reader that is querying the database already.
 const TURN: Duration = Duration::from_secs(1);
 
 impl Copied for PaymentConfig {
@@ -32,18 +32,18 @@ impl Copied for PaymentConfig {
 /// See the module and [`super`].
 pub struct Config {
     copies: Copies<PaymentConfig>,
-    /// Everybody misses it in the same moment, once a second; one asks for all.
+    /// All readers miss the copy at the same moment, once a second. One of them queries for all.
     turn: Mutex<()>,
 }
 
 impl Config {
-    /// In memory, and behind it on the shelf if there is one.
+    /// Copies in memory, and behind them in Redis if there is a [`Shelf`].
     pub(super) fn new(shelf: Option<Shelf>) -> Config {
         let bounds = Bounds { name: "config", keep: Duration::from_secs(24 * 3600), memory: 1 << 20, floors: 1 };
         Config { copies: Copies::new(bounds, shelf), turn: Mutex::new(()) }
     }
 
-    /// What was in force at some moment of the last second.
+    /// The rules that were in force at some moment of the last second.
     ///
     /// # Errors
     /// [`DbError`].
@@ -51,22 +51,23 @@ impl Config {
         if let Some(config) = self.copies.fresh(KEY) {
             return Ok(config);
         }
-        // Who waits in vain asks by himself: a database that hangs must not be asked by one after the other.
+        // A reader whose wait times out queries the database itself. If the database hangs, readers must not queue up
+        // to query it one after the other.
         let _turn = timeout(TURN, self.turn.lock()).await;
         if let (_, Some(config)) = self.copies.look(KEY) {
             return Ok(config);
         }
-        // A copy that passes its check was read from PostgreSQL by a process of ours less than a second ago.
+        // A copy that passes its check was read from PostgreSQL by one of our processes less than a second ago.
         let found = self.copies.fetch(KEY, |_| Trust::Shown, async { payment_config::all(db).await.map(Some) }).await?;
         found.ok_or(DbError::Moved)
     }
 
-    /// Rules were shown as the database had them: nothing older is in force here from now on.
+    /// Records that these rules were shown as the database had them. This process shows no older ones from now on.
     pub fn saw(&self, config: &PaymentConfig) {
         self.copies.saw(KEY, config.version());
     }
 
-    /// Takes over what the database holds now, for the one who has just changed it.
+    /// Reads what the database holds now. The process that has just changed it calls this.
     pub async fn renew(&self, db: &PgPool) {
         let load = async { Ok(vec![payment_config::all(db).await?]) };
         if let Err(error) = self.copies.renew(load).await {

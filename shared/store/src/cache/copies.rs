@@ -1,5 +1,5 @@
-//! Copies of one kind of thing: memory first, then Redis, then the database. What makes them safe to show is told in
-//! [`super`].
+//! Copies of one kind of thing: from memory first, then from Redis, then from the database. [`super`] explains why they
+//! are safe to show.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -17,28 +17,28 @@ use crate::cache::shelf::{Opened, Shelf};
 use crate::connect::in_time;
 use crate::error::DbError;
 
-/// For how long memory keeps a copy: shown for less, then only compared with.
+/// How long memory stores a copy. It is shown for a shorter time; after that it is only compared with newer ones.
 const KEPT: Duration = Duration::from_secs(5);
-/// The bytes that an entry takes beside its text.
+/// The bytes that an entry needs beside its text.
 const OVERHEAD: usize = 600;
 /// How many copies are written in one call.
 const CHUNK: usize = 50;
 
-/// What can be kept as a copy.
+/// A thing that can be stored as a copy.
 pub(super) trait Copied: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Its key, without a prefix.
     fn key(&self) -> String;
-    /// Rises with each change.
+    /// Increases with each change.
     fn version(&self) -> i64;
 }
 
-/// How many copies are kept, and for how long.
+/// How many copies are stored, and how long.
 pub(super) struct Bounds {
     /// The name in metrics.
     pub name: &'static str,
-    /// For how long in Redis.
+    /// How long Redis stores a copy.
     pub keep: Duration,
-    /// Bytes in memory, about.
+    /// The approximate number of bytes in memory.
     pub memory: u64,
     /// See [`Floors`].
     pub floors: usize,
@@ -70,28 +70,28 @@ impl<V> Clone for Held<V> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Moment(i64);
 
-/// Whether a genuine copy out of Redis may be shown, in the eyes of its owner.
+/// Whether a genuine copy from Redis may be shown, by the rules of its owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// Yes.
+    /// It may be shown.
     Shown,
     /// Not before this process has read the thing from the database.
     NotYet,
-    /// It contradicts what the database said.
+    /// It contradicts what the database states.
     Contradicted,
 }
 
-/// What Redis has of a thing.
+/// The answer of Redis about a thing.
 enum Remembered<V> {
-    /// Fit to be shown until then.
+    /// A copy that may be shown until this time.
     Copy(V, Instant),
-    /// Nothing fit, and it was asked at this moment.
+    /// No usable copy. We queried Redis at this moment.
     Nothing(Moment),
-    /// It did not answer.
+    /// Redis did not answer.
     Away,
 }
 
-/// The moment that a copy will carry: before the database is asked.
+/// The moment that a copy will carry, taken before the database is queried.
 static MOMENT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local time = redis.call('TIME')
@@ -99,7 +99,7 @@ static MOMENT: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// The moment now, and the copy with the moment that it carries.
+/// The present moment, and the copy with the moment that it carries.
 static READ: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local time = redis.call('TIME')
@@ -108,7 +108,7 @@ static READ: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Writes copies of one moment, unless a newer version, or the same of a later moment, is there.
+/// Writes copies of one moment, unless Redis has a newer version, or the same version with a later moment.
 static WRITE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local moment, keep, written = ARGV[1], ARGV[2], 0
@@ -128,12 +128,12 @@ static WRITE: LazyLock<Script> = LazyLock::new(|| {
 });
 
 impl<V: Copied> Copies<V> {
-    /// None yet.
+    /// Starts without copies.
     pub fn new(bounds: Bounds, shelf: Option<Shelf>) -> Copies<V> {
         let memory = Cache::builder()
             .max_capacity(bounds.memory)
             .weigher(|_, held: &Held<V>| held.bytes)
-            // The newest is always taken in, or it could not be compared with.
+            // With LRU the newest copy is always stored. Otherwise it could not be compared with later ones.
             .eviction_policy(EvictionPolicy::lru())
             .time_to_live(KEPT)
             .build();
@@ -141,14 +141,14 @@ impl<V: Copied> Copies<V> {
         Copies { bounds, shelf, memory, floors }
     }
 
-    /// What memory may show just now.
+    /// The copy in memory, if it may be shown now.
     pub fn fresh(&self, key: &str) -> Option<Arc<V>> {
         let (outcome, shown) = self.look(key);
         self.count("memory", outcome);
         shown
     }
 
-    /// The same, uncounted: for a second look.
+    /// The same without counting, for a second look.
     pub fn look(&self, key: &str) -> (&'static str, Option<Arc<V>>) {
         let held = self.memory.get(key);
         let now = Instant::now();
@@ -161,10 +161,10 @@ impl<V: Copied> Copies<V> {
         (outcome, held.filter(|_| outcome == "hit").map(|held| held.value))
     }
 
-    /// A copy that may be shown, from Redis if `trusted` says so, else from the database, which `load` asks.
+    /// A copy that may be shown: from Redis if `trusted` allows it, otherwise from the database, which `load` queries.
     ///
     /// # Errors
-    /// Those of `load`; Redis has none.
+    /// Those of `load`; Redis causes none.
     pub async fn fetch(
         &self,
         key: &str,
@@ -186,7 +186,7 @@ impl<V: Copied> Copies<V> {
         Ok(Some(self.hold(value, asked + FRESH)))
     }
 
-    /// Takes what the database holds now into every layer, whatever they have. `load` asks the database.
+    /// Writes what the database holds now into every layer, whatever they hold. `load` queries the database.
     ///
     /// # Errors
     /// Those of `load`.
@@ -203,7 +203,7 @@ impl<V: Copied> Copies<V> {
         Ok(())
     }
 
-    /// The same for Redis alone, for a process that shows nothing.
+    /// The same for Redis only, for a process that shows nothing.
     ///
     /// # Errors
     /// Those of `load`.
@@ -213,12 +213,12 @@ impl<V: Copied> Copies<V> {
         Ok(())
     }
 
-    /// This version was shown by another way than from here.
+    /// Records that this version was shown from another source than these copies.
     pub fn saw(&self, key: &str, version: i64) {
         self.floors.raise(key, version, Instant::now());
     }
 
-    /// Keeps a copy in memory and returns what is to be shown: it, or a newer one that came in between.
+    /// Stores a copy in memory and returns what to show: this copy, or a newer one that arrived in between.
     fn hold(&self, value: V, until: Instant) -> Arc<V> {
         let (key, version) = (value.key(), value.version());
         let bytes = serde_json::to_vec(&value).map_or(0, |text| text.len());
@@ -254,7 +254,7 @@ impl<V: Copied> Copies<V> {
             Opened::OtherForm => return nothing("unfit"),
             Opened::Forged => return nothing("forged"),
         };
-        // Of another release, perhaps: it is written anew.
+        // Perhaps another release wrote it. It will be written again.
         let Some(value) = serde_json::from_str::<V>(data).ok().filter(|value| value.key() == key) else {
             return nothing("unfit");
         };
@@ -263,7 +263,7 @@ impl<V: Copied> Copies<V> {
             Trust::NotYet => return nothing("unproved"),
             Trust::Contradicted => return nothing("forged"),
         }
-        // A moment to come is of a clock that was set back.
+        // A moment in the future means that the clock of Redis was set back.
         let age = u64::try_from(now.saturating_sub(moment)).map(Duration::from_millis).ok();
         let left = age.and_then(|age| FRESH.checked_sub(age)).filter(|left| !left.is_zero());
         if left.is_none() || !self.floors.allow(key, value.version(), Instant::now()) {
@@ -277,7 +277,8 @@ impl<V: Copied> Copies<V> {
         self.shelf.as_ref()?.redis.run(&MOMENT, &[], &[]).await.ok().map(Moment)
     }
 
-    /// Writes copies of one moment to Redis. What does not get there is asked for anew when its second is over.
+    /// Writes copies of one moment to Redis. If a write fails, the copy is read from the database again when its second
+    /// is over.
     async fn write(&self, values: &[V], Moment(moment): Moment) {
         let Some(shelf) = &self.shelf else { return };
         for values in values.chunks(CHUNK) {

@@ -1,38 +1,38 @@
-//! The newest version of each thing that was shown lately: nothing below it is shown again.
+//! The newest version of each thing that was shown recently. No older version is shown after it.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
-/// How long a floor is remembered, in seconds. A copy that is older than what was shown is itself shown no longer than
-/// [`crate::cache::FRESH`] after that; the rest is room for whole seconds.
+/// How long a floor is remembered, in seconds. A copy that is older than a shown version expires at most
+/// [`crate::cache::FRESH`] later; the rest of the time covers rounding to whole seconds.
 const REMEMBERED: u32 = 4;
 
-/// A fixed number of slots, so that its size does not grow with the traffic. Things that share a slot share the higher
-/// floor: then a good copy is passed over and the database asked instead, which is never wrong.
+/// A fixed number of slots, so its size does not grow with the traffic. Things that share a slot share the higher
+/// floor. Then a good copy may be skipped and the database is queried instead, which is always correct.
 pub(super) struct Floors {
-    /// The second of the last showing in the upper half, the version in the lower.
+    /// The upper half is the second when it was last shown, the lower half is the version.
     slots: Box<[AtomicU64]>,
     hasher: RandomState,
     began: Instant,
 }
 
 impl Floors {
-    /// With so many slots.
+    /// Creates this many slots.
     pub fn new(slots: usize) -> Floors {
         let slots = (0..slots.max(1)).map(|_| AtomicU64::new(0)).collect();
         Floors { slots, hasher: RandomState::new(), began: Instant::now() }
     }
 
-    /// Remembers that this version was shown.
+    /// Records that this version was shown.
     pub fn raise(&self, key: &str, version: i64, now: Instant) {
         let (now, version) = (self.second(now), u32::try_from(version).unwrap_or(0));
         let raised = |slot| {
             let floor = if is_over(slot, now) { version } else { version.max(slot as u32) };
             Some(u64::from(now) << 32 | u64::from(floor))
         };
-        // The closure never declines, so this never fails.
+        // The closure always returns `Some`, so this never fails.
         let _ = self.slot(key).fetch_update(Ordering::SeqCst, Ordering::SeqCst, raised);
     }
 
@@ -47,7 +47,7 @@ impl Floors {
         &self.slots[usize::try_from(place).unwrap_or(0)]
     }
 
-    /// From 1 on: an empty slot is of second 0.
+    /// Counts from 1, because 0 marks an empty slot.
     fn second(&self, now: Instant) -> u32 {
         u32::try_from(now.saturating_duration_since(self.began).as_secs() + 1).unwrap_or(u32::MAX)
     }

@@ -1,27 +1,27 @@
-//! Copies of orders and of the configuration, in memory and in Redis. Copies are for showing: whatever decides about money
-//! or about an order reads the database.
+//! Copies of orders and of the configuration, in memory and in Redis. Copies are only for showing: code that decides
+//! about money or about an order reads the database.
 //!
-//! What a copy may be used for follows from when the database was asked for it. A copy is shown for one second from that
-//! moment ([`FRESH`]), however many layers it went through: the copy in Redis carries the
-//! moment, by the clock of Redis itself, and memory shows what it took from there no longer than what is left of the second.
-//! So it does not matter whether the news of a change ever reach Redis: they only make a change seen sooner. Nothing is taken
-//! for final: even a refunded order can be paid a second time. Redis keeps an order for an hour and the configuration for a
-//! day, past its second as a fence: an older version that comes late never replaces a newer one.
+//! The moment when we queried the database decides how long a copy may be used. A copy is shown for one second from
+//! that moment ([`FRESH`]), however many layers it passed through. A copy in Redis carries that moment, by the clock of
+//! Redis itself. Memory shows a copy from Redis only for the rest of that second. So correctness does not depend on
+//! Redis receiving news of a change; the news only makes a change visible sooner. No state counts as final: even a
+//! refunded order can be paid a second time. Redis stores an order for an hour and the configuration for a day. After
+//! its second a copy only serves as a fence: an older version that arrives late never replaces a newer one.
 //!
-//! What that promises to readers:
-//! - Whoever asks more than a second after a change was committed sees it, in every process. The bound on a paid order is
-//!   twice that.
-//! - Within a process no reader sees a version and, asking again after that, an older one. This holds for everything the
-//!   process has shown, whatever way it took ([`Orders::saw`]), for all readers together, and while entries are evicted.
-//! - A reader who changes over to another process may meet an older version there, for no longer than that second.
+//! What readers can rely on:
+//! - A reader that queries more than a second after a change was committed sees the change, in every process. For a
+//!   paid order the bound is two seconds.
+//! - Within one process, no reader sees a version and then an older one. This covers everything that the process has
+//!   shown, from whatever source ([`Orders::saw`]), for all readers together, and while entries are evicted.
+//! - A reader that switches to another process may see an older version there, for at most that second.
 //!
-//! Redis that is dead, slow or wiped costs speed only: a call has [`redis::LIMIT`], a connection that fails is given up and
-//! made again in the background, and until it is there nobody waits for it. Without Redis memory alone is used.
+//! If Redis is down, slow or wiped, we only lose speed. A call may take [`redis::LIMIT`]. A connection that fails is
+//! dropped and made again in the background, and no caller waits for it. Without Redis, only memory is used.
 //!
-//! Redis is not trusted: a copy counts only with its HMAC (`shelf.rs`), and who may read an order is never read from Redis
-//! ([`Orders::get`]).
+//! We do not trust Redis: a copy counts only with a valid HMAC (`shelf.rs`), and the owner of an order never comes from
+//! Redis ([`Orders::get`]).
 //!
-//! What is kept names neither payer nor parameters of a payment.
+//! Copies contain neither the payer nor the parameters of a payment.
 
 mod config;
 mod copies;
@@ -41,32 +41,32 @@ pub use shelf::CopiesKey;
 
 use shelf::Shelf;
 
-/// For how long a copy is shown, from the moment at which the database was asked.
+/// How long a copy is shown, counted from the moment when we queried the database.
 pub const FRESH: Duration = Duration::from_secs(1);
 
 /// All copies that a process shows.
 pub struct Cache {
     /// Orders by id.
     pub orders: Orders,
-    /// What buyers may choose just now.
+    /// What buyers can choose at present.
     pub config: Config,
 }
 
 impl Cache {
-    /// In memory, and behind it in Redis if there is one and it has a key.
+    /// Copies in memory, and behind them in Redis if there is one and it has a key.
     pub fn new(redis: Option<Redis>) -> Cache {
         let shelf = Shelf::of(redis);
         Cache { orders: Orders::new(shelf.clone()), config: Config::new(shelf) }
     }
 
-    /// Fills it with what will be asked for first. What cannot be had now is asked for when it is needed.
+    /// Fills the cache with what will be needed first. What cannot be read now is read when it is needed.
     pub async fn warm(&self, db: &PgPool) {
         tokio::join!(self.config.renew(db), self.orders.warm(db));
     }
 }
 
 impl Default for Cache {
-    /// In memory alone.
+    /// Copies in memory only.
     fn default() -> Cache {
         Cache::new(None)
     }

@@ -21,16 +21,18 @@ use crate::cache::shelf::Shelf;
 use crate::error::DbError;
 use crate::tables::orders::{self, Order};
 
-/// About how many bytes of orders memory holds.
+/// The approximate number of bytes of orders in memory.
 const MEMORY: u64 = 12 << 20;
-/// How many orders are taken in at the start: those that the open pages will ask for.
+/// How many orders are loaded at the start: those that open pages will query.
 const WARM: i64 = 500;
-/// Of how many orders a process remembers whose they are: about 8 MB.
+/// For how many orders a process remembers the owner: about 8 MB.
 const OWNERS: u64 = 50_000;
-/// How many renewals a process has under way; more are left to whoever reads.
+/// The largest number of renewals that a process runs at the same time. Further changes are left to the readers, which
+/// read the database themselves.
 const AT_ONCE: usize = 2;
 
-/// An order as its owner sees it, and whose it is. Nothing of the payer, nothing of what the gateway is sent.
+/// An order as its owner sees it, with its owner. It contains nothing about the payer and nothing that we send to the
+/// gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "each is that of `Order`")]
 pub struct OrderCopy {
@@ -106,12 +108,12 @@ impl Copied for OrderCopy {
     }
 }
 
-/// Which orders have changed.
+/// The orders that have changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changed {
-    /// These.
+    /// The orders with these ids.
     Ids(Vec<OrderId>),
-    /// Those with these numbers; numbers of no order are none.
+    /// The orders with these order numbers. Numbers without an order are ignored.
     Numbers(Vec<String>),
 }
 
@@ -123,7 +125,7 @@ impl Changed {
         }
     }
 
-    /// As the database has them now.
+    /// The orders as the database has them now.
     async fn read(&self, db: &PgPool) -> Result<Vec<OrderCopy>, DbError> {
         let found = match self {
             Changed::Ids(ids) => orders::by_ids(db, ids).await?,
@@ -140,20 +142,20 @@ fn copies(shelf: Option<Shelf>, (memory, floors): (u64, usize)) -> Copies<OrderC
 /// The copies that a process shows. See [`super`].
 pub struct Orders {
     copies: Copies<OrderCopy>,
-    /// Whose an order is, as this process read it from PostgreSQL. It never changes.
+    /// The owner of each order, as this process read it from PostgreSQL. It never changes.
     owners: Cache<OrderId, UserId>,
 }
 
 impl Orders {
-    /// In memory, and behind it on the shelf if there is one.
+    /// Copies in memory, and behind them in Redis if there is a [`Shelf`].
     pub(super) fn new(shelf: Option<Shelf>) -> Orders {
         Orders { copies: copies(shelf, (MEMORY, 1 << 16)), owners: Cache::new(OWNERS) }
     }
 
-    /// An order as it was at some moment of the last second. For showing, never for deciding.
+    /// An order as it was at some moment of the last second. Use it for showing, never for deciding.
     ///
-    /// Its `user_id` is PostgreSQL's word, never that of Redis: the first copy that a process shows of an order comes from
-    /// PostgreSQL, and later ones out of Redis must name the same owner.
+    /// Its `user_id` comes from PostgreSQL, never from Redis: the first copy of an order that a process shows comes
+    /// from PostgreSQL, and later copies from Redis must name the same owner.
     ///
     /// # Errors
     /// [`DbError`].
@@ -171,13 +173,13 @@ impl Orders {
         self.copies.fetch(&key, trusted, load).await
     }
 
-    /// An order was shown as the database had it: nothing older is shown from now on.
+    /// Records that an order was shown as the database had it. This process shows no older version from now on.
     pub fn saw(&self, order: &Order) {
         self.copies.saw(&key(order.id), order.version);
         self.owners.insert(order.id, order.user_id.clone());
     }
 
-    /// Takes over what the database holds now, for the one who has just changed it.
+    /// Reads what the database holds now. The process that has just changed it calls this.
     pub async fn renew(&self, db: &PgPool, changed: Changed) {
         let load = async { Ok(changed.read(db).await?.into_iter().inspect(|order| self.learn(order)).collect()) };
         if let Err(error) = self.copies.renew(load).await {
@@ -185,24 +187,24 @@ impl Orders {
         }
     }
 
-    /// PostgreSQL says whose this order is.
+    /// Remembers the owner that PostgreSQL states for this order.
     fn learn(&self, order: &OrderCopy) {
         self.owners.insert(order.id, order.user_id.clone());
     }
 
-    /// Takes in the newest orders.
+    /// Loads the newest orders.
     pub(super) async fn warm(&self, db: &PgPool) {
         let newest = async {
             let newest = orders::newest(db, WARM).await?.into_iter().map(OrderCopy::from);
             Ok(newest.inspect(|order| self.learn(order)).collect())
         };
         if let Err(error) = self.copies.renew(newest).await {
-            warn!(%error, "No orders were taken into memory at the start; they are read when asked for");
+            warn!(%error, "No orders were loaded into memory at the start; each is read when it is needed");
         }
     }
 }
 
-/// Passes on what has changed, for processes that change orders and show none.
+/// Writes changed orders to Redis, for processes that change orders and show none.
 #[derive(Clone, Default)]
 pub struct Renewer(Option<Arc<Desk>>);
 
@@ -212,13 +214,15 @@ struct Desk {
 }
 
 impl Renewer {
-    /// Into Redis, if there is one and it has a key; the others see a change within a second by themselves.
+    /// Writes to Redis, if there is one and it has a key. Otherwise the other processes see a change within a second by
+    /// themselves.
     pub fn new(redis: Option<Redis>) -> Renewer {
         let desk = |shelf| Desk { copies: copies(Some(shelf), (0, 1)), turns: Arc::new(Semaphore::new(AT_ONCE)) };
         Renewer(Shelf::of(redis).map(|shelf| Arc::new(desk(shelf))))
     }
 
-    /// Writes these orders anew, in the background: nobody who changes them waits for it. Call it after the commit.
+    /// Writes these orders again, in the background, so the process that changes them does not wait. Call it after the
+    /// commit.
     pub fn renew(&self, db: &PgPool, changed: Changed) {
         let Some(desk) = self.0.clone().filter(|_| !changed.is_empty()) else { return };
         let Ok(turn) = desk.turns.clone().try_acquire_owned() else {

@@ -1,9 +1,10 @@
-//! A handle on Redis that never keeps its caller waiting.
+//! A handle on Redis that never makes its caller wait long.
 //!
-//! There is one connection, shared by all callers. A call that is not answered in [`LIMIT`], or whose connection breaks,
-//! fails, and the connection with it: a task in the background makes the next one, first soon, then less and less often,
-//! and counts it only once it has answered within the same limit. Meanwhile calls fail at once. So a Redis that is dead or
-//! slow costs the limit to those who were waiting when it became so, and nothing to anybody after them.
+//! There is one connection, shared by all callers. If a call gets no answer within [`LIMIT`], or its connection breaks,
+//! the call fails and the connection is dropped. A background task then makes the next connection, first soon, then
+//! less and less often. It uses the new connection only after that has answered within the same limit. Meanwhile calls
+//! fail at once. So a dead or slow Redis costs the limit only for the calls that are waiting at that moment, and
+//! nothing for later calls.
 //!
 //! For a single server, or one that fails over behind its address; not for Redis Cluster.
 
@@ -26,15 +27,15 @@ use crate::cache::shelf::CopiesKey;
 
 /// How long a call may take.
 pub const LIMIT: Duration = Duration::from_millis(100);
-/// How long making a connection may take, names and TLS included.
+/// How long making a connection may take, including name resolution and TLS.
 const DIAL: Duration = Duration::from_secs(1);
-/// The first wait before a connection is made again, doubled up to the longest while they do not last.
+/// The first wait before a new connection. It doubles up to the longest wait while connections do not last.
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A connection that lasted so long was a good one.
+/// A connection that lasted this long resets the wait.
 const LASTED: Duration = Duration::from_secs(10);
 
-/// Where Redis is.
+/// The address of Redis.
 #[derive(Debug, Clone)]
 pub struct RedisConfig {
     address: Address,
@@ -42,7 +43,8 @@ pub struct RedisConfig {
     copies_key: Option<CopiesKey>,
 }
 
-/// `redis://…`, or `rediss://…` for TLS, with [`TlsFiles`]; authorities in them are trusted instead of the system's.
+/// `redis://…`, or `rediss://…` for TLS, with [`TlsFiles`]; certificate authorities in these files are trusted instead
+/// of the system's.
 #[derive(Debug, Clone)]
 struct Address {
     url: SecretString,
@@ -51,11 +53,11 @@ struct Address {
 
 impl Address {
     fn parse(url: SecretString) -> Result<Address, String> {
-        // The parsers' own words may hold the password.
+        // The parser's error text may contain the password.
         const WRONG: &str = "it is not a Redis URL";
         let parsed = Url::parse(url.expose_secret()).map_err(|_| WRONG)?;
         let files = TlsFiles::of(&parsed, parsed.scheme() == "rediss")?;
-        // The library's word for a certificate that is not looked at.
+        // The library uses this fragment to switch certificate verification off.
         if parsed.fragment() == Some("insecure") {
             return Err("the server's certificate is always verified: leave #insecure out".to_owned());
         }
@@ -64,7 +66,7 @@ impl Address {
         Ok(Address { url, files })
     }
 
-    /// The host that is reached without TLS, if it is: a Unix socket has none.
+    /// The host, if the connection has no TLS. A Unix socket has no host.
     fn clear_host(&self) -> Option<String> {
         let url = Url::parse(self.url.expose_secret()).ok()?;
         let clear = !matches!(url.scheme(), "rediss" | "valkeys");
@@ -90,8 +92,9 @@ impl Address {
 }
 
 impl RedisConfig {
-    /// Reads `REDIS_URL` (`redis://` or `rediss://`, absent: no Redis) and `REDIS_KEY_PREFIX` (default none), which is put
-    /// before every key, for deployments that share one Redis. [`CopiesKey::from_env`] reads `COPIES_KEY`.
+    /// Reads `REDIS_URL` (`redis://` or `rediss://`, absent: no Redis) and `REDIS_KEY_PREFIX` (default none). The
+    /// prefix is put before every key, for deployments that share one Redis. [`CopiesKey::from_env`] reads
+    /// `COPIES_KEY`.
     pub fn from_env(env: &mut Env) -> Option<RedisConfig> {
         let prefix = env.optional("REDIS_KEY_PREFIX").unwrap_or_default();
         let copies_key = CopiesKey::from_env(env).flatten();
@@ -104,44 +107,44 @@ impl RedisConfig {
     }
 
     /// # Errors
-    /// What is wrong, without the value: it holds a password.
+    /// What is wrong, without the value, which contains a password.
     pub fn new(url: impl Into<SecretString>, prefix: impl Into<String>) -> Result<RedisConfig, String> {
         Ok(RedisConfig { address: Address::parse(url.into())?, prefix: prefix.into(), copies_key: None })
     }
 
-    /// The same with a key, without which Redis holds no copies.
+    /// The same with a key. Without a key, Redis holds no copies.
     #[must_use]
     pub fn with_copies_key(self, key: CopiesKey) -> RedisConfig {
         RedisConfig { copies_key: Some(key), ..self }
     }
 }
 
-/// A program that Redis runs in one piece.
+/// A script that Redis runs atomically.
 pub struct Script(::redis::Script);
 
 impl Script {
-    /// A program in Lua.
+    /// A script in Lua.
     pub fn new(lua: &str) -> Script {
         Script(::redis::Script::new(lua))
     }
 }
 
-/// Why a call did nothing, or nobody knows what it did.
+/// The error of a call. The call had no effect, or its effect is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// There is no connection; nothing was sent.
     #[error("there is no connection to Redis")]
     Away,
-    /// No answer in time; it may have happened, or happen later.
+    /// No answer in time; the call may have taken effect, or may do so later.
     #[error("Redis did not answer within {} ms", LIMIT.as_millis())]
     Slow,
-    /// It broke, or Redis refused it.
-    #[error("Redis did not do it")]
+    /// The connection broke, or Redis refused the call.
+    #[error("the call to Redis failed")]
     Failed(#[source] RedisError),
 }
 
 impl CallError {
-    /// The name of a failure in metrics.
+    /// The name of the error in metrics.
     pub fn as_str(&self) -> &'static str {
         match self {
             CallError::Away => "away",
@@ -170,13 +173,14 @@ struct Line {
 
 #[derive(Clone)]
 struct Link {
-    /// Tells a connection from those before and after it.
+    /// Identifies this connection among the earlier and later ones.
     number: u64,
     connection: MultiplexedConnection,
 }
 
 impl Redis {
-    /// Starts connecting, and waits a moment for it. A Redis that is not there is no fault: it is waited for.
+    /// Starts connecting, and waits briefly for the connection. If Redis cannot be reached, this does not fail; the
+    /// connection is made later.
     pub async fn connect(config: &RedisConfig) -> Redis {
         let line = Arc::new(Line { link: watch::Sender::new(None), lost: Notify::new() });
         let stop = CancellationToken::new();
@@ -186,31 +190,31 @@ impl Redis {
         tokio::spawn(async move {
             tokio::select! { () = keeper => {}, () = ended.cancelled() => {} }
         });
-        // When it takes longer the keeper says why.
+        // If it takes longer, the keeper logs the error.
         let _ = timeout(DIAL + LIMIT, connected.wait_for(Option::is_some)).await;
         let (prefix, copies_key) = (config.prefix.clone(), config.copies_key.clone());
         Redis(Arc::new(Handle { line, prefix, copies_key, _ends: stop.drop_guard() }))
     }
 
-    /// A key of this deployment.
+    /// The full name of a key of this deployment.
     pub fn key(&self, name: &str) -> String {
         format!("{}{name}", self.0.prefix)
     }
 
-    /// What makes copies in it trustworthy.
+    /// The key that signs the copies.
     pub(super) fn copies_key(&self) -> Option<&CopiesKey> {
         self.0.copies_key.as_ref()
     }
 
-    /// Whether there is a connection just now.
+    /// Whether there is a connection at the moment.
     pub fn is_connected(&self) -> bool {
         self.0.line.link.borrow().is_some()
     }
 
-    /// Runs a program on whole keys (see [`Redis::key`]), within [`LIMIT`].
+    /// Runs a script on full keys (see [`Redis::key`]), within [`LIMIT`].
     ///
     /// # Errors
-    /// [`CallError`]; the caller does without.
+    /// [`CallError`]; the caller continues without Redis.
     pub async fn run<T: FromRedisValue>(
         &self,
         script: &Script,
@@ -249,7 +253,7 @@ impl Redis {
 }
 
 impl Line {
-    /// Gives a connection up, once.
+    /// Drops a connection, once.
     fn lose(&self, number: u64, why: &str) {
         let lost = self.link.send_if_modified(|link| {
             let is_it = link.as_ref().is_some_and(|link| link.number == number);
@@ -260,13 +264,13 @@ impl Line {
         });
         if lost {
             metrics::gauge!("redis_up").set(0.0);
-            warn!(why, "Redis is lost; the service goes on without it");
+            warn!(why, "The connection to Redis is lost; the service continues without Redis");
             self.lost.notify_one();
         }
     }
 }
 
-/// Whether another connection may do better, rather than another call.
+/// Whether the connection is the problem: a new connection may help, a repeated call would not.
 fn is_of_the_connection(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_connection_dropped()
@@ -274,7 +278,7 @@ fn is_of_the_connection(error: &RedisError) -> bool {
         || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "NOAUTH"))
 }
 
-/// Makes one connection after the other.
+/// Makes one connection after another.
 async fn keep(address: Address, line: Arc<Line>) {
     let mut pause = PAUSE;
     let mut silent = false;
@@ -303,7 +307,7 @@ async fn keep(address: Address, line: Arc<Line>) {
                         CallError::Failed(source) => source.to_string(),
                         other => other.to_string(),
                     };
-                    warn!(why, "Redis does not answer; the service goes on without it");
+                    warn!(why, "Redis does not answer; the service continues without Redis");
                 }
             }
         }
@@ -359,7 +363,7 @@ mod tests {
             let answer = redis.run::<i64>(&Script::new("return 1"), &[], &[]).await;
             assert!(matches!(answer, Err(CallError::Away)));
         }
-        // A thousand limits would be more than a minute and a half.
+        // A thousand calls that each wait for the limit would take more than a minute and a half.
         assert!(before.elapsed() < Duration::from_secs(30));
     }
 }

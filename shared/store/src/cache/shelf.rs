@@ -1,7 +1,7 @@
-//! Redis as a shelf for copies that we can trust: each carries an HMAC-SHA256 under `COPIES_KEY`.
+//! Copies in Redis that we can trust: each carries an HMAC-SHA256 under `COPIES_KEY`.
 //!
-//! The tag covers the key, the moment and the data, so a copy counts only in its place and at its age. Who can write to
-//! Redis and has no key can remove copies and nothing more. Decision: `ops/decisions/0023`.
+//! The tag covers the Redis key, the moment and the data, so a copy is valid only under its key and at its age. An
+//! attacker who can write to Redis but has no `COPIES_KEY` can only remove copies. Decision: `ops/decisions/0023`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,23 +15,23 @@ use tracing::warn;
 
 use crate::cache::redis::Redis;
 
-/// The form of a text in Redis: `1.<tag in hex>.<data>`. A copy of an older release has another form.
+/// The format of a text in Redis: `1.<tag in hex>.<data>`. An older release wrote another format.
 const FORM: &str = "1.";
-/// Hex digits of a tag.
+/// The number of hex digits in a tag.
 const TAG: usize = 64;
-/// Keeps these tags apart from anything else that is ever tagged under the key.
+/// Separates these tags from any other data that is ever tagged under the same key.
 const LABEL: &[u8] = b"payment copy 1";
-/// How long to keep silent after a warning.
+/// The shortest time between two warnings.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// What makes and checks the tags. Clones share the silence after a warning.
+/// Makes and checks the tags. Clones share the limit on warnings.
 #[derive(Clone)]
 pub struct CopiesKey {
     key: hmac::Key,
     warned: Arc<Mutex<Option<Instant>>>,
 }
 
-/// Shows nothing.
+/// Hides the key.
 impl fmt::Debug for CopiesKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("CopiesKey(..)")
@@ -39,18 +39,18 @@ impl fmt::Debug for CopiesKey {
 }
 
 impl CopiesKey {
-    /// Reads `COPIES_KEY`, 64 hex digits (default none: no copies in Redis). `None` within: it is not set. `None` alone: a
-    /// fault was noted.
+    /// Reads `COPIES_KEY`, 64 hex digits (default none: no copies in Redis). `Some(None)`: it is not set. `None`: a
+    /// fault was recorded.
     pub fn from_env(env: &mut Env) -> Option<Option<CopiesKey>> {
         Some(seal::key_bytes(env, "COPIES_KEY")?.map(|bytes| CopiesKey::new(&bytes)))
     }
 
-    /// A key of these bytes.
+    /// The key with these bytes.
     pub fn new(bytes: &[u8; 32]) -> CopiesKey {
         CopiesKey { key: hmac::Key::new(HMAC_SHA256, bytes), warned: Arc::default() }
     }
 
-    /// What the tag covers. The length of the key keeps key and data apart.
+    /// The bytes that the tag covers. The length of the place separates the place from the data.
     fn covered(place: &str, moment: i64, data: &str) -> Vec<u8> {
         let length = (place.len() as u64).to_be_bytes();
         [LABEL, &length, place.as_bytes(), &moment.to_be_bytes(), data.as_bytes()].concat()
@@ -75,7 +75,7 @@ impl CopiesKey {
         }
     }
 
-    /// Once a minute: who writes to Redis must not fill the log.
+    /// Warns at most once a minute, so that a process that writes to Redis cannot fill the log.
     fn warn(&self, now: Instant) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         if warned.is_none_or(|warned| warned + SILENCE <= now) {
@@ -88,14 +88,14 @@ impl CopiesKey {
     }
 }
 
-/// A text from Redis, judged.
+/// A text from Redis after the check.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Opened<'t> {
     /// A process with our key wrote this for this place and moment.
     Genuine(&'t str),
-    /// Of another release.
+    /// Written by another release.
     OtherForm,
-    /// Made or moved by something without our key.
+    /// Written or moved by something that does not have our key.
     Forged,
 }
 
@@ -107,7 +107,7 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    /// `None` without Redis, and with a Redis but without a key: copies are in memory alone then.
+    /// `None` if there is no Redis, or a Redis without a key: then copies are in memory only.
     pub fn of(redis: Option<Redis>) -> Option<Shelf> {
         let redis = redis?;
         let Some(key) = redis.copies_key().cloned() else {
@@ -120,12 +120,12 @@ impl Shelf {
         Some(Shelf { redis, key })
     }
 
-    /// The text for a copy of this moment at this whole key (see [`Redis::key`]).
+    /// The text to store for a copy of this moment under this full key (see [`Redis::key`]).
     pub fn sealed(&self, place: &str, moment: i64, data: &str) -> String {
         self.key.sealed(place, moment, data)
     }
 
-    /// What a text of this moment at this whole key is.
+    /// Checks a text of this moment under this full key.
     pub fn opened<'t>(&self, place: &str, moment: i64, text: &'t str) -> Opened<'t> {
         self.key.opened(place, moment, text)
     }
@@ -153,7 +153,7 @@ mod tests {
         }
     }
 
-    /// The key's end must not pass for the data's begin.
+    /// The end of the place must not be readable as the beginning of the data.
     #[test]
     fn key_and_data_are_kept_apart() {
         let ours = CopiesKey::new(&[7; 32]);

@@ -1,10 +1,11 @@
-//! What each process may do at the database, as one table. `payment-api database-roles` sets it after every migration;
-//! tests hold that every table has its line, that the rights suffice, and that they are not wider.
+//! The permissions of each process in the database, as one table. `payment-api database-roles` applies it after every
+//! migration. Tests verify that every table has an entry, and that the permissions are sufficient and not too wide.
 //!
-//! What never changes once it is written is in no `update` line: who bought what for how much from which account, the
-//! bytes of a callback, the facts of an event. Rows are deleted from `jobs`, where a deleted row is work done, and by the
-//! relay from the six tables whose rows have their time (see `retention`). To pass over what others hold (`for update skip
-//! locked`) it needs the right to change some column: one that nobody can set, or that says nothing of money.
+//! Data that never changes after it is written is in no `update` entry: who bought what for how much from which
+//! account, the bytes of a callback, the facts of an event. Two kinds of rows are deleted: those of `jobs`, where a
+//! deleted row is finished work, and those of the six tables with retention, which the relay deletes (see `retention`).
+//! To skip rows that other transactions have locked (`for update skip locked`), the relay needs the permission to
+//! update some column: we choose one that cannot be set, or one that has nothing to do with money.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,36 +15,36 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
 use crate::error::DbError;
 
-/// What can be done to rows.
+/// An operation on rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Right {
-    /// Read them.
+    /// Read rows.
     Select,
-    /// Add some.
+    /// Add rows.
     Insert,
-    /// Change them.
+    /// Change rows.
     Update,
-    /// Remove them.
+    /// Delete rows.
     Delete,
 }
 
-/// One line: who may do what.
+/// One entry: which processes may do what.
 #[derive(Debug, Clone, Copy)]
 pub struct Grant {
-    /// To whom.
+    /// The processes that get it.
     pub to: &'static [Service],
-    /// What.
+    /// The operation.
     pub right: Right,
-    /// To which columns; `None` is all of them, those of later migrations as well.
+    /// The columns; `None`: all of them, including those of later migrations.
     pub columns: Option<&'static [&'static str]>,
 }
 
-/// A table and everything that anyone may do to it.
+/// A table and all permissions on it.
 #[derive(Debug, Clone, Copy)]
 pub struct Table {
     /// Its name.
     pub name: &'static str,
-    /// The lines; none at all means that no process has any business there.
+    /// The entries; none at all means that no process has access.
     pub grants: &'static [Grant],
 }
 
@@ -60,7 +61,7 @@ const SETTLERS: &[Service] = &[CallbackWorker, CheckWorker];
 const ALL_BUT_RELAY: &[Service] = &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker];
 const PROCESSES: &[Service] = &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, Relay];
 
-/// What the one who asks for a refund writes.
+/// The columns that are written when a refund is requested.
 const NEW_REFUND: &[&str] = &[
     "id",
     "order_id",
@@ -75,55 +76,56 @@ const NEW_REFUND: &[&str] = &[
 
 use Right::{Delete, Insert, Select, Update};
 
-/// Every table. The order is that of the migrations.
+/// Every table, in the order of the migrations.
 ///
-/// Beyond what the statements name, `on conflict` reads the columns of its constraint and whatever is said of `excluded`,
-/// `returning` what it returns, and `for update` needs the right to update some column. Foreign keys and identity columns
-/// need nothing.
+/// Some statements need more permissions than they name. `on conflict` reads the columns of its constraint and those
+/// that are compared with `excluded`; `returning` reads what it returns; `for update` needs the permission to update
+/// some column. Foreign keys and identity columns need nothing.
 #[rustfmt::skip]
 pub const TABLES: &[Table] = &[
     Table { name: "payment_orders", grants: &[
-        // As its buyer places it. One that no buyer placed is made by a function.
+        // The order as its buyer places it. A function creates an order that no buyer placed.
         may_only(&[PaymentApi], Insert,
             &["id", "user_id", "order_no", "product_type", "subject", "amount", "payment_method", "scene", "account",
               "expires_at", "client_ip", "metadata", "prepay", "created_at", "updated_at"]),
-        // The relay for the statistics and for the copies that it passes on to Redis.
+        // The relay reads them for the statistics and for the copies that it writes to Redis.
         may(PROCESSES, Select),
         // Not what may name the payer: `prepay`, `client_ip` and what the shop attached.
         may_only(&[PaymentCtl], Select,
             &["id", "user_id", "order_no", "product_type", "subject", "amount", "payment_method", "scene", "account",
               "status", "trade_no", "refunded_amount", "expires_at", "paid_at", "closed_at", "version", "created_at",
               "updated_at", "checked_at", "gateway_state", "close_requested_at", "extra_state", "extra_amount"]),
-        // A refund that is asked for moves its order. Who paid it and when is the workers' alone: they ask the gateway. A
-        // buyer asks for the order's end. Triggers hold the moves, and that no more went back than refunds returned.
+        // A refund request changes the state of its order. Only the workers write who paid and when, because they query
+        // the gateway. A buyer requests the close of an order. Triggers enforce the moves, and that the refunded amount
+        // is not more than the refunds returned.
         may_only(&[PaymentApi], Update, &["status", "refunded_amount", "updated_at", "version", "close_requested_at"]),
         may_only(SETTLERS, Update,
             &["status", "trade_no", "paid_at", "closed_at", "refunded_amount", "updated_at", "version"]),
         may_only(&[CheckWorker], Update, &["checked_at", "gateway_state"]),
         may_only(&[RefundWorker], Update, &["status", "refunded_amount", "updated_at", "version"]),
-        // Beside each change of money that was not owed.
+        // Updated with each change of a payment that was not owed.
         may_only(ALL_BUT_RELAY, Update, &["extra_state", "extra_amount"]),
         may_only(&[PaymentCtl], Update, &["extra_state", "extra_amount", "updated_at", "version"]),
     ] },
     Table { name: "payment_transactions", grants: &[
         may(ALL_BUT_RELAY, Select),
         may(&[PaymentCtl], Select),
-        // People return a payment that only a case knows: the ingress writes it as it came.
+        // People return a payment that only a case recorded: the ingress writes it as it arrived.
         may_only(ALL_BUT_RELAY, Insert,
             &["id", "order_id", "transaction_no", "payment_method", "action_type", "amount", "status", "gateway_no",
               "created_at", "updated_at", "paid_at", "account"]),
         may_only(&[Relay], Select,
             &["id", "order_id", "payment_method", "action_type", "amount", "status", "gateway_no"]),
         may_only(WORKERS, Update, &["status", "gateway_no", "returned_amount", "updated_at"]),
-        // Of a refund, where two people have accepted the amount that the gateway states.
+        // The amount of a refund, after two people have accepted the amount that the gateway states.
         may_only(&[RefundWorker], Update, &["amount"]),
     ] },
     Table { name: "refund_records", grants: &[
-        // The workers insert where the policy of an account returns late money.
+        // The workers insert a refund where the policy of an account returns late payments.
         may(ALL_BUT_RELAY, Select),
         may(&[PaymentCtl], Select),
         may_only(ALL_BUT_RELAY, Insert, NEW_REFUND),
-        // One that was made elsewhere is booked with its end.
+        // A refund that was made outside is booked in its final state.
         may_only(WORKERS, Insert, &["status", "origin", "outside_key", "gateway_refund_no", "succeeded_at"]),
         may_only(&[Relay], Select, &["id", "order_id", "transaction_id", "refund_amount", "status"]),
         may_only(WORKERS, Update,
@@ -133,17 +135,17 @@ pub const TABLES: &[Table] = &[
     ] },
     Table { name: "callbacks", grants: &[
         may(&[CallbackWorker], Insert),
-        // To count repeats; what was kept is for people to read.
+        // To count repeats. The stored content is for people to read.
         may_only(&[CallbackWorker], Select,
             &["payment_method", "account", "notice_id", "times_seen", "last_seen_at", "verdict"]),
-        // Not the bytes, which name the payer.
+        // Not the bytes, because they name the payer.
         may_only(&[PaymentCtl], Select,
             &["payment_method", "account", "notice_id", "order_no", "times_seen", "received_at", "last_seen_at",
               "verdict", "note"]),
         may_only(&[CallbackWorker], Update, &["times_seen", "last_seen_at", "verdict"]),
         may_only(&[Relay], Select, &["id", "order_no", "received_at", "last_seen_at"]),
         may(&[Relay], Delete),
-        // Always generated: nobody can set it.
+        // Always generated, so it cannot be set.
         may_only(&[Relay], Update, &["id"]),
     ] },
     Table { name: "jobs", grants: &[
@@ -159,29 +161,29 @@ pub const TABLES: &[Table] = &[
         may_only(&[Relay], Update, &["due_at", "lease_until", "publishes", "fence"]),
     ] },
     Table { name: "events", grants: &[
-        // A trigger holds that an event about money tells what the rows say.
+        // A trigger checks that an event about money agrees with the rows.
         may_only(PROCESSES, Insert, &["event_id", "type", "order_id", "data", "occurred_at"]),
         may_only(ALL_BUT_RELAY, Select, &["event_id"]),
         may(&[Relay, PaymentCtl], Select),
-        // An operator has them published again through a function.
+        // An operator requests a repeated publish through a function.
         may_only(&[Relay], Update, &["retry_at", "published_at"]),
         may(&[Relay], Delete),
     ] },
     Table { name: "cases", grants: &[
         may(PROCESSES, Select),
         may(&[PaymentCtl], Select),
-        // The ingress: an account that a gateway refuses.
+        // The ingress inserts a case for an account that a gateway refuses.
         may_only(PROCESSES, Insert, &["id", "kind", "order_id", "gateway_no", "evidence", "created_at", "updated_at"]),
-        // What an account's policy has decided.
+        // For cases that an account's policy has decided.
         may_only(WORKERS, Insert, &["status", "resolution", "resolved_by"]),
-        // A person's step, and a new fact, which may reopen a case.
+        // For a person's step, and for a new fact, which may reopen a case.
         may_only(&[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, Relay], Update,
             &["status", "proposed_by", "proposed_action", "resolution", "resolved_by", "evidence", "history", "version",
               "updated_at"]),
-        // An operator ends one through a function, and never what two people decide.
+        // An operator resolves a case through a function, but never a case that two people must decide.
         may(&[Relay], Delete),
     ] },
-    // Bytes that name payers: the relay writes and deletes them. A replay goes through a function.
+    // The bytes name payers, so only the relay writes and deletes them. A replay goes through a function.
     Table { name: "dead_letters", grants: &[
         may(&[Relay], Insert),
         may_only(&[Relay, PaymentCtl], Select, &["case_id", "filed_at"]),
@@ -192,15 +194,15 @@ pub const TABLES: &[Table] = &[
         may(&[PaymentApi], Insert),
         may_only(&[PaymentApi], Update,
             &["route", "request_hash", "ref_id", "answer", "refused_with", "held_until", "created_at", "expires_at"]),
-        // Neither the keys themselves nor what was answered.
+        // Neither the keys themselves nor the answers.
         may_only(&[PaymentCtl], Select,
             &["user_id", "route", "ref_id", "refused_with", "held_until", "created_at", "expires_at"]),
-        // Which they are and when they end, and not what was asked and answered.
+        // Which keys there are and when they expire, but neither the requests nor the answers.
         may_only(&[Relay], Select, &["user_id", "key", "created_at", "expires_at", "held_until"]),
         may(&[Relay], Delete),
         may_only(&[Relay], Update, &["held_until"]),
     ] },
-    // Sealed: who reads a row cannot pay with it.
+    // The credentials are sealed: a process that can read a row cannot pay with it.
     Table { name: "order_credentials", grants: &[
         may(&[PaymentApi], Select),
         may(&[PaymentApi], Insert),
@@ -209,7 +211,7 @@ pub const TABLES: &[Table] = &[
         may(&[Relay], Delete),
         may_only(&[Relay], Update, &["valid_until"]),
     ] },
-    // Changed by a person, and each change written down.
+    // A person changes these rows, and each change is recorded.
     Table { name: "payment_config", grants: &[
         may(&[PaymentApi], Select),
         may_only(&[PaymentApi], Update,
@@ -219,8 +221,8 @@ pub const TABLES: &[Table] = &[
         may(&[PaymentApi], Select),
         may(&[PaymentApi], Insert),
     ] },
-    // What people did: written once, in the transaction of its effect, and linked by the relay. The database itself says when,
-    // and who had logged in.
+    // What people did: written once, in the transaction of its effect, and linked by the relay. The database itself
+    // adds the time and the login user.
     Table { name: "audit_log", grants: &[
         may_only(&[PaymentApi], Insert, &["subject", "issuer", "key_id", "session", "act", "object", "detail"]),
         may(&[Relay, PaymentCtl], Select),
@@ -229,7 +231,7 @@ pub const TABLES: &[Table] = &[
         may(&[Relay], Insert),
         may(&[Relay, PaymentCtl], Select),
     ] },
-    // Who had which event published again.
+    // Records who had which event published again.
     Table { name: "event_republishes", grants: &[
         may(&[PaymentCtl], Select),
     ] },
@@ -243,24 +245,25 @@ pub const TABLES: &[Table] = &[
         may(&[Relay], Insert),
         may(&[Relay], Update),
     ] },
-    // Read at every start.
+    // Every process reads it at its start.
     Table { name: "_sqlx_migrations", grants: &[
         may_only(Service::ALL, Select, &["version", "description", "success"]),
     ] },
 ];
 
-/// A function that does with the rights of the tables' owner what its caller may not do by itself.
+/// A function that runs with the permissions of the tables' owner, so that it can do what its caller cannot do
+/// directly.
 #[derive(Debug, Clone, Copy)]
 pub struct Function {
-    /// Its name, which no other function has.
+    /// Its name, which must be unique.
     pub name: &'static str,
     /// The types of its arguments.
     pub arguments: &'static str,
-    /// Who may call it.
+    /// The processes that may call it.
     pub to: &'static [Service],
 }
 
-/// Every function that runs with the rights of the tables' owner.
+/// Every function that runs with the permissions of the tables' owner.
 pub const FUNCTIONS: &[Function] = &[
     Function { name: "replay_dead_letter", arguments: "bpchar", to: &[PaymentCtl] },
     Function { name: "end_case", arguments: "bpchar, bigint, text, text, jsonb", to: &[PaymentCtl] },
@@ -272,13 +275,14 @@ pub const FUNCTIONS: &[Function] = &[
     },
 ];
 
-/// Gives a role what its process may do, and nothing else, in the schema of this session.
+/// Gives a role the permissions of its process, and no others, in the schema of this session.
 ///
-/// What it had before is taken away first; in one transaction, a process that runs meanwhile notices nothing. Nobody
-/// else gains or loses anything, but that the public may no longer create objects here, nor temporary tables.
+/// The permissions that it had before are revoked first. All this is one transaction, so a running process does not
+/// notice it. No other role gains or loses anything, except that PUBLIC can no longer create objects or temporary
+/// tables here.
 ///
 /// # Errors
-/// [`DbError`]; among others when this session's user does not own the tables.
+/// [`DbError`]; for example when this session's user does not own the tables.
 pub async fn apply(tx: &mut PgConnection, service: Service, role: &str) -> Result<(), DbError> {
     let place = sqlx::query!(
         r#"select quote_ident(current_schema()) as "schema!", quote_ident(current_database()) as "database!""#
@@ -312,7 +316,8 @@ pub async fn apply(tx: &mut PgConnection, service: Service, role: &str) -> Resul
     Ok(())
 }
 
-/// Has others who set rights in this database wait until the transaction ends: two at once refuse each other.
+/// Makes other processes that set permissions in this database wait until the transaction ends. Two at the same time
+/// would make each other fail.
 ///
 /// # Errors
 /// [`DbError`].
@@ -321,7 +326,7 @@ pub async fn take_turns(tx: &mut PgConnection) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Whether there is a role of this name.
+/// Whether a role of this name exists.
 ///
 /// # Errors
 /// [`DbError`].
@@ -330,19 +335,20 @@ pub async fn role_exists(connection: &mut PgConnection, role: &str) -> Result<bo
     Ok(row.fetch_one(connection).await?.exists)
 }
 
-/// How what a role may do differs from the table.
+/// The difference between a role's permissions and the table above.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Difference {
-    /// What its process needs and the role may not, such as `update payment_orders.status`.
+    /// Permissions that the process needs and the role lacks, such as `update payment_orders.status`.
     pub lacking: BTreeSet<String>,
-    /// What the role may and its process has no use for.
+    /// Permissions that the role has and the process does not need.
     pub exceeding: BTreeSet<String>,
 }
 
-/// Compares what a role may do here (by itself, as a member of others, as anybody, as a superuser) with the table.
+/// Compares a role's permissions here (its own, inherited from other roles, from PUBLIC, or as a superuser) with the
+/// table above.
 ///
 /// # Errors
-/// [`DbError`]; among others when there is no such role.
+/// [`DbError`]; for example when the role does not exist.
 pub async fn compare(connection: &mut PgConnection, service: Service, role: &str) -> Result<Difference, DbError> {
     let columns = columns(&mut *connection).await?;
     let wanted = wanted(service, &columns);
@@ -377,27 +383,27 @@ pub async fn compare(connection: &mut PgConnection, service: Service, role: &str
     })
 }
 
-/// Why the user of a process cannot do its work.
+/// The reason why the database user of a process cannot do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum RightsError {
-    /// Rights are missing.
+    /// Permissions are missing.
     #[error("user {user} may not {}", .lacking.join(", "))]
     Lacking {
-        /// Who logs in.
+        /// The user that logs in.
         user: String,
-        /// What he may not.
+        /// The missing permissions.
         lacking: Vec<String>,
     },
-    /// Could not be asked.
+    /// The permissions could not be read.
     #[error("cannot read the rights of this user")]
     Db(#[from] DbError),
 }
 
-/// How many missing rights a message names.
+/// The largest number of missing permissions that a message names.
 const NAMED: usize = 5;
 
-/// Checks that the user of this pool may do what its process needs. Returns what the user may do beyond it: no reason not to
-/// start, and worth a warning.
+/// Checks that the user of this pool has the permissions that its process needs. Returns the permissions beyond that:
+/// they do not prevent a start, but deserve a warning.
 ///
 /// # Errors
 /// [`RightsError`].
@@ -412,12 +418,12 @@ pub async fn check(pool: &PgPool, service: Service) -> Result<Option<Excess>, Ri
     Ok((!exceeding.is_empty()).then(|| Excess { user, rights: first(exceeding) }))
 }
 
-/// What a user may do although its process has no use for it.
+/// Permissions that a user has and its process does not need.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Excess {
-    /// Who logs in.
+    /// The user that logs in.
     pub user: String,
-    /// The first of the rights, and how many more.
+    /// The first of these permissions, and how many more there are.
     pub rights: Vec<String>,
 }
 
@@ -458,7 +464,7 @@ pub async fn columns(connection: &mut PgConnection) -> Result<BTreeMap<String, V
     Ok(columns)
 }
 
-/// What the table says, column by column; whole rows are removed.
+/// The permissions in the table above, column by column; `delete` applies to whole rows.
 fn wanted(service: Service, columns: &BTreeMap<String, Vec<String>>) -> BTreeSet<String> {
     let functions = FUNCTIONS.iter().filter(|function| function.to.contains(&service));
     let mut wanted: BTreeSet<String> = functions.map(|function| format!("execute {}", function.name)).collect();
@@ -478,7 +484,7 @@ fn wanted(service: Service, columns: &BTreeMap<String, Vec<String>>) -> BTreeSet
     wanted
 }
 
-/// The key of the lock under which rights are set.
+/// The key of the lock that is held while permissions are set.
 const GRANTING: i64 = 0x7061_7967_7261_6e74;
 
 impl Right {
@@ -492,7 +498,7 @@ impl Right {
     }
 }
 
-/// A name as SQL takes it literally.
+/// A name, quoted as an SQL identifier.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

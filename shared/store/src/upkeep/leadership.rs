@@ -1,15 +1,15 @@
-//! One active relay: a session-level advisory lock, held by the connection that the relay works on. When the connection
-//! is gone, so is the lock, and so is the relay's way to go on.
+//! Only one relay is active. It holds a session-level advisory lock on the connection that it works on. When the
+//! connection is lost, the lock is lost too, and the relay cannot go on.
 
 use sqlx::{Executor, PgConnection};
 
 use crate::error::DbError;
 
-/// The lock's number: "payment" and "relay", as text, cut to 64 bits; nothing else in this database may use it.
+/// The number of the lock: "payment" and "relay" as text, cut to 64 bits. Nothing else in this database may use it.
 const RELAY: i64 = 0x7061_7972_656c_6179;
 
-/// Has the server end this connection, and with it the lead, when nothing was asked on it for 15 s: its host has vanished
-/// or hangs. Whoever leads asks something at least every 10 s.
+/// Makes the server close this connection, and so end the leadership, after 15 s without a statement: its host has
+/// vanished or hangs. A healthy leader sends a statement at least every 10 s.
 ///
 /// # Errors
 /// [`DbError`].
@@ -18,7 +18,7 @@ pub async fn end_when_silent(connection: &mut PgConnection) -> Result<(), DbErro
     Ok(())
 }
 
-/// Takes the lock for this connection's life, if nobody has it.
+/// Takes the lock until this connection closes, if no other session holds it.
 ///
 /// # Errors
 /// [`DbError`].

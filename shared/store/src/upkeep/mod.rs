@@ -1,4 +1,4 @@
-//! What keeps the database as it should be.
+//! Maintenance of the database.
 
 pub mod grants;
 pub mod leadership;

@@ -1,9 +1,9 @@
-//! What is removed when its time is over, and how large the tables are.
+//! Deletes rows when their time is over, and measures the tables.
 //!
-//! Orders, transactions and refunds stay for ever, and so does the audit of the settings. Why each rule is safe is in
-//! `ops/decisions/0012-what-is-kept-how-long.md`. Each function is one small step: the oldest rows of a table, in an order
-//! that an index has, and no row that somebody else holds. A step that meets anything in its way gives up; see
-//! [`step_aside`].
+//! Orders, transactions and refunds are stored forever, and so is the audit of the settings.
+//! `ops/decisions/0012-what-is-kept-how-long.md` says why each rule is safe. Each function is one small step. It
+//! deletes the oldest rows of a table, in an order that an index provides, and skips rows that another transaction has
+//! locked. A step that meets any obstacle gives up; see [`step_aside`].
 
 use domain::{CaseId, CaseKind, first_id_at};
 use sqlx::{Executor, PgConnection, PgExecutor};
@@ -12,16 +12,16 @@ use time::{Duration, OffsetDateTime};
 use crate::error::DbError;
 use crate::upkeep::grants;
 
-/// What a step did.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step<Place> {
-    /// Rows that are gone.
+    /// The number of deleted rows.
     pub removed: u64,
-    /// Where the next step begins; `None`: nothing older than the bound is left behind this place.
+    /// Where the next step begins; `None`: behind this place there is nothing older than the bound.
     pub reached: Option<Place>,
 }
 
-/// Has this transaction give up rather than be in the way: 250 ms for a lock, a second for a statement.
+/// Makes this transaction fail early instead of blocking others: 250 ms for a lock, a second for a statement.
 ///
 /// # Errors
 /// [`DbError`].
@@ -31,7 +31,7 @@ pub async fn step_aside(tx: &mut PgConnection) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Removes keys that expired before `before` and that nobody works on.
+/// Deletes keys that expired before `before` and that no process works on.
 ///
 /// # Errors
 /// [`DbError`].
@@ -55,7 +55,7 @@ pub async fn idempotency_keys(tx: &mut PgConnection, before: OffsetDateTime, lim
     Ok(until_fewer(done.rows_affected(), limit))
 }
 
-/// Removes credentials that were good until before `before`.
+/// Deletes credentials that expired before `before`.
 ///
 /// # Errors
 /// [`DbError`].
@@ -79,7 +79,7 @@ pub async fn credentials(tx: &mut PgConnection, before: OffsetDateTime, limit: i
     Ok(until_fewer(done.rows_affected(), limit))
 }
 
-/// Removes events that were published before `before` and that the statistics have seen.
+/// Deletes events that were published before `before` and that the statistics have processed.
 ///
 /// # Errors
 /// [`DbError`].
@@ -103,7 +103,7 @@ pub async fn events(tx: &mut PgConnection, before: OffsetDateTime, limit: i64) -
     Ok(until_fewer(done.rows_affected(), limit))
 }
 
-/// Removes the bytes of dead letters that were filed before `before`, unless their case waits for people.
+/// Deletes the bytes of dead letters that were filed before `before` and whose case is resolved.
 ///
 /// # Errors
 /// [`DbError`].
@@ -127,13 +127,13 @@ pub async fn dead_letters(tx: &mut PgConnection, before: OffsetDateTime, limit: 
     Ok(until_fewer(done.rows_affected(), limit))
 }
 
-/// As long as a step finds all that it may take, there may be more.
+/// While a step deletes as many rows as its limit allows, there may be more.
 pub(crate) fn until_fewer(removed: u64, limit: i64) -> Step<()> {
     Step { removed, reached: (i64::try_from(removed) == Ok(limit)).then_some(()) }
 }
 
-/// Looks at the next `limit` callbacks after `from` and removes those last seen before `before`, unless their order is still
-/// on its way, or an open case is about it.
+/// Examines the next `limit` callbacks after `from` and deletes those last seen before `before`. A callback stays if
+/// its order is not finished, or if an open case is about it.
 ///
 /// # Errors
 /// [`DbError`].
@@ -143,7 +143,7 @@ pub async fn callbacks(
     from: i64,
     limit: i64,
 ) -> Result<Step<i64>, DbError> {
-    // They come in the order of their ids, so the first step without an old one is the last.
+    // Callbacks arrive in the order of their ids, so the first step that finds no old one is the last step.
     let looked = sqlx::query!(
         r#"
         select max(id) as reached
@@ -188,8 +188,8 @@ pub async fn callbacks(
     Ok(Step { removed: done.rows_affected(), reached: Some(reached) })
 }
 
-/// Looks at the next `limit` resolved cases after `from` and removes those that were resolved before `before`, unless their
-/// order is still on its way, or only the case keeps its fact from being told as news again.
+/// Examines the next `limit` resolved cases after `from` and deletes those that were resolved before `before`. A case
+/// stays if its order is not finished, or if only the case prevents its fact from counting as new again.
 ///
 /// # Errors
 /// [`DbError`].
@@ -207,7 +207,7 @@ pub async fn cases(
         ) as oldest
         "#,
         from as CaseId,
-        // None that was opened later can have been resolved before.
+        // A case that was opened after the bound cannot have been resolved before it.
         CaseId::from_u128(first_id_at(before)) as CaseId,
         limit,
     );
@@ -244,7 +244,7 @@ pub async fn cases(
     Ok(Step { removed: done.rows_affected(), reached: Some(reached) })
 }
 
-/// The age of the oldest row of each table that rows are removed from; none for an empty one.
+/// The age of the oldest row of each table with retention; `None` for an empty table.
 ///
 /// # Errors
 /// [`DbError`].
@@ -276,22 +276,22 @@ pub async fn oldest(
     ])
 }
 
-/// What a table has become.
+/// The size of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableSize {
     /// Its name.
     pub name: String,
-    /// On the disk, with its indexes and what is kept out of line.
+    /// The bytes on disk, including its indexes and TOAST data.
     pub bytes: i64,
-    /// About how many rows are alive.
+    /// The approximate number of live rows.
     pub rows: i64,
-    /// About how many are dead and still there.
+    /// The approximate number of dead rows that still take space.
     pub dead_rows: i64,
-    /// When a vacuum last came to its end, since the server counts.
+    /// When a vacuum last finished, as far as the server's statistics reach back.
     pub vacuumed_at: Option<OffsetDateTime>,
 }
 
-/// Measures every table of ours.
+/// Measures each of our tables.
 ///
 /// # Errors
 /// [`DbError`].

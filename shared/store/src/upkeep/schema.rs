@@ -1,7 +1,7 @@
-//! Whether a database and this build fit each other, and how they come to.
+//! Checks whether a database and this build fit each other, and migrates the database.
 //!
-//! A build runs on a database that is newer than itself, as long as no migration that it does not know has taken away what
-//! it uses: such a migration says in its name from which one on a build can read the database after it
+//! A build can run on a newer database, unless a migration that it does not know has removed something that it uses.
+//! The name of such a migration states which migration a build must know to use the database afterwards
 //! (`ops/decisions/0013`).
 
 use secrecy::{ExposeSecret, SecretString};
@@ -14,56 +14,57 @@ use crate::error::DbError;
 /// The migrations that this build knows.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 
-/// Why a database does not fit this build.
+/// The reason why a database does not fit this build.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// Lacks migrations that this build needs.
+    /// The database lacks a migration that this build needs.
     #[error("the database lacks migration {0}; run `payment-api migrate` before the roll-out")]
     Missing(i64),
-    /// Has taken away what builds as old as this one use.
+    /// A migration has removed something that this build still uses.
     #[error(
         "the database has migration {migration}, after which only builds that know migration {needs} can use it; \
          this build knows none after {newest}: run a newer release"
     )]
     TooOld {
-        /// The migration that took it away.
+        /// The migration that removed it.
         migration: i64,
-        /// The one that a build has to know.
+        /// The migration that a build must know.
         needs: i64,
-        /// The last one that this build knows.
+        /// The newest migration that this build knows.
         newest: i64,
     },
-    /// Has a migration that this build does not know, older than some that it knows: a database of something else.
+    /// The database has a migration that this build does not know, but that is older than some that it knows: the
+    /// database belongs to something else.
     #[error("the database has migration {0}, which this build does not know and which is older than its own")]
     Unknown(i64),
-    /// Could not be asked.
+    /// The migrations could not be read.
     #[error("cannot read the migrations of the database")]
     Db(#[from] DbError),
 }
 
-/// Why a database was not brought to the schema of this build.
+/// The reason why a database was not migrated to the schema of this build.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
-    /// It is not for this build, and was left as it is.
+    /// The database is not for this build. It was not changed.
     #[error("the database is not for this build, and was left as it is")]
     Schema(#[from] SchemaError),
-    /// It could not be reached, or a migration failed; the others stay as they were.
+    /// The database could not be reached, or a migration failed. Migrations that succeeded before stay applied.
     #[error("the migrations did not all succeed")]
     Failed(#[from] MigrateError),
 }
 
-/// A migration as the database remembers it.
+/// A migration as the database records it.
 #[derive(sqlx::FromRow)]
 struct Applied {
     version: i64,
-    /// The rest of its name, with spaces between the words.
+    /// The rest of its file name, with spaces between the words.
     description: String,
 }
 
 impl Applied {
-    /// The migration that a build has to know to use the database after this one; `None`: it takes nothing away.
+    /// The migration that a build must know to use the database after this one; `None`: this one removes nothing.
     ///
-    /// A name that says that it contracts, and not for whom, is for those who know it.
+    /// If the name starts with `contract` and names no migration, a build must know this migration itself.
     fn needs(&self) -> Option<i64> {
         let (word, rest) = self.description.split_once(' ').unwrap_or((&self.description, ""));
         let from = || rest.strip_prefix("from ")?.split(' ').next()?.parse().ok();
@@ -71,7 +72,7 @@ impl Applied {
     }
 }
 
-/// Checks that this build can use the database; how many migrations it has that are newer than this build.
+/// Checks that this build can use the database. Returns how many of its migrations are newer than this build.
 ///
 /// # Errors
 /// [`SchemaError`].
@@ -79,18 +80,18 @@ pub async fn check_schema(db: impl PgExecutor<'_>) -> Result<usize, SchemaError>
     let sql = "select version, description from _sqlx_migrations where success order by version";
     let applied: Vec<Applied> = match sqlx::query_as(sql).fetch_all(db).await {
         Ok(applied) => applied,
-        // 42P01: no such table, so nothing was ever migrated.
+        // 42P01: there is no such table, so the database was never migrated.
         Err(sqlx::Error::Database(refusal)) if refusal.code().as_deref() == Some("42P01") => Vec::new(),
         Err(error) => return Err(DbError::from(error).into()),
     };
     let newer = fits(&applied, &MIGRATOR.iter().map(|migration| migration.version).collect::<Vec<_>>())?;
     if newer > 0 {
-        info!(newer, "The database is newer than this build, by {newer} migrations that leave it alone");
+        info!(newer, "The database is newer than this build, by {newer} migrations; this build can still use it");
     }
     Ok(newer)
 }
 
-/// What is not for this build comes first: then no migration of it may run.
+/// Check first whether the database is for another build: in that case no migration may run on it.
 fn fits(applied: &[Applied], known: &[i64]) -> Result<usize, SchemaError> {
     let newest = known.iter().copied().max().unwrap_or_default();
     let strangers: Vec<&Applied> = applied.iter().filter(|applied| !known.contains(&applied.version)).collect();
@@ -107,11 +108,11 @@ fn fits(applied: &[Applied], known: &[i64]) -> Result<usize, SchemaError> {
     }
 }
 
-/// Brings a database to the schema of this build; how many migrations it has then that are newer than this build. A
-/// database that is newer and still for this build is left as it is.
+/// Migrates a database to the schema of this build. Returns how many of its migrations are newer than this build. A
+/// database that is newer and still fits this build does not change.
 ///
-/// A connection of its own without the pool's time-outs: building an index takes as long as it takes. Several at once
-/// take turns, by a lock on the database.
+/// This uses a connection of its own without the pool's timeouts, because building an index can take long. If several
+/// processes migrate at once, a lock in the database makes them take turns.
 ///
 /// # Errors
 /// [`MigrationError`].
@@ -130,7 +131,7 @@ pub async fn migrate(url: &SecretString) -> Result<usize, MigrationError> {
 mod tests {
     use super::*;
 
-    /// A database with migrations 1 to 3 and these, for a build that knows the three.
+    /// A database with migrations 1 to 3 and `more`, for a build that knows the first three.
     fn ahead(more: &[(i64, &str)]) -> Result<usize, SchemaError> {
         let own = [(1, "orders"), (2, "callbacks"), (3, "contract from 2 x")];
         let row = |(version, name): &(i64, &str)| Applied { version: *version, description: (*name).to_owned() };

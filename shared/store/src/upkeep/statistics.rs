@@ -1,7 +1,7 @@
-//! Keeps the statistics: counts again the hours in which something has changed, and no others.
+//! Maintains the statistics: counts the hours again in which something has changed, and no others.
 //!
-//! Orders and refunds pay nothing for it. Whatever moves one of them also writes an event, so the events tell which hours
-//! have changed; the current hour and the one before are always counted.
+//! Orders and refunds have no extra cost from this. Every change of one of them also writes an event, so the events
+//! show which hours have changed. The current hour and the one before are always counted.
 
 use std::collections::BTreeSet;
 
@@ -13,10 +13,11 @@ use crate::error::DbError;
 use crate::tables::stats::{self, Hour, Progress};
 
 const HOUR: i64 = 3600;
-/// Hours that one round catches up with at most.
+/// The largest number of hours that one round catches up.
 pub const ROUND: i64 = 48;
 
-/// One round over `hours` hours, in the caller's transaction. Returns whether the counting has caught up with the clock.
+/// One round over at most `hours` hours, in the caller's transaction. Returns whether the counting has caught up with
+/// the clock.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back. [`DbError::Again`]: the round may have been too long for one statement.
@@ -30,7 +31,7 @@ pub async fn round(tx: &mut PgConnection, now: OffsetDateTime, hours: i64) -> Re
     let from = (progress.hour.unix_timestamp() / HOUR).min(current);
     let to = current.min(from + hours);
     let mut hours: BTreeSet<i64> = (from..=to).collect();
-    // Hours that are still to come need no event to be counted.
+    // Hours from `from` on will be counted anyway, so only earlier ones need an event.
     let changed = stats::changed_hours(tx, progress.seq).await?;
     hours.extend(changed.into_iter().filter(|hour| *hour < from));
     let hours: Vec<Hour> = hours.into_iter().map(hour).collect();
@@ -45,7 +46,7 @@ pub async fn round(tx: &mut PgConnection, now: OffsetDateTime, hours: i64) -> Re
     Ok(to == current)
 }
 
-/// The first round of all begins with the oldest order; events before it tell nothing that is not counted anyway.
+/// The very first round begins with the oldest order. Events before it show nothing that is not counted anyway.
 async fn begin(tx: &mut PgConnection, newest: i64, current: i64) -> Result<Progress, DbError> {
     let oldest = stats::first_order(tx).await?;
     let oldest = oldest.map_or(current, |id| hour_of(id).clamp(0, current));
@@ -62,6 +63,6 @@ fn hour_of(id: OrderId) -> i64 {
 }
 
 fn begin_of(hour: i64) -> OffsetDateTime {
-    // Fails only beyond the year 9999; the id of such a row is not ours.
+    // Fails only beyond the year 9999; such an id is not ours.
     OffsetDateTime::from_unix_timestamp(hour.saturating_mul(HOUR)).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
