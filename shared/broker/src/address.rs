@@ -1,4 +1,4 @@
-//! Where the broker is, and who we are there.
+//! The addresses of the broker, with the user that logs in.
 
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPScheme, AMQPUri};
@@ -8,30 +8,30 @@ use url::{Host, Url};
 
 use crate::error::MqError;
 
-/// Seconds between heartbeats: a dead peer is noticed after about twice this. The usual 60 is too slow, and below 5
-/// busy machines raise false alarms.
+/// Seconds between heartbeats: we notice a dead peer after about twice this time. The usual 60 is too slow, and below 5
+/// a busy machine raises false alarms.
 const HEARTBEAT: u16 = 10;
 
-/// The addresses of one broker (or of the nodes of one cluster): whichever answers will do.
+/// The addresses of one broker (or of the nodes of one cluster). Any one that answers will do.
 ///
 /// Written as one `amqp://user:password@host:port/vhost`, or several separated by commas; `amqps://` for TLS, with
-/// [`TlsFiles`]; authorities in them are trusted beside the system's.
+/// [`TlsFiles`]. Certificate authorities in these files are trusted in addition to the system's.
 #[derive(Clone)]
 pub struct Addresses(Vec<Address>);
 
-/// One of them.
+/// One address.
 #[derive(Clone)]
 pub(super) struct Address {
-    /// Where, and as whom.
+    /// The host, the virtual host and the user.
     pub uri: AMQPUri,
     files: TlsFiles,
 }
 
 impl Address {
-    /// What TLS needs of the files.
+    /// The TLS settings from the files.
     ///
     /// # Errors
-    /// Which file cannot be read, or holds something else.
+    /// Names the file that cannot be read or holds something else.
     pub fn tls(&self) -> Result<OwnedTLSConfig, String> {
         let TlsPem { authorities, identity } = self.files.read()?;
         let identity = identity.map(|(pem, key)| OwnedIdentity::PKCS8 { pem: pem.into_bytes(), key: key.into_bytes() });
@@ -43,7 +43,8 @@ impl Addresses {
     /// Reads the value of `AMQP_URL`.
     ///
     /// # Errors
-    /// [`MqError::Address`] says which one is wrong and why, without repeating the value, which holds a password.
+    /// [`MqError::Address`] states which address is wrong and why, without repeating the value, which contains a
+    /// password.
     pub fn parse(text: &SecretString) -> Result<Addresses, MqError> {
         let parts: Vec<&str> = text.expose_secret().split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
         let mut addresses: Vec<Address> = Vec::with_capacity(parts.len());
@@ -59,7 +60,7 @@ impl Addresses {
         if addresses.is_empty() { Err(MqError::Address("it is empty".to_owned())) } else { Ok(Addresses(addresses)) }
     }
 
-    /// The addresses, beginning with another one at each `attempt`.
+    /// The addresses, rotated so that each `attempt` begins with another one.
     pub(super) fn starting_at(&self, attempt: usize) -> impl Iterator<Item = &Address> {
         let first = attempt % self.0.len();
         self.0[first..].iter().chain(&self.0[..first])
@@ -70,10 +71,10 @@ impl Addresses {
         self.0.iter().filter(|at| is_plain(&at.uri)).map(|at| at.uri.authority.host.clone()).collect()
     }
 
-    /// Looks at the files of certificates and keys.
+    /// Checks that the files with certificates and keys can be read.
     ///
     /// # Errors
-    /// Which file cannot be read, or holds something else.
+    /// Names the file that cannot be read or holds something else.
     pub fn check_files(&self) -> Result<(), String> {
         let mut each = self.0.iter().enumerate();
         each.try_for_each(|(n, address)| match address.tls() {
@@ -100,14 +101,14 @@ pub(super) fn place(uri: &AMQPUri) -> String {
     }
 }
 
-/// Whether the preflight may speak AMQP to it: under TLS it can only look whether the port is open.
+/// Whether the preflight can speak AMQP to this address. Under TLS it can only check whether the port is open.
 pub(super) fn is_plain(uri: &AMQPUri) -> bool {
     uri.scheme == AMQPScheme::AMQP
 }
 
 const NO_URL: &str = "it is not a URL like amqp://user:password@host:5672/vhost";
 
-/// What is wrong with the nth of so many addresses.
+/// The error of the nth of `all` addresses.
 fn of_several(n: usize, all: usize, wrong: &str) -> String {
     let hint = if wrong == NO_URL { " (a comma in a password is %2C)" } else { "" };
     if all == 1 { wrong.to_owned() } else { format!("address {} of {all}: {wrong}{hint}", n + 1) }
@@ -119,9 +120,9 @@ fn parse_one(text: &str) -> Result<Address, &'static str> {
         return Err("its scheme is neither amqp nor amqps");
     }
     let host = url.host().ok_or("it names no host")?;
-    // The library's own message would repeat the text, password included.
+    // The library's own message would repeat the text, including the password.
     let mut uri = text.parse::<AMQPUri>().map_err(|_| "its parameters or its percent signs cannot be read")?;
-    // The library takes any IPv6 address for "localhost".
+    // The library reads any IPv6 address as "localhost".
     if let Host::Ipv6(ip) = host {
         uri.authority.host = ip.to_string();
     }

@@ -1,7 +1,7 @@
-//! A gateway's callback as a message: one line of JSON says what it is, then come its bytes as they are.
+//! A gateway's callback as a message: one line of JSON describes it, then its bytes follow unchanged.
 //!
-//! Nothing of it is a header of the message. The broker takes those apart for every message, which costs a quarter of all
-//! that a bare publish costs (ops/decisions/0015), and cannot cut them where they are long.
+//! Nothing is in the headers of the message. The broker parses the headers of every message, which takes a quarter of
+//! the cost of a bare publish (ops/decisions/0015), and it cannot split long ones.
 
 use std::borrow::Cow;
 
@@ -28,7 +28,7 @@ struct Head<'a> {
     headers: Cow<'a, [(String, String)]>,
 }
 
-/// The message that carries `callback` to the callback worker; `id` names it in confirms and returns.
+/// The message that carries `callback` to the callback worker; `id` identifies it in confirms and returns.
 pub fn callback_message(callback: &Callback, id: String) -> Message {
     let head = Head {
         method: callback.method,
@@ -37,7 +37,7 @@ pub fn callback_message(callback: &Callback, id: String) -> Message {
         job_id: callback.job_id,
         headers: Cow::Borrowed(&callback.headers),
     };
-    // A moment outside the years 0 to 9999 cannot be written; such a callback is refused on arrival.
+    // A time outside the years 0 to 9999 cannot be written; such a callback is refused on arrival.
     let mut body = serde_json::to_vec(&head).unwrap_or_default();
     body.reserve_exact(1 + callback.body.len());
     body.push(b'\n');
@@ -53,7 +53,7 @@ pub fn callback_message(callback: &Callback, id: String) -> Message {
     }
 }
 
-/// Reads a delivery of the callback queue. Its signature is still to be checked.
+/// Reads a delivery of the callback queue. The signature is not checked yet.
 ///
 /// # Errors
 /// See [`callback_of`].
@@ -61,15 +61,15 @@ pub fn callback_from(delivery: &Delivery) -> Result<Callback, MqError> {
     callback_of(&delivery.data)
 }
 
-/// The callback that a message with this body carries, such as a dead letter that is kept.
+/// The callback in a message with this body, such as a stored dead letter.
 ///
 /// # Errors
-/// [`MqError::Malformed`] says what is missing or unreadable.
+/// [`MqError::Malformed`] states what is missing or unreadable.
 pub fn callback_of(message: &[u8]) -> Result<Callback, MqError> {
     let malformed = |why: &dyn ToString| MqError::Malformed(why.to_string());
     let end = message.iter().position(|byte| *byte == b'\n').ok_or_else(|| malformed(&"it has no first line"))?;
     let head: Head<'_> = serde_json::from_slice(&message[..end]).map_err(|error| malformed(&error))?;
-    // In UTC it may be a year that no type holds.
+    // In UTC it may fall in a year that the type cannot hold.
     let received_at = head.received_at.checked_to_offset(UtcOffset::UTC);
     Ok(Callback {
         method: head.method,
@@ -85,7 +85,7 @@ pub fn callback_of(message: &[u8]) -> Result<Callback, MqError> {
 mod tests {
     use super::*;
 
-    /// The queue is not trusted: a moment that is past year 9999 in UTC would panic where it is written.
+    /// We do not trust the queue: a time past the year 9999 in UTC would panic when it is written.
     #[test]
     fn a_moment_that_no_year_holds_is_malformed() {
         let message = |at: &str| {

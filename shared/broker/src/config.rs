@@ -1,4 +1,4 @@
-//! Where the broker is.
+//! The address of the broker.
 
 use runtime::env::Env;
 use secrecy::SecretString;
@@ -10,10 +10,10 @@ pub(crate) const AMQP_HINT: &str = "set it to amqp://user:password@host:5672/vho
 
 const AMQP_TLS: &str = "write amqps://, with ?cacertfile=… for an authority of your own";
 
-/// Where the broker is.
+/// The address of the broker.
 #[derive(Debug, Clone)]
 pub struct AmqpConfig {
-    /// One address, or several with commas between them; checked to be well formed.
+    /// One address, or several separated by commas; already checked to be well formed.
     pub url: SecretString,
 }
 
@@ -23,7 +23,7 @@ impl AmqpConfig {
         AmqpConfig::from_variable(env, "AMQP_URL")
     }
 
-    /// Reads `AMQP_ADMIN_URL`, the user who may declare.
+    /// Reads `AMQP_ADMIN_URL`, which names the user that may declare objects.
     pub fn admin_from_env(env: &mut Env) -> Option<AmqpConfig> {
         AmqpConfig::from_variable(env, "AMQP_ADMIN_URL")
     }

@@ -1,4 +1,4 @@
-//! What can go wrong at the broker.
+//! Broker errors.
 
 use runtime::env::{ConfigFaults, Fault};
 use runtime::error_chain::chain;
@@ -6,13 +6,13 @@ use runtime::error_chain::chain;
 use crate::config::AMQP_HINT;
 use crate::topology::TopologyFaults;
 
-/// What went wrong between this process and the broker. No variant ever holds credentials.
+/// An error between this process and the broker. No variant ever holds credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum MqError {
-    /// The address itself is wrong; nothing was tried.
+    /// The address itself is wrong; no connection was tried.
     #[error("the AMQP address cannot be used: {0}")]
     Address(String),
-    /// None of the addresses led to a session; each is named with its reason.
+    /// No address led to a session; each is listed with its error.
     #[error("no broker could be reached: {}", .0.join("; "))]
     Unreachable(Vec<String>),
     /// The broker refused a step, or the session broke during it.
@@ -20,35 +20,35 @@ pub enum MqError {
     Amqp {
         /// The step.
         doing: &'static str,
-        /// The client library's reason.
+        /// The client library's error.
         #[source]
         source: lapin::Error,
     },
     /// The broker did not answer a step in time.
     #[error("{0} was not answered in time")]
     TimedOut(&'static str),
-    /// The broker refuses messages on this session; another one may be better off.
+    /// The broker refuses messages on this session; a new session may work.
     #[error("the broker refuses messages")]
     Refused,
     /// The session is gone.
     #[error("the session with the broker was lost")]
     Lost,
-    /// The consumer was cancelled by the broker: its queue was deleted, or it held deliveries for too long.
+    /// The broker cancelled the consumer: its queue was deleted, or it held deliveries for too long.
     #[error("the broker cancelled the consumer of {0}")]
     Cancelled(String),
-    /// The queue knows nothing of our consumer: the node that we are connected to is cut off from the others.
+    /// The queue does not know our consumer: the node that we are connected to is cut off from the other nodes.
     #[error("{0} does not know its consumer: this node of the broker is out of its reach")]
     Unheard(String),
-    /// Objects are missing, conflicting or out of reach.
+    /// Objects are missing, conflicting or unreachable.
     #[error("{0}")]
     Topology(TopologyFaults),
-    /// A delivery that does not hold what its queue is for.
+    /// A delivery whose content does not fit its queue.
     #[error("the message is malformed: {0}")]
     Malformed(String),
 }
 
 impl MqError {
-    /// The AMQP reply code, where the broker gave one (404, 403, 406 …).
+    /// The AMQP reply code, if the broker gave one (404, 403, 406 …).
     pub fn reply_code(&self) -> Option<u16> {
         match self {
             MqError::Amqp { source, .. } => match source.kind() {
@@ -60,7 +60,7 @@ impl MqError {
     }
 }
 
-/// The broker's faults in the same form, each object of the topology on its own.
+/// The broker's errors as configuration faults, one for each object of the topology.
 impl From<MqError> for ConfigFaults {
     fn from(error: MqError) -> ConfigFaults {
         match error {

@@ -1,9 +1,9 @@
 //! Group commit on one channel.
 //!
-//! One task owns a channel: the client library takes a delivery tag and queues the frames in two steps, so tasks that
-//! share a channel get each other's confirms. Each confirm is kept and read, because the library's own "wait for all"
-//! hides nacks. And nobody is answered before the whole group is confirmed, because the library hands a returned
-//! message to whichever confirm is resolved next: returns are matched by message id.
+//! One task owns a channel. The client library takes a delivery tag and queues the frames in two steps, so tasks that
+//! share a channel would get each other's confirms. We store and read every confirm, because the library's own "wait
+//! for all" hides nacks. We answer no caller before the whole group is confirmed: the library attaches a returned
+//! message to whichever confirm is resolved next, so we match returns by message id.
 
 use std::collections::HashSet;
 use std::future::ready;
@@ -26,7 +26,7 @@ use crate::step::STEP;
 /// A persistent message: on disk before it is confirmed.
 const PERSISTENT: u8 = 2;
 
-/// A message on its way, in the words of AMQP, and whom to tell.
+/// A message to publish, in AMQP terms, with the caller that waits for it.
 pub(super) struct Job {
     exchange: ShortString,
     routing_key: ShortString,
@@ -35,7 +35,7 @@ pub(super) struct Job {
     caller: Caller,
 }
 
-/// Who waits for the proof of the message with this id.
+/// The caller that waits for the proof of the message with this id.
 struct Caller {
     id: String,
     done: oneshot::Sender<Result<(), PublishError>>,
@@ -43,7 +43,7 @@ struct Caller {
 
 impl Job {
     /// # Errors
-    /// [`PublishError::Invalid`] where a name is too long for AMQP.
+    /// [`PublishError::Invalid`] if a name is too long for AMQP.
     pub(super) fn new(message: Message, done: oneshot::Sender<Result<(), PublishError>>) -> Result<Job, PublishError> {
         let mut properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
@@ -71,7 +71,7 @@ impl Job {
 
 impl Caller {
     fn answer(self, answer: Result<(), PublishError>) {
-        // The caller may have gone; then nobody needs to know.
+        // The caller may have gone; then the answer is dropped.
         let _ = self.done.send(answer);
     }
 }
@@ -85,38 +85,39 @@ fn short(what: &'static str, text: &str) -> Result<ShortString, PublishError> {
 pub(super) struct Lane<'a> {
     /// Whether the broker blocks the connection.
     pub(super) status: &'a ConnectionStatus,
-    /// The jobs; one channel waits at a time, the others are confirming.
+    /// The jobs. One channel at a time waits here while the others wait for confirms.
     pub(super) waiting: &'a Mutex<mpsc::Receiver<Job>>,
     /// The largest group.
     pub(super) group: usize,
-    /// End when nothing is waiting any more.
+    /// Stop when nothing is waiting any more.
     pub(super) drained: &'a CancellationToken,
-    /// End after the group in hand.
+    /// Stop after the present group.
     pub(super) broken: &'a CancellationToken,
     /// When the session began.
     pub(super) since: Instant,
 }
 
-/// A channel that is refused a message is replaced, unless it is younger than this. When a quorum queue loses its leader,
-/// RabbitMQ 3.10 can leave a channel refusing whatever goes to that queue for ever, and another channel is refused nothing.
+/// If a channel gets a nack, we replace the session, unless it is younger than this. When a quorum queue loses its
+/// leader, RabbitMQ 3.10 can leave a channel on which every message to that queue is refused forever, while other
+/// channels work.
 const REFUSED_FOR_GOOD: Duration = Duration::from_secs(5);
 
 impl Lane<'_> {
-    /// Owns `channel` and publishes group after group; returns when told to, or with the channel's first error.
+    /// Owns `channel` and publishes group after group. Returns when it has to stop, or with the channel's first error.
     pub(super) async fn publish(self, channel: Channel) -> Result<(), MqError> {
         let mut jobs = Vec::with_capacity(self.group);
         while self.take(&mut jobs).await {
             let mut sent = Sent::default();
             let published = self.send(&channel, jobs.drain(..), &mut sent).await;
             crash::at(Point::PublishSent);
-            // Even after an error: those that went out before it may have been confirmed.
+            // Also after an error: messages that were sent before it may have been confirmed.
             let confirmed = self.confirm(sent).await;
             published.and(confirmed)?;
         }
         Ok(())
     }
 
-    /// Takes what is waiting; false when it is time to end.
+    /// Takes the waiting jobs; false when it is time to stop.
     async fn take(&self, jobs: &mut Vec<Job>) -> bool {
         let take = async {
             let mut waiting = self.waiting.lock().await;
@@ -135,10 +136,10 @@ impl Lane<'_> {
 
     /// Publishes the jobs whose callers still wait.
     ///
-    /// The library's publish ends when its frames are written, by a thread of its own. Waiting for one before the next is
-    /// handed over would cost two changes of thread for each message and a packet of its own; so all are handed over first.
+    /// The library's publish ends when its own thread has written the frames. If we waited for each message before the
+    /// next, every message would cost two thread switches and a packet of its own. So we queue all of them first.
     async fn send(&self, channel: &Channel, jobs: impl Iterator<Item = Job>, sent: &mut Sent) -> Result<(), MqError> {
-        // Jobs whose callers have gone have been stored elsewhere meanwhile.
+        // If a caller has gone, it has stored its message elsewhere.
         let writing: Vec<_> =
             jobs.filter(|job| !job.caller.done.is_closed()).map(|job| hand_over(channel, job)).collect();
         let mut deadline = Instant::now() + STEP;
@@ -160,12 +161,14 @@ impl Lane<'_> {
         failed
     }
 
-    /// Awaits every confirm of the group, and only then answers. All of them share one deadline: a broker that confirms
-    /// nothing costs its callers one [`STEP`], not one for each message. Once it has passed for one, none is proof.
+    /// Waits for every confirm of the group, and only then answers. All share one deadline: a broker that confirms
+    /// nothing costs its callers one [`STEP`], not one for each message. If one confirm misses the deadline, no confirm
+    /// of the group counts as proof.
     async fn confirm(&self, sent: Sent) -> Result<(), MqError> {
         let mut deadline = Instant::now() + STEP;
         let mut returned = HashSet::new();
-        // A return whose message is not known. A message that was given up on can have taken one with it.
+        // True after a return that we cannot match. A message that we stopped waiting for can also have taken a return
+        // with it.
         let mut stranger = sent.abandoned;
         let mut outcomes = Vec::with_capacity(sent.confirms.len());
         let mut error = None;
@@ -179,7 +182,7 @@ impl Lane<'_> {
                         Confirmation::Nack(_) => Err(PublishError::Refused("nack".to_owned())),
                         Confirmation::NotRequested => Err(PublishError::Refused("no confirm mode".to_owned())),
                     };
-                    // It may be a neighbour's, and a nack can carry it just as well.
+                    // The returned message may belong to another confirm, and a nack can carry it too.
                     if let Some(message) = confirmation.take_message() {
                         match message.delivery.properties.message_id() {
                             Some(id) => drop(returned.insert(id.to_string())),
@@ -204,7 +207,8 @@ impl Lane<'_> {
         if refused && self.since.elapsed() > REFUSED_FOR_GOOD {
             error.get_or_insert(MqError::Refused);
         }
-        // A return that names none of the group leaves open whose it is: then nobody here has proof.
+        // If a return matches no message of the group, we do not know whose it is. Then no caller of the group has
+        // proof.
         stranger |= !returned.iter().all(|id| outcomes.iter().any(|(caller, _)| caller.id == *id));
         for (caller, outcome) in outcomes {
             let returned = returned.contains(&caller.id);
@@ -217,8 +221,9 @@ impl Lane<'_> {
         error.map_or(Ok(()), Err)
     }
 
-    /// Awaits `future` until the deadline, which does not pass while the broker blocks the connection: ending the session
-    /// would not help, since the next one is blocked too. `None` when the time is over; what is ready then is taken.
+    /// Waits for `future` until the deadline. The deadline is extended while the broker blocks the connection: ending
+    /// the session would not help, because the next one is blocked too. `None` when the time is over; a result that is
+    /// ready by then still counts.
     async fn until<F: Future>(&self, deadline: &mut Instant, future: F) -> Option<F::Output> {
         tokio::pin!(future);
         loop {
@@ -234,25 +239,25 @@ impl Lane<'_> {
     }
 }
 
-/// What became of handing a group over.
+/// The result of sending a group.
 #[derive(Default)]
 struct Sent {
-    /// The published part, in the order of publishing.
+    /// The published messages, in the order of publishing.
     confirms: Vec<(Caller, PublisherConfirm)>,
-    /// Whether some were given up on before they were written. They may go out yet.
+    /// Whether we stopped waiting for some messages before they were written. They may still be sent.
     abandoned: bool,
 }
 
-/// The end of handing a message over.
+/// The rest of the work of sending one message.
 type Written = Pin<Box<dyn Future<Output = lapin::Result<PublisherConfirm>> + Send>>;
 
-/// Has the connection write a job, in the order of the calls; waits for nothing.
+/// Queues a job on the connection, in the order of the calls, without waiting.
 fn hand_over(channel: &Channel, job: Job) -> (Caller, Written) {
     let Job { exchange, routing_key, properties, body, caller } = job;
     let (channel, options) = (channel.clone(), BasicPublishOptions { mandatory: true, ..Default::default() });
     let mut written: Written =
         Box::pin(async move { channel.basic_publish(exchange, routing_key, options, &body, properties).await });
-    // The first poll takes the delivery tag and queues the frames; whoever waits for the rest polls again.
+    // The first poll takes the delivery tag and queues the frames; the task that waits for the rest polls again.
     match written.as_mut().now_or_never() {
         Some(ended) => (caller, Box::pin(ready(ended))),
         None => (caller, written),

@@ -1,10 +1,11 @@
-//! Everything that speaks AMQP: sessions with the broker, the topology, confirmed publishing, subscriptions.
+//! All AMQP code: sessions with the broker, the topology, confirmed publishing, subscriptions.
 //!
-//! One session is one connection and its channels. Any error ends the session and [`supervise`] builds the next; the
-//! client library's own recovery stays off, because it can hang for ever and hides stale deliveries. Publishing and
-//! consuming never share a connection: an alarm of the broker blocks a whole publishing connection, acks included.
+//! One session is one connection and its channels. Any error ends the session and [`supervise`] opens the next one. The
+//! client library's own recovery stays off, because it can hang forever and hides stale deliveries. Publishing and
+//! consuming never share a connection: when the broker raises an alarm, it blocks a whole publishing connection, acks
+//! included.
 //!
-//! Acks are not here: only the worker's `consumer.rs` acknowledges.
+//! This crate never acknowledges: only the worker's `consumer.rs` does.
 
 mod address;
 mod callback;

@@ -1,8 +1,8 @@
 //! Publishing with proof: a [`Confirmed`] exists only for a message that the broker has stored in at least one queue.
 //!
-//! Callers hand messages to a bounded queue; a few tasks, each the only owner of one channel, publish what is waiting
-//! as a group and answer when the whole group is confirmed (`group.rs`). While there is no session, or the broker
-//! blocks it, callers are told at once, so that they can put the message somewhere else.
+//! Callers put messages into a bounded queue. A few tasks, each the only owner of one channel, publish the waiting
+//! messages as a group and answer when the whole group is confirmed (`group.rs`). While there is no session, or the
+//! broker blocks it, callers get an error at once, so that they can store the message elsewhere.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,29 +23,29 @@ use crate::group::{Job, Lane};
 use crate::session::supervise_watched;
 use crate::step::step;
 
-/// How long a stopping publisher may take for what is queued.
+/// How long a stopping publisher may take to publish what is queued.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// A message to publish; it is stored durably, and refused when no queue takes it.
+/// A message to publish. It is stored durably, and refused if no queue is bound for it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Message {
     /// The exchange; it must exist.
     pub exchange: String,
     /// The routing key, at most 255 bytes.
     pub routing_key: String,
-    /// The message id, at most 255 bytes: the same on every repeat, and how a returned message is recognised.
+    /// The message id, at most 255 bytes: the same on every repeat. A returned message is recognised by it.
     pub id: String,
-    /// The AMQP `type`, where the message has one.
+    /// The AMQP `type`, if the message has one.
     pub kind: Option<String>,
     /// The media type of the body.
     pub content_type: String,
-    /// Text headers; names have at most 255 bytes, and the last of two equal names counts.
+    /// Text headers. Names have at most 255 bytes; if a name occurs twice, the last one counts.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Bytes,
 }
 
-/// Shows where it goes and how long it is, never the bytes or headers.
+/// Shows the destination and the length, never the bytes or headers.
 impl std::fmt::Debug for Message {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Message({} to {}/{}, {} bytes)", self.id, self.exchange, self.routing_key, self.body.len())
@@ -65,17 +65,17 @@ impl Confirmed {
     }
 }
 
-/// Why there is no proof. Only `Unroutable`, `Refused` (by a nack) and `Invalid` are the broker's or our own clear no;
-/// after the others the message may have been stored all the same, so a repeat carries the same id.
+/// The reason why there is no proof. Only `Unroutable`, `Refused` (by a nack) and `Invalid` are a definite refusal, by
+/// the broker or by us. After the other errors the message may still have been stored, so a repeat uses the same id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// There is no session with the broker, or it ended before the message was taken up.
+    /// There is no session with the broker, or it ended before the message was published.
     #[error("there is no session with the broker")]
     NoSession,
     /// Too many messages are waiting already.
     #[error("the queue of the publisher is full")]
     QueueFull,
-    /// The broker takes no messages: it is short of disk or memory.
+    /// The broker accepts no messages: it is short of disk or memory.
     #[error("the broker blocks publishing")]
     Blocked,
     /// No confirm within the caller's time.
@@ -87,7 +87,7 @@ pub enum PublishError {
     /// The broker answered with a nack, or closed the channel.
     #[error("the broker refused the message: {0}")]
     Refused(String),
-    /// The session broke while the confirm was awaited.
+    /// The session broke while we waited for the confirm.
     #[error("the session broke before the confirm: {0}")]
     Lost(String),
     /// A name or id is longer than AMQP allows; nothing was sent.
@@ -114,12 +114,13 @@ impl PublishError {
 /// How a publisher works.
 #[derive(Debug, Clone, Copy)]
 pub struct PublisherOptions {
-    /// Channels working side by side; they hide the round trip. With 1, messages reach the broker in the order in which
-    /// they were handed in; with more, there is no order.
+    /// The number of channels that work in parallel; they hide the round trip. With 1, messages reach the broker in the
+    /// order in which they were queued; with more, there is no order.
     pub channels: usize,
-    /// The largest number of messages published before their confirms are awaited.
+    /// The largest number of messages that are published before we wait for their confirms.
     pub group: usize,
-    /// The largest number of messages waiting for a channel. This and a group for each channel are the bound on memory.
+    /// The largest number of messages that wait for a channel. This, plus one group for each channel, limits the
+    /// memory.
     pub queue: usize,
 }
 
@@ -136,7 +137,7 @@ pub enum PublisherState {
     NoSession,
     /// Publishing works.
     Ready,
-    /// Connected, but the broker takes no messages.
+    /// Connected, but the broker accepts no messages.
     Blocked,
 }
 
@@ -150,9 +151,10 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Starts a publisher whose connection is called `name`. It answers [`PublishError::NoSession`] until connected.
+    /// Starts a publisher whose connection is called `name`. It answers [`PublishError::NoSession`] until it is
+    /// connected.
     ///
-    /// When `stop` is cancelled, new messages are refused, those waiting are still published (3 s at most), and the
+    /// When `stop` is cancelled, new messages are refused, waiting messages are still published (3 s at most), and the
     /// connection closes; [`Publisher::finished`] waits for that. Cancel it after the callers have ended.
     ///
     /// # Errors
@@ -174,7 +176,7 @@ impl Publisher {
             let _finished = finished.drop_guard();
             let work = Arc::new(work);
             let on_blocked = |blocked| work.set_blocked(blocked);
-            // Ends with `stop`, or when the last handle is gone.
+            // It ends with `stop`, or when the last handle is dropped.
             let life = stop.child_token();
             let session = |connection, life| work.clone().session(connection, life);
             if let Err(error) = supervise_watched(name, &uri, life, on_blocked, session).await {
@@ -188,9 +190,9 @@ impl Publisher {
     /// Publishes one message and waits at most `wait` for the proof.
     ///
     /// # Errors
-    /// Every [`PublishError`] means "no proof". A message whose caller has gone is not taken up late; but one already on
-    /// its way, as its whole group is, may arrive after an error, so whoever stores it elsewhere, or repeats it, makes a
-    /// duplicate.
+    /// Every [`PublishError`] means "no proof". A message whose caller has gone is not published any more. But once its
+    /// group is being sent, a message may arrive even after an error. So a caller that stores it elsewhere, or repeats
+    /// it, makes a duplicate.
     pub async fn publish(&self, message: Message, wait: Duration) -> Result<Confirmed, PublishError> {
         let (exchange, began) = (message.exchange.clone(), Instant::now());
         let outcome = match self.hand_in(message) {
@@ -203,7 +205,8 @@ impl Publisher {
 
     /// Publishes many messages and waits at most `wait` for all the proofs; the answers are in the order of `messages`.
     ///
-    /// More messages than the queue holds are handed in as it empties, so a large number is slowed, not refused.
+    /// If there are more messages than the queue holds, they are queued as it empties. So a large number is slowed
+    /// down, not refused.
     pub async fn publish_all(&self, messages: Vec<Message>, wait: Duration) -> Vec<Result<Confirmed, PublishError>> {
         let (began, deadline) = (Instant::now(), Instant::now() + wait);
         let mut tickets = Vec::with_capacity(messages.len());
@@ -225,7 +228,7 @@ impl Publisher {
 
     /// What the publisher can do right now, for readiness.
     pub fn state(&self) -> PublisherState {
-        // While it stops, the state stays `Ready` inside, so that callers who wait get their proof.
+        // While it stops, the internal state stays `Ready`, so that waiting callers get their proof.
         if self.stop.is_cancelled() || self.finished.is_cancelled() {
             PublisherState::NoSession
         } else {
@@ -246,7 +249,7 @@ impl Publisher {
         self.finished.clone().cancelled_owned()
     }
 
-    /// Refuses at once what cannot be published now.
+    /// Refuses a message at once if it cannot be published now.
     fn hand_in(&self, message: Message) -> Result<Ticket, PublishError> {
         usable(self.state())?;
         let (job, ticket) = ticket(message)?;
@@ -272,7 +275,7 @@ impl Publisher {
         }
     }
 
-    /// Waits for the answer, the deadline, or the moment when it becomes clear that no answer will come.
+    /// Waits for the answer, for the deadline, or until it is certain that no answer will come.
     async fn await_proof(&self, ticket: Ticket, deadline: Instant) -> Result<Confirmed, PublishError> {
         let mut state = self.state.clone();
         tokio::select! {
@@ -307,7 +310,7 @@ fn usable(state: PublisherState) -> Result<(), PublishError> {
     }
 }
 
-/// Waits until the publisher cannot publish, and says why.
+/// Waits until the publisher cannot publish, and returns the error.
 async fn refusal(state: &mut watch::Receiver<PublisherState>) -> PublishError {
     let unusable = state.wait_for(|state| *state != PublisherState::Ready).await;
     match unusable.map(|state| usable(*state)) {
@@ -327,7 +330,7 @@ fn count(exchange: &str, began: Instant, outcome: &Result<Confirmed, PublishErro
     }
 }
 
-/// What the supervised task holds from one session to the next.
+/// What the supervised task keeps from one session to the next.
 struct Work {
     waiting: Mutex<mpsc::Receiver<Job>>,
     state: watch::Sender<PublisherState>,
@@ -335,7 +338,7 @@ struct Work {
 }
 
 impl Work {
-    /// One session: channels that publish until the end of `life` or until one of them fails.
+    /// One session: channels that publish until `life` ends or one of them fails.
     async fn session(self: Arc<Self>, connection: Arc<Connection>, life: CancellationToken) -> Result<(), MqError> {
         let mut channels = Vec::new();
         for _ in 0..self.options.channels.max(1) {
@@ -363,7 +366,7 @@ impl Work {
                 ended = ended.and(result);
             }
             if ended.is_ok() {
-                life.cancel(); // Nobody is left to hand anything in, if this was not a stop.
+                life.cancel(); // If this was not a stop, the last handle is gone.
             }
             ended
         };
@@ -390,7 +393,7 @@ impl Work {
     }
 }
 
-/// Returns when a stop has lasted longer than a publisher may take.
+/// Returns when stopping takes longer than a publisher may take.
 async fn overdue(stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::time::sleep(DRAIN).await;

@@ -1,4 +1,4 @@
-//! Opens connections, and keeps opening them.
+//! Opens connections to the broker and reopens them after a failure.
 
 use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
@@ -23,35 +23,35 @@ use crate::address::{Address, Addresses, is_plain, place};
 use crate::error::MqError;
 use crate::step::STEP;
 
-/// How long a broker may take for its first bytes.
+/// How long a broker may take to send its first bytes.
 const PREFLIGHT: Duration = Duration::from_secs(2);
 /// How long a clean close may take; it hangs while the broker blocks the connection.
 const CLOSE: Duration = Duration::from_secs(3);
-/// The largest frame, in bytes, unless the address says otherwise. The library keeps room for 64 of them for each connection:
-/// 8 MiB with the broker's own 128 KiB. No callback of a gateway has to be cut for it.
+/// The largest frame, in bytes, unless the address sets it. The library reserves memory for 64 of them per connection;
+/// with the broker's own default of 128 KiB, that is 8 MiB. No callback of a gateway needs to be split at this size.
 const FRAME: u32 = 64 * 1024;
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
-/// A session that lived this long was a good one: the next wait is short again.
+/// After a session that lived this long, the next wait is short again.
 const GOOD_SESSION: Duration = Duration::from_secs(5);
 
-/// Opens a connection called `name` to the first address that answers, for a command or a look at the start.
+/// Opens a connection called `name` to the first address that answers, for a command or for a check at the start.
 ///
 /// # Errors
-/// [`MqError::Address`] for a malformed address; [`MqError::Unreachable`] names every address with its reason.
+/// [`MqError::Address`] for a malformed address; [`MqError::Unreachable`] lists every address with its error.
 pub async fn open(uri: &SecretString, name: &str) -> Result<Connection, MqError> {
     connect(&Addresses::parse(uri)?, name, 0).await
 }
 
-/// Keeps a session with the broker until `stop`: opens a connection, runs `session` on it until that returns, closes,
-/// waits a moment, begins again.
+/// Maintains a session with the broker until `stop`: opens a connection, runs `session` on it until that returns,
+/// closes it, waits briefly, and begins again.
 ///
-/// `session` gets the connection and `stop`; it ends by itself when `stop` is cancelled or anything fails, and is never
-/// dropped halfway, since it may be inside a database transaction. Channels it opened must be gone when it returns. A panic
-/// ends it as an error does.
+/// `session` gets the connection and `stop`. It ends by itself when `stop` is cancelled or anything fails. It is never
+/// dropped halfway, because it may be inside a database transaction. The channels that it opened must be closed when it
+/// returns. A panic ends it as an error does.
 ///
 /// # Errors
-/// [`MqError::Address`] alone: everything else is logged and tried again.
+/// Only [`MqError::Address`]: every other error is logged, and we try again.
 pub async fn supervise<S, F, E>(
     name: &'static str,
     uri: &SecretString,
@@ -66,7 +66,7 @@ where
     supervise_watched(name, uri, stop, |_| (), session).await
 }
 
-/// [`supervise`] that also tells when the broker blocks (`true`) and unblocks (`false`) the connection.
+/// [`supervise`] that also reports when the broker blocks (`true`) and unblocks (`false`) the connection.
 pub(super) async fn supervise_watched<S, F, E>(
     name: &'static str,
     uri: &SecretString,
@@ -85,7 +85,7 @@ where
     connected.set(0.0);
     blocked.set(0.0);
     let mut backoff = Backoff::default();
-    // Processes are spread over the nodes, and each goes on to the next one when its own fails.
+    // Processes spread over the nodes, and each moves to the next node when its own fails.
     let mut attempt = anything() as usize;
     let mut down = Announced::default();
     while !stop.is_cancelled() {
@@ -93,7 +93,7 @@ where
         let opened = tokio::select! {
             opened = &mut opening => opened,
             () = stop.cancelled() => {
-                // Dropped halfway, a handshake leaves a thread behind that panics when the process ends.
+                // If a handshake is dropped halfway, it leaves a thread behind that panics when the process ends.
                 if let Ok(Ok(connection)) = timeout(STEP, opening).await {
                     close(&connection).await;
                 }
@@ -144,7 +144,7 @@ where
     F: Future<Output = Result<(), E>>,
     E: Into<Box<dyn Error + Send + Sync>>,
 {
-    // Listeners share events between them, so there is exactly one for each connection, and it is this one.
+    // Listeners compete for events, so each connection has exactly one listener, and it is this one.
     let mut events = connection.events_listener();
     let listen = async {
         while let Some(event) = events.next().await {
@@ -154,7 +154,7 @@ where
                     on_blocked(true);
                 }
                 Event::ConnectionUnblocked => {
-                    info!(connection = name, "The broker takes messages on {name} again");
+                    info!(connection = name, "The broker accepts messages on {name} again");
                     on_blocked(false);
                 }
                 _ => {}
@@ -173,9 +173,9 @@ where
     ended
 }
 
-/// Closes a connection without waiting long for the broker to agree.
+/// Closes a connection, without waiting long for the broker's answer.
 pub async fn close(connection: &Connection) {
-    // A refusal only says that it was closed or broken before.
+    // An error here only means that it was closed or broken before.
     let _ = timeout(CLOSE, connection.close(200, "bye".into())).await;
 }
 
@@ -187,7 +187,7 @@ async fn connect(addresses: &Addresses, name: &str, attempt: usize) -> Result<Co
             Err(reason) => reasons.push(format!("{}: {reason}", place(&address.uri))),
         }
     }
-    // In the same order at each attempt, so that the same trouble reads the same.
+    // In the same order at each attempt, so that the same error gives the same text.
     reasons.sort();
     Err(MqError::Unreachable(reasons))
 }
@@ -208,11 +208,11 @@ async fn connect_one(address: &Address, name: &str) -> Result<Connection, String
     }
 }
 
-/// What to do about a certificate, where the library only names its fault.
+/// Adds what to do about a certificate error, because the library only names the error.
 fn explained(reason: String) -> String {
-    // A bad signature: an authority of the same name, and another key.
+    // A bad signature means an authority of the same name with another key.
     let remedy = if reason.contains("UnknownIssuer") || reason.contains("BadSignature") {
-        "; nobody trusted has issued its certificate: name the authority with ?cacertfile="
+        "; no trusted authority has issued its certificate: name the authority with ?cacertfile="
     } else if reason.contains("not valid for name") {
         "; its certificate is for another host: use the name that is in it"
     } else {
@@ -221,8 +221,8 @@ fn explained(reason: String) -> String {
     reason + remedy
 }
 
-/// Looks whether a broker answers before the library tries: it has no timeout of its own for connecting, and a connect
-/// future that is dropped leaves a thread and a socket behind.
+/// Checks whether a broker answers before the library connects. The library has no connect timeout of its own, and a
+/// connect future that is dropped leaves a thread and a socket behind.
 async fn preflight(uri: &AMQPUri) -> std::io::Result<()> {
     let mut socket = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await?;
     if !is_plain(uri) {
@@ -235,7 +235,7 @@ async fn preflight(uri: &AMQPUri) -> std::io::Result<()> {
     if head[0] == 1 { Ok(()) } else { Err(std::io::Error::other("it does not speak AMQP 0-9-1")) }
 }
 
-/// Says that the broker is away once, not at every attempt.
+/// Logs an unreachable broker once, not at every attempt.
 #[derive(Default)]
 struct Announced(Option<String>);
 
@@ -248,7 +248,8 @@ impl Announced {
     }
 }
 
-/// 100 ms doubling to 2 s, each wait shortened by up to a half so that processes do not return in step.
+/// 100 ms, doubled up to 2 s. Each wait is shortened by up to a half, so that processes do not reconnect at the same
+/// time.
 struct Backoff(Duration);
 
 impl Default for Backoff {
@@ -265,7 +266,7 @@ impl Backoff {
     }
 }
 
-/// A number that nobody can foresee. The standard library's only source of randomness: the keys of a hasher.
+/// An unpredictable number, from the only source of randomness in the standard library: the keys of a hasher.
 fn anything() -> u64 {
     RandomState::new().hash_one(0u8)
 }

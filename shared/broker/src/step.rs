@@ -1,4 +1,4 @@
-//! One step of the protocol, and how long it may take.
+//! One step of the protocol, with its time limit.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ pub const STEP: Duration = Duration::from_secs(5);
 /// Awaits one step of the protocol, at most [`STEP`]: the client library has no time limit of its own.
 ///
 /// # Errors
-/// [`MqError::Amqp`] with the reason, or [`MqError::TimedOut`].
+/// [`MqError::Amqp`] with the error, or [`MqError::TimedOut`].
 pub async fn step<T>(doing: &'static str, future: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, MqError> {
     match tokio::time::timeout(STEP, future).await {
         Ok(done) => done.map_err(|source| MqError::Amqp { doing, source }),
