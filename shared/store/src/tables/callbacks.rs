@@ -1,4 +1,4 @@
-//! `callbacks`: the evidence. It counts repeats and never decides what settles.
+//! `callbacks`: the evidence. It counts repeats and never decides how a callback is settled.
 
 use std::collections::HashMap;
 
@@ -10,22 +10,22 @@ use time::OffsetDateTime;
 
 use crate::error::DbError;
 
-/// One callback and what became of it.
+/// One callback and its verdict.
 pub struct Evidence<'a> {
     /// The bytes.
     pub callback: &'a Callback,
-    /// The gateway's id of the message; without one, the digest of what is signed.
+    /// The gateway's id of the message. If it has none, the digest of the signed text.
     pub notice_id: String,
     /// The order that it names.
     pub order_no: Option<&'a str>,
-    /// What became of it.
+    /// The verdict.
     pub verdict: Verdict,
-    /// What in it was not believed.
+    /// The fields in it that we did not trust.
     pub note: Option<&'a str>,
 }
 
-/// Records evidence. A message seen before is counted, keeps its first bytes, and its verdict unless the new one says
-/// more than "duplicate".
+/// Records evidence. If a message was seen before, it is counted and its first bytes stay. Its verdict also stays if
+/// the new one is only "duplicate".
 ///
 /// # Errors
 /// [`DbError`].
@@ -78,15 +78,15 @@ pub struct Seen {
     pub notice_id: String,
     /// The account whose address was called.
     pub account: String,
-    /// What became of it.
+    /// The verdict.
     pub verdict: Verdict,
-    /// How often it came.
+    /// How often it arrived.
     pub times_seen: i32,
-    /// When it first came.
+    /// When it first arrived.
     pub received_at: OffsetDateTime,
-    /// When it last came.
+    /// When it last arrived.
     pub last_seen_at: OffsetDateTime,
-    /// What in it was not believed.
+    /// The fields in it that we did not trust.
     pub note: Option<String>,
 }
 
@@ -109,7 +109,8 @@ pub async fn of_order(db: impl PgExecutor<'_>, order_no: &OrderNo) -> Result<Vec
     .await?)
 }
 
-/// One entry for each message, in key order, with how often the batch holds it. One statement may touch a row once.
+/// One entry for each message, in key order, with the number of times it is in the batch. One statement may change a
+/// row only once.
 fn collapse<'e, 'a>(evidence: &'e [Evidence<'a>]) -> Vec<(&'e Evidence<'a>, i32)> {
     let mut seen: HashMap<(PaymentMethod, &str, &str), (&Evidence<'_>, i32)> = HashMap::with_capacity(evidence.len());
     for item in evidence {

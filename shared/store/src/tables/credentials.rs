@@ -1,4 +1,4 @@
-//! `order_credentials`: the last credential that a gateway gave for an order, sealed.
+//! `order_credentials`: the last credential that a gateway gave for an order, encrypted (see [`runtime::seal`]).
 
 use domain::OrderId;
 use runtime::seal::Place;
@@ -7,22 +7,22 @@ use time::OffsetDateTime;
 
 use crate::error::DbError;
 
-/// A credential as it is kept.
+/// A credential as it is stored.
 pub struct Kept {
     /// See [`runtime::seal`].
     pub sealed: Vec<u8>,
     /// When the gateway gave it.
     pub obtained_at: OffsetDateTime,
-    /// Until when the buyer can pay with it.
+    /// The buyer can pay with it until this time.
     pub valid_until: OffsetDateTime,
 }
 
-/// What a credential of this order is sealed for; `id` is the order's.
+/// The place that a credential of this order is sealed for; `id` is the order's.
 pub const fn place(id: &str) -> Place<'_> {
     Place { table: "order_credentials", column: "sealed", id }
 }
 
-/// Keeps a credential in the place of an older one.
+/// Stores a credential and replaces an older one.
 ///
 /// # Errors
 /// [`DbError`].
@@ -44,7 +44,7 @@ pub async fn keep(db: impl PgExecutor<'_>, order: OrderId, kept: &Kept) -> Resul
     Ok(())
 }
 
-/// The credential of an order, if it is still good at `now`.
+/// The credential of an order, if it is still valid at `now`.
 ///
 /// # Errors
 /// [`DbError`].

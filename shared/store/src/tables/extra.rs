@@ -1,4 +1,5 @@
-//! What became of money that orders were not owed: late payments, second ones, payments of another amount.
+//! Payments that orders were not owed, and what happened to them: late payments, second payments, payments of another
+//! amount.
 
 use domain::OrderId;
 use sqlx::PgConnection;
@@ -6,7 +7,7 @@ use time::OffsetDateTime;
 
 use crate::error::DbError;
 
-/// Locks an order for [`follow`], before the rows that it reads: as every transaction does.
+/// Locks an order for [`follow`]. Lock it before the rows that [`follow`] reads, as every transaction does.
 ///
 /// # Errors
 /// [`DbError`].
@@ -15,12 +16,13 @@ pub async fn lock(tx: &mut PgConnection, order: OrderId) -> Result<(), DbError> 
     Ok(())
 }
 
-/// Brings `extra_state` and `extra_amount` of these orders up to date with transactions, refunds and cases; `version` rises
-/// where they change. Call it under the locks of the orders, after the last write that concerns such money.
+/// Updates `extra_state` and `extra_amount` of these orders from transactions, refunds and cases; `version` increases
+/// where they change. Call it under the locks of the orders, after the last write that concerns such payments.
 ///
-/// A payment that the order does not count as its own is `held` until a refund of it is under way, then `returning`, and
-/// `returned` once all of it went back. A payment that a case alone knows (of another amount, or at the other gateway) is
-/// `held` while the case is not resolved. Of several, what a person or a gateway still has to do is shown first.
+/// A payment that is not the order's own is `held` until a refund of it is under way, then `returning`, and `returned`
+/// once all of it was refunded. A payment that only a case recorded (of another amount, or at the other gateway) is
+/// `held` while the case is not resolved. If an order has several such payments, a state that still needs an action
+/// comes first.
 ///
 /// # Errors
 /// [`DbError`].

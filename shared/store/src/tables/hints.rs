@@ -1,7 +1,7 @@
 //! Hints that an order may have been paid: its buyer is back from the gateway, or waits for the payment to show.
 //!
-//! A hint brings the check of a pending order forward; the check worker asks the gateway. One statement decides by the row
-//! and the database's clock, so the bounds hold for all visits, routes and processes together.
+//! A hint makes the next check of a pending order due sooner; the check worker then queries the gateway. One statement
+//! decides by the row and the database's clock, so the limits hold across all visits, routes and processes.
 
 use domain::OrderId;
 use domain::message::job::{AT_LEAST_APART, HINTS};
@@ -14,14 +14,15 @@ use crate::tables::jobs::millis;
 /// How strong a hint is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hint {
-    /// Somebody goes on waiting: the gaps between two questions grow.
+    /// A client keeps waiting: the gaps between two queries grow.
     Watched,
-    /// The buyer has come (back): the gaps begin again, a limited number of times.
+    /// The buyer has opened the page or has come back to it: the gaps start again from the shortest, a limited number
+    /// of times.
     Back,
 }
 
 impl Hint {
-    /// For labels.
+    /// A name for metric labels.
     pub const fn as_str(self) -> &'static str {
         match self {
             Hint::Watched => "watched",
@@ -30,15 +31,15 @@ impl Hint {
     }
 }
 
-/// How often the gaps of an order begin again.
+/// How often the gaps of an order can start again.
 const BACKS: i16 = 20;
-/// How many questions the growing gaps bring, from one return of the buyer to the next.
+/// How many queries the growing gaps allow, from one return of the buyer to the next.
 const STEPS: i16 = 40;
 
-/// Makes the checks of these orders due now, and returns the orders of which that is true.
+/// Makes the checks of these orders due now. Returns the orders whose check became due.
 ///
-/// Nothing happens to an order that is not pending, that was created less than [`AT_LEAST_APART`] ago, whose question is due
-/// or under way, or about which a question began less than [`AT_LEAST_APART`] ago.
+/// Nothing happens to an order that is not pending, that was created less than [`AT_LEAST_APART`] ago, whose query is
+/// due or under way, or whose last query began less than [`AT_LEAST_APART`] ago.
 ///
 /// # Errors
 /// [`DbError`].
@@ -79,7 +80,7 @@ pub async fn hint(db: impl PgExecutor<'_>, orders: &[OrderId], hint: Hint) -> Re
     .await?)
 }
 
-/// How long a watcher waits before the hint number `given` is worth a statement, by the same gaps as the row's.
+/// How long a watcher waits before hint number `given` is worth a statement. These are the same gaps that the row uses.
 pub fn gap(given: usize) -> Duration {
     match given.checked_sub(1) {
         None => Duration::ZERO,

@@ -1,4 +1,4 @@
-//! Which merchant accounts open orders and refunds name: a process that lacks one of them cannot finish its work.
+//! The merchant accounts that open orders and refunds name. A process that lacks one of them cannot finish its work.
 
 use std::collections::BTreeSet;
 
@@ -7,14 +7,14 @@ use sqlx::PgPool;
 
 use crate::error::DbError;
 
-/// How many jobs one statement looks at.
+/// How many jobs one statement reads.
 const PAGE: i64 = 5_000;
 
 /// An account that an open order or refund names.
 pub type Named = (PaymentMethod, AccountName);
 
-/// Every account that a pending order or a refund that is not final names. Each of them has its job until it ends, so this
-/// walks the jobs by their index, a page at a time, and no order that is settled.
+/// Every account that a pending order or a non-final refund names. Each of these has its job until it is final. So this
+/// walks the jobs by their index, one page at a time, and reads no order that is settled.
 ///
 /// # Errors
 /// [`DbError`].
@@ -31,7 +31,7 @@ pub async fn named(db: &PgPool) -> Result<BTreeSet<Named>, DbError> {
     Ok(named)
 }
 
-/// Adds the accounts of one page of pending orders; where the next page begins.
+/// Adds the accounts of one page of pending orders. Returns where the next page begins.
 async fn of_checks(db: &PgPool, after: &str, named: &mut BTreeSet<Named>) -> Result<Option<String>, DbError> {
     let rows = sqlx::query!(
         r#"
@@ -53,7 +53,7 @@ async fn of_checks(db: &PgPool, after: &str, named: &mut BTreeSet<Named>) -> Res
     Ok(last)
 }
 
-/// The same of refunds that are not final.
+/// The same for refunds that are not final.
 async fn of_refunds(db: &PgPool, after: &str, named: &mut BTreeSet<Named>) -> Result<Option<String>, DbError> {
     let rows = sqlx::query!(
         r#"

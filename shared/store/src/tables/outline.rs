@@ -1,4 +1,4 @@
-//! `payment_orders` as an operator sees them: everything but what may name the payer.
+//! `payment_orders` for operators: every column except those that may name the payer.
 
 use domain::{
     AccountName, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo, UserId,
@@ -8,52 +8,52 @@ use time::OffsetDateTime;
 
 use crate::error::DbError;
 
-/// An order without anything that may name the payer, for whoever looks after the service.
+/// An order without the data that may name the payer, for the people who operate the service.
 #[derive(Debug, Clone)]
 pub struct Outline {
-    /// Ours, for paths and events.
+    /// Our id, for paths and events.
     pub id: OrderId,
-    /// Whose it is.
+    /// The buyer.
     pub user_id: UserId,
-    /// Ours, for the gateways.
+    /// Our number for the gateways.
     pub order_no: OrderNo,
     /// What kind of thing is sold.
     pub product_type: ProductType,
     /// What the buyer reads.
     pub subject: Subject,
-    /// What he pays.
+    /// The amount to pay.
     pub amount: Money,
-    /// At which gateway.
+    /// The gateway.
     pub payment_method: PaymentMethod,
-    /// Where he is.
+    /// Where the buyer pays.
     pub scene: Scene,
-    /// Into which account.
+    /// The account that receives the money.
     pub account: AccountName,
-    /// Where the order stands.
+    /// The state of the order.
     pub status: OrderStatus,
     /// The trade that paid it.
     pub trade_no: Option<TradeNo>,
-    /// What went back.
+    /// The amount that was refunded.
     pub refunded_amount: Money,
     /// The last moment to pay.
     pub expires_at: OffsetDateTime,
-    /// By the gateway's clock.
+    /// When it was paid, by the gateway's clock.
     pub paid_at: Option<OffsetDateTime>,
-    /// By our clock.
+    /// When it was closed, by our clock.
     pub closed_at: Option<OffsetDateTime>,
-    /// Rises with each change.
+    /// Increases with each change.
     pub version: i64,
     /// By our clock.
     pub created_at: OffsetDateTime,
     /// By our clock.
     pub updated_at: OffsetDateTime,
-    /// When the gateway was last asked.
+    /// When we last queried the gateway.
     pub checked_at: Option<OffsetDateTime>,
-    /// What it said then, in its own words.
+    /// The gateway's answer at that time, in its own words.
     pub gateway_state: Option<String>,
 }
 
-/// The outline of an order, by its id or its number. Where one order's number is another's id, the id counts.
+/// The outline of an order, by its id or its number. If one order's number equals another's id, the id wins.
 ///
 /// # Errors
 /// [`DbError`].

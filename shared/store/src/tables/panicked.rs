@@ -1,4 +1,5 @@
-//! Callbacks that panicked: each is a job of its own that counts its panics, so none costs another one its deliveries.
+//! Callbacks whose processing panicked. Each becomes a job of its own that counts its panics, so it does not use up the
+//! delivery attempts of other callbacks.
 
 use domain::message::callback::Callback;
 use sqlx::PgConnection;
@@ -6,16 +7,16 @@ use sqlx::PgConnection;
 use crate::error::DbError;
 use crate::tables::jobs::proof;
 
-/// What a callback that panicked has left.
+/// What remains for a callback that panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// It is a job, and due later.
+    /// It is a job that is due later.
     Tries,
-    /// It has panicked too often. Its job stays until the case of its dead letter holds it.
+    /// It has panicked too often. Its job stays until a case of its dead letter is opened.
     None,
 }
 
-/// How long the job of a callback without a try left stays where it is: meanwhile its dead letter becomes a case.
+/// How long the job of a callback without remaining tries is postponed. Meanwhile its dead letter becomes a case.
 const LETTER_SECONDS: i32 = 3600;
 
 /// Stores a callback that panicked, for another try after `waits[n]` seconds, where `n` is how often it has panicked
@@ -56,17 +57,17 @@ pub async fn defer(tx: &mut PgConnection, callback: &Callback, waits: &[i32], re
     Ok(Left::Tries)
 }
 
-/// What a callback's job has met.
+/// The history of a callback's job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Met {
-    /// How often settling it has panicked.
+    /// How often its processing has panicked.
     pub attempts: i32,
-    /// The last trouble, in words.
+    /// The last error, in words.
     pub last_error: Option<String>,
 }
 
-/// What the job that a callback came as has met, locked until the end of the transaction. The number in the message counts
-/// only where the row holds these very bytes: the queue is not trusted.
+/// The history of the job that this callback came from, locked until the end of the transaction. The job number in the
+/// message counts only if the row holds exactly these bytes: we do not trust the queue.
 ///
 /// # Errors
 /// [`DbError`].

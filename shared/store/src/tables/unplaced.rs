@@ -1,4 +1,4 @@
-//! Orders that no buyer placed: people make one to return a payment whose order number is unknown.
+//! Orders that no buyer placed. People create one to return a payment whose order number is unknown.
 
 use domain::{AccountName, Money, OrderId, OrderNo, PaymentMethod};
 use sqlx::PgConnection;
@@ -11,24 +11,24 @@ use crate::tables::orders::{self, Order};
 pub const NO_USER: &str = "-";
 
 impl Order {
-    /// Whether a buyer placed it. Otherwise people made it, to return a payment of an unknown order number.
+    /// Whether a buyer placed it. Otherwise people created it, to return a payment of an unknown order number.
     pub fn was_placed(&self) -> bool {
         self.user_id.as_str() != NO_USER
     }
 }
 
-/// An order that no buyer placed: a payment that names its number can be returned then.
+/// An order that no buyer placed. With it, a payment that names its number can be returned.
 #[derive(Debug, Clone)]
 pub struct UnplacedOrder {
-    /// A fresh UUIDv7.
+    /// A new UUIDv7.
     pub id: OrderId,
-    /// As the gateway has it.
+    /// The number that the gateway has.
     pub order_no: OrderNo,
-    /// Where it was paid.
+    /// The gateway where it was paid.
     pub payment_method: PaymentMethod,
-    /// Into which account.
+    /// The account that received the money.
     pub account: AccountName,
-    /// What was paid.
+    /// The amount that was paid.
     pub amount: Money,
 }
 
