@@ -1,4 +1,5 @@
-//! How domain types look in columns. Reading goes through each type's own door, so a row that does not parse is an error.
+//! How domain types are stored in columns. Reading uses each type's own `parse`, so a row that does not parse is an
+//! error.
 
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
@@ -18,7 +19,7 @@ use crate::payment_method::{PaymentMethod, Scene};
 use crate::refund::{RefundOrigin, RefundStatus};
 use crate::verdict::{CaseKind, CaseStatus, Verdict};
 
-/// How one type is bound and read: its `$read` and `$write`, and the PostgreSQL types of it and of its arrays.
+/// How one type is written and read: its `$read` and `$write`, and the PostgreSQL types of it and of its arrays.
 macro_rules! column {
     ($type:ty: $read:expr, $write:expr, $info:expr, $array:expr) => {
         impl Type<Postgres> for $type {
@@ -54,22 +55,22 @@ macro_rules! column {
     };
 }
 
-/// A column of text that holds `$type`; `$read` is the type's door, `$write` its text.
+/// A text column that holds `$type`; `$read` parses it and `$write` prints it.
 macro_rules! text_column {
     ($($type:ty: $read:expr, $write:expr;)+) => {$(
         column! { $type: $read, $write, <String as Type<Postgres>>::type_info(), <String as PgHasArrayType>::array_type_info() }
     )+};
 }
 
-/// A `char(32)` column that holds the id `$type`. It says so: compared with a parameter that is declared as `text`, the
-/// column is converted to text, which none of its indexes serves, and the whole table is read.
+/// A `char(32)` column that holds the id `$type`. The parameter must be declared as `character`. If it were declared as
+/// `text`, PostgreSQL would convert the column to text, could use none of its indexes, and would read the whole table.
 macro_rules! id_column {
     ($($type:ty),+) => {$(
         column! { $type: |text| Ok(<$type>::parse(text)?), ToString::to_string, PgTypeInfo::with_oid(BPCHAR), PgTypeInfo::with_oid(BPCHAR_ARRAY) }
     )+};
 }
 
-/// The numbers of PostgreSQL's `character` and of its arrays (pg_type.dat).
+/// The type numbers of PostgreSQL's `character` and of its arrays (pg_type.dat).
 const BPCHAR: Oid = Oid(1042);
 const BPCHAR_ARRAY: Oid = Oid(1014);
 

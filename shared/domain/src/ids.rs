@@ -1,8 +1,8 @@
-//! Ids of our own rows.
+//! The ids of our rows.
 
 use time::OffsetDateTime;
 
-/// Declares the id of one kind of row: a UUIDv7 in 32 lower-case hex digits, so that ids sort by time of creation.
+/// Declares the id type of one kind of row: a UUIDv7 in 32 lower-case hex digits, so ids sort by creation time.
 macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -16,7 +16,7 @@ macro_rules! id_type {
                 $name(bits)
             }
 
-            /// The bits, as they sort.
+            /// The bits, which sort like the ids.
             pub const fn bits(self) -> u128 {
                 self.0
             }
@@ -54,34 +54,34 @@ macro_rules! id_type {
     };
 }
 
-/// The text is not an id.
+/// The text is not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("an id is 32 lower-case hex digits")]
 pub struct ParseIdError;
 
-/// The bits that every id made at `at` or later is not below: the first 48 of a UUIDv7 are milliseconds.
+/// The smallest bits of any id made at `at` or later. The first 48 bits of a UUIDv7 are milliseconds.
 pub fn first_id_at(at: OffsetDateTime) -> u128 {
     let milliseconds = u128::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
     milliseconds.min((1 << 48) - 1) << 80
 }
 
 id_type! {
-    /// Names an order.
+    /// The id of an order.
     OrderId
 }
 
 id_type! {
-    /// Names one movement of money.
+    /// The id of one movement of money.
     TransactionId
 }
 
 id_type! {
-    /// Names a refund.
+    /// The id of a refund.
     RefundId
 }
 
 id_type! {
-    /// Names a case.
+    /// The id of a case.
     CaseId
 }
 

@@ -1,4 +1,4 @@
-//! The words of the field and the rules about them. No I/O, no clock, no provider's spelling.
+//! The domain types and the rules about them. No I/O, no clock, no gateway-specific formats.
 
 mod account;
 #[cfg(feature = "sqlx")]

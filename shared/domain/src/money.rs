@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 /// An amount of CNY in fen (100 fen = 1 yuan), never negative, at most [`Money::MAX`].
 ///
-/// Alipay speaks yuan text and WeChat Pay integer fen; both become `Money` in the adapter. Our own API and the database
+/// Alipay uses yuan text and WeChat Pay integer fen; the adapters convert both to `Money`. Our own API and the database
 /// show yuan. In JSON this type is yuan text with two places, `"12.34"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Money(i64);
 
-/// Why a number or a text is not an amount.
+/// The reason why a number or a text is not an amount.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MoneyError {
     /// Negative, or more than the database column holds.
@@ -26,7 +26,7 @@ pub enum MoneyError {
 impl Money {
     /// 99 999 999.99 yuan: what `numeric(10,2)` holds.
     pub const MAX: Money = Money(9_999_999_999);
-    /// Nothing.
+    /// Zero.
     pub const ZERO: Money = Money(0);
 
     /// # Errors
@@ -35,7 +35,7 @@ impl Money {
         if 0 <= fen && fen <= Money::MAX.0 { Ok(Money(fen)) } else { Err(MoneyError::OutOfRange(fen)) }
     }
 
-    /// Reads yuan text: `20`, `88.8` and `88.80`, ASCII digits only, no sign, no exponent, no third decimal.
+    /// Parses yuan text: `20`, `88.8` and `88.80`, ASCII digits only, no sign, no exponent, no third decimal.
     ///
     /// # Errors
     /// [`MoneyError::NotYuan`] for any other text, [`MoneyError::OutOfRange`] above [`Money::MAX`].
@@ -45,7 +45,7 @@ impl Money {
             Some(_) => return Err(MoneyError::NotYuan),
             None => (text, ""),
         };
-        // Twelve digits of yuan stay far below i64 in fen, and are far above MAX.
+        // Twelve digits of yuan fit easily into i64 as fen, and are far above MAX.
         if !(1..=12).contains(&whole.len()) || !whole.bytes().chain(decimals.bytes()).all(|b| b.is_ascii_digit()) {
             return Err(MoneyError::NotYuan);
         }
@@ -58,7 +58,7 @@ impl Money {
         self.0
     }
 
-    /// Whether it is more than nothing, as every amount that moves must be.
+    /// Whether it is more than zero, as every amount that moves must be.
     pub const fn is_positive(self) -> bool {
         self.0 > 0
     }

@@ -1,6 +1,6 @@
-//! Enums whose values have one fixed name, the same in JSON, in the database and in paths.
+//! Enums whose values have one fixed name, the same in JSON, in the database and in URL paths.
 
-/// Declares an enum whose values have one fixed lower-case name, the same in JSON, in the database and in paths.
+/// Declares an enum whose values have one fixed lower-case name, the same in JSON, in the database and in URL paths.
 #[macro_export]
 macro_rules! named_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {

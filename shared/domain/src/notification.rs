@@ -1,4 +1,4 @@
-//! What a gateway tells us about money, in our own words.
+//! The messages of the gateways about payments, translated into our own terms.
 
 use time::OffsetDateTime;
 
@@ -7,51 +7,52 @@ use crate::money::Money;
 use crate::order_no::TradeNo;
 use crate::payment_method::PaymentMethod;
 
-/// One authentic message of a gateway, read and translated. Only an adapter makes it, and hands it out as
+/// One authentic message of a gateway, parsed and translated. Only a gateway adapter makes it, and returns it as
 /// `Verified<Notification>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notification {
-    /// The gateway that speaks.
+    /// The gateway that sent it.
     pub method: PaymentMethod,
-    /// The account whose keys proved it.
+    /// The account whose keys verified it.
     pub account: AccountName,
     /// The gateway's id of this message, the same in each redelivery.
     pub notice_id: String,
-    /// Whether the gateway was just asked, or wrote by itself at some time.
+    /// Whether it answers a query of ours, or the gateway sent it at some time of its own choice.
     pub source: Source,
-    /// Whether the message names the merchant and the app of `account`. What it leaves out is not wrong.
+    /// Whether the message names the merchant and the app of `account`. A field that it leaves out does not count as
+    /// wrong.
     pub merchant: Merchant,
-    /// The order's number as the gateway has it; not yet known to be one of ours.
+    /// The order number that the gateway states. It may not be one of ours.
     pub order_no: String,
-    /// What it tells.
+    /// The content of the message.
     pub fact: Fact,
-    /// What in the message was not believed, although it is authentic: names of fields, for the evidence.
+    /// The fields of the message that we did not trust, although it is authentic. Names of fields, for the evidence.
     pub doubt: Option<String>,
 }
 
-/// How a message came to us.
+/// How a message reached us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// A notice: true when the gateway wrote it, which may be hours ago.
+    /// A notice. It was true when the gateway wrote it, which may be hours ago.
     Notice,
-    /// The answer to a query: how things stand now.
+    /// The answer to a query. It shows the present state.
     Query,
 }
 
-/// Whose money a message is about.
+/// The merchant that a message is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Merchant {
     /// The merchant and app of the account that was addressed.
     Ours,
-    /// The merchant of that account, and an app that is none of its apps today. An order that was placed with this app
-    /// takes it.
+    /// The merchant of that account, with an app that is not one of its apps today. An order that was placed with this
+    /// app accepts the message.
     OtherApp {
         /// The app.
         app: String,
         /// The ids found, for the case.
         ids: String,
     },
-    /// Somebody else: the ids found, for the case.
+    /// Another merchant: the ids found, for the case.
     Other(String),
 }
 
@@ -67,23 +68,23 @@ pub enum Fact {
         /// When the buyer paid, by the gateway's clock.
         paid_at: OffsetDateTime,
     },
-    /// The trade was closed and nobody had paid.
+    /// The trade was closed without a payment.
     ClosedUnpaid,
-    /// The trade was paid, and some or all of it has been returned since. It tells of no single refund.
+    /// The trade was paid, and some or all of it has been returned since. The message names no single refund.
     PaidAndReturned(ReturnedTrade),
-    /// One refund has reached an end, or is said to have.
+    /// One refund is final at the gateway, or the message hints that it may be.
     Refund {
         /// The trade that was paid.
         trade: Box<ReturnedTrade>,
-        /// The merchant's number of the refund, as the gateway has it. It need not be one of ours.
+        /// The merchant's number of the refund, as the gateway states it. It may not be one of ours.
         refund_no: String,
-        /// `None` where the message does not tell this refund's own amount.
+        /// `None` if the message does not state the amount of this refund.
         amount: Option<Money>,
-        /// The gateway's number of the refund, where it has one.
+        /// The gateway's number of the refund, if it has one.
         gateway_refund_no: Option<String>,
-        /// When the money went back, by the gateway's clock, where it tells.
+        /// When the money was returned, by the gateway's clock, if the gateway states it.
         at: Option<OffsetDateTime>,
-        /// How it ended.
+        /// The result.
         outcome: RefundOutcome,
     },
     /// Nothing that changes a state (the buyer is still at the cashier, an unknown kind of message).
@@ -91,7 +92,7 @@ pub enum Fact {
 }
 
 impl Fact {
-    /// The number of the refund that a message names.
+    /// The number of the refund that the fact names.
     pub fn number(&self) -> Option<&str> {
         match self {
             Fact::Refund { refund_no, .. } => Some(refund_no),
@@ -100,25 +101,25 @@ impl Fact {
     }
 }
 
-/// A trade of which money went back, as one message tells of it.
+/// A trade of which money was returned, as one message states it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReturnedTrade {
     /// The gateway's number of the trade.
     pub trade_no: TradeNo,
     /// What the buyer paid, coupons included. `None`: not stated, or an amount that no order of ours has.
     pub paid: Option<Money>,
-    /// When the buyer paid, by the gateway's clock, where it is stated.
+    /// When the buyer paid, by the gateway's clock, if it is stated.
     pub paid_at: Option<OffsetDateTime>,
-    /// What went back of this trade in all, where it is stated. Alipay states this sum; WeChat Pay never does.
+    /// The total refunded of this trade, if it is stated. Alipay states this sum; WeChat Pay never does.
     pub returned: Option<Money>,
 }
 
 impl Fact {
-    /// The trade of which money went back, or may have gone back: no payment of it is settled by a notice alone.
+    /// The trade of which money was returned, or may have been. A notice alone never settles a payment of this trade.
     pub fn returned_trade(&self) -> Option<&ReturnedTrade> {
         match self {
             Fact::PaidAndReturned(trade) => Some(trade),
-            // Nothing was or will be paid back under this number.
+            // No money was or will be returned under this number.
             Fact::Refund { outcome: RefundOutcome::Closed, .. } => None,
             Fact::Refund { trade, .. } => Some(trade),
             Fact::Paid { .. } | Fact::ClosedUnpaid | Fact::Nothing => None,
@@ -126,7 +127,7 @@ impl Fact {
     }
 }
 
-/// How a refund ended, by the word of a notice.
+/// The result of a refund, as a notice states it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefundOutcome {
     /// The money went back.
@@ -135,6 +136,6 @@ pub enum RefundOutcome {
     Closed,
     /// It could not be delivered; a person has to act.
     Abnormal,
-    /// A hint only: the refund has to be asked for.
+    /// Only a hint: the refund must be queried.
     Hint,
 }

@@ -3,13 +3,13 @@
 use crate::named_enum;
 
 named_enum! {
-    /// Where an order stands. The order of values is the order in which a buyer meets them.
+    /// The state of an order. The values are in the order in which a buyer meets them.
     OrderStatus {
         /// Waiting for the buyer.
         Pending = "pending",
         /// Paid in full; what was bought is owed.
         Paid = "paid",
-        /// Given up or expired without a payment.
+        /// Closed without a payment: by request or after its expiry.
         Closed = "closed",
         /// Paid, and a refund is in flight.
         Refunding = "refunding",
@@ -21,19 +21,19 @@ named_enum! {
 }
 
 named_enum! {
-    /// What became of money that an order was not owed: a late payment, a second one, one of another amount.
+    /// The state of a payment that the order was not owed: a late one, a second one, or one of another amount.
     ExtraState {
         /// We hold it; people have not decided yet.
         Held = "held",
-        /// It is on its way back to the buyer.
+        /// It is being refunded.
         Returning = "returning",
-        /// The buyer has it back.
+        /// The buyer has received it.
         Returned = "returned",
     }
 }
 
 impl ExtraState {
-    /// Whether something still has to happen.
+    /// Whether an action is still needed.
     pub const fn is_open(self) -> bool {
         !matches!(self, ExtraState::Returned)
     }
@@ -42,17 +42,17 @@ impl ExtraState {
 named_enum! {
     /// What can happen to an order.
     OrderEvent {
-        /// The gateway took the buyer's money.
+        /// The gateway received the buyer's payment.
         PaymentSucceeded = "payment_succeeded",
-        /// The gateway closed the trade and nobody had paid.
+        /// The gateway closed the trade without a payment.
         ClosedUnpaid = "closed_unpaid",
-        /// Money that came after the end, or of which a part went back before we knew of it, is taken for the order all the
-        /// same: by the account's policy, or by people.
+        /// A payment is accepted for the order although it came after the close, or was partly refunded before we knew
+        /// of it. The account's policy or people decide that.
         PaymentHonoured = "payment_honoured",
     }
 }
 
-/// Every move an order can make. A pair that is absent is refused everywhere.
+/// Every move of an order. Every pair that is not listed is refused everywhere.
 pub const TRANSITIONS: &[(OrderStatus, OrderEvent, OrderStatus)] = &[
     (OrderStatus::Pending, OrderEvent::PaymentSucceeded, OrderStatus::Paid),
     (OrderStatus::Pending, OrderEvent::ClosedUnpaid, OrderStatus::Closed),
@@ -60,13 +60,13 @@ pub const TRANSITIONS: &[(OrderStatus, OrderEvent, OrderStatus)] = &[
     (OrderStatus::Closed, OrderEvent::PaymentHonoured, OrderStatus::Paid),
 ];
 
-/// The table has no such move.
+/// [`TRANSITIONS`] has no such move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("an order that is {from} cannot take {event}")]
 pub struct InvalidTransition {
-    /// The state that was to be left.
+    /// The present state.
     pub from: OrderStatus,
-    /// What was to happen.
+    /// The event that does not fit it.
     pub event: OrderEvent,
 }
 
@@ -83,12 +83,13 @@ impl OrderStatus {
             .ok_or(InvalidTransition { from: self, event })
     }
 
-    /// Whether the buyer's money was taken for this order, returned since or not.
+    /// Whether the order was paid, even if the money was refunded later.
     pub const fn was_paid(self) -> bool {
         !matches!(self, OrderStatus::Pending | OrderStatus::Closed)
     }
 
-    /// Whether the status stays for ever. That of a closed order does not: money that comes late can still be taken for it.
+    /// Whether the status can never change again. `closed` is not final: a late payment can still be accepted for the
+    /// order.
     pub const fn is_final(self) -> bool {
         matches!(self, OrderStatus::Refunded)
     }

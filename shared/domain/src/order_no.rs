@@ -1,4 +1,4 @@
-//! The numbers that name an order on both sides, and what the order is about.
+//! The numbers that identify orders, trades and refunds on both sides, and the texts that describe an order.
 
 use crate::payment_method::PaymentMethod;
 use crate::text::{shows, text_type};
@@ -6,13 +6,13 @@ use crate::text::{shows, text_type};
 text_type! {
     /// Our number of an order, the same at both gateways: 6 to 32 of `[0-9A-Za-z_]`.
     ///
-    /// The narrower of two rules: Alipay takes 64 of `[0-9A-Za-z_]`, WeChat Pay 6 to 32 of `[0-9A-Za-z_\-|*]`.
+    /// It satisfies both gateways: Alipay accepts 64 of `[0-9A-Za-z_]`, WeChat Pay 6 to 32 of `[0-9A-Za-z_\-|*]`.
     OrderNo, OrderNoError, "an order number of 6 to 32 characters 0-9, A-Z, a-z and _",
     |text| (6..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 text_type! {
-    /// A gateway's number of a trade: 1 to 64 printable ASCII characters. What it is made of is the gateway's business.
+    /// A gateway's number of a trade: 1 to 64 printable ASCII characters. The gateway decides its format.
     TradeNo, TradeNoError, "a trade number of 1 to 64 printable ASCII characters",
     |text| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
@@ -25,8 +25,8 @@ text_type! {
 }
 
 text_type! {
-    /// What the buyer reads on the cashier: 1 to 256 characters and no control character. A new order's is a
-    /// [`Subject::title`]; what orders hold already is not judged by the rules of today.
+    /// What the buyer reads at the cashier: 1 to 256 characters and no control character. A new order needs a
+    /// [`Subject::title`]; existing orders are not checked against today's rules.
     ///
     /// Source: Alipay `subject`; WeChat Pay `description` is shorter and is cut by its adapter.
     Subject, SubjectError, "a subject of 1 to 256 characters, one of them visible, without control characters",
@@ -36,7 +36,7 @@ text_type! {
 }
 
 impl Subject {
-    /// The subject of a new order: it shows something.
+    /// The subject of a new order: it must contain a visible character.
     ///
     /// # Errors
     /// [`SubjectError`].
@@ -44,7 +44,8 @@ impl Subject {
         if text.chars().any(shows) { Subject::parse(text) } else { Err(SubjectError) }
     }
 
-    /// What a gateway does not take in it. Source: Alipay, `subject`, read 2025-11-20; WeChat Pay has no such rule.
+    /// The rule of a gateway that the subject violates. Source: Alipay, `subject`, read 2025-11-20; WeChat Pay has no
+    /// such rule.
     pub fn unfit_at(&self, method: PaymentMethod) -> Option<&'static str> {
         let unfit = method == PaymentMethod::Alipay && self.0.contains(['/', '=', '&']);
         unfit.then_some("must not contain / = & at alipay")
@@ -52,7 +53,8 @@ impl Subject {
 }
 
 text_type! {
-    /// What kind of thing is sold, in the merchant's words; events carry it to whoever fulfils: 1 to 32 of `[0-9A-Za-z_.-]`.
+    /// The kind of product, in the merchant's words: 1 to 32 of `[0-9A-Za-z_.-]`. Events carry it to the system that
+    /// fulfils the order.
     ProductType, ProductTypeError, "a product type of 1 to 32 characters 0-9, A-Z, a-z, _, . and -",
     |text| (1..=32).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
@@ -99,7 +101,7 @@ mod tests {
         for text in ["\u{200b}", " \u{3000}\u{feff}", "\u{3164}", ""] {
             assert_eq!(Subject::title(text.to_owned()), Err(SubjectError), "{text:?}");
         }
-        // What an order holds already can still be read.
+        // A text that an order holds already can still be read.
         assert!(Subject::parse("\u{200b}").is_ok());
     }
 }

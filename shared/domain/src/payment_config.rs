@@ -1,4 +1,4 @@
-//! Which gateways and scenes take new orders just now, and of how much.
+//! Which gateways and scenes accept new orders at present, and their amount limits.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -6,12 +6,12 @@ use time::OffsetDateTime;
 use crate::money::Money;
 use crate::payment_method::{PaymentMethod, Scene};
 
-/// What a person can set for one gateway.
+/// The settings of one gateway that a person can change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MethodRules {
-    /// Whether it takes new orders at all.
+    /// Whether the gateway accepts new orders at all.
     pub enabled: bool,
-    /// The scenes that take none, whatever the accounts offer.
+    /// The scenes that accept no orders, whatever the accounts offer.
     pub disabled_scenes: Vec<Scene>,
     /// The smallest order.
     pub min_amount: Money,
@@ -22,15 +22,15 @@ pub struct MethodRules {
 /// The rules of one gateway, and who set them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MethodConfig {
-    /// Whose rules.
+    /// The gateway.
     pub payment_method: PaymentMethod,
     /// The rules.
     pub rules: MethodRules,
-    /// Rises with each change.
+    /// Increases with each change.
     pub version: i64,
     /// Who changed them last.
     pub updated_by: String,
-    /// By our clock.
+    /// When they last changed, by our clock.
     #[serde(with = "time::serde::rfc3339")]
     pub updated_at: OffsetDateTime,
 }
@@ -42,13 +42,13 @@ pub struct PaymentConfig {
     pub methods: Vec<MethodConfig>,
 }
 
-/// Why an order cannot be placed just now.
+/// The reason why an order cannot be placed at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotOffered {
     /// The whole gateway is switched off.
     #[error("{0} takes no new orders at the moment")]
     Method(PaymentMethod),
-    /// This scene of it is.
+    /// This scene of the gateway is switched off.
     #[error("the scene {0} takes no new orders at the moment")]
     Scene(Scene),
     /// Too little, or too much.
@@ -69,17 +69,17 @@ impl MethodRules {
 }
 
 impl PaymentConfig {
-    /// Rises with each change of any gateway: the sum of versions that only rise, read at one moment.
+    /// Increases with each change of any gateway: the sum of versions that only increase, read at one moment.
     pub fn version(&self) -> i64 {
         self.methods.iter().map(|method| method.version).sum()
     }
 
-    /// The rules of one gateway; one without rules takes no orders.
+    /// The rules of one gateway. A gateway without rules accepts no orders.
     pub fn rules(&self, method: PaymentMethod) -> Option<&MethodRules> {
         self.methods.iter().find(|config| config.payment_method == method).map(|config| &config.rules)
     }
 
-    /// Whether a new order fits.
+    /// Whether these rules allow a new order.
     ///
     /// # Errors
     /// [`NotOffered`].

@@ -1,9 +1,9 @@
-//! How a buyer pays: which gateway, and in which scene.
+//! How a buyer pays: the gateway and the scene.
 
 use crate::named_enum;
 
 named_enum! {
-    /// The gateway that takes the money.
+    /// The gateway that receives the money.
     PaymentMethod {
         /// Alipay (支付宝).
         Alipay = "alipay",
@@ -13,7 +13,7 @@ named_enum! {
 }
 
 named_enum! {
-    /// Where the buyer is when he pays.
+    /// Where the buyer is when they pay.
     Scene {
         /// A desktop browser (Alipay).
         Page = "page",

@@ -1,4 +1,4 @@
-//! What becomes of money that came when none was owed.
+//! What an account does with payments that were not owed.
 
 use std::collections::HashMap;
 
@@ -7,18 +7,18 @@ use crate::named_enum;
 use crate::payment_method::PaymentMethod;
 
 named_enum! {
-    /// What an account does with a payment of a closed order, and with a second payment of a paid one.
+    /// What an account does with a payment of a closed order, and with a second payment of a paid order.
     LatePaymentPolicy {
-        /// Keeps it until a person has decided.
+        /// Holds it until people have decided.
         Hold = "hold",
-        /// Returns it.
+        /// Refunds it.
         Refund = "refund",
-        /// Delivers what a late payment bought. A second payment buys nothing more and is held.
+        /// Delivers what a late payment bought. A second payment buys nothing more, so it is held.
         Fulfil = "fulfil",
     }
 }
 
-/// The policy of each account. One that is not named holds the money.
+/// The policy of each account. An account that is not listed holds the money.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policies(HashMap<(PaymentMethod, AccountName), LatePaymentPolicy>);
 

@@ -1,21 +1,21 @@
-//! The states of a refund, and what refunds make of their order.
+//! The states of a refund, and how refunds determine the state of their order.
 
 use crate::money::Money;
 use crate::named_enum;
 use crate::order::OrderStatus;
 
 named_enum! {
-    /// Where a refund stands.
+    /// The state of a refund.
     RefundStatus {
-        /// Never sent.
+        /// Not sent yet.
         Pending = "pending",
-        /// May have arrived at the gateway: ask before sending again.
+        /// The gateway may have received it: query before sending again.
         Processing = "processing",
         /// The money went back.
         Succeeded = "succeeded",
-        /// Refused, and a later query knew no such refund; or closed by the gateway.
+        /// The gateway refused it, and a later query showed no such refund; or the gateway closed it.
         Failed = "failed",
-        /// Accepted, and could not be delivered: a person acts.
+        /// The gateway accepted it but could not deliver it: a person must act.
         Abnormal = "abnormal",
     }
 }
@@ -25,7 +25,7 @@ named_enum! {
     RefundOrigin {
         /// This service.
         Service = "service",
-        /// Somebody else: at the gateway's console, or with the merchant's keys. We only book it.
+        /// Another party, in the gateway's console or with the merchant's keys. We only book it.
         Outside = "outside",
     }
 }
@@ -33,18 +33,18 @@ named_enum! {
 named_enum! {
     /// What can happen to a refund.
     RefundEvent {
-        /// The first request is about to leave.
+        /// The first request is about to be sent.
         Sent = "sent",
-        /// The gateway says that the money went back.
+        /// The gateway states that the money was returned.
         Returned = "returned",
-        /// The gateway will not return it under this number.
+        /// The gateway will not return the money under this number.
         Failed = "failed",
         /// The gateway could not deliver it.
         Undeliverable = "undeliverable",
     }
 }
 
-/// Every move a refund can make. A pair that is absent is refused everywhere.
+/// Every move of a refund. Every pair that is not listed is refused everywhere.
 pub const REFUND_TRANSITIONS: &[(RefundStatus, RefundEvent, RefundStatus)] = &[
     (RefundStatus::Pending, RefundEvent::Sent, RefundStatus::Processing),
     (RefundStatus::Processing, RefundEvent::Returned, RefundStatus::Succeeded),
@@ -52,7 +52,7 @@ pub const REFUND_TRANSITIONS: &[(RefundStatus, RefundEvent, RefundStatus)] = &[
     (RefundStatus::Processing, RefundEvent::Undeliverable, RefundStatus::Abnormal),
     (RefundStatus::Abnormal, RefundEvent::Returned, RefundStatus::Succeeded),
     (RefundStatus::Abnormal, RefundEvent::Failed, RefundStatus::Failed),
-    // A success found later is a fact, and a case.
+    // A success that is found later is a fact, and it opens a case.
     (RefundStatus::Failed, RefundEvent::Returned, RefundStatus::Succeeded),
 ];
 
@@ -62,23 +62,23 @@ impl RefundStatus {
         REFUND_TRANSITIONS.iter().find(|(from, on, _)| (*from, *on) == (self, event)).map(|(_, _, to)| *to)
     }
 
-    /// Whether the refund is on its way, so that the next one of the order has to wait.
+    /// Whether the refund is in flight, so that the order's next refund must wait.
     pub const fn in_flight(self) -> bool {
         matches!(self, RefundStatus::Pending | RefundStatus::Processing)
     }
 
-    /// Whether its amount is spoken for: returned, on its way, or stuck.
+    /// Whether its amount is reserved: returned, in flight, or stuck.
     pub const fn reserves(self) -> bool {
         !matches!(self, RefundStatus::Failed)
     }
 
-    /// Whether the work on it is done.
+    /// Whether no more work on it is needed.
     pub const fn is_final(self) -> bool {
         matches!(self, RefundStatus::Succeeded | RefundStatus::Failed)
     }
 }
 
-/// The state of a paid order, by its refunds: one in flight, how much came back, of how much.
+/// The state of a paid order: whether a refund is in flight, how much was returned, and how much was paid.
 pub fn status_by_refunds(in_flight: bool, returned: Money, paid: Money) -> OrderStatus {
     if in_flight {
         OrderStatus::Refunding

@@ -1,6 +1,6 @@
-//! Texts with a rule, and shortening on a character boundary.
+//! Text types with rules, and shortening on a character boundary.
 
-/// Declares a text whose only door is `parse`: its bounds and alphabet are checked there and nowhere else.
+/// Declares a text type that only `parse` can make: its length and alphabet are checked there and nowhere else.
 macro_rules! text_type {
     ($(#[$doc:meta])* $name:ident, $error:ident, $rule:literal, $fits:expr) => {
         $(#[$doc])*
@@ -50,8 +50,8 @@ macro_rules! text_type {
 }
 pub(super) use text_type;
 
-/// Whether a reader sees this character: neither a blank nor one of those that Unicode gives no shape (zero-width, marks of
-/// direction, fillers, variation selectors, tags).
+/// Whether a reader can see this character. Blanks are not visible, nor are characters that Unicode gives no shape
+/// (zero-width, direction marks, fillers, variation selectors, tags).
 pub fn shows(c: char) -> bool {
     let shapeless = matches!(c,
         '\u{AD}' | '\u{34F}' | '\u{61C}' | '\u{115F}' | '\u{1160}' | '\u{17B4}' | '\u{17B5}' | '\u{180B}'..='\u{180F}'
@@ -61,14 +61,15 @@ pub fn shows(c: char) -> bool {
     !(shapeless || c.is_whitespace() || c.is_control())
 }
 
-/// Whether a character steers what shows it, such as a terminal: controls, separators of lines, marks of direction, tags.
+/// Whether a character controls the device that shows it, such as a terminal: controls, line separators, direction
+/// marks, tags.
 pub fn steers(c: char) -> bool {
     let of_direction = matches!(c,
         '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{E0000}'..='\u{E007F}');
     of_direction || c.is_control()
 }
 
-/// `text` with each character that steers written as an escape such as `\u{1b}`; those in `kept` stay.
+/// `text` with each character of [`steers`] written as an escape such as `\u{1b}`; those in `kept` stay.
 pub fn escaped(text: &str, kept: &[char]) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
@@ -81,7 +82,7 @@ pub fn escaped(text: &str, kept: &[char]) -> String {
     plain
 }
 
-/// The longest start of `text` that has at most `bytes` bytes and cuts no character.
+/// The longest start of `text` that has at most `bytes` bytes and does not split a character.
 pub fn shorten_bytes(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }

@@ -1,23 +1,23 @@
-//! What became of a callback, and what a person must look at.
+//! The verdicts on callbacks, and the cases that a person must decide.
 
 use serde_json::Value;
 
 use crate::named_enum;
 
 named_enum! {
-    /// What the worker made of a callback.
+    /// The worker's verdict on a callback.
     Verdict {
         /// The fact changed our books.
         Settled = "settled",
         /// The fact was already recorded.
         Duplicate = "duplicate",
-        /// Money came for an order that is closed, or was paid by another trade.
+        /// A payment arrived for an order that is closed, or that another trade has paid.
         NotPending = "not_pending",
         /// The amount is not the order's.
         AmountMismatch = "amount_mismatch",
         /// The merchant, the app or the account is not the order's.
         WrongMerchant = "wrong_merchant",
-        /// The order is to be paid at the other gateway.
+        /// The order must be paid at the other gateway.
         WrongMethod = "wrong_method",
         /// No order has this number.
         UnknownOrder = "unknown_order",
@@ -25,15 +25,15 @@ named_enum! {
         UnknownRefund = "unknown_refund",
         /// A state that changes nothing.
         Ignored = "ignored",
-        /// The named key is loaded and did not sign these bytes.
+        /// The named key is loaded, and it did not sign these bytes.
         BadSignature = "bad_signature",
-        /// Authentic or not, the bytes cannot be read.
+        /// The bytes cannot be parsed, whether they are authentic or not.
         Undecodable = "undecodable",
     }
 }
 
 impl Verdict {
-    /// Whether what an order shows may be another after it.
+    /// Whether the data that an order shows may have changed.
     pub const fn changes_order(self) -> bool {
         matches!(self, Verdict::Settled | Verdict::NotPending | Verdict::AmountMismatch | Verdict::WrongMethod)
     }
@@ -42,23 +42,23 @@ impl Verdict {
 named_enum! {
     /// How far people are with a case.
     CaseStatus {
-        /// Nobody has decided.
+        /// No person has decided yet.
         Open = "open",
-        /// One person has proposed what another must confirm.
+        /// One person has proposed an action that another person must confirm.
         Proposed = "proposed",
-        /// Done.
+        /// Resolved.
         Resolved = "resolved",
     }
 }
 
 named_enum! {
-    /// Why a person must look.
+    /// The reason why a person must check something.
     CaseKind {
         /// A payment of a closed order.
         LatePayment = "late_payment",
         /// A second payment of a paid order.
         DoublePayment = "double_payment",
-        /// A pending order was found paid and returned at the gateway.
+        /// A pending order turned out to be paid and refunded at the gateway.
         RefundedElsewhere = "refunded_elsewhere",
         /// See [`Verdict::AmountMismatch`].
         AmountMismatch = "amount_mismatch",
@@ -70,66 +70,66 @@ named_enum! {
         UnknownOrder = "unknown_order",
         /// See [`Verdict::UnknownRefund`].
         UnknownRefund = "unknown_refund",
-        /// A message that ended in the dead letter queue.
+        /// A message that reached the dead letter queue.
         DeadLetter = "dead_letter",
-        /// A refund that the gateway accepted and could not deliver.
+        /// A refund that the gateway accepted but could not deliver.
         RefundAbnormal = "refund_abnormal",
         /// A refund that waits because the merchant's balance is short.
         RefundShortage = "refund_shortage",
-        /// A refund that the gateway closed: it needs another number.
+        /// A refund that the gateway closed: a retry needs another number.
         RefundClosed = "refund_closed",
-        /// A refund that had failed was found returned, or still in the gateway's hands.
+        /// A refund that had failed turned out to be returned, or still in progress at the gateway.
         RefundAfterFailure = "refund_after_failure",
-        /// A signed answer of a gateway that breaks the protocol.
+        /// A signed answer of a gateway that violates the protocol.
         GatewayProtocol = "gateway_protocol",
-        /// An account of ours that its gateway refuses: its contract, its configuration or its keys.
+        /// One of our accounts that its gateway refuses: because of its contract, its configuration or its keys.
         Misconfigured = "misconfigured",
     }
 }
 
 named_enum! {
-    /// What people can choose about a case.
+    /// The actions that people can choose for a case.
     CaseAction {
         /// Return the payment, or a part of it.
         Refund = "refund",
-        /// Take the late payment for its closed order.
+        /// Accept the late payment for its closed order.
         Fulfil = "fulfil",
         /// Book a refund that was made at the gateway.
         BookRefund = "book_refund",
-        /// Return under a new number what the gateway closed.
+        /// Refund again, under a new number, what the gateway closed.
         RefundAgain = "refund_again",
         /// Send a refund that cannot be delivered to the merchant's own account.
         AbnormalRefund = "abnormal_refund",
-        /// Take the amount that the gateway states for a refund as the one that went back.
+        /// Accept the amount that the gateway states for a refund as the refunded amount.
         AcceptAmount = "accept_amount",
         /// Resolve the case with a note.
         Note = "note",
-        /// Open a resolved case again, with a reason.
+        /// Reopen a resolved case, with a reason.
         Reopen = "reopen",
     }
 }
 
-/// Which facts of a case's key are new.
+/// Which facts count as new for a case.
 enum NewFacts {
-    /// The service meets this state only by a step of its own (one more request, one more message, a move of the refund), so
-    /// each meeting is a new fact once the case is resolved. An open case says it already.
+    /// The service meets this state only through a step of its own (one more request, one more message, a move of the
+    /// refund). So each time is a new fact if the case is resolved. If the case is open, it already covers the fact.
     EachMeeting,
-    /// The gateway repeats what it says. A fact is new when one of these members of the evidence has a value that no earlier
-    /// fact of the case had. A member that is absent or null says nothing.
+    /// The gateway repeats its messages. A fact is new if one of these members of the evidence has a value that no
+    /// earlier fact of the case had. An absent or null member counts as no value.
     Members(&'static [&'static str]),
 }
 
 impl CaseKind {
-    /// Which facts are new for a case of this kind: the one place that decides what reopens a case.
+    /// The facts that are new for a case of this kind. This is the only place that decides what reopens a case.
     const fn new_facts(self) -> NewFacts {
         match self {
-            // The refund was sent again and the balance is still short; a job's message died again.
+            // The refund was sent again and the balance is still too low; a job's message became a dead letter again.
             CaseKind::RefundShortage | CaseKind::DeadLetter => NewFacts::EachMeeting,
-            // The refund moved into this state, which a refund does once.
+            // The refund moved into this state. A refund does that only once.
             CaseKind::RefundAbnormal | CaseKind::RefundClosed => NewFacts::EachMeeting,
-            // People have said that it is mended, and it is not.
+            // People have said that it is fixed, but it is not.
             CaseKind::Misconfigured => NewFacts::EachMeeting,
-            // The payment was recorded once. What can come later is that its money was returned at the gateway.
+            // The payment was recorded once. The only later news is that its money was refunded at the gateway.
             CaseKind::LatePayment | CaseKind::DoublePayment | CaseKind::RefundedElsewhere => {
                 NewFacts::Members(&["amount", "returned", "returned_amount"])
             }
@@ -139,14 +139,14 @@ impl CaseKind {
                 NewFacts::Members(&["payment_method", "account", "amount"])
             }
             CaseKind::UnknownRefund => NewFacts::Members(&["amount", "outcome", "returned", "returned_amount"]),
-            // First in the gateway's hands, later returned.
+            // It may first be in progress at the gateway and later returned.
             CaseKind::RefundAfterFailure => NewFacts::Members(&["found"]),
-            // Another fault. The same one is asked about again and again by the schedule.
+            // A different error. The scheduled queries find the same error again and again.
             CaseKind::GatewayProtocol => NewFacts::Members(&["message"]),
         }
     }
 
-    /// Whether `told` is a new fact for a case of this kind. `known` is the evidence of every fact before it.
+    /// Whether `told` is a new fact for a case of this kind. `known`: the evidence of every earlier fact.
     pub fn is_news<'a>(self, resolved: bool, mut known: impl Iterator<Item = &'a Value>, told: &Value) -> bool {
         let members = match self.new_facts() {
             NewFacts::EachMeeting => return resolved,
@@ -157,7 +157,7 @@ impl CaseKind {
         !stated.is_empty() && known.all(|known| stated.iter().any(|name| known.get(name) != told.get(name)))
     }
 
-    /// What people can choose about an open case of this kind.
+    /// The actions that people can choose for an open case of this kind.
     pub const fn actions(self) -> &'static [CaseAction] {
         use CaseAction::{AbnormalRefund, BookRefund, Fulfil, Note, Refund, RefundAgain};
         match self {
@@ -177,13 +177,13 @@ impl CaseKind {
         }
     }
 
-    /// Whether money is free again when such a case ends: what was reserved for a refund that is not ours. That takes two
+    /// Whether resolving such a case frees money that was reserved for a refund that is not ours. That takes two
     /// people, like everything that moves money.
     pub const fn end_frees_money(self) -> bool {
         matches!(self, CaseKind::UnknownRefund)
     }
 
-    /// Whether such a case can tell of a buyer's money that we have and no order takes.
+    /// Whether such a case can be about a buyer's money that we hold and no order accepts.
     pub const fn is_of_money_held(self) -> bool {
         matches!(
             self,
@@ -191,8 +191,9 @@ impl CaseKind {
         )
     }
 
-    /// Whether nothing but the case remembers its fact, and the gateway would tell it again whenever it is asked about the
-    /// order. Without the case it would be news once more, and of a trade whose money had gone back, a payment.
+    /// Whether only the case records its fact, while the gateway would report the fact again at each query about the
+    /// order. Without the case, the fact would count as new again. For a trade whose money had been refunded, it would
+    /// count as a payment.
     pub const fn is_its_only_memory(self) -> bool {
         match self {
             CaseKind::RefundedElsewhere
@@ -200,13 +201,13 @@ impl CaseKind {
             | CaseKind::WrongMerchant
             | CaseKind::UnknownRefund
             | CaseKind::RefundAfterFailure => true,
-            // The trade has its transaction.
+            // The trade has its own transaction.
             CaseKind::LatePayment | CaseKind::DoublePayment => false,
-            // The refund has come to its end.
+            // The refund is final.
             CaseKind::RefundAbnormal | CaseKind::RefundShortage | CaseKind::RefundClosed => false,
-            // Told by messages alone, which nobody repeats after days.
+            // Only messages report these, and they are not repeated after days.
             CaseKind::WrongMethod | CaseKind::UnknownOrder | CaseKind::DeadLetter => false,
-            // A fault that is met again after years is worth a new case.
+            // If the error is met again after years, it deserves a new case.
             CaseKind::GatewayProtocol | CaseKind::Misconfigured => false,
         }
     }
@@ -218,7 +219,7 @@ mod tests {
 
     use super::*;
 
-    /// Each kind: a fact, a repeat of it, and a new fact where the gateway can tell one.
+    /// For each kind: a fact, a repeat of it, and a new fact if the gateway can report one.
     #[test]
     fn each_kind_knows_a_repeat_from_a_new_fact() {
         let payment = json!({ "account": "main", "payment_method": "wechat", "amount": "8.88", "notice_id": "n1" });
@@ -266,7 +267,7 @@ mod tests {
         }
     }
 
-    /// A fact that comes and goes is new once, so two answers in turn do not reopen a case for ever.
+    /// A fact that appears again later is new only once, so two alternating answers do not reopen a case forever.
     #[test]
     fn facts_in_turn_are_each_new_once() {
         let (one, two) = (json!({ "message": "a" }), json!({ "message": "b" }));
