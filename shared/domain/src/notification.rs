@@ -130,7 +130,7 @@ impl Fact {
 /// The result of a refund, as a notice states it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefundOutcome {
-    /// The money went back.
+    /// The money was returned to the buyer.
     Succeeded,
     /// It will not go back under this number.
     Closed,

@@ -11,7 +11,7 @@ named_enum! {
         Pending = "pending",
         /// The gateway may have received it: query before sending again.
         Processing = "processing",
-        /// The money went back.
+        /// The money was returned to the buyer.
         Succeeded = "succeeded",
         /// The gateway refused it, and a later query showed no such refund; or the gateway closed it.
         Failed = "failed",

@@ -127,8 +127,8 @@ fn rank(fact: &Fact) -> u8 {
     }
 }
 
-/// The trades that already have a row in `payment_transactions`. A repeat of such a payment is a duplicate: it never pays
-/// the order by itself.
+/// The trades that already have a row in `payment_transactions`. A repeat of such a payment is a duplicate: it never
+/// pays the order by itself.
 async fn recorded_trades(
     tx: &mut PgConnection,
     told: &[&Notification],

@@ -276,8 +276,8 @@ pub(super) async fn book_one(
     Ok(Verdict::Settled)
 }
 
-/// Something was refunded, and the gateway does not state how much. If a refund in our books that has not failed explains
-/// it, nothing happens. Otherwise we query failed refunds again, and people book it by its refund number.
+/// Something was refunded, and the gateway does not state how much. If a refund in our books that has not failed
+/// explains it, nothing happens. Otherwise we query failed refunds again, and people book it by its refund number.
 async fn unstated(
     tx: &mut PgConnection,
     trade: &Trade,

@@ -41,8 +41,8 @@ pub const fn has_strays(kind: CaseKind) -> bool {
     matches!(kind, CaseKind::AmountMismatch | CaseKind::WrongMethod | CaseKind::WrongMerchant | CaseKind::UnknownOrder)
 }
 
-/// The actions that people can choose for a case in its present state. `refund` is offered only if [`Stray::of`] finds a
-/// payment that we can return.
+/// The actions that people can choose for a case in its present state. `refund` is offered only if [`Stray::of`] finds
+/// a payment that we can return.
 pub fn actions(case: &Case) -> Vec<CaseAction> {
     let fits = |action: &CaseAction| *action != CaseAction::Refund || !has_strays(case.kind) || Stray::of(case).is_ok();
     case.actions().iter().copied().filter(fits).collect()

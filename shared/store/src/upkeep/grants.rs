@@ -78,8 +78,8 @@ use Right::{Delete, Insert, Select, Update};
 
 /// Every table, in the order of the migrations.
 ///
-/// Some statements need more permissions than they name. `on conflict` reads the columns of its constraint and those
-/// that are compared with `excluded`; `returning` reads what it returns; `for update` needs the permission to update
+/// Some statements need more permissions than they name. `on conflict` reads the columns of its constraint and every
+/// column that is named with `excluded`; `returning` reads what it returns; `for update` needs the permission to update
 /// some column. Foreign keys and identity columns need nothing.
 #[rustfmt::skip]
 pub const TABLES: &[Table] = &[
@@ -95,9 +95,8 @@ pub const TABLES: &[Table] = &[
             &["id", "user_id", "order_no", "product_type", "subject", "amount", "payment_method", "scene", "account",
               "status", "trade_no", "refunded_amount", "expires_at", "paid_at", "closed_at", "version", "created_at",
               "updated_at", "checked_at", "gateway_state", "close_requested_at", "extra_state", "extra_amount"]),
-        // A refund request changes the state of its order. Only the workers write who paid and when, because they query
-        // the gateway. A buyer requests the close of an order. Triggers enforce the moves, and that the refunded amount
-        // is not more than the refunds returned.
+        // A refund request changes its order. Only the workers write who paid and when, because they query the gateway.
+        // A buyer requests a close. Triggers enforce the moves, and that the refunds cover the refunded amount.
         may_only(&[PaymentApi], Update, &["status", "refunded_amount", "updated_at", "version", "close_requested_at"]),
         may_only(SETTLERS, Update,
             &["status", "trade_no", "paid_at", "closed_at", "refunded_amount", "updated_at", "version"]),
