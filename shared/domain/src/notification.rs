@@ -132,7 +132,7 @@ impl Fact {
 pub enum RefundOutcome {
     /// The money was returned to the buyer.
     Succeeded,
-    /// It will not go back under this number.
+    /// The money will not be returned under this number.
     Closed,
     /// It could not be delivered; a person has to act.
     Abnormal,

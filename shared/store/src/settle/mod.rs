@@ -1,4 +1,4 @@
-//! Turns facts about payments into state changes and events. Callbacks, query answers and bills all arrive here.
+//! Turns facts about payments into state changes and events. Callbacks and query answers both arrive here.
 //!
 //! One batch takes a fixed number of statements: lock the orders, decide in memory, then write each kind of effect
 //! once. The decisions do no I/O, and [`domain::TRANSITIONS`] decides every state change of an order.
