@@ -1,4 +1,5 @@
-//! From where each gateway calls: networks that are fixed by a variable, or kept in a file that is taken up when it changes.
+//! The networks from which each gateway sends its callbacks. They are fixed by a variable, or read from a file that is
+//! reloaded when it changes.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -11,22 +12,22 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-/// How often the files are looked at.
+/// How often the files are checked for a change.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Networks that a gateway calls from; none: any address.
+/// The networks that a gateway calls from. An empty list means any address.
 pub type Networks = Arc<[IpNet]>;
 
 /// One gateway's list.
 #[derive(Debug, Clone, Default)]
 pub struct Callers {
-    /// As it was when the process started.
+    /// The list at the start of the process.
     pub networks: Vec<IpNet>,
-    /// Where it is kept, if it may change, and the text that it was read from.
+    /// The file that holds the list, if the list may change, and the text that was read at the start.
     pub file: Option<(PathBuf, String)>,
 }
 
-/// Every gateway's list as it is now.
+/// The current list of every gateway.
 pub struct KnownCallers(Vec<Kept>);
 
 struct Kept {
@@ -35,7 +36,7 @@ struct Kept {
     networks: RwLock<Networks>,
 }
 
-/// What is known of a file: the text that was judged, and the one that was seen last.
+/// The state of one file: the text that was last evaluated, and the text that was last read.
 struct Seen {
     judged: String,
     last: String,
@@ -48,7 +49,7 @@ impl Seen {
 }
 
 impl KnownCallers {
-    /// The lists as they were read at the start.
+    /// Starts with the lists that were read at the start of the process.
     pub fn new(of: impl Fn(PaymentMethod) -> Callers) -> KnownCallers {
         let kept = |method: &PaymentMethod| {
             let Callers { networks, file } = of(*method);
@@ -57,13 +58,13 @@ impl KnownCallers {
         KnownCallers(PaymentMethod::ALL.iter().map(kept).collect())
     }
 
-    /// The list of a gateway.
+    /// The current list of a gateway.
     pub fn of(&self, method: PaymentMethod) -> Networks {
         let kept = self.0.iter().find(|kept| kept.method == method);
         kept.map_or_else(|| Arc::from([]), |kept| kept.networks.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
-    /// Takes up each file that changes, until `stop`. A bad one keeps the list that it was to replace, and is told once.
+    /// Reloads each file that changes, until `stop`. A bad file leaves the old list in force and is logged once.
     pub async fn watch(&self, stop: CancellationToken) {
         let files = || self.0.iter().filter_map(|kept| Some((kept, kept.file.as_ref()?)));
         let mut seen: Vec<Seen> = files().map(|(_, (_, text))| Seen::new(text)).collect();
@@ -78,7 +79,7 @@ impl KnownCallers {
 }
 
 impl Kept {
-    /// Judges a text once it was seen twice: the first time it may still be being written.
+    /// Evaluates a text only after two equal reads: at the first read the file may still be being written.
     fn look(&self, file: &Path, seen: &mut Seen) {
         let method = self.method;
         let text = std::fs::read_to_string(file).unwrap_or_else(|error| format!("cannot be read: {error}"));
@@ -89,12 +90,12 @@ impl Kept {
         }
         let up = match networks(&text) {
             Ok(networks) => {
-                info!(gateway = %method, networks = networks.len(), "Took up the changed list of {method}'s callers");
+                info!(gateway = %method, networks = networks.len(), "Loaded the changed callback networks of {method}");
                 *self.networks.write().unwrap_or_else(PoisonError::into_inner) = networks.into();
                 1.0
             }
             Err(wrong) => {
-                error!(gateway = %method, file = %file.display(), wrong, "{method}'s callers stay as they were");
+                error!(gateway = %method, file = %file.display(), wrong, "The old callback networks of {method} stay in force");
                 0.0
             }
         };
@@ -103,22 +104,23 @@ impl Kept {
     }
 }
 
-/// Reads a list with one network or address a line; `#` begins a remark. An empty list would let anybody in, and is none.
+/// Parses a list with one network or address per line; `#` starts a comment. An empty list is an error, because it
+/// would allow every address.
 ///
 /// # Errors
-/// What is wrong, with the line.
+/// States what is wrong, with the line number where there is one.
 pub fn networks(text: &str) -> Result<Vec<IpNet>, String> {
     let mut networks = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
         if !line.is_empty() {
-            networks.push(network(line).ok_or_else(|| format!("line {} is no network", number + 1))?);
+            networks.push(network(line).ok_or_else(|| format!("line {} is not a network", number + 1))?);
         }
     }
     if networks.is_empty() { Err("it names no network".to_owned()) } else { Ok(networks) }
 }
 
-/// A network, or a single address.
+/// Parses a network or a single address.
 pub fn network(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse().ok().map(|address: std::net::IpAddr| address.into()))
 }
@@ -131,8 +133,8 @@ mod tests {
     fn a_list_has_a_network_a_line_and_is_refused_whole() {
         let read = networks("# Alipay\n203.0.113.0/24\n\n2001:db8::/32 # v6\n198.51.100.7\n").unwrap();
         assert_eq!(read.len(), 3);
-        assert_eq!(networks("203.0.113.0/24\nhost\n").unwrap_err(), "line 2 is no network");
-        assert_eq!(networks("203.0.113.0/33").unwrap_err(), "line 1 is no network");
+        assert_eq!(networks("203.0.113.0/24\nhost\n").unwrap_err(), "line 2 is not a network");
+        assert_eq!(networks("203.0.113.0/33").unwrap_err(), "line 1 is not a network");
         assert_eq!(networks("# nobody\n").unwrap_err(), "it names no network");
     }
 

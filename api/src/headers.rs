@@ -1,4 +1,4 @@
-//! What browsers are told beside the answer: how little they may do with it, and who else may ask.
+//! Response headers for browsers: what a browser may do with an answer, and which origins may call the API.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use axum::response::Response;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use url::Origin;
 
-/// An answer of the API is data: nothing in it is run, framed, guessed at or kept.
+/// An answer of the API is data: a browser must not run it, frame it, guess its type or store it.
 const DATA: [(HeaderName, &str); 5] = [
     (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
     (X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -21,7 +21,7 @@ const DATA: [(HeaderName, &str); 5] = [
     (REFERRER_POLICY, "no-referrer"),
     (CACHE_CONTROL, "no-store"),
 ];
-/// The readable page of the API brings scripts and styles of its own.
+/// The documentation page of the API has its own scripts and styles.
 const DOCS: (&str, HeaderValue) = (
     "/docs",
     HeaderValue::from_static(
@@ -30,7 +30,7 @@ const DOCS: (&str, HeaderValue) = (
     ),
 );
 
-/// What the readable page of the API may do; the description beside it is data.
+/// Sets the content security policy of the documentation page. `/openapi.json` beside it has the policy for data.
 pub async fn docs(request: Request, next: Next) -> Response {
     let (path, policy) = DOCS;
     let page = request.uri().path().starts_with(path);
@@ -41,7 +41,8 @@ pub async fn docs(request: Request, next: Next) -> Response {
     response
 }
 
-/// Adds what an answer does not say itself. `https`: whether browsers reach us by it, and so never otherwise.
+/// Adds the headers that an answer does not set itself. `https`: whether browsers reach us over HTTPS. If so, they must
+/// never use plain HTTP.
 pub fn secured(https: bool, mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in DATA {
@@ -53,8 +54,8 @@ pub fn secured(https: bool, mut response: Response) -> Response {
     response
 }
 
-/// Frontends of these origins may ask from a browser, with a bearer token and without cookies. None: no browser page of
-/// another origin may.
+/// Allows browser pages of these origins to call the API, with a bearer token and without cookies. An empty list allows
+/// no page of another origin.
 pub fn cors(origins: &[Origin]) -> CorsLayer {
     let origins = origins.iter().filter_map(|origin| HeaderValue::try_from(origin.ascii_serialization()).ok());
     let header = HeaderName::from_static;

@@ -1,8 +1,8 @@
-//! Has the gateway asked about a pending order whose buyer is back, or waits for the payment to show.
+//! Brings forward the check of a pending order whose buyer has come back, or is waiting for the payment to appear.
 //!
-//! The row of the check decides, for all processes together ([`store::tables::hints`]); the check worker asks. This process only
-//! spares the database statements that cannot bring anything: it remembers for a minute who has read which order. A hint
-//! never delays the answer of the request that gave it, and a hint that finds no turn is left out.
+//! The row of the check decides for all processes together ([`store::tables::hints`]), and the check worker queries the
+//! gateway. This process only avoids database statements that cannot have an effect: it remembers for a minute when
+//! each order was last read. A hint never delays the answer of its request. A hint that finds no free turn is dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,18 +17,18 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::warn;
 
-/// Who reads an order after that long a pause has come back to it.
+/// A read after a pause this long means that the buyer has come back.
 const PAUSE: Duration = Duration::from_secs(10);
-/// The least time between two statements about one order.
+/// The shortest time between two statements about one order.
 const APART: Duration = Duration::from_secs(1);
-/// Orders that are remembered.
+/// How many orders are remembered.
 const REMEMBERED: u64 = 20_000;
-/// For how long.
+/// How long an order is remembered after its last read.
 const FORGOTTEN: Duration = Duration::from_secs(60);
-/// Statements under way at once.
+/// How many statements run at once.
 const AT_ONCE: usize = 4;
 
-/// A handle; clones share what is remembered.
+/// A handle. Clones share the same memory.
 #[derive(Clone)]
 pub struct Hints(Arc<Inner>);
 
@@ -37,7 +37,7 @@ struct Inner {
     turns: Arc<Semaphore>,
 }
 
-/// When an order was last read here, and which hint was last sent when.
+/// When this process last read the order, and when it last sent which hint.
 #[derive(Clone, Copy)]
 struct Seen {
     read: Instant,
@@ -52,12 +52,12 @@ impl Default for Hints {
 }
 
 impl Hints {
-    /// The buyer is here with a proof, or begins to watch.
+    /// The buyer has come with a proof, or a page begins to watch the order.
     pub fn came_back(&self, db: &PgPool, order: (OrderId, OrderStatus)) {
         self.give(db, order, true);
     }
 
-    /// Somebody has read the order.
+    /// A client has read the order.
     pub fn read(&self, db: &PgPool, order: (OrderId, OrderStatus)) {
         self.give(db, order, false);
     }
@@ -72,7 +72,7 @@ impl Hints {
         };
         let db = db.clone();
         tokio::spawn(async move {
-            // The next one will do.
+            // A lost hint is harmless: the next one has the same effect.
             if let Err(error) = send(&db, &[order], kind).await {
                 warn!(%error, orderId = %order, "A check was not brought forward");
             }
@@ -80,19 +80,20 @@ impl Hints {
         });
     }
 
-    /// Which hint is worth a statement now, if any.
+    /// The hint that is worth a database statement now, if any.
     fn worth(&self, order: OrderId, now: Instant, back: bool) -> Option<Hint> {
         let known = self.0.seen.get(&order);
         let back = back || known.is_none_or(|seen| now.duration_since(seen.read) >= PAUSE);
         let kind = if back { Hint::Back } else { Hint::Watched };
-        // A row that has just refused the weaker hint may take the stronger one.
+        // A row that has just refused the weaker hint may accept the stronger one.
         let spent = known.map(|seen| seen.sent).filter(|(at, sent)| now.duration_since(*at) < APART && kind <= *sent);
         self.0.seen.insert(order, Seen { read: now, sent: spent.unwrap_or((now, kind)) });
         spent.is_none().then_some(kind)
     }
 }
 
-/// Sends hints about several orders, and returns those about which the gateway will be asked now.
+/// Sends hints about several orders. Returns the orders whose checks are now due: the gateway will be queried about
+/// them.
 ///
 /// # Errors
 /// [`DbError`].

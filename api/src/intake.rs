@@ -1,5 +1,5 @@
-//! A callback becomes durable: on the road (a broker's confirm), else in the database (a committed row), else not at
-//! all, and the gateway is told to repeat.
+//! Makes a callback durable. The first route is the broker (a publisher confirm). If it fails, the second route is the
+//! database (a committed row). If both fail, the gateway is asked to repeat the callback.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use store::tables::jobs::{self, Stored};
 use tokio::time::timeout;
 use tracing::Instrument;
 
-/// How long each of the two roads may take.
+/// How long each of the two routes may take.
 const WAIT: Duration = Duration::from_secs(2);
 
-/// Proof that a callback is durable. It is made from a broker's confirm or a commit and from nothing else.
+/// Proof that a callback is durable. Only a broker's confirm or a database commit creates it.
 #[derive(Debug)]
 pub struct Receipt(());
 
@@ -33,9 +33,9 @@ impl From<Stored> for Receipt {
     }
 }
 
-/// Neither road took the callback in time. It may have arrived all the same: a repeat is harmless.
+/// Neither route stored the callback in time. It may still have arrived; a repeat is harmless.
 #[derive(Debug, thiserror::Error)]
-#[error("neither the broker ({broker}) nor the database ({database}) took the callback")]
+#[error("neither the broker ({broker}) nor the database ({database}) stored the callback")]
 pub struct NotStored {
     broker: PublishError,
     database: String,
@@ -50,12 +50,13 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// An intake with both roads.
+    /// An intake with both routes.
     pub fn new(publisher: Publisher, db: PgPool, clock: Clock) -> Intake {
         Intake { publisher, db, clock }
     }
 
-    /// Makes the exact bytes durable. Goes on when the caller is dropped: a gateway that hangs up changes nothing.
+    /// Makes the exact bytes durable. The work continues when the caller is dropped: a gateway that hangs up changes
+    /// nothing.
     ///
     /// # Errors
     /// [`NotStored`] after 4 s at most.
@@ -85,7 +86,7 @@ impl Intake {
         }
     }
 
-    /// The statement is not cancelled when time is up, since the server would not notice; only the waiting ends.
+    /// When the time is up, we stop waiting but do not cancel the statement, because the server would not notice.
     async fn commit(&self, callback: Callback) -> Result<Stored, String> {
         let db = self.db.clone();
         let work = tokio::spawn(async move { in_time(jobs::store_callback(&db, &callback)).await });

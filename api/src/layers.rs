@@ -1,5 +1,6 @@
-//! The layers around the routes, outermost first; each group of routes has bounds of its own, so that a crowd of
-//! frontends never keeps a gateway waiting. A slot is taken once the body has come: slow clients hold none.
+//! The layers around the routes, outermost first. Each group of routes has its own bounds, so that many frontend
+//! requests never delay a gateway's callback. A request takes a slot only after its body has arrived: slow clients hold
+//! no slot.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -30,34 +31,35 @@ use crate::observe::{self, ClientRequestId};
 use crate::problem::{ApiError, panicked};
 use crate::state::{App, Client, HELD, Held};
 
-/// The largest body of a request.
+/// The largest body of a request, in bytes.
 pub const BODY: usize = domain::message::callback::LONGEST_BODY;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What one group of routes may cost.
+/// The time limits of one group of routes.
 pub struct Bounds {
-    /// For a whole answer; the body of a stream does not count.
+    /// For the whole answer. The body of a stream does not count.
     pub answer: Duration,
     /// How long a body may take.
     pub body: BodyTime,
 }
 
-/// How long the body of a request may take. A body that is later fails with an error that [`unread`] knows.
+/// How long the body of a request may take. A slower body fails with an error that [`unread`] recognizes.
 #[derive(Debug, Clone, Copy)]
 pub struct BodyTime {
-    /// Between two parts of it.
+    /// The longest pause between two parts of the body.
     pub gap: Duration,
-    /// From the first byte to the last.
+    /// From the arrival of the request's head to the last byte of the body.
     pub whole: Duration,
 }
 
-/// Whether a body was not read because it was late, rather than because it was wrong.
+/// Whether the body could not be read because it was too slow, rather than because it was wrong.
 fn came_too_late(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<TimeoutError>())
 }
 
-/// Around everything: what browsers are told, who asks, what it cost, how errors look. `https`: whether browsers reach us by it.
+/// Outer layers: security headers, request id, logs and metrics, error rendering. `https`: whether browsers reach us
+/// over HTTPS.
 pub fn around(router: Router, clock: Clock, https: bool) -> Router {
     router.layer(
         ServiceBuilder::new()
@@ -71,7 +73,7 @@ pub fn around(router: Router, clock: Clock, https: bool) -> Router {
     )
 }
 
-/// Around one group of routes.
+/// The layers around one group of routes: request checks, panic handling, time limits and body size.
 pub fn bounded(router: Router<Arc<App>>, app: &Arc<App>, bounds: &Bounds) -> Router<Arc<App>> {
     router.layer(
         ServiceBuilder::new()
@@ -85,7 +87,7 @@ pub fn bounded(router: Router<Arc<App>>, app: &Arc<App>, bounds: &Bounds) -> Rou
     )
 }
 
-/// Around the frontends' handlers: takes a share of the client, reads the whole body, and takes a slot.
+/// The layer around the frontends' handlers: takes a share for the client, reads the whole body, then takes a slot.
 pub async fn slot(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let Some(shares) = client(&request).and_then(|(client, address)| app.in_hand.take(client, address)) else {
         metrics::counter!("requests_limited_total", "budget" => "in_hand").increment(1);
@@ -110,7 +112,7 @@ fn client(request: &Request) -> Option<(Client, IpAddr)> {
     Some((client, address))
 }
 
-/// The request with all of its body in memory.
+/// Reads the whole body of a request into memory.
 async fn whole(request: Request) -> Result<Request, StatusCode> {
     if request.body().is_end_stream() {
         return Ok(request);
@@ -122,12 +124,13 @@ async fn whole(request: Request) -> Result<Request, StatusCode> {
     }
 }
 
-/// The status of a body that was not read.
+/// The status for a body that could not be read.
 pub fn unread(rejection: &BytesRejection) -> StatusCode {
     if came_too_late(rejection) { StatusCode::REQUEST_TIMEOUT } else { rejection.status() }
 }
 
-/// A client's id of its request is kept beside ours: taken in its place it could be that of another request.
+/// Stores the client's request id beside ours. It does not replace ours, because it may equal the id of another
+/// request.
 fn own_request_id(mut request: Request) -> Request {
     if let Some(id) = request.headers_mut().remove(REQUEST_ID) {
         let id = id.to_str().map(|id| shorten_bytes(id, 64).to_owned());
@@ -138,7 +141,7 @@ fn own_request_id(mut request: Request) -> Request {
     request
 }
 
-/// Ids of requests, which sort by time.
+/// Request ids that sort by time.
 #[derive(Clone, Copy)]
 struct FreshId(Clock);
 

@@ -1,8 +1,9 @@
-//! The HTTP ingress: takes orders from the merchant's frontends and callbacks from the gateways.
+//! The HTTP ingress: it accepts orders from the merchant's frontends and callbacks from the gateways.
 //!
-//! It checks who speaks and what he says, makes one durable step and answers. Business rules beyond validation and
-//! ownership are the workers'. Reading order: [`routes`] (one file per resource), [`guard`] (who may knock),
-//! [`intake`] (a callback becomes durable), [`problem`] (how errors look), [`start`] (how the process comes up).
+//! For each request it authenticates the sender, validates the content, makes one durable change and answers. Business
+//! rules beyond validation and ownership belong to the workers. Reading order: [`routes`] (one file per resource),
+//! [`guard`] (checks on every request), [`intake`] (a callback becomes durable), [`problem`] (how errors are rendered),
+//! [`start`] (how the process starts).
 
 pub mod auth;
 pub mod broker_setup;

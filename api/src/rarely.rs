@@ -1,19 +1,19 @@
-//! Says something now and then that could be said of every request.
+//! Limits log lines that any request could cause.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long to keep silent after having said it.
+/// How long to stay silent after a line.
 const SILENCE: Duration = Duration::from_secs(10 * 60);
 
-/// What a stranger can cause must not fill the log.
+/// Allows one line per 10 minutes: a stranger must not be able to fill the log.
 #[derive(Default)]
 pub struct Rarely(Mutex<Option<Instant>>);
 
 impl Rarely {
-    /// Whether it is time to say it; the caller then does.
+    /// Whether a line is due. If so, the caller writes it.
     pub fn is_due(&self, now: Instant) -> bool {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let due = said.is_none_or(|said| said + SILENCE <= now);
@@ -24,7 +24,7 @@ impl Rarely {
     }
 }
 
-/// Says so many things a second, and how many it left out.
+/// Allows a few lines per second, and counts the lines that were left out.
 pub struct Few {
     most: u32,
     second: Mutex<Second>,
@@ -37,12 +37,13 @@ struct Second {
 }
 
 impl Few {
-    /// At most `most` a second.
+    /// Allows at most `most` lines per second.
     pub const fn new(most: u32) -> Few {
         Few { most, second: Mutex::new(Second { began: None, said: 0, left_out: 0 }) }
     }
 
-    /// Whether this one is said; and how many were left out of the seconds before, once.
+    /// Whether this line may be written, and how many lines were left out in the seconds before. The count is returned
+    /// once.
     pub fn take(&self, now: Instant) -> (bool, u64) {
         let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
         let mut left_out = 0;

@@ -1,4 +1,4 @@
-//! What every handler works with.
+//! The state that every handler works with.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -34,64 +34,65 @@ use crate::writer::OrderWriter;
 
 /// The state of the whole process; handlers share it behind an `Arc`.
 pub struct App {
-    /// The truth.
+    /// The database, which is the source of truth.
     pub db: PgPool,
-    /// Copies of it, for showing; what decides asks the database.
+    /// Copies of orders and of the payment rules. Copies of orders are for display only: a decision about an order
+    /// reads the database.
     pub cache: Cache,
     /// The merchant's accounts.
     pub accounts: Arc<dyn Accounts>,
-    /// Time and fresh ids.
+    /// The clock and the source of new ids.
     pub clock: Clock,
-    /// Where new orders are written.
+    /// Writes new orders.
     pub writer: OrderWriter,
-    /// Where callbacks become durable.
+    /// Makes callbacks durable.
     pub intake: Intake,
-    /// Who asks.
+    /// Authenticates bearer tokens.
     pub authenticator: Authenticator,
-    /// Who may watch one order.
+    /// Creates and verifies the tokens that let their holder watch one order.
     pub view_tokens: ViewTokens,
-    /// Open pages and what they wait for.
+    /// The open pages and the orders that they watch.
     pub hub: Hub,
-    /// Who waits for a payment to show.
+    /// Brings the checks of orders forward whose buyers wait for a payment to appear.
     pub hints: Hints,
-    /// Seals what is kept; `None`: nothing is kept that has to be sealed.
+    /// The keys that encrypt stored credentials. `None`: no credential is stored.
     pub seal: Option<SealKeys>,
-    /// What gateways refuse us for, as far as people were called.
+    /// The refusals of our accounts that were reported recently.
     pub refused_accounts: RefusedAccounts,
-    /// Creating requests in flight.
+    /// The requests in flight that create something.
     pub turns: Arc<Turns>,
-    /// Refused callbacks by address.
+    /// Counts refused callbacks by address.
     pub strikes: Strikes,
-    /// Where the gateways call from.
+    /// The networks that the gateways call from.
     pub callers: KnownCallers,
-    /// When it was last said that callbacks come by a proxy that is not trusted.
+    /// Limits the warning that callbacks come through a proxy that is not trusted.
     pub unknown_proxy: Rarely,
-    /// How often frontends may ask.
+    /// The rate limits of frontend requests.
     pub limits: Limits,
-    /// What is in hand at once.
+    /// The limits on concurrent work.
     pub in_hand: InHand,
-    /// What the operator has set.
+    /// The operator's settings.
     pub settings: Settings,
 }
 
-/// How much is worked on at once: by the whole process, and for one client.
+/// The limits on concurrent work, for the whole process and for each client.
 pub struct InHand {
-    /// Frontend requests.
+    /// Frontend requests of the whole process.
     pub requests: Arc<Semaphore>,
-    /// Frontend requests of one client, their bodies included.
+    /// Frontend requests of one client. Each counts from before its body is read.
     pub of_client: Shares<Client>,
-    /// Those of one address, whoever asks from there: a few users together must not have all of them.
+    /// Frontend requests of one address, with or without a user: a few users together must not use all slots.
     pub of_address: AddressShares,
-    /// Requests that wait for an order's end. They hold slots, so there are no more of them than a quarter of the slots; beyond that
-    /// the answer comes at once.
+    /// Requests that wait for an order to close. They hold slots while they wait, so at most a quarter of the slots may
+    /// wait. Beyond that, a request is answered at once.
     pub waiting: Semaphore,
-    /// Callbacks whose body has come.
+    /// Callbacks whose body has arrived.
     pub callbacks: Semaphore,
-    /// Callbacks of one address whose body has not come.
+    /// Callbacks of one address whose body has not arrived yet.
     pub bodies: AddressShares,
     /// Streams of one user.
     pub streams_of_user: Shares<UserId>,
-    /// Streams by view token from one address.
+    /// Streams that were opened with a view token from one address.
     pub streams_of_address: AddressShares,
     /// Orders that are being closed.
     pub closing: Joined<OrderId, Arc<Order>>,
@@ -99,22 +100,22 @@ pub struct InHand {
     pub syncing: Joined<OrderId, Arc<SyncView>>,
 }
 
-/// Whose request it is, as far as shares go.
+/// The client whose share a request uses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Client {
-    /// A user whose token was good.
+    /// A user with a valid token.
     User(UserId),
-    /// Anybody else: the holder of the address.
+    /// Any other client, by its IPv4 address or IPv6 /64.
     Address(IpAddr),
 }
 
-/// Bodies of callbacks that one address may send at once. They hold no slot, so this bounds memory alone.
+/// Callback bodies that one address may send at once. They hold no slot, so this limits memory only.
 const BODIES: usize = 64;
-/// So many times more streams come by view tokens from one address than from one user: many buyers share an address.
+/// One address may open this many times more streams with view tokens than one user may: many buyers share an address.
 const BUYERS: usize = 20;
 
 impl InHand {
-    /// The bounds of these settings.
+    /// The limits from these settings.
     pub fn new(settings: &Settings) -> InHand {
         let unless_off = |most: usize| if most == 0 { usize::MAX } else { most };
         let (of_client, streams) = (unless_off(settings.requests_in_hand), unless_off(settings.streams_per_user));
@@ -133,27 +134,27 @@ impl InHand {
     }
 }
 
-/// What a request holds while it is worked on. Work that outlives its request goes on holding it.
+/// What a request holds while it is processed. Work that outlives its request continues to hold it.
 pub struct Held {
     _slot: OwnedSemaphorePermit,
     _shares: ClientShares,
 }
 
-/// What a request holds of its client's shares.
+/// The shares that a request holds for its client and its address.
 pub struct ClientShares {
     _client: Share<Client>,
     _address: AddressShare,
 }
 
 impl InHand {
-    /// A share of the client and of the address; `None` when one of them has all that it may have.
+    /// Takes one share for the client and one for the address. `None` when one of them is at its limit.
     pub fn take(&self, client: Client, address: IpAddr) -> Option<ClientShares> {
         Some(ClientShares { _client: self.of_client.take(client)?, _address: self.of_address.take(address)? })
     }
 }
 
 impl Held {
-    /// A slot of the process and shares of the client.
+    /// Combines a slot of the process with the shares of the client.
     pub fn new(slot: OwnedSemaphorePermit, shares: ClientShares) -> Arc<Held> {
         Arc::new(Held { _slot: slot, _shares: shares })
     }
@@ -164,7 +165,7 @@ tokio::task_local! {
     pub static HELD: Arc<Held>;
 }
 
-/// The accounts of `gateways.toml`, seen as a trait so that a test can put a gateway of its own in their place.
+/// The accounts of `gateways.toml`. This is a trait so that a test can replace them with its own gateway.
 pub trait Accounts: Send + Sync {
     /// See [`Gateways::get`].
     fn get(&self, method: PaymentMethod, account: &AccountName) -> Option<Arc<dyn Gateway>>;
@@ -203,12 +204,12 @@ impl Accounts for Gateways {
     }
 }
 
-/// Runs work on a task of its own, so that a client who hangs up cannot stop it halfway; what takes longer than any gateway
-/// and database may is given up ([`in_time`]). The work keeps what its request holds: clients who hang up leave no work that
-/// is not counted.
+/// Runs work on its own task, so that a client that hangs up cannot stop it halfway. Work that takes longer than any
+/// gateway and database may is stopped ([`in_time`]). The work continues to hold what its request holds, so clients
+/// that hang up leave no uncounted work behind.
 ///
 /// # Errors
-/// The work's own, or [`ApiError::Internal`] when it panicked.
+/// The work's own error, or [`ApiError::Internal`] when the work panicked.
 pub async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
 ) -> Result<T, ApiError> {

@@ -1,5 +1,5 @@
-//! Counts refused callbacks by address, and says when an address has had too many: an address that is never refused is never
-//! slowed.
+//! Counts refused callbacks per address and per IPv6 /48, and blocks an address that has had too many. Only refusals
+//! count: callbacks that are accepted cost nothing.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use crate::buckets::{Buckets, Quota};
 
-/// So many refusals in a row are let through to the checks, and one is forgiven each half second.
+/// Allows 60 refusals in a row. Every half second one refusal is forgiven.
 const PATIENCE: Quota = Quota { burst: 60, every: Duration::from_millis(500) };
-/// The same of refusals that may come from the gateway itself, such as a key that is not known here yet.
+/// The same for refusals that the gateway itself may cause, for example with a key that this process does not know yet.
 const LONG_PATIENCE: Quota = Quota { burst: 600, every: Duration::from_millis(50) };
 
 /// What a refusal says about the sender.
@@ -19,7 +19,7 @@ const LONG_PATIENCE: Quota = Quota { burst: 600, every: Duration::from_millis(50
 pub enum Strike {
     /// No gateway sends this.
     Forged,
-    /// A gateway may send this now and then.
+    /// A gateway may send this occasionally.
     Odd,
 }
 
@@ -29,19 +29,19 @@ pub struct Strikes {
     odd: Patience,
 }
 
-/// The refusals of one kind: of each IPv4 address or IPv6 /64, and of each /48.
+/// Refusals of one kind, counted per IPv4 address or IPv6 /64, and per IPv6 /48.
 struct Patience {
     holders: Buckets<IpAddr>,
     networks: Buckets<IpAddr>,
 }
 
 impl Strikes {
-    /// Whether the address has been refused too often of late.
+    /// Whether the address has had too many refusals recently.
     pub fn is_out(&self, address: IpAddr, now: Instant) -> bool {
         self.forged.is_out(address, now) || self.odd.is_out(address, now)
     }
 
-    /// Notes a refusal.
+    /// Records a refusal.
     pub fn add(&self, strike: Strike, address: IpAddr, now: Instant) {
         match strike {
             Strike::Forged => self.forged.add(address, now),
