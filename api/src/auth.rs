@@ -1,4 +1,5 @@
-//! Who asks: a JWT bearer whose key we hold. The algorithm belongs to the key, never to the token.
+//! Authenticates callers: a JWT bearer token signed by a key that we know. The key determines the algorithm, never the
+//! token.
 
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -24,37 +25,37 @@ use tracing::{Span, info};
 use crate::problem::ApiError;
 use crate::state::App;
 
-/// The scope of those who look after everybody's payments.
+/// The scope of administrators, who handle the payments of all users.
 pub const ADMIN: &str = "payments:admin";
 
 /// How far the clocks of issuer and service may differ.
 const LEEWAY_S: u64 = 30;
 
-/// How long a bearer token may live from its `iat`, where nothing else is set.
+/// How long a bearer token may live from its `iat`, unless the operator sets another time.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// The same for a token that opens more than the user's own orders and payments.
+/// The same for a token that gives access to more than the user's own orders and payments.
 const MAX_SCOPED_AGE: Duration = Duration::from_secs(3600);
-/// Words of a scope that open nothing beyond that.
+/// Words of a scope that give access to nothing beyond that.
 const OWN: [&str; 3] = ["", "orders", "payments"];
 
-/// Checks bearer tokens with the keys that it was given.
+/// Checks bearer tokens with the given keys.
 pub struct Authenticator {
     keys: RwLock<Vec<Key>>,
     max_age: Duration,
 }
 
-/// One key that signs bearer tokens.
+/// One key that verifies bearer tokens.
 pub struct Key {
-    /// `None`: a shared secret, which has no name.
+    /// The key's name. `None`: a shared secret, which has no name.
     kid: Option<String>,
     key: DecodingKey,
-    /// For exactly one algorithm.
+    /// Allows exactly one algorithm.
     validation: Validation,
-    /// Until when it counts, in seconds since 1970; `None`: no end.
+    /// The time until which the key is accepted, in seconds since 1970. `None`: without end.
     until: Option<u64>,
 }
 
-/// What every token must claim.
+/// The claims that every token must have.
 #[derive(Debug, Clone)]
 pub struct Claimed {
     /// `iss`.
@@ -69,12 +70,12 @@ struct Claims {
     exp: Number,
     #[serde(default)]
     iat: Option<Number>,
-    /// Words with blanks between them (RFC 8693, section 4.2).
+    /// Words separated by spaces (RFC 8693, section 4.2).
     #[serde(default)]
     scope: Option<String>,
 }
 
-/// A token that is not taken, and why, where its signature is good: that is worth a line in the log, and no answer says it.
+/// A refused token. There is a `reason` only if the signature is valid. The log shows it; the answer never does.
 pub(crate) struct Refused {
     error: ApiError,
     reason: Option<String>,
@@ -92,60 +93,60 @@ impl From<ApiError> for Refused {
     }
 }
 
-/// Who asks, and what he may do beyond looking after his own.
+/// The authenticated caller, and whether they may act beyond their own orders.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Who.
+    /// The user.
     pub user: UserId,
     /// Whether the token has the scope [`ADMIN`].
     pub is_admin: bool,
 }
 
 impl Authenticator {
-    /// An authenticator without keys: it refuses everybody.
+    /// An authenticator without keys: it refuses every token.
     pub fn new() -> Authenticator {
         Authenticator { keys: RwLock::default(), max_age: MAX_AGE }
     }
 
-    /// Takes tokens signed with HS256 and this secret.
+    /// Accepts tokens that are signed with HS256 and this secret.
     pub fn with_secret(self, secret: &SecretString, claimed: &Claimed) -> Authenticator {
         self.with_keys(vec![Key::of_secret(secret, claimed, None)])
     }
 
-    /// Takes tokens signed by the keys of a JWKS, see [`Key::of_jwks`].
+    /// Accepts tokens that are signed by the keys of a JWKS, see [`Key::of_jwks`].
     ///
     /// # Errors
-    /// What is wrong with the set, one sentence for each key.
+    /// States what is wrong with the set, one sentence for each key.
     pub fn with_jwks(self, text: &str, claimed: &Claimed) -> Result<Authenticator, Vec<String>> {
         Ok(self.with_keys(Key::of_jwks(text, claimed)?))
     }
 
-    /// Takes tokens signed by these keys as well.
+    /// Accepts tokens that are signed by these keys as well.
     #[must_use]
     pub fn with_keys(mut self, keys: Vec<Key>) -> Authenticator {
         self.keys.get_mut().unwrap_or_else(PoisonError::into_inner).extend(keys);
         self
     }
 
-    /// Takes no token that lives longer than this from its `iat`.
+    /// Accepts no token that lives longer than this from its `iat`.
     #[must_use]
     pub fn with_max_age(self, max_age: Duration) -> Authenticator {
         Authenticator { max_age, ..self }
     }
 
-    /// From now on these keys count, and no others.
+    /// Replaces all keys by these.
     pub fn put(&self, keys: Vec<Key>) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
-    /// The caller whom a token names. A refusal that the key's holder can mend is logged with its reason.
+    /// The caller that a token names. A refusal that the issuer of the token can correct is logged with its reason.
     ///
     /// # Errors
     /// [`ApiError::TokenInvalid`], [`ApiError::TokenExpired`].
     pub fn caller(&self, token: &str) -> Result<Caller, ApiError> {
         self.judge(token).map_err(|Refused { error, reason }| {
             if let Some(reason) = reason {
-                info!(reason, "A token with a good signature was refused: {reason}");
+                info!(reason, "A token with a valid signature was refused: {reason}");
             }
             error
         })
@@ -158,10 +159,10 @@ impl Authenticator {
         for key in choose(&keys, header.alg, header.kid.as_deref(), now) {
             match decode::<Claims>(token, &key.key, &key.validation) {
                 Ok(_) if header.crit.is_some() => {
-                    return Err(Refused::because("its header has `crit`, and this service knows no extension"));
+                    return Err(Refused::because("its header has `crit`, but this service supports no extension"));
                 }
                 Ok(token) => return self.accept(token.claims, now),
-                // The secret of before, or of today, may have signed it.
+                // Another secret may have signed it: the previous one, or the current one.
                 Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
                 Err(error) => return Err(refusal(error).into()),
             }
@@ -169,10 +170,10 @@ impl Authenticator {
         Err(ApiError::TokenInvalid.into())
     }
 
-    /// What a token whose signature is good may do, if it is one that this service takes.
+    /// Checks the claims of a token with a valid signature, and returns what its caller may do.
     fn accept(&self, claims: Claims, now: u64) -> Result<Caller, Refused> {
-        let user = UserId::parse(claims.sub).map_err(|_| Refused::because("its sub is no user id"))?;
-        // The user of unplaced orders: no buyer placed them.
+        let user = UserId::parse(claims.sub).map_err(|_| Refused::because("its sub is not a user id"))?;
+        // This user owns the orders that no buyer placed.
         if user.as_str() == NO_USER {
             return Err(Refused::because("its sub is the user of unplaced orders"));
         }
@@ -180,20 +181,20 @@ impl Authenticator {
         let is_own = scope.split(' ').all(|word| OWN.contains(&word));
         let most = if is_own { self.max_age } else { self.max_age.min(MAX_SCOPED_AGE) }.as_secs();
         let issued = claims.iat.as_ref().and_then(seconds).ok_or_else(|| Refused::because("it has no iat"))?;
-        let ends = seconds(&claims.exp).ok_or_else(|| Refused::because("its exp is no time"))?;
+        let ends = seconds(&claims.exp).ok_or_else(|| Refused::because("its exp is not a time"))?;
         if issued > now.saturating_add(LEEWAY_S) {
             return Err(Refused::because("its iat is in the future"));
         }
         let age = ends.saturating_sub(issued);
         if age > most {
-            return Err(Refused::because(format!("it lives {age} s from its iat, and {most} s are the most")));
+            return Err(Refused::because(format!("it lives {age} s from its iat, but at most {most} s are allowed")));
         }
         Ok(Caller { user, is_admin: scope.split(' ').any(|word| word == ADMIN) })
     }
 }
 
-/// The keys by name and algorithm. A token without a name is matched by shared secrets, and by a named key only where no other
-/// has its algorithm.
+/// Selects keys by name and algorithm. A token without a `kid` matches the shared secrets. It matches a named key only
+/// if no other key has its algorithm.
 fn choose<'k>(keys: &'k [Key], algorithm: Algorithm, kid: Option<&str>, now: u64) -> Vec<&'k Key> {
     let counts = |key: &&Key| key.until.is_none_or(|until| now < until);
     let able = keys.iter().filter(|key| key.validation.algorithms.contains(&algorithm)).filter(counts);
@@ -207,7 +208,7 @@ fn choose<'k>(keys: &'k [Key], algorithm: Algorithm, kid: Option<&str>, now: u64
     }
 }
 
-/// A `NumericDate` (RFC 7519, section 2) in whole seconds; one before 1970 is none.
+/// A `NumericDate` (RFC 7519, section 2) in whole seconds. `None` for a time before 1970.
 fn seconds(at: &Number) -> Option<u64> {
     at.as_u64().or_else(|| at.as_f64().filter(|at| (0.0..1e15).contains(at)).map(|at| at as u64))
 }
@@ -219,16 +220,16 @@ impl Default for Authenticator {
 }
 
 impl Key {
-    /// The key of tokens signed with HS256 and this secret.
+    /// The key for tokens that are signed with HS256 and this secret.
     pub fn of_secret(secret: &SecretString, claimed: &Claimed, until: Option<u64>) -> Key {
         let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
         Key { kid: None, key, validation: validation(Algorithm::HS256, claimed), until }
     }
 
-    /// The keys of a JWKS (RFC 7517): RSA for RS256, P-256 for ES256, each by its `kid`.
+    /// The keys of a JWKS (RFC 7517): RSA for RS256, P-256 for ES256, each named by its `kid`.
     ///
     /// # Errors
-    /// What is wrong with the set, one sentence for each key.
+    /// States what is wrong with the set, one sentence for each key.
     pub fn of_jwks(text: &str, claimed: &Claimed) -> Result<Vec<Key>, Vec<String>> {
         let set: JwkSet = serde_json::from_str(text).map_err(|error| vec![not_a_jwks(&error)])?;
         let signing = |jwk: &&Jwk| jwk.common.public_key_use != Some(PublicKeyUse::Encryption);
@@ -237,7 +238,7 @@ impl Key {
             let name = jwk.common.key_id.clone().unwrap_or_else(|| format!("number {}", n + 1));
             match jwks_key(jwk, claimed) {
                 Ok(key) if kids.insert(key.kid.clone()) => keys.push(key),
-                Ok(_) => faults.push(format!("key {name}: the kid comes twice")),
+                Ok(_) => faults.push(format!("key {name}: the kid appears twice")),
                 Err(wrong) => faults.push(format!("key {name}: {wrong}")),
             }
         }
@@ -248,7 +249,8 @@ impl Key {
     }
 }
 
-/// The library's words for a value of the wrong type repeat the value, and the file may hold a secret by mistake.
+/// States only the position of a value of the wrong type. The library's message repeats the value, and the file may
+/// hold a secret by mistake.
 fn not_a_jwks(error: &serde_json::Error) -> String {
     match error.classify() {
         Category::Data => format!("it is not a JWKS: see line {}, column {}", error.line(), error.column()),
@@ -264,7 +266,7 @@ fn jwks_key(jwk: &Jwk, claimed: &Claimed) -> Result<Key, String> {
         AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => {
             (Algorithm::ES256, KeyAlgorithm::ES256)
         }
-        _ => return Err("only RSA and P-256 keys are taken".to_owned()),
+        _ => return Err("only RSA and P-256 keys are accepted".to_owned()),
     };
     if jwk.common.key_algorithm.is_some_and(|named| named != algorithm.1) {
         return Err("its alg is neither RS256 nor ES256, or does not fit the key".to_owned());
@@ -273,7 +275,7 @@ fn jwks_key(jwk: &Jwk, claimed: &Claimed) -> Result<Key, String> {
     Ok(Key { kid: Some(kid), key, validation: validation(algorithm.0, claimed), until: None })
 }
 
-/// One algorithm, and claims that must be there: the library lets a token without `aud` or `iss` pass otherwise.
+/// Allows one algorithm and requires the claims. Otherwise the library accepts a token without `aud` or `iss`.
 fn validation(algorithm: Algorithm, claimed: &Claimed) -> Validation {
     let mut validation = Validation::new(algorithm);
     validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
@@ -284,7 +286,7 @@ fn validation(algorithm: Algorithm, claimed: &Claimed) -> Validation {
     validation
 }
 
-/// What a token's error is called; which check failed is nobody's business.
+/// Maps the error of a token. Apart from expiry, the client does not learn which check failed.
 pub(crate) fn refusal(error: Error) -> ApiError {
     match error.kind() {
         ErrorKind::ExpiredSignature => ApiError::TokenExpired,
@@ -292,7 +294,7 @@ pub(crate) fn refusal(error: Error) -> ApiError {
     }
 }
 
-/// The token of an `Authorization: Bearer` header, if there is such a header.
+/// The token of an `Authorization: Bearer` header. `None` if there is no such header.
 fn bearer(headers: &HeaderMap) -> Option<Result<&str, ApiError>> {
     let value = headers.get(AUTHORIZATION)?;
     let token = value.to_str().ok().and_then(|text| {
@@ -302,7 +304,7 @@ fn bearer(headers: &HeaderMap) -> Option<Result<&str, ApiError>> {
     Some(token.ok_or(ApiError::TokenInvalid))
 }
 
-/// The user who asks; a request without a valid bearer token is refused.
+/// The user who sends the request. A request without a valid bearer token is refused.
 #[derive(Debug, Clone)]
 pub struct User(pub UserId);
 
@@ -314,7 +316,7 @@ impl FromRequestParts<Arc<App>> for User {
     }
 }
 
-/// A person with the scope [`ADMIN`]; anybody else is refused.
+/// A user with the scope [`ADMIN`]. Every other caller is refused.
 #[derive(Debug, Clone)]
 pub struct Admin(pub UserId);
 
@@ -327,13 +329,14 @@ impl FromRequestParts<Arc<App>> for Admin {
     }
 }
 
-/// Routes of the API that anybody may ask.
+/// Routes of the API that need no token.
 const PUBLIC: [&str; 1] = ["/v1/payment-methods"];
-/// Routes that a view token opens as well.
+/// Routes that also accept a view token.
 const VIEWABLE: [&str; 2] = ["/v1/orders/{id}", "/v1/orders/{id}/stream"];
 
-/// Lets nobody through to a route of the API without a good token, and only administrators to theirs, whatever the handler
-/// itself looks at: a route that is forgotten here is closed.
+/// Refuses every request to a route of the API without a valid token, and every request to an administrators' route
+/// without the scope [`ADMIN`], whatever the handler itself checks. A route that is missing in the lists above is
+/// closed.
 pub async fn deny_by_default(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     let checked = match route {
@@ -352,7 +355,7 @@ pub async fn deny_by_default(State(app): State<Arc<App>>, request: Request, next
     }
 }
 
-/// The caller, if the request brings a token that is good.
+/// The caller, if the request has a valid token.
 pub fn identify(headers: &HeaderMap, app: &App) -> Option<Caller> {
     app.authenticator.judge(bearer(headers)?.ok()?).ok()
 }
@@ -366,13 +369,13 @@ fn caller(headers: &HeaderMap, extensions: &Extensions, app: &App) -> Result<Cal
     Ok(caller)
 }
 
-/// Who wants to look at an order: a user, or the holder of a `view_token` of one order. The bearer token counts if both
-/// are there.
+/// Who reads an order: a user, or the holder of a `view_token` of one order. If a request has both tokens, the bearer
+/// token counts.
 #[derive(Debug, Clone)]
 pub enum Viewer {
-    /// Sees his own orders.
+    /// Sees their own orders.
     User(UserId),
-    /// Sees this order.
+    /// Sees this one order.
     Holder(domain::OrderId),
 }
 
@@ -380,12 +383,13 @@ impl Viewer {
     /// The order, if the viewer may see it.
     ///
     /// # Errors
-    /// [`ApiError::OrderNotFound`]: somebody else's order looks like none.
+    /// [`ApiError::OrderNotFound`], also for another user's order.
     pub fn shown(&self, order: Option<store::tables::orders::Order>) -> Result<store::tables::orders::Order, ApiError> {
         order.filter(|order| self.may_see(order.id, &order.user_id)).ok_or(ApiError::OrderNotFound)
     }
 
-    /// Whether the viewer may see this order of that user. Neither ever changes, so a copy tells it as well.
+    /// Whether the viewer may see this order of that user. An order's id and user never change, so a copy is good
+    /// enough.
     pub fn may_see(&self, order: domain::OrderId, owner: &UserId) -> bool {
         match self {
             Viewer::User(user) => owner == user,

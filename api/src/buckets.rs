@@ -1,7 +1,7 @@
-//! Token buckets by key, in memory with a bound: a bucket is the moment at which it is full again.
+//! Token buckets by key, in bounded memory. A bucket is stored as the moment at which it is full again.
 //!
-//! (The usual limiter crates charge for being asked. Here a look costs nothing, so that refusals alone can be charged, and
-//! the rule is the one that [`crate::limits`] follows in Redis.)
+//! (The usual limiter crates charge for each check. Here a check is free, so that only refusals are charged. The rule
+//! is the same as in Redis, see [`crate::limits`].)
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,28 +10,28 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// More keys than that are not remembered: the bound on memory. The others share one bucket.
+/// The most keys that are remembered, which bounds the memory. All other keys share one bucket.
 const KEYS: usize = 50_000;
-/// The shared bucket holds what so many keys may have.
+/// The shared bucket holds as many tokens as this many keys together.
 const SHARED: u32 = 64;
 
-/// How much a key may have.
+/// The quota of one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
-    /// So many in a row.
+    /// Tokens that may be used in a row.
     pub burst: u32,
-    /// And one more each time this has passed.
+    /// The time after which one token is added.
     pub every: Duration,
 }
 
-/// What is left to a key.
+/// What is left for a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Left {
-    /// Tokens; `None`: this one was not there.
+    /// The tokens that are left. `None`: there was no token for this request.
     pub tokens: Option<u32>,
-    /// Until one is there again; nothing while some are left.
+    /// The time until the next token is added. Zero if there was a token for this request.
     pub wait: Duration,
-    /// Until all of them are there again.
+    /// The time until the bucket is full again.
     pub full_in: Duration,
 }
 
@@ -42,16 +42,16 @@ pub struct Buckets<K> {
 }
 
 struct Book<K> {
-    /// When the bucket of a key is full again; full ones need no entry.
+    /// When the bucket of each key is full again. A full bucket needs no entry.
     full_at: HashMap<K, Instant>,
-    /// The same of the keys that found no room.
+    /// The same for all keys that found no room.
     others_full_at: Instant,
-    /// A full book is swept now and then, not for each stranger.
+    /// When the book was last swept. A full book is swept at intervals, not for each new key.
     swept_at: Option<Instant>,
 }
 
 impl<K: Hash + Eq> Buckets<K> {
-    /// A full bucket for everybody.
+    /// Starts with a full bucket for every key.
     pub fn new(quota: Quota) -> Buckets<K> {
         let book = Book { full_at: HashMap::new(), others_full_at: Instant::now(), swept_at: None };
         Buckets { quota, book: Mutex::new(book) }
@@ -67,7 +67,7 @@ impl<K: Hash + Eq> Buckets<K> {
         full_at.is_some_and(|full_at| quota.left(full_at.saturating_duration_since(now)).tokens.is_none())
     }
 
-    /// Takes a token, if there is one. A key that finds no room in a full book takes it from the shared bucket.
+    /// Takes a token, if there is one. A key that finds no room in a full book uses the shared bucket.
     pub fn take(&self, key: K, now: Instant) -> Left {
         let mut book = self.book();
         let (quota, full_at) = book.bucket(key, now, self.quota);
@@ -78,7 +78,7 @@ impl<K: Hash + Eq> Buckets<K> {
         left
     }
 
-    /// Takes a token, there or not.
+    /// Takes a token even if there is none. The bucket then needs longer to fill.
     pub fn charge(&self, key: K, now: Instant) {
         let mut book = self.book();
         let (quota, full_at) = book.bucket(key, now, self.quota);
@@ -91,12 +91,12 @@ impl<K: Hash + Eq> Buckets<K> {
 }
 
 impl Quota {
-    /// Of the keys that share a bucket: as much as many of them may have, and no more for each.
+    /// The quota of the shared bucket: as much as [`SHARED`] keys together.
     fn shared(self) -> Quota {
         Quota { burst: self.burst.saturating_mul(SHARED), every: self.every / SHARED }
     }
 
-    /// What is left after one token more is taken from a bucket that is full again in `full_in`.
+    /// What is left after one more token is taken from a bucket that is full again in `full_in`.
     pub fn left(&self, full_in: Duration) -> Left {
         let (after, most) = (full_in + self.every, self.every * self.burst);
         match most.checked_sub(after) {
@@ -161,7 +161,7 @@ mod tests {
             assert!(buckets.take(n, began).tokens.is_some());
         }
         assert_eq!(buckets.book().full_at.len(), KEYS);
-        // Strangers beyond the bound share a bucket, and are not let through for ever.
+        // Keys beyond the bound share one bucket, so they are not let through without limit.
         let strangers = (KEYS + 1..2 * KEYS).filter(|n| buckets.take(*n, began).tokens.is_some()).count();
         assert_eq!(strangers, (QUOTA.burst * SHARED) as usize - 1);
         assert!(

@@ -1,4 +1,5 @@
-//! The last credential of an order: kept sealed, and answered again while it is good, when the gateway gives no fresh one.
+//! The last credential of an order. It is stored encrypted. It is returned again while it is valid and the gateway
+//! gives no fresh one.
 
 use gateway::Payment;
 use store::connect::in_time;
@@ -10,7 +11,7 @@ use tracing::warn;
 use crate::problem::ApiError;
 use crate::state::App;
 
-/// Keeps a credential that the gateway has just given. The buyer gets it also where it cannot be kept.
+/// Stores a credential that the gateway has just given. The buyer gets it even if it cannot be stored.
 pub async fn keep(app: &App, order: &Order, payment: &Payment, (now, lives): (OffsetDateTime, Duration)) {
     let Some(keys) = &app.seal else { return };
     let id = order.id.to_string();
@@ -24,21 +25,21 @@ pub async fn keep(app: &App, order: &Order, payment: &Payment, (now, lives): (Of
         Err(error) => Err(error),
     };
     if let Err(error) = kept {
-        warn!(error = ?error, orderId = %order.id, "A credential was not kept");
+        warn!(error = ?error, orderId = %order.id, "A credential was not stored");
     }
 }
 
-/// The last credential of an order, if it is still good.
+/// The last credential of an order, if it is still valid.
 ///
 /// # Errors
-/// [`ApiError::Db`]. One that opens with no key is none.
+/// [`ApiError::Db`]. A credential that no key can decrypt counts as none.
 pub async fn last(app: &App, order: &Order, now: OffsetDateTime) -> Result<Option<Payment>, ApiError> {
     let Some(keys) = &app.seal else { return Ok(None) };
     let Some(kept) = credentials::last(&app.db, order.id, now).await? else { return Ok(None) };
     let opened = keys.open(&place(&order.id.to_string()), &kept.sealed).map_err(ApiError::internal);
     let payment = opened.and_then(|text| serde_json::from_slice(&text).map_err(ApiError::internal));
     if let Err(error) = &payment {
-        warn!(error = ?error, orderId = %order.id, "A kept credential cannot be read");
+        warn!(error = ?error, orderId = %order.id, "A stored credential cannot be read");
     }
     Ok(payment.ok())
 }

@@ -1,5 +1,5 @@
-//! The hub of open pages: one poll asks the database about every order that somebody watches. An order that cannot be read
-//! keeps no other from its page.
+//! The hub of open pages: one poll queries the database for all orders that a page watches. An order that cannot be
+//! read does not block the updates of other orders.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,16 +23,16 @@ use tracing::{info, warn};
 use crate::hints;
 use crate::problem::ApiError;
 
-/// How often the database is asked while anybody watches.
+/// How often the hub queries the database while any page watches.
 const EVERY: Duration = Duration::from_millis(500);
-/// How often it is asked while it does not answer.
+/// How often the hub queries the database while the database does not answer.
 const EVERY_WHILE_AWAY: Duration = Duration::from_secs(2);
-/// Orders asked about in one statement.
+/// Orders in one statement.
 const CHUNK: usize = 1000;
 /// Pages that may watch one order.
 const PER_ORDER: usize = 5;
 
-/// A handle; clones share the watchers.
+/// A handle. Clones share the watchers.
 #[derive(Clone)]
 pub struct Hub(Arc<Inner>);
 
@@ -50,16 +50,17 @@ struct Watched {
     pace: Pace,
 }
 
-/// How often the gateway is to be asked about an order that is watched and stays pending.
+/// How often the hub requests a check of an order that is watched and stays pending.
 struct Pace {
-    /// Hints that brought a question, the one of the page that opened the stream included.
+    /// Hints that caused a query to the gateway. The hint of the page that opened the stream counts too.
     given: usize,
-    /// Hints since then that the row refused.
+    /// Hints that the row has refused since then.
     refused: u8,
     next: Instant,
 }
 
-/// How often a hint that was refused is repeated a second later: a question may just have been under way.
+/// The hub repeats a refused hint after [`AGAIN`], because a query may just be under way. After this many refusals in a
+/// row it waits for the normal gap.
 const SOON: u8 = 4;
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -78,25 +79,26 @@ impl Pace {
     }
 }
 
-/// One page's view of one order; leaves the hub when dropped.
+/// One page that watches one order. Dropping it removes the page from the hub.
 pub struct Subscription {
     hub: Hub,
     order: OrderId,
-    /// The newest state known.
+    /// The newest known state of the order.
     pub newest: watch::Receiver<Arc<Order>>,
 }
 
 impl Hub {
-    /// A hub for at most `most` pages; they end with `stop`.
+    /// A hub for at most `most` pages. All pages end when `stop` is cancelled.
     pub fn new(most: usize, stop: CancellationToken) -> Hub {
         let (watched, open) = (Mutex::default(), AtomicUsize::new(0));
         Hub(Arc::new(Inner { watched, open, most, arrived: Notify::new(), stop }))
     }
 
-    /// Watches an order from the state just read.
+    /// Starts to watch an order. `order` is the state that was just read.
     ///
     /// # Errors
-    /// [`ApiError::TooManyStreams`] for the order, [`ApiError::StreamsFull`] for the process.
+    /// [`ApiError::TooManyStreams`] if the order has too many pages, [`ApiError::StreamsFull`] if the process has too
+    /// many.
     pub fn watch(&self, order: Order) -> Result<Subscription, ApiError> {
         let mut watched = self.watched();
         if self.0.open.load(Ordering::Relaxed) >= self.0.most {
@@ -120,7 +122,7 @@ impl Hub {
         Ok(Subscription { hub: self.clone(), order: id, newest })
     }
 
-    /// Asks the database until the process stops; rests while nobody watches.
+    /// Polls the database until the process stops. It rests while no page watches.
     pub async fn run(&self, db: PgPool) {
         let mut away = false;
         let work = async {
@@ -140,7 +142,7 @@ impl Hub {
                 if away != asked.is_err() {
                     away = !away;
                     match &asked {
-                        Ok(()) => info!("Order streams see the database again"),
+                        Ok(()) => info!("Order streams can read the database again"),
                         Err(error) => warn!(%error, "Order streams wait for the database"),
                     }
                 }
@@ -150,7 +152,7 @@ impl Hub {
         tokio::select! { () = work => {}, () = self.0.stop.cancelled() => {} }
     }
 
-    /// Tells the watchers of every order that has changed.
+    /// Notifies the watchers of every order that has changed.
     async fn ask(&self, db: &PgPool) -> Result<(), DbError> {
         let known: Vec<(OrderId, i64)> =
             self.watched().iter().map(|(id, watched)| (*id, watched.newest.borrow().version)).collect();
@@ -175,10 +177,10 @@ impl Hub {
         Ok(())
     }
 
-    /// Hands a newer state to the pages of its order.
+    /// Sends a newer state to the pages of its order.
     fn show(&self, order: Order) {
         if let Some(watched) = self.watched().get(&order.id) {
-            // A page that came meanwhile may have brought a newer one.
+            // A page that opened in the meantime may have brought a newer state.
             watched.newest.send_if_modified(|newest| {
                 let newer = newest.version < order.version;
                 if newer {
@@ -189,7 +191,7 @@ impl Hub {
         }
     }
 
-    /// Has the gateway asked about the orders that are still pending, each at its own pace.
+    /// Requests checks of the watched orders that are still pending, each order at its own pace.
     async fn hint(&self, db: &PgPool) {
         let now = Instant::now();
         let is_due =

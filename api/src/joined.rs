@@ -1,4 +1,4 @@
-//! Work that several requests ask for at once is done once, and all of them get its outcome.
+//! Runs work only once when several requests need it at the same time. All of them get its result.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -11,7 +11,7 @@ use crate::problem::ApiError;
 
 type Running<K, T> = HashMap<K, watch::Receiver<Option<T>>>;
 
-/// What is running, by what it is about.
+/// The work that is running, by key.
 pub struct Joined<K, T>(Mutex<Running<K, T>>);
 
 impl<K, T> Default for Joined<K, T> {
@@ -21,10 +21,10 @@ impl<K, T> Default for Joined<K, T> {
 }
 
 impl<K: Hash + Eq + Clone, T: Clone> Joined<K, T> {
-    /// Does `work`, or waits for the same work that runs already.
+    /// Runs `work`, or waits for the same work if it is already running.
     ///
     /// # Errors
-    /// The work's own, for the request that does it; the others are told to repeat.
+    /// The request that runs the work gets the work's own error. The requests that wait get 503 and must repeat.
     pub async fn run(&self, key: K, work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
         let done = match self.join(&key) {
             Ok(mut running) => {
@@ -41,7 +41,7 @@ impl<K: Hash + Eq + Clone, T: Clone> Joined<K, T> {
         outcome
     }
 
-    /// What runs already, or else where to say how it ended.
+    /// The receiver of the work that is already running, or else the sender for a new result.
     fn join(&self, key: &K) -> Result<watch::Receiver<Option<T>>, watch::Sender<Option<T>>> {
         let mut running = self.running();
         if let Some(outcome) = running.get(key) {
@@ -57,7 +57,7 @@ impl<K: Hash + Eq + Clone, T: Clone> Joined<K, T> {
     }
 }
 
-/// Leaves the book when the work ends, in whatever way.
+/// Removes the work from the map when it ends, however it ends.
 struct Entry<'a, K: Hash + Eq + Clone, T: Clone> {
     joined: &'a Joined<K, T>,
     key: K,

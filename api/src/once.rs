@@ -1,5 +1,5 @@
-//! Reads JSON in which each object has each member once. `serde_json` alone takes the last of two values in silence, and
-//! other parsers take the first: two values would be a choice.
+//! Reads JSON and finds members that appear twice in one object. `serde_json` alone silently uses the last of two
+//! values, and other parsers use the first, so two values would be ambiguous.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -9,10 +9,10 @@ use serde_json::{Map, Number, Value};
 
 use crate::fields::MOST;
 
-/// Reads a whole text. The second part names each member that comes twice, by its path: `metadata.cart.size`.
+/// Parses a whole text. The second part names each member that appears twice, by its path: `metadata.cart.size`.
 ///
 /// # Errors
-/// What is wrong with the text as JSON.
+/// The JSON error of the text.
 pub fn parse(text: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
     let twice = RefCell::default();
     let mut reader = serde_json::Deserializer::from_slice(text);
@@ -21,7 +21,7 @@ pub fn parse(text: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
     Ok((value, twice.into_inner()))
 }
 
-/// Where a value stands, and what was found so far.
+/// The path of a value, and the duplicates found so far.
 struct Place<'a> {
     path: &'a str,
     twice: &'a RefCell<Vec<String>>,

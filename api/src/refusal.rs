@@ -1,4 +1,4 @@
-//! What a gateway is answered. Success needs a [`Receipt`]; everything else is a [`CallbackRefusal`].
+//! The answers to a gateway. Success needs a [`Receipt`]; every other answer is a [`CallbackRefusal`].
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -11,7 +11,7 @@ use crate::intake::Receipt;
 use crate::problem::Rendered;
 use crate::strikes::Strike;
 
-/// Why a callback is not taken.
+/// Why a callback is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CallbackRefusal {
     /// The named key did not sign these bytes.
@@ -23,16 +23,16 @@ pub enum CallbackRefusal {
     /// The gateway tests whether we check signatures.
     #[error("bad signature")]
     Probe,
-    /// Signed with a key that is not loaded here, or whose time is over or has not begun.
+    /// Signed with a key that this process has not loaded, or that is not yet or no longer in force.
     #[error("unknown key, repeat later")]
     UnknownSerial,
-    /// Authentic, and no key of ours decrypts it.
+    /// The signature is valid, but none of our keys decrypts the content.
     #[error("cannot be decrypted, repeat later")]
     Unopened,
-    /// No account of this name.
+    /// No account has this name.
     #[error("unknown account")]
     UnknownAccount,
-    /// Not one of the gateway's addresses.
+    /// The sender's address is not in the gateway's list.
     #[error("address not allowed")]
     WrongAddress,
     /// More than 64 KiB.
@@ -41,21 +41,21 @@ pub enum CallbackRefusal {
     /// The body did not arrive in time. The network may be at fault, so this is no strike.
     #[error("body too slow, repeat later")]
     TooSlow,
-    /// Too many refused requests from this address.
+    /// This address has had too many refused requests, or sends too many bodies at once.
     #[error("too many requests")]
     TooMany,
-    /// Cannot be checked at all.
+    /// The request cannot be checked at all.
     #[error("malformed request")]
     Malformed,
     /// Another method than POST.
     #[error("method not allowed")]
     MethodNotAllowed,
-    /// Neither broker nor database took it, or the process is overloaded.
+    /// Neither the broker nor the database stored it, or the process is overloaded.
     #[error("not stored, repeat later")]
     Unavailable,
 }
 
-/// How a callback ended, for metrics; rides on the answer.
+/// How a callback ended, for metrics. The answer carries it as an extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallbackOutcome(pub &'static str);
 
@@ -94,18 +94,19 @@ impl CallbackRefusal {
         }
     }
 
-    /// What it says against the sender. What is our own fault, or the network's, says nothing.
+    /// The strike against the sender, if any. A fault of ours or of the network is no strike.
     pub fn strike(self, method: PaymentMethod) -> Option<Strike> {
         match self {
             CallbackRefusal::TooMany | CallbackRefusal::TooSlow | CallbackRefusal::Unavailable => None,
-            // Alipay's certificate number is not signed: a made-up one has us search for it.
+            // Alipay's certificate number is not signed. A forged number makes us search for it, so it counts as a
+            // strike.
             CallbackRefusal::UnknownSerial if method == PaymentMethod::Alipay => Some(Strike::Forged),
             CallbackRefusal::Probe | CallbackRefusal::UnknownSerial | CallbackRefusal::Unopened => Some(Strike::Odd),
             _ => Some(Strike::Forged),
         }
     }
 
-    /// What a layer meant that answered before any handler could.
+    /// Maps the status of a layer that answered before the handler.
     pub fn of_layer(status: StatusCode) -> CallbackRefusal {
         match status {
             StatusCode::PAYLOAD_TOO_LARGE => CallbackRefusal::TooLarge,
@@ -130,7 +131,8 @@ impl From<CallbackError> for CallbackRefusal {
     }
 }
 
-/// Success, in the gateway's words. Without proof that the callback is durable it cannot be said.
+/// Success, in the gateway's format. The [`Receipt`] proves that the callback is durable; without it there is no
+/// success.
 pub fn accepted(method: PaymentMethod, _durable: Receipt) -> Response {
     let answer = match method {
         PaymentMethod::Alipay => "success".into_response(),
@@ -139,7 +141,7 @@ pub fn accepted(method: PaymentMethod, _durable: Receipt) -> Response {
     finished(answer, CallbackOutcome("accepted"))
 }
 
-/// Anything but success: the gateway repeats, or somebody learns nothing.
+/// Every answer other than success. The gateway repeats the callback; any other sender learns nothing.
 pub fn refused(method: PaymentMethod, refusal: CallbackRefusal) -> Response {
     let answer = match method {
         PaymentMethod::Alipay => (refusal.status(), "fail").into_response(),

@@ -1,5 +1,5 @@
-//! Calls people when a gateway refuses an account of ours: its contract, its configuration or its keys. No order is to
-//! blame, and no buyer can mend it.
+//! Alerts people when a gateway refuses one of our accounts: its contract, its configuration or its keys. The order is
+//! not at fault, and the buyer cannot correct it.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use tracing::{error, warn};
 
 use crate::state::App;
 
-/// How often one refusal of one account is reported to the database by this process.
+/// How often this process reports the same refusal of the same account to the database.
 const EVERY: Duration = Duration::from_secs(60);
-/// Accounts and codes that are remembered.
+/// How many pairs of account and code are remembered.
 const REMEMBERED: u64 = 1000;
 
-/// What was reported lately.
+/// The refusals that were reported recently.
 pub struct RefusedAccounts(Cache<String, ()>);
 
 impl Default for RefusedAccounts {
@@ -27,7 +27,8 @@ impl Default for RefusedAccounts {
 }
 
 impl RefusedAccounts {
-    /// One line of log for each refusal; one case for each account and code, opened beside the answer.
+    /// Logs each refusal, and opens one case for each account and code. The case is opened in the background, so that
+    /// the answer does not wait.
     pub fn report(&self, app: &App, order: &Order, (code, message): (&str, &str)) {
         let (gateway, account) = (order.payment_method, order.account.clone());
         let (order_no, order_id) = (order.order_no.clone(), order.id);

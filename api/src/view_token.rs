@@ -1,4 +1,4 @@
-//! View tokens: whoever holds one may read one order. For pages and streams, where a bearer token has no place.
+//! View tokens: the holder of one may read one order. They are for pages and streams, which cannot use a bearer token.
 
 use std::fmt;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -13,33 +13,33 @@ use time::{Duration, OffsetDateTime};
 use crate::auth;
 use crate::problem::ApiError;
 
-/// Keeps a view token from passing as a bearer token, and the other way round, even under one secret.
+/// Prevents a view token from being accepted as a bearer token, and the reverse, even if one secret signs both.
 const AUDIENCE: &str = "payment-view";
-/// How long after its expiry an order can still be looked at.
+/// How long an order can still be read after it expires.
 pub const AFTER_EXPIRY: Duration = Duration::days(1);
 
-/// Makes and reads view tokens.
+/// Creates and verifies view tokens.
 pub struct ViewTokens {
     keys: RwLock<ViewKeys>,
     validation: Validation,
 }
 
-/// The secret that signs, and those that verify.
+/// The secret that signs, and the secrets that verify.
 pub struct ViewKeys {
     encoding: EncodingKey,
-    /// Each until its time in seconds since 1970; the one that signs has no end.
+    /// Each with the time until which it verifies, in seconds since 1970. The secret that signs has no end.
     decoding: Vec<(DecodingKey, Option<u64>)>,
 }
 
 impl ViewKeys {
-    /// One secret for both.
+    /// One secret that both signs and verifies.
     pub fn new(secret: &SecretString) -> ViewKeys {
         let secret = secret.expose_secret().as_bytes();
         let decoding = vec![(DecodingKey::from_secret(secret), None)];
         ViewKeys { encoding: EncodingKey::from_secret(secret), decoding }
     }
 
-    /// Tokens of this secret count as well, until a time in seconds since 1970.
+    /// Also accepts tokens of this secret, until a time in seconds since 1970.
     pub fn verify_until(&mut self, secret: &SecretString, until: u64) {
         self.decoding.push((DecodingKey::from_secret(secret.expose_secret().as_bytes()), Some(until)));
     }
@@ -53,12 +53,12 @@ struct Claims {
 }
 
 impl ViewTokens {
-    /// Tokens under `secret`.
+    /// View tokens that are signed with `secret`.
     pub fn new(secret: &SecretString) -> ViewTokens {
         ViewTokens::with_keys(ViewKeys::new(secret))
     }
 
-    /// Tokens under these keys.
+    /// View tokens that are signed and verified with these keys.
     pub fn with_keys(keys: ViewKeys) -> ViewTokens {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_required_spec_claims(&["exp", "aud", "sub"]);
@@ -67,7 +67,7 @@ impl ViewTokens {
         ViewTokens { keys: RwLock::new(keys), validation }
     }
 
-    /// From now on these keys count, and no others.
+    /// Replaces all keys by these.
     pub fn put(&self, keys: ViewKeys) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
@@ -76,7 +76,7 @@ impl ViewTokens {
         self.keys.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A token for one order, good until a day after it expires.
+    /// Creates a token for one order. It is valid until a day after the order expires.
     ///
     /// # Errors
     /// [`ApiError::Internal`] when the library cannot sign.
@@ -87,7 +87,7 @@ impl ViewTokens {
             .map_err(|error| ApiError::Internal(error.into()))
     }
 
-    /// The order that a token is for.
+    /// Verifies a token, and returns the order that it is for.
     ///
     /// # Errors
     /// [`ApiError::TokenInvalid`], [`ApiError::TokenExpired`].
