@@ -1,4 +1,4 @@
-//! What the operator sets: one section for each concern, every variable documented on its field.
+//! The operator's settings: one section for each concern, every variable documented on its field.
 
 use std::net::SocketAddr;
 
@@ -17,12 +17,14 @@ use crate::callers::{self, Callers, network};
 pub struct Listen {
     /// `LISTEN_ADDR` (default `127.0.0.1:8080`): everything, callbacks included.
     pub addr: SocketAddr,
-    /// `CALLBACK_LISTEN_ADDR` (default none): callbacks alone, so that open pages never crowd them out.
+    /// `CALLBACK_LISTEN_ADDR` (default none): callbacks only, so that open pages never crowd them out.
     pub callbacks: Option<SocketAddr>,
-    /// `MAX_CONNECTIONS` (default 4096): on each of the two, where the limit of open files allows as many.
+    /// `MAX_CONNECTIONS` (default 4096): connections on each of the two addresses, if the limit of open files allows as
+    /// many.
     pub connections: usize,
-    /// `CONNECTIONS_PER_ADDRESS` (default 128, 0: no limit): of one address or IPv6 /64, on each of the two; a /48 has eight
-    /// times as many. Addresses in `TRUSTED_PROXIES` and in the lists of the gateways are not counted.
+    /// `CONNECTIONS_PER_ADDRESS` (default 128, 0: no limit): connections of one client address or IPv6 /64, on each of
+    /// the two; a /48 may have eight times as many. Addresses in `TRUSTED_PROXIES` and in the lists of the gateways are
+    /// not counted.
     pub per_address: usize,
 }
 
@@ -44,47 +46,48 @@ impl Listen {
 
 const OR_NO_LIMIT: &str = "set it to a number, or to 0 for no limit";
 
-/// What the handlers go by.
+/// The settings that the handlers use.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `PUBLIC_URL` (required): the base of our own addresses as gateways and browsers see them, without a slash at
-    /// the end.
+    /// `PUBLIC_URL` (required): the base of our own URLs as gateways and browsers see them, without a slash at the end.
     pub public_url: String,
-    /// `RETURN_URL_ORIGINS` (default none): where a buyer may be sent back to, such as `https://shop.example.com`.
+    /// `RETURN_URL_ORIGINS` (default none): origins that a buyer may be sent back to, such as
+    /// `https://shop.example.com`.
     pub return_url_origins: Vec<Origin>,
     /// `CORS_ORIGINS` (default none): origins whose pages may call the API from a browser, such as
     /// `https://shop.example.com`.
     pub cors_origins: Vec<Origin>,
-    /// `TRUSTED_PROXIES` (default none): networks whose `X-Forwarded-For` is believed.
+    /// `TRUSTED_PROXIES` (default none): networks whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
     /// `ALIPAY_CALLBACK_IPS` (default none: off): networks that Alipay's callbacks come from; or
-    /// `ALIPAY_CALLBACK_IPS_FILE`: a file with one a line, taken up when it changes.
+    /// `ALIPAY_CALLBACK_IPS_FILE`: a file with one network per line, reloaded when it changes.
     pub alipay_callers: Callers,
     /// `WECHAT_CALLBACK_IPS`, `WECHAT_CALLBACK_IPS_FILE`: the same for WeChat Pay.
     pub wechat_callers: Callers,
     /// `MAX_STREAMS` (default 2000): open pages of the whole process.
     pub streams: usize,
-    /// `MAX_REQUESTS` (default 512): frontend requests worked on at once; more are answered 503.
+    /// `MAX_REQUESTS` (default 512): frontend requests that are processed at once; further requests get 503.
     pub requests: usize,
-    /// `MAX_CALLBACKS` (default 1024): callbacks worked on at once; more are answered 503.
+    /// `MAX_CALLBACKS` (default 1024): callbacks that are processed at once; further callbacks get 503.
     pub callbacks: usize,
-    /// `REQUESTS_IN_HAND` (default 64, 0: no limit): of these, of one user, or of one address without a user; more are
-    /// answered 429. One address with all its users has a quarter of `MAX_REQUESTS` at most.
+    /// `REQUESTS_IN_HAND` (default 64, 0: no limit): of these, requests of one user, or of one address without a user;
+    /// further requests get 429. One address with all its users has at most a quarter of `MAX_REQUESTS`, or
+    /// `REQUESTS_IN_HAND` if that is more.
     pub requests_in_hand: usize,
-    /// `STREAMS_PER_USER` (default 10, 0: no limit): open pages of one user; by view token, twenty times as many from one
-    /// address.
+    /// `STREAMS_PER_USER` (default 10, 0: no limit): open pages of one user. With view tokens, one address may have
+    /// twenty times as many.
     pub streams_per_user: usize,
-    /// `SERVE_DOCS` (default 1, and 0 where `PUBLIC_URL` is https): whether anybody may read the description of the API, with
-    /// the administrators' routes in it.
+    /// `SERVE_DOCS` (default 1, and 0 where `PUBLIC_URL` is https): whether everyone may read the description of the
+    /// API, which contains the administrators' routes.
     pub serve_docs: bool,
-    /// `REQUESTS_PER_ADDRESS` (default 1200, 0: no limit): frontend requests a minute from one address.
+    /// `REQUESTS_PER_ADDRESS` (default 1200, 0: no limit): frontend requests per minute from one address.
     pub per_address: u32,
-    /// `REQUESTS_PER_USER` (default 600, 0: no limit): frontend requests a minute of one user.
+    /// `REQUESTS_PER_USER` (default 600, 0: no limit): frontend requests per minute of one user.
     pub per_user: u32,
 }
 
 impl Settings {
-    /// Whether browsers reach us by HTTPS.
+    /// Whether browsers reach us over HTTPS.
     pub fn is_https(&self) -> bool {
         is_https(&self.public_url)
     }
@@ -124,7 +127,7 @@ impl Settings {
         })
     }
 
-    /// Where this gateway's callbacks come from.
+    /// The networks that this gateway's callbacks come from.
     pub fn callers(&self, method: PaymentMethod) -> Callers {
         match method {
             PaymentMethod::Alipay => self.alipay_callers.clone(),
@@ -137,11 +140,11 @@ fn is_https(url: &str) -> bool {
     url.starts_with("https:")
 }
 
-/// Reads `SEAL_KEY` and `PREVIOUS_SEAL_KEY`, see [`SealKeys::from_env`], and warns where there is none.
+/// Reads `SEAL_KEY` and `PREVIOUS_SEAL_KEY`, see [`SealKeys::from_env`], and warns if there is none.
 pub fn seal_keys(env: &mut Env) -> Option<Option<SealKeys>> {
     let keys = SealKeys::from_env(env)?;
     if keys.is_none() {
-        warn!("SEAL_KEY is not set: no credential is kept for when a gateway gives no fresh one");
+        warn!("SEAL_KEY is not set: no credential is stored for when a gateway gives no fresh one");
     }
     Some(keys)
 }
@@ -152,10 +155,10 @@ fn origin(text: &str) -> Option<Origin> {
     Some(url.origin()).filter(|origin| bare && origin.is_tuple())
 }
 
-/// What a network looks like, for whoever has written something else.
+/// An example of a network, for the message about a wrong value.
 const NETWORK: &str = "203.0.113.0/24 or a single address";
 
-/// A list of networks, or a file that keeps one.
+/// Reads a list of networks from a variable, or from the file that a variable names.
 fn callers(env: &mut Env, name: &'static str, file: &'static str) -> Option<Callers> {
     let networks = list(env, name, NETWORK, network)?;
     if env.optional(file).is_none() {
@@ -181,7 +184,7 @@ fn callers(env: &mut Env, name: &'static str, file: &'static str) -> Option<Call
     }
 }
 
-/// Values with commas between them.
+/// Reads values that are separated by commas.
 fn list<T>(env: &mut Env, name: &'static str, example: &str, read: fn(&str) -> Option<T>) -> Option<Vec<T>> {
     let text = env.optional(name).unwrap_or_default();
     let mut values = Vec::new();

@@ -1,4 +1,5 @@
-//! Reads the members of a JSON object one by one and collects every fault, so that a client hears of all at once.
+//! Reads the members of a JSON object one by one and collects every fault, so that the client gets all faults in one
+//! answer.
 
 use std::fmt::Display;
 
@@ -12,7 +13,7 @@ use crate::layers::unread;
 use crate::once;
 use crate::problem::{ApiError, FieldFault};
 
-/// More faults than that are not told: the answer stays smaller than the request.
+/// The most faults that an answer names, so that the answer stays smaller than the request.
 pub(crate) const MOST: usize = 32;
 
 /// The members that are still to be read, and the faults found so far.
@@ -23,7 +24,7 @@ pub struct Fields {
 
 impl Fields {
     /// # Errors
-    /// [`ApiError::MalformedJson`], or [`ApiError::InvalidFields`] when a member comes twice in one object.
+    /// [`ApiError::MalformedJson`], or [`ApiError::InvalidFields`] when a member appears twice in one object.
     pub fn parse(body: &Bytes) -> Result<Fields, ApiError> {
         let (value, twice) = once::parse(body).map_err(|error| ApiError::MalformedJson(error.to_string()))?;
         let Value::Object(members) = value else {
@@ -37,7 +38,7 @@ impl Fields {
         Ok(Fields { members, faults: Vec::new() })
     }
 
-    /// A member that must be there.
+    /// Reads a member that must be present.
     pub fn required<T>(&mut self, name: &str, read: impl FnOnce(&Value) -> Result<T, String>) -> Option<T> {
         if self.members.get(name).is_none_or(Value::is_null) {
             self.fault(name, "is required");
@@ -45,18 +46,18 @@ impl Fields {
         self.optional(name, read)
     }
 
-    /// A member that may be absent; `null` is absent.
+    /// Reads a member that may be absent. `null` counts as absent.
     pub fn optional<T>(&mut self, name: &str, read: impl FnOnce(&Value) -> Result<T, String>) -> Option<T> {
         let value = self.members.remove(name).filter(|value| !value.is_null())?;
         read(&value).map_err(|message| self.fault(name, message)).ok()
     }
 
-    /// Notes a fault that the caller found.
+    /// Adds a fault that the caller found.
     pub fn fault(&mut self, field: &str, message: impl Into<String>) {
         self.faults.push(FieldFault::new(field, message));
     }
 
-    /// Ends the reading: what was not read is unknown.
+    /// Ends the reading. Every member that was not read is an unknown field.
     ///
     /// # Errors
     /// [`ApiError::InvalidFields`] with every fault.
@@ -69,12 +70,12 @@ impl Fields {
     }
 }
 
-/// A name from a request, cut to a length that an answer may repeat.
+/// A name from a request, cut to a length that is safe to repeat in an answer.
 pub(crate) fn short(name: &str) -> String {
     name.chars().take(64).collect()
 }
 
-/// A body that says it is JSON, as it came.
+/// The unchanged bytes of a body whose `Content-Type` is JSON.
 pub struct JsonBytes(pub Bytes);
 
 impl<S: Send + Sync> FromRequest<S> for JsonBytes {
@@ -91,7 +92,7 @@ impl<S: Send + Sync> FromRequest<S> for JsonBytes {
     }
 }
 
-/// Reads a text member through the door of its type.
+/// Reads a text member with the parser of its type.
 pub fn text<T, E: Display>(parse: impl FnOnce(String) -> Result<T, E>) -> impl FnOnce(&Value) -> Result<T, String> {
     move |value| {
         let text = value.as_str().ok_or_else(|| "must be text".to_owned())?;
@@ -99,17 +100,17 @@ pub fn text<T, E: Display>(parse: impl FnOnce(String) -> Result<T, E>) -> impl F
     }
 }
 
-/// Reads an amount of money, more than nothing.
+/// Reads an amount of money greater than zero.
 ///
 /// # Errors
-/// The rule, in words.
+/// The rule, as text.
 pub fn money(value: &Value) -> Result<Money, String> {
     let rule = || format!("must be text in yuan with at most two decimals, \"0.01\" to \"{}\"", Money::MAX);
     let money = value.as_str().and_then(|yuan| Money::from_yuan(yuan).ok());
     money.filter(|money| money.is_positive()).ok_or_else(rule)
 }
 
-/// The rule of a choice, in words.
+/// The rule of a choice, as text.
 pub fn one_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
     format!("one of {}", names.collect::<Vec<_>>().join(", "))
 }

@@ -1,4 +1,5 @@
-//! Who may knock, and with what: the client's address, the shape of a request, the address list of a gateway.
+//! Checks every request before its handler: the client's address, the shape of the request, the address list of a
+//! gateway.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,11 +14,11 @@ use tracing::field::display;
 
 use crate::state::App;
 
-/// The longest address of a request.
+/// The longest path and query of a request, in bytes.
 const URI: usize = 4 * 1024;
-/// Names who was on the way; each proxy adds whom it heard.
+/// Lists the addresses on the way. Each proxy adds the address that it received the request from.
 const FORWARDED_FOR: &str = "x-forwarded-for";
-/// Headers that decide something: two different values must not be a choice.
+/// Headers that decide something. With two different values, the result would depend on which one is read.
 const AT_MOST_ONCE: &[&str] = &[
     "authorization",
     "content-type",
@@ -28,11 +29,11 @@ const AT_MOST_ONCE: &[&str] = &[
     "wechatpay-timestamp",
 ];
 
-/// The client's address as far as it can be trusted; in the extensions of every request.
+/// The client's address as far as it can be trusted. Every request has it in its extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientIp(pub IpAddr);
 
-/// Refuses what no honest client sends, and notes the client's address.
+/// Refuses what no honest client sends, and records the client's address.
 pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     if let Some(status) = refusal(&request) {
         return status.into_response();
@@ -49,8 +50,8 @@ fn peer(request: &Request) -> IpAddr {
     peer.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).to_canonical()
 }
 
-/// The peer that handed the request on for somebody else without being one of `trusted`: all that it hands on counts as
-/// its own.
+/// The peer that forwarded the request for another client without being one of `trusted`. All that it forwards counts
+/// as its own.
 pub fn unknown_proxy(request: &Request, trusted: &[IpNet]) -> Option<IpAddr> {
     let peer = peer(request);
     (request.headers().contains_key(FORWARDED_FOR) && !is_listed(peer, trusted)).then_some(peer)
@@ -67,7 +68,7 @@ fn refusal(request: &Request) -> Option<StatusCode> {
     (!shaped).then_some(StatusCode::BAD_REQUEST)
 }
 
-/// Whether `address` is in the list, or the list is empty and so off.
+/// Whether `address` is in the list. An empty list is off: it allows every address.
 pub fn is_allowed(address: IpAddr, list: &[IpNet]) -> bool {
     list.is_empty() || is_listed(address, list)
 }
@@ -77,8 +78,8 @@ pub fn is_listed(address: IpAddr, list: &[IpNet]) -> bool {
     list.iter().any(|network| network.contains(&address))
 }
 
-/// The first address from the right of `X-Forwarded-For` that is not one of our proxies. The left end is the client's
-/// own invention; anything that cannot be read ends the walk at the last good address.
+/// The first address from the right of `X-Forwarded-For` that is not one of our proxies. The client can forge the left
+/// part. An entry that cannot be read ends the walk at the last good address.
 fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut current = peer;
     if !is_listed(current, trusted) {

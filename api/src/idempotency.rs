@@ -1,8 +1,8 @@
-//! Idempotency-Key: pressing twice makes one order.
+//! Idempotency-Key: sending a request twice creates one order.
 //!
-//! The database decides: the key is written in the statement that makes the order, and whoever works under it holds it for
-//! a while, so that the second request finds the first one's answer instead of asking the gateway as well. Within this
-//! process requests with one key also take turns, which spares the database their waiting.
+//! The database decides. The statement that creates the order also writes the key, and the request that works under the
+//! key holds it for a while. So a second request finds the answer of the first instead of calling the gateway as well.
+//! Within this process, requests with the same key also take turns, so that they do not wait in the database.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -33,20 +33,21 @@ use crate::numbers::microseconds;
 use crate::problem::{self, ApiError};
 use crate::state::App;
 
-/// How long a key is kept at least.
+/// The shortest time for which a key is stored.
 const KEY_LIVES: time::Duration = time::Duration::hours(24);
-/// How long it is kept after the end of what it made: while an order can be paid, a repeat must not make a second one.
+/// How long a key is stored after the row that it created can no longer be paid. While an order can be paid, a repeat
+/// must not create a second order.
 const AFTER_END: time::Duration = time::Duration::days(1);
-/// How long the second request waits for the first.
+/// How long a second request waits for the first.
 const WAIT: Duration = Duration::from_secs(3);
-/// How often a request that waits for one of another process looks.
+/// How often a request reads the database while it waits for a request in another process.
 const LOOK: Duration = Duration::from_millis(100);
-/// How long a request works under a key alone: longer than a gateway call and the statements around it may take. After a
-/// crash the key is free again by then.
+/// How long one request may work under a key alone. This is longer than a gateway call and the statements around it may
+/// take. After a crash, the key is free again when this time has passed.
 const HOLD: time::Duration = time::Duration::seconds(20);
-/// On every saved answer: when the key is forgotten (RFC 3339).
+/// Header of every saved answer: when the key expires (RFC 3339).
 const EXPIRES: HeaderName = HeaderName::from_static("idempotency-expires");
-/// On an answer that an earlier request was given: `true`.
+/// Header of an answer that an earlier request has already received: `true`.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
 /// The value of the header: 1 to 255 visible ASCII characters.
@@ -74,14 +75,14 @@ impl FromRequestParts<Arc<App>> for IdempotencyKey {
     }
 }
 
-/// One creating request: who sends it, under which key, where to, and what.
+/// One creating request: its user, its key, its route and the hash of its body.
 #[derive(Clone)]
 pub struct Request {
-    /// Who.
+    /// The user who sends it.
     pub user: UserId,
-    /// Under which key.
+    /// The idempotency key.
     pub key: IdempotencyKey,
-    /// Where to.
+    /// The route that it is sent to.
     pub route: &'static str,
     /// SHA-256 of the body, byte for byte.
     pub hash: [u8; 32],
@@ -96,8 +97,8 @@ impl Request {
     /// Waits for the turn of this request in this process.
     ///
     /// # Errors
-    /// [`ApiError::RequestInFlight`] when an earlier one takes longer than 3 s, or [`ApiError::IdempotencyKeyReused`] when that
-    /// one is known by then to be another request.
+    /// [`ApiError::RequestInFlight`] when an earlier request takes longer than 3 s, or
+    /// [`ApiError::IdempotencyKeyReused`] when the database shows by then that the key belongs to another request.
     pub async fn turn(&self, turns: &Arc<Turns>, db: &PgPool, clock: &Clock) -> Result<Turn, ApiError> {
         let turn = turns.wait(self).await;
         if turn.is_err() {
@@ -106,10 +107,10 @@ impl Request {
         turn
     }
 
-    /// What the key stands for already, if anything.
+    /// What the key was used for before, if it was used.
     ///
     /// # Errors
-    /// [`ApiError::IdempotencyKeyReused`] when it stands for another request.
+    /// [`ApiError::IdempotencyKeyReused`] when it was used for another request.
     pub async fn known(&self, db: &PgPool, now: OffsetDateTime) -> Result<Option<KnownKey>, ApiError> {
         let known = idempotency_keys::find(db, &self.user, self.key.as_str(), now).await?;
         let same = |known: &KnownKey| known.route == self.route && known.request_hash == self.hash;
@@ -119,8 +120,8 @@ impl Request {
         }
     }
 
-    /// The key as it is written beside the row that it makes, answered in the same transaction. `end`: the last moment at
-    /// which that row can be paid; `now` when it is none that is paid.
+    /// The key for a row that is created and answered in the same transaction. `end`: the last moment at which that row
+    /// can be paid, or `now` if the row is not one that is paid.
     pub fn answered_key(&self, now: OffsetDateTime, end: OffsetDateTime) -> NewKey {
         NewKey {
             key: self.key.as_str().to_owned(),
@@ -131,16 +132,16 @@ impl Request {
         }
     }
 
-    /// The key as it is written beside the row that it makes, held by this process until it answers.
+    /// The key for a row that is created now and answered later. This process holds the key until it answers.
     pub fn held_key(&self, now: OffsetDateTime, end: OffsetDateTime) -> NewKey {
         NewKey { held_until: Some(now + HOLD), ..self.answered_key(now, end) }
     }
 
-    /// Goes on where an earlier request with this key is or was: waits for it, finds its answer, or takes over what a
-    /// crash has left. `None`: there was none.
+    /// Continues an earlier request with this key: waits for it, finds its answer, or takes over what a crash has left.
+    /// `None`: there was no earlier request.
     ///
     /// # Errors
-    /// [`ApiError::RequestInFlight`] when the earlier one is not done 3 s after this one `began` to wait.
+    /// [`ApiError::RequestInFlight`] when the earlier request is not done 3 s after this one `began` to wait.
     pub async fn take_up(&self, db: &PgPool, clock: &Clock, began: Instant) -> Result<Option<Earlier>, ApiError> {
         loop {
             let now = microseconds(clock.now());
@@ -165,15 +166,16 @@ impl Request {
     }
 }
 
-/// What an earlier request with the same key came to.
+/// The result of an earlier request with the same key.
 pub enum Earlier {
-    /// This answer.
+    /// The earlier request was answered with this.
     Answered(Answer),
-    /// It made this row and has not answered; the work is ours now.
+    /// The earlier request created this row and has not answered. This request now does the work.
     Unfinished(OrderId, Hold),
 }
 
-/// The right to work under a key and to save its answer. Dropped without one, it lets the next request work at once.
+/// The right to work under a key and to save its answer. Dropped without an answer, it lets the next request work at
+/// once.
 pub struct Hold {
     db: PgPool,
     user: UserId,
@@ -183,18 +185,18 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Saves what a repeat will be answered: a success, or a refusal that is final. Any other error passes through.
+    /// Saves the answer for repeats: a success, or a refusal that is final. Any other error passes through.
     ///
     /// # Errors
-    /// The one that was given, [`ApiError::RequestInFlight`] when the hold has passed and another request has taken over,
-    /// or [`ApiError::Db`].
+    /// The given error, [`ApiError::RequestInFlight`] when the hold has expired and another request has taken over, or
+    /// [`ApiError::Db`].
     pub async fn keep(mut self, order: OrderId, done: Result<Value, ApiError>) -> Result<Answer, ApiError> {
         let new = match done {
             Ok(answer) => NewAnswer { answer, refused_with: None },
             Err(error) => {
                 let cause = error.source().map(ToString::to_string);
                 let (status, answer) = error.if_final()?;
-                info!(cause, "Refused for good: every repeat is answered the same");
+                info!(cause, "Refused permanently: every repeat gets the same answer");
                 NewAnswer { answer, refused_with: i16::try_from(status.as_u16()).ok() }
             }
         };
@@ -214,29 +216,29 @@ impl Drop for Hold {
         let (db, user, key, until) = (self.db.clone(), self.user.clone(), self.key.clone(), self.until);
         tokio::spawn(async move {
             if let Err(error) = in_time(idempotency_keys::release(&db, &user, key.as_str(), until)).await {
-                warn!(%error, "An Idempotency-Key stays held until its time has passed");
+                warn!(%error, "An Idempotency-Key stays held until its hold expires");
             }
         });
     }
 }
 
-/// A final answer, the same to every request with its key.
+/// A final answer. Every request with its key gets the same one.
 pub struct Answer {
-    /// The id of the row that the key made.
+    /// The id of the row that the key created.
     row: String,
     saved: SavedAnswer,
     replayed: bool,
 }
 
 impl Answer {
-    /// What a key stands for, if it was answered.
+    /// The saved answer of a key, if it has one.
     pub fn replayed(known: KnownKey) -> Option<Answer> {
         let saved =
             SavedAnswer { answer: known.answer?, refused_with: known.refused_with, expires_at: known.expires_at };
         Some(Answer { row: known.ref_id.to_string(), saved, replayed: true })
     }
 
-    /// An answer that was saved just now, and the row that it is about.
+    /// An answer that was just saved, and the row that it is about.
     pub fn fresh(row: String, saved: SavedAnswer) -> Answer {
         Answer { row, saved, replayed: false }
     }
@@ -246,7 +248,7 @@ impl Answer {
         self.saved.refused_with.is_some()
     }
 
-    /// `created` is the status of a success, `at` the path that its row is found under.
+    /// `created` is the status of a success, `at` the path below which its row is found.
     pub fn into_response(self, created: StatusCode, at: &str) -> Response {
         let mut headers = HeaderMap::new();
         let expires = self.saved.expires_at.format(&Rfc3339).ok().and_then(|text| HeaderValue::try_from(text).ok());
@@ -263,7 +265,7 @@ impl Answer {
     }
 }
 
-/// Whoever holds the key's row for so long is the first request, in another process.
+/// A timeout of the database means that another process still holds the key's row: it runs the first request.
 pub fn in_flight(error: DbError) -> ApiError {
     match error {
         error if error.ran_out_of_time() => ApiError::RequestInFlight,
@@ -280,7 +282,7 @@ pub struct Turns {
     gates: Mutex<HashMap<Name, Gate>>,
 }
 
-/// The right to work under one key; ends when dropped.
+/// The right of one request in this process to work under a key. It ends when dropped.
 pub struct Turn {
     turns: Arc<Turns>,
     name: Name,
@@ -296,7 +298,7 @@ impl Turns {
     async fn wait_for(self: &Arc<Turns>, request: &Request, wait: Duration) -> Result<Turn, ApiError> {
         let name = (request.user.clone(), request.key.clone());
         let gate = self.gates.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default().clone();
-        // Made before the wait, so that giving up cleans up as well.
+        // Created before the wait, so that a timeout cleans up as well.
         let mut turn = Turn { turns: self.clone(), name, gate: Some(gate.clone()), held: None };
         let held = timeout(wait, gate.lock_owned()).await;
         turn.held = Some(held.map_err(|_| ApiError::RequestInFlight)?);
@@ -307,7 +309,7 @@ impl Turns {
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut gates = self.turns.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        // Let go of while the map is locked: of two that end at once, one is the last to look.
+        // Released while the map is locked: if two turns end at once, the last one removes the entry.
         self.held = None;
         self.gate = None;
         if gates.get(&self.name).is_some_and(|gate| Arc::strong_count(gate) == 1) {
@@ -345,7 +347,7 @@ mod tests {
         let turns = Arc::<Turns>::default();
         let together = std::sync::Barrier::new(2);
         for _ in 0..5_000 {
-            // One holds the gate, the other has given up waiting: both end.
+            // One turn holds the gate, the other has timed out. Both end.
             let first = turns.wait(&request()).await.unwrap();
             let name = (request().user, request().key);
             let other = Turn { turns: turns.clone(), name, gate: first.gate.clone(), held: None };

@@ -1,10 +1,12 @@
-//! How often a frontend may ask: a budget for each address and IPv6 network, and one for each user whose token is good.
+//! Rate limits for frontends: a budget for each address and each IPv6 network, and a budget for each user with a valid
+//! token.
 //!
-//! Every answer says what is left (`RateLimit` and `RateLimit-Policy`, draft-ietf-httpapi-ratelimit-headers-10); one that
-//! comes too early is 429 with `Retry-After`. Callbacks have no budget: there only refusals count, see [`crate::strikes`].
+//! Every answer states what is left (`RateLimit` and `RateLimit-Policy`, draft-ietf-httpapi-ratelimit-headers-10). A
+//! request over budget gets 429 with `Retry-After`. Callbacks have no budget: only their refusals count, see
+//! [`crate::strikes`].
 //!
-//! With Redis all ingresses share one budget for each key. Without an answer of Redis each goes by its own memory, which
-//! then lets through so many times more as there are ingresses.
+//! With Redis, all ingress processes share one budget for each key. If Redis does not answer, each process counts in
+//! its own memory. Then the total limit is higher by a factor: the number of ingress processes.
 
 use std::fmt::Display;
 use std::hash::Hash;
@@ -32,8 +34,8 @@ use crate::state::App;
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// A bucket in Redis: the microsecond, by its clock, at which the bucket is full again. Takes a token if there is one and
-/// answers how many microseconds the bucket was from full before that.
+/// The bucket in Redis is the microsecond, by the clock of Redis, at which it is full again. The script takes a token
+/// if there is one. It returns how many microseconds the bucket was away from full before that.
 const TAKE: &str = "
     local clock = redis.call('TIME')
     local now = clock[1] * 1000000 + clock[2]
@@ -44,27 +46,27 @@ const TAKE: &str = "
     end
     return full_in";
 
-/// Both budgets; an absent one is off.
+/// All budgets. An absent budget is off.
 pub struct Limits {
     addresses: Option<Budget<IpAddr>>,
-    /// Of each IPv6 /48, eight times as much.
+    /// For each IPv6 /48, eight times as much as for an address.
     networks: Option<Budget<IpAddr>>,
     users: Option<Budget<UserId>>,
 }
 
-/// So many requests a minute for each key, all at once or evenly.
+/// A number of requests per minute for each key, all at once or spread evenly.
 struct Budget<K> {
-    /// As the headers call it.
+    /// The name in the headers.
     name: &'static str,
     per_minute: u32,
     quota: Quota,
-    /// Of this process alone, for when Redis does not answer.
+    /// The buckets of this process, used while Redis does not answer.
     buckets: Buckets<K>,
     shared: Option<(Redis, Script)>,
 }
 
 impl Limits {
-    /// Requests a minute for each address and for each user; 0: no limit.
+    /// The budgets in requests per minute, for each address and for each user; 0 means no limit.
     pub fn new(per_address: u32, per_user: u32, redis: Option<&Redis>) -> Limits {
         Limits {
             addresses: Budget::new("address", per_address, redis),
@@ -90,7 +92,7 @@ impl<K: Hash + Eq + Display> Budget<K> {
         Spent { name: self.name, per_minute: self.per_minute, left }
     }
 
-    /// What is left by the count of all ingresses; `None` without an answer of Redis.
+    /// What is left by the shared count of all ingress processes. `None` if Redis does not answer.
     async fn shared_left(&self, key: &K) -> Option<Left> {
         let (redis, script) = self.shared.as_ref()?;
         let Quota { burst, every } = self.quota;
@@ -101,7 +103,7 @@ impl<K: Hash + Eq + Display> Budget<K> {
     }
 }
 
-/// What a request has cost one budget.
+/// One budget after a request has used it.
 struct Spent {
     name: &'static str,
     per_minute: u32,
@@ -118,8 +120,8 @@ impl Spent {
     }
 }
 
-/// Lets a request through if both budgets have room for it, and says on the answer what is left. The caller whose token
-/// was good is kept for the handler.
+/// Lets a request through if all budgets have room for it, and states in the answer what is left. A caller with a valid
+/// token is added to the request for the handler.
 pub async fn limit(
     State(app): State<Arc<App>>,
     Extension(ClientIp(address)): Extension<ClientIp>,

@@ -1,4 +1,4 @@
-//! One log line and one measurement for each request, and the last word on how an answer looks.
+//! Writes one log line and one measurement for each request, and renders the answers that are not in their final form.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,16 +14,18 @@ use tracing::{Instrument, error, field, info, info_span, warn};
 use crate::problem::{ApiError, Rendered};
 use crate::rarely::Few;
 
-/// The id that a client gave its request, beside ours.
+/// The id that the client gave its request. It is kept beside ours.
 #[derive(Debug, Clone)]
 pub struct ClientRequestId(pub String);
 
-/// Refusals that are logged in a second. A stranger can cause any number of them.
+/// Limits the refusals that are logged per second. A stranger can cause any number of them.
 static REFUSALS: Few = Few::new(100);
 
-/// Wraps a request in a span that every line about it belongs to. The query string is not logged: it may hold a token.
+/// Runs a request in a span that all its log lines belong to. The query string is not logged, because it may hold a
+/// token.
 ///
-/// No label is of the client's making: each value of one is kept in memory, and shown, for as long as the process lives.
+/// The client chooses no metric label: each value of a label stays in memory, and in the metrics output, as long as the
+/// process lives.
 pub async fn observe(request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = method_name(request.method());
@@ -52,7 +54,7 @@ pub async fn observe(request: Request, next: Next) -> Response {
     response
 }
 
-/// The methods that HTTP itself names; any other token may stand in their place.
+/// The name of a method that HTTP itself defines, or `other`: a client may send any token as a method.
 fn method_name(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -66,7 +68,7 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
-/// What an error says about the client, where it says anything.
+/// The security event that an error shows, if it shows one.
 fn security_event(error: &ApiError) -> Option<&'static str> {
     match error {
         ApiError::TokenInvalid => Some("token_invalid"),
@@ -78,7 +80,8 @@ fn security_event(error: &ApiError) -> Option<&'static str> {
     }
 }
 
-/// Whether a line about a refusal is written. Of a flood some are, and then how many were not.
+/// Whether this answer is logged. During a flood of refusals only some are logged; then a line states how many were
+/// not.
 fn is_logged(response: &Response) -> bool {
     let cheap = [
         StatusCode::UNAUTHORIZED,
@@ -98,7 +101,7 @@ fn is_logged(response: &Response) -> bool {
     is_logged
 }
 
-/// The one place where an error is logged, with all that lies behind it.
+/// The only place where an error is logged, with all its sources.
 fn log(response: &Response, duration_ms: f64) {
     let status = response.status().as_u16();
     if let Some(event) = ApiError::of(response).and_then(|error| security_event(error)) {
@@ -117,7 +120,7 @@ fn log(response: &Response, duration_ms: f64) {
     }
 }
 
-/// What lies behind an error, outermost first.
+/// The sources of an error, outermost first.
 fn causes(error: &Arc<ApiError>) -> String {
     let mut causes = Vec::new();
     let mut source = std::error::Error::source(error.as_ref());

@@ -1,4 +1,4 @@
-//! The frontends' routes, and the description of them that is made from the same functions.
+//! The frontends' routes, and their description, which is generated from the same functions.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ impl Modify for Tokens {
     }
 }
 
-/// The frontends' routes; with `/openapi.json` and the readable page `/docs` where they are served.
+/// The frontends' routes. With `serve_docs` they include `/openapi.json` and the documentation page `/docs`.
 pub fn router(serve_docs: bool) -> Router<Arc<App>> {
     let (routes, mut description) = described().split_for_parts();
     if !serve_docs {
@@ -53,10 +53,10 @@ pub fn router(serve_docs: bool) -> Router<Arc<App>> {
     routes.route("/", get(index::index)).merge(page.layer(middleware::from_fn(headers::docs)))
 }
 
-/// Only where there is a body.
+/// Only for operations with a request body.
 const UNSUPPORTED_MEDIA_TYPE: &str = "415";
 
-/// What the layers around the routes may answer in place of each of them.
+/// The answers that the layers around the routes may give instead of the handler.
 const SHARED_ANSWERS: [(&str, &str); 8] = [
     ("400", "`bad_request`"),
     ("408", "`request_timeout`"),
@@ -84,7 +84,7 @@ fn add_shared_answers(description: &mut utoipa::openapi::OpenApi) {
     }
 }
 
-/// A problem has a media type of its own, which its schema does not tell the generator.
+/// Sets the media type of problems. The generator cannot derive it from the schema.
 fn name_problems(answer: &mut RefOr<Response>) {
     if let RefOr::T(Response { content, .. }) = answer
         && content.get("application/json").is_some_and(is_problem)

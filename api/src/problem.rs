@@ -1,5 +1,5 @@
-//! The one place where an error becomes an answer: `application/problem+json` (RFC 9457) with a stable `code`, or, on a
-//! callback route, what the gateway understands (see [`crate::refusal`]).
+//! The only place where an error becomes an answer: `application/problem+json` (RFC 9457) with a stable `code`. On a
+//! callback route the answer has the gateway's format instead (see [`crate::refusal`]).
 
 use std::sync::Arc;
 
@@ -15,121 +15,121 @@ use store::DbError;
 use store::retry::Collision;
 use store::settle::refunds::RefundRefusal;
 
-/// Why a request is not answered with what it asked for. `Display` is the problem's title: it names no internals.
+/// The errors of the API. `Display` is the title of the problem; it reveals no internals.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// Neither JSON nor an object.
+    /// The body is not JSON, or not a JSON object.
     #[error("the body is not a JSON object: {0}")]
     MalformedJson(String),
-    /// Another media type than JSON.
+    /// The media type of the body is not JSON.
     #[error("the body must be application/json")]
     UnsupportedMediaType,
-    /// Fields that are missing, unknown or out of range: all of them.
+    /// All fields that are missing, unknown or out of range.
     #[error("some fields are not valid")]
     InvalidFields(Vec<FieldFault>),
-    /// A creating request without the header that makes it repeatable.
+    /// A creating request lacks the header that makes it repeatable.
     #[error("the header Idempotency-Key is required")]
     IdempotencyKeyRequired,
-    /// The header holds something else than a key.
+    /// The header is not a valid key.
     #[error("an Idempotency-Key has 1 to 255 visible ASCII characters")]
     IdempotencyKeyInvalid,
-    /// The key made something else before.
+    /// The key was used for another request before.
     #[error("this Idempotency-Key was used for another request")]
     IdempotencyKeyReused,
     /// The first request with this key is not finished.
     #[error("a request with this Idempotency-Key is still in flight")]
     RequestInFlight,
-    /// Nobody says who asks.
+    /// The request has no token.
     #[error("a bearer token is required")]
     TokenMissing,
-    /// The token proves nothing here.
+    /// The token is not valid here.
     #[error("the token is not valid")]
     TokenInvalid,
-    /// It did once.
+    /// The token was valid and has expired.
     #[error("the token has expired")]
     TokenExpired,
-    /// The token has not the scope that the route asks for.
+    /// The token lacks the scope that the route requires.
     #[error("this needs a token with the scope payments:admin")]
     ScopeMissing,
-    /// What one person proposes another confirms.
-    #[error("another person than the one who proposed it must confirm")]
+    /// A proposal must be confirmed by another person.
+    #[error("a person other than the one who proposed it must confirm")]
     SamePerson,
-    /// No such order, or somebody else's.
+    /// There is no such order, or it is another user's order.
     #[error("there is no such order")]
     OrderNotFound,
-    /// No such refund, or of somebody else's order.
+    /// There is no such refund, or it is a refund of another user's order.
     #[error("there is no such refund")]
     RefundNotFound,
-    /// No such case.
+    /// There is no such case.
     #[error("there is no such case")]
     CaseNotFound,
-    /// The case is done.
+    /// The case is already resolved.
     #[error("the case is resolved")]
     CaseResolved,
     /// Only a resolved case can be reopened.
     #[error("the case is not resolved")]
     CaseNotResolved,
-    /// Nothing waits to be confirmed.
-    #[error("nothing is proposed that could be confirmed")]
+    /// No proposal waits for confirmation.
+    #[error("the case has no proposal to confirm")]
     CaseNotProposed,
-    /// Somebody was faster.
-    #[error("the case has changed; look at it again")]
+    /// The case has changed since the caller read it.
+    #[error("the case has changed; read it again")]
     CaseChanged,
     /// The case, or what it is about, does not allow the action.
-    #[error("this action does not fit: {0}")]
+    #[error("this action is not possible: {0}")]
     ActionUnfit(&'static str),
-    /// Money cannot go back, and why.
+    /// The refund is refused, with the reason.
     #[error("{0}")]
     Refund(RefundRefusal),
-    /// No such gateway.
+    /// There is no such payment method.
     #[error("there is no such payment method")]
     MethodNotFound,
-    /// Somebody was faster.
-    #[error("the rules have changed; look at them again")]
+    /// The rules have changed since the caller read them.
+    #[error("the rules have changed; read them again")]
     ConfigChanged,
-    /// Switched off, or outside the limits that are set.
+    /// The method or the scene is switched off, or the amount is outside the limits.
     #[error("{0}")]
     NotOffered(NotOffered),
-    /// Whoever has paid does not give up.
-    #[error("the order is paid; ask for a refund instead")]
+    /// The order is paid, so it cannot be closed.
+    #[error("the order is paid; request a refund instead")]
     OrderAlreadyPaid,
-    /// Paid, closed or expired.
+    /// The order is paid, closed or expired.
     #[error("the order can no longer be paid: it is {0}")]
     OrderNotPayable(&'static str),
-    /// The gateway refuses this order for good.
+    /// The gateway refuses this order permanently.
     #[error("the gateway refuses this order; place a new one")]
     OrderUnusable(#[source] GatewayError),
-    /// The gateway gives no fresh credential for an order that stays as it is, and none is kept that is still good.
+    /// The gateway gives no fresh credential, and there is no stored one that is still valid. The order stays as it is.
     #[error("the gateway gives no fresh credential for this order; the last one that it gave may still work")]
     CredentialRefused(#[source] GatewayError),
-    /// The gateway refuses the merchant's account: people have to mend that. No order is to blame.
-    #[error("the gateway refuses the merchant's account; the order is not to blame, repeat later")]
+    /// The gateway refuses the merchant's account. A person must correct that; the order is not at fault.
+    #[error("the gateway refuses the merchant's account, not the order; repeat later")]
     GatewayMisconfigured(#[source] GatewayError),
-    /// Repeat later, with the same key.
+    /// The gateway cannot be reached. The client repeats later with the same key.
     #[error("the gateway cannot be reached; repeat the request with the same Idempotency-Key")]
     GatewayUnavailable(#[source] GatewayError),
-    /// A person has to look.
+    /// The gateway's answer breaks the protocol. A person must investigate.
     #[error("the gateway's answer cannot be understood")]
     GatewayProtocol(#[source] GatewayError),
-    /// More than a budget allows.
+    /// The request exceeds a budget.
     #[error("too many requests; repeat in {wait} s")]
     TooManyRequests {
-        /// Seconds until the next one is taken.
+        /// Seconds until the next request is accepted.
         wait: u64,
     },
-    /// Too many pages watch one order, or one client has too many open.
+    /// Too many pages watch one order, or one client has too many streams open.
     #[error("too many open streams of this order, of this user or from this address")]
     TooManyStreams,
-    /// Too many pages watch altogether.
+    /// The whole process has too many streams open.
     #[error("no more streams can be opened at the moment")]
     StreamsFull,
-    /// The database.
+    /// An error of the database.
     #[error("{}", if is_transient(.0) { "the service is busy; repeat the request" } else { "internal error" })]
     Db(#[from] DbError),
-    /// A fault of ours.
+    /// An internal fault of the service.
     #[error("internal error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The answer of a layer or of the router itself.
+    /// An error status from a layer or from the router itself.
     #[error("{}", layer(*.0).1)]
     Layer(StatusCode),
 }
@@ -137,9 +137,9 @@ pub enum ApiError {
 /// What is wrong with one field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct FieldFault {
-    /// Its name in the request.
+    /// The field's name in the request.
     pub field: String,
-    /// What it must be.
+    /// The rule that the field breaks.
     pub message: String,
 }
 
@@ -156,42 +156,42 @@ pub struct Problem {
     /// `/problems/` and the code.
     #[serde(rename = "type")]
     kind: String,
-    /// In words, for a person.
+    /// A description for people.
     title: String,
-    /// The HTTP status once more.
+    /// The HTTP status, repeated.
     status: u16,
-    /// Stable, for a program.
+    /// A stable code for programs.
     #[schema(example = "invalid_fields")]
     code: &'static str,
-    /// Every field that is wrong, with `invalid_fields` only.
+    /// All invalid fields; only with `invalid_fields`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldFault>,
-    /// The gateway's own code, with `order_unusable` and `credential_refused` only.
+    /// The gateway's own code; only with `order_unusable` and `credential_refused`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "ACQ.TOTAL_FEE_EXCEED")]
     gateway_code: Option<String>,
-    /// What is left to go back, in yuan, with `refund_too_much` only.
+    /// The amount that can still be refunded, in yuan; only with `refund_too_much`.
     #[serde(skip_serializing_if = "Option::is_none")]
     refundable_amount: Option<String>,
-    /// The smallest order, in yuan, with `amount_out_of_range` only.
+    /// The smallest order amount, in yuan; only with `amount_out_of_range`.
     #[serde(skip_serializing_if = "Option::is_none")]
     min_amount: Option<String>,
-    /// The largest order, in yuan, with `amount_out_of_range` only.
+    /// The largest order amount, in yuan; only with `amount_out_of_range`.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_amount: Option<String>,
 }
 
-/// On an answer that is already in its final form, so that no layer renders it again.
+/// Marks an answer that is already in its final form, so that no layer renders it again.
 #[derive(Debug, Clone, Copy)]
 pub struct Rendered;
 
 impl ApiError {
-    /// A fault of one field that only shows beside what is stored.
+    /// A fault of one field that only shows in comparison with stored data.
     pub fn field(field: &str, message: impl Into<String>) -> ApiError {
         ApiError::InvalidFields(vec![FieldFault::new(field, message)])
     }
 
-    /// A fault of ours.
+    /// Wraps an internal fault of the service.
     pub fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ApiError {
         ApiError::Internal(error.into())
     }
@@ -247,10 +247,10 @@ impl ApiError {
         }
     }
 
-    /// Status and body of a refusal that no repeat will change, to be saved.
+    /// Status and body of a refusal that no repeat can change. They are saved for repeats.
     ///
     /// # Errors
-    /// Itself, when a repeat may go better.
+    /// The error itself, when a repeat may succeed.
     pub(crate) fn if_final(self) -> Result<(StatusCode, Value), ApiError> {
         match &self {
             ApiError::OrderUnusable(_) => {
@@ -280,7 +280,7 @@ impl ApiError {
         Problem { kind, title, status, code, errors, gateway_code, refundable_amount, min_amount, max_amount }
     }
 
-    /// The gateway's own code, where it speaks of the order.
+    /// The gateway's own code, if it is about the order.
     fn gateway_code(&self) -> Option<String> {
         let (ApiError::OrderUnusable(error) | ApiError::CredentialRefused(error)) = self else { return None };
         let GatewayError::Refused { code, .. } = error else { return None };
@@ -288,14 +288,14 @@ impl ApiError {
         Some(code.clone()).filter(|code| (1..=64).contains(&code.len()) && code.bytes().all(fits))
     }
 
-    /// How many seconds later a repeat makes sense, where it does.
+    /// The seconds after which a repeat makes sense, if it does.
     fn retry_after(&self) -> Option<HeaderValue> {
         let (status, _) = self.status();
         let wait = match self {
             ApiError::TooManyRequests { wait } => return Some(HeaderValue::from(*wait)),
             ApiError::RequestInFlight => "1",
             ApiError::StreamsFull | ApiError::TooManyStreams => "5",
-            // People have to act first.
+            // A person must act first.
             ApiError::GatewayMisconfigured(_) => "60",
             _ if status == StatusCode::SERVICE_UNAVAILABLE => "2",
             _ => return None,
@@ -303,7 +303,7 @@ impl ApiError {
         Some(HeaderValue::from_static(wait))
     }
 
-    /// RFC 6750, section 3.
+    /// The `WWW-Authenticate` header (RFC 6750, section 3).
     fn challenge(&self) -> Option<HeaderValue> {
         match self {
             ApiError::TokenMissing => Some(HeaderValue::from_static("Bearer")),
@@ -317,18 +317,18 @@ impl ApiError {
         }
     }
 
-    /// Whether it is a defect of the service rather than of the request or the surroundings.
+    /// Whether the error is a defect of the service, rather than of the request or the environment.
     pub(crate) fn is_defect(&self) -> bool {
         self.status().0 == StatusCode::INTERNAL_SERVER_ERROR
     }
 
-    /// Takes the error out of an answer, for the layer that logs it.
+    /// The error of an answer, for the layer that logs it.
     pub(crate) fn of(response: &Response) -> Option<&Arc<ApiError>> {
         response.extensions().get()
     }
 }
 
-/// The bare answer after a panic, whose text is for the log alone.
+/// The bare answer after a panic. The text of the panic goes only to the log.
 pub fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
@@ -339,7 +339,7 @@ impl Collision for ApiError {
     }
 }
 
-/// Whether repeating may help.
+/// Whether a repeat may succeed.
 fn is_transient(error: &DbError) -> bool {
     matches!(error, DbError::Unavailable(_) | DbError::Again(_))
 }
@@ -348,7 +348,7 @@ fn is_transient(error: &DbError) -> bool {
 fn layer(status: StatusCode) -> (&'static str, &'static str) {
     match status {
         StatusCode::NOT_FOUND => ("not_found", "there is nothing at this address"),
-        StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", "this address does not take this method"),
+        StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", "this address does not accept this method"),
         StatusCode::REQUEST_TIMEOUT => ("request_timeout", "the request did not arrive in time"),
         StatusCode::PAYLOAD_TOO_LARGE => ("body_too_large", "the body has more than 64 KiB"),
         StatusCode::URI_TOO_LONG => ("uri_too_long", "the address has more than 4 KiB"),
@@ -360,7 +360,7 @@ fn layer(status: StatusCode) -> (&'static str, &'static str) {
     }
 }
 
-/// The one form that problems have.
+/// Renders every problem in the same form.
 pub(crate) fn render(status: StatusCode, problem: impl Serialize) -> Response {
     let mut response = (status, Json(problem)).into_response();
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -374,7 +374,7 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         headers.extend(self.retry_after().map(|wait| (RETRY_AFTER, wait)));
         headers.extend(self.challenge().map(|challenge| (WWW_AUTHENTICATE, challenge)));
-        response.extensions_mut().insert(Arc::new(self)); // Logged once, by the outer layer.
+        response.extensions_mut().insert(Arc::new(self)); // The outer layer logs it once.
         response
     }
 }

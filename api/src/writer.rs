@@ -1,7 +1,7 @@
-//! Orders that come together are written together: one statement, one commit, one wait for the disk.
+//! Orders that arrive together are written together: one statement, one commit, one wait for the disk.
 //!
-//! Nobody waits for company. While a statement is under way, those that come meanwhile wait for its lane, and go together
-//! in the next one; on a quiet day each goes alone. A panic concerns one order: its lane goes on.
+//! No order waits for other orders to arrive. Orders that arrive while a statement runs wait for it, and go together in
+//! the next statement. Under low load each order is written alone. A panic affects one order: its lane continues.
 
 use std::slice;
 use std::sync::Arc;
@@ -15,25 +15,25 @@ use store::retry::anew;
 use store::tables::orders::{self, Created, NewOrder};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-/// Statements under way at once: while one waits for the disk, the next one is carried out.
+/// Statements that run at once: while one waits for the disk, the next one is executed.
 const LANES: usize = 2;
 /// The most orders in one statement.
 const GROUP: usize = 64;
 
-/// See the module. Its lanes end with it.
+/// See the module. Dropping the writer ends its lanes.
 pub struct OrderWriter {
     db: PgPool,
     jobs: mpsc::Sender<Job>,
 }
 
-/// An order, and whom to tell.
+/// An order, and the channel for its result.
 struct Job {
     new: NewOrder,
     done: oneshot::Sender<Result<Created, DbError>>,
 }
 
 impl OrderWriter {
-    /// A writer with its lanes. Needs a tokio runtime.
+    /// Starts a writer and its lanes. Needs a tokio runtime.
     pub fn start(db: PgPool) -> OrderWriter {
         let (jobs, waiting) = mpsc::channel(GROUP);
         let waiting = Arc::new(Mutex::new(waiting));
@@ -46,32 +46,33 @@ impl OrderWriter {
     /// See [`orders::create`]. No two orders under way may have the same user and key.
     ///
     /// # Errors
-    /// [`DbError`]; the order may have been made all the same when the connection was lost.
+    /// [`DbError`]. If the connection was lost, the order may still have been created.
     pub async fn create(&self, new: NewOrder) -> Result<Created, DbError> {
         let (done, written) = oneshot::channel();
         match self.jobs.send(Job { new, done }).await {
             Ok(()) => written.await.unwrap_or(Err(DbError::Moved)),
-            // The lanes are gone, which only a panic explains.
+            // The lanes are gone. Only a panic can explain that.
             Err(mpsc::error::SendError(Job { new, .. })) => alone(&self.db, new).await,
         }
     }
 }
 
-/// Writes group after group; one lane waits for the next at a time.
+/// Writes one group after another. Only one lane at a time waits for the next group.
 async fn lane(db: PgPool, waiting: Arc<Mutex<mpsc::Receiver<Job>>>) {
     let mut jobs = Vec::with_capacity(GROUP);
     while waiting.lock().await.recv_many(&mut jobs, GROUP).await > 0 {
         let (new, done): (Vec<_>, Vec<_>) = jobs.drain(..).map(|Job { new, done }| (new, done)).unzip();
         for (done, created) in done.into_iter().zip(write(&db, new).await) {
-            // One that panicked has no answer: dropping `done` is an error for the request that waits.
+            // An order that panicked has no result. Dropping `done` gives an error to the request that waits.
             let Some(created) = created else { continue };
-            // Whoever asked may have gone; his order is made all the same, as if he had gone a moment later.
+            // The request may be gone. Its order is created anyway, as if the client had left a moment later.
             let _ = done.send(created);
         }
     }
 }
 
-/// One statement for all. If it fails, each is tried alone, so that one order's fault is no other's. `None`: it panicked.
+/// Writes all orders in one statement. If it fails, each order is tried alone, so that one bad order does not affect
+/// the others. `None`: the order panicked.
 async fn write(db: &PgPool, new: Vec<NewOrder>) -> Vec<Option<Result<Created, DbError>>> {
     match caught(anew(|| create(db, &new))).await {
         Ok(Ok(created)) => return created.into_iter().map(|created| Some(Ok(created))).collect(),

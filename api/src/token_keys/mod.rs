@@ -1,5 +1,5 @@
-//! The keys that bearer tokens and view tokens are verified with: read at the start, and taken up from their files when these
-//! change, so that a stolen key goes and a new one comes without a restart.
+//! The keys of bearer tokens and view tokens. They are read at the start, and reloaded when their files change: a
+//! stolen key can be removed and a new key added without a restart.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,34 +18,35 @@ use tracing::{error, info, warn};
 use crate::auth::{Authenticator, Claimed, Key, MAX_AGE};
 use crate::view_token::{ViewKeys, ViewTokens};
 
-/// How often the files are looked at.
+/// How often the files are checked for a change.
 const EVERY: Duration = Duration::from_secs(5);
 const SHORTEST: usize = 32;
 const SECRET_HINT: &str = "make one with `openssl rand -hex 32`";
 const JWKS_HINT: &str = "name a file that holds a JWKS of public keys";
 
-/// Where every key is.
+/// The source of every key.
 pub struct TokenKeys {
     claimed: Claimed,
     /// `MAX_TOKEN_AGE` (default 24h): how long a bearer token may live from its `iat`.
     longest: Duration,
-    /// `JWT_HS256_SECRET` (at least 32 bytes), and `PREVIOUS_JWT_HS256_SECRET`, which counts until
+    /// `JWT_HS256_SECRET` (at least 32 bytes), and `PREVIOUS_JWT_HS256_SECRET`, which is accepted until
     /// `PREVIOUS_JWT_HS256_SECRET_UNTIL`.
     bearer: [Option<Secret>; 2],
-    /// `JWT_JWKS_FILE`: beside or instead of the secret.
+    /// `JWT_JWKS_FILE`: used beside the secret or instead of it.
     jwks: Option<PathBuf>,
     /// `VIEW_TOKEN_SECRET` (required, at least 32 bytes), which signs view tokens and nothing else, and
-    /// `PREVIOUS_VIEW_TOKEN_SECRET`, which counts until `PREVIOUS_VIEW_TOKEN_SECRET_UNTIL`.
+    /// `PREVIOUS_VIEW_TOKEN_SECRET`, which is accepted until `PREVIOUS_VIEW_TOKEN_SECRET_UNTIL`.
     view: [Option<Secret>; 2],
-    /// The files as they were just before they were read.
+    /// The fingerprint of the files, taken just before they were read.
     print: Print,
 }
 
-/// One secret, and where it is.
+/// One secret and its source.
 struct Secret {
     name: &'static str,
     held: Held,
-    /// Until when it verifies, in seconds since 1970; it signs nothing then. `None`: the secret of today.
+    /// The time until which a previous secret verifies, in seconds since 1970. It signs nothing. `None`: the current
+    /// secret.
     until: Option<u64>,
 }
 
@@ -54,7 +55,7 @@ enum Held {
     File(PathBuf),
 }
 
-/// What tells the files from what they were. It holds no secret.
+/// A fingerprint that changes when a file changes. It holds no secret.
 type Print = Vec<(bool, Option<[u8; 32]>)>;
 
 impl TokenKeys {
@@ -71,7 +72,7 @@ impl TokenKeys {
             env.fault("JWT_HS256_SECRET", "neither it nor JWT_JWKS_FILE is set", "set at least one of the two");
         }
         let view = [secret(env, "VIEW_TOKEN_SECRET"), previous(env, "PREVIOUS_VIEW_TOKEN_SECRET")];
-        // Names what is missing.
+        // Reports the variable if it is missing.
         let view_is_there = env.required("VIEW_TOKEN_SECRET", SECRET_HINT).is_some();
         let mut keys = TokenKeys { claimed, longest: age.unwrap_or(MAX_AGE), bearer, jwks, view, print: Print::new() };
         keys.print = keys.print();
@@ -89,7 +90,8 @@ impl TokenKeys {
         read.filter(|_| view_is_there && age.is_some())
     }
 
-    /// Takes up each change of a file, until `stop`. A bad file keeps every key of before, and is named once.
+    /// Reloads the keys after each change of a file, until `stop`. A bad file leaves all old keys in force and is
+    /// logged once.
     pub async fn watch(self, authenticator: &Authenticator, views: &ViewTokens, stop: CancellationToken) {
         if self.files().next().is_none() {
             return;
@@ -123,7 +125,7 @@ impl TokenKeys {
         self.files().map(of).collect()
     }
 
-    /// Every key as the files hold it now, or every fault.
+    /// Reads every key from its source, or returns every fault.
     fn read(&self) -> Result<(Vec<Key>, Option<ViewKeys>), ConfigFaults> {
         let mut faults = ConfigFaults::default();
         let mut bearer = Vec::new();
@@ -175,19 +177,18 @@ fn secret(env: &mut Env, name: &'static str) -> Option<Secret> {
     Some(Secret { name, held, until: None })
 }
 
-/// A secret of before: it verifies until its date and signs nothing.
+/// The previous secret. It verifies until its date and signs nothing.
 fn previous(env: &mut Env, name: &'static str) -> Option<Secret> {
-    const HINT: &str =
-        "set it to the time from which the previous secret no longer counts, such as 2026-12-01T00:00:00Z";
+    const HINT: &str = "set it to the time until which the previous secret is accepted, such as 2026-12-01T00:00:00Z";
     let (until, secret) = (until_of(name), secret(env, name)?);
     let text = env.required(until, HINT)?;
     let Ok(at) = OffsetDateTime::parse(&text, &Rfc3339) else {
-        env.fault(until, format!("{text:?} is no RFC 3339 time"), HINT);
+        env.fault(until, format!("{text:?} is not an RFC 3339 time"), HINT);
         return None;
     };
     let at = u64::try_from(at.unix_timestamp()).unwrap_or_default();
     if at <= jsonwebtoken::get_current_timestamp() {
-        warn!("{name} no longer counts, because {until} has passed: remove both");
+        warn!("{name} is no longer accepted, because {until} has passed: remove both");
     }
     Some(Secret { until: Some(at), ..secret })
 }
@@ -223,14 +224,14 @@ fn read_jwks(path: &Path, claimed: &Claimed) -> Result<Vec<Key>, ConfigFaults> {
     })
 }
 
-/// What is known of the files: what was judged, and what was seen last.
+/// The state of the files: the fingerprint that was last evaluated, and the one that was last read.
 struct Seen {
     judged: Print,
     last: Print,
 }
 
 impl Seen {
-    /// Judges the files once a change was seen twice: the first time it may still be being written.
+    /// Evaluates a change only after two equal reads: at the first read a file may still be being written.
     fn look(&mut self, keys: &TokenKeys, authenticator: &Authenticator, views: &ViewTokens) {
         let now = keys.print();
         let is_settled = now == self.last;
@@ -241,14 +242,14 @@ impl Seen {
         self.judged = now;
         let up = match keys.read() {
             Ok((bearer, view)) => {
-                info!(keys = bearer.len(), "Took up the changed keys of tokens");
+                info!(keys = bearer.len(), "Loaded the changed token keys");
                 authenticator.put(bearer);
                 view.into_iter().for_each(|view| views.put(view));
                 1.0
             }
             Err(faults) => {
                 for fault in &faults.0 {
-                    error!(%fault, "The keys of tokens stay as they were: {fault}");
+                    error!(%fault, "The old token keys stay in force: {fault}");
                 }
                 0.0
             }

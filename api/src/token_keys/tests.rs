@@ -1,4 +1,4 @@
-//! Keys come and go with their files; a bad file changes nothing.
+//! Keys follow the changes of their files. A bad file changes nothing.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ const ONE: &str = "0123456789abcdef0123456789abcdef-one";
 const TWO: &str = "0123456789abcdef0123456789abcdef-two";
 const VIEW: &str = "fedcba9876543210fedcba9876543210-view";
 
-/// A folder of its own, with the files that the environment names.
+/// A temporary folder with the files that the environment names.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -62,7 +62,7 @@ fn files_that_change_are_taken_up_whole_or_not_at_all() {
     assert!(takes(ONE) && !takes(TWO) && views.open(&page).is_ok());
     for (text, taken) in [
         (TWO, TWO),
-        // A placeholder, a short one, the other secret, and nothing: the keys of before go on.
+        // A placeholder, a short secret, the other secret, and an empty file: the old keys stay in force.
         ("change-me-0123456789-0123456789-0123456789", TWO),
         ("short", TWO),
         (VIEW, TWO),
@@ -159,7 +159,7 @@ fn what_is_wrong_with_keys_is_named_at_once_and_shows_none() {
     ]);
     for wrong in [
         "PREVIOUS_JWT_HS256_SECRET_UNTIL: it is not set",
-        "PREVIOUS_VIEW_TOKEN_SECRET_UNTIL: \"tomorrow\" is no RFC 3339 time",
+        "PREVIOUS_VIEW_TOKEN_SECRET_UNTIL: \"tomorrow\" is not an RFC 3339 time",
         "VIEW_TOKEN_SECRET: it is not set",
         "JWT_JWKS_FILE: it is not a JWKS: see line 1",
         "MAX_TOKEN_AGE: \"forever\" does not fit",
