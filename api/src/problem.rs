@@ -105,7 +105,8 @@ pub enum ApiError {
     /// The gateway refuses the merchant's account. A person must correct that; the order is not at fault.
     #[error("the gateway refuses the merchant's account, not the order; repeat later")]
     GatewayMisconfigured(#[source] GatewayError),
-    /// The gateway cannot be reached. The client repeats later with the same key.
+    /// The gateway cannot be reached, refuses for now, or the outcome is unknown. The client repeats later with the
+    /// same key.
     #[error("the gateway cannot be reached; repeat the request with the same Idempotency-Key")]
     GatewayUnavailable(#[source] GatewayError),
     /// The gateway's answer breaks the protocol. A person must investigate.

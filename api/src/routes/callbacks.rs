@@ -1,5 +1,5 @@
-//! `POST /v1/callbacks/{alipay|wechat}/{account}`: check who speaks, make the bytes durable, answer. Settling is a
-//! worker's.
+//! `POST /v1/callbacks/{alipay|wechat}/{account}`: verifies the sender, makes the bytes durable, answers. A worker
+//! settles the payment.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,12 +26,12 @@ use crate::problem::Rendered;
 use crate::refusal::{CallbackOutcome, CallbackRefusal, accepted, refused};
 use crate::state::App;
 
-/// For the whole answer; the gateways give up after 5 s.
+/// The time limit for the whole answer. The gateways stop waiting after 5 s.
 const ANSWER: Duration = Duration::from_millis(4400);
-/// For the body: the gateways send it at once, and their 5 s have to last for the rest as well.
+/// The time limits for the body. The gateways send it at once, and their 5 s must also cover the rest.
 const BODY: BodyTime = BodyTime { gap: Duration::from_secs(1), whole: Duration::from_secs(3) };
 
-/// Both gateways' routes, with bounds of their own.
+/// The routes of both gateways, with their own bounds.
 pub fn router(app: &Arc<App>) -> Router<Arc<App>> {
     let bounds = Bounds { answer: ANSWER, body: BODY };
     let route = |method: PaymentMethod| {
@@ -42,7 +42,7 @@ pub fn router(app: &Arc<App>) -> Router<Arc<App>> {
     route(PaymentMethod::Alipay).merge(route(PaymentMethod::Wechat))
 }
 
-/// Takes one callback.
+/// Handles one callback.
 async fn callback(
     State(app): State<Arc<App>>,
     Extension(method): Extension<PaymentMethod>,
@@ -64,20 +64,20 @@ async fn callback(
     }
 }
 
-/// Behind a proxy that is not trusted all callbacks come from one address, so the forged ones of anybody shut out the
-/// genuine ones. Anybody can send the header, too; so it is said, and not often.
+/// Warns of a proxy that is not trusted. All callbacks behind it come from one address, so forged callbacks block the
+/// genuine ones. Any client can send the header, too, so the warning is rare.
 fn warn_of_unknown_proxy(app: &App, request: &Request) {
     let Some(peer) = unknown_proxy(request, &app.settings.trusted_proxies) else { return };
     if app.unknown_proxy.is_due(tokio::time::Instant::now()) {
         warn!(
             %peer,
-            "A callback came with X-Forwarded-For from {peer}, which TRUSTED_PROXIES does not name. If it is your proxy, \
-             name it: until then all that it hands on counts as its own, and forged callbacks shut out the genuine"
+            "A callback with X-Forwarded-For came from {peer}, which is not in TRUSTED_PROXIES. If it is your proxy, \
+             add it: until then all that it forwards counts as its own, and forged callbacks block the genuine ones"
         );
     }
 }
 
-/// Cheap checks first, the signature last.
+/// Runs the cheap checks first and verifies the signature last.
 async fn take(
     app: &App,
     method: PaymentMethod,
@@ -86,7 +86,7 @@ async fn take(
     request: Request,
 ) -> Result<Receipt, CallbackRefusal> {
     let known = app.callers.of(method);
-    // The gateway's own addresses are never treated as strangers.
+    // The gateway's own addresses are never blocked because of strikes.
     if !is_listed(address, &known) && app.strikes.is_out(address, tokio::time::Instant::now()) {
         return Err(CallbackRefusal::TooMany);
     }
@@ -97,7 +97,7 @@ async fn take(
     let gateway = app.accounts.get(method, &account).ok_or(CallbackRefusal::UnknownAccount)?;
     Span::current().record("account", account.as_str());
 
-    // A body that comes slowly holds its address's share, and a slot only once it is here.
+    // A slow body holds a share of its address. It takes a slot only after it has arrived.
     let share = if is_listed(address, &known) {
         None
     } else {
@@ -115,7 +115,7 @@ async fn take(
     })
 }
 
-/// Keeps the bytes as they came, and of the headers those that the signature needs.
+/// Reads the unchanged bytes, and only those headers that the signature needs.
 async fn read(
     app: &App,
     method: PaymentMethod,
@@ -137,7 +137,7 @@ fn explain(error: CallbackError) -> CallbackRefusal {
     error.into()
 }
 
-/// Adds to the request's log line what the answer does not tell.
+/// Adds to the request's log line the reason that the answer does not reveal.
 fn note(reason: &dyn std::fmt::Display) {
     Span::current().record("reason", display(reason));
 }
@@ -146,7 +146,7 @@ async fn not_so() -> StatusCode {
     StatusCode::METHOD_NOT_ALLOWED
 }
 
-/// Counts and times each callback, and gives the bare answers of layers the gateway's form.
+/// Counts and times each callback, and renders the bare answers of layers in the gateway's format.
 async fn finish(Extension(method): Extension<PaymentMethod>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let mut response = next.run(request).await;

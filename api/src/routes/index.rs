@@ -1,4 +1,4 @@
-//! `GET /`: where to look.
+//! `GET /`: names the service and its documentation.
 
 use axum::Json;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Which part of a list: page, state, gateway, time. Every list reads its query the same way.
+//! The query parameters of lists: page, state, gateway, time. Every list reads them in the same way.
 
 use std::str::FromStr;
 
@@ -18,8 +18,8 @@ use utoipa::IntoParams;
 use crate::fields::{MOST, one_of, short};
 use crate::problem::{ApiError, FieldFault};
 
-/// A query string in which each parameter is one of those that the OpenAPI document names, and comes once. A misspelt
-/// filter would otherwise answer with everything.
+/// A query string in which the OpenAPI document names each parameter, and each appears once. Otherwise a misspelt
+/// filter would return everything.
 pub struct Known<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned + IntoParams> FromRequestParts<S> for Known<T> {
@@ -44,29 +44,29 @@ impl<S: Send + Sync, T: DeserializeOwned + IntoParams> FromRequestParts<S> for K
     }
 }
 
-/// Which part of the list.
+/// Selects a part of the list.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
     /// 1 to 100, 20 when absent.
     #[param(value_type = Option<u8>)]
     limit: Option<String>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     cursor: Option<String>,
-    /// Only those in this state.
+    /// Only entries in this state.
     status: Option<String>,
-    /// `alipay` or `wechat`: only those paid there.
+    /// `alipay` or `wechat`: only entries of this gateway.
     method: Option<String>,
-    /// Only those created then or later: RFC 3339, or a date in Beijing.
+    /// Only entries that were created at this time or later: RFC 3339, or a date in Beijing.
     #[param(example = "2026-01-01")]
     from: Option<String>,
-    /// Only those created before that time (RFC 3339), or until the end of that date in Beijing.
+    /// Only entries that were created before this time (RFC 3339), or until the end of this date in Beijing.
     #[param(example = "2026-01-31")]
     to: Option<String>,
 }
 
 impl Filter {
-    /// What is wanted, one row more than shown: it tells whether there is a next page.
+    /// The query of the database. It reads one row more than is shown, to find out whether there is a next page.
     ///
     /// # Errors
     /// [`ApiError::InvalidFields`] with every fault.
@@ -89,19 +89,19 @@ impl Filter {
     }
 }
 
-/// Collects what is wrong with a query.
+/// Collects the faults of a query.
 #[derive(Default)]
 pub struct Faults(Vec<FieldFault>);
 
 impl Faults {
-    /// 1 to 100, or 20.
+    /// The size of a page: 1 to 100, or 20.
     pub fn limit(&mut self, text: Option<&str>) -> i64 {
         let rule = "must be a number from 1 to 100";
         let fits = |text: &str| text.parse().ok().filter(|limit| (1..=100).contains(limit));
         self.read("limit", text, fits, rule).unwrap_or(20)
     }
 
-    /// The id in a cursor of ours.
+    /// The id in one of our cursors.
     pub fn cursor<Id>(&mut self, text: Option<&str>, id: impl Fn(&str) -> Option<Id>) -> Option<Id> {
         let read = |text: &str| id(std::str::from_utf8(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?);
         self.read("cursor", text, read, "must be the next_cursor of an earlier page")
@@ -118,7 +118,7 @@ impl Faults {
         self.read(field, text, |text| text.parse().ok(), &rule)
     }
 
-    /// Whatever `read` makes of a text.
+    /// The result of `read` for a text. `None` from `read` is a fault.
     pub fn read<T>(
         &mut self,
         field: &str,
@@ -134,7 +134,7 @@ impl Faults {
     }
 
     /// # Errors
-    /// [`ApiError::InvalidFields`] if there is any.
+    /// [`ApiError::InvalidFields`] if there is a fault.
     pub fn finish(self) -> Result<(), ApiError> {
         if self.0.is_empty() { Ok(()) } else { Err(ApiError::InvalidFields(self.0)) }
     }

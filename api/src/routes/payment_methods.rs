@@ -11,10 +11,10 @@ use utoipa::ToSchema;
 use crate::problem::{ApiError, Problem};
 use crate::state::{App, to_the_end};
 
-/// What is on.
+/// The payment methods that are on.
 #[derive(Serialize, ToSchema)]
 pub struct PaymentMethods {
-    /// One entry for each gateway that is on and has an account that takes new orders.
+    /// One entry for each gateway that is on and has an account that accepts new orders.
     payment_methods: Vec<Offer>,
 }
 
@@ -24,26 +24,26 @@ pub struct Offer {
     /// `alipay` or `wechat`.
     #[schema(value_type = String, example = "alipay")]
     payment_method: PaymentMethod,
-    /// Where it can be used.
+    /// The scenes in which it can be used.
     #[schema(value_type = Vec<String>, example = json!(["page", "wap"]))]
     scenes: Vec<Scene>,
     /// Always `CNY`.
     currency: &'static str,
-    /// In yuan.
+    /// The smallest order amount, in yuan.
     #[schema(value_type = String, example = "0.01")]
     min_amount: Money,
-    /// In yuan.
+    /// The largest order amount, in yuan.
     #[schema(value_type = String, example = "99999999.99")]
     max_amount: Money,
 }
 
-/// What is on, with limits.
+/// List the payment methods that are on, with their limits.
 ///
-/// A scene is shown when an account takes orders for it and nobody has switched it off.
+/// A scene is listed if an account accepts orders for it and no administrator has switched it off.
 #[utoipa::path(
     get, path = "/v1/payment-methods", tag = "payment methods",
     responses(
-        (status = 200, description = "The gateways and scenes that take orders", body = PaymentMethods),
+        (status = 200, description = "The gateways and scenes that accept orders", body = PaymentMethods),
         (status = 503, description = "`unavailable`", body = Problem),
     )
 )]

@@ -1,4 +1,4 @@
-//! Money back: ask for it, see how it goes, list one's own.
+//! Refunds: request one, get one, list the user's own.
 
 use std::sync::Arc;
 
@@ -36,13 +36,13 @@ use crate::state::{App, to_the_end};
 /// The longest reason, in characters.
 const REASON: usize = 200;
 
-/// A wish for money back.
+/// A request for a refund.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct CreateRefund {
-    /// In yuan; all that is left when absent.
+    /// In yuan; the whole remaining amount when absent.
     #[schema(example = "12.34")]
     pub amount: Option<String>,
-    /// What the buyer reads, at most 200 characters.
+    /// The reason that the buyer reads, at most 200 characters.
     pub reason: Option<String>,
 }
 
@@ -51,9 +51,9 @@ pub struct CreateRefund {
 pub struct RefundView {
     /// 32 hex digits.
     pub id: String,
-    /// Of which order.
+    /// The id of its order.
     pub order_id: String,
-    /// What both gateways call it.
+    /// The number that both gateways use for it.
     pub refund_no: String,
     /// In yuan.
     #[schema(example = "12.34")]
@@ -61,11 +61,11 @@ pub struct RefundView {
     /// `pending` `processing` `succeeded` `failed` `abnormal`.
     #[schema(example = "pending")]
     pub status: String,
-    /// As asked for.
+    /// As requested.
     pub reason: Option<String>,
     /// The gateway's number of the refund, where it has one.
     pub gateway_refund_no: Option<String>,
-    /// When the money went back.
+    /// When the money was returned.
     #[serde(with = "time::serde::rfc3339::option")]
     pub succeeded_at: Option<OffsetDateTime>,
     /// By our clock.
@@ -99,15 +99,15 @@ impl RefundView {
 pub struct RefundPage {
     /// This page.
     pub refunds: Vec<RefundView>,
-    /// For the next page; null on the last.
+    /// The cursor of the next page; null on the last page.
     pub next_cursor: Option<String>,
 }
 
-/// Ask for money back.
+/// Request a refund.
 ///
-/// A repeat with the same Idempotency-Key and the same body, byte for byte, answers the same, with
-/// `Idempotency-Replayed: true`, and makes no second refund; `Idempotency-Expires` says until when. A refusal uses no key:
-/// what stood in the way may pass. One refund of an order is on its way at a time.
+/// A repeat with the same Idempotency-Key and the same body, byte for byte, gets the same answer, with
+/// `Idempotency-Replayed: true`, and creates no second refund; `Idempotency-Expires` states until when. A refusal does
+/// not use the key, because its reason may pass. Only one refund of an order is in progress at a time.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/refunds", tag = "refunds", request_body = CreateRefund, security(("bearer" = [])),
     params(
@@ -115,10 +115,10 @@ pub struct RefundPage {
         ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters, fresh for each refund"),
     ),
     responses(
-        (status = 202, description = "The refund; the gateway is asked next", body = RefundView),
+        (status = 202, description = "The refund; it is sent to the gateway next", body = RefundView),
         (status = 400, description = "`invalid_fields` (all of them), `malformed_json`, `idempotency_key_required`, `idempotency_key_invalid`", body = Problem),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
+        (status = 404, description = "`order_not_found`: no such order, or another user's", body = Problem),
         (status = 409, description = "`order_not_paid`, `refund_in_progress`, `already_refunded`, `refund_too_much` (with `refundable_amount`), `not_refundable`, `request_in_flight`", body = Problem),
         (status = 413, description = "`body_too_large`", body = Problem),
         (status = 415, description = "`unsupported_media_type`", body = Problem),
@@ -141,14 +141,14 @@ pub async fn create(
     Ok(answer.into_response(StatusCode::ACCEPTED, "/v1/refunds"))
 }
 
-/// Look at a refund.
+/// Get a refund.
 #[utoipa::path(
     get, path = "/v1/refunds/{id}", tag = "refunds", security(("bearer" = [])),
     params(("id" = String, Path, description = "The refund's id")),
     responses(
         (status = 200, description = "The refund", body = RefundView),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 404, description = "`refund_not_found`: none, or of somebody else's order", body = Problem),
+        (status = 404, description = "`refund_not_found`: no such refund, or of another user's order", body = Problem),
     )
 )]
 pub async fn get(
@@ -166,7 +166,7 @@ pub async fn get(
     .await
 }
 
-/// List the refunds of one's own orders, newest first.
+/// List the refunds of the user's own orders, newest first.
 #[utoipa::path(
     get, path = "/v1/refunds", tag = "refunds", params(Filter), security(("bearer" = [])),
     responses(
@@ -188,7 +188,7 @@ pub async fn list(
     Ok(Json(RefundPage { refunds: shown.iter().map(RefundView::of).collect(), next_cursor }))
 }
 
-/// Everything that asking needs, owned: it goes on when the client has gone.
+/// Everything that requesting a refund needs, owned: the work continues when the client has gone.
 struct Asking {
     app: Arc<App>,
     request: idempotency::Request,
@@ -197,7 +197,7 @@ struct Asking {
 }
 
 impl Asking {
-    /// Asks, or finds what an earlier request with the same key was answered.
+    /// Requests the refund, or finds the answer of an earlier request with the same key.
     async fn run(self) -> Result<Answer, ApiError> {
         let App { turns, db, clock, .. } = self.app.as_ref();
         let _turn = self.request.turn(turns, db, clock).await?;
@@ -207,11 +207,11 @@ impl Asking {
         let wish = self.wish()?;
         let order = orders::get(&self.app.db, self.order_id).await?;
         let order = Viewer::User(self.request.user.clone()).shown(order)?;
-        // A refusal tells of its state, too.
+        // A refusal reveals the order's state, too: from now on the cache must not show an older one.
         self.app.cache.orders.saw(&order);
         match anew(|| self.ask(&wish)).await? {
             Some(answer) => Ok(answer),
-            // Another process has taken the key meanwhile.
+            // Another process has used the key in the meantime.
             None => self.known().await?.ok_or(ApiError::RequestInFlight),
         }
     }
@@ -221,8 +221,8 @@ impl Asking {
         Ok(known.and_then(Answer::replayed))
     }
 
-    /// Key, refund and answer in one transaction; `None`: the key is taken. A refusal leaves nothing behind, so the same
-    /// key may ask again.
+    /// Writes key, refund and answer in one transaction. `None`: the key is already used. A refusal leaves nothing
+    /// behind, so a request with the same key may try again.
     async fn ask(&self, wish: &Wish) -> Result<Option<Answer>, ApiError> {
         let now = microseconds(self.app.clock.now());
         let mut tx = self.app.db.begin().await.map_err(DbError::from)?;
@@ -252,7 +252,7 @@ impl Asking {
     }
 }
 
-/// A wish under a fresh number, of an order and by a person.
+/// A refund request with a fresh number, for an order and by a person.
 pub(super) fn wish(
     app: &App,
     (order_id, requested_by): (OrderId, &str),
@@ -277,7 +277,7 @@ pub(super) fn reason(text: String) -> Result<String, String> {
     if fits { Ok(text) } else { Err(format!("text of 1 to {REASON} characters without control characters")) }
 }
 
-/// What the database says of two refunds of one order at once.
+/// Maps the error of the database when an order would have two refunds in progress at once.
 pub(super) fn refused(error: DbError) -> ApiError {
     match error {
         DbError::Constraint(name) if name == "refund_records_in_flight" => ApiError::Refund(RefundRefusal::InProgress),
@@ -285,7 +285,7 @@ pub(super) fn refused(error: DbError) -> ApiError {
     }
 }
 
-/// The refund that a path names; what is no id names no refund.
+/// The refund that a path names. A text that is not an id is an unknown refund.
 pub struct RefundPath(RefundId);
 
 impl FromRequestParts<Arc<App>> for RefundPath {

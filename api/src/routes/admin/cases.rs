@@ -1,4 +1,5 @@
-//! Cases: what a person must look at. What moves money is proposed by one person and confirmed by another.
+//! Cases: problems that a person must handle. An action that moves money is proposed by one person and confirmed by
+//! another.
 
 use std::sync::Arc;
 
@@ -37,31 +38,31 @@ const NOTE: usize = 2000;
 pub struct CaseView {
     /// 32 hex digits.
     id: String,
-    /// Why a person must look.
+    /// The kind of problem.
     #[schema(example = "late_payment")]
     kind: String,
-    /// The order, where one is known.
+    /// The order, if one is known.
     order_id: Option<String>,
-    /// The gateway's number of the trade, our number of the refund, or what else the case is about.
+    /// The gateway's number of the trade, our number of the refund, or the number of what else the case is about.
     number: String,
-    /// What is known.
+    /// The known facts.
     #[schema(value_type = Object)]
     evidence: Value,
     /// `open` `proposed` `resolved`.
     status: String,
-    /// Rises with each step; `confirm` names the one that was seen.
+    /// Increases with each step. `confirm` names the version that was seen.
     version: i64,
-    /// Who has proposed the action.
+    /// The person who proposed the action.
     proposed_by: Option<String>,
-    /// What waits to be confirmed, or was.
+    /// The action that waits for confirmation, or that was confirmed.
     #[schema(value_type = Option<Object>)]
     proposed_action: Option<Value>,
-    /// What can be chosen about it now: an `action` of `propose`, or `reopen` for a resolved case.
+    /// What is possible for the case now: an `action` of `propose`, or `reopen` for a resolved case.
     #[schema(example = json!(["refund", "fulfil", "note"]))]
     actions: Vec<&'static str>,
-    /// How it ended.
+    /// How the case was resolved.
     resolution: Option<String>,
-    /// Who ended it.
+    /// Who resolved the case.
     resolved_by: Option<String>,
     /// Who did what and when, oldest first.
     #[schema(value_type = Vec<Object>)]
@@ -101,22 +102,22 @@ impl CaseView {
 #[derive(Serialize, ToSchema)]
 pub struct CasePage {
     cases: Vec<CaseView>,
-    /// For the next page; null on the last.
+    /// The cursor of the next page; null on the last page.
     next_cursor: Option<String>,
 }
 
-/// Which part of the list.
+/// Selects a part of the list.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct CaseFilter {
     /// `open` `proposed` `resolved`.
     status: Option<String>,
-    /// One kind of case.
+    /// Only cases of this kind.
     kind: Option<String>,
     /// 1 to 100, 20 when absent.
     #[param(value_type = Option<u8>)]
     limit: Option<String>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     cursor: Option<String>,
 }
 
@@ -149,7 +150,7 @@ pub async fn list(
     Ok(Json(CasePage { cases: shown.into_iter().map(CaseView::of).collect(), next_cursor }))
 }
 
-/// Look at a case with its evidence.
+/// Get a case with its evidence.
 #[utoipa::path(
     get, path = "/v1/admin/cases/{id}", tag = "admin", security(("bearer" = ["payments:admin"])),
     params(("id" = String, Path, description = "The case's id")),
@@ -168,16 +169,16 @@ pub async fn get(
     to_the_end(async move { seen(&app, id).await }).await
 }
 
-/// A note that ends a case.
+/// A note that resolves a case.
 #[derive(Serialize, ToSchema)]
 pub struct Resolve {
     /// What was found and done, at most 2000 characters.
     pub note: String,
 }
 
-/// Resolve a case with a note. Moves no money, so one person is enough; what was proposed is dropped.
+/// Resolve a case with a note. This moves no money, so one person is enough. A waiting proposal is dropped.
 ///
-/// The note on an `unknown_refund` frees the order's money for refunds again, so it is a proposal.
+/// A note on an `unknown_refund` makes the order's money refundable again, so it only becomes a proposal.
 #[utoipa::path(
     post, path = "/v1/admin/cases/{id}/resolve", tag = "admin", request_body = Resolve,
     security(("bearer" = ["payments:admin"])),
@@ -204,9 +205,10 @@ pub async fn resolve(
     to_the_end(async move { put(&app, id, &who, deed).await }).await
 }
 
-/// Propose what to do about a case.
+/// Propose an action for a case.
 ///
-/// `note` is done at once. Whatever moves money waits for another person; a new proposal takes the place of the one before.
+/// A `note` takes effect at once, except on an `unknown_refund`. Every other action waits for another person. A new
+/// proposal replaces the previous one.
 #[utoipa::path(
     post, path = "/v1/admin/cases/{id}/propose", tag = "admin", request_body = Deed,
     security(("bearer" = ["payments:admin"])),
@@ -230,26 +232,29 @@ pub async fn propose(
     to_the_end(async move { put(&app, id, &who, deed).await }).await
 }
 
-/// What is confirmed.
+/// The confirmation of a proposal.
 #[derive(Serialize, ToSchema)]
 pub struct Confirm {
     /// The `version` of the case in which the proposal was seen.
     pub version: i64,
 }
 
-/// Confirm what another person has proposed. It is done in the same moment; `fulfil` and `book_refund` are requested, because
-/// the gateway is asked first: the history says what was requested, and the case stays open until it is done.
+/// Confirm what another person has proposed.
+///
+/// The action is carried out at once. But `fulfil`, `book_refund`, `abnormal_refund` and `accept_amount` only request
+/// work from a worker, because the gateway has to answer first. The history states what was requested, and the case
+/// stays open until it is done.
 #[utoipa::path(
     post, path = "/v1/admin/cases/{id}/confirm", tag = "admin", request_body = Confirm,
     security(("bearer" = ["payments:admin"])),
     params(("id" = String, Path, description = "The case's id")),
     responses(
-        (status = 200, description = "The case after it", body = CaseView),
+        (status = 200, description = "The case after the action", body = CaseView),
         (status = 400, description = "`invalid_fields`, `malformed_json`", body = Problem),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
         (status = 403, description = "`scope_missing`, `same_person`", body = Problem),
         (status = 404, description = "`case_not_found`", body = Problem),
-        (status = 409, description = "`case_resolved`, `case_not_proposed`, `case_changed`, `action_unfit`, and those of a refund", body = Problem),
+        (status = 409, description = "`case_resolved`, `case_not_proposed`, `case_changed`, `action_unfit`, and the codes of a refund", body = Problem),
     )
 )]
 pub async fn confirm(
@@ -262,14 +267,14 @@ pub async fn confirm(
     to_the_end(async move { act(&app, id, &who, version).await }).await
 }
 
-/// Why a case is opened again.
+/// The reason why a case is reopened.
 #[derive(Serialize, ToSchema)]
 pub struct Reopen {
-    /// What was learnt or done by mistake, at most 2000 characters.
+    /// What was learnt, or what was done by mistake, at most 2000 characters.
     pub reason: String,
 }
 
-/// Reopen a resolved case. Moves no money, so one person is enough.
+/// Reopen a resolved case. This moves no money, so one person is enough.
 #[utoipa::path(
     post, path = "/v1/admin/cases/{id}/reopen", tag = "admin", request_body = Reopen,
     security(("bearer" = ["payments:admin"])),
@@ -295,7 +300,7 @@ pub async fn reopen(
     to_the_end(async move { open_again(&app, id, &who, &reason.unwrap_or_default()).await }).await
 }
 
-/// A note ends the case, unless its end frees money; anything else becomes its proposal.
+/// A note resolves the case, unless that frees money for refunds. Every other action becomes the proposal of the case.
 async fn put(app: &App, id: CaseId, who: &UserId, deed: Deed) -> Result<Json<CaseView>, ApiError> {
     let mut case = open(app, id).await?;
     let action = deed.to_json()?;
@@ -322,7 +327,7 @@ async fn put(app: &App, id: CaseId, who: &UserId, deed: Deed) -> Result<Json<Cas
     seen(app, id).await
 }
 
-/// Does what was proposed, and writes down who confirmed it, in one transaction.
+/// Carries out the proposal and records who confirmed it, in one transaction.
 async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<CaseView>, ApiError> {
     let mut case = open(app, id).await?;
     let (Some(proposed_by), Some(action)) = (&case.proposed_by, &case.proposed_action) else {
@@ -345,15 +350,16 @@ async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<C
     } else {
         (case.status, case.proposed_by, case.proposed_action) = (CaseStatus::Open, None, None);
     }
-    // The version that was seen; whoever was faster has changed it, and then nothing of this happens.
+    // This writes only the version that was seen. If another process was faster, the version has changed and the whole
+    // transaction is rolled back.
     step(app, &mut tx, &case, &entry).await?;
     tx.commit().await.map_err(DbError::from)?;
     renew(app, &case).await;
     seen(app, id).await
 }
 
-/// Writes the case as it is after a step, and what its order shows of the money that the case is about. The order is locked
-/// already, as every transaction locks it first.
+/// Writes the case after a step, and updates what its order shows of the money that the case is about. The order is
+/// already locked, because every transaction locks the order first.
 async fn step(app: &App, tx: &mut PgConnection, case: &Case, entry: &Entry<'_>) -> Result<(), ApiError> {
     cases::step(tx, case, &entry.json, app.clock.now()).await.map_err(changed)?;
     note_act(tx, case, entry).await?;
@@ -363,7 +369,7 @@ async fn step(app: &App, tx: &mut PgConnection, case: &Case, entry: &Entry<'_>) 
     Ok(())
 }
 
-/// Records the entry of the case's history in the audit log, too.
+/// Records the entry of the case's history in the audit log as well.
 async fn note_act(tx: &mut PgConnection, case: &Case, entry: &Entry<'_>) -> Result<(), ApiError> {
     let act = format!("case.{}", entry.what);
     let object = format!("case:{}", case.id);
@@ -378,7 +384,7 @@ async fn renew(app: &App, case: &Case) {
     }
 }
 
-/// The case is open again, with its event, in one transaction.
+/// Reopens the case and writes its event, in one transaction.
 async fn open_again(app: &App, id: CaseId, who: &UserId, reason: &str) -> Result<Json<CaseView>, ApiError> {
     let case = cases::get(&app.db, id).await?.ok_or(ApiError::CaseNotFound)?;
     if case.status != CaseStatus::Resolved {
@@ -386,7 +392,7 @@ async fn open_again(app: &App, id: CaseId, who: &UserId, reason: &str) -> Result
     }
     let now = app.clock.now();
     let mut tx = app.db.begin().await.map_err(DbError::from)?;
-    // The order before anything else of it, as every transaction locks.
+    // The order is locked first, as in every transaction.
     if let Some(order_id) = case.order_id {
         orders::lock_one(&mut tx, order_id).await?;
     }
@@ -416,7 +422,7 @@ async fn seen(app: &App, id: CaseId) -> Result<Json<CaseView>, ApiError> {
 struct Entry<'a> {
     who: &'a UserId,
     what: &'static str,
-    /// As the history shows it.
+    /// The entry in the form of the history.
     json: Value,
 }
 
@@ -443,14 +449,15 @@ fn version(body: &Bytes) -> Result<i64, ApiError> {
     Ok(version.unwrap_or_default())
 }
 
-/// The rule of a note. It is shown in terminals too, so it may break lines and must not steer what shows it.
+/// The rule of a note. Terminals show it too, so it may contain line breaks but no other character that controls the
+/// display.
 pub(super) fn note(text: String) -> Result<String, String> {
     let plain = text.chars().all(|c| c == '\n' || !steers(c));
     let fits = text.chars().count() <= NOTE && !text.trim().is_empty() && plain;
     if fits { Ok(text) } else { Err(format!("text of 1 to {NOTE} characters without control characters")) }
 }
 
-/// The case that a path names; what is no id names no case.
+/// The case that a path names. A text that is not an id is an unknown case.
 pub struct CasePath(CaseId);
 
 impl FromRequestParts<Arc<App>> for CasePath {

@@ -1,5 +1,5 @@
-//! What buyers may choose just now: gateways and scenes on or off, and limits. A change is in force everywhere within a
-//! second, and is written down with who made it.
+//! What buyers may currently choose: gateways and scenes that are on or off, and limits. A change is in force
+//! everywhere within a second, and is recorded with the person who made it.
 
 use std::sync::Arc;
 
@@ -29,18 +29,18 @@ pub struct MethodConfigView {
     /// `alipay` or `wechat`.
     #[schema(value_type = String, example = "alipay")]
     payment_method: PaymentMethod,
-    /// Whether it takes new orders.
+    /// Whether the gateway accepts new orders.
     enabled: bool,
-    /// The scenes that take none.
+    /// The scenes that accept no new orders.
     #[schema(value_type = Vec<String>, example = json!(["wap"]))]
     disabled_scenes: Vec<Scene>,
-    /// In yuan.
+    /// The smallest order amount, in yuan.
     #[schema(value_type = String, example = "0.01")]
     min_amount: Money,
-    /// In yuan.
+    /// The largest order amount, in yuan.
     #[schema(value_type = String, example = "99999999.99")]
     max_amount: Money,
-    /// Rises with each change; a change names the one that was seen.
+    /// Increases with each change. A change names the version that was seen.
     version: i64,
     /// Who made the last change.
     updated_by: String,
@@ -71,7 +71,7 @@ pub struct ConfigView {
     methods: Vec<MethodConfigView>,
 }
 
-/// See the rules of all gateways, as the database has them.
+/// Get the rules of all gateways, as stored in the database.
 #[utoipa::path(
     get, path = "/v1/admin/config", tag = "admin", security(("bearer" = ["payments:admin"])),
     responses(
@@ -90,27 +90,27 @@ pub async fn get(State(app): State<Arc<App>>, _admin: Admin) -> Result<Json<Conf
     Ok(Json(ConfigView { methods: all.methods.into_iter().map(MethodConfigView::of).collect() }))
 }
 
-/// A change of the rules of one gateway; what is absent stays.
+/// A change of the rules of one gateway. An absent field stays as it is.
 #[derive(Serialize, ToSchema)]
 pub struct ChangeConfig {
     /// The `version` of the rules that were seen.
     pub version: i64,
     /// Whether the gateway takes new orders.
     pub enabled: Option<bool>,
-    /// All the scenes that take none.
+    /// All scenes that accept no new orders.
     #[schema(example = json!(["wap"]))]
     pub disabled_scenes: Option<Vec<String>>,
-    /// The smallest order, in yuan.
+    /// The smallest order amount, in yuan.
     #[schema(example = "0.01")]
     pub min_amount: Option<String>,
-    /// The largest order, in yuan.
+    /// The largest order amount, in yuan.
     #[schema(example = "50000.00")]
     pub max_amount: Option<String>,
-    /// Why, at most 2000 characters.
+    /// The reason, at most 2000 characters.
     pub note: Option<String>,
 }
 
-/// What a body asks for, read.
+/// The parsed body of a change.
 struct Asked {
     version: i64,
     enabled: Option<bool>,
@@ -137,7 +137,7 @@ impl Asked {
         Ok(asked)
     }
 
-    /// The rules after it.
+    /// The rules after the change.
     fn applied_to(&self, rules: &MethodRules) -> Result<MethodRules, ApiError> {
         let after = MethodRules {
             enabled: self.enabled.unwrap_or(rules.enabled),
@@ -152,7 +152,7 @@ impl Asked {
     }
 }
 
-/// Scenes of the gateway, each once, in their own order.
+/// Parses scenes of the gateway. The result has each scene once, in the gateway's own order.
 fn scenes(value: &Value, method: PaymentMethod) -> Result<Vec<Scene>, String> {
     let offered = method.scenes();
     let rule = || format!("must be a list of scenes, each {}", one_of(offered.iter().map(|scene| scene.as_str())));
@@ -164,20 +164,20 @@ fn scenes(value: &Value, method: PaymentMethod) -> Result<Vec<Scene>, String> {
     Ok(offered.iter().copied().filter(|scene| asked.contains(scene)).collect())
 }
 
-/// Change the rules of one gateway. In force everywhere within a second.
+/// Change the rules of one gateway. The change is in force everywhere within a second.
 ///
-/// Orders that are placed already are not judged again: they can still be paid, and a repeated creation gets its answer.
+/// Existing orders are not checked again: they can still be paid, and a repeated creation gets its saved answer.
 #[utoipa::path(
     patch, path = "/v1/admin/config/{method}", tag = "admin", request_body = ChangeConfig,
     security(("bearer" = ["payments:admin"])),
     params(("method" = String, Path, description = "`alipay` or `wechat`")),
     responses(
-        (status = 200, description = "The rules after it", body = MethodConfigView),
+        (status = 200, description = "The rules after the change", body = MethodConfigView),
         (status = 400, description = "`invalid_fields`, `malformed_json`", body = Problem),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
         (status = 403, description = "`scope_missing`", body = Problem),
         (status = 404, description = "`method_not_found`", body = Problem),
-        (status = 409, description = "`config_changed`: somebody was faster", body = Problem),
+        (status = 409, description = "`config_changed`: another change was faster", body = Problem),
     )
 )]
 pub async fn change(
@@ -214,13 +214,13 @@ async fn put(app: &App, method: PaymentMethod, asked: Asked, who: &UserId) -> Re
     Ok(Json(MethodConfigView::of(changed)))
 }
 
-/// One change.
+/// One change of the rules.
 #[derive(Serialize, ToSchema)]
 pub struct ChangeView {
     /// `alipay` or `wechat`.
     #[schema(value_type = String, example = "alipay")]
     payment_method: PaymentMethod,
-    /// Of the rules after it.
+    /// The version of the rules after the change.
     version: i64,
     /// The rules before.
     #[schema(value_type = Object)]
@@ -228,9 +228,9 @@ pub struct ChangeView {
     /// The rules after.
     #[schema(value_type = Object)]
     after: Value,
-    /// Why.
+    /// The reason.
     note: Option<String>,
-    /// Who.
+    /// Who made the change.
     changed_by: String,
     /// By our clock.
     #[serde(with = "time::serde::rfc3339")]
@@ -255,11 +255,11 @@ impl ChangeView {
 #[derive(Serialize, ToSchema)]
 pub struct ChangePage {
     changes: Vec<ChangeView>,
-    /// For the next page; null on the last.
+    /// The cursor of the next page; null on the last page.
     next_cursor: Option<String>,
 }
 
-/// Which part of the list.
+/// Selects a part of the list.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ChangeFilter {
@@ -268,11 +268,11 @@ pub struct ChangeFilter {
     /// 1 to 100, 20 when absent.
     #[param(value_type = Option<u8>)]
     limit: Option<String>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the previous page.
     cursor: Option<String>,
 }
 
-/// See who changed the rules, newest first.
+/// List the changes of the rules, newest first.
 #[utoipa::path(
     get, path = "/v1/admin/config/changes", tag = "admin", params(ChangeFilter),
     security(("bearer" = ["payments:admin"])),

@@ -1,4 +1,4 @@
-//! What only those with the scope `payments:admin` may do.
+//! Routes that require the scope `payments:admin`.
 
 pub mod cases;
 pub mod config;

@@ -1,5 +1,5 @@
-//! `GET /v1/admin/stats`: what each day brought. Read from `hourly_stats`, so it costs the same however many orders there
-//! are.
+//! `GET /v1/admin/stats`: statistics by day. They are read from `hourly_stats`, so the cost does not depend on the
+//! number of orders.
 
 use std::sync::Arc;
 
@@ -16,83 +16,84 @@ use crate::problem::{ApiError, FieldFault, Problem};
 use crate::routes::listing::{Faults, Known, date, midnight};
 use crate::state::{App, to_the_end};
 
-/// The longest time asked for at once.
+/// The longest period of one request, in days.
 const MOST_DAYS: i64 = 366;
-/// Without `from`: today and the days before it.
+/// Without `from`: this many days, which end with `to`.
 const DAYS: i64 = 7;
 
-/// Which days, in Beijing.
+/// The period, in days of Beijing time.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Span {
-    /// The first; a week ago when absent.
+    /// The first day; six days before `to` when absent.
     #[param(example = "2026-01-01")]
     from: Option<String>,
-    /// The last; today when absent.
+    /// The last day; today when absent.
     #[param(example = "2026-01-31")]
     to: Option<String>,
 }
 
-/// What each day brought.
+/// Statistics by day.
 #[derive(Serialize, ToSchema)]
 pub struct StatsView {
     /// The first day.
     from: String,
     /// The last day.
     to: String,
-    /// When the counting last came by: about once a minute. Null: never yet.
+    /// The time of the last update of the statistics, which runs about once a minute. Null: never so far.
     #[serde(with = "time::serde::rfc3339::option")]
     refreshed_at: Option<OffsetDateTime>,
-    /// Oldest first, one entry for each day and method with anything to tell.
+    /// One entry for each day and payment method that has data, oldest first.
     days: Vec<DayView>,
 }
 
-/// What one day brought at one gateway. Orders, extra payments and refunds count for the day on which they were created; rates are
-/// parts of one, null where there is nothing to divide by. Money is `amount - refunded_amount + extra_amount - extra_refunded`.
+/// Statistics of one day at one gateway. Orders, extra payments and refunds count for the day on which they were
+/// created. Rates are fractions of one, and null if the divisor is zero. The remaining money is `amount -
+/// refunded_amount + extra_amount - extra_refunded`.
 #[derive(Serialize, ToSchema)]
 pub struct DayView {
-    /// In Beijing.
+    /// The day in Beijing.
     #[schema(example = "2026-01-05")]
     day: String,
     /// `alipay` or `wechat`.
     payment_method: String,
     /// Orders created.
     orders: i64,
-    /// Of these, paid since.
+    /// Those of these orders that are paid since.
     paid: i64,
-    /// Paid by created.
+    /// `paid` divided by `orders`.
     success_rate: Option<f64>,
-    /// What the paid ones brought, in yuan.
+    /// The total amount of the paid orders, in yuan.
     #[schema(example = "12.34")]
     amount: String,
     /// Seconds from creation to payment, on average.
     average_settle_seconds: Option<f64>,
-    /// Of the paid orders, those with money returned since, by paid.
+    /// The paid orders of which money was returned since, divided by `paid`.
     refund_rate: Option<f64>,
-    /// Refunds of the orders' own payments that were requested.
+    /// Requested refunds of the orders' own payments.
     refunds: i64,
-    /// Of these, returned.
+    /// Those of these refunds that succeeded.
     refunds_succeeded: i64,
-    /// Of these, failed.
+    /// Those of these refunds that failed.
     refunds_failed: i64,
-    /// Succeeded by ended.
+    /// Succeeded refunds divided by succeeded and failed refunds.
     refund_success_rate: Option<f64>,
-    /// What those that succeeded returned, in yuan.
+    /// The total amount of the succeeded refunds, in yuan.
     #[schema(example = "0.00")]
     refunded_amount: String,
-    /// Late and second payments that were recorded and that no order took: held, returned or on their way back.
+    /// Recorded late and second payments that were not accepted for an order: held, returned or on their way back.
     extra_payments: i64,
-    /// What they brought, in yuan.
+    /// The total amount of these payments, in yuan.
     #[schema(example = "0.00")]
     extra_amount: String,
-    /// Refunds of such payments that were requested.
+    /// Requested refunds of these payments.
     extra_refunds: i64,
-    /// What those of them that succeeded returned, in yuan.
+    /// The total amount of those of these refunds that succeeded, in yuan.
     #[schema(example = "0.00")]
     extra_refunded: String,
 }
 
-/// See what each day brought.
+/// Get the statistics by day.
 #[utoipa::path(
     get, path = "/v1/admin/stats", tag = "admin", params(Span), security(("bearer" = ["payments:admin"])),
     responses(
@@ -159,7 +160,7 @@ impl DayView {
     }
 }
 
-/// `some` of `all`, rounded to so many digits.
+/// `some` divided by `all`, rounded to so many digits. `None` if `all` is zero.
 fn part(some: f64, all: i64, digits: i32) -> Option<f64> {
     let scale = 10_f64.powi(digits);
     (all > 0).then(|| (some / all as f64 * scale).round() / scale)

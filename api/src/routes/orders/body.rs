@@ -1,4 +1,4 @@
-//! The body of a new order, read once into types that cannot be wrong.
+//! The body of a new order, parsed once into types that hold only valid values.
 
 use std::sync::Arc;
 
@@ -17,23 +17,23 @@ use crate::state::Accounts;
 
 /// Seconds from the creation of an order to the last moment to pay it.
 const EXPIRES_IN: std::ops::RangeInclusive<i64> = 300..=604_800;
-/// Half an hour, when the client does not say.
+/// The default when the client sends no `expires_in`: half an hour.
 const EXPIRES_IN_DEFAULT: i64 = 1800;
-/// The largest `metadata`, as compact JSON.
+/// The largest `metadata`, in bytes of compact JSON.
 const METADATA: usize = 4 * 1024;
 const RETURN_URL: usize = 2048;
 
 /// A new order.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct CreateOrder {
-    /// What kind of thing is sold: 1 to 32 of `[0-9A-Za-z_.-]`. The fulfilment event carries it on.
+    /// The kind of product: 1 to 32 characters of `[0-9A-Za-z_.-]`. The fulfilment event contains it.
     #[schema(example = "membership")]
     pub product_type: String,
-    /// What the buyer reads: 1 to 256 characters, one of them visible, without control characters; at Alipay without `/`, `=`
-    /// and `&` too.
+    /// The title that the buyer reads: 1 to 256 characters, at least one of them visible, without control characters;
+    /// at Alipay also without `/`, `=` and `&`.
     #[schema(example = "Premium, one month")]
     pub subject: String,
-    /// In yuan, more than nothing.
+    /// In yuan, greater than zero.
     #[schema(example = "12.34")]
     pub amount: String,
     /// `alipay` or `wechat`.
@@ -42,25 +42,25 @@ pub struct CreateOrder {
     /// `page` `wap` `app` `qr` at Alipay, `native` `jsapi` `mini` `h5` `app` at WeChat Pay.
     #[schema(example = "page")]
     pub scene: String,
-    /// The payer's id under the app: required for `jsapi` and `mini`, not taken elsewhere.
+    /// The payer's id under the app: required for `jsapi` and `mini`, not accepted for other scenes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub openid: Option<String>,
     /// Seconds until the order expires, 300 to 604800; 1800 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_in: Option<i64>,
-    /// The merchant account; the first that offers the scene when absent.
+    /// The merchant account; when absent, the first that offers the scene.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
-    /// Where the buyer's browser returns to; its origin must be on the service's list.
+    /// The URL that the buyer's browser returns to; its origin must be on the service's list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_url: Option<String>,
-    /// A JSON object of the client's own, at most 4 KiB; events carry it on.
+    /// The client's own JSON object, at most 4 KiB; events contain it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Value>,
 }
 
-/// A new order whose every field is in order.
+/// A new order with valid fields only.
 pub struct OrderRequest {
     pub product_type: ProductType,
     pub subject: Subject,
@@ -69,7 +69,7 @@ pub struct OrderRequest {
     pub scene: Scene,
     pub openid: Option<String>,
     pub expires_in: Duration,
-    /// The account that takes the money.
+    /// The account that receives the money.
     pub gateway: Arc<dyn Gateway>,
     pub return_url: Option<String>,
     pub metadata: Value,
@@ -108,7 +108,7 @@ impl OrderRequest {
                 metadata: metadata.unwrap_or_else(|| json!({})),
             })
         };
-        // Whatever is missing was noted as a fault, so `finish` has returned before.
+        // A missing field was recorded as a fault, so `finish` has already returned an error.
         request().ok_or_else(|| ApiError::InvalidFields(Vec::new()))
     }
 }
@@ -117,7 +117,7 @@ fn method(text: String) -> Result<PaymentMethod, String> {
     text.parse().map_err(|_| one_of(PaymentMethod::ALL.iter().map(|method| method.as_str())))
 }
 
-/// A scene of the gateway; of any gateway while that is not known.
+/// A scene of the gateway, or of any gateway if the gateway is not known.
 fn scene(fields: &mut Fields, method: Option<PaymentMethod>) -> Option<Scene> {
     let offered = method.map_or(Scene::ALL, PaymentMethod::scenes);
     fields.required(
@@ -149,7 +149,7 @@ fn gateway(
     None
 }
 
-/// Goes into the gateway's parameters and nowhere else.
+/// The openid is used in the gateway's parameters and nowhere else.
 fn openid(fields: &mut Fields, scene: Option<Scene>) -> Option<String> {
     let fits = |text: String| {
         let fits = (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -176,7 +176,7 @@ fn return_url(text: &str, origins: &[Origin]) -> Result<String, &'static str> {
             && url.password().is_none()
             && origins.contains(&url.origin())
     };
-    // As the parser understood it, so that no browser understands it differently.
+    // The URL is stored as the parser understood it, so that no browser understands it differently.
     url.filter(allowed).map(String::from).ok_or(rule)
 }
 
@@ -191,7 +191,7 @@ fn metadata(value: &Value) -> Result<Value, String> {
     Ok(value.clone())
 }
 
-/// The database's JSON has no such character.
+/// Whether a name or a text contains U+0000, which JSON in the database cannot contain.
 fn has_nul(members: &Map<String, Value>) -> bool {
     fn within(value: &Value) -> bool {
         match value {

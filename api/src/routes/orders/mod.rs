@@ -1,4 +1,4 @@
-//! Orders: place one, get a fresh credential for it, look at it, list them, watch it.
+//! Orders: place one, get a fresh credential for it, read it, list them, watch it, close it.
 
 mod body;
 mod close;
@@ -35,13 +35,13 @@ use place::Placement;
 
 /// Place an order and get what the buyer needs to pay it.
 ///
-/// A repeat with the same Idempotency-Key and the same body, byte for byte, answers the same, with
-/// `Idempotency-Replayed: true`, and makes no second order; `Idempotency-Expires` says until when, which is after the order's
-/// own expiry. While the first request is in flight a repeat waits up to 3 s, then hears 409 with `Retry-After`. After
-/// `gateway_unavailable` the order exists: the repeat asks the gateway again with the same number. So it does after
-/// `gateway_misconfigured`, where the merchant has to mend something first. After `order_unusable`, which is final, the order is
-/// being closed: a new order needs a new key. After `order_not_payable` look at the order; it may be paid. A request that was
-/// refused with 400 has used no key.
+/// A repeat with the same Idempotency-Key and the same body, byte for byte, gets the same answer, with
+/// `Idempotency-Replayed: true`, and creates no second order. `Idempotency-Expires` states until when, which is after
+/// the order's own expiry. While the first request is in flight, a repeat waits up to 3 s and then gets 409 with
+/// `Retry-After`. After `gateway_unavailable` the order exists: the repeat calls the gateway again with the same
+/// number. The same holds after `gateway_misconfigured`, but the merchant must correct something first.
+/// `order_unusable` is final, and the order is being closed: a new order needs a new key. After `order_not_payable`,
+/// read the order, because it may be paid. A request that was refused with 400 has used no key.
 #[utoipa::path(
     post, path = "/v1/orders", tag = "orders", request_body = CreateOrder, security(("bearer" = [])),
     params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters, fresh for each order")),
@@ -72,15 +72,15 @@ pub async fn create(
 
 /// Get a fresh credential for an order that is not paid yet, from the same parameters.
 ///
-/// It closes nothing: where the gateway gives no fresh credential, the last one is answered again while it is good, and else
-/// the order stays as it is.
+/// This never closes the order. If the gateway gives no fresh credential, the last one is returned again while it is
+/// valid. Otherwise the order stays as it is.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/payment", tag = "orders", security(("bearer" = [])),
     params(("id" = String, Path, description = "The order's id")),
     responses(
         (status = 200, description = "The order and what the buyer needs", body = PayableOrder),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
+        (status = 404, description = "`order_not_found`: no such order, or another user's", body = Problem),
         (status = 409, description = "`order_not_payable`, `credential_refused` (with `gateway_code`)", body = Problem),
         (status = 502, description = "`gateway_protocol`", body = Problem),
         (status = 503, description = "`gateway_unavailable`, `gateway_misconfigured`, `unavailable`", body = Problem),
@@ -98,18 +98,18 @@ pub async fn payment(
     .await
 }
 
-/// Look at an order.
+/// Get an order.
 ///
-/// As it was at some moment of the last second; one process never shows an older `version` after a newer. While
-/// the order is pending and is read again and again, the gateway is asked about it now and then, so a payment shows although
-/// its notice is lost.
+/// The answer is the order as it was at some moment of the last second. One process never shows an older `version`
+/// after a newer one. While the order is pending and is read repeatedly, the gateway is queried about it from time to
+/// time, so a payment appears even if its notice is lost.
 #[utoipa::path(
     get, path = "/v1/orders/{id}", tag = "orders", security(("bearer" = []), ("view_token" = [])),
     params(("id" = String, Path, description = "The order's id")),
     responses(
         (status = 200, description = "The order", body = OrderView),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
+        (status = 404, description = "`order_not_found`: no such order, or another user's", body = Problem),
     )
 )]
 pub async fn get(
@@ -124,7 +124,7 @@ pub async fn get(
     Ok(Json(OrderView::of_copy(&order)))
 }
 
-/// List one's own orders, newest first.
+/// List the user's own orders, newest first.
 #[utoipa::path(
     get, path = "/v1/orders", tag = "orders", params(Filter), security(("bearer" = [])),
     responses(
@@ -148,7 +148,7 @@ pub async fn list(
     Ok(Json(OrderPage { orders: shown.iter().map(OrderView::of).collect(), next_cursor }))
 }
 
-/// The order that a path names; what is no id names no order.
+/// The order that a path names. A text that is not an id is an unknown order.
 pub struct OrderPath(pub OrderId);
 
 impl FromRequestParts<Arc<App>> for OrderPath {

@@ -1,4 +1,4 @@
-//! Placing an order: one statement that makes it, then the gateway's credential, then the answer that stays.
+//! Places an order: one statement creates it, then the gateway gives the credential, then the answer is saved.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::numbers::{dated, microseconds};
 use crate::problem::{ApiError, FieldFault};
 use crate::state::App;
 
-/// Everything that placing an order needs, owned: it goes on when the client has gone.
+/// Everything that placing an order needs, owned: the work continues when the client has gone.
 pub struct Placement {
     pub app: Arc<App>,
     pub request: Request,
@@ -36,7 +36,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Places the order, or goes on with the one that an earlier request placed.
+    /// Places the order, or continues with the order that an earlier request placed.
     pub async fn run(self) -> Result<Answer, ApiError> {
         let began = Instant::now();
         let App { turns, db, clock, .. } = self.app.as_ref();
@@ -57,7 +57,7 @@ impl Placement {
         done.map(|(_, answer)| answer)
     }
 
-    /// Whether buyers may choose this just now.
+    /// Checks that buyers may currently choose this payment method, scene and amount.
     async fn judge(&self, new: &NewOrder) -> Result<(), ApiError> {
         let config = self.app.cache.config.get(&self.app.db).await?;
         config.check(new.payment_method, new.scene, new.amount).map_err(ApiError::NotOffered)
@@ -70,7 +70,7 @@ impl Placement {
     ) -> Result<(&'static str, Answer), ApiError> {
         let mut new = match judged {
             Ok(new) => new,
-            // A request that was taken once is not judged again by rules that have changed since.
+            // A request that was accepted once is not checked again by rules that have changed since.
             Err(refusal) => return self.resume(began).await?.ok_or(refusal),
         };
         Span::current().record("orderId", display(new.id));
@@ -87,22 +87,22 @@ impl Placement {
             Created::Answered(saved) => Ok(("created", Answer::fresh(order.id.to_string(), saved))),
             Created::Unanswered => {
                 let hold = held_until.map(|until| self.request.hold(&self.app.db, until));
-                let hold = hold.ok_or_else(|| ApiError::Internal("a key that nobody holds".into()))?;
+                let hold = hold.ok_or_else(|| ApiError::Internal("a new key without a hold".into()))?;
                 Ok(("created", self.answer(&order, hold).await?))
             }
-            // So there is an order, unless the key was forgotten this very moment.
+            // So an order exists, unless the key expired at this very moment.
             Created::Taken => self.resume(began).await?.ok_or(ApiError::RequestInFlight),
         }
     }
 
-    /// The answer, where the gateway need not be asked: then it is written with the order, and no crash comes between.
-    /// What cannot be signed is left to [`payable`], which says why.
+    /// The answer, if the credential needs no call to the gateway. The answer is then written together with the order,
+    /// so that no crash can separate the two. If signing fails, [`payable`] tries again and returns the error.
     fn answer_here(&self, order: &Order) -> Result<Option<Value>, ApiError> {
         let payment = account_of(&self.app, order)?.prepay_here(&stored(order)?, order.created_at);
         payment.ok().flatten().map(|payment| value(shown(&self.app, order, payment)?)).transpose()
     }
 
-    /// What an earlier request with this key came to, carried to its end where it broke off.
+    /// The result of an earlier request with this key. If that request broke off, this one completes its work.
     async fn resume(&self, began: Instant) -> Result<Option<(&'static str, Answer)>, ApiError> {
         let (order_id, hold) = match self.request.take_up(&self.app.db, &self.app.clock, began).await? {
             None => return Ok(None),
@@ -136,7 +136,7 @@ impl Placement {
             subject: asked.subject.clone(),
             amount: asked.amount,
             scene,
-            // Whole seconds, as the gateways count them.
+            // Whole seconds, because the gateways count in whole seconds.
             expires_at: (now + asked.expires_in).replace_nanosecond(0).unwrap_or(now),
             notify_url: format!("{}/v1/callbacks/{method}/{account}", app.settings.public_url),
             return_url: asked.return_url,
@@ -167,7 +167,7 @@ impl Placement {
     }
 }
 
-/// Asks the gateway for the first credential of an order, with the parameters that were fixed when it was placed.
+/// Requests the first credential of an order from the gateway, with the parameters that were fixed when it was placed.
 pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError> {
     match offer(app, order).await? {
         Ok(payment) => shown(app, order, payment),
@@ -175,14 +175,15 @@ pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
     }
 }
 
-/// Asks for a fresh credential of an order that may be in the buyer's hands already. So a refusal closes nothing, and the
-/// last credential is answered again while it is good.
+/// Requests a fresh credential for an order whose last credential the buyer may already use. So a refusal does not
+/// close the order, and the last credential is returned again while it is valid.
 pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError> {
     let error = match offer(app, order).await? {
         Ok(payment) => return shown(app, order, payment),
         Err(error) => error,
     };
-    // The gateway may have made a credential and lost the answer, and a new one can end the last. A repeat brings one that works.
+    // The gateway may have created a credential although its answer was lost, and a new credential can end the last
+    // one. A repeat gets a credential that works.
     if matches!(error, GatewayError::Unknown(_) | GatewayError::Protocol(_)) {
         return Err(unmade(error));
     }
@@ -192,7 +193,7 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
         error.says_closed().then_some("closed at the gateway")
     };
     if let Some(ended) = ended {
-        // No credential works any more. The check finds the payment, or the end.
+        // No credential works any more. The check finds the payment, or finds that the order is closed.
         jobs::request(&app.db, &JobRequest::Check(order.id, CheckRequest::default()), Duration::ZERO).await?;
         return Err(ApiError::OrderNotPayable(ended));
     }
@@ -202,7 +203,7 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
         .increment(1);
     match (kept, error) {
         (Some(payment), error) => {
-            info!(%error, orderId = %order.id, "No fresh credential; the last one is answered again");
+            info!(%error, orderId = %order.id, "The gateway gave no fresh credential; the last one is returned again");
             shown(app, order, payment)
         }
         (None, error @ GatewayError::Refused { .. }) => Err(ApiError::CredentialRefused(error)),
@@ -210,10 +211,10 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
     }
 }
 
-/// Asks for a credential and keeps it; inside, what the gateway said instead.
+/// Requests a credential and stores it. The inner error is what the gateway answered instead.
 async fn offer(app: &App, order: &Order) -> Result<Result<Payment, GatewayError>, ApiError> {
     let now = app.clock.now();
-    // A refusal tells of its state, too.
+    // A refusal reveals the order's state, too: from now on the cache must not show an older one.
     app.cache.orders.saw(order);
     if order.status != OrderStatus::Pending {
         return Err(ApiError::OrderNotPayable(order.status.as_str()));
@@ -258,7 +259,7 @@ fn order_no(id: OrderId, now: OffsetDateTime) -> Result<OrderNo, OrderNoError> {
     OrderNo::parse(dated(id.bits(), now))
 }
 
-/// The adapter cannot say this order in its gateway's words.
+/// Maps the error of an adapter that cannot express this order in the gateway's format.
 fn unfit(error: GatewayError) -> ApiError {
     match error {
         GatewayError::Refused { code, message } => ApiError::InvalidFields(vec![FieldFault::new(code, message)]),
@@ -266,8 +267,9 @@ fn unfit(error: GatewayError) -> ApiError {
     }
 }
 
-/// The order stays pending, and the same key tries again; but one that is refused for good nobody will pay, so the worker
-/// asks about it and ends it, there first and then here. If it is paid already, the worker settles it instead.
+/// The order stays pending, and a repeat with the same key tries again. But an order that the gateway refuses
+/// permanently will never be paid: the worker queries it and closes it, first at the gateway and then here. If it is
+/// already paid, the worker settles it instead.
 async fn failed(app: &App, id: OrderId, error: GatewayError) -> ApiError {
     match error {
         GatewayError::Refused { .. } => match ask_to_close(app, id).await {
@@ -279,7 +281,7 @@ async fn failed(app: &App, id: OrderId, error: GatewayError) -> ApiError {
     }
 }
 
-/// No credential, and the order is not to blame: a repeat may go better.
+/// There is no credential, and the order is not at fault: a repeat may succeed.
 fn unmade(error: GatewayError) -> ApiError {
     match error {
         GatewayError::Misconfigured { .. } => ApiError::GatewayMisconfigured(error),

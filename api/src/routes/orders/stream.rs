@@ -25,11 +25,11 @@ use crate::hub::Subscription;
 use crate::problem::{ApiError, Problem};
 use crate::state::{App, to_the_end};
 
-/// The longest life of one stream; the browser opens the next by itself.
+/// The longest life of one stream. The browser opens the next one by itself.
 const LIFE: Duration = Duration::from_secs(30 * 60);
-/// Keeps proxies from closing a silent connection.
+/// Prevents proxies from closing a silent connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Time for the client to close after a final status, so that it does not open the stream again.
+/// Time for the client to close the stream after a final status, so that it does not open the stream again.
 const AFTERGLOW: Duration = Duration::from_secs(3);
 
 /// The data of one event.
@@ -37,28 +37,29 @@ const AFTERGLOW: Duration = Duration::from_secs(3);
 pub struct StatusChange {
     /// The order's id.
     id: String,
-    /// Its number.
+    /// The order's number.
     order_no: String,
     /// `pending` `paid` `closed` `refunding` `partially_refunded` `refunded`.
     status: String,
     /// In yuan.
     amount: String,
-    /// As of the order itself.
+    /// As in the order itself.
     close_requested: bool,
-    /// As of the order itself.
+    /// As in the order itself.
     extra_payment: Option<ExtraPaymentView>,
-    /// By the gateway's clock, or by ours where it states a time that cannot be.
+    /// By the gateway's clock, or by ours if the gateway states an impossible time.
     #[serde(with = "time::serde::rfc3339::option")]
     paid_at: Option<OffsetDateTime>,
-    /// Rises with each change; also the id of the event.
+    /// Increases with each change. It is also the id of the event.
     version: i64,
 }
 
 /// Watch an order.
 ///
-/// Events are called `status`: the present one at once, then each change. After a final status the stream ends; a
-/// browser that opens it again is answered 204, which ends its trying. An `EventSource` passes `?view_token=`. While the
-/// order is pending the gateway is asked about it now and then, so a payment shows although its notice is lost.
+/// Events are called `status`: the current status is sent at once, then each change. After a final status the stream
+/// ends. A browser that opens it again gets 204, which stops its attempts. An `EventSource` passes `?view_token=`.
+/// While the order is pending, the gateway is queried about it from time to time, so a payment appears even if its
+/// notice is lost.
 #[utoipa::path(
     get, path = "/v1/orders/{id}/stream", tag = "orders", security(("bearer" = []), ("view_token" = [])),
     params(("id" = String, Path, description = "The order's id")),
@@ -66,7 +67,7 @@ pub struct StatusChange {
         (status = 200, description = "Events of this form", content_type = "text/event-stream", body = StatusChange),
         (status = 204, description = "The final status was seen already (`Last-Event-ID`)"),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
+        (status = 404, description = "`order_not_found`: no such order, or another user's", body = Problem),
         (status = 429, description = "`too_many_streams` of this order, of this user or from this address", body = Problem),
         (status = 503, description = "`streams_full`", body = Problem),
     )
@@ -91,20 +92,20 @@ pub async fn stream(
     Ok(([("x-accel-buffering", "no")], stream).into_response())
 }
 
-/// Nothing more is to be waited for on a payment page.
+/// Whether a payment page has nothing more to wait for.
 pub fn is_final(order: &Order) -> bool {
     match order.status {
         OrderStatus::Pending | OrderStatus::Refunding => false,
-        // The buyer has paid all the same, and waits for what becomes of it.
+        // The buyer has paid anyway, and waits for what happens to the money.
         OrderStatus::Closed => !order.extra_state.is_some_and(ExtraState::is_open),
         _ => true,
     }
 }
 
-/// The share of a viewer.
+/// The share of a viewer: as a user, or by address.
 type Share = (Option<shares::Share<UserId>>, Option<AddressShare>);
 
-/// One more stream of this viewer.
+/// Takes a share for one more stream of this viewer.
 fn share(app: &App, viewer: &Viewer, address: IpAddr) -> Result<Share, ApiError> {
     let share = match viewer {
         Viewer::User(user) => app.in_hand.streams_of_user.take(user.clone()).map(|share| (Some(share), None)),
@@ -134,7 +135,7 @@ fn events(subscription: Subscription, app: Arc<App>, share: Share) -> impl Strea
 }
 
 impl Watching {
-    /// The next state to tell; `None` when the stream ends.
+    /// The next state to send. `None` when the stream ends.
     async fn next(&mut self) -> Option<Arc<Order>> {
         let stop = self.subscription.stop();
         if self.over {

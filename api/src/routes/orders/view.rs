@@ -1,4 +1,4 @@
-//! How an order looks from outside.
+//! The form in which clients see an order.
 
 use domain::{ExtraState, Money, OrderStatus};
 use gateway::Payment;
@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 pub struct OrderView {
     /// 32 hex digits.
     pub id: String,
-    /// What both gateways call it.
+    /// The number that both gateways use for it.
     pub order_no: String,
     /// As created.
     pub product_type: String,
@@ -27,12 +27,12 @@ pub struct OrderView {
     pub payment_method: String,
     /// As created.
     pub scene: String,
-    /// The merchant account that takes the money.
+    /// The merchant account that receives the money.
     pub account: String,
     /// `pending` `paid` `closed` `refunding` `partially_refunded` `refunded`.
     #[schema(example = "pending")]
     pub status: String,
-    /// The gateway's number, once paid.
+    /// The gateway's number of the trade, once the order is paid.
     pub trade_no: Option<String>,
     /// In yuan.
     #[schema(example = "0.00")]
@@ -40,21 +40,22 @@ pub struct OrderView {
     /// The last moment to pay.
     #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
-    /// By the gateway's clock, or by ours where it states a time that cannot be.
+    /// By the gateway's clock, or by ours if the gateway states an impossible time.
     #[serde(with = "time::serde::rfc3339::option")]
     pub paid_at: Option<OffsetDateTime>,
     /// By our clock.
     #[serde(with = "time::serde::rfc3339::option")]
     pub closed_at: Option<OffsetDateTime>,
-    /// Whether somebody has asked for the order's end. While it is `pending` the buyer can still pay it.
+    /// Whether the close of the order was requested. While the order is `pending`, the buyer can still pay it.
     pub close_requested: bool,
-    /// Money of the buyer that this order was not owed: a payment after its end, a second one, one of another amount.
-    /// Null: there was none. While it is `held` or `returning`, tell the buyer so, and never to pay again.
+    /// Money that the buyer paid but did not owe for this order: a payment after the order was closed, a second
+    /// payment, or a payment of another amount. Null: there is none. While it is `held` or `returning`, inform the
+    /// buyer, and never ask them to pay again.
     pub extra_payment: Option<ExtraPaymentView>,
     /// As created.
     #[schema(value_type = Object)]
     pub metadata: Value,
-    /// Rises with each change.
+    /// Increases with each change.
     pub version: i64,
     /// By our clock.
     #[serde(with = "time::serde::rfc3339")]
@@ -70,7 +71,7 @@ impl OrderView {
         OrderView::of_copy(&OrderCopy::from(order.clone()))
     }
 
-    /// The same of a copy.
+    /// The same, from a copy.
     pub fn of_copy(order: &OrderCopy) -> OrderView {
         OrderView {
             id: order.id.to_string(),
@@ -97,7 +98,7 @@ impl OrderView {
     }
 }
 
-/// Money that was not owed, and where it is.
+/// Money that was not owed, and its state.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ExtraPaymentView {
     /// `held`: the merchant has it and decides. `returning`: it is on its way back. `returned`: the buyer has it back.
@@ -109,14 +110,14 @@ pub struct ExtraPaymentView {
 }
 
 impl ExtraPaymentView {
-    /// From what the order's row holds.
+    /// From the columns of the order's row.
     pub fn of(state: Option<ExtraState>, amount: Option<Money>) -> Option<ExtraPaymentView> {
         let amount = amount.map(|amount| amount.to_string());
         state.map(|state| ExtraPaymentView { state: state.to_string(), amount })
     }
 }
 
-/// The row that a creation has just made, without asking for it.
+/// The row of an order that is being created, without a read from the database.
 pub fn created(new: &NewOrder) -> Order {
     Order {
         id: new.id,
@@ -161,9 +162,9 @@ pub struct PayableOrder {
 #[derive(Serialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum PaymentView {
-    /// Send the browser there.
+    /// Send the browser to this URL.
     Redirect {
-        /// The cashier's address.
+        /// The URL of the cashier page.
         url: String,
     },
     /// Show a QR code of this text.
@@ -171,9 +172,9 @@ pub enum PaymentView {
         /// The text to encode.
         code_url: String,
     },
-    /// Hand these parameters to the gateway's SDK or script.
+    /// Pass these parameters to the gateway's SDK or script.
     Invoke {
-        /// As the SDK takes them.
+        /// In the form that the SDK expects.
         #[schema(value_type = Object)]
         params: Value,
     },
@@ -184,6 +185,6 @@ pub enum PaymentView {
 pub struct OrderPage {
     /// This page.
     pub orders: Vec<OrderView>,
-    /// For the next page; null on the last.
+    /// The cursor of the next page; null on the last page.
     pub next_cursor: Option<String>,
 }

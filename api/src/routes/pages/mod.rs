@@ -1,9 +1,9 @@
-//! `GET /pay/success` and `GET /pay/cancel`: where a buyer's browser comes back to.
+//! `GET /pay/success` and `GET /pay/cancel`: the pages that a buyer's browser returns to.
 //!
 //! The pages show what our own record says. The query string only names the order, and only with a proof: a return that
-//! Alipay signed for the order's account, or a view token. Both end a day after the order's expiry. Whoever brings no
-//! proof sees a page without an order, whatever else the visit brings. A visit with a proof also has the gateway asked about a
-//! pending order, and the page waits for the answer.
+//! Alipay signed for the order's account, or a view token. Both end a day after the order expires. A visit without a
+//! proof gets a page without an order, whatever else the query contains. A visit with a proof also brings forward the
+//! check of a pending order, and the page waits for the result.
 
 mod render;
 mod words;
@@ -27,10 +27,10 @@ use crate::problem::ApiError;
 use crate::state::{App, to_the_end};
 use crate::view_token::AFTER_EXPIRY;
 
-/// How long the token in a page is good; as long as a stream. A page that outlives it loads itself again.
+/// How long the token in a page is valid: as long as a stream lives. A page that stays open longer reloads itself.
 const TOKEN: Duration = Duration::minutes(30);
 
-/// Which page was asked for.
+/// The page that was requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Page {
     Success,
@@ -39,15 +39,15 @@ enum Page {
 
 /// What the browser may see.
 enum Shown {
-    /// No proof, or of an order that is not there.
+    /// There is no valid proof, or no order that may be shown.
     Nothing,
     /// Our record cannot be read.
     Busy,
-    /// The order, and a token with which the page waits for news of it.
+    /// The order, and a token with which the page watches it.
     Order { order: Box<Order>, view_token: String },
 }
 
-/// Both pages.
+/// The routes of both pages.
 pub fn router() -> Router<Arc<App>> {
     Router::new().route("/pay/success", get(success)).route("/pay/cancel", get(cancel))
 }
@@ -63,7 +63,7 @@ async fn cancel(State(app): State<Arc<App>>, RawQuery(query): RawQuery, headers:
 async fn answer(app: Arc<App>, page: Page, query: Option<String>, headers: &HeaderMap) -> Response {
     let looked = to_the_end(async move { look(&app, &query.unwrap_or_default()).await }).await;
     let shown = looked.unwrap_or_else(|error| {
-        // Told to the log like every other error, and to the browser as a page.
+        // The log gets the error, as for every route. The browser gets a page.
         tracing::warn!(error = %error, "A return page cannot read the order");
         Shown::Busy
     });
@@ -79,14 +79,14 @@ async fn look(app: &App, query: &str) -> Result<Shown, ApiError> {
     let Some(order) = found.filter(|order| now < order.expires_at + AFTER_EXPIRY) else { return Ok(Shown::Nothing) };
     Span::current().record("orderId", display(order.id));
     app.cache.orders.saw(&order);
-    // The best hint that there is: the gateway is asked now, should its notice be late or lost.
+    // The strongest hint: the gateway is queried now, in case its notice is late or lost.
     app.hints.came_back(&app.db, (order.id, order.status));
-    // Ends with the proof that it stands for, and mostly sooner.
+    // The token ends with the proof that it stands for, and usually sooner.
     let view_token = app.view_tokens.mint(order.id, order.expires_at.min(now + TOKEN - AFTER_EXPIRY))?;
     Ok(Shown::Order { order: Box::new(order), view_token })
 }
 
-/// By `order` and `view_token`, which must be of one another.
+/// Finds the order by `order` and `view_token`. The token must be for that order.
 async fn by_token(app: &App, query: &str) -> Result<Option<Order>, ApiError> {
     let named = only(query, "order").and_then(|id| OrderId::parse(&id).ok());
     let held = only(query, "view_token").and_then(|token| app.view_tokens.open(&token).ok());
@@ -96,8 +96,8 @@ async fn by_token(app: &App, query: &str) -> Result<Option<Order>, ApiError> {
     }
 }
 
-/// By a return. Its claim finds the order, and the key of that order's own account decides whether the claim counts:
-/// one account cannot vouch for the orders of another.
+/// Finds the order by a signed return. The claimed number finds the order, and the key of that order's own account
+/// decides whether the claim is valid: one account cannot vouch for the orders of another.
 async fn by_return(app: &App, query: &str) -> Result<Option<Order>, ApiError> {
     let Some(claimed) = only(query, alipay::RETURN_ORDER_NO).and_then(|text| OrderNo::parse(text).ok()) else {
         return Ok(None);
@@ -108,13 +108,13 @@ async fn by_return(app: &App, query: &str) -> Result<Option<Order>, ApiError> {
         Ok(signed) if signed.get() == order.order_no.as_str() => Ok(Some(order)),
         Ok(_) => Ok(None),
         Err(error) => {
-            debug!(%error, "A return that proves nothing");
+            debug!(%error, "A return to a page has no valid proof");
             Ok(None)
         }
     }
 }
 
-/// The value of a parameter that comes exactly once: two values must not be a choice.
+/// The value of a parameter that appears exactly once. Two values would be ambiguous.
 fn only(query: &str, name: &str) -> Option<String> {
     let mut values = url::form_urlencoded::parse(query.as_bytes()).filter(|(known, _)| known == name);
     let value = values.next()?.1.into_owned();

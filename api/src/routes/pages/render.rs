@@ -1,5 +1,5 @@
-//! A page as bytes and headers. Nothing in it comes from a request: words of ours, fields of our record, a token of our
-//! own making.
+//! Renders a page as bytes and headers. Nothing in it comes from a request: it holds our own texts, fields of our
+//! record and a token that we created.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -25,10 +25,10 @@ const PAGE: &str = include_str!("page.html");
 const SECTION: &str = include_str!("section.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
-/// Without JavaScript the browser asks again by itself.
+/// Without JavaScript the browser reloads the page by itself.
 const REFRESH: &str = "<noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript>\n";
 
-/// Style and script by what they are, nothing from anywhere, no connection but to ourselves.
+/// Allows style and script by their hash only, images only as data URLs, and connections only to ourselves.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = |text: &str| format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text.as_bytes())));
     format!(
@@ -39,7 +39,7 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The answer, always 200: a browser that was sent here is no place for an error.
+/// The answer is always 200, because a buyer who returns should see a page and not an error.
 pub fn page(page: Page, shown: &Shown, language: Language) -> Response {
     let headers: [(HeaderName, &str); 8] = [
         (CONTENT_TYPE, "text/html; charset=utf-8"),
@@ -125,7 +125,7 @@ fn details(order: &Order, language: Language) -> String {
     if order.refunded_amount.is_positive() {
         rows.push((language.pick("已退款", "Refunded"), format!("¥{}", order.refunded_amount)));
     }
-    // At the top the page speaks of the order's own payment, or else of this one.
+    // The top of the page is about the order's own payment, or about this one if the order has none.
     if let Some(state) = order.extra_state {
         let amount = order.extra_amount.map(|amount| format!("¥{amount} · ")).unwrap_or_default();
         let (chinese, english) = of_extra(state);
@@ -139,13 +139,13 @@ fn details(order: &Order, language: Language) -> String {
     html + "</dl>\n"
 }
 
-/// What the buyer's clock shows, and which clock that is.
+/// The time in Beijing, with its offset.
 fn beijing(at: OffsetDateTime) -> String {
     let clock = format_description!("[year]-[month]-[day] [hour]:[minute] UTC+8");
     at.checked_to_offset(offset!(+8)).and_then(|local| local.format(clock).ok()).unwrap_or_default()
 }
 
-/// Puts values into a template in one pass, so that a value is never taken for a name.
+/// Fills a template in one pass, so that a value is never mistaken for a placeholder.
 fn fill(template: &str, values: &[(&str, &str)]) -> String {
     let mut html = String::with_capacity(template.len() + values.iter().map(|(_, value)| value.len()).sum::<usize>());
     let mut parts = template.split("{{");
@@ -158,7 +158,7 @@ fn fill(template: &str, values: &[(&str, &str)]) -> String {
     html
 }
 
-/// For text and for attributes in double quotes.
+/// Escapes for text, and for attributes in double quotes.
 fn escape(text: &str) -> String {
     let mut html = String::with_capacity(text.len());
     for c in text.chars() {
@@ -187,7 +187,7 @@ mod tests {
     fn every_place_of_the_templates_is_filled() {
         let whole = html(Page::Success, &Shown::Busy, Language::English);
         assert!(!whole.contains("{{") && !whole.contains("}}"), "{whole}");
-        // What the policy allows is what stands between the tags.
+        // The policy allows exactly the text between the tags.
         assert!(
             whole.contains(&format!("<style>{STYLE}</style>")) && whole.contains(&format!("<script>{SCRIPT}</script>"))
         );

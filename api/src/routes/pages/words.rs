@@ -1,4 +1,4 @@
-//! What the pages say, in Chinese and in English.
+//! The texts of the pages, in Chinese and in English.
 
 use axum::http::HeaderMap;
 use axum::http::header::ACCEPT_LANGUAGE;
@@ -10,14 +10,14 @@ use super::Page;
 /// A language of the pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Language {
-    /// Simplified.
+    /// Simplified Chinese.
     Chinese,
-    /// Plain.
+    /// Plain English.
     English,
 }
 
 impl Language {
-    /// The one that the browser likes better; Chinese when it says nothing of the two.
+    /// The language that the browser prefers; Chinese if the browser names neither.
     pub fn preferred(headers: &HeaderMap) -> Language {
         let value = headers.get(ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let (mut best, mut weight) = (Language::Chinese, 0.0);
@@ -30,7 +30,7 @@ impl Language {
                 _ => continue,
             };
             let q = parameter.trim().strip_prefix("q=").map_or(Some(1.0), |q| q.parse::<f32>().ok());
-            // The first of equals counts; what is no number is not greater.
+            // With equal weights the first language counts. NaN is not greater than any weight.
             if let Some(q) = q.filter(|q| *q > weight && *q <= 1.0) {
                 (best, weight) = (language, q);
             }
@@ -38,7 +38,7 @@ impl Language {
         best
     }
 
-    /// The one that the switch leads to.
+    /// The language that the switch leads to.
     pub const fn other(self) -> Language {
         match self {
             Language::Chinese => Language::English,
@@ -46,7 +46,7 @@ impl Language {
         }
     }
 
-    /// As HTML names it.
+    /// The language tag in HTML.
     pub const fn tag(self) -> &'static str {
         match self {
             Language::Chinese => "zh-CN",
@@ -54,7 +54,7 @@ impl Language {
         }
     }
 
-    /// The fragment that shows it.
+    /// The id of its section, which is the fragment of the switch.
     pub const fn id(self) -> &'static str {
         match self {
             Language::Chinese => "zh",
@@ -62,12 +62,12 @@ impl Language {
         }
     }
 
-    /// In its own words.
+    /// The name of the language in that language.
     pub const fn name(self) -> &'static str {
         self.pick("中文", "English")
     }
 
-    /// One of two texts.
+    /// The one of two texts that is in this language.
     pub const fn pick(self, chinese: &'static str, english: &'static str) -> &'static str {
         match self {
             Language::Chinese => chinese,
@@ -84,12 +84,12 @@ impl Language {
     }
 }
 
-/// What a page says at its top.
+/// The message at the top of a page.
 #[derive(Debug, Clone, Copy)]
 pub struct Said {
-    /// `done`, `open` or nothing: the colour.
+    /// The colour: `done`, `open` or nothing.
     pub tone: &'static str,
-    /// A sign that says the same.
+    /// A symbol with the same meaning.
     pub mark: &'static str,
     /// Chinese and English.
     pub heading: (&'static str, &'static str),
@@ -97,7 +97,7 @@ pub struct Said {
     pub text: (&'static str, &'static str),
 }
 
-/// To somebody who may see no order.
+/// For a visitor who may see no order.
 pub const NEUTRAL: Said = Said {
     tone: "",
     mark: "…",
@@ -116,17 +116,18 @@ pub const BUSY: Said = Said {
     text: ("页面会自动重试，请勿重复付款。", "This page tries again by itself. Please do not pay twice."),
 };
 
-/// By our own record. Which page the buyer came to matters only while nothing is known.
+/// The message for the order in our own record. The page that the buyer came to matters only while the order is
+/// pending.
 pub fn of_order(order: &Order, page: Page) -> Said {
     match (order.status, order.extra_state) {
-        // The buyer has paid, only not in a way that this order could take. This matters most.
+        // The buyer has paid, but not in a way that this order could accept. This matters most.
         (OrderStatus::Pending | OrderStatus::Closed, Some(state)) => of_money_without_an_order(state),
         (OrderStatus::Pending, None) if order.close_requested_at.is_some() => CLOSING,
         (status, _) => of_status(status, page),
     }
 }
 
-/// While somebody has asked for the end of an order that can still be paid.
+/// While the close of an order is requested and the order can still be paid.
 const CLOSING: Said = Said {
     tone: "open",
     mark: "…",
@@ -137,7 +138,7 @@ const CLOSING: Said = Said {
     ),
 };
 
-/// What became of a payment beside the order's own, in a few words.
+/// What happened to a payment other than the order's own, in a few words.
 pub const fn of_extra(state: ExtraState) -> (&'static str, &'static str) {
     match state {
         ExtraState::Held => ("已收到，商家处理中", "received, the merchant is dealing with it"),
@@ -146,7 +147,7 @@ pub const fn of_extra(state: ExtraState) -> (&'static str, &'static str) {
     }
 }
 
-/// A payment that came after the order's end, or of another amount.
+/// A payment that came after the order was closed, or that has another amount.
 const fn of_money_without_an_order(state: ExtraState) -> Said {
     match state {
         ExtraState::Held => Said {
