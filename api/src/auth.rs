@@ -134,7 +134,7 @@ impl Authenticator {
         Authenticator { max_age, ..self }
     }
 
-    /// Replaces all keys by these.
+    /// Replaces all keys with these.
     pub fn put(&self, keys: Vec<Key>) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }

@@ -79,7 +79,7 @@ pub fn is_listed(address: IpAddr, list: &[IpNet]) -> bool {
 }
 
 /// The first address from the right of `X-Forwarded-For` that is not one of our proxies. The client can forge the left
-/// part. An entry that cannot be read ends the walk at the last good address.
+/// part. An entry that cannot be read ends the search at the last good address.
 fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let mut current = peer;
     if !is_listed(current, trusted) {

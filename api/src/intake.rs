@@ -1,5 +1,5 @@
 //! Makes a callback durable. The first route is the broker (a publisher confirm). If it fails, the second route is the
-//! database (a committed row). If both fail, the gateway is asked to repeat the callback.
+//! database (a committed row). If both fail, the gateway gets an error and repeats the callback.
 
 use std::time::Duration;
 

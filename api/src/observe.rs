@@ -14,7 +14,7 @@ use tracing::{Instrument, error, field, info, info_span, warn};
 use crate::problem::{ApiError, Rendered};
 use crate::rarely::Few;
 
-/// The id that the client gave its request. It is kept beside ours.
+/// The id that the client gave its request. We use our own id beside it.
 #[derive(Debug, Clone)]
 pub struct ClientRequestId(pub String);
 

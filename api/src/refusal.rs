@@ -11,7 +11,7 @@ use crate::intake::Receipt;
 use crate::problem::Rendered;
 use crate::strikes::Strike;
 
-/// Why a callback is not accepted.
+/// The errors for which a callback is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CallbackRefusal {
     /// The named key did not sign these bytes.

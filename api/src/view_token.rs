@@ -67,7 +67,7 @@ impl ViewTokens {
         ViewTokens { keys: RwLock::new(keys), validation }
     }
 
-    /// Replaces all keys by these.
+    /// Replaces all keys with these.
     pub fn put(&self, keys: ViewKeys) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }

@@ -267,7 +267,7 @@ pub async fn confirm(
     to_the_end(async move { act(&app, id, &who, version).await }).await
 }
 
-/// The reason why a case is reopened.
+/// The reason for reopening a case.
 #[derive(Serialize, ToSchema)]
 pub struct Reopen {
     /// What was learnt, or what was done by mistake, at most 2000 characters.

@@ -95,7 +95,7 @@ pub async fn get(State(app): State<Arc<App>>, _admin: Admin) -> Result<Json<Conf
 pub struct ChangeConfig {
     /// The `version` of the rules that were seen.
     pub version: i64,
-    /// Whether the gateway takes new orders.
+    /// Whether the gateway accepts new orders.
     pub enabled: Option<bool>,
     /// All scenes that accept no new orders.
     #[schema(example = json!(["wap"]))]

@@ -182,8 +182,8 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
         Ok(payment) => return shown(app, order, payment),
         Err(error) => error,
     };
-    // The gateway may have created a credential although its answer was lost, and a new credential can end the last
-    // one. A repeat gets a credential that works.
+    // The gateway may have created a credential although its answer was lost, and a new credential can invalidate the
+    // last one. A repeat gets a credential that works.
     if matches!(error, GatewayError::Unknown(_) | GatewayError::Protocol(_)) {
         return Err(unmade(error));
     }

@@ -9,7 +9,7 @@
     again(5);
     return;
   }
-  // The server draws the page: news is only a reason to ask for it again.
+  // The server renders the page. A new status is only a reason to load the page again.
   var source = new EventSource(live.getAttribute("data-stream"));
   source.addEventListener("status", function (event) {
     if (JSON.parse(event.data).version > Number(live.getAttribute("data-version"))) {
