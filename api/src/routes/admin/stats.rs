@@ -48,8 +48,8 @@ pub struct StatsView {
 }
 
 /// Statistics of one day at one gateway. Orders, extra payments and refunds count for the day on which they were
-/// created. Rates are fractions of one, and null if the divisor is zero. The remaining money is `amount -
-/// refunded_amount + extra_amount - extra_refunded`.
+/// created. Rates are fractions of one, and null if the divisor is zero. The money that remains is
+/// `amount - refunded_amount + extra_amount - extra_refunded`.
 #[derive(Serialize, ToSchema)]
 pub struct DayView {
     /// The day in Beijing.
@@ -59,7 +59,7 @@ pub struct DayView {
     payment_method: String,
     /// Orders created.
     orders: i64,
-    /// Those of these orders that are paid since.
+    /// How many of these orders are paid by now.
     paid: i64,
     /// `paid` divided by `orders`.
     success_rate: Option<f64>,
@@ -68,13 +68,13 @@ pub struct DayView {
     amount: String,
     /// Seconds from creation to payment, on average.
     average_settle_seconds: Option<f64>,
-    /// The paid orders of which money was returned since, divided by `paid`.
+    /// Paid orders of which money was returned since, divided by `paid`.
     refund_rate: Option<f64>,
     /// Requested refunds of the orders' own payments.
     refunds: i64,
-    /// Those of these refunds that succeeded.
+    /// How many of these refunds succeeded.
     refunds_succeeded: i64,
-    /// Those of these refunds that failed.
+    /// How many of these refunds failed.
     refunds_failed: i64,
     /// Succeeded refunds divided by succeeded and failed refunds.
     refund_success_rate: Option<f64>,
@@ -88,7 +88,7 @@ pub struct DayView {
     extra_amount: String,
     /// Requested refunds of these payments.
     extra_refunds: i64,
-    /// The total amount of those of these refunds that succeeded, in yuan.
+    /// The total amount of these refunds that succeeded, in yuan.
     #[schema(example = "0.00")]
     extra_refunded: String,
 }
