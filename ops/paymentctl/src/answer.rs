@@ -1,4 +1,4 @@
-//! What a command has to say: once for people, once for scripts.
+//! The result of a command: as text for people and as JSON for scripts.
 
 use std::fmt;
 
@@ -10,42 +10,42 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
-/// The end of a command that ran.
+/// The result of a command that ran.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// For people, without a line break at its end.
+    /// For people, without a line break at the end.
     pub text: String,
     /// The same for scripts.
     pub json: Value,
-    /// Whether all that was asked for is done, or would be.
+    /// Whether the command did everything that was requested, or in a dry run would do it.
     pub done: bool,
 }
 
 impl Answer {
-    /// All is done.
+    /// Everything is done.
     pub fn done(text: impl Into<String>, json: Value) -> Answer {
         Answer { text: text.into(), json, done: true }
     }
 }
 
-/// Why a command did not do what it was asked for. Then nothing was changed.
+/// The error of a command. The command changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// What is wrong.
     pub said: String,
     /// What to do.
     pub hint: String,
-    /// Whether the command was called in a way that cannot work.
+    /// Whether the command line itself is wrong, so that it can never work.
     pub usage: bool,
 }
 
 impl Problem {
-    /// It was asked for rightly and cannot be done.
+    /// The command line is valid, but the command failed.
     pub fn failed(said: impl Into<String>, hint: impl Into<String>) -> Problem {
         Problem { said: said.into(), hint: hint.into(), usage: false }
     }
 
-    /// It was asked for wrongly.
+    /// The command line is wrong.
     pub fn usage(said: impl Into<String>, hint: impl Into<String>) -> Problem {
         Problem { said: said.into(), hint: hint.into(), usage: true }
     }
@@ -62,38 +62,39 @@ impl From<DbError> for Problem {
         let hint = match &error {
             DbError::Unavailable(_) => "check DATABASE_URL, and that the server runs and knows this user",
             DbError::Again(_) => "something else works on the same rows; try again in a moment",
-            DbError::Moved => "somebody was faster; look again",
+            DbError::Moved => "another process changed this row first; check its state again",
             _ => "nothing was changed; look at the row with `explain` or `cases show`",
         };
         Problem::failed(chain(&error), hint)
     }
 }
 
-/// A moment as people and scripts read it: UTC, RFC 3339, to the second.
+/// A time as people and scripts read it: UTC, RFC 3339, to the second.
 pub fn moment(at: OffsetDateTime) -> String {
     let whole = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
     // Fails only outside the years 0 to 9999.
     whole.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
 }
 
-/// A moment to the millisecond, where it matters what came first.
+/// A time to the millisecond, for places where the order of events matters.
 pub fn instant(at: OffsetDateTime) -> String {
     let form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
     at.to_offset(time::UtcOffset::UTC).format(form).unwrap_or_else(|_| at.to_string())
 }
 
-/// Lines for people. Numbers of a broker, notes and words of a gateway stand in them: what would steer the terminal, or make
-/// one line look like two, is escaped.
+/// Joins lines for people. They can contain a broker's numbers, notes, or a gateway's text. Characters that would
+/// control the terminal, or make one line look like two, are escaped.
 pub fn lines<Line: AsRef<str>>(lines: &[Line]) -> String {
     lines.iter().map(|line| escaped(line.as_ref(), &[])).collect::<Vec<_>>().join("\n")
 }
 
-/// Text as a terminal gets it: nothing in it but line breaks steers.
+/// Text that is safe for a terminal: line breaks are its only control characters.
 pub fn shown(text: &str) -> String {
     escaped(text, &['\n'])
 }
 
-/// JSON as a terminal or a script gets it. Such characters stand in its strings alone, where an escape means the same.
+/// JSON that is safe for a terminal or a script. Control characters occur only in its strings, where an escape
+/// means the same.
 pub fn json_line(value: &Value) -> String {
     let text = value.to_string();
     let mut plain = String::with_capacity(text.len());
@@ -107,7 +108,7 @@ pub fn json_line(value: &Value) -> String {
     plain
 }
 
-/// Rows under a heading, each column as wide as its widest cell.
+/// A table: a heading and rows. Each column is as wide as its widest cell.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> =
         rows.iter().map(|cells| cells.iter().map(|cell| escaped(cell, &[])).collect()).collect();
@@ -127,7 +128,7 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
-/// A list, and below it that there is more than it shows.
+/// A list, followed by a note if there are more entries than it shows.
 pub fn with_more(list: String, more: Option<&str>) -> String {
     match more {
         Some(more) => format!("{list}\n({more})"),
@@ -153,7 +154,7 @@ mod tests {
         assert_eq!(table(&["NO", "NAME"], &[]), "NO  NAME");
     }
 
-    /// The words of a broker, a gateway or a colleague: they must not write to the terminal.
+    /// Text from a broker, a gateway or another operator must not control the terminal.
     #[test]
     fn nothing_steers_the_terminal() {
         let bad = "a\u{1b}]52;c;Zm9v\u{7}\n1  resolved\u{202E}\u{9b}2K";

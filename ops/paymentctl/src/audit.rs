@@ -1,4 +1,4 @@
-//! `paymentctl audit`: what people did, and whether that was rewritten since.
+//! `paymentctl audit`: what people did, and whether the log was changed afterwards.
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -8,49 +8,50 @@ use time::Duration;
 use crate::answer::{Answer, Problem, count, instant, lines, moment, table, with_more};
 use crate::place::Place;
 
-/// What to do with the log of what people did.
+/// What to do with the log of people's actions.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// List what people did, the newest last.
     List(List),
-    /// Verify that no row was changed or removed since it was linked, and name the first that was.
+    /// Verify that no linked row was changed or removed, and name the first that was.
     ///
-    /// The relay links each row within a second. Who owns the tables could write the whole chain again: keep the root that this
-    /// command shows, or that the relay logs each day, in another place, and give it with --root later.
+    /// The relay links each row within a second. The owner of the tables could rewrite the whole chain. To detect
+    /// that, store the root that this command shows, or that the relay logs each day, in another place, and pass it
+    /// with --root later.
     Verify(Verify),
 }
 
-/// Which acts.
+/// Which actions to list.
 #[derive(Debug, Clone, Default, Args)]
 pub struct List {
-    /// Those about one object, such as case:0199…, event:order.paid:0199…, payment_config:alipay or order:0199….
+    /// Only actions on one object, such as case:0199…, event:order.paid:0199…, payment_config:alipay or order:0199….
     #[arg(long, value_name = "OBJECT")]
     pub object: Option<String>,
-    /// At most so many, the newest.
+    /// At most this many, the newest.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
     pub limit: i64,
 }
 
-/// Against what.
+/// What to verify the chain against.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Verify {
-    /// A root that was noted before: the chain must go through it. Can be given several times.
+    /// A root that was noted before: the chain must contain it. Can be given several times.
     #[arg(long = "root", value_name = "N:HASH")]
     pub roots: Vec<Root>,
 }
 
-/// How many links are read at a time.
+/// How many links one query reads.
 const BATCH: i64 = 1000;
-/// After how many the long work says how far it is.
+/// Progress is reported after this many links.
 const SAY: i64 = 100_000;
-/// A row that is older and in no link was kept from the relay, or no relay runs.
+/// Every row should be linked by this age. If one is not, the relay did not receive it, or no relay runs.
 const PATIENCE: Duration = Duration::minutes(1);
-/// How many numbers are looked through at a time for rows in no link.
+/// How many row numbers one query searches for rows without a link.
 const SLICE: i64 = 100_000;
-/// How many of them are named.
+/// At most this many of the unlinked rows are named.
 const NAMED: usize = 10;
 
-/// Does what is asked.
+/// Runs the command.
 ///
 /// # Errors
 /// [`Problem`].
@@ -125,7 +126,7 @@ async fn verify(place: &Place, verify: &Verify) -> Result<Answer, Problem> {
 enum Broken {
     #[error(transparent)]
     Chain(Fault),
-    #[error("at link {0} the chain does not go through the root that was noted: it was written again")]
+    #[error("at link {0} the chain does not go through the root that was noted: it was rewritten")]
     Rewritten(i64),
     #[error("the chain ends before link {0}, whose root was noted: its end was removed")]
     Shortened(i64),
@@ -133,7 +134,7 @@ enum Broken {
     Stray(i64),
 }
 
-/// How far the chain holds, and what breaks it.
+/// How far the chain is intact, and what breaks it.
 async fn follow(place: &Place, roots: &[Root]) -> Result<(Root, Option<Broken>), Problem> {
     let mut noted = roots.to_vec();
     noted.sort_unstable_by_key(|root| root.n);
@@ -144,7 +145,7 @@ async fn follow(place: &Place, roots: &[Root]) -> Result<(Root, Option<Broken>),
         let next = match audit::follow(&place.db, end, limit).await? {
             Ok(next) => next,
             Err(fault) => {
-                // Up to where it holds.
+                // Finds the last intact link.
                 let end = before(place, end, &fault).await?;
                 return Ok((end, Some(Broken::Chain(fault))));
             }
@@ -178,7 +179,7 @@ fn linked(n: i64) -> String {
     format!("{} linked", count(usize::try_from(n).unwrap_or(usize::MAX), "row"))
 }
 
-/// The rows that are in no link and should be.
+/// The rows without a link that are old enough to have one.
 async fn unlinked(place: &Place) -> Result<Vec<i64>, Problem> {
     let (end, mut found) = (audit::largest(&place.db).await?, Vec::new());
     for from in (0..=end).step_by(SLICE as usize) {
@@ -191,6 +192,6 @@ fn waiting(unlinked: &[i64]) -> Option<String> {
     let first = unlinked.iter().take(NAMED).map(i64::to_string).collect::<Vec<_>>().join(", ");
     let more = if unlinked.len() > NAMED { ", …" } else { "" };
     (!unlinked.is_empty()).then(|| {
-        format!("{} in no link for a minute: {first}{more}; no relay runs, or they were kept from it", unlinked.len())
+        format!("{} in no link for a minute: {first}{more}; no relay runs, or it did not receive them", unlinked.len())
     })
 }

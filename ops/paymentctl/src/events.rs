@@ -1,4 +1,4 @@
-//! `paymentctl events`: what went out to downstream systems, and sending it once more.
+//! `paymentctl events`: shows the events that were published to downstream systems, and publishes them again.
 
 use std::ops::Range;
 
@@ -21,35 +21,36 @@ use crate::when::{self, Moment};
 pub enum Command {
     /// List events: the newest, those of one order, or those published in a range of time.
     List(List),
-    /// Show one event with what it tells.
+    /// Show one event with its data.
     Show {
         /// The event's id, such as order.paid:0199….
         id: String,
     },
-    /// Have events published again, under the same ids: a consumer recognises a repeat by its id.
+    /// Publish events again, under the same ids. A consumer recognises a repeat by its id.
     ///
-    /// Marks them as not published; the relay then publishes them, those of one order in order. An event that is not out yet
-    /// goes out anyhow and is left alone. Without --yes nothing is changed, and the events are counted. Who has it done is
-    /// written down with each event.
+    /// This command marks the events as unpublished. The relay then publishes them; events of one order keep their
+    /// sequence. Unpublished events are left alone. Without --yes nothing is changed, and the events are only
+    /// counted. The operator's name is recorded with each event.
     Republish(Republish),
 }
 
 /// Which events to list.
 #[derive(Debug, Clone, Default, Args)]
 pub struct List {
-    /// Those of one order, by its id or number.
+    /// Only events of one order, by its id or order_no.
     #[arg(long, value_name = "ORDER", conflicts_with_all = ["unpublished", "since"])]
     pub order: Option<String>,
-    /// Those that are not out yet.
+    /// Only unpublished events.
     #[arg(long, conflicts_with = "since")]
     pub unpublished: bool,
-    /// Those published then or later: 2026-01-05T10:00:00+08:00, 2026-01-05, or so long ago: 2h.
+    /// Only events published at this time or later: 2026-01-05T10:00:00+08:00, 2026-01-05, or a time before now
+    /// such as 2h.
     #[arg(long, value_name = "TIME", value_parser = when::moment)]
     pub since: Option<Moment>,
-    /// Those published before then; now, if it is not given.
+    /// Only events published before this time. The default is now.
     #[arg(long, value_name = "TIME", value_parser = when::moment, requires = "since")]
     pub until: Option<Moment>,
-    /// At most so many.
+    /// At most this many.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
     pub limit: i64,
 }
@@ -58,30 +59,31 @@ pub struct List {
 #[derive(Debug, Clone, Args)]
 #[command(group(ArgGroup::new("which").required(true).args(["id", "order", "since"])))]
 pub struct Republish {
-    /// One by its id.
+    /// One event by its id.
     #[arg(long, value_name = "EVENT")]
     pub id: Option<String>,
-    /// All of one order, by its id or number.
+    /// All events of one order, by its id or order_no.
     #[arg(long, value_name = "ORDER")]
     pub order: Option<String>,
-    /// All that were published then or later: 2026-01-05T10:00:00+08:00, 2026-01-05, or so long ago: 2h.
+    /// All events published at this time or later: 2026-01-05T10:00:00+08:00, 2026-01-05, or a time before now such
+    /// as 2h.
     #[arg(long, value_name = "TIME", value_parser = when::moment, requires = "until")]
     pub since: Option<Moment>,
-    /// And before then.
+    /// And published before this time.
     #[arg(long, value_name = "TIME", value_parser = when::moment, conflicts_with_all = ["id", "order"])]
     pub until: Option<Moment>,
-    /// If there are more than so many, none is. They go out before what is new.
+    /// If there are more events than this, none is published. The relay publishes these events before new ones.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i64).range(1..=10_000))]
     pub limit: i64,
-    /// Do it. Without this it is only said what would be done.
+    /// Do it. Without this flag the command only shows what it would do.
     #[arg(long)]
     pub yes: bool,
 }
 
-/// Does what is asked with the events of this place. `operator` is there where something is to be written.
+/// Runs the command on the events of this database. `operator` is required only where the command writes.
 ///
 /// # Errors
-/// [`Problem`]; nothing was changed then.
+/// [`Problem`]; then nothing was changed.
 pub async fn run(place: &Place, command: &Command, operator: Option<&str>) -> Result<Answer, Problem> {
     match command {
         Command::List(list) => self::list(place, list).await,
@@ -115,11 +117,11 @@ async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
     Ok(Answer::done(with_more(text, more.as_deref()), json))
 }
 
-/// Whether an event is out.
+/// When the event was published, or why it was not.
 pub(crate) fn out(event: &Kept) -> String {
     match (event.published_at, event.retry_at) {
         (Some(at), _) => moment(at),
-        (None, Some(at)) => format!("nobody listened; again at {}", moment(at)),
+        (None, Some(at)) => format!("no queue received it; again at {}", moment(at)),
         (None, None) => "not yet".to_owned(),
     }
 }
@@ -146,7 +148,7 @@ async fn show(place: &Place, id: &str) -> Result<Answer, Problem> {
     lines.extend(again.iter().map(|once| {
         let (before, by, at) = (moment(once.published_at), &once.republished_by, moment(once.republished_at));
         let user = once.database_user.as_deref().map(|user| format!(" (database user {user})")).unwrap_or_default();
-        format!("again      published at {before}, and once more on the word of {by}{user} at {at}")
+        format!("again      published at {before}, and again at the request of {by}{user} at {at}")
     }));
     let data = serde_json::to_string_pretty(&event.data).unwrap_or_default();
     lines.extend(format!("data       {data}").lines().map(str::to_owned));
@@ -165,7 +167,7 @@ fn republished(once: &Republished) -> Value {
     })
 }
 
-/// An event without what it tells, which may name what the shop attached.
+/// An event without its data, which can contain metadata of the shop.
 fn outline(event: &Kept) -> Value {
     json!({
         "id": event.event_id,
@@ -183,14 +185,14 @@ async fn republish(place: &Place, republish: &Republish, operator: Option<&str>)
     let found = chosen(place, republish).await?;
     let (out, waiting): (Vec<&Kept>, Vec<&Kept>) = found.iter().partition(|event| event.published_at.is_some());
     if i64::try_from(out.len()).unwrap_or(i64::MAX) > republish.limit {
-        let said = format!("more than {} events are asked for", republish.limit);
-        return Err(Problem::failed(said, "ask for a shorter time, or raise --limit"));
+        let said = format!("more than {} events are requested", republish.limit);
+        return Err(Problem::failed(said, "give a shorter time range, or raise --limit"));
     }
     let seqs: Vec<i64> = out.iter().map(|event| event.seq).collect();
     let mut published = 0;
     if let Some(by) = by.filter(|_| !seqs.is_empty()) {
         published = events::publish_again(&place.db, &seqs, &by).await?;
-        // It may get lost; the relay polls too.
+        // The nudge can get lost; the relay also polls.
         let _ = events::nudge(&place.db).await;
     }
     let (events, ids) = (count(out.len(), "event"), out.iter().map(|event| &event.event_id));
@@ -204,7 +206,7 @@ async fn republish(place: &Place, republish: &Republish, operator: Option<&str>)
     if out.len() > SHOWN {
         lines.push(format!("and {} more (--json names all)", out.len() - SHOWN));
     }
-    lines.extend(waiting.iter().map(|event| format!("{} is not out yet and goes out anyhow", event.event_id)));
+    lines.extend(waiting.iter().map(|event| format!("{} is not published yet: the relay does it", event.event_id)));
     lines.push(match (seqs.is_empty(), republish.yes) {
         (true, _) => "nothing to publish again".to_owned(),
         (_, true) => format!(
@@ -216,7 +218,7 @@ async fn republish(place: &Place, republish: &Republish, operator: Option<&str>)
     Ok(Answer::done(shown(&lines), json))
 }
 
-/// How many ids are named to people.
+/// How many ids the text for people names.
 const SHOWN: usize = 20;
 
 async fn chosen(place: &Place, republish: &Republish) -> Result<Vec<Kept>, Problem> {
@@ -227,7 +229,7 @@ async fn chosen(place: &Place, republish: &Republish) -> Result<Vec<Kept>, Probl
         return of_order(place, &order_of(place, order).await?).await;
     }
     let (Some(since), Some(until)) = (republish.since, republish.until) else {
-        return Err(Problem::usage("it is not said which events", "give --id, --order, or --since and --until"));
+        return Err(Problem::usage("the events are not named", "give --id, --order, or --since and --until"));
     };
     let range = range(since, until, place.clock.now())?;
     Ok(events::published_in(&place.db, range, republish.limit + 1).await?)
@@ -242,7 +244,7 @@ fn range(since: Moment, until: Moment, now: OffsetDateTime) -> Result<Range<Offs
     Err(Problem::usage(said, "--since is the earlier of the two"))
 }
 
-/// The order that a person names.
+/// The order that the operator names.
 pub(crate) async fn order_of(place: &Place, id_or_number: &str) -> Result<Outline, Problem> {
     let unknown = || Problem::failed(format!("there is no order {id_or_number}"), "give an order's id or its order_no");
     orders::of(&place.db, id_or_number).await?.ok_or_else(unknown)
@@ -255,8 +257,8 @@ async fn of_order(place: &Place, order: &Outline) -> Result<Vec<Kept>, Problem> 
     about(place, order, &refunds, &cases).await
 }
 
-/// Every event about an order with these refunds and cases. Their ids follow from what they tell of, and there is an index on
-/// ids and none on orders.
+/// Every event about an order with these refunds and cases. We derive the event ids from these rows, because
+/// `events` has an index on ids but none on orders.
 pub(crate) async fn about(
     place: &Place,
     order: &Outline,
@@ -273,7 +275,7 @@ pub(crate) async fn about(
     Ok(events::by_ids(&place.db, &ids).await?)
 }
 
-/// The ids of the events that tell of a case's reopenings: its history names the versions.
+/// The ids of the events about a case's reopenings. The case's history contains their versions.
 fn reopenings(case: &Case) -> Vec<String> {
     let entries = case.history.as_array().map(Vec::as_slice).unwrap_or_default();
     let reopened = entries.iter().filter(|entry| entry["what"] == "reopened");

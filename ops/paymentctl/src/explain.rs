@@ -1,8 +1,8 @@
 //! `paymentctl explain`: one order as a timeline from every source, and what is expected next.
 //!
-//! Left out is whatever may name the payer: the parameters of the payment, addresses, the bytes of callbacks, what the shop
-//! attached. paymentctl's role cannot even read them. A callback that could not be read names no order and is found by its
-//! case alone.
+//! The output omits everything that can identify the payer: the parameters of the payment, addresses, the bytes of
+//! callbacks, and the shop's metadata. The database role of paymentctl cannot read these columns. A callback that
+//! could not be parsed names no order; only its case shows it.
 
 use domain::message::job::JobKind;
 use domain::{CaseStatus, OrderStatus};
@@ -39,7 +39,7 @@ struct Known {
 /// One line of the timeline.
 struct Moment {
     at: OffsetDateTime,
-    /// Where it stands in the timeline.
+    /// The time by which the timeline is sorted.
     place: OffsetDateTime,
     source: &'static str,
     what: String,
@@ -50,21 +50,21 @@ impl Moment {
         Moment { at, place: at, source, what: what.into() }
     }
 
-    /// A gateway tells whole seconds: what began within that second and led to this stands before it.
+    /// A gateway reports whole seconds. A cause within the same second must come before its effect in the timeline.
     fn after(self, cause: OffsetDateTime) -> Moment {
         let within = cause > self.at && cause - self.at < Duration::seconds(1);
         Moment { place: if within { cause } else { self.at }, ..self }
     }
 }
 
-/// Tells an order's story.
+/// Shows an order's timeline.
 ///
 /// # Errors
 /// [`Problem`] when there is no such order.
 pub async fn run(place: &Place, id_or_number: &str) -> Result<Answer, Problem> {
     let known = Known::read(place, id_or_number).await?;
     let mut timeline = known.timeline();
-    // Stable: what happened at once stays in the order in which it was told.
+    // A stable sort: entries of the same time stay in the sequence in which the sources list them.
     timeline.sort_by_key(|line| line.place);
     let next = known.next(place.clock.now());
     let order = &known.order;
@@ -131,7 +131,7 @@ impl Known {
         })
     }
 
-    /// What happened, one source after the other.
+    /// The entries of the timeline, source by source.
     fn timeline(&self) -> Vec<Moment> {
         let mut lines = self.of_order();
         lines.extend(self.requests.iter().map(request));
@@ -155,12 +155,12 @@ impl Known {
         lines.extend(order.closed_at.map(|at| Moment::new(at, "order", "closed")));
         lines.extend(order.checked_at.map(|at| {
             let said = order.gateway_state.as_deref().unwrap_or("nothing");
-            Moment::new(at, "order", format!("the gateway was last asked and said {said}"))
+            Moment::new(at, "order", format!("the gateway was last queried and answered {said}"))
         }));
         lines
     }
 
-    /// What is still to come, in words; one line at least.
+    /// What is expected next, in words; at least one line.
     fn next(&self, now: OffsetDateTime) -> Vec<String> {
         let mut next = Vec::new();
         if self.order.status == OrderStatus::Pending {
@@ -178,13 +178,13 @@ impl Known {
             next.push(format!("{what} {due} {}{}", moment(job.due_at), held.unwrap_or_default()));
         }
         if self.order.status == OrderStatus::Pending && self.jobs.is_empty() {
-            next.push("no check is due: nobody will ask the gateway; POST /v1/admin/orders/{id}/sync does".to_owned());
+            next.push("no check is due: only POST /v1/admin/orders/{id}/sync will query the gateway".to_owned());
         }
         if self.refunds.iter().any(|refund| refund.status.in_flight())
             && !self.jobs.iter().any(|job| job.kind == JobKind::Refund)
         {
             next.push(
-                "a refund is under way, and no job of it is due: nobody will ask the gateway about it".to_owned(),
+                "a refund is under way, and it has no job: the service will not query the gateway about it".to_owned(),
             );
         }
         for event in self.events.iter().filter(|event| event.published_at.is_none()) {
@@ -195,16 +195,16 @@ impl Known {
             next.push(format!("case {} ({}) waits for {whom}", case.id, case.kind));
         }
         if next.is_empty() {
-            next.push("nothing: the order is where it stays".to_owned());
+            next.push("nothing: the order is in its final state".to_owned());
         }
         next
     }
 }
 
 fn request(request: &Request) -> Moment {
-    let refused = request.refused_with.map(|status| format!(", refused for good with {status}")).unwrap_or_default();
+    let refused = request.refused_with.map(|status| format!(", refused permanently with {status}")).unwrap_or_default();
     let held = request.held_until.map(|until| format!(", worked on until {}", moment(until))).unwrap_or_default();
-    let what = format!("{} under an Idempotency-Key that is kept until {}", request.route, moment(request.expires_at));
+    let what = format!("{} under an Idempotency-Key stored until {}", request.route, moment(request.expires_at));
     Moment::new(request.created_at, "request", format!("{what}{refused}{held}"))
 }
 
@@ -220,7 +220,7 @@ fn movement(movement: &Movement) -> Vec<Moment> {
 
 fn refund(refund: &Refund) -> Vec<Moment> {
     let name = format!("refund {}", refund.refund_no);
-    let by = format!("{name} of {} yuan asked for by {}", refund.amount, refund.requested_by);
+    let by = format!("{name} of {} yuan requested by {}", refund.amount, refund.requested_by);
     let mut lines = vec![Moment::new(refund.created_at, "refund", by)];
     lines.extend(
         refund.sent_at.map(|at| {
@@ -249,7 +249,7 @@ fn callback(seen: &Seen) -> Vec<Moment> {
 
 fn job(job: &Standing) -> Moment {
     let trouble = job.last_error.as_ref().map(|error| format!(", last: {error}")).unwrap_or_default();
-    let what = format!("{} set up as job {}, tried {} times{trouble}", job.kind, job.id, job.attempts);
+    let what = format!("{} created as job {}, tried {} times{trouble}", job.kind, job.id, job.attempts);
     Moment::new(job.created_at, "job", what)
 }
 
@@ -259,7 +259,7 @@ fn event(event: &Kept) -> Vec<Moment> {
     std::iter::once(happened).chain(published).collect()
 }
 
-/// Marking it took from the event when it was out before.
+/// Marking the event for republishing erased the time at which it was published before. This table holds that time.
 fn republished(once: &Republished) -> [Moment; 2] {
     let Republished { event_id, published_at, republished_by, republished_at, .. } = once;
     let before = Moment::new(*published_at, "event", format!("{event_id} published"));
@@ -270,15 +270,15 @@ fn case(case: &Case) -> Vec<Moment> {
     let name = format!("case {} ({})", case.id, case.kind);
     let opened = Moment::new(case.created_at, "case", format!("{name} opened, number {}", case.gateway_no));
     let steps = steps(case);
-    // A rule ends a case without a history entry.
+    // A rule resolves a case without a history entry.
     let by_rule = steps.is_empty() || case.resolved_by.as_deref().is_some_and(|by| ["service", "policy"].contains(&by));
     let ended = (case.status == CaseStatus::Resolved && by_rule).then(|| {
         let how = case.resolution.as_deref().unwrap_or_default();
-        let by = case.resolved_by.as_deref().unwrap_or("nobody");
+        let by = case.resolved_by.as_deref().unwrap_or("unknown");
         Moment::new(case.updated_at, "case", format!("{name} resolved by {by}: {how}"))
     });
     let steps = steps.into_iter().map(|(at, step)| {
-        // Written by the API and by this tool in this form alone.
+        // Only the API and this tool write this value, both in this form.
         let at = OffsetDateTime::parse(&at, &Rfc3339).unwrap_or(case.updated_at);
         Moment::new(at, "case", format!("{name}: {step}"))
     });

@@ -1,10 +1,10 @@
-//! `paymentctl`: what operators look with and mend with, over the database and with a role of its own.
+//! `paymentctl`: the operators' tool to inspect and repair. It works on the database, with its own role.
 //!
-//! Reading order: [`answer`] (what a command says, and what it says when it cannot), [`place`] (which database, and who
-//! asks), [`when`] (times on a command line), then a module for each command.
+//! Reading order: [`answer`] (the result or error of a command), [`place`] (the database and the operator),
+//! [`when`] (times on a command line), then one module for each command.
 //!
-//! Nothing here moves money, and nothing that changes anything happens without `--yes`: without it a command reads, checks,
-//! and says exactly what it would do (ops/decisions/0011).
+//! No command moves money, and no command changes anything without `--yes`. Without it a command reads, checks, and
+//! shows exactly what it would do (ops/decisions/0011).
 
 pub mod answer;
 pub mod audit;

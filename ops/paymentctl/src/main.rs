@@ -10,25 +10,25 @@ use paymentctl::{audit, cases, doctor, events, explain};
 use runtime::env::Env;
 use runtime::telemetry;
 
-/// Looks after a running payment service: cases and dead letters, events, one order explained, what people did, and a
-/// doctor.
+/// Operates a running payment service: cases and dead letters, events, the timeline of one order, the log of
+/// people's actions, and a doctor.
 ///
-/// Nothing that changes anything happens without --yes: without it a command says exactly what it would do. What moves money
-/// is not done here but through the API, by two people.
+/// Nothing is changed without --yes: without it a command shows exactly what it would do. Money is moved only
+/// through the API, by two people, and never here.
 ///
-/// It works on the database of DATABASE_URL, with a role of its own (payment_ctl; `payment-api database-roles` gives it its
-/// rights). GATEWAYS_FILE, AMQP_URL, REDIS_URL and RABBITMQ_MANAGEMENT_URL are read by the doctor alone (see .env.example).
+/// It works on the database of DATABASE_URL, with its own role (payment_ctl; `payment-api database-roles` grants its
+/// rights). Only the doctor reads GATEWAYS_FILE, AMQP_URL, REDIS_URL and RABBITMQ_MANAGEMENT_URL (see .env.example).
 ///
-/// Ends with 0 when all is done, 1 when something failed, is left over, or the doctor found a fault, 2 when it was called in a
-/// way that cannot work.
+/// Exit status: 0 when everything is done; 1 when something failed, is left over, or the doctor found a fault; 2
+/// when the command line is wrong.
 #[derive(Debug, Parser)]
 #[command(name = "paymentctl", version, disable_help_subcommand = true)]
 struct Cli {
     /// Answer in JSON, for scripts.
     #[arg(long, global = true)]
     json: bool,
-    /// Who does it: written down with a case that ends, and with events that are published again.
-    /// Without it the value of PAYMENT_OPERATOR.
+    /// The operator's name. It is recorded with each case that is resolved and each event that is published again.
+    /// The default is the value of PAYMENT_OPERATOR.
     #[arg(long, global = true, value_name = "NAME", value_parser = operator)]
     operator: Option<String>,
     #[command(subcommand)]
@@ -37,21 +37,21 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// What a person must look at, dead letters among it: list, show, replay, discard.
+    /// What a person must look at, including dead letters: list, show, replay, discard.
     #[command(subcommand)]
     Cases(cases::Command),
-    /// What downstream systems are told: list, show, publish again.
+    /// The events for downstream systems: list, show, publish again.
     #[command(subcommand)]
     Events(events::Command),
-    /// Tell one order's story from every source, and what is expected next.
+    /// Show the timeline of one order from every source, and what is expected next.
     Explain {
         /// The order's id or its order_no.
         order: String,
     },
-    /// What people did: list it, and verify that it was not rewritten.
+    /// The log of people's actions: list it, and verify that it was not changed afterwards.
     #[command(subcommand)]
     Audit(audit::Command),
-    /// Check configuration, database, broker, Redis, keys and gateways; each with what to do.
+    /// Check configuration, database, broker, Redis, keys and gateways. Each finding says what to do.
     Doctor,
 }
 
@@ -62,7 +62,7 @@ async fn main() -> ExitCode {
     match run(&cli).await {
         Ok(answer) => {
             let text = if cli.json { json_line(&answer.json) } else { shown(&answer.text) };
-            // Whoever reads may have heard enough (`| head`).
+            // The reader may close the pipe early (`| head`).
             let _ = writeln!(std::io::stdout(), "{text}");
             if answer.done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
@@ -90,7 +90,7 @@ async fn run(cli: &Cli) -> Result<Answer, Problem> {
     }
 }
 
-/// Who does it, if he says so.
+/// The operator's name, if one is given.
 fn who(cli: &Cli, env: &mut Env) -> Result<Option<String>, Problem> {
     let named = env.optional("PAYMENT_OPERATOR").filter(|_| cli.operator.is_none());
     let named = named.map(|name| operator(&name)).transpose();

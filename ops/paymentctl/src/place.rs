@@ -1,4 +1,4 @@
-//! Which database, and who asks.
+//! The database that a command works on, and the operator's name.
 
 use runtime::clock::Clock;
 use runtime::env::Env;
@@ -20,7 +20,8 @@ pub struct Place {
 }
 
 impl Place {
-    /// The database of `DATABASE_URL`, if it fits this build and this user may do what the commands need.
+    /// Opens the database of `DATABASE_URL`, if its schema fits this build and this user has the rights that the
+    /// commands need.
     ///
     /// # Errors
     /// [`Problem`] with what to do.
@@ -43,7 +44,7 @@ impl Place {
     }
 }
 
-/// The name under which a person's step is written down: `paymentctl/` and his own, which nobody proves here.
+/// Checks an operator's name. Their actions are recorded as `paymentctl/` and this name, which is not authenticated.
 ///
 /// # Errors
 /// When it is empty, too long, or more than one word.
@@ -53,17 +54,17 @@ pub fn operator(text: &str) -> Result<String, String> {
     if fits { Ok(text.to_owned()) } else { Err("one word of 1 to 40 ASCII characters, such as a login".to_owned()) }
 }
 
-/// Who signs a step that is really done (`yes`), as it is written down; `None` in a dry run.
+/// The signature of an action that is executed (`yes`), in the form in which it is recorded; `None` in a dry run.
 ///
 /// # Errors
-/// [`Problem`] when it is to be done and nobody is named.
+/// [`Problem`] when the action is to be executed and no operator is named.
 pub fn signature(yes: bool, operator: Option<&str>) -> Result<Option<String>, Problem> {
     match (yes, operator) {
         (false, _) => Ok(None),
         (true, Some(operator)) => Ok(Some(format!("paymentctl/{operator}"))),
         (true, None) => {
-            let hint = "give --operator NAME, or set PAYMENT_OPERATOR: it is written down";
-            Err(Problem::usage("it is not said who does it", hint))
+            let hint = "give --operator NAME, or set PAYMENT_OPERATOR: it is recorded";
+            Err(Problem::usage("no operator is named", hint))
         }
     }
 }

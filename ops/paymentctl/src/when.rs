@@ -4,17 +4,17 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime, Time};
 
-/// A moment: fixed, or so long ago.
+/// A time: absolute, or relative to now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// Written out.
+    /// Absolute.
     At(OffsetDateTime),
-    /// Counted back from now.
+    /// This long before now.
     Ago(Duration),
 }
 
 impl Moment {
-    /// The moment, once it is known what now is.
+    /// The absolute time, given the current time.
     pub fn at(self, now: OffsetDateTime) -> OffsetDateTime {
         match self {
             Moment::At(at) => at,
@@ -23,10 +23,10 @@ impl Moment {
     }
 }
 
-/// Reads `2026-01-05T10:00:00+08:00`, `2026-01-05` (its first moment in UTC) or `2h` (so long ago).
+/// Reads `2026-01-05T10:00:00+08:00`, `2026-01-05` (midnight in UTC) or `2h` (before now).
 ///
 /// # Errors
-/// What can be written instead.
+/// The accepted forms.
 pub fn moment(text: &str) -> Result<Moment, String> {
     if let Ok(at) = OffsetDateTime::parse(text, &Rfc3339) {
         return Ok(Moment::At(at));
@@ -41,7 +41,7 @@ pub fn moment(text: &str) -> Result<Moment, String> {
 /// Reads `90s`, `30m`, `2h` or `7d`.
 ///
 /// # Errors
-/// What can be written instead.
+/// The accepted forms.
 pub fn span(text: &str) -> Result<Duration, String> {
     let form = || "write a number and s, m, h or d, such as 90s 30m 2h 7d".to_owned();
     let unit = text.chars().last().ok_or_else(form)?;
@@ -53,7 +53,7 @@ pub fn span(text: &str) -> Result<Duration, String> {
         'd' => 86_400,
         _ => return Err(form()),
     };
-    // Ten years: more would leave the times that the database holds.
+    // The limit is ten years: a longer span would leave the range of times that the database can store.
     let span = Duration::seconds(i64::from(number) * seconds);
     if span <= Duration::days(3660) { Ok(span) } else { Err("no more than 3660d".to_owned()) }
 }

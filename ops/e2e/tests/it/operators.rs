@@ -140,7 +140,7 @@ async fn an_order_with_a_refund_is_explained_and_its_events_go_out_again_under_t
     marked(&world).await;
     let (code, said) =
         run(&world, &["events", "republish", "--since", "1h", "--until", "0s", "--limit", "2", "--yes"]).await;
-    assert!(code == 1 && said.contains("more than 2 events are asked for"), "{said}");
+    assert!(code == 1 && said.contains("more than 2 events are requested"), "{said}");
     told(&world, &["events", "republish", "--since", "1h", "--until", "0s", "--yes"]).await;
     assert_eq!(&heard(&world, &order, 10).await[7..], &first[..]);
     assert_eq!(told(&world, &["events", "show", &first[0]]).await["id"], first[0].as_str());
@@ -166,8 +166,7 @@ async fn is_explained(world: &World, order: &Order) {
     for name in [&order.id, &order.order_no] {
         let (code, said) = run(world, &["explain", name]).await;
         assert_eq!(code, 0, "{said}");
-        for line in
-            ["POST /v1/orders", "payment P", "settled", "succeeded", "another look for money that went back due at"]
+        for line in ["POST /v1/orders", "payment P", "settled", "succeeded", "another query for refunded money due at"]
         {
             assert!(said.contains(line), "{line}: {said}");
         }
@@ -213,7 +212,7 @@ async fn the_doctor_is_green_in_a_healthy_world_and_names_each_thing_that_is_wro
     {
         assert!(text.contains(looked_at), "{looked_at}: {text}");
     }
-    assert!(text.contains("it takes our signature, and we take its"), "{text}");
+    assert!(text.contains("it accepts our signature, and we accept its"), "{text}");
 
     // Our own key is another one, at one gateway; and the other's key is.
     let keys = world.gateways.dir.join("keys");

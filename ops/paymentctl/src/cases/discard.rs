@@ -11,34 +11,34 @@ use super::get;
 use crate::answer::{Answer, Problem, instant, lines};
 use crate::place::{Place, signature};
 
-/// The longest reason, in characters: as the API has it of a note.
+/// The longest reason, in characters. The API has the same limit for a note.
 const REASON: usize = 2000;
 
-/// Which case, and why.
+/// Which case to discard, and the reason.
 #[derive(Debug, Clone, Args)]
 pub struct Discard {
     /// The case's id.
     #[arg(value_parser = CaseId::parse)]
     pub id: CaseId,
-    /// What was found, and why nothing is to be done.
+    /// What was found, and why no action is needed.
     #[arg(long, value_parser = reason)]
     pub reason: String,
-    /// Do it. Without this it is only said what would be done.
+    /// Do it. Without this flag the command only shows what it would do.
     #[arg(long)]
     pub yes: bool,
 }
 
-/// A reason that says something.
+/// Accepts a reason that is not empty.
 fn reason(text: &str) -> Result<String, String> {
     let plain = text.chars().all(|c| c == '\n' || !steers(c));
     let fits = text.chars().count() <= REASON && !text.trim().is_empty() && plain;
     if fits { Ok(text.to_owned()) } else { Err(format!("text of 1 to {REASON} characters without control characters")) }
 }
 
-/// Ends the case with the reason, or says that it would.
+/// Resolves the case with the reason, or shows that it would.
 ///
 /// # Errors
-/// [`Problem`] when there is no such case, or it does not end this way.
+/// [`Problem`] when there is no such case, or it cannot be resolved this way.
 pub async fn run(place: &Place, discard: &Discard, operator: Option<&str>) -> Result<Answer, Problem> {
     let by = signature(discard.yes, operator)?;
     let case = get(place, discard.id).await?;
@@ -58,13 +58,13 @@ pub async fn run(place: &Place, discard: &Discard, operator: Option<&str>) -> Re
         extra::lock(&mut tx, order_id).await?;
     }
     cases::end(&mut tx, &case, &End { resolution: &discard.reason, by: &by, entry: &entry }).await?;
-    // What the buyer reads of it.
+    // Updates what the buyer sees of this money.
     extra::follow(&mut tx, of_money.as_slice(), now).await?;
     tx.commit().await.map_err(DbError::from)?;
     Ok(Answer::done(lines(&[format!("resolved {what}: {}", discard.reason)]), json))
 }
 
-/// Whether one person may end a case here.
+/// Whether one person may resolve a case here.
 pub(super) fn may_end(case: &Case) -> Result<(), Problem> {
     let id = case.id;
     match case.status {
@@ -74,12 +74,12 @@ pub(super) fn may_end(case: &Case) -> Result<(), Problem> {
         )),
         CaseStatus::Open => Ok(()),
         CaseStatus::Proposed => Err(Problem::failed(
-            format!("about case {id} {} has proposed something", case.proposed_by.as_deref().unwrap_or("somebody")),
+            format!("about case {id} {} has proposed something", case.proposed_by.as_deref().unwrap_or("a person")),
             format!("another person confirms it: POST /v1/admin/cases/{id}/confirm; or a new proposal replaces it"),
         )),
         CaseStatus::Resolved => Err(Problem::failed(
-            format!("case {id} is resolved already, by {}", case.resolved_by.as_deref().unwrap_or("somebody")),
-            format!("`paymentctl cases show {id}` tells how"),
+            format!("case {id} is resolved already, by {}", case.resolved_by.as_deref().unwrap_or("unknown")),
+            format!("`paymentctl cases show {id}` shows how"),
         )),
     }
 }

@@ -1,6 +1,7 @@
-//! `paymentctl cases`: what a person must look at, listed, shown, replayed and discarded.
+//! `paymentctl cases`: lists, shows, replays and discards what a person must look at.
 //!
-//! What moves money is proposed and confirmed by two people through the API; nothing here can stand in for either of them.
+//! What moves money is proposed and confirmed by two people through the API. No command here can replace either of
+//! them.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
@@ -30,16 +31,16 @@ pub enum Command {
         #[arg(value_parser = CaseId::parse)]
         id: CaseId,
     },
-    /// Put the callbacks of dead letters back on the road: a worker verifies and settles them again.
+    /// Create jobs from the callbacks of dead letters: a worker verifies and settles them again.
     ///
-    /// Each becomes a job, and its case is resolved, in one transaction. The bytes name the payer, so they stay inside the
-    /// database: a worker checks their signature, and a callback that fails again reopens its case. Without --yes nothing is
-    /// changed.
+    /// Each callback becomes a job and its case is resolved, both in one transaction. The bytes name the payer, so
+    /// they stay inside the database. A worker verifies their signature, and a callback that fails again reopens
+    /// its case. Without --yes nothing is changed.
     Replay(replay::Replay),
-    /// Resolve a case because nothing is to be done about it.
+    /// Resolve a case that needs no action.
     ///
-    /// Not one whose end moves money, nor one about which somebody has proposed something: those end through the API, where
-    /// two people decide.
+    /// The command refuses a case whose resolution moves money, and a case with a pending proposal. Those are
+    /// resolved through the API, where two people decide.
     Discard(discard::Discard),
 }
 
@@ -49,31 +50,31 @@ pub struct List {
     /// Only this kind.
     #[arg(long, value_parser = kinds())]
     pub kind: Option<CaseKind>,
-    /// Only these; `waiting` is open or proposed.
+    /// Only this status; `waiting` is open or proposed.
     #[arg(long, value_enum, default_value_t)]
     pub status: Which,
-    /// Only those that were reopened, by a person or by a new fact.
+    /// Only cases that were reopened, by a person or by a new fact.
     #[arg(long)]
     pub reopened: bool,
-    /// Only those opened longer ago than this: 90s 30m 2h 7d.
+    /// Only cases opened longer ago than this: 90s 30m 2h 7d.
     #[arg(long, value_name = "AGE", value_parser = span)]
     pub older_than: Option<Duration>,
-    /// At most so many, the newest of them.
+    /// At most this many, the newest.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
     pub limit: i64,
 }
 
-/// States of cases that somebody looks for together.
+/// Groups of case states to list together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Which {
-    /// Nobody has resolved them.
+    /// Not resolved: open or proposed.
     #[default]
     Waiting,
-    /// Nobody has decided.
+    /// No person has proposed anything.
     Open,
-    /// One person has proposed what another must confirm.
+    /// One person has made a proposal, which another person must confirm.
     Proposed,
-    /// Done.
+    /// Resolved.
     Resolved,
     /// Every state.
     All,
@@ -97,10 +98,10 @@ fn kinds() -> impl TypedValueParser<Value = CaseKind> {
     PossibleValuesParser::new(names).try_map(|name| name.parse::<CaseKind>())
 }
 
-/// Does what is asked with the cases of this place. `operator` is there where something is to be written.
+/// Runs the command on the cases of this database. `operator` is required only where the command writes.
 ///
 /// # Errors
-/// [`Problem`]; nothing was changed then.
+/// [`Problem`]; then nothing was changed.
 pub async fn run(place: &Place, command: &Command, operator: Option<&str>) -> Result<Answer, Problem> {
     match command {
         Command::List(list) => self::list(place, list).await,
@@ -110,15 +111,15 @@ pub async fn run(place: &Place, command: &Command, operator: Option<&str>) -> Re
     }
 }
 
-/// Cases that were asked for.
+/// The cases that the filter selects.
 pub(crate) struct Found {
-    /// As many as the limit allows.
+    /// At most as many as the limit allows.
     pub cases: Vec<Case>,
-    /// What is to be said if there are more.
+    /// The note to print if there are more.
     pub more: Option<String>,
 }
 
-/// The newest of the cases that are asked for, the oldest of them first.
+/// The newest of the selected cases, sorted with the oldest first.
 pub(crate) async fn found(place: &Place, list: &List) -> Result<Found, Problem> {
     let before = list.older_than.map(|age| CaseId::from_u128(first_id_at(place.clock.now() - age)));
     let mut found = Vec::new();
@@ -146,7 +147,7 @@ async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
     Ok(Answer::done(with_more(text, more.as_deref()), json))
 }
 
-/// One case, for a command that was given its id.
+/// One case by its id.
 pub(crate) async fn get(place: &Place, id: CaseId) -> Result<Case, Problem> {
     let unknown =
         || Problem::failed(format!("there is no case {id}"), "`paymentctl cases list --status all` lists them");
@@ -169,29 +170,29 @@ async fn show(place: &Place, id: CaseId) -> Result<Answer, Problem> {
         lines.push(format!("proposed  {action} by {by}"));
     }
     if let Some(resolution) = &case.resolution {
-        lines.push(format!("resolved  {resolution} (by {})", case.resolved_by.as_deref().unwrap_or("nobody")));
+        lines.push(format!("resolved  {resolution} (by {})", case.resolved_by.as_deref().unwrap_or("unknown")));
     }
     lines.push(format!("version   {}", case.version));
     lines.push(format!("actions   {} (POST /v1/admin/cases/{}/{})", actions(&case).join(", "), case.id, route(&case)));
     lines.push("evidence".to_owned());
     let evidence = serde_json::to_string_pretty(&without_bytes(case.evidence.clone())).unwrap_or_default();
     lines.extend(evidence.lines().map(|line| format!("  {line}")));
-    lines.push(if steps(&case).is_empty() { "history   nobody did anything yet" } else { "history" }.to_owned());
+    lines.push(if steps(&case).is_empty() { "history   no action yet" } else { "history" }.to_owned());
     lines.extend(steps(&case).iter().map(|step| format!("  {}  {}", step.0, step.1)));
     Ok(Answer::done(shown(&lines), view(&case)))
 }
 
-/// What people can choose about a case through the API.
+/// The actions that people can choose for a case through the API.
 fn actions(case: &Case) -> Vec<&'static str> {
     strays::actions(case).iter().map(|action| action.as_str()).collect()
 }
 
-/// The route of the API that takes what people choose.
+/// The API route that accepts the chosen action.
 fn route(case: &Case) -> &'static str {
     if case.status == CaseStatus::Resolved { "reopen" } else { "propose" }
 }
 
-/// Who did what, with the moment as it was written.
+/// Who did what, with the time as it was recorded.
 pub(crate) fn steps(case: &Case) -> Vec<(String, String)> {
     let entries = case.history.as_array().map(Vec::as_slice).unwrap_or_default();
     let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or("?").to_owned();
@@ -204,7 +205,7 @@ pub(crate) fn steps(case: &Case) -> Vec<(String, String)> {
     entries.iter().map(step).collect()
 }
 
-/// A case for scripts.
+/// A case in JSON, for scripts.
 fn view(case: &Case) -> Value {
     json!({
         "id": case.id.to_string(),

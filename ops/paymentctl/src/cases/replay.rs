@@ -1,8 +1,9 @@
-//! `paymentctl cases replay`: the callback of a dead letter becomes a job, and its case is resolved in the same transaction.
+//! `paymentctl cases replay`: the callback of a dead letter becomes a job, and its case is resolved in the same
+//! transaction.
 //!
-//! It decides nothing: the worker verifies the bytes again and settles what they tell, as if they had just come. So no
-//! replay can move more money than the gateway's own word does. The bytes name the payer: the database makes the job of them,
-//! and they never come here.
+//! A replay decides nothing: a worker verifies the bytes again and settles the callback as if it had just arrived.
+//! So a replay moves no more money than the gateway's own signed callback does. The bytes name the payer: the
+//! database creates the job from them, and paymentctl never receives them.
 
 use clap::{ArgGroup, Args};
 use domain::message::job::JobKind;
@@ -19,32 +20,32 @@ use crate::answer::{Answer, Problem, count, instant, lines as shown, with_more};
 use crate::place::{Place, signature};
 use crate::when::span;
 
-/// Which dead letters.
+/// Which dead letters to replay.
 #[derive(Debug, Clone, Args)]
 #[command(group(ArgGroup::new("which").required(true).args(["ids", "kind"])))]
 pub struct Replay {
-    /// The cases' ids.
+    /// The ids of the cases.
     #[arg(value_name = "ID", value_parser = CaseId::parse)]
     pub ids: Vec<CaseId>,
-    /// The open ones of this kind, the oldest first; see --limit.
+    /// The open cases of this kind, the oldest first; see --limit.
     #[arg(long, value_parser = ["dead_letter"])]
     pub kind: Option<String>,
-    /// With --kind: only those opened longer ago than this: 90s 30m 2h 7d.
+    /// With --kind: only cases opened longer ago than this: 90s 30m 2h 7d.
     #[arg(long, value_name = "AGE", value_parser = span, requires = "kind", conflicts_with = "ids")]
     pub older_than: Option<Duration>,
-    /// With --kind: at most so many, the newest of them.
+    /// With --kind: at most this many, the newest.
     #[arg(long, default_value_t = 100, conflicts_with = "ids", value_parser = clap::value_parser!(i64).range(1..=1000))]
     pub limit: i64,
-    /// Do it. Without this it is only said what would be done.
+    /// Do it. Without this flag the command only shows what it would do.
     #[arg(long)]
     pub yes: bool,
 }
 
-/// Replays what is asked for, or says what would come of it. Each case stands for itself: one that cannot be replayed stops no
-/// other.
+/// Replays the selected cases, or shows what would happen. Cases are independent: one that cannot be replayed stops
+/// no other.
 ///
 /// # Errors
-/// [`Problem`] when nothing could be tried at all.
+/// [`Problem`] when the command could not try any case.
 pub async fn run(place: &Place, replay: &Replay, operator: Option<&str>) -> Result<Answer, Problem> {
     let by = signature(replay.yes, operator)?;
     let Found { cases, more } = chosen(place, replay).await?;
@@ -101,7 +102,7 @@ async fn chosen(place: &Place, replay: &Replay) -> Result<Found, Problem> {
     Ok(Found { cases, more: None })
 }
 
-/// Whether a case can be replayed, and what its callback is, as far as that names no payer.
+/// Whether a case can be replayed, and a description of its callback that names no payer.
 async fn look(place: &Place, case: &Case) -> Result<String, Problem> {
     may_end(case)?;
     if case.kind != CaseKind::DeadLetter {
@@ -133,7 +134,7 @@ fn no_callback(case: &Case, why: &str) -> Problem {
 }
 
 fn no_bytes(case: &Case) -> Problem {
-    // An older release kept them in the case, and the relay moves them.
+    // An older release stored the bytes in the case; the relay moves them.
     match case.evidence.get("body") {
         Some(_) => {
             Problem::failed("its bytes are still in the case", "wait for the relay to move them: ten minutes at most")
@@ -142,7 +143,7 @@ fn no_bytes(case: &Case) -> Problem {
     }
 }
 
-/// Job and end of the case in one transaction; whoever is second gets neither.
+/// Creates the job and resolves the case in one transaction. A concurrent second call does neither.
 async fn put_back(place: &Place, case: &Case, by: &str) -> Result<String, Problem> {
     let now = place.clock.now();
     let mut tx = place.db.begin().await.map_err(DbError::from)?;

@@ -1,4 +1,4 @@
-//! Whether the broker is there, and everything on it that the service needs.
+//! Checks whether the broker answers and has everything that the service needs.
 
 use broker::AmqpConfig;
 use broker::topology::{self, Difference, Needs, TopologyFaults};
@@ -13,7 +13,7 @@ use super::{Check, State};
 const POLICIES: &str = "broker policies";
 const REPLICAS: &str = "broker replicas";
 
-/// Looks at the broker; `None` is a variable that cannot be read, `Some(None)` one that is not set.
+/// Checks the broker. `None` means that the variable cannot be read; `Some(None)` means that it is not set.
 pub(super) async fn look(amqp: Option<Option<AmqpConfig>>, management: Option<SecretString>) -> Vec<Check> {
     let amqp = match amqp {
         None => return Vec::new(),
@@ -49,7 +49,7 @@ pub(super) async fn look(amqp: Option<Option<AmqpConfig>>, management: Option<Se
     checks
 }
 
-/// A line for each object that is not as it should be.
+/// One line for each object that differs from the topology.
 fn objects(checked: Result<(), MqError>) -> Vec<Check> {
     const NAME: &str = "broker topology";
     let TopologyFaults(faults) = match checked {
@@ -58,31 +58,31 @@ fn objects(checked: Result<(), MqError>) -> Vec<Check> {
             return vec![Check::ok(NAME, format!("{exchanges} exchanges and {queues} queues are there"))];
         }
         Err(MqError::Topology(faults)) => faults,
-        Err(error) => return vec![Check::failed(NAME, chain(&error), "check that the broker stays")],
+        Err(error) => return vec![Check::failed(NAME, chain(&error), "check that the broker stays up")],
     };
     let check = |fault: topology::TopologyFault| match fault.difference {
-        // Not seeing it says nothing of it.
+        // The user may not see the object, which says nothing about the object itself.
         Difference::Forbidden => Check::warning(fault.object, fault.wrong, fault.remedy),
         Difference::Missing | Difference::Conflict => Check::failed(fault.object, fault.wrong, fault.remedy),
     };
     faults.into_iter().map(check).collect()
 }
 
-/// The relay sets the marker once it has set the road up.
+/// The relay sets the marker once it has declared the topology.
 async fn marker(connection: &Connection) -> Option<Check> {
     const NAME: &str = "broker marker";
     match topology::marker_exists(connection).await {
         Ok(true) => Some(Check::ok(NAME, "the relay knows this broker")),
         Ok(false) => {
-            let remedy = "start a relay, and it publishes what was on the road again";
+            let remedy = "start a relay; it publishes again the events that this broker lost";
             Some(Check::warning(NAME, "no relay has been here since the broker was made or wiped", remedy))
         }
-        // Where it may not be seen, it is no fault.
+        // A user without the right to see the marker is no fault.
         Err(_) => None,
     }
 }
 
-/// A queue on one node of a cluster is as good as no cluster.
+/// A queue on only one node of a cluster is no safer than without a cluster.
 async fn replicas(management: &SecretString, vhost: String) -> Check {
     match broker_setup::thin_queues(management, vhost).await {
         Ok(thin) if thin.is_empty() => Check::ok(REPLICAS, "each queue lives on as many nodes as it should"),

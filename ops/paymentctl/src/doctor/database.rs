@@ -1,4 +1,4 @@
-//! Whether the database is there, fits, and keeps time.
+//! Checks whether the database answers, whether its schema fits, and whether its clock is right.
 
 use runtime::clock::Clock;
 use runtime::error_chain::chain;
@@ -11,11 +11,11 @@ use time::Duration;
 
 use super::Check;
 
-/// More than this is worth a look. Due times, leases and calls of the workers go by the database's clock, and gateways refuse
-/// calls whose time is minutes off; the end of an order goes by the clock of the ingress.
+/// A larger difference is worth a warning. The workers' due times, leases and calls use the database's clock, and
+/// gateways refuse calls whose time is minutes off. An order's expiry uses the clock of the ingress.
 const DIFFERS: Duration = Duration::seconds(2);
 
-/// Looks at the database.
+/// Checks the database.
 pub(super) async fn look(config: Option<DatabaseConfig>, clock: Clock) -> Vec<Check> {
     let Some(config) = config else { return Vec::new() };
     let pool = match store::connect::connect(&config.url, Service::PaymentCtl.as_str(), 1).await {
@@ -61,7 +61,7 @@ async fn time(pool: &PgPool, clock: Clock) -> Check {
     match theirs.map(|theirs| -> Duration { theirs - ours }) {
         Ok(ahead) if ahead.abs() <= DIFFERS => Check::ok(NAME, format!("{} from ours", seconds(ahead))),
         Ok(ahead) => Check::warning(NAME, format!("{} from ours", seconds(ahead)), "set both machines by NTP"),
-        Err(error) => Check::failed(NAME, chain(&error), "check that the server stays"),
+        Err(error) => Check::failed(NAME, chain(&error), "check that the server stays up"),
     }
 }
 

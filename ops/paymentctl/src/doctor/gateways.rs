@@ -1,4 +1,5 @@
-//! Whether the accounts can work: their keys, how long these last, the way to the gateway, and whether it takes our signature.
+//! Checks whether the accounts work: our keys, how long the gateway's keys last, the connection to the gateway, and
+//! whether the gateway accepts our signature.
 
 use std::path::Path;
 
@@ -10,11 +11,12 @@ use time::{Duration, OffsetDateTime};
 use super::Check;
 use super::database::seconds;
 
-/// WeChat Pay refuses what was signed more than five minutes ago, and so do we: long before that somebody should look.
+/// WeChat Pay refuses what was signed more than five minutes ago, and so do we. An operator should act long before
+/// that.
 const DIFFERS: Duration = Duration::seconds(10);
 const DIFFERS_TOO_MUCH: Duration = Duration::seconds(120);
 
-/// Looks at every account of the file.
+/// Checks every account of the file.
 pub(super) async fn look(file: Option<String>, clock: Clock) -> Vec<Check> {
     let Some(file) = file else {
         return vec![Check::skipped("gateways", "set GATEWAYS_FILE, where the keys are")];
@@ -38,9 +40,9 @@ pub(super) async fn look(file: Option<String>, clock: Clock) -> Vec<Check> {
 async fn account(gateway: &dyn Gateway, who: &str, clock: Clock) -> Vec<Check> {
     let name = format!("account {}/{}", gateway.method(), gateway.account());
     let mut checks = vec![own_key(gateway, &name, who)];
-    // What is fetched counts beside what is on file, in every process; here too.
+    // Every process also trusts the keys that it fetches, besides those in files. The doctor does the same.
     if let Err(error) = gateway.refresh_keys(clock.now()).await {
-        let remedy = "the keys that are known go on; see the way to the gateway below";
+        let remedy = "the known keys stay in use; see the connection to the gateway below";
         checks.push(Check::warning(format!("{name} certificates"), error.to_string(), remedy));
     }
     checks.extend(their_keys(&name, &gateway.key_status(), clock.now()));
@@ -64,12 +66,12 @@ fn own_key(gateway: &dyn Gateway, name: &str, who: &str) -> Check {
     match gateway.signs() {
         true => Check::ok(name, format!("{who}; its private key signs")),
         false => {
-            Check::failed(name, "the private key does not sign what its public half takes", "put the key there anew")
+            Check::failed(name, "its public key does not verify what the private key signs", "replace the private key")
         }
     }
 }
 
-/// Of each kind of key, how long it lasts; and whether there is any to verify with.
+/// For each kind of key, how long it lasts; and whether there is any key to verify with.
 fn their_keys(name: &str, keys: &[KeyStatus], now: OffsetDateTime) -> Vec<Check> {
     let name = format!("{name} keys");
     if keys.is_empty() {
@@ -89,7 +91,7 @@ fn lasts(name: &str, ending: &Ending) -> Check {
     let what = format!("{} {}", ending.kind, ending.serial);
     let days = ending.days.floor();
     match () {
-        () if ending.early => Check::failed(name, format!("{what} does not count yet"), "check the clock and the file"),
+        () if ending.early => Check::failed(name, format!("{what} is not valid yet"), "check the clock and the file"),
         () if days < 0.0 => Check::failed(name, format!("{what} has expired, and none follows it"), REMEDY),
         () if days < WARN_DAYS => {
             Check::warning(name, format!("{what} ends in {days} days, and none follows it"), REMEDY)
@@ -98,16 +100,16 @@ fn lasts(name: &str, ending: &Ending) -> Check {
     }
 }
 
-/// What the question about an order that cannot exist came to.
+/// The result of the query about an order that cannot exist.
 fn taken(gateway: &dyn Gateway, name: &str, reach: &Reach) -> Check {
     let name = format!("{name} reach");
     match &reach.taken {
         Ok(()) => Check::ok(
             name,
             match gateway.method() {
-                PaymentMethod::Alipay => "it takes our signature, and we take its",
+                PaymentMethod::Alipay => "it accepts our signature, and we accept its",
                 PaymentMethod::Wechat => {
-                    "it takes our signature (it signs no answer to this: its own key shows with a callback)"
+                    "it accepts our signature (it does not sign this answer: only a callback checks its own key)"
                 }
             },
         ),
@@ -116,13 +118,13 @@ fn taken(gateway: &dyn Gateway, name: &str, reach: &Reach) -> Check {
             Check::failed(name, error.to_string(), remedy)
         }
         Err(error @ (GatewayError::Unavailable(_) | GatewayError::NotNow { .. })) => {
-            Check::warning(name, error.to_string(), "it answers and has no time; look again")
+            Check::warning(name, error.to_string(), "it answers but is busy; check again later")
         }
         Err(error) => Check::failed(name, error.to_string(), "check the gateway's own key in GATEWAYS_FILE"),
     }
 }
 
-/// The gateway's clock is told to the second: half a second is the best guess.
+/// The gateway reports its clock in whole seconds, so half a second more is the best estimate.
 fn time(name: &str, date: OffsetDateTime, ours: OffsetDateTime) -> Check {
     let name = format!("{name} clock");
     let ahead = date + Duration::milliseconds(500) - ours;

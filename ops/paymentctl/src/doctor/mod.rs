@@ -1,7 +1,8 @@
-//! `paymentctl doctor`: looks at everything that the service stands on, from here, and changes nothing.
+//! `paymentctl doctor`: checks everything that the service depends on, from the machine where it runs, and changes
+//! nothing.
 //!
-//! Run it with the variables of a process (and `DATABASE_URL` and `AMQP_URL` of paymentctl's own), on a machine of its kind:
-//! what it finds is what a process there would find. What no variable names is not looked at, and that is said.
+//! Run it with the variables of a process (and with paymentctl's own `DATABASE_URL` and `AMQP_URL`), on a machine
+//! of the same kind. Then it finds what a process there would find. It skips what no variable names, and says so.
 
 use ::broker::AmqpConfig;
 use runtime::clock::Clock;
@@ -16,14 +17,14 @@ mod broker;
 mod database;
 mod gateways;
 
-/// How something was found.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     /// As it should be.
     Ok,
-    /// Not looked at: nothing says where it is.
+    /// Not checked: no variable names it.
     Skipped,
-    /// It works, and somebody should look.
+    /// It works, but a person should look at it.
     Warning,
     /// It does not work, or soon will not.
     Failed,
@@ -41,16 +42,16 @@ impl State {
     }
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// What was looked at.
+    /// What was checked.
     pub name: String,
-    /// How it was found.
+    /// The result.
     pub state: State,
     /// In words.
     pub said: String,
-    /// What to do; empty where all is well.
+    /// What to do; empty if the check is ok.
     pub remedy: String,
 }
 
@@ -83,7 +84,7 @@ impl Check {
     }
 }
 
-/// Looks at everything at once.
+/// Runs all checks at once.
 pub async fn run(mut env: Env) -> Answer {
     let clock = Clock::system();
     let database = DatabaseConfig::from_env(&mut env, 1);
@@ -111,7 +112,7 @@ pub async fn run(mut env: Env) -> Answer {
     answer(&checks)
 }
 
-/// A fault of a variable is told above; what it is about is left out below.
+/// The configuration checks already report a faulty variable, so this check is left out for it.
 async fn look_at_redis(config: Option<Option<RedisConfig>>) -> Vec<Check> {
     const NAME: &str = "redis";
     let config = match config {

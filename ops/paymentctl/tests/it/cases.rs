@@ -166,7 +166,7 @@ async fn a_case_is_discarded_with_a_reason_and_nothing_before_yes(db: PgPool) {
     assert_eq!(everything(&db).await, before);
     let command = line::<Command>(&format!("{words} --yes"));
     let problem = cases::run(&place(&db), &command, None).await.unwrap_err();
-    assert!(problem.usage && problem.said == "it is not said who does it", "{problem}");
+    assert!(problem.usage && problem.said == "no operator is named", "{problem}");
     assert_eq!(everything(&db).await, before);
     run(&db, &format!("{words} --yes")).await.unwrap();
     let ended = rows::get(&db, id).await.unwrap().unwrap();

@@ -89,14 +89,14 @@ async fn who_had_an_event_published_again_is_written_down_with_it(db: PgPool) {
     assert_eq!(once[0]["database_user"], texts(&db, "select session_user::text").await[0].as_str());
     let before = "select date_trunc('second', published_at)::text from event_republishes order by id limit 1";
     assert_eq!(texts(&db, before).await, was_out);
-    assert!(shown.text.contains("once more on the word of paymentctl/alice"), "{}", shown.text);
+    assert!(shown.text.contains("and again at the request of paymentctl/alice"), "{}", shown.text);
     let told = explain::run(&place(&db), &id.to_string()).await.unwrap().text;
     for line in ["order.paid:{} published", "order.paid:{} to be published again, by paymentctl/alice"] {
         assert!(told.contains(&line.replace("{}", &id.to_string())), "{line}: {told}");
     }
     for words in [format!("republish --id {paid} --yes"), format!("republish --order {id} --yes")] {
         let unsigned = events::run(&place(&db), &line::<Command>(&words), None).await.unwrap_err();
-        assert!(unsigned.usage && unsigned.said == "it is not said who does it", "{unsigned}");
+        assert!(unsigned.usage && unsigned.said == "no operator is named", "{unsigned}");
     }
 }
 
@@ -105,7 +105,7 @@ async fn a_slip_publishes_nothing(db: PgPool) {
     let (id, _) = order(&db).await;
     write(&db, id, "1 minute").await;
     for (words, usage, named) in [
-        ("republish --since 1h --until 0s --limit 1 --yes", false, "more than 1 events are asked for"),
+        ("republish --since 1h --until 0s --limit 1 --yes", false, "more than 1 events are requested"),
         ("republish --since 1h --until 2h --yes", true, "before it begins"),
         ("republish --since 1h --until 1h --yes", true, "before it begins"),
         ("republish --id order.paid:nobody --yes", false, "there is no event order.paid:nobody"),
@@ -154,7 +154,7 @@ async fn events_are_listed_and_shown(db: PgPool) {
 async fn a_pending_order_is_explained_with_what_is_expected_next(db: PgPool) {
     let (id, order_no) = order(&db).await;
     let answer = explain::run(&place(&db), order_no.as_str()).await.unwrap();
-    for part in ["created by user buyer-1", "payment P", "begun", "POST /v1/orders", "check set up as job"] {
+    for part in ["created by user buyer-1", "payment P", "begun", "POST /v1/orders", "check created as job"] {
         assert!(answer.text.contains(part), "{part}: {}", answer.text);
     }
     let next = answer.json["next"].as_array().unwrap();
