@@ -1,4 +1,4 @@
-//! Whether everything has come to rest, and whether the independent records then agree.
+//! Waits until nothing is in flight, and then checks that the independent records agree.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -7,11 +7,11 @@ use crate::history::{self, Balance, Invariant, Violation};
 use crate::{LOOK, World};
 
 impl World {
-    /// Waits until nothing is on the road any more: no callback as a job or in a queue, no refund in flight, no event
+    /// Waits until nothing is in flight: no callback as a job or in a queue, no refund under way, no event
     /// unpublished or undelivered.
     ///
     /// # Panics
-    /// When something still is, after all that time; it is named.
+    /// When something is still in flight after `within`; the message names it.
     pub async fn wait_quiet(&self, within: Duration) {
         let began = Instant::now();
         while let Some(moving) = self.moving().await {
@@ -20,7 +20,7 @@ impl World {
         }
     }
 
-    /// What is still on its way, if anything.
+    /// What is still in flight, if anything.
     async fn moving(&self) -> Option<String> {
         let waiting = "select (select count(*) from jobs where kind = 'callback')
             + (select count(*) from refund_records where status in ('pending', 'processing'))
@@ -41,18 +41,18 @@ impl World {
         (!lost.is_empty()).then(|| lines(&lost))
     }
 
-    /// The records agree on what has to be true at any moment.
+    /// Asserts that the records agree on what must be true at any moment.
     ///
     /// # Panics
-    /// With everything that is wrong.
+    /// With every violation.
     pub async fn books_hold(&self) {
         agree(&history::judge_at_any_moment(&self.history().await));
     }
 
-    /// The records agree: see [`Invariant`]. Says how much they hold.
+    /// Asserts that the records agree (see [`Invariant`]), and prints how much they hold.
     ///
     /// # Panics
-    /// With everything that is wrong.
+    /// With every violation.
     pub async fn books_agree(&self) {
         let history = self.history().await;
         assert!(!history.orders.is_empty(), "nobody has bought anything: there is nothing to agree on");

@@ -1,7 +1,7 @@
 //! A small disk for the database of private servers, which a test can fill.
 //!
-//! It is a tmpfs in a mount namespace of its own, so nobody else sees it and it goes with the processes in it. Mounting takes
-//! root, or a kernel that lets users make namespaces, as Debian's does.
+//! It is a tmpfs in its own mount namespace. No other process sees it, and it disappears together with the processes in
+//! that namespace. Mounting needs root, or a kernel that lets users create namespaces, as Debian's does.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
@@ -12,12 +12,12 @@ use rustix::process::geteuid;
 
 use crate::servers::PrivateServers;
 
-/// Puts the folder `$1` on a tmpfs of `$2` MiB, says so, and holds it for as long as somebody holds its input.
+/// Moves the folder `$1` to a tmpfs of `$2` MiB, prints `mounted`, and keeps the mount until its stdin is closed.
 const HOLD: &str = r#"set -e
 mkdir "$1.disk" && mount -t tmpfs -o "size=$2m" tmpfs "$1.disk"
 cp -a "$1/." "$1.disk/" && mount --move "$1.disk" "$1" && rmdir "$1.disk"
 echo mounted && exec cat > /dev/null"#;
-/// What fills it, a piece at a time.
+/// The size of one write that fills the disk.
 const PIECE: usize = 64 * 1024;
 
 /// The disk under the data of a PostgreSQL.
@@ -28,10 +28,10 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Moves the data of these servers' PostgreSQL, which restarts, to a disk of so many MiB.
+    /// Moves the data of these servers' PostgreSQL to a disk of `mib` MiB. PostgreSQL restarts.
     ///
     /// # Panics
-    /// Where nobody may mount anything, and where the server is a container.
+    /// When this user may not mount, or when the server runs in a container.
     pub async fn under(servers: &PrivateServers, mib: u32) -> SmallDisk {
         let home = servers.dir().join("postgres");
         assert!(home.is_dir(), "this takes a PostgreSQL that runs on this machine: {} is no folder", home.display());
@@ -53,7 +53,7 @@ impl SmallDisk {
         disk
     }
 
-    /// Starts PostgreSQL on this disk, unless it runs.
+    /// Starts PostgreSQL on this disk, unless it runs already.
     pub async fn start(&self, servers: &PrivateServers) {
         let mut command = Command::new("nsenter");
         let of_holder = |kind: &str| format!("/proc/{}/ns/{kind}", self.holder.id());
@@ -64,7 +64,7 @@ impl SmallDisk {
         servers.in_place(command, &["server", "start", "postgres"]).await;
     }
 
-    /// Takes every byte that is left.
+    /// Uses every free byte.
     pub fn fill(&self) {
         let mut file = File::options().create(true).append(true).open(&self.ballast).expect("the disk can be reached");
         let mut size = PIECE;
@@ -77,12 +77,12 @@ impl SmallDisk {
         }
     }
 
-    /// Gives back what [`fill`](SmallDisk::fill) has taken.
+    /// Frees what [`fill`](SmallDisk::fill) has used.
     pub fn free(&self) {
         fs::remove_file(&self.ballast).expect("the ballast can be removed");
     }
 
-    /// How often PostgreSQL has said this.
+    /// How many times this text occurs in PostgreSQL's log.
     #[must_use]
     pub fn server_said(&self, what: &str) -> usize {
         said(&self.log, what)
@@ -96,7 +96,7 @@ fn said(log: &Path, what: &str) -> usize {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }

@@ -1,4 +1,4 @@
-//! A downstream system: a queue of its own on the events, every delivery noted, sessions built again when they break.
+//! A downstream system: it has its own queue for events, notes every delivery, and reconnects when its session breaks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,9 +15,9 @@ use tokio::time::{sleep, timeout};
 use crate::{SOON, eventually, unique};
 
 const EXCHANGE: &str = "payment.events";
-/// How long a step of the protocol may take.
+/// Each step of the protocol must finish within this time.
 const STEP: Duration = Duration::from_secs(5);
-/// Between two attempts to be connected.
+/// The pause between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// One delivery of an event.
@@ -35,7 +35,7 @@ pub struct Delivery {
     pub data: Value,
     /// Whether the broker had delivered it before.
     pub redelivered: bool,
-    /// When it came.
+    /// When it arrived.
     pub at: Instant,
 }
 
@@ -46,7 +46,7 @@ pub struct Downstream {
 }
 
 impl Downstream {
-    /// Consumes every event from now on. `urls` are the nodes of the broker, with commas between them.
+    /// Consumes every event from now on. `urls` are the nodes of the broker, separated by commas.
     pub async fn start(urls: &str) -> Downstream {
         let seen = Arc::<Mutex<Vec<Delivery>>>::default();
         let nodes: Vec<String> = urls.split(',').map(str::to_owned).collect();
@@ -63,7 +63,7 @@ impl Downstream {
                     note(consumer, &noted).await;
                     drop(connection);
                 }
-                // Away for a moment, or for long: the queue and its binding are made again after a wipe.
+                // The interruption can be short or long. After a wipe, the queue and its binding are declared again.
                 match timeout(STEP * 2, subscribe(&next(), &queue)).await {
                     Ok(Ok(built)) => session = Some(built),
                     _ => sleep(PAUSE).await,
@@ -86,7 +86,7 @@ impl Downstream {
         self.all().into_iter().filter(about).collect()
     }
 
-    /// How often each event arrived, by id.
+    /// How many times each event arrived, by id.
     #[must_use]
     pub fn times(&self) -> BTreeMap<String, usize> {
         let mut times = BTreeMap::new();
@@ -118,22 +118,23 @@ async fn subscribe(url: &str, queue: &Queue) -> Result<(Connection, Consumer), l
     Ok((connection, consumer))
 }
 
-/// Where the events come in.
+/// The queue that receives the events.
 struct Queue {
     name: String,
     kind: &'static str,
 }
 
 impl Queue {
-    /// A new one on a broker of so many nodes. Of several, an event must not be lost with one. On a single node RabbitMQ
-    /// 3.10 elects no leader any more for a quorum queue that was declared a moment before the node was killed, and a
-    /// test is at the kill a moment after its start.
+    /// A new queue on a broker of `nodes` nodes. With several nodes it is a quorum queue, so that no event is lost
+    /// with one node. With a single node it is a classic queue. Reason: after a node is killed, RabbitMQ 3.10 no
+    /// longer elects a leader for a quorum queue that was declared a moment before. Tests kill the node that soon
+    /// after the start.
     fn on(nodes: usize) -> Queue {
         Queue { name: format!("test.{}", unique()), kind: if nodes > 1 { "quorum" } else { "classic" } }
     }
 }
 
-/// Notes and acknowledges until the session breaks.
+/// Notes and acknowledges deliveries until the session breaks.
 async fn note(mut consumer: Consumer, seen: &Mutex<Vec<Delivery>>) {
     while let Some(Ok(delivery)) = consumer.next().await {
         let noted = read(&delivery);

@@ -1,4 +1,4 @@
-//! The gateways' side: the simulator, the buyer's acts there, and callbacks made by hand.
+//! The gateways' side: the simulator, the buyer's actions there, and callbacks that a test makes by hand.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,22 +18,22 @@ use url::Url;
 use crate::shop::{Answer, Order, answer, http_client};
 use crate::{Gateway, Overrides, SignedCallback, slug};
 
-/// Both gateways, playing.
+/// Both gateways, simulated.
 pub struct Gateways {
     simulator: Simulator,
-    /// Between the service and them, where a test wants it.
+    /// The fault proxy between the service and the gateways, if a test needs one.
     way: Option<Relay>,
-    /// What the gateways know: keys, merchants.
+    /// What the gateways know: keys and merchants.
     pub keys: SimKeys,
     /// The folder of the key set, with `gateways.toml`.
     pub dir: PathBuf,
-    /// Where callbacks go; `{PUBLIC_URL}` of the service.
+    /// The address for callbacks: `{PUBLIC_URL}` of the service.
     public_url: String,
 }
 
 impl Gateways {
-    /// Starts the simulator on a free port with a key set in `dir`. With `apart` the service finds it at the other end of
-    /// [`Gateways::way`]; the buyers and the callbacks do not go that way.
+    /// Starts the simulator on a free port with a key set in `dir`. With `apart` the service reaches the simulator
+    /// only through the fault proxy [`Gateways::way`]; buyers and callbacks do not use it.
     pub async fn start(dir: &Path, speed: f64, public_url: String, apart: bool) -> Gateways {
         copy_key_set(dir);
         let options = Options { speed, ..Options::default() };
@@ -51,10 +51,10 @@ impl Gateways {
         Gateways { simulator, way, keys, dir: dir.to_path_buf(), public_url }
     }
 
-    /// The way from the service to the gateways.
+    /// The fault proxy between the service and the gateways.
     ///
     /// # Panics
-    /// When they are not apart.
+    /// When the gateways were started without `apart`.
     #[must_use]
     pub fn way(&self) -> &Relay {
         self.way.as_ref().expect("the gateways are apart")
@@ -66,10 +66,10 @@ impl Gateways {
         self.dir.join("gateways.toml")
     }
 
-    /// Does what the buyer's device does with the means to pay, up to the cashier.
+    /// Does what the buyer's device does with the payment parameters, until the cashier is open.
     ///
     /// # Panics
-    /// When it does not lead to the cashier of this very order.
+    /// When the cashier does not show this order.
     pub async fn open(&self, order: &Order) {
         let base = self.simulator.url();
         let text = |name: &str| order.payment[name].as_str().unwrap_or_else(|| panic!("no {name}: {order:?}"));
@@ -91,34 +91,35 @@ impl Gateways {
         assert!(opened.text.contains(&order.order_no), "another cashier: {}", opened.text);
     }
 
-    /// The buyer opens the cashier and pays; callbacks begin.
+    /// The buyer opens the cashier and pays; the gateway begins to send callbacks.
     pub async fn pay(&self, order: &Order) -> Value {
         self.open(order).await;
         self.press_pay(order, &json!({})).await
     }
 
-    /// The buyer pays, and the gateway tells nobody.
+    /// The buyer pays, and the gateway sends no callback.
     pub async fn pay_silently(&self, order: &Order) -> Value {
         self.open(order).await;
         self.press_pay(order, &json!({ "notify": false })).await
     }
 
-    /// The number of a paid or closed trade is paid once more, by a trade of its own; callbacks begin.
+    /// The order number of a paid or closed trade is paid again, with a new trade; the gateway begins to send
+    /// callbacks.
     pub async fn pay_again(&self, order: &Order) -> Value {
         self.control(Method::POST, &format!("{}/pay-again", trade_path(order)), &json!({})).await
     }
 
-    /// Somebody returns money of the order in the gateway's console: what is left, unless `how` says otherwise.
+    /// A person refunds money of the order in the gateway's console: all that is left, unless `how` says otherwise.
     pub async fn return_in_console(&self, order: &Order, how: &Value) -> Value {
         self.control(Method::POST, &format!("{}/refunds", trade_path(order)), how).await
     }
 
-    /// A notice of the trade is sent once more now: `?event=paid`.
+    /// The gateway sends a notice of the trade again now: `?event=paid`.
     pub async fn notify(&self, order: &Order, which: &str) -> Value {
         self.control(Method::POST, &format!("{}/notify{which}", trade_path(order)), &json!({})).await
     }
 
-    /// Where the browser of a buyer who has paid goes, with the gateway's signature.
+    /// The signed URL to which the gateway redirects the browser of a buyer who has paid.
     pub async fn return_url(&self, order: &Order) -> Option<String> {
         self.trade(order).await["return_url"].as_str().map(str::to_owned)
     }
@@ -127,7 +128,7 @@ impl Gateways {
         self.control(Method::POST, &format!("{}/pay", trade_path(order)), how).await
     }
 
-    /// The trade as its gateway has it.
+    /// The trade as its gateway records it.
     pub async fn trade(&self, order: &Order) -> Value {
         self.control(Method::GET, &trade_path(order), &Value::Null).await
     }
@@ -143,13 +144,13 @@ impl Gateways {
         self.control(Method::PUT, "/sim/faults", set).await;
     }
 
-    /// How often each fault was injected.
+    /// How many times each fault was injected.
     pub async fn injected(&self) -> BTreeMap<String, u64> {
         let view = self.control(Method::GET, "/sim/faults", &Value::Null).await;
         serde_json::from_value(view["injected"].clone()).expect("counts")
     }
 
-    /// How often the service has called the gateway about an order: `query`, `refund_query` and so on.
+    /// How many times the service has called the gateway about an order: `query`, `refund_query` and so on.
     pub async fn calls(&self, order: &Order, call: &str) -> u64 {
         let path = format!("/sim/calls?gateway={}&out_trade_no={}&call={call}", slug(order.gateway), order.order_no);
         self.control(Method::GET, &path, &Value::Null).await["total"].as_u64().expect("a count")
@@ -165,7 +166,7 @@ impl Gateways {
         answer.json()
     }
 
-    /// The trade that pays `order`, for callbacks made by hand. The gateway itself knows nothing of it.
+    /// A trade that pays `order`, for callbacks that a test makes by hand. The gateway itself does not know it.
     #[must_use]
     pub fn invented(&self, order: &Order) -> Trade {
         let mut trade = Trade::new(product(order), "main", &order.order_no, order.amount_fen).paid();
@@ -177,7 +178,7 @@ impl Gateways {
         trade
     }
 
-    /// The trade of an order that was paid, as its gateway has it.
+    /// The trade of a paid order, as its gateway records it.
     pub async fn paid_trade(&self, order: &Order) -> Trade {
         let view = self.trade(order).await;
         let text = |name: &str| view[name].as_str().unwrap_or_else(|| panic!("{name}: {view}")).to_owned();
@@ -189,7 +190,7 @@ impl Gateways {
         trade
     }
 
-    /// The callback that tells of `trade`, signed by its account.
+    /// The callback about `trade`, signed by its account.
     #[must_use]
     pub fn callback(&self, trade: &Trade, overrides: &Overrides) -> SignedCallback {
         match trade.gateway() {
@@ -202,7 +203,7 @@ impl Gateways {
         }
     }
 
-    /// Stops playing: deliveries end, nothing answers.
+    /// Stops the simulator: it sends no more callbacks and answers nothing.
     pub async fn stop(self) {
         self.simulator.stop().await;
     }
@@ -220,7 +221,7 @@ pub async fn deliver(client: &Client, callback: &SignedCallback) -> Result<Answe
     answer(request).await
 }
 
-/// Whether the gateway would take this answer for success.
+/// Whether the gateway would accept this answer as success.
 #[must_use]
 pub fn is_success(gateway: Gateway, answer: &Answer) -> bool {
     match gateway {
@@ -246,7 +247,7 @@ fn product(order: &Order) -> Product {
     }
 }
 
-/// Puts a key set into `dir`. Making one takes seconds, so one is made for all tests and copied.
+/// Puts a key set into `dir`. Generating one takes seconds, so all tests copy the same one.
 fn copy_key_set(dir: &Path) {
     let this = std::env::current_exe().expect("a test knows its own path");
     let target = this.ancestors().nth(3).expect("a test is in target/<profile>/deps").join("tmp");
@@ -254,7 +255,7 @@ fn copy_key_set(dir: &Path) {
     if !made.exists() {
         let fresh = target.join(format!("e2e-keys-{}", crate::unique()));
         keys::generate(&fresh, "http://127.0.0.1:7000").expect("a key set can be made");
-        // Another test was faster: then its set counts.
+        // Another test was faster, so we use its key set.
         if fs::rename(&fresh, &made).is_err() {
             fs::remove_dir_all(&fresh).expect("our own folder can be removed");
         }

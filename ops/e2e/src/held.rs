@@ -1,31 +1,31 @@
-//! Rows that a test holds, and the processes that are stuck behind them: in a transaction, with the gateway's answer in
-//! hand, unable to commit.
+//! Row locks that a test holds, and the processes that wait for them: each is in a transaction, already has the
+//! gateway's answer, and cannot commit.
 
 use sqlx::{Connection, PgConnection};
 
 use crate::process::Process;
 use crate::{Order, World};
 
-/// Rows that nobody else can move until they are let go.
+/// Locked rows. No other transaction can change them until the lock is released.
 pub struct Held(PgConnection);
 
 impl Held {
-    /// Lets go.
+    /// Releases the lock.
     pub async fn release(self) {
         self.0.close().await.expect("a connection can be closed");
     }
 }
 
-/// A process in the middle of a transaction, waiting for a row.
+/// A process in the middle of a transaction that waits for a row lock.
 pub struct Stuck<'a> {
-    /// Which one.
+    /// The process.
     pub process: &'a Process,
-    /// The server's processes that serve its waiting transactions.
+    /// The PostgreSQL backends of its waiting transactions.
     backends: Vec<i32>,
 }
 
 impl World {
-    /// Holds the rows of these orders.
+    /// Locks the rows of these orders.
     pub async fn hold(&self, orders: &[&Order]) -> Held {
         let ids: Vec<&str> = orders.iter().map(|order| order.id.as_str()).collect();
         let mut connection = PgConnection::connect(&self.addresses.database).await.expect("a connection");
@@ -36,7 +36,7 @@ impl World {
         Held(connection)
     }
 
-    /// Those processes of a service that wait for a row at this moment.
+    /// Those processes of a service that wait for a row lock at this moment.
     pub async fn stuck<'a>(&self, service: &str, processes: &'a [Process]) -> Vec<Stuck<'a>> {
         let sql = "select pid, client_port from pg_stat_activity
             where datname = current_database() and application_name = $1 and wait_event_type = 'Lock'
@@ -50,14 +50,14 @@ impl World {
         all.filter(|stuck| !stuck.backends.is_empty()).collect()
     }
 
-    /// Ends a stuck process as a crash would.
+    /// Kills a stuck process as a crash would.
     pub async fn kill_stuck(&self, stuck: &Stuck<'_>) {
         stuck.process.kill();
-        // The server notices the death of its client only when it has something to say to it.
+        // PostgreSQL notices that its client died only when it writes to the connection.
         self.end_backends(&stuck.backends).await;
     }
 
-    /// Ends the server's side of these connections to the database.
+    /// Terminates the PostgreSQL backends of these connections.
     pub async fn end_backends(&self, backends: &[i32]) {
         let end = sqlx::query("select pg_terminate_backend(pid) from unnest($1::int[]) pid");
         end.bind(backends).execute(&self.db).await.expect("the database answers");

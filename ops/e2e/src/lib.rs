@@ -1,11 +1,12 @@
-//! Whole flows: the built programs as child processes, real servers, and the simulator in the gateways' place.
+//! End-to-end tests: the built programs as child processes, real servers, and the simulator in place of the gateways.
 //!
-//! Reading order: [`world`] (what a test holds), [`servers`] (where database and broker are), [`process`] (one program
-//! and its log), [`gateways`] (the buyer's and the gateways' side), [`shop`] (the merchant's frontend), [`downstream`]
-//! (who consumes the events), [`history`] (what the independent witnesses tell, and whether it agrees), [`books`] (when to
-//! ask them), [`load`] (buyers who never stop), [`disk`] (one that can be full), [`held`] (the moment between a gateway's answer and the commit).
+//! Reading order: [`world`] (what a test holds), [`servers`] (the database and the broker), [`process`] (one
+//! program and its log), [`gateways`] (the buyer's and the gateways' side), [`shop`] (the merchant's frontend),
+//! [`downstream`] (the consumer of the events), [`history`] (what the independent witnesses say, and whether they
+//! agree), [`books`] (when to compare them), [`load`] (buyers who never stop), [`disk`] (a disk that a test can
+//! fill), [`held`] (the moment between a gateway's answer and the commit).
 //!
-//! Nothing here sleeps to wait for something: [`eventually`] looks until a deadline.
+//! No test sleeps for a fixed time to wait for something: [`eventually`] polls until a deadline.
 
 pub mod books;
 pub mod disk;
@@ -29,16 +30,16 @@ pub use load::Made;
 pub use shop::Order;
 pub use world::{Setup, World};
 
-/// How long anything may take that has no reason to take long.
+/// The deadline for everything that has no reason to take long.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// How often a wait looks again.
+/// The interval between two polls.
 const LOOK: Duration = Duration::from_millis(25);
 
-/// Looks until there is something to see.
+/// Polls until `look` returns a value.
 ///
 /// # Panics
-/// When there is nothing to see in time; `what` says what was waited for.
+/// When `look` returns nothing in time; `what` names what was awaited.
 pub async fn eventually<T>(what: &str, within: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! Buyers who buy, pay and want their money back, while something goes wrong with what serves them.
+//! Buyers who buy, pay and request refunds, while a test causes faults in the service.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,9 +9,9 @@ use tokio::time::sleep;
 use crate::shop::{Purchase, Wish, order};
 use crate::{Gateway, Order, SOON, World, eventually};
 
-/// Between two acts of one buyer.
+/// The pause between two rounds of one buyer.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long the last of what was begun may take once the fault is over.
+/// How long the last unfinished requests may take once the fault is over.
 const LONG: Duration = Duration::from_secs(150);
 
 /// What buyers have done.
@@ -19,9 +19,9 @@ const LONG: Duration = Duration::from_secs(150);
 pub struct Made {
     /// Orders.
     pub bought: i64,
-    /// Those of them that they have paid.
+    /// The orders that they have paid.
     pub paid: i64,
-    /// Those of them whose money they have asked for back.
+    /// The orders for which they have requested a refund.
     pub returned: i64,
 }
 
@@ -35,27 +35,27 @@ impl Made {
     }
 }
 
-/// A buyer's open business.
+/// What one buyer has done, and what is unfinished.
 #[derive(Default)]
 struct Buyer {
     made: Made,
-    /// Asked for and not answered yet.
+    /// Requested and not created yet.
     wanted: Vec<Purchase>,
-    /// Paid, to be returned, and not yet promised.
+    /// Paid, and to be refunded; the refund is not accepted yet.
     unwanted: Vec<(Order, Wish)>,
 }
 
 impl Buyer {
-    /// One round: what is open is asked for again, with the same keys, and something new is wanted.
+    /// One round: the buyer repeats unfinished requests with the same keys, and begins a new purchase.
     async fn act(&mut self, world: &World, more: bool) {
         if more && self.wanted.len() < 2 {
-            // Neither needs the gateway's page, which may be out of reach.
+            // Neither scene needs the gateway's page, which may be unreachable.
             let (gateway, scene) =
                 if self.made.bought % 2 == 0 { (Gateway::Alipay, "qr") } else { (Gateway::Wechat, "native") };
             self.wanted.push(Purchase::new(gateway, scene, "2.00"));
         }
         for purchase in std::mem::take(&mut self.wanted) {
-            // While the ingress or what it needs is away nobody answers, or says when to come again.
+            // While the ingress or a dependency is down, there is no answer, or the answer says when to retry.
             match world.shop.ask(&purchase).await {
                 Ok(answer) if answer.status == 201 => self.pay(world, order(&purchase, &answer)).await,
                 Ok(answer) => {
@@ -70,7 +70,8 @@ impl Buyer {
             match world.shop.ask_refund(&order, &wish).await {
                 Ok(answer) if answer.status == 202 => self.made.returned += 1,
                 Ok(answer) => {
-                    // A refusal is final for its key; it comes before the payment is settled, and then a new one is due.
+                    // A refusal is final for its key. If the request came before the payment was settled, it is
+                    // refused, and a new key is needed.
                     let early = answer.code() == "order_not_paid";
                     let later = answer.retry_after.is_some() || answer.status >= 500;
                     assert!(early || later, "{wish:?} of {} is refused: {answer:?}", order.order_no);
@@ -81,7 +82,7 @@ impl Buyer {
         }
     }
 
-    /// Pays five of six, and wants the money of each third payment back.
+    /// Pays five of six orders, and requests a refund of each third payment.
     async fn pay(&mut self, world: &World, order: Order) {
         self.made.bought += 1;
         if self.made.bought % 6 == 0 {
@@ -100,10 +101,11 @@ impl Buyer {
 }
 
 impl World {
-    /// Has `buyers` buy, pay and return while `meanwhile` goes on, and end afterwards what they have begun.
+    /// Lets `buyers` buyers buy, pay and request refunds while `meanwhile` runs. Afterwards they finish what they
+    /// have begun.
     ///
     /// # Panics
-    /// When somebody is refused for good, or what was begun does not end.
+    /// When a request is refused permanently, or something that was begun does not finish.
     pub async fn under_load<T>(&self, buyers: usize, meanwhile: impl Future<Output = T>) -> (T, Made) {
         let open = AtomicBool::new(true);
         let buying = join_all((0..buyers).map(async |_| {
@@ -128,7 +130,7 @@ impl World {
         (ended, made.into_iter().fold(Made::default(), Made::and))
     }
 
-    /// Everything that was made under load has ended as if nothing had happened, and nobody has to look at anything.
+    /// Asserts that everything that was made under load has finished normally, and that there is no case.
     ///
     /// # Panics
     /// When it has not.
@@ -136,10 +138,10 @@ impl World {
         self.all_completed_but(made, &[]).await;
     }
 
-    /// [`World::all_completed`], where people have to look at cases of these kinds and at nothing else.
+    /// [`World::all_completed`], where there are cases of these kinds and no others.
     ///
     /// # Panics
-    /// When something has not ended, or there is another case, or none of a kind that is named.
+    /// When something has not finished, when there is another case, or when there is none of the named kinds.
     pub async fn all_completed_but(&self, made: Made, kinds: &[&str]) {
         println!("{made:?}");
         eventually("everything is paid and returned", LONG, async || {

@@ -1,11 +1,11 @@
-//! What a process counts, as Prometheus would read it.
+//! The metrics of a process, as Prometheus reads them.
 
 use std::collections::BTreeMap;
 
 /// One reading of `/metrics`.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
-    /// The text as it came.
+    /// The text as received.
     pub text: String,
 }
 

@@ -1,4 +1,4 @@
-//! One program of the service as a child process: started, watched, killed, and its log kept.
+//! One program of the service as a child process: a test can start, watch and kill it, and read its log.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
@@ -16,11 +16,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::eventually;
 use crate::metrics::Metrics;
 
-/// How long a program may take until it is ready.
+/// A program must be ready within this time.
 const START: Duration = Duration::from_secs(60);
-/// How long a program may take to end after it was asked to.
+/// A program must end within this time after SIGTERM.
 const STOP: Duration = Duration::from_secs(40);
-/// What every program sees of the environment of the test.
+/// The variables of the test's environment that every program inherits.
 const KEPT: [&str; 3] = ["PATH", "HOME", "LANG"];
 
 /// A program with its arguments and its whole environment.
@@ -46,14 +46,15 @@ impl Program {
         self
     }
 
-    /// With a variable set; the last value counts.
+    /// Sets a variable; the last value counts.
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Program {
         self.env.push((name.into(), value.into()));
         self
     }
 
-    /// With no more than so many files open at once, connections among them, of which it has fewer until it asks.
+    /// Limits its open files, including connections, to `number`. It starts with half of that until it raises its
+    /// own soft limit.
     #[must_use]
     pub fn most_files(mut self, number: u64) -> Program {
         self.most_files = Some(number);
@@ -82,7 +83,7 @@ impl Program {
         })
     }
 
-    /// Runs it to its end and says how it ended and what it said.
+    /// Runs it until it ends, and returns its exit status and output.
     ///
     /// # Panics
     /// When it does not end within `within`.
@@ -104,18 +105,18 @@ pub struct Ended {
     pub said: String,
 }
 
-/// A child that does not outlive whoever waits for it.
+/// A child process that is killed when this value is dropped.
 struct Guard(Child);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The child may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A serving program that can be killed and started again, under the same name, ports and log.
+/// A serving program that can be killed and restarted with the same name, ports and log.
 #[derive(Debug)]
 pub struct Process {
     /// Its name in the log folder.
@@ -128,7 +129,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Not started yet. It listens for operations on a free port, and logs into `folder`.
+    /// A process that is not started yet. Its operations port is free, and its log is in `folder`.
     #[must_use]
     pub fn new(name: impl Into<String>, program: Program, folder: &Path) -> Process {
         let (name, ops) = (name.into(), free_address());
@@ -137,22 +138,22 @@ impl Process {
         Process { program, name, ops, log, step, child: Mutex::default() }
     }
 
-    /// Sets its clock so many seconds off the machine's, at once.
+    /// Sets its clock `seconds` off the machine's clock, at once.
     pub fn step_clock(&self, seconds: i32) {
-        // In one piece: it is read all the time.
+        // Replaced atomically, because the process reads the file all the time.
         let fresh = self.step.with_extension("fresh");
         fs::write(&fresh, seconds.to_string()).expect("a file can be written");
         fs::rename(&fresh, &self.step).expect("a file can be renamed");
     }
 
-    /// Starts it without waiting for anything.
+    /// Starts it without waiting until it is ready.
     pub fn spawn(&self) {
         let mut child = self.child();
         assert!(child.is_none(), "{} runs already", self.name);
         *child = Some(self.program.spawn(&self.log));
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until `/readyz` answers 200.
     pub async fn ready(&self) {
         let what = format!("{} is ready", self.name);
         eventually(&what, START, async || {
@@ -169,17 +170,17 @@ impl Process {
         self.ready().await;
     }
 
-    /// Starts it so that it dies when it comes to `point` for the `nth` time.
+    /// Starts it so that it dies when it reaches `point` for the `nth` time.
     pub fn arm(&self, point: Point, nth: usize) {
         let mut child = self.child();
         assert!(child.is_none(), "{} runs already", self.name);
         *child = Some(self.program.clone().env("CRASH_AT", format!("{point}:{nth}")).spawn(&self.log));
     }
 
-    /// Waits until it has died where it was armed to.
+    /// Waits until it has died at that point.
     ///
     /// # Panics
-    /// When it does not come there in time, or ends in another way.
+    /// When it does not reach the point in time, or ends in another way.
     pub async fn dies_at(&self, point: Point, within: Duration) {
         let what = format!("{} dies at {point}", self.name);
         let status = eventually(&what, within, async || {
@@ -193,7 +194,7 @@ impl Process {
         assert!(died, "{} ended with {status} and not at {point}:\n{log}", self.name);
     }
 
-    /// Ends it as a crash would.
+    /// Kills it as a crash would.
     pub fn kill(&self) {
         if let Some(mut child) = self.child().take() {
             child.kill().expect("our child can be killed");
@@ -201,7 +202,7 @@ impl Process {
         }
     }
 
-    /// Asks it to stop (SIGTERM) and waits for the end. Says how it ended and after how long.
+    /// Sends SIGTERM and waits for the end. Returns the exit status and the time it took.
     pub async fn terminate(&self) -> (ExitStatus, Duration) {
         let began = Instant::now();
         let mut child = Guard(self.child().take().expect("it runs"));
@@ -211,32 +212,32 @@ impl Process {
         (status, began.elapsed())
     }
 
-    /// Its process id, while it runs.
+    /// Its process id while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child().as_ref().map(Child::id)
     }
 
-    /// How many files it has open, connections among them; none while it does not run.
+    /// How many files it has open, including connections; 0 while it does not run.
     pub fn files(&self) -> usize {
         self.pid().and_then(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok()).map_or(0, Iterator::count)
     }
 
-    /// Whether it talks from this local port.
+    /// Whether one of its sockets has this local port.
     pub fn owns_port(&self, port: i32) -> bool {
         self.pid().and_then(|pid| has_socket(pid, port)).unwrap_or_default()
     }
 
-    /// Whether it was started and has not ended by itself.
+    /// Whether it was started and still runs.
     pub fn runs(&self) -> bool {
         self.child().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// What it counts; nothing while it does not answer.
+    /// Its metrics; empty while it does not answer.
     pub async fn metrics(&self) -> Metrics {
         self.get("/metrics").await.map(|(_, text)| Metrics { text }).unwrap_or_default()
     }
 
-    /// Everything it has logged, over all its lives.
+    /// Everything it has logged, across all restarts.
     pub fn log(&self) -> String {
         read(&self.log)
     }
@@ -262,7 +263,7 @@ impl Drop for Process {
 /// The folder of the built programs.
 #[must_use]
 pub fn binaries() -> PathBuf {
-    // Without the variable this is `target/<profile>`: the test itself is in `target/<profile>/deps`.
+    // Without the variable the folder is `target/<profile>`: the test itself is in `target/<profile>/deps`.
     std::env::var_os("PAYMENT_BIN_DIR").map_or_else(
         || {
             let this = std::env::current_exe().expect("a test knows its own path");
@@ -283,17 +284,17 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// Below the range from which the kernel takes the local ports of outgoing connections (32768 and up on Linux): a program
-/// that is killed and started again finds its port still free.
+/// The range lies below the kernel's range for local ports of outgoing connections (32768 and up on Linux). So a
+/// program that is killed and restarted finds its port still free.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// An address that nobody listens on, and that this process was not given before.
+/// An address on which no process listens, and which this test process has not returned before.
 ///
 /// # Panics
 /// When every port is taken.
 #[must_use]
 pub fn free_address() -> SocketAddr {
-    // Tests run in several processes: each begins somewhere else.
+    // Tests run in several processes: each starts at another port.
     static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
         let seed = RandomState::new().hash_one(std::process::id()) % u64::from(PORTS.end - PORTS.start);
         AtomicU16::new(u16::try_from(seed).unwrap_or_default())
@@ -308,12 +309,12 @@ pub fn free_address() -> SocketAddr {
     panic!("no free loopback port between {} and {}", PORTS.start, PORTS.end)
 }
 
-/// A log that may hold a broken line at its end.
+/// Reads a log whose last line may be incomplete.
 fn read(log: &Path) -> String {
     fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-/// Whether a TCP socket of process `pid` has this local port, as `/proc` tells it.
+/// Whether `/proc` shows a TCP socket of process `pid` with this local port.
 fn has_socket(pid: u32, port: i32) -> Option<bool> {
     let table = fs::read_to_string("/proc/net/tcp").ok()?;
     let local = format!(":{port:04X}");

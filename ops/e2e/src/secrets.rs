@@ -1,4 +1,4 @@
-//! What no log of any run may hold.
+//! What no log of any run may contain.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::servers::Addresses;
 use crate::shop::OPENID;
 
 impl World {
-    /// What the processes were given, and who pays: each with what it is.
+    /// The secrets of the processes and the identity of the payer, each with a name.
     #[must_use]
     pub fn secrets(&self) -> Vec<(&'static str, String)> {
         let mut secrets = vec![
@@ -38,18 +38,18 @@ impl World {
         secrets
     }
 
-    /// At the end of each run: no process panicked, and no line of any log holds a secret.
+    /// Asserts at the end of each run: no process panicked, and no log line contains a secret.
     pub fn logs_are_clean(&self) {
         let (logs, secrets) = (self.logs(), self.secrets());
         let told = |line: &&str| secrets.iter().any(|(_, secret)| line.contains(secret.as_str()));
         let wrong: Vec<&str> = logs.lines().filter(|line| line.contains("panicked at") || told(line)).collect();
         assert!(wrong.is_empty(), "{wrong:?}");
-        // The control: these are the logs, and what is in them is found.
+        // The control: these really are the logs of a run, so the search above was not over an empty text.
         assert!(logs.contains("Serving on"), "these are not the logs of a run");
     }
 }
 
-/// The lines of key material; the frame of a PEM file is no secret.
+/// The lines of key material without the frame of a PEM file, which is no secret.
 fn lines_of(path: &Path) -> impl Iterator<Item = String> {
     let text = fs::read_to_string(path).expect("a key file");
     let lines: Vec<String> = text.lines().filter(|line| !line.starts_with("-----")).map(str::to_owned).collect();

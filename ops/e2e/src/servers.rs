@@ -1,4 +1,4 @@
-//! Where database and broker are: those that all tests share, or a private set that one test may stop and wipe.
+//! The database and the broker: those that all tests share, or a private set that one test may stop and wipe.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,19 +18,19 @@ use crate::unique;
 /// The addresses of one database and one broker.
 #[derive(Debug, Clone)]
 pub struct Addresses {
-    /// `DATABASE_URL`: the owner of the tables, for the deploy step and for looking.
+    /// `DATABASE_URL`: the owner of the tables, for the deploy step and for inspection.
     pub database: String,
-    /// `AMQP_URL`: a user who may do everything to the service's objects; no process logs in so.
+    /// `AMQP_URL`: a user with all rights on the service's objects; no process logs in as this user.
     pub amqp: String,
-    /// `DATABASE_URL` and `AMQP_URL` of each process: its own role and its own user.
+    /// `DATABASE_URL` and `AMQP_URL` of each process, with its own role and its own user.
     pub logins: Vec<(Service, String, String)>,
     /// `AMQP_ADMIN_URL`: the deploy step.
     pub admin: String,
     /// `RABBITMQ_MANAGEMENT_URL`: the deploy step.
     pub management: String,
-    /// `DOWNSTREAM_AMQP_URL`: whoever consumes the events.
+    /// `DOWNSTREAM_AMQP_URL`: the consumer of the events.
     pub downstream: String,
-    /// `REDIS_URL`: the copies of what is shown.
+    /// `REDIS_URL`: the cached copies of what the API shows.
     pub redis: String,
     /// `STANDBY_DATABASE_URL`: the owner of the tables at the standby, where there is one.
     pub standby: Option<String>,
@@ -49,7 +49,7 @@ impl Addresses {
     }
 }
 
-/// The logins of every process, from where variables are told.
+/// The logins of every process, read from variables.
 fn logins(told: impl Fn(&str) -> String) -> Vec<(Service, String, String)> {
     let login = |service: &Service| {
         let variable = |address| told(&testkit::variable(*service, address));
@@ -58,21 +58,21 @@ fn logins(told: impl Fn(&str) -> String) -> Vec<(Service, String, String)> {
     Service::ALL.iter().map(login).collect()
 }
 
-/// What a test runs on.
+/// The servers of a test.
 pub enum Servers {
-    /// A database and a virtual host of its own on the servers of the whole run.
+    /// A database and a virtual host of the test's own, on the servers of the whole run.
     Shared {
         /// Deleted with this value.
         database: Database,
         /// Deleted with this value.
         broker: TestBroker,
     },
-    /// Servers of its own.
+    /// The test's own servers.
     Private(PrivateServers),
 }
 
 impl Servers {
-    /// A fresh database and an empty virtual host.
+    /// An empty database and an empty virtual host.
     pub async fn shared() -> Servers {
         install_crypto();
         let database = Database::create(&testkit::env("DATABASE_URL")).await;
@@ -82,7 +82,7 @@ impl Servers {
         Servers::Shared { database, broker }
     }
 
-    /// How to reach them.
+    /// Their addresses.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
         match self {
@@ -112,7 +112,7 @@ fn with_path(url: &str, path: &str) -> String {
     url.into()
 }
 
-/// A database of one test.
+/// The database of one test.
 pub struct Database {
     url: String,
     server: String,
@@ -120,7 +120,7 @@ pub struct Database {
 }
 
 impl Database {
-    /// An empty one on the server of `url`.
+    /// Creates an empty one on the server of `url`.
     pub async fn create(url: &str) -> Database {
         let name = format!("e2e_{}", unique());
         execute(url, format!("create database {name}")).await.expect("a database can be created");
@@ -137,7 +137,7 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         let (server, sql) = (self.server.clone(), format!("drop database if exists {} with (force)", self.name));
-        // A runtime of its own: the test's one may be ending. What cannot be dropped is left behind.
+        // A new runtime, because the test's runtime may be shutting down. A database that cannot be dropped stays.
         let drop = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.map(|runtime| runtime.block_on(execute(&server, sql)))
@@ -152,7 +152,8 @@ async fn execute(url: &str, sql: String) -> Result<(), sqlx::Error> {
     connection.close().await
 }
 
-/// PostgreSQL and RabbitMQ for one test alone, which it may stop, kill and wipe. They end with this value.
+/// PostgreSQL and RabbitMQ for one test alone, which it may stop, kill and wipe. They are shut down when this value
+/// is dropped.
 pub struct PrivateServers {
     xtask: PathBuf,
     dir: PathBuf,
@@ -161,7 +162,7 @@ pub struct PrivateServers {
 }
 
 impl PrivateServers {
-    /// Starts one of each; takes some ten seconds.
+    /// Starts one of each; this takes about ten seconds.
     pub async fn up(purpose: &str) -> PrivateServers {
         PrivateServers::up_with(purpose, &[]).await
     }
@@ -170,7 +171,7 @@ impl PrivateServers {
     pub async fn up_with(purpose: &str, more: &[&str]) -> PrivateServers {
         install_crypto();
         let xtask = std::env::var_os("PAYMENT_XTASK").map_or_else(|| binaries().join("xtask"), PathBuf::from);
-        // Beside the servers of this run, where `cargo xtask down` finds what a killed test leaves behind.
+        // Beside the servers of this run, so that `cargo xtask down` finds what a killed test leaves behind.
         let shared = PathBuf::from(testkit::env("PAYMENT_SERVERS_DIR"));
         let dir = shared.parent().unwrap_or(Path::new("/tmp")).join(format!("e2e-{purpose}-{}", std::process::id()));
         let unknown = String::new;
@@ -184,7 +185,7 @@ impl PrivateServers {
             redis: unknown(),
             standby: None,
         };
-        // From here on a failure takes down what was started.
+        // If a step below fails, `Drop` shuts down what was started.
         let mut servers = PrivateServers { xtask, dir, addresses, wiped: AtomicBool::new(false) };
         let like = shared.display().to_string();
         let up = ["up", "--fresh", "--no-install", "--print-env", "--like", &like];
@@ -204,7 +205,7 @@ impl PrivateServers {
         servers
     }
 
-    /// Does something (`start`, `stop`, `kill`, `pause`, `resume`, `wipe`) to one server (`postgres`, `rabbitmq`,
+    /// Runs an action (`start`, `stop`, `kill`, `pause`, `resume`, `wipe`) on one server (`postgres`, `rabbitmq`,
     /// `rabbitmq-2`, …).
     pub async fn server(&self, action: &str, kind: &str) {
         if action == "wipe" {
@@ -230,13 +231,13 @@ impl PrivateServers {
         &self.dir
     }
 
-    /// Runs xtask for these servers from where `enter` leads.
+    /// Runs xtask for these servers through the command `enter`, for example inside a namespace.
     pub(crate) async fn in_place(&self, mut enter: Command, args: &[&str]) {
         enter.arg(&self.xtask).args(args).arg("--dir").arg(&self.dir).stdin(Stdio::null());
         self.run(enter).await;
     }
 
-    /// Whether anything was wiped.
+    /// Whether a server was wiped.
     #[must_use]
     pub fn was_wiped(&self) -> bool {
         self.wiped.load(Ordering::Relaxed)
@@ -264,7 +265,7 @@ impl PrivateServers {
 
 impl Drop for PrivateServers {
     fn drop(&mut self) {
-        // What cannot be taken down stays for `cargo xtask down`.
+        // What cannot be shut down stays for `cargo xtask down`.
         let _ = self.command(&["down"]).output();
         let _ = fs::remove_dir_all(&self.dir);
     }
@@ -272,6 +273,6 @@ impl Drop for PrivateServers {
 
 /// Chooses the crypto provider of this process, before a library does.
 pub fn install_crypto() {
-    // Refused only when a provider was chosen before, and every caller chooses this one.
+    // This fails only if a provider is already installed, and every caller installs the same one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }

@@ -1,4 +1,4 @@
-//! The merchant's side: a frontend that creates orders, asks for refunds, and looks at both.
+//! The merchant's side: a frontend that creates orders, requests refunds, and reads both.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 use crate::history::Answered;
 use crate::{Gateway, SOON, eventually, slug, unique};
 
-/// Who buys, unless a test says otherwise.
+/// The buyer, unless a test names another.
 pub const BUYER: &str = "buyer-1";
-/// The payer's identity at WeChat Pay, which must never be seen in a log.
+/// The payer's identity at WeChat Pay, which must never appear in a log.
 pub const OPENID: &str = "oUpF8uMuAJO_M2pxb1Q9zNjWeS6o";
 
-/// What the service is told of its users' tokens, and the frontend signs with.
+/// The frontend. It signs its users' tokens with the secret that the service verifies them with.
 #[derive(Debug)]
 pub struct Shop {
     base: String,
@@ -26,14 +26,14 @@ pub struct Shop {
     answers: Mutex<Vec<Answered>>,
 }
 
-/// An answer, read whole.
+/// An answer, read completely.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The status.
     pub status: u16,
     /// The body.
     pub text: String,
-    /// How many seconds later a repeat makes sense, where the answer says so.
+    /// The seconds after which a retry makes sense, if the answer states them.
     pub retry_after: Option<u64>,
 }
 
@@ -51,39 +51,39 @@ impl Answer {
     }
 }
 
-/// An order as its buyer holds it.
+/// An order as its buyer sees it.
 #[derive(Debug, Clone)]
 pub struct Order {
     /// Our id.
     pub id: String,
-    /// What both gateways call it.
+    /// The number that both gateways use for it.
     pub order_no: String,
-    /// Where it is to be paid.
+    /// The gateway at which it is to be paid.
     pub gateway: Gateway,
-    /// How.
+    /// The payment scene.
     pub scene: String,
-    /// What it costs.
+    /// The price.
     pub amount_fen: i64,
-    /// The means to pay: `kind` and what belongs to it.
+    /// The payment parameters: `kind` and the fields of that kind.
     pub payment: Value,
-    /// Lets its holder look at the order.
+    /// A token with which its holder can read the order.
     pub view_token: String,
 }
 
-/// What a frontend asks for.
+/// A request for a new order.
 #[derive(Debug, Clone)]
 pub struct Purchase {
-    /// Where it is to be paid.
+    /// The gateway at which it is to be paid.
     pub gateway: Gateway,
-    /// How.
+    /// The payment scene.
     pub scene: String,
-    /// What it costs, in yuan.
+    /// The price, in yuan.
     pub yuan: String,
-    /// Who buys.
+    /// The buyer.
     pub user: String,
     /// The Idempotency-Key.
     pub attempt: String,
-    /// Where the browser goes after payment.
+    /// Where the browser goes after the payment.
     pub return_url: Option<String>,
 }
 
@@ -116,23 +116,23 @@ impl Purchase {
     }
 }
 
-/// A buyer's wish for money back.
+/// A buyer's request for a refund.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// How much, in yuan; all that is left when absent.
+    /// The amount in yuan; if absent, all that is left.
     pub yuan: Option<String>,
     /// The Idempotency-Key.
     pub attempt: String,
 }
 
 impl Wish {
-    /// For part of the money.
+    /// A request for a part of the money.
     #[must_use]
     pub fn of(fen: i64) -> Wish {
         Wish { yuan: Some(yuan(fen)), attempt: unique() }
     }
 
-    /// For all that is left.
+    /// A request for all that is left.
     #[must_use]
     pub fn of_the_rest() -> Wish {
         Wish { yuan: None, attempt: unique() }
@@ -140,19 +140,19 @@ impl Wish {
 }
 
 impl Shop {
-    /// A frontend of the service at `base`.
+    /// A frontend for the service at `base`.
     #[must_use]
     pub fn new(base: String) -> Shop {
         Shop { base, jwt_secret: format!("jwt-{}{}", unique(), unique()), answers: Mutex::default() }
     }
 
-    /// A token for `user`, good for five minutes.
+    /// A token for `user`, valid for five minutes.
     #[must_use]
     pub fn token(&self, user: &str) -> String {
         self.token_with(user, None)
     }
 
-    /// A token for one of the merchant's people, who may act on everybody's payments.
+    /// A token for one of the merchant's staff, who may act on all payments.
     #[must_use]
     pub fn staff_token(&self, user: &str) -> String {
         self.token_with(user, Some("payments:admin"))
@@ -170,7 +170,7 @@ impl Shop {
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).expect("a token can be signed")
     }
 
-    /// Asks for an order; whatever the answer.
+    /// Requests an order; the answer may be anything.
     pub async fn ask(&self, purchase: &Purchase) -> Result<Answer, reqwest::Error> {
         let request = http_client().post(format!("{}/v1/orders", self.base));
         let request = request.header("Idempotency-Key", &purchase.attempt).json(&purchase.body());
@@ -201,7 +201,7 @@ impl Shop {
         order(purchase, &answer)
     }
 
-    /// Gives an order up; whatever the answer.
+    /// Closes an order; the answer may be anything.
     pub async fn close(&self, order: &Order) -> Result<Answer, reqwest::Error> {
         let request = http_client().post(format!("{}/v1/orders/{}/close", self.base, order.id));
         answer(request.bearer_auth(self.token(BUYER))).await
@@ -215,7 +215,7 @@ impl Shop {
         answer.json()
     }
 
-    /// Asks for money back; whatever the answer.
+    /// Requests a refund; the answer may be anything.
     pub async fn ask_refund(&self, order: &Order, wish: &Wish) -> Result<Answer, reqwest::Error> {
         let request = http_client().post(format!("{}/v1/orders/{}/refunds", self.base, order.id));
         let body = match &wish.yuan {
@@ -226,7 +226,7 @@ impl Shop {
         self.note(&wish.attempt, answer(request.bearer_auth(self.token(BUYER))).await)
     }
 
-    /// Asks for money back until the answer is final: a service that says when to repeat is asked again, with the same key.
+    /// Requests a refund until the answer is final: while the answer says when to retry, it repeats with the same key.
     pub async fn refund_answer(&self, order: &Order, wish: &Wish) -> Answer {
         let what = format!("a final answer to {wish:?} of {}", order.order_no);
         eventually(&what, SOON, async || {
@@ -236,10 +236,10 @@ impl Shop {
         .await
     }
 
-    /// Asks for money back and returns the refund's id.
+    /// Requests a refund and returns the refund's id.
     ///
     /// # Panics
-    /// Unless it is taken on.
+    /// Unless it is accepted.
     pub async fn refund(&self, order: &Order, wish: &Wish) -> String {
         let answer = self.refund_answer(order, wish).await;
         assert_eq!(answer.status, 202, "{wish:?} of {}: {}", order.order_no, answer.text);
@@ -254,14 +254,14 @@ impl Shop {
         answer.json()
     }
 
-    /// A request to the service as somebody else would make it.
+    /// A request to the service as a stranger would make it.
     pub async fn request(&self, method: reqwest::Method, path: &str, body: Vec<u8>) -> Answer {
         let request = http_client().request(method, format!("{}{path}", self.base)).body(body);
         answer(request).await.expect("payment-api answers")
     }
 }
 
-/// The order of a 201.
+/// The order in a 201 answer.
 #[must_use]
 pub fn order(purchase: &Purchase, answer: &Answer) -> Order {
     let made = answer.json();
@@ -277,7 +277,7 @@ pub fn order(purchase: &Purchase, answer: &Answer) -> Order {
     }
 }
 
-/// Fen of an amount written with two decimals.
+/// The fen of an amount that is written with two decimals.
 #[must_use]
 pub fn fen(yuan: &str) -> i64 {
     let (whole, cents) = yuan.split_once('.').expect("two decimals");
@@ -290,7 +290,7 @@ pub fn yuan(fen: i64) -> String {
     format!("{}.{:02}", fen / 100, fen % 100)
 }
 
-/// Sends and reads all.
+/// Sends the request and reads the whole answer.
 ///
 /// # Errors
 /// When there is no answer.
@@ -301,14 +301,14 @@ pub async fn answer(request: RequestBuilder) -> Result<Answer, reqwest::Error> {
     Ok(Answer { status, text: response.text().await?, retry_after })
 }
 
-/// The client of everything that is no special connection.
+/// The shared client, for everything that needs no connection of its own.
 #[must_use]
 pub fn http_client() -> Client {
     static CLIENT: OnceLock<Client> = OnceLock::new();
     CLIENT.get_or_init(new_client).clone()
 }
 
-/// A client with connections of its own.
+/// A client with its own connections.
 #[must_use]
 pub fn new_client() -> Client {
     crate::servers::install_crypto();

@@ -1,4 +1,4 @@
-//! What a test holds: the whole business, running.
+//! What a test holds: the whole system, running.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,44 +18,44 @@ use crate::servers::{Addresses, PrivateServers, Servers};
 use crate::shop::{Order, Purchase, Shop};
 use crate::{Gateway, SOON, eventually, unique};
 
-/// What one client may have. One buyer at one address buys for all here.
+/// The limits per client. They are off here, because one buyer at one address makes all purchases.
 const BUDGETS: [&str; 5] =
     ["REQUESTS_PER_ADDRESS", "REQUESTS_PER_USER", "CONNECTIONS_PER_ADDRESS", "REQUESTS_IN_HAND", "STREAMS_PER_USER"];
 
-/// How long a command of the deploy step may take.
+/// A command of the deploy step must end within this time.
 const COMMAND: Duration = Duration::from_secs(60);
-/// What follows from the last payment: events, and callbacks that come again.
+/// How long the effects of the last payment may take: events, and repeated callbacks.
 const AFTERWARDS: Duration = Duration::from_secs(90);
-/// Lines of each log that a failure shows.
+/// How many lines of each log a failure shows.
 const TAIL: usize = 40;
-/// Names of tables of which the harness tells the size.
+/// The tables whose sizes a failure shows.
 const TABLES: [&str; 7] =
     ["payment_orders", "payment_transactions", "refund_records", "callbacks", "jobs", "events", "cases"];
 
-/// How a world is made.
+/// How to create a world.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// Ingresses. With more than one, the service is found at a relay that goes to any of them.
+    /// The number of ingresses. With more than one, clients reach the service through a proxy that distributes to them.
     pub apis: usize,
-    /// Callback workers.
+    /// The number of callback workers.
     pub workers: usize,
-    /// Check workers. None, unless a test is about them: then an order stays as callbacks have left it.
+    /// The number of check workers. 0 unless a test is about them: then an order stays as callbacks left it.
     pub check_workers: usize,
-    /// Refund workers. None, unless a test is about them.
+    /// The number of refund workers. 0 unless a test is about them.
     pub refund_workers: usize,
-    /// Relays; one is active.
+    /// The number of relays; one of them is active.
     pub relays: usize,
     /// How many times faster than the real ones the simulator's callback schedules run.
     pub speed: f64,
     /// `RUST_LOG` of every process.
     pub log: &'static str,
-    /// Variables of the service beside the usual ones.
+    /// More variables of the service, besides the usual ones.
     pub env: Vec<(&'static str, String)>,
-    /// Where the service finds the database and the broker instead: the ports of relays in between.
+    /// The port of a fault proxy through which the service reaches the database.
     pub database_port: Option<u16>,
-    /// See [`Setup::database_port`].
+    /// The port of a fault proxy through which the service reaches the broker.
     pub broker_port: Option<u16>,
-    /// The service reaches the gateways by a way that can be held and cut.
+    /// The service reaches the gateways through a fault proxy that can pause and cut connections.
     pub gateways_apart: bool,
 }
 
@@ -78,8 +78,8 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// The service takes refused callbacks of this machine for a gateway's own and never for a stranger's, so that a
-    /// test may have many of them.
+    /// The service counts refused callbacks from this machine as a gateway's, never as a stranger's. So a test may
+    /// send many of them.
     #[must_use]
     pub fn trusting_this_machine(mut self) -> Setup {
         self.env.push(("ALIPAY_CALLBACK_IPS", "127.0.0.0/8".to_owned()));
@@ -88,12 +88,12 @@ impl Setup {
     }
 }
 
-/// The whole business on a database and a virtual host of its own. Everything ends with this value.
+/// The whole system on its own database and virtual host. Everything ends with this value.
 pub struct World {
-    // Dropped in this order: the processes first, the servers last.
+    // The fields are dropped in this order: the processes first, the servers last.
     /// The ingress.
     pub api: Process,
-    /// The others, if there are more.
+    /// The other ingresses, if there are more.
     pub more_apis: Vec<Process>,
     /// The callback workers.
     pub workers: Vec<Process>,
@@ -107,9 +107,9 @@ pub struct World {
     pub shop: Shop,
     /// Both gateways.
     pub gateways: Gateways,
-    /// Who consumes the events.
+    /// The consumer of the events.
     pub downstream: Downstream,
-    /// For reading.
+    /// A pool for reading.
     pub db: PgPool,
     /// Where the service listens.
     pub public_url: String,
@@ -119,28 +119,28 @@ pub struct World {
     pub seal_key: String,
     /// `COPIES_KEY`.
     pub copies_key: String,
-    /// Where database and broker are.
+    /// The addresses of the database and the broker.
     pub addresses: Addresses,
-    /// How each program is started, but for where it listens.
+    /// How each program is started, except its listen address.
     programs: BTreeMap<&'static str, Program>,
     dir: PathBuf,
-    /// In front of several ingresses.
+    /// The proxy in front of several ingresses.
     _front: Option<Relay>,
     servers: Servers,
 }
 
 impl World {
-    /// One of each process, ready.
+    /// Starts one of each default process and waits until they are ready.
     pub async fn start() -> World {
         World::with(Setup::default()).await
     }
 
-    /// As `setup` says, on the servers of the whole run.
+    /// Starts what `setup` says, on the servers of the whole run.
     pub async fn with(setup: Setup) -> World {
         World::on(Servers::shared().await, setup).await
     }
 
-    /// As `setup` says, on these servers.
+    /// Starts what `setup` says, on these servers.
     pub async fn on(servers: Servers, setup: Setup) -> World {
         let dir = std::env::temp_dir().join(format!("payment-e2e-{}", unique()));
         fs::create_dir_all(dir.join("logs")).expect("a folder can be made");
@@ -227,7 +227,7 @@ impl World {
         self.programs[name].clone().env("LISTEN_ADDR", "127.0.0.1:0").env("OPS_ADDR", "127.0.0.1:0")
     }
 
-    /// `paymentctl` as the operator alice starts it, with a role and a user of its own.
+    /// `paymentctl` as the operator alice starts it, with its own role and its own user.
     #[must_use]
     pub fn paymentctl(&self) -> Program {
         let (database, amqp) = self.addresses.login("paymentctl");
@@ -246,7 +246,7 @@ impl World {
         &self.dir
     }
 
-    /// What a deployment does for a broker that has come back empty.
+    /// What a deployment does for a broker that is empty again.
     pub async fn set_up_broker(&self) {
         set_up_broker(&self.addresses, &self.dir).await;
     }
@@ -256,7 +256,7 @@ impl World {
         self.shop.buy(&Purchase::new(gateway, scene, yuan)).await
     }
 
-    /// `count` new orders over 1 yuan at both gateways, a few at a time.
+    /// `count` new orders of 1 yuan at both gateways, a few at a time.
     pub async fn buy_many(&self, count: usize) -> Vec<Order> {
         let mut orders = Vec::with_capacity(count);
         while orders.len() < count {
@@ -276,7 +276,7 @@ impl World {
         self.gateways.pay(order).await;
     }
 
-    /// Pays a few at a time, so that some callbacks come before, some during and some after whatever happens meanwhile.
+    /// Pays a few orders at a time, so that callbacks arrive before, during and after a concurrent fault.
     pub async fn pay_slowly(&self, orders: &[Order]) {
         for few in orders.chunks(4) {
             join_all(few.iter().map(|order| self.pay(order))).await;
@@ -292,10 +292,10 @@ impl World {
         .await;
     }
 
-    /// Everything ends as if nothing had happened: so many orders, all of them paid, and nobody has to look at anything.
+    /// Asserts a normal end: `orders` orders, all of them paid, and no case.
     ///
     /// # Panics
-    /// When it does not, or not `within` this time, and a while more for what follows from a payment.
+    /// When this is not so `within` this time, plus a while for the effects of a payment.
     pub async fn all_settled(&self, orders: usize, within: Duration) {
         self.wait_all_paid(within).await;
         self.wait_quiet(AFTERWARDS).await;
@@ -332,7 +332,7 @@ impl World {
         .await;
     }
 
-    /// What the downstream system got about an order, once `order.paid` is among it.
+    /// The events about an order that the downstream system received, once `order.paid` is among them.
     pub async fn events_of(&self, order: &Order) -> Vec<Delivery> {
         let what = format!("order.paid of {}", order.order_no);
         eventually(&what, SOON, async || {
@@ -342,12 +342,12 @@ impl World {
         .await
     }
 
-    /// One number out of the database; `None` while it is away.
+    /// One number from the database; `None` while the database is down.
     pub async fn number(&self, sql: &'static str) -> Option<i64> {
         sqlx::query_scalar(sql).fetch_one(&self.db).await.ok()
     }
 
-    /// Rows of text out of the database.
+    /// Rows of text from the database.
     pub async fn texts(&self, sql: &'static str) -> Vec<String> {
         sqlx::query_scalar(sql).fetch_all(&self.db).await.expect("the database answers")
     }
@@ -382,12 +382,12 @@ impl World {
         }
     }
 
-    /// Whether a broker of this world's own was wiped.
+    /// Whether the broker of this world was wiped.
     pub(crate) fn road_was_lost(&self) -> bool {
         matches!(&self.servers, Servers::Private(servers) if servers.was_wiped())
     }
 
-    /// The log folder of a failure, and the tail of each log.
+    /// The number of rows of each table, for the report of a failure.
     async fn state(&self) -> String {
         let mut text = String::new();
         for table in TABLES {
@@ -399,7 +399,7 @@ impl World {
     }
 }
 
-/// Where the service is found, where so many ingresses listen, and what stands in front of several.
+/// The public URL, the listen address of each ingress, and the proxy in front if there are several.
 async fn places_of_ingresses(count: usize) -> (String, Vec<SocketAddr>, Option<Relay>) {
     let listen: Vec<SocketAddr> = (0..count).map(|_| free_address()).collect();
     if let [only] = listen.as_slice() {
@@ -409,7 +409,7 @@ async fn places_of_ingresses(count: usize) -> (String, Vec<SocketAddr>, Option<R
     (format!("http://127.0.0.1:{}", front.port()), listen, Some(front))
 }
 
-/// The same address at another port of this machine.
+/// The same address with another port of this machine.
 fn by_way_of(url: &str, port: Option<u16>) -> String {
     let Some(port) = port else { return url.to_owned() };
     let mut url = Url::parse(url).expect("a URL");
@@ -417,7 +417,7 @@ fn by_way_of(url: &str, port: Option<u16>) -> String {
     url.into()
 }
 
-/// What a deployment does once: the tables, the topology, and who may do what with them.
+/// What a deployment does once: it creates the tables, the topology and the rights on both.
 pub async fn deploy(addresses: &Addresses, dir: &Path) {
     for command in ["migrate", "database-roles"] {
         succeed(Program::new("payment-api").arg(command).env("DATABASE_URL", &addresses.database), dir).await;
@@ -462,7 +462,7 @@ impl Drop for World {
     }
 }
 
-/// Tests share one Redis, and each has orders and rules of its own.
+/// Tests share one Redis; the prefix and the key keep their entries apart.
 fn redis(addresses: &Addresses) -> (String, [(&'static str, String); 3]) {
     let copies_key = unique() + &unique();
     let variables = [

@@ -1,4 +1,4 @@
-//! What has to be true of every history, once everything has come to rest.
+//! What must be true of every history once nothing is in flight.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -8,31 +8,31 @@ use serde_json::Value;
 use super::{Case, Event, History, Order, outside, refunds};
 use crate::shop::yuan;
 
-/// What has to be true.
+/// A rule that must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Invariant {
-    /// Every callback that was answered with success is evidence, or waits as a job.
+    /// Every callback that was answered with success is stored as evidence, or waits as a job.
     Acknowledged,
-    /// Nothing wrong was answered with success.
+    /// No wrong callback was answered with success.
     NothingWrongAccepted,
-    /// What was paid at the gateways is paid here, and nothing else is: per order and in total. Money beyond an order's own
-    /// has a case.
+    /// What was paid at the gateways is booked as paid here, and nothing else: per order and in total. Money beyond
+    /// an order's own payment has a case.
     PaidOnce,
-    /// Each payment of an order and each end is told by exactly one event.
+    /// Exactly one event reports each payment of an order, and exactly one each close.
     ToldOnce,
-    /// Each event was delivered, as it was written, and those of an order in their order.
+    /// Each event was delivered as it was written, and the events of an order were delivered in sequence.
     Delivered,
-    /// What we returned at the gateways went back here, each refund once.
+    /// What we refunded at the gateways is booked as refunded here, each refund once.
     ReturnedOnce,
-    /// What people returned in the gateways' consoles is booked here, or an open case tells of it; nothing else is booked
-    /// as theirs.
+    /// What people refunded in the gateways' consoles is booked here, or an open case reports it. Nothing else is
+    /// booked as refunded by them.
     ReturnedOutside,
-    /// No payment is returned beyond its amount, and no limit of a gateway was run into.
+    /// No payment is refunded beyond its amount, and no limit of a gateway was exceeded.
     WithinPayment,
-    /// Orders stand where the table's moves lead to, and as their refunds make them; no state was skipped, and what is
-    /// closed here cannot be paid there.
+    /// Each order has the status and version that the state table and its refunds lead to. No state was skipped,
+    /// and an order that is closed here cannot be paid at the gateway.
     Moves,
-    /// What the client was told to exist exists, and the same key was always answered the same, once it was answered for good.
+    /// What an answer says exists does exist. The same key always got the same answer once an answer was final.
     Created,
 }
 
@@ -52,12 +52,12 @@ impl Invariant {
     ];
 }
 
-/// Something that is not so.
+/// A rule that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// What should have been true.
+    /// The rule.
     pub invariant: Invariant,
-    /// What is instead.
+    /// What is true instead.
     pub what: String,
 }
 
@@ -67,7 +67,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Everything that is wrong with a history at rest.
+/// Everything that is wrong with a history in which nothing is in flight.
 #[must_use]
 pub fn judge(history: &History) -> Vec<Violation> {
     let mut found = Found(judge_at_any_moment(history));
@@ -83,7 +83,7 @@ pub fn judge(history: &History) -> Vec<Violation> {
     found.0
 }
 
-/// What is wrong with a history whatever is still on its way: also in the middle of everything, and right after a death.
+/// What is wrong with a history even while things are in flight: in the middle of a run, and right after a crash.
 #[must_use]
 pub fn judge_at_any_moment(history: &History) -> Vec<Violation> {
     let mut found = Found(Vec::new());
@@ -103,7 +103,7 @@ impl Found {
         self.0.push(Violation { invariant, what: what.into() });
     }
 
-    /// Notes what is in one of two collections only, or differs in them.
+    /// Adds a violation for each entry that only one collection has, or that differs between them.
     pub(super) fn differences<K: Ord + fmt::Debug, V: PartialEq + fmt::Debug>(
         &mut self,
         invariant: Invariant,
@@ -141,7 +141,7 @@ fn wrong_accepted(history: &History, found: &mut Found) {
 }
 
 fn paid_once(history: &History, found: &mut Found) {
-    // By the trade's number: how often, and how much.
+    // By trade: the number of payments, and their sum.
     let mut there: BTreeMap<(&str, &str), (usize, i64)> = BTreeMap::new();
     for trade in history.trades.iter().filter(|trade| trade.state == "paid") {
         let (times, fen) = there.entry((&trade.order_no, trade.trade_no.as_deref().unwrap_or(""))).or_default();
@@ -178,7 +178,7 @@ fn paid_once(history: &History, found: &mut Found) {
     }
 }
 
-/// The events that have to be there, by id; and those that are.
+/// Compares the events that must exist, by id, with those that do exist.
 fn told_once(history: &History, found: &mut Found) {
     let mut due: BTreeMap<String, usize> = BTreeMap::new();
     for order in &history.orders {
@@ -192,7 +192,7 @@ fn told_once(history: &History, found: &mut Found) {
     }
     found.differences(Invariant::ToldOnce, "what has happened, and events that tell of it,", (&due, &told));
 
-    // Whatever its id is: one fulfilment has one event.
+    // Whatever the ids are: an order has at most one fulfilment event.
     let mut paid: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for event in history.events.iter().filter(|event| event.kind == "order.paid") {
         paid.entry(event.order_id.as_deref().unwrap_or("no order")).or_default().insert(&event.event_id);
@@ -235,7 +235,7 @@ fn delivered(history: &History, found: &mut Found) {
     }
 }
 
-/// When a consumer hears of something for the first time, it has heard of what came before it about the same order.
+/// When a consumer first receives an event, it has already received all earlier events of the same order.
 fn in_order(history: &History, heard: &[&str], found: &mut Found) {
     let mut first: BTreeMap<&str, usize> = BTreeMap::new();
     for (place, id) in heard.iter().enumerate() {
@@ -252,7 +252,7 @@ fn in_order(history: &History, heard: &[&str], found: &mut Found) {
     }
 }
 
-/// What the moves of the table make of orders and their versions.
+/// Checks each order's version against the moves of the state table.
 fn moves(history: &History, found: &mut Found) {
     let can_be_paid: BTreeSet<&str> =
         history.trades.iter().filter(|trade| trade.state == "waiting").map(|trade| trade.order_no.as_str()).collect();
@@ -265,11 +265,12 @@ fn moves(history: &History, found: &mut Found) {
         if order.was_paid() && order.was_closed && !became(&["late_payment", "refunded_elsewhere"]) {
             found.add(Invariant::Moves, format!("order {order_no} was closed and is paid, and no case tells why"));
         }
-        // The end of such a refund came after it had counted as ended, so the order has moved once more.
+        // In these cases the refund's final result came after the service had already recorded an end, so the order
+        // moved once more.
         if became(&["refund_abnormal", "refund_after_failure"]) {
             continue;
         }
-        // To `refunding`, and away from it at the end.
+        // A refund moves its order to `refunding`, and away from it at the end.
         let own = refunds::of_own_payment(history, order);
         let by_refunds: i64 = own.iter().map(|refund| refunds::moves_of(refund)).sum();
         let moves = match status.as_str() {
@@ -278,7 +279,8 @@ fn moves(history: &History, found: &mut Found) {
             _ => 1 + i64::from(order.was_closed) + by_refunds,
         };
         let version = order.first_version() + moves;
-        // What the buyer reads of money beside the order's own raises the version as well, each time that it changes.
+        // The `version` also rises each time that money beside the order's own payment changes, because the buyer
+        // sees that money.
         let beside = history.has_money_beside(order);
         if *is < version || (*is > version && !beside) {
             found.add(Invariant::Moves, format!("order {order_no}, {status}, has version {is} and not {version}: moved more often, or less, than there was reason to"));
@@ -287,7 +289,7 @@ fn moves(history: &History, found: &mut Found) {
     }
 }
 
-/// Each event of an order tells of the version that its move has led to.
+/// Each event of an order contains the version that its move led to.
 fn versions_told(history: &History, order: &Order, found: &mut Found) {
     let own = refunds::of_own_payment(history, order);
     let mut before = order.first_version();
@@ -297,9 +299,9 @@ fn versions_told(history: &History, order: &Order, found: &mut Found) {
         let refund = event.event_id.split_once(':').map(|(_, id)| id);
         let of_refund = own.iter().find(|own| Some(own.id.as_str()) == refund);
         if !of_order && of_refund.is_none() {
-            continue; // What becomes of a late or second payment moves no order.
+            continue; // A refund of a late or second payment moves no order.
         }
-        // An order that was returned whole is told of twice, by the refund's event and its own.
+        // Two events report an order that was refunded completely: the refund's event and the order's own.
         let same = event.kind == "order.refunded" && at == before;
         let later = at > before && history.has_money_beside(order);
         let due = before + of_refund.map_or(1, |refund| refunds::moves_of(refund));

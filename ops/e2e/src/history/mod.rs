@@ -1,7 +1,9 @@
-//! What four independent witnesses tell of a run: the gateways' ledger, the database, the client's log and the consumer's.
+//! What four independent witnesses say about a run: the gateways' ledger, the database, the client's log and the
+//! consumer's log.
 //!
-//! [`World::history`](crate::World::history) asks them all; [`judge`] reads what they said and names every contradiction. A
-//! history is plain data and judging asks nobody, so a test can take a sound one, plant a fault, and see it found.
+//! [`World::history`](crate::World::history) collects it from all of them; [`judge`] compares it and names every
+//! contradiction. A history is plain data and judging needs no I/O. So a test can start with a sound history, plant
+//! a fault, and check that it is found.
 
 mod judge;
 mod outside;
@@ -19,33 +21,33 @@ use sqlx::FromRow;
 pub use judge::{Invariant, Violation, judge, judge_at_any_moment};
 pub use outside::{Balance, balance};
 
-/// Everything that was told.
+/// Everything that the witnesses recorded.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// By the gateways: every trade, with its refunds and with whom they told of it.
+    /// From the gateways: every trade, with its refunds and its notices.
     pub trades: Vec<Trade>,
-    /// By the client: every answer to a request that creates something.
+    /// From the client: every answer to a request that creates something.
     pub answers: Vec<Answered>,
-    /// By the consumer of the events: every delivery, in the order of arrival.
+    /// From the consumer of the events: every delivery, in the order of arrival.
     pub deliveries: Vec<Delivered>,
-    /// By the database.
+    /// From the database: the orders.
     pub orders: Vec<Order>,
-    /// By the database: the movements of money in.
+    /// From the database: the movements of money in.
     pub payments: Vec<Payment>,
-    /// By the database, each with its movement of money out.
+    /// From the database: the refunds, each with its movement of money out.
     pub refunds: Vec<Refund>,
-    /// By the database: the evidence of callbacks.
+    /// From the database: the evidence of callbacks.
     pub callbacks: Vec<Callback>,
-    /// By the database: the bodies of callbacks that wait as jobs.
+    /// From the database: the bodies of callbacks that wait as jobs.
     pub waiting: Vec<String>,
-    /// By the database: the outbox.
+    /// From the database: the outbox.
     pub events: Vec<Event>,
-    /// By the database: what each Idempotency-Key has made, orders and refunds.
+    /// From the database: the orders and refunds that each Idempotency-Key created.
     pub named_by_keys: Vec<String>,
-    /// By the database: what people were to look at.
+    /// From the database: the cases for people.
     pub cases: Vec<Case>,
-    /// Whether what was on the road was lost with a broker. Callbacks may have been, and events go out again from some
-    /// point on; the money has to agree all the same.
+    /// Whether messages in flight were lost with a broker. Then callbacks may be lost, and the relay publishes
+    /// events again from some point on. The money must agree all the same.
     pub road_lost: bool,
 }
 
@@ -61,26 +63,26 @@ pub struct Trade {
     pub trade_no: Option<String>,
     /// `offered` `waiting` `paid` `closed`.
     pub state: String,
-    /// How much.
+    /// The amount.
     pub amount_fen: i64,
-    /// How much went back.
+    /// The amount that was refunded.
     pub refunded_fen: i64,
-    /// How often something wrong was answered with success.
+    /// How many times a wrong callback was answered with success.
     pub wrong_accepted: i64,
-    /// What the gateway told of it.
+    /// The notices that the gateway sent about it.
     pub notices: Vec<Notice>,
-    /// What went back, or was to.
+    /// Its refunds, done or not.
     pub refunds: Vec<ReturnedThere>,
-    /// Limits of refunds that were run into.
+    /// How many times each limit for refunds was exceeded.
     pub violations: BTreeMap<String, i64>,
 }
 
-/// One callback, however often it was sent.
+/// One callback, however many times it was sent.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Notice {
     /// The gateway's id of it.
     pub id: String,
-    /// How often it was answered with success.
+    /// How many times it was answered with success.
     pub accepted: i64,
 }
 
@@ -90,16 +92,16 @@ pub struct ReturnedThere {
     /// Our number of the refund.
     #[serde(rename = "out_refund_no")]
     pub refund_no: String,
-    /// How much.
+    /// The amount.
     pub amount_fen: i64,
     /// `processing` `success` `closed` `abnormal`.
     pub state: String,
-    /// How often money moved for it.
+    /// How many times money moved for it.
     pub effects: i64,
-    /// Whether somebody made it in the gateway's console, and not the service.
+    /// Whether a person made it in the gateway's console, and not the service.
     #[serde(default)]
     pub console: bool,
-    /// Whether a notice of its end was answered with success.
+    /// Whether a notice of its final state was answered with success.
     #[serde(default)]
     pub delivered: bool,
 }
@@ -113,7 +115,7 @@ pub struct Answered {
     pub status: u16,
     /// The body.
     pub text: String,
-    /// Whether it says to come again: then it is not final.
+    /// Whether the answer has `Retry-After`: then it is not final.
     pub come_again: bool,
 }
 
@@ -124,7 +126,7 @@ pub struct Delivered {
     pub id: String,
     /// Its type.
     pub kind: String,
-    /// What it tells.
+    /// The event's data.
     pub data: Value,
 }
 
@@ -135,19 +137,19 @@ pub struct Order {
     pub id: String,
     /// Our number.
     pub order_no: String,
-    /// Where it stands.
+    /// The status.
     pub status: String,
-    /// How often it has moved, and one more.
+    /// 1, plus the number of moves.
     pub version: i64,
-    /// How much.
+    /// The amount.
     pub amount_fen: i64,
-    /// How much of it went back.
+    /// The refunded part of the amount.
     pub refunded_fen: i64,
     /// The trade that paid it.
     pub trade_no: Option<String>,
     /// Whether it has ever been closed.
     pub was_closed: bool,
-    /// Whether its end was asked for while it was pending: that raises its version once.
+    /// Whether its close was requested while it was pending: that raises its version once.
     pub close_requested: bool,
 }
 
@@ -156,11 +158,11 @@ pub struct Order {
 pub struct Payment {
     /// Our id.
     pub id: String,
-    /// Of which order.
+    /// The order's id.
     pub order_id: String,
     /// The trade.
     pub trade_no: String,
-    /// How much.
+    /// The amount.
     pub amount_fen: i64,
 }
 
@@ -169,25 +171,25 @@ pub struct Payment {
 pub struct Refund {
     /// Our id.
     pub id: String,
-    /// Of which order.
+    /// The order's id.
     pub order_id: String,
-    /// Which payment it returns.
+    /// The id of the payment that it refunds.
     pub payment_id: String,
     /// Our number.
     pub refund_no: String,
-    /// How much.
+    /// The amount.
     pub amount_fen: i64,
-    /// Where it stands.
+    /// The status.
     pub status: String,
     /// Who made it: `service` `outside`.
     pub origin: String,
-    /// Whether it is on record that it was about to be sent.
+    /// Whether the service recorded, before it sent the refund, that it would send it.
     pub sent: bool,
-    /// Whether the order's own user asked for it, so with an Idempotency-Key.
+    /// Whether the order's own user requested it, and so with an Idempotency-Key.
     pub of_its_user: bool,
-    /// When it moved last, in microseconds.
+    /// When it last changed, in microseconds.
     pub moved_at: i64,
-    /// Its movement of money, as order, amount and status; `None`: there is none.
+    /// Its movement of money, as order, amount and status; `None` if there is none.
     pub movement: Option<String>,
 }
 
@@ -203,11 +205,11 @@ pub struct Callback {
 /// A row of `cases`.
 #[derive(Debug, Clone, FromRow)]
 pub struct Case {
-    /// Why.
+    /// The kind.
     pub kind: String,
-    /// Of which order.
+    /// The order's id.
     pub order_id: Option<String>,
-    /// The gateway's number, of a late or second payment its trade.
+    /// The gateway's number; for a late or second payment, its trade.
     pub number: String,
     /// Whether it waits for people.
     pub open: bool,
@@ -222,7 +224,7 @@ pub struct Event {
     pub kind: String,
     /// The order it is about.
     pub order_id: Option<String>,
-    /// What it tells.
+    /// The event's data.
     pub data: Value,
 }
 
@@ -234,7 +236,7 @@ impl History {
 }
 
 impl History {
-    /// Whether money came for the order that it was not owed.
+    /// Whether money arrived for the order that is not its own payment.
     fn has_money_beside(&self, order: &Order) -> bool {
         let kinds = ["late_payment", "double_payment", "refunded_elsewhere", "amount_mismatch", "wrong_method"];
         let mut payments = self.payments.iter().filter(|payment| payment.order_id == order.id);
@@ -244,13 +246,13 @@ impl History {
 }
 
 impl Order {
-    /// Whether its money came.
+    /// Whether it was paid.
     #[must_use]
     pub fn was_paid(&self) -> bool {
         !matches!(self.status.as_str(), "pending" | "closed")
     }
 
-    /// Its version before it moved for the first time.
+    /// Its version before its first move.
     #[must_use]
     pub fn first_version(&self) -> i64 {
         1 + i64::from(self.close_requested)
@@ -258,19 +260,19 @@ impl Order {
 }
 
 impl Refund {
-    /// Whether it is on its way.
+    /// Whether it is still under way.
     #[must_use]
     pub fn in_flight(&self) -> bool {
         matches!(self.status.as_str(), "pending" | "processing")
     }
 
-    /// Whether the money went back without us.
+    /// Whether the refund was made outside the service.
     #[must_use]
     pub fn is_outside(&self) -> bool {
         self.origin == "outside"
     }
 
-    /// Whether the money went back.
+    /// Whether the money was refunded.
     #[must_use]
     pub fn succeeded(&self) -> bool {
         self.status == "succeeded"
@@ -284,7 +286,8 @@ impl Answered {
         (200..300).contains(&self.status)
     }
 
-    /// Whether it was refused for good. That the key was used for another request says nothing of the first one.
+    /// Whether it was refused permanently. An answer that the key was used for another request says nothing about
+    /// the first request.
     #[must_use]
     pub fn refused(&self) -> bool {
         let of_another = self.status == 422 && self.text.contains("idempotency_key_reused");

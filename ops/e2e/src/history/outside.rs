@@ -1,19 +1,19 @@
-//! Money that went back without us: the gateways' word against what is booked here, and what waits as a case. And the one
-//! sum that everything comes down to: paid, less returned, is fulfilled or held.
+//! Money that was refunded outside the service: what the gateways say, compared with what is booked here and what
+//! waits as a case. It also checks the total balance: what was paid, less what was refunded, is fulfilled or held.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::judge::Found;
 use super::{History, Invariant, Order, Payment, ReturnedThere, Trade};
 
-/// Cases that say that money of an order went back, and that our books lack it.
+/// The kinds of case that report a refund which our books lack.
 const TELLS: [&str; 2] = ["unknown_refund", "refunded_elsewhere"];
 
-/// An order's number and its trade's.
+/// The order's number and the trade's number.
 type Name<'a> = (&'a str, &'a str);
 
-/// What went back in the consoles is booked here, to the fen, or an open case tells of it, as far as the gateways let
-/// anybody know. Nothing else is booked.
+/// What was refunded in the consoles is booked here, to the fen, or an open case reports it. This covers only what
+/// the gateways let the service know. Nothing else is booked.
 pub(super) fn booked(history: &History, found: &mut Found) {
     let (there, here) = (in_the_consoles(history), by_our_books(history));
     let nothing = Console::default();
@@ -39,20 +39,20 @@ pub(super) fn booked(history: &History, found: &mut Found) {
     }
 }
 
-/// An open case tells that the books lack a return. Of a payment that is not booked at all, one that people have closed
-/// still tells it.
+/// Whether a case reports a refund that the books lack. The case must be open. For a payment that is not booked at
+/// all, a case that people have resolved also counts.
 fn is_told(history: &History, (order_no, trade_no): &Name<'_>) -> bool {
     let Some(order) = history.orders.iter().find(|order| order.order_no == *order_no) else { return false };
     let recorded = history.payments.iter().any(|payment| payment.trade_no == *trade_no);
     history.cases_of(order).any(|case| TELLS.contains(&case.kind.as_str()) && (case.open || !recorded))
 }
 
-/// What people returned of a trade in the gateway's console.
+/// What people refunded of a trade in the gateway's console.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Console {
-    /// How much.
+    /// The amount.
     went: i64,
-    /// How much of it the gateway has let us know.
+    /// The part of it that the gateway has let us know.
     known: i64,
 }
 
@@ -71,14 +71,14 @@ fn in_the_consoles(history: &History) -> BTreeMap<Name<'_>, Console> {
     all
 }
 
-/// What went back of `refunds` in the console.
+/// The sum that was refunded in the console.
 fn in_console<'a>(refunds: impl IntoIterator<Item = &'a ReturnedThere>) -> i64 {
     let done = refunds.into_iter().filter(|refund| refund.console && refund.state == "success");
     done.map(|refund| refund.amount_fen).sum()
 }
 
-/// Alipay's notice of a refund states what went back in all until then, and its query tells of a trade that was returned
-/// whole. No query tells of a part.
+/// Alipay's notice of a refund states the total that was refunded until then. Alipay's query reports a trade that
+/// was refunded completely, and never a partial refund.
 fn known_at_alipay(trade: &Trade) -> i64 {
     if trade.refunded_fen >= trade.amount_fen {
         return in_console(&trade.refunds);
@@ -87,8 +87,8 @@ fn known_at_alipay(trade: &Trade) -> i64 {
     in_console(&trade.refunds[..last.map_or(0, |last| last + 1)])
 }
 
-/// WeChat Pay's notice tells of one refund. Its query tells that something went back: whatever is booked of the trade may be
-/// the reason.
+/// WeChat Pay's notice reports one refund. Its query reports only that something was refunded. If a refund of the
+/// trade is booked here, that refund may explain the answer, so the query proves nothing more.
 fn known_at_wechat(history: &History, trade: &Trade) -> i64 {
     let payment = history.payments.iter().find(|payment| Some(&payment.trade_no) == trade.trade_no.as_ref());
     let booked = |payment: &Payment| history.refunds.iter().any(|r| r.payment_id == payment.id && r.status != "failed");
@@ -111,23 +111,23 @@ fn by_our_books(history: &History) -> BTreeMap<Name<'_>, i64> {
     sums
 }
 
-/// The whole of it in fen.
+/// The total in fen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Balance {
     /// What buyers paid at the gateways.
     pub paid: i64,
-    /// What went back there, by us and without us.
+    /// What was refunded there, by the service or outside it.
     pub returned: i64,
-    /// What the books say is owed and delivered: paid orders, less what was returned of them.
+    /// What the books count as delivered: paid orders, less what was refunded of them.
     pub fulfilled: i64,
-    /// What came beside and has not gone back, less what went back and waits as a case.
+    /// Other payments that are not yet refunded, less what was refunded outside and waits as a case.
     pub held: i64,
-    /// What went back in a console and no gateway has let anybody know: only its bills can.
+    /// What was refunded in a console without any signal from the gateway: only the gateway's bills can show it.
     pub unseen: i64,
 }
 
 impl Balance {
-    /// Whether nothing is lost and nothing is made up.
+    /// Whether no money is lost and none is invented.
     #[must_use]
     pub fn holds(&self) -> bool {
         self.paid - self.returned == self.fulfilled + self.held - self.unseen
@@ -142,7 +142,7 @@ impl Balance {
     }
 }
 
-/// The sum over all orders at rest, and each order for which it does not hold.
+/// The sum over all orders once nothing is in flight, and each order for which it does not hold.
 #[must_use]
 pub fn balance(history: &History) -> (Balance, Vec<String>) {
     let (there, here) = (in_the_consoles(history), by_our_books(history));

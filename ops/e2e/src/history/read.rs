@@ -1,4 +1,4 @@
-//! Asking the witnesses, the ones outside first: what they have seen, the database must know.
+//! Reads the witnesses, the ones outside the database first: the database must know what they have seen.
 
 use serde_json::Value;
 use sqlx::FromRow;
@@ -8,7 +8,7 @@ use super::{Delivered, History, Trade};
 use crate::World;
 
 impl World {
-    /// What everybody tells of the run so far.
+    /// What all witnesses say about the run so far.
     pub async fn history(&self) -> History {
         let trades = self.gateways.ledger().await;
         let trades: Vec<Trade> = serde_json::from_value(Value::Array(trades)).expect("the simulator's ledger");

@@ -1,4 +1,4 @@
-//! The refunds' part: per refund, per payment and per order.
+//! The rules for refunds: per refund, per payment and per order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use super::judge::Found;
 use super::{History, Invariant, Order, Payment, Refund};
 use crate::shop::yuan;
 
-/// Money moved once for each refund that is done at a gateway, and for no other.
+/// Money moved exactly once for each refund that succeeded at a gateway, and for no other refund.
 pub(super) fn moved_once(history: &History, found: &mut Found) {
     for refund in history.trades.iter().flat_map(|trade| &trade.refunds) {
         if refund.effects != i64::from(refund.state == "success") {
@@ -16,7 +16,7 @@ pub(super) fn moved_once(history: &History, found: &mut Found) {
     }
 }
 
-/// What went back there went back here, refund by refund.
+/// What was refunded at the gateways is booked here, refund by refund.
 pub(super) fn returned_once(history: &History, found: &mut Found) {
     let mut there: BTreeMap<(&str, &str), i64> = BTreeMap::new();
     for trade in &history.trades {
@@ -46,7 +46,7 @@ pub(super) fn returned_once(history: &History, found: &mut Found) {
     }
 }
 
-/// No payment is returned, or may still be returned, beyond what it brought.
+/// No payment is refunded, or can still be refunded, beyond its amount.
 pub(super) fn within_payment(history: &History, found: &mut Found) {
     for payment in &history.payments {
         let own = history.refunds.iter().filter(|refund| refund.payment_id == payment.id && refund.status != "failed");
@@ -70,7 +70,7 @@ pub(super) fn within_payment(history: &History, found: &mut Found) {
     }
 }
 
-/// Orders stand as their refunds make them.
+/// Orders have the status that their refunds lead to.
 pub(super) fn followed(history: &History, found: &mut Found) {
     for order in history.orders.iter().filter(|order| order.was_paid()) {
         let own = of_own_payment(history, order);
@@ -91,7 +91,7 @@ pub(super) fn followed(history: &History, found: &mut Found) {
     }
 }
 
-/// Whatever a gateway knows of a refund, here it was on record before that it would be sent.
+/// Before a gateway knows a refund, the service has recorded that it will send it.
 pub(super) fn put_down(history: &History, found: &mut Found) {
     for known in history.trades.iter().flat_map(|trade| &trade.refunds).filter(|known| !known.console) {
         let here = history.refunds.iter().find(|refund| refund.refund_no == known.refund_no);
@@ -105,8 +105,9 @@ pub(super) fn put_down(history: &History, found: &mut Found) {
     }
 }
 
-/// The events that refunds owe: one for each end, and one for each order returned whole, under the id of the refund that
-/// completed it. No event tells of a late or second payment, so none tells of what went back of it outside.
+/// The events that refunds must cause: one for each final state, and one for each order that was refunded
+/// completely, under the id of the refund that completed it. No event reports a late or second payment, so none
+/// reports an outside refund of it.
 pub(super) fn events_due(history: &History) -> Vec<String> {
     let own: BTreeSet<&str> = history
         .orders
@@ -126,12 +127,13 @@ pub(super) fn events_due(history: &History) -> Vec<String> {
     due
 }
 
-/// How often a refund has moved its order: to `refunding` and away from it. One that was made outside is booked at once.
+/// How many times a refund has moved its order: to `refunding` and away from it. A refund that was made outside is
+/// booked in one move.
 pub(super) fn moves_of(refund: &Refund) -> i64 {
     if refund.in_flight() || refund.is_outside() { 1 } else { 2 }
 }
 
-/// Events of refunds that tell something else than their refund.
+/// Finds events of refunds whose data differs from their refund.
 pub(super) fn told_as_is(history: &History, found: &mut Found) {
     for event in &history.events {
         let refund = event.event_id.split_once(':').and_then(|(_, id)| history.refunds.iter().find(|r| r.id == id));
@@ -140,14 +142,14 @@ pub(super) fn told_as_is(history: &History, found: &mut Found) {
         if told != (Some(&refund.order_id), Some(&refund.refund_no), Some(&yuan(refund.amount_fen))) {
             found.add(Invariant::ToldOnce, format!("{} tells of a refund what is not so", event.event_id));
         }
-        // A refund without an origin is ours, as all were before there was another.
+        // An event without an origin is ours: all refunds were ours before there was a second origin.
         if event.data["origin"].as_str().unwrap_or("service") != refund.origin {
             found.add(Invariant::ToldOnce, format!("{} does not say who made the refund", event.event_id));
         }
     }
 }
 
-/// The refunds of the payment that is the order's own, and not a late or second one.
+/// The refunds of the order's own payment, not of a late or second one.
 pub(super) fn of_own_payment<'a>(history: &'a History, order: &Order) -> Vec<&'a Refund> {
     let is_own =
         |payment: &&Payment| payment.order_id == order.id && Some(&payment.trade_no) == order.trade_no.as_ref();

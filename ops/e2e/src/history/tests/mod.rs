@@ -1,4 +1,4 @@
-//! The control: a sound history is found sound, and each fault that is planted in it is found, and nothing else.
+//! The control: a sound history is found sound, and each planted fault is found, and nothing else.
 
 mod outside;
 
@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// An order paid and returned in two parts (A), one paid, and paid once more, which went back (B), one closed (C), one that
-/// waits for its buyer (D), one closed and paid too late, which is held (E), and one whose late payment was honoured (F).
+/// The orders: A is paid and refunded in two parts. B is paid twice, and the second payment was refunded. C is
+/// closed. D waits for its buyer. E is closed and paid too late, and that money is held. F is closed, and its late
+/// payment was honoured.
 fn sound() -> History {
     let mut history = History {
         trades: vec![
@@ -65,7 +66,7 @@ fn sound() -> History {
     history.trades[0].refunds = vec![returned("RA1", 40), returned("RA2", 60)];
     history.trades[6].refunds = vec![returned("RB3", 250)];
     history.trades[2..].iter_mut().for_each(|trade| trade.notices.clear());
-    // B's callback is also a job, as after an answer of the broker that came too late.
+    // B's callback also exists as a job, as after a broker confirmation that came too late.
     history.waiting = vec![r#"{"id":"notice-B","event_type":"TRANSACTION.SUCCESS"}"#.to_owned()];
     history.deliveries = history.events.iter().map(delivered).collect();
     // Repeats are allowed everywhere.
@@ -173,7 +174,7 @@ fn case(kind: &str, order: &str, number: &str) -> Case {
     Case { kind: kind.to_owned(), order_id: Some(order.to_owned()), number: number.to_owned(), open: true }
 }
 
-/// What a fault is called, how it is planted, and what it breaks: that, and nothing else.
+/// The name of a fault, how it is planted, and the invariants it breaks: these, and no others.
 type Fault = (&'static str, fn(&mut History), &'static [Invariant]);
 
 const FAULTS: &[Fault] = &[
@@ -363,7 +364,7 @@ fn what_is_never_true_is_found_at_any_moment() {
     ];
     for (name, plant, _) in FAULTS.iter().filter(|(name, _, _)| early.contains(name)) {
         let mut history = sound();
-        // Much is still on its way.
+        // Many things are still in flight.
         history.callbacks.clear();
         history.events.clear();
         history.deliveries.clear();
@@ -409,13 +410,13 @@ fn a_refund_that_ended_after_its_end_may_have_moved_its_order_once_more() {
     assert_eq!(judge(&history), []);
 }
 
-/// Neither written nor delivered.
+/// Removes the event: it is neither written nor delivered.
 fn lose(history: &mut History, id: &str) {
     history.events.retain(|event| event.event_id != id);
     history.deliveries.retain(|told| told.id != id);
 }
 
-/// Written and delivered.
+/// Adds the event: it is written and delivered.
 fn add(history: &mut History, event: Event) {
     history.deliveries.push(delivered(&event));
     history.events.push(event);
@@ -424,14 +425,14 @@ fn add(history: &mut History, event: Event) {
 fn rename(history: &mut History, from: &str, to: &str) {
     let mut event = history.events.iter().find(|event| event.event_id == from).unwrap().clone();
     lose(history, from);
-    // What it tells is the other refund's as well.
+    // Its data is also that of the other refund.
     event.event_id = to.to_owned();
     event.data["refund_no"] = json!("RA1");
     event.data["refund_amount"] = json!("0.40");
     add(history, event);
 }
 
-/// Written and delivered with something else in it.
+/// The event is written and delivered with another value.
 fn tell(history: &mut History, nth: usize, name: &str, value: Value) {
     history.events[nth].data[name] = value;
     history.deliveries = history.events.iter().map(delivered).collect();

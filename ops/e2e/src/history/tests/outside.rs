@@ -1,10 +1,11 @@
-//! Orders of which somebody returns money in the gateway's console.
+//! Orders for which a person refunds money in the gateway's console.
 
 use super::*;
 
-/// One of 400 fen, of which 150 went back in the console and then the rest by us (G); one of 200, of which 50 went back, and
-/// the amount is still unknown (H); one closed, whose late payment of 90 is held less 20 that went back (I); one closed, whose
-/// money came and went before it was recorded (J); and one of 70, of which 10 went back without a word of its gateway (K).
+/// The orders: G costs 400 fen; 150 were refunded in the console, and then the rest by us. H costs 200; 50 were
+/// refunded, and that amount is still unknown here. I is closed; its late payment of 90 is held, less 20 that were
+/// refunded. J is closed; its payment was refunded before we recorded it. K costs 70; 10 were refunded without any
+/// signal from its gateway.
 pub(super) fn add_to(history: &mut History) {
     let mut trades = vec![
         trade("alipay", "G", "paid", 400),
@@ -93,7 +94,7 @@ fn trade_of<'a>(history: &'a mut History, order_no: &str) -> &'a mut Trade {
     history.trades.iter_mut().find(|trade| trade.order_no == order_no).unwrap()
 }
 
-/// Books a refund of this payment once more.
+/// Books another refund of this payment.
 fn book_again(history: &mut History, id: &str, nth: &str) {
     let twice = of(history, id).clone();
     let order = twice.order_id.clone();
@@ -204,7 +205,7 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
 ];
 
-/// Written and delivered with something else in it.
+/// The event is written and delivered with another value.
 fn retell(history: &mut History, id: &str, name: &str, value: &str) {
     let event = history.events.iter_mut().find(|event| event.event_id == id).unwrap();
     event.data[name] = value.into();
@@ -216,15 +217,15 @@ fn money_in_less_money_returned_is_fulfilled_or_held() {
     let (total, wrong) = balance(&sound());
     assert_eq!(wrong, <[String; 0]>::default());
     assert!(total.holds(), "{total:?}");
-    // Paid: A to F, what came beside of B and E, and G to K. Returned: A whole, what came beside of
-    // B, G, 50, 20, J whole and 10.
+    // Paid: A to F, the other payments of B and E, and G to K. Refunded: A completely, the other payment of B, G,
+    // 50, 20, J completely and 10.
     let paid = 100 + 250 + 250 + 50 + 80 + 400 + 200 + 90 + 60 + 70;
     let returned = 100 + 250 + 400 + 50 + 20 + 60 + 10;
     let (held, unseen) = (50 + 70 - 50, 10);
     assert_eq!(total, Balance { paid, returned, fulfilled: paid - returned - held + unseen, held, unseen });
 }
 
-/// What spoils books that agree.
+/// Changes that break books which agree.
 type Plant = fn(&mut History);
 
 #[test]
