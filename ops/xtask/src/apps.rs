@@ -1,4 +1,5 @@
-//! The project's own programs as one command runs them: started one after the other, watched, stopped in order.
+//! The project's own programs, as one command runs them: started one after another, watched, and stopped in reverse
+//! order.
 
 use std::{
     collections::BTreeMap,
@@ -18,11 +19,11 @@ use crate::{
     ui::{say, wait_until},
 };
 
-/// What the programs promise: out within 30 s of SIGTERM.
+/// The programs promise to exit within 30 s of SIGTERM.
 const GRACE: Duration = Duration::from_secs(30);
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
-/// Programs that are stopped when this value goes, the last started first.
+/// Programs that are stopped when this value is dropped, the last started first.
 #[derive(Debug)]
 pub struct Apps {
     dir: PathBuf,
@@ -36,7 +37,7 @@ struct App {
     log: PathBuf,
 }
 
-/// How to know that a program is ready.
+/// How to check that a program is ready.
 #[derive(Debug, Clone, Copy)]
 pub struct Ready {
     /// Loopback port.
@@ -46,7 +47,7 @@ pub struct Ready {
 }
 
 impl Apps {
-    /// None yet; logs go to `dir/logs`.
+    /// No programs yet; logs go to `dir/logs`.
     pub fn new(dir: &Path) -> Result<Apps> {
         fs::create_dir_all(dir.join("logs"))?;
         Ok(Apps { dir: dir.to_path_buf(), started: Vec::new() })
@@ -60,7 +61,7 @@ impl Apps {
         self.save()
     }
 
-    /// Waits until a started program says that it is ready.
+    /// Waits until a started program is ready.
     pub fn wait_ready(&self, name: &str, ready: Ready) -> Result<()> {
         wait_until(name, READY_LIMIT, || {
             self.check()?;
@@ -71,7 +72,7 @@ impl Apps {
         Ok(())
     }
 
-    /// An error naming a program that has ended although nobody asked it to.
+    /// An error that names a program which has ended without being stopped.
     pub fn check(&self) -> Result<()> {
         match self.started.iter().find(|app| !app.process.is_alive()) {
             Some(app) => {
@@ -81,7 +82,7 @@ impl Apps {
         }
     }
 
-    /// Stops them, the last started first.
+    /// Stops the programs, the last started first.
     pub fn stop(&mut self) {
         while let Some(app) = self.started.pop() {
             if app.process.is_alive() {
@@ -89,7 +90,7 @@ impl Apps {
                 app.process.stop(Signal::TERM, GRACE);
             }
         }
-        // A record of what is gone already does no harm.
+        // A record of stopped programs does no harm.
         drop(self.save());
     }
 

@@ -1,4 +1,4 @@
-//! Cargo, run on this checkout by steps a person can follow.
+//! Runs cargo on this checkout, in steps that a person can follow.
 
 use std::{
     env,
@@ -18,46 +18,46 @@ use crate::{
     ui::{check_stop, is_stopping},
 };
 
-/// How long a tool may take to end after it was asked to: a test runner stops its tests first.
+/// A tool must end within this time after SIGTERM: a test runner stops its tests first.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// The profile binaries are built in.
+/// The profile for building binaries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// Quick to build.
+    /// Fast to build.
     Dev,
-    /// Quick to run.
+    /// Fast to run.
     Release,
 }
 
-/// `cargo` with these arguments, at the root of the checkout, not connected to any database.
+/// `cargo` with these arguments, at the root of the checkout, without a database.
 pub fn cargo(args: &[&str]) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(args).current_dir(checkout()).stdin(Stdio::null());
-    // What `cargo run` told this tool about itself is not for the cargo below it.
+    // The variables that `cargo run` sets for this tool must not reach the cargo process below it.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
             cargo.env_remove(&*name);
         }
     }
-    // The checked queries are compiled from `.sqlx`, whatever database the caller's shell knows of.
+    // The checked queries are compiled from `.sqlx`, whatever `DATABASE_URL` the caller's shell has.
     cargo.env("SQLX_OFFLINE", "true").env_remove("DATABASE_URL");
     cargo
 }
 
-/// Runs a command to its end, with its output on the screen.
+/// Runs a command until it ends, with its output on the screen.
 ///
 /// # Errors
-/// When it cannot be run or this tool is asked to stop, which stops it too.
+/// When it cannot be run, or this tool is asked to stop, which also stops the command.
 pub fn finish(command: &mut Command) -> Result<ExitStatus> {
     finish_within(command, Duration::MAX)?.context("a command was stopped")
 }
 
-/// The same within a time, after which it is stopped: `None`.
+/// The same with a time limit: after it, the command is stopped and the result is `None`.
 ///
 /// # Errors
-/// When it cannot be run or this tool is asked to stop, which stops it too.
+/// When it cannot be run, or this tool is asked to stop, which also stops the command.
 pub fn finish_within(command: &mut Command, patience: Duration) -> Result<Option<ExitStatus>> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command.spawn().with_context(|| format!("could not run {name}"))?;
@@ -84,7 +84,7 @@ fn end(child: &mut Child) {
     drop(child.wait());
 }
 
-/// Hands on another program's exit code; a signal counts as 1.
+/// Returns another program's exit code; a signal counts as 1.
 pub fn exit_code(status: ExitStatus) -> ExitCode {
     ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
@@ -103,13 +103,13 @@ fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
-/// Whether a subcommand of cargo is on this machine.
+/// Whether cargo has this subcommand on this machine.
 pub fn has(subcommand: &str) -> bool {
     let mut version = cargo(&[subcommand, "--version"]);
     version.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// Builds the workspace's binaries and says where they are.
+/// Builds the workspace's binaries and returns their folder.
 pub fn build_binaries(profile: Profile) -> Result<PathBuf> {
     let mut build = cargo(&["build", "--workspace", "--bins", "--locked"]);
     if profile == Profile::Release {
@@ -120,12 +120,12 @@ pub fn build_binaries(profile: Profile) -> Result<PathBuf> {
     Ok(Workspace::read()?.target_directory.join(folder))
 }
 
-/// What cargo knows about this workspace.
+/// What `cargo metadata` reports about this workspace.
 #[derive(Debug, Deserialize)]
 pub struct Workspace {
     /// Its crates.
     pub packages: Vec<Package>,
-    /// Where it builds.
+    /// The target folder.
     pub target_directory: PathBuf,
 }
 
@@ -138,7 +138,7 @@ pub struct Package {
 }
 
 impl Workspace {
-    /// Asks cargo.
+    /// Runs `cargo metadata`.
     pub fn read() -> Result<Workspace> {
         let output = cargo(&["metadata", "--no-deps", "--format-version", "1"]).stderr(Stdio::inherit()).output()?;
         ensure!(output.status.success(), "cargo metadata failed");

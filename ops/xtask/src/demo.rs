@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the whole business on this machine, from a shop's page to the event that it waits for.
+//! `cargo xtask demo`: the whole system on this machine, from a shop's page to the event that the shop waits for.
 
 use std::{
     collections::BTreeMap,
@@ -22,25 +22,27 @@ use crate::{
     ui::{check_stop, say},
 };
 
-/// What programs see of the caller's environment.
+/// The variables of the caller's environment that programs inherit.
 const KEPT: [&str; 7] = ["PATH", "HOME", "LANG", "TZ", "TERM", "RUST_LOG", "RUST_BACKTRACE"];
-/// What only the deploy step may know: the owner of the tables, the user who declares and permits.
+/// Secrets that only the deploy step may know: those of the owner of the tables and of the user who declares
+/// objects and grants rights.
 const DEPLOY_ONLY: [&str; 3] = ["DATABASE_URL", "AMQP_ADMIN_URL", "RABBITMQ_MANAGEMENT_URL"];
-/// Tests of parts log in so; here nobody does.
+/// Only tests of single parts log in with this; no program of the demo does.
 const TESTS_ONLY: &str = "AMQP_URL";
-/// What is no business of the shop and of the gateways: in the world they belong to somebody else.
+/// Variables that the shop and the gateways must not see: in production, other parties run those.
 const SERVICE_ONLY: [&str; 5] = ["REDIS_URL", "VIEW_TOKEN_SECRET", "SEAL_KEY", "COPIES_KEY", "GATEWAYS_FILE"];
 
-/// How to show it.
+/// How to run the demo.
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// Play one purchase and one refund at each gateway without a browser, print the events and end: 0 only if all arrived.
+    /// Play one purchase and one refund at each gateway without a browser, print the events and exit: 0 only if all
+    /// events arrived.
     #[arg(long)]
     once: bool,
     /// Build and run optimized programs; the first build takes longer.
     #[arg(long)]
     release: bool,
-    /// How many times faster than the real gateways the simulator repeats its callbacks.
+    /// The simulator repeats its callbacks this many times faster than the real gateways.
     #[arg(long, default_value_t = 60)]
     speed: u32,
     #[command(flatten)]
@@ -54,19 +56,19 @@ pub struct Demo {
 const WORKERS: [(&str, u16); 4] =
     [("callback-worker", 9101), ("relay", 9102), ("check-worker", 9103), ("refund-worker", 9104)];
 
-/// Where everything listens.
+/// The ports of all programs.
 #[derive(Debug)]
 struct Addresses {
     shop: u16,
     api: u16,
     api_ops: u16,
     simulator: u16,
-    /// Where the workers show their metrics.
+    /// The ports of the workers' metrics.
     workers: Vec<(&'static str, u16)>,
 }
 
 impl Addresses {
-    /// Easy to remember where free.
+    /// Ports that are easy to remember, where they are free.
     fn usual() -> Result<Addresses> {
         let port = ports::usual_or_free;
         Ok(Addresses {
@@ -96,7 +98,7 @@ pub fn run(demo: &Demo) -> Result<ExitCode> {
     };
     let purpose = if demo.once { "demo-once" } else { "demo" };
     let mut running = Running::up(purpose, Servers::Own, &Kind::ALL, &demo.source)?;
-    // From here on a failure leaves the logs to be read.
+    // From here on a failure leaves the logs in place.
     running.keep_logs();
     let addresses = if demo.once { Addresses::free()? } else { Addresses::usual()? };
     let stage = Stage::new(&running, binaries, addresses)?;
@@ -118,7 +120,7 @@ fn build(profile: Profile) -> Result<PathBuf> {
     cargo::build_binaries(profile)
 }
 
-/// The programs, what they are told, and where.
+/// The programs, their variables and their folder.
 #[derive(Debug)]
 struct Stage {
     dir: PathBuf,
@@ -147,7 +149,7 @@ impl Stage {
         Ok(Stage { dir, binaries, addresses, env })
     }
 
-    /// What a deployment does once: tables, topology, keys.
+    /// What a deployment does once: it creates tables, topology and keys.
     fn prepare(&self) -> Result<()> {
         say("payment-api", "migrate: the tables");
         self.run_quietly("payment-api", &["migrate"])?;
@@ -182,7 +184,7 @@ impl Stage {
         apps.wait_ready("shop", Ready { port: at.shop, path: "/healthz" })
     }
 
-    /// Prints where everything is and stays until somebody asks for an end.
+    /// Prints all addresses and waits until a person asks to stop.
     fn show(&self, apps: &Apps) -> Result<ExitCode> {
         let at = &self.addresses;
         let metrics: String = at
@@ -213,7 +215,7 @@ impl Stage {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Lets the shop buy something at each gateway and give it back; its word is the result.
+    /// Lets the shop buy something at each gateway and refund it; the shop's exit code is the result.
     fn play_once(&self, apps: &Apps) -> Result<ExitCode> {
         say("shop", "one purchase and one refund at each gateway");
         let status = cargo::finish(self.program("shop", None, None)?.arg("once"))?;
@@ -224,8 +226,8 @@ impl Stage {
         Ok(cargo::exit_code(status))
     }
 
-    /// A program that is told where everything is that is its business, and nothing of the caller's
-    /// environment but its log level.
+    /// A program that gets only the addresses it needs, and of the caller's environment only a few variables such
+    /// as the log level.
     fn program(&self, name: &str, listens: Option<u16>, ops: Option<u16>) -> Result<Command> {
         let mut program = Command::new(cargo::binary(&self.binaries, name)?);
         let kept = std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| name == kept));
@@ -237,7 +239,7 @@ impl Stage {
         if let (Some(url), "shop") = (env.remove("DOWNSTREAM_AMQP_URL"), name) {
             env.insert("AMQP_URL", url);
         }
-        // To each the user and the role that are its own, and nobody else's.
+        // Each program gets its own user and its own role, and no other's.
         for login in &LOGINS {
             let own = (env.remove(login.database_url), env.remove(login.amqp_url));
             if let ((Some(database), Some(broker)), true) = (own, login.program == name) {
@@ -251,7 +253,7 @@ impl Stage {
         Ok(program)
     }
 
-    /// Runs a program to its end; its output is shown only if it fails.
+    /// Runs a program until it ends; its output is shown only if it fails.
     fn run_quietly(&self, name: &str, args: &[&str]) -> Result<()> {
         let path = self.dir.join("logs").join(format!("{name}-{}.log", args[0]));
         fs::create_dir_all(self.dir.join("logs"))?;
@@ -265,7 +267,7 @@ impl Stage {
             .with_context(|| crate::process::tail(&path, 30))
     }
 
-    /// The environment of the programs, for trying a command by hand.
+    /// Writes the variables of the programs to a file, so that a person can try a command by hand.
     fn write_env(&self) -> Result<PathBuf> {
         let path = self.dir.join("env");
         let lines: Vec<String> = self.env.iter().map(|(name, value)| format!("{name}={value}\n")).collect();

@@ -1,5 +1,5 @@
-//! The broker's users and the database's roles for servers that a person runs, as from `docker-compose.yml`: who they are stands
-//! in the same variables that the programs read.
+//! Creates the broker's users and the database's roles for servers that a person runs, as with
+//! `docker-compose.yml`. The names come from the same variables that the programs read.
 
 use std::{collections::BTreeMap, env, fs};
 
@@ -12,8 +12,8 @@ use crate::{
     ui::say,
 };
 
-/// Creates the broker's users of every variable that names one, through `RABBITMQ_MANAGEMENT_URL`. What the processes may
-/// do, `payment-api broker-setup` says.
+/// Creates the broker's user of every variable that names one, through `RABBITMQ_MANAGEMENT_URL`. `payment-api
+/// broker-setup` grants the processes their rights.
 pub fn create_users() -> Result<()> {
     let address = addresses();
     let management = address("RABBITMQ_MANAGEMENT_URL")?;
@@ -35,7 +35,7 @@ pub fn create_users() -> Result<()> {
     Ok(())
 }
 
-/// Prints the SQL that makes the database role of each process.
+/// Prints the SQL that creates the database role of each process.
 pub fn print_roles() -> Result<()> {
     let address = addresses();
     for login in &LOGINS {
@@ -52,7 +52,7 @@ pub fn print_roles() -> Result<()> {
     Ok(())
 }
 
-/// Reads variables that hold addresses, from the environment, else from `.env`.
+/// Reads variables that contain addresses, from the environment, else from `.env`.
 fn addresses() -> impl Fn(&str) -> Result<Address> {
     let file = fs::read_to_string(checkout().join(".env")).map(|text| parse(&text)).unwrap_or_default();
     move |name| {
@@ -60,13 +60,13 @@ fn addresses() -> impl Fn(&str) -> Result<Address> {
         let value = value.with_context(|| format!("{name} is neither in the environment nor in .env"))?;
         let address = Address::parse(&value);
         let address = address.with_context(|| format!("{name} is not of the form scheme://user:password@host:port"))?;
-        // Everybody knows it, and the programs refuse it as well.
+        // This password is public, and the programs also refuse it.
         ensure!(!address.is_placeholder(), "{name} holds the password of .env.example; put one of your own there");
         Ok(address)
     }
 }
 
-/// `NAME=value` lines; comments, blank lines and everything else is left out.
+/// Reads `NAME=value` lines; comments, blank lines and everything else are ignored.
 fn parse(text: &str) -> BTreeMap<String, String> {
     let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
     let pairs = lines.filter_map(|line| line.strip_prefix("export ").unwrap_or(line).split_once('='));
@@ -79,7 +79,7 @@ fn parse(text: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The parts of a URL that name a login.
+/// The parts of a URL that form a login.
 #[derive(Debug, PartialEq, Eq)]
 struct Address {
     user: String,

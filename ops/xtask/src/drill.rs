@@ -1,4 +1,4 @@
-//! `cargo xtask drill`: every fault of `ops/degraded-modes.md`, one after the other, on servers of its own.
+//! `cargo xtask drill`: every fault of `ops/degraded-modes.md`, one after another, on its own servers.
 
 use std::{
     collections::BTreeSet,
@@ -19,18 +19,18 @@ use crate::{
     ui::say,
 };
 
-/// Where the drills are named.
+/// The page that names the drills.
 const PAGE: &str = "ops/degraded-modes.md";
 
-/// Which drills, and how often.
+/// Which drills, and how many times.
 #[derive(Debug, Args)]
 pub struct Drill {
-    /// Only those whose names hold one of these
+    /// Only drills whose names contain one of these
     names: Vec<String>,
-    /// How often each is run
+    /// How many times each drill runs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     times: u32,
-    /// Print their names and run none
+    /// Print the names and run none
     #[arg(long)]
     list: bool,
     #[command(flatten)]
@@ -63,7 +63,7 @@ pub fn run(drill: &Drill, xtask: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One at a time: each has the machine for itself. What they count is shown.
+/// One drill at a time, so that each has the whole machine. The counts that they print are shown.
 fn runner() -> Command {
     if cargo::has("nextest") {
         let mut nextest = cargo(&["nextest", "run", "--package", "e2e", "--locked", "--no-fail-fast", "--no-capture"]);
@@ -75,7 +75,7 @@ fn runner() -> Command {
     cargo
 }
 
-/// The tests that the page names: what stands in backticks and has a module in front.
+/// The tests that the page names: text in backticks that has a module in front.
 fn named(page: &str) -> BTreeSet<&str> {
     page.split('`').skip(1).step_by(2).filter(|code| code.contains("::")).collect()
 }

@@ -1,4 +1,4 @@
-//! Just enough HTTP to ask a server on this machine whether it is ready, and RabbitMQ to make a user.
+//! A minimal HTTP client: it checks whether a server on this machine is ready, and creates RabbitMQ users.
 
 use std::{
     io::{Read, Write},
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One request; the connection ends with it.
+/// One request; it closes the connection.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Request<'a> {
     /// `GET`, `PUT`, `DELETE`.
@@ -24,10 +24,10 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// Sends the request to a loopback port and gives the status and the rest of the answer.
+    /// Sends the request to a loopback port and returns the status and the whole answer.
     ///
     /// # Errors
-    /// When nobody answers in a few seconds, or the answer is not HTTP.
+    /// When no server answers within a few seconds, or the answer is not HTTP.
     pub fn send(&self, port: u16) -> Result<(u16, String)> {
         let mut stream = connect(port)?;
         let login = self.login.map(|(user, password)| {
@@ -43,7 +43,7 @@ impl Request<'_> {
             self.body
         )?;
         let mut answer = Vec::new();
-        // A server may close without ceremony once it has answered.
+        // A server may close without a clean shutdown once it has answered.
         if let Err(error) = stream.read_to_end(&mut answer)
             && answer.is_empty()
         {

@@ -1,7 +1,7 @@
 //! The tool behind the project's two commands, `cargo xtask demo` and `cargo xtask test`.
 //!
-//! Both need PostgreSQL, RabbitMQ and Redis; this tool brings up private instances of the three
-//! ([`servers`]) and takes them down again. It never touches a server it did not start.
+//! Both need PostgreSQL, RabbitMQ and Redis. This tool starts private instances of the three ([`servers`]) and
+//! stops them again. It never touches a server that it did not start.
 
 mod apps;
 mod cargo;
@@ -32,11 +32,11 @@ use cargo::Profile;
 use running::{Running, Servers};
 use servers::{Action, Kind, Set, Source, Start, Stop};
 
-/// Runs the payment service and its tests on servers of their own.
+/// Runs the payment service and its tests on private servers.
 ///
-/// PostgreSQL, RabbitMQ and Redis are found on this machine, or installed from its packages (as root
-/// or with passwordless sudo), or run by Docker Compose. They listen on free loopback ports, keep
-/// their data in a folder of this checkout under the temporary folder, and are stopped by this tool.
+/// PostgreSQL, RabbitMQ and Redis are found on this machine, or installed from its packages (as root or with
+/// passwordless sudo), or run by Docker Compose. They listen on free loopback ports, store their data in a folder
+/// of this checkout under the temporary folder, and are stopped by this tool.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Cli {
@@ -46,37 +46,38 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Run the whole business: servers, simulator, service, and a shop to buy from, until Ctrl-C.
+    /// Run the whole system until Ctrl-C: servers, simulator, service, and a shop to buy from.
     Demo(demo::Demo),
-    /// Check and test everything, on servers of its own.
+    /// Check and test everything, on private servers.
     Test(test::Test),
-    /// Run the drills of ops/degraded-modes.md: everything that can be away, under load, on servers of its own.
+    /// Run the drills of ops/degraded-modes.md on private servers: every outage, under load.
     Drill(drill::Drill),
     /// Write the data in .sqlx from which checked queries compile without a database.
     Prepare(Prepare),
     /// Check every dependency: known vulnerabilities, licences, sources (deny.toml). Part of `test`.
     Deny,
-    /// Make the copy of known vulnerabilities anew, for machines without a network.
+    /// Write the copy of known vulnerabilities again, for machines without a network.
     Advisories(supply::Advisories),
     /// Write a list of everything that is built in (CycloneDX, a file for each crate) into target/sbom.
     Sbom,
     /// Measure: start servers, build optimized programs, run ops/bench with the arguments after `--`.
     Bench(Bench),
-    /// Start PostgreSQL, RabbitMQ and Redis and leave them running, for `--reuse` and for work by hand.
+    /// Start PostgreSQL, RabbitMQ and Redis and leave them running, for `--reuse` and for manual work.
     Up(Up),
     /// Stop what `up` started and remove its data.
     Down(Down),
-    /// Show which servers of this checkout run, and where.
+    /// Show which servers of this checkout run, and their addresses.
     Status(Dir),
-    /// Print the variables that reach the servers of `up`: `export $(cargo xtask env)`.
+    /// Print the variables with the addresses of the servers of `up`: `export $(cargo xtask env)`.
     Env(Dir),
-    /// Create the broker's users of the …AMQP_URL variables (from the environment or .env) in a RabbitMQ that you run
-    /// yourself on this machine, such as docker-compose.yml's. Then `payment-api broker-setup` gives them their rights.
+    /// Create the broker's users of the …AMQP_URL variables (from the environment or .env) in a RabbitMQ that you
+    /// run yourself on this machine, such as docker-compose.yml's. Then `payment-api broker-setup` grants them
+    /// their rights.
     BrokerUsers,
-    /// Print the SQL that makes the roles of the …_DATABASE_URL variables (from the environment or .env), for the psql of a
-    /// PostgreSQL that you run yourself. Then `payment-api database-roles` gives them their rights.
+    /// Print the SQL that creates the roles of the …_DATABASE_URL variables (from the environment or .env), for the
+    /// psql of a PostgreSQL that you run yourself. Then `payment-api database-roles` grants them their rights.
     RoleSql,
-    /// Stop or start one server of a set, for tests of what happens without it.
+    /// Stop or start one server of a set, for tests of an outage.
     #[command(hide = true)]
     Server(Server),
     /// Run rabbitmqctl for the broker of a set.
@@ -104,26 +105,26 @@ impl Dir {
 struct Up {
     #[command(flatten)]
     dir: Dir,
-    /// Forget the data of an earlier `up`.
+    /// Delete the data of an earlier `up` first.
     #[arg(long)]
     fresh: bool,
-    /// Print the variables that reach the servers, as KEY=VALUE lines on standard output.
+    /// Print the variables with the addresses of the servers, as KEY=VALUE lines on standard output.
     #[arg(long)]
     print_env: bool,
-    /// RabbitMQ as a cluster of so many nodes on this machine.
+    /// Run RabbitMQ as a cluster of this many nodes on this machine.
     #[arg(long, value_name = "1|3", default_value_t = 1, value_parser = nodes)]
     rabbitmq_nodes: u8,
-    /// A standby of PostgreSQL beside it, without which no commit is confirmed.
+    /// Run a synchronous standby of PostgreSQL: without it, no commit is confirmed.
     #[arg(long)]
     standby: bool,
-    /// The same releases as the servers in this folder, for a test that needs servers of its own.
+    /// Use the same releases as the servers in this folder, for a test that needs private servers.
     #[arg(long, hide = true, conflicts_with_all = ["postgres", "rabbitmq"])]
     like: Option<PathBuf>,
     #[command(flatten)]
     source: Source,
 }
 
-/// Two could lose none: a majority is needed.
+/// Two nodes could lose none: a majority is needed.
 fn nodes(text: &str) -> Result<u8, String> {
     match text {
         "1" => Ok(1),
@@ -143,7 +144,7 @@ struct Down {
 
 #[derive(Debug, Args)]
 struct Prepare {
-    /// Only compare, and fail naming every difference.
+    /// Only compare, and fail with a list of all differences.
     #[arg(long)]
     check: bool,
     /// Use the servers of `cargo xtask up`.
@@ -168,9 +169,9 @@ struct Bench {
 
 #[derive(Debug, Args)]
 struct Server {
-    /// What to do to it.
+    /// The action.
     action: Action,
-    /// Which one.
+    /// The server.
     kind: Kind,
     #[command(flatten)]
     dir: Dir,
@@ -178,7 +179,7 @@ struct Server {
 
 #[derive(Debug, Args)]
 struct Rabbitmqctl {
-    /// Which node of a cluster.
+    /// The node of a cluster.
     #[arg(long, default_value_t = Kind::Rabbitmq)]
     node: Kind,
     #[command(flatten)]
@@ -190,7 +191,7 @@ struct Rabbitmqctl {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Before anything is built: a build may put another file in this one's place.
+    // Before any build: a build may replace this file.
     let xtask = std::env::current_exe().unwrap_or_else(|_| "xtask".into());
     match ui::begin().and_then(|()| run(cli.command, &xtask)) {
         Ok(code) => code,
@@ -295,7 +296,7 @@ fn status(dir: &Dir) -> Result<ExitCode> {
 
 fn prepare(task: &Prepare) -> Result<()> {
     let source = Source { no_install: task.no_install, ..Source::default() };
-    // One database is enough, but `up` is always whole.
+    // One database is enough, but `up` always runs all three servers.
     let kinds = if task.reuse { &Kind::ALL[..] } else { &[Kind::Postgres] };
     let running = Running::up("prepare", servers_of(task.reuse), kinds, &source)?;
     if task.check { prepare::check(&running.set) } else { prepare::write(&running.set) }

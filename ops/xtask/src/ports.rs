@@ -4,11 +4,11 @@ use std::{collections::BTreeSet, fs::File, io::Read, net::TcpListener};
 
 use anyhow::{Context, Result, ensure};
 
-/// Below the range from which the kernel takes the local ports of outgoing connections (32768 and up
-/// on Linux): a server that is stopped and started again finds its port still free.
+/// The range lies below the kernel's range for local ports of outgoing connections (32768 and up on Linux). So a
+/// server that is stopped and restarted finds its port still free.
 const RANGE: std::ops::Range<u16> = 20_000..32_000;
 
-/// `count` different ports on which nobody listens, from a random place so that two runs differ.
+/// `count` different ports on which no process listens. The search starts at a random port, so that two runs differ.
 pub fn free(count: usize) -> Result<Vec<u16>> {
     let mut seed = [0; 2];
     random(&mut seed)?;
@@ -29,7 +29,7 @@ pub fn usual_or_free(usual: u16) -> Result<u16> {
     if is_free(usual) { Ok(usual) } else { Ok(free(1)?[0]) }
 }
 
-/// Whether nobody listens on this loopback port.
+/// Whether no process listens on this loopback port.
 pub fn is_free(port: u16) -> bool {
     TcpListener::bind(("127.0.0.1", port)).is_ok()
 }
@@ -41,7 +41,7 @@ pub fn secret() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// 32 random bytes in hex, as a key is written.
+/// 32 random bytes in hex, the form of a key.
 pub fn key() -> Result<String> {
     let mut bytes = [0; 32];
     random(&mut bytes)?;

@@ -1,7 +1,7 @@
-//! The data in `.sqlx` from which checked queries compile without a database: made anew and compared.
+//! Writes and checks the data in `.sqlx`, from which checked queries compile without a database.
 //!
-//! The compiler writes it while it checks each query against a database that has the migrations. Only
-//! the files with queries are compiled again, and their dates are put back, so that nothing else is.
+//! The compiler writes it while it checks each query against a database with the migrations. Only the files with
+//! queries are compiled again: their timestamps are changed and then restored, so that nothing else is rebuilt later.
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +20,10 @@ use crate::{
     ui::say,
 };
 
-/// Database with the migrations and nothing else.
+/// The database with only the migrations.
 const SCRATCH: &str = "scratch";
 
-/// Writes `.sqlx` anew.
+/// Writes `.sqlx` again.
 pub fn write(set: &Set) -> Result<()> {
     migrate_scratch(set)?;
     let fresh = generate(set)?;
@@ -45,10 +45,10 @@ pub fn write(set: &Set) -> Result<()> {
     Ok(())
 }
 
-/// Compares `.sqlx` with what the migrated database says now.
+/// Compares `.sqlx` with what the migrated database reports now.
 ///
 /// # Errors
-/// Every query whose data is missing, outdated or left over is named.
+/// When the data of a query is missing, outdated or left over; each is named.
 pub fn check(set: &Set) -> Result<()> {
     migrate_scratch(set)?;
     let fresh = generate(set)?;
@@ -60,7 +60,7 @@ pub fn check(set: &Set) -> Result<()> {
     Ok(())
 }
 
-/// Applies the migrations with `psql`: the service's own command may not compile until this is done.
+/// Applies the migrations with `psql`: the service's own command may not compile before this is done.
 fn migrate_scratch(set: &Set) -> Result<()> {
     set.create_database(SCRATCH)?;
     let mut files = children(&checkout().join("migrations"))?;
@@ -74,7 +74,7 @@ fn migrate_scratch(set: &Set) -> Result<()> {
     Ok(())
 }
 
-/// What the compiler writes about each query.
+/// The data that the compiler writes about each query.
 fn generate(set: &Set) -> Result<BTreeMap<String, String>> {
     let sources = Sources::find()?;
     if sources.files.is_empty() {
@@ -127,7 +127,7 @@ fn differences(committed: &BTreeMap<String, String>, fresh: &BTreeMap<String, St
     named.map(|(what, (name, text))| format!("{what}: {name} ({})", begin_of_query(text))).collect()
 }
 
-/// The same data, however it is laid out.
+/// Whether the data is the same, whatever its layout.
 fn is_same(old: &str, new: &str) -> bool {
     let parse = |text| serde_json::from_str::<serde_json::Value>(text).ok();
     old == new || (parse(old).is_some() && parse(old) == parse(new))
@@ -139,7 +139,7 @@ fn begin_of_query(text: &str) -> String {
     words.join(" ").chars().take(90).collect()
 }
 
-/// Where the checked queries are.
+/// The packages and files that contain checked queries.
 #[derive(Debug, Default)]
 struct Sources {
     packages: Vec<String>,
@@ -151,7 +151,7 @@ impl Sources {
         let mut sources = Sources::default();
         for package in Workspace::read()?.packages {
             let before = sources.files.len();
-            // This crate only talks of queries.
+            // This crate only mentions queries in its own code.
             if package.name != env!("CARGO_PKG_NAME") {
                 collect(package.dir(), &mut sources.files)?;
             }
@@ -186,7 +186,7 @@ fn children(folder: &Path) -> Result<Vec<PathBuf>> {
     entries.map(|entry| Ok(entry?.path())).collect()
 }
 
-/// Files that look changed for as long as this lives.
+/// Files that look changed while this value exists.
 #[derive(Debug)]
 struct Touched {
     before: Vec<(PathBuf, SystemTime)>,

@@ -1,8 +1,8 @@
-//! Processes that this tool started: how they are launched, recognised later, and ended.
+//! Processes that this tool started: how it launches them, recognises them later, and ends them.
 //!
-//! A process is known by its number *and* the moment it started, read from
-//! `/proc`, in one boot of the machine. A number alone may belong to somebody
-//! else by the time it is read back from a file, and a name belongs to nobody.
+//! A process is identified by its number *and* its start time, both read from `/proc`, within one boot of the
+//! machine. The number alone may belong to another process by the time it is read back from a file, and a name
+//! identifies no process.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// The process that has this number now; `None` when there is none, or only what is left of one.
+    /// The process that has this number now; `None` if there is none, or if it is a zombie.
     pub fn find(pid: i32) -> Option<Process> {
         let stat = Stat::read(pid)?;
         (!stat.is_over()).then(|| Process { pid, started: stat.started, boot: boot_id() })
@@ -38,7 +38,7 @@ impl Process {
         self.pid
     }
 
-    /// True while this very process runs: a zombie or a successor with the same number does not count.
+    /// Whether exactly this process runs: a zombie, or a successor with the same number, does not count.
     pub fn is_alive(&self) -> bool {
         self.boot == boot_id() && Stat::read(self.pid).is_some_and(|stat| self.is(&stat))
     }
@@ -50,26 +50,27 @@ impl Process {
     /// Sends a signal if the process is still the one recorded.
     pub fn signal(&self, signal: Signal) {
         let Some(pid) = Pid::from_raw(self.pid) else { return };
-        // The descriptor pins the process, so that nobody can take its number between the look and the signal.
+        // The descriptor pins the process, so that no other process can get its number between the check and the
+        // signal.
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pinned) if self.is_alive() => pidfd_send_signal(pinned, signal).unwrap_or_default(),
             Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) if self.is_alive() => {
                 kill_process(pid, signal).unwrap_or_default();
             }
-            _ => {} // It ended by itself meanwhile.
+            _ => {} // It ended in the meantime.
         }
     }
 
-    /// Asks the process to end, waits for `grace`, then makes it end.
+    /// Signals the process to end, waits for `grace`, then kills it.
     pub fn stop(&self, polite: Signal, grace: Duration) {
         self.signal(polite);
-        self.signal(Signal::CONT); // One that was suspended could not hear the first.
+        self.signal(Signal::CONT); // A suspended process does not handle the first signal.
         if !self.wait_gone(grace) {
             self.kill();
         }
     }
 
-    /// Ends the process and its direct children at once, as a crash would.
+    /// Kills the process and its direct children at once, as a crash would.
     pub fn kill(&self) {
         let children = self.children();
         self.signal(Signal::KILL);
@@ -79,7 +80,7 @@ impl Process {
         }
     }
 
-    /// Waits until the process is gone; false when it is still there after `limit`.
+    /// Waits until the process is gone; false if it still runs after `limit`.
     pub fn wait_gone(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         while self.is_alive() {
@@ -102,7 +103,7 @@ impl Process {
     }
 }
 
-/// What `/proc/<pid>/stat` says, as far as it matters here.
+/// The fields of `/proc/<pid>/stat` that are needed here.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     state: char,
@@ -115,7 +116,7 @@ impl Stat {
         Stat::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// The second field is the program's name in brackets and may itself contain spaces and brackets.
+    /// The second field is the program's name in brackets, which may itself contain spaces and brackets.
     fn parse(line: &str) -> Option<Stat> {
         let fields: Vec<&str> = line.get(line.rfind(')')? + 1..)?.split_ascii_whitespace().collect();
         Some(Stat {
@@ -130,7 +131,7 @@ impl Stat {
     }
 }
 
-/// Whether this process has ended without its parent having taken note.
+/// Whether this process has ended but its parent has not collected it.
 pub fn is_zombie(pid: i32) -> bool {
     Stat::read(pid).is_some_and(|stat| stat.is_over())
 }
@@ -149,8 +150,8 @@ fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// Starts a program that outlives this tool if it must: own process group (a Ctrl-C in the
-/// terminal is ours to pass on), no input, output appended to `log`.
+/// Starts a program that may outlive this tool. It has its own process group (so that this tool decides what a
+/// Ctrl-C in the terminal does), no input, and its output is appended to `log`.
 pub fn launch(command: &mut Command, log: &Path) -> Result<(Child, Process)> {
     let program = command.get_program().to_string_lossy().into_owned();
     let out = fs::OpenOptions::new()

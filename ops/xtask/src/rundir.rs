@@ -1,5 +1,5 @@
-//! Where a checkout keeps its running servers: one folder in the temporary folder, named after the
-//! checkout and the user, so that two checkouts (or two users) never meet.
+//! The folder for a checkout's running servers: one folder in the temporary folder, named after the checkout and
+//! the user, so that two checkouts (or two users) never collide.
 
 use std::{
     env, fs,
@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::user::RunAs;
 
-/// The folder of one purpose (`up`, `test`, `demo` …) of this checkout, created if need be.
+/// The folder of one purpose (`up`, `test`, `demo` …) of this checkout; it is created if necessary.
 pub fn for_purpose(purpose: &str) -> Result<PathBuf> {
     let dir = base()?.join(purpose);
     claim(&dir)?;
@@ -39,10 +39,10 @@ fn base() -> Result<PathBuf> {
     Ok(base)
 }
 
-/// Creates `dir`, or makes sure that an existing one is ours alone to write to: in a shared temporary
-/// folder somebody else could have put it there.
+/// Creates `dir`, or verifies that only we may write to an existing one: in a shared temporary folder, another user
+/// could have created it.
 pub fn claim(dir: &Path) -> Result<()> {
-    // Root's servers run as another user, who must be able to pass through but not to look around.
+    // Root's servers run as another user, who must be able to pass through the folder but not to list it.
     let mode = if crate::user::is_root() { 0o711 } else { 0o700 };
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent).with_context(|| format!("could not create {}", parent.display()))?;
@@ -65,26 +65,26 @@ pub fn claim(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A lock that ends with the process that holds it, however it ends.
+/// A lock that is released when its process ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Waits for its turn; for short changes of what is recorded about servers.
+    /// Waits for the lock; for short changes of the server records.
     pub fn wait(dir: &Path) -> Result<Lock> {
         let file = lock_file(&dir.join("state.lock"))?;
         flock(&file, FlockOperation::LockExclusive).context("could not lock the folder of the servers")?;
         Ok(Lock { _file: file })
     }
 
-    /// Takes the folder for the whole run of a command, or says that another run has it.
+    /// Locks the folder for the whole run of a command, or fails if another run holds it.
     pub fn own(dir: &Path) -> Result<Lock> {
         let path = dir.join("owner.lock");
         let mut file = lock_file(&path)?;
         let is_taken = || flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
-        // More than one look: a child of an owner that has let go may hold on until it runs its program.
+        // It tries several times: a child of the previous owner can hold the lock until it executes its program.
         if (0..20).all(|_| is_taken() && patience()) {
             let owner = fs::read_to_string(&path).unwrap_or_default();
             bail!(
@@ -99,7 +99,7 @@ impl Lock {
     }
 }
 
-/// Always true, a little later.
+/// Always true, after a short pause.
 fn patience() -> bool {
     std::thread::sleep(std::time::Duration::from_millis(25));
     true
@@ -115,7 +115,7 @@ fn lock_file(path: &Path) -> Result<File> {
         .with_context(|| format!("could not open {}", path.display()))
 }
 
-/// Writes a file that only its owner may read, in one step: a reader or a crash never sees half of it.
+/// Writes a file that only its owner may read, atomically: a reader or a crash never sees half of it.
 pub fn write_private(path: &Path, text: &str) -> Result<()> {
     write_private_for(None, path, text)
 }
@@ -132,13 +132,13 @@ pub fn write_private_for(owner: Option<(u32, u32)>, path: &Path, text: &str) -> 
         .with_context(|| format!("could not write {}", partial.display()))?;
     file.write_all(text.as_bytes())?;
     if let Some((user, group)) = owner {
-        // The open file, not the path: the folder may be the other account's, who could put a link there.
+        // Uses the open file, not the path: the other account may own the folder and could put a link there.
         fchown(&file, Some(user), Some(group)).with_context(|| format!("could not give away {}", path.display()))?;
     }
     fs::rename(&partial, path).with_context(|| format!("could not write {}", path.display()))
 }
 
-/// Twelve hex digits that stay the same for a path from run to run (FNV-1a).
+/// Twelve hex digits that are the same for a path in every run (FNV-1a).
 pub fn path_hash(path: &Path) -> String {
     let bytes = path.as_os_str().as_encoded_bytes();
     let hash = bytes

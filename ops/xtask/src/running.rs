@@ -1,4 +1,4 @@
-//! Servers for as long as one command runs.
+//! Servers that run as long as one command.
 
 use std::path::{Path, PathBuf};
 
@@ -14,13 +14,13 @@ use crate::{
 /// Whose servers a command uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Servers {
-    /// Its own, from nothing, gone afterwards.
+    /// The command's own: started empty, removed afterwards.
     Own,
-    /// Those of `cargo xtask up`, started if need be and left running.
+    /// Those of `cargo xtask up`, started if necessary and left running.
     OfUp,
 }
 
-/// Servers that are stopped when this value goes, whatever the reason, unless they belong to `up`.
+/// Servers that are stopped when this value is dropped, unless they belong to `up`.
 #[derive(Debug)]
 pub struct Running {
     /// The servers.
@@ -31,7 +31,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Brings servers up for a command called `purpose`.
+    /// Starts servers for a command called `purpose`.
     pub fn up(purpose: &str, whose: Servers, kinds: &[Kind], source: &Source) -> Result<Running> {
         let (dir, owner, start) = match whose {
             Servers::OfUp => (rundir::for_purpose("up")?, None, Start::Reuse),
@@ -49,12 +49,12 @@ impl Running {
         Ok(Running { set, whose, keeps_logs: false, _owner: owner })
     }
 
-    /// Keeps the folder after the servers are stopped, for somebody to read the logs.
+    /// Keeps the folder after the servers are stopped, so that a person can read the logs.
     pub fn keep_logs(&mut self) {
         self.keeps_logs = true;
     }
 
-    /// All went well: nobody will want to read the logs.
+    /// All went well: the logs are not needed.
     pub fn forget_logs(&mut self) {
         self.keeps_logs = false;
     }
@@ -73,8 +73,8 @@ impl Drop for Running {
     }
 }
 
-/// The folders of this checkout in which a killed run may have left something: those nobody owns now.
-/// The locks keep others from beginning there meanwhile.
+/// The folders of this checkout in which a killed run may have left something: those without an owner now. The
+/// locks prevent other runs from starting there in the meantime.
 pub fn abandoned() -> Result<Vec<(PathBuf, Lock)>> {
     let up = rundir::for_purpose("up")?;
     let base = up.parent().unwrap_or(&up);

@@ -1,7 +1,8 @@
-//! What is built in and where it comes from: `cargo deny` over every dependency, what is known of them, and a list of them.
+//! What is built in and where it comes from: `cargo deny` over every dependency, known vulnerabilities, and a list
+//! of all dependencies.
 //!
-//! The tools are installed by cargo where they are missing. Without optimization: they are built in half the time, and run for
-//! seconds.
+//! Cargo installs the tools if they are missing. They are built without optimization: this halves the build time,
+//! and they run only for seconds.
 
 use std::{
     fs,
@@ -21,14 +22,14 @@ use crate::{
 
 /// The database of known vulnerabilities.
 const DATABASE: &str = "https://github.com/RustSec/advisory-db";
-/// What `cargo deny` calls its folder.
+/// The name that `cargo deny` gives the folder of that database.
 const FOLDER: &str = "advisory-db-3157b0e258782691";
-/// Our copy of it, for machines without a way to it.
+/// Our copy of it, for machines that cannot reach it.
 const COPY: &str = "ops/xtask/advisories.tar.gz";
-/// How long its server may take to answer.
+/// The server must answer within this time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The subcommand, its crate, and which release.
+/// The subcommand, its crate, and the release.
 type Tool = (&'static str, &'static str, &'static str);
 const DENY: Tool = ("deny", "cargo-deny", "0.20.2");
 const CYCLONEDX: Tool = ("cyclonedx", "cargo-cyclonedx", "0.5.9");
@@ -42,7 +43,7 @@ pub fn check() -> Result<()> {
         None => unpack()?,
     };
     say("dependencies", format_args!("cargo deny check; vulnerabilities are known as of {known}"));
-    // It asks for the crates of every platform, and then for nothing.
+    // cargo deny needs the crates of every platform; after this fetch it works offline.
     must("a crate cannot be fetched", &mut cargo(&["fetch", "--locked", "--quiet"]))?;
     must("a dependency may not be built in", &mut cargo(&["deny", "--offline", "--locked", "check"]))
 }
@@ -56,7 +57,7 @@ fn install((subcommand, tool, version): Tool) -> Result<()> {
     must("a tool could not be installed", install.env("CARGO_PROFILE_DEV_DEBUG", "0"))
 }
 
-/// Git as a program that asks nobody.
+/// Git without prompts.
 fn git(arguments: &[&str]) -> Command {
     let mut git = Command::new("git");
     git.args(arguments).current_dir(checkout()).stdin(Stdio::null()).env("GIT_TERMINAL_PROMPT", "0");
@@ -69,13 +70,13 @@ fn is_reachable() -> bool {
     finish_within(&mut ask, PATIENCE).is_ok_and(|status| status.is_some_and(|status| status.success()))
 }
 
-/// Where deny.toml says that the database is, whatever the target folder of cargo.
+/// Where deny.toml expects the database, whatever the target folder of cargo is.
 fn folder() -> PathBuf {
     checkout().join("target/advisory-db")
 }
 
 fn fetch() -> Result<String> {
-    // A copy is no repository that could be brought up to date.
+    // The unpacked copy is not a repository that could be updated.
     let database = folder().join(FOLDER);
     if database.exists() && !database.join(".git/HEAD").exists() {
         fs::remove_dir_all(&database)?;
@@ -97,7 +98,7 @@ fn unpack() -> Result<String> {
     Ok(format!("{}: without a way to {DATABASE} it is the copy in {COPY}", day.trim()))
 }
 
-/// Of what to make the copy.
+/// The source of the copy.
 #[derive(Debug, Args)]
 pub struct Advisories {
     /// A checkout of the database, instead of fetching it.
@@ -105,7 +106,7 @@ pub struct Advisories {
     from: Option<PathBuf>,
 }
 
-/// Makes the copy anew, of what `cargo deny` reads: each advisory's facts and its title.
+/// Writes the copy again, with only what `cargo deny` reads: each advisory's facts and its title.
 pub fn copy(advisories: &Advisories) -> Result<()> {
     let from = match &advisories.from {
         Some(from) => from.clone(),
@@ -116,7 +117,7 @@ pub fn copy(advisories: &Advisories) -> Result<()> {
         }
     };
     let from = fs::canonicalize(&from).with_context(|| format!("no folder {}", from.display()))?;
-    // Not a folder within another checkout, whose day would be another.
+    // It must not be a folder within another checkout, whose date would be another.
     let top = answer(&from, &["rev-parse", "--show-toplevel"])?;
     ensure!(Path::new(&top) == from, "{} is no checkout of the database", from.display());
     let day = answer(&from, &["log", "-1", "--format=%cs"])?;
@@ -156,14 +157,14 @@ pub fn copy(advisories: &Advisories) -> Result<()> {
     Ok(())
 }
 
-/// What git says of a checkout, in one line.
+/// The output of git about a checkout, in one line.
 fn answer(checkout: &Path, arguments: &[&str]) -> Result<String> {
     let output = git(arguments).current_dir(checkout).output()?;
     ensure!(output.status.success(), "{} is no checkout", checkout.display());
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-/// The facts of an advisory with its title; none of one that was withdrawn.
+/// The facts of an advisory with its title; `None` if it was withdrawn.
 fn facts(advisory: &str) -> Result<Option<String>> {
     let (facts, text) = advisory.split_once("\n```\n").context("no end of its facts")?;
     ensure!(facts.starts_with("```toml\n"), "it does not begin with its facts");

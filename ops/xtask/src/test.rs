@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that must hold, in the order in which it fails fastest.
+//! `cargo xtask test`: everything that must hold, the fastest checks first.
 //!
 //! The last lines on the screen are the test runner's own summary.
 
@@ -22,15 +22,15 @@ use crate::{
 /// How to test.
 #[derive(Debug, Args)]
 pub struct Test {
-    /// Use the servers of `cargo xtask up`, starting them if need be, and leave them running.
+    /// Use the servers of `cargo xtask up`, start them if necessary, and leave them running.
     #[arg(long)]
     reuse: bool,
-    /// Leave out formatting, clippy, documentation and the check of .sqlx.
+    /// Skip formatting, clippy, documentation and the check of .sqlx.
     #[arg(long)]
     skip_lints: bool,
     #[command(flatten)]
     source: Source,
-    /// Arguments of the test runner (cargo nextest if installed, else cargo test); documentation tests are left out.
+    /// Arguments of the test runner (cargo nextest if installed, else cargo test); documentation tests are skipped.
     #[arg(last = true)]
     runner_args: Vec<String>,
 }
@@ -43,7 +43,7 @@ pub fn run(test: &Test, xtask: &Path) -> Result<ExitCode> {
     say("servers", "PostgreSQL, RabbitMQ and Redis for the tests");
     let whose = if test.reuse { Servers::OfUp } else { Servers::Own };
     let mut running = Running::up("test", whose, &Kind::ALL, &test.source)?;
-    // From here on a failure leaves the logs of the servers to be read.
+    // From here on a failure leaves the servers' logs in place.
     running.keep_logs();
     if !test.skip_lints {
         prepare::check(&running.set)?;
@@ -65,7 +65,7 @@ pub fn run(test: &Test, xtask: &Path) -> Result<ExitCode> {
     Ok(cargo::exit_code(status))
 }
 
-/// What needs no server.
+/// The checks that need no server.
 fn lint() -> Result<()> {
     for (tool, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
         ensure!(cargo::has(tool), "cargo {tool} is not on this machine: `rustup component add {component}`");
@@ -94,7 +94,7 @@ fn runner() -> Command {
     cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--locked", "--no-fail-fast"])
 }
 
-/// What tests and the load tool are told: servers, programs, and this tool itself.
+/// The variables for tests and the load tool: servers, programs, and this tool itself.
 pub fn environment(set: &Set, binaries: &Path, xtask: &Path) -> Result<Vec<(&'static str, String)>> {
     let mut env = set.env()?;
     env.push(("PAYMENT_BIN_DIR", binaries.display().to_string()));

@@ -1,6 +1,6 @@
-//! What a person sees while this tool works: lines on standard error, and a stop when asked.
+//! What a person sees while this tool works: lines on standard error, and a stop on request.
 //!
-//! Standard output belongs to what a program may want to read (`env`, `status`).
+//! Standard output is for what a program may want to read (`env`, `status`).
 
 use std::{
     sync::{
@@ -16,34 +16,34 @@ use anyhow::{Result, bail};
 static STOP: AtomicBool = AtomicBool::new(false);
 static BEGUN: OnceLock<Instant> = OnceLock::new();
 
-/// How often a wait looks again.
+/// The interval between two checks of a wait.
 const TICK: Duration = Duration::from_millis(50);
-/// How often a long wait says that it is still there.
+/// How often a long wait reports that it still waits.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Starts the clock and takes over Ctrl-C, SIGTERM and SIGHUP: from here on they only ask for a stop,
-/// and whoever waits notices.
+/// Starts the clock and handles Ctrl-C, SIGTERM and SIGHUP: from here on they only set a flag, and every wait
+/// checks it.
 pub fn begin() -> Result<()> {
     BEGUN.get_or_init(Instant::now);
     ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst))?;
     Ok(())
 }
 
-/// One line of progress: how long the command has run, what it is about, what happened.
+/// One line of progress: how long the command has run, its subject, and what happened.
 pub fn say(subject: &str, what: impl std::fmt::Display) {
     let elapsed = BEGUN.get_or_init(Instant::now).elapsed().as_secs_f32();
     eprintln!("{elapsed:6.1}s  {subject:<15} {what}");
 }
 
-/// Whether somebody asked this tool to stop.
+/// Whether this tool was asked to stop.
 pub fn is_stopping() -> bool {
     STOP.load(Ordering::SeqCst)
 }
 
-/// An error once somebody asked this tool to stop.
+/// Fails once this tool was asked to stop.
 ///
 /// # Errors
-/// The command ends with what it has started being stopped.
+/// [`Stopped`]: the command then ends, and what it started is stopped.
 pub fn check_stop() -> Result<()> {
     if is_stopping() {
         bail!(Stopped);
@@ -51,7 +51,7 @@ pub fn check_stop() -> Result<()> {
     Ok(())
 }
 
-/// The command was asked to stop: not a fault of anything.
+/// The command was asked to stop: this is not a fault.
 #[derive(Debug)]
 pub struct Stopped;
 
@@ -63,7 +63,7 @@ impl std::fmt::Display for Stopped {
 
 impl std::error::Error for Stopped {}
 
-/// Waits until `check` says yes. Ends early with its error, at the limit, or when asked to stop.
+/// Waits until `check` returns true. Ends early with its error, at the limit, or when asked to stop.
 pub fn wait_until(subject: &str, limit: Duration, mut check: impl FnMut() -> Result<bool>) -> Result<()> {
     let begun = Instant::now();
     let mut said = begun;

@@ -1,7 +1,7 @@
-//! Who the servers run as: ourselves, or `nobody` when this tool runs as root.
+//! The account that runs the servers: the current user, or `nobody` when this tool runs as root.
 //!
-//! PostgreSQL refuses to run as root, and the others should not either.
-//! `nobody` owns no data of an installed server, unlike the packages' users.
+//! PostgreSQL refuses to run as root, and the others should not either. Unlike the packages' users, `nobody` owns
+//! no data of an installed server.
 
 use std::{
     fs,
@@ -18,14 +18,14 @@ use anyhow::{Context, Result, bail};
 /// The account of the servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunAs {
-    /// Its name; of no consequence when it is our own.
+    /// Its name; it does not matter when it is the current user.
     pub name: String,
-    /// User and group to change to; `None` to stay who we are.
+    /// The user and group to change to; `None` to stay the current user.
     pub ids: Option<(u32, u32)>,
 }
 
 impl RunAs {
-    /// Ourselves, or `nobody` for root.
+    /// The current user, or `nobody` for root.
     pub fn choose() -> Result<RunAs> {
         if !is_root() {
             return Ok(RunAs::ourselves());
@@ -39,7 +39,7 @@ impl RunAs {
         Ok(RunAs { name: "nobody".into(), ids: Some(ids) })
     }
 
-    /// Whoever runs this tool.
+    /// The user who runs this tool.
     pub fn ourselves() -> RunAs {
         RunAs { name: "this user".into(), ids: None }
     }
@@ -66,7 +66,7 @@ impl RunAs {
         crate::rundir::write_private_for(self.ids, file, text)
     }
 
-    /// Whether this account can reach and enter or run `path`, asked of the kernel rather than computed.
+    /// Whether this account can reach and enter or execute `path`. The kernel decides this; we do not compute it.
     pub fn can_use(&self, path: &Path) -> bool {
         let mut test = Command::new("test");
         test.arg("-x").arg(path).stdin(Stdio::null()).current_dir("/");

@@ -1,7 +1,7 @@
-//! The servers from `docker-compose.yml`, when a Docker engine is the only way to have them.
+//! The servers from `docker-compose.yml`, if a Docker engine is the only way to run them.
 //!
-//! Same ports, passwords and users as the native ones; a project name of the folder's own keeps two
-//! folders apart, and only that project is ever stopped.
+//! Ports, passwords and users are the same as for the native servers. Each folder has its own project name, which
+//! keeps two folders apart, and only that project is ever stopped.
 
 use std::{
     path::Path,
@@ -18,7 +18,7 @@ use crate::{
 
 use super::{Kind, postgres, rabbitmq, record::Record, redis};
 
-/// Whether an engine answers and Compose is there to talk to it.
+/// Whether a Docker engine answers and Compose is installed.
 pub fn is_possible() -> bool {
     let answers = |args: &[&str]| {
         let mut docker = Command::new("docker");
@@ -30,7 +30,7 @@ pub fn is_possible() -> bool {
 
 /// Starts servers and waits until they are ready.
 pub fn start(dir: &Path, kinds: &[Kind]) -> Result<()> {
-    // All three, whichever are wanted: the file needs a value for each of its variables.
+    // All three, whichever are requested: the file needs a value for each of its variables.
     let mut records = Vec::new();
     for kind in Kind::ALL {
         let record = Record::load(dir, kind).map_or_else(|| Record::new(kind), Ok)?;
@@ -57,12 +57,12 @@ pub fn start(dir: &Path, kinds: &[Kind]) -> Result<()> {
     Ok(())
 }
 
-/// Does `stop`, `kill`, `pause` or `unpause` to one server.
+/// Runs `stop`, `kill`, `pause` or `unpause` on one server.
 pub fn control(dir: &Path, verb: &str, kind: Kind) -> Result<()> {
     compose(dir, &[verb, &kind.to_string()])
 }
 
-/// Ends one server and forgets its data.
+/// Stops one server and deletes its data.
 pub fn wipe(dir: &Path, kind: Kind) -> Result<()> {
     compose(dir, &["rm", "--force", "--stop", "--volumes", &kind.to_string()])?;
     let volume = format!("{}_{kind}", project(dir));
@@ -71,7 +71,7 @@ pub fn wipe(dir: &Path, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Ends all of them; their volumes too unless the data is kept.
+/// Stops all servers, and removes their volumes unless the data is kept.
 pub fn down(dir: &Path, keeps_data: bool) -> Result<()> {
     if !dir.join("compose.env").exists() {
         return Ok(());
@@ -85,7 +85,7 @@ pub fn is_running(dir: &Path, kind: Kind) -> bool {
     listed.is_ok_and(|output| output.status.success() && !output.stdout.is_empty())
 }
 
-/// Runs SQL with the `psql` in the container, the input being a script.
+/// Runs an SQL script with the `psql` in the container.
 pub fn sql(dir: &Path, database: &str, script: &[u8], in_transaction: bool) -> Result<String> {
     use std::io::Write;
     let mut psql = command(dir);
@@ -120,7 +120,7 @@ fn write_variables(dir: &Path, records: &[Record]) -> Result<()> {
                 add("REDIS_PORT", port);
                 add("REDIS_PASSWORD", record.secret(redis::USER)?.into());
             }
-            // Those of a cluster are never run by Compose.
+            // Compose never runs the servers of a cluster.
             _ => {}
         }
     }

@@ -1,4 +1,4 @@
-//! Looks for the servers' programs: on `PATH`, then where Debian and the projects themselves put them.
+//! Searches for the servers' programs: on `PATH`, then where Debian and the projects themselves install them.
 
 use std::{
     env,
@@ -14,10 +14,10 @@ use super::{
     release::{self, Releases, Usr, is_of},
 };
 
-/// Oldest PostgreSQL that the migrations are written for.
+/// The oldest PostgreSQL that the migrations support.
 const POSTGRES_MIN: u32 = 15;
 
-/// Where the programs are. `None`: not on this machine.
+/// The locations of the programs. `None`: not on this machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Programs {
     /// PostgreSQL's own.
@@ -33,24 +33,25 @@ pub struct Programs {
 pub struct Postgres {
     /// Folder with `postgres`, `initdb` and `psql`.
     pub bin: PathBuf,
-    /// Where that is.
+    /// The `/usr` in which that folder is.
     pub usr: Usr,
 }
 
 /// RabbitMQ's programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rabbitmq {
-    /// Folder with the project's own `rabbitmq-server`, not a distribution's wrapper: those insist on
-    /// being root or `rabbitmq` and on the machine's one instance.
+    /// Folder with the project's own `rabbitmq-server`, not a distribution's wrapper: wrappers run only as root or
+    /// `rabbitmq`, and only the machine's one instance.
     pub sbin: PathBuf,
     /// `epmd`, through which a node and its tools find each other.
     pub epmd: PathBuf,
-    /// Where that is.
+    /// The `/usr` in which that folder is.
     pub usr: Usr,
 }
 
 impl Programs {
-    /// Looks on this machine, and where other releases are unpacked for one that is wanted and not the machine's own.
+    /// Searches on this machine. For a requested release that the machine does not have, it searches the unpacked
+    /// releases.
     pub fn look(releases: &Releases) -> Programs {
         let path: Vec<PathBuf> = env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default();
         let (mut postgres, mut rabbitmq) = (postgres(&path), rabbitmq(&path));
@@ -67,7 +68,7 @@ impl Programs {
         Programs { postgres, rabbitmq, redis: redis(&path) }
     }
 
-    /// What was not found.
+    /// The servers that were not found.
     pub fn missing(&self) -> Vec<Kind> {
         let found = [self.postgres.is_some(), self.rabbitmq.is_some(), self.redis.is_some()];
         Kind::ALL.into_iter().zip(found).filter(|(_, found)| !found).map(|(kind, _)| kind).collect()
@@ -131,7 +132,7 @@ fn rabbitmq(path: &[PathBuf]) -> Option<Rabbitmq> {
     }
     let sbin =
         dirs.into_iter().find(|dir| dir.join("rabbitmq-env").is_file() && dir.join("rabbitmq-server").is_file())?;
-    // The scripts find their plug-ins relative to where they really are.
+    // The scripts find their plug-ins relative to their real path.
     let sbin = fs::canonicalize(sbin.join("rabbitmq-server")).ok()?.parent()?.to_path_buf();
     Some(Rabbitmq { sbin, epmd: epmd(path)?, usr: Usr::default() })
 }
@@ -147,7 +148,7 @@ fn epmd(path: &[PathBuf]) -> Option<PathBuf> {
 
 fn redis(path: &[PathBuf]) -> Option<PathBuf> {
     let dirs = path.iter().map(PathBuf::as_path).chain([Path::new("/usr/bin"), Path::new("/usr/local/bin")]);
-    // Valkey is the same server under another name, and what newer distributions package.
+    // Valkey is a fork of Redis that works the same; newer distributions package it instead.
     let mut names = dirs.flat_map(|dir| [dir.join("redis-server"), dir.join("valkey-server")]);
     names.find(|file| file.is_file())
 }
@@ -156,7 +157,7 @@ fn children(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-/// The number a name begins with: `15` of `15` and of `15.14`.
+/// The number that a name begins with: `15` for `15` and for `15.14`.
 fn number_in(name: Option<&OsStr>) -> Option<u32> {
     let name = name?.to_str()?;
     name.split(|symbol: char| !symbol.is_ascii_digit()).next()?.parse().ok()

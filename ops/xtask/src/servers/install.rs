@@ -1,4 +1,4 @@
-//! Gets missing servers from the distribution's packages, without starting the machine's own instances.
+//! Installs missing servers from the distribution's packages, without starting the machine's own instances.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use crate::{
 
 use super::Kind;
 
-/// Asked by the packages' scripts before they start a service; exit 101 means no.
+/// The packages' scripts run this program before they start a service; exit code 101 forbids it.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 const POLICY_MARK: &str = "# Temporary, by the payment project's xtask, process ";
 
@@ -30,7 +30,7 @@ pub fn package(kind: Kind) -> &'static str {
     }
 }
 
-/// Whether packages can be installed here without asking anybody.
+/// Whether packages can be installed here without a prompt.
 pub fn is_possible() -> bool {
     Path::new("/usr/bin/apt-get").exists() && (is_root() || sudo_works())
 }
@@ -42,7 +42,7 @@ fn sudo_works() -> bool {
 /// Installs the packages of these servers.
 ///
 /// # Errors
-/// When apt-get fails; its own words are on the screen.
+/// When apt-get fails; its own messages are on the screen.
 pub fn install(kinds: &[Kind]) -> Result<()> {
     let packages: Vec<&str> = kinds.iter().map(|kind| package(*kind)).collect();
     let how = if is_root() { "apt-get" } else { "sudo apt-get" };
@@ -58,7 +58,7 @@ pub fn install(kinds: &[Kind]) -> Result<()> {
     check_stop()
 }
 
-/// Runs with its output on our standard error, which is where progress belongs.
+/// Runs a command with its output on our standard error, which is where progress belongs.
 fn run(command: &mut Command) -> Result<bool> {
     let name = command.get_program().to_string_lossy().into_owned();
     let status = command
@@ -83,8 +83,8 @@ fn quiet(command: &mut Command) -> bool {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
 }
 
-/// A rule that packages must not start services, for as long as it lives. A rule of the machine's
-/// own is respected and left alone.
+/// A rule that packages must not start services, as long as this value exists. If the machine has its own rule, it
+/// is respected and left alone.
 #[derive(Debug)]
 struct Policy {
     is_ours: bool,
@@ -101,7 +101,7 @@ impl Policy {
             }
             return Ok(Policy { is_ours: false });
         }
-        // None, or one that a killed run of this tool left behind.
+        // There is no rule, or one that a killed run of this tool left behind.
         let mut tee = as_root("tee").arg(POLICY).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         if let Some(mut input) = tee.stdin.take() {
             write!(input, "#!/bin/sh\n{POLICY_MARK}{}\nexit 101\n", std::process::id())?;
@@ -114,7 +114,7 @@ impl Policy {
     }
 }
 
-/// Removes the rule of a run that was killed before it could.
+/// Removes the rule of a run that was killed before it could do so itself.
 pub fn clear_left_behind() {
     let Ok(text) = fs::read_to_string(POLICY) else { return };
     let owner = text.lines().find_map(|line| line.strip_prefix(POLICY_MARK)?.trim().parse().ok());

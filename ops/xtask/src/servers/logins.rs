@@ -1,5 +1,5 @@
-//! Who the processes of the service and the operators' tool are at the broker and at the database. What they may do there is no business of this
-//! tool: `payment-api broker-setup` and `payment-api database-roles` say that.
+//! The users of the service's processes and of the operators' tool at the broker and at the database. This tool
+//! does not grant their rights: `payment-api broker-setup` and `payment-api database-roles` do that.
 
 /// One process.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ pub const LOGINS: [Login; 6] = [
     },
 ];
 
-/// SQL that makes a role, or gives it another password.
+/// SQL that creates a role, or gives it another password.
 pub fn create_role(role: &str, password: &str) -> String {
     let literal = password.replace('\'', "''");
     format!(

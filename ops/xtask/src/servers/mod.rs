@@ -1,9 +1,9 @@
-//! The three servers, PostgreSQL, RabbitMQ and Redis, as private instances in a folder of their own; where it is asked for,
-//! RabbitMQ as a cluster of three nodes and PostgreSQL with a standby.
+//! The three servers, PostgreSQL, RabbitMQ and Redis, as private instances in their own folder. On request,
+//! RabbitMQ is a cluster of three nodes and PostgreSQL has a standby.
 //!
-//! [`find`] looks for the programs, [`install`] gets them, [`release`] gets those of another release,
-//! [`compose`] is the other way when there is a Docker engine; [`native`] starts and stops the programs, and one file per server knows how
-//! that one wants to be run. [`set`] is the whole: what the commands use.
+//! [`find`] searches for the programs, [`install`] installs them, [`release`] fetches those of another release, and
+//! [`compose`] is the alternative if there is a Docker engine. [`native`] starts and stops the programs, and one
+//! file per server knows how to run that server. [`set`] combines all of this: it is what the commands use.
 
 pub mod compose;
 pub mod find;
@@ -47,27 +47,27 @@ pub enum Kind {
     #[serde(rename = "rabbitmq-3")]
     #[value(name = "rabbitmq-3")]
     Rabbitmq3,
-    /// A copy of the database that follows it.
+    /// A synchronous copy of the database.
     Standby,
 }
 
 impl Kind {
-    /// What every set has, in the order of every listing.
+    /// The servers that every set has, in the order of every listing.
     pub const ALL: [Kind; 3] = [Kind::Postgres, Kind::Rabbitmq, Kind::Redis];
-    /// What makes a cluster of the broker.
+    /// The servers that turn the broker into a cluster.
     pub const CLUSTER: [Kind; 3] = [Kind::Epmd, Kind::Rabbitmq2, Kind::Rabbitmq3];
-    /// The nodes of the broker that there can be.
+    /// All possible nodes of the broker.
     pub const NODES: [Kind; 3] = [Kind::Rabbitmq, Kind::Rabbitmq2, Kind::Rabbitmq3];
-    /// Whatever a set can have, in the order of starting: each group needs the ones before it.
+    /// All servers that a set can have, in the order of starting: each group needs the ones before it.
     pub const GROUPS: [&'static [Kind]; 3] =
         [&[Kind::Epmd], &Kind::ALL, &[Kind::Rabbitmq2, Kind::Rabbitmq3, Kind::Standby]];
 
-    /// Whatever a set can have.
+    /// All servers that a set can have.
     pub fn every() -> impl Iterator<Item = Kind> {
         Kind::GROUPS.into_iter().flatten().copied()
     }
 
-    /// Whose programs it is run by.
+    /// The kind whose programs run it.
     pub fn program(self) -> Kind {
         match self {
             Kind::Postgres | Kind::Standby => Kind::Postgres,
@@ -76,7 +76,7 @@ impl Kind {
         }
     }
 
-    /// What it listens on; the first is the one its clients use.
+    /// The ports it listens on; clients use the first one.
     pub fn port_names(self) -> &'static [&'static str] {
         match self {
             Kind::Postgres | Kind::Standby | Kind::Redis | Kind::Epmd => &["main"],
@@ -85,7 +85,7 @@ impl Kind {
         }
     }
 
-    /// Who may log in.
+    /// The users who may log in.
     pub fn users(self) -> &'static [&'static str] {
         match self {
             Kind::Postgres | Kind::Standby => &[

@@ -1,5 +1,5 @@
-//! Starts and stops the programs themselves, each the same way: make its data if there is none, launch
-//! it, wait until it answers, set it up once.
+//! Starts and stops the programs themselves. The steps are the same for each: create its data if there is none,
+//! launch it, wait until it answers, set it up once.
 
 use std::{
     env, fs,
@@ -28,40 +28,40 @@ use super::{
     release::Usr,
 };
 
-/// Slow disks and one busy core included; RabbitMQ takes 8 to 18 s on an idle machine.
+/// Enough for slow disks and one busy core; RabbitMQ needs 8 to 18 s on an idle machine.
 const READY_LIMIT: Duration = Duration::from_secs(120);
-/// How often a start is tried with other ports when somebody took one in between.
+/// How many times a start is tried with other ports when another process has taken one in the meantime.
 const PORT_ATTEMPTS: u32 = 3;
 
-/// What a kind of server has to know about itself. All else is the same for the three.
+/// What differs between the kinds of server. Everything else is the same for all.
 pub trait Server {
-    /// Makes its data in the empty folder `place.home`.
+    /// Creates its data in the empty folder `place.home`.
     fn create(&self, place: &Place, record: &mut Record) -> Result<()>;
-    /// Starts its processes, noting each in the record.
+    /// Starts its processes and notes each in the record.
     fn launch(&self, place: &Place, record: &mut Record) -> Result<()>;
     /// Whether it answers a client that knows the password; an error counts as "not yet".
     fn is_ready(&self, record: &Record) -> Result<bool>;
     /// What is done once, when it runs for the first time.
     fn finish(&self, place: &Place, record: &Record) -> Result<()>;
-    /// How to end it politely, and how long to wait for that.
+    /// The signal that ends it cleanly, and how long to wait for that.
     fn stop_signal(&self, stop: Stop) -> (Signal, Duration);
 }
 
-/// What a stopped server's data is still good for.
+/// Whether a stopped server's data is still needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// It will be started from it again.
+    /// The server will be started from it again.
     Keep,
-    /// Nothing: stop as fast as can be.
+    /// It is not needed: stop as fast as possible.
     Discard,
 }
 
-/// Where one server lives and as whom.
+/// The folder and the account of one server.
 #[derive(Debug)]
 pub struct Place {
-    /// The folder of the set, ours.
+    /// The folder of the set, which belongs to us.
     pub dir: PathBuf,
-    /// The folder of this server in it, the server's own.
+    /// The folder of this server in it, which belongs to the server's account.
     pub home: PathBuf,
     /// The account of the server.
     pub run_as: RunAs,
@@ -73,7 +73,8 @@ impl Place {
         Place { dir: dir.to_path_buf(), home: dir.join(kind.to_string()), run_as }
     }
 
-    /// A command of the server's account with a clean environment: nothing of the caller's may change how a server runs.
+    /// A command that runs under the server's account with a clean environment, so that the caller's variables
+    /// cannot change how a server runs.
     pub fn command(&self, program: &Path, usr: &Usr) -> Command {
         let usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let path = env::var("PATH").map_or_else(|_| usual.to_owned(), |path| format!("{path}:{usual}"));
@@ -83,7 +84,7 @@ impl Place {
         command
     }
 
-    /// Launches a program and writes it down at once, so that a later run can stop it.
+    /// Launches a program and records it at once, so that a later run can stop it.
     pub fn launch(&self, name: &str, command: &mut Command, record: &mut Record) -> Result<Child> {
         let (child, process) = process::launch(command, &log(&self.dir, record.kind))?;
         record.processes.insert(name.to_owned(), process);
@@ -91,7 +92,7 @@ impl Place {
         Ok(child)
     }
 
-    /// Launches a program that is to end by itself.
+    /// Launches a program that ends by itself, and waits for its end.
     pub fn run_to_end(&self, name: &str, command: &mut Command, record: &mut Record) -> Result<()> {
         let mut child = self.launch(name, command, record)?;
         wait_until(name, READY_LIMIT, || Ok(child.try_wait()?.is_some()))?;
@@ -126,13 +127,13 @@ pub fn server(kind: Kind, programs: &Programs) -> Result<Box<dyn Server>> {
 /// What to do when another program has taken a recorded port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ports {
-    /// Take others: nobody has been told yet.
+    /// Choose other ports: no client knows these yet.
     MayChange,
-    /// Fail: somebody is waiting on this one.
+    /// Fail: a client waits for this port.
     Fixed,
 }
 
-/// Starts one server, from its data if that is complete, else from nothing.
+/// Starts one server, from its data if that is complete, else with new data.
 pub fn start(server: &dyn Server, place: &Place, record: &mut Record, ports: Ports) -> Result<()> {
     for attempt in 1.. {
         if ports == Ports::MayChange && !ports_are_free(record) {
@@ -186,7 +187,7 @@ pub fn stop(server: &dyn Server, place: &Place, record: &mut Record, stop: Stop)
     end(place, record, |process| process.stop(signal, grace))
 }
 
-/// Ends a server's processes as a crash would.
+/// Kills a server's processes as a crash would.
 pub fn kill(place: &Place, record: &mut Record) -> Result<()> {
     end(place, record, Process::kill)
 }
@@ -197,7 +198,7 @@ fn end(place: &Place, record: &mut Record, how: impl Fn(&Process)) -> Result<()>
     record.save(&place.dir)
 }
 
-/// Removes a folder and all in it, if there is one.
+/// Removes a folder and everything in it, if it exists.
 pub fn remove_dir(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

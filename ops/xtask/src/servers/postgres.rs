@@ -1,4 +1,4 @@
-//! A private PostgreSQL: its cluster, its settings, how to ask it something; and a standby that follows it.
+//! A private PostgreSQL: its cluster, its settings, how to run SQL on it; and a standby that follows it.
 
 use std::{
     fs,
@@ -19,9 +19,9 @@ use super::{
     record::Record,
 };
 
-/// Owner of everything in it: tests create databases and break connections.
+/// The owner of everything in it: tests create databases and break connections.
 pub const USER: &str = "payment";
-/// The database of `DATABASE_URL`, empty until somebody migrates it.
+/// The database of `DATABASE_URL`, empty until it is migrated.
 pub const DATABASE: &str = "payment";
 
 /// PostgreSQL as a native server.
@@ -36,7 +36,7 @@ impl Postgres {
         place.home.join("data")
     }
 
-    /// Runs SQL in a database and gives what it prints.
+    /// Runs SQL in a database and returns the output.
     pub fn sql(&self, record: &Record, database: &str, sql: &str) -> Result<String> {
         let mut psql = self.psql(record, database)?;
         answer(psql.args(["-c", sql]), "psql")
@@ -79,7 +79,7 @@ impl Server for Postgres {
     }
 
     fn is_ready(&self, record: &Record) -> Result<bool> {
-        // A look at the port first: psql takes its time to fail.
+        // We check the port first, because psql needs a long time to fail.
         let port = record.port("main")?;
         Ok(crate::http::connect(port).is_ok() && self.sql(record, "postgres", "select 1").is_ok())
     }
@@ -90,7 +90,7 @@ impl Server for Postgres {
     }
 
     fn stop_signal(&self, stop: Stop) -> (Signal, Duration) {
-        // Both end the sessions; the first leaves the data clean, the second does not wait for that.
+        // Both signals end the sessions. The first leaves the data clean; the second does not wait for that.
         match stop {
             Stop::Keep => (Signal::INT, Duration::from_secs(20)),
             Stop::Discard => (Signal::QUIT, Duration::from_secs(5)),
@@ -98,21 +98,22 @@ impl Server for Postgres {
     }
 }
 
-/// A standby: a copy that follows the database, and without which the database confirms no commit.
+/// A standby: a synchronous copy of the database. Without it, the database confirms no commit.
 #[derive(Debug)]
 pub struct Standby(pub Postgres);
 
 impl Server for Standby {
     fn create(&self, place: &Place, record: &mut Record) -> Result<()> {
         let primary = primary(place)?;
-        // It has the same roles.
+        // The standby has the same roles.
         record.secrets = primary.secrets.clone();
         let programs = &self.0.programs;
         let mut backup = place.command(&programs.bin.join("pg_basebackup"), &programs.usr);
         backup
             .env("PGPASSWORD", primary.secret(USER)?)
             .args(["--host=127.0.0.1", "--username", USER, "--port", &primary.port("main")?.to_string()])
-            // With what it needs to follow, and a slot, so that nothing is thrown away that it has not had.
+            // With the settings that it needs to follow, and a slot, so that the primary keeps the WAL that the
+            // standby has not received.
             .args(["--write-recovery-conf", "--create-slot", "--slot=standby", "--checkpoint=fast", "--pgdata"])
             .arg(Postgres::data(place));
         place.run_to_end("0-basebackup", &mut backup, record)
@@ -126,7 +127,7 @@ impl Server for Standby {
         self.0.is_ready(record)
     }
 
-    /// From here on a commit is confirmed once the standby has it on its disk too.
+    /// From here on, a commit is confirmed only once the standby has it on its disk too.
     fn finish(&self, place: &Place, _: &Record) -> Result<()> {
         let primary = primary(place)?;
         let ask = |sql: &str| self.0.sql(&primary, "postgres", sql);
@@ -147,23 +148,23 @@ fn primary(place: &Place) -> Result<Record> {
     Record::load(&place.dir, Kind::Postgres).context("there is no database to follow")
 }
 
-/// Removes the lock of a server that was killed and that nobody has collected yet, as in a container
-/// whose first process does not care: PostgreSQL takes such a zombie for a running server.
+/// Removes the lock of a server that was killed but not collected, as in a container whose first process does not
+/// reap zombies. PostgreSQL mistakes such a zombie for a running server.
 ///
-/// Any other stale lock is PostgreSQL's own to judge.
+/// PostgreSQL itself handles any other stale lock.
 fn forget_dead_lock(data: &Path) -> Result<()> {
     let lock = data.join("postmaster.pid");
     let Ok(text) = fs::read_to_string(&lock) else { return Ok(()) };
     let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()) else { return Ok(()) };
     if process::is_zombie(pid) {
-        // Its sessions end by themselves when they notice, and must not meet a successor.
+        // The sessions end by themselves when they notice, and must not meet a new server.
         wait_until("postgres", Duration::from_secs(10), || Ok(!process::anyone_in(data)))?;
         fs::remove_file(&lock).with_context(|| format!("could not remove {}", lock.display()))?;
     }
     Ok(())
 }
 
-/// SQL that makes the role of each process; what it may do is the deploy step's to say.
+/// SQL that creates the role of each process; the deploy step grants its rights.
 pub fn create_roles(record: &Record) -> Result<String> {
     LOGINS.iter().map(|login| Ok(logins::create_role(login.role, record.secret(login.role)?))).collect()
 }
@@ -179,7 +180,7 @@ pub fn url_as(record: &Record, role: &str, database: &str) -> Result<String> {
 }
 
 fn settings(record: &Record, data: &Path) -> Result<String> {
-    // Durability stays as PostgreSQL ships it: tests kill this server and count what was committed.
+    // Durability settings stay at PostgreSQL's defaults: tests kill this server and count what was committed.
     Ok(format!(
         "# Written by xtask at each start.\n\
          listen_addresses = '127.0.0.1'\n\
@@ -201,7 +202,7 @@ fn settings(record: &Record, data: &Path) -> Result<String> {
     ))
 }
 
-/// Output of a command that must succeed.
+/// The output of a command that must succeed.
 pub fn answer(command: &mut Command, name: &str) -> Result<String> {
     let output = command.output().with_context(|| format!("could not run {name}"))?;
     let errors = String::from_utf8_lossy(&output.stderr);

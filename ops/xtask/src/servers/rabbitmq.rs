@@ -1,5 +1,5 @@
-//! A private RabbitMQ: one small node with its own port mapper, the management plug-in and its users; or three such nodes that
-//! are one cluster, with a port mapper that outlives each of them.
+//! A private RabbitMQ: one small node with its own port mapper, the management plug-in and its users. Or three such
+//! nodes in one cluster, with a port mapper that outlives each of them.
 
 use std::{
     path::Path,
@@ -20,16 +20,16 @@ use super::{
     record::Record,
 };
 
-/// Declares the topology and sets policies; may do everything.
+/// This user declares the topology and sets policies; it has all rights.
 pub const DEPLOY: &str = "payment-deploy";
-/// What tests of parts of the service log in as; no process does.
+/// This user is for tests of single parts of the service; no process logs in with it.
 pub const SERVICE: &str = "payment";
 /// A consumer of the service's events: the shop of the demo, the tests, the load tool.
 pub const DOWNSTREAM: &str = "downstream";
-/// Not a user: the secret that lets Erlang's own tools reach the node.
+/// Not a user: the secret with which Erlang's own tools reach the node.
 pub const COOKIE: &str = "cookie";
 
-/// What users may do of whom the deploy step does not know (regular expressions).
+/// The rights of the users that the deploy step does not manage (regular expressions).
 const RIGHTS: [Rights; 2] = [
     Rights { user: SERVICE, configure: r"^payment\.", write: r"^(payment\.|amq\.default)", read: r"^payment\." },
     Rights {
@@ -56,7 +56,7 @@ pub struct Rabbitmq {
 }
 
 impl Rabbitmq {
-    /// A command of RabbitMQ's own with everything in the environment that tells this node from others.
+    /// A command of RabbitMQ's own, with all the variables that distinguish this node from others.
     fn script(&self, place: &Place, record: &Record, name: &str) -> Result<Command> {
         let home = &place.home;
         let mut command = place.command(&self.programs.sbin.join(name), &self.programs.usr);
@@ -77,7 +77,8 @@ impl Rabbitmq {
         Ok(command)
     }
 
-    /// The port mapper, in the foreground: a node would start one that outlives it, and us.
+    /// Starts the port mapper in the foreground: a port mapper that the node starts would outlive the node and this
+    /// tool.
     fn launch_epmd(&self, place: &Place, port: u16, record: &mut Record) -> Result<Child> {
         let mut epmd = place.command(&self.programs.epmd, &self.programs.usr);
         epmd.env("HOME", &place.home).args(["-address", "127.0.0.1", "-port"]).arg(port.to_string());
@@ -93,7 +94,7 @@ impl Rabbitmq {
 impl Server for Rabbitmq {
     fn create(&self, place: &Place, record: &mut Record) -> Result<()> {
         if record.kind != Kind::Rabbitmq {
-            // One cluster, one cookie, the same users.
+            // One cluster has one cookie and the same users.
             record.secrets = first(place)?.secrets;
         }
         let cookie = place.home.join(".erlang.cookie");
@@ -104,8 +105,9 @@ impl Server for Rabbitmq {
         let write = |name: &str, text: &str| place.run_as.write(&place.home.join(name), text);
         write("enabled_plugins", "[rabbitmq_management].\n")?;
         write("rabbitmq-env.conf", "# Empty, so that the machine's own is not read.\n")?;
-        // How soon the management plug-in knows of a quorum queue's policy, for which broker-setup waits. A node that is cut
-        // off from the others stops serving, instead of being a broker of its own.
+        // The first setting: the management plug-in learns quickly of a quorum queue's policy, for which
+        // broker-setup waits. The second: a node that is cut off from the others stops serving instead of acting as
+        // a separate broker.
         let alone = if is_clustered(place) { ", {cluster_partition_handling, pause_minority}" } else { "" };
         write("advanced.config", &format!("[{{rabbit, [{{quorum_tick_interval, 1000}}{alone}]}}].\n"))?;
         let first_node = node_name(&place.dir, Kind::Rabbitmq);
@@ -117,7 +119,8 @@ impl Server for Rabbitmq {
 
         let mut server = self.script(place, record, "rabbitmq-server")?;
         server
-            // The script then becomes the node instead of waiting for it: one process to know and to stop.
+            // The script then becomes the node instead of waiting for it, so there is only one process to record
+            // and stop.
             .env("RUNNING_UNDER_SYSTEMD", "true")
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}");
         place.launch("2-rabbitmq", &mut server, record).map(drop)
@@ -140,7 +143,7 @@ impl Server for Rabbitmq {
     fn stop_signal(&self, stop: Stop) -> (Signal, Duration) {
         match stop {
             Stop::Keep => (Signal::TERM, Duration::from_secs(30)),
-            // A clean stop takes six seconds, for data that nobody will read.
+            // A clean stop takes six seconds, for data that is not needed.
             Stop::Discard => (Signal::KILL, Duration::from_secs(5)),
         }
     }
@@ -176,7 +179,7 @@ fn is_clustered(place: &Place) -> bool {
     Record::load(&place.dir, Kind::Epmd).is_some()
 }
 
-/// The port mapper of the cluster, or of this node alone.
+/// The port of the cluster's port mapper, or of this node's own.
 fn epmd_port(place: &Place, record: &Record) -> Result<u16> {
     match Record::load(&place.dir, Kind::Epmd) {
         Some(epmd) => epmd.port("main"),
@@ -189,13 +192,13 @@ fn first(place: &Place) -> Result<Record> {
     Record::load(&place.dir, Kind::Rabbitmq).context("there is no first node to join")
 }
 
-/// The users besides the deploy user, which the node creates itself at its first start.
+/// Creates all users except the deploy user, which the node creates itself at its first start.
 pub fn create_users(record: &Record) -> Result<()> {
     let mut names = RIGHTS.iter().map(|rights| rights.user).chain(LOGINS.iter().map(|login| login.user));
     names.try_for_each(|name| create_user(&admin(record)?, name, record.secret(name)?))
 }
 
-/// One of the users, made or changed. A process's has no rights yet: they are the deploy step's to give.
+/// Creates or changes one of the users. The user of a process has no rights yet: the deploy step grants them.
 pub fn create_user(admin: &Login<'_>, name: &str, password: &str) -> Result<()> {
     admin.manage("PUT", &format!("/api/users/{name}"), &json!({ "password": password, "tags": "" }).to_string())?;
     let Some(rights) = RIGHTS.iter().find(|rights| rights.user == name) else { return Ok(()) };
@@ -227,7 +230,8 @@ fn admin(record: &Record) -> Result<Login<'_>> {
     Ok(Login { user: DEPLOY, password: record.secret(DEPLOY)?, port: record.port("management")? })
 }
 
-/// A client that asks for a version nobody has is told the right one: the listener is up and speaks.
+/// Whether the listener speaks AMQP: to a client that requests an unknown version, it answers with the version it
+/// supports.
 fn speaks_amqp(port: u16) -> bool {
     use std::io::{Read, Write};
     let Ok(mut stream) = connect(port) else { return false };
@@ -235,21 +239,21 @@ fn speaks_amqp(port: u16) -> bool {
     stream.write_all(b"AMQP\x00\x00\x00\x00").is_ok() && stream.read_exact(&mut answer).is_ok() && answer == *b"AMQP"
 }
 
-/// The URL for one user: of each node, with commas between them.
+/// The URL for one user, of each node, separated by commas.
 pub fn url(nodes: &[Record], user: &str) -> Result<String> {
     let url = |node: &Record| Ok(format!("amqp://{user}:{}@127.0.0.1:{}/%2f", node.secret(user)?, node.port("main")?));
     Ok(nodes.iter().map(url).collect::<Result<Vec<_>>>()?.join(","))
 }
 
-/// The URL of the management plug-in, for the deploy user: of each node, with commas between them.
+/// The URL of the management plug-in for the deploy user, of each node, separated by commas.
 pub fn management_url(nodes: &[Record]) -> Result<String> {
     let url =
         |node: &Record| Ok(format!("http://{DEPLOY}:{}@127.0.0.1:{}", node.secret(DEPLOY)?, node.port("management")?));
     Ok(nodes.iter().map(url).collect::<Result<Vec<_>>>()?.join(","))
 }
 
-/// Node names of a folder's own, so that tools never reach the wrong node even with the wrong port mapper. The others of a
-/// cluster are `…-rabbitmq-2` and `…-rabbitmq-3`.
+/// Each folder has its own node names, so that tools never reach the wrong node even through the wrong port mapper.
+/// The other nodes of a cluster are `…-rabbitmq-2` and `…-rabbitmq-3`.
 fn node_name(dir: &Path, kind: Kind) -> String {
     let hash = crate::rundir::path_hash(dir);
     match kind {

@@ -1,4 +1,4 @@
-//! What is written down about one server: enough to reach it, to stop it, and to know how far its set-up got.
+//! The record of one server: enough to reach it, to stop it, and to know how far its set-up got.
 
 use std::{
     collections::BTreeMap,
@@ -22,9 +22,9 @@ pub struct Record {
     pub ports: BTreeMap<String, u16>,
     /// Its passwords by user.
     pub secrets: BTreeMap<String, String>,
-    /// What runs for it, in the order of starting (the names sort that way).
+    /// Its processes, in the order of starting (the names sort that way).
     pub processes: BTreeMap<String, Process>,
-    /// True once its data is complete: anything before that is made again, not repaired.
+    /// True once its data is complete: incomplete data is created again, not repaired.
     pub is_set_up: bool,
 }
 
@@ -41,7 +41,7 @@ impl Record {
         Ok(Record { kind, ports, secrets, processes: BTreeMap::new(), is_set_up: false })
     }
 
-    /// What the folder says of a server; `None` when it says nothing that can be read.
+    /// The record in the folder; `None` if there is none that can be read and is complete.
     pub fn load(dir: &Path, kind: Kind) -> Option<Record> {
         let record: Record = serde_json::from_str(&fs::read_to_string(file(dir, kind)).ok()?).ok()?;
         let is_whole = kind.port_names().iter().all(|name| record.ports.contains_key(*name))
@@ -49,7 +49,7 @@ impl Record {
         (record.kind == kind && is_whole).then_some(record)
     }
 
-    /// Writes it down, whole or not at all.
+    /// Writes the record atomically.
     pub fn save(&self, dir: &Path) -> Result<()> {
         write_private(&file(dir, self.kind), &serde_json::to_string_pretty(self)?)
     }

@@ -1,4 +1,4 @@
-//! A private Redis: a cache that forgets everything when it stops.
+//! A private Redis: a cache that loses everything when it stops.
 
 use std::{
     io::{Read, Write},
@@ -17,7 +17,7 @@ use super::{
     release::Usr,
 };
 
-/// Redis' own name for the user that needs a password only.
+/// Redis's own name for the user that needs only a password.
 pub const USER: &str = "default";
 
 /// Redis as a native server.
@@ -34,7 +34,7 @@ impl Server for Redis {
 
     fn launch(&self, place: &Place, record: &mut Record) -> Result<()> {
         let conf = place.home.join("redis.conf");
-        // In a file, not in the arguments: those are for everybody to read.
+        // The password is in a file, because all users of the machine can read the arguments of a process.
         let settings = format!(
             "bind 127.0.0.1\nport {}\nrequirepass {}\ndir \"{}\"\nsave \"\"\nappendonly no\ndaemonize no\n",
             record.port("main")?,
@@ -60,7 +60,7 @@ impl Server for Redis {
     }
 }
 
-/// Whether it takes the password and answers a ping.
+/// Whether it accepts the password and answers a ping.
 pub fn answers(port: u16, password: &str) -> bool {
     let Ok(mut stream) = connect(port) else { return false };
     let expected = b"+OK\r\n+PONG\r\n";

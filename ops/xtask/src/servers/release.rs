@@ -1,8 +1,9 @@
-//! Servers of another release than the machine's: from a newer suite of the Debian mirror that apt uses here, unpacked into a
-//! folder of this checkout with every library that they need. Nothing is installed.
+//! Servers of another release than the machine's. They come from a newer suite of the Debian mirror that apt uses
+//! here, and are unpacked into a folder of this checkout with every library that they need. Nothing is installed.
 //!
-//! Such a program runs in a mount namespace of its own in which that folder is `/usr`; everything else is the machine's. So
-//! the paths that are built into it hold, and it finds its own loader, libraries and Erlang. That takes root.
+//! Such a program runs in its own mount namespace, in which that folder is `/usr`; everything else is the
+//! machine's. So the paths that are built into the program are valid, and it finds its own loader, libraries and
+//! Erlang. This requires root.
 
 use std::{
     fs,
@@ -33,20 +34,20 @@ pub struct Source {
     pub releases: Releases,
 }
 
-/// Releases that are wanted instead of what the machine has.
+/// Releases that are requested instead of what the machine has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args, Serialize, Deserialize)]
 pub struct Releases {
-    /// Run this release of PostgreSQL, such as 17: the machine's own if it is that one, else from the first newer suite of
-    /// Debian that has it, unpacked beside the servers (as root only). See ops/servers.md.
+    /// Run this release of PostgreSQL, such as 17. If the machine has another one, it comes from the first newer
+    /// suite of Debian that has it, unpacked beside the servers (as root only). See ops/servers.md.
     #[arg(long, value_name = "RELEASE", value_parser = release)]
     pub postgres: Option<String>,
-    /// Run this release of RabbitMQ, such as 4 or 4.0, likewise.
+    /// Run this release of RabbitMQ, such as 4 or 4.0, in the same way.
     #[arg(long, value_name = "RELEASE", value_parser = release)]
     pub rabbitmq: Option<String>,
 }
 
 impl Releases {
-    /// The release of one server that is wanted.
+    /// The requested release of one server.
     pub fn of(&self, kind: Kind) -> Option<&str> {
         match kind.program() {
             Kind::Postgres => self.postgres.as_deref(),
@@ -61,20 +62,20 @@ fn release(text: &str) -> Result<String, String> {
     if text.split('.').all(is_number) { Ok(text.to_owned()) } else { Err("a release is like 4 or 4.0".to_owned()) }
 }
 
-/// Whether a version is of a release: 4.0.5 is of 4 and of 4.0, and 40.1 of neither.
+/// Whether a version belongs to a release: 4.0.5 belongs to 4 and to 4.0, and 40.1 to neither.
 pub fn is_of(version: &str, release: &str) -> bool {
     version.strip_prefix(release).is_some_and(|rest| !rest.starts_with(|symbol: char| symbol.is_ascii_digit()))
 }
 
-/// What a program sees as `/usr`; the default is the machine's own.
+/// The folder that a program sees as `/usr`; the default is the machine's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usr(Option<PathBuf>);
 
-/// Has the first argument stand for `/usr` and runs the rest. The process stays the same one.
+/// Mounts the first argument as `/usr` and executes the rest. The process stays the same one.
 const ENTER: &str = r#"mount --bind "$1" /usr && shift && exec "$@""#;
 
 impl Usr {
-    /// A path that a program there knows by this name, as seen from here.
+    /// The real path of a file that a program in this `/usr` knows by the name `path`.
     pub fn outside(&self, path: &Path) -> PathBuf {
         match (&self.0, path.strip_prefix("/usr")) {
             (Some(usr), Ok(below)) => usr.join(below),
@@ -82,7 +83,7 @@ impl Usr {
         }
     }
 
-    /// A command that runs a program there, under an account.
+    /// A command that runs a program with this `/usr`, under an account.
     pub fn command(&self, program: &Path, run_as: &RunAs) -> Command {
         let Some(usr) = &self.0 else {
             let mut command = Command::new(program);
@@ -110,15 +111,15 @@ fn folder(kind: Kind, release: &str) -> Result<PathBuf> {
     Ok(rundir::for_purpose("releases")?.join(format!("{kind}-{release}")))
 }
 
-/// Suites that are newer than what a machine has, the nearest first.
+/// Suites that are newer than a machine's own, the nearest first.
 const SUITES: [&str; 3] = ["stable", "testing", "unstable"];
-/// What scripts and [`Usr::command`] need, which packages may take for granted.
+/// What scripts and [`Usr::command`] need. Packages may assume these packages without a dependency.
 const TAKEN_FOR_GRANTED: [&str; 6] = ["dash", "coreutils", "sed", "grep", "findutils", "util-linux"];
 
 /// Downloads and unpacks one server of a release.
 ///
 /// # Errors
-/// When this machine cannot run such a thing, or no suite has it.
+/// When this machine cannot run such a program, or no suite has it.
 pub fn fetch(kind: Kind, release: &str) -> Result<()> {
     let dir = folder(kind, release)?;
     rundir::claim(&dir)?;
@@ -152,7 +153,7 @@ pub fn fetch(kind: Kind, release: &str) -> Result<()> {
     bail!("{kind} {release} is not on this machine, and Debian's newer suites have {others}");
 }
 
-/// Whether a program can be given a `/usr` of its own here.
+/// Whether a program can run with another `/usr` here.
 fn check() -> Result<()> {
     ensure!(is_root(), "only root can give a program another /usr");
     for tool in ["/usr/bin/apt-get", "/usr/bin/dpkg-deb"] {
@@ -165,7 +166,7 @@ fn check() -> Result<()> {
     tried.context("this machine lets nobody mount anything, as is usual in containers").map(drop)
 }
 
-/// The address from which apt has this machine's own suite.
+/// The address from which apt gets this machine's own suite.
 fn mirror() -> Result<String> {
     let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let value = |name: &str| os.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
@@ -178,7 +179,7 @@ fn mirror() -> Result<String> {
     site.with_context(|| format!("apt knows no mirror of Debian {codename}: run apt-get update"))
 }
 
-/// apt with lists, packages and sources of its own, and nothing installed.
+/// apt with its own lists, packages and sources, and an empty list of installed packages.
 struct Apt<'a> {
     dir: &'a Path,
 }
@@ -198,7 +199,7 @@ impl Apt<'_> {
             ("Acquire::Languages", "none".to_owned()),
             ("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false".to_owned()),
             ("APT::Install-Recommends", "false".to_owned()),
-            // Its usual account cannot write here.
+            // apt's usual account cannot write here.
             ("APT::Sandbox::User", "root".to_owned()),
         ] {
             command.arg("-o").arg(format!("{option}={value}"));
@@ -207,7 +208,7 @@ impl Apt<'_> {
         command
     }
 
-    /// Gets the list of one suite.
+    /// Fetches the package list of one suite.
     fn choose(&self, mirror: &str, suite: &str) -> Result<()> {
         for folder in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(self.dir.join(folder))?;
@@ -222,7 +223,7 @@ impl Apt<'_> {
         Ok(())
     }
 
-    /// The version of the project itself, if the suite has the package.
+    /// The project's own version number, if the suite has the package.
     fn version(&self, package: &str) -> Result<Option<String>> {
         let shown = answer(self.command("apt-cache").args(["madison", package]))?;
         let full = shown.lines().next().and_then(|line| line.split('|').nth(1)).map(str::trim);
@@ -250,7 +251,7 @@ impl Apt<'_> {
         self.clear()
     }
 
-    /// Removes what it has downloaded.
+    /// Removes the downloads.
     fn clear(&self) -> Result<()> {
         remove_dir(&self.dir.join("cache"))?;
         remove_dir(&self.dir.join("state"))
@@ -263,7 +264,7 @@ fn upstream(version: &str) -> &str {
     version.rsplit_once('-').map_or(version, |(upstream, _)| upstream)
 }
 
-/// What a command prints; an error with its own words when it fails.
+/// The output of a command; if it fails, an error with its own message.
 fn answer(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let done = command.env("LC_ALL", "C").stdin(Stdio::null()).output();

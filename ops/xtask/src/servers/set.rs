@@ -30,12 +30,12 @@ use super::{
     release::{self, Releases, Source},
 };
 
-/// Whether a set begins from nothing.
+/// Whether a set starts empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// Whatever an earlier run left is stopped and removed.
+    /// What an earlier run left is stopped and removed.
     Fresh,
-    /// What runs is used, what does not run is started from its data.
+    /// Running servers are used; stopped servers are started from their data.
     Reuse,
 }
 
@@ -47,7 +47,7 @@ enum Backend {
     Compose,
 }
 
-/// What the file of a folder says about the whole.
+/// What a folder's file says about the whole set.
 #[derive(Debug, Serialize, Deserialize)]
 struct Header {
     backend: Backend,
@@ -67,7 +67,7 @@ impl Header {
 pub struct Set {
     /// The folder.
     pub dir: PathBuf,
-    /// Releases that were asked for.
+    /// The requested releases.
     pub releases: Releases,
     backend: Backend,
     programs: Programs,
@@ -75,7 +75,7 @@ pub struct Set {
 }
 
 impl Set {
-    /// Brings up the servers `kinds` in `dir`. On failure none of them is left running.
+    /// Starts the servers `kinds` in `dir`. On failure none of them stays running.
     pub fn up(dir: &Path, start: Start, kinds: &[Kind], source: &Source) -> Result<Set> {
         rundir::claim(dir)?;
         let _lock = Lock::wait(dir)?;
@@ -109,7 +109,7 @@ impl Set {
     pub fn open(dir: &Path) -> Result<Set> {
         let text = fs::read_to_string(header_file(dir))
             .map_err(|_| anyhow!("no servers in {}: start some with `cargo xtask up`", dir.display()))?;
-        // A machine that lost its power may have left an empty file. What ran then runs no more.
+        // A machine that lost power may have left an empty file. The servers that ran then no longer run.
         let header = serde_json::from_str(&text).unwrap_or_else(|_| Header::of(Backend::Native, &Releases::default()));
         Ok(Set {
             dir: dir.to_path_buf(),
@@ -140,7 +140,8 @@ impl Set {
         if self.backend == Backend::Compose {
             return compose::start(&self.dir, kinds);
         }
-        // The nodes of a cluster that was there before wait for each other: the last one that stopped knows the most.
+        // The nodes of an existing cluster wait for each other at start, because the last one that stopped has the
+        // newest data. So they start together.
         let was_there = |kind: &Kind| Record::load(&self.dir, *kind).is_some_and(|record| record.is_set_up);
         let [first, second, third] = Kind::GROUPS.map(<[Kind]>::to_vec);
         let (early, late): (Vec<Kind>, Vec<Kind>) = third.into_iter().partition(was_there);
@@ -180,7 +181,7 @@ impl Set {
         started.context("could not start it from the data of an earlier run (`cargo xtask up --fresh` begins anew)")
     }
 
-    /// Does something to one server while the others run; for tests of what happens then.
+    /// Runs an action on one server while the others run, for tests of an outage.
     pub fn control(&self, kind: Kind, action: Action) -> Result<()> {
         let _lock = Lock::wait(&self.dir)?;
         self.record(kind)?;
@@ -230,17 +231,17 @@ impl Set {
         let (kind, place) = (record.kind, self.place(record.kind));
         match native::server(kind, &self.programs) {
             Ok(server) => native::stop(&*server, &place, &mut record, stop),
-            // Its programs were uninstalled under it.
+            // Its programs were uninstalled while it ran.
             Err(_) => native::kill(&place, &mut record),
         }
     }
 
-    /// Removes what the folder holds, but its locks and the folder itself.
+    /// Removes everything in the folder except its locks.
     pub fn remove(&self) -> Result<()> {
         if self.backend == Backend::Compose {
             compose::down(&self.dir, false)?;
         }
-        // The header goes last: as long as anything is here, the folder is known to be ours.
+        // The header is removed last: as long as any file is here, the folder is known to be ours.
         let header = header_file(&self.dir);
         for path in contents(&self.dir)?.iter().filter(|path| **path != header).chain([&header]) {
             if path.is_dir() && !path.is_symlink() {
@@ -257,7 +258,7 @@ impl Set {
         Record::load(&self.dir, kind).with_context(|| format!("no {kind} in {}", self.dir.display()))
     }
 
-    /// Whether one server runs; for what it says to a client, ask it.
+    /// Whether one server's processes run. This does not check that it answers clients.
     pub fn is_running(&self, kind: Kind) -> bool {
         match self.backend {
             Backend::Native => Record::load(&self.dir, kind).is_some_and(|record| record.is_running()),
@@ -265,7 +266,7 @@ impl Set {
         }
     }
 
-    /// The variables by which programs reach the servers of this set.
+    /// The variables with which programs reach the servers of this set.
     pub fn env(&self) -> Result<Vec<(&'static str, String)>> {
         self.record(Kind::Rabbitmq)?;
         let broker: Vec<Record> = Kind::NODES.iter().filter_map(|kind| Record::load(&self.dir, *kind)).collect();
@@ -294,7 +295,7 @@ impl Set {
         postgres::url(&self.record(Kind::Postgres)?, database)
     }
 
-    /// Makes an empty database, in place of one of that name.
+    /// Creates an empty database and replaces an existing one of that name.
     pub fn create_database(&self, name: &str) -> Result<()> {
         self.sql(&format!("drop database if exists {name} with (force)"))?;
         self.sql(&format!("create database {name}")).map(drop)
@@ -336,20 +337,20 @@ impl Set {
     }
 }
 
-/// What can be done to one server of a set.
+/// The actions on one server of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Action {
-    /// Start it again, on the same ports, from its data (or, after a wipe, from nothing).
+    /// Start it again on the same ports, from its data (or, after a wipe, with none).
     Start,
-    /// Stop it politely.
+    /// Stop it cleanly.
     Stop,
-    /// End it as a crash would.
+    /// Kill it as a crash would.
     Kill,
-    /// Suspend it: its connections stay, it answers nothing.
+    /// Suspend it: its connections stay open, but it answers nothing.
     Pause,
-    /// Let it go on.
+    /// Let it continue.
     Resume,
-    /// End it and forget its data; it stays stopped.
+    /// Kill it and delete its data; it stays stopped.
     Wipe,
 }
 
@@ -365,7 +366,7 @@ impl Action {
     }
 }
 
-/// What is in a folder besides the locks and what a write that was killed left behind.
+/// The contents of a folder without the locks and the partial files of a killed write.
 fn contents(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
     Ok(entries
@@ -378,7 +379,7 @@ fn header_file(dir: &Path) -> PathBuf {
     dir.join("set.json")
 }
 
-/// Finds a way to have these servers: as they are, from packages, from Docker.
+/// Finds a way to run these servers: as installed, from packages, or with Docker.
 fn provide(kinds: &[Kind], source: &Source) -> Result<(Backend, Programs)> {
     install::clear_left_behind();
     let look = || Programs::look(&source.releases);
