@@ -1,4 +1,4 @@
-//! What Alipay posts and answers.
+//! Fuzz targets for Alipay's callbacks and answers.
 
 use std::sync::LazyLock;
 
@@ -43,7 +43,7 @@ pub(crate) fn callback(body: &[u8]) {
     let _ = gateway(Alipay).verify_return(&query);
 }
 
-/// Fields that Alipay has signed: they verify, and are read or refused; with one byte changed they do not verify.
+/// Fields with Alipay's signature: they verify, and are read or refused. With one changed byte they do not verify.
 pub(crate) fn signed(body: &[u8]) {
     let fields: Vec<(String, String)> = url::form_urlencoded::parse(body)
         .into_owned()
@@ -74,7 +74,7 @@ pub(crate) fn signed(body: &[u8]) {
     assert!(gateway(Alipay).verify(posted(forged.into_bytes()), None).is_err(), "a forged callback verifies");
 }
 
-/// The answer to a call, the name of the method before the first line feed.
+/// The answer to a call. The method name comes before the first line feed.
 pub(crate) fn answer(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == b'\n');
     let (method, body) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());

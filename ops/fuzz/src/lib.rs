@@ -1,7 +1,8 @@
-//! Fuzz targets: each hands arbitrary bytes to one reader of the service and panics when what must hold does not.
+//! Fuzz targets: each passes arbitrary bytes to one reader of the service, and panics when a required property does
+//! not hold.
 //!
-//! Behind a signature the readers are reached with good keys: the target signs and seals what it is given, as the gateway
-//! would. The keys are the protocol vectors', which are worth nothing.
+//! To reach the readers behind a signature, the target signs and encrypts its input with valid keys, as the gateway
+//! would. The keys are those of the protocol vectors, which are worth nothing.
 
 mod alipay;
 mod money;
@@ -24,7 +25,7 @@ pub struct Target {
     pub run: fn(&[u8]),
 }
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 9] = [
     Target { name: "alipay_callback", run: alipay::callback },
     Target { name: "alipay_signed", run: alipay::signed },
@@ -51,7 +52,7 @@ fn gateway(method: PaymentMethod) -> Arc<dyn Gateway> {
     GATEWAYS.get(method, &main_account()).unwrap_or_else(|| panic!("no account of {method}"))
 }
 
-/// The private half of a key of the gateways.
+/// A private key of the gateways.
 fn signing_key(pem: &str) -> SigningKey {
     SigningKey::from_pem(pem).unwrap_or_else(|error| panic!("{error}"))
 }

@@ -2,7 +2,7 @@
 
 use domain::Money;
 
-/// What is read is what was written, and nothing else is read.
+/// A valid amount is read as the same amount, and nothing else is accepted.
 pub(crate) fn read(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Ok(money) = Money::from_yuan(text) else { return };

@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use payment_api::problem::{ApiError, FieldFault};
 use serde_json::{Value, json};
 
-/// Whatever a client calls its fields: an answer that is JSON, says its status, and repeats the fields as they came.
+/// Whatever names a client uses for fields: the answer is JSON, contains its status, and repeats the fields unchanged.
 pub(crate) fn render(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let (field, message) = text.split_once('\n').unwrap_or((&text, ""));

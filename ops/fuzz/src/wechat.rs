@@ -1,4 +1,4 @@
-//! What WeChat Pay posts and answers.
+//! Fuzz targets for WeChat Pay's callbacks and answers.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -33,7 +33,7 @@ fn posted(headers: Vec<(String, String)>, body: &[u8]) -> Callback {
     Callback { method: Wechat, account: main_account(), headers, body, received_at, job_id: None }
 }
 
-/// As WeChat Pay signs it, with no clock window: the worker's check.
+/// The headers with WeChat Pay's signature, for the worker's check, which has no clock window.
 fn signed_headers(body: &[u8]) -> Vec<(String, String)> {
     let message = [TIMESTAMP.as_bytes(), b"\nn\n", body, b"\n"].concat();
     let signature = WECHATS.sign(&message).unwrap_or_else(|error| panic!("{error}"));
@@ -47,7 +47,7 @@ fn signed_headers(body: &[u8]) -> Vec<(String, String)> {
     CALLBACK_HEADERS.iter().map(|name| ((*name).to_owned(), value(name))).collect()
 }
 
-/// Headers and a body as a stranger sends them: a line for each header, then the body.
+/// Headers and a body as a stranger sends them: one line for each header, then the body.
 pub(crate) fn callback(bytes: &[u8]) {
     let mut parts = bytes.splitn(CALLBACK_HEADERS.len() + 1, |byte| *byte == b'\n');
     let mut next = || parts.next().unwrap_or_default();
@@ -60,14 +60,14 @@ pub(crate) fn callback(bytes: &[u8]) {
     }
 }
 
-/// A body that WeChat Pay has signed: it verifies, and is read or refused.
+/// A body with WeChat Pay's signature: it verifies, and is read or refused.
 pub(crate) fn signed(body: &[u8]) {
     let verified = gateway(Wechat).verify(posted(signed_headers(body), body), None);
     let verified = verified.unwrap_or_else(|error| panic!("a signed body does not verify: {error}"));
     let _ = gateway(Wechat).read(&verified, Clock::system().now());
 }
 
-/// A text that WeChat Pay has sealed and signed: kind of event before the first line feed, then the text.
+/// A text that WeChat Pay has encrypted and signed: the event type before the first line feed, then the text.
 pub(crate) fn sealed(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == b'\n');
     let kind = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
@@ -88,7 +88,7 @@ pub(crate) fn sealed(bytes: &[u8]) {
         Some(text),
         "what was sealed does not open"
     );
-    // With any one part in place of another nothing opens.
+    // If any one part is replaced with another value, nothing decrypts.
     let others = [
         (kind != ALGORITHM, sealed(&kind, &nonce, AAD, &ciphertext)),
         (kind != nonce, sealed(ALGORITHM, &kind, AAD, &ciphertext)),
@@ -107,7 +107,7 @@ pub(crate) fn sealed(bytes: &[u8]) {
     signed(body.to_string().as_bytes());
 }
 
-/// An answer with certificates: a line for each header, then the body.
+/// An answer with certificates: one line for each header, then the body.
 pub(crate) fn certificates(bytes: &[u8]) {
     let mut parts = bytes.splitn(CALLBACK_HEADERS.len() + 1, |byte| *byte == b'\n');
     let mut next = || parts.next().unwrap_or_default();

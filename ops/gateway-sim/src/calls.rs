@@ -1,4 +1,4 @@
-//! How often each gateway was called, by order and kind of call: for tests that count questions.
+//! Counts the calls to each gateway, by order and kind of call, for tests that count queries.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,10 +9,10 @@ use tokio::time::{Duration, Instant};
 
 use crate::ledger::Gateway;
 
-/// Names that are counted apart; a call beyond them counts under no order.
+/// The maximum number of counters. A call beyond it is counted without its order.
 const MAX_NAMES: usize = 1_000_000;
 
-/// What a merchant's server asks a gateway to do.
+/// The kinds of call from a merchant's server to a gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CallKind {
@@ -26,7 +26,7 @@ pub enum CallKind {
     Refund,
     /// A query about a refund.
     RefundQuery,
-    /// Another way for an abnormal refund.
+    /// A request to pay out an abnormal refund in another way.
     Redirect,
     /// The gateway's certificates.
     Certificates,
@@ -34,7 +34,7 @@ pub enum CallKind {
     Other,
 }
 
-/// Whose call it is, and which order it names.
+/// The gateway, the account and the order of a call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct At<'a> {
     pub(crate) gateway: Gateway,
@@ -43,13 +43,13 @@ pub(crate) struct At<'a> {
 }
 
 impl At<'_> {
-    /// The account as faults name it: `alipay/main`.
+    /// The account as fault scopes name it: `alipay/main`.
     pub(crate) fn account_scope(self) -> String {
         format!("{}/{}", slug(self.gateway), self.account)
     }
 }
 
-/// Which calls are wanted; absent, all.
+/// A filter for calls; an absent field matches all.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WantedCalls {
@@ -73,7 +73,7 @@ struct Tally {
 pub(crate) struct Calls(Mutex<BTreeMap<Name, Tally>>);
 
 impl Calls {
-    /// Counts one call whose signature held.
+    /// Counts one call whose signature was verified.
     pub(crate) fn count(&self, at: At<'_>, call: CallKind) {
         self.count_at(at, call, Instant::now());
     }
@@ -93,7 +93,7 @@ impl Calls {
         (tally.count, tally.last) = (tally.count + 1, now);
     }
 
-    /// The calls that are wanted, and how many they are in all.
+    /// The calls that match the filter, and their total.
     pub(crate) fn view(&self, wanted: &WantedCalls) -> Value {
         let tallies = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |(gateway, account, number, call): &Name| {
@@ -119,7 +119,7 @@ impl Calls {
         json!({ "total": found().map(|(_, tally)| tally.count).sum::<u64>(), "calls": calls })
     }
 
-    /// Begins to count at 0.
+    /// Resets all counters.
     pub(crate) fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }

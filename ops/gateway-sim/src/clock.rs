@@ -1,4 +1,4 @@
-//! Times as the two gateways write them.
+//! Times in the formats of the two gateways.
 
 use time::format_description::BorrowedFormatItem;
 use time::format_description::well_known::Rfc3339;
@@ -9,7 +9,7 @@ const BEIJING: UtcOffset = offset!(+8);
 const ALIPAY: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
 const DAY: &[BorrowedFormatItem<'_>] = format_description!("[year][month][day]");
 
-/// This moment. The simulator is a process of its own, with a clock of its own.
+/// The current time. The simulator is a separate process with its own clock.
 #[expect(clippy::disallowed_methods, reason = "the one place where the simulator reads its clock")]
 pub(crate) fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
@@ -20,7 +20,7 @@ pub(crate) fn alipay(at: OffsetDateTime) -> String {
     beijing(at).format(ALIPAY).unwrap_or_default()
 }
 
-/// Reads what [`alipay`] writes, and nothing looser.
+/// Reads exactly the format that [`alipay`] writes.
 pub(crate) fn parse_alipay(text: &str) -> Option<OffsetDateTime> {
     if text.len() != 19 {
         return None;
@@ -39,12 +39,12 @@ pub(crate) fn parse_wechat(text: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(text, &Rfc3339).ok()
 }
 
-/// `yyyyMMdd` in Beijing time, the head of most numbers a gateway gives out.
+/// `yyyyMMdd` in Beijing time, with which most numbers of a gateway begin.
 pub(crate) fn day(at: OffsetDateTime) -> String {
     beijing(at).format(DAY).unwrap_or_default()
 }
 
-/// The last hours of the last year have no time in Beijing; they stay as they are.
+/// The last hours of the year 9999 cannot be shown in Beijing time; they stay unchanged.
 fn beijing(at: OffsetDateTime) -> OffsetDateTime {
     at.checked_to_offset(BEIJING).unwrap_or(at)
 }

@@ -1,7 +1,7 @@
-//! RSA, AES-GCM, PEM and randomness, thin over aws-lc-rs.
+//! RSA, AES-GCM, PEM and random values: a thin layer over aws-lc-rs.
 //!
-//! Only the arithmetic comes from the library. The strings that are signed are built in
-//! `alipay::sign` and `wechat::sign`, from the protocol papers and from nothing else.
+//! Only the arithmetic comes from the library. The strings to sign are built in `alipay::sign` and `wechat::sign`,
+//! only from the protocol documents.
 
 use anyhow::{Context, Result, bail};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -23,7 +23,7 @@ impl Signer {
     /// A new 2048-bit key.
     ///
     /// # Errors
-    /// When the library cannot make one.
+    /// When the library cannot create one.
     pub fn generate() -> Result<Signer> {
         KeyPair::generate(KeySize::Rsa2048).map(Signer).map_err(|_| anyhow::anyhow!("no RSA key could be made"))
     }
@@ -31,7 +31,7 @@ impl Signer {
     /// Reads PKCS#8 PEM text.
     ///
     /// # Errors
-    /// When the text is no such key.
+    /// When the text is not such a key.
     pub fn from_pem(pem: &str) -> Result<Signer> {
         let der = from_pem(pem, PRIVATE)?;
         KeyPair::from_pkcs8(&der).map(Signer).map_err(|error| anyhow::anyhow!("not an RSA private key: {error}"))
@@ -46,7 +46,7 @@ impl Signer {
         Ok(to_pem(der.as_ref(), PRIVATE))
     }
 
-    /// The public half as SPKI PEM text.
+    /// The public key as SPKI PEM text.
     ///
     /// # Errors
     /// When the library cannot write it.
@@ -54,7 +54,7 @@ impl Signer {
         Ok(to_pem(&self.public_der()?, PUBLIC))
     }
 
-    /// The public half as SPKI in DER.
+    /// The public key as SPKI in DER.
     ///
     /// # Errors
     /// When the library cannot write it.
@@ -66,7 +66,7 @@ impl Signer {
     /// The signature of `message`, base64 on one line.
     ///
     /// # Panics
-    /// Never with a key this type can hold: signing fails only when memory runs out.
+    /// Never with a key that this type can hold: signing fails only when memory runs out.
     #[must_use]
     pub fn sign(&self, message: &[u8]) -> String {
         let mut signature = vec![0; self.0.public_modulus_len()];
@@ -75,9 +75,9 @@ impl Signer {
     }
 }
 
-/// What was encrypted for the holder of a key.
+/// Decryption of what was encrypted for the holder of the key.
 impl Signer {
-    /// Opens what was sealed with RSAES-OAEP (SHA-1) under the public half: base64 in, text out.
+    /// Decrypts what was encrypted with RSAES-OAEP (SHA-1) under the public key: base64 in, text out.
     #[must_use]
     pub fn open(&self, sealed: &str) -> Option<String> {
         let der = AsDer::<Pkcs8V1Der>::as_der(&self.0).ok()?;
@@ -88,7 +88,7 @@ impl Signer {
     }
 }
 
-/// A public RSA key that checks what a [`Signer`] signed.
+/// A public RSA key that verifies what a [`Signer`] signed.
 #[derive(Debug)]
 pub struct Verifier(ParsedPublicKey);
 
@@ -96,7 +96,7 @@ impl Verifier {
     /// Reads SPKI PEM text.
     ///
     /// # Errors
-    /// When the text is no such key.
+    /// When the text is not such a key.
     pub fn from_pem(pem: &str) -> Result<Verifier> {
         let der = from_pem(pem, PUBLIC)?;
         ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der)
@@ -104,14 +104,14 @@ impl Verifier {
             .map_err(|error| anyhow::anyhow!("not an RSA public key: {error}"))
     }
 
-    /// Whether `signature` (base64) is right for `message`.
+    /// Whether `signature` (base64) is valid for `message`.
     #[must_use]
     pub fn accepts(&self, message: &[u8], signature: &str) -> bool {
         STANDARD.decode(signature).is_ok_and(|signature| self.0.verify_sig(message, &signature).is_ok())
     }
 }
 
-/// AES-256-GCM; the tag is the tail of the result, which is base64.
+/// Encrypts with AES-256-GCM. The result is base64; the tag is at its end.
 ///
 /// # Panics
 /// Never: the lengths are fixed by the types.
@@ -132,7 +132,7 @@ pub(crate) fn sha256(text: &[u8]) -> [u8; 32] {
     bytes
 }
 
-/// Random bytes of the operating system.
+/// Random bytes from the operating system.
 #[must_use]
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
@@ -146,7 +146,7 @@ pub(crate) fn random_text(length: usize, alphabet: &[u8]) -> String {
     let mut text = String::with_capacity(length);
     while text.len() < length {
         for byte in random::<64>() {
-            let reach = 256 / alphabet.len() * alphabet.len(); // Above it some characters would come oftener.
+            let reach = 256 / alphabet.len() * alphabet.len(); // Beyond it some characters would be more frequent.
             if usize::from(byte) < reach && text.len() < length {
                 text.push(char::from(alphabet[usize::from(byte) % alphabet.len()]));
             }

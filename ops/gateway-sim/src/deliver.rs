@@ -1,4 +1,4 @@
-//! Deliveries: each notification on its gateway's own schedule until the merchant answers with success.
+//! Delivers each notification on its gateway's own schedule until the merchant answers with success.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,28 +41,28 @@ pub const WECHAT_SCHEDULE: &[u64] = &[
     6 * HOUR,
 ];
 
-/// An answer later than this counts for nothing. Not scaled: the merchant's service is not faster for a fast clock.
+/// A later answer is ignored. This is not scaled by the speed, because the merchant's service does not become faster.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// A payment's notification waits no longer than this for a refund's.
+/// A payment's notification waits at most this long for a refund's notification.
 const REFUND_FIRST: Duration = Duration::from_secs(MINUTE);
-/// As much of an answer as is read and shown.
+/// The maximum of an answer that is read and shown.
 const ANSWER_LIMIT: usize = 256;
 
 #[derive(Debug)]
 pub(crate) struct Deliveries {
     client: reqwest::Client,
-    /// Requests in flight at a time.
+    /// Limits the requests in flight.
     slots: Semaphore,
     tasks: Mutex<JoinSet<()>>,
     speed: f64,
 }
 
-/// What a delivery came to.
+/// The result of a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Delivered {
-    /// Whether it was the gateway's sign of success.
+    /// Whether the answer was the gateway's success answer.
     pub(crate) accepted: bool,
-    /// Status and body, or why there is none.
+    /// Status and body, or the error if there is no answer.
     pub(crate) answer: String,
 }
 
@@ -91,12 +91,12 @@ impl Deliveries {
         tasks.spawn(work);
     }
 
-    /// Gives up on everything that is under way.
+    /// Aborts everything that is under way.
     pub(crate) fn stop(&self) {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
 
-    /// A time of the gateway as it passes here.
+    /// A duration of the gateway, divided by the speed.
     pub(crate) fn scaled(&self, time: Duration) -> Duration {
         time.div_f64(self.speed)
     }
@@ -131,7 +131,7 @@ impl Deliveries {
     }
 }
 
-/// The whole life of one notification.
+/// Delivers one notification until it is accepted or the schedule ends.
 async fn run(sim: Arc<Sim>, key: TradeKey, notice_id: String) {
     let schedule = match key.gateway {
         Gateway::Alipay => ALIPAY_SCHEDULE,
@@ -155,7 +155,7 @@ async fn run(sim: Arc<Sim>, key: TradeKey, notice_id: String) {
     warn!(out_trade_no = key.out_trade_no, "Gave up notifying {}: the schedule is over", key.out_trade_no);
 }
 
-/// Lets the notice of a refund overtake that of the payment, when it is told to.
+/// If the faults configure it, lets the refund's notice overtake the payment's notice.
 async fn wait_for_refund(sim: &Sim, key: &TradeKey, notice_id: &str) {
     let notices = || sim.ledger.get(key, clock::now()).map(|trade| trade.notices).unwrap_or_default();
     let is_payment = |notice: &Notice| notice.id == notice_id && notice.event == Event::Paid;
@@ -172,7 +172,7 @@ async fn wait_for_refund(sim: &Sim, key: &TradeKey, notice_id: &str) {
     }
 }
 
-/// One moment of the schedule.
+/// One delivery of the schedule.
 struct Delivery<'a> {
     sim: &'a Arc<Sim>,
     trade: Trade,
@@ -180,7 +180,7 @@ struct Delivery<'a> {
 }
 
 impl Delivery<'_> {
-    /// Whether the notification is through.
+    /// Whether the notification was accepted.
     async fn attempt(&self, attempt: usize) -> bool {
         let faults = self.sim.faults.callbacks(&self.trade.out_trade_no);
         if self.sim.faults.falls("lose", faults.lose) {
@@ -215,9 +215,9 @@ impl Delivery<'_> {
         accepted
     }
 
-    /// Sends what must be refused, if the dice say so. True when it took the place of the right delivery.
+    /// Sends what must be refused, if the dice decide so. Returns true if this replaced the authentic delivery.
     async fn spoil(&self, faults: &CallbackFaults) -> bool {
-        let serials = self.trade.gateway() == Gateway::Wechat; // Alipay knows neither serials nor probes.
+        let serials = self.trade.gateway() == Gateway::Wechat; // Alipay has neither serials nor probes.
         if serials && self.sim.faults.falls("probe", faults.probe) {
             self.send_wrong(Wrong::Probe).await;
         }
@@ -239,7 +239,7 @@ impl Delivery<'_> {
         self.send(&Overrides { wrong: Some(wrong), ..Overrides::default() }, Wanted::Refused).await;
     }
 
-    /// What faults change in an authentic callback.
+    /// The changes that faults make in an authentic callback.
     fn overrides(&self, faults: &CallbackFaults) -> Overrides {
         let mut overrides = Overrides { sign_with: faults.sign_with.clone(), ..Overrides::default() };
         if faults.wrong_amount_fen.is_some() {
@@ -260,7 +260,7 @@ impl Delivery<'_> {
         overrides
     }
 
-    /// The fields that faults leave out or change; what a caller asks for wins.
+    /// The fields that faults omit or change; the caller's own values take precedence.
     fn with_odd_fields(&self, mut overrides: Overrides) -> Overrides {
         let Trade { account, out_trade_no, .. } = &self.trade;
         let at = At { gateway: self.trade.gateway(), account, out_trade_no: Some(out_trade_no) };
@@ -304,14 +304,14 @@ impl Delivery<'_> {
     }
 }
 
-/// What the merchant should do with a callback.
+/// The expected reaction of the merchant to a callback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Accepted,
     Refused,
 }
 
-/// Sends the callback of a trade's last notification now, beside its schedule.
+/// Sends the callback of a trade's last notification now, independent of its schedule.
 pub(crate) async fn once(sim: &Arc<Sim>, trade: Trade, overrides: &Overrides) -> Option<Delivered> {
     let notice_id = trade.notices.last()?.id.clone();
     trade.callback_url()?;
@@ -319,7 +319,7 @@ pub(crate) async fn once(sim: &Arc<Sim>, trade: Trade, overrides: &Overrides) ->
     Delivery { sim, trade, notice_id: &notice_id }.send(overrides, wanted).await
 }
 
-/// The chain of causes, without the address: it says nothing new.
+/// The chain of errors without the address, which adds nothing.
 fn describe(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer within 5 s".to_owned();

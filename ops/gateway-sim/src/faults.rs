@@ -1,6 +1,6 @@
-//! Faults on demand: what the networks and the gateways do to a merchant, at chosen odds.
+//! Faults on request: what networks and gateways do to a merchant, with chosen probabilities.
 //!
-//! The dice are a seeded generator, so a run can be repeated as far as the order of its events can.
+//! The dice are a seeded generator, so a run can be repeated as far as the sequence of its events is the same.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::calls::At;
 use crate::odd::OddFaults;
 
-/// Trades that can have faults of their own at a time.
+/// The maximum number of trades with their own faults.
 const MAX_SCOPES: usize = 100_000;
 const MAX_COPIES: u32 = 1_000;
 const MAX_DELAY_MS: u64 = 86_400_000;
@@ -22,29 +22,29 @@ const MAX_SLOW_MS: u64 = 120_000;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CallbackFaults {
-    /// Odds that a delivery is not sent; the next follows on the schedule.
+    /// Odds that a delivery is not sent; the next one follows on the schedule.
     pub lose: f64,
-    /// Further copies after a delivery that was answered with success.
+    /// How many more copies follow a delivery that was answered with success.
     pub repeat: u32,
-    /// Copies sent at the same moment; 0 and 1 mean one.
+    /// Copies sent at the same time; 0 and 1 both mean one copy.
     pub parallel: u32,
-    /// How long the first delivery is held back; not scaled by the speed.
+    /// How long the first delivery is delayed; not scaled by the speed.
     pub delay_ms: u64,
-    /// Odds that the first delivery has a body changed after signing.
+    /// Odds that the body of the first delivery is changed after signing.
     pub tamper: f64,
     /// Odds that the first delivery names a serial that does not exist (WeChat Pay).
     pub wrong_serial: f64,
-    /// Odds that the first delivery is signed by a stranger.
+    /// Odds that a stranger's key signs the first delivery.
     pub forged: f64,
     /// Odds of a probe (`WECHATPAY/SIGNTEST/…`) before the first delivery (WeChat Pay).
     pub probe: f64,
-    /// The amount that authentic callbacks state instead of the true one.
+    /// The amount that authentic callbacks contain instead of the true one.
     pub wrong_amount_fen: Option<i64>,
     /// Odds that an authentic callback names another merchant.
     pub other_merchant: f64,
-    /// Serial of the account's own key that signs (WeChat Pay).
+    /// Serial of the key, among the account's own, that signs (WeChat Pay).
     pub sign_with: Option<String>,
-    /// The notification of the payment waits until one of a refund was sent, a minute at most.
+    /// The payment's notification waits until a refund's notification was sent, for at most one minute.
     pub refund_first: bool,
 }
 
@@ -52,9 +52,9 @@ pub struct CallbackFaults {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiFaults {
-    /// Odds of a 5xx instead of an answer; nothing was done then.
+    /// Odds of a 5xx instead of an answer; then nothing was done.
     pub error_5xx: f64,
-    /// How long every answer takes.
+    /// The delay of every answer.
     pub slow_ms: u64,
     /// Odds that the buyer pays just before a close arrives.
     pub pay_before_close: f64,
@@ -64,49 +64,49 @@ pub struct ApiFaults {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RefundFaults {
-    /// Odds that a refund is done and its answer never comes: the connection is cut after `hold_ms`.
+    /// Odds that a refund is done but its answer never arrives: the connection is cut after `hold_ms`.
     pub effect_then_timeout: f64,
     /// How long such an answer is held before the connection is cut.
     pub hold_ms: u64,
-    /// Odds that a refund is refused for its rate, with nothing done.
+    /// Odds that a refund is refused because of its rate, with nothing done.
     pub rate_limited: f64,
     /// Odds of a 5xx before anything is done.
     pub error_5xx: f64,
-    /// Odds of a 5xx when all is done.
+    /// Odds of a 5xx after everything is done.
     pub error_5xx_after: f64,
     /// Odds of a 5xx to a refund query.
     pub query_5xx: f64,
-    /// How long a refund is processed; not scaled. 0: a second, scaled, at WeChat Pay, and not at all at Alipay.
+    /// How long a refund is processed; not scaled. 0 means: one second, scaled, at WeChat Pay; no processing at Alipay.
     pub processing_ms: u64,
-    /// How young a refund is that a refund query does not know yet (Alipay); not scaled.
+    /// The age below which a refund query does not know a refund yet (Alipay); not scaled.
     pub query_lag_ms: u64,
     /// Odds that a refund ends `ABNORMAL` (WeChat Pay).
     pub abnormal: f64,
     /// Odds that a refund ends `CLOSED` (WeChat Pay).
     pub closed: f64,
-    /// Odds that the answer to a refund query, signed and all, states another amount.
+    /// Odds that the answer to a refund query contains another amount, although it is correctly signed.
     pub other_amount: f64,
-    /// No notices of refunds.
+    /// Whether notices of refunds are suppressed.
     pub no_notice: bool,
 }
 
-/// The faults of one trade, or of all trades that have none of their own.
+/// The faults of one trade, or of all trades without their own.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FaultSet {
-    /// `all`, an `out_trade_no`, or an account as `alipay/main`, which has [`FaultSet::odd`] alone.
+    /// `all`, an `out_trade_no`, or an account such as `alipay/main`, which can only have [`FaultSet::odd`].
     #[serde(default = "all")]
     pub scope: String,
-    /// Of callbacks.
+    /// Faults of callbacks.
     #[serde(default)]
     pub callbacks: CallbackFaults,
-    /// Of the API.
+    /// Faults of the API.
     #[serde(default)]
     pub api: ApiFaults,
-    /// Of refunds.
+    /// Faults of refunds.
     #[serde(default)]
     pub refund: RefundFaults,
-    /// Of the words themselves.
+    /// Faults of the contents of messages.
     #[serde(default)]
     pub odd: OddFaults,
 }
@@ -115,7 +115,7 @@ fn all() -> String {
     "all".to_owned()
 }
 
-/// What an API call meets.
+/// The fault that an API call meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ApiFault {
     Unavailable,
@@ -144,7 +144,7 @@ impl Faults {
     /// Sets the faults of one scope.
     ///
     /// # Errors
-    /// Says which value is out of range.
+    /// Names the value that is out of range.
     pub(crate) fn put(&self, set: FaultSet) -> Result<(), String> {
         set.check()?;
         let mut inner = self.lock();
@@ -158,31 +158,31 @@ impl Faults {
         Ok(())
     }
 
-    /// Makes the callbacks of one trade state another amount, with its other faults kept.
+    /// Makes the callbacks of one trade contain another amount, and keeps its other faults.
     pub(crate) fn wrong_amount(&self, out_trade_no: &str, amount_fen: i64) -> Result<(), String> {
         let set = self.of(Some(out_trade_no));
         let callbacks = CallbackFaults { wrong_amount_fen: Some(amount_fen), ..set.callbacks.clone() };
         self.put(FaultSet { scope: out_trade_no.to_owned(), callbacks, ..set })
     }
 
-    /// No faults, no counts, the dice as at the start.
+    /// Clears faults and counters, and resets the dice.
     pub(crate) fn clear(&self) {
         *self.lock() = Inner::new(self.seed);
     }
 
-    /// What is set, and how often each fault was injected.
+    /// The configured faults, and how many times each was injected.
     pub(crate) fn view(&self) -> Value {
         let inner = self.lock();
         let scopes: Vec<_> = inner.scopes.values().take(1_000).collect();
         json!({ "seed": self.seed, "all": inner.all, "trades": scopes, "injected": inner.counts })
     }
 
-    /// The callback faults of a trade as they are now.
+    /// The current callback faults of a trade.
     pub(crate) fn callbacks(&self, out_trade_no: &str) -> CallbackFaults {
         self.of(Some(out_trade_no)).callbacks
     }
 
-    /// Throws the dice for the fault `name`, and counts it when it falls.
+    /// Throws the dice for the fault `name`, and counts it if it occurs.
     pub(crate) fn falls(&self, name: &'static str, odds: f64) -> bool {
         if odds <= 0.0 {
             return false;
@@ -200,7 +200,7 @@ impl Faults {
         *self.lock().counts.entry(name).or_default() += 1;
     }
 
-    /// Holds an API call up as long as it is told to, and says whether it fails.
+    /// Delays an API call as configured, and returns whether it fails.
     pub(crate) async fn api(&self, out_trade_no: Option<&str>) -> Option<ApiFault> {
         let faults = self.of(out_trade_no).api;
         if faults.slow_ms > 0 {
@@ -210,7 +210,7 @@ impl Faults {
         self.falls("error_5xx", faults.error_5xx).then_some(ApiFault::Unavailable)
     }
 
-    /// What is odd about the words of a trade: of its own set, else of its account's, else of all.
+    /// The odd contents for a trade: from its own set, else its account's, else the set for all.
     pub(crate) fn odd(&self, at: At<'_>) -> OddFaults {
         let account = at.account_scope();
         let inner = self.lock();
@@ -218,12 +218,12 @@ impl Faults {
         own.or_else(|| inner.scopes.get(&account)).unwrap_or(&inner.all).odd.clone()
     }
 
-    /// The refund faults of a trade as they are now.
+    /// The current refund faults of a trade.
     pub(crate) fn refund(&self, out_trade_no: &str) -> RefundFaults {
         self.of(Some(out_trade_no)).refund
     }
 
-    /// What meets a refund before anything is done.
+    /// The fault that a refund meets before anything is done.
     pub(crate) fn before_refund(&self, out_trade_no: &str) -> Option<ApiFault> {
         let faults = self.refund(out_trade_no);
         if self.falls("refund_rate_limited", faults.rate_limited) {
@@ -232,24 +232,24 @@ impl Faults {
         self.falls("refund_error_5xx", faults.error_5xx).then_some(ApiFault::Unavailable)
     }
 
-    /// What meets the answer of a refund that is done. Does not come back when the connection is to be cut.
+    /// The fault that the answer of a finished refund meets. This does not return if the connection is to be cut.
     pub(crate) async fn after_refund(&self, out_trade_no: &str) -> Option<ApiFault> {
         let faults = self.refund(out_trade_no);
         if self.falls("refund_effect_then_timeout", faults.effect_then_timeout) {
             tokio::time::sleep(Duration::from_millis(faults.hold_ms)).await;
-            // Ends the task of this connection, and with it the connection, without an answer and without a message.
+            // Ends the task of this connection, and so the connection, without an answer and without a panic message.
             std::panic::resume_unwind(Box::new("the answer of a refund is lost"));
         }
         self.falls("refund_error_5xx_after", faults.error_5xx_after).then_some(ApiFault::Unavailable)
     }
 
-    /// What meets a refund query.
+    /// The fault that a refund query meets.
     pub(crate) fn refund_query(&self, out_trade_no: &str) -> Option<ApiFault> {
         let odds = self.refund(out_trade_no).query_5xx;
         self.falls("refund_query_5xx", odds).then_some(ApiFault::Unavailable)
     }
 
-    /// How much more than the truth the answer to a refund query states, in fen.
+    /// How many fen too much the answer to a refund query states.
     pub(crate) fn misstated_fen(&self, out_trade_no: &str) -> i64 {
         i64::from(self.falls("refund_other_amount", self.refund(out_trade_no).other_amount))
     }
@@ -331,7 +331,7 @@ impl FaultSet {
     }
 }
 
-/// xorshift64*: small, and the same everywhere.
+/// xorshift64*: small, and the same on every machine.
 #[derive(Debug)]
 struct XorShift(u64);
 
@@ -340,7 +340,7 @@ impl XorShift {
         XorShift(seed ^ 0x9E37_79B9_7F4A_7C15 | 1)
     }
 
-    /// 0 up to, not including, 1.
+    /// A number from 0 up to, but not including, 1.
     fn unit(&mut self) -> f64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

@@ -1,10 +1,10 @@
-//! JSON values, compared and read.
+//! Compares and reads JSON values.
 
 use serde_json::Value;
 
 use crate::crypto::sha256;
 
-/// A digest that is equal for equal JSON, whatever the order of members and the spacing.
+/// A digest that is the same for equal JSON, whatever the order of members and the whitespace.
 pub(crate) fn digest(value: &Value) -> [u8; 32] {
     let mut text = String::new();
     canonical(value, &mut text);
@@ -37,17 +37,17 @@ fn canonical(value: &Value, text: &mut String) {
     }
 }
 
-/// The text member `name`, when it is there and text.
+/// The member `name`, if it exists and is text.
 pub(crate) fn text<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
     value.get(name).and_then(Value::as_str)
 }
 
-/// The same as an owned text.
+/// The same as an owned string.
 pub(crate) fn owned(value: &Value, name: &str) -> Option<String> {
     text(value, name).map(str::to_owned)
 }
 
-/// Sets the value at a JSON pointer, making the objects on the way; `None` removes it.
+/// Sets the value at a JSON pointer and creates missing objects on the path; `None` removes it.
 pub(crate) fn set(root: &mut Value, pointer: &str, value: Option<Value>) {
     let (parent, name) = pointer.rsplit_once('/').unwrap_or(("", pointer));
     let mut at = root;
@@ -82,7 +82,7 @@ mod tests {
         let mut value = json!({ "a": { "b": 1 } });
         set(&mut value, "/a/b", None);
         set(&mut value, "/c/d", Some(json!(2)));
-        set(&mut value, "/c/d/e", Some(json!(3))); // Through a number: nothing to set.
+        set(&mut value, "/c/d/e", Some(json!(3))); // The path leads through a number, so nothing is set.
         assert_eq!(value, json!({ "a": {}, "c": { "d": 2 } }));
     }
 }

@@ -1,9 +1,9 @@
-//! Plays Alipay and WeChat Pay over HTTP, for development and tests.
+//! Simulates Alipay and WeChat Pay over HTTP, for development and tests.
 //!
-//! Everything that builds or checks a protocol's text is written here from the protocol papers and shares no
-//! code with the service under test: a mistake made twice in one place would cancel itself out.
-//! Modules in reading order: [`keys`], [`ledger`], `alipay`, `wechat`, [`notify`], [`deliver`], [`faults`], [`odd`],
-//! `calls`, `refunds`, `control`, `pages`, and the server that joins them.
+//! All code that builds or checks a protocol's text is written here from the protocol documents, and shares no code
+//! with the service under test. Otherwise the same mistake on both sides would go unnoticed. Modules in reading
+//! order: [`keys`], [`ledger`], `alipay`, `wechat`, [`notify`], [`deliver`], [`faults`], [`odd`], `calls`,
+//! `refunds`, `control`, `pages`, and the server that joins them.
 
 mod alipay;
 mod calls;

@@ -1,4 +1,4 @@
-//! `gateway-sim`: makes key sets and serves the two simulated gateways.
+//! `gateway-sim`: creates key sets and serves the two simulated gateways.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use gateway_sim::keys::{self, Kept};
 use gateway_sim::{Options, Simulator};
 use tracing_subscriber::EnvFilter;
 
-/// Plays Alipay and WeChat Pay over HTTP. No money moves.
+/// Simulates Alipay and WeChat Pay over HTTP. No money moves.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -20,12 +20,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Makes a key set: gateways.toml for the service, sim.json for the simulator.
+    /// Creates a key set: gateways.toml for the service, sim.json for the simulator.
     Keygen {
         /// The folder of the key set.
         #[arg(long)]
         dir: PathBuf,
-        /// Where the simulator will be reached.
+        /// The URL of the simulator.
         #[arg(long, default_value = "http://127.0.0.1:7000")]
         url: String,
         /// Replaces an existing set.
@@ -44,16 +44,16 @@ struct Serve {
     /// The address to listen on.
     #[arg(long, env = "LISTEN_ADDR", default_value = "127.0.0.1:7000")]
     listen: String,
-    /// Divides the pauses of the callback schedules.
+    /// The pauses of the callback schedules are divided by this number.
     #[arg(long, default_value_t = 1.0)]
     speed: f64,
-    /// Seed of the dice that decide on faults.
+    /// The seed of the dice that decide on faults.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Trades kept in memory.
+    /// The maximum number of trades in memory.
     #[arg(long, default_value_t = 1_000_000)]
     max_trades: usize,
-    /// Callbacks in flight at a time.
+    /// The maximum number of callbacks in flight.
     #[arg(long, default_value_t = 64)]
     max_deliveries: usize,
 }

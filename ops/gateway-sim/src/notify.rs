@@ -1,4 +1,4 @@
-//! Signed callbacks, rendered without any HTTP: for the deliveries of the simulator, for tests and for load.
+//! Signed callbacks, rendered without HTTP: for the simulator's deliveries, for tests and for load.
 
 use std::collections::BTreeMap;
 
@@ -13,51 +13,52 @@ pub use crate::wechat::notify::render as wechat;
 pub struct SignedCallback {
     /// Always `POST`.
     pub method: &'static str,
-    /// The whole address; empty when the trade names none.
+    /// The complete URL; empty if the trade has none.
     pub url: String,
-    /// Its path alone.
+    /// Only its path.
     pub path: String,
-    /// The headers, content type included.
+    /// The headers, including the content type.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Vec<u8>,
 }
 
-/// What is to differ from the right callback. The default differs in nothing.
+/// The differences from the correct callback. The default has none.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Overrides {
-    /// Another amount, in fen, correctly signed: of the payment, or of the refund (at Alipay the total returned).
+    /// Another amount, in fen, correctly signed: of the payment, or of the refund (at Alipay the total refunded).
     pub amount_fen: Option<i64>,
-    /// Alipay: form fields. WeChat Pay: JSON pointers into the resource before it is encrypted. `null` removes.
+    /// Alipay: form fields. WeChat Pay: JSON pointers into the resource before it is encrypted. `null` removes a field.
     pub fields: BTreeMap<String, Option<Value>>,
-    /// WeChat Pay: JSON pointers into the envelope, after encrypting and before signing. `null` removes.
+    /// WeChat Pay: JSON pointers into the envelope, after encryption and before signing. `null` removes a field.
     pub envelope: BTreeMap<String, Option<Value>>,
-    /// Sent in place of the rendered body. WeChat Pay signs it; at Alipay the signature is part of it.
+    /// Sent instead of the rendered body. WeChat Pay signs it; at Alipay the signature is part of it.
     pub body: Option<String>,
-    /// Headers changed after signing. `null` removes.
+    /// Headers that are changed after signing. `null` removes a header.
     pub headers: BTreeMap<String, Option<String>>,
     /// Another `notify_id` or `id`.
     pub id: Option<String>,
     /// Another time of sending, in Unix seconds.
     pub at: Option<i64>,
-    /// WeChat Pay: the serial of the key that signs, of the account's own.
+    /// WeChat Pay: the serial of the key that signs, one of the account's own.
     pub sign_with: Option<String>,
     /// What is wrong with the signature.
     pub wrong: Option<Wrong>,
 }
 
-/// Ways in which a callback fails its verification.
+/// The ways in which a callback can fail its verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wrong {
     /// The body was changed after signing.
     Tamper,
-    /// `Wechatpay-Serial` names no key that exists. Alipay has no serial: a key nobody knows signs.
+    /// `Wechatpay-Serial` names no existing key. Alipay has no serial: an unknown key signs there.
     WrongSerial,
-    /// WeChat Pay's probe traffic, `WECHATPAY/SIGNTEST/…`. Alipay has none; there it is a signature that is no base64.
+    /// WeChat Pay's probe traffic, `WECHATPAY/SIGNTEST/…`. Alipay has no probes; there the signature is not valid
+    /// base64.
     Probe,
-    /// Signed by a stranger's key under the right name.
+    /// Signed with a stranger's key under the correct serial or name.
     Forged,
 }
 
@@ -77,7 +78,7 @@ impl SignedCallback {
     }
 }
 
-/// The path of a URL without parsing all of it: this runs for every callback of a load test.
+/// The path of a URL without a complete parse: this runs for every callback of a load test.
 fn path_of(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let path = rest.find('/').map_or("/", |start| &rest[start..]);

@@ -1,5 +1,5 @@
-//! What is odd about a gateway's words: fields that are absent or hold unexpected values, another charset, refusals by a
-//! code of choice. All of it is signed as it is sent.
+//! Odd contents of a gateway's messages: absent fields, unexpected values, another charset, and refusals with a
+//! chosen code. The gateway signs all of it as it is sent.
 
 use std::collections::BTreeMap;
 
@@ -10,46 +10,47 @@ use crate::calls::CallKind;
 use crate::json::set;
 use crate::ledger::Gateway;
 
-/// Fields by name, with what they hold; `null` leaves one out.
+/// Fields by name with their values; `null` removes a field.
 pub type Fields = BTreeMap<String, Option<Value>>;
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OddFaults {
-    /// Of notices: form fields at Alipay, JSON pointers into the resource at WeChat Pay.
+    /// Changes to notices: form fields at Alipay, JSON pointers into the resource at WeChat Pay.
     pub notices: Fields,
-    /// Of answers that are no refusals: members at Alipay, JSON pointers at WeChat Pay. A value replaces only what is there.
+    /// Changes to answers that are not refusals: members at Alipay, JSON pointers at WeChat Pay. Only existing
+    /// values are replaced.
     pub answers: Fields,
-    /// How Alipay writes its answers.
+    /// The charset of Alipay's answers.
     pub charset: Charset,
-    /// Refusals in the place of answers; the first that fits.
+    /// Refusals that replace answers; the first match applies.
     pub refuse: Vec<Refuse>,
 }
 
-/// How Alipay writes its answers.
+/// The charset of Alipay's answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Charset {
-    /// As it was asked to.
+    /// UTF-8, as requested.
     #[default]
     Utf8,
-    /// In GBK, and it says so in `content-type`.
+    /// GBK, and `content-type` says so.
     Gbk,
-    /// In GBK, and it does not say so.
+    /// GBK, but `content-type` does not say so.
     GbkUnnamed,
-    /// The words of a refusal are bytes of no charset.
+    /// The message of a refusal consists of bytes of no charset.
     Garbage,
 }
 
-/// One refusal of choice.
+/// One refusal with a chosen code.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Refuse {
-    /// Of which call; absent, of each.
+    /// The kind of call; if absent, every kind.
     #[serde(default)]
     pub call: Option<CallKind>,
-    /// The HTTP status at WeChat Pay; Alipay says 200.
+    /// The HTTP status at WeChat Pay; Alipay always answers 200.
     #[serde(default = "bad_request")]
     pub status: u16,
     /// `code`.
@@ -71,7 +72,7 @@ fn words() -> String {
 }
 
 impl OddFaults {
-    /// Says which value cannot be.
+    /// Names the value that is invalid.
     pub(crate) fn check(&self) -> Result<(), String> {
         for refuse in &self.refuse {
             if !(400..600).contains(&refuse.status) {
@@ -89,12 +90,13 @@ impl OddFaults {
         self.refuse.iter().find(|refuse| refuse.call.is_none_or(|wanted| wanted == call))
     }
 
-    /// The odd fields of a gateway's notices: a set for both gateways holds names for the one and pointers for the other.
+    /// The odd fields of a gateway's notices. A set for both gateways contains names for Alipay and pointers for
+    /// WeChat Pay.
     pub(crate) fn notices_of(self, gateway: Gateway) -> impl Iterator<Item = (String, Option<Value>)> {
         self.notices.into_iter().filter(move |(name, _)| name.starts_with('/') == (gateway == Gateway::Wechat))
     }
 
-    /// An answer of Alipay as it goes out.
+    /// Changes an answer of Alipay before it is sent.
     pub(crate) fn change_members(&self, members: &mut Map<String, Value>) {
         for (name, value) in &self.answers {
             match (members.contains_key(name), value) {
@@ -105,7 +107,7 @@ impl OddFaults {
         }
     }
 
-    /// An answer of WeChat Pay as it goes out.
+    /// Changes an answer of WeChat Pay before it is sent.
     pub(crate) fn change(&self, answer: &mut Value) {
         for (pointer, value) in &self.answers {
             if answer.pointer(pointer).is_some() {

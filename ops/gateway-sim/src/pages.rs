@@ -1,4 +1,4 @@
-//! The cashier of both gateways, and the list of trades: plain HTML, every value escaped.
+//! The cashier of both gateways, and the list of trades: plain HTML with every value escaped.
 
 use axum::Router;
 use axum::extract::{Path, Query, State};
@@ -25,15 +25,15 @@ pub(crate) fn router() -> Router<Shared> {
         .route("/cashier/{gateway}/{out_trade_no}/cancel", post(cancel))
 }
 
-/// Which account a number belongs to, and where to go afterwards.
+/// The account of a number, and the address for afterwards.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Which {
     pub(crate) account: Option<String>,
-    /// Which further payment of the number is meant.
+    /// Which later payment of the number is meant.
     pub(crate) nth: Option<u32>,
-    /// A refund, where one of its notices is meant.
+    /// The refund whose notice is meant.
     pub(crate) refund: Option<String>,
-    /// What the notice tells that is meant.
+    /// The event whose notice is meant.
     pub(crate) event: Option<Event>,
     redirect_url: Option<String>,
 }
@@ -93,7 +93,7 @@ struct H5 {
     redirect_url: Option<String>,
 }
 
-/// The path of a real `h5_url`, for clients that replace its host by this one.
+/// The path of a real `h5_url`, for clients that replace its host with this one.
 async fn checkmweb(State(sim): State<Shared>, Query(h5): Query<H5>) -> Response {
     open_code(&sim, &crate::wechat::h5_url(&h5.prepay_id, &h5.package), h5.redirect_url)
 }
@@ -110,7 +110,7 @@ fn open_code(sim: &Sim, code: &str, redirect: Option<String>) -> Response {
     }
 }
 
-/// `GET /cashier/{gateway}/{out_trade_no}`: opening it is the buyer's first act.
+/// `GET /cashier/{gateway}/{out_trade_no}`: opening it is the buyer's first action.
 async fn cashier(
     State(sim): State<Shared>,
     Path((gateway, out_trade_no)): Path<(Gateway, String)>,
@@ -139,7 +139,7 @@ async fn pay(
     }
 }
 
-/// The button "give up": nothing happens to the trade.
+/// The button "give up": the trade does not change.
 async fn cancel(
     State(sim): State<Shared>,
     Path((gateway, out_trade_no)): Path<(Gateway, String)>,
@@ -206,7 +206,7 @@ fn message(status: StatusCode, chinese: &str, english: &str) -> Response {
         .into_response()
 }
 
-/// A redirect to an address that a merchant chose: the header may not be able to hold it.
+/// A redirect to an address that a merchant chose: it may not be a valid header value.
 fn redirect(url: &str) -> Response {
     match axum::http::HeaderValue::from_str(url::Url::parse(url).map_or("/".into(), String::from).as_str()) {
         Ok(location) => (StatusCode::SEE_OTHER, [(axum::http::header::LOCATION, location)]).into_response(),
@@ -214,7 +214,7 @@ fn redirect(url: &str) -> Response {
     }
 }
 
-/// Whether a browser may be sent there.
+/// Whether a browser may be redirected to this address.
 pub(crate) fn is_web(url: &str) -> bool {
     url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
 }

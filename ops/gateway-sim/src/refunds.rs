@@ -1,4 +1,4 @@
-//! The life of a refund at both gateways: accepted, processed for a while, ended, told.
+//! The steps of a refund at both gateways: accepted, processed for a while, ended, reported.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use crate::clock;
 use crate::ledger::{Booked, Gateway, RefundAsk, RefundRefusal, RefundState, Trade, TradeKey};
 use crate::server::Sim;
 
-/// How long a refund is processed, unless told otherwise.
+/// How long a refund is processed, unless the faults say otherwise.
 const PROCESSING: Duration = Duration::from_secs(1);
 
 impl Sim {
-    /// Books a refund; a new one goes on by itself.
+    /// Books a refund; a new one continues in the background.
     pub(crate) fn refund(self: &Arc<Self>, key: &TradeKey, ask: &RefundAsk) -> Result<Booked, RefundRefusal> {
         let booked = self.ledger.refund(key, ask, clock::now())?;
         let Booked { trade, refund, fresh } = &booked;
@@ -28,7 +28,7 @@ impl Sim {
         Ok(booked)
     }
 
-    /// Brings a processing refund to `end` when its time has come.
+    /// Brings a processing refund to `end` after the processing time.
     pub(crate) fn process(self: &Arc<Self>, key: &TradeKey, out_refund_no: &str, end: RefundState) {
         let wait = match self.faults.refund(&key.out_trade_no).processing_ms {
             0 => self.deliveries.scaled(PROCESSING),
@@ -44,7 +44,7 @@ impl Sim {
         });
     }
 
-    /// Ends a processing refund now, and tells of it. `None` when it is not processing.
+    /// Ends a processing refund now, and sends its notice. `None` if it is not processing.
     pub(crate) fn end_refund(self: &Arc<Self>, key: &TradeKey, number: &str, end: RefundState) -> Option<Trade> {
         let trade = self.ledger.end_refund(key, number, end, clock::now())?;
         info!(number, ?end, "Refund {number} of {} ended", trade.out_trade_no);

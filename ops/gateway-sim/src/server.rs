@@ -22,19 +22,19 @@ use crate::ledger::{Gateway, Ledger, Refusal, Trade, TradeKey};
 use crate::notify::{Overrides, SignedCallback};
 use crate::{alipay, control, notify, pages, wechat};
 
-/// No gateway takes a larger body.
+/// No gateway accepts a larger body.
 const BODY_LIMIT: usize = 64 * 1024;
 
-/// How a simulator runs.
+/// The options of a simulator.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The pauses of the callback schedules are divided by it.
+    /// The pauses of the callback schedules are divided by this number.
     pub speed: f64,
-    /// Seed of the dice that decide on faults.
+    /// The seed of the dice that decide on faults.
     pub seed: u64,
-    /// Trades kept; the oldest is dropped for a new one.
+    /// The maximum number of trades; the oldest is dropped for a new one.
     pub max_trades: usize,
-    /// Callbacks in flight at a time.
+    /// The maximum number of callbacks in flight.
     pub max_deliveries: usize,
 }
 
@@ -44,7 +44,7 @@ impl Default for Options {
     }
 }
 
-/// Both gateways, serving. Dropping it stops it.
+/// Both gateways, serving. Dropping this value stops them.
 #[derive(Debug)]
 pub struct Simulator {
     address: SocketAddr,
@@ -57,7 +57,7 @@ impl Simulator {
     /// Serves both gateways on `listen` (port 0: any free one) with the key set in `dir`.
     ///
     /// # Errors
-    /// When the key set or the address is no good.
+    /// When the key set or the address is invalid.
     pub async fn start(dir: &Path, listen: &str, options: &Options) -> Result<Simulator> {
         let sim = Arc::new(Sim::new(SimKeys::load(dir)?, options)?);
         let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
@@ -66,7 +66,7 @@ impl Simulator {
         let app = router(Arc::clone(&sim));
         let server = tokio::spawn(async move {
             let until = async {
-                let _ = stopped.await; // Said or dropped: both mean stop.
+                let _ = stopped.await; // A message or a dropped sender: both mean stop.
             };
             if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(until).await {
                 tracing::error!(%error, "The simulator stopped serving");
@@ -76,13 +76,13 @@ impl Simulator {
         Ok(Simulator { address, sim, stop: Some(stop), server })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The keys as they are now: what is changed through them, the simulator signs with.
+    /// The current keys: the simulator signs with what is changed through them.
     #[must_use]
     pub fn keys(&self) -> &SimKeys {
         &self.sim.keys
@@ -94,17 +94,17 @@ impl Simulator {
         format!("http://{}", self.address)
     }
 
-    /// Books a trade as it is, a paid one too, as if its buyer had been here already; nobody is told of it.
+    /// Books a trade as it is, even a paid one, as if its buyer had already been here. No notice is sent.
     ///
     /// # Errors
-    /// When its number is taken by a trade that differs or has ended.
+    /// When its number is used by a trade that differs or has ended.
     pub fn book(&self, trade: Trade) -> Result<()> {
         let number = trade.out_trade_no.clone();
         let booked = self.sim.ledger.place(trade, clock::now());
         booked.map(drop).map_err(|refusal| anyhow!("{number} cannot be booked: {refusal:?}"))
     }
 
-    /// Stops taking requests and gives up on deliveries; waits for requests under way, but not long.
+    /// Stops accepting requests and aborts deliveries. It waits for requests under way, for at most 2 s.
     pub async fn stop(mut self) {
         self.sim.deliveries.stop();
         drop(self.stop.take());
@@ -120,7 +120,7 @@ impl Drop for Simulator {
     }
 }
 
-/// What every handler shares.
+/// The state that all handlers share.
 pub(crate) type Shared = Arc<Sim>;
 
 #[derive(Debug)]
@@ -143,7 +143,7 @@ impl Sim {
         })
     }
 
-    /// The trade with this number; `Differs` when several accounts use it and none is named.
+    /// The trade with this number; `Differs` if several accounts use it and none is named.
     pub(crate) fn one_trade(
         &self,
         gateway: Gateway,
@@ -170,7 +170,7 @@ impl Sim {
         Ok(trade)
     }
 
-    /// The callback of the trade's last notification; `None` when its account is gone.
+    /// The callback of the trade's last notification; `None` if its account does not exist.
     pub(crate) fn render(&self, trade: &Trade, overrides: &Overrides) -> Option<SignedCallback> {
         match trade.gateway() {
             Gateway::Alipay => {
@@ -182,7 +182,7 @@ impl Sim {
         }
     }
 
-    /// Where the browser goes after payment, if the merchant said so.
+    /// The address of the browser after the payment, if the merchant named one.
     pub(crate) fn return_url(&self, trade: &Trade) -> Option<String> {
         let merchant = self.keys.alipay_account(&trade.account).filter(|_| trade.gateway() == Gateway::Alipay)?;
         alipay::notify::return_url(merchant, trade, clock::now())

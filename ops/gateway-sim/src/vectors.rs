@@ -1,4 +1,4 @@
-//! The protocol vectors: texts and signatures of the official SDKs, against what is written here.
+//! The protocol vectors: texts and signatures of the official SDKs, compared with what this crate computes.
 
 use std::fs;
 use std::path::PathBuf;
@@ -158,7 +158,7 @@ fn captured_requests_of_real_clients_pass_the_verifiers() {
     assert!(seen.iter().all(|count| *count > 1), "{seen:?}");
 }
 
-/// The merchant of the captured requests. Only its own key matters; the others are any keys.
+/// The merchant of the captured requests. Only its own key matters; the other keys are arbitrary.
 fn captured_merchant() -> WechatMerchant {
     let any = || Signer::from_pem(&read("keys/wx_other_private_pkcs8.pem")).unwrap();
     WechatMerchant {

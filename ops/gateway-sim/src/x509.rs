@@ -1,4 +1,4 @@
-//! Certificates, written byte by byte: version 3, RSA with SHA-256, a name, a time, and whether it is an authority.
+//! Certificates, written byte by byte: version 3, RSA with SHA-256, a name, a validity, and whether it is an authority.
 //!
 //! Source: RFC 5280 and X.690 (DER).
 
@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use crate::crypto::{Signer, to_pem};
 
-/// Who somebody is: `C=CN`, then these.
+/// A distinguished name: `C=CN`, followed by these two.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name {
     /// `O`.
@@ -18,25 +18,25 @@ pub struct Name {
     pub common_name: String,
 }
 
-/// What a certificate says.
+/// The contents of a certificate.
 #[derive(Debug, Clone)]
 pub struct Statement {
     /// Its number, big-endian, positive and without leading zeros.
     pub serial: Vec<u8>,
-    /// Whose key it is.
+    /// The owner of the key.
     pub subject: Name,
-    /// Its first moment.
+    /// The start of its validity.
     pub from: OffsetDateTime,
-    /// Its last moment.
+    /// The end of its validity.
     pub until: OffsetDateTime,
-    /// Whether it may issue others.
+    /// Whether it may issue other certificates.
     pub authority: bool,
 }
 
-/// The certificate of `key`, issued under a name with that name's key, as PEM.
+/// The certificate of `key` as PEM, issued under a name with that name's key.
 ///
 /// # Errors
-/// When the library cannot write the key, or a time has no text.
+/// When the library cannot write the key, or a time cannot be formatted.
 pub fn issue(statement: &Statement, key: &Signer, (issuer, issuing): (&Name, &Signer)) -> Result<String> {
     let algorithm = sequence(&[&oid(SHA256_WITH_RSA), &tlv(NULL, &[])]);
     let version = tlv(0xa0, &tlv(INTEGER, &[2]));
@@ -71,7 +71,7 @@ impl Name {
         sequence(&[&country, &organization, &common_name])
     }
 
-    /// As RFC 2253 writes it; the names made here need no escapes.
+    /// The name in RFC 2253 form; the names created here need no escapes.
     pub(crate) fn rfc2253(&self) -> String {
         format!("CN={},O={},C=CN", self.common_name, self.organization)
     }
@@ -121,7 +121,7 @@ fn tlv(tag: u8, value: &[u8]) -> Vec<u8> {
     der
 }
 
-/// Two digits for the year until 2049, four from then on.
+/// A year before 2050 has two digits, a later one four.
 fn moment(at: OffsetDateTime) -> Result<Vec<u8>> {
     use time::macros::format_description;
     let at = at.to_offset(time::UtcOffset::UTC);

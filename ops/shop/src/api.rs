@@ -1,4 +1,4 @@
-//! What the shop asks of payment-api, over HTTP like any other merchant.
+//! The shop's requests to payment-api, over HTTP like any other merchant's.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use crate::token;
 
 const CALL: Duration = Duration::from_secs(15);
 const CONNECT: Duration = Duration::from_secs(3);
-/// The stream says something at least every 15 s, so this much silence means that it is dead.
+/// The stream sends something at least every 15 s, so this much silence means that the connection is dead.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// A client of payment-api that acts for the shopper.
@@ -23,7 +23,7 @@ pub(crate) struct Api {
     identity: Identity,
 }
 
-/// What is bought, and how it will be paid.
+/// The product, and how it will be paid.
 #[derive(Debug, Serialize)]
 pub(crate) struct Purchase {
     pub(crate) product_type: String,
@@ -37,7 +37,7 @@ pub(crate) struct Purchase {
     pub(crate) metadata: Map<String, Value>,
 }
 
-/// An order as payment-api shows it; what the shop does not use is passed on as it came.
+/// An order as payment-api shows it. Fields that the shop does not use are passed on unchanged.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) id: String,
@@ -48,7 +48,7 @@ pub(crate) struct Order {
     pub(crate) rest: Map<String, Value>,
 }
 
-/// An order with the means to pay it.
+/// An order with its payment parameters.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Created {
     pub(crate) order: Order,
@@ -56,28 +56,28 @@ pub(crate) struct Created {
     pub(crate) view_token: String,
 }
 
-/// How the buyer gets to the gateway.
+/// How the buyer reaches the gateway.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Payment {
-    /// Send the browser there.
+    /// Redirect the browser to this URL.
     Redirect { url: String },
     /// Show this as a QR code.
     Qr { code_url: String },
-    /// Hand this to the gateway's own app or script.
+    /// Pass this to the gateway's own app or script.
     Invoke { params: Value },
 }
 
-/// Why payment-api did not do it.
+/// The error of a request to payment-api.
 #[derive(Debug, Error)]
 pub(crate) enum ApiError {
-    /// It said so, with a problem document.
+    /// payment-api refused, with a problem document.
     #[error("payment-api answered {status}: {}", describe(.problem))]
     Refused { status: u16, problem: Value },
-    /// It did not answer, or not in time.
+    /// payment-api did not answer, or not in time.
     #[error("payment-api did not answer: {}", chain(.0))]
     Unreachable(#[source] reqwest::Error),
-    /// The shop's own fault.
+    /// An error of the shop itself.
     #[error("{0:#}")]
     Shop(anyhow::Error),
 }
@@ -108,7 +108,8 @@ impl Api {
         response.json().await.map_err(ApiError::Unreachable)
     }
 
-    /// Asks for all of an order's money back. The same `attempt` is the same wish, so it may be repeated after any error.
+    /// Requests a refund of all that is left of an order. The same `attempt` is the same request, so it may be
+    /// repeated after any error.
     pub(crate) async fn refund(&self, attempt: &str, id: &str) -> Result<(), ApiError> {
         let url = join(&self.base, &["v1", "orders", id, "refunds"]);
         let wish = serde_json::json!({ "reason": "演示退款" });
@@ -116,14 +117,15 @@ impl Api {
         self.send(request.bearer_auth(self.token()?).timeout(CALL).json(&wish)).await.map(drop)
     }
 
-    /// The order as it is now.
+    /// The current state of the order.
     pub(crate) async fn order(&self, id: &str) -> Result<Order, ApiError> {
         let request = self.http.get(join(&self.base, &["v1", "orders", id]));
         let response = self.send(request.bearer_auth(self.token()?).timeout(CALL)).await?;
         response.json().await.map_err(ApiError::Unreachable)
     }
 
-    /// The order's event stream, opened with its view token as a browser would, after the event that it saw last.
+    /// Opens the order's event stream with its view token, as a browser would, after the last event that the
+    /// browser saw.
     pub(crate) async fn stream(&self, id: &str, view_token: &str, seen: Option<&str>) -> Result<Response, ApiError> {
         let mut url = join(&self.base, &["v1", "orders", id, "stream"]);
         url.query_pairs_mut().append_pair("view_token", view_token);
@@ -139,7 +141,7 @@ impl Api {
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, ApiError> {
-        // Without the URL: it can hold a view token.
+        // The URL is removed from the error, because it can contain a view token.
         let response = request.send().await.map_err(|error| ApiError::Unreachable(error.without_url()))?;
         if response.status().is_success() {
             return Ok(response);
@@ -154,7 +156,7 @@ impl Api {
     }
 }
 
-/// One line out of a problem document: its title, and every field that is wrong.
+/// A problem document in one line: its title, and every invalid field.
 fn describe(problem: &Value) -> String {
     let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut line = text(problem, "title");
@@ -169,7 +171,7 @@ fn describe(problem: &Value) -> String {
     line
 }
 
-/// An error with its causes on one line.
+/// An error with its chain of sources in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();

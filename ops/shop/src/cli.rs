@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use lapin::uri::AMQPUri;
 use reqwest::Url;
 
-/// The demo's shop: a page that buys, and a consumer that fulfils.
+/// The demo's shop: a page that buys, and a consumer that delivers.
 #[derive(Parser)]
 #[command(version, about)]
 pub(crate) struct Cli {
@@ -16,18 +16,19 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Serve the shop page and deliver on every fulfilment event
+    /// Serve the shop page and deliver at every fulfilment event
     Serve(Serve),
-    /// Play one purchase and one refund at each gateway and wait for the events of each; exit 0 only if all arrived
+    /// Play one purchase and one refund at each gateway and wait for their events; exit 0 only if all arrived
     Once(Settings),
 }
 
 #[derive(Args)]
 pub(crate) struct Serve {
-    /// Where the page is served
+    /// The address on which the page is served
     #[arg(long, env = "LISTEN_ADDR", default_value = "127.0.0.1:3000")]
     pub(crate) listen: SocketAddr,
-    /// Where browsers reach the page, so that gateways can send the buyer back; on payment-api's RETURN_URL_ORIGINS
+    /// The URL of the page for browsers, so that gateways can send the buyer back; it must be in payment-api's
+    /// RETURN_URL_ORIGINS
     #[arg(long, env = "SHOP_URL")]
     pub(crate) return_url: Option<Url>,
     #[command(flatten)]
@@ -42,14 +43,14 @@ pub(crate) struct Settings {
     /// Base URL of the gateway simulator
     #[arg(long, env = "SIM_URL", default_value = "http://127.0.0.1:7000")]
     pub(crate) sim_url: Url,
-    /// Broker address of a downstream user, who may read payment.events and own queues called shop.*
+    /// Broker address of a downstream user, who may read payment.events and own queues named shop.*
     #[arg(long, env = "AMQP_URL", hide_env_values = true, value_delimiter = ',', value_parser = parse_amqp_url)]
     pub(crate) amqp_url: Vec<AMQPUri>,
     #[command(flatten)]
     pub(crate) identity: Identity,
 }
 
-/// What payment-api accepts as proof of who the shopper is.
+/// What payment-api accepts as proof of the shopper's identity.
 #[derive(Args, Clone)]
 pub(crate) struct Identity {
     /// The secret that the shop shares with payment-api, 32 bytes or more
@@ -66,7 +67,7 @@ pub(crate) struct Identity {
     pub(crate) shopper: String,
 }
 
-/// A secret with nothing to print it.
+/// A secret that cannot be printed.
 #[derive(Clone)]
 pub(crate) struct Secret(String);
 
@@ -85,7 +86,7 @@ fn parse_secret(text: &str) -> Result<Secret, String> {
 
 fn parse_amqp_url(text: &str) -> Result<AMQPUri, String> {
     let mut uri: AMQPUri = text.parse()?;
-    // The default of a minute is too slow to notice that a broker hangs.
+    // The default of one minute is too slow to notice that a broker hangs.
     uri.query.heartbeat.get_or_insert(10);
     Ok(uri)
 }
@@ -93,7 +94,7 @@ fn parse_amqp_url(text: &str) -> Result<AMQPUri, String> {
 /// `base` with more path segments, each escaped.
 pub(crate) fn join(base: &Url, segments: &[&str]) -> Url {
     let mut url = base.clone();
-    // Only a URL like `mailto:` has no path to extend; none of those reaches this point as a base.
+    // Only a URL like `mailto:` has no path to extend, and no such URL is used as a base here.
     if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().extend(segments);
     }

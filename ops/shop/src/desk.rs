@@ -1,4 +1,4 @@
-//! The delivery desk: what was delivered, who watches, and whether the broker is reachable.
+//! The delivery desk: what was delivered, the watchers, and whether the broker is reachable.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,21 +8,21 @@ use tokio::sync::{broadcast, watch};
 
 use crate::event::Event;
 
-/// How many events a page that opens late still gets to see.
+/// How many past events a page gets when it opens.
 const REPLAYED: usize = 50;
-/// How many event ids are remembered to recognise repeats.
+/// How many event ids are stored to recognise repeats.
 const REMEMBERED: usize = 10_000;
-/// How far a watcher may fall behind before it has to start over.
+/// How far a watcher may fall behind before it must start again.
 const BUFFERED: usize = 256;
 
-/// One event and how often it came.
+/// One event and how many times it arrived.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Delivered {
     #[serde(flatten)]
     pub(crate) event: Event,
-    /// 1 at first; every repeat after that delivers nothing again.
+    /// 1 at first; later repeats deliver nothing.
     pub(crate) times_seen: u64,
-    /// When it first came, RFC 3339.
+    /// The time of its first arrival, RFC 3339.
     pub(crate) received_at: String,
 }
 
@@ -30,19 +30,18 @@ pub(crate) struct Delivered {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Link {
     pub(crate) connected: bool,
-    /// Why not.
+    /// The error, if it is not connected.
     pub(crate) reason: Option<String>,
 }
 
-/// What a watcher sees.
+/// What a watcher receives.
 #[derive(Debug, Clone)]
 pub(crate) enum Notice {
     Delivered(Box<Delivered>),
     Link(Link),
 }
 
-/// See the module. A real shop keeps this book in its database, in the transaction that delivers; here a restart
-/// forgets it.
+/// See the module. A real shop stores this in its database, in the transaction that delivers. Here a restart loses it.
 pub(crate) struct Desk {
     book: Mutex<Book>,
     notices: broadcast::Sender<Notice>,
@@ -59,18 +58,18 @@ impl Desk {
         })
     }
 
-    /// Delivers what an event tells of, unless that was done before. True on the first time.
+    /// Delivers what an event reports, unless that was done before. Returns true the first time.
     pub(crate) fn deliver(&self, event: Event, received_at: String) -> bool {
-        // The notice goes out under the lock, so that a watcher's replay and its notices join without a gap.
+        // The notice is sent under the lock, so that a watcher's replay and its notices join without a gap.
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         let delivered = book.record(event, received_at);
         let first = delivered.times_seen == 1;
-        // No watcher is no fault.
+        // It is no error if there is no watcher.
         let _ = self.notices.send(Notice::Delivered(Box::new(delivered)));
         first
     }
 
-    /// Notes that the road to the broker opened or broke.
+    /// Notes that the connection to the broker opened or broke.
     pub(crate) fn set_link(&self, link: Link) {
         let changed = self.link.send_if_modified(|known| {
             let changed = *known != link;
@@ -82,12 +81,12 @@ impl Desk {
         }
     }
 
-    /// The state of that road, to look at or to wait for.
+    /// The state of that connection, to read or to wait for.
     pub(crate) fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
     }
 
-    /// The latest events, oldest first, and everything from now on.
+    /// The latest events, the oldest first, and a receiver for all later ones.
     pub(crate) fn watch(&self) -> (Vec<Notice>, broadcast::Receiver<Notice>) {
         let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         let notices = self.notices.subscribe();
@@ -96,7 +95,7 @@ impl Desk {
         (std::iter::once(Notice::Link(link)).chain(latest).collect(), notices)
     }
 
-    /// Everything remembered about one order.
+    /// All stored events of one order.
     pub(crate) fn of_order(&self, order_id: &str) -> Vec<Delivered> {
         let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         let about = |delivered: &Delivered| {

@@ -1,25 +1,25 @@
-//! A fulfilment event as it comes off the queue: a CloudEvent 1.0 in AMQP binary mode.
+//! A fulfilment event as it arrives from the queue: a CloudEvent 1.0 in AMQP binary mode.
 
 use lapin::types::{AMQPValue, FieldTable};
 use serde::Serialize;
 use serde_json::Value;
 use thiserror::Error;
 
-/// What the shop was told.
+/// An event that the shop received.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Event {
-    /// The same on every repeat of the same fact.
+    /// The same for every repeat of the same fact.
     pub(crate) event_id: String,
-    /// Such as `order.paid`.
+    /// For example `order.paid`.
     #[serde(rename = "type")]
     pub(crate) kind: String,
     /// The order's id.
     pub(crate) subject: Option<String>,
-    /// What happened, in the payment service's words.
+    /// The data from the payment service.
     pub(crate) data: Value,
 }
 
-/// Why a message is no event.
+/// The reason why a message is not an event.
 #[derive(Debug, PartialEq, Error)]
 pub(crate) enum Unreadable {
     #[error("the attribute {0} is missing")]
@@ -45,7 +45,7 @@ impl Event {
     }
 }
 
-/// The AMQP binding of CloudEvents allows two prefixes, for the sake of brokers that dislike the colon.
+/// The AMQP binding of CloudEvents allows two prefixes, because some brokers do not support the colon.
 fn attribute(headers: Option<&FieldTable>, name: &str) -> Option<String> {
     let headers = headers?.inner();
     ["cloudEvents:", "cloudEvents_"].iter().find_map(|prefix| {

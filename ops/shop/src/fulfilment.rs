@@ -1,7 +1,8 @@
 //! The downstream consumer: the shop's own queue, bound to the payment service's events.
 //!
-//! One session is one connection; any error ends it and the next is built after a short wait. A delivery is acked once
-//! the desk has it, so a crash in between brings it again, and the desk knows it by its id.
+//! One session is one connection. Any error ends it, and the next one starts after a short wait. A delivery is
+//! acknowledged once the desk has recorded it. After a crash in between it is delivered again, and the desk
+//! recognises it by its id.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -35,12 +36,12 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Which queue to consume.
+/// The queue to consume.
 #[derive(Debug, Clone)]
 pub(crate) enum Queue {
-    /// `shop.fulfilment`: kept while the shop is away, so that nothing is missed.
+    /// `shop.fulfilment`: it is kept while the shop is down, so that no event is missed.
     Lasting,
-    /// One for a single run, which the broker deletes when nobody has used it for five minutes.
+    /// A queue for a single run, which the broker deletes after five minutes without use.
     Passing(String),
 }
 
@@ -54,7 +55,7 @@ impl Queue {
 
     fn arguments(&self) -> FieldTable {
         let mut arguments = FieldTable::default();
-        // On a cluster it lives on several nodes, and the loss of one loses no event.
+        // On a cluster the queue has replicas on several nodes, and the loss of one node loses no event.
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         if let Queue::Passing(_) = self {
             arguments.insert("x-expires".into(), AMQPValue::LongInt(300_000));
@@ -87,7 +88,7 @@ pub(crate) async fn consume(nodes: Vec<AMQPUri>, queue: Queue, desk: Arc<Desk>, 
 async fn session(nodes: &[AMQPUri], queue: &Queue, desk: &Desk, stop: &Stop) -> anyhow::Result<()> {
     let connection = connect(nodes).await?;
     let ended = subscribed(&connection, queue, desk, stop).await;
-    // It can hang when the broker does, and fail when it is gone: neither matters any more.
+    // The close can hang when the broker hangs, and fail when the broker is gone. Neither matters here.
     let _ = timeout(STEP, connection.close(200, "bye".into())).await;
     ended
 }
@@ -111,7 +112,7 @@ async fn subscribed(connection: &Connection, queue: &Queue, desk: &Desk, stop: &
         }
     }
     if let Queue::Passing(name) = queue {
-        // Left to its expiry if this fails.
+        // If this fails, the queue is removed by its expiry.
         let _ = timeout(STEP, channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default())).await;
     }
     Ok(())
@@ -140,7 +141,8 @@ async fn subscribe(connection: &Connection, queue: &Queue) -> anyhow::Result<(Ch
     Ok((channel, consumer))
 }
 
-/// Delivers, then acks. What is no event is refused for good: it would come back for ever.
+/// Delivers, then acknowledges. A message that is not an event is rejected permanently: otherwise it would return
+/// forever.
 async fn take(delivery: &Delivery, desk: &Desk) -> anyhow::Result<()> {
     match Event::read(delivery.properties.headers().as_ref(), &delivery.data) {
         Ok(event) => {
@@ -158,7 +160,7 @@ async fn take(delivery: &Delivery, desk: &Desk) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// To the first node of the broker that answers.
+/// Connects to the first node of the broker that answers.
 async fn connect(nodes: &[AMQPUri]) -> anyhow::Result<Connection> {
     let mut reasons = Vec::new();
     for uri in nodes {
@@ -175,14 +177,14 @@ async fn connect_one(uri: &AMQPUri) -> anyhow::Result<Connection> {
     timeout(Duration::from_secs(2), greet(uri)).await.with_context(|| format!("the broker at {place} is mute"))??;
     let properties = ConnectionProperties::default().with_connection_name("shop".into());
     let connected = timeout(STEP, Connection::connect_uri(uri.clone(), properties)).await;
-    // The library's error holds its causes in its own text.
+    // The library's error contains its sources in its own text.
     connected
         .with_context(|| format!("the broker at {place} is slow"))?
         .map_err(|error| anyhow!("logging in at {place}: {error}"))
 }
 
-/// Looks whether a broker answers: the library has no timeout of its own for connecting, and a connect that is given
-/// up leaves a thread behind.
+/// Checks whether a broker answers. The library has no timeout of its own for connecting, and an aborted connect
+/// leaves a thread behind.
 async fn greet(uri: &AMQPUri) -> anyhow::Result<()> {
     let place = (uri.authority.host.as_str(), uri.authority.port);
     let mut socket = TcpStream::connect(place)

@@ -1,9 +1,9 @@
-//! The demo's shop: what a merchant builds around the payment service, as small as it can be.
+//! The demo's shop: a minimal version of what a merchant builds around the payment service.
 //!
-//! It plays the merchant's backend in both directions: it creates orders in the name of a shopper, and delivers when a
-//! fulfilment event arrives. `serve` shows that on a page, `once` plays one purchase and one refund at each gateway
-//! without a browser. Of the payment service it knows the HTTP interface and the events, like any other merchant: no crate
-//! of it is used.
+//! It plays the merchant's backend in both directions: it creates orders for a shopper, and delivers when a
+//! fulfilment event arrives. `serve` shows that on a page; `once` plays one purchase and one refund at each gateway
+//! without a browser. Like any other merchant, it uses only the HTTP interface and the events of the payment
+//! service, and none of its crates.
 
 mod api;
 mod cli;
@@ -27,10 +27,10 @@ use cli::{Cli, Command};
 use stop::Stop;
 
 fn main() -> ExitCode {
-    // The first library to connect would choose otherwise; it fails only when one was chosen before.
+    // Otherwise the first library that connects would choose one. This fails only if one was chosen before.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = Cli::parse();
-    // The broker library logs what it also returns, and the shop says that in its own words.
+    // The broker library logs the errors that it also returns, and the shop reports them itself.
     let level = match cli.command {
         Command::Serve(_) => "shop=info,warn,lapin=off",
         Command::Once(_) => "warn,lapin=off",

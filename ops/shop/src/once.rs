@@ -1,4 +1,4 @@
-//! One purchase and one refund at each gateway without a browser: the shortest proof that the whole business works.
+//! One purchase and one refund at each gateway without a browser: the shortest proof that the whole system works.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use crate::desk::{Delivered, Desk};
 use crate::fulfilment::{self, Queue};
 use crate::stop::Stop;
 
-/// How long the broker may take to be there.
+/// The broker must be reachable within this time.
 const CONNECT: Duration = Duration::from_secs(20);
-/// How long everything from the payment to the event may take.
+/// Everything from the payment to the event must finish within this time.
 const ARRIVE: Duration = Duration::from_secs(60);
-/// How long to listen on for an event that should not come.
+/// How long to keep listening for an event that should not arrive.
 const LISTEN_ON: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(200);
 const CALL: Duration = Duration::from_secs(15);
-/// How often a call is made that a gateway or a server refuses only for the moment.
+/// How many times a call is tried that a gateway or a server refuses only temporarily.
 const TRIES: u32 = 5;
 
-/// What is bought at each gateway.
+/// The purchase at each gateway.
 const PURCHASES: [(&str, &str, &str); 2] = [("alipay", "page", "12.34"), ("wechat", "native", "0.01")];
 
 struct Bought {
@@ -35,19 +35,19 @@ struct Bought {
     created: Created,
 }
 
-/// Plays both purchases and their refunds and says what happened. Success only if each order's `order.paid` arrived
-/// exactly once, and then what tells of its refund.
+/// Plays both purchases and their refunds and prints what happened. It succeeds only if each order's `order.paid`
+/// arrived exactly once, followed by the events of its refund.
 pub(crate) async fn run(settings: &Settings, stop: Stop) -> anyhow::Result<ExitCode> {
     let desk = Desk::new();
     let (finish, finished) = Stop::new();
-    // A queue of its own: a shop that serves at the same time keeps its events.
+    // A separate queue, so that a shop that serves at the same time still gets its events.
     let queue = Queue::Passing(format!("shop.once.{}", Uuid::now_v7().simple()));
     let consumer = tokio::spawn(fulfilment::consume(settings.amqp_url.clone(), queue, desk.clone(), finished));
     let played = tokio::select! {
         played = play(settings, &desk) => played,
         () = stop.said() => Err(anyhow::anyhow!("interrupted")),
     };
-    // The consumer removes its queue on the way out.
+    // The consumer removes its queue before it ends.
     finish.stop();
     let _ = timeout(CALL, consumer).await;
     let missing = played?;
@@ -57,7 +57,7 @@ pub(crate) async fn run(settings: &Settings, stop: Stop) -> anyhow::Result<ExitC
     Ok(if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Buys, pays, waits; the result is what is missing.
+/// Buys, pays and waits; returns what is missing.
 async fn play(settings: &Settings, desk: &Arc<Desk>) -> anyhow::Result<Vec<String>> {
     let api = Api::new(settings)?;
     let http = Client::builder().timeout(CALL).build().context("building the HTTP client")?;
@@ -115,7 +115,7 @@ async fn order(api: &Api, method: &str, scene: &str, amount: &str) -> anyhow::Re
 /// Does what the buyer does: opens the payment, then pays.
 async fn pay(http: &Client, settings: &Settings, method: &str, created: &Created) -> anyhow::Result<()> {
     if let Payment::Redirect { url } = &created.payment {
-        // At Alipay the trade begins when the buyer opens the page.
+        // At Alipay the trade is created when the buyer opens the page.
         let opened = http.get(url).send().await.context("opening the cashier")?;
         ensure!(opened.status().is_success(), "the cashier answered {}", opened.status());
     }
@@ -127,7 +127,7 @@ async fn pay(http: &Client, settings: &Settings, method: &str, created: &Created
     Ok(())
 }
 
-/// Waits until every order is paid and its event is here, then listens on for what should not come.
+/// Waits until every order is paid and its event has arrived, then keeps listening for unexpected events.
 async fn arrive(api: &Api, desk: &Desk, bought: &[Bought]) -> Vec<String> {
     let since = Instant::now();
     let mut reported = vec![false; bought.len()];
@@ -154,7 +154,7 @@ async fn arrive(api: &Api, desk: &Desk, bought: &[Bought]) -> Vec<String> {
     bought.iter().flat_map(|bought| wrong(bought, &desk.of_order(&bought.created.order.id))).collect()
 }
 
-/// Asks for the money back and waits until it is; the result is what is missing.
+/// Requests the refund and waits until it is done; returns what is missing.
 async fn give_back(api: &Api, desk: &Desk, bought: &Bought) -> anyhow::Result<Vec<String>> {
     let (method, order) = (bought.method, &bought.created.order);
     api.refund(&Uuid::now_v7().to_string(), &order.id).await.with_context(|| format!("refunding at {method}"))?;
@@ -174,7 +174,7 @@ async fn give_back(api: &Api, desk: &Desk, bought: &Bought) -> anyhow::Result<Ve
     }
 }
 
-/// What has not come yet for one order.
+/// What has not arrived yet for one order.
 async fn lacking(api: &Api, desk: &Desk, bought: &Bought) -> Vec<String> {
     let order = &bought.created.order;
     let name = format!("{} order {}", bought.method, order.order_no);
@@ -190,7 +190,7 @@ async fn lacking(api: &Api, desk: &Desk, bought: &Bought) -> Vec<String> {
     lacks
 }
 
-/// What is wrong with the events of one order. A repeat under the same id is allowed on the road; it delivers nothing.
+/// What is wrong with the events of one order. A repeat with the same id is allowed in transport; it delivers nothing.
 fn wrong(bought: &Bought, delivered: &[Delivered]) -> Vec<String> {
     let order = &bought.created.order;
     let name = format!("{} order {}", bought.method, order.order_no);

@@ -3,7 +3,7 @@
 use qrcode::render::svg;
 use qrcode::{EcLevel, QrCode};
 
-/// Draws `text` as an SVG document; `None` when it is longer than a QR code can hold.
+/// Draws `text` as an SVG document; `None` if it is too long for a QR code.
 pub(crate) fn svg(text: &str) -> Option<String> {
     let code = QrCode::with_error_correction_level(text, EcLevel::M).ok()?;
     Some(code.render::<svg::Color>().min_dimensions(240, 240).quiet_zone(true).build())

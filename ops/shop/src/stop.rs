@@ -1,17 +1,17 @@
-//! The one signal that ends everything.
+//! The one signal that stops everything.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Tells when to stop; cheap to clone.
+/// Receives the signal to stop; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Stop(watch::Receiver<bool>);
 
-/// Says it.
+/// Sends the signal to stop.
 pub(crate) struct Stopper(watch::Sender<bool>);
 
 impl Stop {
-    /// A stop that someone else says.
+    /// A stop that the returned `Stopper` signals.
     pub(crate) fn new() -> (Stopper, Stop) {
         let (set, stop) = watch::channel(false);
         (Stopper(set), Stop(stop))
@@ -28,21 +28,21 @@ impl Stop {
         Ok(stop)
     }
 
-    /// Whether it has been said.
+    /// Whether the signal was sent.
     pub(crate) fn is_said(&self) -> bool {
         *self.0.borrow()
     }
 
-    /// Waits until it is said.
+    /// Waits for the signal.
     pub(crate) async fn said(&self) {
-        // A sender that is gone will not say it any more, and has nobody left to work for.
+        // If the sender is dropped, no signal will come and there is no more work to do, so this also returns.
         let _ = self.0.clone().wait_for(|said| *said).await.is_ok();
     }
 }
 
 impl Stopper {
     pub(crate) fn stop(&self) {
-        // Nobody listening means that everything has stopped already.
+        // If there is no receiver, everything has stopped already.
         let _ = self.0.send(true);
     }
 }

@@ -1,4 +1,4 @@
-//! The shopper's token. A real shop mints it for whoever is logged in; here that is always the same person.
+//! The shopper's token. A real shop creates it for the logged-in user; here that is always the same person.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::cli::Identity;
 
-/// How long a token lasts. One is minted for each call, so it only has to outlive clock differences.
+/// How long a token is valid. Each call gets a new one, so it only has to outlast clock differences.
 const LIFETIME_S: u64 = 300;
 
 #[derive(Serialize)]
@@ -21,7 +21,7 @@ struct Claims<'a> {
     exp: u64,
 }
 
-/// A fresh token for the shopper.
+/// A new token for the shopper.
 pub(crate) fn mint(identity: &Identity, now: SystemTime) -> anyhow::Result<String> {
     let now = now.duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
     let claims = Claims {

@@ -1,4 +1,4 @@
-//! A virtual host of its own for each test, so that tests run side by side on one broker.
+//! Each test gets its own virtual host, so that tests can run in parallel on one broker.
 
 use broker::Connection;
 use broker::permissions::{self, Permissions};
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use url::Url;
 use uuid::Uuid;
 
-/// What the user may do who plays any process in tests of parts.
+/// The rights of the user that plays any process in tests of single parts.
 const SERVICE: [&str; 3] = [r"^payment\.", r"^(payment\.|amq\.default)", r"^payment\."];
 const EVERYTHING: [&str; 3] = [".*", ".*", ".*"];
 
-/// A fresh virtual host with the payment topology; it is deleted when this value is dropped.
+/// A new virtual host with the payment topology; it is deleted when this value is dropped.
 pub struct TestBroker {
     management: Management,
     vhost: String,
@@ -33,7 +33,7 @@ impl TestBroker {
         broker
     }
 
-    /// A virtual host without anything in it.
+    /// An empty virtual host.
     pub async fn empty() -> TestBroker {
         runtime::telemetry::install_crypto();
         let broker =
@@ -47,12 +47,12 @@ impl TestBroker {
         broker
     }
 
-    /// The address for whoever plays a process: a user who may do everything to the service's objects.
+    /// The address for a test that plays a process: its user has all rights on the service's objects.
     pub fn uri(&self) -> SecretString {
         self.uri_of("AMQP_URL")
     }
 
-    /// The address for a process, with the rights that the deploy step gives it and no others.
+    /// The address for a process, with exactly the rights that the deploy step grants it.
     pub async fn uri_for(&self, service: Service) -> SecretString {
         let variable = crate::variable(service, "AMQP_URL");
         let Permissions { configure, write, read } = permissions::of(service);
@@ -60,12 +60,12 @@ impl TestBroker {
         self.uri_of(&variable)
     }
 
-    /// The address for a user who may do everything in this virtual host.
+    /// The address for a user with all rights in this virtual host.
     pub fn admin_uri(&self) -> SecretString {
         self.uri_of("AMQP_ADMIN_URL")
     }
 
-    /// A connection that may do everything here.
+    /// A connection with all rights here.
     pub async fn admin(&self) -> Connection {
         broker::open(&self.admin_uri(), "test").await.expect("the broker answers")
     }
@@ -75,7 +75,7 @@ impl TestBroker {
         &self.vhost
     }
 
-    /// Sets what `user` may configure, write and read.
+    /// Sets the rights of `user` to configure, write and read.
     pub async fn grant(&self, user: &str, [configure, write, read]: [&str; 3]) {
         let rights = json!({ "configure": configure, "write": write, "read": read });
         self.manage(Method::PUT, &["permissions", &self.vhost, user], rights).await;
@@ -89,7 +89,7 @@ impl TestBroker {
         }
     }
 
-    /// The state of a queue as the management plug-in tells it.
+    /// The state of a queue, from the management plug-in.
     pub async fn queue(&self, name: &str) -> Value {
         self.manage(Method::GET, &["queues", &self.vhost, name], Value::Null).await
     }
@@ -110,7 +110,7 @@ impl TestBroker {
         self.manage(Method::PUT, &["policies", &self.vhost, policy.name], policy_body).await;
     }
 
-    /// One call to the management plug-in below `/api`; the answer, or null for an empty one.
+    /// One call to the management plug-in below `/api`; returns the answer, or null for an empty one.
     pub async fn manage(&self, method: Method, path: &[&str], body: Value) -> Value {
         self.management.call(method, path, body).await
     }
@@ -125,7 +125,7 @@ impl TestBroker {
 impl Drop for TestBroker {
     fn drop(&mut self) {
         let (management, vhost) = (self.management.clone(), self.vhost.clone());
-        // A runtime of its own: the test's one may be ending. What cannot be deleted is left behind.
+        // A new runtime, because the test's runtime may be shutting down. A virtual host that cannot be deleted stays.
         let delete = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime
@@ -155,7 +155,7 @@ impl Management {
     async fn try_call(&self, method: Method, path: &[&str], body: Value) -> Result<Value, String> {
         let mut url = self.url.clone();
         url.path_segments_mut().map_err(|()| "no base")?.pop_if_empty().push("api").extend(path);
-        // A client of its own for each call: a pooled connection would belong to a runtime that may be gone.
+        // A new client for each call: a pooled connection would belong to a runtime that may no longer exist.
         let mut request = Client::builder().no_proxy().build().map_err(|error| error.to_string())?.request(method, url);
         if !body.is_null() {
             request = request.json(&body);
@@ -169,7 +169,7 @@ impl Management {
     }
 }
 
-/// The user that an address names.
+/// The user in an address.
 fn user(url: &str) -> String {
     Url::parse(url).expect("a URL").username().to_owned()
 }

@@ -1,11 +1,11 @@
-//! Rows that no fact made.
+//! Lets tests write rows without a real fact behind them.
 
 use sqlx::PgPool;
 
-/// Lets a test write states and events that did not happen: the triggers that refuse them are off in this database.
+/// Lets a test write states and events that did not happen: it disables the triggers that refuse them in this database.
 ///
 /// # Panics
-/// When the database does not do it.
+/// When the database refuses.
 pub async fn make_up_facts(db: &PgPool) {
     for table in ["payment_orders", "events"] {
         let sql = sqlx::AssertSqlSafe(format!("alter table {table} disable trigger user"));

@@ -1,4 +1,4 @@
-//! What tests on real servers share. For dev-dependencies alone.
+//! Shared code of tests on real servers. Only for dev-dependencies.
 
 mod broker;
 mod facts;
@@ -18,7 +18,8 @@ pub use tls::{Clients, Speaks, TlsFront};
 use runtime::service::Service;
 use url::Url;
 
-/// The variable with the address of a process's own at a server: `RELAY_AMQP_URL`, `PAYMENT_API_DATABASE_URL` and so on.
+/// The variable that contains a process's own address of a server: `RELAY_AMQP_URL`, `PAYMENT_API_DATABASE_URL` and
+/// so on.
 pub fn variable(service: Service, address: &str) -> String {
     format!("{}_{address}", service.as_str().to_uppercase().replace('-', "_"))
 }
@@ -26,15 +27,15 @@ pub fn variable(service: Service, address: &str) -> String {
 /// The value of an environment variable that only `cargo xtask test` sets.
 ///
 /// # Panics
-/// Without the variable: a test that needs a server fails, it is never skipped.
+/// When the variable is not set: a test that needs a server fails and is never skipped.
 pub fn env(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run the tests with `cargo xtask test`"))
 }
 
-/// Host and port of an address.
+/// The host and port of an address.
 ///
 /// # Panics
-/// When the address has none.
+/// When the address has no host or no port.
 pub fn place(url: &str) -> String {
     let url = Url::parse(url).expect("an address");
     format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"))

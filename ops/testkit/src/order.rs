@@ -1,4 +1,4 @@
-//! An order to begin with.
+//! An order with which a test can start.
 
 use domain::{AccountName, Money, OrderNo, PaymentMethod, ProductType, Scene, Subject, UserId};
 use runtime::clock::Clock;
@@ -7,10 +7,10 @@ use store::tables::idempotency_keys::NewKey;
 use store::tables::orders::NewOrder;
 use time::Duration;
 
-/// A new order over 12.34 yuan at WeChat Pay, by QR code; a test says what it needs otherwise.
+/// A new order of 12.34 yuan at WeChat Pay, by QR code. A test overrides the fields that it needs.
 ///
 /// # Panics
-/// Never: the values are fixed and right.
+/// Never: the values are constant and valid.
 pub fn new_order() -> NewOrder {
     let clock = Clock::system();
     let (id, now) = (clock.fresh_id(), clock.now());

@@ -1,4 +1,4 @@
-//! A relay between a client and a server, with faults on demand.
+//! A fault proxy: a TCP proxy between a client and a server that causes faults on request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,13 +9,14 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, broadcast, watch};
 
-/// Listens on a port of its own and passes bytes on, both ways, until told otherwise. It goes on when this value is gone.
+/// Listens on its own port and passes bytes on in both directions, until a fault is set. It keeps running after
+/// this value is dropped.
 pub struct Relay {
     port: u16,
     way: Arc<Way>,
 }
 
-/// What is done with connections and bytes.
+/// The current faults, and the counters of connections and bytes.
 struct Way {
     targets: watch::Sender<Vec<String>>,
     refused: watch::Sender<bool>,
@@ -29,12 +30,12 @@ struct Way {
 }
 
 impl Relay {
-    /// A relay to `target`, such as `127.0.0.1:5672`.
+    /// A fault proxy to `target`, such as `127.0.0.1:5672`.
     pub async fn to(target: String) -> Relay {
         Relay::to_any(vec![target]).await
     }
 
-    /// A relay to several servers that are alike: each connection goes to the next one that takes it.
+    /// A proxy to several equal servers: each connection goes to the next one that accepts it.
     pub async fn to_any(targets: Vec<String>) -> Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("a bound port").port();
@@ -58,20 +59,20 @@ impl Relay {
         self.port
     }
 
-    /// How many connections have been made.
+    /// How many connections have been accepted.
     pub fn accepted(&self) -> usize {
         self.way.accepted.load(Ordering::SeqCst)
     }
 
-    /// How many bytes have come from clients, those held back included.
+    /// How many bytes clients have sent, including those that are held back.
     pub fn from_clients(&self) -> usize {
         self.way.from_clients.load(Ordering::SeqCst)
     }
 
-    /// Waits until more than `known` bytes have come from clients.
+    /// Waits until clients have sent more than `known` bytes.
     ///
     /// # Panics
-    /// When nothing comes for half a minute.
+    /// When nothing arrives for 30 s.
     pub async fn hears_more_than(&self, known: usize) {
         for _ in 0..3000 {
             if self.from_clients() > known {
@@ -82,39 +83,39 @@ impl Relay {
         panic!("no client has said anything");
     }
 
-    /// Stops passing bytes on, or goes on with it: a server that hangs.
+    /// Stops passing bytes on, or continues: this simulates a server that hangs.
     pub fn hold(&self, hold: bool) {
         self.way.held.send_replace(hold);
     }
 
-    /// Cuts every connection and refuses new ones, or takes them again: nobody is there.
+    /// Cuts every connection and refuses new ones, or accepts them again: this simulates a server that is down.
     pub fn refuse(&self, refuse: bool) {
         self.way.refused.send_replace(refuse);
     }
 
-    /// Passes on what clients say and cuts the connection when the server answers, or passes answers on again.
+    /// Passes on what clients send, and cuts the connection when the server answers; or passes answers on again.
     pub fn lose_answers(&self, lose: bool) {
         self.way.answers_lost.send_replace(lose);
     }
 
-    /// Sends `bytes` to the clients as if they came from the server, also while it hangs.
+    /// Sends `bytes` to the clients as if they came from the server, even while it hangs.
     pub fn inject(&self, bytes: Vec<u8>) {
-        // Without a connection there is nobody to send to.
+        // Without a connection there is no receiver.
         let _ = self.way.injected.send(bytes);
     }
 
-    /// Gives every connection from now on to `target`: an address that has moved.
+    /// Sends every new connection to `target`: this simulates an address that has moved.
     pub fn point_at(&self, target: String) {
         self.way.targets.send_replace(vec![target]);
     }
 
-    /// Passes nothing on any more, for ever, on the connections that are open, and closes none of them to the client: the
-    /// machine at their other end has vanished. Those that are made from now on are served.
+    /// Passes nothing on any more over the open connections, and does not close them to the client: this simulates
+    /// that the machine at the other end has vanished. New connections work.
     pub fn strand(&self) {
         let _ = self.way.stranded.send(());
     }
 
-    /// Drops every connection that is open.
+    /// Drops every open connection.
     pub fn cut(&self) {
         let _ = self.way.cut.send(());
     }
@@ -143,7 +144,7 @@ async fn listen(mut listener: TcpListener, port: u16, way: Arc<Way>) {
     }
 }
 
-/// Listens again where it did before; for a moment the port may be that of an outgoing connection.
+/// Listens on the same port again. For a moment, an outgoing connection may use the port.
 async fn bound_to(port: u16) -> TcpListener {
     loop {
         match TcpListener::bind(("127.0.0.1", port)).await {
@@ -154,7 +155,7 @@ async fn bound_to(port: u16) -> TcpListener {
 }
 
 async fn connect(client: TcpStream, nth: usize, way: Arc<Way>) {
-    // What is said from here on is heard by this connection, also while it is made.
+    // From here on this connection receives every signal, even while it is being established.
     let (mut cut, mut stranded, injected) = (way.cut.subscribe(), way.stranded.subscribe(), way.injected.subscribe());
     let targets = way.targets.borrow().clone();
     let Some(server) = any_of(&targets, nth).await else { return };
@@ -173,13 +174,13 @@ async fn connect(client: TcpStream, nth: usize, way: Arc<Way>) {
         _ = cut.recv() => false,
         _ = stranded.recv() => true,
     };
-    // `to_client` keeps the socket open; the server's has been closed by now.
+    // `to_client` keeps the client's socket open; the server's socket is closed by now.
     if is_stranded {
         std::future::pending::<()>().await;
     }
 }
 
-/// A connection to the `nth` of these, or to one after it.
+/// A connection to the `nth` of these, or to a later one.
 async fn any_of(targets: &[String], nth: usize) -> Option<TcpStream> {
     for target in targets.iter().cycle().skip(nth % targets.len().max(1)).take(targets.len()) {
         if let Ok(server) = TcpStream::connect(target).await {
@@ -189,7 +190,7 @@ async fn any_of(targets: &[String], nth: usize) -> Option<TcpStream> {
     None
 }
 
-/// Passes bytes on for as long as `goes` says so of the next ones.
+/// Passes bytes on for as long as `goes` returns true for the next ones.
 async fn pass(mut from: OwnedReadHalf, to: Arc<Mutex<OwnedWriteHalf>>, way: &Way, goes: impl Fn(usize) -> bool) {
     let (mut bytes, mut held) = (vec![0; 64 * 1024], way.held.subscribe());
     while let Ok(read @ 1..) = from.read(&mut bytes).await {

@@ -1,33 +1,33 @@
-//! RSA keys that were never published: an account that is not a simulator takes no key of the test vectors.
+//! RSA keys that were never published: an account outside the simulator refuses the keys of the test vectors.
 
 use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256, RsaKeySize, SerialNumber};
 
-/// A pair of 2048 bits.
+/// A key pair of 2048 bits.
 pub struct RsaPair(KeyPair);
 
 impl RsaPair {
-    /// A fresh one.
+    /// Generates a new one.
     ///
     /// # Panics
-    /// When the library cannot make one.
+    /// When the library cannot create one.
     pub fn generate() -> RsaPair {
         RsaPair(KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).expect("a key"))
     }
 
-    /// The private half: PKCS#8 in PEM.
+    /// The private key: PKCS#8 in PEM.
     pub fn private_pem(&self) -> String {
         self.0.serialize_pem()
     }
 
-    /// The public half: SPKI in PEM.
+    /// The public key: SPKI in PEM.
     pub fn public_pem(&self) -> String {
         self.0.public_key_pem()
     }
 
-    /// A certificate of this key with the serial number of these bytes, signed by itself.
+    /// A self-signed certificate of this key with these bytes as serial number.
     ///
     /// # Panics
-    /// When the library cannot make one.
+    /// When the library cannot create one.
     pub fn certificate_pem(&self, serial: &[u8]) -> String {
         let mut params = CertificateParams::default();
         params.serial_number = Some(SerialNumber::from_slice(serial));

@@ -1,4 +1,4 @@
-//! TLS in front of a server that speaks without: certificates of its own making, and the bytes passed on.
+//! A TLS listener in front of a server without TLS. It uses its own certificates and passes the bytes on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,25 +15,25 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use url::Url;
 use uuid::Uuid;
 
-/// How a client begins.
+/// How a client begins a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Speaks {
     /// With TLS at once, as AMQP and Redis do.
     TlsAtOnce,
-    /// With PostgreSQL's question whether TLS is wanted.
+    /// With PostgreSQL's request for TLS.
     Postgres,
 }
 
-/// Who may come in.
+/// Which clients are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clients {
-    /// Anybody.
+    /// All clients.
     Anyone,
-    /// Who shows [`TlsFront::identity`].
+    /// Only clients that present [`TlsFront::identity`].
     Known,
 }
 
-/// A listener for the host `localhost`, whose certificate [`TlsFront::ca`] vouches for.
+/// A listener for the host `localhost`, whose certificate is issued by [`TlsFront::ca`].
 pub struct TlsFront {
     port: u16,
     dir: PathBuf,
@@ -42,7 +42,7 @@ pub struct TlsFront {
 type Issuer = CertifiedIssuer<'static, KeyPair>;
 
 impl TlsFront {
-    /// In front of `target`, such as `127.0.0.1:5672`.
+    /// Starts a listener in front of `target`, such as `127.0.0.1:5672`.
     pub async fn start(target: String, speaks: Speaks, clients: Clients) -> TlsFront {
         runtime::telemetry::install_crypto();
         let dir = std::env::temp_dir().join(format!("testkit-tls-{}", Uuid::now_v7().simple()));
@@ -57,14 +57,14 @@ impl TlsFront {
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (acceptor, target) = (acceptor.clone(), target.clone());
-                // A client who goes away, or is refused, is the test's to see.
+                // The test itself observes a client that disconnects or is refused.
                 tokio::spawn(async move { pass(client, &acceptor, &target, speaks).await });
             }
         });
         TlsFront { port, dir }
     }
 
-    /// The address `url`, but by way of this listener, with these parameters.
+    /// The address `url` through this listener, with these parameters.
     pub fn address_of(&self, url: &str, scheme: &str, parameters: &[(&str, &Path)]) -> SecretString {
         let rest = url.split_once("://").expect("an address").1;
         let mut url = Url::parse(&format!("{scheme}://{rest}")).expect("an address");
@@ -76,17 +76,17 @@ impl TlsFront {
         SecretString::from(String::from(url))
     }
 
-    /// The authority that has issued the certificate of this listener.
+    /// The authority that issued the certificate of this listener.
     pub fn ca(&self) -> PathBuf {
         self.dir.join("ca.pem")
     }
 
-    /// An authority that has issued nothing here.
+    /// An authority that issued none of these certificates.
     pub fn stranger(&self) -> PathBuf {
         self.dir.join("stranger.pem")
     }
 
-    /// Certificate and key of a client whom this listener knows.
+    /// The certificate and key of a client that this listener accepts.
     pub fn identity(&self) -> (PathBuf, PathBuf) {
         (self.dir.join("client.pem"), self.dir.join("client-key.pem"))
     }
@@ -133,7 +133,7 @@ fn settings(issuer: &Issuer, clients: Clients) -> ServerConfig {
 
 async fn pass(mut client: TcpStream, acceptor: &TlsAcceptor, target: &str, speaks: Speaks) -> std::io::Result<()> {
     if speaks == Speaks::Postgres {
-        // SSLRequest: its length and a number, eight bytes. `S`: yes.
+        // SSLRequest: its length and a number, eight bytes. The answer `S` means yes.
         let mut question = [0; 8];
         client.read_exact(&mut question).await?;
         client.write_all(b"S").await?;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::keys::AlipayMerchant;
 use crate::odd::{Charset, Refuse};
 
-/// A refusal in Alipay's words.
+/// A refusal in the form of Alipay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) code: String,
@@ -22,7 +22,7 @@ impl Problem {
         Problem { code: code.into(), sub_code: sub_code.into(), sub_msg: sub_msg.into() }
     }
 
-    /// A refusal of choice.
+    /// The refusal that the faults configure.
     pub(crate) fn chosen(refuse: &Refuse) -> Problem {
         Problem::new(&refuse.code, &refuse.sub_code, &refuse.message)
     }
@@ -48,7 +48,8 @@ impl Problem {
     }
 }
 
-/// What one call came to: the merchant is known once its signature held, and only then is the answer signed.
+/// The result of one call. The merchant is known only once its signature was verified, and only then is the answer
+/// signed.
 pub(crate) struct Outcome<'a> {
     pub(crate) method: &'a str,
     pub(crate) merchant: Option<&'a AlipayMerchant>,
@@ -59,7 +60,7 @@ pub(crate) struct Outcome<'a> {
 }
 
 impl Outcome<'_> {
-    /// HTTP 200 for failures too, and JSON under the name of HTML, as the real gateway has it.
+    /// Like the real gateway, it answers HTTP 200 for failures too, and sends JSON with an HTML content type.
     pub(crate) fn into_response(self) -> Response {
         let node = match self.result {
             Ok(fields) => {
@@ -92,7 +93,7 @@ impl Outcome<'_> {
     }
 }
 
-/// The bytes of a node: the signature covers them as they are.
+/// The bytes of a node; the signature covers exactly these bytes.
 fn written(node: &Value, charset: Charset) -> Vec<u8> {
     let text = node.to_string();
     match charset {
@@ -100,7 +101,7 @@ fn written(node: &Value, charset: Charset) -> Vec<u8> {
         Charset::Gbk | Charset::GbkUnnamed => GBK.encode(&text).0.into_owned(),
         Charset::Garbage => {
             match node["sub_msg"].as_str().filter(|words| !words.is_empty()).and_then(|words| text.split_once(words)) {
-                // Neither UTF-8 nor GBK, and no quote among them.
+                // Neither UTF-8 nor GBK, and without a quote.
                 Some((head, tail)) => [head.as_bytes(), b"\xff\xfe\x80\xc3", tail.as_bytes()].concat(),
                 None => text.into_bytes(),
             }
@@ -108,7 +109,7 @@ fn written(node: &Value, charset: Charset) -> Vec<u8> {
     }
 }
 
-/// `alipay.trade.query` → `alipay_trade_query_response`; a method that is no name gets `error_response`.
+/// `alipay.trade.query` → `alipay_trade_query_response`; an invalid method name gets `error_response`.
 fn node_name(method: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte == b'.';
     if method.is_empty() || method.len() > 128 || !method.bytes().all(plain) {

@@ -12,7 +12,7 @@ pub(crate) fn download(call: &Call) -> Result<Map<String, Value>, Problem> {
     let wanted = text(&call.biz_content, "alipay_cert_sn").ok_or_else(|| missing("alipay_cert_sn"))?;
     let mode = call.merchant.certificates.as_ref().filter(|_| call.certified);
     let mode = mode.ok_or_else(|| Problem::invalid("isv.missing-app-cert-sn", "应用未使用公钥证书模式"))?;
-    // The one that signs, and whatever was issued before it: a merchant may ask for what it has.
+    // Only the certificate that signs now has content. For any other number the content is empty.
     let content = match mode.current() {
         current if current.sn == wanted => STANDARD.encode(current.pem),
         _ => STANDARD.encode(""),

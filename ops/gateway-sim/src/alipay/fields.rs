@@ -1,4 +1,4 @@
-//! What `biz_content` may hold, method by method. A field that is not listed is refused.
+//! The allowed fields of `biz_content`, method by method. Any other field is refused.
 
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
@@ -6,7 +6,7 @@ use time::{Duration, OffsetDateTime};
 use super::answer::Problem;
 use crate::clock;
 
-/// What a field holds.
+/// The form of a field.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     /// Text of at most this many characters.
@@ -77,7 +77,7 @@ const QR_OPTIONAL: &[Field] = &[
 
 const NAMES: &[Field] = &[("out_trade_no", Text(64)), ("trade_no", Text(64))];
 
-/// What one method takes.
+/// The fields of one method.
 struct Rules {
     must: &'static [&'static [Field]],
     may: &'static [&'static [Field]],
@@ -129,12 +129,12 @@ fn rules(method: &str) -> Option<Rules> {
     Some(rules)
 }
 
-/// Whether the simulator plays this method.
+/// Whether the simulator implements this method.
 pub(crate) fn is_known(method: &str) -> bool {
     rules(method).is_some()
 }
 
-/// Checks names and forms; states and repeats are the ledger's.
+/// Checks names and forms of fields. The ledger checks states and repeats.
 pub(crate) fn check(method: &str, biz_content: &Value) -> Result<(), Problem> {
     let rules = rules(method).ok_or_else(|| Problem::invalid("isv.invalid-method", "不存在的方法名"))?;
     let Value::Object(members) = biz_content else { return Err(invalid("biz_content")) };
@@ -193,7 +193,7 @@ pub(crate) fn fen(text: &str) -> Option<i64> {
     (1..=10_000_000_000).contains(&fen).then_some(fen)
 }
 
-/// `1m` to `15d`; `1c` means until midnight and is taken for a day.
+/// `1m` to `15d`; `1c` means until midnight, and counts as one day here.
 fn timeout(text: &str) -> Option<Duration> {
     if text == "1c" {
         return Some(Duration::DAY);
@@ -209,11 +209,11 @@ fn timeout(text: &str) -> Option<Duration> {
     Some(unit * limit).filter(|timeout| *timeout <= Duration::days(15))
 }
 
-/// The last moment to pay: 1 minute to 15 days ahead; `time_expire` wins over `timeout_express`.
+/// The last moment to pay: 1 minute to 15 days ahead. `time_expire` takes precedence over `timeout_express`.
 pub(crate) fn expiry(biz_content: &Value, now: OffsetDateTime) -> Result<OffsetDateTime, Problem> {
     let text = |name: &str| biz_content.get(name).and_then(Value::as_str);
     if let Some(at) = text("time_expire").and_then(clock::parse_alipay) {
-        // A second of grace each way: the text has no fraction and the clocks are two.
+        // Allows about a second in each direction: the text has no fraction, and the two clocks can differ.
         let ahead = at - now;
         let good = ahead >= Duration::seconds(58) && ahead <= Duration::days(15) + Duration::seconds(2);
         return if good { Ok(at) } else { Err(invalid("time_expire 应在 1 分钟到 15 天之间")) };

@@ -19,7 +19,7 @@ use crate::odd::Charset;
 use crate::pages::cashier_path;
 use crate::server::{Shared, Sim};
 
-/// `POST /gateway.do`: a call of a server, or the form that a browser sends for a page.
+/// `POST /gateway.do`: a server's call, or the form that a browser sends for a page.
 pub(crate) async fn call(State(sim): State<Shared>, RawQuery(query): RawQuery, body: Bytes) -> Response {
     let params = Params::read(query.as_deref().unwrap_or_default(), &body);
     if let Some(product) = page_product(params.method()) {
@@ -56,7 +56,7 @@ pub(crate) async fn call(State(sim): State<Shared>, RawQuery(query): RawQuery, b
     Outcome { method: params.method(), merchant, certified, charset: odd.charset, result }.into_response()
 }
 
-/// What the gateway says to a call. `None`: it is away, before the call or after it.
+/// The gateway's answer to a call. `None`: the gateway is unavailable, before or after it executed the call.
 async fn answer(sim: &Shared, call: &Call, method: &str) -> Option<Answer> {
     Some(match method {
         "alipay.trade.precreate" => trade::precreate(sim, call),
@@ -82,14 +82,14 @@ fn kind(method: &str) -> CallKind {
     }
 }
 
-/// The number of the trade that a call names, which its faults go by.
+/// The number of the trade that a call names; it selects the faults.
 fn number(sim: &Sim, biz_content: &Value) -> Option<String> {
     let by_trade_no = |trade_no| sim.ledger.by_trade_no(trade_no, clock::now());
     let named = text(biz_content, "trade_no").and_then(by_trade_no).map(|trade| trade.out_trade_no);
     named.or_else(|| owned(biz_content, "out_trade_no"))
 }
 
-/// `GET /gateway.do`: the browser was sent here with a signed URL.
+/// `GET /gateway.do`: a signed URL has sent the browser here.
 pub(crate) async fn browse(State(sim): State<Shared>, RawQuery(query): RawQuery) -> Response {
     let params = Params::read(query.as_deref().unwrap_or_default(), b"");
     match page_product(params.method()) {
@@ -98,7 +98,7 @@ pub(crate) async fn browse(State(sim): State<Shared>, RawQuery(query): RawQuery)
     }
 }
 
-/// `POST /alipay/app`: what the Alipay app does with an order string. Answers where the cashier is.
+/// `POST /alipay/app`: what the Alipay app does with an order string. It answers with the path of the cashier.
 pub(crate) async fn app(State(sim): State<Shared>, body: Bytes) -> Response {
     let text = String::from_utf8_lossy(&body);
     let params = Params::read(text.trim(), b"");
@@ -140,7 +140,7 @@ fn page_product(method: &str) -> Option<Product> {
     }
 }
 
-/// What a load balancer in front of the gateway says when nobody is behind it.
+/// The answer of a load balancer whose gateway is down.
 fn bad_gateway() -> Response {
     (StatusCode::BAD_GATEWAY, axum::response::Html("<html><head><title>502 Bad Gateway</title></head></html>"))
         .into_response()

@@ -1,6 +1,6 @@
 //! Alipay: `gateway.do`, its cashier, its notifications.
 //!
-//! Bills belong beside `trade.rs` when their issue comes.
+//! When bills are implemented, they belong beside `trade.rs`.
 
 pub(crate) mod answer;
 pub(crate) mod certificate;

@@ -11,7 +11,7 @@ use crate::keys::AlipayMerchant;
 use crate::ledger::{Event, Product, Refund, Trade};
 use crate::notify::{Overrides, SignedCallback, Wrong};
 
-/// The notification of a trade's last event, signed.
+/// The signed notification of a trade's last event.
 #[must_use]
 pub fn render(merchant: &AlipayMerchant, trade: &Trade, overrides: &Overrides) -> SignedCallback {
     let sent = overrides.at.and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok()).unwrap_or_else(clock::now);
@@ -44,7 +44,7 @@ pub fn render(merchant: &AlipayMerchant, trade: &Trade, overrides: &Overrides) -
     callback
 }
 
-/// Where the browser goes after payment: the merchant's `return_url` with signed parameters.
+/// The address of the browser after the payment: the merchant's `return_url` with signed parameters.
 pub(crate) fn return_url(merchant: &AlipayMerchant, trade: &Trade, now: OffsetDateTime) -> Option<String> {
     let url = trade.return_url.as_ref()?;
     let method = match trade.product {
@@ -122,7 +122,8 @@ fn fields(merchant: &AlipayMerchant, trade: &Trade, overrides: &Overrides, sent:
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// What a refund adds: the total so far, the number, the moment with a fraction, and the end of a trade that is returned.
+/// The fields that a refund adds: the total so far, the number, the time with a fraction, and the close time of a
+/// trade that is refunded completely.
 fn refund_fields(trade: &Trade, refund: &Refund, overrides: &Overrides) -> Vec<(&'static str, String)> {
     let at = refund.success_at.unwrap_or(refund.created_at);
     let mut fields = vec![
@@ -138,7 +139,7 @@ fn refund_fields(trade: &Trade, refund: &Refund, overrides: &Overrides) -> Vec<(
     fields
 }
 
-/// Another amount than was signed.
+/// Changes the amount after signing.
 fn tamper(params: &mut [Pair]) {
     for (name, value) in params {
         if name == "total_amount" {

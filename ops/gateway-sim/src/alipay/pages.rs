@@ -1,4 +1,4 @@
-//! What a browser sees when `gateway.do` refuses it. The real page is in GBK; this one is in UTF-8.
+//! The page that a browser sees when `gateway.do` refuses it. The real page is in GBK; this one is in UTF-8.
 
 use axum::response::{IntoResponse, Response};
 

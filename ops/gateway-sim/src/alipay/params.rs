@@ -1,4 +1,4 @@
-//! The public parameters of a call: gathered from URL and body, checked in the gateway's order.
+//! The public parameters of a call: read from URL and body, and checked in the gateway's order.
 
 use std::sync::Arc;
 
@@ -17,17 +17,17 @@ pub(crate) struct Params {
     charset_in_url: bool,
 }
 
-/// A call whose signature holds.
+/// A call whose signature was verified.
 pub(crate) struct Call {
     pub(crate) merchant: Arc<AlipayMerchant>,
-    /// It came in certificate mode.
+    /// Whether it uses certificate mode.
     pub(crate) certified: bool,
     pub(crate) biz_content: Value,
     pub(crate) notify_url: Option<String>,
     pub(crate) return_url: Option<String>,
 }
 
-/// How long ago a call may have been signed: a page URL waits for its user, a call does not.
+/// How old a signature may be: a page URL waits for its user, a call does not.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Freshness {
     Call,
@@ -35,7 +35,7 @@ pub(crate) enum Freshness {
 }
 
 impl Params {
-    /// The union of URL and body.
+    /// The parameters of URL and body together.
     pub(crate) fn read(query: &str, body: &[u8]) -> Params {
         let in_url: Vec<Pair> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
         let charset_in_url = in_url.iter().any(|(name, _)| name == "charset");
@@ -58,7 +58,7 @@ impl Params {
         self.get("method").unwrap_or_default()
     }
 
-    /// Everything that does not depend on the method. The app is looked up before the signature is checked.
+    /// Checks everything that does not depend on the method. It finds the app before it verifies the signature.
     pub(crate) fn check(&self, keys: &SimKeys, freshness: Freshness, now: OffsetDateTime) -> Result<Call, Problem> {
         self.check_forms()?;
         let app_id = self.must("app_id", "isv.missing-app-id")?;
@@ -88,7 +88,7 @@ impl Params {
         })
     }
 
-    /// Both numbers or none; whether it is certificate mode.
+    /// Requires both numbers or none, and returns whether the call uses certificate mode.
     fn check_certificates(&self, merchant: &AlipayMerchant) -> Result<bool, Problem> {
         let (app, root) = match (self.get("app_cert_sn"), self.get("alipay_root_cert_sn")) {
             (None, None) => return Ok(false),
@@ -132,7 +132,7 @@ impl Params {
         }
     }
 
-    /// The real tolerance is not published. An hour finds the clock that runs in another zone.
+    /// The real tolerance is not published. One hour detects a clock that runs in another time zone.
     fn check_timestamp(&self, freshness: Freshness, now: OffsetDateTime) -> Result<(), Problem> {
         let at = clock::parse_alipay(self.must("timestamp", "isv.missing-timestamp")?);
         let past = match freshness {

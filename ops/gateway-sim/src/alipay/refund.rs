@@ -1,4 +1,4 @@
-//! `alipay.trade.refund` and its query. There is no state but done: a refund that is not is not shown.
+//! `alipay.trade.refund` and its query. Alipay has no other state than done: a refund that is not done is not shown.
 
 use serde_json::{Map, json};
 use std::time::Duration;
@@ -13,10 +13,10 @@ use crate::json::{owned, text};
 use crate::ledger::{Booked, RefundAsk, RefundRefusal, RefundState, TradeState};
 use crate::server::{Shared, Sim};
 
-/// Two refunds of a trade are at least so far apart.
+/// The minimum time between two refunds of a trade.
 const PAUSE: Duration = Duration::from_secs(3);
 
-/// `alipay.trade.refund`. `None`: the gateway is away, before the refund or after it.
+/// `alipay.trade.refund`. `None`: the gateway is unavailable, before or after the refund.
 pub(crate) async fn refund(sim: &Shared, call: &Call) -> Option<Answer> {
     let trade = match named(sim, "alipay.trade.refund", call) {
         Ok(trade) => trade,
@@ -31,7 +31,8 @@ pub(crate) async fn refund(sim: &Shared, call: &Call) -> Option<Answer> {
     let faults = sim.faults.refund(&trade.out_trade_no);
     let mut amount_fen = text(biz, "refund_amount").and_then(fields::fen).unwrap_or_default();
     let own = owned(biz, "out_request_no");
-    // Without a number the trade's own is taken: a second refund is then a repeat of the first, whatever its amount.
+    // Without a number, the trade's own number counts. Then a second refund is a repeat of the first, whatever its
+    // amount.
     let out_refund_no = own.clone().unwrap_or_else(|| trade.out_trade_no.clone());
     if let (None, Some(known)) = (&own, trade.refund(&out_refund_no)) {
         amount_fen = known.amount_fen;
@@ -58,7 +59,7 @@ pub(crate) async fn refund(sim: &Shared, call: &Call) -> Option<Answer> {
     }
 }
 
-/// `refund_fee` is the total of the trade; `Y` says that this very call moved money.
+/// `refund_fee` is the total of the trade; `Y` means that this call itself moved money.
 fn answer(Booked { trade, refund, fresh }: &Booked) -> Map<String, serde_json::Value> {
     let moved = *fresh && refund.state == RefundState::Success;
     let mut answer = members(json!({
@@ -76,7 +77,7 @@ fn answer(Booked { trade, refund, fresh }: &Booked) -> Map<String, serde_json::V
     answer
 }
 
-/// `alipay.trade.fastpay.refund.query`: a refund that is unknown, or not done yet, is an answer without a status.
+/// `alipay.trade.fastpay.refund.query`: for a refund that is unknown or not done yet, the answer has no status.
 pub(crate) fn query(sim: &Sim, call: &Call) -> Option<Answer> {
     let trade = match named(sim, "alipay.trade.fastpay.refund.query", call) {
         Ok(trade) if trade.state == TradeState::Offered => return Some(Err(not_exist())),

@@ -3,12 +3,12 @@
 /// Name and value, decoded.
 pub(crate) type Pair = (String, String);
 
-/// A request: every parameter but `sign` and those without a value; `sign_type` is part of it.
+/// A request: every parameter except `sign` and those without a value; `sign_type` is included.
 pub(crate) fn request_content(params: &[Pair]) -> String {
     join(params.iter().filter(|(name, value)| name != "sign" && !value.is_empty()))
 }
 
-/// A notification or return: every parameter but `sign` and `sign_type`.
+/// A notification or return: every parameter except `sign` and `sign_type`.
 pub(crate) fn notice_content(params: &[Pair]) -> String {
     join(params.iter().filter(|(name, _)| name != "sign" && name != "sign_type"))
 }

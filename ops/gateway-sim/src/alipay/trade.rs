@@ -1,4 +1,4 @@
-//! The trade methods: precreate, query, close, and what a page or an app offers.
+//! The trade methods precreate, query and close, and the offers of a page or an app.
 
 use serde_json::{Map, Value, json};
 use time::Duration;
@@ -14,14 +14,14 @@ use crate::server::{Shared, Sim};
 
 pub(super) type Answer = Result<Map<String, Value>, Problem>;
 
-/// `alipay.trade.precreate`: a code, and no trade until somebody scans it.
+/// `alipay.trade.precreate`: returns a code. There is no trade until a buyer scans it.
 pub(crate) fn precreate(sim: &Sim, call: &Call) -> Answer {
     let trade = offer(sim, call, Product::Qr)?;
     let code = trade.credential.map(|credential| credential.code).unwrap_or_default();
     Ok(members(json!({ "out_trade_no": trade.out_trade_no, "qr_code": code })))
 }
 
-/// Books what the client is to be offered. To a query it does not exist before the buyer acts.
+/// Books an offer to the client. For a query, the trade does not exist before the buyer acts.
 pub(crate) fn offer(sim: &Sim, call: &Call, product: Product) -> Result<Trade, Problem> {
     let (method, biz) = (method(product), &call.biz_content);
     fields::check(method, biz)?;
@@ -42,7 +42,7 @@ pub(crate) fn offer(sim: &Sim, call: &Call, product: Product) -> Result<Trade, P
     trade.return_url.clone_from(&call.return_url);
     trade.digest = digest(&json!([biz, call.notify_url, call.return_url]));
     trade.credential = Some(Credential { code, expires_at: now + Duration::hours(2) });
-    // A repeat may come when less than a minute is left, so only a first request is held to the range.
+    // A repeat may arrive when less than a minute is left, so only a first request is checked against the range.
     let known = sim.ledger.get(&trade.key(), now);
     trade.expires_at = match known {
         Some(known) => known.expires_at,
@@ -83,7 +83,7 @@ pub(crate) fn query(sim: &Sim, call: &Call) -> Answer {
     Ok(answer)
 }
 
-/// `alipay.trade.close`: only what waits for its buyer.
+/// `alipay.trade.close`: closes only a trade that waits for its buyer.
 pub(crate) fn close(sim: &Shared, call: &Call) -> Answer {
     let mut trade = named(sim, "alipay.trade.close", call)?;
     let unpaid = matches!(trade.state, TradeState::Offered | TradeState::Waiting);
@@ -100,7 +100,7 @@ pub(crate) fn close(sim: &Shared, call: &Call) -> Answer {
     }
 }
 
-/// The trade that a call names; `trade_no` wins.
+/// The trade that a call names; `trade_no` takes precedence.
 pub(super) fn named(sim: &Sim, method: &str, call: &Call) -> Result<Trade, Problem> {
     let biz = &call.biz_content;
     fields::check(method, biz)?;

@@ -1,4 +1,4 @@
-//! `/sim/keys/…`: the gateways change the keys that they sign with.
+//! `/sim/keys/…`: changes the keys with which the gateways sign.
 
 use axum::body::Bytes;
 use axum::extract::{Path, State};
@@ -50,7 +50,7 @@ struct App {
     appid: String,
 }
 
-/// One more application of the same merchant number.
+/// Adds another application to the same merchant number.
 async fn bind(State(sim): State<Shared>, Path(account): Path<String>, body: Bytes) -> Answer {
     let App { appid } = object(&body)?;
     if appid.is_empty() || appid.len() > 32 {
@@ -61,7 +61,7 @@ async fn bind(State(sim): State<Shared>, Path(account): Path<String>, body: Byte
     Ok(Json(view(merchant)))
 }
 
-/// From and until when, in days from now.
+/// The start and end of a validity, in days from now.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Term {
@@ -98,11 +98,11 @@ async fn current(State(sim): State<Shared>, Path(account): Path<String>) -> Answ
 struct Renewal {
     from_days: f64,
     until_days: f64,
-    /// With another key; Alipay keeps its own.
+    /// Use another key; by default Alipay keeps its key.
     new_key: bool,
-    /// Issued to somebody else than Alipay.
+    /// The certificate is issued to another organization than Alipay.
     organization: Option<String>,
-    /// Signed by a stranger in the authority's name.
+    /// Signed with a stranger's key in the authority's name.
     forged: bool,
 }
 

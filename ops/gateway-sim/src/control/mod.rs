@@ -1,4 +1,4 @@
-//! `/sim/…`: the ledger, the buyer's acts and the faults, for tests and people.
+//! `/sim/…`: the ledger, the buyer's actions and the faults, for tests and people.
 
 pub(crate) mod keys;
 pub(crate) mod refunds;
@@ -87,7 +87,7 @@ async fn show(State(sim): State<Shared>, Path(name): Name, Query(which): Query<W
     Ok(Json(view(&sim, &sim.ledger.get(&key, clock::now()).ok_or(Refusal::Unknown)?)))
 }
 
-/// The buyer scans or opens it: at Alipay the trade begins.
+/// The buyer scans or opens it: at Alipay this creates the trade.
 async fn open(State(sim): State<Shared>, Path(name): Name, Query(which): Query<Which>) -> Answer {
     let key = key(&sim, &name, &which)?;
     Ok(Json(view(&sim, &sim.ledger.open(&key, clock::now())?)))
@@ -96,7 +96,7 @@ async fn open(State(sim): State<Shared>, Path(name): Name, Query(which): Query<W
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Pay {
-    /// Callbacks state this amount; the trade keeps its own.
+    /// Callbacks contain this amount; the trade keeps its own.
     amount_fen: Option<i64>,
     /// Whether callbacks are sent at all.
     notify: bool,
@@ -118,7 +118,7 @@ async fn pay(State(sim): State<Shared>, Path(name): Name, Query(which): Query<Wh
     Ok(Json(view(&sim, &trade)))
 }
 
-/// The number is paid once more, by a trade of its own: what no gateway should let happen, and some did.
+/// The number is paid again with a separate trade. No gateway should allow this, but it has happened.
 async fn pay_again(State(sim): State<Shared>, Path(name): Name, Query(which): Query<Which>, body: Bytes) -> Answer {
     let Pay { notify, .. } = read(&body)?;
     let trade = sim.ledger.pay_again(&key(&sim, &name, &which)?, clock::now())?;
@@ -128,7 +128,7 @@ async fn pay_again(State(sim): State<Shared>, Path(name): Name, Query(which): Qu
     Ok(Json(view(&sim, &trade)))
 }
 
-/// Closes it unpaid as time does. Alipay tells the merchant; WeChat Pay never does.
+/// Closes an unpaid trade, as its expiry does. Alipay notifies the merchant; WeChat Pay never does.
 async fn close(State(sim): State<Shared>, Path(name): Name, Query(which): Query<Which>, body: Bytes) -> Answer {
     let Pay { notify, .. } = read(&body)?;
     let key = key(&sim, &name, &which)?;
@@ -145,7 +145,7 @@ async fn close(State(sim): State<Shared>, Path(name): Name, Query(which): Query<
     Ok(Json(view(&sim, &trade)))
 }
 
-/// Lets the last moment to pay pass now.
+/// Sets the last moment to pay to now.
 async fn expire(State(sim): State<Shared>, Path(name): Name, Query(which): Query<Which>) -> Answer {
     let key = key(&sim, &name, &which)?;
     let now = clock::now();
@@ -156,7 +156,7 @@ async fn expire(State(sim): State<Shared>, Path(name): Name, Query(which): Query
     Ok(Json(view(&sim, &sim.ledger.get(&key, clock::now()).ok_or(Refusal::Unknown)?)))
 }
 
-/// Sends the last notification once more now, under its id, and shows the merchant's answer.
+/// Sends the last notification again now, under its id, and returns the merchant's answer.
 async fn notify(State(sim): State<Shared>, Path(name): Name, Query(which): Query<Which>, body: Bytes) -> Answer {
     let overrides: Overrides = read(&body)?;
     let key = key(&sim, &name, &which)?;
@@ -187,7 +187,7 @@ async fn clear_faults(State(sim): State<Shared>) -> Json<Value> {
     Json(sim.faults.view())
 }
 
-/// How often the gateways were called, by order and kind of call.
+/// The number of calls to the gateways, by order and kind of call.
 async fn calls(State(sim): State<Shared>, Query(wanted): Query<WantedCalls>) -> Json<Value> {
     Json(sim.calls.view(&wanted))
 }
@@ -197,7 +197,7 @@ async fn clear_calls(State(sim): State<Shared>) -> Json<Value> {
     Json(json!({}))
 }
 
-/// No trades, no deliveries, no faults, no calls.
+/// Clears trades, deliveries, faults and counters of calls.
 async fn reset(State(sim): State<Shared>) -> Json<Value> {
     sim.deliveries.stop();
     sim.ledger.clear();
@@ -220,12 +220,12 @@ fn view(sim: &Sim, trade: &Trade) -> Value {
     view
 }
 
-/// An absent body is the default.
+/// An absent body means the default.
 fn read<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, Failure> {
     if body.is_empty() { Ok(T::default()) } else { object(body) }
 }
 
-/// A JSON object; serde alone would take a list of values for one too.
+/// Reads a JSON object; serde alone would also accept an array of values.
 fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
     let value: Value = serde_json::from_slice(body).map_err(|error| bad(error.to_string()))?;
     if !value.is_object() {

@@ -1,4 +1,4 @@
-//! `/sim/refunds`, `/sim/balances`: what became of refunds, and what they are paid from.
+//! `/sim/refunds`, `/sim/balances`: the refunds, and the balances from which they are paid.
 
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
@@ -42,19 +42,19 @@ async fn list(State(sim): State<Shared>, Query(wanted): Query<Wanted>) -> Json<V
     Json(Value::Array(refunds.take(wanted.limit.unwrap_or(10_000)).collect()))
 }
 
-/// A refund that somebody makes in the gateway's console.
+/// A refund that a person makes in the gateway's console.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct ConsoleRefund {
-    /// How much; absent, what is left.
+    /// The amount; if absent, all that is left.
     amount_fen: Option<i64>,
-    /// Its number; absent, one of the gateway's own making.
+    /// Its number; if absent, the gateway creates one.
     out_refund_no: Option<String>,
-    /// Whether its end is sent to the payment's `notify_url`.
+    /// Whether its result is sent to the payment's `notify_url`.
     notify: bool,
-    /// Whether the notice names it (`out_biz_no`, Alipay).
+    /// Whether the notice contains the number (`out_biz_no`, Alipay).
     named: bool,
-    /// Whether it is processed first, as faults have it.
+    /// Whether it is processed first, as the faults configure.
     processing: bool,
 }
 
@@ -64,7 +64,7 @@ impl Default for ConsoleRefund {
     }
 }
 
-/// Money goes back without the merchant's service.
+/// Refunds money without the merchant's service.
 async fn refund(
     State(sim): State<Shared>,
     Path(name): Path<(Gateway, String)>,
@@ -112,7 +112,7 @@ impl Default for Finish {
     }
 }
 
-/// A processing refund ends now, as it is told.
+/// Ends a processing refund now, with the requested state.
 async fn finish(
     State(sim): State<Shared>,
     Path((gateway, out_trade_no, out_refund_no)): Path<(Gateway, String, String)>,
@@ -136,7 +136,7 @@ struct Age {
     days: u16,
 }
 
-/// The payment was made so many days earlier.
+/// Makes the payment this many days older.
 async fn age(
     State(sim): State<Shared>,
     Path(name): Path<(Gateway, String)>,
@@ -161,7 +161,7 @@ struct AgeRefunds {
     seconds: u32,
 }
 
-/// Every refund so far was asked for so many seconds earlier.
+/// Makes every existing refund request this many seconds older.
 async fn age_refunds(State(sim): State<Shared>, body: Bytes) -> Answer {
     let AgeRefunds { seconds } = object(&body)?;
     sim.ledger.age_refunds(time::Duration::seconds(seconds.into()));
@@ -174,7 +174,7 @@ struct Balance {
     fen: Option<i64>,
 }
 
-/// What an account has for refunds; `null`: as much as it takes.
+/// Sets the balance of an account for refunds; `null` means unlimited.
 async fn set_balance(
     State(sim): State<Shared>,
     Path((gateway, account)): Path<(Gateway, String)>,

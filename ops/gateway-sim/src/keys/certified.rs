@@ -1,5 +1,5 @@
-//! Alipay's certificate mode: an authority of the simulator's own, what it issued to an application, and the certificate with
-//! which Alipay signs now.
+//! Alipay's certificate mode: the simulator's own authority, the certificate that it issued to an application, and
+//! the certificate with which Alipay signs now.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +11,7 @@ use crate::clock;
 use crate::crypto::{Signer, random};
 use crate::x509::{Name, Statement, issue};
 
-/// Whom Alipay's own certificates are issued to.
+/// The organization of Alipay's own certificates.
 pub const ALIPAY: &str = "Alipay Simulator";
 
 /// The authority that issues all certificates of a key set.
@@ -28,7 +28,7 @@ pub struct Authority {
 /// A certificate and its number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certified {
-    /// As requests and answers name it.
+    /// The number in requests and answers.
     pub sn: String,
     /// The certificate.
     pub pem: String,
@@ -37,16 +37,16 @@ pub struct Certified {
 /// A certificate to be issued.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
-    /// To whom.
+    /// The organization it is issued to.
     pub organization: &'a str,
-    /// From how many days from now on.
+    /// The start of its validity, in days from now.
     pub from_days: f64,
-    /// Until how many days from now.
+    /// The end of its validity, in days from now.
     pub until_days: f64,
 }
 
 impl Authority {
-    /// The authority of this key. Everything else of it is fixed, so that it need not be kept.
+    /// The authority with this key. Everything else is derived or constant, so only the key is stored.
     ///
     /// # Errors
     /// When its certificate cannot be written.
@@ -68,7 +68,7 @@ impl Authority {
     }
 }
 
-/// A certificate under the authority's name that a stranger signed.
+/// A certificate in the authority's name that a stranger signed.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -90,7 +90,7 @@ fn issue_by(name: &Name, issuing: &Signer, wanted: &Wanted<'_>, key: &Signer) ->
     Ok(Certified { sn: sn(name, number), pem: issue(&statement, key, (name, issuing))? })
 }
 
-/// The number of a certificate as Alipay makes it of its issuer and its serial number.
+/// The number that Alipay derives from a certificate's issuer and serial number.
 fn sn(issuer: &Name, serial: u64) -> String {
     let text = format!("{}{serial}", issuer.rfc2253());
     Md5::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -99,7 +99,7 @@ fn sn(issuer: &Name, serial: u64) -> String {
 /// One application in certificate mode.
 #[derive(Debug)]
 pub struct CertificateMode {
-    /// Who issues.
+    /// The issuing authority.
     pub authority: Arc<Authority>,
     /// `app_cert_sn`.
     pub app_sn: String,
@@ -109,7 +109,7 @@ pub struct CertificateMode {
 #[derive(Debug)]
 struct Current {
     certified: Certified,
-    /// A key of its own; `None`: Alipay's key was kept.
+    /// The certificate's own key; `None` means that Alipay kept its key.
     key: Option<Arc<Signer>>,
 }
 
@@ -124,7 +124,7 @@ impl CertificateMode {
         self.lock().certified.clone()
     }
 
-    /// From now on this certificate signs, with a key of its own if there is one.
+    /// From now on this certificate signs, with its own key if it has one.
     pub fn change_to(&self, certified: Certified, key: Option<Signer>) {
         *self.lock() = Current { certified, key: key.map(Arc::new) };
     }

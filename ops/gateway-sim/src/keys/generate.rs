@@ -1,4 +1,4 @@
-//! A fresh key set for two accounts at each gateway.
+//! Creates a new key set with two accounts at each gateway.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,16 +11,16 @@ use anyhow::{Context, Result};
 use super::{ALIPAY, AlipayEntry, Authority, CertificatesEntry, File, SigningKeyEntry, Wanted, WechatEntry, read};
 use crate::crypto::{ALPHANUMERIC, DIGITS, HEX_UPPER, Signer, random_text};
 
-/// What [`generate_if_missing`] found.
+/// The result of [`generate_if_missing`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
-    /// There was a key set already, and it stays.
+    /// A key set exists already and is kept.
     Yes,
-    /// There was none, and one was made.
+    /// There was none, so one was created.
     No,
 }
 
-/// Makes a key set in `dir` for gateways at `url`, over whatever is there.
+/// Creates a key set in `dir` for gateways at `url`, and overwrites existing files.
 ///
 /// # Errors
 /// When a file cannot be written.
@@ -58,10 +58,10 @@ pub fn generate(dir: &Path, url: &str) -> Result<()> {
         file.wechat.push(entry);
     }
     write(dir, "gateways.toml", &merchant_side)?;
-    write(dir, "sim.json", &serde_json::to_string_pretty(&file)?) // Last: its presence says the set is whole.
+    write(dir, "sim.json", &serde_json::to_string_pretty(&file)?) // Last: if it exists, the set is complete.
 }
 
-/// Makes a key set unless `dir` holds one.
+/// Creates a key set unless `dir` contains one.
 ///
 /// # Errors
 /// As [`generate()`].
@@ -73,7 +73,7 @@ pub fn generate_if_missing(dir: &Path, url: &str) -> Result<Kept> {
     Ok(Kept::No)
 }
 
-/// Points the `gateways.toml` of an existing set at another address of the simulator, with the keys kept.
+/// Changes the simulator's address in the `gateways.toml` of an existing set, and keeps the keys.
 ///
 /// # Errors
 /// When the set cannot be read or written.
@@ -95,7 +95,7 @@ pub fn point_at(dir: &Path, url: &str) -> Result<()> {
 const HEAD: &str =
     "# Accounts at the gateway simulator. Made by `gateway-sim keygen`; the keys are worth nothing elsewhere.\n";
 
-/// RSA keys are slow to make, so every core helps.
+/// Generating RSA keys is slow, so all cores are used.
 fn many_keys(count: usize) -> Result<Vec<Signer>> {
     let threads = thread::available_parallelism().map_or(1, usize::from).clamp(1, count);
     thread::scope(|scope| {
@@ -215,7 +215,8 @@ fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
 }
 
-/// A private key is for its owner's eyes, even a worthless one: the service refuses or warns about others.
+/// A private key must be readable only by its owner, even a worthless one: the service refuses other keys or warns
+/// about them.
 fn write_private(dir: &Path, name: &str, text: &str) -> Result<()> {
     let path = dir.join(name);
     let mut options = fs::OpenOptions::new();

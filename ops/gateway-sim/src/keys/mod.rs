@@ -1,7 +1,7 @@
 //! The key set of the simulator: what each gateway knows of its merchants.
 //!
-//! One folder holds both sides. The merchant's (`gateways.toml`, `keys/`) is what the payment
-//! service reads; the gateways' (`sim.json`, `sim/`) is read here. Neither side holds a private key of the other.
+//! One folder contains both sides. The payment service reads the merchant's side (`gateways.toml`, `keys/`). The
+//! simulator reads the gateways' side (`sim.json`, `sim/`). Neither side has a private key of the other.
 
 mod certified;
 mod generate;
@@ -38,13 +38,13 @@ pub struct AlipayMerchant {
     pub app_id: String,
     /// The payee, a 2088 number.
     pub seller_id: String,
-    /// Checks what the merchant signed.
+    /// Verifies what the merchant signed.
     pub app_key: Verifier,
-    /// Alipay's own key: answers, notifications, returns.
+    /// Alipay's own key: it signs answers, notifications and returns.
     pub gateway_key: Signer,
-    /// What it needs for certificate mode; a key set made before there was one has none.
+    /// What certificate mode needs; `None` in a key set that was created before the mode existed.
     pub certificates: Option<CertificateMode>,
-    /// A key nobody trusts, for forgeries.
+    /// An untrusted key, for forgeries.
     pub stranger: Arc<Signer>,
 }
 
@@ -57,30 +57,30 @@ pub struct WechatMerchant {
     pub mchid: String,
     /// The applications bound to it when the key set was made.
     pub appids: Vec<String>,
-    /// Those that were bound since.
+    /// The applications that were bound later.
     pub bound_since: Mutex<Vec<String>>,
     /// Serial number of the merchant's certificate.
     pub merchant_serial_no: String,
-    /// Checks what the merchant signed.
+    /// Verifies what the merchant signed.
     pub merchant_key: Verifier,
-    /// Encrypts what a notification carries.
+    /// Encrypts the contents of a notification.
     pub apiv3_key: [u8; 32],
-    /// WeChat Pay's own public keys by serial; the first signs unless another is asked for.
+    /// WeChat Pay's own public keys by serial; the first one signs unless another is requested.
     pub signing_keys: Vec<Arc<NamedKey>>,
     /// Its platform certificates.
     pub platform: Platform,
-    /// A key nobody trusts, for forgeries.
+    /// An untrusted key, for forgeries.
     pub stranger: Arc<Signer>,
 }
 
 impl WechatMerchant {
-    /// Whether this application may ask for payments of the merchant.
+    /// Whether this application may request payments for the merchant.
     #[must_use]
     pub fn is_bound(&self, appid: &str) -> bool {
         self.all_appids().iter().any(|known| known == appid)
     }
 
-    /// One more application of the same merchant number.
+    /// Adds another application to the same merchant number.
     pub fn bind(&self, appid: &str) {
         if !self.is_bound(appid) {
             self.bound_since.lock().unwrap_or_else(PoisonError::into_inner).push(appid.to_owned());
@@ -94,7 +94,8 @@ impl WechatMerchant {
         self.appids.iter().chain(since.iter()).cloned().collect()
     }
 
-    /// The key that `serial` names, else the one whose turn it is: the first public key, or a platform certificate.
+    /// The key that `serial` names. Without one, the key whose turn it is: the first public key, or a platform
+    /// certificate.
     ///
     /// # Panics
     /// Never: a loaded merchant has at least one key.
@@ -108,7 +109,7 @@ impl WechatMerchant {
 }
 
 impl AlipayMerchant {
-    /// Alipay's signature with the key of this moment.
+    /// Alipay's signature with the current key.
     #[must_use]
     pub fn sign(&self, message: &[u8]) -> String {
         match self.certificates.as_ref().and_then(CertificateMode::key) {
@@ -119,7 +120,7 @@ impl AlipayMerchant {
 }
 
 impl SimKeys {
-    /// Reads the key set in `dir`, as [`generate()`] made it.
+    /// Reads the key set in `dir`, as [`generate()`] created it.
     ///
     /// # Errors
     /// Names the file that is missing or wrong.
@@ -160,7 +161,7 @@ impl SimKeys {
     }
 }
 
-/// `sim.json`; the paths are relative to it.
+/// `sim.json`; its paths are relative to it.
 #[derive(Debug, Serialize, Deserialize)]
 struct File {
     url: String,

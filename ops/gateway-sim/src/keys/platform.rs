@@ -1,4 +1,4 @@
-//! WeChat Pay's platform certificates of one merchant, and which of its keys signs.
+//! The platform certificates that WeChat Pay has for one merchant, and the choice of the key that signs.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,41 +12,41 @@ use crate::x509::{Name, Statement, issue};
 /// A key and the name under which it signs.
 pub type NamedKey = (String, Signer);
 
-/// A certificate as `GET /v3/certificates` gives it out.
+/// A certificate as `GET /v3/certificates` returns it.
 #[derive(Debug, Clone)]
 pub struct PlatformCertificate {
     /// Serial number and key.
     pub key: Arc<NamedKey>,
     /// The certificate.
     pub pem: String,
-    /// Its first moment.
+    /// The start of its validity.
     pub from: OffsetDateTime,
-    /// Its last moment.
+    /// The end of its validity.
     pub until: OffsetDateTime,
 }
 
-/// What a merchant has beside its public keys. At first nothing: it knows the public key alone.
+/// A merchant's platform certificates. At first there are none: only the public key signs.
 #[derive(Debug, Default)]
 pub struct Platform(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     certificates: Vec<PlatformCertificate>,
-    /// How much is signed by the public key while the merchant changes over to it; `None`: all.
+    /// The share of signatures that the public key makes while the merchant migrates to it; `None` means all.
     share: Option<f64>,
     signed: u64,
 }
 
 impl Platform {
-    /// Makes a certificate that is valid from and until so many days from now.
+    /// Creates a certificate with this validity, in days from now.
     ///
     /// # Errors
-    /// When no key can be made.
+    /// When no key can be created.
     pub fn add(&self, from_days: f64, until_days: f64) -> Result<PlatformCertificate> {
         let now = clock::now().replace_nanosecond(0).unwrap_or_else(|_| clock::now());
         let (from, until) = (now + Duration::days(1) * from_days, now + Duration::days(1) * until_days);
         let mut serial = random::<20>().to_vec();
-        serial[0] = 0x10 | serial[0] & 0x3f; // Positive, and all of its 40 digits are written.
+        serial[0] = 0x10 | serial[0] & 0x3f; // Positive, and its text has all 40 digits.
         let name: String = serial.iter().map(|byte| format!("{byte:02X}")).collect();
         debug_assert!(name.bytes().all(|digit| HEX_UPPER.contains(&digit)));
         let whom = Name { organization: "Tenpay Simulator".to_owned(), common_name: format!("Platform {name}") };
@@ -58,7 +58,7 @@ impl Platform {
         Ok(made)
     }
 
-    /// Takes a certificate off the list. Whether there was one.
+    /// Removes a certificate from the list. Returns whether it was there.
     pub fn remove(&self, serial: &str) -> bool {
         let mut state = self.lock();
         let before = state.certificates.len();
@@ -66,13 +66,13 @@ impl Platform {
         state.certificates.len() < before
     }
 
-    /// All of them, the oldest first.
+    /// All certificates, the oldest first.
     #[must_use]
     pub fn certificates(&self) -> Vec<PlatformCertificate> {
         self.lock().certificates.clone()
     }
 
-    /// Sets which share, 0 to 1, is signed by the public key; `None` means all, and no certificate at all.
+    /// Sets the share, 0 to 1, that the public key signs; `None` means all, with no certificate signing.
     pub fn set_share(&self, share: Option<f64>) {
         let mut state = self.lock();
         (state.share, state.signed) = (share, 0);
@@ -84,13 +84,13 @@ impl Platform {
         self.lock().share
     }
 
-    /// The key of that serial number.
+    /// The key with that serial number.
     pub(super) fn named(&self, serial: &str) -> Option<Arc<NamedKey>> {
         self.lock().certificates.iter().find(|known| known.key.0 == serial).map(|known| Arc::clone(&known.key))
     }
 
-    /// The certificate that signs this time, unless it is the public key's turn. Among any number of signatures the public
-    /// key has its share to the letter.
+    /// The certificate that signs this time; `None` if it is the public key's turn. In any number of signatures,
+    /// the public key has exactly its share.
     pub(super) fn turn(&self) -> Option<Arc<NamedKey>> {
         let mut state = self.lock();
         let share = state.share?;

@@ -1,4 +1,4 @@
-//! Refunds in the books: what is accepted, what is refused, and every limit that a merchant ran into.
+//! Books refunds: what is accepted, what is refused, and every limit that a merchant exceeded.
 
 use std::time::Duration;
 
@@ -6,29 +6,30 @@ use time::OffsetDateTime;
 
 use super::{Gateway, Ledger, Refund, RefundState, Trade, TradeKey, TradeState};
 
-/// More refunds than this a payment does not have at WeChat Pay.
+/// The maximum number of refunds of a payment at WeChat Pay.
 const MAX_REFUNDS: usize = 50;
 
-/// A refund as a merchant asks for it.
+/// A refund as a merchant requests it.
 #[derive(Debug, Clone)]
 pub(crate) struct RefundAsk {
     pub(crate) out_refund_no: String,
     pub(crate) amount_fen: i64,
-    /// What the merchant says the payment was (WeChat Pay).
+    /// The amount of the payment, as the merchant states it (WeChat Pay).
     pub(crate) total_fen: Option<i64>,
     pub(crate) notify_url: Option<String>,
     pub(crate) digest: [u8; 32],
-    /// Whether its end is told by a notice.
+    /// Whether a notice reports its result.
     pub(crate) told: bool,
     /// Done at once, or processed for a while first.
     pub(crate) at_once: bool,
-    /// The pause the gateway asks for between two refunds of a payment.
+    /// The minimum time that the gateway requires between two refunds of a payment.
     pub(crate) pause: Duration,
-    /// Made in the console: `Some`, with whether its notice names it. Limits that it runs into are not the service's.
+    /// `Some` for a refund from the console, with whether its notice contains the number. Limits that it exceeds
+    /// are not the service's fault.
     pub(crate) console: Option<bool>,
 }
 
-/// Why a refund is not accepted.
+/// The reason why a refund is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RefundRefusal {
     Unknown,
@@ -46,7 +47,7 @@ pub(crate) enum RefundRefusal {
 }
 
 impl RefundRefusal {
-    /// The name of the limit that was broken, if one was.
+    /// The name of the limit that was exceeded, if there is one.
     fn limit(self) -> Option<&'static str> {
         match self {
             RefundRefusal::Differs => Some("other_parameters"),
@@ -65,12 +66,12 @@ impl RefundRefusal {
 pub(crate) struct Booked {
     pub(crate) trade: Trade,
     pub(crate) refund: Refund,
-    /// Whether this call made it; a repeat did not.
+    /// Whether this call created it; a repeat did not.
     pub(crate) fresh: bool,
 }
 
 impl Ledger {
-    /// Books a refund, or finds the one that has its number already.
+    /// Books a refund, or finds the one that already has this number.
     pub(crate) fn refund(&self, key: &TradeKey, ask: &RefundAsk, now: OffsetDateTime) -> Result<Booked, RefundRefusal> {
         let mut inner = self.lock();
         let numbered = refund_name(key, &ask.out_refund_no);
@@ -97,7 +98,7 @@ impl Ledger {
         Ok(Booked { trade, refund, fresh })
     }
 
-    /// A processing refund comes to its end. `None` when there is none that does.
+    /// Ends a processing refund. `None` if no such refund is processing, or `end` is `Processing`.
     pub(crate) fn end_refund(
         &self,
         key: &TradeKey,
@@ -122,7 +123,7 @@ impl Ledger {
         Some(trade)
     }
 
-    /// An abnormal refund is sent another way: it is processed again. `None` when it is not abnormal.
+    /// Processes an abnormal refund again, in another way. `None` if it is not abnormal.
     pub(crate) fn redirect_refund(&self, key: &TradeKey, out_refund_no: &str) -> Option<(Trade, Refund)> {
         let mut inner = self.lock();
         let trade = inner.trades.get_mut(key)?;
@@ -135,7 +136,7 @@ impl Ledger {
         Some((trade.clone(), refund))
     }
 
-    /// Every refund so far was asked for so much earlier.
+    /// Makes every existing refund request older by this time.
     pub(crate) fn age_refunds(&self, by: time::Duration) {
         for refund in self.lock().trades.values_mut().flat_map(|trade| &mut trade.refunds) {
             refund.created_at = refund.created_at.saturating_sub(by);
@@ -152,7 +153,7 @@ impl Ledger {
         self.lock().refund_ids.get(refund_id).cloned()
     }
 
-    /// Sets what an account has for refunds; `None`: as much as it takes.
+    /// Sets the balance of an account for refunds; `None` means unlimited.
     pub(crate) fn set_balance(&self, gateway: Gateway, account: &str, fen: Option<i64>) {
         let name = (gateway, account.to_owned());
         let balances = &mut self.lock().balances;
@@ -162,12 +163,12 @@ impl Ledger {
         };
     }
 
-    /// What an account has for refunds.
+    /// The balance of an account for refunds.
     pub(crate) fn balance(&self, gateway: Gateway, account: &str) -> Option<i64> {
         self.lock().balances.get(&(gateway, account.to_owned())).copied()
     }
 
-    /// Notes a limit that the merchant ran into.
+    /// Notes a limit that the merchant exceeded.
     pub(crate) fn violation(&self, key: &TradeKey, limit: &'static str) {
         if let Some(trade) = self.lock().trades.get_mut(key) {
             *trade.violations.entry(limit).or_default() += 1;
@@ -217,7 +218,7 @@ fn accept(
     if wechat && trade.refunds.len() >= MAX_REFUNDS {
         return Err(RefundRefusal::TooMany);
     }
-    // The service cannot know when somebody has made one in the console.
+    // A refund from the console does not count: the service cannot know its time.
     let last = trade.refunds.iter().rev().find(|refund| !refund.console);
     if last.is_some_and(|last| now < last.created_at + ask.pause) {
         return Err(RefundRefusal::TooSoon);

@@ -1,4 +1,4 @@
-//! The trades of both gateways, in memory and bounded: the oldest is dropped when there are too many.
+//! The trades of both gateways, in memory and bounded: when there are too many, the oldest is dropped.
 
 mod book;
 mod refund;
@@ -13,12 +13,12 @@ pub(crate) use book::{Booked, RefundAsk, RefundRefusal};
 pub use refund::{Refund, RefundState};
 pub use trade::{Credential, Event, Gateway, Notice, Product, Trade, TradeKey, TradeState};
 
-/// Why the ledger does not do what it was asked.
+/// The reason why the ledger refuses a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// No such trade.
     Unknown,
-    /// The number is taken by a request with other parameters.
+    /// The number is used by a request with other parameters.
     Differs,
     /// It is neither paid nor closed.
     Unpaid,
@@ -28,11 +28,11 @@ pub(crate) enum Refusal {
     Closed,
     /// The last moment to pay has passed.
     Expired,
-    /// Alipay gives one number no more codes.
+    /// Alipay creates no more codes for this number.
     TooOften,
 }
 
-/// Codes that Alipay gives one number. Source: its help centre, knowId 201602631395, 2026-11-29.
+/// The number of codes that Alipay creates for one number. Source: its help centre, knowId 201602631395, 2026-11-29.
 pub const MAX_CODES: u32 = 20;
 
 /// See the module.
@@ -48,11 +48,11 @@ struct Inner {
     order: VecDeque<TradeKey>,
     codes: HashMap<String, TradeKey>,
     trade_nos: HashMap<String, TradeKey>,
-    /// The trade of each refund, by the merchant's number within what it is unique in.
+    /// The trade of each refund, by the merchant's number and the scope in which that number is unique.
     refunds: HashMap<(Gateway, String, String), TradeKey>,
-    /// The trade and the merchant's number of each refund, by the gateway's own.
+    /// The trade and the merchant's number of each refund, by the gateway's own number.
     refund_ids: HashMap<String, (TradeKey, String)>,
-    /// What an account has for refunds; not named, as much as it takes.
+    /// The balance of an account for refunds; an account without an entry has an unlimited balance.
     balances: HashMap<(Gateway, String), i64>,
 }
 
@@ -61,7 +61,7 @@ impl Ledger {
         Ledger { limit: limit.max(1), inner: Mutex::default() }
     }
 
-    /// Books what a merchant asks for. A repeat must agree with the first request, and gets a fresh credential.
+    /// Books a merchant's request. A repeat must agree with the first request, and gets a new credential.
     pub(crate) fn place(&self, asked: Trade, now: OffsetDateTime) -> Result<Trade, Refusal> {
         let key = asked.key();
         let mut inner = self.lock();
@@ -85,12 +85,12 @@ impl Ledger {
         Ok(asked)
     }
 
-    /// The trade of this name.
+    /// The trade with this key.
     pub(crate) fn get(&self, key: &TradeKey, now: OffsetDateTime) -> Option<Trade> {
         self.lock().live(key, now).cloned()
     }
 
-    /// What a query by the merchant's number shows: a closed trade gives way to a later payment of the number.
+    /// What a query by the merchant's number shows: if the trade is closed, a later payment of the number.
     pub(crate) fn shown(&self, key: &TradeKey, now: OffsetDateTime) -> Option<Trade> {
         let mut inner = self.lock();
         let first = inner.live(key, now)?.clone();
@@ -98,14 +98,14 @@ impl Ledger {
         Some(again.filter(|_| first.state == TradeState::Closed).cloned().unwrap_or(first))
     }
 
-    /// The trades with this number at a gateway; several only when accounts share it.
+    /// The trades with this number at a gateway; several only if accounts share it.
     pub(crate) fn find(&self, gateway: Gateway, accounts: &[String], out_trade_no: &str) -> Vec<TradeKey> {
         let inner = self.lock();
         let key = |account: &String| TradeKey::new(gateway, account, out_trade_no);
         accounts.iter().map(key).filter(|key| inner.trades.contains_key(key)).collect()
     }
 
-    /// The trade that a code or `prepay_id` opens, while it does.
+    /// The trade that a code or `prepay_id` opens, as long as it is valid.
     pub(crate) fn by_code(&self, code: &str, now: OffsetDateTime) -> Option<Trade> {
         let mut inner = self.lock();
         let key = inner.codes.get(code)?.clone();
@@ -121,7 +121,7 @@ impl Ledger {
         inner.live(&key, now).cloned()
     }
 
-    /// The buyer opens it: at Alipay the trade begins here.
+    /// The buyer opens it: at Alipay this creates the trade.
     pub(crate) fn open(&self, key: &TradeKey, now: OffsetDateTime) -> Result<Trade, Refusal> {
         self.change(key, now, |trade| {
             if trade.state == TradeState::Offered && !trade.is_expired(now) {
@@ -144,7 +144,7 @@ impl Ledger {
         })
     }
 
-    /// The number of a paid or closed trade is paid once more, by a trade of its own.
+    /// The number of a paid or closed trade is paid again, with a separate trade.
     pub(crate) fn pay_again(&self, key: &TradeKey, now: OffsetDateTime) -> Result<Trade, Refusal> {
         let mut inner = self.lock();
         let first = inner.live(key, now).ok_or(Refusal::Unknown)?.clone();
@@ -163,7 +163,7 @@ impl Ledger {
         Ok(again)
     }
 
-    /// Closes it unpaid. Closing twice is no error here; the gateways differ on it.
+    /// Closes an unpaid trade. A second close is refused as `Closed`; the gateways answer that differently.
     pub(crate) fn close(&self, key: &TradeKey, now: OffsetDateTime) -> Result<Trade, Refusal> {
         self.change(key, now, |trade| match trade.state {
             TradeState::Paid => Err(Refusal::Paid),
@@ -175,7 +175,7 @@ impl Ledger {
         })
     }
 
-    /// Changes a trade by `change`, which may refuse, and gives it back.
+    /// Changes a trade with `change`, which may refuse, and returns it.
     pub(crate) fn change(
         &self,
         key: &TradeKey,
@@ -193,7 +193,7 @@ impl Ledger {
         Ok(trade)
     }
 
-    /// Notes how a delivery of the notification `id` went.
+    /// Notes the result of a delivery of the notification `id`.
     pub(crate) fn note(&self, key: &TradeKey, id: &str, note: impl FnOnce(&mut Notice)) {
         let mut inner = self.lock();
         let notices = inner.trades.get_mut(key).map(|trade| &mut trade.notices);
@@ -209,19 +209,19 @@ impl Ledger {
         newest_first.filter(|trade| wanted(trade)).take(limit).cloned().collect()
     }
 
-    /// Forgets everything.
+    /// Removes everything.
     pub(crate) fn clear(&self) {
         *self.lock() = Inner::default();
     }
 
-    /// A panic elsewhere leaves whole trades behind, so a poisoned lock is still good.
+    /// A panic elsewhere leaves complete trades behind, so the data under a poisoned lock is still valid.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Inner {
-    /// The trade, closed first when its time ran out: Alipay closes by itself, WeChat Pay only stops taking money.
+    /// The trade, closed first if its time ran out: Alipay closes it by itself, WeChat Pay only stops accepting money.
     fn live(&mut self, key: &TradeKey, now: OffsetDateTime) -> Option<&mut Trade> {
         let trade = self.trades.get_mut(key)?;
         if trade.gateway() == Gateway::Alipay && trade.state == TradeState::Waiting && trade.is_expired(now) {

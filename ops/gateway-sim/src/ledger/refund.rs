@@ -1,4 +1,4 @@
-//! One refund as a gateway knows it, and what refunds make of their trade.
+//! One refund as a gateway knows it, and the effect of refunds on their trade.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -8,25 +8,25 @@ use super::{Event, Gateway, Notice, Trade, TradeState};
 use crate::clock;
 use crate::crypto::{DIGITS, random_text};
 
-/// After this a payment cannot be returned any more.
+/// After this time a payment can no longer be refunded.
 pub(crate) const REFUND_PERIOD: Duration = Duration::days(365);
 
-/// Where a refund stands. Alipay knows the first two only.
+/// The state of a refund. Alipay has only the first two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RefundState {
     /// Accepted, not done.
     Processing,
-    /// The money went back.
+    /// The money was refunded.
     Success,
-    /// It failed: nothing was or will be paid back under this number.
+    /// It failed: under this number, nothing was or will be refunded.
     Closed,
-    /// It could not be delivered; somebody has to act.
+    /// It could not be paid out; a person must act.
     Abnormal,
 }
 
 impl RefundState {
-    /// The word of WeChat Pay.
+    /// WeChat Pay's name of the state.
     #[must_use]
     pub fn wechat(self) -> &'static str {
         match self {
@@ -45,27 +45,27 @@ pub struct Refund {
     pub out_refund_no: String,
     /// The gateway's own number (WeChat Pay shows it; Alipay has none).
     pub refund_id: String,
-    /// How much goes back.
+    /// The amount.
     pub amount_fen: i64,
-    /// Where notices of it go (WeChat Pay).
+    /// The address for its notices (WeChat Pay).
     pub notify_url: Option<String>,
-    /// Where it stands.
+    /// The state.
     pub state: RefundState,
-    /// How often money moved for it; more than once is a fault of the simulator itself.
+    /// How many times money moved for it; more than once is a fault of the simulator itself.
     pub effects: u32,
     /// When it was accepted.
     pub created_at: OffsetDateTime,
-    /// When the money went back.
+    /// When the money was refunded.
     pub success_at: Option<OffsetDateTime>,
-    /// What had gone back from the trade in all when this was done.
+    /// The total that was refunded of the trade when this refund was done.
     pub total_after_fen: i64,
-    /// Digest of the request's parameters: a repeat must agree (WeChat Pay).
+    /// Digest of the request's parameters: a repeat must have the same (WeChat Pay).
     pub digest: [u8; 32],
-    /// Whether its end is told by a notice.
+    /// Whether a notice reports its result.
     pub told: bool,
-    /// Whether somebody made it in the gateway's console, and not the merchant's service.
+    /// Whether a person made it in the gateway's console, and not the merchant's service.
     pub console: bool,
-    /// Whether its notice names it (`out_biz_no`, Alipay).
+    /// Whether its notice contains the number (`out_biz_no`, Alipay).
     pub named: bool,
 }
 
@@ -88,7 +88,7 @@ impl Refund {
         }
     }
 
-    /// What the control API shows of it.
+    /// The view of it in the control API.
     #[must_use]
     pub fn view(&self, trade: &Trade) -> Value {
         let notices: Vec<_> = trade.notices.iter().filter(|notice| notice.refund_no() == self.name()).collect();
@@ -114,10 +114,10 @@ impl Refund {
     }
 }
 
-/// What refunds make of a trade.
+/// The refunds of a trade.
 impl Trade {
-    /// The same trade with one more refund that ended in `state`, and its notice as the last one: for callbacks
-    /// rendered without a server.
+    /// The same trade with another refund that ended in `state`, and its notice as the last one. This is for
+    /// callbacks that are rendered without a server.
     #[must_use]
     pub fn refunded(mut self, out_refund_no: &str, amount_fen: i64, state: RefundState) -> Trade {
         let now = clock::now();
@@ -126,45 +126,45 @@ impl Trade {
         self
     }
 
-    /// The refund of this number.
+    /// The refund with this number.
     #[must_use]
     pub fn refund(&self, out_refund_no: &str) -> Option<&Refund> {
         self.refunds.iter().find(|refund| refund.out_refund_no == out_refund_no)
     }
 
-    /// What went back.
+    /// The total that was refunded.
     #[must_use]
     pub fn refunded_fen(&self) -> i64 {
         self.sum(|state| state == RefundState::Success)
     }
 
-    /// What went back or may still go back: a new refund has the rest.
+    /// What was refunded or may still be refunded: a new refund can only have the rest.
     pub(crate) fn reserved_fen(&self) -> i64 {
         self.sum(|state| state != RefundState::Closed)
     }
 
-    /// Paid, and all of it returned.
+    /// Whether it is paid and completely refunded.
     pub(crate) fn is_returned(&self) -> bool {
         self.state == TradeState::Paid && self.refunded_fen() >= self.amount_fen
     }
 
-    /// Whether the time for refunds is over.
+    /// Whether the period for refunds is over.
     pub(crate) fn is_past_refunds(&self, now: OffsetDateTime) -> bool {
         self.paid_at.is_some_and(|paid_at| now - paid_at > REFUND_PERIOD)
     }
 
-    /// The refund that the last notice tells of.
+    /// The refund that the last notice reports.
     pub(crate) fn told_refund(&self) -> Option<&Refund> {
         self.refund(self.notices.last()?.refund_no()?)
     }
 
-    /// Where the last notice goes.
+    /// The address for the last notice.
     pub(crate) fn callback_url(&self) -> Option<&str> {
         let own = self.told_refund().and_then(|refund| refund.notify_url.as_deref());
         own.or(self.notify_url.as_deref())
     }
 
-    /// The trade as the notice `id` tells of it: later notices are left out.
+    /// The trade as the notice `id` reports it: later notices are removed.
     pub(crate) fn told_by(mut self, id: &str) -> Trade {
         if let Some(index) = self.notices.iter().position(|notice| notice.id == id) {
             self.notices.truncate(index + 1);
@@ -172,20 +172,20 @@ impl Trade {
         self
     }
 
-    /// The trade as the last notice of this event tells of it; `None` when none does.
+    /// The trade as the last notice of this event reports it; `None` if there is no such notice.
     pub(crate) fn telling(self, event: Event) -> Option<Trade> {
         let id = self.notices.iter().rev().find(|notice| notice.event == event)?.id.clone();
         Some(self.told_by(&id))
     }
 
-    /// The trade as the last notice of one of its refunds tells of it; `None` when none does.
+    /// The trade as the last notice of one of its refunds reports it; `None` if there is no such notice.
     #[must_use]
     pub fn telling_of(self, out_refund_no: &str) -> Option<Trade> {
         let id = self.notices.iter().rev().find(|notice| notice.refund_no() == Some(out_refund_no))?.id.clone();
         Some(self.told_by(&id))
     }
 
-    /// A refund comes to its end; whoever wants to hear of it is told by a notice.
+    /// Ends a refund, and adds its notice if one is requested.
     pub(crate) fn end_refund(&mut self, out_refund_no: &str, state: RefundState, now: OffsetDateTime) {
         let gateway = self.gateway();
         let Some(refund) = self.refunds.iter_mut().find(|refund| refund.out_refund_no == out_refund_no) else { return };
@@ -212,7 +212,7 @@ impl Trade {
 }
 
 impl Notice {
-    /// The merchant's number of the refund it tells of.
+    /// The merchant's number of the refund that it reports.
     #[must_use]
     pub fn refund_no(&self) -> Option<&str> {
         self.refund.as_deref()

@@ -10,7 +10,7 @@ use super::Refund;
 use crate::clock;
 use crate::crypto::{DIGITS, random, random_text};
 
-/// Which of the two gateways.
+/// One of the two gateways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Gateway {
@@ -43,7 +43,7 @@ pub enum Product {
 }
 
 impl Product {
-    /// Whose product this is.
+    /// The gateway of this product.
     #[must_use]
     pub fn gateway(self) -> Gateway {
         match self {
@@ -65,11 +65,11 @@ impl Product {
     }
 }
 
-/// Where a trade stands.
+/// The state of a trade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TradeState {
-    /// Asked for at Alipay, not touched by the buyer: to a query it does not exist yet.
+    /// Requested at Alipay, but the buyer has not acted: for a query it does not exist yet.
     Offered,
     /// Waiting for the buyer.
     Waiting,
@@ -79,7 +79,7 @@ pub enum TradeState {
     Closed,
 }
 
-/// What a notification tells.
+/// The event that a notification reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Event {
@@ -87,64 +87,64 @@ pub enum Event {
     Paid,
     /// The trade was closed unpaid (Alipay only).
     Closed,
-    /// A refund came to its end.
+    /// A refund reached its final state.
     Refund,
 }
 
 /// One notification, with all its deliveries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Notice {
-    /// `notify_id` at Alipay, `id` at WeChat Pay: the same at every delivery.
+    /// `notify_id` at Alipay, `id` at WeChat Pay: the same in every delivery.
     pub id: String,
-    /// What it tells.
+    /// The event that it reports.
     pub event: Event,
-    /// The merchant's number of the refund it tells of.
+    /// The merchant's number of the refund that it reports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refund: Option<String>,
-    /// Requests sent, right and wrong ones together.
+    /// The number of requests sent, authentic and wrong ones together.
     pub sent: u32,
-    /// Right requests that were answered with success.
+    /// The number of authentic requests that were answered with success.
     pub accepted: u32,
-    /// Forged or tampered requests that were answered with success: must stay 0.
+    /// The number of forged or tampered requests that were answered with success: it must stay 0.
     pub wrong_accepted: u32,
-    /// The last answer, or why there was none.
+    /// The last answer, or the error if there was none.
     pub last_answer: Option<String>,
 }
 
-/// Names a trade within the simulator.
+/// Identifies a trade within the simulator.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TradeKey {
     /// The gateway.
     pub gateway: Gateway,
-    /// The account it belongs to: numbers are unique per merchant only.
+    /// The account it belongs to: numbers are unique only per merchant.
     pub account: String,
     /// The merchant's number.
     pub out_trade_no: String,
-    /// 0, or which further payment of that number it is.
+    /// 0 for the first payment of that number, 1 for the next, and so on.
     pub nth: u32,
 }
 
-/// What the client needs to pay: a code, a `prepay_id`.
+/// What the client needs to pay: a code or a `prepay_id`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credential {
-    /// As handed to the merchant.
+    /// The value as given to the merchant.
     pub code: String,
-    /// After this it opens nothing.
+    /// After this time it is no longer valid.
     pub expires_at: OffsetDateTime,
 }
 
 /// One trade.
 #[derive(Debug, Clone)]
 pub struct Trade {
-    /// The product, and with it the gateway.
+    /// The product, which also determines the gateway.
     pub product: Product,
     /// The account's name.
     pub account: String,
     /// The merchant's number.
     pub out_trade_no: String,
-    /// 0, or which further payment of that number this is.
+    /// 0 for the first payment of that number, 1 for the next, and so on.
     pub nth: u32,
-    /// `app_id` or `appid` of the request; empty: the account's own.
+    /// `app_id` or `appid` of the request; if empty, the account's own.
     pub app_id: String,
     /// The order's amount.
     pub amount_fen: i64,
@@ -152,19 +152,19 @@ pub struct Trade {
     pub subject: String,
     /// `passback_params` or `attach`.
     pub attach: Option<String>,
-    /// The payer, when the request named one.
+    /// The payer, if the request named one.
     pub openid: Option<String>,
-    /// Where callbacks go; none, no callbacks.
+    /// The address for callbacks; `None` means no callbacks.
     pub notify_url: Option<String>,
-    /// Where the browser goes after payment (Alipay page and wap).
+    /// The address of the browser after the payment (Alipay page and wap).
     pub return_url: Option<String>,
-    /// Where the browser goes on giving up (Alipay wap).
+    /// The address of the browser after the buyer cancels (Alipay wap).
     pub quit_url: Option<String>,
-    /// Where it stands.
+    /// The state.
     pub state: TradeState,
-    /// The gateway's own number, once there is one.
+    /// The gateway's own number, if it has one already.
     pub trade_no: Option<String>,
-    /// When it was asked for.
+    /// When it was requested.
     pub created_at: OffsetDateTime,
     /// The last moment to pay.
     pub expires_at: OffsetDateTime,
@@ -172,17 +172,17 @@ pub struct Trade {
     pub paid_at: Option<OffsetDateTime>,
     /// When it was closed.
     pub closed_at: Option<OffsetDateTime>,
-    /// How often the merchant asked for a means to pay it.
+    /// How many times the merchant requested a credential for it.
     pub asked: u32,
-    /// The newest credential; older ones stopped working.
+    /// The newest credential; older ones are no longer valid.
     pub credential: Option<Credential>,
-    /// Digest of the request's parameters: a repeat must agree.
+    /// Digest of the request's parameters: a repeat must have the same.
     pub digest: [u8; 32],
     /// Its notifications.
     pub notices: Vec<Notice>,
-    /// Its refunds, in the order they were accepted.
+    /// Its refunds, in the order in which they were accepted.
     pub refunds: Vec<Refund>,
-    /// The limits of refunds that its merchant ran into, and how often.
+    /// The limits for refunds that its merchant exceeded, and how many times.
     pub violations: BTreeMap<&'static str, u32>,
 }
 
@@ -219,26 +219,26 @@ impl Trade {
         }
     }
 
-    /// The same trade, paid now: what a load generator needs for a callback.
+    /// The same trade, paid now: a load generator needs this for a callback.
     #[must_use]
     pub fn paid(mut self) -> Trade {
         self.settle(clock::now());
         self
     }
 
-    /// The gateway it lives at.
+    /// Its gateway.
     #[must_use]
     pub fn gateway(&self) -> Gateway {
         self.product.gateway()
     }
 
-    /// Its name within the simulator.
+    /// Its key within the simulator.
     #[must_use]
     pub fn key(&self) -> TradeKey {
         TradeKey { nth: self.nth, ..TradeKey::new(self.gateway(), &self.account, &self.out_trade_no) }
     }
 
-    /// The same order paid once more, by a trade of its own.
+    /// The same order paid again, with a separate trade.
     pub(crate) fn again(&self, nth: u32, now: OffsetDateTime) -> Trade {
         let mut again = Trade {
             nth,
@@ -259,7 +259,7 @@ impl Trade {
         now > self.expires_at
     }
 
-    /// The buyer acts for the first time: only now is it a trade of Alipay's.
+    /// The buyer's first action: Alipay creates the trade only now.
     pub(crate) fn open(&mut self, now: OffsetDateTime) {
         self.state = TradeState::Waiting;
         self.trade_no = Some(trade_no(self.gateway(), now));
@@ -279,7 +279,7 @@ impl Trade {
         self.closed_at = Some(now);
     }
 
-    /// What the control API shows of it.
+    /// The view of it in the control API.
     #[must_use]
     pub fn view(&self) -> Value {
         let time = |at: Option<OffsetDateTime>| at.map(clock::wechat);

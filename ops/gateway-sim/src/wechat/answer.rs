@@ -1,4 +1,4 @@
-//! Answers: signed when the call worked, plain when it did not.
+//! Answers: signed if the call succeeded, unsigned if not.
 
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
@@ -10,7 +10,7 @@ use crate::clock;
 use crate::crypto::{ALPHANUMERIC, DIGITS, HEX_UPPER, random_text};
 use crate::keys::WechatMerchant;
 
-/// An error in WeChat Pay's words.
+/// An error in the form of WeChat Pay.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Problem {
     pub(crate) status: u16,
@@ -24,7 +24,7 @@ impl Problem {
         Problem { status, code: code.into(), message: message.into(), detail: None }
     }
 
-    /// A field that is wrong: `field` is its JSON pointer.
+    /// An invalid field: `field` is its JSON pointer.
     pub(crate) fn field(field: &str, value: Option<&Value>, issue: &str) -> Problem {
         let detail = json!({ "field": field, "value": value, "issue": issue, "location": "body" });
         let message =
@@ -32,12 +32,12 @@ impl Problem {
         Problem { status: 400, code: "PARAM_ERROR".to_owned(), message, detail: Some(detail) }
     }
 
-    /// 401, with what was wrong about the header.
+    /// A 401 that states what is wrong with the header.
     pub(crate) fn sign_error(message: &str, detail: Value) -> Problem {
         Problem { status: 401, code: "SIGN_ERROR".to_owned(), message: message.to_owned(), detail: Some(detail) }
     }
 
-    /// The error body, unsigned. 401 carries no `Request-ID`, as seen at the real gateway.
+    /// The error body, unsigned. A 401 has no `Request-ID`, as observed at the real gateway.
     pub(crate) fn into_response(self) -> Response {
         let mut body = json!({ "code": self.code, "message": self.message });
         if let Some(detail) = self.detail {
@@ -52,7 +52,7 @@ impl Problem {
     }
 }
 
-/// A success: 200 with `body`, or 204 with none, signed by the key that `serial` names.
+/// A success: 200 with `body`, or 204 without, signed with the key that `serial` names.
 pub(crate) fn signed(merchant: &WechatMerchant, serial: Option<&str>, body: Option<&Value>) -> Response {
     let (status, body) = match body {
         Some(body) => (StatusCode::OK, body.to_string().into_bytes()),

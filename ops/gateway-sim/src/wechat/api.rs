@@ -19,7 +19,7 @@ use crate::server::{Shared, Sim};
 
 pub(super) type Answer = Result<Option<Value>, Problem>;
 
-/// Counts a call about this order, lets it meet its faults, and answers it.
+/// Counts a call about this order, applies its faults, and answers it.
 pub(super) async fn carry(
     sim: &Sim,
     call: &Call,
@@ -87,7 +87,7 @@ pub(crate) async fn query_by_id(State(sim): State<Shared>, Path(id): Path<String
     carry(&sim, &call, (CallKind::Query, number.as_deref()), work).await
 }
 
-/// `POST /v3/pay/transactions/out-trade-no/{out_trade_no}/close`: 204, also when it is closed already.
+/// `POST /v3/pay/transactions/out-trade-no/{out_trade_no}/close`: 204, even if it is closed already.
 pub(crate) async fn close(State(sim): State<Shared>, Path(number): Path<String>, call: Call) -> Response {
     let work = async {
         let body = call.json()?;
@@ -96,7 +96,7 @@ pub(crate) async fn close(State(sim): State<Shared>, Path(number): Path<String>,
         let key = key(&call.merchant, &number);
         let unpaid = sim.ledger.get(&key, clock::now()).is_some_and(|trade| trade.state == TradeState::Waiting);
         if unpaid && sim.faults.pays_before_close(&number) {
-            let _ = sim.pay(&key); // Too late to pay is too late for this fault as well.
+            let _ = sim.pay(&key); // If it is too late to pay, the fault has no effect.
         }
         match sim.ledger.close(&key, clock::now()) {
             Ok(_) | Err(Refusal::Closed) => Ok(None),
@@ -139,7 +139,7 @@ fn place(sim: &Sim, merchant: &WechatMerchant, product: Product, body: &Value) -
     }
 }
 
-/// What the client gets, and how long it works.
+/// The credential for the client, and how long it is valid.
 fn credential(product: Product, prepay_id: &str) -> (String, Duration) {
     match product {
         Product::Native => {
@@ -151,13 +151,13 @@ fn credential(product: Product, prepay_id: &str) -> (String, Duration) {
     }
 }
 
-/// Moved into 1 minute to 7 days from now; absent, 7 days.
+/// The expiry, limited to 1 minute to 7 days from now; if absent, 7 days.
 fn expiry(body: &Value, now: OffsetDateTime) -> OffsetDateTime {
     let (first, last) = (now + Duration::MINUTE, now + Duration::days(7));
     text(body, "time_expire").and_then(clock::parse_wechat).map_or(last, |at| at.clamp(first, last))
 }
 
-/// The answer of both queries. A refund shows, a partial one too.
+/// The answer of both queries. It shows any refund, even a partial one.
 fn current(merchant: &WechatMerchant, trade: &Trade) -> Value {
     let mut answer = transaction(merchant, trade);
     if trade.state == TradeState::Paid && trade.reserved_fen() > 0 {
@@ -167,7 +167,7 @@ fn current(merchant: &WechatMerchant, trade: &Trade) -> Value {
     answer
 }
 
-/// The transaction as it was paid: what a notification carries.
+/// The transaction as it was paid: the contents of a notification.
 pub(crate) fn transaction(merchant: &WechatMerchant, trade: &Trade) -> Value {
     let appid = Some(&trade.app_id).filter(|appid| !appid.is_empty()).or(merchant.appids.first());
     let (state, words) = match trade.state {
@@ -223,7 +223,7 @@ fn no_order() -> Problem {
     Problem::new(404, "ORDER_NOT_EXIST", "订单不存在")
 }
 
-/// The front end's answer to a path it does not know: no body.
+/// The front end's answer to an unknown path: no body.
 fn not_found() -> Response {
     let mut response = Response::new(axum::body::Body::empty());
     *response.status_mut() = axum::http::StatusCode::NOT_FOUND;

@@ -1,4 +1,4 @@
-//! Who calls: the `Authorization` header over the exact target and bytes.
+//! Authenticates the caller: the `Authorization` header signs the exact target and bytes.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use crate::keys::{SimKeys, WechatMerchant};
 use crate::ledger::Gateway;
 use crate::server::Shared;
 
-/// A clock may be off by this much.
+/// A clock may differ by this much.
 const TOLERANCE_SECONDS: u64 = 300;
 
-/// A call whose signature holds.
+/// A call whose signature was verified.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) merchant: Arc<WechatMerchant>,
@@ -49,12 +49,12 @@ impl Call {
         self.wanted_serial.as_deref()
     }
 
-    /// The call as it is counted, and as its faults go.
+    /// The gateway, account and order for which the call is counted and its faults are chosen.
     pub(crate) fn at<'a>(&'a self, out_trade_no: Option<&'a str>) -> At<'a> {
         At { gateway: Gateway::Wechat, account: &self.merchant.account, out_trade_no }
     }
 
-    /// Signed on success, plain otherwise.
+    /// Signs a success; an error is unsigned.
     pub(crate) fn answer(&self, result: Result<Option<Value>, Problem>) -> Response {
         match result {
             Ok(body) => signed(&self.merchant, self.wanted_serial.as_deref(), body.as_ref()),
@@ -72,7 +72,7 @@ pub(crate) struct Arrived {
 }
 
 impl Arrived {
-    /// Headers, clock, merchant, certificate, signature: in this order.
+    /// Checks headers, clock, merchant, certificate and signature, in this order.
     pub(crate) fn authenticate(self, keys: &SimKeys, now: i64) -> Result<Call, Problem> {
         for name in ["user-agent", "accept"] {
             if self.header(name).is_none() {

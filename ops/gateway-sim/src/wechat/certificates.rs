@@ -1,4 +1,4 @@
-//! `GET /v3/certificates`: the platform certificates, each sealed under the APIv3 key.
+//! `GET /v3/certificates`: the platform certificates, each encrypted with the APIv3 key.
 
 use axum::extract::State;
 use axum::response::Response;
@@ -14,7 +14,7 @@ use crate::server::Shared;
 
 const AAD: &str = "certificate";
 
-/// A merchant without any has WeChat Pay's public key alone, and is told so.
+/// A merchant without platform certificates has only WeChat Pay's public key; the answer says so.
 pub(crate) async fn list(State(sim): State<Shared>, call: Call) -> Response {
     let certificates = call.merchant.platform.certificates();
     sim.calls.count(call.at(None), CallKind::Certificates);

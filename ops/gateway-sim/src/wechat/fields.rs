@@ -1,4 +1,4 @@
-//! What a prepay body may hold. Unknown and null fields are refused, as the real gateway does.
+//! The allowed fields of a prepay body. Like the real gateway, it refuses unknown and null fields.
 
 use std::net::IpAddr;
 
@@ -19,9 +19,9 @@ enum Kind {
     /// RFC 3339 with an offset.
     Time,
     NotifyUrl,
-    /// An address that can be a payer's.
+    /// An address that can belong to a payer.
     ClientIp,
-    /// A whole number, not below this.
+    /// An integer, not below this minimum.
     Integer(i64),
     Currency,
     Boolean,
@@ -259,13 +259,13 @@ fn is_out_refund_no(text: &str) -> bool {
     text.len() <= 64 && text.bytes().all(known)
 }
 
-/// https without a query. Plain http passes where only a development machine can be meant.
+/// https without a query. Plain http is accepted only for addresses of a development machine.
 fn is_notify_url(text: &str) -> bool {
     let Ok(url) = Url::parse(text) else { return false };
     let near = match url.host() {
         Some(Host::Ipv4(ip)) => ip.is_loopback() || ip.is_private(),
         Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        Some(Host::Domain(name)) => !name.contains('.'), // localhost, or the name of a container.
+        Some(Host::Domain(name)) => !name.contains('.'), // localhost, or a container's name.
         None => return false,
     };
     let scheme = url.scheme() == "https" || (url.scheme() == "http" && near);

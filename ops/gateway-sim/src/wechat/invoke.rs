@@ -1,4 +1,4 @@
-//! The client's side of JSAPI, mini program and App: takes invoke parameters and checks their signature.
+//! The client's side of JSAPI, mini program and App: receives invoke parameters and verifies their signature.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -14,7 +14,7 @@ use crate::ledger::{Product, Trade};
 use crate::pages::cashier_path;
 use crate::server::{Shared, Sim};
 
-/// `POST /wechat/invoke`: what WeChat does with the parameters. Answers where the cashier is.
+/// `POST /wechat/invoke`: what WeChat does with the parameters. It answers with the path of the cashier.
 pub(crate) async fn invoke(State(sim): State<Shared>, body: Bytes) -> Response {
     let checked = serde_json::from_slice(&body).ok().ok_or("not JSON").and_then(|params| check(&sim, &params));
     match checked {

@@ -1,6 +1,6 @@
 //! WeChat Pay API v3: prepay, query, close, refunds, notifications, certificates, and the client's invoke parameters.
 //!
-//! Bills belong here when their issue comes.
+//! When bills are implemented, they belong here.
 
 pub(crate) mod answer;
 pub(crate) mod api;

@@ -14,7 +14,7 @@ use crate::keys::WechatMerchant;
 use crate::ledger::{RefundState, Trade};
 use crate::notify::{Overrides, SignedCallback, Wrong};
 
-/// The notification of a trade's last event, signed at this moment.
+/// The notification of a trade's last event, signed now.
 #[must_use]
 pub fn render(merchant: &WechatMerchant, trade: &Trade, overrides: &Overrides) -> SignedCallback {
     let mut body = match &overrides.body {
@@ -53,7 +53,7 @@ pub fn render(merchant: &WechatMerchant, trade: &Trade, overrides: &Overrides) -
     callback
 }
 
-/// What is told.
+/// The contents of a notification.
 struct Told {
     kind: &'static str,
     event: String,
@@ -62,7 +62,7 @@ struct Told {
     resource: Value,
 }
 
-/// What the last notice tells, and the amounts in it.
+/// The contents of the last notice, and the pointers to its amounts.
 fn tell(merchant: &WechatMerchant, trade: &Trade) -> (Told, [&'static str; 2]) {
     let Some(refund) = trade.told_refund() else {
         let told = Told {
@@ -125,7 +125,7 @@ fn envelope(merchant: &WechatMerchant, trade: &Trade, overrides: &Overrides) -> 
     envelope
 }
 
-/// Another day in `create_time`, or any digit: still JSON, no longer what was signed.
+/// Changes the last digit of the body: it is still JSON, but no longer what was signed.
 fn tamper(body: &mut [u8]) {
     if let Some(digit) = body.iter_mut().rev().find(|byte| byte.is_ascii_digit()) {
         *digit = if *digit == b'9' { b'0' } else { *digit + 1 };

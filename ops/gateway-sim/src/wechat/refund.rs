@@ -1,4 +1,4 @@
-//! Refunds: asking for one, its query, and the other way for one that could not be delivered.
+//! Refunds: the request, its query, and another way for a refund that could not be paid out.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::keys::WechatMerchant;
 use crate::ledger::{Gateway, Refund, RefundAsk, RefundRefusal, RefundState, Trade, TradeKey, TradeState};
 use crate::server::{Shared, Sim};
 
-/// Two refunds of an order are at least so far apart.
+/// The minimum time between two refunds of an order.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// `POST /v3/refund/domestic/refunds`: 200 says that it is accepted.
+/// `POST /v3/refund/domestic/refunds`: 200 means that the refund is accepted.
 pub(crate) async fn create(State(sim): State<Shared>, call: Call) -> Response {
     let body = call.json();
     let trade = body.as_ref().ok().and_then(|body| paid(&sim, &call.merchant, body));
@@ -68,7 +68,7 @@ pub(crate) async fn query(State(sim): State<Shared>, Path(number): Path<String>,
     carry(&sim, &call, (CallKind::RefundQuery, out_trade_no.as_deref()), work).await
 }
 
-/// `POST /v3/refund/domestic/refunds/{refund_id}/apply-abnormal-refund`: to another card, or to the merchant.
+/// `POST /v3/refund/domestic/refunds/{refund_id}/apply-abnormal-refund`: pays out to another card, or to the merchant.
 pub(crate) async fn redirect(State(sim): State<Shared>, Path(refund_id): Path<String>, call: Call) -> Response {
     let ours = |(key, _): &(TradeKey, String)| key.account == call.merchant.account;
     let found = sim.ledger.by_refund_id(&refund_id).filter(ours);
@@ -91,7 +91,7 @@ pub(crate) async fn redirect(State(sim): State<Shared>, Path(refund_id): Path<St
     carry(&sim, &call, (CallKind::Redirect, out_trade_no.as_deref()), work).await
 }
 
-/// A buyer's card and name come encrypted under the key that `Wechatpay-Serial` names.
+/// A buyer's card and name are encrypted with the key that `Wechatpay-Serial` names.
 fn check_card(call: &Call, body: &Value) -> Result<(), Problem> {
     if text(body, "type") == Some("MERCHANT_BANK_CARD") {
         return Ok(());
@@ -153,7 +153,7 @@ fn view(trade: &Trade, refund: &Refund) -> Value {
     Value::Object(answer)
 }
 
-/// What a notice carries before it is encrypted: the state goes by another name there.
+/// The contents of a notice before encryption: the state has another name there.
 pub(crate) fn resource(merchant: &WechatMerchant, trade: &Trade, refund: &Refund) -> Value {
     let (total, amount) = (trade.amount_fen, refund.amount_fen);
     let mut resource = common(trade, refund);

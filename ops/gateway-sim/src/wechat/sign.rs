@@ -1,6 +1,6 @@
 //! The texts that WeChat Pay's signatures cover, and the `Authorization` header.
 
-/// Five lines of a request, each ended by a line feed.
+/// The five lines of a request, each ended by a line feed.
 pub(crate) fn request_message(method: &str, target: &str, authorization: &Authorization<'_>, body: &[u8]) -> Vec<u8> {
     let mut message =
         format!("{method}\n{target}\n{}\n{}\n", authorization.timestamp, authorization.nonce_str).into_bytes();
@@ -9,7 +9,7 @@ pub(crate) fn request_message(method: &str, target: &str, authorization: &Author
     message
 }
 
-/// Three lines of an answer or a notification.
+/// The three lines of an answer or a notification.
 pub(crate) fn answer_message(timestamp: &str, nonce: &str, body: &[u8]) -> Vec<u8> {
     let mut message = format!("{timestamp}\n{nonce}\n").into_bytes();
     message.extend_from_slice(body);
@@ -17,7 +17,7 @@ pub(crate) fn answer_message(timestamp: &str, nonce: &str, body: &[u8]) -> Vec<u
     message
 }
 
-/// Four lines of the client's invoke parameters; `last` is `prepay_id=…` for JSAPI and the bare id for App.
+/// The four lines of the client's invoke parameters; `last` is `prepay_id=…` for JSAPI and the bare id for App.
 pub(crate) fn invoke_message(app_id: &str, timestamp: &str, nonce: &str, last: &str) -> String {
     format!("{app_id}\n{timestamp}\n{nonce}\n{last}\n")
 }

@@ -1,4 +1,4 @@
-//! The fulfilment events as they reach the shop, as server-sent events.
+//! The fulfilment events that the shop receives, as server-sent events.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -12,14 +12,14 @@ use futures_util::{StreamExt, stream};
 use super::Shared;
 use crate::desk::Notice;
 
-/// `GET /api/events`: the last 50 events, then each as it arrives; beside them, whether the broker can be reached.
+/// `GET /api/events`: the last 50 events, then each one as it arrives; also whether the broker is reachable.
 pub(super) async fn stream(State(shop): State<Shared>) -> Response {
     let (replay, notices) = shop.desk.watch();
     let state = (VecDeque::from(replay), notices);
     let notices = stream::unfold(state, async |(mut replay, mut notices)| {
         let notice = match replay.pop_front() {
             Some(notice) => notice,
-            // A watcher that fell behind is cut off: it reconnects by itself and gets the replay.
+            // A watcher that fell behind is disconnected. Its browser reconnects and gets the replay.
             None => notices.recv().await.ok()?,
         };
         Some((Ok::<_, Infallible>(render(&notice)), (replay, notices)))
@@ -33,6 +33,6 @@ fn render(notice: &Notice) -> Event {
         Notice::Delivered(delivered) => ("delivered", serde_json::to_string(delivered)),
         Notice::Link(link) => ("link", serde_json::to_string(link)),
     };
-    // Both are plain structures with text keys, which always become JSON.
+    // Both are plain structures with text keys, which always serialize to JSON.
     Event::default().event(name).data(data.unwrap_or_default())
 }

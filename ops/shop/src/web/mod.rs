@@ -25,18 +25,19 @@ use crate::desk::Desk;
 use crate::fulfilment::{self, Queue};
 use crate::stop::Stop;
 
-/// How long open pages may hold up the end; streams are told, so only a hanging browser needs it.
+/// How long open pages may delay the shutdown. Streams end at the stop signal, so only a hanging browser needs this
+/// limit.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 type Shared = Arc<Shop>;
 
-/// What every handler sees.
+/// The state that all handlers share.
 struct Shop {
     api: Api,
     desk: Arc<Desk>,
     sim_url: Url,
     return_url: Option<Url>,
-    /// Ends the streams, which would otherwise outlast everything.
+    /// Ends the streams, which would otherwise stay open forever.
     stop: Stop,
 }
 
@@ -62,7 +63,7 @@ pub(crate) async fn serve(serve: Serve, stop: Stop) -> anyhow::Result<()> {
         served = server => served.context("serving")?,
         () = async { stop.said().await; tokio::time::sleep(FAREWELL).await } => {}
     }
-    // It was told to stop at the same moment; a broker that hangs must not hold up the exit.
+    // The consumer got the stop signal at the same moment. A broker that hangs must not delay the exit.
     let _ = timeout(FAREWELL, consumer).await;
     Ok(())
 }
@@ -79,13 +80,13 @@ fn router(shop: Shared) -> Router {
         .with_state(shop)
 }
 
-/// `GET /healthz`: the shop is up as long as it answers; the road to the broker is told beside it.
+/// `GET /healthz`: the shop is up as long as it answers. The answer also shows the state of the broker connection.
 async fn healthz(State(shop): State<Shared>) -> Response {
     let link = shop.desk.link().borrow().clone();
     Json(json!({ "status": "ok", "downstream": link })).into_response()
 }
 
-/// The page shows problems as they are, so what payment-api said reaches the person.
+/// The page shows problems unchanged, so the person sees what payment-api answered.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, problem) = match self {

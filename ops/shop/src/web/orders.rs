@@ -24,19 +24,19 @@ pub(super) struct Choice {
     amount: String,
     method: String,
     scene: String,
-    /// One for each press that means a new purchase: a repeated press brings the same order.
+    /// A new value for each new purchase: a repeated press returns the same order.
     attempt: String,
 }
 
-/// What the page needs for the cashier.
+/// The data that the page needs for the cashier.
 #[derive(Serialize)]
 struct Cashier {
     order: Order,
     view_token: String,
     payment: Payment,
-    /// The QR code as SVG, where the payment is one.
+    /// The QR code as SVG, if the payment is one.
     qr_svg: Option<String>,
-    /// Where the simulator lets a person pay this order.
+    /// The simulator's page on which a person can pay this order.
     simulator_url: Option<String>,
 }
 
@@ -73,15 +73,15 @@ pub(super) async fn show(State(shop): State<Shared>, Path(id): Path<String>) -> 
     shop.api.order(&id).await.map_or_else(|error| logged(error).into_response(), |order| Json(order).into_response())
 }
 
-/// What the page sends for a refund.
+/// The refund request that the page sends.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wish {
-    /// One for each refund that is meant: a repeated press asks for no second one.
+    /// A new value for each new refund: a repeated press requests no second refund.
     attempt: String,
 }
 
-/// `POST /api/orders/{id}/refund`: asks for all that is left of the order's money.
+/// `POST /api/orders/{id}/refund`: requests a refund of all that is left of the order.
 pub(super) async fn refund(
     State(shop): State<Shared>,
     Path(id): Path<String>,
@@ -115,7 +115,7 @@ pub(super) async fn stream(
 ) -> Response {
     let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let upstream = match shop.api.stream(&id, &view_token, seen).await {
-        // Nothing more to tell: this answer ends the browser's trying.
+        // There will be no more events: this status stops the browser's reconnects.
         Ok(upstream) if upstream.status() == StatusCode::NO_CONTENT => return StatusCode::NO_CONTENT.into_response(),
         Ok(upstream) => upstream,
         Err(error) => return logged(error).into_response(),
@@ -139,8 +139,8 @@ fn cashier(created: Created, sim_url: &Url) -> Cashier {
     Cashier { order: created.order, view_token: created.view_token, payment: created.payment, qr_svg, simulator_url }
 }
 
-/// Where a person pays without a phone. A redirect that leads to the simulator is taken as it is; any other link, such
-/// as WeChat's with its real host, is looked up there.
+/// The URL where a person pays without a phone. A redirect to the simulator is used unchanged. Any other link, such
+/// as WeChat's with its real host, is passed to the simulator's `/pay`.
 pub(crate) fn simulator_url(payment: &Payment, sim_url: &Url) -> Option<String> {
     let code = match payment {
         Payment::Redirect { url } if Url::parse(url).is_ok_and(|url| url.origin() == sim_url.origin()) => {

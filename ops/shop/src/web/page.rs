@@ -1,4 +1,4 @@
-//! The page itself: one document, with nothing to fetch from elsewhere.
+//! The page itself: one document that fetches nothing from other servers.
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 const PAGE: &str = include_str!("page.html");
 
-/// Something to buy.
+/// A product.
 pub(super) struct Product {
     /// `product_type` of the order.
     pub(super) kind: &'static str,
@@ -15,14 +15,14 @@ pub(super) struct Product {
     price: &'static str,
 }
 
-/// All that the shop sells. The prices are suggestions: the page lets one try any amount.
+/// All products of the shop. The prices are suggestions: the page accepts any amount.
 pub(super) const CATALOGUE: &[Product] = &[
     Product { kind: "membership", chinese: "会员月卡", english: "Membership, one month", price: "12.34" },
     Product { kind: "photo_credits", chinese: "照片点数 10 张", english: "Photo credits, 10", price: "6.00" },
     Product { kind: "goods", chinese: "明信片一套", english: "A set of postcards", price: "0.01" },
 ];
 
-/// `GET /`. The policy lets nothing run but what came with the page, by a number that is new each time.
+/// `GET /`. The policy allows only the scripts and styles of the page itself, with a nonce that is new each time.
 pub(super) async fn page() -> Response {
     let nonce = Uuid::now_v7().simple().to_string();
     let policy = format!(
