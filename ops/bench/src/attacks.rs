@@ -1,7 +1,7 @@
-//! What a client can do to keep others from the service, each as cheaply as it can be done.
+//! What a client can do to keep others from using the service, each attack as cheap as possible.
 //!
-//! An attack runs on a thread of its own, so that what it takes of the processors is known. It counts what became of each step, and
-//! [`Attack::is_felt`] says which outcomes show that it was one.
+//! An attack runs on its own thread, so that its processor time is known. It counts the outcome of each step, and
+//! [`Attack::is_felt`] states which outcomes show that the service had to deal with it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,20 +20,20 @@ use tokio::time::{sleep, sleep_until, timeout};
 use crate::cpu;
 use crate::http::{Requests, render};
 
-/// What is done.
+/// The attacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attack {
-    /// One address holds as many connections as it gets, and asks for nothing.
+    /// One address holds as many connections as it gets, and sends no request.
     Connections,
-    /// Eight addresses ask for more than the systems between can hold, and take it a few bytes at a time.
+    /// Eight addresses request more than the systems in between can buffer, and read it a few bytes at a time.
     SlowReaders,
-    /// From each of 20 addresses the bodies of 1 024 callbacks come, a byte now and then.
+    /// Each of 20 addresses sends the bodies of 1 024 callbacks, one byte at a time.
     Trickles,
-    /// Four addresses ask for the end of ten users' orders, and hang up before the answer.
+    /// Four addresses request the close of ten users' orders, and disconnect before the answer.
     AbortedCloses,
-    /// One address sends callbacks with certificate numbers that nobody has.
+    /// One address sends callbacks with certificate numbers that do not exist.
     ForgedSerials,
-    /// 50 000 addresses forge callbacks, once each.
+    /// 50 000 addresses send one forged callback each.
     Addresses,
 }
 
@@ -58,10 +58,10 @@ impl Attack {
         }
     }
 
-    /// Whether what became of its steps shows that the service had to deal with it: each with the least number.
+    /// Whether the outcomes show that the service had to deal with it: each needed outcome with its minimum count.
     pub(crate) fn is_felt(self, outcomes: &BTreeMap<String, u64>) -> Result<(), String> {
         let needed: &[(&str, u64)] = match self {
-            // Some are held for long, and those beyond the bound are turned away.
+            // Some connections are held for long, and those beyond the limit are closed at once.
             Attack::Connections => &[("closed at once", 2_000)],
             Attack::SlowReaders => &[("read for a while", 64)],
             Attack::Trickles => &[("answered 408", 500), ("answered 429", 5_000)],
@@ -76,17 +76,17 @@ impl Attack {
     }
 }
 
-/// How long one that was turned away waits before it comes again.
+/// The pause of a client before it repeats its step.
 const AGAIN: Duration = Duration::from_secs(6);
-/// How long an answer or a connection is waited for.
+/// How long the client waits for an answer or a connection.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// A connection that ends sooner was turned away.
+/// A connection that ends sooner was refused.
 const AT_ONCE: Duration = Duration::from_millis(500);
-/// Between two reads of an answer.
+/// The pause between two reads of an answer.
 const SELDOM: Duration = Duration::from_secs(2);
-/// Between two bytes of a body: no longer than a callback's may be silent.
+/// The pause between two bytes of a body: shorter than the silence that the service allows in a callback.
 const GAP: Duration = Duration::from_millis(900);
-/// How long the client of a close stays after it has asked: the request must have been read.
+/// How long the client of a close stays after its request, so that the service reads the request.
 const MOMENT: Duration = Duration::from_millis(30);
 const CLOSES_A_SECOND: u32 = 600;
 const FORGED_A_SECOND: u32 = 500;
@@ -94,21 +94,21 @@ const ADDRESSES: u32 = 50_000;
 const LANES: u32 = 64;
 const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
 
-/// What came of an attack.
+/// The result of an attack.
 pub(crate) struct Attacked {
-    /// What became of its steps, and how often.
+    /// The outcomes of its steps, with their counts.
     pub(crate) outcomes: BTreeMap<String, u64>,
-    /// What it took, in shares of one processor.
+    /// Its processor time, as a share of one processor.
     pub(crate) share: f64,
 }
 
-/// An attack under way.
+/// A running attack.
 pub(crate) struct Attacker {
     stop: watch::Sender<bool>,
     thread: JoinHandle<Result<Attacked>>,
 }
 
-/// Where the attack goes, how long it is meant to last, and what it counts.
+/// The target of the attack, its planned duration, and its counters.
 #[derive(Clone)]
 struct Field {
     to: SocketAddr,
@@ -118,7 +118,7 @@ struct Field {
 }
 
 impl Attacker {
-    /// Begins an attack that is to last so long; `closes` are the requests that [`Attack::AbortedCloses`] sends in turn.
+    /// Starts an attack that lasts as long as given; [`Attack::AbortedCloses`] sends the requests `closes` in turn.
     pub(crate) fn start(attack: Attack, (to, lasts): (SocketAddr, Duration), closes: Requests) -> Attacker {
         let (stop, mut stopped) = watch::channel(false);
         let thread = std::thread::spawn(move || {
@@ -138,7 +138,7 @@ impl Attacker {
         Attacker { stop, thread }
     }
 
-    /// Ends it.
+    /// Stops it.
     pub(crate) async fn stop(self) -> Result<Attacked> {
         let _ = self.stop.send(true);
         let joined = tokio::task::spawn_blocking(move || self.thread.join()).await?;
@@ -147,7 +147,7 @@ impl Attacker {
 }
 
 impl Field {
-    /// Until it is stopped.
+    /// Runs until it is stopped.
     async fn attack(&self, attack: Attack, closes: Requests) {
         let first = address(0x7f02_0000);
         match attack {
@@ -180,7 +180,7 @@ impl Field {
         *self.outcomes.lock().unwrap_or_else(PoisonError::into_inner).entry(outcome).or_default() += 1;
     }
 
-    /// The same again and again; all begin within [`AGAIN`], one after the other.
+    /// Repeats the same step forever; the first steps are spread over [`AGAIN`].
     async fn again(&self, (n, of): (u32, u32), work: impl AsyncFn() -> Result<String>) {
         sleep(AGAIN * n / of).await;
         loop {
@@ -201,7 +201,7 @@ impl Field {
     async fn hold(&self, from: IpAddr) -> Result<String> {
         let mut stream = self.connect(from, None).await?;
         let since = Instant::now();
-        // An end or a reset: both are the end.
+        // A clean close and a reset both count as the end.
         while stream.read(&mut [0; 64]).await.unwrap_or(0) > 0 {}
         Ok(ended(since).to_owned())
     }
@@ -209,7 +209,7 @@ impl Field {
     async fn read_slowly(&self, from: IpAddr) -> Result<String> {
         let mut stream = self.connect(from, Some(2_048)).await?;
         let since = Instant::now();
-        // Several of the largest answer that there is, so that they do not fit into the buffers of the system.
+        // Requests the largest answer several times, so that the answers do not fit into the system's buffers.
         for _ in 0..8 {
             stream.write_all(&render("GET", "/docs/swagger-ui-bundle.js", &[], b"")).await?;
         }
@@ -233,7 +233,7 @@ impl Field {
             match timeout(GAP, stream.read(&mut answer)).await {
                 Ok(Ok(0) | Err(_)) => return Ok(ended(since).to_owned()),
                 Ok(Ok(read)) => {
-                    // There are many of them, and coming again is what costs most.
+                    // There are many of these clients, and reconnecting costs most.
                     sleep(AGAIN).await;
                     return status(&answer[..read]);
                 }
@@ -246,7 +246,7 @@ impl Field {
     async fn abort(&self, lane: u32, closes: &Requests) {
         for n in (lane..).step_by(LANES as usize) {
             sleep_until((self.began + Duration::from_secs(1) * n / CLOSES_A_SECOND).into()).await;
-            // From four addresses, since ports are given back slowly.
+            // It uses four addresses, because the system frees ports slowly.
             let hang_up = async {
                 let mut stream = self.connect(address(0x7f02_0000 + n % 4), None).await?;
                 stream.write_all(&closes[n as usize % closes.len()]).await?;
@@ -286,7 +286,7 @@ impl Field {
         }
     }
 
-    /// Spread over the time that the attack is to last. A forged callback is remembered for longest.
+    /// Spreads the callbacks over the duration of the attack. The service remembers a forged callback longest.
     async fn once_each(&self, lane: u32) {
         let body = b"notify_id=1&app_id=2&sign_type=RSA2&sign=AAAA";
         let request = render("POST", "/v1/callbacks/alipay/main", &[("Content-Type", FORM)], body);
@@ -301,7 +301,7 @@ impl Field {
     }
 }
 
-/// One request and the first part of its answer.
+/// Sends one request and reads the first part of its answer.
 async fn ask(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
     stream.write_all(request).await?;
     let mut answer = [0; 2_048];

@@ -1,4 +1,4 @@
-//! What the run needs of the broker: queues of its own, and the service's queues empty.
+//! What the run needs at the broker: its own queues, and the service's queues empty.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -16,11 +16,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 const STEP: Duration = Duration::from_secs(10);
-/// Takes bare publishes.
+/// The queue for bare publishes.
 const CONFIRMS: &str = "bench.confirms";
-/// Keeps events from being unroutable; nobody reads it.
+/// Makes events routable; it has no consumer.
 const SINK: &str = "bench.sink";
-/// Where the latency measurement sees events arrive.
+/// The queue on which the latency measurement sees events arrive.
 const ARRIVALS: &str = "bench.arrivals";
 const EVENTS: &str = "payment.events";
 const CALLBACKS: &str = "payment.callbacks";
@@ -32,7 +32,7 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    /// Connects as the deploy user and declares the run's own queues; the service's topology must be there already.
+    /// Connects as the deploy user and declares the run's own queues. The service's topology must exist already.
     pub(crate) async fn set_up(admin_url: &str) -> Result<Broker> {
         let properties = ConnectionProperties::default().with_connection_name("bench".into());
         let connection =
@@ -52,12 +52,12 @@ impl Broker {
         for queue in [CONFIRMS, SINK, ARRIVALS] {
             self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.context("deleting a queue")?;
         }
-        // The work is done; a close that hangs must not hold up the end.
+        // The work is done; a close that hangs must not delay the end.
         let _ = timeout(STEP, self.connection.close(200, "bye".into())).await;
         Ok(())
     }
 
-    /// Empties the queues that a repeat may leave something in.
+    /// Empties the queues in which a repeat may leave messages.
     pub(crate) async fn empty(&self) -> Result<()> {
         for queue in [CALLBACKS, "payment.dead", CONFIRMS] {
             let purged = self.channel.queue_purge(queue.into(), QueuePurgeOptions::default()).await;
@@ -66,7 +66,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Waits until no callback is ready to be consumed.
+    /// Waits until no callback is ready in the queue.
     pub(crate) async fn until_callbacks_consumed(&self, within: Duration) -> Result<()> {
         let since = Instant::now();
         while self.depth(CALLBACKS).await? > 0 {
@@ -76,12 +76,12 @@ impl Broker {
         Ok(())
     }
 
-    /// Callbacks that wait in the queue.
+    /// The number of callbacks in the queue.
     pub(crate) async fn callbacks_queued(&self) -> Result<u32> {
         self.depth(CALLBACKS).await
     }
 
-    /// Publishes each body with a confirm, with `window` confirms awaited at once, on one channel.
+    /// Publishes each body with a confirm, with at most `window` confirms outstanding, on one channel.
     pub(crate) async fn publish_bare(&self, bodies: &[Vec<u8>], window: usize) -> Result<Duration> {
         let channel = self.confirming().await?;
         let mut in_flight: VecDeque<PublisherConfirm> = VecDeque::with_capacity(window);
@@ -110,9 +110,9 @@ impl Broker {
         Ok(channel)
     }
 
-    /// Stamps every `order.paid` as it arrives, until `expected` have come.
+    /// Notes the time of every `order.paid` as it arrives, until `expected` have arrived.
     pub(crate) async fn arrivals(&self, expected: usize, within: Duration) -> Result<JoinHandle<Result<Vec<Arrival>>>> {
-        // A queue of its own for each repeat: an earlier consumer would take a share of what comes.
+        // A new queue for each repeat: an earlier consumer would take a share of the messages.
         self.channel.queue_delete(ARRIVALS.into(), QueueDeleteOptions::default()).await?;
         self.declare(ARRIVALS, &[]).await?;
         self.bind(ARRIVALS, "order.paid").await?;
@@ -126,7 +126,7 @@ impl Broker {
                     break;
                 }
             }
-            // The channel has to live as long as its consumer.
+            // The channel must exist as long as its consumer.
             drop(channel);
         });
         Ok(tokio::spawn(async move {
@@ -142,7 +142,7 @@ impl Broker {
         }))
     }
 
-    /// Proves that a queue holds what was published; its count follows with a little delay.
+    /// Verifies that a queue contains what was published; its count is updated with a little delay.
     async fn until_depth(&self, queue: &str, expected: usize) -> Result<()> {
         let since = Instant::now();
         while self.depth(queue).await? as usize != expected {
@@ -175,7 +175,7 @@ impl Broker {
     }
 }
 
-/// One event and when it came.
+/// One event and its arrival time.
 pub(crate) struct Arrival {
     pub(crate) at: Instant,
     pub(crate) data: Vec<u8>,
@@ -184,7 +184,7 @@ pub(crate) struct Arrival {
 /// A persistent publish to the quorum queue for bare publishes.
 pub(crate) async fn publish(channel: &Channel, body: &[u8]) -> Result<PublisherConfirm> {
     let properties = BasicProperties::default().with_delivery_mode(2);
-    // Without it the broker confirms at once what no queue takes, and the limit would be a fiction.
+    // Without `mandatory` the broker confirms at once what no queue receives, and the limit would be meaningless.
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     Ok(channel.basic_publish("".into(), CONFIRMS.into(), options, body, properties).await?)
 }

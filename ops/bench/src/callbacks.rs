@@ -12,13 +12,14 @@ use gateway_sim::notify::{self, Overrides, SignedCallback};
 use crate::database::{AMOUNT_FEN, order_no};
 use crate::http::{self, Requests};
 
-/// WeChat Pay's clock window is 300 s to both sides. Signed as if sent this much later, a callback can be used for
-/// nearly twice as long.
+/// WeChat Pay's clock window is 300 s in both directions. A callback that is signed for this much later can be used
+/// for nearly twice as long.
 const AHEAD: Duration = Duration::from_secs(270);
-/// After this they are signed anew.
+/// After this time they are signed again.
 const FRESH: Duration = Duration::from_secs(480);
 
-/// Callbacks for the orders 1 to n, one each, the gateways in turn. Signed once, since signing is the dear part.
+/// Callbacks for the orders 1 to n, one each, for the two gateways in turn. They are signed once, because signing
+/// is expensive.
 pub(crate) struct Callbacks {
     keys: SimKeys,
     kept: Mutex<Option<Kept>>,
@@ -29,7 +30,7 @@ struct Kept {
     callbacks: Arc<Signed>,
 }
 
-/// The same callbacks as requests and as bare bodies.
+/// The same callbacks as requests and as plain bodies.
 pub(crate) struct Signed {
     pub(crate) requests: Requests,
     pub(crate) bodies: Vec<Vec<u8>>,
@@ -40,12 +41,12 @@ impl Callbacks {
         Callbacks { keys, kept: Mutex::default() }
     }
 
-    /// Those of the orders `first` and following, signed now and not kept.
+    /// Callbacks for `count` orders from `first` on, signed now and not stored.
     pub(crate) fn fresh(&self, first: u32, count: u32) -> Result<Signed> {
         sign(&self.keys, first, count)
     }
 
-    /// Exactly `count` of them, for the orders from 1 on.
+    /// Exactly `count` callbacks, for the orders from 1 on.
     pub(crate) fn signed(&self, count: u32) -> Result<Arc<Signed>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = &*kept
@@ -61,7 +62,7 @@ impl Callbacks {
     }
 }
 
-/// Signs on every processor.
+/// Signs on all processors.
 fn sign(keys: &SimKeys, first: u32, count: u32) -> Result<Signed> {
     let sent = SystemTime::now().duration_since(UNIX_EPOCH)? + AHEAD;
     let overrides = Overrides { at: Some(i64::try_from(sent.as_secs())?), ..Overrides::default() };

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use url::Url;
 
-/// Measure the payment service beside its limits. `cargo xtask bench` starts the servers and passes the environment.
+/// Measure the payment service and compare it with its limits. `cargo xtask bench` starts the servers and passes
+/// the environment.
 ///
-/// Exit code: 0 when every target was met, 3 when one was missed, 1 when something failed.
+/// Exit code: 0 if every target was met, 3 if one was missed, 1 if something failed.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Cli {
-    /// Only these, instead of everything
+    /// Measure only these, instead of everything
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) only: Vec<What>,
     /// Callbacks in each repeat
@@ -29,20 +30,21 @@ pub(crate) struct Cli {
     /// Keep-alive connections of the load generator
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=512))]
     pub(crate) connections: u32,
-    /// Clients of pgbench, which share the callbacks evenly
+    /// Clients of pgbench; each gets the same share of the callbacks
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) clients: u32,
-    /// One short repeat of everything: to see whether it works, not how fast
+    /// One short repeat of everything: checks that it works, not how fast it is
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Queue 100 000 callbacks with the worker stopped, then start it: how fast, and what memory each process takes
+    /// Queue 100 000 callbacks while the worker is stopped, then start it: measures the rate and the memory of each
+    /// process
     #[arg(long)]
     pub(crate) backlog: bool,
-    /// Measure what a callback costs with 10 000 orders in the table, ten times as many, and so on up to this; 10 million
-    /// take some 15 GB and a quarter of an hour
+    /// Measure the cost of a callback with 10 000 orders in the table, ten times as many, and so on up to this
+    /// number; 10 million need about 15 GB and 15 minutes
     #[arg(long, value_name = "ORDERS", value_parser = clap::value_parser!(u32).range(10_000..=100_000_000))]
     pub(crate) growth: Option<u32>,
-    /// Keep the steady mix up for so long, and see whether the memory of any process grows
+    /// Run the steady mix for this long, and check whether the memory of any process grows
     #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u32).range(1..=1440))]
     pub(crate) soak: Option<u32>,
     /// Write the figures to this file
@@ -51,57 +53,57 @@ pub(crate) struct Cli {
     /// Write plots over time and over size to this folder, as SVG
     #[arg(long, value_name = "DIR")]
     pub(crate) plots: Option<PathBuf>,
-    /// A PostgreSQL server where this user may create a database
+    /// A PostgreSQL server on which this user may create a database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub(crate) database_url: Url,
-    /// The deploy user at the broker, who may declare
+    /// The deploy user at the broker, who may declare objects
     #[arg(long, env = "AMQP_ADMIN_URL", hide_env_values = true)]
     pub(crate) amqp_admin_url: String,
     /// The broker's management plugin, with user and password
     #[arg(long, env = "RABBITMQ_MANAGEMENT_URL", hide_env_values = true)]
     pub(crate) rabbitmq_management_url: String,
-    /// Redis, for the looks at orders whose copies it keeps
+    /// Redis, for the reads of orders whose copies it stores
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     pub(crate) redis_url: String,
     /// The folder with the built programs, built with --release
     #[arg(long, env = "PAYMENT_BIN_DIR")]
     pub(crate) bin_dir: PathBuf,
-    /// Where keys and logs are kept during the run; the cost of an fsync is measured there
+    /// The folder for keys and logs during the run; the cost of an fsync is measured there
     #[arg(long, env = "PAYMENT_SERVERS_DIR", value_name = "DIR")]
     pub(crate) work_dir: Option<PathBuf>,
 }
 
-/// What can be measured.
+/// The possible measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum What {
-    /// Callbacks settled per second, beside pgbench
+    /// Callbacks settled per second, compared with pgbench
     Settled,
-    /// Callbacks accepted per second, beside bare publishes
+    /// Callbacks accepted per second, compared with bare publishes
     Accepted,
-    /// Orders created per second, beside RSA signatures
+    /// Orders created per second, compared with RSA signatures
     Orders,
-    /// From callback received to event published: at 100 per second, and at 70 % of the most
+    /// From callback received to event published: at 100 per second, and at 70 % of the maximum rate
     Latency,
     /// Genuine callbacks under a flood of forged ones
     Flood,
-    /// Genuine callbacks and other users beside one attacker of each kind
+    /// Genuine callbacks and other users during one attack of each kind
     Attackers,
     /// Memory of each process, idle
     Memory,
-    /// Every callback twice, as fast as answers come
+    /// Every callback twice, as fast as answers arrive
     Storm,
-    /// Callbacks, orders, looks and refunds, at a steady pace
+    /// Callbacks, orders, reads and refunds, at a steady pace
     Mix,
     /// Orders created, by gateway and kind of credential
     Gateways,
-    /// Pages that look at their orders
+    /// Pages that poll their orders
     Polling,
     /// One to four workers of each kind, each with a backlog
     Workers,
 }
 
 impl Cli {
-    /// Everything, unless only some are named. Those with an option of their own are asked for by it.
+    /// Everything, unless some are named. The measurements that have their own option run only with that option.
     pub(crate) fn wants(&self, what: What) -> bool {
         self.only.is_empty() || self.only.contains(&what)
     }
@@ -116,7 +118,7 @@ impl Cli {
         if self.quick { self.orders.min(500) } else { self.orders }
     }
 
-    /// Seconds of each latency repeat.
+    /// Seconds of each repeat at a steady pace.
     pub(crate) fn seconds(&self) -> u32 {
         if self.quick { self.seconds.min(3) } else { self.seconds }
     }

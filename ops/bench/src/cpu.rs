@@ -1,13 +1,14 @@
-//! Who used the processors.
+//! Which processes used the processors.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::Instant;
 
-/// Clock ticks per second in /proc; the same on every Linux that programs see.
+/// Clock ticks per second in /proc; the same on every Linux for user programs.
 const TICKS: f64 = 100.0;
 
-/// Processor seconds used so far, by process: one that ends in between then counts for nothing, instead of less.
+/// Processor seconds used so far, by process. A process that ends between two readings counts as zero, not as a
+/// negative amount.
 pub(crate) struct Usage {
     by: BTreeMap<u32, (String, f64)>,
     busy: f64,
@@ -15,7 +16,7 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// Now. The servers are found by their programs' names, so others of the same kind count with them.
+    /// The usage now. The servers are found by their programs' names, so other servers of the same kind also count.
     pub(crate) fn now(services: &[(&'static str, u32)]) -> Usage {
         let mut by = BTreeMap::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -34,7 +35,7 @@ impl Usage {
         Usage { by, busy: busy(), at: Instant::now() }
     }
 
-    /// What was used since `earlier`, in shares of the whole machine, largest first.
+    /// The usage since `earlier`, in shares of the whole machine, the largest first.
     pub(crate) fn since(&self, earlier: &Usage) -> String {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let all = (self.at - earlier.at).as_secs_f64() * cores;
@@ -45,7 +46,7 @@ impl Usage {
             *sums.entry(name).or_default() += (now - before).max(0.0);
         }
         let (busy, known) = (self.busy - earlier.busy, sums.values().sum::<f64>());
-        // The kernel's own work, and whoever else is on the machine: much of it, and the figures mean little.
+        // The kernel's own work, and all other programs on the machine. If this is large, the figures mean little.
         sums.insert("everything else", (busy - known).max(0.0));
         let mut used: Vec<(&str, f64)> = sums.into_iter().collect();
         used.sort_by(|a, b| b.1.total_cmp(&a.1));
@@ -54,20 +55,20 @@ impl Usage {
     }
 }
 
-/// User and system time of a process; 0 once it is gone.
+/// User and system time of a process; 0 if it no longer exists.
 fn of_process(pid: u32) -> f64 {
     seconds_of(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default())
 }
 
 /// User and system time of a process or thread, from its `stat` in /proc.
 pub(crate) fn seconds_of(stat: &str) -> f64 {
-    // The name in parentheses may hold anything, so count from behind it.
+    // The name in parentheses may contain any character, so the fields are counted after it.
     let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
     let ticks = |n: usize| fields.get(n).and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(0.0);
     (ticks(11) + ticks(12)) / TICKS
 }
 
-/// Time that any processor was not idle.
+/// The time in which a processor was not idle, summed over all processors.
 fn busy() -> f64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let fields: Vec<f64> = stat
@@ -78,7 +79,7 @@ fn busy() -> f64 {
         .skip(1)
         .filter_map(|field| field.parse().ok())
         .collect();
-    // user nice system idle iowait irq softirq steal; the guest times behind them are part of user.
+    // user nice system idle iowait irq softirq steal; the guest times after them are part of user.
     let all: f64 = fields.iter().take(8).sum();
     (all - fields.get(3).unwrap_or(&0.0) - fields.get(4).unwrap_or(&0.0)) / TICKS
 }

@@ -1,4 +1,4 @@
-//! A database of the run's own: made, filled, watched, dropped.
+//! The run's own database: created, filled, observed, dropped.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use url::Url;
 use uuid::Uuid;
 
-/// What every order costs.
+/// The amount of every order.
 pub(crate) const AMOUNT_FEN: i64 = 1234;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -19,19 +19,19 @@ pub(crate) fn order_no(order: u32) -> String {
     format!("B{order:012}")
 }
 
-/// Its id.
+/// The id of the nth order.
 pub(crate) fn order_id(order: u32) -> String {
     format!("{}{order:020x}", id_prefix())
 }
 
-/// How ids begin: with the milliseconds at which the order was placed, by which the relay finds the hour to count. Here all
-/// were placed as the run began.
+/// The beginning of the ids: the milliseconds at which the order was created, from which the relay derives the hour
+/// to count. Here all orders were created at the start of the run.
 pub(crate) fn id_prefix() -> &'static str {
     static PREFIX: LazyLock<String> = LazyLock::new(|| Uuid::now_v7().simple().to_string()[..12].to_owned());
     &PREFIX
 }
 
-/// The gateway's number of its payment, once [`pay`] has been there.
+/// The gateway's number of the order's payment, as [`pay`] writes it.
 pub(crate) fn trade_no(order: u32) -> String {
     format!("42{order:026}")
 }
@@ -67,7 +67,7 @@ impl Database {
     }
 }
 
-/// Empties every table and places `orders` pending orders with what belongs to each, as `POST /v1/orders` leaves them.
+/// Empties every table and inserts `orders` pending orders with their related rows, as `POST /v1/orders` leaves them.
 pub(crate) async fn refill(db: &PgPool, orders: u32) -> Result<()> {
     let empty = "truncate payment_orders, payment_transactions, refund_records, order_credentials, callbacks, jobs, events, \
                  cases, dead_letters, idempotency_keys";
@@ -75,7 +75,7 @@ pub(crate) async fn refill(db: &PgPool, orders: u32) -> Result<()> {
     place(db, orders).await
 }
 
-/// The same beside what [`place_history`] has placed.
+/// The same, but keeps what [`place_history`] has inserted.
 pub(crate) async fn replace(db: &PgPool, orders: u32) -> Result<()> {
     for remove in [
         "truncate callbacks, jobs, events, cases, dead_letters, idempotency_keys",
@@ -87,10 +87,11 @@ pub(crate) async fn replace(db: &PgPool, orders: u32) -> Result<()> {
     place(db, orders).await
 }
 
-/// How many orders are placed by one statement.
+/// How many orders one statement inserts.
 const AT_ONCE: u32 = 250_000;
 
-/// Places the orders `first` to `last` of those that were paid long ago, with their payments; `told` hears how far it is.
+/// Inserts the orders `first` to `last` of those that were paid long ago, with their payments; `told` receives the
+/// progress.
 pub(crate) async fn place_history(db: &PgPool, first: u32, last: u32, told: impl Fn(u32)) -> Result<()> {
     let end = last;
     for first in (first..=end).step_by(AT_ONCE as usize) {
@@ -104,7 +105,7 @@ pub(crate) async fn place_history(db: &PgPool, first: u32, last: u32, told: impl
     Ok(())
 }
 
-/// Their ids begin with an f, which no other order's does.
+/// Their ids begin with an f, and no other order's id does.
 const HISTORY: &str = "
 insert into payment_orders
   (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, status, trade_no, expires_at, paid_at,
@@ -158,13 +159,13 @@ from payment_orders
 where id < 'f'
 order by id";
 
-/// How many orders are asked to end.
+/// The number of orders whose close was requested.
 pub(crate) async fn closes_asked(db: &PgPool) -> Result<i64> {
     let sql = "select count(*) from payment_orders where close_requested_at is not null";
     sqlx::query_scalar(sql).fetch_one(db).await.context("counting orders that are to end")
 }
 
-/// Has the orders `first` to `last` paid, as settling leaves them.
+/// Marks the orders `first` to `last` as paid, as settling leaves them.
 pub(crate) async fn pay(db: &PgPool, first: u32, last: u32) -> Result<()> {
     for pay in PAY {
         sqlx::query(pay).bind(order_id(first)).bind(order_id(last)).execute(db).await.context("paying orders")?;
@@ -183,7 +184,7 @@ const PAY: [&str; 3] = [
     "delete from jobs where kind = 'check' and ref_id between $1::bpchar and $2::bpchar",
 ];
 
-/// Has every check due now.
+/// Makes every check due now.
 pub(crate) async fn check_now(db: &PgPool) -> Result<()> {
     sqlx::query("update jobs set due_at = now() where kind = 'check'")
         .execute(db)
@@ -192,13 +193,13 @@ pub(crate) async fn check_now(db: &PgPool) -> Result<()> {
     Ok(())
 }
 
-/// Waits until every refund has come to its end.
+/// Waits until every refund has ended.
 pub(crate) async fn until_refunded(db: &PgPool, within: Duration) -> Result<()> {
     let waiting = "select exists (select from jobs where kind = 'refund')";
     until(db, waiting, within).await.context("waiting for every refund")
 }
 
-/// Proves that so many refunds were done and none was not.
+/// Verifies that this many refunds exist and all succeeded.
 pub(crate) async fn check_refunded(db: &PgPool, refunds: u32) -> Result<()> {
     let counts = "select array[count(*), count(*) filter (where status = 'succeeded')] from refund_records";
     let counts: Vec<i64> = sqlx::query_scalar(counts).fetch_one(db).await?;
@@ -206,13 +207,14 @@ pub(crate) async fn check_refunded(db: &PgPool, refunds: u32) -> Result<()> {
     Ok(())
 }
 
-/// Jobs of this kind that wait.
+/// The number of waiting jobs of this kind.
 pub(crate) async fn jobs(db: &PgPool, kind: &str) -> Result<f64> {
     let waiting: i64 = sqlx::query_scalar("select count(*) from jobs where kind = $1").bind(kind).fetch_one(db).await?;
     Ok(waiting as f64)
 }
 
-/// Waits until no order is pending any more: its check job ends with that, and is found at once in a table of any size.
+/// Waits until no order is pending. An order's check job is removed when it is paid, and the query is fast in a
+/// table of any size.
 pub(crate) async fn until_paid(db: &PgPool, within: Duration) -> Result<()> {
     let pending = "select exists (select from jobs where kind = 'check')";
     until(db, pending, within).await.context("waiting for every order to be paid")
@@ -235,7 +237,7 @@ async fn until(db: &PgPool, unfinished: &'static str, within: Duration) -> Resul
     Ok(())
 }
 
-/// Proves that every callback had its whole effect: a figure for work half done would be worth nothing.
+/// Verifies that every callback had its complete effect: a figure for incomplete work would be worthless.
 pub(crate) async fn check_settled(db: &PgPool, orders: u32) -> Result<()> {
     let counts = "select array[
         (select count(*) from payment_orders where status = 'paid' and id < 'f'),
@@ -252,7 +254,7 @@ pub(crate) async fn check_settled(db: &PgPool, orders: u32) -> Result<()> {
     Ok(())
 }
 
-/// Proves that so many events of this type were written.
+/// Verifies that this many events of this type were written.
 pub(crate) async fn check_events(db: &PgPool, kind: &str, expected: u32) -> Result<()> {
     let written =
         sqlx::query_scalar::<_, i64>("select count(*) from events where type = $1").bind(kind).fetch_one(db).await?;
@@ -260,13 +262,13 @@ pub(crate) async fn check_events(db: &PgPool, kind: &str, expected: u32) -> Resu
     Ok(())
 }
 
-/// Callbacks that wait in the database because the broker did not take them in time.
+/// The number of callbacks that wait in the database because the broker did not accept them in time.
 pub(crate) async fn callbacks_stored(db: &PgPool) -> Result<u32> {
     let stored: i64 = sqlx::query_scalar("select count(*) from jobs where kind = 'callback'").fetch_one(db).await?;
     Ok(u32::try_from(stored)?)
 }
 
-/// The server's version and what its durability rests on.
+/// The server's version and the settings that determine its durability.
 pub(crate) async fn settings(db: &PgPool) -> Result<String> {
     let mut settings = Vec::new();
     for show in ["show server_version", "show fsync", "show synchronous_commit", "show shared_buffers"] {

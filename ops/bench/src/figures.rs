@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// What several repeats showed.
+/// The result of several repeats.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -12,7 +12,7 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// Of no repeats at all, everything is NaN, which compares as a miss with any target.
+    /// Without any repeats, everything is NaN, which misses every target.
     pub(crate) fn of(figures: &[f64]) -> Spread {
         let sorted = sorted(figures);
         Spread {
@@ -31,7 +31,7 @@ pub(crate) fn sorted(figures: &[f64]) -> Vec<f64> {
     sorted
 }
 
-/// The value below which `percent` of the sorted figures lie, between two neighbours by their distance.
+/// The value below which `percent` of the sorted figures lie, interpolated between two neighbours.
 pub(crate) fn percentile(sorted: &[f64], percent: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
     let place = percent / 100.0 * last as f64;
@@ -39,7 +39,7 @@ pub(crate) fn percentile(sorted: &[f64], percent: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * (place - place.floor())
 }
 
-/// Whole numbers above ten, two digits below.
+/// No decimals from 100 on, one from 10 on, two below.
 pub(crate) fn short(figure: f64) -> String {
     match figure.abs() {
         size if size >= 100.0 => format!("{figure:.0}"),

@@ -11,13 +11,13 @@ use uuid::Uuid;
 use crate::database::order_id;
 use crate::http::render;
 
-/// Orders that are placed in the database belong to as many users, in turn.
+/// Orders that are inserted into the database belong to this many users, in turn.
 pub(crate) const USERS: u32 = 1000;
 const TOKEN: Duration = Duration::from_secs(7200);
-/// The payer's identity, where one is needed.
+/// The payer's identity, if one is needed.
 const OPENID: &str = "oUpF8uMuAJO_M2pxb1Q9zNjWeS6o";
 
-/// Whoever signs the users' tokens.
+/// The signer of the users' tokens.
 pub(crate) struct Frontend {
     key: EncodingKey,
     tokens: BTreeMap<u32, String>,
@@ -31,7 +31,7 @@ impl Frontend {
         Ok(frontend)
     }
 
-    /// A purchase of its own.
+    /// A request for a new order.
     pub(crate) fn order(&self, n: u32, method: &str, scene: &str) -> Vec<u8> {
         let mut order = json!({ "product_type": "membership", "subject": "bench", "amount": "12.34",
             "payment_method": method, "scene": scene, "metadata": { "shop": "bench" } });
@@ -41,19 +41,19 @@ impl Frontend {
         self.post(n, "/v1/orders", &order.to_string())
     }
 
-    /// All the money of the nth placed order back.
+    /// A request for a refund of all the money of the nth inserted order.
     pub(crate) fn refund(&self, n: u32) -> Vec<u8> {
         let body = json!({ "reason": "bench" }).to_string();
         self.post(n, &format!("/v1/orders/{}/refunds", order_id(n)), &body)
     }
 
-    /// A look at the nth placed order.
+    /// A read of the nth inserted order.
     pub(crate) fn look(&self, n: u32) -> Vec<u8> {
         let path = format!("/v1/orders/{}", order_id(n));
         render("GET", &path, &[("Authorization", self.of(n))], b"")
     }
 
-    /// The end of the nth placed order.
+    /// A request to close the nth inserted order.
     pub(crate) fn close(&self, n: u32) -> Vec<u8> {
         self.post(n, &format!("/v1/orders/{}/close", order_id(n)), "{}")
     }

@@ -1,7 +1,8 @@
-//! The load generator: requests rendered beforehand, sent over many keep-alive connections, as cheaply as can be.
+//! The load generator: requests are rendered beforehand and sent over many keep-alive connections, as cheaply as
+//! possible.
 //!
-//! No HTTP library: the answers of interest have a status, a length and a short body, and what a library would cost
-//! here would be taken from the service under test.
+//! It uses no HTTP library. The answers of interest have a status, a length and a short body, and the cost of a
+//! library would reduce the processor time of the service under test.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,50 +17,51 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::figures;
 
-/// How long one answer may take.
+/// An answer must arrive within this time.
 const ANSWER: Duration = Duration::from_secs(30);
-/// What counts for an answer that was no success.
+/// The time that counts for an answer that was not a success.
 const NEVER_MS: f64 = 1_000_000.0;
-/// The largest answer that is read.
+/// The maximum size of an answer.
 const LARGEST: usize = 1024 * 1024;
 
-/// Whole requests, head and body, ready to be written.
+/// Complete requests, head and body, ready to send.
 pub(crate) type Requests = Arc<Vec<Vec<u8>>>;
 
-/// How to send.
+/// The options for sending.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) to: SocketAddr,
     pub(crate) connections: u32,
-    /// The time from one request to the next; without it, as fast as answers come.
+    /// The time from one request to the next; `None` means as fast as answers arrive.
     pub(crate) pace: Option<Duration>,
-    /// The address of the first connection; each has one of its own. Without it all have the machine's.
+    /// The address of the first connection; each further one has the next address. With `None` all have the
+    /// machine's address.
     pub(crate) from: Option<Ipv4Addr>,
 }
 
-/// What came of it; each list by the number of the request.
+/// The result; each list is indexed by the number of the request.
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) began: Instant,
     pub(crate) elapsed: Duration,
-    /// When each request was sent.
+    /// The time at which each request was sent.
     pub(crate) at: Vec<Instant>,
-    /// How long each answer took, in milliseconds.
+    /// The duration until each answer, in milliseconds.
     pub(crate) answered_ms: Vec<f64>,
 }
 
 impl Sent {
-    /// How long the answers of `percent` took at most, in milliseconds.
+    /// The duration within which `percent` of the answers arrived, in milliseconds.
     pub(crate) fn percentile(&self, percent: f64) -> f64 {
         figures::percentile(&figures::sorted(&self.answered_ms), percent)
     }
 
-    /// Each answer's moment, and how long it took in milliseconds.
+    /// For each answer, its time and its duration in milliseconds.
     pub(crate) fn answers(&self) -> impl Iterator<Item = (Instant, f64)> {
         self.at.iter().zip(&self.answered_ms).map(|(at, ms)| (*at + Duration::from_secs_f64(ms / 1000.0), *ms))
     }
 
-    /// Answers a second.
+    /// Answers per second.
     pub(crate) fn rate(&self) -> f64 {
         self.at.len() as f64 / self.elapsed.as_secs_f64()
     }
@@ -84,30 +86,30 @@ pub(crate) async fn send(load: Load, requests: &Requests) -> Result<Sent> {
     Ok(sent)
 }
 
-/// What became of requests of which not all need be successes.
+/// The result of requests that need not all succeed.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// What was no success has no time.
+    /// A request without success has no duration.
     sent: Sent,
-    /// What else was answered, or why nothing was, and how often.
+    /// The other answers, or the errors if there was no answer, with their counts.
     pub(crate) refused: BTreeMap<String, usize>,
 }
 
 impl Outcome {
-    /// How long the successes of `percent` of all took at most, in milliseconds, from the moment when each was due. What was no
-    /// success took for ever.
+    /// The duration within which `percent` of all requests succeeded, in milliseconds from the time when each was
+    /// due. A request without success counts as infinitely long.
     pub(crate) fn percentile(&self, percent: f64) -> f64 {
         let all = self.sent.answered_ms.iter().map(|ms| if ms.is_nan() { NEVER_MS } else { *ms });
         figures::percentile(&figures::sorted(&all.collect::<Vec<_>>()), percent)
     }
 
-    /// How many were not answered with success in so many milliseconds.
+    /// How many requests did not succeed within this many milliseconds.
     pub(crate) fn later_than(&self, ms: f64) -> usize {
         self.sent.answered_ms.iter().filter(|took| took.is_nan() || **took > ms).count()
     }
 }
 
-/// Sends every request once, and says what became of each.
+/// Sends every request once, and reports the result of each.
 ///
 /// # Errors
 /// Only when the load generator itself fails.
@@ -151,7 +153,7 @@ async fn work(load: Load, from: IpAddr, requests: Requests, next: Arc<AtomicUsiz
         let Some(request) = requests.get(number) else { return done };
         let mut at = Instant::now();
         if let Some(pace) = load.pace {
-            // What waits behind a slow answer waits, too: its time counts from when it was due.
+            // A request that waits behind a slow answer is counted from the time when it was due.
             at = began + pace * u32::try_from(number).unwrap_or(u32::MAX);
             sleep_until(at.into()).await;
         }
@@ -169,7 +171,7 @@ async fn work(load: Load, from: IpAddr, requests: Requests, next: Arc<AtomicUsiz
     }
 }
 
-/// One answer, its body shortened.
+/// One answer with its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -177,8 +179,8 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// A success as a gateway understands it, where the status says nothing at Alipay; an order shown, made, or its
-    /// refund taken.
+    /// A success: as a gateway understands it (at Alipay the status alone means nothing), or an order that was
+    /// shown or created, or a refund that was accepted.
     fn is_success(&self) -> bool {
         match self.status {
             200 => self.body == b"success" || self.body.starts_with(b"{"),
@@ -205,7 +207,7 @@ impl Connection {
         Connection::open_from(IpAddr::V4(Ipv4Addr::UNSPECIFIED), to).await
     }
 
-    /// A connection that comes from this address of this machine.
+    /// A connection from this address of this machine.
     pub(crate) async fn open_from(from: IpAddr, to: SocketAddr) -> Result<Connection> {
         let socket = TcpSocket::new_v4()?;
         socket.bind(SocketAddr::from((from, 0)))?;
@@ -214,7 +216,7 @@ impl Connection {
         Ok(Connection { socket, buffer: Vec::with_capacity(4096) })
     }
 
-    /// One request, one answer.
+    /// Sends one request and reads its answer.
     pub(crate) async fn call(&mut self, request: &[u8]) -> Result<Answer> {
         timeout(ANSWER, self.exchange(request)).await.with_context(|| format!("no answer within {ANSWER:?}"))?
     }
@@ -233,7 +235,7 @@ impl Connection {
     }
 }
 
-/// An answer and its length, once it is whole.
+/// An answer and its length, once it is complete.
 fn parse(bytes: &[u8]) -> Result<Option<(Answer, usize)>> {
     let Some(head) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let text = std::str::from_utf8(&bytes[..head]).context("the head of the answer is not text")?;

@@ -1,9 +1,9 @@
-//! Load and latency beside their limits, measured in one run on one machine: the table of the design's section 13, and
-//! scenarios that no limit is known for.
+//! Load and latency, compared with their limits, measured in one run on one machine: the table of the design's
+//! section 13, and scenarios without a known limit.
 //!
-//! It starts the programs itself, against servers that are given to it, in a database of its own. Every figure is the
-//! median of several repeats, each beside a repeat of what bounds it, so that a slow moment meets both. The load comes
-//! from the same machine; what it takes of the processors is told.
+//! It starts the programs itself, with the servers that it is given and its own database. Every figure is the
+//! median of several repeats. Each repeat runs beside a repeat of its limit, so that a slow moment affects both.
+//! The load comes from the same machine; the report states how much of the processors it uses.
 
 mod attacks;
 mod broker;
@@ -48,19 +48,19 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Ctrl-C, or the signal by which others end it: the programs that it started must not outlive it.
+/// Waits for Ctrl-C or SIGTERM: the programs that this one started must not outlive it.
 async fn asked_to_stop() -> std::io::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     tokio::select! { asked = ctrl_c() => asked, _ = term.recv() => Ok(()) }
 }
 
-/// Attackers have thousands of connections: as many files as the system lets this process open.
+/// Attackers have thousands of connections, so this allows as many open files as the system permits.
 fn raise_open_files() -> Result<()> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).context("raising the number of open files")
 }
 
-/// Whether every target was met. A missed target is a result, not a failure: it has an exit code of its own.
+/// Whether every target was met. A missed target is a result, not a failure: it has its own exit code.
 async fn run(cli: &Cli) -> Result<bool> {
     raise_open_files()?;
     let progress = Progress::new(measure::steps(cli));
@@ -72,7 +72,7 @@ async fn run(cli: &Cli) -> Result<bool> {
     };
     progress.finish();
     let left = stage.tear_down().await;
-    // What was measured before something failed is worth having.
+    // What was measured before a failure is still useful.
     println!("{report}");
     if let Some(path) = &cli.json {
         let text = serde_json::to_string_pretty(&report)?;

@@ -15,7 +15,7 @@ const FONT: &str = "sans-serif";
 /// Lines over time or over size.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Plot {
-    /// The name of its file, without ending.
+    /// The name of its file, without extension.
     pub(crate) name: String,
     pub(crate) title: String,
     pub(crate) x: Axis,
@@ -23,19 +23,19 @@ pub(crate) struct Plot {
     pub(crate) lines: Vec<Line>,
 }
 
-/// What lies along the bottom.
+/// The quantity on the horizontal axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Axis {
     /// Seconds since the load began.
     Seconds,
-    /// Processes of a kind.
+    /// The number of processes of a kind.
     Processes,
-    /// Orders in the table; each step is ten times the last one.
+    /// The number of orders in the table; each step is ten times the previous one.
     Orders,
 }
 
-/// One quantity; its points in the order of their places.
+/// One quantity; its points are sorted along the axis.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Line {
     pub(crate) label: String,
@@ -43,7 +43,7 @@ pub(crate) struct Line {
 }
 
 impl Plot {
-    /// Over time.
+    /// A plot over time.
     pub(crate) fn over_time(name: &str, title: &str, y: &'static str, lines: Vec<Line>) -> Plot {
         Plot { name: name.to_owned(), title: title.to_owned(), x: Axis::Seconds, y, lines }
     }
@@ -60,7 +60,7 @@ impl Plot {
         let (least, most) = places().fold((f64::MAX, f64::MIN), |(least, most), (x, _)| (least.min(*x), most.max(*x)));
         let highest = places().map(|(_, y)| *y).fold(0.0, f64::max);
         ensure!(least <= most, "{} has no points", self.name);
-        // From zero, so that no difference looks larger than it is.
+        // The axis starts at zero, so that no difference looks larger than it is.
         let y = 0.0..if highest > 0.0 { highest * 1.05 } else { 1.0 };
         let mut svg = String::new();
         match self.x {

@@ -1,10 +1,10 @@
-//! Says what is going on: a bar on a terminal, a line for each step elsewhere.
+//! Shows the progress: a bar on a terminal, otherwise one line for each step.
 
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// The whole run, step by step.
+/// The progress of the whole run.
 pub(crate) struct Progress {
     bar: ProgressBar,
     shown: bool,
@@ -15,7 +15,7 @@ impl Progress {
         let shown = std::io::stderr().is_terminal();
         let bar = if shown { ProgressBar::new(steps) } else { ProgressBar::hidden() };
         let template = "{elapsed_precise} {wide_bar:.green} {pos}/{len} {msg}";
-        // The template is fixed and right; the default would do as well.
+        // The template is constant and valid; the default would also work.
         bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.enable_steady_tick(std::time::Duration::from_millis(200));
         Progress { bar, shown }
@@ -29,7 +29,7 @@ impl Progress {
         }
     }
 
-    /// Ends a step with what it showed.
+    /// Ends a step and shows its result.
     pub(crate) fn done(&self, message: &str) {
         self.bar.inc(1);
         if self.shown {

@@ -17,7 +17,7 @@ pub(crate) struct Report {
     pub(crate) plots: Vec<Plot>,
 }
 
-/// What was seen of a kind of load that no limit is known for.
+/// The results of a kind of load without a known limit.
 #[derive(Debug, Serialize)]
 pub(crate) struct Scenario {
     pub(crate) what: String,
@@ -38,7 +38,7 @@ impl Scenario {
         Scenario { what: what.to_owned(), figures: Vec::new(), notes: Vec::new() }
     }
 
-    /// Adds what one repeat showed.
+    /// Adds the result of one repeat.
     pub(crate) fn figure(&mut self, name: &str, unit: &'static str, value: f64) {
         match self.figures.iter_mut().find(|figure| figure.name == name) {
             Some(figure) => figure.values.push(value),
@@ -50,7 +50,7 @@ impl Scenario {
         self.notes.push(note);
     }
 
-    /// The last value of everything.
+    /// The last value of every figure.
     pub(crate) fn summary(&self) -> String {
         let last = |figure: &Figure| {
             let value = figure.values.last().copied().unwrap_or(f64::NAN);
@@ -68,14 +68,14 @@ pub(crate) struct Row {
     pub(crate) measured: Spread,
     pub(crate) against: String,
     pub(crate) limit: Spread,
-    /// Measured over limit, both medians.
+    /// The measured median divided by the limit's median.
     pub(crate) ratio: f64,
     pub(crate) target: Target,
     pub(crate) met: bool,
     pub(crate) notes: Vec<String>,
 }
 
-/// What the ratio must be.
+/// The required ratio.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Target {
@@ -101,7 +101,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// What a row is about, and what it is compared with.
+/// What a row measures, and what it is compared with.
 pub(crate) struct Question {
     pub(crate) what: String,
     pub(crate) unit: &'static str,
@@ -110,7 +110,7 @@ pub(crate) struct Question {
 }
 
 impl Question {
-    /// The row, given what the repeats showed.
+    /// The row with the results of the repeats.
     pub(crate) fn answer(self, measured: &[f64], limit: &[f64], notes: Vec<String>) -> Row {
         let (measured, limit) = (Spread::of(measured), Spread::of(limit));
         let ratio = measured.median / limit.median;
@@ -158,7 +158,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// An empty line, the head, a rule, the lines.
+/// Writes an empty line, the head, a rule and the lines.
 fn table<const N: usize>(
     f: &mut fmt::Formatter<'_>,
     head: [&str; N],
@@ -181,7 +181,7 @@ fn table<const N: usize>(
     Ok(())
 }
 
-/// A median, and between which values it lies.
+/// A median with its minimum and maximum.
 fn cell(spread: &Spread, unit: &str) -> String {
     let span = format!("({}–{})", short(spread.min), short(spread.max));
     let span = if spread.repeats > 1 { span } else { String::new() };

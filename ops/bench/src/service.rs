@@ -1,4 +1,4 @@
-//! The programs under measurement: started with nothing but their own environment, watched, stopped.
+//! The programs under measurement: started with only their own environment, observed, stopped.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
@@ -26,11 +26,11 @@ pub(crate) struct Service {
 /// Memory of a process in MiB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {
-    /// Resident, shared pages counted whole.
+    /// Resident memory; shared pages count fully.
     pub(crate) resident: f64,
-    /// Resident, shared pages divided among those who share them.
+    /// Resident memory; shared pages are divided among the processes that share them.
     pub(crate) proportional: f64,
-    /// The most that was ever resident.
+    /// The maximum of resident memory.
     pub(crate) peak: f64,
 }
 
@@ -83,10 +83,10 @@ impl Service {
         Ok(Memory { resident: read("status", "VmRSS:")?, proportional, peak: read("status", "VmHWM:")? })
     }
 
-    /// Asks it to stop and waits until it has.
+    /// Sends SIGTERM and waits until it has ended.
     pub(crate) async fn stop(mut self) -> Result<()> {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            // It may have ended by itself in this moment.
+            // It may have ended by itself just now.
             let _ = kill_process(pid, Signal::TERM);
         }
         let since = Instant::now();
@@ -109,13 +109,13 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // After a stop there is nothing left to kill; on the way out of a failure there may be.
+        // After a stop there is nothing left to kill; after a failure there may be.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A loopback address that nobody listens on.
+/// A loopback address on which no process listens.
 pub(crate) fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("looking for a free port")?;
     Ok(listener.local_addr()?)

@@ -1,4 +1,4 @@
-//! Everything a measurement stands on: the database, the broker, keys, and the programs when they are wanted.
+//! Everything that a measurement needs: the database, the broker, keys, and the programs on request.
 
 use std::env;
 use std::fs;
@@ -22,9 +22,9 @@ use crate::http::{Connection, render};
 use crate::progress::Progress;
 use crate::service::{Service, free_address};
 
-/// The simulator's schedules and pauses are so much faster than the gateways' own.
+/// The simulator's schedules and pauses are this many times faster than the gateways' own.
 const SPEED: f64 = 60.0;
-/// What programs see of the caller's environment.
+/// The variables of the caller's environment that programs inherit.
 const KEPT: [&str; 3] = ["PATH", "HOME", "TZ"];
 
 /// Every program of the service.
@@ -41,7 +41,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) frontend: Frontend,
     simulator: Simulator,
     jwt_secret: String,
-    /// Where payment-api listens, whenever it runs.
+    /// The address on which payment-api listens when it runs.
     pub(crate) api: SocketAddr,
 }
 
@@ -61,7 +61,7 @@ impl<'a> Stage<'a> {
         let dir = writable(cli.work_dir.as_deref(), &name)?;
         let made = Stage::fill(cli, &dir).await;
         if made.is_err() {
-            // What failed is worth more than what is left of it.
+            // The error matters more than the files that are left.
             let _ = fs::remove_dir_all(&dir);
         }
         made
@@ -95,7 +95,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Removes everything the run has made.
+    /// Removes everything that the run has created.
     pub(crate) async fn tear_down(self) -> Result<()> {
         self.simulator.stop().await;
         self.db.close().await;
@@ -104,14 +104,14 @@ impl<'a> Stage<'a> {
         broker.and(database)
     }
 
-    /// Starts programs and waits until all are ready; a name that is there twice is started twice.
+    /// Starts programs and waits until all are ready; a name that occurs twice is started twice.
     pub(crate) async fn start(&self, names: &[&'static str]) -> Result<Services> {
         self.start_with(names, &[]).await
     }
 
-    /// The same with further variables.
+    /// The same with additional variables.
     pub(crate) async fn start_with(&self, names: &[&'static str], variables: &[(&str, &str)]) -> Result<Services> {
-        // One user at one address asks for all.
+        // One address makes all requests, so the limits per client are off.
         let unbound = [
             "REQUESTS_PER_ADDRESS",
             "REQUESTS_PER_USER",
@@ -124,7 +124,7 @@ impl<'a> Stage<'a> {
         self.start_in_earnest(names, &all).await
     }
 
-    /// With the bounds of one client that hold in earnest.
+    /// Starts programs with the limits per client that apply in production.
     pub(crate) async fn start_in_earnest(
         &self,
         names: &[&'static str],
@@ -133,14 +133,14 @@ impl<'a> Stage<'a> {
         let mut services = Services(Vec::new());
         for name in names {
             let mut command = program(self.cli, &self.database, &self.dir, name);
-            // Each as itself, with the rights that it has in earnest.
+            // Each program uses its own login, with the rights that it has in production.
             let mut database = login(name, "DATABASE_URL")?;
             database.set_path(self.database.url.path());
             command.env("DATABASE_URL", database.as_str()).env("AMQP_URL", login(name, "AMQP_URL")?.as_str());
             command.env("LISTEN_ADDR", self.api.to_string());
             command.env("PUBLIC_URL", format!("http://{}", self.api));
             command.env("JWT_HS256_SECRET", &self.jwt_secret).env("VIEW_TOKEN_SECRET", secret());
-            // All processes share one; without Redis it is not used.
+            // All processes share one key; without Redis it is not used.
             command.env("SEAL_KEY", secret()).env("COPIES_KEY", COPIES_KEY);
             command.envs(variables.iter().copied());
             services.0.push(Service::start(name, command, self.dir.join(format!("{name}.log"))).await?);
@@ -148,7 +148,7 @@ impl<'a> Stage<'a> {
         Ok(services)
     }
 
-    /// Has the gateways know the trades of the placed orders `first` to `last` as paid, and tell nobody.
+    /// Books the trades of the inserted orders `first` to `last` as paid at the gateways, without any notice.
     pub(crate) fn book(&self, first: u32, last: u32) -> Result<()> {
         for order in first..=last {
             let product = if order % 2 == 1 { Product::Page } else { Product::Native };
@@ -159,7 +159,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Has the gateways forget every trade, and take so long for each answer from now on.
+    /// Removes every trade at the gateways, and sets the delay of each answer from now on.
     pub(crate) async fn reset_gateways(&self, answer_ms: u64) -> Result<()> {
         let faults = format!("{{\"api\":{{\"slow_ms\":{answer_ms}}}}}");
         for (method, path, body) in [("POST", "/sim/reset", ""), ("PUT", "/sim/faults", faults.as_str())] {
@@ -194,15 +194,15 @@ impl Services {
     }
 }
 
-/// The copies of a measurement are worth nothing to anybody.
+/// The cached copies of a measurement need no protection.
 const COPIES_KEY: &str = "6265636e63686d61726b2d636f706965732d6f662d6e6f2d76616c75652d2d21";
 
-/// Good enough for servers that live as long as this run.
+/// Good enough for servers that exist only during this run.
 fn secret() -> String {
     format!("{}{}", Uuid::now_v7().simple(), Uuid::now_v7().simple())
 }
 
-/// A new folder where it is wanted, else in the system's temporary folder.
+/// A new folder in the requested place, else in the system's temporary folder.
 fn writable(wanted: Option<&Path>, name: &str) -> Result<PathBuf> {
     for base in wanted.map(Path::to_owned).into_iter().chain([env::temp_dir()]) {
         let dir = base.join(name);
@@ -213,14 +213,14 @@ fn writable(wanted: Option<&Path>, name: &str) -> Result<PathBuf> {
     bail!("no folder can be made in {}", env::temp_dir().display())
 }
 
-/// Where a program is told that it finds a server, such as `RELAY_AMQP_URL`.
+/// The address of a server from the variable of a program, such as `RELAY_AMQP_URL`.
 fn login(name: &str, address: &str) -> Result<url::Url> {
     let variable = format!("{}_{address}", name.to_uppercase().replace('-', "_"));
     let value = env::var(&variable).with_context(|| format!("{variable} is not set; `cargo xtask bench` sets it"))?;
     value.parse().with_context(|| format!("{variable} is no URL"))
 }
 
-/// A deploy step of payment-api.
+/// Runs a deploy step of payment-api.
 fn prepare(cli: &Cli, database: &Database, dir: &Path, task: &str) -> Result<()> {
     let mut command = program(cli, database, dir, "payment-api");
     command.env("AMQP_ADMIN_URL", &cli.amqp_admin_url).env("RABBITMQ_MANAGEMENT_URL", &cli.rabbitmq_management_url);
@@ -232,7 +232,8 @@ fn prepare(cli: &Cli, database: &Database, dir: &Path, task: &str) -> Result<()>
     Ok(())
 }
 
-/// What the programs log: one line for each request costs a tenth of the ingress, so not that, unless it is asked for.
+/// The log level of the programs. One line for each request costs a tenth of the ingress's throughput, so this is
+/// off by default.
 pub(crate) fn log_level() -> String {
     env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned())
 }

@@ -1,4 +1,4 @@
-//! What happened when, in steps of equal length.
+//! Events over time, in steps of equal length.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::figures::{percentile, sorted};
 
-/// Moments from a beginning on, each with a figure.
+/// Times from a start on, each with a figure.
 #[derive(Debug, Clone)]
 pub(crate) struct Timeline {
     step: Duration,
@@ -27,7 +27,7 @@ impl Timeline {
         Timeline { step, steps }
     }
 
-    /// How many there were a second, at the middle of each step.
+    /// The number per second, at the middle of each step.
     pub(crate) fn per_second(&self) -> Vec<(f64, f64)> {
         let rate = |figures: &Vec<f64>| Some(figures.len() as f64 / self.step.as_secs_f64());
         self.points(rate)
@@ -44,7 +44,7 @@ impl Timeline {
     }
 }
 
-/// Does the work and asks for a figure again and again meanwhile; the figures with their seconds since the beginning.
+/// Does the work and samples a figure repeatedly in the meantime; returns the figures with the seconds since the start.
 pub(crate) async fn watched<T>(
     every: Duration,
     mut ask: impl AsyncFnMut() -> Result<f64>,

@@ -1,4 +1,4 @@
-//! What bounds the service on this machine, measured beside it.
+//! The limits of the service on this machine, measured beside it.
 
 mod openssl;
 mod pgbench;
@@ -12,7 +12,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 
-/// Runs a tool to its end without holding up anything else; its output as text.
+/// Runs a tool until it ends without blocking other tasks; returns its output as text.
 async fn run(mut command: Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output: Output =

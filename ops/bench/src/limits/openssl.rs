@@ -1,4 +1,4 @@
-//! RSA-2048 signatures per second by `openssl speed` on every processor.
+//! RSA-2048 signatures per second by `openssl speed` on all processors.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::run;
 
-/// Two seconds of signing (and two of verifying, which it does as well).
+/// Measures two seconds of signing (openssl also measures two of verifying).
 pub(crate) async fn signatures_per_second() -> Result<f64> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from).to_string();
     let mut speed = Command::new("openssl");
@@ -14,7 +14,7 @@ pub(crate) async fn signatures_per_second() -> Result<f64> {
     read(&run(speed).await?).context("openssl speed printed something else than expected")
 }
 
-/// The figure under `sign/s`; which column that is differs between versions.
+/// The figure under `sign/s`; its column differs between versions.
 fn read(printed: &str) -> Option<f64> {
     let mut lines = printed.lines();
     let column = lines.by_ref().find_map(|line| line.split_whitespace().position(|word| word == "sign/s"))?;

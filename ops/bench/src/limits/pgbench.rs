@@ -11,10 +11,10 @@ use url::Url;
 use super::run;
 use crate::database::id_prefix;
 
-/// Lock, decide (the client has nothing to think about), write each row, commit. Prepared once for each client. The
-/// callback's body has the size of a real one, and is made at the server, which spares this side the sending. The casts
-/// matter: against `text` a `char(32)` column loses its index, and the limit would be a sequential scan. `ORDER_ID` stands for
-/// the id of the nth order.
+/// The script locks, decides (the client has no logic), writes each row and commits. Each client prepares it once.
+/// The callback's body has a realistic size and is generated at the server, so this side does not have to send it.
+/// The casts matter: compared with `text`, a `char(32)` column cannot use its index, and the limit would be a
+/// sequential scan. `ORDER_ID` stands for the id of the nth order.
 const SCRIPT: &str = "\
 \\set i :i + 1
 \\set n :client_id * :each + :i
@@ -42,14 +42,14 @@ insert into callbacks (payment_method, account, notice_id, order_no, verdict, he
 commit;
 ";
 
-/// The tool, where there is one.
+/// The installed tool.
 pub(crate) struct Pgbench {
     program: PathBuf,
     clients: u32,
 }
 
 impl Pgbench {
-    /// On PATH, or where Debian puts it.
+    /// Finds pgbench on PATH, or where Debian installs it.
     pub(crate) fn find(clients: u32) -> Result<Pgbench> {
         let path = env::var_os("PATH").unwrap_or_default();
         let mut places: Vec<PathBuf> = env::split_paths(&path).collect();
@@ -61,7 +61,7 @@ impl Pgbench {
         }
     }
 
-    /// Settles the orders 1 to `orders`, which must be pending; transactions per second.
+    /// Settles the orders 1 to `orders`, which must be pending; returns transactions per second.
     pub(crate) async fn settle(&self, database: &Url, dir: &Path, orders: u32) -> Result<f64> {
         let script = dir.join("settle.sql");
         let order_id = format!("('{}' || lpad(to_hex((:n)::int), 20, '0'))", id_prefix());
@@ -72,7 +72,7 @@ impl Pgbench {
         pgbench.args([format!("--client={}", self.clients), format!("--transactions={each}")]);
         pgbench.args(["--define=i=0".to_owned(), format!("--define=each={each}")]);
         pgbench.arg("--file").arg(&script);
-        // By the environment: the command line of a process can be read by everyone.
+        // The password is passed in the environment, because all users can read the command line of a process.
         pgbench.env("PGHOST", database.host_str().unwrap_or("127.0.0.1"));
         pgbench.env("PGPORT", database.port().unwrap_or(5432).to_string());
         pgbench.env("PGUSER", database.username()).env("PGPASSWORD", database.password().unwrap_or_default());

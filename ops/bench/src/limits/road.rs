@@ -1,4 +1,4 @@
-//! What a callback's way costs at the very least: one fsync (the commit) and two confirmed publishes, one after another.
+//! The minimum cost of a callback's route: one fsync (the commit) and two confirmed publishes, one after another.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,10 +9,10 @@ use anyhow::Result;
 
 use crate::broker::{Broker, confirmed, publish};
 
-/// The write-ahead log is written in such blocks.
+/// The write-ahead log is written in blocks of this size.
 const BLOCK: [u8; 8192] = [0x5a; 8192];
 
-/// How long each of `times` takes, in milliseconds. The file is where the run's folder is.
+/// The duration of each of `times` rounds, in milliseconds. The file is in the run's folder.
 pub(crate) async fn fsync_and_two_publishes(broker: &Broker, dir: &Path, body: &[u8], times: u32) -> Result<Vec<f64>> {
     let channel = broker.confirming().await?;
     let mut file = File::create(dir.join("fsync"))?;

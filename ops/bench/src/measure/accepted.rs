@@ -1,4 +1,4 @@
-//! Callbacks accepted per second: the ingress alone, the worker stopped.
+//! Callbacks accepted per second: only the ingress, with the worker stopped.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::report::{Question, Row, Target};
 use crate::stage::Stage;
 
-/// So many are under way at once, on both sides.
+/// How many are under way at the same time, on both sides.
 const WINDOW: u32 = 256;
 const COUNTED: Duration = Duration::from_secs(15);
 
@@ -59,8 +59,8 @@ async fn accept(stage: &Stage<'_>, count: u32) -> Result<(f64, String)> {
     Ok((rate, format!("{road}answered in p50 {} ms, p99 {} ms; {used}", percentile(50.0), percentile(99.0))))
 }
 
-/// An answer of success promises that the callback lies in the queue or, where that took too long, in the database;
-/// how many took the second road. The broker's count follows its queue with a little delay.
+/// A success answer promises that the callback is in the queue or, if the broker was too slow, in the database.
+/// Returns how many are in the database. The broker's count follows its queue with a little delay.
 pub(super) async fn every_one_is_kept(stage: &Stage<'_>, count: u32) -> Result<u32> {
     let since = Instant::now();
     loop {

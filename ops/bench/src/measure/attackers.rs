@@ -1,7 +1,7 @@
-//! Genuine callbacks and other users' looks at their orders, while one client of each kind does what it can.
+//! Genuine callbacks and other users' reads of their orders, during one attack of each kind.
 //!
-//! Quiet is the same genuine traffic alone. The issue that asked for this lets a quiet time have as many requests as the attack, from
-//! many addresses; without them it is stricter.
+//! The quiet time has the same genuine traffic without an attack. The requirement allows as many requests in the
+//! quiet time as in the attack, from many addresses. Without them, the comparison is stricter.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -18,25 +18,25 @@ use crate::progress::Progress;
 use crate::report::{Question, Row, Target};
 use crate::stage::Stage;
 
-/// A second.
+/// Per second.
 const CALLBACKS: u32 = 50;
 const LOOKS: u32 = 100;
-/// Each from an address of its own: no limit is met by who does nothing wrong.
+/// Each has its own address, so that clients without any fault reach no limit.
 const GATEWAYS: u32 = 16;
 const BUYERS: u32 = 64;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 const BUYER: Ipv4Addr = Ipv4Addr::new(127, 0, 2, 1);
-/// Both gateways give up after this.
+/// Both gateways stop waiting after this time.
 const PATIENCE_MS: f64 = 5_000.0;
-/// What nobody minds.
+/// A delay that users do not notice.
 const UNNOTICED_MS: f64 = 100.0;
-/// So much of one processor an attacker may take.
+/// The maximum share of one processor for an attacker.
 const QUARTER: f64 = 0.25;
-/// The orders of so many users are those whose end is asked for.
+/// The attack requests the close of the orders of this many users.
 const CLOSERS: u32 = 10;
-/// Twenty of each user.
+/// Twenty for each user.
 const ORDERS: u32 = 20 * USERS;
-/// The others are there when the attack begins.
+/// The other users begin this much before the attack.
 const LEAD: Duration = Duration::from_secs(1);
 
 pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Vec<Row>> {
@@ -62,7 +62,7 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ve
         };
         let looks = question("p99 of other users' answers".to_owned(), "ms", "twice the quiet p99, or 100 ms");
         rows.push(looks.answer(&ours, &limits, notes));
-        // Over all repeats: one bad repeat is not hidden behind good ones.
+        // The sum over all repeats, so that good repeats do not hide a bad one.
         let sent = CALLBACKS * stage.cli.seconds() * stage.cli.repeats();
         let what = format!("of {sent} callbacks refused, or later than 5 s,");
         let callbacks = question(what, "", "one of a thousand");
@@ -85,7 +85,7 @@ impl Repeat {
         self.looks.percentile(99.0)
     }
 
-    /// How many callbacks had no success in time.
+    /// How many callbacks did not succeed in time.
     fn late(&self) -> usize {
         self.callbacks.later_than(PATIENCE_MS)
     }
@@ -109,12 +109,12 @@ async fn run(stage: &Stage<'_>, attack: Option<Attack>) -> Result<Repeat> {
     let seconds = stage.cli.seconds();
     database::refill(&stage.db, ORDERS).await?;
     let signed = stage.callbacks.signed(CALLBACKS * seconds)?;
-    // Nobody looks at what the closers have.
+    // The reads exclude the orders of the users whose orders are closed.
     let others = (1..=ORDERS).filter(|n| n % USERS >= CLOSERS).cycle();
     let looks = others.take((LOOKS * seconds) as usize).map(|n| stage.frontend.look(n));
     let looks = Arc::new(looks.collect());
     let closes = Arc::new((1..=ORDERS).filter(|n| n % USERS < CLOSERS).map(|n| stage.frontend.close(n)).collect());
-    // The largest answer that there is, for slow readers.
+    // The documentation has the largest answer, which the slow readers request.
     let services = stage.start_in_earnest(&["payment-api"], &[("SERVE_DOCS", "1")]).await?;
     let load = |connections, per_second, from| Load {
         to: stage.api,

@@ -1,4 +1,4 @@
-//! Genuine callbacks while strangers forge ten thousand a second.
+//! Genuine callbacks while strangers forge ten thousand per second.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use crate::report::{Question, Row, Target};
 use crate::service::Memory;
 use crate::stage::Stage;
 
-/// Genuine callbacks a second.
+/// Genuine callbacks per second.
 const PER_SECOND: u32 = 50;
 const CONNECTIONS: u32 = 16;
-/// Forged ones a second, if the machine can.
+/// Forged callbacks per second, if the machine is fast enough.
 const FORGED: u32 = 10_000;
-/// Each from an address of its own, as far as the accept loop and the count of refusals can tell.
+/// Each has its own address, as far as the accept loop and the count of refusals can see.
 const STRANGERS: u32 = 64;
-/// Both gateways give up after this.
+/// Both gateways stop waiting after this time.
 const PATIENCE_MS: f64 = 5_000.0;
 
 pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Row> {
@@ -82,12 +82,12 @@ async fn run(stage: &Stage<'_>, flood: bool) -> Result<Outcome> {
     Ok(Outcome { sent, forged_per_second, memory })
 }
 
-/// A genuine Alipay callback with one digit changed: everything is in order but the signature.
+/// A genuine Alipay callback with one digit added to its amount: everything is valid except the signature.
 fn forge(body: &[u8]) -> Vec<u8> {
     String::from_utf8_lossy(body).replacen("total_amount=", "total_amount=1", 1).into_bytes()
 }
 
-/// Who forges, until told to stop.
+/// The senders of forged callbacks, until they are stopped.
 struct Strangers {
     stop: Arc<AtomicBool>,
     tasks: Vec<tokio::task::JoinHandle<Result<u32>>>,
@@ -117,7 +117,7 @@ impl Strangers {
         Strangers { stop, tasks }
     }
 
-    /// How many they have sent.
+    /// Stops them; returns how many they have sent.
     async fn stop(self) -> Result<f64> {
         self.stop.store(true, Ordering::Relaxed);
         let mut sent = 0;

@@ -1,4 +1,4 @@
-//! What a callback costs in a large table, beside a small one.
+//! The cost of a callback in a large table, compared with a small one.
 
 use anyhow::{Context, Result};
 
@@ -13,8 +13,8 @@ use crate::stage::Stage;
 /// The small table.
 const SMALL: u32 = 10_000;
 
-/// Settles the same callbacks among `SMALL` orders that were paid long ago, among ten times as many, and so on up to `large`.
-/// The cost is the time that a callback takes of the whole machine, so a figure above 1 is dearer.
+/// Settles the same callbacks among `SMALL` orders that were paid long ago, among ten times as many, and so on up to
+/// `large`. The cost is the time that the whole machine needs for a callback, so a ratio above 1 means more expensive.
 pub(super) async fn measure(stage: &Stage<'_>, large: u32, progress: &Progress) -> Result<(Row, Plot)> {
     let callbacks = stage.cli.callbacks();
     let (mut costs, mut notes, mut placed) = (Vec::new(), Vec::new(), 0);

@@ -1,4 +1,4 @@
-//! From callback received to event published, at 100 callbacks a second and at 70 % of the most.
+//! From callback received to event published, at 100 callbacks per second and at 70 % of the maximum rate.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use crate::report::{Question, Row, Scenario, Target};
 use crate::stage::Stage;
 
 const PER_SECOND: u32 = 100;
-/// So many that a slow answer never delays the next request.
+/// Enough connections that a slow answer never delays the next request.
 const CONNECTIONS: u32 = 32;
-/// Of the callbacks that are settled a second when all come at once.
+/// The share of the callbacks that are settled per second when all arrive at once.
 const SHARE: f64 = 0.7;
 
 pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Row> {
@@ -52,7 +52,7 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
     Ok(question.answer(&ours, &limit, notes))
 }
 
-/// At 70 % of the most: of what `settled` showed, or of one repeat of it now.
+/// At 70 % of the maximum rate: the result of `settled`, or of one repeat of it now.
 pub(super) async fn busy(
     stage: &Stage<'_>,
     most: Option<&Spread>,
@@ -82,7 +82,7 @@ pub(super) async fn busy(
     Ok((scenario, plots))
 }
 
-/// One repeat: so many callbacks a second, one for each order.
+/// One repeat: this many callbacks per second, one for each order.
 async fn callbacks(stage: &Stage<'_>, per_second: u32, connections: u32) -> Result<(Sent, Way)> {
     let count = per_second * stage.cli.seconds();
     database::refill(&stage.db, count).await?;

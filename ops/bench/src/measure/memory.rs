@@ -20,13 +20,13 @@ use crate::timeline::watched;
 const IDLE_MIB: f64 = 32.0;
 const BACKLOG_MIB: f64 = 96.0;
 const BACKLOG: u32 = 100_000;
-/// Each callback is queued this often: signing all of them would take longer than the rest.
+/// Each callback is queued this many times: signing all of them would take longer than the rest.
 const REPEATS: u32 = 5;
-/// Start-up is over, and what it took may have been given back.
+/// After this time the start is over, and memory that it needed may have been freed.
 const SETTLE: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Every program with nothing to do.
+/// All programs without work.
 pub(super) async fn idle(stage: &Stage<'_>, progress: &Progress) -> Result<Vec<Row>> {
     progress.say("memory: idle");
     database::refill(&stage.db, 0).await?;
@@ -38,8 +38,8 @@ pub(super) async fn idle(stage: &Stage<'_>, progress: &Progress) -> Result<Vec<R
     Ok(rows)
 }
 
-/// A hundred thousand callbacks queued with the worker stopped, then worked off: how fast, and the most that each process
-/// ever held.
+/// A hundred thousand callbacks are queued while the worker is stopped, then consumed. Reports the rate, and the
+/// maximum memory of each process.
 pub(super) async fn backlog(stage: &Stage<'_>, progress: &Progress) -> Result<(Vec<Row>, Scenario, Plot)> {
     progress.say("memory: signing callbacks for a backlog");
     let orders = BACKLOG / REPEATS;

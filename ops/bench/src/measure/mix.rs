@@ -1,4 +1,4 @@
-//! A steady mix of everything that a shop's day brings.
+//! A steady mix of all requests that a shop makes during a day.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use crate::report::Scenario;
 use crate::stage::{Services, Stage};
 use crate::timeline::Timeline;
 
-/// A second.
+/// Per second.
 const CALLBACKS: u32 = 50;
 const LOOKS: u32 = 200;
 const ORDERS: u32 = 20;
 const REFUNDS: u32 = 5;
 /// How long a gateway takes for an answer, in milliseconds.
 pub(super) const ANSWER_MS: u64 = 50;
-/// For each kind, so that none holds up another.
+/// For each kind of request, so that no kind delays another.
 const CONNECTIONS: u32 = 16;
 const STEP: Duration = Duration::from_secs(1);
 
@@ -61,7 +61,7 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<(S
     Ok((scenario, plot))
 }
 
-/// What came of some seconds of it.
+/// The result of some seconds of the mix.
 pub(super) struct Round {
     callbacks: Sent,
     looks: Sent,
@@ -76,7 +76,7 @@ impl Round {
     }
 }
 
-/// How many placed orders so many seconds need.
+/// How many inserted orders this many seconds need.
 pub(super) fn orders(seconds: u32) -> u32 {
     (CALLBACKS + REFUNDS) * seconds
 }
@@ -86,19 +86,19 @@ pub(super) fn refunds(seconds: u32) -> u32 {
     REFUNDS * seconds
 }
 
-/// The orders that so many seconds need: pending ones for callbacks, and after them paid ones for refunds.
+/// Inserts the orders that this many seconds need: pending ones for callbacks, then those for refunds.
 pub(super) async fn place(stage: &Stage<'_>, seconds: u32) -> Result<()> {
     stage.reset_gateways(ANSWER_MS).await?;
     database::refill(&stage.db, orders(seconds)).await
 }
 
-/// Every program that it needs.
+/// Starts every program that the mix needs.
 pub(super) async fn start(stage: &Stage<'_>) -> Result<Services> {
     let redis = [("REDIS_URL", stage.cli.redis_url.as_str())];
     stage.start_with(&["payment-api", "callback-worker", "refund-worker", "relay"], &redis).await
 }
 
-/// So many seconds of it with the placed orders from `first` on; returns once everything is done.
+/// Runs this many seconds of the mix with the inserted orders from `first` on; returns once everything is done.
 pub(super) async fn round(stage: &Stage<'_>, first: u32, seconds: u32) -> Result<Round> {
     let (callbacks, refunds) = (CALLBACKS * seconds, refunds(seconds));
     let paid = first + callbacks;

@@ -27,10 +27,10 @@ use crate::report::Report;
 use crate::stage::{self, Stage};
 use crate::{database, figures};
 
-/// How long everything in hand may take to come to an end.
+/// All work under way must end within this time.
 pub(crate) const QUIET: Duration = Duration::from_secs(180);
 
-/// How many steps the progress bar has.
+/// The number of steps of the progress bar.
 pub(crate) fn steps(cli: &Cli) -> u64 {
     let repeats = u64::from(cli.repeats());
     let each = |what: What| match what {
@@ -45,7 +45,7 @@ pub(crate) fn steps(cli: &Cli) -> u64 {
     wanted.sum::<u64>() + growth + u64::from(cli.backlog) + u64::from(cli.soak.is_some())
 }
 
-/// Everything that was asked for, into the report as it comes.
+/// Runs every requested measurement, and adds each result to the report at once.
 pub(crate) async fn all(stage: &Stage<'_>, progress: &Progress, report: &mut Report) -> Result<()> {
     report.conditions = conditions(stage).await?;
     limited(stage, progress, report).await?;
@@ -53,7 +53,7 @@ pub(crate) async fn all(stage: &Stage<'_>, progress: &Progress, report: &mut Rep
     long(stage, progress, report).await
 }
 
-/// What has a limit beside it.
+/// The measurements with a limit beside them.
 async fn limited(stage: &Stage<'_>, progress: &Progress, report: &mut Report) -> Result<()> {
     let wants = |what| stage.cli.wants(what);
     let mut most = None;
@@ -86,7 +86,7 @@ async fn limited(stage: &Stage<'_>, progress: &Progress, report: &mut Report) ->
     Ok(())
 }
 
-/// What has none.
+/// The measurements without a limit.
 async fn scenarios(stage: &Stage<'_>, progress: &Progress, report: &mut Report) -> Result<()> {
     let wants = |what| stage.cli.wants(what);
     if wants(What::Storm) {
@@ -113,7 +113,7 @@ async fn scenarios(stage: &Stage<'_>, progress: &Progress, report: &mut Report) 
     Ok(())
 }
 
-/// What takes so long that it is only done when asked for.
+/// The measurements that take so long that they only run on request.
 async fn long(stage: &Stage<'_>, progress: &Progress, report: &mut Report) -> Result<()> {
     if stage.cli.backlog {
         let (rows, scenario, plot) = memory::backlog(stage, progress).await?;
@@ -134,7 +134,7 @@ async fn long(stage: &Stage<'_>, progress: &Progress, report: &mut Report) -> Re
     Ok(())
 }
 
-/// What the figures depend on.
+/// The conditions on which the figures depend.
 async fn conditions(stage: &Stage<'_>) -> Result<Vec<String>> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Orders created per second: Alipay page beside its limit, where the credential is a signature of ours and no gateway is
-//! asked; then each kind of credential.
+//! Orders created per second. First Alipay page compared with its limit: there the credential is our own signature,
+//! and no gateway is called. Then each kind of credential.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::progress::Progress;
 use crate::report::{Question, Row, Scenario, Target};
 use crate::stage::Stage;
 
-/// Credentials: signed here, and by a call of each gateway.
+/// The kinds of credential: signed here, or created by a call to a gateway.
 const SCENES: [(&str, &str); 4] = [("alipay", "page"), ("alipay", "qr"), ("wechat", "native"), ("wechat", "jsapi")];
 
 pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Row> {
@@ -41,7 +41,7 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
     Ok(question.answer(&ours, &limit, notes))
 }
 
-/// The same for each kind of credential. The simulator answers at once, and takes its share of the processors.
+/// The same for each kind of credential. The simulator answers at once, and uses its share of the processors.
 pub(super) async fn by_gateway(stage: &Stage<'_>, progress: &Progress) -> Result<Scenario> {
     let count = stage.cli.orders();
     let mut scenario = Scenario::new(&format!("order creation, {count} orders of each kind"));
@@ -60,7 +60,7 @@ pub(super) async fn by_gateway(stage: &Stage<'_>, progress: &Progress) -> Result
     Ok(scenario)
 }
 
-/// Every order is another purchase, made by one of a thousand users.
+/// Every order is a separate purchase of one of a thousand users.
 async fn create(stage: &Stage<'_>, count: u32, (method, scene): (&str, &str)) -> Result<(Sent, String)> {
     database::refill(&stage.db, 0).await?;
     let requests = Arc::new((0..count).map(|n| stage.frontend.order(n, method, scene)).collect());

@@ -1,4 +1,4 @@
-//! Many pages that look at their orders.
+//! Many pages that poll their orders.
 
 use std::sync::Arc;
 
@@ -11,15 +11,15 @@ use crate::progress::Progress;
 use crate::report::Scenario;
 use crate::stage::Stage;
 
-/// Orders that are looked at again and again.
+/// The number of orders that are read again and again.
 const WATCHED: u32 = 500;
-/// How many times as many looks as callbacks in a repeat.
+/// The number of reads in a repeat, as a multiple of the callbacks.
 const LOOKS: u32 = 2;
 
-/// Whether a copy can help.
+/// Which cached copies can serve a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Copies {
-    /// Each look is at another order, so none can.
+    /// Each read is of another order, so no copy can serve it.
     None,
     Memory,
     MemoryAndRedis,

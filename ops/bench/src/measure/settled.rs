@@ -15,7 +15,7 @@ use crate::stage::Stage;
 
 pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Row> {
     let pgbench = Pgbench::find(stage.cli.clients)?;
-    // Every client of pgbench takes the same share.
+    // Every client of pgbench gets the same share.
     let orders = stage.cli.callbacks() / stage.cli.clients * stage.cli.clients;
     let (mut ours, mut limit, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     for repeat in 1..=stage.cli.repeats() {
@@ -41,7 +41,8 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
     Ok(question.answer(&ours, &limit, notes))
 }
 
-/// One repeat with so many workers, and with the orders placed: the rate, and who used the processors.
+/// One repeat with this many workers, after the orders were inserted: returns the rate, and which processes used
+/// the processors.
 pub(super) async fn settle(stage: &Stage<'_>, orders: u32, workers: usize) -> Result<(f64, String)> {
     let signed = stage.callbacks.signed(orders)?;
     let services = stage.start(&[&["payment-api", "relay"], &vec!["callback-worker"; workers][..]].concat()).await?;

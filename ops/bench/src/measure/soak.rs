@@ -1,4 +1,4 @@
-//! The steady mix for a long time: does the memory of any process grow?
+//! The steady mix for a long time: checks whether the memory of any process grows.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::report::{Question, Row, Target};
 use crate::stage::Stage;
 
-/// So long that its callbacks are still fresh at the end.
+/// Short enough that a round's callbacks are still valid at its end.
 const ROUND_SECONDS: u32 = 60;
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -60,7 +60,7 @@ pub(super) async fn measure(stage: &Stage<'_>, minutes: u32, progress: &Progress
     ))
 }
 
-/// The last quarter beside the second one: in the first, every process still fills what it keeps.
+/// Compares the last quarter with the second one: in the first, every process still fills its caches.
 fn row(name: &str, minutes: u32, points: &[(f64, f64)]) -> Row {
     let quarter = |n: usize| {
         let part = &points[points.len() * n / 4..points.len() * (n + 1) / 4];

@@ -1,4 +1,4 @@
-//! A storm: every callback comes twice, as fast as answers come.
+//! A storm: every callback arrives twice, as fast as answers arrive.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::stage::Stage;
 use crate::timeline::watched;
 
 const CONNECTIONS: u32 = 128;
-/// The second delivery comes so many requests after the first.
+/// The second delivery comes this many requests after the first.
 const LAG: u32 = 500;
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -67,7 +67,7 @@ async fn once(stage: &Stage<'_>, count: u32, scenario: &mut Scenario) -> Result<
     Ok(plots)
 }
 
-/// The orders 1 to `count`, and each once more a while later.
+/// The orders 1 to `count`, each of them a second time after `LAG` more requests.
 fn twice(count: u32) -> Vec<u32> {
     let both = |n: u32| [(n < count).then(|| n + 1), (n >= LAG).then(|| n - LAG + 1)];
     (0..count + LAG).flat_map(both).flatten().collect()

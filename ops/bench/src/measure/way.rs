@@ -13,18 +13,18 @@ use crate::http::Sent;
 use crate::plot::{Line, Plot};
 use crate::timeline::Timeline;
 
-/// How long the road from one event to the next may be.
+/// The maximum time between two events.
 pub(super) const STILL: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(500);
 
-/// When each order's event came, and how many milliseconds after its callback was first sent.
+/// When each order's event arrived, and how many milliseconds after its callback was first sent.
 pub(super) struct Way {
     began: Instant,
     arrived: Vec<(Instant, f64)>,
 }
 
 impl Way {
-    /// The request `n` told of the order `orders[n]`. Of what arrived twice, the first counts.
+    /// The request `n` is about the order `orders[n]`. If an event arrived twice, the first arrival counts.
     pub(super) fn of(sent: &Sent, orders: &[u32], arrived: &[Arrival]) -> Result<Way> {
         let mut first: HashMap<String, Instant> = HashMap::new();
         for Arrival { at, data } in arrived {
@@ -45,12 +45,12 @@ impl Way {
         Ok(Way { began: sent.began, arrived: told.into_iter().map(way).collect::<Result<_>>()? })
     }
 
-    /// How long the way of `percent` took at most, in milliseconds.
+    /// The duration within which `percent` of the callbacks led to an event, in milliseconds.
     pub(super) fn percentile(&self, percent: f64) -> f64 {
         percentile(&sorted(&self.arrived.iter().map(|(_, ms)| *ms).collect::<Vec<_>>()), percent)
     }
 
-    /// Events a second.
+    /// Events per second.
     pub(super) fn rate(&self) -> f64 {
         let last = self.arrived.iter().map(|(at, _)| at.saturating_duration_since(self.began)).max();
         self.arrived.len() as f64 / last.unwrap_or_default().as_secs_f64()

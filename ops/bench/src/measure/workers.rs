@@ -1,4 +1,4 @@
-//! One to four workers of each kind, each with a backlog that waited for it.
+//! One to four workers of each kind, each with a backlog.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::timeline::watched;
 pub(super) const MOST: usize = 4;
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How much of each: calls of a gateway take their time.
+/// The size of each backlog: calls to a gateway take their time, so there are fewer of them.
 struct Backlog {
     callbacks: u32,
     checks: u32,
@@ -65,13 +65,13 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<(S
         y: "per second",
         lines,
     };
-    // Callbacks are so many more that beside them the others would be lines along the bottom.
+    // There are many more callbacks: in the same plot, the other lines would be flat at the bottom.
     let (callbacks, calls): (Vec<Line>, Vec<Line>) = lines.partition(|line| line.label.starts_with("callbacks"));
     let queues = Plot::over_time("refund-backlog", "A backlog of refunds", "refunds that wait", queues);
     Ok((scenario, vec![over("workers-callbacks", callbacks), over("workers-calls", calls), queues]))
 }
 
-/// Checks a second: orders that were paid, of which no callback told.
+/// Checks per second: the orders were paid, but no callback reported it.
 async fn check(stage: &Stage<'_>, count: u32, workers: usize) -> Result<f64> {
     stage.reset_gateways(mix::ANSWER_MS).await?;
     database::refill(&stage.db, count).await?;
@@ -88,7 +88,7 @@ async fn check(stage: &Stage<'_>, count: u32, workers: usize) -> Result<f64> {
     Ok(rate)
 }
 
-/// Refunds a second, and how many waited when: asked for while no worker runs.
+/// Refunds per second, and how many waited at each time. The refunds are requested while no refund worker runs.
 async fn refund(stage: &Stage<'_>, count: u32, workers: usize) -> Result<(f64, Vec<(f64, f64)>)> {
     stage.reset_gateways(mix::ANSWER_MS).await?;
     database::refill(&stage.db, count).await?;
