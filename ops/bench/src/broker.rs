@@ -36,7 +36,7 @@ impl Broker {
     pub(crate) async fn set_up(admin_url: &str) -> Result<Broker> {
         let properties = ConnectionProperties::default().with_connection_name("bench".into());
         let connection =
-            timeout(STEP, Connection::connect(admin_url, properties)).await.context("the broker is mute")?;
+            timeout(STEP, Connection::connect(admin_url, properties)).await.context("the broker does not answer")?;
         let connection = connection.context("connecting to the broker")?;
         let channel = connection.create_channel().await?;
         let broker = Broker { connection, channel };

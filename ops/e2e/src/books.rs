@@ -55,7 +55,7 @@ impl World {
     /// With every violation.
     pub async fn books_agree(&self) {
         let history = self.history().await;
-        assert!(!history.orders.is_empty(), "nobody has bought anything: there is nothing to agree on");
+        assert!(!history.orders.is_empty(), "no order was created: there is nothing to compare");
         agree(&history::judge(&history));
         let (total, wrong) = history::balance(&history);
         assert!(wrong.is_empty() && total.holds(), "money is lost or made up: {wrong:?}, {total:?} in all");

@@ -46,7 +46,7 @@ impl SmallDisk {
         let mut said = String::new();
         let output = holder.stdout.take().expect("its output");
         BufReader::new(output).read_line(&mut said).expect("its output can be read");
-        assert_eq!(said, "mounted\n", "nobody may mount anything here: run this as root or where users may");
+        assert_eq!(said, "mounted\n", "mounting is not allowed here: run this as root or where users may mount");
         let ballast = PathBuf::from(format!("/proc/{}/root{}/ballast", holder.id(), home.display()));
         let disk = SmallDisk { holder, ballast, log: servers.dir().join("logs/postgres.log") };
         disk.start(servers).await;

@@ -191,7 +191,7 @@ impl PrivateServers {
         let up = ["up", "--fresh", "--no-install", "--print-env", "--like", &like];
         let said = servers.xtask(&[up.as_slice(), more].concat()).await;
         let told = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        let variable = |name: &str| told(name).unwrap_or_else(|| panic!("xtask up told no {name}")).to_owned();
+        let variable = |name: &str| told(name).unwrap_or_else(|| panic!("xtask up printed no {name}")).to_owned();
         servers.addresses = Addresses {
             database: variable("DATABASE_URL"),
             amqp: variable("AMQP_URL"),

@@ -152,7 +152,7 @@ async fn run(sim: Arc<Sim>, key: TradeKey, notice_id: String) {
             return;
         }
     }
-    warn!(out_trade_no = key.out_trade_no, "Gave up notifying {}: the schedule is over", key.out_trade_no);
+    warn!(out_trade_no = key.out_trade_no, "No more notifications for {}: the schedule is over", key.out_trade_no);
 }
 
 /// If the faults configure it, lets the refund's notice overtake the payment's notice.

@@ -74,7 +74,7 @@ pub(crate) async fn consume(nodes: Vec<AMQPUri>, queue: Queue, desk: Arc<Desk>, 
                 let was_up = desk.link().borrow().connected;
                 let reason = format!("{error:#}");
                 if was_up || desk.link().borrow().reason.as_ref() != Some(&reason) {
-                    warn!(reason, "No fulfilment events can arrive, trying again");
+                    warn!(reason, "Fulfilment events cannot arrive, trying again");
                 }
                 desk.set_link(Link { connected: false, reason: Some(reason) });
                 wait = if was_up { SHORTEST_WAIT } else { (wait * 2).min(LONGEST_WAIT) };
@@ -174,7 +174,7 @@ async fn connect(nodes: &[AMQPUri]) -> anyhow::Result<Connection> {
 
 async fn connect_one(uri: &AMQPUri) -> anyhow::Result<Connection> {
     let place = format!("{}:{}", uri.authority.host, uri.authority.port);
-    timeout(Duration::from_secs(2), greet(uri)).await.with_context(|| format!("the broker at {place} is mute"))??;
+    timeout(Duration::from_secs(2), greet(uri)).await.with_context(|| format!("{place} does not answer"))??;
     let properties = ConnectionProperties::default().with_connection_name("shop".into());
     let connected = timeout(STEP, Connection::connect_uri(uri.clone(), properties)).await;
     // The library's error contains its sources in its own text.

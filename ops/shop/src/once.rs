@@ -205,7 +205,7 @@ fn wrong(bought: &Bought, delivered: &[Delivered]) -> Vec<String> {
             wrong.push(format!("{name}: {} says {field} {:?} instead of {ours:?}", event.event_id, event.field(field)));
         }
         for field in ["trade_no", "paid_at"].into_iter().filter(|field| event.field(field).is_empty()) {
-            wrong.push(format!("{name}: {} tells no {field}", event.event_id));
+            wrong.push(format!("{name}: {} has no {field}", event.event_id));
         }
     }
     let others = delivered.iter().filter(|delivered| delivered.event.kind != "order.paid");

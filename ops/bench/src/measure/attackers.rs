@@ -142,7 +142,10 @@ async fn run(stage: &Stage<'_>, attack: Option<Attack>) -> Result<Repeat> {
         felt.map_err(|lacking| anyhow!("this was no attack ({lacking}): {:?}", attacked.outcomes))?;
     }
     if attack == Some(Attack::AbortedCloses) {
-        ensure!(database::closes_asked(&stage.db).await? >= 100, "hardly a close was read before its client hung up");
+        ensure!(
+            database::closes_asked(&stage.db).await? >= 100,
+            "hardly any close was read before its client disconnected"
+        );
     }
     services.stop().await?;
     stage.broker.empty().await?;

@@ -170,8 +170,7 @@ fn paid_once(history: &History, found: &mut Found) {
             let kinds = ["late_payment", "double_payment", "refunded_elsewhere"];
             let tells = |case: &Case| kinds.contains(&&*case.kind) && case.number == *trade_no;
             if !history.cases_of(order).any(tells) {
-                let what =
-                    format!("order {order_no} is {status}, trade {trade_no} came beside, and no case tells of it");
+                let what = format!("order {order_no} is {status}, and no case reports its other trade {trade_no}");
                 found.add(Invariant::PaidOnce, what);
             }
         }
@@ -190,7 +189,7 @@ fn told_once(history: &History, found: &mut Found) {
     for event in history.events.iter().filter(|event| !event.kind.starts_with("case.")) {
         *told.entry(event.event_id.clone()).or_default() += 1;
     }
-    found.differences(Invariant::ToldOnce, "what has happened, and events that tell of it,", (&due, &told));
+    found.differences(Invariant::ToldOnce, "what has happened, and the events that report it,", (&due, &told));
 
     // Whatever the ids are: an order has at most one fulfilment event.
     let mut paid: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -211,7 +210,7 @@ fn told_once(history: &History, found: &mut Found) {
             tells("amount") == Some(yuan(order.amount_fen).as_str()) && tells("trade_no") == order.trade_no.as_deref()
         };
         if event.kind == "order.paid" && !order.is_some_and(tells_its_payment) {
-            found.add(Invariant::ToldOnce, format!("{} tells of another payment than its order's", event.event_id));
+            found.add(Invariant::ToldOnce, format!("{} reports another payment than its order's", event.event_id));
         }
     }
 }
@@ -222,7 +221,7 @@ fn delivered(history: &History, found: &mut Found) {
     for delivery in &history.deliveries {
         match written.get(delivery.id.as_str()) {
             Some(event) if event.kind == delivery.kind && event.data == delivery.data => heard.push(&delivery.id),
-            Some(_) => found.add(Invariant::Delivered, format!("{} arrived otherwise than written", delivery.id)),
+            Some(_) => found.add(Invariant::Delivered, format!("{} arrived with other contents", delivery.id)),
             None => found.add(Invariant::Delivered, format!("{} arrived and was never written", delivery.id)),
         }
     }
@@ -263,7 +262,7 @@ fn moves(history: &History, found: &mut Found) {
             found.add(Invariant::Moves, format!("order {order_no} is closed here and can be paid at the gateway"));
         }
         if order.was_paid() && order.was_closed && !became(&["late_payment", "refunded_elsewhere"]) {
-            found.add(Invariant::Moves, format!("order {order_no} was closed and is paid, and no case tells why"));
+            found.add(Invariant::Moves, format!("order {order_no} was closed and is paid, and no case explains it"));
         }
         // In these cases the refund's final result came after the service had already recorded an end, so the order
         // moved once more.
@@ -322,7 +321,7 @@ fn created(history: &History, found: &mut Found) {
     for id in history.orders.iter().map(|order| &order.id).chain(users_own) {
         let keys = keys_of.get(id.as_str()).copied().unwrap_or_default();
         if keys != 1 {
-            found.add(Invariant::Created, format!("{id} was made by {keys} keys"));
+            found.add(Invariant::Created, format!("{id} was created by {keys} keys"));
         }
     }
     let refused: BTreeSet<&str> =
@@ -330,7 +329,7 @@ fn created(history: &History, found: &mut Found) {
     let mut by_key: BTreeMap<&str, &str> = BTreeMap::new();
     for answer in history.answers.iter().filter(|answer| answer.created()) {
         if refused.contains(answer.key.as_str()) {
-            found.add(Invariant::Created, format!("key {} made something and was refused for good", answer.key));
+            found.add(Invariant::Created, format!("key {} created something and was refused permanently", answer.key));
         }
         if *by_key.entry(&answer.key).or_insert(&answer.text) != answer.text {
             found.add(Invariant::Created, format!("key {} was answered in two ways", answer.key));

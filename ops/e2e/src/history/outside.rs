@@ -28,7 +28,7 @@ pub(super) fn booked(history: &History, found: &mut Found) {
         }
         if booked < *known && !is_told(history, name) {
             let what = format!(
-                "the gateway says that {known} fen of trade {trade_no} of {order_no} went back outside, {booked} are booked, and no case tells"
+                "the gateway says that {known} fen of trade {trade_no} of {order_no} went back outside, {booked} are booked, and no case reports it"
             );
             found.add(Invariant::ReturnedOutside, what);
         }

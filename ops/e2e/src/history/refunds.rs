@@ -99,7 +99,7 @@ pub(super) fn put_down(history: &History, found: &mut Found) {
             let refund_no = &known.refund_no;
             found.add(
                 Invariant::Moves,
-                format!("the gateway knows refund {refund_no}, which nobody has put down as sent"),
+                format!("the gateway knows refund {refund_no}, which is not recorded as sent here"),
             );
         }
     }
@@ -140,7 +140,7 @@ pub(super) fn told_as_is(history: &History, found: &mut Found) {
         let Some(refund) = refund else { continue };
         let told = (event.order_id.as_deref(), event.data["refund_no"].as_str(), event.data["refund_amount"].as_str());
         if told != (Some(&refund.order_id), Some(&refund.refund_no), Some(&yuan(refund.amount_fen))) {
-            found.add(Invariant::ToldOnce, format!("{} tells of a refund what is not so", event.event_id));
+            found.add(Invariant::ToldOnce, format!("{} states wrong facts about its refund", event.event_id));
         }
         // An event without an origin is ours: all refunds were ours before there was a second origin.
         if event.data["origin"].as_str().unwrap_or("service") != refund.origin {

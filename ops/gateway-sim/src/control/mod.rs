@@ -168,7 +168,7 @@ async fn notify(State(sim): State<Shared>, Path(name): Name, Query(which): Query
     }
     match deliver::once(&sim, trade, &overrides).await {
         Some(delivered) => Ok(Json(json!({ "accepted": delivered.accepted, "answer": delivered.answer }))),
-        None => Err(Failure(StatusCode::CONFLICT, "nothing to tell yet, or no notify_url".to_owned())),
+        None => Err(Failure(StatusCode::CONFLICT, "no event to notify yet, or no notify_url".to_owned())),
     }
 }
 

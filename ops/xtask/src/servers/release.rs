@@ -163,7 +163,7 @@ fn check() -> Result<()> {
     ensure!(merged, "/lib is not in /usr here, so another /usr would not bring its libraries");
     let usr = Usr(Some("/usr".into()));
     let tried = answer(&mut usr.command(Path::new("true"), &RunAs::choose()?));
-    tried.context("this machine lets nobody mount anything, as is usual in containers").map(drop)
+    tried.context("this machine does not allow mounts, as is usual in containers").map(drop)
 }
 
 /// The address from which apt gets this machine's own suite.

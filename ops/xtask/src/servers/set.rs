@@ -83,10 +83,10 @@ impl Set {
         let set = match Set::open(dir) {
             Ok(set) if start == Start::Reuse => {
                 let fits = source.releases == Releases::default() || source.releases == set.releases;
-                ensure!(fits, "the servers in {} are of other releases: `--fresh` begins anew", dir.display());
+                ensure!(fits, "the servers in {} are of other releases: `--fresh` replaces them", dir.display());
                 let (has, usual) = (set.recorded(), |kind: &Kind| Kind::ALL.contains(kind));
                 let fits = kinds.iter().all(|kind| usual(kind) || has.contains(kind));
-                ensure!(fits, "the servers in {} are not as many: `--fresh` begins anew", dir.display());
+                ensure!(fits, "the servers in {} are fewer: `--fresh` replaces them", dir.display());
                 kinds.extend(has.into_iter().filter(|kind| !usual(kind)));
                 set
             }
@@ -178,7 +178,7 @@ impl Set {
         if !has_data {
             return started;
         }
-        started.context("could not start it from the data of an earlier run (`cargo xtask up --fresh` begins anew)")
+        started.context("could not start it from the data of an earlier run (`cargo xtask up --fresh` replaces it)")
     }
 
     /// Runs an action on one server while the others run, for tests of an outage.
