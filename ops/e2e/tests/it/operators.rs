@@ -150,7 +150,7 @@ async fn an_order_with_a_refund_is_explained_and_its_events_go_out_again_under_t
         "with stuck as (update refund_records set status = 'processing' returning 1) select count(*) from stuck";
     assert_eq!(world.number(stuck).await, Some(1));
     let (_, said) = run(&world, &["explain", &order.order_no]).await;
-    assert!(said.contains("a refund is under way, and no job of it is due"), "{said}");
+    assert!(said.contains("a refund is under way, and it has no job"), "{said}");
 }
 
 /// The ids of the events about an order that came downstream, once there are so many.
