@@ -170,9 +170,9 @@ impl Known {
         for job in &self.jobs {
             let due = if job.due_at > now { "due at" } else { "due since" };
             let held = job.lease_until.filter(|until| *until > now);
-            let held = held.map(|until| format!(", on its way or at work until {}", moment(until)));
+            let held = held.map(|until| format!(", queued or being worked on until {}", moment(until)));
             let what = match job.kind {
-                JobKind::LookBack => "another look for money that went back",
+                JobKind::LookBack => "another query for refunded money",
                 kind => kind.as_str(),
             };
             next.push(format!("{what} {due} {}{}", moment(job.due_at), held.unwrap_or_default()));
