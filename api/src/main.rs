@@ -7,7 +7,7 @@ use payment_api::broker_setup::{self, BrokerSetup, BrokerSetupConfig};
 use payment_api::database_roles::{self, DatabaseRoles};
 use payment_api::start;
 use runtime::env::Env;
-use runtime::shutdown::Shutdown;
+use runtime::service::Service;
 use runtime::telemetry;
 use store::DatabaseConfig;
 use store::MIGRATOR;
@@ -46,7 +46,7 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     telemetry::install_crypto();
     let done = match cli.command.unwrap_or(Command::Serve) {
-        Command::Serve => serve().await,
+        Command::Serve => return runtime::start::run(Service::PaymentApi, start::prepare).await,
         Command::Migrate => migrate().await,
         Command::DatabaseRoles(options) => set_up_roles(&options).await,
         Command::BrokerSetup(options) => set_up_broker(&options).await,
@@ -58,19 +58,6 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-async fn serve() -> anyhow::Result<()> {
-    let mut env = Env::process();
-    if let Err(fault) = telemetry::init("payment-api") {
-        env.fault(fault.subject, fault.wrong, fault.remedy);
-    }
-    let metrics = telemetry::install_metrics()?;
-    let shutdown = Shutdown::install()?;
-    let stop = shutdown.stop();
-    let ready = start::prepare(env, stop.clone()).await?;
-    shutdown.run(ready.serve(metrics, stop)).await?;
-    Ok(())
 }
 
 async fn migrate() -> anyhow::Result<()> {

@@ -3,20 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::AmqpConfig;
-use broker::topology::{self, Needs};
-use broker::{Publisher, PublisherOptions, PublisherState};
+use broker::{AmqpConfig, Missing, Publisher, PublisherOptions, PublisherState};
 use domain::PaymentMethod;
 use gateway::Gateways;
 use runtime::clock::Clock;
-use runtime::env::{ConfigFaults, Env, PublicUrl};
-use runtime::error_chain::chain;
-use runtime::health::Checks;
-use runtime::health::OpsConfig;
-use runtime::http_server::{Door, Friends, HttpLimits};
+use runtime::env::{ConfigFaults, Env};
+use runtime::health::{Checks, OpsConfig};
+use runtime::http_server::{Door, Friends, HttpLimits, serve_http};
 use runtime::service::Service;
-use runtime::telemetry::PrometheusHandle;
-use secrecy::SecretString;
+use runtime::start::{self, Ready, given};
 use sqlx::PgPool;
 use store::DatabaseConfig;
 use store::cache::{Cache, Redis, RedisConfig};
@@ -38,8 +33,8 @@ use crate::token_keys::TokenKeys;
 use crate::writer::OrderWriter;
 use crate::{callbacks_only, router};
 
-/// The name in logs of the database and the broker.
-const NAME: &str = "payment-api";
+/// Which process this is.
+const SERVICE: Service = Service::PaymentApi;
 /// Connections of the pool: the ingress runs one short statement at a time.
 const CONNECTIONS: u32 = 8;
 /// Files that are kept free for broker, Redis, operations and key files; the database's pool has its own beside them.
@@ -48,10 +43,10 @@ const OTHER_FILES: u64 = 128;
 /// How long a start waits for the copies that it takes in.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-/// A process with everything that it needs, not yet serving.
-pub struct Ready {
+/// The ingress with everything that it needs, not yet serving.
+struct Ingress {
     app: Arc<App>,
-    /// To tend their keys.
+    /// To refresh their keys.
     gateways: Gateways,
     token_keys: TokenKeys,
     publisher: Publisher,
@@ -60,35 +55,32 @@ pub struct Ready {
     listen: Listen,
     listener: TcpListener,
     callbacks: Option<TcpListener>,
-    ops: TcpListener,
 }
 
-/// Reads the environment and tries everything that the process depends on.
+/// Reads the environment and checks everything that the process depends on. A broker that is away at the start is a
+/// fault; one that goes away later is not, because the database takes over.
 ///
 /// # Errors
 /// Every fault at once: of variables, of `gateways.toml`, of the database and its schema, of the broker.
-pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, ConfigFaults> {
-    arm(&mut env);
+pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl Future<Output = ()>>, ConfigFaults> {
     let listen = Listen::from_env(&mut env);
-    let ops_config = OpsConfig::from_env(&mut env, 9100);
+    let ops = OpsConfig::from_env(&mut env, 9100);
     let settings = Settings::from_env(&mut env);
     let database = DatabaseConfig::from_env(&mut env, CONNECTIONS);
     let amqp = AmqpConfig::from_env(&mut env);
     let redis = RedisConfig::from_env(&mut env);
     let tokens = TokenKeys::from_env(&mut env);
     let seal = seal_keys(&mut env);
-    let gateways = accounts(&mut env);
+    let gateways = Gateways::from_env(&mut env);
 
     let mut faults = env.into_faults();
     let (db, redis, broker, listener, callbacks, ops) = tokio::join!(
-        settle(database.as_ref().map(connect)),
-        settle(redis.as_ref().map(Redis::connect)),
-        settle(amqp.as_ref().map(|amqp| broker(&amqp.url))),
-        settle(listen.map(|listen| runtime::start::listen("LISTEN_ADDR", listen.addr))),
-        settle(
-            listen.and_then(|listen| listen.callbacks).map(|addr| runtime::start::listen("CALLBACK_LISTEN_ADDR", addr))
-        ),
-        settle(ops_config.map(|ops| runtime::start::listen("OPS_ADDR", ops.addr))),
+        given(database.as_ref().map(|database| store::start::reach(database, SERVICE))),
+        given(redis.as_ref().map(Redis::connect)),
+        given(amqp.as_ref().map(|amqp| broker::reach(amqp, SERVICE, Missing::StopsTheStart))),
+        given(listen.map(|listen| start::listen("LISTEN_ADDR", listen.addr))),
+        given(listen.and_then(|listen| listen.callbacks).map(|addr| start::listen("CALLBACK_LISTEN_ADDR", addr))),
+        given(ops.map(|ops| start::listen("OPS_ADDR", ops.addr))),
     );
     let db = db.and_then(|db| faults.take(db));
     let broker = broker.and_then(|broker| faults.take(broker));
@@ -102,18 +94,18 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
 
     let publisher_stop = CancellationToken::new();
     let publisher = amqp.filter(|_| faults.0.is_empty()).and_then(|amqp| {
-        let started = Publisher::start(&amqp.url, NAME, PublisherOptions::default(), publisher_stop.clone());
-        faults.take(started)
+        let (name, options) = (SERVICE.as_str(), PublisherOptions::default());
+        faults.take(Publisher::start(&amqp.url, name, options, publisher_stop.clone()))
     });
-    let clock = Clock::system();
     let ready = || {
         broker?;
         let (settings, db, publisher, gateways) = (settings?, db?, publisher?, gateways?);
         let (token_keys, authenticator, view_tokens) = tokens?;
+        let clock = Clock::system();
         let app = App {
             writer: OrderWriter::start(db.clone()),
             intake: Intake::new(publisher.clone(), db.clone(), clock),
-            hub: Hub::new(settings.streams, stop),
+            hub: Hub::new(settings.streams, stop.clone()),
             hints: Hints::default(),
             seal: seal?,
             refused_accounts: RefusedAccounts::default(),
@@ -131,75 +123,22 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready, Con
             cache: Cache::new(redis),
             settings,
         };
-        let (app, listen, listener, ops) = (Arc::new(app), listen?, listener?, ops?);
-        Some(Ready { app, gateways, token_keys, publisher, publisher_stop, listen, listener, callbacks, ops })
+        let (app, listen, listener) = (Arc::new(app), listen?, listener?);
+        let ingress = Ingress { app, gateways, token_keys, publisher, publisher_stop, listen, listener, callbacks };
+        Some((ops?, ingress))
     };
     match ready() {
-        Some(ready) if faults.0.is_empty() => Ok(ready),
+        Some((ops, ingress)) if faults.0.is_empty() => {
+            let checks = checks(ingress.app.db.clone(), ingress.publisher.clone());
+            Ok(Ready { ops, checks, work: ingress.serve(stop) })
+        }
         _ => Err(faults),
     }
 }
 
-/// What only builds for tests can do.
-fn arm(env: &mut Env) {
-    #[cfg(debug_assertions)]
-    {
-        runtime::crash::arm(env);
-        runtime::clock::arm(env);
-    }
-    #[cfg(not(debug_assertions))]
-    let _ = env;
-}
-
-/// Awaits what could be begun at all.
-async fn settle<T>(begun: Option<impl Future<Output = T>>) -> Option<T> {
-    match begun {
-        Some(begun) => Some(begun.await),
-        None => None,
-    }
-}
-
-/// Reads `GATEWAYS_FILE`. A fault of the file says what to do in its last words.
-fn accounts(env: &mut Env) -> Option<Gateways> {
-    let path = env.file("GATEWAYS_FILE", "name the file that describes the merchant accounts")?;
-    let faults = match Gateways::load_where(&path, PublicUrl::unfit(env)) {
-        Ok(gateways) => return Some(gateways),
-        Err(faults) => faults,
-    };
-    for fault in faults.iter().map(ToString::to_string) {
-        let (wrong, remedy) = fault.rsplit_once("; ").unwrap_or((&fault, "correct the file"));
-        env.fault("GATEWAYS_FILE", wrong, remedy);
-    }
-    None
-}
-
-async fn connect(config: &DatabaseConfig) -> Result<PgPool, ConfigFaults> {
-    let connecting = async {
-        store::connect::connect(&config.url, NAME, config.max_connections).await.map_err(|error| chain(&error))
-    };
-    let pool = runtime::start::check("database", "check DATABASE_URL and that the server runs", connecting).await?;
-    let checking = async { store::upkeep::schema::check_schema(&pool).await.map_err(|error| chain(&error)) };
-    runtime::start::check(
-        "database schema",
-        "run `payment-api migrate` and `payment-api database-roles`, or the release that fits",
-        checking,
-    )
-    .await?;
-    store::start::check_rights(&pool, Service::PaymentApi).await?;
-    Ok(pool)
-}
-
-/// A broker that is away at the start is a fault; one that goes away later is not, since the database takes over.
-async fn broker(url: &SecretString) -> Result<(), ConfigFaults> {
-    let connection = broker::open(url, NAME).await?;
-    let checked = topology::check(&connection, &Needs::of(Service::PaymentApi)).await;
-    broker::close(&connection).await;
-    Ok(checked?)
-}
-
-impl Ready {
+impl Ingress {
     /// Serves until `stop`, then finishes what is in hand.
-    pub async fn serve(self, metrics: PrometheusHandle, stop: CancellationToken) {
+    async fn serve(self, stop: CancellationToken) {
         self.greet();
         self.warm().await;
         let connections = affordable(&self.listen, &self.app.db);
@@ -215,23 +154,17 @@ impl Ready {
         let (app, until, keys) = (self.app.clone(), stop.clone(), self.token_keys);
         let tokens = tokio::spawn(async move { keys.watch(&app.authenticator, &app.view_tokens, until).await });
         let tending = tokio::spawn(self.gateways.tend(self.app.clock, stop.clone()));
-        let checks = checks(self.app.db.clone(), self.publisher.clone());
-        // Operations may look in until the very end.
-        let ops_stop = CancellationToken::new();
-        let ops = tokio::spawn(runtime::health::serve(self.ops, checks, metrics, ops_stop.clone()));
 
-        let callbacks = self.callbacks.map(|listener| {
-            runtime::http_server::serve_http(door(listener), callbacks_only(self.app.clone()), limits, stop.clone())
-        });
-        let everything = runtime::http_server::serve_http(door(self.listener), router(self.app.clone()), limits, stop);
-        tokio::join!(everything, settle(callbacks));
+        let callbacks = self
+            .callbacks
+            .map(|listener| serve_http(door(listener), callbacks_only(self.app.clone()), limits, stop.clone()));
+        let everything = serve_http(door(self.listener), router(self.app.clone()), limits, stop);
+        tokio::join!(everything, given(callbacks));
 
         self.publisher_stop.cancel();
         self.publisher.finished().await;
         self.app.db.close().await;
-        ops_stop.cancel();
-        let _ = tokio::join!(ops, watching, callers, tokens, tending);
-        info!("Stopped");
+        let _ = tokio::join!(watching, callers, tokens, tending);
     }
 
     /// Takes in what will be asked for first, unless that takes long.
@@ -243,7 +176,6 @@ impl Ready {
     }
 
     fn greet(&self) {
-        runtime::start::say_if_for_tests();
         for method in PaymentMethod::ALL {
             if self.app.callers.of(*method).is_empty() {
                 info!(gateway = %method, "Callbacks of {method} are taken from any address: no list is set");
@@ -271,7 +203,7 @@ fn friends(app: Arc<App>) -> Friends {
 /// connection to a gateway.
 fn affordable(listen: &Listen, pool: &PgPool) -> usize {
     let wanted = listen.connections;
-    let Some(files) = runtime::start::raise_open_files() else { return wanted };
+    let Some(files) = start::raise_open_files() else { return wanted };
     let own = OTHER_FILES + u64::from(pool.options().get_max_connections());
     let listeners = 1 + u64::from(listen.callbacks.is_some());
     let most = usize::try_from(files.saturating_sub(own) / 2 / listeners).unwrap_or(usize::MAX).max(1);

@@ -3,31 +3,18 @@
 use std::collections::HashSet;
 use std::process::ExitCode;
 
-use broker::AmqpConfig;
-use broker::MqError;
-use broker::topology::{self, Difference, Needs};
+use broker::{AmqpConfig, Missing};
 use domain::message::event;
 use gateway::Gateways;
-use runtime::env::{ConfigFaults, Env, PublicUrl};
-use runtime::error_chain::chain;
-use runtime::health::Checks;
-use runtime::health::OpsConfig;
+use runtime::env::{ConfigFaults, Env, Fault};
+use runtime::health::{Checks, OpsConfig};
 use runtime::service::Service;
-use runtime::shutdown::Shutdown;
-use runtime::telemetry;
-use runtime::telemetry::PrometheusHandle;
+use runtime::start::{Ready, given, listen};
 use secrecy::SecretString;
 use sqlx::PgPool;
 use store::DatabaseConfig;
 use store::cache::{Redis, RedisConfig, Renewer};
-use tikv_jemallocator::Jemalloc;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
-
-/// See payment-api's (ops/decisions/0015).
-#[global_allocator]
-static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// What one worker needs of its surroundings.
 pub struct Worker {
@@ -39,15 +26,6 @@ pub struct Worker {
     pub ops_port: u16,
     /// What a missing object at the broker means for this worker.
     pub missing: Missing,
-}
-
-/// What a missing object at the broker means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Missing {
-    /// The worker cannot start.
-    StopsTheStart,
-    /// The worker is the one that declares it anew.
-    IsRepaired,
 }
 
 /// A started process.
@@ -88,112 +66,54 @@ impl Worker {
         configure: impl FnOnce(&mut Env) -> Option<C>,
         work: impl AsyncFnOnce(Process, C),
     ) -> ExitCode {
-        match self.start_and_work(configure, work).await {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("{}: {error:#}", self.service);
-                ExitCode::FAILURE
-            }
-        }
+        runtime::start::run(self.service, async |env, stop| self.prepare((env, stop), configure, work).await).await
     }
 
-    async fn start_and_work<C: Own>(
+    async fn prepare<C: Own>(
         &self,
+        (mut env, stop): (Env, CancellationToken),
         configure: impl FnOnce(&mut Env) -> Option<C>,
         work: impl AsyncFnOnce(Process, C),
-    ) -> anyhow::Result<()> {
-        telemetry::install_crypto();
-        let mut env = Env::process();
-        if let Err(fault) = telemetry::init(self.service.as_str()) {
-            env.fault(fault.subject, fault.wrong, fault.remedy);
-        }
-        #[cfg(debug_assertions)]
-        {
-            runtime::crash::arm(&mut env);
-            runtime::clock::arm(&mut env);
-        }
-        let metrics = telemetry::install_metrics()?;
-        let shutdown = Shutdown::install()?;
+    ) -> Result<Ready<impl Future<Output = ()>>, ConfigFaults> {
         let database = DatabaseConfig::from_env(&mut env, self.connections);
         let amqp = AmqpConfig::from_env(&mut env);
         let redis = RedisConfig::from_env(&mut env);
-        let addr = OpsConfig::from_env(&mut env, self.ops_port);
+        let ops = OpsConfig::from_env(&mut env, self.ops_port);
         let own = configure(&mut env);
         let mut faults = env.into_faults();
-        let (db, road, listener) = tokio::join!(self.reach_database(database), self.reach_broker(amqp), listen(addr));
-        let (db, amqp, listener) =
-            (faults.take(db).flatten(), faults.take(road).flatten(), faults.take(listener).flatten());
+        let (db, broker, ops) = tokio::join!(
+            given(database.as_ref().map(|database| store::start::reach(database, self.service))),
+            given(amqp.as_ref().map(|amqp| broker::reach(amqp, self.service, self.missing))),
+            given(ops.map(|ops| listen("OPS_ADDR", ops.addr))),
+        );
+        let db = db.and_then(|db| faults.take(db));
+        let broker = broker.and_then(|broker| faults.take(broker));
+        let ops = ops.and_then(|listener| faults.take(listener));
         if let (Some(db), Some(accounts)) = (&db, own.as_ref().and_then(Own::accounts)) {
             faults.take(store::start::check_accounts(db, accounts).await);
         }
         faults.finish()?;
-        let (Some(db), Some(amqp), Some(listener), Some(own)) = (db, amqp, listener, own) else {
-            anyhow::bail!("a part of the configuration is missing, and no fault says which: a defect");
+        let (Some(db), Some(amqp), Some(()), Some(ops), Some(own)) = (db, amqp, broker, ops, own) else {
+            let remedy = "report this defect";
+            return Err(Fault::new("configuration", "a part of it is missing, and no fault says which", remedy).into());
         };
-        let redis = match &redis {
-            Some(config) => Some(Redis::connect(config).await),
-            None => None,
-        };
-        let pinged = db.clone();
-        let checks = Checks::new().add("database", move || {
-            let db = pinged.clone();
-            async move { store::connect::ping(&db).await.map_err(|error| error.to_string()) }
-        });
-        info!(version = env!("CARGO_PKG_VERSION"), "{} is running", self.service);
-        runtime::start::say_if_for_tests();
-        let copies = Renewer::new(redis);
-        let process = Process { db: db.clone(), amqp_url: amqp.url, copies, stop: shutdown.stop() };
-        let work = async {
+        let redis = given(redis.as_ref().map(Redis::connect)).await;
+        let process = Process { db: db.clone(), amqp_url: amqp.url, copies: Renewer::new(redis), stop };
+        let checks = checks(db.clone());
+        let work = async move {
             work(process, own).await;
             db.close().await;
         };
-        shutdown.run(seen(listener, checks, metrics, work)).await?;
-        info!("{} has stopped", self.service);
-        Ok(())
-    }
-
-    async fn reach_database(&self, config: Option<DatabaseConfig>) -> Result<Option<PgPool>, ConfigFaults> {
-        let Some(config) = config else { return Ok(None) };
-        let pool = runtime::start::check("database", "check DATABASE_URL and that the server runs", async {
-            let pool = store::connect::connect(&config.url, self.service.as_str(), config.max_connections)
-                .await
-                .map_err(|error| chain(&error))?;
-            Ok(pool)
-        });
-        let pool = pool.await?;
-        let remedy = "run `payment-api migrate` and `payment-api database-roles`, or the release that fits";
-        let schema = async { store::upkeep::schema::check_schema(&pool).await.map_err(|error| chain(&error)) };
-        runtime::start::check("database schema", remedy, schema).await?;
-        store::start::check_rights(&pool, self.service).await?;
-        Ok(Some(pool))
-    }
-
-    async fn reach_broker(&self, config: Option<AmqpConfig>) -> Result<Option<AmqpConfig>, ConfigFaults> {
-        let Some(config) = config else { return Ok(None) };
-        let connection = broker::open(&config.url, self.service.as_str()).await?;
-        let checked: Result<(), MqError> = topology::check(&connection, &Needs::of(self.service)).await;
-        broker::close(&connection).await;
-        match checked {
-            Err(MqError::Topology(mut faults)) if self.missing == Missing::IsRepaired => {
-                faults.0.retain(|fault| fault.difference != Difference::Missing);
-                if !faults.0.is_empty() {
-                    return Err(MqError::Topology(faults).into());
-                }
-            }
-            checked => checked?,
-        }
-        Ok(Some(config))
+        Ok(Ready { ops, checks, work })
     }
 }
 
-/// Does `work`, and lets operations look in until it has ended: what a process that was told to stop still has in hand is
-/// worth seeing.
-async fn seen(listener: TcpListener, checks: Checks, metrics: PrometheusHandle, work: impl Future<Output = ()>) {
-    let done = CancellationToken::new();
-    let shown = tokio::spawn(runtime::health::serve(listener, checks, metrics, done.clone()));
-    work.await;
-    done.cancel();
-    let _ = shown.await;
+/// A worker is ready while the database answers.
+fn checks(db: PgPool) -> Checks {
+    Checks::new().add("database", move || {
+        let db = db.clone();
+        async move { store::connect::ping(&db).await.map_err(|error| error.to_string()) }
+    })
 }
 
 /// Reads `OPTIONAL_EVENTS`: types with commas between them, or `None` when it is not set. A type that does not exist would
@@ -211,58 +131,9 @@ pub fn optional_events(env: &mut Env) -> Option<HashSet<String>> {
     Some(asked)
 }
 
-/// Reads `GATEWAYS_FILE` and the accounts in it, every fault named. `PUBLIC_URL`, where it is set, has to fit them.
-pub fn gateways(env: &mut Env) -> Option<Gateways> {
-    let path = env.file("GATEWAYS_FILE", "set it to the path of gateways.toml")?;
-    match Gateways::load_where(&path, PublicUrl::unfit(env)) {
-        Ok(gateways) => Some(gateways),
-        Err(faults) => {
-            faults.into_iter().for_each(|fault| env.fault("GATEWAYS_FILE", fault.to_string(), "mend gateways.toml"));
-            None
-        }
-    }
-}
-
-async fn listen(config: Option<OpsConfig>) -> Result<Option<TcpListener>, ConfigFaults> {
-    match config {
-        Some(config) => runtime::start::listen("OPS_ADDR", config.addr).await.map(Some),
-        None => Ok(None),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
-
     use super::*;
-
-    #[tokio::test]
-    async fn operations_look_in_until_the_work_has_ended() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let metrics = telemetry::install_metrics().unwrap();
-        let shutdown = Shutdown::install().unwrap();
-        let stop = shutdown.stop();
-        let asked = async move |path: &str| {
-            let mut socket = TcpStream::connect(addr).await?;
-            socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes()).await?;
-            let mut said = String::new();
-            socket.read_to_string(&mut said).await?;
-            std::io::Result::Ok(said)
-        };
-        let work = async {
-            let sent = std::process::Command::new("kill").arg(std::process::id().to_string()).status();
-            assert!(sent.unwrap().success());
-            stop.cancelled().await;
-            for path in ["/healthz", "/readyz", "/metrics"] {
-                let said = asked(path).await.unwrap();
-                assert!(said.starts_with("HTTP/1.1 200"), "{path}: {said}");
-            }
-        };
-        shutdown.run(seen(listener, Checks::new(), metrics, work)).await.unwrap();
-        assert!(TcpStream::connect(addr).await.is_err(), "and no longer");
-    }
 
     #[test]
     fn an_optional_event_that_does_not_exist_is_a_fault() {

@@ -16,6 +16,7 @@ mod group;
 pub mod permissions;
 pub mod publish;
 mod session;
+mod start;
 mod step;
 pub mod topology;
 
@@ -28,4 +29,5 @@ pub use lapin::Connection;
 pub use lapin::message::Delivery;
 pub use publish::{Confirmed, Message, PublishError, Publisher, PublisherOptions, PublisherState};
 pub use session::{close, open, supervise};
+pub use start::{Missing, reach};
 pub use step::{STEP, step};

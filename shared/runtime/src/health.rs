@@ -73,8 +73,22 @@ impl Checks {
 }
 
 /// Serves the ops endpoints until `stop`.
-pub async fn serve(listener: TcpListener, checks: Checks, metrics: PrometheusHandle, stop: CancellationToken) {
+async fn serve(listener: TcpListener, checks: Checks, metrics: PrometheusHandle, stop: CancellationToken) {
     serve_http(listener, router(checks, metrics), HttpLimits::default(), stop).await;
+}
+
+/// Does `work`, and serves the ops endpoints until it has ended: what a stopping process still has in hand is worth seeing.
+pub async fn serve_while(
+    listener: TcpListener,
+    checks: Checks,
+    metrics: PrometheusHandle,
+    work: impl Future<Output = ()>,
+) {
+    let done = CancellationToken::new();
+    let shown = tokio::spawn(serve(listener, checks, metrics, done.clone()));
+    work.await;
+    done.cancel();
+    let _ = shown.await;
 }
 
 fn router(checks: Checks, metrics: PrometheusHandle) -> Router {
@@ -104,6 +118,8 @@ async fn readyz(State(checks): State<Arc<Checks>>) -> impl IntoResponse {
 mod tests {
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tower::ServiceExt;
 
     use super::*;
@@ -122,5 +138,32 @@ mod tests {
         let expected =
             json!({ "ready": false, "checks": { "good": "ok", "bad": "away", "mute": "no answer in time" } });
         assert_eq!(serde_json::from_slice::<serde_json::Value>(&body).unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn operations_look_in_until_the_work_has_ended() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let metrics = crate::telemetry::install_metrics().unwrap();
+        let shutdown = crate::shutdown::Shutdown::install().unwrap();
+        let stop = shutdown.stop();
+        let asked = async move |path: &str| {
+            let mut socket = TcpStream::connect(addr).await?;
+            socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+            let mut said = String::new();
+            socket.read_to_string(&mut said).await?;
+            std::io::Result::Ok(said)
+        };
+        let work = async {
+            let sent = std::process::Command::new("kill").arg(std::process::id().to_string()).status();
+            assert!(sent.unwrap().success());
+            stop.cancelled().await;
+            for path in ["/healthz", "/readyz", "/metrics"] {
+                let said = asked(path).await.unwrap();
+                assert!(said.starts_with("HTTP/1.1 200"), "{path}: {said}");
+            }
+        };
+        shutdown.run(serve_while(listener, Checks::new(), metrics, work)).await.unwrap();
+        assert!(TcpStream::connect(addr).await.is_err(), "and no longer");
     }
 }

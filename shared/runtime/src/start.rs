@@ -2,14 +2,21 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::timeout;
-use tracing::warn;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
-use crate::env::{ConfigFaults, Fault};
+use crate::env::{ConfigFaults, Env, Fault};
+use crate::error_chain::chain;
+use crate::health::{self, Checks};
+use crate::service::Service;
+use crate::shutdown::Shutdown;
+use crate::telemetry;
 
 /// How long a start waits for one dependency outside the process.
 const LONGEST: Duration = Duration::from_secs(15);
@@ -22,6 +29,73 @@ const BACKLOG: u32 = 4096;
 /// How many bytes of an unread answer the system buffers for a connection. By default that is megabytes, so a few
 /// hundred slow readers of a long answer would use up the memory that all connections share.
 const SEND_BUFFER: u32 = 128 * 1024;
+
+/// A process that has passed all checks of its start.
+pub struct Ready<W> {
+    /// Where operations look in, see [`health`].
+    pub ops: TcpListener,
+    /// What has to work for the process to be ready.
+    pub checks: Checks,
+    /// What it does until it stops.
+    pub work: W,
+}
+
+/// Runs a process from its first line to its end: the ingress and every worker begin and stop here.
+///
+/// `start` reads the environment and checks everything that the process depends on. A start that cannot succeed prints
+/// every fault and fails. The token is cancelled by the first SIGTERM or SIGINT; then the work has [`crate::shutdown::GRACE`] to end.
+/// Operations can look in until the work has ended.
+pub async fn run<W: Future<Output = ()>>(
+    service: Service,
+    start: impl AsyncFnOnce(Env, CancellationToken) -> Result<Ready<W>, ConfigFaults>,
+) -> ExitCode {
+    match run_to_its_end(service, start).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{service}: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run_to_its_end<W: Future<Output = ()>>(
+    service: Service,
+    start: impl AsyncFnOnce(Env, CancellationToken) -> Result<Ready<W>, ConfigFaults>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    telemetry::install_crypto();
+    let mut env = Env::process();
+    if let Err(fault) = telemetry::init(service.as_str()) {
+        env.fault(fault.subject, fault.wrong, fault.remedy);
+    }
+    arm(&mut env);
+    let metrics = telemetry::install_metrics()?;
+    let shutdown = Shutdown::install()?;
+    let Ready { ops, checks, work } = start(env, shutdown.stop()).await?;
+    info!(version = env!("CARGO_PKG_VERSION"), "{service} is running");
+    warn_if_built_for_tests();
+    shutdown.run(health::serve_while(ops, checks, metrics, work)).await?;
+    info!("{service} has stopped");
+    Ok(())
+}
+
+/// Reads what only builds for tests can do.
+fn arm(env: &mut Env) {
+    #[cfg(debug_assertions)]
+    {
+        crate::crash::arm(env);
+        crate::clock::arm(env);
+    }
+    #[cfg(not(debug_assertions))]
+    let _ = env;
+}
+
+/// Awaits a check of the start, if its configuration could be read.
+pub async fn given<T>(check: Option<impl Future<Output = T>>) -> Option<T> {
+    match check {
+        Some(check) => Some(check.await),
+        None => None,
+    }
+}
 
 /// Runs one check of the start and turns its failure into a fault of `subject`, with a remedy.
 ///
@@ -54,7 +128,7 @@ pub async fn check<T>(
 }
 
 /// Logs a warning if this program was built for tests.
-pub fn say_if_for_tests() {
+fn warn_if_built_for_tests() {
     if cfg!(debug_assertions) {
         warn!("This program is built for tests: CRASH_AT and CLOCK_STEP_FILE work. In production run a release build");
     }

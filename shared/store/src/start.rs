@@ -8,8 +8,25 @@ use runtime::start::check;
 use sqlx::PgPool;
 use tracing::warn;
 
+use crate::config::DatabaseConfig;
+use crate::connect::connect;
 use crate::tables::open_accounts;
-use crate::upkeep::grants;
+use crate::upkeep::{grants, schema};
+
+/// The pool of a process whose database answers, has the schema of this build, and grants the rights that the process needs.
+///
+/// # Errors
+/// A fault that names what is wrong.
+pub async fn reach(config: &DatabaseConfig, service: Service) -> Result<PgPool, ConfigFaults> {
+    let pool =
+        async { connect(&config.url, service.as_str(), config.max_connections).await.map_err(|error| chain(&error)) };
+    let pool = check("database", "check DATABASE_URL and that the server runs", pool).await?;
+    let remedy = "run `paymentctl migrate` and `paymentctl database-roles`, or the release that fits";
+    let schema = async { schema::check_schema(&pool).await.map_err(|error| chain(&error)) };
+    check("database schema", remedy, schema).await?;
+    check_rights(&pool, service).await?;
+    Ok(pool)
+}
 
 /// Refuses a start whose user of the database lacks a right that the process needs, and warns of a user who may do more than that,
 /// such as the owner of the tables: what is broken into then may do it as well.

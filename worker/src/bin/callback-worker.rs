@@ -4,17 +4,21 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::callback_from;
-use broker::topology;
+use broker::{Missing, callback_from, topology};
 use clap::Parser;
 use gateway::Gateways;
 use runtime::clock::Clock;
 use runtime::env::Env;
 use runtime::service::Service;
+use tikv_jemallocator::Jemalloc;
 use tracing::error;
 use worker::callbacks::CallbackWorker;
 use worker::consumer::{self, BatchOptions};
-use worker::start::{Missing, Own, Process, Worker};
+use worker::start::{Own, Process, Worker};
+
+/// See ops/decisions/0015.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Takes gateway callbacks from the queue payment.callbacks, verifies them again, and settles them in batches: one
 /// transaction each, with order, transaction, event and evidence. Run as many as the queue's depth asks for.
@@ -49,7 +53,7 @@ async fn main() -> ExitCode {
 }
 
 fn configure(env: &mut Env) -> Option<Config> {
-    let gateways = worker::start::gateways(env);
+    let gateways = Gateways::from_env(env);
     let max = env.parse_or("CALLBACK_BATCH", 400, "set it to a number of callbacks from 1 to 1000").filter(|max| {
         let fits = (1..=1000).contains(max);
         if !fits {

@@ -4,16 +4,21 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::topology;
+use broker::{Missing, topology};
 use clap::Parser;
 use gateway::Gateways;
 use runtime::clock::Clock;
 use runtime::service::Service;
+use tikv_jemallocator::Jemalloc;
 use tracing::error;
 use worker::checks::CheckWorker;
 use worker::consumer::{self, BatchOptions};
 use worker::jobs;
-use worker::start::{Missing, Process, Worker};
+use worker::start::{Process, Worker};
+
+/// See ops/decisions/0015.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Takes check jobs from the queue payment.checks: asks the gateway about orders that are not paid, settles payments whose
 /// callback was lost, closes what expired or was given up, and looks back after the end. Run as many as the queue's depth
@@ -30,7 +35,7 @@ async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
     let worker =
         Worker { service: Service::CheckWorker, connections: 8, ops_port: 9103, missing: Missing::StopsTheStart };
-    worker.run(worker::start::gateways, work).await
+    worker.run(Gateways::from_env, work).await
 }
 
 async fn work(process: Process, gateways: Gateways) {

@@ -4,17 +4,22 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::topology;
+use broker::{Missing, topology};
 use clap::Parser;
 use gateway::Gateways;
 use runtime::clock::Clock;
 use runtime::env::{Env, PublicUrl};
 use runtime::service::Service;
+use tikv_jemallocator::Jemalloc;
 use tracing::error;
 use worker::consumer::{self, BatchOptions};
 use worker::jobs;
 use worker::refunds::{Budget, RefundWorker};
-use worker::start::{Missing, Own, Process, Worker};
+use worker::start::{Own, Process, Worker};
+
+/// See ops/decisions/0015.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Takes refund jobs from the queue payment.refunds, asks the gateway for each refund and then how it went, until the
 /// result is final. Run as many as the queue's depth asks for.
@@ -49,7 +54,7 @@ async fn main() -> ExitCode {
 fn configure(env: &mut Env) -> Option<Config> {
     let public_url = PublicUrl::from_env(env);
     let calls = env.parse_or("REFUND_CALLS", 2, "a number of requests at once, such as 2");
-    let gateways = worker::start::gateways(env);
+    let gateways = Gateways::from_env(env);
     Some(Config { gateways: gateways?, public_url: public_url?.into_text(), budget: Budget::new(calls?) })
 }
 

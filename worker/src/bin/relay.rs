@@ -2,16 +2,21 @@
 
 use std::process::ExitCode;
 
-use broker::Publisher;
+use broker::{Missing, Publisher};
 use clap::Parser;
 use runtime::clock::Clock;
 use runtime::env::Env;
 use runtime::service::Service;
+use tikv_jemallocator::Jemalloc;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 use worker::relay::retention::Keep;
 use worker::relay::{PUBLISHING, Relay, Settings};
-use worker::start::{Missing, Process, Worker};
+use worker::start::{Process, Worker};
+
+/// See ops/decisions/0015.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Publishes due jobs and new events from the database to the broker, each with a confirm, those of one order in order;
 /// turns dead letters into cases; rebuilds the road when the broker was wiped; counts the statistics, and removes what has

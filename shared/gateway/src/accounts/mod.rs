@@ -10,6 +10,7 @@ use domain::{AccountName, LatePaymentPolicy, PaymentMethod, Policies, Scene};
 use fields::{Context, Section};
 use kept::Kept;
 use reload::Print;
+use runtime::env::{Env, PublicUrl};
 use runtime::file_mode;
 use url::{Host, Url};
 
@@ -121,6 +122,21 @@ struct Table {
 }
 
 impl Gateways {
+    /// Reads `GATEWAYS_FILE` and the accounts in it; each fault is added to `env`. `PUBLIC_URL`, where it is set, has to fit them.
+    pub fn from_env(env: &mut Env) -> Option<Gateways> {
+        let path = env.file("GATEWAYS_FILE", "name the file that describes the merchant accounts")?;
+        let faults = match Gateways::load_where(&path, PublicUrl::unfit(env)) {
+            Ok(gateways) => return Some(gateways),
+            Err(faults) => faults,
+        };
+        // A fault of the file says what to do in its last words.
+        for fault in faults.iter().map(ToString::to_string) {
+            let (wrong, remedy) = fault.rsplit_once("; ").unwrap_or((&fault, "correct the file"));
+            env.fault("GATEWAYS_FILE", wrong, remedy);
+        }
+        None
+    }
+
     /// Reads the file and all keys that it names.
     ///
     /// # Errors

@@ -1,0 +1,35 @@
+//! What a start asks of the broker.
+
+use runtime::env::ConfigFaults;
+use runtime::service::Service;
+
+use crate::config::AmqpConfig;
+use crate::error::MqError;
+use crate::session::{close, open};
+use crate::topology::{self, Difference, Needs};
+
+/// What a missing object at the broker means for a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// The process cannot start.
+    StopsTheStart,
+    /// The process is the one that declares it again.
+    IsRepaired,
+}
+
+/// Checks that the broker answers and has what this process needs. A broker that goes away later stops no process.
+///
+/// # Errors
+/// A fault for each object that is missing, conflicting or out of reach.
+pub async fn reach(config: &AmqpConfig, service: Service, missing: Missing) -> Result<(), ConfigFaults> {
+    let connection = open(&config.url, service.as_str()).await?;
+    let checked = topology::check(&connection, &Needs::of(service)).await;
+    close(&connection).await;
+    match checked {
+        Err(MqError::Topology(mut faults)) if missing == Missing::IsRepaired => {
+            faults.0.retain(|fault| fault.difference != Difference::Missing);
+            if faults.0.is_empty() { Ok(()) } else { Err(MqError::Topology(faults).into()) }
+        }
+        checked => Ok(checked?),
+    }
+}
