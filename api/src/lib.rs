@@ -6,12 +6,10 @@
 //! [`start`] (how the process starts).
 
 pub mod auth;
-pub mod broker_setup;
 pub mod buckets;
 pub mod callers;
 pub mod config;
 pub mod credentials;
-pub mod database_roles;
 pub mod fields;
 pub mod guard;
 mod headers;

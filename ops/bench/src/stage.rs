@@ -220,14 +220,14 @@ fn login(name: &str, address: &str) -> Result<url::Url> {
     value.parse().with_context(|| format!("{variable} is no URL"))
 }
 
-/// Runs a deploy step of payment-api.
+/// Runs a command of a roll-out.
 fn prepare(cli: &Cli, database: &Database, dir: &Path, task: &str) -> Result<()> {
-    let mut command = program(cli, database, dir, "payment-api");
+    let mut command = program(cli, database, dir, "paymentctl");
     command.env("AMQP_ADMIN_URL", &cli.amqp_admin_url).env("RABBITMQ_MANAGEMENT_URL", &cli.rabbitmq_management_url);
-    let output = command.arg(task).output().with_context(|| format!("running payment-api {task}"))?;
+    let output = command.arg(task).output().with_context(|| format!("running paymentctl {task}"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        bail!("payment-api {task} failed: {}", said.trim());
+        bail!("paymentctl {task} failed: {}", said.trim());
     }
     Ok(())
 }

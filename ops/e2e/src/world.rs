@@ -420,13 +420,13 @@ fn by_way_of(url: &str, port: Option<u16>) -> String {
 /// What a deployment does once: it creates the tables, the topology and the rights on both.
 pub async fn deploy(addresses: &Addresses, dir: &Path) {
     for command in ["migrate", "database-roles"] {
-        succeed(Program::new("payment-api").arg(command).env("DATABASE_URL", &addresses.database), dir).await;
+        succeed(Program::new("paymentctl").arg(command).env("DATABASE_URL", &addresses.database), dir).await;
     }
     set_up_broker(addresses, dir).await;
 }
 
 async fn set_up_broker(addresses: &Addresses, dir: &Path) {
-    let setup = Program::new("payment-api")
+    let setup = Program::new("paymentctl")
         .arg("broker-setup")
         .env("AMQP_ADMIN_URL", &addresses.admin)
         .env("RABBITMQ_MANAGEMENT_URL", &addresses.management);

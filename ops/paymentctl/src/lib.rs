@@ -9,6 +9,7 @@
 pub mod answer;
 pub mod audit;
 pub mod cases;
+pub mod deploy;
 pub mod doctor;
 pub mod events;
 pub mod explain;

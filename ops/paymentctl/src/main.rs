@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use paymentctl::answer::{Answer, Problem, json_line, shown};
 use paymentctl::place::{Place, operator};
-use paymentctl::{audit, cases, doctor, events, explain};
+use paymentctl::{audit, cases, deploy, doctor, events, explain};
 use runtime::env::Env;
 use runtime::telemetry;
 
@@ -14,9 +14,10 @@ use runtime::telemetry;
 /// people's actions, and a doctor.
 ///
 /// Nothing is changed without --yes: without it a command shows exactly what it would do. Money is moved only
-/// through the API, by two people, and never here.
+/// through the API, by two people, and never here. The commands of a roll-out (migrate, database-roles, broker-setup)
+/// take no --yes: each may run any number of times.
 ///
-/// It works on the database of DATABASE_URL, with its own role (payment_ctl; `payment-api database-roles` grants its
+/// It works on the database of DATABASE_URL, with its own role (payment_ctl; `paymentctl database-roles` grants its
 /// rights). Only the doctor reads GATEWAYS_FILE, AMQP_URL, REDIS_URL and RABBITMQ_MANAGEMENT_URL (see .env.example).
 ///
 /// Exit status: 0 when everything is done; 1 when something failed, is left over, or the doctor found a fault; 2
@@ -37,6 +38,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Operate(Operate),
+    #[command(flatten)]
+    Deploy(deploy::Command),
+}
+
+#[derive(Debug, Subcommand)]
+enum Operate {
     /// What a person must look at, including dead letters: list, show, replay, discard.
     #[command(subcommand)]
     Cases(cases::Command),
@@ -59,7 +68,11 @@ enum Command {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     telemetry::install_crypto();
-    match run(&cli).await {
+    let command = match &cli.command {
+        Command::Deploy(command) => return deployed(command).await,
+        Command::Operate(command) => command,
+    };
+    match run(&cli, command).await {
         Ok(answer) => {
             let text = if cli.json { json_line(&answer.json) } else { shown(&answer.text) };
             // The reader may close the pipe early (`| head`).
@@ -73,20 +86,30 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: &Cli) -> Result<Answer, Problem> {
+async fn deployed(command: &deploy::Command) -> ExitCode {
+    match deploy::run(command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: &Cli, command: &Operate) -> Result<Answer, Problem> {
     let mut env = Env::process();
-    match &cli.command {
-        Command::Doctor => Ok(doctor::run(env).await),
-        Command::Cases(command) => {
+    match command {
+        Operate::Doctor => Ok(doctor::run(env).await),
+        Operate::Cases(command) => {
             let operator = who(cli, &mut env)?;
             cases::run(&Place::open(&mut env).await?, command, operator.as_deref()).await
         }
-        Command::Events(command) => {
+        Operate::Events(command) => {
             let operator = who(cli, &mut env)?;
             events::run(&Place::open(&mut env).await?, command, operator.as_deref()).await
         }
-        Command::Audit(command) => audit::run(&Place::open(&mut env).await?, command).await,
-        Command::Explain { order } => explain::run(&Place::open(&mut env).await?, order).await,
+        Operate::Audit(command) => audit::run(&Place::open(&mut env).await?, command).await,
+        Operate::Explain { order } => explain::run(&Place::open(&mut env).await?, order).await,
     }
 }
 

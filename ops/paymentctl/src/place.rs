@@ -38,7 +38,7 @@ impl Place {
             other => Problem::failed(chain(&other), "use the paymentctl of the release that runs"),
         })?;
         grants::check(&db, Service::PaymentCtl).await.map_err(|error| {
-            Problem::failed(chain(&error), "log in as paymentctl's own role, and run `payment-api database-roles`")
+            Problem::failed(chain(&error), "log in as paymentctl's own role, and run `paymentctl database-roles`")
         })?;
         Ok(Place { db, clock: Clock::system() })
     }

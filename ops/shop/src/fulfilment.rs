@@ -131,7 +131,7 @@ async fn subscribe(connection: &Connection, queue: &Queue) -> anyhow::Result<(Ch
         channel
             .queue_bind(name.into(), EXCHANGE.into(), binding.into(), bind, FieldTable::default())
             .await
-            .with_context(|| format!("binding {name} to {EXCHANGE}; has `payment-api broker-setup` run?"))?;
+            .with_context(|| format!("binding {name} to {EXCHANGE}; has `paymentctl broker-setup` run?"))?;
     }
     channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.context("setting the prefetch")?;
     let consumer = channel

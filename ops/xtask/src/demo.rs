@@ -151,12 +151,12 @@ impl Stage {
 
     /// What a deployment does once: it creates tables, topology and keys.
     fn prepare(&self) -> Result<()> {
-        say("payment-api", "migrate: the tables");
-        self.run_quietly("payment-api", &["migrate"])?;
-        say("payment-api", "database-roles: what each process may do to them");
-        self.run_quietly("payment-api", &["database-roles"])?;
-        say("payment-api", "broker-setup: exchanges, queues, policies, and what each process may do there");
-        self.run_quietly("payment-api", &["broker-setup"])?;
+        say("paymentctl", "migrate: the tables");
+        self.run_quietly("paymentctl", &["migrate"])?;
+        say("paymentctl", "database-roles: what each process may do to them");
+        self.run_quietly("paymentctl", &["database-roles"])?;
+        say("paymentctl", "broker-setup: exchanges, queues, policies, and what each process may do there");
+        self.run_quietly("paymentctl", &["broker-setup"])?;
         say("gateway-sim", "keygen: keys of two gateways and a merchant");
         let (folder, url) = (gateways(&self.dir), format!("http://127.0.0.1:{}", self.addresses.simulator));
         fs::create_dir_all(&folder)?;
@@ -259,7 +259,7 @@ impl Stage {
         fs::create_dir_all(self.dir.join("logs"))?;
         let log = fs::File::create(&path)?;
         let mut command = self.program(name, None, None)?;
-        if name == "payment-api" {
+        if name == "paymentctl" {
             command.envs(self.env.iter().filter(|(name, _)| DEPLOY_ONLY.contains(name)));
         }
         let failed = format!("{name} {} failed", args[0]);

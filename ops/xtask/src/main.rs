@@ -71,11 +71,11 @@ enum Task {
     /// Print the variables with the addresses of the servers of `up`: `export $(cargo xtask env)`.
     Env(Dir),
     /// Create the broker's users of the …AMQP_URL variables (from the environment or .env) in a RabbitMQ that you
-    /// run yourself on this machine, such as docker-compose.yml's. Then `payment-api broker-setup` grants them
+    /// run yourself on this machine, such as docker-compose.yml's. Then `paymentctl broker-setup` grants them
     /// their rights.
     BrokerUsers,
     /// Print the SQL that creates the roles of the …_DATABASE_URL variables (from the environment or .env), for the
-    /// psql of a PostgreSQL that you run yourself. Then `payment-api database-roles` grants them their rights.
+    /// psql of a PostgreSQL that you run yourself. Then `paymentctl database-roles` grants them their rights.
     RoleSql,
     /// Stop or start one server of a set, for tests of an outage.
     #[command(hide = true)]

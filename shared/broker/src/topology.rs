@@ -357,7 +357,7 @@ impl Faults {
         let Err(error) = result else { return Ok(()) };
         let (difference, wrong, remedy) = match (error.reply_code(), &error) {
             (Some(NOT_FOUND), _) => {
-                (Difference::Missing, "it does not exist".to_owned(), "run `payment-api broker-setup`")
+                (Difference::Missing, "it does not exist".to_owned(), "run `paymentctl broker-setup`")
             }
             (Some(ACCESS_REFUSED), _) => (
                 Difference::Forbidden,
@@ -367,7 +367,7 @@ impl Faults {
             (Some(PRECONDITION_FAILED), MqError::Amqp { source, .. }) => (
                 Difference::Conflict,
                 format!("it exists with other properties ({})", reason(source)),
-                "empty and delete it, then run `payment-api broker-setup`",
+                "empty and delete it, then run `paymentctl broker-setup`",
             ),
             _ => return Err(error),
         };

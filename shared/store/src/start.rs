@@ -35,7 +35,7 @@ pub async fn reach(config: &DatabaseConfig, service: Service) -> Result<PgPool, 
 /// A fault that names what is missing.
 pub async fn check_rights(db: &PgPool, service: Service) -> Result<(), ConfigFaults> {
     let rights = async { grants::check(db, service).await.map_err(|error| chain(&error)) };
-    if let Some(excess) = check("database rights", "run `payment-api database-roles`", rights).await? {
+    if let Some(excess) = check("database rights", "run `paymentctl database-roles`", rights).await? {
         warn!(
             %excess,
             "This process may do more at the database than it needs: log in as {}, or take these rights away",

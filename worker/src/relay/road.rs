@@ -81,7 +81,7 @@ impl Road<'_> {
         let whole = match topology::check(broker, &Needs::everything()).await {
             Ok(()) => true,
             Err(error @ MqError::Topology(_)) => {
-                warn!(%error, "The road is broken; what is missing is declared anew, policies only by `payment-api broker-setup`");
+                warn!(%error, "The road is broken; what is missing is declared anew, policies only by `paymentctl broker-setup`");
                 false
             }
             Err(error) => return Err(error.into()),

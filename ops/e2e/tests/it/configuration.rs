@@ -79,7 +79,7 @@ async fn each_program_names_every_fault_at_once() {
         "REDIS_URL: it is not a Redis URL",
         "broker",
         "no broker could be reached",
-        "payment-api migrate",
+        "paymentctl migrate",
         "database",
     ];
     let secret = ["hidden-password", "0123456789012345678901234567890"];
@@ -131,7 +131,7 @@ async fn a_conflicting_topology_is_named_object_by_object() {
         let program = Program::new(name).env("DATABASE_URL", &addresses.database).env("AMQP_URL", &addresses.amqp);
         program.env("GATEWAYS_FILE", &gateways).env("OPS_ADDR", free_address().to_string())
     };
-    let both = ["apiv3_key_file is 31 bytes long", "payment-api migrate"];
+    let both = ["apiv3_key_file is 31 bytes long", "paymentctl migrate"];
     let worker = program("callback-worker");
     fails_naming(worker, &folder.0, &[&both[..], &["queue payment.callbacks"]].concat(), &[]).await;
     let api = program("payment-api");

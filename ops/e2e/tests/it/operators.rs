@@ -232,7 +232,7 @@ async fn the_doctor_is_green_in_a_healthy_world_and_names_each_thing_that_is_wro
         "account wechat/main reach",
         "account alipay/main reach",
         "the database has migration 9999",
-        "queue payment.refunds: it does not exist; run `payment-api broker-setup`",
+        "queue payment.refunds: it does not exist; run `paymentctl broker-setup`",
     ] {
         assert!(lines.iter().any(|line| line.contains(wrong)), "{wrong}: {said}");
     }

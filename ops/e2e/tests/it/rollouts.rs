@@ -61,7 +61,7 @@ impl Release {
         number
     }
 
-    /// What `payment-api migrate` of that release would do.
+    /// What `paymentctl migrate` of that release would do.
     async fn migrate(&self, database: &str) {
         let mut connection = PgConnection::connect(database).await.expect("a connection");
         let migrator = Migrator::new(self.folder.as_path()).await.expect("migrations");

@@ -3,12 +3,12 @@
 use broker::AmqpConfig;
 use broker::topology::{self, Difference, Needs, TopologyFaults};
 use broker::{Connection, MqError};
-use payment_api::broker_setup;
 use runtime::error_chain::chain;
 use runtime::service::Service;
 use secrecy::SecretString;
 
 use super::{Check, State};
+use crate::deploy::broker_setup;
 
 const POLICIES: &str = "broker policies";
 const REPLICAS: &str = "broker replicas";
@@ -95,7 +95,7 @@ async fn policies(management: &SecretString, vhost: String) -> Vec<Check> {
     match broker_setup::wrong_policies(management, vhost).await {
         Ok(wrong) if wrong.is_empty() => vec![Check::ok(POLICIES, "those of the topology are in effect")],
         Ok(wrong) => {
-            let remedy = "then run `payment-api broker-setup`";
+            let remedy = "then run `paymentctl broker-setup`";
             wrong.into_iter().map(|wrong| Check::failed(POLICIES, wrong, remedy)).collect()
         }
         Err(error) => vec![Check::failed(POLICIES, format!("{error:#}"), "check RABBITMQ_MANAGEMENT_URL and its user")],

@@ -49,7 +49,7 @@ async fn rights(pool: &PgPool) -> Check {
         Ok(Some(excess)) => {
             Check::warning(NAME, excess.to_string(), "log in as payment_ctl, which has no other rights")
         }
-        Err(error) => Check::failed(NAME, chain(&error), "log in as payment_ctl, and run `payment-api database-roles`"),
+        Err(error) => Check::failed(NAME, chain(&error), "log in as payment_ctl, and run `paymentctl database-roles`"),
     }
 }
 

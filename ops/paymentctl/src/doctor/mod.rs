@@ -89,7 +89,7 @@ pub async fn run(mut env: Env) -> Answer {
     let clock = Clock::system();
     let database = DatabaseConfig::from_env(&mut env, 1);
     let amqp = if env.optional("AMQP_URL").is_some() { AmqpConfig::from_env(&mut env).map(Some) } else { Some(None) };
-    let management = payment_api::broker_setup::management_url(&mut env);
+    let management = crate::deploy::broker_setup::management_url(&mut env);
     let redis =
         if env.optional("REDIS_URL").is_some() { RedisConfig::from_env(&mut env).map(Some) } else { Some(None) };
     let file = env.optional("GATEWAYS_FILE");

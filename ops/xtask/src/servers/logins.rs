@@ -1,5 +1,5 @@
 //! The users of the service's processes and of the operators' tool at the broker and at the database. This tool
-//! does not grant their rights: `payment-api broker-setup` and `payment-api database-roles` do that.
+//! does not grant their rights: `paymentctl broker-setup` and `paymentctl database-roles` do that.
 
 /// One process.
 #[derive(Debug)]

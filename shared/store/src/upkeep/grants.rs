@@ -1,4 +1,4 @@
-//! The permissions of each process in the database, as one table. `payment-api database-roles` applies it after every
+//! The permissions of each process in the database, as one table. `paymentctl database-roles` applies it after every
 //! migration. Tests verify that every table has an entry, and that the permissions are sufficient and not too wide.
 //!
 //! Data that never changes after it is written is in no `update` entry: who bought what for how much from which

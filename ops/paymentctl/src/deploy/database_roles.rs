@@ -1,4 +1,4 @@
-//! `payment-api database-roles`: the deploy step that gives each process's database role its rights.
+//! `paymentctl database-roles`: the deploy step that gives each process's database role its rights.
 //!
 //! The table is in `store::upkeep::grants`. The roles themselves, with their passwords, are made by whoever may make roles:
 //! they belong to the whole cluster, a user who deploys to one database of it often may not create them, and a password
@@ -43,7 +43,7 @@ pub async fn run(config: &DatabaseConfig, options: &DatabaseRoles) -> anyhow::Re
     grants::take_turns(&mut tx).await?;
     for (service, role) in &roles {
         let granted = grants::apply(&mut tx, *service, role).await;
-        granted.with_context(|| format!("role {role}: run `payment-api migrate` first, as the owner of the tables"))?;
+        granted.with_context(|| format!("role {role}: run `paymentctl migrate` first, as the owner of the tables"))?;
     }
     let mut wrong = Vec::new();
     for (service, role) in &roles {
@@ -110,6 +110,6 @@ mod tests {
     #[sqlx::test]
     async fn without_tables_the_step_before_is_named(db: PgPool) {
         let error = format!("{:#}", run(&config(&db), &named(&[])).await.unwrap_err());
-        assert!(error.contains("payment-api migrate"), "{error}");
+        assert!(error.contains("paymentctl migrate"), "{error}");
     }
 }

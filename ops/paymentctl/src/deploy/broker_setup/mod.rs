@@ -1,4 +1,4 @@
-//! `payment-api broker-setup`: the deploy step that gives the broker its topology and policies.
+//! `paymentctl broker-setup`: the deploy step that gives the broker its topology and policies.
 //!
 //! It declares over AMQP and sets policies and permissions through the management plug-in, with a user of its own; the
 //! services only look. It may run as often as one likes: what is there as it should be stays as it is.
