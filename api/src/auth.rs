@@ -365,7 +365,7 @@ fn caller(headers: &HeaderMap, extensions: &Extensions, app: &App) -> Result<Cal
         Some(known) => known.clone(),
         None => app.authenticator.caller(bearer(headers).ok_or(ApiError::TokenMissing)??)?,
     };
-    Span::current().record("userId", caller.user.as_str());
+    Span::current().record("user_id", caller.user.as_str());
     Ok(caller)
 }
 

@@ -25,7 +25,7 @@ pub async fn keep(app: &App, order: &Order, payment: &Payment, (now, lives): (Of
         Err(error) => Err(error),
     };
     if let Err(error) = kept {
-        warn!(error = ?error, orderId = %order.id, "A credential was not stored");
+        warn!(error = ?error, order_id = %order.id, "A credential was not stored");
     }
 }
 
@@ -39,7 +39,7 @@ pub async fn last(app: &App, order: &Order, now: OffsetDateTime) -> Result<Optio
     let opened = keys.open(&place(&order.id.to_string()), &kept.sealed).map_err(ApiError::internal);
     let payment = opened.and_then(|text| serde_json::from_slice(&text).map_err(ApiError::internal));
     if let Err(error) = &payment {
-        warn!(error = ?error, orderId = %order.id, "A stored credential cannot be read");
+        warn!(error = ?error, order_id = %order.id, "A stored credential cannot be read");
     }
     Ok(payment.ok())
 }

@@ -74,7 +74,7 @@ impl Hints {
         tokio::spawn(async move {
             // A lost hint is harmless: the next one has the same effect.
             if let Err(error) = send(&db, &[order], kind).await {
-                warn!(%error, orderId = %order, "A check was not brought forward");
+                warn!(%error, order_id = %order, "A check was not brought forward");
             }
             drop(turn);
         });

@@ -167,9 +167,9 @@ impl CheckWorker {
             trouble,
             GatewayError::Protocol(_) | GatewayError::Refused { .. } | GatewayError::Misconfigured { .. }
         ) {
-            error!(%order_no, orderId = %order.id, %trouble, "Order {order_no} cannot be checked");
+            error!(%order_no, order_id = %order.id, %trouble, "Order {order_no} cannot be checked");
         } else {
-            warn!(%order_no, orderId = %order.id, %trouble, "Order {order_no} is asked about again later");
+            warn!(%order_no, order_id = %order.id, %trouble, "Order {order_no} is asked about again later");
         }
         count(order, "trouble");
         let wait = pause(&self.clock, &TROUBLE, job.attempts);
@@ -207,7 +207,7 @@ impl CheckWorker {
         }
         self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
         let (order_no, state) = (&order.order_no, &heard.state);
-        info!(%order_no, orderId = %order.id, state, %verdict, "Check of order {order_no}: {verdict}");
+        info!(%order_no, order_id = %order.id, state, %verdict, "Check of order {order_no}: {verdict}");
         if let Err(error) = events::nudge(&self.db).await {
             warn!(%error, "The relay was not nudged; it will poll");
         }

@@ -373,7 +373,7 @@ impl RefundWorker {
         crash::at(Point::RefundSettled);
         store::connect::met(tx, Point::RefundSettled, order.order_no.as_str()).await?;
         let refund_no = &refund.refund_no;
-        info!(%refund_no, orderId = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
+        info!(%refund_no, order_id = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
         // Ended ones have dropped or re-dated their job already; the others are asked about daily.
         jobs::again(tx, &job.asking(RefundRequest::default().payload()), ABNORMAL, Cost::Nothing, fact.as_str())
             .await?;

@@ -5,6 +5,7 @@
 //! content are switched off.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
 use std::panic::{self, PanicHookInfo};
@@ -184,17 +185,19 @@ where
 #[derive(Default)]
 struct Line {
     text: Vec<u8>,
-    names: Vec<&'static str>,
+    names: Vec<Cow<'static, str>>,
 }
 
 impl Line {
-    /// Writes a field, unless a field of this name is already written.
+    /// Writes a field, unless a field of this name is already written. The name is snake_case in code and camelCase on the
+    /// line, as the specification's log format has `orderId` and `userId`.
     fn put(&mut self, name: &'static str, json_value: &str) {
+        let name = camel_case(name);
         if self.names.contains(&name) {
             return;
         }
         self.text.push(if self.names.is_empty() { b'{' } else { b',' });
-        self.text.extend_from_slice(json(name).as_bytes());
+        self.text.extend_from_slice(json(&name).as_bytes());
         self.text.push(b':');
         self.text.extend_from_slice(json_value.as_bytes());
         self.names.push(name);
@@ -205,6 +208,21 @@ impl Line {
             self.put(name, value);
         }
     }
+}
+
+/// `order_no` becomes `orderNo`. A name without `_` stays as it is.
+fn camel_case(name: &'static str) -> Cow<'static, str> {
+    if !name.contains('_') {
+        return name.into();
+    }
+    let mut words = name.split('_');
+    let mut camel = words.next().unwrap_or_default().to_owned();
+    for word in words {
+        let mut letters = word.chars();
+        camel.extend(letters.next().map(|first| first.to_ascii_uppercase()));
+        camel.push_str(letters.as_str());
+    }
+    camel.into()
 }
 
 /// The fields of an event, or of a span, which stores them for the events inside it: names, and values as JSON.
@@ -306,15 +324,15 @@ mod tests {
     #[test]
     fn a_line_has_its_fields_at_the_top() {
         let lines = logged("trace", || {
-            let span = tracing::info_span!("job", orderId = "o1", amount_fen = tracing::field::Empty);
+            let span = tracing::info_span!("job", order_id = "o1", amount_fen = tracing::field::Empty);
             span.record("amount_fen", 5);
-            span.in_scope(|| tracing::warn!(userId = "u1", service = "forged", "Two\nlines"));
+            span.in_scope(|| tracing::warn!(user_id = "u1", service = "forged", "Two\nlines"));
         });
         let line = &lines[0];
         for (field, value) in [("message", "Two\nlines"), ("level", "WARN"), ("service", "test"), ("orderId", "o1")] {
             assert_eq!(line[field], value);
         }
-        assert_eq!((&line["userId"], &line["amount_fen"], &line["span"]), (&"u1".into(), &5.into(), &"job".into()));
+        assert_eq!((&line["userId"], &line["amountFen"], &line["span"]), (&"u1".into(), &5.into(), &"job".into()));
         OffsetDateTime::parse(line["timestamp"].as_str().unwrap(), &Rfc3339).unwrap();
     }
 

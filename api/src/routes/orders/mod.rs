@@ -158,7 +158,7 @@ impl FromRequestParts<Arc<App>> for OrderPath {
         let path = Path::<String>::from_request_parts(parts, app).await;
         let Path(text) = path.map_err(|_| ApiError::OrderNotFound)?;
         let id = OrderId::parse(&text).map_err(|_| ApiError::OrderNotFound)?;
-        Span::current().record("orderId", display(id));
+        Span::current().record("order_id", display(id));
         Ok(OrderPath(id))
     }
 }

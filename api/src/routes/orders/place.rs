@@ -73,7 +73,7 @@ impl Placement {
             // A request that was accepted once is not checked again by rules that have changed since.
             Err(refusal) => return self.resume(began).await?.ok_or(refusal),
         };
-        Span::current().record("orderId", display(new.id));
+        Span::current().record("order_id", display(new.id));
         let order = created(&new);
         new.answer = self.answer_here(&order)?;
         if new.answer.is_some() {
@@ -109,7 +109,7 @@ impl Placement {
             Some(Earlier::Answered(answer)) => return Ok(Some(("repeated", answer))),
             Some(Earlier::Unfinished(order_id, hold)) => (order_id, hold),
         };
-        Span::current().record("orderId", display(order_id));
+        Span::current().record("order_id", display(order_id));
         let order = orders::get(&self.app.db, order_id).await?.ok_or(ApiError::Db(DbError::Moved))?;
         Ok(Some(("resumed", self.answer(&order, hold).await?)))
     }
@@ -203,7 +203,7 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
         .increment(1);
     match (kept, error) {
         (Some(payment), error) => {
-            info!(%error, orderId = %order.id, "The gateway gave no fresh credential; the last one is returned again");
+            info!(%error, order_id = %order.id, "The gateway gave no fresh credential; the last one is returned again");
             shown(app, order, payment)
         }
         (None, error @ GatewayError::Refused { .. }) => Err(ApiError::CredentialRefused(error)),

@@ -77,7 +77,7 @@ async fn look(app: &App, query: &str) -> Result<Shown, ApiError> {
     };
     let now = app.clock.now();
     let Some(order) = found.filter(|order| now < order.expires_at + AFTER_EXPIRY) else { return Ok(Shown::Nothing) };
-    Span::current().record("orderId", display(order.id));
+    Span::current().record("order_id", display(order.id));
     app.cache.orders.saw(&order);
     // The strongest hint: the gateway is queried now, in case its notice is late or lost.
     app.hints.came_back(&app.db, (order.id, order.status));
