@@ -1,7 +1,8 @@
-//! Asks the gateway about orders: finds payments whose callback was lost, ends orders that expired or were given up, and
-//! looks back after the end for a payment that slipped through.
+//! Queries the gateway about orders. A check finds payments whose callback was lost, and closes orders that have
+//! expired or whose close was requested. After the close it queries again, for a payment that slipped through.
 //!
-//! The gateway goes first: an order ends here only once nobody can pay it there. A close that meets a payment settles it.
+//! The gateway comes first: we close an order only once it can no longer be paid at the gateway. If the check finds a
+//! payment while it closes the order, it settles the payment.
 
 use domain::message::job::{AT_LEAST_APART, CHECKS, CheckRequest, JobKind};
 use domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
@@ -27,14 +28,15 @@ use tracing::{error, info, warn};
 use crate::jobs::{Job, JobError, pause, planted};
 use crate::people::{self, Wanted};
 
-/// When a closed order is asked about once more, counted from its last moment to pay: a payment begun in time may end
-/// late, and a gateway's books may be behind.
+/// When we query a closed order again, counted from its last moment to pay. A payment that began in time may complete
+/// late, and the gateway's records may lag behind.
 const AFTER_END: [Duration; 2] = [Duration::minutes(5), Duration::minutes(5 + 24 * 60)];
-/// When a paid order is looked at for the last time, counted from its payment. The first look is a day after settling.
+/// When we query a paid order for the last time, counted from its payment. The first of these queries is a day after
+/// settling.
 const LAST_LOOK: Duration = Duration::days(8);
-/// How often an order is asked about that nothing can be done with but by a person.
+/// How often we query an order that waits for a person, and a pending one that is older than the last of [`CHECKS`].
 const DAILY: Duration = Duration::days(1);
-/// When a question without an answer is asked again.
+/// The waits before we repeat a query that brought no answer.
 const TROUBLE: [std::time::Duration; 6] = [
     std::time::Duration::from_secs(3),
     std::time::Duration::from_secs(5),
@@ -46,23 +48,23 @@ const TROUBLE: [std::time::Duration; 6] = [
 
 /// Works on checks.
 pub struct CheckWorker {
-    /// Where the truth is.
+    /// The database, which holds the authoritative state.
     pub db: PgPool,
-    /// Whom to ask.
+    /// The gateways to query.
     pub gateways: Gateways,
     /// The clock.
     pub clock: Clock,
-    /// Passes on which orders have changed.
+    /// Writes changed orders to Redis.
     pub copies: Renewer,
 }
 
-/// What the gateway was heard to say.
+/// What the gateway answered about an order.
 struct Heard {
-    /// Its own word for the state.
+    /// The state in the gateway's own words.
     state: String,
-    /// What it proved; `None`: it knows no such order, and nobody signs that.
+    /// The verified facts. `None`: the gateway knows no such order, and this answer may be unsigned.
     told: Option<Verified<Notification>>,
-    /// It has closed the order, or knows none and nobody can make one any more.
+    /// The gateway has closed the order, or knows none and a trade can no longer be created for it.
     ended: bool,
 }
 
@@ -100,7 +102,8 @@ impl Job for CheckWorker {
 }
 
 impl CheckWorker {
-    /// Outside any transaction: the query, and where the order's time is up, the close.
+    /// Queries the gateway, and closes the order there if it has expired or its close was requested. Runs outside any
+    /// transaction.
     async fn ask(&self, gateway: &dyn Gateway, order: &Order, job: &Taken) -> Result<Heard, GatewayError> {
         let heard = query(gateway, order, job.now()).await?;
         crash::at(Point::CheckAsked);
@@ -114,12 +117,12 @@ impl CheckWorker {
         met(Point::CheckClosed, order)?;
         match closed {
             CloseOutcome::Closed => Ok(Heard { state: "CLOSED".to_owned(), ended: true, ..heard }),
-            // The last moment to pay was sent with the offer: after it no trade comes to be. Before it a page that is
-            // still open can make one at Alipay; at WeChat Pay there is nothing that could be paid.
+            // The offer to the gateway named the last moment to pay: after it, no trade can be created. Before it, a
+            // cashier page that is still open can create a trade at Alipay; at WeChat Pay nothing is left to pay.
             CloseOutcome::NoTrade => {
                 Ok(Heard { ended: expired || order.payment_method == PaymentMethod::Wechat, ..heard })
             }
-            // Somebody was faster: most likely the buyer.
+            // Another party was faster: most likely the buyer, who paid.
             CloseOutcome::NotClosed => match query(gateway, order, job.now()).await? {
                 heard if heard.unpaid() => Err(GatewayError::Unknown(format!("not closed in state {}", heard.state))),
                 heard => Ok(heard),
@@ -127,14 +130,14 @@ impl CheckWorker {
         }
     }
 
-    /// One transaction: what was learnt, and when the job goes on.
+    /// Records in one transaction what the gateway answered, and when the job is due again.
     async fn record(&self, job: &Taken, order: &Order, (heard, wanted): (&Heard, &Wanted)) -> Result<(), JobError> {
         let now = job.now();
         let mut tx = self.db.begin().await?;
         let told: Vec<&Verified<Notification>> = heard.told.iter().collect();
         let verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?;
         let mut verdict = verdicts.first().copied().unwrap_or(Verdict::Ignored);
-        // What people decide comes before the end of the order: it may pay it.
+        // Decisions of people come before the close of the order, because such a decision may make the order paid.
         let done = people::carry_out(&mut tx, order, (wanted, heard.fact()), &self.clock).await?;
         if done != Some(Verdict::Settled) && (heard.ended || is_void(&mut tx, order, heard, now).await?) {
             verdict = settle::end_unpaid(&mut tx, order, &self.clock).await?;
@@ -144,7 +147,7 @@ impl CheckWorker {
         store::connect::met(&mut tx, Point::CheckSettled, order.order_no.as_str()).await?;
         orders::note_check(&mut tx, order.id, &heard.state, now).await?;
         let order = orders::lock_one(&mut tx, order.id).await?.ok_or(DbError::Moved)?;
-        // A buyer who has given up has done so for good: what could not be closed yet is closed once there is a trade.
+        // A request to close stays in force: an order that could not be closed yet is closed once it has a trade.
         let still_open = order.status == OrderStatus::Pending && given_up(job);
         let job = job.asking(CheckRequest { close: still_open, ..CheckRequest::default() }.payload());
         match if job.kind == JobKind::LookBack { next_look(&order, now) } else { next(&order, heard, now) } {
@@ -160,7 +163,7 @@ impl CheckWorker {
         Ok(())
     }
 
-    /// No answer to act on: what was asked stays asked.
+    /// Postpones the job, because the gateway gave no answer that we can act on. The requests in its payload stay.
     async fn put_off(&self, job: &Taken, order: &Order, trouble: &GatewayError) -> Result<(), JobError> {
         let order_no = &order.order_no;
         if matches!(
@@ -199,7 +202,7 @@ impl CheckWorker {
         Ok(tx.commit().await?)
     }
 
-    /// Tells metrics, the log and the relay, once all is committed.
+    /// Updates the metrics and the log, and notifies the relay, once everything is committed.
     async fn report(&self, order: &Order, heard: &Heard, verdict: Verdict) {
         count(order, verdict.as_str());
         if matches!(verdict, Verdict::Ignored | Verdict::Duplicate) {
@@ -219,7 +222,7 @@ impl Heard {
         self.told.as_ref().map(|told| &told.get().fact)
     }
 
-    /// Nobody has paid, and somebody still could.
+    /// The order is not paid and can still be paid.
     fn unpaid(&self) -> bool {
         matches!(self.fact(), None | Some(Fact::Nothing))
     }
@@ -240,15 +243,15 @@ async fn query(gateway: &dyn Gateway, order: &Order, now: OffsetDateTime) -> Res
     }
 }
 
-/// Some or all of its money went back before we ever saw it paid, and its time is up: a case shows the money, and the order
-/// cannot be paid any more.
+/// Whether some or all of the order's money was returned before we saw the payment, and the order has expired. A case
+/// shows the money, and the order can no longer be paid.
 async fn is_void(tx: &mut PgConnection, order: &Order, heard: &Heard, now: OffsetDateTime) -> Result<bool, DbError> {
     if order.status != OrderStatus::Pending || order.expires_at > now {
         return Ok(false);
     }
     match heard.fact() {
         Some(Fact::PaidAndReturned(_)) => Ok(true),
-        // Alipay tells of a trade that was returned in part as of any paid one.
+        // Alipay reports a partly refunded trade like any paid one.
         Some(Fact::Paid { trade_no, .. }) => {
             let order = orders::lock_one(tx, order.id).await?.ok_or(DbError::Moved)?;
             let noted = transactions::payment_of_trade(tx, &order, trade_no).await?.is_some();
@@ -258,38 +261,39 @@ async fn is_void(tx: &mut PgConnection, order: &Order, heard: &Heard, now: Offse
     }
 }
 
-/// Meets what a test has planted here for this order.
+/// Triggers the fault that a test has planted at this point for this order.
 fn met(point: Point, order: &Order) -> Result<(), GatewayError> {
     crash::met(point, order.order_no.as_str()).map_err(|planted| GatewayError::Unknown(planted.to_string()))
 }
 
-/// Whether the buyer has asked for the order's end.
+/// Whether this job carries a request to close the order.
 fn given_up(job: &Taken) -> bool {
     CheckRequest::read(&job.payload).close
 }
 
-/// When to ask again about an order as it is now; `None`: there is nothing left to ask.
+/// When to query again about an order in its present state; `None`: no query is needed any more.
 fn next(order: &Order, heard: &Heard, now: OffsetDateTime) -> Option<OffsetDateTime> {
     match order.status {
         OrderStatus::Closed if heard.paid() => None,
         OrderStatus::Closed => AFTER_END.iter().map(|after| order.expires_at + *after).find(|due_at| *due_at > now),
-        // Its money came in a way that only a person can judge: a case is open, and its end is still an end.
+        // Its money came in a way that only a person can judge, and a case is open. It is still checked at its expiry.
         OrderStatus::Pending if heard.paid() => {
             Some(if order.expires_at > now { order.expires_at.min(now + DAILY) } else { now + DAILY })
         }
         OrderStatus::Pending => {
             let poll = CHECKS.iter().map(|age| order.created_at + *age).find(|due_at| *due_at > now);
             let poll = poll.unwrap_or(now + DAILY);
-            // An order whose time is up and that is still pending was paid or closed by somebody this very moment.
+            // An expired order that is still pending was paid or closed by another party at this very moment.
             let end = if order.expires_at > now { order.expires_at } else { now + Duration::minutes(1) };
-            // This question may have been a hint's, a moment before the schedule's.
+            // This query may have come from a hint, just before the scheduled one.
             Some(poll.min(end).max(now + AT_LEAST_APART))
         }
         _ => None,
     }
 }
 
-/// When a paid order is looked at again: a look back that comes early is the first, and the second is the last.
+/// When to query a paid order again. A look back more than a day before [`LAST_LOOK`] is followed by one at that
+/// moment, which is the last.
 fn next_look(order: &Order, now: OffsetDateTime) -> Option<OffsetDateTime> {
     let last = order.paid_at? + LAST_LOOK;
     (order.status != OrderStatus::Refunded && now + DAILY < last).then_some(last)

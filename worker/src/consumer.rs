@@ -1,11 +1,11 @@
-//! Takes deliveries in batches, has them settled together, and acknowledges them: the only place that acks.
+//! Receives deliveries in batches, settles each batch together, and acknowledges the deliveries. Only this module acks.
 //!
-//! An ack follows the commit, never precedes it. Whatever goes wrong in between ends the session, and the broker hands
-//! the deliveries out again; so every effect has to bear a repeat. Each such return costs a delivery one of the few that
-//! its queue allows before it counts as dead, so a batch that cannot be settled now is first tried again in hand.
+//! The ack always follows the commit. An error in between ends the session, and the broker delivers the messages again;
+//! so every effect must be idempotent. A queue allows a delivery only a few returns before it becomes a dead letter. So
+//! a batch that cannot be settled now is first retried here, without being returned.
 //!
-//! A panic ends no session: the batch is settled one delivery at a time, and one that panics alone becomes a dead letter.
-//! This is the outermost boundary; the workers have one of their own around each piece of work.
+//! A panic does not end the session: the batch is then settled one delivery at a time, and a delivery that panics alone
+//! becomes a dead letter. This is the outermost boundary; the workers have their own around each piece of work.
 
 use std::time::Duration;
 
@@ -21,16 +21,16 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-/// How long a batch that cannot be settled stays in hand before it goes back. Each return is one of the 20 that a delivery
-/// has, so this times 20 is how long a database may answer and yet not settle (a right revoked, a disk full) before genuine
-/// messages become dead letters. Far below the half hour after which the broker takes deliveries away.
+/// How long we retry a batch that cannot be settled before we return it. A delivery may be returned 20 times. So 20
+/// times this is how long a database may answer and still not settle (a revoked right, a full disk) before genuine
+/// messages become dead letters. Far below the half hour after which the broker takes unacknowledged deliveries back.
 const IN_HAND: Duration = Duration::from_secs(300);
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// How often a delivery may panic alone before it counts as dead.
 const TRIES_ALONE: u32 = 3;
 
-/// What becomes of a delivery that was settled.
+/// The result of settling a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ack {
     /// Its effect is durable: it leaves the queue.
@@ -39,68 +39,69 @@ pub enum Ack {
     Dead,
 }
 
-/// How many batches are in hand, how large one grows, and how long it waits for more.
+/// How many batches are processed at once, how large a batch may be, and how long it waits for more deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// Batches in hand at once, each from a channel of its own: while one waits for the database, another is prepared. With
-    /// 1, batches are settled in the order of the queue; with more, there is no order.
+    /// Batches that are processed at once, each from its own channel: while one waits for the database, another is
+    /// prepared. With 1, batches are settled in the order of the queue; with more, there is no order.
     pub lanes: usize,
-    /// The most deliveries settled together; each lane has twice as many fetched.
+    /// The most deliveries that are settled together; each lane prefetches twice as many.
     pub max: usize,
-    /// A batch is whole when nothing has come for so long,
+    /// A batch is complete when no delivery has arrived for this long.
     pub gap: Duration,
-    /// and when its first delivery has waited for company so long. What comes densely is settled in large batches, and what
-    /// comes alone waits for a gap only.
+    /// A batch is also complete when its first delivery has waited this long. So deliveries that arrive quickly are
+    /// settled in large batches, and a single delivery waits only for `gap`.
     pub linger: Duration,
 }
 
 impl BatchOptions {
-    /// One batch after another, in the order of the queue, each whole after `wait`.
+    /// One batch after another, in the order of the queue, each complete after `wait`.
     pub const fn in_order(max: usize, wait: Duration) -> BatchOptions {
         BatchOptions { lanes: 1, max, gap: wait, linger: wait }
     }
 }
 
-/// Why consuming ended. Deliveries that were not acknowledged go back to their queue.
+/// The error that ended consuming. Deliveries that were not acknowledged return to their queue.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumerError<E: std::error::Error + 'static> {
-    /// The session with the broker.
+    /// An error of the session with the broker.
     #[error(transparent)]
     Mq(#[from] MqError),
-    /// The batch could not be settled, also not after some time in hand.
+    /// The batch could not be settled, even after some time of retries.
     #[error("the batch could not be settled")]
     Settle(#[source] E),
-    /// A dead letter panicked alone: it stays in its queue, since a dead letter has nowhere to go.
+    /// A dead letter panicked alone. It stays in its queue, because there is no further queue for it.
     #[error("settling a dead letter failed")]
     DeadLetter(#[source] Defect),
-    /// The ack did not count, because the deliveries belong to a session that is over.
+    /// The ack had no effect, because the deliveries belong to a session that is over.
     #[error("the deliveries belong to a session that is over")]
     Stale,
 }
 
-/// What settling did instead of answering for each delivery.
+/// A defect in settling: there is no result for each delivery.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Defect {
     /// It panicked.
     #[error("settling {0}")]
     Panicked(#[from] Panicked),
-    /// It answered for another number of deliveries than it was given: which answer is whose is not known then.
+    /// The number of answers differs from the number of deliveries, so we cannot match them.
     #[error("{answers} answers for {deliveries} deliveries")]
     Miscounted {
-        /// How many answers came.
+        /// The number of answers.
         answers: usize,
-        /// How many deliveries were given.
+        /// The number of deliveries.
         deliveries: usize,
     },
 }
 
-/// Consumes `queue` until `stop`, then finishes what has been delivered.
+/// Consumes `queue` until `stop`, then finishes the deliveries that have arrived.
 ///
-/// `settle` makes the effects of a batch durable and answers for each delivery, in order. It is never dropped halfway.
+/// `settle` makes the effects of a batch durable and returns an answer for each delivery, in order. Its future is never
+/// dropped before it completes.
 ///
 /// # Errors
-/// The first [`ConsumerError`], once the other lanes have finished as at a stop: the caller's supervisor builds another
-/// session.
+/// The first [`ConsumerError`], after the other lanes have finished as they do at a stop. The caller's supervisor
+/// builds another session.
 pub async fn run<S, E>(
     connection: &Connection,
     queue: &str,
@@ -114,8 +115,8 @@ where
 {
     let max = options.max.max(1);
     let prefetch = u16::try_from(max.saturating_mul(2)).unwrap_or(u16::MAX);
-    // They outlive the last lane: what one lane could not settle must not come to its neighbour at once, since each return
-    // counts.
+    // The subscriptions outlive the last lane. Otherwise the broker would hand what one lane could not settle to
+    // another lane at once, and each return counts.
     let mut subscriptions = Vec::new();
     for _ in 0..options.lanes.max(1) {
         subscriptions.push(Subscription::open(connection, queue, prefetch).await?);
@@ -136,7 +137,7 @@ where
     ended
 }
 
-/// One lane: a channel, and a batch at a time.
+/// One lane: a channel that processes one batch at a time.
 async fn consume<S, E>(
     connection: &Connection,
     subscription: &mut Subscription,
@@ -157,7 +158,7 @@ where
             return Err(MqError::Lost.into());
         }
         if batch.is_empty() {
-            // Some releases leave a node that is cut off from the others its clients, and bring them nothing.
+            // In some releases a node that is cut off from the others keeps its clients connected and delivers nothing.
             if more && !subscription.is_cancelled() && topology::consumers(connection, queue).await? == 0 {
                 return Err(MqError::Unheard(queue.to_owned()).into());
             }
@@ -175,7 +176,8 @@ where
     Ok(())
 }
 
-/// Waits until the database answers, so that nothing is taken that cannot be settled; returns early on `stop`.
+/// Waits until the database answers, so that the worker consumes nothing that it cannot settle; returns early on
+/// `stop`.
 pub async fn database_answers(db: &PgPool, stop: &CancellationToken) {
     let mut wait = SHORTEST_WAIT;
     while let Err(error) = store::connect::in_time(store::connect::ping(db)).await {
@@ -190,15 +192,15 @@ pub async fn database_answers(db: &PgPool, stop: &CancellationToken) {
     }
 }
 
-/// Fills `batch` with up to `max` deliveries, or with what comes until there is a gap, within `linger` of the first; false
-/// after the last one.
+/// Fills `batch` with up to `max` deliveries. It returns earlier after a `gap` without one, or `linger` after the
+/// first. Returns false after the last delivery.
 async fn collect(
     subscription: &mut Subscription,
     batch: &mut Vec<Delivery>,
     options: BatchOptions,
     stop: &CancellationToken,
 ) -> Result<bool, MqError> {
-    // With nothing to do it returns now and then all the same, so that a dead session is noticed.
+    // It also returns from time to time without a delivery, so that the caller notices a dead session.
     let deadline = sleep(STEP);
     tokio::pin!(deadline);
     let mut latest = Instant::now();
@@ -223,7 +225,7 @@ async fn collect(
     }
 }
 
-/// Settles a batch; after an error tries again for a while without giving the deliveries back.
+/// Settles a batch. After an error it retries for a while without returning the deliveries.
 async fn settle_patiently<S, E>(
     queue: &str,
     batch: &[Delivery],
@@ -249,14 +251,14 @@ where
         metrics::counter!("amqp_batches_failed_total", "queue" => queue.to_owned()).increment(1);
         if wait == SHORTEST_WAIT {
             let reason = chain(&error);
-            warn!(reason, deliveries = batch.len(), "A batch cannot be settled now; it is tried again");
+            warn!(reason, deliveries = batch.len(), "A batch cannot be settled now; it will be tried again");
         }
         tokio::select! { () = sleep_until(next) => {}, () = stop.cancelled() => {} }
         wait = (wait * 2).min(LONGEST_WAIT);
     }
 }
 
-/// Settles a batch together, or, where that shows a defect, one delivery at a time.
+/// Settles a batch together. If that shows a defect, it settles one delivery at a time.
 async fn settle_apart<S, E>(queue: &str, batch: &[Delivery], settle: &S) -> Result<Vec<Ack>, ConsumerError<E>>
 where
     S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
@@ -275,7 +277,7 @@ where
     Ok(acks)
 }
 
-/// Settles one delivery, a few times if it panics; then it is dead.
+/// Settles one delivery, with a few tries if it shows a defect. After the last try it becomes a dead letter.
 async fn settle_alone<S, E>(queue: &str, delivery: &[Delivery], settle: &S) -> Result<Ack, ConsumerError<E>>
 where
     S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
@@ -313,10 +315,10 @@ where
     }
 }
 
-/// Rejects the dead ones by themselves, then acknowledges the rest at once.
+/// Rejects the dead deliveries one by one, then acknowledges the rest with one ack.
 ///
-/// A multiple ack covers everything unsettled on the channel up to its tag. That is this batch and nothing else: the
-/// channel has one consumer, batches are in the order of delivery, and the batches before were settled wholly.
+/// A multiple ack covers every unacknowledged delivery on the channel up to its tag. Here that is exactly this batch:
+/// the channel has one consumer, batches are in the order of delivery, and all earlier batches are settled completely.
 async fn acknowledge<E: std::error::Error + 'static>(
     queue: &str,
     batch: &[Delivery],
@@ -326,7 +328,7 @@ async fn acknowledge<E: std::error::Error + 'static>(
     for (delivery, ack) in batch.iter().zip(acks) {
         match ack {
             Ack::Done => last_done = Some(delivery),
-            // `reject`, because a nack means something else on every other release of the broker.
+            // `reject`, because the meaning of a nack differs between releases of the broker.
             Ack::Dead => {
                 settled(step("rejecting", delivery.reject(BasicRejectOptions { requeue: false })).await?)?;
                 crash::at(Point::BatchRejected);
@@ -344,7 +346,7 @@ async fn acknowledge<E: std::error::Error + 'static>(
     Ok(())
 }
 
-/// "False" is the client library's way of saying that nothing was acknowledged.
+/// The client library returns false when it acknowledged nothing.
 fn settled<E: std::error::Error + 'static>(sent: bool) -> Result<(), ConsumerError<E>> {
     if sent { Ok(()) } else { Err(ConsumerError::Stale) }
 }

@@ -1,11 +1,11 @@
-//! Takes jobs that the relay published and runs them side by side.
+//! Claims the jobs that the relay published, and runs them concurrently.
 //!
-//! A message is only the nudge. The row says whether there is work: whoever takes it raises the fence, and the job ends or
-//! re-dates its row in the transaction that records its effect. So a message is always done with; a job that broke off is
-//! published again when its lease ends.
+//! A message is only a nudge; the row decides whether there is work. The worker that claims the row raises the fence.
+//! The job deletes or reschedules its row in the transaction that records its effect. So every message is acknowledged:
+//! a job that breaks off is published again when its lease ends.
 //!
-//! A panic concerns its own job: it costs an attempt, and the job is tried again. A panic outside the job's own work leaves
-//! the row to its lease.
+//! A panic affects only its own job: it costs an attempt, and the job is tried again. After a panic outside the job's
+//! own work, the row waits until its lease ends.
 
 use std::time::Duration;
 
@@ -24,10 +24,10 @@ use tracing::{error, warn};
 
 use crate::consumer::Ack;
 
-/// Longer than a job takes: a query, a close, a query, one call for each refund that people book, and three transactions. A
-/// worker that takes longer loses the job by its fence, and changes nothing.
+/// Longer than a job needs: a query, a close, a query, one call for each refund that people book, and three
+/// transactions. A worker that needs longer loses the job by its fence, and changes nothing.
 const LEASE: time::Duration = time::Duration::minutes(2);
-/// When a job that failed is tried again: the first few soon, then slower, for ever.
+/// The waits before a failed job is tried again: short at first, then longer. The last wait applies for ever.
 pub const RETRY: [Duration; 6] = [
     Duration::from_secs(2),
     Duration::from_secs(10),
@@ -37,16 +37,16 @@ pub const RETRY: [Duration; 6] = [
     Duration::from_secs(1800),
 ];
 
-/// What a job did not manage; its row stays, and it is tried again.
+/// The error of a job. Its row stays, and the job is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
-    /// The database.
-    #[error("the database did not do it")]
+    /// A database error.
+    #[error("a database operation failed")]
     Db(#[from] DbError),
-    /// The row that the job is about is not there, or names what is not configured.
+    /// The row that the job is about does not exist, or names an account that is not configured.
     #[error("{0}")]
     Missing(String),
-    /// A defect, or trouble that passes.
+    /// A panic: a defect, or a temporary failure.
     #[error(transparent)]
     Panicked(#[from] Panicked),
 }
@@ -68,23 +68,23 @@ impl Collision for JobError {
     }
 }
 
-/// What a worker does with its jobs.
+/// The work of a worker on its jobs.
 pub trait Job {
-    /// Its worker: which kinds of jobs it takes, and its name in metrics and logs.
+    /// The worker. It determines the kinds of jobs, and the name in metrics and logs.
     const WORKER: Service;
 
-    /// Does one step and ends or re-dates the row.
+    /// Does one step, and deletes or reschedules the row.
     fn run(&self, job: &Taken) -> impl Future<Output = Result<(), JobError>>;
-    /// The pool, for taking and giving back.
+    /// The pool, to claim jobs and to give them back.
     fn db(&self) -> &PgPool;
     /// The clock.
     fn clock(&self) -> &Clock;
 }
 
-/// Runs the jobs of a batch of messages; `Err` in `batch` is a message that is none.
+/// Runs the jobs of a batch of messages; `Err` in `batch` is a message that is no job.
 ///
 /// # Errors
-/// Never: what fails is tried again by its row. The type is the consumer's.
+/// Never: the row of a failed job makes it run again. The consumer requires this return type.
 pub async fn run_batch<J: Job>(
     job: &J,
     batch: Vec<Result<JobMessage, serde_json::Error>>,
@@ -92,13 +92,13 @@ pub async fn run_batch<J: Job>(
     let runs = batch.into_iter().map(async |message| match message {
         Ok(message) => {
             if let Err(panic) = caught(run_one(job, message)).await {
-                // The row comes again when its lease ends.
+                // The relay publishes the row again when its lease ends.
                 panic.noted(J::WORKER.as_str(), "job", &format_args!("job {}", message.id));
             }
             Ack::Done
         }
         Err(error) => {
-            error!(%error, "A message in a job queue is no job");
+            error!(%error, "A message in a job queue cannot be read as a job");
             Ack::Dead
         }
     });
@@ -110,8 +110,8 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
     let take = || jobs::take(job.db(), &kinds, message, LEASE);
     let taken = match anew(take).await {
         Ok(Some(taken)) => taken,
-        Ok(None) => return, // A repeat, done, or forged.
-        Err(error) => return warn!(%error, job = message.id, "A job cannot be taken now; it comes again"),
+        Ok(None) => return, // A repeat, a finished job, or a forged message.
+        Err(error) => return warn!(%error, job = message.id, "A job cannot be claimed now; it will be published again"),
     };
     crash::at(Point::JobTaken);
     let _ = crash::met(Point::JobTaken, &taken.ref_id);
@@ -124,14 +124,14 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
     };
     let Err(failed) = ended else { return };
     let reason = chain(&failed);
-    warn!(job = taken.id, attempts = taken.attempts, error = reason, "A job failed; it is tried again");
-    // Collisions are no fault of the job, and say nothing about the next time.
+    warn!(job = taken.id, attempts = taken.attempts, error = reason, "A job failed; it will be tried again");
+    // The job does not cause a collision, so a collision costs no attempt and does not lengthen the wait.
     let (wait, cost) = match failed.is_collision() {
         true => (pause(job.clock(), &RETRY, 0), Cost::Nothing),
         false => (pause(job.clock(), &RETRY, taken.attempts), Cost::Attempt),
     };
     if let Err(error) = anew(|| give_back(job, &taken, wait, cost, &reason)).await {
-        warn!(%error, job = taken.id, "A job was not given back; it comes again when its lease ends");
+        warn!(%error, job = taken.id, "A job was not given back; it will be published again when its lease ends");
     }
 }
 
@@ -147,14 +147,14 @@ async fn give_back<J: Job>(
     Ok(tx.commit().await?)
 }
 
-/// The `step`-th wait of a schedule, spread; beyond its end the last wait counts.
+/// The `step`-th wait of a schedule, varied by [`spread`]; beyond the end of the schedule the last wait applies.
 pub fn pause(clock: &Clock, schedule: &[Duration], step: i32) -> time::Duration {
     let step = usize::try_from(step).unwrap_or(0).min(schedule.len().saturating_sub(1));
     let wait = schedule.get(step).copied().unwrap_or(Duration::from_secs(60));
     spread(clock, wait)
 }
 
-/// A wait made longer by up to a tenth, so that what failed together does not come together.
+/// A wait made longer by up to a tenth, so that jobs that failed together are not tried again together.
 pub fn spread(clock: &Clock, wait: Duration) -> time::Duration {
     let share = f64::from(u8::try_from(clock.fresh_bits() % 256).unwrap_or(0)) / 2560.0;
     time::Duration::seconds_f64(wait.mul_f64(1.0 + share).as_secs_f64())

@@ -1,4 +1,4 @@
-//! What the workers do. Each binary in `bin/` is a thin main around one of these modules.
+//! The work of the workers. Each binary in `bin/` is a thin `main` around one of these modules.
 
 pub mod callbacks;
 pub mod checks;

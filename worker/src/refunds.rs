@@ -1,5 +1,5 @@
-//! Carries a refund a step further: asks for it, or asks how it went. The outcome of a call may be unknown, and then the
-//! question comes before any repeat, and a repeat carries the same number and amount.
+//! Carries a refund one step further: requests it at the gateway, or queries its state. The outcome of a call may be
+//! unknown. Then the worker queries before it repeats the call, and the repeat carries the same number and amount.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,10 +29,10 @@ use tracing::{error, info, warn};
 
 use crate::jobs::{Job, JobError, RETRY, pause, planted, spread};
 
-/// A question earlier than this after the request says nothing. Source: Alipay, refund query (P:02ekft).
+/// A query earlier than this after the request proves nothing. Source: Alipay, refund query (P:02ekft).
 const SETTLE_IN: time::Duration = time::Duration::seconds(10);
-/// How often a refund on its way is asked about: up to this age, every so often; then the last, for ever. It is never
-/// declared failed by its age.
+/// How often we query a refund that is on its way: pairs of "up to this age" and "this interval". The last interval
+/// applies for ever: a refund never becomes failed because of its age.
 const ASK: [(time::Duration, Duration); 5] = [
     (time::Duration::minutes(1), Duration::from_secs(10)),
     (time::Duration::minutes(10), Duration::from_secs(60)),
@@ -42,24 +42,25 @@ const ASK: [(time::Duration, Duration); 5] = [
 ];
 /// How long a refund waits for the merchant's balance.
 const SHORTAGE: time::Duration = time::Duration::minutes(10);
-/// A refusal of a repeat says nothing about the request before it, whose outcome is unknown: so long it may still arrive.
+/// How long an earlier request with an unknown outcome may still take effect. A refusal of its repeat proves nothing
+/// about it.
 const LATE_EFFECT: time::Duration = time::Duration::minutes(10);
-/// How often an undeliverable refund is asked about.
+/// How often we query an undeliverable refund.
 const ABNORMAL: time::Duration = time::Duration::days(1);
-/// How a connection that is refused is tried again, before the job goes back.
+/// The retries when the gateway cannot be reached, before the job is postponed.
 const CONNECTING: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(200))
     .with_max_delay(Duration::from_secs(2))
     .with_max_times(3)
     .with_jitter();
-/// How long a refund waits for its turn to be sent before its job goes back.
+/// How long a refund waits for its turn to be sent before its job is postponed.
 const TURN: Duration = Duration::from_secs(5);
 
 /// Works on refunds.
 pub struct RefundWorker {
-    /// Where the truth is.
+    /// The database, which holds the authoritative state.
     pub db: PgPool,
-    /// Whom to ask.
+    /// The gateways to call.
     pub gateways: Gateways,
     /// The base of the callback routes, as the gateways see them.
     pub public_url: String,
@@ -67,25 +68,26 @@ pub struct RefundWorker {
     pub clock: Clock,
     /// How many requests may be under way.
     pub budget: Budget,
-    /// Passes on which orders have changed.
+    /// Writes changed orders to Redis.
     pub copies: Renewer,
 }
 
-/// What a step came to.
+/// The result of a step.
 enum Step {
-    /// The gateway said how it is.
+    /// The gateway stated the refund's state.
     Fact(RefundFact),
-    /// Nothing yet: go on after `pause`.
+    /// No result yet: continue after `pause`.
     Wait { pause: time::Duration, cost: Cost, reason: String },
-    /// Refused for good, for all we hear; only a later question makes it a failure.
+    /// The gateway refused. The refund becomes `failed` only after a query confirms it.
     Refused { code: String, message: String },
-    /// The merchant's balance is short.
+    /// The merchant's balance is too low.
     Short { message: String },
-    /// Our account was refused, and the refund was not judged: its outcome is unknown until people have mended that.
+    /// The gateway refused our account and did not judge the refund. The outcome is unknown until a person corrects
+    /// that.
     Misconfigured { code: String, message: String },
-    /// A signed answer that makes no sense: a person looks, and the refund is asked about.
+    /// The answer breaks the protocol: a case asks a person to look at it, and the worker queries the refund.
     Strange { what: String },
-    /// What a person asked for did not get through: it stays asked.
+    /// A person's request did not reach the gateway: the job's payload still holds it, and it is tried again.
     NotYet { reason: String },
     /// There is nothing to do.
     Done,
@@ -127,8 +129,8 @@ impl Job for RefundWorker {
 }
 
 impl RefundWorker {
-    /// For how long the gateway wants no other refund of this order: counted from the last moment at which another one may
-    /// have reached it, which is when we had heard of its end.
+    /// How long the gateway accepts no further refund of this order. We count from the last moment at which another
+    /// refund may have reached it: when we sent that refund, or when its record last changed, whichever is later.
     async fn too_soon(&self, job: &Taken, refund: &Refund, order: &Order) -> Result<Option<time::Duration>, JobError> {
         let gap = match refund.payment_method {
             PaymentMethod::Alipay => time::Duration::seconds(3),
@@ -141,7 +143,7 @@ impl RefundWorker {
         Ok(last.map(|last| left(gap, last, job.now())).filter(|left| left.is_positive()))
     }
 
-    /// Commits that the request is about to leave, then lets it leave.
+    /// Commits that we are about to send the request, then sends it.
     async fn send(&self, gateway: &dyn Gateway, job: &Taken, refund: &Refund, order: &Order) -> Result<Step, JobError> {
         let Some(turn) = self.budget.turn(refund.payment_method).await else {
             return Ok(Step::wait(time::Duration::seconds(2), "too many calls fail just now"));
@@ -152,7 +154,7 @@ impl RefundWorker {
         crash::met(Point::RefundMarked, order_no).map_err(planted)?;
         let request = self.request(refund, order);
         let call = || gateway.refund(&request, job.now());
-        // Without a connection nothing was sent: no question is needed before the next try.
+        // Without a connection nothing was sent, so the next try needs no query before it.
         let not_sent = |error: &GatewayError| matches!(error, GatewayError::Unavailable(_));
         let answer = call.retry(CONNECTING).when(not_sent).await;
         crash::at(Point::RefundAnswered);
@@ -169,8 +171,8 @@ impl RefundWorker {
         Ok(tx.commit().await?)
     }
 
-    /// Asks how it went. Only when the gateway knows no such refund may the same request leave again; and only when it had
-    /// refused before, the refund has failed.
+    /// Queries the refund. If the gateway knows no such refund, the worker may send the same request again. If the
+    /// gateway has also refused the request before, the refund has failed.
     async fn ask(&self, gateway: &dyn Gateway, job: &Taken, refund: &Refund, order: &Order) -> Result<Step, JobError> {
         let now = job.now();
         let sent = refund.sent_at.unwrap_or(refund.updated_at);
@@ -182,7 +184,7 @@ impl RefundWorker {
         crash::at(Point::RefundQueried);
         crash::met(Point::RefundQueried, order.order_no.as_str()).map_err(planted)?;
         match answer {
-            // Nobody signs this word: it ends nothing that the gateway had accepted.
+            // This answer may be unsigned, so it does not end a refund that the gateway had accepted.
             Ok(RefundState::Absent) if refund.status != RefundStatus::Processing => {
                 Ok(Step::wait(ABNORMAL, "an undeliverable refund is not known any more"))
             }
@@ -197,7 +199,7 @@ impl RefundWorker {
                     Ok(Step::Fact(RefundFact::Failed { why, closed: false }))
                 }
             },
-            // A refused question is no word about the refund.
+            // A refused query says nothing about the refund.
             Err(GatewayError::Refused { code, message }) => {
                 Ok(self.unknown(refund, now, &format!("{code}: {message}")))
             }
@@ -205,7 +207,7 @@ impl RefundWorker {
         }
     }
 
-    /// A refund that has failed is asked about once more: an earlier request may have had its effect after all.
+    /// Queries a failed refund once more: an earlier request may have taken effect after all.
     async fn look_back(&self, gateway: &dyn Gateway, (refund, order): (&Refund, &Order), now: OffsetDateTime) -> Step {
         match gateway.query_refund(&self.request(refund, order), now).await {
             Ok(RefundState::Absent | RefundState::Closed { .. }) => Step::Done,
@@ -214,7 +216,7 @@ impl RefundWorker {
         }
     }
 
-    /// Sends a refund that could not be delivered to the merchant's own account, as two people have decided.
+    /// Redirects an undeliverable refund to the merchant's own account, as two people have decided.
     async fn redirect(&self, gateway: &dyn Gateway, (refund, order): (&Refund, &Order), now: OffsetDateTime) -> Step {
         let request = self.request(refund, order);
         let known = match &refund.gateway_refund_no {
@@ -228,7 +230,7 @@ impl RefundWorker {
             known => known,
         };
         match answer {
-            // Refused perhaps because an earlier attempt got through: the question comes soon.
+            // An earlier attempt may have succeeded and caused this refusal: the worker queries soon.
             Err(GatewayError::Refused { code, message }) => {
                 let reason = format!("not sent another way: {code}: {message}");
                 Step::Wait { pause: SETTLE_IN, cost: Cost::Attempt, reason }
@@ -289,12 +291,12 @@ impl RefundWorker {
         spread(&self.clock, every)
     }
 
-    /// One transaction: what was learnt, and when the job goes on. Facts count whoever brings them; anything else only from
-    /// the worker that still holds the job.
+    /// Records in one transaction what the gateway answered, and when the job is due again. A fact counts even if this
+    /// worker has lost the job; any other result counts only from the worker that still holds it.
     async fn record(&self, job: &Taken, refund: &Refund, order: &Order, step: &Step) -> Result<(), JobError> {
         let now = job.now();
         let refund_no = &refund.refund_no;
-        // What people have accepted stays asked until the gateway states the amount once more.
+        // An amount that people have accepted stays in the payload until the gateway states the amount once more.
         let idle = job.asking(RefundRequest { redirect: false, accept: accepted(job) }.payload());
         let moves = matches!(step, Step::Fact(_));
         let mut tx = self.db.begin().await?;
@@ -305,13 +307,13 @@ impl RefundWorker {
             }
             Step::Wait { pause, cost, reason } => {
                 if *cost == Cost::Attempt {
-                    warn!(%refund_no, reason, "Refund {refund_no}: outcome unknown, it will be asked about");
+                    warn!(%refund_no, reason, "Refund {refund_no}: outcome unknown, a query will follow");
                     refunds::note_trouble(&mut tx, refund.id, None, reason, now).await?;
                 }
                 jobs::again(&mut tx, &idle, *pause, *cost, reason).await?
             }
             Step::Refused { code, message } => {
-                warn!(%refund_no, code, message, "Refund {refund_no} was refused; a question will confirm it");
+                warn!(%refund_no, code, message, "Refund {refund_no} was refused; a query will confirm it");
                 refunds::note_trouble(&mut tx, refund.id, Some(code), message, now).await?;
                 jobs::again(&mut tx, &idle, SETTLE_IN, Cost::Nothing, code).await?
             }
@@ -330,7 +332,7 @@ impl RefundWorker {
                 jobs::again(&mut tx, &idle, self.next_question(refund, now), Cost::Attempt, what).await?
             }
             Step::NotYet { reason } => {
-                warn!(%refund_no, reason, "Refund {refund_no} is tried again");
+                warn!(%refund_no, reason, "The request for refund {refund_no} did not succeed; it will be tried again");
                 refunds::note_trouble(&mut tx, refund.id, None, reason, now).await?;
                 jobs::again(&mut tx, job, pause(&self.clock, &RETRY, job.attempts), Cost::Attempt, reason).await?
             }
@@ -356,7 +358,8 @@ impl RefundWorker {
         Ok(())
     }
 
-    /// Settles what the gateway states, with the amount that people have accepted.
+    /// Settles the fact that the gateway stated. An amount that two people have accepted counts if the gateway states
+    /// it.
     async fn settle(
         &self,
         tx: &mut PgConnection,
@@ -374,13 +377,13 @@ impl RefundWorker {
         store::connect::met(tx, Point::RefundSettled, order.order_no.as_str()).await?;
         let refund_no = &refund.refund_no;
         info!(%refund_no, order_id = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
-        // Ended ones have dropped or re-dated their job already; the others are asked about daily.
+        // Settling has already deleted or rescheduled the job of a refund that ended; we query the others daily.
         jobs::again(tx, &job.asking(RefundRequest::default().payload()), ABNORMAL, Cost::Nothing, fact.as_str())
             .await?;
         Ok(())
     }
 
-    /// Calls people for the account, and notes the trouble of the refund; returns it in words.
+    /// Opens a case for the account, and stores the error with the refund; returns the error in words.
     async fn misconfigured(
         &self,
         tx: &mut PgConnection,
@@ -397,7 +400,7 @@ impl RefundWorker {
         Ok(reason)
     }
 
-    /// A case, and the last trouble of the refund.
+    /// Opens a case, and stores the error with the refund.
     async fn trouble(
         &self,
         tx: &mut PgConnection,
@@ -405,7 +408,7 @@ impl RefundWorker {
         kind: CaseKind,
         message: &str,
     ) -> Result<(), JobError> {
-        // The refund's row before the case, as a settling notice locks them.
+        // Locks the refund's row before the case, as the settling of a notification does.
         refunds::note_trouble(tx, refund.id, None, message, self.clock.now()).await?;
         let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "message": message });
         let case = settling::case_of(&self.clock, kind, refund, evidence);
@@ -413,12 +416,12 @@ impl RefundWorker {
     }
 }
 
-/// The amount that two people have accepted as the one that went back.
+/// The amount that two people have accepted as the refunded one.
 fn accepted(job: &Taken) -> Option<Money> {
     RefundRequest::read(&job.payload).accept
 }
 
-/// The account that took the payment.
+/// The account that received the payment.
 fn account<'a>(refund: &'a Refund, order: &'a Order) -> &'a AccountName {
     refund.account.as_ref().unwrap_or(&order.account)
 }
@@ -429,15 +432,15 @@ impl Step {
     }
 }
 
-/// What is left of `wait` since `since`. A moment that another clock wrote ahead of ours counts as now, so nothing is put off
-/// for longer than `wait`.
+/// The rest of `wait`, counted from `since`. A moment in the future, written by a clock ahead of ours, counts as now,
+/// so nothing is postponed for longer than `wait`.
 fn left(wait: time::Duration, since: OffsetDateTime, now: OffsetDateTime) -> time::Duration {
     wait - (now - since.min(now))
 }
 
-/// Keeps the requests of this process, those that fail above all, below what a gateway takes in a second.
+/// Limits the requests of this process, above all those that fail, to what a gateway allows in a second.
 ///
-/// A turn is taken for as long as a request is under way, and for a second more when it failed: so no more than this many
+/// A request holds a turn while it is under way, and for one second more if it failed. So at most this many requests
 /// fail in any second. Source: WeChat Pay APIv3, "申请退款", 6 failing calls a second for all processes of a merchant.
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -446,13 +449,13 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// So many turns at each gateway.
+    /// Creates this many turns for each gateway.
     pub fn new(turns: usize) -> Budget {
         let turns = || Arc::new(Semaphore::new(turns.max(1)));
         Budget { alipay: turns(), wechat: turns() }
     }
 
-    /// A turn, if there is one soon.
+    /// A turn, if one is free within [`TURN`].
     async fn turn(&self, gateway: PaymentMethod) -> Option<Turn> {
         let turns = match gateway {
             PaymentMethod::Alipay => &self.alipay,
@@ -468,7 +471,7 @@ struct Turn {
 }
 
 impl Turn {
-    /// The request failed: nobody has this turn for a second.
+    /// The request failed: no other request gets this turn for a second.
     fn used_up(self) {
         tokio::spawn(async move {
             sleep(Duration::from_secs(1)).await;

@@ -1,4 +1,5 @@
-//! Links what people did into its chain, beside the carrying and on a connection of its own; once a day its root goes to the log.
+//! Links the actions of people into the hash chain of the audit log, concurrently with the publishing and on its own
+//! connection. Once a day the relay writes the root of the chain to the log.
 
 use std::time::Duration;
 
@@ -16,12 +17,12 @@ use super::{Relay, WORKER};
 
 const EVERY: Duration = Duration::from_millis(500);
 const BATCH: usize = 1000;
-/// How far back each round looks for rows without a link.
+/// How far back each round searches for rows without a link.
 const RECENT: time::Duration = time::Duration::hours(1);
-/// How many numbers the long look goes over in one round.
+/// How many numbers the full scan covers in one round.
 const SLICE: i64 = 20_000;
 
-/// Links until `stop`. A round that fails is tried again with the next.
+/// Links until `stop`. A failed round is repeated with the next one.
 pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     let work = async {
         let mut look = Look::default();
@@ -32,7 +33,7 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
                     metrics::counter!("relay_steps_failed_total", "step" => "audit").increment(1);
-                    error!(error = chain(&error), "Acts of people are not linked; the next round does it");
+                    error!(error = chain(&error), "Actions in the audit log were not linked; the next round will link them");
                 }
                 Err(panic) => drop(panic.noted(WORKER, "audit", &"the links of the audit log")),
             }
@@ -42,16 +43,17 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     tokio::select! { () = work => {}, () = stop.cancelled() => {} }
 }
 
-/// A look over all rows, at the start and once a day: a transaction may have been long, and a relay away.
+/// A scan over all rows, at the start and once a day. It finds rows that the recent search missed, because a
+/// transaction took long or no relay was active.
 #[derive(Default)]
 struct Look {
-    /// On which day the last one came to its end.
+    /// The day on which the last scan finished.
     done: Option<Date>,
-    /// The number from which this one goes on.
+    /// The number from which the present scan continues.
     from: i64,
 }
 
-/// Links what is new, and goes on with the long look. Returns how many rows were linked.
+/// Links new rows, and continues the full scan. Returns how many rows were linked.
 async fn round(relay: &Relay, look: &mut Look) -> Result<usize, DbError> {
     let mut tx = relay.db.begin().await?;
     let new = audit::recent(&mut *tx, RECENT, BATCH as i64).await?;

@@ -1,9 +1,10 @@
-//! Dead letters become cases: why they were given up, and where they came from. Their bytes are kept apart from the case.
+//! Turns dead letters into cases. A case shows the reason and the origin of its dead letter; the bytes are stored apart
+//! from the case.
 //!
-//! A letter that is refused, or whose case panics, is filed with its bytes alone, and stops no other.
+//! If the database refuses a dead letter, or its case panics, only its bytes are filed. It does not stop the others.
 //!
-//! A callback that came as a job ends with its letter. A check or refund does not: its letter is only a nudge that nobody
-//! could take, so the row stays and is published again (ops/decisions/0002).
+//! A callback that came as a job ends with its dead letter. A check or refund does not: its dead letter is only a nudge
+//! that no worker could process, so the row stays and is published again (ops/decisions/0002).
 
 use broker::Delivery;
 use broker::consume::{DeadLetter, LetterOf};
@@ -26,10 +27,10 @@ use tracing::{error, warn};
 use super::{Relay, WORKER};
 use crate::consumer::Ack;
 
-/// Reads a letter. One that cannot be read is its bytes alone.
+/// Reads a dead letter. If its headers cannot be read, the result holds only its bytes.
 pub(super) fn read(delivery: &Delivery) -> DeadLetter {
     caught_now(|| DeadLetter::from_delivery(delivery)).unwrap_or_else(|panic| {
-        panic.noted(WORKER, "dead_letters", &"a letter's headers");
+        panic.noted(WORKER, "dead_letters", &"a dead letter's headers");
         DeadLetter {
             message_id: None,
             queue: None,
@@ -41,10 +42,11 @@ pub(super) fn read(delivery: &Delivery) -> DeadLetter {
     })
 }
 
-/// Opens a case for each letter. A letter met again finds its case.
+/// Opens a case for each dead letter. A dead letter that arrives again finds its case.
 ///
 /// # Errors
-/// [`DbError`]; the letters stay in their queue then. One that the database refuses is filed with less, and stops no other.
+/// [`DbError`]; the dead letters stay in their queue then. If the database refuses one, only its bytes are filed, and
+/// the others are not affected.
 pub(super) async fn file(relay: &Relay, letters: Vec<DeadLetter>) -> Result<Vec<Ack>, DbError> {
     let acks = vec![Ack::Done; letters.len()];
     let Err(refused) = opened(relay, &letters, Evidence::Whole).await? else { return Ok(acks) };
@@ -58,7 +60,7 @@ pub(super) async fn file(relay: &Relay, letters: Vec<DeadLetter>) -> Result<Vec<
     Ok(acks)
 }
 
-/// Why letters did not become cases, where a repeat would not help.
+/// The error when dead letters did not become cases and a repeat would not help.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error(transparent)]
@@ -67,24 +69,24 @@ enum Refused {
     Panicked(#[from] Panicked),
 }
 
-/// Opens cases; tells a fault that passes (the outer error) from a refusal of what was to be written (the inner one).
+/// Opens cases. The outer error is temporary; the inner one refuses the content.
 async fn opened(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Result<Result<(), Refused>, DbError> {
     match caught(in_time(Box::pin(open(relay, letters, evidence)))).await {
         Ok(Err(error @ (DbError::Unavailable(_) | DbError::Again(_)))) => Err(error),
         Ok(outcome) => Ok(outcome.map_err(Refused::Db)),
         Err(panic) => {
             let first = letters.first().and_then(|letter| letter.message_id.as_deref()).unwrap_or("none");
-            Ok(Err(panic.noted(WORKER, "dead_letters", &format_args!("letter {first} and those with it")).into()))
+            Ok(Err(panic.noted(WORKER, "dead_letters", &format_args!("dead letter {first} and those with it")).into()))
         }
     }
 }
 
-/// How much of a letter its case tells.
+/// How much of a dead letter its case shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Evidence {
     /// Everything.
     Whole,
-    /// What no database can refuse.
+    /// Only the bytes, which the database cannot refuse.
     Bytes,
 }
 
@@ -117,8 +119,8 @@ async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Resu
     Ok(())
 }
 
-/// The case of a letter, and the letter to be kept for it. Of the job that the letter was published for, a callback's is
-/// deleted here, since its bytes are kept; another's is only named.
+/// The case of a dead letter, and the dead letter to store for it. The job of a callback is deleted here, because its
+/// bytes are stored; a check or refund job is only named.
 async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Result<(NewCase, Letter), DbError> {
     let id = CaseId::from_u128(relay.clock.fresh_bits());
     let plain_or_none = |text: &Option<String>| text.as_deref().map(plain);
@@ -131,13 +133,13 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
     });
     summarize(&mut evidence, &letter.body);
     let mut replayable = None;
-    // Without an id of its own a letter is always new.
+    // A dead letter without an id is always new.
     let mut number = plain_or_none(&letter.message_id).unwrap_or_else(|| id.to_string());
     match letter.of() {
         Some(LetterOf::Callback(callback)) => {
-            // Not the message: what was signed once is one case, however often and in whatever form it comes.
+            // Not the message id: signed content has one case, however often and in whatever form it arrives.
             number = essence(&callback);
-            // What settling it met is in the row alone: a panic above all.
+            // Only the row holds the errors of settling it, above all a panic.
             if let Some(met) = panicked::met(tx, &callback).await? {
                 evidence["job"] =
                     json!({ "id": callback.job_id, "attempts": met.attempts, "last_error": met.last_error });
@@ -153,7 +155,7 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
             replayable = Some(callback);
         }
         Some(LetterOf::Work(nudge)) => {
-            // Not the fence: however often the job is published, it is one case.
+            // Without the fence: a job has one case, however often it is published.
             number = format!("job:{}", nudge.id);
             if let Some(work) = jobs::work(tx, nudge.id).await? {
                 evidence["job"] = json!({ "id": nudge.id, "kind": work.kind, "ref_id": work.ref_id });
@@ -166,21 +168,21 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
     Ok((NewCase { id, kind: CaseKind::DeadLetter, order_id: None, gateway_no, evidence }, kept))
 }
 
-/// The bytes name the payer, so the case has their size and digest alone.
+/// Adds the size and digest of the bytes. The bytes themselves name the payer, so they are not in the case.
 fn summarize(evidence: &mut Value, bytes: &[u8]) {
     if let Some(members) = evidence.as_object_mut() {
         members.extend(dead_letters::summary(bytes));
     }
 }
 
-/// A number that other bytes do not have: what it claims to be, and a part of the digest.
+/// A number that differs for other bytes: the given number, and a part of the digest.
 pub(super) fn named(number: &str, bytes: &[u8]) -> String {
     let digest = digest(bytes);
     let part: String = digest.chars().skip_while(|c| *c != ':').skip(1).take(16).collect();
     format!("{}:{part}", number.chars().take(100).collect::<String>())
 }
 
-/// The case of a letter that was refused: always a new one, and the job stays as it is.
+/// The case of a dead letter that the database refused. It is always a new case, and the job stays as it is.
 fn bare_case(relay: &Relay, letter: &DeadLetter) -> (NewCase, Letter) {
     let id = CaseId::from_u128(relay.clock.fresh_bits());
     let mut evidence = json!({});
@@ -189,7 +191,7 @@ fn bare_case(relay: &Relay, letter: &DeadLetter) -> (NewCase, Letter) {
     (NewCase { id, kind: CaseKind::DeadLetter, order_id: None, gateway_no: id.to_string(), evidence }, kept)
 }
 
-/// Text that PostgreSQL can hold: everything but NUL, which stands out as U+FFFD.
+/// Text that PostgreSQL can store: each NUL is replaced by U+FFFD.
 fn plain(text: &str) -> String {
     text.replace('\0', "\u{FFFD}")
 }

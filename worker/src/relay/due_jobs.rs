@@ -1,7 +1,7 @@
-//! Due jobs go out, each kind on its own queue: callbacks that could not be published when they came, with their bytes;
-//! checks and refunds as a nudge that names the row.
+//! Publishes due jobs to the queue of their kind. A callback that could not be published when it arrived is published
+//! with its bytes; a check or refund is published as a nudge that names the row.
 //!
-//! A job that panics here, or whose case the database refuses, is left to its lease; the others go out.
+//! A job that panics here, or whose case the database refuses, waits until its lease ends; the others are published.
 
 use broker::{Message, callback_message};
 use domain::message::callback::Callback;
@@ -21,10 +21,10 @@ use tracing::{error, warn};
 use super::dead_letters::named;
 use super::{BATCH, CONFIRM, LONG_QUEUE, Relay, WORKER};
 
-/// A queue that is shorter than this leaves room for jobs that wait until their worker is idle.
+/// A queue that is shorter than this has room for jobs that wait until their worker is idle.
 pub(super) const SHORT_QUEUE: u32 = 1000;
 
-/// Publishes due jobs of a kind, when so many messages wait in its queue. Returns how many went out.
+/// Publishes due jobs of a kind; `depth` is the number of messages in its queue. Returns how many were published.
 pub(super) async fn carry(
     relay: &Relay,
     connection: &mut PgConnection,
@@ -49,9 +49,9 @@ pub(super) async fn carry(
             }
             Ok(Err(error)) => match give_up(relay, connection, &job, &error).await {
                 Err(refused) if refused.blames_the_rows() => {
-                    error!(job = job.id, error = chain(&refused), "Job {} can become no case; its lease ends", job.id);
+                    error!(job = job.id, error = chain(&refused), "Job {} cannot become a case; it waits for its lease", job.id);
                 }
-                // The others are leased: they go out first.
+                // The other jobs are leased, so they are published before this error is returned.
                 outcome => failed = outcome.and(failed),
             },
             Err(panic) => drop(panic.noted(WORKER, "due_jobs", &format_args!("job {}", job.id))),
@@ -100,7 +100,7 @@ fn message(kind: JobKind, job: &Due) -> Result<Message, serde_json::Error> {
     })
 }
 
-/// A payload that is no callback: the row becomes a case, in one transaction.
+/// Turns a row whose payload is no callback into a case, in one transaction.
 async fn give_up(
     relay: &Relay,
     connection: &mut PgConnection,

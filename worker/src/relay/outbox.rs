@@ -1,6 +1,6 @@
-//! New events go out with a confirm, those of one order in order; only then are they marked.
+//! Publishes new events, those of one order in their order. The relay marks an event only after the broker confirms it.
 //!
-//! An event that cannot be read or rendered waits alone, with those behind it of its order; the others go out.
+//! An event that cannot be read or rendered waits, and so do the later events of its order; the others are published.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,19 +20,19 @@ use tracing::{error, warn};
 
 use super::{BATCH, CONFIRM, Relay, WORKER};
 
-/// After how long an event that could not be read or rendered is tried again: a release that can may run by then.
+/// The wait before an event that could not be read or rendered is tried again. A newer release may run by then.
 const UNREADABLE_RETRY: time::Duration = time::Duration::minutes(5);
 
-/// The way out, and what it has to remember from one round to the next.
+/// The publishing of events, with its state between two rounds.
 #[derive(Default)]
 pub(super) struct Outbox {
-    /// Confirmed by the broker, and not marked yet because another transaction was in the way. While they wait nothing is
-    /// published, or each round would publish them once more.
+    /// Events that the broker has confirmed and that are not marked yet, because another transaction was in the way.
+    /// Until they are marked, nothing is published; otherwise each round would publish them again.
     confirmed: Vec<i64>,
 }
 
 impl Outbox {
-    /// Publishes what waits. Returns how many events went out.
+    /// Publishes the waiting events. Returns how many were published.
     pub async fn carry(&mut self, relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
         self.mark(relay, connection).await?;
         let (waiting, mut unreadable) = read(connection).await?;
@@ -44,7 +44,7 @@ impl Outbox {
         crash::at(Point::OutboxTaken);
         let Outcome { confirmed, unroutable, unrendered } = publish(relay, waiting).await;
         unreadable.extend(unrendered);
-        // Whoever changed them has passed it on already, unless he came to his end in between.
+        // The process that changed these orders has already renewed their copies, unless it died in between.
         relay.copies.renew(&relay.db, Changed::Ids(orders_of(&about, &confirmed)));
         self.confirmed = confirmed;
         if !unroutable.is_empty() {
@@ -57,7 +57,7 @@ impl Outbox {
         self.mark(relay, connection).await
     }
 
-    /// Marks what is confirmed, and says how many events that were.
+    /// Marks the confirmed events as published, and returns how many there were.
     async fn mark(&mut self, relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
         if self.confirmed.is_empty() {
             return Ok(0);
@@ -71,7 +71,7 @@ impl Outbox {
     }
 }
 
-/// The events that wait, and the places of those that cannot be read. What follows one of these in its order waits too.
+/// The waiting events, and the numbers of those that cannot be read. The later events of such an order wait too.
 async fn read(connection: &mut PgConnection) -> Result<(Vec<Waiting>, Vec<i64>), DbError> {
     match caught(events::waiting(&mut *connection, BATCH)).await {
         Ok(Err(error)) if error.blames_the_rows() => warn!(%error, "An event cannot be read; they are read one by one"),
@@ -92,14 +92,14 @@ async fn read(connection: &mut PgConnection) -> Result<(Vec<Waiting>, Vec<i64>),
             Ok(Err(error)) => return Err(error),
             Err(panic) => panic.noted(WORKER, "outbox.read", &seq).to_string(),
         };
-        error!(seq, reason, "Event {seq} cannot be read; it waits with those behind it of its order");
+        error!(seq, reason, "Event {seq} cannot be read; it waits, and so do the later events of its order");
         unreadable.push(seq);
         held.extend(order);
     }
     Ok((waiting, unreadable))
 }
 
-/// The orders that the events with these numbers tell of, each once.
+/// The orders of the events with these numbers, each once.
 fn orders_of(about: &[(i64, OrderId)], seqs: &[i64]) -> Vec<OrderId> {
     let seqs: HashSet<&i64> = seqs.iter().collect();
     let orders: HashSet<OrderId> =
@@ -107,16 +107,16 @@ fn orders_of(about: &[(i64, OrderId)], seqs: &[i64]) -> Vec<OrderId> {
     orders.into_iter().collect()
 }
 
-/// What became of the events of a round; those in neither list are tried again.
+/// The result for the events of a round. Events in none of these lists are tried again.
 #[derive(Default)]
 struct Outcome {
     confirmed: Vec<i64>,
     unroutable: Vec<i64>,
-    /// No message can be made of them.
+    /// Events that cannot be turned into a message.
     unrendered: Vec<i64>,
 }
 
-/// Publishes wave after wave, for as long as a round may take.
+/// Publishes one wave after another, within the time limit of a round.
 async fn publish(relay: &Relay, waiting: Vec<Waiting>) -> Outcome {
     let deadline = Instant::now() + CONFIRM;
     let mut outcome = Outcome::default();
@@ -164,12 +164,12 @@ async fn publish(relay: &Relay, waiting: Vec<Waiting>) -> Outcome {
         }
     }
     if let Some((event_id, error)) = refusals.first() {
-        warn!(events = refusals.len(), event_id, %error, "Events are not out yet, the first of them {event_id}");
+        warn!(events = refusals.len(), event_id, %error, "Events are not published yet, the first of them {event_id}");
     }
     outcome
 }
 
-/// The first event of each order, then the second of each, and so on.
+/// The first event of each order, then the second event of each, and so on.
 fn waves(waiting: Vec<Waiting>) -> Vec<Vec<Waiting>> {
     let mut depth: HashMap<OrderId, usize> = HashMap::new();
     let mut waves: Vec<Vec<Waiting>> = Vec::new();
@@ -187,7 +187,7 @@ fn waves(waiting: Vec<Waiting>) -> Vec<Vec<Waiting>> {
     waves
 }
 
-/// The message of an event; a fault of one is no other's.
+/// The message of an event. A panic here does not affect other events.
 fn render(event: &Waiting) -> Result<Message, String> {
     let rendered = caught_now(|| crash::met(Point::OutboxTaken, &event.event_id).map(|()| message(event)));
     match rendered {
@@ -199,7 +199,7 @@ fn render(event: &Waiting) -> Result<Message, String> {
 /// A CloudEvent 1.0 in AMQP binary mode: attributes in headers, `data` as the body.
 ///
 /// Source: CloudEvents, "AMQP Protocol Binding", version 1.0.2, §3.1; the prefix is the one for libraries that cannot
-/// write a colon-free header name apart.
+/// distinguish header names without a colon.
 fn message(event: &Waiting) -> Message {
     let mut headers = vec![
         ("cloudEvents:specversion".to_owned(), "1.0".to_owned()),

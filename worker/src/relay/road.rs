@@ -1,4 +1,5 @@
-//! Looks after the road: notices a wiped broker, has everything published again, and drains the dead letters.
+//! Looks after the broker's topology, which this code calls the road. It detects a wiped broker, causes everything to
+//! be published again, and drains the dead letters.
 
 use std::time::Duration;
 
@@ -13,19 +14,19 @@ use tracing::warn;
 use super::{Depths, Rebuild, Relay, RoadError, RoadState, dead_letters};
 use crate::consumer::{self, BatchOptions};
 
-/// How often the road is looked at.
+/// How often the topology is checked.
 const LOOK: Duration = Duration::from_secs(5);
 
 pub(super) struct Road<'a> {
     pub relay: &'a Relay,
-    /// Reaches whoever works on the connection that holds the lock.
+    /// Sends requests to the task that works on the connection with the lock.
     pub ask: mpsc::Sender<Rebuild>,
-    /// Tells him how the road is.
+    /// Reports the state of the road to that task.
     pub tell: watch::Sender<RoadState>,
 }
 
 impl Road<'_> {
-    /// One session with the broker: repair what is missing, then drain dead letters and keep looking.
+    /// One session with the broker: repairs what is missing, then drains dead letters and repeats the check.
     pub async fn session(&self, broker: &Connection, stop: CancellationToken) -> Result<(), RoadError> {
         self.repair(broker).await?;
         let ended = self.drain_and_look(broker, stop).await;
@@ -63,7 +64,7 @@ impl Road<'_> {
         }
     }
 
-    /// Makes the road whole and tells how it is.
+    /// Repairs the topology and reports its state.
     async fn repair(&self, broker: &Connection) -> Result<(), RoadError> {
         self.mend(broker).await?;
         let mut depths = Depths::default();
@@ -74,8 +75,8 @@ impl Road<'_> {
         Ok(())
     }
 
-    /// When the marker or a queue is gone, so is whatever was on the road. The marker comes last: a repair that breaks off
-    /// is begun again.
+    /// A missing marker or queue means that the messages on the broker are lost too. The marker is declared last, so a
+    /// repair that breaks off starts again.
     async fn mend(&self, broker: &Connection) -> Result<(), RoadError> {
         let marked = topology::marker_exists(broker).await?;
         let whole = match topology::check(broker, &Needs::everything()).await {

@@ -1,4 +1,4 @@
-//! Has the statistics counted about once a minute, beside the carrying and on a connection of its own.
+//! Updates the statistics about once a minute, concurrently with the publishing and on its own connection.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use tracing::warn;
 
 use super::{Relay, WORKER};
 
-/// How old the numbers may be.
+/// The pause between two rounds: how old the statistics may be.
 const EVERY: Duration = Duration::from_secs(60);
-/// Between the rounds of catching up.
+/// The pause between two rounds while the statistics are behind.
 const BREATH: Duration = Duration::from_millis(200);
 
-/// Counts until `stop`. A round that fails is tried again with the next.
+/// Counts until `stop`. A failed round is repeated with the next one.
 pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     let work = async {
         let mut hours = stats::ROUND;
@@ -33,10 +33,10 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
                 }
                 Ok(Err(error)) => {
                     if matches!(error, DbError::Again(_)) {
-                        // Busy hours: fewer of them fit into the time of one statement.
+                        // Hours with many rows: fewer of them fit into the time limit of a statement.
                         hours = (hours / 2).max(1);
                     }
-                    warn!(error = chain(&error), "The statistics were not counted; the next round does it");
+                    warn!(error = chain(&error), "The statistics were not updated; the next round will update them");
                     true
                 }
             };
