@@ -1,9 +1,11 @@
-//! Callbacks become facts, and facts become state: verify again, decrypt, settle, a batch in one transaction.
+//! Turns callbacks into facts, and facts into state: the worker verifies each callback again, decrypts it, and settles
+//! a batch in one transaction.
 //!
-//! The queue is not trusted, so the signature is checked here as at the ingress; only the clock window is the ingress's
-//! alone. A batch that the database refuses, or that another transaction holds up, is split until the callback at fault
-//! stands alone: a refused one is given up, one that is held up becomes a job and comes again. So it delays no other callback. A panic
-//! splits a batch in the same way, and the callback at fault becomes a job that counts its panics (`deferred.rs`).
+//! We do not trust the queue, so the signature is checked here as at the ingress. Only the ingress checks the clock
+//! window. The worker splits a batch that the database refuses, or that another transaction delays, until the callback
+//! at fault is alone. A refused callback becomes a dead letter; a delayed one becomes a job and is tried again. So
+//! neither delays the other callbacks. A panic splits a batch in the same way, and the callback at fault becomes a job
+//! that counts its panics (`deferred.rs`).
 
 use std::ops::Range;
 use std::time::Duration;
@@ -29,35 +31,37 @@ use tracing::{error, info, warn};
 use crate::consumer::Ack;
 use crate::deferred::{self, WORKER};
 
-/// How long a callback waits whose key is not known here, or that the database refuses without saying whose fault it is.
+/// How long a callback waits if its key is unknown here, or if the database refuses it without showing that the row is
+/// at fault.
 const LONG_WAIT: time::Duration = time::Duration::minutes(1);
-/// How long its row keeps coming back. Both gateways repeat a notice for a day; a key that is still unknown then needs a person.
+/// How long a callback with an unknown key is retried. Both gateways repeat a notification for a day; a key that is
+/// still unknown after that needs a person.
 const KNOWN_BY_THEN: time::Duration = time::Duration::hours(25);
-/// How long a callback waits that was held up.
+/// How long a delayed callback waits.
 const SHORT_WAIT: time::Duration = time::Duration::seconds(10);
-/// Into how many parts a batch is split: among 1000 callbacks the fourth attempt finds the one at fault alone.
+/// The number of parts into which a batch is split. Among 1000 callbacks the fourth split isolates the one at fault.
 const PARTS: usize = 8;
-/// How long parts are tried once a batch was held up; what is left then comes again as jobs.
+/// How long parts are tried after a batch was delayed. After that, the remaining callbacks become jobs.
 ///
 /// An attempt ends with the first statement that takes too long: 2 s for a lock, 250 ms in a part, 5 s for anything
-/// else. So every attempt begins within 5 + 12 s, and the last one and the keeping as jobs may add 5 s each: less than
-/// the 28 s that a stop allows. A single lock among 400 is found in under 3 s; and where every statement takes its 5 s,
-/// a batch of 400 has been tried in single callbacks by then.
+/// else. So every attempt begins within 5 + 12 s. The last attempt and the storing as jobs may add 5 s each: less than
+/// the 28 s that a stop allows. A single lock among 400 callbacks is found in under 3 s. Even if every statement takes
+/// 5 s, a batch of 400 has been tried in single callbacks by then.
 const SEARCH: Duration = Duration::from_secs(12);
 
 /// Settles callbacks.
 pub struct CallbackWorker {
-    /// Where the truth is.
+    /// The database, which holds the authoritative state.
     pub db: PgPool,
-    /// Whose keys prove a callback.
+    /// The gateways, whose keys prove that a callback is authentic.
     pub gateways: Gateways,
     /// The clock.
     pub clock: Clock,
-    /// Passes on which orders have changed.
+    /// Writes changed orders to Redis.
     pub copies: Renewer,
 }
 
-/// A callback and what its bytes turned out to be.
+/// A callback and the result of its verification.
 struct Examined {
     callback: Callback,
     content: Content,
@@ -66,40 +70,40 @@ struct Examined {
 enum Content {
     /// Authentic.
     Told(Box<Verified<Notification>>),
-    /// Never to be settled: forged or unreadable.
+    /// Forged or unreadable: it can never be settled.
     Bad(Verdict),
-    /// The key or the account is not known here, which a new configuration can mend.
+    /// The key or the account is unknown here. A new configuration can correct that.
     NotYet(String),
 }
 
 /// How long a transaction may wait for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
-    /// As long as the database lets it, and it is repeated when it collides.
+    /// As long as the database allows. The transaction is repeated when it collides.
     Patient,
-    /// Hardly: something was held up already, and others wait behind it.
+    /// Only briefly: a callback was delayed already, and others wait behind it.
     Hurried,
 }
 
-/// What is to be done with a part of a batch.
+/// The next action for a part of a batch.
 #[derive(Debug, Clone)]
 enum Plan {
     Settle,
-    /// Keep it as jobs that are due after a while, for this reason.
+    /// Store it as jobs that are due after this wait, for this reason.
     PutOff(time::Duration, String),
-    /// Alone it panicked: it is stored as a job for another try, or has none left.
+    /// It panicked alone: store it as a job for another try, or reject it if it has no try left.
     Defer(Panicked),
 }
 
-/// What a transaction came to.
+/// The result of a transaction.
 struct Committed {
-    /// For each callback; `None`: its key or account is not known yet.
+    /// The verdict on each callback. `None`: its key or account is not known yet.
     verdicts: Vec<Option<Verdict>>,
-    /// The places of those whose key or account has been unknown for too long.
+    /// The positions of the callbacks whose key or account has been unknown for too long.
     stranded: Vec<usize>,
 }
 
-/// Why a part of a batch was not taken.
+/// The error that stopped a part of a batch.
 #[derive(Debug, thiserror::Error)]
 enum Fault {
     #[error(transparent)]
@@ -109,11 +113,11 @@ enum Fault {
 }
 
 impl CallbackWorker {
-    /// Settles a batch and says what to do with each message, in the order given. `Err` in `batch` is a message that is
-    /// no callback at all.
+    /// Settles a batch and returns what to do with each message, in the same order. `Err` in `batch` is a message that
+    /// is no callback.
     ///
     /// # Errors
-    /// [`DbError`] when the database cannot do it now; every message goes back then.
+    /// [`DbError`] when the database cannot do it now; every message then returns to the queue.
     pub async fn settle<E: std::fmt::Display>(&self, batch: Vec<Result<Callback, E>>) -> Result<Vec<Ack>, DbError> {
         let mut acks = vec![Ack::Done; batch.len()];
         let (mut examined, mut panicked) = (Vec::with_capacity(batch.len()), Vec::new());
@@ -121,10 +125,7 @@ impl CallbackWorker {
         for (place, callback) in batch.into_iter().enumerate() {
             match callback {
                 Ok(callback) if callback.body.len() > LONGEST_BODY => {
-                    error!(
-                        bytes = callback.body.len(),
-                        "A callback in the queue is longer than any that the ingress takes"
-                    );
+                    error!(bytes = callback.body.len(), "A callback in the queue is longer than the ingress accepts");
                     acks[place] = Ack::Dead;
                 }
                 Ok(callback) => match caught(self.examine(&callback)).await {
@@ -138,7 +139,7 @@ impl CallbackWorker {
                     }
                 },
                 Err(error) => {
-                    error!(%error, "A message in the callback queue is no callback");
+                    error!(%error, "A message in the callback queue cannot be read as a callback");
                     acks[place] = Ack::Dead;
                 }
             }
@@ -182,14 +183,14 @@ impl CallbackWorker {
         }
     }
 
-    /// Settles what can be settled, keeps as jobs what is held up, and says what to do with each message.
+    /// Settles what can be settled, stores delayed callbacks as jobs, and returns what to do with each message.
     async fn settle_or_split(&self, examined: &[Examined]) -> Result<Vec<Ack>, DbError> {
         let mut acks: Vec<Ack> = examined.iter().map(Examined::ack).collect();
         let mut waiting = Vec::new();
         if !examined.is_empty() {
             waiting.push((0..examined.len(), Plan::Settle));
         }
-        // Set once something was held up.
+        // Set as soon as a part was delayed.
         let mut give_up = None;
         while let Some((part, mut plan)) = waiting.pop() {
             if matches!(plan, Plan::Settle) && give_up.is_some_and(|give_up| Instant::now() >= give_up) {
@@ -206,15 +207,15 @@ impl CallbackWorker {
             match (outcome, plan) {
                 (Ok(judged), _) => judged.into_iter().for_each(|(place, ack)| acks[part.start + place] = ack),
                 (Err(Fault::Db(unavailable @ DbError::Unavailable(_))), _) => return Err(unavailable),
-                // Nothing can be kept either.
+                // The callbacks cannot be stored either.
                 (Err(Fault::Db(again @ DbError::Again(_))), Plan::PutOff(..) | Plan::Defer(_)) => return Err(again),
                 (Err(error), plan) if part.len() > 1 => {
-                    warn!(error = chain(&error), callbacks = part.len(), "A batch was not taken; it is split");
+                    warn!(error = chain(&error), callbacks = part.len(), "A batch was not settled; it is split");
                     metrics::counter!("callback_batches_split_total").increment(1);
                     waiting.extend(slices(part).rev().map(|slice| (slice, plan.clone())));
                 }
                 (Err(Fault::Db(error)), _) if error.blames_the_rows() => {
-                    error!(error = chain(&error), "The database refuses a callback for good");
+                    error!(error = chain(&error), "The database refuses a callback permanently");
                     acks[part].fill(Ack::Dead);
                 }
                 (Err(Fault::Db(error)), Plan::Settle) => {
@@ -232,7 +233,8 @@ impl CallbackWorker {
         Ok(acks)
     }
 
-    /// Does with a part of a batch what the plan says. Returns the acks that its verdicts do not ask for, with their places.
+    /// Carries out the plan for a part of a batch. Returns the acks that differ from those that its verdicts require,
+    /// with their positions.
     async fn attempt(&self, these: &[Examined], plan: &Plan, others_wait: bool) -> Result<Vec<(usize, Ack)>, DbError> {
         let all = |ack: Ack| (0..these.len()).map(move |place| (place, ack)).collect();
         match plan {
@@ -259,15 +261,15 @@ impl CallbackWorker {
         }
     }
 
-    /// Keeps callbacks as jobs that are due after `wait`. Nothing that holds them up holds this up: it adds rows, and
-    /// the rows that are there already come again in any case.
+    /// Stores callbacks as jobs that are due after `wait`. The cause of the delay does not affect this: it only adds
+    /// rows, and the rows that exist already are published again in any case.
     async fn put_off(&self, examined: &[Examined], wait: time::Duration, reason: &str) -> Result<(), DbError> {
         let (rows, fresh): (Vec<_>, Vec<_>) = examined.iter().partition(|item| item.callback.job_id.is_some());
         anew(|| self.keep_all(&fresh, reason, wait)).await?;
         match anew(|| self.keep_all(&rows, reason, wait)).await {
             Err(DbError::Again(error)) => {
-                warn!(%error, jobs = rows.len(), "Jobs were not put off; they come again when their lease ends");
-                // A number without its row is only a number: such a callback is stored as one that came without.
+                warn!(%error, jobs = rows.len(), "Jobs were not postponed; they come again when their lease ends");
+                // A job number whose row does not exist counts for nothing: such a callback is stored as a new job.
                 let mut lost = Vec::new();
                 for item in rows {
                     if !store::connect::in_time(jobs::has_row(&self.db, &item.callback)).await? {
@@ -281,7 +283,7 @@ impl CallbackWorker {
         for item in examined {
             metrics::counter!("callbacks_put_off_total", "gateway" => item.callback.method.as_str()).increment(1);
         }
-        warn!(callbacks = examined.len(), reason, "Callbacks were held up; they come again as jobs");
+        warn!(callbacks = examined.len(), reason, "Callbacks were delayed; they will come again as jobs");
         Ok(())
     }
 
@@ -306,7 +308,7 @@ impl CallbackWorker {
         Ok(())
     }
 
-    /// One transaction: state, events and cases, the evidence, and the end of the jobs that carried it.
+    /// Commits one transaction: state, events and cases, the evidence, and the deletion of the callbacks' jobs.
     async fn commit(&self, examined: &[Examined], pace: Pace) -> Result<Committed, DbError> {
         let told: Vec<&Verified<Notification>> = examined.iter().filter_map(Examined::told).collect();
         crash::at(Point::CallbackExamined);
@@ -346,7 +348,8 @@ impl CallbackWorker {
         Ok(Committed { verdicts, stranded })
     }
 
-    /// Tells metrics, the log and the relay, once a batch is committed. The callbacks are settled, whatever panics here.
+    /// Updates the metrics and the log, and notifies the relay, once a batch is committed. A panic here cannot undo the
+    /// settled callbacks.
     async fn report(&self, examined: &[Examined], verdicts: &[Option<Verdict>]) {
         let now = self.clock.now();
         let mut news = false;
@@ -357,28 +360,28 @@ impl CallbackWorker {
                 true
             });
         }
-        // Settled ones, and those whose order shows money that it was not owed.
+        // The orders of settled callbacks, and those that now show money that was not owed.
         let changed = examined.iter().zip(verdicts).filter(|(_, verdict)| verdict.is_some_and(Verdict::changes_order));
         let changed = changed.filter_map(|(item, _)| item.told()).map(|told| told.get().order_no.clone());
         let changed = changed.collect();
         if let Err(panic) = caught_now(|| self.copies.renew(&self.db, Changed::Numbers(changed))) {
             panic.noted(WORKER, "report", &"copies");
         }
-        // In time: a database whose machine vanishes in this moment must not hold the lane for good.
+        // With a time limit: a database whose machine vanishes now must not block the lane permanently.
         if news && let Err(error) = store::connect::in_time(events::nudge(&self.db)).await {
             warn!(%error, "The relay was not nudged; it will poll");
         }
     }
 }
 
-/// Counts and logs one callback; whether it is news for the relay.
+/// Counts and logs one callback. Returns whether the relay has something new to publish.
 fn report_one(item: &Examined, verdict: Option<Verdict>, now: OffsetDateTime) -> bool {
     let gateway = item.callback.method.as_str();
     let verdict = verdict.map_or("unknown_key", Verdict::as_str);
     metrics::counter!("callbacks_total", "gateway" => gateway, "verdict" => verdict).increment(1);
     let took = (now - item.callback.received_at).as_seconds_f64();
     metrics::histogram!("callback_settle_seconds", "gateway" => gateway).record(took.max(0.0));
-    // Nothing is left that an error could undo: a planted one says nothing here.
+    // Everything is committed, so a planted error has no effect here.
     let _ = crash::met(Point::CallbackCommitted, &item.subject());
     match &item.content {
         Content::Told(told) if !matches!(verdict, "duplicate" | "ignored") => {
@@ -388,12 +391,12 @@ fn report_one(item: &Examined, verdict: Option<Verdict>, now: OffsetDateTime) ->
         }
         Content::Told(_) => {}
         Content::Bad(_) => error!(gateway, account = %item.callback.account, verdict, "Callback refused"),
-        Content::NotYet(reason) => warn!(gateway, account = %item.callback.account, reason, "Callback kept"),
+        Content::NotYet(reason) => warn!(gateway, account = %item.callback.account, reason, "Callback postponed"),
     }
     false
 }
 
-/// Meets what a test has planted here for one of these.
+/// Triggers the fault that a test has planted at this point for one of these callbacks.
 async fn met(tx: &mut sqlx::PgConnection, point: Point, examined: &[Examined]) -> Result<(), DbError> {
     for told in examined.iter().filter_map(Examined::told) {
         store::connect::met(tx, point, &told.get().order_no).await?;
@@ -409,9 +412,9 @@ fn tell(
     gateway.verify(callback.clone(), None).and_then(|verified| gateway.read(&verified, now))
 }
 
-/// Stores a callback that cannot be settled yet as a job of its own, or puts off the job that it came as. A number counts only
-/// with the bytes: a callback that names the row of another one is stored as if it had none, so neither is lost. Returns for how
-/// long it has been a job, if it came as one.
+/// Stores a callback that cannot be settled yet as a new job, or postpones the job that it came as. A job number counts
+/// only if the row holds the same bytes. A callback that names the row of another one is stored as a new job, so
+/// neither is lost. Returns how long it has been a job, if it came as one.
 async fn keep(
     tx: &mut sqlx::PgConnection,
     callback: &Callback,
@@ -425,7 +428,7 @@ async fn keep(
     Ok(age)
 }
 
-/// The range in [`PARTS`] slices, one for each of its places if there are fewer.
+/// Splits the range into [`PARTS`] slices, or into single positions if there are fewer.
 fn slices(part: Range<usize>) -> impl DoubleEndedIterator<Item = Range<usize>> {
     let len = part.len().div_ceil(PARTS).max(1);
     part.clone().step_by(len).map(move |start| start..part.end.min(start + len)).collect::<Vec<_>>().into_iter()
@@ -443,12 +446,12 @@ impl Plan {
 }
 
 impl Examined {
-    /// What it is about, for the log: the order, or else the digest of its bytes.
+    /// Its subject, for the log: the order number, or else the digest of its bytes.
     fn subject(&self) -> String {
         self.told().map_or_else(|| digest(&self.callback.body), |told| told.get().order_no.clone())
     }
 
-    /// What its verdict asks for, once that is on record.
+    /// The ack that its verdict requires, once the verdict is recorded.
     fn ack(&self) -> Ack {
         if matches!(self.content, Content::Bad(_)) { Ack::Dead } else { Ack::Done }
     }

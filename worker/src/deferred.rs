@@ -1,7 +1,8 @@
-//! Callbacks whose examination or settling panicked. A panic can pass, as when memory was short, so each comes again as a
-//! job a few times. One that panics each time becomes a dead letter, and its case says so.
+//! Callbacks whose examination or settling panicked. A panic can be temporary, for example when memory was short, so
+//! each such callback comes again as a job a few times. If it panics each time, it becomes a dead letter, and its case
+//! says so.
 //!
-//! The job counts the panics of its own callback, so no panic costs another callback one of its deliveries.
+//! The job counts the panics of its own callback, so a panic does not use up the deliveries of other callbacks.
 
 use domain::message::callback::Callback;
 use runtime::crash::{self, Point};
@@ -16,16 +17,16 @@ use crate::consumer::Ack;
 
 /// The name in metrics and logs.
 pub(crate) const WORKER: &str = "callback-worker";
-/// Seconds until the next try, after the first panic and those that follow. A defect of a release is found within the eight
-/// hours that they come to, and meanwhile the checks find the payments.
+/// Seconds until the next try, after the first panic, the second, and so on. They add up to about seven hours, in
+/// which people find a defect of a release; meanwhile the checks find the payments.
 const WAITS: [i32; 5] = [10, 60, 600, 3600, 6 * 3600];
 
-/// Stores these callbacks for another try, and says what to do with the message of each.
+/// Stores these callbacks for another try, and returns what to do with each message.
 ///
 /// # Errors
-/// [`DbError`] when the database cannot store them now; every message goes back then.
+/// [`DbError`] when the database cannot store them now; every message then returns to the queue.
 pub(crate) async fn defer(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Result<Vec<Ack>, DbError> {
-    // Together when that works: a release that panics at each callback brings whole batches of them.
+    // Together if possible: a release that panics at each callback causes whole batches of them.
     if those.len() > 1
         && let Ok(Ok(acks)) = caught(store(db, those)).await
     {
@@ -35,11 +36,11 @@ pub(crate) async fn defer(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Resu
     for one in those.chunks(1) {
         acks.extend(match caught(store(db, one)).await {
             Ok(Err(error)) if error.blames_the_rows() => {
-                error!(%error, "The database refuses a callback for good");
+                error!(%error, "The database refuses a callback permanently");
                 vec![Ack::Dead]
             }
             Ok(Err(error @ DbError::Again(_))) if one[0].0.job_id.is_some() => {
-                warn!(%error, "A job was not put off; it comes again when its lease ends");
+                warn!(%error, "A job was not postponed; it comes again when its lease ends");
                 vec![Ack::Done]
             }
             Ok(stored) => stored?,

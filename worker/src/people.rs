@@ -1,4 +1,4 @@
-//! What people, or a policy, have asked of a check: it is carried out with the gateway's fresh answer in hand.
+//! The requests of people, or of a policy, to a check. The check carries them out with a fresh answer of the gateway.
 
 use domain::message::job::{Asked, CheckRequest};
 use domain::{CaseId, Fact, Money, RefundNo, Verdict};
@@ -14,14 +14,14 @@ use time::OffsetDateTime;
 
 use crate::jobs::JobError;
 
-/// What was asked, with what the gateway says of each refund that is to be booked.
+/// The requests, with the gateway's answer about each refund to book.
 pub struct Wanted {
     fulfil: Vec<CaseId>,
     book: Vec<(CaseId, RefundNo, Result<Confirmed, String>)>,
 }
 
-/// Outside any transaction: the refunds that are to be booked are asked for at the gateway. Without an answer all of it stays
-/// asked.
+/// Queries the gateway about the refunds to book. Runs outside any transaction. If the gateway does not answer, all
+/// requests stay in the job.
 pub async fn ask(
     gateway: &dyn Gateway,
     order: &Order,
@@ -51,7 +51,7 @@ pub async fn ask(
     Ok(Ok(wanted))
 }
 
-/// The question about a refund that we never sent.
+/// The query about a refund that we never sent. `None`: the case names no payment of this order.
 async fn refund_query(
     db: &PgPool,
     order: &Order,
@@ -73,7 +73,7 @@ async fn refund_query(
     }))
 }
 
-/// `Err` inside: why the gateway does not confirm it.
+/// Queries one refund. The inner `Err` says why the gateway does not confirm it.
 async fn confirm(
     gateway: &dyn Gateway,
     request: &RefundOrder,
@@ -93,16 +93,16 @@ async fn confirm(
         // The numbers or the amount are not those of a refund of this payment.
         Err(GatewayError::Protocol(what)) => Err(format!("the gateway states something else: {what}")),
         Err(GatewayError::Refused { code, .. } | GatewayError::NotNow { code, .. }) => {
-            Err(format!("the gateway refused the question: {code}"))
+            Err(format!("the gateway refused the query: {code}"))
         }
-        // No word about the refund: it is asked again.
+        // The gateway gave no answer about the refund: the query is repeated later.
         Err(error @ (GatewayError::Unavailable(_) | GatewayError::Unknown(_) | GatewayError::Misconfigured { .. })) => {
             return Err(error);
         }
     })
 }
 
-/// Carries it out in the transaction that has settled the gateway's answer. `None`: nothing came of it.
+/// Carries out the requests in the transaction that has settled the gateway's answer. `None`: they had no effect.
 pub async fn carry_out(
     tx: &mut PgConnection,
     order: &Order,

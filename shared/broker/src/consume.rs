@@ -1,6 +1,6 @@
-//! Subscriptions: a channel with one consumer and a bounded prefetch, and readers for what arrives.
+//! Subscriptions: a channel with one consumer and a bounded prefetch, and functions that read the deliveries.
 //!
-//! Nothing here acknowledges.
+//! This module acknowledges nothing.
 
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use crate::callback::callback_of;
 use crate::error::MqError;
 use crate::step::step;
 
-/// Acks are not confirmed: a channel that closes right behind them can give some of the messages back.
+/// The broker does not confirm acks. If a channel closes right after them, some of the messages can return to the
+/// queue.
 const ACKS_ON_THE_WAY: Duration = Duration::from_secs(1);
 
 /// One consumer on a channel of its own, so that a multiple ack covers this consumer's deliveries alone.
@@ -43,10 +44,11 @@ impl Subscription {
         Ok(Subscription { channel, consumer, queue: queue.to_owned(), cancelled: false })
     }
 
-    /// The next delivery; `None` once [`Subscription::cancel`] was called and everything in hand was given out.
+    /// The next delivery. `None` once [`Subscription::cancel`] was called and every delivery that had arrived was
+    /// returned.
     ///
     /// # Errors
-    /// Any error is the end: the stream may never yield again, so the session has to be rebuilt.
+    /// Every error is final: the stream may never yield again, so the session must be rebuilt.
     pub async fn next(&mut self) -> Result<Option<Delivery>, MqError> {
         match self.consumer.next().await {
             Some(Ok(delivery)) => Ok(Some(delivery)),
@@ -56,10 +58,11 @@ impl Subscription {
         }
     }
 
-    /// Tells the broker to send no more. What it has sent already still comes out of [`Subscription::next`].
+    /// Asks the broker to send no more deliveries. Those that it has sent already still come out of
+    /// [`Subscription::next`].
     ///
     /// # Errors
-    /// When the broker does not answer, or the session broke.
+    /// When the broker does not answer, or the session is broken.
     pub async fn cancel(&mut self) -> Result<(), MqError> {
         self.cancelled = true;
         let tag = self.consumer.tag();
@@ -71,7 +74,7 @@ impl Subscription {
         &self.queue
     }
 
-    /// Whether it was told to send no more.
+    /// Whether [`Subscription::cancel`] was called.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled
     }
@@ -81,7 +84,7 @@ impl Subscription {
         self.channel.status().connected()
     }
 
-    /// Lets the last acks arrive, then closes the channel; deliveries without an ack go back to the queue.
+    /// Waits until the last acks have arrived, then closes the channel. Deliveries without an ack return to the queue.
     pub async fn close(&mut self) {
         tokio::time::sleep(ACKS_ON_THE_WAY).await;
         // Closed or broken already: nothing is left to do.
@@ -95,35 +98,35 @@ pub fn headers(delivery: &Delivery) -> impl Iterator<Item = (&str, &str)> {
     table.filter_map(|(name, value)| Some((name.as_str(), text(value)?)))
 }
 
-/// A message that its queue gave up on.
+/// A message that its queue has dead-lettered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The id it was published with.
     pub message_id: Option<String>,
-    /// The queue it lay in.
+    /// The queue it was in.
     pub queue: Option<String>,
-    /// Why it was given up: `rejected`, `delivery_limit`, `expired`, `maxlen`.
+    /// Why it was dead-lettered: `rejected`, `delivery_limit`, `expired`, `maxlen`.
     pub reason: Option<String>,
     /// The exchange and routing key it was published to.
     pub origin: Option<String>,
-    /// Its text headers, those of the dead-lettering aside.
+    /// Its text headers, without those of the dead-lettering.
     pub headers: Vec<(String, String)>,
     /// The bytes.
     pub body: Bytes,
 }
 
-/// What a dead letter says it is. The queue is not trusted: it may say anything.
+/// The content of a dead letter, as it claims to be. We do not trust the queue: the content may be forged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LetterOf {
-    /// A callback, which may be a job too.
+    /// A callback, which may also be a job.
     Callback(Callback),
-    /// A check or a refund, of which the message is only the nudge.
+    /// A check or a refund. The message is only its nudge.
     Work(JobMessage),
 }
 
 impl DeadLetter {
-    /// Reads a delivery from the dead-letter queue. What is absent or of another shape is `None`: evidence, not a
-    /// contract.
+    /// Reads a delivery from the dead-letter queue. A field that is absent or of another type is `None`: the fields are
+    /// evidence, not a contract.
     pub fn from_delivery(delivery: &Delivery) -> DeadLetter {
         let table = delivery.properties.headers().as_ref();
         let death = table.and_then(|headers| first_death(headers));
@@ -146,7 +149,7 @@ impl DeadLetter {
         }
     }
 
-    /// What it is, if that can be read.
+    /// Its content, if it can be read.
     pub fn of(&self) -> Option<LetterOf> {
         match JobKind::of_queue(self.queue.as_deref()?)?.spec().is_nudged {
             true => Some(LetterOf::Work(serde_json::from_slice(&self.body).ok()?)),
@@ -166,7 +169,7 @@ fn first_death(headers: &FieldTable) -> Option<&FieldTable> {
     }
 }
 
-/// The value as text, where it is text.
+/// The value as text, if it is text.
 fn text(value: &AMQPValue) -> Option<&str> {
     match value {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),

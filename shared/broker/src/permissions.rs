@@ -1,11 +1,12 @@
-//! What each process may do at the broker, as one table. The deploy step sets it; tests hold that it suffices and that it
-//! is not wider.
+//! The permissions of each process at the broker, as one table. The deploy step sets them. Tests prove that they
+//! suffice and that they are not wider than needed.
 //!
-//! Publishing needs `write` on the exchange and consuming needs `read` on the queue; binding needs `write` on the queue and
-//! `read` on the exchange; declaring needs `configure`. Dead letters are moved by the broker itself, by policy, with
-//! nobody's rights. Seeing whether an object exists needs no right on RabbitMQ 3.10 and any one of the three from 4.2.7
-//! on; whatever a process looks at, it has one for. `paymentctl` looks at the queues: to write to one says no more than to
-//! bind it, which takes `read` on an exchange as well, and of that it has none.
+//! Publishing needs `write` on the exchange, and consuming needs `read` on the queue. Binding needs `write` on the
+//! queue and `read` on the exchange. Declaring needs `configure`. The broker itself moves dead letters, by policy,
+//! without any user's permission. To see whether an object exists needs no permission on RabbitMQ 3.10, and any one of
+//! the three from 4.2.7 on; each process has one for every object that it checks. `paymentctl` checks the queues with
+//! `write`. On a queue, `write` only allows binding, and binding also needs `read` on an exchange, which `paymentctl`
+//! does not have.
 
 use domain::message::job::JobKind;
 use runtime::service::Service;
@@ -15,21 +16,21 @@ use crate::topology::{self, DEAD, MARKER, Needs, PAYMENT_EVENTS, PAYMENT_IN, PAY
 /// Three regular expressions over the names of exchanges and queues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permissions {
-    /// What may be declared and deleted.
+    /// The objects that may be declared and deleted.
     pub configure: String,
-    /// Where may be published to, and which queues may be bound.
+    /// The exchanges that may be published to, and the queues that may be bound.
     pub write: String,
-    /// What may be consumed, and which exchanges may be bound to.
+    /// The queues that may be consumed, and the exchanges that may be bound to.
     pub read: String,
 }
 
-/// Nothing: no name is empty but the default exchange's, which goes by `amq.default` here.
+/// Nothing. Only the default exchange has an empty name, and permissions know it as `amq.default`.
 const NOTHING: &str = "^$";
 
-/// What a process may do.
+/// The permissions of a process.
 ///
-/// The relay is the one that sets the road up again after a loss, so it may declare what [`crate::topology`] lists and
-/// bind the work queues to their exchanges, and nothing else; it consumes the dead letters alone.
+/// The relay restores the topology after a loss. So it may declare what [`crate::topology`] lists and bind the work
+/// queues to their exchanges, but no other objects. It may consume only the dead letters.
 pub fn of(service: Service) -> Permissions {
     let nothing = || NOTHING.to_owned();
     let (work, all) = (JobKind::queues(), topology::queues());
@@ -48,12 +49,12 @@ pub fn of(service: Service) -> Permissions {
     Permissions { configure, write, read }
 }
 
-/// What a consumer of the events may do: as it likes with names that begin with its own and a dot, and bind them to
-/// `payment.events`.
+/// The permissions of a consumer of the events: everything on objects whose name begins with its own name and a dot,
+/// and binding them to `payment.events`.
 ///
 /// # Errors
-/// Why no such consumer may have this name: it would own objects of the service or of the broker, or the pattern would
-/// match more than it says.
+/// The reason why no consumer may have this name: it would own objects of the service or of the broker, or the pattern
+/// would match more than intended.
 pub fn of_downstream(user: &str) -> Result<Permissions, String> {
     let first = user.split('.').next().unwrap_or_default();
     if ["payment", "amq"].iter().any(|taken| first.eq_ignore_ascii_case(taken)) {
@@ -70,7 +71,7 @@ pub fn of_downstream(user: &str) -> Result<Permissions, String> {
     Ok(Permissions { configure: own.clone(), write: own, read })
 }
 
-/// A name as a regular expression that matches nothing else.
+/// A regular expression that matches exactly this name.
 fn literally(name: &str) -> String {
     name.chars()
         .flat_map(|c| (!c.is_ascii_alphanumeric() && c.is_ascii()).then_some('\\').into_iter().chain([c]))
@@ -130,7 +131,8 @@ mod tests {
         }
     }
 
-    /// What was granted before the table of jobs made the patterns: a change of rights shows here.
+    /// The permissions that were granted before the table of jobs produced the patterns. A change of permissions fails
+    /// here.
     #[test]
     fn the_rights_of_each_process_are_these() {
         let nothing = NOTHING;

@@ -1,8 +1,8 @@
-//! The topology: which exchanges, queues, bindings and policies the service stands on, as one table.
+//! The topology: the exchanges, queues, bindings and policies that the service needs, as one table.
 //!
-//! A deploy step declares it with a user of its own; the services check passively that what they need is there. What
-//! can be a policy is a policy, so that a change of it never conflicts with a queue that exists. The exchange
-//! [`MARKER`] is apart: only the relay declares it, and its absence tells that the broker was wiped.
+//! A deploy step declares it with a user of its own; the services check passively that what they need exists. Every
+//! setting that can be a policy is a policy, so that a change never conflicts with an existing queue. The exchange
+//! [`MARKER`] is special: only the relay declares it, and its absence shows that the broker was wiped.
 
 use std::fmt;
 
@@ -22,11 +22,11 @@ pub const PAYMENT_EVENTS: &str = "payment.events";
 pub const CALLBACKS: &str = JobKind::Callback.spec().queue;
 /// The queue of refund jobs, and its routing key.
 pub const REFUNDS: &str = JobKind::Refund.spec().queue;
-/// The queue of checks and looks back, and its routing key.
+/// The queue of checks and look backs, and its routing key.
 pub const CHECKS: &str = JobKind::Check.spec().queue;
 /// The queue of dead letters.
 pub const DEAD: &str = "payment.dead";
-/// An exchange that says "this broker was set up, and the relay knows it".
+/// An exchange whose existence shows that the relay has set up this broker.
 pub const MARKER: &str = "payment.marker";
 
 /// How an exchange routes.
@@ -65,7 +65,7 @@ pub struct Policy {
     pub name: &'static str,
     /// A regular expression over queue names.
     pub pattern: String,
-    /// The queues it is meant for; a check compares what took effect on each.
+    /// The queues that it is meant for; a check compares the effective settings of each.
     pub queues: Vec<&'static str>,
     /// The policy with the highest priority is the only one that applies to a queue.
     pub priority: u8,
@@ -89,12 +89,12 @@ pub const EXCHANGES: &[Exchange] = &[
     Exchange { name: PAYMENT_EVENTS, routing: Routing::Topic },
 ];
 
-/// Every queue; all are durable quorum queues, replicated and on disk before a publish is confirmed.
+/// Every queue. All are durable quorum queues: a message is replicated and on disk before its publish is confirmed.
 pub fn queues() -> Vec<&'static str> {
     [JobKind::queues(), vec![DEAD]].concat()
 }
 
-/// Every binding. Dead letters come through the default exchange, which needs none.
+/// Every binding. Dead letters arrive through the default exchange, which needs no binding.
 pub fn bindings() -> Vec<Binding> {
     let specs = JobKind::queues().into_iter().filter_map(JobKind::of_queue).map(JobKind::spec);
     specs.map(|spec| Binding { exchange: spec.exchange, routing_key: spec.queue, queue: spec.queue }).collect()
@@ -102,9 +102,10 @@ pub fn bindings() -> Vec<Binding> {
 
 /// The policies, for the management API.
 ///
-/// `at-least-once` needs `reject-publish` and keeps a message in its queue until the dead-letter queue has it. A worker
-/// that crashes takes its whole prefetch one step towards the delivery limit, so the limit is generous. The dead-letter
-/// queue itself has nowhere to send to: RabbitMQ 4 would drop at its default of 20, so its limit is out of reach.
+/// `at-least-once` needs `reject-publish`, and holds a message in its queue until the dead-letter queue has it. When a
+/// worker crashes, its whole prefetch comes one step closer to the delivery limit, so the limit is generous. The
+/// dead-letter queue itself has no further dead-letter queue: at its default limit of 20, RabbitMQ 4 would drop
+/// messages. So its limit is too high to be reached.
 pub fn policies() -> [Policy; 2] {
     [
         Policy {
@@ -130,7 +131,7 @@ pub fn policies() -> [Policy; 2] {
     ]
 }
 
-/// A regular expression that matches these names of ours and no other.
+/// A regular expression that matches these names, all of which begin with `payment.`, and no others.
 pub(crate) fn any_of(names: &[&str]) -> String {
     let names: Vec<&str> = names.iter().map(|name| name.trim_start_matches("payment.")).collect();
     match names[..] {
@@ -149,8 +150,8 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// What this process needs. The ingress publishes callbacks and sees nothing else; a worker consumes its queues; the relay
-    /// and the operators' tool look at everything.
+    /// What this process needs. The ingress only publishes callbacks; a worker consumes its queues; the relay needs
+    /// everything; the operators' tool needs all queues.
     pub fn of(service: Service) -> Needs {
         match service {
             Service::PaymentApi => Needs { exchanges: vec![PAYMENT_IN], queues: Vec::new() },
@@ -174,20 +175,20 @@ impl Needs {
 /// How an object differs from the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Difference {
-    /// It is not there: declaring it mends that.
+    /// It does not exist. Declaring it corrects that.
     Missing,
-    /// It is there and of another kind: only a person mends that.
+    /// It exists with other properties. Only a person can correct that.
     Conflict,
-    /// This user may not see it.
+    /// This user has no permission for it.
     Forbidden,
 }
 
-/// One object that is not as the table has it.
+/// One object that differs from the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopologyFault {
-    /// In which way.
+    /// How it differs.
     pub difference: Difference,
-    /// Which object, such as `queue payment.callbacks`.
+    /// The object, such as `queue payment.callbacks`.
     pub object: String,
     /// What is wrong with it.
     pub wrong: String,
@@ -209,10 +210,11 @@ impl fmt::Display for TopologyFaults {
     }
 }
 
-/// Declares exchanges, queues and bindings. What exists as it should stays as it is; nothing is ever deleted.
+/// Declares exchanges, queues and bindings. It does not change objects that exist as they should, and never deletes
+/// one.
 ///
 /// # Errors
-/// [`MqError::Topology`] names every object that could not be declared, after having tried them all.
+/// [`MqError::Topology`] names every object that could not be declared; all objects are tried first.
 pub async fn declare(connection: &Connection) -> Result<(), MqError> {
     let mut faults = Faults::default();
     for exchange in EXCHANGES {
@@ -230,10 +232,11 @@ pub async fn declare(connection: &Connection) -> Result<(), MqError> {
     faults.finish()
 }
 
-/// Looks whether what a process needs is there, without changing anything.
+/// Checks whether everything that a process needs exists, without changing anything.
 ///
-/// The existence is seen by everyone. Whether an object is of the right kind is told only to a user with the right to
-/// configure it (declaring what exists compares, and changes nothing); for others the deploy step is the check.
+/// Every user can see whether an object exists. Only a user with the `configure` right can check that it is of the
+/// right kind: declaring an existing object compares it and changes nothing. For other users, the deploy step is the
+/// check.
 ///
 /// # Errors
 /// [`MqError::Topology`] names everything that is missing, conflicting or out of reach.
@@ -257,18 +260,19 @@ pub async fn check(connection: &Connection, needs: &Needs) -> Result<(), MqError
     faults.finish()
 }
 
-/// How many messages of a queue wait for a consumer; those being worked on do not count.
+/// How many messages of a queue wait for a consumer. Messages that a consumer has already received do not count.
 ///
 /// # Errors
-/// When there is no such queue, or the broker cannot be asked.
+/// When there is no such queue, or the broker does not answer.
 pub async fn depth(connection: &Connection, queue: &str) -> Result<u32, MqError> {
     Ok(declare_queue(connection, queue, true).await?.message_count())
 }
 
-/// How many consumers a queue has, as far as our node can see: none, when it is cut off from the one that leads the queue.
+/// How many consumers a queue has, as far as our node can see. If our node is cut off from the queue's leader, it sees
+/// none.
 ///
 /// # Errors
-/// When there is no such queue, or the broker cannot be asked.
+/// When there is no such queue, or the broker does not answer.
 pub async fn consumers(connection: &Connection, queue: &str) -> Result<u32, MqError> {
     Ok(declare_queue(connection, queue, true).await?.consumer_count())
 }
@@ -276,7 +280,7 @@ pub async fn consumers(connection: &Connection, queue: &str) -> Result<u32, MqEr
 /// Whether the relay has set this broker up before: false on a new or wiped one.
 ///
 /// # Errors
-/// When the broker cannot be asked; never for a mere absence.
+/// When the broker does not answer; a missing marker is no error.
 pub async fn marker_exists(connection: &Connection) -> Result<bool, MqError> {
     match declare_exchange(connection, MARKER, ExchangeKind::Direct, true).await {
         Ok(()) => Ok(true),
@@ -285,7 +289,8 @@ pub async fn marker_exists(connection: &Connection) -> Result<bool, MqError> {
     }
 }
 
-/// Sets the marker. For the relay alone, once it has rebuilt the road.
+/// Declares the marker. Only the relay calls this, after it has restored the topology and marked everything as due
+/// again.
 ///
 /// # Errors
 /// When the broker refuses, or does not answer.
@@ -306,7 +311,7 @@ impl Routing {
     }
 }
 
-/// Opens a channel of its own for each object: a refusal closes the channel it came on, and only that.
+/// Opens a separate channel for each object, because a refusal closes its channel, and only that one.
 async fn fresh(connection: &Connection) -> Result<Channel, MqError> {
     step("opening a channel", connection.create_channel()).await
 }
@@ -340,7 +345,7 @@ async fn bind(connection: &Connection, binding: &Binding) -> Result<(), MqError>
     .await
 }
 
-/// A user who may not configure an object cannot compare it either; that is not a fault of the object.
+/// Ignores a refused access: a user without the `configure` right cannot compare an object, which is no fault of it.
 fn unless_refused(compared: Result<(), MqError>) -> Result<(), MqError> {
     match compared {
         Err(error) if error.reply_code() == Some(ACCESS_REFUSED) => Ok(()),
@@ -352,7 +357,7 @@ fn unless_refused(compared: Result<(), MqError>) -> Result<(), MqError> {
 struct Faults(Vec<TopologyFault>);
 
 impl Faults {
-    /// Keeps a refusal of this object and goes on; an error of the connection ends everything.
+    /// Records a refusal of this object and continues; returns any other error, such as one of the connection.
     fn collect(&mut self, object: String, result: Result<(), MqError>) -> Result<(), MqError> {
         let Err(error) = result else { return Ok(()) };
         let (difference, wrong, remedy) = match (error.reply_code(), &error) {
@@ -380,7 +385,7 @@ impl Faults {
     }
 }
 
-/// The broker's own words about a conflict.
+/// The broker's own description of a conflict.
 fn reason(error: &lapin::Error) -> String {
     match error.kind() {
         lapin::ErrorKind::ProtocolError(error) => error.get_message().to_string(),

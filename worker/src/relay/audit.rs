@@ -33,7 +33,7 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => {
                     metrics::counter!("relay_steps_failed_total", "step" => "audit").increment(1);
-                    error!(error = chain(&error), "Actions in the audit log were not linked; the next round will link them");
+                    error!(error = chain(&error), "Audit rows were not linked; the next round will link them");
                 }
                 Err(panic) => drop(panic.noted(WORKER, "audit", &"the links of the audit log")),
             }

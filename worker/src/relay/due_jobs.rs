@@ -49,7 +49,7 @@ pub(super) async fn carry(
             }
             Ok(Err(error)) => match give_up(relay, connection, &job, &error).await {
                 Err(refused) if refused.blames_the_rows() => {
-                    error!(job = job.id, error = chain(&refused), "Job {} cannot become a case; it waits for its lease", job.id);
+                    error!(job = job.id, error = chain(&refused), "Job {} cannot be a case; its lease ends", job.id);
                 }
                 // The other jobs are leased, so they are published before this error is returned.
                 outcome => failed = outcome.and(failed),

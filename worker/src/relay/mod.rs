@@ -1,11 +1,12 @@
-//! The relay: PostgreSQL is the truth, RabbitMQ is the road, and this process carries what is due from one to the other.
+//! The relay: PostgreSQL holds the truth, RabbitMQ transports messages, and this process publishes due jobs and new
+//! events from one to the other.
 //!
-//! One relay is active, the others stand by. The active one does its work on the very connection that holds the lock, so
-//! it cannot go on once the lock is lost. Everything it publishes may arrive twice: it marks after the confirm, never
-//! before.
+//! One relay is active, the others are on standby. The active relay works on the same connection that holds the lock,
+//! so it cannot continue after the lock is lost. Every message may arrive twice, because the relay marks it as
+//! published only after the confirm.
 //!
-//! A panic concerns one row, or else one step of a round: the step rests for a moment, the others go on, and the relay keeps
-//! the lead.
+//! A panic affects one row, or else one step of a round. That step rests for a moment, the others continue, and the
+//! relay stays the leader.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -41,35 +42,37 @@ use retention::Keep;
 
 /// The name in metrics and logs.
 const WORKER: &str = "relay";
-/// How long a step of a round rests after a panic, or after an error that is neither the server's nor a lock's.
+/// How long a step of a round rests after a panic, or after an error that comes neither from an unavailable server nor
+/// from another transaction.
 const REST: Duration = Duration::from_secs(5);
-/// How long no jobs that can wait go out after a few did.
+/// The pause between two publishes of jobs that can wait.
 const IDLE_PAUSE: Duration = Duration::from_millis(500);
-/// How often an idle relay looks, and a standby asks for the lock.
+/// How often an idle relay looks for work.
 const POLL: Duration = Duration::from_millis(200);
+/// How often a standby tries to get the lock.
 const STANDBY: Duration = Duration::from_secs(1);
-/// How many rows one round carries.
+/// The most rows that one step of a round publishes.
 const BATCH: i64 = 1000;
-/// One channel, so that events keep their order, and a round is confirmed as a whole.
+/// One channel, so that events stay in their order, and a round is confirmed as a whole.
 pub const PUBLISHING: PublisherOptions = PublisherOptions { channels: 1, group: BATCH as usize, queue: BATCH as usize };
-/// A queue longer than this gets no repeats.
+/// The relay publishes no job again to a queue that is longer than this.
 const LONG_QUEUE: u32 = 10_000;
-/// How long the confirms of a round may take. Meanwhile nothing is asked on the connection that holds the lock, and the
-/// server ends it when it is silent for 15 s.
+/// How long the confirms of a round may take. Meanwhile the connection that holds the lock runs no statement, and the
+/// server closes it after 15 s of silence.
 const CONFIRM: Duration = Duration::from_secs(10);
-/// How often the backlog is measured, and so how often the connection is used at least.
+/// How often the relay measures the backlog. So the connection is used at least this often.
 const MEASURE: Duration = Duration::from_secs(5);
 
-/// What an operator can set.
+/// The settings of an operator.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Event types that count as published when nobody listens.
+    /// Event types that count as published even if no queue is bound for them.
     pub optional_events: HashSet<String>,
-    /// After how long an event that nobody would have received is tried again.
+    /// The wait before we try again to publish an event for which no queue is bound.
     pub unroutable_retry: time::Duration,
-    /// How far back events are published again when the broker was wiped.
+    /// How far back events are published again after the broker was wiped.
     pub republish: time::Duration,
-    /// How long rows are kept.
+    /// How long rows are stored.
     pub keep: Keep,
 }
 
@@ -84,30 +87,32 @@ impl Default for Settings {
     }
 }
 
-/// Carries due jobs and new events to the broker.
+/// Publishes due jobs and new events to the broker.
 pub struct Relay {
-    /// Where the truth is.
+    /// The database, which holds the authoritative state.
     pub db: PgPool,
-    /// Publishes on one channel, so that events keep their order.
+    /// Publishes on one channel, so that events stay in their order.
     pub publisher: Publisher,
-    /// For the session that looks after the road.
+    /// The broker's address, for the session that looks after the topology.
     pub amqp_url: SecretString,
     /// The clock.
     pub clock: Clock,
-    /// What an operator can set.
+    /// The settings of an operator.
     pub settings: Settings,
-    /// Passes on which orders have changed.
+    /// Writes changed orders to Redis.
     pub copies: Renewer,
 }
 
-/// The broker was found wiped: the holder of the lock marks everything that was on it as due again, and answers.
+/// A request after the broker was found wiped: the task that holds the lock marks everything that was on the broker as
+/// due again, and then answers.
 type Rebuild = oneshot::Sender<()>;
 
-/// What whoever looks after the road tells whoever carries.
+/// The messages from the task that looks after the topology to the task that publishes.
 struct Directions {
     /// Requests to rebuild.
     asked: mpsc::Receiver<Rebuild>,
-    /// How the road is. Nothing is carried while it is closed: it would have to go out again.
+    /// The state of the topology. While it is closed, nothing is published, because it would have to be published
+    /// again.
     state: watch::Receiver<RoadState>,
 }
 
@@ -117,26 +122,26 @@ enum RoadState {
     Open(Depths),
 }
 
-/// How many messages wait in each queue of work.
+/// The number of waiting messages in each work queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Depths(BTreeMap<&'static str, u32>);
 
 impl Relay {
-    /// Leads when nobody else does, until `stop`.
+    /// Leads whenever no other relay does, until `stop`.
     pub async fn run(&self, stop: &CancellationToken) {
         let active = metrics::gauge!("relay_active");
         while !stop.is_cancelled() {
             active.set(0.0);
-            // On the heap, as its parts below: together they are more than a thread's stack bears in a build for tests.
+            // On the heap, like its parts below: in a test build, together they are too large for a thread's stack.
             if let Err(error) = Box::pin(self.lead(stop)).await {
-                warn!(error = chain(&error), "The relay lost its footing");
+                warn!(error = chain(&error), "The relay cannot lead now; it tries again");
             }
             active.set(0.0);
             tokio::select! { () = tokio::time::sleep(STANDBY) => {}, () = stop.cancelled() => {} }
         }
     }
 
-    /// Waits for the lock, then carries until the connection is lost or `stop`.
+    /// Waits for the lock, then publishes until `stop` or until the connection is lost.
     async fn lead(&self, stop: &CancellationToken) -> Result<(), DbError> {
         let mut connection = self.db.acquire().await?.detach();
         in_time(leadership::end_when_silent(&mut connection)).await?;
@@ -161,12 +166,13 @@ impl Relay {
         let linking = Box::pin(audit::keep(self, &leading));
         let (carried, looked_after, (), (), ()) = tokio::join!(carry, look_after, counting, removing, linking);
         if let Err(error) = looked_after {
-            warn!(%error, "The road is not looked after");
+            warn!(%error, "The broker's topology is no longer looked after");
         }
         carried
     }
 
-    /// Round after round: what is due goes out; between rounds it may be told that the broker was wiped.
+    /// Publishes what is due, round after round. Between rounds it handles requests to rebuild after the broker was
+    /// wiped.
     async fn carry(
         &self,
         connection: &mut PgConnection,
@@ -175,7 +181,7 @@ impl Relay {
     ) -> Result<(), DbError> {
         let mut nudges = in_time(events::listen(&self.db)).await?;
         let mut outbox = Outbox::default();
-        // By the monotonic clock: when the wall clock is set back, the connection is used all the same.
+        // By the monotonic clock, so that the connection is used regularly even if the wall clock is set back.
         let mut measured: Option<Instant> = None;
         let mut steps = Steps::default();
         let mut last_idle: Option<Instant> = None;
@@ -185,7 +191,7 @@ impl Relay {
                 steps.take("measure", self.measure(connection)).await?;
             }
             let state = directions.state.borrow_and_update().clone();
-            // While the publisher cannot publish, leasing and giving back would only write.
+            // While the publisher cannot publish, leasing jobs and returning them would only cause writes.
             if let RoadState::Open(depths) = state
                 && directions.asked.is_empty()
                 && self.publisher.state() == PublisherState::Ready
@@ -195,8 +201,8 @@ impl Relay {
                 for (kind, depth) in depths.when_due() {
                     jobs += steps.take(kind.as_str(), due_jobs::carry(self, connection, (kind, depth))).await?;
                 }
-                // Jobs that can wait go out when no other is due, and only while those of their queue come to their turn
-                // soon: a few, and the next few after a pause, since the depth is known with a delay.
+                // Jobs that can wait are published when no other job is due, and only while their queue is short. The
+                // relay publishes a few and then pauses, because it learns the depth of the queue with a delay.
                 if jobs == 0 && last_idle.is_none_or(|at| at.elapsed() >= IDLE_PAUSE) {
                     last_idle = Some(Instant::now());
                     for (kind, depth) in depths.when_idle() {
@@ -210,17 +216,17 @@ impl Relay {
             tokio::select! {
                 () = leading.cancelled() => {}
                 Some(done) = directions.asked.recv() => {
-                    // Those events are unpublished with the others.
+                    // The rebuild marks these events as unpublished, like the others.
                     outbox = Outbox::default();
                     let rebuild = async { self.rebuild(connection).await.map(Some) };
                     if steps.take("rebuild", rebuild).await?.is_some() {
-                        // Whoever asked has gone with its session: the next session asks again.
+                        // If the requesting session is gone, the next session requests it again.
                         let _ = done.send(());
                     }
-                    // Else `done` is dropped, which ends the session, and the next one asks again.
+                    // Else `done` is dropped. That ends the session, and the next one requests it again.
                 }
                 nudge = nudges.try_recv() => { nudge?; }
-                // An error: the one who looks after the road has ended, and so will this.
+                // An error means that the task that looks after the topology has ended; this task will end too.
                 Ok(()) = directions.state.changed() => {}
                 () = tokio::time::sleep(POLL) => {}
             }
@@ -228,17 +234,17 @@ impl Relay {
         Ok(())
     }
 
-    /// Whatever the broker held is due again: leases end, and recent events count as unpublished.
+    /// Makes everything due again that the broker held: ends the leases, and marks recent events as unpublished.
     async fn rebuild(&self, connection: &mut PgConnection) -> Result<(), DbError> {
         let since = self.clock.now() - self.settings.republish;
         let jobs = jobs::clear_leases(connection).await?;
         let events = events::unpublish(connection, since).await?;
         if jobs + events == 0 {
-            info!("The broker is new, and nothing had been published");
+            info!("The broker is new, and nothing was published before");
             return Ok(());
         }
         metrics::counter!("relay_rebuilds_total").increment(1);
-        warn!(jobs, events, "The broker was wiped: {jobs} jobs and {events} events go out again");
+        warn!(jobs, events, "The broker was wiped: {jobs} jobs and {events} events will be published again");
         Ok(())
     }
 
@@ -256,12 +262,12 @@ impl Relay {
 }
 
 impl Depths {
-    /// The kinds of jobs that go out when they are due, each with how many messages wait in its queue.
+    /// The kinds of jobs that are published as soon as they are due, each with the number of messages in its queue.
     fn when_due(&self) -> impl Iterator<Item = (JobKind, u32)> {
         self.by_kind().filter(|(kind, _)| kind.spec().pace == Pace::WhenDue)
     }
 
-    /// The kinds of jobs that wait until their queue is short, where it is short.
+    /// The kinds of jobs that wait until their queue is short, if it is short.
     fn when_idle(&self) -> impl Iterator<Item = (JobKind, u32)> {
         let short =
             |(kind, depth): &(JobKind, u32)| kind.spec().pace != Pace::WhenDue && *depth < due_jobs::SHORT_QUEUE;
@@ -274,13 +280,14 @@ impl Depths {
     }
 }
 
-/// The steps of the rounds: until when those rest that met a defect.
+/// The steps of the rounds that rest after a defect, each with the end of its rest.
 #[derive(Default)]
 struct Steps(HashMap<&'static str, Instant>);
 
 impl Steps {
-    /// Takes a step, unless it rests. Only a server that is away costs the lead. Another transaction in the way puts the step
-    /// off to the next round; after a panic, or an error of some row, the step rests and the others go on.
+    /// Runs a step, unless it rests. Only an unavailable server ends the leadership. If another transaction is in the
+    /// way, the step waits for the next round. After a panic, or any other error, the step rests and the others
+    /// continue.
     async fn take<T: Default>(
         &mut self,
         step: &'static str,
@@ -292,13 +299,13 @@ impl Steps {
         match caught(in_time(Box::pin(work))).await {
             Ok(Err(error @ DbError::Again(_))) => {
                 metrics::counter!("relay_rounds_put_off_total").increment(1);
-                warn!(error = chain(&error), "Another transaction was in the way; the next round does it");
+                warn!(error = chain(&error), "Another transaction was in the way; the next round will repeat the step");
                 return Ok(T::default());
             }
             Ok(Err(error @ DbError::Unavailable(_))) => return Err(error),
             Ok(Err(error)) => {
                 metrics::counter!("relay_steps_failed_total", "step" => step).increment(1);
-                error!(step, error = chain(&error), "The relay's step {step} failed; it rests, and the others go on");
+                error!(step, error = chain(&error), "The relay's step {step} failed; it rests, the others continue");
             }
             Ok(outcome) => return outcome,
             Err(panic) => drop(panic.noted(WORKER, step, &format_args!("the step {step}"))),
@@ -308,13 +315,13 @@ impl Steps {
     }
 }
 
-/// Why a look after the road ended.
+/// The error that ended a session that looks after the topology.
 #[derive(Debug, thiserror::Error)]
 pub enum RoadError {
-    /// The broker.
+    /// An error of the broker.
     #[error(transparent)]
     Mq(#[from] MqError),
-    /// The consumer of dead letters.
+    /// An error of the consumer of dead letters.
     #[error(transparent)]
     Consumer(#[from] crate::consumer::ConsumerError<DbError>),
     /// The relay no longer leads.

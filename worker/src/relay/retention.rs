@@ -1,8 +1,8 @@
-//! Removes what has had its time, in small steps beside the carrying, and measures the tables.
+//! Deletes rows when their time is over, in small steps concurrently with the publishing, and measures the tables.
 //!
-//! A step is a transaction of its own on a connection of its own, and gives up rather than be in anybody's way. Where it
-//! stopped, the next round begins: nothing is remembered but the rows that are left. Why each rule is safe is in
-//! `ops/decisions/0012-what-is-kept-how-long.md`.
+//! A step is a transaction of its own on its own connection. It fails early rather than block others, and the next
+//! round continues with the rows that are left; no other state is stored. `ops/decisions/0012-what-is-kept-how-long.md`
+//! says why each rule is safe.
 
 use std::time::Duration as StdDuration;
 
@@ -23,42 +23,43 @@ use tracing::{info, warn};
 
 use super::{Relay, WORKER};
 
-/// Between two rounds.
+/// The pause between two rounds.
 const EVERY: StdDuration = StdDuration::from_secs(600);
-/// How old the measures of the tables may be.
+/// The pause between two measurements of the tables: how old the values may be.
 const LOOK: StdDuration = StdDuration::from_secs(60);
-/// Between two steps: others have the disk for most of the time.
+/// The pause between two steps, so that other work has the disk most of the time.
 const BREATH: StdDuration = StdDuration::from_millis(200);
-/// Rows that a step looks at, at most.
+/// The most rows that a step examines.
 const BATCH: i64 = 500;
-/// Cases whose bytes a step moves, at most: each may hold 64 KiB.
+/// The most cases whose bytes a step moves: each may hold 64 KiB.
 const LETTERS: i64 = 50;
-/// How long a key or a credential stays after its expiry: longer than any request takes, and than clocks differ.
+/// How long a key or a credential stays after its expiry: longer than any request lasts, and than clocks differ.
 const KEYS: Duration = Duration::hours(1);
 
-/// How long rows are kept; `None` is for ever.
+/// How long rows are stored; `None` means for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
-    /// Events, from when they were published. One that is not is kept.
+    /// Events, counted from when they were published. An unpublished event is not deleted.
     pub events: Option<Duration>,
-    /// Callbacks, from when they were last seen.
+    /// Callbacks, counted from when they were last received.
     pub callbacks: Option<Duration>,
-    /// Cases, from when they were resolved.
+    /// Cases, counted from when they were resolved.
     pub cases: Option<Duration>,
 }
 
-/// Twice as long as a wiped broker has events published again, so that one that is noticed late finds them.
+/// The least time for events: twice the period that is published again after a broker was wiped. So the events are
+/// still there when a wiped broker is detected late.
 pub const LEAST_EVENTS: Duration = Duration::days(14);
-/// A gateway repeats a callback for a day or two, and people take longer to ask about one.
+/// The least time for callbacks: a gateway repeats a callback for a day or two, and people ask about one even later.
 pub const LEAST_CALLBACKS: Duration = Duration::days(30);
-/// As for callbacks, and a quarter of a year for whoever looks back.
+/// The least time for cases: a quarter of a year, so that people can look back.
 pub const LEAST_CASES: Duration = Duration::days(90);
 
 impl Default for Keep {
     fn default() -> Keep {
         Keep {
             events: Some(Duration::days(90)),
-            // The year in which money can go back at WeChat Pay, and a month to argue about it.
+            // The year in which WeChat Pay allows refunds, and a month for disputes.
             callbacks: Some(Duration::days(400)),
             cases: Some(Duration::days(730)),
         }
@@ -76,7 +77,7 @@ impl Keep {
     }
 }
 
-/// More would reach back before there were computers to keep it.
+/// The most days that can be set: a hundred years.
 const MOST: i64 = 36_500;
 
 fn days(env: &mut Env, name: &'static str, default: Option<Duration>, least: Duration) -> Option<Option<Duration>> {
@@ -92,7 +93,8 @@ fn days(env: &mut Env, name: &'static str, default: Option<Duration>, least: Dur
     days.map(|days| Some(Duration::days(days)))
 }
 
-/// Removes and measures until `stop`. A round may take hours when there is much to remove, so nobody waits for it to see.
+/// Deletes and measures until `stop`. A round may take hours when there is much to delete, so the measurements do not
+/// wait for it.
 pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     let remove = async {
         loop {
@@ -106,7 +108,7 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
         loop {
             match caught(in_time(measure(&relay.db, relay.clock.now()))).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(error = chain(&error), "The tables were not measured; the next time does it"),
+                Ok(Err(error)) => warn!(error = chain(&error), "The tables were not measured; the next round does it"),
                 Err(panic) => drop(panic.noted(WORKER, "retention", &"the measures of the tables")),
             }
             tokio::time::sleep(LOOK).await;
@@ -115,7 +117,7 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     tokio::select! { () = remove => {}, () = look => {}, () = stop.cancelled() => {} }
 }
 
-/// One round through the tables. What fails in one of them keeps the others from nothing.
+/// One round through the tables. A failure in one table does not affect the others.
 pub async fn round(db: &PgPool, clock: &Clock, keep: Keep) {
     let now = clock.now();
     let before = |kept: Option<Duration>| kept.and_then(|kept| now.checked_sub(kept));
@@ -138,7 +140,7 @@ pub async fn round(db: &PgPool, clock: &Clock, keep: Keep) {
     move_bytes(db).await;
 }
 
-/// Moves the bytes of dead letters out of the cases of an older release, whose relay may still run.
+/// Moves the bytes of dead letters out of cases that the relay of an older release wrote; that relay may still run.
 async fn move_bytes(db: &PgPool) {
     let callback = |bytes: &[u8]| callback_of(bytes).ok();
     loop {
@@ -153,8 +155,8 @@ async fn move_bytes(db: &PgPool) {
     }
 }
 
-/// Step after step through the old rows of a table. A step that takes too long is made smaller; any other fault ends the
-/// walk, and the next round begins it anew.
+/// Deletes the old rows of a table in steps. A step that collides or takes too long is repeated with half the rows. Any
+/// other error ends the walk, and the next round starts it again.
 async fn walk<Place: Copy>(
     db: &PgPool,
     table: &'static str,
@@ -172,14 +174,14 @@ async fn walk<Place: Copy>(
             }
             Err(DbError::Again(_)) if limit > 1 => limit /= 2,
             Err(error) => {
-                warn!(table, error = chain(&error), "Old rows of {table} stay for now; the next round removes them");
+                warn!(table, error = chain(&error), "Old rows of {table} stay for now; the next round deletes them");
                 break;
             }
         }
         tokio::time::sleep(BREATH).await;
     }
     if removed > 0 {
-        info!(table, removed, "Removed {removed} rows of {table}: their time was over");
+        info!(table, removed, "Deleted {removed} expired rows of {table}");
     }
 }
 
@@ -204,7 +206,7 @@ async fn measure(db: &PgPool, now: OffsetDateTime) -> Result<(), DbError> {
         metrics::gauge!("table_bytes", &labels).set(size.bytes as f64);
         metrics::gauge!("table_rows", &labels).set(size.rows as f64);
         metrics::gauge!("table_dead_rows", &labels).set(size.dead_rows as f64);
-        // Not a number: never, since the server counts.
+        // NaN means never, as far back as the server's statistics go.
         let since = size.vacuumed_at.map_or(f64::NAN, |at| (now - at).as_seconds_f64());
         metrics::gauge!("table_vacuum_age_seconds", &labels).set(since);
     }

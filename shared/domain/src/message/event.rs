@@ -1,7 +1,7 @@
-//! Fulfilment events: what downstream systems learn, and under which id.
+//! Fulfilment events: what we report to downstream systems, and under which id.
 //!
-//! The id follows from the type and what the event tells of, so a repeat is recognisable. On the wire an event is a
-//! CloudEvent 1.0 in AMQP binary mode: the attributes in headers, `data` as the JSON body.
+//! The id is derived from the type and the subject of the event, so a consumer can recognise a repeat. On the wire an
+//! event is a CloudEvent 1.0 in AMQP binary mode: the attributes are headers, and `data` is the JSON body.
 
 use serde_json::Value;
 
@@ -13,31 +13,31 @@ pub const SOURCE: &str = "/payment";
 /// An event on its way into the outbox.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// Deterministic.
+    /// The id, which is deterministic.
     pub event_id: String,
-    /// The type, which is the routing key too.
+    /// The type, which is also the routing key.
     pub kind: &'static str,
-    /// The order it is about; events of one order go out in order.
+    /// The order that it is about. Events of one order are published in order.
     pub order_id: Option<OrderId>,
-    /// What it tells.
+    /// The content.
     pub data: Value,
 }
 
 /// The types of events.
 pub mod kind {
-    /// An order was paid: deliver.
+    /// An order was paid: deliver the goods.
     pub const ORDER_PAID: &str = "order.paid";
-    /// An order ended without a payment: release what was reserved.
+    /// An order was closed without a payment: release what was reserved.
     pub const ORDER_CLOSED: &str = "order.closed";
-    /// Money of an order went back: roll back what it bought.
+    /// Money of an order was returned: roll back what it bought.
     pub const REFUND_SUCCEEDED: &str = "refund.succeeded";
     /// A refund will not happen under its number.
     pub const REFUND_FAILED: &str = "refund.failed";
-    /// All the money of an order went back.
+    /// All the money of an order was returned.
     pub const ORDER_REFUNDED: &str = "order.refunded";
-    /// A person must look.
+    /// A person must look at a new case.
     pub const CASE_OPENED: &str = "case.opened";
-    /// A person must look at a resolved case once more.
+    /// A person must look at a resolved case again.
     pub const CASE_REOPENED: &str = "case.reopened";
     /// Every type.
     pub const ALL: [&str; 7] =

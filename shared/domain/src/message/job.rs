@@ -1,7 +1,7 @@
-//! Jobs: rows that are due, and the messages that nudge a worker to take one.
+//! Jobs: rows with a due time, and the messages that nudge a worker to claim one.
 //!
-//! The table below is the one place that lists the kinds of jobs. Queues, bindings, policies, rights at the broker, what
-//! each process needs at its start, depths, metrics and the handling of dead letters follow from it.
+//! Only the table below lists the kinds of jobs. Queues, bindings, policies, permissions at the broker, what each
+//! process needs at its start, depths, metrics and the handling of dead letters are derived from it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -11,7 +11,7 @@ use crate::ids::{CaseId, OrderId, RefundId};
 use crate::money::Money;
 use crate::order_no::RefundNo;
 
-/// The exchange to which the ingress publishes callbacks; all that it may write to.
+/// The exchange to which the ingress publishes callbacks. The ingress may write to no other exchange.
 pub const PAYMENT_IN: &str = "payment.in";
 /// The exchange to which the relay publishes due jobs.
 pub const PAYMENT_JOBS: &str = "payment.jobs";
@@ -19,13 +19,13 @@ pub const PAYMENT_JOBS: &str = "payment.jobs";
 /// How the relay publishes the due jobs of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pace {
-    /// Each as soon as it is due.
+    /// Each job as soon as it is due.
     WhenDue,
-    /// At most so many in a round, while no job of another kind is due and the queue is short.
+    /// At most this many in a round, while no [`Pace::WhenDue`] job is due and the queue is short.
     WhenIdle(i64),
 }
 
-/// What the service knows of one kind of jobs.
+/// The properties of one kind of jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JobSpec {
     /// The program that works on it.
@@ -36,7 +36,7 @@ pub struct JobSpec {
     pub exchange: &'static str,
     /// How it is published.
     pub pace: Pace,
-    /// Whether its row names another row, so that its message is only the nudge. Else the message is the job itself.
+    /// Whether its row names another row, so that its message is only a nudge. Otherwise the message is the job itself.
     pub is_nudged: bool,
 }
 
@@ -44,7 +44,7 @@ pub struct JobSpec {
 macro_rules! jobs {
     ($($(#[$doc:meta])* $kind:ident = $name:literal, $spec:expr;)+) => {
         crate::named_enum! {
-            /// What a `jobs` row is due for.
+            /// The kind of work of a `jobs` row.
             JobKind { $($(#[$doc])* $kind = $name),+ }
         }
 
@@ -58,11 +58,11 @@ macro_rules! jobs {
 }
 
 jobs! {
-    /// A callback that could not be published when it came.
+    /// A callback that could not be published or settled when it arrived.
     Callback = "callback", JobSpec {
         worker: "callback-worker", queue: "payment.callbacks", exchange: PAYMENT_IN, pace: Pace::WhenDue, is_nudged: false,
     };
-    /// Carry a refund a step further.
+    /// Carry a refund one step further.
     Refund = "refund", JobSpec {
         worker: "refund-worker", queue: "payment.refunds", exchange: PAYMENT_JOBS, pace: Pace::WhenDue, is_nudged: true,
     };
@@ -70,14 +70,14 @@ jobs! {
     Check = "check", JobSpec {
         worker: "check-worker", queue: "payment.checks", exchange: PAYMENT_JOBS, pace: Pace::WhenDue, is_nudged: true,
     };
-    /// Query the gateway once more about an order that is paid.
+    /// Query the gateway again about an order that is paid.
     LookBack = "look_back", JobSpec {
         worker: "check-worker", queue: "payment.checks", exchange: PAYMENT_JOBS, pace: Pace::WhenIdle(50), is_nudged: true,
     };
 }
 
 impl JobKind {
-    /// The queues of work, each once.
+    /// The work queues, each once.
     pub fn queues() -> Vec<&'static str> {
         let mut queues: Vec<&str> = Vec::new();
         for queue in JobKind::ALL.iter().map(|kind| kind.spec().queue) {
@@ -99,8 +99,8 @@ impl JobKind {
     }
 }
 
-/// The nudge to work on a `jobs` row. A worker takes the row only with the fence that it has now, which the relay drew at
-/// random when it leased the row.
+/// The nudge to work on a `jobs` row. A worker can claim the row only with the row's present fence, which the relay
+/// drew at random when it leased the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobMessage {
@@ -110,8 +110,8 @@ pub struct JobMessage {
     pub fence: i64,
 }
 
-/// The ages at which an order that is still unpaid is asked about, should its callback be lost: soon, then slower. After
-/// the last it is asked about once a day. Its expiry is a moment of its own.
+/// The ages at which we query an order that is still unpaid, because its callback may be lost: often at first, then
+/// less often. After the last age we query it once a day. Its expiry is one more moment.
 pub const CHECKS: &[Duration] = &[
     Duration::seconds(30),
     Duration::minutes(1),
@@ -127,25 +127,25 @@ pub const CHECKS: &[Duration] = &[
     Duration::hours(24),
 ];
 
-/// The gaps between two questions about an unpaid order while somebody watches it; after the last one they stay as long.
+/// The gaps between two queries about an unpaid order while a person watches it. The last gap repeats.
 pub const HINTS: &[Duration] =
     &[Duration::seconds(3), Duration::seconds(5), Duration::seconds(10), Duration::seconds(20), Duration::seconds(30)];
-/// The shortest time between two queries about one unpaid order that its schedule and hints cause. What people ask for, and a
-/// query after a close that failed, do not wait for it.
+/// The shortest time between two queries about one unpaid order that come from its schedule or from hints. Requests of
+/// people, and a query after a failed close, do not wait for it.
 pub const AT_LEAST_APART: Duration = Duration::seconds(3);
 
-/// What people, or a policy, have decided and a check carries out: the gateway is asked in the same moment. The job's
-/// payload holds each under the id of its case, so one never takes the place of another.
+/// A decision of people, or of a policy, that a check carries out together with a query to the gateway. The job's
+/// payload holds each decision under the id of its case, so one never replaces another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Asked {
-    /// Take the late payment of the case for its order, if its money is there.
+    /// Accept the late payment of the case for its order, if the gateway still has the money.
     Fulfil,
-    /// Book a refund that was made outside, if the gateway knows it.
+    /// Book a refund that was made outside this service, if the gateway confirms it.
     BookRefund {
-        /// The number that its sender gave it.
+        /// The refund number that its sender chose.
         refund_no: RefundNo,
-        /// How much went back.
+        /// The refunded amount.
         amount: Money,
     },
 }
@@ -153,7 +153,7 @@ pub enum Asked {
 impl Asked {
     const PREFIX: &str = "case:";
 
-    /// What a payload asks for, each with its case. What cannot be read is left out.
+    /// The requests in a payload, each with its case. Members that cannot be read are ignored.
     fn in_payload(payload: &Value) -> Vec<(CaseId, Asked)> {
         let members = payload.as_object().into_iter().flatten();
         let asked = members.filter_map(|(name, value)| {
@@ -164,15 +164,15 @@ impl Asked {
     }
 }
 
-/// What is asked of a check, or of a look back, beside its kind. Requests of one order add up: each stays asked until the worker has
-/// carried it out.
+/// The requests to a check, or to a look back, beside its kind. Requests about one order add up: each stays until the
+/// worker has carried it out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CheckRequest {
     /// Close the order unless it is paid.
     pub close: bool,
     /// Query the gateway although the order is paid.
     pub sync: bool,
-    /// What people, or a policy, have decided, each with its case.
+    /// The decisions of people, or of a policy, each with its case.
     pub of_cases: Vec<(CaseId, Asked)>,
 }
 
@@ -187,18 +187,18 @@ impl CheckRequest {
         CheckRequest { sync: true, ..CheckRequest::default() }
     }
 
-    /// What was decided about a case.
+    /// A decision about a case.
     pub fn of_case(case: CaseId, asked: Asked) -> CheckRequest {
         CheckRequest { of_cases: vec![(case, asked)], ..CheckRequest::default() }
     }
 
-    /// Reads a row's payload. Members that this build does not know count for nothing.
+    /// Reads a row's payload. Members that this build does not know are ignored.
     pub fn read(payload: &Value) -> CheckRequest {
         let of_cases = Asked::in_payload(payload);
         CheckRequest { close: payload["close"] == true, sync: payload["sync"] == true, of_cases }
     }
 
-    /// The row's payload: a member for each thing that is asked.
+    /// The row's payload: a member for each request.
     pub fn payload(&self) -> Value {
         let mut members = Map::new();
         let flags = [("close", self.close), ("sync", self.sync)];
@@ -210,33 +210,33 @@ impl CheckRequest {
     }
 }
 
-/// What is asked of a refund job beside its kind.
+/// The requests to a refund job, beside its kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RefundRequest {
-    /// Send a refund that could not be delivered to the merchant's own account.
+    /// Redirect an undeliverable refund to the merchant's own account.
     pub redirect: bool,
-    /// The amount that two people have accepted as the one that went back.
+    /// The amount that two people have accepted as the refunded one.
     pub accept: Option<Money>,
 }
 
 impl RefundRequest {
-    /// Send the refund to the merchant's own account.
+    /// Redirect the refund to the merchant's own account.
     pub fn redirect() -> RefundRequest {
         RefundRequest { redirect: true, accept: None }
     }
 
-    /// Count this amount as the one that went back, once the gateway states it again.
+    /// Count this amount as refunded, once the gateway states it again.
     pub fn accept(amount: Money) -> RefundRequest {
         RefundRequest { redirect: false, accept: Some(amount) }
     }
 
-    /// Reads a row's payload. Members that this build does not know count for nothing.
+    /// Reads a row's payload. Members that this build does not know are ignored.
     pub fn read(payload: &Value) -> RefundRequest {
         let accept = payload["accept"].as_str().and_then(|yuan| Money::from_yuan(yuan).ok());
         RefundRequest { redirect: payload["redirect"] == MERCHANT, accept }
     }
 
-    /// The row's payload: a member for each thing that is asked.
+    /// The row's payload: a member for each request.
     pub fn payload(&self) -> Value {
         let mut members = Map::new();
         if self.redirect {
@@ -249,15 +249,15 @@ impl RefundRequest {
     }
 }
 
-/// To whom an undeliverable refund goes: the merchant's own account.
+/// The receiver of an undeliverable refund: the merchant's own account.
 const MERCHANT: &str = "merchant";
 
-/// A job that is asked for: the row that it is about, and what is asked of it.
+/// A requested job: the row that it is about, and the requests to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobRequest {
     /// Query the gateway about an order.
     Check(OrderId, CheckRequest),
-    /// Carry a refund a step further.
+    /// Carry a refund one step further.
     Refund(RefundId, RefundRequest),
 }
 

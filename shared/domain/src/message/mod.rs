@@ -1,4 +1,4 @@
-//! The messages between the processes and to the outside.
+//! The messages between the processes, and to other systems.
 
 pub mod callback;
 pub mod event;

@@ -1,4 +1,5 @@
-//! Callbacks that are jobs: stored when they cannot be published or settled yet, and ended by their own bytes alone.
+//! Callbacks that are jobs. They are stored when they cannot be published or settled yet. Only a callback with the same
+//! bytes can end such a job.
 
 use domain::message::callback::Callback;
 use serde_json::Value;
@@ -8,11 +9,11 @@ use time::Duration;
 use crate::error::DbError;
 use crate::tables::jobs::{again_in, millis};
 
-/// Proof that a callback is a committed row: only [`store_callback`] makes one.
+/// Proof that a callback is a committed row. Only [`store_callback`] creates this value.
 #[derive(Debug)]
 pub struct Stored(());
 
-/// Commits a callback as a due job, in a statement of its own on a connection of its own.
+/// Commits a callback as a due job, in a single statement on its own connection.
 ///
 /// # Errors
 /// [`DbError`]; the callback may not be stored then.
@@ -21,7 +22,7 @@ pub async fn store_callback(pool: &PgPool, callback: &Callback) -> Result<Stored
     Ok(Stored(()))
 }
 
-/// Stores a callback that is due after `wait`. Returns the number of the job.
+/// Stores a callback as a job that is due after `wait`. Returns the number of the job.
 ///
 /// # Errors
 /// [`DbError`].
@@ -40,16 +41,16 @@ pub async fn insert_callback(db: impl PgExecutor<'_>, callback: &Callback, wait:
     .await?)
 }
 
-/// What of a callback has to be in a job's payload so that it came as that job: all that its verdict depends on. `None`: it
-/// has text that no row can hold.
+/// The part of a callback that a job's payload must contain to prove that the callback came as this job: everything
+/// that its verdict depends on. `None`: it has text that PostgreSQL cannot store.
 pub(crate) fn proof(callback: &Callback) -> Option<Value> {
     let mut payload = callback.payload()?;
     payload.as_object_mut()?.remove("received_at");
     Some(payload)
 }
 
-/// Puts off the job that this callback came as, and says why. Waiting costs no attempt. Returns the age of the job. `None`:
-/// the row is gone, or it holds another callback or another job, and stays as it is.
+/// Postpones the job that this callback came as, and stores the reason. Waiting costs no attempt. Returns the age of
+/// the job. `None`: the row is gone, or it holds another callback or another job, and is not changed.
 ///
 /// # Errors
 /// [`DbError`].
@@ -78,7 +79,7 @@ pub async fn postpone(
     Ok(age.map(Duration::milliseconds))
 }
 
-/// Whether the job that this callback came as is there, with its bytes. Waits for no lock.
+/// Whether the job that this callback came as exists and holds its bytes. Waits for no lock.
 ///
 /// # Errors
 /// [`DbError`].
@@ -97,7 +98,8 @@ pub async fn has_row(db: &PgPool, callback: &Callback) -> Result<bool, DbError> 
     Ok(found.fetch_one(db).await?)
 }
 
-/// Deletes the jobs that these callbacks came as: they have a verdict. A job whose row holds other bytes stays.
+/// Deletes the jobs that these callbacks came as, because the callbacks have a verdict. A job whose row holds other
+/// bytes stays.
 ///
 /// # Errors
 /// [`DbError`].
@@ -122,7 +124,7 @@ pub async fn delete_callbacks(tx: &mut PgConnection, callbacks: &[&Callback]) ->
     Ok(())
 }
 
-/// Has callbacks that [`postpone`] found come more seldom: after a quarter of their age, and 10 minutes at most.
+/// Makes callbacks that [`postpone`] found come less often: after a quarter of their age, at most 10 minutes.
 ///
 /// # Errors
 /// [`DbError`].

@@ -1,8 +1,9 @@
-//! `jobs`: durable due work. The message that the relay publishes is only the nudge.
+//! `jobs`: durable work with a due time. The message that the relay publishes is only a nudge.
 //!
-//! Due times and leases are the database's: callers pass durations, and the statements add them to `now()` and compare with
-//! `now()`, the start of their short transaction. So processes whose clocks differ agree on what is due. A message changes a
-//! row only when it belongs to the row: a nudge by its fence, a callback by its bytes (ops/decisions/0017).
+//! Due times and leases use the database's clock. Callers pass durations; the statements add them to `now()` and
+//! compare with `now()`, the start of their short transaction. So processes whose clocks differ agree on what is due. A
+//! message changes a row only if it belongs to the row: a nudge by its fence, a callback by its bytes
+//! (ops/decisions/0017).
 
 use std::time::Instant;
 
@@ -19,21 +20,21 @@ mod callbacks;
 pub(super) use callbacks::proof;
 pub use callbacks::{Stored, delete_callbacks, has_row, insert_callback, postpone, slow_down, store_callback};
 
-/// The shortest time after which a job comes again, so that nothing spins.
+/// The shortest wait before a job is due again, so that no job runs in a tight loop.
 const FLOOR: Duration = Duration::seconds(1);
 
-/// Milliseconds until a job comes again.
+/// Milliseconds until a job is due again.
 fn again_in(wait: Duration) -> i64 {
     millis(wait.max(FLOOR))
 }
 
-/// A wait as the statements take it, rounded up: a job that is due before its moment would be asked about twice.
+/// A wait in milliseconds for the statements, rounded up. A job that became due too early would run twice.
 pub(super) fn millis(wait: Duration) -> i64 {
     let millis = wait.whole_milliseconds() + i128::from(wait.subsec_nanoseconds() % 1_000_000 > 0);
     i64::try_from(millis).unwrap_or(i64::MAX)
 }
 
-/// Deletes a leased job whose payload cannot be read; it is in a case.
+/// Deletes a leased job whose payload cannot be read; a case holds the payload.
 ///
 /// # Errors
 /// [`DbError`].
@@ -64,8 +65,9 @@ pub async fn work(tx: &mut PgConnection, id: i64) -> Result<Option<Work>, DbErro
     Ok(found.fetch_optional(tx).await?)
 }
 
-/// Ends the check jobs of orders that were paid. In the place of each comes a look back a day later: money can go back in
-/// the gateway's console. What people have asked of the check and is not done yet is asked of the look back, which is due now.
+/// Deletes the check jobs of orders that were paid, and creates a look back a day later for each: people can refund in
+/// the gateway's console. Requests of people that the check has not carried out yet move to the look back, which is
+/// then due now.
 ///
 /// # Errors
 /// [`DbError`].
@@ -94,12 +96,12 @@ pub async fn end_checks(tx: &mut PgConnection, orders: &[OrderId]) -> Result<(),
     Ok(())
 }
 
-/// A job in a worker's hands.
+/// A job that a worker has claimed.
 #[derive(Debug, Clone)]
 pub struct Taken {
     /// Which row.
     pub id: i64,
-    /// A worker with an older one has lost the job.
+    /// The fence. A worker with an older fence has lost the job.
     pub fence: i64,
     /// The row that the job is about.
     pub ref_id: String,
@@ -107,31 +109,32 @@ pub struct Taken {
     pub attempts: i32,
     /// What it does.
     pub kind: JobKind,
-    /// What was asked of it beside its kind.
+    /// The requests to it, beside its kind.
     pub payload: Value,
-    /// When it was taken, by the database's clock.
+    /// When it was claimed, by the database's clock.
     taken_at: OffsetDateTime,
     /// The same moment by this machine's monotonic clock.
     since: Instant,
 }
 
 impl Taken {
-    /// The same job with something else asked of it beside its kind.
+    /// The same job with other requests in its payload.
     pub fn asking(&self, payload: Value) -> Taken {
         Taken { payload, ..self.clone() }
     }
 
-    /// Now, by the database's clock. All that decides when a job goes on is computed with it, so a worker whose own clock is
-    /// off still works on schedule.
+    /// Now, by the database's clock. Everything that decides when a job is due again uses this time, so a worker with a
+    /// wrong clock still works on schedule.
     pub fn now(&self) -> OffsetDateTime {
         self.taken_at + self.since.elapsed()
     }
 }
 
-/// Takes a published job of one of these kinds for work, for as long as `lease`. `None`: the message is a repeat or forged, or the job
-/// is done or put off.
+/// Claims a published job of one of these kinds for work, for the time of `lease`. `None`: the message is a repeat or
+/// forged, or the job is finished or postponed.
 ///
-/// Only the relay's lease makes a job takeable, and the fence that it draws is the proof that a message comes from the relay.
+/// A job can be claimed only while the relay has leased it. The fence that the relay draws proves that a message comes
+/// from the relay.
 ///
 /// # Errors
 /// [`DbError`].
@@ -168,7 +171,7 @@ pub async fn take(
     }))
 }
 
-/// Ends a job. One that was taken away meanwhile goes on in other hands.
+/// Deletes a finished job. If this worker has lost the job in the meantime, another worker continues it.
 ///
 /// # Errors
 /// [`DbError`].
@@ -177,17 +180,17 @@ pub async fn finish(tx: &mut PgConnection, job: &Taken) -> Result<(), DbError> {
     Ok(())
 }
 
-/// What a job that goes on costs.
+/// The cost of making a job due again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
-    /// Waiting is no failure.
+    /// No attempt: waiting is no failure.
     Nothing,
     /// One attempt.
     Attempt,
 }
 
-/// Sets after how long a job is due again (1 s at least), with what is asked of it then. False: it was taken away meanwhile
-/// and goes on in other hands, so nothing of what was learnt here may stand but facts.
+/// Makes a job due again after `wait` (at least 1 s), with the requests in its payload. False: this worker has lost the
+/// job, and another worker continues it. Then the caller may keep only facts, and must discard every other result.
 ///
 /// # Errors
 /// [`DbError`].
@@ -217,7 +220,7 @@ pub async fn again(
     Ok(done.rows_affected() == 1)
 }
 
-/// Makes the job of a row due after `wait`, whether there is one or not. What was asked of it before stays asked.
+/// Makes the job of a row due after `wait`, and creates it if there is none. Earlier requests in its payload stay.
 ///
 /// # Errors
 /// [`DbError`].
@@ -240,7 +243,7 @@ pub async fn request(db: impl PgExecutor<'_>, job: &JobRequest, wait: Duration) 
     Ok(())
 }
 
-/// Drops the refund job of a refund that needs none any more.
+/// Deletes the refund job of a refund that no longer needs one.
 ///
 /// # Errors
 /// [`DbError`].
@@ -249,7 +252,7 @@ pub async fn drop_refund(tx: &mut PgConnection, id: RefundId) -> Result<(), DbEr
     Ok(())
 }
 
-/// A job as a person looks at it.
+/// A job as an operator sees it.
 #[derive(Debug, Clone)]
 pub struct Standing {
     /// Which row.
@@ -258,13 +261,13 @@ pub struct Standing {
     pub kind: JobKind,
     /// When it is due.
     pub due_at: OffsetDateTime,
-    /// Published or in a worker's hands until then.
+    /// Until then it is published, or claimed by a worker.
     pub lease_until: Option<OffsetDateTime>,
     /// How often it was tried.
     pub attempts: i32,
-    /// The last trouble, in words.
+    /// The last error, in words.
     pub last_error: Option<String>,
-    /// When it was asked for first.
+    /// When it was first requested.
     pub created_at: OffsetDateTime,
 }
 
@@ -289,28 +292,29 @@ pub async fn about(db: impl PgExecutor<'_>, ref_ids: &[String]) -> Result<Vec<St
     .await?)
 }
 
-/// A job whose time has come, leased to the relay.
+/// A due job, leased to the relay.
 pub struct Due {
     /// Which row.
     pub id: i64,
-    /// A worker must show this to take it: 60 random bits, drawn for this lease.
+    /// A worker must present this fence to claim the job: 60 random bits, drawn for this lease.
     pub fence: i64,
-    /// What it holds.
+    /// Its payload.
     pub payload: Value,
 }
 
 /// Which due jobs to lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lease {
-    /// Those that were never published, and those whose lease has ended without an answer.
+    /// Those that were never published, and those whose lease has ended before a worker finished or rescheduled them.
     All,
     /// Only those that were never published: the queue is long, and a repeat would make it longer.
     Fresh,
 }
 
-/// Leases due jobs of a kind, oldest first. A job that was published and not answered comes again when its lease ends;
-/// the lease doubles each time, from 1 minute to 1 hour. Each lease draws a fence that cannot be guessed, so only the message
-/// that is published for it takes the job: a forged one does not, nor one from before a restore of the database.
+/// Leases due jobs of a kind, oldest first. A job that was published and not finished is leased again when its lease
+/// ends; the lease doubles each time, from 1 minute to 1 hour. Each lease draws a fence that cannot be guessed. So only
+/// the message that is published for this lease can claim the job: a forged message cannot, nor one from before a
+/// restore of the database.
 ///
 /// # Errors
 /// [`DbError`].
@@ -346,8 +350,9 @@ pub async fn lease_due(
     .await?)
 }
 
-/// Ends leases, each of a job's id and fence: the publish was not confirmed. The job is due again after `wait`. A job whose
-/// message did arrive and that is in a worker's hands stays there; one that no worker has taken yet cannot be taken any more.
+/// Ends leases, each given by a job's id and fence, because the publish was not confirmed. The job is due again after
+/// `wait`. If the message arrived anyway and a worker has claimed the job, the worker stays its owner. Otherwise no
+/// worker can claim the job with that message any more.
 ///
 /// # Errors
 /// [`DbError`].
@@ -370,7 +375,7 @@ pub async fn release(connection: &mut PgConnection, leases: &[(i64, i64)], wait:
     Ok(())
 }
 
-/// Ends every lease: the broker was wiped. Returns how many there were.
+/// Ends every lease, because the broker was wiped. Returns the number of leases.
 ///
 /// # Errors
 /// [`DbError`].
@@ -381,7 +386,7 @@ pub async fn clear_leases(connection: &mut PgConnection) -> Result<u64, DbError>
     Ok(done.rows_affected())
 }
 
-/// How many jobs of a kind are due, and for how long the oldest has been.
+/// How many jobs of a kind are due, and how long the oldest of them has been due.
 ///
 /// # Errors
 /// [`DbError`].
