@@ -1,4 +1,4 @@
-//! What can be done about a case, and when it fits.
+//! The actions on a case, and when each of them is allowed.
 
 use axum::body::Bytes;
 use domain::message::job::{Asked, CheckRequest, JobRequest, RefundRequest};
@@ -19,44 +19,45 @@ use crate::problem::ApiError;
 use crate::routes::refunds::{reason, refused, wish};
 use crate::state::App;
 
-/// What is to be done.
+/// The action to carry out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Deed {
-    /// Return the payment that the case is about, or a part of it (`late_payment`, `double_payment`, `refunded_elsewhere`,
-    /// `amount_mismatch`, `wrong_method`, `wrong_merchant` where the account is ours, `unknown_order`).
+    /// Return the payment that the case is about, or a part of it (`late_payment`, `double_payment`,
+    /// `refunded_elsewhere`, `amount_mismatch`, `wrong_method`, `wrong_merchant` where the account is ours,
+    /// `unknown_order`).
     Refund {
-        /// In yuan; all that is left of it when absent.
+        /// In yuan; if absent, the whole rest of the payment.
         #[serde(skip_serializing_if = "Option::is_none")]
         #[schema(value_type = Option<String>)]
         amount: Option<Money>,
-        /// What the buyer reads.
+        /// The reason that the buyer reads.
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
-    /// Take the late payment for its order and deliver (`late_payment`, `refunded_elsewhere`). The gateway is asked first: the
-    /// case is resolved once the order is paid, or its evidence says in `not_fulfilled` why not.
+    /// Accept the late payment for its order and deliver (`late_payment`, `refunded_elsewhere`). The gateway is queried
+    /// first: the case is resolved once the order is paid, or its evidence says in `not_fulfilled` why not.
     Fulfil,
     /// Book a refund that was made at the gateway's console (`unknown_refund`, `refunded_elsewhere`, `late_payment`,
-    /// `double_payment`). The gateway is asked about it first: the evidence says in `not_booked` why nothing was booked.
+    /// `double_payment`). The gateway is queried first; if nothing is booked, the evidence says why in `not_booked`.
     BookRefund {
         /// The merchant's number of the refund, as the gateway has it.
         #[schema(value_type = String)]
         refund_no: RefundNo,
-        /// How much went back, in yuan.
+        /// The refunded amount, in yuan.
         #[schema(value_type = String)]
         amount: Money,
     },
-    /// Return under a new number what the gateway closed (`refund_closed`).
+    /// Repeat a refund that the gateway closed, under a new number (`refund_closed`).
     RefundAgain,
-    /// Send what could not be delivered to the merchant's own account (`refund_abnormal`, WeChat Pay).
+    /// Redirect an undeliverable refund to the merchant's own account (`refund_abnormal`, WeChat Pay).
     AbnormalRefund,
-    /// Take the amount that the gateway states for a refund as the one that went back (`amount_mismatch` of a refund).
+    /// Accept the amount that the gateway states for a refund as the refunded amount (`amount_mismatch` of a refund).
     AcceptAmount,
-    /// Nothing moves; the case is resolved. On `unknown_refund` another person confirms it: the order's money is free again; and
-    /// so where money was still to go back by itself: it stays.
+    /// Resolve the case; no money moves. Two cases need the confirmation of another person: on `unknown_refund`,
+    /// reserved money of the order becomes free again; and money that was to be returned automatically stays with us.
     Note {
-        /// What was found and done.
+        /// What a person found and did.
         note: String,
     },
 }
@@ -92,16 +93,16 @@ impl Deed {
             None => None,
         };
         fields.finish()?;
-        // A fault was noted wherever there is none, so `finish` has returned before.
+        // If there is no action, a fault was recorded, so `finish` has already returned an error.
         deed.ok_or_else(|| ApiError::InvalidFields(Vec::new()))
     }
 
-    /// Whether it takes two people.
+    /// Whether the action needs two people.
     pub fn moves_money(&self, case: &Case) -> bool {
         !matches!(self, Deed::Note { .. }) || case.end_moves_money()
     }
 
-    /// As the case keeps it.
+    /// The action as the case stores it.
     ///
     /// # Errors
     /// [`ApiError::Internal`].
@@ -109,7 +110,7 @@ impl Deed {
         serde_json::to_value(self).map_err(|error| ApiError::Internal(error.into()))
     }
 
-    /// As the case has kept it.
+    /// Reads an action that the case has stored.
     ///
     /// # Errors
     /// [`ApiError::Internal`].
@@ -118,15 +119,15 @@ impl Deed {
     }
 }
 
-/// What was done.
+/// The result of an action.
 pub struct Done {
-    /// In words.
+    /// The result in words.
     pub text: String,
-    /// Whether nothing more is to be done about the case.
+    /// Whether the case is resolved with it.
     pub ends: bool,
 }
 
-/// Whether the deed fits the case, before anybody is asked to confirm it.
+/// Checks whether the action is allowed on the case, before another person is asked to confirm it.
 ///
 /// # Errors
 /// [`ApiError::ActionUnfit`].
@@ -149,21 +150,21 @@ pub async fn check(db: &PgPool, case: &Case, deed: &Deed) -> Result<(), ApiError
     }
 }
 
-/// Does it, in the transaction that writes it down.
+/// Carries out the action, in the transaction that records it.
 ///
 /// # Errors
-/// [`ApiError::ActionUnfit`], or what a refund is refused for; the caller rolls back.
+/// [`ApiError::ActionUnfit`], or the error of a refused refund; the caller rolls back.
 pub async fn carry_out(
     app: &App,
     tx: &mut PgConnection,
     (case, who): (&Case, &UserId),
     deed: &Deed,
 ) -> Result<Done, ApiError> {
-    // The order before anything else of it, as every transaction locks.
+    // Every transaction locks the order before its other rows.
     if let Some(order_id) = case.order_id {
         orders::lock_one(tx, order_id).await?;
     }
-    // Under that lock no fact can add to the case: what was seen is what is decided.
+    // Under that lock no fact can add to the case, so the decision applies to exactly what the person saw.
     let now = cases::get(&mut *tx, case.id).await?.ok_or(ApiError::CaseNotFound)?;
     if now.version != case.version {
         return Err(ApiError::CaseChanged);
@@ -185,7 +186,7 @@ pub async fn carry_out(
             let order_id = returned_elsewhere(case)?;
             let asked = Asked::BookRefund { refund_no: refund_no.clone(), amount: *amount };
             let text = format!(
-                "the gateway is asked about refund {refund_no} of {amount} yuan, which is booked if it confirms it"
+                "the gateway is queried about refund {refund_no} of {amount} yuan, which is booked if it confirms it"
             );
             hand_on(tx, (case, order_id), (asked, text)).await
         }
@@ -198,7 +199,7 @@ pub async fn carry_out(
             let stuck = refund_of(case, deed, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
             let redirect = JobRequest::Refund(stuck.id, RefundRequest::redirect());
             jobs::request(&mut *tx, &redirect, time::Duration::ZERO).await?;
-            // Whether it arrives is not known yet: the case stays open until a person has seen it.
+            // Whether the money arrives is not known yet, so the case stays open until a person has checked it.
             Ok(Done { text: format!("refund {} is sent to the merchant's account", stuck.refund_no), ends: false })
         }
         Deed::AcceptAmount => {
@@ -206,7 +207,7 @@ pub async fn carry_out(
             let (refund, amount) = stated_amount(case, found)?;
             let accept = JobRequest::Refund(refund.id, RefundRequest::accept(amount));
             jobs::request(&mut *tx, &accept, time::Duration::ZERO).await?;
-            // The gateway states it once more: then the refund succeeds, and its case ends with it.
+            // Once the gateway states the amount again, the refund succeeds and its case is resolved.
             Ok(Done { text: format!("refund {} is taken as {amount} yuan", refund.refund_no), ends: false })
         }
         Deed::Note { note } => Ok(Done { text: note.clone(), ends: true }),
@@ -228,11 +229,11 @@ async fn ask(
     if left.is_positive() {
         text.push_str(&format!("; {left} yuan of the payment are left"));
     }
-    // What is left is for people still.
+    // If a part of the payment is left, people still have to decide about it.
     Ok(Done { text, ends: !left.is_positive() })
 }
 
-/// What no refund returns or reserves of the payment that `refund` is of.
+/// The part of `refund`'s payment that no refund returns or reserves.
 async fn left_of(tx: &mut PgConnection, refund: &Refund) -> Result<Money, ApiError> {
     let all = refunds::of_order(&mut *tx, refund.order_id).await?;
     let of_payment =
@@ -241,7 +242,7 @@ async fn left_of(tx: &mut PgConnection, refund: &Refund) -> Result<Money, ApiErr
     Ok(Money::from_fen(refund.payment_amount.fen() - reserved).unwrap_or(Money::ZERO))
 }
 
-/// Only the worker moves an order, and only after it has asked the gateway.
+/// Hands the fulfilment to the worker: only the worker changes an order, and only after a query to the gateway.
 async fn fulfil(
     tx: &mut PgConnection,
     (case, order_id): (&Case, OrderId),
@@ -253,14 +254,14 @@ async fn fulfil(
             NotHonoured::AnotherAmount => "the payment is of another amount than the order",
             NotHonoured::NotClosed => "the order is not closed",
             NotHonoured::Returned => "the payment has been returned, or is on its way back",
-            NotHonoured::NotThere | NotHonoured::NotBooked => "the gateway has to be asked about the payment",
+            NotHonoured::NotThere | NotHonoured::NotBooked => "the gateway must be queried about the payment",
         }));
     }
-    let text = format!("the gateway is asked about trade {trade_no}; the order is paid if its money is there");
+    let text = format!("the gateway is queried about trade {trade_no}; the order is paid if its money is there");
     hand_on(tx, (case, order_id), (Asked::Fulfil, text)).await
 }
 
-/// Has the check worker carry it out; the case stays open until it has.
+/// Hands the request to the check worker. The case stays open until the worker has carried it out.
 async fn hand_on(
     tx: &mut PgConnection,
     (case, order_id): (&Case, OrderId),
@@ -271,12 +272,12 @@ async fn hand_on(
     Ok(Done { text, ends: false })
 }
 
-/// The payment that a case alone knows of.
+/// The payment that only a case records.
 fn stray(case: &Case) -> Result<Stray, ApiError> {
     Stray::of(case).map_err(|refusal| ApiError::ActionUnfit(refusal.0))
 }
 
-/// The payment beside the order's own that a case is about.
+/// The payment of a case, which is not the order's own payment.
 fn payment(case: &Case) -> Result<(OrderId, TradeNo), ApiError> {
     let fit = matches!(case.kind, CaseKind::LatePayment | CaseKind::DoublePayment | CaseKind::RefundedElsewhere);
     fits(fit, "the case is about no late or second payment")?;
@@ -289,14 +290,14 @@ fn late_payment(case: &Case) -> Result<(OrderId, TradeNo), ApiError> {
     payment(case)
 }
 
-/// The order of which money went back without us.
+/// The order whose money was returned without this service.
 fn returned_elsewhere(case: &Case) -> Result<OrderId, ApiError> {
     let fit = case.kind.actions().contains(&CaseAction::BookRefund);
     fits(fit, "the case is about no refund that was made elsewhere")?;
     case.order_id.ok_or(ApiError::ActionUnfit("the case names no order"))
 }
 
-/// The refund for which the gateway states another amount, and that amount, where its payment holds it.
+/// The refund for which the gateway states another amount, and that amount, if it is not larger than the payment.
 fn stated_amount(case: &Case, refund: Option<Refund>) -> Result<(Refund, Money), ApiError> {
     fits(case.is_about_a_refunds_amount(), "the case is about no refund")?;
     let refund = refund.ok_or(ApiError::ActionUnfit("the refund is not ours"))?;
@@ -307,14 +308,15 @@ fn stated_amount(case: &Case, refund: Option<Refund>) -> Result<(Refund, Money),
     Ok((refund, amount.ok_or(ApiError::ActionUnfit("the payment does not hold the amount that the gateway states"))?))
 }
 
-/// The refund that a case is about, if it stands where the deed wants it.
+/// The refund that a case is about, if it is in the state that the action needs.
 fn refund_of(case: &Case, deed: &Deed, refund: Option<Refund>) -> Result<Refund, ApiError> {
     let (kind, status) = match deed {
         Deed::RefundAgain => (CaseKind::RefundClosed, RefundStatus::Failed),
         _ => (CaseKind::RefundAbnormal, RefundStatus::Abnormal),
     };
     fits(case.kind == kind, "the case is about no such refund")?;
-    // A reopened case keeps its history: one wish is returned once. If that refund fails too, it has a case of its own.
+    // A reopened case has its old history, so a refund is repeated only once. If the repeat fails too, it has its own
+    // case.
     let again = *deed == Deed::RefundAgain && confirmed_before(case, "refund_again");
     fits(!again, "the refund was sent again from this case already: see that refund")?;
     let refund = refund.ok_or(ApiError::ActionUnfit("the refund is not ours"))?;

@@ -1,4 +1,5 @@
-//! `POST /v1/admin/orders/{id}/sync`: has the gateway asked about an order, whatever state it is in, and shows what came.
+//! `POST /v1/admin/orders/{id}/sync`: makes the worker query the gateway about an order in any state, and shows the
+//! result.
 
 use std::sync::Arc;
 
@@ -25,40 +26,41 @@ use crate::problem::{ApiError, Problem};
 use crate::routes::orders::{LOOK, OrderPath, OrderView, PATIENCE};
 use crate::state::{App, to_the_end};
 
-/// What a sync brought.
+/// The result of a sync.
 #[derive(Serialize, ToSchema)]
 pub struct SyncView {
     /// Our record before.
     before: OrderView,
     /// Our record now.
     after: OrderView,
-    /// What the gateway was last heard to say; null when it was never asked.
+    /// The gateway's last answer; null if it was never queried.
     gateway: Option<GatewayView>,
-    /// Whether the gateway has answered since this request. If not, the answer is 202, and the same request later tells.
+    /// Whether the gateway has answered since this request. If not, the answer is 202, and the same request shows it
+    /// later.
     answered: bool,
     /// The members that differ between before and after.
     #[schema(example = json!(["status", "paid_at"]))]
     changed: Vec<String>,
 }
 
-/// The gateway's word.
+/// The gateway's answer.
 #[derive(Serialize, ToSchema)]
 pub struct GatewayView {
-    /// In its own words.
+    /// The state in the gateway's own words.
     #[schema(example = "TRADE_SUCCESS")]
     state: String,
-    /// When it said so.
+    /// When the gateway answered.
     #[serde(with = "time::serde::rfc3339")]
     checked_at: OffsetDateTime,
 }
 
-/// Ask the gateway about an order now.
+/// Query the gateway about an order now.
 #[utoipa::path(
     post, path = "/v1/admin/orders/{id}/sync", tag = "admin", security(("bearer" = ["payments:admin"])),
     params(("id" = String, Path, description = "The order's id")),
     responses(
-        (status = 200, description = "What came of it", body = SyncView),
-        (status = 202, description = "The gateway has not answered yet; look at the order (`Location`) or ask again", body = SyncView),
+        (status = 200, description = "The result", body = SyncView),
+        (status = 202, description = "The gateway has not answered yet; read the order at `Location`, or repeat", body = SyncView),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
         (status = 403, description = "`scope_missing`", body = Problem),
         (status = 404, description = "`order_not_found`", body = Problem),
@@ -77,10 +79,10 @@ pub async fn sync(
     Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/v1/orders/{id}"))], Json(&*view)).into_response())
 }
 
-/// One look for all requests about this order.
+/// Requests a query and waits for its result. All requests about this order share one wait.
 async fn ask(app: &App, id: OrderId, who: &UserId) -> Result<Arc<SyncView>, ApiError> {
     let before = orders::get(&app.db, id).await?.ok_or(ApiError::OrderNotFound)?;
-    // Compared with the last answer rather than with our clock: the worker's may differ.
+    // We compare with the last answer rather than with our clock, because the worker's clock may differ.
     let earlier = orders::last_check(&app.db, id).await?;
     let mut tx = app.db.begin().await.map_err(DbError::from)?;
     jobs::request(&mut *tx, &JobRequest::Check(id, CheckRequest::sync()), time::Duration::ZERO).await?;
@@ -94,7 +96,7 @@ async fn ask(app: &App, id: OrderId, who: &UserId) -> Result<Arc<SyncView>, ApiE
         heard = orders::last_check(&app.db, id).await?;
     }
     let after = orders::get(&app.db, id).await?.ok_or(ApiError::Db(DbError::Moved))?;
-    // Whoever syncs does not trust what is shown, so all copies are taken from the database anew.
+    // A person who syncs does not trust what is shown, so all copies are read from the database again.
     app.cache.orders.renew(&app.db, Changed::Ids(vec![id])).await;
     let changed = changed(&before, &after)?;
     let (before, after) = (OrderView::of(&before), OrderView::of(&after));

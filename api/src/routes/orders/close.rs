@@ -1,5 +1,5 @@
-//! `POST /v1/orders/{id}/close`: gives up an unpaid order. Only the worker moves it, because only the gateway knows
-//! whether the buyer is paying at this very moment.
+//! `POST /v1/orders/{id}/close`: closes an unpaid order. Only the worker changes the order, because only the gateway
+//! knows whether the buyer is paying at this very moment.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,22 +24,22 @@ use crate::state::{App, to_the_end};
 
 /// How long a request waits for the worker.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// How often it looks.
+/// How often it reads the order while it waits.
 pub const LOOK: Duration = Duration::from_millis(100);
 
-/// Give up an order that is not paid.
+/// Close an order that is not paid.
 ///
-/// The gateway is asked first: an order that is being paid becomes paid, and the answer is `order_already_paid`. While the
-/// order is still open it says `close_requested`: at Alipay a cashier page that the buyer has not opened yet can only be
-/// closed once it is opened, or when it expires.
+/// The gateway is queried first: an order that is being paid becomes paid, and the answer is `order_already_paid`.
+/// While the order is still open it shows `close_requested`: at Alipay a cashier page that the buyer has not opened yet
+/// can only be closed once it is opened, or when it expires.
 #[utoipa::path(
     post, path = "/v1/orders/{id}/close", tag = "orders", security(("bearer" = [])),
     params(("id" = String, Path, description = "The order's id")),
     responses(
         (status = 200, description = "The order, closed", body = OrderView),
-        (status = 202, description = "Not known yet; look at the order (`Location`)", body = OrderView),
+        (status = 202, description = "The result is not known yet; read the order at `Location`", body = OrderView),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 404, description = "`order_not_found`: none, or somebody else's", body = Problem),
+        (status = 404, description = "`order_not_found`: no such order, or it is another user's", body = Problem),
         (status = 409, description = "`order_already_paid`", body = Problem),
         (status = 503, description = "`unavailable`", body = Problem),
     )
@@ -69,7 +69,8 @@ pub async fn close(
     }
 }
 
-/// The order as the worker leaves it, or as it is when patience ends. One look for all requests about this order.
+/// The order after the worker has changed it, or as it is after [`PATIENCE`]. All requests about this order share one
+/// wait.
 async fn give_up(app: &App, mut order: Order) -> Result<Arc<Order>, ApiError> {
     if order.status != OrderStatus::Pending {
         return Ok(Arc::new(order));
@@ -84,7 +85,7 @@ async fn give_up(app: &App, mut order: Order) -> Result<Arc<Order>, ApiError> {
     Ok(Arc::new(order))
 }
 
-/// The same without waiting: the order as it is after the request. A repeated request adds no job.
+/// The same without waiting: the order right after the request. A repeated request adds no job.
 async fn give_up_at_once(app: &App, order: Order) -> Result<Arc<Order>, ApiError> {
     if order.status != OrderStatus::Pending {
         return Ok(Arc::new(order));
@@ -93,18 +94,18 @@ async fn give_up_at_once(app: &App, order: Order) -> Result<Arc<Order>, ApiError
     Ok(Arc::new(orders::get(&app.db, order.id).await?.ok_or(DbError::Moved)?))
 }
 
-/// Has the worker query the gateway about an order at once, and close the order unless it is paid. From then on the order
-/// shows that its close was requested.
+/// Makes the worker query the gateway about an order at once, and close the order unless it is paid. From then on the
+/// order shows that its close was requested.
 pub async fn ask_to_close(app: &App, id: OrderId) -> Result<(), DbError> {
     request_close(app, id, Repeat::AsksAgain).await
 }
 
-/// What a request does for an order whose close was requested before.
+/// The effect of a request for an order whose close was requested before.
 #[derive(PartialEq, Eq, Clone, Copy)]
 enum Repeat {
     /// It brings the check forward once more.
     AsksAgain,
-    /// The check that is due already is enough.
+    /// The check that is already due is enough.
     AddsNothing,
 }
 
