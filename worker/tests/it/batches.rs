@@ -1,4 +1,4 @@
-//! Batches: set-based, side by side, and split when one callback is refused or held up.
+//! Batches: set-based, concurrent, and split when one callback is refused or delayed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,7 +85,7 @@ async fn an_absent_database_is_an_error_and_not_a_verdict(db: PgPool) {
     assert!(world.worker.settle(vec![Ok::<_, String>(callback)]).await.is_err());
 }
 
-/// Has the database answer every change of an order with this error code.
+/// Makes the database answer every change of an order with this error code.
 async fn refuse_with(db: &PgPool, code: &str) {
     let sql = format!(
         "create or replace function refuse() returns trigger language plpgsql as
@@ -146,7 +146,7 @@ async fn payable(world: &World, count: usize) -> (Vec<Order>, Vec<Callback>) {
     (orders, callbacks)
 }
 
-/// What somebody at a prompt does who forgets to commit.
+/// Locks these orders like a person at an SQL prompt who forgets to commit.
 async fn hold(db: &PgPool, orders: &[Order]) -> Transaction<'static, Postgres> {
     let ids: Vec<String> = orders.iter().map(|order| order.id.to_string()).collect();
     let mut held = db.begin().await.unwrap();
@@ -155,7 +155,7 @@ async fn hold(db: &PgPool, orders: &[Order]) -> Transaction<'static, Postgres> {
     held
 }
 
-/// The callbacks that lie in `jobs`, as the relay publishes them.
+/// The callbacks that are stored in `jobs`, as the relay publishes them.
 pub async fn kept(world: &World) -> Vec<Callback> {
     let sql = "select id, payload from jobs where kind = 'callback' order by id";
     let rows: Vec<(i64, serde_json::Value)> = sqlx::query_as(sql).fetch_all(&world.db).await.unwrap();
@@ -196,7 +196,7 @@ async fn a_locked_order_delays_its_own_callback_alone(db: PgPool) {
     assert_eq!(world.events().await.len(), 10, "one order.paid each");
 }
 
-/// However many orders are locked, a batch comes to an end within what a stop allows.
+/// A batch finishes within the time that a stop allows, however many orders are locked.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_batch_of_locked_orders_ends_in_bounded_time_and_loses_nothing(db: PgPool) {
     let world = with_time_outs(&db).await;
@@ -215,7 +215,7 @@ async fn a_batch_of_locked_orders_ends_in_bounded_time_and_loses_nothing(db: PgP
     assert_eq!(world.count("work").await, 0);
 }
 
-/// Together they exceed the time of a statement, each time anew; in parts they do not.
+/// Together they exceed the time limit of a statement at each try; in parts they do not.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_batch_that_is_too_slow_as_a_whole_settles_in_parts(db: PgPool) {
     let world = with_time_outs(&db).await;
@@ -235,7 +235,7 @@ async fn a_batch_that_is_too_slow_as_a_whole_settles_in_parts(db: PgPool) {
     assert_eq!(world.count("work").await, 0, "none had to come again");
 }
 
-/// A fault that is neither the callback's nor the surroundings': nobody knows, so it is neither given up nor in the way.
+/// An error that blames neither the callback nor the environment: the callback is not rejected, and delays no other.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_refusal_that_blames_nobody_is_kept_as_a_job(db: PgPool) {
     let world = World::new(db.clone());

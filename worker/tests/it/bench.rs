@@ -1,5 +1,5 @@
-//! The workers before both gateways: the simulator on a port of its own, behind a wire on which a buyer can be faster, and
-//! a letter box in which its callbacks wait until a test hands them on.
+//! The workers against both gateways: the simulator on its own port, behind a connection on which a buyer can be
+//! faster, and a mailbox in which its callbacks wait until a test delivers them.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ use worker::refunds::{Budget, RefundWorker};
 
 use crate::support::{World, copy, key_set};
 
-/// What happens just before a call reaches its gateway: one that holds one of these words.
+/// What happens just before a call reaches its gateway, if the call contains one of these words.
 type Before = Arc<Mutex<Option<(&'static [&'static str], Act)>>>;
 
 #[derive(Clone)]
@@ -46,7 +46,7 @@ type LetterBox = Arc<Mutex<Vec<Callback>>>;
 
 /// The simulator's pauses pass this much faster.
 const SPEED: f64 = 1000.0;
-/// How long anything may take that has no reason to take long.
+/// The time limit of everything that should be quick.
 pub const SOON: std::time::Duration = std::time::Duration::from_secs(30);
 
 pub struct Bench {
@@ -122,7 +122,7 @@ impl Bench {
         (checks, RefundWorker { db, gateways: gateways(), public_url, clock, budget, copies: Renewer::default() })
     }
 
-    /// A refund worker whose gateways take no connection for a moment yet.
+    /// A refund worker whose gateways accept no connection at first.
     pub async fn early(&self) -> RefundWorker {
         let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let folder = self.folder.join("early");
@@ -156,19 +156,19 @@ impl Bench {
         order
     }
 
-    /// One that its buyer has before him.
+    /// An order whose buyer has the cashier page open.
     pub async fn opened(&self, method: PaymentMethod) -> Order {
         let order = self.offered(method).await;
         self.act(&order, "open").await;
         order
     }
 
-    /// The buyer acts, and no callback tells of it.
+    /// The buyer acts, and no callback reports it.
     pub async fn act(&self, order: &Order, what: &str) -> Value {
         control(self.simulator.address(), "POST", &path(order, what), r#"{"notify":false}"#).await
     }
 
-    /// One that was paid, and found to be.
+    /// An order that was paid, and that a check found to be paid.
     pub async fn paid(&self, method: PaymentMethod) -> Order {
         let order = self.opened(method).await;
         self.act(&order, "pay").await;
@@ -210,7 +210,7 @@ impl Bench {
         }
     }
 
-    /// So much time passes for refunds that were asked for, here and at the gateways.
+    /// Makes this much time pass for requested refunds, here and at the gateways.
     pub async fn pass(&self, time: Duration) {
         let seconds = format!(r#"{{"seconds":{}}}"#, time.whole_seconds());
         self.control("POST", "/sim/refunds/age", &seconds).await;
@@ -299,7 +299,7 @@ impl Bench {
         self.job_of(JobKind::Check, &order.id.to_string()).await
     }
 
-    /// When a paid order is looked at again; `None`: never.
+    /// When a paid order is queried again; `None`: never.
     pub async fn look_back(&self, order: &Order) -> Option<(Duration, i32, Value)> {
         self.job_of(JobKind::LookBack, &order.id.to_string()).await
     }

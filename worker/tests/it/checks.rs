@@ -1,4 +1,4 @@
-//! What asking the gateways makes of orders: lost callbacks, ends, and money that comes after the end.
+//! The effect of queries on orders: lost callbacks, closes, and money that arrives after the close.
 
 use domain::ExtraState::{Held, Returning};
 use domain::OrderStatus::{Closed, Paid, Pending};
@@ -55,7 +55,7 @@ async fn an_unpaid_order_is_asked_about_soon_then_slower_and_at_its_end(db: PgPo
     assert!(CHECKS.windows(2).all(|pair| pair[0] < pair[1]));
 }
 
-/// Brought forward by a hint, a question must not be followed by the schedule's own a moment later.
+/// After a hint has brought a query forward, the scheduled query must not follow a moment later.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn two_questions_are_three_seconds_apart_at_least(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
@@ -153,7 +153,7 @@ async fn a_buyer_who_is_faster_than_the_end_has_paid(db: PgPool) {
     assert_eq!(bench.decisions().await, []);
 }
 
-/// Closed here and paid there, found by the question after the end: once under each policy.
+/// Closed here and paid at the gateway, found by the query after the close: once under each policy.
 pub async fn late(db: PgPool, policy: &str) -> (Bench, Vec<orders::Order>) {
     let bench = Bench::new(db, policy).await;
     let mut late = Vec::new();
@@ -230,7 +230,7 @@ async fn a_late_payment_is_honoured_when_the_policy_says_so(db: PgPool) {
     assert_eq!(told, 0, "nobody needs to look");
 }
 
-/// A refund of the console is noticed although no notice comes: a day after the payment, and a week later.
+/// A refund in the console is found although no notification arrives: a day after the payment, and a week later.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_paid_order_is_asked_about_once_more_after_a_day_and_after_eight(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
@@ -357,7 +357,7 @@ async fn a_buyer_gives_up_and_a_page_that_is_still_open_is_not_forgotten(db: PgP
         assert_eq!(bench.world.status(order).await, status);
         assert_eq!(bench.job(order).await.unwrap().2, asked);
     }
-    // He comes after all, and looks at the page of an order that he has given up: now there is a trade to close.
+    // The buyer opens the page of an order whose close was requested: now there is a trade to close.
     bench.act(&unscanned, "open").await;
     bench.check(&unscanned).await;
     assert_eq!(bench.world.status(&unscanned).await, Closed);

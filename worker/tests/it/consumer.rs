@@ -1,4 +1,4 @@
-//! Batches on a real broker: what is acknowledged, and what comes again.
+//! Batches on a real broker: what is acknowledged, and what is delivered again.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -54,7 +54,8 @@ fn numbers(batch: &[Delivery]) -> Vec<usize> {
     batch.iter().map(|delivery| String::from_utf8_lossy(&delivery.data).parse().unwrap()).collect()
 }
 
-/// Everything that lies in a queue, with its redelivered flag: waits for as many as are expected, then a moment for more.
+/// Everything that lies in a queue, with its redelivered flag: waits for as many as are expected, then a moment for
+/// more.
 async fn left(connection: &Connection, queue: &str, expected: usize) -> Vec<(usize, bool)> {
     let mut subscription = Subscription::open(connection, queue, 1000).await.unwrap();
     let mut left = Vec::new();
@@ -148,7 +149,7 @@ async fn a_panic_or_a_wrong_number_of_answers_concerns_one_delivery_alone() {
     assert_eq!(left(&connection, DEAD, 2).await.into_iter().map(|(n, _)| n).collect::<Vec<_>>(), [4, 27]);
 }
 
-/// A dead letter has nowhere to go: what panics there stays, and the session ends.
+/// There is no further queue for a dead letter: one that panics stays in its queue, and the session ends.
 #[tokio::test]
 async fn a_dead_letter_that_panics_stays_in_its_queue() {
     let (_broker, connection) = with_messages_in(DEAD, 3).await;
@@ -163,7 +164,7 @@ async fn a_dead_letter_that_panics_stays_in_its_queue() {
     assert_eq!(left(&connection, DEAD, 3).await, [(0, true), (1, true), (2, true)]);
 }
 
-/// What was fetched ahead when the stop comes is settled too; what was not is untouched; nothing is both.
+/// Prefetched deliveries are settled when a stop comes; the other messages stay in the queue; none is both.
 #[tokio::test]
 async fn a_stop_finishes_what_was_delivered_and_leaves_the_rest() {
     let (_broker, connection) = with_messages(300).await;
@@ -183,8 +184,8 @@ async fn a_stop_finishes_what_was_delivered_and_leaves_the_rest() {
     assert_eq!(left.len() + settled.len(), 300);
 }
 
-/// Trap: an ack for a delivery of a session that is over looks like success. Here the connection is cut while a batch is
-/// being settled; the run ends with an error and every message comes again.
+/// Trap: an ack for a delivery of a session that is over looks like success. Here the connection is cut while a batch
+/// is being settled; the run ends with an error and every message comes again.
 #[tokio::test]
 async fn an_ack_that_came_too_late_is_an_error_and_the_messages_come_again() {
     let (broker, admin) = with_messages(5).await;
@@ -231,7 +232,7 @@ async fn two_lanes_have_two_batches_in_hand_at_once() {
     let (stop, both, settled) = (CancellationToken::new(), Barrier::new(2), RefCell::new(HashSet::new()));
     let options = BatchOptions { lanes: 2, ..BatchOptions::in_order(20, Duration::from_secs(10)) };
     let run = consumer::run(&connection, CALLBACKS, options, stop.clone(), async |batch| {
-        // Passed by two together and by nobody alone.
+        // Two lanes pass this barrier together; one alone cannot.
         both.wait().await;
         settled.borrow_mut().extend(numbers(batch));
         if settled.borrow().len() == 80 {

@@ -1,4 +1,4 @@
-//! What has changed is passed on to Redis, by the worker that changed it and by the relay.
+//! A changed order is written to Redis, by the worker that changed it and by the relay.
 
 use std::time::Duration;
 

@@ -42,8 +42,8 @@ impl World {
     }
 }
 
-/// Trap: the refund that failed has its effect late, the sum of the next one shows it, and it is booked as one from outside
-/// first and as ours a day later.
+/// Trap: the refund that failed has its effect late, the sum of the next one shows it, and it is booked as one from
+/// outside first and as ours a day later.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_failed_refund_with_a_late_effect_is_booked_once(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
@@ -120,7 +120,7 @@ async fn what_people_asked_of_a_check_outlives_it(db: PgPool) {
     }
 }
 
-/// Two people decided about a payment that is on no record: they read why nothing came of it.
+/// Two people decided about a payment that we have no record of: they read why the decision had no effect.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_booking_for_a_payment_that_is_not_on_record_says_so(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
@@ -181,7 +181,7 @@ async fn a_fact_without_an_amount_keeps_the_amount_that_is_known(db: PgPool) {
     assert_eq!(after.evidence["amount"], "2.50");
 }
 
-/// The order can end by time in the very check that carries out what people decided: it is delivered, and not closed first.
+/// The order can expire in the same check that carries out a decision of people: it is delivered, and not closed first.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn what_people_decide_comes_before_the_end_of_an_expired_order(db: PgPool) {
     let bench = Bench::new(db, "hold").await;

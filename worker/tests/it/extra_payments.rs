@@ -1,4 +1,5 @@
-//! Late and second payments: when they were made, what WeChat Pay's limits leave of them, and when the policy returns them.
+//! Late and second payments: when they were made, what WeChat Pay's limits leave of them, and when the policy returns
+//! them.
 
 use domain::PaymentMethod::Wechat;
 use domain::{AccountName, LatePaymentPolicy, Money, Policies, RefundId, RefundNo, TradeNo};
@@ -44,7 +45,7 @@ impl World {
         settling::ask(&mut tx, &wish, clock.now()).await.unwrap().map(drop)
     }
 
-    /// So many refunds of one fen of the second payment, all in this state.
+    /// This many refunds of one fen of the second payment, all in this state.
     async fn refunds_of_second(&self, status: &'static str, count: i32) {
         let sql = "insert into refund_records
                      (id, order_id, transaction_id, refund_no, refund_amount, status, requested_by, created_at, updated_at)

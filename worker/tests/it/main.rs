@@ -1,4 +1,4 @@
-//! The workers on a real database: what they make of each callback, and what they publish.
+//! The workers on a real database: how they settle each callback, and what they publish.
 
 mod amounts;
 mod batches;

@@ -1,5 +1,5 @@
-//! A gateway that refuses our account: no order and no refund is to blame, people are called once, and all goes on once it is
-//! mended.
+//! A gateway that refuses our account. No order and no refund is at fault; one case calls people, and work continues
+//! once the account is corrected.
 
 use domain::OrderStatus::{Closed, Pending};
 use domain::PaymentMethod::{Alipay, Wechat};

@@ -1,4 +1,4 @@
-//! Authentic notices with odd or absent values: what is believed, and what a person gets to see of the rest.
+//! Authentic notifications with odd or absent values: which values we accept, and what a person sees of the others.
 
 use domain::OrderStatus::{Paid, Pending};
 use domain::PaymentMethod::{self, Alipay, Wechat};

@@ -1,5 +1,5 @@
-//! A page of odd values: each field of a gateway's words absent, empty, or with an unexpected value, with its verdict. All
-//! of it is authentic: the simulator signs what it sends.
+//! A page of odd values: each field of a gateway's words absent, empty, or with an unexpected value, with its verdict.
+//! All of it is authentic: the simulator signs what it sends.
 
 use domain::OrderStatus::{self, Closed, Paid, Pending};
 use domain::PaymentMethod::{self, Alipay, Wechat};
@@ -17,7 +17,7 @@ use crate::support::World;
 /// Which fields differ: names at Alipay, pointers at WeChat Pay. `null` leaves one out.
 type Fields = &'static [(&'static str, &'static str)];
 
-/// What becomes of a notice.
+/// The result of a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// It pays its order, at the time that it states.
@@ -210,7 +210,7 @@ async fn readable(world: &World, orders: &[Order]) {
     }
 }
 
-/// What an answer to a question about an order leads to.
+/// The result of an answer to a query about an order.
 struct Answer {
     what: &'static str,
     method: PaymentMethod,

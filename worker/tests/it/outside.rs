@@ -1,4 +1,4 @@
-//! Money that moves without us: refunds of the gateway's console, before, between and after our first sight of a payment.
+//! Money that moves without us: refunds in the gateway's console, before and after we first see a payment.
 
 use domain::OrderStatus::{Closed, Paid, PartiallyRefunded, Pending, Refunded, Refunding};
 use domain::PaymentMethod::{self, Alipay, Wechat};
@@ -34,7 +34,7 @@ fn succeeded() -> RefundFact {
 }
 
 impl World {
-    /// The callback that tells of a refund that is not ours. Alipay's need not name it.
+    /// The callback that reports a refund that is not ours. Alipay's callback need not name the refund.
     pub fn went(&self, trade: &Trade, (number, fen): (&str, i64), named: bool) -> (Trade, Callback) {
         let after = trade.clone().refunded(number, fen, RefundState::Success);
         let unnamed = [("out_biz_no".to_owned(), None)].into_iter().collect();
@@ -49,7 +49,7 @@ impl World {
         all.into_iter().map(|refund| (refund.origin, refund.amount.to_string(), refund.status)).collect()
     }
 
-    /// The events about an order but those of cases: type, and the refund's origin where it tells of one.
+    /// The events about an order without those of cases: type, and the refund's origin if the event has one.
     async fn news(&self, order: &Order) -> Vec<(String, Option<String>)> {
         let sql =
             "select type, data ->> 'origin' from events where order_id = $1 and type <> 'case.opened' order by seq";
@@ -296,7 +296,7 @@ async fn an_order_that_the_console_returned_whole_is_refunded_once_ours_has_fail
     }
 }
 
-/// A refund that we have given up may be what went back, so it is asked about before anything is booked.
+/// A refund that we count as failed may be the returned money, so it is queried before anything is booked.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn what_a_failed_refund_may_explain_is_asked_about_first(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
@@ -342,7 +342,7 @@ async fn more_than_was_paid_is_a_case_and_nothing_is_booked(db: PgPool) {
     }
 }
 
-/// Trap: a late payment that waits for a decision is delivered for although somebody has returned it meanwhile.
+/// Trap: we deliver for a late payment that waits for a decision, although a person has refunded it in the meantime.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_late_payment_that_went_back_is_noted_in_its_case_and_not_honoured(db: PgPool) {
     let world = World::new(db);
@@ -392,7 +392,8 @@ async fn a_second_payment_that_came_and_went_is_recorded_and_changes_no_order(db
     }
 }
 
-/// WeChat Pay's answer says that something went back and not how much: a person looks, until a notice tells.
+/// WeChat Pay's answer says that money was returned, but not how much. A person decides, unless a notification states
+/// it.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn what_only_a_query_shows_waits_for_a_person_or_for_the_notice(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
@@ -410,7 +411,7 @@ async fn what_only_a_query_shows_waits_for_a_person_or_for_the_notice(db: PgPool
     assert_eq!(bench.world.ask(order.id, None).await.unwrap().amount, yuan("7.38"));
 }
 
-/// Alipay's query tells a trade that was returned whole, and its answer to our next refund tells the sum.
+/// Alipay's query shows a trade that was fully refunded, and its answer to our next refund states the sum.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn without_a_notice_the_query_or_our_next_refund_shows_it(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
@@ -440,7 +441,7 @@ async fn an_order_of_which_a_part_went_back_ends_in_time_with_its_case_open(db: 
         bench.act(&order, "pay").await;
         bench.console(&order, json!({ "amount_fen": 100 })).await;
         if method == Alipay {
-            // Only a notice tells of a part.
+            // Only a notification reports a partial refund.
             let notice = bench.notice(&order, "?event=refund").await.unwrap();
             bench.world.settle(vec![notice]).await;
         }
@@ -470,7 +471,7 @@ impl Bench {
 }
 
 impl World {
-    /// Asks for what is left of a payment beside the order's own.
+    /// Requests a refund of the rest of a payment that is not the order's own.
     async fn ask_of(&self, order: &Order, trade: &Trade) -> Result<Refund, RefundRefusal> {
         let clock = self.worker.clock;
         let id = domain::RefundId::from_u128(clock.fresh_bits());

@@ -1,4 +1,4 @@
-//! What people and policies decide and a check carries out: with the gateway's fresh answer, or not at all.
+//! Decisions of people and policies that a check carries out: only with a fresh answer of the gateway.
 
 use domain::OrderStatus::{Closed, Paid};
 use domain::PaymentMethod::{Alipay, Wechat};
@@ -36,7 +36,7 @@ async fn people_honour_a_late_payment_once(db: PgPool) {
     assert_eq!(bench.decisions().await, vec![("late_payment".to_owned(), "resolved".to_owned(), false); 2]);
 }
 
-/// Trap: the money went back at the gateway's console while the case waited, and what was bought is delivered all the same.
+/// Trap: the money was refunded in the gateway's console while the case waited, and we deliver anyway.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_late_payment_whose_money_has_gone_is_not_honoured(db: PgPool) {
     let (bench, late) = late(db, "hold").await;
@@ -60,7 +60,7 @@ async fn a_late_payment_whose_money_has_gone_is_not_honoured(db: PgPool) {
     assert_eq!(bench.event_kinds().await, ["order.closed", "order.closed"]);
 }
 
-/// A notice can be older than a return: under `fulfil` the gateway is asked before anything is delivered.
+/// A notification can be older than a refund: under `fulfil` we query the gateway before we deliver.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_notice_of_a_late_payment_fulfils_only_what_a_fresh_question_confirms(db: PgPool) {
     let bench = Bench::new(db, "fulfil").await;
@@ -88,7 +88,7 @@ async fn a_notice_of_a_late_payment_fulfils_only_what_a_fresh_question_confirms(
     assert_eq!(bench.event_kinds().await.iter().filter(|kind| *kind == "order.paid").count(), 2);
 }
 
-/// The whole of a refund that somebody made in WeChat Pay's console and that no notice tells of.
+/// A full refund in WeChat Pay's console that no notification reports.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
@@ -111,7 +111,7 @@ async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
         assert_eq!(case.status, CaseStatus::Open);
         assert!(case.evidence["not_booked"].as_str().unwrap().starts_with(reason), "{}", case.evidence);
     }
-    // Without an answer it stays asked.
+    // Without an answer the request stays in the job.
     bench.faults(r#"{"api":{"error_5xx":1}}"#).await;
     bench.ask_now(order.id, CheckRequest::of_case(case, book("CONSOLE1", "1.50"))).await;
     bench.check(&order).await;

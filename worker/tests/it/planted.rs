@@ -1,5 +1,5 @@
-//! Planted panics, errors and slow statements, each on one piece of work among genuine ones: it ends as it must, and
-//! nothing else notices.
+//! Planted panics, errors and slow statements, each on one piece of work among genuine ones. That work ends as it must,
+//! and no other work is affected.
 
 use domain::PaymentMethod::{Alipay, Wechat};
 use domain::message::callback::Callback;
@@ -80,7 +80,7 @@ async fn faults_at_each_stage_of_settling_concern_their_callback_among_2000(db: 
     for (start, batch) in callbacks.chunks(280).enumerate() {
         let acks = world.settle(batch.to_vec()).await;
         for (n, ack) in acks.iter().enumerate() {
-            // What cannot be read is refused for good; everything else is done, or stored for another try.
+            // Unreadable callbacks are refused permanently; all others are settled, or stored for another try.
             let dead = bad(start * 280 + n).is_some_and(|(fault, _)| *fault == CALLBACK_FAULTS[1].0);
             assert_eq!(*ack, if dead { Ack::Dead } else { Ack::Done }, "{}", start * 280 + n);
         }
@@ -275,7 +275,7 @@ async fn faults_at_each_stage_of_a_check_concern_their_job_among_2000(db: PgPool
     assert_eq!(number(&db, over).await, 2009, "and the others, once it has passed");
 }
 
-/// Each at its stage of a refund. What was sent before the panic is asked about, and returned once.
+/// Each fault at its stage of a refund. A request sent before the panic is queried, and the money is returned once.
 const REFUND_FAULTS: [&[(Point, Fault)]; 9] = [
     &[(Point::RefundMarked, Fault::Panic)],
     &[(Point::RefundMarked, Fault::Error)],

@@ -1,4 +1,4 @@
-//! The refund worker before both gateways: what it asks, when it asks again, and what it never does.
+//! The refund worker against both gateways: what it requests, when it queries again, and what it never does.
 
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ const BOTH: [PaymentMethod; 2] = [Alipay, Wechat];
 const ALL_WELL: &str = "{}";
 
 impl Bench {
-    /// A refund that nobody has sent yet, of an order that was paid.
+    /// A refund that has not been sent yet, of an order that was paid.
     async fn asked(&self, method: PaymentMethod, yuan: Option<&str>) -> (Order, Refund) {
         let order = self.paid(method).await;
         let refund = self.world.ask(order.id, yuan).await.unwrap();
@@ -110,7 +110,7 @@ async fn an_answer_that_never_came_is_asked_about_and_the_refund_is_not_sent_twi
         bench.carry(refund.id).await;
         let (due, attempts) = bench.due(refund.id).await;
         assert!((9..=10).contains(&due) && attempts == 1, "{due} {attempts}");
-        // A question without an answer changes nothing.
+        // A query without an answer changes nothing.
         bench.pass(Duration::seconds(10)).await;
         bench.carry(refund.id).await;
         assert_eq!(bench.refund_of(refund.id).await.status, Processing);
@@ -345,10 +345,10 @@ async fn a_refund_that_a_notice_calls_undeliverable_has_the_number_to_send_it_an
         assert_eq!(stuck.status, Abnormal);
         assert!(stuck.gateway_refund_no.is_some(), "told by the notice");
         if !known {
-            // A refund from before numbers were kept: the question brings it.
+            // A refund from before such numbers were stored: the query brings the number.
             sqlx::query("update refund_records set gateway_refund_no = null").execute(&bench.world.db).await.unwrap();
         }
-        // Trouble on the way is no answer: what two people have decided stays asked.
+        // A transport error is no answer: the decision of two people stays in the job.
         bench.redirect(refund.id).await;
         bench.faults(r#"{"api":{"error_5xx":1}}"#).await;
         bench.carry(refund.id).await;

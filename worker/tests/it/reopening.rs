@@ -1,4 +1,4 @@
-//! Facts that meet a case of their key: which reopen it, which only add to it, and which repeat what is known.
+//! Facts for which a case exists already: which reopen it, which only add to it, and which are repeats.
 
 use domain::PaymentMethod::{Alipay, Wechat};
 use domain::{CaseId, CaseKind, CaseStatus};

@@ -1,4 +1,4 @@
-//! What is removed when its time is over, and above all what is not.
+//! Which rows are deleted when their time is over, and above all which are not.
 
 use domain::PaymentMethod::{Alipay, Wechat};
 use domain::{CaseId, CaseKind, first_id_at};
@@ -20,7 +20,7 @@ use crate::support::World;
 const BOUND: OffsetDateTime = datetime!(2026-01-05 10:00 UTC);
 const SECOND: Duration = Duration::seconds(1);
 
-/// Removes all that may go, two rows a step, and says how many rows each step took.
+/// Deletes every row that may be deleted, two rows a step, and returns how many rows each step deleted.
 async fn removed<P: Copy>(
     db: &PgPool,
     mut place: P,
@@ -261,7 +261,7 @@ async fn a_step_is_small_and_one_that_was_broken_off_is_done_again(db: PgPool) {
     assert_eq!(texts(&db, CALLBACKS).await, ["kept 0", "kept 1", "kept 2", "kept 3", "kept 4"]);
 }
 
-/// The relay's own round, with its bounds: what `Keep` says is what is kept, and `None` is for ever.
+/// The relay's own round, with its bounds: `Keep` decides what stays, and `None` means for ever.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_round_keeps_as_long_as_it_was_told(db: PgPool) {
     let day = Duration::days(1);
@@ -283,7 +283,7 @@ async fn a_round_keeps_as_long_as_it_was_told(db: PgPool) {
     assert_eq!(texts(&db, CASES).await, ["c0"]);
 }
 
-/// Somebody holds rows: what he does not hold is removed at once, the rest when he is done.
+/// Another session locks rows: the other rows are deleted at once, the locked ones when it ends.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_held_row_is_passed_over_and_waits_for_the_next_round(db: PgPool) {
     order(&db, "done", "paid").await;
@@ -324,7 +324,7 @@ async fn a_held_row_is_passed_over_and_waits_for_the_next_round(db: PgPool) {
     assert_eq!(left().await, [""; 0]);
 }
 
-/// A message that comes again just while its evidence is removed is settled as ever, and is evidence once more.
+/// A message that arrives again while its evidence is being deleted is settled as usual, and is evidence again.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn settling_goes_on_beside_a_removal(db: PgPool) {
     let world = World::new(db.clone());
@@ -334,7 +334,7 @@ async fn settling_goes_on_beside_a_removal(db: PgPool) {
     let later = Clock::system().now() + Duration::hours(1);
     let mut removing = db.begin().await.unwrap();
     assert_eq!(retention::callbacks(&mut removing, later, 0, 500).await.unwrap().removed, 1);
-    // Another order, and the same order told of by another message.
+    // Another order, and another message about the same order.
     let other = world.pending_order(Alipay, "9").await;
     let again = world.told(&world.paid_trade(&order), &Default::default());
     world.settle(vec![world.paid(&other), again]).await;
@@ -356,7 +356,7 @@ async fn settling_goes_on_beside_a_removal(db: PgPool) {
     assert_eq!(world.events().await.len(), 2, "one payment each");
 }
 
-/// Whatever lies there, what goes is what the rule says, read a second time as a plain sentence.
+/// For random rows, exactly those are deleted that the rule names, written a second time in another way.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn of_random_rows_exactly_those_go_that_may(db: PgPool) {
     const ORDERS: [&str; 8] =
@@ -409,8 +409,8 @@ async fn of_random_rows_exactly_those_go_that_may(db: PgPool) {
     }
 }
 
-/// Removes whatever is over by the clock of the next day, for a test that asks what is left to know. Every event counts as
-/// published, every case as resolved.
+/// Removes whatever is over by the clock of the next day, for a test that asks what is left to know. Every event counts
+/// as published, every case as resolved.
 pub async fn forget(db: &PgPool) {
     let mut connection = db.acquire().await.unwrap();
     for sql in [

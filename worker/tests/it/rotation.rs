@@ -37,7 +37,7 @@ async fn a_callback_whose_certificate_cannot_be_had_or_has_ended_waits_as_a_job(
     let other = bench.world.pending_order(PaymentMethod::Wechat, "8.88").await;
     let by_the_new = bench.world.paid(&other);
 
-    // The first look brings the new certificate, which is not the one that was named.
+    // The first lookup brings the new certificate, which is not the one that was named.
     assert_eq!(bench.world.settle(vec![by_the_ended, by_the_new]).await, [Ack::Done, Ack::Done]);
 
     assert_eq!(bench.world.status(&order).await, OrderStatus::Pending);

@@ -1,4 +1,4 @@
-//! Payments that no rule took, returned from their case: each at its own gateway and account.
+//! Payments that belong to no order of ours, refunded from their case: each at its own gateway and account.
 
 use domain::PaymentMethod::{self, Alipay, Wechat};
 use domain::{CaseId, CaseKind, OrderStatus, RefundId, RefundNo, RefundStatus};
@@ -18,8 +18,8 @@ use time::Duration;
 use crate::bench::Bench;
 
 impl Bench {
-    /// The buyer pays an order that our books have changed meanwhile, and the notice arrives. The order as the gateway has it, and
-    /// the only case.
+    /// The buyer pays an order that our books have changed meanwhile, and the notice arrives. The order as the gateway
+    /// has it, and the only case.
     async fn stray(&self, method: PaymentMethod, change: &'static str) -> (Order, Case) {
         let order = self.opened(method).await;
         sqlx::query(change).execute(&self.world.db).await.unwrap();

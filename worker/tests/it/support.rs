@@ -73,17 +73,17 @@ impl World {
         trade
     }
 
-    /// The callback that tells of the payment of `order`.
+    /// The callback that reports the payment of `order`.
     pub fn paid(&self, order: &Order) -> Callback {
         self.told(&self.paid_trade(order), &Overrides::default())
     }
 
-    /// The callback that tells of `trade`, sent to the trade's own account.
+    /// The callback that reports `trade`, sent to the trade's own account.
     pub fn told(&self, trade: &Trade, overrides: &Overrides) -> Callback {
         self.told_to(trade, &trade.account, overrides)
     }
 
-    /// The callback that tells of `trade`, signed by and sent to `account`.
+    /// The callback that reports `trade`, signed by and sent to `account`.
     pub fn told_to(&self, trade: &Trade, account: &str, overrides: &Overrides) -> Callback {
         let (method, signed) = match trade.gateway() {
             gateway_sim::ledger::Gateway::Alipay => {
@@ -141,7 +141,7 @@ impl World {
     }
 }
 
-/// What the ingress would hand on.
+/// The callback that the ingress would publish.
 fn received(method: PaymentMethod, account: &str, signed: SignedCallback) -> Callback {
     let kept = callback_headers(method);
     Callback {
@@ -159,7 +159,8 @@ fn received(method: PaymentMethod, account: &str, signed: SignedCallback) -> Cal
     }
 }
 
-/// One key set for all tests: made once, then found. Making it takes seconds, and tests may run in processes of their own.
+/// One key set for all tests: made once, then found. Making it takes seconds, and tests may run in processes of their
+/// own.
 pub fn key_set() -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let made = FOLDER.get_or_init(|| {

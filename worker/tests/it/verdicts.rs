@@ -1,4 +1,4 @@
-//! One test for each row of the verdict table: what is recorded, what moves, what a person gets to see.
+//! One test for each row of the verdict table: what is recorded, what changes, and what a person sees.
 
 use domain::OrderStatus::{Closed, Paid, PartiallyRefunded, Pending, Refunded, Refunding};
 use domain::PaymentMethod::{Alipay, Wechat};
@@ -82,7 +82,8 @@ async fn another_amount_is_a_case_and_moves_nothing(db: PgPool) {
         }
         let shown = world.order(&order.id).await;
         assert_eq!(shown.status, Pending);
-        // One trade, whatever amounts were stated for it: the buyer reads that we have it, by the last amount that we can read.
+        // One trade, whatever amounts were stated for it: the buyer reads that we have it, by the last amount that we
+        // can read.
         assert_eq!(
             (shown.extra_state, shown.extra_amount.map(Money::fen)),
             (Some(ExtraState::Held), Some(9_999_999_999))

@@ -1,4 +1,4 @@
-//! Everything that is written about one order, and the laws that hold for every fact told of it.
+//! Every row about one order, and the laws that hold for every fact about it.
 
 use std::collections::HashSet;
 
@@ -15,14 +15,14 @@ pub struct Books {
     rows: Value,
 }
 
-/// What one fact made of the books, and what it made of them when it was told again.
+/// How one fact changed the books, and how its repeat changed them.
 pub struct Cell {
     pub before: Books,
     pub verdict: Verdict,
     pub after: Books,
     pub again: Verdict,
     pub last: Books,
-    /// It only says that the gateway should be asked.
+    /// It is only a hint to query the gateway.
     pub hint: bool,
 }
 
@@ -116,8 +116,8 @@ impl Cell {
         }
     }
 
-    /// Another verdict leaves evidence and cases. `not_pending` notes the money too, and what the policy gives back of it;
-    /// `unknown_refund` has a refund that was given up asked about, should it be the one.
+    /// Another verdict leaves evidence and cases. `not_pending` notes the money too, and what the policy gives back of
+    /// it; `unknown_refund` has a refund that was given up asked about, should it be the one.
     fn only_settled_moves(&self, place: &str) {
         let (before, after) = (&self.before, &self.after);
         match self.verdict {
@@ -136,7 +136,8 @@ impl Cell {
         assert!(self.verdict == Verdict::NotPending || noted == [0; 3], "{place}: {noted:?}");
     }
 
-    /// The policy is `fulfil`, and a notice alone is no proof that the money is still there: the check is brought forward.
+    /// The policy is `fulfil`, and a notice alone is no proof that the money is still there: the check is brought
+    /// forward.
     fn asks_before_fulfilling(&self) -> bool {
         let policy = |case: &&Value| case["evidence"]["policy"] == "fulfil" && case["status"] == "open";
         self.verdict == Verdict::NotPending && self.after.new_rows(&self.before, "cases").iter().any(policy)

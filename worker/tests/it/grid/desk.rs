@@ -1,5 +1,5 @@
-//! A desk at which both gateways speak: every word is signed with the simulator's keys, and each late-payment policy has a
-//! worker of its own on the same database.
+//! A desk at which both gateways speak: every fact is signed with the simulator's keys, and each late-payment policy
+//! has a worker of its own on the same database.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ use worker::consumer::Ack;
 
 use crate::support::{World, copy, key_set};
 
-/// Where nobody listens.
+/// An address on which no server listens.
 const NOWHERE: &str = "http://127.0.0.1:9/callbacks";
 
 pub struct Desk {
@@ -37,7 +37,7 @@ pub struct Desk {
 
 /// A fact in its gateway's words.
 pub enum Word {
-    /// A callback that tells of this trade.
+    /// A callback that reports this trade.
     Notice(Box<Trade>, Overrides),
     /// The answer to a query about the order.
     Answer,
@@ -85,7 +85,7 @@ impl Desk {
         self.worker(LatePaymentPolicy::Hold).gateways.get(order.payment_method, &order.account).unwrap()
     }
 
-    /// Tells a fact about `order` in the message `id`; what became of it.
+    /// Sends a fact about `order` in the message `id`, and returns the result.
     pub async fn tell(&self, policy: LatePaymentPolicy, order: &Order, word: &Word, id: &str) -> Verdict {
         let worker = self.worker(policy);
         let Word::Notice(trade, overrides) = word else {
@@ -131,7 +131,7 @@ impl Desk {
         self.gateway(order).refund(&refund, Clock::system().now()).await.unwrap();
     }
 
-    /// The order is closed at its gateway before anybody has paid.
+    /// The order is closed at its gateway before it is paid.
     pub async fn closed_there(&self, order: &Order) {
         self.offer(order).await;
         self.gateway(order).close(&order.order_no, Clock::system().now()).await.unwrap();
@@ -165,7 +165,8 @@ impl Desk {
         serde_json::from_str(body).unwrap()
     }
 
-    /// Asks for a refund of the order's own payment, or of the one that `extra` brought; all of it if no amount is named.
+    /// Asks for a refund of the order's own payment, or of the one that `extra` brought; all of it if no amount is
+    /// named.
     pub async fn ask(&self, order: &Order, extra: Option<&Trade>, amount: Option<Money>) -> Refund {
         let clock = Clock::system();
         let id = RefundId::from_u128(clock.fresh_bits());
@@ -184,7 +185,7 @@ impl Desk {
         refund
     }
 
-    /// A worker has asked the gateway about a refund and heard this.
+    /// A worker has queried the gateway about a refund and got this answer.
     pub async fn heard(&self, refund: &Refund, fact: &RefundFact) {
         let mut tx = self.world.db.begin().await.unwrap();
         let policies = self.worker(LatePaymentPolicy::Hold).gateways.policies();

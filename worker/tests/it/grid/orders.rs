@@ -1,4 +1,4 @@
-//! What the gateways say of an order, in each state that it can be in.
+//! Every fact that a gateway can state about an order, in each state of the order.
 
 use domain::PaymentMethod::{self, Alipay, Wechat};
 use domain::{LatePaymentPolicy, Money, OrderStatus, Verdict};
@@ -40,7 +40,7 @@ const COLUMNS: [(Told, &str); 10] = [
     (Told::Waiting, "waits for\nthe buyer"),
     (Told::UnknownState, "a state that\nis unknown"),
 ];
-/// How many of the columns tell of a payment.
+/// How many of the columns report a payment.
 const PAYMENTS: usize = 5;
 
 /// Executes every cell of one gateway and draws them.
@@ -162,7 +162,7 @@ async fn words(desk: &Desk, order: &Order, told: Told) -> (Trade, Word) {
             unpaid.notices.last_mut().unwrap().event = Event::Closed;
             Word::notice(&unpaid, Overrides::default())
         }
-        // WeChat Pay sends no callback of these two: an answer to a query tells them.
+        // WeChat Pay sends no callback about these two: the answer to a query shows them.
         Told::ClosedUnpaid => {
             desk.closed_there(order).await;
             Word::Answer

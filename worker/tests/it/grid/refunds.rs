@@ -1,4 +1,4 @@
-//! What the gateways say of a refund, in each state that it can be in.
+//! Every fact that a gateway can state about a refund, in each state of the refund.
 
 use domain::PaymentMethod::{self, Alipay};
 use domain::{LatePaymentPolicy, Money, RefundStatus, Verdict};
@@ -142,7 +142,7 @@ fn lines(cell: &Cell, refund: &Refund) -> Field {
     lines
 }
 
-/// A paid order with a refund that nobody has sent yet, and the trade that it returns.
+/// A paid order with a refund that has not been sent yet, and the trade that it refunds.
 async fn refunded(desk: &Desk, method: PaymentMethod, share: Share) -> (Order, Trade, Refund) {
     let order = desk.world.pending_order(method, "10").await;
     let mut trade = desk.world.paid_trade(&order);

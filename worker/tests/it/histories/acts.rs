@@ -1,4 +1,4 @@
-//! What buyers, people, gateways and workers do.
+//! The actions of buyers, people, gateways and workers.
 
 use domain::message::callback::Callback;
 use domain::message::job::{CheckRequest, JobKind};
@@ -43,7 +43,7 @@ impl History<'_> {
         }
     }
 
-    /// The letters about this order, and a notice of each of its payments that has sent none.
+    /// The callbacks about this order, and a notification of each of its payments that has sent none.
     pub(super) async fn letters(&self) -> Vec<Callback> {
         for nth in 0.. {
             let trade = self.trade(nth).await;
@@ -113,7 +113,7 @@ impl History<'_> {
         let _ = self.bench.world.ask(self.order.id, Some(&yuan)).await;
     }
 
-    /// Somebody returns a part of what is left of a payment in the console. Its notice waits among the letters.
+    /// A person refunds a part of the rest of a payment in the console. Its notification waits among the callbacks.
     async fn console(&self, (nth, percent): (u32, u8), notice: Notice) {
         let trade = self.trade(nth).await;
         let left = trade["amount_fen"].as_i64().unwrap_or(0) - trade["refunded_fen"].as_i64().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! What must hold after every step, and what at the end.
+//! The laws that must hold after every step, and those that must hold at the end.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -172,7 +172,7 @@ impl History<'_> {
         Ok(Totals { paid, returned, outside: went, fulfilled: 0, held, unseen, unseen_of_extra })
     }
 
-    /// More was asked for than was left, after somebody had returned a part: the notice was on its way at best.
+    /// More was requested than was left, after a person had refunded a part. Its notification had not arrived yet.
     fn could_not_know(&self, trade: &Value) -> bool {
         let over_total = trade["violations"].as_object().is_some_and(|all| all.keys().all(|name| name == "over_total"));
         over_total && outside(trade) > 0
@@ -181,16 +181,16 @@ impl History<'_> {
     /// What the gateway has let us know of returns in its console.
     async fn known(&self, trade: &Value, trade_no: &TradeNo) -> i64 {
         let told = |refund: &Value| self.told && refund["delivered"] == true;
-        // A query by the order's number tells of its first payment.
+        // A query by the order's number shows its first payment.
         let second = trade["nth"] != 0;
         if self.order.payment_method == PaymentMethod::Alipay {
-            // The query tells of a trade that went back whole, and a notice of the sum until then.
+            // The query shows a fully refunded trade, and a notification shows the sum until then.
             let refunds = trade["refunds"].as_array().into_iter().flatten();
             let last = refunds.map(told).collect::<Vec<_>>().iter().rposition(|told| *told).map_or(0, |last| last + 1);
             let whole = trade["refunded_fen"] == trade["amount_fen"] && !second;
             return outside_of(trade, |nth, _| whole || nth < last);
         }
-        // The query tells that something went back; whatever is booked may be the reason.
+        // The query shows that money was returned; any booked refund may be the reason.
         let booked = self.refunds().await.iter().any(|r| r.trade_no == *trade_no && r.status != RefundStatus::Failed);
         outside_of(trade, |_, refund| !booked && !second || told(refund))
     }
@@ -227,7 +227,8 @@ impl History<'_> {
         trade["amount_fen"].as_i64().unwrap() - trade["refunded_fen"].as_i64().unwrap()
     }
 
-    /// Years later, with all removed that has had its time, every fact comes once more. Nothing is published or opened twice.
+    /// Years later, after all expired rows were deleted, every fact arrives again. Nothing is published or opened
+    /// twice.
     pub(super) async fn is_no_news_later(&self) -> Outcome {
         // What was never handed on is no repeat.
         let letters = self.letters().await;

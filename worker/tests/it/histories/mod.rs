@@ -1,12 +1,12 @@
 //! Random histories of orders: whatever happens in whatever order, money in less money returned is money fulfilled.
 //!
-//! One history is one order at one gateway. The workers run for real, against the simulator; a crash drops a worker wherever
-//! it is; a callback is handed on late, twice or never; people return money in the gateway's console, with a notice or
-//! without; the account's policy changes. After every step the books hold what they must always hold, and at the end the
-//! simulator's books agree with ours.
+//! One history is one order at one gateway. The workers run for real, against the simulator; a crash drops a worker
+//! wherever it is; a callback is handed on late, twice or never; people return money in the gateway's console, with a
+//! notice or without; the account's policy changes. After every step the books hold what they must always hold, and at
+//! the end the simulator's books agree with ours.
 //!
-//! `HISTORIES=3334` plays so many under each first policy, some ten thousand in all; without it some dozens. `HISTORIES_AFTER=1000`
-//! passes over the first thousand, so that parts can be played beside each other.
+//! `HISTORIES=3334` plays so many under each first policy, some ten thousand in all; without it some dozens.
+//! `HISTORIES_AFTER=1000` passes over the first thousand, so that parts can be played beside each other.
 
 mod acts;
 mod laws;
@@ -39,23 +39,23 @@ enum Step {
     PayAgain,
     /// One of the callbacks so far is handed on: late, or again.
     Tell(u8),
-    /// The gateway is asked about the order; with a number, by a worker that dies after so many microseconds.
+    /// A worker queries the gateway about the order; with a number, a worker that dies after that many microseconds.
     Check(Option<u16>),
     /// A manual sync; or the look back at a paid order comes early.
     Sync(bool),
-    /// The buyer gives up, and the gateway is asked to close.
+    /// The buyer requests the close, and the worker closes the order at the gateway.
     GiveUp,
     /// The last moment to pay passes.
     Expire,
-    /// So many percent of the order are asked back.
+    /// A refund of this many percent of the order is requested.
     Ask(u8),
-    /// So many percent of the first or the second payment go back in the gateway's console.
+    /// This many percent of the first or the second payment are refunded in the gateway's console.
     Console(bool, u8, Notice),
-    /// The refunds are carried on; with a number, by a worker that dies after so many microseconds.
+    /// A worker continues the refunds; with a number, a worker that dies after that many microseconds.
     Carry(Option<u16>),
-    /// What the gateway does to refunds from now on.
+    /// How the gateway handles refunds from now on.
     Faults(&'static str),
-    /// What the account does from now on with money that was not owed.
+    /// The account's policy from now on for money that was not owed.
     Policy(&'static str),
 }
 
@@ -100,8 +100,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// One history: at which gateway, whether notices arrive in the end, whether people rather deliver than return, and what
-/// happens.
+/// One history: at which gateway, whether notices arrive in the end, whether people rather deliver than return, and
+/// what happens.
 type Plan = (bool, bool, bool, Vec<Step>);
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -1,4 +1,4 @@
-//! Everything comes to rest: the gateways have sent every notice, the looks back were made, people have decided.
+//! Everything comes to rest: the gateways have sent every notification, the look backs are done, people have decided.
 
 use std::collections::BTreeSet;
 use std::time::Duration as StdDuration;
@@ -27,7 +27,7 @@ impl History<'_> {
         let (mut waiting, mut redirected) = (Vec::new(), BTreeSet::new());
         for _ in 0..ROUNDS {
             // Of one payment alone every callback may be lost: the checks find it. What is paid twice under one number
-            // only callbacks can tell.
+            // only callbacks can show.
             if self.told || self.trade(1).await["state"] == "paid" {
                 let letters = self.letters().await;
                 self.bench.world.settle(letters).await;
@@ -81,8 +81,8 @@ impl History<'_> {
             match kind.as_str() {
                 "unknown_refund" => {
                     self.book(&case, &trade_no).await;
-                    // All of it is booked, or it was ours. While one of ours is on its way they read that nothing is booked
-                    // yet, and look again.
+                    // All of it is booked, or it was ours. While one of ours is on its way they read that nothing is
+                    // booked yet, and look again.
                     let of_trade = |refund: &&Refund| refund.trade_no == trade_no;
                     if self.refunds().await.iter().filter(of_trade).all(|refund| refund.status.is_final()) {
                         self.resolve(&case).await;
@@ -135,8 +135,8 @@ impl History<'_> {
         }
     }
 
-    /// A refund of money that was not owed has failed: the gateway had less than our books. They look into the console, and
-    /// return what is there.
+    /// A refund of money that was not owed has failed: the gateway had less than our books. They look into the console,
+    /// and return what is there.
     async fn return_what_is_there(&self, case: &str, number: &str) {
         let refunds = self.refunds().await;
         let failed = refunds.iter().find(|refund| refund.refund_no.as_str() == number).expect("a refund of ours");

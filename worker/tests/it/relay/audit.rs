@@ -1,4 +1,4 @@
-//! What people did is linked while it is written, whoever writes at the same time.
+//! The audit log is linked while people's actions are written to it concurrently.
 
 use serde_json::json;
 use sqlx::postgres::PgPoolOptions;
@@ -9,7 +9,7 @@ use time::Duration;
 
 use super::{PATIENCE, Road};
 
-/// Links what was written in the last hour, at most so many rows.
+/// Links the rows of the last hour, at most this many.
 async fn link(connection: &mut PgConnection, limit: i64) -> Result<usize, DbError> {
     let rows = audit::recent(&mut *connection, Duration::hours(1), limit).await?;
     audit::link(connection, &rows).await.map(|_| rows.len())

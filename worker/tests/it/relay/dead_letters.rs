@@ -1,4 +1,4 @@
-//! What becomes of dead letters, and of the jobs that they were published for.
+//! How dead letters become cases, and what happens to the jobs that they were published for.
 
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ async fn a_dead_callback_ends_the_job_that_it_came_as_and_no_other(db: PgPool) {
 async fn what_is_signed_once_opens_one_case_however_it_is_written(db: PgPool) {
     let world = World::new(db.clone());
     let road = Road::new(db).await;
-    // What an ingress of before took for a notice: a return has no id.
+    // A browser return, which an older ingress accepted as a notification: it has no id.
     let mut overrides = gateway_sim::notify::Overrides::default();
     for absent in ["notify_id", "notify_type", "trade_status"] {
         overrides.fields.insert(absent.to_owned(), None);

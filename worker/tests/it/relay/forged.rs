@@ -1,4 +1,5 @@
-//! Messages are not trusted: every message of the topology, by every user that may write there, with the numbers of real rows.
+//! We do not trust messages: the tests forge every message of the topology, as every user, with the numbers of real
+//! rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -103,8 +104,8 @@ async fn jobs_in_each_state(bench: &Bench) -> Vec<Row> {
     found.into_iter().map(row).collect()
 }
 
-/// Nudges for this queue that the relay did not publish. The fence of a lease is the relay's secret on the queue that it chose,
-/// and everywhere else it is guessed right.
+/// Nudges for this queue that the relay did not publish. The fence of a lease is the relay's secret on the queue that
+/// it chose, and everywhere else it is guessed right.
 fn nudges(queue: &str, row: &Row) -> Vec<Vec<u8>> {
     let mut fences = BTreeSet::from([0, 1, row.fence - 1, row.fence, row.fence + 1, i64::MAX, i64::MIN]);
     if row.leased && queue == format!("payment.{}s", row.kind) {
@@ -175,7 +176,7 @@ async fn send(road: &Road, service: Service, binding: &Binding, bodies: Vec<Vec<
     true
 }
 
-/// Sends everything by everybody, and says who got through to which exchange.
+/// Sends every message as every user, and returns which user reached which exchange.
 async fn flood(road: &Road, genuine: &Callback, rows: &[Row]) -> BTreeSet<(Service, &'static str)> {
     let mut through = BTreeSet::new();
     for service in Service::ALL {

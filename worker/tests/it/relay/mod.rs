@@ -33,7 +33,7 @@ use worker::relay::{PUBLISHING, Relay, Settings};
 use crate::copies::{redis, until_passed_on};
 use crate::support::World;
 
-/// Who holds the lock of the active relay.
+/// The holder of the active relay's lock.
 const LEADER: &str = "select pid from pg_locks where locktype = 'advisory' and granted and database = \
                       (select oid from pg_database where datname = current_database())";
 const LEADERS: &str = "select count(*) from pg_locks where locktype = 'advisory' and granted and database = \
@@ -48,13 +48,13 @@ struct Road {
     stop: CancellationToken,
 }
 
-/// The id of the event that a message tells of.
+/// The id of the event in a message.
 fn event_id(delivery: &Delivery) -> Option<&str> {
     headers(delivery).find(|(name, _)| *name == "cloudEvents:id").map(|(_, value)| value)
 }
 
 impl Road {
-    /// Events of orders that are not there: what happened is no business of the relay.
+    /// Adds events of orders that do not exist: the relay does not need the orders.
     async fn new(db: PgPool) -> Road {
         testkit::make_up_facts(&db).await;
         let broker = TestBroker::new().await;
@@ -62,7 +62,7 @@ impl Road {
         Road { db, broker, admin, stop: CancellationToken::new() }
     }
 
-    /// A queue downstream that takes what its binding asks for.
+    /// A downstream queue that receives what its binding selects.
     async fn downstream(&self, name: &str, binding: &str) {
         let channel = self.admin.create_channel().await.unwrap();
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
@@ -94,8 +94,8 @@ impl Road {
         self.start_through(settings, (*self.db.connect_options()).clone(), &self.broker.uri());
     }
 
-    /// A relay as a process has it: a runtime and a pool of its own. It reaches the database by `database`, and publishes
-    /// to `broker`.
+    /// A relay as a process has it: a runtime and a pool of its own. It reaches the database by `database`, and
+    /// publishes to `broker`.
     fn start_through(&self, settings: Settings, database: PgConnectOptions, broker: &SecretString) {
         let (uri, broker, stop) = (self.broker.uri(), broker.clone(), self.stop.clone());
         std::thread::spawn(move || {
@@ -117,7 +117,7 @@ impl Road {
         events::append(&mut connection, new, Clock::system().now()).await.unwrap();
     }
 
-    /// Publishes in this order, as anybody could who may write to the broker.
+    /// Publishes in this order, as any user could who may write to the broker.
     async fn publish(&self, messages: Vec<broker::Message>) {
         let stop = CancellationToken::new();
         let publisher = Publisher::start(&self.broker.uri(), "test", PUBLISHING, stop.clone()).unwrap();
@@ -129,7 +129,7 @@ impl Road {
         publisher.finished().await;
     }
 
-    /// Gives up the next `count` messages of a queue. They stay given up for as long as the answer lives.
+    /// Rejects the next `count` messages of a queue. They stay rejected while the returned value lives.
     async fn reject(&self, queue: &str, count: usize) -> Subscription {
         let mut subscription = Subscription::open(&self.admin, queue, 100).await.unwrap();
         for _ in 0..count {
@@ -200,7 +200,7 @@ async fn an_event_that_nobody_takes_waits_with_those_behind_it_and_no_others(db:
     ])
     .await;
     road.start_with(Settings { unroutable_retry: time::Duration::milliseconds(300), ..Settings::default() });
-    // The case is optional, so it counts as published although nobody listens.
+    // The case event is optional, so it counts as published although no queue is bound.
     road.until("select count(*) from events where published_at is not null", 2).await;
     road.until("select count(*) from events where retry_at is not null and event_id = 'paid-1'", 1).await;
     assert_eq!(road.next_ids("shop.closed", 1).await, ["closed-2"]);
@@ -231,7 +231,7 @@ async fn a_standby_takes_over_when_the_active_relay_loses_its_connection(db: PgP
     assert_eq!(road.next_ids("shop.all", 5).await, ["e0", "e1", "e2", "e3", "e4"]);
 }
 
-/// A host that vanishes says no farewell: its session stays open at the server, and silent.
+/// A host that vanishes does not close its session: it stays open at the server, and silent.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_standby_takes_over_when_the_host_of_the_active_relay_vanishes(db: PgPool) {
     let road = Road::new(db.clone()).await;
@@ -253,7 +253,7 @@ async fn a_standby_takes_over_when_the_host_of_the_active_relay_vanishes(db: PgP
     assert_eq!(road.next_ids("shop.all", 1).await, ["e1"]);
 }
 
-/// The worker that changed it may have come to its end before it passed it on.
+/// The worker that changed the order may have died before it renewed the copy.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_order_whose_event_goes_out_is_passed_on(db: PgPool) {
     let road = Road::new(db.clone()).await;
@@ -266,7 +266,7 @@ async fn an_order_whose_event_goes_out_is_passed_on(db: PgPool) {
     assert_eq!(road.next_ids("shop.all", 1).await, ["e1"]);
 }
 
-/// With the broker away there is nothing to carry; the active relay stays the active one all the same.
+/// While the broker is unavailable nothing can be published; the active relay stays active.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_closed_road_does_not_cost_the_lead(db: PgPool) {
     let road = Road::new(db.clone()).await;
@@ -293,7 +293,8 @@ async fn a_closed_road_does_not_cost_the_lead(db: PgPool) {
     tokio::join!(relay.run(&stop), watch);
 }
 
-/// Somebody holds the row of an event: its relay stays the active one, carries on where it can, and publishes nothing twice.
+/// Another session locks the row of an event. The relay stays active, continues where it can, and publishes nothing
+/// twice.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_lock_in_the_way_costs_neither_the_lead_nor_a_repeat(db: PgPool) {
     let road = Road::new(db.clone()).await;
@@ -355,7 +356,7 @@ async fn a_stored_callback_goes_to_its_queue_and_other_jobs_are_kept(db: PgPool)
     assert_eq!(world.count("work").await, 0);
 }
 
-/// A paid order is looked at again by the workers that check the others.
+/// The check workers also query paid orders again.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_look_back_goes_to_the_queue_of_the_checks_when_it_is_due(db: PgPool) {
     let world = World::new(db.clone());
@@ -383,7 +384,7 @@ fn notice(blocked: bool) -> Vec<u8> {
     [b"\x01\x00\x00", &length[..], payload, b"\xce"].concat()
 }
 
-/// Leasing, failing and giving back, five times a second, would only wear the database out.
+/// To lease, fail and return jobs five times a second would only load the database.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn while_the_broker_blocks_nothing_is_leased_and_then_everything_goes_out(db: PgPool) {
     let road = Road::new(db.clone()).await;
@@ -398,7 +399,7 @@ async fn while_the_broker_blocks_nothing_is_leased_and_then_everything_goes_out(
     road.write(&[event("before", "order.paid", Some(1))]).await;
     road.until(UNPUBLISHED, 0).await;
     between.inject(notice(true));
-    // Its answer to nothing: there is nobody to ask whether it has heard, so a moment is given.
+    // There is no way to ask the client whether it has received this frame, so the test waits for a moment.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let order = World::new(db).pending_order(Alipay, "8").await;
     sqlx::query("update jobs set due_at = now()").execute(&road.db).await.unwrap();
@@ -413,7 +414,7 @@ async fn while_the_broker_blocks_nothing_is_leased_and_then_everything_goes_out(
     assert_eq!(road.next_ids("shop.all", 2).await, ["before", "during"]);
 }
 
-/// The queue is not trusted: text that PostgreSQL cannot hold, and a letter that it refuses whatever the reason.
+/// We do not trust the queue: text that PostgreSQL cannot store, and a dead letter that it refuses for any reason.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_wiped_broker_is_rebuilt_and_everything_goes_out_again(db: PgPool) {
     let world = World::new(db.clone());

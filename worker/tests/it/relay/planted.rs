@@ -1,4 +1,4 @@
-//! Planted faults in the relay: one event, job or dead letter waits or ends alone, and the relay keeps the lead.
+//! Planted faults in the relay: only the one event, job or dead letter is affected, and the relay stays the leader.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,7 +142,8 @@ async fn a_dead_letter_that_panics_is_filed_with_its_bytes_and_stops_no_other(db
     assert_eq!(bare, [of(b"3"), of(b"7")]);
 }
 
-/// From the queue to the case: genuine callbacks settle, the one that panics comes again as a job, and its case says so.
+/// From the queue to the case: genuine callbacks settle, the one that panics comes again as a job, and its case says
+/// so.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_callback_that_always_panics_ends_as_a_case_that_says_so(db: PgPool) {
     let world = Arc::new(World::new(db.clone()));
