@@ -1,5 +1,5 @@
-//! The addresses of the servers as a process reads them: what is wrong is named at once, and passwords go nowhere in clear
-//! text.
+//! How a process reads the addresses of the servers: every fault is named at once, and passwords are never shown in
+//! clear text.
 
 use broker::AmqpConfig;
 use runtime::env::Env;

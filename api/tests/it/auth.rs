@@ -1,4 +1,4 @@
-//! Who is let in, and who is not.
+//! Which tokens are accepted, and which are not.
 
 use std::path::Path;
 

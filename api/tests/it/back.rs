@@ -1,4 +1,4 @@
-//! The buyer is back, or waits: the gateway is asked about the order, once for all visits, processes and routes.
+//! The buyer is back, or waits: the gateway is queried about the order, once for all visits, processes and routes.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn pending(world: &World, body: Option<Value>) -> Value {
     placed
 }
 
-/// As the check worker leaves a job when the gateway has said "not paid", some time ago.
+/// The job as the check worker leaves it after the gateway answered "not paid" some time ago.
 async fn answered(world: &World) {
     sqlx::query(
         "update jobs set due_at = now() + interval '1 h', lease_until = null, taken_at = now() - interval '1 h', \
@@ -57,7 +57,7 @@ async fn is_due(world: &World, order: OrderId) -> bool {
         .unwrap()
 }
 
-/// Hints are given beside the answer.
+/// Hints are sent concurrently with the answer.
 async fn becomes_due(world: &World, order: OrderId) {
     let until = Instant::now() + PATIENCE;
     while !is_due(world, order).await {

@@ -62,7 +62,7 @@ fn from(address: &str, mut request: Request<Body>) -> Request<Body> {
     request
 }
 
-/// What was answered and how it was counted.
+/// The answer, and how the metrics counted it.
 type Seen = (u16, String, &'static str);
 
 async fn seen(world: &World, request: Request<Body>) -> Seen {
@@ -251,7 +251,7 @@ async fn with_neither_nothing_is_called_a_success(db: PgPool) {
     let refused = fail("not stored, repeat later");
     assert_eq!(seen(&world, wechat("pay-success-platform-cert")).await, (503, refused, "unavailable"));
     assert_eq!(seen(&world, alipay("valid-trade-success")).await, (503, "fail".to_owned(), "unavailable"));
-    // What is not genuine is told so all the same.
+    // A callback that is not genuine is refused all the same.
     assert_eq!(seen(&world, alipay("invalid-tampered-amount")).await.0, 401);
 }
 

@@ -70,7 +70,7 @@ async fn of_many_who_confirm_one_does(db: PgPool) {
     assert_eq!(world.count("refund_records").await, 1);
 }
 
-/// The ingress moves no order: the worker asks the gateway first.
+/// The ingress changes no order: the worker queries the gateway first.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_late_payment_is_handed_on_to_be_honoured_and_never_after_a_return(db: PgPool) {
     let world = World::new(db).await;
@@ -255,7 +255,7 @@ impl World {
     }
 }
 
-/// Another amount of a refund of ours is accepted by two people. The worker books it when the gateway states it once more.
+/// Two people accept another amount for one of our refunds. The worker books it when the gateway states it again.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn another_amount_of_a_refund_is_accepted_by_two_people(db: PgPool) {
     let world = World::new(db).await;
@@ -287,7 +287,7 @@ async fn another_amount_of_a_refund_is_accepted_by_two_people(db: PgPool) {
     assert_eq!(met, [json!("5.00"), Value::Null], "more than the payment is not handed on");
 }
 
-/// More went back than was paid: neither the amount nor the payment can be acted on from here.
+/// More was refunded than was paid: no action on the amount or the payment is allowed.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_return_of_too_much_offers_a_note_alone(db: PgPool) {
     let world = World::new(db).await;

@@ -1,4 +1,4 @@
-//! Closing and syncing: the request asks, only the worker moves the order.
+//! Closing and syncing: the API only requests; the worker changes the order.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::support::Who;
 use crate::world::{Answer, PATIENCE, World};
 
-/// Waits until the check job was asked for this.
+/// Waits until the check job has this request.
 async fn asked(world: &World, what: &Value) {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {

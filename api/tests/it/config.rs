@@ -1,4 +1,5 @@
-//! What buyers may choose just now: changed by an admin, obeyed by new orders, written down.
+//! The payment methods that buyers may choose: an admin changes them, new orders obey them, and the audit log records
+//! it.
 
 use axum::body::Body;
 use axum::http::{Method, Request};

@@ -1,4 +1,4 @@
-//! An order that is shown from a copy: to nobody else, and never behind what this process has shown or done.
+//! An order that is shown from a copy: only to its owner, and never older than what this process has shown or done.
 
 use axum::body::Body;
 use axum::http::{Method, Request};
@@ -69,7 +69,7 @@ async fn a_list_raises_what_is_shown(db: PgPool) {
     assert_eq!(world.shown(User("u1"), &id).await["status"], "paid");
 }
 
-/// Nobody answers here, so it waits for its five seconds.
+/// There is no worker here, so the sync waits for its five seconds.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_sync_writes_the_copies_anew(db: PgPool) {
     let redis = redis(&db).await;
@@ -84,7 +84,7 @@ async fn a_sync_writes_the_copies_anew(db: PgPool) {
     assert_eq!(redis.run::<Option<i64>>(&version, &key, &[]).await.unwrap(), Some(2));
 }
 
-/// One process has the rules changed; another, which nobody tells, judges by them soon.
+/// One process changes the rules; another, which gets no notification, applies them soon.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn rules_are_in_force_in_every_process_within_a_second(db: PgPool) {
     let redis = redis(&db).await;

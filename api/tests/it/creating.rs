@@ -143,7 +143,7 @@ async fn who_has_lost_his_hold_saves_nothing(db: PgPool) {
     let (slow, ()) = tokio::join!(slow, taken_over);
     slow.is(409, "request_in_flight");
     assert_eq!(world.one::<i64>("select count(*) from idempotency_keys where answer is null").await, 1);
-    // Neither does an expired key change hands while somebody works under it.
+    // An expired key does not change its owner either while a request works under it.
     sqlx::query("update idempotency_keys set expires_at = now()").execute(&world.db).await.unwrap();
     world.create("u1", "k1", &wechat_order()).await.is(409, "request_in_flight");
     assert_eq!(world.count("payment_orders").await, 1);
@@ -263,7 +263,7 @@ async fn a_failed_prepay_leaves_the_order_to_be_tried_again_under_its_key(db: Pg
     assert!(asked.len() == 5 && asked.iter().all(|params| *params == asked[0]), "the same parameters each time");
 }
 
-/// The only order of this world, which the worker is asked to close; until he does it stays as it is.
+/// The only order of this world. Its close is requested, but until the worker closes it, it does not change.
 async fn given_up(world: &World) -> String {
     let id = world.one::<String>("select id::text from payment_orders").await;
     let wish = "select count(*) from jobs where kind = 'check' and due_at <= now() and payload = '{\"close\": true}' \
@@ -282,7 +282,7 @@ async fn an_order_that_the_gateway_refuses_for_good_is_given_up(db: PgPool) {
     assert_eq!(refused.json()["gateway_code"], "RULE_LIMIT");
     assert!(!refused.body.contains("secret"), "{}", refused.body);
     let id = given_up(&world).await;
-    // The worker asks the gateway, and hears that nobody has paid.
+    // The worker queries the gateway, which answers that the order is not paid.
     world.close_locally(&id).await;
 
     world.gateway.is(Mood::Works);

@@ -1,4 +1,4 @@
-//! What a buyer reads whose money came although it was not owed: never "not paid, order again" while we have it.
+//! What a buyer reads whose money arrived although it was not owed: never "not paid, order again" while we have it.
 
 use axum::body::Body;
 use axum::http::{Method, Request};
@@ -39,7 +39,7 @@ async fn page(world: &World, placed: &Value, language: &str) -> String {
     answer.body.rsplit("<section id=").next().unwrap().to_owned()
 }
 
-/// What the stream tells first.
+/// The first event of the stream.
 async fn streamed(world: &World, id: &str) -> Value {
     let request = Request::get(format!("/v1/orders/{id}/stream"))
         .header("authorization", format!("Bearer {}", minted_for("u1", "")))

@@ -1,5 +1,5 @@
-//! Every route as the API describes it, asked with what nobody would send on purpose: no answer is a defect, and each one is
-//! in the description.
+//! Every route as the API describes it, with requests that no client would send on purpose. No answer is a defect, and
+//! each answer is in the description.
 
 use std::collections::BTreeMap;
 
@@ -126,18 +126,18 @@ fn any_text() -> impl Strategy<Value = String> {
     ]
 }
 
-/// What is filled in for one request.
+/// The values of one request.
 #[derive(Debug, Clone)]
 struct Filling {
     who: u8,
-    /// As somebody would send it who means well.
+    /// A valid request.
     good: bool,
     /// For parameters in the order of the description: absent, a text, or an id that exists.
     parameters: Vec<Option<String>>,
     /// For properties of the body: absent, as in a good request, or anything.
     properties: Vec<Option<Option<Value>>>,
     extra: Option<(String, Value)>,
-    /// In place of the whole body.
+    /// Replaces the whole body.
     raw: Option<Vec<u8>>,
     media: bool,
 }
@@ -232,7 +232,7 @@ async fn no_request_finds_a_defect_or_an_answer_that_is_not_described(db: PgPool
     let mut runner = TestRunner::deterministic();
     let mut met = BTreeMap::<String, usize>::new();
     for operation in operations(&document) {
-        // Whoever asks nobody's gateway waits for nobody's worker.
+        // There is no worker and no gateway here, so these requests wait for their time limit.
         let slow = operation.path.ends_with("/sync") || operation.path.ends_with("/close");
         for _ in 0..if slow { 4 } else { REQUESTS } {
             let filling = filling().new_tree(&mut runner).unwrap().current();

@@ -168,7 +168,7 @@ fn summary(description: &Value) -> String {
     summary
 }
 
-/// The administrators' routes are nobody's business on the Internet.
+/// The administrators' routes are not reachable from the Internet.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn where_the_description_is_not_served_nothing_names_it(db: PgPool) {
     let mut setup = Setup::default();

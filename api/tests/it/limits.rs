@@ -1,4 +1,4 @@
-//! How often a frontend may ask, and what browsers are told beside each answer.
+//! How often a frontend may send requests, and which headers browsers get with each answer.
 
 use std::net::SocketAddr;
 
@@ -65,7 +65,7 @@ async fn a_user_has_a_budget_wherever_he_asks_from(db: PgPool) {
     }
     world.send(from("192.0.2.9", "u1")).await.is(429, "too_many_requests");
     assert_eq!(world.send(from("192.0.2.9", "u2")).await.status, StatusCode::OK);
-    // A token that is not good spends nobody's budget.
+    // An invalid token uses up no user's budget.
     for _ in 0..3 {
         let mut forged = from("192.0.2.9", "u3");
         let token = forged.headers()["authorization"].to_str().unwrap().to_owned() + "x";
@@ -77,7 +77,7 @@ async fn a_user_has_a_budget_wherever_he_asks_from(db: PgPool) {
     assert_eq!(world.send(from("192.0.2.9", "u3")).await.status, StatusCode::OK);
 }
 
-/// What is left to this user, as told by the ingresses in turn, until one refuses.
+/// The user's remaining budget, as the ingresses report it in turn, until one refuses.
 async fn spent(ingresses: &[&World], user: &str) -> Vec<String> {
     let mut told = Vec::new();
     for ingress in ingresses.iter().cycle() {

@@ -1,4 +1,4 @@
-//! `GET /pay/success` and `GET /pay/cancel`: what a browser sees that comes back, and what it never sees.
+//! `GET /pay/success` and `GET /pay/cancel`: what a returning browser sees, and what it never sees.
 
 use axum::body::Body;
 use axum::http::Request;

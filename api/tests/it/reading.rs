@@ -1,4 +1,4 @@
-//! Looking at orders: one's own, and nobody else's.
+//! Reading orders: a user reads their own orders, and no others.
 
 use axum::body::Body;
 use axum::http::{Method, Request};
@@ -99,7 +99,7 @@ async fn the_list_pages_through_ones_own_orders(db: PgPool) {
     }
 }
 
-/// A slip of the pen must not pass for "everything".
+/// A typing error must not mean "everything".
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_filter_that_does_not_exist_is_named(db: PgPool) {
     let world = World::new(db).await;

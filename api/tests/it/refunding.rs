@@ -1,4 +1,4 @@
-//! Money back: what is granted, what is refused, and that pressing twice asks once.
+//! Refunds: which are accepted, which are refused, and that a repeated request makes one refund.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! Resolved cases that people need again, and money of which a part went back.
+//! Resolved cases that people need again, and payments that were partly refunded.
 
 use axum::http::Method;
 use domain::{AccountName, LatePaymentPolicy, PaymentMethod, Policies};
@@ -15,7 +15,7 @@ async fn resolved(world: &World, case: &str) {
     assert_eq!((done.status.as_u16(), &done.json()["status"]), (200, &json!("resolved")), "{}", done.body);
 }
 
-/// The ids of the events that tell of reopened cases.
+/// The ids of the events about reopened cases.
 async fn reopenings(world: &World) -> Vec<String> {
     let told = "select event_id from events where type = 'case.reopened' order by seq";
     sqlx::query_scalar(told).fetch_all(&world.db).await.unwrap()
@@ -84,7 +84,7 @@ async fn a_case_stays_while_a_rest_of_its_payment_is_left(db: PgPool) {
     assert_eq!(amounts, "5.00 7.34");
 }
 
-/// Two people agree that money stays, and meanwhile the service has asked for its return.
+/// Two people decide that the money stays, and in the meantime the service has requested its refund.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn what_was_proposed_before_a_new_fact_cannot_be_confirmed(db: PgPool) {
     let world = World::new(db).await;

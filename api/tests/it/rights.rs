@@ -1,4 +1,4 @@
-//! Two users, an admin, nobody: every route.
+//! Every route, called by two users, by an admin, and without a token.
 
 use axum::body::Body;
 use axum::http::{Method, Request};
@@ -8,15 +8,15 @@ use sqlx::PgPool;
 use crate::support::Who::{self, Admin, Nobody, User};
 use crate::world::{Answer, World};
 
-/// A route, and what its description asks for.
+/// A route, and the rights that its description requires.
 struct Route {
     method: Method,
     path: String,
-    /// Whether anybody may ask.
+    /// Whether it needs no token.
     public: bool,
 }
 
-/// The routes as the API describes them: one that is added is asked without anybody's doing.
+/// The routes as the API describes them, so a new route is tested automatically.
 async fn described(world: &World) -> Vec<Route> {
     let document = Request::get("/openapi.json").body(Body::empty()).unwrap();
     let document = world.send(document).await.json();

@@ -1,4 +1,4 @@
-//! What one client may hold at once: slots are for requests that are worked on, and the others find theirs.
+//! How many slots one client may hold at once: only requests in progress hold slots, and other clients find free ones.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -38,7 +38,7 @@ async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     }
 }
 
-/// Trap: the request of a client that hangs up is not counted any more, and its work goes on.
+/// Trap: the request of a client that disconnects is no longer counted, but its work continues.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn work_that_outlives_its_request_keeps_its_slot(db: PgPool) {
     let world = world(db, |setup| setup.settings.requests = 1).await;
@@ -55,7 +55,7 @@ async fn work_that_outlives_its_request_keeps_its_slot(db: PgPool) {
     until("the slot is free", async || world.get("/v1/orders", "u2").await.status.as_u16() == 200).await;
 }
 
-/// Trap: each close of one order asks for it once more, and looks for itself.
+/// Trap: each close of one order requests it again, and waits for its own result.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn many_closes_of_one_order_are_one(db: PgPool) {
     // All of them may wait.

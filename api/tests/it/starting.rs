@@ -1,4 +1,4 @@
-//! A start that cannot succeed names every fault at once; one that goes by the examples succeeds.
+//! A start that cannot succeed names every fault at once; a start with the example settings succeeds.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Payments that no rule took, returned by two people from their case.
+//! Payments that only a case records, refunded from that case by two people.
 
 use runtime::clock::Clock;
 use serde_json::{Value, json};

@@ -148,7 +148,7 @@ async fn a_refund_in_flight_keeps_the_page_waiting(db: PgPool) {
     assert!(page.next().await.is_none());
 }
 
-/// A moment that no type of ours reads, such as a hand writes: its page waits, and the others see their orders.
+/// A time that our types cannot read, written by hand: its page waits, and the others see their orders.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_that_cannot_be_read_keeps_no_other_from_its_page(db: PgPool) {
     let world = awake(db).await;

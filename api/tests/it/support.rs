@@ -1,4 +1,4 @@
-//! Orders further on in life, and people with rights.
+//! Orders in later states, and people with rights.
 
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
@@ -12,7 +12,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::world::{Answer, SECRET, World, minted, wechat_order};
 
-/// Somebody who asks: a user, an admin, or nobody.
+/// The sender of a request: a user, an admin, or a client without a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     User(&'static str),
@@ -115,7 +115,7 @@ impl World {
         id
     }
 
-    /// Lets the gateway say how a refund went.
+    /// Makes the gateway state the result of a refund.
     pub async fn tell(&self, refund_id: &str, fact: &RefundFact) {
         self.tell_under(&Policies::default(), refund_id, fact).await;
     }

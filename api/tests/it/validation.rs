@@ -1,4 +1,4 @@
-//! What a client is told about a body that is not in order: every fault at once, in words that do not change.
+//! The answer to an invalid body: every fault at once, in texts that do not change.
 
 use axum::body::Body;
 use axum::http::Method;

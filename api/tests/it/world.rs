@@ -1,5 +1,5 @@
 //! A whole ingress for one test: a fresh database, no broker unless asked for, accounts whose keys we hold, and a
-//! gateway that does as it is told.
+//! gateway that the test controls.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -44,9 +44,9 @@ use tower::ServiceExt;
 pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
 pub const SEAL_KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 pub const VIEW_SECRET: &str = "fedcba9876543210fedcba9876543210";
-/// For what a test waits for; much longer than it takes.
+/// The limit of a wait in a test; much longer than needed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-/// Nobody listens there.
+/// An address on which no server listens.
 const NO_BROKER: &str = "amqp://guest:guest@127.0.0.1:9/%2f";
 
 static GATEWAYS: LazyLock<Arc<Gateways>> = LazyLock::new(|| {
@@ -237,8 +237,8 @@ impl Answer {
     }
 }
 
-/// As a client does that gets its answer, however long the queue under its key is: repeats while the first request is in
-/// flight.
+/// Like a client that waits for its answer, however long the queue under its key is: repeats while the first request is
+/// in flight.
 pub async fn answered(ask: impl AsyncFn() -> Answer) -> Answer {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -348,7 +348,7 @@ pub enum Mood {
     Panics,
 }
 
-/// A gateway that does as it is told; callbacks are the real adapter's.
+/// A gateway that the test controls; the real adapter handles callbacks.
 pub struct Puppet {
     real: Arc<dyn Gateway>,
     pub mood: Mutex<Mood>,

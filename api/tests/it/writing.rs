@@ -1,4 +1,4 @@
-//! Orders that come together are written together, and each is told of its own.
+//! Orders that arrive together are written together, and each request gets its own result.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -145,7 +145,7 @@ async fn a_caller_who_goes_leaves_an_order_and_no_trace_in_the_lanes(db: PgPool)
     assert!(matches!(writer.create(answered(2)).await, Ok(Created::Answered(_))));
 }
 
-/// A panic is one order's alone, in a group too, and the lanes go on.
+/// A panic affects only its own order, also in a group, and the lanes continue.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_order_that_panics_takes_no_other_with_it(db: PgPool) {
     let new: Vec<NewOrder> = (0..20).map(answered).collect();

@@ -1,4 +1,4 @@
-//! Payments that belong to no order of ours, refunded from their case: each at its own gateway and account.
+//! Payments that only a case records, refunded from that case: each at its own gateway and account.
 
 use domain::PaymentMethod::{self, Alipay, Wechat};
 use domain::{CaseId, CaseKind, OrderStatus, RefundId, RefundNo, RefundStatus};

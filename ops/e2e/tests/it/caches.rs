@@ -1,4 +1,4 @@
-//! Copies of what is shown, with Redis behind a relay that hangs, breaks and comes back.
+//! Copies of orders, with Redis behind a fault proxy that hangs, breaks and comes back.
 
 use std::time::{Duration, Instant};
 

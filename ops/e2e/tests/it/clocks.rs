@@ -1,5 +1,5 @@
-//! Clocks that are set forward and back while everything runs, each process's by itself and all of them apart from those of
-//! the database and the gateways.
+//! Clocks that are set forward and back while everything runs, each process's by itself and all of them apart from
+//! those of the database and the gateways.
 
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ async fn clocks_that_step_apart_by_minutes_delay_and_lose_nothing_and_close_noth
     assert_eq!(unknown, 0.0, "no gateway refused a call for its time");
 }
 
-/// Check and refund workers go by the database's time: they close no order early, and Alipay takes their calls.
+/// Check and refund workers use the database's time: they close no order early, and Alipay accepts their calls.
 async fn hours_for_single_workers(world: &World, mut made: Made) {
     let orders = join_all((0..8).map(|_| world.buy(Gateway::Alipay, "qr", "4.00"))).await;
     let (paid, unpaid) = orders.split_at(4);

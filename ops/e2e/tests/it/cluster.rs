@@ -1,5 +1,5 @@
-//! More than one machine: the broker as a cluster of three nodes, a database with a standby, several of each program. One of
-//! the machines is lost while buyers buy, and the others go on.
+//! More than one machine: the broker as a cluster of three nodes, a database with a standby, several of each program.
+//! One of the machines is lost while buyers buy, and the others continue.
 
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,17 +22,17 @@ use url::Url;
 const LONG: Duration = Duration::from_secs(120);
 /// Two callback workers with two batches in hand each.
 const CONSUMERS: u32 = 4;
-/// So many more orders are paid before a lost machine comes back: those that go on without it.
+/// How many more orders are paid before a lost machine comes back: the others continue without it.
 const MEANWHILE: i64 = 40;
 
-/// For the refunds that nobody could give back: after two minutes others take them.
+/// For the refund jobs that a lost worker could not give back: after two minutes other workers claim them.
 const TWO_MINUTES_PASS: &str =
     "update jobs set due_at = least(due_at, now()), lease_until = least(lease_until, now()) where kind = 'refund'";
 
 /// What `xtask server` calls the nodes, in the order of their addresses.
 const NODES: [&str; 3] = ["rabbitmq", "rabbitmq-2", "rabbitmq-3"];
 
-/// Who buys, and how many fen of his yuan he wants back.
+/// The buyers, and how many fen of their yuan they want back.
 const BUYERS: [(Gateway, &str, i64); 8] = [
     (Gateway::Alipay, "page", 0),
     (Gateway::Wechat, "native", 0),
@@ -104,7 +104,7 @@ async fn the_leading_node_cut_off_from_the_others_under_load_loses_and_doubles_n
                 (callbacks(&world, Some(&leader)).await?["leader"] != leader.as_str()).then_some(())
             })
             .await;
-            // Also those who were connected to the node that is alone, whether it has told them or not.
+            // Also the workers that were connected to the isolated node, whether it has notified them or not.
             eventually("both workers are consumers for the others", LONG, async || {
                 (callbacks(&world, Some(&leader)).await?["consumers"] == CONSUMERS).then_some(())
             })
@@ -123,13 +123,13 @@ async fn a_standby_promoted_under_load_has_everything_that_was_answered() {
     a_standby_takes_over("standby", |_| ()).await;
 }
 
-/// A machine that loses its power closes no connection: nobody is told, and whoever waits for it would wait for good.
+/// A machine that loses power closes no connection: no client is notified, and a client that waits would wait for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_promoted_for_a_machine_that_vanished_without_a_word_is_found_by_everybody() {
     a_standby_takes_over("vanished", Relay::strand).await;
 }
 
-/// `last` is what the connections to the lost machine see of its end.
+/// `last` is what the connections to the lost machine see when it is lost.
 async fn a_standby_takes_over(purpose: &str, last: impl Fn(&Relay)) {
     let mut address = None;
     let world = world(purpose, &["--standby"], async |servers| {
@@ -160,7 +160,7 @@ async fn a_standby_takes_over(purpose: &str, last: impl Fn(&Relay)) {
     .await;
 }
 
-/// Longer than anybody waits: what was given up is done all the same, later.
+/// Longer than any client waits: a request that timed out is completed later all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commits_that_wait_for_a_standby_are_given_up_and_found_done_when_it_is_back() {
     let world = world("waiting", &["--standby"], async |_| None).await;
@@ -190,7 +190,7 @@ async fn under_load(world: &World, happens: impl Future<Output = ()>) {
     assert_eq!(world.number("select count(*) from payment_orders").await, Some(bought as i64));
     let open = "select count(*) from payment_orders where status not in ('paid', 'partially_refunded', 'refunded')";
     assert_eq!(world.number(open).await, Some(0));
-    // A machine that is lost is not a broker that was wiped: nothing is told again for it.
+    // A lost machine is not a wiped broker: it causes nothing to be published again.
     let rebuilds = world.relays.iter().map(async |relay| relay.metrics().await.sum("relay_rebuilds_total", &[]));
     assert_eq!(join_all(rebuilds).await.into_iter().sum::<f64>(), 0.0);
     assert_eq!(world.texts("select kind from cases").await, Vec::<String>::new(), "nobody has to look at anything");

@@ -1,4 +1,5 @@
-//! Transactions that the database ends because another was in the way: serialization failures and deadlocks, by the dozen.
+//! Transactions that the database ends because another was in the way: serialization failures and deadlocks, by the
+//! dozen.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -25,7 +26,7 @@ async fn set_for_every_role(world: &World, setting: &str, value: &str) {
     }
 }
 
-/// Locks a few orders against the order in which the service locks them, again and again: whoever holds one and waits
+/// Locks a few orders again and again, in the opposite order to the service. A session that holds one and waits
 /// for another of them waits for ever. The service's side is the one that is ended: it looks for a deadlock sooner.
 async fn lock_the_wrong_way_round(world: &World, go_on: &AtomicBool) {
     let mut connection = PgConnection::connect(&world.addresses.database).await.expect("a connection");

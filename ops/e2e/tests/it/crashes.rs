@@ -20,7 +20,7 @@ async fn workers_killed_in_the_middle_of_a_batch_again_and_again_settle_each_ord
     let world = World::with(Setup { workers: 2, speed: 300.0, ..Setup::default() }).await;
     let orders = world.buy_many(ORDERS).await;
     for (kill, few) in orders.chunks(ORDERS.div_ceil(KILLS)).enumerate() {
-        // Whoever holds the batch with this order cannot get on: it is in its transaction, nothing is acknowledged.
+        // The worker with this order's batch cannot continue: it is in its transaction, and nothing is acknowledged.
         let held = world.hold(&[&few[kill % few.len()]]).await;
         join_all(few.iter().map(|order| world.pay(order))).await;
         let victim = eventually("a worker in the middle of a batch", SOON, async || {
@@ -86,7 +86,7 @@ async fn a_relay_killed_in_the_middle_of_a_batch_is_replaced_and_each_event_arri
     let world = World::with(Setup { relays: 2, speed: 300.0, ..Setup::default() }).await;
     let orders = world.buy_many(ORDERS).await;
     for few in orders.chunks(ORDERS.div_ceil(KILLS)) {
-        // Events pile up while nobody leads, and one of them cannot be marked as published.
+        // Events pile up while no relay leads, and one of them cannot be marked as published.
         world.relays.iter().for_each(Process::kill);
         join_all(few.iter().map(|order| world.pay(order))).await;
         world_settled(&world, few).await;

@@ -1,6 +1,7 @@
-//! Servers that are there and do not do their work, under load: blocked, slow, full, cut off in the middle of a word.
+//! Servers that run but do not do their work, under load: blocked, slow, full, cut off in the middle of a message.
 //!
-//! `ops/degraded-modes.md` says of each what still works; `cargo xtask drill` runs these and the other drills that it names.
+//! `ops/degraded-modes.md` says of each what still works; `cargo xtask drill` runs these and the other drills that it
+//! names.
 
 use std::time::Duration;
 
@@ -65,7 +66,7 @@ async fn with_a_broker_short_of_memory_or_disk_callbacks_go_to_the_database_and_
     for ((raise, clear), few) in alarms.iter().zip(orders.chunks(24)) {
         let before = on_the_way_of_the_database(&world).await;
         world.servers().rabbitmqctl(raise).await;
-        // The broker looks at itself now and then, and tells a publisher when it publishes.
+        // The broker checks its state from time to time, and notifies a publisher when it publishes.
         eventually("the ingress is told that publishing is blocked", SOON, async || {
             let probe = world.buy_many(1).await;
             world.pay(&probe[0]).await;
@@ -136,7 +137,7 @@ async fn a_database_without_a_connection_to_spare_delays_and_loses_nothing() {
     let owner = world.addresses.database.clone();
     let mut last = PgConnection::connect(&owner).await.expect("a connection");
     let mut taken = Vec::new();
-    // Whoever held one of the service loses it, and others take its place.
+    // The service loses its connections, and these take their places.
     while let Ok(connection) = PgConnection::connect(&owner).await {
         taken.push(connection);
         let end = "select pg_terminate_backend(pid) from pg_stat_activity where usename like 'payment\\_%'";

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-/// Something that the ingress must not take.
+/// Something that the ingress must not accept.
 struct Refused {
     what: &'static str,
     callback: SignedCallback,
@@ -91,7 +91,7 @@ async fn what_the_worker_must_not_settle_becomes_evidence_and_a_case_and_changes
     still_payable(&world, &orders).await;
 }
 
-/// Strangers that connect and say nothing take what a listener may hold, and no file that the service needs for itself.
+/// Strangers that connect and send nothing use up a listener's connections, but no file that the service itself needs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_connections_leave_the_service_what_it_needs() {
     // 128 and a pool of 8 are the service's own, and each client may need one more.
@@ -158,12 +158,12 @@ async fn a_flood_of_forgeries_is_slowed_down_and_then_forgiven() {
     still_payable(&world, &[order]).await;
 }
 
-/// Everything that is known about orders and money, without what tells of callbacks.
+/// Everything that is known about orders and money, without the rows about callbacks.
 async fn rows(world: &World) -> Vec<String> {
     all_of(world, "select row(o.*)::text from payment_orders o order by id").await
 }
 
-/// The same without what orders tell of money that is not theirs.
+/// The same without the members of orders that show money that is not theirs.
 async fn moneys(world: &World) -> Vec<String> {
     let own = "select (to_jsonb(o) - '{extra_state,extra_amount,version,updated_at}'::text[])::text
                from payment_orders o order by id";

@@ -1,7 +1,8 @@
 //! Workers of checks and of refunds killed between the gateway's answer and the commit.
 //!
-//! The rows of a few orders are held. Whoever has asked a gateway about one of them gets as far as its transaction and no
-//! further, and is killed there. Then the rows are let go, and others find out what the killed one knew.
+//! The rows of a few orders are locked. A worker that has queried a gateway about one of them gets as far as its
+//! transaction and no further, and is killed there. Then the rows are released, and other workers find out what the
+//! killed one knew.
 
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ async fn check_workers_killed_between_the_gateways_answer_and_the_commit_100_tim
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refund_workers_killed_between_the_gateways_answer_and_the_commit_40_times_return_each_refund_once() {
     let world = World::with(Setup { refund_workers: WORKERS, ..Setup::default() }).await;
-    // Without notices nobody but the workers learns how a refund went.
+    // Without notifications only the workers learn the result of a refund.
     world.gateways.faults(&json!({ "refund": { "no_notice": true } })).await;
     let target = Target { world: &world, service: "refund-worker", kind: "refund", workers: &world.refund_workers };
     let orders = world.buy_many(2 * REFUND_KILLS).await;
@@ -87,7 +88,7 @@ async fn refund_workers_killed_between_the_gateways_answer_and_the_commit_40_tim
     assert_eq!(world.number("select count(*) from jobs where kind = 'refund'").await, Some(0));
 }
 
-/// The books agree as if nobody had been killed.
+/// The books agree as if no worker had been killed.
 async fn same_end(world: &World, service: &str, kills: usize) {
     world.wait_quiet(LONG).await;
     world.books_agree().await;
@@ -110,8 +111,8 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// Lets the workers take these jobs, about orders that are held meanwhile, and kills those that have heard the
-    /// gateway's answer and cannot commit. How many it killed: one at least.
+    /// Lets the workers claim these jobs, about orders that are locked meanwhile, and kills those that have received
+    /// the gateway's answer and cannot commit. How many it killed: one at least.
     async fn strike(&self, orders: &[&Order], ids: &[&str]) -> usize {
         let held = self.world.hold(orders).await;
         self.time_passes(ids).await;
@@ -127,8 +128,8 @@ impl Target<'_> {
         victims.len()
     }
 
-    /// Time passes until these jobs are due, whatever they wait for: their date, the end of the lease of whoever was
-    /// killed, the seconds in which a gateway may not know yet what it has done.
+    /// Time passes until these jobs are due, whatever they wait for: their date, the end of the lease of a worker that
+    /// was killed, the seconds in which a gateway may not know yet what it has done.
     async fn time_passes(&self, ids: &[&str]) {
         leases_end_of(&self.world.db, ids).await;
         let sql = "update refund_records set sent_at = sent_at - interval '1 minute'
@@ -142,7 +143,7 @@ impl Target<'_> {
         self.time_passes(ids).await;
     }
 
-    /// No job is due by itself from now on; whatever messages are on the road are stale by their fence.
+    /// No job is due by itself from now on; messages that are on the broker are stale by their fence.
     async fn not_before_told(&self) {
         self.put_off("true").await;
     }

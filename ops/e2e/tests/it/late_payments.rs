@@ -1,5 +1,5 @@
-//! Money that comes when none is owed: for an order that was closed, and for one that was paid already. What becomes of it is
-//! each account's policy; what never may become of it, the books say.
+//! Money that arrives when none is owed: for a closed order, and for an order that was paid already. Each account's
+//! policy decides what happens to it; the books show that nothing forbidden happened.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 
 const WAYS: [(Gateway, &str); 2] = [(Gateway::Alipay, "page"), (Gateway::Wechat, "native")];
 
-/// At each gateway an order that its buyer gave up and that is paid all the same, and one that is paid twice. Each fact is told
+/// At each gateway an order that was closed and is paid all the same, and one that is paid twice. Each fact is reported
 /// as often as gateways do.
 struct Strays {
     late: Vec<Order>,
@@ -58,7 +58,7 @@ impl Strays {
         strays
     }
 
-    /// What the orders are in the end.
+    /// The final states of the orders.
     async fn end(&self, world: &World, (late, twice): (&str, &str)) {
         world.wait_all_answered().await;
         world.wait_quiet(SOON * 3).await;
@@ -77,7 +77,7 @@ fn fulfilments(world: &World) -> usize {
     world.downstream.times().keys().filter(|id| id.starts_with("order.paid:")).count()
 }
 
-/// What became of the cases, each kind and state with how many there are.
+/// The number of cases of each kind and state.
 async fn cases(world: &World) -> Vec<String> {
     world.texts("select kind || ' ' || status || ' ' || count(*) from cases group by kind, status order by 1").await
 }

@@ -21,7 +21,7 @@ async fn received(world: &World, outcome: &str) -> f64 {
     world.api.metrics().await.sum("callbacks_received_total", &[("outcome", outcome)])
 }
 
-/// Every paid trade has been answered with success, the first time it was told.
+/// Every paid trade was answered with success, the first time it was notified.
 async fn all_accepted_at_once(world: &World) {
     world.wait_all_answered().await;
     let trades = world.gateways.ledger().await;

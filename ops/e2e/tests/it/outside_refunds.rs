@@ -1,4 +1,4 @@
-//! Money that people return in the gateways' consoles: noticed, booked, and counted when the rest goes back.
+//! Refunds that people make in the gateways' consoles: found, booked, and counted when the rest is refunded.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn a_day_passes(world: &World) {
     sqlx::query(sql).execute(&world.db).await.expect("the database answers");
 }
 
-/// The order shows that so much has gone back.
+/// Waits until the order shows that this much was refunded.
 async fn shows(world: &World, order: &Order, (status, refunded): (&str, &str)) {
     let what = format!("order {} is {status} with {refunded} returned", order.order_no);
     eventually(&what, LONG, async || {
@@ -37,7 +37,8 @@ async fn shows(world: &World, order: &Order, (status, refunded): (&str, &str)) {
     .await;
 }
 
-/// What the rest of 4.00 is after 1.50 went back in the console: 2.50 are asked for, and the order is returned whole.
+/// Refunds the rest of 4.00 after 1.50 was refunded in the console: 2.50 are requested, and the order is fully
+/// refunded.
 async fn the_rest_goes_back(world: &World, order: &Order) {
     let id = world.shop.refund(order, &Wish::of_the_rest()).await;
     eventually("the rest has gone back", LONG, async || {

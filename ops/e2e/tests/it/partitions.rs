@@ -1,4 +1,4 @@
-//! The gateways out of reach in every way there is, while orders, refunds and checks need them.
+//! The gateways are unreachable in every possible way, while orders, refunds and checks need them.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use serde_json::json;
 use testkit::jobs::come_due;
 
 const BUYERS: usize = 6;
-/// Orders of which no callback tells.
+/// Orders that no callback reports.
 const SILENT: usize = 12;
-/// Orders that are paid before and returned in each partition: while it lasts no other order comes to be.
+/// Orders that are paid before each partition and refunded during it, because no new order can be created meanwhile.
 const RETURNED_IN_EACH: usize = 4;
 /// Payments after which business counts as going on.
 const ENOUGH: i64 = 15;
@@ -59,7 +59,7 @@ async fn business_goes_on(world: &World) {
     eventually("business goes on", LONG, async || (paid().await? >= before + ENOUGH).then_some(())).await;
 }
 
-/// The next poll of each order that is not paid yet is due, unless somebody works on it.
+/// Makes the next poll of each unpaid order due, unless a worker is working on it.
 async fn time_passes_for_checks(world: &World) {
     come_due(&world.db, Some(JobKind::Check)).await;
 }
@@ -90,7 +90,7 @@ async fn gateways_that_hang_refuse_or_lose_their_answers_delay_everything_and_do
     let partitions = async {
         way.hold(true);
         ask_back().await;
-        // Paid while nobody can ask about it; the buyers' own way is free.
+        // Paid while no worker can query the gateway; the buyers can still reach it.
         for order in &silent {
             world.gateways.pay_silently(order).await;
         }

@@ -1,4 +1,4 @@
-//! No callback ever comes: what was paid is found by asking.
+//! No callback ever arrives: queries find the payments.
 
 use std::time::Duration;
 

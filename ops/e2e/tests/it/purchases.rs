@@ -61,7 +61,7 @@ async fn a_purchase_in_every_scene_of_each_gateway_ends_in_one_event() {
     world.logs_are_clean();
 }
 
-/// A CloudEvent 1.0 in AMQP binary mode that tells what downstream systems fulfil on.
+/// A CloudEvent 1.0 in AMQP binary mode, with the data that downstream systems need to fulfil.
 fn check_event(event: &Delivery, order: &Order, yuan: &str, trade: &Value) {
     let header = |name: &str| event.headers.get(&format!("cloudEvents:{name}")).map(String::as_str);
     assert_eq!(event.kind, "order.paid");

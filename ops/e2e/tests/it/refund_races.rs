@@ -1,4 +1,4 @@
-//! Everybody asks for the same money at once.
+//! Many clients request the same money at once.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,7 +17,7 @@ async fn of_64_refunds_asked_for_at_once_one_is_in_flight_and_they_end_at_what_w
     let world = World::with(Setup { refund_workers: 2, ..Setup::default() }).await;
     let order = paid(&world, Gateway::Alipay, "page", "10.00").await;
 
-    // Nobody carries refunds on: the first one stays in flight.
+    // No worker continues refunds: the first one stays in flight.
     world.refund_workers.iter().for_each(Process::kill);
     let answers = crowd(&world, &order, || Wish::of(300)).await;
     assert_eq!(codes(&answers), [("202".to_owned(), 1), ("refund_in_progress".to_owned(), CROWD - 1)].into());
@@ -68,7 +68,7 @@ async fn the_same_idempotency_key_64_times_at_once_makes_one_refund_and_is_answe
         let mut answers: Vec<Answer> = Vec::new();
         for answer in join_all(asked).await {
             let answer = answer.expect("payment-api answers");
-            // Whoever could not wait any longer for the first one is told when to repeat, and then hears the same.
+            // A request that could not wait longer for the first one gets the time to repeat, and then the same answer.
             assert!(answer.status == 202 || answer.retry_after.is_some(), "{answer:?}");
             answers.push(if answer.status == 202 { answer } else { world.shop.refund_answer(&order, &wish).await });
         }
@@ -101,7 +101,7 @@ async fn paid(world: &World, gateway: Gateway, scene: &str, yuan: &str) -> Order
     order
 }
 
-/// Everybody asks at once, each with a key of his own.
+/// All clients send the request at once, each with its own key.
 async fn crowd(world: &World, order: &Order, wish: impl Fn() -> Wish) -> Vec<Answer> {
     let wishes: Vec<Wish> = (0..CROWD).map(|_| wish()).collect();
     join_all(wishes.iter().map(|wish| world.shop.refund_answer(order, wish))).await

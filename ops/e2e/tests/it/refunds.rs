@@ -1,4 +1,4 @@
-//! Money back: through a gateway that fails again and again, and asked for by everybody at once.
+//! Refunds: through a gateway that fails again and again, and requested for all orders at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ const ORDERS: [(Gateway, usize, usize); 5] = [
 const REFUNDS: usize = 1000;
 /// Requests at a time.
 const AT_ONCE: usize = 16;
-/// What WeChat Pay takes of failing refund calls in a second. Source: WeChat Pay APIv3, "申请退款".
+/// How many failing refund calls WeChat Pay allows in a second. Source: WeChat Pay APIv3, "申请退款".
 const FAILING_PER_SECOND: usize = 6;
 const LONG: Duration = Duration::from_secs(300);
 
@@ -129,7 +129,7 @@ async fn ask_part_after_part(world: &World, plans: &[Plan]) {
     .await;
 }
 
-/// In no second did WeChat Pay see more failing refund calls than it takes, from all processes together.
+/// In no second did WeChat Pay see more failing refund calls than it allows, from all processes together.
 fn few_calls_failed_at_once(world: &World) {
     let mut failed = BTreeMap::<String, Vec<OffsetDateTime>>::new();
     for line in

@@ -1,4 +1,4 @@
-//! The same fact, told again and again; the same request, made again and again.
+//! The same fact, reported again and again; the same request, sent again and again.
 
 use e2e::gateways::{deliver, is_success};
 use e2e::shop::{self, Purchase, new_client};
@@ -65,7 +65,7 @@ async fn an_ingress_killed_between_order_and_answer_leaves_the_order_to_the_repe
     answer.expect_err("the ingress died with the order made and the gateway asked");
     world.gateways.faults(&json!({})).await;
     world.api.start().await;
-    // The dead one's hold passes; until then a repeat is told to come again.
+    // The dead process's hold on the key expires; until then a repeat gets the answer to try again.
     let answer = eventually("the repeat is answered", SOON, async || {
         let answer = world.shop.ask(&purchase).await.expect("payment-api answers");
         if answer.status == 409 {

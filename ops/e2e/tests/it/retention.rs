@@ -1,4 +1,4 @@
-//! The relay, as itself, removes what has had its time, and says how large the tables are.
+//! The relay, with its own role, deletes expired rows, and reports how large the tables are.
 
 use e2e::{Gateway, SOON, World, eventually};
 

@@ -7,7 +7,7 @@ use e2e::shop::{Purchase, Wish, http_client};
 use e2e::{Gateway, Order, Overrides, SOON, Setup, World, Wrong, eventually, unique};
 use url::Url;
 
-/// A refund of unknown outcome is asked about after ten seconds.
+/// A refund with an unknown outcome is queried after ten seconds.
 const LONG: Duration = Duration::from_secs(90);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,7 +60,7 @@ async fn the_logs_and_metrics_of_a_whole_run_hold_no_secret() {
     world.logs_are_clean();
 }
 
-/// What the buyer's device got: whoever has it can pay, or pretend.
+/// The values that the buyer's device received: a person who has them can pay, or pretend to have paid.
 fn payment_secrets(order: &Order) -> Vec<(&'static str, String)> {
     let params = &order.payment["params"];
     let mut secrets = Vec::new();

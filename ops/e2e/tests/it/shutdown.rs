@@ -1,4 +1,4 @@
-//! SIGTERM under load: an orderly end in time, and nothing lost.
+//! SIGTERM under load: an orderly stop in time, and nothing lost.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -52,7 +52,7 @@ async fn buy_and_pay(world: &World, stopping: &AtomicBool) -> (i64, i64) {
     while stopping.load(Relaxed) {
         let (gateway, scene) = if bought % 2 == 0 { (Gateway::Alipay, "page") } else { (Gateway::Wechat, "native") };
         let purchase = Purchase::new(gateway, scene, "2.00");
-        // While the ingress is away nobody answers; the same key is asked again and makes one order.
+        // While the ingress is down there is no answer; the request is repeated with the same key and makes one order.
         let asked = async || world.shop.ask(&purchase).await.ok().filter(|answer| answer.status == 201);
         let made = order(&purchase, &eventually("the order is created", LONG, asked).await);
         bought += 1;
@@ -84,7 +84,7 @@ async fn workers_of_checks_and_refunds_stop_in_time_under_load_with_exit_code_0_
     let (returned, ()) = tokio::join!(buyers, stop);
     let returned: i64 = returned.iter().sum();
     println!("{returned} orders paid and returned");
-    // Well before any lease ends: whoever stopped gave back nothing half done.
+    // Well before any lease ends: a stopped worker leaves nothing half done.
     eventually("everything is paid and returned", LONG, async || {
         let sql = "select count(*) from payment_orders where status = 'refunded'";
         (world.number(sql).await? == returned).then_some(())

@@ -1,5 +1,5 @@
-//! Who may do what at the broker: that it is what was written down, and that it is not wider. That it suffices, the
-//! end-to-end tests show: there every process logs in as itself.
+//! The permissions at the broker are those of the table, and not wider. The end-to-end tests prove that they suffice:
+//! there every process logs in as itself.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 const SOON: Duration = Duration::from_secs(10);
 const REFUSED: u16 = 403;
 
-/// Something that somebody does at the broker.
+/// An action of a user at the broker.
 #[derive(Debug, Clone, Copy)]
 enum Deed {
     Publish(&'static str),
@@ -27,13 +27,13 @@ enum Deed {
     Purge(&'static str),
     DeleteQueue(&'static str),
     DeleteExchange(&'static str),
-    /// Declares a queue of his own.
+    /// Declares a queue of its own.
     Declare(&'static str),
-    /// Has what an exchange gets sent to a queue.
+    /// Binds a queue to an exchange.
     Bind(&'static str, &'static str),
 }
 
-/// Deeds, each with those who may.
+/// Actions, each with the processes that may do it.
 const DEEDS: &[(Deed, &[Service])] = &[
     (Deed::Publish(topology::PAYMENT_IN), &[PaymentApi, Relay]),
     (Deed::Publish(topology::PAYMENT_JOBS), &[Relay]),
@@ -55,7 +55,7 @@ const DEEDS: &[(Deed, &[Service])] = &[
     (Deed::Bind(topology::PAYMENT_EVENTS, topology::CALLBACKS), &[]),
     (Deed::Bind(topology::PAYMENT_IN, topology::DEAD), &[]),
     (Deed::Bind(topology::PAYMENT_IN, topology::CALLBACKS), &[Relay]),
-    // Last, since it takes effect. Who may set the road up may take it down.
+    // Last, because they take effect. The process that may declare the topology may also delete it.
     (Deed::DeleteQueue(topology::CHECKS), &[Relay]),
     (Deed::DeleteExchange(topology::PAYMENT_EVENTS), &[Relay]),
 ];
@@ -80,7 +80,7 @@ async fn a_user_is_refused_what_is_not_his_business() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Does it on a channel of its own, which a refusal closes.
+/// Does the action on a separate channel, which a refusal closes.
 async fn do_it(connection: &Connection, deed: Deed) -> Result<(), MqError> {
     let channel = broker::step("opening a channel", connection.create_channel()).await?;
     match deed {
@@ -116,7 +116,7 @@ async fn do_it(connection: &Connection, deed: Deed) -> Result<(), MqError> {
     }
 }
 
-/// A refused publish closes the channel, and its confirm tells.
+/// A refused publish closes the channel, and its confirm returns the error.
 async fn publish(channel: &Channel, exchange: &str) -> Result<(), MqError> {
     broker::step("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
@@ -124,7 +124,7 @@ async fn publish(channel: &Channel, exchange: &str) -> Result<(), MqError> {
     broker::step("publishing", async { publish.await?.await }).await.map(drop)
 }
 
-/// The check at the start works with the least rights, and so does the relay's repair of the road.
+/// The check at the start works with the least permissions, and so does the relay's repair of the topology.
 #[tokio::test]
 async fn each_process_finds_what_it_needs_and_the_relay_can_make_it_anew() {
     let broker = TestBroker::new().await;

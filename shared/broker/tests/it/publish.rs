@@ -1,4 +1,4 @@
-//! What a confirm proves, under the loads and faults that have fooled others.
+//! What a confirm proves, under loads and faults for which other publishers have reported false confirms.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ async fn full_queue(broker: &TestBroker, connection: &Connection, name: &str) {
     publisher.finished().await;
 }
 
-/// The bodies that lie in a queue.
+/// The bodies of the messages in a queue.
 async fn drain(connection: &Connection, queue: &str) -> Vec<String> {
     let channel = connection.create_channel().await.unwrap();
     let mut bodies = Vec::new();
@@ -68,7 +68,7 @@ async fn drain(connection: &Connection, queue: &str) -> Vec<String> {
 
 /// Traps: confirms handed to the wrong publisher on a shared channel, nacks that a "wait for all" hides, and returned
 /// messages that ride on a neighbour's confirm. 64 callers, a third of the messages routed, a third nacked, a third
-/// unroutable: every caller hears of his own message, and the queue holds exactly the confirmed ones.
+/// unroutable: every caller gets the result of its own message, and the queue holds exactly the confirmed ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_caller_hears_of_his_own_message() {
     let broker = TestBroker::new().await;
@@ -219,7 +219,7 @@ async fn a_publisher_ends_with_its_last_handle() {
     timeout(SOON, finished).await.unwrap();
 }
 
-/// A relay to the broker, and the address that leads through it.
+/// A fault proxy to the broker, and the address that leads through it.
 async fn relayed(broker: &TestBroker) -> (Relay, SecretString) {
     let uri = Url::parse(broker.uri().expose_secret()).unwrap();
     let relay = Relay::to(format!("127.0.0.1:{}", uri.port().unwrap())).await;
@@ -229,8 +229,8 @@ async fn relayed(broker: &TestBroker) -> (Relay, SecretString) {
 }
 
 /// A broker that hangs: callers get their answer in time, the bounded queue refuses what is too much, messages whose
-/// callers have gone are not sent late, and once the broker is mute for long the publisher says so at once, after one
-/// wait for the whole group.
+/// callers have gone are not sent late. Once the broker has been silent for long, the publisher reports it at once,
+/// after one wait for the whole group.
 #[tokio::test]
 async fn a_hanging_broker_keeps_nobody_waiting() {
     let broker = TestBroker::new().await;
@@ -281,8 +281,8 @@ async fn a_hanging_broker_keeps_nobody_waiting() {
     assert!(stored.iter().all(|id| id.starts_with("first-") || id == "after"), "{stored:?}");
 }
 
-/// Trap: a message that is given up on before it is written can go out all the same, and take another one's return with it.
-/// So the confirms of those beside it prove nothing, however good they look.
+/// Trap: a message that is given up on before it is written can go out all the same, and take another one's return with
+/// it. So the confirms of those beside it prove nothing, however good they look.
 #[tokio::test]
 async fn a_group_that_was_given_up_in_part_proves_nothing() {
     let broker = TestBroker::new().await;
@@ -312,8 +312,8 @@ fn notice(blocked: bool) -> Vec<u8> {
     [b"\x01\x00\x00", &length[..], payload, b"\xce"].concat()
 }
 
-/// Trap: publishes and confirms wait for ever while the broker blocks the connection. Here callers hear of it at once,
-/// also those whose message is on the way; the session outlives a block longer than any step may take.
+/// Trap: publishes and confirms wait for ever while the broker blocks the connection. Here callers get an error at
+/// once, also those whose message is on the way; the session outlives a block longer than any step may take.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_broker_blocks_callers_are_told_at_once() {
     let broker = TestBroker::new().await;
@@ -343,6 +343,6 @@ async fn while_the_broker_blocks_callers_are_told_at_once() {
     timeout(SOON, publisher.ready()).await.unwrap();
     publisher.publish(message(PAYMENT_IN, CALLBACKS, "3".to_owned()), SOON).await.unwrap();
     assert_eq!(relay.accepted(), connections);
-    // The first was on the way and arrives late: whoever stored it elsewhere has made a duplicate, not a loss.
+    // The first was on the way and arrives late: a caller that stored it elsewhere has made a duplicate, not a loss.
     assert_eq!(drain(&broker.admin().await, CALLBACKS).await, ["1", "3"]);
 }

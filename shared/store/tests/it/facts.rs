@@ -1,4 +1,4 @@
-//! What the database itself refuses, to every role: moves that the state table lacks, and events that the books do not hold.
+//! What the database itself refuses to every role: moves that the state table lacks, and events without matching rows.
 
 use domain::OrderStatus::{self, Closed, Paid, PartiallyRefunded, Pending, Refunded, Refunding};
 use domain::message::event::{Event, kind};
@@ -14,7 +14,7 @@ use store::tables::{case_facts, events as outbox, orders, refunds};
 use store::upkeep::grants;
 use store::{DbError, MIGRATOR};
 
-/// An order that nobody has paid yet, and its id.
+/// An order that is not paid yet, and its id.
 async fn placed(db: &PgPool) -> String {
     let new = testkit::new_order();
     orders::create(db, std::slice::from_ref(&new)).await.unwrap();
@@ -58,7 +58,8 @@ async fn an_order_makes_the_moves_of_the_state_table_and_no_other(db: PgPool) {
             refused += usize::from(!may);
         }
     }
-    // From the two unpaid states to three others each, and back: closed -> pending and four times two from the paid ones.
+    // From the two unpaid states to three others each, and back: closed -> pending and four times two from the paid
+    // ones.
     assert_eq!(refused, 3 + 3 + 1 + 8);
 }
 
@@ -73,8 +74,8 @@ async fn refused(db: &PgPool, event: &Event) -> bool {
     }
 }
 
-/// The same event with one member of its data changed, for each member that a consumer goes by; under ids that name more than
-/// the row; and about another order.
+/// The same event with one member of its data changed, for each member that a consumer goes by; under ids that name
+/// more than the row; and about another order.
 fn distorted(event: &Event, members: &[&str]) -> Vec<Event> {
     let mut all: Vec<Event> = members
         .iter()
@@ -101,7 +102,7 @@ fn distorted(event: &Event, members: &[&str]) -> Vec<Event> {
 
 const OF_ORDER: [&str; 4] = ["order_id", "order_no", "user_id", "amount"];
 
-/// Writes a state as a hand would who owns the tables.
+/// Writes a state by hand, as the owner of the tables.
 async fn make_up(db: &PgPool, sql: &str, order: &str, status: &str) {
     let mut tx = db.begin().await.unwrap();
     sqlx::query("alter table payment_orders disable trigger user").execute(&mut *tx).await.unwrap();
@@ -219,7 +220,7 @@ async fn no_more_went_back_than_refunds_returned_and_versions_rise_one_by_one(db
     assert_eq!(constraint(done).as_deref(), Some("payment_orders_moves"));
 }
 
-/// Who may make temporary tables puts none in the place of ours.
+/// A role that may create temporary tables cannot replace ours with them.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_temporary_table_is_no_fact(db: PgPool) {
     let order = placed(&db).await;
@@ -239,7 +240,8 @@ async fn a_temporary_table_is_no_fact(db: PgPool) {
     assert_eq!(constraint(done.map(drop).map_err(DbError::from)).as_deref(), Some("events_tell_facts"));
 }
 
-/// What a stolen role of the ingress could do before: deliver without a payment, and pay without a gateway.
+/// What a stolen role of the ingress could do before: deliver without a payment, and mark an order paid without a
+/// gateway.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn the_role_of_the_ingress_makes_no_order_paid(db: PgPool) {
     let order = placed(&db).await;

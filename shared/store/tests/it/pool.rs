@@ -1,5 +1,5 @@
-//! What the pool does about sessions that are not what they seem: left by a host that vanished, on a server that only reads,
-//! with an open transaction, or with nobody at their other end.
+//! How the pool handles sessions with a hidden fault: left by a host that vanished, on a read-only server,
+//! with an open transaction, or with no server at the other end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,7 +46,7 @@ async fn a_session_of_a_host_that_vanished_ends_soon(db: PgPool) {
     assert!((1..=10_000).contains(&setting("tcp_user_timeout").await));
 }
 
-/// After a failover a session may be on a server that only reads: no row is to blame, and the pool does not keep it.
+/// After a failover a session may be on a read-only server: no row is at fault, and the pool closes the session.
 #[sqlx::test]
 async fn a_session_that_only_reads_blames_no_row_and_is_replaced(db: PgPool) {
     sqlx::query("create table written (n int)").execute(&db).await.unwrap();
@@ -55,7 +55,7 @@ async fn a_session_that_only_reads_blames_no_row_and_is_replaced(db: PgPool) {
     let write = async || sqlx::query("insert into written values (1)").execute(&pool).await.map_err(DbError::from);
     let first = backend().await;
     assert_eq!(backend().await, first, "one that writes is kept");
-    // What a standby is for its sessions, and a primary that somebody has fenced off.
+    // Sessions see this on a standby, and on a primary that an operator has fenced.
     sqlx::query("set default_transaction_read_only = on").execute(&pool).await.unwrap();
     assert_ne!(backend().await, first, "one that only reads is not");
     write().await.unwrap();
@@ -67,9 +67,9 @@ async fn a_session_that_only_reads_blames_no_row_and_is_replaced(db: PgPool) {
     assert!(matches!(refused, DbError::Unavailable(_)) && !refused.blames_the_rows(), "{refused:?}");
 }
 
-/// sqlx 0.9.0 gives a connection back with an open transaction when `begin()` is dropped halfway (transact-rs/sqlx#4393).
-/// The pool's own hook has to end it. A pool without the hook goes through the same and loses rows that it has
-/// acknowledged: if it does not, this shows nothing.
+/// sqlx 0.9.0 gives a connection back with an open transaction when `begin()` is dropped halfway
+/// (transact-rs/sqlx#4393). The pool's own hook has to end it. A pool without the hook goes through the same and loses
+/// rows that it has acknowledged: if it does not, this shows nothing.
 #[sqlx::test]
 async fn a_cancelled_begin_loses_no_row(db: PgPool) {
     sqlx::query("create table kept (pool text, n int, primary key (pool, n))").execute(&db).await.unwrap();
@@ -99,8 +99,8 @@ async fn a_cancelled_begin_loses_no_row(db: PgPool) {
     assert!(without < 300, "{without}: no begin() was dropped halfway");
 }
 
-/// Polls `future` until it has had to wait for `waits` + 1 answers, then drops it; a timer would be a thousand times too
-/// coarse to hit the moment.
+/// Polls `future` until it has had to wait for `waits` + 1 answers, then drops it; a timer would be a thousand times
+/// too coarse to hit the moment.
 async fn dropped_after<F: Future>(waits: usize, future: F) {
     let mut future = std::pin::pin!(future);
     let mut left = waits;
@@ -164,7 +164,7 @@ async fn resting_connections_whose_server_has_vanished_are_replaced_within_one_a
     assert_eq!(relay.accepted(), 4, "each had its turn");
 }
 
-/// sqlx tests a connection that comes back, without a limit: its place in the pool would be lost for good.
+/// sqlx tests a returned connection without a time limit: its place in the pool would be lost permanently.
 #[sqlx::test]
 async fn connections_in_use_whose_server_has_vanished_give_their_places_back(db: PgPool) {
     let (pool, relay) = by_a_relay(&db).await;

@@ -1,6 +1,5 @@
-//! Who may do what at the database: that it is written down for every table, that it is what was
-//! written down, and that it is not wider. That it suffices, the end-to-end tests show: there every process logs in as
-//! itself.
+//! The rights at the database: they are written down for every table, the granted rights are those that are written
+//! down, and they are not wider. The end-to-end tests prove that they suffice: there every process logs in as itself.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +24,7 @@ async fn granted(db: &PgPool) -> PgConnection {
     connection
 }
 
-/// A migration that makes a table says here who may use it, or nobody may.
+/// A migration that creates a table must list here which roles may use it; otherwise no role may.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn every_table_has_its_line_and_every_column_that_is_named_exists(db: PgPool) {
     let columns = grants::columns(&mut db.acquire().await.unwrap()).await.unwrap();
@@ -49,7 +48,7 @@ async fn each_role_may_do_what_is_written_down_and_nothing_else(db: PgPool) {
     }
 }
 
-/// What was granted by hand or by an earlier release goes.
+/// Rights that were granted by hand or by an earlier release are revoked.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn rights_that_are_no_longer_written_down_are_taken_away(db: PgPool) {
     let mut connection = granted(&db).await;
@@ -128,7 +127,8 @@ async fn each_role_may_do_what_buyers_need(db: PgPool) {
 /// The processes, without the operators' tool.
 const PROCESSES: &[Service] = &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, Relay];
 
-/// Statements, each with those who may run it. Some row or none makes no difference: rights are looked at first.
+/// Statements, each with the roles that may run it. The rows make no difference, because PostgreSQL checks rights
+/// first.
 const STATEMENTS: &[(&str, &[Service])] = &[
     ("create table mine (id int)", &[]),
     ("create temporary table mine (id int)", &[]),

@@ -1,4 +1,5 @@
-//! Buyers who go on buying while processes die. A frontend that gets no answer asks again, with the same key.
+//! Buyers who continue to buy while processes die. A frontend that gets no answer repeats the request with the same
+//! key.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::{LONG, time_passes};
 
-/// A second of looks: then time passes, for what a dead process was to do.
+/// A second of polling: then time passes, for the work that a dead process has left.
 const LOOKS: usize = 40;
 
-/// What a buyer does with each of his orders.
+/// What a buyer does with each of their orders.
 pub struct Buyer {
     gateway: Gateway,
     scene: &'static str,
@@ -21,18 +22,18 @@ pub struct Buyer {
 enum Habit {
     /// Pays.
     Pays,
-    /// Pays, and the gateway tells nobody.
+    /// Pays, and the gateway sends no notification.
     PaysSilently,
-    /// Looks at the cashier and gives up.
+    /// Opens the cashier page, and closes the order.
     GivesUp,
-    /// Pays and wants so many fen back, from a gateway that does this to refunds.
+    /// Pays and wants this many fen back, from a gateway with this fault for refunds.
     Returns(i64, fn() -> Value),
 }
 
 /// What an order costs, in yuan and in fen.
 const PRICE: (&str, i64) = ("1.00", 100);
 
-/// All of them at once, so that every point is always on somebody's way.
+/// All of them at once, so that some buyer always passes every point.
 pub const BUYERS: &[Buyer] = &[
     Buyer { gateway: Gateway::Alipay, scene: "page", habit: Habit::Pays },
     Buyer { gateway: Gateway::Wechat, scene: "native", habit: Habit::Pays },

@@ -1,5 +1,5 @@
-//! Dead at every point of `shared/runtime/src/crash.rs`, and in every process that comes there; then everything comes to rest, and
-//! the witnesses agree. How to run the long form is in `ops/e2e/README.md`.
+//! Dead at every point of `shared/runtime/src/crash.rs`, and in every process that comes there; then everything comes
+//! to rest, and the witnesses agree. How to run the long form is in `ops/e2e/README.md`.
 
 mod buyers;
 mod trouble;
@@ -24,11 +24,11 @@ const PASSINGS: usize = 3;
 /// What leads to a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Road {
-    /// Buyers: purchases, payments with and without a callback, orders given up, refunds.
+    /// Buyers: purchases, payments with and without a callback, closed orders, refunds.
     Usual,
-    /// The broker does not take callbacks.
+    /// The broker does not accept callbacks.
     Unbound,
-    /// Somebody holds the row of an order.
+    /// Another session locks the row of an order.
     Held,
     /// A message that is no callback.
     Garbage,
@@ -36,7 +36,7 @@ enum Road {
     Lost,
 }
 
-/// Who comes to a point, and on which road. Whoever adds a point says so here, or nothing compiles.
+/// The services that reach a point, and by which route. A new point must be added here, or nothing compiles.
 fn comers(point: Point) -> &'static [(Road, Service)] {
     use Road::{Garbage, Held, Lost, Unbound, Usual};
     use Service::{CallbackWorker, CheckWorker, PaymentApi, RefundWorker, Relay};
@@ -81,7 +81,7 @@ fn comers(point: Point) -> &'static [(Road, Service)] {
     }
 }
 
-/// The deaths of a road, in the order in which their points are declared.
+/// The deaths of a route, in the order in which their points are declared.
 fn deaths(road: Road) -> Vec<(Point, Service)> {
     let comers = Point::ALL.iter().flat_map(|point| comers(*point).iter().map(|comer| (*point, *comer)));
     comers.filter(|(_, (on, _))| *on == road).map(|(point, (_, service))| (point, service)).collect()
@@ -155,7 +155,8 @@ async fn die(world: &World, service: Service, deaths: &[(Point, Service)], died:
     process.start().await;
 }
 
-/// Everybody lives, and what the dead have leased is free: then nothing may be left to do, and all witnesses agree.
+/// All processes run, and the leases of the dead ones have ended: then nothing may be left to do, and all witnesses
+/// agree.
 async fn come_to_rest(world: &World) {
     for kind in [JobKind::Callback, JobKind::Refund] {
         leases_end(&world.db, Some(kind)).await;
@@ -165,8 +166,8 @@ async fn come_to_rest(world: &World) {
     world.logs_are_clean();
 }
 
-/// Time passes for an order, its check and its refunds: whatever waits is due, whatever a dead process had leased is free,
-/// and the seconds are over in which a gateway may not know yet what it has done.
+/// Time passes for an order, its check and its refunds: whatever waits is due, whatever a dead process had leased is
+/// free, and the seconds are over in which a gateway may not know yet what it has done.
 async fn time_passes(world: &World, order: &Order) {
     let sent = "update refund_records set sent_at = sent_at - interval '1 minute'
         where order_id = $1 and status = 'processing'";

@@ -1,5 +1,5 @@
-//! The points that only trouble leads to: a broker that does not take callbacks or seems to be wiped, a row that somebody
-//! holds, messages that are none.
+//! The points that only faults lead to: a broker that does not accept callbacks or seems to be wiped, a row that
+//! another session locks, messages that are invalid.
 
 use broker::topology;
 use e2e::shop::Purchase;
@@ -54,7 +54,7 @@ async fn the_broker_does_not_take_callbacks(world: &World, gateway: Gateway) {
     broker::close(&admin).await;
 }
 
-/// The relay makes the road whole, and dies doing it; its next life begins again.
+/// The relay repairs the topology and dies while it does; its next process begins the repair again.
 async fn the_broker_seems_wiped(world: &World) {
     let admin = world.broker().admin().await;
     let channel = admin.create_channel().await.expect("a channel");
@@ -64,14 +64,14 @@ async fn the_broker_seems_wiped(world: &World) {
         channel.exchange_delete(topology::MARKER.into(), ExchangeDeleteOptions::default()).await.expect("deleted");
         process.arm(point, 1);
         process.dies_at(point, LONG).await;
-        // Nobody has said that the road is whole.
+        // The relay has not yet declared the marker, which shows that the topology is complete.
         process.start().await;
         the_road_is_whole(&admin).await;
     }
     broker::close(&admin).await;
 }
 
-/// Waits until the relay has said so; until then it may be making the road whole.
+/// Waits until the relay has declared the marker; until then it may still be repairing the topology.
 async fn the_road_is_whole(admin: &broker::Connection) {
     eventually("the road counts as whole", LONG, async || {
         topology::marker_exists(admin).await.expect("the broker answers").then_some(())
@@ -79,7 +79,7 @@ async fn the_road_is_whole(admin: &broker::Connection) {
     .await;
 }
 
-/// A callback that is held up becomes a job, and its message comes again.
+/// A delayed callback becomes a job, and the job is published again.
 async fn somebody_holds_the_row(world: &World, gateway: Gateway) {
     for (point, service) in deaths(Road::Held) {
         let order = purchase(world, gateway).await;

@@ -1,5 +1,5 @@
-//! Copies of orders on a real Redis behind relays that delay, cut and hang: whatever happens to it, nobody is shown an older
-//! version after a newer one, nor anything that was over more than a second ago.
+//! Copies of orders on a real Redis behind fault proxies that delay, cut and hang. Whatever happens to Redis, no user
+//! sees an older version after a newer one, nor a version that was replaced more than a second ago.
 
 mod random;
 mod rules;
@@ -64,7 +64,7 @@ impl World {
         new.id
     }
 
-    /// Takes the order one step on: paid, then to and fro between refunds. Returns the version that is committed then.
+    /// Moves the order one step: to paid, then to and fro between refund states. Returns the committed version.
     async fn step(&self, id: OrderId) -> i64 {
         let mut tx = self.db.begin().await.unwrap();
         let order = orders::lock_one(&mut tx, id).await.unwrap().unwrap();
@@ -88,7 +88,7 @@ impl World {
         id
     }
 
-    /// Forgets all that Redis holds of this test, and the programs.
+    /// Deletes every key of this test in Redis.
     async fn wipe(&self, redis: &Redis) {
         let wipe = "redis.call('DEL', 'none', unpack(redis.call('KEYS', ARGV[1] .. '*')))";
         let _ = redis.run::<()>(&Script::new(wipe), &[], std::slice::from_ref(&self.prefix)).await;
@@ -119,7 +119,7 @@ async fn connected(redis: Redis) -> Redis {
     redis
 }
 
-/// A relay in front of Redis.
+/// A fault proxy in front of Redis.
 async fn relay() -> Relay {
     Relay::to(format!("127.0.0.1:{}", port())).await
 }

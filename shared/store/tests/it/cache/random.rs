@@ -1,8 +1,8 @@
-//! Readers and writers at random, in two processes that show orders and one that only changes them, while each one's way to
-//! Redis is delayed, hangs and breaks, and Redis forgets everything.
+//! Readers and writers at random, in two processes that show orders and one that only changes them, while each one's
+//! way to Redis is delayed, hangs and breaks, and Redis forgets everything.
 //!
-//! What is judged needs no quiet machine. A reader notes when it began and what its process had shown by then; the answer
-//! may be nothing older than that, nor than what was committed more than a second before it began.
+//! What is judged needs no quiet machine. A reader notes when it began and what its process had shown by then; the
+//! answer may be nothing older than that, nor than what was committed more than a second before it began.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -58,7 +58,7 @@ type Committed = RefCell<BTreeMap<OrderId, Vec<(Instant, i64)>>>;
 struct Process {
     cache: Cache,
     way: Relay,
-    /// The newest version of each order that anybody was shown here.
+    /// The newest version of each order that was shown here.
     shown: RefCell<BTreeMap<OrderId, i64>>,
 }
 
@@ -93,8 +93,8 @@ impl Stage {
         Instant::now() < self.until
     }
 
-    /// Every other time one of the few busy ones, where versions follow each other closely; else a quiet one, whose news
-    /// may be lost for long.
+    /// Every other time one of the few busy ones, where versions follow each other closely; else a quiet one, whose
+    /// news may be lost for long.
     fn any_order(&self, dice: &Dice) -> OrderId {
         let (busy, quiet) = self.orders.split_at(BUSY);
         let orders = if dice.below(2) == 0 { busy } else { quiet };
@@ -150,7 +150,7 @@ impl Stage {
         writes
     }
 
-    /// Has something happen to Redis, or to a way there.
+    /// Causes a fault in Redis, or on a connection to it.
     async fn disturb(&self, who: u64, workers_way: &Relay, redis: &Redis) {
         let dice = Dice::new(who);
         while self.goes_on() {

@@ -57,7 +57,7 @@ async fn what_is_kept_names_neither_payer_nor_parameters(db: PgPool) {
     assert!((3_500_000..=3_600_000).contains(&keeps), "{keeps}");
 }
 
-/// The news of a change never reach Redis: its copy is passed over all the same.
+/// A change never reaches Redis: its old copy is ignored all the same.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_change_that_nobody_passed_on_is_seen_within_a_second(db: PgPool) {
     let world = World::new(db);
@@ -95,7 +95,7 @@ async fn kept(redis: &Redis, id: OrderId) -> Option<i64> {
 async fn an_older_version_takes_no_newer_ones_place(db: PgPool) {
     let world = World::new(db);
     let (redis, id) = (world.redis().await, world.order().await);
-    // Whoever reads there reads what was over.
+    // A process that reads in this schema reads outdated rows.
     for sql in ["create schema behind", "create table behind.payment_orders as select * from payment_orders"] {
         sqlx::query(sql).execute(&world.db).await.unwrap();
     }

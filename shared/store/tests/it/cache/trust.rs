@@ -22,7 +22,7 @@ impl World {
         redis.run(&read, &self.key(redis, id), &[]).await.unwrap()
     }
 
-    /// As somebody does who has the password of Redis. The moment is that of Redis now.
+    /// Writes a copy like an attacker who has the password of Redis. The moment is the present time of Redis.
     async fn forge(&self, redis: &Redis, id: OrderId, data: &str) {
         let write = Script::new(
             "local time = redis.call('TIME')
@@ -36,7 +36,7 @@ impl World {
         cache.orders.get(&self.db, id).await.unwrap().unwrap().user_id.clone()
     }
 
-    /// A database that says of every order that it is of `owner`.
+    /// A database in which every order belongs to `owner`.
     async fn of_another(&self, owner: &str) -> PgPool {
         let table = "create table other.payment_orders as select * from payment_orders";
         for sql in ["create schema other", table] {
@@ -48,7 +48,7 @@ impl World {
     }
 }
 
-/// Everything that a copy can be made of without the key: another text, another moment, another place, another release.
+/// Every copy that can be made without the key: another text, another moment, another place, another release.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_copy_that_we_did_not_make_counts_as_absent(db: PgPool) {
     let (recorder, handle) = recorder();
@@ -79,7 +79,7 @@ async fn a_copy_that_we_did_not_make_counts_as_absent(db: PgPool) {
     }
 }
 
-/// Even a copy with a good tag says nothing of whose an order is.
+/// Even a copy with a valid tag proves nothing about the owner of an order.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn whose_an_order_is_is_never_read_from_redis(db: PgPool) {
     let world = World::new(db);
@@ -89,7 +89,7 @@ async fn whose_an_order_is_is_never_read_from_redis(db: PgPool) {
     let elsewhere = world.of_another("u2").await;
     for cache in [&knows, &is_new] {
         a_second().await;
-        // The control: the copy there is genuine, fresh, and of somebody else.
+        // The control: the copy there is genuine, fresh, and of another user.
         Cache::new(Some(redis.clone())).orders.renew(&elsewhere, Changed::Ids(vec![id])).await;
         assert!(world.fields(&redis, id).await.2.contains("\"u2\""));
         assert_eq!(world.owner(cache, id).await, owner);
