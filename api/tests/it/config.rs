@@ -1,5 +1,5 @@
 //! The payment methods that buyers may choose: an admin changes them, new orders obey them, and the audit log records
-//! it.
+//! each change.
 
 use axum::body::Body;
 use axum::http::{Method, Request};

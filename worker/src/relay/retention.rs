@@ -50,7 +50,8 @@ pub struct Keep {
 /// The least time for events: twice the period that is published again after a broker was wiped. So the events are
 /// still there when a wiped broker is detected late.
 pub const LEAST_EVENTS: Duration = Duration::days(14);
-/// The least time for callbacks: a gateway repeats a callback for a day or two, and people ask about one even later.
+/// The least time for callbacks: a gateway repeats a callback for a day or two, and people inquire about one even
+/// later.
 pub const LEAST_CALLBACKS: Duration = Duration::days(30);
 /// The least time for cases: a quarter of a year, so that people can look back.
 pub const LEAST_CASES: Duration = Duration::days(90);

@@ -21,7 +21,7 @@ pub(super) struct Road<'a> {
     pub relay: &'a Relay,
     /// Sends requests to the task that works on the connection with the lock.
     pub ask: mpsc::Sender<Rebuild>,
-    /// Reports the state of the road to that task.
+    /// Reports the state of the topology to that task.
     pub tell: watch::Sender<RoadState>,
 }
 

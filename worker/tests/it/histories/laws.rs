@@ -25,7 +25,7 @@ pub(super) struct Totals {
     outside: i64,
     fulfilled: i64,
     held: i64,
-    /// Of `outside`: what no gateway lets anybody know.
+    /// Of `outside`: what no gateway shows us.
     unseen: i64,
     /// Of `unseen`: what seems to be held.
     unseen_of_extra: i64,

@@ -43,7 +43,7 @@ pub const BUYERS: &[Buyer] = &[
     Buyer { gateway: Gateway::Wechat, scene: "h5", habit: Habit::GivesUp },
     Buyer { gateway: Gateway::Alipay, scene: "page", habit: Habit::Returns(100, || json!({})) },
     Buyer { gateway: Gateway::Wechat, scene: "native", habit: Habit::Returns(30, || json!({})) },
-    // Only a question tells how these went.
+    // Only a query shows the result of these refunds.
     Buyer { gateway: Gateway::Wechat, scene: "native", habit: Habit::Returns(100, || json!({ "no_notice": true })) },
     Buyer {
         gateway: Gateway::Alipay,
