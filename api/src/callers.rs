@@ -95,7 +95,7 @@ impl Kept {
                 1.0
             }
             Err(wrong) => {
-                error!(gateway = %method, file = %file.display(), wrong, "The old callback networks of {method} stay in force");
+                error!(gateway = %method, file = %file.display(), error = wrong, "The old callback networks of {method} stay in force");
                 0.0
             }
         };

@@ -196,7 +196,7 @@ impl Hold {
             Err(error) => {
                 let cause = error.source().map(ToString::to_string);
                 let (status, answer) = error.if_final()?;
-                info!(cause, "Refused permanently: every repeat gets the same answer");
+                info!(error = cause, "Refused permanently: every repeat gets the same answer");
                 NewAnswer { answer, refused_with: i16::try_from(status.as_u16()).ok() }
             }
         };

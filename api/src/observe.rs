@@ -40,6 +40,7 @@ pub async fn observe(request: Request, next: Next) -> Response {
         client_request_id = of_client,
         client = field::Empty,
         order_id = field::Empty,
+        refund_id = field::Empty,
         user_id = field::Empty,
         account = field::Empty,
         outcome = field::Empty,

@@ -32,7 +32,7 @@ impl RefusedAccounts {
     pub fn report(&self, app: &App, order: &Order, (code, message): (&str, &str)) {
         let (gateway, account) = (order.payment_method, order.account.clone());
         let (order_no, order_id) = (order.order_no.clone(), order.id);
-        error!(%gateway, %account, code, message, order_id = %order_id, "The gateway refuses our account {account}: {code}");
+        error!(%gateway, %account, code, detail = message, order_id = %order_id, "The gateway refuses our account {account}: {code}");
         let labels = [("gateway", gateway.as_str().to_owned()), ("account", account.to_string())];
         metrics::counter!("account_refusals_total", &labels).increment(1);
         if self.0.entry(format!("{gateway}/{account}:{code}")).or_insert(()).is_fresh() {

@@ -283,7 +283,7 @@ impl CallbackWorker {
         for item in examined {
             metrics::counter!("callbacks_put_off_total", "gateway" => item.callback.method.as_str()).increment(1);
         }
-        warn!(callbacks = examined.len(), reason, "Callbacks were delayed; they will come again as jobs");
+        warn!(callbacks = examined.len(), error = reason, "Callbacks were delayed; they will come again as jobs");
         Ok(())
     }
 
@@ -386,12 +386,12 @@ fn report_one(item: &Examined, verdict: Option<Verdict>, now: OffsetDateTime) ->
     match &item.content {
         Content::Told(told) if !matches!(verdict, "duplicate" | "ignored") => {
             let order_no = &told.get().order_no;
-            info!(%order_no, gateway, verdict, took_ms = took * 1e3, "Callback for order {order_no}: {verdict}");
+            info!(%order_no, gateway, verdict, duration_ms = took * 1e3, "Callback for order {order_no}: {verdict}");
             return true;
         }
         Content::Told(_) => {}
         Content::Bad(_) => error!(gateway, account = %item.callback.account, verdict, "Callback refused"),
-        Content::NotYet(reason) => warn!(gateway, account = %item.callback.account, reason, "Callback postponed"),
+        Content::NotYet(reason) => warn!(gateway, account = %item.callback.account, error = reason, "Callback postponed"),
     }
     false
 }

@@ -84,11 +84,11 @@ impl Job for CheckWorker {
         let wanted = people::ask(gateway.as_ref(), &order, (&request, job.now()), &self.db).await?;
         let heard = match wanted {
             Ok(wanted) => self.ask(gateway.as_ref(), &order, job).await.map(|heard| (heard, wanted)),
-            Err(trouble) => Err(trouble),
+            Err(error) => Err(error),
         };
         match heard {
             Ok((heard, wanted)) => anew(|| self.record(job, &order, (&heard, &wanted))).await,
-            Err(trouble) => anew(|| self.put_off(job, &order, &trouble)).await,
+            Err(error) => anew(|| self.put_off(job, &order, &error)).await,
         }
     }
 
@@ -164,20 +164,20 @@ impl CheckWorker {
     }
 
     /// Postpones the job, because the gateway gave no answer that we can act on. The requests in its payload stay.
-    async fn put_off(&self, job: &Taken, order: &Order, trouble: &GatewayError) -> Result<(), JobError> {
+    async fn put_off(&self, job: &Taken, order: &Order, error: &GatewayError) -> Result<(), JobError> {
         let order_no = &order.order_no;
         if matches!(
-            trouble,
+            error,
             GatewayError::Protocol(_) | GatewayError::Refused { .. } | GatewayError::Misconfigured { .. }
         ) {
-            error!(%order_no, order_id = %order.id, %trouble, "Order {order_no} cannot be checked");
+            error!(%order_no, order_id = %order.id, %error, "Order {order_no} cannot be checked");
         } else {
-            warn!(%order_no, order_id = %order.id, %trouble, "Order {order_no} is asked about again later");
+            warn!(%order_no, order_id = %order.id, %error, "Order {order_no} will be checked again later");
         }
         count(order, "trouble");
         let wait = pause(&self.clock, &TROUBLE, job.attempts);
         let mut tx = self.db.begin().await?;
-        if let GatewayError::Protocol(what) = trouble {
+        if let GatewayError::Protocol(what) = error {
             let case = NewCase {
                 id: CaseId::from_u128(self.clock.fresh_bits()),
                 kind: CaseKind::GatewayProtocol,
@@ -187,12 +187,12 @@ impl CheckWorker {
             };
             settle::refunds::open(&mut tx, &case, self.clock.now()).await?;
         }
-        if let GatewayError::Misconfigured { code, message } = trouble {
+        if let GatewayError::Misconfigured { code, message } = error {
             let (method, account) = (order.payment_method, &order.account);
             let told = Misconfigured { method, account, code, message, order_no };
             settle::accounts::misconfigured(&mut tx, &told, &self.clock).await?;
         }
-        jobs::again(&mut tx, job, wait, Cost::Attempt, &trouble.to_string()).await?;
+        jobs::again(&mut tx, job, wait, Cost::Attempt, &error.to_string()).await?;
         Ok(tx.commit().await?)
     }
 

@@ -251,7 +251,7 @@ where
         metrics::counter!("amqp_batches_failed_total", "queue" => queue.to_owned()).increment(1);
         if wait == SHORTEST_WAIT {
             let reason = chain(&error);
-            warn!(reason, deliveries = batch.len(), "A batch cannot be settled now; it will be tried again");
+            warn!(error = reason, deliveries = batch.len(), "A batch cannot be settled now; it will be tried again");
         }
         tokio::select! { () = sleep_until(next) => {}, () = stop.cancelled() => {} }
         wait = (wait * 2).min(LONGEST_WAIT);
@@ -269,7 +269,7 @@ where
         Err(defect) => defect,
     };
     metrics::counter!("amqp_batches_apart_total", "queue" => queue.to_owned()).increment(1);
-    error!(queue, deliveries = batch.len(), %defect, "A batch showed a defect; its deliveries are settled one by one");
+    error!(queue, deliveries = batch.len(), error = %defect, "A batch showed a defect; its deliveries are settled one by one");
     let mut acks = Vec::with_capacity(batch.len());
     for delivery in batch.chunks(1) {
         acks.push(settle_alone(queue, delivery, settle).await?);
@@ -298,7 +298,7 @@ where
         }
         let id = delivery.first().and_then(|delivery| delivery.properties.message_id().as_ref());
         let id = id.map_or("none", |id| id.as_str());
-        error!(queue, id, %defect, "Message {id} shows a defect each time; it becomes a dead letter");
+        error!(queue, id, error = %defect, "Message {id} shows a defect each time; it becomes a dead letter");
         return Ok(Ack::Dead);
     }
 }

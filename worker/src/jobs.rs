@@ -111,7 +111,7 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
     let taken = match anew(take).await {
         Ok(Some(taken)) => taken,
         Ok(None) => return, // A repeat, a finished job, or a forged message.
-        Err(error) => return warn!(%error, job = message.id, "A job cannot be claimed now; it will be published again"),
+        Err(error) => return warn!(%error, job_id = message.id, "A job cannot be claimed now; it will be published again"),
     };
     crash::at(Point::JobTaken);
     let _ = crash::met(Point::JobTaken, &taken.ref_id);
@@ -124,14 +124,14 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
     };
     let Err(failed) = ended else { return };
     let reason = chain(&failed);
-    warn!(job = taken.id, attempts = taken.attempts, error = reason, "A job failed; it will be tried again");
+    warn!(job_id = taken.id, attempts = taken.attempts, error = reason, "A job failed; it will be tried again");
     // The job does not cause a collision, so a collision costs no attempt and does not lengthen the wait.
     let (wait, cost) = match failed.is_collision() {
         true => (pause(job.clock(), &RETRY, 0), Cost::Nothing),
         false => (pause(job.clock(), &RETRY, taken.attempts), Cost::Attempt),
     };
     if let Err(error) = anew(|| give_back(job, &taken, wait, cost, &reason)).await {
-        warn!(%error, job = taken.id, "A job was not given back; it will be published again when its lease ends");
+        warn!(%error, job_id = taken.id, "A job was not given back; it will be published again when its lease ends");
     }
 }
 

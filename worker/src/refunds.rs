@@ -307,18 +307,18 @@ impl RefundWorker {
             }
             Step::Wait { pause, cost, reason } => {
                 if *cost == Cost::Attempt {
-                    warn!(%refund_no, reason, "Refund {refund_no}: outcome unknown, a query will follow");
+                    warn!(%refund_no, error = reason, "Refund {refund_no}: outcome unknown, a query will follow");
                     refunds::note_trouble(&mut tx, refund.id, None, reason, now).await?;
                 }
                 jobs::again(&mut tx, &idle, *pause, *cost, reason).await?
             }
             Step::Refused { code, message } => {
-                warn!(%refund_no, code, message, "Refund {refund_no} was refused; a query will confirm it");
+                warn!(%refund_no, code, detail = message, "Refund {refund_no} was refused; a query will confirm it");
                 refunds::note_trouble(&mut tx, refund.id, Some(code), message, now).await?;
                 jobs::again(&mut tx, &idle, SETTLE_IN, Cost::Nothing, code).await?
             }
             Step::Short { message } => {
-                warn!(%refund_no, message, "Refund {refund_no} waits for the merchant's balance");
+                warn!(%refund_no, detail = message, "Refund {refund_no} waits for the merchant's balance");
                 self.trouble(&mut tx, refund, CaseKind::RefundShortage, message).await?;
                 jobs::again(&mut tx, &idle, SHORTAGE, Cost::Nothing, message).await?
             }
@@ -327,12 +327,12 @@ impl RefundWorker {
                 jobs::again(&mut tx, &idle, self.next_question(refund, now), Cost::Attempt, &reason).await?
             }
             Step::Strange { what } => {
-                error!(%refund_no, what, "The gateway's answer to refund {refund_no} breaks the protocol");
+                error!(%refund_no, error = what, "The gateway's answer to refund {refund_no} breaks the protocol");
                 self.trouble(&mut tx, refund, CaseKind::GatewayProtocol, what).await?;
                 jobs::again(&mut tx, &idle, self.next_question(refund, now), Cost::Attempt, what).await?
             }
             Step::NotYet { reason } => {
-                warn!(%refund_no, reason, "The request for refund {refund_no} did not succeed; it will be tried again");
+                warn!(%refund_no, error = reason, "The request for refund {refund_no} did not succeed; it will be tried again");
                 refunds::note_trouble(&mut tx, refund.id, None, reason, now).await?;
                 jobs::again(&mut tx, job, pause(&self.clock, &RETRY, job.attempts), Cost::Attempt, reason).await?
             }
@@ -391,7 +391,7 @@ impl RefundWorker {
         (code, message): (&str, &str),
     ) -> Result<String, JobError> {
         let (refund_no, account) = (&refund.refund_no, account(refund, order));
-        error!(%refund_no, code, message, "The gateway refuses the account of refund {refund_no}");
+        error!(%refund_no, code, detail = message, "The gateway refuses the account of refund {refund_no}");
         let reason = format!("{code}: {message}");
         refunds::note_trouble(tx, refund.id, None, &reason, self.clock.now()).await?;
         let refusal =

@@ -295,7 +295,7 @@ impl FromRequestParts<Arc<App>> for RefundPath {
         let path = Path::<String>::from_request_parts(parts, app).await;
         let Path(text) = path.map_err(|_| ApiError::RefundNotFound)?;
         let id = RefundId::parse(&text).map_err(|_| ApiError::RefundNotFound)?;
-        Span::current().record("refundId", display(id));
+        Span::current().record("refund_id", display(id));
         Ok(RefundPath(id))
     }
 }

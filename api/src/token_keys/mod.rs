@@ -249,7 +249,7 @@ impl Seen {
             }
             Err(faults) => {
                 for fault in &faults.0 {
-                    error!(%fault, "The old token keys stay in force: {fault}");
+                    error!(error = %fault, "The old token keys stay in force: {fault}");
                 }
                 0.0
             }

@@ -117,7 +117,7 @@ async fn a_closed_refund_goes_again_under_a_new_number(db: PgPool) {
     assert_eq!((&list["refunds"][0]["amount"], &list["refunds"][0]["status"]), (&json!("2.00"), &json!("pending")));
     assert_ne!(list["refunds"][0]["refund_no"], first["refund_no"]);
 
-    // Reopened, the case returns the same wish no second time.
+    // Reopened, the case does not return the same money a second time.
     let refund_id = list["refunds"][0]["id"].as_str().unwrap();
     world.tell(refund_id, &returned()).await;
     step(&world, A, &case, "reopen", json!({ "reason": "once more" })).await;

@@ -159,7 +159,7 @@ async fn our_own_trouble_ends_no_order_and_calls_people_once(db: PgPool) {
         assert!(Instant::now() < until, "no call reached the gateway");
         sleep(std::time::Duration::from_millis(10)).await;
     }
-    // Another process, and the same trouble.
+    // Another process, and the same error.
     let other = World::new(world.db.clone()).await;
     other.gateway.is(Mood::RefusesUs);
     other.create("u1", "k4", &wechat_order()).await.is(503, "gateway_misconfigured");

@@ -150,7 +150,7 @@ where
         while let Some(event) = events.next().await {
             match event {
                 Event::ConnectionBlocked(reason) => {
-                    warn!(connection = name, reason, "The broker blocks publishing on {name}");
+                    warn!(connection = name, error = reason, "The broker blocks publishing on {name}");
                     on_blocked(true);
                 }
                 Event::ConnectionUnblocked => {
@@ -242,7 +242,7 @@ struct Announced(Option<String>);
 impl Announced {
     fn announce(&mut self, name: &'static str, reason: String) {
         if self.0.as_ref() != Some(&reason) {
-            warn!(connection = name, reason, "No session with the broker for {name}, trying again");
+            warn!(connection = name, error = reason, "No session with the broker for {name}, trying again");
             self.0 = Some(reason);
         }
     }

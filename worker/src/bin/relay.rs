@@ -19,7 +19,7 @@ use worker::start::{Process, Worker};
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Publishes due jobs and new events from the database to the broker, each with a confirm, those of one order in order;
-/// turns dead letters into cases; rebuilds the road when the broker was wiped; counts the statistics, and removes what has
+/// turns dead letters into cases; rebuilds the topology when the broker was wiped; counts the statistics, and removes what has
 /// had its time. One relay is active, others stand by.
 ///
 /// Configuration is read from the environment: DATABASE_URL, DATABASE_MAX_CONNECTIONS, AMQP_URL, OPTIONAL_EVENTS,
@@ -32,7 +32,7 @@ struct Cli {}
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
-    // A relay may find the road broken and is the one to repair it; only what it cannot repair stops its start.
+    // A relay may find the topology incomplete and declares it again; only what it cannot repair stops its start.
     let missing = Missing::IsRepaired;
     let worker = Worker { service: Service::Relay, connections: 4, ops_port: 9102, missing };
     worker.run(configure, work).await

@@ -50,10 +50,10 @@ pub(super) fn read(delivery: &Delivery) -> DeadLetter {
 pub(super) async fn file(relay: &Relay, letters: Vec<DeadLetter>) -> Result<Vec<Ack>, DbError> {
     let acks = vec![Ack::Done; letters.len()];
     let Err(refused) = opened(relay, &letters, Evidence::Whole).await? else { return Ok(acks) };
-    warn!(%refused, letters = letters.len(), "Dead letters were refused; they are filed one by one");
+    warn!(error = %refused, dead_letters = letters.len(), "Dead letters were refused; they are filed one by one");
     for letter in letters.chunks(1) {
         if let Err(refused) = opened(relay, letter, Evidence::Whole).await? {
-            error!(%refused, "A dead letter was refused; only its bytes are filed");
+            error!(error = %refused, "A dead letter was refused; only its bytes are filed");
             in_time(Box::pin(open(relay, letter, Evidence::Bytes))).await?;
         }
     }
@@ -115,7 +115,7 @@ async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Resu
     tx.commit().await?;
     crash::at(Point::LetterFiled);
     metrics::counter!("dead_letters_total").increment(cases.len() as u64);
-    warn!(letters = cases.len(), new_cases = opened.len(), "Dead letters became cases");
+    warn!(dead_letters = cases.len(), new_cases = opened.len(), "Dead letters became cases");
     Ok(())
 }
 

@@ -49,7 +49,7 @@ pub(super) async fn carry(
             }
             Ok(Err(error)) => match give_up(relay, connection, &job, &error).await {
                 Err(refused) if refused.blames_the_rows() => {
-                    error!(job = job.id, error = chain(&refused), "Job {} cannot be a case; its lease ends", job.id);
+                    error!(job_id = job.id, error = chain(&refused), "Job {} cannot be a case; its lease ends", job.id);
                 }
                 // The other jobs are leased, so they are published before this error is returned.
                 outcome => failed = outcome.and(failed),
@@ -107,7 +107,7 @@ async fn give_up(
     job: &Due,
     error: &serde_json::Error,
 ) -> Result<(), DbError> {
-    error!(job = job.id, %error, "Job {} cannot be read; it becomes a case", job.id);
+    error!(job_id = job.id, %error, "Job {} cannot be read; it becomes a case", job.id);
     let case = NewCase {
         id: CaseId::from_u128(relay.clock.fresh_bits()),
         kind: CaseKind::DeadLetter,

@@ -92,7 +92,7 @@ async fn read(connection: &mut PgConnection) -> Result<(Vec<Waiting>, Vec<i64>),
             Ok(Err(error)) => return Err(error),
             Err(panic) => panic.noted(WORKER, "outbox.read", &seq).to_string(),
         };
-        error!(seq, reason, "Event {seq} cannot be read; it waits, and so do the later events of its order");
+        error!(seq, error = reason, "Event {seq} cannot be read; it waits, and so do the later events of its order");
         unreadable.push(seq);
         held.extend(order);
     }
@@ -136,7 +136,7 @@ async fn publish(relay: &Relay, waiting: Vec<Waiting>) -> Outcome {
                 true
             }
             Err(reason) => {
-                error!(event_id = event.event_id, reason, "Event {} cannot be published", event.event_id);
+                error!(event_id = event.event_id, error = reason, "Event {} cannot be published", event.event_id);
                 outcome.unrendered.push(event.seq);
                 held.extend(event.order_id);
                 false

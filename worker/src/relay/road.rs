@@ -82,7 +82,7 @@ impl Road<'_> {
         let whole = match topology::check(broker, &Needs::everything()).await {
             Ok(()) => true,
             Err(error @ MqError::Topology(_)) => {
-                warn!(%error, "The road is broken; what is missing is declared anew, policies only by `paymentctl broker-setup`");
+                warn!(%error, "The topology is not complete; the relay declares what is missing, but policies need `paymentctl broker-setup`");
                 false
             }
             Err(error) => return Err(error.into()),

@@ -208,7 +208,7 @@ async fn put(app: &App, method: PaymentMethod, asked: Asked, who: &UserId) -> Re
     tx.commit().await.map_err(DbError::from)?;
     app.cache.config.renew(&app.db).await;
     tracing::info!(
-        user_id = %who, payment_method = %method, version = changed.version, rules = ?changed.rules,
+        user_id = %who, gateway = %method, version = changed.version, rules = ?changed.rules,
         "The rules of {method} were changed"
     );
     Ok(Json(MethodConfigView::of(changed)))

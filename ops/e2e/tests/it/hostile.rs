@@ -154,7 +154,7 @@ async fn a_flood_of_forgeries_is_slowed_down_and_then_forgiven() {
     .await;
     let counted = world.api.metrics().await.by("callbacks_received_total", "outcome");
     assert!(counted["bad_signature"] >= 60.0 && counted["too_many"] >= 1.0, "{counted:?}");
-    // The gateway itself is at the same address here: it repeats until it is heard.
+    // The gateway itself is at the same address here: it repeats until it gets an answer.
     still_payable(&world, &[order]).await;
 }
 

@@ -69,7 +69,7 @@ async fn refund_workers_killed_between_the_gateways_answer_and_the_commit_40_tim
     world.wait_all_paid(LONG).await;
     let ids = target.ask_for_refunds(&orders).await;
     let (mut kills, mut strikes) = (0, 0);
-    // One at each gateway: of Alipay the worker has just heard that the money went back, of WeChat Pay it has asked.
+    // One at each gateway: Alipay has just answered that the money went back; the query to WeChat Pay is under way.
     for (few, refunds) in orders.chunks(2).zip(ids.chunks(2)) {
         let (orders, ids): (Vec<_>, Vec<_>) = few.iter().zip(refunds).map(|(order, id)| (order, id.as_str())).unzip();
         kills += target.strike(&orders, &ids).await;

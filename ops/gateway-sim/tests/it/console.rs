@@ -1,4 +1,5 @@
-//! Refunds that somebody makes in a gateway's console: the service hears of them by a notice, by a query, or not at all.
+//! Refunds that a person makes in a gateway's console. The service learns of them from a notice, from a query, or not at
+//! all.
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};

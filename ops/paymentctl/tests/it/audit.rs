@@ -125,7 +125,7 @@ async fn whatever_is_changed_or_removed_is_named(db: PgPool) {
     }
 }
 
-/// Who owns the tables links everything again, without the row that accuses him.
+/// The owner of the tables links everything again, without the row about the owner's own act.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_chain_that_is_written_again_does_not_go_through_a_noted_root(db: PgPool) {
     linked(&db, 5).await;

@@ -196,7 +196,7 @@ async fn what_two_people_decide_cannot_be_ended_here(db: PgPool) {
     assert_eq!(everything(&db).await, before);
 }
 
-/// Somebody acts between the look and the write.
+/// Another operator acts between the read and the write.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn whoever_is_second_changes_nothing(db: PgPool) {
     let id = case(&db, (CaseKind::DeadLetter, "1"), letter(), NOW).await;

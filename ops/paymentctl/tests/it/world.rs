@@ -29,7 +29,7 @@ pub fn place(db: &PgPool) -> Place {
     Place { db: db.clone(), clock: Clock::system() }
 }
 
-/// What a payer is known by, and nobody may see here.
+/// What identifies a payer. No answer may show it.
 pub const PAYER: &str = "openid-of-the-payer";
 
 /// An order over 8.88 yuan.

@@ -61,7 +61,7 @@ fn a_planted_vulnerability_fails() {
     assert!(passed, "of a crate that is not built in: {said}");
 }
 
-/// A copy that nobody has made anew for a year says too little.
+/// A copy that is more than a year old says too little.
 #[test]
 fn an_old_copy_fails() {
     let year = std::time::Duration::from_secs(366 * 24 * 60 * 60);

@@ -320,6 +320,65 @@ fn no_file_is_longer_than_a_reader_can_hold() {
     assert_eq!(long, [""; 0]);
 }
 
+/// The words that `ops/words.md` gives up: those in backticks in the third column of its table, and in its last line.
+fn words_given_up(page: &str) -> Vec<String> {
+    let terms = page.split("## Log fields").next().unwrap_or_default();
+    let rows = terms.lines().filter(|line| line.starts_with("| "));
+    let third = rows.filter_map(|line| line.trim_end_matches('|').rsplit('|').next());
+    let last = page.lines().rev().find(|line| !line.is_empty());
+    let quoted = third.chain(last).flat_map(|text| text.split('`').skip(1).step_by(2));
+    quoted.filter(|word| word.bytes().all(|byte| byte.is_ascii_lowercase())).map(str::to_owned).collect()
+}
+
+/// The words of a text in lower case, without what stands in backticks.
+fn words_of(text: &str) -> Vec<String> {
+    let plain: String = text.split('`').step_by(2).collect::<Vec<_>>().join(" ");
+    plain.split(|letter: char| !letter.is_alphanumeric() && letter != '_').map(str::to_lowercase).collect()
+}
+
+/// The lines of a Rust file that are comments.
+fn comments(text: &str) -> Vec<&str> {
+    text.lines().map(str::trim_start).filter(|line| line.starts_with("//")).collect()
+}
+
+#[test]
+fn comments_and_documents_use_the_words_of_the_project() {
+    let given_up = words_given_up(&fs::read_to_string(root().join("ops/words.md")).unwrap());
+    assert!(given_up.len() > 10 && given_up.contains(&"whoever".to_owned()), "{given_up:?}");
+    let wrong = |path: &str, line: &str| -> Vec<String> {
+        words_of(line).into_iter().filter(|word| given_up.contains(word)).map(|word| format!("{path}: {word}: {line}")).collect()
+    };
+    assert_eq!(wrong("planted", "// Whoever asks is told `nobody`").len(), 2);
+    let folders = ["shared", "api", "worker", "ops"];
+    let mut found = Vec::new();
+    for (path, text) in folders.iter().flat_map(|folder| files(folder, "rs")) {
+        found.extend(comments(&text).into_iter().flat_map(|line| wrong(&path, line)));
+    }
+    for (path, text) in folders.iter().flat_map(|folder| files(folder, "md")) {
+        // The page itself names them.
+        let lines = if path == "ops/words.md" { Vec::new() } else { outside_of_code_blocks(&text) };
+        found.extend(lines.into_iter().flat_map(|line| wrong(&path, line)));
+    }
+    for page in ["README.md", "SECURITY.md"] {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        found.extend(outside_of_code_blocks(&text).into_iter().flat_map(|line| wrong(page, line)));
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+fn outside_of_code_blocks(text: &str) -> Vec<&str> {
+    let mut is_code = false;
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            is_code = !is_code;
+        } else if !is_code {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
 /// How a variable of the environment is read; its name in quotes follows.
 const READS: &[&str] = &[
     "env.optional(",

@@ -93,7 +93,7 @@ impl Gateways {
             }
             Err(faults) => {
                 for fault in &faults {
-                    error!(%fault, "The accounts were not read anew, the known ones go on: {fault}");
+                    error!(error = %fault, "The accounts were not read anew, the known ones go on: {fault}");
                 }
                 Err(faults)
             }

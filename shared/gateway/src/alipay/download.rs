@@ -62,7 +62,7 @@ impl Alipay {
         let fetch = async {
             if let Err(error) = self.refresh(now).await {
                 let account = self.account();
-                warn!(%account, sn, %error, "The certificate that a message for alipay/{account} names could not be fetched");
+                warn!(%account, serial = sn, %error, "The certificate that a message for alipay/{account} names could not be fetched");
             }
         };
         self.fetched.gate.look(now, || self.issued(sn, now).is_some(), fetch).await
@@ -88,7 +88,7 @@ impl Alipay {
             return Err(refused("issued to somebody else than the one in alipay_cert".to_owned()));
         }
         let account = self.account();
-        info!(%account, sn, "Alipay signs for {account} with a new certificate, {sn}");
+        info!(%account, serial = sn, "Alipay signs for {account} with a new certificate, {sn}");
         self.fetched.keep(issued, now);
         Ok(())
     }

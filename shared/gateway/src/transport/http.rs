@@ -144,11 +144,11 @@ pub(crate) async fn measured<T>(
         .increment(1);
     metrics::histogram!("gateway_call_duration_seconds", "gateway" => gateway.as_str(), "call" => call)
         .record(elapsed.as_secs_f64());
-    let elapsed_ms = elapsed.as_millis();
+    let duration_ms = elapsed.as_millis();
     match &result {
-        Ok(_) => debug!(%gateway, call, elapsed_ms, "Called {gateway} {call}"),
+        Ok(_) => debug!(%gateway, call, duration_ms, "Called {gateway} {call}"),
         Err(error) if breaker::stopped(error) => debug!(%gateway, call, %error, "{gateway} {call} was not tried"),
-        Err(error) => warn!(%gateway, call, elapsed_ms, outcome, %error, "Call of {gateway} {call} failed"),
+        Err(error) => warn!(%gateway, call, duration_ms, outcome, %error, "Call of {gateway} {call} failed"),
     }
     result
 }

@@ -264,7 +264,7 @@ impl Line {
         });
         if lost {
             metrics::gauge!("redis_up").set(0.0);
-            warn!(why, "The connection to Redis is lost; the service continues without Redis");
+            warn!(error = why, "The connection to Redis is lost; the service continues without Redis");
             self.lost.notify_one();
         }
     }
@@ -307,7 +307,7 @@ async fn keep(address: Address, line: Arc<Line>) {
                         CallError::Failed(source) => source.to_string(),
                         other => other.to_string(),
                     };
-                    warn!(why, "Redis does not answer; the service continues without Redis");
+                    warn!(error = why, "Redis does not answer; the service continues without Redis");
                 }
             }
         }
