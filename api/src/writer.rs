@@ -11,7 +11,7 @@ use runtime::crash::{self, Point};
 use runtime::panics::caught;
 use sqlx::PgPool;
 use store::DbError;
-use store::retry::anew;
+use store::retry::retry;
 use store::tables::orders::{self, Created, NewOrder};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -74,7 +74,7 @@ async fn lane(db: PgPool, waiting: Arc<Mutex<mpsc::Receiver<Job>>>) {
 /// Writes all orders in one statement. If it fails, each order is tried alone, so that one bad order does not affect
 /// the others. `None`: the order panicked.
 async fn write(db: &PgPool, new: Vec<NewOrder>) -> Vec<Option<Result<Created, DbError>>> {
-    match caught(anew(|| create(db, &new))).await {
+    match caught(retry(|| create(db, &new))).await {
         Ok(Ok(created)) => return created.into_iter().map(|created| Some(Ok(created))).collect(),
         Ok(Err(error)) if new.len() == 1 => return vec![Some(Err(error))],
         Ok(Err(_)) => {}
@@ -89,7 +89,7 @@ async fn write(db: &PgPool, new: Vec<NewOrder>) -> Vec<Option<Result<Created, Db
 }
 
 async fn alone(db: &PgPool, new: NewOrder) -> Result<Created, DbError> {
-    anew(|| create(db, slice::from_ref(&new))).await?.pop().ok_or(DbError::Moved)
+    retry(|| create(db, slice::from_ref(&new))).await?.pop().ok_or(DbError::Moved)
 }
 
 async fn create(db: &PgPool, new: &[NewOrder]) -> Result<Vec<Created>, DbError> {

@@ -20,7 +20,7 @@ use runtime::panics::{Panicked, caught, caught_now};
 use sqlx::PgPool;
 use store::DbError;
 use store::cache::{Changed, Renewer};
-use store::retry::anew;
+use store::retry::retry;
 use store::settle;
 use store::tables::callbacks::Evidence;
 use store::tables::{callbacks, events, jobs};
@@ -242,7 +242,7 @@ impl CallbackWorker {
                 let Committed { verdicts, stranded } = if others_wait {
                     store::connect::in_time(self.commit(these, Pace::Hurried)).await?
                 } else {
-                    anew(|| self.commit(these, Pace::Patient)).await?
+                    retry(|| self.commit(these, Pace::Patient)).await?
                 };
                 self.report(these, &verdicts).await;
                 if !stranded.is_empty() {
@@ -265,8 +265,8 @@ impl CallbackWorker {
     /// rows, and the rows that exist already are published again in any case.
     async fn put_off(&self, examined: &[Examined], wait: time::Duration, reason: &str) -> Result<(), DbError> {
         let (rows, fresh): (Vec<_>, Vec<_>) = examined.iter().partition(|item| item.callback.job_id.is_some());
-        anew(|| self.keep_all(&fresh, reason, wait)).await?;
-        match anew(|| self.keep_all(&rows, reason, wait)).await {
+        retry(|| self.keep_all(&fresh, reason, wait)).await?;
+        match retry(|| self.keep_all(&rows, reason, wait)).await {
             Err(DbError::Again(error)) => {
                 warn!(%error, jobs = rows.len(), "Jobs were not postponed; they come again when their lease ends");
                 // A job number whose row does not exist counts for nothing: such a callback is stored as a new job.
@@ -276,7 +276,7 @@ impl CallbackWorker {
                         lost.push(item);
                     }
                 }
-                anew(|| self.keep_all(&lost, reason, wait)).await?;
+                retry(|| self.keep_all(&lost, reason, wait)).await?;
             }
             outcome => outcome?,
         }
@@ -391,7 +391,9 @@ fn report_one(item: &Examined, verdict: Option<Verdict>, now: OffsetDateTime) ->
         }
         Content::Told(_) => {}
         Content::Bad(_) => error!(gateway, account = %item.callback.account, verdict, "Callback refused"),
-        Content::NotYet(reason) => warn!(gateway, account = %item.callback.account, error = reason, "Callback postponed"),
+        Content::NotYet(reason) => {
+            warn!(gateway, account = %item.callback.account, error = reason, "Callback postponed")
+        }
     }
     false
 }

@@ -15,7 +15,7 @@ use sqlx::{PgConnection, PgPool};
 use store::DbError;
 use store::cache::{Changed, Renewer};
 use store::connect::in_time;
-use store::retry::anew;
+use store::retry::retry;
 use store::settle;
 use store::settle::accounts::Misconfigured;
 use store::tables::cases::NewCase;
@@ -78,7 +78,7 @@ impl Job for CheckWorker {
         let request = CheckRequest::read(&job.payload);
         let looks_back = job.kind == JobKind::LookBack && order.status != OrderStatus::Refunded;
         if order.status.was_paid() && !request.sync && !looks_back && request.of_cases.is_empty() {
-            return anew(|| self.finish(job)).await;
+            return retry(|| self.finish(job)).await;
         }
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
         let wanted = people::ask(gateway.as_ref(), &order, (&request, job.now()), &self.db).await?;
@@ -87,8 +87,8 @@ impl Job for CheckWorker {
             Err(error) => Err(error),
         };
         match heard {
-            Ok((heard, wanted)) => anew(|| self.record(job, &order, (&heard, &wanted))).await,
-            Err(error) => anew(|| self.put_off(job, &order, &error)).await,
+            Ok((heard, wanted)) => retry(|| self.record(job, &order, (&heard, &wanted))).await,
+            Err(error) => retry(|| self.put_off(job, &order, &error)).await,
         }
     }
 

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use broker::{Connection, Delivery, MqError, STEP, Subscription, step, topology};
+use broker::{BrokerError, Connection, Delivery, STEP, Subscription, step, topology};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
@@ -66,7 +66,7 @@ impl BatchOptions {
 pub enum ConsumerError<E: std::error::Error + 'static> {
     /// An error of the session with the broker.
     #[error(transparent)]
-    Mq(#[from] MqError),
+    Mq(#[from] BrokerError),
     /// The batch could not be settled, even after some time of retries.
     #[error("the batch could not be settled")]
     Settle(#[source] E),
@@ -155,12 +155,12 @@ where
     while more {
         more = collect(subscription, &mut batch, options, stop).await?;
         if !connection.status().connected() || !subscription.is_open() {
-            return Err(MqError::Lost.into());
+            return Err(BrokerError::Lost.into());
         }
         if batch.is_empty() {
             // In some releases a node that is cut off from the others keeps its clients connected and delivers nothing.
             if more && !subscription.is_cancelled() && topology::consumers(connection, queue).await? == 0 {
-                return Err(MqError::Unheard(queue.to_owned()).into());
+                return Err(BrokerError::Unheard(queue.to_owned()).into());
             }
             continue;
         }
@@ -199,7 +199,7 @@ async fn collect(
     batch: &mut Vec<Delivery>,
     options: BatchOptions,
     stop: &CancellationToken,
-) -> Result<bool, MqError> {
+) -> Result<bool, BrokerError> {
     // It also returns from time to time without a delivery, so that the caller notices a dead session.
     let deadline = sleep(STEP);
     tokio::pin!(deadline);

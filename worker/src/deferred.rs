@@ -9,7 +9,7 @@ use runtime::crash::{self, Point};
 use runtime::panics::{Panicked, caught};
 use sqlx::PgPool;
 use store::DbError;
-use store::retry::anew;
+use store::retry::retry;
 use store::tables::panicked::{self, Left};
 use tracing::{error, warn};
 
@@ -55,7 +55,7 @@ pub(crate) async fn defer(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Resu
 }
 
 async fn store(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Result<Vec<Ack>, DbError> {
-    let left = anew(|| commit(db, those)).await?;
+    let left = retry(|| commit(db, those)).await?;
     crash::at(Point::CallbackKept);
     Ok(left
         .into_iter()

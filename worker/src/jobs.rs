@@ -18,7 +18,7 @@ use runtime::panics::{Panicked, caught};
 use runtime::service::Service;
 use sqlx::PgPool;
 use store::DbError;
-use store::retry::{Collision, anew};
+use store::retry::{Collision, retry};
 use store::tables::jobs::{self, Cost, Taken};
 use tracing::{error, warn};
 
@@ -108,10 +108,12 @@ pub async fn run_batch<J: Job>(
 async fn run_one<J: Job>(job: &J, message: JobMessage) {
     let kinds = JobKind::of_worker(J::WORKER.as_str());
     let take = || jobs::take(job.db(), &kinds, message, LEASE);
-    let taken = match anew(take).await {
+    let taken = match retry(take).await {
         Ok(Some(taken)) => taken,
         Ok(None) => return, // A repeat, a finished job, or a forged message.
-        Err(error) => return warn!(%error, job_id = message.id, "A job cannot be claimed now; it will be published again"),
+        Err(error) => {
+            return warn!(%error, job_id = message.id, "A job cannot be claimed now; it will be published again");
+        }
     };
     crash::at(Point::JobTaken);
     let _ = crash::met(Point::JobTaken, &taken.ref_id);
@@ -130,7 +132,7 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
         true => (pause(job.clock(), &RETRY, 0), Cost::Nothing),
         false => (pause(job.clock(), &RETRY, taken.attempts), Cost::Attempt),
     };
-    if let Err(error) = anew(|| give_back(job, &taken, wait, cost, &reason)).await {
+    if let Err(error) = retry(|| give_back(job, &taken, wait, cost, &reason)).await {
         warn!(%error, job_id = taken.id, "A job was not given back; it will be published again when its lease ends");
     }
 }

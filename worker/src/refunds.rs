@@ -15,7 +15,7 @@ use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 use store::cache::{Changed, Renewer};
 use store::connect::in_time;
-use store::retry::anew;
+use store::retry::retry;
 use store::settle::accounts::{self, Misconfigured};
 use store::settle::refunds as settling;
 use store::settle::refunds::RefundFact;
@@ -116,7 +116,7 @@ impl Job for RefundWorker {
             }
             RefundStatus::Abnormal => self.ask(gateway.as_ref(), job, &refund, &order).await?,
         };
-        anew(|| self.record(job, &refund, &order, &step)).await
+        retry(|| self.record(job, &refund, &order, &step)).await
     }
 
     fn db(&self) -> &PgPool {
@@ -148,7 +148,7 @@ impl RefundWorker {
         let Some(turn) = self.budget.turn(refund.payment_method).await else {
             return Ok(Step::wait(time::Duration::seconds(2), "too many calls fail just now"));
         };
-        anew(|| self.mark_sent(refund, job.now())).await?;
+        retry(|| self.mark_sent(refund, job.now())).await?;
         crash::at(Point::RefundMarked);
         let order_no = order.order_no.as_str();
         crash::met(Point::RefundMarked, order_no).map_err(planted)?;

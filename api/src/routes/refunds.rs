@@ -13,7 +13,7 @@ use runtime::crash::{self, Point};
 use serde::Serialize;
 use store::DbError;
 use store::cache::Changed;
-use store::retry::anew;
+use store::retry::retry;
 use store::settle::refunds as settling;
 use store::settle::refunds::{RefundRefusal, Wish};
 use store::tables::idempotency_keys::{self, NewAnswer};
@@ -209,7 +209,7 @@ impl Asking {
         let order = Viewer::User(self.request.user.clone()).shown(order)?;
         // A refusal reveals the order's state, too: from now on the cache must not show an older one.
         self.app.cache.orders.saw(&order);
-        match anew(|| self.ask(&wish)).await? {
+        match retry(|| self.ask(&wish)).await? {
             Some(answer) => Ok(answer),
             // Another process has used the key in the meantime.
             None => self.known().await?.ok_or(ApiError::RequestInFlight),

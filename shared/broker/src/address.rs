@@ -6,7 +6,7 @@ use runtime::tls_files::{TlsFiles, TlsPem};
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
-use crate::error::MqError;
+use crate::error::BrokerError;
 
 /// Seconds between heartbeats: we notice a dead peer after about twice this time. The usual 60 is too slow, and below 5
 /// a busy machine raises false alarms.
@@ -43,9 +43,9 @@ impl Addresses {
     /// Reads the value of `AMQP_URL`.
     ///
     /// # Errors
-    /// [`MqError::Address`] states which address is wrong and why, without repeating the value, which contains a
+    /// [`BrokerError::Address`] states which address is wrong and why, without repeating the value, which contains a
     /// password.
-    pub fn parse(text: &SecretString) -> Result<Addresses, MqError> {
+    pub fn parse(text: &SecretString) -> Result<Addresses, BrokerError> {
         let parts: Vec<&str> = text.expose_secret().split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
         let mut addresses: Vec<Address> = Vec::with_capacity(parts.len());
         for (n, part) in parts.iter().enumerate() {
@@ -55,9 +55,13 @@ impl Addresses {
                 }
                 _ => Ok(address),
             });
-            addresses.push(address.map_err(|wrong| MqError::Address(of_several(n, parts.len(), wrong)))?);
+            addresses.push(address.map_err(|wrong| BrokerError::Address(of_several(n, parts.len(), wrong)))?);
         }
-        if addresses.is_empty() { Err(MqError::Address("it is empty".to_owned())) } else { Ok(Addresses(addresses)) }
+        if addresses.is_empty() {
+            Err(BrokerError::Address("it is empty".to_owned()))
+        } else {
+            Ok(Addresses(addresses))
+        }
     }
 
     /// The addresses, rotated so that each `attempt` begins with another one.
@@ -135,7 +139,7 @@ fn parse_one(text: &str) -> Result<Address, &'static str> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Addresses, MqError> {
+    fn parse(text: &str) -> Result<Addresses, BrokerError> {
         Addresses::parse(&SecretString::from(text))
     }
 

@@ -12,7 +12,7 @@ use lapin::message::Delivery;
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, UtcOffset};
 
-use crate::error::MqError;
+use crate::error::BrokerError;
 use crate::publish::Message;
 use crate::topology;
 
@@ -57,16 +57,16 @@ pub fn callback_message(callback: &Callback, id: String) -> Message {
 ///
 /// # Errors
 /// See [`callback_of`].
-pub fn callback_from(delivery: &Delivery) -> Result<Callback, MqError> {
+pub fn callback_from(delivery: &Delivery) -> Result<Callback, BrokerError> {
     callback_of(&delivery.data)
 }
 
 /// The callback in a message with this body, such as a stored dead letter.
 ///
 /// # Errors
-/// [`MqError::Malformed`] states what is missing or unreadable.
-pub fn callback_of(message: &[u8]) -> Result<Callback, MqError> {
-    let malformed = |why: &dyn ToString| MqError::Malformed(why.to_string());
+/// [`BrokerError::Malformed`] states what is missing or unreadable.
+pub fn callback_of(message: &[u8]) -> Result<Callback, BrokerError> {
+    let malformed = |why: &dyn ToString| BrokerError::Malformed(why.to_string());
     let end = message.iter().position(|byte| *byte == b'\n').ok_or_else(|| malformed(&"it has no first line"))?;
     let head: Head<'_> = serde_json::from_slice(&message[..end]).map_err(|error| malformed(&error))?;
     // In UTC it may fall in a year that the type cannot hold.
@@ -94,7 +94,7 @@ mod tests {
         let received = |at: &str| callback_of(message(at).as_bytes()).map(|callback| callback.received_at.offset());
         assert_eq!(received("2026-01-05T10:21:08+08:00").unwrap(), UtcOffset::UTC);
         for at in ["9999-12-31T23:59:59-08:00", "9999-12-31T23:59:59-23:59"] {
-            assert!(matches!(received(at), Err(MqError::Malformed(_))), "{at}");
+            assert!(matches!(received(at), Err(BrokerError::Malformed(_))), "{at}");
         }
     }
 }

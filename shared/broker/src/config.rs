@@ -4,7 +4,7 @@ use runtime::env::Env;
 use secrecy::SecretString;
 
 use crate::address::Addresses;
-use crate::error::MqError;
+use crate::error::BrokerError;
 
 pub(crate) const AMQP_HINT: &str = "set it to amqp://user:password@host:5672/vhost (several with commas between them)";
 
@@ -38,7 +38,7 @@ impl AmqpConfig {
                     None
                 }
             },
-            Err(MqError::Address(wrong)) => {
+            Err(BrokerError::Address(wrong)) => {
                 env.fault(name, wrong, AMQP_HINT);
                 None
             }

@@ -14,7 +14,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, Consumer};
 
 use crate::callback::callback_of;
-use crate::error::MqError;
+use crate::error::BrokerError;
 use crate::step::step;
 
 /// The broker does not confirm acks. If a channel closes right after them, some of the messages can return to the
@@ -34,7 +34,7 @@ impl Subscription {
     ///
     /// # Errors
     /// When the broker refuses (no such queue, no permission) or does not answer.
-    pub async fn open(connection: &Connection, queue: &str, prefetch: u16) -> Result<Subscription, MqError> {
+    pub async fn open(connection: &Connection, queue: &str, prefetch: u16) -> Result<Subscription, BrokerError> {
         let channel = step("opening a channel", connection.create_channel()).await?;
         step("setting the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         // An empty tag lets the broker choose one, so that two consumers never collide.
@@ -49,12 +49,12 @@ impl Subscription {
     ///
     /// # Errors
     /// Every error is final: the stream may never yield again, so the session must be rebuilt.
-    pub async fn next(&mut self) -> Result<Option<Delivery>, MqError> {
+    pub async fn next(&mut self) -> Result<Option<Delivery>, BrokerError> {
         match self.consumer.next().await {
             Some(Ok(delivery)) => Ok(Some(delivery)),
-            Some(Err(source)) => Err(MqError::Amqp { doing: "receiving a delivery", source }),
+            Some(Err(source)) => Err(BrokerError::Amqp { doing: "receiving a delivery", source }),
             None if self.cancelled => Ok(None),
-            None => Err(MqError::Cancelled(self.queue.clone())),
+            None => Err(BrokerError::Cancelled(self.queue.clone())),
         }
     }
 
@@ -63,7 +63,7 @@ impl Subscription {
     ///
     /// # Errors
     /// When the broker does not answer, or the session is broken.
-    pub async fn cancel(&mut self) -> Result<(), MqError> {
+    pub async fn cancel(&mut self) -> Result<(), BrokerError> {
         self.cancelled = true;
         let tag = self.consumer.tag();
         step("cancelling a consumer", self.channel.basic_cancel(tag, BasicCancelOptions::default())).await

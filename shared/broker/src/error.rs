@@ -8,7 +8,7 @@ use crate::topology::TopologyFaults;
 
 /// An error between this process and the broker. No variant ever holds credentials.
 #[derive(Debug, thiserror::Error)]
-pub enum MqError {
+pub enum BrokerError {
     /// The address itself is wrong; no connection was tried.
     #[error("the AMQP address cannot be used: {0}")]
     Address(String),
@@ -47,11 +47,11 @@ pub enum MqError {
     Malformed(String),
 }
 
-impl MqError {
+impl BrokerError {
     /// The AMQP reply code, if the broker gave one (404, 403, 406 …).
     pub fn reply_code(&self) -> Option<u16> {
         match self {
-            MqError::Amqp { source, .. } => match source.kind() {
+            BrokerError::Amqp { source, .. } => match source.kind() {
                 lapin::ErrorKind::ProtocolError(error) => Some(error.get_id()),
                 _ => None,
             },
@@ -61,13 +61,13 @@ impl MqError {
 }
 
 /// The broker's errors as configuration faults, one for each object of the topology.
-impl From<MqError> for ConfigFaults {
-    fn from(error: MqError) -> ConfigFaults {
+impl From<BrokerError> for ConfigFaults {
+    fn from(error: BrokerError) -> ConfigFaults {
         match error {
-            MqError::Topology(faults) => {
+            BrokerError::Topology(faults) => {
                 ConfigFaults(faults.0.into_iter().map(|f| Fault::new(f.object, f.wrong, f.remedy)).collect())
             }
-            MqError::Address(wrong) => Fault::new("AMQP_URL", wrong, AMQP_HINT).into(),
+            BrokerError::Address(wrong) => Fault::new("AMQP_URL", wrong, AMQP_HINT).into(),
             error => Fault::new("broker", chain(&error), "check that it runs, AMQP_URL and the user's rights").into(),
         }
     }

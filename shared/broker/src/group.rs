@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::MqError;
+use crate::error::BrokerError;
 use crate::publish::{Message, PublishError};
 use crate::step::STEP;
 
@@ -104,7 +104,7 @@ const REFUSED_FOR_GOOD: Duration = Duration::from_secs(5);
 
 impl Lane<'_> {
     /// Owns `channel` and publishes group after group. Returns when it has to stop, or with the channel's first error.
-    pub(super) async fn publish(self, channel: Channel) -> Result<(), MqError> {
+    pub(super) async fn publish(self, channel: Channel) -> Result<(), BrokerError> {
         let mut jobs = Vec::with_capacity(self.group);
         while self.take(&mut jobs).await {
             let mut sent = Sent::default();
@@ -138,7 +138,12 @@ impl Lane<'_> {
     ///
     /// The library's publish ends when its own thread has written the frames. If we waited for each message before the
     /// next, every message would cost two thread switches and a packet of its own. So we queue all of them first.
-    async fn send(&self, channel: &Channel, jobs: impl Iterator<Item = Job>, sent: &mut Sent) -> Result<(), MqError> {
+    async fn send(
+        &self,
+        channel: &Channel,
+        jobs: impl Iterator<Item = Job>,
+        sent: &mut Sent,
+    ) -> Result<(), BrokerError> {
         // If a caller has gone, it has stored its message elsewhere.
         let writing: Vec<_> =
             jobs.filter(|job| !job.caller.done.is_closed()).map(|job| hand_over(channel, job)).collect();
@@ -149,12 +154,12 @@ impl Lane<'_> {
                 Some(Ok(confirm)) => sent.confirms.push((caller, confirm)),
                 Some(Err(source)) => {
                     caller.answer(Err(PublishError::Lost(source.to_string())));
-                    failed = failed.and(Err(MqError::Amqp { doing: "publishing", source }));
+                    failed = failed.and(Err(BrokerError::Amqp { doing: "publishing", source }));
                 }
                 None => {
                     caller.answer(Err(PublishError::TimedOut));
                     sent.abandoned = true;
-                    failed = failed.and(Err(MqError::TimedOut("publishing")));
+                    failed = failed.and(Err(BrokerError::TimedOut("publishing")));
                 }
             }
         }
@@ -164,7 +169,7 @@ impl Lane<'_> {
     /// Waits for every confirm of the group, and only then answers. All share one deadline: a broker that confirms
     /// nothing costs its callers one [`STEP`], not one for each message. If one confirm misses the deadline, no confirm
     /// of the group counts as proof.
-    async fn confirm(&self, sent: Sent) -> Result<(), MqError> {
+    async fn confirm(&self, sent: Sent) -> Result<(), BrokerError> {
         let mut deadline = Instant::now() + STEP;
         let mut returned = HashSet::new();
         // True after a return that we cannot match. A message that we stopped waiting for can also have taken a return
@@ -193,19 +198,19 @@ impl Lane<'_> {
                 }
                 Some(Err(source)) => {
                     let text = source.to_string();
-                    error.get_or_insert(MqError::Amqp { doing: "awaiting a confirm", source });
+                    error.get_or_insert(BrokerError::Amqp { doing: "awaiting a confirm", source });
                     Err(PublishError::Lost(text))
                 }
                 None => {
                     stranger = true;
-                    error.get_or_insert(MqError::TimedOut("the confirm of a message"));
+                    error.get_or_insert(BrokerError::TimedOut("the confirm of a message"));
                     Err(PublishError::TimedOut)
                 }
             };
             outcomes.push((caller, outcome));
         }
         if refused && self.since.elapsed() > REFUSED_FOR_GOOD {
-            error.get_or_insert(MqError::Refused);
+            error.get_or_insert(BrokerError::Refused);
         }
         // If a return matches no message of the group, we do not know whose it is. Then no caller of the group has
         // proof.

@@ -24,7 +24,7 @@ pub use address::Addresses;
 pub use callback::{callback_from, callback_message, callback_of};
 pub use config::AmqpConfig;
 pub use consume::{DeadLetter, LetterOf, Subscription};
-pub use error::MqError;
+pub use error::BrokerError;
 pub use lapin::Connection;
 pub use lapin::message::Delivery;
 pub use publish::{Confirmed, Message, PublishError, Publisher, PublisherOptions, PublisherState};

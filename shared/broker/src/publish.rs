@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::address::Addresses;
-use crate::error::MqError;
+use crate::error::BrokerError;
 use crate::group::{Job, Lane};
 use crate::session::supervise_watched;
 use crate::step::step;
@@ -158,13 +158,13 @@ impl Publisher {
     /// connection closes; [`Publisher::finished`] waits for that. Cancel it after the callers have ended.
     ///
     /// # Errors
-    /// [`MqError::Address`] when the address is malformed. Needs a tokio runtime.
+    /// [`BrokerError::Address`] when the address is malformed. Needs a tokio runtime.
     pub fn start(
         uri: &SecretString,
         name: &'static str,
         options: PublisherOptions,
         stop: CancellationToken,
-    ) -> Result<Publisher, MqError> {
+    ) -> Result<Publisher, BrokerError> {
         Addresses::parse(uri)?;
         let (jobs, waiting) = mpsc::channel(options.queue.max(1));
         let (state, watched) = watch::channel(PublisherState::NoSession);
@@ -339,7 +339,7 @@ struct Work {
 
 impl Work {
     /// One session: channels that publish until `life` ends or one of them fails.
-    async fn session(self: Arc<Self>, connection: Arc<Connection>, life: CancellationToken) -> Result<(), MqError> {
+    async fn session(self: Arc<Self>, connection: Arc<Connection>, life: CancellationToken) -> Result<(), BrokerError> {
         let mut channels = Vec::new();
         for _ in 0..self.options.channels.max(1) {
             let channel = step("opening a channel", connection.create_channel()).await?;
@@ -372,7 +372,7 @@ impl Work {
         };
         let ended = tokio::select! {
             ended = all => ended,
-            () = overdue(&life) => Err(MqError::TimedOut("publishing what was queued")),
+            () = overdue(&life) => Err(BrokerError::TimedOut("publishing what was queued")),
         };
         self.state.send_replace(PublisherState::NoSession);
         ended

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::address::{Address, Addresses, is_plain, place};
-use crate::error::MqError;
+use crate::error::BrokerError;
 use crate::step::STEP;
 
 /// How long a broker may take to send its first bytes.
@@ -38,8 +38,8 @@ const GOOD_SESSION: Duration = Duration::from_secs(5);
 /// Opens a connection called `name` to the first address that answers, for a command or for a check at the start.
 ///
 /// # Errors
-/// [`MqError::Address`] for a malformed address; [`MqError::Unreachable`] lists every address with its error.
-pub async fn open(uri: &SecretString, name: &str) -> Result<Connection, MqError> {
+/// [`BrokerError::Address`] for a malformed address; [`BrokerError::Unreachable`] lists every address with its error.
+pub async fn open(uri: &SecretString, name: &str) -> Result<Connection, BrokerError> {
     connect(&Addresses::parse(uri)?, name, 0).await
 }
 
@@ -51,13 +51,13 @@ pub async fn open(uri: &SecretString, name: &str) -> Result<Connection, MqError>
 /// returns. A panic ends it as an error does.
 ///
 /// # Errors
-/// Only [`MqError::Address`]: every other error is logged, and we try again.
+/// Only [`BrokerError::Address`]: every other error is logged, and we try again.
 pub async fn supervise<S, F, E>(
     name: &'static str,
     uri: &SecretString,
     stop: CancellationToken,
     session: S,
-) -> Result<(), MqError>
+) -> Result<(), BrokerError>
 where
     S: Fn(Arc<Connection>, CancellationToken) -> F,
     F: Future<Output = Result<(), E>>,
@@ -73,7 +73,7 @@ pub(super) async fn supervise_watched<S, F, E>(
     stop: CancellationToken,
     on_blocked: impl Fn(bool),
     session: S,
-) -> Result<(), MqError>
+) -> Result<(), BrokerError>
 where
     S: Fn(Arc<Connection>, CancellationToken) -> F,
     F: Future<Output = Result<(), E>>,
@@ -179,7 +179,7 @@ pub async fn close(connection: &Connection) {
     let _ = timeout(CLOSE, connection.close(200, "bye".into())).await;
 }
 
-async fn connect(addresses: &Addresses, name: &str, attempt: usize) -> Result<Connection, MqError> {
+async fn connect(addresses: &Addresses, name: &str, attempt: usize) -> Result<Connection, BrokerError> {
     let mut reasons = Vec::new();
     for address in addresses.starting_at(attempt) {
         match connect_one(address, name).await {
@@ -189,7 +189,7 @@ async fn connect(addresses: &Addresses, name: &str, attempt: usize) -> Result<Co
     }
     // In the same order at each attempt, so that the same error gives the same text.
     reasons.sort();
-    Err(MqError::Unreachable(reasons))
+    Err(BrokerError::Unreachable(reasons))
 }
 
 async fn connect_one(address: &Address, name: &str) -> Result<Connection, String> {

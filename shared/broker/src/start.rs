@@ -4,7 +4,7 @@ use runtime::env::ConfigFaults;
 use runtime::service::Service;
 
 use crate::config::AmqpConfig;
-use crate::error::MqError;
+use crate::error::BrokerError;
 use crate::session::{close, open};
 use crate::topology::{self, Difference, Needs};
 
@@ -26,9 +26,9 @@ pub async fn reach(config: &AmqpConfig, service: Service, missing: Missing) -> R
     let checked = topology::check(&connection, &Needs::of(service)).await;
     close(&connection).await;
     match checked {
-        Err(MqError::Topology(mut faults)) if missing == Missing::IsRepaired => {
+        Err(BrokerError::Topology(mut faults)) if missing == Missing::IsRepaired => {
             faults.0.retain(|fault| fault.difference != Difference::Missing);
-            if faults.0.is_empty() { Ok(()) } else { Err(MqError::Topology(faults).into()) }
+            if faults.0.is_empty() { Ok(()) } else { Err(BrokerError::Topology(faults).into()) }
         }
         checked => Ok(checked?),
     }

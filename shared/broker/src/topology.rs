@@ -13,7 +13,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind, Queue};
 use runtime::service::Service;
 
-use crate::error::MqError;
+use crate::error::BrokerError;
 use crate::step::step;
 
 /// Where the relay publishes fulfilment events; downstream systems bind queues of their own.
@@ -214,8 +214,8 @@ impl fmt::Display for TopologyFaults {
 /// one.
 ///
 /// # Errors
-/// [`MqError::Topology`] names every object that could not be declared; all objects are tried first.
-pub async fn declare(connection: &Connection) -> Result<(), MqError> {
+/// [`BrokerError::Topology`] names every object that could not be declared; all objects are tried first.
+pub async fn declare(connection: &Connection) -> Result<(), BrokerError> {
     let mut faults = Faults::default();
     for exchange in EXCHANGES {
         let declared = declare_exchange(connection, exchange.name, exchange.routing.kind(), false).await;
@@ -239,8 +239,8 @@ pub async fn declare(connection: &Connection) -> Result<(), MqError> {
 /// check.
 ///
 /// # Errors
-/// [`MqError::Topology`] names everything that is missing, conflicting or out of reach.
-pub async fn check(connection: &Connection, needs: &Needs) -> Result<(), MqError> {
+/// [`BrokerError::Topology`] names everything that is missing, conflicting or out of reach.
+pub async fn check(connection: &Connection, needs: &Needs) -> Result<(), BrokerError> {
     let mut faults = Faults::default();
     for exchange in EXCHANGES.iter().filter(|exchange| needs.exchanges.contains(&exchange.name)) {
         let (name, kind) = (exchange.name, exchange.routing.kind());
@@ -264,7 +264,7 @@ pub async fn check(connection: &Connection, needs: &Needs) -> Result<(), MqError
 ///
 /// # Errors
 /// When there is no such queue, or the broker does not answer.
-pub async fn depth(connection: &Connection, queue: &str) -> Result<u32, MqError> {
+pub async fn depth(connection: &Connection, queue: &str) -> Result<u32, BrokerError> {
     Ok(declare_queue(connection, queue, true).await?.message_count())
 }
 
@@ -273,7 +273,7 @@ pub async fn depth(connection: &Connection, queue: &str) -> Result<u32, MqError>
 ///
 /// # Errors
 /// When there is no such queue, or the broker does not answer.
-pub async fn consumers(connection: &Connection, queue: &str) -> Result<u32, MqError> {
+pub async fn consumers(connection: &Connection, queue: &str) -> Result<u32, BrokerError> {
     Ok(declare_queue(connection, queue, true).await?.consumer_count())
 }
 
@@ -281,7 +281,7 @@ pub async fn consumers(connection: &Connection, queue: &str) -> Result<u32, MqEr
 ///
 /// # Errors
 /// When the broker does not answer; a missing marker is no error.
-pub async fn marker_exists(connection: &Connection) -> Result<bool, MqError> {
+pub async fn marker_exists(connection: &Connection) -> Result<bool, BrokerError> {
     match declare_exchange(connection, MARKER, ExchangeKind::Direct, true).await {
         Ok(()) => Ok(true),
         Err(error) if error.reply_code() == Some(NOT_FOUND) => Ok(false),
@@ -294,7 +294,7 @@ pub async fn marker_exists(connection: &Connection) -> Result<bool, MqError> {
 ///
 /// # Errors
 /// When the broker refuses, or does not answer.
-pub async fn declare_marker(connection: &Connection) -> Result<(), MqError> {
+pub async fn declare_marker(connection: &Connection) -> Result<(), BrokerError> {
     declare_exchange(connection, MARKER, ExchangeKind::Direct, false).await
 }
 
@@ -312,7 +312,7 @@ impl Routing {
 }
 
 /// Opens a separate channel for each object, because a refusal closes its channel, and only that one.
-async fn fresh(connection: &Connection) -> Result<Channel, MqError> {
+async fn fresh(connection: &Connection) -> Result<Channel, BrokerError> {
     step("opening a channel", connection.create_channel()).await
 }
 
@@ -321,13 +321,13 @@ async fn declare_exchange(
     name: &str,
     kind: ExchangeKind,
     passive: bool,
-) -> Result<(), MqError> {
+) -> Result<(), BrokerError> {
     let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
     let channel = fresh(connection).await?;
     step("declaring an exchange", channel.exchange_declare(name.into(), kind, options, FieldTable::default())).await
 }
 
-async fn declare_queue(connection: &Connection, name: &str, passive: bool) -> Result<Queue, MqError> {
+async fn declare_queue(connection: &Connection, name: &str, passive: bool) -> Result<Queue, BrokerError> {
     let options = QueueDeclareOptions { passive, durable: true, ..Default::default() };
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
@@ -335,7 +335,7 @@ async fn declare_queue(connection: &Connection, name: &str, passive: bool) -> Re
     step("declaring a queue", channel.queue_declare(name.into(), options, arguments)).await
 }
 
-async fn bind(connection: &Connection, binding: &Binding) -> Result<(), MqError> {
+async fn bind(connection: &Connection, binding: &Binding) -> Result<(), BrokerError> {
     let channel = fresh(connection).await?;
     let (queue, exchange, key) = (binding.queue.into(), binding.exchange.into(), binding.routing_key.into());
     step(
@@ -346,7 +346,7 @@ async fn bind(connection: &Connection, binding: &Binding) -> Result<(), MqError>
 }
 
 /// Ignores a refused access: a user without the `configure` right cannot compare an object, which is no fault of it.
-fn unless_refused(compared: Result<(), MqError>) -> Result<(), MqError> {
+fn unless_refused(compared: Result<(), BrokerError>) -> Result<(), BrokerError> {
     match compared {
         Err(error) if error.reply_code() == Some(ACCESS_REFUSED) => Ok(()),
         other => other,
@@ -358,7 +358,7 @@ struct Faults(Vec<TopologyFault>);
 
 impl Faults {
     /// Records a refusal of this object and continues; returns any other error, such as one of the connection.
-    fn collect(&mut self, object: String, result: Result<(), MqError>) -> Result<(), MqError> {
+    fn collect(&mut self, object: String, result: Result<(), BrokerError>) -> Result<(), BrokerError> {
         let Err(error) = result else { return Ok(()) };
         let (difference, wrong, remedy) = match (error.reply_code(), &error) {
             (Some(NOT_FOUND), _) => {
@@ -369,7 +369,7 @@ impl Faults {
                 "this user has no permission for it".to_owned(),
                 "grant it, or use another user",
             ),
-            (Some(PRECONDITION_FAILED), MqError::Amqp { source, .. }) => (
+            (Some(PRECONDITION_FAILED), BrokerError::Amqp { source, .. }) => (
                 Difference::Conflict,
                 format!("it exists with other properties ({})", reason(source)),
                 "empty and delete it, then run `paymentctl broker-setup`",
@@ -380,8 +380,8 @@ impl Faults {
         Ok(())
     }
 
-    fn finish(self) -> Result<(), MqError> {
-        if self.0.is_empty() { Ok(()) } else { Err(MqError::Topology(TopologyFaults(self.0))) }
+    fn finish(self) -> Result<(), BrokerError> {
+        if self.0.is_empty() { Ok(()) } else { Err(BrokerError::Topology(TopologyFaults(self.0))) }
     }
 }
 

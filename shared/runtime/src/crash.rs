@@ -100,9 +100,9 @@ named_enum! {
         /// The case of a dead letter is committed; the dead letter is still in its queue.
         LetterFiled = "letter.filed",
         /// A broken route is declared again at the broker; the jobs lost with it are not yet due again.
-        RoadDeclared = "road.declared",
+        TopologyDeclared = "topology.declared",
         /// The jobs lost with the route are due again; the route is not yet marked as whole.
-        RoadRebuilt = "road.rebuilt",
+        TopologyRebuilt = "topology.rebuilt",
     }
 }
 

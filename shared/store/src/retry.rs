@@ -34,7 +34,7 @@ impl Collision for DbError {
 ///
 /// # Errors
 /// The error of the last try.
-pub async fn anew<T, E: Collision, F: Future<Output = Result<T, E>>>(
+pub async fn retry<T, E: Collision, F: Future<Output = Result<T, E>>>(
     mut transaction: impl FnMut() -> F,
 ) -> Result<T, E> {
     let noted = |error: &E, _| {
@@ -61,7 +61,7 @@ mod tests {
             tries.set(tries.get() + 1);
             outcome(tries.get())
         };
-        (anew(transaction).await, tries.get())
+        (retry(transaction).await, tries.get())
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use broker::{MqError, Publisher, PublisherOptions, PublisherState};
+use broker::{BrokerError, Publisher, PublisherOptions, PublisherState};
 use domain::message::event::kind::{CASE_OPENED, CASE_REOPENED};
 use domain::message::job::{JobKind, Pace};
 use runtime::clock::Clock;
@@ -34,8 +34,8 @@ mod dead_letters;
 mod due_jobs;
 mod outbox;
 pub mod retention;
-mod road;
 mod stats;
+mod upkeep;
 
 use outbox::Outbox;
 use retention::Keep;
@@ -113,11 +113,11 @@ struct Directions {
     asked: mpsc::Receiver<Rebuild>,
     /// The state of the topology. While it is closed, nothing is published, because it would have to be published
     /// again.
-    state: watch::Receiver<RoadState>,
+    state: watch::Receiver<BrokerState>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum RoadState {
+enum BrokerState {
     Closed,
     Open(Depths),
 }
@@ -152,15 +152,15 @@ impl Relay {
         metrics::gauge!("relay_active").set(1.0);
         let leading = stop.child_token();
         let (ask, asked) = mpsc::channel(1);
-        let (tell, state) = watch::channel(RoadState::Closed);
+        let (tell, state) = watch::channel(BrokerState::Closed);
         let carry = async {
             let ended = Box::pin(self.carry(&mut connection, Directions { asked, state }, &leading)).await;
             leading.cancel();
             ended
         };
-        let road = road::Road { relay: self, ask, tell };
-        let look_after = broker::supervise("relay-road", &self.amqp_url, leading.clone(), async |broker, stop| {
-            Box::pin(road.session(&broker, stop)).await
+        let upkeep = upkeep::Upkeep { relay: self, ask, tell };
+        let look_after = broker::supervise("relay-upkeep", &self.amqp_url, leading.clone(), async |broker, stop| {
+            Box::pin(upkeep.session(&broker, stop)).await
         });
         let (counting, removing) = (Box::pin(stats::keep(self, &leading)), Box::pin(retention::keep(self, &leading)));
         let linking = Box::pin(audit::keep(self, &leading));
@@ -192,7 +192,7 @@ impl Relay {
             }
             let state = directions.state.borrow_and_update().clone();
             // While the publisher cannot publish, leasing jobs and returning them would only cause writes.
-            if let RoadState::Open(depths) = state
+            if let BrokerState::Open(depths) = state
                 && directions.asked.is_empty()
                 && self.publisher.state() == PublisherState::Ready
             {
@@ -317,10 +317,10 @@ impl Steps {
 
 /// The error that ended a session that looks after the topology.
 #[derive(Debug, thiserror::Error)]
-pub enum RoadError {
+pub enum UpkeepError {
     /// An error of the broker.
     #[error(transparent)]
-    Mq(#[from] MqError),
+    Mq(#[from] BrokerError),
     /// An error of the consumer of dead letters.
     #[error(transparent)]
     Consumer(#[from] crate::consumer::ConsumerError<DbError>),

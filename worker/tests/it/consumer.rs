@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use broker::topology::{CALLBACKS, DEAD};
-use broker::{Connection, Delivery, Message, MqError, Publisher, PublisherOptions, Subscription};
+use broker::{BrokerError, Connection, Delivery, Message, Publisher, PublisherOptions, Subscription};
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use secrecy::{ExposeSecret, SecretString};
@@ -223,7 +223,7 @@ async fn a_queue_deleted_under_the_consumer_ends_the_run() {
     let run = consumer::run(&connection, CALLBACKS, OPTIONS, CancellationToken::new(), settle);
     let (ended, deleted) = tokio::join!(timeout(SOON, run), timeout(SOON, delete));
     let (ended, ()) = (ended.unwrap(), deleted.unwrap());
-    assert!(matches!(ended, Err(ConsumerError::Mq(MqError::Cancelled(_)))), "{ended:?}");
+    assert!(matches!(ended, Err(ConsumerError::Mq(BrokerError::Cancelled(_)))), "{ended:?}");
 }
 
 #[tokio::test]

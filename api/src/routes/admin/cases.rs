@@ -7,7 +7,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
-use domain::{CaseId, CaseKind, CaseStatus, UserId, steers};
+use domain::{CaseId, CaseKind, CaseStatus, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -23,15 +23,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoParams, ToSchema};
 
-use super::deeds::{Deed, carry_out, check};
+use super::actions::{Action, carry_out, check, note};
 use crate::auth::Admin;
 use crate::fields::{Fields, JsonBytes, text};
 use crate::problem::{ApiError, Problem};
 use crate::routes::listing::{Faults, Known, page};
 use crate::state::{App, to_the_end};
-
-/// The longest note, in characters.
-const NOTE: usize = 2000;
 
 /// A case.
 #[derive(Serialize, ToSchema)]
@@ -201,8 +198,8 @@ pub async fn resolve(
     let mut fields = Fields::parse(&body)?;
     let note = fields.required("note", text(note));
     fields.finish()?;
-    let deed = Deed::Note { note: note.unwrap_or_default() };
-    to_the_end(async move { put(&app, id, &who, deed).await }).await
+    let action = Action::Note { note: note.unwrap_or_default() };
+    to_the_end(async move { put(&app, id, &who, action).await }).await
 }
 
 /// Propose an action for a case.
@@ -210,7 +207,7 @@ pub async fn resolve(
 /// A `note` takes effect at once, except on an `unknown_refund`. Every other action waits for another person. A new
 /// proposal replaces the previous one.
 #[utoipa::path(
-    post, path = "/v1/admin/cases/{id}/propose", tag = "admin", request_body = Deed,
+    post, path = "/v1/admin/cases/{id}/propose", tag = "admin", request_body = Action,
     security(("bearer" = ["payments:admin"])),
     params(("id" = String, Path, description = "The case's id")),
     responses(
@@ -228,8 +225,8 @@ pub async fn propose(
     CasePath(id): CasePath,
     JsonBytes(body): JsonBytes,
 ) -> Result<Json<CaseView>, ApiError> {
-    let deed = Deed::parse(&body)?;
-    to_the_end(async move { put(&app, id, &who, deed).await }).await
+    let action = Action::parse(&body)?;
+    to_the_end(async move { put(&app, id, &who, action).await }).await
 }
 
 /// The confirmation of a proposal.
@@ -301,20 +298,20 @@ pub async fn reopen(
 }
 
 /// A note resolves the case, unless that frees money for refunds. Every other action becomes the proposal of the case.
-async fn put(app: &App, id: CaseId, who: &UserId, deed: Deed) -> Result<Json<CaseView>, ApiError> {
+async fn put(app: &App, id: CaseId, who: &UserId, action: Action) -> Result<Json<CaseView>, ApiError> {
     let mut case = open(app, id).await?;
-    let action = deed.to_json()?;
-    check(&app.db, &case, &deed).await?;
-    let entry = match &deed {
-        Deed::Note { note } if !deed.moves_money(&case) => {
+    let proposal = action.to_json()?;
+    check(&app.db, &case, &action).await?;
+    let entry = match &action {
+        Action::Note { note } if !action.moves_money(&case) => {
             (case.status, case.proposed_by, case.proposed_action) = (CaseStatus::Resolved, None, None);
             (case.resolution, case.resolved_by) = (Some(note.clone()), Some(who.to_string()));
-            Entry::of(app, who, "resolved", &action)?
+            Entry::of(app, who, "resolved", &proposal)?
         }
         _ => {
             (case.status, case.proposed_by) = (CaseStatus::Proposed, Some(who.to_string()));
-            case.proposed_action = Some(action.clone());
-            Entry::of(app, who, "proposed", &action)?
+            case.proposed_action = Some(proposal.clone());
+            Entry::of(app, who, "proposed", &proposal)?
         }
     };
     let mut tx = app.db.begin().await.map_err(DbError::from)?;
@@ -330,7 +327,7 @@ async fn put(app: &App, id: CaseId, who: &UserId, deed: Deed) -> Result<Json<Cas
 /// Carries out the proposal and records who confirmed it, in one transaction.
 async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<CaseView>, ApiError> {
     let mut case = open(app, id).await?;
-    let (Some(proposed_by), Some(action)) = (&case.proposed_by, &case.proposed_action) else {
+    let (Some(proposed_by), Some(proposal)) = (&case.proposed_by, &case.proposed_action) else {
         return Err(ApiError::CaseNotProposed);
     };
     if case.version != version {
@@ -339,10 +336,10 @@ async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<C
     if proposed_by == who.as_str() {
         return Err(ApiError::SamePerson);
     }
-    let deed = Deed::from_json(action)?;
-    let mut entry = Entry::of(app, who, "confirmed", action)?;
+    let action = Action::from_json(proposal)?;
+    let mut entry = Entry::of(app, who, "confirmed", proposal)?;
     let mut tx = app.db.begin().await.map_err(DbError::from)?;
-    let done = carry_out(app, &mut tx, (&case, who), &deed).await?;
+    let done = carry_out(app, &mut tx, (&case, who), &action).await?;
     entry.json["done"] = json!(done.text);
     if done.ends {
         case.status = CaseStatus::Resolved;
@@ -447,14 +444,6 @@ fn version(body: &Bytes) -> Result<i64, ApiError> {
     let version = fields.required("version", |value| value.as_i64().ok_or_else(rule));
     fields.finish()?;
     Ok(version.unwrap_or_default())
-}
-
-/// The rule of a note. Terminals show it too, so it may contain line breaks but no other character that controls the
-/// display.
-pub(super) fn note(text: String) -> Result<String, String> {
-    let plain = text.chars().all(|c| c == '\n' || !steers(c));
-    let fits = text.chars().count() <= NOTE && !text.trim().is_empty() && plain;
-    if fits { Ok(text) } else { Err(format!("text of 1 to {NOTE} characters without control characters")) }
 }
 
 /// The case that a path names. A text that is not an id is an unknown case.

@@ -16,7 +16,7 @@ use store::tables::payment_config::{By, Change};
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 
-use super::cases::note;
+use super::actions::note;
 use crate::auth::Admin;
 use crate::fields::{Fields, JsonBytes, money, one_of, text};
 use crate::problem::{ApiError, Problem};

@@ -2,7 +2,7 @@
 
 use broker::AmqpConfig;
 use broker::topology::{self, Difference, Needs, TopologyFaults};
-use broker::{Connection, MqError};
+use broker::{BrokerError, Connection};
 use runtime::error_chain::chain;
 use runtime::service::Service;
 use secrecy::SecretString;
@@ -50,14 +50,14 @@ pub(super) async fn look(amqp: Option<Option<AmqpConfig>>, management: Option<Se
 }
 
 /// One line for each object that differs from the topology.
-fn objects(checked: Result<(), MqError>) -> Vec<Check> {
+fn objects(checked: Result<(), BrokerError>) -> Vec<Check> {
     const NAME: &str = "broker topology";
     let TopologyFaults(faults) = match checked {
         Ok(()) => {
             let (exchanges, queues) = (topology::EXCHANGES.len(), topology::queues().len());
             return vec![Check::ok(NAME, format!("{exchanges} exchanges and {queues} queues are there"))];
         }
-        Err(MqError::Topology(faults)) => faults,
+        Err(BrokerError::Topology(faults)) => faults,
         Err(error) => return vec![Check::failed(NAME, chain(&error), "check that the broker stays up")],
     };
     let check = |fault: topology::TopologyFault| match fault.difference {

@@ -346,7 +346,11 @@ fn comments_and_documents_use_the_words_of_the_project() {
     let given_up = words_given_up(&fs::read_to_string(root().join("ops/words.md")).unwrap());
     assert!(given_up.len() > 10 && given_up.contains(&"whoever".to_owned()), "{given_up:?}");
     let wrong = |path: &str, line: &str| -> Vec<String> {
-        words_of(line).into_iter().filter(|word| given_up.contains(word)).map(|word| format!("{path}: {word}: {line}")).collect()
+        words_of(line)
+            .into_iter()
+            .filter(|word| given_up.contains(word))
+            .map(|word| format!("{path}: {word}: {line}"))
+            .collect()
     };
     assert_eq!(wrong("planted", "// Whoever asks is told `nobody`").len(), 2);
     let folders = ["shared", "api", "worker", "ops"];

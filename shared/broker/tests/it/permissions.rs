@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use broker::topology::{self, Needs};
-use broker::{Connection, MqError};
+use broker::{BrokerError, Connection};
 use lapin::options::{
     BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
     QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
@@ -20,7 +20,7 @@ const REFUSED: u16 = 403;
 
 /// An action of a user at the broker.
 #[derive(Debug, Clone, Copy)]
-enum Deed {
+enum Act {
     Publish(&'static str),
     Consume(&'static str),
     Get(&'static str),
@@ -34,30 +34,30 @@ enum Deed {
 }
 
 /// Actions, each with the processes that may do it.
-const DEEDS: &[(Deed, &[Service])] = &[
-    (Deed::Publish(topology::PAYMENT_IN), &[PaymentApi, Relay]),
-    (Deed::Publish(topology::PAYMENT_JOBS), &[Relay]),
-    (Deed::Publish(topology::PAYMENT_EVENTS), &[Relay]),
+const ACTS: &[(Act, &[Service])] = &[
+    (Act::Publish(topology::PAYMENT_IN), &[PaymentApi, Relay]),
+    (Act::Publish(topology::PAYMENT_JOBS), &[Relay]),
+    (Act::Publish(topology::PAYMENT_EVENTS), &[Relay]),
     // The default exchange reaches every queue.
-    (Deed::Publish(""), &[]),
-    (Deed::Publish("amq.topic"), &[]),
-    (Deed::Consume(topology::CALLBACKS), &[CallbackWorker]),
-    (Deed::Consume(topology::CHECKS), &[CheckWorker]),
-    (Deed::Consume(topology::REFUNDS), &[RefundWorker]),
-    (Deed::Consume(topology::DEAD), &[Relay]),
-    (Deed::Get(topology::CALLBACKS), &[CallbackWorker]),
-    (Deed::Get(topology::DEAD), &[Relay]),
-    (Deed::Purge(topology::DEAD), &[Relay]),
-    (Deed::Declare("mine"), &[]),
-    (Deed::Declare("payment.mine"), &[]),
-    (Deed::Declare("payment.callbacks2"), &[]),
-    (Deed::Bind(topology::PAYMENT_EVENTS, topology::CHECKS), &[]),
-    (Deed::Bind(topology::PAYMENT_EVENTS, topology::CALLBACKS), &[]),
-    (Deed::Bind(topology::PAYMENT_IN, topology::DEAD), &[]),
-    (Deed::Bind(topology::PAYMENT_IN, topology::CALLBACKS), &[Relay]),
+    (Act::Publish(""), &[]),
+    (Act::Publish("amq.topic"), &[]),
+    (Act::Consume(topology::CALLBACKS), &[CallbackWorker]),
+    (Act::Consume(topology::CHECKS), &[CheckWorker]),
+    (Act::Consume(topology::REFUNDS), &[RefundWorker]),
+    (Act::Consume(topology::DEAD), &[Relay]),
+    (Act::Get(topology::CALLBACKS), &[CallbackWorker]),
+    (Act::Get(topology::DEAD), &[Relay]),
+    (Act::Purge(topology::DEAD), &[Relay]),
+    (Act::Declare("mine"), &[]),
+    (Act::Declare("payment.mine"), &[]),
+    (Act::Declare("payment.callbacks2"), &[]),
+    (Act::Bind(topology::PAYMENT_EVENTS, topology::CHECKS), &[]),
+    (Act::Bind(topology::PAYMENT_EVENTS, topology::CALLBACKS), &[]),
+    (Act::Bind(topology::PAYMENT_IN, topology::DEAD), &[]),
+    (Act::Bind(topology::PAYMENT_IN, topology::CALLBACKS), &[Relay]),
     // Last, because they take effect. The process that may declare the topology may also delete it.
-    (Deed::DeleteQueue(topology::CHECKS), &[Relay]),
-    (Deed::DeleteExchange(topology::PAYMENT_EVENTS), &[Relay]),
+    (Act::DeleteQueue(topology::CHECKS), &[Relay]),
+    (Act::DeleteExchange(topology::PAYMENT_EVENTS), &[Relay]),
 ];
 
 #[tokio::test]
@@ -67,12 +67,12 @@ async fn a_user_is_refused_what_is_not_his_business() {
     // The relay last: what it may delete, the others must find.
     for service in Service::ALL.iter().filter(|service| **service != Relay).chain(&[Relay]) {
         let connection = broker::open(&broker.uri_for(*service).await, "test").await.unwrap();
-        for (deed, allowed) in DEEDS {
-            let done = do_it(&connection, *deed).await;
+        for (act, allowed) in ACTS {
+            let done = do_it(&connection, *act).await;
             match (allowed.contains(service), &done) {
                 (true, Ok(())) => {}
                 (false, Err(error)) if error.reply_code() == Some(REFUSED) => {}
-                _ => wrong.push(format!("{service}: {deed:?}: {done:?}")),
+                _ => wrong.push(format!("{service}: {act:?}: {done:?}")),
             }
         }
         broker::close(&connection).await;
@@ -81,34 +81,34 @@ async fn a_user_is_refused_what_is_not_his_business() {
 }
 
 /// Does the action on a separate channel, which a refusal closes.
-async fn do_it(connection: &Connection, deed: Deed) -> Result<(), MqError> {
+async fn do_it(connection: &Connection, act: Act) -> Result<(), BrokerError> {
     let channel = broker::step("opening a channel", connection.create_channel()).await?;
-    match deed {
-        Deed::Publish(exchange) => publish(&channel, exchange).await,
-        Deed::Consume(queue) => {
+    match act {
+        Act::Publish(exchange) => publish(&channel, exchange).await,
+        Act::Consume(queue) => {
             let options = BasicConsumeOptions::default();
             let consume = channel.basic_consume(queue.into(), "test".into(), options, FieldTable::default());
             broker::step("consuming", consume).await.map(drop)
         }
-        Deed::Get(queue) => {
+        Act::Get(queue) => {
             broker::step("getting", channel.basic_get(queue.into(), BasicGetOptions::default())).await.map(drop)
         }
-        Deed::Purge(queue) => {
+        Act::Purge(queue) => {
             broker::step("purging", channel.queue_purge(queue.into(), QueuePurgeOptions::default())).await.map(drop)
         }
-        Deed::DeleteQueue(queue) => {
+        Act::DeleteQueue(queue) => {
             broker::step("deleting", channel.queue_delete(queue.into(), QueueDeleteOptions::default())).await.map(drop)
         }
-        Deed::DeleteExchange(exchange) => {
+        Act::DeleteExchange(exchange) => {
             broker::step("deleting", channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default())).await
         }
-        Deed::Declare(queue) => {
+        Act::Declare(queue) => {
             let options = QueueDeclareOptions { durable: true, ..Default::default() };
             broker::step("declaring", channel.queue_declare(queue.into(), options, FieldTable::default()))
                 .await
                 .map(drop)
         }
-        Deed::Bind(exchange, queue) => {
+        Act::Bind(exchange, queue) => {
             let (options, none) = (QueueBindOptions::default(), FieldTable::default());
             broker::step("binding", channel.queue_bind(queue.into(), exchange.into(), queue.into(), options, none))
                 .await
@@ -117,7 +117,7 @@ async fn do_it(connection: &Connection, deed: Deed) -> Result<(), MqError> {
 }
 
 /// A refused publish closes the channel, and its confirm returns the error.
-async fn publish(channel: &Channel, exchange: &str) -> Result<(), MqError> {
+async fn publish(channel: &Channel, exchange: &str) -> Result<(), BrokerError> {
     broker::step("asking for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
     let publish = channel.basic_publish(exchange.into(), "nowhere".into(), options, b"", properties);
@@ -149,7 +149,9 @@ async fn each_process_finds_what_it_needs_and_the_relay_can_make_it_anew() {
 async fn a_missing_object_is_told_from_a_missing_right() {
     let broker = TestBroker::empty().await;
     let api = broker::open(&broker.uri_for(PaymentApi).await, "test").await.unwrap();
-    let MqError::Topology(faults) = topology::check(&api, &Needs::of(PaymentApi)).await.unwrap_err() else { panic!() };
+    let BrokerError::Topology(faults) = topology::check(&api, &Needs::of(PaymentApi)).await.unwrap_err() else {
+        panic!()
+    };
     let differences: Vec<_> = faults.0.iter().map(|fault| fault.difference).collect();
     assert_eq!(differences, [topology::Difference::Missing]);
     timeout(SOON, broker::close(&api)).await.unwrap();

@@ -1,7 +1,7 @@
 //! TLS to the broker: with the right authority, with another one, with and without an identity.
 
 use broker::topology::{self, Needs};
-use broker::{AmqpConfig, MqError};
+use broker::{AmqpConfig, BrokerError};
 use runtime::env::Env;
 use runtime::service::Service;
 use secrecy::{ExposeSecret, SecretString};
@@ -13,7 +13,7 @@ async fn in_front_of(broker: &TestBroker, clients: Clients) -> TlsFront {
 
 async fn refused(uri: &SecretString) -> String {
     match broker::open(uri, "test").await {
-        Err(error @ MqError::Unreachable(_)) => error.to_string(),
+        Err(error @ BrokerError::Unreachable(_)) => error.to_string(),
         other => panic!("{other:?}"),
     }
 }

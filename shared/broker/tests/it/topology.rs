@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use broker::topology::{self, Needs};
 use broker::{
-    Connection, DeadLetter, LetterOf, MqError, Publisher, PublisherOptions, Subscription, callback_from,
+    BrokerError, Connection, DeadLetter, LetterOf, Publisher, PublisherOptions, Subscription, callback_from,
     callback_message,
 };
 use bytes::Bytes;
@@ -69,12 +69,14 @@ async fn every_conflict_is_named_at_once_and_the_rest_is_declared() {
     let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
     let (name, kind) = (topology::PAYMENT_EVENTS.into(), ExchangeKind::Fanout);
     channel.exchange_declare(name, kind, durable, FieldTable::default()).await.unwrap();
-    let MqError::Topology(declared) = topology::declare(&admin).await.unwrap_err() else { panic!("another error") };
+    let BrokerError::Topology(declared) = topology::declare(&admin).await.unwrap_err() else { panic!("another error") };
     let objects: Vec<_> = declared.0.iter().map(|fault| fault.object.as_str()).collect();
     assert_eq!(objects, ["exchange payment.events", "queue payment.callbacks", "queue payment.dead"]);
     // A service that may configure sees the same conflicts, and only those: the rest was declared.
     let service = broker::open(&broker.uri(), "test").await.unwrap();
-    let MqError::Topology(seen) = topology::check(&service, &Needs::everything()).await.unwrap_err() else { panic!() };
+    let BrokerError::Topology(seen) = topology::check(&service, &Needs::everything()).await.unwrap_err() else {
+        panic!()
+    };
     assert_eq!(seen, declared);
 }
 
@@ -103,7 +105,7 @@ async fn a_wrong_password_is_an_error_that_does_not_show_it() {
     let uri = broker.uri().expose_secret().replace("@127", "hidden@127");
     assert!(uri.contains("hidden"));
     let error = broker::open(&SecretString::from(uri), "test").await.unwrap_err();
-    assert!(matches!(error, MqError::Unreachable(_)), "{error:?}");
+    assert!(matches!(error, BrokerError::Unreachable(_)), "{error:?}");
     assert!(!format!("{error:?}").contains("hidden"), "{error:?}");
 }
 
@@ -162,7 +164,7 @@ async fn a_handshake_that_has_begun_comes_to_its_end_before_the_session_is_given
     let stop = CancellationToken::new();
     let token = stop.clone();
     let supervised =
-        tokio::spawn(async move { broker::supervise("test", &uri, token, async |_, _| Err(MqError::Lost)).await });
+        tokio::spawn(async move { broker::supervise("test", &uri, token, async |_, _| Err(BrokerError::Lost)).await });
     let (mut look, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
     look.write_all(&[1, 0, 0, 0, 0, 0, 0]).await.unwrap();
     let (handshake, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();

@@ -10,7 +10,7 @@ use url::Url;
 use crate::accounts::fields::Section;
 use crate::transport::breaker::Breaker;
 use crate::transport::http::{self, Transport};
-use crate::transport::road::Road;
+use crate::transport::route::Route;
 use crate::{alipay, wechat};
 
 #[derive(Default)]
@@ -23,14 +23,14 @@ pub(super) struct Kept {
 
 impl Kept {
     /// The route to a gateway through these addresses, the preferred one first. Accounts share the breaker of a host.
-    pub(super) fn road(&mut self, method: PaymentMethod, urls: &[Url], section: &Section<'_>) -> Option<Road> {
+    pub(super) fn route(&mut self, method: PaymentMethod, urls: &[Url], section: &Section<'_>) -> Option<Route> {
         let client = self.clients.of(urls.first()?, section)?;
         let hosts = urls.iter().map(|url| {
             let name = host(url);
             let breaker = self.breakers.entry((method, name.clone()));
             (url.clone(), breaker.or_insert_with(|| Arc::new(Breaker::new(method, name))).clone())
         });
-        Some(Road::new(client, hosts.collect()))
+        Some(Route::new(client, hosts.collect()))
     }
 
     /// The certificates fetched for this account of this application.

@@ -369,19 +369,19 @@ fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<E
             let (merchant, app) = (account.seller_id.clone(), account.app_id.clone());
             let urls = std::slice::from_ref(&account.gateway_url);
             goes_to(urls);
-            let road = kept.road(method, urls, &environment)?;
+            let route = kept.route(method, urls, &environment)?;
             // Fetched certificates were verified against these roots and this certificate, so both are part of the key.
             let believed = account.certificates().map(|it| format!("{} {}", it.root_sn, it.given.sn));
             let fetched = kept.alipay(format!("{} {app} {merchant} {}", account.name, believed.unwrap_or_default()));
-            let alipay = Arc::new(Alipay::new(account, road, fetched));
+            let alipay = Arc::new(Alipay::new(account, route, fetched));
             Some((alipay as Arc<dyn Gateway>, merchant, BTreeSet::from([app])))
         }),
         PaymentMethod::Wechat => wechat::read(&mut environment, name, &scenes).and_then(|(account, urls)| {
             let (merchant, apps) = (account.mchid.clone(), account.apps.clone());
             goes_to(&urls);
-            let road = kept.road(method, &urls, &environment)?;
+            let route = kept.route(method, &urls, &environment)?;
             let fetched = kept.wechat(format!("{} {merchant}", account.name));
-            Some((Arc::new(Wechat::new(account, road, fetched)) as Arc<dyn Gateway>, merchant, apps))
+            Some((Arc::new(Wechat::new(account, route, fetched)) as Arc<dyn Gateway>, merchant, apps))
         }),
     };
     let environment_name = environment.name().to_owned();

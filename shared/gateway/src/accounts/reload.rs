@@ -88,12 +88,12 @@ impl Gateways {
         match outcome {
             Ok(table) => {
                 self.put(table);
-                info!(accounts = ?self, "The accounts and their keys were read anew");
+                info!(accounts = ?self, "The accounts and their keys were reloaded");
                 Ok(())
             }
             Err(faults) => {
                 for fault in &faults {
-                    error!(error = %fault, "The accounts were not read anew, the known ones go on: {fault}");
+                    error!(error = %fault, "The accounts were not reloaded; the known ones stay in use: {fault}");
                 }
                 Err(faults)
             }

@@ -104,7 +104,7 @@ impl Alipay {
                 .header("accept", "application/json")
                 .body(body.clone()))
         };
-        self.road.send(build).await
+        self.route.send(build).await
     }
 }
 

@@ -31,7 +31,7 @@ use crate::query::{CloseOutcome, TradeAnswer};
 use crate::reach::Reach;
 use crate::refund::{RefundOrder, RefundState, RefundTarget};
 use crate::transport::http::measured;
-use crate::transport::road::Road;
+use crate::transport::route::Route;
 use crate::verified::Verified;
 
 pub mod callback;
@@ -83,15 +83,15 @@ pub(super) struct Account {
 /// One Alipay account.
 pub struct Alipay {
     account: Account,
-    road: Road,
+    route: Route,
     fetched: Arc<Fetched>,
 }
 
 impl Alipay {
     /// `fetched` holds the certificates that an earlier load of the same account fetched; this account continues to use
     /// them.
-    pub(super) fn new(account: Account, road: Road, fetched: Arc<Fetched>) -> Alipay {
-        Alipay { account, road, fetched }
+    pub(super) fn new(account: Account, route: Route, fetched: Arc<Fetched>) -> Alipay {
+        Alipay { account, route, fetched }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::alipay::sign::{Form, string_to_sign};
 use crate::alipay::*;
 use crate::testing::{Reply, Server, impatient_client};
 use crate::transport::http::{Transport, client};
-use crate::transport::road;
+use crate::transport::route;
 
 macro_rules! key {
     ($name:literal) => {
@@ -40,7 +40,7 @@ fn with_client(gateway_url: &str, client: Client) -> Alipay {
         trust: Trust::PublicKey(VerifyingKey::from_spki_pem(key!("alipay_platform_public.pem")).unwrap()),
         previous_key: None,
     };
-    Alipay::new(account, road::tests::to(client, &[gateway_url]), Arc::default())
+    Alipay::new(account, route::tests::to(client, &[gateway_url]), Arc::default())
 }
 
 fn order(scene: Scene) -> PrepayOrder {

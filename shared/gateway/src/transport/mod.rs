@@ -2,4 +2,4 @@
 
 pub(crate) mod breaker;
 pub(crate) mod http;
-pub(crate) mod road;
+pub(crate) mod route;

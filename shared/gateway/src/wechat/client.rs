@@ -103,7 +103,7 @@ impl Wechat {
             }
             Ok(request)
         };
-        self.road.send(build).await
+        self.route.send(build).await
     }
 
     fn proved(&self, answer: &Answer, now: OffsetDateTime) -> Result<(), CallbackError> {

@@ -31,7 +31,7 @@ use crate::query::{CloseOutcome, TradeAnswer};
 use crate::reach::Reach;
 use crate::refund::{RefundOrder, RefundState, RefundTarget};
 use crate::transport::http::measured;
-use crate::transport::road::Road;
+use crate::transport::route::Route;
 use crate::verified::Verified;
 
 pub mod aead;
@@ -96,16 +96,16 @@ impl Account {
 /// One WeChat Pay account.
 pub struct Wechat {
     account: Account,
-    road: Road,
+    route: Route,
     keys: certificates::Keys,
 }
 
 impl Wechat {
     /// `fetched` holds the certificates that an earlier load of the same account fetched; this account continues to use
     /// them.
-    pub(super) fn new(account: Account, road: Road, fetched: Arc<Fetched>) -> Wechat {
+    pub(super) fn new(account: Account, route: Route, fetched: Arc<Fetched>) -> Wechat {
         let keys = certificates::Keys::new(&account.verify_keys, fetched);
-        Wechat { account, road, keys }
+        Wechat { account, route, keys }
     }
 }
 

@@ -9,7 +9,7 @@ use time::Duration;
 use crate::keys::{Certificate, KeyTime};
 use crate::testing::{Reply, Server};
 use crate::transport::http::{Transport, client};
-use crate::transport::road;
+use crate::transport::route;
 use crate::wechat::tests::{APIV3, KEY_ID, NOW, account, signed, unsigned, with_keys};
 use crate::wechat::*;
 
@@ -90,7 +90,7 @@ fn by(platform: &Platform, body: &str) -> Reply {
 }
 
 fn keyless(url: &str) -> Wechat {
-    with_keys(KeyRing::default(), road::tests::to(client(Transport::Loopback).unwrap(), &[url]))
+    with_keys(KeyRing::default(), route::tests::to(client(Transport::Loopback).unwrap(), &[url]))
 }
 
 fn callback(platform: &Platform, at: OffsetDateTime) -> Callback {
@@ -318,7 +318,7 @@ async fn the_second_domain_gets_the_same_request_when_the_first_takes_no_connect
     let mut ring = KeyRing::default();
     ring.insert(KEY_ID.to_owned(), crate::keys::VerifyingKey::from_spki_pem(key!("wx_pubkey_public.pem")).unwrap());
     let hosts = ["http://127.0.0.1:1", &server.url];
-    let wechat = with_keys(ring, road::tests::to(client(Transport::Loopback).unwrap(), &hosts));
+    let wechat = with_keys(ring, route::tests::to(client(Transport::Loopback).unwrap(), &hosts));
     let refund = crate::testing::refund_order();
     let outcome = wechat.refund(&refund, NOW).await;
     assert!(matches!(outcome, Err(GatewayError::NotNow { .. })), "{outcome:?}");

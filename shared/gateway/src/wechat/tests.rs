@@ -9,7 +9,7 @@ use time::macros::datetime;
 use crate::keys::{Certificate, VerifyingKey};
 use crate::testing::{Reply, Seen, Server, impatient_client};
 use crate::transport::http::{Transport, client};
-use crate::transport::road;
+use crate::transport::route;
 use crate::wechat::sign::{Stamp, Target, request_text};
 use crate::wechat::*;
 
@@ -35,10 +35,10 @@ pub(super) fn impatient(base_url: &str) -> Wechat {
 fn with_client(base_url: &str, client: Client) -> Wechat {
     let mut verify_keys = KeyRing::default();
     verify_keys.insert(KEY_ID.to_owned(), VerifyingKey::from_spki_pem(key!("wx_pubkey_public.pem")).unwrap());
-    with_keys(verify_keys, road::tests::to(client, &[base_url]))
+    with_keys(verify_keys, route::tests::to(client, &[base_url]))
 }
 
-pub(super) fn with_keys(verify_keys: KeyRing, road: Road) -> Wechat {
+pub(super) fn with_keys(verify_keys: KeyRing, route: Route) -> Wechat {
     let account = Account {
         name: AccountName::parse("main").unwrap(),
         mchid: "1900000109".to_owned(),
@@ -51,7 +51,7 @@ pub(super) fn with_keys(verify_keys: KeyRing, road: Road) -> Wechat {
         verify_keys,
         fetches: true,
     };
-    Wechat::new(account, road, Arc::default())
+    Wechat::new(account, route, Arc::default())
 }
 
 fn order(scene: Scene) -> PrepayOrder {

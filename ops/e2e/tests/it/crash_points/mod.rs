@@ -77,7 +77,7 @@ fn comers(point: Point) -> &'static [(Road, Service)] {
         | Point::OutboxConfirmed
         | Point::OutboxMarked => &[(Usual, Relay)],
         Point::LetterOpened | Point::LetterFiled => &[(Garbage, Relay)],
-        Point::RoadDeclared | Point::RoadRebuilt => &[(Lost, Relay)],
+        Point::TopologyDeclared | Point::TopologyRebuilt => &[(Lost, Relay)],
     }
 }
 

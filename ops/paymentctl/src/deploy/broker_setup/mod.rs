@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use broker::AmqpConfig;
-use broker::MqError;
+use broker::BrokerError;
 use broker::permissions::{self, Permissions};
 use broker::topology::{self, Policy, Setting};
 use clap::Args;
@@ -95,7 +95,7 @@ pub async fn run(config: BrokerSetupConfig, options: &BrokerSetup) -> anyhow::Re
     let declared = topology::declare(&connection).await;
     broker::close(&connection).await;
     match declared {
-        Err(MqError::Topology(faults)) => bail!("the broker has another topology in vhost {vhost}:\n{faults}"),
+        Err(BrokerError::Topology(faults)) => bail!("the broker has another topology in vhost {vhost}:\n{faults}"),
         other => other.context("declaring the topology")?,
     }
     for exchange in topology::EXCHANGES {

@@ -2,7 +2,7 @@
 
 use axum::body::Bytes;
 use domain::message::job::{Asked, CheckRequest, JobRequest, RefundRequest};
-use domain::{CaseAction, CaseKind, Money, OrderEvent, OrderId, RefundNo, RefundStatus, TradeNo, UserId};
+use domain::{CaseAction, CaseKind, Money, OrderEvent, OrderId, RefundNo, RefundStatus, TradeNo, UserId, steers};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
@@ -13,7 +13,6 @@ use store::tables::refunds::{self, Refund};
 use store::tables::{jobs, orders};
 use utoipa::ToSchema;
 
-use super::cases::note;
 use crate::fields::{Fields, money, one_of, text};
 use crate::problem::ApiError;
 use crate::routes::refunds::{reason, refused, wish};
@@ -22,7 +21,7 @@ use crate::state::App;
 /// The action to carry out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "action", rename_all = "snake_case")]
-pub enum Deed {
+pub enum Action {
     /// Return the payment that the case is about, or a part of it (`late_payment`, `double_payment`,
     /// `refunded_elsewhere`, `amount_mismatch`, `wrong_method`, `wrong_merchant` where the account is ours,
     /// `unknown_order`).
@@ -65,41 +64,44 @@ pub enum Deed {
 const NAMES: [&str; 7] =
     ["refund", "fulfil", "book_refund", "refund_again", "abnormal_refund", "accept_amount", "note"];
 
-impl Deed {
+/// The longest note, in characters.
+const NOTE: usize = 2000;
+
+impl Action {
     /// # Errors
     /// [`ApiError::InvalidFields`] with every fault.
-    pub fn parse(body: &Bytes) -> Result<Deed, ApiError> {
+    pub fn parse(body: &Bytes) -> Result<Action, ApiError> {
         let mut fields = Fields::parse(body)?;
         let known = |name: String| {
             let known = NAMES.into_iter().find(|known| *known == name);
             known.ok_or_else(|| one_of(NAMES.into_iter()))
         };
-        let deed = match fields.required("action", text(known)) {
+        let action = match fields.required("action", text(known)) {
             Some("refund") => {
                 let amount = fields.optional("amount", money);
-                Some(Deed::Refund { amount, reason: fields.optional("reason", text(reason)) })
+                Some(Action::Refund { amount, reason: fields.optional("reason", text(reason)) })
             }
-            Some("fulfil") => Some(Deed::Fulfil),
+            Some("fulfil") => Some(Action::Fulfil),
             Some("book_refund") => {
                 let number = |text: String| RefundNo::parse(text).map_err(|error| error.to_string());
                 let (refund_no, amount) =
                     (fields.required("refund_no", text(number)), fields.required("amount", money));
-                refund_no.zip(amount).map(|(refund_no, amount)| Deed::BookRefund { refund_no, amount })
+                refund_no.zip(amount).map(|(refund_no, amount)| Action::BookRefund { refund_no, amount })
             }
-            Some("refund_again") => Some(Deed::RefundAgain),
-            Some("abnormal_refund") => Some(Deed::AbnormalRefund),
-            Some("accept_amount") => Some(Deed::AcceptAmount),
-            Some(_) => fields.required("note", text(note)).map(|note| Deed::Note { note }),
+            Some("refund_again") => Some(Action::RefundAgain),
+            Some("abnormal_refund") => Some(Action::AbnormalRefund),
+            Some("accept_amount") => Some(Action::AcceptAmount),
+            Some(_) => fields.required("note", text(note)).map(|note| Action::Note { note }),
             None => None,
         };
         fields.finish()?;
         // If there is no action, a fault was recorded, so `finish` has already returned an error.
-        deed.ok_or_else(|| ApiError::InvalidFields(Vec::new()))
+        action.ok_or_else(|| ApiError::InvalidFields(Vec::new()))
     }
 
     /// Whether the action needs two people.
     pub fn moves_money(&self, case: &Case) -> bool {
-        !matches!(self, Deed::Note { .. }) || case.end_moves_money()
+        !matches!(self, Action::Note { .. }) || case.end_moves_money()
     }
 
     /// The action as the case stores it.
@@ -114,7 +116,7 @@ impl Deed {
     ///
     /// # Errors
     /// [`ApiError::Internal`].
-    pub fn from_json(value: &Value) -> Result<Deed, ApiError> {
+    pub fn from_json(value: &Value) -> Result<Action, ApiError> {
         serde_json::from_value(value.clone()).map_err(|error| ApiError::Internal(error.into()))
     }
 }
@@ -131,22 +133,22 @@ pub struct Done {
 ///
 /// # Errors
 /// [`ApiError::ActionUnfit`].
-pub async fn check(db: &PgPool, case: &Case, deed: &Deed) -> Result<(), ApiError> {
-    match deed {
-        Deed::Note { .. } => Ok(()),
-        Deed::Refund { .. } if has_strays(case.kind) => stray(case).map(drop),
-        Deed::Refund { .. } => payment(case).map(drop),
-        Deed::Fulfil => {
+pub async fn check(db: &PgPool, case: &Case, action: &Action) -> Result<(), ApiError> {
+    match action {
+        Action::Note { .. } => Ok(()),
+        Action::Refund { .. } if has_strays(case.kind) => stray(case).map(drop),
+        Action::Refund { .. } => payment(case).map(drop),
+        Action::Fulfil => {
             let (order_id, _) = late_payment(case)?;
             let order = orders::get(db, order_id).await?.ok_or(ApiError::OrderNotFound)?;
             fits(order.status.next(OrderEvent::PaymentHonoured).is_ok(), "the order is not closed")
         }
-        Deed::BookRefund { .. } => returned_elsewhere(case).map(drop),
-        Deed::RefundAgain | Deed::AbnormalRefund => {
+        Action::BookRefund { .. } => returned_elsewhere(case).map(drop),
+        Action::RefundAgain | Action::AbnormalRefund => {
             let refund = refunds::by_refund_no(db, &case.gateway_no).await?;
-            refund_of(case, deed, refund).map(drop)
+            refund_of(case, action, refund).map(drop)
         }
-        Deed::AcceptAmount => stated_amount(case, refunds::by_refund_no(db, &case.gateway_no).await?).map(drop),
+        Action::AcceptAmount => stated_amount(case, refunds::by_refund_no(db, &case.gateway_no).await?).map(drop),
     }
 }
 
@@ -158,7 +160,7 @@ pub async fn carry_out(
     app: &App,
     tx: &mut PgConnection,
     (case, who): (&Case, &UserId),
-    deed: &Deed,
+    action: &Action,
 ) -> Result<Done, ApiError> {
     // Every transaction locks the order before its other rows.
     if let Some(order_id) = case.order_id {
@@ -169,8 +171,8 @@ pub async fn carry_out(
     if now.version != case.version {
         return Err(ApiError::CaseChanged);
     }
-    match deed {
-        Deed::Refund { amount, reason } => {
+    match action {
+        Action::Refund { amount, reason } => {
             let (order_id, trade_no) = match has_strays(case.kind) {
                 true => stray(case)?.record(tx, &app.clock).await?,
                 false => payment(case)?,
@@ -178,11 +180,11 @@ pub async fn carry_out(
             let refund = (order_id, trade_no, *amount, reason.clone());
             ask(app, tx, who, refund).await
         }
-        Deed::Fulfil => {
+        Action::Fulfil => {
             let (order_id, trade_no) = late_payment(case)?;
             fulfil(tx, (case, order_id), &trade_no).await
         }
-        Deed::BookRefund { refund_no, amount } => {
+        Action::BookRefund { refund_no, amount } => {
             let order_id = returned_elsewhere(case)?;
             let asked = Asked::BookRefund { refund_no: refund_no.clone(), amount: *amount };
             let text = format!(
@@ -190,19 +192,19 @@ pub async fn carry_out(
             );
             hand_on(tx, (case, order_id), (asked, text)).await
         }
-        Deed::RefundAgain => {
-            let old = refund_of(case, deed, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
+        Action::RefundAgain => {
+            let old = refund_of(case, action, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
             let done = ask(app, tx, who, (old.order_id, old.trade_no, Some(old.amount), old.reason)).await?;
             Ok(Done { ends: true, ..done })
         }
-        Deed::AbnormalRefund => {
-            let stuck = refund_of(case, deed, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
+        Action::AbnormalRefund => {
+            let stuck = refund_of(case, action, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
             let redirect = JobRequest::Refund(stuck.id, RefundRequest::redirect());
             jobs::request(&mut *tx, &redirect, time::Duration::ZERO).await?;
             // Whether the money arrives is not known yet, so the case stays open until a person has checked it.
             Ok(Done { text: format!("refund {} is sent to the merchant's account", stuck.refund_no), ends: false })
         }
-        Deed::AcceptAmount => {
+        Action::AcceptAmount => {
             let found = refunds::by_refund_no(&mut *tx, &case.gateway_no).await?;
             let (refund, amount) = stated_amount(case, found)?;
             let accept = JobRequest::Refund(refund.id, RefundRequest::accept(amount));
@@ -210,7 +212,7 @@ pub async fn carry_out(
             // Once the gateway states the amount again, the refund succeeds and its case is resolved.
             Ok(Done { text: format!("refund {} is taken as {amount} yuan", refund.refund_no), ends: false })
         }
-        Deed::Note { note } => Ok(Done { text: note.clone(), ends: true }),
+        Action::Note { note } => Ok(Done { text: note.clone(), ends: true }),
     }
 }
 
@@ -309,15 +311,15 @@ fn stated_amount(case: &Case, refund: Option<Refund>) -> Result<(Refund, Money),
 }
 
 /// The refund that a case is about, if it is in the state that the action needs.
-fn refund_of(case: &Case, deed: &Deed, refund: Option<Refund>) -> Result<Refund, ApiError> {
-    let (kind, status) = match deed {
-        Deed::RefundAgain => (CaseKind::RefundClosed, RefundStatus::Failed),
+fn refund_of(case: &Case, action: &Action, refund: Option<Refund>) -> Result<Refund, ApiError> {
+    let (kind, status) = match action {
+        Action::RefundAgain => (CaseKind::RefundClosed, RefundStatus::Failed),
         _ => (CaseKind::RefundAbnormal, RefundStatus::Abnormal),
     };
     fits(case.kind == kind, "the case is about no such refund")?;
     // A reopened case has its old history, so a refund is repeated only once. If the repeat fails too, it has its own
     // case.
-    let again = *deed == Deed::RefundAgain && confirmed_before(case, "refund_again");
+    let again = *action == Action::RefundAgain && confirmed_before(case, "refund_again");
     fits(!again, "the refund was sent again from this case already: see that refund")?;
     let refund = refund.ok_or(ApiError::ActionUnfit("the refund is not ours"))?;
     fits(refund.status == status, "the refund has gone on")?;
@@ -332,4 +334,12 @@ fn confirmed_before(case: &Case, action: &str) -> bool {
 
 fn fits(fit: bool, otherwise: &'static str) -> Result<(), ApiError> {
     if fit { Ok(()) } else { Err(ApiError::ActionUnfit(otherwise)) }
+}
+
+/// The rule of a note. Terminals show it too, so it may contain line breaks but no other character that controls the
+/// display.
+pub(super) fn note(text: String) -> Result<String, String> {
+    let plain = text.chars().all(|c| c == '\n' || !steers(c));
+    let fits = text.chars().count() <= NOTE && !text.trim().is_empty() && plain;
+    if fits { Ok(text) } else { Err(format!("text of 1 to {NOTE} characters without control characters")) }
 }

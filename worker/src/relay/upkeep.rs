@@ -1,40 +1,40 @@
-//! Looks after the broker's topology, which this code calls the road. It detects a wiped broker, causes everything to
+//! Looks after the broker's topology: it detects a wiped broker, causes everything to
 //! be published again, and drains the dead letters.
 
 use std::time::Duration;
 
 use broker::topology::{self, Needs};
-use broker::{Connection, MqError};
+use broker::{BrokerError, Connection};
 use domain::message::job::JobKind;
 use runtime::crash::{self, Point};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Depths, Rebuild, Relay, RoadError, RoadState, dead_letters};
+use super::{BrokerState, Depths, Rebuild, Relay, UpkeepError, dead_letters};
 use crate::consumer::{self, BatchOptions};
 
 /// How often the topology is checked.
 const LOOK: Duration = Duration::from_secs(5);
 
-pub(super) struct Road<'a> {
+pub(super) struct Upkeep<'a> {
     pub relay: &'a Relay,
     /// Sends requests to the task that works on the connection with the lock.
     pub ask: mpsc::Sender<Rebuild>,
     /// Reports the state of the topology to that task.
-    pub tell: watch::Sender<RoadState>,
+    pub tell: watch::Sender<BrokerState>,
 }
 
-impl Road<'_> {
+impl Upkeep<'_> {
     /// One session with the broker: repairs what is missing, then drains dead letters and repeats the check.
-    pub async fn session(&self, broker: &Connection, stop: CancellationToken) -> Result<(), RoadError> {
+    pub async fn session(&self, broker: &Connection, stop: CancellationToken) -> Result<(), UpkeepError> {
         self.repair(broker).await?;
         let ended = self.drain_and_look(broker, stop).await;
-        self.tell.send_replace(RoadState::Closed);
+        self.tell.send_replace(BrokerState::Closed);
         ended
     }
 
-    async fn drain_and_look(&self, broker: &Connection, stop: CancellationToken) -> Result<(), RoadError> {
+    async fn drain_and_look(&self, broker: &Connection, stop: CancellationToken) -> Result<(), UpkeepError> {
         let ended = stop.child_token();
         let look = async {
             let outcome = self.keep_looking(broker, &ended).await;
@@ -55,7 +55,7 @@ impl Road<'_> {
         Ok(drained?)
     }
 
-    async fn keep_looking(&self, broker: &Connection, ended: &CancellationToken) -> Result<(), RoadError> {
+    async fn keep_looking(&self, broker: &Connection, ended: &CancellationToken) -> Result<(), UpkeepError> {
         loop {
             tokio::select! {
                 () = ended.cancelled() => return Ok(()),
@@ -65,23 +65,23 @@ impl Road<'_> {
     }
 
     /// Repairs the topology and reports its state.
-    async fn repair(&self, broker: &Connection) -> Result<(), RoadError> {
+    async fn repair(&self, broker: &Connection) -> Result<(), UpkeepError> {
         self.mend(broker).await?;
         let mut depths = Depths::default();
         for queue in JobKind::queues() {
             depths.0.insert(queue, depth(broker, queue).await?);
         }
-        self.tell.send_replace(RoadState::Open(depths));
+        self.tell.send_replace(BrokerState::Open(depths));
         Ok(())
     }
 
     /// A missing marker or queue means that the messages on the broker are lost too. The marker is declared last, so a
     /// repair that breaks off starts again.
-    async fn mend(&self, broker: &Connection) -> Result<(), RoadError> {
+    async fn mend(&self, broker: &Connection) -> Result<(), UpkeepError> {
         let marked = topology::marker_exists(broker).await?;
         let whole = match topology::check(broker, &Needs::everything()).await {
             Ok(()) => true,
-            Err(error @ MqError::Topology(_)) => {
+            Err(error @ BrokerError::Topology(_)) => {
                 warn!(%error, "The topology is not complete; the relay declares what is missing, but policies need `paymentctl broker-setup`");
                 false
             }
@@ -91,16 +91,16 @@ impl Road<'_> {
             return Ok(());
         }
         topology::declare(broker).await?;
-        crash::at(Point::RoadDeclared);
+        crash::at(Point::TopologyDeclared);
         let (done, rebuilt) = oneshot::channel();
-        self.ask.send(done).await.map_err(|_| RoadError::NotLeading)?;
-        rebuilt.await.map_err(|_| RoadError::NotLeading)?;
-        crash::at(Point::RoadRebuilt);
+        self.ask.send(done).await.map_err(|_| UpkeepError::NotLeading)?;
+        rebuilt.await.map_err(|_| UpkeepError::NotLeading)?;
+        crash::at(Point::TopologyRebuilt);
         Ok(topology::declare_marker(broker).await?)
     }
 }
 
-async fn depth(broker: &Connection, queue: &'static str) -> Result<u32, MqError> {
+async fn depth(broker: &Connection, queue: &'static str) -> Result<u32, BrokerError> {
     let waiting = topology::depth(broker, queue).await?;
     metrics::gauge!("queue_messages_ready", "queue" => queue).set(f64::from(waiting));
     Ok(waiting)

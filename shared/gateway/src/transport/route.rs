@@ -18,17 +18,17 @@ use crate::transport::http::{self, Answer};
 const DETOUR: Duration = Duration::from_mins(1);
 
 /// The route of one account.
-pub(crate) struct Road {
+pub(crate) struct Route {
     client: Client,
     hosts: Vec<(Url, Arc<Breaker>)>,
     /// Which host goes first, and until when.
     detour: Mutex<Option<(usize, Instant)>>,
 }
 
-impl Road {
+impl Route {
     /// The hosts in the order of preference; at least one.
-    pub(crate) fn new(client: Client, hosts: Vec<(Url, Arc<Breaker>)>) -> Road {
-        Road { client, hosts, detour: Mutex::new(None) }
+    pub(crate) fn new(client: Client, hosts: Vec<(Url, Arc<Breaker>)>) -> Route {
+        Route { client, hosts, detour: Mutex::new(None) }
     }
 
     /// Makes one call. `build` builds the same request for each host.
@@ -94,14 +94,14 @@ pub(crate) mod tests {
     use domain::PaymentMethod;
 
     /// A route to these hosts, each with its own breaker.
-    pub(crate) fn to(client: Client, urls: &[&str]) -> Road {
+    pub(crate) fn to(client: Client, urls: &[&str]) -> Route {
         let host =
             |url: &&str| (Url::parse(url).unwrap(), Arc::new(Breaker::new(PaymentMethod::Wechat, (*url).into())));
-        Road::new(client, urls.iter().map(host).collect())
+        Route::new(client, urls.iter().map(host).collect())
     }
 
-    async fn get(road: &Road) -> Result<Answer, GatewayError> {
-        road.send(|client, url| Ok(client.get(url.clone()))).await
+    async fn get(route: &Route) -> Result<Answer, GatewayError> {
+        route.send(|client, url| Ok(client.get(url.clone()))).await
     }
 
     fn reply() -> Reply {
@@ -113,51 +113,51 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn the_second_host_answers_when_the_first_takes_no_connection_and_goes_first_then() {
         let server = Server::start(reply()).await;
-        let road = to(client(Transport::Loopback).unwrap(), &[NOBODY, &server.url]);
-        assert_eq!(road.first(Instant::now()), 0);
-        assert_eq!(get(&road).await.unwrap().body, "ok");
-        assert_eq!(road.first(Instant::now()), 1);
-        assert_eq!(road.first(Instant::now() + DETOUR), 0);
-        assert_eq!(get(&road).await.unwrap().body, "ok");
+        let route = to(client(Transport::Loopback).unwrap(), &[NOBODY, &server.url]);
+        assert_eq!(route.first(Instant::now()), 0);
+        assert_eq!(get(&route).await.unwrap().body, "ok");
+        assert_eq!(route.first(Instant::now()), 1);
+        assert_eq!(route.first(Instant::now() + DETOUR), 0);
+        assert_eq!(get(&route).await.unwrap().body, "ok");
     }
 
     #[tokio::test]
     async fn what_was_sent_goes_nowhere_else() {
         let server = Server::start(reply()).await;
         let (_held, mute) = silent();
-        let road = to(crate::testing::impatient_client(), &[&mute, &server.url]);
-        assert!(matches!(get(&road).await, Err(GatewayError::Unknown(_))));
+        let route = to(crate::testing::impatient_client(), &[&mute, &server.url]);
+        assert!(matches!(get(&route).await, Err(GatewayError::Unknown(_))));
         assert_eq!(server.seen().method, "", "nothing came");
     }
 
     #[tokio::test]
     async fn nobody_at_all_means_not_sent_and_opens_both_breakers() {
-        let road = to(client(Transport::Loopback).unwrap(), &[NOBODY, "http://127.0.0.1:2"]);
+        let route = to(client(Transport::Loopback).unwrap(), &[NOBODY, "http://127.0.0.1:2"]);
         for _ in 0..5 {
-            assert!(matches!(get(&road).await, Err(error @ GatewayError::Unavailable(_)) if !stopped(&error)));
+            assert!(matches!(get(&route).await, Err(error @ GatewayError::Unavailable(_)) if !stopped(&error)));
         }
-        let error = get(&road).await.unwrap_err().to_string();
+        let error = get(&route).await.unwrap_err().to_string();
         assert!(error.contains("failed too often"), "{error}");
     }
 
     #[tokio::test]
     async fn of_a_host_that_is_not_tried_and_one_that_is_not_there_the_second_is_told() {
         let (_held, mute) = silent();
-        let road = to(crate::testing::impatient_client(), &[&mute, NOBODY]);
+        let route = to(crate::testing::impatient_client(), &[&mute, NOBODY]);
         for _ in 0..5 {
-            assert!(matches!(get(&road).await, Err(GatewayError::Unknown(_))));
+            assert!(matches!(get(&route).await, Err(GatewayError::Unknown(_))));
         }
-        assert!(matches!(get(&road).await, Err(error @ GatewayError::Unavailable(_)) if !stopped(&error)));
+        assert!(matches!(get(&route).await, Err(error @ GatewayError::Unavailable(_)) if !stopped(&error)));
     }
 
     #[tokio::test]
     async fn an_open_breaker_leads_to_the_second_host() {
         let server = Server::start(reply()).await;
         let (_held, mute) = silent();
-        let road = to(crate::testing::impatient_client(), &[&mute, &server.url]);
+        let route = to(crate::testing::impatient_client(), &[&mute, &server.url]);
         for _ in 0..5 {
-            assert!(matches!(get(&road).await, Err(GatewayError::Unknown(_))));
+            assert!(matches!(get(&route).await, Err(GatewayError::Unknown(_))));
         }
-        assert_eq!(get(&road).await.unwrap().body, "ok");
+        assert_eq!(get(&route).await.unwrap().body, "ok");
     }
 }
