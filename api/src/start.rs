@@ -128,20 +128,23 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
         Some((ops?, ingress))
     };
     match ready() {
-        Some((ops, ingress)) if faults.0.is_empty() => {
-            let checks = checks(ingress.app.db.clone(), ingress.publisher.clone());
-            Ok(Ready { ops, checks, work: ingress.serve(stop) })
-        }
+        Some((ops, ingress)) if faults.0.is_empty() => Ok(ingress.ready(ops, stop).await),
         _ => Err(faults),
     }
 }
 
 impl Ingress {
-    /// Serves until `stop`, then finishes what is in hand.
-    async fn serve(self, stop: CancellationToken) {
-        self.greet();
+    /// Ready means: it has the first answers in memory, and its limits fit the files that it may open.
+    async fn ready(self, ops: TcpListener, stop: CancellationToken) -> Ready<impl Future<Output = ()>> {
         self.warm().await;
         let connections = affordable(&self.listen, &self.app.db);
+        let checks = checks(self.app.db.clone(), self.publisher.clone());
+        Ready { ops, checks, work: self.serve(connections, stop) }
+    }
+
+    /// Serves until `stop`, then finishes what is in hand. Each listener takes so many connections at once.
+    async fn serve(self, connections: usize, stop: CancellationToken) {
+        self.greet();
         // One address leaves three quarters to the others, however few there are.
         let per_address = self.listen.per_address.min((connections / 4).max(1));
         let limits = HttpLimits { connections, per_address, ..HttpLimits::default() };

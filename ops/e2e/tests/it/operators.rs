@@ -179,7 +179,7 @@ async fn is_explained(world: &World, order: &Order) {
         let tells = |line: &Value| format!("{} {}", text(line, "source"), text(line, "what")).contains(what);
         lines.position(tells).unwrap_or_else(|| panic!("{what}: {timeline}"))
     };
-    let story = ["order created", "order paid by trade", "order.paid", "asked for by", "last sent", "refund.succeeded"];
+    let story = ["order created", "order paid by trade", "order.paid", "requested by", "last sent", "refund.succeeded"];
     let places: Vec<usize> = story.into_iter().map(place).collect();
     assert!(places.is_sorted(), "{places:?} {timeline}");
 }
