@@ -80,7 +80,7 @@ async fn a_late_payment_is_handed_on_to_be_honoured_and_never_after_a_return(db:
     let done = both(&world, &case, json!({ "action": "fulfil" })).await;
     let view = done.json();
     assert_eq!((done.status.as_u16(), &view["status"]), (200, &json!("open")), "{}", done.body);
-    assert!(view["history"][1]["done"].as_str().unwrap().contains("the gateway is asked"), "{}", done.body);
+    assert!(view["history"][1]["done"].as_str().unwrap().contains("the gateway is queried"), "{}", done.body);
     assert_eq!(world.get(&format!("/v1/orders/{id}"), "u1").await.json()["status"], "closed");
     let asked: Value = world.one("select payload from jobs where kind = 'check' and due_at <= now()").await;
     assert_eq!(asked[format!("case:{case}")], json!({ "action": "fulfil" }));

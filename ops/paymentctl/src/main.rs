@@ -69,6 +69,10 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     telemetry::install_crypto();
     let command = match &cli.command {
+        Command::Deploy(_) if cli.json || cli.operator.is_some() => {
+            eprintln!("migrate, database-roles and broker-setup take neither --json nor --operator");
+            return ExitCode::from(2);
+        }
         Command::Deploy(command) => return deployed(command).await,
         Command::Operate(command) => command,
     };

@@ -11,7 +11,7 @@
 use domain::message::job::JobKind;
 use runtime::service::Service;
 
-use crate::topology::{self, DEAD, MARKER, Needs, PAYMENT_EVENTS, PAYMENT_IN, PAYMENT_JOBS, any_of};
+use crate::topology::{self, DEAD, MARKER, Needs, PAYMENT_EVENTS, PAYMENT_IN, PAYMENT_JOBS, any_of, literally};
 
 /// Three regular expressions over the names of exchanges and queues.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,13 +69,6 @@ pub fn of_downstream(user: &str) -> Result<Permissions, String> {
     let own = format!(r"^{}\.", literally(user));
     let read = format!(r"^(payment\.events$|{}\.)", literally(user));
     Ok(Permissions { configure: own.clone(), write: own, read })
-}
-
-/// A regular expression that matches exactly this name.
-fn literally(name: &str) -> String {
-    name.chars()
-        .flat_map(|c| (!c.is_ascii_alphanumeric() && c.is_ascii()).then_some('\\').into_iter().chain([c]))
-        .collect()
 }
 
 #[cfg(test)]

@@ -131,10 +131,17 @@ pub fn policies() -> [Policy; 2] {
     ]
 }
 
+/// A regular expression that matches exactly this name.
+pub(crate) fn literally(name: &str) -> String {
+    name.chars()
+        .flat_map(|c| (!c.is_ascii_alphanumeric() && c.is_ascii()).then_some('\\').into_iter().chain([c]))
+        .collect()
+}
+
 /// A regular expression that matches these names, all of which begin with `payment.`, and no others.
 pub(crate) fn any_of(names: &[&str]) -> String {
-    let names: Vec<&str> = names.iter().map(|name| name.trim_start_matches("payment.")).collect();
-    match names[..] {
+    let names: Vec<String> = names.iter().map(|name| literally(name.trim_start_matches("payment."))).collect();
+    match &names[..] {
         [name] => format!(r"^payment\.{name}$"),
         _ => format!(r"^payment\.({})$", names.join("|")),
     }
@@ -390,5 +397,25 @@ fn reason(error: &lapin::Error) -> String {
     match error.kind() {
         lapin::ErrorKind::ProtocolError(error) => error.get_message().to_string(),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A typo in the table would leave a kind without a worker.
+    #[test]
+    fn each_kind_of_job_has_a_worker_that_consumes_its_queue() {
+        for spec in JobKind::ALL.iter().map(|kind| kind.spec()) {
+            let worker: Service = spec.worker.parse().unwrap();
+            assert!(Needs::of(worker).queues.contains(&spec.queue), "{worker}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_matches_our_names_and_no_other() {
+        assert_eq!(any_of(&["payment.a.b"]), r"^payment\.a\.b$");
+        assert_eq!(any_of(&["payment.a", "payment.b"]), r"^payment\.(a|b)$");
     }
 }

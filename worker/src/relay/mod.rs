@@ -203,9 +203,10 @@ impl Relay {
                 }
                 // Jobs that can wait are published when no other job is due, and only while their queue is short. The
                 // relay publishes a few and then pauses, because it learns the depth of the queue with a delay.
-                if jobs == 0 && last_idle.is_none_or(|at| at.elapsed() >= IDLE_PAUSE) {
+                let idle: Vec<_> = depths.when_idle().collect();
+                if jobs == 0 && !idle.is_empty() && last_idle.is_none_or(|at| at.elapsed() >= IDLE_PAUSE) {
                     last_idle = Some(Instant::now());
-                    for (kind, depth) in depths.when_idle() {
+                    for (kind, depth) in idle {
                         steps.take(kind.as_str(), due_jobs::carry(self, connection, (kind, depth))).await?;
                     }
                 }

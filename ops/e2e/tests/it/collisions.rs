@@ -76,7 +76,9 @@ async fn serialization_failures_and_deadlocks_are_tried_again_and_lose_nothing()
     };
     let (_, made) =
         world.under_load(BUYERS, async { tokio::join!(lock_the_wrong_way_round(&world, &go_on), collide) }).await;
-    for what in ["could not serialize access", "deadlock detected", "once more", "next round does it", "A job failed"] {
+    for what in
+        ["could not serialize access", "deadlock detected", "trying again", "next round will repeat", "A job failed"]
+    {
         println!("{what}: {}", told(&world, what));
     }
     assert!(made.paid >= 50 && made.returned >= 10, "hardly any load: {made:?}");

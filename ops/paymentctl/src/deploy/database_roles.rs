@@ -1,8 +1,7 @@
-//! `paymentctl database-roles`: the deploy step that gives each process's database role its rights.
+//! `paymentctl database-roles`: grants each process's database role its rights.
 //!
-//! The table is in `store::upkeep::grants`. The roles themselves, with their passwords, are made by whoever may make roles:
-//! they belong to the whole cluster, a user who deploys to one database of it often may not create them, and a password
-//! has no place in a migration.
+//! The table is in `store::upkeep::grants`. This command does not create the roles: they belong to the whole cluster, the user
+//! that deploys to one database of it often may not create them, and a password has no place in a migration.
 
 use anyhow::{Context, bail};
 use clap::Args;

@@ -126,9 +126,10 @@ fn storeys_stand_on_those_below_alone() {
 
 #[test]
 fn the_domain_does_no_io() {
-    let words = ["sqlx::", "tokio", "lapin", "reqwest", "std::fs", "std::net", "async "];
-    // The column types, which belong beside the types; they ask no database.
-    assert_eq!(offences(&["shared/domain/src"], &["shared/domain/src/columns.rs"], &words), [""; 0]);
+    let words = ["tokio", "lapin", "reqwest", "std::fs", "std::net", "async "];
+    assert_eq!(offences(&["shared/domain/src"], &[], &words), [""; 0]);
+    // The column types, which belong beside the types; they query no database.
+    assert_eq!(offences(&["shared/domain/src"], &["shared/domain/src/columns.rs"], &["sqlx::"]), [""; 0]);
 }
 
 /// Settling takes what gateways have signed; tables take what settling has decided.
@@ -136,6 +137,8 @@ fn the_domain_does_no_io() {
 fn tables_do_not_know_the_gateways() {
     let rooms = &["shared/store/src/tables", "shared/store/src/upkeep", "shared/store/src/cache"];
     assert_eq!(offences(rooms, &[], &["gateway::", "crate::settle"]), [""; 0]);
+    let rooms = &["shared/store/src/tables", "shared/store/src/upkeep"];
+    assert_eq!(offences(rooms, &[], &["crate::cache"]), [""; 0]);
 }
 
 #[test]
@@ -187,8 +190,13 @@ fn a_providers_words_stop_at_its_adapter() {
 
 #[test]
 fn money_is_never_a_float() {
-    let rooms =
-        &["shared/domain/src", "shared/gateway/src/alipay", "shared/gateway/src/wechat", "shared/store/src/tables"];
+    let rooms = &[
+        "shared/domain/src",
+        "shared/gateway/src/alipay",
+        "shared/gateway/src/wechat",
+        "shared/store/src/tables",
+        "shared/store/src/settle",
+    ];
     assert_eq!(offences(rooms, &[], &["f64", "f32"]), [""; 0]);
 }
 
@@ -358,7 +366,7 @@ fn comments_and_documents_use_the_words_of_the_project() {
     for (path, text) in folders.iter().flat_map(|folder| files(folder, "rs")) {
         found.extend(comments(&text).into_iter().flat_map(|line| wrong(&path, line)));
     }
-    for (path, text) in folders.iter().flat_map(|folder| files(folder, "md")) {
+    for (path, text) in ["shared", "api", "ops", "migrations"].iter().flat_map(|folder| files(folder, "md")) {
         // The page itself names them.
         let lines = if path == "ops/words.md" { Vec::new() } else { outside_of_code_blocks(&text) };
         found.extend(lines.into_iter().flat_map(|line| wrong(&path, line)));
@@ -436,7 +444,7 @@ fn the_example_names_every_variable_and_each_once() {
 fn paths_named(page: &str) -> Vec<&str> {
     let starts = ["shared/", "api/", "worker/", "ops/", "migrations/"];
     let quoted = page.split('`').skip(1).step_by(2);
-    // What follows a colon is inside of the file; a name with a placeholder is a form of names.
+    // A name with a placeholder is a form of names.
     quoted
         .filter(|text| starts.iter().any(|start| text.starts_with(start)))
         .filter(|text| !text.contains(['{', '*', '<', '…', ' ']))

@@ -317,6 +317,9 @@ mod tests {
     #[test]
     fn kinds_that_share_a_queue_share_its_worker_and_its_exchange() {
         for kind in JobKind::ALL {
+            // The form that the check `jobs_kind` holds (migration 0030).
+            let name = kind.as_str();
+            assert!(name.len() <= 31 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
             let (spec, first) = (kind.spec(), JobKind::of_queue(kind.spec().queue).unwrap().spec());
             assert_eq!((spec.worker, spec.exchange, spec.is_nudged), (first.worker, first.exchange, first.is_nudged));
         }

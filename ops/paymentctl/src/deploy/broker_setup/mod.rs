@@ -1,7 +1,7 @@
-//! `paymentctl broker-setup`: the deploy step that gives the broker its topology and policies.
+//! `paymentctl broker-setup`: gives the broker its topology and policies, and each user its rights.
 //!
-//! It declares over AMQP and sets policies and permissions through the management plug-in, with a user of its own; the
-//! services only look. It may run as often as one likes: what is there as it should be stays as it is.
+//! It declares over AMQP, and sets policies and permissions through the management plug-in, with a user of its own; the
+//! services only check. It may run any number of times: it changes only what differs.
 
 use std::time::Duration;
 
@@ -26,9 +26,9 @@ use address::{Node, nodes};
 
 /// How long a policy may take until the queues have it.
 const TAKES_EFFECT: Duration = Duration::from_secs(20);
-/// How far the plug-in's knowledge of a queue may be behind, after its leader has changed too.
+/// How far the plug-in's knowledge of a queue may be behind, also after its leader has changed.
 const LAGS: Duration = Duration::from_secs(10);
-/// On how many nodes a queue is to live, where the broker has so many: one may then be lost, and a majority goes on.
+/// The number of nodes that a queue should live on, if the broker has that many: a majority survives the loss of one.
 const REPLICAS: usize = 3;
 
 /// What the deploy step needs.
@@ -58,13 +58,13 @@ pub struct BrokerSetup {
     /// A user who consumes events: may declare, bind to payment.events and consume what begins with its own name and a dot.
     #[arg(long, value_name = "USER")]
     downstream: Vec<String>,
-    /// Leave users and their permissions to somebody else.
+    /// Do not set permissions: something else manages users.
     #[arg(long, conflicts_with_all = ["users", "downstream"])]
     no_permissions: bool,
 }
 
 impl BrokerSetup {
-    /// Each user with what he may do.
+    /// Each user with its permissions.
     fn users(&self) -> anyhow::Result<Vec<(String, Permissions)>> {
         if self.no_permissions {
             return Ok(Vec::new());
@@ -122,8 +122,8 @@ pub async fn run(config: BrokerSetupConfig, options: &BrokerSetup) -> anyhow::Re
     Ok(())
 }
 
-/// What is wrong with the policies in effect, a line for each queue, for whoever only looks. `management_url` may be that of
-/// any user who sees the queues.
+/// The differences of the policies in effect from the table, a line for each queue. Changes nothing; any user that sees the
+/// queues is enough for `management_url`.
 ///
 /// # Errors
 /// When the management plug-in cannot be asked.

@@ -46,8 +46,8 @@ pub async fn delete_unreadable(tx: &mut PgConnection, job: &Due) -> Result<(), D
 /// What a job is about.
 #[derive(Debug, Clone)]
 pub struct Work {
-    /// What it does.
-    pub kind: JobKind,
+    /// What it does. As text: an older build shows a kind that it does not know, too.
+    pub kind: String,
     /// The order or refund that it is about.
     pub ref_id: Option<String>,
 }
@@ -57,11 +57,7 @@ pub struct Work {
 /// # Errors
 /// [`DbError`].
 pub async fn work(tx: &mut PgConnection, id: i64) -> Result<Option<Work>, DbError> {
-    let found = sqlx::query_as!(
-        Work,
-        r#"select kind as "kind: JobKind", ref_id from jobs where id = $1 and ref_id is not null"#,
-        id
-    );
+    let found = sqlx::query_as!(Work, "select kind, ref_id from jobs where id = $1 and ref_id is not null", id);
     Ok(found.fetch_optional(tx).await?)
 }
 
