@@ -15,6 +15,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::IntoResponse;
 use domain::{OrderId, OrderStatus};
+use store::cache::OrderCopy;
 use store::tables::orders;
 use tracing::Span;
 use tracing::field::display;
@@ -118,10 +119,11 @@ pub async fn get(
     OrderPath(id): OrderPath,
 ) -> Result<Json<OrderView>, ApiError> {
     let reading = app.clone();
-    let order = to_the_end(async move { Ok(reading.cache.orders.get(&reading.db, id).await?) }).await?;
+    let copy = to_the_end(async move { Ok(reading.cache.orders.get(&reading.db, id).await?) }).await?;
+    let order = copy.as_deref().map(OrderCopy::order);
     let order = order.filter(|order| viewer.may_see(order.id, &order.user_id)).ok_or(ApiError::OrderNotFound)?;
     app.hints.read(&app.db, (order.id, order.status));
-    Ok(Json(OrderView::of_copy(&order)))
+    Ok(Json(OrderView::of(order)))
 }
 
 /// List the user's own orders, newest first.

@@ -4,7 +4,6 @@ use domain::{ExtraState, Money, OrderStatus};
 use gateway::Payment;
 use serde::Serialize;
 use serde_json::Value;
-use store::cache::OrderCopy;
 use store::tables::orders::{NewOrder, Order};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -68,11 +67,6 @@ pub struct OrderView {
 impl OrderView {
     /// The order as its owner sees it.
     pub fn of(order: &Order) -> OrderView {
-        OrderView::of_copy(&OrderCopy::from(order.clone()))
-    }
-
-    /// The same, from a copy.
-    pub fn of_copy(order: &OrderCopy) -> OrderView {
         OrderView {
             id: order.id.to_string(),
             order_no: order.order_no.to_string(),
@@ -88,7 +82,7 @@ impl OrderView {
             expires_at: order.expires_at,
             paid_at: order.paid_at,
             closed_at: order.closed_at,
-            close_requested: order.close_requested,
+            close_requested: order.close_requested_at.is_some(),
             extra_payment: ExtraPaymentView::of(order.extra_state, order.extra_amount),
             metadata: order.metadata.clone(),
             version: order.version,

@@ -3,15 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use domain::{
-    AccountName, ExtraState, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo,
-    UserId,
-};
+use domain::{OrderId, UserId};
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::PgPool;
-use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use tracing::warn;
 
@@ -31,66 +27,22 @@ const OWNERS: u64 = 50_000;
 /// read the database themselves.
 const AT_ONCE: usize = 2;
 
-/// An order as its owner sees it, with its owner. It contains nothing about the payer and nothing that we send to the
-/// gateway.
+/// An order as its owner sees it. It holds nothing that we send to the gateway, because that may name the payer.
+///
+/// It is not an [`Order`], so nothing decides by a copy: what decides takes an order that the database has just shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "each is that of `Order`")]
-pub struct OrderCopy {
-    pub id: OrderId,
-    pub user_id: UserId,
-    pub order_no: OrderNo,
-    pub product_type: ProductType,
-    pub subject: Subject,
-    pub amount: Money,
-    pub payment_method: PaymentMethod,
-    pub scene: Scene,
-    pub account: AccountName,
-    pub status: OrderStatus,
-    pub trade_no: Option<TradeNo>,
-    pub refunded_amount: Money,
-    #[serde(with = "time::serde::rfc3339")]
-    pub expires_at: OffsetDateTime,
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub paid_at: Option<OffsetDateTime>,
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub closed_at: Option<OffsetDateTime>,
-    pub close_requested: bool,
-    pub extra_state: Option<ExtraState>,
-    pub extra_amount: Option<Money>,
-    pub metadata: Value,
-    pub version: i64,
-    #[serde(with = "time::serde::rfc3339")]
-    pub created_at: OffsetDateTime,
-    #[serde(with = "time::serde::rfc3339")]
-    pub updated_at: OffsetDateTime,
+pub struct OrderCopy(Order);
+
+impl OrderCopy {
+    /// The order as it was at some moment, for showing.
+    pub fn order(&self) -> &Order {
+        &self.0
+    }
 }
 
 impl From<Order> for OrderCopy {
     fn from(order: Order) -> OrderCopy {
-        OrderCopy {
-            id: order.id,
-            user_id: order.user_id,
-            order_no: order.order_no,
-            product_type: order.product_type,
-            subject: order.subject,
-            amount: order.amount,
-            payment_method: order.payment_method,
-            scene: order.scene,
-            account: order.account,
-            status: order.status,
-            trade_no: order.trade_no,
-            refunded_amount: order.refunded_amount,
-            expires_at: order.expires_at,
-            paid_at: order.paid_at,
-            closed_at: order.closed_at,
-            close_requested: order.close_requested_at.is_some(),
-            extra_state: order.extra_state,
-            extra_amount: order.extra_amount,
-            metadata: order.metadata,
-            version: order.version,
-            created_at: order.created_at,
-            updated_at: order.updated_at,
-        }
+        OrderCopy(Order { prepay: Value::Null, ..order })
     }
 }
 
@@ -100,11 +52,11 @@ fn key(id: OrderId) -> String {
 
 impl Copied for OrderCopy {
     fn key(&self) -> String {
-        key(self.id)
+        key(self.0.id)
     }
 
     fn version(&self) -> i64 {
-        self.version
+        self.0.version
     }
 }
 
@@ -165,7 +117,7 @@ impl Orders {
             return Ok(Some(order));
         }
         let trusted = |copy: &OrderCopy| match self.owners.get(&id) {
-            Some(owner) if owner == copy.user_id => Trust::Shown,
+            Some(owner) if owner == copy.0.user_id => Trust::Shown,
             Some(_) => Trust::Contradicted,
             None => Trust::NotYet,
         };
@@ -189,7 +141,7 @@ impl Orders {
 
     /// Remembers the owner that PostgreSQL states for this order.
     fn learn(&self, order: &OrderCopy) {
-        self.owners.insert(order.id, order.user_id.clone());
+        self.owners.insert(order.0.id, order.0.user_id.clone());
     }
 
     /// Loads the newest orders.

@@ -7,6 +7,7 @@ use domain::{
     AccountName, ExtraState, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo,
     UserId,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::{PgConnection, PgExecutor};
 use time::{Duration, OffsetDateTime};
@@ -20,8 +21,9 @@ mod moves;
 
 pub use moves::{Paid, mark_by_refunds, mark_closed, mark_honoured, mark_paid};
 
-/// One row, whole.
-#[derive(Clone)]
+/// One row, whole. What the owner sees and what is copied derive from it: a new column is a field here and a name in the
+/// list of columns below.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     /// Our id, for paths and events.
     pub id: OrderId,
@@ -48,12 +50,16 @@ pub struct Order {
     /// The amount that was refunded.
     pub refunded_amount: Money,
     /// The last moment to pay.
+    #[serde(with = "time::serde::rfc3339")]
     pub expires_at: OffsetDateTime,
     /// When it was paid, by the gateway's clock. `None` also for an impossible time.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub paid_at: Option<OffsetDateTime>,
     /// When it was closed, by our clock.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub closed_at: Option<OffsetDateTime>,
     /// When a close was first requested, by our clock.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub close_requested_at: Option<OffsetDateTime>,
     /// What happened to payments that the order was not owed; `None`: there were none. See [`crate::tables::extra`].
     pub extra_state: Option<ExtraState>,
@@ -61,14 +67,24 @@ pub struct Order {
     pub extra_amount: Option<Money>,
     /// What the merchant's frontend attached; events include it.
     pub metadata: Value,
-    /// See [`gateway::PrepayRequest`]. Never logged.
+    /// See [`gateway::PrepayRequest`]. Never logged, and in no copy.
+    #[serde(skip)]
     pub prepay: Value,
     /// Increases with each change.
     pub version: i64,
     /// By our clock.
+    #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     /// By our clock.
+    #[serde(with = "time::serde::rfc3339")]
     pub updated_at: OffsetDateTime,
+}
+
+/// Shows which order it is; never what may name the payer.
+impl std::fmt::Debug for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Order({}, {}, version {})", self.order_no, self.status, self.version)
+    }
 }
 
 /// The content of a new order.

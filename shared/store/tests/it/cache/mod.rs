@@ -143,5 +143,5 @@ fn counted(handle: &PrometheusHandle, parts: &[&str]) -> u64 {
 }
 
 async fn version(cache: &Cache, world: &World, id: OrderId) -> i64 {
-    cache.orders.get(&world.db, id).await.unwrap().unwrap().version
+    cache.orders.get(&world.db, id).await.unwrap().unwrap().order().version
 }

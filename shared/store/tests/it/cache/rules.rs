@@ -180,7 +180,7 @@ async fn what_comes_after_a_refund_is_seen_everywhere_within_a_second(db: PgPool
     a_second().await;
     for cache in &caches {
         let shown = cache.orders.get(&world.db, id).await.unwrap().unwrap();
-        assert_eq!((shown.status, shown.extra_state), (OrderStatus::Refunded, Some(ExtraState::Held)));
+        assert_eq!((shown.order().status, shown.order().extra_state), (OrderStatus::Refunded, Some(ExtraState::Held)));
     }
 }
 

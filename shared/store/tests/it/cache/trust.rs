@@ -33,7 +33,7 @@ impl World {
     }
 
     async fn owner(&self, cache: &Cache, id: OrderId) -> UserId {
-        cache.orders.get(&self.db, id).await.unwrap().unwrap().user_id.clone()
+        cache.orders.get(&self.db, id).await.unwrap().unwrap().order().user_id.clone()
     }
 
     /// A database in which every order belongs to `owner`.
@@ -73,7 +73,7 @@ async fn a_copy_that_we_did_not_make_counts_as_absent(db: PgPool) {
         let before = (forged(), unfit());
         world.forge(&redis, id, &data).await;
         let shown = cache.orders.get(&world.db, id).await.unwrap().unwrap();
-        assert_eq!((shown.version, shown.status.as_str()), (1, "pending"), "{data}");
+        assert_eq!((shown.order().version, shown.order().status.as_str()), (1, "pending"), "{data}");
         let after = (before.0 + u64::from(as_forged), before.1 + u64::from(!as_forged));
         assert_eq!((forged(), unfit()), after, "{data}\n{}", handle.render());
     }
