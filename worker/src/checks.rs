@@ -5,7 +5,7 @@
 //! payment while it closes the order, it settles the payment.
 
 use domain::message::job::{AT_LEAST_APART, CHECKS, CheckRequest, JobKind};
-use domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, PaymentMethod, Verdict};
+use domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, Verdict};
 use gateway::{CloseOutcome, Gateway, GatewayError, Gateways, TradeAnswer, Verified};
 use runtime::clock::Clock;
 use runtime::crash::{self, Point};
@@ -117,11 +117,9 @@ impl CheckWorker {
         met(Point::CheckClosed, order)?;
         match closed {
             CloseOutcome::Closed => Ok(Heard { state: "CLOSED".to_owned(), ended: true, ..heard }),
-            // The offer to the gateway named the last moment to pay: after it, no trade can be created. Before it, a
-            // cashier page that is still open can create a trade at Alipay; at WeChat Pay nothing is left to pay.
-            CloseOutcome::NoTrade => {
-                Ok(Heard { ended: expired || order.payment_method == PaymentMethod::Wechat, ..heard })
-            }
+            // The offer to the gateway named the last moment to pay: after it, no trade can be created.
+            CloseOutcome::NoTradeYet => Ok(Heard { ended: expired, ..heard }),
+            CloseOutcome::NoTrade => Ok(Heard { ended: true, ..heard }),
             // Another party was faster: most likely the buyer, who paid.
             CloseOutcome::NotClosed => match query(gateway, order, job.now()).await? {
                 heard if heard.unpaid() => Err(GatewayError::Unknown(format!("not closed in state {}", heard.state))),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use backon::{ExponentialBuilder, Retryable};
 use domain::message::job::RefundRequest;
 use domain::{AccountName, CaseKind, Money, PaymentMethod, RefundId, RefundStatus};
-use gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget};
+use gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget, limits};
 use runtime::clock::Clock;
 use runtime::crash::{self, Point};
 use runtime::service::Service;
@@ -132,10 +132,7 @@ impl RefundWorker {
     /// How long the gateway accepts no further refund of this order. We count from the last moment at which another
     /// refund may have reached it: when we sent that refund, or when its record last changed, whichever is later.
     async fn too_soon(&self, job: &Taken, refund: &Refund, order: &Order) -> Result<Option<time::Duration>, JobError> {
-        let gap = match refund.payment_method {
-            PaymentMethod::Alipay => time::Duration::seconds(3),
-            PaymentMethod::Wechat => time::Duration::minutes(1),
-        };
+        let gap = limits(refund.payment_method).between_refunds;
         let others = in_time(refunds::of_order(&self.db, order.id)).await?;
         let sent = others.iter().filter(|other| other.id != refund.id && other.sent_at.is_some());
         // `sent_at` is the database's time; `updated_at` may come from a clock that is behind.

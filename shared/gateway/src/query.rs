@@ -46,6 +46,8 @@ pub enum CloseOutcome {
     Closed,
     /// The gateway knows no such trade (Alipay, before the buyer opens the cashier). A trade may still appear until the
     /// order expires.
+    NoTradeYet,
+    /// The gateway knows no such trade, and none can appear (WeChat Pay: nothing is left that the buyer could pay).
     NoTrade,
     /// The order is in another state: query.
     NotClosed,

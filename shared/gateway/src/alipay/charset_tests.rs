@@ -76,7 +76,7 @@ async fn a_refusal_counts_in_every_charset() {
         let none = query(&failure("40004", "ACQ.TRADE_NOT_EXIST", &words("没有这笔交易"))).await.unwrap();
         assert_eq!(none, TradeAnswer::Absent { state: "TRADE_NOT_EXIST".to_owned() });
         let none = close(&failure("40004", "ACQ.TRADE_NOT_EXIST", &words("没有这笔交易"))).await.unwrap();
-        assert_eq!(none, CloseOutcome::NoTrade);
+        assert_eq!(none, CloseOutcome::NoTradeYet);
         let short = refund(&failure("40004", "ACQ.SELLER_BALANCE_NOT_ENOUGH", &words("卖家的钱不够"))).await;
         assert!(matches!(&short, Err(GatewayError::NotNow { .. })), "{short:?}");
         let late = refund(&failure("40004", "ACQ.TRADE_HAS_FINISHED", &words("交易已经结束"))).await;

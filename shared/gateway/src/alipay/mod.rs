@@ -26,6 +26,7 @@ use crate::error::CallbackError;
 use crate::error::GatewayError;
 use crate::keys::{KeyNews, KeyStatus};
 use crate::keys::{SigningKey, VerifyingKey};
+use crate::limits::Limits;
 use crate::prepay::{Payment, PrepayOrder, PrepayRequest};
 use crate::query::{CloseOutcome, TradeAnswer};
 use crate::reach::Reach;
@@ -53,6 +54,11 @@ mod split_tests;
 #[cfg(test)]
 mod tests;
 mod trust;
+
+/// Source: Alipay, `alipay.trade.refund`: 3 s between two refunds of a trade. How long a trade can be refunded depends on the
+/// contract.
+pub(crate) const LIMITS: Limits =
+    Limits { between_refunds: time::Duration::seconds(3), refundable_for: None, refunds_of_a_payment: None };
 
 /// The signature is a field of the body, so no header is needed.
 pub const CALLBACK_HEADERS: &[&str] = &[];

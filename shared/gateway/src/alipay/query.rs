@@ -90,7 +90,7 @@ impl Alipay {
             Err(failure) => failure,
         };
         match failure.short_sub_code() {
-            "TRADE_NOT_EXIST" => Ok(CloseOutcome::NoTrade),
+            "TRADE_NOT_EXIST" => Ok(CloseOutcome::NoTradeYet),
             "TRADE_STATUS_ERROR"
             | "REASON_TRADE_STATUS_INVALID"
             | "REASON_ILLEGAL_STATUS"

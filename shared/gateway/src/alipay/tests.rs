@@ -204,7 +204,7 @@ async fn a_query_believes_only_what_is_signed_and_about_this_order() {
 async fn a_close_says_whether_anyone_can_still_pay() {
     for (node, expected) in [
         (r#"{"code":"10000","trade_no":"2026","out_trade_no":"ORD_01"}"#, CloseOutcome::Closed),
-        (r#"{"code":"40004","sub_code":"ACQ.TRADE_NOT_EXIST"}"#, CloseOutcome::NoTrade),
+        (r#"{"code":"40004","sub_code":"ACQ.TRADE_NOT_EXIST"}"#, CloseOutcome::NoTradeYet),
         (r#"{"code":"40004","sub_code":"ACQ.TRADE_STATUS_ERROR"}"#, CloseOutcome::NotClosed),
         (r#"{"code":"40004","sub_code":"ACQ.REASON_TRADE_STATUS_INVALID"}"#, CloseOutcome::NotClosed),
     ] {

@@ -26,6 +26,7 @@ use crate::error::CallbackError;
 use crate::error::GatewayError;
 use crate::keys::{KeyNews, KeyStatus};
 use crate::keys::{KeyRing, SigningKey};
+use crate::limits::Limits;
 use crate::prepay::{Payment, PrepayOrder, PrepayRequest};
 use crate::query::{CloseOutcome, TradeAnswer};
 use crate::reach::Reach;
@@ -51,6 +52,13 @@ pub mod sensitive;
 pub mod sign;
 #[cfg(test)]
 mod tests;
+
+/// Source: WeChat Pay APIv3, "申请退款": one refund of an order a minute, within a year of the payment, 50 of one payment.
+pub(crate) const LIMITS: Limits = Limits {
+    between_refunds: time::Duration::minutes(1),
+    refundable_for: Some((time::Duration::days(365), "WeChat Pay refunds for one year after the payment")),
+    refunds_of_a_payment: Some((50, "WeChat Pay refunds a payment 50 times at most")),
+};
 
 /// The headers that the signature covers, or that name the key and hold the signature.
 pub const CALLBACK_HEADERS: &[&str] = &sign::HEADERS;

@@ -7,9 +7,10 @@
 use domain::message::event::Event;
 use domain::message::job::{CheckRequest, JobRequest, RefundRequest};
 use domain::{
-    CaseId, CaseKind, Fact, Money, Notification, OrderId, OrderStatus, PaymentMethod, Policies, RefundEvent, RefundId,
-    RefundNo, RefundOutcome, RefundStatus, TradeNo, status_by_refunds,
+    CaseId, CaseKind, Fact, Money, Notification, OrderId, OrderStatus, Policies, RefundEvent, RefundId, RefundNo,
+    RefundOutcome, RefundStatus, TradeNo, status_by_refunds,
 };
+use gateway::limits;
 use runtime::clock::Clock;
 use serde_json::json;
 use sqlx::PgConnection;
@@ -23,11 +24,6 @@ use crate::tables::orders::Order;
 use crate::tables::refunds::{Move, NewRefund, Refund};
 use crate::tables::transactions::Payment;
 use crate::tables::{cases, events as outbox, extra, jobs, orders, refunds, transactions};
-
-/// WeChat Pay refunds a payment for this long after it was made. Alipay's limit depends on the contract.
-const WECHAT_PERIOD: Duration = Duration::days(365);
-/// How many refunds of one trade WeChat Pay accepts.
-const WECHAT_REFUNDS: usize = 50;
 
 /// How long after a refund fails we query it once more.
 const LOOK_BACK: Duration = Duration::days(1);
@@ -126,13 +122,8 @@ fn allowed(all: &[Refund], payment: &Payment, now: OffsetDateTime) -> Result<Mon
     // A failed refund never existed at the gateway.
     let of_payment: Vec<&Refund> =
         all.iter().filter(|refund| refund.transaction_id == payment.id && refund.status.reserves()).collect();
-    if payment.payment_method == PaymentMethod::Wechat {
-        if now - payment.paid_at > WECHAT_PERIOD {
-            return Err(RefundRefusal::NotRefundable("WeChat Pay refunds for one year after the payment"));
-        }
-        if of_payment.len() >= WECHAT_REFUNDS {
-            return Err(RefundRefusal::NotRefundable("WeChat Pay refunds a payment 50 times at most"));
-        }
+    if let Some(text) = limits(payment.payment_method).refuses(now - payment.paid_at, of_payment.len()) {
+        return Err(RefundRefusal::NotRefundable(text));
     }
     // What the gateway says was refunded is gone, whether or not we have booked it.
     let reserved = outside::sum(of_payment.iter().copied()).max(payment.returned);
