@@ -10,7 +10,7 @@ use runtime::seal::SealKeys;
 use tracing::warn;
 use url::{Origin, Url};
 
-use crate::callers::{self, Callers, network};
+use crate::access::callers::{self, Callers, network};
 
 /// Where the process listens.
 #[derive(Debug, Clone, Copy)]
@@ -223,7 +223,7 @@ mod tests {
     use store::DatabaseConfig;
 
     use super::*;
-    use crate::token_keys::TokenKeys;
+    use crate::access::token_keys::TokenKeys;
 
     #[test]
     fn every_fault_is_named_at_once() {

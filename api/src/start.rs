@@ -20,17 +20,17 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::callers::KnownCallers;
+use crate::access::callers::KnownCallers;
+use crate::access::guard::is_listed;
+use crate::access::limits::Limits;
+use crate::access::token_keys::TokenKeys;
 use crate::config::{Listen, Settings, seal_keys};
-use crate::guard::is_listed;
-use crate::hints::Hints;
-use crate::hub::Hub;
-use crate::intake::Intake;
-use crate::limits::Limits;
-use crate::refused_accounts::RefusedAccounts;
+use crate::create::intake::Intake;
+use crate::create::refused_accounts::RefusedAccounts;
+use crate::create::writer::OrderWriter;
 use crate::state::{App, InHand};
-use crate::token_keys::TokenKeys;
-use crate::writer::OrderWriter;
+use crate::watch::hints::Hints;
+use crate::watch::hub::Hub;
 use crate::{callbacks_only, router};
 
 /// Which process this is.

@@ -15,22 +15,22 @@ use store::tables::orders::Order;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
-use crate::auth::Authenticator;
-use crate::callers::KnownCallers;
+use crate::access::auth::Authenticator;
+use crate::access::callers::KnownCallers;
+use crate::access::limits::Limits;
+use crate::access::strikes::Strikes;
+use crate::access::view_token::ViewTokens;
+use crate::answer::problem::ApiError;
+use crate::answer::rarely::Rarely;
 use crate::config::Settings;
-use crate::hints::Hints;
-use crate::hub::Hub;
-use crate::idempotency::Turns;
-use crate::intake::Intake;
-use crate::joined::Joined;
-use crate::limits::Limits;
-use crate::problem::ApiError;
-use crate::rarely::Rarely;
-use crate::refused_accounts::RefusedAccounts;
+use crate::create::idempotency::Turns;
+use crate::create::intake::Intake;
+use crate::create::refused_accounts::RefusedAccounts;
+use crate::create::writer::OrderWriter;
 use crate::routes::admin::sync::SyncView;
-use crate::strikes::Strikes;
-use crate::view_token::ViewTokens;
-use crate::writer::OrderWriter;
+use crate::watch::hints::Hints;
+use crate::watch::hub::Hub;
+use crate::watch::joined::Joined;
 
 /// The state of the whole process; handlers share it behind an `Arc`.
 pub struct App {

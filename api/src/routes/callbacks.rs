@@ -19,11 +19,11 @@ use runtime::crash::{self, Point};
 use tracing::field::display;
 use tracing::{Span, warn};
 
-use crate::guard::{ClientIp, is_allowed, is_listed, unknown_proxy};
-use crate::intake::Receipt;
-use crate::layers::{self, BodyTime, Bounds};
-use crate::problem::Rendered;
-use crate::refusal::{CallbackOutcome, CallbackRefusal, accepted, refused};
+use crate::access::guard::{ClientIp, is_allowed, is_listed, unknown_proxy};
+use crate::answer::layers::{self, BodyTime, Bounds};
+use crate::answer::problem::Rendered;
+use crate::answer::refusal::{CallbackOutcome, CallbackRefusal, accepted, refused};
+use crate::create::intake::Receipt;
 use crate::state::App;
 
 /// The time limit for the whole answer. The gateways stop waiting after 5 s.

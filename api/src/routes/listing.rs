@@ -15,8 +15,8 @@ use time::macros::offset;
 use time::{Date, OffsetDateTime, Time};
 use utoipa::IntoParams;
 
-use crate::fields::{MOST, one_of, short};
-use crate::problem::{ApiError, FieldFault};
+use crate::answer::problem::{ApiError, FieldFault};
+use crate::create::fields::{MOST, one_of, short};
 
 /// A query string in which the OpenAPI document names each parameter, and each appears once. Otherwise a misspelt
 /// filter would return everything.

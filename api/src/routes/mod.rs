@@ -12,12 +12,21 @@ pub mod refunds;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::layers::{self, BodyTime, Bounds};
-use crate::state::App;
-use crate::{auth, headers, limits, openapi};
 use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware;
+use axum::routing::get;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::access::{auth, limits};
+use crate::answer::headers;
+use crate::answer::layers::{self, BodyTime, Bounds};
+use crate::answer::openapi::{self, Tokens};
+use crate::routes::admin::{cases, config, stats, sync};
+use crate::routes::orders::PaymentView;
+use crate::state::App;
 
 /// The time limit for an answer to a frontend. It is longer than a slow body and a gateway call may take together, so
 /// that the client gets the outcome.
@@ -28,10 +37,8 @@ const FRONTEND_BODY: BodyTime = BodyTime { gap: Duration::from_secs(4), whole: D
 /// The router for all requests to the service.
 pub fn router(app: Arc<App>) -> Router {
     let bounds = Bounds { answer: FRONTEND, body: FRONTEND_BODY };
-    let frontends = openapi::router(app.settings.serve_docs)
-        .merge(pages::router())
-        .fallback(nothing)
-        .method_not_allowed_fallback(not_so);
+    let frontends =
+        frontends(app.settings.serve_docs).merge(pages::router()).fallback(nothing).method_not_allowed_fallback(not_so);
     let frontends = frontends
         .layer(middleware::from_fn_with_state(app.clone(), layers::slot))
         .layer(middleware::from_fn_with_state(app.clone(), auth::deny_by_default))
@@ -47,6 +54,50 @@ pub fn router(app: Arc<App>) -> Router {
 pub fn callbacks_only(app: Arc<App>) -> Router {
     let (clock, https) = (app.clock, app.settings.is_https());
     layers::around(callbacks::router(&app).fallback(nothing).with_state(app), clock, https)
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "payment-api",
+        description = "Orders paid through Alipay and WeChat Pay. Amounts are text in yuan, times are RFC 3339, errors \
+            are application/problem+json with a stable `code`."
+    ),
+    components(schemas(PaymentView)),
+    modifiers(&Tokens)
+)]
+struct Description;
+
+/// The frontends' routes. With `serve_docs` they include their description.
+fn frontends(serve_docs: bool) -> Router<Arc<App>> {
+    match serve_docs {
+        true => openapi::with_page(described()).route("/", get(index::index)),
+        false => Router::from(described()).route("/", get(index::name)),
+    }
+}
+
+fn described() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(orders::create, orders::list))
+        .routes(routes!(orders::get))
+        .routes(routes!(orders::payment))
+        .routes(routes!(orders::stream))
+        .routes(routes!(orders::close))
+        .routes(routes!(refunds::create))
+        .routes(routes!(refunds::get))
+        .routes(routes!(refunds::list))
+        .routes(routes!(sync::sync))
+        .routes(routes!(stats::get))
+        .routes(routes!(cases::list))
+        .routes(routes!(cases::get))
+        .routes(routes!(cases::resolve))
+        .routes(routes!(cases::propose))
+        .routes(routes!(cases::confirm))
+        .routes(routes!(cases::reopen))
+        .routes(routes!(config::get))
+        .routes(routes!(config::change))
+        .routes(routes!(config::changes))
+        .routes(routes!(payment_methods::list))
 }
 
 async fn nothing() -> StatusCode {

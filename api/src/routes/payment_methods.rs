@@ -8,7 +8,7 @@ use domain::{Money, PaymentMethod, Scene};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::problem::{ApiError, Problem};
+use crate::answer::problem::{ApiError, Problem};
 use crate::state::{App, to_the_end};
 
 /// The payment methods that are on.

@@ -25,11 +25,11 @@ use tracing::field::display;
 use utoipa::ToSchema;
 
 use super::orders::OrderPath;
-use crate::auth::{User, Viewer};
-use crate::fields::{Fields, JsonBytes, money, text};
-use crate::idempotency::{self, Answer, IdempotencyKey, in_flight};
-use crate::numbers::{dated, microseconds};
-use crate::problem::{ApiError, Problem};
+use crate::access::auth::{User, Viewer};
+use crate::answer::problem::{ApiError, Problem};
+use crate::create::fields::{Fields, JsonBytes, money, text};
+use crate::create::idempotency::{self, Answer, IdempotencyKey, in_flight};
+use crate::create::numbers::{dated, microseconds};
 use crate::routes::listing::{Filter, Known, page};
 use crate::state::{App, to_the_end};
 

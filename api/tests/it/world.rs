@@ -20,15 +20,15 @@ use gateway::{
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use payment_api::App;
-use payment_api::auth::{Authenticator, Claimed};
-use payment_api::callers::{Callers, KnownCallers};
+use payment_api::access::auth::{Authenticator, Claimed};
+use payment_api::access::callers::{Callers, KnownCallers};
+use payment_api::access::limits::Limits;
+use payment_api::access::view_token::ViewTokens;
 use payment_api::config::Settings;
-use payment_api::hub::Hub;
-use payment_api::intake::Intake;
-use payment_api::limits::Limits;
+use payment_api::create::intake::Intake;
+use payment_api::create::writer::OrderWriter;
 use payment_api::state::{Accounts, InHand};
-use payment_api::view_token::ViewTokens;
-use payment_api::writer::OrderWriter;
+use payment_api::watch::hub::Hub;
 use runtime::clock::Clock;
 use runtime::seal::SealKeys;
 use secrecy::SecretString;
@@ -212,7 +212,7 @@ impl Answer {
         let (parts, body) = response.into_parts();
         if parts.status.is_server_error() {
             // Shown when the test fails; a client never sees it.
-            eprintln!("{:?}", parts.extensions.get::<Arc<payment_api::problem::ApiError>>());
+            eprintln!("{:?}", parts.extensions.get::<Arc<payment_api::answer::problem::ApiError>>());
         }
         let body = to_bytes(body, 1 << 20).await.unwrap();
         let body = String::from_utf8(body.to_vec()).unwrap();

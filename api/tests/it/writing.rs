@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use domain::OrderNo;
 use futures_util::future::join_all;
-use payment_api::writer::OrderWriter;
+use payment_api::create::writer::OrderWriter;
 use runtime::crash::{Fault, Point, plant};
 use serde_json::json;
 use sqlx::PgPool;

@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use futures_util::FutureExt as _;
-use payment_api::problem::{ApiError, FieldFault};
+use payment_api::answer::problem::{ApiError, FieldFault};
 use serde_json::{Value, json};
 
 /// Whatever names a client uses for fields: the answer is JSON, contains its status, and repeats the fields unchanged.

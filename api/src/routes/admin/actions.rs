@@ -13,8 +13,8 @@ use store::tables::refunds::{self, Refund};
 use store::tables::{jobs, orders};
 use utoipa::ToSchema;
 
-use crate::fields::{Fields, money, one_of, text};
-use crate::problem::ApiError;
+use crate::answer::problem::ApiError;
+use crate::create::fields::{Fields, money, one_of, text};
 use crate::routes::refunds::{reason, refused, wish};
 use crate::state::App;
 

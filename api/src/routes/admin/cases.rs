@@ -24,9 +24,9 @@ use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoParams, ToSchema};
 
 use super::actions::{Action, carry_out, check, note};
-use crate::auth::Admin;
-use crate::fields::{Fields, JsonBytes, text};
-use crate::problem::{ApiError, Problem};
+use crate::access::auth::Admin;
+use crate::answer::problem::{ApiError, Problem};
+use crate::create::fields::{Fields, JsonBytes, text};
 use crate::routes::listing::{Faults, Known, page};
 use crate::state::{App, to_the_end};
 

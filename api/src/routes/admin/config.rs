@@ -17,9 +17,9 @@ use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 
 use super::actions::note;
-use crate::auth::Admin;
-use crate::fields::{Fields, JsonBytes, money, one_of, text};
-use crate::problem::{ApiError, Problem};
+use crate::access::auth::Admin;
+use crate::answer::problem::{ApiError, Problem};
+use crate::create::fields::{Fields, JsonBytes, money, one_of, text};
 use crate::routes::listing::{Faults, Known, page};
 use crate::state::{App, to_the_end};
 

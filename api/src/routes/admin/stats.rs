@@ -11,8 +11,8 @@ use time::macros::offset;
 use time::{Date, Duration, OffsetDateTime};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::auth::Admin;
-use crate::problem::{ApiError, FieldFault, Problem};
+use crate::access::auth::Admin;
+use crate::answer::problem::{ApiError, FieldFault, Problem};
 use crate::routes::listing::{Faults, Known, date, midnight};
 use crate::state::{App, to_the_end};
 

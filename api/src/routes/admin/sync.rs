@@ -21,8 +21,8 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 
-use crate::auth::Admin;
-use crate::problem::{ApiError, Problem};
+use crate::access::auth::Admin;
+use crate::answer::problem::{ApiError, Problem};
 use crate::routes::orders::{LOOK, OrderPath, OrderView, PATIENCE};
 use crate::state::{App, to_the_end};
 

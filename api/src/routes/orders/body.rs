@@ -11,8 +11,8 @@ use time::Duration;
 use url::{Origin, Url};
 use utoipa::ToSchema;
 
-use crate::fields::{Fields, money, one_of, text};
-use crate::problem::ApiError;
+use crate::answer::problem::ApiError;
+use crate::create::fields::{Fields, money, one_of, text};
 use crate::state::Accounts;
 
 /// Seconds from the creation of an order to the last moment to pay it.

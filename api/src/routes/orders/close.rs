@@ -18,8 +18,8 @@ use store::tables::orders::{self, Order};
 use tokio::time::{Instant, sleep};
 
 use super::{OrderPath, OrderView};
-use crate::auth::{User, Viewer};
-use crate::problem::{ApiError, Problem};
+use crate::access::auth::{User, Viewer};
+use crate::answer::problem::{ApiError, Problem};
 use crate::state::{App, to_the_end};
 
 /// How long a request waits for the worker.

@@ -25,11 +25,11 @@ pub use close::{__path_close, LOOK, PATIENCE, ask_to_close, close};
 pub use stream::{__path_stream, is_final, stream};
 pub use view::{ExtraPaymentView, OrderPage, OrderView, PayableOrder, PaymentView};
 
-use crate::auth::{User, Viewer};
-use crate::fields::JsonBytes;
-use crate::guard::ClientIp;
-use crate::idempotency::{self, IdempotencyKey};
-use crate::problem::{ApiError, Problem};
+use crate::access::auth::{User, Viewer};
+use crate::access::guard::ClientIp;
+use crate::answer::problem::{ApiError, Problem};
+use crate::create::fields::JsonBytes;
+use crate::create::idempotency::{self, IdempotencyKey};
 use crate::routes::listing::{Filter, Known, page};
 use crate::state::{App, to_the_end};
 use place::Placement;

@@ -21,10 +21,10 @@ use tracing::{Span, info};
 use super::body::OrderRequest;
 use super::close::ask_to_close;
 use super::view::{OrderView, PayableOrder, created};
-use crate::credentials;
-use crate::idempotency::{Answer, Earlier, Hold, Request, in_flight};
-use crate::numbers::{dated, microseconds};
-use crate::problem::{ApiError, FieldFault};
+use crate::answer::problem::{ApiError, FieldFault};
+use crate::create::credentials;
+use crate::create::idempotency::{Answer, Earlier, Hold, Request, in_flight};
+use crate::create::numbers::{dated, microseconds};
 use crate::state::App;
 
 /// Everything that placing an order needs, owned: the work continues when the client has gone.

@@ -19,11 +19,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use utoipa::ToSchema;
 
 use super::{ExtraPaymentView, OrderPath};
-use crate::auth::Viewer;
-use crate::guard::ClientIp;
-use crate::hub::Subscription;
-use crate::problem::{ApiError, Problem};
+use crate::access::auth::Viewer;
+use crate::access::guard::ClientIp;
+use crate::answer::problem::{ApiError, Problem};
 use crate::state::{App, to_the_end};
+use crate::watch::hub::Subscription;
 
 /// The longest life of one stream. The browser opens the next one by itself.
 const LIFE: Duration = Duration::from_secs(30 * 60);

@@ -23,9 +23,9 @@ use tracing::field::display;
 use tracing::{Span, debug};
 use words::Language;
 
-use crate::problem::ApiError;
+use crate::access::view_token::AFTER_EXPIRY;
+use crate::answer::problem::ApiError;
 use crate::state::{App, to_the_end};
-use crate::view_token::AFTER_EXPIRY;
 
 /// How long the token in a page is valid: as long as a stream lives. A page that stays open longer reloads itself.
 const TOKEN: Duration = Duration::minutes(30);

@@ -202,7 +202,7 @@ fn money_is_never_a_float() {
 
 #[test]
 fn only_problem_picks_the_status_of_an_error() {
-    let rooms = &["api/src/problem.rs", "api/src/routes/callbacks.rs"];
+    let rooms = &["api/src/answer/problem.rs", "api/src/routes/callbacks.rs"];
     let words = ["StatusCode::INTERNAL_SERVER_ERROR", "StatusCode::CONFLICT", "StatusCode::UNPROCESSABLE_ENTITY"];
     assert_eq!(offences(&["api/src"], rooms, &words), [""; 0]);
 }

@@ -10,8 +10,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
-use crate::auth;
-use crate::problem::ApiError;
+use crate::access::auth;
+use crate::answer::problem::ApiError;
 
 /// Prevents a view token from being accepted as a bearer token, and the reverse, even if one secret signs both.
 const AUDIENCE: &str = "payment-view";

@@ -1,36 +1,20 @@
-//! The frontends' routes, and their description, which is generated from the same functions.
+//! The description of the routes, which is generated from the same functions.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware;
-use axum::routing::get;
+use utoipa::Modify;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, Ref, RefOr, Response, ResponseBuilder};
-use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
-use crate::headers;
-use crate::routes::admin::{cases, config, stats, sync};
-use crate::routes::orders::PaymentView;
-use crate::routes::{index, orders, payment_methods, refunds};
+use crate::answer::headers;
 use crate::state::App;
 
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "payment-api",
-        description = "Orders paid through Alipay and WeChat Pay. Amounts are text in yuan, times are RFC 3339, errors \
-            are application/problem+json with a stable `code`."
-    ),
-    components(schemas(PaymentView)),
-    modifiers(&Tokens)
-)]
-struct Description;
-
-struct Tokens;
+/// How a caller proves who it is.
+pub struct Tokens;
 
 impl Modify for Tokens {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
@@ -42,15 +26,12 @@ impl Modify for Tokens {
     }
 }
 
-/// The frontends' routes. With `serve_docs` they include `/openapi.json` and the documentation page `/docs`.
-pub fn router(serve_docs: bool) -> Router<Arc<App>> {
-    let (routes, mut description) = described().split_for_parts();
-    if !serve_docs {
-        return routes.route("/", get(index::name));
-    }
+/// The routes, with `/openapi.json` and the documentation page `/docs` beside them.
+pub fn with_page(described: OpenApiRouter<Arc<App>>) -> Router<Arc<App>> {
+    let (routes, mut description) = described.split_for_parts();
     add_shared_answers(&mut description);
     let page = Router::from(SwaggerUi::new("/docs").url("/openapi.json", description));
-    routes.route("/", get(index::index)).merge(page.layer(middleware::from_fn(headers::docs)))
+    routes.merge(page.layer(middleware::from_fn(headers::docs)))
 }
 
 /// Only for operations with a request body.
@@ -97,28 +78,4 @@ fn name_problems(answer: &mut RefOr<Response>) {
 fn is_problem(content: &RefOr<Content>) -> bool {
     let RefOr::T(Content { schema: Some(RefOr::Ref(of)), .. }) = content else { return false };
     of.ref_location == "#/components/schemas/Problem"
-}
-
-fn described() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::with_openapi(Description::openapi())
-        .routes(routes!(orders::create, orders::list))
-        .routes(routes!(orders::get))
-        .routes(routes!(orders::payment))
-        .routes(routes!(orders::stream))
-        .routes(routes!(orders::close))
-        .routes(routes!(refunds::create))
-        .routes(routes!(refunds::get))
-        .routes(routes!(refunds::list))
-        .routes(routes!(sync::sync))
-        .routes(routes!(stats::get))
-        .routes(routes!(cases::list))
-        .routes(routes!(cases::get))
-        .routes(routes!(cases::resolve))
-        .routes(routes!(cases::propose))
-        .routes(routes!(cases::confirm))
-        .routes(routes!(cases::reopen))
-        .routes(routes!(config::get))
-        .routes(routes!(config::change))
-        .routes(routes!(config::changes))
-        .routes(routes!(payment_methods::list))
 }

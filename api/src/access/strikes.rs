@@ -7,7 +7,7 @@ use std::time::Duration;
 use runtime::http_server::shares::{NETWORK, holder, network};
 use tokio::time::Instant;
 
-use crate::buckets::{Buckets, Quota};
+use crate::access::buckets::{Buckets, Quota};
 
 /// Allows 60 refusals in a row. Every half second one refusal is forgiven.
 const PATIENCE: Quota = Quota { burst: 60, every: Duration::from_millis(500) };

@@ -29,8 +29,8 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::numbers::microseconds;
-use crate::problem::{self, ApiError};
+use crate::answer::problem::{self, ApiError};
+use crate::create::numbers::microseconds;
 use crate::state::App;
 
 /// The shortest time for which a key is stored.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use axum::http::StatusCode;
 use tokio::sync::watch;
 
-use crate::problem::ApiError;
+use crate::answer::problem::ApiError;
 
 type Running<K, T> = HashMap<K, watch::Receiver<Option<T>>>;
 

@@ -8,7 +8,7 @@ use store::tables::orders::Order;
 use time::{Duration, OffsetDateTime};
 use tracing::warn;
 
-use crate::problem::ApiError;
+use crate::answer::problem::ApiError;
 use crate::state::App;
 
 /// Stores a credential that the gateway has just given. The buyer gets it even if it cannot be stored.

@@ -3,7 +3,7 @@
 //!
 //! Every answer states what is left (`RateLimit` and `RateLimit-Policy`, draft-ietf-httpapi-ratelimit-headers-10). A
 //! request over budget gets 429 with `Retry-After`. Callbacks have no budget: only their refusals count, see
-//! [`crate::strikes`].
+//! [`crate::access::strikes`].
 //!
 //! With Redis, all ingress processes share one budget for each key. If Redis does not answer, each process counts in
 //! its own memory. Then the total limit is higher by a factor: the number of ingress processes.
@@ -25,10 +25,10 @@ use store::cache::Redis;
 use store::cache::redis::Script;
 use tokio::time::Instant;
 
-use crate::auth;
-use crate::buckets::{Buckets, Left, Quota};
-use crate::guard::ClientIp;
-use crate::problem::ApiError;
+use crate::access::auth;
+use crate::access::buckets::{Buckets, Left, Quota};
+use crate::access::guard::ClientIp;
+use crate::answer::problem::ApiError;
 use crate::state::App;
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");

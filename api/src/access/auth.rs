@@ -22,7 +22,7 @@ use serde_json::error::Category;
 use store::tables::unplaced::NO_USER;
 use tracing::{Span, info};
 
-use crate::problem::ApiError;
+use crate::answer::problem::ApiError;
 use crate::state::App;
 
 /// The scope of administrators, who handle the payments of all users.

@@ -9,9 +9,9 @@ use axum::http::header::CONTENT_TYPE;
 use domain::Money;
 use serde_json::{Map, Value};
 
-use crate::layers::unread;
-use crate::once;
-use crate::problem::{ApiError, FieldFault};
+use crate::answer::layers::unread;
+use crate::answer::problem::{ApiError, FieldFault};
+use crate::create::once;
 
 /// The most faults that an answer names, so that the answer stays smaller than the request.
 pub(crate) const MOST: usize = 32;

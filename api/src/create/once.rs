@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::fields::MOST;
+use crate::create::fields::MOST;
 
 /// Parses a whole text. The second part names each member that appears twice, by its path: `metadata.cart.size`.
 ///

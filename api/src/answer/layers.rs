@@ -24,11 +24,11 @@ use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, 
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::timeout::{RequestBodyDeadlineLayer, RequestBodyTimeoutLayer, TimeoutError, TimeoutLayer};
 
-use crate::auth::Caller;
-use crate::guard::{self, ClientIp};
-use crate::headers;
-use crate::observe::{self, ClientRequestId};
-use crate::problem::{ApiError, panicked};
+use crate::access::auth::Caller;
+use crate::access::guard::{self, ClientIp};
+use crate::answer::headers;
+use crate::answer::observe::{self, ClientRequestId};
+use crate::answer::problem::{ApiError, panicked};
 use crate::state::{App, Client, HELD, Held};
 
 /// The largest body of a request, in bytes.

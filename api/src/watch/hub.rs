@@ -20,8 +20,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::hints;
-use crate::problem::ApiError;
+use crate::answer::problem::ApiError;
+use crate::watch::hints;
 
 /// How often the hub queries the database while any page watches.
 const EVERY: Duration = Duration::from_millis(500);

@@ -15,8 +15,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::auth::{Authenticator, Claimed, Key, MAX_AGE};
-use crate::view_token::{ViewKeys, ViewTokens};
+use crate::access::auth::{Authenticator, Claimed, Key, MAX_AGE};
+use crate::access::view_token::{ViewKeys, ViewTokens};
 
 /// How often the files are checked for a change.
 const EVERY: Duration = Duration::from_secs(5);

@@ -1,7 +1,7 @@
 //! Token buckets by key, in bounded memory. A bucket is stored as the moment at which it is full again.
 //!
 //! (The usual limiter crates charge for each check. Here a check is free, so that only refusals are charged. The rule
-//! is the same as in Redis, see [`crate::limits`].)
+//! is the same as in Redis, see [`crate::access::limits`].)
 
 use std::collections::HashMap;
 use std::hash::Hash;

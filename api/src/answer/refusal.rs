@@ -7,9 +7,9 @@ use domain::PaymentMethod;
 use gateway::CallbackError;
 use serde_json::json;
 
-use crate::intake::Receipt;
-use crate::problem::Rendered;
-use crate::strikes::Strike;
+use crate::access::strikes::Strike;
+use crate::answer::problem::Rendered;
+use crate::create::intake::Receipt;
 
 /// The errors for which a callback is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

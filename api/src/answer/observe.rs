@@ -11,8 +11,8 @@ use axum::response::{IntoResponse, Response};
 use tower_http::request_id::RequestId;
 use tracing::{Instrument, error, field, info, info_span, warn};
 
-use crate::problem::{ApiError, Rendered};
-use crate::rarely::Few;
+use crate::answer::problem::{ApiError, Rendered};
+use crate::answer::rarely::Few;
 
 /// The id that the client gave its request. We use our own id beside it.
 #[derive(Debug, Clone)]
