@@ -65,7 +65,7 @@ pub struct Order {
     pub extra_state: Option<ExtraState>,
     /// How much of that money is in that state, if the gateway has stated it.
     pub extra_amount: Option<Money>,
-    /// What the merchant's frontend attached; events include it.
+    /// What the merchant's backend attached; events include it.
     pub metadata: Value,
     /// See [`gateway::PrepayRequest`]. Never logged, and in no copy.
     #[serde(skip)]
@@ -111,7 +111,7 @@ pub struct NewOrder {
     pub expires_at: OffsetDateTime,
     /// The buyer's address.
     pub client_ip: Option<IpAddr>,
-    /// What the merchant's frontend attached.
+    /// What the merchant's backend attached.
     pub metadata: Value,
     /// What we will send to the gateway.
     pub prepay: Value,
