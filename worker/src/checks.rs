@@ -15,17 +15,16 @@ use sqlx::{PgConnection, PgPool};
 use store::DbError;
 use store::cache::{Changed, Renewer};
 use store::connect::in_time;
-use store::retry::retry;
 use store::settle;
 use store::settle::accounts::Misconfigured;
 use store::tables::cases::NewCase;
-use store::tables::jobs::{self, Cost, Taken};
+use store::tables::jobs::Taken;
 use store::tables::orders::{self, Order};
 use store::tables::{events, transactions};
 use time::{Duration, OffsetDateTime};
 use tracing::{error, info, warn};
 
-use crate::jobs::{Job, JobError, pause, planted};
+use crate::jobs::{End, Job, JobError, Recorded, pause};
 use crate::people::{self, Wanted};
 
 /// When we query a closed order again, counted from its last moment to pay. A payment that began in time may complete
@@ -68,27 +67,78 @@ struct Heard {
     ended: bool,
 }
 
+/// What a step has learnt.
+pub enum Learnt {
+    /// The order is paid, and nothing is asked about it.
+    Over,
+    /// The gateway answered.
+    Answered(Box<Answered>),
+    /// It gave no answer that we can act on.
+    Unanswered(Box<Order>, GatewayError),
+}
+
+/// An answer about an order, with what people have asked for.
+pub struct Answered {
+    order: Order,
+    heard: Heard,
+    wanted: Wanted,
+}
+
 impl Job for CheckWorker {
     const WORKER: Service = Service::CheckWorker;
+    const POINTS: (Point, Point) = (Point::CheckRecorded, Point::CheckCommitted);
+    type Learnt = Learnt;
+    type Outcome = Option<(Order, Verdict)>;
 
-    async fn run(&self, job: &Taken) -> Result<(), JobError> {
+    async fn learn(&self, job: &Taken) -> Result<Learnt, JobError> {
         let id = OrderId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
         let missing = |what: &str| JobError::Missing(format!("{what} of order {id}"));
         let order = in_time(orders::get(&self.db, id)).await?.ok_or_else(|| missing("the row"))?;
         let request = CheckRequest::read(&job.payload);
         let looks_back = job.kind == JobKind::LookBack && order.status != OrderStatus::Refunded;
         if order.status.was_paid() && !request.sync && !looks_back && request.of_cases.is_empty() {
-            return retry(|| self.finish(job)).await;
+            return Ok(Learnt::Over);
         }
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
         let wanted = people::ask(gateway.as_ref(), &order, (&request, job.now()), &self.db).await?;
-        let heard = match wanted {
+        let answered = match wanted {
             Ok(wanted) => self.ask(gateway.as_ref(), &order, job).await.map(|heard| (heard, wanted)),
             Err(error) => Err(error),
         };
-        match heard {
-            Ok((heard, wanted)) => retry(|| self.record(job, &order, (&heard, &wanted))).await,
-            Err(error) => retry(|| self.put_off(job, &order, &error)).await,
+        Ok(match answered {
+            Ok((heard, wanted)) => Learnt::Answered(Box::new(Answered { order, heard, wanted })),
+            Err(error) => Learnt::Unanswered(Box::new(order), error),
+        })
+    }
+
+    async fn record(
+        &self,
+        tx: &mut PgConnection,
+        job: &Taken,
+        learnt: &Learnt,
+    ) -> Result<Recorded<Option<(Order, Verdict)>>, JobError> {
+        match learnt {
+            Learnt::Over => Ok(Recorded::new(End::Done, None)),
+            Learnt::Answered(answered) => self.settle(tx, job, answered).await,
+            Learnt::Unanswered(order, error) => {
+                let end = self.put_off(tx, job, order, error).await?;
+                Ok(Recorded::new(end, None))
+            }
+        }
+    }
+
+    /// Updates the metrics and the log, and notifies the relay, once everything is committed.
+    async fn report(&self, learnt: &Learnt, outcome: Option<(Order, Verdict)>) {
+        let (Learnt::Answered(answered), Some((order, verdict))) = (learnt, outcome) else { return };
+        count(&order, verdict.as_str());
+        if matches!(verdict, Verdict::Ignored | Verdict::Duplicate) {
+            return;
+        }
+        self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
+        let (order_no, state) = (&order.order_no, &answered.heard.state);
+        info!(%order_no, order_id = %order.id, state, %verdict, "Check of order {order_no}: {verdict}");
+        if let Err(error) = events::nudge(&self.db).await {
+            warn!(%error, "The relay was not nudged; it will poll");
         }
     }
 
@@ -128,41 +178,47 @@ impl CheckWorker {
         }
     }
 
-    /// Records in one transaction what the gateway answered, and when the job is due again.
-    async fn record(&self, job: &Taken, order: &Order, (heard, wanted): (&Heard, &Wanted)) -> Result<(), JobError> {
+    /// Settles what the gateway answered; says when the job is due again.
+    async fn settle(
+        &self,
+        tx: &mut PgConnection,
+        job: &Taken,
+        Answered { order, heard, wanted }: &Answered,
+    ) -> Result<Recorded<Option<(Order, Verdict)>>, JobError> {
         let now = job.now();
-        let mut tx = self.db.begin().await?;
         let told: Vec<&Verified<Notification>> = heard.told.iter().collect();
-        let verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?;
+        let verdicts = settle::settle(&mut *tx, &told, &self.gateways.policies(), &self.clock).await?;
         let mut verdict = verdicts.first().copied().unwrap_or(Verdict::Ignored);
         // Decisions of people come before the close of the order, because such a decision may make the order paid.
-        let done = people::carry_out(&mut tx, order, (wanted, heard.fact()), &self.clock).await?;
-        if done != Some(Verdict::Settled) && (heard.ended || is_void(&mut tx, order, heard, now).await?) {
-            verdict = settle::end_unpaid(&mut tx, order, &self.clock).await?;
+        let done = people::carry_out(&mut *tx, order, (wanted, heard.fact()), &self.clock).await?;
+        if done != Some(Verdict::Settled) && (heard.ended || is_void(&mut *tx, order, heard, now).await?) {
+            verdict = settle::end_unpaid(&mut *tx, order, &self.clock).await?;
         }
         verdict = done.unwrap_or(verdict);
         crash::at(Point::CheckSettled);
-        store::connect::met(&mut tx, Point::CheckSettled, order.order_no.as_str()).await?;
-        orders::note_check(&mut tx, order.id, &heard.state, now).await?;
-        let order = orders::lock_one(&mut tx, order.id).await?.ok_or(DbError::Moved)?;
+        store::connect::met(&mut *tx, Point::CheckSettled, order.order_no.as_str()).await?;
+        orders::note_check(&mut *tx, order.id, &heard.state, now).await?;
+        let order = orders::lock_one(&mut *tx, order.id).await?.ok_or(DbError::Moved)?;
         // A request to close stays in force: an order that could not be closed yet is closed once it has a trade.
         let still_open = order.status == OrderStatus::Pending && given_up(job);
-        let job = job.asking(CheckRequest { close: still_open, ..CheckRequest::default() }.payload());
-        match if job.kind == JobKind::LookBack { next_look(&order, now) } else { next(&order, heard, now) } {
-            Some(due_at) => drop(jobs::again(&mut tx, &job, due_at - now, Cost::Nothing, &heard.state).await?),
-            None => jobs::finish(&mut tx, &job).await?,
-        }
-        crash::at(Point::CheckRecorded);
-        store::connect::met(&mut tx, Point::CheckRecorded, order.order_no.as_str()).await?;
-        tx.commit().await?;
-        crash::at(Point::CheckCommitted);
-        crash::met(Point::CheckCommitted, order.order_no.as_str()).map_err(planted)?;
-        self.report(&order, heard, verdict).await;
-        Ok(())
+        let due_at = if job.kind == JobKind::LookBack { next_look(&order, now) } else { next(&order, heard, now) };
+        Ok(Recorded {
+            end: due_at.map_or(End::Done, |due_at| End::Snooze(due_at - now, heard.state.clone())),
+            asking: Some(CheckRequest { close: still_open, ..CheckRequest::default() }.payload()),
+            stands: true,
+            subject: Some(order.order_no.to_string()),
+            outcome: Some((order, verdict)),
+        })
     }
 
     /// Postpones the job, because the gateway gave no answer that we can act on. The requests in its payload stay.
-    async fn put_off(&self, job: &Taken, order: &Order, error: &GatewayError) -> Result<(), JobError> {
+    async fn put_off(
+        &self,
+        tx: &mut PgConnection,
+        job: &Taken,
+        order: &Order,
+        error: &GatewayError,
+    ) -> Result<End, JobError> {
         let order_no = &order.order_no;
         if matches!(
             error,
@@ -174,7 +230,6 @@ impl CheckWorker {
         }
         count(order, "trouble");
         let wait = pause(&self.clock, &TROUBLE, job.attempts);
-        let mut tx = self.db.begin().await?;
         if let GatewayError::Protocol(what) = error {
             let case = NewCase {
                 id: CaseId::from_u128(self.clock.fresh_bits()),
@@ -183,35 +238,14 @@ impl CheckWorker {
                 gateway_no: order_no.to_string(),
                 evidence: json!({ "order_no": order_no, "message": what }),
             };
-            settle::refunds::open(&mut tx, &case, self.clock.now()).await?;
+            settle::refunds::open(&mut *tx, &case, self.clock.now()).await?;
         }
         if let GatewayError::Misconfigured { code, message } = error {
             let (method, account) = (order.payment_method, &order.account);
             let told = Misconfigured { method, account, code, message, order_no };
-            settle::accounts::misconfigured(&mut tx, &told, &self.clock).await?;
+            settle::accounts::misconfigured(&mut *tx, &told, &self.clock).await?;
         }
-        jobs::again(&mut tx, job, wait, Cost::Attempt, &error.to_string()).await?;
-        Ok(tx.commit().await?)
-    }
-
-    async fn finish(&self, job: &Taken) -> Result<(), JobError> {
-        let mut tx = self.db.begin().await?;
-        jobs::finish(&mut tx, job).await?;
-        Ok(tx.commit().await?)
-    }
-
-    /// Updates the metrics and the log, and notifies the relay, once everything is committed.
-    async fn report(&self, order: &Order, heard: &Heard, verdict: Verdict) {
-        count(order, verdict.as_str());
-        if matches!(verdict, Verdict::Ignored | Verdict::Duplicate) {
-            return;
-        }
-        self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
-        let (order_no, state) = (&order.order_no, &heard.state);
-        info!(%order_no, order_id = %order.id, state, %verdict, "Check of order {order_no}: {verdict}");
-        if let Err(error) = events::nudge(&self.db).await {
-            warn!(%error, "The relay was not nudged; it will poll");
-        }
+        Ok(End::Retry(wait, error.to_string()))
     }
 }
 

@@ -16,7 +16,8 @@ use runtime::crash::{self, Point};
 use runtime::error_chain::chain;
 use runtime::panics::{Panicked, caught};
 use runtime::service::Service;
-use sqlx::PgPool;
+use serde_json::Value;
+use sqlx::{PgConnection, PgPool};
 use store::DbError;
 use store::retry::{Collision, retry};
 use store::tables::jobs::{self, Cost, Taken};
@@ -68,13 +69,61 @@ impl Collision for JobError {
     }
 }
 
-/// The work of a worker on its jobs.
+/// How a step of a job ended. One function writes it, in the transaction of what the step has recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// Nothing is left to do: the row is deleted.
+    Done,
+    /// The step failed with this error: it is tried again after the wait, and costs an attempt.
+    Retry(time::Duration, String),
+    /// The job is due again after the wait, which is no failure; the text says what it waits for.
+    Snooze(time::Duration, String),
+}
+
+/// The result of a step that was recorded.
+pub struct Recorded<O> {
+    /// How the step ended.
+    pub end: End,
+    /// What stays requested in the job's payload; `None`: all of it.
+    pub asking: Option<Value>,
+    /// Whether this counts even if another worker has claimed the job meanwhile. Facts do.
+    pub stands: bool,
+    /// The order number at the test points around the commit; `None`: this step has none.
+    pub subject: Option<String>,
+    /// What the report needs.
+    pub outcome: O,
+}
+
+impl<O> Recorded<O> {
+    /// A result that counts in any case, and has no test points.
+    pub fn new(end: End, outcome: O) -> Recorded<O> {
+        Recorded { end, asking: None, stands: true, subject: None, outcome }
+    }
+}
+
+/// The work of a worker on its jobs. A step learns from the gateway, outside any transaction, and then records what it
+/// learnt in one transaction, which may be repeated after a collision.
 pub trait Job {
     /// The worker. It determines the kinds of jobs, and the name in metrics and logs.
     const WORKER: Service;
+    /// The test points just before and just after the commit.
+    const POINTS: (Point, Point);
+    /// What a step has learnt.
+    type Learnt;
+    /// What is reported after the commit.
+    type Outcome;
 
-    /// Does one step, and deletes or reschedules the row.
-    fn run(&self, job: &Taken) -> impl Future<Output = Result<(), JobError>>;
+    /// Learns what the job's row and the gateway say.
+    fn learn(&self, job: &Taken) -> impl Future<Output = Result<Self::Learnt, JobError>>;
+    /// Records it in the caller's transaction, and says how the job goes on.
+    fn record(
+        &self,
+        tx: &mut PgConnection,
+        job: &Taken,
+        learnt: &Self::Learnt,
+    ) -> impl Future<Output = Result<Recorded<Self::Outcome>, JobError>>;
+    /// Updates metrics, log and copies after the commit.
+    fn report(&self, learnt: &Self::Learnt, outcome: Self::Outcome) -> impl Future<Output = ()>;
     /// The pool, to claim jobs and to give them back.
     fn db(&self) -> &PgPool;
     /// The clock.
@@ -117,7 +166,7 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
     };
     crash::at(Point::JobTaken);
     let _ = crash::met(Point::JobTaken, &taken.ref_id);
-    let ended = match caught(Box::pin(job.run(&taken))).await {
+    let ended = match caught(Box::pin(run(job, &taken))).await {
         Ok(ended) => ended,
         Err(panic) => {
             let about = format_args!("job {} about {}", taken.id, taken.ref_id);
@@ -128,24 +177,64 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
     let reason = chain(&failed);
     warn!(job_id = taken.id, attempts = taken.attempts, error = reason, "A job failed; it will be tried again");
     // The job does not cause a collision, so a collision costs no attempt and does not lengthen the wait.
-    let (wait, cost) = match failed.is_collision() {
-        true => (pause(job.clock(), &RETRY, 0), Cost::Nothing),
-        false => (pause(job.clock(), &RETRY, taken.attempts), Cost::Attempt),
+    let end = match failed.is_collision() {
+        true => End::Snooze(pause(job.clock(), &RETRY, 0), reason),
+        false => End::Retry(pause(job.clock(), &RETRY, taken.attempts), reason),
     };
-    if let Err(error) = retry(|| give_back(job, &taken, wait, cost, &reason)).await {
+    if let Err(error) = retry(|| give_back(job, &taken, &end)).await {
         warn!(%error, job_id = taken.id, "A job was not given back; it will be published again when its lease ends");
     }
 }
 
-async fn give_back<J: Job>(
+/// One step: learn, record, report.
+async fn run<J: Job>(job: &J, taken: &Taken) -> Result<(), JobError> {
+    let learnt = job.learn(taken).await?;
+    let Some((subject, outcome)) = retry(|| commit(job, taken, &learnt)).await? else { return Ok(()) };
+    if let Some(subject) = subject {
+        crash::at(J::POINTS.1);
+        crash::met(J::POINTS.1, &subject).map_err(planted)?;
+    }
+    job.report(&learnt, outcome).await;
+    Ok(())
+}
+
+/// Records what was learnt and how the job goes on, in one transaction. `None`: another worker has claimed the job, and
+/// nothing of this counts.
+async fn commit<J: Job>(
     job: &J,
     taken: &Taken,
-    wait: time::Duration,
-    cost: Cost,
-    reason: &str,
-) -> Result<(), DbError> {
+    learnt: &J::Learnt,
+) -> Result<Option<(Option<String>, J::Outcome)>, JobError> {
     let mut tx = job.db().begin().await?;
-    jobs::again(&mut tx, taken, wait, cost, reason).await?;
+    let Recorded { end, asking, stands, subject, outcome } = job.record(&mut tx, taken, learnt).await?;
+    let held = match asking {
+        Some(payload) => write(&mut tx, &taken.asking(payload), &end).await?,
+        None => write(&mut tx, taken, &end).await?,
+    };
+    if !held && !stands {
+        tx.rollback().await?;
+        return Ok(None);
+    }
+    if let Some(subject) = &subject {
+        crash::at(J::POINTS.0);
+        store::connect::met(&mut tx, J::POINTS.0, subject).await?;
+    }
+    tx.commit().await?;
+    Ok(Some((subject, outcome)))
+}
+
+/// Writes how a job goes on. False: another worker has claimed it, and its row stays as it is.
+async fn write(tx: &mut PgConnection, job: &Taken, end: &End) -> Result<bool, DbError> {
+    match end {
+        End::Done => jobs::finish(tx, job).await.map(|()| true),
+        End::Retry(wait, error) => jobs::again(tx, job, *wait, Cost::Attempt, error).await,
+        End::Snooze(wait, reason) => jobs::again(tx, job, *wait, Cost::Nothing, reason).await,
+    }
+}
+
+async fn give_back<J: Job>(job: &J, taken: &Taken, end: &End) -> Result<(), DbError> {
+    let mut tx = job.db().begin().await?;
+    write(&mut tx, taken, end).await?;
     Ok(tx.commit().await?)
 }
 

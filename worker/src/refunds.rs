@@ -19,7 +19,7 @@ use store::retry::retry;
 use store::settle::accounts::{self, Misconfigured};
 use store::settle::refunds as settling;
 use store::settle::refunds::RefundFact;
-use store::tables::jobs::{self, Cost, Taken};
+use store::tables::jobs::Taken;
 use store::tables::orders::{self, Order};
 use store::tables::refunds::{self, Refund};
 use time::OffsetDateTime;
@@ -27,7 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::jobs::{Job, JobError, RETRY, pause, planted, spread};
+use crate::jobs::{End, Job, JobError, RETRY, Recorded, pause, planted, spread};
 
 /// A query earlier than this after the request proves nothing. Source: Alipay, refund query (P:02ekft).
 const SETTLE_IN: time::Duration = time::Duration::seconds(10);
@@ -77,7 +77,9 @@ enum Step {
     /// The gateway stated the refund's state.
     Fact(RefundFact),
     /// No result yet: continue after `pause`.
-    Wait { pause: time::Duration, cost: Cost, reason: String },
+    Wait { pause: time::Duration, reason: String },
+    /// The outcome of the call is unknown: query after `pause`.
+    Unknown { pause: time::Duration, error: String },
     /// The gateway refused. The refund becomes `failed` only after a query confirms it.
     Refused { code: String, message: String },
     /// The merchant's balance is too low.
@@ -93,10 +95,20 @@ enum Step {
     Done,
 }
 
+/// What a step has learnt about a refund.
+pub struct Learnt {
+    refund: Refund,
+    order: Order,
+    step: Step,
+}
+
 impl Job for RefundWorker {
     const WORKER: Service = Service::RefundWorker;
+    const POINTS: (Point, Point) = (Point::RefundRecorded, Point::RefundCommitted);
+    type Learnt = Learnt;
+    type Outcome = ();
 
-    async fn run(&self, job: &Taken) -> Result<(), JobError> {
+    async fn learn(&self, job: &Taken) -> Result<Learnt, JobError> {
         let id = RefundId::parse(&job.ref_id).map_err(|error| JobError::Missing(error.to_string()))?;
         let missing = |what: &str| JobError::Missing(format!("{what} of refund {id}"));
         let refund = in_time(refunds::get(&self.db, id)).await?.ok_or_else(|| missing("the row"))?;
@@ -116,7 +128,31 @@ impl Job for RefundWorker {
             }
             RefundStatus::Abnormal => self.ask(gateway.as_ref(), job, &refund, &order).await?,
         };
-        retry(|| self.record(job, &refund, &order, &step)).await
+        Ok(Learnt { refund, order, step })
+    }
+
+    /// A fact counts even if this worker has lost the job; any other result counts only from the worker that still holds it.
+    async fn record(&self, tx: &mut PgConnection, job: &Taken, learnt: &Learnt) -> Result<Recorded<()>, JobError> {
+        let Learnt { refund, order, step } = learnt;
+        let request = match step {
+            Step::Fact(_) => Some(RefundRequest::default()),
+            Step::NotYet { .. } | Step::Done => None,
+            // An amount that people have accepted stays in the payload until the gateway states the amount once more.
+            _ => Some(RefundRequest { redirect: false, accept: accepted(job) }),
+        };
+        Ok(Recorded {
+            end: self.end(tx, job, (refund, order), step).await?,
+            asking: request.map(|request| request.payload()),
+            stands: matches!(step, Step::Fact(_) | Step::Done),
+            subject: Some(order.order_no.to_string()),
+            outcome: (),
+        })
+    }
+
+    async fn report(&self, learnt: &Learnt, (): ()) {
+        if matches!(learnt.step, Step::Fact(_)) {
+            self.copies.renew(&self.db, Changed::Ids(vec![learnt.order.id]));
+        }
     }
 
     fn db(&self) -> &PgPool {
@@ -230,7 +266,7 @@ impl RefundWorker {
             // An earlier attempt may have succeeded and caused this refusal: the worker queries soon.
             Err(GatewayError::Refused { code, message }) => {
                 let reason = format!("not sent another way: {code}: {message}");
-                Step::Wait { pause: SETTLE_IN, cost: Cost::Attempt, reason }
+                Step::Unknown { pause: SETTLE_IN, error: reason }
             }
             Err(trouble) => Step::NotYet { reason: format!("not sent another way yet: {trouble}") },
             answer => self.judge(answer, refund, now),
@@ -279,7 +315,7 @@ impl RefundWorker {
     }
 
     fn unknown(&self, refund: &Refund, now: OffsetDateTime, reason: &str) -> Step {
-        Step::Wait { pause: self.next_question(refund, now), cost: Cost::Attempt, reason: reason.to_owned() }
+        Step::Unknown { pause: self.next_question(refund, now), error: reason.to_owned() }
     }
 
     fn next_question(&self, refund: &Refund, now: OffsetDateTime) -> time::Duration {
@@ -288,71 +324,59 @@ impl RefundWorker {
         spread(&self.clock, every)
     }
 
-    /// Records in one transaction what the gateway answered, and when the job is due again. A fact counts even if this
-    /// worker has lost the job; any other result counts only from the worker that still holds it.
-    async fn record(&self, job: &Taken, refund: &Refund, order: &Order, step: &Step) -> Result<(), JobError> {
+    /// Records the result of a step; says how the job goes on.
+    async fn end(
+        &self,
+        tx: &mut PgConnection,
+        job: &Taken,
+        (refund, order): (&Refund, &Order),
+        step: &Step,
+    ) -> Result<End, JobError> {
         let now = job.now();
         let refund_no = &refund.refund_no;
-        // An amount that people have accepted stays in the payload until the gateway states the amount once more.
-        let idle = job.asking(RefundRequest { redirect: false, accept: accepted(job) }.payload());
-        let moves = matches!(step, Step::Fact(_));
-        let mut tx = self.db.begin().await?;
-        let held = match step {
+        Ok(match step {
             Step::Fact(fact) => {
-                self.settle(&mut tx, job, (refund, order), fact).await?;
-                true
+                self.settle(tx, job, (refund, order), fact).await?;
+                // Settling has already deleted or rescheduled the job of a refund that ended; we query the others daily.
+                End::Snooze(ABNORMAL, fact.as_str().to_owned())
             }
-            Step::Wait { pause, cost, reason } => {
-                if *cost == Cost::Attempt {
-                    warn!(%refund_no, error = reason, "Refund {refund_no}: outcome unknown, a query will follow");
-                    refunds::note_trouble(&mut tx, refund.id, None, reason, now).await?;
-                }
-                jobs::again(&mut tx, &idle, *pause, *cost, reason).await?
+            Step::Wait { pause, reason } => End::Snooze(*pause, reason.clone()),
+            Step::Unknown { pause, error } => {
+                warn!(%refund_no, error, "Refund {refund_no}: outcome unknown, a query will follow");
+                refunds::note_trouble(tx, refund.id, None, error, now).await?;
+                End::Retry(*pause, error.clone())
             }
             Step::Refused { code, message } => {
                 warn!(%refund_no, code, detail = message, "Refund {refund_no} was refused; a query will confirm it");
-                refunds::note_trouble(&mut tx, refund.id, Some(code), message, now).await?;
-                jobs::again(&mut tx, &idle, SETTLE_IN, Cost::Nothing, code).await?
+                refunds::note_trouble(tx, refund.id, Some(code), message, now).await?;
+                End::Snooze(SETTLE_IN, code.clone())
             }
             Step::Short { message } => {
                 warn!(%refund_no, detail = message, "Refund {refund_no} waits for the merchant's balance");
-                self.trouble(&mut tx, refund, CaseKind::RefundShortage, message).await?;
-                jobs::again(&mut tx, &idle, SHORTAGE, Cost::Nothing, message).await?
+                self.trouble(tx, refund, CaseKind::RefundShortage, message).await?;
+                End::Snooze(SHORTAGE, message.clone())
             }
             Step::Misconfigured { code, message } => {
-                let reason = self.misconfigured(&mut tx, (refund, order), (code, message)).await?;
-                jobs::again(&mut tx, &idle, self.next_question(refund, now), Cost::Attempt, &reason).await?
+                let reason = self.misconfigured(tx, (refund, order), (code, message)).await?;
+                End::Retry(self.next_question(refund, now), reason)
             }
             Step::Strange { what } => {
                 error!(%refund_no, error = what, "The gateway's answer to refund {refund_no} breaks the protocol");
-                self.trouble(&mut tx, refund, CaseKind::GatewayProtocol, what).await?;
-                jobs::again(&mut tx, &idle, self.next_question(refund, now), Cost::Attempt, what).await?
+                self.trouble(tx, refund, CaseKind::GatewayProtocol, what).await?;
+                End::Retry(self.next_question(refund, now), what.clone())
             }
             Step::NotYet { reason } => {
                 warn!(%refund_no, error = reason, "The request for refund {refund_no} did not succeed; it will be tried again");
-                refunds::note_trouble(&mut tx, refund.id, None, reason, now).await?;
-                jobs::again(&mut tx, job, pause(&self.clock, &RETRY, job.attempts), Cost::Attempt, reason).await?
+                refunds::note_trouble(tx, refund.id, None, reason, now).await?;
+                End::Retry(pause(&self.clock, &RETRY, job.attempts), reason.clone())
             }
             Step::Done => {
-                jobs::finish(&mut tx, job).await?;
                 if refund.status == RefundStatus::Failed {
-                    settling::looked_back(&mut tx, refund, &self.clock).await?;
+                    settling::looked_back(tx, refund, &self.clock).await?;
                 }
-                true
+                End::Done
             }
-        };
-        if !held {
-            return Ok(tx.rollback().await?);
-        }
-        crash::at(Point::RefundRecorded);
-        store::connect::met(&mut tx, Point::RefundRecorded, order.order_no.as_str()).await?;
-        tx.commit().await?;
-        crash::at(Point::RefundCommitted);
-        crash::met(Point::RefundCommitted, order.order_no.as_str()).map_err(planted)?;
-        if moves {
-            self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
-        }
-        Ok(())
+        })
     }
 
     /// Settles the fact that the gateway stated. An amount that two people have accepted counts if the gateway states
@@ -374,9 +398,6 @@ impl RefundWorker {
         store::connect::met(tx, Point::RefundSettled, order.order_no.as_str()).await?;
         let refund_no = &refund.refund_no;
         info!(%refund_no, order_id = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
-        // Settling has already deleted or rescheduled the job of a refund that ended; we query the others daily.
-        jobs::again(tx, &job.asking(RefundRequest::default().payload()), ABNORMAL, Cost::Nothing, fact.as_str())
-            .await?;
         Ok(())
     }
 
@@ -425,7 +446,7 @@ fn account<'a>(refund: &'a Refund, order: &'a Order) -> &'a AccountName {
 
 impl Step {
     fn wait(pause: time::Duration, reason: &str) -> Step {
-        Step::Wait { pause, cost: Cost::Nothing, reason: reason.to_owned() }
+        Step::Wait { pause, reason: reason.to_owned() }
     }
 }
 
