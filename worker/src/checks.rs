@@ -4,7 +4,8 @@
 //! The gateway comes first: we close an order only once it can no longer be paid at the gateway. If the check finds a
 //! payment while it closes the order, it settles the payment.
 
-use domain::message::job::{AT_LEAST_APART, CHECKS, CheckRequest, JobKind};
+use domain::message::job::{CheckRequest, JobKind};
+use domain::message::schedule::{AFTER_CLOSE, AT_LEAST_APART, CHECKS, DAILY, LAST_LOOK, UNANSWERED};
 use domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, Verdict};
 use gateway::{CloseOutcome, Gateway, GatewayError, Gateways, TradeAnswer, Verified};
 use runtime::clock::Clock;
@@ -26,24 +27,6 @@ use tracing::{error, info, warn};
 
 use crate::jobs::{End, Job, JobError, Recorded, pause};
 use crate::people::{self, Wanted};
-
-/// When we query a closed order again, counted from its last moment to pay. A payment that began in time may complete
-/// late, and the gateway's records may lag behind.
-const AFTER_END: [Duration; 2] = [Duration::minutes(5), Duration::minutes(5 + 24 * 60)];
-/// When we query a paid order for the last time, counted from its payment. The first of these queries is a day after
-/// settling.
-const LAST_LOOK: Duration = Duration::days(8);
-/// How often we query an order that waits for a person, and a pending one that is older than the last of [`CHECKS`].
-const DAILY: Duration = Duration::days(1);
-/// The waits before we repeat a query that brought no answer.
-const TROUBLE: [std::time::Duration; 6] = [
-    std::time::Duration::from_secs(3),
-    std::time::Duration::from_secs(5),
-    std::time::Duration::from_secs(15),
-    std::time::Duration::from_secs(60),
-    std::time::Duration::from_secs(300),
-    std::time::Duration::from_secs(900),
-];
 
 /// Works on checks.
 pub struct CheckWorker {
@@ -229,7 +212,7 @@ impl CheckWorker {
             warn!(%order_no, order_id = %order.id, %error, "Order {order_no} will be checked again later");
         }
         count(order, "trouble");
-        let wait = pause(&self.clock, &TROUBLE, job.attempts);
+        let wait = pause(&self.clock, &UNANSWERED, job.attempts);
         if let GatewayError::Protocol(what) = error {
             let case = NewCase {
                 id: CaseId::from_u128(self.clock.fresh_bits()),
@@ -307,7 +290,7 @@ fn given_up(job: &Taken) -> bool {
 fn next(order: &Order, heard: &Heard, now: OffsetDateTime) -> Option<OffsetDateTime> {
     match order.status {
         OrderStatus::Closed if heard.paid() => None,
-        OrderStatus::Closed => AFTER_END.iter().map(|after| order.expires_at + *after).find(|due_at| *due_at > now),
+        OrderStatus::Closed => AFTER_CLOSE.iter().map(|after| order.expires_at + *after).find(|due_at| *due_at > now),
         // Its money came in a way that only a person can judge, and a case is open. It is still checked at its expiry.
         OrderStatus::Pending if heard.paid() => {
             Some(if order.expires_at > now { order.expires_at.min(now + DAILY) } else { now + DAILY })

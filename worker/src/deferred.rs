@@ -5,6 +5,7 @@
 //! The job counts the panics of its own callback, so a panic does not use up the deliveries of other callbacks.
 
 use domain::message::callback::Callback;
+use domain::message::schedule::AFTER_PANICS;
 use runtime::crash::{self, Point};
 use runtime::panics::{Panicked, caught};
 use sqlx::PgPool;
@@ -17,9 +18,6 @@ use crate::consumer::Ack;
 
 /// The name in metrics and logs.
 pub(crate) const WORKER: &str = "callback-worker";
-/// Seconds until the next try, after the first panic, the second, and so on. They add up to about seven hours, in
-/// which people find a defect of a release; meanwhile the checks find the payments.
-const WAITS: [i32; 5] = [10, 60, 600, 3600, 6 * 3600];
 
 /// Stores these callbacks for another try, and returns what to do with each message.
 ///
@@ -71,7 +69,7 @@ async fn commit(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Result<Vec<Lef
     store::connect::hardly_wait_for_locks(&mut tx).await?;
     let mut left = Vec::with_capacity(those.len());
     for (callback, panic) in those {
-        left.push(panicked::defer(&mut tx, callback, &WAITS, &format!("settling {panic}")).await?);
+        left.push(panicked::defer(&mut tx, callback, &AFTER_PANICS, &format!("settling {panic}")).await?);
     }
     tx.commit().await?;
     Ok(left)

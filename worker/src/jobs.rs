@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use domain::message::job::{JobKind, JobMessage};
+use domain::message::schedule::RETRY;
 use futures_util::future::join_all;
 use runtime::clock::Clock;
 use runtime::crash::{self, Point};
@@ -28,15 +29,6 @@ use crate::consumer::Ack;
 /// Longer than a job needs: a query, a close, a query, one call for each refund that people book, and three
 /// transactions. A worker that needs longer loses the job by its fence, and changes nothing.
 const LEASE: time::Duration = time::Duration::minutes(2);
-/// The waits before a failed job is tried again: short at first, then longer. The last wait applies for ever.
-pub const RETRY: [Duration; 6] = [
-    Duration::from_secs(2),
-    Duration::from_secs(10),
-    Duration::from_secs(30),
-    Duration::from_secs(120),
-    Duration::from_secs(600),
-    Duration::from_secs(1800),
-];
 
 /// The error of a job. Its row stays, and the job is tried again.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use domain::message::job::RefundRequest;
+use domain::message::schedule::{LATE_EFFECT, REFUND_QUERIES, RETRY, SHORTAGE, UNDELIVERABLE};
 use domain::{AccountName, CaseKind, Money, PaymentMethod, RefundId, RefundStatus};
 use gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget, limits};
 use runtime::clock::Clock;
@@ -27,26 +28,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::jobs::{End, Job, JobError, RETRY, Recorded, pause, planted, spread};
+use crate::jobs::{End, Job, JobError, Recorded, pause, planted, spread};
 
 /// A query earlier than this after the request proves nothing. Source: Alipay, refund query (P:02ekft).
 const SETTLE_IN: time::Duration = time::Duration::seconds(10);
-/// How often we query a refund that is on its way: pairs of "up to this age" and "this interval". The last interval
-/// applies for ever: a refund never becomes failed because of its age.
-const ASK: [(time::Duration, Duration); 5] = [
-    (time::Duration::minutes(1), Duration::from_secs(10)),
-    (time::Duration::minutes(10), Duration::from_secs(60)),
-    (time::Duration::hours(1), Duration::from_secs(5 * 60)),
-    (time::Duration::days(1), Duration::from_secs(30 * 60)),
-    (time::Duration::MAX, Duration::from_secs(2 * 3600)),
-];
-/// How long a refund waits for the merchant's balance.
-const SHORTAGE: time::Duration = time::Duration::minutes(10);
-/// How long an earlier request with an unknown outcome may still take effect. A refusal of its repeat proves nothing
-/// about it.
-const LATE_EFFECT: time::Duration = time::Duration::minutes(10);
-/// How often we query an undeliverable refund.
-const ABNORMAL: time::Duration = time::Duration::days(1);
 /// The retries when the gateway cannot be reached, before the job is postponed.
 const CONNECTING: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(200))
@@ -219,7 +204,7 @@ impl RefundWorker {
         match answer {
             // This answer may be unsigned, so it does not end a refund that the gateway had accepted.
             Ok(RefundState::Absent) if refund.status != RefundStatus::Processing => {
-                Ok(Step::wait(ABNORMAL, "an undeliverable refund is not known any more"))
+                Ok(Step::wait(UNDELIVERABLE, "an undeliverable refund is not known any more"))
             }
             Ok(RefundState::Absent) => match &refund.refused_code {
                 None => self.send(gateway, job, refund, order).await,
@@ -320,7 +305,10 @@ impl RefundWorker {
 
     fn next_question(&self, refund: &Refund, now: OffsetDateTime) -> time::Duration {
         let age = now - refund.created_at;
-        let every = ASK.iter().find(|(up_to, _)| age < *up_to).map_or(ASK[ASK.len() - 1].1, |(_, every)| *every);
+        let every = REFUND_QUERIES
+            .iter()
+            .find(|(up_to, _)| age < *up_to)
+            .map_or(REFUND_QUERIES[REFUND_QUERIES.len() - 1].1, |(_, every)| *every);
         spread(&self.clock, every)
     }
 
@@ -338,7 +326,7 @@ impl RefundWorker {
             Step::Fact(fact) => {
                 self.settle(tx, job, (refund, order), fact).await?;
                 // Settling has already deleted or rescheduled the job of a refund that ended; we query the others daily.
-                End::Snooze(ABNORMAL, fact.as_str().to_owned())
+                End::Snooze(UNDELIVERABLE, fact.as_str().to_owned())
             }
             Step::Wait { pause, reason } => End::Snooze(*pause, reason.clone()),
             Step::Unknown { pause, error } => {

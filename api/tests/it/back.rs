@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Method, Request};
 use domain::OrderId;
-use domain::message::job::HINTS;
+use domain::message::schedule::HINTS;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use store::tables::hints::{Hint, hint};

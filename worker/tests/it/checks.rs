@@ -3,7 +3,8 @@
 use domain::ExtraState::{Held, Returning};
 use domain::OrderStatus::{Closed, Paid, Pending};
 use domain::PaymentMethod::{Alipay, Wechat};
-use domain::message::job::{CHECKS, CheckRequest};
+use domain::message::job::CheckRequest;
+use domain::message::schedule::CHECKS;
 use domain::{OrderStatus, RefundId, RefundNo, Verdict};
 use gateway_sim::notify::Overrides;
 use serde_json::json;

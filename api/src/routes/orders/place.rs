@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use domain::message::job::{CHECKS, CheckRequest, JobRequest};
+use domain::message::job::{CheckRequest, JobRequest};
+use domain::message::schedule::CHECKS;
 use domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
 use gateway::{Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest};
 use runtime::crash::{self, Point};

@@ -5,7 +5,6 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use time::Duration;
 
 use crate::ids::{CaseId, OrderId, RefundId};
 use crate::money::Money;
@@ -109,30 +108,6 @@ pub struct JobMessage {
     /// The row's fence when it was published.
     pub fence: i64,
 }
-
-/// The ages at which we query an order that is still unpaid, because its callback may be lost: often at first, then
-/// less often. After the last age we query it once a day. Its expiry is one more moment.
-pub const CHECKS: &[Duration] = &[
-    Duration::seconds(30),
-    Duration::minutes(1),
-    Duration::minutes(3),
-    Duration::minutes(5),
-    Duration::minutes(10),
-    Duration::minutes(20),
-    Duration::minutes(30),
-    Duration::hours(1),
-    Duration::hours(2),
-    Duration::hours(6),
-    Duration::hours(12),
-    Duration::hours(24),
-];
-
-/// The gaps between two queries about an unpaid order while a person watches it. The last gap repeats.
-pub const HINTS: &[Duration] =
-    &[Duration::seconds(3), Duration::seconds(5), Duration::seconds(10), Duration::seconds(20), Duration::seconds(30)];
-/// The shortest time between two queries about one unpaid order that come from its schedule or from hints. Requests of
-/// people, and a query after a failed close, do not wait for it.
-pub const AT_LEAST_APART: Duration = Duration::seconds(3);
 
 /// A decision of people, or of a policy, that a check carries out together with a query to the gateway. The job's
 /// payload holds each decision under the id of its case, so one never replaces another.

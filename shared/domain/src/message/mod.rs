@@ -3,3 +3,4 @@
 pub mod callback;
 pub mod event;
 pub mod job;
+pub mod schedule;

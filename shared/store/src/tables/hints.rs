@@ -4,7 +4,7 @@
 //! decides by the row and the database's clock, so the limits hold across all visits, routes and processes.
 
 use domain::OrderId;
-use domain::message::job::{AT_LEAST_APART, HINTS};
+use domain::message::schedule::{AT_LEAST_APART, HINTS};
 use sqlx::PgExecutor;
 use time::Duration;
 
