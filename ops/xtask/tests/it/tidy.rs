@@ -195,7 +195,7 @@ fn money_is_never_a_float() {
         "shared/gateway/src/alipay",
         "shared/gateway/src/wechat",
         "shared/store/src/tables",
-        "shared/store/src/settle",
+        "shared/store/src/upkeep",
     ];
     assert_eq!(offences(rooms, &[], &["f64", "f32"]), [""; 0]);
 }
