@@ -37,14 +37,8 @@ enum Command {
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     telemetry::install_crypto();
-    let Command::Deploy(command) = cli.command.unwrap_or(Command::Serve) else {
-        return runtime::start::run(Service::PaymentApi, start::prepare).await;
-    };
-    match deploy::run(&command).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => runtime::start::run(Service::PaymentApi, start::prepare).await,
+        Command::Deploy(command) => deploy::run(&command).await,
     }
 }

@@ -73,7 +73,7 @@ async fn main() -> ExitCode {
             eprintln!("migrate, database-roles and broker-setup take neither --json nor --operator");
             return ExitCode::from(2);
         }
-        Command::Deploy(command) => return deployed(command).await,
+        Command::Deploy(command) => return deploy::run(command).await,
         Command::Operate(command) => command,
     };
     match run(&cli, command).await {
@@ -86,16 +86,6 @@ async fn main() -> ExitCode {
         Err(problem) => {
             eprintln!("{problem}");
             ExitCode::from(if problem.usage { 2 } else { 1 })
-        }
-    }
-}
-
-async fn deployed(command: &deploy::Command) -> ExitCode {
-    match deploy::run(command).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
         }
     }
 }

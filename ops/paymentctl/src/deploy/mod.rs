@@ -6,6 +6,9 @@
 pub mod broker_setup;
 pub mod database_roles;
 
+use std::process::ExitCode;
+
+use anyhow::Context as _;
 use broker_setup::{BrokerSetup, BrokerSetupConfig};
 use clap::Subcommand;
 use database_roles::DatabaseRoles;
@@ -25,29 +28,32 @@ pub enum Command {
     BrokerSetup(BrokerSetup),
 }
 
-/// Runs a command and prints what it did.
-///
-/// # Errors
-/// What is missing or wrong, everything at once, and what to do.
-pub async fn run(command: &Command) -> anyhow::Result<()> {
-    let mut env = Env::process();
-    match command {
-        Command::BrokerSetup(options) => {
-            let config = BrokerSetupConfig::from_env(&mut env);
-            env.finish()?;
-            let Some(config) = config else { return Ok(()) };
-            broker_setup::run(config, options).await
-        }
-        Command::Migrate | Command::DatabaseRoles(_) => {
-            let config = DatabaseConfig::from_env(&mut env, 1);
-            env.finish()?;
-            let Some(config) = config else { return Ok(()) };
-            match command {
-                Command::DatabaseRoles(options) => database_roles::run(&config, options).await,
-                _ => bring_up_to_date(&config).await,
-            }
+/// Runs a command, prints what it did, or every fault at once with what to do, and returns the exit code.
+pub async fn run(command: &Command) -> ExitCode {
+    match carry_out(command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
         }
     }
+}
+
+async fn carry_out(command: &Command) -> anyhow::Result<()> {
+    let owner = |env: &mut Env| DatabaseConfig::from_env(env, 1);
+    match command {
+        Command::Migrate => bring_up_to_date(&configured(owner)?).await,
+        Command::DatabaseRoles(options) => database_roles::run(&configured(owner)?, options).await,
+        Command::BrokerSetup(options) => broker_setup::run(configured(BrokerSetupConfig::from_env)?, options).await,
+    }
+}
+
+/// Reads what a command needs from the environment.
+fn configured<C>(read: impl FnOnce(&mut Env) -> Option<C>) -> anyhow::Result<C> {
+    let mut env = Env::process();
+    let config = read(&mut env);
+    env.finish()?;
+    config.context("a part of the configuration is missing, and no fault says which: a defect")
 }
 
 async fn bring_up_to_date(config: &DatabaseConfig) -> anyhow::Result<()> {
