@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::{AmqpConfig, Missing, Publisher, PublisherOptions, PublisherState};
+use broker::{AmqpConfig, Publisher, PublisherOptions, PublisherState};
 use domain::PaymentMethod;
 use gateway::Gateways;
 use runtime::clock::Clock;
@@ -77,7 +77,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
     let (db, redis, broker, listener, callbacks, ops) = tokio::join!(
         given(database.as_ref().map(|database| store::start::reach(database, SERVICE))),
         given(redis.as_ref().map(Redis::connect)),
-        given(amqp.as_ref().map(|amqp| broker::reach(amqp, SERVICE, Missing::StopsTheStart))),
+        given(amqp.as_ref().map(|amqp| broker::reach(amqp, SERVICE))),
         given(listen.map(|listen| start::listen("LISTEN_ADDR", listen.addr))),
         given(listen.and_then(|listen| listen.callbacks).map(|addr| start::listen("CALLBACK_LISTEN_ADDR", addr))),
         given(ops.map(|ops| start::listen("OPS_ADDR", ops.addr))),

@@ -17,14 +17,16 @@ use runtime::crash::{self, Point};
 use runtime::error_chain::chain;
 use runtime::panics::{Panicked, caught};
 use runtime::service::Service;
+use secrecy::SecretString;
 use serde_json::Value;
 use sqlx::{PgConnection, PgPool};
 use store::DbError;
 use store::retry::{Collision, retry};
 use store::tables::jobs::{self, Cost, Taken};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::consumer::Ack;
+use crate::consumer::{self, Ack, BatchOptions};
 
 /// Longer than a job needs: a query, a close, a query, one call for each refund that people book, and three
 /// transactions. A worker that needs longer loses the job by its fence, and changes nothing.
@@ -120,6 +122,21 @@ pub trait Job {
     fn db(&self) -> &PgPool;
     /// The clock.
     fn clock(&self) -> &Clock;
+}
+
+/// Takes the messages of a queue and runs their jobs, until `stop`.
+pub async fn consume<J: Job>(job: J, queue: &'static str, amqp_url: &SecretString, stop: CancellationToken) {
+    let batch = BatchOptions::in_order(16, Duration::from_millis(5));
+    let supervised = broker::supervise(J::WORKER.as_str(), amqp_url, stop, async |connection, stop| {
+        consumer::database_answers(job.db(), &stop).await;
+        consumer::run(&connection, queue, batch, stop, async |batch| {
+            run_batch(&job, batch.iter().map(|nudge| serde_json::from_slice(&nudge.data)).collect()).await
+        })
+        .await
+    });
+    if let Err(error) = supervised.await {
+        error!(%error, "The worker cannot consume");
+    }
 }
 
 /// Runs the jobs of a batch of messages; `Err` in `batch` is a message that is no job.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::process::ExitCode;
 
-use broker::{AmqpConfig, Missing};
+use broker::AmqpConfig;
 use domain::message::event;
 use gateway::Gateways;
 use runtime::env::{ConfigFaults, Env, Fault};
@@ -24,8 +24,6 @@ pub struct Worker {
     pub connections: u32,
     /// The default port of `OPS_ADDR`.
     pub ops_port: u16,
-    /// What a missing object at the broker means for this worker.
-    pub missing: Missing,
 }
 
 /// A started process.
@@ -83,7 +81,7 @@ impl Worker {
         let mut faults = env.into_faults();
         let (db, broker, ops) = tokio::join!(
             given(database.as_ref().map(|database| store::start::reach(database, self.service))),
-            given(amqp.as_ref().map(|amqp| broker::reach(amqp, self.service, self.missing))),
+            given(amqp.as_ref().map(|amqp| broker::reach(amqp, self.service))),
             given(ops.map(|ops| listen("OPS_ADDR", ops.addr))),
         );
         let db = db.and_then(|db| faults.take(db));

@@ -29,5 +29,5 @@ pub use lapin::Connection;
 pub use lapin::message::Delivery;
 pub use publish::{Confirmed, Message, PublishError, Publisher, PublisherOptions, PublisherState};
 pub use session::{close, open, supervise};
-pub use start::{Missing, reach};
+pub use start::reach;
 pub use step::{STEP, step};

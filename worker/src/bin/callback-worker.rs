@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use broker::{Missing, callback_from, topology};
+use broker::{callback_from, topology};
 use clap::Parser;
 use gateway::Gateways;
 use runtime::clock::Clock;
@@ -47,8 +47,7 @@ impl Own for Config {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
-    let worker =
-        Worker { service: Service::CallbackWorker, connections: 4, ops_port: 9101, missing: Missing::StopsTheStart };
+    let worker = Worker { service: Service::CallbackWorker, connections: 4, ops_port: 9101 };
     worker.run(configure, work).await
 }
 

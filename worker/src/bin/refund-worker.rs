@@ -1,18 +1,14 @@
 //! Carries refunds to their end. See `--help`.
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
 
-use broker::{Missing, topology};
+use broker::topology;
 use clap::Parser;
 use gateway::Gateways;
 use runtime::clock::Clock;
 use runtime::env::{Env, PublicUrl};
 use runtime::service::Service;
 use tikv_jemallocator::Jemalloc;
-use tracing::error;
-use worker::consumer::{self, BatchOptions};
 use worker::jobs;
 use worker::refunds::{Budget, RefundWorker};
 use worker::start::{Own, Process, Worker};
@@ -46,8 +42,7 @@ impl Own for Config {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
-    let worker =
-        Worker { service: Service::RefundWorker, connections: 8, ops_port: 9104, missing: Missing::StopsTheStart };
+    let worker = Worker { service: Service::RefundWorker, connections: 8, ops_port: 9104 };
     worker.run(configure, work).await
 }
 
@@ -59,25 +54,14 @@ fn configure(env: &mut Env) -> Option<Config> {
 }
 
 async fn work(process: Process, config: Config) {
-    let db = process.db.clone();
     tokio::spawn(config.gateways.clone().tend(Clock::system(), process.stop.clone()));
-    let worker = Arc::new(RefundWorker {
+    let worker = RefundWorker {
         db: process.db,
         gateways: config.gateways,
         public_url: config.public_url,
         clock: Clock::system(),
         budget: config.budget,
         copies: process.copies,
-    });
-    let batch = BatchOptions::in_order(16, Duration::from_millis(5));
-    let supervised = broker::supervise("refund-worker", &process.amqp_url, process.stop, async |connection, stop| {
-        consumer::database_answers(&db, &stop).await;
-        consumer::run(&connection, topology::REFUNDS, batch, stop, async |batch| {
-            jobs::run_batch(&*worker, batch.iter().map(|nudge| serde_json::from_slice(&nudge.data)).collect()).await
-        })
-        .await
-    });
-    if let Err(error) = supervised.await {
-        error!(%error, "The worker cannot consume");
-    }
+    };
+    jobs::consume(worker, topology::REFUNDS, &process.amqp_url, process.stop).await;
 }

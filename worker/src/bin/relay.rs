@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use broker::{Missing, Publisher};
+use broker::Publisher;
 use clap::Parser;
 use runtime::clock::Clock;
 use runtime::env::Env;
@@ -32,9 +32,7 @@ struct Cli {}
 #[tokio::main]
 async fn main() -> ExitCode {
     let Cli {} = Cli::parse();
-    // A relay may find the topology incomplete and declares it again; only what it cannot repair stops its start.
-    let missing = Missing::IsRepaired;
-    let worker = Worker { service: Service::Relay, connections: 4, ops_port: 9102, missing };
+    let worker = Worker { service: Service::Relay, connections: 4, ops_port: 9102 };
     worker.run(configure, work).await
 }
 

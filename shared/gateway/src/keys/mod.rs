@@ -1,5 +1,5 @@
-//! Keys: reading them from PEM, signing, verifying. One RSA rule for both gateways: RSASSA-PKCS1-v1_5 with SHA-256,
-//! 2048 bits at least. Nothing here shows private material, and buffers that held it are wiped.
+//! The keys of an account: reading, signing and verifying; which of them count at a moment; looking for one that a message
+//! names; how long they last.
 
 mod gate;
 mod ring;
