@@ -218,7 +218,7 @@ impl CheckWorker {
                 id: CaseId::from_u128(self.clock.fresh_bits()),
                 kind: CaseKind::GatewayProtocol,
                 order_id: Some(order.id),
-                gateway_no: order_no.to_string(),
+                subject_ref: order_no.to_string(),
                 evidence: json!({ "order_no": order_no, "message": what }),
             };
             settle::refunds::open(&mut *tx, &case, self.clock.now()).await?;

@@ -163,7 +163,7 @@ async fn our_own_trouble_ends_no_order_and_calls_people_once(db: PgPool) {
     let other = World::new(world.db.clone()).await;
     other.gateway.is(Mood::RefusesUs);
     other.create("u1", "k4", &wechat_order()).await.is(503, "gateway_misconfigured");
-    let of_one = "select string_agg(kind || ' ' || gateway_no, ',') from cases";
+    let of_one = "select string_agg(kind || ' ' || subject_ref, ',') from cases";
     assert_eq!(world.one::<String>(of_one).await, "misconfigured wechat/main:NO_AUTH");
     assert_eq!(world.one::<i64>("select count(*) from events where type = 'case.opened'").await, 1);
     let asked_to_close = "select count(*) from jobs where payload ? 'close'";

@@ -102,7 +102,7 @@ impl World {
     pub async fn case(&self, kind: &str, order: Option<&str>, number: &str) -> String {
         let id = format!("{:032x}", Clock::system().fresh_bits());
         sqlx::query(
-            "insert into cases (id, kind, order_id, gateway_no, evidence, created_at, updated_at) \
+            "insert into cases (id, kind, order_id, subject_ref, evidence, created_at, updated_at) \
              values ($1, $2, $3, $4, '{\"amount\": \"12.34\"}', now(), now())",
         )
         .bind(&id)

@@ -268,7 +268,7 @@ fn republished(once: &Republished) -> [Moment; 2] {
 
 fn case(case: &Case) -> Vec<Moment> {
     let name = format!("case {} ({})", case.id, case.kind);
-    let opened = Moment::new(case.created_at, "case", format!("{name} opened, number {}", case.gateway_no));
+    let opened = Moment::new(case.created_at, "case", format!("{name} opened, number {}", case.subject_ref));
     let steps = steps(case);
     // A rule resolves a case without a history entry.
     let by_rule = steps.is_empty() || case.resolved_by.as_deref().is_some_and(|by| ["service", "policy"].contains(&by));

@@ -163,9 +163,9 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
         }
         None => {}
     }
-    let gateway_no: String = number.chars().take(128).collect();
-    let kept = Letter::new(gateway_no.clone(), &letter.body, replayable.as_ref());
-    Ok((NewCase { id, kind: CaseKind::DeadLetter, order_id: None, gateway_no, evidence }, kept))
+    let subject_ref: String = number.chars().take(128).collect();
+    let kept = Letter::new(subject_ref.clone(), &letter.body, replayable.as_ref());
+    Ok((NewCase { id, kind: CaseKind::DeadLetter, order_id: None, subject_ref, evidence }, kept))
 }
 
 /// Adds the size and digest of the bytes. The bytes themselves name the payer, so they are not in the case.
@@ -188,7 +188,7 @@ fn bare_case(relay: &Relay, letter: &DeadLetter) -> (NewCase, Letter) {
     let mut evidence = json!({});
     summarize(&mut evidence, &letter.body);
     let kept = Letter::new(id.to_string(), &letter.body, None);
-    (NewCase { id, kind: CaseKind::DeadLetter, order_id: None, gateway_no: id.to_string(), evidence }, kept)
+    (NewCase { id, kind: CaseKind::DeadLetter, order_id: None, subject_ref: id.to_string(), evidence }, kept)
 }
 
 /// Text that PostgreSQL can store: each NUL is replaced by U+FFFD.

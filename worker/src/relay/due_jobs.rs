@@ -112,7 +112,7 @@ async fn give_up(
         id: CaseId::from_u128(relay.clock.fresh_bits()),
         kind: CaseKind::DeadLetter,
         order_id: None,
-        gateway_no: named(&format!("job:{}", job.id), job.payload.to_string().as_bytes()),
+        subject_ref: named(&format!("job:{}", job.id), job.payload.to_string().as_bytes()),
         evidence: job.payload.clone(),
     };
     let now = relay.clock.now();

@@ -28,11 +28,11 @@ impl World {
     /// Opens a case, or adds a fact to it.
     async fn fact(&self, kind: CaseKind, (order_id, number): (OrderId, &str), evidence: Value) -> Case {
         let id = CaseId::from_u128(Clock::system().fresh_bits());
-        let case = NewCase { id, kind, order_id: Some(order_id), gateway_no: number.to_owned(), evidence };
+        let case = NewCase { id, kind, order_id: Some(order_id), subject_ref: number.to_owned(), evidence };
         let mut tx = self.db.begin().await.unwrap();
         settling::open(&mut tx, &case, Clock::system().now()).await.unwrap();
         tx.commit().await.unwrap();
-        let id: CaseId = sqlx::query_scalar("select id from cases where kind = $1 and gateway_no = $2")
+        let id: CaseId = sqlx::query_scalar("select id from cases where kind = $1 and subject_ref = $2")
             .bind(kind.as_str())
             .bind(number)
             .fetch_one(&self.db)

@@ -23,7 +23,7 @@ async fn refuse(bench: &Bench, (code, status, sub_code): (&str, u16, &str)) {
 }
 
 async fn called(bench: &Bench) -> Vec<String> {
-    sqlx::query_scalar("select gateway_no from cases where kind = 'misconfigured' order by id")
+    sqlx::query_scalar("select subject_ref from cases where kind = 'misconfigured' order by id")
         .fetch_all(&bench.world.db)
         .await
         .unwrap()

@@ -166,7 +166,7 @@ async fn what_is_not_paid_cannot_go_back(db: PgPool) {
 async fn an_unknown_refund_reserves_the_order_until_a_person_has_looked(db: PgPool) {
     let world = World::new(db);
     let order = world.paid_order(Alipay, "10").await;
-    sqlx::query("insert into cases (id, kind, order_id, gateway_no, evidence, created_at, updated_at) values ('c', 'unknown_refund', $1, 'RX', '{}', now(), now())")
+    sqlx::query("insert into cases (id, kind, order_id, subject_ref, evidence, created_at, updated_at) values ('c', 'unknown_refund', $1, 'RX', '{}', now(), now())")
         .bind(order.id.to_string())
         .execute(&world.db)
         .await

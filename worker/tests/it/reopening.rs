@@ -35,7 +35,7 @@ impl World {
     async fn open(&self, kind: CaseKind, evidence: Value) {
         let clock = Clock::system();
         let id = CaseId::from_u128(clock.fresh_bits());
-        let new = NewCase { id, kind, order_id: None, gateway_no: "4200".to_owned(), evidence };
+        let new = NewCase { id, kind, order_id: None, subject_ref: "4200".to_owned(), evidence };
         settling::open(&mut self.db.acquire().await.unwrap(), &new, clock.now()).await.unwrap();
     }
 

@@ -62,7 +62,7 @@ async fn texts(db: &PgPool, sql: &'static str) -> Vec<String> {
 const KEYS: &str = "select key::text from idempotency_keys order by key";
 const EVENTS: &str = "select event_id::text from events order by event_id";
 const CALLBACKS: &str = "select notice_id::text from callbacks order by notice_id";
-const CASES: &str = "select gateway_no::text from cases order by gateway_no";
+const CASES: &str = "select subject_ref::text from cases order by subject_ref";
 
 async fn key(db: &PgPool, name: &str, expires_at: OffsetDateTime, held_until: Option<OffsetDateTime>) {
     let sql =
@@ -138,7 +138,7 @@ async fn case(db: &PgPool, case: Case<'_>) {
     // An id of its own, as one that was made then.
     let bits: i64 = sqlx::query_scalar("select count(*) from cases").fetch_one(db).await.unwrap();
     let id = CaseId::from_u128(first_id_at(opened) + u128::try_from(bits).unwrap());
-    let sql = "insert into cases (id, kind, order_id, gateway_no, evidence, status, created_at, updated_at)
+    let sql = "insert into cases (id, kind, order_id, subject_ref, evidence, status, created_at, updated_at)
                values ($1, $2, md5($3), $4, $5, $6, $7, $8)";
     let insert = sqlx::query(sql).bind(id.to_string()).bind(case.kind.as_str()).bind(case.of).bind(case.name);
     let insert = insert.bind(json!({ "order_no": case.order_no })).bind(case.status).bind(opened);
@@ -300,7 +300,7 @@ async fn a_held_row_is_passed_over_and_waits_for_the_next_round(db: PgPool) {
         "select 1 from idempotency_keys where key = 'k1' for update",
         "select 1 from events where event_id = 'e1' for update",
         "update callbacks set times_seen = times_seen + 1 where notice_id = 'n1'",
-        "select 1 from cases where gateway_no = 'c1' for update",
+        "select 1 from cases where subject_ref = 'c1' for update",
     ] {
         settling.execute(held).await.unwrap();
     }
@@ -430,7 +430,7 @@ pub async fn forget(db: &PgPool) {
 /// The bytes of a dead letter leave with the callbacks, and not while people may still replay them.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn bytes_of_dead_letters_leave_when_their_case_is_resolved(db: PgPool) {
-    let sql = "insert into cases (id, kind, gateway_no, evidence, status, created_at, updated_at)
+    let sql = "insert into cases (id, kind, subject_ref, evidence, status, created_at, updated_at)
                values (lpad($1, 32, '0'), 'dead_letter', $1, '{}', $2, $3, $3)";
     let letter = "insert into dead_letters (case_id, body, filed_at) values (lpad($1, 32, '0'), '', $2)";
     for (number, status, at) in [
@@ -446,7 +446,7 @@ async fn bytes_of_dead_letters_leave_when_their_case_is_resolved(db: PgPool) {
     }
     let steps = removed(&db, (), async |tx, (), limit| retention::dead_letters(tx, BOUND, limit).await).await;
     assert_eq!(steps, [2, 1]);
-    let left = "select gateway_no::text from cases join dead_letters on case_id = id order by 1";
+    let left = "select subject_ref::text from cases join dead_letters on case_id = id order by 1";
     assert_eq!(texts(&db, left).await, ["2", "3", "4"]);
     assert_eq!(texts(&db, CASES).await.len(), 6, "the cases stay");
 }

@@ -145,10 +145,10 @@ pub async fn check(db: &PgPool, case: &Case, action: &Action) -> Result<(), ApiE
         }
         Action::BookRefund { .. } => returned_elsewhere(case).map(drop),
         Action::RefundAgain | Action::AbnormalRefund => {
-            let refund = refunds::by_refund_no(db, &case.gateway_no).await?;
+            let refund = refunds::by_refund_no(db, &case.subject_ref).await?;
             refund_of(case, action, refund).map(drop)
         }
-        Action::AcceptAmount => stated_amount(case, refunds::by_refund_no(db, &case.gateway_no).await?).map(drop),
+        Action::AcceptAmount => stated_amount(case, refunds::by_refund_no(db, &case.subject_ref).await?).map(drop),
     }
 }
 
@@ -193,19 +193,19 @@ pub async fn carry_out(
             hand_on(tx, (case, order_id), (asked, text)).await
         }
         Action::RefundAgain => {
-            let old = refund_of(case, action, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
+            let old = refund_of(case, action, refunds::by_refund_no(&mut *tx, &case.subject_ref).await?)?;
             let done = ask(app, tx, who, (old.order_id, old.trade_no, Some(old.amount), old.reason)).await?;
             Ok(Done { ends: true, ..done })
         }
         Action::AbnormalRefund => {
-            let stuck = refund_of(case, action, refunds::by_refund_no(&mut *tx, &case.gateway_no).await?)?;
+            let stuck = refund_of(case, action, refunds::by_refund_no(&mut *tx, &case.subject_ref).await?)?;
             let redirect = JobRequest::Refund(stuck.id, RefundRequest::redirect());
             jobs::request(&mut *tx, &redirect, time::Duration::ZERO).await?;
             // Whether the money arrives is not known yet, so the case stays open until a person has checked it.
             Ok(Done { text: format!("refund {} is sent to the merchant's account", stuck.refund_no), ends: false })
         }
         Action::AcceptAmount => {
-            let found = refunds::by_refund_no(&mut *tx, &case.gateway_no).await?;
+            let found = refunds::by_refund_no(&mut *tx, &case.subject_ref).await?;
             let (refund, amount) = stated_amount(case, found)?;
             let accept = JobRequest::Refund(refund.id, RefundRequest::accept(amount));
             jobs::request(&mut *tx, &accept, time::Duration::ZERO).await?;
@@ -283,7 +283,7 @@ fn stray(case: &Case) -> Result<Stray, ApiError> {
 fn payment(case: &Case) -> Result<(OrderId, TradeNo), ApiError> {
     let fit = matches!(case.kind, CaseKind::LatePayment | CaseKind::DoublePayment | CaseKind::RefundedElsewhere);
     fits(fit, "the case is about no late or second payment")?;
-    let trade_no = TradeNo::parse(&*case.gateway_no).ok();
+    let trade_no = TradeNo::parse(&*case.subject_ref).ok();
     case.order_id.zip(trade_no).ok_or(ApiError::ActionUnfit("the case names no payment"))
 }
 

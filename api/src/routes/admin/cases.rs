@@ -40,7 +40,10 @@ pub struct CaseView {
     kind: String,
     /// The order, if one is known.
     order_id: Option<String>,
-    /// The gateway's number of the trade, our number of the refund, or the number of what else the case is about.
+    /// What the case is about: the gateway's number of a trade, our number of a refund, or another text.
+    subject_ref: String,
+    /// The old name of `subject_ref`. A later release removes it.
+    #[schema(deprecated)]
     number: String,
     /// The known facts.
     #[schema(value_type = Object)]
@@ -80,7 +83,8 @@ impl CaseView {
             id: case.id.to_string(),
             kind: case.kind.to_string(),
             order_id: case.order_id.map(|id| id.to_string()),
-            number: case.gateway_no,
+            number: case.subject_ref.clone(),
+            subject_ref: case.subject_ref,
             evidence: dead_letters::without_bytes(case.evidence),
             status: case.status.to_string(),
             version: case.version,

@@ -53,7 +53,7 @@ const REFUNDS: &str = "
     order by r.id";
 
 const CASES: &str = "
-    select kind, order_id::text, gateway_no as number, status <> 'resolved' as open from cases order by id";
+    select kind, order_id::text, subject_ref as number, status <> 'resolved' as open from cases order by id";
 
 const CALLBACKS: &str = "select payment_method as gateway, notice_id from callbacks order by id";
 

@@ -43,7 +43,7 @@ pub async fn run(place: &Place, discard: &Discard, operator: Option<&str>) -> Re
     let by = signature(discard.yes, operator)?;
     let case = get(place, discard.id).await?;
     may_end(&case)?;
-    let what = format!("case {} ({}, number {})", case.id, case.kind, case.gateway_no);
+    let what = format!("case {} ({}, number {})", case.id, case.kind, case.subject_ref);
     let json = json!({ "case": case.id.to_string(), "reason": discard.reason, "dry_run": !discard.yes });
     let Some(by) = by else {
         let text =

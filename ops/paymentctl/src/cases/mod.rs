@@ -138,7 +138,7 @@ async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
     let row = |case: &Case| {
         let order = case.order_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
         let (kind, status) = (case.kind.to_string(), case.status.to_string());
-        vec![case.id.to_string(), moment(case.created_at), kind, status, order, case.gateway_no.clone()]
+        vec![case.id.to_string(), moment(case.created_at), kind, status, order, case.subject_ref.clone()]
     };
     let rows: Vec<Vec<String>> = cases.iter().map(row).collect();
     let text = table(&["CASE", "OPENED", "KIND", "STATUS", "ORDER", "NUMBER"], &rows);
@@ -158,7 +158,7 @@ async fn show(place: &Place, id: CaseId) -> Result<Answer, Problem> {
     let case = get(place, id).await?;
     let mut lines = vec![
         format!("case      {} ({}, {})", case.id, case.kind, case.status),
-        format!("number    {}", case.gateway_no),
+        format!("number    {}", case.subject_ref),
         format!("opened    {}", moment(case.created_at)),
     ];
     if let Some(order_id) = case.order_id {
@@ -212,7 +212,9 @@ fn view(case: &Case) -> Value {
         "kind": case.kind.as_str(),
         "status": case.status.as_str(),
         "order_id": case.order_id.map(|id| id.to_string()),
-        "number": case.gateway_no,
+        "subject_ref": case.subject_ref,
+        // The old name; a later release removes it.
+        "number": case.subject_ref,
         "evidence": without_bytes(case.evidence.clone()),
         "version": case.version,
         "actions": actions(case),

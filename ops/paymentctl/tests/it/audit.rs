@@ -157,7 +157,7 @@ async fn rows_that_no_relay_links_are_named(db: PgPool) {
 async fn the_functions_of_the_tool_write_down_who_and_as_which_user(db: PgPool) {
     testkit::make_up_facts(&db).await;
     let case = "lpad('1', 32, '0')";
-    set(&db, &format!("insert into cases (id, kind, gateway_no, evidence, created_at, updated_at) values ({case}, 'dead_letter', 'g', '{{}}', now(), now()); \
+    set(&db, &format!("insert into cases (id, kind, subject_ref, evidence, created_at, updated_at) values ({case}, 'dead_letter', 'g', '{{}}', now(), now()); \
         insert into dead_letters (case_id, job, filed_at) values ({case}, '{{}}', now()); \
         insert into events (event_id, type, data, occurred_at, published_at) values ('case.opened:1', 'case.opened', '{{}}', now(), now()); \
         select replay_dead_letter({case}); \

@@ -153,7 +153,7 @@ async fn what_is_no_callback_stays_and_stops_no_other(db: PgPool) {
     for (_, _, why) in wrong {
         assert!(answer.text.contains(why), "{why}: {}", answer.text);
     }
-    assert_eq!(texts(&db, "select gateway_no from cases where status = 'resolved'").await, ["good"]);
+    assert_eq!(texts(&db, "select subject_ref from cases where status = 'resolved'").await, ["good"]);
     assert_eq!(texts(&db, "select kind from jobs").await, ["callback"]);
 }
 
@@ -238,11 +238,11 @@ async fn bytes_move_out_of_the_cases_of_an_older_release(db: PgPool) {
     for _ in 0..2 {
         move_bytes(&db).await;
         assert_eq!(
-            texts(&db, "select gateway_no from cases where evidence ? 'body'").await,
+            texts(&db, "select subject_ref from cases where evidence ? 'body'").await,
             ["5"],
             "other kinds keep their facts"
         );
-        let kept = "select gateway_no || ' ' || coalesce(job->>'body', encode(body, 'escape'))
+        let kept = "select subject_ref || ' ' || coalesce(job->>'body', encode(body, 'escape'))
                     from dead_letters join cases on id = case_id order by 1";
         assert_eq!(texts(&db, kept).await, ["1 YnV5ZXI9c2VjcmV0", "2 poison", "3 no base64"]);
         assert_eq!(

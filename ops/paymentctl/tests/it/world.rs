@@ -51,7 +51,7 @@ pub async fn order(db: &PgPool) -> (OrderId, OrderNo) {
 pub async fn case(db: &PgPool, (kind, number): (CaseKind, &str), evidence: Value, age: Duration) -> CaseId {
     let clock = Clock::fixed(Clock::system().now() - age);
     let id = CaseId::from_u128(clock.fresh_bits());
-    let new = NewCase { id, kind, order_id: None, gateway_no: number.to_owned(), evidence };
+    let new = NewCase { id, kind, order_id: None, subject_ref: number.to_owned(), evidence };
     case_facts::open(&mut db.acquire().await.unwrap(), &[new], clock.now()).await.unwrap();
     id
 }

@@ -37,7 +37,7 @@ pub async fn misconfigured(tx: &mut PgConnection, told: &Misconfigured<'_>, cloc
         id: CaseId::from_u128(clock.fresh_bits()),
         kind: CaseKind::Misconfigured,
         order_id: None,
-        gateway_no: number.chars().take(128).collect(),
+        subject_ref: number.chars().take(128).collect(),
         // Not named `order_no`: this case needs no stored callback of that order.
         evidence: json!({
             "payment_method": method, "account": account, "code": code, "message": message, "first_order_no": order_no,

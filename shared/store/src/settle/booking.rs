@@ -73,5 +73,5 @@ pub struct Confirmed {
 /// The refunded trade that a case is about.
 pub fn trade_of(case: &Case) -> Option<TradeNo> {
     let named = case.evidence.get("trade_no").and_then(Value::as_str);
-    TradeNo::parse(named.unwrap_or(&case.gateway_no)).ok()
+    TradeNo::parse(named.unwrap_or(&case.subject_ref)).ok()
 }

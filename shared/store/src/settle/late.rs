@@ -86,7 +86,7 @@ pub(super) async fn give_back_what_waited(
     }
     let order_id = order.id;
     for mut case in cases::not_refunded(tx, order_id).await? {
-        let Ok(trade_no) = TradeNo::parse(case.gateway_no) else { continue };
+        let Ok(trade_no) = TradeNo::parse(case.subject_ref) else { continue };
         if let Some(known) = case.evidence.as_object_mut() {
             known.remove(cases::NOT_REFUNDED);
         }
@@ -165,7 +165,7 @@ pub async fn fulfil(
     let case = cases::get(&mut *tx, case_id).await?.filter(|case| case.status != CaseStatus::Resolved);
     let fits = |case: &Case| case.order_id == Some(order_id) && can_fulfil(case.kind);
     let Some(mut case) = case.filter(fits) else { return Ok(Verdict::Ignored) };
-    let Ok(trade_no) = TradeNo::parse(&*case.gateway_no) else { return Ok(Verdict::Ignored) };
+    let Ok(trade_no) = TradeNo::parse(&*case.subject_ref) else { return Ok(Verdict::Ignored) };
     let refusal = match honour(tx, order_id, &trade_no, said, now).await? {
         Ok(()) => {
             let by_policy = case.evidence.get(POLICY).is_some();

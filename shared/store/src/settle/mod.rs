@@ -352,7 +352,7 @@ fn new_case((kind, order_id): (CaseKind, Option<OrderId>), told: &Notification, 
         id: CaseId::from_u128(clock.fresh_bits()),
         kind,
         order_id,
-        gateway_no: case_number(told),
+        subject_ref: case_number(told),
         evidence: evidence(told),
     }
 }

@@ -188,7 +188,7 @@ async fn first_sight(
     transactions::note_extra(tx, &[extra], clock.now()).await?;
     extra::follow(tx, &[order.id], clock.now()).await?;
     let mut case = new_case((kind, Some(order.id)), told, clock);
-    case.gateway_no = trade.trade_no.to_string();
+    case.subject_ref = trade.trade_no.to_string();
     case.evidence["amount"] = order.amount.to_string().into();
     case.evidence[RETURNED] = trade.returned.map_or_else(|| NOT_STATED.to_owned(), |sum| sum.to_string()).into();
     own::open(tx, &case, clock.now()).await?;
@@ -338,7 +338,7 @@ async fn book(
 /// Resolves the unknown-refund case of a refund that is now booked.
 async fn explain(tx: &mut PgConnection, order_id: OrderId, number: &str, clock: &Clock) -> Result<(), DbError> {
     for case in cases::of_order(&mut *tx, order_id).await? {
-        let about = case.kind == CaseKind::UnknownRefund && case.gateway_no == number;
+        let about = case.kind == CaseKind::UnknownRefund && case.subject_ref == number;
         if about && case.status != CaseStatus::Resolved {
             let end = ("the refund is booked as one from outside", SERVICE);
             outside::resolve(tx, &case, end, clock.now()).await?;
@@ -351,9 +351,9 @@ async fn explain(tx: &mut PgConnection, order_id: OrderId, number: &str, clock: 
 async fn note(tx: &mut PgConnection, trade: &Trade, returned: &str, clock: &Clock) -> Result<(), DbError> {
     let kinds = [CaseKind::LatePayment, CaseKind::DoublePayment, CaseKind::RefundedElsewhere];
     for case in cases::of_order(&mut *tx, trade.order.id).await? {
-        if kinds.contains(&case.kind) && case.gateway_no == trade.trade_no.as_str() {
+        if kinds.contains(&case.kind) && case.subject_ref == trade.trade_no.as_str() {
             let mut fact = own::case(clock, case.kind, trade.order.id, json!({ RETURNED: returned }));
-            fact.gateway_no = case.gateway_no;
+            fact.subject_ref = case.subject_ref;
             own::open(tx, &fact, clock.now()).await?;
         }
     }
@@ -375,7 +375,7 @@ async fn contradiction(
         evidence["refund_no"] = number.into();
     }
     let mut case = own::case(clock, CaseKind::AmountMismatch, trade.order.id, evidence);
-    case.gateway_no = number.to_owned();
+    case.subject_ref = number.to_owned();
     own::open(tx, &case, clock.now()).await?;
     Ok(Verdict::AmountMismatch)
 }
@@ -476,7 +476,7 @@ impl Named {
             return None;
         }
         Some(Named {
-            number: case.gateway_no.clone(),
+            number: case.subject_ref.clone(),
             amount: Money::from_yuan(text("amount")?).ok()?,
             gateway_refund_no: text("gateway_refund_no").map(str::to_owned),
             at: text("succeeded_at").and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok()),

@@ -442,13 +442,13 @@ pub(super) async fn notice(
 
 /// A case about one of our refunds.
 pub fn case_of(clock: &Clock, kind: CaseKind, refund: &Refund, evidence: serde_json::Value) -> NewCase {
-    NewCase { gateway_no: refund.refund_no.to_string(), ..case(clock, kind, refund.order_id, evidence) }
+    NewCase { subject_ref: refund.refund_no.to_string(), ..case(clock, kind, refund.order_id, evidence) }
 }
 
 /// A case about an order; the caller sets the case's number.
 pub(super) fn case(clock: &Clock, kind: CaseKind, order_id: OrderId, evidence: serde_json::Value) -> NewCase {
     let id = CaseId::from_u128(clock.fresh_bits());
-    NewCase { id, kind, order_id: Some(order_id), gateway_no: String::new(), evidence }
+    NewCase { id, kind, order_id: Some(order_id), subject_ref: String::new(), evidence }
 }
 
 /// Opens one case and publishes its event.

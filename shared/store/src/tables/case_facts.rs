@@ -58,8 +58,8 @@ pub async fn open(tx: &mut PgConnection, new: &[NewCase], now: OffsetDateTime) -
         let mut found = cases::lock_by_keys(&mut *tx, &met).await?;
         left.clear();
         for fact in met {
-            let key = (fact.kind, fact.order_id, &fact.gateway_no);
-            match found.iter_mut().find(|case| (case.kind, case.order_id, &case.gateway_no) == key) {
+            let key = (fact.kind, fact.order_id, &fact.subject_ref);
+            match found.iter_mut().find(|case| (case.kind, case.order_id, &case.subject_ref) == key) {
                 Some(case) => opened.extend(meet(&mut *tx, case, &fact.evidence, now).await?),
                 None => left.push(fact),
             }

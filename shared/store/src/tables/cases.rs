@@ -20,8 +20,9 @@ pub struct NewCase {
     pub kind: CaseKind,
     /// The order, if it is known.
     pub order_id: Option<OrderId>,
-    /// The gateway's number, or another text that identifies it among its kind: 128 characters at most.
-    pub gateway_no: String,
+    /// What it is about, among the cases of its kind and order: a number of the gateway or of ours, or another text.
+    /// 128 characters at most.
+    pub subject_ref: String,
     /// What we know, without the payer's identity.
     pub evidence: Value,
 }
@@ -38,21 +39,21 @@ pub(super) async fn insert(
     let ids: Vec<CaseId> = cases.iter().map(|c| c.id).collect();
     let kinds: Vec<CaseKind> = cases.iter().map(|c| c.kind).collect();
     let orders: Vec<Option<OrderId>> = cases.iter().map(|c| c.order_id).collect();
-    let gateway_nos: Vec<&str> = cases.iter().map(|c| c.gateway_no.as_str()).collect();
+    let subject_refs: Vec<&str> = cases.iter().map(|c| c.subject_ref.as_str()).collect();
     let evidence: Vec<Value> = cases.iter().map(|c| c.evidence.clone()).collect();
     let inserted = sqlx::query_scalar!(
         r#"
-        insert into cases (id, kind, order_id, gateway_no, evidence, created_at, updated_at)
-        select c.id, c.kind, c.order_id, c.gateway_no, c.evidence, $6, $6
+        insert into cases (id, kind, order_id, subject_ref, evidence, created_at, updated_at)
+        select c.id, c.kind, c.order_id, c.subject_ref, c.evidence, $6, $6
         from unnest($1::bpchar[], $2::text[], $3::bpchar[], $4::text[], $5::jsonb[])
-          as c (id, kind, order_id, gateway_no, evidence)
+          as c (id, kind, order_id, subject_ref, evidence)
         on conflict on constraint cases_once do nothing
         returning id as "id: CaseId"
         "#,
         &ids as &[CaseId],
         &kinds as &[CaseKind],
         &orders as &[Option<OrderId>],
-        &gateway_nos as &[&str],
+        &subject_refs as &[&str],
         &evidence,
         now,
     );
@@ -72,21 +73,21 @@ pub async fn record_resolved(
     let ids: Vec<CaseId> = cases.iter().map(|c| c.id).collect();
     let kinds: Vec<CaseKind> = cases.iter().map(|c| c.kind).collect();
     let orders: Vec<Option<OrderId>> = cases.iter().map(|c| c.order_id).collect();
-    let gateway_nos: Vec<&str> = cases.iter().map(|c| c.gateway_no.as_str()).collect();
+    let subject_refs: Vec<&str> = cases.iter().map(|c| c.subject_ref.as_str()).collect();
     let evidence: Vec<Value> = cases.iter().map(|c| c.evidence.clone()).collect();
     sqlx::query!(
         r#"
         insert into cases
-          (id, kind, order_id, gateway_no, evidence, status, resolution, resolved_by, created_at, updated_at)
-        select c.id, c.kind, c.order_id, c.gateway_no, c.evidence, 'resolved', $7, $8, $6, $6
+          (id, kind, order_id, subject_ref, evidence, status, resolution, resolved_by, created_at, updated_at)
+        select c.id, c.kind, c.order_id, c.subject_ref, c.evidence, 'resolved', $7, $8, $6, $6
         from unnest($1::bpchar[], $2::text[], $3::bpchar[], $4::text[], $5::jsonb[])
-          as c (id, kind, order_id, gateway_no, evidence)
+          as c (id, kind, order_id, subject_ref, evidence)
         on conflict on constraint cases_once do nothing
         "#,
         &ids as &[CaseId],
         &kinds as &[CaseKind],
         &orders as &[Option<OrderId>],
-        &gateway_nos as &[&str],
+        &subject_refs as &[&str],
         &evidence,
         now,
         resolution,
@@ -125,8 +126,8 @@ pub struct Case {
     pub kind: CaseKind,
     /// The order, if it is known.
     pub order_id: Option<OrderId>,
-    /// The gateway's number, or another text that identifies it among its kind.
-    pub gateway_no: String,
+    /// What it is about, among the cases of its kind and order.
+    pub subject_ref: String,
     /// What we know.
     pub evidence: Value,
     /// How far people are with the decision.
@@ -196,7 +197,8 @@ macro_rules! select_cases {
             Case,
             r#"
             select
-              id as "id: CaseId", kind as "kind: CaseKind", order_id as "order_id: OrderId", gateway_no, evidence,
+              id as "id: CaseId", kind as "kind: CaseKind", order_id as "order_id: OrderId", subject_ref as "subject_ref!",
+              evidence,
               status as "status: CaseStatus", version, proposed_by, proposed_action, resolution, resolved_by, history,
               created_at, updated_at
             from cases
@@ -221,18 +223,18 @@ pub async fn get(db: impl PgExecutor<'_>, id: CaseId) -> Result<Option<Case>, Db
 pub(super) async fn lock_by_keys(tx: &mut PgConnection, new: &[&NewCase]) -> Result<Vec<Case>, DbError> {
     let kinds: Vec<CaseKind> = new.iter().map(|c| c.kind).collect();
     let orders: Vec<Option<OrderId>> = new.iter().map(|c| c.order_id).collect();
-    let gateway_nos: Vec<&str> = new.iter().map(|c| c.gateway_no.as_str()).collect();
+    let subject_refs: Vec<&str> = new.iter().map(|c| c.subject_ref.as_str()).collect();
     // Two branches, because PostgreSQL cannot use an index for `is not distinct from`.
     Ok(select_cases!(
         r#"
         where id in (
           select c.id
-          from unnest($1::text[], $2::bpchar[], $3::text[]) as k (kind, order_id, gateway_no)
-          join cases c on c.kind = k.kind and c.order_id = k.order_id and c.gateway_no = k.gateway_no
+          from unnest($1::text[], $2::bpchar[], $3::text[]) as k (kind, order_id, subject_ref)
+          join cases c on c.kind = k.kind and c.order_id = k.order_id and c.subject_ref = k.subject_ref
           union all
           select c.id
-          from unnest($1::text[], $2::bpchar[], $3::text[]) as k (kind, order_id, gateway_no)
-          join cases c on c.kind = k.kind and c.order_id is null and c.gateway_no = k.gateway_no
+          from unnest($1::text[], $2::bpchar[], $3::text[]) as k (kind, order_id, subject_ref)
+          join cases c on c.kind = k.kind and c.order_id is null and c.subject_ref = k.subject_ref
           where k.order_id is null
         )
         order by id
@@ -240,7 +242,7 @@ pub(super) async fn lock_by_keys(tx: &mut PgConnection, new: &[&NewCase]) -> Res
         "#,
         &kinds as &[CaseKind],
         &orders as &[Option<OrderId>],
-        &gateway_nos as &[&str],
+        &subject_refs as &[&str],
     )
     .fetch_all(tx)
     .await?)
@@ -298,7 +300,7 @@ pub async fn end_of_refund(
         r#"
         update cases
         set status = 'resolved', resolution = $3, resolved_by = 'service', version = version + 1, updated_at = $4
-        where order_id = $1 and gateway_no = $2 and kind in ('refund_shortage', 'refund_abnormal', 'amount_mismatch')
+        where order_id = $1 and subject_ref = $2 and kind in ('refund_shortage', 'refund_abnormal', 'amount_mismatch')
           and status <> 'resolved'
         "#,
         refund.order_id as OrderId,
@@ -355,21 +357,21 @@ pub async fn note_evidence(
 /// [`DbError`].
 pub async fn returned_elsewhere(
     tx: &mut PgConnection,
-    gateway_nos: &[&str],
+    subject_refs: &[&str],
     orders: &[OrderId],
 ) -> Result<HashSet<(OrderId, String)>, DbError> {
     let rows = sqlx::query!(
         r#"
-        select order_id as "order_id!: OrderId", gateway_no as "trade_no!"
+        select order_id as "order_id!: OrderId", subject_ref as "trade_no!"
         from cases
-        where kind = 'refunded_elsewhere' and gateway_no = any($1) and order_id is not null
+        where kind = 'refunded_elsewhere' and subject_ref = any($1) and order_id is not null
         union all
         select order_id, evidence ->> 'trade_no'
         from cases
         where order_id = any($2::bpchar[]) and kind = 'unknown_refund' and evidence ->> 'trade_no' = any($1)
           and evidence ->> 'outcome' is distinct from 'closed'
         "#,
-        gateway_nos as &[&str],
+        subject_refs as &[&str],
         orders as &[OrderId],
     )
     .fetch_all(tx)

@@ -18,7 +18,7 @@ const BYTES: &str = "body";
 /// A dead letter that is stored for its case.
 #[derive(Debug, Clone)]
 pub struct Letter {
-    /// The `gateway_no` of its case.
+    /// The `subject_ref` of its case.
     pub number: String,
     body: Option<Vec<u8>>,
     job: Option<Value>,
@@ -67,7 +67,7 @@ pub async fn keep(tx: &mut PgConnection, letters: &[Letter], now: OffsetDateTime
         insert into dead_letters (case_id, body, job, filed_at)
         select c.id, letter.body, letter.job, $4
         from unnest($1::text[], $2::bytea[], $3::jsonb[]) as letter (number, body, job)
-        join cases c on c.kind = 'dead_letter' and c.order_id is null and c.gateway_no = letter.number
+        join cases c on c.kind = 'dead_letter' and c.order_id is null and c.subject_ref = letter.number
         on conflict (case_id) do nothing
         "#,
         &numbers as &[&str],
@@ -92,7 +92,7 @@ pub async fn move_bytes(
 ) -> Result<Step<()>, DbError> {
     let held = sqlx::query!(
         r#"
-        select id as "id: CaseId", gateway_no, evidence, created_at from cases
+        select id as "id: CaseId", subject_ref as "subject_ref!", evidence, created_at from cases
         where kind = $1 and jsonb_typeof(evidence -> 'body') = 'string'
         order by id
         limit $2
@@ -104,7 +104,7 @@ pub async fn move_bytes(
     let held = held.fetch_all(&mut *tx).await?;
     for case in &held {
         let bytes = case.evidence.get(BYTES).and_then(Value::as_str).map(decoded).unwrap_or_default();
-        let letter = Letter::new(case.gateway_no.clone(), &bytes, callback(&bytes).as_ref());
+        let letter = Letter::new(case.subject_ref.clone(), &bytes, callback(&bytes).as_ref());
         keep(&mut *tx, std::slice::from_ref(&letter), case.created_at).await?;
         sqlx::query!(
             "update cases set evidence = $2 where id = $1",

@@ -52,7 +52,7 @@ pub async fn follow(tx: &mut PgConnection, orders: &[OrderId], now: OffsetDateTi
             and c.evidence ? 'trade_no' and not c.evidence ? 'refund_no'
             and not exists (
               select from payment_transactions t
-              where t.order_id = c.order_id and t.action_type = 'payment' and t.gateway_no = c.gateway_no
+              where t.order_id = c.order_id and t.action_type = 'payment' and t.gateway_no = c.subject_ref
             )
         ), judged as (
           select order_id, amount, returned,

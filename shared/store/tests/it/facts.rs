@@ -185,7 +185,7 @@ async fn an_event_about_a_case_names_a_case(db: PgPool) {
         id: CaseId::from_u128(7),
         kind: CaseKind::LatePayment,
         order_id: Some(OrderId::parse(&order).unwrap()),
-        gateway_no: "t".to_owned(),
+        subject_ref: "t".to_owned(),
         evidence: serde_json::json!({}),
     };
     let now = Clock::system().now();

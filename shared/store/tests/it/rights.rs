@@ -91,7 +91,7 @@ async fn the_relay_may_remove_and_measure_what_it_has_to(db: PgPool) {
     let filled = "reset role;
         insert into callbacks (payment_method, account, notice_id, verdict, headers, body, received_at, last_seen_at)
           values ('wechat', 'main', 'n', 'settled', '{}', '', '2020-01-01', '2020-01-01');
-        insert into cases (id, kind, gateway_no, evidence, status, created_at, updated_at)
+        insert into cases (id, kind, subject_ref, evidence, status, created_at, updated_at)
           values (lpad('1', 32, '0'), 'dead_letter', 'g', '{\"body\": \"QQ==\"}', 'resolved', '2020-01-01', '2020-01-01');
         set role payment_relay";
     relay.execute(filled).await.unwrap();

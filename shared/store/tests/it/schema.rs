@@ -94,6 +94,27 @@ async fn an_empty_database_is_migrated_once(db: PgPool) {
     assert_eq!(store::upkeep::schema::check_schema(&db).await.unwrap(), 0);
 }
 
+/// A release from before migration 0031 writes the old name alone, a newer one the new name.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_case_of_either_release_has_both_names_of_its_subject(db: PgPool) {
+    let older = "insert into cases (id, kind, gateway_no, evidence, created_at, updated_at)
+                 values ('older', 'dead_letter', 'about older', '{}', now(), now())";
+    let newer = "insert into cases (id, kind, subject_ref, evidence, created_at, updated_at)
+                 values ('newer', 'dead_letter', 'about newer', '{}', now(), now())";
+    for insert in [older, newer] {
+        sqlx::raw_sql(insert).execute(&db).await.unwrap();
+    }
+    let names = "select gateway_no || ', ' || subject_ref from cases order by id desc";
+    let names: Vec<String> = sqlx::query_scalar(names).fetch_all(&db).await.unwrap();
+    assert_eq!(names, ["about older, about older", "about newer, about newer"]);
+
+    let nameless = "insert into cases (id, kind, evidence, created_at, updated_at)
+                    values ('n', 'dead_letter', '{}', now(), now())";
+    assert!(sqlx::raw_sql(nameless).execute(&db).await.is_err(), "a case names its subject");
+    let parted = "update cases set gateway_no = 'another' where id = 'newer'";
+    assert!(sqlx::raw_sql(parted).execute(&db).await.is_err(), "both names hold the same text");
+}
+
 /// What a broken `create index concurrently` leaves behind.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn no_index_is_invalid(db: PgPool) {
@@ -113,6 +134,8 @@ async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
         "select 1 from cases where id < 'f' and status = 'open' order by id desc limit 20",
         "select 1 from cases where id < 'f' and kind = 'dead_letter' order by id desc limit 20",
         "select 1 from cases where order_id = 'a' and kind = 'late_payment' and status <> 'resolved'",
+        "select 1 from cases where kind = 'dead_letter' and order_id is null and subject_ref = 'a'",
+        "select 1 from cases where kind = 'refunded_elsewhere' and subject_ref = any('{a}')",
         "select 1 from hourly_stats where hour >= now() and hour < now()",
         "select order_id from events where seq > 7",
         "select 1 from payment_transactions where order_id = 'a'",

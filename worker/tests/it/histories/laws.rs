@@ -253,7 +253,7 @@ impl History<'_> {
     /// The events and cases of this order that are there.
     pub(super) async fn told(&self) -> Vec<String> {
         let sql = "select event_id from events where order_id = $1
-            union all select kind || ' ' || gateway_no from cases where order_id = $1 order by 1";
+            union all select kind || ' ' || subject_ref from cases where order_id = $1 order by 1";
         sqlx::query_scalar(sql).bind(self.order.id.to_string()).fetch_all(&self.bench.world.db).await.unwrap()
     }
 

@@ -64,7 +64,7 @@ impl History<'_> {
     /// People decide about money that was not owed, and about returns that our books lack.
     async fn decide(&self) {
         let open: Vec<Open> = sqlx::query_as(
-            "select id, kind, gateway_no, evidence ->> 'trade_no' from cases where order_id = $1 and status <> 'resolved'
+            "select id, kind, subject_ref, evidence ->> 'trade_no' from cases where order_id = $1 and status <> 'resolved'
              and kind in ('late_payment', 'double_payment', 'refunded_elsewhere', 'unknown_refund', 'refund_closed')
              order by id",
         )

@@ -156,8 +156,8 @@ async fn a_dead_nudge_keeps_its_job_and_is_one_case_however_often_it_comes(db: P
     let _rejected = road.reject(topology::CHECKS, 4).await;
     road.start();
     // They arrive in order, so with the last one all of them have been filed.
-    road.until("select count(*) from cases where gateway_no = 'last'", 1).await;
-    let sql = "select gateway_no, evidence from cases where gateway_no <> 'last'";
+    road.until("select count(*) from cases where subject_ref = 'last'", 1).await;
+    let sql = "select subject_ref, evidence from cases where subject_ref <> 'last'";
     let cases: Vec<(String, serde_json::Value)> = sqlx::query_as(sql).fetch_all(&road.db).await.unwrap();
     assert_eq!(cases.len(), 1, "{cases:?}");
     assert_eq!(cases[0].0, format!("job:{job}"));
@@ -167,7 +167,10 @@ async fn a_dead_nudge_keeps_its_job_and_is_one_case_however_often_it_comes(db: P
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_letter_that_the_database_refuses_stops_no_other(db: PgPool) {
-    sqlx::query("alter table cases add constraint refused check (gateway_no <> 'refused')").execute(&db).await.unwrap();
+    sqlx::query("alter table cases add constraint refused check (subject_ref <> 'refused')")
+        .execute(&db)
+        .await
+        .unwrap();
     let road = Road::new(db).await;
     let letter = |id: &str, headers: &[(&str, &str)]| broker::Message {
         exchange: String::new(),
@@ -187,7 +190,7 @@ async fn a_letter_that_the_database_refuses_stops_no_other(db: PgPool) {
     .await;
     road.start();
     road.until("select count(*) from cases", 4).await;
-    let sql = "select case when gateway_no = id then 'its own' else gateway_no end, evidence from cases \
+    let sql = "select case when subject_ref = id then 'its own' else subject_ref end, evidence from cases \
                order by (select body from dead_letters where case_id = cases.id)";
     let cases: Vec<(String, serde_json::Value)> = sqlx::query_as(sql).fetch_all(&road.db).await.unwrap();
     insta::assert_json_snapshot!(cases);

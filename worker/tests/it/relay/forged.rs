@@ -38,7 +38,7 @@ const TABLES: &[&str] = &[
     "idempotency_keys",
 ];
 /// The cases of the last message of each queue: all before it are dealt with.
-const ENDS: &str = "select count(*) from cases where gateway_no like 'last %'";
+const ENDS: &str = "select count(*) from cases where subject_ref like 'last %'";
 
 /// A job as a forger knows it who has read the database, yet has no message of the relay.
 struct Row {

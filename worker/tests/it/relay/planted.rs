@@ -131,7 +131,7 @@ async fn a_dead_letter_that_panics_is_filed_with_its_bytes_and_stops_no_other(db
     assert!(panics.met() > 0 && fails.met() > 0);
     let bare: Vec<(serde_json::Value, Vec<u8>)> = sqlx::query_as(
         "select evidence, body from cases join dead_letters on case_id = id
-         where gateway_no not like 'letter-%' order by body",
+         where subject_ref not like 'letter-%' order by body",
     )
     .fetch_all(&road.db)
     .await

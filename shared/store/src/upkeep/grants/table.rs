@@ -166,7 +166,7 @@ pub const TABLES: &[Table] = &[
         may(PROCESSES, Select),
         may(&[PaymentCtl], Select),
         // The ingress inserts a case for an account that a gateway refuses.
-        may_only(PROCESSES, Insert, &["id", "kind", "order_id", "gateway_no", "evidence", "created_at", "updated_at"]),
+        may_only(PROCESSES, Insert, &["id", "kind", "order_id", "gateway_no", "subject_ref", "evidence", "created_at", "updated_at"]),
         // For cases that an account's policy has decided.
         may_only(WORKERS, Insert, &["status", "resolution", "resolved_by"]),
         // For a person's step, and for a new fact, which may reopen a case.
