@@ -26,7 +26,7 @@ use time::{Duration, OffsetDateTime};
 use tracing::{error, info, warn};
 
 use crate::jobs::{End, Job, JobError, Recorded, pause};
-use crate::people::{self, Wanted};
+use crate::people::{self, QueryError, Wanted};
 
 /// Works on checks.
 pub struct CheckWorker {
@@ -83,15 +83,11 @@ impl Job for CheckWorker {
             return Ok(Learnt::Over);
         }
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
-        let wanted = people::ask(gateway.as_ref(), &order, (&request, job.now()), &self.db).await?;
-        let answered = match wanted {
-            Ok(wanted) => self.ask(gateway.as_ref(), &order, job).await.map(|heard| (heard, wanted)),
-            Err(error) => Err(error),
-        };
-        Ok(match answered {
-            Ok((heard, wanted)) => Learnt::Answered(Box::new(Answered { order, heard, wanted })),
-            Err(error) => Learnt::Unanswered(Box::new(order), error),
-        })
+        match self.query_all(gateway.as_ref(), (&order, &request), job).await {
+            Ok((heard, wanted)) => Ok(Learnt::Answered(Box::new(Answered { order, heard, wanted }))),
+            Err(QueryError::Gateway(error)) => Ok(Learnt::Unanswered(Box::new(order), error)),
+            Err(QueryError::Job(error)) => Err(error),
+        }
     }
 
     async fn record(
@@ -135,6 +131,17 @@ impl Job for CheckWorker {
 }
 
 impl CheckWorker {
+    /// Queries the refunds that people want booked, then the order.
+    async fn query_all(
+        &self,
+        gateway: &dyn Gateway,
+        (order, request): (&Order, &CheckRequest),
+        job: &Taken,
+    ) -> Result<(Heard, Wanted), QueryError> {
+        let wanted = people::ask(gateway, order, (request, job.now()), &self.db).await?;
+        Ok((self.ask(gateway, order, job).await?, wanted))
+    }
+
     /// Queries the gateway, and closes the order there if it has expired or its close was requested. Runs outside any
     /// transaction.
     async fn ask(&self, gateway: &dyn Gateway, order: &Order, job: &Taken) -> Result<Heard, GatewayError> {

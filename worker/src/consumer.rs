@@ -264,9 +264,10 @@ where
     S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
     E: std::error::Error + 'static,
 {
-    let defect = match settle_once(batch, settle).await.map_err(ConsumerError::Settle)? {
+    let defect = match settle_once(batch, settle).await {
         Ok(acks) => return Ok(acks),
-        Err(defect) => defect,
+        Err(Unsettled::Error(error)) => return Err(ConsumerError::Settle(error)),
+        Err(Unsettled::Defect(defect)) => defect,
     };
     metrics::counter!("amqp_batches_apart_total", "queue" => queue.to_owned()).increment(1);
     error!(queue, deliveries = batch.len(), error = %defect, "A batch showed a defect; its deliveries are settled one by one");
@@ -285,9 +286,10 @@ where
 {
     let mut tries = 0;
     loop {
-        let defect = match settle_once(delivery, settle).await.map_err(ConsumerError::Settle)? {
+        let defect = match settle_once(delivery, settle).await {
             Ok(acks) => return Ok(acks.first().copied().unwrap_or(Ack::Dead)),
-            Err(defect) => defect,
+            Err(Unsettled::Error(error)) => return Err(ConsumerError::Settle(error)),
+            Err(Unsettled::Defect(defect)) => defect,
         };
         tries += 1;
         if tries < TRIES_ALONE {
@@ -303,15 +305,26 @@ where
     }
 }
 
-async fn settle_once<S, E>(batch: &[Delivery], settle: &S) -> Result<Result<Vec<Ack>, Defect>, E>
+/// Why one call did not settle its deliveries.
+enum Unsettled<E> {
+    /// Something that passes, such as a database that is down.
+    Error(E),
+    /// The deliveries, or our code, are at fault: a repeat does not help.
+    Defect(Defect),
+}
+
+async fn settle_once<S, E>(batch: &[Delivery], settle: &S) -> Result<Vec<Ack>, Unsettled<E>>
 where
     S: AsyncFn(&[Delivery]) -> Result<Vec<Ack>, E>,
 {
     match caught(Box::pin(settle(batch))).await {
-        Ok(Ok(acks)) if acks.len() == batch.len() => Ok(Ok(acks)),
-        Ok(Ok(acks)) => Ok(Err(Defect::Miscounted { answers: acks.len(), deliveries: batch.len() })),
-        Ok(Err(error)) => Err(error),
-        Err(panic) => Ok(Err(panic.noted("consumer", "batch", &format_args!("{} deliveries", batch.len())).into())),
+        Ok(Ok(acks)) if acks.len() == batch.len() => Ok(acks),
+        Ok(Ok(acks)) => Err(Unsettled::Defect(Defect::Miscounted { answers: acks.len(), deliveries: batch.len() })),
+        Ok(Err(error)) => Err(Unsettled::Error(error)),
+        Err(panic) => {
+            let panicked = panic.noted("consumer", "batch", &format_args!("{} deliveries", batch.len()));
+            Err(Unsettled::Defect(panicked.into()))
+        }
     }
 }
 

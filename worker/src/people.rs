@@ -1,13 +1,13 @@
 //! The requests of people, or of a policy, to a check. The check carries them out with a fresh answer of the gateway.
 
 use domain::message::job::{Asked, CheckRequest};
-use domain::{CaseId, Fact, Money, RefundNo, Verdict};
-use gateway::{Gateway, GatewayError, RefundOrder, RefundState};
+use domain::{CaseId, Fact, Money, RefundNo, RefundState, Verdict};
+use gateway::{Gateway, GatewayError, RefundOrder};
 use runtime::clock::Clock;
 use sqlx::{PgConnection, PgPool};
 use store::DbError;
 use store::connect::in_time;
-use store::settle::{self, Confirmed};
+use store::settle::{self, Found};
 use store::tables::orders::Order;
 use store::tables::{cases, transactions};
 use time::OffsetDateTime;
@@ -17,7 +17,18 @@ use crate::jobs::JobError;
 /// The requests, with the gateway's answer about each refund to book.
 pub struct Wanted {
     fulfil: Vec<CaseId>,
-    book: Vec<(CaseId, RefundNo, Result<Confirmed, String>)>,
+    book: Vec<(CaseId, RefundNo, Found)>,
+}
+
+/// Why the gateway's answer is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The gateway did not answer.
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
+    /// The job cannot go on.
+    #[error(transparent)]
+    Job(#[from] JobError),
 }
 
 /// Queries the gateway about the refunds to book. Runs outside any transaction. If the gateway does not answer, all
@@ -27,28 +38,21 @@ pub async fn ask(
     order: &Order,
     (request, now): (&CheckRequest, OffsetDateTime),
     db: &PgPool,
-) -> Result<Result<Wanted, GatewayError>, JobError> {
+) -> Result<Wanted, QueryError> {
     let mut wanted = Wanted { fulfil: Vec::new(), book: Vec::new() };
     for (case, asked) in &request.of_cases {
         match asked {
             Asked::Fulfil => wanted.fulfil.push(*case),
             Asked::BookRefund { refund_no, amount } => {
-                let Some(request) = refund_query(db, order, *case, (refund_no, *amount)).await? else {
-                    wanted.book.push((
-                        *case,
-                        refund_no.clone(),
-                        Err("the case names no payment of this order".to_owned()),
-                    ));
-                    continue;
+                let found = match refund_query(db, order, *case, (refund_no, *amount)).await? {
+                    Some(request) => confirm(gateway, &request, now).await?,
+                    None => Found::Unconfirmed("the case names no payment of this order".to_owned()),
                 };
-                match confirm(gateway, &request, now).await {
-                    Ok(confirmed) => wanted.book.push((*case, refund_no.clone(), confirmed)),
-                    Err(error) => return Ok(Err(error)),
-                }
+                wanted.book.push((*case, refund_no.clone(), found));
             }
         }
     }
-    Ok(Ok(wanted))
+    Ok(wanted)
 }
 
 /// The query about a refund that we never sent. `None`: the case names no payment of this order.
@@ -73,33 +77,34 @@ async fn refund_query(
     }))
 }
 
-/// Queries one refund. The inner `Err` says why the gateway does not confirm it.
-async fn confirm(
-    gateway: &dyn Gateway,
-    request: &RefundOrder,
-    now: OffsetDateTime,
-) -> Result<Result<Confirmed, String>, GatewayError> {
-    Ok(match gateway.query_refund(request, now).await {
-        Ok(RefundState::Succeeded { amount: Some(stated), .. }) if stated != request.amount => {
-            Err(format!("the gateway states another amount: {stated} yuan"))
-        }
-        Ok(RefundState::Succeeded { gateway_refund_no, at, .. }) => {
-            Ok(Confirmed { amount: request.amount, gateway_refund_no, at })
-        }
-        Ok(RefundState::Absent) => Err("the gateway knows no refund of this number".to_owned()),
-        Ok(RefundState::Processing { .. }) => Err("the gateway has not finished this refund".to_owned()),
-        Ok(RefundState::Closed { .. }) => Err("the gateway closed this refund: nothing went back".to_owned()),
-        Ok(RefundState::Abnormal { .. }) => Err("the gateway could not deliver this refund".to_owned()),
+/// Queries one refund.
+async fn confirm(gateway: &dyn Gateway, request: &RefundOrder, now: OffsetDateTime) -> Result<Found, GatewayError> {
+    let unconfirmed = |reason: &str| Ok(Found::Unconfirmed(reason.to_owned()));
+    let report = match gateway.query_refund(request, now).await {
+        Ok(report) => report,
         // The numbers or the amount are not those of a refund of this payment.
-        Err(GatewayError::Protocol(what)) => Err(format!("the gateway states something else: {what}")),
+        Err(GatewayError::Protocol(what)) => return unconfirmed(&format!("the gateway states something else: {what}")),
         Err(GatewayError::Refused { code, .. } | GatewayError::NotNow { code, .. }) => {
-            Err(format!("the gateway refused the query: {code}"))
+            return unconfirmed(&format!("the gateway refused the query: {code}"));
         }
         // The gateway gave no answer about the refund: the query is repeated later.
         Err(error @ (GatewayError::Unavailable(_) | GatewayError::Unknown(_) | GatewayError::Misconfigured { .. })) => {
             return Err(error);
         }
-    })
+    };
+    match (report.state, report.amount) {
+        (RefundState::Succeeded, Some(stated)) if stated != request.amount => {
+            unconfirmed(&format!("the gateway states another amount: {stated} yuan"))
+        }
+        (RefundState::Succeeded, _) => {
+            let (gateway_refund_no, at) = (report.gateway_refund_no, report.at);
+            Ok(Found::Confirmed { amount: request.amount, gateway_refund_no, at })
+        }
+        (RefundState::Absent, _) => unconfirmed("the gateway knows no refund of this number"),
+        (RefundState::Processing, _) => unconfirmed("the gateway has not finished this refund"),
+        (RefundState::Closed, _) => unconfirmed("the gateway closed this refund: nothing went back"),
+        (RefundState::Abnormal, _) => unconfirmed("the gateway could not deliver this refund"),
+    }
 }
 
 /// Carries out the requests in the transaction that has settled the gateway's answer. `None`: they had no effect.
@@ -110,8 +115,8 @@ pub async fn carry_out(
     clock: &Clock,
 ) -> Result<Option<Verdict>, DbError> {
     let mut verdicts = Vec::new();
-    for (case, refund_no, confirmed) in &wanted.book {
-        verdicts.push(settle::book_asked(tx, (order.id, *case), (refund_no, confirmed), clock).await?);
+    for (case, refund_no, found) in &wanted.book {
+        verdicts.push(settle::book_asked(tx, (order.id, *case), (refund_no, found), clock).await?);
     }
     for case in &wanted.fulfil {
         verdicts.push(settle::fulfil(tx, (order.id, *case), said, clock).await?);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use backon::{ExponentialBuilder, Retryable};
 use domain::message::job::RefundRequest;
 use domain::message::schedule::{LATE_EFFECT, REFUND_QUERIES, RETRY, SHORTAGE, UNDELIVERABLE};
-use domain::{AccountName, CaseKind, Money, PaymentMethod, RefundId, RefundStatus};
-use gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundState, RefundTarget, limits};
+use domain::{AccountName, CaseKind, Money, PaymentMethod, RefundId, RefundReport, RefundState, RefundStatus};
+use gateway::{Gateway, GatewayError, Gateways, RefundOrder, RefundTarget, limits};
 use runtime::clock::Clock;
 use runtime::crash::{self, Point};
 use runtime::service::Service;
@@ -19,7 +19,6 @@ use store::connect::in_time;
 use store::retry::retry;
 use store::settle::accounts::{self, Misconfigured};
 use store::settle::refunds as settling;
-use store::settle::refunds::RefundFact;
 use store::tables::jobs::Taken;
 use store::tables::orders::{self, Order};
 use store::tables::refunds::{self, Refund};
@@ -59,8 +58,8 @@ pub struct RefundWorker {
 
 /// The result of a step.
 enum Step {
-    /// The gateway stated the refund's state.
-    Fact(RefundFact),
+    /// The gateway stated that the refund is final, or that it could not be delivered.
+    Fact(RefundReport),
     /// No result yet: continue after `pause`.
     Wait { pause: time::Duration, reason: String },
     /// The outcome of the call is unknown: query after `pause`.
@@ -203,19 +202,16 @@ impl RefundWorker {
         crash::met(Point::RefundQueried, order.order_no.as_str()).map_err(planted)?;
         match answer {
             // This answer may be unsigned, so it does not end a refund that the gateway had accepted.
-            Ok(RefundState::Absent) if refund.status != RefundStatus::Processing => {
-                Ok(Step::wait(UNDELIVERABLE, "an undeliverable refund is not known any more"))
-            }
-            Ok(RefundState::Absent) => match &refund.refused_code {
+            Ok(report) if report.state == RefundState::Absent => match &refund.refused_code {
+                _ if refund.status != RefundStatus::Processing => {
+                    Ok(Step::wait(UNDELIVERABLE, "an undeliverable refund is not known any more"))
+                }
                 None => self.send(gateway, job, refund, order).await,
                 Some(_) if refund.attempts > 1 && left(SETTLE_IN + LATE_EFFECT, sent, now).is_positive() => {
                     let pause = left(SETTLE_IN + LATE_EFFECT, sent, now);
                     Ok(Step::wait(pause, "refused, and an earlier request may still arrive"))
                 }
-                Some(code) => {
-                    let why = format!("the gateway refused it ({code}) and knows no such refund");
-                    Ok(Step::Fact(RefundFact::Failed { why, closed: false }))
-                }
+                Some(_) => Ok(Step::Fact(report)),
             },
             // A refused query says nothing about the refund.
             Err(GatewayError::Refused { code, message }) => {
@@ -228,7 +224,7 @@ impl RefundWorker {
     /// Queries a failed refund once more: an earlier request may have taken effect after all.
     async fn look_back(&self, gateway: &dyn Gateway, (refund, order): (&Refund, &Order), now: OffsetDateTime) -> Step {
         match gateway.query_refund(&self.request(refund, order), now).await {
-            Ok(RefundState::Absent | RefundState::Closed { .. }) => Step::Done,
+            Ok(report) if matches!(report.state, RefundState::Absent | RefundState::Closed) => Step::Done,
             Err(GatewayError::Refused { code, message }) => self.unknown(refund, now, &format!("{code}: {message}")),
             answer => self.judge(answer, refund, now),
         }
@@ -238,11 +234,14 @@ impl RefundWorker {
     async fn redirect(&self, gateway: &dyn Gateway, (refund, order): (&Refund, &Order), now: OffsetDateTime) -> Step {
         let request = self.request(refund, order);
         let known = match &refund.gateway_refund_no {
-            Some(number) => Ok(RefundState::Abnormal { gateway_refund_no: Some(number.clone()) }),
+            Some(number) => {
+                let gateway_refund_no = Some(number.clone());
+                Ok(RefundReport { gateway_refund_no, ..RefundReport::of(RefundState::Abnormal) })
+            }
             None => gateway.query_refund(&request, now).await,
         };
         let answer = match known {
-            Ok(RefundState::Abnormal { gateway_refund_no: Some(number) }) => {
+            Ok(RefundReport { state: RefundState::Abnormal, gateway_refund_no: Some(number), .. }) => {
                 gateway.redirect_refund(&request, &number, &RefundTarget::MerchantAccount, now).await
             }
             known => known,
@@ -275,20 +274,14 @@ impl RefundWorker {
         }
     }
 
-    fn judge(&self, answer: Result<RefundState, GatewayError>, refund: &Refund, now: OffsetDateTime) -> Step {
+    fn judge(&self, answer: Result<RefundReport, GatewayError>, refund: &Refund, now: OffsetDateTime) -> Step {
         match answer {
-            Ok(RefundState::Succeeded { amount, returned, gateway_refund_no, at }) => {
-                Step::Fact(RefundFact::Returned { amount, returned, gateway_refund_no, at })
-            }
-            Ok(RefundState::Closed { .. }) => {
-                Step::Fact(RefundFact::Failed { why: "the gateway closed it".to_owned(), closed: true })
-            }
-            Ok(RefundState::Abnormal { gateway_refund_no }) => {
-                Step::Fact(RefundFact::Undeliverable { gateway_refund_no })
-            }
-            Ok(RefundState::Processing { .. } | RefundState::Absent) => {
-                Step::wait(self.next_question(refund, now), "accepted, not done yet")
-            }
+            Ok(report) => match report.state {
+                RefundState::Succeeded | RefundState::Closed | RefundState::Abnormal => Step::Fact(report),
+                RefundState::Processing | RefundState::Absent => {
+                    Step::wait(self.next_question(refund, now), "accepted, not done yet")
+                }
+            },
             Err(GatewayError::Refused { code, message }) => Step::Refused { code, message },
             Err(GatewayError::Misconfigured { code, message }) => Step::Misconfigured { code, message },
             Err(GatewayError::NotNow { code, message }) => Step::Short { message: format!("{code}: {message}") },
@@ -323,10 +316,10 @@ impl RefundWorker {
         let now = job.now();
         let refund_no = &refund.refund_no;
         Ok(match step {
-            Step::Fact(fact) => {
-                self.settle(tx, job, (refund, order), fact).await?;
+            Step::Fact(report) => {
+                self.settle(tx, job, (refund, order), report).await?;
                 // Settling has already deleted or rescheduled the job of a refund that ended; we query the others daily.
-                End::Snooze(UNDELIVERABLE, fact.as_str().to_owned())
+                End::Snooze(UNDELIVERABLE, settling::named(report.state).to_owned())
             }
             Step::Wait { pause, reason } => End::Snooze(*pause, reason.clone()),
             Step::Unknown { pause, error } => {
@@ -374,18 +367,19 @@ impl RefundWorker {
         tx: &mut PgConnection,
         job: &Taken,
         (refund, order): (&Refund, &Order),
-        fact: &RefundFact,
+        report: &RefundReport,
     ) -> Result<(), JobError> {
-        if let RefundFact::Returned { amount: Some(amount), .. } = fact
-            && accepted(job) == Some(*amount)
+        if report.state == RefundState::Succeeded
+            && let Some(amount) = report.amount
+            && accepted(job) == Some(amount)
         {
-            settling::accept_amount(tx, refund, *amount, job.now()).await?;
+            settling::accept_amount(tx, refund, amount, job.now()).await?;
         }
-        let verdict = settling::settle(tx, refund, fact, &self.gateways.policies(), &self.clock).await?;
+        let verdict = settling::settle(tx, refund, report, &self.gateways.policies(), &self.clock).await?;
         crash::at(Point::RefundSettled);
         store::connect::met(tx, Point::RefundSettled, order.order_no.as_str()).await?;
         let refund_no = &refund.refund_no;
-        info!(%refund_no, order_id = %order.id, ?verdict, "Refund {refund_no}: {}", fact.as_str());
+        info!(%refund_no, order_id = %order.id, ?verdict, "Refund {refund_no}: {}", settling::named(report.state));
         Ok(())
     }
 

@@ -11,7 +11,6 @@ use axum::response::IntoResponse;
 use domain::{Money, OrderId, RefundId, RefundNo, RefundStatus};
 use runtime::crash::{self, Point};
 use serde::Serialize;
-use store::DbError;
 use store::cache::Changed;
 use store::retry::retry;
 use store::settle::refunds as settling;
@@ -19,6 +18,7 @@ use store::settle::refunds::{RefundRefusal, Wish};
 use store::tables::idempotency_keys::{self, NewAnswer};
 use store::tables::orders;
 use store::tables::refunds::{self, Refund};
+use store::{DbError, NotDone};
 use time::OffsetDateTime;
 use tracing::Span;
 use tracing::field::display;
@@ -230,7 +230,7 @@ impl Asking {
         if !idempotency_keys::take(&mut tx, user, &key, &id, now).await.map_err(in_flight)? {
             return Ok(None);
         }
-        let refund = settling::ask(&mut tx, wish, now).await.map_err(refused)?.map_err(ApiError::Refund)?;
+        let refund = settling::ask(&mut tx, wish, now).await.map_err(refused)?;
         let answer = serde_json::to_value(RefundView::of(&refund)).map_err(|error| ApiError::Internal(error.into()))?;
         let answer = NewAnswer { answer, refused_with: None };
         let saved = idempotency_keys::save_answer(&mut *tx, user, &key.key, None, &answer).await?;
@@ -277,11 +277,14 @@ pub(super) fn reason(text: String) -> Result<String, String> {
     if fits { Ok(text) } else { Err(format!("text of 1 to {REASON} characters without control characters")) }
 }
 
-/// Maps the error of the database when an order would have two refunds in progress at once.
-pub(super) fn refused(error: DbError) -> ApiError {
-    match error {
-        DbError::Constraint(name) if name == "refund_records_in_flight" => ApiError::Refund(RefundRefusal::InProgress),
-        other => other.into(),
+/// The error of a refund that was not requested. The database itself refuses a second one that is in flight.
+pub(super) fn refused(not_done: NotDone<RefundRefusal>) -> ApiError {
+    match not_done {
+        NotDone::Refused(refusal) => ApiError::Refund(refusal),
+        NotDone::Db(DbError::Constraint(name)) if name == "refund_records_in_flight" => {
+            ApiError::Refund(RefundRefusal::InProgress)
+        }
+        NotDone::Db(error) => error.into(),
     }
 }
 

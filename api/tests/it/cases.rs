@@ -1,10 +1,9 @@
 //! Cases: one person proposes, another confirms, and the case remembers both.
 
 use axum::http::Method;
-use domain::Money;
+use domain::{Money, RefundReport, RefundState};
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use store::settle::refunds::RefundFact;
 
 use crate::support::{Who, returned};
 use crate::world::{Answer, World};
@@ -108,7 +107,7 @@ async fn a_closed_refund_goes_again_under_a_new_number(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
     let first = world.refund("u1", &id, "k1", &json!({ "amount": "2" })).await.json();
-    let closed = RefundFact::Failed { why: "the gateway closed it".to_owned(), closed: true };
+    let closed = RefundReport::of(RefundState::Closed);
     world.tell(first["id"].as_str().unwrap(), &closed).await;
     let case: String = world.one("select id::text from cases where kind = 'refund_closed'").await;
     let done = both(&world, &case, json!({ "action": "refund_again" })).await;
@@ -129,7 +128,7 @@ async fn an_undeliverable_refund_is_redirected_and_the_case_stays_open(db: PgPoo
     let world = World::new(db).await;
     let id = world.paid("u1").await;
     let refund = world.refund("u1", &id, "k1", &json!({})).await.json();
-    world.tell(refund["id"].as_str().unwrap(), &RefundFact::Undeliverable { gateway_refund_no: None }).await;
+    world.tell(refund["id"].as_str().unwrap(), &RefundReport::of(RefundState::Abnormal)).await;
     let case: String = world.one("select id::text from cases where kind = 'refund_abnormal'").await;
     step(&world, A, &case, "propose", json!({ "action": "refund_again" })).await.is(409, "action_unfit");
     let done = both(&world, &case, json!({ "action": "abnormal_refund" })).await.json();
@@ -271,7 +270,18 @@ async fn another_amount_of_a_refund_is_accepted_by_two_people(db: PgPool) {
             .await
             .unwrap();
         let amount = Some(Money::from_fen(stated).unwrap());
-        world.tell(refund, &RefundFact::Returned { amount, returned: None, gateway_refund_no: None, at: None }).await;
+        world
+            .tell(
+                refund,
+                &RefundReport {
+                    state: RefundState::Succeeded,
+                    amount,
+                    returned: None,
+                    gateway_refund_no: None,
+                    at: None,
+                },
+            )
+            .await;
         let case: String = world.one("select id::text from cases order by id desc limit 1").await;
         assert_eq!(world.get_case(&case).await["actions"], json!(["accept_amount", "note"]));
         if unfit {

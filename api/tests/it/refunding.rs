@@ -1,11 +1,11 @@
 //! Refunds: which are accepted, which are refused, and that a repeated request makes one refund.
 
+use domain::{RefundReport, RefundState};
 use std::collections::HashSet;
 
 use axum::http::Method;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use store::settle::refunds::RefundFact;
 
 use crate::support::{Who, returned};
 use crate::world::{World, answered};
@@ -146,7 +146,7 @@ async fn lists_show_what_is_asked_for_and_nobody_elses(db: PgPool) {
     }
     let theirs = world.paid("u2").await;
     world.refund("u2", &theirs, "k1", &json!({})).await;
-    world.tell(&refunds[0], &RefundFact::Failed { why: "no".to_owned(), closed: false }).await;
+    world.tell(&refunds[0], &RefundReport::of(RefundState::Absent)).await;
     refunds.reverse();
     let ids = |page: &Value, name: &str| -> Vec<String> {
         page[name].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect()

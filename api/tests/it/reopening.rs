@@ -1,10 +1,9 @@
 //! Resolved cases that people need again, and payments that were partly refunded.
 
 use axum::http::Method;
-use domain::{AccountName, LatePaymentPolicy, PaymentMethod, Policies};
+use domain::{AccountName, LatePaymentPolicy, PaymentMethod, Policies, RefundReport, RefundState};
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use store::settle::refunds::RefundFact;
 
 use crate::cases::{A, B, both, step};
 use crate::support::{Who, returned};
@@ -55,7 +54,7 @@ async fn an_abnormal_refund_that_was_noted_by_mistake_is_redirected(db: PgPool) 
     let world = World::new(db).await;
     let id = world.paid("u1").await;
     let refund = world.refund("u1", &id, "k1", &json!({})).await.json();
-    world.tell(refund["id"].as_str().unwrap(), &RefundFact::Undeliverable { gateway_refund_no: None }).await;
+    world.tell(refund["id"].as_str().unwrap(), &RefundReport::of(RefundState::Abnormal)).await;
     let case: String = world.one("select id::text from cases where kind = 'refund_abnormal'").await;
     resolved(&world, &case).await;
     let open = step(&world, A, &case, "reopen", json!({ "reason": "the card is closed" })).await.json();

@@ -1,11 +1,10 @@
 //! `GET /v1/admin/stats`: the hours add up to what the tables hold, also after an old hour has changed.
 
 use axum::http::Method;
-use domain::{CaseId, Fact, Money, OrderId, TradeNo, Verdict};
+use domain::{CaseId, Fact, Money, OrderId, RefundReport, RefundState, TradeNo, Verdict};
 use runtime::clock::Clock;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use store::settle::refunds::RefundFact;
 use time::Duration;
 use time::macros::datetime;
 
@@ -26,7 +25,7 @@ async fn days_add_up(db: PgPool) {
     let refund = world.refund("u1", &first, "k1", &json!({ "amount": "2.34" })).await.json();
     world.tell(refund["id"].as_str().unwrap(), &returned()).await;
     let failed = world.refund("u1", &first, "k2", &json!({})).await.json();
-    world.tell(failed["id"].as_str().unwrap(), &RefundFact::Failed { why: "no".to_owned(), closed: false }).await;
+    world.tell(failed["id"].as_str().unwrap(), &RefundReport::of(RefundState::Absent)).await;
     world.order("u1").await;
     let before = world.ask(Who::Admin("a1"), Method::GET, "/v1/admin/stats", None).await.json();
     assert_eq!((&before["refreshed_at"], &before["days"]), (&Value::Null, &json!([])), "nobody has counted yet");

@@ -2,11 +2,10 @@
 
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
-use domain::{Money, OrderId, PaymentMethod, Policies, RefundId, TradeNo, TransactionId};
+use domain::{Money, OrderId, PaymentMethod, Policies, RefundId, RefundReport, RefundState, TradeNo, TransactionId};
 use runtime::clock::Clock;
 use serde_json::{Value, json};
 use store::settle::refunds as settling;
-use store::settle::refunds::RefundFact;
 use store::tables::{refunds, transactions};
 use time::{Duration, OffsetDateTime};
 
@@ -116,12 +115,12 @@ impl World {
     }
 
     /// Makes the gateway state the result of a refund.
-    pub async fn tell(&self, refund_id: &str, fact: &RefundFact) {
+    pub async fn tell(&self, refund_id: &str, fact: &RefundReport) {
         self.tell_under(&Policies::default(), refund_id, fact).await;
     }
 
     /// The same, under these policies.
-    pub async fn tell_under(&self, policies: &Policies, refund_id: &str, fact: &RefundFact) {
+    pub async fn tell_under(&self, policies: &Policies, refund_id: &str, fact: &RefundReport) {
         let refund = refunds::get(&self.db, RefundId::parse(refund_id).unwrap()).await.unwrap().unwrap();
         let mut tx = self.db.begin().await.unwrap();
         settling::settle(&mut tx, &refund, fact, policies, &Clock::system()).await.unwrap();
@@ -148,8 +147,14 @@ impl World {
     }
 }
 
-pub fn returned() -> RefundFact {
-    RefundFact::Returned { amount: None, returned: None, gateway_refund_no: Some("5030".to_owned()), at: None }
+pub fn returned() -> RefundReport {
+    RefundReport {
+        state: RefundState::Succeeded,
+        amount: None,
+        returned: None,
+        gateway_refund_no: Some("5030".to_owned()),
+        at: None,
+    }
 }
 
 fn request(who: Who, method: Method, path: &str, body: Option<&Value>) -> axum::http::request::Builder {

@@ -13,10 +13,10 @@ use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
 use broker::{Publisher, PublisherOptions};
 use domain::message::callback::Callback;
-use domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
+use domain::{AccountName, Notification, OrderNo, PaymentMethod, RefundReport, Scene};
 use gateway::{
     CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, NoAccount, Payment, PrepayOrder, PrepayRequest,
-    Reach, RefundOrder, RefundState, RefundTarget, TradeAnswer, Verified,
+    Reach, RefundOrder, RefundTarget, TradeAnswer, Verified,
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use payment_api::App;
@@ -449,11 +449,11 @@ impl Gateway for Puppet {
         Err(GatewayError::Unavailable("not asked for".to_owned()))
     }
 
-    async fn refund(&self, _: &RefundOrder, _: OffsetDateTime) -> Result<RefundState, GatewayError> {
+    async fn refund(&self, _: &RefundOrder, _: OffsetDateTime) -> Result<RefundReport, GatewayError> {
         Err(GatewayError::Unavailable("not asked for".to_owned()))
     }
 
-    async fn query_refund(&self, _: &RefundOrder, _: OffsetDateTime) -> Result<RefundState, GatewayError> {
+    async fn query_refund(&self, _: &RefundOrder, _: OffsetDateTime) -> Result<RefundReport, GatewayError> {
         Err(GatewayError::Unavailable("not asked for".to_owned()))
     }
 
@@ -463,7 +463,7 @@ impl Gateway for Puppet {
         _: &str,
         _: &RefundTarget,
         _: OffsetDateTime,
-    ) -> Result<RefundState, GatewayError> {
+    ) -> Result<RefundReport, GatewayError> {
         Err(GatewayError::Unavailable("not asked for".to_owned()))
     }
 

@@ -142,9 +142,10 @@ async fn follow(place: &Place, roots: &[Root]) -> Result<(Root, Option<Broken>),
     let mut end = Root { n: 0, hash: BEGINNING };
     loop {
         let limit = noted.peek().map_or(BATCH, |root| BATCH.min(root.n - end.n));
-        let next = match audit::follow(&place.db, end, limit).await? {
+        let next = match audit::follow(&place.db, end, limit).await {
             Ok(next) => next,
-            Err(fault) => {
+            Err(not_done) => {
+                let fault = not_done.refusal()?;
                 // Finds the last intact link.
                 let end = before(place, end, &fault).await?;
                 return Ok((end, Some(Broken::Chain(fault))));
@@ -172,7 +173,10 @@ async fn before(place: &Place, end: Root, fault: &Fault) -> Result<Root, Problem
     if sound <= 0 {
         return Ok(end);
     }
-    Ok(audit::follow(&place.db, end, sound).await?.unwrap_or(end))
+    match audit::follow(&place.db, end, sound).await {
+        Ok(end) => Ok(end),
+        Err(not_done) => Ok(not_done.refusal().map(|_| end)?),
+    }
 }
 
 fn linked(n: i64) -> String {

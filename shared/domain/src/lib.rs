@@ -14,6 +14,7 @@ mod payment_config;
 mod payment_method;
 mod policy;
 mod refund;
+mod refund_report;
 mod text;
 mod verdict;
 
@@ -21,7 +22,7 @@ pub use account::{AccountName, AccountNameError, UserId, UserIdError};
 pub use ids::{CaseId, OrderId, ParseIdError, RefundId, TransactionId, first_id_at};
 pub use money::{Money, MoneyError};
 pub use named_enum::UnknownName;
-pub use notification::{Fact, Merchant, Notification, RefundOutcome, ReturnedTrade, Source};
+pub use notification::{Fact, Merchant, Notification, ReturnedTrade, Source};
 pub use order::{ExtraState, InvalidTransition, OrderEvent, OrderStatus, TRANSITIONS};
 pub use order_no::{
     OrderNo, OrderNoError, ProductType, ProductTypeError, RefundNo, RefundNoError, Subject, SubjectError, TradeNo,
@@ -31,5 +32,6 @@ pub use payment_config::{MethodConfig, MethodRules, NotOffered, PaymentConfig};
 pub use payment_method::{PaymentMethod, Scene};
 pub use policy::{LatePaymentPolicy, Policies};
 pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundOrigin, RefundStatus, status_by_refunds};
+pub use refund_report::{RefundReport, RefundState};
 pub use text::{escaped, shorten_bytes, shorten_chars, shows, steers};
 pub use verdict::{CaseAction, CaseKind, CaseStatus, Verdict};

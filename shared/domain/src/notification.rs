@@ -6,6 +6,7 @@ use crate::account::AccountName;
 use crate::money::Money;
 use crate::order_no::TradeNo;
 use crate::payment_method::PaymentMethod;
+use crate::refund_report::{RefundReport, RefundState};
 
 /// One authentic message of a gateway, parsed and translated. Only a gateway adapter makes it, and returns it as
 /// `Verified<Notification>`.
@@ -78,14 +79,8 @@ pub enum Fact {
         trade: Box<ReturnedTrade>,
         /// The merchant's number of the refund, as the gateway states it. It may not be one of ours.
         refund_no: String,
-        /// `None` if the message does not state the amount of this refund.
-        amount: Option<Money>,
-        /// The gateway's number of the refund, if it has one.
-        gateway_refund_no: Option<String>,
-        /// When the money was returned, by the gateway's clock, if the gateway states it.
-        at: Option<OffsetDateTime>,
-        /// The result.
-        outcome: RefundOutcome,
+        /// What the message states about it. `Processing` is only a hint: the refund must be queried.
+        report: RefundReport,
     },
     /// Nothing that changes a state (the buyer is still at the cashier, an unknown kind of message).
     Nothing,
@@ -120,22 +115,9 @@ impl Fact {
         match self {
             Fact::PaidAndReturned(trade) => Some(trade),
             // No money was or will be returned under this number.
-            Fact::Refund { outcome: RefundOutcome::Closed, .. } => None,
+            Fact::Refund { report, .. } if report.state == RefundState::Closed => None,
             Fact::Refund { trade, .. } => Some(trade),
             Fact::Paid { .. } | Fact::ClosedUnpaid | Fact::Nothing => None,
         }
     }
-}
-
-/// The result of a refund, as a notice states it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefundOutcome {
-    /// The money was returned to the buyer.
-    Succeeded,
-    /// The money will not be returned under this number.
-    Closed,
-    /// It could not be delivered; a person has to act.
-    Abnormal,
-    /// Only a hint: the refund must be queried.
-    Hint,
 }

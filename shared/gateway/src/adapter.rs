@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use domain::message::callback::Callback;
-use domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene, Source};
+use domain::{AccountName, Notification, OrderNo, PaymentMethod, RefundReport, Scene, Source};
 use time::OffsetDateTime;
 
 use crate::error::{CallbackError, GatewayError};
@@ -10,7 +10,7 @@ use crate::keys::{KeyNews, KeyStatus};
 use crate::prepay::{Payment, PrepayOrder, PrepayRequest};
 use crate::query::{CloseOutcome, Trade, TradeAnswer};
 use crate::reach::Reach;
-use crate::refund::{RefundOrder, RefundState, RefundTarget};
+use crate::refund::{RefundOrder, RefundTarget};
 use crate::verified::Verified;
 
 /// One merchant account at one gateway.
@@ -69,16 +69,16 @@ pub trait Gateway: Send + Sync {
     /// See [`GatewayError`]. After [`GatewayError::Unknown`] and [`GatewayError::Protocol`] the money may have moved,
     /// and a refusal may concern another attempt. Call [`Gateway::query_refund`] before any repeat, and before giving
     /// up.
-    async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError>;
+    async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundReport, GatewayError>;
 
-    /// Queries the state of a refund. The gateway signs every state except [`RefundState::Absent`]: WeChat Pay reports
+    /// Queries the state of a refund. The gateway signs every state except [`domain::RefundState::Absent`]: WeChat Pay reports
     /// an absent refund in an unsigned 404. `Absent` permits only one thing: to send the same request with the same
     /// number again, and the gateway refunds once however often that request arrives. That is why the result is not a
     /// [`Verified`].
     ///
     /// # Errors
     /// See [`GatewayError`].
-    async fn query_refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError>;
+    async fn query_refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundReport, GatewayError>;
 
     /// Sends an undeliverable refund to another target. `gateway_refund_no` is the gateway's number of the refund. Only
     /// WeChat Pay needs this; at Alipay no refund gets stuck.
@@ -91,7 +91,7 @@ pub trait Gateway: Send + Sync {
         gateway_refund_no: &str,
         to: &RefundTarget,
         now: OffsetDateTime,
-    ) -> Result<RefundState, GatewayError>;
+    ) -> Result<RefundReport, GatewayError>;
 
     /// Checks that the gateway signed these bytes. The ingress passes `now`, which adds the check of the clock window.
     /// A worker passes `None`, because a backlog must not make a genuine callback stale.

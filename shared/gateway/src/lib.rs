@@ -32,7 +32,7 @@ pub use limits::{Limits, limits};
 pub use prepay::{Payment, PrepayOrder, PrepayRequest};
 pub use query::{CloseOutcome, Trade, TradeAnswer};
 pub use reach::Reach;
-pub use refund::{RefundOrder, RefundState, RefundTarget};
+pub use refund::{RefundOrder, RefundTarget};
 pub use verified::Verified;
 
 /// The names, in lower case, of the headers that a callback of this gateway needs in addition to its body.

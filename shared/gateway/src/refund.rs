@@ -1,8 +1,7 @@
-//! What a refund is to any gateway: the request, and its state.
+//! What a refund is to any gateway: the request, and where an undeliverable one may go.
 
 use domain::{Money, OrderNo, RefundNo, TradeNo, shorten_chars};
 use secrecy::SecretString;
-use time::OffsetDateTime;
 
 use crate::error::GatewayError;
 
@@ -42,40 +41,6 @@ impl RefundOrder {
         let message = format!("a refund of {} from a payment of {}", self.amount, self.total);
         Err(GatewayError::Refused { code: "amount".to_owned(), message })
     }
-}
-
-/// The state of a refund at the gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RefundState {
-    /// The gateway knows no such refund: the caller may send the same request, or send it again. Alipay also answers
-    /// this about a refund that is less than ten seconds old.
-    Absent,
-    /// Accepted, but not done: query again.
-    Processing {
-        /// The gateway's number of the refund.
-        gateway_refund_no: Option<String>,
-    },
-    /// The money was returned.
-    Succeeded {
-        /// The refunded amount, if the answer states it; then it is the requested amount.
-        amount: Option<Money>,
-        /// The total refunded on this trade so far, if the answer states it (Alipay, when it accepts the refund).
-        returned: Option<Money>,
-        /// The gateway's number of the refund.
-        gateway_refund_no: Option<String>,
-        /// When the refund succeeded, by the gateway's clock.
-        at: Option<OffsetDateTime>,
-    },
-    /// The gateway will not return the money under this refund number.
-    Closed {
-        /// The gateway's number of the refund.
-        gateway_refund_no: Option<String>,
-    },
-    /// The refund could not be delivered; a person has to act.
-    Abnormal {
-        /// The gateway's number of the refund.
-        gateway_refund_no: Option<String>,
-    },
 }
 
 /// The new target of an undeliverable refund. Its `Debug` shows neither account nor name.

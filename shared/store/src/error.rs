@@ -58,6 +58,30 @@ impl DbError {
     }
 }
 
+/// Why work inside the caller's transaction was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum NotDone<R: std::error::Error + 'static> {
+    /// A rule refused it. The transaction is usable.
+    #[error(transparent)]
+    Refused(R),
+    /// The database failed; the caller rolls back.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+impl<R: std::error::Error + 'static> NotDone<R> {
+    /// The refusal, for a caller that continues after one.
+    ///
+    /// # Errors
+    /// The [`DbError`], if the database failed.
+    pub fn refusal(self) -> Result<R, DbError> {
+        match self {
+            NotDone::Refused(refusal) => Ok(refusal),
+            NotDone::Db(error) => Err(error),
+        }
+    }
+}
+
 /// Classes of error codes that are about the environment and not about a row: connection, login, missing database or
 /// schema, missing permission, table or column (a deployment that is not complete), resources, operator actions, disk,
 /// configuration, server defects.

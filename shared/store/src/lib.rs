@@ -17,5 +17,5 @@ pub mod tables;
 pub mod upkeep;
 
 pub use config::DatabaseConfig;
-pub use error::DbError;
+pub use error::{DbError, NotDone};
 pub use upkeep::schema::MIGRATOR;

@@ -15,12 +15,12 @@ use runtime::crash::{self, Point};
 use runtime::panics::{Panicked, caught, caught_now};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
-use store::DbError;
 use store::connect::in_time;
 use store::settle;
 use store::tables::cases::NewCase;
 use store::tables::dead_letters::{self, Letter};
 use store::tables::{events, jobs, panicked};
+use store::{DbError, NotDone};
 use time::format_description::well_known::Rfc3339;
 use tracing::{error, warn};
 
@@ -49,10 +49,12 @@ pub(super) fn read(delivery: &Delivery) -> DeadLetter {
 /// the others are not affected.
 pub(super) async fn file(relay: &Relay, letters: Vec<DeadLetter>) -> Result<Vec<Ack>, DbError> {
     let acks = vec![Ack::Done; letters.len()];
-    let Err(refused) = opened(relay, &letters, Evidence::Whole).await? else { return Ok(acks) };
+    let Err(not_done) = opened(relay, &letters, Evidence::Whole).await else { return Ok(acks) };
+    let refused = not_done.refusal()?;
     warn!(error = %refused, dead_letters = letters.len(), "Dead letters were refused; they are filed one by one");
     for letter in letters.chunks(1) {
-        if let Err(refused) = opened(relay, letter, Evidence::Whole).await? {
+        if let Err(not_done) = opened(relay, letter, Evidence::Whole).await {
+            let refused = not_done.refusal()?;
             error!(error = %refused, "A dead letter was refused; only its bytes are filed");
             in_time(Box::pin(open(relay, letter, Evidence::Bytes))).await?;
         }
@@ -69,14 +71,15 @@ enum Refused {
     Panicked(#[from] Panicked),
 }
 
-/// Opens cases. The outer error is temporary; the inner one refuses the content.
-async fn opened(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Result<Result<(), Refused>, DbError> {
+/// Opens cases. [`NotDone::Db`] is temporary; [`NotDone::Refused`] refuses the content.
+async fn opened(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Result<(), NotDone<Refused>> {
     match caught(in_time(Box::pin(open(relay, letters, evidence)))).await {
-        Ok(Err(error @ (DbError::Unavailable(_) | DbError::Again(_)))) => Err(error),
-        Ok(outcome) => Ok(outcome.map_err(Refused::Db)),
+        Ok(Err(error @ (DbError::Unavailable(_) | DbError::Again(_)))) => Err(NotDone::Db(error)),
+        Ok(outcome) => outcome.map_err(|error| NotDone::Refused(Refused::Db(error))),
         Err(panic) => {
             let first = letters.first().and_then(|letter| letter.message_id.as_deref()).unwrap_or("none");
-            Ok(Err(panic.noted(WORKER, "dead_letters", &format_args!("dead letter {first} and those with it")).into()))
+            let panicked = panic.noted(WORKER, "dead_letters", &format_args!("dead letter {first} and those with it"));
+            Err(NotDone::Refused(panicked.into()))
         }
     }
 }

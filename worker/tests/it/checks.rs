@@ -302,7 +302,7 @@ async fn a_second_payment_waits_for_a_person_while_another_refund_is_on_its_way(
         requested_by: "buyer-1".to_owned(),
     };
     let mut tx = bench.world.db.begin().await.unwrap();
-    settle::refunds::ask(&mut tx, &wish, clock.now()).await.unwrap().unwrap();
+    settle::refunds::ask(&mut tx, &wish, clock.now()).await.unwrap();
     tx.commit().await.unwrap();
     bench.act(&order, "pay").await;
     bench.ask_now(order.id, CheckRequest::sync()).await;

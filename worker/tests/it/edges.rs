@@ -4,15 +4,16 @@
 use domain::OrderStatus::{Paid, PartiallyRefunded};
 use domain::PaymentMethod::{Alipay, Wechat};
 use domain::message::job::{Asked, CheckRequest, JobRequest};
-use domain::{CaseId, CaseKind, ExtraState, Money, OrderId, RefundNo, RefundOrigin, RefundStatus};
+use domain::{
+    CaseId, CaseKind, ExtraState, Money, OrderId, RefundNo, RefundOrigin, RefundReport, RefundState, RefundStatus,
+};
 use gateway_sim::notify::Overrides;
 use runtime::clock::Clock;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use store::MIGRATOR;
 use store::settle::refunds as settling;
-use store::settle::refunds::RefundFact;
-use store::settle::{self, Confirmed};
+use store::settle::{self, Found};
 use store::tables::cases::{self, Case, NewCase};
 use store::tables::jobs;
 use time::Duration;
@@ -52,7 +53,7 @@ async fn a_failed_refund_with_a_late_effect_is_booked_once(db: PgPool) {
     bench.faults(r#"{"refund":{"effect_then_timeout":1}}"#).await;
     bench.carry(first.id).await;
     bench.faults(r#"{"refund":{}}"#).await;
-    bench.world.tell(&first, &RefundFact::Failed { why: "refused, and not known".to_owned(), closed: false }).await;
+    bench.world.tell(&first, &RefundReport::of(RefundState::Absent)).await;
     let (wait, ..) = bench.refund_job(first.id).await.expect("it is looked back at");
     assert!(wait > Duration::hours(20), "a day later: {wait}");
 
@@ -81,7 +82,7 @@ async fn what_a_sum_has_booked_is_not_booked_again_by_its_number(db: PgPool) {
     world.settle(vec![went]).await;
     let trade_no = trade.trade_no.clone().unwrap();
     let case = world.fact(CaseKind::UnknownRefund, (order.id, "x"), json!({ "trade_no": trade_no })).await;
-    let confirmed = Ok(Confirmed { amount: yuan("1"), gateway_refund_no: None, at: None });
+    let confirmed = Found::Confirmed { amount: yuan("1"), gateway_refund_no: None, at: None };
     let number = RefundNo::parse("CONSOLE1").unwrap();
     for _ in 0..2 {
         let mut tx = world.db.begin().await.unwrap();
@@ -161,7 +162,13 @@ async fn a_sum_beyond_the_payment_is_a_case_and_holds_up_no_refund(db: PgPool) {
             .unwrap();
     assert_eq!(returned, "0.00");
     let ours = world.ask(order.id, Some("1")).await.unwrap();
-    let sum = RefundFact::Returned { amount: None, returned: Some(yuan("5")), gateway_refund_no: None, at: None };
+    let sum = RefundReport {
+        state: RefundState::Succeeded,
+        amount: None,
+        returned: Some(yuan("5")),
+        gateway_refund_no: None,
+        at: None,
+    };
     world.tell(&ours, &sum).await;
     assert_eq!(world.order(&order.id).await.refunded_amount, yuan("1"));
     let cases = world.cases().await;

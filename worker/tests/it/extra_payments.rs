@@ -2,14 +2,14 @@
 //! them.
 
 use domain::PaymentMethod::Wechat;
-use domain::{AccountName, LatePaymentPolicy, Money, Policies, RefundId, RefundNo, TradeNo};
+use domain::{AccountName, LatePaymentPolicy, Money, Policies, RefundId, RefundNo, RefundReport, RefundState, TradeNo};
 use gateway_sim::notify::Overrides;
 use runtime::clock::Clock;
 use serde_json::json;
 use sqlx::PgPool;
 use store::MIGRATOR;
 use store::settle::refunds as settling;
-use store::settle::refunds::{RefundFact, RefundRefusal, Wish};
+use store::settle::refunds::{RefundRefusal, Wish};
 use store::tables::orders::Order;
 
 use crate::support::World;
@@ -42,7 +42,7 @@ impl World {
             requested_by: "a1".to_owned(),
         };
         let mut tx = self.db.begin().await.unwrap();
-        settling::ask(&mut tx, &wish, clock.now()).await.unwrap().map(drop)
+        settling::ask(&mut tx, &wish, clock.now()).await.map(drop).map_err(|not_done| not_done.refusal().unwrap())
     }
 
     /// This many refunds of one fen of the second payment, all in this state.
@@ -93,18 +93,18 @@ async fn what_waited_goes_back_by_the_policy_of_that_moment(db: PgPool) {
     sqlx::query("update cases set evidence = evidence || $1").bind(&waits).execute(&world.db).await.unwrap();
     let account = AccountName::parse("main").unwrap();
     let of = |policy| [(Wechat, account.clone(), policy)].into_iter().collect::<Policies>();
-    let ends = async |policies: &Policies, fact: RefundFact| {
+    let ends = async |policies: &Policies, fact: RefundReport| {
         let refund = world.ask(order.id, Some("1")).await.unwrap();
         let mut tx = world.db.begin().await.unwrap();
         settling::settle(&mut tx, &refund, &fact, policies, &Clock::system()).await.unwrap();
         tx.commit().await.unwrap();
     };
-    let returned = RefundFact::Returned { amount: None, returned: None, gateway_refund_no: None, at: None };
+    let returned = RefundReport::of(RefundState::Succeeded);
     ends(&of(LatePaymentPolicy::Hold), returned).await;
     assert_eq!(world.refund_numbers().await.len(), 1, "the account holds such money by now");
     assert_eq!(world.cases().await[0].1["not_refunded"], waits["not_refunded"], "people decide");
 
-    ends(&of(LatePaymentPolicy::Refund), RefundFact::Undeliverable { gateway_refund_no: None }).await;
+    ends(&of(LatePaymentPolicy::Refund), RefundReport::of(RefundState::Abnormal)).await;
     let numbers = world.refund_numbers().await;
     assert_eq!(numbers.last(), Some(&format!("L{SECOND}")), "a stuck refund holds up no other");
     let evidence = &world.cases().await[0].1;

@@ -1,7 +1,7 @@
 //! A start without an account that open orders or refunds name.
 
 use domain::PaymentMethod::{Alipay, Wechat};
-use domain::{AccountName, OrderStatus};
+use domain::{AccountName, OrderStatus, RefundReport, RefundState};
 use sqlx::PgPool;
 use store::MIGRATOR;
 use store::tables::open_accounts;
@@ -46,17 +46,7 @@ async fn a_start_names_every_account_that_open_orders_and_refunds_need(db: PgPoo
     }
     world.ask(returning.id, None).await.unwrap();
     let refund = world.ask(returned.id, None).await.unwrap();
-    world
-        .tell(
-            &refund,
-            &store::settle::refunds::RefundFact::Returned {
-                amount: None,
-                returned: None,
-                gateway_refund_no: None,
-                at: None,
-            },
-        )
-        .await;
+    world.tell(&refund, &RefundReport::of(RefundState::Succeeded)).await;
     assert_eq!(world.status(&returned).await, OrderStatus::Refunded);
     for (order, account) in [(&placed, "gone"), (&paid, "paid"), (&returning, "returning"), (&returned, "returned")] {
         world.moved(&order.id, account).await;

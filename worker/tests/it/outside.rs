@@ -4,14 +4,14 @@ use domain::OrderStatus::{Closed, Paid, PartiallyRefunded, Pending, Refunded, Re
 use domain::PaymentMethod::{self, Alipay, Wechat};
 use domain::message::callback::Callback;
 use domain::message::job::CheckRequest;
-use domain::{Fact, Money, RefundOrigin, RefundStatus, TradeNo, Verdict};
+use domain::{Fact, Money, RefundOrigin, RefundReport, RefundStatus, TradeNo, Verdict};
 use gateway_sim::ledger::{RefundState, Trade};
 use gateway_sim::notify::Overrides;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use store::MIGRATOR;
 use store::settle;
-use store::settle::refunds::{RefundFact, RefundRefusal};
+use store::settle::refunds::RefundRefusal;
 use store::tables::orders::Order;
 use store::tables::refunds::{self, Refund};
 use time::Duration;
@@ -25,12 +25,12 @@ fn yuan(text: &str) -> Money {
     Money::from_yuan(text).unwrap()
 }
 
-fn failed() -> RefundFact {
-    RefundFact::Failed { why: "refused".to_owned(), closed: false }
+fn failed() -> RefundReport {
+    RefundReport::of(domain::RefundState::Absent)
 }
 
-fn succeeded() -> RefundFact {
-    RefundFact::Returned { amount: None, returned: None, gateway_refund_no: None, at: None }
+fn succeeded() -> RefundReport {
+    RefundReport::of(domain::RefundState::Succeeded)
 }
 
 impl World {
@@ -485,8 +485,8 @@ impl World {
             requested_by: "a person".to_owned(),
         };
         let mut tx = self.db.begin().await.unwrap();
-        let asked = settle::refunds::ask(&mut tx, &wish, clock.now()).await.unwrap();
+        let asked = settle::refunds::ask(&mut tx, &wish, clock.now()).await;
         tx.commit().await.unwrap();
-        asked
+        asked.map_err(|not_done| not_done.refusal().unwrap())
     }
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use domain::PaymentMethod::{Alipay, Wechat};
-use domain::{Money, OrderId, OrderStatus, RefundId, RefundNo, RefundStatus};
+use domain::{Money, OrderId, OrderStatus, RefundId, RefundNo, RefundReport, RefundState, RefundStatus};
 use runtime::clock::Clock;
 use sqlx::PgPool;
 use store::settle::refunds as settling;
-use store::settle::refunds::{RefundFact, RefundRefusal, RefundVerdict, Wish};
+use store::settle::refunds::{RefundRefusal, RefundVerdict, Wish};
 use store::tables::orders::Order;
 use store::tables::refunds::{self, Refund};
-use store::{DbError, MIGRATOR};
+use store::{DbError, MIGRATOR, NotDone};
 
 use crate::support::World;
 
@@ -39,18 +39,19 @@ impl World {
         };
         let mut tx = self.db.begin().await.unwrap();
         match settling::ask(&mut tx, &wish, clock.now()).await {
-            Ok(outcome) => {
-                if outcome.is_ok() {
-                    tx.commit().await.unwrap();
-                }
-                outcome
+            Ok(refund) => {
+                tx.commit().await.unwrap();
+                Ok(refund)
             }
-            Err(DbError::Constraint(name)) if name == "refund_records_in_flight" => Err(RefundRefusal::InProgress),
+            Err(NotDone::Refused(refusal)) => Err(refusal),
+            Err(NotDone::Db(DbError::Constraint(name))) if name == "refund_records_in_flight" => {
+                Err(RefundRefusal::InProgress)
+            }
             Err(error) => panic!("{error:?}"),
         }
     }
 
-    pub async fn tell(&self, refund: &Refund, fact: &RefundFact) -> RefundVerdict {
+    pub async fn tell(&self, refund: &Refund, fact: &RefundReport) -> RefundVerdict {
         let policies = self.worker.gateways.policies();
         let mut tx = self.db.begin().await.unwrap();
         let verdict = settling::settle(&mut tx, refund, fact, &policies, &Clock::system()).await.unwrap();
@@ -67,12 +68,18 @@ impl World {
     }
 }
 
-fn returned() -> RefundFact {
-    RefundFact::Returned { amount: None, returned: None, gateway_refund_no: Some("50300".to_owned()), at: None }
+fn returned() -> RefundReport {
+    RefundReport {
+        state: RefundState::Succeeded,
+        amount: None,
+        returned: None,
+        gateway_refund_no: Some("50300".to_owned()),
+        at: None,
+    }
 }
 
-fn failed() -> RefundFact {
-    RefundFact::Failed { why: "refused".to_owned(), closed: false }
+fn failed() -> RefundReport {
+    RefundReport::of(RefundState::Absent)
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -103,7 +110,7 @@ async fn a_repeated_fact_moves_nothing(db: PgPool) {
     let order = world.paid_order(Wechat, "10").await;
     let refund = world.ask(order.id, Some("4")).await.unwrap();
     assert_eq!(world.tell(&refund, &returned()).await, RefundVerdict::Settled);
-    for fact in [returned(), failed(), RefundFact::Undeliverable { gateway_refund_no: None }] {
+    for fact in [returned(), failed(), RefundReport::of(RefundState::Abnormal)] {
         assert_eq!(world.tell(&refund, &fact).await, RefundVerdict::Duplicate);
     }
     assert_eq!(world.order(&order.id).await.refunded_amount, yuan("4"));
@@ -118,7 +125,12 @@ async fn a_failed_refund_frees_its_amount_and_an_abnormal_one_does_not(db: PgPoo
     world.tell(&refund, &failed()).await;
     assert_eq!(world.status(&order).await, OrderStatus::Paid);
     let stuck = world.ask(order.id, Some("7")).await.unwrap();
-    world.tell(&stuck, &RefundFact::Undeliverable { gateway_refund_no: Some("50300".to_owned()) }).await;
+    world
+        .tell(
+            &stuck,
+            &RefundReport { gateway_refund_no: Some("50300".to_owned()), ..RefundReport::of(RefundState::Abnormal) },
+        )
+        .await;
     assert_eq!(world.refund(stuck.id).await.status, RefundStatus::Abnormal);
     assert_eq!(world.status(&order).await, OrderStatus::Paid);
     assert_eq!(world.ask(order.id, Some("3.01")).await.unwrap_err(), RefundRefusal::TooMuch(yuan("3")));
@@ -148,7 +160,13 @@ async fn another_amount_is_a_case_and_no_move(db: PgPool) {
     let world = World::new(db);
     let order = world.paid_order(Alipay, "10").await;
     let refund = world.ask(order.id, Some("4")).await.unwrap();
-    let fact = RefundFact::Returned { amount: Some(yuan("5")), returned: None, gateway_refund_no: None, at: None };
+    let fact = RefundReport {
+        state: RefundState::Succeeded,
+        amount: Some(yuan("5")),
+        returned: None,
+        gateway_refund_no: None,
+        at: None,
+    };
     assert_eq!(world.tell(&refund, &fact).await, RefundVerdict::AmountMismatch);
     assert_eq!(world.refund(refund.id).await.status, RefundStatus::Pending);
     assert_eq!(world.cases().await[0].0, "amount_mismatch");

@@ -1,14 +1,13 @@
 //! Facts for which a case exists already: which reopen it, which only add to it, and which are repeats.
 
 use domain::PaymentMethod::{Alipay, Wechat};
-use domain::{CaseId, CaseKind, CaseStatus};
+use domain::{CaseId, CaseKind, CaseStatus, RefundReport, RefundState};
 use gateway_sim::notify::Overrides;
 use runtime::clock::Clock;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use store::MIGRATOR;
 use store::settle::refunds as settling;
-use store::settle::refunds::RefundFact;
 use store::tables::cases::{self, Case, NewCase};
 use time::Duration;
 
@@ -128,16 +127,14 @@ async fn the_second_form_of_a_case_after_a_failure_reopens_it(db: PgPool) {
     let order = world.pending_order(Wechat, "10").await;
     world.settle(vec![world.paid(&order)]).await;
     let refund = world.ask(order.id, None).await.unwrap();
-    world.tell(&refund, &RefundFact::Failed { why: "refused".to_owned(), closed: false }).await;
-    let stuck = RefundFact::Undeliverable { gateway_refund_no: Some("50300".to_owned()) };
+    world.tell(&refund, &RefundReport::of(RefundState::Absent)).await;
+    let stuck = RefundReport { gateway_refund_no: Some("50300".to_owned()), ..RefundReport::of(RefundState::Abnormal) };
     world.tell(&refund, &stuck).await;
     assert_eq!(world.case().await.kind, CaseKind::RefundAfterFailure);
     world.resolve().await;
     world.tell(&refund, &stuck).await;
     assert_eq!(world.case().await.status, CaseStatus::Resolved, "a repeat");
-    world
-        .tell(&refund, &RefundFact::Returned { amount: None, returned: None, gateway_refund_no: None, at: None })
-        .await;
+    world.tell(&refund, &RefundReport::of(RefundState::Succeeded)).await;
     let case = world.case().await;
     assert_eq!((case.status, &case.evidence["found"]), (CaseStatus::Open, &json!("returned")));
 }

@@ -224,8 +224,7 @@ async fn ask(
 ) -> Result<Done, ApiError> {
     let mut wish = wish(app, (order_id, who.as_str()), amount, reason)?;
     wish.extra_trade = Some(trade_no);
-    let asked = settling::ask(tx, &wish, app.clock.now()).await.map_err(refused)?;
-    let refund = asked.map_err(ApiError::Refund)?;
+    let refund = settling::ask(tx, &wish, app.clock.now()).await.map_err(refused)?;
     let mut text = format!("refund {} of {} yuan", refund.refund_no, refund.amount);
     let left = left_of(tx, &refund).await?;
     if left.is_positive() {
@@ -250,8 +249,8 @@ async fn fulfil(
     (case, order_id): (&Case, OrderId),
     trade_no: &TradeNo,
 ) -> Result<Done, ApiError> {
-    if let Err(refusal) = settle::can_honour(tx, order_id, trade_no).await? {
-        return Err(ApiError::ActionUnfit(match refusal {
+    if let Err(not_done) = settle::can_honour(tx, order_id, trade_no).await {
+        return Err(ApiError::ActionUnfit(match not_done.refusal()? {
             NotHonoured::NoPayment => "this trade brought the order no payment",
             NotHonoured::AnotherAmount => "the payment is of another amount than the order",
             NotHonoured::NotClosed => "the order is not closed",

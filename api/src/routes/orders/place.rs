@@ -171,8 +171,8 @@ impl Placement {
 /// Requests the first credential of an order from the gateway, with the parameters that were fixed when it was placed.
 pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError> {
     match offer(app, order).await? {
-        Ok(payment) => shown(app, order, payment),
-        Err(error) => Err(failed(app, order.id, error).await),
+        Offer::Made(payment) => shown(app, order, payment),
+        Offer::NotMade(error) => Err(failed(app, order.id, error).await),
     }
 }
 
@@ -180,8 +180,8 @@ pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
 /// close the order, and the last credential is returned again while it is valid.
 pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError> {
     let error = match offer(app, order).await? {
-        Ok(payment) => return shown(app, order, payment),
-        Err(error) => error,
+        Offer::Made(payment) => return shown(app, order, payment),
+        Offer::NotMade(error) => error,
     };
     // The gateway may have created a credential although its answer was lost, and a new credential can invalidate the
     // last one. A repeat gets a credential that works.
@@ -212,8 +212,16 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
     }
 }
 
-/// Requests a credential and stores it. The inner error is what the gateway answered instead.
-async fn offer(app: &App, order: &Order) -> Result<Result<Payment, GatewayError>, ApiError> {
+/// What the gateway answered to a request for a credential.
+enum Offer {
+    /// With it the buyer can pay.
+    Made(Payment),
+    /// There is none; the caller decides what this means for the order.
+    NotMade(GatewayError),
+}
+
+/// Requests a credential and stores it.
+async fn offer(app: &App, order: &Order) -> Result<Offer, ApiError> {
     let now = app.clock.now();
     // A refusal reveals the order's state, too: from now on the cache must not show an older one.
     app.cache.orders.saw(order);
@@ -224,17 +232,20 @@ async fn offer(app: &App, order: &Order) -> Result<Result<Payment, GatewayError>
         return Err(ApiError::OrderNotPayable("expired"));
     }
     let gateway = account_of(app, order)?;
-    let offered = gateway.prepay(&stored(order)?, now).await;
-    match &offered {
+    match gateway.prepay(&stored(order)?, now).await {
         Ok(payment) => {
             if let Some(lives) = gateway.credential_lives(order.scene) {
-                credentials::keep(app, order, payment, (now, lives)).await;
+                credentials::keep(app, order, &payment, (now, lives)).await;
             }
+            Ok(Offer::Made(payment))
         }
-        Err(GatewayError::Misconfigured { code, message }) => app.refused_accounts.report(app, order, (code, message)),
-        Err(_) => {}
+        Err(error) => {
+            if let GatewayError::Misconfigured { code, message } = &error {
+                app.refused_accounts.report(app, order, (code, message));
+            }
+            Ok(Offer::NotMade(error))
+        }
     }
-    Ok(offered)
 }
 
 fn account_of(app: &App, order: &Order) -> Result<Arc<dyn Gateway>, ApiError> {

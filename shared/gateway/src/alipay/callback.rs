@@ -4,7 +4,8 @@
 
 use domain::message::callback::Callback;
 use domain::{
-    Fact, Merchant, Money, MoneyError, Notification, PaymentMethod, RefundOutcome, ReturnedTrade, Source, TradeNo,
+    Fact, Merchant, Money, MoneyError, Notification, PaymentMethod, RefundReport, RefundState, ReturnedTrade, Source,
+    TradeNo,
 };
 use time::OffsetDateTime;
 
@@ -74,10 +75,7 @@ fn fact(form: &Form<'_>, ours: OffsetDateTime, times: &mut Times) -> Result<Fact
             Some(refund_no) => Fact::Refund {
                 trade: Box::new(trade),
                 refund_no: refund_no.to_owned(),
-                amount: None,
-                gateway_refund_no: None,
-                at: None,
-                outcome: RefundOutcome::Hint,
+                report: RefundReport::of(RefundState::Processing),
             },
             None => Fact::PaidAndReturned(trade),
         });
@@ -173,7 +171,8 @@ mod tests {
         for status in ["TRADE_SUCCESS", "TRADE_FINISHED", "TRADE_CLOSED"] {
             let fact = told(&[("trade_status", status), ("refund_fee", "0.01"), ("out_biz_no", "RF_1")]).unwrap();
             assert!(
-                matches!(&fact, Fact::Refund { refund_no, amount: None, outcome: RefundOutcome::Hint, .. } if refund_no == "RF_1"),
+                matches!(&fact, Fact::Refund { refund_no, report, .. }
+                    if refund_no == "RF_1" && *report == RefundReport::of(RefundState::Processing)),
                 "{fact:?}"
             );
             let sums = |trade: &ReturnedTrade| (trade.paid.map(Money::fen), trade.returned.map(Money::fen));

@@ -1,6 +1,6 @@
 //! Answers whose texts are in GBK, in another charset, or broken: the codes are still used.
 
-use domain::{Fact, Money, Scene, Subject};
+use domain::{Fact, Money, RefundReport, Scene, Subject};
 use encoding_rs::{BIG5, Encoding, GB18030, UTF_8, WINDOWS_1252};
 use time::macros::datetime;
 
@@ -50,7 +50,7 @@ async fn close(node: &[u8]) -> Result<CloseOutcome, GatewayError> {
     alipay("alipay_trade_close", node).await.close(&order_no(), NOW).await
 }
 
-async fn refund(node: &[u8]) -> Result<RefundState, GatewayError> {
+async fn refund(node: &[u8]) -> Result<RefundReport, GatewayError> {
     alipay("alipay_trade_refund", node).await.refund(&refund_order(), NOW).await
 }
 

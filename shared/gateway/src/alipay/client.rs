@@ -108,24 +108,31 @@ impl Alipay {
     }
 }
 
+/// The content of an answer that Alipay signed.
+pub(super) enum Answered<T> {
+    /// The fields of a success.
+    Success(T),
+    /// The code and text of a failure.
+    Failure(Failure),
+}
+
 impl Outcome {
     /// The fields of a success.
     pub(super) fn success<T: DeserializeOwned>(self) -> Result<T, GatewayError> {
-        match self.fields()? {
-            Ok(fields) => Ok(fields),
-            Err(failure) => Err(signed_error(failure)),
+        match self.answered()? {
+            Answered::Success(fields) => Ok(fields),
+            Answered::Failure(failure) => Err(signed_error(failure)),
         }
     }
 
-    /// The fields of a success, or the failure that Alipay signed. The caller decides which failures its method
-    /// handles.
-    pub(super) fn fields<T: DeserializeOwned>(self) -> Result<Result<T, Failure>, GatewayError> {
+    /// What Alipay signed. The caller decides which failures its method handles.
+    pub(super) fn answered<T: DeserializeOwned>(self) -> Result<Answered<T>, GatewayError> {
         let node = match self {
             Outcome::Signed(node) => node,
             Outcome::UnsignedFailure(failure) => return Err(unsigned_error(failure)),
         };
         let code: Failure = parse(&node)?;
-        if code.code == sign::SUCCESS { Ok(Ok(parse(&node)?)) } else { Ok(Err(code)) }
+        if code.code == sign::SUCCESS { Ok(Answered::Success(parse(&node)?)) } else { Ok(Answered::Failure(code)) }
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use domain::message::callback::Callback;
-use domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
+use domain::{AccountName, Notification, OrderNo, PaymentMethod, RefundReport, Scene};
 use time::format_description::BorrowedFormatItem;
 use time::macros::{format_description, offset};
 use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
@@ -30,7 +30,7 @@ use crate::limits::Limits;
 use crate::prepay::{Payment, PrepayOrder, PrepayRequest};
 use crate::query::{CloseOutcome, TradeAnswer};
 use crate::reach::Reach;
-use crate::refund::{RefundOrder, RefundState, RefundTarget};
+use crate::refund::{RefundOrder, RefundTarget};
 use crate::transport::http::measured;
 use crate::transport::route::Route;
 use crate::verified::Verified;
@@ -146,11 +146,11 @@ impl Gateway for Alipay {
         measured(PaymentMethod::Alipay, "close", self.close_inner(order_no, now)).await
     }
 
-    async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+    async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundReport, GatewayError> {
         measured(PaymentMethod::Alipay, "refund", self.refund_inner(refund, now)).await
     }
 
-    async fn query_refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+    async fn query_refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundReport, GatewayError> {
         measured(PaymentMethod::Alipay, "query_refund", self.query_refund_inner(refund, now)).await
     }
 
@@ -160,7 +160,7 @@ impl Gateway for Alipay {
         _gateway_refund_no: &str,
         _to: &RefundTarget,
         _now: OffsetDateTime,
-    ) -> Result<RefundState, GatewayError> {
+    ) -> Result<RefundReport, GatewayError> {
         Err(client::refusal("redirect_refund", "Alipay has no other way for a refund"))
     }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use crate::alipay::client::{Call, signed_error};
+use crate::alipay::client::{Answered, Call, signed_error};
 use crate::alipay::{Alipay, parse_beijing};
 use crate::error::GatewayError;
 use crate::query::{CloseOutcome, Trade, TradeAnswer};
@@ -49,11 +49,11 @@ impl Alipay {
     ) -> Result<TradeAnswer, GatewayError> {
         let biz_content = json!({ "out_trade_no": order_no }).to_string();
         let outcome = self.call(&call("alipay.trade.query", &biz_content), now).await?;
-        match outcome.fields::<Queried>()? {
-            Ok(queried) if queried.out_trade_no != order_no.as_str() => {
+        match outcome.answered::<Queried>()? {
+            Answered::Success(queried) if queried.out_trade_no != order_no.as_str() => {
                 Err(GatewayError::Protocol("an answer about another order".to_owned()))
             }
-            Ok(queried) => {
+            Answered::Success(queried) => {
                 let mut times = Times::new(now);
                 let fact = fact(&queried, now, &mut times)?;
                 let merchant = self.payee(queried.seller_id.as_deref());
@@ -61,10 +61,10 @@ impl Alipay {
                 Ok(TradeAnswer::Found(Verified::new(trade)))
             }
             // There is no trade before the buyer arrives, and a buyer may still arrive until the order expires.
-            Err(failure) if failure.short_sub_code() == "TRADE_NOT_EXIST" => {
+            Answered::Failure(failure) if failure.short_sub_code() == "TRADE_NOT_EXIST" => {
                 Ok(TradeAnswer::Absent { state: "TRADE_NOT_EXIST".to_owned() })
             }
-            Err(failure) => Err(signed_error(failure)),
+            Answered::Failure(failure) => Err(signed_error(failure)),
         }
     }
 
@@ -85,9 +85,9 @@ impl Alipay {
     ) -> Result<CloseOutcome, GatewayError> {
         let biz_content = json!({ "out_trade_no": order_no }).to_string();
         let outcome = self.call(&call("alipay.trade.close", &biz_content), now).await?;
-        let failure = match outcome.fields::<Closed>()? {
-            Ok(Closed {}) => return Ok(CloseOutcome::Closed),
-            Err(failure) => failure,
+        let failure = match outcome.answered::<Closed>()? {
+            Answered::Success(Closed {}) => return Ok(CloseOutcome::Closed),
+            Answered::Failure(failure) => failure,
         };
         match failure.short_sub_code() {
             "TRADE_NOT_EXIST" => Ok(CloseOutcome::NoTradeYet),

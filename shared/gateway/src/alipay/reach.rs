@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use crate::alipay::Alipay;
-use crate::alipay::client::{Call, signed_error};
+use crate::alipay::client::{Answered, Call, signed_error};
 use crate::error::GatewayError;
 use crate::reach::{Reach, number_of_no_order};
 
@@ -17,11 +17,11 @@ impl Alipay {
         let biz_content = json!({ "out_trade_no": number_of_no_order()? }).to_string();
         let call = Call { method: "alipay.trade.query", notify_url: None, return_url: None, biz_content: &biz_content };
         let answer = self.exchange(&call, now).await?;
-        let fields = self.judge(&call, &answer, now).await.and_then(|outcome| outcome.fields::<Box<RawValue>>());
-        let taken = match fields {
-            Ok(Err(failure)) if failure.short_sub_code() == "TRADE_NOT_EXIST" => Ok(()),
-            Ok(Err(failure)) => Err(signed_error(failure)),
-            Ok(Ok(_)) => Err(GatewayError::Protocol("an order that cannot exist".to_owned())),
+        let signed = self.judge(&call, &answer, now).await.and_then(|outcome| outcome.answered::<Box<RawValue>>());
+        let taken = match signed {
+            Ok(Answered::Failure(failure)) if failure.short_sub_code() == "TRADE_NOT_EXIST" => Ok(()),
+            Ok(Answered::Failure(failure)) => Err(signed_error(failure)),
+            Ok(Answered::Success(_)) => Err(GatewayError::Protocol("an order that cannot exist".to_owned())),
             Err(error) => Err(error),
         };
         Ok(Reach { date: Reach::date_of(&answer.headers), taken })

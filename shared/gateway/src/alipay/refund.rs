@@ -3,17 +3,17 @@
 //! Source: Alipay OpenAPI, `alipay.trade.refund` (02ekfs, support/01rawa), `alipay.trade.fastpay.refund.query`
 //! (02ekft), read 2025-11-20.
 
-use domain::Money;
+use domain::{Money, RefundReport, RefundState};
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use crate::alipay::client::{Call, signed_error};
+use crate::alipay::client::{Answered, Call, signed_error};
 use crate::alipay::sign::Failure;
 use crate::alipay::{Alipay, parse_beijing};
 use crate::error::GatewayError;
-use crate::refund::{RefundOrder, RefundState};
+use crate::refund::RefundOrder;
 use crate::times::believed;
 use crate::transport::http::may_have_happened;
 
@@ -54,7 +54,7 @@ impl Alipay {
         &self,
         refund: &RefundOrder,
         now: OffsetDateTime,
-    ) -> Result<RefundState, GatewayError> {
+    ) -> Result<RefundReport, GatewayError> {
         refund.check()?;
         // Without `out_request_no` Alipay would treat the second partial refund of a trade as a repeat of the first.
         let mut biz_content = json!({
@@ -67,10 +67,9 @@ impl Alipay {
         }
         let biz_content = biz_content.to_string();
         let outcome = self.call(&call("alipay.trade.refund", &biz_content), now).await?;
-        let told = outcome.fields::<Refunded>().map_err(may_have_happened)?;
-        match told {
-            Ok(refunded) => refunded_state(refund, &refunded, now),
-            Err(failure) => Err(refund_error(failure)),
+        match outcome.answered::<Refunded>().map_err(may_have_happened)? {
+            Answered::Success(refunded) => refunded_report(refund, &refunded, now),
+            Answered::Failure(failure) => Err(refund_error(failure)),
         }
     }
 
@@ -78,7 +77,7 @@ impl Alipay {
         &self,
         refund: &RefundOrder,
         now: OffsetDateTime,
-    ) -> Result<RefundState, GatewayError> {
+    ) -> Result<RefundReport, GatewayError> {
         let biz_content = json!({
             "trade_no": refund.trade_no,
             "out_request_no": refund.refund_no,
@@ -86,7 +85,7 @@ impl Alipay {
         })
         .to_string();
         let outcome = self.call(&call("alipay.trade.fastpay.refund.query", &biz_content), now).await?;
-        queried_state(refund, &outcome.success()?, now)
+        queried_report(refund, &outcome.success()?, now)
     }
 }
 
@@ -95,23 +94,26 @@ fn call<'a>(method: &'a str, biz_content: &'a str) -> Call<'a> {
 }
 
 /// Only `Y` says that this call moved money. A repeat of a finished refund answers `N`, which is no failure: query it.
-fn refunded_state(refund: &RefundOrder, refunded: &Refunded, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+fn refunded_report(
+    refund: &RefundOrder,
+    refunded: &Refunded,
+    now: OffsetDateTime,
+) -> Result<RefundReport, GatewayError> {
     if refunded.trade_no != refund.trade_no.as_str() || refunded.out_trade_no != refund.order_no.as_str() {
         return Err(another());
     }
     Ok(match refunded.fund_change.as_deref() {
-        Some("Y") => RefundState::Succeeded {
-            amount: None,
+        Some("Y") => RefundReport {
             returned: yuan(refunded.refund_fee.as_deref()),
-            gateway_refund_no: None,
             at: believed(refunded.gmt_refund_pay.as_deref().and_then(parse_beijing), now),
+            ..RefundReport::of(RefundState::Succeeded)
         },
-        _ => RefundState::Processing { gateway_refund_no: None },
+        _ => RefundReport::of(RefundState::Processing),
     })
 }
 
 /// `REFUND_SUCCESS` is the only proof. An unknown status does not permit sending the refund again.
-fn queried_state(refund: &RefundOrder, queried: &Queried, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+fn queried_report(refund: &RefundOrder, queried: &Queried, now: OffsetDateTime) -> Result<RefundReport, GatewayError> {
     let numbers = [
         (&queried.trade_no, refund.trade_no.as_str()),
         (&queried.out_trade_no, refund.order_no.as_str()),
@@ -122,16 +124,16 @@ fn queried_state(refund: &RefundOrder, queried: &Queried, now: OffsetDateTime) -
         return Err(another());
     }
     match queried.refund_status.as_deref() {
-        None | Some("") => Ok(RefundState::Absent),
+        None | Some("") => Ok(RefundReport::of(RefundState::Absent)),
         Some("REFUND_SUCCESS") => {
             if numbers.iter().any(|(told, _)| told.is_empty()) {
                 return Err(protocol("the numbers"));
             }
             let amount = yuan(queried.refund_amount.as_deref()).ok_or_else(|| protocol("refund_amount"))?;
             let at = believed(queried.gmt_refund_pay.as_deref().and_then(parse_beijing), now);
-            Ok(RefundState::Succeeded { amount: Some(amount), returned: None, gateway_refund_no: None, at })
+            Ok(RefundReport { amount: Some(amount), at, ..RefundReport::of(RefundState::Succeeded) })
         }
-        Some(_) => Ok(RefundState::Processing { gateway_refund_no: None }),
+        Some(_) => Ok(RefundReport::of(RefundState::Processing)),
     }
 }
 
@@ -183,27 +185,25 @@ mod tests {
         }
     }
 
-    fn succeeded(amount: Option<Money>) -> RefundState {
+    fn succeeded(amount: Option<Money>) -> RefundReport {
         let at = Some(datetime!(2026-01-05 02:21:08 UTC));
-        RefundState::Succeeded { amount, returned: None, gateway_refund_no: None, at }
+        RefundReport { amount, at, ..RefundReport::of(RefundState::Succeeded) }
     }
 
     /// A refund that Alipay accepted, with the total refunded so far by its answer.
-    fn accepted(returned: Option<&str>) -> RefundState {
-        let RefundState::Succeeded { amount, gateway_refund_no, at, .. } = succeeded(None) else { panic!() };
-        let returned = returned.map(|yuan| Money::from_yuan(yuan).unwrap());
-        RefundState::Succeeded { amount, returned, gateway_refund_no, at }
+    fn accepted(returned: Option<&str>) -> RefundReport {
+        RefundReport { returned: returned.map(|yuan| Money::from_yuan(yuan).unwrap()), ..succeeded(None) }
     }
 
-    async fn refund(reply: Reply) -> Result<RefundState, GatewayError> {
+    async fn refund(reply: Reply) -> Result<RefundReport, GatewayError> {
         account(&Server::start(reply).await.url).refund(&refund_order(), NOW).await
     }
 
-    async fn answered(node: &str) -> Result<RefundState, GatewayError> {
+    async fn answered(node: &str) -> Result<RefundReport, GatewayError> {
         refund(reply("alipay_trade_refund", node, true)).await
     }
 
-    async fn query(node: &str, signed: bool) -> Result<RefundState, GatewayError> {
+    async fn query(node: &str, signed: bool) -> Result<RefundReport, GatewayError> {
         let server = Server::start(reply("alipay_trade_fastpay_refund_query", node, signed)).await;
         account(&server.url).query_refund(&refund_order(), NOW).await
     }
@@ -233,7 +233,7 @@ mod tests {
     #[tokio::test]
     async fn only_a_change_of_funds_is_a_refund() {
         assert_eq!(answered(DONE).await.unwrap(), accepted(Some("2.50")));
-        let processing = RefundState::Processing { gateway_refund_no: None };
+        let processing = RefundReport::of(RefundState::Processing);
         for (from, to) in [(r#""fund_change":"Y""#, r#""fund_change":"N""#), ("fund_change", "x"), (r#""Y""#, "null")] {
             assert_eq!(answered(&DONE.replace(from, to)).await.unwrap(), processing, "{to}");
         }
@@ -282,12 +282,12 @@ mod tests {
             FOUND.replace("refund_status", "x"),
             FOUND.replace("REFUND_SUCCESS", ""),
         ] {
-            assert_eq!(query(&absent, true).await.unwrap(), RefundState::Absent, "{absent}");
+            assert_eq!(query(&absent, true).await.unwrap().state, RefundState::Absent, "{absent}");
         }
         let other = r#"{"code":"10000","out_request_no":"RF_2"}"#;
         assert_eq!(name(&query(other, true).await.unwrap_err()), "protocol");
         let state = query(&FOUND.replace("REFUND_SUCCESS", "REFUND_PROCESSING"), true).await.unwrap();
-        assert_eq!(state, RefundState::Processing { gateway_refund_no: None });
+        assert_eq!(state, RefundReport::of(RefundState::Processing));
     }
 
     #[tokio::test]

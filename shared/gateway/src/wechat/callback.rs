@@ -5,7 +5,9 @@
 use std::borrow::Cow;
 
 use domain::message::callback::Callback;
-use domain::{Fact, Merchant, Money, Notification, PaymentMethod, RefundOutcome, ReturnedTrade, Source, TradeNo};
+use domain::{
+    Fact, Merchant, Money, Notification, PaymentMethod, RefundReport, RefundState, ReturnedTrade, Source, TradeNo,
+};
 use serde::Deserialize;
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -189,12 +191,12 @@ fn payment(
 
 fn refund(resource: &Resource, times: &mut Times) -> Result<Fact, CallbackError> {
     let amount = resource.amount.as_ref().and_then(Amount::refund).flatten();
-    let outcome = match resource.refund_status.as_deref() {
+    let state = match resource.refund_status.as_deref() {
         // A success without a comparable amount is only a hint; a query must confirm it.
-        Some("SUCCESS") if amount.is_some() => RefundOutcome::Succeeded,
-        Some("CLOSED") => RefundOutcome::Closed,
-        Some("ABNORMAL") => RefundOutcome::Abnormal,
-        _ => RefundOutcome::Hint,
+        Some("SUCCESS") if amount.is_some() => RefundState::Succeeded,
+        Some("CLOSED") => RefundState::Closed,
+        Some("ABNORMAL") => RefundState::Abnormal,
+        _ => RefundState::Processing,
     };
     let refund_no = required("out_refund_no", resource.out_refund_no.as_deref())?.to_owned();
     let paid = resource.amount.as_ref().and_then(Amount::total).flatten();
@@ -202,10 +204,12 @@ fn refund(resource: &Resource, times: &mut Times) -> Result<Fact, CallbackError>
         // The notice does not state the sum of all refunds.
         trade: Box::new(ReturnedTrade { trade_no: trade_no(resource)?, paid, paid_at: None, returned: None }),
         refund_no,
-        amount,
-        gateway_refund_no: resource.refund_id.as_deref().and_then(refund_id),
-        at: times.read("success_time", resource.success_time.as_deref(), parse_time),
-        outcome,
+        report: RefundReport {
+            amount,
+            gateway_refund_no: resource.refund_id.as_deref().and_then(refund_id),
+            at: times.read("success_time", resource.success_time.as_deref(), parse_time),
+            ..RefundReport::of(state)
+        },
     })
 }
 
@@ -282,7 +286,8 @@ mod tests {
     fn a_refund_whose_time_cannot_be_has_none() {
         let text = r#"{"transaction_id":"42","out_refund_no":"RF_1","refund_status":"SUCCESS","amount":{"refund":1},"success_time":"9999-12-31T23:59:59-08:00"}"#;
         let fact = returned(text).unwrap();
-        assert!(matches!(fact, Fact::Refund { at: None, outcome: RefundOutcome::Succeeded, .. }), "{fact:?}");
+        let Fact::Refund { report, .. } = fact else { panic!("{fact:?}") };
+        assert_eq!((report.at, report.state), (None, RefundState::Succeeded));
     }
 
     #[test]
@@ -302,13 +307,14 @@ mod tests {
     fn a_refund_of_unknown_state_is_a_hint() {
         let text = r#"{"transaction_id":"42","out_refund_no":"RF_1","refund_status":"PROCESSING"}"#;
         let fact = returned(text).unwrap();
-        assert!(matches!(fact, Fact::Refund { outcome: RefundOutcome::Hint, amount: None, .. }), "{fact:?}");
+        let hint = RefundReport::of(RefundState::Processing);
+        assert!(matches!(&fact, Fact::Refund { report, .. } if *report == hint), "{fact:?}");
         assert!(returned(&text.replace("out_refund_no", "x")).is_err());
         // A success with an amount that no order of ours can have, or in another currency, is no proof either.
         let done = text.replace("PROCESSING", "SUCCESS");
         for amount in [r#"{"refund":10000000000}"#, r#"{"refund":100,"currency":"USD"}"#, "{}"] {
             let told = returned(&done.replacen('{', &format!(r#"{{"amount":{amount},"#), 1)).unwrap();
-            assert!(matches!(told, Fact::Refund { outcome: RefundOutcome::Hint, amount: None, .. }), "{told:?}");
+            assert!(matches!(&told, Fact::Refund { report, .. } if *report == hint), "{told:?}");
         }
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use domain::message::callback::Callback;
-use domain::{AccountName, Notification, OrderNo, PaymentMethod, Scene};
+use domain::{AccountName, Notification, OrderNo, PaymentMethod, RefundReport, Scene};
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
@@ -30,7 +30,7 @@ use crate::limits::Limits;
 use crate::prepay::{Payment, PrepayOrder, PrepayRequest};
 use crate::query::{CloseOutcome, TradeAnswer};
 use crate::reach::Reach;
-use crate::refund::{RefundOrder, RefundState, RefundTarget};
+use crate::refund::{RefundOrder, RefundTarget};
 use crate::transport::http::measured;
 use crate::transport::route::Route;
 use crate::verified::Verified;
@@ -156,11 +156,11 @@ impl Gateway for Wechat {
         measured(PaymentMethod::Wechat, "close", self.close_inner(order_no, now)).await
     }
 
-    async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+    async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundReport, GatewayError> {
         measured(PaymentMethod::Wechat, "refund", self.refund_inner(refund, now)).await
     }
 
-    async fn query_refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+    async fn query_refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundReport, GatewayError> {
         measured(PaymentMethod::Wechat, "query_refund", self.query_refund_inner(refund, now)).await
     }
 
@@ -170,7 +170,7 @@ impl Gateway for Wechat {
         gateway_refund_no: &str,
         to: &RefundTarget,
         now: OffsetDateTime,
-    ) -> Result<RefundState, GatewayError> {
+    ) -> Result<RefundReport, GatewayError> {
         measured(PaymentMethod::Wechat, "redirect_refund", self.redirect_inner(refund, gateway_refund_no, to, now))
             .await
     }

@@ -2,6 +2,7 @@
 //!
 //! Source: WeChat Pay APIv3, "申请退款" (D:4013071036, D:4012556457), "查询单笔退款", "发起异常退款", read 2025-11-20.
 
+use domain::{RefundReport, RefundState};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::json;
@@ -9,7 +10,7 @@ use time::OffsetDateTime;
 
 use crate::error::GatewayError;
 use crate::keys::VerifyingKey;
-use crate::refund::{RefundOrder, RefundState, RefundTarget};
+use crate::refund::{RefundOrder, RefundTarget};
 use crate::times::believed;
 use crate::wechat::callback::{self, Amount};
 use crate::wechat::client::{Failure, Outcome, refusal};
@@ -38,7 +39,7 @@ impl Wechat {
         &self,
         refund: &RefundOrder,
         now: OffsetDateTime,
-    ) -> Result<RefundState, GatewayError> {
+    ) -> Result<RefundReport, GatewayError> {
         refund.check()?;
         let mut body = json!({
             "transaction_id": refund.trade_no,
@@ -59,12 +60,12 @@ impl Wechat {
         &self,
         refund: &RefundOrder,
         now: OffsetDateTime,
-    ) -> Result<RefundState, GatewayError> {
+    ) -> Result<RefundReport, GatewayError> {
         let path = format!("{PATH}/{}", refund.refund_no);
         match self.call(&Target { method: "GET", path_and_query: &path, body: "" }, now).await? {
             Outcome::Signed(body) => state(refund, &body, now),
             Outcome::Failed(failure) if (failure.status, failure.code.as_str()) == (404, "RESOURCE_NOT_EXISTS") => {
-                Ok(RefundState::Absent)
+                Ok(RefundReport::of(RefundState::Absent))
             }
             Outcome::Failed(failure) => Err(failure.refused()),
         }
@@ -76,7 +77,7 @@ impl Wechat {
         refund_id: &str,
         to: &RefundTarget,
         now: OffsetDateTime,
-    ) -> Result<RefundState, GatewayError> {
+    ) -> Result<RefundReport, GatewayError> {
         if callback::refund_id(refund_id).is_none() {
             return Err(refusal("refund_id", "not a number that WeChat Pay gives a refund"));
         }
@@ -112,7 +113,7 @@ fn sealed(key: &VerifyingKey, field: &str, text: &SecretString) -> Result<String
     })
 }
 
-fn accepted(refund: &RefundOrder, outcome: Outcome, now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+fn accepted(refund: &RefundOrder, outcome: Outcome, now: OffsetDateTime) -> Result<RefundReport, GatewayError> {
     match outcome {
         Outcome::Signed(body) => state(refund, &body, now),
         Outcome::Failed(failure) => Err(refund_error(failure)),
@@ -131,7 +132,7 @@ fn refund_error(failure: Failure) -> GatewayError {
 
 /// Status 200 only means that the request was accepted. The `status` field decides, and only in an answer about this
 /// refund.
-fn state(refund: &RefundOrder, body: &[u8], now: OffsetDateTime) -> Result<RefundState, GatewayError> {
+fn state(refund: &RefundOrder, body: &[u8], now: OffsetDateTime) -> Result<RefundReport, GatewayError> {
     // An empty or foreign text is treated like an answer without the fields.
     let told: Refunded = words::read(body).map_err(|_| protocol("the fields"))?;
     if told.out_refund_no != refund.refund_no.as_str()
@@ -146,15 +147,16 @@ fn state(refund: &RefundOrder, body: &[u8], now: OffsetDateTime) -> Result<Refun
     if told.amount.total().flatten() != Some(refund.total) || !(settles || amount == Some(refund.amount)) {
         return Err(protocol("amount"));
     }
-    let gateway_refund_no = callback::refund_id(&told.refund_id);
+    let report =
+        |state| RefundReport { gateway_refund_no: callback::refund_id(&told.refund_id), ..RefundReport::of(state) };
     match told.status.as_str() {
-        "PROCESSING" => Ok(RefundState::Processing { gateway_refund_no }),
+        "PROCESSING" => Ok(report(RefundState::Processing)),
         "SUCCESS" => {
             let at = believed(told.success_time.as_deref().and_then(parse_time), now);
-            Ok(RefundState::Succeeded { amount, returned: None, gateway_refund_no, at })
+            Ok(RefundReport { amount, at, ..report(RefundState::Succeeded) })
         }
-        "CLOSED" => Ok(RefundState::Closed { gateway_refund_no }),
-        "ABNORMAL" => Ok(RefundState::Abnormal { gateway_refund_no }),
+        "CLOSED" => Ok(report(RefundState::Closed)),
+        "ABNORMAL" => Ok(report(RefundState::Abnormal)),
         _ => Err(protocol("status")),
     }
 }
@@ -198,7 +200,7 @@ mod tests {
     const ALL: [Kind; 3] = [Kind::Refund, Kind::Query, Kind::Redirect];
     const MOVING: [Kind; 2] = [Kind::Refund, Kind::Redirect];
 
-    async fn ask(wechat: &Wechat, kind: Kind) -> Result<RefundState, GatewayError> {
+    async fn ask(wechat: &Wechat, kind: Kind) -> Result<RefundReport, GatewayError> {
         let refund = refund_order();
         match kind {
             Kind::Refund => wechat.refund(&refund, NOW).await,
@@ -207,7 +209,7 @@ mod tests {
         }
     }
 
-    async fn asked(kind: Kind, reply: Reply) -> (Result<RefundState, GatewayError>, Seen) {
+    async fn asked(kind: Kind, reply: Reply) -> (Result<RefundReport, GatewayError>, Seen) {
         let server = Server::start(reply).await;
         let state = ask(&account(&server.url), kind).await;
         assert_signed(&server.seen());
@@ -244,15 +246,15 @@ mod tests {
 
     #[tokio::test]
     async fn each_word_is_one_state_of_each_call() {
-        let no = || Some("503".to_owned());
+        let report = |state| RefundReport { gateway_refund_no: Some("503".to_owned()), ..RefundReport::of(state) };
         let at = Some(datetime!(2026-01-05 02:21:08 UTC));
         let amount = Some(refund_order().amount);
         for kind in ALL {
             for (word, expected) in [
-                ("SUCCESS", RefundState::Succeeded { amount, returned: None, gateway_refund_no: no(), at }),
-                ("PROCESSING", RefundState::Processing { gateway_refund_no: no() }),
-                ("CLOSED", RefundState::Closed { gateway_refund_no: no() }),
-                ("ABNORMAL", RefundState::Abnormal { gateway_refund_no: no() }),
+                ("SUCCESS", RefundReport { amount, at, ..report(RefundState::Succeeded) }),
+                ("PROCESSING", report(RefundState::Processing)),
+                ("CLOSED", report(RefundState::Closed)),
+                ("ABNORMAL", report(RefundState::Abnormal)),
             ] {
                 let (state, _) = asked(kind, signed(200, &DONE.replace("SUCCESS", word))).await;
                 assert_eq!(state.unwrap(), expected, "{kind:?}");
@@ -284,10 +286,7 @@ mod tests {
         for kind in ALL {
             let state = asked(kind, signed(200, &other)).await.0.unwrap();
             let stated = Money::from_fen(101).unwrap();
-            assert!(
-                matches!(state, RefundState::Succeeded { amount: Some(amount), .. } if amount == stated),
-                "{kind:?}"
-            );
+            assert_eq!((state.state, state.amount), (RefundState::Succeeded, Some(stated)), "{kind:?}");
             let unfinished = other.replace("SUCCESS", "PROCESSING");
             assert_eq!(class(kind, signed(200, &unfinished)).await, "protocol", "{kind:?}");
         }
@@ -356,7 +355,7 @@ mod tests {
     #[tokio::test]
     async fn only_one_answer_says_that_a_refund_was_never_accepted() {
         let (state, _) = asked(Kind::Query, unsigned(404, &says("RESOURCE_NOT_EXISTS"))).await;
-        assert_eq!(state.unwrap(), RefundState::Absent);
+        assert_eq!(state.unwrap(), RefundReport::of(RefundState::Absent));
         for (status, code, expected) in [
             (400, "RESOURCE_NOT_EXISTS", "refused"),
             (404, "MCH_NOT_EXISTS", "misconfigured"),

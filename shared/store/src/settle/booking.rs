@@ -22,7 +22,7 @@ const NOT_BOOKED: &str = "not_booked";
 pub async fn book_asked(
     tx: &mut PgConnection,
     (order_id, case_id): (OrderId, CaseId),
-    (refund_no, confirmed): (&RefundNo, &Result<Confirmed, String>),
+    (refund_no, found): (&RefundNo, &Found),
     clock: &Clock,
 ) -> Result<Verdict, DbError> {
     orders::lock_one(tx, order_id).await?;
@@ -32,18 +32,18 @@ pub async fn book_asked(
         Some(trade_no) => Trade::read(tx, order_id, &trade_no).await?,
         None => None,
     };
-    let refusal = match (trade, confirmed) {
+    let refusal = match (trade, found) {
         (None, _) => "the case names no payment of this order".to_owned(),
-        (_, Err(refusal)) => refusal.clone(),
-        (Some(trade), Ok(_)) if trade.waits() => {
+        (_, Found::Unconfirmed(refusal)) => refusal.clone(),
+        (Some(trade), Found::Confirmed { .. }) if trade.waits() => {
             "one of our refunds is in flight: propose it again when that is final".to_owned()
         }
-        (Some(trade), Ok(refund)) => {
+        (Some(trade), Found::Confirmed { amount, gateway_refund_no, at }) => {
             let named = Named {
                 number: refund_no.to_string(),
-                amount: refund.amount,
-                gateway_refund_no: refund.gateway_refund_no.clone(),
-                at: refund.at,
+                amount: *amount,
+                gateway_refund_no: gateway_refund_no.clone(),
+                at: *at,
             };
             match book_one(tx, &trade, &named, clock).await? {
                 Verdict::Duplicate => "this refund is booked already".to_owned(),
@@ -59,15 +59,20 @@ pub async fn book_asked(
     Ok(Verdict::UnknownRefund)
 }
 
-/// A refund from outside as the gateway confirms it.
+/// What the gateway answered about a refund that people found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Confirmed {
-    /// The amount that was returned.
-    pub amount: Money,
-    /// The gateway's number of the refund.
-    pub gateway_refund_no: Option<String>,
-    /// When it was returned, by the gateway's clock.
-    pub at: Option<OffsetDateTime>,
+pub enum Found {
+    /// The gateway confirms it.
+    Confirmed {
+        /// The amount that was returned.
+        amount: Money,
+        /// The gateway's number of the refund.
+        gateway_refund_no: Option<String>,
+        /// When it was returned, by the gateway's clock.
+        at: Option<OffsetDateTime>,
+    },
+    /// It does not, for this reason.
+    Unconfirmed(String),
 }
 
 /// The refunded trade that a case is about.

@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use super::events;
-use crate::error::DbError;
+use crate::error::{DbError, NotDone};
 use crate::settle::outside;
 use crate::settle::refunds::{self, Wish};
 use crate::tables::cases::{self, Case};
@@ -64,8 +64,8 @@ pub(super) async fn give_back(
         reason: None,
         requested_by: POLICY.to_owned(),
     };
-    if let Err(refusal) = refunds::ask(tx, &wish, now).await? {
-        evidence[cases::NOT_REFUNDED] = refusal.to_string().into();
+    if let Err(not_done) = refunds::ask(tx, &wish, now).await {
+        evidence[cases::NOT_REFUNDED] = not_done.refusal()?.to_string().into();
     }
     Ok(())
 }
@@ -138,13 +138,13 @@ pub const fn can_fulfil(kind: CaseKind) -> bool {
 /// Whether a late payment could be accepted for its order by our books alone. The gateway is queried later.
 ///
 /// # Errors
-/// [`DbError`]; the inner error states why it cannot be done.
+/// [`NotDone`], with the reason if it cannot be done.
 pub async fn can_honour(
     tx: &mut PgConnection,
     order_id: OrderId,
     trade_no: &TradeNo,
-) -> Result<Result<(), NotHonoured>, DbError> {
-    Ok(Late::read(tx, order_id, trade_no).await?.map(drop))
+) -> Result<(), NotDone<NotHonoured>> {
+    Late::read(tx, order_id, trade_no).await.map(drop)
 }
 
 /// Accepts a late payment for its order, as the case `case_id` requests, if the gateway has just confirmed that the
@@ -166,14 +166,14 @@ pub async fn fulfil(
     let fits = |case: &Case| case.order_id == Some(order_id) && can_fulfil(case.kind);
     let Some(mut case) = case.filter(fits) else { return Ok(Verdict::Ignored) };
     let Ok(trade_no) = TradeNo::parse(&*case.subject_ref) else { return Ok(Verdict::Ignored) };
-    let refusal = match honour(tx, order_id, &trade_no, said, now).await? {
+    let refusal = match honour(tx, order_id, &trade_no, said, now).await {
         Ok(()) => {
             let by_policy = case.evidence.get(POLICY).is_some();
             let end = if by_policy { (BY_POLICY, POLICY) } else { ("the order is paid by this trade", "service") };
             records_outside::resolve(tx, &case, end, now).await?;
             return Ok(Verdict::Settled);
         }
-        Err(refusal) => refusal.to_string(),
+        Err(not_done) => not_done.refusal()?.to_string(),
     };
     if case.evidence[NOT_FULFILLED] != *refusal {
         case.evidence[NOT_FULFILLED] = refusal.into();
@@ -190,15 +190,9 @@ async fn honour(
     trade_no: &TradeNo,
     said: Option<&Fact>,
     now: OffsetDateTime,
-) -> Result<Result<(), NotHonoured>, DbError> {
-    let late = match Late::read(tx, order_id, trade_no).await? {
-        Ok(late) => late,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    let paid_at = match late.is_there(trade_no, said) {
-        Ok(paid_at) => paid_at.unwrap_or(late.payment.paid_at),
-        Err(refusal) => return Ok(Err(refusal)),
-    };
+) -> Result<(), NotDone<NotHonoured>> {
+    let late = Late::read(tx, order_id, trade_no).await?;
+    let paid_at = late.is_there(trade_no, said).map_err(NotDone::Refused)?.unwrap_or(late.payment.paid_at);
     let paid = Paid { id: order_id, trade_no: trade_no.clone(), paid_at };
     orders::mark_honoured(tx, std::slice::from_ref(&paid), now).await?;
     let mut news = vec![events::order_paid(&late.order, trade_no, paid_at)];
@@ -211,8 +205,7 @@ async fn honour(
     );
     outbox::append(tx, &news, now).await?;
     jobs::end_checks(tx, &[order_id]).await?;
-    extra::follow(tx, &[order_id], now).await?;
-    Ok(Ok(()))
+    Ok(extra::follow(tx, &[order_id], now).await?)
 }
 
 /// A late payment that our books allow the order to accept.
@@ -225,29 +218,26 @@ struct Late {
 }
 
 impl Late {
-    async fn read(
-        tx: &mut PgConnection,
-        order_id: OrderId,
-        trade_no: &TradeNo,
-    ) -> Result<Result<Late, NotHonoured>, DbError> {
+    async fn read(tx: &mut PgConnection, order_id: OrderId, trade_no: &TradeNo) -> Result<Late, NotDone<NotHonoured>> {
+        let refused = |refusal| Err(NotDone::Refused(refusal));
         let order = orders::lock_one(tx, order_id).await?.filter(Order::was_placed);
-        let Some(order) = order else { return Ok(Err(NotHonoured::NoPayment)) };
+        let Some(order) = order else { return refused(NotHonoured::NoPayment) };
         let Some(payment) = transactions::payment_of_trade(tx, &order, trade_no).await? else {
-            return Ok(Err(NotHonoured::NoPayment));
+            return refused(NotHonoured::NoPayment);
         };
         if payment.amount != order.amount {
-            return Ok(Err(NotHonoured::AnotherAmount));
+            return refused(NotHonoured::AnotherAmount);
         }
         let mut went_back = records::of_order(&mut *tx, order_id).await?;
         went_back.retain(|refund| refund.trade_no == *trade_no && refund.status.reserves());
         let ours = went_back.iter().any(|refund| refund.origin == RefundOrigin::Service);
         if ours || outside::sum(went_back.iter()).max(payment.returned) >= payment.amount {
-            return Ok(Err(NotHonoured::Returned));
+            return refused(NotHonoured::Returned);
         }
-        Ok(match order.status.next(OrderEvent::PaymentHonoured) {
+        match order.status.next(OrderEvent::PaymentHonoured) {
             Ok(next) => Ok(Late { order, next, payment, went_back }),
-            Err(_) => Err(NotHonoured::NotClosed),
-        })
+            Err(_) => refused(NotHonoured::NotClosed),
+        }
     }
 
     /// When the buyer paid, if the gateway states it. An error if the gateway's answer does not show the money.

@@ -17,7 +17,7 @@ use domain::message::event::Event;
 use domain::message::job::{Asked, CheckRequest, JobRequest};
 use domain::{
     CaseId, CaseKind, Fact, LatePaymentPolicy, Merchant, Money, Notification, OrderEvent, OrderId, OrderStatus,
-    PaymentMethod, Policies, RefundId, Source, TradeNo, TransactionId, Verdict,
+    PaymentMethod, Policies, RefundId, RefundState, Source, TradeNo, TransactionId, Verdict,
 };
 use gateway::Verified;
 use runtime::clock::Clock;
@@ -33,7 +33,7 @@ use crate::tables::orders::Paid;
 use crate::tables::transactions::ExtraPayment;
 use crate::tables::{case_facts, cases, events as outbox, extra, jobs, orders, transactions};
 
-pub use booking::{Confirmed, book_asked, trade_of};
+pub use booking::{Found, book_asked, trade_of};
 pub use late::{NotHonoured, can_fulfil, can_honour, fulfil};
 
 use late::Return;
@@ -411,17 +411,27 @@ fn evidence(told: &Notification) -> Value {
             evidence["amount"] = json!(money(amount));
         }
         Fact::PaidAndReturned(trade) => evidence["trade_no"] = trade.trade_no.as_str().into(),
-        Fact::Refund { trade, refund_no, amount, gateway_refund_no, at, outcome } => {
+        Fact::Refund { trade, refund_no, report } => {
             evidence["trade_no"] = trade.trade_no.as_str().into();
             evidence["refund_no"] = refund_no.as_str().into();
-            evidence["amount"] = json!(money(amount));
-            evidence["outcome"] = format!("{outcome:?}").to_lowercase().into();
-            evidence["gateway_refund_no"] = json!(gateway_refund_no);
-            evidence["succeeded_at"] = json!(at.and_then(|at| at.format(&Rfc3339).ok()));
+            evidence["amount"] = json!(money(&report.amount));
+            evidence["outcome"] = outcome(report.state).into();
+            evidence["gateway_refund_no"] = json!(report.gateway_refund_no);
+            evidence["succeeded_at"] = json!(report.at.and_then(|at| at.format(&Rfc3339).ok()));
         }
         Fact::ClosedUnpaid | Fact::Nothing => {}
     }
     evidence
+}
+
+/// The state of a refund in the evidence of a case. Statements in `tables` and older cases have these words.
+const fn outcome(state: RefundState) -> &'static str {
+    match state {
+        RefundState::Succeeded => "succeeded",
+        RefundState::Closed => "closed",
+        RefundState::Abnormal => "abnormal",
+        RefundState::Processing | RefundState::Absent => "hint",
+    }
 }
 
 /// What a batch writes. Each kind takes one statement.

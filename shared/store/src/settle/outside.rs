@@ -9,7 +9,7 @@
 use domain::message::job::{JobRequest, RefundRequest};
 use domain::{
     CaseKind, CaseStatus, Fact, Money, Notification, OrderId, OrderStatus, RefundId, RefundNo, RefundOrigin,
-    RefundOutcome, RefundStatus, ReturnedTrade, TradeNo, TransactionId, Verdict,
+    RefundState, RefundStatus, ReturnedTrade, TradeNo, TransactionId, Verdict,
 };
 use runtime::clock::Clock;
 use serde_json::{Value, json};
@@ -90,7 +90,7 @@ pub(super) async fn returned(
     let order = orders::lock_one(tx, order_id).await?.ok_or(DbError::Moved)?;
     let known = transactions::payment_of_trade(tx, &order, &trade.trade_no).await?;
     if known.is_none()
-        && let Err(verdict) = first_sight(tx, &order, told, trade, clock).await?
+        && let Some(verdict) = first_sight(tx, &order, told, trade, clock).await?
     {
         return Ok(verdict);
     }
@@ -153,14 +153,14 @@ pub(super) async fn compare_again(
 }
 
 /// Records a payment that we first learn of when some of it is already refunded. We deliver for it only if people
-/// decide so. `Err`: there is no payment that we can book the refund against.
+/// decide so. `Some`: there is no payment that we can book the refund against, and this is the message's verdict.
 async fn first_sight(
     tx: &mut PgConnection,
     order: &Order,
     told: &Notification,
     trade: &ReturnedTrade,
     clock: &Clock,
-) -> Result<Result<(), Verdict>, DbError> {
+) -> Result<Option<Verdict>, DbError> {
     let place = (order.id, clock);
     let (verdict, kind) = match order.status.was_paid() {
         true => (Verdict::NotPending, CaseKind::DoublePayment),
@@ -169,12 +169,12 @@ async fn first_sight(
     match trade.paid {
         Some(paid) if paid == order.amount => {}
         Some(_) => {
-            return open(tx, (Verdict::AmountMismatch, CaseKind::AmountMismatch), told, place).await.map(Err);
+            return open(tx, (Verdict::AmountMismatch, CaseKind::AmountMismatch), told, place).await.map(Some);
         }
         None if order.status.was_paid() => {
-            return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), told, place).await.map(Err);
+            return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), told, place).await.map(Some);
         }
-        None => return open(tx, (verdict, kind), told, place).await.map(Err),
+        None => return open(tx, (verdict, kind), told, place).await.map(Some),
     }
     let extra = ExtraPayment {
         id: TransactionId::from_u128(clock.fresh_bits()),
@@ -192,7 +192,7 @@ async fn first_sight(
     case.evidence["amount"] = order.amount.to_string().into();
     case.evidence[RETURNED] = trade.returned.map_or_else(|| NOT_STATED.to_owned(), |sum| sum.to_string()).into();
     own::open(tx, &case, clock.now()).await?;
-    Ok(Ok(()))
+    Ok(None)
 }
 
 /// Books what was refunded beyond our books, once we know that none of our refunds explains it.
@@ -456,11 +456,9 @@ impl Return {
         match fact {
             Fact::PaidAndReturned(trade) => Some(Return::InAll(trade.returned)),
             Fact::Refund { trade, .. } if trade.returned.is_some() => Some(Return::InAll(trade.returned)),
-            Fact::Refund { refund_no, amount: Some(amount), gateway_refund_no, at, outcome, .. }
-                if *outcome == RefundOutcome::Succeeded =>
-            {
-                let (number, gateway_refund_no) = (refund_no.clone(), gateway_refund_no.clone());
-                Some(Return::One(Named { number, amount: *amount, gateway_refund_no, at: *at }))
+            Fact::Refund { refund_no, report, .. } if report.state == RefundState::Succeeded => {
+                let (number, gateway_refund_no) = (refund_no.clone(), report.gateway_refund_no.clone());
+                Some(Return::One(Named { number, amount: report.amount?, gateway_refund_no, at: report.at }))
             }
             _ => None,
         }

@@ -8,7 +8,7 @@ use domain::message::event::Event;
 use domain::message::job::{CheckRequest, JobRequest, RefundRequest};
 use domain::{
     CaseId, CaseKind, Fact, Money, Notification, OrderId, OrderStatus, Policies, RefundEvent, RefundId, RefundNo,
-    RefundOutcome, RefundStatus, TradeNo, status_by_refunds,
+    RefundReport, RefundState, RefundStatus, TradeNo, status_by_refunds,
 };
 use gateway::limits;
 use runtime::clock::Clock;
@@ -17,7 +17,7 @@ use sqlx::PgConnection;
 use time::{Duration, OffsetDateTime};
 
 use super::events;
-use crate::error::DbError;
+use crate::error::{DbError, NotDone};
 use crate::settle::{late, open_cases, outside};
 use crate::tables::cases::NewCase;
 use crate::tables::orders::Order;
@@ -73,31 +73,26 @@ pub enum RefundRefusal {
 /// Writes the refund, its transaction, its job and the order's new state, if the order allows a refund.
 ///
 /// # Errors
-/// [`DbError`]; the inner error states why the order does not allow it.
-pub async fn ask(
-    tx: &mut PgConnection,
-    wish: &Wish,
-    now: OffsetDateTime,
-) -> Result<Result<Refund, RefundRefusal>, DbError> {
-    let Some(order) = orders::lock_one(tx, wish.order_id).await? else { return Ok(Err(RefundRefusal::NoOrder)) };
+/// [`NotDone`], with the reason if the order does not allow it.
+pub async fn ask(tx: &mut PgConnection, wish: &Wish, now: OffsetDateTime) -> Result<Refund, NotDone<RefundRefusal>> {
+    let refused = |refusal| Err(NotDone::Refused(refusal));
+    let Some(order) = orders::lock_one(tx, wish.order_id).await? else { return refused(RefundRefusal::NoOrder) };
     let trade_no = match (&wish.extra_trade, &order.trade_no) {
         (Some(trade_no), _) => trade_no,
         (None, Some(trade_no)) if order.status.was_paid() => trade_no,
-        (None, _) => return Ok(Err(RefundRefusal::NotPaid)),
+        (None, _) => return refused(RefundRefusal::NotPaid),
     };
     let payment = transactions::payment_of_trade(tx, &order, trade_no).await?;
-    let Some(payment) = payment else { return Ok(Err(RefundRefusal::NotPaid)) };
+    let Some(payment) = payment else { return refused(RefundRefusal::NotPaid) };
     let all = refunds::of_order(&mut *tx, order.id).await?;
     if cases::is_open(tx, CaseKind::UnknownRefund, order.id).await? {
-        return Ok(Err(RefundRefusal::NotRefundable("a person must first check a refund that is not ours")));
+        return refused(RefundRefusal::NotRefundable("a person must first check a refund that is not ours"));
     }
-    let amount = match allowed(&all, &payment, now) {
-        Ok(left) => match wish.amount.unwrap_or(left) {
-            amount if amount > left => return Ok(Err(RefundRefusal::TooMuch(left))),
-            amount => amount,
-        },
-        Err(refusal) => return Ok(Err(refusal)),
-    };
+    let left = allowed(&all, &payment, now).map_err(NotDone::Refused)?;
+    let amount = wish.amount.unwrap_or(left);
+    if amount > left {
+        return refused(RefundRefusal::TooMuch(left));
+    }
     let new = NewRefund {
         id: wish.id,
         order_id: order.id,
@@ -110,8 +105,7 @@ pub async fn ask(
     refunds::create(tx, &new, now).await?;
     follow(tx, &order, now).await?;
     follow_extra(tx, &order, trade_no, now).await?;
-    let refund = refunds::get(&mut *tx, wish.id).await?.ok_or(DbError::Moved)?;
-    Ok(Ok(refund))
+    Ok(refunds::get(&mut *tx, wish.id).await?.ok_or(DbError::Moved)?)
 }
 
 /// How much of a payment can still be refunded.
@@ -131,46 +125,7 @@ fn allowed(all: &[Refund], payment: &Payment, now: OffsetDateTime) -> Result<Mon
     if left.is_positive() { Ok(left) } else { Err(RefundRefusal::AlreadyRefunded) }
 }
 
-/// What the gateway says about a refund.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RefundFact {
-    /// The money was returned to the buyer.
-    Returned {
-        /// The amount of this refund, if the message states it.
-        amount: Option<Money>,
-        /// The total refunded for the trade, if the message states it.
-        returned: Option<Money>,
-        /// The gateway's number.
-        gateway_refund_no: Option<String>,
-        /// When the money was returned, by the gateway's clock.
-        at: Option<OffsetDateTime>,
-    },
-    /// The refund will not succeed under this number.
-    Failed {
-        /// The error in words, for the event and for a person.
-        why: String,
-        /// True: the gateway closed the refund. False: the gateway never knew it.
-        closed: bool,
-    },
-    /// The gateway could not deliver the refund.
-    Undeliverable {
-        /// The gateway's number.
-        gateway_refund_no: Option<String>,
-    },
-}
-
-impl RefundFact {
-    /// A name for logs and metric labels.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            RefundFact::Returned { .. } => "succeeded",
-            RefundFact::Failed { .. } => "failed",
-            RefundFact::Undeliverable { .. } => "abnormal",
-        }
-    }
-}
-
-/// What a fact changed.
+/// What a report changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefundVerdict {
     /// The refund moved.
@@ -181,14 +136,26 @@ pub enum RefundVerdict {
     AmountMismatch,
 }
 
-/// Applies a fact to its refund and to the order: states, transaction, events, cases.
+/// The name of a final state, for logs and metrics.
+pub const fn named(state: RefundState) -> &'static str {
+    match state {
+        RefundState::Succeeded => "succeeded",
+        RefundState::Absent | RefundState::Closed => "failed",
+        RefundState::Abnormal => "abnormal",
+        RefundState::Processing => "processing",
+    }
+}
+
+/// Applies what the gateway states about a refund to its row and to the order: states, transaction, events, cases. The
+/// caller passes `Absent` only if the gateway has refused the request, so that none can take effect any more.
+/// `Processing` makes the next query due now.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
 pub async fn settle(
     tx: &mut PgConnection,
     refund: &Refund,
-    fact: &RefundFact,
+    report: &RefundReport,
     policies: &Policies,
     clock: &Clock,
 ) -> Result<RefundVerdict, DbError> {
@@ -196,18 +163,25 @@ pub async fn settle(
     let order = orders::lock_one(tx, refund.order_id).await?.ok_or(DbError::Moved)?;
     // Read again under the lock: another fact may have arrived first.
     let refund = refunds::get(&mut *tx, refund.id).await?.ok_or(DbError::Moved)?;
-    if let RefundFact::Returned { amount: Some(amount), .. } = fact
-        && *amount != refund.amount
+    if report.state == RefundState::Succeeded
+        && let Some(amount) = report.amount
+        && amount != refund.amount
     {
         let (amount, requested) = (amount.to_string(), refund.amount.to_string());
         let told = json!({ "refund_no": refund.refund_no, "amount": amount, "requested_amount": requested });
         open(tx, &case_of(clock, CaseKind::AmountMismatch, &refund, told), now).await?;
         return Ok(RefundVerdict::AmountMismatch);
     }
-    let event = match fact {
-        RefundFact::Returned { .. } => RefundEvent::Returned,
-        RefundFact::Failed { .. } => RefundEvent::Failed,
-        RefundFact::Undeliverable { .. } => RefundEvent::Undeliverable,
+    let event = match report.state {
+        RefundState::Succeeded => RefundEvent::Returned,
+        RefundState::Absent | RefundState::Closed => RefundEvent::Failed,
+        RefundState::Abnormal => RefundEvent::Undeliverable,
+        RefundState::Processing if refund.status == RefundStatus::Succeeded => return Ok(RefundVerdict::Duplicate),
+        // Also for a failed refund: an earlier request may have taken effect late.
+        RefundState::Processing => {
+            jobs::request(&mut *tx, &JobRequest::Refund(refund.id, RefundRequest::default()), Duration::ZERO).await?;
+            return Ok(RefundVerdict::Settled);
+        }
     };
     // A fact about a refund that we have not marked as sent proves that it was sent.
     let mut from = refund.status;
@@ -216,26 +190,25 @@ pub async fn settle(
         from = RefundStatus::Processing;
     }
     let Some(to) = from.next(event) else {
-        no_move(tx, &refund, fact, clock).await?;
+        no_move(tx, &refund, report, clock).await?;
         return Ok(RefundVerdict::Duplicate);
     };
-    refunds::apply(tx, &step(&refund, (from, to), fact, now), now).await?;
+    refunds::apply(tx, &step(&refund, (from, to), report, now), now).await?;
     let after = follow(tx, &order, now).await?;
     follow_extra(tx, &after, &refund.trade_no, now).await?;
-    tell(tx, (&after, &refund, from), fact, clock).await?;
+    tell(tx, (&after, &refund, from), report, clock).await?;
     if after.status == OrderStatus::Refunded && order.status != OrderStatus::Refunded {
         outbox::append(tx, &[events::order_refunded(&after, &refund)], now).await?;
     }
-    if let RefundFact::Returned { returned: Some(sum), .. } = fact {
-        crate::tables::outside::note_returned(tx, refund.transaction_id, *sum).await?;
+    if let Some(sum) = report.returned {
+        crate::tables::outside::note_returned(tx, refund.transaction_id, sum).await?;
     }
     if to.is_final() {
-        let stated = if let RefundFact::Returned { returned, .. } = fact { *returned } else { None };
-        ended(tx, &refund, (to, stated), clock).await?;
+        ended(tx, &refund, (to, report.returned), clock).await?;
     }
     // This also applies to an abnormal refund: it no longer blocks the order's other refunds.
     late::give_back_what_waited(tx, &after, policies, clock).await?;
-    count(&refund, fact, now);
+    count(&refund, report.state, now);
     Ok(RefundVerdict::Settled)
 }
 
@@ -285,11 +258,13 @@ pub async fn accept_amount(
     refunds::note_amount(tx, refund.id, amount, now).await
 }
 
-/// A fact that causes no move can still bring the gateway's refund number, which a person needs to send the refund
+/// A report that causes no move can still bring the gateway's refund number, which a person needs to send the refund
 /// another way. If the gateway still holds a refund that we have recorded as failed, we open a case for a person.
-async fn no_move(tx: &mut PgConnection, refund: &Refund, fact: &RefundFact, clock: &Clock) -> Result<(), DbError> {
-    let RefundFact::Undeliverable { gateway_refund_no } = fact else { return Ok(()) };
-    match (refund.status, gateway_refund_no) {
+async fn no_move(tx: &mut PgConnection, refund: &Refund, report: &RefundReport, clock: &Clock) -> Result<(), DbError> {
+    if report.state != RefundState::Abnormal {
+        return Ok(());
+    }
+    match (refund.status, &report.gateway_refund_no) {
         (RefundStatus::Abnormal, Some(number)) if refund.gateway_refund_no.is_none() => {
             refunds::note_number(tx, refund.id, number, clock.now()).await
         }
@@ -302,24 +277,30 @@ async fn no_move(tx: &mut PgConnection, refund: &Refund, fact: &RefundFact, cloc
 }
 
 /// Counts how refunds finish and how long they take.
-fn count(refund: &Refund, fact: &RefundFact, now: OffsetDateTime) {
-    let labels = [("gateway", refund.payment_method.as_str()), ("outcome", fact.as_str())];
+fn count(refund: &Refund, state: RefundState, now: OffsetDateTime) {
+    let labels = [("gateway", refund.payment_method.as_str()), ("outcome", named(state))];
     metrics::counter!("refunds_total", &labels).increment(1);
     let took = (now - refund.created_at).as_seconds_f64();
     metrics::histogram!("refund_duration_seconds", &labels).record(took.max(0.0));
 }
 
-fn step(refund: &Refund, (from, to): (RefundStatus, RefundStatus), fact: &RefundFact, now: OffsetDateTime) -> Move {
-    let (gateway_refund_no, succeeded_at, error) = match fact {
-        RefundFact::Returned { gateway_refund_no, at, .. } => {
-            (gateway_refund_no.clone(), Some(at.unwrap_or(now)), None)
-        }
-        RefundFact::Failed { why, .. } => (None, None, Some(why.clone())),
-        RefundFact::Undeliverable { gateway_refund_no } => {
-            (gateway_refund_no.clone(), None, Some("the gateway could not deliver it".to_owned()))
-        }
-    };
-    Move { id: refund.id, from, to, gateway_refund_no, succeeded_at, error }
+/// Why the refund did not reach the buyer, in words, for the event and for a person.
+fn failure(refund: &Refund, state: RefundState) -> Option<String> {
+    match state {
+        RefundState::Succeeded | RefundState::Processing => None,
+        RefundState::Closed => Some("the gateway closed it".to_owned()),
+        RefundState::Abnormal => Some("the gateway could not deliver it".to_owned()),
+        RefundState::Absent => Some(match &refund.refused_code {
+            Some(code) => format!("the gateway refused it ({code}) and knows no such refund"),
+            None => "the gateway knows no such refund".to_owned(),
+        }),
+    }
+}
+
+fn step(refund: &Refund, (from, to): (RefundStatus, RefundStatus), report: &RefundReport, now: OffsetDateTime) -> Move {
+    let succeeded_at = (report.state == RefundState::Succeeded).then(|| report.at.unwrap_or(now));
+    let gateway_refund_no = report.gateway_refund_no.clone();
+    Move { id: refund.id, from, to, gateway_refund_no, succeeded_at, error: failure(refund, report.state) }
 }
 
 /// Updates an order from the refunds of its own payment and returns the updated order.
@@ -358,49 +339,51 @@ async fn follow_extra(
 async fn tell(
     tx: &mut PgConnection,
     (order, refund, from): (&Order, &Refund, RefundStatus),
-    fact: &RefundFact,
+    report: &RefundReport,
     clock: &Clock,
 ) -> Result<(), DbError> {
     let now = clock.now();
     let mut told: Vec<Event> = Vec::new();
-    match fact {
-        RefundFact::Returned { at, .. } => {
-            told.push(events::refund_succeeded(order, refund, at.unwrap_or(now)));
+    let why = failure(refund, report.state);
+    match report.state {
+        RefundState::Succeeded => {
+            told.push(events::refund_succeeded(order, refund, report.at.unwrap_or(now)));
             cases::end_of_refund(tx, refund, "the refund has succeeded", now).await?;
             if from == RefundStatus::Failed {
                 let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "found": "returned" });
                 open(tx, &case_of(clock, CaseKind::RefundAfterFailure, refund, evidence), now).await?;
             }
         }
-        RefundFact::Failed { why, closed } => {
-            told.push(events::refund_failed(order, refund, why));
+        RefundState::Absent | RefundState::Closed => {
+            told.push(events::refund_failed(order, refund, why.as_deref().unwrap_or_default()));
             // A payment that was not owed must still be returned. Its case may have been resolved when this refund was
             // requested.
-            if *closed || order.trade_no.as_ref() != Some(&refund.trade_no) {
+            if report.state == RefundState::Closed || order.trade_no.as_ref() != Some(&refund.trade_no) {
                 let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "why": why });
                 open(tx, &case_of(clock, CaseKind::RefundClosed, refund, evidence), now).await?;
             }
         }
-        RefundFact::Undeliverable { gateway_refund_no } => {
+        RefundState::Abnormal => {
             let evidence = json!({
-                "refund_no": refund.refund_no, "amount": refund.amount, "gateway_refund_no": gateway_refund_no,
+                "refund_no": refund.refund_no, "amount": refund.amount, "gateway_refund_no": report.gateway_refund_no,
             });
             open(tx, &case_of(clock, CaseKind::RefundAbnormal, refund, evidence), now).await?;
         }
+        RefundState::Processing => {}
     }
     outbox::append(tx, &told, now).await?;
-    match fact {
-        // The schedule queries it daily until it is final.
-        RefundFact::Undeliverable { .. } => Ok(()),
+    match report.state {
+        // The schedule queries it until it is final: an undeliverable one daily.
+        RefundState::Abnormal | RefundState::Processing => Ok(()),
         // No signed answer states that the gateway knows no such refund, so we query it once more, much later.
-        RefundFact::Failed { closed: false, .. } => {
+        RefundState::Absent => {
             jobs::request(&mut *tx, &JobRequest::Refund(refund.id, RefundRequest::default()), LOOK_BACK).await
         }
-        RefundFact::Returned { .. } | RefundFact::Failed { .. } => jobs::drop_refund(tx, refund.id).await,
+        RefundState::Succeeded | RefundState::Closed => jobs::drop_refund(tx, refund.id).await,
     }
 }
 
-/// Settles what a callback says about one of our refunds. A hint only makes the next query due now. `None`: we have no
+/// Settles what a callback says about one of our refunds. `None`: we have no
 /// refund with this number, or that refund belongs to another order, trade or account; then a person must judge.
 ///
 /// # Errors
@@ -412,9 +395,7 @@ pub(super) async fn notice(
     policies: &Policies,
     clock: &Clock,
 ) -> Result<Option<RefundVerdict>, DbError> {
-    let Fact::Refund { trade, refund_no, amount, gateway_refund_no, at, outcome } = &told.fact else {
-        return Ok(None);
-    };
+    let Fact::Refund { trade, refund_no, report } = &told.fact else { return Ok(None) };
     // Compare the account of the payment, not of the order: people may return a payment that arrived at another
     // account.
     let paid_there = |refund: &Refund| {
@@ -425,19 +406,7 @@ pub(super) async fn notice(
     let found =
         found.filter(|refund| refund.order_id == order.id && refund.trade_no == trade.trade_no && paid_there(refund));
     let Some(refund) = found else { return Ok(None) };
-    let (gateway_refund_no, amount, at) = (gateway_refund_no.clone(), *amount, *at);
-    let fact = match outcome {
-        RefundOutcome::Succeeded => RefundFact::Returned { amount, returned: None, gateway_refund_no, at },
-        RefundOutcome::Closed => RefundFact::Failed { why: "the gateway closed it".to_owned(), closed: true },
-        RefundOutcome::Abnormal => RefundFact::Undeliverable { gateway_refund_no },
-        RefundOutcome::Hint if refund.status == RefundStatus::Succeeded => return Ok(Some(RefundVerdict::Duplicate)),
-        // Also for a failed refund: an earlier request may have taken effect late.
-        RefundOutcome::Hint => {
-            jobs::request(&mut *tx, &JobRequest::Refund(refund.id, RefundRequest::default()), Duration::ZERO).await?;
-            return Ok(Some(RefundVerdict::Settled));
-        }
-    };
-    settle(tx, &refund, &fact, policies, clock).await.map(Some)
+    settle(tx, &refund, report, policies, clock).await.map(Some)
 }
 
 /// A case about one of our refunds.

@@ -13,7 +13,7 @@ use serde_json::Value;
 use sqlx::{PgConnection, PgExecutor};
 use time::{Duration, OffsetDateTime};
 
-use crate::error::DbError;
+use crate::error::{DbError, NotDone};
 use crate::tables::jobs::millis;
 
 /// What a person did.
@@ -301,8 +301,8 @@ pub enum Fault {
 /// follows.
 ///
 /// # Errors
-/// [`DbError`]; the inner error is the first [`Fault`].
-pub async fn follow(db: impl PgExecutor<'_>, from: Root, limit: i64) -> Result<Result<Root, Fault>, DbError> {
+/// [`NotDone`], with the first [`Fault`].
+pub async fn follow(db: impl PgExecutor<'_>, from: Root, limit: i64) -> Result<Root, NotDone<Fault>> {
     let links = sqlx::query!(
         r#"
         select c.n, c.audit_id, c.prev_hash, c.hash,
@@ -317,13 +317,13 @@ pub async fn follow(db: impl PgExecutor<'_>, from: Root, limit: i64) -> Result<R
         limit,
     );
     let mut end = from;
-    for link in links.fetch_all(db).await? {
+    for link in links.fetch_all(db).await.map_err(DbError::from)? {
         let (n, row) = (link.n, link.audit_id);
         if n != end.n + 1 {
-            return Ok(Err(Fault::LinkGone(end.n + 1)));
+            return Err(NotDone::Refused(Fault::LinkGone(end.n + 1)));
         }
         if link.id.is_none() {
-            return Ok(Err(Fault::RowGone { n, row }));
+            return Err(NotDone::Refused(Fault::RowGone { n, row }));
         }
         let held = || {
             Some(Row {
@@ -340,17 +340,17 @@ pub async fn follow(db: impl PgExecutor<'_>, from: Root, limit: i64) -> Result<R
             })
         };
         // A row with a time that our types cannot read was never linked with that time.
-        let Some(held) = held() else { return Ok(Err(Fault::Changed { n, row })) };
+        let Some(held) = held() else { return Err(NotDone::Refused(Fault::Changed { n, row })) };
         if link.prev_hash != end.hash {
-            return Ok(Err(Fault::NotLinked(n)));
+            return Err(NotDone::Refused(Fault::NotLinked(n)));
         }
         let hash = held.hash_after(&end.hash);
         if link.hash != hash {
-            return Ok(Err(Fault::Changed { n, row }));
+            return Err(NotDone::Refused(Fault::Changed { n, row }));
         }
         end = Root { n, hash };
     }
-    Ok(Ok(end))
+    Ok(end)
 }
 
 /// The newest acts, newest first; only those on `object` if it is given.

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use domain::PaymentMethod::Alipay;
-use domain::{LatePaymentPolicy, Money, RefundId, RefundNo, Scene, TradeNo, Verdict};
+use domain::{LatePaymentPolicy, Money, RefundId, RefundNo, RefundReport, Scene, TradeNo, Verdict};
 use gateway::{Gateway, Gateways, PrepayOrder, RefundOrder};
 use gateway_sim::ledger::Trade;
 use gateway_sim::notify::Overrides;
@@ -15,7 +15,7 @@ use sqlx::PgPool;
 use store::cache::Renewer;
 use store::settle;
 use store::settle::refunds as settling;
-use store::settle::refunds::{RefundFact, RefundVerdict, Wish};
+use store::settle::refunds::{RefundVerdict, Wish};
 use store::tables::orders::Order;
 use store::tables::refunds::Refund;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -180,13 +180,13 @@ impl Desk {
             requested_by: "buyer-1".to_owned(),
         };
         let mut tx = self.world.db.begin().await.unwrap();
-        let refund = settling::ask(&mut tx, &wish, clock.now()).await.unwrap().unwrap();
+        let refund = settling::ask(&mut tx, &wish, clock.now()).await.unwrap();
         tx.commit().await.unwrap();
         refund
     }
 
     /// A worker has queried the gateway about a refund and got this answer.
-    pub async fn heard(&self, refund: &Refund, fact: &RefundFact) {
+    pub async fn heard(&self, refund: &Refund, fact: &RefundReport) {
         let mut tx = self.world.db.begin().await.unwrap();
         let policies = self.worker(LatePaymentPolicy::Hold).gateways.policies();
         let verdict = settling::settle(&mut tx, refund, fact, &policies, &Clock::system()).await.unwrap();

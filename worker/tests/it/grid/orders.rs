@@ -1,13 +1,12 @@
 //! Every fact that a gateway can state about an order, in each state of the order.
 
 use domain::PaymentMethod::{self, Alipay, Wechat};
-use domain::{LatePaymentPolicy, Money, OrderStatus, Verdict};
+use domain::{LatePaymentPolicy, Money, OrderStatus, RefundReport, Verdict};
 use gateway_sim::ledger::{Event, RefundState, Trade};
 use gateway_sim::notify::Overrides;
 use runtime::clock::Clock;
 use serde_json::{Value, json};
 use store::settle;
-use store::settle::refunds::RefundFact;
 use store::tables::orders::Order;
 
 use super::books::{Books, Cell};
@@ -133,8 +132,7 @@ async fn reach(desk: &Desk, order: &Order, trade: &Trade, own: OrderStatus) {
     };
     let refund = desk.ask(order, None, amount).await;
     if own != OrderStatus::Refunding {
-        desk.heard(&refund, &RefundFact::Returned { amount: None, returned: None, gateway_refund_no: None, at: None })
-            .await;
+        desk.heard(&refund, &RefundReport::of(domain::RefundState::Succeeded)).await;
     }
 }
 

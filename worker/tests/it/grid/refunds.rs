@@ -1,11 +1,10 @@
 //! Every fact that a gateway can state about a refund, in each state of the refund.
 
 use domain::PaymentMethod::{self, Alipay};
-use domain::{LatePaymentPolicy, Money, RefundStatus, Verdict};
+use domain::{LatePaymentPolicy, Money, RefundReport, RefundStatus, Verdict};
 use gateway_sim::ledger::{RefundState, Trade};
 use gateway_sim::notify::Overrides;
 use serde_json::json;
-use store::settle::refunds::RefundFact;
 use store::tables::orders::Order;
 use store::tables::refunds::{Refund, mark_sent};
 use time::{Duration, OffsetDateTime};
@@ -168,17 +167,20 @@ async fn reach(desk: &Desk, refund: &Refund, own: RefundStatus) {
         RefundStatus::Pending => {}
         RefundStatus::Processing => sent(desk, refund, now).await,
         RefundStatus::Succeeded => {
-            desk.heard(
-                refund,
-                &RefundFact::Returned { amount: None, returned: None, gateway_refund_no: None, at: None },
-            )
-            .await;
+            desk.heard(refund, &RefundReport::of(domain::RefundState::Succeeded)).await;
         }
         RefundStatus::Failed => {
-            desk.heard(refund, &RefundFact::Failed { why: "refused".to_owned(), closed: false }).await;
+            desk.heard(refund, &RefundReport::of(domain::RefundState::Absent)).await;
         }
         RefundStatus::Abnormal => {
-            desk.heard(refund, &RefundFact::Undeliverable { gateway_refund_no: Some("50300".to_owned()) }).await;
+            desk.heard(
+                refund,
+                &RefundReport {
+                    gateway_refund_no: Some("50300".to_owned()),
+                    ..RefundReport::of(domain::RefundState::Abnormal)
+                },
+            )
+            .await;
         }
     }
     sqlx::query("update jobs set due_at = $2 where kind = 'refund' and ref_id = $1")

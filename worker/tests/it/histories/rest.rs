@@ -166,7 +166,9 @@ impl History<'_> {
         };
         let mut tx = self.bench.world.db.begin().await.unwrap();
         let now = self.bench.checks.clock.now();
-        if gone == self.order.amount.fen() || settling::ask(&mut tx, &wish, now).await.unwrap().is_ok() {
+        if gone == self.order.amount.fen()
+            || settling::ask(&mut tx, &wish, now).await.map_err(|error| error.refusal().unwrap()).is_ok()
+        {
             tx.commit().await.unwrap();
             self.resolve(case).await;
         }

@@ -23,7 +23,7 @@ async fn act(connection: &mut PgConnection, who: &str, n: u32) {
 /// Where the chain ends; every link of it holds.
 async fn end(db: &PgPool) -> Root {
     let from = Root { n: 0, hash: BEGINNING };
-    audit::follow(db, from, 1_000_000).await.unwrap().unwrap_or_else(|fault| panic!("{fault}"))
+    audit::follow(db, from, 1_000_000).await.unwrap_or_else(|fault| panic!("{fault}"))
 }
 
 /// Ten thousand by twenty people at once, some of whom roll back: every row is linked, and the chain holds.

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use domain::message::callback::Callback;
-use domain::{AccountName, Fact, Merchant, Notification, PaymentMethod, RefundOutcome, Scene};
+use domain::{AccountName, Fact, Merchant, Notification, PaymentMethod, RefundState, Scene};
 use gateway::keys::{Certificate, KeyRing, SigningKey, VerifyingKey};
 use gateway::wechat::aead::{ApiV3Key, Sealed};
 use gateway::wechat::cert::open_list;
@@ -166,20 +166,20 @@ fn stage(gateway: &dyn Gateway, callback: &Callback, now: OffsetDateTime, case: 
 fn business(notification: &Notification, event: &str, order: &Value) -> Outcome {
     same("merchant", &notification.merchant, &Merchant::Ours)?;
     same("order_no", notification.order_no.as_str(), text(order, "out_trade_no"))?;
-    let outcome = match event {
-        "REFUND.SUCCESS" => RefundOutcome::Succeeded,
-        "REFUND.CLOSED" => RefundOutcome::Closed,
-        "REFUND.ABNORMAL" => RefundOutcome::Abnormal,
-        _ => RefundOutcome::Hint,
+    let state = match event {
+        "REFUND.SUCCESS" => RefundState::Succeeded,
+        "REFUND.CLOSED" => RefundState::Closed,
+        "REFUND.ABNORMAL" => RefundState::Abnormal,
+        _ => RefundState::Processing,
     };
     match &notification.fact {
         Fact::Paid { amount, .. } => {
             same("amount", amount.map(|amount| amount.fen()), order["total"].as_i64())?;
             same("event", event, "TRANSACTION.SUCCESS")
         }
-        Fact::Refund { outcome: told, amount, .. } => {
-            same("outcome", *told, outcome)?;
-            same("an amount", amount.is_some(), true)
+        Fact::Refund { report, .. } => {
+            same("state", report.state, state)?;
+            same("an amount", report.amount.is_some(), true)
         }
         Fact::Nothing => same("no payment", event == "TRANSACTION.SUCCESS", false),
         other => Err(format!("{other:?}")),
