@@ -17,10 +17,14 @@ pub enum DbError {
     #[error("the database cannot hold a value")]
     Unfit(#[source] sqlx::Error),
     /// A row holds a value that our types refuse.
-    #[error("column {column} holds a value that our types refuse")]
+    #[error("column {column} of {table}, row {row}: our types refuse its value")]
     Corrupt {
-        /// Index or name of the column.
+        /// The table, or `a query` for a query that does not read whole rows.
+        table: &'static str,
+        /// The name of the column; its place from 0 where the query is not known.
         column: String,
+        /// The key by which the row was read.
+        row: String,
         /// The error of the type.
         #[source]
         source: sqlx::error::BoxDynError,
@@ -95,7 +99,9 @@ const SURROUNDINGS_ALONE: [&str; 5] = ["0A000", "25006", "25P03", "26000", "5500
 impl From<sqlx::Error> for DbError {
     fn from(error: sqlx::Error) -> DbError {
         match error {
-            sqlx::Error::ColumnDecode { index, source } => DbError::Corrupt { column: index, source },
+            sqlx::Error::ColumnDecode { index, source } => {
+                DbError::Corrupt { table: "a query", column: index, row: "unknown".to_owned(), source }
+            }
             sqlx::Error::Io(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed

@@ -263,7 +263,12 @@ fn value(answer: PayableOrder) -> Result<Value, ApiError> {
 }
 
 fn stored(order: &Order) -> Result<PrepayRequest, ApiError> {
-    let corrupt = |source: serde_json::Error| DbError::Corrupt { column: "prepay".to_owned(), source: source.into() };
+    let corrupt = |source: serde_json::Error| DbError::Corrupt {
+        table: "payment_orders",
+        column: "prepay".to_owned(),
+        row: order.id.to_string(),
+        source: source.into(),
+    };
     Ok(PrepayRequest::deserialize(&order.prepay).map_err(corrupt)?)
 }
 

@@ -9,6 +9,7 @@ use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use crate::error::DbError;
+use crate::tables::reading::{Reading, text};
 use crate::tables::refunds::Refund;
 
 /// A case to open.
@@ -190,11 +191,10 @@ impl Case {
     }
 }
 
-/// Reads whole cases: one list of columns for every query.
-macro_rules! select_cases {
-    ($tail:tt $(, $argument:expr)* $(,)?) => {
-        sqlx::query_as!(
-            Case,
+/// The columns of whole cases, handed to another macro: one list for every query, and for errors.
+macro_rules! case_columns {
+    ($then:ident $($rest:tt)*) => {
+        $then!(
             r#"
             select
               id as "id: CaseId", kind as "kind: CaseKind", order_id as "order_id: OrderId", subject_ref as "subject_ref!",
@@ -202,18 +202,30 @@ macro_rules! select_cases {
               status as "status: CaseStatus", version, proposed_by, proposed_action, resolution, resolved_by, history,
               created_at, updated_at
             from cases
-            "# + $tail
-            $(, $argument)*
+            "#,
+            $($rest)*
         )
     };
 }
+
+/// Reads cases with these columns, and a clause.
+macro_rules! read_cases {
+    ($columns:tt, $tail:tt $(, $argument:expr)* $(,)?) => { sqlx::query_as!(Case, $columns + $tail $(, $argument)*) };
+}
+
+/// Reads whole cases by a clause.
+macro_rules! select_cases {
+    ($($rest:tt)*) => { case_columns!(read_cases $($rest)*) };
+}
+
+const CASES: Reading = Reading { table: "cases", query: case_columns!(text) };
 
 /// One case by its id.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn get(db: impl PgExecutor<'_>, id: CaseId) -> Result<Option<Case>, DbError> {
-    Ok(select_cases!("where id = $1", id as CaseId).fetch_optional(db).await?)
+    select_cases!("where id = $1", id as CaseId).fetch_optional(db).await.map_err(|error| CASES.error(id, error))
 }
 
 /// The cases that have the keys of `new`, locked in the order of their ids.
@@ -225,7 +237,7 @@ pub(super) async fn lock_by_keys(tx: &mut PgConnection, new: &[&NewCase]) -> Res
     let orders: Vec<Option<OrderId>> = new.iter().map(|c| c.order_id).collect();
     let subject_refs: Vec<&str> = new.iter().map(|c| c.subject_ref.as_str()).collect();
     // Two branches, because PostgreSQL cannot use an index for `is not distinct from`.
-    Ok(select_cases!(
+    select_cases!(
         r#"
         where id in (
           select c.id
@@ -245,7 +257,8 @@ pub(super) async fn lock_by_keys(tx: &mut PgConnection, new: &[&NewCase]) -> Res
         &subject_refs as &[&str],
     )
     .fetch_all(tx)
-    .await?)
+    .await
+    .map_err(|error| CASES.error("of a list", error))
 }
 
 /// Which cases to list.
@@ -269,7 +282,7 @@ pub async fn list(
     before: Option<CaseId>,
     limit: i64,
 ) -> Result<Vec<Case>, DbError> {
-    Ok(select_cases!(
+    select_cases!(
         r#"
         where id < $1 and ($2::text is null or status = $2) and ($3::text is null or kind = $3)
           and (not $4 or history @> '[{"what": "reopened"}]')
@@ -283,7 +296,8 @@ pub async fn list(
         limit,
     )
     .fetch_all(db)
-    .await?)
+    .await
+    .map_err(|error| CASES.error("of a list", error))
 }
 
 /// Resolves the cases that waited for a refund, after it has succeeded: no person needs to check them any more.
@@ -318,7 +332,7 @@ pub async fn end_of_refund(
 /// # Errors
 /// [`DbError`].
 pub async fn not_refunded(tx: &mut PgConnection, order_id: OrderId) -> Result<Vec<Case>, DbError> {
-    Ok(select_cases!(
+    select_cases!(
         r#"
         where order_id = $1 and kind in ('late_payment', 'double_payment') and status <> 'resolved'
           and evidence ? 'not_refunded'
@@ -327,7 +341,8 @@ pub async fn not_refunded(tx: &mut PgConnection, order_id: OrderId) -> Result<Ve
         order_id as OrderId,
     )
     .fetch_all(tx)
-    .await?)
+    .await
+    .map_err(|error| CASES.error(format_args!("of order {order_id}"), error))
 }
 
 /// Replaces the evidence of a case. `version` increases, so a confirmation that is based on the earlier evidence fails.
@@ -439,7 +454,10 @@ pub(super) async fn write_fact(tx: &mut PgConnection, case: &Case, now: OffsetDa
 /// # Errors
 /// [`DbError`].
 pub async fn of_order(db: impl PgExecutor<'_>, order_id: OrderId) -> Result<Vec<Case>, DbError> {
-    Ok(select_cases!("where order_id = $1 order by id", order_id as OrderId).fetch_all(db).await?)
+    select_cases!("where order_id = $1 order by id", order_id as OrderId)
+        .fetch_all(db)
+        .await
+        .map_err(|error| CASES.error(format_args!("of order {order_id}"), error))
 }
 
 /// The resolution of a case, and who resolves it.

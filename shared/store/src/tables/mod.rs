@@ -17,6 +17,7 @@ pub mod outline;
 pub mod outside;
 pub mod panicked;
 pub mod payment_config;
+mod reading;
 pub mod refunds;
 pub mod stats;
 pub mod transactions;

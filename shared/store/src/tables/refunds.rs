@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 
 use crate::error::DbError;
 use crate::page::Wanted;
+use crate::tables::reading::{Reading, text};
 
 /// One row, with the trade that it returns.
 #[derive(Debug, Clone)]
@@ -57,11 +58,11 @@ pub struct Refund {
     pub account: Option<AccountName>,
 }
 
-/// Reads whole refunds: one list of columns for every query. As with orders, an impossible time is left out.
-macro_rules! select_refunds {
-    ($tail:tt $(, $argument:expr)* $(,)?) => {
-        sqlx::query_as!(
-            Refund,
+/// The columns of whole refunds, handed to another macro: one list for every query, and for errors. As with orders, an
+/// impossible time is left out.
+macro_rules! refund_columns {
+    ($then:ident $($rest:tt)*) => {
+        $then!(
             r#"
             select
               r.id as "id: RefundId", r.order_id as "order_id: OrderId", r.transaction_id as "transaction_id: TransactionId",
@@ -74,18 +75,33 @@ macro_rules! select_refunds {
               p.gateway_no as "trade_no!: TradeNo", p.amount as "payment_amount: Money",
               p.payment_method as "payment_method: PaymentMethod", p.account as "account: AccountName"
             from refund_records r join payment_transactions p on p.id = r.transaction_id
-            "# + $tail
-            $(, $argument)*
+            "#,
+            $($rest)*
         )
     };
 }
+
+/// Reads refunds with these columns, and a clause.
+macro_rules! read_refunds {
+    ($columns:tt, $tail:tt $(, $argument:expr)* $(,)?) => { sqlx::query_as!(Refund, $columns + $tail $(, $argument)*) };
+}
+
+/// Reads whole refunds by a clause.
+macro_rules! select_refunds {
+    ($($rest:tt)*) => { refund_columns!(read_refunds $($rest)*) };
+}
+
+const REFUNDS: Reading = Reading { table: "refund_records", query: refund_columns!(text) };
 
 /// One refund by its id.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn get(db: impl PgExecutor<'_>, id: RefundId) -> Result<Option<Refund>, DbError> {
-    Ok(select_refunds!("where r.id = $1", id as RefundId).fetch_optional(db).await?)
+    select_refunds!("where r.id = $1", id as RefundId)
+        .fetch_optional(db)
+        .await
+        .map_err(|error| REFUNDS.error(id, error))
 }
 
 /// Every refund of an order, oldest first. Under the order's lock the list does not change.
@@ -93,7 +109,10 @@ pub async fn get(db: impl PgExecutor<'_>, id: RefundId) -> Result<Option<Refund>
 /// # Errors
 /// [`DbError`].
 pub async fn of_order(db: impl PgExecutor<'_>, order_id: OrderId) -> Result<Vec<Refund>, DbError> {
-    Ok(select_refunds!("where r.order_id = $1 order by r.id", order_id as OrderId).fetch_all(db).await?)
+    select_refunds!("where r.order_id = $1 order by r.id", order_id as OrderId)
+        .fetch_all(db)
+        .await
+        .map_err(|error| REFUNDS.error(format_args!("of order {order_id}"), error))
 }
 
 /// The refund with this number, if it is one of ours.
@@ -101,7 +120,10 @@ pub async fn of_order(db: impl PgExecutor<'_>, order_id: OrderId) -> Result<Vec<
 /// # Errors
 /// [`DbError`].
 pub async fn by_refund_no(db: impl PgExecutor<'_>, refund_no: &str) -> Result<Option<Refund>, DbError> {
-    Ok(select_refunds!("where r.refund_no = $1", refund_no).fetch_optional(db).await?)
+    select_refunds!("where r.refund_no = $1", refund_no)
+        .fetch_optional(db)
+        .await
+        .map_err(|error| REFUNDS.error(refund_no, error))
 }
 
 /// One page of a user's refunds, newest first.
@@ -117,7 +139,7 @@ pub async fn of_user(
     let past = RefundId::from_u128(past).min(wanted.before.unwrap_or(RefundId::from_u128(u128::MAX)));
     // Through the user's orders. The id is compared as text: otherwise the planner walks the refunds of all users by
     // the primary key to save the sort.
-    Ok(select_refunds!(
+    select_refunds!(
         r#"
         where r.order_id = any(array(
             select id from payment_orders where user_id = $1 and ($5::text is null or payment_method = $5)))
@@ -138,7 +160,8 @@ pub async fn of_user(
         wanted.limit,
     )
     .fetch_all(db)
-    .await?)
+    .await
+    .map_err(|error| REFUNDS.error(format_args!("of user {user_id}"), error))
 }
 
 /// The content of a new refund. We store its number before any request to the gateway.

@@ -1,6 +1,7 @@
 //! Tests on a real PostgreSQL and Redis.
 
 mod cache;
+mod corrupt;
 mod facts;
 mod pool;
 mod rights;

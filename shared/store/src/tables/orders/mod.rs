@@ -16,6 +16,7 @@ use crate::error::DbError;
 use crate::page::Wanted;
 use crate::tables::idempotency_keys::{NewKey, SavedAnswer};
 use crate::tables::jobs::millis;
+use crate::tables::reading::{Reading, keys, text};
 
 mod moves;
 
@@ -226,12 +227,12 @@ impl Created {
     }
 }
 
-/// Reads whole orders: one list of columns for every query. Rows from before impossible payment times were refused may
-/// hold such a time. It is left out, because one row must not make a whole list fail.
-macro_rules! select_orders {
-    ($tail:tt $(, $argument:expr)* $(,)?) => {
-        sqlx::query_as!(
-            Order,
+/// The columns of whole orders, handed to another macro: one list for every query, and for errors. Rows from before
+/// impossible payment times were refused may hold such a time. It is left out, because one row must not make a whole
+/// list fail.
+macro_rules! order_columns {
+    ($then:ident $($rest:tt)*) => {
+        $then!(
             r#"
             select
               id as "id: OrderId", user_id as "user_id: UserId", order_no as "order_no: OrderNo",
@@ -244,18 +245,30 @@ macro_rules! select_orders {
               closed_at, close_requested_at, extra_state as "extra_state: ExtraState", extra_amount as "extra_amount: Money",
               metadata, prepay, version, created_at, updated_at
             from payment_orders
-            "# + $tail
-            $(, $argument)*
+            "#,
+            $($rest)*
         )
     };
 }
+
+/// Reads orders with these columns, and a clause.
+macro_rules! read_orders {
+    ($columns:tt, $tail:tt $(, $argument:expr)* $(,)?) => { sqlx::query_as!(Order, $columns + $tail $(, $argument)*) };
+}
+
+/// Reads whole orders by a clause.
+macro_rules! select_orders {
+    ($($rest:tt)*) => { order_columns!(read_orders $($rest)*) };
+}
+
+const ORDERS: Reading = Reading { table: "payment_orders", query: order_columns!(text) };
 
 /// One order by its id.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn get(db: impl PgExecutor<'_>, id: OrderId) -> Result<Option<Order>, DbError> {
-    Ok(select_orders!("where id = $1", id as OrderId).fetch_optional(db).await?)
+    select_orders!("where id = $1", id as OrderId).fetch_optional(db).await.map_err(|error| ORDERS.error(id, error))
 }
 
 /// One order by its number.
@@ -263,7 +276,10 @@ pub async fn get(db: impl PgExecutor<'_>, id: OrderId) -> Result<Option<Order>, 
 /// # Errors
 /// [`DbError`].
 pub async fn by_order_no(db: impl PgExecutor<'_>, order_no: &OrderNo) -> Result<Option<Order>, DbError> {
-    Ok(select_orders!("where order_no = $1", order_no.as_str()).fetch_optional(db).await?)
+    select_orders!("where order_no = $1", order_no.as_str())
+        .fetch_optional(db)
+        .await
+        .map_err(|error| ORDERS.error(order_no, error))
 }
 
 /// Orders by their ids. An id without an order is left out.
@@ -271,7 +287,10 @@ pub async fn by_order_no(db: impl PgExecutor<'_>, order_no: &OrderNo) -> Result<
 /// # Errors
 /// [`DbError`].
 pub async fn by_ids(db: impl PgExecutor<'_>, ids: &[OrderId]) -> Result<Vec<Order>, DbError> {
-    Ok(select_orders!("where id = any($1::bpchar[])", ids as &[OrderId]).fetch_all(db).await?)
+    select_orders!("where id = any($1::bpchar[])", ids as &[OrderId])
+        .fetch_all(db)
+        .await
+        .map_err(|error| ORDERS.error(keys(ids), error))
 }
 
 /// Orders by their numbers. A number without an order is left out.
@@ -279,7 +298,10 @@ pub async fn by_ids(db: impl PgExecutor<'_>, ids: &[OrderId]) -> Result<Vec<Orde
 /// # Errors
 /// [`DbError`].
 pub async fn by_order_nos(db: impl PgExecutor<'_>, order_nos: &[String]) -> Result<Vec<Order>, DbError> {
-    Ok(select_orders!("where order_no = any($1)", order_nos).fetch_all(db).await?)
+    select_orders!("where order_no = any($1)", order_nos)
+        .fetch_all(db)
+        .await
+        .map_err(|error| ORDERS.error(keys(order_nos), error))
 }
 
 /// The newest orders of all users.
@@ -287,7 +309,10 @@ pub async fn by_order_nos(db: impl PgExecutor<'_>, order_nos: &[String]) -> Resu
 /// # Errors
 /// [`DbError`].
 pub async fn newest(db: impl PgExecutor<'_>, limit: i64) -> Result<Vec<Order>, DbError> {
-    Ok(select_orders!("order by id desc limit $1", limit).fetch_all(db).await?)
+    select_orders!("order by id desc limit $1", limit)
+        .fetch_all(db)
+        .await
+        .map_err(|error| ORDERS.error("of a list", error))
 }
 
 /// One page of a user's orders, newest first.
@@ -303,7 +328,7 @@ pub async fn of_user(
     // rows.
     let (first, past) = wanted.id_range();
     let past = OrderId::from_u128(past).min(wanted.before.unwrap_or(OrderId::from_u128(u128::MAX)));
-    Ok(select_orders!(
+    select_orders!(
         r#"
         where user_id = $1 and id < $2 and id >= $3
           and ($4::text is null or status = $4)
@@ -323,7 +348,8 @@ pub async fn of_user(
         wanted.limit,
     )
     .fetch_all(db)
-    .await?)
+    .await
+    .map_err(|error| ORDERS.error(format_args!("of user {user_id}"), error))
 }
 
 /// Orders by their numbers, locked in the order of their ids, as every transaction must do.
@@ -331,7 +357,10 @@ pub async fn of_user(
 /// # Errors
 /// [`DbError`].
 pub async fn lock(tx: &mut PgConnection, order_nos: &[&str]) -> Result<Vec<Order>, DbError> {
-    Ok(select_orders!("where order_no = any($1) order by id for update", order_nos as &[&str]).fetch_all(tx).await?)
+    select_orders!("where order_no = any($1) order by id for update", order_nos as &[&str])
+        .fetch_all(tx)
+        .await
+        .map_err(|error| ORDERS.error(keys(order_nos), error))
 }
 
 /// One order by its id, locked.
@@ -339,7 +368,10 @@ pub async fn lock(tx: &mut PgConnection, order_nos: &[&str]) -> Result<Vec<Order
 /// # Errors
 /// [`DbError`].
 pub async fn lock_one(tx: &mut PgConnection, id: OrderId) -> Result<Option<Order>, DbError> {
-    Ok(select_orders!("where id = $1 for update", id as OrderId).fetch_optional(tx).await?)
+    select_orders!("where id = $1 for update", id as OrderId)
+        .fetch_optional(tx)
+        .await
+        .map_err(|error| ORDERS.error(id, error))
 }
 
 /// Records the first request to close a pending order. Returns whether this was the first, and the order was pending.
