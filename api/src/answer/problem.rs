@@ -145,6 +145,9 @@ pub struct FieldFault {
 }
 
 impl FieldFault {
+    /// The most faults that an answer names, so that the answer stays smaller than the request.
+    pub(crate) const MOST: usize = 32;
+
     /// A fault of `field`.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> FieldFault {
         FieldFault { field: field.into(), message: message.into() }

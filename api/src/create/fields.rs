@@ -13,9 +13,6 @@ use crate::answer::layers::unread;
 use crate::answer::problem::{ApiError, FieldFault};
 use crate::create::once;
 
-/// The most faults that an answer names, so that the answer stays smaller than the request.
-pub(crate) const MOST: usize = 32;
-
 /// The members that are still to be read, and the faults found so far.
 pub struct Fields {
     members: Map<String, Value>,
@@ -65,7 +62,7 @@ impl Fields {
         for name in self.members.keys() {
             self.faults.push(FieldFault::new(short(name), "is not a field of this request"));
         }
-        self.faults.truncate(MOST);
+        self.faults.truncate(FieldFault::MOST);
         if self.faults.is_empty() { Ok(()) } else { Err(ApiError::InvalidFields(self.faults)) }
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::create::fields::MOST;
+use crate::answer::problem::FieldFault;
 
 /// Parses a whole text. The second part names each member that appears twice, by its path: `metadata.cart.size`.
 ///
@@ -90,7 +90,7 @@ impl<'de> Visitor<'de> for Place<'_> {
             let path = self.member(&name);
             let value = members.next_value_seed(Place { path: &path, twice: self.twice })?;
             let mut twice = self.twice.borrow_mut();
-            if read.insert(name, value).is_some() && twice.len() < MOST && !twice.contains(&path) {
+            if read.insert(name, value).is_some() && twice.len() < FieldFault::MOST && !twice.contains(&path) {
                 twice.push(path);
             }
         }
@@ -127,7 +127,7 @@ mod tests {
         let deep = "[".repeat(200) + &"]".repeat(200);
         assert!(parse(deep.as_bytes()).is_err(), "a depth without a bound");
         let many: String = (0..100).map(|n| format!("\"k{n}\":1,\"k{n}\":2,")).collect();
-        assert_eq!(parse(format!("{{{many}\"z\":1}}").as_bytes()).unwrap().1.len(), MOST);
+        assert_eq!(parse(format!("{{{many}\"z\":1}}").as_bytes()).unwrap().1.len(), FieldFault::MOST);
     }
 
     fn value() -> impl Strategy<Value = Value> {

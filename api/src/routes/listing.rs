@@ -16,7 +16,7 @@ use time::{Date, OffsetDateTime, Time};
 use utoipa::IntoParams;
 
 use crate::answer::problem::{ApiError, FieldFault};
-use crate::create::fields::{MOST, one_of, short};
+use crate::create::fields::{one_of, short};
 
 /// A query string in which the OpenAPI document names each parameter, and each appears once. Otherwise a misspelt
 /// filter would return everything.
@@ -29,7 +29,8 @@ impl<S: Send + Sync, T: DeserializeOwned + IntoParams> FromRequestParts<S> for K
         let known: Vec<String> = T::into_params(|| None).into_iter().map(|parameter| parameter.name).collect();
         let rule = format!("is not a parameter of this list; it has {}", known.join(", "));
         let (mut seen, mut faults) = (Vec::new(), Faults::default());
-        for (name, _) in url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).take(MOST) {
+        let query = parts.uri.query().unwrap_or_default();
+        for (name, _) in url::form_urlencoded::parse(query.as_bytes()).take(FieldFault::MOST) {
             if !known.iter().any(|known| *known == name) {
                 faults.0.push(FieldFault::new(short(&name), rule.as_str()));
             } else if seen.contains(&name) {
