@@ -3,8 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use domain::{AccountName, OrderId, PaymentMethod, Scene, UserId};
-use gateway::{Gateway, Gateways, NoAccount};
+use domain::{OrderId, UserId};
 use runtime::clock::Clock;
 use runtime::http_server::shares::{AddressShare, AddressShares, Share, Shares};
 use runtime::seal::SealKeys;
@@ -23,6 +22,7 @@ use crate::access::view_token::ViewTokens;
 use crate::answer::problem::ApiError;
 use crate::answer::rarely::Rarely;
 use crate::config::Settings;
+use crate::create::accounts::Accounts;
 use crate::create::idempotency::Turns;
 use crate::create::intake::Intake;
 use crate::create::refused_accounts::RefusedAccounts;
@@ -163,45 +163,6 @@ impl Held {
 tokio::task_local! {
     /// What the request of this task holds.
     pub static HELD: Arc<Held>;
-}
-
-/// The accounts of `gateways.toml`. This is a trait so that a test can replace them with its own gateway.
-pub trait Accounts: Send + Sync {
-    /// See [`Gateways::get`].
-    fn get(&self, method: PaymentMethod, account: &AccountName) -> Option<Arc<dyn Gateway>>;
-
-    /// See [`Gateways::for_new_order`].
-    ///
-    /// # Errors
-    /// See [`NoAccount`].
-    fn for_new_order(
-        &self,
-        method: PaymentMethod,
-        scene: Scene,
-        account: Option<&AccountName>,
-    ) -> Result<Arc<dyn Gateway>, NoAccount>;
-
-    /// See [`Gateways::scenes`].
-    fn scenes(&self, method: PaymentMethod) -> Vec<Scene>;
-}
-
-impl Accounts for Gateways {
-    fn get(&self, method: PaymentMethod, account: &AccountName) -> Option<Arc<dyn Gateway>> {
-        Gateways::get(self, method, account)
-    }
-
-    fn for_new_order(
-        &self,
-        method: PaymentMethod,
-        scene: Scene,
-        account: Option<&AccountName>,
-    ) -> Result<Arc<dyn Gateway>, NoAccount> {
-        Gateways::for_new_order(self, method, scene, account)
-    }
-
-    fn scenes(&self, method: PaymentMethod) -> Vec<Scene> {
-        Gateways::scenes(self, method)
-    }
 }
 
 /// Runs work on its own task, so that a client that hangs up cannot stop it halfway. Work that takes longer than any

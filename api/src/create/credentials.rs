@@ -2,6 +2,8 @@
 //! gives no fresh one.
 
 use gateway::Payment;
+use runtime::seal::SealKeys;
+use sqlx::PgPool;
 use store::connect::in_time;
 use store::tables::credentials::{self, Kept, place};
 use store::tables::orders::Order;
@@ -9,18 +11,24 @@ use time::{Duration, OffsetDateTime};
 use tracing::warn;
 
 use crate::answer::problem::ApiError;
-use crate::state::App;
 
-/// Stores a credential that the gateway has just given. The buyer gets it even if it cannot be stored.
-pub async fn keep(app: &App, order: &Order, payment: &Payment, (now, lives): (OffsetDateTime, Duration)) {
-    let Some(keys) = &app.seal else { return };
+/// Stores a credential that the gateway has just given. The buyer gets it even if it cannot be stored. `keys`: `None`
+/// stores nothing.
+pub async fn keep(
+    db: &PgPool,
+    keys: Option<&SealKeys>,
+    order: &Order,
+    payment: &Payment,
+    (now, lives): (OffsetDateTime, Duration),
+) {
+    let Some(keys) = keys else { return };
     let id = order.id.to_string();
     let sealed = serde_json::to_vec(payment).map_err(ApiError::internal);
     let sealed = sealed.and_then(|text| keys.seal(&place(&id), &text).map_err(ApiError::internal));
     let kept = match sealed {
         Ok(sealed) => {
             let kept = Kept { sealed, obtained_at: now, valid_until: (now + lives).min(order.expires_at) };
-            in_time(credentials::keep(&app.db, order.id, &kept)).await.map_err(ApiError::from)
+            in_time(credentials::keep(db, order.id, &kept)).await.map_err(ApiError::from)
         }
         Err(error) => Err(error),
     };
@@ -33,9 +41,14 @@ pub async fn keep(app: &App, order: &Order, payment: &Payment, (now, lives): (Of
 ///
 /// # Errors
 /// [`ApiError::Db`]. A credential that no key can decrypt counts as none.
-pub async fn last(app: &App, order: &Order, now: OffsetDateTime) -> Result<Option<Payment>, ApiError> {
-    let Some(keys) = &app.seal else { return Ok(None) };
-    let Some(kept) = credentials::last(&app.db, order.id, now).await? else { return Ok(None) };
+pub async fn last(
+    db: &PgPool,
+    keys: Option<&SealKeys>,
+    order: &Order,
+    now: OffsetDateTime,
+) -> Result<Option<Payment>, ApiError> {
+    let Some(keys) = keys else { return Ok(None) };
+    let Some(kept) = credentials::last(db, order.id, now).await? else { return Ok(None) };
     let opened = keys.open(&place(&order.id.to_string()), &kept.sealed).map_err(ApiError::internal);
     let payment = opened.and_then(|text| serde_json::from_slice(&text).map_err(ApiError::internal));
     if let Err(error) = &payment {

@@ -31,7 +31,6 @@ use tracing::{info, warn};
 
 use crate::answer::problem::{self, ApiError};
 use crate::create::numbers::microseconds;
-use crate::state::App;
 
 /// The shortest time for which a key is stored.
 const KEY_LIVES: time::Duration = time::Duration::hours(24);
@@ -61,10 +60,10 @@ impl IdempotencyKey {
     }
 }
 
-impl FromRequestParts<Arc<App>> for IdempotencyKey {
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<IdempotencyKey, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<IdempotencyKey, ApiError> {
         let value = parts.headers.get("idempotency-key").ok_or(ApiError::IdempotencyKeyRequired)?;
         let text = value.to_str().map_err(|_| ApiError::IdempotencyKeyInvalid)?;
         if text.is_empty() {

@@ -1,5 +1,6 @@
-//! From the bytes of a request to something durable: bodies, idempotency keys, credentials, callbacks.
+//! From the bytes of a request to something durable: bodies, accounts, idempotency keys, credentials, callbacks.
 
+pub mod accounts;
 pub mod credentials;
 pub mod fields;
 pub mod idempotency;

@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use moka::sync::Cache;
+use runtime::clock::Clock;
+use sqlx::PgPool;
 use store::DbError;
 use store::connect::in_time;
 use store::settle::accounts::{Misconfigured, misconfigured};
 use store::tables::orders::Order;
 use tracing::{error, warn};
-
-use crate::state::App;
 
 /// How often this process reports the same refusal of the same account to the database.
 const EVERY: Duration = Duration::from_secs(60);
@@ -29,14 +29,14 @@ impl Default for RefusedAccounts {
 impl RefusedAccounts {
     /// Logs each refusal, and opens one case for each account and code. The case is opened in the background, so that
     /// the answer does not wait.
-    pub fn report(&self, app: &App, order: &Order, (code, message): (&str, &str)) {
+    pub fn report(&self, db: &PgPool, clock: Clock, order: &Order, (code, message): (&str, &str)) {
         let (gateway, account) = (order.payment_method, order.account.clone());
         let (order_no, order_id) = (order.order_no.clone(), order.id);
         error!(%gateway, %account, code, detail = message, order_id = %order_id, "The gateway refuses our account {account}: {code}");
         let labels = [("gateway", gateway.as_str().to_owned()), ("account", account.to_string())];
         metrics::counter!("account_refusals_total", &labels).increment(1);
         if self.0.entry(format!("{gateway}/{account}:{code}")).or_insert(()).is_fresh() {
-            let (db, clock, code, message) = (app.db.clone(), app.clock, code.to_owned(), message.to_owned());
+            let (db, code, message) = (db.clone(), code.to_owned(), message.to_owned());
             tokio::spawn(async move {
                 let work = async {
                     let mut tx = db.begin().await?;

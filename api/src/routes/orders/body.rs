@@ -12,8 +12,8 @@ use url::{Origin, Url};
 use utoipa::ToSchema;
 
 use crate::answer::problem::ApiError;
+use crate::create::accounts::Accounts;
 use crate::create::fields::{Fields, money, one_of, text};
-use crate::state::Accounts;
 
 /// Seconds from the creation of an order to the last moment to pay it.
 const EXPIRES_IN: std::ops::RangeInclusive<i64> = 300..=604_800;

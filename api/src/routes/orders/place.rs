@@ -198,7 +198,7 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
         jobs::request(&app.db, &JobRequest::Check(order.id, CheckRequest::default()), Duration::ZERO).await?;
         return Err(ApiError::OrderNotPayable(ended));
     }
-    let kept = credentials::last(app, order, app.clock.now()).await?;
+    let kept = credentials::last(&app.db, app.seal.as_ref(), order, app.clock.now()).await?;
     let outcome = if kept.is_some() { "kept" } else { "none" };
     metrics::counter!("credentials_refused_total", "gateway" => order.payment_method.as_str(), "answered" => outcome)
         .increment(1);
@@ -235,13 +235,13 @@ async fn offer(app: &App, order: &Order) -> Result<Offer, ApiError> {
     match gateway.prepay(&stored(order)?, now).await {
         Ok(payment) => {
             if let Some(lives) = gateway.credential_lives(order.scene) {
-                credentials::keep(app, order, &payment, (now, lives)).await;
+                credentials::keep(&app.db, app.seal.as_ref(), order, &payment, (now, lives)).await;
             }
             Ok(Offer::Made(payment))
         }
         Err(error) => {
             if let GatewayError::Misconfigured { code, message } = &error {
-                app.refused_accounts.report(app, order, (code, message));
+                app.refused_accounts.report(&app.db, app.clock, order, (code, message));
             }
             Ok(Offer::NotMade(error))
         }
