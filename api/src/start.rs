@@ -119,6 +119,8 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
             unknown_proxy: Default::default(),
             callers: KnownCallers::new(|method| settings.callers(method)),
             in_hand: InHand::new(&settings),
+            closing: Default::default(),
+            syncing: Default::default(),
             limits: Limits::new(settings.per_address, settings.per_user, redis.as_ref()),
             cache: Cache::new(redis),
             settings,

@@ -27,10 +27,10 @@ use crate::create::idempotency::Turns;
 use crate::create::intake::Intake;
 use crate::create::refused_accounts::RefusedAccounts;
 use crate::create::writer::OrderWriter;
-use crate::routes::admin::sync::SyncView;
 use crate::watch::hints::Hints;
 use crate::watch::hub::Hub;
 use crate::watch::joined::Joined;
+use crate::watch::synced::Synced;
 
 /// The state of the whole process; handlers share it behind an `Arc`.
 pub struct App {
@@ -71,6 +71,10 @@ pub struct App {
     pub limits: Limits,
     /// The limits on concurrent work.
     pub in_hand: InHand,
+    /// The orders that are being closed.
+    pub closing: Joined<OrderId, Arc<Order>>,
+    /// The orders that are being synced.
+    pub syncing: Joined<OrderId, Arc<Synced>>,
     /// The operator's settings.
     pub settings: Settings,
 }
@@ -94,10 +98,6 @@ pub struct InHand {
     pub streams_of_user: Shares<UserId>,
     /// Streams that were opened with a view token from one address.
     pub streams_of_address: AddressShares,
-    /// Orders that are being closed.
-    pub closing: Joined<OrderId, Arc<Order>>,
-    /// Orders that are being synced.
-    pub syncing: Joined<OrderId, Arc<SyncView>>,
 }
 
 /// The client whose share a request uses.
@@ -128,8 +128,6 @@ impl InHand {
             bodies: AddressShares::new(BODIES),
             streams_of_user: Shares::new(streams),
             streams_of_address: AddressShares::new(streams.saturating_mul(BUYERS)),
-            closing: Joined::default(),
-            syncing: Joined::default(),
         }
     }
 }

@@ -3,3 +3,4 @@
 pub mod hints;
 pub mod hub;
 pub mod joined;
+pub mod synced;

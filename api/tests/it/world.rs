@@ -130,6 +130,8 @@ impl World {
         let app = Arc::new(App {
             db: db.clone(),
             in_hand: InHand::new(&setup.settings),
+            closing: Default::default(),
+            syncing: Default::default(),
             limits: Limits::new(setup.settings.per_address, setup.settings.per_user, setup.redis.as_ref()),
             cache: Cache::new(setup.redis),
             accounts: Arc::new(Staged { wechat: gateway.clone() }),

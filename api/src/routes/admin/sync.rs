@@ -25,6 +25,7 @@ use crate::access::auth::Admin;
 use crate::answer::problem::{ApiError, Problem};
 use crate::routes::orders::{LOOK, OrderPath, OrderView, PATIENCE};
 use crate::state::{App, to_the_end};
+use crate::watch::synced::Synced;
 
 /// The result of a sync.
 #[derive(Serialize, ToSchema)]
@@ -41,6 +42,16 @@ pub struct SyncView {
     /// The members that differ between before and after.
     #[schema(example = json!(["status", "paid_at"]))]
     changed: Vec<String>,
+}
+
+impl SyncView {
+    fn of(synced: &Synced) -> Result<SyncView, ApiError> {
+        let Synced { before, after, gateway, answered } = synced;
+        let changed = changed(before, after)?;
+        let (before, after) = (OrderView::of(before), OrderView::of(after));
+        let gateway = gateway.clone().map(|(checked_at, state)| GatewayView { state, checked_at });
+        Ok(SyncView { before, after, gateway, answered: *answered, changed })
+    }
 }
 
 /// The gateway's answer.
@@ -72,15 +83,16 @@ pub async fn sync(
     Admin(who): Admin,
     OrderPath(id): OrderPath,
 ) -> Result<Response, ApiError> {
-    let view = to_the_end(async move { app.in_hand.syncing.run(id, ask(&app, id, &who)).await }).await?;
+    let synced = to_the_end(async move { app.syncing.run(id, ask(&app, id, &who)).await }).await?;
+    let view = SyncView::of(&synced)?;
     if view.answered {
-        return Ok(Json(&*view).into_response());
+        return Ok(Json(view).into_response());
     }
-    Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/v1/orders/{id}"))], Json(&*view)).into_response())
+    Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/v1/orders/{id}"))], Json(view)).into_response())
 }
 
 /// Requests a query and waits for its result. All requests about this order share one wait.
-async fn ask(app: &App, id: OrderId, who: &UserId) -> Result<Arc<SyncView>, ApiError> {
+async fn ask(app: &App, id: OrderId, who: &UserId) -> Result<Arc<Synced>, ApiError> {
     let before = orders::get(&app.db, id).await?.ok_or(ApiError::OrderNotFound)?;
     // We compare with the last answer rather than with our clock, because the worker's clock may differ.
     let earlier = orders::last_check(&app.db, id).await?;
@@ -98,11 +110,8 @@ async fn ask(app: &App, id: OrderId, who: &UserId) -> Result<Arc<SyncView>, ApiE
     let after = orders::get(&app.db, id).await?.ok_or(ApiError::Db(DbError::Moved))?;
     // A person who syncs does not trust what is shown, so all copies are read from the database again.
     app.cache.orders.renew(&app.db, Changed::Ids(vec![id])).await;
-    let changed = changed(&before, &after)?;
-    let (before, after) = (OrderView::of(&before), OrderView::of(&after));
     let answered = heard != earlier;
-    let gateway = heard.map(|(checked_at, state)| GatewayView { state, checked_at });
-    Ok(Arc::new(SyncView { before, after, gateway, answered, changed }))
+    Ok(Arc::new(Synced { before, after, gateway: heard, answered }))
 }
 
 fn changed(before: &Order, after: &Order) -> Result<Vec<String>, ApiError> {

@@ -53,7 +53,7 @@ pub async fn close(
     let order = to_the_end(async move {
         let order = viewer.shown(orders::get(&giving_up.db, id).await?)?;
         match giving_up.in_hand.waiting.try_acquire() {
-            Ok(_waits) => giving_up.in_hand.closing.run(id, give_up(&giving_up, order)).await,
+            Ok(_waits) => giving_up.closing.run(id, give_up(&giving_up, order)).await,
             Err(_) => give_up_at_once(&giving_up, order).await,
         }
     })
