@@ -11,6 +11,7 @@ use tracing::warn;
 use url::{Origin, Url};
 
 use crate::access::callers::{self, Callers, network};
+use crate::access::in_hand::{InHand, Most};
 
 /// Where the process listens.
 #[derive(Debug, Clone, Copy)]
@@ -124,6 +125,16 @@ impl Settings {
             streams_per_user: streams_per_user?,
             per_address: per_address?,
             per_user: per_user?,
+        })
+    }
+
+    /// The limits on concurrent work.
+    pub fn in_hand(&self) -> InHand {
+        InHand::new(&Most {
+            requests: self.requests,
+            of_client: self.requests_in_hand,
+            callbacks: self.callbacks,
+            streams_of_user: self.streams_per_user,
         })
     }
 

@@ -24,11 +24,12 @@ use crate::access::callers::KnownCallers;
 use crate::access::guard::is_listed;
 use crate::access::limits::Limits;
 use crate::access::token_keys::TokenKeys;
+use crate::access::tokens::Tokens;
 use crate::config::{Listen, Settings, seal_keys};
 use crate::create::intake::Intake;
 use crate::create::refused_accounts::RefusedAccounts;
 use crate::create::writer::OrderWriter;
-use crate::state::{App, InHand};
+use crate::state::App;
 use crate::watch::hints::Hints;
 use crate::watch::hub::Hub;
 use crate::{callbacks_only, router};
@@ -112,16 +113,15 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
             db,
             accounts: Arc::new(gateways.clone()),
             clock,
-            authenticator,
-            view_tokens,
+            tokens: Tokens::new(authenticator, view_tokens),
             turns: Arc::default(),
             strikes: Default::default(),
             unknown_proxy: Default::default(),
             callers: KnownCallers::new(|method| settings.callers(method)),
-            in_hand: InHand::new(&settings),
+            in_hand: Arc::new(settings.in_hand()),
             closing: Default::default(),
             syncing: Default::default(),
-            limits: Limits::new(settings.per_address, settings.per_user, redis.as_ref()),
+            limits: Arc::new(Limits::new(settings.per_address, settings.per_user, redis.as_ref())),
             cache: Cache::new(redis),
             settings,
         };
@@ -157,7 +157,7 @@ impl Ingress {
         let (app, until) = (self.app.clone(), stop.clone());
         let callers = tokio::spawn(async move { app.callers.watch(until).await });
         let (app, until, keys) = (self.app.clone(), stop.clone(), self.token_keys);
-        let tokens = tokio::spawn(async move { keys.watch(&app.authenticator, &app.view_tokens, until).await });
+        let tokens = tokio::spawn(async move { keys.watch(&app.tokens.bearer, &app.tokens.view, until).await });
         let tending = tokio::spawn(self.gateways.tend(self.app.clock, stop.clone()));
 
         let callbacks = self

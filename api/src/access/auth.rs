@@ -2,15 +2,9 @@
 //! token.
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::header::AUTHORIZATION;
-use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderMap, Uri};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use domain::UserId;
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
@@ -20,10 +14,9 @@ use serde::Deserialize;
 use serde_json::Number;
 use serde_json::error::Category;
 use store::tables::unplaced::NO_USER;
-use tracing::{Span, info};
+use tracing::info;
 
 use crate::answer::problem::ApiError;
-use crate::state::App;
 
 /// The scope of administrators, who handle the payments of all users.
 pub const ADMIN: &str = "payments:admin";
@@ -152,7 +145,8 @@ impl Authenticator {
         })
     }
 
-    fn judge(&self, token: &str) -> Result<Caller, Refused> {
+    /// The same without a log line.
+    pub(crate) fn judge(&self, token: &str) -> Result<Caller, Refused> {
         let header = decode_header(token).map_err(refusal)?;
         let now = get_current_timestamp();
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
@@ -292,126 +286,4 @@ pub(crate) fn refusal(error: Error) -> ApiError {
         ErrorKind::ExpiredSignature => ApiError::TokenExpired,
         _ => ApiError::TokenInvalid,
     }
-}
-
-/// The token of an `Authorization: Bearer` header. `None` if there is no such header.
-fn bearer(headers: &HeaderMap) -> Option<Result<&str, ApiError>> {
-    let value = headers.get(AUTHORIZATION)?;
-    let token = value.to_str().ok().and_then(|text| {
-        let (scheme, token) = text.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    });
-    Some(token.ok_or(ApiError::TokenInvalid))
-}
-
-/// The user who sends the request. A request without a valid bearer token is refused.
-#[derive(Debug, Clone)]
-pub struct User(pub UserId);
-
-impl FromRequestParts<Arc<App>> for User {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<User, ApiError> {
-        Ok(User(caller(&parts.headers, &parts.extensions, app)?.user))
-    }
-}
-
-/// A user with the scope [`ADMIN`]. Every other caller is refused.
-#[derive(Debug, Clone)]
-pub struct Admin(pub UserId);
-
-impl FromRequestParts<Arc<App>> for Admin {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Admin, ApiError> {
-        let caller = caller(&parts.headers, &parts.extensions, app)?;
-        if caller.is_admin { Ok(Admin(caller.user)) } else { Err(ApiError::ScopeMissing) }
-    }
-}
-
-/// Routes of the API that need no token.
-const PUBLIC: [&str; 1] = ["/v1/payment-methods"];
-/// Routes that also accept a view token.
-const VIEWABLE: [&str; 2] = ["/v1/orders/{id}", "/v1/orders/{id}/stream"];
-
-/// Refuses every request to a route of the API without a valid token, and every request to an administrators' route
-/// without the scope [`ADMIN`], whatever the handler itself checks. A route that is missing in the lists above is
-/// closed.
-pub async fn deny_by_default(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let checked = match route {
-        route if !route.starts_with("/v1/") || PUBLIC.contains(&route) => Ok(()),
-        route if VIEWABLE.contains(&route) => {
-            viewer(request.headers(), request.extensions(), request.uri(), &app).map(drop)
-        }
-        route => caller(request.headers(), request.extensions(), &app).and_then(|caller| {
-            let allowed = caller.is_admin || !route.starts_with("/v1/admin/");
-            if allowed { Ok(()) } else { Err(ApiError::ScopeMissing) }
-        }),
-    };
-    match checked {
-        Ok(()) => next.run(request).await,
-        Err(refusal) => refusal.into_response(),
-    }
-}
-
-/// The caller, if the request has a valid token.
-pub fn identify(headers: &HeaderMap, app: &App) -> Option<Caller> {
-    app.authenticator.judge(bearer(headers)?.ok()?).ok()
-}
-
-fn caller(headers: &HeaderMap, extensions: &Extensions, app: &App) -> Result<Caller, ApiError> {
-    let caller = match extensions.get::<Caller>() {
-        Some(known) => known.clone(),
-        None => app.authenticator.caller(bearer(headers).ok_or(ApiError::TokenMissing)??)?,
-    };
-    Span::current().record("user_id", caller.user.as_str());
-    Ok(caller)
-}
-
-/// Who reads an order: a user, or the holder of a `view_token` of one order. If a request has both tokens, the bearer
-/// token counts.
-#[derive(Debug, Clone)]
-pub enum Viewer {
-    /// Sees their own orders.
-    User(UserId),
-    /// Sees this one order.
-    Holder(domain::OrderId),
-}
-
-impl Viewer {
-    /// The order, if the viewer may see it.
-    ///
-    /// # Errors
-    /// [`ApiError::OrderNotFound`], also for another user's order.
-    pub fn shown(&self, order: Option<store::tables::orders::Order>) -> Result<store::tables::orders::Order, ApiError> {
-        order.filter(|order| self.may_see(order.id, &order.user_id)).ok_or(ApiError::OrderNotFound)
-    }
-
-    /// Whether the viewer may see this order of that user. An order's id and user never change, so a copy is good
-    /// enough.
-    pub fn may_see(&self, order: domain::OrderId, owner: &UserId) -> bool {
-        match self {
-            Viewer::User(user) => owner == user,
-            Viewer::Holder(id) => order == *id,
-        }
-    }
-}
-
-impl FromRequestParts<Arc<App>> for Viewer {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Viewer, ApiError> {
-        viewer(&parts.headers, &parts.extensions, &parts.uri, app)
-    }
-}
-
-fn viewer(headers: &HeaderMap, extensions: &Extensions, uri: &Uri, app: &App) -> Result<Viewer, ApiError> {
-    if headers.contains_key(AUTHORIZATION) {
-        return Ok(Viewer::User(caller(headers, extensions, app)?.user));
-    }
-    let query = uri.query().unwrap_or_default().as_bytes();
-    let token = url::form_urlencoded::parse(query).find(|(name, _)| name == "view_token");
-    let (_, token) = token.ok_or(ApiError::TokenMissing)?;
-    app.view_tokens.open(&token).map(Viewer::Holder)
 }

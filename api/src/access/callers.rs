@@ -15,7 +15,7 @@ use tracing::{error, info};
 /// How often the files are checked for a change.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// The networks that a gateway calls from. An empty list means any address.
+/// A list of networks. As the list of a gateway, it means any address if it is empty.
 pub type Networks = Arc<[IpNet]>;
 
 /// One gateway's list.

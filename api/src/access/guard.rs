@@ -2,7 +2,6 @@
 //! gateway.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -12,7 +11,7 @@ use ipnet::IpNet;
 use tracing::Span;
 use tracing::field::display;
 
-use crate::state::App;
+use crate::access::callers::Networks;
 
 /// The longest path and query of a request, in bytes.
 const URI: usize = 4 * 1024;
@@ -33,12 +32,12 @@ const AT_MOST_ONCE: &[&str] = &[
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientIp(pub IpAddr);
 
-/// Refuses what no honest client sends, and records the client's address.
-pub async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+/// Refuses what no honest client sends, and records the client's address. `trusted`: the networks of our proxies.
+pub async fn guard(State(trusted): State<Networks>, mut request: Request, next: Next) -> Response {
     if let Some(status) = refusal(&request) {
         return status.into_response();
     }
-    let address = client_ip(peer(&request), request.headers(), &app.settings.trusted_proxies);
+    let address = client_ip(peer(&request), request.headers(), &trusted);
     Span::current().record("client", display(address));
     request.extensions_mut().insert(ClientIp(address));
     next.run(request).await

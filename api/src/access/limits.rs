@@ -25,11 +25,10 @@ use store::cache::Redis;
 use store::cache::redis::Script;
 use tokio::time::Instant;
 
-use crate::access::auth;
 use crate::access::buckets::{Buckets, Left, Quota};
 use crate::access::guard::ClientIp;
+use crate::access::tokens::Tokens;
 use crate::answer::problem::ApiError;
-use crate::state::App;
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -123,22 +122,22 @@ impl Spent {
 /// Lets a request through if all budgets have room for it, and states in the answer what is left. A caller with a valid
 /// token is added to the request for the handler.
 pub async fn limit(
-    State(app): State<Arc<App>>,
+    State((limits, tokens)): State<(Arc<Limits>, Tokens)>,
     Extension(ClientIp(address)): Extension<ClientIp>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let mut spent = Vec::new();
-    if let Some(budget) = &app.limits.addresses {
+    if let Some(budget) = &limits.addresses {
         spent.push(budget.spend(holder(address)).await);
     }
-    if let (Some(budget), Some(network)) = (&app.limits.networks, network(address)) {
+    if let (Some(budget), Some(network)) = (&limits.networks, network(address)) {
         spent.push(budget.spend(network).await);
     }
     if fits(&spent)
-        && let Some(caller) = auth::identify(request.headers(), &app)
+        && let Some(caller) = tokens.identify(request.headers())
     {
-        if let Some(budget) = &app.limits.users {
+        if let Some(budget) = &limits.users {
             spent.push(budget.spend(caller.user.clone()).await);
         }
         request.extensions_mut().insert(caller);

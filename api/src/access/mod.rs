@@ -1,10 +1,12 @@
-//! Who may ask, and how much: tokens, addresses, networks, budgets and strikes.
+//! Who may ask, and how much: tokens, addresses, networks, budgets, strikes and work in hand.
 
 pub mod auth;
 pub mod buckets;
 pub mod callers;
 pub mod guard;
+pub mod in_hand;
 pub mod limits;
 pub mod strikes;
 pub mod token_keys;
+pub mod tokens;
 pub mod view_token;

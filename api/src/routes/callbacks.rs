@@ -20,10 +20,11 @@ use tracing::field::display;
 use tracing::{Span, warn};
 
 use crate::access::guard::{ClientIp, is_allowed, is_listed, unknown_proxy};
-use crate::answer::layers::{self, BodyTime, Bounds};
+use crate::answer::layers::unread;
 use crate::answer::problem::Rendered;
 use crate::answer::refusal::{CallbackOutcome, CallbackRefusal, accepted, refused};
 use crate::create::intake::Receipt;
+use crate::routes::layers::{BodyTime, Bounds, bounded};
 use crate::state::App;
 
 /// The time limit for the whole answer. The gateways stop waiting after 5 s.
@@ -37,7 +38,7 @@ pub fn router(app: &Arc<App>) -> Router<Arc<App>> {
     let route = |method: PaymentMethod| {
         let path = format!("/v1/callbacks/{method}/{{account}}");
         let routes = Router::new().route(&path, post(callback).fallback(not_so));
-        layers::bounded(routes, app, &bounds).layer(middleware::from_fn(finish)).layer(Extension(method))
+        bounded(routes, app, &bounds).layer(middleware::from_fn(finish)).layer(Extension(method))
     };
     route(PaymentMethod::Alipay).merge(route(PaymentMethod::Wechat))
 }
@@ -128,7 +129,7 @@ async fn read(
     });
     let headers = kept.collect::<Result<_, _>>().map_err(|_| CallbackRefusal::Malformed)?;
     let body = Bytes::from_request(request, &()).await;
-    let body = body.map_err(|rejection| CallbackRefusal::of_layer(layers::unread(&rejection)))?;
+    let body = body.map_err(|rejection| CallbackRefusal::of_layer(unread(&rejection)))?;
     Ok(Callback { method, account, headers, body, received_at: app.clock.now(), job_id: None })
 }
 

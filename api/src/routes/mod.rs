@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod callbacks;
 pub mod index;
+mod layers;
 pub mod listing;
 pub mod orders;
 pub mod pages;
@@ -20,11 +21,12 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::access::{auth, limits};
+use crate::access::{in_hand, limits, tokens};
 use crate::answer::headers;
-use crate::answer::layers::{self, BodyTime, Bounds};
+use crate::answer::layers::around;
 use crate::answer::openapi::{self, Tokens};
 use crate::routes::admin::{cases, config, stats, sync};
+use crate::routes::layers::{BodyTime, Bounds, bounded};
 use crate::routes::orders::PaymentView;
 use crate::state::App;
 
@@ -40,20 +42,20 @@ pub fn router(app: Arc<App>) -> Router {
     let frontends =
         frontends(app.settings.serve_docs).merge(pages::router()).fallback(nothing).method_not_allowed_fallback(not_so);
     let frontends = frontends
-        .layer(middleware::from_fn_with_state(app.clone(), layers::slot))
-        .layer(middleware::from_fn_with_state(app.clone(), auth::deny_by_default))
-        .layer(middleware::from_fn_with_state(app.clone(), limits::limit));
+        .layer(middleware::from_fn_with_state(app.in_hand.clone(), in_hand::slot))
+        .layer(middleware::from_fn_with_state(app.tokens.clone(), tokens::deny_by_default))
+        .layer(middleware::from_fn_with_state((app.limits.clone(), app.tokens.clone()), limits::limit));
     // CORS is outside the bounds, so that an answer that refuses too many requests also has its headers.
-    let frontends = layers::bounded(frontends, &app, &bounds).layer(headers::cors(&app.settings.cors_origins));
+    let frontends = bounded(frontends, &app, &bounds).layer(headers::cors(&app.settings.cors_origins));
     let (clock, https) = (app.clock, app.settings.is_https());
     let everything = frontends.merge(callbacks::router(&app)).with_state(app);
-    layers::around(everything, clock, https)
+    around(everything, clock, https)
 }
 
 /// Callbacks only, for a separate listener.
 pub fn callbacks_only(app: Arc<App>) -> Router {
     let (clock, https) = (app.clock, app.settings.is_https());
-    layers::around(callbacks::router(&app).fallback(nothing).with_state(app), clock, https)
+    around(callbacks::router(&app).fallback(nothing).with_state(app), clock, https)
 }
 
 #[derive(OpenApi)]

@@ -8,8 +8,9 @@ use domain::{Money, PaymentMethod, Scene};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::access::in_hand::to_the_end;
 use crate::answer::problem::{ApiError, Problem};
-use crate::state::{App, to_the_end};
+use crate::state::App;
 
 /// The payment methods that are on.
 #[derive(Serialize, ToSchema)]

@@ -25,13 +25,14 @@ use tracing::field::display;
 use utoipa::ToSchema;
 
 use super::orders::OrderPath;
-use crate::access::auth::{User, Viewer};
+use crate::access::in_hand::to_the_end;
+use crate::access::tokens::{User, Viewer};
 use crate::answer::problem::{ApiError, Problem};
 use crate::create::fields::{Fields, JsonBytes, money, text};
 use crate::create::idempotency::{self, Answer, IdempotencyKey, in_flight};
 use crate::create::numbers::{dated, microseconds};
 use crate::routes::listing::{Filter, Known, page};
-use crate::state::{App, to_the_end};
+use crate::state::App;
 
 /// The longest reason, in characters.
 const REASON: usize = 200;

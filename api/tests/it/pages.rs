@@ -159,7 +159,7 @@ async fn without_a_proof_there_is_no_order(db: PgPool) {
     set(&world, "paid").await;
     let (id, order_no) = (text(&mine, "id"), text(&mine, "order_no"));
     let genuine = returned(PLATFORM, order_no);
-    let mint = |at| world.app.view_tokens.mint(OrderId::parse(id).unwrap(), at).unwrap();
+    let mint = |at| world.app.tokens.view.mint(OrderId::parse(id).unwrap(), at).unwrap();
     let expired = mint(world.app.clock.now() - Duration::days(1) - Duration::seconds(5));
     let theirs = other["view_token"].as_str().unwrap();
     for query in [

@@ -58,10 +58,10 @@ async fn a_view_token_opens_one_order_and_nothing_else(db: PgPool) {
 
     let order = domain::OrderId::parse(&id(&mine)).unwrap();
     let stale = world.app.clock.now() - Duration::days(1) - Duration::seconds(5);
-    let stale = world.app.view_tokens.mint(order, stale).unwrap();
+    let stale = world.app.tokens.view.mint(order, stale).unwrap();
     with_view_token(&world, &path, &stale).await.is(401, "token_expired");
     let last_day = world.app.clock.now() - Duration::hours(23);
-    let last_day = world.app.view_tokens.mint(order, last_day).unwrap();
+    let last_day = world.app.tokens.view.mint(order, last_day).unwrap();
     assert_eq!(with_view_token(&world, &path, &last_day).await.status.as_u16(), 200);
 }
 

@@ -23,12 +23,12 @@ use payment_api::App;
 use payment_api::access::auth::{Authenticator, Claimed};
 use payment_api::access::callers::{Callers, KnownCallers};
 use payment_api::access::limits::Limits;
+use payment_api::access::tokens::Tokens;
 use payment_api::access::view_token::ViewTokens;
 use payment_api::config::Settings;
 use payment_api::create::accounts::Accounts;
 use payment_api::create::intake::Intake;
 use payment_api::create::writer::OrderWriter;
-use payment_api::state::InHand;
 use payment_api::watch::hub::Hub;
 use runtime::clock::Clock;
 use runtime::seal::SealKeys;
@@ -129,17 +129,16 @@ impl World {
         }
         let app = Arc::new(App {
             db: db.clone(),
-            in_hand: InHand::new(&setup.settings),
+            in_hand: Arc::new(setup.settings.in_hand()),
             closing: Default::default(),
             syncing: Default::default(),
-            limits: Limits::new(setup.settings.per_address, setup.settings.per_user, setup.redis.as_ref()),
+            limits: Arc::new(Limits::new(setup.settings.per_address, setup.settings.per_user, setup.redis.as_ref())),
             cache: Cache::new(setup.redis),
             accounts: Arc::new(Staged { wechat: gateway.clone() }),
             clock: setup.clock,
             writer: OrderWriter::start(db.clone()),
             intake: Intake::new(publisher, db.clone(), setup.clock),
-            authenticator: setup.authenticator,
-            view_tokens: ViewTokens::new(&VIEW_SECRET.into()),
+            tokens: Tokens::new(setup.authenticator, ViewTokens::new(&VIEW_SECRET.into())),
             hub: Hub::new(setup.settings.streams, stop.clone()),
             hints: Default::default(),
             seal: setup.seal,

@@ -24,11 +24,12 @@ use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoParams, ToSchema};
 
 use super::actions::{Action, carry_out, check, note};
-use crate::access::auth::Admin;
+use crate::access::in_hand::to_the_end;
+use crate::access::tokens::Admin;
 use crate::answer::problem::{ApiError, Problem};
 use crate::create::fields::{Fields, JsonBytes, text};
 use crate::routes::listing::{Faults, Known, page};
-use crate::state::{App, to_the_end};
+use crate::state::App;
 
 /// A case.
 #[derive(Serialize, ToSchema)]

@@ -17,11 +17,12 @@ use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 
 use super::actions::note;
-use crate::access::auth::Admin;
+use crate::access::in_hand::to_the_end;
+use crate::access::tokens::Admin;
 use crate::answer::problem::{ApiError, Problem};
 use crate::create::fields::{Fields, JsonBytes, money, one_of, text};
 use crate::routes::listing::{Faults, Known, page};
-use crate::state::{App, to_the_end};
+use crate::state::App;
 
 /// The rules of one gateway.
 #[derive(Serialize, ToSchema)]

@@ -11,10 +11,11 @@ use time::macros::offset;
 use time::{Date, Duration, OffsetDateTime};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::access::auth::Admin;
+use crate::access::in_hand::to_the_end;
+use crate::access::tokens::Admin;
 use crate::answer::problem::{ApiError, FieldFault, Problem};
 use crate::routes::listing::{Faults, Known, date, midnight};
-use crate::state::{App, to_the_end};
+use crate::state::App;
 
 /// The longest period of one request, in days.
 const MOST_DAYS: i64 = 366;

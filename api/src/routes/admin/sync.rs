@@ -21,10 +21,11 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 
-use crate::access::auth::Admin;
+use crate::access::in_hand::to_the_end;
+use crate::access::tokens::Admin;
 use crate::answer::problem::{ApiError, Problem};
 use crate::routes::orders::{LOOK, OrderPath, OrderView, PATIENCE};
-use crate::state::{App, to_the_end};
+use crate::state::App;
 use crate::watch::synced::Synced;
 
 /// The result of a sync.

@@ -18,9 +18,10 @@ use store::tables::orders::{self, Order};
 use tokio::time::{Instant, sleep};
 
 use super::{OrderPath, OrderView};
-use crate::access::auth::{User, Viewer};
+use crate::access::in_hand::to_the_end;
+use crate::access::tokens::{User, Viewer};
 use crate::answer::problem::{ApiError, Problem};
-use crate::state::{App, to_the_end};
+use crate::state::App;
 
 /// How long a request waits for the worker.
 pub const PATIENCE: Duration = Duration::from_secs(5);

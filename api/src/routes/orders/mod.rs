@@ -25,13 +25,14 @@ pub use close::{__path_close, LOOK, PATIENCE, ask_to_close, close};
 pub use stream::{__path_stream, is_final, stream};
 pub use view::{ExtraPaymentView, OrderPage, OrderView, PayableOrder, PaymentView};
 
-use crate::access::auth::{User, Viewer};
 use crate::access::guard::ClientIp;
+use crate::access::in_hand::to_the_end;
+use crate::access::tokens::{User, Viewer};
 use crate::answer::problem::{ApiError, Problem};
 use crate::create::fields::JsonBytes;
 use crate::create::idempotency::{self, IdempotencyKey};
 use crate::routes::listing::{Filter, Known, page};
-use crate::state::{App, to_the_end};
+use crate::state::App;
 use place::Placement;
 
 /// Place an order and get what the buyer needs to pay it.

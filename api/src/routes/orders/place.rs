@@ -254,7 +254,7 @@ fn account_of(app: &App, order: &Order) -> Result<Arc<dyn Gateway>, ApiError> {
 }
 
 fn shown(app: &App, order: &Order, payment: Payment) -> Result<PayableOrder, ApiError> {
-    let view_token = app.view_tokens.mint(order.id, order.expires_at)?;
+    let view_token = app.tokens.view.mint(order.id, order.expires_at)?;
     Ok(PayableOrder { order: OrderView::of(order), payment, view_token })
 }
 

@@ -19,10 +19,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use utoipa::ToSchema;
 
 use super::{ExtraPaymentView, OrderPath};
-use crate::access::auth::Viewer;
 use crate::access::guard::ClientIp;
+use crate::access::in_hand::to_the_end;
+use crate::access::tokens::Viewer;
 use crate::answer::problem::{ApiError, Problem};
-use crate::state::{App, to_the_end};
+use crate::state::App;
 use crate::watch::hub::Subscription;
 
 /// The longest life of one stream. The browser opens the next one by itself.

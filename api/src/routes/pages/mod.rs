@@ -23,9 +23,10 @@ use tracing::field::display;
 use tracing::{Span, debug};
 use words::Language;
 
+use crate::access::in_hand::to_the_end;
 use crate::access::view_token::AFTER_EXPIRY;
 use crate::answer::problem::ApiError;
-use crate::state::{App, to_the_end};
+use crate::state::App;
 
 /// How long the token in a page is valid: as long as a stream lives. A page that stays open longer reloads itself.
 const TOKEN: Duration = Duration::minutes(30);
@@ -82,14 +83,14 @@ async fn look(app: &App, query: &str) -> Result<Shown, ApiError> {
     // The strongest hint: the gateway is queried now, in case its notice is late or lost.
     app.hints.came_back(&app.db, (order.id, order.status));
     // The token ends with the proof that it stands for, and usually sooner.
-    let view_token = app.view_tokens.mint(order.id, order.expires_at.min(now + TOKEN - AFTER_EXPIRY))?;
+    let view_token = app.tokens.view.mint(order.id, order.expires_at.min(now + TOKEN - AFTER_EXPIRY))?;
     Ok(Shown::Order { order: Box::new(order), view_token })
 }
 
 /// Finds the order by `order` and `view_token`. The token must be for that order.
 async fn by_token(app: &App, query: &str) -> Result<Option<Order>, ApiError> {
     let named = only(query, "order").and_then(|id| OrderId::parse(&id).ok());
-    let held = only(query, "view_token").and_then(|token| app.view_tokens.open(&token).ok());
+    let held = only(query, "view_token").and_then(|token| app.tokens.view.open(&token).ok());
     match named.filter(|named| held == Some(*named)) {
         Some(id) => Ok(orders::get(&app.db, id).await?),
         None => Ok(None),
