@@ -1,4 +1,4 @@
-//! What goes back: problems, answers to gateways, headers, the layers around the routes, logs and the description.
+//! What goes back: problems, headers, the layers around all routes, logs and the description.
 
 pub(crate) mod headers;
 pub(crate) mod layers;
@@ -6,4 +6,3 @@ pub(crate) mod observe;
 pub mod openapi;
 pub mod problem;
 pub mod rarely;
-pub mod refusal;

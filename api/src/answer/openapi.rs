@@ -1,7 +1,5 @@
 //! The description of the routes, which is generated from the same functions.
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::middleware;
 use utoipa::Modify;
@@ -11,7 +9,6 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::answer::headers;
-use crate::state::App;
 
 /// How a caller proves who it is.
 pub struct Tokens;
@@ -27,7 +24,7 @@ impl Modify for Tokens {
 }
 
 /// The routes, with `/openapi.json` and the documentation page `/docs` beside them.
-pub fn with_page(described: OpenApiRouter<Arc<App>>) -> Router<Arc<App>> {
+pub fn with_page<S: Clone + Send + Sync + 'static>(described: OpenApiRouter<S>) -> Router<S> {
     let (routes, mut description) = described.split_for_parts();
     add_shared_answers(&mut description);
     let page = Router::from(SwaggerUi::new("/docs").url("/openapi.json", description));

@@ -1,5 +1,5 @@
 //! The only place where an error becomes an answer: `application/problem+json` (RFC 9457) with a stable `code`. On a
-//! callback route the answer has the gateway's format instead (see [`crate::answer::refusal`]).
+//! callback route the answer has the gateway's format instead.
 
 use std::sync::Arc;
 

@@ -22,8 +22,8 @@ use tracing::{Span, warn};
 use crate::access::guard::{ClientIp, is_allowed, is_listed, unknown_proxy};
 use crate::answer::layers::unread;
 use crate::answer::problem::Rendered;
-use crate::answer::refusal::{CallbackOutcome, CallbackRefusal, accepted, refused};
 use crate::create::intake::Receipt;
+use crate::routes::callback_answers::{CallbackOutcome, CallbackRefusal, accepted, refused};
 use crate::routes::layers::{BodyTime, Bounds, bounded};
 use crate::state::App;
 

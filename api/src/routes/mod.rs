@@ -1,6 +1,7 @@
 //! All routes of the service, one file for each resource.
 
 pub mod admin;
+pub mod callback_answers;
 pub mod callbacks;
 pub mod index;
 mod layers;

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{Method, Request};
 use domain::message::callback::Callback;
-use payment_api::answer::refusal::CallbackOutcome;
+use payment_api::routes::callback_answers::CallbackOutcome;
 use runtime::clock::Clock;
 use serde_json::{Value, json};
 use sqlx::PgPool;
