@@ -9,7 +9,7 @@ fn root() -> PathBuf {
 
 /// Every `.rs` file below a folder of the repository: its path from the root, and its lines without comments, up to the
 /// unit tests at its end.
-fn sources(folder: &str) -> Vec<(String, Vec<String>)> {
+pub fn sources(folder: &str) -> Vec<(String, Vec<String>)> {
     let files = files(folder, "rs");
     files.into_iter().map(|(path, text)| (path, code(&text).into_iter().map(str::to_owned).collect())).collect()
 }
