@@ -40,6 +40,16 @@ async fn start(broker: &TestBroker, options: PublisherOptions) -> (Publisher, Ca
     (publisher, stop)
 }
 
+/// Waits until a publisher has no session. At least 50 ms pass before the next one, so this look finds the gap.
+async fn session_ends(publisher: &Publisher) {
+    let ended = async {
+        while publisher.state() != PublisherState::NoSession {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(LONG, ended).await.expect("the session ends");
+}
+
 /// A queue that takes one message and nacks the rest.
 async fn full_queue(broker: &TestBroker, connection: &Connection, name: &str) {
     let mut arguments = FieldTable::default();
@@ -162,7 +172,7 @@ async fn a_missing_exchange_costs_the_session_and_the_next_one_works() {
     let (publisher, _stop) = start(&broker, PublisherOptions::default()).await;
     let outcome = publisher.publish(message("payment.gone", CALLBACKS, "1".to_owned()), SOON).await;
     assert!(matches!(outcome, Err(PublishError::Lost(_))), "{outcome:?}");
-    sleep(Duration::from_millis(50)).await;
+    session_ends(&publisher).await;
     timeout(SOON, publisher.ready()).await.unwrap();
     publisher.publish(message(PAYMENT_IN, CALLBACKS, "2".to_owned()), SOON).await.unwrap();
 }
@@ -252,12 +262,7 @@ async fn a_hanging_broker_keeps_nobody_waiting() {
         join_all((0..40).map(|n| publish(n.to_string(), Duration::from_millis(200)))).await
     };
     let given_up = async {
-        let given_up = async {
-            while publisher.state() != PublisherState::NoSession {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(LONG, given_up).await.unwrap();
+        session_ends(&publisher).await;
         began.elapsed()
     };
     let (group, rest, given_up) = tokio::join!(group, rest, given_up);
@@ -293,13 +298,21 @@ async fn a_group_that_was_given_up_in_part_proves_nothing() {
     relay.hold(true);
     // More than the sockets on the way take: the first are written, the last are not.
     let body = bytes::Bytes::from(vec![b'b'; 512 * 1024]);
-    let messages =
-        (0..100).map(|n| Message { body: body.clone(), ..message(PAYMENT_IN, CALLBACKS, n.to_string()) }).collect();
+    let given_up = CancellationToken::new();
+    let publish = async |n: usize| {
+        let large = Message { body: body.clone(), ..message(PAYMENT_IN, CALLBACKS, n.to_string()) };
+        let outcome = publisher.publish(large, LONG).await;
+        given_up.cancel();
+        outcome
+    };
+    // One thread: all are handed in before the publisher takes any, so they are one group. While the broker is silent,
+    // only a message that was given up gets an answer.
+    let group = join_all((0..100).map(publish));
     let release = async {
-        sleep(broker::STEP + Duration::from_secs(1)).await;
+        given_up.cancelled().await;
         relay.hold(false);
     };
-    let (outcomes, ()) = tokio::join!(publisher.publish_all(messages, LONG), release);
+    let (outcomes, ()) = tokio::join!(group, release);
     assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
     assert!(outcomes.iter().any(|outcome| matches!(outcome, Err(PublishError::TimedOut))), "{outcomes:?}");
     assert!(matches!(outcomes[0], Err(PublishError::Lost(_))), "confirmed, and no proof: {:?}", outcomes[0]);
@@ -337,6 +350,7 @@ async fn while_the_broker_blocks_callers_are_told_at_once() {
     let outcome = publisher.publish(message(PAYMENT_IN, CALLBACKS, "2".to_owned()), SOON).await;
     assert_eq!(outcome.unwrap_err(), PublishError::Blocked);
     assert!(began.elapsed() < Duration::from_secs(2));
+    // Real time: the block has to last longer than any step may take.
     sleep(broker::STEP + Duration::from_secs(1)).await;
     relay.inject(notice(false));
     relay.hold(false);

@@ -122,13 +122,15 @@ async fn the_next_address_is_tried_when_one_is_dead() {
 async fn a_session_is_rebuilt_when_its_queue_or_its_connection_goes() {
     let broker = TestBroker::new().await;
     let admin = broker.admin().await;
-    let (sessions, stop) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
-    let seen = sessions.clone();
+    let (begun, sessions) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let stop = CancellationToken::new();
+    let (tried, seen) = (begun.clone(), sessions.clone());
     let (uri, token) = (broker.uri(), stop.clone());
     let supervised = tokio::spawn(async move {
         let session = |connection: Arc<Connection>, stop: CancellationToken| {
-            let seen = seen.clone();
+            let (tried, seen) = (tried.clone(), seen.clone());
             async move {
+                tried.fetch_add(1, Ordering::SeqCst);
                 let mut subscription = Subscription::open(&connection, topology::CALLBACKS, 10).await?;
                 seen.fetch_add(1, Ordering::SeqCst);
                 tokio::select! {
@@ -142,16 +144,18 @@ async fn a_session_is_rebuilt_when_its_queue_or_its_connection_goes() {
     reaches(&sessions, 1).await;
     let channel = admin.create_channel().await.unwrap();
     channel.queue_delete(topology::CALLBACKS.into(), QueueDeleteOptions::default()).await.unwrap();
-    sleep(Duration::from_millis(300)).await;
+    // The session has ended, and the next one looks for the queue in vain.
+    reaches(&begun, 2).await;
     topology::declare(&admin).await.unwrap();
     reaches(&sessions, 2).await;
     // The plug-in learns of connections every few seconds, so this is asked again until it has an effect.
-    let deadline = Instant::now() + 2 * SOON;
-    while sessions.load(Ordering::SeqCst) < 3 {
-        assert!(Instant::now() < deadline, "no third session");
+    let (deadline, known) = (Instant::now() + 2 * SOON, begun.load(Ordering::SeqCst));
+    while begun.load(Ordering::SeqCst) == known {
+        assert!(Instant::now() < deadline, "the closed connection ends no session");
         broker.close_connections().await;
-        sleep(Duration::from_millis(500)).await;
+        sleep(Duration::from_millis(100)).await;
     }
+    reaches(&sessions, 3).await;
     stop.cancel();
     timeout(SOON, supervised).await.unwrap().unwrap().unwrap();
 }
@@ -162,14 +166,18 @@ async fn a_handshake_that_has_begun_comes_to_its_end_before_the_session_is_given
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let uri = SecretString::from(format!("amqp://u:p@{}/%2f", listener.local_addr().unwrap()));
     let stop = CancellationToken::new();
-    let token = stop.clone();
-    let supervised =
-        tokio::spawn(async move { broker::supervise("test", &uri, token, async |_, _| Err(BrokerError::Lost)).await });
+    let supervise = |uri: SecretString| {
+        let token = stop.clone();
+        tokio::spawn(async move { broker::supervise("test", &uri, token, async |_, _| Err(BrokerError::Lost)).await })
+    };
+    let supervised = supervise(uri);
+    let without_handshake = supervise(SecretString::from("amqp://u:p@127.0.0.1:1/v"));
     let (mut look, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
     look.write_all(&[1, 0, 0, 0, 0, 0, 0]).await.unwrap();
     let (handshake, _) = timeout(SOON, listener.accept()).await.unwrap().unwrap();
     stop.cancel();
-    sleep(Duration::from_millis(300)).await;
+    // One that waits for no handshake ends at once.
+    timeout(SOON, without_handshake).await.unwrap().unwrap().unwrap();
     assert!(!supervised.is_finished(), "the handshake was dropped");
     drop(handshake);
     timeout(SOON, supervised).await.unwrap().unwrap().unwrap();
