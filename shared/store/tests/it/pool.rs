@@ -121,8 +121,8 @@ async fn using_a_connection_warns_nobody(db: PgPool) {
     let warnings = Warnings::default();
     let _here = tracing_subscriber::registry().with(warnings.clone()).set_default();
     pool.execute("set client_min_messages = 'warning'").await.unwrap();
-    for rest in [0, 0, 150] {
-        tokio::time::sleep(Duration::from_millis(rest)).await;
+    for _ in 0..3 {
+        at_rest(&pool, 1).await;
         store::connect::ping(&pool).await.unwrap();
     }
     assert_eq!(warnings.0.load(Ordering::SeqCst), 0);
@@ -150,13 +150,22 @@ async fn by_a_relay(db: &PgPool) -> (PgPool, Relay) {
     (store::connect::connect(&SecretString::from(String::from(url)), "test", 2).await.unwrap(), relay)
 }
 
+/// Waits until this many connections rest in the pool.
+async fn at_rest(pool: &PgPool, count: usize) {
+    let back = async {
+        while pool.num_idle() != count {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), back).await.expect("the connections come back");
+}
+
 #[sqlx::test]
 async fn resting_connections_whose_server_has_vanished_are_replaced_within_one_acquire(db: PgPool) {
     let (pool, relay) = by_a_relay(&db).await;
     let (first, second) = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
     drop((first, second));
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(pool.num_idle(), 2);
+    at_rest(&pool, 2).await;
     relay.strand();
     for _ in 0..2 {
         store::connect::ping(&pool).await.unwrap();

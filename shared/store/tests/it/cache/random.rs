@@ -47,6 +47,7 @@ impl Dice {
     }
 
     async fn rest(&self, milliseconds: u64) {
+        // Real time: readers, writers and faults come at random moments.
         sleep(Duration::from_millis(self.below(milliseconds))).await;
     }
 }
@@ -170,6 +171,7 @@ impl Stage {
 
 async fn hold(way: &Relay, milliseconds: u64) {
     way.hold(true);
+    // Real time: Redis hangs this long.
     sleep(Duration::from_millis(milliseconds)).await;
     way.hold(false);
 }

@@ -14,6 +14,7 @@ use super::{World, connected, counted, eventually, recorder, relay, version};
 
 /// Until what was committed before must be seen, with room for two clocks that count milliseconds.
 pub async fn a_second() {
+    // Real time: copies grow old by the clocks of Redis and of the process.
     sleep(FRESH + Duration::from_millis(20)).await;
 }
 
