@@ -98,6 +98,7 @@ async fn comes_back(world: &World, order: &Order, back: Back) -> Duration {
         if world.shop.order(order).await["status"] == "paid" {
             return Some(());
         }
+        // Real time: no frontend looks more often.
         sleep(LOOK).await;
         None
     })

@@ -167,6 +167,7 @@ async fn commits_that_wait_for_a_standby_are_given_up_and_found_done_when_it_is_
     under_load(&world, async {
         others_go_on(&world).await;
         world.servers().server("kill", "standby").await;
+        // Real time: the standby has to be away longer than any client waits.
         sleep(Duration::from_secs(45)).await;
         world.servers().server("start", "standby").await;
         others_go_on(&world).await;

@@ -39,6 +39,7 @@ async fn lock_the_wrong_way_round(world: &World, go_on: &AtomicBool) {
         for row in few {
             let lock = sqlx::query("select 1 from payment_orders where id = $1::text::bpchar for update");
             lock.bind(row.get::<String, _>(0)).execute(&mut *tx).await.expect("not the one that is ended");
+            // Real time: a transaction holds each lock for a while.
             sleep(Duration::from_millis(20)).await;
         }
         tx.rollback().await.expect("a rollback");
@@ -68,7 +69,7 @@ async fn serialization_failures_and_deadlocks_are_tried_again_and_lose_nothing()
         eventually("transactions collide", SOON * 3, async || {
             let enough =
                 told(&world, "could not serialize access") >= ENOUGH && told(&world, "deadlock detected") >= ENOUGH;
-            sleep(Duration::from_millis(500)).await;
+            sleep(Duration::from_millis(100)).await;
             enough.then_some(())
         })
         .await;

@@ -118,6 +118,7 @@ async fn a_database_that_answers_late_again_and_again_delays_and_loses_nothing()
         let late = async {
             for _ in 0..4 {
                 database.hold(true);
+                // Real time: the database answers this late.
                 sleep(Duration::from_millis(700)).await;
                 database.hold(false);
                 sleep(Duration::from_millis(100)).await;
