@@ -130,6 +130,7 @@ impl Bench {
         gateway_sim::keys::point_at(&folder, &format!("http://{address}")).unwrap();
         let (simulator, before, db) = (self.simulator.address(), self.before.clone(), self.world.db.clone());
         tokio::spawn(async move {
+            // Real time: the gateways are away this long.
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             carry_wire(TcpListener::bind(address).await.unwrap(), simulator, before, db).await;
         });

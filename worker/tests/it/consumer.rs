@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
-use broker::topology::{CALLBACKS, DEAD};
+use broker::topology::{self, CALLBACKS, DEAD};
 use broker::{BrokerError, Connection, Delivery, Message, Publisher, PublisherOptions, Subscription};
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
@@ -52,6 +52,16 @@ async fn with_messages_in(queue: &str, number: usize) -> (TestBroker, Connection
 
 fn numbers(batch: &[Delivery]) -> Vec<usize> {
     batch.iter().map(|delivery| String::from_utf8_lossy(&delivery.data).parse().unwrap()).collect()
+}
+
+/// Waits until this is so.
+async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !is_so().await {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
 /// Everything that lies in a queue, with its redelivered flag: waits for as many as are expected, then a moment for
@@ -171,7 +181,13 @@ async fn a_stop_finishes_what_was_delivered_and_leaves_the_rest() {
     let (stop, settled) = (CancellationToken::new(), RefCell::new(HashSet::new()));
     let run = consumer::run(&connection, CALLBACKS, OPTIONS, stop.clone(), async |batch| {
         stop.cancel();
-        sleep(Duration::from_millis(50)).await;
+        if settled.borrow().is_empty() {
+            // The lane has all that it prefetches: this batch and the next one.
+            until("two batches are delivered", async || {
+                topology::depth(&connection, CALLBACKS).await.unwrap() as usize == 300 - 2 * OPTIONS.max
+            })
+            .await;
+        }
         settled.borrow_mut().extend(numbers(batch));
         Ok::<_, io::Error>(vec![Ack::Done; batch.len()])
     });
@@ -196,7 +212,7 @@ async fn an_ack_that_came_too_late_is_an_error_and_the_messages_come_again() {
     let connection = broker::open(&SecretString::from(String::from(through)), "test").await.unwrap();
     let run = consumer::run(&connection, CALLBACKS, OPTIONS, CancellationToken::new(), async |batch| {
         relay.cut();
-        sleep(Duration::from_millis(500)).await;
+        until("the connection is lost", async || !connection.status().connected()).await;
         Ok::<_, io::Error>(vec![Ack::Done; batch.len()])
     });
     let ended = timeout(SOON, run).await.unwrap();
@@ -214,9 +230,7 @@ async fn a_queue_deleted_under_the_consumer_ends_the_run() {
             let queue = channel.queue_declare(CALLBACKS.into(), passive, FieldTable::default()).await.unwrap();
             queue.consumer_count()
         };
-        while consumers().await != 1 {
-            sleep(Duration::from_millis(20)).await;
-        }
+        until("a consumer", async || consumers().await == 1).await;
         channel.queue_delete(CALLBACKS.into(), Default::default()).await.unwrap();
     };
     let settle = async |batch: &[Delivery]| Ok::<_, io::Error>(vec![Ack::Done; batch.len()]);
@@ -249,15 +263,19 @@ async fn two_lanes_have_two_batches_in_hand_at_once() {
 #[tokio::test]
 async fn a_lane_that_fails_ends_the_others_and_takes_nothing_from_them() {
     let (_broker, connection) = with_messages_in(DEAD, 300).await;
-    let (both, calls, settled) = (Barrier::new(2), Cell::new(0), RefCell::new(HashSet::new()));
+    let (both, calls, panics, settled) = (Barrier::new(2), Cell::new(0), Cell::new(0), RefCell::new(HashSet::new()));
     let options = BatchOptions { lanes: 2, ..OPTIONS };
     let run = consumer::run(&connection, DEAD, options, CancellationToken::new(), async |batch| {
         calls.set(calls.get() + 1);
         if calls.get() <= 2 {
             both.wait().await;
         }
-        assert!(!numbers(batch).contains(&0), "planted");
-        sleep(Duration::from_millis(200)).await;
+        if numbers(batch).contains(&0) {
+            panics.set(panics.get() + 1);
+            panic!("planted");
+        }
+        // Once with its batch, and three times alone: then its lane has failed.
+        until("the other lane has failed", async || panics.get() == 4).await;
         settled.borrow_mut().extend(numbers(batch));
         Ok::<_, io::Error>(vec![Ack::Done; batch.len()])
     });

@@ -75,7 +75,14 @@ async fn of_two_that_link_at_once_one_fails(db: PgPool) {
         assert!(matches!(linked, Err(DbError::Constraint(_))), "{linked:?}");
     };
     let commit = async {
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        let waits = "select count(*) from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock'";
+        let second_waits = async {
+            while sqlx::query_scalar::<_, i64>(waits).fetch_one(&db).await.unwrap() == 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, second_waits).await.expect("the second waits for the first");
         one.commit().await.unwrap();
     };
     tokio::join!(second, commit);

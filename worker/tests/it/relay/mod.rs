@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use broker::consume::headers;
 use broker::topology::{self, Needs};
-use broker::{Connection, Delivery, Publisher, PublisherOptions, Subscription, callback_from};
+use broker::{Connection, Delivery, Publisher, PublisherOptions, PublisherState, Subscription, callback_from};
 use domain::OrderId;
 use domain::PaymentMethod::{Alipay, Wechat};
 use domain::message::event::Event;
@@ -38,6 +38,10 @@ const LEADER: &str = "select pid from pg_locks where locktype = 'advisory' and g
                       (select oid from pg_database where datname = current_database())";
 const LEADERS: &str = "select count(*) from pg_locks where locktype = 'advisory' and granted and database = \
                        (select oid from pg_database where datname = current_database())";
+/// 1 once the active relay has measured the backlog a second after the jobs became due, which is several rounds later.
+const GOES_ROUND: &str = "select count(*) from pg_stat_activity join pg_locks using (pid)
+    where locktype = 'advisory' and granted and database = (select oid from pg_database where datname = current_database())
+      and query_start > (select max(due_at) from jobs) + interval '1 s'";
 /// Long enough for a busy machine; every wait ends as soon as what it waits for is there.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -95,8 +99,9 @@ impl Road {
     }
 
     /// A relay as a process has it: a runtime and a pool of its own. It reaches the database by `database`, and
-    /// publishes to `broker`.
-    fn start_through(&self, settings: Settings, database: PgConnectOptions, broker: &SecretString) {
+    /// publishes to `broker` with the publisher that is returned.
+    fn start_through(&self, settings: Settings, database: PgConnectOptions, broker: &SecretString) -> Publisher {
+        let (hand_out, publisher) = std::sync::mpsc::channel();
         let (uri, broker, stop) = (self.broker.uri(), broker.clone(), self.stop.clone());
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -104,12 +109,14 @@ impl Road {
                 let db = PgPoolOptions::new().max_connections(4).connect_lazy_with(database);
                 let done = CancellationToken::new();
                 let publisher = Publisher::start(&broker, "relay-publisher", PUBLISHING, done.clone()).unwrap();
+                hand_out.send(publisher.clone()).unwrap();
                 let copies = Renewer::new(Some(redis(&db).await));
                 let relay = Relay { db, publisher, amqp_url: uri, clock: Clock::system(), settings, copies };
                 relay.run(&stop).await;
                 done.cancel();
             });
         });
+        publisher.recv().expect("the relay has a publisher")
     }
 
     async fn write(&self, new: &[Event]) {
@@ -285,7 +292,7 @@ async fn a_closed_road_does_not_cost_the_lead(db: PgPool) {
     let watch = async {
         road.until(LEADERS, 1).await;
         let leader = road.leader().await;
-        // Longer than the server bears silence.
+        // Real time: the server ends a silent session after 15 s.
         tokio::time::sleep(Duration::from_secs(17)).await;
         assert_eq!(road.leader().await, leader);
         road.stop.cancel();
@@ -317,8 +324,11 @@ async fn a_lock_in_the_way_costs_neither_the_lead_nor_a_repeat(db: PgPool) {
     World::new(db.clone()).pending_order(Alipay, "8").await;
     sqlx::query("update jobs set due_at = now()").execute(&db).await.unwrap();
     road.until("select count(*) from jobs where fence > 0", 1).await;
-    // Some rounds later it still leads, and has published nothing again.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Some rounds later it still leads, and has published nothing again. A round takes the events before the jobs.
+    for _ in 0..5 {
+        sqlx::query("update jobs set due_at = now(), lease_until = null, fence = 0").execute(&db).await.unwrap();
+        road.until("select count(*) from jobs where fence > 0", 1).await;
+    }
     assert_eq!(road.leader().await, leader);
     held.rollback().await.unwrap();
     road.until(UNPUBLISHED, 0).await;
@@ -394,17 +404,20 @@ async fn while_the_broker_blocks_nothing_is_leased_and_then_everything_goes_out(
     let mut through = target;
     through.set_port(Some(between.port())).unwrap();
     let through = SecretString::from(String::from(through));
-    road.start_through(Settings::default(), (*db.connect_options()).clone(), &through);
+    let publisher = road.start_through(Settings::default(), (*db.connect_options()).clone(), &through);
     // One event shows that the publisher is connected and idle again.
     road.write(&[event("before", "order.paid", Some(1))]).await;
     road.until(UNPUBLISHED, 0).await;
     between.inject(notice(true));
-    // There is no way to ask the client whether it has received this frame, so the test waits for a moment.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let patience = tokio::time::Instant::now() + PATIENCE;
+    while publisher.state() != PublisherState::Blocked {
+        assert!(tokio::time::Instant::now() < patience, "the publisher does not hear of the block");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let order = World::new(db).pending_order(Alipay, "8").await;
     sqlx::query("update jobs set due_at = now()").execute(&road.db).await.unwrap();
     road.write(&[event("during", "order.paid", Some(2))]).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    road.until(GOES_ROUND, 1).await;
     let fences: Vec<i64> = sqlx::query_scalar("select fence from jobs").fetch_all(&road.db).await.unwrap();
     assert_eq!(fences, [0], "the check of order {} was never leased", order.order_no);
     road.until(UNPUBLISHED, 1).await;
