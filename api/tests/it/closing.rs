@@ -68,7 +68,7 @@ async fn without_a_worker_the_answer_says_where_to_look(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
     let (closed, synced) = tokio::join!(close(&world, &id), async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        asked(&world, &json!({ "close": true })).await;
         world.ask(Who::Admin("a1"), Method::POST, &format!("/v1/admin/orders/{id}/sync"), None).await
     });
     for answer in [&closed, &synced] {

@@ -83,6 +83,7 @@ async fn a_body_has_64_kib_at_most(db: PgPool) {
 fn halting(first: &str, silence: Duration, second: &str) -> Body {
     let parts = [(Duration::ZERO, first.to_owned()), (silence, second.to_owned())];
     Body::from_stream(futures_util::stream::iter(parts).then(|(silence, part)| async move {
+        // Real time: the sender's network is this slow.
         tokio::time::sleep(silence).await;
         Ok::<_, std::io::Error>(part)
     }))

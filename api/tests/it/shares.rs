@@ -1,6 +1,9 @@
 //! How many slots one client may hold at once: only requests in progress hold slots, and other clients find free ones.
 
+use std::future::pending;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -14,9 +17,18 @@ use tokio::time::{Instant, sleep};
 
 use crate::world::{Mood, PATIENCE, Setup, World, creation, signed, wechat_order};
 
-/// A body whose first part has come and whose next never comes.
+/// A body that never comes.
 fn stalled() -> Body {
-    Body::from_stream(stream::pending::<Result<Vec<u8>, std::io::Error>>())
+    awaited_in_vain(&Arc::default())
+}
+
+/// The same, and it counts when it is waited for.
+fn awaited_in_vain(awaited: &Arc<AtomicUsize>) -> Body {
+    let awaited = awaited.clone();
+    Body::from_stream(stream::once(async move {
+        awaited.fetch_add(1, Ordering::SeqCst);
+        pending::<Result<Vec<u8>, std::io::Error>>().await
+    }))
 }
 
 async fn world(db: PgPool, set: impl FnOnce(&mut Setup)) -> World {
@@ -61,11 +73,13 @@ async fn many_closes_of_one_order_are_one(db: PgPool) {
     // All of them may wait.
     let world = world(db, |setup| setup.settings.requests = 512).await;
     let id = world.placed("u1").await;
+    let waiting = &world.app.in_hand.waiting;
+    let free = waiting.available_permits();
     let before: i64 = world.one("select fence from jobs where kind = 'check'").await;
     let worker = async {
         let asked = "select count(*) from jobs where payload ? 'close'";
         until("the close is asked for", async || world.one::<i64>(asked).await == 1).await;
-        sleep(Duration::from_millis(300)).await;
+        until("all of them wait", async || waiting.available_permits() == free - 50).await;
         assert_eq!(world.one::<i64>("select fence from jobs where kind = 'check'").await, before + 1, "asked once");
         world.close_locally(&id).await;
     };
@@ -151,14 +165,15 @@ async fn closes_that_wait_leave_slots_to_the_others(db: PgPool) {
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_body_that_does_not_come_holds_no_slot(db: PgPool) {
     let world = world(db, |setup| (setup.settings.requests, setup.settings.callbacks) = (1, 1)).await;
+    let awaited = Arc::new(AtomicUsize::new(0));
     let slow = || {
         let request = signed(Method::POST, "/v1/orders", "u1").header("idempotency-key", "k1");
-        world.send(request.header("content-type", "application/json").body(stalled()).unwrap())
+        world.send(request.header("content-type", "application/json").body(awaited_in_vain(&awaited)).unwrap())
     };
     let path = "/v1/callbacks/alipay/main";
-    let slow_callback = || world.send(Request::post(path).body(stalled()).unwrap());
+    let slow_callback = || world.send(Request::post(path).body(awaited_in_vain(&awaited)).unwrap());
     let quick = async {
-        sleep(Duration::from_millis(200)).await;
+        until("each body is waited for", async || awaited.load(Ordering::SeqCst) == 16).await;
         for _ in 0..3 {
             assert_eq!(world.get("/v1/orders", "u2").await.status.as_u16(), 200);
             let forged = world.send(Request::post(path).body(Body::from("sign=x&sign_type=RSA2")).unwrap()).await;
