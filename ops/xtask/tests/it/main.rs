@@ -1,5 +1,6 @@
 //! What this tool relies on: that the checks which it runs can fail.
 
+mod migrations;
 mod rooms;
 mod supply;
 mod tidy;

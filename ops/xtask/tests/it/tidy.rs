@@ -15,7 +15,7 @@ pub fn sources(folder: &str) -> Vec<(String, Vec<String>)> {
 }
 
 /// Every file below a folder of the repository whose name ends like this: its path from the root, and its text.
-fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
+pub fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {
@@ -216,104 +216,6 @@ fn only_the_clock_reads_the_time_of_day() {
     assert_eq!(offences(SERVICE, &except, &words), [""; 0]);
 }
 
-/// From here on a migration that takes something away says so in its name (`ops/decisions/0013`).
-const SAYS_THAT_IT_CONTRACTS: i64 = 13;
-
-/// Whether a statement takes away what an older release may use, or asks of it what it does not give.
-fn contracts(statement: &str) -> bool {
-    let words = statement.split_whitespace().collect::<Vec<_>>().join(" ");
-    let has = |what: &str| words.contains(what);
-    let takes = ["drop column", " rename ", "set not null", "drop default", " set data type ", " set schema "];
-    let table = words.starts_with("alter table ") && takes.iter().any(|take| has(take));
-    let retyped = words.starts_with("alter table ") && has(" alter column ") && has(" type ");
-    let asked = words.starts_with("alter table ")
-        && words
-            .split(',')
-            .any(|part| part.contains("add column ") && part.contains(" not null") && !part.contains(" default "));
-    words.starts_with("drop table ") || words.starts_with("truncate ") || table || retyped || asked
-}
-
-/// What is wrong with the name of a migration, for releases that do not know it and read nothing else of it.
-fn faults_of_name(path: &str, text: &str) -> Vec<&'static str> {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    let (version, rest) = name.split_once('_').unwrap_or((name, ""));
-    let version: i64 = version.parse().expect("a migration begins with its number");
-    let from = rest.strip_prefix("contract_from_").and_then(|rest| rest.split('_').next()?.parse::<i64>().ok());
-    let lines = text.lines().filter(|line| !line.trim_start().starts_with("--"));
-    let statements = lines.collect::<Vec<_>>().join(" ");
-    let takes = statements.to_lowercase().split(';').any(|statement| contracts(statement.trim()));
-    match from {
-        None if rest.starts_with("contract") => vec!["does not say for whom: `NNNN_contract_from_MMMM_what.sql`"],
-        None if takes && version >= SAYS_THAT_IT_CONTRACTS => vec!["takes something away and does not say so"],
-        Some(from) if !(1..=version).contains(&from) => vec!["is for builds that know a migration that is not there"],
-        _ => Vec::new(),
-    }
-}
-
-/// Trap: a release that still runs, or is started again while another rolls out, finds gone what it reads.
-#[test]
-fn a_migration_that_takes_something_away_says_from_which_one_on_a_build_can_do_without() {
-    for expands in [
-        "alter table a add column b text;",
-        "alter table a add column b text not null default '';",
-        "alter table a add column c int, add constraint b check (c is not null) not valid;",
-        "-- drop table a;\ncreate table b (type text not null);",
-    ] {
-        assert_eq!(faults_of_name("migrations/0013_more.sql", expands), [""; 0], "{expands}");
-    }
-    for takes in [
-        "create table b (c int);\nDROP TABLE a;",
-        "alter table a drop column b;",
-        "alter table a rename column b to c;",
-        "alter table a rename to b;",
-        "alter table a\n  alter column b set not null;",
-        "alter table a alter column b type bigint;",
-        "alter table a add column b text not null;",
-    ] {
-        assert_eq!(faults_of_name("migrations/0013_less.sql", takes).len(), 1, "{takes}");
-        assert_eq!(faults_of_name("migrations/0013_contract_from_0012_less.sql", takes), [""; 0], "{takes}");
-    }
-    for wrong in ["0014_contract_less.sql", "0014_contract_from_0015_x.sql", "0014_contract_from_less.sql"] {
-        assert_eq!(faults_of_name(wrong, "").len(), 1, "{wrong}");
-    }
-    for (path, text) in files("migrations", "sql") {
-        assert_eq!(faults_of_name(&path, &text), [""; 0], "{path}");
-    }
-}
-
-/// What is wrong with a migration that builds or drops an index beside the writers.
-fn faults_of_migration(text: &str) -> Vec<&'static str> {
-    let statements: String =
-        text.lines().filter(|line| !line.trim_start().starts_with("--")).collect::<Vec<_>>().join(" ");
-    let words = statements.to_lowercase();
-    let mut faults = Vec::new();
-    if words.split_whitespace().any(|word| word == "concurrently") {
-        if !text.starts_with("-- no-transaction") {
-            faults.push("runs in a transaction, which such an index refuses: begin with `-- no-transaction`");
-        }
-        if words.split_whitespace().collect::<Vec<_>>().windows(3).any(|three| three == ["if", "not", "exists"]) {
-            faults.push("`if not exists` calls the invalid index of a broken run a success");
-        }
-        if statements.split(';').filter(|statement| !statement.trim().is_empty()).count() > 1 {
-            faults.push("is not alone: half of it stays when the other half fails");
-        }
-    }
-    faults
-}
-
-/// Trap: such an index deadlocks with a second runner, is left invalid, and then found to exist.
-#[test]
-fn an_index_beside_the_writers_has_a_migration_of_its_own() {
-    let good = "-- no-transaction\n-- Built concurrently, if not exists is no help.\n\ncreate index concurrently a on b (c);\n";
-    assert_eq!(faults_of_migration(good), [""; 0]);
-    assert_eq!(faults_of_migration("-- Not concurrently.\ncreate index if not exists a on b (c);"), [""; 0]);
-    let bad = "create table b (c int);\nCREATE INDEX CONCURRENTLY\n  IF NOT EXISTS a ON b (c);";
-    assert_eq!(faults_of_migration(bad).len(), 3);
-    for (path, text) in files("migrations", "sql") {
-        assert_eq!(faults_of_migration(&text), [""; 0], "{path}");
-    }
-}
-
 #[test]
 fn no_file_is_longer_than_a_reader_can_hold() {
     let folders = ["shared", "api", "worker", "ops"];
@@ -326,6 +228,55 @@ fn no_file_is_longer_than_a_reader_can_hold() {
         })
         .collect();
     assert_eq!(long, [""; 0]);
+}
+
+/// Whether a line of code waits longer than a poll may.
+fn sleeps_long(line: &str) -> bool {
+    // Without what stands in quotes.
+    let code: String = line.split('"').step_by(2).collect();
+    let Some((_, wait)) = code.split_once("sleep(") else { return false };
+    let milliseconds = wait
+        .split("from_millis(")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')')?.0.replace('_', "").parse::<u64>().ok());
+    ["from_secs", "from_mins"].iter().any(|unit| wait.contains(unit)) || milliseconds.max() > Some(100)
+}
+
+/// The part of a file that is test code: all of it, or the unit tests at its end.
+fn test_code<'a>(path: &str, text: &'a str) -> &'a str {
+    let is_test = ["ops/e2e/", "ops/testkit/"].iter().any(|start| path.starts_with(start));
+    if is_test || path.contains("/tests/") || path.ends_with("tests.rs") {
+        return text;
+    }
+    text.split_once("#[cfg(test)]\nmod tests {").map_or("", |(_, tests)| tests)
+}
+
+/// The lines of test code that wait longer than a poll may, and do not say why.
+fn long_sleeps(path: &str, text: &str) -> Vec<String> {
+    let lines: Vec<&str> = test_code(path, text).lines().map(str::trim).collect();
+    let has_reason = |n: usize| n > 0 && lines[n - 1].starts_with("// Real time:");
+    let long = (0..lines.len()).filter(|n| sleeps_long(lines[*n]) && !has_reason(*n));
+    long.map(|n| format!("{path}: {}", lines[n])).collect()
+}
+
+/// A test that sleeps for a moment fails on a slow machine and wastes time on a fast one. So a test polls for what shows
+/// that something has happened, or waits for something that comes after what must not happen.
+#[test]
+fn no_test_sleeps_longer_than_a_poll_without_a_reason() {
+    let planted = [
+        "sleep(Duration::from_millis(100)).await;",
+        "sleep(Duration::from_millis(101)).await;",
+        "// Real time: an outage.",
+        "sleep(STEP + Duration::from_secs(1)).await;",
+        "sleep(Duration::from_secs(1)).await;",
+    ];
+    let (of, planted) = (|n: usize| format!("a/tests/b.rs: {}", planted[n]), planted.join("\n"));
+    assert_eq!(long_sleeps("a/tests/b.rs", &planted), [of(1), of(4)]);
+    assert_eq!(long_sleeps("a/src/b.rs", &planted), [""; 0]);
+    assert_eq!(long_sleeps("a/src/b.rs", &format!("#[cfg(test)]\nmod tests {{\n{planted}\n}}")).len(), 2);
+    let all = ["shared", "api", "worker", "ops"].iter().flat_map(|folder| files(folder, "rs"));
+    let found: Vec<String> = all.flat_map(|(path, text)| long_sleeps(&path, &text)).collect();
+    assert_eq!(found, [""; 0]);
 }
 
 /// The words that `ops/words.md` gives up: those in backticks in the third column of its table, and in its last line.
