@@ -15,7 +15,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use url::Url;
 
-use crate::shop::{Answer, Order, answer, http_client};
+use crate::http::{Answer, answer, http_client};
+use crate::shop::Order;
 use crate::{Gateway, Overrides, SignedCallback, slug};
 
 /// Both gateways, simulated.

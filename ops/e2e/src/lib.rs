@@ -1,10 +1,10 @@
 //! End-to-end tests: the built programs as child processes, real servers, and the simulator in place of the gateways.
 //!
 //! Reading order: [`world`] (what a test holds), [`servers`] (the database and the broker), [`process`] (one
-//! program and its log), [`gateways`] (the buyer's and the gateways' side), [`shop`] (the merchant's frontend),
-//! [`downstream`] (the consumer of the events), [`history`] (what the independent witnesses say, and whether they
-//! agree), [`books`] (when to compare them), [`load`] (buyers who never stop), [`disk`] (a disk that a test can
-//! fill), [`held`] (the moment between a gateway's answer and the commit).
+//! program and its log), [`http`] (the clients), [`gateways`] (the buyer's and the gateways' side), [`shop`] (the
+//! merchant's frontend), [`downstream`] (the consumer of the events), [`history`] (what the independent witnesses say,
+//! and whether they agree), [`books`] (when to compare them), [`load`] (buyers who never stop), [`disk`] (a disk that a
+//! test can fill), [`held`] (the moment between a gateway's answer and the commit).
 //!
 //! No test sleeps for a fixed time to wait for something: [`eventually`] polls until a deadline.
 
@@ -14,6 +14,7 @@ pub mod downstream;
 pub mod gateways;
 pub mod held;
 pub mod history;
+pub mod http;
 pub mod load;
 pub mod metrics;
 pub mod process;

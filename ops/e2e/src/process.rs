@@ -243,7 +243,7 @@ impl Process {
     }
 
     async fn get(&self, path: &str) -> Option<(u16, String)> {
-        let client = crate::shop::http_client();
+        let client = crate::http::http_client();
         let answer =
             client.get(format!("http://{}{path}", self.ops)).timeout(Duration::from_secs(5)).send().await.ok()?;
         Some((answer.status().as_u16(), answer.text().await.ok()?))

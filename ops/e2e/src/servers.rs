@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use testkit::TestBroker;
 use url::Url;
 
+use crate::http::install_crypto;
 use crate::process::binaries;
 use crate::unique;
 
@@ -269,10 +270,4 @@ impl Drop for PrivateServers {
         let _ = self.command(&["down"]).output();
         let _ = fs::remove_dir_all(&self.dir);
     }
-}
-
-/// Chooses the crypto provider of this process, before a library does.
-pub fn install_crypto() {
-    // This fails only if a provider is already installed, and every caller installs the same one.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }

@@ -1,14 +1,13 @@
 //! The merchant's side: a frontend that creates orders, requests refunds, and reads both.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use reqwest::header::RETRY_AFTER;
-use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::history::Answered;
+use crate::http::{Answer, answer, http_client};
 use crate::{Gateway, SOON, eventually, slug, unique};
 
 /// The buyer, unless a test names another.
@@ -24,31 +23,6 @@ pub struct Shop {
     pub jwt_secret: String,
     /// Every answer to a request that creates something.
     answers: Mutex<Vec<Answered>>,
-}
-
-/// An answer, read completely.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    /// The status.
-    pub status: u16,
-    /// The body.
-    pub text: String,
-    /// The seconds after which a retry makes sense, if the answer states them.
-    pub retry_after: Option<u64>,
-}
-
-impl Answer {
-    /// The body as JSON, null if it is none.
-    #[must_use]
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.text).unwrap_or_default()
-    }
-
-    /// The `code` of a problem.
-    #[must_use]
-    pub fn code(&self) -> String {
-        self.json()["code"].as_str().unwrap_or_default().to_owned()
-    }
 }
 
 /// An order as its buyer sees it.
@@ -288,30 +262,4 @@ pub fn fen(yuan: &str) -> i64 {
 #[must_use]
 pub fn yuan(fen: i64) -> String {
     format!("{}.{:02}", fen / 100, fen % 100)
-}
-
-/// Sends the request and reads the whole answer.
-///
-/// # Errors
-/// When there is no answer.
-pub async fn answer(request: RequestBuilder) -> Result<Answer, reqwest::Error> {
-    let response = request.send().await?;
-    let status = response.status().as_u16();
-    let retry_after = response.headers().get(RETRY_AFTER).and_then(|wait| wait.to_str().ok()?.parse().ok());
-    Ok(Answer { status, text: response.text().await?, retry_after })
-}
-
-/// The shared client, for everything that needs no connection of its own.
-#[must_use]
-pub fn http_client() -> Client {
-    static CLIENT: OnceLock<Client> = OnceLock::new();
-    CLIENT.get_or_init(new_client).clone()
-}
-
-/// A client with its own connections.
-#[must_use]
-pub fn new_client() -> Client {
-    crate::servers::install_crypto();
-    let builder = Client::builder().no_proxy().timeout(Duration::from_secs(30));
-    builder.build().expect("an HTTP client")
 }

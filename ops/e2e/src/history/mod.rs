@@ -11,6 +11,7 @@ mod read;
 mod refunds;
 #[cfg(test)]
 mod tests;
+mod violation;
 
 use std::collections::BTreeMap;
 
@@ -18,8 +19,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use sqlx::FromRow;
 
-pub use judge::{Invariant, Violation, judge, judge_at_any_moment};
+pub use judge::{judge, judge_at_any_moment};
 pub use outside::{Balance, balance};
+pub use violation::{Invariant, Violation};
 
 /// Everything that the witnesses recorded.
 #[derive(Debug, Clone, Default)]

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::judge::Found;
-use super::{History, Invariant, Order, Payment, ReturnedThere, Trade};
+use super::violation::{Found, Invariant};
+use super::{History, Order, Payment, ReturnedThere, Trade};
 
 /// The kinds of case that report a refund which our books lack.
 const TELLS: [&str; 2] = ["unknown_refund", "refunded_elsewhere"];

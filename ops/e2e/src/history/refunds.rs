@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::judge::Found;
-use super::{History, Invariant, Order, Payment, Refund};
+use super::violation::{Found, Invariant};
+use super::{History, Order, Payment, Refund};
 use crate::shop::yuan;
 
 /// Money moved exactly once for each refund that succeeded at a gateway, and for no other refund.

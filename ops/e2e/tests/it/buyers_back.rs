@@ -7,7 +7,8 @@
 use std::env;
 use std::time::{Duration, Instant};
 
-use e2e::shop::{Purchase, http_client};
+use e2e::http::http_client;
+use e2e::shop::Purchase;
 use e2e::{Gateway, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use tokio::time::sleep;

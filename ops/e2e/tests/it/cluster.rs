@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use broker::topology;
+use e2e::http::{Answer, http_client};
 use e2e::process::{Ended, Process};
 use e2e::servers::{PrivateServers, Servers};
-use e2e::shop::{self, Answer, Purchase, Wish};
+use e2e::shop::{self, Purchase, Wish};
 use e2e::{Gateway, Order, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::Value;
@@ -253,7 +254,7 @@ async fn callbacks(world: &World, except: Option<&str>) -> Option<Value> {
             continue;
         }
         let url = format!("{node}/api/queues/%2F/{}", topology::CALLBACKS);
-        if let Ok(answer) = shop::http_client().get(url).send().await
+        if let Ok(answer) = http_client().get(url).send().await
             && answer.status().is_success()
         {
             return answer.json().await.ok();

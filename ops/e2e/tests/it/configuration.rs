@@ -55,7 +55,7 @@ async fn fails_naming(program: Program, dir: &Path, named: &[&str], secret: &[&s
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_program_names_every_fault_at_once() {
-    e2e::servers::install_crypto();
+    e2e::http::install_crypto();
     let folder = Folder::new();
     let gateways = broken_gateways(&folder.0).await;
     // There, but without tables.

@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use e2e::gateways::{deliver, is_success};
+use e2e::http::{Answer, http_client, new_client};
 use e2e::process::{Process, free_address};
-use e2e::shop::{Answer, http_client, new_client};
 use e2e::{Gateway, Order, Overrides, SOON, SignedCallback, World, Wrong, eventually, slug};
 use futures_util::future::join_all;
 use serde_json::{Value, json};

@@ -147,6 +147,6 @@ async fn rebuilds(world: &World, count: f64) {
 
 async fn delete_queue(world: &World, queue: &str) {
     let url = format!("{}/api/queues/%2F/{queue}", world.addresses.management);
-    let answer = e2e::shop::http_client().request(Method::DELETE, url).send().await.expect("the broker answers");
+    let answer = e2e::http::http_client().request(Method::DELETE, url).send().await.expect("the broker answers");
     assert!(answer.status().is_success(), "{queue}: {}", answer.status());
 }

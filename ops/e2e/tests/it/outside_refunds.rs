@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use e2e::shop::{Wish, answer, http_client};
+use e2e::http::{answer, http_client};
+use e2e::shop::Wish;
 use e2e::{Gateway, Order, SOON, Setup, World, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};

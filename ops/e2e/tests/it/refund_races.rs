@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use e2e::http::Answer;
 use e2e::process::Process;
-use e2e::shop::{Answer, Wish};
+use e2e::shop::Wish;
 use e2e::{Gateway, Order, Setup, World};
 use futures_util::future::join_all;
 

@@ -1,7 +1,8 @@
 //! The same fact, reported again and again; the same request, sent again and again.
 
 use e2e::gateways::{deliver, is_success};
-use e2e::shop::{self, Purchase, new_client};
+use e2e::http::new_client;
+use e2e::shop::{self, Purchase};
 use e2e::{Gateway, Overrides, SOON, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;

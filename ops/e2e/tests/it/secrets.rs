@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use e2e::gateways::deliver;
-use e2e::shop::{Purchase, Wish, http_client};
+use e2e::http::{answer, http_client};
+use e2e::shop::{Purchase, Wish};
 use e2e::{Gateway, Order, Overrides, SOON, Setup, World, Wrong, eventually, unique};
 use url::Url;
 
@@ -124,7 +125,7 @@ async fn wrong_requests(world: &World, planted: &str, secrets: &mut Vec<(&'stati
     answers += &world.shop.ask(&purchase).await.expect("payment-api answers").text;
     for token in [&good, &bad] {
         let url = format!("{}/v1/orders", world.public_url);
-        let answer = e2e::shop::answer(http_client().get(url).bearer_auth(token)).await.expect("payment-api answers");
+        let answer = answer(http_client().get(url).bearer_auth(token)).await.expect("payment-api answers");
         answers += &answer.text;
         let signature = token.rsplit('.').next().unwrap_or_default().to_owned();
         secrets.push(("a token", signature));

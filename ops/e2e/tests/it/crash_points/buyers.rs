@@ -3,7 +3,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use e2e::shop::{self, Answer, Purchase, Wish};
+use e2e::http::Answer;
+use e2e::shop::{self, Purchase, Wish};
 use e2e::{Gateway, Order, World, eventually};
 use serde_json::{Value, json};
 
