@@ -6,12 +6,13 @@ use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
-use url::form_urlencoded::byte_serialize;
 
-use crate::alipay::yuan;
+use crate::alipay::fields::yuan;
 use crate::clock;
 use crate::ledger::{Event, Gateway, Refusal, Trade, TradeState};
-use crate::server::{Shared, Sim};
+use crate::links::{cashier_path, is_web, percent, slug};
+use crate::state::{Shared, Sim};
+use crate::wechat::fields::h5_url;
 
 const LISTED: usize = 200;
 
@@ -36,11 +37,6 @@ pub(crate) struct Which {
     /// The event whose notice is meant.
     pub(crate) event: Option<Event>,
     redirect_url: Option<String>,
-}
-
-/// The address of a trade's cashier.
-pub(crate) fn cashier_path(trade: &Trade) -> String {
-    format!("/cashier/{}/{}?account={}", slug(trade.gateway()), percent(&trade.out_trade_no), percent(&trade.account))
 }
 
 /// `GET /`: the newest trades.
@@ -95,7 +91,7 @@ struct H5 {
 
 /// The path of a real `h5_url`, for clients that replace its host with this one.
 async fn checkmweb(State(sim): State<Shared>, Query(h5): Query<H5>) -> Response {
-    open_code(&sim, &crate::wechat::h5_url(&h5.prepay_id, &h5.package), h5.redirect_url)
+    open_code(&sim, &h5_url(&h5.prepay_id, &h5.package), h5.redirect_url)
 }
 
 fn open_code(sim: &Sim, code: &str, redirect: Option<String>) -> Response {
@@ -214,27 +210,11 @@ fn redirect(url: &str) -> Response {
     }
 }
 
-/// Whether a browser may be redirected to this address.
-pub(crate) fn is_web(url: &str) -> bool {
-    url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
-}
-
-fn slug(gateway: Gateway) -> &'static str {
-    match gateway {
-        Gateway::Alipay => "alipay",
-        Gateway::Wechat => "wechat",
-    }
-}
-
 fn name(gateway: Gateway) -> &'static str {
     match gateway {
         Gateway::Alipay => "支付宝 Alipay",
         Gateway::Wechat => "微信支付 WeChat Pay",
     }
-}
-
-fn percent(text: &str) -> String {
-    byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
 /// Text for HTML, inside elements and quoted attributes.

@@ -7,7 +7,7 @@ use tracing::info;
 
 use crate::clock;
 use crate::ledger::{Booked, Gateway, RefundAsk, RefundRefusal, RefundState, Trade, TradeKey};
-use crate::server::Sim;
+use crate::state::Sim;
 
 /// How long a refund is processed, unless the faults say otherwise.
 const PROCESSING: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ impl Sim {
     /// Starts the notice of a refund that has just ended, if it has one.
     fn tell(self: &Arc<Self>, trade: &Trade, out_refund_no: &str) {
         if trade.told_refund().is_some_and(|refund| refund.told && refund.out_refund_no == out_refund_no) {
-            self.deliveries.start(self, trade);
+            self.deliver(trade);
         }
     }
 }

@@ -221,6 +221,11 @@ pub(crate) fn expiry(biz_content: &Value, now: OffsetDateTime) -> Result<OffsetD
     Ok(now + text("timeout_express").and_then(timeout).unwrap_or(Duration::days(15)))
 }
 
+/// Yuan text of an amount in fen.
+pub(crate) fn yuan(fen: i64) -> String {
+    format!("{}.{:02}", fen / 100, fen % 100)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

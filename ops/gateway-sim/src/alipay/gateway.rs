@@ -15,9 +15,9 @@ use crate::calls::{At, CallKind};
 use crate::clock;
 use crate::json::{owned, text};
 use crate::ledger::{Gateway, Product, Trade};
+use crate::links::cashier_path;
 use crate::odd::Charset;
-use crate::pages::cashier_path;
-use crate::server::{Shared, Sim};
+use crate::state::{Shared, Sim};
 
 /// `POST /gateway.do`: a server's call, or the form that a browser sends for a page.
 pub(crate) async fn call(State(sim): State<Shared>, RawQuery(query): RawQuery, body: Bytes) -> Response {

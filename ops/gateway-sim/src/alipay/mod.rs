@@ -16,15 +16,10 @@ pub(crate) mod trade;
 use axum::Router;
 use axum::routing::{get, post};
 
-use crate::server::Shared;
+use crate::state::Shared;
 
 pub(crate) fn router() -> Router<Shared> {
     Router::new()
         .route("/gateway.do", get(gateway::browse).post(gateway::call))
         .route("/alipay/app", post(gateway::app))
-}
-
-/// Yuan text of an amount in fen.
-pub(crate) fn yuan(fen: i64) -> String {
-    format!("{}.{:02}", fen / 100, fen % 100)
 }

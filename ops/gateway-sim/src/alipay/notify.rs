@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use url::form_urlencoded;
 
+use super::fields::yuan;
 use super::sign::{Pair, notice_content};
-use super::yuan;
+use crate::callback::{Overrides, SignedCallback, Wrong};
 use crate::clock;
 use crate::keys::AlipayMerchant;
 use crate::ledger::{Event, Product, Refund, Trade};
-use crate::notify::{Overrides, SignedCallback, Wrong};
 
 /// The signed notification of a trade's last event.
 #[must_use]

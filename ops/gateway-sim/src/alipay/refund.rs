@@ -4,14 +4,14 @@ use serde_json::{Map, json};
 use std::time::Duration;
 
 use super::answer::Problem;
+use super::fields::{self, yuan};
 use super::params::Call;
 use super::trade::{Answer, members, named, not_exist};
-use super::{fields, yuan};
 use crate::clock;
 use crate::faults::ApiFault;
 use crate::json::{owned, text};
 use crate::ledger::{Booked, RefundAsk, RefundRefusal, RefundState, TradeState};
-use crate::server::{Shared, Sim};
+use crate::state::{Shared, Sim};
 
 /// The minimum time between two refunds of a trade.
 const PAUSE: Duration = Duration::from_secs(3);

@@ -4,13 +4,13 @@ use serde_json::{Map, Value, json};
 use time::Duration;
 
 use super::answer::Problem;
+use super::fields::{self, yuan};
 use super::params::Call;
-use super::{fields, yuan};
 use crate::clock;
 use crate::crypto::{ALPHANUMERIC, random_text};
 use crate::json::{digest, owned, text};
 use crate::ledger::{Credential, Gateway, Product, Refusal, Trade, TradeKey, TradeState};
-use crate::server::{Shared, Sim};
+use crate::state::{Shared, Sim};
 
 pub(super) type Answer = Result<Map<String, Value>, Problem>;
 
@@ -37,7 +37,7 @@ pub(crate) fn offer(sim: &Sim, call: &Call, product: Product) -> Result<Trade, P
     trade.app_id.clone_from(&call.merchant.app_id);
     trade.subject = owned(biz, "subject").unwrap_or_default();
     trade.attach = owned(biz, "passback_params");
-    trade.quit_url = owned(biz, "quit_url").filter(|url| crate::pages::is_web(url));
+    trade.quit_url = owned(biz, "quit_url").filter(|url| crate::links::is_web(url));
     trade.notify_url.clone_from(&call.notify_url);
     trade.return_url.clone_from(&call.return_url);
     trade.digest = digest(&json!([biz, call.notify_url, call.return_url]));

@@ -12,7 +12,7 @@ use super::{Answer, Failure, bad, object, read};
 use crate::clock;
 use crate::crypto::Signer;
 use crate::keys::{ALIPAY, AlipayMerchant, PlatformCertificate, Wanted, WechatMerchant, forge};
-use crate::server::{Shared, Sim};
+use crate::state::{Shared, Sim};
 
 pub(crate) fn router() -> Router<Shared> {
     Router::new()

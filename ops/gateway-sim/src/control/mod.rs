@@ -13,14 +13,15 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::callback::Overrides;
 use crate::calls::WantedCalls;
 use crate::clock;
 use crate::deliver;
 use crate::faults::FaultSet;
 use crate::ledger::{Event, Gateway, Notice, Refusal, Trade, TradeKey, TradeState};
-use crate::notify::Overrides;
-use crate::pages::{Which, cashier_path};
-use crate::server::{Shared, Sim};
+use crate::links::cashier_path;
+use crate::pages::Which;
+use crate::state::{Shared, Sim};
 
 pub(crate) fn router() -> Router<Shared> {
     Router::new()
@@ -123,7 +124,7 @@ async fn pay_again(State(sim): State<Shared>, Path(name): Name, Query(which): Qu
     let Pay { notify, .. } = read(&body)?;
     let trade = sim.ledger.pay_again(&key(&sim, &name, &which)?, clock::now())?;
     if notify {
-        sim.deliveries.start(&sim, &trade);
+        sim.deliver(&trade);
     }
     Ok(Json(view(&sim, &trade)))
 }
@@ -140,7 +141,7 @@ async fn close(State(sim): State<Shared>, Path(name): Name, Query(which): Query<
             trade.notices.push(Notice::new(Gateway::Alipay, Event::Closed, now));
             Ok(())
         })?;
-        sim.deliveries.start(&sim, &trade);
+        sim.deliver(&trade);
     }
     Ok(Json(view(&sim, &trade)))
 }

@@ -13,7 +13,7 @@ use crate::clock;
 use crate::crypto::{DIGITS, random_text};
 use crate::ledger::{Gateway, Refund, RefundAsk, RefundState, Refusal, Trade};
 use crate::pages::Which;
-use crate::server::Shared;
+use crate::state::Shared;
 
 pub(crate) fn router() -> Router<Shared> {
     Router::new()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::{Gateway, Ledger, Refund, RefundState, Trade, TradeKey, TradeState};
+use super::{Gateway, Ledger, Refund, RefundState, Trade, TradeKey, TradeState, refund_name};
 
 /// The maximum number of refunds of a payment at WeChat Pay.
 const MAX_REFUNDS: usize = 50;
@@ -174,15 +174,6 @@ impl Ledger {
             *trade.violations.entry(limit).or_default() += 1;
         }
     }
-}
-
-/// `out_refund_no` is unique per merchant at WeChat Pay, and per trade at Alipay.
-pub(super) fn refund_name(key: &TradeKey, out_refund_no: &str) -> (Gateway, String, String) {
-    let name = match key.gateway {
-        Gateway::Alipay => format!("{}/{}/{out_refund_no}", key.out_trade_no, key.nth),
-        Gateway::Wechat => out_refund_no.to_owned(),
-    };
-    (key.gateway, key.account.clone(), name)
 }
 
 fn accept(

@@ -2,7 +2,9 @@
 
 mod book;
 mod refund;
+mod refunds;
 mod trade;
+mod view;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -250,7 +252,7 @@ impl Inner {
             self.trade_nos.remove(trade_no);
         }
         for refund in &trade.refunds {
-            self.refunds.remove(&book::refund_name(key, &refund.out_refund_no));
+            self.refunds.remove(&refund_name(key, &refund.out_refund_no));
             self.refund_ids.remove(&refund.refund_id);
         }
     }
@@ -266,6 +268,15 @@ impl Inner {
             self.codes.remove(&credential.code);
         }
     }
+}
+
+/// `out_refund_no` is unique per merchant at WeChat Pay, and per trade at Alipay.
+fn refund_name(key: &TradeKey, out_refund_no: &str) -> (Gateway, String, String) {
+    let name = match key.gateway {
+        Gateway::Alipay => format!("{}/{}/{out_refund_no}", key.out_trade_no, key.nth),
+        Gateway::Wechat => out_refund_no.to_owned(),
+    };
+    (key.gateway, key.account.clone(), name)
 }
 
 #[cfg(test)]

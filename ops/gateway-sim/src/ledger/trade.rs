@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
-use super::Refund;
+use super::refund::Refund;
 use crate::clock;
 use crate::crypto::{DIGITS, random, random_text};
 
@@ -277,38 +276,6 @@ impl Trade {
     pub(crate) fn close(&mut self, now: OffsetDateTime) {
         self.state = TradeState::Closed;
         self.closed_at = Some(now);
-    }
-
-    /// The view of it in the control API.
-    #[must_use]
-    pub fn view(&self) -> Value {
-        let time = |at: Option<OffsetDateTime>| at.map(clock::wechat);
-        json!({
-            "gateway": self.gateway(),
-            "account": self.account,
-            "product": self.product,
-            "out_trade_no": self.out_trade_no,
-            "nth": self.nth,
-            "trade_no": self.trade_no,
-            "amount_fen": self.amount_fen,
-            "subject": self.subject,
-            "state": self.state,
-            "asked": self.asked,
-            "code": self.credential.as_ref().map(|credential| &credential.code),
-            "notify_url": self.notify_url,
-            "created_at": clock::wechat(self.created_at),
-            "expires_at": clock::wechat(self.expires_at),
-            "paid_at": time(self.paid_at),
-            "closed_at": time(self.closed_at),
-            "notified": self.notices.iter().map(|notice| notice.sent).sum::<u32>(),
-            "delivered": self.notices.iter().any(|notice| notice.accepted > 0 && notice.event != Event::Refund),
-            "wrong_accepted": self.notices.iter().map(|notice| notice.wrong_accepted).sum::<u32>(),
-            "last_answer": self.notices.last().and_then(|notice| notice.last_answer.as_ref()),
-            "notices": self.notices,
-            "refunded_fen": self.refunded_fen(),
-            "refunds": self.refunds.iter().map(|refund| refund.view(self)).collect::<Vec<_>>(),
-            "violations": self.violations,
-        })
     }
 }
 

@@ -2,12 +2,13 @@
 
 use axum::extract::{Path, State};
 use axum::response::Response;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 
 use super::answer::Problem;
 use super::auth::Call;
-use super::{fields, h5_url};
+use super::contents::transaction;
+use super::fields::{self, h5_url};
 use crate::calls::CallKind;
 use crate::clock;
 use crate::crypto::{ALPHANUMERIC, DIGITS, random_text};
@@ -15,7 +16,7 @@ use crate::json::{digest, owned, text};
 use crate::keys::WechatMerchant;
 use crate::ledger::{Credential, Gateway, Product, Refusal, Trade, TradeKey, TradeState};
 use crate::odd::Refuse;
-use crate::server::{Shared, Sim};
+use crate::state::{Shared, Sim};
 
 pub(super) type Answer = Result<Option<Value>, Problem>;
 
@@ -165,38 +166,6 @@ fn current(merchant: &WechatMerchant, trade: &Trade) -> Value {
         answer["trade_state_desc"] = json!("转入退款");
     }
     answer
-}
-
-/// The transaction as it was paid: the contents of a notification.
-pub(crate) fn transaction(merchant: &WechatMerchant, trade: &Trade) -> Value {
-    let appid = Some(&trade.app_id).filter(|appid| !appid.is_empty()).or(merchant.appids.first());
-    let (state, words) = match trade.state {
-        TradeState::Paid => ("SUCCESS", "支付成功"),
-        TradeState::Closed => ("CLOSED", "订单已关闭"),
-        _ => ("NOTPAY", "订单未支付"),
-    };
-    let mut answer = Map::new();
-    let mut put = |name: &str, value: Value| answer.insert(name.to_owned(), value);
-    put("appid", json!(appid));
-    put("mchid", json!(merchant.mchid));
-    put("out_trade_no", json!(trade.out_trade_no));
-    put("trade_state", json!(state));
-    put("trade_state_desc", json!(words));
-    if trade.state != TradeState::Paid {
-        put("amount", json!({ "total": trade.amount_fen }));
-        return Value::Object(answer);
-    }
-    let (total, openid) = (trade.amount_fen, trade.openid.as_deref().unwrap_or("oUpF8uMuAJO_M2pxb1Q9zNjWeS6o"));
-    put("transaction_id", json!(trade.trade_no));
-    put("trade_type", json!(trade.product.trade_type()));
-    put("bank_type", json!("OTHERS"));
-    put("success_time", json!(trade.paid_at.map(clock::wechat)));
-    put("payer", json!({ "openid": openid }));
-    put("amount", json!({ "total": total, "payer_total": total, "currency": "CNY", "payer_currency": "CNY" }));
-    if let Some(attach) = &trade.attach {
-        put("attach", json!(attach));
-    }
-    Value::Object(answer)
 }
 
 fn check_query(call: &Call) -> Result<(), Problem> {

@@ -14,7 +14,7 @@ use crate::calls::At;
 use crate::clock;
 use crate::keys::{SimKeys, WechatMerchant};
 use crate::ledger::Gateway;
-use crate::server::Shared;
+use crate::state::Shared;
 
 /// A clock may differ by this much.
 const TOLERANCE_SECONDS: u64 = 300;

@@ -10,7 +10,7 @@ use crate::calls::CallKind;
 use crate::clock;
 use crate::crypto::{ALPHANUMERIC, random_text, seal};
 use crate::keys::{PlatformCertificate, WechatMerchant};
-use crate::server::Shared;
+use crate::state::Shared;
 
 const AAD: &str = "certificate";
 

@@ -271,3 +271,8 @@ fn is_notify_url(text: &str) -> bool {
     let scheme = url.scheme() == "https" || (url.scheme() == "http" && near);
     scheme && text.len() <= 255 && url.query().is_none() && url.fragment().is_none() && url.username().is_empty()
 }
+
+/// The address that H5 payments navigate to.
+pub(crate) fn h5_url(prepay_id: &str, package: &str) -> String {
+    format!("https://wx.tenpay.com/cgi-bin/mmpayweb-bin/checkmweb?prepay_id={prepay_id}&package={package}")
+}

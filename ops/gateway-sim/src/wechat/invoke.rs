@@ -11,8 +11,8 @@ use super::sign::invoke_message;
 use crate::clock;
 use crate::json::text;
 use crate::ledger::{Product, Trade};
-use crate::pages::cashier_path;
-use crate::server::{Shared, Sim};
+use crate::links::cashier_path;
+use crate::state::{Shared, Sim};
 
 /// `POST /wechat/invoke`: what WeChat does with the parameters. It answers with the path of the cashier.
 pub(crate) async fn invoke(State(sim): State<Shared>, body: Bytes) -> Response {

@@ -6,6 +6,7 @@ pub(crate) mod answer;
 pub(crate) mod api;
 pub(crate) mod auth;
 pub(crate) mod certificates;
+mod contents;
 pub(crate) mod fields;
 pub(crate) mod invoke;
 pub(crate) mod notify;
@@ -15,7 +16,7 @@ pub(crate) mod sign;
 use axum::Router;
 use axum::routing::{get, post};
 
-use crate::server::Shared;
+use crate::state::Shared;
 
 pub(crate) fn router() -> Router<Shared> {
     Router::new()
@@ -28,9 +29,4 @@ pub(crate) fn router() -> Router<Shared> {
         .route("/v3/refund/domestic/refunds/{number}/apply-abnormal-refund", post(refund::redirect))
         .route("/v3/certificates", get(certificates::list))
         .route("/wechat/invoke", post(invoke::invoke))
-}
-
-/// The address that H5 payments navigate to.
-pub(crate) fn h5_url(prepay_id: &str, package: &str) -> String {
-    format!("https://wx.tenpay.com/cgi-bin/mmpayweb-bin/checkmweb?prepay_id={prepay_id}&package={package}")
 }

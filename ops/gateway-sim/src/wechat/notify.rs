@@ -4,15 +4,14 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::answer::request_id;
-use super::api::transaction;
-use super::refund;
+use super::contents::{told_refund, transaction};
 use super::sign::{SCHEME, answer_message};
+use crate::callback::{Overrides, SignedCallback, Wrong};
 use crate::clock;
 use crate::crypto::{ALPHANUMERIC, DIGITS, Signer, random_text, seal};
 use crate::json::set;
 use crate::keys::WechatMerchant;
 use crate::ledger::{RefundState, Trade};
-use crate::notify::{Overrides, SignedCallback, Wrong};
 
 /// The notification of a trade's last event, signed now.
 #[must_use]
@@ -83,7 +82,7 @@ fn tell(merchant: &WechatMerchant, trade: &Trade) -> (Told, [&'static str; 2]) {
             _ => "退款成功",
         },
         at: refund.success_at.unwrap_or(refund.created_at),
-        resource: refund::resource(merchant, trade, refund),
+        resource: told_refund(merchant, trade, refund),
     };
     (told, ["/amount/refund", "/amount/payer_refund"])
 }

@@ -4,19 +4,20 @@ use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::response::Response;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::answer::Problem;
 use super::api::{carry, key};
 use super::auth::Call;
+use super::contents::refund as view;
 use super::fields;
 use crate::calls::CallKind;
 use crate::clock;
 use crate::faults::ApiFault;
 use crate::json::{digest, owned, text};
 use crate::keys::WechatMerchant;
-use crate::ledger::{Gateway, Refund, RefundAsk, RefundRefusal, RefundState, Trade, TradeKey, TradeState};
-use crate::server::{Shared, Sim};
+use crate::ledger::{Gateway, RefundAsk, RefundRefusal, RefundState, Trade, TradeKey, TradeState};
+use crate::state::{Shared, Sim};
 
 /// The minimum time between two refunds of an order.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -123,59 +124,6 @@ fn paid(sim: &Sim, merchant: &WechatMerchant, body: &Value) -> Option<Trade> {
     };
     let ours = |trade: &Trade| trade.gateway() == Gateway::Wechat && trade.account == merchant.account;
     trade.filter(|trade| ours(trade) && trade.state == TradeState::Paid)
-}
-
-/// The answer of all three calls.
-fn view(trade: &Trade, refund: &Refund) -> Value {
-    let (total, amount) = (trade.amount_fen, refund.amount_fen);
-    let mut answer = common(trade, refund);
-    let mut put = |name: &str, value: Value| answer.insert(name.to_owned(), value);
-    put("channel", json!("ORIGINAL"));
-    put("funds_account", json!("AVAILABLE"));
-    put("create_time", json!(clock::wechat(refund.created_at)));
-    put("status", json!(refund.state.wechat()));
-    put("promotion_detail", json!([]));
-    put(
-        "amount",
-        json!({
-            "total": total,
-            "refund": amount,
-            "from": [],
-            "payer_total": total,
-            "payer_refund": amount,
-            "settlement_total": total,
-            "settlement_refund": amount,
-            "discount_refund": 0,
-            "refund_fee": 0,
-            "currency": "CNY",
-        }),
-    );
-    Value::Object(answer)
-}
-
-/// The contents of a notice before encryption: the state has another name there.
-pub(crate) fn resource(merchant: &WechatMerchant, trade: &Trade, refund: &Refund) -> Value {
-    let (total, amount) = (trade.amount_fen, refund.amount_fen);
-    let mut resource = common(trade, refund);
-    let mut put = |name: &str, value: Value| resource.insert(name.to_owned(), value);
-    put("mchid", json!(merchant.mchid));
-    put("refund_status", json!(refund.state.wechat()));
-    put("amount", json!({ "total": total, "refund": amount, "payer_total": total, "payer_refund": amount }));
-    Value::Object(resource)
-}
-
-fn common(trade: &Trade, refund: &Refund) -> Map<String, Value> {
-    let mut members = Map::new();
-    let mut put = |name: &str, value: Value| members.insert(name.to_owned(), value);
-    put("refund_id", json!(refund.refund_id));
-    put("out_refund_no", json!(refund.out_refund_no));
-    put("transaction_id", json!(trade.trade_no));
-    put("out_trade_no", json!(trade.out_trade_no));
-    put("user_received_account", json!("支付用户零钱"));
-    if refund.state == RefundState::Success {
-        put("success_time", json!(refund.success_at.map(clock::wechat)));
-    }
-    members
 }
 
 fn stopped(fault: Option<ApiFault>) -> Result<(), Problem> {
