@@ -13,9 +13,10 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use crate::{
+    files::write_private,
     http,
     process::{self, Process, tail},
-    rundir::{self, write_private},
+    rundir,
     ui::{say, wait_until},
 };
 

@@ -15,8 +15,8 @@ use clap::Args;
 use crate::{
     apps::{Apps, Ready},
     cargo::{self, Profile, must},
+    files::write_private,
     ports,
-    rundir::write_private,
     running::{Running, Servers},
     servers::{Kind, Source, logins::LOGINS},
     ui::{check_stop, say},

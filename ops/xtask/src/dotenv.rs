@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     rundir::checkout,
-    servers::logins::{self, LOGINS},
+    servers::logins::{self, DOWNSTREAM, LOGINS, SERVICE},
     servers::rabbitmq::{self, Login},
     ui::say,
 };
@@ -24,9 +24,7 @@ pub fn create_users() -> Result<()> {
     );
     let admin = Login { user: &management.user, password: &management.password, port: management.port };
     let processes = LOGINS.iter().map(|login| (login.amqp_url, login.user));
-    for (variable, role) in
-        [("AMQP_URL", rabbitmq::SERVICE), ("DOWNSTREAM_AMQP_URL", rabbitmq::DOWNSTREAM)].into_iter().chain(processes)
-    {
+    for (variable, role) in [("AMQP_URL", SERVICE), ("DOWNSTREAM_AMQP_URL", DOWNSTREAM)].into_iter().chain(processes) {
         let user = address(variable)?;
         ensure!(user.user == role, "the user of {variable} is `{}` and should be `{role}`", user.user);
         rabbitmq::create_user(&admin, role, &user.password)?;

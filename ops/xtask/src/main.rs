@@ -8,6 +8,7 @@ mod cargo;
 mod demo;
 mod dotenv;
 mod drill;
+mod files;
 mod http;
 mod ports;
 mod prepare;

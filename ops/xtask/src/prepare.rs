@@ -81,7 +81,7 @@ fn generate(set: &Set) -> Result<BTreeMap<String, String>> {
         return Ok(BTreeMap::new());
     }
     let folder = set.dir.join("sqlx");
-    crate::servers::native::remove_dir(&folder)?;
+    crate::files::remove_dir(&folder)?;
     fs::create_dir(&folder)?;
     let mut check = cargo(&["check", "--quiet", "--locked", "--all-targets"]);
     for package in &sources.packages {

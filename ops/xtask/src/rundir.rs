@@ -5,7 +5,7 @@ use std::{
     env, fs,
     fs::File,
     io::Write,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -115,29 +115,6 @@ fn lock_file(path: &Path) -> Result<File> {
         .with_context(|| format!("could not open {}", path.display()))
 }
 
-/// Writes a file that only its owner may read, atomically: a reader or a crash never sees half of it.
-pub fn write_private(path: &Path, text: &str) -> Result<()> {
-    write_private_for(None, path, text)
-}
-
-/// The same for a file that belongs to another account, given by its user and group.
-pub fn write_private_for(owner: Option<(u32, u32)>, path: &Path, text: &str) -> Result<()> {
-    let partial = path.with_extension("partial");
-    drop(fs::remove_file(&partial));
-    let mut file = fs::OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .mode(0o600)
-        .open(&partial)
-        .with_context(|| format!("could not write {}", partial.display()))?;
-    file.write_all(text.as_bytes())?;
-    if let Some((user, group)) = owner {
-        // Uses the open file, not the path: the other account may own the folder and could put a link there.
-        fchown(&file, Some(user), Some(group)).with_context(|| format!("could not give away {}", path.display()))?;
-    }
-    fs::rename(&partial, path).with_context(|| format!("could not write {}", path.display()))
-}
-
 /// Twelve hex digits that are the same for a path in every run (FNV-1a).
 pub fn path_hash(path: &Path) -> String {
     let bytes = path.as_os_str().as_encoded_bytes();
@@ -185,18 +162,6 @@ mod tests {
         assert!(Lock::own(&dir).unwrap_err().to_string().contains(&std::process::id().to_string()));
         drop(first);
         Lock::own(&dir).unwrap();
-        fs::remove_dir_all(&dir).unwrap();
-    }
-
-    #[test]
-    fn a_private_file_is_readable_by_its_owner_only() {
-        let dir = scratch("private");
-        claim(&dir).unwrap();
-        let file = dir.join("env");
-        write_private(&file, "A=1\n").unwrap();
-        write_private(&file, "A=2\n").unwrap();
-        assert_eq!(fs::read_to_string(&file).unwrap(), "A=2\n");
-        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
         fs::remove_dir_all(&dir).unwrap();
     }
 }

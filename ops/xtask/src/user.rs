@@ -63,7 +63,7 @@ impl RunAs {
 
     /// Writes a file that only this account may read.
     pub fn write(&self, file: &Path, text: &str) -> Result<()> {
-        crate::rundir::write_private_for(self.ids, file, text)
+        crate::files::write_private_for(self.ids, file, text)
     }
 
     /// Whether this account can reach and enter or execute `path`. The kernel decides this; we do not compute it.

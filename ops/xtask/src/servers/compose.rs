@@ -12,11 +12,17 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
+    files::write_private,
     rundir,
     ui::{say, wait_until},
 };
 
-use super::{Kind, postgres, rabbitmq, record::Record, redis};
+use super::{
+    Kind,
+    logins::{DEPLOY, OWNER, REDIS_USER},
+    postgres, rabbitmq,
+    record::Record,
+};
 
 /// Whether a Docker engine answers and Compose is installed.
 pub fn is_possible() -> bool {
@@ -90,7 +96,7 @@ pub fn sql(dir: &Path, database: &str, script: &[u8], in_transaction: bool) -> R
     use std::io::Write;
     let mut psql = command(dir);
     psql.args(["exec", "-T", "postgres", "psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
-    psql.args(["-U", postgres::USER, "-d", database]);
+    psql.args(["-U", OWNER, "-d", database]);
     if in_transaction {
         psql.arg("-1");
     }
@@ -109,22 +115,22 @@ fn write_variables(dir: &Path, records: &[Record]) -> Result<()> {
         match record.kind {
             Kind::Postgres => {
                 add("POSTGRES_PORT", port);
-                add("POSTGRES_PASSWORD", record.secret(postgres::USER)?.into());
+                add("POSTGRES_PASSWORD", record.secret(OWNER)?.into());
             }
             Kind::Rabbitmq => {
                 add("RABBITMQ_PORT", port);
                 add("RABBITMQ_MANAGEMENT_PORT", record.port("management")?.to_string());
-                add("RABBITMQ_DEPLOY_PASSWORD", record.secret(rabbitmq::DEPLOY)?.into());
+                add("RABBITMQ_DEPLOY_PASSWORD", record.secret(DEPLOY)?.into());
             }
             Kind::Redis => {
                 add("REDIS_PORT", port);
-                add("REDIS_PASSWORD", record.secret(redis::USER)?.into());
+                add("REDIS_PASSWORD", record.secret(REDIS_USER)?.into());
             }
             // Compose never runs the servers of a cluster.
             _ => {}
         }
     }
-    rundir::write_private(&dir.join("compose.env"), &text)
+    write_private(&dir.join("compose.env"), &text)
 }
 
 fn compose(dir: &Path, args: &[&str]) -> Result<()> {

@@ -1,6 +1,19 @@
 //! The users of the service's processes and of the operators' tool at the broker and at the database. This tool
 //! does not grant their rights: `paymentctl broker-setup` and `paymentctl database-roles` do that.
 
+/// The owner of everything in the database: tests create databases and break connections.
+pub const OWNER: &str = "payment";
+/// This user declares the topology and sets policies; it has all rights.
+pub const DEPLOY: &str = "payment-deploy";
+/// This user is for tests of single parts of the service; no process logs in with it.
+pub const SERVICE: &str = "payment";
+/// A consumer of the service's events: the shop of the demo, the tests, the load tool.
+pub const DOWNSTREAM: &str = "downstream";
+/// Not a user: the secret with which Erlang's own tools reach the node.
+pub const COOKIE: &str = "cookie";
+/// Redis's own name for the user that needs only a password.
+pub const REDIS_USER: &str = "default";
+
 /// One process.
 #[derive(Debug)]
 pub struct Login {

@@ -2,8 +2,9 @@
 //! RabbitMQ is a cluster of three nodes and PostgreSQL has a standby.
 //!
 //! [`find`] searches for the programs, [`install`] installs them, [`release`] fetches those of another release, and
-//! [`compose`] is the alternative if there is a Docker engine. [`native`] starts and stops the programs, and one
-//! file per server knows how to run that server. [`set`] combines all of this: it is what the commands use.
+//! [`compose`] is the alternative if there is a Docker engine. [`native`] starts and stops the programs; [`server`]
+//! says what is the same for all of them, and one file per server knows how to run that server. [`set`] combines all
+//! of this: it is what the commands use.
 
 pub mod compose;
 pub mod find;
@@ -15,6 +16,7 @@ pub mod rabbitmq;
 pub mod record;
 pub mod redis;
 pub mod release;
+pub mod server;
 pub mod set;
 
 use std::fmt;
@@ -22,9 +24,9 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use logins::LOGINS;
-pub use native::Stop;
+use logins::{COOKIE, DEPLOY, DOWNSTREAM, LOGINS, OWNER, REDIS_USER, SERVICE};
 pub use release::Source;
+pub use server::Stop;
 pub use set::{Action, Set, Start};
 
 /// One of the servers.
@@ -88,20 +90,14 @@ impl Kind {
     /// The users who may log in.
     pub fn users(self) -> &'static [&'static str] {
         match self {
-            Kind::Postgres | Kind::Standby => &[
-                postgres::USER,
-                LOGINS[0].role,
-                LOGINS[1].role,
-                LOGINS[2].role,
-                LOGINS[3].role,
-                LOGINS[4].role,
-                LOGINS[5].role,
-            ],
+            Kind::Postgres | Kind::Standby => {
+                &[OWNER, LOGINS[0].role, LOGINS[1].role, LOGINS[2].role, LOGINS[3].role, LOGINS[4].role, LOGINS[5].role]
+            }
             Kind::Rabbitmq | Kind::Rabbitmq2 | Kind::Rabbitmq3 => &[
-                rabbitmq::DEPLOY,
-                rabbitmq::SERVICE,
-                rabbitmq::DOWNSTREAM,
-                rabbitmq::COOKIE,
+                DEPLOY,
+                SERVICE,
+                DOWNSTREAM,
+                COOKIE,
                 LOGINS[0].user,
                 LOGINS[1].user,
                 LOGINS[2].user,
@@ -109,7 +105,7 @@ impl Kind {
                 LOGINS[4].user,
                 LOGINS[5].user,
             ],
-            Kind::Redis => &[redis::USER],
+            Kind::Redis => &[REDIS_USER],
             Kind::Epmd => &[],
         }
     }

@@ -14,13 +14,11 @@ use crate::{process, ui::wait_until, user::RunAs};
 
 use super::{
     Kind, find,
-    logins::{self, LOGINS},
-    native::{Place, Server, Stop},
+    logins::{self, LOGINS, OWNER},
     record::Record,
+    server::{Place, Server, Stop},
 };
 
-/// The owner of everything in it: tests create databases and break connections.
-pub const USER: &str = "payment";
 /// The database of `DATABASE_URL`, empty until it is migrated.
 pub const DATABASE: &str = "payment";
 
@@ -57,10 +55,10 @@ impl Postgres {
 impl Server for Postgres {
     fn create(&self, place: &Place, record: &mut Record) -> Result<()> {
         let password = place.home.join("password");
-        place.run_as.write(&password, record.secret(USER)?)?;
+        place.run_as.write(&password, record.secret(OWNER)?)?;
         let mut initdb = place.command(&self.programs.bin.join("initdb"), &self.programs.usr);
         initdb
-            .args(["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", "--username", USER, "--pwfile"])
+            .args(["--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", "--username", OWNER, "--pwfile"])
             .arg(&password)
             .arg("--pgdata")
             .arg(Postgres::data(place));
@@ -110,8 +108,8 @@ impl Server for Standby {
         let programs = &self.0.programs;
         let mut backup = place.command(&programs.bin.join("pg_basebackup"), &programs.usr);
         backup
-            .env("PGPASSWORD", primary.secret(USER)?)
-            .args(["--host=127.0.0.1", "--username", USER, "--port", &primary.port("main")?.to_string()])
+            .env("PGPASSWORD", primary.secret(OWNER)?)
+            .args(["--host=127.0.0.1", "--username", OWNER, "--port", &primary.port("main")?.to_string()])
             // With the settings that it needs to follow, and a slot, so that the primary keeps the WAL that the
             // standby has not received.
             .args(["--write-recovery-conf", "--create-slot", "--slot=standby", "--checkpoint=fast", "--pgdata"])
@@ -171,7 +169,7 @@ pub fn create_roles(record: &Record) -> Result<String> {
 
 /// The URL of one database, for its owner.
 pub fn url(record: &Record, database: &str) -> Result<String> {
-    url_as(record, USER, database)
+    url_as(record, OWNER, database)
 }
 
 /// The URL of one database, for a role.

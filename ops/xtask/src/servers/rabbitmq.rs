@@ -15,19 +15,10 @@ use crate::http::{Request, connect};
 
 use super::{
     Kind, find,
-    logins::LOGINS,
-    native::{Place, Server, Stop},
+    logins::{COOKIE, DEPLOY, DOWNSTREAM, LOGINS, SERVICE},
     record::Record,
+    server::{Place, Server, Stop},
 };
-
-/// This user declares the topology and sets policies; it has all rights.
-pub const DEPLOY: &str = "payment-deploy";
-/// This user is for tests of single parts of the service; no process logs in with it.
-pub const SERVICE: &str = "payment";
-/// A consumer of the service's events: the shop of the demo, the tests, the load tool.
-pub const DOWNSTREAM: &str = "downstream";
-/// Not a user: the secret with which Erlang's own tools reach the node.
-pub const COOKIE: &str = "cookie";
 
 /// The rights of the users that the deploy step does not manage (regular expressions).
 const RIGHTS: [Rights; 2] = [

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{ports, process::Process, rundir::write_private};
+use crate::{files::write_private, ports, process::Process};
 
 use super::Kind;
 

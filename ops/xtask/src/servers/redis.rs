@@ -12,13 +12,11 @@ use rustix::process::Signal;
 use crate::http::connect;
 
 use super::{
-    native::{Place, Server, Stop},
+    logins::REDIS_USER,
     record::Record,
     release::Usr,
+    server::{Place, Server, Stop},
 };
-
-/// Redis's own name for the user that needs only a password.
-pub const USER: &str = "default";
 
 /// Redis as a native server.
 #[derive(Debug)]
@@ -38,7 +36,7 @@ impl Server for Redis {
         let settings = format!(
             "bind 127.0.0.1\nport {}\nrequirepass {}\ndir \"{}\"\nsave \"\"\nappendonly no\ndaemonize no\n",
             record.port("main")?,
-            record.secret(USER)?,
+            record.secret(REDIS_USER)?,
             place.home.display()
         );
         place.run_as.write(&conf, &settings)?;
@@ -48,7 +46,7 @@ impl Server for Redis {
     }
 
     fn is_ready(&self, record: &Record) -> Result<bool> {
-        Ok(answers(record.port("main")?, record.secret(USER)?))
+        Ok(answers(record.port("main")?, record.secret(REDIS_USER)?))
     }
 
     fn finish(&self, _: &Place, _: &Record) -> Result<()> {
@@ -72,5 +70,5 @@ pub fn answers(port: u16, password: &str) -> bool {
 
 /// Its URL.
 pub fn url(record: &Record) -> Result<String> {
-    Ok(format!("redis://:{}@127.0.0.1:{}/0", record.secret(USER)?, record.port("main")?))
+    Ok(format!("redis://:{}@127.0.0.1:{}/0", record.secret(REDIS_USER)?, record.port("main")?))
 }

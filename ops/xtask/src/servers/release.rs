@@ -16,12 +16,13 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    files::remove_dir,
     rundir::{self, Lock},
     ui::{check_stop, say},
     user::{RunAs, is_root},
 };
 
-use super::{Kind, native::remove_dir};
+use super::Kind;
 
 /// Where the servers come from.
 #[derive(Debug, Clone, Default, Args)]

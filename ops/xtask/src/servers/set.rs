@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    files::{remove_dir, write_private},
     rundir::{self, Lock},
     ui::{check_stop, say},
     user::RunAs,
@@ -21,13 +22,14 @@ use super::{
     Kind, compose,
     find::Programs,
     install,
-    logins::LOGINS,
-    native::{self, Place, Ports, Stop, remove_dir},
+    logins::{DEPLOY, DOWNSTREAM, LOGINS, SERVICE},
+    native::{self, Ports},
     postgres::{self, Postgres},
     rabbitmq::{self, Rabbitmq},
     record::Record,
     redis,
     release::{self, Releases, Source},
+    server::{Place, Stop},
 };
 
 /// Whether a set starts empty.
@@ -132,7 +134,7 @@ impl Set {
         let header = Header::of(backend, &source.releases);
         let releases = source.releases.clone();
         let set = Set { dir: dir.to_path_buf(), releases, backend, programs, run_as: RunAs::choose()? };
-        rundir::write_private(&header_file(dir), &serde_json::to_string_pretty(&header)?)?;
+        write_private(&header_file(dir), &serde_json::to_string_pretty(&header)?)?;
         Ok(set)
     }
 
@@ -273,9 +275,9 @@ impl Set {
         let database = self.record(Kind::Postgres)?;
         let mut env = vec![
             ("DATABASE_URL", self.database_url(postgres::DATABASE)?),
-            ("AMQP_URL", rabbitmq::url(&broker, rabbitmq::SERVICE)?),
-            ("AMQP_ADMIN_URL", rabbitmq::url(&broker, rabbitmq::DEPLOY)?),
-            ("DOWNSTREAM_AMQP_URL", rabbitmq::url(&broker, rabbitmq::DOWNSTREAM)?),
+            ("AMQP_URL", rabbitmq::url(&broker, SERVICE)?),
+            ("AMQP_ADMIN_URL", rabbitmq::url(&broker, DEPLOY)?),
+            ("DOWNSTREAM_AMQP_URL", rabbitmq::url(&broker, DOWNSTREAM)?),
             ("RABBITMQ_MANAGEMENT_URL", rabbitmq::management_url(&broker)?),
             ("REDIS_URL", redis::url(&self.record(Kind::Redis)?)?),
             ("PAYMENT_SERVERS_DIR", self.dir.display().to_string()),
