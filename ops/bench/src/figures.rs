@@ -48,6 +48,12 @@ pub(crate) fn short(figure: f64) -> String {
     }
 }
 
+/// A rate for the progress bar.
+pub(crate) fn rate(what: &str, measured: f64, against: &str, limit: f64) -> String {
+    let (a, b) = (short(measured), short(limit));
+    format!("{what} {a}/s, {against} {b}/s, ratio {}", short(measured / limit))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use gateway_sim::keys::{self, SimKeys};
@@ -26,6 +27,9 @@ use crate::service::{Service, free_address};
 const SPEED: f64 = 60.0;
 /// The variables of the caller's environment that programs inherit.
 const KEPT: [&str; 3] = ["PATH", "HOME", "TZ"];
+
+/// All work under way must end within this time.
+pub(crate) const QUIET: Duration = Duration::from_secs(180);
 
 /// Every program of the service.
 pub(crate) const PROGRAMS: [&str; 5] = ["payment-api", "callback-worker", "check-worker", "refund-worker", "relay"];

@@ -8,7 +8,7 @@ use gateway::alipay::sign::{self, Form};
 use gateway::keys::{SigningKey, VerifyingKey};
 use runtime::clock::Clock;
 
-use crate::{gateway, main_account, signing_key};
+use crate::accounts::{gateway, main_account, signing_key};
 
 static ALIPAYS: LazyLock<SigningKey> = LazyLock::new(|| {
     signing_key(include_str!("../../../shared/gateway/tests/fixtures/vectors/keys/alipay_platform_private_pkcs8.pem"))

@@ -4,17 +4,11 @@
 //! To reach the readers behind a signature, the target signs and encrypts its input with valid keys, as the gateway
 //! would. The keys are those of the protocol vectors, which are worth nothing.
 
+mod accounts;
 mod alipay;
 mod money;
 mod problem;
 mod wechat;
-
-use std::path::Path;
-use std::sync::{Arc, LazyLock};
-
-use domain::{AccountName, PaymentMethod};
-use gateway::keys::SigningKey;
-use gateway::{Gateway, Gateways};
 
 /// One reader under test.
 #[derive(Debug, Clone, Copy)]
@@ -37,22 +31,3 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "money", run: money::read },
     Target { name: "problem", run: problem::render },
 ];
-
-static GATEWAYS: LazyLock<Gateways> = LazyLock::new(|| {
-    runtime::telemetry::install_crypto();
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../api/tests/fixtures/gateways.toml");
-    Gateways::load(&file).unwrap_or_else(|faults| panic!("{faults:?}"))
-});
-
-fn main_account() -> AccountName {
-    AccountName::parse("main").unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn gateway(method: PaymentMethod) -> Arc<dyn Gateway> {
-    GATEWAYS.get(method, &main_account()).unwrap_or_else(|| panic!("no account of {method}"))
-}
-
-/// A private key of the gateways.
-fn signing_key(pem: &str) -> SigningKey {
-    SigningKey::from_pem(pem).unwrap_or_else(|error| panic!("{error}"))
-}

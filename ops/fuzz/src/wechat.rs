@@ -16,7 +16,7 @@ use runtime::clock::Clock;
 use serde_json::json;
 use time::macros::datetime;
 
-use crate::{gateway, main_account, signing_key};
+use crate::accounts::{gateway, main_account, signing_key};
 
 const SERIAL: &str = "PUB_KEY_ID_0119000001092026010500192000000001";
 const NONCE: &[u8; 12] = b"abcdefghijkl";

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tokio::time::sleep;
 
-use super::rate;
 use crate::cpu::Usage;
 use crate::database;
+use crate::figures::rate;
 use crate::http::{self, Load};
 use crate::progress::Progress;
 use crate::report::{Question, Row, Target};

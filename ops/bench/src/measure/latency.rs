@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::settled;
 use super::way::{STILL, Way};
-use super::{QUIET, settled};
 use crate::database::{self, check_settled, until_published};
 use crate::figures::{Spread, percentile, short, sorted};
 use crate::http::{self, Load, Sent};
@@ -13,7 +13,7 @@ use crate::limits;
 use crate::plot::Plot;
 use crate::progress::Progress;
 use crate::report::{Question, Row, Scenario, Target};
-use crate::stage::Stage;
+use crate::stage::{QUIET, Stage};
 
 const PER_SECOND: u32 = 100;
 /// Enough connections that a slow answer never delays the next request.

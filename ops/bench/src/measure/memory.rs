@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::time::sleep;
 
-use super::QUIET;
 use crate::database::{self, check_settled, until_published};
 use crate::figures::short;
 use crate::http::{self, Load};
@@ -14,7 +13,7 @@ use crate::plot::{Line, Plot};
 use crate::progress::Progress;
 use crate::report::{Question, Row, Scenario, Target};
 use crate::service::{Memory, Service};
-use crate::stage::{PROGRAMS, Stage};
+use crate::stage::{PROGRAMS, QUIET, Stage};
 use crate::timeline::watched;
 
 const IDLE_MIB: f64 = 32.0;

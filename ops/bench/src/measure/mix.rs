@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::QUIET;
 use super::way::{STILL, Way};
 use crate::database::{self, check_events, check_refunded, until_published, until_refunded};
 use crate::http::{self, Load, Requests, Sent};
 use crate::plot::{Line, Plot};
 use crate::progress::Progress;
 use crate::report::Scenario;
-use crate::stage::{Services, Stage};
+use crate::stage::{QUIET, Services, Stage};
 use crate::timeline::Timeline;
 
 /// Per second.

@@ -15,20 +15,15 @@ mod storm;
 mod way;
 mod workers;
 
-use std::time::Duration;
-
 use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::attacks::Attack;
 use crate::cli::{Cli, What};
+use crate::database;
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::stage::{self, Stage};
-use crate::{database, figures};
-
-/// All work under way must end within this time.
-pub(crate) const QUIET: Duration = Duration::from_secs(180);
 
 /// The number of steps of the progress bar.
 pub(crate) fn steps(cli: &Cli) -> u64 {
@@ -157,10 +152,4 @@ async fn conditions(stage: &Stage<'_>) -> Result<Vec<String>> {
             stage.cli.repeats()
         ),
     ])
-}
-
-/// A rate for the progress bar.
-fn rate(what: &str, measured: f64, against: &str, limit: f64) -> String {
-    let (a, b) = (figures::short(measured), figures::short(limit));
-    format!("{what} {a}/s, {against} {b}/s, ratio {}", figures::short(measured / limit))
 }

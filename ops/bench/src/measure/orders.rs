@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::rate;
 use crate::cpu::Usage;
 use crate::database;
-use crate::figures::short;
+use crate::figures::{rate, short};
 use crate::http::{self, Load, Sent};
 use crate::limits;
 use crate::progress::Progress;

@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::{QUIET, rate};
 use crate::cpu::Usage;
 use crate::database::{self, check_settled, until_paid, until_published};
+use crate::figures::rate;
 use crate::http::{self, Load};
 use crate::limits::Pgbench;
 use crate::progress::Progress;
 use crate::report::{Question, Row, Target};
-use crate::stage::Stage;
+use crate::stage::{QUIET, Stage};
 
 pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Row> {
     let pgbench = Pgbench::find(stage.cli.clients)?;

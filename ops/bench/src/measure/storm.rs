@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::QUIET;
 use super::way::{STILL, Way};
 use crate::database::{self, check_settled, until_paid, until_published};
 use crate::http::{self, Load};
 use crate::plot::{Line, Plot};
 use crate::progress::Progress;
 use crate::report::Scenario;
-use crate::stage::Stage;
+use crate::stage::{QUIET, Stage};
 use crate::timeline::watched;
 
 const CONNECTIONS: u32 = 128;

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{QUIET, mix, settled};
+use super::{mix, settled};
 use crate::database::{self, check_events, check_refunded, until_paid, until_published, until_refunded};
 use crate::http::{self, Load};
 use crate::plot::{Axis, Line, Plot};
 use crate::progress::Progress;
 use crate::report::Scenario;
-use crate::stage::Stage;
+use crate::stage::{QUIET, Stage};
 use crate::timeline::watched;
 
 pub(super) const MOST: usize = 4;

@@ -7,7 +7,7 @@ use store::DbError;
 use store::tables::cases::{self, Case, End};
 use store::tables::extra;
 
-use super::get;
+use super::find::get;
 use crate::answer::{Answer, Problem, instant, lines};
 use crate::place::{Place, signature};
 

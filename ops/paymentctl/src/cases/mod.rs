@@ -3,22 +3,23 @@
 //! What moves money is proposed and confirmed by two people through the API. No command here can replace either of
 //! them.
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Subcommand, ValueEnum};
-use domain::{CaseId, CaseKind, CaseStatus, first_id_at};
+use clap::Subcommand;
+use domain::{CaseId, CaseStatus};
 use serde_json::{Value, json};
 use store::settle::strays;
-use store::tables::cases::{self, Case};
+use store::tables::cases::Case;
 use store::tables::dead_letters::without_bytes;
 use store::tables::outline;
-use time::Duration;
 
 use crate::answer::{Answer, Problem, lines as shown, moment, table, with_more};
 use crate::place::Place;
-use crate::when::span;
 
 pub mod discard;
+mod find;
 pub mod replay;
+
+pub(crate) use find::{Found, found, get};
+pub use find::{List, Which};
 
 /// What to do with cases.
 #[derive(Debug, Subcommand)]
@@ -44,60 +45,6 @@ pub enum Command {
     Discard(discard::Discard),
 }
 
-/// Which cases to list.
-#[derive(Debug, Clone, Default, Args)]
-pub struct List {
-    /// Only this kind.
-    #[arg(long, value_parser = kinds())]
-    pub kind: Option<CaseKind>,
-    /// Only this status; `waiting` is open or proposed.
-    #[arg(long, value_enum, default_value_t)]
-    pub status: Which,
-    /// Only cases that were reopened, by a person or by a new fact.
-    #[arg(long)]
-    pub reopened: bool,
-    /// Only cases opened longer ago than this: 90s 30m 2h 7d.
-    #[arg(long, value_name = "AGE", value_parser = span)]
-    pub older_than: Option<Duration>,
-    /// At most this many, the newest.
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1000))]
-    pub limit: i64,
-}
-
-/// Groups of case states to list together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Which {
-    /// Not resolved: open or proposed.
-    #[default]
-    Waiting,
-    /// No person has proposed anything.
-    Open,
-    /// One person has made a proposal, which another person must confirm.
-    Proposed,
-    /// Resolved.
-    Resolved,
-    /// Every state.
-    All,
-}
-
-impl Which {
-    fn states(self) -> &'static [Option<CaseStatus>] {
-        match self {
-            Which::Waiting => &[Some(CaseStatus::Open), Some(CaseStatus::Proposed)],
-            Which::Open => &[Some(CaseStatus::Open)],
-            Which::Proposed => &[Some(CaseStatus::Proposed)],
-            Which::Resolved => &[Some(CaseStatus::Resolved)],
-            Which::All => &[None],
-        }
-    }
-}
-
-/// The kinds of case on a command line.
-fn kinds() -> impl TypedValueParser<Value = CaseKind> {
-    let names = CaseKind::ALL.iter().map(|kind| kind.as_str());
-    PossibleValuesParser::new(names).try_map(|name| name.parse::<CaseKind>())
-}
-
 /// Runs the command on the cases of this database. `operator` is required only where the command writes.
 ///
 /// # Errors
@@ -109,28 +56,6 @@ pub async fn run(place: &Place, command: &Command, operator: Option<&str>) -> Re
         Command::Replay(replay) => replay::run(place, replay, operator).await,
         Command::Discard(discard) => discard::run(place, discard, operator).await,
     }
-}
-
-/// The cases that the filter selects.
-pub(crate) struct Found {
-    /// At most as many as the limit allows.
-    pub cases: Vec<Case>,
-    /// The note to print if there are more.
-    pub more: Option<String>,
-}
-
-/// The newest of the selected cases, sorted with the oldest first.
-pub(crate) async fn found(place: &Place, list: &List) -> Result<Found, Problem> {
-    let before = list.older_than.map(|age| CaseId::from_u128(first_id_at(place.clock.now() - age)));
-    let mut found = Vec::new();
-    for status in list.status.states() {
-        let filter = cases::Filter { status: *status, kind: list.kind, reopened: list.reopened };
-        found.extend(cases::list(&place.db, filter, before, list.limit + 1).await?);
-    }
-    found.sort_by_key(|case| case.id);
-    let beyond = found.len().saturating_sub(usize::try_from(list.limit).unwrap_or_default());
-    let more = (beyond > 0).then(|| format!("there are older ones than these {}: --limit, --older-than", list.limit));
-    Ok(Found { cases: found.split_off(beyond), more })
 }
 
 async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
@@ -145,13 +70,6 @@ async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
     let text = if rows.is_empty() { "no such case".to_owned() } else { text };
     let json = json!({ "cases": cases.iter().map(view).collect::<Vec<_>>(), "more": more.is_some() });
     Ok(Answer::done(with_more(text, more.as_deref()), json))
-}
-
-/// One case by its id.
-pub(crate) async fn get(place: &Place, id: CaseId) -> Result<Case, Problem> {
-    let unknown =
-        || Problem::failed(format!("there is no case {id}"), "`paymentctl cases list --status all` lists them");
-    cases::get(&place.db, id).await?.ok_or_else(unknown)
 }
 
 async fn show(place: &Place, id: CaseId) -> Result<Answer, Problem> {

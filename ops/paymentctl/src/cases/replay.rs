@@ -15,7 +15,7 @@ use store::tables::dead_letters;
 use time::Duration;
 
 use super::discard::may_end;
-use super::{Found, List, Which, found, get};
+use super::find::{Found, List, Which, found, get};
 use crate::answer::{Answer, Problem, count, instant, lines as shown, with_more};
 use crate::place::{Place, signature};
 use crate::when::span;

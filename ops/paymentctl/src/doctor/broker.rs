@@ -7,7 +7,7 @@ use runtime::error_chain::chain;
 use runtime::service::Service;
 use secrecy::SecretString;
 
-use super::{Check, State};
+use super::check::{Check, State};
 use crate::deploy::broker_setup;
 
 const POLICIES: &str = "broker policies";

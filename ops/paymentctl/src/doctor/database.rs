@@ -9,7 +9,7 @@ use store::MIGRATOR;
 use store::upkeep::grants;
 use time::Duration;
 
-use super::Check;
+use super::check::Check;
 
 /// A larger difference is worth a warning. The workers' due times, leases and calls use the database's clock, and
 /// gateways refuse calls whose time is minutes off. An order's expiry uses the clock of the ingress.

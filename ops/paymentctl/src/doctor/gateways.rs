@@ -8,7 +8,7 @@ use gateway::{Ending, Gateway, GatewayError, Gateways, KeyStatus, Reach, WARN_DA
 use runtime::clock::Clock;
 use time::{Duration, OffsetDateTime};
 
-use super::Check;
+use super::check::Check;
 use super::database::seconds;
 
 /// WeChat Pay refuses what was signed more than five minutes ago, and so do we. An operator should act long before

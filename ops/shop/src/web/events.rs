@@ -9,7 +9,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 
-use super::Shared;
+use super::state::Shared;
 use crate::desk::Notice;
 
 /// `GET /api/events`: the last 50 events, then each one as it arrives; also whether the broker is reachable.

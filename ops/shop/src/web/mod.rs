@@ -3,23 +3,23 @@
 mod events;
 mod orders;
 mod page;
+mod state;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use reqwest::Url;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tracing::info;
 
-use crate::api::{Api, ApiError};
+use self::state::{Shared, Shop};
+use crate::api::Api;
 use crate::cli::Serve;
 use crate::desk::Desk;
 use crate::fulfilment::{self, Queue};
@@ -28,18 +28,6 @@ use crate::stop::Stop;
 /// How long open pages may delay the shutdown. Streams end at the stop signal, so only a hanging browser needs this
 /// limit.
 const FAREWELL: Duration = Duration::from_secs(5);
-
-type Shared = Arc<Shop>;
-
-/// The state that all handlers share.
-struct Shop {
-    api: Api,
-    desk: Arc<Desk>,
-    sim_url: Url,
-    return_url: Option<Url>,
-    /// Ends the streams, which would otherwise stay open forever.
-    stop: Stop,
-}
 
 /// Serves the page and consumes fulfilment events until `stop`.
 pub(crate) async fn serve(serve: Serve, stop: Stop) -> anyhow::Result<()> {
@@ -84,21 +72,4 @@ fn router(shop: Shared) -> Router {
 async fn healthz(State(shop): State<Shared>) -> Response {
     let link = shop.desk.link().borrow().clone();
     Json(json!({ "status": "ok", "downstream": link })).into_response()
-}
-
-/// The page shows problems unchanged, so the person sees what payment-api answered.
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let (status, problem) = match self {
-            ApiError::Refused { status, problem } => (status, problem),
-            ApiError::Unreachable(_) => (502, problem_of(502, "api_unreachable", &self.to_string())),
-            ApiError::Shop(_) => (500, problem_of(500, "shop", &self.to_string())),
-        };
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-        (status, [("content-type", "application/problem+json")], Json(problem).0.to_string()).into_response()
-    }
-}
-
-fn problem_of(status: u16, code: &str, title: &str) -> serde_json::Value {
-    json!({ "type": "about:blank", "title": title, "status": status, "code": code })
 }

@@ -11,7 +11,7 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use super::page::CATALOGUE;
-use super::{Shared, problem_of};
+use super::state::{Shared, problem_of};
 use crate::api::{ApiError, Created, Order, Payment, Purchase};
 use crate::cli::join;
 use crate::qr;
