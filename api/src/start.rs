@@ -1,4 +1,4 @@
-//! How the process comes up, and how it goes down.
+//! The start and the stop of the ingress.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,10 +38,11 @@ use crate::{callbacks_only, router};
 const SERVICE: Service = Service::PaymentApi;
 /// Connections of the pool: the ingress runs one short statement at a time.
 const CONNECTIONS: u32 = 8;
-/// Files that are kept free for broker, Redis, operations and key files; the database's pool has its own beside them.
+/// Files that stay free for the broker, Redis, the operations address and key files. The pool of the database has its own
+/// share.
 const OTHER_FILES: u64 = 128;
 
-/// How long a start waits for the copies that it takes in.
+/// How long a start waits until the copies of orders are loaded.
 const WARM_UP: Duration = Duration::from_secs(2);
 
 /// The ingress with everything that it needs, not yet serving.
@@ -51,15 +52,15 @@ struct Ingress {
     gateways: Gateways,
     token_keys: TokenKeys,
     publisher: Publisher,
-    /// Ends the publisher; only after the last request.
+    /// Stops the publisher, after the last request.
     publisher_stop: CancellationToken,
     listen: Listen,
     listener: TcpListener,
     callbacks: Option<TcpListener>,
 }
 
-/// Reads the environment and checks everything that the process depends on. A broker that is away at the start is a
-/// fault; one that goes away later is not, because the database takes over.
+/// Reads the environment and checks everything that the process depends on. An unreachable broker stops the start. Later
+/// it does not stop the process, because callbacks then go to the database.
 ///
 /// # Errors
 /// Every fault at once: of variables, of `gateways.toml`, of the database and its schema, of the broker.
@@ -136,7 +137,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
 }
 
 impl Ingress {
-    /// Ready means: it has the first answers in memory, and its limits fit the files that it may open.
+    /// The process is ready once the first copies are in memory, and its limits fit the number of files that it may open.
     async fn ready(self, ops: TcpListener, stop: CancellationToken) -> Ready<impl Future<Output = ()>> {
         self.warm().await;
         let connections = affordable(&self.listen, &self.app.db);
@@ -144,10 +145,10 @@ impl Ingress {
         Ready { ops, checks, work: self.serve(connections, stop) }
     }
 
-    /// Serves until `stop`, then finishes what is in hand. Each listener takes so many connections at once.
+    /// Serves until `stop`, then finishes the requests in flight. Each listener accepts `connections` at once.
     async fn serve(self, connections: usize, stop: CancellationToken) {
         self.greet();
-        // One address leaves three quarters to the others, however few there are.
+        // One address gets a quarter at most, even if there are few.
         let per_address = self.listen.per_address.min((connections / 4).max(1));
         let limits = HttpLimits { connections, per_address, ..HttpLimits::default() };
         let friends = friends(self.app.clone());
@@ -172,18 +173,18 @@ impl Ingress {
         let _ = tokio::join!(watching, callers, tokens, tending);
     }
 
-    /// Takes in what will be asked for first, unless that takes long.
+    /// Loads the copies that will be read first, unless that takes long.
     async fn warm(&self) {
         let app = self.app.clone();
         let warming = tokio::spawn(async move { app.cache.warm(&app.db).await });
-        // It goes on beside the first requests then.
+        // After the time-out it continues beside the first requests.
         let _ = timeout(WARM_UP, warming).await;
     }
 
     fn greet(&self) {
         for method in PaymentMethod::ALL {
             if self.app.callers.of(*method).is_empty() {
-                info!(gateway = %method, "Callbacks of {method} are taken from any address: no list is set");
+                info!(gateway = %method, "Callbacks of {method} are accepted from any address: no list is set");
             }
         }
         if let Ok(address) = self.listener.local_addr() {
@@ -195,7 +196,7 @@ impl Ingress {
     }
 }
 
-/// Those who connect for many others: our proxies, and the gateways where lists name them.
+/// Addresses that connect for many clients: our proxies, and the gateways if lists name them.
 fn friends(app: Arc<App>) -> Friends {
     Arc::new(move |address| {
         let called_from = |method: &PaymentMethod| is_listed(address, &app.callers.of(*method));
@@ -203,9 +204,9 @@ fn friends(app: Arc<App>) -> Friends {
     })
 }
 
-/// As many connections to each listener as were asked for, or as leave enough files for the service itself: strangers that
-/// hold connections must not keep it from the database. Each client counts twice, since what it asks for may take a
-/// connection to a gateway.
+/// The number of connections that each listener accepts: the configured number, or fewer, so that enough files stay free
+/// for the service itself. Strangers that hold connections must not cut it off from the database. Each client counts
+/// twice, because its request may need a connection to a gateway.
 fn affordable(listen: &Listen, pool: &PgPool) -> usize {
     let wanted = listen.connections;
     let Some(files) = start::raise_open_files() else { return wanted };
@@ -217,21 +218,21 @@ fn affordable(listen: &Listen, pool: &PgPool) -> usize {
             wanted,
             most,
             files,
-            "This process may open no more than {files} files, so each listener takes {most} connections at once and not the \
+            "This process may open no more than {files} files, so each listener accepts {most} connections at once and not the \
              {wanted} of MAX_CONNECTIONS: raise the limit (`ulimit -Hn`; systemd: LimitNOFILE)"
         );
     }
     wanted.min(most)
 }
 
-/// Ready for callbacks as long as one of the two roads works. A failure names both, a gauge tells of each.
+/// The process is ready for callbacks while one of the two routes works. A failure names both; a gauge shows each.
 fn checks(db: PgPool, publisher: Publisher) -> Checks {
     Checks::new().add("callbacks", move || {
         let (db, publisher) = (db.clone(), publisher.clone());
         async move {
             let (broker, database) = (reachable(&publisher), answers(&db).await);
-            for (road, state) in [("broker", &broker), ("database", &database)] {
-                metrics::gauge!("callback_road_up", "road" => road).set(if state.is_ok() { 1.0 } else { 0.0 });
+            for (route, state) in [("broker", &broker), ("database", &database)] {
+                metrics::gauge!("callback_road_up", "road" => route).set(if state.is_ok() { 1.0 } else { 0.0 });
             }
             match (broker, database) {
                 (Err(broker), Err(database)) => Err(format!("broker: {broker}; database: {database}")),
@@ -241,7 +242,7 @@ fn checks(db: PgPool, publisher: Publisher) -> Checks {
     })
 }
 
-/// In less time than the whole check has: an absent database must not hide a present broker.
+/// Waits less than the whole check may take, so that an absent database does not hide a present broker.
 async fn answers(db: &PgPool) -> Result<(), String> {
     match timeout(Duration::from_secs(1), store::connect::ping(db)).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
@@ -252,7 +253,7 @@ async fn answers(db: &PgPool) -> Result<(), String> {
 fn reachable(publisher: &Publisher) -> Result<(), String> {
     match publisher.state() {
         PublisherState::Ready => Ok(()),
-        PublisherState::Blocked => Err("it takes no messages".to_owned()),
+        PublisherState::Blocked => Err("it accepts no messages".to_owned()),
         PublisherState::NoSession => Err("no session".to_owned()),
     }
 }

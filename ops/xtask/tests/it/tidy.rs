@@ -307,11 +307,11 @@ fn comments_and_documents_use_the_words_of_the_project() {
     let wrong = |path: &str, line: &str| -> Vec<String> {
         words_of(line)
             .into_iter()
-            .filter(|word| given_up.contains(word))
+            .filter(|word| given_up.iter().any(|one| word.strip_suffix('s').unwrap_or(word) == one || word == one))
             .map(|word| format!("{path}: {word}: {line}"))
             .collect()
     };
-    assert_eq!(wrong("planted", "// Whoever asks is told `nobody`").len(), 2);
+    assert_eq!(wrong("planted", "// Whoever asks is told `nobody` of two roads").len(), 3);
     let folders = ["shared", "api", "worker", "ops"];
     let mut found = Vec::new();
     for (path, text) in folders.iter().flat_map(|folder| files(folder, "rs")) {
