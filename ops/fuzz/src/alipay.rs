@@ -4,7 +4,8 @@ use std::sync::LazyLock;
 
 use domain::PaymentMethod::Alipay;
 use domain::message::callback::Callback;
-use gateway::alipay::sign::{self, Form};
+use gateway::alipay::form::{EmptyValues, Form};
+use gateway::alipay::{answer, sign};
 use gateway::keys::{SigningKey, VerifyingKey};
 use runtime::clock::Clock;
 
@@ -36,8 +37,8 @@ pub(crate) fn callback(body: &[u8]) {
         let _ = gateway(Alipay).read(&verified, Clock::system().now());
     }
     if let Ok(form) = Form::parse(body) {
-        let _ = form.string_to_verify(sign::EmptyValues::Kept);
-        let _ = form.string_to_verify(sign::EmptyValues::Dropped);
+        let _ = form.string_to_verify(EmptyValues::Kept);
+        let _ = form.string_to_verify(EmptyValues::Dropped);
     }
     let query = String::from_utf8_lossy(body);
     let _ = gateway(Alipay).verify_return(&query);
@@ -78,5 +79,5 @@ pub(crate) fn signed(body: &[u8]) {
 pub(crate) fn answer(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == b'\n');
     let (method, body) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let _ = sign::open_answer(&ALIPAYS_PUBLIC, &String::from_utf8_lossy(method), body);
+    let _ = answer::open_answer(&ALIPAYS_PUBLIC, &String::from_utf8_lossy(method), body);
 }

@@ -2,13 +2,13 @@
 
 use async_trait::async_trait;
 use domain::message::callback::Callback;
-use domain::{AccountName, Notification, OrderNo, PaymentMethod, RefundReport, Scene, Source};
+use domain::{AccountName, Notification, OrderNo, PaymentMethod, RefundReport, Scene};
 use time::OffsetDateTime;
 
 use crate::error::{CallbackError, GatewayError};
 use crate::keys::{KeyNews, KeyStatus};
 use crate::prepay::{Payment, PrepayOrder, PrepayRequest};
-use crate::query::{CloseOutcome, Trade, TradeAnswer};
+use crate::query::{CloseOutcome, TradeAnswer};
 use crate::reach::Reach;
 use crate::refund::{RefundOrder, RefundTarget};
 use crate::verified::Verified;
@@ -183,23 +183,6 @@ pub trait Gateway: Send + Sync {
     /// The keys and certificates of this account that can expire or be missing.
     fn key_status(&self) -> Vec<KeyStatus> {
         Vec::new()
-    }
-}
-
-impl Verified<Trade> {
-    /// Turns the answer to an order query into the notification that a callback would have brought. The proof carries
-    /// over: the gateway signed the answer, and this account queried its own order by number.
-    pub fn told_of(&self, gateway: &dyn Gateway, order_no: &OrderNo, notice_id: String) -> Verified<Notification> {
-        Verified::new(Notification {
-            method: gateway.method(),
-            account: gateway.account().clone(),
-            notice_id,
-            source: Source::Query,
-            merchant: self.get().merchant.clone(),
-            order_no: order_no.to_string(),
-            fact: self.get().fact.clone(),
-            doubt: self.get().doubt.clone(),
-        })
     }
 }
 

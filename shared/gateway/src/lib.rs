@@ -16,6 +16,7 @@ mod refund;
 #[cfg(test)]
 mod testing;
 mod times;
+mod told_of;
 mod transport;
 mod verified;
 pub mod wechat;
@@ -56,7 +57,7 @@ pub fn app_of_order(method: PaymentMethod, prepay: &serde_json::Value) -> Option
 /// form is encoded, so one signed message can open at most one case.
 pub fn essence(callback: &Callback) -> String {
     let covered = match callback.method {
-        PaymentMethod::Alipay => alipay::sign::essence(&callback.body),
+        PaymentMethod::Alipay => alipay::form::essence(&callback.body),
         PaymentMethod::Wechat => wechat::sign::essence(|name| callback.header(name), &callback.body),
     };
     domain::message::callback::digest(&covered)

@@ -9,7 +9,7 @@ use domain::{
 };
 use time::OffsetDateTime;
 
-use crate::alipay::sign::Form;
+use crate::alipay::form::Form;
 use crate::alipay::{Account, parse_beijing};
 use crate::error::CallbackError;
 use crate::times::{self, Times};

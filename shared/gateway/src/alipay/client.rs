@@ -8,8 +8,9 @@ use time::OffsetDateTime;
 use url::{Url, form_urlencoded};
 
 use crate::adapter::Gateway as _;
-pub(super) use crate::alipay::sign::Failure;
-use crate::alipay::sign::{self, Answer as Signed};
+pub(super) use crate::alipay::answer::Failure;
+use crate::alipay::answer::{self, Answer as Signed};
+use crate::alipay::sign;
 use crate::alipay::{Account, Alipay, beijing_text};
 use crate::error::GatewayError;
 use crate::transport::http::Answer;
@@ -72,7 +73,7 @@ impl Alipay {
         answer: &Answer,
         now: OffsetDateTime,
     ) -> Result<Outcome, GatewayError> {
-        if let Some(sn) = sign::cert_sn(&answer.body).filter(|sn| self.issued(sn, now).is_none()) {
+        if let Some(sn) = answer::cert_sn(&answer.body).filter(|sn| self.issued(sn, now).is_none()) {
             // The answer names a certificate that is not loaded; look it up once.
             self.look_for_key(&sn, now).await;
         }
@@ -132,7 +133,7 @@ impl Outcome {
             Outcome::UnsignedFailure(failure) => return Err(unsigned_error(failure)),
         };
         let code: Failure = parse(&node)?;
-        if code.code == sign::SUCCESS { Ok(Answered::Success(parse(&node)?)) } else { Ok(Answered::Failure(code)) }
+        if code.code == answer::SUCCESS { Ok(Answered::Success(parse(&node)?)) } else { Ok(Answered::Failure(code)) }
     }
 }
 

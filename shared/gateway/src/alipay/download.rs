@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::adapter::Gateway as _;
 use crate::alipay::client::{Call, Failure, unsigned_error};
 use crate::alipay::trust::is_sn;
-use crate::alipay::{Alipay, chain, sign};
+use crate::alipay::{Alipay, answer, chain};
 use crate::error::GatewayError;
 use crate::keys::KeyNews;
 use crate::words;
@@ -48,7 +48,7 @@ impl Alipay {
                 self.download(&sn, now).await?;
                 Ok(KeyNews::Fetched { new: 1 })
             }
-            None if node.failure.code != sign::SUCCESS => Err(unsigned_error(node.failure)),
+            None if node.failure.code != answer::SUCCESS => Err(unsigned_error(node.failure)),
             _ => Ok(KeyNews::Fetched { new: 0 }),
         }
     }
@@ -73,7 +73,7 @@ impl Alipay {
         let Some(certificates) = self.account.certificates() else { return Ok(()) };
         let refused = |why: String| GatewayError::Protocol(format!("certificate {sn}: {why}"));
         let Node { failure, alipay_cert_content } = self.ask_for(sn, now).await?.node;
-        if failure.code != sign::SUCCESS {
+        if failure.code != answer::SUCCESS {
             return Err(unsigned_error(failure));
         }
         let content = alipay_cert_content.and_then(|content| STANDARD.decode(content).ok());

@@ -1,6 +1,8 @@
 //! Alipay (支付宝), OpenAPI gateway with RSA2: one merchant account, in public-key or in certificate mode.
 //!
-//! - [`sign`]: the three signature rules.
+//! - [`sign`]: how requests are signed, and how callbacks are checked.
+//! - [`form`]: the body of a callback.
+//! - [`answer`]: the signed part of an answer.
 //! - [`callback`]: what the gateway posts.
 //! - `prepay`: what the buyer needs to pay.
 //! - `query`: querying and closing an order.
@@ -35,6 +37,7 @@ use crate::transport::http::measured;
 use crate::transport::route::Route;
 use crate::verified::Verified;
 
+pub mod answer;
 pub mod callback;
 pub mod cert;
 mod chain;
@@ -42,13 +45,18 @@ mod chain;
 mod charset_tests;
 mod client;
 mod download;
+pub mod form;
 mod prepay;
 mod query;
 mod reach;
 mod refund;
+#[cfg(test)]
+mod refund_tests;
 mod return_page;
 pub use return_page::ORDER_NO as RETURN_ORDER_NO;
 pub mod sign;
+#[cfg(test)]
+mod sign_tests;
 #[cfg(test)]
 mod split_tests;
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use time::OffsetDateTime;
 
-use crate::alipay::sign::Form;
+use crate::alipay::form::Form;
 use crate::alipay::{Alipay, parse_beijing};
 use crate::error::CallbackError;
 use crate::verified::Verified;

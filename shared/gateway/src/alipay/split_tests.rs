@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use time::macros::datetime;
 use url::form_urlencoded::{Serializer, parse};
 
-use crate::alipay::sign::{DECIDING, string_to_sign};
+use crate::alipay::form::DECIDING;
+use crate::alipay::sign::string_to_sign;
 use crate::alipay::tests::account;
 use crate::alipay::*;
 

@@ -7,7 +7,8 @@ use reqwest::Client;
 use time::macros::datetime;
 use url::Url;
 
-use crate::alipay::sign::{Form, string_to_sign};
+use crate::alipay::form::Form;
+use crate::alipay::sign::string_to_sign;
 use crate::alipay::*;
 use crate::testing::{Reply, Server, impatient_client};
 use crate::transport::http::{Transport, client};

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
 
+use crate::alipay::answer::{self, Answer, AnswerError};
 use crate::alipay::chain::{Issued, Roots};
-use crate::alipay::sign::{self, Answer, AnswerError, Form};
-use crate::alipay::{Account, Alipay};
+use crate::alipay::form::Form;
+use crate::alipay::{Account, Alipay, sign};
 use crate::error::CallbackError;
-use crate::keys::{APP_CERTIFICATE, Gate, KeyStatus};
-use crate::keys::{KeyTime, Validity, VerifyingKey};
+use crate::keys::{APP_CERTIFICATE, Gate, KeyStatus, KeyTime, Validity, VerifyingKey};
 
 /// Far more certificates than are ever valid at a time.
 const MAX_KEPT: usize = 8;
@@ -138,11 +138,11 @@ impl Alipay {
 
     /// Opens an answer with the first key that fits.
     pub(super) fn open<'a>(&self, method: &str, body: &'a [u8], at: OffsetDateTime) -> Result<Answer<'a>, String> {
-        let named = sign::cert_sn(body);
+        let named = answer::cert_sn(body);
         let candidates = self.candidates(named.as_deref(), at).map_err(|error| error.to_string())?;
         let mut opened = Err(AnswerError::BadSignature);
         for key in &candidates {
-            opened = sign::open_answer(key, method, body);
+            opened = answer::open_answer(key, method, body);
             if !matches!(opened, Err(AnswerError::BadSignature)) {
                 break;
             }

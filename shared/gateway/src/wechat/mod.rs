@@ -47,9 +47,13 @@ mod query;
 mod reach;
 mod refund;
 #[cfg(test)]
+mod refund_tests;
+#[cfg(test)]
 mod rotation_tests;
 pub mod sensitive;
 pub mod sign;
+#[cfg(test)]
+mod sign_tests;
 #[cfg(test)]
 mod tests;
 

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use domain::message::callback::Callback;
 use domain::{AccountName, Fact, Merchant, Money, PaymentMethod};
+use gateway::alipay::answer::{Answer, AnswerError, SignedText, open_answer};
 use gateway::alipay::cert::{cert_sn, root_cert_sn};
-use gateway::alipay::sign::{
-    Answer, AnswerError, EmptyValues, Form, SignedText, open_answer, string_to_sign, verify_callback,
-};
+use gateway::alipay::form::{EmptyValues, Form};
+use gateway::alipay::sign::{string_to_sign, verify_callback};
 use gateway::keys::{SigningKey, VerifyingKey};
 use gateway::{CallbackError, Gateways};
 use serde_json::Value;
