@@ -1,108 +1,38 @@
 //! Refunds: request one, get one, list the user's own.
 
+mod read;
+mod view;
+
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{FromRequestParts, Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::request::Parts;
 use axum::response::IntoResponse;
-use domain::{Money, OrderId, RefundId, RefundNo, RefundStatus};
+use domain::{Money, OrderId, RefundId, RefundNo};
 use runtime::crash::{self, Point};
-use serde::Serialize;
 use store::cache::Changed;
 use store::retry::retry;
 use store::settle::refunds as settling;
 use store::settle::refunds::{RefundRefusal, Wish};
 use store::tables::idempotency_keys::{self, NewAnswer};
 use store::tables::orders;
-use store::tables::refunds::{self, Refund};
 use store::{DbError, NotDone};
-use time::OffsetDateTime;
-use tracing::Span;
-use tracing::field::display;
-use utoipa::ToSchema;
 
-use super::orders::OrderPath;
+pub use read::{__path_get, __path_list, get, list};
+pub use view::{CreateRefund, RefundPage, RefundView};
+
 use crate::access::in_hand::to_the_end;
 use crate::access::tokens::{User, Viewer};
 use crate::answer::problem::{ApiError, Problem};
 use crate::create::fields::{Fields, JsonBytes, money, text};
 use crate::create::idempotency::{self, Answer, IdempotencyKey, in_flight};
 use crate::create::numbers::{dated, microseconds};
-use crate::routes::listing::{Filter, Known, page};
+use crate::routes::orders::OrderPath;
 use crate::state::App;
 
 /// The longest reason, in characters.
 const REASON: usize = 200;
-
-/// A request for a refund.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct CreateRefund {
-    /// In yuan; the whole remaining amount when absent.
-    #[schema(example = "12.34")]
-    pub amount: Option<String>,
-    /// The reason that the buyer reads, at most 200 characters.
-    pub reason: Option<String>,
-}
-
-/// A refund.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct RefundView {
-    /// 32 hex digits.
-    pub id: String,
-    /// The id of its order.
-    pub order_id: String,
-    /// The number that both gateways use for it.
-    pub refund_no: String,
-    /// In yuan.
-    #[schema(example = "12.34")]
-    pub amount: String,
-    /// `pending` `processing` `succeeded` `failed` `abnormal`.
-    #[schema(example = "pending")]
-    pub status: String,
-    /// As requested.
-    pub reason: Option<String>,
-    /// The gateway's number of the refund, where it has one.
-    pub gateway_refund_no: Option<String>,
-    /// When the money was returned.
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub succeeded_at: Option<OffsetDateTime>,
-    /// By our clock.
-    #[serde(with = "time::serde::rfc3339")]
-    pub created_at: OffsetDateTime,
-    /// By our clock.
-    #[serde(with = "time::serde::rfc3339")]
-    pub updated_at: OffsetDateTime,
-}
-
-impl RefundView {
-    /// The refund as the order's owner sees it.
-    pub fn of(refund: &Refund) -> RefundView {
-        RefundView {
-            id: refund.id.to_string(),
-            order_id: refund.order_id.to_string(),
-            refund_no: refund.refund_no.to_string(),
-            amount: refund.amount.to_string(),
-            status: refund.status.to_string(),
-            reason: refund.reason.clone(),
-            gateway_refund_no: refund.gateway_refund_no.clone(),
-            succeeded_at: refund.succeeded_at,
-            created_at: refund.created_at,
-            updated_at: refund.updated_at,
-        }
-    }
-}
-
-/// Refunds, newest first.
-#[derive(Serialize, ToSchema)]
-pub struct RefundPage {
-    /// This page.
-    pub refunds: Vec<RefundView>,
-    /// The cursor of the next page; null on the last page.
-    pub next_cursor: Option<String>,
-}
 
 /// Request a refund.
 ///
@@ -140,53 +70,6 @@ pub async fn create(
     let asking = Asking { app, request, order_id, body };
     let answer = to_the_end(asking.run()).await?;
     Ok(answer.into_response(StatusCode::ACCEPTED, "/v1/refunds"))
-}
-
-/// Get a refund.
-#[utoipa::path(
-    get, path = "/v1/refunds/{id}", tag = "refunds", security(("bearer" = [])),
-    params(("id" = String, Path, description = "The refund's id")),
-    responses(
-        (status = 200, description = "The refund", body = RefundView),
-        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 404, description = "`refund_not_found`: no such refund, or of another user's order", body = Problem),
-    )
-)]
-pub async fn get(
-    State(app): State<Arc<App>>,
-    User(user): User,
-    RefundPath(id): RefundPath,
-) -> Result<Json<RefundView>, ApiError> {
-    to_the_end(async move {
-        let refund = refunds::get(&app.db, id).await?.ok_or(ApiError::RefundNotFound)?;
-        let order = orders::get(&app.db, refund.order_id).await?;
-        let order = Viewer::User(user).shown(order).map_err(|_| ApiError::RefundNotFound)?;
-        app.cache.orders.saw(&order);
-        Ok(Json(RefundView::of(&refund)))
-    })
-    .await
-}
-
-/// List the refunds of the user's own orders, newest first.
-#[utoipa::path(
-    get, path = "/v1/refunds", tag = "refunds", params(Filter), security(("bearer" = [])),
-    responses(
-        (status = 200, description = "A page of refunds", body = RefundPage),
-        (status = 400, description = "`invalid_fields`", body = Problem),
-        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-    )
-)]
-pub async fn list(
-    State(app): State<Arc<App>>,
-    User(user): User,
-    Known(filter): Known<Filter>,
-) -> Result<Json<RefundPage>, ApiError> {
-    let states: Vec<&str> = RefundStatus::ALL.iter().map(|status| status.as_str()).collect();
-    let wanted = filter.read(|id| RefundId::parse(id).ok(), &states)?;
-    let limit = wanted.limit;
-    let found = to_the_end(async move { Ok(refunds::of_user(&app.db, &user, &wanted).await?) }).await?;
-    let (shown, next_cursor) = page(found, limit, |refund| refund.id.to_string());
-    Ok(Json(RefundPage { refunds: shown.iter().map(RefundView::of).collect(), next_cursor }))
 }
 
 /// Everything that requesting a refund needs, owned: the work continues when the client has gone.
@@ -286,20 +169,5 @@ pub(super) fn refused(not_done: NotDone<RefundRefusal>) -> ApiError {
             ApiError::Refund(RefundRefusal::InProgress)
         }
         NotDone::Db(error) => error.into(),
-    }
-}
-
-/// The refund that a path names. A text that is not an id is an unknown refund.
-pub struct RefundPath(RefundId);
-
-impl FromRequestParts<Arc<App>> for RefundPath {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<RefundPath, ApiError> {
-        let path = Path::<String>::from_request_parts(parts, app).await;
-        let Path(text) = path.map_err(|_| ApiError::RefundNotFound)?;
-        let id = RefundId::parse(&text).map_err(|_| ApiError::RefundNotFound)?;
-        Span::current().record("refund_id", display(id));
-        Ok(RefundPath(id))
     }
 }

@@ -1,0 +1,80 @@
+//! Shows one refund, and lists the user's own.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{FromRequestParts, Path, State};
+use axum::http::request::Parts;
+use domain::{RefundId, RefundStatus};
+use store::tables::orders;
+use store::tables::refunds;
+use tracing::Span;
+use tracing::field::display;
+
+use super::view::{RefundPage, RefundView};
+use crate::access::tokens::{User, Viewer};
+use crate::answer::problem::{ApiError, Problem};
+use crate::routes::listing::{Filter, Known, page};
+use crate::state::{App, to_the_end};
+
+/// Get a refund.
+#[utoipa::path(
+    get, path = "/v1/refunds/{id}", tag = "refunds", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The refund's id")),
+    responses(
+        (status = 200, description = "The refund", body = RefundView),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 404, description = "`refund_not_found`: no such refund, or of another user's order", body = Problem),
+    )
+)]
+pub async fn get(
+    State(app): State<Arc<App>>,
+    User(user): User,
+    RefundPath(id): RefundPath,
+) -> Result<Json<RefundView>, ApiError> {
+    to_the_end(async move {
+        let refund = refunds::get(&app.db, id).await?.ok_or(ApiError::RefundNotFound)?;
+        let order = orders::get(&app.db, refund.order_id).await?;
+        let order = Viewer::User(user).shown(order).map_err(|_| ApiError::RefundNotFound)?;
+        app.cache.orders.saw(&order);
+        Ok(Json(RefundView::of(&refund)))
+    })
+    .await
+}
+
+/// List the refunds of the user's own orders, newest first.
+#[utoipa::path(
+    get, path = "/v1/refunds", tag = "refunds", params(Filter), security(("bearer" = [])),
+    responses(
+        (status = 200, description = "A page of refunds", body = RefundPage),
+        (status = 400, description = "`invalid_fields`", body = Problem),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+    )
+)]
+pub async fn list(
+    State(app): State<Arc<App>>,
+    User(user): User,
+    Known(filter): Known<Filter>,
+) -> Result<Json<RefundPage>, ApiError> {
+    let states: Vec<&str> = RefundStatus::ALL.iter().map(|status| status.as_str()).collect();
+    let wanted = filter.read(|id| RefundId::parse(id).ok(), &states)?;
+    let limit = wanted.limit;
+    let found = to_the_end(async move { Ok(refunds::of_user(&app.db, &user, &wanted).await?) }).await?;
+    let (shown, next_cursor) = page(found, limit, |refund| refund.id.to_string());
+    Ok(Json(RefundPage { refunds: shown.iter().map(RefundView::of).collect(), next_cursor }))
+}
+
+/// The refund that a path names. A text that is not an id is an unknown refund.
+pub struct RefundPath(RefundId);
+
+impl FromRequestParts<Arc<App>> for RefundPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<RefundPath, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, app).await;
+        let Path(text) = path.map_err(|_| ApiError::RefundNotFound)?;
+        let id = RefundId::parse(&text).map_err(|_| ApiError::RefundNotFound)?;
+        Span::current().record("refund_id", display(id));
+        Ok(RefundPath(id))
+    }
+}
