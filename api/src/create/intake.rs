@@ -67,6 +67,7 @@ impl Intake {
         ended.unwrap_or_else(|panic| Err(NotStored { broker: PublishError::NoSession, database: panic.to_string() }))
     }
 
+    /// Publishes the callback to `payment.in` with key `payment.callbacks`. Without a confirm it commits a row of `jobs`.
     async fn take(&self, callback: &Callback) -> Result<Receipt, NotStored> {
         let message = callback_message(callback, self.clock.fresh_id().to_string());
         let broker = match self.publisher.publish(message, WAIT).await {

@@ -1,6 +1,7 @@
 //! `POST /v1/callbacks/{alipay|wechat}/{account}`: verifies the sender, makes the bytes durable, answers. A worker
 //! settles the payment.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,7 +79,7 @@ fn warn_of_unknown_proxy(app: &App, request: &Request) {
     }
 }
 
-/// Runs the cheap checks first and verifies the signature last.
+/// Runs the cheap checks first, verifies the signature, and stores the callback last.
 async fn take(
     app: &App,
     method: PaymentMethod,
@@ -86,24 +87,13 @@ async fn take(
     account: &str,
     request: Request,
 ) -> Result<Receipt, CallbackRefusal> {
-    let known = app.callers.of(method);
-    // The gateway's own addresses are never blocked because of strikes.
-    if !is_listed(address, &known) && app.strikes.is_out(address, tokio::time::Instant::now()) {
-        return Err(CallbackRefusal::TooMany);
-    }
-    if !is_allowed(address, &known) {
-        return Err(CallbackRefusal::WrongAddress);
-    }
+    let listed = admit(app, method, address)?;
     let account = AccountName::parse(account).map_err(|_| CallbackRefusal::UnknownAccount)?;
     let gateway = app.accounts.get(method, &account).ok_or(CallbackRefusal::UnknownAccount)?;
     Span::current().record("account", account.as_str());
 
     // A slow body holds a share of its address. It takes a slot only after it has arrived.
-    let share = if is_listed(address, &known) {
-        None
-    } else {
-        Some(app.in_hand.bodies.take(address).ok_or(CallbackRefusal::TooMany)?)
-    };
+    let share = if listed { None } else { Some(app.in_hand.bodies.take(address).ok_or(CallbackRefusal::TooMany)?) };
     let callback = read(app, method, account, request).await?;
     drop(share);
     crash::at(Point::IntakeRead);
@@ -116,7 +106,18 @@ async fn take(
     })
 }
 
-/// Reads the unchanged bytes, and only those headers that the signature needs.
+/// Refuses an address that is blocked because of strikes, or that may not send callbacks. Returns whether the gateway's
+/// list has the address. A listed address is never blocked because of strikes.
+fn admit(app: &App, method: PaymentMethod, address: IpAddr) -> Result<bool, CallbackRefusal> {
+    let known = app.callers.of(method);
+    let listed = is_listed(address, &known);
+    if !listed && app.strikes.is_out(address, tokio::time::Instant::now()) {
+        return Err(CallbackRefusal::TooMany);
+    }
+    if is_allowed(address, &known) { Ok(listed) } else { Err(CallbackRefusal::WrongAddress) }
+}
+
+/// Reads the unchanged bytes, at most 64 KiB (`LONGEST_BODY`), and only those headers that the signature needs.
 async fn read(
     app: &App,
     method: PaymentMethod,
