@@ -1,4 +1,4 @@
-//! The states of an order and every move between them.
+//! The states of an order, and its moves until it is paid.
 
 use crate::named_enum;
 
@@ -52,7 +52,9 @@ named_enum! {
     }
 }
 
-/// Every move of an order. Every pair that is not listed is refused everywhere.
+/// Every move of an order that an event makes. [`OrderStatus::next`] refuses every other pair. After payment an order also
+/// moves among `paid`, `refunding`, `partially_refunded` and `refunded`, as [`crate::status_by_refunds`] says. A trigger
+/// of the database refuses every other change.
 pub const TRANSITIONS: &[(OrderStatus, OrderEvent, OrderStatus)] = &[
     (OrderStatus::Pending, OrderEvent::PaymentSucceeded, OrderStatus::Paid),
     (OrderStatus::Pending, OrderEvent::ClosedUnpaid, OrderStatus::Closed),

@@ -71,10 +71,10 @@ pub trait Gateway: Send + Sync {
     /// up.
     async fn refund(&self, refund: &RefundOrder, now: OffsetDateTime) -> Result<RefundReport, GatewayError>;
 
-    /// Queries the state of a refund. The gateway signs every state except [`domain::RefundState::Absent`]: WeChat Pay reports
-    /// an absent refund in an unsigned 404. `Absent` permits only one thing: to send the same request with the same
-    /// number again, and the gateway refunds once however often that request arrives. That is why the result is not a
-    /// [`Verified`].
+    /// Queries the state of a refund. Every reported state is signed, except that WeChat Pay reports an absent refund in
+    /// an unsigned 404. So the result is not a [`Verified`], and [`domain::RefundState::Absent`] does not end a refund
+    /// alone. It permits sending the same request with the same number again, for which the gateway refunds once. If the
+    /// gateway has refused the request, `Absent` fails the refund. It leaves a failed refund as it is.
     ///
     /// # Errors
     /// See [`GatewayError`].

@@ -1,7 +1,9 @@
-//! Turns facts about payments into state changes and events. Callbacks and query answers both arrive here.
+//! Turns facts into state changes and events. Callbacks and answers to order queries arrive in [`settle`], our own closes
+//! of unpaid orders in [`end_unpaid`], and what a gateway reports about our refunds in [`refunds::settle`].
 //!
-//! One batch takes a fixed number of statements: lock the orders, decide in memory, then write each kind of effect
-//! once. The decisions do no I/O, and [`domain::TRANSITIONS`] decides every state change of an order.
+//! A batch locks its orders, decides in memory, then writes each kind of effect once. A refund takes statements of its
+//! own. The decisions about payments and closes do no I/O: [`domain::TRANSITIONS`] allows each move of an unpaid order.
+//! After payment the state of an order follows from its refunds ([`domain::status_by_refunds`]).
 
 pub mod accounts;
 mod booking;
