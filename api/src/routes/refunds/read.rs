@@ -12,10 +12,11 @@ use tracing::Span;
 use tracing::field::display;
 
 use super::view::{RefundPage, RefundView};
+use crate::access::in_hand::to_the_end;
 use crate::access::tokens::{User, Viewer};
 use crate::answer::problem::{ApiError, Problem};
 use crate::routes::listing::{Filter, Known, page};
-use crate::state::{App, to_the_end};
+use crate::state::App;
 
 /// Get a refund.
 #[utoipa::path(

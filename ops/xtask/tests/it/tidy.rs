@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned()
 }
 
@@ -34,7 +34,7 @@ pub fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
 }
 
 /// The lines without comments, up to an inline module of tests. A `mod tests;` near the top ends nothing.
-fn code(text: &str) -> Vec<&str> {
+pub(crate) fn code(text: &str) -> Vec<&str> {
     let lines: Vec<&str> = text.lines().collect();
     let opens_module = |line: &&str| line.trim().starts_with("mod ") && line.trim().ends_with('{');
     let tests =
@@ -389,48 +389,4 @@ fn the_example_names_every_variable_and_each_once() {
     // Everybody's, and Cargo's own.
     read.retain(|name| !["PATH", "CARGO"].contains(&name.as_str()) && !named.contains(&name.as_str()));
     assert_eq!(read, [""; 0]);
-}
-
-/// The paths of the repository that a page names in backticks.
-fn paths_named(page: &str) -> Vec<&str> {
-    let starts = ["shared/", "api/", "worker/", "ops/", "migrations/"];
-    let quoted = page.split('`').skip(1).step_by(2);
-    // A name with a placeholder is a form of names.
-    quoted
-        .filter(|text| starts.iter().any(|start| text.starts_with(start)))
-        .filter(|text| !text.contains(['{', '*', '<', '…', ' ']))
-        .collect()
-}
-
-/// The functions that a page names right after their file: "`path.rs`, `function`".
-fn functions_named(page: &str) -> Vec<(&str, &str)> {
-    let parts: Vec<&str> = page.split('`').collect();
-    let pairs = parts.windows(3).filter(|three| three[0].ends_with(".rs") && three[1] == ", ");
-    pairs.map(|three| (three[0], three[2])).collect()
-}
-
-#[test]
-fn the_paths_that_the_pages_name_exist() {
-    for (page, least) in [("README.md", 30), ("ops/recipes.md", 50), ("ops/operate.md", 3)] {
-        let text = fs::read_to_string(root().join(page)).unwrap();
-        let places = paths_named(&text);
-        assert!(places.len() >= least, "{page} names its places in backticks: {}", places.len());
-        let missing: Vec<&str> = places.into_iter().filter(|place| !root().join(place).exists()).collect();
-        assert_eq!(missing, [""; 0], "{page}");
-    }
-}
-
-/// A reader of the walks finds each function where the page says that it is.
-#[test]
-fn the_functions_that_the_walks_name_are_there() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let named = functions_named(&readme);
-    assert!(named.len() >= 18, "{named:?}");
-    let is_there = |(path, function): &(&str, &str)| {
-        let text = fs::read_to_string(root().join(path)).unwrap();
-        text.contains(&format!("fn {function}(")) || text.contains(&format!("fn {function}<"))
-    };
-    let missing: Vec<_> = named.into_iter().filter(|pair| !is_there(pair)).collect();
-    assert_eq!(missing, [("", ""); 0]);
-    assert_eq!(functions_named("1. `a/b.rs`, `f`: does. `c.rs` (`g`)"), [("a/b.rs", "f")]);
 }
