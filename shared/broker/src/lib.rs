@@ -5,7 +5,7 @@
 //! consuming never share a connection: when the broker raises an alarm, it blocks a whole publishing connection, acks
 //! included.
 //!
-//! This crate never acknowledges: only the worker's `consumer.rs` does.
+//! This crate never acknowledges: only the worker's `consumer/mod.rs` does.
 
 mod address;
 mod callback;
