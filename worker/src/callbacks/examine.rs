@@ -1,0 +1,52 @@
+//! Verifies and decrypts a callback.
+
+use domain::message::callback::Callback;
+use domain::{Notification, Verdict};
+use gateway::{CallbackError, Gateway, Verified};
+use runtime::crash::{self, Point};
+use time::OffsetDateTime;
+
+use crate::callbacks::examined::Content;
+use crate::callbacks::worker::CallbackWorker;
+
+impl CallbackWorker {
+    /// Verifies a callback again, without the clock window, and decrypts it. It queries the gateway once for a key that
+    /// is unknown here.
+    pub(super) async fn examine(&self, callback: &Callback) -> Content {
+        let Some(gateway) = self.gateways.get(callback.method, &callback.account) else {
+            return Content::NotYet(format!("no account {}", callback.account));
+        };
+        let now = self.clock.now();
+        let mut told = tell(gateway.as_ref(), callback, now);
+        if let Err(CallbackError::UnknownKey { serial }) = &told
+            && gateway.look_for_key(serial, now).await
+        {
+            told = tell(gateway.as_ref(), callback, now);
+        }
+        let told = told.and_then(|told| match crash::met(Point::CallbackExamined, &told.get().order_no) {
+            Ok(()) => Ok(told),
+            Err(planted) => Err(CallbackError::Undecodable(planted.to_string())),
+        });
+        match told {
+            Ok(told) => Content::Told(Box::new(told)),
+            Err(
+                error @ (CallbackError::UnknownKey { .. }
+                | CallbackError::KeyNotInForce { .. }
+                | CallbackError::Unopened(_)),
+            ) => Content::NotYet(error.to_string()),
+            Err(CallbackError::BadSignature | CallbackError::Probe | CallbackError::Stale) => {
+                Content::Bad(Verdict::BadSignature)
+            }
+            Err(CallbackError::Malformed(_) | CallbackError::Undecodable(_)) => Content::Bad(Verdict::Undecodable),
+        }
+    }
+}
+
+/// Verifies a callback and decrypts it into a notification.
+fn tell(
+    gateway: &dyn Gateway,
+    callback: &Callback,
+    now: OffsetDateTime,
+) -> Result<Verified<Notification>, CallbackError> {
+    gateway.verify(callback.clone(), None).and_then(|verified| gateway.read(&verified, now))
+}
