@@ -228,7 +228,7 @@ impl CheckWorker {
                 subject_ref: order_no.to_string(),
                 evidence: json!({ "order_no": order_no, "message": what }),
             };
-            settle::refunds::open(&mut *tx, &case, self.clock.now()).await?;
+            settle::opening::open(&mut *tx, &case, self.clock.now()).await?;
         }
         if let GatewayError::Misconfigured { code, message } = error {
             let (method, account) = (order.payment_method, &order.account);

@@ -18,6 +18,7 @@ use store::cache::{Changed, Renewer};
 use store::connect::in_time;
 use store::retry::retry;
 use store::settle::accounts::{self, Misconfigured};
+use store::settle::opening;
 use store::settle::refunds as settling;
 use store::tables::jobs::Taken;
 use store::tables::orders::{self, Order};
@@ -411,8 +412,8 @@ impl RefundWorker {
         // Locks the refund's row before the case, as the settling of a notification does.
         refunds::note_trouble(tx, refund.id, None, message, self.clock.now()).await?;
         let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "message": message });
-        let case = settling::case_of(&self.clock, kind, refund, evidence);
-        Ok(settling::open(tx, &case, self.clock.now()).await?)
+        let case = opening::case_of(&self.clock, kind, refund, evidence);
+        Ok(opening::open(tx, &case, self.clock.now()).await?)
     }
 }
 

@@ -16,7 +16,7 @@ use runtime::panics::{Panicked, caught, caught_now};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use store::connect::in_time;
-use store::settle;
+use store::settle::opening;
 use store::tables::cases::NewCase;
 use store::tables::dead_letters::{self, Letter};
 use store::tables::{events, jobs, panicked};
@@ -106,7 +106,7 @@ async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Resu
         cases.push(case);
         kept.push(bytes);
     }
-    let opened = settle::open_cases(&mut tx, &cases, now).await?;
+    let opened = opening::open_cases(&mut tx, &cases, now).await?;
     dead_letters::keep(&mut tx, &kept, now).await?;
     events::append(&mut tx, &opened, now).await?;
     crash::at(Point::LetterOpened);

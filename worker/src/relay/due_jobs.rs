@@ -12,7 +12,7 @@ use runtime::error_chain::chain;
 use runtime::panics::caught_now;
 use sqlx::{Connection, PgConnection};
 use store::DbError;
-use store::settle;
+use store::settle::opening;
 use store::tables::cases::NewCase;
 use store::tables::events;
 use store::tables::jobs::{self, Due, Lease};
@@ -117,7 +117,7 @@ async fn give_up(
     };
     let now = relay.clock.now();
     let mut tx = connection.begin().await?;
-    let opened = settle::open_cases(&mut tx, &[case], now).await?;
+    let opened = opening::open_cases(&mut tx, &[case], now).await?;
     events::append(&mut tx, &opened, now).await?;
     jobs::delete_unreadable(&mut tx, job).await?;
     tx.commit().await?;

@@ -12,7 +12,7 @@ use runtime::clock::Clock;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use store::MIGRATOR;
-use store::settle::refunds as settling;
+use store::settle::opening;
 use store::settle::{self, Found};
 use store::tables::cases::{self, Case, NewCase};
 use store::tables::jobs;
@@ -31,7 +31,7 @@ impl World {
         let id = CaseId::from_u128(Clock::system().fresh_bits());
         let case = NewCase { id, kind, order_id: Some(order_id), subject_ref: number.to_owned(), evidence };
         let mut tx = self.db.begin().await.unwrap();
-        settling::open(&mut tx, &case, Clock::system().now()).await.unwrap();
+        opening::open(&mut tx, &case, Clock::system().now()).await.unwrap();
         tx.commit().await.unwrap();
         let id: CaseId = sqlx::query_scalar("select id from cases where kind = $1 and subject_ref = $2")
             .bind(kind.as_str())

@@ -7,7 +7,7 @@ use runtime::clock::Clock;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use store::MIGRATOR;
-use store::settle::refunds as settling;
+use store::settle::opening;
 use store::tables::cases::{self, Case, NewCase};
 use time::Duration;
 
@@ -35,7 +35,7 @@ impl World {
         let clock = Clock::system();
         let id = CaseId::from_u128(clock.fresh_bits());
         let new = NewCase { id, kind, order_id: None, subject_ref: "4200".to_owned(), evidence };
-        settling::open(&mut self.db.acquire().await.unwrap(), &new, clock.now()).await.unwrap();
+        opening::open(&mut self.db.acquire().await.unwrap(), &new, clock.now()).await.unwrap();
     }
 
     async fn case_events(&self) -> Vec<String> {

@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 
 use crate::error::DbError;
-use crate::settle::open_cases;
+use crate::settle::opening::open_cases;
 use crate::tables::cases::NewCase;
 use crate::tables::events as outbox;
 

@@ -18,10 +18,10 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use super::events;
+use super::evidence::new_case;
+use super::opening;
+use super::refunds::follow;
 use crate::error::DbError;
-use crate::settle::new_case;
-use crate::settle::refunds as own;
-use crate::settle::refunds::follow;
 use crate::tables::cases::{self, Case};
 use crate::tables::orders::{self, Order};
 use crate::tables::outside::{self, OutsideRefund};
@@ -191,7 +191,7 @@ async fn first_sight(
     case.subject_ref = trade.trade_no.to_string();
     case.evidence["amount"] = order.amount.to_string().into();
     case.evidence[RETURNED] = trade.returned.map_or_else(|| NOT_STATED.to_owned(), |sum| sum.to_string()).into();
-    own::open(tx, &case, clock.now()).await?;
+    opening::open(tx, &case, clock.now()).await?;
     Ok(None)
 }
 
@@ -352,9 +352,9 @@ async fn note(tx: &mut PgConnection, trade: &Trade, returned: &str, clock: &Cloc
     let kinds = [CaseKind::LatePayment, CaseKind::DoublePayment, CaseKind::RefundedElsewhere];
     for case in cases::of_order(&mut *tx, trade.order.id).await? {
         if kinds.contains(&case.kind) && case.subject_ref == trade.trade_no.as_str() {
-            let mut fact = own::case(clock, case.kind, trade.order.id, json!({ RETURNED: returned }));
+            let mut fact = opening::case(clock, case.kind, trade.order.id, json!({ RETURNED: returned }));
             fact.subject_ref = case.subject_ref;
-            own::open(tx, &fact, clock.now()).await?;
+            opening::open(tx, &fact, clock.now()).await?;
         }
     }
     Ok(())
@@ -374,9 +374,9 @@ async fn contradiction(
         // The case is about a refund. It does not mean that a payment of this amount is held beside the order's own.
         evidence["refund_no"] = number.into();
     }
-    let mut case = own::case(clock, CaseKind::AmountMismatch, trade.order.id, evidence);
+    let mut case = opening::case(clock, CaseKind::AmountMismatch, trade.order.id, evidence);
     case.subject_ref = number.to_owned();
-    own::open(tx, &case, clock.now()).await?;
+    opening::open(tx, &case, clock.now()).await?;
     Ok(Verdict::AmountMismatch)
 }
 
@@ -387,7 +387,7 @@ async fn open(
     told: &Notification,
     (order_id, clock): (OrderId, &Clock),
 ) -> Result<Verdict, DbError> {
-    own::open(tx, &new_case((kind, Some(order_id)), told, clock), clock.now()).await?;
+    opening::open(tx, &new_case((kind, Some(order_id)), told, clock), clock.now()).await?;
     if kind.is_of_money_held() {
         extra::follow(tx, &[order_id], clock.now()).await?;
     }

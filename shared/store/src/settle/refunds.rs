@@ -7,8 +7,8 @@
 use domain::message::event::Event;
 use domain::message::job::{CheckRequest, JobRequest, RefundRequest};
 use domain::{
-    CaseId, CaseKind, Fact, Money, Notification, OrderId, OrderStatus, Policies, RefundEvent, RefundId, RefundNo,
-    RefundReport, RefundState, RefundStatus, TradeNo, status_by_refunds,
+    CaseKind, Fact, Money, Notification, OrderId, OrderStatus, Policies, RefundEvent, RefundId, RefundNo, RefundReport,
+    RefundState, RefundStatus, TradeNo, status_by_refunds,
 };
 use gateway::limits;
 use runtime::clock::Clock;
@@ -18,8 +18,8 @@ use time::{Duration, OffsetDateTime};
 
 use super::events;
 use crate::error::{DbError, NotDone};
-use crate::settle::{late, open_cases, outside};
-use crate::tables::cases::NewCase;
+use crate::settle::opening::{case_of, open};
+use crate::settle::{late, outside};
 use crate::tables::orders::Order;
 use crate::tables::refunds::{Move, NewRefund, Refund};
 use crate::tables::transactions::Payment;
@@ -407,24 +407,4 @@ pub(super) async fn notice(
         found.filter(|refund| refund.order_id == order.id && refund.trade_no == trade.trade_no && paid_there(refund));
     let Some(refund) = found else { return Ok(None) };
     settle(tx, &refund, report, policies, clock).await.map(Some)
-}
-
-/// A case about one of our refunds.
-pub fn case_of(clock: &Clock, kind: CaseKind, refund: &Refund, evidence: serde_json::Value) -> NewCase {
-    NewCase { subject_ref: refund.refund_no.to_string(), ..case(clock, kind, refund.order_id, evidence) }
-}
-
-/// A case about an order; the caller sets the case's number.
-pub(super) fn case(clock: &Clock, kind: CaseKind, order_id: OrderId, evidence: serde_json::Value) -> NewCase {
-    let id = CaseId::from_u128(clock.fresh_bits());
-    NewCase { id, kind, order_id: Some(order_id), subject_ref: String::new(), evidence }
-}
-
-/// Opens one case and publishes its event.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn open(tx: &mut PgConnection, case: &NewCase, now: OffsetDateTime) -> Result<(), DbError> {
-    let opened = open_cases(tx, std::slice::from_ref(case), now).await?;
-    outbox::append(tx, &opened, now).await
 }
