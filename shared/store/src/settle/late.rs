@@ -13,7 +13,8 @@ use time::OffsetDateTime;
 use super::events;
 use crate::error::{DbError, NotDone};
 use crate::settle::outside;
-use crate::settle::refunds::{self, Wish};
+use crate::settle::refunds::ask::{Wish, ask};
+use crate::settle::refunds::follow::follow;
 use crate::tables::cases::{self, Case};
 use crate::tables::orders::Paid;
 use crate::tables::orders::{self, Order};
@@ -64,7 +65,7 @@ pub(super) async fn give_back(
         reason: None,
         requested_by: POLICY.to_owned(),
     };
-    if let Err(not_done) = refunds::ask(tx, &wish, now).await {
+    if let Err(not_done) = ask(tx, &wish, now).await {
         evidence[cases::NOT_REFUNDED] = not_done.refusal()?.to_string().into();
     }
     Ok(())
@@ -198,7 +199,7 @@ async fn honour(
     let mut news = vec![events::order_paid(&late.order, trade_no, paid_at)];
     let mut after = late.order;
     take(&mut after, late.next, &paid);
-    let after = refunds::follow(tx, &after, now).await?;
+    let after = follow(tx, &after, now).await?;
     let went = late.went_back.iter();
     news.extend(
         went.map(|refund| events::refund_succeeded(&after, refund, refund.succeeded_at.unwrap_or(refund.created_at))),

@@ -20,7 +20,7 @@ use time::{Duration, OffsetDateTime};
 use super::events;
 use super::evidence::new_case;
 use super::opening;
-use super::refunds::follow;
+use super::refunds::follow::follow;
 use crate::error::DbError;
 use crate::tables::cases::{self, Case};
 use crate::tables::orders::{self, Order};
