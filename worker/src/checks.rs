@@ -25,7 +25,8 @@ use store::tables::{events, transactions};
 use time::{Duration, OffsetDateTime};
 use tracing::{error, info, warn};
 
-use crate::jobs::{End, Job, JobError, Recorded, pause};
+use crate::jobs::job::{End, Job, JobError, Recorded};
+use crate::jobs::wait::pause;
 use crate::people::{self, QueryError, Wanted};
 
 /// Works on checks.

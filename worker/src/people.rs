@@ -12,7 +12,7 @@ use store::tables::orders::Order;
 use store::tables::{cases, transactions};
 use time::OffsetDateTime;
 
-use crate::jobs::JobError;
+use crate::jobs::job::JobError;
 
 /// The requests, with the gateway's answer about each refund to book.
 pub struct Wanted {

@@ -28,7 +28,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
-use crate::jobs::{End, Job, JobError, Recorded, pause, planted, spread};
+use crate::jobs::job::{End, Job, JobError, Recorded, planted};
+use crate::jobs::wait::{pause, spread};
 
 /// A query earlier than this after the request proves nothing. Source: Alipay, refund query (P:02ekft).
 const SETTLE_IN: time::Duration = time::Duration::seconds(10);

@@ -6,123 +6,37 @@
 //!
 //! A panic affects only its own job: it costs an attempt, and the job is tried again. After a panic outside the job's
 //! own work, the row waits until its lease ends.
+//!
+//! [`consume`] takes the messages, [`run_batch`] runs the jobs of a batch, and `run_one` runs one of them. What a job
+//! does is in its worker's [`Job`]: `learn`, `record`, `report`.
 
 use std::time::Duration;
 
 use domain::message::job::{JobKind, JobMessage};
 use domain::message::schedule::RETRY;
 use futures_util::future::join_all;
-use runtime::clock::Clock;
 use runtime::crash::{self, Point};
 use runtime::error_chain::chain;
-use runtime::panics::{Panicked, caught};
-use runtime::service::Service;
+use runtime::panics::caught;
 use secrecy::SecretString;
-use serde_json::Value;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use store::DbError;
 use store::retry::{Collision, retry};
 use store::tables::jobs::{self, Cost, Taken};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+pub mod job;
+pub(crate) mod wait;
+
+use job::{End, Job, JobError, Recorded, planted};
+use wait::pause;
+
 use crate::consumer::{self, Ack, BatchOptions};
 
 /// Longer than a job needs: a query, a close, a query, one call for each refund that people book, and three
 /// transactions. A worker that needs longer loses the job by its fence, and changes nothing.
 const LEASE: time::Duration = time::Duration::minutes(2);
-
-/// The error of a job. Its row stays, and the job is tried again.
-#[derive(Debug, thiserror::Error)]
-pub enum JobError {
-    /// A database error.
-    #[error("a database operation failed")]
-    Db(#[from] DbError),
-    /// The row that the job is about does not exist, or names an account that is not configured.
-    #[error("{0}")]
-    Missing(String),
-    /// A panic: a defect, or a temporary failure.
-    #[error(transparent)]
-    Panicked(#[from] Panicked),
-}
-
-/// A fault that a test has planted outside a transaction.
-pub(crate) fn planted(fault: crash::Planted) -> JobError {
-    JobError::Missing(fault.to_string())
-}
-
-impl From<sqlx::Error> for JobError {
-    fn from(error: sqlx::Error) -> JobError {
-        JobError::Db(error.into())
-    }
-}
-
-impl Collision for JobError {
-    fn is_collision(&self) -> bool {
-        matches!(self, JobError::Db(error) if error.is_collision())
-    }
-}
-
-/// How a step of a job ended. One function writes it, in the transaction of what the step has recorded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// Nothing is left to do: the row is deleted.
-    Done,
-    /// The step failed with this error: it is tried again after the wait, and costs an attempt.
-    Retry(time::Duration, String),
-    /// The job is due again after the wait, which is no failure; the text says what it waits for.
-    Snooze(time::Duration, String),
-}
-
-/// The result of a step that was recorded.
-pub struct Recorded<O> {
-    /// How the step ended.
-    pub end: End,
-    /// What stays requested in the job's payload; `None`: all of it.
-    pub asking: Option<Value>,
-    /// Whether this counts even if another worker has claimed the job meanwhile. Facts do.
-    pub stands: bool,
-    /// The order number at the test points around the commit; `None`: this step has none.
-    pub subject: Option<String>,
-    /// What the report needs.
-    pub outcome: O,
-}
-
-impl<O> Recorded<O> {
-    /// A result that counts in any case, and has no test points.
-    pub fn new(end: End, outcome: O) -> Recorded<O> {
-        Recorded { end, asking: None, stands: true, subject: None, outcome }
-    }
-}
-
-/// The work of a worker on its jobs. A step learns from the gateway, outside any transaction, and then records what it
-/// learnt in one transaction, which may be repeated after a collision.
-pub trait Job {
-    /// The worker. It determines the kinds of jobs, and the name in metrics and logs.
-    const WORKER: Service;
-    /// The test points just before and just after the commit.
-    const POINTS: (Point, Point);
-    /// What a step has learnt.
-    type Learnt;
-    /// What is reported after the commit.
-    type Outcome;
-
-    /// Learns what the job's row and the gateway say.
-    fn learn(&self, job: &Taken) -> impl Future<Output = Result<Self::Learnt, JobError>>;
-    /// Records it in the caller's transaction, and says how the job goes on.
-    fn record(
-        &self,
-        tx: &mut PgConnection,
-        job: &Taken,
-        learnt: &Self::Learnt,
-    ) -> impl Future<Output = Result<Recorded<Self::Outcome>, JobError>>;
-    /// Updates metrics, log and copies after the commit.
-    fn report(&self, learnt: &Self::Learnt, outcome: Self::Outcome) -> impl Future<Output = ()>;
-    /// The pool, to claim jobs and to give them back.
-    fn db(&self) -> &PgPool;
-    /// The clock.
-    fn clock(&self) -> &Clock;
-}
 
 /// Takes the messages of a queue and runs their jobs, until `stop`.
 pub async fn consume<J: Job>(job: J, queue: &'static str, amqp_url: &SecretString, stop: CancellationToken) {
@@ -163,6 +77,8 @@ pub async fn run_batch<J: Job>(
     Ok(join_all(runs).await)
 }
 
+/// Runs the job of one message: claims its row by the fence that the message names (`jobs::take` compares it), so a
+/// repeat finds nothing; then runs one step. A job that fails is given back and tried again after a wait.
 async fn run_one<J: Job>(job: &J, message: JobMessage) {
     let kinds = JobKind::of_worker(J::WORKER.as_str());
     let take = || jobs::take(job.db(), &kinds, message, LEASE);
@@ -220,6 +136,8 @@ async fn commit<J: Job>(
         Some(payload) => write(&mut tx, &taken.asking(payload), &end).await?,
         None => write(&mut tx, taken, &end).await?,
     };
+    // Not held: another worker has claimed the job, or settling has just deleted or rescheduled it. Then only a result
+    // that `stands` counts, which is a fact.
     if !held && !stands {
         tx.rollback().await?;
         return Ok(None);
@@ -245,31 +163,4 @@ async fn give_back<J: Job>(job: &J, taken: &Taken, end: &End) -> Result<(), DbEr
     let mut tx = job.db().begin().await?;
     write(&mut tx, taken, end).await?;
     Ok(tx.commit().await?)
-}
-
-/// The `step`-th wait of a schedule, varied by [`spread`]; beyond the end of the schedule the last wait applies.
-pub fn pause(clock: &Clock, schedule: &[Duration], step: i32) -> time::Duration {
-    let step = usize::try_from(step).unwrap_or(0).min(schedule.len().saturating_sub(1));
-    let wait = schedule.get(step).copied().unwrap_or(Duration::from_secs(60));
-    spread(clock, wait)
-}
-
-/// A wait made longer by up to a tenth, so that jobs that failed together are not tried again together.
-pub fn spread(clock: &Clock, wait: Duration) -> time::Duration {
-    let share = f64::from(u8::try_from(clock.fresh_bits() % 256).unwrap_or(0)) / 2560.0;
-    time::Duration::seconds_f64(wait.mul_f64(1.0 + share).as_secs_f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_schedule_ends_in_its_last_wait() {
-        let clock = Clock::system();
-        for (step, seconds) in [(-1, 2.0), (0, 2.0), (1, 10.0), (5, 1800.0), (6, 1800.0), (i32::MAX, 1800.0)] {
-            let wait = pause(&clock, &RETRY, step).as_seconds_f64();
-            assert!((seconds..=seconds * 1.1).contains(&wait), "{step}: {wait}");
-        }
-    }
 }
