@@ -140,12 +140,12 @@ impl CheckWorker {
         job: &Taken,
     ) -> Result<(Heard, Wanted), QueryError> {
         let wanted = people::ask(gateway, order, (request, job.now()), &self.db).await?;
-        Ok((self.ask(gateway, order, job).await?, wanted))
+        Ok((self.query_and_close(gateway, order, job).await?, wanted))
     }
 
     /// Queries the gateway, and closes the order there if it has expired or its close was requested. Runs outside any
     /// transaction.
-    async fn ask(&self, gateway: &dyn Gateway, order: &Order, job: &Taken) -> Result<Heard, GatewayError> {
+    async fn query_and_close(&self, gateway: &dyn Gateway, order: &Order, job: &Taken) -> Result<Heard, GatewayError> {
         let heard = query(gateway, order, job.now()).await?;
         crash::at(Point::CheckAsked);
         met(Point::CheckAsked, order)?;
