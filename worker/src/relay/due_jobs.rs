@@ -25,7 +25,7 @@ use super::{BATCH, CONFIRM, LONG_QUEUE, Relay, WORKER};
 pub(super) const SHORT_QUEUE: u32 = 1000;
 
 /// Publishes due jobs of a kind; `depth` is the number of messages in its queue. Returns how many were published.
-pub(super) async fn carry(
+pub(super) async fn publish_due(
     relay: &Relay,
     connection: &mut PgConnection,
     (kind, depth): (JobKind, u32),

@@ -153,8 +153,8 @@ impl Relay {
         let leading = stop.child_token();
         let (ask, asked) = mpsc::channel(1);
         let (tell, state) = watch::channel(BrokerState::Closed);
-        let carry = async {
-            let ended = Box::pin(self.carry(&mut connection, Directions { asked, state }, &leading)).await;
+        let publishing = async {
+            let ended = Box::pin(self.publish_rounds(&mut connection, Directions { asked, state }, &leading)).await;
             leading.cancel();
             ended
         };
@@ -164,16 +164,16 @@ impl Relay {
         });
         let (counting, removing) = (Box::pin(stats::keep(self, &leading)), Box::pin(retention::keep(self, &leading)));
         let linking = Box::pin(audit::keep(self, &leading));
-        let (carried, looked_after, (), (), ()) = tokio::join!(carry, look_after, counting, removing, linking);
+        let (published, looked_after, (), (), ()) = tokio::join!(publishing, look_after, counting, removing, linking);
         if let Err(error) = looked_after {
             warn!(%error, "The broker's topology is no longer looked after");
         }
-        carried
+        published
     }
 
     /// Publishes what is due, round after round. Between rounds it handles requests to rebuild after the broker was
     /// wiped.
-    async fn carry(
+    async fn publish_rounds(
         &self,
         connection: &mut PgConnection,
         mut directions: Directions,
@@ -196,10 +196,10 @@ impl Relay {
                 && directions.asked.is_empty()
                 && self.publisher.state() == PublisherState::Ready
             {
-                let events = steps.take("outbox", outbox.carry(self, connection)).await?;
+                let events = steps.take("outbox", outbox.publish_events(self, connection)).await?;
                 let mut jobs = 0;
                 for (kind, depth) in depths.when_due() {
-                    jobs += steps.take(kind.as_str(), due_jobs::carry(self, connection, (kind, depth))).await?;
+                    jobs += steps.take(kind.as_str(), due_jobs::publish_due(self, connection, (kind, depth))).await?;
                 }
                 // Jobs that can wait are published when no other job is due, and only while their queue is short. The
                 // relay publishes a few and then pauses, because it learns the depth of the queue with a delay.
@@ -207,7 +207,7 @@ impl Relay {
                 if jobs == 0 && !idle.is_empty() && last_idle.is_none_or(|at| at.elapsed() >= IDLE_PAUSE) {
                     last_idle = Some(Instant::now());
                     for (kind, depth) in idle {
-                        steps.take(kind.as_str(), due_jobs::carry(self, connection, (kind, depth))).await?;
+                        steps.take(kind.as_str(), due_jobs::publish_due(self, connection, (kind, depth))).await?;
                     }
                 }
                 if events + jobs > 0 {

@@ -4,21 +4,22 @@
 
 use std::collections::{HashMap, HashSet};
 
-use broker::{Message, PublishError, topology};
+use broker::PublishError;
 use domain::OrderId;
-use domain::message::event;
 use runtime::crash::{self, Point};
-use runtime::error_chain::chain;
-use runtime::panics::{caught, caught_now};
 use sqlx::PgConnection;
 use store::DbError;
 use store::cache::Changed;
-use store::tables::events::{self, Place, Waiting};
-use time::format_description::well_known::Rfc3339;
+use store::tables::events::{self as outbox, Waiting};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::{BATCH, CONFIRM, Relay, WORKER};
+mod cloud_event;
+mod unreadable;
+
+use cloud_event::render;
+
+use super::{CONFIRM, Relay};
 
 /// The wait before an event that could not be read or rendered is tried again. A newer release may run by then.
 const UNREADABLE_RETRY: time::Duration = time::Duration::minutes(5);
@@ -33,9 +34,9 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// Publishes the waiting events. Returns how many were published.
-    pub async fn carry(&mut self, relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
+    pub async fn publish_events(&mut self, relay: &Relay, connection: &mut PgConnection) -> Result<usize, DbError> {
         self.mark(relay, connection).await?;
-        let (waiting, mut unreadable) = read(connection).await?;
+        let (waiting, mut unreadable) = unreadable::read(connection).await?;
         if waiting.is_empty() && unreadable.is_empty() {
             return Ok(0);
         }
@@ -48,11 +49,11 @@ impl Outbox {
         relay.copies.renew(&relay.db, Changed::Ids(orders_of(&about, &confirmed)));
         self.confirmed = confirmed;
         if !unroutable.is_empty() {
-            events::postpone(connection, &unroutable, relay.settings.unroutable_retry).await?;
+            outbox::postpone(connection, &unroutable, relay.settings.unroutable_retry).await?;
         }
         if !unreadable.is_empty() {
             metrics::counter!("events_unreadable_total").increment(unreadable.len() as u64);
-            events::postpone(connection, &unreadable, UNREADABLE_RETRY).await?;
+            outbox::postpone(connection, &unreadable, UNREADABLE_RETRY).await?;
         }
         self.mark(relay, connection).await
     }
@@ -63,40 +64,12 @@ impl Outbox {
             return Ok(0);
         }
         crash::at(Point::OutboxConfirmed);
-        events::mark_published(connection, &self.confirmed, relay.clock.now()).await?;
+        outbox::mark_published(connection, &self.confirmed, relay.clock.now()).await?;
         crash::at(Point::OutboxMarked);
         let count = std::mem::take(&mut self.confirmed).len();
         metrics::counter!("events_published_total").increment(count as u64);
         Ok(count)
     }
-}
-
-/// The waiting events, and the numbers of those that cannot be read. The later events of such an order wait too.
-async fn read(connection: &mut PgConnection) -> Result<(Vec<Waiting>, Vec<i64>), DbError> {
-    match caught(events::waiting(&mut *connection, BATCH)).await {
-        Ok(Err(error)) if error.blames_the_rows() => warn!(%error, "An event cannot be read; they are read one by one"),
-        Ok(outcome) => return outcome.map(|waiting| (waiting, Vec::new())),
-        Err(panic) => drop(panic.noted(WORKER, "outbox.read", &"the events that wait")),
-    }
-    let (mut waiting, mut unreadable, mut held) = (Vec::new(), Vec::new(), HashSet::new());
-    for Place { seq, order } in events::waiting_places(&mut *connection, BATCH).await? {
-        if order.as_ref().is_some_and(|order| held.contains(order)) {
-            continue;
-        }
-        let reason = match caught(events::waiting_one(&mut *connection, seq)).await {
-            Ok(Ok(event)) => {
-                waiting.extend(event);
-                continue;
-            }
-            Ok(Err(error)) if error.blames_the_rows() => chain(&error),
-            Ok(Err(error)) => return Err(error),
-            Err(panic) => panic.noted(WORKER, "outbox.read", &seq).to_string(),
-        };
-        error!(seq, error = reason, "Event {seq} cannot be read; it waits, and so do the later events of its order");
-        unreadable.push(seq);
-        held.extend(order);
-    }
-    Ok((waiting, unreadable))
 }
 
 /// The orders of the events with these numbers, each once.
@@ -187,39 +160,6 @@ fn waves(waiting: Vec<Waiting>) -> Vec<Vec<Waiting>> {
     waves
 }
 
-/// The message of an event. A panic here does not affect other events.
-fn render(event: &Waiting) -> Result<Message, String> {
-    let rendered = caught_now(|| crash::met(Point::OutboxTaken, &event.event_id).map(|()| message(event)));
-    match rendered {
-        Ok(rendered) => rendered.map_err(|planted| planted.to_string()),
-        Err(panic) => Err(panic.noted(WORKER, "outbox.render", &event.event_id).to_string()),
-    }
-}
-
-/// A CloudEvent 1.0 in AMQP binary mode: attributes in headers, `data` as the body.
-///
-/// Source: CloudEvents, "AMQP Protocol Binding", version 1.0.2, §3.1; the prefix is the one for libraries that cannot
-/// distinguish header names without a colon.
-fn message(event: &Waiting) -> Message {
-    let mut headers = vec![
-        ("cloudEvents:specversion".to_owned(), "1.0".to_owned()),
-        ("cloudEvents:id".to_owned(), event.event_id.clone()),
-        ("cloudEvents:type".to_owned(), event.kind.clone()),
-        ("cloudEvents:source".to_owned(), event::SOURCE.to_owned()),
-        ("cloudEvents:time".to_owned(), event.occurred_at.format(&Rfc3339).unwrap_or_default()),
-    ];
-    headers.extend(event.order_id.map(|order| ("cloudEvents:subject".to_owned(), order.to_string())));
-    Message {
-        exchange: topology::PAYMENT_EVENTS.to_owned(),
-        routing_key: event.kind.clone(),
-        id: event.event_id.clone(),
-        kind: Some(event.kind.clone()),
-        content_type: "application/json".to_owned(),
-        headers,
-        body: event.data.clone().into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use time::OffsetDateTime;
@@ -243,13 +183,5 @@ mod tests {
             waves(vec![event(1, Some(7)), event(2, Some(8)), event(3, Some(7)), event(4, None), event(5, Some(7))]);
         let seqs: Vec<Vec<i64>> = waves.iter().map(|wave| wave.iter().map(|event| event.seq).collect()).collect();
         assert_eq!(seqs, [vec![1, 2, 4], vec![3], vec![5]]);
-    }
-
-    #[test]
-    fn an_event_is_a_cloud_event_in_binary_mode() {
-        let message = message(&event(1, Some(7)));
-        assert_eq!(message.id, "order.paid:1");
-        assert_eq!(&message.body[..], br#"{"order_no": "ORD_01"}"#);
-        insta::assert_json_snapshot!(message.headers);
     }
 }
