@@ -21,7 +21,7 @@ use store::settle::accounts::Misconfigured;
 use store::tables::cases::NewCase;
 use store::tables::jobs::Taken;
 use store::tables::orders::{self, Order};
-use store::tables::{events, transactions};
+use store::tables::{events as outbox, transactions};
 use time::{Duration, OffsetDateTime};
 use tracing::{error, info, warn};
 
@@ -117,7 +117,7 @@ impl Job for CheckWorker {
         self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
         let (order_no, state) = (&order.order_no, &answered.heard.state);
         info!(%order_no, order_id = %order.id, state, %verdict, "Check of order {order_no}: {verdict}");
-        if let Err(error) = events::nudge(&self.db).await {
+        if let Err(error) = outbox::nudge(&self.db).await {
             warn!(%error, "The relay was not nudged; it will poll");
         }
     }

@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use domain::message::event::kind;
 use serde_json::{Value, json};
 use store::tables::cases::{self, Case};
-use store::tables::events::{self, Kept, Republished};
+use store::tables::events::{self as outbox, Kept, Republished};
 use store::tables::outline as orders;
 use store::tables::outline::Outline;
 use store::tables::refunds::{self, Refund};
@@ -99,9 +99,9 @@ async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
         (None, Some(since)) => {
             let until = list.until.unwrap_or(Moment::Ago(time::Duration::ZERO));
             let range = range(since, until, place.clock.now())?;
-            (events::published_in(&place.db, range, one_more).await?, Some("later"))
+            (outbox::published_in(&place.db, range, one_more).await?, Some("later"))
         }
-        (None, None) => (events::newest(&place.db, list.unpublished, one_more).await?, Some("older")),
+        (None, None) => (outbox::newest(&place.db, list.unpublished, one_more).await?, Some("older")),
     };
     let left_out = left_out.filter(|_| found.len() as u64 == one_more.unsigned_abs());
     let more = left_out.map(|which| {
@@ -127,7 +127,7 @@ pub(crate) fn out(event: &Kept) -> String {
 }
 
 async fn get(place: &Place, id: &str) -> Result<Kept, Problem> {
-    let found = events::by_ids(&place.db, &[id.to_owned()]).await?;
+    let found = outbox::by_ids(&place.db, &[id.to_owned()]).await?;
     let unknown = || {
         let hint = "`paymentctl events list --order ORDER` lists those of an order";
         Problem::failed(format!("there is no event {id}"), hint)
@@ -138,7 +138,7 @@ async fn get(place: &Place, id: &str) -> Result<Kept, Problem> {
 async fn show(place: &Place, id: &str) -> Result<Answer, Problem> {
     let event = get(place, id).await?;
     let order = event.order_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
-    let again = events::republishes(&place.db, std::slice::from_ref(&event.event_id)).await?;
+    let again = outbox::republishes(&place.db, std::slice::from_ref(&event.event_id)).await?;
     let mut lines = vec![
         format!("event      {}", event.event_id),
         format!("order      {order}"),
@@ -191,9 +191,9 @@ async fn republish(place: &Place, republish: &Republish, operator: Option<&str>)
     let seqs: Vec<i64> = out.iter().map(|event| event.seq).collect();
     let mut published = 0;
     if let Some(by) = by.filter(|_| !seqs.is_empty()) {
-        published = events::publish_again(&place.db, &seqs, &by).await?;
+        published = outbox::publish_again(&place.db, &seqs, &by).await?;
         // The nudge can get lost; the relay also polls.
-        let _ = events::nudge(&place.db).await;
+        let _ = outbox::nudge(&place.db).await;
     }
     let (events, ids) = (count(out.len(), "event"), out.iter().map(|event| &event.event_id));
     let json = json!({
@@ -232,7 +232,7 @@ async fn chosen(place: &Place, republish: &Republish) -> Result<Vec<Kept>, Probl
         return Err(Problem::usage("the events are not named", "give --id, --order, or --since and --until"));
     };
     let range = range(since, until, place.clock.now())?;
-    Ok(events::published_in(&place.db, range, republish.limit + 1).await?)
+    Ok(outbox::published_in(&place.db, range, republish.limit + 1).await?)
 }
 
 fn range(since: Moment, until: Moment, now: OffsetDateTime) -> Result<Range<OffsetDateTime>, Problem> {
@@ -272,7 +272,7 @@ pub(crate) async fn about(
     }
     ids.extend(cases.iter().map(|case| format!("{}:{}", kind::CASE_OPENED, case.id)));
     ids.extend(cases.iter().flat_map(reopenings));
-    Ok(events::by_ids(&place.db, &ids).await?)
+    Ok(outbox::by_ids(&place.db, &ids).await?)
 }
 
 /// The ids of the events about a case's reopenings. The case's history contains their versions.

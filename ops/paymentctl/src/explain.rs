@@ -9,7 +9,7 @@ use domain::{CaseStatus, OrderStatus};
 use serde_json::{Value, json};
 use store::tables::callbacks::{self, Seen};
 use store::tables::cases::{self, Case};
-use store::tables::events::{self, Kept, Republished};
+use store::tables::events::{self as outbox, Kept, Republished};
 use store::tables::idempotency_keys::{self, Request};
 use store::tables::jobs::{self, Standing};
 use store::tables::outline::Outline;
@@ -119,7 +119,7 @@ impl Known {
         let events = about(place, &order, &refunds, &cases).await?;
         let event_ids: Vec<String> = events.iter().map(|event| event.event_id.clone()).collect();
         Ok(Known {
-            republished: events::republishes(db, &event_ids).await?,
+            republished: outbox::republishes(db, &event_ids).await?,
             movements: transactions::of_order(db, order.id).await?,
             callbacks: callbacks::of_order(db, &order.order_no).await?,
             jobs: jobs::about(db, &ids).await?,

@@ -19,7 +19,7 @@ use store::connect::in_time;
 use store::settle::opening;
 use store::tables::cases::NewCase;
 use store::tables::dead_letters::{self, Letter};
-use store::tables::{events, jobs, panicked};
+use store::tables::{events as outbox, jobs, panicked};
 use store::{DbError, NotDone};
 use time::format_description::well_known::Rfc3339;
 use tracing::{error, warn};
@@ -108,7 +108,7 @@ async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Resu
     }
     let opened = opening::open_cases(&mut tx, &cases, now).await?;
     dead_letters::keep(&mut tx, &kept, now).await?;
-    events::append(&mut tx, &opened, now).await?;
+    outbox::append(&mut tx, &opened, now).await?;
     crash::at(Point::LetterOpened);
     if evidence == Evidence::Whole {
         for letter in letters {

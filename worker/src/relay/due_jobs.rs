@@ -14,7 +14,7 @@ use sqlx::{Connection, PgConnection};
 use store::DbError;
 use store::settle::opening;
 use store::tables::cases::NewCase;
-use store::tables::events;
+use store::tables::events as outbox;
 use store::tables::jobs::{self, Due, Lease};
 use tracing::{error, warn};
 
@@ -118,7 +118,7 @@ async fn give_up(
     let now = relay.clock.now();
     let mut tx = connection.begin().await?;
     let opened = opening::open_cases(&mut tx, &[case], now).await?;
-    events::append(&mut tx, &opened, now).await?;
+    outbox::append(&mut tx, &opened, now).await?;
     jobs::delete_unreadable(&mut tx, job).await?;
     tx.commit().await?;
     Ok(())

@@ -22,7 +22,7 @@ use sqlx::{PgConnection, PgPool};
 use store::DbError;
 use store::cache::Renewer;
 use store::connect::in_time;
-use store::tables::{events, jobs};
+use store::tables::{self, jobs};
 use store::upkeep::leadership;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -179,7 +179,7 @@ impl Relay {
         mut directions: Directions,
         leading: &CancellationToken,
     ) -> Result<(), DbError> {
-        let mut nudges = in_time(events::listen(&self.db)).await?;
+        let mut nudges = in_time(tables::events::listen(&self.db)).await?;
         let mut outbox = Outbox::default();
         // By the monotonic clock, so that the connection is used regularly even if the wall clock is set back.
         let mut measured: Option<Instant> = None;
@@ -239,7 +239,7 @@ impl Relay {
     async fn rebuild(&self, connection: &mut PgConnection) -> Result<(), DbError> {
         let since = self.clock.now() - self.settings.republish;
         let jobs = jobs::clear_leases(connection).await?;
-        let events = events::unpublish(connection, since).await?;
+        let events = tables::events::unpublish(connection, since).await?;
         if jobs + events == 0 {
             info!("The broker is new, and nothing was published before");
             return Ok(());
@@ -250,7 +250,7 @@ impl Relay {
     }
 
     async fn measure(&self, connection: &mut PgConnection) -> Result<(), DbError> {
-        let (count, oldest) = events::backlog(&mut *connection).await?;
+        let (count, oldest) = tables::events::backlog(&mut *connection).await?;
         metrics::gauge!("events_unpublished").set(count as f64);
         metrics::gauge!("events_oldest_unpublished_seconds").set(oldest.as_seconds_f64());
         for kind in JobKind::ALL.iter().copied() {

@@ -9,7 +9,7 @@ use gateway_sim::notify::{Overrides, Wrong};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use store::MIGRATOR;
-use store::tables::events;
+use store::tables::events as outbox;
 use store::tables::jobs::{self, Cost, Lease};
 use testkit::jobs::{come_due, leases_end};
 use time::Duration;
@@ -172,12 +172,12 @@ async fn an_event_that_was_put_off_waits_by_the_databases_clock(db: PgPool) {
     let mut connection = db.acquire().await.unwrap();
     let event = Event { event_id: "e".to_owned(), kind: "case.opened", order_id: None, data: json!({}) };
     let hour_ahead = runtime::clock::Clock::system().now() + Duration::hours(1);
-    events::append(&mut connection, &[event], hour_ahead).await.unwrap();
-    let [waiting] = &events::waiting(&mut connection, 10).await.unwrap()[..] else { panic!("one event") };
-    events::postpone(&mut connection, &[waiting.seq], Duration::minutes(1)).await.unwrap();
-    assert!(events::waiting(&mut connection, 10).await.unwrap().is_empty());
+    outbox::append(&mut connection, &[event], hour_ahead).await.unwrap();
+    let [waiting] = &outbox::waiting(&mut connection, 10).await.unwrap()[..] else { panic!("one event") };
+    outbox::postpone(&mut connection, &[waiting.seq], Duration::minutes(1)).await.unwrap();
+    assert!(outbox::waiting(&mut connection, 10).await.unwrap().is_empty());
     let sql = "select retry_at - now() between interval '50 s' and interval '1 minute' from events";
     assert!(sqlx::query_scalar::<_, bool>(sql).fetch_one(&db).await.unwrap());
     sqlx::query("update events set retry_at = now()").execute(&db).await.unwrap();
-    assert_eq!(events::waiting(&mut connection, 10).await.unwrap().len(), 1);
+    assert_eq!(outbox::waiting(&mut connection, 10).await.unwrap().len(), 1);
 }

@@ -9,7 +9,7 @@ use runtime::clock::Clock;
 use serde_json::json;
 use sqlx::PgPool;
 use store::MIGRATOR;
-use store::tables::events as rows;
+use store::tables::events as outbox;
 
 use crate::world::{PAYER, line, order, place, texts};
 
@@ -28,7 +28,7 @@ async fn write(db: &PgPool, order: OrderId, ago: &str) {
     };
     let mut connection = db.acquire().await.unwrap();
     let now = Clock::system().now();
-    rows::append(&mut connection, &[event("order.paid"), event("order.closed")], now).await.unwrap();
+    outbox::append(&mut connection, &[event("order.paid"), event("order.closed")], now).await.unwrap();
     sqlx::query("update events set published_at = now() - $2::text::interval where order_id = $1")
         .bind(order.to_string())
         .bind(ago)

@@ -25,7 +25,7 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use store::MIGRATOR;
 use store::cache::Renewer;
-use store::tables::{events, jobs};
+use store::tables::{events as outbox, jobs};
 use testkit::{Relay as Between, TestBroker};
 use tokio_util::sync::CancellationToken;
 use worker::relay::{PUBLISHING, Relay, Settings};
@@ -121,7 +121,7 @@ impl Road {
 
     async fn write(&self, new: &[Event]) {
         let mut connection = self.db.acquire().await.unwrap();
-        events::append(&mut connection, new, Clock::system().now()).await.unwrap();
+        outbox::append(&mut connection, new, Clock::system().now()).await.unwrap();
     }
 
     /// Publishes in this order, as any user could who may write to the broker.
