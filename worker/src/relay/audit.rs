@@ -13,7 +13,8 @@ use time::macros::offset;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::{Relay, WORKER};
+use super::limits::WORKER;
+use super::setup::Relay;
 
 const EVERY: Duration = Duration::from_millis(500);
 const BATCH: usize = 1000;

@@ -24,7 +24,8 @@ use store::{DbError, NotDone};
 use time::format_description::well_known::Rfc3339;
 use tracing::{error, warn};
 
-use super::{Relay, WORKER};
+use super::limits::WORKER;
+use super::setup::Relay;
 use crate::consumer::Ack;
 
 /// Reads a dead letter. If its headers cannot be read, the result holds only its bytes.

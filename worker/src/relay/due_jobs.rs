@@ -19,10 +19,8 @@ use store::tables::jobs::{self, Due, Lease};
 use tracing::{error, warn};
 
 use super::dead_letters::named;
-use super::{BATCH, CONFIRM, LONG_QUEUE, Relay, WORKER};
-
-/// A queue that is shorter than this has room for jobs that wait until their worker is idle.
-pub(super) const SHORT_QUEUE: u32 = 1000;
+use super::limits::{BATCH, CONFIRM, LONG_QUEUE, WORKER};
+use super::setup::Relay;
 
 /// Publishes due jobs of a kind; `depth` is the number of messages in its queue. Returns how many were published.
 pub(super) async fn publish_due(

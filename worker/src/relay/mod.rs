@@ -8,40 +8,41 @@
 //! A panic affects one row, or else one step of a round. That step rests for a moment, the others continue, and the
 //! relay stays the leader.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
-use broker::{BrokerError, Publisher, PublisherOptions, PublisherState};
-use domain::message::event::kind::{CASE_OPENED, CASE_REOPENED};
-use domain::message::job::{JobKind, Pace};
-use runtime::clock::Clock;
+use broker::PublisherState;
+use domain::message::job::JobKind;
 use runtime::error_chain::chain;
 use runtime::panics::caught;
-use secrecy::SecretString;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use store::DbError;
-use store::cache::Renewer;
 use store::connect::in_time;
 use store::tables::{self, jobs};
 use store::upkeep::leadership;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 mod audit;
+mod broker_state;
 mod dead_letters;
 mod due_jobs;
+mod limits;
 mod outbox;
 pub mod retention;
+mod setup;
 mod stats;
 mod upkeep;
 
-use outbox::Outbox;
-use retention::Keep;
+pub use limits::PUBLISHING;
+pub use setup::{Relay, Settings};
 
-/// The name in metrics and logs.
-const WORKER: &str = "relay";
+use broker_state::{BrokerState, Rebuild};
+use limits::WORKER;
+use outbox::Outbox;
+
 /// How long a step of a round rests after a panic, or after an error that comes neither from an unavailable server nor
 /// from another transaction.
 const REST: Duration = Duration::from_secs(5);
@@ -51,61 +52,8 @@ const IDLE_PAUSE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(200);
 /// How often a standby tries to get the lock.
 const STANDBY: Duration = Duration::from_secs(1);
-/// The most rows that one step of a round publishes.
-const BATCH: i64 = 1000;
-/// One channel, so that events stay in their order, and a round is confirmed as a whole.
-pub const PUBLISHING: PublisherOptions = PublisherOptions { channels: 1, group: BATCH as usize, queue: BATCH as usize };
-/// The relay publishes no job again to a queue that is longer than this.
-const LONG_QUEUE: u32 = 10_000;
-/// How long the confirms of a round may take. Meanwhile the connection that holds the lock runs no statement, and the
-/// server closes it after 15 s of silence.
-const CONFIRM: Duration = Duration::from_secs(10);
 /// How often the relay measures the backlog. So the connection is used at least this often.
 const MEASURE: Duration = Duration::from_secs(5);
-
-/// The settings of an operator.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Event types that count as published even if no queue is bound for them.
-    pub optional_events: HashSet<String>,
-    /// The wait before we try again to publish an event for which no queue is bound.
-    pub unroutable_retry: time::Duration,
-    /// How far back events are published again after the broker was wiped.
-    pub republish: time::Duration,
-    /// How long rows are stored.
-    pub keep: Keep,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            optional_events: [CASE_OPENED, CASE_REOPENED].map(str::to_owned).into(),
-            unroutable_retry: time::Duration::seconds(30),
-            republish: time::Duration::days(7),
-            keep: Keep::default(),
-        }
-    }
-}
-
-/// Publishes due jobs and new events to the broker.
-pub struct Relay {
-    /// The database, which holds the authoritative state.
-    pub db: PgPool,
-    /// Publishes on one channel, so that events stay in their order.
-    pub publisher: Publisher,
-    /// The broker's address, for the session that looks after the topology.
-    pub amqp_url: SecretString,
-    /// The clock.
-    pub clock: Clock,
-    /// The settings of an operator.
-    pub settings: Settings,
-    /// Writes changed orders to Redis.
-    pub copies: Renewer,
-}
-
-/// A request after the broker was found wiped: the task that holds the lock marks everything that was on the broker as
-/// due again, and then answers.
-type Rebuild = oneshot::Sender<()>;
 
 /// The messages from the task that looks after the topology to the task that publishes.
 struct Directions {
@@ -115,16 +63,6 @@ struct Directions {
     /// again.
     state: watch::Receiver<BrokerState>,
 }
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum BrokerState {
-    Closed,
-    Open(Depths),
-}
-
-/// The number of waiting messages in each work queue.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Depths(BTreeMap<&'static str, u32>);
 
 impl Relay {
     /// Leads whenever no other relay does, until `stop`.
@@ -162,7 +100,10 @@ impl Relay {
         let look_after = broker::supervise("relay-upkeep", &self.amqp_url, leading.clone(), async |broker, stop| {
             Box::pin(upkeep.session(&broker, stop)).await
         });
-        let (counting, removing) = (Box::pin(stats::keep(self, &leading)), Box::pin(retention::keep(self, &leading)));
+        let (counting, removing) = (
+            Box::pin(stats::keep(self, &leading)),
+            Box::pin(retention::keep(&self.db, &self.clock, self.settings.keep, &leading)),
+        );
         let linking = Box::pin(audit::keep(self, &leading));
         let (published, looked_after, (), (), ()) = tokio::join!(publishing, look_after, counting, removing, linking);
         if let Err(error) = looked_after {
@@ -262,26 +203,6 @@ impl Relay {
     }
 }
 
-impl Depths {
-    /// The kinds of jobs that are published as soon as they are due, each with the number of messages in its queue.
-    fn when_due(&self) -> impl Iterator<Item = (JobKind, u32)> {
-        self.by_kind().filter(|(kind, _)| kind.spec().pace == Pace::WhenDue)
-    }
-
-    /// The kinds of jobs that wait until their queue is short, if it is short.
-    fn when_idle(&self) -> impl Iterator<Item = (JobKind, u32)> {
-        let short =
-            |(kind, depth): &(JobKind, u32)| kind.spec().pace != Pace::WhenDue && *depth < due_jobs::SHORT_QUEUE;
-        self.by_kind().filter(short)
-    }
-
-    fn by_kind(&self) -> impl Iterator<Item = (JobKind, u32)> {
-        // Every queue is measured before the first round, so none is absent.
-        let depth = |kind: JobKind| self.0.get(kind.spec().queue).copied().unwrap_or_default();
-        JobKind::ALL.iter().map(move |kind| (*kind, depth(*kind)))
-    }
-}
-
 /// The steps of the rounds that rest after a defect, each with the end of its rest.
 #[derive(Default)]
 struct Steps(HashMap<&'static str, Instant>);
@@ -315,18 +236,4 @@ impl Steps {
         self.0.insert(step, Instant::now() + REST);
         Ok(T::default())
     }
-}
-
-/// The error that ended a session that looks after the topology.
-#[derive(Debug, thiserror::Error)]
-pub enum UpkeepError {
-    /// An error of the broker.
-    #[error(transparent)]
-    Mq(#[from] BrokerError),
-    /// An error of the consumer of dead letters.
-    #[error(transparent)]
-    Consumer(#[from] crate::consumer::ConsumerError<DbError>),
-    /// The relay no longer leads.
-    #[error("the relay no longer leads")]
-    NotLeading,
 }

@@ -21,7 +21,7 @@ use time::{Duration, OffsetDateTime};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Relay, WORKER};
+use super::limits::WORKER;
 
 /// The pause between two rounds.
 const EVERY: StdDuration = StdDuration::from_secs(600);
@@ -96,10 +96,10 @@ fn days(env: &mut Env, name: &'static str, default: Option<Duration>, least: Dur
 
 /// Deletes and measures until `stop`. A round may take hours when there is much to delete, so the measurements do not
 /// wait for it.
-pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
+pub(super) async fn keep(db: &PgPool, clock: &Clock, keep: Keep, stop: &CancellationToken) {
     let remove = async {
         loop {
-            if let Err(panic) = caught(round(&relay.db, &relay.clock, relay.settings.keep)).await {
+            if let Err(panic) = caught(round(db, clock, keep)).await {
                 panic.noted(WORKER, "retention", &"old rows");
             }
             tokio::time::sleep(EVERY).await;
@@ -107,7 +107,7 @@ pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
     };
     let look = async {
         loop {
-            match caught(in_time(measure(&relay.db, relay.clock.now()))).await {
+            match caught(in_time(measure(db, clock.now()))).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => warn!(error = chain(&error), "The tables were not measured; the next round does it"),
                 Err(panic) => drop(panic.noted(WORKER, "retention", &"the measures of the tables")),

@@ -10,7 +10,8 @@ use store::upkeep::statistics as stats;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Relay, WORKER};
+use super::limits::WORKER;
+use super::setup::Relay;
 
 /// The pause between two rounds: how old the statistics may be.
 const EVERY: Duration = Duration::from_secs(60);

@@ -7,12 +7,15 @@ use broker::topology::{self, Needs};
 use broker::{BrokerError, Connection};
 use domain::message::job::JobKind;
 use runtime::crash::{self, Point};
+use store::DbError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{BrokerState, Depths, Rebuild, Relay, UpkeepError, dead_letters};
-use crate::consumer::{self, BatchOptions};
+use super::broker_state::{BrokerState, Depths, Rebuild};
+use super::dead_letters;
+use super::setup::Relay;
+use crate::consumer::{self, BatchOptions, ConsumerError};
 
 /// How often the topology is checked.
 const LOOK: Duration = Duration::from_secs(5);
@@ -104,4 +107,18 @@ async fn depth(broker: &Connection, queue: &'static str) -> Result<u32, BrokerEr
     let waiting = topology::depth(broker, queue).await?;
     metrics::gauge!("queue_messages_ready", "queue" => queue).set(f64::from(waiting));
     Ok(waiting)
+}
+
+/// The error that ended a session that looks after the topology.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UpkeepError {
+    /// An error of the broker.
+    #[error(transparent)]
+    Mq(#[from] BrokerError),
+    /// An error of the consumer of dead letters.
+    #[error(transparent)]
+    Consumer(#[from] ConsumerError<DbError>),
+    /// The relay no longer leads.
+    #[error("the relay no longer leads")]
+    NotLeading,
 }

@@ -7,7 +7,7 @@ use runtime::panics::caught_now;
 use store::tables::events::Waiting;
 use time::format_description::well_known::Rfc3339;
 
-use crate::relay::WORKER;
+use crate::relay::limits::WORKER;
 
 /// The message of an event. A panic here does not affect other events.
 pub(super) fn render(event: &Waiting) -> Result<Message, String> {

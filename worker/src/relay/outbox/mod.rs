@@ -19,7 +19,8 @@ mod unreadable;
 
 use cloud_event::render;
 
-use super::{CONFIRM, Relay};
+use super::limits::CONFIRM;
+use super::setup::Relay;
 
 /// The wait before an event that could not be read or rendered is tried again. A newer release may run by then.
 const UNREADABLE_RETRY: time::Duration = time::Duration::minutes(5);

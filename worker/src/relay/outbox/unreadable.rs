@@ -9,7 +9,7 @@ use store::DbError;
 use store::tables::events::{self as outbox, Place, Waiting};
 use tracing::{error, warn};
 
-use crate::relay::{BATCH, WORKER};
+use crate::relay::limits::{BATCH, WORKER};
 
 /// The waiting events, and the numbers of those that cannot be read. The later events of such an order wait too.
 pub(super) async fn read(connection: &mut PgConnection) -> Result<(Vec<Waiting>, Vec<i64>), DbError> {
