@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_description_is_served_where_the_internet_does_not_reach_or_where_it_is_asked_for() {
+    fn the_description_is_served_where_the_internet_does_not_reach_or_where_it_is_requested() {
         let served = |url: &str, switch: Option<&str>| {
             let variables = [Some(("PUBLIC_URL", url)), switch.map(|switch| ("SERVE_DOCS", switch))];
             let mut env = Env::of(variables.into_iter().flatten());

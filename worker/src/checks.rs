@@ -42,11 +42,11 @@ pub struct CheckWorker {
 }
 
 /// What the gateway answered about an order.
-struct Heard {
+struct GatewayAnswer {
     /// The state in the gateway's own words.
     state: String,
     /// The verified facts. `None`: the gateway knows no such order, and this answer may be unsigned.
-    told: Option<Verified<Notification>>,
+    notification: Option<Verified<Notification>>,
     /// The gateway has closed the order, or knows none and a trade can no longer be created for it.
     ended: bool,
 }
@@ -64,7 +64,7 @@ pub enum Learnt {
 /// An answer about an order, with what people have asked for.
 pub struct Answered {
     order: Order,
-    heard: Heard,
+    answer: GatewayAnswer,
     wanted: Wanted,
 }
 
@@ -85,7 +85,7 @@ impl Job for CheckWorker {
         }
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
         match self.query_all(gateway.as_ref(), (&order, &request), job).await {
-            Ok((heard, wanted)) => Ok(Learnt::Answered(Box::new(Answered { order, heard, wanted }))),
+            Ok((answer, wanted)) => Ok(Learnt::Answered(Box::new(Answered { order, answer, wanted }))),
             Err(QueryError::Gateway(error)) => Ok(Learnt::Unanswered(Box::new(order), error)),
             Err(QueryError::Job(error)) => Err(error),
         }
@@ -115,7 +115,7 @@ impl Job for CheckWorker {
             return;
         }
         self.copies.renew(&self.db, Changed::Ids(vec![order.id]));
-        let (order_no, state) = (&order.order_no, &answered.heard.state);
+        let (order_no, state) = (&order.order_no, &answered.answer.state);
         info!(%order_no, order_id = %order.id, state, %verdict, "Check of order {order_no}: {verdict}");
         if let Err(error) = outbox::nudge(&self.db).await {
             warn!(%error, "The relay was not nudged; it will poll");
@@ -138,33 +138,40 @@ impl CheckWorker {
         gateway: &dyn Gateway,
         (order, request): (&Order, &CheckRequest),
         job: &Taken,
-    ) -> Result<(Heard, Wanted), QueryError> {
-        let wanted = people::ask(gateway, order, (request, job.now()), &self.db).await?;
+    ) -> Result<(GatewayAnswer, Wanted), QueryError> {
+        let wanted = people::query(gateway, order, (request, job.now()), &self.db).await?;
         Ok((self.query_and_close(gateway, order, job).await?, wanted))
     }
 
     /// Queries the gateway, and closes the order there if it has expired or its close was requested. Runs outside any
     /// transaction.
-    async fn query_and_close(&self, gateway: &dyn Gateway, order: &Order, job: &Taken) -> Result<Heard, GatewayError> {
-        let heard = query(gateway, order, job.now()).await?;
-        crash::at(Point::CheckAsked);
-        met(Point::CheckAsked, order)?;
+    async fn query_and_close(
+        &self,
+        gateway: &dyn Gateway,
+        order: &Order,
+        job: &Taken,
+    ) -> Result<GatewayAnswer, GatewayError> {
+        let answer = query(gateway, order, job.now()).await?;
+        crash::at(Point::CheckQueried);
+        met(Point::CheckQueried, order)?;
         let expired = order.expires_at <= job.now();
-        if order.status != OrderStatus::Pending || !heard.unpaid() || !(expired || given_up(job)) {
-            return Ok(heard);
+        if order.status != OrderStatus::Pending || !answer.unpaid() || !(expired || given_up(job)) {
+            return Ok(answer);
         }
         let closed = gateway.close(&order.order_no, job.now()).await?;
         crash::at(Point::CheckClosed);
         met(Point::CheckClosed, order)?;
         match closed {
-            CloseOutcome::Closed => Ok(Heard { state: "CLOSED".to_owned(), ended: true, ..heard }),
+            CloseOutcome::Closed => Ok(GatewayAnswer { state: "CLOSED".to_owned(), ended: true, ..answer }),
             // The offer to the gateway named the last moment to pay: after it, no trade can be created.
-            CloseOutcome::NoTradeYet => Ok(Heard { ended: expired, ..heard }),
-            CloseOutcome::NoTrade => Ok(Heard { ended: true, ..heard }),
+            CloseOutcome::NoTradeYet => Ok(GatewayAnswer { ended: expired, ..answer }),
+            CloseOutcome::NoTrade => Ok(GatewayAnswer { ended: true, ..answer }),
             // Another party was faster: most likely the buyer, who paid.
             CloseOutcome::NotClosed => match query(gateway, order, job.now()).await? {
-                heard if heard.unpaid() => Err(GatewayError::Unknown(format!("not closed in state {}", heard.state))),
-                heard => Ok(heard),
+                answer if answer.unpaid() => {
+                    Err(GatewayError::Unknown(format!("not closed in state {}", answer.state)))
+                }
+                answer => Ok(answer),
             },
         }
     }
@@ -174,28 +181,28 @@ impl CheckWorker {
         &self,
         tx: &mut PgConnection,
         job: &Taken,
-        Answered { order, heard, wanted }: &Answered,
+        Answered { order, answer, wanted }: &Answered,
     ) -> Result<Recorded<Option<(Order, Verdict)>>, JobError> {
         let now = job.now();
-        let told: Vec<&Verified<Notification>> = heard.told.iter().collect();
-        let verdicts = settle::settle(&mut *tx, &told, &self.gateways.policies(), &self.clock).await?;
+        let notifications: Vec<&Verified<Notification>> = answer.notification.iter().collect();
+        let verdicts = settle::settle(&mut *tx, &notifications, &self.gateways.policies(), &self.clock).await?;
         let mut verdict = verdicts.first().copied().unwrap_or(Verdict::Ignored);
         // Decisions of people come before the close of the order, because such a decision may make the order paid.
-        let done = people::carry_out(&mut *tx, order, (wanted, heard.fact()), &self.clock).await?;
-        if done != Some(Verdict::Settled) && (heard.ended || is_void(&mut *tx, order, heard, now).await?) {
+        let done = people::carry_out(&mut *tx, order, (wanted, answer.fact()), &self.clock).await?;
+        if done != Some(Verdict::Settled) && (answer.ended || is_void(&mut *tx, order, answer, now).await?) {
             verdict = settle::end_unpaid(&mut *tx, order, &self.clock).await?;
         }
         verdict = done.unwrap_or(verdict);
         crash::at(Point::CheckSettled);
         store::connect::met(&mut *tx, Point::CheckSettled, order.order_no.as_str()).await?;
-        orders::note_check(&mut *tx, order.id, &heard.state, now).await?;
+        orders::note_check(&mut *tx, order.id, &answer.state, now).await?;
         let order = orders::lock_one(&mut *tx, order.id).await?.ok_or(DbError::Moved)?;
         // A request to close stays in force: an order that could not be closed yet is closed once it has a trade.
         let still_open = order.status == OrderStatus::Pending && given_up(job);
-        let due_at = if job.kind == JobKind::LookBack { next_look(&order, now) } else { next(&order, heard, now) };
+        let due_at = if job.kind == JobKind::LookBack { next_look(&order, now) } else { next(&order, answer, now) };
         Ok(Recorded {
-            end: due_at.map_or(End::Done, |due_at| End::Snooze(due_at - now, heard.state.clone())),
-            asking: Some(CheckRequest { close: still_open, ..CheckRequest::default() }.payload()),
+            end: due_at.map_or(End::Done, |due_at| End::Snooze(due_at - now, answer.state.clone())),
+            requests: Some(CheckRequest { close: still_open, ..CheckRequest::default() }.payload()),
             stands: true,
             subject: Some(order.order_no.to_string()),
             outcome: Some((order, verdict)),
@@ -233,16 +240,16 @@ impl CheckWorker {
         }
         if let GatewayError::Misconfigured { code, message } = error {
             let (method, account) = (order.payment_method, &order.account);
-            let told = Misconfigured { method, account, code, message, order_no };
-            settle::accounts::misconfigured(&mut *tx, &told, &self.clock).await?;
+            let misconfiguration = Misconfigured { method, account, code, message, order_no };
+            settle::accounts::misconfigured(&mut *tx, &misconfiguration, &self.clock).await?;
         }
         Ok(End::Retry(wait, error.to_string()))
     }
 }
 
-impl Heard {
+impl GatewayAnswer {
     fn fact(&self) -> Option<&Fact> {
-        self.told.as_ref().map(|told| &told.get().fact)
+        self.notification.as_ref().map(|notification| &notification.get().fact)
     }
 
     /// The order is not paid and can still be paid.
@@ -255,24 +262,29 @@ impl Heard {
     }
 }
 
-async fn query(gateway: &dyn Gateway, order: &Order, now: OffsetDateTime) -> Result<Heard, GatewayError> {
+async fn query(gateway: &dyn Gateway, order: &Order, now: OffsetDateTime) -> Result<GatewayAnswer, GatewayError> {
     match gateway.query(&order.order_no, now).await? {
         TradeAnswer::Found(trade) => {
             let notice_id = format!("query:{}:{}", order.id, now.unix_timestamp());
-            let told = trade.told_of(gateway, &order.order_no, notice_id);
-            Ok(Heard { state: trade.into_inner().state, told: Some(told), ended: false })
+            let notification = trade.notification(gateway, &order.order_no, notice_id);
+            Ok(GatewayAnswer { state: trade.into_inner().state, notification: Some(notification), ended: false })
         }
-        TradeAnswer::Absent { state } => Ok(Heard { state, told: None, ended: false }),
+        TradeAnswer::Absent { state } => Ok(GatewayAnswer { state, notification: None, ended: false }),
     }
 }
 
 /// Whether some or all of the order's money was returned before we saw the payment, and the order has expired. A case
 /// shows the money, and the order can no longer be paid.
-async fn is_void(tx: &mut PgConnection, order: &Order, heard: &Heard, now: OffsetDateTime) -> Result<bool, DbError> {
+async fn is_void(
+    tx: &mut PgConnection,
+    order: &Order,
+    answer: &GatewayAnswer,
+    now: OffsetDateTime,
+) -> Result<bool, DbError> {
     if order.status != OrderStatus::Pending || order.expires_at > now {
         return Ok(false);
     }
-    match heard.fact() {
+    match answer.fact() {
         Some(Fact::PaidAndReturned(_)) => Ok(true),
         // Alipay reports a partly refunded trade like any paid one.
         Some(Fact::Paid { trade_no, .. }) => {
@@ -295,12 +307,12 @@ fn given_up(job: &Taken) -> bool {
 }
 
 /// When to query again about an order in its present state; `None`: no query is needed any more.
-fn next(order: &Order, heard: &Heard, now: OffsetDateTime) -> Option<OffsetDateTime> {
+fn next(order: &Order, answer: &GatewayAnswer, now: OffsetDateTime) -> Option<OffsetDateTime> {
     match order.status {
-        OrderStatus::Closed if heard.paid() => None,
+        OrderStatus::Closed if answer.paid() => None,
         OrderStatus::Closed => AFTER_CLOSE.iter().map(|after| order.expires_at + *after).find(|due_at| *due_at > now),
         // Its money came in a way that only a person can judge, and a case is open. It is still checked at its expiry.
-        OrderStatus::Pending if heard.paid() => {
+        OrderStatus::Pending if answer.paid() => {
             Some(if order.expires_at > now { order.expires_at.min(now + DAILY) } else { now + DAILY })
         }
         OrderStatus::Pending => {

@@ -54,7 +54,7 @@ pub(crate) async fn defer(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Resu
 
 async fn store(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Result<Vec<Ack>, DbError> {
     let left = retry(|| commit(db, those)).await?;
-    crash::at(Point::CallbackKept);
+    crash::at(Point::CallbackStored);
     Ok(left
         .into_iter()
         .map(|left| match left {

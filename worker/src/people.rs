@@ -1,6 +1,6 @@
 //! The requests of people, or of a policy, to a check. The check carries them out with a fresh answer of the gateway.
 
-use domain::message::job::{Asked, CheckRequest};
+use domain::message::job::{CheckRequest, Decision};
 use domain::{CaseId, Fact, Money, RefundNo, RefundState, Verdict};
 use gateway::{Gateway, GatewayError, RefundOrder};
 use runtime::clock::Clock;
@@ -33,17 +33,17 @@ pub enum QueryError {
 
 /// Queries the gateway about the refunds to book. Runs outside any transaction. If the gateway does not answer, all
 /// requests stay in the job.
-pub async fn ask(
+pub async fn query(
     gateway: &dyn Gateway,
     order: &Order,
     (request, now): (&CheckRequest, OffsetDateTime),
     db: &PgPool,
 ) -> Result<Wanted, QueryError> {
     let mut wanted = Wanted { fulfil: Vec::new(), book: Vec::new() };
-    for (case, asked) in &request.of_cases {
-        match asked {
-            Asked::Fulfil => wanted.fulfil.push(*case),
-            Asked::BookRefund { refund_no, amount } => {
+    for (case, decision) in &request.of_cases {
+        match decision {
+            Decision::Fulfil => wanted.fulfil.push(*case),
+            Decision::BookRefund { refund_no, amount } => {
                 let found = match refund_query(db, order, *case, (refund_no, *amount)).await? {
                     Some(request) => confirm(gateway, &request, now).await?,
                     None => Found::Unconfirmed("the case names no payment of this order".to_owned()),
@@ -116,7 +116,7 @@ pub async fn carry_out(
 ) -> Result<Option<Verdict>, DbError> {
     let mut verdicts = Vec::new();
     for (case, refund_no, found) in &wanted.book {
-        verdicts.push(settle::book_asked(tx, (order.id, *case), (refund_no, found), clock).await?);
+        verdicts.push(settle::book_requested(tx, (order.id, *case), (refund_no, found), clock).await?);
     }
     for case in &wanted.fulfil {
         verdicts.push(settle::fulfil(tx, (order.id, *case), said, clock).await?);

@@ -118,15 +118,15 @@ fn checks(db: PgPool) -> Checks {
 /// leave the one that was meant unpublished for ever.
 pub fn optional_events(env: &mut Env) -> Option<HashSet<String>> {
     let text = env.optional("OPTIONAL_EVENTS")?;
-    let asked = text.split(',').map(str::trim).filter(|kind| !kind.is_empty());
-    let asked: HashSet<String> = asked.map(str::to_owned).collect();
-    let mut unknown: Vec<&String> = asked.iter().filter(|kind| !event::kind::ALL.contains(&kind.as_str())).collect();
+    let named = text.split(',').map(str::trim).filter(|kind| !kind.is_empty());
+    let named: HashSet<String> = named.map(str::to_owned).collect();
+    let mut unknown: Vec<&String> = named.iter().filter(|kind| !event::kind::ALL.contains(&kind.as_str())).collect();
     unknown.sort_unstable();
     if !unknown.is_empty() {
         let wrong = format!("{unknown:?} names no type of event");
         env.fault("OPTIONAL_EVENTS", wrong, format!("choose from {}", event::kind::ALL.join(", ")));
     }
-    Some(asked)
+    Some(named)
 }
 
 #[cfg(test)]

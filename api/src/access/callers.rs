@@ -28,9 +28,9 @@ pub struct Callers {
 }
 
 /// The current list of every gateway.
-pub struct KnownCallers(Vec<Kept>);
+pub struct KnownCallers(Vec<Entry>);
 
-struct Kept {
+struct Entry {
     method: PaymentMethod,
     file: Option<(PathBuf, String)>,
     networks: RwLock<Networks>,
@@ -51,34 +51,37 @@ impl Seen {
 impl KnownCallers {
     /// Starts with the lists that were read at the start of the process.
     pub fn new(of: impl Fn(PaymentMethod) -> Callers) -> KnownCallers {
-        let kept = |method: &PaymentMethod| {
+        let entry = |method: &PaymentMethod| {
             let Callers { networks, file } = of(*method);
-            Kept { method: *method, file, networks: RwLock::new(networks.into()) }
+            Entry { method: *method, file, networks: RwLock::new(networks.into()) }
         };
-        KnownCallers(PaymentMethod::ALL.iter().map(kept).collect())
+        KnownCallers(PaymentMethod::ALL.iter().map(entry).collect())
     }
 
     /// The current list of a gateway.
     pub fn of(&self, method: PaymentMethod) -> Networks {
-        let kept = self.0.iter().find(|kept| kept.method == method);
-        kept.map_or_else(|| Arc::from([]), |kept| kept.networks.read().unwrap_or_else(PoisonError::into_inner).clone())
+        let entry = self.0.iter().find(|entry| entry.method == method);
+        entry.map_or_else(
+            || Arc::from([]),
+            |entry| entry.networks.read().unwrap_or_else(PoisonError::into_inner).clone(),
+        )
     }
 
     /// Reloads each file that changes, until `stop`. A bad file leaves the old list in force and is logged once.
     pub async fn watch(&self, stop: CancellationToken) {
-        let files = || self.0.iter().filter_map(|kept| Some((kept, kept.file.as_ref()?)));
+        let files = || self.0.iter().filter_map(|entry| Some((entry, entry.file.as_ref()?)));
         let mut seen: Vec<Seen> = files().map(|(_, (_, text))| Seen::new(text)).collect();
         while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
-            for ((kept, (file, _)), seen) in files().zip(&mut seen) {
-                if let Err(panic) = caught_now(|| kept.look(file, seen)) {
-                    panic.noted("payment-api", "callers", &kept.method);
+            for ((entry, (file, _)), seen) in files().zip(&mut seen) {
+                if let Err(panic) = caught_now(|| entry.look(file, seen)) {
+                    panic.noted("payment-api", "callers", &entry.method);
                 }
             }
         }
     }
 }
 
-impl Kept {
+impl Entry {
     /// Evaluates a text only after two equal reads: at the first read the file may still be being written.
     fn look(&self, file: &Path, seen: &mut Seen) {
         let method = self.method;
@@ -146,7 +149,7 @@ mod tests {
             PaymentMethod::Alipay => Callers { networks: first.clone(), file: Some((file.clone(), String::new())) },
             PaymentMethod::Wechat => Callers::default(),
         });
-        let alipay = known.0.iter().find(|kept| kept.method == PaymentMethod::Alipay).unwrap();
+        let alipay = known.0.iter().find(|entry| entry.method == PaymentMethod::Alipay).unwrap();
         let shown = || known.of(PaymentMethod::Alipay).iter().map(ToString::to_string).collect::<Vec<_>>();
         let mut seen = Seen::new("203.0.113.0/24");
         for (text, expected) in [

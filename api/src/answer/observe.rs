@@ -174,13 +174,13 @@ mod tests {
         let _here = metrics::set_default_local_recorder(&recorder);
         let router = Router::new().route("/orders/{id}", get(|| async {})).fallback(|| async {});
         let router = router.layer(middleware::from_fn(observe));
-        let ask = async |method: &str, path: &str| {
+        let send = async |method: &str, path: &str| {
             let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
             router.clone().oneshot(request).await.unwrap();
         };
         for method in ["GET", "INVENTED"] {
-            ask(method, "/orders/1").await;
-            ask(method, "/nowhere").await;
+            send(method, "/orders/1").await;
+            send(method, "/nowhere").await;
         }
         let known = series(&handle);
         assert!(
@@ -188,8 +188,8 @@ mod tests {
             "{known:?}"
         );
         for n in 0..1000 {
-            ask(&format!("M{n}"), &format!("/orders/{n}")).await;
-            ask(&format!("M{n}"), &format!("/free/{n}")).await;
+            send(&format!("M{n}"), &format!("/orders/{n}")).await;
+            send(&format!("M{n}"), &format!("/free/{n}")).await;
         }
         assert_eq!(series(&handle), known);
     }

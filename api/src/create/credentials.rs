@@ -5,7 +5,7 @@ use gateway::Payment;
 use runtime::seal::SealKeys;
 use sqlx::PgPool;
 use store::connect::in_time;
-use store::tables::credentials::{self, Kept, place};
+use store::tables::credentials::{self, StoredCredential, place};
 use store::tables::orders::Order;
 use time::{Duration, OffsetDateTime};
 use tracing::warn;
@@ -14,7 +14,7 @@ use crate::answer::problem::ApiError;
 
 /// Stores a credential that the gateway has just given. The buyer gets it even if it cannot be stored. `keys`: `None`
 /// stores nothing.
-pub async fn keep(
+pub async fn store(
     db: &PgPool,
     keys: Option<&SealKeys>,
     order: &Order,
@@ -25,14 +25,15 @@ pub async fn keep(
     let id = order.id.to_string();
     let sealed = serde_json::to_vec(payment).map_err(ApiError::internal);
     let sealed = sealed.and_then(|text| keys.seal(&place(&id), &text).map_err(ApiError::internal));
-    let kept = match sealed {
+    let stored = match sealed {
         Ok(sealed) => {
-            let kept = Kept { sealed, obtained_at: now, valid_until: (now + lives).min(order.expires_at) };
-            in_time(credentials::keep(db, order.id, &kept)).await.map_err(ApiError::from)
+            let stored =
+                StoredCredential { sealed, obtained_at: now, valid_until: (now + lives).min(order.expires_at) };
+            in_time(credentials::store(db, order.id, &stored)).await.map_err(ApiError::from)
         }
         Err(error) => Err(error),
     };
-    if let Err(error) = kept {
+    if let Err(error) = stored {
         warn!(error = ?error, order_id = %order.id, "A credential was not stored");
     }
 }
@@ -48,8 +49,8 @@ pub async fn last(
     now: OffsetDateTime,
 ) -> Result<Option<Payment>, ApiError> {
     let Some(keys) = keys else { return Ok(None) };
-    let Some(kept) = credentials::last(db, order.id, now).await? else { return Ok(None) };
-    let opened = keys.open(&place(&order.id.to_string()), &kept.sealed).map_err(ApiError::internal);
+    let Some(stored) = credentials::last(db, order.id, now).await? else { return Ok(None) };
+    let opened = keys.open(&place(&order.id.to_string()), &stored.sealed).map_err(ApiError::internal);
     let payment = opened.and_then(|text| serde_json::from_slice(&text).map_err(ApiError::internal));
     if let Err(error) = &payment {
         warn!(error = ?error, order_id = %order.id, "A stored credential cannot be read");

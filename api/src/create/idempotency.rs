@@ -189,7 +189,7 @@ impl Hold {
     /// # Errors
     /// The given error, [`ApiError::RequestInFlight`] when the hold has expired and another request has taken over, or
     /// [`ApiError::Db`].
-    pub async fn keep(mut self, order: OrderId, done: Result<Value, ApiError>) -> Result<Answer, ApiError> {
+    pub async fn store(mut self, order: OrderId, done: Result<Value, ApiError>) -> Result<Answer, ApiError> {
         let new = match done {
             Ok(answer) => NewAnswer { answer, refused_with: None },
             Err(error) => {

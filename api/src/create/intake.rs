@@ -98,8 +98,8 @@ impl Intake {
         }
     }
 
-    fn stored(&self, road: &'static str, proof: impl Into<Receipt>) -> Receipt {
-        metrics::counter!("callbacks_stored_total", "road" => road).increment(1);
+    fn stored(&self, route: &'static str, proof: impl Into<Receipt>) -> Receipt {
+        metrics::counter!("callbacks_stored_total", "road" => route).increment(1);
         proof.into()
     }
 }

@@ -41,8 +41,9 @@ impl RefusedAccounts {
                 let work = async {
                     let mut tx = db.begin().await?;
                     let (code, message) = (code.as_str(), message.as_str());
-                    let told = Misconfigured { method: gateway, account: &account, code, message, order_no: &order_no };
-                    misconfigured(&mut tx, &told, &clock).await?;
+                    let misconfiguration =
+                        Misconfigured { method: gateway, account: &account, code, message, order_no: &order_no };
+                    misconfigured(&mut tx, &misconfiguration, &clock).await?;
                     Ok::<_, DbError>(tx.commit().await?)
                 };
                 if let Err(error) = in_time(work).await {

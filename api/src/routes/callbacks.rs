@@ -124,11 +124,11 @@ async fn read(
     account: AccountName,
     request: Request,
 ) -> Result<Callback, CallbackRefusal> {
-    let kept = callback_headers(method).iter().filter_map(|name| {
+    let stored = callback_headers(method).iter().filter_map(|name| {
         let value = request.headers().get(*name)?;
         Some(value.to_str().map(|value| ((*name).to_owned(), value.to_owned())))
     });
-    let headers = kept.collect::<Result<_, _>>().map_err(|_| CallbackRefusal::Malformed)?;
+    let headers = stored.collect::<Result<_, _>>().map_err(|_| CallbackRefusal::Malformed)?;
     let body = Bytes::from_request(request, &()).await;
     let body = body.map_err(|rejection| CallbackRefusal::of_layer(unread(&rejection)))?;
     Ok(Callback { method, account, headers, body, received_at: app.clock.now(), job_id: None })

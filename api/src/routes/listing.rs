@@ -142,8 +142,8 @@ impl Faults {
 }
 
 /// The rows to show and the cursor of the next page, from rows that may be one more than shown.
-pub fn page<T>(mut found: Vec<T>, asked: i64, id: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
-    let shown = usize::try_from(asked - 1).unwrap_or(0);
+pub fn page<T>(mut found: Vec<T>, requested: i64, id: impl Fn(&T) -> String) -> (Vec<T>, Option<String>) {
+    let shown = usize::try_from(requested - 1).unwrap_or(0);
     let more = found.len() > shown;
     found.truncate(shown);
     let cursor = found.last().filter(|_| more).map(|last| URL_SAFE_NO_PAD.encode(id(last)));

@@ -98,10 +98,10 @@ impl Hints {
 /// # Errors
 /// [`DbError`].
 pub async fn send(db: &PgPool, orders: &[OrderId], kind: Hint) -> Result<Vec<OrderId>, DbError> {
-    let asked = in_time(hint(db, orders, kind)).await.inspect_err(|_| count(kind, "error", orders.len()))?;
-    count(kind, "asked", asked.len());
-    count(kind, "not_yet", orders.len() - asked.len());
-    Ok(asked)
+    let due = in_time(hint(db, orders, kind)).await.inspect_err(|_| count(kind, "error", orders.len()))?;
+    count(kind, "asked", due.len());
+    count(kind, "not_yet", orders.len() - due.len());
+    Ok(due)
 }
 
 fn count(kind: Hint, outcome: &'static str, number: usize) {

@@ -69,9 +69,9 @@ impl Pace {
         Pace { given: 1, refused: 0, next: now + AGAIN }
     }
 
-    fn after(&mut self, asked: bool, now: Instant) {
-        (self.given, self.refused) = if asked { (self.given + 1, 0) } else { (self.given, self.refused + 1) };
-        let soon = !asked && self.refused < SOON;
+    fn after(&mut self, due: bool, now: Instant) {
+        (self.given, self.refused) = if due { (self.given + 1, 0) } else { (self.given, self.refused + 1) };
+        let soon = !due && self.refused < SOON;
         if !soon {
             self.refused = 0;
         }
@@ -130,18 +130,18 @@ impl Hub {
                 if self.watched().is_empty() {
                     self.0.arrived.notified().await;
                 }
-                let asked = caught(in_time(self.ask(&db))).await.unwrap_or_else(|panic| {
+                let polled = caught(in_time(self.poll(&db))).await.unwrap_or_else(|panic| {
                     panic.noted("payment-api", "streams", &"the orders that are watched");
                     Ok(())
                 });
-                if asked.is_ok()
+                if polled.is_ok()
                     && let Err(panic) = caught(self.hint(&db)).await
                 {
                     panic.noted("payment-api", "hints", &"the orders that are watched");
                 }
-                if away != asked.is_err() {
+                if away != polled.is_err() {
                     away = !away;
-                    match &asked {
+                    match &polled {
                         Ok(()) => info!("Order streams can read the database again"),
                         Err(error) => warn!(%error, "Order streams wait for the database"),
                     }
@@ -153,7 +153,7 @@ impl Hub {
     }
 
     /// Notifies the watchers of every order that has changed.
-    async fn ask(&self, db: &PgPool) -> Result<(), DbError> {
+    async fn poll(&self, db: &PgPool) -> Result<(), DbError> {
         let known: Vec<(OrderId, i64)> =
             self.watched().iter().map(|(id, watched)| (*id, watched.newest.borrow().version)).collect();
         for chunk in known.chunks(CHUNK) {
@@ -199,14 +199,14 @@ impl Hub {
         let due: Vec<OrderId> =
             self.watched().iter().filter(|(_, watched)| is_due(watched)).map(|(id, _)| *id).collect();
         for chunk in due.chunks(CHUNK) {
-            let asked = hints::send(db, chunk, Hint::Watched).await.unwrap_or_else(|error| {
+            let hinted = hints::send(db, chunk, Hint::Watched).await.unwrap_or_else(|error| {
                 warn!(%error, "The checks of watched orders were not brought forward");
                 Vec::new()
             });
             let mut watched = self.watched();
             for id in chunk {
                 if let Some(watched) = watched.get_mut(id) {
-                    watched.pace.after(asked.contains(id), now);
+                    watched.pace.after(hinted.contains(id), now);
                 }
             }
         }

@@ -79,14 +79,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_many_ask_for_is_done_once_for_each_key() {
+    async fn what_many_request_is_done_once_for_each_key() {
         let (joined, runs) = (Joined::default(), AtomicUsize::new(0));
         let work = async |key: usize| {
             sleep(Duration::from_millis(20)).await;
             Ok(runs.fetch_add(1, Ordering::Relaxed) * 10 + key)
         };
-        let asked = (0..100).map(|n| joined.run(n % 2, work(n % 2)));
-        let got: Vec<usize> = join_all(asked).await.into_iter().map(Result::unwrap).collect();
+        let calls = (0..100).map(|n| joined.run(n % 2, work(n % 2)));
+        let got: Vec<usize> = join_all(calls).await.into_iter().map(Result::unwrap).collect();
         assert_eq!(runs.load(Ordering::Relaxed), 2);
         assert!(got.iter().enumerate().all(|(n, value)| value % 10 == n % 2), "{got:?}");
         assert!(joined.running().is_empty());

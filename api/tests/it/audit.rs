@@ -29,8 +29,8 @@ async fn each_act_of_a_person_is_written_down_and_nothing_that_was_refused(db: P
     assert_eq!(step(&world, B, &case, "resolve", json!({ "note": "explained" })).await.status.as_u16(), 200);
     let path = "/v1/admin/config/alipay";
     let body = json!({ "version": 1, "min_amount": "0.02", "note": "by phone" });
-    assert_eq!(world.ask(A, Method::PATCH, path, Some(&body)).await.status.as_u16(), 200);
-    world.ask(A, Method::PATCH, path, Some(&body)).await.is(409, "config_changed");
+    assert_eq!(world.request(A, Method::PATCH, path, Some(&body)).await.status.as_u16(), 200);
+    world.request(A, Method::PATCH, path, Some(&body)).await.is(409, "config_changed");
     assert_eq!(
         acts(&db).await,
         [
@@ -41,12 +41,12 @@ async fn each_act_of_a_person_is_written_down_and_nothing_that_was_refused(db: P
             "a1 payment_config.changed payment_config",
         ]
     );
-    let told: Vec<String> =
+    let entries: Vec<String> =
         sqlx::query_scalar("select object || ' ' || detail::text from audit_log where act like 'case.%'")
             .fetch_all(&db)
             .await
             .unwrap();
-    assert!(told.iter().all(|row| row.starts_with(&format!("case:{case} "))), "{told:?}");
-    assert!(told[0].contains("\"reason\": \"late\"") && told[2].contains("the buyer asks"), "{told:?}");
-    assert!(told[1].contains("\"done\": \"refund "), "{told:?}");
+    assert!(entries.iter().all(|row| row.starts_with(&format!("case:{case} "))), "{entries:?}");
+    assert!(entries[0].contains("\"reason\": \"late\"") && entries[2].contains("the buyer asks"), "{entries:?}");
+    assert!(entries[1].contains("\"done\": \"refund "), "{entries:?}");
 }

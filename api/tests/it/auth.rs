@@ -54,13 +54,13 @@ fn signed_as_text(header: &str, claims: &str, secret: &str) -> String {
     format!("{message}.{signature}")
 }
 
-async fn ask(world: &World, authorization: &str) -> Answer {
+async fn request(world: &World, authorization: &str) -> Answer {
     let request = Request::get("/v1/orders").header("authorization", authorization);
     world.send(request.body(Body::empty()).unwrap()).await
 }
 
-async fn ask_with(world: &World, token: &str) -> Answer {
-    ask(world, &format!("Bearer {token}")).await
+async fn request_with(world: &World, token: &str) -> Answer {
+    request(world, &format!("Bearer {token}")).await
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -68,7 +68,7 @@ async fn a_good_token_opens_and_the_scheme_has_no_case(db: PgPool) {
     let world = World::new(db).await;
     let token = minted(&claims(json!({ "nbf": now() - 5 })), SECRET);
     for scheme in ["Bearer", "bearer", "BEARER"] {
-        assert_eq!(ask(&world, &format!("{scheme} {token}")).await.status.as_u16(), 200);
+        assert_eq!(request(&world, &format!("{scheme} {token}")).await.status.as_u16(), 200);
     }
 }
 
@@ -148,13 +148,13 @@ async fn tokens_that_prove_nothing_are_refused(db: PgPool) {
         ("garbage", "a.b.c".to_owned()),
         ("a long thing", "a".repeat(20_000)),
     ] {
-        let answer = ask_with(&world, &token).await;
+        let answer = request_with(&world, &token).await;
         assert_eq!(answer.status.as_u16(), 401, "{why}");
         answer.is(401, "token_invalid");
         assert_eq!(answer.header("www-authenticate"), "Bearer error=\"invalid_token\"", "{why}");
     }
-    ask(&world, &format!("Basic {good}")).await.is(401, "token_invalid");
-    ask(&world, &good).await.is(401, "token_invalid");
+    request(&world, &format!("Basic {good}")).await.is(401, "token_invalid");
+    request(&world, &good).await.is(401, "token_invalid");
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -170,17 +170,17 @@ async fn a_token_may_live_a_day_and_an_hour_with_a_scope(db: PgPool) {
         // A NumericDate may have a fraction.
         json!({ "iat": now() as f64 - 0.5, "exp": now() as f64 + 300.5 }),
     ] {
-        assert_eq!(ask_with(&world, &minted(&claims(good.clone()), SECRET)).await.status.as_u16(), 200, "{good}");
+        assert_eq!(request_with(&world, &minted(&claims(good.clone()), SECRET)).await.status.as_u16(), 200, "{good}");
     }
     let plain = signed_as(json!({ "alg": "HS256" }), &claims(json!({})).to_string(), SECRET);
-    assert_eq!(ask_with(&world, &plain).await.status.as_u16(), 200, "what the bad ones are made with is good");
+    assert_eq!(request_with(&world, &plain).await.status.as_u16(), 200, "what the bad ones are made with is good");
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn an_expired_token_says_so_after_the_leeway(db: PgPool) {
     let world = World::new(db).await;
-    assert_eq!(ask_with(&world, &minted(&claims(json!({ "exp": now() - 20 })), SECRET)).await.status.as_u16(), 200);
-    ask_with(&world, &minted(&claims(json!({ "exp": now() - 40 })), SECRET)).await.is(401, "token_expired");
+    assert_eq!(request_with(&world, &minted(&claims(json!({ "exp": now() - 20 })), SECRET)).await.status.as_u16(), 200);
+    request_with(&world, &minted(&claims(json!({ "exp": now() - 40 })), SECRET)).await.is(401, "token_expired");
 }
 
 /// A JWKS with the public half of one RSA key, changed a little.
@@ -208,23 +208,27 @@ async fn keys_of_a_jwks_are_chosen_by_name_and_keep_their_algorithm(db: PgPool) 
     let world = World::with(db, Setup { authenticator, ..Setup::default() }).await;
     let (own, foreign) = ("wx_merchant_private_pkcs8.pem", "wx_other_private_pkcs8.pem");
 
-    assert_eq!(ask_with(&world, &by_rsa(Some("k1"), Algorithm::RS256, own)).await.status.as_u16(), 200);
-    assert_eq!(ask_with(&world, &by_rsa(None, Algorithm::RS256, own)).await.status.as_u16(), 200, "there is only one");
-    assert_eq!(ask_with(&world, &minted(&claims(json!({})), SECRET)).await.status.as_u16(), 200);
+    assert_eq!(request_with(&world, &by_rsa(Some("k1"), Algorithm::RS256, own)).await.status.as_u16(), 200);
+    assert_eq!(
+        request_with(&world, &by_rsa(None, Algorithm::RS256, own)).await.status.as_u16(),
+        200,
+        "there is only one"
+    );
+    assert_eq!(request_with(&world, &minted(&claims(json!({})), SECRET)).await.status.as_u16(), 200);
     for (kid, algorithm, pem) in [
         (Some("k2"), Algorithm::RS256, own),
         (Some("k1"), Algorithm::RS256, foreign),
         (Some("k1"), Algorithm::RS512, own),
         (Some("k1"), Algorithm::PS256, own),
     ] {
-        ask_with(&world, &by_rsa(kid, algorithm, pem)).await.is(401, "token_invalid");
+        request_with(&world, &by_rsa(kid, algorithm, pem)).await.is(401, "token_invalid");
     }
     // The classic: the public key, which everybody has, taken for a shared secret.
     for text in [key("wx_merchant_public.pem"), jwks(Some("k1"), |_| {})] {
         let mut header = Header::new(Algorithm::HS256);
         header.kid = Some("k1".to_owned());
         let forged = encode(&header, &claims(json!({})), &EncodingKey::from_secret(text.as_bytes())).unwrap();
-        ask_with(&world, &forged).await.is(401, "token_invalid");
+        request_with(&world, &forged).await.is(401, "token_invalid");
     }
 }
 

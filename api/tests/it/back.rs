@@ -87,7 +87,7 @@ fn ways_in(placed: &Value) -> Vec<String> {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn each_way_back_has_the_gateway_asked(db: PgPool) {
+async fn each_way_back_has_the_gateway_queried(db: PgPool) {
     for body in [None, Some(wechat_order())] {
         // A process of its own for each way: what one remembers must not help another.
         for way in 0..ways_in(&pending(&World::new(db.clone()).await, body.clone()).await).len() {
@@ -128,7 +128,7 @@ async fn a_crowd_at_every_door_of_two_processes_brings_one_question(db: PgPool) 
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn nothing_is_asked_that_was_asked_a_moment_ago_or_cannot_have_been_paid(db: PgPool) {
+async fn nothing_is_queried_that_was_queried_a_moment_ago_or_cannot_have_been_paid(db: PgPool) {
     let world = World::new(db).await;
     let order = id(&pending(&world, None).await);
     testkit::make_up_facts(&world.db).await;
@@ -176,36 +176,36 @@ async fn after(world: &World, seconds: f64) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn an_order_that_is_watched_and_never_paid_is_asked_about_less_and_less(db: PgPool) {
+async fn an_order_that_is_watched_and_never_paid_is_queried_less_and_less(db: PgPool) {
     let world = World::new(db).await;
     let order = id(&pending(&world, None).await);
-    let asked = async |kind| !hint(&world.db, &[order], kind).await.unwrap().is_empty();
-    assert!(asked(Hint::Watched).await);
+    let due = async |kind| !hint(&world.db, &[order], kind).await.unwrap().is_empty();
+    assert!(due(Hint::Watched).await);
     for nth in 0..8 {
         let gap = HINTS[nth.min(HINTS.len() - 1)].as_seconds_f64();
         after(&world, gap - 0.5).await;
-        assert!(!asked(Hint::Watched).await, "{nth}: before {gap} s");
+        assert!(!due(Hint::Watched).await, "{nth}: before {gap} s");
         after(&world, gap + 0.1).await;
-        assert!(asked(Hint::Watched).await, "{nth}: after {gap} s");
+        assert!(due(Hint::Watched).await, "{nth}: after {gap} s");
     }
     // The buyer is back: the gaps begin again.
     after(&world, 3.1).await;
-    assert!(asked(Hint::Back).await);
+    assert!(due(Hint::Back).await);
     after(&world, 3.1).await;
-    assert!(asked(Hint::Watched).await);
+    assert!(due(Hint::Watched).await);
     // However often: at some time it counts as watching, and watching ends.
     let mut given = 0;
     for _ in 0..200 {
         after(&world, 30.1).await;
-        given += i32::from(asked(Hint::Back).await);
+        given += i32::from(due(Hint::Back).await);
     }
     assert!((20..=80).contains(&given), "{given}");
     after(&world, 3600.0).await;
-    assert!(!asked(Hint::Back).await && !asked(Hint::Watched).await, "the schedule alone goes on");
+    assert!(!due(Hint::Back).await && !due(Hint::Watched).await, "the schedule alone goes on");
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn an_open_stream_goes_on_asking_until_it_is_paid(db: PgPool) {
+async fn an_open_stream_goes_on_querying_until_it_is_paid(db: PgPool) {
     let world = World::new(db.clone()).await;
     let placed = pending(&world, Some(wechat_order())).await;
     let hub = world.app.hub.clone();
@@ -226,7 +226,7 @@ async fn an_open_stream_goes_on_asking_until_it_is_paid(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn a_visit_without_a_proof_asks_nothing(db: PgPool) {
+async fn a_visit_without_a_proof_queries_nothing(db: PgPool) {
     let world = World::new(db).await;
     let placed = pending(&world, None).await;
     let before = fence(&world).await;
@@ -242,12 +242,12 @@ async fn a_visit_without_a_proof_asks_nothing(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn an_order_whose_end_was_asked_for_shows_it(db: PgPool) {
+async fn an_order_whose_close_was_requested_shows_it(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;
     let path = format!("/v1/orders/{}", id(&placed));
     assert_eq!(world.get(&path, "u1").await.json()["close_requested"], json!(false));
-    payment_api::routes::orders::ask_to_close(&world.app, id(&placed)).await.unwrap();
+    payment_api::routes::orders::request_close_and_check(&world.app, id(&placed)).await.unwrap();
     let fresh = World::new(world.db.clone()).await;
     for seen in [fresh.get(&path, "u1").await.json(), fresh.get("/v1/orders", "u1").await.json()["orders"][0].clone()] {
         assert_eq!((&seen["status"], &seen["close_requested"]), (&json!("pending"), &json!(true)));
@@ -257,6 +257,6 @@ async fn an_order_whose_end_was_asked_for_shows_it(db: PgPool) {
         fresh.send(Request::get(format!("/pay/cancel?{}", with_token(&placed))).body(Body::empty()).unwrap()).await;
     assert!(page.body.contains("正在取消订单") && page.body.contains("The order is being cancelled"), "{}", page.body);
     // Asked for again, it changes nothing.
-    payment_api::routes::orders::ask_to_close(&world.app, id(&placed)).await.unwrap();
+    payment_api::routes::orders::request_close_and_check(&world.app, id(&placed)).await.unwrap();
     assert_eq!(world.one::<i64>("select version from payment_orders").await, 2);
 }

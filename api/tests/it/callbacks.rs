@@ -227,7 +227,7 @@ async fn alipays_success_is_exactly_that_word(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn with_a_broker_the_road_is_taken(db: PgPool) {
+async fn with_a_broker_its_route_is_taken(db: PgPool) {
     let broker = TestBroker::new().await;
     let world = World::with(db, Setup { clock: Clock::fixed(then()), broker: broker.uri(), ..Setup::default() }).await;
     let case = case("wechat/notify.json", "pay-success-platform-cert");
@@ -330,7 +330,7 @@ async fn a_body_that_never_ends_is_too_slow_in_time(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn malformed_callbacks_are_told_so(db: PgPool) {
+async fn malformed_callbacks_are_answered_with_an_error(db: PgPool) {
     let world = world(db).await;
     let malformed = (400, fail("malformed request"), "malformed");
     for name in ["wechatpay-signature", "wechatpay-serial", "wechatpay-timestamp", "wechatpay-nonce"] {
@@ -418,12 +418,12 @@ impl std::io::Write for Log {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn a_proxy_that_is_not_trusted_is_told_of_once(db: PgPool) {
+async fn a_proxy_that_is_not_trusted_is_logged_once(db: PgPool) {
     let log = Log::default();
     let written = log.0.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone()).finish();
     let _here = tracing::subscriber::set_default(subscriber);
-    let told = || {
+    let warnings = || {
         let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
         text.lines().filter(|line| line.contains("TRUSTED_PROXIES")).map(str::to_owned).collect::<Vec<_>>()
     };
@@ -437,12 +437,12 @@ async fn a_proxy_that_is_not_trusted_is_told_of_once(db: PgPool) {
     };
     assert_eq!(seen(&world, from("198.51.100.7", alipay("valid-trade-success"))).await.2, "accepted");
     assert_eq!(seen(&world, forwarded("10.0.0.1")).await.2, "accepted");
-    assert_eq!(told(), [""; 0], "as it should be");
+    assert_eq!(warnings(), [""; 0], "as it should be");
     for _ in 0..3 {
         assert_eq!(seen(&world, forwarded("192.0.2.1")).await.2, "accepted");
     }
-    let told = told();
-    assert!(told.len() == 1 && told[0].contains("WARN") && told[0].contains("192.0.2.1"), "{told:?}");
+    let warnings = warnings();
+    assert!(warnings.len() == 1 && warnings[0].contains("WARN") && warnings[0].contains("192.0.2.1"), "{warnings:?}");
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]

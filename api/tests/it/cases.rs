@@ -42,13 +42,13 @@ async fn a_late_payment_is_returned_by_two_people(db: PgPool) {
     assert_eq!(confirmed.status.as_u16(), 200, "{}", confirmed.body);
     let done = confirmed.json();
     assert_eq!((&done["status"], &done["resolved_by"]), (&json!("resolved"), &json!("a2")));
-    let told: Vec<(&str, &str)> = done["history"]
+    let steps: Vec<(&str, &str)> = done["history"]
         .as_array()
         .unwrap()
         .iter()
         .map(|entry| (entry["who"].as_str().unwrap(), entry["what"].as_str().unwrap()))
         .collect();
-    assert_eq!(told, [("a1", "proposed"), ("a2", "confirmed")]);
+    assert_eq!(steps, [("a1", "proposed"), ("a2", "confirmed")]);
     assert_eq!(world.one::<String>("select requested_by from refund_records").await, "a2");
     assert_eq!(world.one::<String>("select status from payment_orders").await, "closed", "left alone");
     step(&world, B, &case, "confirm", version).await.is(409, "case_resolved");
@@ -81,8 +81,8 @@ async fn a_late_payment_is_handed_on_to_be_honoured_and_never_after_a_return(db:
     assert_eq!((done.status.as_u16(), &view["status"]), (200, &json!("open")), "{}", done.body);
     assert!(view["history"][1]["done"].as_str().unwrap().contains("the gateway is queried"), "{}", done.body);
     assert_eq!(world.get(&format!("/v1/orders/{id}"), "u1").await.json()["status"], "closed");
-    let asked: Value = world.one("select payload from jobs where kind = 'check' and due_at <= now()").await;
-    assert_eq!(asked[format!("case:{case}")], json!({ "action": "fulfil" }));
+    let requested: Value = world.one("select payload from jobs where kind = 'check' and due_at <= now()").await;
+    assert_eq!(requested[format!("case:{case}")], json!({ "action": "fulfil" }));
 
     let id = world.placed("u1").await;
     world.close_locally(&id).await;
@@ -134,8 +134,8 @@ async fn an_undeliverable_refund_is_redirected_and_the_case_stays_open(db: PgPoo
     let done = both(&world, &case, json!({ "action": "abnormal_refund" })).await.json();
     assert_eq!((&done["status"], &done["proposed_by"]), (&json!("open"), &Value::Null));
     assert_eq!(done["history"].as_array().unwrap().len(), 2);
-    let asked: Value = world.one("select payload from jobs where kind = 'refund'").await;
-    assert_eq!(asked, json!({ "redirect": "merchant" }));
+    let requested: Value = world.one("select payload from jobs where kind = 'refund'").await;
+    assert_eq!(requested, json!({ "redirect": "merchant" }));
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -180,8 +180,8 @@ async fn a_refund_of_the_console_is_handed_on_to_be_booked_by_two_people(db: PgP
     let done = step(&world, B, &case, "confirm", json!({ "version": proposed["version"] })).await.json();
     assert_eq!((&done["status"], &done["proposed_by"]), (&json!("open"), &Value::Null));
     assert_eq!(world.count("refund_records").await, 0, "nothing before the gateway was asked");
-    let asked: Value = world.one("select payload from jobs where kind = 'check'").await;
-    assert_eq!(asked[format!("case:{case}")], book);
+    let requested: Value = world.one("select payload from jobs where kind = 'check'").await;
+    assert_eq!(requested[format!("case:{case}")], book);
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -218,7 +218,7 @@ async fn what_does_not_fit_is_refused_before_anybody_is_asked(db: PgPool) {
     }
     for path in ["0".repeat(32), "x".to_owned()] {
         step(&world, A, &path, "resolve", json!({ "note": "n" })).await.is(404, "case_not_found");
-        world.ask(A, Method::GET, &format!("/v1/admin/cases/{path}"), None).await.is(404, "case_not_found");
+        world.request(A, Method::GET, &format!("/v1/admin/cases/{path}"), None).await.is(404, "case_not_found");
     }
 }
 
@@ -232,7 +232,7 @@ async fn the_list_is_filtered_and_paged(db: PgPool) {
     step(&world, A, &all[0], "resolve", json!({ "note": "n" })).await;
     all.reverse();
     let list = async |query: &str| {
-        let page = world.ask(A, Method::GET, &format!("/v1/admin/cases?{query}"), None).await.json();
+        let page = world.request(A, Method::GET, &format!("/v1/admin/cases?{query}"), None).await.json();
         let ids = page["cases"].as_array().unwrap().iter().map(|case| case["id"].as_str().unwrap().to_owned());
         (ids.collect::<Vec<_>>(), page["next_cursor"].as_str().map(str::to_owned))
     };
@@ -244,13 +244,13 @@ async fn the_list_is_filtered_and_paged(db: PgPool) {
     );
     assert_eq!(list("status=open").await.0, all[..2]);
     assert_eq!(list("kind=dead_letter&status=open").await.0, all[..1]);
-    world.ask(A, Method::GET, "/v1/admin/cases?status=done&kind=odd", None).await.is(400, "invalid_fields");
+    world.request(A, Method::GET, "/v1/admin/cases?status=done&kind=odd", None).await.is(400, "invalid_fields");
     assert_eq!(world.get_case(&all[0]).await["evidence"], json!({ "amount": "12.34" }));
 }
 
 impl World {
     async fn get_case(&self, id: &str) -> Value {
-        self.ask(A, Method::GET, &format!("/v1/admin/cases/{id}"), None).await.json()
+        self.request(A, Method::GET, &format!("/v1/admin/cases/{id}"), None).await.json()
     }
 }
 
@@ -290,8 +290,8 @@ async fn another_amount_of_a_refund_is_accepted_by_two_people(db: PgPool) {
             let done = both(&world, &case, accept()).await;
             assert_eq!((done.status.as_u16(), &done.json()["status"]), (200, &json!("open")), "{}", done.body);
         }
-        let asked = "select payload from jobs where kind = 'refund' order by id desc limit 1";
-        met.push(world.one::<Value>(asked).await["accept"].clone());
+        let requested = "select payload from jobs where kind = 'refund' order by id desc limit 1";
+        met.push(world.one::<Value>(requested).await["accept"].clone());
         assert_eq!(world.one::<String>("select distinct refund_amount::text from refund_records").await, "3.00");
     }
     assert_eq!(met, [json!("5.00"), Value::Null], "more than the payment is not handed on");
@@ -324,7 +324,7 @@ async fn no_answer_shows_the_bytes_of_a_dead_letter(db: PgPool) {
     sqlx::query("update cases set evidence = $1").bind(&evidence).execute(&world.db).await.unwrap();
     let expected = json!({ "queue": "payment.callbacks", "size": 12, "digest": domain::message::callback::digest(b"buyer=secret") });
     assert_eq!(world.get_case(&case).await["evidence"], expected);
-    let listed = world.ask(A, Method::GET, "/v1/admin/cases", None).await.json();
+    let listed = world.request(A, Method::GET, "/v1/admin/cases", None).await.json();
     assert_eq!(listed["cases"][0]["evidence"], expected);
 }
 

@@ -14,7 +14,7 @@ use crate::support::Who;
 use crate::world::{Answer, PATIENCE, World};
 
 /// Waits until the check job has this request.
-async fn asked(world: &World, what: &Value) {
+async fn requested(world: &World, what: &Value) {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
         let found: Option<i64> = sqlx::query_scalar("select id from jobs where kind = 'check' and payload = $1")
@@ -31,7 +31,7 @@ async fn asked(world: &World, what: &Value) {
 }
 
 async fn close(world: &World, id: &str) -> Answer {
-    world.ask(Who::User("u1"), Method::POST, &format!("/v1/orders/{id}/close"), None).await
+    world.request(Who::User("u1"), Method::POST, &format!("/v1/orders/{id}/close"), None).await
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -39,7 +39,7 @@ async fn an_order_is_closed_by_the_worker(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
     let worker = async {
-        asked(&world, &json!({ "close": true })).await;
+        requested(&world, &json!({ "close": true })).await;
         assert_eq!(world.one::<i64>("select count(*) from jobs where due_at <= now()").await, 1, "brought forward");
         world.close_locally(&id).await;
     };
@@ -54,7 +54,7 @@ async fn a_payment_that_is_faster_wins(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
     let worker = async {
-        asked(&world, &json!({ "close": true })).await;
+        requested(&world, &json!({ "close": true })).await;
         world.pay(&id).await;
     };
     let (answer, ()) = tokio::join!(close(&world, &id), worker);
@@ -68,8 +68,8 @@ async fn without_a_worker_the_answer_says_where_to_look(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
     let (closed, synced) = tokio::join!(close(&world, &id), async {
-        asked(&world, &json!({ "close": true })).await;
-        world.ask(Who::Admin("a1"), Method::POST, &format!("/v1/admin/orders/{id}/sync"), None).await
+        requested(&world, &json!({ "close": true })).await;
+        world.request(Who::Admin("a1"), Method::POST, &format!("/v1/admin/orders/{id}/sync"), None).await
     });
     for answer in [&closed, &synced] {
         assert_eq!(answer.status.as_u16(), 202, "{}", answer.body);
@@ -87,7 +87,7 @@ async fn a_sync_shows_both_sides_and_what_changed(db: PgPool) {
     let order = OrderId::parse(&id).unwrap();
     for (pays, state) in [(true, "SUCCESS"), (false, "REFUND")] {
         let worker = async {
-            asked(&world, &json!({ "sync": true })).await;
+            requested(&world, &json!({ "sync": true })).await;
             if pays {
                 world.pay(&id).await;
             }
@@ -96,7 +96,7 @@ async fn a_sync_shows_both_sides_and_what_changed(db: PgPool) {
             sqlx::query("delete from jobs").execute(&mut *tx).await.unwrap();
             tx.commit().await.unwrap();
         };
-        let (answer, ()) = tokio::join!(world.ask(Who::Admin("a1"), Method::POST, &path, None), worker);
+        let (answer, ()) = tokio::join!(world.request(Who::Admin("a1"), Method::POST, &path, None), worker);
         assert_eq!(answer.status.as_u16(), 200, "{}", answer.body);
         let view = answer.json();
         assert_eq!((&view["gateway"]["state"], &view["answered"]), (&json!(state), &json!(true)));
@@ -108,7 +108,7 @@ async fn a_sync_shows_both_sides_and_what_changed(db: PgPool) {
         assert_eq!(changed, if pays { &expected[..] } else { &[] });
     }
     let none = format!("/v1/admin/orders/{}/sync", "0".repeat(32));
-    world.ask(Who::Admin("a1"), Method::POST, &none, None).await.is(404, "order_not_found");
-    let told = "select string_agg(subject || ' ' || act || ' ' || object, ', ') from audit_log";
-    assert_eq!(world.one::<String>(told).await, format!("a1 order.synced order:{id}, a1 order.synced order:{id}"));
+    world.request(Who::Admin("a1"), Method::POST, &none, None).await.is(404, "order_not_found");
+    let entries = "select string_agg(subject || ' ' || act || ' ' || object, ', ') from audit_log";
+    assert_eq!(world.one::<String>(entries).await, format!("a1 order.synced order:{id}, a1 order.synced order:{id}"));
 }

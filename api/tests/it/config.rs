@@ -11,7 +11,7 @@ use crate::world::{Answer, Mood, World, alipay_order, wechat_order};
 
 impl World {
     async fn change(&self, who: &'static str, method: &str, body: &Value) -> Answer {
-        self.ask(Admin(who), Method::PATCH, &format!("/v1/admin/config/{method}"), Some(body)).await
+        self.request(Admin(who), Method::PATCH, &format!("/v1/admin/config/{method}"), Some(body)).await
     }
 
     async fn offers(&self) -> Value {
@@ -66,7 +66,7 @@ async fn new_orders_obey_what_is_set(db: PgPool) {
 
 /// As an admin page does: it shows the rules, then what buyers see of them.
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn rules_that_were_shown_are_in_force_for_whoever_asks_next(db: PgPool) {
+async fn rules_that_were_shown_are_in_force_for_the_next_request(db: PgPool) {
     let (world, other) = (World::new(db.clone()).await, World::new(db).await);
     for version in 1..20 {
         let offered = world.offers().await;
@@ -74,7 +74,7 @@ async fn rules_that_were_shown_are_in_force_for_whoever_asks_next(db: PgPool) {
         let changed = other.change("a1", "alipay", &json!({ "version": version, "max_amount": most })).await;
         assert_eq!(changed.status.as_u16(), 200, "{}", changed.body);
         assert_ne!(offered[0]["max_amount"], most.as_str());
-        let shown = world.ask(Admin("a1"), Method::GET, "/v1/admin/config", None).await.json();
+        let shown = world.request(Admin("a1"), Method::GET, "/v1/admin/config", None).await.json();
         assert_eq!(shown["methods"][0]["max_amount"], most.as_str());
         assert_eq!(world.offers().await[0]["max_amount"], most.as_str());
     }
@@ -96,13 +96,13 @@ async fn an_order_that_was_placed_is_not_judged_again(db: PgPool) {
     assert_eq!(resumed.status.as_u16(), 201, "{}", resumed.body);
     let id = resumed.json()["order"]["id"].as_str().unwrap().to_owned();
     let fresh =
-        world.ask(crate::support::Who::User("u1"), Method::POST, &format!("/v1/orders/{id}/payment"), None).await;
+        world.request(crate::support::Who::User("u1"), Method::POST, &format!("/v1/orders/{id}/payment"), None).await;
     assert_eq!(fresh.status.as_u16(), 200, "{}", fresh.body);
     world.create("u1", "k3", &wechat_order()).await.is(409, "method_disabled");
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn nobody_overwrites_what_he_has_not_seen_and_everybody_is_written_down(db: PgPool) {
+async fn a_stale_version_overwrites_nothing_and_each_change_names_its_author(db: PgPool) {
     let world = World::new(db).await;
     let ten = json!({ "version": 1, "max_amount": "10.00", "note": "one" });
     let twenty = json!({ "version": 1, "max_amount": "20.00", "note": "two" });
@@ -112,28 +112,28 @@ async fn nobody_overwrites_what_he_has_not_seen_and_everybody_is_written_down(db
     lost.is(409, "config_changed");
     world.change("a3", "wechat", &json!({ "version": 1, "disabled_scenes": ["h5", "native", "h5"] })).await;
 
-    let seen = world.ask(Admin("a1"), Method::GET, "/v1/admin/config", None).await.json();
+    let seen = world.request(Admin("a1"), Method::GET, "/v1/admin/config", None).await.json();
     assert_eq!(seen["methods"][0], won.json());
     assert_eq!(seen["methods"][1]["disabled_scenes"], json!(["native", "h5"]));
-    let page = world.ask(Admin("a1"), Method::GET, "/v1/admin/config/changes?limit=1", None).await.json();
+    let page = world.request(Admin("a1"), Method::GET, "/v1/admin/config/changes?limit=1", None).await.json();
     assert_eq!((&page["changes"][0]["changed_by"], &page["changes"][0]["note"]), (&json!("a3"), &Value::Null));
     let cursor = page["next_cursor"].as_str().unwrap();
     let path = format!("/v1/admin/config/changes?cursor={cursor}");
-    let rest = world.ask(Admin("a1"), Method::GET, &path, None).await.json();
+    let rest = world.request(Admin("a1"), Method::GET, &path, None).await.json();
     assert_eq!((rest["changes"].as_array().unwrap().len(), &rest["next_cursor"]), (1, &Value::Null));
     let change = &rest["changes"][0];
     assert_eq!(change["changed_by"], won.json()["updated_by"]);
     assert_eq!((&change["version"], &change["before"]["max_amount"]), (&json!(2), &json!("99999999.99")));
     assert_eq!(change["after"]["max_amount"], won.json()["max_amount"]);
     let of_wechat = "/v1/admin/config/changes?method=wechat";
-    let of_wechat = world.ask(Admin("a1"), Method::GET, of_wechat, None).await.json();
+    let of_wechat = world.request(Admin("a1"), Method::GET, of_wechat, None).await.json();
     assert_eq!(of_wechat["changes"].as_array().unwrap().len(), 1);
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn a_change_is_judged_whole_before_anything_changes(db: PgPool) {
     let world = World::new(db).await;
-    let mut told = String::new();
+    let mut text = String::new();
     for body in [
         json!({}),
         json!({ "version": "1", "enabled": "no", "disabled_scenes": ["native"], "min_amount": 1, "max_amount": "0.00",
@@ -144,12 +144,12 @@ async fn a_change_is_judged_whole_before_anything_changes(db: PgPool) {
     ] {
         let answer = world.change("a1", "alipay", &body).await;
         answer.is(400, "invalid_fields");
-        told += &format!("{}\n", domain::shorten_chars(&body.to_string(), 100));
+        text += &format!("{}\n", domain::shorten_chars(&body.to_string(), 100));
         for fault in answer.json()["errors"].as_array().unwrap() {
-            told += &format!("    {}: {}\n", fault["field"].as_str().unwrap(), fault["message"].as_str().unwrap());
+            text += &format!("    {}: {}\n", fault["field"].as_str().unwrap(), fault["message"].as_str().unwrap());
         }
     }
-    insta::assert_snapshot!(told);
+    insta::assert_snapshot!(text);
     world.change("a1", "paypal", &json!({ "version": 1 })).await.is(404, "method_not_found");
     assert_eq!(world.count("payment_config_changes").await, 0);
 }

@@ -23,7 +23,7 @@ async fn with_redis(db: PgPool, redis: &Redis) -> World {
 
 impl World {
     async fn shown(&self, who: Who, id: &str) -> Value {
-        self.ask(who, Method::GET, &format!("/v1/orders/{id}"), None).await.json()
+        self.request(who, Method::GET, &format!("/v1/orders/{id}"), None).await.json()
     }
 }
 
@@ -37,7 +37,7 @@ async fn a_copy_is_shown_to_its_owner_alone(db: PgPool) {
     for world in [&world, &world, &other, &other] {
         assert_eq!(world.shown(User("u1"), id).await, placed["order"]);
         for stranger in [User("u2"), Admin("a1")] {
-            world.ask(stranger, Method::GET, &format!("/v1/orders/{id}"), None).await.is(404, "order_not_found");
+            world.request(stranger, Method::GET, &format!("/v1/orders/{id}"), None).await.is(404, "order_not_found");
         }
         let token = world.order("u1").await["view_token"].as_str().unwrap().to_owned();
         let with_token = Request::get(format!("/v1/orders/{id}?view_token={token}")).body(Body::empty()).unwrap();
@@ -46,13 +46,13 @@ async fn a_copy_is_shown_to_its_owner_alone(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn whoever_changes_an_order_is_shown_the_change(db: PgPool) {
+async fn a_user_who_changes_an_order_is_shown_the_change(db: PgPool) {
     for redis in [None, Some(redis(&db).await)] {
         let world = World::with(db.clone(), Setup { redis, ..Setup::default() }).await;
         let id = world.paid("u1").await;
         assert_eq!(world.shown(User("u1"), &id).await["status"], "paid");
-        let asked = world.refund("u1", &id, &format!("k-{id}"), &json!({})).await;
-        assert_eq!(asked.status.as_u16(), 202, "{}", asked.body);
+        let requested = world.refund("u1", &id, &format!("k-{id}"), &json!({})).await;
+        assert_eq!(requested.status.as_u16(), 202, "{}", requested.body);
         assert_eq!(world.shown(User("u1"), &id).await["status"], "refunding");
     }
 }
@@ -71,7 +71,7 @@ async fn a_list_raises_what_is_shown(db: PgPool) {
 
 /// There is no worker here, so the sync waits for its five seconds.
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn a_sync_writes_the_copies_anew(db: PgPool) {
+async fn a_sync_rewrites_the_copies(db: PgPool) {
     let redis = redis(&db).await;
     let world = with_redis(db, &redis).await;
     let id = world.placed("u1").await;
@@ -79,7 +79,7 @@ async fn a_sync_writes_the_copies_anew(db: PgPool) {
     let key = [redis.key(&format!("payment_order:{}", OrderId::parse(&id).unwrap()))];
     let version = Script::new("return redis.call('HGET', KEYS[1], 'version')");
     assert_eq!(redis.run::<Option<i64>>(&version, &key, &[]).await.unwrap(), None);
-    let synced = world.ask(Admin("a1"), Method::POST, &format!("/v1/admin/orders/{id}/sync"), None).await;
+    let synced = world.request(Admin("a1"), Method::POST, &format!("/v1/admin/orders/{id}/sync"), None).await;
     assert_eq!(synced.status.as_u16(), 202, "{}", synced.body);
     assert_eq!(redis.run::<Option<i64>>(&version, &key, &[]).await.unwrap(), Some(2));
 }
@@ -94,7 +94,7 @@ async fn rules_are_in_force_in_every_process_within_a_second(db: PgPool) {
         world.order("u1").await;
     }
     let off = json!({ "version": 1, "enabled": false });
-    here.ask(Admin("a1"), Method::PATCH, "/v1/admin/config/alipay", Some(&off)).await;
+    here.request(Admin("a1"), Method::PATCH, "/v1/admin/config/alipay", Some(&off)).await;
     let changed = tokio::time::Instant::now();
     here.create("u1", "k1", &crate::world::alipay_order()).await.is(409, "method_disabled");
     for world in &there {

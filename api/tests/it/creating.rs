@@ -71,7 +71,7 @@ async fn sixty_four_at_once_make_one_order_and_agree(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn two_processes_agree_as_well_and_ask_the_gateway_once(db: PgPool) {
+async fn two_processes_agree_as_well_and_call_the_gateway_once(db: PgPool) {
     let (one, other) = (World::new(db.clone()).await, World::new(db).await);
     let body = wechat_order();
     for world in [&one, &other] {
@@ -157,10 +157,10 @@ async fn a_key_says_when_it_is_forgotten_and_then_is_a_new_one(db: PgPool) {
     assert_eq!((first.header("idempotency-replayed"), again.header("idempotency-replayed")), ("", "true"));
     let expires = first.header("idempotency-expires");
     assert_eq!(expires, again.header("idempotency-expires"));
-    let told = time::OffsetDateTime::parse(expires, &time::format_description::well_known::Rfc3339).unwrap();
-    let kept = world.one::<time::OffsetDateTime>("select expires_at from idempotency_keys").await;
-    assert_eq!(told, kept);
-    assert!(kept > world.one::<time::OffsetDateTime>("select now() + interval '23 h'").await);
+    let stated = time::OffsetDateTime::parse(expires, &time::format_description::well_known::Rfc3339).unwrap();
+    let stored = world.one::<time::OffsetDateTime>("select expires_at from idempotency_keys").await;
+    assert_eq!(stated, stored);
+    assert!(stored > world.one::<time::OffsetDateTime>("select now() + interval '23 h'").await);
 
     let mut other = wechat_order();
     other["amount"] = json!("1.00");
@@ -191,8 +191,8 @@ async fn a_key_outlives_its_order_by_a_day(db: PgPool) {
         assert_eq!(read(long.header("idempotency-expires")), end + time::Duration::days(1), "{key}");
         let short = world.create("u1", &format!("{key}-short"), &body(300)).await;
         let made = read(short.json()["order"]["created_at"].as_str().unwrap());
-        let kept = read(short.header("idempotency-expires"));
-        assert!(kept >= made + time::Duration::days(1), "{kept}");
+        let stored = read(short.header("idempotency-expires"));
+        assert!(stored >= made + time::Duration::days(1), "{stored}");
     }
 }
 
@@ -259,16 +259,16 @@ async fn a_failed_prepay_leaves_the_order_to_be_tried_again_under_its_key(db: Pg
     let answer = world.create("u1", "k1", &wechat_order()).await;
     assert_eq!(answer.status, StatusCode::CREATED);
     assert_eq!(world.count("payment_orders").await, 1);
-    let asked = world.gateway.asked.lock().unwrap();
-    assert!(asked.len() == 5 && asked.iter().all(|params| *params == asked[0]), "the same parameters each time");
+    let prepaid = world.gateway.prepaid.lock().unwrap();
+    assert!(prepaid.len() == 5 && prepaid.iter().all(|params| *params == prepaid[0]), "the same parameters each time");
 }
 
 /// The only order of this world. Its close is requested, but until the worker closes it, it does not change.
 async fn given_up(world: &World) -> String {
     let id = world.one::<String>("select id::text from payment_orders").await;
-    let wish = "select count(*) from jobs where kind = 'check' and due_at <= now() and payload = '{\"close\": true}' \
+    let close_requested = "select count(*) from jobs where kind = 'check' and due_at <= now() and payload = '{\"close\": true}' \
                 and ref_id = (select id from payment_orders)";
-    assert_eq!(world.one::<i64>(wish).await, 1);
+    assert_eq!(world.one::<i64>(close_requested).await, 1);
     assert_eq!(world.get(&format!("/v1/orders/{id}"), "u1").await.json()["status"], "pending");
     id
 }
@@ -347,8 +347,8 @@ async fn a_fresh_credential_comes_from_the_same_parameters(db: PgPool) {
     assert_ne!(fresh.json()["payment"], placed["payment"]);
     again("u2").await.is(404, "order_not_found");
     {
-        let asked = world.gateway.asked.lock().unwrap();
-        assert_eq!(asked[0], asked[1]);
+        let prepaid = world.gateway.prepaid.lock().unwrap();
+        assert_eq!(prepaid[0], prepaid[1]);
     }
     sqlx::query("update payment_orders set expires_at = now() - interval '1 s'").execute(&world.db).await.unwrap();
     again("u1").await.is(409, "order_not_payable");
@@ -377,8 +377,8 @@ async fn every_scene_gets_its_kind_of_credential(db: PgPool) {
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.body);
         assert!(!answer.body.contains("oUpF8u"), "the payer's id is not shown");
     }
-    let asked = world.gateway.asked.lock().unwrap();
-    assert!(asked[0].to_string().contains("oUpF8u"), "and reaches the gateway");
+    let prepaid = world.gateway.prepaid.lock().unwrap();
+    assert!(prepaid[0].to_string().contains("oUpF8u"), "and reaches the gateway");
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]

@@ -28,7 +28,7 @@ async fn is_untouched(world: &World, id: &str) {
     assert_eq!(is, "pending 1 {} true");
 }
 
-const TROUBLES: [(Mood, u16, &str); 5] = [
+const ERRORS: [(Mood, u16, &str); 5] = [
     (Mood::Refuses, 409, "credential_refused"),
     (Mood::RefusesUs, 503, "gateway_misconfigured"),
     (Mood::IsAway, 503, "gateway_unavailable"),
@@ -40,7 +40,7 @@ const TROUBLES: [(Mood, u16, &str); 5] = [
 async fn a_refused_refresh_closes_nothing_and_the_last_credential_goes_on(db: PgPool) {
     let world = World::new(db).await;
     let (id, first) = placed(&world).await;
-    for (mood, status, code) in TROUBLES {
+    for (mood, status, code) in ERRORS {
         world.gateway.is(mood);
         let again = refresh(&world, &id).await;
         // The lost answer may have held a credential that ended the last one.
@@ -67,7 +67,7 @@ async fn without_a_good_credential_the_refusal_has_its_code_and_the_order_stays(
     let world = World::new(db).await;
     let (id, _) = placed(&world).await;
     sqlx::query("update order_credentials set valid_until = now()").execute(&world.db).await.unwrap();
-    for (mood, status, code) in TROUBLES {
+    for (mood, status, code) in ERRORS {
         world.gateway.is(mood);
         let refused = refresh(&world, &id).await;
         refused.is(status, code);
@@ -81,21 +81,21 @@ async fn without_a_good_credential_the_refusal_has_its_code_and_the_order_stays(
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn an_order_that_the_gateway_calls_paid_or_closed_is_asked_about_and_not_closed(db: PgPool) {
+async fn an_order_that_the_gateway_calls_paid_or_closed_is_queried_and_not_closed(db: PgPool) {
     let world = World::new(db).await;
     let due = "select count(*) from jobs where kind = 'check' and due_at <= now() and not payload ? 'close'";
-    for (mood, asked) in [(Mood::SaysPaid, 1), (Mood::SaysClosed, 2)] {
+    for (mood, requested) in [(Mood::SaysPaid, 1), (Mood::SaysClosed, 2)] {
         let (id, _) = placed(&world).await;
         world.gateway.is(mood);
         refresh(&world, &id).await.is(409, "order_not_payable");
         world.gateway.is(Mood::Works);
-        assert_eq!(world.one::<i64>(due).await, asked, "no credential of it works any more");
+        assert_eq!(world.one::<i64>(due).await, requested, "no credential of it works any more");
         assert_eq!(world.get(&format!("/v1/orders/{id}"), "u1").await.json()["close_requested"], json!(false));
     }
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn a_kept_credential_is_sealed_for_its_order_and_its_key(db: PgPool) {
+async fn a_stored_credential_is_sealed_for_its_order_and_its_key(db: PgPool) {
     let world = World::new(db.clone()).await;
     let (id, first) = placed(&world).await;
     let (other, _) = placed(&world).await;
@@ -132,7 +132,7 @@ async fn a_kept_credential_is_sealed_for_its_order_and_its_key(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn without_a_key_nothing_is_kept_and_what_we_sign_ourselves_never_is(db: PgPool) {
+async fn without_a_key_nothing_is_stored_and_what_we_sign_ourselves_never_is(db: PgPool) {
     let world = World::with(db.clone(), Setup { seal: None, ..Setup::default() }).await;
     placed(&world).await;
     let sealing = World::new(db).await;
@@ -145,7 +145,7 @@ async fn without_a_key_nothing_is_kept_and_what_we_sign_ourselves_never_is(db: P
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn our_own_trouble_ends_no_order_and_calls_people_once(db: PgPool) {
+async fn our_own_error_ends_no_order_and_calls_people_once(db: PgPool) {
     let world = World::new(db).await;
     world.gateway.is(Mood::RefusesUs);
     for key in ["k1", "k2", "k3"] {
@@ -166,8 +166,8 @@ async fn our_own_trouble_ends_no_order_and_calls_people_once(db: PgPool) {
     let of_one = "select string_agg(kind || ' ' || subject_ref, ',') from cases";
     assert_eq!(world.one::<String>(of_one).await, "misconfigured wechat/main:NO_AUTH");
     assert_eq!(world.one::<i64>("select count(*) from events where type = 'case.opened'").await, 1);
-    let asked_to_close = "select count(*) from jobs where payload ? 'close'";
-    assert_eq!(world.one::<i64>(asked_to_close).await, 0);
+    let close_requested = "select count(*) from jobs where payload ? 'close'";
+    assert_eq!(world.one::<i64>(close_requested).await, 0);
     // Nothing was kept under the keys: once it is mended the same requests go on with the same orders.
     world.gateway.is(Mood::Works);
     let body = wechat_order();

@@ -159,7 +159,7 @@ async fn a_payment_of_another_amount_is_held_until_its_case_ends(db: PgPool) {
     let shown = page(&world, &placed, "en").await;
     assert!(shown.contains("Your payment has arrived") && shown.contains("¥0.01 · "), "{shown}");
     let note = json!({ "note": "given back at the counter" });
-    let resolved = world.ask(ALICE, Method::POST, &format!("/v1/admin/cases/{case}/resolve"), Some(&note)).await;
+    let resolved = world.request(ALICE, Method::POST, &format!("/v1/admin/cases/{case}/resolve"), Some(&note)).await;
     assert_eq!(resolved.status.as_u16(), 200, "{}", resolved.body);
     assert_eq!(seen(&world, &id).await["extra_payment"], Value::Null);
 }

@@ -228,7 +228,7 @@ async fn no_request_finds_a_defect_or_an_answer_that_is_not_described(db: PgPool
     let (paid, placed) = (world.paid("u1").await, world.placed("u1").await);
     let refund = world.refund("u1", &paid, "k1", &json!({})).await.json()["id"].as_str().unwrap().to_owned();
     let ids = [paid, placed, refund, world.case("dead_letter", None, "1").await];
-    let document = world.ask(Who::Nobody, Method::GET, "/openapi.json", None).await.json();
+    let document = world.request(Who::Nobody, Method::GET, "/openapi.json", None).await.json();
     let mut runner = TestRunner::deterministic();
     let mut met = BTreeMap::<String, usize>::new();
     for operation in operations(&document) {
@@ -237,15 +237,15 @@ async fn no_request_finds_a_defect_or_an_answer_that_is_not_described(db: PgPool
         for _ in 0..if slow { 4 } else { REQUESTS } {
             let filling = filling().new_tree(&mut runner).unwrap().current();
             let Some(request) = request(&operation, &filling, &ids) else { continue };
-            let asked = format!("{} {}", request.method(), request.uri());
+            let requested = format!("{} {}", request.method(), request.uri());
             let answer = world.open(request).await;
             let status = answer.status().as_u16();
-            assert_ne!(status, 500, "{asked} {filling:?}");
+            assert_ne!(status, 500, "{requested} {filling:?}");
             let described = operation.answers.get(&status);
-            let described = described.unwrap_or_else(|| panic!("{asked}: {status} is not described; {filling:?}"));
+            let described = described.unwrap_or_else(|| panic!("{requested}: {status} is not described; {filling:?}"));
             let media = answer.headers().get("content-type").map_or("", |value| value.to_str().unwrap());
             let fits = described.is_empty() && media.is_empty() || described.iter().any(|one| one == media);
-            assert!(fits, "{asked}: {status} comes as {media:?}, described is {described:?}");
+            assert!(fits, "{requested}: {status} comes as {media:?}, described is {described:?}");
             *met.entry(format!("{status}")).or_default() += 1;
         }
     }

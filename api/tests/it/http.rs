@@ -29,8 +29,8 @@ async fn unknown_addresses_and_methods_are_problems(db: PgPool) {
         (Method::DELETE, "/v1/orders/00000000000000000000000000000000", "GET,HEAD"),
         (Method::GET, "/v1/orders/00000000000000000000000000000000/payment", "POST"),
     ] {
-        let nobody = Request::builder().method(&method).uri(path).body(Body::empty()).unwrap();
-        world.send(nobody).await.is(401, "token_missing");
+        let anonymous = Request::builder().method(&method).uri(path).body(Body::empty()).unwrap();
+        world.send(anonymous).await.is(401, "token_missing");
         let answer = world.send(signed(method.clone(), path, "u1").body(Body::empty()).unwrap()).await;
         answer.is(405, "method_not_allowed");
         let mut allow: Vec<&str> = answer.header("allow").split(',').collect();
@@ -92,7 +92,7 @@ fn halting(first: &str, silence: Duration, second: &str) -> Body {
 const FOREVER: Duration = Duration::from_secs(3600);
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn a_slow_network_is_waited_for_and_then_told_so(db: PgPool) {
+async fn a_slow_network_is_waited_for_and_then_refused(db: PgPool) {
     let world = World::new(db).await;
     let order = crate::world::alipay_order().to_string();
     let (first, second) = order.split_at(40);

@@ -56,7 +56,7 @@ async fn an_address_has_a_budget_whatever_it_claims(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn a_user_has_a_budget_wherever_he_asks_from(db: PgPool) {
+async fn a_user_has_one_budget_for_all_addresses(db: PgPool) {
     let world = world(db, 100, 2).await;
     for n in 0..2 {
         let answer = world.send(from(&format!("192.0.2.{n}"), "u1")).await;
@@ -79,17 +79,17 @@ async fn a_user_has_a_budget_wherever_he_asks_from(db: PgPool) {
 
 /// The user's remaining budget, as the ingresses report it in turn, until one refuses.
 async fn spent(ingresses: &[&World], user: &str) -> Vec<String> {
-    let mut told = Vec::new();
+    let mut remaining = Vec::new();
     for ingress in ingresses.iter().cycle() {
         let answer = ingress.send(from("192.0.2.1", user)).await;
-        told.push(values(&answer, "ratelimit").first().unwrap().split(';').nth(1).unwrap().to_owned());
+        remaining.push(values(&answer, "ratelimit").first().unwrap().split(';').nth(1).unwrap().to_owned());
         if answer.status == StatusCode::TOO_MANY_REQUESTS {
             let wait: u64 = answer.header("retry-after").parse().unwrap();
             assert!((1..=15).contains(&wait), "{wait}");
-            return told;
+            return remaining;
         }
     }
-    told
+    remaining
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -105,15 +105,15 @@ async fn several_ingresses_share_a_budget_and_have_one_each_without_redis(db: Pg
     let mut seen = Vec::new();
     for n in 0..10 {
         seen.push(spent(&[&one, &other], &format!("u{n}")).await);
-        if seen.last().is_some_and(|told| *told == ["r=3", "r=2", "r=1", "r=0", "r=0"]) {
+        if seen.last().is_some_and(|remaining| *remaining == ["r=3", "r=2", "r=1", "r=0", "r=0"]) {
             break;
         }
     }
     assert_eq!(*seen.last().unwrap(), ["r=3", "r=2", "r=1", "r=0", "r=0"], "{seen:?}");
     let user = format!("u{}", seen.len() - 1);
     // What a key is kept for ends by itself.
-    let kept = Script::new("return redis.call('PTTL', KEYS[1])");
-    let ttl: i64 = redis.run(&kept, &[redis.key(&format!("requests:user:{user}"))], &[]).await.unwrap();
+    let script = Script::new("return redis.call('PTTL', KEYS[1])");
+    let ttl: i64 = redis.run(&script, &[redis.key(&format!("requests:user:{user}"))], &[]).await.unwrap();
     assert!((1..=60_000).contains(&ttl), "{ttl}");
 
     let nowhere = RedisConfig::new("redis://127.0.0.1:9/0", "").unwrap();
@@ -145,7 +145,7 @@ async fn every_answer_tells_browsers_how_little_they_may(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn pages_of_listed_origins_may_ask_and_no_others(db: PgPool) {
+async fn pages_of_listed_origins_may_send_requests_and_no_others(db: PgPool) {
     let mut setup = Setup::default();
     setup.settings.cors_origins = vec![url::Url::parse("https://shop.example.com").unwrap().origin()];
     let world = World::with(db, setup).await;

@@ -256,7 +256,7 @@ async fn what_the_merchant_wrote_stays_text(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn the_browser_is_told_to_be_strict(db: PgPool) {
+async fn the_headers_make_the_browser_strict(db: PgPool) {
     let world = World::new(db).await;
     let placed = world.order("u1").await;
     for query in ["", &with_token(&placed)] {

@@ -88,8 +88,8 @@ async fn the_list_pages_through_ones_own_orders(db: PgPool) {
     assert_eq!((all["orders"].as_array().unwrap().len(), &all["next_cursor"]), (5, &Value::Null));
     let exactly = world.get("/v1/orders?limit=5", "u1").await.json();
     assert_eq!(exactly["next_cursor"], Value::Null);
-    let nobody = world.get("/v1/orders", "u3").await;
-    assert_eq!(nobody.body, r#"{"orders":[],"next_cursor":null}"#);
+    let empty = world.get("/v1/orders", "u3").await;
+    assert_eq!(empty.body, r#"{"orders":[],"next_cursor":null}"#);
 
     let wrong = world.get("/v1/orders?limit=101&cursor=zzz", "u1").await;
     wrong.is(400, "invalid_fields");
@@ -106,23 +106,23 @@ async fn a_filter_that_does_not_exist_is_named(db: PgPool) {
     let placed = world.order("u1").await;
     let order_no = placed["order"]["order_no"].as_str().unwrap();
     for path in ["/v1/orders", "/v1/refunds", "/v1/admin/stats", "/v1/admin/cases", "/v1/admin/config/changes"] {
-        let told = async |query: &str| {
-            let answer = world.ask(Who::Admin("u1"), Method::GET, &format!("{path}?{query}"), None).await;
+        let fault_of = async |query: &str| {
+            let answer = world.request(Who::Admin("u1"), Method::GET, &format!("{path}?{query}"), None).await;
             answer.is(400, "invalid_fields");
             let errors = answer.json()["errors"].as_array().unwrap().clone();
             let named = errors.iter().map(|error| error["field"].as_str().unwrap().to_owned());
             (named.collect::<Vec<_>>(), errors[0]["message"].as_str().unwrap().to_owned())
         };
-        let (named, message) = told(&format!("order_no={order_no}&from=2026-01-01")).await;
+        let (named, message) = fault_of(&format!("order_no={order_no}&from=2026-01-01")).await;
         let known = if path.ends_with("config/changes") || path.ends_with("cases") { 2 } else { 1 };
         assert_eq!(named.len(), known, "{path}: {named:?}");
         assert!(named[0] == "order_no" && message.contains("is not a parameter of this list"), "{message}");
-        assert_eq!(told("stauts=paid").await.0, ["stauts"]);
-        assert_eq!(told("STATUS=paid&&x").await.0, ["STATUS", "x"]);
-        assert_eq!(told(&format!("{}=1", "y".repeat(100))).await.0, ["y".repeat(64)]);
+        assert_eq!(fault_of("stauts=paid").await.0, ["stauts"]);
+        assert_eq!(fault_of("STATUS=paid&&x").await.0, ["STATUS", "x"]);
+        assert_eq!(fault_of(&format!("{}=1", "y".repeat(100))).await.0, ["y".repeat(64)]);
     }
     for path in ["/v1/orders", "/v1/refunds", "/v1/admin/cases", "/v1/admin/config/changes"] {
-        let twice = world.ask(Who::Admin("u1"), Method::GET, &format!("{path}?limit=1&limit=2"), None).await;
+        let twice = world.request(Who::Admin("u1"), Method::GET, &format!("{path}?limit=1&limit=2"), None).await;
         twice.is(400, "invalid_fields");
         assert_eq!(twice.json()["errors"][0]["field"], "limit");
     }

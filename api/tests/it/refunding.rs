@@ -102,17 +102,17 @@ async fn a_key_belongs_to_one_order_and_one_body(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn sixty_four_with_one_key_ask_once_and_agree(db: PgPool) {
+async fn sixty_four_with_one_key_request_once_and_agree(db: PgPool) {
     let (one, other) = (World::new(db.clone()).await, World::new(db).await);
     let id = one.paid("u1").await;
     let body = json!({ "amount": "1" });
     // Two processes, as behind a load balancer.
     let worlds = (0..64).map(|n| if n % 2 == 0 { &one } else { &other });
-    let asked = worlds.map(|world| {
+    let requested = worlds.map(|world| {
         let (id, body) = (&id, &body);
         answered(async move || world.refund("u1", id, "k1", body).await)
     });
-    let answers = futures_util::future::join_all(asked).await;
+    let answers = futures_util::future::join_all(requested).await;
     let bodies: HashSet<&str> = answers.iter().map(|answer| answer.body.as_str()).collect();
     assert!(answers.iter().all(|answer| answer.status.as_u16() == 202), "{bodies:?}");
     assert_eq!((bodies.len(), one.count("refund_records").await), (1, 1));
@@ -123,11 +123,11 @@ async fn of_sixty_four_with_keys_of_their_own_one_is_in_flight(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
     let body = json!({ "amount": "1" });
-    let asked = (0..64).map(|n| {
+    let requested = (0..64).map(|n| {
         let (world, id, body) = (&world, &id, &body);
         async move { world.refund("u1", id, &format!("k{n}"), body).await }
     });
-    let answers = futures_util::future::join_all(asked).await;
+    let answers = futures_util::future::join_all(requested).await;
     let granted = answers.iter().filter(|answer| answer.status.as_u16() == 202).count();
     for answer in answers.iter().filter(|answer| answer.status.as_u16() != 202) {
         answer.is(409, "refund_in_progress");
@@ -182,7 +182,7 @@ async fn lists_show_what_is_asked_for_and_nobody_elses(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn a_refund_of_somebody_else_looks_like_none(db: PgPool) {
+async fn a_refund_of_another_user_looks_like_none(db: PgPool) {
     let world = World::new(db).await;
     let id = world.paid("u1").await;
     let refund = world.refund("u1", &id, "k1", &json!({})).await.header("location").to_owned();
@@ -190,5 +190,5 @@ async fn a_refund_of_somebody_else_looks_like_none(db: PgPool) {
     theirs.is(404, "refund_not_found");
     assert_eq!(theirs.body, world.get(&format!("/v1/refunds/{}", "0".repeat(32)), "u2").await.body);
     world.get("/v1/refunds/%ff", "u1").await.is(404, "refund_not_found");
-    world.ask(Who::Nobody, Method::GET, &refund, None).await.is(401, "token_missing");
+    world.request(Who::Nobody, Method::GET, &refund, None).await.is(401, "token_missing");
 }

@@ -16,8 +16,8 @@ async fn resolved(world: &World, case: &str) {
 
 /// The ids of the events about reopened cases.
 async fn reopenings(world: &World) -> Vec<String> {
-    let told = "select event_id from events where type = 'case.reopened' order by seq";
-    sqlx::query_scalar(told).fetch_all(&world.db).await.unwrap()
+    let reopened = "select event_id from events where type = 'case.reopened' order by seq";
+    sqlx::query_scalar(reopened).fetch_all(&world.db).await.unwrap()
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -61,8 +61,8 @@ async fn an_abnormal_refund_that_was_noted_by_mistake_is_redirected(db: PgPool) 
     assert_eq!(open["actions"], json!(["abnormal_refund", "note"]));
     let done = both(&world, &case, json!({ "action": "abnormal_refund" })).await;
     assert_eq!(done.status.as_u16(), 200, "{}", done.body);
-    let asked: Value = world.one("select payload from jobs where kind = 'refund'").await;
-    assert_eq!(asked, json!({ "redirect": "merchant" }));
+    let requested: Value = world.one("select payload from jobs where kind = 'refund'").await;
+    assert_eq!(requested, json!({ "redirect": "merchant" }));
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -100,7 +100,7 @@ async fn what_was_proposed_before_a_new_fact_cannot_be_confirmed(db: PgPool) {
     let policies: Policies = [(PaymentMethod::Wechat, account, LatePaymentPolicy::Refund)].into_iter().collect();
     world.tell_under(&policies, refund["id"].as_str().unwrap(), &returned()).await;
     step(&world, B, &case, "confirm", json!({ "version": proposed["version"] })).await.is(409, "case_changed");
-    let shown = world.ask(A, Method::GET, &format!("/v1/admin/cases/{case}"), None).await.json();
+    let shown = world.request(A, Method::GET, &format!("/v1/admin/cases/{case}"), None).await.json();
     assert_eq!((&shown["status"], &shown["version"]), (&json!("proposed"), &json!(3)));
 }
 
@@ -115,10 +115,10 @@ async fn a_case_says_what_can_be_chosen_about_it(db: PgPool) {
         ("dead_letter", json!(["note"])),
     ] {
         let case = world.case(kind, None, kind).await;
-        let shown = world.ask(A, Method::GET, &format!("/v1/admin/cases/{case}"), None).await.json();
+        let shown = world.request(A, Method::GET, &format!("/v1/admin/cases/{case}"), None).await.json();
         assert_eq!(shown["actions"], actions, "{kind}");
         resolved(&world, &case).await;
-        let shown = world.ask(A, Method::GET, &format!("/v1/admin/cases/{case}"), None).await.json();
+        let shown = world.request(A, Method::GET, &format!("/v1/admin/cases/{case}"), None).await.json();
         assert_eq!(shown["actions"], json!(["reopen"]), "{kind}");
     }
 }

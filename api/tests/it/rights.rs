@@ -56,20 +56,20 @@ async fn every_route_lets_in_whom_it_should(db: PgPool) {
         table.push_str(&format!("{} {}\n", route.method, route.path));
         let path = route.path.replace("{id}", &id).replace("{method}", &id);
         for who in [Nobody, User("u2"), User("u1"), Admin("a1")] {
-            let told = told(&world, who, (&route.method, &path, &body)).await;
-            table.push_str(&format!("    {:12} {told}\n", format!("{who:?}")));
+            let outcome = outcome_of(&world, who, (&route.method, &path, &body)).await;
+            table.push_str(&format!("    {:12} {outcome}\n", format!("{who:?}")));
             let must = match who {
                 Nobody if !route.public => Some("401 token_missing"),
                 User(_) if path.starts_with("/v1/admin/") => Some("403 scope_missing"),
                 _ => None,
             };
-            assert!(must.is_none_or(|must| must == told), "{} {path} as {who:?}: {told}", route.method);
+            assert!(must.is_none_or(|must| must == outcome), "{} {path} as {who:?}: {outcome}", route.method);
         }
     }
     insta::assert_snapshot!(table);
 }
 
-async fn told(world: &World, who: Who, (method, path, body): (&Method, &str, &Value)) -> String {
+async fn outcome_of(world: &World, who: Who, (method, path, body): (&Method, &str, &Value)) -> String {
     let body = (*method != Method::GET).then_some(body);
     let answer = world.opened(who, method.clone(), path, body).await;
     if answer.status().is_success() {

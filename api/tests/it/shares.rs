@@ -52,14 +52,14 @@ async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
 
 /// Trap: the request of a client that disconnects is no longer counted, but its work continues.
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn work_that_outlives_its_request_keeps_its_slot(db: PgPool) {
+async fn work_that_outlives_its_request_holds_its_slot(db: PgPool) {
     let world = world(db, |setup| setup.settings.requests = 1).await;
     let id = world.placed("u1").await;
-    let asked = "select count(*) from jobs where payload ? 'close'";
+    let requested = "select count(*) from jobs where payload ? 'close'";
     tokio::select! {
         biased;
         answer = world.send(closing(&id, "u1")) => panic!("it waits for the worker: {}", answer.body),
-        () = until("the close is asked for", async || world.one::<i64>(asked).await == 1) => {}
+        () = until("the close is asked for", async || world.one::<i64>(requested).await == 1) => {}
     }
     // The client has hung up. Its close is waited for all the same, and counts.
     world.get("/v1/orders", "u2").await.is(503, "overloaded");
@@ -77,8 +77,8 @@ async fn many_closes_of_one_order_are_one(db: PgPool) {
     let free = waiting.available_permits();
     let before: i64 = world.one("select fence from jobs where kind = 'check'").await;
     let worker = async {
-        let asked = "select count(*) from jobs where payload ? 'close'";
-        until("the close is asked for", async || world.one::<i64>(asked).await == 1).await;
+        let requested = "select count(*) from jobs where payload ? 'close'";
+        until("the close is asked for", async || world.one::<i64>(requested).await == 1).await;
         until("all of them wait", async || waiting.available_permits() == free - 50).await;
         assert_eq!(world.one::<i64>("select fence from jobs where kind = 'check'").await, before + 1, "asked once");
         world.close_locally(&id).await;
@@ -142,20 +142,20 @@ async fn many_users_at_one_address_leave_the_others_theirs(db: PgPool) {
 async fn closes_that_wait_leave_slots_to_the_others(db: PgPool) {
     let world = world(db, |setup| setup.settings.requests = 4).await;
     let ids = [world.placed("u1").await, world.placed("u2").await];
-    let asked = "select count(*) from payment_orders where close_requested_at is not null";
+    let requested = "select count(*) from payment_orders where close_requested_at is not null";
     let first = async {
         let answer = world.send(closing(&ids[0], "u1")).await;
         assert_eq!((answer.status.as_u16(), &answer.json()["status"]), (200, &json!("closed")), "{}", answer.body);
     };
     let rest = async {
-        until("the first is asked for", async || world.one::<i64>(asked).await == 1).await;
+        until("the first is asked for", async || world.one::<i64>(requested).await == 1).await;
         for _ in 0..2 {
             // Had it waited, the first would have waited in vain meanwhile.
             let second = world.send(closing(&ids[1], "u2")).await;
             assert_eq!((second.status.as_u16(), &second.json()["status"]), (202, &json!("pending")), "{}", second.body);
             assert_eq!(second.json()["close_requested"], true, "{}", second.body);
         }
-        assert_eq!(world.one::<i64>(asked).await, 2);
+        assert_eq!(world.one::<i64>(requested).await, 2);
         world.close_locally(&ids[0]).await;
     };
     tokio::join!(first, rest);

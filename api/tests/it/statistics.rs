@@ -27,11 +27,11 @@ async fn days_add_up(db: PgPool) {
     let failed = world.refund("u1", &first, "k2", &json!({})).await.json();
     world.tell(failed["id"].as_str().unwrap(), &RefundReport::of(RefundState::Absent)).await;
     world.order("u1").await;
-    let before = world.ask(Who::Admin("a1"), Method::GET, "/v1/admin/stats", None).await.json();
+    let before = world.request(Who::Admin("a1"), Method::GET, "/v1/admin/stats", None).await.json();
     assert_eq!((&before["refreshed_at"], &before["days"]), (&Value::Null, &json!([])), "nobody has counted yet");
 
     world.counted(noon + Duration::minutes(1)).await;
-    let view = world.ask(Who::Admin("a1"), Method::GET, "/v1/admin/stats", None).await.json();
+    let view = world.request(Who::Admin("a1"), Method::GET, "/v1/admin/stats", None).await.json();
     insta::assert_json_snapshot!(view["days"]);
 }
 
@@ -46,7 +46,7 @@ async fn an_hour_of_the_past_is_counted_again_when_it_changes(db: PgPool) {
     world.counted(past + Duration::days(9)).await;
     let stats = async || {
         let path = "/v1/admin/stats?from=2026-01-01&to=2026-01-31";
-        world.ask(Who::Admin("a1"), Method::GET, path, None).await.json()["days"].clone()
+        world.request(Who::Admin("a1"), Method::GET, path, None).await.json()["days"].clone()
     };
     let days = stats().await;
     assert_eq!((&days[0]["day"], &days[0]["orders"], &days[0]["paid"]), (&json!("2026-01-05"), &json!(1), &json!(0)));
@@ -80,7 +80,7 @@ async fn an_hour_of_the_past_is_counted_again_when_it_changes(db: PgPool) {
 /// The days of this week, added up: orders and extra payments of a test can lie on both sides of a midnight.
 async fn week(world: &World) -> impl Fn(&str) -> String {
     world.counted(Clock::system().now()).await;
-    let view = world.ask(Who::Admin("a1"), Method::GET, "/v1/admin/stats", None).await.json();
+    let view = world.request(Who::Admin("a1"), Method::GET, "/v1/admin/stats", None).await.json();
     let days = view["days"].as_array().unwrap().clone();
     move |name| {
         let sums = days.iter().map(|day| match &day[name] {
@@ -160,8 +160,9 @@ async fn days_are_judged(db: PgPool) {
     let world = World::new(db).await;
     for query in ["from=2026-02-01&to=2026-01-01", "from=2024-01-01&to=2026-01-01", "from=x", "to=2026-02-30", "to="] {
         let path = format!("/v1/admin/stats?{query}");
-        world.ask(Who::Admin("a1"), Method::GET, &path, None).await.is(400, "invalid_fields");
+        world.request(Who::Admin("a1"), Method::GET, &path, None).await.is(400, "invalid_fields");
     }
-    let year = world.ask(Who::Admin("a1"), Method::GET, "/v1/admin/stats?from=2024-01-01&to=2024-12-31", None).await;
+    let year =
+        world.request(Who::Admin("a1"), Method::GET, "/v1/admin/stats?from=2024-01-01&to=2024-12-31", None).await;
     assert_eq!(year.status.as_u16(), 200);
 }

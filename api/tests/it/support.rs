@@ -20,7 +20,7 @@ pub enum Who {
 }
 
 impl World {
-    pub async fn ask(&self, who: Who, method: Method, path: &str, body: Option<&Value>) -> Answer {
+    pub async fn request(&self, who: Who, method: Method, path: &str, body: Option<&Value>) -> Answer {
         self.send(request(who, method, path, body).body(content(body)).unwrap()).await
     }
 
@@ -30,7 +30,7 @@ impl World {
     }
 
     pub async fn post(&self, who: Who, path: &str, body: &Value) -> Answer {
-        self.ask(who, Method::POST, path, Some(body)).await
+        self.request(who, Method::POST, path, Some(body)).await
     }
 
     /// A POST with these bytes as its JSON, under a fresh key.

@@ -8,18 +8,18 @@ use sqlx::PgPool;
 use crate::world::{World, alipay_order, signed, wechat_order};
 
 /// A change of a good body, and the faults that it meets.
-async fn told(world: &World, mut body: Value, changes: Value) -> String {
+async fn faults_of(world: &World, mut body: Value, changes: Value) -> String {
     for (name, value) in changes.as_object().unwrap() {
         body[name] = value.clone();
     }
     let answer = world.create("u1", "k", &body).await;
     answer.is(400, "invalid_fields");
     let changes = changes.to_string();
-    let mut told = format!("{}\n", domain::shorten_chars(&changes, 100));
+    let mut faults = format!("{}\n", domain::shorten_chars(&changes, 100));
     for fault in answer.json()["errors"].as_array().unwrap() {
-        told += &format!("    {}: {}\n", fault["field"].as_str().unwrap(), fault["message"].as_str().unwrap());
+        faults += &format!("    {}: {}\n", fault["field"].as_str().unwrap(), fault["message"].as_str().unwrap());
     }
-    told
+    faults
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -117,7 +117,7 @@ async fn each_rule_has_its_words(db: PgPool) {
     ];
     let mut all = String::new();
     for changes in alipay {
-        all += &told(&world, alipay_order(), changes).await;
+        all += &faults_of(&world, alipay_order(), changes).await;
     }
     for changes in [
         json!({ "subject": "\u{200b}" }),
@@ -125,7 +125,7 @@ async fn each_rule_has_its_words(db: PgPool) {
         json!({ "scene": "jsapi" }),
         json!({ "scene": "mini", "openid": "o 1" }),
     ] {
-        all += &told(&world, wechat_order(), changes).await;
+        all += &faults_of(&world, wechat_order(), changes).await;
     }
     insta::assert_snapshot!(all);
     assert_eq!(world.count("payment_orders").await, 0);

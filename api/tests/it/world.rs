@@ -241,10 +241,10 @@ impl Answer {
 
 /// Like a client that waits for its answer, however long the queue under its key is: repeats while the first request is
 /// in flight.
-pub async fn answered(ask: impl AsyncFn() -> Answer) -> Answer {
+pub async fn answered(request: impl AsyncFn() -> Answer) -> Answer {
     let until = Instant::now() + PATIENCE;
     loop {
-        let answer = ask().await;
+        let answer = request().await;
         if answer.status != StatusCode::CONFLICT || answer.json()["code"] != "request_in_flight" {
             return answer;
         }
@@ -356,7 +356,7 @@ pub struct Puppet {
     pub mood: Mutex<Mood>,
     pub calls: AtomicUsize,
     /// The parameters of each call.
-    pub asked: Mutex<Vec<Value>>,
+    pub prepaid: Mutex<Vec<Value>>,
     called: Notify,
     let_go: Notify,
 }
@@ -368,7 +368,7 @@ impl Puppet {
             real,
             mood: Mutex::new(Mood::Works),
             calls: AtomicUsize::new(0),
-            asked: Mutex::default(),
+            prepaid: Mutex::default(),
             called: Notify::new(),
             let_go: Notify::new(),
         }
@@ -409,7 +409,7 @@ impl Gateway for Puppet {
 
     async fn prepay(&self, request: &PrepayRequest, _: OffsetDateTime) -> Result<Payment, GatewayError> {
         let call = self.calls.fetch_add(1, Ordering::SeqCst);
-        self.asked.lock().unwrap().push(request.params.clone());
+        self.prepaid.lock().unwrap().push(request.params.clone());
         let mood = *self.mood.lock().unwrap();
         match mood {
             Mood::Works => {}

@@ -119,16 +119,16 @@ async fn one_that_cannot_be_written_fails_alone(db: PgPool) {
     let mut same = answered(3);
     same.key.key.clone_from(&twice.key.key);
     let outcomes = together(&db, vec![answered(0), wrong, twice, same, answered(4)]).await;
-    let told = |n: usize| match &outcomes[n] {
+    let outcome_of = |n: usize| match &outcomes[n] {
         Ok(Created::Answered(saved)) => saved.answer["number"].to_string(),
         Ok(Created::Taken) => "taken".to_owned(),
         Ok(Created::Unanswered) => "unanswered".to_owned(),
         Err(error) => error.to_string(),
     };
-    assert_eq!((told(0), told(4)), ("0".to_owned(), "4".to_owned()));
-    assert_eq!(told(1), "constraint payment_orders_order_no_key refused the row");
+    assert_eq!((outcome_of(0), outcome_of(4)), ("0".to_owned(), "4".to_owned()));
+    assert_eq!(outcome_of(1), "constraint payment_orders_order_no_key refused the row");
     // Whichever of the two came first.
-    let two = HashSet::from([told(2), told(3)]);
+    let two = HashSet::from([outcome_of(2), outcome_of(3)]);
     assert!(
         two == HashSet::from(["2".into(), "taken".into()]) || two == HashSet::from(["3".into(), "taken".into()]),
         "{two:?}"

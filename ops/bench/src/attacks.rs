@@ -278,7 +278,7 @@ impl Field {
                     Some(open) => open,
                     None => self.connect(from, None).await?,
                 };
-                let outcome = ask(&mut open, &request).await?;
+                let outcome = exchange(&mut open, &request).await?;
                 stream = Some(open);
                 Ok(outcome)
             };
@@ -294,7 +294,7 @@ impl Field {
             sleep_until((self.began + self.lasts * n / ADDRESSES).into()).await;
             let once = async {
                 let mut stream = self.connect(address(0x7f03_0000 + n), None).await?;
-                ask(&mut stream, &request).await
+                exchange(&mut stream, &request).await
             };
             self.note(once.await);
         }
@@ -302,7 +302,7 @@ impl Field {
 }
 
 /// Sends one request and reads the first part of its answer.
-async fn ask(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
+async fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<String> {
     stream.write_all(request).await?;
     let mut answer = [0; 2_048];
     let read = timeout(PATIENCE, stream.read(&mut answer)).await.context("no answer in time")??;

@@ -119,7 +119,7 @@ impl Broker {
         let channel = self.connection.create_channel().await?;
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
         let mut consumer = channel.basic_consume(ARRIVALS.into(), "".into(), options, FieldTable::default()).await?;
-        let (tell, mut told) = mpsc::channel::<Arrival>(1024);
+        let (tell, mut incoming) = mpsc::channel::<Arrival>(1024);
         tokio::spawn(async move {
             while let Some(Ok(delivery)) = consumer.next().await {
                 if tell.send(Arrival { at: Instant::now(), data: delivery.data.to_vec() }).await.is_err() {
@@ -132,7 +132,7 @@ impl Broker {
         Ok(tokio::spawn(async move {
             let mut arrived = Vec::with_capacity(expected);
             while arrived.len() < expected {
-                match timeout(within, told.recv()).await {
+                match timeout(within, incoming.recv()).await {
                     Ok(Some(arrival)) => arrived.push(arrival),
                     Ok(None) => bail!("the subscription ended"),
                     Err(_) => bail!("{} of {expected} events arrived, then none for {within:?}", arrived.len()),

@@ -22,10 +22,10 @@ const FRESH: Duration = Duration::from_secs(480);
 /// is expensive.
 pub(crate) struct Callbacks {
     keys: SimKeys,
-    kept: Mutex<Option<Kept>>,
+    prepared: Mutex<Option<Prepared>>,
 }
 
-struct Kept {
+struct Prepared {
     signed_at: Instant,
     callbacks: Arc<Signed>,
 }
@@ -38,7 +38,7 @@ pub(crate) struct Signed {
 
 impl Callbacks {
     pub(crate) fn new(keys: SimKeys) -> Callbacks {
-        Callbacks { keys, kept: Mutex::default() }
+        Callbacks { keys, prepared: Mutex::default() }
     }
 
     /// Callbacks for `count` orders from `first` on, signed now and not stored.
@@ -48,16 +48,16 @@ impl Callbacks {
 
     /// Exactly `count` callbacks, for the orders from 1 on.
     pub(crate) fn signed(&self, count: u32) -> Result<Arc<Signed>> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kept) = &*kept
-            && kept.signed_at.elapsed() < FRESH
-            && kept.callbacks.bodies.len() == count as usize
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(prepared) = &*prepared
+            && prepared.signed_at.elapsed() < FRESH
+            && prepared.callbacks.bodies.len() == count as usize
         {
-            return Ok(kept.callbacks.clone());
+            return Ok(prepared.callbacks.clone());
         }
         let signed_at = Instant::now();
         let callbacks = Arc::new(sign(&self.keys, 1, count)?);
-        *kept = Some(Kept { signed_at, callbacks: callbacks.clone() });
+        *prepared = Some(Prepared { signed_at, callbacks: callbacks.clone() });
         Ok(callbacks)
     }
 }

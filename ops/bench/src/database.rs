@@ -90,9 +90,9 @@ pub(crate) async fn replace(db: &PgPool, orders: u32) -> Result<()> {
 /// How many orders one statement inserts.
 const AT_ONCE: u32 = 250_000;
 
-/// Inserts the orders `first` to `last` of those that were paid long ago, with their payments; `told` receives the
+/// Inserts the orders `first` to `last` of those that were paid long ago, with their payments; `progress` receives the
 /// progress.
-pub(crate) async fn place_history(db: &PgPool, first: u32, last: u32, told: impl Fn(u32)) -> Result<()> {
+pub(crate) async fn place_history(db: &PgPool, first: u32, last: u32, progress: impl Fn(u32)) -> Result<()> {
     let end = last;
     for first in (first..=end).step_by(AT_ONCE as usize) {
         let last = end.min(first + AT_ONCE - 1);
@@ -100,7 +100,7 @@ pub(crate) async fn place_history(db: &PgPool, first: u32, last: u32, told: impl
             let fill = sqlx::query(fill).bind(i64::from(first)).bind(i64::from(last));
             fill.execute(db).await.context("placing orders that were paid long ago")?;
         }
-        told(last);
+        progress(last);
     }
     Ok(())
 }
@@ -160,7 +160,7 @@ where id < 'f'
 order by id";
 
 /// The number of orders whose close was requested.
-pub(crate) async fn closes_asked(db: &PgPool) -> Result<i64> {
+pub(crate) async fn closes_requested(db: &PgPool) -> Result<i64> {
     let sql = "select count(*) from payment_orders where close_requested_at is not null";
     sqlx::query_scalar(sql).fetch_one(db).await.context("counting orders that are to end")
 }

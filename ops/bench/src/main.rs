@@ -49,9 +49,9 @@ async fn main() -> ExitCode {
 }
 
 /// Waits for Ctrl-C or SIGTERM: the programs that this one started must not outlive it.
-async fn asked_to_stop() -> std::io::Result<()> {
+async fn stop_requested() -> std::io::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
-    tokio::select! { asked = ctrl_c() => asked, _ = term.recv() => Ok(()) }
+    tokio::select! { stopped = ctrl_c() => stopped, _ = term.recv() => Ok(()) }
 }
 
 /// Attackers have thousands of connections, so this allows as many open files as the system permits.
@@ -68,7 +68,7 @@ async fn run(cli: &Cli) -> Result<bool> {
     let mut report = Report::default();
     let measured = tokio::select! {
         measured = measure::all(&stage, &progress, &mut report) => measured,
-        asked = asked_to_stop() => Err(asked.map_or_else(Into::into, |()| anyhow!("interrupted"))),
+        stopped = stop_requested() => Err(stopped.map_or_else(Into::into, |()| anyhow!("interrupted"))),
     };
     progress.finish();
     let left = stage.tear_down().await;

@@ -47,13 +47,13 @@ impl Timeline {
 /// Does the work and samples a figure repeatedly in the meantime; returns the figures with the seconds since the start.
 pub(crate) async fn watched<T>(
     every: Duration,
-    mut ask: impl AsyncFnMut() -> Result<f64>,
+    mut measure: impl AsyncFnMut() -> Result<f64>,
     work: impl Future<Output = Result<T>>,
 ) -> Result<(T, Vec<(f64, f64)>)> {
     let (began, mut seen) = (Instant::now(), Vec::new());
     let look = async {
         loop {
-            match ask().await {
+            match measure().await {
                 Ok(figure) => seen.push((began.elapsed().as_secs_f64(), figure)),
                 Err(error) => return error,
             }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_watch_ends_with_the_work_or_with_what_cannot_be_asked() {
+    async fn a_watch_ends_with_the_work_or_with_what_cannot_be_measured() {
         let step = Duration::from_millis(1);
         let work = async {
             tokio::time::sleep(10 * step).await;

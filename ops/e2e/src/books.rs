@@ -30,11 +30,11 @@ impl World {
             Some(0) => {}
             Some(count) => return Some(format!("{count} callbacks as jobs, refunds in flight and events unpublished")),
         }
-        let told = self.downstream.times();
+        let delivered = self.downstream.times();
         let known = self.texts("select event_id from events").await;
-        let unheard: Vec<&String> = known.iter().filter(|id| !told.contains_key(*id)).collect();
-        if !unheard.is_empty() {
-            return Some(format!("published and not delivered: {unheard:?}"));
+        let undelivered: Vec<&String> = known.iter().filter(|id| !delivered.contains_key(*id)).collect();
+        if !undelivered.is_empty() {
+            return Some(format!("published and not delivered: {undelivered:?}"));
         }
         let mut lost = history::judge(&self.history().await);
         lost.retain(|violation| violation.invariant == Invariant::Acknowledged);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::sleep;
 
-use crate::shop::{Purchase, Wish, order};
+use crate::shop::{Purchase, RefundRequest, order};
 use crate::{Gateway, Order, SOON, World, eventually};
 
 /// The pause between two rounds of one buyer.
@@ -42,7 +42,7 @@ struct Buyer {
     /// Requested and not created yet.
     wanted: Vec<Purchase>,
     /// Paid, and to be refunded; the refund is not accepted yet.
-    unwanted: Vec<(Order, Wish)>,
+    unwanted: Vec<(Order, RefundRequest)>,
 }
 
 impl Buyer {
@@ -56,7 +56,7 @@ impl Buyer {
         }
         for purchase in std::mem::take(&mut self.wanted) {
             // While the ingress or a dependency is down, there is no answer, or the answer says when to retry.
-            match world.shop.ask(&purchase).await {
+            match world.shop.request_order(&purchase).await {
                 Ok(answer) if answer.status == 201 => self.pay(world, order(&purchase, &answer)).await,
                 Ok(answer) => {
                     let later = answer.retry_after.is_some() || answer.status >= 500;
@@ -66,18 +66,18 @@ impl Buyer {
                 Err(_) => self.wanted.push(purchase),
             }
         }
-        for (order, wish) in std::mem::take(&mut self.unwanted) {
-            match world.shop.ask_refund(&order, &wish).await {
+        for (order, request) in std::mem::take(&mut self.unwanted) {
+            match world.shop.request_refund(&order, &request).await {
                 Ok(answer) if answer.status == 202 => self.made.returned += 1,
                 Ok(answer) => {
                     // A refusal is final for its key. If the request came before the payment was settled, it is
                     // refused, and a new key is needed.
                     let early = answer.code() == "order_not_paid";
                     let later = answer.retry_after.is_some() || answer.status >= 500;
-                    assert!(early || later, "{wish:?} of {} is refused: {answer:?}", order.order_no);
-                    self.unwanted.push((order, if early { Wish::of_the_rest() } else { wish }));
+                    assert!(early || later, "{request:?} of {} is refused: {answer:?}", order.order_no);
+                    self.unwanted.push((order, if early { RefundRequest::of_the_rest() } else { request }));
                 }
-                Err(_) => self.unwanted.push((order, wish)),
+                Err(_) => self.unwanted.push((order, request)),
             }
         }
     }
@@ -91,7 +91,7 @@ impl Buyer {
         world.pay(&order).await;
         self.made.paid += 1;
         if self.made.paid % 3 == 0 {
-            self.unwanted.push((order, Wish::of_the_rest()));
+            self.unwanted.push((order, RefundRequest::of_the_rest()));
         }
     }
 

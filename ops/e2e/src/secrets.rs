@@ -41,8 +41,8 @@ impl World {
     /// Asserts at the end of each run: no process panicked, and no log line contains a secret.
     pub fn logs_are_clean(&self) {
         let (logs, secrets) = (self.logs(), self.secrets());
-        let told = |line: &&str| secrets.iter().any(|(_, secret)| line.contains(secret.as_str()));
-        let wrong: Vec<&str> = logs.lines().filter(|line| line.contains("panicked at") || told(line)).collect();
+        let reveals = |line: &&str| secrets.iter().any(|(_, secret)| line.contains(secret.as_str()));
+        let wrong: Vec<&str> = logs.lines().filter(|line| line.contains("panicked at") || reveals(line)).collect();
         assert!(wrong.is_empty(), "{wrong:?}");
         // The control: these really are the logs of a run, so the search above was not over an empty text.
         assert!(logs.contains("Serving on"), "these are not the logs of a run");

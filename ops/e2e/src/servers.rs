@@ -51,9 +51,9 @@ impl Addresses {
 }
 
 /// The logins of every process, read from variables.
-fn logins(told: impl Fn(&str) -> String) -> Vec<(Service, String, String)> {
+fn logins(value_of: impl Fn(&str) -> String) -> Vec<(Service, String, String)> {
     let login = |service: &Service| {
-        let variable = |address| told(&testkit::variable(*service, address));
+        let variable = |address| value_of(&testkit::variable(*service, address));
         (*service, variable("DATABASE_URL"), variable("AMQP_URL"))
     };
     Service::ALL.iter().map(login).collect()
@@ -191,8 +191,8 @@ impl PrivateServers {
         let like = shared.display().to_string();
         let up = ["up", "--fresh", "--no-install", "--print-env", "--like", &like];
         let said = servers.xtask(&[up.as_slice(), more].concat()).await;
-        let told = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        let variable = |name: &str| told(name).unwrap_or_else(|| panic!("xtask up printed no {name}")).to_owned();
+        let value_of = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let variable = |name: &str| value_of(name).unwrap_or_else(|| panic!("xtask up printed no {name}")).to_owned();
         servers.addresses = Addresses {
             database: variable("DATABASE_URL"),
             amqp: variable("AMQP_URL"),
@@ -201,7 +201,7 @@ impl PrivateServers {
             management: variable("RABBITMQ_MANAGEMENT_URL"),
             downstream: variable("DOWNSTREAM_AMQP_URL"),
             redis: variable("REDIS_URL"),
-            standby: told("STANDBY_DATABASE_URL").map(str::to_owned),
+            standby: value_of("STANDBY_DATABASE_URL").map(str::to_owned),
         };
         servers
     }

@@ -92,24 +92,24 @@ impl Purchase {
 
 /// A buyer's request for a refund.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub struct RefundRequest {
     /// The amount in yuan; if absent, all that is left.
     pub yuan: Option<String>,
     /// The Idempotency-Key.
     pub attempt: String,
 }
 
-impl Wish {
+impl RefundRequest {
     /// A request for a part of the money.
     #[must_use]
-    pub fn of(fen: i64) -> Wish {
-        Wish { yuan: Some(yuan(fen)), attempt: unique() }
+    pub fn of(fen: i64) -> RefundRequest {
+        RefundRequest { yuan: Some(yuan(fen)), attempt: unique() }
     }
 
     /// A request for all that is left.
     #[must_use]
-    pub fn of_the_rest() -> Wish {
-        Wish { yuan: None, attempt: unique() }
+    pub fn of_the_rest() -> RefundRequest {
+        RefundRequest { yuan: None, attempt: unique() }
     }
 }
 
@@ -145,7 +145,7 @@ impl Shop {
     }
 
     /// Requests an order; the answer may be anything.
-    pub async fn ask(&self, purchase: &Purchase) -> Result<Answer, reqwest::Error> {
+    pub async fn request_order(&self, purchase: &Purchase) -> Result<Answer, reqwest::Error> {
         let request = http_client().post(format!("{}/v1/orders", self.base));
         let request = request.header("Idempotency-Key", &purchase.attempt).json(&purchase.body());
         self.note(&purchase.attempt, answer(request.bearer_auth(self.token(&purchase.user))).await)
@@ -170,7 +170,7 @@ impl Shop {
     /// # Panics
     /// Unless it is created.
     pub async fn buy(&self, purchase: &Purchase) -> Order {
-        let answer = self.ask(purchase).await.expect("payment-api answers");
+        let answer = self.request_order(purchase).await.expect("payment-api answers");
         assert_eq!(answer.status, 201, "{purchase:?}: {}", answer.text);
         order(purchase, &answer)
     }
@@ -190,21 +190,21 @@ impl Shop {
     }
 
     /// Requests a refund; the answer may be anything.
-    pub async fn ask_refund(&self, order: &Order, wish: &Wish) -> Result<Answer, reqwest::Error> {
+    pub async fn request_refund(&self, order: &Order, wanted: &RefundRequest) -> Result<Answer, reqwest::Error> {
         let request = http_client().post(format!("{}/v1/orders/{}/refunds", self.base, order.id));
-        let body = match &wish.yuan {
+        let body = match &wanted.yuan {
             Some(yuan) => json!({ "amount": yuan, "reason": "不合适" }),
             None => json!({ "reason": "不合适" }),
         };
-        let request = request.header("Idempotency-Key", &wish.attempt).json(&body);
-        self.note(&wish.attempt, answer(request.bearer_auth(self.token(BUYER))).await)
+        let request = request.header("Idempotency-Key", &wanted.attempt).json(&body);
+        self.note(&wanted.attempt, answer(request.bearer_auth(self.token(BUYER))).await)
     }
 
     /// Requests a refund until the answer is final: while the answer says when to retry, it repeats with the same key.
-    pub async fn refund_answer(&self, order: &Order, wish: &Wish) -> Answer {
-        let what = format!("a final answer to {wish:?} of {}", order.order_no);
+    pub async fn refund_answer(&self, order: &Order, wanted: &RefundRequest) -> Answer {
+        let what = format!("a final answer to {wanted:?} of {}", order.order_no);
         eventually(&what, SOON, async || {
-            let answer = self.ask_refund(order, wish).await.expect("payment-api answers");
+            let answer = self.request_refund(order, wanted).await.expect("payment-api answers");
             answer.retry_after.is_none().then_some(answer)
         })
         .await
@@ -214,9 +214,9 @@ impl Shop {
     ///
     /// # Panics
     /// Unless it is accepted.
-    pub async fn refund(&self, order: &Order, wish: &Wish) -> String {
-        let answer = self.refund_answer(order, wish).await;
-        assert_eq!(answer.status, 202, "{wish:?} of {}: {}", order.order_no, answer.text);
+    pub async fn refund(&self, order: &Order, wanted: &RefundRequest) -> String {
+        let answer = self.refund_answer(order, wanted).await;
+        assert_eq!(answer.status, 202, "{wanted:?} of {}: {}", order.order_no, answer.text);
         answer.json()["id"].as_str().expect("an id").to_owned()
     }
 

@@ -383,7 +383,7 @@ impl World {
     }
 
     /// Whether the broker of this world was wiped.
-    pub(crate) fn road_was_lost(&self) -> bool {
+    pub(crate) fn broker_was_wiped(&self) -> bool {
         matches!(&self.servers, Servers::Private(servers) if servers.was_wiped())
     }
 

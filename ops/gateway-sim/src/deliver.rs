@@ -74,7 +74,7 @@ async fn run(sim: Arc<Sim>, key: TradeKey, notice_id: String) {
     for (attempt, pause) in std::iter::once(&0).chain(schedule).enumerate() {
         tokio::time::sleep(sim.deliveries.scaled(Duration::from_secs(*pause))).await;
         let Some(trade) = sim.ledger.get(&key, clock::now()) else { return };
-        let trade = trade.told_by(&notice_id);
+        let trade = trade.reported_by(&notice_id);
         let delivery = Delivery { sim: &sim, trade, notice_id: &notice_id };
         if delivery.attempt(attempt).await {
             return;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use gateway_sim::keys::{self, Kept};
+use gateway_sim::keys::{self, Existed};
 use gateway_sim::{Options, Simulator};
 use tracing_subscriber::EnvFilter;
 
@@ -89,8 +89,8 @@ async fn run(command: Command) -> Result<()> {
 
 fn keygen(dir: &Path, url: &str) -> Result<()> {
     match keys::generate_if_missing(dir, url)? {
-        Kept::No => println!("made a new key set in {}", dir.display()),
-        Kept::Yes => {
+        Existed::No => println!("made a new key set in {}", dir.display()),
+        Existed::Yes => {
             keys::point_at(dir, url)?;
             println!("kept the key set in {}, pointed at {url}", dir.display());
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::info;
 
 use crate::clock;
-use crate::ledger::{Booked, Gateway, RefundAsk, RefundRefusal, RefundState, Trade, TradeKey};
+use crate::ledger::{Booked, Gateway, RefundRefusal, RefundRequest, RefundState, Trade, TradeKey};
 use crate::state::Sim;
 
 /// How long a refund is processed, unless the faults say otherwise.
@@ -14,8 +14,8 @@ const PROCESSING: Duration = Duration::from_secs(1);
 
 impl Sim {
     /// Books a refund; a new one continues in the background.
-    pub(crate) fn refund(self: &Arc<Self>, key: &TradeKey, ask: &RefundAsk) -> Result<Booked, RefundRefusal> {
-        let booked = self.ledger.refund(key, ask, clock::now())?;
+    pub(crate) fn refund(self: &Arc<Self>, key: &TradeKey, request: &RefundRequest) -> Result<Booked, RefundRefusal> {
+        let booked = self.ledger.refund(key, request, clock::now())?;
         let Booked { trade, refund, fresh } = &booked;
         if *fresh {
             let number = &refund.out_refund_no;
@@ -66,7 +66,7 @@ impl Sim {
 
     /// Starts the notice of a refund that has just ended, if it has one.
     fn tell(self: &Arc<Self>, trade: &Trade, out_refund_no: &str) {
-        if trade.told_refund().is_some_and(|refund| refund.told && refund.out_refund_no == out_refund_no) {
+        if trade.reported_refund().is_some_and(|refund| refund.notified && refund.out_refund_no == out_refund_no) {
             self.deliver(trade);
         }
     }

@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use domain::message::event::kind;
 use serde_json::{Value, json};
 use store::tables::cases::{self, Case};
-use store::tables::events::{self as outbox, Kept, Republished};
+use store::tables::events::{self as outbox, Republished, StoredEvent};
 use store::tables::outline as orders;
 use store::tables::outline::Outline;
 use store::tables::refunds::{self, Refund};
@@ -109,7 +109,7 @@ async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
         format!("there are {which} ones than these {}: --limit, --since", list.limit)
     });
     found.sort_by_key(|event| event.seq);
-    let row = |event: &Kept| vec![moment(event.occurred_at), out(event), event.event_id.clone()];
+    let row = |event: &StoredEvent| vec![moment(event.occurred_at), out(event), event.event_id.clone()];
     let rows: Vec<Vec<String>> = found.iter().map(row).collect();
     let text = table(&["HAPPENED", "PUBLISHED", "EVENT"], &rows);
     let text = if found.is_empty() { "no such event".to_owned() } else { text };
@@ -118,7 +118,7 @@ async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
 }
 
 /// When the event was published, or why it was not.
-pub(crate) fn out(event: &Kept) -> String {
+pub(crate) fn out(event: &StoredEvent) -> String {
     match (event.published_at, event.retry_at) {
         (Some(at), _) => moment(at),
         (None, Some(at)) => format!("no queue received it; again at {}", moment(at)),
@@ -126,7 +126,7 @@ pub(crate) fn out(event: &Kept) -> String {
     }
 }
 
-async fn get(place: &Place, id: &str) -> Result<Kept, Problem> {
+async fn get(place: &Place, id: &str) -> Result<StoredEvent, Problem> {
     let found = outbox::by_ids(&place.db, &[id.to_owned()]).await?;
     let unknown = || {
         let hint = "`paymentctl events list --order ORDER` lists those of an order";
@@ -168,7 +168,7 @@ fn republished(once: &Republished) -> Value {
 }
 
 /// An event without its data, which can contain metadata of the shop.
-fn outline(event: &Kept) -> Value {
+fn outline(event: &StoredEvent) -> Value {
     json!({
         "id": event.event_id,
         "seq": event.seq,
@@ -183,7 +183,8 @@ fn outline(event: &Kept) -> Value {
 async fn republish(place: &Place, republish: &Republish, operator: Option<&str>) -> Result<Answer, Problem> {
     let by = signature(republish.yes, operator)?;
     let found = chosen(place, republish).await?;
-    let (out, waiting): (Vec<&Kept>, Vec<&Kept>) = found.iter().partition(|event| event.published_at.is_some());
+    let (out, waiting): (Vec<&StoredEvent>, Vec<&StoredEvent>) =
+        found.iter().partition(|event| event.published_at.is_some());
     if i64::try_from(out.len()).unwrap_or(i64::MAX) > republish.limit {
         let said = format!("more than {} events are requested", republish.limit);
         return Err(Problem::failed(said, "give a shorter time range, or raise --limit"));
@@ -221,7 +222,7 @@ async fn republish(place: &Place, republish: &Republish, operator: Option<&str>)
 /// How many ids the text for people names.
 const SHOWN: usize = 20;
 
-async fn chosen(place: &Place, republish: &Republish) -> Result<Vec<Kept>, Problem> {
+async fn chosen(place: &Place, republish: &Republish) -> Result<Vec<StoredEvent>, Problem> {
     if let Some(id) = &republish.id {
         return Ok(vec![get(place, id).await?]);
     }
@@ -251,7 +252,7 @@ pub(crate) async fn order_of(place: &Place, id_or_number: &str) -> Result<Outlin
 }
 
 /// Every event about an order.
-async fn of_order(place: &Place, order: &Outline) -> Result<Vec<Kept>, Problem> {
+async fn of_order(place: &Place, order: &Outline) -> Result<Vec<StoredEvent>, Problem> {
     let refunds = refunds::of_order(&place.db, order.id).await?;
     let cases = cases::of_order(&place.db, order.id).await?;
     about(place, order, &refunds, &cases).await
@@ -264,7 +265,7 @@ pub(crate) async fn about(
     order: &Outline,
     refunds: &[Refund],
     cases: &[Case],
-) -> Result<Vec<Kept>, Problem> {
+) -> Result<Vec<StoredEvent>, Problem> {
     let mut ids: Vec<String> = [kind::ORDER_PAID, kind::ORDER_CLOSED].map(|kind| format!("{kind}:{}", order.id)).into();
     for refund in refunds {
         let kinds = [kind::REFUND_SUCCEEDED, kind::REFUND_FAILED, kind::ORDER_REFUNDED];

@@ -9,7 +9,7 @@ use domain::{CaseStatus, OrderStatus};
 use serde_json::{Value, json};
 use store::tables::callbacks::{self, Seen};
 use store::tables::cases::{self, Case};
-use store::tables::events::{self as outbox, Kept, Republished};
+use store::tables::events::{self as outbox, Republished, StoredEvent};
 use store::tables::idempotency_keys::{self, Request};
 use store::tables::jobs::{self, Standing};
 use store::tables::outline::Outline;
@@ -30,7 +30,7 @@ struct Known {
     refunds: Vec<Refund>,
     callbacks: Vec<Seen>,
     jobs: Vec<Standing>,
-    events: Vec<Kept>,
+    events: Vec<StoredEvent>,
     republished: Vec<Republished>,
     cases: Vec<Case>,
     requests: Vec<Request>,
@@ -232,8 +232,8 @@ fn refund(refund: &Refund) -> Vec<Moment> {
         Moment::new(at, "refund", format!("{name} succeeded")).after(cause)
     }));
     if refund.succeeded_at.is_none() {
-        let trouble = refund.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-        lines.push(Moment::new(refund.updated_at, "refund", format!("{name} is {}{trouble}", refund.status)));
+        let last_error = refund.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+        lines.push(Moment::new(refund.updated_at, "refund", format!("{name} is {}{last_error}", refund.status)));
     }
     lines
 }
@@ -248,12 +248,12 @@ fn callback(seen: &Seen) -> Vec<Moment> {
 }
 
 fn job(job: &Standing) -> Moment {
-    let trouble = job.last_error.as_ref().map(|error| format!(", last: {error}")).unwrap_or_default();
-    let what = format!("{} created as job {}, tried {} times{trouble}", job.kind, job.id, job.attempts);
+    let last_error = job.last_error.as_ref().map(|error| format!(", last: {error}")).unwrap_or_default();
+    let what = format!("{} created as job {}, tried {} times{last_error}", job.kind, job.id, job.attempts);
     Moment::new(job.created_at, "job", what)
 }
 
-fn event(event: &Kept) -> Vec<Moment> {
+fn event(event: &StoredEvent) -> Vec<Moment> {
     let happened = Moment::new(event.occurred_at, "event", format!("{} written", event.event_id));
     let published = event.published_at.map(|at| Moment::new(at, "event", format!("{} published", event.event_id)));
     std::iter::once(happened).chain(published).collect()

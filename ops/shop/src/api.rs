@@ -112,9 +112,9 @@ impl Api {
     /// repeated after any error.
     pub(crate) async fn refund(&self, attempt: &str, id: &str) -> Result<(), ApiError> {
         let url = join(&self.base, &["v1", "orders", id, "refunds"]);
-        let wish = serde_json::json!({ "reason": "演示退款" });
+        let body = serde_json::json!({ "reason": "演示退款" });
         let request = self.http.post(url).header("Idempotency-Key", attempt);
-        self.send(request.bearer_auth(self.token()?).timeout(CALL).json(&wish)).await.map(drop)
+        self.send(request.bearer_auth(self.token()?).timeout(CALL).json(&body)).await.map(drop)
     }
 
     /// The current state of the order.

@@ -160,8 +160,8 @@ async fn give_back(api: &Api, desk: &Desk, bought: &Bought) -> anyhow::Result<Ve
     api.refund(&Uuid::now_v7().to_string(), &order.id).await.with_context(|| format!("refunding at {method}"))?;
     let since = Instant::now();
     loop {
-        let told = desk.of_order(&order.id);
-        let came = |kind: &str| told.iter().any(|delivered| delivered.event.kind == kind);
+        let deliveries = desk.of_order(&order.id);
+        let came = |kind: &str| deliveries.iter().any(|delivered| delivered.event.kind == kind);
         let status = api.order(&order.id).await.map_or_else(|error| error.to_string(), |now| now.status);
         if status == "refunded" && came("refund.succeeded") && came("order.refunded") {
             println!("✔ {method}: refunded after {:.1} s, and both events arrived", since.elapsed().as_secs_f32());
@@ -200,8 +200,8 @@ fn wrong(bought: &Bought, delivered: &[Delivered]) -> Vec<String> {
         wrong.push(format!("{name}: {} different order.paid events instead of one", paid.len()));
     }
     for event in paid.iter().map(|delivered| &delivered.event) {
-        let told = [("order_no", &order.order_no), ("amount", &order.amount), ("order_id", &order.id)];
-        for (field, ours) in told.into_iter().filter(|(field, ours)| event.field(field) != ours.as_str()) {
+        let expected = [("order_no", &order.order_no), ("amount", &order.amount), ("order_id", &order.id)];
+        for (field, ours) in expected.into_iter().filter(|(field, ours)| event.field(field) != ours.as_str()) {
             wrong.push(format!("{name}: {} says {field} {:?} instead of {ours:?}", event.event_id, event.field(field)));
         }
         for field in ["trade_no", "paid_at"].into_iter().filter(|field| event.field(field).is_empty()) {

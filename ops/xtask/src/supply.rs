@@ -65,9 +65,9 @@ fn git(arguments: &[&str]) -> Command {
 }
 
 fn is_reachable() -> bool {
-    let mut ask = git(&["ls-remote", "--quiet", DATABASE, "HEAD"]);
-    ask.stdout(Stdio::null()).stderr(Stdio::null());
-    finish_within(&mut ask, PATIENCE).is_ok_and(|status| status.is_some_and(|status| status.success()))
+    let mut list = git(&["ls-remote", "--quiet", DATABASE, "HEAD"]);
+    list.stdout(Stdio::null()).stderr(Stdio::null());
+    finish_within(&mut list, PATIENCE).is_ok_and(|status| status.is_some_and(|status| status.success()))
 }
 
 /// Where deny.toml expects the database, whatever the target folder of cargo is.

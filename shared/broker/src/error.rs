@@ -38,7 +38,7 @@ pub enum BrokerError {
     Cancelled(String),
     /// The queue does not know our consumer: the node that we are connected to is cut off from the other nodes.
     #[error("{0} does not know its consumer: this node of the broker is out of its reach")]
-    Unheard(String),
+    ConsumerUnknown(String),
     /// Objects are missing, conflicting or unreachable.
     #[error("{0}")]
     Topology(TopologyFaults),

@@ -108,17 +108,17 @@ mod tests {
         let fen = |fen| Money::from_fen(fen).unwrap();
         let (min_amount, max_amount) = (fen(100), fen(200));
         let rules = MethodRules { enabled: true, disabled_scenes: vec![Scene::Qr], min_amount, max_amount };
-        let ask = |config: &PaymentConfig, scene, amount| config.check(PaymentMethod::Alipay, scene, fen(amount));
+        let check = |config: &PaymentConfig, scene, amount| config.check(PaymentMethod::Alipay, scene, fen(amount));
 
         let on = config(rules.clone());
         let range = NotOffered::Amount { min: min_amount, max: max_amount };
-        assert_eq!(ask(&on, Scene::Page, 100), Ok(()));
-        assert_eq!(ask(&on, Scene::Page, 200), Ok(()));
-        assert_eq!(ask(&on, Scene::Page, 99), Err(range));
-        assert_eq!(ask(&on, Scene::Page, 201), Err(range));
-        assert_eq!(ask(&on, Scene::Qr, 99), Err(NotOffered::Scene(Scene::Qr)));
+        assert_eq!(check(&on, Scene::Page, 100), Ok(()));
+        assert_eq!(check(&on, Scene::Page, 200), Ok(()));
+        assert_eq!(check(&on, Scene::Page, 99), Err(range));
+        assert_eq!(check(&on, Scene::Page, 201), Err(range));
+        assert_eq!(check(&on, Scene::Qr, 99), Err(NotOffered::Scene(Scene::Qr)));
         let off = config(MethodRules { enabled: false, ..rules });
-        assert_eq!(ask(&off, Scene::Qr, 99), Err(NotOffered::Method(PaymentMethod::Alipay)));
+        assert_eq!(check(&off, Scene::Qr, 99), Err(NotOffered::Method(PaymentMethod::Alipay)));
         let unknown = on.check(PaymentMethod::Wechat, Scene::Native, fen(150));
         assert_eq!(unknown, Err(NotOffered::Method(PaymentMethod::Wechat)));
     }

@@ -146,15 +146,15 @@ impl CaseKind {
         }
     }
 
-    /// Whether `told` is a new fact for a case of this kind. `known`: the evidence of every earlier fact.
-    pub fn is_news<'a>(self, resolved: bool, mut known: impl Iterator<Item = &'a Value>, told: &Value) -> bool {
+    /// Whether `fact` is a new fact for a case of this kind. `known`: the evidence of every earlier fact.
+    pub fn is_news<'a>(self, resolved: bool, mut known: impl Iterator<Item = &'a Value>, fact: &Value) -> bool {
         let members = match self.new_facts() {
             NewFacts::EachMeeting => return resolved,
             NewFacts::Members(members) => members,
         };
         let stated: Vec<&str> =
-            members.iter().copied().filter(|name| told.get(name).is_some_and(|value| !value.is_null())).collect();
-        !stated.is_empty() && known.all(|known| stated.iter().any(|name| known.get(name) != told.get(name)))
+            members.iter().copied().filter(|name| fact.get(name).is_some_and(|value| !value.is_null())).collect();
+        !stated.is_empty() && known.all(|known| stated.iter().any(|name| known.get(name) != fact.get(name)))
     }
 
     /// The actions that people can choose for an open case of this kind.
@@ -224,13 +224,13 @@ mod tests {
     fn each_kind_knows_a_repeat_from_a_new_fact() {
         let payment = json!({ "account": "main", "payment_method": "wechat", "amount": "8.88", "notice_id": "n1" });
         let with = |name: &str, value: Value| {
-            let mut told = payment.clone();
-            (told["notice_id"], told[name]) = ("n2".into(), value);
-            told
+            let mut fact = payment.clone();
+            (fact["notice_id"], fact[name]) = ("n2".into(), value);
+            fact
         };
         let repeat = with("trade_no", "4200000001".into());
         for kind in CaseKind::ALL {
-            let is_news = |resolved, told: &Value| kind.is_news(resolved, std::iter::once(&payment), told);
+            let is_news = |resolved, fact: &Value| kind.is_news(resolved, std::iter::once(&payment), fact);
             let new = match kind {
                 CaseKind::RefundShortage
                 | CaseKind::DeadLetter
@@ -262,8 +262,8 @@ mod tests {
     #[test]
     fn a_member_that_is_absent_or_null_is_no_new_fact() {
         let known = json!({ "amount": "8.88" });
-        for told in [json!({}), json!({ "amount": null }), json!({ "amount": "8.88" })] {
-            assert!(!CaseKind::AmountMismatch.is_news(true, std::iter::once(&known), &told), "{told}");
+        for fact in [json!({}), json!({ "amount": null }), json!({ "amount": "8.88" })] {
+            assert!(!CaseKind::AmountMismatch.is_news(true, std::iter::once(&known), &fact), "{fact}");
         }
     }
 

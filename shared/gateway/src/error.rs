@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_that_says_paid_is_told_from_the_others() {
+    fn a_refusal_that_says_paid_is_distinguished_from_the_others() {
         for (code, message, paid) in [
             ("ORDER_PAID", "", true),
             ("INVALID_REQUEST", "该订单已支付", true),

@@ -9,6 +9,7 @@ pub mod alipay;
 mod error;
 pub mod keys;
 mod limits;
+mod notification;
 mod prepay;
 mod query;
 mod reach;
@@ -16,7 +17,6 @@ mod refund;
 #[cfg(test)]
 mod testing;
 mod times;
-mod told_of;
 mod transport;
 mod verified;
 pub mod wechat;

@@ -64,10 +64,10 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (requests, replies) = (Arc::<Mutex<Vec<Seen>>>::default(), Arc::new(Mutex::new(replies)));
-        let (kept, given) = (requests.clone(), replies.clone());
+        let (received, given) = (requests.clone(), replies.clone());
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                answer(socket, &given, &kept).await;
+                answer(socket, &given, &received).await;
             }
         });
         Server { url, requests, replies }
@@ -115,7 +115,7 @@ pub(super) fn impatient_client() -> reqwest::Client {
     builder.timeout(std::time::Duration::from_millis(50)).build().unwrap()
 }
 
-async fn answer(mut socket: TcpStream, replies: &Mutex<Vec<(&'static str, Reply)>>, kept: &Mutex<Vec<Seen>>) {
+async fn answer(mut socket: TcpStream, replies: &Mutex<Vec<(&'static str, Reply)>>, received: &Mutex<Vec<Seen>>) {
     let mut bytes = Vec::new();
     let seen = loop {
         if let Some(seen) = parse(&bytes) {
@@ -128,7 +128,7 @@ async fn answer(mut socket: TcpStream, replies: &Mutex<Vec<(&'static str, Reply)
         }
     };
     let found = replies.lock().unwrap().iter().find(|(start, _)| seen.target.starts_with(start)).cloned();
-    kept.lock().unwrap().push(seen);
+    received.lock().unwrap().push(seen);
     let (_, reply) = found.expect("a reply to this target");
     let mut head = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", reply.status);
     for (name, value) in &reply.headers {

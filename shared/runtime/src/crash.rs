@@ -32,7 +32,7 @@ named_enum! {
         /// The answer about an order has been saved; the buyer has not received it.
         OrderAnswered = "order.answered",
         /// The request to close an order is committed; the buyer has not been answered.
-        CloseAsked = "close.asked",
+        CloseRequested = "close.asked",
 
         /// A batch of messages has been received; nothing has been done with it.
         BatchTaken = "batch.taken",
@@ -52,13 +52,13 @@ named_enum! {
         /// Callbacks are settled and committed; neither the cached copies nor the relay have been notified.
         CallbackCommitted = "callback.committed",
         /// Delayed callbacks are committed as jobs; their messages are still in the queue.
-        CallbackKept = "callback.kept",
+        CallbackStored = "callback.kept",
 
         /// A job is leased to this worker; nothing has been done with it.
         JobTaken = "job.taken",
 
         /// The gateway has answered a query about an order.
-        CheckAsked = "check.asked",
+        CheckQueried = "check.asked",
         /// The gateway has closed an order that is still open here.
         CheckClosed = "check.closed",
         /// Within the transaction: the order has changed, and its job has not.
@@ -69,7 +69,7 @@ named_enum! {
         CheckCommitted = "check.committed",
 
         /// Within the transaction: a refund is written, with its job and its answer.
-        RefundAsked = "refund.asked",
+        RefundRequested = "refund.asked",
         /// A refund is committed; the caller has not been answered.
         RefundAccepted = "refund.accepted",
         /// The mark that a refund is about to be sent is committed; the refund has not been sent.
@@ -293,7 +293,7 @@ mod armed {
         }
 
         #[test]
-        fn a_process_that_was_told_a_place_that_does_not_exist_does_not_start() {
+        fn a_process_that_was_given_a_place_that_does_not_exist_does_not_start() {
             let mut env = Env::of([("CRASH_AT", "callback.moveed")]);
             arm(&mut env);
             let text = env.finish().unwrap_err().to_string();

@@ -131,8 +131,8 @@ mod tests {
             .add("bad", || async { Err("away".to_owned()) })
             .add("mute", std::future::pending);
         let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-        let ask = Request::get("/readyz").body(Body::empty()).unwrap();
-        let answer = router(checks, metrics).oneshot(ask).await.unwrap();
+        let request = Request::get("/readyz").body(Body::empty()).unwrap();
+        let answer = router(checks, metrics).oneshot(request).await.unwrap();
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
         let body = to_bytes(answer.into_body(), 4096).await.unwrap();
         let expected =
@@ -147,7 +147,7 @@ mod tests {
         let metrics = crate::telemetry::install_metrics().unwrap();
         let shutdown = crate::shutdown::Shutdown::install().unwrap();
         let stop = shutdown.stop();
-        let asked = async move |path: &str| {
+        let get = async move |path: &str| {
             let mut socket = TcpStream::connect(addr).await?;
             socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes()).await?;
             let mut said = String::new();
@@ -159,7 +159,7 @@ mod tests {
             assert!(sent.unwrap().success());
             stop.cancelled().await;
             for path in ["/healthz", "/readyz", "/metrics"] {
-                let said = asked(path).await.unwrap();
+                let said = get(path).await.unwrap();
                 assert!(said.starts_with("HTTP/1.1 200"), "{path}: {said}");
             }
         };

@@ -55,8 +55,8 @@ const LOG_CAPS: [&str; 2] = ["lapin=off", "amq_protocol=info"];
 /// # Errors
 /// The fault of an unreadable `RUST_LOG`; logging still works, with the default levels.
 pub fn init(service: &'static str) -> Result<(), Fault> {
-    let asked = std::env::var("RUST_LOG").ok().filter(|value| !value.is_empty());
-    let (filter, fault) = match EnvFilter::try_new(asked.as_deref().unwrap_or("info")) {
+    let requested = std::env::var("RUST_LOG").ok().filter(|value| !value.is_empty());
+    let (filter, fault) = match EnvFilter::try_new(requested.as_deref().unwrap_or("info")) {
         Ok(filter) => (filter, Ok(())),
         Err(_) => (
             EnvFilter::new("info"),
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn message_bodies_stay_out_of_the_log_whatever_is_asked_for() {
+    fn message_bodies_stay_out_of_the_log_whatever_is_requested() {
         for directives in [
             "trace",
             "lapin=trace",

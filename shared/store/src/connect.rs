@@ -82,8 +82,8 @@ async fn is_usable(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     Ok(answer.try_get::<String, _>(0)? == "off")
 }
 
-async fn answers<T>(limit: Duration, asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-    timeout(limit, asked).await.unwrap_or_else(|_| Err(silence()))
+async fn answers<T>(limit: Duration, query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    timeout(limit, query).await.unwrap_or_else(|_| Err(silence()))
 }
 
 /// Stops waiting for work in the database that takes longer than 30 s, so that no caller waits for a machine that has

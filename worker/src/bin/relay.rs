@@ -10,7 +10,7 @@ use runtime::service::Service;
 use tikv_jemallocator::Jemalloc;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
-use worker::relay::retention::Keep;
+use worker::relay::retention::Periods;
 use worker::relay::{PUBLISHING, Relay, Settings};
 use worker::start::{Process, Worker};
 
@@ -37,8 +37,8 @@ async fn main() -> ExitCode {
 }
 
 fn configure(env: &mut Env) -> Option<Settings> {
-    let (keep, optional) = (Keep::from_env(env), worker::start::optional_events(env));
-    let mut settings = Settings { keep: keep?, ..Settings::default() };
+    let (periods, optional) = (Periods::from_env(env), worker::start::optional_events(env));
+    let mut settings = Settings { periods: periods?, ..Settings::default() };
     if let Some(optional) = optional {
         settings.optional_events = optional;
     }

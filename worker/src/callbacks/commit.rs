@@ -11,7 +11,7 @@ use store::tables::callbacks::Evidence;
 use store::tables::{callbacks, jobs};
 
 use crate::callbacks::examined::{Content, Examined};
-use crate::callbacks::put_off::{LONG_WAIT, keep};
+use crate::callbacks::put_off::{LONG_WAIT, store_as_job};
 use crate::callbacks::worker::CallbackWorker;
 
 /// How long a callback with an unknown key is retried. Both gateways repeat a notification for a day; a key that is
@@ -38,19 +38,20 @@ pub(super) struct Committed {
 impl CallbackWorker {
     /// Commits one transaction: state, events and cases, the evidence, and the deletion of the callbacks' jobs.
     pub(super) async fn commit(&self, examined: &[Examined], lock_wait: LockWait) -> Result<Committed, DbError> {
-        let told: Vec<&Verified<Notification>> = examined.iter().filter_map(Examined::told).collect();
+        let notifications: Vec<&Verified<Notification>> = examined.iter().filter_map(Examined::notification).collect();
         crash::at(Point::CallbackExamined);
         let mut tx = self.db.begin().await?;
         if lock_wait == LockWait::Hurried {
             store::connect::hardly_wait_for_locks(&mut tx).await?;
         }
-        let mut verdicts = settle::settle(&mut tx, &told, &self.gateways.policies(), &self.clock).await?.into_iter();
+        let mut verdicts =
+            settle::settle(&mut tx, &notifications, &self.gateways.policies(), &self.clock).await?.into_iter();
         crash::at(Point::CallbackMoved);
         met(&mut tx, Point::CallbackMoved, examined).await?;
         let verdicts: Vec<Option<Verdict>> = examined
             .iter()
             .map(|item| match &item.content {
-                Content::Told(_) => verdicts.next(),
+                Content::Authentic(_) => verdicts.next(),
                 Content::Bad(verdict) => Some(*verdict),
                 Content::NotYet(_) => None,
             })
@@ -64,7 +65,7 @@ impl CallbackWorker {
         let mut stranded = Vec::new();
         for (place, item) in examined.iter().enumerate() {
             if let Content::NotYet(reason) = &item.content
-                && keep(&mut tx, &item.callback, reason, LONG_WAIT).await? > Some(KNOWN_BY_THEN)
+                && store_as_job(&mut tx, &item.callback, reason, LONG_WAIT).await? > Some(KNOWN_BY_THEN)
             {
                 stranded.push(place);
             }
@@ -79,8 +80,8 @@ impl CallbackWorker {
 
 /// Triggers the fault that a test has planted at this point for one of these callbacks.
 async fn met(tx: &mut PgConnection, point: Point, examined: &[Examined]) -> Result<(), DbError> {
-    for told in examined.iter().filter_map(Examined::told) {
-        store::connect::met(tx, point, &told.get().order_no).await?;
+    for notification in examined.iter().filter_map(Examined::notification) {
+        store::connect::met(tx, point, &notification.get().order_no).await?;
     }
     Ok(())
 }

@@ -17,18 +17,19 @@ impl CallbackWorker {
             return Content::NotYet(format!("no account {}", callback.account));
         };
         let now = self.clock.now();
-        let mut told = tell(gateway.as_ref(), callback, now);
-        if let Err(CallbackError::UnknownKey { serial }) = &told
+        let mut verified = verify_and_read(gateway.as_ref(), callback, now);
+        if let Err(CallbackError::UnknownKey { serial }) = &verified
             && gateway.look_for_key(serial, now).await
         {
-            told = tell(gateway.as_ref(), callback, now);
+            verified = verify_and_read(gateway.as_ref(), callback, now);
         }
-        let told = told.and_then(|told| match crash::met(Point::CallbackExamined, &told.get().order_no) {
-            Ok(()) => Ok(told),
-            Err(planted) => Err(CallbackError::Undecodable(planted.to_string())),
-        });
-        match told {
-            Ok(told) => Content::Told(Box::new(told)),
+        let verified =
+            verified.and_then(|verified| match crash::met(Point::CallbackExamined, &verified.get().order_no) {
+                Ok(()) => Ok(verified),
+                Err(planted) => Err(CallbackError::Undecodable(planted.to_string())),
+            });
+        match verified {
+            Ok(verified) => Content::Authentic(Box::new(verified)),
             Err(
                 error @ (CallbackError::UnknownKey { .. }
                 | CallbackError::KeyNotInForce { .. }
@@ -43,7 +44,7 @@ impl CallbackWorker {
 }
 
 /// Verifies a callback and decrypts it into a notification.
-fn tell(
+fn verify_and_read(
     gateway: &dyn Gateway,
     callback: &Callback,
     now: OffsetDateTime,

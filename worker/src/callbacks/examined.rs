@@ -15,7 +15,7 @@ pub(super) struct Examined {
 
 pub(super) enum Content {
     /// Authentic.
-    Told(Box<Verified<Notification>>),
+    Authentic(Box<Verified<Notification>>),
     /// Forged or unreadable: it can never be settled.
     Bad(Verdict),
     /// The key or the account is unknown here. A new configuration can correct that.
@@ -25,7 +25,8 @@ pub(super) enum Content {
 impl Examined {
     /// Its subject, for the log: the order number, or else the digest of its bytes.
     pub(super) fn subject(&self) -> String {
-        self.told().map_or_else(|| digest(&self.callback.body), |told| told.get().order_no.clone())
+        self.notification()
+            .map_or_else(|| digest(&self.callback.body), |notification| notification.get().order_no.clone())
     }
 
     /// The ack that its verdict requires, once the verdict is recorded.
@@ -33,21 +34,24 @@ impl Examined {
         if matches!(self.content, Content::Bad(_)) { Ack::Dead } else { Ack::Done }
     }
 
-    pub(super) fn told(&self) -> Option<&Verified<Notification>> {
+    pub(super) fn notification(&self) -> Option<&Verified<Notification>> {
         match &self.content {
-            Content::Told(told) => Some(told.as_ref()),
+            Content::Authentic(notification) => Some(notification.as_ref()),
             _ => None,
         }
     }
 
     pub(super) fn evidence(&self, verdict: Verdict) -> Evidence<'_> {
-        let told = self.told().map(Verified::get);
+        let notification = self.notification().map(Verified::get);
         Evidence {
             callback: &self.callback,
-            notice_id: told.map_or_else(|| essence(&self.callback), |told| told.notice_id.clone()),
-            order_no: told.map(|told| told.order_no.as_str()).filter(|order_no| !order_no.is_empty()),
+            notice_id: notification
+                .map_or_else(|| essence(&self.callback), |notification| notification.notice_id.clone()),
+            order_no: notification
+                .map(|notification| notification.order_no.as_str())
+                .filter(|order_no| !order_no.is_empty()),
             verdict,
-            note: told.and_then(|told| told.doubt.as_deref()),
+            note: notification.and_then(|notification| notification.doubt.as_deref()),
         }
     }
 }

@@ -27,8 +27,8 @@ impl CallbackWorker {
         reason: &str,
     ) -> Result<(), DbError> {
         let (rows, fresh): (Vec<_>, Vec<_>) = examined.iter().partition(|item| item.callback.job_id.is_some());
-        retry(|| self.keep_all(&fresh, reason, wait)).await?;
-        match retry(|| self.keep_all(&rows, reason, wait)).await {
+        retry(|| self.store_all(&fresh, reason, wait)).await?;
+        match retry(|| self.store_all(&rows, reason, wait)).await {
             Err(DbError::Again(error)) => {
                 warn!(%error, jobs = rows.len(), "Jobs were not postponed; they come again when their lease ends");
                 // A job number whose row does not exist counts for nothing: such a callback is stored as a new job.
@@ -38,7 +38,7 @@ impl CallbackWorker {
                         lost.push(item);
                     }
                 }
-                retry(|| self.keep_all(&lost, reason, wait)).await?;
+                retry(|| self.store_all(&lost, reason, wait)).await?;
             }
             outcome => outcome?,
         }
@@ -49,7 +49,7 @@ impl CallbackWorker {
         Ok(())
     }
 
-    async fn keep_all(&self, items: &[&Examined], reason: &str, wait: time::Duration) -> Result<(), DbError> {
+    async fn store_all(&self, items: &[&Examined], reason: &str, wait: time::Duration) -> Result<(), DbError> {
         if items.is_empty() {
             return Ok(());
         }
@@ -57,16 +57,16 @@ impl CallbackWorker {
         store::connect::hardly_wait_for_locks(&mut tx).await?;
         let mut rows = Vec::new();
         for item in items {
-            if keep(&mut tx, &item.callback, reason, wait).await?.is_some() {
+            if store_as_job(&mut tx, &item.callback, reason, wait).await?.is_some() {
                 rows.extend(item.callback.job_id);
             }
-            store::connect::met(&mut tx, Point::CallbackKept, &item.subject()).await?;
+            store::connect::met(&mut tx, Point::CallbackStored, &item.subject()).await?;
         }
         if !rows.is_empty() {
             jobs::slow_down(&mut tx, &rows).await?;
         }
         tx.commit().await?;
-        crash::at(Point::CallbackKept);
+        crash::at(Point::CallbackStored);
         Ok(())
     }
 }
@@ -74,7 +74,7 @@ impl CallbackWorker {
 /// Stores a callback that cannot be settled yet as a new job, or postpones the job that it came as. A job number counts
 /// only if the row holds the same bytes. A callback that names the row of another one is stored as a new job, so
 /// neither is lost. Returns how long it has been a job, if it came as one.
-pub(super) async fn keep(
+pub(super) async fn store_as_job(
     tx: &mut PgConnection,
     callback: &Callback,
     reason: &str,

@@ -27,7 +27,8 @@ impl CallbackWorker {
         }
         // The orders of settled callbacks, and those that now show money that was not owed.
         let changed = examined.iter().zip(verdicts).filter(|(_, verdict)| verdict.is_some_and(Verdict::changes_order));
-        let changed = changed.filter_map(|(item, _)| item.told()).map(|told| told.get().order_no.clone());
+        let changed =
+            changed.filter_map(|(item, _)| item.notification()).map(|notification| notification.get().order_no.clone());
         let changed = changed.collect();
         if let Err(panic) = caught_now(|| self.copies.renew(&self.db, Changed::Numbers(changed))) {
             panic.noted(WORKER, "report", &"copies");
@@ -49,12 +50,12 @@ fn report_one(item: &Examined, verdict: Option<Verdict>, now: OffsetDateTime) ->
     // Everything is committed, so a planted error has no effect here.
     let _ = crash::met(Point::CallbackCommitted, &item.subject());
     match &item.content {
-        Content::Told(told) if !matches!(verdict, "duplicate" | "ignored") => {
-            let order_no = &told.get().order_no;
+        Content::Authentic(notification) if !matches!(verdict, "duplicate" | "ignored") => {
+            let order_no = &notification.get().order_no;
             info!(%order_no, gateway, verdict, duration_ms = took * 1e3, "Callback for order {order_no}: {verdict}");
             return true;
         }
-        Content::Told(_) => {}
+        Content::Authentic(_) => {}
         Content::Bad(_) => error!(gateway, account = %item.callback.account, verdict, "Callback refused"),
         Content::NotYet(reason) => {
             warn!(gateway, account = %item.callback.account, error = reason, "Callback postponed")

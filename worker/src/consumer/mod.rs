@@ -94,7 +94,7 @@ where
         if batch.is_empty() {
             // In some releases a node that is cut off from the others keeps its clients connected and delivers nothing.
             if more && !subscription.is_cancelled() && topology::consumers(connection, queue).await? == 0 {
-                return Err(BrokerError::Unheard(queue.to_owned()).into());
+                return Err(BrokerError::ConsumerUnknown(queue.to_owned()).into());
             }
             continue;
         }

@@ -57,7 +57,7 @@ pub struct Recorded<O> {
     /// How the step ended.
     pub end: End,
     /// What stays requested in the job's payload; `None`: all of it.
-    pub asking: Option<Value>,
+    pub requests: Option<Value>,
     /// Whether this counts even if another worker has claimed the job meanwhile. Facts do.
     pub stands: bool,
     /// The order number at the test points around the commit; `None`: this step has none.
@@ -69,7 +69,7 @@ pub struct Recorded<O> {
 impl<O> Recorded<O> {
     /// A result that counts in any case, and has no test points.
     pub fn new(end: End, outcome: O) -> Recorded<O> {
-        Recorded { end, asking: None, stands: true, subject: None, outcome }
+        Recorded { end, requests: None, stands: true, subject: None, outcome }
     }
 }
 

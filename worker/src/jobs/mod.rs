@@ -131,9 +131,9 @@ async fn commit<J: Job>(
     learnt: &J::Learnt,
 ) -> Result<Option<(Option<String>, J::Outcome)>, JobError> {
     let mut tx = job.db().begin().await?;
-    let Recorded { end, asking, stands, subject, outcome } = job.record(&mut tx, taken, learnt).await?;
-    let held = match asking {
-        Some(payload) => write(&mut tx, &taken.asking(payload), &end).await?,
+    let Recorded { end, requests, stands, subject, outcome } = job.record(&mut tx, taken, learnt).await?;
+    let held = match requests {
+        Some(payload) => write(&mut tx, &taken.requesting(payload), &end).await?,
         None => write(&mut tx, taken, &end).await?,
     };
     // Not held: another worker has claimed the job, or settling has just deleted or rescheduled it. Then only a result

@@ -93,7 +93,7 @@ impl Job for RefundWorker {
         };
         Ok(Recorded {
             end: self.end(tx, job, (refund, order), step).await?,
-            asking: request.map(|request| request.payload()),
+            requests: request.map(|request| request.payload()),
             stands: matches!(step, Step::Fact(_) | Step::Done),
             subject: Some(order.order_no.to_string()),
             outcome: (),

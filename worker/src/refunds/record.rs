@@ -41,17 +41,17 @@ impl RefundWorker {
             Step::Wait { pause, reason } => End::Snooze(*pause, reason.clone()),
             Step::Unknown { pause, error } => {
                 warn!(%refund_no, error, "Refund {refund_no}: outcome unknown, a query will follow");
-                refunds::note_trouble(tx, refund.id, None, error, now).await?;
+                refunds::note_error(tx, refund.id, None, error, now).await?;
                 End::Retry(*pause, error.clone())
             }
             Step::Refused { code, message } => {
                 warn!(%refund_no, code, detail = message, "Refund {refund_no} was refused; a query will confirm it");
-                refunds::note_trouble(tx, refund.id, Some(code), message, now).await?;
+                refunds::note_error(tx, refund.id, Some(code), message, now).await?;
                 End::Snooze(SETTLE_IN, code.clone())
             }
             Step::Short { message } => {
                 warn!(%refund_no, detail = message, "Refund {refund_no} waits for the merchant's balance");
-                self.trouble(tx, refund, CaseKind::RefundShortage, message).await?;
+                self.open_case(tx, refund, CaseKind::RefundShortage, message).await?;
                 End::Snooze(SHORTAGE, message.clone())
             }
             Step::Misconfigured { code, message } => {
@@ -60,12 +60,12 @@ impl RefundWorker {
             }
             Step::Strange { what } => {
                 error!(%refund_no, error = what, "The gateway's answer to refund {refund_no} breaks the protocol");
-                self.trouble(tx, refund, CaseKind::GatewayProtocol, what).await?;
+                self.open_case(tx, refund, CaseKind::GatewayProtocol, what).await?;
                 End::Retry(self.next_question(refund, now), what.clone())
             }
             Step::NotYet { reason } => {
                 warn!(%refund_no, error = reason, "The request for refund {refund_no} did not succeed; it will be tried again");
-                refunds::note_trouble(tx, refund.id, None, reason, now).await?;
+                refunds::note_error(tx, refund.id, None, reason, now).await?;
                 End::Retry(pause(&self.clock, &RETRY, job.attempts), reason.clone())
             }
             Step::Done => {
@@ -110,7 +110,7 @@ impl RefundWorker {
         let (refund_no, account) = (&refund.refund_no, account(refund, order));
         error!(%refund_no, code, detail = message, "The gateway refuses the account of refund {refund_no}");
         let reason = format!("{code}: {message}");
-        refunds::note_trouble(tx, refund.id, None, &reason, self.clock.now()).await?;
+        refunds::note_error(tx, refund.id, None, &reason, self.clock.now()).await?;
         let refusal =
             Misconfigured { method: refund.payment_method, account, code, message, order_no: &order.order_no };
         accounts::misconfigured(tx, &refusal, &self.clock).await?;
@@ -118,7 +118,7 @@ impl RefundWorker {
     }
 
     /// Opens a case, and stores the error with the refund.
-    async fn trouble(
+    async fn open_case(
         &self,
         tx: &mut PgConnection,
         refund: &Refund,
@@ -126,7 +126,7 @@ impl RefundWorker {
         message: &str,
     ) -> Result<(), JobError> {
         // Locks the refund's row before the case, as the settling of a notification does.
-        refunds::note_trouble(tx, refund.id, None, message, self.clock.now()).await?;
+        refunds::note_error(tx, refund.id, None, message, self.clock.now()).await?;
         let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "message": message });
         let case = opening::case_of(&self.clock, kind, refund, evidence);
         Ok(opening::open(tx, &case, self.clock.now()).await?)

@@ -52,7 +52,7 @@ impl RefundWorker {
                 let reason = format!("not sent another way: {code}: {message}");
                 Step::Unknown { pause: SETTLE_IN, error: reason }
             }
-            Err(trouble) => Step::NotYet { reason: format!("not sent another way yet: {trouble}") },
+            Err(error) => Step::NotYet { reason: format!("not sent another way yet: {error}") },
             answer => self.judge(answer, refund, now),
         }
     }

@@ -24,7 +24,7 @@ const RECENT: time::Duration = time::Duration::hours(1);
 const SLICE: i64 = 20_000;
 
 /// Links until `stop`. A failed round is repeated with the next one.
-pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
+pub(super) async fn link(relay: &Relay, stop: &CancellationToken) {
     let work = async {
         let mut look = Look::default();
         loop {

@@ -98,17 +98,17 @@ enum Evidence {
 async fn open(relay: &Relay, letters: &[DeadLetter], evidence: Evidence) -> Result<(), DbError> {
     let now = relay.clock.now();
     let mut tx = relay.db.begin().await?;
-    let (mut cases, mut kept) = (Vec::with_capacity(letters.len()), Vec::with_capacity(letters.len()));
+    let (mut cases, mut stored) = (Vec::with_capacity(letters.len()), Vec::with_capacity(letters.len()));
     for letter in letters {
         let (case, bytes) = match evidence {
             Evidence::Whole => case(relay, &mut tx, letter).await?,
             Evidence::Bytes => bare_case(relay, letter),
         };
         cases.push(case);
-        kept.push(bytes);
+        stored.push(bytes);
     }
     let opened = opening::open_cases(&mut tx, &cases, now).await?;
-    dead_letters::keep(&mut tx, &kept, now).await?;
+    dead_letters::store(&mut tx, &stored, now).await?;
     outbox::append(&mut tx, &opened, now).await?;
     crash::at(Point::LetterOpened);
     if evidence == Evidence::Whole {
@@ -168,8 +168,8 @@ async fn case(relay: &Relay, tx: &mut PgConnection, letter: &DeadLetter) -> Resu
         None => {}
     }
     let subject_ref: String = number.chars().take(128).collect();
-    let kept = Letter::new(subject_ref.clone(), &letter.body, replayable.as_ref());
-    Ok((NewCase { id, kind: CaseKind::DeadLetter, order_id: None, subject_ref, evidence }, kept))
+    let stored = Letter::new(subject_ref.clone(), &letter.body, replayable.as_ref());
+    Ok((NewCase { id, kind: CaseKind::DeadLetter, order_id: None, subject_ref, evidence }, stored))
 }
 
 /// Adds the size and digest of the bytes. The bytes themselves name the payer, so they are not in the case.
@@ -191,8 +191,8 @@ fn bare_case(relay: &Relay, letter: &DeadLetter) -> (NewCase, Letter) {
     let id = CaseId::from_u128(relay.clock.fresh_bits());
     let mut evidence = json!({});
     summarize(&mut evidence, &letter.body);
-    let kept = Letter::new(id.to_string(), &letter.body, None);
-    (NewCase { id, kind: CaseKind::DeadLetter, order_id: None, subject_ref: id.to_string(), evidence }, kept)
+    let stored = Letter::new(id.to_string(), &letter.body, None);
+    (NewCase { id, kind: CaseKind::DeadLetter, order_id: None, subject_ref: id.to_string(), evidence }, stored)
 }
 
 /// Text that PostgreSQL can store: each NUL is replaced by U+FFFD.

@@ -58,7 +58,7 @@ const MEASURE: Duration = Duration::from_secs(5);
 /// The messages from the task that looks after the topology to the task that publishes.
 struct Directions {
     /// Requests to rebuild.
-    asked: mpsc::Receiver<Rebuild>,
+    rebuilds: mpsc::Receiver<Rebuild>,
     /// The state of the topology. While it is closed, nothing is published, because it would have to be published
     /// again.
     state: watch::Receiver<BrokerState>,
@@ -89,22 +89,22 @@ impl Relay {
         info!("This relay is the active one");
         metrics::gauge!("relay_active").set(1.0);
         let leading = stop.child_token();
-        let (ask, asked) = mpsc::channel(1);
+        let (rebuild_requests, rebuilds) = mpsc::channel(1);
         let (tell, state) = watch::channel(BrokerState::Closed);
         let publishing = async {
-            let ended = Box::pin(self.publish_rounds(&mut connection, Directions { asked, state }, &leading)).await;
+            let ended = Box::pin(self.publish_rounds(&mut connection, Directions { rebuilds, state }, &leading)).await;
             leading.cancel();
             ended
         };
-        let upkeep = upkeep::Upkeep { relay: self, ask, tell };
+        let upkeep = upkeep::Upkeep { relay: self, rebuild_requests, tell };
         let look_after = broker::supervise("relay-upkeep", &self.amqp_url, leading.clone(), async |broker, stop| {
             Box::pin(upkeep.session(&broker, stop)).await
         });
         let (counting, removing) = (
-            Box::pin(stats::keep(self, &leading)),
-            Box::pin(retention::keep(&self.db, &self.clock, self.settings.keep, &leading)),
+            Box::pin(stats::count(self, &leading)),
+            Box::pin(retention::purge(&self.db, &self.clock, self.settings.periods, &leading)),
         );
-        let linking = Box::pin(audit::keep(self, &leading));
+        let linking = Box::pin(audit::link(self, &leading));
         let (published, looked_after, (), (), ()) = tokio::join!(publishing, look_after, counting, removing, linking);
         if let Err(error) = looked_after {
             warn!(%error, "The broker's topology is no longer looked after");
@@ -134,7 +134,7 @@ impl Relay {
             let state = directions.state.borrow_and_update().clone();
             // While the publisher cannot publish, leasing jobs and returning them would only cause writes.
             if let BrokerState::Open(depths) = state
-                && directions.asked.is_empty()
+                && directions.rebuilds.is_empty()
                 && self.publisher.state() == PublisherState::Ready
             {
                 let events = steps.take("outbox", outbox.publish_events(self, connection)).await?;
@@ -157,7 +157,7 @@ impl Relay {
             }
             tokio::select! {
                 () = leading.cancelled() => {}
-                Some(done) = directions.asked.recv() => {
+                Some(done) = directions.rebuilds.recv() => {
                     // The rebuild marks these events as unpublished, like the others.
                     outbox = Outbox::default();
                     let rebuild = async { self.rebuild(connection).await.map(Some) };

@@ -38,7 +38,7 @@ const KEYS: Duration = Duration::hours(1);
 
 /// How long rows are stored; `None` means for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Keep {
+pub struct Periods {
     /// Events, counted from when they were published. An unpublished event is not deleted.
     pub events: Option<Duration>,
     /// Callbacks, counted from when they were last received.
@@ -56,9 +56,9 @@ pub const LEAST_CALLBACKS: Duration = Duration::days(30);
 /// The least time for cases: a quarter of a year, so that people can look back.
 pub const LEAST_CASES: Duration = Duration::days(90);
 
-impl Default for Keep {
-    fn default() -> Keep {
-        Keep {
+impl Default for Periods {
+    fn default() -> Periods {
+        Periods {
             events: Some(Duration::days(90)),
             // The year in which WeChat Pay allows refunds, and a month for disputes.
             callbacks: Some(Duration::days(400)),
@@ -67,14 +67,14 @@ impl Default for Keep {
     }
 }
 
-impl Keep {
+impl Periods {
     /// Reads `KEEP_EVENTS_DAYS`, `KEEP_CALLBACKS_DAYS` and `KEEP_CASES_DAYS`: days, or `forever`.
-    pub fn from_env(env: &mut Env) -> Option<Keep> {
-        let default = Keep::default();
+    pub fn from_env(env: &mut Env) -> Option<Periods> {
+        let default = Periods::default();
         let events = days(env, "KEEP_EVENTS_DAYS", default.events, LEAST_EVENTS);
         let callbacks = days(env, "KEEP_CALLBACKS_DAYS", default.callbacks, LEAST_CALLBACKS);
         let cases = days(env, "KEEP_CASES_DAYS", default.cases, LEAST_CASES);
-        Some(Keep { events: events?, callbacks: callbacks?, cases: cases? })
+        Some(Periods { events: events?, callbacks: callbacks?, cases: cases? })
     }
 }
 
@@ -96,10 +96,10 @@ fn days(env: &mut Env, name: &'static str, default: Option<Duration>, least: Dur
 
 /// Deletes and measures until `stop`. A round may take hours when there is much to delete, so the measurements do not
 /// wait for it.
-pub(super) async fn keep(db: &PgPool, clock: &Clock, keep: Keep, stop: &CancellationToken) {
+pub(super) async fn purge(db: &PgPool, clock: &Clock, periods: Periods, stop: &CancellationToken) {
     let remove = async {
         loop {
-            if let Err(panic) = caught(round(db, clock, keep)).await {
+            if let Err(panic) = caught(round(db, clock, periods)).await {
                 panic.noted(WORKER, "retention", &"old rows");
             }
             tokio::time::sleep(EVERY).await;
@@ -119,22 +119,22 @@ pub(super) async fn keep(db: &PgPool, clock: &Clock, keep: Keep, stop: &Cancella
 }
 
 /// One round through the tables. A failure in one table does not affect the others.
-pub async fn round(db: &PgPool, clock: &Clock, keep: Keep) {
+pub async fn round(db: &PgPool, clock: &Clock, periods: Periods) {
     let now = clock.now();
-    let before = |kept: Option<Duration>| kept.and_then(|kept| now.checked_sub(kept));
+    let before = |period: Option<Duration>| period.and_then(|period| now.checked_sub(period));
     if let Some(before) = before(Some(KEYS)) {
         walk(db, "idempotency_keys", (), async |tx, (), limit| retention::idempotency_keys(tx, before, limit).await)
             .await;
         walk(db, "order_credentials", (), async |tx, (), limit| retention::credentials(tx, before, limit).await).await;
     }
-    if let Some(before) = before(keep.events) {
+    if let Some(before) = before(periods.events) {
         walk(db, "events", (), async |tx, (), limit| retention::events(tx, before, limit).await).await;
     }
-    if let Some(before) = before(keep.callbacks) {
+    if let Some(before) = before(periods.callbacks) {
         walk(db, "callbacks", 0, async |tx, from, limit| retention::callbacks(tx, before, from, limit).await).await;
         walk(db, "dead_letters", (), async |tx, (), limit| retention::dead_letters(tx, before, limit).await).await;
     }
-    if let Some(before) = before(keep.cases) {
+    if let Some(before) = before(periods.cases) {
         let first = CaseId::from_u128(0);
         walk(db, "cases", first, async |tx, from, limit| retention::cases(tx, before, from, limit).await).await;
     }
@@ -220,28 +220,28 @@ mod tests {
     use crate::relay::Settings;
 
     #[test]
-    fn a_wiped_broker_finds_what_it_needs_however_little_is_kept() {
+    fn a_wiped_broker_finds_what_it_needs_however_little_is_stored() {
         let republished = Settings::default().republish;
         assert!(LEAST_EVENTS >= republished * 2);
     }
 
     #[test]
     fn the_default_fits_its_own_bounds() {
-        let Keep { events, callbacks, cases } = Keep::default();
+        let Periods { events, callbacks, cases } = Periods::default();
         assert!(events >= Some(LEAST_EVENTS) && callbacks >= Some(LEAST_CALLBACKS) && cases >= Some(LEAST_CASES));
-        assert_eq!(Keep::from_env(&mut Env::of([])), Some(Keep::default()));
+        assert_eq!(Periods::from_env(&mut Env::of([])), Some(Periods::default()));
     }
 
     #[test]
     fn days_and_forever_are_taken_and_too_few_are_a_fault() {
         let mut env =
             Env::of([("KEEP_EVENTS_DAYS", "14"), ("KEEP_CALLBACKS_DAYS", "forever"), ("KEEP_CASES_DAYS", "36500")]);
-        let kept = Keep { events: Some(LEAST_EVENTS), callbacks: None, cases: Some(Duration::days(36_500)) };
-        assert_eq!(Keep::from_env(&mut env), Some(kept));
+        let periods = Periods { events: Some(LEAST_EVENTS), callbacks: None, cases: Some(Duration::days(36_500)) };
+        assert_eq!(Periods::from_env(&mut env), Some(periods));
         env.finish().unwrap();
         let mut env =
             Env::of([("KEEP_EVENTS_DAYS", "13"), ("KEEP_CALLBACKS_DAYS", "-1"), ("KEEP_CASES_DAYS", "36501")]);
-        assert_eq!(Keep::from_env(&mut env), None);
+        assert_eq!(Periods::from_env(&mut env), None);
         insta::assert_snapshot!(env.finish().unwrap_err());
     }
 }

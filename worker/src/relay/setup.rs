@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use sqlx::PgPool;
 use store::cache::Renewer;
 
-use super::retention::Keep;
+use super::retention::Periods;
 
 /// The settings of an operator.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub struct Settings {
     /// How far back events are published again after the broker was wiped.
     pub republish: time::Duration,
     /// How long rows are stored.
-    pub keep: Keep,
+    pub periods: Periods,
 }
 
 impl Default for Settings {
@@ -30,7 +30,7 @@ impl Default for Settings {
             optional_events: [CASE_OPENED, CASE_REOPENED].map(str::to_owned).into(),
             unroutable_retry: time::Duration::seconds(30),
             republish: time::Duration::days(7),
-            keep: Keep::default(),
+            periods: Periods::default(),
         }
     }
 }

@@ -19,7 +19,7 @@ const EVERY: Duration = Duration::from_secs(60);
 const BREATH: Duration = Duration::from_millis(200);
 
 /// Counts until `stop`. A failed round is repeated with the next one.
-pub(super) async fn keep(relay: &Relay, stop: &CancellationToken) {
+pub(super) async fn count(relay: &Relay, stop: &CancellationToken) {
     let work = async {
         let mut hours = stats::ROUND;
         loop {

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(super) struct Upkeep<'a> {
     pub relay: &'a Relay,
     /// Sends requests to the task that works on the connection with the lock.
-    pub ask: mpsc::Sender<Rebuild>,
+    pub rebuild_requests: mpsc::Sender<Rebuild>,
     /// Reports the state of the topology to that task.
     pub tell: watch::Sender<BrokerState>,
 }
@@ -40,7 +40,7 @@ impl Upkeep<'_> {
     async fn drain_and_look(&self, broker: &Connection, stop: CancellationToken) -> Result<(), UpkeepError> {
         let ended = stop.child_token();
         let look = async {
-            let outcome = self.keep_looking(broker, &ended).await;
+            let outcome = self.look_until(broker, &ended).await;
             ended.cancel();
             outcome
         };
@@ -58,7 +58,7 @@ impl Upkeep<'_> {
         Ok(drained?)
     }
 
-    async fn keep_looking(&self, broker: &Connection, ended: &CancellationToken) -> Result<(), UpkeepError> {
+    async fn look_until(&self, broker: &Connection, ended: &CancellationToken) -> Result<(), UpkeepError> {
         loop {
             tokio::select! {
                 () = ended.cancelled() => return Ok(()),
@@ -96,7 +96,7 @@ impl Upkeep<'_> {
         topology::declare(broker).await?;
         crash::at(Point::TopologyDeclared);
         let (done, rebuilt) = oneshot::channel();
-        self.ask.send(done).await.map_err(|_| UpkeepError::NotLeading)?;
+        self.rebuild_requests.send(done).await.map_err(|_| UpkeepError::NotLeading)?;
         rebuilt.await.map_err(|_| UpkeepError::NotLeading)?;
         crash::at(Point::TopologyRebuilt);
         Ok(topology::declare_marker(broker).await?)

@@ -31,7 +31,7 @@ impl Bench {
 async fn the_amount_that_people_accept_is_the_one_that_went_back(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let order = bench.paid(Wechat).await;
-    let refund = bench.world.ask(order.id, Some("4.00")).await.unwrap();
+    let refund = bench.world.request_refund(order.id, Some("4.00")).await.unwrap();
     // Our books state less than the gateway was asked for.
     bench.when_refunded("update refund_records set refund_amount = 3.00");
     bench.carry(refund.id).await;
@@ -42,7 +42,7 @@ async fn the_amount_that_people_accept_is_the_one_that_went_back(db: PgPool) {
     assert_eq!((bench.open_cases().await, bench.world.status(&order).await), (open.to_vec(), Refunding));
     let evidence = &bench.world.cases().await[0].1;
     assert_eq!((&evidence["amount"], &evidence["requested_amount"]), (&json!("4.00"), &json!("3.00")));
-    assert!(bench.world.ask(order.id, Some("1.00")).await.is_err(), "it blocks the others of the order");
+    assert!(bench.world.request_refund(order.id, Some("1.00")).await.is_err(), "it blocks the others of the order");
 
     // Not what the gateway states: nothing changes.
     bench.accept(&refund, "2.00").await;
@@ -64,5 +64,5 @@ async fn the_amount_that_people_accept_is_the_one_that_went_back(db: PgPool) {
         .await
         .unwrap();
     assert_eq!(booked, "4.00");
-    assert!(bench.world.ask(order.id, Some("1.00")).await.is_ok(), "the others go on");
+    assert!(bench.world.request_refund(order.id, Some("1.00")).await.is_ok(), "the others go on");
 }

@@ -42,7 +42,7 @@ async fn many_workers_with_the_same_callbacks_in_any_order_settle_each_once(db: 
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn one_callback_that_the_database_refuses_delays_nobody(db: PgPool) {
+async fn one_callback_that_the_database_refuses_delays_no_other(db: PgPool) {
     let world = World::new(db);
     let (mut callbacks, mut good) = (Vec::new(), Vec::new());
     for n in 0..9 {
@@ -50,7 +50,7 @@ async fn one_callback_that_the_database_refuses_delays_nobody(db: PgPool) {
         // An authentic id longer than the column: nothing that a batch should end on.
         let id = (n == 4).then(|| "x".repeat(129));
         let refused = id.is_some();
-        callbacks.push(world.told(&world.paid_trade(&order), &Overrides { id, ..Overrides::default() }));
+        callbacks.push(world.notice_of(&world.paid_trade(&order), &Overrides { id, ..Overrides::default() }));
         if refused {
             assert_eq!(world.status(&order).await, Pending);
         } else {
@@ -156,7 +156,7 @@ async fn hold(db: &PgPool, orders: &[Order]) -> Transaction<'static, Postgres> {
 }
 
 /// The callbacks that are stored in `jobs`, as the relay publishes them.
-pub async fn kept(world: &World) -> Vec<Callback> {
+pub async fn stored(world: &World) -> Vec<Callback> {
     let sql = "select id, payload from jobs where kind = 'callback' order by id";
     let rows: Vec<(i64, serde_json::Value)> = sqlx::query_as(sql).fetch_all(&world.db).await.unwrap();
     let read = |(id, payload)| Callback { job_id: Some(id), ..serde_json::from_value(payload).unwrap() };
@@ -179,10 +179,10 @@ async fn a_locked_order_delays_its_own_callback_alone(db: PgPool) {
     assert_eq!(sqlx::query_scalar::<_, i64>(due).fetch_one(&db).await.unwrap(), 1, "it comes again soon");
 
     // It comes while the order is still locked: its row stays, once, and says why. The row itself may be locked too.
-    assert_eq!(world.settle(kept(&world).await).await, [Ack::Done]);
+    assert_eq!(world.settle(stored(&world).await).await, [Ack::Done]);
     let mut row = db.begin().await.unwrap();
     sqlx::query("select 1 from jobs where kind = 'callback' for update").execute(&mut *row).await.unwrap();
-    assert_eq!(world.settle(kept(&world).await).await, [Ack::Done]);
+    assert_eq!(world.settle(stored(&world).await).await, [Ack::Done]);
     row.rollback().await.unwrap();
     let (attempts, why): (i32, String) =
         sqlx::query_as("select attempts, last_error from jobs where kind = 'callback'").fetch_one(&db).await.unwrap();
@@ -190,7 +190,7 @@ async fn a_locked_order_delays_its_own_callback_alone(db: PgPool) {
     assert!(why.contains("another transaction was in the way") && why.contains("lock timeout"), "{why}");
 
     held.rollback().await.unwrap();
-    assert_eq!(world.settle(kept(&world).await).await, [Ack::Done]);
+    assert_eq!(world.settle(stored(&world).await).await, [Ack::Done]);
     assert_eq!(world.status(&locked[0]).await, Paid);
     assert_eq!(world.count("callback jobs").await, 0);
     assert_eq!(world.events().await.len(), 10, "one order.paid each");
@@ -206,9 +206,9 @@ async fn a_batch_of_locked_orders_ends_in_bounded_time_and_loses_nothing(db: PgP
     assert_eq!(world.settle(callbacks).await, [Ack::Done; 80]);
     assert!(began.elapsed() < runtime::shutdown::GRACE, "{:?}", began.elapsed());
     held.rollback().await.unwrap();
-    let kept = kept(&world).await;
-    assert_eq!(kept.len(), 80);
-    assert_eq!(world.settle(kept).await, [Ack::Done; 80]);
+    let stored = stored(&world).await;
+    assert_eq!(stored.len(), 80);
+    assert_eq!(world.settle(stored).await, [Ack::Done; 80]);
     for order in &orders {
         assert_eq!(world.status(order).await, Paid);
     }
@@ -237,15 +237,15 @@ async fn a_batch_that_is_too_slow_as_a_whole_settles_in_parts(db: PgPool) {
 
 /// An error that blames neither the callback nor the environment: the callback is not rejected, and delays no other.
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn a_refusal_that_blames_nobody_is_kept_as_a_job(db: PgPool) {
+async fn a_refusal_that_blames_no_row_is_stored_as_a_job(db: PgPool) {
     let world = World::new(db.clone());
     let (_, callbacks) = payable(&world, 2).await;
     refuse_with(&db, "P0001").await;
     assert_eq!(world.settle(callbacks).await, [Ack::Done; 2]);
     refuse_no_more(&db).await;
-    let kept = kept(&world).await;
-    assert_eq!(kept.len(), 2);
-    assert_eq!(world.settle(kept).await, [Ack::Done; 2]);
+    let stored = stored(&world).await;
+    assert_eq!(stored.len(), 2);
+    assert_eq!(world.settle(stored).await, [Ack::Done; 2]);
     assert_eq!(world.events().await.len(), 2);
     assert_eq!(world.count("work").await, 0);
 }

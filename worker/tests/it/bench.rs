@@ -141,7 +141,7 @@ impl Bench {
     pub async fn offered(&self, method: PaymentMethod) -> Order {
         let order = self.world.pending_order(method, "8.88").await;
         let gateway = self.checks.gateways.get(method, &order.account).unwrap();
-        let asked = PrepayOrder {
+        let wanted = PrepayOrder {
             order_no: order.order_no.clone(),
             subject: order.subject.clone(),
             amount: order.amount,
@@ -152,7 +152,7 @@ impl Bench {
             openid: None,
             client_ip: None,
         };
-        let request = gateway.prepay_request(&asked).unwrap();
+        let request = gateway.prepay_request(&wanted).unwrap();
         gateway.prepay(&request, self.now()).await.unwrap();
         order
     }
@@ -280,8 +280,8 @@ impl Bench {
             .unwrap();
     }
 
-    pub async fn ask_now(&self, id: OrderId, asked: CheckRequest) {
-        jobs::request(&self.world.db, &JobRequest::Check(id, asked), Duration::ZERO).await.unwrap();
+    pub async fn request_now(&self, id: OrderId, request: CheckRequest) {
+        jobs::request(&self.world.db, &JobRequest::Check(id, request), Duration::ZERO).await.unwrap();
     }
 
     /// The message that the relay would publish for the order's check.
@@ -365,12 +365,12 @@ async fn letter_box(letters: LetterBox) -> String {
     let url = format!("http://{}", listener.local_addr().unwrap());
     let take =
         async move |Segments((method, account)): Segments<(PaymentMethod, String)>, headers: HeaderMap, body: Bytes| {
-            let kept = |name: &&&str| headers.contains_key(**name);
+            let stored = |name: &&&str| headers.contains_key(**name);
             let value = |name: &&str| ((*name).to_owned(), headers[*name].to_str().unwrap().to_owned());
             letters.lock().unwrap().push(Callback {
                 method,
                 account: AccountName::parse(account).unwrap(),
-                headers: callback_headers(method).iter().filter(kept).map(value).collect(),
+                headers: callback_headers(method).iter().filter(stored).map(value).collect(),
                 body,
                 received_at: Clock::system().now(),
                 job_id: None,

@@ -11,7 +11,7 @@ use serde_json::json;
 use sqlx::PgPool;
 use store::MIGRATOR;
 use store::settle;
-use store::settle::refunds::Wish;
+use store::settle::refunds::RequestedRefund;
 use store::tables::orders;
 use time::Duration;
 use worker::jobs::run_batch;
@@ -19,7 +19,7 @@ use worker::jobs::run_batch;
 use crate::bench::Bench;
 
 const AGO: Duration = Duration::seconds(1);
-const ASKED: Duration = Duration::minutes(1);
+const QUERIED: Duration = Duration::minutes(1);
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_payment_whose_callback_was_lost_is_found(db: PgPool) {
@@ -37,12 +37,12 @@ async fn a_payment_whose_callback_was_lost_is_found(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn an_unpaid_order_is_asked_about_soon_then_slower_and_at_its_end(db: PgPool) {
+async fn an_unpaid_order_is_queried_soon_then_slower_and_at_its_end(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let order = bench.offered(Wechat).await;
     bench.check(&order).await;
     let (due, attempts, _) = bench.job(&order).await.unwrap();
-    assert!(due > CHECKS[0] - ASKED / 2 && due <= CHECKS[0], "{due}");
+    assert!(due > CHECKS[0] - QUERIED / 2 && due <= CHECKS[0], "{due}");
     assert_eq!((attempts, bench.world.status(&order).await), (0, Pending));
     assert_eq!(orders::last_check(&bench.world.db, order.id).await.unwrap().unwrap().1, "NOTPAY");
     // 28 minutes old, with two left: the next question is the one at the end.
@@ -168,7 +168,7 @@ pub async fn late(db: PgPool, policy: &str) -> (Bench, Vec<orders::Order>) {
         bench.check(&order).await;
         assert!(bench.job(&order).await.is_none(), "nothing is left to ask");
         // The same fact once more changes nothing.
-        bench.ask_now(order.id, CheckRequest::sync()).await;
+        bench.request_now(order.id, CheckRequest::sync()).await;
         bench.check(&order).await;
         late.push(bench.world.order(&order.id).await);
     }
@@ -224,16 +224,16 @@ async fn a_late_payment_is_honoured_when_the_policy_says_so(db: PgPool) {
     }
     assert_eq!(bench.event_kinds().await, ["order.closed", "order.paid", "order.closed", "order.paid"]);
     assert_eq!(bench.decisions().await, vec![("late_payment".to_owned(), "resolved".to_owned(), false); 2]);
-    let told: i64 = sqlx::query_scalar("select count(*) from events where type = 'case.opened'")
+    let opened: i64 = sqlx::query_scalar("select count(*) from events where type = 'case.opened'")
         .fetch_one(&bench.world.db)
         .await
         .unwrap();
-    assert_eq!(told, 0, "nobody needs to look");
+    assert_eq!(opened, 0, "nobody needs to look");
 }
 
 /// A refund in the console is found although no notification arrives: a day after the payment, and a week later.
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn a_paid_order_is_asked_about_once_more_after_a_day_and_after_eight(db: PgPool) {
+async fn a_paid_order_is_queried_once_more_after_a_day_and_after_eight(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in [Alipay, Wechat] {
         let order = bench.paid(method).await;
@@ -273,7 +273,7 @@ async fn a_second_payment_follows_the_policy_too(db: PgPool) {
         bench.world.settle(vec![bench.world.paid(&order)]).await;
         // The gateway has a trade of another number.
         bench.act(&order, "pay").await;
-        bench.ask_now(order.id, CheckRequest::sync()).await;
+        bench.request_now(order.id, CheckRequest::sync()).await;
         bench.check(&order).await;
         let after = bench.world.order(&order.id).await;
         assert_eq!((after.status, after.version, after.refunded_amount.fen()), (Paid, 3, 0), "{policy}");
@@ -292,7 +292,7 @@ async fn a_second_payment_waits_for_a_person_while_another_refund_is_on_its_way(
     bench.world.settle(vec![bench.world.paid(&order)]).await;
     let clock = bench.checks.clock;
     let id = RefundId::from_u128(clock.fresh_bits());
-    let wish = Wish {
+    let request = RequestedRefund {
         id,
         order_id: order.id,
         extra_trade: None,
@@ -302,10 +302,10 @@ async fn a_second_payment_waits_for_a_person_while_another_refund_is_on_its_way(
         requested_by: "buyer-1".to_owned(),
     };
     let mut tx = bench.world.db.begin().await.unwrap();
-    settle::refunds::ask(&mut tx, &wish, clock.now()).await.unwrap();
+    settle::refunds::request(&mut tx, &request, clock.now()).await.unwrap();
     tx.commit().await.unwrap();
     bench.act(&order, "pay").await;
-    bench.ask_now(order.id, CheckRequest::sync()).await;
+    bench.request_now(order.id, CheckRequest::sync()).await;
     bench.check(&order).await;
     assert_eq!(store::tables::refunds::of_order(&bench.world.db, order.id).await.unwrap().len(), 1);
     let cases = bench.world.cases().await;
@@ -323,18 +323,18 @@ async fn a_late_payment_that_has_gone_back_is_no_news(db: PgPool) {
     let trade = bench.world.paid_trade(&order);
     let fields = [("trade_status".to_owned(), Some(json!("TRADE_CLOSED")))].into_iter().collect();
     let gone = Overrides { fields, id: Some("gone".to_owned()), ..Overrides::default() };
-    bench.world.settle(vec![bench.world.told(&trade, &Overrides::default())]).await;
-    bench.world.settle(vec![bench.world.told(&trade, &gone)]).await;
+    bench.world.settle(vec![bench.world.notice_of(&trade, &Overrides::default())]).await;
+    bench.world.settle(vec![bench.world.notice_of(&trade, &gone)]).await;
     assert_eq!(bench.world.verdicts().await, [("not_pending".to_owned(), 1), ("duplicate".to_owned(), 1)]);
     assert_eq!(bench.decisions().await.len(), 1, "the late payment's, and none of a refund elsewhere");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn no_answer_is_no_state_and_what_was_asked_stays_asked(db: PgPool) {
+async fn no_answer_is_no_state_and_what_was_requested_stays_requested(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in [Alipay, Wechat] {
         let order = bench.opened(method).await;
-        bench.ask_now(order.id, CheckRequest::close()).await;
+        bench.request_now(order.id, CheckRequest::close()).await;
         bench.faults(r#"{"api":{"error_5xx":1}}"#).await;
         bench.check(&order).await;
         let (due, attempts, payload) = bench.job(&order).await.unwrap();
@@ -352,11 +352,11 @@ async fn no_answer_is_no_state_and_what_was_asked_stays_asked(db: PgPool) {
 async fn a_buyer_gives_up_and_a_page_that_is_still_open_is_not_forgotten(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let (unscanned, unmade) = (bench.offered(Alipay).await, bench.world.pending_order(Wechat, "1").await);
-    for (order, status, asked) in [(&unscanned, Pending, json!({ "close": true })), (&unmade, Closed, json!({}))] {
-        bench.ask_now(order.id, CheckRequest::close()).await;
+    for (order, status, payload) in [(&unscanned, Pending, json!({ "close": true })), (&unmade, Closed, json!({}))] {
+        bench.request_now(order.id, CheckRequest::close()).await;
         bench.check(order).await;
         assert_eq!(bench.world.status(order).await, status);
-        assert_eq!(bench.job(order).await.unwrap().2, asked);
+        assert_eq!(bench.job(order).await.unwrap().2, payload);
     }
     // The buyer opens the page of an order whose close was requested: now there is a trade to close.
     bench.act(&unscanned, "open").await;
@@ -367,24 +367,24 @@ async fn a_buyer_gives_up_and_a_page_that_is_still_open_is_not_forgotten(db: PgP
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn a_sync_does_not_take_back_what_the_buyer_asked_for(db: PgPool) {
+async fn a_sync_does_not_take_back_what_the_buyer_requested(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let order = bench.opened(Wechat).await;
-    bench.ask_now(order.id, CheckRequest::close()).await;
-    bench.ask_now(order.id, CheckRequest::sync()).await;
+    bench.request_now(order.id, CheckRequest::close()).await;
+    bench.request_now(order.id, CheckRequest::sync()).await;
     assert_eq!(bench.job(&order).await.unwrap().2, json!({ "close": true, "sync": true }));
     bench.check(&order).await;
     assert_eq!(bench.world.status(&order).await, Closed);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn a_sync_asks_about_a_final_order_too(db: PgPool) {
+async fn a_sync_queries_a_final_order_too(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let order = bench.opened(Wechat).await;
     bench.act(&order, "pay").await;
     bench.check(&order).await;
     let first = orders::last_check(&bench.world.db, order.id).await.unwrap().unwrap();
-    bench.ask_now(order.id, CheckRequest::sync()).await;
+    bench.request_now(order.id, CheckRequest::sync()).await;
     bench.check(&order).await;
     let second = orders::last_check(&bench.world.db, order.id).await.unwrap().unwrap();
     assert!(second.0 > first.0);
@@ -411,7 +411,7 @@ async fn two_workers_with_the_same_message_have_one_effect(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn an_account_that_is_not_configured_keeps_the_job(db: PgPool) {
+async fn an_account_that_is_not_configured_ends_no_job(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let order = bench.world.order_of(Wechat, "nowhere", "1").await;
     bench.check(&order).await;

@@ -3,7 +3,7 @@
 
 use domain::OrderStatus::{Paid, PartiallyRefunded};
 use domain::PaymentMethod::{Alipay, Wechat};
-use domain::message::job::{Asked, CheckRequest, JobRequest};
+use domain::message::job::{CheckRequest, Decision, JobRequest};
 use domain::{
     CaseId, CaseKind, ExtraState, Money, OrderId, RefundNo, RefundOrigin, RefundReport, RefundState, RefundStatus,
 };
@@ -49,7 +49,7 @@ impl World {
 async fn a_failed_refund_with_a_late_effect_is_booked_once(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let order = bench.paid(Alipay).await;
-    let first = bench.world.ask(order.id, Some("3.00")).await.unwrap();
+    let first = bench.world.request_refund(order.id, Some("3.00")).await.unwrap();
     bench.faults(r#"{"refund":{"effect_then_timeout":1}}"#).await;
     bench.carry(first.id).await;
     bench.faults(r#"{"refund":{}}"#).await;
@@ -57,7 +57,7 @@ async fn a_failed_refund_with_a_late_effect_is_booked_once(db: PgPool) {
     let (wait, ..) = bench.refund_job(first.id).await.expect("it is looked back at");
     assert!(wait > Duration::hours(20), "a day later: {wait}");
 
-    let second = bench.world.ask(order.id, Some("2.00")).await.unwrap();
+    let second = bench.world.request_refund(order.id, Some("2.00")).await.unwrap();
     bench.carry_to_its_end(second.id).await;
     assert_eq!(bench.world.order(&order.id).await.refunded_amount, yuan("2"), "nothing is booked from outside yet");
     let (wait, ..) = bench.refund_job(first.id).await.expect("it is asked about now");
@@ -86,8 +86,8 @@ async fn what_a_sum_has_booked_is_not_booked_again_by_its_number(db: PgPool) {
     let number = RefundNo::parse("CONSOLE1").unwrap();
     for _ in 0..2 {
         let mut tx = world.db.begin().await.unwrap();
-        let asked = (&number, &confirmed);
-        settle::book_asked(&mut tx, (order.id, case.id), asked, &Clock::system()).await.unwrap();
+        let requested = (&number, &confirmed);
+        settle::book_requested(&mut tx, (order.id, case.id), requested, &Clock::system()).await.unwrap();
         tx.commit().await.unwrap();
     }
     assert_eq!(world.order(&order.id).await.refunded_amount, yuan("1"));
@@ -101,21 +101,21 @@ async fn what_a_sum_has_booked_is_not_booked_again_by_its_number(db: PgPool) {
 
 /// Trap: the order is paid meanwhile, its check ends, and what two people have decided is never done.
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn what_people_asked_of_a_check_outlives_it(db: PgPool) {
+async fn what_people_requested_of_a_check_outlives_it(db: PgPool) {
     let world = World::new(db);
     let case = CaseId::from_u128(Clock::system().fresh_bits());
-    let fulfil = CheckRequest::of_case(case, Asked::Fulfil);
+    let fulfil = CheckRequest::of_case(case, Decision::Fulfil);
     let looks = "select payload, due_at <= now() from jobs where kind = 'look_back' and ref_id = $1";
-    for asked in [Some(&fulfil), None] {
+    for requested in [Some(&fulfil), None] {
         let order = world.pending_order(Alipay, "8").await;
-        let request = CheckRequest { close: true, ..asked.cloned().unwrap_or_default() };
+        let request = CheckRequest { close: true, ..requested.cloned().unwrap_or_default() };
         jobs::request(&world.db, &JobRequest::Check(order.id, request), Duration::hours(1)).await.unwrap();
-        world.settle(vec![world.told(&world.paid_trade(&order), &Overrides::default())]).await;
+        world.settle(vec![world.notice_of(&world.paid_trade(&order), &Overrides::default())]).await;
         assert_eq!(world.status(&order).await, Paid);
         let look: (Value, bool) = sqlx::query_as(looks).bind(order.id.to_string()).fetch_one(&world.db).await.unwrap();
         assert_eq!(
             look,
-            (asked.cloned().unwrap_or_default().payload(), asked.is_some()),
+            (requested.cloned().unwrap_or_default().payload(), requested.is_some()),
             "the request to close is over"
         );
     }
@@ -128,8 +128,8 @@ async fn a_booking_for_a_payment_that_is_not_on_record_says_so(db: PgPool) {
     let order = bench.opened(Wechat).await;
     let evidence = json!({ "trade_no": "4200000000", "outcome": "hint" });
     let case = bench.world.fact(CaseKind::UnknownRefund, (order.id, "CONSOLE1"), evidence).await;
-    let book = Asked::BookRefund { refund_no: RefundNo::parse("CONSOLE1").unwrap(), amount: yuan("1") };
-    bench.ask_now(order.id, CheckRequest::of_case(case.id, book)).await;
+    let book = Decision::BookRefund { refund_no: RefundNo::parse("CONSOLE1").unwrap(), amount: yuan("1") };
+    bench.request_now(order.id, CheckRequest::of_case(case.id, book)).await;
     bench.check(&order).await;
     let case = cases::get(&bench.world.db, case.id).await.unwrap().unwrap();
     assert_eq!(case.evidence["not_booked"], "the case names no payment of this order");
@@ -161,7 +161,7 @@ async fn a_sum_beyond_the_payment_is_a_case_and_holds_up_no_refund(db: PgPool) {
             .await
             .unwrap();
     assert_eq!(returned, "0.00");
-    let ours = world.ask(order.id, Some("1")).await.unwrap();
+    let ours = world.request_refund(order.id, Some("1")).await.unwrap();
     let sum = RefundReport {
         state: RefundState::Succeeded,
         amount: None,
@@ -174,7 +174,7 @@ async fn a_sum_beyond_the_payment_is_a_case_and_holds_up_no_refund(db: PgPool) {
     let cases = world.cases().await;
     let sums: Vec<&Value> = cases.iter().map(|(_, evidence)| &evidence["returned"]).collect();
     assert_eq!(sums, ["4.01"], "one case for what cannot be");
-    assert!(world.ask(order.id, Some("1")).await.is_ok());
+    assert!(world.request_refund(order.id, Some("1")).await.is_ok());
 }
 
 /// A later message that leaves something out takes nothing from what is known.
@@ -199,7 +199,7 @@ async fn what_people_decide_comes_before_the_end_of_an_expired_order(db: PgPool)
     bench.world.settle(vec![notice]).await;
     let case = bench.case_of(&order).await;
     bench.expire(&order, Duration::seconds(1)).await;
-    bench.ask_now(order.id, CheckRequest::of_case(case, Asked::Fulfil)).await;
+    bench.request_now(order.id, CheckRequest::of_case(case, Decision::Fulfil)).await;
     bench.check(&order).await;
     let after = bench.world.order(&order.id).await;
     assert_eq!((after.status, after.refunded_amount), (PartiallyRefunded, yuan("1")));
@@ -223,8 +223,8 @@ async fn a_second_payment_that_went_back_in_silence_is_booked_by_people(db: PgPo
         let made = bench.control("POST", &path, r#"{"notify":false}"#).await;
         let number = RefundNo::parse(made["out_refund_no"].as_str().unwrap()).unwrap();
         let case = bench.case_of(&order).await;
-        let book = Asked::BookRefund { refund_no: number, amount: order.amount };
-        bench.ask_now(order.id, CheckRequest::of_case(case, book)).await;
+        let book = Decision::BookRefund { refund_no: number, amount: order.amount };
+        bench.request_now(order.id, CheckRequest::of_case(case, book)).await;
         bench.check(&order).await;
         let after = bench.world.order(&order.id).await;
         assert_eq!((after.status, after.refunded_amount), (Paid, Money::ZERO), "{method}: the order's own stays");

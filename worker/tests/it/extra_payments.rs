@@ -9,7 +9,7 @@ use serde_json::json;
 use sqlx::PgPool;
 use store::MIGRATOR;
 use store::settle::refunds as settling;
-use store::settle::refunds::{RefundRefusal, Wish};
+use store::settle::refunds::{RefundRefusal, RequestedRefund};
 use store::tables::orders::Order;
 
 use crate::support::World;
@@ -23,16 +23,17 @@ impl World {
         self.settle(vec![self.paid(&order)]).await;
         let mut second = self.paid_trade(&order);
         second.trade_no = Some(SECOND.to_owned());
-        self.settle(vec![self.told(&second, &Overrides { id: Some("n2".to_owned()), ..Overrides::default() })]).await;
+        self.settle(vec![self.notice_of(&second, &Overrides { id: Some("n2".to_owned()), ..Overrides::default() })])
+            .await;
         assert_eq!(self.cases().await[0].0, "double_payment");
         self.order(&order.id).await
     }
 
     /// Asks for a part of the second payment.
-    async fn ask_second(&self, order: &Order, yuan: &str) -> Result<(), RefundRefusal> {
+    async fn request_second(&self, order: &Order, yuan: &str) -> Result<(), RefundRefusal> {
         let clock = Clock::system();
         let id = RefundId::from_u128(clock.fresh_bits());
-        let wish = Wish {
+        let request = RequestedRefund {
             id,
             order_id: order.id,
             extra_trade: Some(TradeNo::parse(SECOND).unwrap()),
@@ -42,7 +43,10 @@ impl World {
             requested_by: "a1".to_owned(),
         };
         let mut tx = self.db.begin().await.unwrap();
-        settling::ask(&mut tx, &wish, clock.now()).await.map(drop).map_err(|not_done| not_done.refusal().unwrap())
+        settling::request(&mut tx, &request, clock.now())
+            .await
+            .map(drop)
+            .map_err(|not_done| not_done.refusal().unwrap())
     }
 
     /// This many refunds of one fen of the second payment, all in this state.
@@ -65,10 +69,10 @@ async fn wechat_counts_the_refunds_of_one_payment_that_did_not_fail(db: PgPool) 
     let order = world.paid_twice().await;
     world.refunds_of_second("failed", 60).await;
     world.refunds_of_second("succeeded", 49).await;
-    assert_eq!(world.ask_second(&order, "1").await, Ok(()), "49 count");
+    assert_eq!(world.request_second(&order, "1").await, Ok(()), "49 count");
     world.refunds_of_second("abnormal", 1).await;
-    assert!(matches!(world.ask_second(&order, "1").await, Err(RefundRefusal::NotRefundable(_))), "50 count");
-    assert!(world.ask(order.id, Some("1")).await.is_ok(), "the order's own payment has a count of its own");
+    assert!(matches!(world.request_second(&order, "1").await, Err(RefundRefusal::NotRefundable(_))), "50 count");
+    assert!(world.request_refund(order.id, Some("1")).await.is_ok(), "the order's own payment has a count of its own");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -77,11 +81,11 @@ async fn wechats_year_begins_with_each_payment(db: PgPool) {
     let order = world.paid_twice().await;
     let old = "update payment_orders set paid_at = now() - interval '366 days'";
     sqlx::query(old).execute(&world.db).await.unwrap();
-    assert!(matches!(world.ask(order.id, Some("1")).await, Err(RefundRefusal::NotRefundable(_))));
-    assert_eq!(world.ask_second(&order, "1").await, Ok(()), "paid a moment ago");
+    assert!(matches!(world.request_refund(order.id, Some("1")).await, Err(RefundRefusal::NotRefundable(_))));
+    assert_eq!(world.request_second(&order, "1").await, Ok(()), "paid a moment ago");
     let old = "update payment_transactions set paid_at = now() - interval '366 days' where gateway_no = $1";
     sqlx::query(old).bind(SECOND).execute(&world.db).await.unwrap();
-    assert!(matches!(world.ask_second(&order, "1").await, Err(RefundRefusal::NotRefundable(_))));
+    assert!(matches!(world.request_second(&order, "1").await, Err(RefundRefusal::NotRefundable(_))));
 }
 
 /// Another refund of the order was in the way of the policy's.
@@ -94,7 +98,7 @@ async fn what_waited_goes_back_by_the_policy_of_that_moment(db: PgPool) {
     let account = AccountName::parse("main").unwrap();
     let of = |policy| [(Wechat, account.clone(), policy)].into_iter().collect::<Policies>();
     let ends = async |policies: &Policies, fact: RefundReport| {
-        let refund = world.ask(order.id, Some("1")).await.unwrap();
+        let refund = world.request_refund(order.id, Some("1")).await.unwrap();
         let mut tx = world.db.begin().await.unwrap();
         settling::settle(&mut tx, &refund, &fact, policies, &Clock::system()).await.unwrap();
         tx.commit().await.unwrap();

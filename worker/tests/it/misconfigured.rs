@@ -60,7 +60,7 @@ async fn a_refund_waits_for_an_account_that_is_mended(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for (method, (code, status, sub_code, number)) in [Alipay, Wechat].into_iter().zip(OURS) {
         let order = bench.paid(method).await;
-        let refund = bench.world.ask(order.id, None).await.unwrap();
+        let refund = bench.world.request_refund(order.id, None).await.unwrap();
         refuse(&bench, (code, status, sub_code)).await;
         // Sent and refused, asked about and refused: neither is a word about the refund.
         for _ in 0..3 {

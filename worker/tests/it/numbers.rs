@@ -15,7 +15,7 @@ use testkit::jobs::{come_due, leases_end};
 use time::Duration;
 use worker::consumer::Ack;
 
-use crate::batches::kept;
+use crate::batches::stored;
 use crate::support::World;
 
 const LEASE: Duration = Duration::minutes(2);
@@ -114,18 +114,18 @@ async fn a_callback_with_the_number_of_another_settles_itself_and_leaves_the_oth
     // has to wait is stored beside it.
     let mut broken = Callback { job_id: Some(id), ..theirs.clone() };
     broken.body = [&theirs.body[..], b"&x=1"].concat().into();
-    let nobody = Callback { account: domain::AccountName::parse("nobody").unwrap(), ..theirs.clone() };
-    let nobody = Callback { job_id: Some(id), ..nobody };
-    assert_eq!(world.settle(vec![broken, nobody.clone()]).await, [Ack::Dead, Ack::Done]);
+    let unconfigured = Callback { account: domain::AccountName::parse("nobody").unwrap(), ..theirs.clone() };
+    let unconfigured = Callback { job_id: Some(id), ..unconfigured };
+    assert_eq!(world.settle(vec![broken, unconfigured.clone()]).await, [Ack::Dead, Ack::Done]);
     assert_eq!(job(&db, id).await, before);
     assert_eq!(world.count("callback jobs").await, 2);
     // A number of no callback at all.
     let check: i64 = sqlx::query_scalar("select id from jobs where kind = 'check'").fetch_one(&db).await.unwrap();
     let before = job(&db, check).await;
-    assert_eq!(world.settle(vec![Callback { job_id: Some(check), ..nobody }]).await, [Ack::Done]);
+    assert_eq!(world.settle(vec![Callback { job_id: Some(check), ..unconfigured }]).await, [Ack::Done]);
     assert_eq!(job(&db, check).await, before);
     // Its own message ends it.
-    let own = kept(&world).await.into_iter().find(|kept| kept.job_id == Some(id)).unwrap();
+    let own = stored(&world).await.into_iter().find(|stored| stored.job_id == Some(id)).unwrap();
     assert_eq!(world.settle(vec![own]).await, [Ack::Done]);
     assert_eq!(job(&db, id).await, None);
     assert_eq!(world.status(&other).await, Paid);
@@ -136,7 +136,7 @@ async fn a_key_or_an_account_that_stays_unknown_for_25_hours_is_a_dead_letter(db
     let world = World::new(db.clone());
     let order = world.pending_order(Wechat, "5").await;
     let stranger = Overrides { wrong: Some(Wrong::WrongSerial), ..Overrides::default() };
-    let unknown_key = world.told(&world.paid_trade(&order), &stranger);
+    let unknown_key = world.notice_of(&world.paid_trade(&order), &stranger);
     let account = domain::AccountName::parse("nobody").unwrap();
     let unknown_account = Callback { account, ..world.paid(&order) };
     assert_eq!(world.settle(vec![unknown_key, unknown_account]).await, [Ack::Done; 2]);
@@ -145,7 +145,7 @@ async fn a_key_or_an_account_that_stays_unknown_for_25_hours_is_a_dead_letter(db
         sqlx::query(sql).bind(f64::from(hours)).execute(&db).await.unwrap();
         // Beside one that settles.
         let paid = world.paid(&world.pending_order(Alipay, "5").await);
-        let mut batch = kept(&world).await;
+        let mut batch = stored(&world).await;
         batch.push(paid);
         assert_eq!(world.settle(batch).await, [ack, ack, Ack::Done], "after {hours} h");
         // The relay ends the rows with their letters, so nothing is lost in between.

@@ -46,7 +46,7 @@ async fn a_payment_whose_time_cannot_be_settles_at_our_own_time(db: PgPool) {
     for (method, field, value) in &odd {
         let order = world.pending_order(*method, "5").await;
         let before = Clock::system().now();
-        let callback = world.told(&world.paid_trade(&order), &with(&[(field, Some(value.clone()))]));
+        let callback = world.notice_of(&world.paid_trade(&order), &with(&[(field, Some(value.clone()))]));
         assert_eq!(world.settle(vec![callback.clone()]).await, [Ack::Done], "{value}");
         let paid = world.order(&order.id).await;
         assert_eq!(paid.status, Paid, "{value}");
@@ -86,7 +86,7 @@ async fn a_doubted_time_is_in_the_evidence_of_a_case_too(db: PgPool) {
     let order = world.pending_order(Wechat, "5").await;
     let odd = with(&[("/success_time", Some(json!("9999-12-31T23:59:59-08:00")))]);
     let odd = Overrides { amount_fen: Some(1), ..odd };
-    world.settle(vec![world.told(&world.paid_trade(&order), &odd)]).await;
+    world.settle(vec![world.notice_of(&world.paid_trade(&order), &odd)]).await;
     let cases = world.cases().await;
     assert_eq!(cases[0].0, "amount_mismatch");
     assert!(cases[0].1["doubt"].as_str().unwrap().starts_with("success_time"), "{}", cases[0].1);
@@ -97,7 +97,7 @@ async fn a_time_of_receipt_that_the_queue_invents_is_no_time_of_payment(db: PgPo
     let world = World::new(db);
     let order = world.pending_order(Alipay, "5").await;
     let odd = with(&[("gmt_payment", Some(json!("0000-01-01 00:00:00")))]);
-    let callback = world.told(&world.paid_trade(&order), &odd);
+    let callback = world.notice_of(&world.paid_trade(&order), &odd);
     let invented = time::macros::datetime!(9999-12-31 23:59:59 UTC);
     let before = Clock::system().now();
     world.settle(vec![Callback { received_at: invented, ..callback }]).await;
@@ -121,7 +121,7 @@ async fn a_notice_without_a_payee_settles(db: PgPool) {
         ],
     ] {
         let order = world.pending_order(Alipay, "5").await;
-        world.settle(vec![world.told(&world.paid_trade(&order), &with(&fields))]).await;
+        world.settle(vec![world.notice_of(&world.paid_trade(&order), &with(&fields))]).await;
         assert_eq!(world.status(&order).await, Paid, "{fields:?}");
     }
     assert_eq!(world.cases().await, []);
@@ -155,7 +155,7 @@ async fn the_app_that_an_order_was_placed_with_is_taken_for_it_and_for_no_other(
     ] {
         let named = |order: &Order, app: &str| {
             let overrides = with(&[(field, Some(json!(app)))]);
-            world.told(&world.paid_trade(order), &overrides)
+            world.notice_of(&world.paid_trade(order), &overrides)
         };
         // The account has another app since.
         let old = placed_with(&world, method, app).await;
@@ -182,7 +182,7 @@ async fn what_no_key_decrypts_waits_for_another_key(db: PgPool) {
     let order = world.pending_order(Wechat, "5").await;
     let mut overrides = Overrides::default();
     overrides.envelope.insert("/resource/associated_data".to_owned(), Some(json!("other")));
-    let sealed = world.told(&world.paid_trade(&order), &overrides);
+    let sealed = world.notice_of(&world.paid_trade(&order), &overrides);
     assert_eq!(world.settle(vec![sealed, world.paid(&order)]).await, [Ack::Done, Ack::Done]);
     assert_eq!(world.status(&order).await, Paid, "and delays no other");
     assert_eq!(world.count("callback jobs").await, 1);
@@ -195,10 +195,10 @@ async fn a_notice_of_a_refund_of_another_trade_is_a_case_and_settles_nothing(db:
     for method in [Alipay, Wechat] {
         let order = world.pending_order(method, "5").await;
         let trade = world.paid_trade(&order);
-        world.settle(vec![world.told(&trade, &Overrides::default())]).await;
-        let refund = world.ask(order.id, Some("2")).await.unwrap();
+        world.settle(vec![world.notice_of(&trade, &Overrides::default())]).await;
+        let refund = world.request_refund(order.id, Some("2")).await.unwrap();
         let returned = |of: Trade| of.refunded(refund.refund_no.as_str(), 200, RefundState::Success);
-        let notice = |of: Trade| world.told(&returned(of), &Overrides::default());
+        let notice = |of: Trade| world.notice_of(&returned(of), &Overrides::default());
         world.settle(vec![notice(world.paid_trade(&order))]).await;
         assert_eq!(world.refund(refund.id).await.status, RefundStatus::Pending, "{method}");
         let (kind, evidence) = world.cases().await.pop().unwrap();

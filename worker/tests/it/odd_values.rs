@@ -151,7 +151,7 @@ async fn notices(db: PgPool, method: PaymentMethod, rows: &[(&str, Fields, End)]
         let order = world.pending_order(method, "88.80").await;
         let mut trade = world.paid_trade(&order);
         trade.paid_at = Some(stated(began));
-        callbacks.push(world.told(&trade, &overrides(fields)));
+        callbacks.push(world.notice_of(&trade, &overrides(fields)));
         orders.push(order);
     }
     let acks = world.settle(callbacks).await;

@@ -44,8 +44,8 @@ async fn a_start_names_every_account_that_open_orders_and_refunds_need(db: PgPoo
     for order in [&paid, &returning, &returned] {
         world.settle(vec![world.paid(order)]).await;
     }
-    world.ask(returning.id, None).await.unwrap();
-    let refund = world.ask(returned.id, None).await.unwrap();
+    world.request_refund(returning.id, None).await.unwrap();
+    let refund = world.request_refund(returned.id, None).await.unwrap();
     world.tell(&refund, &RefundReport::of(RefundState::Succeeded)).await;
     assert_eq!(world.status(&returned).await, OrderStatus::Refunded);
     for (order, account) in [(&placed, "gone"), (&paid, "paid"), (&returning, "returning"), (&returned, "returned")] {

@@ -39,7 +39,7 @@ impl World {
         let after = trade.clone().refunded(number, fen, RefundState::Success);
         let unnamed = [("out_biz_no".to_owned(), None)].into_iter().collect();
         let fields = if named { Default::default() } else { unnamed };
-        let callback = self.told(&after, &Overrides { fields, ..Overrides::default() });
+        let callback = self.notice_of(&after, &Overrides { fields, ..Overrides::default() });
         (after, callback)
     }
 
@@ -69,7 +69,7 @@ impl World {
     pub async fn paid_with(&self, method: PaymentMethod, amount: &str) -> (Order, Trade) {
         let order = self.pending_order(method, amount).await;
         let trade = self.paid_trade(&order);
-        self.settle(vec![self.told(&trade, &Overrides::default())]).await;
+        self.settle(vec![self.notice_of(&trade, &Overrides::default())]).await;
         (self.order(&order.id).await, trade)
     }
 
@@ -143,7 +143,7 @@ async fn money_that_came_and_went_before_it_was_recorded_is_never_delivered_for(
                     world.end(&order).await;
                 }
                 let trade = world.paid_trade(&order);
-                let came = world.told(&trade, &Overrides::default());
+                let came = world.notice_of(&trade, &Overrides::default());
                 let (_, went) = world.went(&trade, ("CONSOLE1", 500), named);
                 arrive(&world, arrival, came.clone(), went.clone()).await;
                 world.settle(vec![came, went]).await;
@@ -175,7 +175,7 @@ async fn a_part_that_went_back_before_our_first_sight_leaves_the_rest_in_reach(d
             let place = format!("{method} {named} {arrival:?}");
             let order = world.pending_order(method, "5").await;
             let trade = world.paid_trade(&order);
-            let came = world.told(&trade, &Overrides::default());
+            let came = world.notice_of(&trade, &Overrides::default());
             let (_, went) = world.went(&trade, ("CONSOLE1", 150), named);
             arrive(&world, arrival, came, went).await;
             assert_eq!(world.status(&order).await, Pending, "{place}");
@@ -187,7 +187,7 @@ async fn a_part_that_went_back_before_our_first_sight_leaves_the_rest_in_reach(d
             let evidence = world.cases().await.pop().unwrap().1;
             assert_eq!((&evidence["amount"], &evidence["returned"]), (&json!("5.00"), &json!("1.50")), "{place}");
             // The rest can go back.
-            let rest = world.ask_of(&order, &trade).await.unwrap();
+            let rest = world.request_of(&order, &trade).await.unwrap();
             assert_eq!(rest.amount, yuan("3.50"), "{place}");
         }
     }
@@ -202,28 +202,31 @@ async fn a_refund_of_the_console_is_booked_once_and_the_rest_is_what_is_left(db:
         world.settle(vec![went.clone(), went]).await;
         // The same fact in another message.
         let again = Overrides { id: Some(format!("again-{}", order.order_no)), ..Overrides::default() };
-        world.settle(vec![world.told(&trade, &again)]).await;
+        world.settle(vec![world.notice_of(&trade, &again)]).await;
         let after = world.order(&order.id).await;
         assert_eq!((after.status, after.refunded_amount), (PartiallyRefunded, yuan("1.50")), "{method}");
         assert_eq!(world.booked(&order).await, [(OUTSIDE, "1.50".to_owned(), RefundStatus::Succeeded)]);
         assert_eq!(world.open_cases(&order).await, []);
-        assert_eq!(world.ask(order.id, Some("2.51")).await.unwrap_err(), RefundRefusal::TooMuch(yuan("2.50")));
-        let rest = world.ask(order.id, None).await.unwrap();
+        assert_eq!(
+            world.request_refund(order.id, Some("2.51")).await.unwrap_err(),
+            RefundRefusal::TooMuch(yuan("2.50"))
+        );
+        let rest = world.request_refund(order.id, None).await.unwrap();
         assert_eq!(rest.amount, yuan("2.50"));
         world.tell(&rest, &succeeded()).await;
         assert_eq!(world.status(&order).await, Refunded);
-        let told = [
+        let expected = [
             of("order.paid", None),
             of("refund.succeeded", Some("outside")),
             of("refund.succeeded", Some("service")),
             of("order.refunded", Some("service")),
         ];
-        assert_eq!(world.news(&order).await, told, "{method}");
+        assert_eq!(world.news(&order).await, expected, "{method}");
     }
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn parts_of_the_console_are_booked_in_whatever_order_they_are_told(db: PgPool) {
+async fn parts_of_the_console_are_booked_in_whatever_order_they_are_reported(db: PgPool) {
     let world = World::new(db);
     for method in BOTH {
         for backwards in [false, true] {
@@ -245,12 +248,12 @@ async fn parts_of_the_console_are_booked_in_whatever_order_they_are_told(db: PgP
 
 /// Trap: a refund of ours that was never sent explains money that went back without it.
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn what_went_back_while_ours_was_on_its_way_is_told_apart_when_ours_ends(db: PgPool) {
+async fn what_went_back_while_ours_was_on_its_way_is_distinguished_when_ours_ends(db: PgPool) {
     let world = World::new(db);
     for method in BOTH {
         for fails in [true, false] {
             let (order, trade) = world.paid_with(method, "4").await;
-            let ours = world.ask(order.id, Some("1")).await.unwrap();
+            let ours = world.request_refund(order.id, Some("1")).await.unwrap();
             let trade = if fails { trade } else { trade.refunded(ours.refund_no.as_str(), 100, RefundState::Success) };
             let (_, went) = world.went(&trade, ("CONSOLE1", 250), true);
             world.settle(vec![went]).await;
@@ -275,34 +278,34 @@ async fn an_order_that_the_console_returned_whole_is_refunded_once_ours_has_fail
     let world = World::new(db);
     for named in [true, false] {
         let (order, trade) = world.paid_with(Alipay, "4").await;
-        let ours = world.ask(order.id, None).await.unwrap();
+        let ours = world.request_refund(order.id, None).await.unwrap();
         let (_, went) = world.went(&trade, ("CONSOLE1", 400), named);
         world.settle(vec![went]).await;
         world.tell(&ours, &failed()).await;
         assert_eq!(world.order(&order.id).await.refunded_amount, yuan("4"));
-        let told = [
+        let expected = [
             of("order.paid", None),
             of("refund.failed", Some("service")),
             of("refund.succeeded", Some("outside")),
             of("order.refunded", Some("outside")),
         ];
-        assert_eq!(world.news(&order).await, told);
-        let asked: i64 = sqlx::query_scalar("select count(*) from jobs where kind = 'check' and ref_id = $1")
+        assert_eq!(world.news(&order).await, expected);
+        let queries: i64 = sqlx::query_scalar("select count(*) from jobs where kind = 'check' and ref_id = $1")
             .bind(order.id.to_string())
             .fetch_one(&world.db)
             .await
             .unwrap();
-        assert_eq!(asked, 1, "the gateway is asked about the trade once more");
+        assert_eq!(queries, 1, "the gateway is asked about the trade once more");
     }
 }
 
 /// A refund that we count as failed may be the returned money, so it is queried before anything is booked.
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn what_a_failed_refund_may_explain_is_asked_about_first(db: PgPool) {
+async fn what_a_failed_refund_may_explain_is_queried_first(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for ours_went in [true, false] {
         let order = bench.paid(Alipay).await;
-        let ours = bench.world.ask(order.id, Some("1.00")).await.unwrap();
+        let ours = bench.world.request_refund(order.id, Some("1.00")).await.unwrap();
         if ours_went {
             bench.faults(r#"{"refund":{"effect_then_timeout":1}}"#).await;
             bench.carry(ours.id).await;
@@ -350,7 +353,7 @@ async fn a_late_payment_that_went_back_is_noted_in_its_case_and_not_honoured(db:
         let order = world.pending_order(method, "5").await;
         world.end(&order).await;
         let trade = world.paid_trade(&order);
-        world.settle(vec![world.told(&trade, &Overrides::default())]).await;
+        world.settle(vec![world.notice_of(&trade, &Overrides::default())]).await;
         let (_, went) = world.went(&trade, ("CONSOLE1", fen), true);
         world.settle(vec![went]).await;
         let evidence = world.cases().await.pop().unwrap();
@@ -369,8 +372,8 @@ async fn a_late_payment_that_went_back_is_noted_in_its_case_and_not_honoured(db:
             // What went back before is published after the payment, so that the sums of those who deliver agree.
             let after = world.order(&order.id).await;
             assert_eq!((after.status, after.refunded_amount), (PartiallyRefunded, yuan("1")));
-            let told = [of("order.closed", None), of("order.paid", None), of("refund.succeeded", Some("outside"))];
-            assert_eq!(world.news(&order).await, told);
+            let expected = [of("order.closed", None), of("order.paid", None), of("refund.succeeded", Some("outside"))];
+            assert_eq!(world.news(&order).await, expected);
         }
     }
 }
@@ -383,7 +386,7 @@ async fn a_second_payment_that_came_and_went_is_recorded_and_changes_no_order(db
         let second = world.paid_trade(&order);
         let (_, went) = world.went(&second, ("CONSOLE1", 500), true);
         world.settle(vec![went]).await;
-        world.settle(vec![world.told(&second, &Overrides::default())]).await;
+        world.settle(vec![world.notice_of(&second, &Overrides::default())]).await;
         let after = world.order(&order.id).await;
         assert_eq!((after.status, after.refunded_amount), (Paid, Money::ZERO), "{method}");
         assert_eq!(world.news(&order).await, [of("order.paid", None)]);
@@ -399,16 +402,16 @@ async fn what_only_a_query_shows_waits_for_a_person_or_for_the_notice(db: PgPool
     let bench = Bench::new(db, "hold").await;
     let order = bench.paid(Wechat).await;
     bench.console(&order, json!({ "amount_fen": 150, "notify": true })).await;
-    bench.ask_now(order.id, CheckRequest::sync()).await;
+    bench.request_now(order.id, CheckRequest::sync()).await;
     bench.check(&order).await;
     assert_eq!(bench.world.open_cases(&order).await, [case("unknown_refund", "open")]);
-    assert!(matches!(bench.world.ask(order.id, None).await, Err(RefundRefusal::NotRefundable(_))));
+    assert!(matches!(bench.world.request_refund(order.id, None).await, Err(RefundRefusal::NotRefundable(_))));
     let notice = bench.notice(&order, "?event=refund").await.unwrap();
     bench.world.settle(vec![notice]).await;
     let after = bench.world.order(&order.id).await;
     assert_eq!((after.status, after.refunded_amount), (PartiallyRefunded, yuan("1.50")));
     assert_eq!(bench.world.open_cases(&order).await, [case("unknown_refund", "resolved")]);
-    assert_eq!(bench.world.ask(order.id, None).await.unwrap().amount, yuan("7.38"));
+    assert_eq!(bench.world.request_refund(order.id, None).await.unwrap().amount, yuan("7.38"));
 }
 
 /// Alipay's query shows a trade that was fully refunded, and its answer to our next refund states the sum.
@@ -417,14 +420,14 @@ async fn without_a_notice_the_query_or_our_next_refund_shows_it(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let order = bench.paid(Alipay).await;
     bench.console(&order, json!({ "notify": false })).await;
-    bench.ask_now(order.id, CheckRequest::sync()).await;
+    bench.request_now(order.id, CheckRequest::sync()).await;
     bench.check(&order).await;
     let after = bench.world.order(&order.id).await;
     assert_eq!((after.status, after.refunded_amount), (Refunded, order.amount));
 
     let order = bench.paid(Alipay).await;
     bench.console(&order, json!({ "amount_fen": 100, "notify": false })).await;
-    let ours = bench.world.ask(order.id, Some("2.00")).await.unwrap();
+    let ours = bench.world.request_refund(order.id, Some("2.00")).await.unwrap();
     bench.carry_to_its_end(ours.id).await;
     let after = bench.world.order(&order.id).await;
     assert_eq!((after.status, after.refunded_amount), (PartiallyRefunded, yuan("3")));
@@ -464,18 +467,18 @@ impl Bench {
     /// A refund in the gateway's console.
     pub async fn console(&self, order: &Order, refund: Value) -> Value {
         let path = format!("/sim/trades/{}/{}/refunds", order.payment_method, order.order_no);
-        let told = self.control("POST", &path, &refund.to_string()).await;
-        assert!(told["error"].is_null(), "{told}");
-        told
+        let answer = self.control("POST", &path, &refund.to_string()).await;
+        assert!(answer["error"].is_null(), "{answer}");
+        answer
     }
 }
 
 impl World {
     /// Requests a refund of the rest of a payment that is not the order's own.
-    async fn ask_of(&self, order: &Order, trade: &Trade) -> Result<Refund, RefundRefusal> {
+    async fn request_of(&self, order: &Order, trade: &Trade) -> Result<Refund, RefundRefusal> {
         let clock = self.worker.clock;
         let id = domain::RefundId::from_u128(clock.fresh_bits());
-        let wish = settle::refunds::Wish {
+        let request = settle::refunds::RequestedRefund {
             id,
             order_id: order.id,
             extra_trade: Some(TradeNo::parse(trade.trade_no.clone().unwrap()).unwrap()),
@@ -485,8 +488,8 @@ impl World {
             requested_by: "a person".to_owned(),
         };
         let mut tx = self.db.begin().await.unwrap();
-        let asked = settle::refunds::ask(&mut tx, &wish, clock.now()).await;
+        let refund = settle::refunds::request(&mut tx, &request, clock.now()).await;
         tx.commit().await.unwrap();
-        asked.map_err(|not_done| not_done.refusal().unwrap())
+        refund.map_err(|not_done| not_done.refusal().unwrap())
     }
 }

@@ -2,7 +2,7 @@
 
 use domain::OrderStatus::{Closed, Paid};
 use domain::PaymentMethod::{Alipay, Wechat};
-use domain::message::job::{Asked, CheckRequest};
+use domain::message::job::{CheckRequest, Decision};
 use domain::{CaseStatus, Money, OrderStatus, RefundNo};
 use serde_json::json;
 use sqlx::PgPool;
@@ -20,7 +20,7 @@ async fn people_honour_a_late_payment_once(db: PgPool) {
     for order in &late {
         let case = bench.case_of(order).await;
         for _ in 0..2 {
-            bench.ask_now(order.id, CheckRequest::of_case(case, Asked::Fulfil)).await;
+            bench.request_now(order.id, CheckRequest::of_case(case, Decision::Fulfil)).await;
             bench.check(order).await;
         }
         let paid = bench.world.order(&order.id).await;
@@ -49,7 +49,7 @@ async fn a_late_payment_whose_money_has_gone_is_not_honoured(db: PgPool) {
                 if part { json!({ "amount_fen": 100, "notify": false }) } else { json!({ "notify": false }) },
             )
             .await;
-        bench.ask_now(order.id, CheckRequest::of_case(case, Asked::Fulfil)).await;
+        bench.request_now(order.id, CheckRequest::of_case(case, Decision::Fulfil)).await;
         bench.check(order).await;
         assert_eq!(bench.world.status(order).await, Closed);
         let case = store::tables::cases::get(&bench.world.db, case).await.unwrap().unwrap();
@@ -96,7 +96,7 @@ async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
     bench.console(&order, json!({ "amount_fen": 150, "out_refund_no": "CONSOLE1", "notify": false })).await;
     bench.run_look_back(&order).await;
     let case = bench.case_of(&order).await;
-    let book = |number: &str, yuan: &str| Asked::BookRefund {
+    let book = |number: &str, yuan: &str| Decision::BookRefund {
         refund_no: RefundNo::parse(number).unwrap(),
         amount: Money::from_yuan(yuan).unwrap(),
     };
@@ -104,7 +104,7 @@ async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
         (book("CONSOLE2", "1.50"), "the gateway knows no refund of this number"),
         (book("CONSOLE1", "1.60"), "the gateway states another amount: 1.50 yuan"),
     ] {
-        bench.ask_now(order.id, CheckRequest::of_case(case, wrong)).await;
+        bench.request_now(order.id, CheckRequest::of_case(case, wrong)).await;
         bench.check(&order).await;
         assert_eq!(bench.world.order(&order.id).await.refunded_amount, Money::ZERO);
         let case = store::tables::cases::get(&bench.world.db, case).await.unwrap().unwrap();
@@ -113,7 +113,7 @@ async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
     }
     // Without an answer the request stays in the job.
     bench.faults(r#"{"api":{"error_5xx":1}}"#).await;
-    bench.ask_now(order.id, CheckRequest::of_case(case, book("CONSOLE1", "1.50"))).await;
+    bench.request_now(order.id, CheckRequest::of_case(case, book("CONSOLE1", "1.50"))).await;
     bench.check(&order).await;
     assert_eq!(bench.job(&order).await.unwrap().2, CheckRequest::of_case(case, book("CONSOLE1", "1.50")).payload());
     bench.faults(r#"{"api":{"error_5xx":0}}"#).await;
@@ -126,7 +126,7 @@ async fn people_book_what_the_gateway_confirms_and_nothing_else(db: PgPool) {
     let case = store::tables::cases::get(&bench.world.db, case).await.unwrap().unwrap();
     assert_eq!(case.status, CaseStatus::Resolved);
     // The rest is what is left, and the order is refunded in the end.
-    let rest = bench.world.ask(order.id, None).await.unwrap();
+    let rest = bench.world.request_refund(order.id, None).await.unwrap();
     assert_eq!(rest.amount, Money::from_yuan("7.38").unwrap());
     bench.carry_to_its_end(rest.id).await;
     assert_eq!(bench.world.status(&order).await, OrderStatus::Refunded);

@@ -121,7 +121,7 @@ async fn odd_times_of_payments_do_not_touch_their_neighbours(db: PgPool) {
         let text = (n % 6 == 0 || n % 6 == 3).then(|| odd(order.payment_method)[n / 12]);
         let field = if order.payment_method == Alipay { "gmt_payment" } else { "/success_time" };
         let fields = text.map(|text| (field.to_owned(), Some(text.into()))).into_iter().collect();
-        world.told(&world.paid_trade(order), &Overrides { fields, ..Overrides::default() })
+        world.notice_of(&world.paid_trade(order), &Overrides { fields, ..Overrides::default() })
     });
     let callbacks: Vec<Callback> = callbacks.collect();
     let acks = world.settle(callbacks).await;
@@ -210,8 +210,8 @@ async fn a_slow_statement_of_one_callback_holds_up_that_one_alone(db: PgPool) {
 
 /// What the planted faults of a check are, and how many attempts each has cost.
 const CHECK_FAULTS: [((Point, Fault), i32); 9] = [
-    ((Point::CheckAsked, Fault::Panic), 1),
-    ((Point::CheckAsked, Fault::Error), 1),
+    ((Point::CheckQueried, Fault::Panic), 1),
+    ((Point::CheckQueried, Fault::Error), 1),
     ((Point::CheckClosed, Fault::Panic), 1),
     ((Point::CheckSettled, Fault::Panic), 1),
     ((Point::CheckSettled, Fault::Error), 1),
@@ -248,9 +248,9 @@ async fn faults_at_each_stage_of_a_check_concern_their_job_among_2000(db: PgPool
         assert_eq!(run_batch(&checks, nudges).await.unwrap(), vec![Ack::Done; batch.len()]);
     }
     assert!(sown.iter().all(|sown| sown.met() > 0), "each fault was met");
-    let asked = "select count(*) from jobs where kind = 'check' and attempts = 0 and lease_until is null
+    let untried = "select count(*) from jobs where kind = 'check' and attempts = 0 and lease_until is null
                  and last_error in ('ORDER_NOT_EXIST', 'TRADE_NOT_EXIST')";
-    assert_eq!(number(&db, asked).await, 2001, "the genuine ones, and the one that was committed");
+    assert_eq!(number(&db, untried).await, 2001, "the genuine ones, and the one that was committed");
     for (n, order) in orders.iter().enumerate() {
         let Some(((point, fault), attempts)) = bad(n) else { continue };
         let (why, found, leased): (Option<String>, i32, bool) =
@@ -296,7 +296,7 @@ async fn faults_at_each_stage_of_a_refund_concern_their_job_and_return_once(db: 
     let mut refunds = Vec::new();
     for n in 0..72 {
         let order = bench.paid(if n % 2 == 0 { Alipay } else { Wechat }).await;
-        refunds.push((bench.world.ask(order.id, None).await.unwrap(), order));
+        refunds.push((bench.world.request_refund(order.id, None).await.unwrap(), order));
     }
     // All of them at Alipay, which ends a refund with its first answer.
     let bad = |n: usize| REFUND_FAULTS.get(n / 8).copied().filter(|_| n % 8 == n / 8 * 2 % 8);

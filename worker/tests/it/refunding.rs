@@ -23,9 +23,9 @@ const ALL_WELL: &str = "{}";
 
 impl Bench {
     /// A refund that has not been sent yet, of an order that was paid.
-    async fn asked(&self, method: PaymentMethod, yuan: Option<&str>) -> (Order, Refund) {
+    async fn requested(&self, method: PaymentMethod, yuan: Option<&str>) -> (Order, Refund) {
         let order = self.paid(method).await;
-        let refund = self.world.ask(order.id, yuan).await.unwrap();
+        let refund = self.world.request_refund(order.id, yuan).await.unwrap();
         (order, refund)
     }
 
@@ -71,7 +71,7 @@ impl Bench {
 async fn a_refund_goes_back_once_at_each_gateway(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in BOTH {
-        let (order, refund) = bench.asked(method, Some("3.00")).await;
+        let (order, refund) = bench.requested(method, Some("3.00")).await;
         assert_eq!(bench.world.status(&order).await, Refunding);
         bench.carry_to_its_end(refund.id).await;
         let done = bench.refund_of(refund.id).await;
@@ -80,7 +80,7 @@ async fn a_refund_goes_back_once_at_each_gateway(db: PgPool) {
         assert_eq!(bench.world.order(&order.id).await.refunded_amount.fen(), 300);
         assert_eq!(bench.world.status(&order).await, PartiallyRefunded);
 
-        let rest = bench.world.ask(order.id, None).await.unwrap();
+        let rest = bench.world.request_refund(order.id, None).await.unwrap();
         bench.pass(Duration::minutes(2)).await;
         bench.carry_to_its_end(rest.id).await;
         assert_eq!(bench.world.status(&order).await, Refunded);
@@ -96,10 +96,10 @@ async fn a_refund_goes_back_once_at_each_gateway(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn an_answer_that_never_came_is_asked_about_and_the_refund_is_not_sent_twice(db: PgPool) {
+async fn an_answer_that_never_came_is_queried_and_the_refund_is_not_sent_twice(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in BOTH {
-        let (order, refund) = bench.asked(method, None).await;
+        let (order, refund) = bench.requested(method, None).await;
         bench.faults(r#"{"refund":{"effect_then_timeout":1}}"#).await;
         bench.carry(refund.id).await;
         assert_eq!(bench.refund_of(refund.id).await.status, Processing, "unknown is neither success nor failure");
@@ -125,7 +125,7 @@ async fn an_answer_that_never_came_is_asked_about_and_the_refund_is_not_sent_twi
 async fn what_did_not_arrive_is_sent_again_under_the_same_number(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for (method, fault) in BOTH.into_iter().flat_map(|method| [(method, "error_5xx"), (method, "rate_limited")]) {
-        let (order, refund) = bench.asked(method, Some("1.23")).await;
+        let (order, refund) = bench.requested(method, Some("1.23")).await;
         bench.faults(&format!(r#"{{"refund":{{"{fault}":1}}}}"#)).await;
         bench.carry(refund.id).await;
         assert_eq!(bench.refund_of(refund.id).await.status, Processing, "{method} {fault}");
@@ -143,7 +143,7 @@ async fn what_did_not_arrive_is_sent_again_under_the_same_number(db: PgPool) {
 async fn a_refusal_is_a_failure_only_once_a_question_knows_no_refund(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in BOTH {
-        let (order, refund) = bench.asked(method, None).await;
+        let (order, refund) = bench.requested(method, None).await;
         let age = format!("/sim/trades/{method}/{}/age", order.order_no);
         bench.control("POST", &age, r#"{"days":366}"#).await;
         bench.carry(refund.id).await;
@@ -162,7 +162,7 @@ async fn a_refusal_is_a_failure_only_once_a_question_knows_no_refund(db: PgPool)
 async fn a_short_balance_waits_opens_one_case_and_costs_no_attempt(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in BOTH {
-        let (order, refund) = bench.asked(method, None).await;
+        let (order, refund) = bench.requested(method, None).await;
         let balance = format!("/sim/balances/{method}/main");
         bench.control("PUT", &balance, r#"{"fen":0}"#).await;
         for _ in 0..2 {
@@ -184,12 +184,12 @@ async fn a_short_balance_waits_opens_one_case_and_costs_no_attempt(db: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_undeliverable_refund_stays_reserved_until_a_person_sends_it_another_way(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
-    let (order, refund) = bench.asked(Wechat, Some("5.00")).await;
+    let (order, refund) = bench.requested(Wechat, Some("5.00")).await;
     bench.faults(r#"{"refund":{"abnormal":1}}"#).await;
     bench.carry_to_its_end(refund.id).await;
     assert_eq!(bench.refund_of(refund.id).await.status, Abnormal);
     assert_eq!(bench.world.status(&order).await, Paid, "not in flight any more");
-    assert!(bench.world.ask(order.id, Some("3.89")).await.is_err(), "what is stuck stays reserved");
+    assert!(bench.world.request_refund(order.id, Some("3.89")).await.is_err(), "what is stuck stays reserved");
     assert_eq!(bench.world.cases().await[0].0, "refund_abnormal");
     let (due, _) = bench.due(refund.id).await;
     assert!((86_390..=86_400).contains(&due), "asked about daily: {due}");
@@ -205,13 +205,13 @@ async fn an_undeliverable_refund_stays_reserved_until_a_person_sends_it_another_
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_closed_refund_has_failed_and_another_number_may_follow(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
-    let (order, refund) = bench.asked(Wechat, None).await;
+    let (order, refund) = bench.requested(Wechat, None).await;
     bench.faults(r#"{"refund":{"closed":1}}"#).await;
     bench.carry_to_its_end(refund.id).await;
     assert_eq!(bench.refund_of(refund.id).await.status, Failed);
     assert_eq!(bench.world.cases().await[0].0, "refund_closed");
     bench.faults(ALL_WELL).await;
-    let next = bench.world.ask(order.id, None).await.unwrap();
+    let next = bench.world.request_refund(order.id, None).await.unwrap();
     assert_ne!(next.refund_no, refund.refund_no);
     bench.pass(Duration::minutes(2)).await;
     bench.carry_to_its_end(next.id).await;
@@ -223,18 +223,18 @@ async fn a_closed_refund_has_failed_and_another_number_may_follow(db: PgPool) {
 async fn a_notice_settles_a_refund_at_wechat_and_brings_the_question_forward_at_alipay(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in BOTH {
-        let (order, refund) = bench.asked(method, None).await;
+        let (order, refund) = bench.requested(method, None).await;
         bench.faults(r#"{"refund":{"effect_then_timeout":1}}"#).await;
         bench.carry(refund.id).await;
         bench.faults(ALL_WELL).await;
         let notice = bench.notice_of(&order, &refund).await;
         bench.world.settle(vec![notice.clone(), notice]).await;
-        let told = bench.refund_of(refund.id).await.status;
+        let status = bench.refund_of(refund.id).await.status;
         if method == Wechat {
-            assert_eq!(told, Succeeded);
+            assert_eq!(status, Succeeded);
             assert!(bench.refund_job(refund.id).await.is_none());
         } else {
-            assert_eq!(told, Processing, "a hint is no proof");
+            assert_eq!(status, Processing, "a hint is no proof");
             assert!(bench.due(refund.id).await.0 <= 0);
             bench.carry_to_its_end(refund.id).await;
         }
@@ -248,7 +248,7 @@ async fn a_notice_settles_a_refund_at_wechat_and_brings_the_question_forward_at_
 async fn a_worker_that_died_before_the_call_is_found_to_have_sent_nothing(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in BOTH {
-        let (_, refund) = bench.asked(method, None).await;
+        let (_, refund) = bench.requested(method, None).await;
         // The state is committed before the call; the call never left.
         let mut tx = bench.world.db.begin().await.unwrap();
         store::tables::refunds::mark_sent(&mut tx, refund.id, bench.checks.clock.now()).await.unwrap();
@@ -264,13 +264,13 @@ async fn a_worker_that_died_before_the_call_is_found_to_have_sent_nothing(db: Pg
 async fn the_pause_between_two_refunds_is_kept_without_a_call(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for (method, pause) in [(Alipay, 3), (Wechat, 60)] {
-        let (order, first) = bench.asked(method, Some("1.00")).await;
+        let (order, first) = bench.requested(method, Some("1.00")).await;
         bench.carry(first.id).await;
         if method == Wechat {
             bench.world.settle(vec![bench.notice_of(&order, &first).await]).await;
         }
         assert_eq!(bench.refund_of(first.id).await.status, Succeeded);
-        let second = bench.world.ask(order.id, Some("1.00")).await.unwrap();
+        let second = bench.world.request_refund(order.id, Some("1.00")).await.unwrap();
         bench.carry(second.id).await;
         let waiting = bench.refund_of(second.id).await;
         assert_eq!((waiting.status, waiting.attempts), (Pending, 0), "{method}");
@@ -286,7 +286,7 @@ async fn while_calls_fail_few_more_are_tried(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     let mut refunds = Vec::new();
     for _ in 0..6 {
-        refunds.push(bench.asked(Wechat, None).await.1);
+        refunds.push(bench.requested(Wechat, None).await.1);
     }
     bench.faults(r#"{"refund":{"error_5xx":1}}"#).await;
     let began = Instant::now();
@@ -305,7 +305,7 @@ async fn while_calls_fail_few_more_are_tried(db: PgPool) {
 async fn no_refund_fails_by_its_age(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in BOTH {
-        let (order, refund) = bench.asked(method, None).await;
+        let (order, refund) = bench.requested(method, None).await;
         bench.faults(r#"{"refund":{"processing_ms":86400000}}"#).await;
         let mut last = 0;
         for (age, every) in [(0, 10), (5 * 60, 60), (30 * 60, 300), (12 * 3600, 1800), (30 * 86_400, 7200)] {
@@ -336,7 +336,7 @@ async fn no_refund_fails_by_its_age(db: PgPool) {
 async fn a_refund_that_a_notice_calls_undeliverable_has_the_number_to_send_it_another_way(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for known in [true, false] {
-        let (order, refund) = bench.asked(Wechat, None).await;
+        let (order, refund) = bench.requested(Wechat, None).await;
         bench.faults(r#"{"refund":{"abnormal":1}}"#).await;
         bench.carry(refund.id).await;
         bench.world.settle(vec![bench.notice_of(&order, &refund).await]).await;
@@ -351,9 +351,9 @@ async fn a_refund_that_a_notice_calls_undeliverable_has_the_number_to_send_it_an
         bench.redirect(refund.id).await;
         bench.faults(r#"{"api":{"error_5xx":1}}"#).await;
         bench.carry(refund.id).await;
-        let (due, attempts, asked) = bench.refund_job(refund.id).await.unwrap();
+        let (due, attempts, requested) = bench.refund_job(refund.id).await.unwrap();
         assert!(due < Duration::seconds(5) && attempts == 1, "{due} {attempts}");
-        assert_eq!(asked, json!({ "redirect": "merchant" }));
+        assert_eq!(requested, json!({ "redirect": "merchant" }));
         bench.faults(ALL_WELL).await;
         bench.carry(refund.id).await;
         bench.carry_to_its_end(refund.id).await;
@@ -371,7 +371,7 @@ async fn a_refund_that_a_notice_calls_undeliverable_has_the_number_to_send_it_an
 async fn a_refund_that_failed_here_and_went_back_there_is_found_by_a_hint_and_by_looking_back(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for hint in [true, false] {
-        let (order, refund) = bench.asked(Alipay, None).await;
+        let (order, refund) = bench.requested(Alipay, None).await;
         bench.faults(r#"{"refund":{"effect_then_timeout":1}}"#).await;
         bench.carry(refund.id).await;
         bench.faults(ALL_WELL).await;
@@ -396,7 +396,7 @@ async fn a_refund_that_failed_here_and_went_back_there_is_found_by_a_hint_and_by
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_refused_repeat_waits_for_what_was_sent_before_it(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
-    let (order, refund) = bench.asked(Alipay, None).await;
+    let (order, refund) = bench.requested(Alipay, None).await;
     bench.faults(r#"{"refund":{"error_5xx":1}}"#).await;
     bench.carry(refund.id).await;
     bench.faults(ALL_WELL).await;
@@ -419,7 +419,7 @@ async fn a_refused_repeat_waits_for_what_was_sent_before_it(db: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_worker_that_has_lost_its_job_can_bring_facts_and_nothing_else(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
-    let (order, refund) = bench.asked(Alipay, None).await;
+    let (order, refund) = bench.requested(Alipay, None).await;
     bench.control("POST", &format!("/sim/trades/alipay/{}/age", order.order_no), r#"{"days":366}"#).await;
     // Its lease ends while its call is under way: another worker has the job.
     bench.when_refunded("update jobs set fence = fence + 1 where kind = 'refund'");
@@ -432,7 +432,7 @@ async fn a_worker_that_has_lost_its_job_can_bring_facts_and_nothing_else(db: PgP
 async fn another_amount_is_a_case_and_no_state(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in BOTH {
-        let (order, refund) = bench.asked(method, Some("1.00")).await;
+        let (order, refund) = bench.requested(method, Some("1.00")).await;
         bench.faults(r#"{"refund":{"effect_then_timeout":1,"other_amount":1}}"#).await;
         bench.carry(refund.id).await;
         for _ in 0..2 {
@@ -452,7 +452,7 @@ async fn another_amount_is_a_case_and_no_state(db: PgPool) {
 async fn what_had_to_wait_for_another_refund_goes_back_after_it(db: PgPool) {
     let bench = Bench::new(db, "refund").await;
     for method in BOTH {
-        let (order, refund) = bench.asked(method, None).await;
+        let (order, refund) = bench.requested(method, None).await;
         for _ in 0..2 {
             bench.act(&order, "pay-again").await;
         }
@@ -483,7 +483,7 @@ async fn what_had_to_wait_for_another_refund_goes_back_after_it(db: PgPool) {
 async fn a_connection_that_is_refused_is_tried_again_at_once(db: PgPool) {
     let bench = Bench::new(db, "hold").await;
     for method in BOTH {
-        let (order, refund) = bench.asked(method, None).await;
+        let (order, refund) = bench.requested(method, None).await;
         carry(&bench.early().await, refund.id).await;
         let sent = bench.refund_of(refund.id).await;
         assert_eq!((sent.attempts, sent.last_error), (1, None), "{method}");

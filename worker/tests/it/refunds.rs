@@ -7,7 +7,7 @@ use domain::{Money, OrderId, OrderStatus, RefundId, RefundNo, RefundReport, Refu
 use runtime::clock::Clock;
 use sqlx::PgPool;
 use store::settle::refunds as settling;
-use store::settle::refunds::{RefundRefusal, RefundVerdict, Wish};
+use store::settle::refunds::{RefundRefusal, RefundVerdict, RequestedRefund};
 use store::tables::orders::Order;
 use store::tables::refunds::{self, Refund};
 use store::{DbError, MIGRATOR, NotDone};
@@ -25,10 +25,10 @@ impl World {
         self.order(&order.id).await
     }
 
-    pub async fn ask(&self, order_id: OrderId, amount: Option<&str>) -> Result<Refund, RefundRefusal> {
+    pub async fn request_refund(&self, order_id: OrderId, amount: Option<&str>) -> Result<Refund, RefundRefusal> {
         let clock = Clock::system();
         let id = RefundId::from_u128(clock.fresh_bits());
-        let wish = Wish {
+        let request = RequestedRefund {
             id,
             order_id,
             extra_trade: None,
@@ -38,7 +38,7 @@ impl World {
             requested_by: "buyer-1".to_owned(),
         };
         let mut tx = self.db.begin().await.unwrap();
-        match settling::ask(&mut tx, &wish, clock.now()).await {
+        match settling::request(&mut tx, &request, clock.now()).await {
             Ok(refund) => {
                 tx.commit().await.unwrap();
                 Ok(refund)
@@ -86,20 +86,20 @@ fn failed() -> RefundReport {
 async fn parts_go_back_one_after_the_other_until_all_is_returned(db: PgPool) {
     let world = World::new(db);
     let order = world.paid_order(Alipay, "10").await;
-    let first = world.ask(order.id, Some("4")).await.unwrap();
+    let first = world.request_refund(order.id, Some("4")).await.unwrap();
     assert_eq!(world.status(&order).await, OrderStatus::Refunding);
-    assert_eq!(world.ask(order.id, Some("1")).await.unwrap_err(), RefundRefusal::InProgress);
+    assert_eq!(world.request_refund(order.id, Some("1")).await.unwrap_err(), RefundRefusal::InProgress);
     assert_eq!(world.tell(&first, &returned()).await, RefundVerdict::Settled);
     let part = world.order(&order.id).await;
     assert_eq!((part.status, part.refunded_amount), (OrderStatus::PartiallyRefunded, yuan("4")));
 
-    assert_eq!(world.ask(order.id, Some("6.01")).await.unwrap_err(), RefundRefusal::TooMuch(yuan("6")));
-    let rest = world.ask(order.id, None).await.unwrap();
+    assert_eq!(world.request_refund(order.id, Some("6.01")).await.unwrap_err(), RefundRefusal::TooMuch(yuan("6")));
+    let rest = world.request_refund(order.id, None).await.unwrap();
     assert_eq!(rest.amount, yuan("6"));
     world.tell(&rest, &returned()).await;
     let whole = world.order(&order.id).await;
     assert_eq!((whole.status, whole.refunded_amount), (OrderStatus::Refunded, yuan("10")));
-    assert_eq!(world.ask(order.id, None).await.unwrap_err(), RefundRefusal::AlreadyRefunded);
+    assert_eq!(world.request_refund(order.id, None).await.unwrap_err(), RefundRefusal::AlreadyRefunded);
     assert_eq!(world.event_kinds().await, ["order.paid", "refund.succeeded", "refund.succeeded", "order.refunded"]);
     assert_eq!(world.count("work").await, 0, "what is over needs no job but its look back");
 }
@@ -108,7 +108,7 @@ async fn parts_go_back_one_after_the_other_until_all_is_returned(db: PgPool) {
 async fn a_repeated_fact_moves_nothing(db: PgPool) {
     let world = World::new(db);
     let order = world.paid_order(Wechat, "10").await;
-    let refund = world.ask(order.id, Some("4")).await.unwrap();
+    let refund = world.request_refund(order.id, Some("4")).await.unwrap();
     assert_eq!(world.tell(&refund, &returned()).await, RefundVerdict::Settled);
     for fact in [returned(), failed(), RefundReport::of(RefundState::Abnormal)] {
         assert_eq!(world.tell(&refund, &fact).await, RefundVerdict::Duplicate);
@@ -121,10 +121,10 @@ async fn a_repeated_fact_moves_nothing(db: PgPool) {
 async fn a_failed_refund_frees_its_amount_and_an_abnormal_one_does_not(db: PgPool) {
     let world = World::new(db);
     let order = world.paid_order(Wechat, "10").await;
-    let refund = world.ask(order.id, None).await.unwrap();
+    let refund = world.request_refund(order.id, None).await.unwrap();
     world.tell(&refund, &failed()).await;
     assert_eq!(world.status(&order).await, OrderStatus::Paid);
-    let stuck = world.ask(order.id, Some("7")).await.unwrap();
+    let stuck = world.request_refund(order.id, Some("7")).await.unwrap();
     world
         .tell(
             &stuck,
@@ -133,7 +133,7 @@ async fn a_failed_refund_frees_its_amount_and_an_abnormal_one_does_not(db: PgPoo
         .await;
     assert_eq!(world.refund(stuck.id).await.status, RefundStatus::Abnormal);
     assert_eq!(world.status(&order).await, OrderStatus::Paid);
-    assert_eq!(world.ask(order.id, Some("3.01")).await.unwrap_err(), RefundRefusal::TooMuch(yuan("3")));
+    assert_eq!(world.request_refund(order.id, Some("3.01")).await.unwrap_err(), RefundRefusal::TooMuch(yuan("3")));
     assert_eq!(world.cases().await[0].0, "refund_abnormal");
     world.tell(&stuck, &returned()).await;
     assert_eq!(world.order(&order.id).await.refunded_amount, yuan("7"));
@@ -143,23 +143,23 @@ async fn a_failed_refund_frees_its_amount_and_an_abnormal_one_does_not(db: PgPoo
 async fn a_success_after_a_failure_is_a_fact_and_a_case(db: PgPool) {
     let world = World::new(db);
     let order = world.paid_order(Alipay, "10").await;
-    let first = world.ask(order.id, None).await.unwrap();
+    let first = world.request_refund(order.id, None).await.unwrap();
     world.tell(&first, &failed()).await;
-    let second = world.ask(order.id, None).await.unwrap();
+    let second = world.request_refund(order.id, None).await.unwrap();
     world.tell(&second, &returned()).await;
     assert_eq!(world.tell(&first, &returned()).await, RefundVerdict::Settled);
     let whole = world.order(&order.id).await;
     assert_eq!((whole.status, whole.refunded_amount), (OrderStatus::Refunded, yuan("10")));
     assert_eq!(world.cases().await[0].0, "refund_after_failure");
-    let told = ["order.paid", "refund.failed", "refund.succeeded", "order.refunded", "refund.succeeded"];
-    assert_eq!(world.event_kinds().await, told, "an order is refunded once");
+    let expected = ["order.paid", "refund.failed", "refund.succeeded", "order.refunded", "refund.succeeded"];
+    assert_eq!(world.event_kinds().await, expected, "an order is refunded once");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn another_amount_is_a_case_and_no_move(db: PgPool) {
     let world = World::new(db);
     let order = world.paid_order(Alipay, "10").await;
-    let refund = world.ask(order.id, Some("4")).await.unwrap();
+    let refund = world.request_refund(order.id, Some("4")).await.unwrap();
     let fact = RefundReport {
         state: RefundState::Succeeded,
         amount: Some(yuan("5")),
@@ -176,8 +176,8 @@ async fn another_amount_is_a_case_and_no_move(db: PgPool) {
 async fn what_is_not_paid_cannot_go_back(db: PgPool) {
     let world = World::new(db);
     let order = world.pending_order(Alipay, "10").await;
-    assert_eq!(world.ask(order.id, None).await.unwrap_err(), RefundRefusal::NotPaid);
-    assert_eq!(world.ask(OrderId::from_u128(7), None).await.unwrap_err(), RefundRefusal::NoOrder);
+    assert_eq!(world.request_refund(order.id, None).await.unwrap_err(), RefundRefusal::NotPaid);
+    assert_eq!(world.request_refund(OrderId::from_u128(7), None).await.unwrap_err(), RefundRefusal::NoOrder);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -189,25 +189,25 @@ async fn an_unknown_refund_reserves_the_order_until_a_person_has_looked(db: PgPo
         .execute(&world.db)
         .await
         .unwrap();
-    assert!(matches!(world.ask(order.id, None).await.unwrap_err(), RefundRefusal::NotRefundable(_)));
+    assert!(matches!(world.request_refund(order.id, None).await.unwrap_err(), RefundRefusal::NotRefundable(_)));
     sqlx::query("update cases set status = 'resolved'").execute(&world.db).await.unwrap();
-    assert!(world.ask(order.id, None).await.is_ok());
+    assert!(world.request_refund(order.id, None).await.is_ok());
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn of_many_wishes_at_once_one_is_in_flight(db: PgPool) {
+async fn of_many_requests_at_once_one_is_in_flight(db: PgPool) {
     let world = Arc::new(World::new(db));
     let order = world.paid_order(Wechat, "10").await;
     for _ in 0..4 {
-        let asks: Vec<_> = (0..16)
+        let requests: Vec<_> = (0..16)
             .map(|_| {
                 let (world, id) = (world.clone(), order.id);
-                tokio::spawn(async move { world.ask(id, Some("3")).await })
+                tokio::spawn(async move { world.request_refund(id, Some("3")).await })
             })
             .collect();
         let mut granted = Vec::new();
-        for ask in asks {
-            if let Ok(refund) = ask.await.unwrap() {
+        for request in requests {
+            if let Ok(refund) = request.await.unwrap() {
                 granted.push(refund);
             }
         }

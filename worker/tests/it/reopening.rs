@@ -39,8 +39,8 @@ impl World {
     }
 
     async fn case_events(&self) -> Vec<String> {
-        let told = "select event_id from events where type like 'case.%' order by seq";
-        sqlx::query_scalar(told).fetch_all(&self.db).await.unwrap()
+        let reopened = "select event_id from events where type like 'case.%' order by seq";
+        sqlx::query_scalar(reopened).fetch_all(&self.db).await.unwrap()
     }
 }
 
@@ -50,7 +50,7 @@ async fn a_balance_that_is_short_once_more_reopens_its_case(db: PgPool) {
     for method in [Alipay, Wechat] {
         sqlx::query("delete from cases").execute(&bench.world.db).await.unwrap();
         let order = bench.paid(method).await;
-        let refund = bench.world.ask(order.id, None).await.unwrap();
+        let refund = bench.world.request_refund(order.id, None).await.unwrap();
         let balance = format!("/sim/balances/{method}/main");
         bench.control("PUT", &balance, r#"{"fen":0}"#).await;
         let carry = async || {
@@ -81,27 +81,27 @@ async fn a_repeated_notice_reopens_nothing_and_another_amount_does(db: PgPool) {
     let world = World::new(db);
     let order = world.pending_order(Wechat, "88.88").await;
     let trade = world.paid_trade(&order);
-    let told = async |id: &str, fen: i64| {
+    let report = async |id: &str, fen: i64| {
         let overrides = Overrides { amount_fen: Some(fen), id: Some(id.to_owned()), ..Overrides::default() };
-        world.settle(vec![world.told(&trade, &overrides)]).await;
+        world.settle(vec![world.notice_of(&trade, &overrides)]).await;
     };
-    told("n1", 1).await;
+    report("n1", 1).await;
     world.resolve().await;
     let before = world.case().await;
     for id in ["n1", "n2", "n3"] {
-        told(id, 1).await;
+        report(id, 1).await;
     }
     let after = world.case().await;
     assert_eq!((after.status, after.version), (CaseStatus::Resolved, before.version), "the same fact");
     assert_eq!(after.history, before.history);
 
-    told("n4", 2).await;
+    report("n4", 2).await;
     let after = world.case().await;
     assert_eq!((after.status, after.version), (CaseStatus::Open, before.version + 1));
     assert_eq!((&after.evidence["amount"], &after.history[1]["before"]["amount"]), (&json!("0.02"), &json!("0.01")));
     world.resolve().await;
     for (id, fen) in [("n5", 1), ("n6", 2)] {
-        told(id, fen).await;
+        report(id, fen).await;
     }
     assert_eq!(world.case().await.status, CaseStatus::Resolved, "both amounts are known");
     assert_eq!(world.case_events().await.len(), 2);
@@ -126,7 +126,7 @@ async fn the_second_form_of_a_case_after_a_failure_reopens_it(db: PgPool) {
     let world = World::new(db);
     let order = world.pending_order(Wechat, "10").await;
     world.settle(vec![world.paid(&order)]).await;
-    let refund = world.ask(order.id, None).await.unwrap();
+    let refund = world.request_refund(order.id, None).await.unwrap();
     world.tell(&refund, &RefundReport::of(RefundState::Absent)).await;
     let stuck = RefundReport { gateway_refund_no: Some("50300".to_owned()), ..RefundReport::of(RefundState::Abnormal) };
     world.tell(&refund, &stuck).await;

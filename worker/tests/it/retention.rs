@@ -12,7 +12,7 @@ use store::upkeep::retention::{self, Step, step_aside};
 use store::{DbError, MIGRATOR};
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
-use worker::relay::retention::{Keep, round};
+use worker::relay::retention::{Periods, round};
 
 use crate::support::World;
 
@@ -146,7 +146,7 @@ async fn case(db: &PgPool, case: Case<'_>) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn a_key_goes_once_it_has_expired_and_nobody_holds_it(db: PgPool) {
+async fn a_key_goes_once_it_has_expired_and_is_not_held(db: PgPool) {
     key(&db, "expires now", BOUND, None).await;
     key(&db, "expired", BOUND - SECOND, None).await;
     key(&db, "held", BOUND - SECOND, Some(BOUND)).await;
@@ -261,11 +261,11 @@ async fn a_step_is_small_and_one_that_was_broken_off_is_done_again(db: PgPool) {
     assert_eq!(texts(&db, CALLBACKS).await, ["kept 0", "kept 1", "kept 2", "kept 3", "kept 4"]);
 }
 
-/// The relay's own round, with its bounds: `Keep` decides what stays, and `None` means for ever.
+/// The relay's own round, with its bounds: `Periods` decides what stays, and `None` means for ever.
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn a_round_keeps_as_long_as_it_was_told(db: PgPool) {
+async fn a_round_purges_only_what_is_past_its_period(db: PgPool) {
     let day = Duration::days(1);
-    let keep = Keep { events: Some(day), callbacks: Some(2 * day), cases: Some(3 * day) };
+    let periods = Periods { events: Some(day), callbacks: Some(2 * day), cases: Some(3 * day) };
     for (n, at) in [(0, BOUND), (1, BOUND - SECOND)] {
         key(&db, &format!("k{n}"), at - Duration::hours(1), None).await;
         event(&db, &format!("e{n}"), Some(at - day)).await;
@@ -274,10 +274,10 @@ async fn a_round_keeps_as_long_as_it_was_told(db: PgPool) {
     }
     seen(&db, 2).await;
     let clock = Clock::fixed(BOUND);
-    round(&db, &clock, Keep { events: None, callbacks: None, cases: None }).await;
+    round(&db, &clock, Periods { events: None, callbacks: None, cases: None }).await;
     assert_eq!(texts(&db, KEYS).await, ["k0"]);
     assert_eq!(texts(&db, EVENTS).await.len() + texts(&db, CALLBACKS).await.len() + texts(&db, CASES).await.len(), 6);
-    round(&db, &clock, keep).await;
+    round(&db, &clock, periods).await;
     assert_eq!(texts(&db, EVENTS).await, ["e0"]);
     assert_eq!(texts(&db, CALLBACKS).await, ["n0"]);
     assert_eq!(texts(&db, CASES).await, ["c0"]);
@@ -329,18 +329,18 @@ async fn a_held_row_is_passed_over_and_waits_for_the_next_round(db: PgPool) {
 async fn settling_goes_on_beside_a_removal(db: PgPool) {
     let world = World::new(db.clone());
     let order = world.pending_order(Wechat, "8").await;
-    let told = world.paid(&order);
-    world.settle(vec![told.clone()]).await;
+    let notice = world.paid(&order);
+    world.settle(vec![notice.clone()]).await;
     let later = Clock::system().now() + Duration::hours(1);
     let mut removing = db.begin().await.unwrap();
     assert_eq!(retention::callbacks(&mut removing, later, 0, 500).await.unwrap().removed, 1);
     // Another order, and another message about the same order.
     let other = world.pending_order(Alipay, "9").await;
-    let again = world.told(&world.paid_trade(&order), &Default::default());
+    let again = world.notice_of(&world.paid_trade(&order), &Default::default());
     world.settle(vec![world.paid(&other), again]).await;
     assert_eq!(world.status(&other).await.to_string(), "paid");
     // The message itself waits for the removal, which is short.
-    let repeat = world.settle(vec![told]);
+    let repeat = world.settle(vec![notice]);
     let end = async {
         let waits =
             "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
@@ -371,7 +371,7 @@ async fn of_random_rows_exactly_those_go_that_may(db: PgPool) {
     // Callbacks come as time goes on.
     rows.sort_by_key(|row| row.0);
     let (mut keys, mut events, mut cases) = (Vec::new(), Vec::new(), Vec::new());
-    let mut told = Vec::new();
+    let mut stored = Vec::new();
     for (n, (at, other, flag, which, kind, status)) in rows.iter().enumerate() {
         let name = format!("{n:03}");
         key(&db, &name, *at, flag.then_some(*other)).await;
@@ -388,7 +388,7 @@ async fn of_random_rows_exactly_those_go_that_may(db: PgPool) {
         events.extend((!*flag || !is_old(*at)).then(|| name.clone()));
         let goes = status == "resolved" && is_old(*other) && done && !kind.is_its_only_memory();
         cases.extend((!goes).then(|| name.clone()));
-        told.push((name, *at, order.map(str::to_owned), done, status));
+        stored.push((name, *at, order.map(str::to_owned), done, status));
     }
     seen(&db, 1000).await;
     remove_keys(&db).await;
@@ -399,9 +399,9 @@ async fn of_random_rows_exactly_those_go_that_may(db: PgPool) {
     assert_eq!(texts(&db, EVENTS).await, events);
     assert_eq!(texts(&db, CASES).await, cases);
     let needed = |order: &Option<String>| {
-        order.is_some() && told.iter().any(|(_, _, of, _, status)| of == order && *status != "resolved")
+        order.is_some() && stored.iter().any(|(_, _, of, _, status)| of == order && *status != "resolved")
     };
-    let callbacks = told.iter().filter(|(_, at, of, done, _)| *at >= BOUND || !*done || needed(of));
+    let callbacks = stored.iter().filter(|(_, at, of, done, _)| *at >= BOUND || !*done || needed(of));
     let callbacks: Vec<&str> = callbacks.map(|(name, ..)| name.as_str()).collect();
     assert_eq!(texts(&db, CALLBACKS).await, callbacks);
     for left in [keys.len(), events.len(), cases.len(), callbacks.len()] {
@@ -423,8 +423,8 @@ pub async fn forget(db: &PgPool) {
     }
     drop(connection);
     let none = Some(Duration::ZERO);
-    let keep = Keep { events: none, callbacks: none, cases: none };
-    round(db, &Clock::fixed(Clock::system().now() + Duration::days(1)), keep).await;
+    let periods = Periods { events: none, callbacks: none, cases: none };
+    round(db, &Clock::fixed(Clock::system().now() + Duration::days(1)), periods).await;
 }
 
 /// The bytes of a dead letter leave with the callbacks, and not while people may still replay them.

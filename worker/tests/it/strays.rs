@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::PgPool;
 use store::MIGRATOR;
 use store::settle::refunds as settling;
-use store::settle::refunds::Wish;
+use store::settle::refunds::RequestedRefund;
 use store::settle::strays::{NotReturnable, Stray};
 use store::tables::cases::{self, Case};
 use store::tables::orders;
@@ -39,8 +39,9 @@ impl Bench {
         let id = RefundId::from_u128(clock.fresh_bits());
         let refund_no = RefundNo::parse(format!("R{id}")).unwrap();
         let (extra_trade, requested_by) = (Some(trade_no), "a2".to_owned());
-        let wish = Wish { id, order_id, extra_trade, refund_no, amount: None, reason: None, requested_by };
-        let refund = settling::ask(&mut tx, &wish, clock.now()).await.unwrap();
+        let request =
+            RequestedRefund { id, order_id, extra_trade, refund_no, amount: None, reason: None, requested_by };
+        let refund = settling::request(&mut tx, &request, clock.now()).await.unwrap();
         tx.commit().await.unwrap();
         refund
     }
@@ -84,7 +85,7 @@ async fn each_goes_back_where_it_came_from(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn an_order_that_nobody_placed_is_made_once_and_never_delivered(db: PgPool) {
+async fn an_order_that_was_not_placed_is_made_once_and_never_delivered(db: PgPool) {
     let bench = Bench::new(db, "fulfil").await;
     let (order, case) = bench.stray(Wechat, OF_AN_UNKNOWN_NUMBER).await;
     let refund = bench.give_back(&case).await;

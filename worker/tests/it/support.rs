@@ -75,16 +75,16 @@ impl World {
 
     /// The callback that reports the payment of `order`.
     pub fn paid(&self, order: &Order) -> Callback {
-        self.told(&self.paid_trade(order), &Overrides::default())
+        self.notice_of(&self.paid_trade(order), &Overrides::default())
     }
 
     /// The callback that reports `trade`, sent to the trade's own account.
-    pub fn told(&self, trade: &Trade, overrides: &Overrides) -> Callback {
-        self.told_to(trade, &trade.account, overrides)
+    pub fn notice_of(&self, trade: &Trade, overrides: &Overrides) -> Callback {
+        self.notice_to(trade, &trade.account, overrides)
     }
 
     /// The callback that reports `trade`, signed by and sent to `account`.
-    pub fn told_to(&self, trade: &Trade, account: &str, overrides: &Overrides) -> Callback {
+    pub fn notice_to(&self, trade: &Trade, account: &str, overrides: &Overrides) -> Callback {
         let (method, signed) = match trade.gateway() {
             gateway_sim::ledger::Gateway::Alipay => {
                 let merchant = self.keys.alipay_account(account).unwrap();
@@ -143,7 +143,7 @@ impl World {
 
 /// The callback that the ingress would publish.
 fn received(method: PaymentMethod, account: &str, signed: SignedCallback) -> Callback {
-    let kept = callback_headers(method);
+    let stored = callback_headers(method);
     Callback {
         method,
         account: AccountName::parse(account).unwrap(),
@@ -151,7 +151,7 @@ fn received(method: PaymentMethod, account: &str, signed: SignedCallback) -> Cal
             .headers
             .into_iter()
             .map(|(name, value)| (name.to_lowercase(), value))
-            .filter(|(name, _)| kept.contains(&name.as_str()))
+            .filter(|(name, _)| stored.contains(&name.as_str()))
             .collect(),
         body: signed.body.into(),
         received_at: Clock::system().now(),

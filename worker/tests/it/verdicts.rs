@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use store::MIGRATOR;
 use worker::consumer::Ack;
 
-use crate::batches::kept;
+use crate::batches::stored;
 use crate::retention::forget;
 use crate::support::World;
 
@@ -32,7 +32,7 @@ async fn a_payment_settles_at_each_gateway(db: PgPool) {
     for method in [Alipay, Wechat] {
         let order = world.pending_order(method, "88.88").await;
         let trade = world.paid_trade(&order);
-        let acks = world.settle(vec![world.told(&trade, &Overrides::default())]).await;
+        let acks = world.settle(vec![world.notice_of(&trade, &Overrides::default())]).await;
         assert_eq!(acks, [Ack::Done]);
         let paid = world.order(&order.id).await;
         assert_eq!((paid.status, paid.version), (Paid, 2), "{method}");
@@ -77,7 +77,7 @@ async fn another_amount_is_a_case_and_moves_nothing(db: PgPool) {
         for amount in [8_887, 1, 9_999_999_999, 10_000_000_000] {
             let overrides =
                 Overrides { amount_fen: Some(amount), id: Some(format!("n{amount}")), ..Default::default() };
-            let callback = world.told(&world.paid_trade(&order), &overrides);
+            let callback = world.notice_of(&world.paid_trade(&order), &overrides);
             assert_eq!(world.settle(vec![callback]).await, [Ack::Done], "{method} {amount}");
         }
         let shown = world.order(&order.id).await;
@@ -101,7 +101,7 @@ async fn another_amount_is_a_case_and_moves_nothing(db: PgPool) {
 async fn a_foreign_currency_is_another_amount(db: PgPool) {
     let world = World::new(db);
     let order = world.pending_order(Wechat, "88.88").await;
-    let callback = world.told(&world.paid_trade(&order), &with_fields(&[("/amount/currency", json!("USD"))]));
+    let callback = world.notice_of(&world.paid_trade(&order), &with_fields(&[("/amount/currency", json!("USD"))]));
     world.settle(vec![callback]).await;
     assert_eq!(world.status(&order).await, Pending);
     assert_eq!(world.verdicts().await, [("amount_mismatch".to_owned(), 1)]);
@@ -118,7 +118,7 @@ async fn another_merchant_or_app_is_a_case(db: PgPool) {
     ];
     for (method, overrides) in cases {
         let order = world.pending_order(method, "5").await;
-        world.settle(vec![world.told(&world.paid_trade(&order), &overrides)]).await;
+        world.settle(vec![world.notice_of(&world.paid_trade(&order), &overrides)]).await;
         assert_eq!(world.status(&order).await, Pending, "{overrides:?}");
     }
     assert_eq!(world.verdicts().await, vec![("wrong_merchant".to_owned(), 1); 4]);
@@ -137,7 +137,7 @@ async fn a_payment_into_another_account_is_a_case(db: PgPool) {
             Alipay => world.keys.alipay_account("main").unwrap().app_id.clone(),
             Wechat => world.keys.wechat_account("main").unwrap().appids[0].clone(),
         };
-        world.settle(vec![world.told(&trade, &Overrides::default())]).await;
+        world.settle(vec![world.notice_of(&trade, &Overrides::default())]).await;
         assert_eq!(world.status(&order).await, Pending);
     }
     assert_eq!(world.verdicts().await, vec![("wrong_merchant".to_owned(), 1); 2]);
@@ -149,20 +149,20 @@ async fn a_payment_at_the_other_gateway_is_a_case(db: PgPool) {
     let order = world.pending_order(Alipay, "5").await;
     let mut trade = Trade::new(Product::Native, "main", order.order_no.as_str(), 500).paid();
     trade.app_id = world.keys.wechat_account("main").unwrap().appids[0].clone();
-    world.settle(vec![world.told(&trade, &Overrides::default())]).await;
+    world.settle(vec![world.notice_of(&trade, &Overrides::default())]).await;
     assert_eq!(world.status(&order).await, Pending);
     assert_eq!(world.verdicts().await, [("wrong_method".to_owned(), 1)]);
     assert_eq!(world.cases().await[0].0, "wrong_method");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn an_unknown_order_is_one_case_however_often_it_is_told(db: PgPool) {
+async fn an_unknown_order_is_one_case_however_often_it_is_reported(db: PgPool) {
     let world = World::new(db);
     let order = world.pending_order(Alipay, "5").await;
     let mut trade = world.paid_trade(&order);
     trade.out_trade_no = "NOT_AN_ORDER_OF_OURS".to_owned();
     for _ in 0..3 {
-        assert_eq!(world.settle(vec![world.told(&trade, &Overrides::default())]).await, [Ack::Done]);
+        assert_eq!(world.settle(vec![world.notice_of(&trade, &Overrides::default())]).await, [Ack::Done]);
     }
     assert_eq!(world.verdicts().await, [("unknown_order".to_owned(), 3)]);
     assert_eq!(world.cases().await.len(), 1);
@@ -171,7 +171,7 @@ async fn an_unknown_order_is_one_case_however_often_it_is_told(db: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_close_ends_a_pending_order_and_only_that(db: PgPool) {
     let world = World::new(db);
-    let close = |trade: &Trade| world.told(trade, &closed(trade));
+    let close = |trade: &Trade| world.notice_of(trade, &closed(trade));
     let given_up = world.pending_order(Alipay, "5").await;
     world.settle(vec![close(&world.paid_trade(&given_up))]).await;
     let order = world.order(&given_up.id).await;
@@ -183,7 +183,7 @@ async fn a_close_ends_a_pending_order_and_only_that(db: PgPool) {
     let bought = world.pending_order(Alipay, "5").await;
     let trade = world.paid_trade(&bought);
     // Close and payment in one batch, the wrong way round: the payment counts.
-    world.settle(vec![close(&trade), world.told(&trade, &Overrides::default())]).await;
+    world.settle(vec![close(&trade), world.notice_of(&trade, &Overrides::default())]).await;
     assert_eq!(world.status(&bought).await, Paid);
 
     let kinds: Vec<String> = world.events().await.into_iter().map(|(kind, _)| kind).collect();
@@ -196,9 +196,9 @@ async fn a_late_payment_is_held_as_a_case_with_its_money_on_record(db: PgPool) {
     let world = World::new(db);
     let order = world.pending_order(Alipay, "5").await;
     let trade = world.paid_trade(&order);
-    world.settle(vec![world.told(&trade, &closed(&trade))]).await;
+    world.settle(vec![world.notice_of(&trade, &closed(&trade))]).await;
     for _ in 0..2 {
-        world.settle(vec![world.told(&trade, &Overrides::default())]).await;
+        world.settle(vec![world.notice_of(&trade, &Overrides::default())]).await;
     }
     assert_eq!(world.status(&order).await, Closed);
     let verdicts = world.verdicts().await;
@@ -216,7 +216,7 @@ async fn a_second_payment_is_held_as_a_case_with_a_row_of_its_own(db: PgPool) {
         let order = world.pending_order(method, "5").await;
         let (first, second) = (world.paid_trade(&order), world.paid_trade(&order));
         assert_ne!(first.trade_no, second.trade_no);
-        let both = [&first, &second, &second].map(|trade| world.told(trade, &Overrides::default()));
+        let both = [&first, &second, &second].map(|trade| world.notice_of(trade, &Overrides::default()));
         world.settle(both.into()).await;
         assert_eq!(world.order(&order.id).await.trade_no.map(String::from), first.trade_no);
         let paid: Vec<_> = world.payments(&order).await.into_iter().filter(|(_, s)| s == "succeeded").collect();
@@ -233,10 +233,12 @@ async fn states_that_change_nothing_are_ignored(db: PgPool) {
     let order = world.pending_order(Alipay, "5").await;
     for state in ["WAIT_BUYER_PAY", "TRADE_SOMETHING_NEW"] {
         let overrides = Overrides { id: Some(state.to_owned()), ..with_fields(&[("trade_status", json!(state))]) };
-        world.settle(vec![world.told(&world.paid_trade(&order), &overrides)]).await;
+        world.settle(vec![world.notice_of(&world.paid_trade(&order), &overrides)]).await;
     }
     let order = world.pending_order(Wechat, "5").await;
-    world.settle(vec![world.told(&world.paid_trade(&order), &with_fields(&[("/trade_state", json!("NOTPAY"))]))]).await;
+    world
+        .settle(vec![world.notice_of(&world.paid_trade(&order), &with_fields(&[("/trade_state", json!("NOTPAY"))]))])
+        .await;
     assert_eq!(world.status(&order).await, Pending);
     assert_eq!(world.verdicts().await, vec![("ignored".to_owned(), 1); 3]);
     assert_eq!(world.cases().await, []);
@@ -247,15 +249,17 @@ async fn a_refund_notice_of_a_refund_that_is_not_ours_is_booked(db: PgPool) {
     let world = World::new(db);
     let order = world.pending_order(Alipay, "5").await;
     let trade = world.paid_trade(&order);
-    world.settle(vec![world.told(&trade, &Overrides::default())]).await;
+    world.settle(vec![world.notice_of(&trade, &Overrides::default())]).await;
     let refund = with_fields(&[("refund_fee", json!("1.00")), ("out_biz_no", json!("R0001"))]);
-    world.settle(vec![world.told(&trade, &Overrides { id: Some("refund".to_owned()), ..refund })]).await;
+    world.settle(vec![world.notice_of(&trade, &Overrides { id: Some("refund".to_owned()), ..refund })]).await;
     assert_eq!(world.status(&order).await, PartiallyRefunded);
     assert_eq!(world.verdicts().await[1].0, "settled");
     assert_eq!(world.cases().await, []);
     // `refund_fee=0.00` is a payment.
     let plain = world.pending_order(Alipay, "5").await;
-    world.settle(vec![world.told(&world.paid_trade(&plain), &with_fields(&[("refund_fee", json!("0.00"))]))]).await;
+    world
+        .settle(vec![world.notice_of(&world.paid_trade(&plain), &with_fields(&[("refund_fee", json!("0.00"))]))])
+        .await;
     assert_eq!(world.status(&plain).await, Paid);
 }
 
@@ -264,7 +268,7 @@ async fn a_pending_order_found_returned_is_a_case_and_not_paid(db: PgPool) {
     let world = World::new(db);
     let order = world.pending_order(Alipay, "5").await;
     let returned = with_fields(&[("trade_status", json!("TRADE_CLOSED")), ("refund_fee", json!("5.00"))]);
-    world.settle(vec![world.told(&world.paid_trade(&order), &returned)]).await;
+    world.settle(vec![world.notice_of(&world.paid_trade(&order), &returned)]).await;
     assert_eq!(world.status(&order).await, Pending);
     assert_eq!(world.cases().await[0].0, "refunded_elsewhere");
     assert_eq!(world.events().await, []);
@@ -278,7 +282,7 @@ async fn money_that_came_and_went_is_not_delivered_for_by_a_late_notice_of_its_c
     for apart in [true, false] {
         let order = world.pending_order(Alipay, "5").await;
         let trade = world.paid_trade(&order);
-        let (came, went) = (world.told(&trade, &Overrides::default()), world.told(&trade, &returned));
+        let (came, went) = (world.notice_of(&trade, &Overrides::default()), world.notice_of(&trade, &returned));
         if apart {
             world.settle(vec![went]).await;
             world.settle(vec![came]).await;
@@ -306,29 +310,29 @@ async fn a_return_of_a_paid_order_that_no_refund_of_ours_explains_is_booked_once
     let world = World::new(db);
     let order = world.pending_order(Alipay, "5").await;
     let trade = world.paid_trade(&order);
-    world.settle(vec![world.told(&trade, &Overrides::default())]).await;
+    world.settle(vec![world.notice_of(&trade, &Overrides::default())]).await;
     let returned = with_fields(&[("trade_status", json!("TRADE_CLOSED")), ("refund_fee", json!("5.00"))]);
     for id in ["first", "second"] {
         let returned = Overrides { id: Some(id.to_owned()), ..returned.clone() };
-        world.settle(vec![world.told(&trade, &returned)]).await;
+        world.settle(vec![world.notice_of(&trade, &returned)]).await;
     }
     assert_eq!(world.status(&order).await, Refunded);
     assert_eq!(world.cases().await, []);
-    assert!(world.ask(order.id, None).await.is_err(), "nothing more goes back");
+    assert!(world.request_refund(order.id, None).await.is_err(), "nothing more goes back");
 
     // A refund of ours may explain it.
     let order = world.pending_order(Alipay, "5").await;
     let trade = world.paid_trade(&order);
-    world.settle(vec![world.told(&trade, &Overrides::default())]).await;
-    world.ask(order.id, None).await.unwrap();
+    world.settle(vec![world.notice_of(&trade, &Overrides::default())]).await;
+    world.request_refund(order.id, None).await.unwrap();
     let returned = Overrides { id: Some("third".to_owned()), ..returned };
-    world.settle(vec![world.told(&trade, &returned)]).await;
+    world.settle(vec![world.notice_of(&trade, &returned)]).await;
     assert_eq!(world.cases().await, []);
     assert_eq!(world.status(&order).await, Refunding);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn what_the_key_did_not_sign_is_dead_and_kept_as_evidence(db: PgPool) {
+async fn what_the_key_did_not_sign_is_dead_and_stored_as_evidence(db: PgPool) {
     let world = World::new(db);
     for (method, wrong) in [
         (Alipay, Wrong::Tamper),
@@ -341,7 +345,7 @@ async fn what_the_key_did_not_sign_is_dead_and_kept_as_evidence(db: PgPool) {
         let order = world.pending_order(method, "5").await;
         let overrides = Overrides { wrong: Some(wrong), ..Overrides::default() };
         let good = world.pending_order(method, "5").await;
-        let callbacks = vec![world.told(&world.paid_trade(&order), &overrides), world.paid(&good)];
+        let callbacks = vec![world.notice_of(&world.paid_trade(&order), &overrides), world.paid(&good)];
         assert_eq!(world.settle(callbacks).await, [Ack::Dead, Ack::Done], "{method} {wrong:?}");
         assert_eq!(world.status(&order).await, Pending);
         assert_eq!(world.status(&good).await, Paid, "a bad one delays nobody");
@@ -364,11 +368,11 @@ async fn what_cannot_be_read_is_dead(db: PgPool) {
     ];
     for (pointer, value) in envelopes {
         let envelope = [(pointer.to_owned(), Some(value.clone()))].into();
-        let callback = world.told(&trade, &Overrides { envelope, ..Overrides::default() });
+        let callback = world.notice_of(&trade, &Overrides { envelope, ..Overrides::default() });
         assert_eq!(world.settle(vec![callback]).await, [Ack::Dead], "{pointer} {value}");
     }
     for body in ["", "{", "null", "[]", "<xml></xml>", "{\"id\":1}"] {
-        let callback = world.told(&trade, &Overrides { body: Some(body.to_owned()), ..Overrides::default() });
+        let callback = world.notice_of(&trade, &Overrides { body: Some(body.to_owned()), ..Overrides::default() });
         assert_eq!(world.settle(vec![callback]).await, [Ack::Dead], "{body:?}");
     }
     assert_eq!(world.status(&order).await, Pending);
@@ -378,28 +382,28 @@ async fn what_cannot_be_read_is_dead(db: PgPool) {
         [("/resource/ciphertext", json!("AAAA")), ("/resource/associated_data", json!("something else"))]
     {
         let envelope = [(pointer.to_owned(), Some(value.clone()))].into();
-        let callback = world.told(&trade, &Overrides { envelope, ..Overrides::default() });
+        let callback = world.notice_of(&trade, &Overrides { envelope, ..Overrides::default() });
         assert_eq!(world.settle(vec![callback]).await, [Ack::Done], "{pointer} {value}");
     }
     assert_eq!(world.count("callback jobs").await, 2);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn a_callback_with_an_unknown_key_is_kept_until_the_key_is_there(db: PgPool) {
+async fn a_callback_with_an_unknown_key_is_stored_until_the_key_is_there(db: PgPool) {
     let world = World::new(db);
     let order = world.pending_order(Wechat, "5").await;
     let trade = world.paid_trade(&order);
     let stranger = Overrides { wrong: Some(Wrong::WrongSerial), ..Overrides::default() };
-    assert_eq!(world.settle(vec![world.told(&trade, &stranger)]).await, [Ack::Done]);
+    assert_eq!(world.settle(vec![world.notice_of(&trade, &stranger)]).await, [Ack::Done]);
     assert_eq!(world.count("callback jobs").await, 1);
     assert_eq!(world.verdicts().await, []);
     // It comes back as a job, and the key is still unknown: the same row waits on.
-    let kept = kept(&world).await;
-    world.settle(kept.clone()).await;
+    let stored = stored(&world).await;
+    world.settle(stored.clone()).await;
     assert_eq!(world.count("callback jobs").await, 1);
     // Another callback that names this row settles by itself and leaves the row alone.
     let mut known = world.paid(&order);
-    known.job_id = kept[0].job_id;
+    known.job_id = stored[0].job_id;
     world.settle(vec![known]).await;
     assert_eq!(world.count("callback jobs").await, 1);
     assert_eq!(world.status(&order).await, Paid);
@@ -409,23 +413,23 @@ async fn a_callback_with_an_unknown_key_is_kept_until_the_key_is_there(db: PgPoo
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_fact_that_comes_again_after_years_is_no_news(db: PgPool) {
     let world = World::new(db);
-    let told = |trade: &Trade, overrides: Overrides, id: &str| {
-        world.told(trade, &Overrides { id: Some(format!("{id}-{}", trade.out_trade_no)), ..overrides })
+    let notice = |trade: &Trade, overrides: Overrides, id: &str| {
+        world.notice_of(trade, &Overrides { id: Some(format!("{id}-{}", trade.out_trade_no)), ..overrides })
     };
-    let close = async |trade: &Trade| world.settle(vec![world.told(trade, &closed(trade))]).await;
+    let close = async |trade: &Trade| world.settle(vec![world.notice_of(trade, &closed(trade))]).await;
     let mut facts = Vec::new();
     for n in 0..6 {
         let order = world.pending_order(Alipay, "5").await;
         let (trade, second) = (world.paid_trade(&order), world.paid_trade(&order));
-        let plain = told(&trade, Overrides::default(), "paid");
+        let plain = notice(&trade, Overrides::default(), "paid");
         let returned = with_fields(&[("trade_status", json!("TRADE_CLOSED")), ("refund_fee", json!("5.00"))]);
         let of_order = match n {
-            0 => vec![told(&trade, closed(&trade), "closed"), plain],
-            1 => vec![plain, told(&second, Overrides::default(), "second")],
-            2 => vec![plain, told(&trade, returned, "returned")],
-            3 => vec![told(&trade, returned, "returned")],
-            4 => vec![told(&trade, with_fields(&[("total_amount", json!("4.00"))]), "amount")],
-            _ => vec![told(&trade, with_fields(&[("app_id", json!("2021000000000000"))]), "app")],
+            0 => vec![notice(&trade, closed(&trade), "closed"), plain],
+            1 => vec![plain, notice(&second, Overrides::default(), "second")],
+            2 => vec![plain, notice(&trade, returned, "returned")],
+            3 => vec![notice(&trade, returned, "returned")],
+            4 => vec![notice(&trade, with_fields(&[("total_amount", json!("4.00"))]), "amount")],
+            _ => vec![notice(&trade, with_fields(&[("app_id", json!("2021000000000000"))]), "app")],
         };
         for fact in &of_order {
             world.settle(vec![fact.clone()]).await;
@@ -435,7 +439,7 @@ async fn a_fact_that_comes_again_after_years_is_no_news(db: PgPool) {
         }
         // And the money that went back once more as money that came.
         facts.extend(of_order);
-        facts.extend((n == 3).then(|| told(&trade, Overrides::default(), "came")));
+        facts.extend((n == 3).then(|| notice(&trade, Overrides::default(), "came")));
     }
     let kinds: Vec<String> = world.cases().await.into_iter().map(|(kind, _)| kind).collect();
     let wanted = ["late_payment", "double_payment", "refunded_elsewhere", "amount_mismatch", "wrong_merchant"];
@@ -444,10 +448,10 @@ async fn a_fact_that_comes_again_after_years_is_no_news(db: PgPool) {
     forget(&world.db).await;
     assert_eq!(world.events().await, []);
     assert_eq!(world.verdicts().await, []);
-    let kept: Vec<String> = world.cases().await.into_iter().map(|(kind, _)| kind).collect();
-    assert_eq!(kept, wanted[2..]);
+    let stored: Vec<String> = world.cases().await.into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(stored, wanted[2..]);
     world.settle(facts).await;
     assert_eq!(world.events().await, []);
-    assert_eq!(world.cases().await.len(), kept.len());
+    assert_eq!(world.cases().await.len(), stored.len());
     assert!(world.verdicts().await.iter().all(|(verdict, _)| verdict != "settled"), "{:?}", world.verdicts().await);
 }

@@ -1,7 +1,7 @@
 //! The actions on a case, and when each of them is allowed.
 
 use axum::body::Bytes;
-use domain::message::job::{Asked, CheckRequest, JobRequest, RefundRequest};
+use domain::message::job::{CheckRequest, Decision, JobRequest, RefundRequest};
 use domain::{CaseAction, CaseKind, Money, OrderEvent, OrderId, RefundNo, RefundStatus, TradeNo, UserId, steers};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use crate::answer::problem::ApiError;
 use crate::create::fields::{Fields, money, one_of, text};
-use crate::routes::refunds::{reason, refused, wish};
+use crate::routes::refunds::{reason, refund_request, refused};
 use crate::state::App;
 
 /// The action to carry out.
@@ -178,7 +178,7 @@ pub async fn carry_out(
                 false => payment(case)?,
             };
             let refund = (order_id, trade_no, *amount, reason.clone());
-            ask(app, tx, who, refund).await
+            request_refund(app, tx, who, refund).await
         }
         Action::Fulfil => {
             let (order_id, trade_no) = late_payment(case)?;
@@ -186,15 +186,15 @@ pub async fn carry_out(
         }
         Action::BookRefund { refund_no, amount } => {
             let order_id = returned_elsewhere(case)?;
-            let asked = Asked::BookRefund { refund_no: refund_no.clone(), amount: *amount };
+            let decision = Decision::BookRefund { refund_no: refund_no.clone(), amount: *amount };
             let text = format!(
                 "the gateway is queried about refund {refund_no} of {amount} yuan, which is booked if it confirms it"
             );
-            hand_on(tx, (case, order_id), (asked, text)).await
+            hand_on(tx, (case, order_id), (decision, text)).await
         }
         Action::RefundAgain => {
             let old = refund_of(case, action, refunds::by_refund_no(&mut *tx, &case.subject_ref).await?)?;
-            let done = ask(app, tx, who, (old.order_id, old.trade_no, Some(old.amount), old.reason)).await?;
+            let done = request_refund(app, tx, who, (old.order_id, old.trade_no, Some(old.amount), old.reason)).await?;
             Ok(Done { ends: true, ..done })
         }
         Action::AbnormalRefund => {
@@ -216,15 +216,15 @@ pub async fn carry_out(
     }
 }
 
-async fn ask(
+async fn request_refund(
     app: &App,
     tx: &mut PgConnection,
     who: &UserId,
     (order_id, trade_no, amount, reason): (OrderId, TradeNo, Option<Money>, Option<String>),
 ) -> Result<Done, ApiError> {
-    let mut wish = wish(app, (order_id, who.as_str()), amount, reason)?;
-    wish.extra_trade = Some(trade_no);
-    let refund = settling::ask(tx, &wish, app.clock.now()).await.map_err(refused)?;
+    let mut request = refund_request(app, (order_id, who.as_str()), amount, reason)?;
+    request.extra_trade = Some(trade_no);
+    let refund = settling::request(tx, &request, app.clock.now()).await.map_err(refused)?;
     let mut text = format!("refund {} of {} yuan", refund.refund_no, refund.amount);
     let left = left_of(tx, &refund).await?;
     if left.is_positive() {
@@ -259,16 +259,16 @@ async fn fulfil(
         }));
     }
     let text = format!("the gateway is queried about trade {trade_no}; the order is paid if its money is there");
-    hand_on(tx, (case, order_id), (Asked::Fulfil, text)).await
+    hand_on(tx, (case, order_id), (Decision::Fulfil, text)).await
 }
 
 /// Hands the request to the check worker. The case stays open until the worker has carried it out.
 async fn hand_on(
     tx: &mut PgConnection,
     (case, order_id): (&Case, OrderId),
-    (asked, text): (Asked, String),
+    (decision, text): (Decision, String),
 ) -> Result<Done, ApiError> {
-    let check = JobRequest::Check(order_id, CheckRequest::of_case(case.id, asked));
+    let check = JobRequest::Check(order_id, CheckRequest::of_case(case.id, decision));
     jobs::request(&mut *tx, &check, time::Duration::ZERO).await?;
     Ok(Done { text, ends: false })
 }

@@ -112,7 +112,7 @@ pub struct ChangeConfig {
 }
 
 /// The parsed body of a change.
-struct Asked {
+struct ConfigRequest {
     version: i64,
     enabled: Option<bool>,
     disabled_scenes: Option<Vec<Scene>>,
@@ -121,12 +121,12 @@ struct Asked {
     note: Option<String>,
 }
 
-impl Asked {
-    fn parse(body: &Bytes, method: PaymentMethod) -> Result<Asked, ApiError> {
+impl ConfigRequest {
+    fn parse(body: &Bytes, method: PaymentMethod) -> Result<ConfigRequest, ApiError> {
         let mut fields = Fields::parse(body)?;
         let rule = || "must be the version of the rules that you have seen".to_owned();
         let version = fields.required("version", |value| value.as_i64().ok_or_else(rule));
-        let asked = Asked {
+        let request = ConfigRequest {
             version: version.unwrap_or_default(),
             enabled: fields.optional("enabled", |value| value.as_bool().ok_or_else(|| "must be true or false".into())),
             disabled_scenes: fields.optional("disabled_scenes", |value| scenes(value, method)),
@@ -135,7 +135,7 @@ impl Asked {
             note: fields.optional("note", text(note)),
         };
         fields.finish()?;
-        Ok(asked)
+        Ok(request)
     }
 
     /// The rules after the change.
@@ -157,12 +157,12 @@ impl Asked {
 fn scenes(value: &Value, method: PaymentMethod) -> Result<Vec<Scene>, String> {
     let offered = method.scenes();
     let rule = || format!("must be a list of scenes, each {}", one_of(offered.iter().map(|scene| scene.as_str())));
-    let asked = value.as_array().ok_or_else(rule)?.iter().map(|name| name.as_str()?.parse().ok());
-    let asked: Vec<Scene> = asked.collect::<Option<_>>().ok_or_else(rule)?;
-    if asked.iter().any(|scene| !offered.contains(scene)) {
+    let named = value.as_array().ok_or_else(rule)?.iter().map(|name| name.as_str()?.parse().ok());
+    let named: Vec<Scene> = named.collect::<Option<_>>().ok_or_else(rule)?;
+    if named.iter().any(|scene| !offered.contains(scene)) {
         return Err(rule());
     }
-    Ok(offered.iter().copied().filter(|scene| asked.contains(scene)).collect())
+    Ok(offered.iter().copied().filter(|scene| named.contains(scene)).collect())
 }
 
 /// Change the rules of one gateway. The change is in force everywhere within a second.
@@ -188,18 +188,23 @@ pub async fn change(
     JsonBytes(body): JsonBytes,
 ) -> Result<Json<MethodConfigView>, ApiError> {
     let method = method.parse().map_err(|_| ApiError::MethodNotFound)?;
-    let asked = Asked::parse(&body, method)?;
-    to_the_end(async move { put(&app, method, asked, &who).await }).await
+    let request = ConfigRequest::parse(&body, method)?;
+    to_the_end(async move { put(&app, method, request, &who).await }).await
 }
 
-async fn put(app: &App, method: PaymentMethod, asked: Asked, who: &UserId) -> Result<Json<MethodConfigView>, ApiError> {
+async fn put(
+    app: &App,
+    method: PaymentMethod,
+    request: ConfigRequest,
+    who: &UserId,
+) -> Result<Json<MethodConfigView>, ApiError> {
     let mut tx = app.db.begin().await.map_err(DbError::from)?;
     let before = config::lock(&mut tx, method).await?.ok_or(ApiError::MethodNotFound)?;
-    if before.version != asked.version {
+    if before.version != request.version {
         return Err(ApiError::ConfigChanged);
     }
-    let after = asked.applied_to(&before.rules)?;
-    let by = By { who: who.to_string(), note: asked.note };
+    let after = request.applied_to(&before.rules)?;
+    let by = By { who: who.to_string(), note: request.note };
     config::change(&mut tx, &before, &after, &by, app.clock.now()).await?;
     let detail = json!({ "before": before.rules, "after": after, "version": before.version, "note": by.note });
     let object = format!("payment_config:{method}");

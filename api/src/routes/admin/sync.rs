@@ -84,7 +84,7 @@ pub async fn sync(
     Admin(who): Admin,
     OrderPath(id): OrderPath,
 ) -> Result<Response, ApiError> {
-    let synced = to_the_end(async move { app.syncing.run(id, ask(&app, id, &who)).await }).await?;
+    let synced = to_the_end(async move { app.syncing.run(id, request_sync(&app, id, &who)).await }).await?;
     let view = SyncView::of(&synced)?;
     if view.answered {
         return Ok(Json(view).into_response());
@@ -93,7 +93,7 @@ pub async fn sync(
 }
 
 /// Requests a query and waits for its result. All requests about this order share one wait.
-async fn ask(app: &App, id: OrderId, who: &UserId) -> Result<Arc<Synced>, ApiError> {
+async fn request_sync(app: &App, id: OrderId, who: &UserId) -> Result<Arc<Synced>, ApiError> {
     let before = orders::get(&app.db, id).await?.ok_or(ApiError::OrderNotFound)?;
     // We compare with the last answer rather than with our clock, because the worker's clock may differ.
     let earlier = orders::last_check(&app.db, id).await?;
@@ -103,16 +103,16 @@ async fn ask(app: &App, id: OrderId, who: &UserId) -> Result<Arc<Synced>, ApiErr
     audit::record(&mut tx, &act).await?;
     tx.commit().await.map_err(DbError::from)?;
     let until = Instant::now() + PATIENCE;
-    let mut heard = earlier.clone();
-    while heard == earlier && Instant::now() < until {
+    let mut found = earlier.clone();
+    while found == earlier && Instant::now() < until {
         sleep(LOOK).await;
-        heard = orders::last_check(&app.db, id).await?;
+        found = orders::last_check(&app.db, id).await?;
     }
     let after = orders::get(&app.db, id).await?.ok_or(ApiError::Db(DbError::Moved))?;
     // A person who syncs does not trust what is shown, so all copies are read from the database again.
     app.cache.orders.renew(&app.db, Changed::Ids(vec![id])).await;
-    let answered = heard != earlier;
-    Ok(Arc::new(Synced { before, after, gateway: heard, answered }))
+    let answered = found != earlier;
+    Ok(Arc::new(Synced { before, after, gateway: found, answered }))
 }
 
 fn changed(before: &Order, after: &Order) -> Result<Vec<String>, ApiError> {

@@ -76,8 +76,8 @@ async fn give_up(app: &App, mut order: Order) -> Result<Arc<Order>, ApiError> {
     if order.status != OrderStatus::Pending {
         return Ok(Arc::new(order));
     }
-    ask_to_close(app, order.id).await?;
-    crash::at(Point::CloseAsked);
+    request_close_and_check(app, order.id).await?;
+    crash::at(Point::CloseRequested);
     let until = Instant::now() + PATIENCE;
     while order.status == OrderStatus::Pending && Instant::now() < until {
         sleep(LOOK).await;
@@ -97,15 +97,15 @@ async fn give_up_at_once(app: &App, order: Order) -> Result<Arc<Order>, ApiError
 
 /// Makes the worker query the gateway about an order at once, and close the order unless it is paid. From then on the
 /// order shows that its close was requested.
-pub async fn ask_to_close(app: &App, id: OrderId) -> Result<(), DbError> {
-    request_close(app, id, Repeat::AsksAgain).await
+pub async fn request_close_and_check(app: &App, id: OrderId) -> Result<(), DbError> {
+    request_close(app, id, Repeat::ChecksAgain).await
 }
 
 /// The effect of a request for an order whose close was requested before.
 #[derive(PartialEq, Eq, Clone, Copy)]
 enum Repeat {
     /// It brings the check forward once more.
-    AsksAgain,
+    ChecksAgain,
     /// The check that is already due is enough.
     AddsNothing,
 }
@@ -113,7 +113,7 @@ enum Repeat {
 async fn request_close(app: &App, id: OrderId, repeat: Repeat) -> Result<(), DbError> {
     let mut tx = app.db.begin().await?;
     let is_first = orders::request_close(&mut tx, id, app.clock.now()).await?;
-    if is_first || repeat == Repeat::AsksAgain {
+    if is_first || repeat == Repeat::ChecksAgain {
         jobs::request(&mut *tx, &JobRequest::Check(id, CheckRequest::close()), time::Duration::ZERO).await?;
     }
     Ok(tx.commit().await?)

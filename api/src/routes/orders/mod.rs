@@ -21,7 +21,7 @@ use tracing::Span;
 use tracing::field::display;
 
 pub use body::CreateOrder;
-pub use close::{__path_close, LOOK, PATIENCE, ask_to_close, close};
+pub use close::{__path_close, LOOK, PATIENCE, close, request_close_and_check};
 pub use stream::{__path_stream, is_final, stream};
 pub use view::{ExtraPaymentView, OrderPage, OrderView, PayableOrder, PaymentView};
 

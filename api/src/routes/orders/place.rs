@@ -20,7 +20,7 @@ use tracing::field::display;
 use tracing::{Span, info};
 
 use super::body::OrderRequest;
-use super::close::ask_to_close;
+use super::close::request_close_and_check;
 use super::view::{OrderView, PayableOrder, created};
 use crate::answer::problem::{ApiError, FieldFault};
 use crate::create::credentials;
@@ -50,8 +50,8 @@ impl Placement {
         };
         let done = self.place(judged, began).await;
         if let Some((method, scene)) = labels {
-            let told = |(how, answer): &(&'static str, Answer)| if answer.is_refusal() { "refused" } else { *how };
-            let outcome = done.as_ref().map_or_else(outcome, told);
+            let label = |(how, answer): &(&'static str, Answer)| if answer.is_refusal() { "refused" } else { *how };
+            let outcome = done.as_ref().map_or_else(outcome, label);
             let labels = [("method", method), ("scene", scene), ("outcome", outcome)];
             metrics::counter!("orders_created_total", &labels).increment(1);
         }
@@ -118,47 +118,47 @@ impl Placement {
     async fn answer(&self, order: &Order, hold: Hold) -> Result<Answer, ApiError> {
         let done = payable(&self.app, order).await.and_then(value);
         crash::at(Point::OrderOffered);
-        let kept = hold.keep(order.id, done).await;
+        let saved = hold.store(order.id, done).await;
         crash::at(Point::OrderAnswered);
-        kept
+        saved
     }
 
     /// The order as it will be written; nothing is written yet.
     fn draft(&self) -> Result<NewOrder, ApiError> {
         let app = &self.app;
-        let asked = OrderRequest::parse(&self.body, &app.settings.return_url_origins, app.accounts.as_ref())?;
-        let (method, scene, account) = (asked.payment_method, asked.scene, asked.gateway.account().clone());
+        let request = OrderRequest::parse(&self.body, &app.settings.return_url_origins, app.accounts.as_ref())?;
+        let (method, scene, account) = (request.payment_method, request.scene, request.gateway.account().clone());
 
         let id = app.clock.fresh_id();
         let now = microseconds(app.clock.now());
         let order_no = order_no(id, now).map_err(|error| ApiError::Internal(error.into()))?;
         let prepay = PrepayOrder {
             order_no: order_no.clone(),
-            subject: asked.subject.clone(),
-            amount: asked.amount,
+            subject: request.subject.clone(),
+            amount: request.amount,
             scene,
             // Whole seconds, because the gateways count in whole seconds.
-            expires_at: (now + asked.expires_in).replace_nanosecond(0).unwrap_or(now),
+            expires_at: (now + request.expires_in).replace_nanosecond(0).unwrap_or(now),
             notify_url: format!("{}/v1/callbacks/{method}/{account}", app.settings.public_url),
-            return_url: asked.return_url,
-            openid: asked.openid,
+            return_url: request.return_url,
+            openid: request.openid,
             client_ip: Some(self.client_ip),
         };
         let expires_at = prepay.expires_at;
-        let prepay = asked.gateway.prepay_request(&prepay).map_err(unfit)?;
+        let prepay = request.gateway.prepay_request(&prepay).map_err(unfit)?;
         Ok(NewOrder {
             id,
             user_id: self.request.user.clone(),
             order_no,
-            product_type: asked.product_type,
-            subject: asked.subject,
-            amount: asked.amount,
+            product_type: request.product_type,
+            subject: request.subject,
+            amount: request.amount,
             payment_method: method,
             scene,
             account,
             expires_at,
             client_ip: Some(self.client_ip),
-            metadata: asked.metadata,
+            metadata: request.metadata,
             prepay: serde_json::to_value(prepay).map_err(|error| ApiError::Internal(error.into()))?,
             check_in: CHECKS[0],
             created_at: now,
@@ -198,11 +198,11 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
         jobs::request(&app.db, &JobRequest::Check(order.id, CheckRequest::default()), Duration::ZERO).await?;
         return Err(ApiError::OrderNotPayable(ended));
     }
-    let kept = credentials::last(&app.db, app.seal.as_ref(), order, app.clock.now()).await?;
-    let outcome = if kept.is_some() { "kept" } else { "none" };
+    let last = credentials::last(&app.db, app.seal.as_ref(), order, app.clock.now()).await?;
+    let outcome = if last.is_some() { "kept" } else { "none" };
     metrics::counter!("credentials_refused_total", "gateway" => order.payment_method.as_str(), "answered" => outcome)
         .increment(1);
-    match (kept, error) {
+    match (last, error) {
         (Some(payment), error) => {
             info!(%error, order_id = %order.id, "The gateway gave no fresh credential; the last one is returned again");
             shown(app, order, payment)
@@ -235,7 +235,7 @@ async fn offer(app: &App, order: &Order) -> Result<Offer, ApiError> {
     match gateway.prepay(&stored(order)?, now).await {
         Ok(payment) => {
             if let Some(lives) = gateway.credential_lives(order.scene) {
-                credentials::keep(&app.db, app.seal.as_ref(), order, &payment, (now, lives)).await;
+                credentials::store(&app.db, app.seal.as_ref(), order, &payment, (now, lives)).await;
             }
             Ok(Offer::Made(payment))
         }
@@ -289,7 +289,7 @@ fn unfit(error: GatewayError) -> ApiError {
 /// already paid, the worker settles it instead.
 async fn failed(app: &App, id: OrderId, error: GatewayError) -> ApiError {
     match error {
-        GatewayError::Refused { .. } => match ask_to_close(app, id).await {
+        GatewayError::Refused { .. } => match request_close_and_check(app, id).await {
             Ok(()) if error.says_paid() => ApiError::OrderNotPayable("paid at the gateway"),
             Ok(()) => ApiError::OrderUnusable(error),
             Err(lost) => lost.into(),

@@ -14,7 +14,7 @@ use runtime::crash::{self, Point};
 use store::cache::Changed;
 use store::retry::retry;
 use store::settle::refunds as settling;
-use store::settle::refunds::{RefundRefusal, Wish};
+use store::settle::refunds::{RefundRefusal, RequestedRefund};
 use store::tables::idempotency_keys::{self, NewAnswer};
 use store::tables::orders;
 use store::{DbError, NotDone};
@@ -67,20 +67,20 @@ pub async fn create(
     // The key is bound to the order as well as to the body.
     let bound = [order_id.to_string().as_bytes(), &body].concat();
     let request = idempotency::Request::new(user, key, "POST /v1/orders/{id}/refunds", &bound);
-    let asking = Asking { app, request, order_id, body };
-    let answer = to_the_end(asking.run()).await?;
+    let requesting = Requesting { app, request, order_id, body };
+    let answer = to_the_end(requesting.run()).await?;
     Ok(answer.into_response(StatusCode::ACCEPTED, "/v1/refunds"))
 }
 
 /// Everything that requesting a refund needs, owned: the work continues when the client has gone.
-struct Asking {
+struct Requesting {
     app: Arc<App>,
     request: idempotency::Request,
     order_id: OrderId,
     body: Bytes,
 }
 
-impl Asking {
+impl Requesting {
     /// Requests the refund, or finds the answer of an earlier request with the same key.
     async fn run(self) -> Result<Answer, ApiError> {
         let App { turns, db, clock, .. } = self.app.as_ref();
@@ -88,12 +88,12 @@ impl Asking {
         if let Some(known) = self.known().await? {
             return Ok(known);
         }
-        let wish = self.wish()?;
+        let request = self.refund_request()?;
         let order = orders::get(&self.app.db, self.order_id).await?;
         let order = Viewer::User(self.request.user.clone()).shown(order)?;
         // A refusal reveals the order's state, too: from now on the cache must not show an older one.
         self.app.cache.orders.saw(&order);
-        match retry(|| self.ask(&wish)).await? {
+        match retry(|| self.write(&request)).await? {
             Some(answer) => Ok(answer),
             // Another process has used the key in the meantime.
             None => self.known().await?.ok_or(ApiError::RequestInFlight),
@@ -107,45 +107,45 @@ impl Asking {
 
     /// Writes key, refund and answer in one transaction. `None`: the key is already used. A refusal leaves nothing
     /// behind, so a request with the same key may try again.
-    async fn ask(&self, wish: &Wish) -> Result<Option<Answer>, ApiError> {
+    async fn write(&self, request: &RequestedRefund) -> Result<Option<Answer>, ApiError> {
         let now = microseconds(self.app.clock.now());
         let mut tx = self.app.db.begin().await.map_err(DbError::from)?;
-        let (user, key, id) = (&self.request.user, self.request.answered_key(now, now), wish.id.to_string());
+        let (user, key, id) = (&self.request.user, self.request.answered_key(now, now), request.id.to_string());
         if !idempotency_keys::take(&mut tx, user, &key, &id, now).await.map_err(in_flight)? {
             return Ok(None);
         }
-        let refund = settling::ask(&mut tx, wish, now).await.map_err(refused)?;
+        let refund = settling::request(&mut tx, request, now).await.map_err(refused)?;
         let answer = serde_json::to_value(RefundView::of(&refund)).map_err(|error| ApiError::Internal(error.into()))?;
         let answer = NewAnswer { answer, refused_with: None };
         let saved = idempotency_keys::save_answer(&mut *tx, user, &key.key, None, &answer).await?;
         let saved = saved.ok_or(DbError::Moved)?;
-        crash::at(Point::RefundAsked);
+        crash::at(Point::RefundRequested);
         tx.commit().await.map_err(DbError::from)?;
         crash::at(Point::RefundAccepted);
         self.app.cache.orders.renew(&self.app.db, Changed::Ids(vec![self.order_id])).await;
-        Ok(Some(Answer::fresh(wish.id.to_string(), saved)))
+        Ok(Some(Answer::fresh(request.id.to_string(), saved)))
     }
 
-    fn wish(&self) -> Result<Wish, ApiError> {
+    fn refund_request(&self) -> Result<RequestedRefund, ApiError> {
         let mut fields = Fields::parse(&self.body)?;
         let amount = fields.optional("amount", money);
         let reason = fields.optional("reason", text(reason));
         fields.finish()?;
         let of = (self.order_id, self.request.user.as_str());
-        wish(&self.app, of, amount, reason)
+        refund_request(&self.app, of, amount, reason)
     }
 }
 
 /// A refund request with a fresh number, for an order and by a person.
-pub(super) fn wish(
+pub(super) fn refund_request(
     app: &App,
     (order_id, requested_by): (OrderId, &str),
     amount: Option<Money>,
     reason: Option<String>,
-) -> Result<Wish, ApiError> {
+) -> Result<RequestedRefund, ApiError> {
     let bits = app.clock.fresh_bits();
     let number = RefundNo::parse(dated(bits, app.clock.now())).map_err(|error| ApiError::Internal(error.into()))?;
-    Ok(Wish {
+    Ok(RequestedRefund {
         id: RefundId::from_u128(bits),
         order_id,
         extra_trade: None,

@@ -2,11 +2,11 @@
 
 mod openssl;
 mod pgbench;
-mod road;
+mod route;
 
 pub(crate) use openssl::signatures_per_second;
 pub(crate) use pgbench::Pgbench;
-pub(crate) use road::fsync_and_two_publishes;
+pub(crate) use route::fsync_and_two_publishes;
 
 use std::process::{Command, Output};
 

@@ -49,19 +49,19 @@ async fn accept(stage: &Stage<'_>, count: u32) -> Result<(f64, String)> {
     let before = Usage::now(&services.pids());
     let sent = http::send(load, &signed.requests).await?;
     let used = Usage::now(&services.pids()).since(&before);
-    let stored = every_one_is_kept(stage, count).await?;
+    let stored = every_one_is_stored(stage, count).await?;
     services.stop().await?;
     stage.broker.empty().await?;
     let rate = f64::from(count) / sent.elapsed.as_secs_f64();
     let percentile = |percent| crate::figures::short(sent.percentile(percent));
-    let road =
+    let detour =
         if stored > 0 { format!("{stored} kept in the database instead of the broker; ") } else { String::new() };
-    Ok((rate, format!("{road}answered in p50 {} ms, p99 {} ms; {used}", percentile(50.0), percentile(99.0))))
+    Ok((rate, format!("{detour}answered in p50 {} ms, p99 {} ms; {used}", percentile(50.0), percentile(99.0))))
 }
 
 /// A success answer promises that the callback is in the queue or, if the broker was too slow, in the database.
 /// Returns how many are in the database. The broker's count follows its queue with a little delay.
-pub(super) async fn every_one_is_kept(stage: &Stage<'_>, count: u32) -> Result<u32> {
+pub(super) async fn every_one_is_stored(stage: &Stage<'_>, count: u32) -> Result<u32> {
     let since = Instant::now();
     loop {
         let (queued, stored) = (stage.broker.callbacks_queued().await?, database::callbacks_stored(&stage.db).await?);

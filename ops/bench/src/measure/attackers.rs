@@ -46,9 +46,13 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ve
         for repeat in 1..=stage.cli.repeats() {
             progress.say(&format!("attackers {repeat}: quiet, then {}", attack.name()));
             let quiet = run(stage, None).await.context("a quiet time")?;
-            ensure!(quiet.late() == 0 && quiet.looks.refused.is_empty(), "a quiet time is not quiet: {}", quiet.told());
+            ensure!(
+                quiet.late() == 0 && quiet.looks.refused.is_empty(),
+                "a quiet time is not quiet: {}",
+                quiet.summary()
+            );
             let under = run(stage, Some(attack)).await.with_context(|| attack.name())?;
-            let note = format!("quiet {}; under the attack {}", quiet.told(), under.told());
+            let note = format!("quiet {}; under the attack {}", quiet.summary(), under.summary());
             progress.done(&format!("attackers: {}: {note}", attack.name()));
             ours.push(under.looks_p99());
             limits.push(UNNOTICED_MS.max(2.0 * quiet.looks_p99()));
@@ -90,7 +94,7 @@ impl Repeat {
         self.callbacks.later_than(PATIENCE_MS)
     }
 
-    fn told(&self) -> String {
+    fn summary(&self) -> String {
         let attacked = self
             .attacked
             .as_ref()
@@ -143,7 +147,7 @@ async fn run(stage: &Stage<'_>, attack: Option<Attack>) -> Result<Repeat> {
     }
     if attack == Some(Attack::AbortedCloses) {
         ensure!(
-            database::closes_asked(&stage.db).await? >= 100,
+            database::closes_requested(&stage.db).await? >= 100,
             "hardly any close was read before its client disconnected"
         );
     }

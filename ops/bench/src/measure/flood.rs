@@ -76,7 +76,7 @@ async fn run(stage: &Stage<'_>, flood: bool) -> Result<Outcome> {
     let forged_per_second = strangers.stop().await? / sent.elapsed.as_secs_f64();
     let service = services.iter().next().context("payment-api runs")?;
     let memory = service.memory()?;
-    super::accepted::every_one_is_kept(stage, count).await?;
+    super::accepted::every_one_is_stored(stage, count).await?;
     services.stop().await?;
     stage.broker.empty().await?;
     Ok(Outcome { sent, forged_per_second, memory })

@@ -21,8 +21,8 @@ pub(super) async fn measure(stage: &Stage<'_>, large: u32, progress: &Progress) 
     database::refill(&stage.db, 0).await?;
     for size in sizes(large) {
         progress.say(&format!("growth: placing {size} orders that were paid long ago"));
-        let told = |placed| progress.say(&format!("growth: {placed} of {size} orders"));
-        database::place_history(&stage.db, placed + 1, size, told).await?;
+        let report = |placed| progress.say(&format!("growth: {placed} of {size} orders"));
+        database::place_history(&stage.db, placed + 1, size, report).await?;
         placed = size;
         let mut cost = Vec::new();
         for repeat in 1..=stage.cli.repeats() {
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_grow_tenfold_and_end_where_they_are_asked_to() {
+    fn sizes_grow_tenfold_and_end_where_they_should() {
         assert_eq!(sizes(10_000), [10_000]);
         assert_eq!(sizes(300_000), [10_000, 100_000, 300_000]);
         assert_eq!(sizes(10_000_000), [10_000, 100_000, 1_000_000, 10_000_000]);

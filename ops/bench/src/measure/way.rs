@@ -32,9 +32,9 @@ impl Way {
             let order_no = data["order_no"].as_str().context("an event without order_no")?;
             first.entry(order_no.to_owned()).or_insert(*at);
         }
-        let mut told: HashMap<u32, Instant> = HashMap::new();
+        let mut reported: HashMap<u32, Instant> = HashMap::new();
         for (order, at) in orders.iter().zip(&sent.at) {
-            let earliest = told.entry(*order).or_insert(*at);
+            let earliest = reported.entry(*order).or_insert(*at);
             *earliest = (*earliest).min(*at);
         }
         let way = |(order, at): (u32, Instant)| {
@@ -42,7 +42,7 @@ impl Way {
             let arrived = *first.get(&order_no).with_context(|| format!("no event for {order_no}"))?;
             Ok((arrived, arrived.saturating_duration_since(at).as_secs_f64() * 1000.0))
         };
-        Ok(Way { began: sent.began, arrived: told.into_iter().map(way).collect::<Result<_>>()? })
+        Ok(Way { began: sent.began, arrived: reported.into_iter().map(way).collect::<Result<_>>()? })
     }
 
     /// The duration within which `percent` of the callbacks led to an event, in milliseconds.

@@ -14,13 +14,13 @@ pub fn judge(history: &History) -> Vec<Violation> {
     let mut found = Found(judge_at_any_moment(history));
     acknowledged(history, &mut found);
     paid_once(history, &mut found);
-    told_once(history, &mut found);
+    reported_once(history, &mut found);
     delivered(history, &mut found);
     refunds::returned_once(history, &mut found);
     outside::booked(history, &mut found);
     moves(history, &mut found);
     refunds::followed(history, &mut found);
-    refunds::told_as_is(history, &mut found);
+    refunds::reported_as_is(history, &mut found);
     found.0
 }
 
@@ -37,7 +37,7 @@ pub fn judge_at_any_moment(history: &History) -> Vec<Violation> {
 }
 
 fn acknowledged(history: &History, found: &mut Found) {
-    if history.road_lost {
+    if history.messages_lost {
         return;
     }
     let known: BTreeSet<(&str, &str)> =
@@ -97,18 +97,18 @@ fn paid_once(history: &History, found: &mut Found) {
 }
 
 /// Compares the events that must exist, by id, with those that do exist.
-fn told_once(history: &History, found: &mut Found) {
+fn reported_once(history: &History, found: &mut Found) {
     let mut due: BTreeMap<String, usize> = BTreeMap::new();
     for order in &history.orders {
         let facts = [("order.paid", order.was_paid()), ("order.closed", order.was_closed)];
         due.extend(facts.iter().filter(|(_, so)| *so).map(|(kind, _)| (format!("{kind}:{}", order.id), 1)));
     }
     due.extend(refunds::events_due(history).into_iter().map(|id| (id, 1)));
-    let mut told: BTreeMap<String, usize> = BTreeMap::new();
+    let mut reported: BTreeMap<String, usize> = BTreeMap::new();
     for event in history.events.iter().filter(|event| !event.kind.starts_with("case.")) {
-        *told.entry(event.event_id.clone()).or_default() += 1;
+        *reported.entry(event.event_id.clone()).or_default() += 1;
     }
-    found.differences(Invariant::ToldOnce, "what has happened, and the events that report it,", (&due, &told));
+    found.differences(Invariant::ReportedOnce, "what has happened, and the events that report it,", (&due, &reported));
 
     // Whatever the ids are: an order has at most one fulfilment event.
     let mut paid: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -116,47 +116,47 @@ fn told_once(history: &History, found: &mut Found) {
         paid.entry(event.order_id.as_deref().unwrap_or("no order")).or_default().insert(&event.event_id);
     }
     for (order, ids) in paid.iter().filter(|(_, ids)| ids.len() > 1) {
-        found.add(Invariant::ToldOnce, format!("order {order} is fulfilled under several ids: {ids:?}"));
+        found.add(Invariant::ReportedOnce, format!("order {order} is fulfilled under several ids: {ids:?}"));
     }
     let orders: BTreeMap<&str, &Order> = history.orders.iter().map(|order| (order.id.as_str(), order)).collect();
     for event in history.events.iter().filter(|event| event.kind.starts_with("order.")) {
         let order = event.order_id.as_deref().and_then(|id| orders.get(id));
         let tells = |name: &str| event.data[name].as_str();
         if tells("order_no") != order.map(|order| order.order_no.as_str()) {
-            found.add(Invariant::ToldOnce, format!("{} names another order", event.event_id));
+            found.add(Invariant::ReportedOnce, format!("{} names another order", event.event_id));
         }
         let tells_its_payment = |order: &&Order| {
             tells("amount") == Some(yuan(order.amount_fen).as_str()) && tells("trade_no") == order.trade_no.as_deref()
         };
         if event.kind == "order.paid" && !order.is_some_and(tells_its_payment) {
-            found.add(Invariant::ToldOnce, format!("{} reports another payment than its order's", event.event_id));
+            found.add(Invariant::ReportedOnce, format!("{} reports another payment than its order's", event.event_id));
         }
     }
 }
 
 fn delivered(history: &History, found: &mut Found) {
     let written: BTreeMap<&str, &Event> = history.events.iter().map(|event| (event.event_id.as_str(), event)).collect();
-    let mut heard: Vec<&str> = Vec::new();
+    let mut received: Vec<&str> = Vec::new();
     for delivery in &history.deliveries {
         match written.get(delivery.id.as_str()) {
-            Some(event) if event.kind == delivery.kind && event.data == delivery.data => heard.push(&delivery.id),
+            Some(event) if event.kind == delivery.kind && event.data == delivery.data => received.push(&delivery.id),
             Some(_) => found.add(Invariant::Delivered, format!("{} arrived with other contents", delivery.id)),
             None => found.add(Invariant::Delivered, format!("{} arrived and was never written", delivery.id)),
         }
     }
-    let known: BTreeSet<&str> = heard.iter().copied().collect();
+    let known: BTreeSet<&str> = received.iter().copied().collect();
     for event in history.events.iter().filter(|event| !known.contains(event.event_id.as_str())) {
         found.add(Invariant::Delivered, format!("{} was never delivered", event.event_id));
     }
-    if !history.road_lost {
-        in_order(history, &heard, found);
+    if !history.messages_lost {
+        in_order(history, &received, found);
     }
 }
 
 /// When a consumer first receives an event, it has already received all earlier events of the same order.
-fn in_order(history: &History, heard: &[&str], found: &mut Found) {
+fn in_order(history: &History, received: &[&str], found: &mut Found) {
     let mut first: BTreeMap<&str, usize> = BTreeMap::new();
-    for (place, id) in heard.iter().enumerate() {
+    for (place, id) in received.iter().enumerate() {
         first.entry(id).or_insert(place);
     }
     let mut last: BTreeMap<&str, usize> = BTreeMap::new();
@@ -203,12 +203,12 @@ fn moves(history: &History, found: &mut Found) {
         if *is < version || (*is > version && !beside) {
             found.add(Invariant::Moves, format!("order {order_no}, {status}, has version {is} and not {version}: moved more often, or less, than there was reason to"));
         }
-        versions_told(history, order, found);
+        versions_reported(history, order, found);
     }
 }
 
 /// Each event of an order contains the version that its move led to.
-fn versions_told(history: &History, order: &Order, found: &mut Found) {
+fn versions_reported(history: &History, order: &Order, found: &mut Found) {
     let own = refunds::of_own_payment(history, order);
     let mut before = order.first_version();
     for event in history.events.iter().filter(|event| event.order_id.as_ref() == Some(&order.id)) {

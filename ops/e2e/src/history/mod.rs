@@ -50,7 +50,7 @@ pub struct History {
     pub cases: Vec<Case>,
     /// Whether messages in flight were lost with a broker. Then callbacks may be lost, and the relay publishes
     /// events again from some point on. The money must agree all the same.
-    pub road_lost: bool,
+    pub messages_lost: bool,
 }
 
 /// One trade at a gateway.

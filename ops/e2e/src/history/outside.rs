@@ -26,7 +26,7 @@ pub(super) fn booked(history: &History, found: &mut Found) {
             let what = format!("{booked} fen are booked as returned outside of trade {trade_no}, and {went} went back");
             found.add(Invariant::ReturnedOutside, what);
         }
-        if booked < *known && !is_told(history, name) {
+        if booked < *known && !is_reported(history, name) {
             let what = format!(
                 "the gateway says that {known} fen of trade {trade_no} of {order_no} went back outside, {booked} are booked, and no case reports it"
             );
@@ -41,7 +41,7 @@ pub(super) fn booked(history: &History, found: &mut Found) {
 
 /// Whether a case reports a refund that the books lack. The case must be open. For a payment that is not booked at
 /// all, a case that people have resolved also counts.
-fn is_told(history: &History, (order_no, trade_no): &Name<'_>) -> bool {
+fn is_reported(history: &History, (order_no, trade_no): &Name<'_>) -> bool {
     let Some(order) = history.orders.iter().find(|order| order.order_no == *order_no) else { return false };
     let recorded = history.payments.iter().any(|payment| payment.trade_no == *trade_no);
     history.cases_of(order).any(|case| TELLS.contains(&case.kind.as_str()) && (case.open || !recorded))
@@ -178,7 +178,7 @@ fn of_order(
         let name = (order.order_no.as_str(), payment.trade_no.as_str());
         if let Some(Console { went, known }) = there.get(&name) {
             let booked = here.get(&name).copied().unwrap_or(0);
-            match is_told(history, &name) {
+            match is_reported(history, &name) {
                 true => balance.held -= (went - booked).max(0),
                 false => balance.unseen += (went - booked.max(*known)).max(0),
             }

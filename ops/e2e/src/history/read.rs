@@ -13,7 +13,7 @@ impl World {
         let trades = self.gateways.ledger().await;
         let trades: Vec<Trade> = serde_json::from_value(Value::Array(trades)).expect("the simulator's ledger");
         let answers = self.shop.answers();
-        let mut history = History { trades, answers, road_lost: self.road_was_lost(), ..History::default() };
+        let mut history = History { trades, answers, messages_lost: self.broker_was_wiped(), ..History::default() };
         history.orders = self.rows(ORDERS).await;
         history.payments = self.rows(PAYMENTS).await;
         history.refunds = self.rows(REFUNDS).await;
@@ -22,8 +22,10 @@ impl World {
         history.events = self.rows(EVENTS).await;
         history.named_by_keys = self.texts("select ref_id::text from idempotency_keys").await;
         history.cases = self.rows(CASES).await;
-        let heard = self.downstream.all().into_iter();
-        history.deliveries = heard.map(|told| Delivered { id: told.id, kind: told.kind, data: told.data }).collect();
+        let deliveries = self.downstream.all().into_iter();
+        history.deliveries = deliveries
+            .map(|delivery| Delivered { id: delivery.id, kind: delivery.kind, data: delivery.data })
+            .collect();
         history
     }
 

@@ -134,17 +134,18 @@ pub(super) fn moves_of(refund: &Refund) -> i64 {
 }
 
 /// Finds events of refunds whose data differs from their refund.
-pub(super) fn told_as_is(history: &History, found: &mut Found) {
+pub(super) fn reported_as_is(history: &History, found: &mut Found) {
     for event in &history.events {
         let refund = event.event_id.split_once(':').and_then(|(_, id)| history.refunds.iter().find(|r| r.id == id));
         let Some(refund) = refund else { continue };
-        let told = (event.order_id.as_deref(), event.data["refund_no"].as_str(), event.data["refund_amount"].as_str());
-        if told != (Some(&refund.order_id), Some(&refund.refund_no), Some(&yuan(refund.amount_fen))) {
-            found.add(Invariant::ToldOnce, format!("{} states wrong facts about its refund", event.event_id));
+        let reported =
+            (event.order_id.as_deref(), event.data["refund_no"].as_str(), event.data["refund_amount"].as_str());
+        if reported != (Some(&refund.order_id), Some(&refund.refund_no), Some(&yuan(refund.amount_fen))) {
+            found.add(Invariant::ReportedOnce, format!("{} states wrong facts about its refund", event.event_id));
         }
         // An event without an origin is ours: all refunds were ours before there was a second origin.
         if event.data["origin"].as_str().unwrap_or("service") != refund.origin {
-            found.add(Invariant::ToldOnce, format!("{} does not say who made the refund", event.event_id));
+            found.add(Invariant::ReportedOnce, format!("{} does not say who made the refund", event.event_id));
         }
     }
 }

@@ -14,7 +14,7 @@ pub enum Invariant {
     /// an order's own payment has a case.
     PaidOnce,
     /// Exactly one event reports each payment of an order, and exactly one each close.
-    ToldOnce,
+    ReportedOnce,
     /// Each event was delivered as it was written, and the events of an order were delivered in sequence.
     Delivered,
     /// What we refunded at the gateways is booked as refunded here, each refund once.
@@ -37,7 +37,7 @@ impl Invariant {
         Invariant::Acknowledged,
         Invariant::NothingWrongAccepted,
         Invariant::PaidOnce,
-        Invariant::ToldOnce,
+        Invariant::ReportedOnce,
         Invariant::Delivered,
         Invariant::ReturnedOnce,
         Invariant::ReturnedOutside,

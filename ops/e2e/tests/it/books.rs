@@ -2,36 +2,36 @@
 
 use std::panic::AssertUnwindSafe;
 
-use e2e::shop::Wish;
+use e2e::shop::RefundRequest;
 use e2e::{Gateway, SOON, Setup, World};
 use futures_util::FutureExt;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_books_show_a_payment_that_nobody_was_told_of() {
+async fn the_books_show_a_payment_that_was_never_reported() {
     let world = World::start().await;
-    let told = world.buy(Gateway::Alipay, "page", "1.00").await;
-    world.pay(&told).await;
-    world.wait_paid(&told).await;
-    world.events_of(&told).await;
+    let reported = world.buy(Gateway::Alipay, "page", "1.00").await;
+    world.pay(&reported).await;
+    world.wait_paid(&reported).await;
+    world.events_of(&reported).await;
     world.books_agree().await;
     let silent = world.buy(Gateway::Wechat, "native", "1.00").await;
     world.gateways.pay_silently(&silent).await;
     let compared = AssertUnwindSafe(world.books_agree()).catch_unwind().await;
     let found = compared.expect_err("the books agree on what is not so");
     let found = found.downcast_ref::<String>().expect("a message");
-    assert!(found.contains(&silent.order_no) && !found.contains(&told.order_no), "{found}");
+    assert!(found.contains(&silent.order_no) && !found.contains(&reported.order_no), "{found}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_books_show_whatever_is_wrong_about_a_refund() {
     let world = World::with(Setup { refund_workers: 1, ..Setup::default() }).await;
-    for (gateway, scene, wish) in
-        [(Gateway::Alipay, "page", Wish::of_the_rest()), (Gateway::Wechat, "native", Wish::of(30))]
+    for (gateway, scene, request) in
+        [(Gateway::Alipay, "page", RefundRequest::of_the_rest()), (Gateway::Wechat, "native", RefundRequest::of(30))]
     {
         let order = world.buy(gateway, scene, "1.00").await;
         world.pay(&order).await;
         world.wait_paid(&order).await;
-        world.shop.refund(&order, &wish).await;
+        world.shop.refund(&order, &request).await;
     }
     world.wait_quiet(SOON).await;
     world.books_agree().await;

@@ -158,12 +158,12 @@ async fn one_buyer(world: &World, scene: (Gateway, &str), back: Back) -> Duratio
     let order = paid_in_silence(world, scene).await;
     let began = Instant::now();
     let took = comes_back(world, &order, back).await;
-    asked_rarely(world, &order, began).await;
+    queried_rarely(world, &order, began).await;
     took
 }
 
 /// One question, and one more for each 3 s since.
-async fn asked_rarely(world: &World, order: &Order, since: Instant) {
+async fn queried_rarely(world: &World, order: &Order, since: Instant) {
     let queries = world.gateways.calls(order, "query").await;
     let most = 1.0 + since.elapsed().as_secs_f64() / APART;
     assert!(queries >= 1, "the gateway was asked about {}", order.order_no);
@@ -186,6 +186,6 @@ async fn many_who_look_at_an_unpaid_order_cost_one_question_in_three_seconds() {
             }
         };
         join_all((0..4).map(|_| look())).await;
-        asked_rarely(&world, &order, began).await;
+        queried_rarely(&world, &order, began).await;
     }
 }

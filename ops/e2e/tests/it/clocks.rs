@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use domain::message::job::JobKind;
 use e2e::process::Process;
-use e2e::shop::Wish;
+use e2e::shop::RefundRequest;
 use e2e::{Gateway, Made, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
@@ -93,8 +93,8 @@ async fn hours_for_single_workers(world: &World, mut made: Made) {
     eventually("what is paid counts as paid, and what is not was asked about", LONG, async || {
         come_due(&world.db, Some(JobKind::Check)).await;
         let statuses = join_all(paid.iter().map(|order| world.status(order))).await;
-        let asked = world.number(known).await? >= unpaid.len() as i64;
-        (asked && statuses.iter().all(|status| status == "paid")).then_some(())
+        let queried = world.number(known).await? >= unpaid.len() as i64;
+        (queried && statuses.iter().all(|status| status == "paid")).then_some(())
     })
     .await;
     for order in unpaid {
@@ -103,7 +103,7 @@ async fn hours_for_single_workers(world: &World, mut made: Made) {
     set(&world.check_workers, &[0]);
 
     set(&world.refund_workers, &[70, -70]);
-    join_all(paid.iter().map(async |order| world.shop.refund(order, &Wish::of_the_rest()).await)).await;
+    join_all(paid.iter().map(async |order| world.shop.refund(order, &RefundRequest::of_the_rest()).await)).await;
     eventually("the refunds have arrived", LONG, async || {
         (world.number("select count(*) from refund_records where status <> 'succeeded'").await? == 0).then_some(())
     })
@@ -116,7 +116,7 @@ async fn hours_for_single_workers(world: &World, mut made: Made) {
 }
 
 /// Unpaid orders at each gateway, and refunds that are processed, for each step of the clocks.
-const ASKED_ABOUT: usize = 3;
+const QUERIED: usize = 3;
 /// More rounds than one question too many would take.
 const ROUNDS: usize = 4;
 
@@ -143,7 +143,7 @@ async fn cost(world: &World, relay: i32, workers: i32) -> Cost {
     let mut unpaid = Vec::new();
     let mut returned = Vec::new();
     for (gateway, scene) in [(Gateway::Alipay, "qr"), (Gateway::Wechat, "native")] {
-        for _ in 0..ASKED_ABOUT {
+        for _ in 0..QUERIED {
             unpaid.push(world.buy(gateway, scene, "4.00").await);
             returned.push(world.buy(gateway, scene, "4.00").await);
         }
@@ -155,7 +155,10 @@ async fn cost(world: &World, relay: i32, workers: i32) -> Cost {
         world.wait_paid(order).await;
     }
     join_all(
-        returned.iter().chain([&last_returned]).map(async |order| world.shop.refund(order, &Wish::of_the_rest()).await),
+        returned
+            .iter()
+            .chain([&last_returned])
+            .map(async |order| world.shop.refund(order, &RefundRequest::of_the_rest()).await),
     )
     .await;
     // The check at once, at the 26th second, is followed by the one at the 30th.

@@ -9,7 +9,7 @@ use broker::topology;
 use e2e::http::{Answer, http_client};
 use e2e::process::{Ended, Process};
 use e2e::servers::{PrivateServers, Servers};
-use e2e::shop::{self, Purchase, Wish};
+use e2e::shop::{self, Purchase, RefundRequest};
 use e2e::{Gateway, Order, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::Value;
@@ -207,15 +207,15 @@ async fn buy_until(world: &World, gateway: Gateway, scene: &str, back: i64, over
     let mut bought = 0;
     while !over.load(Ordering::Relaxed) {
         let purchase = Purchase::new(gateway, scene, "1.00");
-        let answer = answered(async || world.shop.ask(&purchase).await.ok()).await;
+        let answer = answered(async || world.shop.request_order(&purchase).await.ok()).await;
         assert_eq!(answer.status, 201, "{purchase:?}: {answer:?}");
         let order = shop::order(&purchase, &answer);
         world.pay(&order).await;
         becomes(world, &order, "paid").await;
         if back > 0 {
-            let wish = Wish::of(back);
-            let answer = answered(async || world.shop.ask_refund(&order, &wish).await.ok()).await;
-            assert_eq!(answer.status, 202, "{wish:?} of {order:?}: {answer:?}");
+            let request = RefundRequest::of(back);
+            let answer = answered(async || world.shop.request_refund(&order, &request).await.ok()).await;
+            assert_eq!(answer.status, 202, "{request:?} of {order:?}: {answer:?}");
             becomes(world, &order, if back == order.amount_fen { "refunded" } else { "partially_refunded" }).await;
         }
         bought += 1;
@@ -224,9 +224,9 @@ async fn buy_until(world: &World, gateway: Gateway, scene: &str, back: i64, over
 }
 
 /// The first answer that is neither "later" nor "it took too long, repeat it".
-async fn answered(mut ask: impl AsyncFnMut() -> Option<Answer>) -> Answer {
+async fn answered(mut request: impl AsyncFnMut() -> Option<Answer>) -> Answer {
     let is_one = |answer: &Answer| answer.retry_after.is_none() && answer.status != 504;
-    eventually("an answer", LONG, async || ask().await.filter(is_one)).await
+    eventually("an answer", LONG, async || request().await.filter(is_one)).await
 }
 
 async fn becomes(world: &World, order: &Order, status: &str) {

@@ -47,7 +47,7 @@ async fn lock_the_wrong_way_round(world: &World, go_on: &AtomicBool) {
     }
 }
 
-fn told(world: &World, what: &str) -> usize {
+fn occurrences(world: &World, what: &str) -> usize {
     world.logs().lines().filter(|line| line.contains(what)).count()
 }
 
@@ -67,8 +67,8 @@ async fn serialization_failures_and_deadlocks_are_tried_again_and_lose_nothing()
     let go_on = AtomicBool::new(true);
     let collide = async {
         eventually("transactions collide", SOON * 3, async || {
-            let enough =
-                told(&world, "could not serialize access") >= ENOUGH && told(&world, "deadlock detected") >= ENOUGH;
+            let enough = occurrences(&world, "could not serialize access") >= ENOUGH
+                && occurrences(&world, "deadlock detected") >= ENOUGH;
             sleep(Duration::from_millis(100)).await;
             enough.then_some(())
         })
@@ -80,7 +80,7 @@ async fn serialization_failures_and_deadlocks_are_tried_again_and_lose_nothing()
     for what in
         ["could not serialize access", "deadlock detected", "trying again", "next round will repeat", "A job failed"]
     {
-        println!("{what}: {}", told(&world, what));
+        println!("{what}: {}", occurrences(&world, what));
     }
     assert!(made.paid >= 50 && made.returned >= 10, "hardly any load: {made:?}");
     world.all_completed(made).await;

@@ -48,8 +48,8 @@ async fn fails_naming(program: Program, dir: &Path, named: &[&str], secret: &[&s
     assert!(ended.status.code().is_some(), "it was killed: {}", ended.said);
     let missing: Vec<_> = named.iter().filter(|name| !ended.said.contains(**name)).collect();
     assert!(missing.is_empty(), "not named: {missing:?} in:\n{}", ended.said);
-    let told: Vec<_> = secret.iter().filter(|secret| ended.said.contains(**secret)).collect();
-    assert!(told.is_empty(), "told: {told:?}");
+    let leaked: Vec<_> = secret.iter().filter(|secret| ended.said.contains(**secret)).collect();
+    assert!(leaked.is_empty(), "told: {leaked:?}");
     assert!(!ended.said.contains("panicked"), "{}", ended.said);
 }
 
@@ -60,11 +60,11 @@ async fn each_program_names_every_fault_at_once() {
     let gateways = broken_gateways(&folder.0).await;
     // There, but without tables.
     let database = Database::create(&testkit::env("DATABASE_URL")).await;
-    let nobody = format!("amqp://payment:hidden-password@{}/%2f", free_address());
+    let no_broker = format!("amqp://payment:hidden-password@{}/%2f", free_address());
     let program = |name: &str| {
         Program::new(name)
             .env("DATABASE_URL", database.url())
-            .env("AMQP_URL", &nobody)
+            .env("AMQP_URL", &no_broker)
             .env("OPS_ADDR", "9100")
             .env("REDIS_URL", "redis//:hidden-password@h")
     };

@@ -77,8 +77,8 @@ async fn with_a_broker_short_of_memory_or_disk_callbacks_go_to_the_database_and_
         let before = on_the_way_of_the_database(&world).await;
         world.pay_slowly(few).await;
         world.wait_all_answered().await;
-        let kept = on_the_way_of_the_database(&world).await - before;
-        assert!(kept >= few.len() as f64, "{kept} of {} callbacks were kept in the database", few.len());
+        let stored = on_the_way_of_the_database(&world).await - before;
+        assert!(stored >= few.len() as f64, "{stored} of {} callbacks were kept in the database", few.len());
         world.servers().rabbitmqctl(clear).await;
     }
     let received = world.api.metrics().await.by("callbacks_received_total", "outcome");

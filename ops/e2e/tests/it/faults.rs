@@ -85,7 +85,7 @@ async fn a_gateway_that_fails_at_prepay_leaves_an_order_that_the_same_key_finds_
     let mut purchases = Vec::new();
     for (gateway, scene) in [(Gateway::Alipay, "qr"), (Gateway::Wechat, "native"), (Gateway::Wechat, "jsapi")] {
         let purchase = Purchase::new(gateway, scene, "3.21");
-        let answer = world.shop.ask(&purchase).await.expect("payment-api answers");
+        let answer = world.shop.request_order(&purchase).await.expect("payment-api answers");
         assert_eq!((answer.status, answer.code().as_str()), (503, "gateway_unavailable"), "{answer:?}");
         purchases.push(purchase);
     }
@@ -95,9 +95,9 @@ async fn a_gateway_that_fails_at_prepay_leaves_an_order_that_the_same_key_finds_
 
     let mut orders: Vec<Order> = Vec::new();
     for (purchase, order_no) in purchases.iter().zip(&pending) {
-        let first = world.shop.ask(purchase).await.expect("payment-api answers");
+        let first = world.shop.request_order(purchase).await.expect("payment-api answers");
         assert_eq!(first.status, 201, "{first:?}");
-        let again = world.shop.ask(purchase).await.expect("payment-api answers");
+        let again = world.shop.request_order(purchase).await.expect("payment-api answers");
         assert_eq!(again.status, 201, "{again:?}");
         assert_eq!(first.json()["order"]["id"], again.json()["order"]["id"], "the same key, the same order");
         assert_eq!(&order(purchase, &first).order_no, order_no, "no second order");

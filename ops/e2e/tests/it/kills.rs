@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use e2e::process::Process;
-use e2e::shop::Wish;
+use e2e::shop::RefundRequest;
 use e2e::{Gateway, Order, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
@@ -31,7 +31,7 @@ async fn check_workers_killed_between_the_gateways_answer_and_the_commit_100_tim
     let mut orders = Vec::new();
     while orders.len() < CHECK_KILLS * CHECKS_PER_STRIKE {
         let few = world.buy_many(2 * CHECKS_PER_STRIKE).await;
-        target.not_before_told().await;
+        target.postpone_all().await;
         join_all(few.iter().map(|order| world.pay(order))).await;
         orders.extend(few);
     }
@@ -67,7 +67,7 @@ async fn refund_workers_killed_between_the_gateways_answer_and_the_commit_40_tim
         join_all(few.iter().map(|order| world.pay(order))).await;
     }
     world.wait_all_paid(LONG).await;
-    let ids = target.ask_for_refunds(&orders).await;
+    let ids = target.request_refunds(&orders).await;
     let (mut kills, mut strikes) = (0, 0);
     // One at each gateway: Alipay has just answered that the money went back; the query to WeChat Pay is under way.
     for (few, refunds) in orders.chunks(2).zip(ids.chunks(2)) {
@@ -144,20 +144,21 @@ impl Target<'_> {
     }
 
     /// No job is due by itself from now on; messages that are on the broker are stale by their fence.
-    async fn not_before_told(&self) {
+    async fn postpone_all(&self) {
         self.put_off("true").await;
     }
 
     /// Asks for all the money of each order back; the refunds' ids. At WeChat Pay they are accepted already, at Alipay
     /// not sent yet; and no job is due.
-    async fn ask_for_refunds(&self, orders: &[Order]) -> Vec<String> {
+    async fn request_refunds(&self, orders: &[Order]) -> Vec<String> {
         self.workers.iter().for_each(Process::kill);
         let mut ids = Vec::new();
         for few in orders.chunks(16) {
-            let asked = few.iter().map(async |order| self.world.shop.refund(order, &Wish::of_the_rest()).await);
-            ids.extend(join_all(asked).await);
+            let requests =
+                few.iter().map(async |order| self.world.shop.refund(order, &RefundRequest::of_the_rest()).await);
+            ids.extend(join_all(requests).await);
         }
-        self.not_before_told().await;
+        self.postpone_all().await;
         self.workers.iter().for_each(Process::spawn);
         let of_wechat = orders.iter().zip(&ids).filter(|(order, _)| order.gateway == Gateway::Wechat);
         let of_wechat: Vec<&str> = of_wechat.map(|(_, id)| id.as_str()).collect();

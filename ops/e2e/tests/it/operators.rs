@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use e2e::process::{Ended, Program};
-use e2e::shop::{OPENID, Wish};
+use e2e::shop::{OPENID, RefundRequest};
 use e2e::{Gateway, Order, SOON, Setup, World, eventually};
 use lapin::options::QueueDeleteOptions;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ async fn end(world: &World, program: Program) -> (i32, String) {
 }
 
 /// What a command that must succeed says to scripts.
-async fn told(world: &World, args: &[&str]) -> Value {
+async fn output_of(world: &World, args: &[&str]) -> Value {
     let (code, said) = run(world, &[args, &["--json"]].concat()).await;
     assert_eq!(code, 0, "{args:?}: {said}");
     serde_json::from_str(&said).unwrap_or_else(|error| panic!("{args:?}: {error}: {said}"))
@@ -50,7 +50,7 @@ async fn dead_letter(world: &World) -> (Order, String) {
     .await;
     let keys = world.gateways.dir.join("keys");
     let (right, wrong) = (keys.join("wechat_main_public_1.pem"), keys.join("alipay_main_public.pem"));
-    let kept = fs::read(&right).expect("the key is there");
+    let original = fs::read(&right).expect("the key is there");
     fs::copy(wrong, &right).expect("a copy");
     worker.start().await;
     let case = eventually("a case of the dead letter", SOON, async || {
@@ -64,16 +64,16 @@ async fn dead_letter(world: &World) -> (Order, String) {
     .await;
 
     // With the wrong key it is a dead letter again, and its case says so.
-    told(world, &["cases", "replay", &case, "--yes"]).await;
+    output_of(world, &["cases", "replay", &case, "--yes"]).await;
     eventually("the case is open again", SOON, async || {
-        let shown = told(world, &["cases", "show", &case]).await;
+        let shown = output_of(world, &["cases", "show", &case]).await;
         (shown["status"] == "open" && shown["history"][1]["what"] == "reopened").then_some(())
     })
     .await;
     assert_eq!(world.status(&order).await, "pending");
     marked(world).await;
 
-    fs::write(&right, kept).expect("the key can be written");
+    fs::write(&right, original).expect("the key can be written");
     worker.terminate().await;
     worker.start().await;
     (order, case)
@@ -91,16 +91,16 @@ async fn a_dead_letter_that_is_replayed_after_a_repaired_key_settles() {
     assert!(said.contains("1 of 1 case would be replayed; nothing was changed, --yes does it"), "{said}");
     assert_eq!(rows(&world).await, before, "a dry run changes nothing");
 
-    let listed = told(&world, &["cases", "list", "--kind", "dead_letter"]).await;
+    let listed = output_of(&world, &["cases", "list", "--kind", "dead_letter"]).await;
     assert_eq!(listed["cases"][0]["id"], case.as_str());
     let evidence = &listed["cases"][0]["evidence"];
     assert!(evidence["digest"].as_str().expect("a digest").contains("sha256:"), "{evidence}");
     assert!(evidence.get("body").is_none(), "the bytes name the payer: {evidence}");
 
-    told(&world, &["cases", "replay", &case, "--yes"]).await;
+    output_of(&world, &["cases", "replay", &case, "--yes"]).await;
     world.wait_paid(&order).await;
     assert_eq!(world.events_of(&order).await.len(), 1);
-    let shown = told(&world, &["cases", "show", &case]).await;
+    let shown = output_of(&world, &["cases", "show", &case]).await;
     assert_eq!((&shown["status"], &shown["resolved_by"]), (&json!("resolved"), &json!("paymentctl/alice")));
     let steps = shown["history"].as_array().expect("steps").iter().map(|step| step["what"].as_str());
     assert_eq!(steps.collect::<Vec<_>>(), [Some("replayed"), Some("reopened"), Some("replayed")]);
@@ -120,31 +120,34 @@ async fn an_order_with_a_refund_is_explained_and_its_events_go_out_again_under_t
     world.pay(&order).await;
     world.wait_paid(&order).await;
     world.events_of(&order).await;
-    world.shop.refund(&order, &Wish::of(500)).await;
-    let first = heard(&world, &order, 3).await;
+    world.shop.refund(&order, &RefundRequest::of(500)).await;
+    let first = delivered(&world, &order, 3).await;
     assert_eq!(first.len(), 3, "{first:?}");
     marked(&world).await;
     is_explained(&world, &order).await;
 
     let before = rows(&world).await;
-    let dry = told(&world, &["events", "republish", "--order", &order.order_no]).await;
+    let dry = output_of(&world, &["events", "republish", "--order", &order.order_no]).await;
     assert_eq!((&dry["dry_run"], &dry["events"]), (&json!(true), &json!(first)), "in the order in which they go out");
     assert_eq!(rows(&world).await, before, "a dry run changes nothing");
-    assert_eq!(heard(&world, &order, 3).await.len(), 3);
+    assert_eq!(delivered(&world, &order, 3).await.len(), 3);
 
-    told(&world, &["events", "republish", "--order", &order.order_no, "--yes"]).await;
-    assert_eq!(&heard(&world, &order, 6).await[3..], &first[..]);
+    output_of(&world, &["events", "republish", "--order", &order.order_no, "--yes"]).await;
+    assert_eq!(&delivered(&world, &order, 6).await[3..], &first[..]);
     marked(&world).await;
-    told(&world, &["events", "republish", "--id", &first[1], "--yes"]).await;
-    assert_eq!(&heard(&world, &order, 7).await[6..], &first[1..2]);
+    output_of(&world, &["events", "republish", "--id", &first[1], "--yes"]).await;
+    assert_eq!(&delivered(&world, &order, 7).await[6..], &first[1..2]);
     marked(&world).await;
     let (code, said) =
         run(&world, &["events", "republish", "--since", "1h", "--until", "0s", "--limit", "2", "--yes"]).await;
     assert!(code == 1 && said.contains("more than 2 events are requested"), "{said}");
-    told(&world, &["events", "republish", "--since", "1h", "--until", "0s", "--yes"]).await;
-    assert_eq!(&heard(&world, &order, 10).await[7..], &first[..]);
-    assert_eq!(told(&world, &["events", "show", &first[0]]).await["id"], first[0].as_str());
-    assert_eq!(told(&world, &["events", "list", "--order", &order.id]).await["events"][0]["id"], first[0].as_str());
+    output_of(&world, &["events", "republish", "--since", "1h", "--until", "0s", "--yes"]).await;
+    assert_eq!(&delivered(&world, &order, 10).await[7..], &first[..]);
+    assert_eq!(output_of(&world, &["events", "show", &first[0]]).await["id"], first[0].as_str());
+    assert_eq!(
+        output_of(&world, &["events", "list", "--order", &order.id]).await["events"][0]["id"],
+        first[0].as_str()
+    );
 
     let stuck =
         "with stuck as (update refund_records set status = 'processing' returning 1) select count(*) from stuck";
@@ -154,7 +157,7 @@ async fn an_order_with_a_refund_is_explained_and_its_events_go_out_again_under_t
 }
 
 /// The ids of the events about an order that came downstream, once there are so many.
-async fn heard(world: &World, order: &Order, at_least: usize) -> Vec<String> {
+async fn delivered(world: &World, order: &Order, at_least: usize) -> Vec<String> {
     eventually("the events downstream", SOON, async || {
         let ids: Vec<String> = world.downstream.about(&order.id).into_iter().map(|event| event.id).collect();
         (ids.len() >= at_least).then_some(ids)
@@ -172,7 +175,7 @@ async fn is_explained(world: &World, order: &Order) {
         }
         assert!(!said.contains(OPENID), "the payer is nobody's business: {said}");
     }
-    let timeline = told(world, &["explain", &order.id]).await["timeline"].clone();
+    let timeline = output_of(world, &["explain", &order.id]).await["timeline"].clone();
     let place = |what: &str| {
         let text = |line: &Value, name: &str| line[name].as_str().expect("text").to_owned();
         let mut lines = timeline.as_array().expect("a list").iter();
@@ -200,7 +203,7 @@ async fn the_doctor_is_green_in_a_healthy_world_and_names_each_thing_that_is_wro
         checks.filter(|check| check["state"] == state).map(|check| check.to_string()).collect()
     };
     let green = eventually("the relay has set its marker", SOON, async || {
-        let green = told(&world, &["doctor"]).await;
+        let green = output_of(&world, &["doctor"]).await;
         names(&green, "warning").is_empty().then_some(green)
     })
     .await;
@@ -241,20 +244,20 @@ async fn the_doctor_is_green_in_a_healthy_world_and_names_each_thing_that_is_wro
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_done_is_said_with_what_to_do() {
     let world = World::start().await;
-    let nobody = "0".repeat(32);
-    let nothing = ["cases", "discard", &nobody];
+    let unknown = "0".repeat(32);
+    let nothing = ["cases", "discard", &unknown];
     for (args, code, named) in [
-        (&["cases", "show", &nobody][..], 1, "there is no case"),
+        (&["cases", "show", &unknown][..], 1, "there is no case"),
         (&["explain", "NO_SUCH_ORDER"], 1, "there is no order NO_SUCH_ORDER"),
         (&["events", "show", "order.paid:1"], 1, "there is no event order.paid:1"),
-        (&["events", "republish", "--order", &nobody], 1, "there is no order"),
-        (&["cases", "replay", &nobody, "--yes"], 1, "there is no case"),
+        (&["events", "republish", "--order", &unknown], 1, "there is no order"),
+        (&["cases", "replay", &unknown, "--yes"], 1, "there is no case"),
         (&["cases", "show", "not-an-id"], 2, "32 lower-case hex digits"),
         (&nothing, 2, "--reason"),
         (&[&nothing[..], &["--reason", "  "]].concat(), 2, "text of 1 to 2000"),
         (&["cases", "replay"], 2, "required"),
-        (&["cases", "replay", &nobody, "--kind", "dead_letter"], 2, "cannot be used with"),
-        (&["cases", "replay", &nobody, "--limit", "5"], 2, "cannot be used with"),
+        (&["cases", "replay", &unknown, "--kind", "dead_letter"], 2, "cannot be used with"),
+        (&["cases", "replay", &unknown, "--limit", "5"], 2, "cannot be used with"),
         (&["cases", "replay", "--kind", "late_payment"], 2, "dead_letter"),
         (&["events", "republish"], 2, "required"),
         (&["events", "republish", "--id", "a", "--order", "b"], 2, "cannot be used with"),
@@ -267,7 +270,7 @@ async fn what_cannot_be_done_is_said_with_what_to_do() {
         assert_eq!(ended, code, "{args:?}: {said}");
         assert!(said.contains(named), "{args:?}: {named}: {said}");
     }
-    let unnamed = ["cases", "discard", &nobody, "--reason", "r", "--yes"];
+    let unnamed = ["cases", "discard", &unknown, "--reason", "r", "--yes"];
     let unnamed = unnamed.iter().fold(world.paymentctl(), |program, arg| program.arg(*arg));
     let (code, said) = end(&world, unnamed.env("PAYMENT_OPERATOR", "")).await;
     assert!(code == 2 && said.contains("--operator"), "who does it must be known: {said}");

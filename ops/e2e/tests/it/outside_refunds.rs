@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use e2e::http::{answer, http_client};
-use e2e::shop::Wish;
+use e2e::shop::RefundRequest;
 use e2e::{Gateway, Order, SOON, Setup, World, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -41,7 +41,7 @@ async fn shows(world: &World, order: &Order, (status, refunded): (&str, &str)) {
 /// Refunds the rest of 4.00 after 1.50 was refunded in the console: 2.50 are requested, and the order is fully
 /// refunded.
 async fn the_rest_goes_back(world: &World, order: &Order) {
-    let id = world.shop.refund(order, &Wish::of_the_rest()).await;
+    let id = world.shop.refund(order, &RefundRequest::of_the_rest()).await;
     eventually("the rest has gone back", LONG, async || {
         (world.shop.refund_view(&id).await["status"] == "succeeded").then_some(())
     })

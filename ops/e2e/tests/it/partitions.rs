@@ -5,7 +5,7 @@ use std::time::Duration;
 use domain::PaymentMethod;
 use domain::message::job::JobKind;
 use e2e::process::Process;
-use e2e::shop::Wish;
+use e2e::shop::RefundRequest;
 use e2e::{Gateway, Made, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
@@ -83,13 +83,13 @@ async fn gateways_that_hang_refuse_or_lose_their_answers_delay_everything_and_do
     }
     let mut stock = stock.chunks(RETURNED_IN_EACH);
     let way = world.gateways.way();
-    let mut ask_back = async || {
+    let mut request_back = async || {
         let few = stock.next().expect("enough orders");
-        join_all(few.iter().map(async |order| world.shop.refund(order, &Wish::of_the_rest()).await)).await;
+        join_all(few.iter().map(async |order| world.shop.refund(order, &RefundRequest::of_the_rest()).await)).await;
     };
     let partitions = async {
         way.hold(true);
-        ask_back().await;
+        request_back().await;
         // Paid while no worker can query the gateway; the buyers can still reach it.
         for order in &silent {
             world.gateways.pay_silently(order).await;
@@ -98,17 +98,17 @@ async fn gateways_that_hang_refuse_or_lose_their_answers_delay_everything_and_do
         way.hold(false);
         business_goes_on(&world).await;
         way.refuse(true);
-        ask_back().await;
+        request_back().await;
         everybody_has_met_it(&world, "a gateway that nobody can connect to").await;
         way.refuse(false);
         business_goes_on(&world).await;
         way.lose_answers(true);
-        ask_back().await;
+        request_back().await;
         everybody_has_met_it(&world, "a gateway that acts and whose answer is lost").await;
         way.lose_answers(false);
         business_goes_on(&world).await;
         world.gateways.faults(&json!({ "api": { "error_5xx": 0.5, "slow_ms": 300 } })).await;
-        ask_back().await;
+        request_back().await;
         everybody_has_met_it(&world, "a gateway that is slow and answers every other call with 5xx").await;
         world.gateways.faults(&json!({})).await;
         business_goes_on(&world).await;

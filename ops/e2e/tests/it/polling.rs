@@ -35,7 +35,7 @@ async fn every_order_paid_at_a_gateway_that_loses_each_callback_becomes_paid_by_
     })
     .await;
     eventually("every other order was asked about", LONG, async || {
-        (world.number(ASKED_AGAIN_LATER).await? == UNPAID as i64).then_some(())
+        (world.number(QUERIED_AGAIN_LATER).await? == UNPAID as i64).then_some(())
     })
     .await;
     world.wait_quiet(SOON).await;
@@ -55,7 +55,7 @@ async fn every_order_paid_at_a_gateway_that_loses_each_callback_becomes_paid_by_
 }
 
 /// Checks that were answered and have a later date.
-const ASKED_AGAIN_LATER: &str = "
+const QUERIED_AGAIN_LATER: &str = "
     select count(*) from jobs j join payment_orders o on o.id = j.ref_id
     where j.kind = 'check' and o.status = 'pending' and o.checked_at is not null and j.due_at > now()";
 

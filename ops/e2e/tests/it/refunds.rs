@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use e2e::shop::{Purchase, Wish, yuan};
+use e2e::shop::{Purchase, RefundRequest, yuan};
 use e2e::{Gateway, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ async fn a_thousand_refunds_through_a_gateway_that_fails_before_and_after_the_ef
     let plans = buy_and_pay(&world).await;
     println!("{} orders paid after {:?}", plans.len(), began.elapsed());
     world.gateways.faults(&json!({ "refund": { "effect_then_timeout": 0.33, "rate_limited": 0.1 } })).await;
-    ask_part_after_part(&world, &plans).await;
+    request_part_after_part(&world, &plans).await;
     println!("{REFUNDS} refunds asked for after {:?}", began.elapsed());
     let sql = "select count(*) from refund_records where status in ('succeeded', 'failed')";
     eventually("every refund is final", LONG, async || (world.number(sql).await? == REFUNDS as i64).then_some(()))
@@ -112,19 +112,19 @@ fn split(fen: i64, parts: usize) -> Vec<i64> {
 }
 
 /// Asks for the parts of each order, the next one when the one before has gone back.
-async fn ask_part_after_part(world: &World, plans: &[Plan]) {
-    let mut asked = vec![0; plans.len()];
+async fn request_part_after_part(world: &World, plans: &[Plan]) {
+    let mut requested = vec![0; plans.len()];
     eventually("every refund is asked for", LONG, async || {
         let busy = world.texts("select id::text from payment_orders where status = 'refunding'").await;
         let busy: BTreeSet<String> = busy.into_iter().collect();
-        let free = |n: &usize| asked[*n] < plans[*n].parts.len() && !busy.contains(&plans[*n].order.id);
+        let free = |n: &usize| requested[*n] < plans[*n].parts.len() && !busy.contains(&plans[*n].order.id);
         let now: Vec<usize> = (0..plans.len()).filter(free).collect();
         for few in now.chunks(AT_ONCE) {
-            let wishes = few.iter().map(|n| (&plans[*n].order, Wish::of(plans[*n].parts[asked[*n]])));
-            join_all(wishes.map(async |(order, wish)| world.shop.refund(order, &wish).await)).await;
+            let requests = few.iter().map(|n| (&plans[*n].order, RefundRequest::of(plans[*n].parts[requested[*n]])));
+            join_all(requests.map(async |(order, request)| world.shop.refund(order, &request).await)).await;
         }
-        now.iter().for_each(|n| asked[*n] += 1);
-        (asked.iter().sum::<usize>() == REFUNDS).then_some(())
+        now.iter().for_each(|n| requested[*n] += 1);
+        (requested.iter().sum::<usize>() == REFUNDS).then_some(())
     })
     .await;
 }

@@ -62,13 +62,13 @@ async fn an_ingress_killed_between_order_and_answer_leaves_the_order_to_the_repe
         world.api.kill();
         id
     };
-    let (answer, id) = tokio::join!(world.shop.ask(&purchase), killed);
+    let (answer, id) = tokio::join!(world.shop.request_order(&purchase), killed);
     answer.expect_err("the ingress died with the order made and the gateway asked");
     world.gateways.faults(&json!({})).await;
     world.api.start().await;
     // The dead process's hold on the key expires; until then a repeat gets the answer to try again.
     let answer = eventually("the repeat is answered", SOON, async || {
-        let answer = world.shop.ask(&purchase).await.expect("payment-api answers");
+        let answer = world.shop.request_order(&purchase).await.expect("payment-api answers");
         if answer.status == 409 {
             assert_eq!((answer.code().as_str(), answer.retry_after), ("request_in_flight", Some(1)));
             return None;
@@ -79,8 +79,8 @@ async fn an_ingress_killed_between_order_and_answer_leaves_the_order_to_the_repe
     assert_eq!(answer.status, 201, "{}", answer.text);
     let order = shop::order(&purchase, &answer);
     assert_eq!(order.id, id);
-    let asked = join_all((0..64).map(|_| world.shop.ask(&purchase))).await;
-    assert!(asked.into_iter().all(|again| again.is_ok_and(|again| again.text == answer.text)));
+    let repeats = join_all((0..64).map(|_| world.shop.request_order(&purchase))).await;
+    assert!(repeats.into_iter().all(|again| again.is_ok_and(|again| again.text == answer.text)));
     world.pay(&order).await;
     world.wait_paid(&order).await;
     assert_eq!(world.number("select count(*) from payment_orders").await, Some(1));

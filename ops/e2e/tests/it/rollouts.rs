@@ -119,11 +119,12 @@ async fn a_roll_out_across_a_migration_refuses_no_callback_and_loses_nothing() {
     let name = format!("contract_from_{needs:04}_subject");
     let contracts = next.add(&name, "alter table payment_orders drop column note;");
     next.migrate(&world.addresses.database).await;
-    let told = format!("the database has migration {contracts}, after which only builds that know migration {needs}");
+    let refusal =
+        format!("the database has migration {contracts}, after which only builds that know migration {needs}");
     let ended = migrate().run(world.dir(), COMMAND).await;
-    assert!(!ended.status.success() && ended.said.contains(&told), "{ended:?}");
+    assert!(!ended.status.success() && ended.said.contains(&refusal), "{ended:?}");
     for name in ["payment-api", "callback-worker", "check-worker", "refund-worker", "relay"] {
         let ended = world.program(name).run(world.dir(), COMMAND).await;
-        assert!(!ended.status.success() && ended.said.contains(&told), "{name}: {ended:?}");
+        assert!(!ended.status.success() && ended.said.contains(&refusal), "{name}: {ended:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use e2e::gateways::deliver;
 use e2e::http::{answer, http_client};
-use e2e::shop::{Purchase, Wish};
+use e2e::shop::{Purchase, RefundRequest};
 use e2e::{Gateway, Order, Overrides, SOON, Setup, World, Wrong, eventually, unique};
 use url::Url;
 
@@ -30,7 +30,7 @@ async fn the_logs_and_metrics_of_a_whole_run_hold_no_secret() {
         orders.push(order);
     }
     for order in &orders {
-        world.shop.refund(order, &Wish::of_the_rest()).await;
+        world.shop.refund(order, &RefundRequest::of_the_rest()).await;
     }
     eventually("each order is returned", LONG, async || {
         let sql = "select count(*) from payment_orders where status = 'refunded'";
@@ -119,10 +119,10 @@ async fn wrong_requests(world: &World, planted: &str, secrets: &mut Vec<(&'stati
     let bad = format!("{}x", world.shop.token("somebody"));
     let mut purchase = Purchase::new(Gateway::Wechat, "jsapi", "1.00");
     purchase.user = planted.to_owned();
-    answers += &world.shop.ask(&purchase).await.expect("payment-api answers").text.replace("view_token", "");
+    answers += &world.shop.request_order(&purchase).await.expect("payment-api answers").text.replace("view_token", "");
     purchase.yuan = "0".to_owned();
     purchase.attempt = unique();
-    answers += &world.shop.ask(&purchase).await.expect("payment-api answers").text;
+    answers += &world.shop.request_order(&purchase).await.expect("payment-api answers").text;
     for token in [&good, &bad] {
         let url = format!("{}/v1/orders", world.public_url);
         let answer = answer(http_client().get(url).bearer_auth(token)).await.expect("payment-api answers");

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use e2e::process::Process;
-use e2e::shop::{Purchase, Wish, order};
+use e2e::shop::{Purchase, RefundRequest, order};
 use e2e::{Gateway, Order, SOON, Setup, World, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
@@ -53,8 +53,8 @@ async fn buy_and_pay(world: &World, stopping: &AtomicBool) -> (i64, i64) {
         let (gateway, scene) = if bought % 2 == 0 { (Gateway::Alipay, "page") } else { (Gateway::Wechat, "native") };
         let purchase = Purchase::new(gateway, scene, "2.00");
         // While the ingress is down there is no answer; the request is repeated with the same key and makes one order.
-        let asked = async || world.shop.ask(&purchase).await.ok().filter(|answer| answer.status == 201);
-        let made = order(&purchase, &eventually("the order is created", LONG, asked).await);
+        let created = async || world.shop.request_order(&purchase).await.ok().filter(|answer| answer.status == 201);
+        let made = order(&purchase, &eventually("the order is created", LONG, created).await);
         bought += 1;
         if bought % 3 != 0 {
             world.pay(&made).await;
@@ -108,7 +108,7 @@ async fn buy_and_return(world: &World, stopping: &AtomicBool) -> i64 {
         poll_is_due(world, &order).await;
         let paid = async || (world.status(&order).await == "paid").then_some(());
         eventually("a check finds the order paid", LONG, paid).await;
-        world.shop.refund(&order, &Wish::of_the_rest()).await;
+        world.shop.refund(&order, &RefundRequest::of_the_rest()).await;
         returned += 1;
     }
     returned

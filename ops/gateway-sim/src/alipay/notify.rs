@@ -74,7 +74,7 @@ pub(crate) fn return_url(merchant: &AlipayMerchant, trade: &Trade, now: OffsetDa
 
 fn fields(merchant: &AlipayMerchant, trade: &Trade, overrides: &Overrides, sent: OffsetDateTime) -> Vec<Pair> {
     let notice = trade.notices.last();
-    let refund = trade.told_refund();
+    let refund = trade.reported_refund();
     let amount = yuan(overrides.amount_fen.filter(|_| refund.is_none()).unwrap_or(trade.amount_fen));
     let closed = notice.is_some_and(|notice| notice.event == Event::Closed);
     let id = overrides.id.clone().or_else(|| notice.map(|notice| notice.id.clone()));

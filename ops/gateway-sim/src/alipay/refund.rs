@@ -10,7 +10,7 @@ use super::trade::{Answer, members, named, not_exist};
 use crate::clock;
 use crate::faults::ApiFault;
 use crate::json::{owned, text};
-use crate::ledger::{Booked, RefundAsk, RefundRefusal, RefundState, TradeState};
+use crate::ledger::{Booked, RefundRefusal, RefundRequest, RefundState, TradeState};
 use crate::state::{Shared, Sim};
 
 /// The minimum time between two refunds of a trade.
@@ -38,18 +38,18 @@ pub(crate) async fn refund(sim: &Shared, call: &Call) -> Option<Answer> {
         amount_fen = known.amount_fen;
         sim.ledger.violation(&trade.key(), "no_request_no");
     }
-    let ask = RefundAsk {
+    let request = RefundRequest {
         out_refund_no,
         amount_fen,
         total_fen: None,
         notify_url: None,
         digest: [0; 32],
-        told: trade.notify_url.is_some() && !faults.no_notice,
+        notified: trade.notify_url.is_some() && !faults.no_notice,
         at_once: faults.processing_ms == 0,
         pause: sim.deliveries.scaled(PAUSE),
         console: None,
     };
-    let booked = match sim.refund(&trade.key(), &ask) {
+    let booked = match sim.refund(&trade.key(), &request) {
         Ok(booked) => booked,
         Err(refusal) => return Some(Err(refused(refusal))),
     };

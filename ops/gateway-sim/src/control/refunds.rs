@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Answer, Failure, bad, key, object, read, view};
 use crate::clock;
 use crate::crypto::{DIGITS, random_text};
-use crate::ledger::{Gateway, Refund, RefundAsk, RefundState, Refusal, Trade};
+use crate::ledger::{Gateway, Refund, RefundRequest, RefundState, Refusal, Trade};
 use crate::pages::Which;
 use crate::state::Shared;
 
@@ -78,19 +78,19 @@ async fn refund(
     if amount_fen < 1 && !trade.is_returned() {
         return Err(bad(format!("a refund of {amount_fen} fen")));
     }
-    let ask = RefundAsk {
+    let request = RefundRequest {
         out_refund_no: out_refund_no
             .unwrap_or_else(|| format!("{}{}", clock::day(clock::now()), random_text(20, DIGITS))),
         amount_fen,
         total_fen: None,
         notify_url: trade.notify_url.clone(),
         digest: [0; 32],
-        told: notify && trade.notify_url.is_some(),
+        notified: notify && trade.notify_url.is_some(),
         at_once: !processing,
         pause: std::time::Duration::ZERO,
         console: Some(named),
     };
-    match sim.refund(&key, &ask) {
+    match sim.refund(&key, &request) {
         Ok(booked) => Ok(Json(json!({
             "out_refund_no": booked.refund.out_refund_no,
             "refund": booked.refund.view(&booked.trade),

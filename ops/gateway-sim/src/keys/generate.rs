@@ -13,7 +13,7 @@ use crate::crypto::{ALPHANUMERIC, DIGITS, HEX_UPPER, Signer, random_text};
 
 /// The result of [`generate_if_missing`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub enum Existed {
     /// A key set exists already and is kept.
     Yes,
     /// There was none, so one was created.
@@ -65,12 +65,12 @@ pub fn generate(dir: &Path, url: &str) -> Result<()> {
 ///
 /// # Errors
 /// As [`generate()`].
-pub fn generate_if_missing(dir: &Path, url: &str) -> Result<Kept> {
+pub fn generate_if_missing(dir: &Path, url: &str) -> Result<Existed> {
     if dir.join("sim.json").exists() {
-        return Ok(Kept::Yes);
+        return Ok(Existed::Yes);
     }
     generate(dir, url)?;
-    Ok(Kept::No)
+    Ok(Existed::No)
 }
 
 /// Changes the simulator's address in the `gateways.toml` of an existing set, and keeps the keys.
@@ -233,11 +233,11 @@ mod tests {
     use crate::keys::SimKeys;
 
     #[test]
-    fn a_key_set_is_kept_and_can_be_pointed_elsewhere() {
+    fn a_key_set_is_reused_and_can_be_pointed_elsewhere() {
         let dir = std::env::temp_dir().join(format!("gateway-sim-keys-{}", random_text(16, ALPHANUMERIC)));
-        assert_eq!(generate_if_missing(&dir, "http://127.0.0.1:7000/").unwrap(), Kept::No);
+        assert_eq!(generate_if_missing(&dir, "http://127.0.0.1:7000/").unwrap(), Existed::No);
         let first = read(&dir.join("gateways.toml")).unwrap();
-        assert_eq!(generate_if_missing(&dir, "http://127.0.0.1:7001").unwrap(), Kept::Yes);
+        assert_eq!(generate_if_missing(&dir, "http://127.0.0.1:7001").unwrap(), Existed::Yes);
         assert_eq!(read(&dir.join("gateways.toml")).unwrap(), first);
         point_at(&dir, "http://127.0.0.1:7001").unwrap();
         assert_eq!(read(&dir.join("gateways.toml")).unwrap(), first.replace(":7000", ":7001"));

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::crypto::{Signer, Verifier};
 
 pub use certified::{ALIPAY, Authority, CertificateMode, Certified, Wanted, forge};
-pub use generate::{Kept, generate, generate_if_missing, point_at};
+pub use generate::{Existed, generate, generate_if_missing, point_at};
 pub use platform::{NamedKey, Platform, PlatformCertificate};
 
 /// Everything the two gateways know.

@@ -11,7 +11,7 @@ const MAX_REFUNDS: usize = 50;
 
 /// A refund as a merchant requests it.
 #[derive(Debug, Clone)]
-pub(crate) struct RefundAsk {
+pub(crate) struct RefundRequest {
     pub(crate) out_refund_no: String,
     pub(crate) amount_fen: i64,
     /// The amount of the payment, as the merchant states it (WeChat Pay).
@@ -19,7 +19,7 @@ pub(crate) struct RefundAsk {
     pub(crate) notify_url: Option<String>,
     pub(crate) digest: [u8; 32],
     /// Whether a notice reports its result.
-    pub(crate) told: bool,
+    pub(crate) notified: bool,
     /// Done at once, or processed for a while first.
     pub(crate) at_once: bool,
     /// The minimum time that the gateway requires between two refunds of a payment.
@@ -72,16 +72,21 @@ pub(crate) struct Booked {
 
 impl Ledger {
     /// Books a refund, or finds the one that already has this number.
-    pub(crate) fn refund(&self, key: &TradeKey, ask: &RefundAsk, now: OffsetDateTime) -> Result<Booked, RefundRefusal> {
+    pub(crate) fn refund(
+        &self,
+        key: &TradeKey,
+        request: &RefundRequest,
+        now: OffsetDateTime,
+    ) -> Result<Booked, RefundRefusal> {
         let mut inner = self.lock();
-        let numbered = refund_name(key, &ask.out_refund_no);
+        let numbered = refund_name(key, &request.out_refund_no);
         let elsewhere = inner.refunds.get(&numbered).is_some_and(|known| known != key);
         let balance = inner.balances.get(&(key.gateway, key.account.clone())).copied();
         let trade = inner.live(key, now).ok_or(RefundRefusal::Unknown)?;
-        let (refund, fresh) = match accept(trade, ask, now, elsewhere, balance) {
+        let (refund, fresh) = match accept(trade, request, now, elsewhere, balance) {
             Ok(accepted) => accepted,
             Err(refusal) => {
-                if let (Some(limit), None) = (refusal.limit(), ask.console) {
+                if let (Some(limit), None) = (refusal.limit(), request.console) {
                     *trade.violations.entry(limit).or_default() += 1;
                 }
                 return Err(refusal);
@@ -178,7 +183,7 @@ impl Ledger {
 
 fn accept(
     trade: &mut Trade,
-    ask: &RefundAsk,
+    request: &RefundRequest,
     now: OffsetDateTime,
     elsewhere: bool,
     balance: Option<i64>,
@@ -187,14 +192,14 @@ fn accept(
     if elsewhere {
         return Err(RefundRefusal::Differs);
     }
-    if let Some(known) = trade.refund(&ask.out_refund_no) {
-        let agrees = if wechat { known.digest == ask.digest } else { known.amount_fen == ask.amount_fen };
+    if let Some(known) = trade.refund(&request.out_refund_no) {
+        let agrees = if wechat { known.digest == request.digest } else { known.amount_fen == request.amount_fen };
         return if agrees { Ok((known.clone(), false)) } else { Err(RefundRefusal::Differs) };
     }
     if trade.state != TradeState::Paid {
         return Err(RefundRefusal::Unpaid(trade.state));
     }
-    if ask.total_fen.is_some_and(|total| total != trade.amount_fen) {
+    if request.total_fen.is_some_and(|total| total != trade.amount_fen) {
         return Err(RefundRefusal::OtherTotal);
     }
     if trade.is_past_refunds(now) {
@@ -203,7 +208,7 @@ fn accept(
     if trade.is_returned() {
         return Err(RefundRefusal::Returned);
     }
-    if trade.reserved_fen() + ask.amount_fen > trade.amount_fen {
+    if trade.reserved_fen() + request.amount_fen > trade.amount_fen {
         return Err(RefundRefusal::OverTotal);
     }
     if wechat && trade.refunds.len() >= MAX_REFUNDS {
@@ -211,23 +216,23 @@ fn accept(
     }
     // A refund from the console does not count: the service cannot know its time.
     let last = trade.refunds.iter().rev().find(|refund| !refund.console);
-    if last.is_some_and(|last| now < last.created_at + ask.pause) {
+    if last.is_some_and(|last| now < last.created_at + request.pause) {
         return Err(RefundRefusal::TooSoon);
     }
-    if balance.is_some_and(|fen| fen < ask.amount_fen) {
+    if balance.is_some_and(|fen| fen < request.amount_fen) {
         return Err(RefundRefusal::NotEnough);
     }
-    let mut refund = Refund::new(&ask.out_refund_no, ask.amount_fen, now);
-    refund.notify_url.clone_from(&ask.notify_url);
-    refund.digest = ask.digest;
-    refund.told = ask.told;
-    refund.console = ask.console.is_some();
-    refund.named = ask.console.unwrap_or(true);
+    let mut refund = Refund::new(&request.out_refund_no, request.amount_fen, now);
+    refund.notify_url.clone_from(&request.notify_url);
+    refund.digest = request.digest;
+    refund.notified = request.notified;
+    refund.console = request.console.is_some();
+    refund.named = request.console.unwrap_or(true);
     trade.refunds.push(refund);
-    if ask.at_once {
-        trade.end_refund(&ask.out_refund_no, RefundState::Success, now);
+    if request.at_once {
+        trade.end_refund(&request.out_refund_no, RefundState::Success, now);
     }
-    let refund = trade.refund(&ask.out_refund_no).cloned().ok_or(RefundRefusal::Unknown)?;
+    let refund = trade.refund(&request.out_refund_no).cloned().ok_or(RefundRefusal::Unknown)?;
     Ok((refund, true))
 }
 
@@ -239,14 +244,14 @@ mod tests {
     use crate::clock;
     use crate::ledger::Product;
 
-    fn ask(number: &str, amount_fen: i64) -> RefundAsk {
-        RefundAsk {
+    fn request(number: &str, amount_fen: i64) -> RefundRequest {
+        RefundRequest {
             out_refund_no: number.to_owned(),
             amount_fen,
             total_fen: Some(10_000),
             notify_url: None,
             digest: [u8::try_from(amount_fen % 256).unwrap(); 32],
-            told: true,
+            notified: true,
             at_once: true,
             pause: Duration::from_secs(60),
             console: None,
@@ -263,10 +268,10 @@ mod tests {
     #[test]
     fn the_sum_the_pause_and_the_count_are_limits() {
         let (ledger, key, now) = paid(Product::Native);
-        let refuse = |number: &str, fen, at| ledger.refund(&key, &ask(number, fen), at).unwrap_err();
+        let refuse = |number: &str, fen, at| ledger.refund(&key, &request(number, fen), at).unwrap_err();
         for number in 0..50 {
             let at = now + Span::minutes(number);
-            assert!(ledger.refund(&key, &ask(&format!("R{number}"), 1), at).unwrap().fresh);
+            assert!(ledger.refund(&key, &request(&format!("R{number}"), 1), at).unwrap().fresh);
             assert_eq!(
                 refuse("soon", 1, at + Span::seconds(59)),
                 if number < 49 { RefundRefusal::TooSoon } else { RefundRefusal::TooMany }
@@ -276,8 +281,8 @@ mod tests {
         assert_eq!(refuse("R50", 1, later), RefundRefusal::TooMany);
         assert_eq!(refuse("R50", 9_951, later), RefundRefusal::OverTotal);
         assert_eq!(refuse("R50", 1, now + Span::days(366)), RefundRefusal::TooOld);
-        assert_eq!(ledger.refund(&key, &ask("R3", 2), later).unwrap_err(), RefundRefusal::Differs);
-        let again = ledger.refund(&key, &ask("R3", 1), later).unwrap();
+        assert_eq!(ledger.refund(&key, &request("R3", 2), later).unwrap_err(), RefundRefusal::Differs);
+        let again = ledger.refund(&key, &request("R3", 1), later).unwrap();
         assert!(!again.fresh && again.refund.effects == 1 && again.trade.refunded_fen() == 50);
         assert_eq!(again.trade.violations["too_soon"], 49);
         assert_eq!(again.trade.violations["too_many"], 2);
@@ -287,8 +292,8 @@ mod tests {
     fn a_balance_is_spent_and_a_closed_refund_gives_it_back() {
         let (ledger, key, now) = paid(Product::Native);
         ledger.set_balance(Gateway::Wechat, "main", Some(100));
-        assert_eq!(ledger.refund(&key, &ask("R", 101), now).unwrap_err(), RefundRefusal::NotEnough);
-        let slow = RefundAsk { at_once: false, ..ask("R", 100) };
+        assert_eq!(ledger.refund(&key, &request("R", 101), now).unwrap_err(), RefundRefusal::NotEnough);
+        let slow = RefundRequest { at_once: false, ..request("R", 100) };
         assert_eq!(ledger.refund(&key, &slow, now).unwrap().refund.state, RefundState::Processing);
         assert_eq!(ledger.balance(Gateway::Wechat, "main"), Some(0));
         let trade = ledger.end_refund(&key, "R", RefundState::Closed, now).unwrap();
@@ -303,8 +308,8 @@ mod tests {
             let (ledger, key, now) = paid(product);
             let other = ledger.place(Trade::new(product, "main", "B", 10_000), now).unwrap().key();
             ledger.pay(&other, now).unwrap();
-            ledger.refund(&key, &ask("R", 1), now).unwrap();
-            assert_eq!(ledger.refund(&other, &ask("R", 1), now).is_err(), refused);
+            ledger.refund(&key, &request("R", 1), now).unwrap();
+            assert_eq!(ledger.refund(&other, &request("R", 1), now).is_err(), refused);
         }
     }
 
@@ -312,8 +317,11 @@ mod tests {
     fn what_is_unpaid_or_returned_has_nothing_to_give() {
         let (ledger, key, now) = paid(Product::Qr);
         let waiting = ledger.place(Trade::new(Product::Qr, "main", "W", 10_000), now).unwrap().key();
-        assert_eq!(ledger.refund(&waiting, &ask("R", 1), now).unwrap_err(), RefundRefusal::Unpaid(TradeState::Waiting));
-        assert!(ledger.refund(&key, &ask("ALL", 10_000), now).unwrap().trade.is_returned());
-        assert_eq!(ledger.refund(&key, &ask("MORE", 1), now).unwrap_err(), RefundRefusal::Returned);
+        assert_eq!(
+            ledger.refund(&waiting, &request("R", 1), now).unwrap_err(),
+            RefundRefusal::Unpaid(TradeState::Waiting)
+        );
+        assert!(ledger.refund(&key, &request("ALL", 10_000), now).unwrap().trade.is_returned());
+        assert_eq!(ledger.refund(&key, &request("MORE", 1), now).unwrap_err(), RefundRefusal::Returned);
     }
 }

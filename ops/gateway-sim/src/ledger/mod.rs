@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use time::OffsetDateTime;
 
-pub(crate) use book::{Booked, RefundAsk, RefundRefusal};
+pub(crate) use book::{Booked, RefundRefusal, RefundRequest};
 pub use refund::{Refund, RefundState};
 pub use trade::{Credential, Event, Gateway, Notice, Product, Trade, TradeKey, TradeState};
 
@@ -64,27 +64,29 @@ impl Ledger {
     }
 
     /// Books a merchant's request. A repeat must agree with the first request, and gets a new credential.
-    pub(crate) fn place(&self, asked: Trade, now: OffsetDateTime) -> Result<Trade, Refusal> {
-        let key = asked.key();
+    pub(crate) fn place(&self, requested: Trade, now: OffsetDateTime) -> Result<Trade, Refusal> {
+        let key = requested.key();
         let mut inner = self.lock();
         if let Some(known) = inner.live(&key, now) {
             match known.state {
                 TradeState::Paid => return Err(Refusal::Paid),
                 TradeState::Closed => return Err(Refusal::Closed),
-                _ if known.digest != asked.digest || known.product != asked.product => return Err(Refusal::Differs),
+                _ if known.digest != requested.digest || known.product != requested.product => {
+                    return Err(Refusal::Differs);
+                }
                 _ if known.gateway() == Gateway::Alipay && known.is_expired(now) => return Err(Refusal::Expired),
-                _ if known.product == Product::Qr && known.asked >= MAX_CODES => return Err(Refusal::TooOften),
+                _ if known.product == Product::Qr && known.requests >= MAX_CODES => return Err(Refusal::TooOften),
                 _ => {}
             }
-            known.asked += 1;
-            let old = std::mem::replace(&mut known.credential, asked.credential);
+            known.requests += 1;
+            let old = std::mem::replace(&mut known.credential, requested.credential);
             let known = known.clone();
             inner.forget_code(old.as_ref());
             inner.remember_code(&known);
             return Ok(known);
         }
-        inner.insert(asked.clone(), self.limit);
-        Ok(asked)
+        inner.insert(requested.clone(), self.limit);
+        Ok(requested)
     }
 
     /// The trade with this key.

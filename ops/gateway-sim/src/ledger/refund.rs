@@ -57,7 +57,7 @@ pub struct Refund {
     /// Digest of the request's parameters: a repeat must have the same (WeChat Pay).
     pub digest: [u8; 32],
     /// Whether a notice reports its result.
-    pub told: bool,
+    pub notified: bool,
     /// Whether a person made it in the gateway's console, and not the merchant's service.
     pub console: bool,
     /// Whether its notice contains the number (`out_biz_no`, Alipay).
@@ -77,7 +77,7 @@ impl Refund {
             success_at: None,
             total_after_fen: 0,
             digest: [0; 32],
-            told: true,
+            notified: true,
             console: false,
             named: true,
         }

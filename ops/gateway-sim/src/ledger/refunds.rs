@@ -48,18 +48,18 @@ impl Trade {
     }
 
     /// The refund that the last notice reports.
-    pub(crate) fn told_refund(&self) -> Option<&Refund> {
+    pub(crate) fn reported_refund(&self) -> Option<&Refund> {
         self.refund(self.notices.last()?.refund_no()?)
     }
 
     /// The address for the last notice.
     pub(crate) fn callback_url(&self) -> Option<&str> {
-        let own = self.told_refund().and_then(|refund| refund.notify_url.as_deref());
+        let own = self.reported_refund().and_then(|refund| refund.notify_url.as_deref());
         own.or(self.notify_url.as_deref())
     }
 
     /// The trade as the notice `id` reports it: later notices are removed.
-    pub(crate) fn told_by(mut self, id: &str) -> Trade {
+    pub(crate) fn reported_by(mut self, id: &str) -> Trade {
         if let Some(index) = self.notices.iter().position(|notice| notice.id == id) {
             self.notices.truncate(index + 1);
         }
@@ -69,14 +69,14 @@ impl Trade {
     /// The trade as the last notice of this event reports it; `None` if there is no such notice.
     pub(crate) fn telling(self, event: Event) -> Option<Trade> {
         let id = self.notices.iter().rev().find(|notice| notice.event == event)?.id.clone();
-        Some(self.told_by(&id))
+        Some(self.reported_by(&id))
     }
 
     /// The trade as the last notice of one of its refunds reports it; `None` if there is no such notice.
     #[must_use]
     pub fn telling_of(self, out_refund_no: &str) -> Option<Trade> {
         let id = self.notices.iter().rev().find(|notice| notice.refund_no() == Some(out_refund_no))?.id.clone();
-        Some(self.told_by(&id))
+        Some(self.reported_by(&id))
     }
 
     /// Ends a refund, and adds its notice if one is requested.
@@ -84,7 +84,7 @@ impl Trade {
         let gateway = self.gateway();
         let Some(refund) = self.refunds.iter_mut().find(|refund| refund.out_refund_no == out_refund_no) else { return };
         refund.state = state;
-        let told = refund.told;
+        let notified = refund.notified;
         if state == RefundState::Success {
             refund.effects += 1;
             refund.success_at = Some(now);
@@ -93,7 +93,8 @@ impl Trade {
         if let Some(refund) = self.refunds.iter_mut().find(|refund| refund.out_refund_no == out_refund_no) {
             refund.total_after_fen = total;
         }
-        if told && state != RefundState::Processing && (gateway == Gateway::Wechat || state == RefundState::Success) {
+        if notified && state != RefundState::Processing && (gateway == Gateway::Wechat || state == RefundState::Success)
+        {
             let mut notice = Notice::new(gateway, Event::Refund, now);
             notice.refund = Some(out_refund_no.to_owned());
             self.notices.push(notice);

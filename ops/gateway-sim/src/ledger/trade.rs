@@ -172,7 +172,7 @@ pub struct Trade {
     /// When it was closed.
     pub closed_at: Option<OffsetDateTime>,
     /// How many times the merchant requested a credential for it.
-    pub asked: u32,
+    pub requests: u32,
     /// The newest credential; older ones are no longer valid.
     pub credential: Option<Credential>,
     /// Digest of the request's parameters: a repeat must have the same.
@@ -209,7 +209,7 @@ impl Trade {
             expires_at: now + Duration::days(7),
             paid_at: None,
             closed_at: None,
-            asked: 1,
+            requests: 1,
             credential: None,
             digest: [0; 32],
             notices: Vec::new(),

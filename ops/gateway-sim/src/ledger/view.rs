@@ -22,7 +22,7 @@ impl Trade {
             "amount_fen": self.amount_fen,
             "subject": self.subject,
             "state": self.state,
-            "asked": self.asked,
+            "asked": self.requests,
             "code": self.credential.as_ref().map(|credential| &credential.code),
             "notify_url": self.notify_url,
             "created_at": clock::wechat(self.created_at),

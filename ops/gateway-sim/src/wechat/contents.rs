@@ -67,7 +67,7 @@ pub(super) fn refund(trade: &Trade, refund: &Refund) -> Value {
 }
 
 /// A refund in a notice before encryption: the state has another name there.
-pub(super) fn told_refund(merchant: &WechatMerchant, trade: &Trade, refund: &Refund) -> Value {
+pub(super) fn reported_refund(merchant: &WechatMerchant, trade: &Trade, refund: &Refund) -> Value {
     let (total, amount) = (trade.amount_fen, refund.amount_fen);
     let mut resource = common(trade, refund);
     let mut put = |name: &str, value: Value| resource.insert(name.to_owned(), value);

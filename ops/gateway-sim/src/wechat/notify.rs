@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::answer::request_id;
-use super::contents::{told_refund, transaction};
+use super::contents::{reported_refund, transaction};
 use super::sign::{SCHEME, answer_message};
 use crate::callback::{Overrides, SignedCallback, Wrong};
 use crate::clock;
@@ -53,7 +53,7 @@ pub fn render(merchant: &WechatMerchant, trade: &Trade, overrides: &Overrides) -
 }
 
 /// The contents of a notification.
-struct Told {
+struct Contents {
     kind: &'static str,
     event: String,
     summary: &'static str,
@@ -62,18 +62,18 @@ struct Told {
 }
 
 /// The contents of the last notice, and the pointers to its amounts.
-fn tell(merchant: &WechatMerchant, trade: &Trade) -> (Told, [&'static str; 2]) {
-    let Some(refund) = trade.told_refund() else {
-        let told = Told {
+fn tell(merchant: &WechatMerchant, trade: &Trade) -> (Contents, [&'static str; 2]) {
+    let Some(refund) = trade.reported_refund() else {
+        let contents = Contents {
             kind: "transaction",
             event: "TRANSACTION.SUCCESS".to_owned(),
             summary: "支付成功",
             at: trade.paid_at.unwrap_or(OffsetDateTime::UNIX_EPOCH),
             resource: transaction(merchant, trade),
         };
-        return (told, ["/amount/total", "/amount/payer_total"]);
+        return (contents, ["/amount/total", "/amount/payer_total"]);
     };
-    let told = Told {
+    let contents = Contents {
         kind: "refund",
         event: format!("REFUND.{}", refund.state.wechat()),
         summary: match refund.state {
@@ -82,14 +82,14 @@ fn tell(merchant: &WechatMerchant, trade: &Trade) -> (Told, [&'static str; 2]) {
             _ => "退款成功",
         },
         at: refund.success_at.unwrap_or(refund.created_at),
-        resource: told_refund(merchant, trade, refund),
+        resource: reported_refund(merchant, trade, refund),
     };
-    (told, ["/amount/refund", "/amount/payer_refund"])
+    (contents, ["/amount/refund", "/amount/payer_refund"])
 }
 
 fn envelope(merchant: &WechatMerchant, trade: &Trade, overrides: &Overrides) -> Value {
-    let (told, amounts) = tell(merchant, trade);
-    let mut resource = told.resource;
+    let (contents, amounts) = tell(merchant, trade);
+    let mut resource = contents.resource;
     if let Some(amount_fen) = overrides.amount_fen {
         for pointer in amounts {
             set(&mut resource, pointer, Some(json!(amount_fen)));
@@ -101,20 +101,20 @@ fn envelope(merchant: &WechatMerchant, trade: &Trade, overrides: &Overrides) -> 
     let nonce = random_text(12, ALPHANUMERIC);
     let mut key_nonce = [0; 12];
     key_nonce.copy_from_slice(nonce.as_bytes());
-    let ciphertext = seal(&merchant.apiv3_key, &key_nonce, told.kind.as_bytes(), resource.to_string().as_bytes());
+    let ciphertext = seal(&merchant.apiv3_key, &key_nonce, contents.kind.as_bytes(), resource.to_string().as_bytes());
     let notice = trade.notices.last();
     let id = overrides.id.as_ref().or(notice.map(|notice| &notice.id));
     let mut envelope = json!({
         "id": id,
-        "create_time": clock::wechat(told.at),
+        "create_time": clock::wechat(contents.at),
         "resource_type": "encrypt-resource",
-        "event_type": told.event,
-        "summary": told.summary,
+        "event_type": contents.event,
+        "summary": contents.summary,
         "resource": {
-            "original_type": told.kind,
+            "original_type": contents.kind,
             "algorithm": "AEAD_AES_256_GCM",
             "ciphertext": ciphertext,
-            "associated_data": told.kind,
+            "associated_data": contents.kind,
             "nonce": nonce,
         },
     });

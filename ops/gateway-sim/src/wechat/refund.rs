@@ -16,7 +16,7 @@ use crate::clock;
 use crate::faults::ApiFault;
 use crate::json::{digest, owned, text};
 use crate::keys::WechatMerchant;
-use crate::ledger::{Gateway, RefundAsk, RefundRefusal, RefundState, Trade, TradeKey, TradeState};
+use crate::ledger::{Gateway, RefundRefusal, RefundRequest, RefundState, Trade, TradeKey, TradeState};
 use crate::state::{Shared, Sim};
 
 /// The minimum time between two refunds of an order.
@@ -35,18 +35,18 @@ pub(crate) async fn create(State(sim): State<Shared>, call: Call) -> Response {
         stopped(sim.faults.before_refund(&trade.out_trade_no))?;
         let amount = |name: &str| body.pointer(&format!("/amount/{name}")).and_then(Value::as_i64);
         let notify_url = owned(&body, "notify_url");
-        let ask = RefundAsk {
+        let request = RefundRequest {
             out_refund_no: owned(&body, "out_refund_no").unwrap_or_default(),
             amount_fen: amount("refund").unwrap_or_default(),
             total_fen: amount("total"),
-            told: notify_url.is_some() && !sim.faults.refund(&trade.out_trade_no).no_notice,
+            notified: notify_url.is_some() && !sim.faults.refund(&trade.out_trade_no).no_notice,
             notify_url,
             digest: digest(&body),
             at_once: false,
             pause: sim.deliveries.scaled(PAUSE),
             console: None,
         };
-        let booked = sim.refund(&trade.key(), &ask).map_err(refused)?;
+        let booked = sim.refund(&trade.key(), &request).map_err(refused)?;
         stopped(sim.faults.after_refund(&trade.out_trade_no).await)?;
         Ok(Some(view(&booked.trade, &booked.refund)))
     };

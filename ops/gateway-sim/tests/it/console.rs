@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::refunds::{
-    REFUNDS, alipay_paid, ask, fields, notice, query_alipay, refund_alipay, refund_wechat, trade, wechat_paid,
+    REFUNDS, alipay_paid, fields, notice, query_alipay, refund_alipay, refund_body, refund_wechat, trade, wechat_paid,
 };
 use crate::world::{World, decode, uuid};
 
@@ -30,21 +30,21 @@ async fn alipay_tells_of_a_part_and_of_the_whole_with_their_sum() {
     let number = alipay_paid(&mut world).await;
     let part = console(&world, "alipay", &number, json!({ "amount_fen": 100 })).await;
     let name = part["out_refund_no"].as_str().unwrap().to_owned();
-    let told = fields(&mut world).await;
-    assert_eq!((told["trade_status"].as_str(), told["refund_fee"].as_str()), ("TRADE_SUCCESS", "1.00"));
-    assert_eq!(told["out_biz_no"], name);
+    let reported = fields(&mut world).await;
+    assert_eq!((reported["trade_status"].as_str(), reported["refund_fee"].as_str()), ("TRADE_SUCCESS", "1.00"));
+    assert_eq!(reported["out_biz_no"], name);
     assert_eq!(query_alipay(&world, &number, &name).await["refund_amount"], "1.00");
 
     console(&world, "alipay", &number, json!({ "amount_fen": 50, "named": false })).await;
-    let told = fields(&mut world).await;
-    assert_eq!((told["refund_fee"].as_str(), told.contains_key("out_biz_no")), ("1.50", false));
+    let reported = fields(&mut world).await;
+    assert_eq!((reported["refund_fee"].as_str(), reported.contains_key("out_biz_no")), ("1.50", false));
 
     // The notice of the service's own refund states the sum of all.
     assert_eq!(refund_alipay(&world, &number, Some("OURS"), "0.50").await["refund_fee"], "2.00");
     assert_eq!(fields(&mut world).await["refund_fee"], "2.00");
     console(&world, "alipay", &number, json!({})).await;
-    let told = fields(&mut world).await;
-    assert_eq!((told["trade_status"].as_str(), told["refund_fee"].as_str()), ("TRADE_CLOSED", "3.00"));
+    let reported = fields(&mut world).await;
+    assert_eq!((reported["trade_status"].as_str(), reported["refund_fee"].as_str()), ("TRADE_CLOSED", "3.00"));
     let books = trade(&world, "alipay", &number).await;
     let outside: Vec<&Value> = books["refunds"].as_array().unwrap().iter().map(|refund| &refund["console"]).collect();
     assert_eq!(outside, [true, true, false, true]);
@@ -54,7 +54,7 @@ async fn alipay_tells_of_a_part_and_of_the_whole_with_their_sum() {
 }
 
 #[tokio::test]
-async fn wechat_tells_the_payments_address_or_nobody() {
+async fn wechat_notifies_the_payments_address_or_none() {
     let mut world = World::content().await;
     let number = wechat_paid(&mut world).await;
     let silent = console(&world, "wechat", &number, json!({ "amount_fen": 100, "notify": false })).await;
@@ -64,9 +64,9 @@ async fn wechat_tells_the_payments_address_or_nobody() {
     assert_eq!(world.wechat("GET", &target, None).await.json()["amount"]["refund"], 100);
 
     console(&world, "wechat", &number, json!({ "amount_fen": 50, "out_refund_no": "DESK-1" })).await;
-    let (event, told) = notice(&mut world).await;
-    assert_eq!((event.as_str(), told["out_refund_no"].as_str()), ("REFUND.SUCCESS", Some("DESK-1")));
-    assert_eq!(told["amount"], json!({ "total": 300, "refund": 50, "payer_total": 300, "payer_refund": 50 }));
+    let (event, reported) = notice(&mut world).await;
+    assert_eq!((event.as_str(), reported["out_refund_no"].as_str()), ("REFUND.SUCCESS", Some("DESK-1")));
+    assert_eq!(reported["amount"], json!({ "total": 300, "refund": 50, "payer_total": 300, "payer_refund": 50 }));
     for (body, status) in [
         (json!({ "amount_fen": 151 }), 409),
         (json!({ "amount_fen": 0 }), 400),
@@ -76,13 +76,13 @@ async fn wechat_tells_the_payments_address_or_nobody() {
         assert_eq!(refused(&world, "wechat", &number, body.clone()).await, status, "{body}");
     }
     // A minute between the refunds of the service does not bind the console, and the other way round.
-    let own = refund_wechat(&world, &ask(&world, &number, "OURS", 1)).await;
+    let own = refund_wechat(&world, &refund_body(&world, &number, "OURS", 1)).await;
     assert_eq!(own.0, 200, "{own:?}");
     assert_eq!(trade(&world, "wechat", &number).await["violations"], json!({}));
 }
 
 #[tokio::test]
-async fn a_processing_one_ends_when_it_is_told_to() {
+async fn a_processing_one_ends_on_request() {
     let mut world = World::at_speed(0.001, |_| (StatusCode::OK, "success")).await;
     let number = wechat_paid(&mut world).await;
     let body = json!({ "amount_fen": 300, "out_refund_no": "DESK-2", "processing": true });
@@ -95,7 +95,7 @@ async fn a_processing_one_ends_when_it_is_told_to() {
 }
 
 #[tokio::test]
-async fn a_return_is_told_before_its_payment() {
+async fn a_return_is_reported_before_its_payment() {
     let mut world = World::content().await;
     let number = uuid();
     let order = json!({

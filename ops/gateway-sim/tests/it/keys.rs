@@ -34,7 +34,7 @@ async fn certificate_mode_wants_both_numbers_and_the_right_ones() {
     let world = World::content().await;
     let mode = world.keys.alipay[0].certificates.as_ref().unwrap();
     let (app, root) = (mode.app_sn.as_str(), mode.authority.sn.as_str());
-    let ask = async |app: Option<&str>, root: Option<&str>| {
+    let request = async |app: Option<&str>, root: Option<&str>| {
         let content = json!({ "out_trade_no": "NONE01" });
         let mut params = world.alipay_params("alipay.trade.query", &content);
         params.extend(app.map(|sn| ("app_cert_sn".to_owned(), sn.to_owned())));
@@ -47,15 +47,15 @@ async fn certificate_mode_wants_both_numbers_and_the_right_ones() {
         world.send("POST", &target, &[], vec![]).await.json()
     };
     let code = |answer: &Value| answer["alipay_trade_query_response"]["sub_code"].as_str().unwrap().to_owned();
-    let right = ask(Some(app), Some(root)).await;
+    let right = request(Some(app), Some(root)).await;
     assert_eq!((code(&right).as_str(), &right["alipay_cert_sn"]), ("ACQ.TRADE_NOT_EXIST", &json!(mode.current().sn)));
-    assert_eq!(ask(None, None).await["alipay_cert_sn"], Value::Null);
+    assert_eq!(request(None, None).await["alipay_cert_sn"], Value::Null);
     for (app, root, expected) in [
         (Some(app), None, "isv.missing-root-cert-sn"),
         (None, Some(root), "isv.missing-app-cert-sn"),
         (Some(root), Some(root), "isv.invalid-app-cert-sn"),
         (Some(app), Some(app), "isv.invalid-root-cert-sn"),
     ] {
-        assert_eq!(code(&ask(app, root).await), expected);
+        assert_eq!(code(&request(app, root).await), expected);
     }
 }

@@ -40,9 +40,9 @@ async fn fields_are_left_out_and_changed_and_the_signature_holds() {
     let number = uuid();
     world.node(&world.alipay("alipay.trade.precreate", &code_order(&number), |_| {}).await);
     world.pay("alipay", &number).await;
-    let told = decode(&world.callback().await.body);
-    assert_eq!((told.get("seller_id"), told["gmt_payment"].as_str()), (None, "0000-01-01 00:00:00"));
-    assert!(!told.contains_key("/success_time"), "a pointer is a word of the other gateway");
+    let reported = decode(&world.callback().await.body);
+    assert_eq!((reported.get("seller_id"), reported["gmt_payment"].as_str()), (None, "0000-01-01 00:00:00"));
+    assert!(!reported.contains_key("/success_time"), "a pointer is a word of the other gateway");
     let answer = query(&world, &number).await;
     let node: Value = serde_json::from_slice(signed_node(&world, &answer)).unwrap();
     assert_eq!(
@@ -63,8 +63,8 @@ async fn wechat_paid_with(world: &mut World) -> String {
     world.pay("wechat", &number).await;
     let callback = world.callback().await;
     assert!(world.wechat_signed(&callback.headers, &callback.body));
-    let (_, told) = open(world, &callback);
-    assert_eq!((&told["success_time"], told.get("payer")), (&json!("9999-12-31T23:59:59-08:00"), None));
+    let (_, reported) = open(world, &callback);
+    assert_eq!((&reported["success_time"], reported.get("payer")), (&json!("9999-12-31T23:59:59-08:00"), None));
     number
 }
 

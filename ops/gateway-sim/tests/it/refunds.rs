@@ -57,7 +57,7 @@ pub async fn query_alipay(world: &World, number: &str, request: &str) -> Value {
     world.node(&world.alipay("alipay.trade.fastpay.refund.query", &biz, |_| {}).await)
 }
 
-pub fn ask(world: &World, number: &str, refund: &str, fen: i64) -> Value {
+pub fn refund_body(world: &World, number: &str, refund: &str, fen: i64) -> Value {
     json!({
         "out_trade_no": number, "out_refund_no": refund, "notify_url": world.notify_url, "reason": "破损",
         "amount": { "refund": fen, "total": 300, "currency": "CNY" },
@@ -100,10 +100,10 @@ async fn alipay_says_what_moved_and_what_was_returned_in_all() {
     assert_eq!(query_alipay(&world, &number, "R1").await, json!({ "code": "10000", "msg": "Success" }));
     let first = refund_alipay(&world, &number, Some("R1"), "1.00").await;
     assert_eq!((&first["fund_change"], &first["refund_fee"]), (&json!("Y"), &json!("1.00")));
-    let told = fields(&mut world).await;
-    assert_eq!((told["trade_status"].as_str(), told["refund_fee"].as_str()), ("TRADE_SUCCESS", "1.00"));
-    assert_eq!((told["out_biz_no"].as_str(), told["total_amount"].as_str()), ("R1", "3.00"));
-    assert_eq!((told["gmt_refund"].len(), told.contains_key("gmt_close")), (21, false));
+    let reported = fields(&mut world).await;
+    assert_eq!((reported["trade_status"].as_str(), reported["refund_fee"].as_str()), ("TRADE_SUCCESS", "1.00"));
+    assert_eq!((reported["out_biz_no"].as_str(), reported["total_amount"].as_str()), ("R1", "3.00"));
+    assert_eq!((reported["gmt_refund"].len(), reported.contains_key("gmt_close")), (21, false));
     let again = refund_alipay(&world, &number, Some("R1"), "1.00").await;
     assert_eq!((&again["fund_change"], &again["refund_fee"]), (&json!("N"), &json!("1.00")));
     let other = refund_alipay(&world, &number, Some("R1"), "1.01").await;
@@ -113,9 +113,9 @@ async fn alipay_says_what_moved_and_what_was_returned_in_all() {
 
     let rest = refund_alipay(&world, &number, Some("R2"), "2.00").await;
     assert_eq!((&rest["fund_change"], &rest["refund_fee"]), (&json!("Y"), &json!("3.00")));
-    let told = fields(&mut world).await;
-    assert_eq!((told["trade_status"].as_str(), told["refund_fee"].as_str()), ("TRADE_CLOSED", "3.00"));
-    assert!(told.contains_key("gmt_close") && told.contains_key("gmt_payment"));
+    let reported = fields(&mut world).await;
+    assert_eq!((reported["trade_status"].as_str(), reported["refund_fee"].as_str()), ("TRADE_CLOSED", "3.00"));
+    assert!(reported.contains_key("gmt_close") && reported.contains_key("gmt_payment"));
     let found = query_alipay(&world, &number, "R2").await;
     assert_eq!((&found["refund_status"], &found["refund_amount"]), (&json!("REFUND_SUCCESS"), &json!("2.00")));
     let query = world.alipay("alipay.trade.query", &json!({ "out_trade_no": number }), |_| {}).await;
@@ -174,7 +174,7 @@ async fn alipay_refuses_what_has_nothing_to_give() {
 async fn wechat_accepts_processes_and_tells() {
     let mut world = World::content().await;
     let number = wechat_paid(&mut world).await;
-    let body = ask(&world, &number, "R@1", 100);
+    let body = refund_body(&world, &number, "R@1", 100);
     let target = format!("{REFUNDS}/R%401");
     let missing = world.wechat("GET", &target, None).await;
     assert_eq!((missing.status, missing.json()["code"].as_str()), (404, Some("RESOURCE_NOT_EXISTS")));
@@ -184,12 +184,12 @@ async fn wechat_accepts_processes_and_tells() {
 
     let callback = world.callback().await;
     assert!(world.wechat_signed(&callback.headers, &callback.body));
-    let (event, told) = open(&world, &callback);
-    assert_eq!((event.as_str(), told["refund_status"].as_str()), ("REFUND.SUCCESS", Some("SUCCESS")));
+    let (event, reported) = open(&world, &callback);
+    assert_eq!((event.as_str(), reported["refund_status"].as_str()), ("REFUND.SUCCESS", Some("SUCCESS")));
     let amount = json!({ "total": 300, "refund": 100, "payer_total": 300, "payer_refund": 100 });
-    assert_eq!((&told["amount"], told.get("status"), told.get("appid")), (&amount, None, None));
+    assert_eq!((&reported["amount"], reported.get("status"), reported.get("appid")), (&amount, None, None));
     let found = world.wechat("GET", &target, None).await.json();
-    assert_eq!((&found["status"], &found["success_time"]), (&json!("SUCCESS"), &told["success_time"]));
+    assert_eq!((&found["status"], &found["success_time"]), (&json!("SUCCESS"), &reported["success_time"]));
     assert_eq!(code(&refund_wechat(&world, &body).await), (200, "SUCCESS"), "a repeat shows what is");
     let mut other = body.clone();
     other["amount"]["refund"] = json!(101);
@@ -208,7 +208,7 @@ async fn wechat_accepts_processes_and_tells() {
 async fn wechat_keeps_its_limits() {
     let mut world = World::at_speed(30.0, |_| (StatusCode::OK, "success")).await;
     let number = wechat_paid(&mut world).await;
-    let refund = async |refund: &str, fen| refund_wechat(&world, &ask(&world, &number, refund, fen)).await;
+    let refund = async |refund: &str, fen| refund_wechat(&world, &refund_body(&world, &number, refund, fen)).await;
     assert_eq!(code(&refund("OVER", 301).await), (400, "INVALID_REQUEST"));
     world.control("PUT", "/sim/balances/wechat/main", &json!({ "fen": 0 })).await;
     assert_eq!(code(&refund("R1", 100).await), (403, "NOT_ENOUGH"));
@@ -218,14 +218,14 @@ async fn wechat_keeps_its_limits() {
     world.control("POST", "/sim/refunds/age", &json!({ "seconds": 3 })).await;
     assert_eq!(code(&refund("R2", 100).await), (200, "PROCESSING"));
     assert_eq!(world.control("GET", "/sim/balances/wechat/main", &json!({})).await, json!({ "fen": 0 }));
-    let mut total = ask(&world, &number, "R3", 1);
+    let mut total = refund_body(&world, &number, "R3", 1);
     total["amount"]["total"] = json!(301);
     assert_eq!(code(&refund_wechat(&world, &total).await), (400, "INVALID_REQUEST"));
     total["amount"]["currency"] = json!("USD");
     assert_eq!(code(&refund_wechat(&world, &total).await), (400, "PARAM_ERROR"));
     let unpaid = wechat_unpaid(&world).await;
     for number in [unpaid.as_str(), "NOSUCH01"] {
-        let answer = refund_wechat(&world, &ask(&world, number, "R4", 1)).await;
+        let answer = refund_wechat(&world, &refund_body(&world, number, "R4", 1)).await;
         assert_eq!(code(&answer), (404, "RESOURCE_NOT_EXISTS"));
     }
     world.control("POST", &format!("/sim/trades/wechat/{number}/age"), &json!({ "days": 366 })).await;
@@ -239,7 +239,7 @@ async fn a_refund_that_cannot_be_delivered_goes_another_way() {
     let mut world = World::content().await;
     world.control("PUT", "/sim/faults", &json!({ "refund": { "abnormal": 1 } })).await;
     let number = wechat_paid(&mut world).await;
-    let accepted = refund_wechat(&world, &ask(&world, &number, "R1", 100)).await.1;
+    let accepted = refund_wechat(&world, &refund_body(&world, &number, "R1", 100)).await.1;
     assert_eq!(notice(&mut world).await.0, "REFUND.ABNORMAL");
     let target = format!("{REFUNDS}/{}/apply-abnormal-refund", accepted["refund_id"].as_str().unwrap());
     let mut body = json!({
@@ -262,7 +262,7 @@ async fn a_refund_that_cannot_be_delivered_goes_another_way() {
 
     world.control("PUT", "/sim/faults", &json!({ "refund": { "closed": 1 } })).await;
     let number = wechat_paid(&mut world).await;
-    refund_wechat(&world, &ask(&world, &number, "C1", 300)).await;
+    refund_wechat(&world, &refund_body(&world, &number, "C1", 300)).await;
     assert_eq!(notice(&mut world).await.0, "REFUND.CLOSED");
     let books = trade(&world, "wechat", &number).await;
     assert_eq!((&books["refunded_fen"], &books["refunds"][0]["effects"]), (&json!(0), &json!(0)));
@@ -284,7 +284,7 @@ async fn an_answer_is_lost_after_its_effect_and_a_refusal_has_none() {
     let fault = async |fault: Value| {
         world.control("PUT", "/sim/faults", &json!({ "scope": number, "refund": fault })).await;
     };
-    let body = ask(&world, &number, "R1", 100);
+    let body = refund_body(&world, &number, "R1", 100);
     fault(json!({ "rate_limited": 1 })).await;
     assert_eq!(code(&refund_wechat(&world, &body).await), (429, "FREQUENCY_LIMITED"));
     fault(json!({ "error_5xx": 1 })).await;
@@ -352,10 +352,10 @@ async fn the_notice_of_a_refund_overtakes_that_of_the_payment() {
     world.control("PUT", "/sim/faults", &json!({ "callbacks": { "refund_first": true } })).await;
     let number = wechat_unpaid(&world).await;
     world.pay("wechat", &number).await;
-    refund_wechat(&world, &ask(&world, &number, "R1", 300)).await;
+    refund_wechat(&world, &refund_body(&world, &number, "R1", 300)).await;
     assert_eq!(notice(&mut world).await.0, "REFUND.SUCCESS");
-    let (event, told) = notice(&mut world).await;
-    assert_eq!((event.as_str(), told["trade_state"].as_str()), ("TRANSACTION.SUCCESS", Some("SUCCESS")));
+    let (event, reported) = notice(&mut world).await;
+    assert_eq!((event.as_str(), reported["trade_state"].as_str()), ("TRANSACTION.SUCCESS", Some("SUCCESS")));
 }
 
 #[tokio::test]
@@ -367,14 +367,14 @@ async fn refund_notices_can_be_rendered_without_a_server() {
         trade
     };
     let partly = paid(Product::Qr).refunded("R1", 100, RefundState::Success);
-    let told = decode(&notify::alipay(&world.keys.alipay[0], &partly, &Overrides::default()).body);
-    assert_eq!((told["trade_status"].as_str(), told["refund_fee"].as_str()), ("TRADE_SUCCESS", "1.00"));
+    let reported = decode(&notify::alipay(&world.keys.alipay[0], &partly, &Overrides::default()).body);
+    assert_eq!((reported["trade_status"].as_str(), reported["refund_fee"].as_str()), ("TRADE_SUCCESS", "1.00"));
     let wholly = partly.refunded("R2", 200, RefundState::Success);
-    let told = decode(&notify::alipay(&world.keys.alipay[0], &wholly, &Overrides::default()).body);
-    assert_eq!((told["trade_status"].as_str(), told["refund_fee"].as_str()), ("TRADE_CLOSED", "3.00"));
+    let reported = decode(&notify::alipay(&world.keys.alipay[0], &wholly, &Overrides::default()).body);
+    assert_eq!((reported["trade_status"].as_str(), reported["refund_fee"].as_str()), ("TRADE_CLOSED", "3.00"));
     let first = wholly.telling_of("R1").unwrap();
-    let told = decode(&notify::alipay(&world.keys.alipay[0], &first, &Overrides::default()).body);
-    assert_eq!(told["out_biz_no"], "R1");
+    let reported = decode(&notify::alipay(&world.keys.alipay[0], &first, &Overrides::default()).body);
+    assert_eq!(reported["out_biz_no"], "R1");
 
     for state in [RefundState::Success, RefundState::Abnormal, RefundState::Closed] {
         let trade = paid(Product::Native).refunded("R1", 100, state);
@@ -382,12 +382,12 @@ async fn refund_notices_can_be_rendered_without_a_server() {
         assert_eq!(callback.path, "/v1/callbacks/any/main");
         let headers = callback.headers.iter();
         let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        let (event, told) = open(&world, &Callback { headers, body: callback.body });
+        let (event, reported) = open(&world, &Callback { headers, body: callback.body });
         assert_eq!(
-            (event, told["refund_status"].as_str()),
+            (event, reported["refund_status"].as_str()),
             (format!("REFUND.{}", state.wechat()), Some(state.wechat()))
         );
-        assert_eq!(told.get("success_time").is_some(), state == RefundState::Success);
+        assert_eq!(reported.get("success_time").is_some(), state == RefundState::Success);
     }
 }
 
@@ -402,7 +402,7 @@ async fn a_number_that_is_paid_twice_has_two_trades_and_each_is_returned_by_its_
     assert_ne!(first["trade_no"], again["trade_no"]);
     let both = [&first, &again].map(|trade| trade["trade_no"].as_str().unwrap().to_owned());
     for (n, transaction_id) in both.iter().enumerate() {
-        let mut body = ask(&world, &number, &format!("R{n}"), 300);
+        let mut body = refund_body(&world, &number, &format!("R{n}"), 300);
         body["transaction_id"] = json!(transaction_id);
         assert_eq!(code(&refund_wechat(&world, &body).await), (200, "PROCESSING"), "{n}");
         world.callback().await;

@@ -50,17 +50,20 @@ async fn a_native_order_is_paid_queried_and_notified() {
 
     let callback = world.callback().await;
     assert!(world.wechat_signed(&callback.headers, &callback.body));
-    let (event, told) = open(&world, &callback);
+    let (event, reported) = open(&world, &callback);
     assert_eq!(event, "TRANSACTION.SUCCESS");
-    assert_eq!(told["amount"], json!({ "total": 100, "payer_total": 100, "currency": "CNY", "payer_currency": "CNY" }));
-    assert_eq!((told["attach"].as_str(), told["trade_type"].as_str()), (Some("a\"b"), Some("NATIVE")));
-    assert_eq!(world.wechat("GET", &query, None).await.json(), told);
+    assert_eq!(
+        reported["amount"],
+        json!({ "total": 100, "payer_total": 100, "currency": "CNY", "payer_currency": "CNY" })
+    );
+    assert_eq!((reported["attach"].as_str(), reported["trade_type"].as_str()), (Some("a\"b"), Some("NATIVE")));
+    assert_eq!(world.wechat("GET", &query, None).await.json(), reported);
     let by_id = format!(
         "/v3/pay/transactions/id/{}?mchid={}",
-        told["transaction_id"].as_str().unwrap(),
+        reported["transaction_id"].as_str().unwrap(),
         world.keys.wechat[0].mchid
     );
-    assert_eq!(world.wechat("GET", &by_id, None).await.json(), told);
+    assert_eq!(world.wechat("GET", &by_id, None).await.json(), reported);
     assert_eq!(world.wechat("POST", NATIVE, Some(&order)).await.json()["code"], "ORDER_PAID");
 }
 

@@ -49,7 +49,7 @@ pub struct Replay {
 pub async fn run(place: &Place, replay: &Replay, operator: Option<&str>) -> Result<Answer, Problem> {
     let by = signature(replay.yes, operator)?;
     let Found { cases, more } = chosen(place, replay).await?;
-    let (mut lines, mut told, mut good) = (Vec::new(), Vec::new(), 0);
+    let (mut lines, mut listed, mut good) = (Vec::new(), Vec::new(), 0);
     for case in &cases {
         let outcome = match look(place, case).await {
             Ok(what) => match &by {
@@ -59,7 +59,7 @@ pub async fn run(place: &Place, replay: &Replay, operator: Option<&str>) -> Resu
             Err(problem) => Err(problem),
         };
         good += usize::from(outcome.is_ok());
-        told.push(json!({
+        listed.push(json!({
             "case": case.id.to_string(),
             "ok": outcome.is_ok(),
             "said": outcome.as_ref().map_or_else(|problem| problem.said.clone(), Clone::clone),
@@ -76,7 +76,7 @@ pub async fn run(place: &Place, replay: &Replay, operator: Option<&str>) -> Resu
             format!("{} of {} would be replayed; nothing was changed, --yes does it", good, count(cases.len(), "case"))
         }
     });
-    let json = json!({ "dry_run": !replay.yes, "cases": told, "more": more.is_some() });
+    let json = json!({ "dry_run": !replay.yes, "cases": listed, "more": more.is_some() });
     let done = good == cases.len() && more.is_none();
     Ok(Answer { text: with_more(shown(&lines), more.as_deref()), json, done })
 }
@@ -119,7 +119,7 @@ async fn look(place: &Place, case: &Case) -> Result<String, Problem> {
     let (Some(method), Some(account)) = (callback["method"].as_str(), callback["account"].as_str()) else {
         return Err(no_callback(case, "its message is no callback that can be read"));
     };
-    if !dead_letters::are_kept(&place.db, case.id).await? {
+    if !dead_letters::are_stored(&place.db, case.id).await? {
         return Err(no_bytes(case));
     }
     let received = callback["received_at"].as_str().unwrap_or("an unknown time");

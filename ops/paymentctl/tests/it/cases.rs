@@ -112,11 +112,11 @@ async fn a_dead_letter_becomes_the_job_of_its_very_bytes_and_nothing_before_yes(
     let done = run(&db, &format!("replay {id} {id} --yes")).await.unwrap();
     assert!(done.done && done.text.ends_with("1 of 1 case replayed"), "{}", done.text);
     let payload: Value = sqlx::query_scalar("select payload from jobs").fetch_one(&db).await.unwrap();
-    let kept = json!({
+    let stored = json!({
         "method": "alipay", "account": "main", "headers": [["x-signed", "yes"]], "body": "YnV5ZXI9c2VjcmV0",
         "received_at": "2026-01-05T02:21:08Z",
     });
-    assert_eq!(payload, kept);
+    assert_eq!(payload, stored);
     let ended = rows::get(&db, id).await.unwrap().unwrap();
     assert_eq!((ended.status, ended.resolved_by.as_deref()), (CaseStatus::Resolved, Some("paymentctl/alice")));
     assert_eq!((&ended.history[0]["what"], &ended.evidence), (&json!("replayed"), &evidence));
@@ -198,7 +198,7 @@ async fn what_two_people_decide_cannot_be_ended_here(db: PgPool) {
 
 /// Another operator acts between the read and the write.
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn whoever_is_second_changes_nothing(db: PgPool) {
+async fn the_second_operator_changes_nothing(db: PgPool) {
     let id = case(&db, (CaseKind::DeadLetter, "1"), letter(), NOW).await;
     let seen = rows::get(&db, id).await.unwrap().unwrap();
     propose(&db, id).await;
@@ -242,9 +242,9 @@ async fn bytes_move_out_of_the_cases_of_an_older_release(db: PgPool) {
             ["5"],
             "other kinds keep their facts"
         );
-        let kept = "select subject_ref || ' ' || coalesce(job->>'body', encode(body, 'escape'))
+        let stored = "select subject_ref || ' ' || coalesce(job->>'body', encode(body, 'escape'))
                     from dead_letters join cases on id = case_id order by 1";
-        assert_eq!(texts(&db, kept).await, ["1 YnV5ZXI9c2VjcmV0", "2 poison", "3 no base64"]);
+        assert_eq!(texts(&db, stored).await, ["1 YnV5ZXI9c2VjcmV0", "2 poison", "3 no base64"]);
         assert_eq!(
             texts(&db, "select distinct version::text from cases").await,
             ["1"],

@@ -90,9 +90,9 @@ async fn who_had_an_event_published_again_is_written_down_with_it(db: PgPool) {
     let before = "select date_trunc('second', published_at)::text from event_republishes order by id limit 1";
     assert_eq!(texts(&db, before).await, was_out);
     assert!(shown.text.contains("and again at the request of paymentctl/alice"), "{}", shown.text);
-    let told = explain::run(&place(&db), &id.to_string()).await.unwrap().text;
+    let text = explain::run(&place(&db), &id.to_string()).await.unwrap().text;
     for line in ["order.paid:{} published", "order.paid:{} to be published again, by paymentctl/alice"] {
-        assert!(told.contains(&line.replace("{}", &id.to_string())), "{line}: {told}");
+        assert!(text.contains(&line.replace("{}", &id.to_string())), "{line}: {text}");
     }
     for words in [format!("republish --id {paid} --yes"), format!("republish --order {id} --yes")] {
         let unsigned = events::run(&place(&db), &line::<Command>(&words), None).await.unwrap_err();

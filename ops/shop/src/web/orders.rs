@@ -76,7 +76,7 @@ pub(super) async fn show(State(shop): State<Shared>, Path(id): Path<String>) -> 
 /// The refund request that the page sends.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wish {
+pub(super) struct RefundRequest {
     /// A new value for each new refund: a repeated press requests no second refund.
     attempt: String,
 }
@@ -85,10 +85,10 @@ pub(super) struct Wish {
 pub(super) async fn refund(
     State(shop): State<Shared>,
     Path(id): Path<String>,
-    wish: Result<Json<Wish>, JsonRejection>,
+    request: Result<Json<RefundRequest>, JsonRejection>,
 ) -> Response {
-    let Json(Wish { attempt }) = match wish {
-        Ok(wish) => wish,
+    let Json(RefundRequest { attempt }) = match request {
+        Ok(request) => request,
         Err(rejection) => return refuse(rejection.status(), "invalid_wish", &rejection.body_text()),
     };
     if attempt.is_empty() || !attempt.bytes().all(|byte| byte.is_ascii_graphic()) {

@@ -78,8 +78,8 @@ impl Programs {
 impl Postgres {
     /// `postgres (PostgreSQL) 15.14 (Debian …)` → 15.14.
     fn version(&self) -> Option<String> {
-        let mut asked = self.usr.command(&self.bin.join("postgres"), &RunAs::ourselves());
-        let answer = asked.arg("--version").output().ok()?;
+        let mut command = self.usr.command(&self.bin.join("postgres"), &RunAs::ourselves());
+        let answer = command.arg("--version").output().ok()?;
         Some(String::from_utf8(answer.stdout).ok()?.split_whitespace().nth(2)?.to_owned())
     }
 

@@ -56,8 +56,8 @@ pub fn start(server: &dyn Server, place: &Place, record: &mut Record, ports: Por
         }
         let Err(error) = start_once(server, place, record) else { break };
         stop(server, place, record, Stop::Discard)?;
-        let somebody_took_one = ports == Ports::MayChange && !ports_are_free(record);
-        if !somebody_took_one || attempt == PORT_ATTEMPTS {
+        let a_port_was_taken = ports == Ports::MayChange && !ports_are_free(record);
+        if !a_port_was_taken || attempt == PORT_ATTEMPTS {
             return Err(error);
         }
     }

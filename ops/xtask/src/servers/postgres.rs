@@ -128,11 +128,11 @@ impl Server for Standby {
     /// From here on, a commit is confirmed only once the standby has it on its disk too.
     fn finish(&self, place: &Place, _: &Record) -> Result<()> {
         let primary = primary(place)?;
-        let ask = |sql: &str| self.0.sql(&primary, "postgres", sql);
-        ask("alter system set synchronous_standby_names = 'standby'")?;
-        ask("select pg_reload_conf()")?;
+        let query = |sql: &str| self.0.sql(&primary, "postgres", sql);
+        query("alter system set synchronous_standby_names = 'standby'")?;
+        query("select pg_reload_conf()")?;
         wait_until("standby", Duration::from_secs(30), || {
-            Ok(ask("select sync_state from pg_stat_replication")? == "sync")
+            Ok(query("select sync_state from pg_stat_replication")? == "sync")
         })
     }
 

@@ -12,11 +12,11 @@ fn contracts(statement: &str) -> bool {
     let takes = ["drop column", " rename ", "set not null", "drop default", " set data type ", " set schema "];
     let table = words.starts_with("alter table ") && takes.iter().any(|take| has(take));
     let retyped = words.starts_with("alter table ") && has(" alter column ") && has(" type ");
-    let asked = words.starts_with("alter table ")
+    let demands = words.starts_with("alter table ")
         && words
             .split(',')
             .any(|part| part.contains("add column ") && part.contains(" not null") && !part.contains(" default "));
-    words.starts_with("drop table ") || words.starts_with("truncate ") || table || retyped || asked
+    words.starts_with("drop table ") || words.starts_with("truncate ") || table || retyped || demands
 }
 
 /// What is wrong with the name of a migration, for releases that do not know it and read nothing else of it.

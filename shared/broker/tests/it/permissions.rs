@@ -126,7 +126,7 @@ async fn publish(channel: &Channel, exchange: &str) -> Result<(), BrokerError> {
 
 /// The check at the start works with the least permissions, and so does the relay's repair of the topology.
 #[tokio::test]
-async fn each_process_finds_what_it_needs_and_the_relay_can_make_it_anew() {
+async fn each_process_finds_what_it_needs_and_the_relay_can_declare_it() {
     let broker = TestBroker::new().await;
     for service in Service::ALL.iter().copied() {
         let connection = broker::open(&broker.uri_for(service).await, "test").await.unwrap();
@@ -146,7 +146,7 @@ async fn each_process_finds_what_it_needs_and_the_relay_can_make_it_anew() {
 }
 
 #[tokio::test]
-async fn a_missing_object_is_told_from_a_missing_right() {
+async fn a_missing_object_is_distinguished_from_a_missing_right() {
     let broker = TestBroker::empty().await;
     let api = broker::open(&broker.uri_for(PaymentApi).await, "test").await.unwrap();
     let BrokerError::Topology(faults) = topology::check(&api, &Needs::of(PaymentApi)).await.unwrap_err() else {

@@ -242,7 +242,7 @@ async fn relayed(broker: &TestBroker) -> (Relay, SecretString) {
 /// callers have gone are not sent late. Once the broker has been silent for long, the publisher reports it at once,
 /// after one wait for the whole group.
 #[tokio::test]
-async fn a_hanging_broker_keeps_nobody_waiting() {
+async fn a_hanging_broker_keeps_no_caller_waiting() {
     let broker = TestBroker::new().await;
     let admin = broker.admin().await;
     let (relay, through) = relayed(&broker).await;
@@ -328,7 +328,7 @@ fn notice(blocked: bool) -> Vec<u8> {
 /// Trap: publishes and confirms wait for ever while the broker blocks the connection. Here callers get an error at
 /// once, also those whose message is on the way; the session outlives a block longer than any step may take.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_the_broker_blocks_callers_are_told_at_once() {
+async fn while_the_broker_blocks_callers_get_an_error_at_once() {
     let broker = TestBroker::new().await;
     let (relay, through) = relayed(&broker).await;
     let publisher = Publisher::start(&through, "test", PublisherOptions::default(), CancellationToken::new()).unwrap();

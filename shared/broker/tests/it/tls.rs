@@ -38,7 +38,7 @@ async fn a_broker_is_trusted_when_the_named_authority_vouches_for_it() {
 }
 
 #[tokio::test]
-async fn a_broker_that_asks_who_we_are_is_shown_our_certificate() {
+async fn a_broker_that_requires_a_certificate_is_shown_ours() {
     let broker = TestBroker::new().await;
     let front = in_front_of(&broker, Clients::Known).await;
     let (ca, (certificate, key)) = (front.ca(), front.identity());

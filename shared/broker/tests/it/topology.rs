@@ -81,7 +81,7 @@ async fn every_conflict_is_named_at_once_and_the_rest_is_declared() {
 }
 
 #[tokio::test]
-async fn a_service_with_least_rights_can_check_and_is_told_what_it_may_not_touch() {
+async fn a_service_with_least_rights_can_check_and_learns_what_it_may_not_touch() {
     let broker = TestBroker::new().await;
     let url = testkit::env("AMQP_URL");
     let user = url.split_once("//").and_then(|(_, rest)| rest.split_once(':')).unwrap().0;

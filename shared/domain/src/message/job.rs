@@ -113,7 +113,7 @@ pub struct JobMessage {
 /// payload holds each decision under the id of its case, so one never replaces another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
-pub enum Asked {
+pub enum Decision {
     /// Accept the late payment of the case for its order, if the gateway still has the money.
     Fulfil,
     /// Book a refund that was made outside this service, if the gateway confirms it.
@@ -125,17 +125,17 @@ pub enum Asked {
     },
 }
 
-impl Asked {
+impl Decision {
     const PREFIX: &str = "case:";
 
     /// The requests in a payload, each with its case. Members that cannot be read are ignored.
-    fn in_payload(payload: &Value) -> Vec<(CaseId, Asked)> {
+    fn in_payload(payload: &Value) -> Vec<(CaseId, Decision)> {
         let members = payload.as_object().into_iter().flatten();
-        let asked = members.filter_map(|(name, value)| {
-            let case = CaseId::parse(name.strip_prefix(Asked::PREFIX)?).ok()?;
+        let decisions = members.filter_map(|(name, value)| {
+            let case = CaseId::parse(name.strip_prefix(Decision::PREFIX)?).ok()?;
             Some((case, serde_json::from_value(value.clone()).ok()?))
         });
-        asked.collect()
+        decisions.collect()
     }
 }
 
@@ -148,7 +148,7 @@ pub struct CheckRequest {
     /// Query the gateway although the order is paid.
     pub sync: bool,
     /// The decisions of people, or of a policy, each with its case.
-    pub of_cases: Vec<(CaseId, Asked)>,
+    pub of_cases: Vec<(CaseId, Decision)>,
 }
 
 impl CheckRequest {
@@ -163,13 +163,13 @@ impl CheckRequest {
     }
 
     /// A decision about a case.
-    pub fn of_case(case: CaseId, asked: Asked) -> CheckRequest {
-        CheckRequest { of_cases: vec![(case, asked)], ..CheckRequest::default() }
+    pub fn of_case(case: CaseId, decision: Decision) -> CheckRequest {
+        CheckRequest { of_cases: vec![(case, decision)], ..CheckRequest::default() }
     }
 
     /// Reads a row's payload. Members that this build does not know are ignored.
     pub fn read(payload: &Value) -> CheckRequest {
-        let of_cases = Asked::in_payload(payload);
+        let of_cases = Decision::in_payload(payload);
         CheckRequest { close: payload["close"] == true, sync: payload["sync"] == true, of_cases }
     }
 
@@ -177,9 +177,9 @@ impl CheckRequest {
     pub fn payload(&self) -> Value {
         let mut members = Map::new();
         let flags = [("close", self.close), ("sync", self.sync)];
-        members.extend(flags.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| (name.to_owned(), json!(true))));
-        for (case, asked) in &self.of_cases {
-            members.insert(format!("{}{case}", Asked::PREFIX), json!(asked));
+        members.extend(flags.into_iter().filter(|(_, wanted)| *wanted).map(|(name, _)| (name.to_owned(), json!(true))));
+        for (case, decision) in &self.of_cases {
+            members.insert(format!("{}{case}", Decision::PREFIX), json!(decision));
         }
         Value::Object(members)
     }
@@ -270,13 +270,14 @@ mod tests {
     fn a_request_is_read_as_it_was_written_and_what_is_unknown_counts_for_nothing() {
         let (case, refund_no) = (CaseId::from_u128(7), RefundNo::parse("RF_1").unwrap());
         let amount = Money::from_fen(101).unwrap();
-        let of_cases = vec![(case, Asked::BookRefund { refund_no, amount })];
+        let of_cases = vec![(case, Decision::BookRefund { refund_no, amount })];
         let all = CheckRequest { close: true, sync: true, of_cases };
         let text = format!(
             r#"{{"case:{case}":{{"action":"book_refund","amount":"1.01","refund_no":"RF_1"}},"close":true,"sync":true}}"#
         );
         assert_eq!(all.payload().to_string(), text);
-        for request in [all, CheckRequest::default(), CheckRequest::close(), CheckRequest::of_case(case, Asked::Fulfil)]
+        for request in
+            [all, CheckRequest::default(), CheckRequest::close(), CheckRequest::of_case(case, Decision::Fulfil)]
         {
             assert_eq!(CheckRequest::read(&request.payload()), request);
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use domain::{AccountName, LatePaymentPolicy, PaymentMethod, Policies, Scene};
 use fields::{Context, Section};
-use kept::Kept;
+use held::Held;
 use reload::Print;
 use runtime::env::{Env, PublicUrl};
 use runtime::file_mode;
@@ -20,7 +20,7 @@ use crate::wechat::Wechat;
 
 mod alipay;
 mod fields;
-mod kept;
+mod held;
 mod published;
 mod refresh;
 mod reload;
@@ -111,7 +111,7 @@ struct Shared {
     table: RwLock<Arc<Table>>,
     /// The state of every file just before it was last read.
     prints: Mutex<Vec<Print>>,
-    kept: Mutex<Kept>,
+    held: Mutex<Held>,
 }
 
 /// The accounts from one load of the file.
@@ -151,8 +151,8 @@ impl Gateways {
     /// # Errors
     /// Every fault found, at least one.
     pub fn load_where(path: &Path, no_production: Option<String>) -> Result<Gateways, Vec<AccountFault>> {
-        let (path, prints, kept) = (path.to_owned(), Mutex::default(), Mutex::default());
-        let gateways = Gateways(Arc::new(Shared { path, no_production, table: RwLock::default(), prints, kept }));
+        let (path, prints, held) = (path.to_owned(), Mutex::default(), Mutex::default());
+        let gateways = Gateways(Arc::new(Shared { path, no_production, table: RwLock::default(), prints, held }));
         let table = gateways.read()?;
         gateways.put(table);
         Ok(gateways)
@@ -168,7 +168,7 @@ impl Gateways {
             .and_then(|text| text.parse().map_err(|error| whole(not_toml(&text, &error))));
         let read = table.and_then(|table| {
             let context = Context::new(path.parent().unwrap_or(Path::new("")), self.0.no_production.clone());
-            let entries = read_file(Section::root(&context, path, table), &mut lock(&self.0.kept));
+            let entries = read_file(Section::root(&context, path, table), &mut lock(&self.0.held));
             let unsafe_file = if context.is_real() { file_mode::check(path).err() } else { None };
             let (mut faults, files) = context.into_parts();
             faults.extend(unsafe_file.into_iter().flat_map(whole));
@@ -272,7 +272,7 @@ impl fmt::Debug for Gateways {
     }
 }
 
-fn read_file(mut root: Section<'_>, kept: &mut Kept) -> Vec<Entry> {
+fn read_file(mut root: Section<'_>, held: &mut Held) -> Vec<Entry> {
     let mut entries = Vec::new();
     let mut accounts = 0;
     for method in PaymentMethod::ALL.iter().copied() {
@@ -281,7 +281,7 @@ fn read_file(mut root: Section<'_>, kept: &mut Kept) -> Vec<Entry> {
             accounts += 1;
             let head = read_head(&mut section, method, &mut names);
             section.finish();
-            entries.extend(head.and_then(|head| read_keys(head, method, kept)));
+            entries.extend(head.and_then(|head| read_keys(head, method, held)));
         }
     }
     if accounts == 0 {
@@ -356,7 +356,7 @@ fn read_scene(section: &Section<'_>, method: PaymentMethod, text: &str) -> Optio
     scene
 }
 
-fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<Entry> {
+fn read_keys(head: Head<'_>, method: PaymentMethod, held: &mut Held) -> Option<Entry> {
     let Head { name, scenes, new_orders, late_payment, environment } = head;
     let mut environment = environment?;
     environment.judge_environment();
@@ -369,18 +369,18 @@ fn read_keys(head: Head<'_>, method: PaymentMethod, kept: &mut Kept) -> Option<E
             let (merchant, app) = (account.seller_id.clone(), account.app_id.clone());
             let urls = std::slice::from_ref(&account.gateway_url);
             goes_to(urls);
-            let route = kept.route(method, urls, &environment)?;
+            let route = held.route(method, urls, &environment)?;
             // Fetched certificates were verified against these roots and this certificate, so both are part of the key.
             let believed = account.certificates().map(|it| format!("{} {}", it.root_sn, it.given.sn));
-            let fetched = kept.alipay(format!("{} {app} {merchant} {}", account.name, believed.unwrap_or_default()));
+            let fetched = held.alipay(format!("{} {app} {merchant} {}", account.name, believed.unwrap_or_default()));
             let alipay = Arc::new(Alipay::new(account, route, fetched));
             Some((alipay as Arc<dyn Gateway>, merchant, BTreeSet::from([app])))
         }),
         PaymentMethod::Wechat => wechat::read(&mut environment, name, &scenes).and_then(|(account, urls)| {
             let (merchant, apps) = (account.mchid.clone(), account.apps.clone());
             goes_to(&urls);
-            let route = kept.route(method, &urls, &environment)?;
-            let fetched = kept.wechat(format!("{} {merchant}", account.name));
+            let route = held.route(method, &urls, &environment)?;
+            let fetched = held.wechat(format!("{} {merchant}", account.name));
             Some((Arc::new(Wechat::new(account, route, fetched)) as Arc<dyn Gateway>, merchant, apps))
         }),
     };

@@ -58,7 +58,7 @@ impl Gateways {
 
     async fn refresh(&self, clock: Clock) {
         let mut due: HashMap<(PaymentMethod, AccountName), Due> = HashMap::new();
-        let mut told = Told::default();
+        let mut warned = Warned::default();
         loop {
             let now = Instant::now();
             let accounts: Vec<_> = self.iter().collect();
@@ -66,15 +66,15 @@ impl Gateways {
                 let next = due.entry(name(gateway.as_ref())).or_insert(Due { at: now, failures: 0 });
                 if next.at <= now {
                     // A panic for one gateway must not stop the refresh of the others.
-                    let asked = caught(ask(gateway.as_ref(), next.failures, clock.now())).await;
-                    *next = asked.unwrap_or_else(|panic| {
+                    let refreshed = caught(refresh_keys(gateway.as_ref(), next.failures, clock.now())).await;
+                    *next = refreshed.unwrap_or_else(|panic| {
                         panic.noted("gateways", "keys", gateway.account());
                         Due { at: now + LONGEST_RETRY.1, failures: next.failures.saturating_add(1) }
                     });
                 }
             }
             for gateway in &accounts {
-                if let Err(panic) = caught_now(|| told.tell(gateway.as_ref(), clock.now())) {
+                if let Err(panic) = caught_now(|| warned.tell(gateway.as_ref(), clock.now())) {
                     panic.noted("gateways", "certificates", gateway.account());
                 }
             }
@@ -88,7 +88,7 @@ fn name(gateway: &dyn Gateway) -> (PaymentMethod, AccountName) {
 }
 
 /// Refreshes the keys of one account, and returns when to do so again.
-async fn ask(gateway: &dyn Gateway, failures: u32, now: OffsetDateTime) -> Due {
+async fn refresh_keys(gateway: &dyn Gateway, failures: u32, now: OffsetDateTime) -> Due {
     let method = gateway.method();
     let outcome = gateway.refresh_keys(now).await;
     let outcome_name = match &outcome {
@@ -136,9 +136,9 @@ fn pause(failures: u32, works: bool) -> Duration {
 
 /// The day of the last warning for each certificate, so that an expiry is logged once a day.
 #[derive(Default)]
-struct Told(HashMap<(PaymentMethod, AccountName, &'static str), i64>);
+struct Warned(HashMap<(PaymentMethod, AccountName, &'static str), i64>);
 
-impl Told {
+impl Warned {
     /// Sets the gauges of an account, and logs warnings.
     fn tell(&mut self, gateway: &dyn Gateway, now: OffsetDateTime) {
         let (method, account) = name(gateway);

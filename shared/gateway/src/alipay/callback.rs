@@ -96,12 +96,12 @@ fn returned_trade(
     times: &mut Times,
 ) -> Result<ReturnedTrade, CallbackError> {
     let paid = form.get("total_amount").and_then(|yuan| amount(yuan).ok().flatten());
-    let told = fee.filter(|fee| fee.is_positive());
+    let stated = fee.filter(|fee| fee.is_positive());
     Ok(ReturnedTrade {
         trade_no: trade_no(form)?,
         paid,
         paid_at: times.read("gmt_payment", form.get("gmt_payment"), parse_beijing),
-        returned: if open { told } else { told.or(paid) },
+        returned: if open { stated } else { stated.or(paid) },
     })
 }
 
@@ -143,7 +143,7 @@ mod tests {
 
     const OURS: OffsetDateTime = datetime!(2026-01-05 02:21:12 UTC);
 
-    fn told(change: &[(&str, &str)]) -> Result<Fact, CallbackError> {
+    fn fact_of(change: &[(&str, &str)]) -> Result<Fact, CallbackError> {
         let changed = |name: &str| change.iter().any(|(n, _)| *n == name);
         let kept = PAID.iter().filter(|(name, _)| !changed(name));
         let body: String =
@@ -153,23 +153,23 @@ mod tests {
     }
 
     #[test]
-    fn a_payment_is_told_by_success_and_finished() {
+    fn a_payment_is_stated_by_success_and_finished() {
         for status in ["TRADE_SUCCESS", "TRADE_FINISHED"] {
             for refund_fee in ["", "0", "0.00"] {
-                let fact = told(&[("trade_status", status), ("refund_fee", refund_fee)]).unwrap();
+                let fact = fact_of(&[("trade_status", status), ("refund_fee", refund_fee)]).unwrap();
                 let Fact::Paid { amount, paid_at, .. } = fact else { panic!("{status} {refund_fee} {fact:?}") };
                 assert_eq!(amount.unwrap().fen(), 8880);
                 assert_eq!(paid_at, datetime!(2026-01-05 02:21:08 UTC));
             }
         }
-        let Fact::Paid { paid_at, .. } = told(&[("gmt_payment", "")]).unwrap() else { panic!() };
+        let Fact::Paid { paid_at, .. } = fact_of(&[("gmt_payment", "")]).unwrap() else { panic!() };
         assert_eq!(paid_at, datetime!(2026-01-05 02:21:10 UTC));
     }
 
     #[test]
-    fn a_refund_is_told_by_its_fee_in_every_state() {
+    fn a_refund_is_stated_by_its_fee_in_every_state() {
         for status in ["TRADE_SUCCESS", "TRADE_FINISHED", "TRADE_CLOSED"] {
-            let fact = told(&[("trade_status", status), ("refund_fee", "0.01"), ("out_biz_no", "RF_1")]).unwrap();
+            let fact = fact_of(&[("trade_status", status), ("refund_fee", "0.01"), ("out_biz_no", "RF_1")]).unwrap();
             assert!(
                 matches!(&fact, Fact::Refund { refund_no, report, .. }
                     if refund_no == "RF_1" && *report == RefundReport::of(RefundState::Processing)),
@@ -177,7 +177,7 @@ mod tests {
             );
             let sums = |trade: &ReturnedTrade| (trade.paid.map(Money::fen), trade.returned.map(Money::fen));
             assert_eq!(fact.returned_trade().map(sums), Some((Some(8880), Some(1))));
-            let fact = told(&[("trade_status", status), ("refund_fee", "0.01")]).unwrap();
+            let fact = fact_of(&[("trade_status", status), ("refund_fee", "0.01")]).unwrap();
             let Fact::PaidAndReturned(trade) = fact else { panic!("{fact:?}") };
             assert_eq!(sums(&trade), (Some(8880), Some(1)));
         }
@@ -185,12 +185,12 @@ mod tests {
 
     #[test]
     fn closed_is_unpaid_only_without_any_payment() {
-        assert_eq!(told(&[("trade_status", "TRADE_CLOSED"), ("gmt_payment", "")]), Ok(Fact::ClosedUnpaid));
-        let fact = told(&[("trade_status", "TRADE_CLOSED")]).unwrap();
+        assert_eq!(fact_of(&[("trade_status", "TRADE_CLOSED"), ("gmt_payment", "")]), Ok(Fact::ClosedUnpaid));
+        let fact = fact_of(&[("trade_status", "TRADE_CLOSED")]).unwrap();
         let Fact::PaidAndReturned(trade) = fact else { panic!("{fact:?}") };
         assert_eq!(trade.returned.map(Money::fen), Some(8880), "a closed trade went back whole");
         // A sum that no order of ours can have is ignored.
-        let fact = told(&[("refund_fee", "100000000.00")]).unwrap();
+        let fact = fact_of(&[("refund_fee", "100000000.00")]).unwrap();
         assert_eq!(fact.returned_trade().map(|trade| trade.returned), Some(None));
     }
 
@@ -205,9 +205,9 @@ mod tests {
             "2026-02-30 00:00:00",
             "secret",
         ] {
-            let fact = told(&[("gmt_payment", odd)]).unwrap();
+            let fact = fact_of(&[("gmt_payment", odd)]).unwrap();
             assert!(matches!(fact, Fact::Paid { paid_at, .. } if paid_at == OURS), "{odd} {fact:?}");
-            let fact = told(&[("gmt_payment", ""), ("notify_time", odd)]).unwrap();
+            let fact = fact_of(&[("gmt_payment", ""), ("notify_time", odd)]).unwrap();
             assert!(matches!(fact, Fact::Paid { paid_at, .. } if paid_at == OURS), "{odd} {fact:?}");
         }
     }
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn other_states_change_nothing() {
         for status in ["WAIT_BUYER_PAY", "TRADE_PENDING", ""] {
-            assert_eq!(told(&[("trade_status", status)]), Ok(Fact::Nothing));
+            assert_eq!(fact_of(&[("trade_status", status)]), Ok(Fact::Nothing));
         }
     }
 
@@ -229,10 +229,10 @@ mod tests {
             ("trade_no", ""),
             ("trade_no", "secret 1"),
         ] {
-            let Err(CallbackError::Undecodable(text)) = told(&[change]) else { panic!("{change:?}") };
+            let Err(CallbackError::Undecodable(text)) = fact_of(&[change]) else { panic!("{change:?}") };
             assert!(!text.contains("secret"), "{text}");
         }
-        let Fact::Paid { amount, .. } = told(&[("total_amount", "100000000.00")]).unwrap() else { panic!() };
+        let Fact::Paid { amount, .. } = fact_of(&[("total_amount", "100000000.00")]).unwrap() else { panic!() };
         assert_eq!(amount, None);
     }
 }

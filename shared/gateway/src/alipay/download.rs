@@ -41,7 +41,7 @@ impl Alipay {
     /// downloads it.
     pub(super) async fn refresh(&self, now: OffsetDateTime) -> Result<KeyNews, GatewayError> {
         let Some(certificates) = self.account.certificates() else { return Ok(KeyNews::Fixed) };
-        let answer = self.ask_for(&certificates.given.sn, now).await?;
+        let answer = self.request(&certificates.given.sn, now).await?;
         let Whole { node, alipay_cert_sn } = answer;
         match alipay_cert_sn {
             Some(sn) if self.issued(&sn, now).is_none() => {
@@ -72,7 +72,7 @@ impl Alipay {
     async fn download(&self, sn: &str, now: OffsetDateTime) -> Result<(), GatewayError> {
         let Some(certificates) = self.account.certificates() else { return Ok(()) };
         let refused = |why: String| GatewayError::Protocol(format!("certificate {sn}: {why}"));
-        let Node { failure, alipay_cert_content } = self.ask_for(sn, now).await?.node;
+        let Node { failure, alipay_cert_content } = self.request(sn, now).await?.node;
         if failure.code != answer::SUCCESS {
             return Err(unsigned_error(failure));
         }
@@ -89,11 +89,11 @@ impl Alipay {
         }
         let account = self.account();
         info!(%account, serial = sn, "Alipay signs for {account} with a new certificate, {sn}");
-        self.fetched.keep(issued, now);
+        self.fetched.store(issued, now);
         Ok(())
     }
 
-    async fn ask_for(&self, sn: &str, now: OffsetDateTime) -> Result<Whole, GatewayError> {
+    async fn request(&self, sn: &str, now: OffsetDateTime) -> Result<Whole, GatewayError> {
         let biz_content = json!({ "alipay_cert_sn": sn }).to_string();
         let call = Call { method: METHOD, notify_url: None, return_url: None, biz_content: &biz_content };
         let answer = self.exchange(&call, now).await?;

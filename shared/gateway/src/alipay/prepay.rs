@@ -111,8 +111,8 @@ pub(super) fn here(
     if request.scene == Scene::Qr {
         return Ok(None);
     }
-    let kept = Params::of(request)?;
-    let call = kept.call();
+    let stored = Params::of(request)?;
+    let call = stored.call();
     let mut params = call.public_params(account, now)?;
     params.push(("biz_content", call.biz_content.to_owned()));
     let sign = sign::sign(&account.app_key, params.iter().map(|(n, v)| (*n, v.as_str())))?;
@@ -135,10 +135,10 @@ impl Alipay {
         request: &PrepayRequest,
         now: OffsetDateTime,
     ) -> Result<Payment, GatewayError> {
-        let kept = Params::of(request)?;
-        let made: Precreated = self.call(&kept.call(), now).await?.success()?;
-        let asked = serde_json::from_str::<BizContent>(&kept.biz_content);
-        if !asked.is_ok_and(|asked| asked.out_trade_no == made.out_trade_no) {
+        let stored = Params::of(request)?;
+        let made: Precreated = self.call(&stored.call(), now).await?.success()?;
+        let requested = serde_json::from_str::<BizContent>(&stored.biz_content);
+        if !requested.is_ok_and(|requested| requested.out_trade_no == made.out_trade_no) {
             return Err(GatewayError::Protocol("a code for another order".to_owned()));
         }
         if !may_be_handed_on(&made.qr_code, &CODES) {

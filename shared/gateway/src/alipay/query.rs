@@ -160,7 +160,7 @@ mod tests {
 
     const NOW: OffsetDateTime = datetime!(2026-01-05 03:00:00 UTC);
 
-    fn told(status: &str, total_amount: &str, send_pay_date: &str) -> Result<Fact, GatewayError> {
+    fn fact_of(status: &str, total_amount: &str, send_pay_date: &str) -> Result<Fact, GatewayError> {
         let text = format!(
             r#"{{"trade_no":"2026","out_trade_no":"ORD_01","trade_status":"{status}","total_amount":{total_amount},
                 "send_pay_date":"{send_pay_date}","another":{{"x":[]}}}}"#
@@ -171,30 +171,30 @@ mod tests {
     #[test]
     fn a_paid_trade_has_its_amount_as_text_or_number() {
         for amount in [r#""88.80""#, "88.8", "88.80"] {
-            let Fact::Paid { amount, paid_at, .. } = told("TRADE_SUCCESS", amount, "2026-01-05 10:21:08").unwrap()
+            let Fact::Paid { amount, paid_at, .. } = fact_of("TRADE_SUCCESS", amount, "2026-01-05 10:21:08").unwrap()
             else {
                 panic!()
             };
             assert_eq!(amount.unwrap().fen(), 8880);
             assert_eq!(paid_at, datetime!(2026-01-05 02:21:08 UTC));
         }
-        assert!(matches!(told("TRADE_SUCCESS", "1", ""), Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW));
+        assert!(matches!(fact_of("TRADE_SUCCESS", "1", ""), Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW));
         for odd in ["soon", "0000-01-01 00:00:00", "9999-12-31 23:59:59"] {
             assert!(
-                matches!(told("TRADE_SUCCESS", "1", odd), Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW),
+                matches!(fact_of("TRADE_SUCCESS", "1", odd), Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW),
                 "{odd}"
             );
         }
         for amount in ["1e2", r#""""#] {
-            let told = told("TRADE_FINISHED", amount, "2026-01-05 10:21:08");
-            assert!(matches!(told, Err(GatewayError::Protocol(_))), "{amount}");
+            let fact = fact_of("TRADE_FINISHED", amount, "2026-01-05 10:21:08");
+            assert!(matches!(fact, Err(GatewayError::Protocol(_))), "{amount}");
         }
     }
 
     #[test]
-    fn a_closed_trade_is_told_apart_by_its_date_of_payment() {
-        assert_eq!(told("TRADE_CLOSED", "1", "").unwrap(), Fact::ClosedUnpaid);
-        let Ok(Fact::PaidAndReturned(trade)) = told("TRADE_CLOSED", "1", "2026-01-05 10:21:08") else { panic!() };
+    fn a_closed_trade_is_distinguished_by_its_date_of_payment() {
+        assert_eq!(fact_of("TRADE_CLOSED", "1", "").unwrap(), Fact::ClosedUnpaid);
+        let Ok(Fact::PaidAndReturned(trade)) = fact_of("TRADE_CLOSED", "1", "2026-01-05 10:21:08") else { panic!() };
         assert_eq!((trade.paid, trade.returned), (Money::from_fen(100).ok(), Money::from_fen(100).ok()));
         assert_eq!(trade.paid_at, Some(datetime!(2026-01-05 02:21:08 UTC)));
     }
@@ -202,7 +202,7 @@ mod tests {
     /// The date is optional, and a trade that was paid and fully refunded must not look unpaid.
     #[test]
     fn a_closed_trade_without_a_date_was_paid_when_anything_shows_money() {
-        let told = |member: &str| {
+        let fact_of = |member: &str| {
             let text = format!(
                 r#"{{"trade_no":"2026","out_trade_no":"ORD_01","trade_status":"TRADE_CLOSED","total_amount":"1"{member}}}"#
             );
@@ -215,7 +215,7 @@ mod tests {
             r#","fund_bill_list":[{"fund_channel":"ALIPAYACCOUNT","amount":"1.00"}]"#,
             r#","fund_bill_list":"[{\"fundChannel\":\"PCREDIT\"}]""#,
         ] {
-            assert!(matches!(told(paid), Fact::PaidAndReturned(_)), "{paid}");
+            assert!(matches!(fact_of(paid), Fact::PaidAndReturned(_)), "{paid}");
         }
         for unpaid in [
             "",
@@ -224,14 +224,14 @@ mod tests {
             r#","fund_bill_list":"[]""#,
             r#","fund_bill_list":null"#,
         ] {
-            assert_eq!(told(unpaid), Fact::ClosedUnpaid, "{unpaid}");
+            assert_eq!(fact_of(unpaid), Fact::ClosedUnpaid, "{unpaid}");
         }
     }
 
     #[test]
     fn a_waiting_or_unknown_trade_changes_nothing() {
         for status in ["WAIT_BUYER_PAY", "TRADE_PENDING"] {
-            assert_eq!(told(status, "1", "").unwrap(), Fact::Nothing);
+            assert_eq!(fact_of(status, "1", "").unwrap(), Fact::Nothing);
         }
     }
 }

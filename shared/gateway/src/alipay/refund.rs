@@ -119,14 +119,14 @@ fn queried_report(refund: &RefundOrder, queried: &Queried, now: OffsetDateTime) 
         (&queried.out_trade_no, refund.order_no.as_str()),
         (&queried.out_request_no, refund.refund_no.as_str()),
     ];
-    let numbers = numbers.map(|(told, asked)| (told.as_deref().unwrap_or_default(), asked));
-    if numbers.iter().any(|(told, asked)| !told.is_empty() && told != asked) {
+    let numbers = numbers.map(|(stated, requested)| (stated.as_deref().unwrap_or_default(), requested));
+    if numbers.iter().any(|(stated, requested)| !stated.is_empty() && stated != requested) {
         return Err(another());
     }
     match queried.refund_status.as_deref() {
         None | Some("") => Ok(RefundReport::of(RefundState::Absent)),
         Some("REFUND_SUCCESS") => {
-            if numbers.iter().any(|(told, _)| told.is_empty()) {
+            if numbers.iter().any(|(stated, _)| stated.is_empty()) {
                 return Err(protocol("the numbers"));
             }
             let amount = yuan(queried.refund_amount.as_deref()).ok_or_else(|| protocol("refund_amount"))?;

@@ -130,7 +130,7 @@ async fn a_query_proves_a_refund_by_one_word_alone() {
 }
 
 #[tokio::test]
-async fn what_nobody_signed_proves_nothing() {
+async fn what_is_not_signed_proves_nothing() {
     assert_eq!(name(&refund(reply("alipay_trade_refund", DONE, false)).await.unwrap_err()), "unknown");
     assert_eq!(name(&query(FOUND, false).await.unwrap_err()), "unknown");
     assert_eq!(name(&query(r#"{"code":"10000"}"#, false).await.unwrap_err()), "unknown");
@@ -213,8 +213,8 @@ async fn no_answer_in_time_is_unknown_and_no_connection_is_not() {
     let (_listener, url) = silent();
     assert_eq!(name(&impatient(&url).refund(&refund_order(), NOW).await.unwrap_err()), "unknown");
     assert_eq!(name(&impatient(&url).query_refund(&refund_order(), NOW).await.unwrap_err()), "unknown");
-    let nobody = account("http://127.0.0.1:1/");
-    assert_eq!(name(&nobody.refund(&refund_order(), NOW).await.unwrap_err()), "unavailable");
+    let offline = account("http://127.0.0.1:1/");
+    assert_eq!(name(&offline.refund(&refund_order(), NOW).await.unwrap_err()), "unavailable");
     for (status, body) in [(502, "<html>"), (200, ""), (429, "{}")] {
         let reply = Reply { status, headers: Vec::new(), body: body.to_owned() };
         assert_eq!(name(&refund(reply).await.unwrap_err()), "unknown", "{status}");
@@ -223,12 +223,12 @@ async fn no_answer_in_time_is_unknown_and_no_connection_is_not() {
 
 #[tokio::test]
 async fn what_makes_no_sense_is_refused_before_anything_is_sent() {
-    let nobody = account("http://127.0.0.1:1/");
+    let offline = account("http://127.0.0.1:1/");
     let order_no = OrderNo::parse("ORD_01").unwrap();
     for amount in [Money::ZERO, Money::from_fen(301).unwrap()] {
         let order = RefundOrder { amount, order_no: order_no.clone(), ..refund_order() };
-        assert_eq!(name(&nobody.refund(&order, NOW).await.unwrap_err()), "refused");
+        assert_eq!(name(&offline.refund(&order, NOW).await.unwrap_err()), "refused");
     }
-    let redirected = nobody.redirect_refund(&refund_order(), "1", &RefundTarget::MerchantAccount, NOW).await;
+    let redirected = offline.redirect_refund(&refund_order(), "1", &RefundTarget::MerchantAccount, NOW).await;
     assert_eq!(name(&redirected.unwrap_err()), "refused");
 }

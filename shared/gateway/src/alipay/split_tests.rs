@@ -107,8 +107,8 @@ fn a_refund_hidden_in_another_field_is_refused() {
     hidden.1.push_str("&refund_fee=1.10");
     let hiding = Serializer::new(String::new()).extend_pairs(&fields).finish();
     let alipay = account("http://127.0.0.1:9/");
-    assert!(matches!(read(&alipay, body).map(|told| told.fact), Ok(Fact::Refund { .. })));
-    assert_eq!(read(&alipay, &hiding).map(|told| told.fact), Err(HIDDEN));
+    assert!(matches!(read(&alipay, body).map(|notification| notification.fact), Ok(Fact::Refund { .. })));
+    assert_eq!(read(&alipay, &hiding).map(|notification| notification.fact), Err(HIDDEN));
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn no_deciding_field_hides_in_another_one() {
         for name in DECIDING.iter().filter(|name| fields.iter().skip(1).any(|(known, _)| known == *name)) {
             for into_name in [false, true] {
                 let hiding = form(&hidden(&fields, name, into_name), &sign);
-                assert_eq!(read(&alipay, &hiding).map(|told| told.fact), Err(HIDDEN), "{which} {name}");
+                assert_eq!(read(&alipay, &hiding).map(|notification| notification.fact), Err(HIDDEN), "{which} {name}");
             }
         }
     }
@@ -136,7 +136,7 @@ fn a_deciding_field_holds_no_other_one() {
     let sign = sign_of(&fields);
     assert!(read(&alipay, &form(&owned(&fields), &sign)).is_ok());
     let hiding = form(&hidden(&fields, "out_channel", false), &sign);
-    assert_eq!(read(&alipay, &hiding).map(|told| told.fact), Err(HIDDEN));
+    assert_eq!(read(&alipay, &hiding).map(|notification| notification.fact), Err(HIDDEN));
 }
 
 #[test]
@@ -156,8 +156,8 @@ fn free_text_may_hold_an_ampersand_and_no_deciding_name() {
             fields.retain(|(known, _)| *known != name);
             fields.push((name, text));
             fields.sort_unstable();
-            let told = read(&alipay, &form(&owned(&fields), &sign_of(&fields)));
-            assert_eq!(told.map(|_| ()), if taken { Ok(()) } else { Err(HIDDEN) }, "{name} {text}");
+            let notification = read(&alipay, &form(&owned(&fields), &sign_of(&fields)));
+            assert_eq!(notification.map(|_| ()), if taken { Ok(()) } else { Err(HIDDEN) }, "{name} {text}");
         }
     }
 }
@@ -198,8 +198,8 @@ fn every_field_that_is_read_is_a_deciding_one() {
 }
 
 /// The content of a notice that matters to us.
-fn said(told: Notification) -> (Fact, String, String, Merchant) {
-    (told.fact, told.order_no, told.notice_id, told.merchant)
+fn said(notification: Notification) -> (Fact, String, String, Merchant) {
+    (notification.fact, notification.order_no, notification.notice_id, notification.merchant)
 }
 
 proptest! {
@@ -230,8 +230,8 @@ proptest! {
         };
         let other: Vec<(String, String)> = parts.iter().zip(equals).map(split).collect();
         let plain = read(alipay, &form(&owned(&fields), &sign)).unwrap();
-        if let Ok(told) = read(alipay, &form(&other, &sign)) {
-            prop_assert_eq!(said(told), said(plain));
+        if let Ok(notification) = read(alipay, &form(&other, &sign)) {
+            prop_assert_eq!(said(notification), said(plain));
         }
     }
 }

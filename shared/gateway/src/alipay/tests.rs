@@ -106,9 +106,9 @@ async fn page_and_wap_are_signed_addresses_and_the_same_parameters_each_time() {
     let alipay = account("https://gateway.example/gateway.do");
     for (scene, code) in [(Scene::Page, "FAST_INSTANT_TRADE_PAY"), (Scene::Wap, "QUICK_WAP_WAY")] {
         let request = alipay.prepay_request(&order(scene)).unwrap();
-        let kept = serde_json::from_str(&serde_json::to_string(&request).unwrap()).unwrap();
-        assert!(request == kept);
-        let Payment::Redirect { url } = alipay.prepay(&kept, NOW).await.unwrap() else { panic!() };
+        let stored = serde_json::from_str(&serde_json::to_string(&request).unwrap()).unwrap();
+        assert!(request == stored);
+        let Payment::Redirect { url } = alipay.prepay(&stored, NOW).await.unwrap() else { panic!() };
         let params = checked(&[url.strip_prefix("https://gateway.example/gateway.do?").unwrap()]);
         assert_eq!(param(&params, "timestamp"), "2026-01-06 00:20:30");
         assert_eq!(param(&params, "return_url"), "https://shop.example.com/done");
@@ -133,7 +133,7 @@ async fn an_app_gets_an_order_string() {
 }
 
 #[tokio::test]
-async fn a_qr_code_is_asked_for_and_its_answer_checked() {
+async fn a_qr_code_is_requested_and_its_answer_checked() {
     let node = r#"{"code":"10000","out_trade_no":"ORD_01","qr_code":"https:\/\/qr.alipay.com\/bax1"}"#;
     let server = Server::start(reply("alipay_trade_precreate", node, true)).await;
     let alipay = account(&format!("{}/gateway.do", server.url));
@@ -334,13 +334,13 @@ fn a_notice_tells_the_same_without_any_one_of_its_optional_fields() {
         ("trade_status", "TRADE_SUCCESS"),
         ("total_amount", "88.80"),
     ];
-    let told = |left_out: &dyn Fn(&str) -> bool| {
+    let read_without = |left_out: &dyn Fn(&str) -> bool| {
         let kept = OPTIONAL.iter().filter(|(name, _)| !left_out(name));
         let body =
             url::form_urlencoded::Serializer::new(String::new()).extend_pairs(NEEDED.iter().chain(kept)).finish();
         read(body.as_bytes()).unwrap().into_inner()
     };
-    let whole = told(&|_| false);
+    let whole = read_without(&|_| false);
     let paid_at = |notification: &Notification| match &notification.fact {
         Fact::Paid { paid_at, .. } => *paid_at,
         other => panic!("{other:?}"),
@@ -348,9 +348,9 @@ fn a_notice_tells_the_same_without_any_one_of_its_optional_fields() {
     assert_eq!((&whole.merchant, &whole.doubt), (&Merchant::Ours, &None));
     assert_eq!(paid_at(&whole), datetime!(2026-01-05 02:21:08 UTC));
     for (absent, _) in OPTIONAL.iter().filter(|(name, _)| *name != "gmt_payment") {
-        assert_eq!(told(&|name| name == *absent), whole, "{absent}");
+        assert_eq!(read_without(&|name| name == *absent), whole, "{absent}");
     }
-    for sent in [told(&|name| name == "gmt_payment"), told(&|_| true)] {
+    for sent in [read_without(&|name| name == "gmt_payment"), read_without(&|_| true)] {
         assert_eq!(paid_at(&sent), datetime!(2026-01-05 02:21:10 UTC), "the time of the notice");
         assert_eq!((sent.merchant, sent.doubt), (Merchant::Ours, None));
     }
@@ -384,11 +384,11 @@ async fn an_answer_to_a_query_tells_the_same_without_any_one_of_its_optional_fie
     let all = query(&whole("", false), true).await.unwrap().found().unwrap().into_inner();
     for (absent, _) in optional {
         for null in [false, true] {
-            let told = query(&whole(absent, null), true).await.unwrap().found().unwrap().into_inner();
+            let trade = query(&whole(absent, null), true).await.unwrap().found().unwrap().into_inner();
             if absent == "send_pay_date" {
-                assert!(matches!(told.fact, Fact::Paid { paid_at, .. } if paid_at == NOW), "{told:?}");
+                assert!(matches!(trade.fact, Fact::Paid { paid_at, .. } if paid_at == NOW), "{trade:?}");
             } else {
-                assert_eq!(told, all, "{absent}");
+                assert_eq!(trade, all, "{absent}");
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::error::CallbackError;
 use crate::keys::{APP_CERTIFICATE, Gate, KeyStatus, KeyTime, Validity, VerifyingKey};
 
 /// Far more certificates than are ever valid at a time.
-const MAX_KEPT: usize = 8;
+const MAX_STORED: usize = 8;
 
 /// How an application verifies Alipay's signatures.
 pub(crate) enum Trust {
@@ -51,13 +51,13 @@ impl Fetched {
     }
 
     /// Stores a certificate that leads to a root, and drops the expired ones.
-    pub(super) fn keep(&self, issued: Issued, now: OffsetDateTime) {
-        let mut kept = self.lock();
+    pub(super) fn store(&self, issued: Issued, now: OffsetDateTime) {
+        let mut stored = self.lock();
         let counts = |known: &&Issued| known.sn != issued.sn && known.validity.until.is_none_or(|until| until > now);
-        let mut new: Vec<Issued> = kept.iter().filter(counts).cloned().collect();
+        let mut new: Vec<Issued> = stored.iter().filter(counts).cloned().collect();
         new.insert(0, issued);
-        new.truncate(MAX_KEPT);
-        *kept = Arc::new(new);
+        new.truncate(MAX_STORED);
+        *stored = Arc::new(new);
     }
 
     fn lock(&self) -> MutexGuard<'_, Arc<Vec<Issued>>> {

@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_key_is_told_its_length() {
+    fn a_short_key_is_refused_with_its_length() {
         use rsa::pkcs1::EncodeRsaPrivateKey as _;
         use rsa::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _, LineEnding};
         let key = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 1024).unwrap();

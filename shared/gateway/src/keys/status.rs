@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn of_each_kind_the_one_that_lasts_longest_is_told_of() {
+    fn of_each_kind_the_one_that_lasts_longest_is_listed() {
         let keys = [
             key("platform_certificate", "OLD", -900, 3),
             key("platform_certificate", "NEW", -1, 900),
@@ -109,8 +109,8 @@ mod tests {
             key(APP_CERTIFICATE, "APP", -900, -2),
             KeyStatus { kind: "public_key", serial: "PUB_KEY_ID_1".to_owned(), validity: Validity::ALWAYS },
         ];
-        let told: Vec<_> = endings(&keys, NOW).into_iter().map(|it| (it.serial, it.days, it.early)).collect();
-        assert_eq!(told, [("NEW".to_owned(), 900.0, false), ("APP".to_owned(), -2.0, false)]);
+        let listed: Vec<_> = endings(&keys, NOW).into_iter().map(|it| (it.serial, it.days, it.early)).collect();
+        assert_eq!(listed, [("NEW".to_owned(), 900.0, false), ("APP".to_owned(), -2.0, false)]);
         let early = endings(&keys[2..3], NOW);
         assert!(early[0].early);
     }

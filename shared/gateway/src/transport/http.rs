@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_there_means_not_sent() {
+    async fn a_closed_port_means_not_sent() {
         let error = get("http://127.0.0.1:1/x?sign=secret").await.unwrap_err();
         assert!(matches!(&error, GatewayError::Unavailable(_)), "{error:?}");
         assert!(!error.to_string().contains("secret"), "{error}");

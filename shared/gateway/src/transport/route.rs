@@ -108,12 +108,12 @@ pub(crate) mod tests {
         Reply { status: 200, headers: Vec::new(), body: "ok".to_owned() }
     }
 
-    const NOBODY: &str = "http://127.0.0.1:1";
+    const CLOSED_PORT: &str = "http://127.0.0.1:1";
 
     #[tokio::test]
     async fn the_second_host_answers_when_the_first_takes_no_connection_and_goes_first_then() {
         let server = Server::start(reply()).await;
-        let route = to(client(Transport::Loopback).unwrap(), &[NOBODY, &server.url]);
+        let route = to(client(Transport::Loopback).unwrap(), &[CLOSED_PORT, &server.url]);
         assert_eq!(route.first(Instant::now()), 0);
         assert_eq!(get(&route).await.unwrap().body, "ok");
         assert_eq!(route.first(Instant::now()), 1);
@@ -131,8 +131,8 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_at_all_means_not_sent_and_opens_both_breakers() {
-        let route = to(client(Transport::Loopback).unwrap(), &[NOBODY, "http://127.0.0.1:2"]);
+    async fn closed_ports_alone_mean_not_sent_and_open_both_breakers() {
+        let route = to(client(Transport::Loopback).unwrap(), &[CLOSED_PORT, "http://127.0.0.1:2"]);
         for _ in 0..5 {
             assert!(matches!(get(&route).await, Err(error @ GatewayError::Unavailable(_)) if !stopped(&error)));
         }
@@ -141,9 +141,9 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn of_a_host_that_is_not_tried_and_one_that_is_not_there_the_second_is_told() {
+    async fn of_a_host_that_is_not_tried_and_one_that_is_not_there_the_second_is_reported() {
         let (_held, mute) = silent();
-        let route = to(crate::testing::impatient_client(), &[&mute, NOBODY]);
+        let route = to(crate::testing::impatient_client(), &[&mute, CLOSED_PORT]);
         for _ in 0..5 {
             assert!(matches!(get(&route).await, Err(GatewayError::Unknown(_))));
         }

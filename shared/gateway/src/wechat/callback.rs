@@ -313,8 +313,8 @@ mod tests {
         // A success with an amount that no order of ours can have, or in another currency, is no proof either.
         let done = text.replace("PROCESSING", "SUCCESS");
         for amount in [r#"{"refund":10000000000}"#, r#"{"refund":100,"currency":"USD"}"#, "{}"] {
-            let told = returned(&done.replacen('{', &format!(r#"{{"amount":{amount},"#), 1)).unwrap();
-            assert!(matches!(&told, Fact::Refund { report, .. } if *report == hint), "{told:?}");
+            let stated = returned(&done.replacen('{', &format!(r#"{{"amount":{amount},"#), 1)).unwrap();
+            assert!(matches!(&stated, Fact::Refund { report, .. } if *report == hint), "{stated:?}");
         }
     }
 }

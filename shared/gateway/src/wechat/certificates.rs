@@ -21,7 +21,7 @@ use crate::wechat::sign::Target;
 
 const PATH: &str = "/v3/certificates";
 /// Far more than a merchant ever has at a time; two are usual.
-const MAX_KEPT: usize = 16;
+const MAX_STORED: usize = 16;
 
 /// The certificates fetched for one merchant. They survive a reload of the configuration.
 #[derive(Debug, Default)]
@@ -38,9 +38,9 @@ impl Fetched {
 
     /// Adds new certificates, and drops only expired ones. Returns how many were new.
     fn merge(&self, brought: Vec<PlatformCertificate>, now: OffsetDateTime) -> usize {
-        let mut kept = self.lock();
+        let mut stored = self.lock();
         let mut merged: Vec<PlatformCertificate> =
-            kept.iter().filter(|known| known.expires_at > now).cloned().collect();
+            stored.iter().filter(|known| known.expires_at > now).cloned().collect();
         let mut news = 0;
         for certificate in brought.into_iter().filter(|certificate| certificate.expires_at > now) {
             match merged.iter().position(|known| known.serial == certificate.serial) {
@@ -54,8 +54,8 @@ impl Fetched {
             }
         }
         merged.sort_by_key(|certificate| std::cmp::Reverse(certificate.effective_at));
-        merged.truncate(MAX_KEPT);
-        *kept = Arc::new(merged);
+        merged.truncate(MAX_STORED);
+        *stored = Arc::new(merged);
         news
     }
 
@@ -116,7 +116,7 @@ impl Wechat {
                 Outcome::Signed(_) => Err(GatewayError::Protocol("no list of certificates".to_owned())),
             };
         }
-        let brought = self.open_list(&ring, &answer, now).map_err(|error| told(&error))?;
+        let brought = self.open_list(&ring, &answer, now).map_err(|error| gateway_error(&error))?;
         if brought.is_empty() {
             return Ok(KeyNews::None);
         }
@@ -171,7 +171,7 @@ impl Wechat {
 }
 
 /// Includes the source error, because the caller logs one line.
-fn told(error: &CertificatesError) -> GatewayError {
+fn gateway_error(error: &CertificatesError) -> GatewayError {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
     GatewayError::Protocol(format!("{error}{cause}"))
 }
@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    fn kept(fetched: &Fetched) -> Vec<(String, i64)> {
+    fn stored(fetched: &Fetched) -> Vec<(String, i64)> {
         let current = fetched.current();
         current.iter().map(|known| (known.serial.clone(), (known.expires_at - NOW).whole_days())).collect()
     }
@@ -211,15 +211,15 @@ mod tests {
         assert_eq!(fetched.merge(vec![certificate("A", -9, 30)], NOW), 1);
         // The list lacks A, but A stays.
         assert_eq!(fetched.merge(vec![certificate("B", -1, 90)], NOW), 1);
-        assert_eq!(kept(&fetched), list(&[("B", 90), ("A", 30)]));
+        assert_eq!(stored(&fetched), list(&[("B", 90), ("A", 30)]));
         // An older list does not shorten its validity, a newer one extends it; neither counts as new.
         assert_eq!(fetched.merge(vec![certificate("A", -9, 10), certificate("B", -1, 91)], NOW), 0);
-        assert_eq!(kept(&fetched), list(&[("B", 91), ("A", 30)]));
+        assert_eq!(stored(&fetched), list(&[("B", 91), ("A", 30)]));
         // Expired certificates are neither added nor left in.
         assert_eq!(fetched.merge(vec![certificate("C", -9, 31)], NOW + Duration::days(31)), 0);
-        assert_eq!(kept(&fetched), list(&[("B", 91)]));
+        assert_eq!(stored(&fetched), list(&[("B", 91)]));
         assert_eq!(fetched.merge(Vec::new(), NOW + Duration::days(90)), 0);
-        assert_eq!(kept(&fetched), list(&[("B", 91)]));
+        assert_eq!(stored(&fetched), list(&[("B", 91)]));
     }
 
     #[test]
@@ -227,7 +227,7 @@ mod tests {
         let fetched = Fetched::default();
         let many: Vec<_> = (0..40).map(|n| certificate(&format!("S{n}"), n, 365)).collect();
         fetched.merge(many, NOW);
-        let kept = kept(&fetched);
-        assert_eq!((kept.len(), kept[0].0.as_str()), (MAX_KEPT, "S39"));
+        let stored = stored(&fetched);
+        assert_eq!((stored.len(), stored[0].0.as_str()), (MAX_STORED, "S39"));
     }
 }

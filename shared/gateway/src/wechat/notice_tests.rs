@@ -79,10 +79,10 @@ fn a_notice_tells_the_same_without_any_one_of_its_optional_fields() {
             "scene_info":{"device_id":"1"},"promotion_detail":[{"amount":10}]}"#,
     )
     .unwrap();
-    let told = |resource: &serde_json::Value| {
+    let notification_of = |resource: &serde_json::Value| {
         read(sealed("TRANSACTION.SUCCESS", resource.to_string().as_bytes()).as_bytes()).unwrap()
     };
-    let all = told(&whole);
+    let all = notification_of(&whole);
     assert!(matches!(&all.fact, Fact::Paid { amount: Some(amount), .. } if amount.fen() == 100), "{all:?}");
     for absent in optional {
         for null in [false, true] {
@@ -96,13 +96,16 @@ fn a_notice_tells_the_same_without_any_one_of_its_optional_fields() {
             if null {
                 members.insert(name.to_owned(), serde_json::Value::Null);
             }
-            let told = told(&without);
+            let notification = notification_of(&without);
             if absent == "success_time" {
                 let sent = datetime!(2026-01-05 02:21:10 UTC);
-                assert!(matches!(told.fact, Fact::Paid { paid_at, .. } if paid_at == sent), "the time of the notice");
-                assert_eq!(told.doubt, None);
+                assert!(
+                    matches!(notification.fact, Fact::Paid { paid_at, .. } if paid_at == sent),
+                    "the time of the notice"
+                );
+                assert_eq!(notification.doubt, None);
             } else {
-                assert_eq!(told, all, "{absent}");
+                assert_eq!(notification, all, "{absent}");
             }
         }
     }
@@ -116,17 +119,17 @@ fn a_notice_tells_the_same_without_any_one_of_its_optional_fields() {
 fn a_notice_of_a_refund_tells_the_same_without_any_one_of_its_optional_fields() {
     // Source: WeChat Pay APIv3, "退款结果回调通知", read 2025-11-20: it names no app.
     let whole = r#"{"mchid":"1900000109","transaction_id":"42","out_trade_no":"ORD_01","refund_id":"50","out_refund_no":"RF_1","refund_status":"SUCCESS","success_time":"2026-01-05T10:21:08+08:00","user_received_account":"x","amount":{"total":100,"refund":100,"payer_total":90,"payer_refund":90}}"#;
-    let told = |text: &str| read(sealed("REFUND.SUCCESS", text.as_bytes()).as_bytes()).unwrap();
-    let all = told(whole);
+    let notification_of = |text: &str| read(sealed("REFUND.SUCCESS", text.as_bytes()).as_bytes()).unwrap();
+    let all = notification_of(whole);
     assert_eq!(all.merchant, Merchant::Ours);
     for absent in ["user_received_account", "payer_total", "payer_refund"] {
-        assert_eq!(told(&whole.replace(&format!("\"{absent}\""), "\"x\"")), all, "{absent}");
+        assert_eq!(notification_of(&whole.replace(&format!("\"{absent}\""), "\"x\"")), all, "{absent}");
     }
     for (absent, kept) in [("success_time", "refund_id"), ("refund_id", "success_time")] {
-        let told = told(&whole.replace(&format!("\"{absent}\""), "\"x\""));
+        let notification = notification_of(&whole.replace(&format!("\"{absent}\""), "\"x\""));
         assert!(
-            matches!(&told.fact, Fact::Refund { report, .. } if report.state == domain::RefundState::Succeeded),
-            "{kept} {told:?}"
+            matches!(&notification.fact, Fact::Refund { report, .. } if report.state == domain::RefundState::Succeeded),
+            "{kept} {notification:?}"
         );
     }
 }

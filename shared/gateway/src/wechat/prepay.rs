@@ -110,8 +110,8 @@ impl Wechat {
         request: &PrepayRequest,
         now: OffsetDateTime,
     ) -> Result<Payment, GatewayError> {
-        let kept = Params::deserialize(&request.params).map_err(|_| refusal("params", "not made by this adapter"))?;
-        let target = Target { method: "POST", path_and_query: path(request.scene)?, body: &kept.body };
+        let stored = Params::deserialize(&request.params).map_err(|_| refusal("params", "not made by this adapter"))?;
+        let target = Target { method: "POST", path_and_query: path(request.scene)?, body: &stored.body };
         let body = match self.call(&target, now).await? {
             Outcome::Signed(body) => body,
             // The call created nothing and charged no one, so it does not matter that the answer is unsigned.
@@ -129,12 +129,12 @@ impl Wechat {
                 if !may_be_handed_on(&url, &CASHIERS) {
                     return Err(astray());
                 }
-                Ok(Payment::Redirect { url: with_return(url, kept.redirect_url.as_deref()) })
+                Ok(Payment::Redirect { url: with_return(url, stored.redirect_url.as_deref()) })
             }
             scene => {
                 let prepay_id = prepaid.prepay_id.ok_or_else(|| absent("prepay_id"))?;
                 let stamp = Stamp { timestamp: now.unix_timestamp(), nonce: &nonce()? };
-                let credential = Credential { appid: &kept.appid, prepay_id: &prepay_id };
+                let credential = Credential { appid: &stored.appid, prepay_id: &prepay_id };
                 Ok(Payment::Invoke { params: invoke_params(scene, &self.merchant(), &credential, &stamp)? })
             }
         }

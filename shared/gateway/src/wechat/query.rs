@@ -131,11 +131,11 @@ mod tests {
 
     const NOW: OffsetDateTime = datetime!(2026-01-05 03:00:00 UTC);
 
-    fn told(state: &str) -> Result<Fact, GatewayError> {
-        told_at(state, r#""2026-01-05T10:21:08+08:00""#)
+    fn fact_of(state: &str) -> Result<Fact, GatewayError> {
+        fact_at(state, r#""2026-01-05T10:21:08+08:00""#)
     }
 
-    fn told_at(state: &str, success_time: &str) -> Result<Fact, GatewayError> {
+    fn fact_at(state: &str, success_time: &str) -> Result<Fact, GatewayError> {
         let text = format!(
             r#"{{"mchid":"1","out_trade_no":"ORD_01","trade_state":"{state}","transaction_id":"42","bank_type":"NEW",
                 "success_time":{success_time},"amount":{{"total":100,"payer_total":90,"currency":"CNY"}}}}"#
@@ -153,23 +153,23 @@ mod tests {
             r#""0000-01-01T00:00:00+08:00""#,
             r#""2026-01-06T11:00:01+08:00""#,
         ] {
-            let told = told_at("SUCCESS", odd);
-            assert!(matches!(told, Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW), "{odd} {told:?}");
+            let fact = fact_at("SUCCESS", odd);
+            assert!(matches!(fact, Ok(Fact::Paid { paid_at, .. }) if paid_at == NOW), "{odd} {fact:?}");
         }
-        let told = told("SUCCESS");
-        assert!(matches!(told, Ok(Fact::Paid { paid_at, .. }) if paid_at == datetime!(2026-01-05 02:21:08 UTC)));
+        let fact = fact_of("SUCCESS");
+        assert!(matches!(fact, Ok(Fact::Paid { paid_at, .. }) if paid_at == datetime!(2026-01-05 02:21:08 UTC)));
     }
 
     #[test]
     fn each_state_of_a_trade_is_one_fact() {
-        assert!(matches!(told("SUCCESS"), Ok(Fact::Paid { amount: Some(amount), .. }) if amount.fen() == 100));
-        let Ok(Fact::PaidAndReturned(trade)) = told("REFUND") else { panic!() };
+        assert!(matches!(fact_of("SUCCESS"), Ok(Fact::Paid { amount: Some(amount), .. }) if amount.fen() == 100));
+        let Ok(Fact::PaidAndReturned(trade)) = fact_of("REFUND") else { panic!() };
         assert_eq!((trade.paid.map(Money::fen), trade.returned, trade.paid_at.is_some()), (Some(100), None, true));
         for state in ["CLOSED", "REVOKED"] {
-            assert_eq!(told(state).unwrap(), Fact::ClosedUnpaid);
+            assert_eq!(fact_of(state).unwrap(), Fact::ClosedUnpaid);
         }
         for state in ["NOTPAY", "USERPAYING", "PAYERROR", "ACCEPT", "NEW"] {
-            assert_eq!(told(state).unwrap(), Fact::Nothing);
+            assert_eq!(fact_of(state).unwrap(), Fact::Nothing);
         }
     }
 }

@@ -134,25 +134,25 @@ fn refund_error(failure: Failure) -> GatewayError {
 /// refund.
 fn report(refund: &RefundOrder, body: &[u8], now: OffsetDateTime) -> Result<RefundReport, GatewayError> {
     // An empty or foreign text is treated like an answer without the fields.
-    let told: Refunded = words::read(body).map_err(|_| protocol("the fields"))?;
-    if told.out_refund_no != refund.refund_no.as_str()
-        || told.transaction_id != refund.trade_no.as_str()
-        || told.out_trade_no != refund.order_no.as_str()
+    let stated: Refunded = words::read(body).map_err(|_| protocol("the fields"))?;
+    if stated.out_refund_no != refund.refund_no.as_str()
+        || stated.transaction_id != refund.trade_no.as_str()
+        || stated.out_trade_no != refund.order_no.as_str()
     {
         return Err(GatewayError::Protocol("an answer about another refund".to_owned()));
     }
-    let amount = told.amount.refund().flatten();
+    let amount = stated.amount.refund().flatten();
     // An amount that differs from ours is accepted only if money has moved. The settlement code compares it.
-    let settles = told.status == "SUCCESS" && amount.is_some();
-    if told.amount.total().flatten() != Some(refund.total) || !(settles || amount == Some(refund.amount)) {
+    let settles = stated.status == "SUCCESS" && amount.is_some();
+    if stated.amount.total().flatten() != Some(refund.total) || !(settles || amount == Some(refund.amount)) {
         return Err(protocol("amount"));
     }
     let of =
-        |state| RefundReport { gateway_refund_no: callback::refund_id(&told.refund_id), ..RefundReport::of(state) };
-    match told.status.as_str() {
+        |state| RefundReport { gateway_refund_no: callback::refund_id(&stated.refund_id), ..RefundReport::of(state) };
+    match stated.status.as_str() {
         "PROCESSING" => Ok(of(RefundState::Processing)),
         "SUCCESS" => {
-            let at = believed(told.success_time.as_deref().and_then(parse_time), now);
+            let at = believed(stated.success_time.as_deref().and_then(parse_time), now);
             Ok(RefundReport { amount, at, ..of(RefundState::Succeeded) })
         }
         "CLOSED" => Ok(of(RefundState::Closed)),

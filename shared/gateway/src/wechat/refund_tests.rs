@@ -34,7 +34,7 @@ enum Kind {
 const ALL: [Kind; 3] = [Kind::Refund, Kind::Query, Kind::Redirect];
 const MOVING: [Kind; 2] = [Kind::Refund, Kind::Redirect];
 
-async fn ask(wechat: &Wechat, kind: Kind) -> Result<RefundReport, GatewayError> {
+async fn send(wechat: &Wechat, kind: Kind) -> Result<RefundReport, GatewayError> {
     let refund = refund_order();
     match kind {
         Kind::Refund => wechat.refund(&refund, NOW).await,
@@ -43,15 +43,15 @@ async fn ask(wechat: &Wechat, kind: Kind) -> Result<RefundReport, GatewayError> 
     }
 }
 
-async fn asked(kind: Kind, reply: Reply) -> (Result<RefundReport, GatewayError>, Seen) {
+async fn requested(kind: Kind, reply: Reply) -> (Result<RefundReport, GatewayError>, Seen) {
     let server = Server::start(reply).await;
-    let state = ask(&account(&server.url), kind).await;
+    let state = send(&account(&server.url), kind).await;
     assert_signed(&server.seen());
     (state, server.seen())
 }
 
 async fn class(kind: Kind, reply: Reply) -> &'static str {
-    name(&asked(kind, reply).await.0.unwrap_err())
+    name(&requested(kind, reply).await.0.unwrap_err())
 }
 
 #[tokio::test]
@@ -73,7 +73,7 @@ async fn each_attempt_sends_the_same_body() {
 
 #[tokio::test]
 async fn a_query_names_our_number_and_no_merchant() {
-    let (_, seen) = asked(Kind::Query, signed(200, DONE)).await;
+    let (_, seen) = requested(Kind::Query, signed(200, DONE)).await;
     assert_eq!((seen.method.as_str(), seen.body.as_str()), ("GET", ""));
     assert_eq!(seen.target, "/v3/refund/domestic/refunds/RF_1");
 }
@@ -90,7 +90,7 @@ async fn each_word_is_one_state_of_each_call() {
             ("CLOSED", report(RefundState::Closed)),
             ("ABNORMAL", report(RefundState::Abnormal)),
         ] {
-            let (state, _) = asked(kind, signed(200, &DONE.replace("SUCCESS", word))).await;
+            let (state, _) = requested(kind, signed(200, &DONE.replace("SUCCESS", word))).await;
             assert_eq!(state.unwrap(), expected, "{kind:?}");
         }
         assert_eq!(class(kind, signed(200, &DONE.replace("SUCCESS", "NEW"))).await, "protocol");
@@ -118,7 +118,7 @@ async fn an_answer_about_another_refund_breaks_the_protocol() {
     // not about this refund.
     let other = DONE.replace("\"refund\":100", "\"refund\":101");
     for kind in ALL {
-        let state = asked(kind, signed(200, &other)).await.0.unwrap();
+        let state = requested(kind, signed(200, &other)).await.0.unwrap();
         let stated = Money::from_fen(101).unwrap();
         assert_eq!((state.state, state.amount), (RefundState::Succeeded, Some(stated)), "{kind:?}");
         let unfinished = other.replace("SUCCESS", "PROCESSING");
@@ -129,7 +129,7 @@ async fn an_answer_about_another_refund_breaks_the_protocol() {
 }
 
 #[tokio::test]
-async fn what_nobody_signed_proves_nothing() {
+async fn what_is_not_signed_proves_nothing() {
     for kind in ALL {
         assert_eq!(class(kind, unsigned(200, DONE)).await, "unknown");
         let mut tampered = signed(200, &DONE.replace("SUCCESS", "CLOSED"));
@@ -182,13 +182,13 @@ async fn each_code_has_its_class() {
             assert_eq!(class(kind, unsigned(status, &says(code))).await, expected, "{kind:?} {status} {code}");
         }
     }
-    let (error, _) = asked(Kind::Refund, unsigned(403, &says("NOT_ENOUGH"))).await;
+    let (error, _) = requested(Kind::Refund, unsigned(403, &says("NOT_ENOUGH"))).await;
     assert!(matches!(error, Err(GatewayError::NotNow { code, message }) if code == "NOT_ENOUGH" && message == "m"));
 }
 
 #[tokio::test]
 async fn only_one_answer_says_that_a_refund_was_never_accepted() {
-    let (state, _) = asked(Kind::Query, unsigned(404, &says("RESOURCE_NOT_EXISTS"))).await;
+    let (state, _) = requested(Kind::Query, unsigned(404, &says("RESOURCE_NOT_EXISTS"))).await;
     assert_eq!(state.unwrap(), RefundReport::of(RefundState::Absent));
     for (status, code, expected) in [
         (400, "RESOURCE_NOT_EXISTS", "refused"),
@@ -207,8 +207,8 @@ async fn only_one_answer_says_that_a_refund_was_never_accepted() {
 async fn no_answer_in_time_is_unknown_and_no_connection_is_not() {
     let (_listener, url) = silent();
     for kind in ALL {
-        assert_eq!(name(&ask(&impatient(&url), kind).await.unwrap_err()), "unknown");
-        assert_eq!(name(&ask(&account("http://127.0.0.1:1"), kind).await.unwrap_err()), "unavailable");
+        assert_eq!(name(&send(&impatient(&url), kind).await.unwrap_err()), "unknown");
+        assert_eq!(name(&send(&account("http://127.0.0.1:1"), kind).await.unwrap_err()), "unavailable");
     }
 }
 
@@ -218,8 +218,8 @@ fn card(account: &str) -> RefundTarget {
 }
 
 #[tokio::test]
-async fn an_abnormal_refund_goes_to_the_merchant_or_to_a_card_that_nobody_else_reads() {
-    let (_, seen) = asked(Kind::Redirect, signed(200, DONE)).await;
+async fn an_abnormal_refund_goes_to_the_merchant_or_to_a_card_that_is_sealed() {
+    let (_, seen) = requested(Kind::Redirect, signed(200, DONE)).await;
     assert_eq!(seen.method, "POST");
     assert_eq!(seen.target, "/v3/refund/domestic/refunds/503/apply-abnormal-refund");
     assert_eq!(body(&seen), json!({ "out_refund_no": "RF_1", "type": "MERCHANT_BANK_CARD" }));
@@ -249,15 +249,15 @@ fn opened(base64: &str) -> String {
 
 #[tokio::test]
 async fn what_makes_no_sense_is_refused_before_anything_is_sent() {
-    let nobody = account("http://127.0.0.1:1");
+    let offline = account("http://127.0.0.1:1");
     for amount in [Money::ZERO, Money::from_fen(301).unwrap()] {
         let order = RefundOrder { amount, ..refund_order() };
-        assert_eq!(name(&nobody.refund(&order, NOW).await.unwrap_err()), "refused");
+        assert_eq!(name(&offline.refund(&order, NOW).await.unwrap_err()), "refused");
     }
     for id in ["", "../x", "5?a=b", "5#", "5 3", "５"] {
-        let redirected = nobody.redirect_refund(&refund_order(), id, &RefundTarget::MerchantAccount, NOW).await;
+        let redirected = offline.redirect_refund(&refund_order(), id, &RefundTarget::MerchantAccount, NOW).await;
         assert_eq!(name(&redirected.unwrap_err()), "refused", "{id}");
     }
-    let long = nobody.redirect_refund(&refund_order(), "503", &card(&"6".repeat(215)), NOW).await;
+    let long = offline.redirect_refund(&refund_order(), "503", &card(&"6".repeat(215)), NOW).await;
     assert_eq!(name(&long.unwrap_err()), "refused");
 }

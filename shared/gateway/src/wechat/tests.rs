@@ -106,9 +106,9 @@ async fn prepay(scene: Scene, answer: &str) -> (Payment, Seen) {
     let server = Server::start(signed(200, answer)).await;
     let wechat = account(&server.url);
     let request = wechat.prepay_request(&order(scene)).unwrap();
-    let kept = serde_json::from_str(&serde_json::to_string(&request).unwrap()).unwrap();
-    assert!(request == kept);
-    let payment = wechat.prepay(&kept, NOW).await.unwrap();
+    let stored = serde_json::from_str(&serde_json::to_string(&request).unwrap()).unwrap();
+    assert!(request == stored);
+    let payment = wechat.prepay(&stored, NOW).await.unwrap();
     let seen = server.seen();
     assert_signed(&seen);
     (payment, seen)
@@ -163,12 +163,12 @@ async fn a_refused_prepay_says_whose_fault_it_is() {
         let server = Server::start(unsigned(status, &body)).await;
         let wechat = account(&server.url);
         let request = wechat.prepay_request(&order(Scene::Native)).unwrap();
-        let told = match wechat.prepay(&request, NOW).await {
+        let outcome = match wechat.prepay(&request, NOW).await {
             Err(GatewayError::Misconfigured { code, .. }) => (true, code),
             Err(GatewayError::Refused { code, .. }) => (false, code),
             other => panic!("{other:?}"),
         };
-        assert_eq!(told, (ours, code.to_owned()), "{status}");
+        assert_eq!(outcome, (ours, code.to_owned()), "{status}");
     }
 }
 
@@ -305,19 +305,19 @@ async fn an_answer_to_a_query_tells_the_same_without_any_one_of_its_optional_fie
             r#"{{"mchid":"1900000109","out_trade_no":"ORD_01","transaction_id":"42","trade_state":"SUCCESS","amount":{{"total":100}}{members}{null}}}"#
         )
     };
-    let told = async |text: String| query(signed(200, &text)).await.unwrap().found().unwrap().into_inner();
-    let all = told(whole("", false)).await;
+    let trade_of = async |text: String| query(signed(200, &text)).await.unwrap().found().unwrap().into_inner();
+    let all = trade_of(whole("", false)).await;
     for (absent, _) in optional {
         for null in [false, true] {
-            let told = told(whole(absent, null)).await;
+            let trade = trade_of(whole(absent, null)).await;
             if absent == "success_time" {
-                assert!(matches!(told.fact, Fact::Paid { paid_at, .. } if paid_at == NOW), "{told:?}");
+                assert!(matches!(trade.fact, Fact::Paid { paid_at, .. } if paid_at == NOW), "{trade:?}");
             } else {
-                assert_eq!(told, all, "{absent}");
+                assert_eq!(trade, all, "{absent}");
             }
         }
     }
-    let foreign = told(whole("", false).replace("wxnative", "wxother")).await;
+    let foreign = trade_of(whole("", false).replace("wxnative", "wxother")).await;
     assert!(matches!(&foreign.merchant, domain::Merchant::OtherApp { app, .. } if app == "wxother"), "{foreign:?}");
 }
 

@@ -130,7 +130,7 @@ fn certificate_mode(text: &str) -> String {
     ["main", "second"].iter().fold(text.to_owned(), |text, account| text.replace(&old(account), &mode(account)))
 }
 
-async fn ask(gateway: &dyn Gateway) -> Result<String, GatewayError> {
+async fn query(gateway: &dyn Gateway) -> Result<String, GatewayError> {
     let trade = gateway.query(&OrderNo::parse("ORDER_NONE").unwrap(), Clock::system().now()).await;
     trade.map(|answer| match answer {
         TradeAnswer::Found(trade) => trade.into_inner().state,
@@ -228,7 +228,7 @@ async fn a_process_without_any_key_starts_and_has_one_soon() {
     let tending = tokio::spawn(gateways.clone().tend(Clock::system(), CancellationToken::new()));
     until_known(&gateways, &serial).await;
     wechat.verify(world.callback(), Some(Clock::system().now())).unwrap();
-    assert_eq!(ask(wechat.as_ref()).await.unwrap(), "ORDER_NOT_EXIST");
+    assert_eq!(query(wechat.as_ref()).await.unwrap(), "ORDER_NOT_EXIST");
     tending.abort();
 }
 
@@ -265,7 +265,7 @@ async fn the_second_domain_serves_while_the_first_is_away() {
     let first = "base_url = \"http://127.0.0.1:1\"\nfallback_url = ";
     let gateways = world.gateways(|text| text.replace("base_url = ", first));
     for _ in 0..10 {
-        let answer = ask(main(&gateways, PaymentMethod::Wechat).as_ref()).await;
+        let answer = query(main(&gateways, PaymentMethod::Wechat).as_ref()).await;
         assert!(matches!(&answer, Ok(code) if code == "ORDER_NOT_EXIST"), "{url} {answer:?}");
     }
 }
@@ -279,21 +279,21 @@ async fn certificate_mode_names_its_certificates_and_follows_alipays() {
         let keys = alipay.key_status().into_iter();
         keys.filter(|key| key.kind == "alipay_certificate").map(|key| key.serial).collect::<Vec<_>>()
     };
-    assert_eq!(ask(alipay.as_ref()).await.unwrap(), "TRADE_NOT_EXIST");
+    assert_eq!(query(alipay.as_ref()).await.unwrap(), "TRADE_NOT_EXIST");
     let given = known();
     assert_eq!(given.len(), 1);
 
     // Alipay renews a certificate but keeps its key: the first answer announces it.
     let renewed = world.control("POST", "/sim/keys/alipay/main/certificate", json!({})).await;
-    assert_eq!(ask(alipay.as_ref()).await.unwrap(), "TRADE_NOT_EXIST");
+    assert_eq!(query(alipay.as_ref()).await.unwrap(), "TRADE_NOT_EXIST");
     let renewed = renewed["sn"].as_str().unwrap().to_owned();
     assert_eq!(known(), [renewed.as_str(), given[0].as_str()]);
 
     // For a certificate with another key, no lookup is due so soon after the last one; the regular refresh fetches it.
     let another = world.control("POST", "/sim/keys/alipay/main/certificate", json!({ "new_key": true })).await;
-    assert!(matches!(ask(alipay.as_ref()).await, Err(GatewayError::Unknown(_))));
+    assert!(matches!(query(alipay.as_ref()).await, Err(GatewayError::Unknown(_))));
     assert_eq!(alipay.refresh_keys(Clock::system().now()).await.unwrap(), KeyNews::Fetched { new: 1 });
-    assert_eq!(ask(alipay.as_ref()).await.unwrap(), "TRADE_NOT_EXIST");
+    assert_eq!(query(alipay.as_ref()).await.unwrap(), "TRADE_NOT_EXIST");
     assert!(known().contains(&another["sn"].as_str().unwrap().to_owned()));
     assert_eq!(alipay.refresh_keys(Clock::system().now()).await.unwrap(), KeyNews::Fetched { new: 0 });
 }
@@ -312,11 +312,11 @@ async fn a_certificate_that_is_not_alipays_own_is_not_taken() {
         world.control("POST", "/sim/keys/alipay/main/certificate", change).await;
         let error = alipay.refresh_keys(Clock::system().now()).await.unwrap_err();
         assert!(matches!(&error, GatewayError::Protocol(text) if text.contains(why)), "{why}: {error}");
-        assert!(matches!(ask(alipay.as_ref()).await, Err(GatewayError::Unknown(_))), "{why}");
+        assert!(matches!(query(alipay.as_ref()).await, Err(GatewayError::Unknown(_))), "{why}");
         assert_eq!(alipay.key_status().len(), 2, "{why}");
     }
     world.control("POST", "/sim/keys/alipay/main/certificate", json!({})).await;
-    assert_eq!(ask(alipay.as_ref()).await.unwrap(), "TRADE_NOT_EXIST");
+    assert_eq!(query(alipay.as_ref()).await.unwrap(), "TRADE_NOT_EXIST");
 }
 
 #[tokio::test]
@@ -324,8 +324,8 @@ async fn what_the_public_key_before_signed_counts_beside_the_certificates() {
     let world = World::new().await;
     let gateways = world.gateways(str::to_owned);
     let now = Clock::system().now();
-    let on_the_road = world.alipay_callback("main");
-    let verified = main(&gateways, PaymentMethod::Alipay).verify(on_the_road.clone(), Some(now)).unwrap();
+    let on_its_way = world.alipay_callback("main");
+    let verified = main(&gateways, PaymentMethod::Alipay).verify(on_its_way.clone(), Some(now)).unwrap();
     assert_eq!(main(&gateways, PaymentMethod::Alipay).key_of(&verified), "public_key");
 
     // The console is switched to certificates, and from then on Alipay signs with another key.
@@ -333,12 +333,12 @@ async fn what_the_public_key_before_signed_counts_beside_the_certificates() {
     let certificate = world.simulator.keys().alipay_account("main").unwrap().certificates.as_ref().unwrap().current();
     std::fs::write(world.folder.join("keys/alipay_main_cert.pem"), &certificate.pem).unwrap();
     let gateways = world.gateways(certificate_mode);
-    let forgotten = main(&gateways, PaymentMethod::Alipay).verify(on_the_road.clone(), Some(now));
+    let forgotten = main(&gateways, PaymentMethod::Alipay).verify(on_its_way.clone(), Some(now));
     assert_eq!(forgotten.map(|_| ()), Err(CallbackError::BadSignature), "the key before is not on file");
     let previous = "previous_alipay_public_key_file = \"keys/alipay_main_public.pem\"\napp_cert_file";
     let gateways = world.gateways(|text| text.replacen("app_cert_file", previous, 1));
     let alipay = main(&gateways, PaymentMethod::Alipay);
-    let verified = alipay.verify(on_the_road, Some(now)).unwrap();
+    let verified = alipay.verify(on_its_way, Some(now)).unwrap();
     assert_eq!(alipay.key_of(&verified), "previous_public_key");
     assert!(alipay.key_status().iter().any(|key| key.serial == "previous_public_key"));
     let verified = alipay.verify(world.alipay_callback("main"), Some(now)).unwrap();

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_dawdles_does_not_keep_the_others_out() {
+    async fn a_slow_client_does_not_block_the_others() {
         let served = |sent: &'static str| async move {
             let server = start(2).await;
             let _dawdlers = (open(server.addr, sent).await, open(server.addr, sent).await);
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_does_not_read_does_not_keep_the_others_out() {
+    async fn a_client_that_does_not_read_does_not_block_the_others() {
         let server = start(1).await;
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();

@@ -39,7 +39,7 @@ pub struct Config {
 impl Config {
     /// Copies in memory, and behind them in Redis if there is a [`Shelf`].
     pub(super) fn new(shelf: Option<Shelf>) -> Config {
-        let bounds = Bounds { name: "config", keep: Duration::from_secs(24 * 3600), memory: 1 << 20, floors: 1 };
+        let bounds = Bounds { name: "config", stored_for: Duration::from_secs(24 * 3600), memory: 1 << 20, floors: 1 };
         Config { copies: Copies::new(bounds, shelf), turn: Mutex::new(()) }
     }
 

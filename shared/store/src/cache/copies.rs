@@ -18,7 +18,7 @@ use crate::connect::in_time;
 use crate::error::DbError;
 
 /// How long memory stores a copy. It is shown for a shorter time; after that it is only compared with newer ones.
-const KEPT: Duration = Duration::from_secs(5);
+const HELD_FOR: Duration = Duration::from_secs(5);
 /// The bytes that an entry needs beside its text.
 const OVERHEAD: usize = 600;
 /// How many copies are written in one call.
@@ -37,7 +37,7 @@ pub(super) struct Bounds {
     /// The name in metrics.
     pub name: &'static str,
     /// How long Redis stores a copy.
-    pub keep: Duration,
+    pub stored_for: Duration,
     /// The approximate number of bytes in memory.
     pub memory: u64,
     /// See [`Floors`].
@@ -135,7 +135,7 @@ impl<V: Copied> Copies<V> {
             .weigher(|_, held: &Held<V>| held.bytes)
             // With LRU the newest copy is always stored. Otherwise it could not be compared with later ones.
             .eviction_policy(EvictionPolicy::lru())
-            .time_to_live(KEPT)
+            .time_to_live(HELD_FOR)
             .build();
         let floors = Floors::new(bounds.floors);
         Copies { bounds, shelf, memory, floors }
@@ -176,14 +176,14 @@ impl<V: Copied> Copies<V> {
             Remembered::Nothing(moment) => Some(moment),
             Remembered::Away => None,
         };
-        let asked = Instant::now();
+        let began = Instant::now();
         let found = in_time(load).await.inspect_err(|_| self.count("database", "error"))?;
         self.count("database", if found.is_some() { "hit" } else { "miss" });
         let Some(value) = found else { return Ok(None) };
         if let Some(moment) = moment {
             self.write(std::slice::from_ref(&value), moment).await;
         }
-        Ok(Some(self.hold(value, asked + FRESH)))
+        Ok(Some(self.hold(value, began + FRESH)))
     }
 
     /// Writes what the database holds now into every layer, whatever they hold. `load` queries the database.
@@ -192,13 +192,13 @@ impl<V: Copied> Copies<V> {
     /// Those of `load`.
     pub async fn renew(&self, load: impl Future<Output = Result<Vec<V>, DbError>>) -> Result<(), DbError> {
         let moment = self.moment().await;
-        let asked = Instant::now();
+        let began = Instant::now();
         let values = in_time(load).await?;
         if let Some(moment) = moment {
             self.write(&values, moment).await;
         }
         for value in values {
-            self.hold(value, asked + FRESH);
+            self.hold(value, began + FRESH);
         }
         Ok(())
     }
@@ -234,7 +234,7 @@ impl<V: Copied> Copies<V> {
 
     async fn remembered(&self, key: &str, trusted: impl FnOnce(&V) -> Trust) -> Remembered<V> {
         let Some(shelf) = &self.shelf else { return Remembered::Away };
-        let asked = Instant::now();
+        let began = Instant::now();
         let place = [shelf.redis.key(key)];
         let answer = shelf.redis.run::<(i64, Option<i64>, Option<String>)>(&READ, &place, &[]).await;
         let (now, moment, text) = match answer {
@@ -270,7 +270,7 @@ impl<V: Copied> Copies<V> {
             return nothing("stale");
         }
         self.count("redis", "hit");
-        Remembered::Copy(value, asked + left.unwrap_or_default())
+        Remembered::Copy(value, began + left.unwrap_or_default())
     }
 
     async fn moment(&self) -> Option<Moment> {
@@ -282,7 +282,7 @@ impl<V: Copied> Copies<V> {
     async fn write(&self, values: &[V], Moment(moment): Moment) {
         let Some(shelf) = &self.shelf else { return };
         for values in values.chunks(CHUNK) {
-            let mut arguments = vec![moment.to_string(), self.bounds.keep.as_millis().to_string()];
+            let mut arguments = vec![moment.to_string(), self.bounds.stored_for.as_millis().to_string()];
             let mut keys = Vec::with_capacity(values.len());
             for value in values {
                 let Ok(data) = serde_json::to_string(value) else { continue };

@@ -88,7 +88,7 @@ impl Changed {
 }
 
 fn copies(shelf: Option<Shelf>, (memory, floors): (u64, usize)) -> Copies<OrderCopy> {
-    Copies::new(Bounds { name: "order", keep: Duration::from_secs(3600), memory, floors }, shelf)
+    Copies::new(Bounds { name: "order", stored_for: Duration::from_secs(3600), memory, floors }, shelf)
 }
 
 /// The copies that a process shows. See [`super`].

@@ -185,10 +185,10 @@ impl Redis {
         let line = Arc::new(Line { link: watch::Sender::new(None), lost: Notify::new() });
         let stop = CancellationToken::new();
         let mut connected = line.link.subscribe();
-        let keeper = keep(config.address.clone(), line.clone());
+        let maintenance = maintain(config.address.clone(), line.clone());
         let ended = stop.clone();
         tokio::spawn(async move {
-            tokio::select! { () = keeper => {}, () = ended.cancelled() => {} }
+            tokio::select! { () = maintenance => {}, () = ended.cancelled() => {} }
         });
         // If it takes longer, the keeper logs the error.
         let _ = timeout(DIAL + LIMIT, connected.wait_for(Option::is_some)).await;
@@ -279,7 +279,7 @@ fn is_of_the_connection(error: &RedisError) -> bool {
 }
 
 /// Makes one connection after another.
-async fn keep(address: Address, line: Arc<Line>) {
+async fn maintain(address: Address, line: Arc<Line>) {
     let mut pause = PAUSE;
     let mut silent = false;
     for number in 1.. {
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_a_redis_that_is_not_there() {
+    async fn no_request_waits_for_a_redis_that_is_not_there() {
         let redis = Redis::connect(&RedisConfig::new("redis://127.0.0.1:9/0", "").unwrap()).await;
         let before = Instant::now();
         for _ in 0..1000 {

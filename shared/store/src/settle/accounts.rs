@@ -30,8 +30,12 @@ pub struct Misconfigured<'a> {
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
-pub async fn misconfigured(tx: &mut PgConnection, told: &Misconfigured<'_>, clock: &Clock) -> Result<(), DbError> {
-    let Misconfigured { method, account, code, message, order_no } = told;
+pub async fn misconfigured(
+    tx: &mut PgConnection,
+    misconfiguration: &Misconfigured<'_>,
+    clock: &Clock,
+) -> Result<(), DbError> {
+    let Misconfigured { method, account, code, message, order_no } = misconfiguration;
     let number = format!("{method}/{account}:{code}");
     let case = NewCase {
         id: CaseId::from_u128(clock.fresh_bits()),

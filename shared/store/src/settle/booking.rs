@@ -19,7 +19,7 @@ const NOT_BOOKED: &str = "not_booked";
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
-pub async fn book_asked(
+pub async fn book_requested(
     tx: &mut PgConnection,
     (order_id, case_id): (OrderId, CaseId),
     (refund_no, found): (&RefundNo, &Found),

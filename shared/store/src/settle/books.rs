@@ -33,9 +33,9 @@ impl Books<'_> {
         verdict: Verdict,
         kind: CaseKind,
         order_id: Option<OrderId>,
-        told: &Notification,
+        notification: &Notification,
     ) -> Verdict {
-        let case = new_case((kind, order_id), told, self.clock);
+        let case = new_case((kind, order_id), notification, self.clock);
         self.effects.cases.push(case);
         verdict
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use domain::message::event::Event;
-use domain::message::job::{Asked, CheckRequest, JobRequest};
+use domain::message::job::{CheckRequest, Decision, JobRequest};
 use domain::{CaseId, OrderId};
 use sqlx::PgConnection;
 use time::{Duration, OffsetDateTime};
@@ -70,7 +70,7 @@ impl Effects {
             self.events.extend(open_cases(tx, &self.cases, now).await?);
         }
         for (order_id, case_id) in &self.fulfil {
-            let check = JobRequest::Check(*order_id, CheckRequest::of_case(*case_id, Asked::Fulfil));
+            let check = JobRequest::Check(*order_id, CheckRequest::of_case(*case_id, Decision::Fulfil));
             jobs::request(&mut *tx, &check, Duration::ZERO).await?;
         }
         // Updates what the buyer reads about payments that were not owed.

@@ -204,9 +204,9 @@ mod tests {
         for event in all() {
             let schema = std::fs::read_to_string(folder.join(format!("{}.schema.json", event.kind))).unwrap();
             let schema: Value = serde_json::from_str(&schema).unwrap();
-            let told: Vec<&String> = event.data.as_object().unwrap().keys().collect();
+            let stated: Vec<&String> = event.data.as_object().unwrap().keys().collect();
             let promised: Vec<&String> = schema["properties"].as_object().unwrap().keys().collect();
-            assert_eq!(told, promised, "{}", event.kind);
+            assert_eq!(stated, promised, "{}", event.kind);
             for (name, value) in event.data.as_object().unwrap() {
                 let promise = &schema["properties"][name];
                 let fits = match promise["type"].as_str() {

@@ -8,42 +8,46 @@ use time::format_description::well_known::Rfc3339;
 use crate::tables::cases::NewCase;
 
 /// The case of a message. The caller opens it.
-pub(super) fn new_case((kind, order_id): (CaseKind, Option<OrderId>), told: &Notification, clock: &Clock) -> NewCase {
+pub(super) fn new_case(
+    (kind, order_id): (CaseKind, Option<OrderId>),
+    notification: &Notification,
+    clock: &Clock,
+) -> NewCase {
     NewCase {
         id: CaseId::from_u128(clock.fresh_bits()),
         kind,
         order_id,
-        subject_ref: case_number(told),
-        evidence: evidence(told),
+        subject_ref: case_number(notification),
+        evidence: evidence(notification),
     }
 }
 
 /// The number that identifies a case among those of its kind: the refund's, the trade's, or else the message's.
-fn case_number(told: &Notification) -> String {
-    match &told.fact {
+fn case_number(notification: &Notification) -> String {
+    match &notification.fact {
         Fact::Refund { refund_no, .. } => refund_no.clone(),
         Fact::Paid { trade_no, .. } => trade_no.to_string(),
         Fact::PaidAndReturned(trade) => trade.trade_no.to_string(),
-        Fact::ClosedUnpaid | Fact::Nothing => told.notice_id.clone(),
+        Fact::ClosedUnpaid | Fact::Nothing => notification.notice_id.clone(),
     }
 }
 
 /// What a person needs to judge the case, without the payer's identity. The original bytes are in `callbacks`.
-fn evidence(told: &Notification) -> Value {
+fn evidence(notification: &Notification) -> Value {
     let mut evidence = json!({
-        "payment_method": told.method,
-        "account": told.account,
-        "notice_id": told.notice_id,
-        "order_no": told.order_no,
+        "payment_method": notification.method,
+        "account": notification.account,
+        "notice_id": notification.notice_id,
+        "order_no": notification.order_no,
     });
-    if let Merchant::Other(ids) | Merchant::OtherApp { ids, .. } = &told.merchant {
+    if let Merchant::Other(ids) | Merchant::OtherApp { ids, .. } = &notification.merchant {
         evidence["merchant"] = ids.as_str().into();
     }
-    if let Some(doubt) = &told.doubt {
+    if let Some(doubt) = &notification.doubt {
         evidence["doubt"] = doubt.as_str().into();
     }
     let money = |amount: &Option<Money>| amount.map(|amount| amount.to_string());
-    match &told.fact {
+    match &notification.fact {
         Fact::Paid { trade_no, amount, paid_at } => {
             evidence["trade_no"] = trade_no.as_str().into();
             evidence["paid_at"] = json!(paid_at.format(&Rfc3339).ok());

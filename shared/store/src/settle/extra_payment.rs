@@ -15,14 +15,18 @@ use crate::tables::transactions::ExtraPayment;
 
 impl Books<'_> {
     /// Records a payment beside the order's own payment. False: it is already recorded.
-    pub(super) fn note_extra(&mut self, told: &Notification, (trade_no, paid_at): (&TradeNo, OffsetDateTime)) -> bool {
-        let Some(order) = self.orders.get(&told.order_no) else { return false };
-        let fresh = self.recorded.insert((told.method, trade_no.as_str().to_owned()));
+    pub(super) fn note_extra(
+        &mut self,
+        notification: &Notification,
+        (trade_no, paid_at): (&TradeNo, OffsetDateTime),
+    ) -> bool {
+        let Some(order) = self.orders.get(&notification.order_no) else { return false };
+        let fresh = self.recorded.insert((notification.method, trade_no.as_str().to_owned()));
         if fresh {
             self.effects.extra.push(ExtraPayment {
                 id: TransactionId::from_u128(self.clock.fresh_bits()),
                 order_id: order.id,
-                payment_method: told.method,
+                payment_method: notification.method,
                 gateway_no: trade_no.clone(),
                 amount: order.amount,
                 paid_at,
@@ -34,15 +38,24 @@ impl Books<'_> {
 
     /// A payment that we already know was refunded. After a query to the gateway, people decide whether we deliver for
     /// it.
-    pub(super) fn came_and_went(&mut self, told: &Notification, payment: (&TradeNo, OffsetDateTime)) -> Verdict {
-        let id = self.orders.get(&told.order_no).map(|order| order.id);
-        self.note_extra(told, payment);
-        self.case(Verdict::NotPending, CaseKind::RefundedElsewhere, id, told)
+    pub(super) fn came_and_went(
+        &mut self,
+        notification: &Notification,
+        payment: (&TradeNo, OffsetDateTime),
+    ) -> Verdict {
+        let id = self.orders.get(&notification.order_no).map(|order| order.id);
+        self.note_extra(notification, payment);
+        self.case(Verdict::NotPending, CaseKind::RefundedElsewhere, id, notification)
     }
 
     /// Handles a payment that was not owed, by the account's policy.
-    pub(super) fn extra(&mut self, told: &Notification, trade_no: &TradeNo, paid_at: OffsetDateTime) -> Verdict {
-        let Some(order) = self.orders.get_mut(&told.order_no) else { return Verdict::UnknownOrder };
+    pub(super) fn extra(
+        &mut self,
+        notification: &Notification,
+        trade_no: &TradeNo,
+        paid_at: OffsetDateTime,
+    ) -> Verdict {
+        let Some(order) = self.orders.get_mut(&notification.order_no) else { return Verdict::UnknownOrder };
         let (id, closed) = (order.id, order.status == OrderStatus::Closed);
         let kind = if closed { CaseKind::LatePayment } else { CaseKind::DoublePayment };
         let policy = match self.policies.of(order.payment_method, &order.account) {
@@ -51,9 +64,9 @@ impl Books<'_> {
             policy => policy,
         };
         metrics::counter!("extra_payments_total", "kind" => kind.as_str(), "policy" => policy.as_str()).increment(1);
-        if policy == LatePaymentPolicy::Fulfil && closed && told.source == Source::Notice {
+        if policy == LatePaymentPolicy::Fulfil && closed && notification.source == Source::Notice {
             // Query the gateway first: the notice may be older than a refund.
-            let mut case = new_case((kind, Some(id)), told, self.clock);
+            let mut case = new_case((kind, Some(id)), notification, self.clock);
             case.evidence[late::POLICY] = policy.as_str().into();
             self.effects.fulfil.push((id, case.id));
             self.effects.cases.push(case);
@@ -66,7 +79,7 @@ impl Books<'_> {
             self.effects.events.push(events::order_paid(order, trade_no, paid_at));
             late::take(order, next, &paid);
             self.effects.honoured.push(paid);
-            let case = new_case((kind, Some(id)), told, self.clock);
+            let case = new_case((kind, Some(id)), notification, self.clock);
             self.effects.decided.push(case);
             return Verdict::Settled;
         }
@@ -75,6 +88,6 @@ impl Books<'_> {
                 Return { id: RefundId::from_u128(self.clock.fresh_bits()), order_id: id, trade_no: trade_no.clone() };
             self.effects.returns.push((back, self.effects.cases.len()));
         }
-        self.case(Verdict::NotPending, kind, Some(id), told)
+        self.case(Verdict::NotPending, kind, Some(id), notification)
     }
 }

@@ -14,9 +14,9 @@ use crate::tables::{cases, transactions};
 /// pays the order by itself.
 pub(super) async fn recorded_trades(
     tx: &mut PgConnection,
-    told: &[&Notification],
+    notifications: &[&Notification],
 ) -> Result<HashSet<(PaymentMethod, String)>, DbError> {
-    let paid = told.iter().filter_map(|told| match &told.fact {
+    let paid = notifications.iter().filter_map(|notification| match &notification.fact {
         Fact::Paid { trade_no, .. } => Some(trade_no.as_str()),
         _ => None,
     });
@@ -28,18 +28,18 @@ pub(super) async fn recorded_trades(
 /// another fact of this batch shows the refund. A payment notice that arrives later may be about money that is gone.
 pub(super) async fn gone_trades(
     tx: &mut PgConnection,
-    told: &[&Notification],
+    notifications: &[&Notification],
     locked: &[Order],
 ) -> Result<HashSet<(OrderId, String)>, DbError> {
     let mut paid = Vec::new();
     let mut gone = HashSet::new();
-    for told in told {
-        if let Fact::Paid { trade_no, .. } = &told.fact {
+    for notification in notifications {
+        if let Fact::Paid { trade_no, .. } = &notification.fact {
             paid.push(trade_no.as_str());
         }
-        let order = locked.iter().find(|order| order.order_no.as_str() == told.order_no);
+        let order = locked.iter().find(|order| order.order_no.as_str() == notification.order_no);
         if let Some((trade, order)) =
-            told.fact.returned_trade().zip(order).filter(|(_, order)| is_whose_it_says(told, order))
+            notification.fact.returned_trade().zip(order).filter(|(_, order)| is_whose_it_says(notification, order))
         {
             gone.insert((order.id, trade.trade_no.to_string()));
         }

@@ -13,8 +13,8 @@ use time::OffsetDateTime;
 use super::events;
 use crate::error::{DbError, NotDone};
 use crate::settle::outside;
-use crate::settle::refunds::ask::{Wish, ask};
 use crate::settle::refunds::follow::follow;
+use crate::settle::refunds::request::{self, RequestedRefund};
 use crate::tables::cases::{self, Case};
 use crate::tables::orders::Paid;
 use crate::tables::orders::{self, Order};
@@ -56,7 +56,7 @@ pub(super) async fn give_back(
     if records::by_refund_no(&mut *tx, refund_no.as_str()).await?.is_some() {
         return Ok(());
     }
-    let wish = Wish {
+    let request = RequestedRefund {
         id: back.id,
         order_id: back.order_id,
         extra_trade: Some(back.trade_no.clone()),
@@ -65,7 +65,7 @@ pub(super) async fn give_back(
         reason: None,
         requested_by: POLICY.to_owned(),
     };
-    if let Err(not_done) = ask(tx, &wish, now).await {
+    if let Err(not_done) = request::request(tx, &request, now).await {
         evidence[cases::NOT_REFUNDED] = not_done.refusal()?.to_string().into();
     }
     Ok(())
@@ -244,15 +244,15 @@ impl Late {
     /// When the buyer paid, if the gateway states it. An error if the gateway's answer does not show the money.
     fn is_there(&self, trade_no: &TradeNo, said: Option<&Fact>) -> Result<Option<OffsetDateTime>, NotHonoured> {
         match said {
-            Some(Fact::Paid { trade_no: told, amount: Some(amount), paid_at })
-                if told == trade_no && *amount == self.payment.amount =>
+            Some(Fact::Paid { trade_no: stated, amount: Some(amount), paid_at })
+                if stated == trade_no && *amount == self.payment.amount =>
             {
                 Ok(Some(*paid_at))
             }
-            Some(Fact::PaidAndReturned(told)) if told.trade_no == *trade_no => match told.returned {
+            Some(Fact::PaidAndReturned(stated)) if stated.trade_no == *trade_no => match stated.returned {
                 Some(sum) if sum >= self.payment.amount => Err(NotHonoured::Returned),
                 None if self.went_back.is_empty() => Err(NotHonoured::NotBooked),
-                _ => Ok(told.paid_at),
+                _ => Ok(stated.paid_at),
             },
             _ => Err(NotHonoured::NotThere),
         }

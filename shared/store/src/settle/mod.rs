@@ -31,7 +31,7 @@ use sqlx::PgConnection;
 use crate::error::DbError;
 use crate::tables::orders::{self, Order};
 
-pub use booking::{Found, book_asked, trade_of};
+pub use booking::{Found, book_requested, trade_of};
 pub use late::{NotHonoured, can_fulfil, can_honour, fulfil};
 
 use books::Books;
@@ -46,12 +46,12 @@ use known::{gone_trades, recorded_trades};
 /// [`DbError`]; the caller rolls back.
 pub async fn settle(
     tx: &mut PgConnection,
-    told: &[&Verified<Notification>],
+    notifications: &[&Verified<Notification>],
     policies: &Policies,
     clock: &Clock,
 ) -> Result<Vec<Verdict>, DbError> {
-    let told: Vec<&Notification> = told.iter().map(|verified| verified.get()).collect();
-    settle_facts(tx, &told, policies, clock).await
+    let notifications: Vec<&Notification> = notifications.iter().map(|verified| verified.get()).collect();
+    settle_facts(tx, &notifications, policies, clock).await
 }
 
 /// Closes an order that is unpaid and can no longer be paid: the gateway has closed the trade on our request, or has
@@ -79,17 +79,17 @@ pub async fn end_unpaid(tx: &mut PgConnection, order: &Order, clock: &Clock) -> 
 /// Locks the orders, decides each fact in memory, and writes the effects.
 async fn settle_facts(
     tx: &mut PgConnection,
-    told: &[&Notification],
+    notifications: &[&Notification],
     policies: &Policies,
     clock: &Clock,
 ) -> Result<Vec<Verdict>, DbError> {
     let now = clock.now();
-    let order_nos: HashSet<&str> = told.iter().map(|n| n.order_no.as_str()).collect();
+    let order_nos: HashSet<&str> = notifications.iter().map(|n| n.order_no.as_str()).collect();
     let order_nos: Vec<&str> = order_nos.into_iter().collect();
     let locked = orders::lock(tx, &order_nos).await?;
     let mut books = Books {
-        recorded: recorded_trades(tx, told).await?,
-        gone: gone_trades(tx, told, &locked).await?,
+        recorded: recorded_trades(tx, notifications).await?,
+        gone: gone_trades(tx, notifications, &locked).await?,
         orders: locked.into_iter().map(|order| (order.order_no.as_str().to_owned(), order)).collect(),
         effects: Effects::default(),
         policies,
@@ -97,12 +97,12 @@ async fn settle_facts(
         now,
     };
 
-    let mut order: Vec<usize> = (0..told.len()).collect();
-    order.sort_by_key(|i| rank(&told[*i].fact));
-    let mut verdicts = vec![Verdict::Ignored; told.len()];
+    let mut order: Vec<usize> = (0..notifications.len()).collect();
+    order.sort_by_key(|i| rank(&notifications[*i].fact));
+    let mut verdicts = vec![Verdict::Ignored; notifications.len()];
     let mut of_refunds = Vec::new();
     for i in order {
-        match books.decide(told[i]) {
+        match books.decide(notifications[i]) {
             Some(verdict) => verdicts[i] = verdict,
             None => of_refunds.push(i),
         }
@@ -111,7 +111,7 @@ async fn settle_facts(
     // There are few refunds, and each needs its own lock and its own state. They come after the payments that they
     // return.
     for i in of_refunds {
-        verdicts[i] = books.refund(tx, told[i]).await?;
+        verdicts[i] = books.refund(tx, notifications[i]).await?;
     }
     books.effects.write(tx, now).await?;
     Ok(verdicts)

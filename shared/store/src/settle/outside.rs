@@ -65,7 +65,7 @@ enum Return {
 enum Failed {
     MayExplain,
     /// This one was queried. Any other that still has a query scheduled is queried first.
-    WasAsked(RefundId),
+    WasQueried(RefundId),
 }
 
 /// Settles a message about refunded money that names none of our refunds.
@@ -74,23 +74,23 @@ enum Failed {
 /// [`DbError`]; the caller rolls back.
 pub(super) async fn returned(
     tx: &mut PgConnection,
-    told: &Notification,
+    notification: &Notification,
     order_id: OrderId,
     clock: &Clock,
 ) -> Result<Verdict, DbError> {
     // If one of our refund numbers appears with another trade or order, there is nothing that we can book.
-    let ours = match told.fact.number() {
+    let ours = match notification.fact.number() {
         Some(number) => refunds::by_refund_no(&mut *tx, number).await?.is_some(),
         None => false,
     };
-    let proved = Return::of(&told.fact).zip(told.fact.returned_trade()).filter(|_| !ours);
+    let proved = Return::of(&notification.fact).zip(notification.fact.returned_trade()).filter(|_| !ours);
     let Some((proved, trade)) = proved else {
-        return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), told, (order_id, clock)).await;
+        return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), notification, (order_id, clock)).await;
     };
     let order = orders::lock_one(tx, order_id).await?.ok_or(DbError::Moved)?;
     let known = transactions::payment_of_trade(tx, &order, &trade.trade_no).await?;
     if known.is_none()
-        && let Some(verdict) = first_sight(tx, &order, told, trade, clock).await?
+        && let Some(verdict) = first_sight(tx, &order, notification, trade, clock).await?
     {
         return Ok(verdict);
     }
@@ -99,10 +99,10 @@ pub(super) async fn returned(
         Return::InAll(Some(sum)) => {
             outside::note_returned(tx, trade.payment.id, sum).await?;
             let payment = Payment { returned: trade.payment.returned.max(sum), ..trade.payment };
-            compare(tx, &Trade { payment, ..trade }, told.fact.number(), (Failed::MayExplain, clock)).await?
+            compare(tx, &Trade { payment, ..trade }, notification.fact.number(), (Failed::MayExplain, clock)).await?
         }
-        Return::InAll(None) => unstated(tx, &trade, told, clock).await?,
-        Return::One(named) => one(tx, &trade, &named, (told, clock)).await?,
+        Return::InAll(None) => unstated(tx, &trade, notification, clock).await?,
+        Return::One(named) => one(tx, &trade, &named, (notification, clock)).await?,
     };
     Ok(if known.is_none() { Verdict::NotPending } else { verdict })
 }
@@ -139,7 +139,7 @@ pub(super) async fn compare_again(
         return Ok(());
     }
     let payment = Payment { returned: trade.payment.returned.max(stated.unwrap_or(Money::ZERO)), ..trade.payment };
-    compare(tx, &Trade { payment, ..trade }, None, (Failed::WasAsked(refund.id), clock)).await?;
+    compare(tx, &Trade { payment, ..trade }, None, (Failed::WasQueried(refund.id), clock)).await?;
     for case in cases::of_order(&mut *tx, refund.order_id).await? {
         let Some(named) = Named::waiting(&case, &refund.trade_no) else { continue };
         // If this is one of our refund numbers, the message is about another trade and proves nothing.
@@ -157,7 +157,7 @@ pub(super) async fn compare_again(
 async fn first_sight(
     tx: &mut PgConnection,
     order: &Order,
-    told: &Notification,
+    notification: &Notification,
     trade: &ReturnedTrade,
     clock: &Clock,
 ) -> Result<Option<Verdict>, DbError> {
@@ -169,12 +169,12 @@ async fn first_sight(
     match trade.paid {
         Some(paid) if paid == order.amount => {}
         Some(_) => {
-            return open(tx, (Verdict::AmountMismatch, CaseKind::AmountMismatch), told, place).await.map(Some);
+            return open(tx, (Verdict::AmountMismatch, CaseKind::AmountMismatch), notification, place).await.map(Some);
         }
         None if order.status.was_paid() => {
-            return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), told, place).await.map(Some);
+            return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), notification, place).await.map(Some);
         }
-        None => return open(tx, (verdict, kind), told, place).await.map(Some),
+        None => return open(tx, (verdict, kind), notification, place).await.map(Some),
     }
     let extra = ExtraPayment {
         id: TransactionId::from_u128(clock.fresh_bits()),
@@ -187,7 +187,7 @@ async fn first_sight(
     };
     transactions::note_extra(tx, &[extra], clock.now()).await?;
     extra::follow(tx, &[order.id], clock.now()).await?;
-    let mut case = new_case((kind, Some(order.id)), told, clock);
+    let mut case = new_case((kind, Some(order.id)), notification, clock);
     case.subject_ref = trade.trade_no.to_string();
     case.evidence["amount"] = order.amount.to_string().into();
     case.evidence[RETURNED] = trade.returned.map_or_else(|| NOT_STATED.to_owned(), |sum| sum.to_string()).into();
@@ -215,13 +215,13 @@ async fn compare(
     let gone = trade.failed().map(|refund| refund.id);
     let first = match failed {
         Failed::MayExplain => gone.collect(),
-        Failed::WasAsked(one) => {
+        Failed::WasQueried(one) => {
             let others: Vec<RefundId> = gone.filter(|id| *id != one).collect();
-            outside::to_be_asked(tx, &others).await?
+            outside::to_be_queried(tx, &others).await?
         }
     };
     if !first.is_empty() {
-        ask(tx, &first).await?;
+        query_soon(tx, &first).await?;
         return Ok(Verdict::UnknownRefund);
     }
     let method = trade.payment.payment_method;
@@ -236,14 +236,15 @@ async fn one(
     tx: &mut PgConnection,
     trade: &Trade,
     named: &Named,
-    (told, clock): (&Notification, &Clock),
+    (notification, clock): (&Notification, &Clock),
 ) -> Result<Verdict, DbError> {
     if outside::is_booked(tx, &named.key(trade)).await? {
         return Ok(Verdict::Duplicate);
     }
     if trade.waits() {
         // We book it when our refund is final. Until then the open case blocks further refunds.
-        return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), told, (trade.order.id, clock)).await;
+        return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), notification, (trade.order.id, clock))
+            .await;
     }
     book_one(tx, trade, named, clock).await
 }
@@ -281,7 +282,7 @@ pub(super) async fn book_one(
 async fn unstated(
     tx: &mut PgConnection,
     trade: &Trade,
-    told: &Notification,
+    notification: &Notification,
     clock: &Clock,
 ) -> Result<Verdict, DbError> {
     let explains = |refund: &Refund| refund.status.reserves();
@@ -289,9 +290,10 @@ async fn unstated(
         return Ok(Verdict::Ignored);
     }
     let gone: Vec<RefundId> = trade.failed().map(|refund| refund.id).collect();
-    ask(tx, &gone).await?;
+    query_soon(tx, &gone).await?;
     if trade.is_own() {
-        return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), told, (trade.order.id, clock)).await;
+        return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), notification, (trade.order.id, clock))
+            .await;
     }
     note(tx, trade, NOT_STATED, clock).await?;
     Ok(Verdict::NotPending)
@@ -384,10 +386,10 @@ async fn contradiction(
 async fn open(
     tx: &mut PgConnection,
     (verdict, kind): (Verdict, CaseKind),
-    told: &Notification,
+    notification: &Notification,
     (order_id, clock): (OrderId, &Clock),
 ) -> Result<Verdict, DbError> {
-    opening::open(tx, &new_case((kind, Some(order_id)), told, clock), clock.now()).await?;
+    opening::open(tx, &new_case((kind, Some(order_id)), notification, clock), clock.now()).await?;
     if kind.is_of_money_held() {
         extra::follow(tx, &[order_id], clock.now()).await?;
     }
@@ -395,7 +397,7 @@ async fn open(
 }
 
 /// Makes queries of failed refunds due now: one of them may be the money that was refunded.
-async fn ask(tx: &mut PgConnection, refunds: &[RefundId]) -> Result<(), DbError> {
+async fn query_soon(tx: &mut PgConnection, refunds: &[RefundId]) -> Result<(), DbError> {
     for id in refunds {
         jobs::request(&mut *tx, &JobRequest::Refund(*id, RefundRequest::default()), Duration::ZERO).await?;
     }

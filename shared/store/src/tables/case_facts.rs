@@ -72,13 +72,13 @@ pub async fn open(tx: &mut PgConnection, new: &[NewCase], now: OffsetDateTime) -
 async fn meet(
     tx: &mut PgConnection,
     case: &mut Case,
-    told: &Value,
+    fact: &Value,
     now: OffsetDateTime,
 ) -> Result<Option<Opened>, DbError> {
     let resolved = case.status == CaseStatus::Resolved;
     let entries = case.history.as_array().map(Vec::as_slice).unwrap_or_default();
     let known = std::iter::once(&case.evidence).chain(entries.iter().filter_map(|entry| entry.get("before")));
-    if !case.kind.is_news(resolved, known, told) {
+    if !case.kind.is_news(resolved, known, fact) {
         return Ok(None);
     }
     case.version += 1;
@@ -94,9 +94,9 @@ async fn meet(
         (case.status, case.proposed_by, case.proposed_action) = (CaseStatus::Open, None, None);
         (case.resolution, case.resolved_by) = (None, None);
     }
-    if let (Some(known), Some(told)) = (case.evidence.as_object_mut(), told.as_object()) {
+    if let (Some(known), Some(fact)) = (case.evidence.as_object_mut(), fact.as_object()) {
         // If a later message leaves out a member, the known value stays.
-        let stated = told.iter().filter(|(_, value)| !value.is_null());
+        let stated = fact.iter().filter(|(_, value)| !value.is_null());
         known.extend(stated.map(|(name, value)| (name.clone(), value.clone())));
     }
     if let Some(history) = case.history.as_array_mut().filter(|history| history.len() < HISTORY) {

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use crate::error::DbError;
 
 /// A credential as it is stored.
-pub struct Kept {
+pub struct StoredCredential {
     /// See [`runtime::seal`].
     pub sealed: Vec<u8>,
     /// When the gateway gave it.
@@ -26,7 +26,7 @@ pub const fn place(id: &str) -> Place<'_> {
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn keep(db: impl PgExecutor<'_>, order: OrderId, kept: &Kept) -> Result<(), DbError> {
+pub async fn store(db: impl PgExecutor<'_>, order: OrderId, credential: &StoredCredential) -> Result<(), DbError> {
     sqlx::query!(
         r#"
         insert into order_credentials as known (order_id, sealed, obtained_at, valid_until) values ($1, $2, $3, $4)
@@ -35,9 +35,9 @@ pub async fn keep(db: impl PgExecutor<'_>, order: OrderId, kept: &Kept) -> Resul
         where known.obtained_at <= excluded.obtained_at
         "#,
         order as OrderId,
-        kept.sealed,
-        kept.obtained_at,
-        kept.valid_until,
+        credential.sealed,
+        credential.obtained_at,
+        credential.valid_until,
     )
     .execute(db)
     .await?;
@@ -48,9 +48,13 @@ pub async fn keep(db: impl PgExecutor<'_>, order: OrderId, kept: &Kept) -> Resul
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn last(db: impl PgExecutor<'_>, order: OrderId, now: OffsetDateTime) -> Result<Option<Kept>, DbError> {
+pub async fn last(
+    db: impl PgExecutor<'_>,
+    order: OrderId,
+    now: OffsetDateTime,
+) -> Result<Option<StoredCredential>, DbError> {
     Ok(sqlx::query_as!(
-        Kept,
+        StoredCredential,
         "select sealed, obtained_at, valid_until from order_credentials where order_id = $1 and valid_until > $2",
         order as OrderId,
         now,

@@ -58,7 +58,7 @@ fn decoded(text: &str) -> Vec<u8> {
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn keep(tx: &mut PgConnection, letters: &[Letter], now: OffsetDateTime) -> Result<(), DbError> {
+pub async fn store(tx: &mut PgConnection, letters: &[Letter], now: OffsetDateTime) -> Result<(), DbError> {
     let numbers: Vec<&str> = letters.iter().map(|letter| letter.number.as_str()).collect();
     let bodies: Vec<Option<&[u8]>> = letters.iter().map(|letter| letter.body.as_deref()).collect();
     let jobs: Vec<Option<&Value>> = letters.iter().map(|letter| letter.job.as_ref()).collect();
@@ -105,7 +105,7 @@ pub async fn move_bytes(
     for case in &held {
         let bytes = case.evidence.get(BYTES).and_then(Value::as_str).map(decoded).unwrap_or_default();
         let letter = Letter::new(case.subject_ref.clone(), &bytes, callback(&bytes).as_ref());
-        keep(&mut *tx, std::slice::from_ref(&letter), case.created_at).await?;
+        store(&mut *tx, std::slice::from_ref(&letter), case.created_at).await?;
         sqlx::query!(
             "update cases set evidence = $2 where id = $1",
             case.id as CaseId,
@@ -121,7 +121,7 @@ pub async fn move_bytes(
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn are_kept(db: impl PgExecutor<'_>, case: CaseId) -> Result<bool, DbError> {
+pub async fn are_stored(db: impl PgExecutor<'_>, case: CaseId) -> Result<bool, DbError> {
     let row = sqlx::query!(r#"select exists (select from dead_letters where case_id = $1) as "kept!""#, case as CaseId);
     Ok(row.fetch_one(db).await?.kept)
 }

@@ -218,7 +218,7 @@ pub async fn listen(pool: &sqlx::PgPool) -> Result<sqlx::postgres::PgListener, D
 
 /// An event as it is stored.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct StoredEvent {
     /// Its position in the outbox; events of one order are published in this order.
     pub seq: i64,
     /// Deterministic: a repeat of the event has the same id.
@@ -241,7 +241,7 @@ pub struct Kept {
 macro_rules! select_events {
     ($tail:tt $(, $argument:expr)* $(,)?) => {
         sqlx::query_as!(
-            Kept,
+            StoredEvent,
             r#"
             select seq, event_id, type as kind, order_id as "order_id: OrderId", data, occurred_at, retry_at, published_at
             from events
@@ -255,7 +255,7 @@ macro_rules! select_events {
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn by_ids(db: impl PgExecutor<'_>, event_ids: &[String]) -> Result<Vec<Kept>, DbError> {
+pub async fn by_ids(db: impl PgExecutor<'_>, event_ids: &[String]) -> Result<Vec<StoredEvent>, DbError> {
     Ok(select_events!("where event_id = any($1) order by seq", event_ids).fetch_all(db).await?)
 }
 
@@ -267,7 +267,7 @@ pub async fn published_in(
     db: impl PgExecutor<'_>,
     range: Range<OffsetDateTime>,
     limit: i64,
-) -> Result<Vec<Kept>, DbError> {
+) -> Result<Vec<StoredEvent>, DbError> {
     let (since, until) = (range.start, range.end);
     Ok(select_events!(
         "where published_at >= $1 and published_at < $2 order by published_at, seq limit $3",
@@ -283,7 +283,7 @@ pub async fn published_in(
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn newest(db: impl PgExecutor<'_>, unpublished: bool, limit: i64) -> Result<Vec<Kept>, DbError> {
+pub async fn newest(db: impl PgExecutor<'_>, unpublished: bool, limit: i64) -> Result<Vec<StoredEvent>, DbError> {
     // Two statements, so that each can use its own index.
     Ok(if unpublished {
         select_events!("where published_at is null order by seq desc limit $1", limit).fetch_all(db).await?

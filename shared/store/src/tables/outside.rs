@@ -90,7 +90,7 @@ pub async fn note_returned(tx: &mut PgConnection, payment: TransactionId, sum: M
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn to_be_asked(tx: &mut PgConnection, refunds: &[RefundId]) -> Result<Vec<RefundId>, DbError> {
+pub async fn to_be_queried(tx: &mut PgConnection, refunds: &[RefundId]) -> Result<Vec<RefundId>, DbError> {
     let ids = sqlx::query_scalar!(
         r#"select ref_id as "id!: RefundId" from jobs where kind = 'refund' and ref_id = any($1::bpchar[])"#,
         refunds as &[RefundId],

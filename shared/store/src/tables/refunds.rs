@@ -290,7 +290,7 @@ pub async fn note_amount(
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn note_trouble(
+pub async fn note_error(
     tx: &mut PgConnection,
     id: RefundId,
     refused_code: Option<&str>,

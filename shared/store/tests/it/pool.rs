@@ -116,7 +116,7 @@ async fn dropped_after<F: Future>(waits: usize, future: F) {
 
 /// A server writes warnings into its log: one for each use of a connection would fill its disk.
 #[sqlx::test]
-async fn using_a_connection_warns_nobody(db: PgPool) {
+async fn using_a_connection_logs_no_warning(db: PgPool) {
     let pool = store::connect::connect(&url_of(&db), "test", 1).await.unwrap();
     let warnings = Warnings::default();
     let _here = tracing_subscriber::registry().with(warnings.clone()).set_default();
@@ -180,8 +180,8 @@ async fn connections_in_use_whose_server_has_vanished_give_their_places_back(db:
     let (mut statement, mut transaction) = (pool.acquire().await.unwrap(), pool.begin().await.unwrap());
     relay.strand();
     for silent in [&mut *statement, &mut *transaction] {
-        let asked = timeout(Duration::from_millis(200), store::connect::ping(silent)).await;
-        assert!(asked.is_err(), "nobody answers: {asked:?}");
+        let answer = timeout(Duration::from_millis(200), store::connect::ping(silent)).await;
+        assert!(answer.is_err(), "nobody answers: {answer:?}");
     }
     drop(statement);
     drop(transaction);

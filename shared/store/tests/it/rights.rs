@@ -119,8 +119,8 @@ async fn each_role_may_do_what_buyers_need(db: PgPool) {
     orders::request_close(&mut connection, order, now).await.unwrap();
     assert!(credentials::last(&mut connection, order, now).await.unwrap().is_none());
     // There is no such order, and that is what it fails for.
-    let kept = credentials::Kept { sealed: vec![1], obtained_at: now, valid_until: now };
-    let error = credentials::keep(&mut connection, order, &kept).await.unwrap_err();
+    let stored = credentials::StoredCredential { sealed: vec![1], obtained_at: now, valid_until: now };
+    let error = credentials::store(&mut connection, order, &stored).await.unwrap_err();
     assert!(format!("{error:?}").contains("order_credentials_order_fkey"), "{error:?}");
 }
 

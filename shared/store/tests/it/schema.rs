@@ -67,10 +67,10 @@ async fn a_database_that_is_newer_is_used_until_it_says_that_this_build_is_too_o
 
     is_migrated_further(&db, 9999, "contract from 9997 drop the old column").await;
     let newest = MIGRATOR.iter().last().unwrap().version;
-    let told = store::upkeep::schema::check_schema(&db).await.unwrap_err();
+    let error = store::upkeep::schema::check_schema(&db).await.unwrap_err();
     assert!(
-        matches!(told, SchemaError::TooOld { migration: 9999, needs: 9997, newest: known } if known == newest),
-        "{told:?}"
+        matches!(error, SchemaError::TooOld { migration: 9999, needs: 9997, newest: known } if known == newest),
+        "{error:?}"
     );
     let refused = store::upkeep::schema::migrate(&url_of(&db)).await.unwrap_err();
     assert!(matches!(refused, MigrationError::Schema(SchemaError::TooOld { .. })), "{refused:?}");
@@ -174,8 +174,8 @@ async fn an_id_is_bound_as_what_its_column_is(db: PgPool) {
     where
         T: for<'a> Encode<'a, Postgres> + Type<Postgres> + PgHasArrayType + Send + 'static,
     {
-        let asked = sqlx::query_as("select pg_typeof($1)::text, pg_typeof($2)::text").bind(id).bind(ids);
-        asked.fetch_one(db).await.unwrap()
+        let query = sqlx::query_as("select pg_typeof($1)::text, pg_typeof($2)::text").bind(id).bind(ids);
+        query.fetch_one(db).await.unwrap()
     }
     let column = ("character".to_owned(), "character[]".to_owned());
     assert_eq!(bound(&db, OrderId::from_u128(1), vec![OrderId::from_u128(2)]).await, column);

@@ -96,10 +96,10 @@ impl Cell {
         self.only_settled_moves(place);
         self.twice_is_once(place);
         for kind in ["order.paid", "order.closed", "order.refunded"] {
-            let told = self.last.rows("events").iter().filter(|event| event["type"] == kind).count();
-            assert!(told <= 1, "{place}: {kind} is told {told} times");
+            let reported = self.last.rows("events").iter().filter(|event| event["type"] == kind).count();
+            assert!(reported <= 1, "{place}: {kind} is told {reported} times");
         }
-        self.open_cases_are_told(place);
+        self.open_cases_are_reported(place);
     }
 
     fn moves_are_in_the_tables(&self, place: &str) {
@@ -127,18 +127,19 @@ impl Cell {
         }
         assert_eq!(before.own_orders(), after.own_orders(), "{place}");
         for table in ["transactions", "refunds", "jobs", "cases", "events"] {
-            let asked = table == "jobs" && (self.verdict == Verdict::UnknownRefund || self.asks_before_fulfilling());
-            assert!(asked || before.stand_in(after, table), "{place}: {table} that were there have changed");
+            let queried =
+                table == "jobs" && (self.verdict == Verdict::UnknownRefund || self.queries_before_fulfilling());
+            assert!(queried || before.stand_in(after, table), "{place}: {table} that were there have changed");
         }
-        let told = after.new_rows(before, "events");
-        assert!(told.iter().all(|event| event["type"] == "case.opened"), "{place}: {told:?}");
+        let reported = after.new_rows(before, "events");
+        assert!(reported.iter().all(|event| event["type"] == "case.opened"), "{place}: {reported:?}");
         let noted = ["transactions", "refunds", "jobs"].map(|table| after.new_rows(before, table).len());
         assert!(self.verdict == Verdict::NotPending || noted == [0; 3], "{place}: {noted:?}");
     }
 
     /// The policy is `fulfil`, and a notice alone is no proof that the money is still there: the check is brought
     /// forward.
-    fn asks_before_fulfilling(&self) -> bool {
+    fn queries_before_fulfilling(&self) -> bool {
         let policy = |case: &&Value| case["evidence"]["policy"] == "fulfil" && case["status"] == "open";
         self.verdict == Verdict::NotPending && self.after.new_rows(&self.before, "cases").iter().any(policy)
     }
@@ -160,13 +161,14 @@ impl Cell {
     }
 
     /// Each case that waits for a person has one event; one that a rule has decided has none.
-    fn open_cases_are_told(&self, place: &str) {
+    fn open_cases_are_reported(&self, place: &str) {
         let (before, after) = (&self.before, &self.after);
         let open = after.new_rows(before, "cases").into_iter().filter(|case| case["status"] == "open");
         let open: Vec<Value> = open.map(|case| json!([case["id"], case["kind"]])).collect();
-        let told = after.new_rows(before, "events").into_iter().filter(|event| event["type"] == "case.opened");
-        let told: Vec<Value> = told.map(|event| json!([event["data"]["case_id"], event["data"]["kind"]])).collect();
-        assert_eq!(open, told, "{place}");
+        let reported = after.new_rows(before, "events").into_iter().filter(|event| event["type"] == "case.opened");
+        let reported: Vec<Value> =
+            reported.map(|event| json!([event["data"]["case_id"], event["data"]["kind"]])).collect();
+        assert_eq!(open, reported, "{place}");
     }
 
     /// The new events but those of cases, then the new cases.

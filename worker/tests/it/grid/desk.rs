@@ -15,7 +15,7 @@ use sqlx::PgPool;
 use store::cache::Renewer;
 use store::settle;
 use store::settle::refunds as settling;
-use store::settle::refunds::{RefundVerdict, Wish};
+use store::settle::refunds::{RefundVerdict, RequestedRefund};
 use store::tables::orders::Order;
 use store::tables::refunds::Refund;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -91,13 +91,14 @@ impl Desk {
         let Word::Notice(trade, overrides) = word else {
             let (gateway, now) = (self.gateway(order), worker.clock.now());
             let answer = gateway.query(&order.order_no, now).await.unwrap().found().unwrap();
-            let told = answer.told_of(gateway.as_ref(), &order.order_no, id.to_owned());
+            let notification = answer.notification(gateway.as_ref(), &order.order_no, id.to_owned());
             let mut tx = worker.db.begin().await.unwrap();
-            let verdicts = settle::settle(&mut tx, &[&told], &worker.gateways.policies(), &worker.clock).await.unwrap();
+            let verdicts =
+                settle::settle(&mut tx, &[&notification], &worker.gateways.policies(), &worker.clock).await.unwrap();
             tx.commit().await.unwrap();
             return verdicts[0];
         };
-        let callback = self.world.told(trade, &Overrides { id: Some(id.to_owned()), ..overrides.clone() });
+        let callback = self.world.notice_of(trade, &Overrides { id: Some(id.to_owned()), ..overrides.clone() });
         assert_eq!(worker.settle(vec![Ok::<_, String>(callback)]).await.unwrap(), [Ack::Done]);
         let verdict: String = sqlx::query_scalar("select verdict from callbacks where notice_id = $1")
             .bind(id)
@@ -138,7 +139,7 @@ impl Desk {
     }
 
     async fn offer(&self, order: &Order) {
-        let asked = PrepayOrder {
+        let wanted = PrepayOrder {
             order_no: order.order_no.clone(),
             subject: order.subject.clone(),
             amount: order.amount,
@@ -150,7 +151,7 @@ impl Desk {
             client_ip: None,
         };
         let gateway = self.gateway(order);
-        gateway.prepay(&gateway.prepay_request(&asked).unwrap(), Clock::system().now()).await.unwrap();
+        gateway.prepay(&gateway.prepay_request(&wanted).unwrap(), Clock::system().now()).await.unwrap();
     }
 
     /// One call of the simulator's control API.
@@ -167,10 +168,10 @@ impl Desk {
 
     /// Asks for a refund of the order's own payment, or of the one that `extra` brought; all of it if no amount is
     /// named.
-    pub async fn ask(&self, order: &Order, extra: Option<&Trade>, amount: Option<Money>) -> Refund {
+    pub async fn request_refund(&self, order: &Order, extra: Option<&Trade>, amount: Option<Money>) -> Refund {
         let clock = Clock::system();
         let id = RefundId::from_u128(clock.fresh_bits());
-        let wish = Wish {
+        let request = RequestedRefund {
             id,
             order_id: order.id,
             extra_trade: extra.map(|trade| TradeNo::parse(trade.trade_no.clone().unwrap()).unwrap()),
@@ -180,13 +181,13 @@ impl Desk {
             requested_by: "buyer-1".to_owned(),
         };
         let mut tx = self.world.db.begin().await.unwrap();
-        let refund = settling::ask(&mut tx, &wish, clock.now()).await.unwrap();
+        let refund = settling::request(&mut tx, &request, clock.now()).await.unwrap();
         tx.commit().await.unwrap();
         refund
     }
 
     /// A worker has queried the gateway about a refund and got this answer.
-    pub async fn heard(&self, refund: &Refund, fact: &RefundReport) {
+    pub async fn answered(&self, refund: &Refund, fact: &RefundReport) {
         let mut tx = self.world.db.begin().await.unwrap();
         let policies = self.worker(LatePaymentPolicy::Hold).gateways.policies();
         let verdict = settling::settle(&mut tx, refund, fact, &policies, &Clock::system()).await.unwrap();

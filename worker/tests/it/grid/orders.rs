@@ -14,7 +14,7 @@ use super::desk::{Desk, Word};
 use super::table::{self, Field, State};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum Stated {
     Paid,
     PaidByAnotherTrade,
     AnotherAmount,
@@ -27,17 +27,17 @@ enum Told {
     UnknownState,
 }
 
-const COLUMNS: [(Told, &str); 10] = [
-    (Told::Paid, "paid,\nits own trade"),
-    (Told::PaidByAnotherTrade, "paid,\nanother trade"),
-    (Told::AnotherAmount, "paid,\nanother amount"),
-    (Told::AnotherMerchant, "paid to\nanother merchant"),
-    (Told::OtherGateway, "paid at the\nother gateway"),
-    (Told::ClosedUnpaid, "closed\nunpaid"),
-    (Told::PaidAndReturned, "paid and\nreturned"),
-    (Told::ForeignRefund, "a refund\nthat is not ours"),
-    (Told::Waiting, "waits for\nthe buyer"),
-    (Told::UnknownState, "a state that\nis unknown"),
+const COLUMNS: [(Stated, &str); 10] = [
+    (Stated::Paid, "paid,\nits own trade"),
+    (Stated::PaidByAnotherTrade, "paid,\nanother trade"),
+    (Stated::AnotherAmount, "paid,\nanother amount"),
+    (Stated::AnotherMerchant, "paid to\nanother merchant"),
+    (Stated::OtherGateway, "paid at the\nother gateway"),
+    (Stated::ClosedUnpaid, "closed\nunpaid"),
+    (Stated::PaidAndReturned, "paid and\nreturned"),
+    (Stated::ForeignRefund, "a refund\nthat is not ours"),
+    (Stated::Waiting, "waits for\nthe buyer"),
+    (Stated::UnknownState, "a state that\nis unknown"),
 ];
 /// How many of the columns report a payment.
 const PAYMENTS: usize = 5;
@@ -49,8 +49,8 @@ pub async fn grid(desk: &Desk, method: PaymentMethod) -> String {
         let mut under = Vec::new();
         for policy in LatePaymentPolicy::ALL {
             let mut fields = Vec::new();
-            for (told, _) in COLUMNS {
-                fields.push(field(desk, method, *policy, (*status, told)).await);
+            for (stated, _) in COLUMNS {
+                fields.push(field(desk, method, *policy, (*status, stated)).await);
             }
             under.push((policy.as_str(), fields));
         }
@@ -65,11 +65,11 @@ async fn field(
     desk: &Desk,
     method: PaymentMethod,
     policy: LatePaymentPolicy,
-    (own, told): (OrderStatus, Told),
+    (own, stated): (OrderStatus, Stated),
 ) -> Field {
-    let place = format!("{method}, {policy}, {own}, {told:?}");
+    let place = format!("{method}, {policy}, {own}, {stated:?}");
     let order = desk.world.pending_order(method, "10").await;
-    let (trade, word) = words(desk, &order, told).await;
+    let (trade, word) = words(desk, &order, stated).await;
     reach(desk, &order, &trade, own).await;
     let db = &desk.world.db;
     let ids = [1, 2].map(|n| format!("{}-{n}", order.order_no));
@@ -102,9 +102,9 @@ fn lines(cell: &Cell) -> Field {
         lines.extend(
             (!new("refunds").is_empty()).then(|| if outside { "+ outside refund" } else { "+ refund" }.to_owned()),
         );
-        let asks = cell.verdict == Verdict::NotPending
+        let queries = cell.verdict == Verdict::NotPending
             && new("cases").iter().any(|case| case["evidence"]["policy"] == "fulfil");
-        lines.extend(asks.then(|| "asks first".to_owned()));
+        lines.extend(queries.then(|| "asks first".to_owned()));
         let waits = new("cases").iter().any(|case| case["evidence"]["not_refunded"].is_string());
         lines.extend(waits.then(|| "no refund yet".to_owned()));
     }
@@ -130,56 +130,56 @@ async fn reach(desk: &Desk, order: &Order, trade: &Trade, own: OrderStatus) {
         OrderStatus::Refunded => None,
         _ => return,
     };
-    let refund = desk.ask(order, None, amount).await;
+    let refund = desk.request_refund(order, None, amount).await;
     if own != OrderStatus::Refunding {
-        desk.heard(&refund, &RefundReport::of(domain::RefundState::Succeeded)).await;
+        desk.answered(&refund, &RefundReport::of(domain::RefundState::Succeeded)).await;
     }
 }
 
 /// The order's own trade, and the fact in its gateway's words.
-async fn words(desk: &Desk, order: &Order, told: Told) -> (Trade, Word) {
+async fn words(desk: &Desk, order: &Order, stated: Stated) -> (Trade, Word) {
     let trade = desk.world.paid_trade(order);
     let alipay = order.payment_method == Alipay;
     let state = |at_alipay: &str, at_wechat: &str| match alipay {
         true => with("trade_status", json!(at_alipay)),
         false => with("/trade_state", json!(at_wechat)),
     };
-    let word = match told {
-        Told::Paid => Word::notice(&trade, Overrides::default()),
-        Told::PaidByAnotherTrade => Word::notice(&desk.world.paid_trade(order), Overrides::default()),
-        Told::AnotherAmount => Word::notice(&trade, Overrides { amount_fen: Some(999), ..Overrides::default() }),
-        Told::AnotherMerchant if alipay => Word::notice(&trade, with("seller_id", json!("2088000000000000"))),
-        Told::AnotherMerchant => Word::notice(&trade, with("/mchid", json!("1900000000"))),
-        Told::OtherGateway => {
+    let word = match stated {
+        Stated::Paid => Word::notice(&trade, Overrides::default()),
+        Stated::PaidByAnotherTrade => Word::notice(&desk.world.paid_trade(order), Overrides::default()),
+        Stated::AnotherAmount => Word::notice(&trade, Overrides { amount_fen: Some(999), ..Overrides::default() }),
+        Stated::AnotherMerchant if alipay => Word::notice(&trade, with("seller_id", json!("2088000000000000"))),
+        Stated::AnotherMerchant => Word::notice(&trade, with("/mchid", json!("1900000000"))),
+        Stated::OtherGateway => {
             let payment_method = if alipay { Wechat } else { Alipay };
             let there = Order { payment_method, ..order.clone() };
             Word::notice(&desk.world.paid_trade(&there), Overrides::default())
         }
-        Told::ClosedUnpaid if alipay => {
+        Stated::ClosedUnpaid if alipay => {
             let mut unpaid = trade.clone();
             unpaid.notices.last_mut().unwrap().event = Event::Closed;
             Word::notice(&unpaid, Overrides::default())
         }
         // WeChat Pay sends no callback about these two: the answer to a query shows them.
-        Told::ClosedUnpaid => {
+        Stated::ClosedUnpaid => {
             desk.closed_there(order).await;
             Word::Answer
         }
-        Told::PaidAndReturned if !alipay => {
+        Stated::PaidAndReturned if !alipay => {
             let trade = desk.paid_there(order).await;
             desk.returned_there(order, &trade).await;
             return (trade, Word::Answer);
         }
-        Told::PaidAndReturned => {
+        Stated::PaidAndReturned => {
             let returned = trade.clone().refunded("UNNAMED", order.amount.fen(), RefundState::Success);
             let unnamed = [("out_biz_no".to_owned(), None)].into_iter().collect();
             Word::notice(&returned, Overrides { fields: unnamed, ..Overrides::default() })
         }
-        Told::ForeignRefund => {
+        Stated::ForeignRefund => {
             Word::notice(&trade.clone().refunded("NOT_OURS", 100, RefundState::Success), Overrides::default())
         }
-        Told::Waiting => Word::notice(&trade, state("WAIT_BUYER_PAY", "NOTPAY")),
-        Told::UnknownState => Word::notice(&trade, state("TRADE_SOMETHING_NEW", "SOMETHING_NEW")),
+        Stated::Waiting => Word::notice(&trade, state("WAIT_BUYER_PAY", "NOTPAY")),
+        Stated::UnknownState => Word::notice(&trade, state("TRADE_SOMETHING_NEW", "SOMETHING_NEW")),
     };
     (trade, word)
 }

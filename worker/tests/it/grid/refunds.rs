@@ -156,7 +156,7 @@ async fn refunded(desk: &Desk, method: PaymentMethod, share: Share) -> (Order, T
     }
     let extra = Some(&trade).filter(|_| share == Share::SecondPayment);
     let amount = (share == Share::Part).then(|| Money::from_yuan("4").unwrap());
-    let refund = desk.ask(&order, extra, amount).await;
+    let refund = desk.request_refund(&order, extra, amount).await;
     (order, trade, refund)
 }
 
@@ -167,13 +167,13 @@ async fn reach(desk: &Desk, refund: &Refund, own: RefundStatus) {
         RefundStatus::Pending => {}
         RefundStatus::Processing => sent(desk, refund, now).await,
         RefundStatus::Succeeded => {
-            desk.heard(refund, &RefundReport::of(domain::RefundState::Succeeded)).await;
+            desk.answered(refund, &RefundReport::of(domain::RefundState::Succeeded)).await;
         }
         RefundStatus::Failed => {
-            desk.heard(refund, &RefundReport::of(domain::RefundState::Absent)).await;
+            desk.answered(refund, &RefundReport::of(domain::RefundState::Absent)).await;
         }
         RefundStatus::Abnormal => {
-            desk.heard(
+            desk.answered(
                 refund,
                 &RefundReport {
                     gateway_refund_no: Some("50300".to_owned()),
@@ -198,15 +198,15 @@ async fn sent(desk: &Desk, refund: &Refund, now: OffsetDateTime) {
 }
 
 fn word(trade: &Trade, refund: &Refund, notice: Notice) -> Word {
-    let told = |state| trade.clone().refunded(refund.refund_no.as_str(), refund.amount.fen(), state);
-    let success = told(RefundState::Success);
+    let returned = |state| trade.clone().refunded(refund.refund_no.as_str(), refund.amount.fen(), state);
+    let success = returned(RefundState::Success);
     let amount = |fen| Overrides { amount_fen: Some(fen), ..Overrides::default() };
     match notice {
         Notice::Success | Notice::Hint => Word::notice(&success, Overrides::default()),
         Notice::OtherAmount => Word::notice(&success, amount(399)),
         Notice::NoAmountOfOurs => Word::notice(&success, amount(10_000_000_000)),
-        Notice::Closed => Word::notice(&told(RefundState::Closed), Overrides::default()),
-        Notice::Abnormal => Word::notice(&told(RefundState::Abnormal), Overrides::default()),
+        Notice::Closed => Word::notice(&returned(RefundState::Closed), Overrides::default()),
+        Notice::Abnormal => Word::notice(&returned(RefundState::Abnormal), Overrides::default()),
         Notice::UnknownState => {
             let envelope = [("/event_type".to_owned(), Some(json!("REFUND.SOMETHING_NEW")))].into_iter().collect();
             Word::notice(&success, Overrides { envelope, ..with("/refund_status", json!("SOMETHING_NEW")) })

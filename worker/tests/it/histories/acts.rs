@@ -22,16 +22,16 @@ impl History<'_> {
             Step::Check(None) => self.check().await,
             Step::Check(Some(micros)) => self.check_and_die(*micros).await,
             Step::Sync(true) => {
-                self.bench.ask_now(self.order.id, CheckRequest::sync()).await;
+                self.bench.request_now(self.order.id, CheckRequest::sync()).await;
                 self.check().await;
             }
             Step::Sync(false) => self.look_back().await,
             Step::GiveUp => {
-                self.bench.ask_now(self.order.id, CheckRequest::close()).await;
+                self.bench.request_now(self.order.id, CheckRequest::close()).await;
                 self.check().await;
             }
             Step::Expire => self.expire(Duration::seconds(1)).await,
-            Step::Ask(percent) => self.ask(*percent).await,
+            Step::RequestRefund(percent) => self.request_refund(*percent).await,
             Step::Console(second, percent, notice) => self.console((u32::from(*second), *percent), *notice).await,
             Step::Carry(None) => self.carry().await,
             Step::Carry(Some(micros)) => self.carry_and_die(*micros).await,
@@ -65,7 +65,7 @@ impl History<'_> {
         let read = gateway
             .verify(letter.clone(), None)
             .and_then(|verified| gateway.read(&verified, self.bench.checks.clock.now()));
-        read.is_ok_and(|told| told.get().order_no == self.order.order_no.as_str())
+        read.is_ok_and(|notification| notification.get().order_no == self.order.order_no.as_str())
     }
 
     async fn tell(&self, n: u8) {
@@ -106,11 +106,11 @@ impl History<'_> {
         self.bench.act(&self.order, "expire").await;
     }
 
-    async fn ask(&self, percent: u8) {
+    async fn request_refund(&self, percent: u8) {
         let fen = (self.order.amount.fen() * i64::from(percent) / 100).max(1);
         let yuan = Money::from_fen(fen).unwrap().to_string();
         // Refused where the order does not allow it; that it is refused is what `look` holds.
-        let _ = self.bench.world.ask(self.order.id, Some(&yuan)).await;
+        let _ = self.bench.world.request_refund(self.order.id, Some(&yuan)).await;
     }
 
     /// A person refunds a part of the rest of a payment in the console. Its notification waits among the callbacks.
@@ -130,13 +130,13 @@ impl History<'_> {
         // Refused where a refund of ours has what is left.
         let Some(number) = made["out_refund_no"].as_str().filter(|_| notice != Notice::None) else { return };
         let began = std::time::Instant::now();
-        while !self.is_told(nth, number).await {
+        while !self.is_reported(nth, number).await {
             assert!(began.elapsed() < SOON, "the gateway does not tell of {number}");
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
     }
 
-    async fn is_told(&self, nth: u32, number: &str) -> bool {
+    async fn is_reported(&self, nth: u32, number: &str) -> bool {
         let trade = self.trade(nth).await;
         let mut refunds = trade["refunds"].as_array().into_iter().flatten();
         refunds.any(|refund| refund["out_refund_no"] == number && refund["delivered"] == true)

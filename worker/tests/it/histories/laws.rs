@@ -81,8 +81,8 @@ impl History<'_> {
         ensure(!is_paid || order.refunded_amount.fen() == returned, || {
             format!("{returned} returned, {}", order.refunded_amount)
         })?;
-        let told = self.events("order.paid").await.len();
-        ensure(told == usize::from(is_paid), || format!("{} and {told} order.paid", order.status))?;
+        let reported = self.events("order.paid").await.len();
+        ensure(reported == usize::from(is_paid), || format!("{} and {reported} order.paid", order.status))?;
         self.nothing_is_made_up().await
     }
 
@@ -180,19 +180,24 @@ impl History<'_> {
 
     /// What the gateway has let us know of returns in its console.
     async fn known(&self, trade: &Value, trade_no: &TradeNo) -> i64 {
-        let told = |refund: &Value| self.told && refund["delivered"] == true;
+        let reported = |refund: &Value| self.notified && refund["delivered"] == true;
         // A query by the order's number shows its first payment.
         let second = trade["nth"] != 0;
         if self.order.payment_method == PaymentMethod::Alipay {
             // The query shows a fully refunded trade, and a notification shows the sum until then.
             let refunds = trade["refunds"].as_array().into_iter().flatten();
-            let last = refunds.map(told).collect::<Vec<_>>().iter().rposition(|told| *told).map_or(0, |last| last + 1);
+            let last = refunds
+                .map(reported)
+                .collect::<Vec<_>>()
+                .iter()
+                .rposition(|reported| *reported)
+                .map_or(0, |last| last + 1);
             let whole = trade["refunded_fen"] == trade["amount_fen"] && !second;
             return outside_of(trade, |nth, _| whole || nth < last);
         }
         // The query shows that money was returned; any booked refund may be the reason.
         let booked = self.refunds().await.iter().any(|r| r.trade_no == *trade_no && r.status != RefundStatus::Failed);
-        outside_of(trade, |_, refund| !booked && !second || told(refund))
+        outside_of(trade, |_, refund| !booked && !second || reported(refund))
     }
 
     async fn booked_outside(&self, trade_no: &TradeNo) -> i64 {
@@ -234,24 +239,24 @@ impl History<'_> {
         let letters = self.letters().await;
         self.bench.world.settle(letters.clone()).await;
         self.carry().await;
-        self.bench.ask_now(self.order.id, CheckRequest::sync()).await;
+        self.bench.request_now(self.order.id, CheckRequest::sync()).await;
         self.check().await;
         forget(&self.bench.world.db).await;
-        let before = self.told().await;
+        let before = self.reported_events().await;
         self.bench.world.settle(letters).await;
-        self.bench.ask_now(self.order.id, CheckRequest::sync()).await;
+        self.bench.request_now(self.order.id, CheckRequest::sync()).await;
         self.check().await;
         for refund in self.refunds().await.iter().filter(|refund| refund.origin == RefundOrigin::Service) {
             let again = JobRequest::Refund(refund.id, RefundRequest::default());
             jobs::request(&self.bench.world.db, &again, Duration::ZERO).await.unwrap();
         }
         self.carry().await;
-        let after = self.told().await;
+        let after = self.reported_events().await;
         ensure(after == before, || format!("{after:?} after a repeat, {before:?} before it"))
     }
 
     /// The events and cases of this order that are there.
-    pub(super) async fn told(&self) -> Vec<String> {
+    pub(super) async fn reported_events(&self) -> Vec<String> {
         let sql = "select event_id from events where order_id = $1
             union all select kind || ' ' || subject_ref from cases where order_id = $1 order by 1";
         sqlx::query_scalar(sql).bind(self.order.id.to_string()).fetch_all(&self.bench.world.db).await.unwrap()

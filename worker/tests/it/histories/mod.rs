@@ -48,7 +48,7 @@ enum Step {
     /// The last moment to pay passes.
     Expire,
     /// A refund of this many percent of the order is requested.
-    Ask(u8),
+    RequestRefund(u8),
     /// This many percent of the first or the second payment are refunded in the gateway's console.
     Console(bool, u8, Notice),
     /// A worker continues the refunds; with a number, a worker that dies after that many microseconds.
@@ -92,8 +92,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Sync),
         1 => Just(Step::GiveUp),
         1 => Just(Step::Expire),
-        4 => percent().prop_map(Step::Ask),
-        3 => (prop::bool::weighted(0.3), percent(), notice).prop_map(|(second, part, told)| Step::Console(second, part, told)),
+        4 => percent().prop_map(Step::RequestRefund),
+        3 => (prop::bool::weighted(0.3), percent(), notice).prop_map(|(second, part, named)| Step::Console(second, part, named)),
         6 => crash().prop_map(Step::Carry),
         2 => prop::sample::select(&FAULTS[..]).prop_map(Step::Faults),
         1 => prop::sample::select(vec!["hold", "refund", "fulfil"]).prop_map(Step::Policy),
@@ -126,9 +126,9 @@ fn known_to_be_hard() -> Vec<Plan> {
     for (alipay, generous) in [(false, false), (false, true), (true, false), (true, true)] {
         for percent in [50, 100] {
             let silent = vec![Step::Pay, Step::Console(false, percent, Notice::None), Step::Check(None)];
-            let told = vec![Step::Pay, Step::Console(false, percent, Notice::Named), Step::Tell(0), Step::Tell(1)];
+            let notified = vec![Step::Pay, Step::Console(false, percent, Notice::Named), Step::Tell(0), Step::Tell(1)];
             let late = vec![Step::Expire, Step::Check(None), Step::PayAgain, Step::Tell(0), Step::Sync(true)];
-            plans.extend([silent, told, late].map(|steps| (alipay, true, generous, steps)));
+            plans.extend([silent, notified, late].map(|steps| (alipay, true, generous, steps)));
         }
     }
     plans
@@ -181,13 +181,13 @@ type Outcome<T = ()> = Result<T, String>;
 async fn play(
     bench: &Bench,
     policy: &'static str,
-    (alipay, told, generous, steps): &Plan,
+    (alipay, notified, generous, steps): &Plan,
     met: &mut BTreeSet<String>,
 ) -> Outcome<laws::Totals> {
     let method = if *alipay { PaymentMethod::Alipay } else { PaymentMethod::Wechat };
     bench.obey(policy);
     let order = bench.offered(method).await;
-    let mut history = History { bench, order, told: *told, generous: *generous, seen: Pending };
+    let mut history = History { bench, order, notified: *notified, generous: *generous, seen: Pending };
     for step in steps {
         history.take(step).await;
         history.look().await.map_err(|wrong| format!("{wrong}, after {step:?}"))?;
@@ -196,7 +196,14 @@ async fn play(
     history.come_to_rest().await?;
     met.insert(history.seen.to_string());
     let totals = history.books_agree().await?;
-    met.extend(history.told().await.iter().filter_map(|told| told.split_once(' ')).map(|(kind, _)| kind.to_owned()));
+    met.extend(
+        history
+            .reported_events()
+            .await
+            .iter()
+            .filter_map(|event| event.split_once(' '))
+            .map(|(kind, _)| kind.to_owned()),
+    );
     history.is_no_news_later().await?;
     Ok(totals)
 }
@@ -205,7 +212,7 @@ struct History<'a> {
     bench: &'a Bench,
     order: Order,
     /// Whether every notice arrives in the end.
-    told: bool,
+    notified: bool,
     /// Whether people rather deliver for money that was not owed than return it.
     generous: bool,
     /// The status after the last step.

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration as StdDuration;
 
 use domain::OrderStatus::Pending;
-use domain::message::job::{Asked, CheckRequest, JobRequest, RefundRequest};
+use domain::message::job::{CheckRequest, Decision, JobRequest, RefundRequest};
 use domain::{CaseId, Money, RefundId, RefundNo, RefundStatus, TradeNo};
 use store::settle::refunds as settling;
-use store::settle::refunds::Wish;
+use store::settle::refunds::RequestedRefund;
 use store::tables::jobs;
 use store::tables::refunds::Refund;
 use time::Duration;
@@ -28,7 +28,7 @@ impl History<'_> {
         for _ in 0..ROUNDS {
             // Of one payment alone every callback may be lost: the checks find it. What is paid twice under one number
             // only callbacks can show.
-            if self.told || self.trade(1).await["state"] == "paid" {
+            if self.notified || self.trade(1).await["state"] == "paid" {
                 let letters = self.letters().await;
                 self.bench.world.settle(letters).await;
             }
@@ -94,7 +94,7 @@ impl History<'_> {
                 }
                 _ if self.generous => {
                     self.book(&case, &trade_no).await;
-                    self.decided(&case, &Asked::Fulfil).await;
+                    self.decided(&case, &Decision::Fulfil).await;
                     // Where that cannot be, what is left goes back.
                     if self.is_open(&case).await {
                         self.give_back(&case, trade_no, None).await;
@@ -109,9 +109,9 @@ impl History<'_> {
     }
 
     /// Two people have decided, and the check carries it out.
-    async fn decided(&self, case: &str, asked: &Asked) {
+    async fn decided(&self, case: &str, decision: &Decision) {
         let case = CaseId::parse(case).unwrap();
-        self.bench.ask_now(self.order.id, CheckRequest::of_case(case, asked.clone())).await;
+        self.bench.request_now(self.order.id, CheckRequest::of_case(case, decision.clone())).await;
         self.check().await;
     }
 
@@ -130,7 +130,7 @@ impl History<'_> {
         for (number, fen) in self.in_the_console(trade_no).await {
             let (refund_no, amount) = (RefundNo::parse(number).unwrap(), Money::from_fen(fen).unwrap());
             if self.is_open(case).await {
-                self.decided(case, &Asked::BookRefund { refund_no, amount }).await;
+                self.decided(case, &Decision::BookRefund { refund_no, amount }).await;
             }
         }
     }
@@ -155,7 +155,7 @@ impl History<'_> {
         let all = self.refunds().await;
         let gone: i64 = all.iter().filter(reserved).map(|refund| refund.amount.fen()).sum();
         let bits = self.bench.checks.clock.fresh_bits();
-        let wish = Wish {
+        let request = RequestedRefund {
             id: RefundId::from_u128(bits),
             order_id: self.order.id,
             extra_trade: Some(trade_no.clone()),
@@ -167,7 +167,7 @@ impl History<'_> {
         let mut tx = self.bench.world.db.begin().await.unwrap();
         let now = self.bench.checks.clock.now();
         if gone == self.order.amount.fen()
-            || settling::ask(&mut tx, &wish, now).await.map_err(|error| error.refusal().unwrap()).is_ok()
+            || settling::request(&mut tx, &request, now).await.map_err(|error| error.refusal().unwrap()).is_ok()
         {
             tx.commit().await.unwrap();
             self.resolve(case).await;

@@ -7,7 +7,7 @@ use store::tables::audit::{self, Act, BEGINNING, Root};
 use store::{DbError, MIGRATOR};
 use time::Duration;
 
-use super::{PATIENCE, Road};
+use super::{PATIENCE, Setup};
 
 /// Links the rows of the last hour, at most this many.
 async fn link(connection: &mut PgConnection, limit: i64) -> Result<usize, DbError> {
@@ -29,8 +29,8 @@ async fn end(db: &PgPool) -> Root {
 /// Ten thousand by twenty people at once, some of whom roll back: every row is linked, and the chain holds.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn ten_thousand_acts_at_once_are_all_linked(db: PgPool) {
-    let road = Road::new(db.clone()).await;
-    road.start();
+    let setup = Setup::new(db.clone()).await;
+    setup.start();
     let people = PgPoolOptions::new().max_connections(20).connect_with((*db.connect_options()).clone()).await.unwrap();
     let writing = (0..20).map(|person| {
         let people = people.clone();
@@ -117,8 +117,8 @@ async fn a_relay_that_was_away_links_what_is_old(db: PgPool) {
     act(&mut connection, "bob", 2).await;
     sqlx::query("update audit_log set at = at - interval '2 hours'").execute(&db).await.unwrap();
     assert_eq!(link(&mut connection, 1000).await.unwrap(), 0, "not by the short look");
-    let road = Road::new(db.clone()).await;
-    road.start();
+    let setup = Setup::new(db.clone()).await;
+    setup.start();
     let linked = async {
         while audit::root(&db).await.unwrap().n < 2 {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use worker::consumer::{self, BatchOptions};
 use worker::jobs::run_batch;
 
-use super::{PATIENCE, Road};
+use super::{PATIENCE, Setup};
 use crate::bench::Bench;
 
 /// Tables in which rows that were there must not change. New rows are evidence, cases, and callbacks that wait.
@@ -116,7 +116,7 @@ fn nudges(queue: &str, row: &Row) -> Vec<Vec<u8>> {
 
 /// Callbacks that claim this row, none of them with all that it holds.
 fn callbacks(genuine: &Callback, row: &Row) -> Vec<Vec<u8>> {
-    let nobody = AccountName::parse("nobody").unwrap();
+    let unconfigured = AccountName::parse("nobody").unwrap();
     let with = |callback: &Callback, name: &str, change: fn(&str) -> String| {
         let mut changed = callback.clone();
         changed.headers.iter_mut().filter(|header| header.0 == name).for_each(|header| header.1 = change(&header.1));
@@ -124,7 +124,7 @@ fn callbacks(genuine: &Callback, row: &Row) -> Vec<Vec<u8>> {
     };
     let unsigned = Callback { job_id: Some(row.id), body: "x".into(), ..genuine.clone() };
     let mut forged = vec![
-        Callback { account: nobody.clone(), ..unsigned.clone() },
+        Callback { account: unconfigured.clone(), ..unsigned.clone() },
         Callback { headers: Vec::new(), ..unsigned.clone() },
         Callback { body: vec![b'x'; 64 * 1024 + 1].into(), ..unsigned.clone() },
         with(&unsigned, "wechatpay-serial", |_| "7FFF".to_owned()),
@@ -138,7 +138,7 @@ fn callbacks(genuine: &Callback, row: &Row) -> Vec<Vec<u8>> {
             with(&own, "wechatpay-signature", |signature| signature.chars().rev().collect()),
             with(&own, "wechatpay-serial", |_| "7FFF".to_owned()),
             Callback { headers: Vec::new(), ..own.clone() },
-            Callback { account: nobody, ..own },
+            Callback { account: unconfigured, ..own },
         ]);
     }
     forged.iter().map(|callback| callback_message(callback, String::new()).body.to_vec()).collect()
@@ -158,8 +158,8 @@ fn forged(binding: &Binding, genuine: &Callback, rows: &[Row]) -> Vec<Vec<u8>> {
 }
 
 /// Publishes as this user does; false: the broker does not let it.
-async fn send(road: &Road, service: Service, binding: &Binding, bodies: Vec<Vec<u8>>) -> bool {
-    let connection = broker::open(&road.broker.uri_for(service).await, "forger").await.unwrap();
+async fn send(setup: &Setup, service: Service, binding: &Binding, bodies: Vec<Vec<u8>>) -> bool {
+    let connection = broker::open(&setup.broker.uri_for(service).await, "forger").await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     for body in bodies {
@@ -177,11 +177,11 @@ async fn send(road: &Road, service: Service, binding: &Binding, bodies: Vec<Vec<
 }
 
 /// Sends every message as every user, and returns which user reached which exchange.
-async fn flood(road: &Road, genuine: &Callback, rows: &[Row]) -> BTreeSet<(Service, &'static str)> {
+async fn flood(setup: &Setup, genuine: &Callback, rows: &[Row]) -> BTreeSet<(Service, &'static str)> {
     let mut through = BTreeSet::new();
     for service in Service::ALL {
         for binding in topology::bindings() {
-            if send(road, *service, &binding, forged(&binding, genuine, rows)).await {
+            if send(setup, *service, &binding, forged(&binding, genuine, rows)).await {
                 through.insert((*service, binding.exchange));
             }
         }
@@ -195,13 +195,13 @@ async fn flood(road: &Road, genuine: &Callback, rows: &[Row]) -> BTreeSet<(Servi
         headers: Vec::new(),
         body: "no job".into(),
     };
-    road.publish(topology::bindings().iter().map(end).collect()).await;
+    setup.publish(topology::bindings().iter().map(end).collect()).await;
     through
 }
 
 /// Lets the workers of `bench` consume their queues until the last message of each is a case.
-async fn everything_is_dealt_with(road: &Road, bench: &Bench) {
-    let connection = broker::open(&road.broker.uri(), "workers").await.unwrap();
+async fn everything_is_dealt_with(setup: &Setup, bench: &Bench) {
+    let connection = broker::open(&setup.broker.uri(), "workers").await.unwrap();
     let (stop, options) = (CancellationToken::new(), BatchOptions::in_order(50, Duration::from_millis(20)));
     let nudges = |batch: &[Delivery]| batch.iter().map(|nudge| serde_json::from_slice(&nudge.data)).collect();
     let callbacks = consumer::run(&connection, CALLBACKS, options, stop.clone(), async |batch| {
@@ -214,7 +214,7 @@ async fn everything_is_dealt_with(road: &Road, bench: &Bench) {
         run_batch(&bench.refunds, nudges(batch)).await
     });
     let end = async {
-        road.until(ENDS, topology::bindings().len() as i64).await;
+        setup.until(ENDS, topology::bindings().len() as i64).await;
         stop.cancel();
     };
     let (callbacks, checks, refunds, ()) = tokio::join!(callbacks, checks, refunds, end);
@@ -224,11 +224,11 @@ async fn everything_is_dealt_with(road: &Road, bench: &Bench) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn no_forged_message_by_any_user_changes_a_row(db: PgPool) {
     let bench = Bench::new(db.clone(), "hold").await;
-    let road = Road::new(db.clone()).await;
+    let setup = Setup::new(db.clone()).await;
     // At its first sight of a broker the relay ends every lease.
-    road.start();
+    setup.start();
     let patience = tokio::time::Instant::now() + PATIENCE;
-    while !topology::marker_exists(&road.admin).await.unwrap() {
+    while !topology::marker_exists(&setup.admin).await.unwrap() {
         assert!(tokio::time::Instant::now() < patience, "the relay did not set the broker up");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -236,10 +236,10 @@ async fn no_forged_message_by_any_user_changes_a_row(db: PgPool) {
     let genuine = bench.world.paid(&bench.world.pending_order(Wechat, "8").await);
     let before = all_rows(&db).await;
 
-    let through = flood(&road, &genuine, &rows).await;
+    let through = flood(&setup, &genuine, &rows).await;
     let may = [(Service::PaymentApi, PAYMENT_IN), (Service::Relay, PAYMENT_IN), (Service::Relay, PAYMENT_JOBS)];
     assert_eq!(through, BTreeSet::from(may), "who may write there");
-    everything_is_dealt_with(&road, &bench).await;
+    everything_is_dealt_with(&setup, &bench).await;
 
     let mut after = all_rows(&db).await;
     for (key, row) in &before {

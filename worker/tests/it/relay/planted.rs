@@ -12,67 +12,67 @@ use sqlx::PgPool;
 use store::MIGRATOR;
 use worker::consumer::{self, BatchOptions};
 
-use super::{PATIENCE, Road, UNPUBLISHED, event};
+use super::{PATIENCE, Setup, UNPUBLISHED, event};
 use crate::support::World;
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_event_that_panics_waits_with_those_behind_it_among_2000(db: PgPool) {
-    let road = Road::new(db).await;
-    road.downstream("shop.all", "#").await;
+    let setup = Setup::new(db).await;
+    setup.downstream("shop.all", "#").await;
     // 500 orders with four events each, and one more before those of order 7.
     let mut all: Vec<Event> = vec![event("bad", "order.paid", Some(7))];
     all.extend((0..2000u128).map(|n| event(&format!("e{n:04}"), "order.paid", Some(n % 500))));
-    road.write(&all).await;
+    setup.write(&all).await;
     let bad = plant(Point::OutboxTaken, "bad", Fault::Panic);
-    road.start();
-    road.until(UNPUBLISHED, 5).await;
-    let leader = road.leader().await;
+    setup.start();
+    setup.until(UNPUBLISHED, 5).await;
+    let leader = setup.leader().await;
     let waits = "select count(*) from events where published_at is null and retry_at > now() + interval '4 min'";
-    road.until(waits, 1).await;
+    setup.until(waits, 1).await;
     let unpublished = "select event_id from events where published_at is null order by seq";
-    let unpublished: Vec<String> = sqlx::query_scalar(unpublished).fetch_all(&road.db).await.unwrap();
+    let unpublished: Vec<String> = sqlx::query_scalar(unpublished).fetch_all(&setup.db).await.unwrap();
     assert_eq!(unpublished, ["bad", "e0007", "e0507", "e1007", "e1507"]);
-    assert_eq!(topology::depth(&road.admin, "shop.all").await.unwrap(), 1996);
+    assert_eq!(topology::depth(&setup.admin, "shop.all").await.unwrap(), 1996);
     assert_eq!(bad.met(), 1, "it is not tried in each round");
     drop(bad);
-    sqlx::query("update events set retry_at = now() where event_id = 'bad'").execute(&road.db).await.unwrap();
-    road.until(UNPUBLISHED, 0).await;
-    assert_eq!(road.leader().await, leader, "the lead was never given up");
+    sqlx::query("update events set retry_at = now() where event_id = 'bad'").execute(&setup.db).await.unwrap();
+    setup.until(UNPUBLISHED, 0).await;
+    assert_eq!(setup.leader().await, leader, "the lead was never given up");
 }
 
 /// No type of ours reads such a row: the text of an order that is none, and a moment that no clock reaches.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn rows_that_cannot_be_read_wait_alone(db: PgPool) {
-    let road = Road::new(db).await;
-    road.downstream("shop.all", "#").await;
+    let setup = Setup::new(db).await;
+    setup.downstream("shop.all", "#").await;
     let ids: Vec<String> = (0..20).map(|n| format!("e{n:02}")).collect();
     let all: Vec<Event> = ids.iter().enumerate().map(|(n, id)| event(id, "order.paid", Some(n as u128 / 4))).collect();
-    road.write(&all).await;
+    setup.write(&all).await;
     sqlx::raw_sql(
         "update events set order_id = repeat('z', 32) where event_id in ('e05', 'e06');
          update events set occurred_at = 'infinity' where event_id = 'e12'",
     )
-    .execute(&road.db)
+    .execute(&setup.db)
     .await
     .unwrap();
-    road.start();
+    setup.start();
     // Those two and the one behind the first; the moment, and the three behind it.
-    road.until(UNPUBLISHED, 6).await;
-    let leader = road.leader().await;
-    let mut arrived = road.next_ids("shop.all", 14).await;
+    setup.until(UNPUBLISHED, 6).await;
+    let leader = setup.leader().await;
+    let mut arrived = setup.next_ids("shop.all", 14).await;
     arrived.sort();
     let gone: Vec<&String> =
         ids.iter().filter(|id| !["e05", "e06", "e12", "e13", "e14", "e15"].contains(&id.as_str())).collect();
     assert_eq!(arrived.iter().collect::<Vec<_>>(), gone);
-    road.write(&[event("later", "order.paid", Some(99))]).await;
-    road.until("select count(*) from events where event_id = 'later' and published_at is not null", 1).await;
-    assert_eq!(road.leader().await, leader);
+    setup.write(&[event("later", "order.paid", Some(99))]).await;
+    setup.until("select count(*) from events where event_id = 'later' and published_at is not null", 1).await;
+    assert_eq!(setup.leader().await, leader);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_due_job_that_panics_is_left_to_its_lease_among_2000(db: PgPool) {
     let world = World::new(db.clone());
-    let road = Road::new(db.clone()).await;
+    let setup = Setup::new(db.clone()).await;
     let callback = world.paid(&world.pending_order(Alipay, "8").await);
     sqlx::query("delete from jobs").execute(&db).await.unwrap();
     let payload = serde_json::to_value(&callback).unwrap();
@@ -95,11 +95,11 @@ async fn a_due_job_that_panics_is_left_to_its_lease_among_2000(db: PgPool) {
     let bad: i64 =
         sqlx::query_scalar("select id from jobs order by id offset 1000 limit 1").fetch_one(&db).await.unwrap();
     let planted = plant(Point::RelayLeased, &bad.to_string(), Fault::Panic);
-    road.start();
-    road.until("select count(*) from jobs where publishes = 1 and lease_until is not null", 2002).await;
-    let leader = road.leader().await;
+    setup.start();
+    setup.until("select count(*) from jobs where publishes = 1 and lease_until is not null", 2002).await;
+    let leader = setup.leader().await;
     let patience = tokio::time::Instant::now() + PATIENCE;
-    while topology::depth(&road.admin, topology::CALLBACKS).await.unwrap() != 2000 {
+    while topology::depth(&setup.admin, topology::CALLBACKS).await.unwrap() != 2000 {
         assert!(tokio::time::Instant::now() < patience, "the genuine ones are not all in the queue");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -107,13 +107,13 @@ async fn a_due_job_that_panics_is_left_to_its_lease_among_2000(db: PgPool) {
     drop(planted);
     // Its lease ends, and it goes out.
     sqlx::query("update jobs set lease_until = now() where id = $1").bind(bad).execute(&db).await.unwrap();
-    road.until("select count(*) from jobs where publishes = 2", 1).await;
-    assert_eq!(road.leader().await, leader);
+    setup.until("select count(*) from jobs where publishes = 2", 1).await;
+    assert_eq!(setup.leader().await, leader);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_dead_letter_that_panics_is_filed_with_its_bytes_and_stops_no_other(db: PgPool) {
-    let road = Road::new(db).await;
+    let setup = Setup::new(db).await;
     let letter = |n: usize| broker::Message {
         exchange: String::new(),
         routing_key: topology::DEAD.to_owned(),
@@ -125,15 +125,15 @@ async fn a_dead_letter_that_panics_is_filed_with_its_bytes_and_stops_no_other(db
     };
     let panics = plant(Point::LetterOpened, "letter-3", Fault::Panic);
     let fails = plant(Point::LetterOpened, "letter-7", Fault::Error);
-    road.publish((0..60).map(letter).collect()).await;
-    road.start();
-    road.until("select count(*) from cases where kind = 'dead_letter'", 60).await;
+    setup.publish((0..60).map(letter).collect()).await;
+    setup.start();
+    setup.until("select count(*) from cases where kind = 'dead_letter'", 60).await;
     assert!(panics.met() > 0 && fails.met() > 0);
     let bare: Vec<(serde_json::Value, Vec<u8>)> = sqlx::query_as(
         "select evidence, body from cases join dead_letters on case_id = id
          where subject_ref not like 'letter-%' order by body",
     )
-    .fetch_all(&road.db)
+    .fetch_all(&setup.db)
     .await
     .unwrap();
     let of = |bytes: &[u8]| {
@@ -147,7 +147,7 @@ async fn a_dead_letter_that_panics_is_filed_with_its_bytes_and_stops_no_other(db
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_callback_that_always_panics_ends_as_a_case_that_says_so(db: PgPool) {
     let world = Arc::new(World::new(db.clone()));
-    let road = Road::new(db.clone()).await;
+    let setup = Setup::new(db.clone()).await;
     let (mut callbacks, mut orders) = (Vec::new(), Vec::new());
     for n in 0..30 {
         let order = world.pending_order(if n % 2 == 0 { Alipay } else { Wechat }, "1.50").await;
@@ -155,24 +155,24 @@ async fn a_callback_that_always_panics_ends_as_a_case_that_says_so(db: PgPool) {
         orders.push(order);
     }
     let _sown = plant(Point::CallbackMoved, orders[11].order_no.as_str(), Fault::Panic);
-    road.publish(callbacks).await;
-    road.start();
-    let connection = broker::open(&road.broker.uri(), "test").await.unwrap();
+    setup.publish(callbacks).await;
+    setup.start();
+    let connection = broker::open(&setup.broker.uri(), "test").await.unwrap();
     let options = BatchOptions::in_order(400, Duration::from_millis(20));
-    let settled = consumer::run(&connection, topology::CALLBACKS, options, road.stop.child_token(), async |batch| {
+    let settled = consumer::run(&connection, topology::CALLBACKS, options, setup.stop.child_token(), async |batch| {
         assert!(batch.iter().all(|delivery| !delivery.redelivered), "nothing goes back");
         world.worker.settle(batch.iter().map(callback_from).collect()).await
     });
     let watch = async {
-        road.until("select count(*) from payment_orders where status = 'paid'", 29).await;
+        setup.until("select count(*) from payment_orders where status = 'paid'", 29).await;
         for attempt in 1..=5 {
             let sql = "select coalesce(max(attempts), 0)::bigint from jobs where kind = 'callback'";
-            road.until(sql, attempt).await;
+            setup.until(sql, attempt).await;
             let soon = "update jobs set due_at = now() where kind = 'callback'";
-            sqlx::query(soon).execute(&road.db).await.unwrap();
+            sqlx::query(soon).execute(&setup.db).await.unwrap();
         }
-        road.until("select count(*) from cases where kind = 'dead_letter'", 1).await;
-        road.stop.cancel();
+        setup.until("select count(*) from cases where kind = 'dead_letter'", 1).await;
+        setup.stop.cancel();
     };
     let (settled, ()) = tokio::join!(tokio::time::timeout(PATIENCE, settled), watch);
     settled.unwrap().unwrap();

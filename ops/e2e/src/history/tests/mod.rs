@@ -45,10 +45,10 @@ fn sound() -> History {
             event("order.paid", "A", ("A", 2), json!({ "amount": "1.00", "trade_no": "TA" })),
             event("order.paid", "B", ("B", 2), json!({ "amount": "2.50", "trade_no": "TB" })),
             event("order.closed", "C", ("C", 2), json!({})),
-            event("refund.succeeded", "A1", ("A", 4), told_of("RA1", "0.40")),
-            event("refund.succeeded", "A2", ("A", 6), told_of("RA2", "0.60")),
-            event("order.refunded", "A2", ("A", 6), told_of("RA2", "0.60")),
-            event("refund.succeeded", "B3", ("B", 2), told_of("RB3", "2.50")),
+            event("refund.succeeded", "A1", ("A", 4), refund_data("RA1", "0.40")),
+            event("refund.succeeded", "A2", ("A", 6), refund_data("RA2", "0.60")),
+            event("order.refunded", "A2", ("A", 6), refund_data("RA2", "0.60")),
+            event("refund.succeeded", "B3", ("B", 2), refund_data("RB3", "2.50")),
             event("order.closed", "E", ("E", 2), json!({})),
             event("order.closed", "F", ("F", 2), json!({})),
             event("order.paid", "F", ("F", 3), json!({ "amount": "0.80", "trade_no": "TF" })),
@@ -153,7 +153,7 @@ fn event(kind: &str, of: &str, (order, version): (&str, i64), mut data: Value) -
     Event { event_id: format!("{kind}:{of}"), kind: kind.to_owned(), order_id: Some(order.to_owned()), data }
 }
 
-fn told_of(refund_no: &str, yuan: &str) -> Value {
+fn refund_data(refund_no: &str, yuan: &str) -> Value {
     json!({ "refund_no": refund_no, "refund_amount": yuan, "origin": "service" })
 }
 
@@ -204,47 +204,51 @@ const FAULTS: &[Fault] = &[
     ("a late payment is honoured and no case says so", |h| drop(h.cases.remove(2)), &[Invariant::Moves]),
     ("an order is given away", |h| h.trades[1].state = "waiting".to_owned(), &[Invariant::PaidOnce]),
     ("a payment of an unpaid order is booked", |h| h.payments.push(payment("D", 30)), &[Invariant::PaidOnce]),
-    ("a fulfilment is not told of", |h| lose(h, "order.paid:B"), &[Invariant::ToldOnce]),
-    ("an end is not told of", |h| lose(h, "order.closed:C"), &[Invariant::ToldOnce]),
-    ("a refund is not told of", |h| lose(h, "refund.succeeded:A1"), &[Invariant::ToldOnce, Invariant::Moves]),
-    ("that all was returned is not told of", |h| lose(h, "order.refunded:A2"), &[Invariant::ToldOnce]),
+    ("a fulfilment is not told of", |h| lose(h, "order.paid:B"), &[Invariant::ReportedOnce]),
+    ("an end is not told of", |h| lose(h, "order.closed:C"), &[Invariant::ReportedOnce]),
+    ("a refund is not told of", |h| lose(h, "refund.succeeded:A1"), &[Invariant::ReportedOnce, Invariant::Moves]),
+    ("that all was returned is not told of", |h| lose(h, "order.refunded:A2"), &[Invariant::ReportedOnce]),
     (
         "that all was returned is told by the first refund",
         |h| rename(h, "order.refunded:A2", "order.refunded:A1"),
-        &[Invariant::ToldOnce],
+        &[Invariant::ReportedOnce],
     ),
     (
         "a fulfilment has a second id",
         |h| add(h, event("order.paid", "B-again", ("B", 2), json!({}))),
-        &[Invariant::ToldOnce, Invariant::Moves],
+        &[Invariant::ReportedOnce, Invariant::Moves],
     ),
-    ("an event id is there twice", |h| h.events.push(h.events[2].clone()), &[Invariant::ToldOnce, Invariant::Moves]),
+    (
+        "an event id is there twice",
+        |h| h.events.push(h.events[2].clone()),
+        &[Invariant::ReportedOnce, Invariant::Moves],
+    ),
     (
         "a fulfilment of an unpaid order is told",
         |h| add(h, event("order.paid", "D", ("D", 2), json!({}))),
-        &[Invariant::ToldOnce],
+        &[Invariant::ReportedOnce],
     ),
-    ("a fulfilment tells of another amount", |h| tell(h, 1, "amount", json!("9.99")), &[Invariant::ToldOnce]),
-    ("a fulfilment tells of another trade", |h| tell(h, 1, "trade_no", json!("TX")), &[Invariant::ToldOnce]),
+    ("a fulfilment tells of another amount", |h| tell(h, 1, "amount", json!("9.99")), &[Invariant::ReportedOnce]),
+    ("a fulfilment tells of another trade", |h| tell(h, 1, "trade_no", json!("TX")), &[Invariant::ReportedOnce]),
     (
         "an order has another amount than its payment",
         |h| h.orders[1].amount_fen = 1,
-        &[Invariant::PaidOnce, Invariant::ToldOnce],
+        &[Invariant::PaidOnce, Invariant::ReportedOnce],
     ),
     (
         "an order names another trade than its payment",
         |h| h.orders[1].trade_no = Some("TX".to_owned()),
-        &[Invariant::PaidOnce, Invariant::ToldOnce],
+        &[Invariant::PaidOnce, Invariant::ReportedOnce],
     ),
-    ("an event names another order", |h| tell(h, 1, "order_no", json!("NA")), &[Invariant::ToldOnce]),
+    ("an event names another order", |h| tell(h, 1, "order_no", json!("NA")), &[Invariant::ReportedOnce]),
     (
         "an event of a refund tells another amount",
         |h| tell(h, 3, "refund_amount", json!("0.60")),
-        &[Invariant::ToldOnce],
+        &[Invariant::ReportedOnce],
     ),
     (
         "a fulfilment is never delivered",
-        |h| h.deliveries.retain(|told| told.id != "order.paid:B"),
+        |h| h.deliveries.retain(|delivery| delivery.id != "order.paid:B"),
         &[Invariant::Delivered],
     ),
     (
@@ -383,9 +387,9 @@ fn every_invariant_has_a_fault_that_breaks_it_alone() {
 }
 
 #[test]
-fn a_lost_road_excuses_lost_callbacks_and_the_order_of_events_and_no_money() {
+fn a_wiped_broker_excuses_lost_callbacks_and_the_order_of_events_and_no_money() {
     let mut history = sound();
-    history.road_lost = true;
+    history.messages_lost = true;
     history.callbacks.clear();
     history.deliveries.rotate_left(1);
     assert_eq!(judge(&history), []);
@@ -413,7 +417,7 @@ fn a_refund_that_ended_after_its_end_may_have_moved_its_order_once_more() {
 /// Removes the event: it is neither written nor delivered.
 fn lose(history: &mut History, id: &str) {
     history.events.retain(|event| event.event_id != id);
-    history.deliveries.retain(|told| told.id != id);
+    history.deliveries.retain(|delivery| delivery.id != id);
 }
 
 /// Adds the event: it is written and delivered.

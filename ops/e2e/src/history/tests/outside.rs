@@ -46,12 +46,12 @@ pub(super) fn add_to(history: &mut History) {
         outside("I", "3", 20),
         outside("J", "4", 60),
     ]);
-    let told = |no: &str, yuan: &str| json!({ "refund_no": no, "refund_amount": yuan, "origin": "outside" });
+    let named_data = |no: &str, yuan: &str| json!({ "refund_no": no, "refund_amount": yuan, "origin": "outside" });
     let events = [
         event("order.paid", "G", ("G", 2), json!({ "amount": "4.00", "trade_no": "TG" })),
-        event("refund.succeeded", "G1", ("G", 3), told("RG1", "1.50")),
-        event("refund.succeeded", "G2", ("G", 5), told_of("RG2", "2.50")),
-        event("order.refunded", "G2", ("G", 5), told_of("RG2", "2.50")),
+        event("refund.succeeded", "G1", ("G", 3), named_data("RG1", "1.50")),
+        event("refund.succeeded", "G2", ("G", 5), refund_data("RG2", "2.50")),
+        event("order.refunded", "G2", ("G", 5), refund_data("RG2", "2.50")),
         event("order.paid", "H", ("H", 2), json!({ "amount": "2.00", "trade_no": "TH" })),
         event("order.closed", "I", ("I", 2), json!({})),
         event("order.closed", "J", ("J", 2), json!({})),
@@ -147,7 +147,7 @@ pub(super) const FAULTS: &[Fault] = &[
         |h| {
             of(h, "I3").origin = "service".to_owned();
         },
-        &[Invariant::ReturnedOnce, Invariant::ReturnedOutside, Invariant::ToldOnce],
+        &[Invariant::ReturnedOnce, Invariant::ReturnedOutside, Invariant::ReportedOnce],
     ),
     (
         "a refund of ours is booked as somebody's in the console",
@@ -155,25 +155,25 @@ pub(super) const FAULTS: &[Fault] = &[
             of(h, "B3").origin = "outside".to_owned();
             retell(h, "refund.succeeded:B3", "origin", "outside");
         },
-        &[Invariant::ReturnedOnce, Invariant::ReturnedOutside, Invariant::ToldOnce],
+        &[Invariant::ReturnedOnce, Invariant::ReturnedOutside, Invariant::ReportedOnce],
     ),
     (
         "a return in the console is published as ours",
         |h| retell(h, "refund.succeeded:G1", "origin", "service"),
-        &[Invariant::ToldOnce],
+        &[Invariant::ReportedOnce],
     ),
     (
         "a return in the console is not published",
         |h| lose(h, "refund.succeeded:G1"),
-        &[Invariant::ToldOnce, Invariant::Moves],
+        &[Invariant::ReportedOnce, Invariant::Moves],
     ),
     (
         "a return is published for a payment that was not",
         |h| {
-            let told = json!({ "refund_no": "RI3", "refund_amount": "0.20", "origin": "outside" });
-            add(h, event("refund.succeeded", "I3", ("I", 2), told));
+            let data = json!({ "refund_no": "RI3", "refund_amount": "0.20", "origin": "outside" });
+            add(h, event("refund.succeeded", "I3", ("I", 2), data));
         },
-        &[Invariant::ToldOnce],
+        &[Invariant::ReportedOnce],
     ),
     (
         "an order does not follow a return in the console",
@@ -192,7 +192,7 @@ pub(super) const FAULTS: &[Fault] = &[
             *order_of(h, "J") = Order { was_closed: true, ..paid };
             add(h, event("order.paid", "J", ("J", 3), json!({ "amount": "0.60", "trade_no": "TJ" })));
         },
-        &[Invariant::ToldOnce, Invariant::Moves],
+        &[Invariant::ReportedOnce, Invariant::Moves],
     ),
     (
         "more goes back in the console than was paid",

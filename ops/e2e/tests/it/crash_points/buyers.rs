@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use e2e::http::Answer;
-use e2e::shop::{self, Purchase, Wish};
+use e2e::shop::{self, Purchase, RefundRequest};
 use e2e::{Gateway, Order, World, eventually};
 use serde_json::{Value, json};
 
@@ -87,7 +87,7 @@ impl Buyer {
                 world.gateways.faults(&json!({ "scope": order.order_no, "refund": faults() })).await;
                 world.pay(order).await;
                 becomes(world, order, "paid").await;
-                want_back(world, order, &Wish::of(fen)).await;
+                want_back(world, order, &RefundRequest::of(fen)).await;
                 becomes(world, order, if fen == PRICE.1 { "refunded" } else { "partially_refunded" }).await
             }
         }
@@ -96,14 +96,14 @@ impl Buyer {
 
 /// Asks until there is an order.
 pub async fn buy(world: &World, purchase: &Purchase) -> Order {
-    let answer = answered(world, &purchase.attempt, async || world.shop.ask(purchase).await.ok()).await;
+    let answer = answered(world, &purchase.attempt, async || world.shop.request_order(purchase).await.ok()).await;
     assert_eq!(answer.status, 201, "{purchase:?}: {}", answer.text);
     shop::order(purchase, &answer)
 }
 
-async fn want_back(world: &World, order: &Order, wish: &Wish) {
-    let answer = answered(world, &wish.attempt, async || world.shop.ask_refund(order, wish).await.ok()).await;
-    assert_eq!(answer.status, 202, "{wish:?} of {order:?}: {}", answer.text);
+async fn want_back(world: &World, order: &Order, request: &RefundRequest) {
+    let answer = answered(world, &request.attempt, async || world.shop.request_refund(order, request).await.ok()).await;
+    assert_eq!(answer.status, 202, "{request:?} of {order:?}: {}", answer.text);
 }
 
 async fn give_up(world: &World, order: &Order) {
@@ -112,9 +112,9 @@ async fn give_up(world: &World, order: &Order) {
 }
 
 /// The first answer that is not "later". A request that died under its key holds it for a while: that passes.
-async fn answered(world: &World, key: &str, mut ask: impl AsyncFnMut() -> Option<Answer>) -> Answer {
+async fn answered(world: &World, key: &str, mut request: impl AsyncFnMut() -> Option<Answer>) -> Answer {
     eventually("an answer", LONG, async || {
-        let answer = ask().await?;
+        let answer = request().await?;
         if answer.retry_after.is_none() {
             return Some(answer);
         }

@@ -2,7 +2,7 @@
 //! to rest, and the witnesses agree. How to run the long form is in `ops/e2e/README.md`.
 
 mod buyers;
-mod trouble;
+mod errors;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -23,7 +23,7 @@ const PASSINGS: usize = 3;
 
 /// What leads to a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Road {
+enum Circumstance {
     /// Buyers: purchases, payments with and without a callback, closed orders, refunds.
     Usual,
     /// The broker does not accept callbacks.
@@ -37,8 +37,8 @@ enum Road {
 }
 
 /// The services that reach a point, and by which route. A new point must be added here, or nothing compiles.
-fn comers(point: Point) -> &'static [(Road, Service)] {
-    use Road::{Garbage, Held, Lost, Unbound, Usual};
+fn comers(point: Point) -> &'static [(Circumstance, Service)] {
+    use Circumstance::{Garbage, Held, Lost, Unbound, Usual};
     use Service::{CallbackWorker, CheckWorker, PaymentApi, RefundWorker, Relay};
     match point {
         Point::IntakeRead
@@ -48,8 +48,8 @@ fn comers(point: Point) -> &'static [(Road, Service)] {
         | Point::OrderPlaced
         | Point::OrderOffered
         | Point::OrderAnswered
-        | Point::CloseAsked
-        | Point::RefundAsked
+        | Point::CloseRequested
+        | Point::RefundRequested
         | Point::RefundAccepted => &[(Usual, PaymentApi)],
         Point::IntakeUnpublished | Point::IntakeStored => &[(Unbound, PaymentApi)],
         Point::PublishSent => &[(Usual, PaymentApi), (Usual, Relay)],
@@ -60,11 +60,13 @@ fn comers(point: Point) -> &'static [(Road, Service)] {
         Point::CallbackExamined | Point::CallbackMoved | Point::CallbackRecorded | Point::CallbackCommitted => {
             &[(Usual, CallbackWorker)]
         }
-        Point::CallbackKept => &[(Held, CallbackWorker)],
+        Point::CallbackStored => &[(Held, CallbackWorker)],
         Point::JobTaken => &[(Usual, CheckWorker), (Usual, RefundWorker)],
-        Point::CheckAsked | Point::CheckClosed | Point::CheckSettled | Point::CheckRecorded | Point::CheckCommitted => {
-            &[(Usual, CheckWorker)]
-        }
+        Point::CheckQueried
+        | Point::CheckClosed
+        | Point::CheckSettled
+        | Point::CheckRecorded
+        | Point::CheckCommitted => &[(Usual, CheckWorker)],
         Point::RefundMarked
         | Point::RefundAnswered
         | Point::RefundQueried
@@ -82,9 +84,9 @@ fn comers(point: Point) -> &'static [(Road, Service)] {
 }
 
 /// The deaths of a route, in the order in which their points are declared.
-fn deaths(road: Road) -> Vec<(Point, Service)> {
+fn deaths(circumstance: Circumstance) -> Vec<(Point, Service)> {
     let comers = Point::ALL.iter().flat_map(|point| comers(*point).iter().map(|comer| (*point, *comer)));
-    comers.filter(|(_, (on, _))| *on == road).map(|(point, (_, service))| (point, service)).collect()
+    comers.filter(|(_, (on, _))| *on == circumstance).map(|(point, (_, service))| (point, service)).collect()
 }
 
 /// How often each process dies at each of its points: `CRASH_ROUNDS`, or once.
@@ -106,7 +108,7 @@ fn process(world: &World, service: Service) -> &Process {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn processes_dead_at_every_point_while_buyers_buy_leave_books_that_agree() {
     let (world, over, died) = (world().await, AtomicBool::new(false), AtomicUsize::new(0));
-    let usual = deaths(Road::Usual);
+    let usual = deaths(Circumstance::Usual);
     let kill = async {
         let mortal = Service::ALL.iter().filter(|service| usual.iter().any(|(_, dies)| dies == *service));
         join_all(mortal.map(|service| die(&world, *service, &usual, &died))).await;

@@ -9,17 +9,17 @@ const MANAGEMENT_HINT: &str = "set it to http://user:password@host:15672 (severa
 /// Reads `RABBITMQ_MANAGEMENT_URL`, where it may be absent.
 pub fn management_url(env: &mut Env) -> Option<SecretString> {
     let url = env.optional_address("RABBITMQ_MANAGEMENT_URL", MANAGEMENT_HINT)?;
-    may_ask(env, &url).then_some(url)
+    may_use(env, &url).then_some(url)
 }
 
 /// The same, where it is required.
 pub(super) fn required(env: &mut Env) -> Option<SecretString> {
     let url = env.address("RABBITMQ_MANAGEMENT_URL", MANAGEMENT_HINT)?;
-    may_ask(env, &url).then_some(url)
+    may_use(env, &url).then_some(url)
 }
 
 /// Whether the addresses can be read, and none of them sends an administrator's password in clear to another machine.
-fn may_ask(env: &mut Env, url: &SecretString) -> bool {
+fn may_use(env: &mut Env, url: &SecretString) -> bool {
     match nodes(url) {
         Err(wrong) => {
             env.fault("RABBITMQ_MANAGEMENT_URL", wrong, MANAGEMENT_HINT);

@@ -113,11 +113,11 @@ fn notify_verify() {
         same("merchant", notification.merchant == Merchant::Ours, ours)?;
         same("order_no", notification.order_no.as_str(), text(&case["decoded"], "out_trade_no"))?;
         same("notice_id", notification.notice_id.as_str(), text(&case["decoded"], "notify_id"))?;
-        told(&notification.fact, &case["decoded"])
+        same_fact(&notification.fact, &case["decoded"])
     });
 }
 
-fn told(fact: &Fact, fields: &Value) -> Outcome {
+fn same_fact(fact: &Fact, fields: &Value) -> Outcome {
     let status = text(fields, "trade_status");
     let returned = fields["refund_fee"].as_str().is_some_and(|fee| Money::from_yuan(fee).is_ok_and(Money::is_positive));
     match fact {

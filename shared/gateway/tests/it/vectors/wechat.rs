@@ -113,11 +113,11 @@ fn notify() {
     let gateway = gateways.get(PaymentMethod::Wechat, &name).expect("the account");
     let apiv3_key = ApiV3Key::new(file.text("apiv3_key")).expect("the APIv3 key");
     file.each("cases", |case| {
-        let kept = |(name, _): &(String, String)| callback_headers(PaymentMethod::Wechat).contains(&name.as_str());
+        let stored = |(name, _): &(String, String)| callback_headers(PaymentMethod::Wechat).contains(&name.as_str());
         let callback = Callback {
             method: PaymentMethod::Wechat,
             account: name.clone(),
-            headers: headers(case).into_iter().filter(kept).collect(),
+            headers: headers(case).into_iter().filter(stored).collect(),
             body: Bytes::copy_from_slice(text(case, "body").as_bytes()),
             received_at: now(&file),
             job_id: None,

@@ -1,4 +1,4 @@
-//! Our refunds: requesting them (`ask`), and settling what the gateway reports about them. Facts from callbacks and from
+//! Our refunds: requesting them (`request`), and settling what the gateway reports about them. Facts from callbacks and from
 //! queries both arrive here.
 //!
 //! Everything runs under the lock of the order's row, so the order's other refunds cannot change while one of them
@@ -22,12 +22,12 @@ use crate::tables::refunds::{Move, Refund};
 use crate::tables::{events as outbox, jobs, orders, refunds};
 
 mod amount;
-pub(super) mod ask;
 pub(super) mod follow;
+pub(super) mod request;
 mod tell;
 
 pub use amount::accept_amount;
-pub use ask::{RefundRefusal, Wish, ask};
+pub use request::{RefundRefusal, RequestedRefund, request};
 
 use follow::{follow, follow_extra};
 use tell::{ended, failure, no_move, tell};
@@ -75,8 +75,8 @@ pub async fn settle(
         && amount != refund.amount
     {
         let (amount, requested) = (amount.to_string(), refund.amount.to_string());
-        let told = json!({ "refund_no": refund.refund_no, "amount": amount, "requested_amount": requested });
-        open(tx, &case_of(clock, CaseKind::AmountMismatch, &refund, told), now).await?;
+        let evidence = json!({ "refund_no": refund.refund_no, "amount": amount, "requested_amount": requested });
+        open(tx, &case_of(clock, CaseKind::AmountMismatch, &refund, evidence), now).await?;
         return Ok(RefundVerdict::AmountMismatch);
     }
     let event = match report.state {
@@ -148,17 +148,17 @@ fn step(refund: &Refund, (from, to): (RefundStatus, RefundStatus), report: &Refu
 /// [`DbError`]; the caller rolls back.
 pub(super) async fn notice(
     tx: &mut PgConnection,
-    told: &Notification,
+    notification: &Notification,
     order: &Order,
     policies: &Policies,
     clock: &Clock,
 ) -> Result<Option<RefundVerdict>, DbError> {
-    let Fact::Refund { trade, refund_no, report } = &told.fact else { return Ok(None) };
+    let Fact::Refund { trade, refund_no, report } = &notification.fact else { return Ok(None) };
     // Compare the account of the payment, not of the order: people may return a payment that arrived at another
     // account.
     let paid_there = |refund: &Refund| {
         let account = refund.account.as_ref().unwrap_or(&order.account);
-        (refund.payment_method, account) == (told.method, &told.account)
+        (refund.payment_method, account) == (notification.method, &notification.account)
     };
     let found = refunds::by_refund_no(&mut *tx, refund_no).await?;
     let found =

@@ -26,11 +26,11 @@ pub(super) async fn tell(
     clock: &Clock,
 ) -> Result<(), DbError> {
     let now = clock.now();
-    let mut told: Vec<Event> = Vec::new();
+    let mut new_events: Vec<Event> = Vec::new();
     let why = failure(refund, report.state);
     match report.state {
         RefundState::Succeeded => {
-            told.push(events::refund_succeeded(order, refund, report.at.unwrap_or(now)));
+            new_events.push(events::refund_succeeded(order, refund, report.at.unwrap_or(now)));
             cases::end_of_refund(tx, refund, "the refund has succeeded", now).await?;
             if from == RefundStatus::Failed {
                 let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "found": "returned" });
@@ -38,7 +38,7 @@ pub(super) async fn tell(
             }
         }
         RefundState::Absent | RefundState::Closed => {
-            told.push(events::refund_failed(order, refund, why.as_deref().unwrap_or_default()));
+            new_events.push(events::refund_failed(order, refund, why.as_deref().unwrap_or_default()));
             // A payment that was not owed must still be returned. Its case may have been resolved when this refund was
             // requested.
             if report.state == RefundState::Closed || order.trade_no.as_ref() != Some(&refund.trade_no) {
@@ -54,7 +54,7 @@ pub(super) async fn tell(
         }
         RefundState::Processing => {}
     }
-    outbox::append(tx, &told, now).await?;
+    outbox::append(tx, &new_events, now).await?;
     match report.state {
         // The schedule queries it until it is final: an undeliverable one daily.
         RefundState::Abnormal | RefundState::Processing => Ok(()),

@@ -115,7 +115,7 @@ pub struct Taken {
 
 impl Taken {
     /// The same job with other requests in its payload.
-    pub fn asking(&self, payload: Value) -> Taken {
+    pub fn requesting(&self, payload: Value) -> Taken {
         Taken { payload, ..self.clone() }
     }
 

@@ -42,7 +42,7 @@ async fn a_copy_comes_from_memory_then_redis_then_the_database(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn what_is_kept_names_neither_payer_nor_parameters(db: PgPool) {
+async fn what_is_stored_names_neither_payer_nor_parameters(db: PgPool) {
     let world = World::new(db);
     let redis = world.redis().await;
     let cache = Cache::new(Some(redis.clone()));
@@ -50,17 +50,17 @@ async fn what_is_kept_names_neither_payer_nor_parameters(db: PgPool) {
     version(&cache, &world, id).await;
     let key = redis.key(&format!("payment_order:{id}"));
     let read = Script::new("return {redis.call('HGET', KEYS[1], 'data'), redis.call('PTTL', KEYS[1])}");
-    let (data, keeps): (String, i64) = redis.run(&read, &[key], &[]).await.unwrap();
+    let (data, lives): (String, i64) = redis.run(&read, &[key], &[]).await.unwrap();
     assert!(data.contains(&id.to_string()) && data.contains("u1"), "{data}");
     for secret in ["the-payer", "openid", "prepay", "198.51.100.7"] {
         assert!(!data.contains(secret), "{data}");
     }
-    assert!((3_500_000..=3_600_000).contains(&keeps), "{keeps}");
+    assert!((3_500_000..=3_600_000).contains(&lives), "{lives}");
 }
 
 /// A change never reaches Redis: its old copy is ignored all the same.
 #[sqlx::test(migrator = "store::MIGRATOR")]
-async fn a_change_that_nobody_passed_on_is_seen_within_a_second(db: PgPool) {
+async fn a_change_that_was_not_passed_on_is_seen_within_a_second(db: PgPool) {
     let world = World::new(db);
     let caches = [Cache::new(Some(world.redis().await)), Cache::new(Some(world.redis().await)), Cache::default()];
     let id = world.order().await;
@@ -87,7 +87,7 @@ async fn a_change_that_is_passed_on_is_seen_at_once_where_memory_is_empty(db: Pg
 }
 
 /// What Redis holds of an order.
-async fn kept(redis: &Redis, id: OrderId) -> Option<i64> {
+async fn stored(redis: &Redis, id: OrderId) -> Option<i64> {
     let known = Script::new("return redis.call('HGET', KEYS[1], 'version')");
     redis.run(&known, &[redis.key(&format!("payment_order:{id}"))], &[]).await.unwrap()
 }
@@ -107,13 +107,13 @@ async fn an_older_version_takes_no_newer_ones_place(db: PgPool) {
     assert_eq!(version(&cache, &world, id).await, 2);
     let other = Cache::new(Some(redis.clone()));
     other.orders.renew(&behind, Changed::Ids(vec![id])).await;
-    assert_eq!(kept(&redis, id).await, Some(2), "in Redis");
+    assert_eq!(stored(&redis, id).await, Some(2), "in Redis");
     cache.orders.renew(&behind, Changed::Ids(vec![id])).await;
     assert_eq!(version(&cache, &world, id).await, 2, "in memory");
     // The control: that is how an older version would get there.
     world.wipe(&redis).await;
     other.orders.renew(&behind, Changed::Ids(vec![id])).await;
-    assert_eq!(kept(&redis, id).await, Some(1));
+    assert_eq!(stored(&redis, id).await, Some(1));
 }
 
 /// A write that hangs on its way arrives after a wipe, when there is nothing left to compare it with.
@@ -145,9 +145,9 @@ async fn a_copy_that_arrives_late_is_not_shown(db: PgPool) {
     a_second().await;
     world.wipe(&redis).await;
     between.hold(false);
-    eventually("version 1 has arrived", async || kept(&redis, id).await == Some(1)).await;
+    eventually("version 1 has arrived", async || stored(&redis, id).await == Some(1)).await;
     assert_eq!(version(&Cache::new(Some(redis.clone())), &world, id).await, 2);
-    assert_eq!(kept(&redis, id).await, Some(2));
+    assert_eq!(stored(&redis, id).await, Some(2));
 }
 
 /// As a page that shows `paid` from the stream, and then asks for the order.

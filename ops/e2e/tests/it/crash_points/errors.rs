@@ -8,17 +8,17 @@ use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions};
 use lapin::types::FieldTable;
 
-use super::{LONG, Road, buyers, come_to_rest, deaths, process, rounds, world};
+use super::{Circumstance, LONG, buyers, come_to_rest, deaths, process, rounds, world};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn processes_dead_in_the_middle_of_trouble_leave_books_that_agree() {
+async fn processes_dead_in_the_middle_of_errors_leave_books_that_agree() {
     let world = world().await;
     let mut garbage = 0;
     for round in 0..rounds() {
         let gateway = if round % 2 == 0 { Gateway::Alipay } else { Gateway::Wechat };
         the_broker_does_not_take_callbacks(&world, gateway).await;
         the_broker_seems_wiped(&world).await;
-        somebody_holds_the_row(&world, gateway).await;
+        another_holds_the_row(&world, gateway).await;
         garbage += messages_that_are_none(&world, gateway).await;
         come_to_rest(&world).await;
     }
@@ -35,10 +35,10 @@ async fn processes_dead_in_the_middle_of_trouble_leave_books_that_agree() {
 async fn the_broker_does_not_take_callbacks(world: &World, gateway: Gateway) {
     let admin = world.broker().admin().await;
     let channel = admin.create_channel().await.expect("a channel");
-    the_road_is_whole(&admin).await;
+    the_topology_is_whole(&admin).await;
     let (queue, exchange) = (topology::CALLBACKS.into(), topology::PAYMENT_IN.into());
     channel.queue_unbind(queue, exchange, topology::CALLBACKS.into(), FieldTable::default()).await.expect("unbound");
-    for (point, service) in deaths(Road::Unbound) {
+    for (point, service) in deaths(Circumstance::Unbound) {
         let order = purchase(world, gateway).await;
         let process = process(world, service);
         process.kill();
@@ -58,7 +58,7 @@ async fn the_broker_does_not_take_callbacks(world: &World, gateway: Gateway) {
 async fn the_broker_seems_wiped(world: &World) {
     let admin = world.broker().admin().await;
     let channel = admin.create_channel().await.expect("a channel");
-    for (point, service) in deaths(Road::Lost) {
+    for (point, service) in deaths(Circumstance::Lost) {
         let process = process(world, service);
         process.kill();
         channel.exchange_delete(topology::MARKER.into(), ExchangeDeleteOptions::default()).await.expect("deleted");
@@ -66,13 +66,13 @@ async fn the_broker_seems_wiped(world: &World) {
         process.dies_at(point, LONG).await;
         // The relay has not yet declared the marker, which shows that the topology is complete.
         process.start().await;
-        the_road_is_whole(&admin).await;
+        the_topology_is_whole(&admin).await;
     }
     broker::close(&admin).await;
 }
 
 /// Waits until the relay has declared the marker; until then it may still be repairing the topology.
-async fn the_road_is_whole(admin: &broker::Connection) {
+async fn the_topology_is_whole(admin: &broker::Connection) {
     eventually("the road counts as whole", LONG, async || {
         topology::marker_exists(admin).await.expect("the broker answers").then_some(())
     })
@@ -80,8 +80,8 @@ async fn the_road_is_whole(admin: &broker::Connection) {
 }
 
 /// A delayed callback becomes a job, and the job is published again.
-async fn somebody_holds_the_row(world: &World, gateway: Gateway) {
-    for (point, service) in deaths(Road::Held) {
+async fn another_holds_the_row(world: &World, gateway: Gateway) {
+    for (point, service) in deaths(Circumstance::Held) {
         let order = purchase(world, gateway).await;
         let process = process(world, service);
         let held = world.hold(&[&order]).await;
@@ -99,7 +99,7 @@ async fn messages_that_are_none(world: &World, gateway: Gateway) -> usize {
     let admin = world.broker().admin().await;
     let channel = admin.create_channel().await.expect("a channel");
     let mut sent = 0;
-    for (point, service) in deaths(Road::Garbage) {
+    for (point, service) in deaths(Circumstance::Garbage) {
         let order = purchase(world, gateway).await;
         let process = process(world, service);
         process.kill();

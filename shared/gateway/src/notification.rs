@@ -9,7 +9,7 @@ use crate::verified::Verified;
 impl Verified<Trade> {
     /// Turns the answer to an order query into the notification that a callback would have brought. The proof carries
     /// over: the gateway signed the answer, and this account queried its own order by number.
-    pub fn told_of(&self, gateway: &dyn Gateway, order_no: &OrderNo, notice_id: String) -> Verified<Notification> {
+    pub fn notification(&self, gateway: &dyn Gateway, order_no: &OrderNo, notice_id: String) -> Verified<Notification> {
         Verified::new(Notification {
             method: gateway.method(),
             account: gateway.account().clone(),

@@ -14,14 +14,14 @@ use crate::transport::route::Route;
 use crate::{alipay, wechat};
 
 #[derive(Default)]
-pub(super) struct Kept {
+pub(super) struct Held {
     clients: Clients,
     breakers: HashMap<(PaymentMethod, String), Arc<Breaker>>,
     alipay: HashMap<String, Arc<alipay::Fetched>>,
     wechat: HashMap<String, Arc<wechat::Fetched>>,
 }
 
-impl Kept {
+impl Held {
     /// The route to a gateway through these addresses, the preferred one first. Accounts share the breaker of a host.
     pub(super) fn route(&mut self, method: PaymentMethod, urls: &[Url], section: &Section<'_>) -> Option<Route> {
         let client = self.clients.of(urls.first()?, section)?;

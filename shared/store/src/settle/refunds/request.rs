@@ -14,7 +14,7 @@ use crate::tables::{cases, orders, refunds, transactions};
 
 /// A request for a refund.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub struct RequestedRefund {
     /// A new id.
     pub id: RefundId,
     /// The order to refund.
@@ -58,10 +58,14 @@ pub enum RefundRefusal {
 ///
 /// # Errors
 /// [`NotDone`], with the reason if the order does not allow it.
-pub async fn ask(tx: &mut PgConnection, wish: &Wish, now: OffsetDateTime) -> Result<Refund, NotDone<RefundRefusal>> {
+pub async fn request(
+    tx: &mut PgConnection,
+    request: &RequestedRefund,
+    now: OffsetDateTime,
+) -> Result<Refund, NotDone<RefundRefusal>> {
     let refused = |refusal| Err(NotDone::Refused(refusal));
-    let Some(order) = orders::lock_one(tx, wish.order_id).await? else { return refused(RefundRefusal::NoOrder) };
-    let trade_no = match (&wish.extra_trade, &order.trade_no) {
+    let Some(order) = orders::lock_one(tx, request.order_id).await? else { return refused(RefundRefusal::NoOrder) };
+    let trade_no = match (&request.extra_trade, &order.trade_no) {
         (Some(trade_no), _) => trade_no,
         (None, Some(trade_no)) if order.status.was_paid() => trade_no,
         (None, _) => return refused(RefundRefusal::NotPaid),
@@ -73,23 +77,23 @@ pub async fn ask(tx: &mut PgConnection, wish: &Wish, now: OffsetDateTime) -> Res
         return refused(RefundRefusal::NotRefundable("a person must first check a refund that is not ours"));
     }
     let left = allowed(&all, &payment, now).map_err(NotDone::Refused)?;
-    let amount = wish.amount.unwrap_or(left);
+    let amount = request.amount.unwrap_or(left);
     if amount > left {
         return refused(RefundRefusal::TooMuch(left));
     }
     let new = NewRefund {
-        id: wish.id,
+        id: request.id,
         order_id: order.id,
         transaction_id: payment.id,
-        refund_no: wish.refund_no.clone(),
+        refund_no: request.refund_no.clone(),
         amount,
-        reason: wish.reason.clone(),
-        requested_by: wish.requested_by.clone(),
+        reason: request.reason.clone(),
+        requested_by: request.requested_by.clone(),
     };
     refunds::create(tx, &new, now).await?;
     follow(tx, &order, now).await?;
     follow_extra(tx, &order, trade_no, now).await?;
-    Ok(refunds::get(&mut *tx, wish.id).await?.ok_or(DbError::Moved)?)
+    Ok(refunds::get(&mut *tx, request.id).await?.ok_or(DbError::Moved)?)
 }
 
 /// How much of a payment can still be refunded.
