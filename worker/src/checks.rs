@@ -10,6 +10,7 @@ use domain::{CaseId, CaseKind, Fact, Notification, OrderId, OrderStatus, Verdict
 use gateway::{CloseOutcome, Gateway, GatewayError, Gateways, TradeAnswer, Verified};
 use runtime::clock::Clock;
 use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
 use runtime::service::Service;
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
@@ -118,7 +119,7 @@ impl Job for CheckWorker {
         let (order_no, state) = (&order.order_no, &answered.answer.state);
         info!(%order_no, order_id = %order.id, state, %verdict, "Check of order {order_no}: {verdict}");
         if let Err(error) = outbox::nudge(&self.db).await {
-            warn!(%error, "The relay was not nudged; it will poll");
+            warn!(error = chain(&error), "The relay was not nudged; it will poll");
         }
     }
 
@@ -222,9 +223,9 @@ impl CheckWorker {
             error,
             GatewayError::Protocol(_) | GatewayError::Refused { .. } | GatewayError::Misconfigured { .. }
         ) {
-            error!(%order_no, order_id = %order.id, %error, "Order {order_no} cannot be checked");
+            error!(%order_no, order_id = %order.id, error = chain(&error), "Order {order_no} cannot be checked");
         } else {
-            warn!(%order_no, order_id = %order.id, %error, "Order {order_no} will be checked again later");
+            warn!(%order_no, order_id = %order.id, error = chain(&error), "Order {order_no} will be checked again later");
         }
         count(order, "trouble");
         let wait = pause(&self.clock, &UNANSWERED, job.attempts);

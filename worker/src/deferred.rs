@@ -7,6 +7,7 @@
 use domain::message::callback::Callback;
 use domain::message::schedule::AFTER_PANICS;
 use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
 use runtime::panics::{Panicked, caught};
 use sqlx::PgPool;
 use store::DbError;
@@ -34,11 +35,11 @@ pub(crate) async fn defer(db: &PgPool, those: &[(&Callback, &Panicked)]) -> Resu
     for one in those.chunks(1) {
         acks.extend(match caught(store(db, one)).await {
             Ok(Err(error)) if error.blames_the_rows() => {
-                error!(%error, "The database refuses a callback permanently");
+                error!(error = chain(&error), "The database refuses a callback permanently");
                 vec![Ack::Dead]
             }
             Ok(Err(error @ DbError::Again(_))) if one[0].0.job_id.is_some() => {
-                warn!(%error, "A job was not postponed; it comes again when its lease ends");
+                warn!(error = chain(&error), "A job was not postponed; it comes again when its lease ends");
                 vec![Ack::Done]
             }
             Ok(stored) => stored?,

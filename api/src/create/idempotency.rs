@@ -17,6 +17,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use domain::{OrderId, UserId};
 use runtime::clock::Clock;
+use runtime::error_chain::chain;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlx::PgPool;
@@ -215,7 +216,7 @@ impl Drop for Hold {
         let (db, user, key, until) = (self.db.clone(), self.user.clone(), self.key.clone(), self.until);
         tokio::spawn(async move {
             if let Err(error) = in_time(idempotency_keys::release(&db, &user, key.as_str(), until)).await {
-                warn!(%error, "An Idempotency-Key stays held until its hold expires");
+                warn!(error = chain(&error), "An Idempotency-Key stays held until its hold expires");
             }
         });
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use moka::sync::Cache;
 use runtime::clock::Clock;
+use runtime::error_chain::chain;
 use sqlx::PgPool;
 use store::DbError;
 use store::connect::in_time;
@@ -47,7 +48,7 @@ impl RefusedAccounts {
                     Ok::<_, DbError>(tx.commit().await?)
                 };
                 if let Err(error) = in_time(work).await {
-                    warn!(%error, %account, "No case was opened for an account that its gateway refuses");
+                    warn!(error = chain(&error), %account, "No case was opened for an account that its gateway refuses");
                 }
             });
         }

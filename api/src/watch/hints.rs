@@ -4,6 +4,7 @@
 //! gateway. This process only avoids database statements that cannot have an effect: it remembers for a minute when
 //! each order was last read. A hint never delays the answer of its request. A hint that finds no free turn is dropped.
 
+use runtime::error_chain::chain;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,7 +75,7 @@ impl Hints {
         tokio::spawn(async move {
             // A lost hint is harmless: the next one has the same effect.
             if let Err(error) = send(&db, &[order], kind).await {
-                warn!(%error, order_id = %order, "A check was not brought forward");
+                warn!(error = chain(&error), order_id = %order, "A check was not brought forward");
             }
             drop(turn);
         });

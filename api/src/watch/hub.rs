@@ -143,7 +143,7 @@ impl Hub {
                     away = !away;
                     match &polled {
                         Ok(()) => info!("Order streams can read the database again"),
-                        Err(error) => warn!(%error, "Order streams wait for the database"),
+                        Err(error) => warn!(error = chain(&error), "Order streams wait for the database"),
                     }
                 }
                 sleep(if away { EVERY_WHILE_AWAY } else { EVERY }).await;
@@ -200,7 +200,7 @@ impl Hub {
             self.watched().iter().filter(|(_, watched)| is_due(watched)).map(|(id, _)| *id).collect();
         for chunk in due.chunks(CHUNK) {
             let hinted = hints::send(db, chunk, Hint::Watched).await.unwrap_or_else(|error| {
-                warn!(%error, "The checks of watched orders were not brought forward");
+                warn!(error = chain(&error), "The checks of watched orders were not brought forward");
                 Vec::new()
             });
             let mut watched = self.watched();

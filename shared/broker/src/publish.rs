@@ -4,6 +4,7 @@
 //! messages as a group and answer when the whole group is confirmed (`group.rs`). While there is no session, or the
 //! broker blocks it, callers get an error at once, so that they can store the message elsewhere.
 
+use runtime::error_chain::chain;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -180,7 +181,7 @@ impl Publisher {
             let life = stop.child_token();
             let session = |connection, life| work.clone().session(connection, life);
             if let Err(error) = supervise_watched(name, &uri, life, on_blocked, session).await {
-                tracing::error!(connection = name, %error, "The publisher {name} cannot run");
+                tracing::error!(connection = name, error = chain(&error), "The publisher {name} cannot run");
             }
             work.state.send_replace(PublisherState::NoSession);
         });

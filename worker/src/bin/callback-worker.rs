@@ -9,6 +9,7 @@ use clap::Parser;
 use gateway::Gateways;
 use runtime::clock::Clock;
 use runtime::env::Env;
+use runtime::error_chain::chain;
 use runtime::service::Service;
 use tikv_jemallocator::Jemalloc;
 use tracing::error;
@@ -85,6 +86,6 @@ async fn work(process: Process, config: Config) {
         .await
     });
     if let Err(error) = supervised.await {
-        error!(%error, "The worker cannot consume");
+        error!(error = chain(&error), "The worker cannot consume");
     }
 }

@@ -6,6 +6,7 @@ use broker::Publisher;
 use clap::Parser;
 use runtime::clock::Clock;
 use runtime::env::Env;
+use runtime::error_chain::chain;
 use runtime::service::Service;
 use tikv_jemallocator::Jemalloc;
 use tokio_util::sync::CancellationToken;
@@ -50,7 +51,7 @@ async fn work(process: Process, settings: Settings) {
     let done = CancellationToken::new();
     let publisher = match Publisher::start(&process.amqp_url, "relay-publisher", PUBLISHING, done.clone()) {
         Ok(publisher) => publisher,
-        Err(error) => return error!(%error, "The relay cannot publish"),
+        Err(error) => return error!(error = chain(&error), "The relay cannot publish"),
     };
     let relay = Relay {
         db: process.db,

@@ -2,6 +2,7 @@
 
 use domain::message::callback::Callback;
 use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
 use sqlx::PgConnection;
 use store::DbError;
 use store::retry::retry;
@@ -30,7 +31,11 @@ impl CallbackWorker {
         retry(|| self.store_all(&fresh, reason, wait)).await?;
         match retry(|| self.store_all(&rows, reason, wait)).await {
             Err(DbError::Again(error)) => {
-                warn!(%error, jobs = rows.len(), "Jobs were not postponed; they come again when their lease ends");
+                warn!(
+                    error = chain(&error),
+                    jobs = rows.len(),
+                    "Jobs were not postponed; they come again when their lease ends"
+                );
                 // A job number whose row does not exist counts for nothing: such a callback is stored as a new job.
                 let mut lost = Vec::new();
                 for item in rows {

@@ -2,6 +2,7 @@
 
 use domain::Verdict;
 use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
 use runtime::panics::caught_now;
 use store::cache::Changed;
 use store::tables::events as outbox;
@@ -35,7 +36,7 @@ impl CallbackWorker {
         }
         // With a time limit: a database whose machine vanishes now must not block the lane permanently.
         if news && let Err(error) = store::connect::in_time(outbox::nudge(&self.db)).await {
-            warn!(%error, "The relay was not nudged; it will poll");
+            warn!(error = chain(&error), "The relay was not nudged; it will poll");
         }
     }
 }

@@ -27,7 +27,7 @@ pub async fn database_answers(db: &PgPool, stop: &CancellationToken) {
     let mut wait = SHORTEST_WAIT;
     while let Err(error) = store::connect::in_time(store::connect::ping(db)).await {
         if wait == SHORTEST_WAIT {
-            warn!(%error, "The database does not answer; nothing is consumed until it does");
+            warn!(error = chain(&error), "The database does not answer; nothing is consumed until it does");
         }
         tokio::select! { () = sleep(wait) => {}, () = stop.cancelled() => return }
         wait = (wait * 2).min(LONGEST_WAIT);

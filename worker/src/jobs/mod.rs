@@ -49,7 +49,7 @@ pub async fn consume<J: Job>(job: J, queue: &'static str, amqp_url: &SecretStrin
         .await
     });
     if let Err(error) = supervised.await {
-        error!(%error, "The worker cannot consume");
+        error!(error = chain(&error), "The worker cannot consume");
     }
 }
 
@@ -70,7 +70,7 @@ pub async fn run_batch<J: Job>(
             Ack::Done
         }
         Err(error) => {
-            error!(%error, "A message in a job queue cannot be read as a job");
+            error!(error = chain(&error), "A message in a job queue cannot be read as a job");
             Ack::Dead
         }
     });
@@ -86,7 +86,11 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
         Ok(Some(taken)) => taken,
         Ok(None) => return, // A repeat, a finished job, or a forged message.
         Err(error) => {
-            return warn!(%error, job_id = message.id, "A job cannot be claimed now; it will be published again");
+            return warn!(
+                error = chain(&error),
+                job_id = message.id,
+                "A job cannot be claimed now; it will be published again"
+            );
         }
     };
     crash::at(Point::JobTaken);
@@ -107,7 +111,11 @@ async fn run_one<J: Job>(job: &J, message: JobMessage) {
         false => End::Retry(pause(job.clock(), &RETRY, taken.attempts), reason),
     };
     if let Err(error) = retry(|| give_back(job, &taken, &end)).await {
-        warn!(%error, job_id = taken.id, "A job was not given back; it will be published again when its lease ends");
+        warn!(
+            error = chain(&error),
+            job_id = taken.id,
+            "A job was not given back; it will be published again when its lease ends"
+        );
     }
 }
 

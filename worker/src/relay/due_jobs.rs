@@ -74,7 +74,7 @@ async fn publish(
     let refused: Vec<(i64, i64)> =
         leases.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_err()).map(|(lease, _)| *lease).collect();
     if let Some(error) = outcomes.iter().find_map(|outcome| outcome.as_ref().err()) {
-        warn!(%error, jobs = refused.len(), "Jobs stay in the database for now");
+        warn!(error = chain(&error), jobs = refused.len(), "Jobs stay in the database for now");
         jobs::release(connection, &refused, time::Duration::seconds(1)).await?;
     }
     Ok(leases.len() - refused.len())
@@ -105,7 +105,7 @@ async fn give_up(
     job: &Due,
     error: &serde_json::Error,
 ) -> Result<(), DbError> {
-    error!(job_id = job.id, %error, "Job {} cannot be read; it becomes a case", job.id);
+    error!(job_id = job.id, error = chain(&error), "Job {} cannot be read; it becomes a case", job.id);
     let case = NewCase {
         id: CaseId::from_u128(relay.clock.fresh_bits()),
         kind: CaseKind::DeadLetter,

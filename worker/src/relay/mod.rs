@@ -107,7 +107,7 @@ impl Relay {
         let linking = Box::pin(audit::link(self, &leading));
         let (published, looked_after, (), (), ()) = tokio::join!(publishing, look_after, counting, removing, linking);
         if let Err(error) = looked_after {
-            warn!(%error, "The broker's topology is no longer looked after");
+            warn!(error = chain(&error), "The broker's topology is no longer looked after");
         }
         published
     }

@@ -7,6 +7,7 @@ use broker::topology::{self, Needs};
 use broker::{BrokerError, Connection};
 use domain::message::job::JobKind;
 use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
 use store::DbError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -85,7 +86,10 @@ impl Upkeep<'_> {
         let whole = match topology::check(broker, &Needs::everything()).await {
             Ok(()) => true,
             Err(error @ BrokerError::Topology(_)) => {
-                warn!(%error, "The topology is not complete; the relay declares what is missing, but policies need `paymentctl broker-setup`");
+                warn!(
+                    error = chain(&error),
+                    "The topology is not complete; the relay declares what is missing, but policies need `paymentctl broker-setup`"
+                );
                 false
             }
             Err(error) => return Err(error.into()),

@@ -9,6 +9,7 @@ use domain::message::schedule::CHECKS;
 use domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
 use gateway::{Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest};
 use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
 use serde::Deserialize as _;
 use serde_json::Value;
 use store::DbError;
@@ -204,7 +205,7 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
         .increment(1);
     match (last, error) {
         (Some(payment), error) => {
-            info!(%error, order_id = %order.id, "The gateway gave no fresh credential; the last one is returned again");
+            info!(error = chain(&error), order_id = %order.id, "The gateway gave no fresh credential; the last one is returned again");
             shown(app, order, payment)
         }
         (None, error @ GatewayError::Refused { .. }) => Err(ApiError::CredentialRefused(error)),

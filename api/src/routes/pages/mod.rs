@@ -8,6 +8,7 @@
 mod render;
 mod words;
 
+use runtime::error_chain::chain;
 use std::sync::Arc;
 
 use axum::Router;
@@ -109,7 +110,7 @@ async fn by_return(app: &App, query: &str) -> Result<Option<Order>, ApiError> {
         Ok(signed) if signed.get() == order.order_no.as_str() => Ok(Some(order)),
         Ok(_) => Ok(None),
         Err(error) => {
-            debug!(%error, "A return to a page has no valid proof");
+            debug!(error = chain(&error), "A return to a page has no valid proof");
             Ok(None)
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use domain::{AccountName, PaymentMethod};
 use runtime::clock::Clock;
+use runtime::error_chain::chain;
 use runtime::panics::{caught, caught_now};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
@@ -109,9 +110,9 @@ async fn refresh_keys(gateway: &dyn Gateway, failures: u32, now: OffsetDateTime)
 fn say(gateway: &dyn Gateway, failures: u32, error: &GatewayError, now: OffsetDateTime) {
     let (gateway_name, account) = name(gateway);
     if can_verify(gateway, now) {
-        warn!(gateway = %gateway_name, %account, failures, %error, "The keys of {gateway_name}/{account} were not refreshed: the known keys stay in use");
+        warn!(gateway = %gateway_name, %account, failures, error = chain(&error), "The keys of {gateway_name}/{account} were not refreshed: the known keys stay in use");
     } else {
-        error!(gateway = %gateway_name, %account, failures, %error, "{gateway_name}/{account} has no key to verify with, and none was fetched: callbacks are deferred");
+        error!(gateway = %gateway_name, %account, failures, error = chain(&error), "{gateway_name}/{account} has no key to verify with, and none was fetched: callbacks are deferred");
     }
 }
 

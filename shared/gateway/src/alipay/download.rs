@@ -5,6 +5,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use runtime::error_chain::chain;
 use serde::Deserialize;
 use serde_json::json;
 use time::OffsetDateTime;
@@ -62,7 +63,7 @@ impl Alipay {
         let fetch = async {
             if let Err(error) = self.refresh(now).await {
                 let account = self.account();
-                warn!(%account, serial = sn, %error, "The certificate that a message for alipay/{account} names could not be fetched");
+                warn!(%account, serial = sn, error = chain(&error), "The certificate that a message for alipay/{account} names could not be fetched");
             }
         };
         self.fetched.gate.look(now, || self.issued(sn, now).is_some(), fetch).await

@@ -1,5 +1,6 @@
 //! Calls to a gateway: one pooled client, limits on time and size, and the meaning of transport errors.
 
+use runtime::error_chain::chain;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -147,8 +148,12 @@ pub(crate) async fn measured<T>(
     let duration_ms = elapsed.as_millis();
     match &result {
         Ok(_) => debug!(%gateway, call, duration_ms, "Called {gateway} {call}"),
-        Err(error) if breaker::stopped(error) => debug!(%gateway, call, %error, "{gateway} {call} was not tried"),
-        Err(error) => warn!(%gateway, call, duration_ms, outcome, %error, "Call of {gateway} {call} failed"),
+        Err(error) if breaker::stopped(error) => {
+            debug!(%gateway, call, error = chain(&error), "{gateway} {call} was not tried")
+        }
+        Err(error) => {
+            warn!(%gateway, call, duration_ms, outcome, error = chain(&error), "Call of {gateway} {call} failed")
+        }
     }
     result
 }

@@ -3,6 +3,7 @@
 //! The second host gets a call only if nothing of it reached the first: there was no connection, or the breaker stopped
 //! the call. So any call may be sent to the second host, with the same numbers.
 
+use runtime::error_chain::chain;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,7 +62,7 @@ impl Route {
 
     fn turn_to(&self, at: usize, error: &GatewayError) {
         let host = self.hosts[at].0.host_str().unwrap_or_default();
-        warn!(host, %error, "The other host cannot be reached: calls go to {host} first for a while");
+        warn!(host, error = chain(&error), "The other host cannot be reached: calls go to {host} first for a while");
         metrics::counter!("gateway_detours_total", "host" => host.to_owned()).increment(1);
         *self.detour.lock().unwrap_or_else(PoisonError::into_inner) = Some((at, Instant::now() + DETOUR));
     }

@@ -1,5 +1,6 @@
 //! `payment_config`: what buyers can choose at present. Every order creation reads it.
 
+use runtime::error_chain::chain;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,7 +72,10 @@ impl Config {
     pub async fn renew(&self, db: &PgPool) {
         let load = async { Ok(vec![payment_config::all(db).await?]) };
         if let Err(error) = self.copies.renew(load).await {
-            warn!(%error, "The copy of the configuration was not renewed; it is read again within a second");
+            warn!(
+                error = chain(&error),
+                "The copy of the configuration was not renewed; it is read again within a second"
+            );
         }
     }
 }

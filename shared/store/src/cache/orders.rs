@@ -1,5 +1,6 @@
 //! `payment_order:{id}`: orders as their owners see them.
 
+use runtime::error_chain::chain;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,7 +136,7 @@ impl Orders {
     pub async fn renew(&self, db: &PgPool, changed: Changed) {
         let load = async { Ok(changed.read(db).await?.into_iter().inspect(|order| self.learn(order)).collect()) };
         if let Err(error) = self.copies.renew(load).await {
-            warn!(%error, "Copies of orders were not renewed; they are read again within a second");
+            warn!(error = chain(&error), "Copies of orders were not renewed; they are read again within a second");
         }
     }
 
@@ -151,7 +152,10 @@ impl Orders {
             Ok(newest.inspect(|order| self.learn(order)).collect())
         };
         if let Err(error) = self.copies.renew(newest).await {
-            warn!(%error, "No orders were loaded into memory at the start; each is read when it is needed");
+            warn!(
+                error = chain(&error),
+                "No orders were loaded into memory at the start; each is read when it is needed"
+            );
         }
     }
 }
@@ -184,7 +188,7 @@ impl Renewer {
         let db = db.clone();
         tokio::spawn(async move {
             if let Err(error) = desk.copies.pass_on(changed.read(&db)).await {
-                warn!(%error, "Copies of orders were not renewed; they are read again within a second");
+                warn!(error = chain(&error), "Copies of orders were not renewed; they are read again within a second");
             }
             drop(turn);
         });

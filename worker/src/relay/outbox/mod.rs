@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use broker::PublishError;
 use domain::OrderId;
 use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
 use sqlx::PgConnection;
 use store::DbError;
 use store::cache::Changed;
@@ -138,7 +139,12 @@ async fn publish(relay: &Relay, waiting: Vec<Waiting>) -> Outcome {
         }
     }
     if let Some((event_id, error)) = refusals.first() {
-        warn!(events = refusals.len(), event_id, %error, "Events are not published yet, the first of them {event_id}");
+        warn!(
+            events = refusals.len(),
+            event_id,
+            error = chain(&error),
+            "Events are not published yet, the first of them {event_id}"
+        );
     }
     outcome
 }

@@ -14,7 +14,9 @@ use crate::relay::limits::{BATCH, WORKER};
 /// The waiting events, and the numbers of those that cannot be read. The later events of such an order wait too.
 pub(super) async fn read(connection: &mut PgConnection) -> Result<(Vec<Waiting>, Vec<i64>), DbError> {
     match caught(outbox::waiting(&mut *connection, BATCH)).await {
-        Ok(Err(error)) if error.blames_the_rows() => warn!(%error, "An event cannot be read; they are read one by one"),
+        Ok(Err(error)) if error.blames_the_rows() => {
+            warn!(error = chain(&error), "An event cannot be read; they are read one by one")
+        }
         Ok(outcome) => return outcome.map(|waiting| (waiting, Vec::new())),
         Err(panic) => drop(panic.noted(WORKER, "outbox.read", &"the events that wait")),
     }
