@@ -1,6 +1,7 @@
 -- cases.subject_ref: what a case is about, among the cases of its kind and order. It is a gateway's number, or one of ours, or another
 -- text. The old name, gateway_no, says less. Both columns hold the same text until a later release drops the old one: a release from
--- before this migration writes gateway_no alone, a newer one subject_ref, and the trigger fills the other.
+-- before this migration writes gateway_no alone, a newer one subject_ref, and the trigger fills the other, in an older row too when it
+-- is updated: the check counts for every update from now on.
 
 set local lock_timeout = '2s';
 
@@ -16,7 +17,7 @@ end;
 $$;
 
 create trigger cases_subject
-before insert on cases
+before insert or update on cases
 for each row
 execute function fill_case_subject();
 

@@ -87,6 +87,8 @@ async fn many_closes_of_one_order_are_one(db: PgPool) {
     for answer in answers {
         assert_eq!((answer.status.as_u16(), &answer.json()["status"]), (200, &json!("closed")), "{}", answer.body);
     }
+    let after: i64 = world.one("select coalesce(max(fence), -1) from jobs where kind = 'check'").await;
+    assert!([-1, before + 1].contains(&after), "still once: {before}, then {after}");
     world.send(closing(&id, "u2")).await.is(404, "order_not_found");
 }
 

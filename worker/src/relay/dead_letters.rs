@@ -12,6 +12,7 @@ use domain::message::callback::digest;
 use domain::{CaseId, CaseKind};
 use gateway::essence;
 use runtime::crash::{self, Point};
+use runtime::error_chain::chain;
 use runtime::panics::{Panicked, caught, caught_now};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -52,11 +53,15 @@ pub(super) async fn file(relay: &Relay, letters: Vec<DeadLetter>) -> Result<Vec<
     let acks = vec![Ack::Done; letters.len()];
     let Err(not_done) = opened(relay, &letters, Evidence::Whole).await else { return Ok(acks) };
     let refused = not_done.refusal()?;
-    warn!(error = %refused, dead_letters = letters.len(), "Dead letters were refused; they are filed one by one");
+    warn!(
+        error = chain(&refused),
+        dead_letters = letters.len(),
+        "Dead letters were refused; they are filed one by one"
+    );
     for letter in letters.chunks(1) {
         if let Err(not_done) = opened(relay, letter, Evidence::Whole).await {
             let refused = not_done.refusal()?;
-            error!(error = %refused, "A dead letter was refused; only its bytes are filed");
+            error!(error = chain(&refused), "A dead letter was refused; only its bytes are filed");
             in_time(Box::pin(open(relay, letter, Evidence::Bytes))).await?;
         }
     }

@@ -66,7 +66,7 @@ async fn answer(app: Arc<App>, page: Page, query: Option<String>, headers: &Head
     let looked = to_the_end(async move { look(&app, &query.unwrap_or_default()).await }).await;
     let shown = looked.unwrap_or_else(|error| {
         // The log gets the error, as for every route. The browser gets a page.
-        tracing::warn!(error = %error, "A return page cannot read the order");
+        tracing::warn!(error = chain(&error), "A return page cannot read the order");
         Shown::Busy
     });
     render::page(page, &shown, Language::preferred(headers))

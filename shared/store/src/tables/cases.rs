@@ -218,7 +218,7 @@ macro_rules! select_cases {
     ($($rest:tt)*) => { case_columns!(read_cases $($rest)*) };
 }
 
-const CASES: Reading = Reading { table: "cases", query: case_columns!(text) };
+const CASES: Reading = Reading { tables: &[("", "cases")], query: case_columns!(text) };
 
 /// One case by its id.
 ///

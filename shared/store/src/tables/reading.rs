@@ -4,12 +4,13 @@ use std::fmt::Display;
 
 use crate::error::DbError;
 
-/// The table and the list of columns of a query that reads whole rows.
+/// The text of a query that reads whole rows, and the tables that it reads.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading {
-    /// The table.
-    pub table: &'static str,
-    /// The text of the query, from `select` to the clause after `from`.
+    /// Each table with the name that the query gives it, the table of the row first. A column without such a name is of
+    /// the first.
+    pub tables: &'static [(&'static str, &'static str)],
+    /// From `select` to the clause after `from`.
     pub query: &'static str,
 }
 
@@ -21,31 +22,49 @@ macro_rules! text {
 }
 pub(super) use text;
 
+/// A column of a table.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    table: &'static str,
+    column: &'static str,
+}
+
 impl Reading {
     /// The error of a read by this key.
     pub(super) fn error(self, row: impl Display, error: sqlx::Error) -> DbError {
         match DbError::from(error) {
-            DbError::Corrupt { column, source, .. } => {
-                let name = column.parse().ok().and_then(|place| self.column(place)).map(str::to_owned);
-                DbError::Corrupt { table: self.table, column: name.unwrap_or(column), row: row.to_string(), source }
+            DbError::Corrupt { table, column, source, .. } => {
+                let place = column.parse().ok().and_then(|place| self.place(place));
+                let (table, column) = place.map_or((table, column), |place| (place.table, place.column.to_owned()));
+                DbError::Corrupt { table, column, row: row.to_string(), source }
             }
             other => other,
         }
     }
 
-    /// The name of the column at this place: the last word of its item, without the type.
-    fn column(self, place: usize) -> Option<&'static str> {
+    /// The column at this place of the list. What is computed has the name that the query gives it.
+    fn place(self, place: usize) -> Option<Place> {
         let (list, _) = self.query.trim_start().strip_prefix("select")?.rsplit_once("\n            from ")?;
         let item = list.split(',').nth(place)?.trim();
-        let name = item.rsplit_once(" as ").map_or(item, |(_, name)| name);
-        let name = name.rsplit_once('.').map_or(name, |(_, name)| name);
-        name.trim_matches('"').split([':', '!', '?']).next()
+        let (value, name) = item.rsplit_once(" as ").unwrap_or((item, item));
+        let is_column = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.'));
+        let name = if is_column { value } else { name.trim_matches('"') };
+        let (of, column) = name.split_once('.').unwrap_or(("", name));
+        let (_, first) = self.tables.first()?;
+        let table = self.tables.iter().find(|(name, _)| *name == of).map_or(*first, |(_, table)| *table);
+        Some(Place { table, column })
     }
 }
 
+/// The most keys that an error names.
+const MOST: usize = 3;
+
 /// The keys of a read of several rows.
 pub(super) fn keys(keys: &[impl Display]) -> String {
-    keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+    let named: Vec<String> = keys.iter().take(MOST).map(ToString::to_string).collect();
+    let more = keys.len().saturating_sub(MOST);
+    let more = if more > 0 { format!(" or {more} more") } else { String::new() };
+    format!("{}{more}", named.join(" or "))
 }
 
 #[cfg(test)]
@@ -56,12 +75,22 @@ mod tests {
     fn a_column_is_named_by_its_place() {
         let query = r#"
             select
-              o.id as "id: OrderId", closed_at, o.version, p.trade_no as "trade_no!: TradeNo",
+              o.id as "id: OrderId", o.closed_at, version, p.gateway_no as "trade_no!: TradeNo", o.reason as why,
               case when a between b and c then d end as paid_at
             from payment_orders o
             "#;
-        let reading = Reading { table: "payment_orders", query };
-        let names: Vec<Option<&str>> = (0..6).map(|place| reading.column(place)).collect();
-        assert_eq!(names, [Some("id"), Some("closed_at"), Some("version"), Some("trade_no"), Some("paid_at"), None]);
+        let reading = Reading { tables: &[("o", "orders"), ("p", "payments")], query };
+        let names = (0..7).map(|place| reading.place(place).map(|place| (place.table, place.column)));
+        let names: Vec<(&str, &str)> = names.flatten().collect();
+        let of_orders = |column| ("orders", column);
+        assert_eq!(names[..3], ["id", "closed_at", "version"].map(of_orders));
+        assert_eq!(names[3..], [("payments", "gateway_no"), ("orders", "reason"), ("orders", "paid_at")]);
+    }
+
+    #[test]
+    fn many_keys_are_not_all_named() {
+        assert_eq!(keys(&["a"]), "a");
+        assert_eq!(keys(&["a", "b", "c"]), "a or b or c");
+        assert_eq!(keys(&["a", "b", "c", "d", "e"]), "a or b or c or 2 more");
     }
 }

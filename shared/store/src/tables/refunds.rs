@@ -91,7 +91,8 @@ macro_rules! select_refunds {
     ($($rest:tt)*) => { refund_columns!(read_refunds $($rest)*) };
 }
 
-const REFUNDS: Reading = Reading { table: "refund_records", query: refund_columns!(text) };
+const REFUNDS: Reading =
+    Reading { tables: &[("r", "refund_records"), ("p", "payment_transactions")], query: refund_columns!(text) };
 
 /// One refund by its id.
 ///

@@ -18,7 +18,8 @@ async fn a_value_that_our_types_refuse_is_named_with_its_place(db: PgPool) {
     let new = testkit::new_order();
     orders::create(&db, std::slice::from_ref(&new)).await.unwrap();
     let (id, order_no) = (new.id, new.order_no.clone());
-    let plant = "alter table payment_orders drop constraint payment_orders_status;
+    let plant = "alter table payment_orders
+                   drop constraint payment_orders_status, drop constraint payment_orders_paid_facts;
                  alter table payment_orders disable trigger user;
                  update payment_orders set status = 'strange'";
     sqlx::raw_sql(plant).execute(&db).await.unwrap();
@@ -54,7 +55,7 @@ async fn a_column_is_found_behind_all_others(db: PgPool) {
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(plant)).execute(&db).await.unwrap();
     let of_order = format!("of order {}", new.id);
-    let account = ("refund_records", "account".to_owned(), of_order);
+    let account = ("payment_transactions", "account".to_owned(), of_order);
     assert_eq!(place(refunds::of_order(&db, new.id).await), account);
     let case = domain::CaseId::parse(&new.id.to_string()).unwrap();
     assert_eq!(place(cases::get(&db, case).await), ("cases", "status".to_owned(), new.id.to_string()));

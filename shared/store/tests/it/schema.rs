@@ -115,6 +115,27 @@ async fn a_case_of_either_release_has_both_names_of_its_subject(db: PgPool) {
     assert!(sqlx::raw_sql(parted).execute(&db).await.is_err(), "both names hold the same text");
 }
 
+/// The release that still runs updates rows from before migration 0031, also before 0032 has filled them.
+#[sqlx::test]
+async fn an_older_release_goes_on_while_cases_get_their_new_name(db: PgPool) {
+    let run = async |versions: std::ops::RangeInclusive<i64>| {
+        for migration in MIGRATOR.iter().filter(|migration| versions.contains(&migration.version)) {
+            sqlx::raw_sql(migration.sql.clone()).execute(&db).await.unwrap();
+        }
+    };
+    run(1..=30).await;
+    let older = "insert into cases (id, kind, gateway_no, evidence, created_at, updated_at)
+                 values ('older', 'dead_letter', 'a', '{}', now(), now()), ('left', 'dead_letter', 'b', '{}', now(), now())";
+    sqlx::raw_sql(older).execute(&db).await.unwrap();
+    run(31..=31).await;
+    sqlx::raw_sql("update cases set status = 'resolved' where id = 'older'").execute(&db).await.unwrap();
+    let names = "select id || ' ' || coalesce(subject_ref, '-') from cases order by id";
+    let read = async || sqlx::query_scalar::<_, String>(names).fetch_all(&db).await.unwrap();
+    assert_eq!(read().await, ["left -", "older a"]);
+    run(32..=32).await;
+    assert_eq!(read().await, ["left b", "older a"]);
+}
+
 /// What a broken `create index concurrently` leaves behind.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn no_index_is_invalid(db: PgPool) {

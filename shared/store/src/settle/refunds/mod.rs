@@ -137,7 +137,9 @@ fn count(refund: &Refund, state: RefundState, now: OffsetDateTime) {
 
 fn step(refund: &Refund, (from, to): (RefundStatus, RefundStatus), report: &RefundReport, now: OffsetDateTime) -> Move {
     let succeeded_at = (report.state == RefundState::Succeeded).then(|| report.at.unwrap_or(now));
-    let gateway_refund_no = report.gateway_refund_no.clone();
+    // The number of a closed refund leads to no money.
+    let has_number = matches!(report.state, RefundState::Succeeded | RefundState::Abnormal);
+    let gateway_refund_no = report.gateway_refund_no.clone().filter(|_| has_number);
     Move { id: refund.id, from, to, gateway_refund_no, succeeded_at, error: failure(refund, report.state) }
 }
 

@@ -261,7 +261,7 @@ macro_rules! select_orders {
     ($($rest:tt)*) => { order_columns!(read_orders $($rest)*) };
 }
 
-const ORDERS: Reading = Reading { table: "payment_orders", query: order_columns!(text) };
+const ORDERS: Reading = Reading { tables: &[("", "payment_orders")], query: order_columns!(text) };
 
 /// One order by its id.
 ///
