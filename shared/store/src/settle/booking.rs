@@ -7,7 +7,8 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 
 use crate::error::DbError;
-use crate::settle::outside::{Named, Trade, book_one};
+use crate::settle::outside::book_one;
+use crate::settle::trade::{Named, Trade};
 use crate::tables::cases::{self, Case};
 use crate::tables::orders;
 

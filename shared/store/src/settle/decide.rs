@@ -63,7 +63,7 @@ impl Books<'_> {
         };
         // The same message also states the total refunded for the trade, which may be more than our refund.
         if let Some(trade) = notification.fact.returned_trade()
-            && outside::beside_ours(tx, (id, trade), self.clock).await? == Verdict::Settled
+            && outside::beside_ours(tx, id, trade, self.clock).await? == Verdict::Settled
         {
             return Ok(Verdict::Settled);
         }

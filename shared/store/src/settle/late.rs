@@ -12,16 +12,16 @@ use time::OffsetDateTime;
 
 use super::events;
 use crate::error::{DbError, NotDone};
-use crate::settle::outside;
 use crate::settle::refunds::follow::follow;
 use crate::settle::refunds::request::{self, RequestedRefund};
+use crate::settle::trade;
 use crate::tables::cases::{self, Case};
 use crate::tables::orders::Paid;
 use crate::tables::orders::{self, Order};
 use crate::tables::refunds as records;
 use crate::tables::refunds::Refund;
 use crate::tables::transactions::{self, Payment};
-use crate::tables::{events as outbox, extra, jobs, outside as records_outside};
+use crate::tables::{events as outbox, extra, jobs, outside};
 
 /// Recorded as the requester of a refund that a policy makes, and as the resolver of a case that a policy fulfils.
 pub const POLICY: &str = "policy";
@@ -171,7 +171,7 @@ pub async fn fulfil(
         Ok(()) => {
             let by_policy = case.evidence.get(POLICY).is_some();
             let end = if by_policy { (BY_POLICY, POLICY) } else { ("the order is paid by this trade", "service") };
-            records_outside::resolve(tx, &case, end, now).await?;
+            outside::resolve(tx, &case, end, now).await?;
             return Ok(Verdict::Settled);
         }
         Err(not_done) => not_done.refusal()?.to_string(),
@@ -232,7 +232,7 @@ impl Late {
         let mut went_back = records::of_order(&mut *tx, order_id).await?;
         went_back.retain(|refund| refund.trade_no == *trade_no && refund.status.reserves());
         let ours = went_back.iter().any(|refund| refund.origin == RefundOrigin::Service);
-        if ours || outside::sum(went_back.iter()).max(payment.returned) >= payment.amount {
+        if ours || trade::sum(went_back.iter()).max(payment.returned) >= payment.amount {
             return refused(NotHonoured::Returned);
         }
         match order.status.next(OrderEvent::PaymentHonoured) {

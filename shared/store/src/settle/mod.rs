@@ -19,6 +19,7 @@ pub mod opening;
 mod outside;
 pub mod refunds;
 pub mod strays;
+mod trade;
 mod whose;
 
 use std::collections::HashSet;

@@ -8,21 +8,21 @@
 
 use domain::message::job::{JobRequest, RefundRequest};
 use domain::{
-    CaseKind, CaseStatus, Fact, Money, Notification, OrderId, OrderStatus, RefundId, RefundNo, RefundOrigin,
-    RefundState, RefundStatus, ReturnedTrade, TradeNo, TransactionId, Verdict,
+    CaseKind, CaseStatus, Money, Notification, OrderId, OrderStatus, RefundId, RefundNo, ReturnedTrade, TransactionId,
+    Verdict,
 };
 use runtime::clock::Clock;
-use serde_json::{Value, json};
+use serde_json::json;
 use sqlx::PgConnection;
-use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use super::events;
 use super::evidence::new_case;
 use super::opening;
 use super::refunds::follow::follow;
+use super::trade::{Named, Return, Trade};
 use crate::error::DbError;
-use crate::tables::cases::{self, Case};
+use crate::tables::cases;
 use crate::tables::orders::{self, Order};
 use crate::tables::outside::{self, OutsideRefund};
 use crate::tables::refunds::{self, Refund};
@@ -35,30 +35,6 @@ const RETURNED: &str = "returned";
 const NOT_STATED: &str = "not stated";
 /// The name under which the service resolves a case that needs no decision any more.
 const SERVICE: &str = "service";
-
-/// A payment and all its refunds, read under the lock of its order.
-pub(super) struct Trade {
-    order: Order,
-    trade_no: TradeNo,
-    payment: Payment,
-    refunds: Vec<Refund>,
-}
-
-/// One refund that is not ours and that has succeeded.
-pub(super) struct Named {
-    /// The refund number that its sender chose.
-    pub(super) number: String,
-    pub(super) amount: Money,
-    pub(super) gateway_refund_no: Option<String>,
-    pub(super) at: Option<OffsetDateTime>,
-}
-
-/// What a message proves.
-enum Return {
-    /// The total refunded. `None`: something was refunded, and the amount is unknown.
-    InAll(Option<Money>),
-    One(Named),
-}
 
 /// Whether our failed refunds have been queried again.
 #[derive(Clone, Copy)]
@@ -85,7 +61,7 @@ pub(super) async fn returned(
     };
     let proved = Return::of(&notification.fact).zip(notification.fact.returned_trade()).filter(|_| !ours);
     let Some((proved, trade)) = proved else {
-        return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), notification, (order_id, clock)).await;
+        return open(tx, UNKNOWN_REFUND, notification, order_id, clock).await;
     };
     let order = orders::lock_one(tx, order_id).await?.ok_or(DbError::Moved)?;
     let known = transactions::payment_of_trade(tx, &order, &trade.trade_no).await?;
@@ -99,10 +75,10 @@ pub(super) async fn returned(
         Return::InAll(Some(sum)) => {
             outside::note_returned(tx, trade.payment.id, sum).await?;
             let payment = Payment { returned: trade.payment.returned.max(sum), ..trade.payment };
-            compare(tx, &Trade { payment, ..trade }, notification.fact.number(), (Failed::MayExplain, clock)).await?
+            compare(tx, &Trade { payment, ..trade }, notification.fact.number(), Failed::MayExplain, clock).await?
         }
         Return::InAll(None) => unstated(tx, &trade, notification, clock).await?,
-        Return::One(named) => one(tx, &trade, &named, (notification, clock)).await?,
+        Return::One(named) => one(tx, &trade, &named, notification, clock).await?,
     };
     Ok(if known.is_none() { Verdict::NotPending } else { verdict })
 }
@@ -113,14 +89,15 @@ pub(super) async fn returned(
 /// [`DbError`]; the caller rolls back.
 pub(super) async fn beside_ours(
     tx: &mut PgConnection,
-    (order_id, trade): (OrderId, &ReturnedTrade),
+    order_id: OrderId,
+    trade: &ReturnedTrade,
     clock: &Clock,
 ) -> Result<Verdict, DbError> {
     let known = Trade::read(tx, order_id, &trade.trade_no).await?;
     let Some((known, sum)) = known.zip(trade.returned) else { return Ok(Verdict::Duplicate) };
     outside::note_returned(tx, known.payment.id, sum).await?;
     let payment = Payment { returned: known.payment.returned.max(sum), ..known.payment };
-    compare(tx, &Trade { payment, ..known }, None, (Failed::MayExplain, clock)).await
+    compare(tx, &Trade { payment, ..known }, None, Failed::MayExplain, clock).await
 }
 
 /// Compares again after one of our refunds became final, or after a failed one was queried once more. `stated`: the
@@ -139,7 +116,7 @@ pub(super) async fn compare_again(
         return Ok(());
     }
     let payment = Payment { returned: trade.payment.returned.max(stated.unwrap_or(Money::ZERO)), ..trade.payment };
-    compare(tx, &Trade { payment, ..trade }, None, (Failed::WasQueried(refund.id), clock)).await?;
+    compare(tx, &Trade { payment, ..trade }, None, Failed::WasQueried(refund.id), clock).await?;
     for case in cases::of_order(&mut *tx, refund.order_id).await? {
         let Some(named) = Named::waiting(&case, &refund.trade_no) else { continue };
         // If this is one of our refund numbers, the message is about another trade and proves nothing.
@@ -161,20 +138,21 @@ async fn first_sight(
     trade: &ReturnedTrade,
     clock: &Clock,
 ) -> Result<Option<Verdict>, DbError> {
-    let place = (order.id, clock);
-    let (verdict, kind) = match order.status.was_paid() {
-        true => (Verdict::NotPending, CaseKind::DoublePayment),
-        false => (Verdict::NotPending, CaseKind::RefundedElsewhere),
-    };
+    let kind = if order.status.was_paid() { CaseKind::DoublePayment } else { CaseKind::RefundedElsewhere };
+    let mismatch = Ruling { verdict: Verdict::AmountMismatch, kind: CaseKind::AmountMismatch };
     match trade.paid {
         Some(paid) if paid == order.amount => {}
         Some(_) => {
-            return open(tx, (Verdict::AmountMismatch, CaseKind::AmountMismatch), notification, place).await.map(Some);
+            return open(tx, mismatch, notification, order.id, clock).await.map(Some);
         }
         None if order.status.was_paid() => {
-            return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), notification, place).await.map(Some);
+            return open(tx, UNKNOWN_REFUND, notification, order.id, clock).await.map(Some);
         }
-        None => return open(tx, (verdict, kind), notification, place).await.map(Some),
+        None => {
+            return open(tx, Ruling { verdict: Verdict::NotPending, kind }, notification, order.id, clock)
+                .await
+                .map(Some);
+        }
     }
     let extra = ExtraPayment {
         id: TransactionId::from_u128(clock.fresh_bits()),
@@ -200,7 +178,8 @@ async fn compare(
     tx: &mut PgConnection,
     trade: &Trade,
     number: Option<&str>,
-    (failed, clock): (Failed, &Clock),
+    failed: Failed,
+    clock: &Clock,
 ) -> Result<Verdict, DbError> {
     let booked = trade.booked();
     let Ok(amount) = Money::from_fen(trade.payment.returned.fen() - booked.fen()) else {
@@ -210,7 +189,7 @@ async fn compare(
         return Ok(Verdict::Duplicate);
     }
     if trade.payment.returned > trade.payment.amount {
-        return contradiction(tx, trade, trade.trade_no.as_str(), (trade.payment.returned, clock)).await;
+        return contradiction(tx, trade, trade.trade_no.as_str(), trade.payment.returned, clock).await;
     }
     let gone = trade.failed().map(|refund| refund.id);
     let first = match failed {
@@ -227,7 +206,7 @@ async fn compare(
     let method = trade.payment.payment_method;
     let key = format!("{method}:sum:{}:{}", trade.trade_no, trade.payment.returned);
     let named = number.map(str::to_owned);
-    book(tx, trade, (amount, key, named, None), clock).await?;
+    book(tx, trade, Entry { amount, key, number: named, at: None }, clock).await?;
     Ok(Verdict::Settled)
 }
 
@@ -236,15 +215,15 @@ async fn one(
     tx: &mut PgConnection,
     trade: &Trade,
     named: &Named,
-    (notification, clock): (&Notification, &Clock),
+    notification: &Notification,
+    clock: &Clock,
 ) -> Result<Verdict, DbError> {
     if outside::is_booked(tx, &named.key(trade)).await? {
         return Ok(Verdict::Duplicate);
     }
     if trade.waits() {
         // We book it when our refund is final. Until then the open case blocks further refunds.
-        return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), notification, (trade.order.id, clock))
-            .await;
+        return open(tx, UNKNOWN_REFUND, notification, trade.order.id, clock).await;
     }
     book_one(tx, trade, named, clock).await
 }
@@ -269,10 +248,10 @@ pub(super) async fn book_one(
         return Ok(Verdict::Duplicate);
     }
     if trade.booked().fen() + named.amount.fen() > trade.payment.amount.fen() {
-        return contradiction(tx, trade, &named.number, (named.amount, clock)).await;
+        return contradiction(tx, trade, &named.number, named.amount, clock).await;
     }
     let number = named.gateway_refund_no.clone().or_else(|| Some(named.number.clone()));
-    book(tx, trade, (named.amount, key, number, named.at), clock).await?;
+    book(tx, trade, Entry { amount: named.amount, key, number, at: named.at }, clock).await?;
     explain(tx, trade.order.id, &named.number, clock).await?;
     Ok(Verdict::Settled)
 }
@@ -292,19 +271,24 @@ async fn unstated(
     let gone: Vec<RefundId> = trade.failed().map(|refund| refund.id).collect();
     query_soon(tx, &gone).await?;
     if trade.is_own() {
-        return open(tx, (Verdict::UnknownRefund, CaseKind::UnknownRefund), notification, (trade.order.id, clock))
-            .await;
+        return open(tx, UNKNOWN_REFUND, notification, trade.order.id, clock).await;
     }
     note(tx, trade, NOT_STATED, clock).await?;
     Ok(Verdict::NotPending)
 }
 
-async fn book(
-    tx: &mut PgConnection,
-    trade: &Trade,
-    (amount, key, number, at): (Money, String, Option<String>, Option<OffsetDateTime>),
-    clock: &Clock,
-) -> Result<(), DbError> {
+/// What is booked of a refund from outside.
+struct Entry {
+    amount: Money,
+    /// By which it is booked once.
+    key: String,
+    /// The gateway's number, if it has one.
+    number: Option<String>,
+    /// When it was returned, by the gateway's clock.
+    at: Option<OffsetDateTime>,
+}
+
+async fn book(tx: &mut PgConnection, trade: &Trade, entry: Entry, clock: &Clock) -> Result<(), DbError> {
     let (now, order) = (clock.now(), &trade.order);
     let id = RefundId::from_u128(clock.fresh_bits());
     let fits = |number: &String| number.len() <= 64 && number.bytes().all(|byte| byte.is_ascii_graphic());
@@ -314,10 +298,10 @@ async fn book(
         transaction_id: trade.payment.id,
         refund_no: RefundNo::parse(format!("O{id}"))
             .unwrap_or_else(|_| unreachable!("33 letters and digits are a refund number")),
-        amount,
-        key,
-        gateway_refund_no: number.filter(fits),
-        succeeded_at: at.unwrap_or(now),
+        amount: entry.amount,
+        key: entry.key,
+        gateway_refund_no: entry.number.filter(fits),
+        succeeded_at: entry.at.unwrap_or(now),
     };
     outside::book(tx, &new, now).await?;
     metrics::counter!("outside_refunds_total", "gateway" => trade.payment.payment_method.as_str()).increment(1);
@@ -330,7 +314,7 @@ async fn book(
         }
         outbox::append(tx, &news, now).await?;
     } else {
-        let outside = trade.outside().fen() + amount.fen();
+        let outside = trade.outside().fen() + new.amount.fen();
         note(tx, trade, &Money::from_fen(outside).unwrap_or(Money::MAX).to_string(), clock).await?;
         extra::follow(tx, &[order.id], now).await?;
     }
@@ -367,7 +351,8 @@ async fn contradiction(
     tx: &mut PgConnection,
     trade: &Trade,
     number: &str,
-    (returned, clock): (Money, &Clock),
+    returned: Money,
+    clock: &Clock,
 ) -> Result<Verdict, DbError> {
     let mut evidence = json!({
         "trade_no": trade.trade_no, "amount": trade.payment.amount, cases::BOOKED: trade.booked(), RETURNED: returned,
@@ -382,18 +367,29 @@ async fn contradiction(
     Ok(Verdict::AmountMismatch)
 }
 
+/// The verdict of a message, and the case that it opens.
+#[derive(Clone, Copy)]
+struct Ruling {
+    verdict: Verdict,
+    kind: CaseKind,
+}
+
+/// A refund that we do not know and cannot book.
+const UNKNOWN_REFUND: Ruling = Ruling { verdict: Verdict::UnknownRefund, kind: CaseKind::UnknownRefund };
+
 /// Opens the case of a message. A repeat opens no second case.
 async fn open(
     tx: &mut PgConnection,
-    (verdict, kind): (Verdict, CaseKind),
+    ruling: Ruling,
     notification: &Notification,
-    (order_id, clock): (OrderId, &Clock),
+    order_id: OrderId,
+    clock: &Clock,
 ) -> Result<Verdict, DbError> {
-    opening::open(tx, &new_case((kind, Some(order_id)), notification, clock), clock.now()).await?;
-    if kind.is_of_money_held() {
+    opening::open(tx, &new_case((ruling.kind, Some(order_id)), notification, clock), clock.now()).await?;
+    if ruling.kind.is_of_money_held() {
         extra::follow(tx, &[order_id], clock.now()).await?;
     }
-    Ok(verdict)
+    Ok(ruling.verdict)
 }
 
 /// Makes queries of failed refunds due now: one of them may be the money that was refunded.
@@ -402,92 +398,4 @@ async fn query_soon(tx: &mut PgConnection, refunds: &[RefundId]) -> Result<(), D
         jobs::request(&mut *tx, &JobRequest::Refund(*id, RefundRequest::default()), Duration::ZERO).await?;
     }
     Ok(())
-}
-
-impl Trade {
-    /// `None`: we know of no payment of this trade for the order.
-    pub(super) async fn read(
-        tx: &mut PgConnection,
-        order_id: OrderId,
-        trade_no: &TradeNo,
-    ) -> Result<Option<Trade>, DbError> {
-        let Some(order) = orders::lock_one(tx, order_id).await? else { return Ok(None) };
-        let Some(payment) = transactions::payment_of_trade(tx, &order, trade_no).await? else { return Ok(None) };
-        let mut refunds = refunds::of_order(&mut *tx, order_id).await?;
-        refunds.retain(|refund| refund.trade_no == *trade_no);
-        Ok(Some(Trade { order, trade_no: trade_no.clone(), payment, refunds }))
-    }
-
-    /// Whether this trade paid the order.
-    fn is_own(&self) -> bool {
-        self.order.trade_no.as_ref() == Some(&self.trade_no)
-    }
-
-    /// The sum of the refunds that our books show as succeeded.
-    fn booked(&self) -> Money {
-        sum(self.refunds.iter().filter(|refund| refund.status == RefundStatus::Succeeded))
-    }
-
-    /// Refunds from outside that were booked by sum, without a number.
-    fn unnamed(&self) -> impl Iterator<Item = &Refund> {
-        let outside = self.refunds.iter().filter(|refund| refund.origin == RefundOrigin::Outside);
-        outside.filter(|refund| refund.gateway_refund_no.is_none())
-    }
-
-    fn outside(&self) -> Money {
-        sum(self.refunds.iter().filter(|refund| refund.origin == RefundOrigin::Outside))
-    }
-
-    /// Whether one of our refunds is not final yet.
-    pub(super) fn waits(&self) -> bool {
-        self.refunds.iter().any(|refund| !refund.status.is_final())
-    }
-
-    fn failed(&self) -> impl Iterator<Item = &Refund> {
-        self.refunds.iter().filter(|refund| refund.status == RefundStatus::Failed)
-    }
-}
-
-/// The sum of the amounts.
-pub(super) fn sum<'a>(refunds: impl Iterator<Item = &'a Refund>) -> Money {
-    Money::from_fen(refunds.map(|refund| refund.amount.fen()).sum()).unwrap_or(Money::MAX)
-}
-
-impl Return {
-    fn of(fact: &Fact) -> Option<Return> {
-        match fact {
-            Fact::PaidAndReturned(trade) => Some(Return::InAll(trade.returned)),
-            Fact::Refund { trade, .. } if trade.returned.is_some() => Some(Return::InAll(trade.returned)),
-            Fact::Refund { refund_no, report, .. } if report.state == RefundState::Succeeded => {
-                let (number, gateway_refund_no) = (refund_no.clone(), report.gateway_refund_no.clone());
-                Some(Return::One(Named { number, amount: report.amount?, gateway_refund_no, at: report.at }))
-            }
-            _ => None,
-        }
-    }
-}
-
-impl Named {
-    /// The refund that a case reported while one of ours was in flight.
-    fn waiting(case: &Case, trade_no: &TradeNo) -> Option<Named> {
-        let text = |name: &str| case.evidence.get(name).and_then(Value::as_str);
-        let waits = case.kind == CaseKind::UnknownRefund && case.status != CaseStatus::Resolved;
-        if !waits || text("outcome") != Some("succeeded") || text("trade_no") != Some(trade_no.as_str()) {
-            return None;
-        }
-        Some(Named {
-            number: case.subject_ref.clone(),
-            amount: Money::from_yuan(text("amount")?).ok()?,
-            gateway_refund_no: text("gateway_refund_no").map(str::to_owned),
-            at: text("succeeded_at").and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok()),
-        })
-    }
-
-    fn key(&self, trade: &Trade) -> String {
-        let method = trade.payment.payment_method;
-        match &self.gateway_refund_no {
-            Some(number) => format!("{method}:refund:{number}"),
-            None => format!("{method}:number:{}:{}", trade.order.account, self.number),
-        }
-    }
 }

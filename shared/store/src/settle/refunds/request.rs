@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::follow::{follow, follow_extra};
 use crate::error::{DbError, NotDone};
-use crate::settle::outside;
+use crate::settle::trade;
 use crate::tables::refunds::{NewRefund, Refund};
 use crate::tables::transactions::Payment;
 use crate::tables::{cases, orders, refunds, transactions};
@@ -108,7 +108,7 @@ fn allowed(all: &[Refund], payment: &Payment, now: OffsetDateTime) -> Result<Mon
         return Err(RefundRefusal::NotRefundable(text));
     }
     // What the gateway says was refunded is gone, whether or not we have booked it.
-    let reserved = outside::sum(of_payment.iter().copied()).max(payment.returned);
+    let reserved = trade::sum(of_payment.iter().copied()).max(payment.returned);
     let left = Money::from_fen(payment.amount.fen() - reserved.fen()).unwrap_or(Money::ZERO);
     if left.is_positive() { Ok(left) } else { Err(RefundRefusal::AlreadyRefunded) }
 }
