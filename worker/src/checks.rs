@@ -85,7 +85,7 @@ impl Job for CheckWorker {
             return Ok(Learnt::Over);
         }
         let gateway = self.gateways.get(order.payment_method, &order.account).ok_or_else(|| missing("the account"))?;
-        match self.query_all(gateway.as_ref(), (&order, &request), job).await {
+        match self.query_all(gateway.as_ref(), &order, &request, job).await {
             Ok((answer, wanted)) => Ok(Learnt::Answered(Box::new(Answered { order, answer, wanted }))),
             Err(QueryError::Gateway(error)) => Ok(Learnt::Unanswered(Box::new(order), error)),
             Err(QueryError::Job(error)) => Err(error),
@@ -137,10 +137,11 @@ impl CheckWorker {
     async fn query_all(
         &self,
         gateway: &dyn Gateway,
-        (order, request): (&Order, &CheckRequest),
+        order: &Order,
+        request: &CheckRequest,
         job: &Taken,
     ) -> Result<(GatewayAnswer, Wanted), QueryError> {
-        let wanted = people::query(gateway, order, (request, job.now()), &self.db).await?;
+        let wanted = people::query(gateway, order, request, job.now(), &self.db).await?;
         Ok((self.query_and_close(gateway, order, job).await?, wanted))
     }
 
@@ -189,7 +190,7 @@ impl CheckWorker {
         let verdicts = settle::settle(&mut *tx, &notifications, &self.gateways.policies(), &self.clock).await?;
         let mut verdict = verdicts.first().copied().unwrap_or(Verdict::Ignored);
         // Decisions of people come before the close of the order, because such a decision may make the order paid.
-        let done = people::carry_out(&mut *tx, order, (wanted, answer.fact()), &self.clock).await?;
+        let done = people::carry_out(&mut *tx, order, wanted, answer.fact(), &self.clock).await?;
         if done != Some(Verdict::Settled) && (answer.ended || is_void(&mut *tx, order, answer, now).await?) {
             verdict = settle::end_unpaid(&mut *tx, order, &self.clock).await?;
         }

@@ -7,7 +7,7 @@ use runtime::clock::Clock;
 use sqlx::{PgConnection, PgPool};
 use store::DbError;
 use store::connect::in_time;
-use store::settle::{self, Found};
+use store::settle::{self, Found, RequestedBooking};
 use store::tables::orders::Order;
 use store::tables::{cases, transactions};
 use time::OffsetDateTime;
@@ -17,7 +17,7 @@ use crate::jobs::job::JobError;
 /// The requests, with the gateway's answer about each refund to book.
 pub struct Wanted {
     fulfil: Vec<CaseId>,
-    book: Vec<(CaseId, RefundNo, Found)>,
+    book: Vec<RequestedBooking>,
 }
 
 /// Why the gateway's answer is not there.
@@ -36,7 +36,8 @@ pub enum QueryError {
 pub async fn query(
     gateway: &dyn Gateway,
     order: &Order,
-    (request, now): (&CheckRequest, OffsetDateTime),
+    request: &CheckRequest,
+    now: OffsetDateTime,
     db: &PgPool,
 ) -> Result<Wanted, QueryError> {
     let mut wanted = Wanted { fulfil: Vec::new(), book: Vec::new() };
@@ -44,11 +45,11 @@ pub async fn query(
         match decision {
             Decision::Fulfil => wanted.fulfil.push(*case),
             Decision::BookRefund { refund_no, amount } => {
-                let found = match refund_query(db, order, *case, (refund_no, *amount)).await? {
+                let found = match refund_query(db, order, *case, refund_no, *amount).await? {
                     Some(request) => confirm(gateway, &request, now).await?,
                     None => Found::Unconfirmed("the case names no payment of this order".to_owned()),
                 };
-                wanted.book.push((*case, refund_no.clone(), found));
+                wanted.book.push(RequestedBooking { case_id: *case, refund_no: refund_no.clone(), found });
             }
         }
     }
@@ -60,7 +61,8 @@ async fn refund_query(
     db: &PgPool,
     order: &Order,
     case: CaseId,
-    (refund_no, amount): (&RefundNo, Money),
+    refund_no: &RefundNo,
+    amount: Money,
 ) -> Result<Option<RefundOrder>, JobError> {
     let case = in_time(cases::get(db, case)).await?;
     let Some(trade_no) = case.and_then(|case| settle::trade_of(&case)) else { return Ok(None) };
@@ -111,15 +113,16 @@ async fn confirm(gateway: &dyn Gateway, request: &RefundOrder, now: OffsetDateTi
 pub async fn carry_out(
     tx: &mut PgConnection,
     order: &Order,
-    (wanted, said): (&Wanted, Option<&Fact>),
+    wanted: &Wanted,
+    said: Option<&Fact>,
     clock: &Clock,
 ) -> Result<Option<Verdict>, DbError> {
     let mut verdicts = Vec::new();
-    for (case, refund_no, found) in &wanted.book {
-        verdicts.push(settle::book_requested(tx, (order.id, *case), (refund_no, found), clock).await?);
+    for requested in &wanted.book {
+        verdicts.push(settle::book_requested(tx, order.id, requested, clock).await?);
     }
     for case in &wanted.fulfil {
-        verdicts.push(settle::fulfil(tx, (order.id, *case), said, clock).await?);
+        verdicts.push(settle::fulfil(tx, order.id, *case, said, clock).await?);
     }
     let settled = verdicts.contains(&Verdict::Settled).then_some(Verdict::Settled);
     Ok(settled.or(verdicts.into_iter().find(|verdict| *verdict != Verdict::Ignored)))

@@ -135,8 +135,8 @@ async fn a_payment_that_an_order_takes_is_its_own_from_then_on(db: PgPool) {
     let mut tx = world.db.begin().await.unwrap();
     let (order_id, trade_no) = (OrderId::parse(&id).unwrap(), TradeNo::parse("4200000042").unwrap());
     let said = Fact::Paid { trade_no, amount: Money::from_yuan("12.34").ok(), paid_at: Clock::system().now() };
-    let case = (order_id, CaseId::parse(&case).unwrap());
-    let taken = store::settle::fulfil(&mut tx, case, Some(&said), &Clock::system()).await.unwrap();
+    let case_id = CaseId::parse(&case).unwrap();
+    let taken = store::settle::fulfil(&mut tx, order_id, case_id, Some(&said), &Clock::system()).await.unwrap();
     assert_eq!(taken, Verdict::Settled);
     tx.commit().await.unwrap();
     assert_eq!(stats().await, "1 12.34 0 0.00");

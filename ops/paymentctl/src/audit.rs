@@ -187,7 +187,7 @@ fn linked(n: i64) -> String {
 async fn unlinked(place: &Place) -> Result<Vec<i64>, Problem> {
     let (end, mut found) = (audit::largest(&place.db).await?, Vec::new());
     for from in (0..=end).step_by(SLICE as usize) {
-        found.extend(audit::unlinked(&place.db, (from, from + SLICE), PATIENCE).await?);
+        found.extend(audit::unlinked(&place.db, from, from + SLICE, PATIENCE).await?);
     }
     Ok(found)
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use store::MIGRATOR;
 use store::settle::opening;
-use store::settle::{self, Found};
+use store::settle::{self, Found, RequestedBooking};
 use store::tables::cases::{self, Case, NewCase};
 use store::tables::jobs;
 use time::Duration;
@@ -83,11 +83,11 @@ async fn what_a_sum_has_booked_is_not_booked_again_by_its_number(db: PgPool) {
     let trade_no = trade.trade_no.clone().unwrap();
     let case = world.fact(CaseKind::UnknownRefund, (order.id, "x"), json!({ "trade_no": trade_no })).await;
     let confirmed = Found::Confirmed { amount: yuan("1"), gateway_refund_no: None, at: None };
-    let number = RefundNo::parse("CONSOLE1").unwrap();
+    let refund_no = RefundNo::parse("CONSOLE1").unwrap();
+    let requested = RequestedBooking { case_id: case.id, refund_no, found: confirmed };
     for _ in 0..2 {
         let mut tx = world.db.begin().await.unwrap();
-        let requested = (&number, &confirmed);
-        settle::book_requested(&mut tx, (order.id, case.id), requested, &Clock::system()).await.unwrap();
+        settle::book_requested(&mut tx, order.id, &requested, &Clock::system()).await.unwrap();
         tx.commit().await.unwrap();
     }
     assert_eq!(world.order(&order.id).await.refunded_amount, yuan("1"));

@@ -365,7 +365,7 @@ async fn a_late_payment_that_went_back_is_noted_in_its_case_and_not_honoured(db:
         let trade_no = TradeNo::parse(trade.trade_no.clone().unwrap()).unwrap();
         let said = Fact::Paid { trade_no, amount: Some(yuan("5")), paid_at: order.created_at };
         let mut tx = world.db.begin().await.unwrap();
-        let verdict = settle::fulfil(&mut tx, (order.id, case), Some(&said), &world.worker.clock).await.unwrap();
+        let verdict = settle::fulfil(&mut tx, order.id, case, Some(&said), &world.worker.clock).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!(verdict, if fen == 500 { Verdict::NotPending } else { Verdict::Settled }, "{method} {fen}");
         if fen == 100 {

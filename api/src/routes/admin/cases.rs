@@ -398,7 +398,7 @@ async fn open_again(app: &App, id: CaseId, who: &UserId, reason: &str) -> Result
     if let Some(order_id) = case.order_id {
         orders::lock_one(&mut tx, order_id).await?;
     }
-    let opened = case_facts::reopen(&mut tx, &case, (who.as_str(), reason), now).await.map_err(changed)?;
+    let opened = case_facts::reopen(&mut tx, &case, who.as_str(), reason, now).await.map_err(changed)?;
     outbox::append(&mut tx, &[events::case_opened(&opened)], now).await?;
     let json = json!({ "who": who.as_str(), "what": "reopened", "reason": reason });
     note_act(&mut tx, &case, &Entry { who, what: "reopened", json }).await?;

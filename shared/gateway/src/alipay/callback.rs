@@ -69,7 +69,7 @@ fn fact(form: &Form<'_>, ours: OffsetDateTime, times: &mut Times) -> Result<Fact
     let returned = fee.is_some_and(|fee| fee.is_none_or(Money::is_positive));
     // Refunded, or closed although there was a payment: not a payment to rely on, and not unpaid either.
     if returned || (!paid && form.get("gmt_payment").is_some()) {
-        let trade = returned_trade(form, (fee.flatten(), paid), times)?;
+        let trade = returned_trade(form, fee.flatten(), paid, times)?;
         return Ok(match form.get("out_biz_no") {
             // `refund_fee` is the sum of all refunds so far, so the amount of this refund is unknown.
             Some(refund_no) => Fact::Refund {
@@ -92,7 +92,8 @@ fn fact(form: &Form<'_>, ours: OffsetDateTime, times: &mut Times) -> Result<Fact
 /// The trade that was refunded. If a paid trade is closed and no sum is stated, the whole payment was returned.
 fn returned_trade(
     form: &Form<'_>,
-    (fee, open): (Option<Money>, bool),
+    fee: Option<Money>,
+    open: bool,
     times: &mut Times,
 ) -> Result<ReturnedTrade, CallbackError> {
     let paid = form.get("total_amount").and_then(|yuan| amount(yuan).ok().flatten());

@@ -118,9 +118,9 @@ pub(super) fn read(
     let mut times = Times::new(now);
     let (merchant, fact) = match kind {
         Kind::Payment => {
-            let sent = (envelope.create_time.as_deref(), times::received(callback.get().received_at, now));
+            let received_at = times::received(callback.get().received_at, now);
             let merchant = merchant_and_app(account, resource.mchid.as_deref(), resource.appid.as_deref());
-            (merchant, payment(&resource, sent, &mut times)?)
+            (merchant, payment(&resource, envelope.create_time.as_deref(), received_at, &mut times)?)
         }
         // A refund notice names no app.
         _ => (merchant_by_number(account, resource.mchid.as_deref()), refund(&resource, &mut times)?),
@@ -167,10 +167,11 @@ pub(super) fn refund_id(text: &str) -> Option<String> {
     fits.then(|| text.to_owned())
 }
 
-/// `sent` is when the message was made: by WeChat Pay's clock, and by ours.
+/// `create_time` says when WeChat Pay made the message, and `received_at` when it reached us.
 fn payment(
     resource: &Resource,
-    sent: (Option<&str>, OffsetDateTime),
+    create_time: Option<&str>,
+    received_at: OffsetDateTime,
     times: &mut Times,
 ) -> Result<Fact, CallbackError> {
     if resource.trade_state.as_deref() != Some("SUCCESS") {
@@ -182,8 +183,8 @@ fn payment(
         amount: amount.ok_or_else(|| undecodable("amount.total", "absent"))?,
         paid_at: times.of_payment(
             ("success_time", resource.success_time.as_deref()),
-            ("create_time", sent.0),
-            sent.1,
+            ("create_time", create_time),
+            received_at,
             parse_time,
         ),
     })
@@ -261,7 +262,7 @@ mod tests {
     const OURS: OffsetDateTime = datetime!(2026-01-05 02:21:12 UTC);
 
     fn paid(text: &str) -> Result<Fact, CallbackError> {
-        payment(&resource(text), (None, OURS), &mut Times::new(NOW))
+        payment(&resource(text), None, OURS, &mut Times::new(NOW))
     }
 
     fn returned(text: &str) -> Result<Fact, CallbackError> {
@@ -276,7 +277,7 @@ mod tests {
         }
         let without = WHOLE.replace("success_time", "x");
         for (created, at) in [("2026-01-05T10:21:10+08:00", datetime!(2026-01-05 02:21:10 UTC)), ("secret", OURS)] {
-            let fact = payment(&resource(&without), (Some(created), OURS), &mut Times::new(NOW)).unwrap();
+            let fact = payment(&resource(&without), Some(created), OURS, &mut Times::new(NOW)).unwrap();
             assert!(matches!(fact, Fact::Paid { paid_at, .. } if paid_at == at), "{created} {fact:?}");
         }
         assert!(matches!(paid(&without), Ok(Fact::Paid { paid_at, .. }) if paid_at == OURS));

@@ -88,7 +88,7 @@ impl Changed {
     }
 }
 
-fn copies(shelf: Option<Shelf>, (memory, floors): (u64, usize)) -> Copies<OrderCopy> {
+fn copies(shelf: Option<Shelf>, memory: u64, floors: usize) -> Copies<OrderCopy> {
     Copies::new(Bounds { name: "order", stored_for: Duration::from_secs(3600), memory, floors }, shelf)
 }
 
@@ -102,7 +102,7 @@ pub struct Orders {
 impl Orders {
     /// Copies in memory, and behind them in Redis if there is a [`Shelf`].
     pub(super) fn new(shelf: Option<Shelf>) -> Orders {
-        Orders { copies: copies(shelf, (MEMORY, 1 << 16)), owners: Cache::new(OWNERS) }
+        Orders { copies: copies(shelf, MEMORY, 1 << 16), owners: Cache::new(OWNERS) }
     }
 
     /// An order as it was at some moment of the last second. Use it for showing, never for deciding.
@@ -173,7 +173,7 @@ impl Renewer {
     /// Writes to Redis, if there is one and it has a key. Otherwise the other processes see a change within a second by
     /// themselves.
     pub fn new(redis: Option<Redis>) -> Renewer {
-        let desk = |shelf| Desk { copies: copies(Some(shelf), (0, 1)), turns: Arc::new(Semaphore::new(AT_ONCE)) };
+        let desk = |shelf| Desk { copies: copies(Some(shelf), 0, 1), turns: Arc::new(Semaphore::new(AT_ONCE)) };
         Renewer(Shelf::of(redis).map(|shelf| Arc::new(desk(shelf))))
     }
 

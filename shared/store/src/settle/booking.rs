@@ -15,19 +15,20 @@ use crate::tables::orders;
 /// The member of a case's evidence that says why a requested booking was not made.
 const NOT_BOOKED: &str = "not_booked";
 
-/// Books a refund that people found, with the gateway's answer about it. If it cannot be booked, or if the gateway did
-/// not confirm it, the case states the reason.
+/// Books the refund that people request in a case of this order. If it cannot be booked, or if the gateway did not
+/// confirm it, the case states the reason.
 ///
 /// # Errors
 /// [`DbError`]; the caller rolls back.
 pub async fn book_requested(
     tx: &mut PgConnection,
-    (order_id, case_id): (OrderId, CaseId),
-    (refund_no, found): (&RefundNo, &Found),
+    order_id: OrderId,
+    requested: &RequestedBooking,
     clock: &Clock,
 ) -> Result<Verdict, DbError> {
+    let RequestedBooking { case_id, refund_no, found } = requested;
     orders::lock_one(tx, order_id).await?;
-    let case = cases::get(&mut *tx, case_id).await?.filter(|case| case.status != CaseStatus::Resolved);
+    let case = cases::get(&mut *tx, *case_id).await?.filter(|case| case.status != CaseStatus::Resolved);
     let Some(mut case) = case.filter(|case| case.order_id == Some(order_id)) else { return Ok(Verdict::Ignored) };
     let trade = match trade_of(&case) {
         Some(trade_no) => Trade::read(tx, order_id, &trade_no).await?,
@@ -58,6 +59,17 @@ pub async fn book_requested(
         cases::note_evidence(tx, case.id, &case.evidence, clock.now()).await?;
     }
     Ok(Verdict::UnknownRefund)
+}
+
+/// A refund that people found and want booked, with the gateway's answer about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestedBooking {
+    /// The case that requests it.
+    pub case_id: CaseId,
+    /// The number that people found in the gateway's console.
+    pub refund_no: RefundNo,
+    /// The gateway's answer.
+    pub found: Found,
 }
 
 /// What the gateway answered about a refund that people found.

@@ -35,7 +35,7 @@ impl Books<'_> {
         order_id: Option<OrderId>,
         notification: &Notification,
     ) -> Verdict {
-        let case = new_case((kind, order_id), notification, self.clock);
+        let case = new_case(kind, order_id, notification, self.clock);
         self.effects.cases.push(case);
         verdict
     }

@@ -38,7 +38,7 @@ impl Books<'_> {
             Fact::Paid { trade_no, paid_at, .. }
                 if !order.status.was_paid() && self.gone.contains(&(order.id, trade_no.to_string())) =>
             {
-                self.came_and_went(notification, (trade_no, *paid_at))
+                self.came_and_went(notification, trade_no, *paid_at)
             }
             Fact::Paid { trade_no, paid_at, .. } => self.paid(notification, trade_no, *paid_at),
             Fact::ClosedUnpaid => self.closed(notification),
@@ -88,7 +88,7 @@ impl Books<'_> {
             self.effects.paid.push(paid);
             return Verdict::Settled;
         }
-        if !self.note_extra(notification, (trade_no, paid_at)) {
+        if !self.note_extra(notification, trade_no, paid_at) {
             return Verdict::Duplicate;
         }
         self.extra(notification, trade_no, paid_at)

@@ -61,7 +61,7 @@ impl Effects {
             orders::mark_honoured(tx, &self.honoured, now).await?;
             let ids: Vec<OrderId> = self.honoured.iter().map(|paid| paid.id).collect();
             jobs::end_checks(tx, &ids).await?;
-            cases::record_resolved(tx, &self.decided, (late::BY_POLICY, late::POLICY), now).await?;
+            cases::record_resolved(tx, &self.decided, late::BY_POLICY, late::POLICY, now).await?;
         }
         for (back, case) in &self.returns {
             late::give_back(tx, back, &mut self.cases[*case].evidence, now).await?;

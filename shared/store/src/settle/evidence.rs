@@ -9,7 +9,8 @@ use crate::tables::cases::NewCase;
 
 /// The case of a message. The caller opens it.
 pub(super) fn new_case(
-    (kind, order_id): (CaseKind, Option<OrderId>),
+    kind: CaseKind,
+    order_id: Option<OrderId>,
     notification: &Notification,
     clock: &Clock,
 ) -> NewCase {

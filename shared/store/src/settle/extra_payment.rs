@@ -18,7 +18,8 @@ impl Books<'_> {
     pub(super) fn note_extra(
         &mut self,
         notification: &Notification,
-        (trade_no, paid_at): (&TradeNo, OffsetDateTime),
+        trade_no: &TradeNo,
+        paid_at: OffsetDateTime,
     ) -> bool {
         let Some(order) = self.orders.get(&notification.order_no) else { return false };
         let fresh = self.recorded.insert((notification.method, trade_no.as_str().to_owned()));
@@ -41,10 +42,11 @@ impl Books<'_> {
     pub(super) fn came_and_went(
         &mut self,
         notification: &Notification,
-        payment: (&TradeNo, OffsetDateTime),
+        trade_no: &TradeNo,
+        paid_at: OffsetDateTime,
     ) -> Verdict {
         let id = self.orders.get(&notification.order_no).map(|order| order.id);
-        self.note_extra(notification, payment);
+        self.note_extra(notification, trade_no, paid_at);
         self.case(Verdict::NotPending, CaseKind::RefundedElsewhere, id, notification)
     }
 
@@ -66,7 +68,7 @@ impl Books<'_> {
         metrics::counter!("extra_payments_total", "kind" => kind.as_str(), "policy" => policy.as_str()).increment(1);
         if policy == LatePaymentPolicy::Fulfil && closed && notification.source == Source::Notice {
             // Query the gateway first: the notice may be older than a refund.
-            let mut case = new_case((kind, Some(id)), notification, self.clock);
+            let mut case = new_case(kind, Some(id), notification, self.clock);
             case.evidence[late::POLICY] = policy.as_str().into();
             self.effects.fulfil.push((id, case.id));
             self.effects.cases.push(case);
@@ -79,7 +81,7 @@ impl Books<'_> {
             self.effects.events.push(events::order_paid(order, trade_no, paid_at));
             late::take(order, next, &paid);
             self.effects.honoured.push(paid);
-            let case = new_case((kind, Some(id)), notification, self.clock);
+            let case = new_case(kind, Some(id), notification, self.clock);
             self.effects.decided.push(case);
             return Verdict::Settled;
         }

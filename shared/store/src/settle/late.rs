@@ -156,7 +156,8 @@ pub async fn can_honour(
 /// [`DbError`]; the caller rolls back.
 pub async fn fulfil(
     tx: &mut PgConnection,
-    (order_id, case_id): (OrderId, CaseId),
+    order_id: OrderId,
+    case_id: CaseId,
     said: Option<&Fact>,
     clock: &Clock,
 ) -> Result<Verdict, DbError> {
@@ -170,8 +171,9 @@ pub async fn fulfil(
     let refusal = match honour(tx, order_id, &trade_no, said, now).await {
         Ok(()) => {
             let by_policy = case.evidence.get(POLICY).is_some();
-            let end = if by_policy { (BY_POLICY, POLICY) } else { ("the order is paid by this trade", "service") };
-            outside::resolve(tx, &case, end, now).await?;
+            let (resolution, by) =
+                if by_policy { (BY_POLICY, POLICY) } else { ("the order is paid by this trade", "service") };
+            outside::resolve(tx, &case, resolution, by, now).await?;
             return Ok(Verdict::Settled);
         }
         Err(not_done) => not_done.refusal()?.to_string(),

@@ -32,7 +32,7 @@ use sqlx::PgConnection;
 use crate::error::DbError;
 use crate::tables::orders::{self, Order};
 
-pub use booking::{Found, book_requested, trade_of};
+pub use booking::{Found, RequestedBooking, book_requested, trade_of};
 pub use late::{NotHonoured, can_fulfil, can_honour, fulfil};
 
 use books::Books;

@@ -165,7 +165,7 @@ async fn first_sight(
     };
     transactions::note_extra(tx, &[extra], clock.now()).await?;
     extra::follow(tx, &[order.id], clock.now()).await?;
-    let mut case = new_case((kind, Some(order.id)), notification, clock);
+    let mut case = new_case(kind, Some(order.id), notification, clock);
     case.subject_ref = trade.trade_no.to_string();
     case.evidence["amount"] = order.amount.to_string().into();
     case.evidence[RETURNED] = trade.returned.map_or_else(|| NOT_STATED.to_owned(), |sum| sum.to_string()).into();
@@ -326,8 +326,7 @@ async fn explain(tx: &mut PgConnection, order_id: OrderId, number: &str, clock: 
     for case in cases::of_order(&mut *tx, order_id).await? {
         let about = case.kind == CaseKind::UnknownRefund && case.subject_ref == number;
         if about && case.status != CaseStatus::Resolved {
-            let end = ("the refund is booked as one from outside", SERVICE);
-            outside::resolve(tx, &case, end, clock.now()).await?;
+            outside::resolve(tx, &case, "the refund is booked as one from outside", SERVICE, clock.now()).await?;
         }
     }
     Ok(())
@@ -385,7 +384,7 @@ async fn open(
     order_id: OrderId,
     clock: &Clock,
 ) -> Result<Verdict, DbError> {
-    opening::open(tx, &new_case((ruling.kind, Some(order_id)), notification, clock), clock.now()).await?;
+    opening::open(tx, &new_case(ruling.kind, Some(order_id), notification, clock), clock.now()).await?;
     if ruling.kind.is_of_money_held() {
         extra::follow(tx, &[order_id], clock.now()).await?;
     }

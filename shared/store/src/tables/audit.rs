@@ -243,7 +243,7 @@ pub async fn link(tx: &mut PgConnection, rows: &[Row]) -> Result<Root, DbError> 
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn unlinked(db: impl PgExecutor<'_>, (from, to): (i64, i64), age: Duration) -> Result<Vec<i64>, DbError> {
+pub async fn unlinked(db: impl PgExecutor<'_>, from: i64, to: i64, age: Duration) -> Result<Vec<i64>, DbError> {
     Ok(sqlx::query_scalar!(
         r#"
         select id from audit_log a

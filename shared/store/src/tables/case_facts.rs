@@ -121,7 +121,8 @@ async fn meet(
 pub async fn reopen(
     tx: &mut PgConnection,
     case: &Case,
-    (who, reason): (&str, &str),
+    who: &str,
+    reason: &str,
     now: OffsetDateTime,
 ) -> Result<Opened, DbError> {
     if case.status != CaseStatus::Resolved {

@@ -68,7 +68,8 @@ pub(super) async fn insert(
 pub async fn record_resolved(
     tx: &mut PgConnection,
     cases: &[NewCase],
-    (resolution, resolved_by): (&str, &str),
+    resolution: &str,
+    resolved_by: &str,
     now: OffsetDateTime,
 ) -> Result<(), DbError> {
     let ids: Vec<CaseId> = cases.iter().map(|c| c.id).collect();

@@ -120,7 +120,8 @@ pub async fn note_number(tx: &mut PgConnection, id: RefundId, number: &str) -> R
 pub async fn resolve(
     tx: &mut PgConnection,
     case: &Case,
-    (resolution, by): (&str, &str),
+    resolution: &str,
+    by: &str,
     now: OffsetDateTime,
 ) -> Result<(), DbError> {
     sqlx::query!(

@@ -100,10 +100,10 @@ pub async fn settle(
         no_move(tx, &refund, report, clock).await?;
         return Ok(RefundVerdict::Duplicate);
     };
-    refunds::apply(tx, &step(&refund, (from, to), report, now), now).await?;
+    refunds::apply(tx, &step(&refund, from, to, report, now), now).await?;
     let after = follow(tx, &order, now).await?;
     follow_extra(tx, &after, &refund.trade_no, now).await?;
-    tell(tx, (&after, &refund, from), report, clock).await?;
+    tell(tx, &after, &refund, report, clock).await?;
     if after.status == OrderStatus::Refunded && order.status != OrderStatus::Refunded {
         outbox::append(tx, &[events::order_refunded(&after, &refund)], now).await?;
     }
@@ -111,7 +111,7 @@ pub async fn settle(
         crate::tables::outside::note_returned(tx, refund.transaction_id, sum).await?;
     }
     if to.is_final() {
-        ended(tx, &refund, (to, report.returned), clock).await?;
+        ended(tx, &refund, to, report.returned, clock).await?;
     }
     // This also applies to an abnormal refund: it no longer blocks the order's other refunds.
     late::give_back_what_waited(tx, &after, policies, clock).await?;
@@ -135,7 +135,7 @@ fn count(refund: &Refund, state: RefundState, now: OffsetDateTime) {
     metrics::histogram!("refund_duration_seconds", &labels).record(took.max(0.0));
 }
 
-fn step(refund: &Refund, (from, to): (RefundStatus, RefundStatus), report: &RefundReport, now: OffsetDateTime) -> Move {
+fn step(refund: &Refund, from: RefundStatus, to: RefundStatus, report: &RefundReport, now: OffsetDateTime) -> Move {
     let succeeded_at = (report.state == RefundState::Succeeded).then(|| report.at.unwrap_or(now));
     // The number of a closed refund leads to no money.
     let has_number = matches!(report.state, RefundState::Succeeded | RefundState::Abnormal);

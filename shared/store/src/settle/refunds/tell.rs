@@ -18,10 +18,11 @@ use crate::tables::{cases, events as outbox, jobs};
 /// How long after a refund fails we query it once more.
 const LOOK_BACK: Duration = Duration::days(1);
 
-/// Writes the events and cases of a move.
+/// Writes the events and cases of a move; `order` is as the move leaves it, and `refund` as it was before.
 pub(super) async fn tell(
     tx: &mut PgConnection,
-    (order, refund, from): (&Order, &Refund, RefundStatus),
+    order: &Order,
+    refund: &Refund,
     report: &RefundReport,
     clock: &Clock,
 ) -> Result<(), DbError> {
@@ -32,7 +33,7 @@ pub(super) async fn tell(
         RefundState::Succeeded => {
             new_events.push(events::refund_succeeded(order, refund, report.at.unwrap_or(now)));
             cases::end_of_refund(tx, refund, "the refund has succeeded", now).await?;
-            if from == RefundStatus::Failed {
+            if refund.status == RefundStatus::Failed {
                 let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "found": "returned" });
                 open(tx, &case_of(clock, CaseKind::RefundAfterFailure, refund, evidence), now).await?;
             }
@@ -70,7 +71,8 @@ pub(super) async fn tell(
 pub(super) async fn ended(
     tx: &mut PgConnection,
     refund: &Refund,
-    (to, stated): (RefundStatus, Option<Money>),
+    to: RefundStatus,
+    stated: Option<Money>,
     clock: &Clock,
 ) -> Result<(), DbError> {
     outside::compare_again(tx, refund, stated, clock).await?;

@@ -211,7 +211,8 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
     .fetch_all(db)
     .await?;
     let mut made: HashMap<_, _> = made.into_iter().map(|key| (key.id, (key.answer, key.expires_at))).collect();
-    Ok(new.iter().map(|new| made.remove(&new.id).map_or(Created::Taken, Created::of)).collect())
+    let created = |(answer, expires_at)| Created::of(answer, expires_at);
+    Ok(new.iter().map(|new| made.remove(&new.id).map_or(Created::Taken, created)).collect())
 }
 
 fn column<'a, T>(new: &'a [NewOrder], of: impl Fn(&'a NewOrder) -> T) -> Vec<T> {
@@ -219,7 +220,7 @@ fn column<'a, T>(new: &'a [NewOrder], of: impl Fn(&'a NewOrder) -> T) -> Vec<T> 
 }
 
 impl Created {
-    fn of((answer, expires_at): (Option<Value>, OffsetDateTime)) -> Created {
+    fn of(answer: Option<Value>, expires_at: OffsetDateTime) -> Created {
         match answer {
             None => Created::Unanswered,
             Some(answer) => Created::Answered(SavedAnswer { answer, refused_with: None, expires_at }),
