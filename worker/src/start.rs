@@ -64,12 +64,13 @@ impl Worker {
         configure: impl FnOnce(&mut Env) -> Option<C>,
         work: impl AsyncFnOnce(Process, C),
     ) -> ExitCode {
-        runtime::start::run(self.service, async |env, stop| self.prepare((env, stop), configure, work).await).await
+        runtime::start::run(self.service, async |env, stop| self.prepare(env, stop, configure, work).await).await
     }
 
     async fn prepare<C: Own>(
         &self,
-        (mut env, stop): (Env, CancellationToken),
+        mut env: Env,
+        stop: CancellationToken,
         configure: impl FnOnce(&mut Env) -> Option<C>,
         work: impl AsyncFnOnce(Process, C),
     ) -> Result<Ready<impl Future<Output = ()>>, ConfigFaults> {

@@ -68,14 +68,14 @@ impl Job for RefundWorker {
         let gateway = gateway.ok_or_else(|| missing("the account"))?;
         let step = match refund.status {
             RefundStatus::Succeeded => Step::Done,
-            RefundStatus::Failed => self.look_back(gateway.as_ref(), (&refund, &order), job.now()).await,
+            RefundStatus::Failed => self.look_back(gateway.as_ref(), &refund, &order, job.now()).await,
             RefundStatus::Pending => match self.too_soon(job, &refund, &order).await? {
                 Some(pause) => Step::wait(pause, "the gateway wants time between the refunds of an order"),
                 None => self.send(gateway.as_ref(), job, &refund, &order).await?,
             },
             RefundStatus::Processing => self.query(gateway.as_ref(), job, &refund, &order).await?,
             RefundStatus::Abnormal if RefundRequest::read(&job.payload).redirect => {
-                self.redirect(gateway.as_ref(), (&refund, &order), job.now()).await
+                self.redirect(gateway.as_ref(), &refund, &order, job.now()).await
             }
             RefundStatus::Abnormal => self.query(gateway.as_ref(), job, &refund, &order).await?,
         };
@@ -84,7 +84,7 @@ impl Job for RefundWorker {
 
     /// A fact counts even if this worker has lost the job; any other result counts only from the worker that still holds it.
     async fn record(&self, tx: &mut PgConnection, job: &Taken, learnt: &Learnt) -> Result<Recorded<()>, JobError> {
-        let Learnt { refund, order, step } = learnt;
+        let Learnt { order, step, .. } = learnt;
         let request = match step {
             Step::Fact(_) => Some(RefundRequest::default()),
             Step::NotYet { .. } | Step::Done => None,
@@ -92,7 +92,7 @@ impl Job for RefundWorker {
             _ => Some(RefundRequest { redirect: false, accept: accepted(job) }),
         };
         Ok(Recorded {
-            end: self.end(tx, job, (refund, order), step).await?,
+            end: self.end(tx, job, learnt).await?,
             requests: request.map(|request| request.payload()),
             stands: matches!(step, Step::Fact(_) | Step::Done),
             subject: Some(order.order_no.to_string()),

@@ -10,12 +10,12 @@ use store::settle::accounts::{self, Misconfigured};
 use store::settle::opening;
 use store::settle::refunds as settling;
 use store::tables::jobs::Taken;
-use store::tables::orders::Order;
 use store::tables::refunds::{self, Refund};
 use tracing::{error, info, warn};
 
 use crate::jobs::job::{End, JobError};
 use crate::jobs::wait::pause;
+use crate::refunds::Learnt;
 use crate::refunds::pacing::SETTLE_IN;
 use crate::refunds::request::account;
 use crate::refunds::step::Step;
@@ -23,18 +23,13 @@ use crate::refunds::worker::RefundWorker;
 
 impl RefundWorker {
     /// Records the result of a step; says how the job goes on.
-    pub(super) async fn end(
-        &self,
-        tx: &mut PgConnection,
-        job: &Taken,
-        (refund, order): (&Refund, &Order),
-        step: &Step,
-    ) -> Result<End, JobError> {
+    pub(super) async fn end(&self, tx: &mut PgConnection, job: &Taken, learnt: &Learnt) -> Result<End, JobError> {
+        let Learnt { refund, step, .. } = learnt;
         let now = job.now();
         let refund_no = &refund.refund_no;
         Ok(match step {
             Step::Fact(report) => {
-                self.settle_report(tx, job, (refund, order), report).await?;
+                self.settle_report(tx, job, learnt, report).await?;
                 // Settling has already deleted or rescheduled the job of a refund that ended; we query the others daily.
                 End::Snooze(UNDELIVERABLE, settling::named(report.state).to_owned())
             }
@@ -55,7 +50,7 @@ impl RefundWorker {
                 End::Snooze(SHORTAGE, message.clone())
             }
             Step::Misconfigured { code, message } => {
-                let reason = self.misconfigured(tx, (refund, order), (code, message)).await?;
+                let reason = self.misconfigured(tx, learnt, code, message).await?;
                 End::Retry(self.next_question(refund, now), reason)
             }
             Step::Strange { what } => {
@@ -83,7 +78,7 @@ impl RefundWorker {
         &self,
         tx: &mut PgConnection,
         job: &Taken,
-        (refund, order): (&Refund, &Order),
+        Learnt { refund, order, .. }: &Learnt,
         report: &RefundReport,
     ) -> Result<(), JobError> {
         if report.state == RefundState::Succeeded
@@ -104,8 +99,9 @@ impl RefundWorker {
     async fn misconfigured(
         &self,
         tx: &mut PgConnection,
-        (refund, order): (&Refund, &Order),
-        (code, message): (&str, &str),
+        Learnt { refund, order, .. }: &Learnt,
+        code: &str,
+        message: &str,
     ) -> Result<String, JobError> {
         let (refund_no, account) = (&refund.refund_no, account(refund, order));
         error!(%refund_no, code, detail = message, "The gateway refuses the account of refund {refund_no}");

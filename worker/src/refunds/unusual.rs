@@ -15,7 +15,8 @@ impl RefundWorker {
     pub(super) async fn look_back(
         &self,
         gateway: &dyn Gateway,
-        (refund, order): (&Refund, &Order),
+        refund: &Refund,
+        order: &Order,
         now: OffsetDateTime,
     ) -> Step {
         match gateway.query_refund(&self.request(refund, order), now).await {
@@ -29,7 +30,8 @@ impl RefundWorker {
     pub(super) async fn redirect(
         &self,
         gateway: &dyn Gateway,
-        (refund, order): (&Refund, &Order),
+        refund: &Refund,
+        order: &Order,
         now: OffsetDateTime,
     ) -> Step {
         let request = self.request(refund, order);

@@ -26,7 +26,8 @@ use super::setup::Relay;
 pub(super) async fn publish_due(
     relay: &Relay,
     connection: &mut PgConnection,
-    (kind, depth): (JobKind, u32),
+    kind: JobKind,
+    depth: u32,
 ) -> Result<usize, DbError> {
     let (which, limit) = match kind.spec().pace {
         Pace::WhenDue if depth > LONG_QUEUE => (Lease::Fresh, BATCH),

@@ -140,7 +140,7 @@ impl Relay {
                 let events = steps.take("outbox", outbox.publish_events(self, connection)).await?;
                 let mut jobs = 0;
                 for (kind, depth) in depths.when_due() {
-                    jobs += steps.take(kind.as_str(), due_jobs::publish_due(self, connection, (kind, depth))).await?;
+                    jobs += steps.take(kind.as_str(), due_jobs::publish_due(self, connection, kind, depth)).await?;
                 }
                 // Jobs that can wait are published when no other job is due, and only while their queue is short. The
                 // relay publishes a few and then pauses, because it learns the depth of the queue with a delay.
@@ -148,7 +148,7 @@ impl Relay {
                 if jobs == 0 && !idle.is_empty() && last_idle.is_none_or(|at| at.elapsed() >= IDLE_PAUSE) {
                     last_idle = Some(Instant::now());
                     for (kind, depth) in idle {
-                        steps.take(kind.as_str(), due_jobs::publish_due(self, connection, (kind, depth))).await?;
+                        steps.take(kind.as_str(), due_jobs::publish_due(self, connection, kind, depth)).await?;
                     }
                 }
                 if events + jobs > 0 {
