@@ -119,7 +119,7 @@ struct Field {
 
 impl Attacker {
     /// Starts an attack that lasts as long as given; [`Attack::AbortedCloses`] sends the requests `closes` in turn.
-    pub(crate) fn start(attack: Attack, (to, lasts): (SocketAddr, Duration), closes: Requests) -> Attacker {
+    pub(crate) fn start(attack: Attack, to: SocketAddr, lasts: Duration, closes: Requests) -> Attacker {
         let (stop, mut stopped) = watch::channel(false);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -152,21 +152,21 @@ impl Field {
         let first = address(0x7f02_0000);
         match attack {
             Attack::Connections => {
-                join_all((0..4_096).map(|n| self.again((n, 4_096), async move || self.hold(first).await))).await;
+                join_all((0..4_096).map(|n| self.again(n, 4_096, async move || self.hold(first).await))).await;
             }
             Attack::SlowReaders => {
                 let from = |n: u32| address(0x7f02_0000 + n % 8);
-                join_all((0..512).map(|n| self.again((n, 512), async move || self.read_slowly(from(n)).await))).await;
+                join_all((0..512).map(|n| self.again(n, 512, async move || self.read_slowly(from(n)).await))).await;
             }
             Attack::Trickles => {
                 let (all, from) = (20 * 1_024, |n: u32| address(0x7f02_0000 + n % 20));
-                join_all((0..all).map(|n| self.again((n, all), async move || self.trickle(from(n)).await))).await;
+                join_all((0..all).map(|n| self.again(n, all, async move || self.trickle(from(n)).await))).await;
             }
             Attack::AbortedCloses => {
                 join_all((0..LANES).map(|lane| self.abort(lane, &closes))).await;
             }
             Attack::ForgedSerials => {
-                join_all((0..16).map(|lane| self.forge_serials((lane, 16), first))).await;
+                join_all((0..16).map(|lane| self.forge_serials(lane, 16, first))).await;
             }
             Attack::Addresses => {
                 join_all((0..LANES).map(|lane| self.once_each(lane))).await;
@@ -181,7 +181,7 @@ impl Field {
     }
 
     /// Repeats the same step forever; the first steps are spread over [`AGAIN`].
-    async fn again(&self, (n, of): (u32, u32), work: impl AsyncFn() -> Result<String>) {
+    async fn again(&self, n: u32, of: u32, work: impl AsyncFn() -> Result<String>) {
         sleep(AGAIN * n / of).await;
         loop {
             self.note(work().await);
@@ -257,7 +257,7 @@ impl Field {
         }
     }
 
-    async fn forge_serials(&self, (lane, lanes): (u32, usize), from: IpAddr) {
+    async fn forge_serials(&self, lane: u32, lanes: usize, from: IpAddr) {
         // Base64 of as many bytes as a signature has.
         let signature = format!("{}==", "A".repeat(342));
         let mut stream = None;

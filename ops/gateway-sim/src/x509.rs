@@ -37,7 +37,7 @@ pub struct Statement {
 ///
 /// # Errors
 /// When the library cannot write the key, or a time cannot be formatted.
-pub fn issue(statement: &Statement, key: &Signer, (issuer, issuing): (&Name, &Signer)) -> Result<String> {
+pub fn issue(statement: &Statement, key: &Signer, issuer: &Name, issuing: &Signer) -> Result<String> {
     let algorithm = sequence(&[&oid(SHA256_WITH_RSA), &tlv(NULL, &[])]);
     let version = tlv(0xa0, &tlv(INTEGER, &[2]));
     let validity = sequence(&[&moment(statement.from)?, &moment(statement.until)?]);

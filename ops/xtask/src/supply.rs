@@ -29,14 +29,22 @@ const COPY: &str = "ops/xtask/advisories.tar.gz";
 /// The server must answer within this time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The subcommand, its crate, and the release.
-type Tool = (&'static str, &'static str, &'static str);
-const DENY: Tool = ("deny", "cargo-deny", "0.20.2");
-const CYCLONEDX: Tool = ("cyclonedx", "cargo-cyclonedx", "0.5.9");
+/// A subcommand of cargo that is installed when it is missing.
+struct Tool {
+    /// The subcommand.
+    name: &'static str,
+    /// The crate that holds it.
+    package: &'static str,
+    /// The release of the crate.
+    version: &'static str,
+}
+
+const DENY: Tool = Tool { name: "deny", package: "cargo-deny", version: "0.20.2" };
+const CYCLONEDX: Tool = Tool { name: "cyclonedx", package: "cargo-cyclonedx", version: "0.5.9" };
 
 /// Checks licences, sources, bans and known vulnerabilities, as deny.toml says.
 pub fn check() -> Result<()> {
-    install(DENY)?;
+    install(&DENY)?;
     let fetched = if is_reachable() { fetch().ok() } else { None };
     let known = match fetched {
         Some(known) => known,
@@ -48,12 +56,12 @@ pub fn check() -> Result<()> {
     must("a dependency may not be built in", &mut cargo(&["deny", "--offline", "--locked", "check"]))
 }
 
-fn install((subcommand, tool, version): Tool) -> Result<()> {
-    if has(subcommand) {
+fn install(tool: &Tool) -> Result<()> {
+    if has(tool.name) {
         return Ok(());
     }
-    say("dependencies", format_args!("cargo install {tool}: some minutes, once"));
-    let mut install = cargo(&["install", "--locked", "--debug", "--quiet", tool, "--version", version]);
+    say("dependencies", format_args!("cargo install {}: some minutes, once", tool.package));
+    let mut install = cargo(&["install", "--locked", "--debug", "--quiet", tool.package, "--version", tool.version]);
     must("a tool could not be installed", install.env("CARGO_PROFILE_DEV_DEBUG", "0"))
 }
 
@@ -111,7 +119,7 @@ pub fn copy(advisories: &Advisories) -> Result<()> {
     let from = match &advisories.from {
         Some(from) => from.clone(),
         None => {
-            install(DENY)?;
+            install(&DENY)?;
             fetch()?;
             folder().join(FOLDER)
         }
@@ -177,7 +185,7 @@ fn facts(advisory: &str) -> Result<Option<String>> {
 
 /// Writes a list of everything that is built into each program, with versions, licences and checksums, in CycloneDX.
 pub fn list() -> Result<()> {
-    install(CYCLONEDX)?;
+    install(&CYCLONEDX)?;
     let workspace = Workspace::read()?;
     let folder = workspace.target_directory.join("sbom");
     fs::create_dir_all(&folder)?;

@@ -129,7 +129,7 @@ async fn run(stage: &Stage<'_>, attack: Option<Attack>) -> Result<Repeat> {
     let attacking = async {
         tokio::time::sleep(LEAD).await;
         let lasts = Duration::from_secs(u64::from(seconds)).saturating_sub(LEAD);
-        let attacker = attack.map(|attack| Attacker::start(attack, (stage.api, lasts), closes));
+        let attacker = attack.map(|attack| Attacker::start(attack, stage.api, lasts, closes));
         tokio::time::sleep(lasts).await;
         match attacker {
             Some(attacker) => attacker.stop().await.map(Some),

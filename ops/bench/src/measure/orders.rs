@@ -22,7 +22,7 @@ pub(super) async fn measure(stage: &Stage<'_>, progress: &Progress) -> Result<Ro
     let (mut ours, mut limit, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     for repeat in 1..=stage.cli.repeats() {
         progress.say(&format!("orders {repeat}: {count} orders, Alipay page"));
-        let (created, used) = create(stage, count, ("alipay", "page")).await?;
+        let (created, used) = create(stage, count, "alipay", "page").await?;
         progress.say(&format!("orders {repeat}: openssl speed rsa2048"));
         let signatures = limits::signatures_per_second().await?;
         progress.done(&rate("orders", created.rate(), "RSA-2048 signatures", signatures));
@@ -45,14 +45,13 @@ pub(super) async fn by_gateway(stage: &Stage<'_>, progress: &Progress) -> Result
     let count = stage.cli.orders();
     let mut scenario = Scenario::new(&format!("order creation, {count} orders of each kind"));
     for repeat in 1..=stage.cli.repeats() {
-        for scene in SCENES {
-            let (method, name) = scene;
-            progress.say(&format!("gateways {repeat}: {count} orders, {method} {name}"));
+        for (method, scene) in SCENES {
+            progress.say(&format!("gateways {repeat}: {count} orders, {method} {scene}"));
             stage.reset_gateways(0).await?;
-            let (created, used) = create(stage, count, scene).await?;
-            scenario.figure(&format!("{method} {name}"), "/s", created.rate());
-            scenario.figure(&format!("{method} {name}, answer p99"), "ms", created.percentile(99.0));
-            scenario.note(format!("{method} {name}: {used}"));
+            let (created, used) = create(stage, count, method, scene).await?;
+            scenario.figure(&format!("{method} {scene}"), "/s", created.rate());
+            scenario.figure(&format!("{method} {scene}, answer p99"), "ms", created.percentile(99.0));
+            scenario.note(format!("{method} {scene}: {used}"));
         }
         progress.done(&format!("gateways: {}", scenario.summary()));
     }
@@ -60,7 +59,7 @@ pub(super) async fn by_gateway(stage: &Stage<'_>, progress: &Progress) -> Result
 }
 
 /// Every order is a separate purchase of one of a thousand users.
-async fn create(stage: &Stage<'_>, count: u32, (method, scene): (&str, &str)) -> Result<(Sent, String)> {
+async fn create(stage: &Stage<'_>, count: u32, method: &str, scene: &str) -> Result<(Sent, String)> {
     database::refill(&stage.db, 0).await?;
     let requests = Arc::new((0..count).map(|n| stage.frontend.order(n, method, scene)).collect());
     let services = stage.start(&["payment-api"]).await?;

@@ -73,7 +73,7 @@ fn paid_once(history: &History, found: &mut Found) {
         let (times, fen) = here.entry((order_no, &payment.trade_no)).or_default();
         (*times, *fen) = (*times + 1, *fen + payment.amount_fen);
     }
-    found.differences(Invariant::PaidOnce, "paid at the gateway, and here,", (&there, &here));
+    found.differences(Invariant::PaidOnce, "paid at the gateway, and here,", &there, &here);
     let mut by_order: BTreeMap<&str, Vec<(&str, i64)>> = BTreeMap::new();
     for payment in &history.payments {
         by_order.entry(&payment.order_id).or_default().push((&payment.trade_no, payment.amount_fen));
@@ -108,7 +108,7 @@ fn reported_once(history: &History, found: &mut Found) {
     for event in history.events.iter().filter(|event| !event.kind.starts_with("case.")) {
         *reported.entry(event.event_id.clone()).or_default() += 1;
     }
-    found.differences(Invariant::ReportedOnce, "what has happened, and the events that report it,", (&due, &reported));
+    found.differences(Invariant::ReportedOnce, "what has happened, and the events that report it,", &due, &reported);
 
     // Whatever the ids are: an order has at most one fulfilment event.
     let mut paid: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();

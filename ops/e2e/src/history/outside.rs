@@ -26,7 +26,7 @@ pub(super) fn booked(history: &History, found: &mut Found) {
             let what = format!("{booked} fen are booked as returned outside of trade {trade_no}, and {went} went back");
             found.add(Invariant::ReturnedOutside, what);
         }
-        if booked < *known && !is_reported(history, name) {
+        if booked < *known && !is_reported(history, order_no, trade_no) {
             let what = format!(
                 "the gateway says that {known} fen of trade {trade_no} of {order_no} went back outside, {booked} are booked, and no case reports it"
             );
@@ -41,9 +41,9 @@ pub(super) fn booked(history: &History, found: &mut Found) {
 
 /// Whether a case reports a refund that the books lack. The case must be open. For a payment that is not booked at
 /// all, a case that people have resolved also counts.
-fn is_reported(history: &History, (order_no, trade_no): &Name<'_>) -> bool {
-    let Some(order) = history.orders.iter().find(|order| order.order_no == *order_no) else { return false };
-    let recorded = history.payments.iter().any(|payment| payment.trade_no == *trade_no);
+fn is_reported(history: &History, order_no: &str, trade_no: &str) -> bool {
+    let Some(order) = history.orders.iter().find(|order| order.order_no == order_no) else { return false };
+    let recorded = history.payments.iter().any(|payment| payment.trade_no == trade_no);
     history.cases_of(order).any(|case| TELLS.contains(&case.kind.as_str()) && (case.open || !recorded))
 }
 
@@ -148,7 +148,7 @@ pub fn balance(history: &History) -> (Balance, Vec<String>) {
     let (there, here) = (in_the_consoles(history), by_our_books(history));
     let (mut total, mut wrong) = (Balance::default(), Vec::new());
     for order in &history.orders {
-        let balance = of_order(history, order, (&there, &here));
+        let balance = of_order(history, order, &there, &here);
         if !balance.holds() {
             wrong.push(format!("order {}, {}: {balance:?}", order.order_no, order.status));
         }
@@ -164,7 +164,8 @@ pub fn balance(history: &History) -> (Balance, Vec<String>) {
 fn of_order(
     history: &History,
     order: &Order,
-    (there, here): (&BTreeMap<Name<'_>, Console>, &BTreeMap<Name<'_>, i64>),
+    there: &BTreeMap<Name<'_>, Console>,
+    here: &BTreeMap<Name<'_>, i64>,
 ) -> Balance {
     let mut balance = Balance::default();
     for trade in history.trades.iter().filter(|trade| trade.order_no == order.order_no && trade.state == "paid") {
@@ -178,7 +179,7 @@ fn of_order(
         let name = (order.order_no.as_str(), payment.trade_no.as_str());
         if let Some(Console { went, known }) = there.get(&name) {
             let booked = here.get(&name).copied().unwrap_or(0);
-            match is_reported(history, &name) {
+            match is_reported(history, &order.order_no, &payment.trade_no) {
                 true => balance.held -= (went - booked).max(0),
                 false => balance.unseen += (went - booked.max(*known)).max(0),
             }

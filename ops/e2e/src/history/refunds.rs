@@ -34,7 +34,7 @@ pub(super) fn returned_once(history: &History, found: &mut Found) {
     for refund in history.refunds.iter().filter(|refund| refund.succeeded() && !refund.is_outside()) {
         *here.entry((order_no(history, refund), &refund.refund_no)).or_default() += refund.amount_fen;
     }
-    found.differences(Invariant::ReturnedOnce, "refunded at the gateways, and here,", (&there, &here));
+    found.differences(Invariant::ReturnedOnce, "refunded at the gateways, and here,", &there, &here);
     for refund in &history.refunds {
         let status = if refund.succeeded() || refund.status == "failed" { &refund.status } else { "pending" };
         let due = format!("{} {} {status}", refund.order_id, refund.amount_fen);

@@ -76,7 +76,8 @@ impl Found {
         &mut self,
         invariant: Invariant,
         what: &str,
-        (one, other): (&BTreeMap<K, V>, &BTreeMap<K, V>),
+        one: &BTreeMap<K, V>,
+        other: &BTreeMap<K, V>,
     ) {
         let names: BTreeSet<&K> = one.keys().chain(other.keys()).collect();
         for name in names.into_iter().filter(|name| one.get(name) != other.get(name)) {

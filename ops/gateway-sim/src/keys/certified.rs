@@ -55,7 +55,7 @@ impl Authority {
         let from = OffsetDateTime::UNIX_EPOCH + Duration::days(20_000);
         let until = from + Duration::days(20 * 365);
         let statement = Statement { serial: vec![1], subject: name.clone(), from, until, authority: true };
-        let pem = issue(&statement, &key, (&name, &key))?;
+        let pem = issue(&statement, &key, &name, &key)?;
         Ok(Authority { sn: sn(&name, 1), name, key, pem })
     }
 
@@ -87,7 +87,7 @@ fn issue_by(name: &Name, issuing: &Signer, wanted: &Wanted<'_>, key: &Signer) ->
         until: now + Duration::days(1) * wanted.until_days,
         authority: false,
     };
-    Ok(Certified { sn: sn(name, number), pem: issue(&statement, key, (name, issuing))? })
+    Ok(Certified { sn: sn(name, number), pem: issue(&statement, key, name, issuing)? })
 }
 
 /// The number that Alipay derives from a certificate's issuer and serial number.

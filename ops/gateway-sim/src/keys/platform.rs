@@ -52,7 +52,7 @@ impl Platform {
         let whom = Name { organization: "Tenpay Simulator".to_owned(), common_name: format!("Platform {name}") };
         let signer = Signer::generate()?;
         let statement = Statement { serial, subject: whom.clone(), from, until, authority: true };
-        let pem = issue(&statement, &signer, (&whom, &signer))?;
+        let pem = issue(&statement, &signer, &whom, &signer)?;
         let made = PlatformCertificate { key: Arc::new((name, signer)), pem, from, until };
         self.lock().certificates.push(made.clone());
         Ok(made)

@@ -24,7 +24,8 @@ pub(super) type Answer = Result<Option<Value>, Problem>;
 pub(super) async fn carry(
     sim: &Sim,
     call: &Call,
-    (kind, out_trade_no): (CallKind, Option<&str>),
+    kind: CallKind,
+    out_trade_no: Option<&str>,
     work: impl Future<Output = Answer>,
 ) -> Response {
     let at = call.at(out_trade_no);
@@ -56,7 +57,7 @@ pub(crate) async fn prepay(State(sim): State<Shared>, Path(product): Path<String
     let body = call.json();
     let number = body.as_ref().ok().and_then(|body| owned(body, "out_trade_no"));
     let work = async { place(&sim, &call.merchant, product, &body?).map(Some) };
-    carry(&sim, &call, (CallKind::Prepay, number.as_deref()), work).await
+    carry(&sim, &call, CallKind::Prepay, number.as_deref(), work).await
 }
 
 /// `GET /v3/pay/transactions/out-trade-no/{out_trade_no}?mchid=`.
@@ -69,7 +70,7 @@ pub(crate) async fn query_by_number(State(sim): State<Shared>, Path(number): Pat
         let trade = sim.ledger.shown(&key(&call.merchant, &number), clock::now()).ok_or_else(no_order)?;
         Ok(Some(current(&call.merchant, &trade)))
     };
-    carry(&sim, &call, (CallKind::Query, Some(&number)), work).await
+    carry(&sim, &call, CallKind::Query, Some(&number), work).await
 }
 
 /// `GET /v3/pay/transactions/id/{transaction_id}?mchid=`: paid orders only.
@@ -85,7 +86,7 @@ pub(crate) async fn query_by_id(State(sim): State<Shared>, Path(id): Path<String
         let trade = found.filter(ours).ok_or_else(no_order)?;
         Ok(Some(current(&call.merchant, &trade)))
     };
-    carry(&sim, &call, (CallKind::Query, number.as_deref()), work).await
+    carry(&sim, &call, CallKind::Query, number.as_deref(), work).await
 }
 
 /// `POST /v3/pay/transactions/out-trade-no/{out_trade_no}/close`: 204, even if it is closed already.
@@ -105,7 +106,7 @@ pub(crate) async fn close(State(sim): State<Shared>, Path(number): Path<String>,
             Err(_) => Err(Problem::new(400, "ORDER_PAID", "该订单已支付")),
         }
     };
-    carry(&sim, &call, (CallKind::Close, Some(&number)), work).await
+    carry(&sim, &call, CallKind::Close, Some(&number), work).await
 }
 
 fn place(sim: &Sim, merchant: &WechatMerchant, product: Product, body: &Value) -> Result<Value, Problem> {

@@ -50,7 +50,7 @@ pub(crate) async fn create(State(sim): State<Shared>, call: Call) -> Response {
         stopped(sim.faults.after_refund(&trade.out_trade_no).await)?;
         Ok(Some(view(&booked.trade, &booked.refund)))
     };
-    carry(&sim, &call, (CallKind::Refund, number.as_deref()), work).await
+    carry(&sim, &call, CallKind::Refund, number.as_deref(), work).await
 }
 
 /// `GET /v3/refund/domestic/refunds/{out_refund_no}`.
@@ -66,7 +66,7 @@ pub(crate) async fn query(State(sim): State<Shared>, Path(number): Path<String>,
         answer["amount"]["refund"] = json!(refund.amount_fen + sim.faults.misstated_fen(&key.out_trade_no));
         Ok(Some(answer))
     };
-    carry(&sim, &call, (CallKind::RefundQuery, out_trade_no.as_deref()), work).await
+    carry(&sim, &call, CallKind::RefundQuery, out_trade_no.as_deref(), work).await
 }
 
 /// `POST /v3/refund/domestic/refunds/{refund_id}/apply-abnormal-refund`: pays out to another card, or to the merchant.
@@ -89,7 +89,7 @@ pub(crate) async fn redirect(State(sim): State<Shared>, Path(refund_id): Path<St
         sim.process(&key, &number, RefundState::Success);
         Ok(Some(view(&trade, &refund)))
     };
-    carry(&sim, &call, (CallKind::Redirect, out_trade_no.as_deref()), work).await
+    carry(&sim, &call, CallKind::Redirect, out_trade_no.as_deref(), work).await
 }
 
 /// A buyer's card and name are encrypted with the key that `Wechatpay-Serial` names.

@@ -21,12 +21,12 @@ fn sound() -> History {
             Trade { order_no: "NB".to_owned(), refunded_fen: 250, ..trade("wechat", "B-again", "paid", 250) },
         ],
         orders: vec![
-            order("A", ("refunded", 6), (100, 100)),
-            order("B", ("paid", 2), (250, 0)),
-            Order { was_closed: true, ..order("C", ("closed", 2), (70, 0)) },
-            order("D", ("pending", 1), (30, 0)),
-            Order { was_closed: true, ..order("E", ("closed", 2), (50, 0)) },
-            Order { was_closed: true, ..order("F", ("paid", 3), (80, 0)) },
+            order("A", "refunded", 6, 100, 100),
+            order("B", "paid", 2, 250, 0),
+            Order { was_closed: true, ..order("C", "closed", 2, 70, 0) },
+            order("D", "pending", 1, 30, 0),
+            Order { was_closed: true, ..order("E", "closed", 2, 50, 0) },
+            Order { was_closed: true, ..order("F", "paid", 3, 80, 0) },
         ],
         payments: vec![
             payment("A", 100),
@@ -42,16 +42,16 @@ fn sound() -> History {
         ],
         callbacks: vec![callback("alipay", "notice-A"), callback("wechat", "notice-B")],
         events: vec![
-            event("order.paid", "A", ("A", 2), json!({ "amount": "1.00", "trade_no": "TA" })),
-            event("order.paid", "B", ("B", 2), json!({ "amount": "2.50", "trade_no": "TB" })),
-            event("order.closed", "C", ("C", 2), json!({})),
-            event("refund.succeeded", "A1", ("A", 4), refund_data("RA1", "0.40")),
-            event("refund.succeeded", "A2", ("A", 6), refund_data("RA2", "0.60")),
-            event("order.refunded", "A2", ("A", 6), refund_data("RA2", "0.60")),
-            event("refund.succeeded", "B3", ("B", 2), refund_data("RB3", "2.50")),
-            event("order.closed", "E", ("E", 2), json!({})),
-            event("order.closed", "F", ("F", 2), json!({})),
-            event("order.paid", "F", ("F", 3), json!({ "amount": "0.80", "trade_no": "TF" })),
+            event("order.paid", "A", "A", 2, json!({ "amount": "1.00", "trade_no": "TA" })),
+            event("order.paid", "B", "B", 2, json!({ "amount": "2.50", "trade_no": "TB" })),
+            event("order.closed", "C", "C", 2, json!({})),
+            event("refund.succeeded", "A1", "A", 4, refund_data("RA1", "0.40")),
+            event("refund.succeeded", "A2", "A", 6, refund_data("RA2", "0.60")),
+            event("order.refunded", "A2", "A", 6, refund_data("RA2", "0.60")),
+            event("refund.succeeded", "B3", "B", 2, refund_data("RB3", "2.50")),
+            event("order.closed", "E", "E", 2, json!({})),
+            event("order.closed", "F", "F", 2, json!({})),
+            event("order.paid", "F", "F", 3, json!({ "amount": "0.80", "trade_no": "TF" })),
         ],
         answers: ["A", "B", "C", "D", "E", "F"].map(created).into(),
         named_by_keys: ["A", "B", "C", "D", "E", "F", "A1", "A2"].map(str::to_owned).into(),
@@ -97,7 +97,7 @@ fn trade(gateway: &str, name: &str, state: &str, fen: i64) -> Trade {
     }
 }
 
-fn order(name: &str, (status, version): (&str, i64), (amount_fen, refunded_fen): (i64, i64)) -> Order {
+fn order(name: &str, status: &str, version: i64, amount_fen: i64, refunded_fen: i64) -> Order {
     let paid = !matches!(status, "pending" | "closed");
     Order {
         id: name.to_owned(),
@@ -147,7 +147,7 @@ fn callback(gateway: &str, notice_id: &str) -> Callback {
     Callback { gateway: gateway.to_owned(), notice_id: notice_id.to_owned() }
 }
 
-fn event(kind: &str, of: &str, (order, version): (&str, i64), mut data: Value) -> Event {
+fn event(kind: &str, of: &str, order: &str, version: i64, mut data: Value) -> Event {
     data["order_no"] = format!("N{order}").into();
     data["order_version"] = version.into();
     Event { event_id: format!("{kind}:{of}"), kind: kind.to_owned(), order_id: Some(order.to_owned()), data }
@@ -215,7 +215,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a fulfilment has a second id",
-        |h| add(h, event("order.paid", "B-again", ("B", 2), json!({}))),
+        |h| add(h, event("order.paid", "B-again", "B", 2, json!({}))),
         &[Invariant::ReportedOnce, Invariant::Moves],
     ),
     (
@@ -225,7 +225,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a fulfilment of an unpaid order is told",
-        |h| add(h, event("order.paid", "D", ("D", 2), json!({}))),
+        |h| add(h, event("order.paid", "D", "D", 2, json!({}))),
         &[Invariant::ReportedOnce],
     ),
     ("a fulfilment tells of another amount", |h| tell(h, 1, "amount", json!("9.99")), &[Invariant::ReportedOnce]),
@@ -300,7 +300,7 @@ const FAULTS: &[Fault] = &[
         "an order was closed on its way to paid",
         |h| {
             h.orders[1].was_closed = true;
-            add(h, event("order.closed", "B", ("B", 4), json!({})));
+            add(h, event("order.closed", "B", "B", 4, json!({})));
         },
         &[Invariant::Moves],
     ),

@@ -27,11 +27,11 @@ pub(super) fn add_to(history: &mut History) {
     }
     history.trades.extend(trades);
     history.orders.extend([
-        order("G", ("refunded", 5), (400, 400)),
-        order("H", ("paid", 2), (200, 0)),
-        Order { was_closed: true, ..order("I", ("closed", 2), (90, 0)) },
-        Order { was_closed: true, ..order("J", ("closed", 2), (60, 0)) },
-        order("K", ("paid", 2), (70, 0)),
+        order("G", "refunded", 5, 400, 400),
+        order("H", "paid", 2, 200, 0),
+        Order { was_closed: true, ..order("I", "closed", 2, 90, 0) },
+        Order { was_closed: true, ..order("J", "closed", 2, 60, 0) },
+        order("K", "paid", 2, 70, 0),
     ]);
     history.payments.extend([
         payment("G", 400),
@@ -48,14 +48,14 @@ pub(super) fn add_to(history: &mut History) {
     ]);
     let named_data = |no: &str, yuan: &str| json!({ "refund_no": no, "refund_amount": yuan, "origin": "outside" });
     let events = [
-        event("order.paid", "G", ("G", 2), json!({ "amount": "4.00", "trade_no": "TG" })),
-        event("refund.succeeded", "G1", ("G", 3), named_data("RG1", "1.50")),
-        event("refund.succeeded", "G2", ("G", 5), refund_data("RG2", "2.50")),
-        event("order.refunded", "G2", ("G", 5), refund_data("RG2", "2.50")),
-        event("order.paid", "H", ("H", 2), json!({ "amount": "2.00", "trade_no": "TH" })),
-        event("order.closed", "I", ("I", 2), json!({})),
-        event("order.closed", "J", ("J", 2), json!({})),
-        event("order.paid", "K", ("K", 2), json!({ "amount": "0.70", "trade_no": "TK" })),
+        event("order.paid", "G", "G", 2, json!({ "amount": "4.00", "trade_no": "TG" })),
+        event("refund.succeeded", "G1", "G", 3, named_data("RG1", "1.50")),
+        event("refund.succeeded", "G2", "G", 5, refund_data("RG2", "2.50")),
+        event("order.refunded", "G2", "G", 5, refund_data("RG2", "2.50")),
+        event("order.paid", "H", "H", 2, json!({ "amount": "2.00", "trade_no": "TH" })),
+        event("order.closed", "I", "I", 2, json!({})),
+        event("order.closed", "J", "J", 2, json!({})),
+        event("order.paid", "K", "K", 2, json!({ "amount": "0.70", "trade_no": "TK" })),
     ];
     events.into_iter().for_each(|event| add(history, event));
     for name in ["G", "H", "I", "J", "K"] {
@@ -171,7 +171,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "a return is published for a payment that was not",
         |h| {
             let data = json!({ "refund_no": "RI3", "refund_amount": "0.20", "origin": "outside" });
-            add(h, event("refund.succeeded", "I3", ("I", 2), data));
+            add(h, event("refund.succeeded", "I3", "I", 2, data));
         },
         &[Invariant::ReportedOnce],
     ),
@@ -188,9 +188,9 @@ pub(super) const FAULTS: &[Fault] = &[
     (
         "money that came and went is delivered for",
         |h| {
-            let paid = order("J", ("paid", 3), (60, 0));
+            let paid = order("J", "paid", 3, 60, 0);
             *order_of(h, "J") = Order { was_closed: true, ..paid };
-            add(h, event("order.paid", "J", ("J", 3), json!({ "amount": "0.60", "trade_no": "TJ" })));
+            add(h, event("order.paid", "J", "J", 3, json!({ "amount": "0.60", "trade_no": "TJ" })));
         },
         &[Invariant::ReportedOnce, Invariant::Moves],
     ),
