@@ -230,6 +230,56 @@ fn no_file_is_longer_than_a_reader_can_hold() {
     assert_eq!(long, [""; 0]);
 }
 
+/// Whether the parameters that follow a function's name hold a tuple of two names or more. A colon follows a pattern and
+/// no type. `Path((a, b))` takes a type of a library apart, so it is none.
+fn holds_tuple(signature: &str) -> bool {
+    let bytes = signature.as_bytes();
+    let (mut angles, mut open) = (0, Vec::new());
+    for (at, byte) in bytes.iter().enumerate() {
+        match byte {
+            b'<' if open.is_empty() => angles += 1,
+            b'>' if open.is_empty() && bytes[at - 1] != b'-' => angles -= 1,
+            b'(' if angles == 0 => open.push(at),
+            b')' if angles == 0 => {
+                let Some(from) = open.pop() else { return false };
+                if open.is_empty() {
+                    return false;
+                }
+                let is_pattern = open.len() == 1 && bytes.get(at + 1) == Some(&b':');
+                if is_pattern && !bytes[from - 1].is_ascii_alphanumeric() && signature[from..at].contains(',') {
+                    return true;
+                }
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The functions in some code that have such a parameter.
+fn with_tuples(code: &str) -> Vec<&str> {
+    let functions = code.split("fn ").skip(1).filter_map(|rest| {
+        let (name, signature) = rest.split_at(rest.find(|c: char| !c.is_alphanumeric() && c != '_')?);
+        (signature.starts_with(['(', '<']) && holds_tuple(signature)).then_some(name)
+    });
+    functions.collect()
+}
+
+/// Clippy counts a tuple as one parameter, and its caller sees no names. A struct has a name, and so have its fields.
+#[test]
+fn no_parameter_is_a_tuple() {
+    let planted = "fn one((a, b): (A, B)) {}\npub async fn two<F: Fn(A) -> B>(\n    &self,\n    (mut a, b): &C,\n) {}\n\
+        fn three(a: A, &(b, _): &(A, B)) {}\nfn four<'a>(\n    (a, (b, c)): D<'a>,\n    e: impl Fn(A, B) -> C,\n) {}\n\
+        fn fine(a: (A, B), f: impl Fn(A, B), Path((b, c)): Path<(B, C)>, D { d, e }: D, (): ()) { g((a, b)) }";
+    assert_eq!(with_tuples(planted), ["one", "two", "three", "four"]);
+    let files = ["shared", "worker"].iter().flat_map(|folder| sources(folder));
+    let mut found = Vec::new();
+    for (path, lines) in files.filter(|(path, _)| path.contains("/src/")) {
+        found.extend(with_tuples(&lines.join("\n")).into_iter().map(|name| format!("{path}: {name}")));
+    }
+    assert_eq!(found, [""; 0]);
+}
+
 /// Whether a line of code waits longer than a poll may.
 fn sleeps_long(line: &str) -> bool {
     // Without what stands in quotes.
