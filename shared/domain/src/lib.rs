@@ -15,6 +15,7 @@ mod payment_method;
 mod policy;
 mod refund;
 mod refund_report;
+mod scope;
 mod text;
 mod verdict;
 
@@ -33,5 +34,6 @@ pub use payment_method::{PaymentMethod, Scene};
 pub use policy::{LatePaymentPolicy, Policies};
 pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundOrigin, RefundStatus, status_by_refunds};
 pub use refund_report::{RefundReport, RefundState};
+pub use scope::{Scope, Scopes};
 pub use text::{escaped, shorten_bytes, shorten_chars, shows, steers};
 pub use verdict::{CaseAction, CaseKind, CaseStatus, Verdict};
