@@ -10,6 +10,7 @@ use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo, PgValueRef};
 use sqlx::{Decode, Encode, Postgres, Type};
 
 use crate::account::{AccountName, UserId};
+use crate::api_key::{ApiKeyId, ApiKeyName, ApiKeyState, KeyEnvironment};
 use crate::ids::{CaseId, OrderId, RefundId, TransactionId};
 use crate::message::job::JobKind;
 use crate::money::Money;
@@ -62,8 +63,9 @@ macro_rules! text_column {
     )+};
 }
 
-/// A `char(32)` column that holds the id `$type`. The parameter must be declared as `character`. If it were declared as
-/// `text`, PostgreSQL would convert the column to text, could use none of its indexes, and would read the whole table.
+/// A `char` column of fixed length that holds the id `$type`. The parameter must be declared as `character`. If it were
+/// declared as `text`, PostgreSQL would convert the column to text, could use none of its indexes, and would read the
+/// whole table.
 macro_rules! id_column {
     ($($type:ty),+) => {$(
         column! { $type: |text| Ok(<$type>::parse(text)?), ToString::to_string, PgTypeInfo::with_oid(BPCHAR), PgTypeInfo::with_oid(BPCHAR_ARRAY) }
@@ -74,21 +76,24 @@ macro_rules! id_column {
 const BPCHAR: Oid = Oid(1042);
 const BPCHAR_ARRAY: Oid = Oid(1014);
 
-id_column!(CaseId, OrderId, RefundId, TransactionId);
+id_column!(ApiKeyId, CaseId, OrderId, RefundId, TransactionId);
 
 text_column! {
     AccountName: |text| Ok(AccountName::parse(text)?), ToString::to_string;
+    ApiKeyName: |text| Ok(ApiKeyName::parse(text)?), ToString::to_string;
     OrderNo: |text| Ok(OrderNo::parse(text)?), ToString::to_string;
     ProductType: |text| Ok(ProductType::parse(text)?), ToString::to_string;
     RefundNo: |text| Ok(RefundNo::parse(text)?), ToString::to_string;
     Subject: |text| Ok(Subject::parse(text)?), ToString::to_string;
     TradeNo: |text| Ok(TradeNo::parse(text)?), ToString::to_string;
     UserId: |text| Ok(UserId::parse(text)?), ToString::to_string;
+    ApiKeyState: |text| Ok(text.parse()?), ToString::to_string;
     CaseKind: |text| Ok(text.parse()?), ToString::to_string;
     CaseStatus: |text| Ok(text.parse()?), ToString::to_string;
     OrderStatus: |text| Ok(text.parse()?), ToString::to_string;
     ExtraState: |text| Ok(text.parse()?), ToString::to_string;
     JobKind: |text| Ok(text.parse()?), ToString::to_string;
+    KeyEnvironment: |text| Ok(text.parse()?), ToString::to_string;
     PaymentMethod: |text| Ok(text.parse()?), ToString::to_string;
     Scene: |text| Ok(text.parse()?), ToString::to_string;
     RefundOrigin: |text| Ok(text.parse()?), ToString::to_string;

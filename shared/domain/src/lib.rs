@@ -1,6 +1,7 @@
 //! The domain types and the rules about them. No I/O, no clock, no gateway-specific formats.
 
 mod account;
+mod api_key;
 #[cfg(feature = "sqlx")]
 mod columns;
 mod ids;
@@ -20,6 +21,10 @@ mod text;
 mod verdict;
 
 pub use account::{AccountName, AccountNameError, UserId, UserIdError};
+pub use api_key::{
+    ApiKeyId, ApiKeyIdError, ApiKeyName, ApiKeyNameError, ApiKeySecret, ApiKeyState, ApiKeyText, KeyDigest,
+    KeyEnvironment,
+};
 pub use ids::{CaseId, OrderId, ParseIdError, RefundId, TransactionId, first_id_at};
 pub use money::{Money, MoneyError};
 pub use named_enum::UnknownName;
