@@ -14,6 +14,7 @@ pub mod file_mode;
 pub mod health;
 pub mod http_server;
 pub mod panics;
+pub mod random;
 pub mod seal;
 pub mod service;
 pub mod shutdown;
