@@ -46,6 +46,22 @@ pub async fn record(tx: &mut PgConnection, act: &Act<'_>) -> Result<(), DbError>
     Ok(())
 }
 
+/// Records the act of an operator, in the transaction of its effect. The operators' role inserts nothing into the log: a
+/// function of the database does, which accepts acts on keys and subjects that begin with `paymentctl/`.
+///
+/// # Errors
+/// [`DbError`]; [`DbError::Moved`] when the function does not accept the act. The caller must not commit then.
+pub async fn record_operator(tx: &mut PgConnection, act: &Act<'_>) -> Result<(), DbError> {
+    let recorded = sqlx::query!(
+        r#"select record_operator_act($1, $2, $3, $4) as "recorded!""#,
+        act.subject,
+        act.act,
+        act.object,
+        act.detail,
+    );
+    DbError::expect_rows(u64::from(recorded.fetch_one(tx).await?.recorded), 1)
+}
+
 /// SHA-256.
 pub type Hash = [u8; SHA256_OUTPUT_LEN];
 

@@ -1,5 +1,6 @@
 //! One file for each table, and one for each query that reads several tables.
 
+pub mod api_keys;
 pub mod audit;
 pub mod callbacks;
 pub mod case_facts;

@@ -1,5 +1,6 @@
 //! Tests on a real PostgreSQL and Redis.
 
+mod api_keys;
 mod cache;
 mod corrupt;
 mod facts;

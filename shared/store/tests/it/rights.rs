@@ -13,7 +13,7 @@ use store::tables::{credentials, dead_letters, extra, orders};
 use store::upkeep::{grants, retention};
 
 /// A database in which every role has its rights.
-async fn granted(db: &PgPool) -> PgConnection {
+pub async fn granted(db: &PgPool) -> PgConnection {
     let mut connection = PgConnection::connect_with(&db.connect_options()).await.unwrap();
     let mut tx = connection.begin().await.unwrap();
     grants::take_turns(&mut tx).await.unwrap();
@@ -226,6 +226,25 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     ("insert into audit_chain (n) select 1 where false", &[Relay]),
     ("update audit_chain set hash = ''", &[]),
     ("delete from audit_chain", &[]),
+    // Operators make and end the keys of the merchant's backend; what a key may do stays as it was made.
+    ("select digest from api_keys", &[PaymentApi, PaymentCtl]),
+    ("select version from api_keys_version", &[PaymentApi, PaymentCtl]),
+    ("insert into api_keys (id, state) select 'a', 'active' where false", &[PaymentCtl]),
+    ("insert into api_keys (confirmed_by) select 'a' where false", &[]),
+    ("insert into api_keys (last_used_at) select now() where false", &[]),
+    ("update api_keys set state = 'active' where false", &[PaymentCtl]),
+    ("update api_keys set digest = '' where false", &[PaymentCtl]),
+    ("update api_keys set scopes = '{payments:refund}'", &[]),
+    ("update api_keys set networks = '{}'", &[]),
+    ("update api_keys set expires_at = null", &[]),
+    ("update api_keys set proposed_by = 'bob'", &[]),
+    ("update api_keys set last_used_at = now() where false", &[PaymentApi]),
+    ("delete from api_keys", &[]),
+    ("truncate api_keys", &[]),
+    ("update api_keys_version set version = 0", &[]),
+    ("insert into api_keys_version (version) values (0)", &[]),
+    ("delete from api_keys_version", &[]),
+    ("select record_operator_act('a', 'a', 'a', '{}')", &[PaymentCtl]),
     // The requests of frontends are the ingress's alone.
     ("select key from idempotency_keys", &[PaymentApi, Relay]),
     ("select request_hash from idempotency_keys", &[PaymentApi]),

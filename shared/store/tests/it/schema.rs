@@ -3,8 +3,8 @@
 use std::str::FromStr;
 
 use domain::{
-    CaseId, CaseKind, CaseStatus, OrderId, OrderStatus, PaymentMethod, RefundId, RefundOrigin, RefundStatus, Scene,
-    TransactionId, Verdict,
+    ApiKeyId, ApiKeyState, CaseId, CaseKind, CaseStatus, KeyEnvironment, OrderId, OrderStatus, PaymentMethod, RefundId,
+    RefundOrigin, RefundStatus, Scene, Scope, TransactionId, Verdict,
 };
 use sqlx::postgres::PgHasArrayType;
 use sqlx::{Encode, PgPool, Postgres, Type};
@@ -44,6 +44,12 @@ async fn the_checks_of_the_database_name_what_the_enums_name(db: PgPool) {
     assert_eq!(names_under(&db, "cases_kind").await, names(&kinds));
     let stages: Vec<_> = CaseStatus::ALL.iter().map(|s| s.as_str()).collect();
     assert_eq!(names_under(&db, "cases_status").await, names(&stages));
+    let environments: Vec<_> = KeyEnvironment::ALL.iter().map(|environment| environment.as_str()).collect();
+    assert_eq!(names_under(&db, "api_keys_environment").await, names(&environments));
+    let stages: Vec<_> = ApiKeyState::ALL.iter().map(|state| state.as_str()).collect();
+    assert_eq!(names_under(&db, "api_keys_state").await, names(&stages));
+    let scopes: Vec<_> = Scope::ALL.iter().filter(|scope| !scope.of_people()).map(|scope| scope.as_str()).collect();
+    assert_eq!(names_under(&db, "api_keys_scopes").await, names(&scopes));
     assert!(OrderStatus::from_str("PAID").is_err());
 }
 
@@ -203,6 +209,7 @@ async fn an_id_is_bound_as_what_its_column_is(db: PgPool) {
     assert_eq!(bound(&db, RefundId::from_u128(1), vec![]).await, column);
     assert_eq!(bound(&db, TransactionId::from_u128(1), vec![]).await, column);
     assert_eq!(bound(&db, CaseId::from_u128(1), vec![]).await, column);
+    assert_eq!(bound(&db, ApiKeyId::from_bytes([1; 8]), vec![]).await, column);
 
     let mut connection = db.acquire().await.unwrap();
     sqlx::query("set enable_seqscan = off").execute(&mut *connection).await.unwrap();

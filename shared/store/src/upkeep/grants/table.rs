@@ -224,6 +224,19 @@ pub const TABLES: &[Table] = &[
         may(&[Relay], Insert),
         may(&[Relay, PaymentCtl], Select),
     ] },
+    // The keys of the merchant's backend. Operators make and end them; the ingress notes when each was used. A trigger
+    // raises the version.
+    Table { name: "api_keys", grants: &[
+        may(&[PaymentApi, PaymentCtl], Select),
+        may_only(&[PaymentCtl], Insert,
+            &["id", "name", "environment", "scopes", "networks", "digest", "state", "proposed_by", "expires_at"]),
+        may_only(&[PaymentCtl], Update,
+            &["digest", "previous_digest", "previous_until", "state", "confirmed_by", "revoked_at", "updated_at"]),
+        may_only(&[PaymentApi], Update, &["last_used_at"]),
+    ] },
+    Table { name: "api_keys_version", grants: &[
+        may(&[PaymentApi, PaymentCtl], Select),
+    ] },
     // Records who had which event published again.
     Table { name: "event_republishes", grants: &[
         may(&[PaymentCtl], Select),
@@ -261,6 +274,9 @@ pub const FUNCTIONS: &[Function] = &[
     Function { name: "replay_dead_letter", arguments: "bpchar", to: &[PaymentCtl] },
     Function { name: "end_case", arguments: "bpchar, bigint, text, text, jsonb", to: &[PaymentCtl] },
     Function { name: "republish_events", arguments: "bigint[], text", to: &[PaymentCtl] },
+    Function { name: "record_operator_act", arguments: "text, text, text, jsonb", to: &[PaymentCtl] },
+    // Called by a trigger alone.
+    Function { name: "raise_api_keys_version", arguments: "", to: &[] },
     Function {
         name: "create_unplaced_order",
         arguments: "bpchar, text, numeric, text, text, text, timestamptz",
