@@ -4,6 +4,7 @@ use std::fmt;
 
 use domain::{escaped, steers};
 use runtime::error_chain::chain;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use store::DbError;
 use time::OffsetDateTime;
@@ -11,7 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
 /// The result of a command that ran.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Answer {
     /// For people, without a line break at the end.
     pub text: String,
@@ -19,12 +20,50 @@ pub struct Answer {
     pub json: Value,
     /// Whether the command did everything that was requested, or in a dry run would do it.
     pub done: bool,
+    /// A secret that is shown this once, as the last line of the text, or as a field of the JSON.
+    pub secret: Option<Secret>,
+}
+
+/// A secret in an answer.
+#[derive(Debug, Clone)]
+pub struct Secret {
+    /// Its field in the JSON.
+    pub field: &'static str,
+    /// The secret.
+    pub text: SecretString,
 }
 
 impl Answer {
     /// Everything is done.
     pub fn done(text: impl Into<String>, json: Value) -> Answer {
-        Answer { text: text.into(), json, done: true }
+        Answer::new(text, json, true)
+    }
+
+    /// Done, or not.
+    pub fn new(text: impl Into<String>, json: Value, done: bool) -> Answer {
+        Answer { text: text.into(), json, done, secret: None }
+    }
+
+    /// The same with a secret, which is printed on standard output and nowhere else.
+    #[must_use]
+    pub fn with_secret(self, field: &'static str, text: SecretString) -> Answer {
+        Answer { secret: Some(Secret { field, text }), ..self }
+    }
+
+    /// What is printed: text for people, or one line of JSON for scripts.
+    pub fn printed(&self, as_json: bool) -> String {
+        let secret = self.secret.as_ref().map(|secret| (secret.field, secret.text.expose_secret()));
+        match (secret, as_json) {
+            (None, true) => json_line(&self.json),
+            (None, false) => shown(&self.text),
+            (Some((field, secret)), true) => {
+                let mut json = self.json.clone();
+                json[field] = Value::from(secret);
+                json_line(&json)
+            }
+            (Some((_, secret)), false) if self.text.is_empty() => secret.to_owned(),
+            (Some((_, secret)), false) => format!("{}\n{secret}", shown(&self.text)),
+        }
     }
 }
 
@@ -167,6 +206,16 @@ mod tests {
         assert_eq!((cells.lines().count(), lines(&[bad, "b"]).lines().count()), (2, 2), "no line is forged");
         let read: Value = serde_json::from_str(&json).unwrap();
         assert_eq!((read["number"].as_str(), read["tag"].as_str()), (Some(bad), Some("\u{E0041}")));
+    }
+
+    #[test]
+    fn a_secret_is_printed_once_and_never_shown_otherwise() {
+        let answer = Answer::done("made", serde_json::json!({ "id": 1 })).with_secret("secret", "hidden".into());
+        assert_eq!(answer.printed(false), "made\nhidden");
+        assert_eq!(answer.printed(true), r#"{"id":1,"secret":"hidden"}"#);
+        assert!(!format!("{answer:?}").contains("hidden"));
+        let alone = Answer::done("", serde_json::json!({})).with_secret("token", "hidden".into());
+        assert_eq!(alone.printed(false), "hidden");
     }
 
     #[test]

@@ -118,7 +118,7 @@ async fn verify(place: &Place, verify: &Verify) -> Result<Answer, Problem> {
         "unlinked": unlinked.len(),
         "unlinked_rows": unlinked.iter().take(NAMED).collect::<Vec<_>>(),
     });
-    Ok(Answer { text: lines(&said), json, done: fault.is_none() && unlinked.is_empty() })
+    Ok(Answer::new(lines(&said), json, fault.is_none() && unlinked.is_empty()))
 }
 
 /// What breaks the chain.

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use paymentctl::answer::{Answer, Problem, json_line, shown};
+use paymentctl::answer::{Answer, Problem};
 use paymentctl::place::{Place, operator};
 use paymentctl::{audit, cases, deploy, doctor, events, explain};
 use runtime::env::Env;
@@ -78,9 +78,8 @@ async fn main() -> ExitCode {
     };
     match run(&cli, command).await {
         Ok(answer) => {
-            let text = if cli.json { json_line(&answer.json) } else { shown(&answer.text) };
             // The reader may close the pipe early (`| head`).
-            let _ = writeln!(std::io::stdout(), "{text}");
+            let _ = writeln!(std::io::stdout(), "{}", answer.printed(cli.json));
             if answer.done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(problem) => {

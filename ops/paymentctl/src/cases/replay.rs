@@ -78,7 +78,7 @@ pub async fn run(place: &Place, replay: &Replay, operator: Option<&str>) -> Resu
     });
     let json = json!({ "dry_run": !replay.yes, "cases": listed, "more": more.is_some() });
     let done = good == cases.len() && more.is_none();
-    Ok(Answer { text: with_more(shown(&lines), more.as_deref()), json, done })
+    Ok(Answer::new(with_more(shown(&lines), more.as_deref()), json, done))
 }
 
 async fn chosen(place: &Place, replay: &Replay) -> Result<Found, Problem> {

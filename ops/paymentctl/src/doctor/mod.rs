@@ -76,5 +76,5 @@ fn answer(checks: &[Check]) -> Answer {
     ));
     let view = |check: &Check| json!({ "name": check.name, "state": check.state.as_str(), "said": check.said, "remedy": check.remedy });
     let json = json!({ "ok": failed == 0, "checks": checks.iter().map(view).collect::<Vec<_>>() });
-    Answer { text: crate::answer::lines(&lines), json, done: failed == 0 }
+    Answer::new(crate::answer::lines(&lines), json, failed == 0)
 }
