@@ -13,5 +13,6 @@ pub mod deploy;
 pub mod doctor;
 pub mod events;
 pub mod explain;
+pub mod keys;
 pub mod place;
 pub mod when;

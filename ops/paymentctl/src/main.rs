@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use paymentctl::answer::{Answer, Problem};
 use paymentctl::place::{Place, operator};
-use paymentctl::{audit, cases, deploy, doctor, events, explain};
+use paymentctl::{audit, cases, deploy, doctor, events, explain, keys};
 use runtime::env::Env;
 use runtime::telemetry;
 
-/// Operates a running payment service: cases and dead letters, events, the timeline of one order, the log of
-/// people's actions, and a doctor.
+/// Operates a running payment service: cases and dead letters, events, API keys, the timeline of one order, the log
+/// of people's actions, and a doctor.
 ///
 /// Nothing is changed without --yes: without it a command shows exactly what it would do. Money is moved only
 /// through the API, by two people, and never here. The commands of a roll-out (migrate, database-roles, broker-setup)
@@ -28,9 +28,9 @@ struct Cli {
     /// Answer in JSON, for scripts.
     #[arg(long, global = true)]
     json: bool,
-    /// The operator's name. It is recorded with each case that is resolved and each event that is published again.
-    /// The default is the value of PAYMENT_OPERATOR.
-    #[arg(long, global = true, value_name = "NAME", value_parser = operator)]
+    /// The operator's name. It is recorded with each case that is resolved, each event that is published again, and
+    /// each change of an API key. The default is the value of PAYMENT_OPERATOR.
+    #[arg(long, visible_alias = "by", global = true, value_name = "NAME", value_parser = operator)]
     operator: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -60,6 +60,9 @@ enum Operate {
     /// The log of people's actions: list it, and verify that it was not changed afterwards.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// The API keys of the merchant's backend: make, confirm, list, rotate, revoke.
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Check configuration, database, broker, Redis, keys and gateways. Each finding says what to do.
     Doctor,
 }
@@ -100,6 +103,10 @@ async fn run(cli: &Cli, command: &Operate) -> Result<Answer, Problem> {
         Operate::Events(command) => {
             let operator = who(cli, &mut env)?;
             events::run(&Place::open(&mut env).await?, command, operator.as_deref()).await
+        }
+        Operate::Keys(command) => {
+            let operator = who(cli, &mut env)?;
+            keys::run(&Place::open(&mut env).await?, command, operator.as_deref()).await
         }
         Operate::Audit(command) => audit::run(&Place::open(&mut env).await?, command).await,
         Operate::Explain { order } => explain::run(&Place::open(&mut env).await?, order).await,

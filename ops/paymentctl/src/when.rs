@@ -38,6 +38,38 @@ pub fn moment(text: &str) -> Result<Moment, String> {
     span(text).map(Moment::Ago).map_err(|_| form.to_owned())
 }
 
+/// A time in the future: absolute, or relative to now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ahead {
+    /// Absolute.
+    At(OffsetDateTime),
+    /// This long after now.
+    In(Duration),
+}
+
+impl Ahead {
+    /// The absolute time, given the current time.
+    pub fn at(self, now: OffsetDateTime) -> OffsetDateTime {
+        match self {
+            Ahead::At(at) => at,
+            Ahead::In(span) => now + span,
+        }
+    }
+}
+
+/// Reads `2026-12-31T18:00:00+08:00`, `2026-12-31` (midnight in UTC) or `90d` (from now).
+///
+/// # Errors
+/// The accepted forms.
+pub fn ahead(text: &str) -> Result<Ahead, String> {
+    let form = "write 2026-12-31T18:00:00+08:00, 2026-12-31 (midnight in UTC), or a time from now: 12h 90d";
+    match moment(text) {
+        Ok(Moment::At(at)) => Ok(Ahead::At(at)),
+        Ok(Moment::Ago(span)) => Ok(Ahead::In(span)),
+        Err(_) => Err(form.to_owned()),
+    }
+}
+
 /// Reads `90s`, `30m`, `2h` or `7d`.
 ///
 /// # Errors
@@ -75,6 +107,15 @@ mod tests {
         {
             assert!(moment(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_span_ahead_counts_from_now() {
+        let now = datetime!(2026-01-05 02:00 UTC);
+        assert_eq!(ahead("2d").unwrap().at(now), datetime!(2026-01-07 02:00 UTC));
+        assert_eq!(ahead("2026-12-31T08:00:00+08:00").unwrap().at(now), datetime!(2026-12-31 00:00 UTC));
+        assert_eq!(ahead("2026-12-31").unwrap().at(now), datetime!(2026-12-31 00:00 UTC));
+        assert!(ahead("tomorrow").is_err());
     }
 
     #[test]

@@ -3,4 +3,5 @@
 mod audit;
 mod cases;
 mod events;
+mod keys;
 mod world;
