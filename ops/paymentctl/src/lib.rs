@@ -4,7 +4,7 @@
 //! [`when`] (times on a command line), then one module for each command.
 //!
 //! No command moves money, and no command changes anything without `--yes`. Without it a command reads, checks, and
-//! shows exactly what it would do (ops/decisions/0011).
+//! shows exactly what it would do (ops/decisions/0011). [`token`] changes nothing and needs no database.
 
 pub mod answer;
 pub mod audit;
@@ -15,4 +15,5 @@ pub mod events;
 pub mod explain;
 pub mod keys;
 pub mod place;
+pub mod token;
 pub mod when;

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use paymentctl::answer::{Answer, Problem};
 use paymentctl::place::{Place, operator};
-use paymentctl::{audit, cases, deploy, doctor, events, explain, keys};
+use paymentctl::{audit, cases, deploy, doctor, events, explain, keys, token};
+use runtime::clock::Clock;
 use runtime::env::Env;
 use runtime::telemetry;
 
@@ -18,7 +19,8 @@ use runtime::telemetry;
 /// take no --yes: each may run any number of times.
 ///
 /// It works on the database of DATABASE_URL, with its own role (payment_ctl; `paymentctl database-roles` grants its
-/// rights). Only the doctor reads GATEWAYS_FILE, AMQP_URL, REDIS_URL and RABBITMQ_MANAGEMENT_URL (see .env.example).
+/// rights). Only the doctor reads GATEWAYS_FILE, AMQP_URL, REDIS_URL and RABBITMQ_MANAGEMENT_URL. The command `token`
+/// reads JWT_HS256_SECRET, JWT_ISSUER, JWT_AUDIENCE and MAX_TOKEN_AGE, and no database (see .env.example).
 ///
 /// Exit status: 0 when everything is done; 1 when something failed, is left over, or the doctor found a fault; 2
 /// when the command line is wrong.
@@ -63,6 +65,8 @@ enum Operate {
     /// The API keys of the merchant's backend: make, confirm, list, rotate, revoke.
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Print a token of a buyer, signed with JWT_HS256_SECRET, for trying things out.
+    Token(token::Token),
     /// Check configuration, database, broker, Redis, keys and gateways. Each finding says what to do.
     Doctor,
 }
@@ -108,6 +112,7 @@ async fn run(cli: &Cli, command: &Operate) -> Result<Answer, Problem> {
             let operator = who(cli, &mut env)?;
             keys::run(&Place::open(&mut env).await?, command, operator.as_deref()).await
         }
+        Operate::Token(token) => token::run(env, token, Clock::system().now()),
         Operate::Audit(command) => audit::run(&Place::open(&mut env).await?, command).await,
         Operate::Explain { order } => explain::run(&Place::open(&mut env).await?, order).await,
     }
