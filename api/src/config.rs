@@ -12,6 +12,7 @@ use url::{Origin, Url};
 
 use crate::access::callers::{self, Callers, network};
 use crate::access::in_hand::{InHand, Most};
+use crate::access::limits::PerMinute;
 
 /// Where the process listens.
 #[derive(Debug, Clone, Copy)]
@@ -81,10 +82,9 @@ pub struct Settings {
     /// `SERVE_DOCS` (default 1, and 0 where `PUBLIC_URL` is https): whether everyone may read the description of the
     /// API, which contains the administrators' routes.
     pub serve_docs: bool,
-    /// `REQUESTS_PER_ADDRESS` (default 1200, 0: no limit): frontend requests per minute from one address.
-    pub per_address: u32,
-    /// `REQUESTS_PER_USER` (default 600, 0: no limit): frontend requests per minute of one user.
-    pub per_user: u32,
+    /// `REQUESTS_PER_ADDRESS` (default 1200, 0: no limit): requests per minute from one address, except those with an API
+    /// key. `REQUESTS_PER_USER` (default 600): of one user. `REQUESTS_PER_KEY` (default 6000): with one API key.
+    pub per_minute: PerMinute,
 }
 
 impl Settings {
@@ -109,6 +109,7 @@ impl Settings {
         let a_minute = "set it to the number of requests a minute, or to 0 for no limit";
         let per_address = env.parse_or("REQUESTS_PER_ADDRESS", 1200, a_minute);
         let per_user = env.parse_or("REQUESTS_PER_USER", 600, a_minute);
+        let per_key = env.parse_or("REQUESTS_PER_KEY", 6000, a_minute);
         let serve_docs = env.switch("SERVE_DOCS", !public_url.as_deref().is_some_and(is_https));
         Some(Settings {
             serve_docs,
@@ -123,8 +124,7 @@ impl Settings {
             callbacks: callbacks?,
             requests_in_hand: in_hand?,
             streams_per_user: streams_per_user?,
-            per_address: per_address?,
-            per_user: per_user?,
+            per_minute: PerMinute { per_address: per_address?, per_user: per_user?, per_key: per_key? },
         })
     }
 

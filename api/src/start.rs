@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use broker::{AmqpConfig, Publisher, PublisherOptions, PublisherState};
-use domain::PaymentMethod;
+use domain::{KeyEnvironment, PaymentMethod};
 use gateway::Gateways;
 use runtime::clock::Clock;
 use runtime::env::{ConfigFaults, Env};
+use runtime::error_chain::chain;
 use runtime::health::{Checks, OpsConfig};
 use runtime::http_server::{Door, Friends, HttpLimits, serve_http};
 use runtime::service::Service;
@@ -20,6 +21,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::access::api_keys::ApiKeys;
 use crate::access::callers::KnownCallers;
 use crate::access::guard::is_listed;
 use crate::access::limits::Limits;
@@ -104,6 +106,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
         let (settings, db, publisher, gateways) = (settings?, db?, publisher?, gateways?);
         let (token_keys, authenticator, view_tokens) = tokens?;
         let clock = Clock::system();
+        let api_keys = ApiKeys::new(environment(&gateways), clock);
         let app = App {
             writer: OrderWriter::start(db.clone()),
             intake: Intake::new(publisher.clone(), db.clone(), clock),
@@ -114,7 +117,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
             db,
             accounts: Arc::new(gateways.clone()),
             clock,
-            tokens: Tokens::new(authenticator, view_tokens),
+            tokens: Tokens::new(authenticator, api_keys, view_tokens),
             turns: Arc::default(),
             strikes: Default::default(),
             unknown_proxy: Default::default(),
@@ -122,7 +125,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
             in_hand: Arc::new(settings.in_hand()),
             closing: Default::default(),
             syncing: Default::default(),
-            limits: Arc::new(Limits::new(settings.per_address, settings.per_user, redis.as_ref())),
+            limits: Arc::new(Limits::new(&settings.per_minute, redis.as_ref())),
             cache: Cache::new(redis),
             settings,
         };
@@ -134,6 +137,11 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
         Some((ops, ingress)) if faults.0.is_empty() => Ok(ingress.ready(ops, stop).await),
         _ => Err(faults),
     }
+}
+
+/// The API keys that this process accepts: those for real business where an account takes real money.
+fn environment(gateways: &Gateways) -> KeyEnvironment {
+    if gateways.has_production() { KeyEnvironment::Live } else { KeyEnvironment::Test }
 }
 
 impl Ingress {
@@ -160,6 +168,8 @@ impl Ingress {
         let (app, until, keys) = (self.app.clone(), stop.clone(), self.token_keys);
         let tokens = tokio::spawn(async move { keys.watch(&app.tokens.bearer, &app.tokens.view, until).await });
         let tending = tokio::spawn(self.gateways.tend(self.app.clock, stop.clone()));
+        let (app, until) = (self.app.clone(), stop.clone());
+        let api_keys = tokio::spawn(async move { app.tokens.keys.watch(&app.db, until).await });
 
         let callbacks = self
             .callbacks
@@ -169,14 +179,21 @@ impl Ingress {
 
         self.publisher_stop.cancel();
         self.publisher.finished().await;
+        // It writes the last uses of the keys, so it ends before the database.
+        let _ = api_keys.await;
         self.app.db.close().await;
         let _ = tokio::join!(watching, callers, tokens, tending);
     }
 
-    /// Loads the copies that will be read first, unless that takes long.
+    /// Loads the copies that will be read first, and the API keys, unless that takes long.
     async fn warm(&self) {
         let app = self.app.clone();
-        let warming = tokio::spawn(async move { app.cache.warm(&app.db).await });
+        let warming = tokio::spawn(async move {
+            let (_, keys) = tokio::join!(app.cache.warm(&app.db), app.tokens.keys.refresh(&app.db));
+            if let Err(error) = keys {
+                warn!(error = chain(&error), "The API keys were not read at the start");
+            }
+        });
         // After the time-out it continues beside the first requests.
         let _ = timeout(WARM_UP, warming).await;
     }

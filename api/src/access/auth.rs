@@ -1,14 +1,14 @@
-//! Authenticates callers: a JWT bearer token signed by a key that we know. The key determines the algorithm, never the
-//! token.
+//! Authenticates the holders of JWT bearer tokens. Each token is signed by a key that we know, and the key determines the
+//! algorithm and the issuer, never the token. There are three issuers: of buyers, of services, and of staff.
 
 use std::collections::HashSet;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use domain::UserId;
+use domain::{Scope, Scopes, UserId};
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, get_current_timestamp};
+use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation, decode, decode_header, get_current_timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Number;
@@ -16,29 +16,47 @@ use serde_json::error::Category;
 use store::tables::unplaced::NO_USER;
 use tracing::info;
 
+use crate::access::caller::{Caller, Identity};
 use crate::answer::problem::ApiError;
-
-/// The scope of administrators, who handle the payments of all users.
-pub const ADMIN: &str = "payments:admin";
 
 /// How far the clocks of issuer and service may differ.
 const LEEWAY_S: u64 = 30;
 
 /// How long a bearer token may live from its `iat`, unless the operator sets another time.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// The same for a token that gives access to more than the user's own orders and payments.
+/// The same for a token with a scope beyond a buyer's own orders and payments.
 const MAX_SCOPED_AGE: Duration = Duration::from_secs(3600);
-/// Words of a scope that give access to nothing beyond that.
+/// Words of a scope that name nothing beyond that.
 const OWN: [&str; 3] = ["", "orders", "payments"];
+
+/// Who signs a token, and so what its holder can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Issuer {
+    /// The merchant's user system. Its tokens name buyers and carry no scope.
+    Buyers,
+    /// The issuer for the merchant's backends. Its tokens never have a scope of people.
+    Services,
+    /// The issuer for people who work for the merchant.
+    Staff,
+}
+
+impl Issuer {
+    /// Every issuer. A token is tried with the keys of each.
+    const ALL: [Issuer; 3] = [Issuer::Buyers, Issuer::Services, Issuer::Staff];
+}
 
 /// Checks bearer tokens with the given keys.
 pub struct Authenticator {
     keys: RwLock<Vec<Key>>,
     max_age: Duration,
+    /// Until this time, in seconds since 1970, a buyers' token with the scope `payments:admin` names a person.
+    user_admins_until: u64,
 }
 
 /// One key that verifies bearer tokens.
 pub struct Key {
+    /// Whose key it is.
+    issuer: Issuer,
     /// The key's name. `None`: a shared secret, which has no name.
     kid: Option<String>,
     key: DecodingKey,
@@ -48,9 +66,11 @@ pub struct Key {
     until: Option<u64>,
 }
 
-/// The claims that every token must have.
+/// The claims that every token of an issuer must have.
 #[derive(Debug, Clone)]
 pub struct Claimed {
+    /// Whose tokens these are.
+    pub of: Issuer,
     /// `iss`.
     pub issuer: String,
     /// `aud`.
@@ -66,6 +86,9 @@ struct Claims {
     /// Words separated by spaces (RFC 8693, section 4.2).
     #[serde(default)]
     scope: Option<String>,
+    /// When the person signed in (OpenID Connect Core 1.0, section 2).
+    #[serde(default)]
+    auth_time: Option<Number>,
 }
 
 /// A refused token. There is a `reason` only if the signature is valid. The log shows it; the answer never does.
@@ -86,19 +109,10 @@ impl From<ApiError> for Refused {
     }
 }
 
-/// The authenticated caller, and whether they may act beyond their own orders.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// The user.
-    pub user: UserId,
-    /// Whether the token has the scope [`ADMIN`].
-    pub is_admin: bool,
-}
-
 impl Authenticator {
     /// An authenticator without keys: it refuses every token.
     pub fn new() -> Authenticator {
-        Authenticator { keys: RwLock::default(), max_age: MAX_AGE }
+        Authenticator { keys: RwLock::default(), max_age: MAX_AGE, user_admins_until: 0 }
     }
 
     /// Accepts tokens that are signed with HS256 and this secret.
@@ -127,6 +141,13 @@ impl Authenticator {
         Authenticator { max_age, ..self }
     }
 
+    /// Accepts people by buyers' tokens with the scope `payments:admin` until this time, in seconds since 1970, as earlier
+    /// releases did.
+    #[must_use]
+    pub fn with_user_admins_until(self, until: u64) -> Authenticator {
+        Authenticator { user_admins_until: until, ..self }
+    }
+
     /// Replaces all keys with these.
     pub fn put(&self, keys: Vec<Key>) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
@@ -150,30 +171,60 @@ impl Authenticator {
         let header = decode_header(token).map_err(refusal)?;
         let now = get_current_timestamp();
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        for key in choose(&keys, header.alg, header.kid.as_deref(), now) {
+        for key in Issuer::ALL.iter().flat_map(|issuer| choose(&keys, *issuer, &header, now)) {
             match decode::<Claims>(token, &key.key, &key.validation) {
                 Ok(_) if header.crit.is_some() => {
                     return Err(Refused::because("its header has `crit`, but this service supports no extension"));
                 }
-                Ok(token) => return self.accept(token.claims, now),
+                Ok(token) => return self.accept(token.claims, key.issuer, now),
                 // Another secret may have signed it: the previous one, or the current one.
                 Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
-                Err(error) => return Err(refusal(error).into()),
+                Err(error) => return Err(refused(error, key)),
             }
         }
         Err(ApiError::TokenInvalid.into())
     }
 
     /// Checks the claims of a token with a valid signature, and returns what its caller may do.
-    fn accept(&self, claims: Claims, now: u64) -> Result<Caller, Refused> {
-        let user = UserId::parse(claims.sub).map_err(|_| Refused::because("its sub is not a user id"))?;
+    fn accept(&self, claims: Claims, issuer: Issuer, now: u64) -> Result<Caller, Refused> {
+        let subject = UserId::parse(&*claims.sub).map_err(|_| Refused::because("its sub is not a user id"))?;
         // This user owns the orders that no buyer placed.
-        if user.as_str() == NO_USER {
+        if subject.as_str() == NO_USER {
             return Err(Refused::because("its sub is the user of unplaced orders"));
         }
-        let scope = claims.scope.unwrap_or_default();
-        let is_own = scope.split(' ').all(|word| OWN.contains(&word));
-        let most = if is_own { self.max_age } else { self.max_age.min(MAX_SCOPED_AGE) }.as_secs();
+        let words = claims.scope.as_deref().unwrap_or_default();
+        let scopes = Scopes::parse(words);
+        let is_admin = now < self.user_admins_until && scopes.contains(Scope::Admin);
+        let is_own = issuer == Issuer::Buyers && words.split(' ').all(|word| OWN.contains(&word));
+        self.check_age(&claims, now, if is_own { self.max_age } else { self.max_age.min(MAX_SCOPED_AGE) })?;
+        match issuer {
+            Issuer::Buyers if is_admin => {
+                metrics::counter!("user_admin_tokens_total").increment(1);
+                person(subject, Scopes::from_iter([Scope::Admin]))
+            }
+            Issuer::Buyers => {
+                if !scopes.is_empty() {
+                    metrics::counter!("buyer_scopes_ignored_total").increment(1);
+                }
+                Ok(Caller::buyer(subject))
+            }
+            Issuer::Services => Ok(Caller::new(Identity::Service(subject), scopes.without_people())),
+            Issuer::Staff => {
+                let signed_in = claims.auth_time.as_ref().and_then(seconds);
+                let signed_in =
+                    signed_in.ok_or_else(|| Refused::because("it has no auth_time, as tokens of people must"))?;
+                if signed_in > now.saturating_add(LEEWAY_S) {
+                    return Err(Refused::because("its auth_time is in the future"));
+                }
+                let caller = person(subject, scopes)?;
+                Ok(Caller { signed_in: Some(signed_in), ..caller })
+            }
+        }
+    }
+
+    /// Checks how long the token lives from its `iat`.
+    fn check_age(&self, claims: &Claims, now: u64, most: Duration) -> Result<(), Refused> {
+        let most = most.as_secs();
         let issued = claims.iat.as_ref().and_then(seconds).ok_or_else(|| Refused::because("it has no iat"))?;
         let ends = seconds(&claims.exp).ok_or_else(|| Refused::because("its exp is not a time"))?;
         if issued > now.saturating_add(LEEWAY_S) {
@@ -183,16 +234,24 @@ impl Authenticator {
         if age > most {
             return Err(Refused::because(format!("it lives {age} s from its iat, but at most {most} s are allowed")));
         }
-        Ok(Caller { user, is_admin: scope.split(' ').any(|word| word == ADMIN) })
+        Ok(())
     }
 }
 
-/// Selects keys by name and algorithm. A token without a `kid` matches the shared secrets. It matches a named key only
-/// if no other key has its algorithm.
-fn choose<'k>(keys: &'k [Key], algorithm: Algorithm, kid: Option<&str>, now: u64) -> Vec<&'k Key> {
+/// A person. Two subjects that differ only in ASCII case are one person.
+fn person(subject: UserId, scopes: Scopes) -> Result<Caller, Refused> {
+    let subject = UserId::parse(subject.as_str().to_ascii_lowercase());
+    let subject = subject.map_err(|_| Refused::because("its sub is not a user id"))?;
+    Ok(Caller::new(Identity::Staff(subject), scopes))
+}
+
+/// Selects keys of an issuer by name and algorithm. A token without a `kid` matches the shared secrets. It matches a
+/// named key only if no other key of the issuer has its algorithm.
+fn choose<'k>(keys: &'k [Key], issuer: Issuer, header: &Header, now: u64) -> Vec<&'k Key> {
     let counts = |key: &&Key| key.until.is_none_or(|until| now < until);
-    let able = keys.iter().filter(|key| key.validation.algorithms.contains(&algorithm)).filter(counts);
-    match kid {
+    let able = keys.iter().filter(|key| key.issuer == issuer && key.validation.algorithms.contains(&header.alg));
+    let able = able.filter(counts);
+    match header.kid.as_deref() {
         Some(kid) => able.filter(|key| key.kid.as_deref().is_none_or(|known| known == kid)).collect(),
         None => {
             let able: Vec<&Key> = able.collect();
@@ -217,7 +276,7 @@ impl Key {
     /// The key for tokens that are signed with HS256 and this secret.
     pub fn of_secret(secret: &SecretString, claimed: &Claimed, until: Option<u64>) -> Key {
         let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
-        Key { kid: None, key, validation: validation(Algorithm::HS256, claimed), until }
+        Key { issuer: claimed.of, kid: None, key, validation: validation(Algorithm::HS256, claimed), until }
     }
 
     /// The keys of a JWKS (RFC 7517): RSA for RS256, P-256 for ES256, each named by its `kid`.
@@ -266,7 +325,8 @@ fn jwks_key(jwk: &Jwk, claimed: &Claimed) -> Result<Key, String> {
         return Err("its alg is neither RS256 nor ES256, or does not fit the key".to_owned());
     }
     let key = DecodingKey::from_jwk(jwk).map_err(|error| error.to_string())?;
-    Ok(Key { kid: Some(kid), key, validation: validation(algorithm.0, claimed), until: None })
+    let validation = validation(algorithm.0, claimed);
+    Ok(Key { issuer: claimed.of, kid: Some(kid), key, validation, until: None })
 }
 
 /// Allows one algorithm and requires the claims. Otherwise the library accepts a token without `aud` or `iss`.
@@ -278,6 +338,24 @@ fn validation(algorithm: Algorithm, claimed: &Claimed) -> Validation {
     validation.validate_nbf = true;
     validation.leeway = LEEWAY_S;
     validation
+}
+
+/// The refusal of a token with a valid signature. The log names the claim that failed.
+fn refused(error: Error, key: &Key) -> Refused {
+    let named = |claim: &str, expected: &Option<HashSet<String>>| {
+        let expected = expected.iter().flatten().cloned().collect::<Vec<_>>().join(" or ");
+        format!("its {claim} is not {expected}")
+    };
+    let reason = match error.kind() {
+        ErrorKind::InvalidIssuer => Some(named("iss", &key.validation.iss)),
+        ErrorKind::InvalidAudience => Some(named("aud", &key.validation.aud)),
+        ErrorKind::ExpiredSignature => Some("its exp has passed".to_owned()),
+        ErrorKind::ImmatureSignature => Some("its nbf is in the future".to_owned()),
+        ErrorKind::MissingRequiredClaim(claim) => Some(format!("it has no {claim}")),
+        ErrorKind::Json(_) => Some("a claim has another type than the standard gives it".to_owned()),
+        _ => None,
+    };
+    Refused { error: refusal(error), reason }
 }
 
 /// Maps the error of a token. Apart from expiry, the client does not learn which check failed.

@@ -15,7 +15,7 @@ use store::connect::in_time;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
-use crate::access::auth::Caller;
+use crate::access::caller::{Caller, Identity};
 use crate::access::guard::ClientIp;
 use crate::answer::layers::unread;
 use crate::answer::problem::ApiError;
@@ -56,8 +56,8 @@ pub struct Most {
 /// The client whose share a request uses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Client {
-    /// A user with a valid token.
-    User(UserId),
+    /// A caller with a valid token.
+    Caller(Identity),
     /// Any other client, by its IPv4 address or IPv6 /64.
     Address(IpAddr),
 }
@@ -126,7 +126,7 @@ pub async fn slot(State(in_hand): State<Arc<InHand>>, request: Request, next: Ne
 fn client(request: &Request) -> Option<(Client, IpAddr)> {
     let ClientIp(address) = *request.extensions().get::<ClientIp>()?;
     let client = match request.extensions().get::<Caller>() {
-        Some(caller) => Client::User(caller.user.clone()),
+        Some(caller) => Client::Caller(caller.identity.clone()),
         None => Client::Address(holder(address)),
     };
     Some((client, address))

@@ -19,7 +19,6 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use domain::UserId;
 use runtime::http_server::shares::{NETWORK, holder, network};
 use store::cache::Redis;
 use store::cache::redis::Script;
@@ -50,7 +49,20 @@ pub struct Limits {
     addresses: Option<Budget<IpAddr>>,
     /// For each IPv6 /48, eight times as much as for an address.
     networks: Option<Budget<IpAddr>>,
-    users: Option<Budget<UserId>>,
+    users: Option<Budget<String>>,
+    /// For each API key, in place of the budget of its address.
+    keys: Option<Budget<String>>,
+}
+
+/// Requests per minute; 0 means no limit.
+#[derive(Debug, Clone, Copy)]
+pub struct PerMinute {
+    /// From one address.
+    pub per_address: u32,
+    /// Of one user, and of each other holder of a JWT.
+    pub per_user: u32,
+    /// With one API key.
+    pub per_key: u32,
 }
 
 /// A number of requests per minute for each key, all at once or spread evenly.
@@ -65,12 +77,14 @@ struct Budget<K> {
 }
 
 impl Limits {
-    /// The budgets in requests per minute, for each address and for each user; 0 means no limit.
-    pub fn new(per_address: u32, per_user: u32, redis: Option<&Redis>) -> Limits {
+    /// The budgets; 0 means no limit.
+    pub fn new(most: &PerMinute, redis: Option<&Redis>) -> Limits {
+        let PerMinute { per_address, per_user, per_key } = *most;
         Limits {
             addresses: Budget::new("address", per_address, redis),
             networks: Budget::new("network", per_address.saturating_mul(NETWORK as u32), redis),
             users: Budget::new("user", per_user, redis),
+            keys: Budget::new("key", per_key, redis),
         }
     }
 }
@@ -128,19 +142,30 @@ pub async fn limit(
     next: Next,
 ) -> Response {
     let mut spent = Vec::new();
-    if let Some(budget) = &limits.addresses {
-        spent.push(budget.spend(holder(address)).await);
-    }
-    if let (Some(budget), Some(network)) = (&limits.networks, network(address)) {
-        spent.push(budget.spend(network).await);
-    }
-    if fits(&spent)
-        && let Some(caller) = tokens.identify(request.headers())
-    {
-        if let Some(budget) = &limits.users {
-            spent.push(budget.spend(caller.user.clone()).await);
+    match tokens.key_holder(request.headers(), address) {
+        // The backend sends the requests of many buyers from one address.
+        Some(Ok(caller)) => {
+            if let Some(budget) = &limits.keys {
+                spent.push(budget.spend(caller.identity.to_string()).await);
+            }
+            request.extensions_mut().insert(caller);
         }
-        request.extensions_mut().insert(caller);
+        _ => {
+            if let Some(budget) = &limits.addresses {
+                spent.push(budget.spend(holder(address)).await);
+            }
+            if let (Some(budget), Some(network)) = (&limits.networks, network(address)) {
+                spent.push(budget.spend(network).await);
+            }
+            if fits(&spent)
+                && let Some(caller) = tokens.identify(request.headers())
+            {
+                if let Some(budget) = &limits.users {
+                    spent.push(budget.spend(caller.identity.to_string()).await);
+                }
+                request.extensions_mut().insert(caller);
+            }
+        }
     }
     let mut response = match spent.iter().find(|spent| spent.left.tokens.is_none()) {
         None => next.run(request).await,

@@ -1,37 +1,54 @@
-//! Finds out who sends a request: a bearer token names a user, a view token names one order.
+//! Finds out who sends a request: a bearer token names a caller, a view token names one order.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{FromRef, FromRequestParts, MatchedPath, Request, State};
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{ALLOW, AUTHORIZATION};
 use axum::http::request::Parts;
-use axum::http::{Extensions, HeaderMap, Uri};
+use axum::http::{Extensions, HeaderMap, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use domain::{OrderId, UserId};
+use domain::{ApiKeyText, OrderId, UserId};
 use store::tables::orders::Order;
 use tracing::Span;
+use tracing::field::display;
 
-use crate::access::auth::{Authenticator, Caller};
+use crate::access::api_keys::ApiKeys;
+use crate::access::auth::Authenticator;
+use crate::access::caller::{Caller, Identity};
+use crate::access::guard::ClientIp;
+use crate::access::rights::{Door, Rights};
 use crate::access::view_token::ViewTokens;
 use crate::answer::problem::ApiError;
 
-/// Verifies both kinds of token. Clones share the keys.
+/// Verifies every kind of token. Clones share the keys.
 #[derive(Clone)]
 pub struct Tokens {
-    /// Authenticates bearer tokens.
+    /// Authenticates the holders of JWTs.
     pub bearer: Arc<Authenticator>,
+    /// The API keys of the merchant's backends.
+    pub keys: Arc<ApiKeys>,
     /// Creates and verifies the tokens that let their holder watch one order.
     pub view: Arc<ViewTokens>,
 }
 
 impl Tokens {
-    /// Verifies tokens with these two.
-    pub fn new(bearer: Authenticator, view: ViewTokens) -> Tokens {
-        Tokens { bearer: Arc::new(bearer), view: Arc::new(view) }
+    /// Verifies tokens with these.
+    pub fn new(bearer: Authenticator, keys: ApiKeys, view: ViewTokens) -> Tokens {
+        Tokens { bearer: Arc::new(bearer), keys: Arc::new(keys), view: Arc::new(view) }
     }
 
-    /// The caller, if the request has a valid bearer token.
+    /// The holder of the API key of a request, if it has one in its form. `None`: another kind of token, or none.
+    pub fn key_holder(&self, headers: &HeaderMap, address: IpAddr) -> Option<Result<Caller, ApiError>> {
+        let text = bearer(headers)?.ok().filter(|text| ApiKeyText::is_one(text))?;
+        Some(match ApiKeyText::parse(text) {
+            Some(key) => self.keys.caller(&key, address),
+            None => Err(ApiError::TokenInvalid),
+        })
+    }
+
+    /// The caller, if the request has a valid JWT.
     pub fn identify(&self, headers: &HeaderMap) -> Option<Caller> {
         self.bearer.judge(bearer(headers)?.ok()?).ok()
     }
@@ -39,15 +56,22 @@ impl Tokens {
     fn caller(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller, ApiError> {
         let caller = match extensions.get::<Caller>() {
             Some(known) => known.clone(),
-            None => self.bearer.caller(bearer(headers).ok_or(ApiError::TokenMissing)??)?,
+            None => {
+                let token = bearer(headers).ok_or(ApiError::TokenMissing)??;
+                let address = extensions.get::<ClientIp>().map(|ClientIp(address)| *address);
+                match address.and_then(|address| self.key_holder(headers, address)) {
+                    Some(holder) => holder?,
+                    None => self.bearer.caller(token)?,
+                }
+            }
         };
-        Span::current().record("user_id", caller.user.as_str());
+        Span::current().record("user_id", display(&caller.identity));
         Ok(caller)
     }
 
     fn viewer(&self, headers: &HeaderMap, extensions: &Extensions, uri: &Uri) -> Result<Viewer, ApiError> {
         if headers.contains_key(AUTHORIZATION) {
-            return Ok(Viewer::User(self.caller(headers, extensions)?.user));
+            return Ok(Viewer::of(&self.caller(headers, extensions)?));
         }
         let query = uri.query().unwrap_or_default().as_bytes();
         let token = url::form_urlencoded::parse(query).find(|(name, _)| name == "view_token");
@@ -66,7 +90,20 @@ fn bearer(headers: &HeaderMap) -> Option<Result<&str, ApiError>> {
     Some(token.ok_or(ApiError::TokenInvalid))
 }
 
-/// The user who sends the request. A request without a valid bearer token is refused.
+/// The caller of the request. The layer [`deny_by_default`] has checked that it may call the route.
+impl<S> FromRequestParts<S> for Caller
+where
+    S: Send + Sync,
+    Tokens: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Caller, ApiError> {
+        Tokens::from_ref(state).caller(&parts.headers, &parts.extensions)
+    }
+}
+
+/// The buyer who sends the request. Every other caller is refused.
 #[derive(Debug, Clone)]
 pub struct User(pub UserId);
 
@@ -78,64 +115,95 @@ where
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<User, ApiError> {
-        Ok(User(Tokens::from_ref(state).caller(&parts.headers, &parts.extensions)?.user))
+        match Caller::from_request_parts(parts, state).await?.identity {
+            Identity::Buyer(user) => Ok(User(user)),
+            _ => Err(ApiError::BuyersOnly),
+        }
     }
 }
 
-/// A user with the scope [`ADMIN`](crate::access::auth::ADMIN). Every other caller is refused.
+/// The person who sends the request. Keys and tokens of services are no persons.
 #[derive(Debug, Clone)]
-pub struct Admin(pub UserId);
+pub struct Person(pub UserId);
 
-impl<S> FromRequestParts<S> for Admin
+impl<S> FromRequestParts<S> for Person
 where
     S: Send + Sync,
     Tokens: FromRef<S>,
 {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Admin, ApiError> {
-        let caller = Tokens::from_ref(state).caller(&parts.headers, &parts.extensions)?;
-        if caller.is_admin { Ok(Admin(caller.user)) } else { Err(ApiError::ScopeMissing) }
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Person, ApiError> {
+        Caller::from_request_parts(parts, state).await?.person().cloned().map(Person)
     }
 }
 
-/// Routes of the API that need no token.
-const PUBLIC: [&str; 1] = ["/v1/payment-methods"];
-/// Routes that also accept a view token.
-const VIEWABLE: [&str; 2] = ["/v1/orders/{id}", "/v1/orders/{id}/stream"];
+/// What the layer [`deny_by_default`] checks with.
+#[derive(Clone)]
+pub struct Guard {
+    /// Verifies the tokens.
+    pub tokens: Tokens,
+    /// The rights of each route.
+    pub rights: Arc<Rights>,
+}
 
-/// Refuses every request to a route of the API without a valid token, and every request to an administrators' route
-/// without the scope [`ADMIN`](crate::access::auth::ADMIN), whatever the handler itself checks. A route that is missing
-/// in the lists above is closed.
-pub async fn deny_by_default(State(tokens): State<Tokens>, request: Request, next: Next) -> Response {
+/// Refuses every request to a route of the API from a caller whom the description does not let in, whatever the handler
+/// itself checks. A route that is not described is closed.
+pub async fn deny_by_default(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let checked = match route {
-        route if !route.starts_with("/v1/") || PUBLIC.contains(&route) => Ok(()),
-        route if VIEWABLE.contains(&route) => {
-            tokens.viewer(request.headers(), request.extensions(), request.uri()).map(drop)
-        }
-        route => tokens.caller(request.headers(), request.extensions()).and_then(|caller| {
-            let allowed = caller.is_admin || !route.starts_with("/v1/admin/");
-            if allowed { Ok(()) } else { Err(ApiError::ScopeMissing) }
-        }),
-    };
-    match checked {
-        Ok(()) => next.run(request).await,
-        Err(refusal) => refusal.into_response(),
+    let refusal = if route.starts_with("/v1/") { guard.refusal(&request, route) } else { None };
+    match refusal {
+        None => next.run(request).await,
+        Some(refusal) => refusal,
     }
 }
 
-/// Who reads an order: a user, or the holder of a `view_token` of one order. If a request has both tokens, the bearer
-/// token counts.
+impl Guard {
+    /// The answer to a request that is not let in.
+    fn refusal(&self, request: &Request, route: &str) -> Option<Response> {
+        let (headers, extensions) = (request.headers(), request.extensions());
+        let door = self.rights.door(request.method(), route);
+        let checked = match door {
+            Door::Open => Ok(()),
+            Door::CallerOrHolder if !headers.contains_key(AUTHORIZATION) => {
+                self.tokens.viewer(headers, extensions, request.uri()).map(drop)
+            }
+            Door::Caller | Door::CallerOrHolder => {
+                let caller = self.tokens.caller(headers, extensions);
+                caller.and_then(|caller| self.rights.check(&caller, request.method(), route))
+            }
+            Door::Closed => self.tokens.caller(headers, extensions).map(drop),
+        };
+        match checked {
+            Err(refusal) => Some(refusal.into_response()),
+            Ok(()) if door == Door::Closed => {
+                Some((StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, self.rights.methods(route))]).into_response())
+            }
+            Ok(()) => None,
+        }
+    }
+}
+
+/// Who reads an order. If a request has a bearer token and a `view_token`, the bearer token counts.
 #[derive(Debug, Clone)]
 pub enum Viewer {
-    /// Sees their own orders.
+    /// A buyer, who sees their own orders.
     User(UserId),
-    /// Sees this one order.
+    /// The holder of a `view_token`, who sees this one order.
     Holder(OrderId),
+    /// The merchant, who sees every order. The rights of the route have let it in.
+    Merchant,
 }
 
 impl Viewer {
+    /// What a caller sees whom the route has let in.
+    pub fn of(caller: &Caller) -> Viewer {
+        match &caller.identity {
+            Identity::Buyer(user) => Viewer::User(user.clone()),
+            Identity::Key(_) | Identity::Service(_) | Identity::Staff(_) => Viewer::Merchant,
+        }
+    }
+
     /// The order, if the viewer may see it.
     ///
     /// # Errors
@@ -150,6 +218,7 @@ impl Viewer {
         match self {
             Viewer::User(user) => owner == user,
             Viewer::Holder(id) => order == *id,
+            Viewer::Merchant => true,
         }
     }
 }

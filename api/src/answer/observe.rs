@@ -73,7 +73,10 @@ fn method_name(method: &Method) -> &'static str {
 fn security_event(error: &ApiError) -> Option<&'static str> {
     match error {
         ApiError::TokenInvalid => Some("token_invalid"),
-        ApiError::ScopeMissing => Some("scope_missing"),
+        ApiError::ScopeMissing(_) => Some("scope_missing"),
+        ApiError::PersonRequired => Some("person_required"),
+        ApiError::SignInAgain => Some("sign_in_again"),
+        ApiError::BuyersOnly => Some("buyers_only"),
         ApiError::SamePerson => Some("same_person"),
         ApiError::TooManyRequests { .. } => Some("too_many_requests"),
         ApiError::TooManyStreams => Some("too_many_streams"),

@@ -18,6 +18,13 @@ impl Modify for Tokens {
         let components = openapi.components.get_or_insert_default();
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+        let backend = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
+            "An API key (`sk_…`), or a JWT of the service issuer or of the staff issuer, with the scope",
+        ));
+        components.add_security_scheme("backend", SecurityScheme::Http(backend.build()));
+        let staff = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT");
+        let staff = staff.description(Some("A person: a JWT of the staff issuer, with `auth_time` and the scope"));
+        components.add_security_scheme("staff", SecurityScheme::Http(staff.build()));
         let view_token = ApiKey::Query(ApiKeyValue::new("view_token"));
         components.add_security_scheme("view_token", SecurityScheme::ApiKey(view_token));
     }

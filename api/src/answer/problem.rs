@@ -7,7 +7,7 @@ use axum::Json;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use domain::NotOffered;
+use domain::{NotOffered, Scope};
 use gateway::GatewayError;
 use serde::Serialize;
 use serde_json::Value;
@@ -48,9 +48,21 @@ pub enum ApiError {
     /// The token was valid and has expired.
     #[error("the token has expired")]
     TokenExpired,
-    /// The token lacks the scope that the route requires.
-    #[error("this needs a token with the scope payments:admin")]
-    ScopeMissing,
+    /// The caller lacks the scope that the route requires: one of these.
+    #[error("this needs the scope {}", words(.0, " or "))]
+    ScopeMissing(Vec<Scope>),
+    /// Only a person may do this, with a token of the staff issuer.
+    #[error("this needs a person: a token of the staff issuer")]
+    PersonRequired,
+    /// The person signed in too long ago for a step that moves money.
+    #[error("sign in again: this step moves money, and the sign-in is older than five minutes")]
+    SignInAgain,
+    /// The route is for buyers, with tokens of the merchant's user system.
+    #[error("this is for buyers, with a token of the merchant's user system")]
+    BuyersOnly,
+    /// The process cannot tell at the moment which API keys are valid.
+    #[error("the service is busy; repeat the request")]
+    KeysUnavailable,
     /// A proposal must be confirmed by another person.
     #[error("a person other than the one who proposed it must confirm")]
     SamePerson,
@@ -214,7 +226,11 @@ impl ApiError {
             ApiError::TokenMissing => (StatusCode::UNAUTHORIZED, "token_missing"),
             ApiError::TokenInvalid => (StatusCode::UNAUTHORIZED, "token_invalid"),
             ApiError::TokenExpired => (StatusCode::UNAUTHORIZED, "token_expired"),
-            ApiError::ScopeMissing => (StatusCode::FORBIDDEN, "scope_missing"),
+            ApiError::ScopeMissing(_) => (StatusCode::FORBIDDEN, "scope_missing"),
+            ApiError::PersonRequired => (StatusCode::FORBIDDEN, "person_required"),
+            ApiError::SignInAgain => (StatusCode::UNAUTHORIZED, "sign_in_again"),
+            ApiError::BuyersOnly => (StatusCode::FORBIDDEN, "buyers_only"),
+            ApiError::KeysUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "keys_unavailable"),
             ApiError::SamePerson => (StatusCode::FORBIDDEN, "same_person"),
             ApiError::RefundNotFound => (StatusCode::NOT_FOUND, "refund_not_found"),
             ApiError::CaseNotFound => (StatusCode::NOT_FOUND, "case_not_found"),
@@ -310,9 +326,14 @@ impl ApiError {
     /// The `WWW-Authenticate` header (RFC 6750, section 3).
     fn challenge(&self) -> Option<HeaderValue> {
         match self {
+            // RFC 9470, section 3.
+            ApiError::SignInAgain => {
+                Some(HeaderValue::from_static("Bearer error=\"insufficient_user_authentication\", max_age=\"300\""))
+            }
             ApiError::TokenMissing => Some(HeaderValue::from_static("Bearer")),
-            ApiError::ScopeMissing => {
-                Some(HeaderValue::from_static("Bearer error=\"insufficient_scope\", scope=\"payments:admin\""))
+            ApiError::ScopeMissing(scopes) => {
+                let scopes = words(scopes, " ");
+                HeaderValue::try_from(format!("Bearer error=\"insufficient_scope\", scope=\"{scopes}\"")).ok()
             }
             ApiError::TokenInvalid | ApiError::TokenExpired => {
                 Some(HeaderValue::from_static("Bearer error=\"invalid_token\""))
@@ -341,6 +362,13 @@ impl Collision for ApiError {
     fn is_collision(&self) -> bool {
         matches!(self, ApiError::Db(error) if error.is_collision())
     }
+}
+
+/// The names of scopes, each once.
+fn words(scopes: &[Scope], between: &str) -> String {
+    let mut names: Vec<&str> = scopes.iter().map(|scope| scope.as_str()).collect();
+    names.dedup();
+    names.join(between)
 }
 
 /// Whether a repeat may succeed.

@@ -15,7 +15,7 @@ use axum::http::header::LOCATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use domain::{OrderId, UserId};
+use domain::OrderId;
 use runtime::clock::Clock;
 use runtime::error_chain::chain;
 use serde_json::Value;
@@ -30,6 +30,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::access::caller::Identity;
 use crate::answer::problem::{self, ApiError};
 use crate::create::numbers::microseconds;
 
@@ -75,11 +76,11 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     }
 }
 
-/// One creating request: its user, its key, its route and the hash of its body.
+/// One creating request: its caller, its key, its route and the hash of its body.
 #[derive(Clone)]
 pub struct Request {
-    /// The user who sends it.
-    pub user: UserId,
+    /// Who sends it, as the text of the caller's identity: a key belongs to its caller, never to a user in a body.
+    pub caller: String,
     /// The idempotency key.
     pub key: IdempotencyKey,
     /// The route that it is sent to.
@@ -90,8 +91,8 @@ pub struct Request {
 
 impl Request {
     /// A request with this body.
-    pub fn new(user: UserId, key: IdempotencyKey, route: &'static str, body: &[u8]) -> Request {
-        Request { user, key, route, hash: Sha256::digest(body).into() }
+    pub fn new(caller: &Identity, key: IdempotencyKey, route: &'static str, body: &[u8]) -> Request {
+        Request { caller: caller.to_string(), key, route, hash: Sha256::digest(body).into() }
     }
 
     /// Waits for the turn of this request in this process.
@@ -112,7 +113,7 @@ impl Request {
     /// # Errors
     /// [`ApiError::IdempotencyKeyReused`] when it was used for another request.
     pub async fn known(&self, db: &PgPool, now: OffsetDateTime) -> Result<Option<KnownKey>, ApiError> {
-        let known = idempotency_keys::find(db, &self.user, self.key.as_str(), now).await?;
+        let known = idempotency_keys::find(db, &self.caller, self.key.as_str(), now).await?;
         let same = |known: &KnownKey| known.route == self.route && known.request_hash == self.hash;
         match known {
             Some(known) if !same(&known) => Err(ApiError::IdempotencyKeyReused),
@@ -124,6 +125,7 @@ impl Request {
     /// can be paid, or `now` if the row is not one that is paid.
     pub fn answered_key(&self, now: OffsetDateTime, end: OffsetDateTime) -> NewKey {
         NewKey {
+            caller: self.caller.clone(),
             key: self.key.as_str().to_owned(),
             route: self.route,
             request_hash: self.hash,
@@ -150,7 +152,7 @@ impl Request {
             if let Some(answer) = Answer::replayed(known) {
                 return Ok(Some(Earlier::Answered(answer)));
             }
-            if idempotency_keys::hold(db, &self.user, self.key.as_str(), ref_id, now..until).await? {
+            if idempotency_keys::hold(db, &self.caller, self.key.as_str(), ref_id, now..until).await? {
                 return Ok(Some(Earlier::Unfinished(ref_id, self.hold(db, until))));
             }
             if began.elapsed() >= WAIT {
@@ -162,7 +164,7 @@ impl Request {
 
     /// The hold that was written with the key.
     pub fn hold(&self, db: &PgPool, until: OffsetDateTime) -> Hold {
-        Hold { db: db.clone(), user: self.user.clone(), key: self.key.clone(), until, answered: false }
+        Hold { db: db.clone(), caller: self.caller.clone(), key: self.key.clone(), until, answered: false }
     }
 }
 
@@ -178,7 +180,7 @@ pub enum Earlier {
 /// once.
 pub struct Hold {
     db: PgPool,
-    user: UserId,
+    caller: String,
     key: IdempotencyKey,
     until: OffsetDateTime,
     answered: bool,
@@ -200,8 +202,8 @@ impl Hold {
                 NewAnswer { answer, refused_with: i16::try_from(status.as_u16()).ok() }
             }
         };
-        let (user, key) = (&self.user, self.key.as_str());
-        let saved = idempotency_keys::save_answer(&self.db, user, key, Some(self.until), &new).await?;
+        let (caller, key) = (&self.caller, self.key.as_str());
+        let saved = idempotency_keys::save_answer(&self.db, caller, key, Some(self.until), &new).await?;
         self.answered = true;
         let saved = saved.ok_or(ApiError::RequestInFlight)?;
         Ok(Answer::fresh(order.to_string(), saved))
@@ -213,9 +215,9 @@ impl Drop for Hold {
         if self.answered {
             return;
         }
-        let (db, user, key, until) = (self.db.clone(), self.user.clone(), self.key.clone(), self.until);
+        let (db, caller, key, until) = (self.db.clone(), self.caller.clone(), self.key.clone(), self.until);
         tokio::spawn(async move {
-            if let Err(error) = in_time(idempotency_keys::release(&db, &user, key.as_str(), until)).await {
+            if let Err(error) = in_time(idempotency_keys::release(&db, &caller, key.as_str(), until)).await {
                 warn!(error = chain(&error), "An Idempotency-Key stays held until its hold expires");
             }
         });
@@ -273,7 +275,7 @@ pub fn in_flight(error: DbError) -> ApiError {
     }
 }
 
-type Name = (UserId, IdempotencyKey);
+type Name = (String, IdempotencyKey);
 type Gate = Arc<tokio::sync::Mutex<()>>;
 
 /// The creating requests in flight in this process.
@@ -296,7 +298,7 @@ impl Turns {
     }
 
     async fn wait_for(self: &Arc<Turns>, request: &Request, wait: Duration) -> Result<Turn, ApiError> {
-        let name = (request.user.clone(), request.key.clone());
+        let name = (request.caller.clone(), request.key.clone());
         let gate = self.gates.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default().clone();
         // Created before the wait, so that a timeout cleans up as well.
         let mut turn = Turn { turns: self.clone(), name, gate: Some(gate.clone()), held: None };
@@ -320,10 +322,12 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
+    use domain::UserId;
+
     use super::*;
 
     fn request() -> Request {
-        Request::new(UserId::parse("u1").unwrap(), IdempotencyKey("k".to_owned()), "orders", b"{}")
+        Request::new(&Identity::Buyer(UserId::parse("u1").unwrap()), IdempotencyKey("k".to_owned()), "orders", b"{}")
     }
 
     #[tokio::test]
@@ -349,7 +353,7 @@ mod tests {
         for _ in 0..5_000 {
             // One turn holds the gate, the other has timed out. Both end.
             let first = turns.wait(&request()).await.unwrap();
-            let name = (request().user, request().key);
+            let name = (request().caller, request().key);
             let other = Turn { turns: turns.clone(), name, gate: first.gate.clone(), held: None };
             std::thread::scope(|scope| {
                 for turn in [first, other] {

@@ -22,6 +22,8 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::access::rights::Rights;
+use crate::access::tokens::Guard;
 use crate::access::{in_hand, limits, tokens};
 use crate::answer::headers;
 use crate::answer::layers::around;
@@ -39,12 +41,14 @@ const FRONTEND_BODY: BodyTime = BodyTime { gap: Duration::from_secs(4), whole: D
 
 /// The router for all requests to the service.
 pub fn router(app: Arc<App>) -> Router {
+    let rights = Arc::new(Rights::of(described().get_openapi()));
+    let guard = Guard { tokens: app.tokens.clone(), rights };
     let bounds = Bounds { answer: FRONTEND, body: FRONTEND_BODY };
     let frontends =
         frontends(app.settings.serve_docs).merge(pages::router()).fallback(nothing).method_not_allowed_fallback(not_so);
     let frontends = frontends
         .layer(middleware::from_fn_with_state(app.in_hand.clone(), in_hand::slot))
-        .layer(middleware::from_fn_with_state(app.tokens.clone(), tokens::deny_by_default))
+        .layer(middleware::from_fn_with_state(guard, tokens::deny_by_default))
         .layer(middleware::from_fn_with_state((app.limits.clone(), app.tokens.clone()), limits::limit));
     // CORS is outside the bounds, so that an answer that refuses too many requests also has its headers.
     let frontends = bounded(frontends, &app, &bounds).layer(headers::cors(&app.settings.cors_origins));

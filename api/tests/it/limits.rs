@@ -1,5 +1,6 @@
 //! How often a frontend may send requests, and which headers browsers get with each answer.
 
+use payment_api::access::limits::PerMinute;
 use std::net::SocketAddr;
 
 use axum::body::Body;
@@ -25,7 +26,7 @@ fn values<'a>(answer: &'a Answer, name: &str) -> Vec<&'a str> {
 
 async fn world(db: PgPool, per_address: u32, per_user: u32) -> World {
     let mut setup = Setup::default();
-    (setup.settings.per_address, setup.settings.per_user) = (per_address, per_user);
+    setup.settings.per_minute = PerMinute { per_address, per_user, per_key: 0 };
     World::with(db, setup).await
 }
 
@@ -97,7 +98,7 @@ async fn several_ingresses_share_a_budget_and_have_one_each_without_redis(db: Pg
     let redis = crate::copies::redis(&db).await;
     let world = async |redis: Option<Redis>| {
         let mut setup = Setup { redis, ..Setup::default() };
-        setup.settings.per_user = 4;
+        setup.settings.per_minute.per_user = 4;
         World::with(db.clone(), setup).await
     };
     let (one, other) = (world(Some(redis.clone())).await, world(Some(redis.clone())).await);

@@ -5,6 +5,7 @@ mod audit;
 mod auth;
 mod back;
 mod callbacks;
+mod callers;
 mod cases;
 mod closing;
 mod config;

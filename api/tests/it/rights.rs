@@ -99,10 +99,41 @@ async fn a_scope_is_a_whole_word(db: PgPool) {
         (Value::Null, 403),
         (json!(["payments:admin"]), 401),
     ] {
-        let claims = json!({ "sub": "a1", "iss": "payment", "aud": "payment-api", "iat": now, "exp": now + 300, "scope": scope });
-        let token = crate::world::minted(&claims, crate::world::SECRET);
+        let claims = json!({ "sub": "a1", "iss": "staff", "aud": "payment-api", "iat": now, "exp": now + 300, "auth_time": now, "scope": scope });
+        let token = crate::world::minted(&claims, crate::world::STAFF_SECRET);
         let request = axum::http::Request::get("/v1/admin/cases").header("authorization", format!("Bearer {token}"));
         let answer = world.send(request.body(axum::body::Body::empty()).unwrap()).await;
         assert_eq!(answer.status.as_u16(), status, "{scope}");
     }
+}
+
+/// Each route with each scope, in a token of the service issuer and of the staff issuer: who is let in.
+#[sqlx::test(migrator = "store::MIGRATOR")]
+async fn every_scope_opens_its_routes_and_no_other(db: PgPool) {
+    let world = crate::callers::with_services(db).await;
+    let mut table = String::new();
+    for route in described(&world).await {
+        let path = route.path.replace("{id}", &"0".repeat(32)).replace("{method}", "alipay");
+        let open = async |token: String| {
+            let request = Request::builder().method(route.method.clone()).uri(&path);
+            let request = request.header("authorization", format!("Bearer {token}")).body(Body::empty()).unwrap();
+            let answer = world.open(request).await;
+            !matches!(answer.status().as_u16(), 401 | 403)
+        };
+        let (mut services, mut staff) = (Vec::new(), Vec::new());
+        for scope in domain::Scope::ALL {
+            if open(crate::callers::of_service(scope.as_str())).await {
+                services.push(scope.as_str());
+            }
+            if open(crate::callers::of_staff("a1", scope.as_str(), crate::callers::now())).await {
+                staff.push(scope.as_str());
+            }
+        }
+        assert!(services.iter().all(|scope| staff.contains(scope)), "{path}: what a service may, staff may");
+        let lacking = crate::callers::of_service("");
+        assert!(route.public || !open(lacking).await, "{path}: a scope is needed");
+        table.push_str(&format!("{} {}\n", route.method, route.path));
+        table.push_str(&format!("    services {}\n    staff    {}\n", services.join(" "), staff.join(" ")));
+    }
+    insta::assert_snapshot!(table);
 }

@@ -9,7 +9,7 @@ use store::settle::refunds as settling;
 use store::tables::{refunds, transactions};
 use time::{Duration, OffsetDateTime};
 
-use crate::world::{Answer, SECRET, World, minted, wechat_order};
+use crate::world::{Answer, SECRET, STAFF_SECRET, World, minted, wechat_order};
 
 /// The sender of a request: a user, an admin, or a client without a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,10 +166,11 @@ fn request(who: Who, method: Method, path: &str, body: Option<&Value>) -> axum::
     };
     if let Some(user) = user {
         let now = Clock::system().now().unix_timestamp();
+        let (iss, secret) = if matches!(who, Who::Admin(_)) { ("staff", STAFF_SECRET) } else { ("payment", SECRET) };
         let claims = json!({
-            "sub": user, "iss": "payment", "aud": "payment-api", "iat": now, "exp": now + 300, "scope": scope,
+            "sub": user, "iss": iss, "aud": "payment-api", "iat": now, "exp": now + 300, "auth_time": now, "scope": scope,
         });
-        request = request.header("authorization", format!("Bearer {}", minted(&claims, SECRET)));
+        request = request.header("authorization", format!("Bearer {}", minted(&claims, secret)));
     }
     if body.is_some() {
         request = request.header("content-type", "application/json");

@@ -13,16 +13,17 @@ use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
 use broker::{Publisher, PublisherOptions};
 use domain::message::callback::Callback;
-use domain::{AccountName, Notification, OrderNo, PaymentMethod, RefundReport, Scene};
+use domain::{AccountName, KeyEnvironment, Notification, OrderNo, PaymentMethod, RefundReport, Scene};
 use gateway::{
     CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, NoAccount, Payment, PrepayOrder, PrepayRequest,
     Reach, RefundOrder, RefundTarget, TradeAnswer, Verified,
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use payment_api::App;
-use payment_api::access::auth::{Authenticator, Claimed};
+use payment_api::access::api_keys::ApiKeys;
+use payment_api::access::auth::{Authenticator, Claimed, Issuer};
 use payment_api::access::callers::{Callers, KnownCallers};
-use payment_api::access::limits::Limits;
+use payment_api::access::limits::{Limits, PerMinute};
 use payment_api::access::tokens::Tokens;
 use payment_api::access::view_token::ViewTokens;
 use payment_api::config::Settings;
@@ -43,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
+pub const STAFF_SECRET: &str = "a-secret-of-the-issuer-of-people-0123456789";
 pub const SEAL_KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 pub const VIEW_SECRET: &str = "fedcba9876543210fedcba9876543210";
 /// The limit of a wait in a test; much longer than needed.
@@ -91,10 +93,10 @@ impl Default for Setup {
             requests_in_hand: 0,
             streams_per_user: 0,
             serve_docs: true,
-            per_address: 0,
-            per_user: 0,
+            per_minute: PerMinute { per_address: 0, per_user: 0, per_key: 0 },
         };
         let authenticator = Authenticator::new().with_secret(&SECRET.into(), &claimed());
+        let authenticator = authenticator.with_secret(&STAFF_SECRET.into(), &staff());
         Setup {
             clock: Clock::system(),
             broker: NO_BROKER.into(),
@@ -111,7 +113,12 @@ pub fn seal_keys<const N: usize>(variables: [(&str, &str); N]) -> Option<SealKey
 }
 
 pub fn claimed() -> Claimed {
-    Claimed { issuer: "payment".to_owned(), audience: "payment-api".to_owned() }
+    Claimed { of: Issuer::Buyers, issuer: "payment".to_owned(), audience: "payment-api".to_owned() }
+}
+
+/// The issuer of people.
+pub fn staff() -> Claimed {
+    Claimed { of: Issuer::Staff, issuer: "staff".to_owned(), audience: "payment-api".to_owned() }
 }
 
 impl World {
@@ -132,13 +139,17 @@ impl World {
             in_hand: Arc::new(setup.settings.in_hand()),
             closing: Default::default(),
             syncing: Default::default(),
-            limits: Arc::new(Limits::new(setup.settings.per_address, setup.settings.per_user, setup.redis.as_ref())),
+            limits: Arc::new(Limits::new(&setup.settings.per_minute, setup.redis.as_ref())),
             cache: Cache::new(setup.redis),
             accounts: Arc::new(Staged { wechat: gateway.clone() }),
             clock: setup.clock,
             writer: OrderWriter::start(db.clone()),
             intake: Intake::new(publisher, db.clone(), setup.clock),
-            tokens: Tokens::new(setup.authenticator, ViewTokens::new(&VIEW_SECRET.into())),
+            tokens: Tokens::new(
+                setup.authenticator,
+                ApiKeys::new(KeyEnvironment::Test, setup.clock),
+                ViewTokens::new(&VIEW_SECRET.into()),
+            ),
             hub: Hub::new(setup.settings.streams, stop.clone()),
             hints: Default::default(),
             seal: setup.seal,
@@ -150,6 +161,13 @@ impl World {
             settings: setup.settings,
         });
         World { router: payment_api::router(app.clone()), app, db, gateway, stop }
+    }
+
+    /// Reads the API keys, and goes on reading them until the test ends.
+    pub async fn watch_keys(&self) {
+        self.app.tokens.keys.refresh(&self.db).await.unwrap();
+        let (app, db, stop) = (self.app.clone(), self.db.clone(), self.stop.clone());
+        tokio::spawn(async move { app.tokens.keys.watch(&db, stop).await });
     }
 
     /// Sends a request as a client at 198.51.100.7 would; adds `Host` unless it has one.

@@ -19,8 +19,14 @@ use crate::shop::{Order, Purchase, Shop};
 use crate::{Gateway, SOON, eventually, unique};
 
 /// The limits per client. They are off here, because one buyer at one address makes all purchases.
-const BUDGETS: [&str; 5] =
-    ["REQUESTS_PER_ADDRESS", "REQUESTS_PER_USER", "CONNECTIONS_PER_ADDRESS", "REQUESTS_IN_HAND", "STREAMS_PER_USER"];
+const BUDGETS: [&str; 6] = [
+    "REQUESTS_PER_ADDRESS",
+    "REQUESTS_PER_USER",
+    "REQUESTS_PER_KEY",
+    "CONNECTIONS_PER_ADDRESS",
+    "REQUESTS_IN_HAND",
+    "STREAMS_PER_USER",
+];
 
 /// A command of the deploy step must end within this time.
 const COMMAND: Duration = Duration::from_secs(60);
@@ -168,6 +174,7 @@ impl World {
         let api = program("payment-api")
             .env("PUBLIC_URL", &public_url)
             .env("JWT_HS256_SECRET", &shop.jwt_secret)
+            .env("USER_ADMIN_TOKENS_UNTIL", in_a_day())
             .env("VIEW_TOKEN_SECRET", &view_token_secret)
             .env("SEAL_KEY", &seal_key)
             .env("RETURN_URL_ORIGINS", "https://shop.example.com");
@@ -407,6 +414,12 @@ async fn places_of_ingresses(count: usize) -> (String, Vec<SocketAddr>, Option<R
     }
     let front = Relay::to_any(listen.iter().map(ToString::to_string).collect()).await;
     (format!("http://127.0.0.1:{}", front.port()), listen, Some(front))
+}
+
+/// An RFC 3339 time: until then tokens of the users' issuer name people.
+fn in_a_day() -> String {
+    let at = runtime::clock::Clock::system().now() + time::Duration::days(1);
+    at.format(&time::format_description::well_known::Rfc3339).expect("a time can be written")
 }
 
 /// The same address with another port of this machine.

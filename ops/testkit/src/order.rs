@@ -31,6 +31,7 @@ pub fn new_order() -> NewOrder {
         check_in: Duration::seconds(30),
         created_at: now,
         key: NewKey {
+            caller: "buyer-1".to_owned(),
             key: id.to_string(),
             route: "POST /v1/orders",
             request_hash: [0; 32],

@@ -129,6 +129,13 @@ struct Stage {
     env: BTreeMap<&'static str, String>,
 }
 
+/// An RFC 3339 time.
+fn in_thirty_days() -> Result<String> {
+    let date =
+        Command::new("date").args(["-u", "-d", "+30 days", "+%FT%TZ"]).output().context("`date` does not run")?;
+    Ok(String::from_utf8(date.stdout)?.trim().to_owned())
+}
+
 impl Stage {
     fn new(running: &Running, binaries: PathBuf, addresses: Addresses) -> Result<Stage> {
         let dir = running.set.dir.clone();
@@ -143,6 +150,8 @@ impl Stage {
         env.insert("JWT_HS256_SECRET", ports::secret()?);
         env.insert("JWT_ISSUER", "payment".into());
         env.insert("JWT_AUDIENCE", "payment-api".into());
+        // The demo has no sign-in for people, so a token of the shop's issuer names them.
+        env.insert("USER_ADMIN_TOKENS_UNTIL", in_thirty_days()?);
         env.insert("VIEW_TOKEN_SECRET", ports::secret()?);
         env.insert("SEAL_KEY", ports::key()?);
         env.insert("COPIES_KEY", ports::key()?);

@@ -1,4 +1,4 @@
-//! The keys of bearer tokens and view tokens. They are read at the start, and reloaded when their files change: a
+//! The keys of bearer tokens and view tokens, for each of the three issuers. They are read at the start, and reloaded when their files change: a
 //! stolen key can be removed and a new key added without a restart.
 
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::access::auth::{Authenticator, Claimed, Key, MAX_AGE};
+use crate::access::auth::{Authenticator, Claimed, Issuer, Key, MAX_AGE};
 use crate::access::view_token::{ViewKeys, ViewTokens};
 
 /// How often the files are checked for a change.
@@ -34,11 +34,21 @@ pub struct TokenKeys {
     bearer: [Option<Secret>; 2],
     /// `JWT_JWKS_FILE`: used beside the secret or instead of it.
     jwks: Option<PathBuf>,
+    /// The issuers of services and of staff, if they are set.
+    others: Vec<OtherIssuer>,
     /// `VIEW_TOKEN_SECRET` (required, at least 32 bytes), which signs view tokens and nothing else, and
     /// `PREVIOUS_VIEW_TOKEN_SECRET`, which is accepted until `PREVIOUS_VIEW_TOKEN_SECRET_UNTIL`.
     view: [Option<Secret>; 2],
     /// The fingerprint of the files, taken just before they were read.
     print: Print,
+}
+
+/// An issuer whose keys stand in a JWKS alone.
+struct OtherIssuer {
+    /// The variable that names the file.
+    name: &'static str,
+    claimed: Claimed,
+    jwks: PathBuf,
 }
 
 /// One secret and its source.
@@ -62,10 +72,14 @@ impl TokenKeys {
     /// Reads the section, and every key once.
     pub fn from_env(env: &mut Env) -> Option<(TokenKeys, Authenticator, ViewTokens)> {
         let claimed = Claimed {
+            of: Issuer::Buyers,
             issuer: env.optional("JWT_ISSUER").unwrap_or_else(|| "payment".to_owned()),
             audience: env.optional("JWT_AUDIENCE").unwrap_or_else(|| "payment-api".to_owned()),
         };
         let age = max_token_age(env);
+        let user_admins_until = user_admins_until(env);
+        let services = other_issuer(env, Issuer::Services, SERVICE_JWT);
+        let staff = other_issuer(env, Issuer::Staff, STAFF_JWT);
         let jwks = env.optional("JWT_JWKS_FILE").map(PathBuf::from);
         let bearer = [secret(env, "JWT_HS256_SECRET"), previous(env, "PREVIOUS_JWT_HS256_SECRET")];
         if bearer[0].is_none() && jwks.is_none() && env.file_of("JWT_HS256_SECRET").is_none() {
@@ -74,11 +88,26 @@ impl TokenKeys {
         let view = [secret(env, "VIEW_TOKEN_SECRET"), previous(env, "PREVIOUS_VIEW_TOKEN_SECRET")];
         // Reports the variable if it is missing.
         let view_is_there = env.required("VIEW_TOKEN_SECRET", SECRET_HINT).is_some();
-        let mut keys = TokenKeys { claimed, longest: age.unwrap_or(MAX_AGE), bearer, jwks, view, print: Print::new() };
+        let others: Vec<OtherIssuer> = [services, staff].into_iter().flatten().collect();
+        for (n, other) in others.iter().enumerate() {
+            let same = |claimed: &Claimed| {
+                (&claimed.issuer, &claimed.audience) == (&other.claimed.issuer, &other.claimed.audience)
+            };
+            if same(&claimed) || others[..n].iter().any(|earlier| same(&earlier.claimed)) {
+                env.fault(
+                    other.name,
+                    "its issuer and audience are those of another issuer",
+                    "give each issuer its own",
+                );
+            }
+        }
+        let longest = age.unwrap_or(MAX_AGE);
+        let mut keys = TokenKeys { claimed, longest, bearer, jwks, others, view, print: Print::new() };
         keys.print = keys.print();
         let read = match keys.read() {
             Ok((bearer, Some(view))) => {
                 let authenticator = Authenticator::new().with_keys(bearer).with_max_age(keys.longest);
+                let authenticator = authenticator.with_user_admins_until(user_admins_until.unwrap_or_default());
                 Some((keys, authenticator, ViewTokens::with_keys(view)))
             }
             Ok((_, None)) => None,
@@ -87,7 +116,7 @@ impl TokenKeys {
                 None
             }
         };
-        read.filter(|_| view_is_there && age.is_some())
+        read.filter(|_| view_is_there && age.is_some() && user_admins_until.is_some())
     }
 
     /// Reloads the keys after each change of a file, until `stop`. A bad file leaves all old keys in force and is
@@ -114,7 +143,7 @@ impl TokenKeys {
             Held::File(path) => Some(path.as_path()),
             Held::Value(_) => None,
         });
-        secrets.chain(self.jwks.as_deref())
+        secrets.chain(self.jwks.as_deref()).chain(self.others.iter().map(|other| other.jwks.as_path()))
     }
 
     fn print(&self) -> Print {
@@ -137,7 +166,10 @@ impl TokenKeys {
             }
         }
         if let Some(path) = &self.jwks {
-            bearer.extend(faults.take(read_jwks(path, &self.claimed)).into_iter().flatten());
+            bearer.extend(faults.take(read_jwks("JWT_JWKS_FILE", path, &self.claimed)).into_iter().flatten());
+        }
+        for other in &self.others {
+            bearer.extend(faults.take(read_jwks(other.name, &other.jwks, &other.claimed)).into_iter().flatten());
         }
         let mut view: Option<ViewKeys> = None;
         for secret in self.view.iter().flatten() {
@@ -200,6 +232,56 @@ const fn until_of(name: &'static str) -> &'static str {
     }
 }
 
+/// The three variables of an issuer whose keys stand in a JWKS.
+struct Names {
+    issuer: &'static str,
+    audience: &'static str,
+    jwks: &'static str,
+}
+
+/// `SERVICE_JWT_JWKS_FILE` (default none): the keys of tokens for the merchant's backends, with the required
+/// `SERVICE_JWT_ISSUER` and `SERVICE_JWT_AUDIENCE`.
+const SERVICE_JWT: Names =
+    Names { issuer: "SERVICE_JWT_ISSUER", audience: "SERVICE_JWT_AUDIENCE", jwks: "SERVICE_JWT_JWKS_FILE" };
+/// `STAFF_JWT_JWKS_FILE` (default none): the keys of tokens for people, with the required `STAFF_JWT_ISSUER` and
+/// `STAFF_JWT_AUDIENCE`.
+const STAFF_JWT: Names =
+    Names { issuer: "STAFF_JWT_ISSUER", audience: "STAFF_JWT_AUDIENCE", jwks: "STAFF_JWT_JWKS_FILE" };
+
+/// An issuer, if its file is named. Then its issuer and audience must be named, too.
+fn other_issuer(env: &mut Env, of: Issuer, names: Names) -> Option<OtherIssuer> {
+    let jwks = PathBuf::from(env.optional(names.jwks)?);
+    let issuer = env.required(names.issuer, "set it to the `iss` of these tokens");
+    let audience = env.required(names.audience, "set it to the `aud` of these tokens");
+    Some(OtherIssuer { name: names.jwks, claimed: Claimed { of, issuer: issuer?, audience: audience? }, jwks })
+}
+
+/// How far ahead a switch for callers of an earlier release may lie.
+const SWITCH_DAYS: i64 = 90;
+
+/// `USER_ADMIN_TOKENS_UNTIL` (default: never): until this time, at most 90 days ahead, tokens of the users' issuer with
+/// the scope `payments:admin` name people, as in earlier releases. In seconds since 1970; 0 if it is not set.
+fn user_admins_until(env: &mut Env) -> Option<u64> {
+    const NAME: &str = "USER_ADMIN_TOKENS_UNTIL";
+    const HINT: &str = "set it to a time at most 90 days ahead, such as 2026-12-31T00:00:00Z, or leave it out";
+    let Some(text) = env.optional(NAME) else { return Some(0) };
+    let Ok(at) = OffsetDateTime::parse(&text, &Rfc3339) else {
+        env.fault(NAME, format!("{text:?} is not an RFC 3339 time"), HINT);
+        return None;
+    };
+    let (at, now) = (at.unix_timestamp(), i64::try_from(jsonwebtoken::get_current_timestamp()).unwrap_or(i64::MAX));
+    if at > now.saturating_add(SWITCH_DAYS * 24 * 3600) {
+        env.fault(NAME, format!("{text} is more than 90 days ahead"), HINT);
+        return None;
+    }
+    if at <= now {
+        warn!("{NAME} has passed: tokens of users no longer name people. Remove it");
+    } else {
+        warn!("Until {text} any token of the users' issuer with the scope payments:admin names a person ({NAME})");
+    }
+    u64::try_from(at).ok().or(Some(0))
+}
+
 /// `MAX_TOKEN_AGE`: a number and `s`, `m` or `h`, from a minute to 30 days.
 fn max_token_age(env: &mut Env) -> Option<Duration> {
     let Some(text) = env.optional("MAX_TOKEN_AGE") else { return Some(MAX_AGE) };
@@ -214,14 +296,13 @@ fn max_token_age(env: &mut Env) -> Option<Duration> {
     age.map(Duration::from_secs)
 }
 
-fn read_jwks(path: &Path, claimed: &Claimed) -> Result<Vec<Key>, ConfigFaults> {
-    let fault = |wrong| ConfigFaults::from(Fault::new("JWT_JWKS_FILE", wrong, JWKS_HINT));
+fn read_jwks(name: &'static str, path: &Path, claimed: &Claimed) -> Result<Vec<Key>, ConfigFaults> {
+    let fault = |wrong| ConfigFaults::from(Fault::new(name, wrong, JWKS_HINT));
     file_mode::check(path).map_err(|wrong| fault(format!("{}: {wrong}", path.display())))?;
     let text =
         std::fs::read_to_string(path).map_err(|error| fault(format!("{} cannot be read ({error})", path.display())))?;
-    Key::of_jwks(&text, claimed).map_err(|wrong| {
-        ConfigFaults(wrong.into_iter().map(|wrong| Fault::new("JWT_JWKS_FILE", wrong, JWKS_HINT)).collect())
-    })
+    Key::of_jwks(&text, claimed)
+        .map_err(|wrong| ConfigFaults(wrong.into_iter().map(|wrong| Fault::new(name, wrong, JWKS_HINT)).collect()))
 }
 
 /// The state of the files: the fingerprint that was last evaluated, and the one that was last read.

@@ -24,8 +24,9 @@ use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoParams, ToSchema};
 
 use super::actions::{Action, carry_out, check, note};
+use crate::access::caller::Caller;
 use crate::access::in_hand::to_the_end;
-use crate::access::tokens::Admin;
+use crate::access::tokens::Person;
 use crate::answer::problem::{ApiError, Problem};
 use crate::create::fields::{Fields, JsonBytes, text};
 use crate::routes::listing::{Faults, Known, page};
@@ -125,7 +126,7 @@ pub struct CaseFilter {
 
 /// List cases, newest first.
 #[utoipa::path(
-    get, path = "/v1/admin/cases", tag = "admin", params(CaseFilter), security(("bearer" = ["payments:admin"])),
+    get, path = "/v1/admin/cases", tag = "admin", params(CaseFilter), security(("backend" = ["payments:read"])),
     responses(
         (status = 200, description = "A page of cases", body = CasePage),
         (status = 400, description = "`invalid_fields`", body = Problem),
@@ -133,11 +134,7 @@ pub struct CaseFilter {
         (status = 403, description = "`scope_missing`", body = Problem),
     )
 )]
-pub async fn list(
-    State(app): State<Arc<App>>,
-    _admin: Admin,
-    Known(filter): Known<CaseFilter>,
-) -> Result<Json<CasePage>, ApiError> {
+pub async fn list(State(app): State<Arc<App>>, Known(filter): Known<CaseFilter>) -> Result<Json<CasePage>, ApiError> {
     let mut faults = Faults::default();
     let limit = faults.limit(filter.limit.as_deref()) + 1;
     let before = faults.cursor(filter.cursor.as_deref(), |id| CaseId::parse(id).ok());
@@ -154,7 +151,7 @@ pub async fn list(
 
 /// Get a case with its evidence.
 #[utoipa::path(
-    get, path = "/v1/admin/cases/{id}", tag = "admin", security(("bearer" = ["payments:admin"])),
+    get, path = "/v1/admin/cases/{id}", tag = "admin", security(("backend" = ["payments:read"])),
     params(("id" = String, Path, description = "The case's id")),
     responses(
         (status = 200, description = "The case", body = CaseView),
@@ -163,11 +160,7 @@ pub async fn list(
         (status = 404, description = "`case_not_found`", body = Problem),
     )
 )]
-pub async fn get(
-    State(app): State<Arc<App>>,
-    _admin: Admin,
-    CasePath(id): CasePath,
-) -> Result<Json<CaseView>, ApiError> {
+pub async fn get(State(app): State<Arc<App>>, CasePath(id): CasePath) -> Result<Json<CaseView>, ApiError> {
     to_the_end(async move { seen(&app, id).await }).await
 }
 
@@ -183,7 +176,7 @@ pub struct Resolve {
 /// A note on an `unknown_refund` makes the order's money refundable again, so it only becomes a proposal.
 #[utoipa::path(
     post, path = "/v1/admin/cases/{id}/resolve", tag = "admin", request_body = Resolve,
-    security(("bearer" = ["payments:admin"])),
+    security(("staff" = ["payments:cases.propose"])),
     params(("id" = String, Path, description = "The case's id")),
     responses(
         (status = 200, description = "The case, resolved", body = CaseView),
@@ -196,7 +189,7 @@ pub struct Resolve {
 )]
 pub async fn resolve(
     State(app): State<Arc<App>>,
-    Admin(who): Admin,
+    Person(who): Person,
     CasePath(id): CasePath,
     JsonBytes(body): JsonBytes,
 ) -> Result<Json<CaseView>, ApiError> {
@@ -213,7 +206,7 @@ pub async fn resolve(
 /// proposal replaces the previous one.
 #[utoipa::path(
     post, path = "/v1/admin/cases/{id}/propose", tag = "admin", request_body = Action,
-    security(("bearer" = ["payments:admin"])),
+    security(("staff" = ["payments:cases.propose"])),
     params(("id" = String, Path, description = "The case's id")),
     responses(
         (status = 200, description = "The case with the proposal", body = CaseView),
@@ -226,7 +219,7 @@ pub async fn resolve(
 )]
 pub async fn propose(
     State(app): State<Arc<App>>,
-    Admin(who): Admin,
+    Person(who): Person,
     CasePath(id): CasePath,
     JsonBytes(body): JsonBytes,
 ) -> Result<Json<CaseView>, ApiError> {
@@ -248,7 +241,7 @@ pub struct Confirm {
 /// stays open until it is done.
 #[utoipa::path(
     post, path = "/v1/admin/cases/{id}/confirm", tag = "admin", request_body = Confirm,
-    security(("bearer" = ["payments:admin"])),
+    security(("staff" = ["payments:cases.confirm"])),
     params(("id" = String, Path, description = "The case's id")),
     responses(
         (status = 200, description = "The case after the action", body = CaseView),
@@ -261,11 +254,13 @@ pub struct Confirm {
 )]
 pub async fn confirm(
     State(app): State<Arc<App>>,
-    Admin(who): Admin,
+    caller: Caller,
     CasePath(id): CasePath,
     JsonBytes(body): JsonBytes,
 ) -> Result<Json<CaseView>, ApiError> {
     let version = version(&body)?;
+    caller.signed_in_recently(app.clock.now())?;
+    let who = caller.person()?.clone();
     to_the_end(async move { act(&app, id, &who, version).await }).await
 }
 
@@ -279,7 +274,7 @@ pub struct Reopen {
 /// Reopen a resolved case. This moves no money, so one person is enough.
 #[utoipa::path(
     post, path = "/v1/admin/cases/{id}/reopen", tag = "admin", request_body = Reopen,
-    security(("bearer" = ["payments:admin"])),
+    security(("staff" = ["payments:cases.propose"])),
     params(("id" = String, Path, description = "The case's id")),
     responses(
         (status = 200, description = "The case, open", body = CaseView),
@@ -292,7 +287,7 @@ pub struct Reopen {
 )]
 pub async fn reopen(
     State(app): State<Arc<App>>,
-    Admin(who): Admin,
+    Person(who): Person,
     CasePath(id): CasePath,
     JsonBytes(body): JsonBytes,
 ) -> Result<Json<CaseView>, ApiError> {
@@ -338,7 +333,7 @@ async fn act(app: &App, id: CaseId, who: &UserId, version: i64) -> Result<Json<C
     if case.version != version {
         return Err(ApiError::CaseChanged);
     }
-    if proposed_by == who.as_str() {
+    if proposed_by.eq_ignore_ascii_case(who.as_str()) {
         return Err(ApiError::SamePerson);
     }
     let action = Action::from_json(proposal)?;

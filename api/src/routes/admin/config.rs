@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use domain::{MethodConfig, MethodRules, Money, PaymentMethod, Scene, UserId};
+use domain::{MethodConfig, MethodRules, Money, PaymentMethod, Scene};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::DbError;
@@ -17,8 +17,8 @@ use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 
 use super::actions::note;
+use crate::access::caller::Caller;
 use crate::access::in_hand::to_the_end;
-use crate::access::tokens::Admin;
 use crate::answer::problem::{ApiError, Problem};
 use crate::create::fields::{Fields, JsonBytes, money, one_of, text};
 use crate::routes::listing::{Faults, Known, page};
@@ -74,14 +74,14 @@ pub struct ConfigView {
 
 /// Get the rules of all gateways, as stored in the database.
 #[utoipa::path(
-    get, path = "/v1/admin/config", tag = "admin", security(("bearer" = ["payments:admin"])),
+    get, path = "/v1/admin/config", tag = "admin", security(("backend" = ["payments:read"])),
     responses(
         (status = 200, description = "The rules", body = ConfigView),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
         (status = 403, description = "`scope_missing`", body = Problem),
     )
 )]
-pub async fn get(State(app): State<Arc<App>>, _admin: Admin) -> Result<Json<ConfigView>, ApiError> {
+pub async fn get(State(app): State<Arc<App>>) -> Result<Json<ConfigView>, ApiError> {
     let all = to_the_end(async move {
         let all = config::all(&app.db).await?;
         app.cache.config.saw(&all);
@@ -170,7 +170,7 @@ fn scenes(value: &Value, method: PaymentMethod) -> Result<Vec<Scene>, String> {
 /// Existing orders are not checked again: they can still be paid, and a repeated creation gets its saved answer.
 #[utoipa::path(
     patch, path = "/v1/admin/config/{method}", tag = "admin", request_body = ChangeConfig,
-    security(("bearer" = ["payments:admin"])),
+    security(("backend" = ["payments:config"])),
     params(("method" = String, Path, description = "`alipay` or `wechat`")),
     responses(
         (status = 200, description = "The rules after the change", body = MethodConfigView),
@@ -183,20 +183,20 @@ fn scenes(value: &Value, method: PaymentMethod) -> Result<Vec<Scene>, String> {
 )]
 pub async fn change(
     State(app): State<Arc<App>>,
-    Admin(who): Admin,
+    caller: Caller,
     Path(method): Path<String>,
     JsonBytes(body): JsonBytes,
 ) -> Result<Json<MethodConfigView>, ApiError> {
     let method = method.parse().map_err(|_| ApiError::MethodNotFound)?;
     let request = ConfigRequest::parse(&body, method)?;
-    to_the_end(async move { put(&app, method, request, &who).await }).await
+    to_the_end(async move { put(&app, method, request, &caller.name()).await }).await
 }
 
 async fn put(
     app: &App,
     method: PaymentMethod,
     request: ConfigRequest,
-    who: &UserId,
+    who: &str,
 ) -> Result<Json<MethodConfigView>, ApiError> {
     let mut tx = app.db.begin().await.map_err(DbError::from)?;
     let before = config::lock(&mut tx, method).await?.ok_or(ApiError::MethodNotFound)?;
@@ -208,13 +208,13 @@ async fn put(
     config::change(&mut tx, &before, &after, &by, app.clock.now()).await?;
     let detail = json!({ "before": before.rules, "after": after, "version": before.version, "note": by.note });
     let object = format!("payment_config:{method}");
-    let act = Act { subject: who.as_str(), act: "payment_config.changed", object, detail: &detail };
+    let act = Act { subject: who, act: "payment_config.changed", object, detail: &detail };
     audit::record(&mut tx, &act).await?;
     let changed = config::lock(&mut tx, method).await?.ok_or(ApiError::MethodNotFound)?;
     tx.commit().await.map_err(DbError::from)?;
     app.cache.config.renew(&app.db).await;
     tracing::info!(
-        user_id = %who, gateway = %method, version = changed.version, rules = ?changed.rules,
+        user_id = who, gateway = %method, version = changed.version, rules = ?changed.rules,
         "The rules of {method} were changed"
     );
     Ok(Json(MethodConfigView::of(changed)))
@@ -281,7 +281,7 @@ pub struct ChangeFilter {
 /// List the changes of the rules, newest first.
 #[utoipa::path(
     get, path = "/v1/admin/config/changes", tag = "admin", params(ChangeFilter),
-    security(("bearer" = ["payments:admin"])),
+    security(("backend" = ["payments:read"])),
     responses(
         (status = 200, description = "A page of changes", body = ChangePage),
         (status = 400, description = "`invalid_fields`", body = Problem),
@@ -291,7 +291,6 @@ pub struct ChangeFilter {
 )]
 pub async fn changes(
     State(app): State<Arc<App>>,
-    _admin: Admin,
     Known(filter): Known<ChangeFilter>,
 ) -> Result<Json<ChangePage>, ApiError> {
     let mut faults = Faults::default();

@@ -8,8 +8,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
+use domain::OrderId;
 use domain::message::job::{CheckRequest, JobRequest};
-use domain::{OrderId, UserId};
 use serde::Serialize;
 use serde_json::json;
 use store::DbError;
@@ -21,8 +21,8 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 use utoipa::ToSchema;
 
+use crate::access::caller::Caller;
 use crate::access::in_hand::to_the_end;
-use crate::access::tokens::Admin;
 use crate::answer::problem::{ApiError, Problem};
 use crate::routes::orders::{LOOK, OrderPath, OrderView, PATIENCE};
 use crate::state::App;
@@ -68,7 +68,7 @@ pub struct GatewayView {
 
 /// Query the gateway about an order now.
 #[utoipa::path(
-    post, path = "/v1/admin/orders/{id}/sync", tag = "admin", security(("bearer" = ["payments:admin"])),
+    post, path = "/v1/admin/orders/{id}/sync", tag = "admin", security(("backend" = ["payments:orders"])),
     params(("id" = String, Path, description = "The order's id")),
     responses(
         (status = 200, description = "The result", body = SyncView),
@@ -79,12 +79,8 @@ pub struct GatewayView {
         (status = 503, description = "`unavailable`", body = Problem),
     )
 )]
-pub async fn sync(
-    State(app): State<Arc<App>>,
-    Admin(who): Admin,
-    OrderPath(id): OrderPath,
-) -> Result<Response, ApiError> {
-    let synced = to_the_end(async move { app.syncing.run(id, request_sync(&app, id, &who)).await }).await?;
+pub async fn sync(State(app): State<Arc<App>>, caller: Caller, OrderPath(id): OrderPath) -> Result<Response, ApiError> {
+    let synced = to_the_end(async move { app.syncing.run(id, request_sync(&app, id, &caller.name())).await }).await?;
     let view = SyncView::of(&synced)?;
     if view.answered {
         return Ok(Json(view).into_response());
@@ -93,13 +89,13 @@ pub async fn sync(
 }
 
 /// Requests a query and waits for its result. All requests about this order share one wait.
-async fn request_sync(app: &App, id: OrderId, who: &UserId) -> Result<Arc<Synced>, ApiError> {
+async fn request_sync(app: &App, id: OrderId, who: &str) -> Result<Arc<Synced>, ApiError> {
     let before = orders::get(&app.db, id).await?.ok_or(ApiError::OrderNotFound)?;
     // We compare with the last answer rather than with our clock, because the worker's clock may differ.
     let earlier = orders::last_check(&app.db, id).await?;
     let mut tx = app.db.begin().await.map_err(DbError::from)?;
     jobs::request(&mut *tx, &JobRequest::Check(id, CheckRequest::sync()), time::Duration::ZERO).await?;
-    let act = Act { subject: who.as_str(), act: "order.synced", object: format!("order:{id}"), detail: &json!({}) };
+    let act = Act { subject: who, act: "order.synced", object: format!("order:{id}"), detail: &json!({}) };
     audit::record(&mut tx, &act).await?;
     tx.commit().await.map_err(DbError::from)?;
     let until = Instant::now() + PATIENCE;

@@ -1,9 +1,10 @@
 //! The body of a new order, parsed once into types that hold only valid values.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use domain::{AccountName, Money, PaymentMethod, ProductType, Scene, Subject};
+use domain::{AccountName, Money, PaymentMethod, ProductType, Scene, Subject, UserId};
 use gateway::{Gateway, NoAccount};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -11,6 +12,7 @@ use time::Duration;
 use url::{Origin, Url};
 use utoipa::ToSchema;
 
+use crate::access::caller::Identity;
 use crate::answer::problem::ApiError;
 use crate::create::accounts::Accounts;
 use crate::create::fields::{Fields, money, one_of, text};
@@ -54,6 +56,12 @@ pub struct CreateOrder {
     /// The URL that the buyer's browser returns to; its origin must be on the service's list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_url: Option<String>,
+    /// The user who owns the order: only from the merchant's backend, which must state it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    /// The buyer's own IP address: only from the merchant's backend, which must state it for the scene `h5`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ip: Option<String>,
     /// The client's own JSON object, at most 4 KiB; events contain it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
@@ -62,6 +70,10 @@ pub struct CreateOrder {
 
 /// A new order with valid fields only.
 pub struct OrderRequest {
+    /// The buyer who sends the request, or whom the backend names.
+    pub user_id: UserId,
+    /// The buyer's address, if it is known.
+    pub client_ip: Option<IpAddr>,
     pub product_type: ProductType,
     pub subject: Subject,
     pub amount: Money,
@@ -75,11 +87,24 @@ pub struct OrderRequest {
     pub metadata: Value,
 }
 
+/// Who sends the request of an order, and from where.
+#[derive(Debug, Clone, Copy)]
+pub struct Sender<'a> {
+    pub identity: &'a Identity,
+    pub address: IpAddr,
+}
+
 impl OrderRequest {
     /// # Errors
     /// [`ApiError::InvalidFields`] with every fault, or what is wrong with the body as a whole.
-    pub fn parse(body: &Bytes, origins: &[Origin], accounts: &dyn Accounts) -> Result<OrderRequest, ApiError> {
+    pub fn parse(
+        body: &Bytes,
+        sender: Sender<'_>,
+        origins: &[Origin],
+        accounts: &dyn Accounts,
+    ) -> Result<OrderRequest, ApiError> {
         let mut fields = Fields::parse(body)?;
+        let user_id = owner(&mut fields, sender.identity);
         let product_type = fields.required("product_type", text(ProductType::parse));
         let subject = fields.required("subject", text(Subject::title));
         let amount = fields.required("amount", money);
@@ -89,6 +114,7 @@ impl OrderRequest {
         }
         let scene = scene(&mut fields, payment_method);
         let openid = openid(&mut fields, scene);
+        let client_ip = client_ip(&mut fields, sender, scene);
         let expires_in = fields.optional("expires_in", expires_in);
         let gateway = gateway(&mut fields, accounts, payment_method, scene);
         let return_url = fields.optional("return_url", text(|url| return_url(&url, origins)));
@@ -96,6 +122,8 @@ impl OrderRequest {
         fields.finish()?;
         let request = || {
             Some(OrderRequest {
+                user_id: user_id?,
+                client_ip,
                 product_type: product_type?,
                 subject: subject?,
                 amount: amount?,
@@ -111,6 +139,36 @@ impl OrderRequest {
         // A missing field was recorded as a fault, so `finish` has already returned an error.
         request().ok_or_else(|| ApiError::InvalidFields(Vec::new()))
     }
+}
+
+/// A buyer owns the order that it places. A backend names the owner.
+fn owner(fields: &mut Fields, identity: &Identity) -> Option<UserId> {
+    match identity {
+        Identity::Buyer(user) => {
+            let _: Option<UserId> = fields.optional("user_id", only_from_a_backend);
+            Some(user.clone())
+        }
+        Identity::Key(_) | Identity::Service(_) | Identity::Staff(_) => {
+            fields.required("user_id", text(|user| UserId::parse(user).map_err(|error| error.to_string())))
+        }
+    }
+}
+
+/// A buyer's address is where the request comes from. A backend states it, because the request comes from the backend.
+fn client_ip(fields: &mut Fields, sender: Sender<'_>, scene: Option<Scene>) -> Option<IpAddr> {
+    let address = text(|text: String| text.parse::<IpAddr>().map_err(|_| "an IPv4 or IPv6 address"));
+    match sender.identity {
+        Identity::Buyer(_) => {
+            let _: Option<IpAddr> = fields.optional("client_ip", only_from_a_backend);
+            Some(sender.address)
+        }
+        _ if scene == Some(Scene::H5) => fields.required("client_ip", address),
+        _ => fields.optional("client_ip", address),
+    }
+}
+
+fn only_from_a_backend<T>(_: &Value) -> Result<T, String> {
+    Err("is only for the merchant's backend".to_owned())
 }
 
 fn method(text: String) -> Result<PaymentMethod, String> {

@@ -18,8 +18,9 @@ use store::tables::orders::{self, Order};
 use tokio::time::{Instant, sleep};
 
 use super::{OrderPath, OrderView};
+use crate::access::caller::Caller;
 use crate::access::in_hand::to_the_end;
-use crate::access::tokens::{User, Viewer};
+use crate::access::tokens::Viewer;
 use crate::answer::problem::{ApiError, Problem};
 use crate::state::App;
 
@@ -34,7 +35,8 @@ pub const LOOK: Duration = Duration::from_millis(100);
 /// While the order is still open it shows `close_requested`: at Alipay a cashier page that the buyer has not opened yet
 /// can only be closed once it is opened, or when it expires.
 #[utoipa::path(
-    post, path = "/v1/orders/{id}/close", tag = "orders", security(("bearer" = [])),
+    post, path = "/v1/orders/{id}/close", tag = "orders",
+    security(("bearer" = []), ("backend" = ["payments:orders"])),
     params(("id" = String, Path, description = "The order's id")),
     responses(
         (status = 200, description = "The order, closed", body = OrderView),
@@ -47,10 +49,10 @@ pub const LOOK: Duration = Duration::from_millis(100);
 )]
 pub async fn close(
     State(app): State<Arc<App>>,
-    User(user): User,
+    caller: Caller,
     OrderPath(id): OrderPath,
 ) -> Result<Response, ApiError> {
-    let (giving_up, viewer) = (app.clone(), Viewer::User(user));
+    let (giving_up, viewer) = (app.clone(), Viewer::of(&caller));
     let order = to_the_end(async move {
         let order = viewer.shown(orders::get(&giving_up.db, id).await?)?;
         match giving_up.in_hand.waiting.try_acquire() {

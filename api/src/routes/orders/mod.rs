@@ -25,6 +25,7 @@ pub use close::{__path_close, LOOK, PATIENCE, close, request_close_and_check};
 pub use stream::{__path_stream, is_final, stream};
 pub use view::{ExtraPaymentView, OrderPage, OrderView, PayableOrder, PaymentView};
 
+use crate::access::caller::Caller;
 use crate::access::guard::ClientIp;
 use crate::access::in_hand::to_the_end;
 use crate::access::tokens::{User, Viewer};
@@ -45,7 +46,8 @@ use place::Placement;
 /// `order_unusable` is final, and the order is being closed: a new order needs a new key. After `order_not_payable`,
 /// read the order, because it may be paid. A request that was refused with 400 has used no key.
 #[utoipa::path(
-    post, path = "/v1/orders", tag = "orders", request_body = CreateOrder, security(("bearer" = [])),
+    post, path = "/v1/orders", tag = "orders", request_body = CreateOrder,
+    security(("bearer" = []), ("backend" = ["payments:orders"])),
     params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters, fresh for each order")),
     responses(
         (status = 201, description = "The order and what the buyer needs", body = PayableOrder),
@@ -61,13 +63,13 @@ use place::Placement;
 )]
 pub async fn create(
     State(app): State<Arc<App>>,
-    User(user): User,
+    Caller { identity, .. }: Caller,
     key: IdempotencyKey,
     Extension(ClientIp(client_ip)): Extension<ClientIp>,
     JsonBytes(body): JsonBytes,
 ) -> Result<impl IntoResponse, ApiError> {
-    let request = idempotency::Request::new(user, key, "POST /v1/orders", &body);
-    let placement = Placement { app, request, client_ip, body };
+    let request = idempotency::Request::new(&identity, key, "POST /v1/orders", &body);
+    let placement = Placement { app, request, identity, client_ip, body };
     let answer = to_the_end(placement.run()).await?;
     Ok(answer.into_response(StatusCode::CREATED, "/v1/orders"))
 }
@@ -77,7 +79,8 @@ pub async fn create(
 /// This never closes the order. If the gateway gives no fresh credential, the last one is returned again while it is
 /// valid. Otherwise the order stays as it is.
 #[utoipa::path(
-    post, path = "/v1/orders/{id}/payment", tag = "orders", security(("bearer" = [])),
+    post, path = "/v1/orders/{id}/payment", tag = "orders",
+    security(("bearer" = []), ("backend" = ["payments:orders"])),
     params(("id" = String, Path, description = "The order's id")),
     responses(
         (status = 200, description = "The order and what the buyer needs", body = PayableOrder),
@@ -90,11 +93,11 @@ pub async fn create(
 )]
 pub async fn payment(
     State(app): State<Arc<App>>,
-    User(user): User,
+    caller: Caller,
     OrderPath(id): OrderPath,
 ) -> Result<Json<PayableOrder>, ApiError> {
     to_the_end(async move {
-        let order = Viewer::User(user).shown(orders::get(&app.db, id).await?)?;
+        let order = Viewer::of(&caller).shown(orders::get(&app.db, id).await?)?;
         place::renewed(&app, &order).await.map(Json)
     })
     .await
@@ -106,7 +109,8 @@ pub async fn payment(
 /// after a newer one. While the order is pending and is read repeatedly, the gateway is queried about it from time to
 /// time, so a payment appears even if its notice is lost.
 #[utoipa::path(
-    get, path = "/v1/orders/{id}", tag = "orders", security(("bearer" = []), ("view_token" = [])),
+    get, path = "/v1/orders/{id}", tag = "orders",
+    security(("bearer" = []), ("view_token" = []), ("backend" = ["payments:read"]), ("backend" = ["payments:orders"])),
     params(("id" = String, Path, description = "The order's id")),
     responses(
         (status = 200, description = "The order", body = OrderView),

@@ -20,9 +20,10 @@ use tokio::time::Instant;
 use tracing::field::display;
 use tracing::{Span, info};
 
-use super::body::OrderRequest;
+use super::body::{OrderRequest, Sender};
 use super::close::request_close_and_check;
 use super::view::{OrderView, PayableOrder, created};
+use crate::access::caller::Identity;
 use crate::answer::problem::{ApiError, FieldFault};
 use crate::create::credentials;
 use crate::create::idempotency::{Answer, Earlier, Hold, Request, in_flight};
@@ -33,6 +34,7 @@ use crate::state::App;
 pub struct Placement {
     pub app: Arc<App>,
     pub request: Request,
+    pub identity: Identity,
     pub client_ip: IpAddr,
     pub body: Bytes,
 }
@@ -127,7 +129,8 @@ impl Placement {
     /// The order as it will be written; nothing is written yet.
     fn draft(&self) -> Result<NewOrder, ApiError> {
         let app = &self.app;
-        let request = OrderRequest::parse(&self.body, &app.settings.return_url_origins, app.accounts.as_ref())?;
+        let sender = Sender { identity: &self.identity, address: self.client_ip };
+        let request = OrderRequest::parse(&self.body, sender, &app.settings.return_url_origins, app.accounts.as_ref())?;
         let (method, scene, account) = (request.payment_method, request.scene, request.gateway.account().clone());
 
         let id = app.clock.fresh_id();
@@ -143,13 +146,13 @@ impl Placement {
             notify_url: format!("{}/v1/callbacks/{method}/{account}", app.settings.public_url),
             return_url: request.return_url,
             openid: request.openid,
-            client_ip: Some(self.client_ip),
+            client_ip: request.client_ip,
         };
         let expires_at = prepay.expires_at;
         let prepay = request.gateway.prepay_request(&prepay).map_err(unfit)?;
         Ok(NewOrder {
             id,
-            user_id: self.request.user.clone(),
+            user_id: request.user_id,
             order_no,
             product_type: request.product_type,
             subject: request.subject,
@@ -158,7 +161,7 @@ impl Placement {
             scene,
             account,
             expires_at,
-            client_ip: Some(self.client_ip),
+            client_ip: request.client_ip,
             metadata: request.metadata,
             prepay: serde_json::to_value(prepay).map_err(|error| ApiError::Internal(error.into()))?,
             check_in: CHECKS[0],

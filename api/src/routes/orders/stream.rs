@@ -110,6 +110,8 @@ type Share = (Option<shares::Share<UserId>>, Option<AddressShare>);
 fn share(app: &App, viewer: &Viewer, address: IpAddr) -> Result<Share, ApiError> {
     let share = match viewer {
         Viewer::User(user) => app.in_hand.streams_of_user.take(user.clone()).map(|share| (Some(share), None)),
+        // The routes let no merchant in: a backend reads events.
+        Viewer::Merchant => return Err(ApiError::BuyersOnly),
         Viewer::Holder(_) => app.in_hand.streams_of_address.take(address).map(|share| (None, Some(share))),
     };
     share.ok_or(ApiError::TooManyStreams)

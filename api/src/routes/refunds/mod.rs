@@ -22,8 +22,9 @@ use store::{DbError, NotDone};
 pub use read::{__path_get, __path_list, get, list};
 pub use view::{CreateRefund, RefundPage, RefundView};
 
+use crate::access::caller::Caller;
 use crate::access::in_hand::to_the_end;
-use crate::access::tokens::{User, Viewer};
+use crate::access::tokens::Viewer;
 use crate::answer::problem::{ApiError, Problem};
 use crate::create::fields::{Fields, JsonBytes, money, text};
 use crate::create::idempotency::{self, Answer, IdempotencyKey, in_flight};
@@ -40,7 +41,8 @@ const REASON: usize = 200;
 /// `Idempotency-Replayed: true`, and creates no second refund; `Idempotency-Expires` states until when. A refusal does
 /// not use the key, because its reason may pass. Only one refund of an order is in progress at a time.
 #[utoipa::path(
-    post, path = "/v1/orders/{id}/refunds", tag = "refunds", request_body = CreateRefund, security(("bearer" = [])),
+    post, path = "/v1/orders/{id}/refunds", tag = "refunds", request_body = CreateRefund,
+    security(("bearer" = []), ("backend" = ["payments:refund"])),
     params(
         ("id" = String, Path, description = "The order's id"),
         ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters, fresh for each refund"),
@@ -59,15 +61,15 @@ const REASON: usize = 200;
 )]
 pub async fn create(
     State(app): State<Arc<App>>,
-    User(user): User,
+    caller: Caller,
     OrderPath(order_id): OrderPath,
     key: IdempotencyKey,
     JsonBytes(body): JsonBytes,
 ) -> Result<impl IntoResponse, ApiError> {
     // The key is bound to the order as well as to the body.
     let bound = [order_id.to_string().as_bytes(), &body].concat();
-    let request = idempotency::Request::new(user, key, "POST /v1/orders/{id}/refunds", &bound);
-    let requesting = Requesting { app, request, order_id, body };
+    let request = idempotency::Request::new(&caller.identity, key, "POST /v1/orders/{id}/refunds", &bound);
+    let requesting = Requesting { app, request, viewer: Viewer::of(&caller), order_id, body };
     let answer = to_the_end(requesting.run()).await?;
     Ok(answer.into_response(StatusCode::ACCEPTED, "/v1/refunds"))
 }
@@ -76,6 +78,7 @@ pub async fn create(
 struct Requesting {
     app: Arc<App>,
     request: idempotency::Request,
+    viewer: Viewer,
     order_id: OrderId,
     body: Bytes,
 }
@@ -90,7 +93,7 @@ impl Requesting {
         }
         let request = self.refund_request()?;
         let order = orders::get(&self.app.db, self.order_id).await?;
-        let order = Viewer::User(self.request.user.clone()).shown(order)?;
+        let order = self.viewer.shown(order)?;
         // A refusal reveals the order's state, too: from now on the cache must not show an older one.
         self.app.cache.orders.saw(&order);
         match retry(|| self.write(&request)).await? {
@@ -110,14 +113,14 @@ impl Requesting {
     async fn write(&self, request: &RequestedRefund) -> Result<Option<Answer>, ApiError> {
         let now = microseconds(self.app.clock.now());
         let mut tx = self.app.db.begin().await.map_err(DbError::from)?;
-        let (user, key, id) = (&self.request.user, self.request.answered_key(now, now), request.id.to_string());
-        if !idempotency_keys::take(&mut tx, user, &key, &id, now).await.map_err(in_flight)? {
+        let (key, id) = (self.request.answered_key(now, now), request.id.to_string());
+        if !idempotency_keys::take(&mut tx, &key, &id, now).await.map_err(in_flight)? {
             return Ok(None);
         }
         let refund = settling::request(&mut tx, request, now).await.map_err(refused)?;
         let answer = serde_json::to_value(RefundView::of(&refund)).map_err(|error| ApiError::Internal(error.into()))?;
         let answer = NewAnswer { answer, refused_with: None };
-        let saved = idempotency_keys::save_answer(&mut *tx, user, &key.key, None, &answer).await?;
+        let saved = idempotency_keys::save_answer(&mut *tx, &key.caller, &key.key, None, &answer).await?;
         let saved = saved.ok_or(DbError::Moved)?;
         crash::at(Point::RefundRequested);
         tx.commit().await.map_err(DbError::from)?;
@@ -131,7 +134,7 @@ impl Requesting {
         let amount = fields.optional("amount", money);
         let reason = fields.optional("reason", text(reason));
         fields.finish()?;
-        let of = (self.order_id, self.request.user.as_str());
+        let of = (self.order_id, self.request.caller.as_str());
         refund_request(&self.app, of, amount, reason)
     }
 }

@@ -12,6 +12,7 @@ use tracing::Span;
 use tracing::field::display;
 
 use super::view::{RefundPage, RefundView};
+use crate::access::caller::Caller;
 use crate::access::in_hand::to_the_end;
 use crate::access::tokens::{User, Viewer};
 use crate::answer::problem::{ApiError, Problem};
@@ -20,7 +21,8 @@ use crate::state::App;
 
 /// Get a refund.
 #[utoipa::path(
-    get, path = "/v1/refunds/{id}", tag = "refunds", security(("bearer" = [])),
+    get, path = "/v1/refunds/{id}", tag = "refunds",
+    security(("bearer" = []), ("backend" = ["payments:read"]), ("backend" = ["payments:refund"])),
     params(("id" = String, Path, description = "The refund's id")),
     responses(
         (status = 200, description = "The refund", body = RefundView),
@@ -30,13 +32,13 @@ use crate::state::App;
 )]
 pub async fn get(
     State(app): State<Arc<App>>,
-    User(user): User,
+    caller: Caller,
     RefundPath(id): RefundPath,
 ) -> Result<Json<RefundView>, ApiError> {
     to_the_end(async move {
         let refund = refunds::get(&app.db, id).await?.ok_or(ApiError::RefundNotFound)?;
         let order = orders::get(&app.db, refund.order_id).await?;
-        let order = Viewer::User(user).shown(order).map_err(|_| ApiError::RefundNotFound)?;
+        let order = Viewer::of(&caller).shown(order).map_err(|_| ApiError::RefundNotFound)?;
         app.cache.orders.saw(&order);
         Ok(Json(RefundView::of(&refund)))
     })

@@ -122,6 +122,12 @@ struct Table {
 }
 
 impl Gateways {
+    /// Whether an account takes real money.
+    pub fn has_production(&self) -> bool {
+        let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.entries.iter().any(|entry| entry.identity.environment == "production")
+    }
+
     /// Reads `GATEWAYS_FILE` and the accounts in it; each fault is added to `env`. `PUBLIC_URL`, where it is set, has to fit them.
     pub fn from_env(env: &mut Env) -> Option<Gateways> {
         let path = env.file("GATEWAYS_FILE", "name the file that describes the merchant accounts")?;

@@ -11,6 +11,8 @@ use crate::error::DbError;
 
 /// A key to write.
 pub struct NewKey {
+    /// Who sent the request: the text of the caller, at most 96 bytes. A key belongs to its caller alone.
+    pub caller: String,
     /// The text that the client chose, 1 to 255 characters.
     pub key: String,
     /// The route of the request: a key is bound to one route.
@@ -63,7 +65,7 @@ pub struct SavedAnswer {
 /// [`DbError`].
 pub async fn find(
     db: impl PgExecutor<'_>,
-    user_id: &UserId,
+    caller: &str,
     key: &str,
     now: OffsetDateTime,
 ) -> Result<Option<KnownKey>, DbError> {
@@ -74,7 +76,7 @@ pub async fn find(
         from idempotency_keys
         where user_id = $1 and key = $2 and expires_at > $3
         "#,
-        user_id.as_str(),
+        caller,
         key,
         now,
     )
@@ -87,13 +89,7 @@ pub async fn find(
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn take(
-    tx: &mut PgConnection,
-    user_id: &UserId,
-    new: &NewKey,
-    ref_id: &str,
-    now: OffsetDateTime,
-) -> Result<bool, DbError> {
+pub async fn take(tx: &mut PgConnection, new: &NewKey, ref_id: &str, now: OffsetDateTime) -> Result<bool, DbError> {
     let done = sqlx::query!(
         r#"
         insert into idempotency_keys as old
@@ -105,7 +101,7 @@ pub async fn take(
             answer = null, refused_with = null
           where old.expires_at <= $6 and (old.held_until is null or old.held_until <= $6)
         "#,
-        user_id.as_str(),
+        new.caller,
         new.key,
         new.route,
         &new.request_hash,
@@ -126,7 +122,7 @@ pub async fn take(
 /// [`DbError`].
 pub async fn hold(
     db: impl PgExecutor<'_>,
-    user_id: &UserId,
+    caller: &str,
     key: &str,
     ref_id: OrderId,
     held: Range<OffsetDateTime>,
@@ -138,7 +134,7 @@ pub async fn hold(
         where user_id = $1 and key = $2 and ref_id = $5
           and answer is null and (held_until is null or held_until <= $3)
         "#,
-        user_id.as_str(),
+        caller,
         key,
         held.start,
         held.end,
@@ -153,15 +149,10 @@ pub async fn hold(
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn release(
-    db: impl PgExecutor<'_>,
-    user_id: &UserId,
-    key: &str,
-    until: OffsetDateTime,
-) -> Result<(), DbError> {
+pub async fn release(db: impl PgExecutor<'_>, caller: &str, key: &str, until: OffsetDateTime) -> Result<(), DbError> {
     sqlx::query!(
         "update idempotency_keys set held_until = null where user_id = $1 and key = $2 and held_until = $3",
-        user_id.as_str(),
+        caller,
         key,
         until,
     )
@@ -177,7 +168,7 @@ pub async fn release(
 /// [`DbError`].
 pub async fn save_answer(
     db: impl PgExecutor<'_>,
-    user_id: &UserId,
+    caller: &str,
     key: &str,
     held_until: Option<OffsetDateTime>,
     new: &NewAnswer,
@@ -190,7 +181,7 @@ pub async fn save_answer(
         where user_id = $1 and key = $2 and answer is null and held_until is not distinct from $5
         returning answer as "answer!", refused_with, expires_at
         "#,
-        user_id.as_str(),
+        caller,
         key,
         new.answer,
         new.refused_with,

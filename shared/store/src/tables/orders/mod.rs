@@ -140,7 +140,7 @@ pub enum Created {
 /// its key is in use. An expired key is taken over. If another statement with the same key is still running, this one
 /// waits for it.
 ///
-/// Returns one result for each new order, in the same order. No two may have the same user and key.
+/// Returns one result for each new order, in the same order. No two may have the same caller and key.
 ///
 /// # Errors
 /// [`DbError`]; then none was created.
@@ -152,16 +152,16 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
           from unnest($1::bpchar[], $2::text[], $3::text[], $4::text[], $5::text[], $6::numeric[], $7::text[], $8::text[],
                       $9::text[], $10::timestamptz[], $11::text[], $12::jsonb[], $13::jsonb[], $14::timestamptz[],
                       $15::bigint[], $16::text[], $17::text[], $18::bytea[], $19::timestamptz[], $20::timestamptz[],
-                      $21::jsonb[])
+                      $21::jsonb[], $22::text[])
             as new (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
                     client_ip, metadata, prepay, created_at, check_in, key, route, request_hash, forgotten_at, held_until,
-                    answer)
+                    answer, caller)
         ), key as (
           insert into idempotency_keys as old
             (user_id, key, route, request_hash, ref_id, created_at, expires_at, held_until, answer)
           -- Everybody writes keys in this order, so that two statements never wait for each other.
-          select user_id, key, route, request_hash, id, created_at, forgotten_at, held_until, answer
-          from new order by user_id, key
+          select caller, key, route, request_hash, id, created_at, forgotten_at, held_until, answer
+          from new order by caller, key
           on conflict on constraint idempotency_keys_pkey do update
             set route = excluded.route, request_hash = excluded.request_hash, ref_id = excluded.ref_id,
               created_at = excluded.created_at, expires_at = excluded.expires_at, held_until = excluded.held_until,
@@ -207,9 +207,9 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
         &column(new, |new| new.key.expires_at),
         &column(new, |new| new.key.held_until) as &[Option<OffsetDateTime>],
         &column(new, |new| new.answer.as_ref()) as &[Option<&Value>],
-    )
-    .fetch_all(db)
-    .await?;
+        &column(new, |new| new.key.caller.as_str()) as &[&str],
+    );
+    let made = made.fetch_all(db).await?;
     let mut made: HashMap<_, _> = made.into_iter().map(|key| (key.id, (key.answer, key.expires_at))).collect();
     let created = |(answer, expires_at)| Created::of(answer, expires_at);
     Ok(new.iter().map(|new| made.remove(&new.id).map_or(Created::Taken, created)).collect())

@@ -1,0 +1,153 @@
+//! The API keys that this process accepts. All of them are in memory, so a wrong key costs no query.
+//!
+//! A task reads the version of the keys twice a second, and the keys again when it has changed. If it could not read for
+//! a second, no key is judged any more: the answer is 503, because a revoked key must not be accepted and a good one not
+//! be refused.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use domain::{ApiKeyId, ApiKeyText, KeyEnvironment};
+use runtime::clock::Clock;
+use runtime::error_chain::chain;
+use sqlx::PgPool;
+use store::DbError;
+use store::connect::in_time;
+use store::tables::api_keys::{self, ActiveKey, KeyUse};
+use time::OffsetDateTime;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::access::caller::{Caller, Identity};
+use crate::access::guard::is_allowed;
+use crate::answer::problem::ApiError;
+
+/// How often the version is read.
+const EVERY: Duration = Duration::from_millis(500);
+/// A copy that is older than this is not used.
+const FRESH: Duration = Duration::from_secs(1);
+/// How often the last uses are written.
+const WRITE: Duration = Duration::from_secs(60);
+
+/// The keys in memory.
+pub struct ApiKeys {
+    /// Keys of another environment are refused.
+    environment: KeyEnvironment,
+    clock: Clock,
+    held: RwLock<Held>,
+    used: Mutex<HashMap<ApiKeyId, OffsetDateTime>>,
+}
+
+#[derive(Default)]
+struct Held {
+    keys: HashMap<ApiKeyId, ActiveKey>,
+    version: Option<i64>,
+    /// When the version was last known to be current: the moment before it was read.
+    current_at: Option<Instant>,
+}
+
+impl ApiKeys {
+    /// Keys of this environment; none is known yet.
+    pub fn new(environment: KeyEnvironment, clock: Clock) -> ApiKeys {
+        ApiKeys { environment, clock, held: RwLock::default(), used: Mutex::default() }
+    }
+
+    /// The caller who holds this key, if the key is accepted from `address`.
+    ///
+    /// # Errors
+    /// [`ApiError::KeysUnavailable`] when the copy of the keys is too old, or [`ApiError::TokenInvalid`], with the reason
+    /// in the log if the secret is right.
+    pub fn caller(&self, key: &ApiKeyText, address: IpAddr) -> Result<Caller, ApiError> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        if held.current_at.is_none_or(|at| at.elapsed() > FRESH) {
+            return Err(ApiError::KeysUnavailable);
+        }
+        let now = self.clock.now();
+        let active = held.keys.get(&key.id).filter(|active| proves(active, key, now)).ok_or(ApiError::TokenInvalid)?;
+        if let Some(reason) = self.refusal(active, key, (address, now)) {
+            info!(key = %key.id, reason, "API key {} was refused: {reason}", key.id);
+            return Err(ApiError::TokenInvalid);
+        }
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(key.id, now);
+        Ok(Caller::new(Identity::Key(key.id), active.scopes.without_people()))
+    }
+
+    /// Why a key with the right secret is not accepted.
+    fn refusal(&self, active: &ActiveKey, key: &ApiKeyText, at: (IpAddr, OffsetDateTime)) -> Option<&'static str> {
+        let (address, now) = at;
+        if active.environment != self.environment || key.environment != self.environment {
+            return Some("it is a key of another environment");
+        }
+        if active.expires_at.is_some_and(|end| end <= now) {
+            return Some("it has expired");
+        }
+        (!is_allowed(address, &active.networks)).then_some("it may not be used from this address")
+    }
+
+    /// Keeps the keys current until `stop`.
+    pub async fn watch(&self, db: &PgPool, stop: CancellationToken) {
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut written = Instant::now();
+        let mut failing = false;
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            match in_time(self.refresh(db)).await {
+                Ok(()) => failing = false,
+                Err(error) if !failing => {
+                    failing = true;
+                    warn!(
+                        error = chain(&error),
+                        "The API keys cannot be read: requests with a key get 503 in a second"
+                    );
+                }
+                Err(_) => {}
+            }
+            metrics::gauge!("api_keys_up_to_date").set(if failing { 0.0 } else { 1.0 });
+            if written.elapsed() >= WRITE {
+                written = Instant::now();
+                self.write_uses(db).await;
+            }
+        }
+        self.write_uses(db).await;
+    }
+
+    /// Reads the version, and the keys if it has changed.
+    ///
+    /// # Errors
+    /// [`DbError`]; the copy stays as it is and grows old.
+    pub async fn refresh(&self, db: &PgPool) -> Result<(), DbError> {
+        let at = Instant::now();
+        let version = api_keys::version(db).await?;
+        let known = self.held.read().unwrap_or_else(PoisonError::into_inner).version;
+        // The version is read before the keys: a change in between is read again at the next look.
+        let fresh = if known == Some(version) { None } else { Some(api_keys::active(db).await?) };
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = fresh {
+            info!(keys = keys.len(), "Loaded the changed API keys");
+            held.keys = keys.into_iter().map(|key| (key.id, key)).collect();
+            held.version = Some(version);
+        }
+        held.current_at = Some(at);
+        Ok(())
+    }
+
+    /// Writes when the keys were last used. The next write tries again what this one could not.
+    async fn write_uses(&self, db: &PgPool) {
+        let used = std::mem::take(&mut *self.used.lock().unwrap_or_else(PoisonError::into_inner));
+        let uses: Vec<KeyUse> = used.into_iter().map(|(id, at)| KeyUse { id, at }).collect();
+        if uses.is_empty() {
+            return;
+        }
+        if let Err(error) = in_time(api_keys::note_used(db, &uses)).await {
+            warn!(error = chain(&error), keys = uses.len(), "The last uses of API keys were not written");
+        }
+    }
+}
+
+/// Whether the secret is one of the key's. Each comparison takes the same time wherever the digests differ.
+fn proves(active: &ActiveKey, key: &ApiKeyText, now: OffsetDateTime) -> bool {
+    active.secrets.iter().any(|secret| secret.digest == key.digest && secret.until.is_none_or(|until| now < until))
+}
