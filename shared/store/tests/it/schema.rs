@@ -121,14 +121,36 @@ async fn a_case_of_either_release_has_both_names_of_its_subject(db: PgPool) {
     assert!(sqlx::raw_sql(parted).execute(&db).await.is_err(), "both names hold the same text");
 }
 
+/// Runs some of the migrations.
+async fn migrated(db: &PgPool, versions: std::ops::RangeInclusive<i64>) {
+    for migration in MIGRATOR.iter().filter(|migration| versions.contains(&migration.version)) {
+        sqlx::raw_sql(migration.sql.clone()).execute(db).await.unwrap();
+    }
+}
+
+/// Longer user ids change the catalogue alone. The functions that had to be emptied for it are as before, with their rights.
+#[sqlx::test]
+async fn user_ids_grow_without_a_rewrite_and_every_function_stays(db: PgPool) {
+    let files = "select string_agg(relname || ' ' || relfilenode, ', ' order by relname) from pg_class
+                 where relkind in ('r', 'i') and relnamespace = current_schema()::regnamespace and relname <> '_sqlx_migrations'";
+    let functions = "select string_agg(pg_get_functiondef(oid) || coalesce(proacl::text, ''), E'\n' order by proname)
+                     from pg_proc where pronamespace = current_schema()::regnamespace";
+    let read = async |what: &'static str| sqlx::query_scalar::<_, String>(what).fetch_one(&db).await.unwrap();
+    migrated(&db, 1..=35).await;
+    let (files_before, functions_before) = (read(files).await, read(functions).await);
+    assert!(functions_before.contains("create_unplaced_order") && functions_before.contains("BEGIN ATOMIC"));
+    migrated(&db, 36..=36).await;
+    assert_eq!(read(files).await, files_before);
+    assert_eq!(read(functions).await, functions_before);
+    let new = testkit::new_order();
+    let longest = domain::UserId::parse("x".repeat(64)).unwrap();
+    store::tables::orders::create(&db, &[store::tables::orders::NewOrder { user_id: longest, ..new }]).await.unwrap();
+}
+
 /// The release that still runs updates rows from before migration 0031, also before 0032 has filled them.
 #[sqlx::test]
 async fn an_older_release_goes_on_while_cases_get_their_new_name(db: PgPool) {
-    let run = async |versions: std::ops::RangeInclusive<i64>| {
-        for migration in MIGRATOR.iter().filter(|migration| versions.contains(&migration.version)) {
-            sqlx::raw_sql(migration.sql.clone()).execute(&db).await.unwrap();
-        }
-    };
+    let run = async |versions: std::ops::RangeInclusive<i64>| migrated(&db, versions).await;
     run(1..=30).await;
     let older = "insert into cases (id, kind, gateway_no, evidence, created_at, updated_at)
                  values ('older', 'dead_letter', 'a', '{}', now(), now()), ('left', 'dead_letter', 'b', '{}', now(), now())";
