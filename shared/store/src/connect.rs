@@ -17,6 +17,7 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use crate::error::DbError;
+use crate::stale;
 
 /// How long any work in the database may take in total. The server aborts a statement after 5 s.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -63,7 +64,9 @@ pub async fn connect(url: &SecretString, service: &str, max_connections: u32) ->
         .max_lifetime(Duration::from_secs(1800))
         .idle_timeout(Duration::from_secs(300))
         .test_before_acquire(false)
-        .before_acquire(|connection, _| Box::pin(answers(WAKES, is_usable(connection))))
+        .before_acquire(|connection, known| {
+            Box::pin(async move { Ok(!stale::is_stale(known.age) && answers(WAKES, is_usable(connection)).await?) })
+        })
         // sqlx also tests a returned connection, but without a limit: one that never answers would occupy its place in
         // the pool.
         .after_release(|connection, _| Box::pin(answers(COMES_BACK, async { connection.ping().await.map(|()| true) })))

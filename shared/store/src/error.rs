@@ -1,5 +1,7 @@
 //! Database errors.
 
+use crate::stale;
+
 /// A failed statement, classified by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
@@ -90,9 +92,11 @@ impl<R: std::error::Error + 'static> NotDone<R> {
 /// schema, missing permission, table or column (a deployment that is not complete), resources, operator actions, disk,
 /// configuration, server defects.
 const SURROUNDINGS: [&str; 10] = ["08", "28", "3D", "3F", "42", "53", "57", "58", "F0", "XX"];
-/// Single codes of the same sort. 0A000: a plan from before a migration; 25006: after a failover we are on a replica;
-/// 25P03: idle in transaction, the connection is dead; 26000: a prepared statement that a pooler does not know.
-const SURROUNDINGS_ALONE: [&str; 5] = ["0A000", "25006", "25P03", "26000", "55000"];
+/// Single codes of the same sort. 25006: after a failover we are on a replica; 25P03: idle in transaction, the connection is
+/// dead; 26000: a prepared statement that a pooler does not know.
+const SURROUNDINGS_ALONE: [&str; 4] = ["25006", "25P03", "26000", "55000"];
+/// A plan from before a migration. Of the same sort, and the next connection has none.
+const STALE_PLAN: &str = "0A000";
 
 /// Error codes: see PostgreSQL, appendix "Error Codes". Of the other classes, 22 is about a value and 23 about a
 /// constraint.
@@ -110,6 +114,10 @@ impl From<sqlx::Error> for DbError {
             | sqlx::Error::Protocol(_) => DbError::Unavailable(error),
             sqlx::Error::Encode(_) => DbError::Unfit(error),
             sqlx::Error::Database(ref refusal) => match refusal.code().as_deref() {
+                Some(STALE_PLAN) => {
+                    stale::met();
+                    DbError::Unavailable(error)
+                }
                 Some("40001" | "40P01" | "55P03" | "57014") => DbError::Again(error),
                 Some(code) if code.starts_with("23") => {
                     DbError::Constraint(refusal.constraint().unwrap_or("unnamed").to_owned())

@@ -12,6 +12,7 @@ mod error;
 pub mod page;
 pub mod retry;
 pub mod settle;
+mod stale;
 pub mod start;
 pub mod tables;
 pub mod upkeep;

@@ -67,6 +67,30 @@ async fn a_session_that_only_reads_blames_no_row_and_is_replaced(db: PgPool) {
     assert!(matches!(refused, DbError::Unavailable(_)) && !refused.blames_the_rows(), "{refused:?}");
 }
 
+/// A migration that makes a column longer changes the result of statements that a session has prepared. They fail once, and
+/// no session that may hold one is used again.
+#[sqlx::test]
+async fn a_statement_from_before_a_migration_fails_once(db: PgPool) {
+    sqlx::raw_sql("create table users (name varchar(32)); insert into users values ('u1')").execute(&db).await.unwrap();
+    let pool = store::connect::connect(&url_of(&db), "test", 2).await.unwrap();
+    let read = async || {
+        let name = sqlx::query_scalar::<_, String>("select name from users where name = $1").bind("u1");
+        name.fetch_one(&pool).await.map_err(DbError::from)
+    };
+    // Both sessions have prepared it: one reads while the other is taken.
+    for _ in 0..2 {
+        let (first, second) = tokio::join!(read(), read());
+        assert_eq!([first.unwrap(), second.unwrap()], ["u1", "u1"]);
+    }
+    let mut migration = sqlx::PgConnection::connect_with(&db.connect_options()).await.unwrap();
+    migration.execute("alter table users alter column name type varchar(64)").await.unwrap();
+    let refused = read().await.unwrap_err();
+    assert!(matches!(refused, DbError::Unavailable(_)) && !refused.blames_the_rows(), "{refused:?}");
+    for _ in 0..4 {
+        assert_eq!(read().await.unwrap(), "u1");
+    }
+}
+
 /// sqlx 0.9.0 gives a connection back with an open transaction when `begin()` is dropped halfway
 /// (transact-rs/sqlx#4393). The pool's own hook has to end it. A pool without the hook goes through the same and loses
 /// rows that it has acknowledged: if it does not, this shows nothing.
