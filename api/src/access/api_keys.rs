@@ -24,11 +24,14 @@ use tracing::{info, warn};
 use crate::access::caller::{Caller, Identity};
 use crate::access::guard::is_allowed;
 use crate::answer::problem::ApiError;
+use crate::answer::rarely::Few;
 
 /// How often the version is read.
 const EVERY: Duration = Duration::from_millis(500);
 /// A copy that is older than this is not used.
 const FRESH: Duration = Duration::from_secs(1);
+/// How many keys that prove nothing are logged in a second. Any stranger can send them.
+const UNPROVED: u32 = 10;
 /// How often the last uses are written.
 const WRITE: Duration = Duration::from_secs(60);
 
@@ -39,6 +42,18 @@ pub struct ApiKeys {
     clock: Clock,
     held: RwLock<Held>,
     used: Mutex<HashMap<ApiKeyId, OffsetDateTime>>,
+    /// Limits the lines about keys that prove nothing.
+    unproved: Few,
+}
+
+/// Why a key is not accepted.
+enum Refusal {
+    /// The copy of the keys is too old to judge any.
+    Unknown,
+    /// The secret is not that of an active key.
+    Unproved(&'static str),
+    /// The secret is right.
+    Proved(&'static str),
 }
 
 #[derive(Default)]
@@ -52,24 +67,47 @@ struct Held {
 impl ApiKeys {
     /// Keys of this environment; none is known yet.
     pub fn new(environment: KeyEnvironment, clock: Clock) -> ApiKeys {
-        ApiKeys { environment, clock, held: RwLock::default(), used: Mutex::default() }
+        let unproved = Few::new(UNPROVED);
+        ApiKeys { environment, clock, held: RwLock::default(), used: Mutex::default(), unproved }
     }
 
-    /// The caller who holds this key, if the key is accepted from `address`.
+    /// The caller who holds this key, if the key is accepted from `address`. A refusal is logged with its reason.
     ///
     /// # Errors
-    /// [`ApiError::KeysUnavailable`] when the copy of the keys is too old, or [`ApiError::TokenInvalid`], with the reason
-    /// in the log if the secret is right.
+    /// [`ApiError::KeysUnavailable`] when the copy of the keys is too old, or [`ApiError::TokenInvalid`].
     pub fn caller(&self, key: &ApiKeyText, address: IpAddr) -> Result<Caller, ApiError> {
+        self.judge(key, address).map_err(|refusal| match refusal {
+            Refusal::Unknown => ApiError::KeysUnavailable,
+            Refusal::Unproved(reason) => {
+                if let (true, left_out) = self.unproved.take(Instant::now()) {
+                    info!(key_id = %key.id, reason, left_out, "API key {} was refused: {reason}", key.id);
+                }
+                ApiError::TokenInvalid
+            }
+            Refusal::Proved(reason) => {
+                info!(key_id = %key.id, reason, "API key {} was refused: {reason}", key.id);
+                ApiError::TokenInvalid
+            }
+        })
+    }
+
+    /// The same without a log line. `None`: no caller.
+    pub fn identify(&self, key: &ApiKeyText, address: IpAddr) -> Option<Caller> {
+        self.judge(key, address).ok()
+    }
+
+    fn judge(&self, key: &ApiKeyText, address: IpAddr) -> Result<Caller, Refusal> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         if held.current_at.is_none_or(|at| at.elapsed() > FRESH) {
-            return Err(ApiError::KeysUnavailable);
+            return Err(Refusal::Unknown);
         }
         let now = self.clock.now();
-        let active = held.keys.get(&key.id).filter(|active| proves(active, key, now)).ok_or(ApiError::TokenInvalid)?;
+        let active = held.keys.get(&key.id).ok_or(Refusal::Unproved("no active key has this id"))?;
+        if !proves(active, key, now) {
+            return Err(Refusal::Unproved("its secret is not that of the key, or was replaced"));
+        }
         if let Some(reason) = self.refusal(active, key, (address, now)) {
-            info!(key = %key.id, reason, "API key {} was refused: {reason}", key.id);
-            return Err(ApiError::TokenInvalid);
+            return Err(Refusal::Proved(reason));
         }
         self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(key.id, now);
         Ok(Caller::new(Identity::Key(key.id), active.scopes.without_people()))

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use domain::{Scope, Scopes, UserId};
+use domain::{Scope, Scopes, UserId, shorten_chars};
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation, decode, decode_header, get_current_timestamp};
@@ -14,10 +14,12 @@ use serde::Deserialize;
 use serde_json::Number;
 use serde_json::error::Category;
 use store::tables::unplaced::NO_USER;
+use tokio::time::Instant;
 use tracing::info;
 
 use crate::access::caller::{Caller, Identity};
 use crate::answer::problem::ApiError;
+use crate::answer::rarely::Few;
 
 /// How far the clocks of issuer and service may differ.
 const LEEWAY_S: u64 = 30;
@@ -26,6 +28,8 @@ const LEEWAY_S: u64 = 30;
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// The same for a token with a scope beyond a buyer's own orders and payments.
 const MAX_SCOPED_AGE: Duration = Duration::from_secs(3600);
+/// How many refusals of tokens without a valid signature are logged in a second. Any stranger can cause them.
+const UNPROVED: u32 = 10;
 /// Words of a scope that name nothing beyond that.
 const OWN: [&str; 3] = ["", "orders", "payments"];
 
@@ -51,6 +55,8 @@ pub struct Authenticator {
     max_age: Duration,
     /// Until this time, in seconds since 1970, a buyers' token with the scope `payments:admin` names a person.
     user_admins_until: u64,
+    /// Limits the lines about tokens without a valid signature.
+    unproved: Few,
 }
 
 /// One key that verifies bearer tokens.
@@ -77,10 +83,14 @@ pub struct Claimed {
     pub audience: String,
 }
 
+/// The claims that this service reads. That the required ones are there is checked by [`Validation`], which names the
+/// missing one.
 #[derive(Deserialize)]
 struct Claims {
+    #[serde(default)]
     sub: String,
-    exp: Number,
+    #[serde(default)]
+    exp: Option<Number>,
     #[serde(default)]
     iat: Option<Number>,
     /// Words separated by spaces (RFC 8693, section 4.2).
@@ -91,28 +101,35 @@ struct Claims {
     auth_time: Option<Number>,
 }
 
-/// A refused token. There is a `reason` only if the signature is valid. The log shows it; the answer never does.
+/// A refused token. The log shows the `reason`; the answer never does.
 pub(crate) struct Refused {
     error: ApiError,
-    reason: Option<String>,
+    reason: String,
+    /// Whether the signature is valid, so that the issuer of the token can correct it.
+    is_signed: bool,
 }
 
 impl Refused {
+    /// A token with a valid signature.
     fn because(reason: impl Into<String>) -> Refused {
-        Refused { error: ApiError::TokenInvalid, reason: Some(reason.into()) }
+        Refused { error: ApiError::TokenInvalid, reason: reason.into(), is_signed: true }
     }
-}
 
-impl From<ApiError> for Refused {
-    fn from(error: ApiError) -> Refused {
-        Refused { error, reason: None }
+    /// A token that proves nothing.
+    fn unproved(reason: impl Into<String>) -> Refused {
+        Refused { is_signed: false, ..Refused::because(reason) }
     }
 }
 
 impl Authenticator {
     /// An authenticator without keys: it refuses every token.
     pub fn new() -> Authenticator {
-        Authenticator { keys: RwLock::default(), max_age: MAX_AGE, user_admins_until: 0 }
+        Authenticator {
+            keys: RwLock::default(),
+            max_age: MAX_AGE,
+            user_admins_until: 0,
+            unproved: Few::new(UNPROVED),
+        }
     }
 
     /// Accepts tokens that are signed with HS256 and this secret.
@@ -153,25 +170,41 @@ impl Authenticator {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
-    /// The caller that a token names. A refusal that the issuer of the token can correct is logged with its reason.
+    /// The caller that a token names. A refusal is logged with its reason, and only some in a flood of tokens that prove
+    /// nothing.
     ///
     /// # Errors
     /// [`ApiError::TokenInvalid`], [`ApiError::TokenExpired`].
     pub fn caller(&self, token: &str) -> Result<Caller, ApiError> {
-        self.judge(token).map_err(|Refused { error, reason }| {
-            if let Some(reason) = reason {
+        self.judge(token).map_err(|Refused { error, reason, is_signed }| {
+            if is_signed {
                 info!(reason, "A token with a valid signature was refused: {reason}");
+                return error;
             }
-            error
+            self.refuse(&reason)
         })
+    }
+
+    /// The refusal of a token that proves nothing, with the reason in the log.
+    pub(crate) fn refuse(&self, reason: &str) -> ApiError {
+        if let (true, left_out) = self.unproved.take(Instant::now()) {
+            info!(reason, left_out, "A token was refused: {reason}");
+        }
+        ApiError::TokenInvalid
     }
 
     /// The same without a log line.
     pub(crate) fn judge(&self, token: &str) -> Result<Caller, Refused> {
-        let header = decode_header(token).map_err(refusal)?;
+        let header = decode_header(token).map_err(|_| {
+            Refused::unproved("it is not a JWT, or its alg is unknown, or its header has a member twice")
+        })?;
         let now = get_current_timestamp();
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        for key in Issuer::ALL.iter().flat_map(|issuer| choose(&keys, *issuer, &header, now)) {
+        let chosen: Vec<&Key> = Issuer::ALL.iter().flat_map(|issuer| choose(&keys, *issuer, &header, now)).collect();
+        if chosen.is_empty() {
+            return Err(Refused::unproved(no_key(&header)));
+        }
+        for key in chosen {
             match decode::<Claims>(token, &key.key, &key.validation) {
                 Ok(_) if header.crit.is_some() => {
                     return Err(Refused::because("its header has `crit`, but this service supports no extension"));
@@ -179,15 +212,15 @@ impl Authenticator {
                 Ok(token) => return self.accept(token.claims, key.issuer, now),
                 // Another secret may have signed it: the previous one, or the current one.
                 Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
-                Err(error) => return Err(refused(error, key)),
+                Err(error) => return Err(refused(&error, key)),
             }
         }
-        Err(ApiError::TokenInvalid.into())
+        Err(Refused::unproved("no key verifies its signature"))
     }
 
     /// Checks the claims of a token with a valid signature, and returns what its caller may do.
     fn accept(&self, claims: Claims, issuer: Issuer, now: u64) -> Result<Caller, Refused> {
-        let subject = UserId::parse(&*claims.sub).map_err(|_| Refused::because("its sub is not a user id"))?;
+        let subject = self.subject(&claims.sub)?;
         // This user owns the orders that no buyer placed.
         if subject.as_str() == NO_USER {
             return Err(Refused::because("its sub is the user of unplaced orders"));
@@ -222,11 +255,17 @@ impl Authenticator {
         }
     }
 
+    /// The subject, if it fits.
+    fn subject(&self, text: &str) -> Result<UserId, Refused> {
+        let subject = UserId::parse(text);
+        subject.map_err(|rule| Refused::because(format!("its sub does not fit: it must be {rule}")))
+    }
+
     /// Checks how long the token lives from its `iat`.
     fn check_age(&self, claims: &Claims, now: u64, most: Duration) -> Result<(), Refused> {
         let most = most.as_secs();
         let issued = claims.iat.as_ref().and_then(seconds).ok_or_else(|| Refused::because("it has no iat"))?;
-        let ends = seconds(&claims.exp).ok_or_else(|| Refused::because("its exp is not a time"))?;
+        let ends = claims.exp.as_ref().and_then(seconds).ok_or_else(|| Refused::because("its exp is not a time"))?;
         if issued > now.saturating_add(LEEWAY_S) {
             return Err(Refused::because("its iat is in the future"));
         }
@@ -235,6 +274,14 @@ impl Authenticator {
             return Err(Refused::because(format!("it lives {age} s from its iat, but at most {most} s are allowed")));
         }
         Ok(())
+    }
+}
+
+/// Why no key is tried. The names in the header come from a stranger, so they are shortened, and printed with escapes.
+fn no_key(header: &Header) -> String {
+    match header.kid.as_deref() {
+        Some(kid) => format!("no key for {:?} has its kid {:?}", header.alg, shorten_chars(kid, 64)),
+        None => format!("it has no kid, and not exactly one key is for {:?}", header.alg),
     }
 }
 
@@ -340,26 +387,43 @@ fn validation(algorithm: Algorithm, claimed: &Claimed) -> Validation {
     validation
 }
 
-/// The refusal of a token with a valid signature. The log names the claim that failed.
-fn refused(error: Error, key: &Key) -> Refused {
+/// The refusal of a token that a key read. The log names the claim that failed.
+fn refused(error: &Error, key: &Key) -> Refused {
+    // The library looks at the claims only after the signature.
+    let is_signed = matches!(
+        error.kind(),
+        ErrorKind::InvalidIssuer
+            | ErrorKind::InvalidAudience
+            | ErrorKind::ExpiredSignature
+            | ErrorKind::ImmatureSignature
+            | ErrorKind::MissingRequiredClaim(_)
+            | ErrorKind::InvalidClaimFormat(_)
+            | ErrorKind::Json(_)
+    );
+    Refused { error: refusal(error), reason: reason(error, &key.validation), is_signed }
+}
+
+/// Which claim failed, and why. A value of the token is not repeated: it may name a person.
+pub(crate) fn reason(error: &Error, validation: &Validation) -> String {
     let named = |claim: &str, expected: &Option<HashSet<String>>| {
         let expected = expected.iter().flatten().cloned().collect::<Vec<_>>().join(" or ");
         format!("its {claim} is not {expected}")
     };
-    let reason = match error.kind() {
-        ErrorKind::InvalidIssuer => Some(named("iss", &key.validation.iss)),
-        ErrorKind::InvalidAudience => Some(named("aud", &key.validation.aud)),
-        ErrorKind::ExpiredSignature => Some("its exp has passed".to_owned()),
-        ErrorKind::ImmatureSignature => Some("its nbf is in the future".to_owned()),
-        ErrorKind::MissingRequiredClaim(claim) => Some(format!("it has no {claim}")),
-        ErrorKind::Json(_) => Some("a claim has another type than the standard gives it".to_owned()),
-        _ => None,
-    };
-    Refused { error: refusal(error), reason }
+    match error.kind() {
+        ErrorKind::InvalidIssuer => named("iss", &validation.iss),
+        ErrorKind::InvalidAudience => named("aud", &validation.aud),
+        ErrorKind::ExpiredSignature => "its exp has passed".to_owned(),
+        ErrorKind::ImmatureSignature => "its nbf is in the future".to_owned(),
+        ErrorKind::MissingRequiredClaim(claim) => format!("it has no {claim}"),
+        ErrorKind::InvalidClaimFormat(claim) => format!("its {claim} has another type than the standard gives it"),
+        ErrorKind::Json(_) => "a claim has another type than the standard gives it, or stands there twice".to_owned(),
+        ErrorKind::InvalidSignature => "no key verifies its signature".to_owned(),
+        _ => "it is not a JWT that this service can read".to_owned(),
+    }
 }
 
 /// Maps the error of a token. Apart from expiry, the client does not learn which check failed.
-pub(crate) fn refusal(error: Error) -> ApiError {
+pub(crate) fn refusal(error: &Error) -> ApiError {
     match error.kind() {
         ErrorKind::ExpiredSignature => ApiError::TokenExpired,
         _ => ApiError::TokenInvalid,

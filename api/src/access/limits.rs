@@ -144,13 +144,13 @@ pub async fn limit(
     let mut spent = Vec::new();
     match tokens.key_holder(request.headers(), address) {
         // The backend sends the requests of many buyers from one address.
-        Some(Ok(caller)) => {
+        Some(caller) => {
             if let Some(budget) = &limits.keys {
                 spent.push(budget.spend(caller.identity.to_string()).await);
             }
             request.extensions_mut().insert(caller);
         }
-        _ => {
+        None => {
             if let Some(budget) = &limits.addresses {
                 spent.push(budget.spend(holder(address)).await);
             }

@@ -39,16 +39,13 @@ impl Tokens {
         Tokens { bearer: Arc::new(bearer), keys: Arc::new(keys), view: Arc::new(view) }
     }
 
-    /// The holder of the API key of a request, if it has one in its form. `None`: another kind of token, or none.
-    pub fn key_holder(&self, headers: &HeaderMap, address: IpAddr) -> Option<Result<Caller, ApiError>> {
-        let text = bearer(headers)?.ok().filter(|text| ApiKeyText::is_one(text))?;
-        Some(match ApiKeyText::parse(text) {
-            Some(key) => self.keys.caller(&key, address),
-            None => Err(ApiError::TokenInvalid),
-        })
+    /// The holder of the API key of a request, if it has one that is accepted. Logs nothing.
+    pub fn key_holder(&self, headers: &HeaderMap, address: IpAddr) -> Option<Caller> {
+        let text = bearer(headers)?.ok()?;
+        self.keys.identify(&ApiKeyText::parse(text)?, address)
     }
 
-    /// The caller, if the request has a valid JWT.
+    /// The caller, if the request has a valid JWT. Logs nothing.
     pub fn identify(&self, headers: &HeaderMap) -> Option<Caller> {
         self.bearer.judge(bearer(headers)?.ok()?).ok()
     }
@@ -56,17 +53,23 @@ impl Tokens {
     fn caller(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller, ApiError> {
         let caller = match extensions.get::<Caller>() {
             Some(known) => known.clone(),
-            None => {
-                let token = bearer(headers).ok_or(ApiError::TokenMissing)??;
-                let address = extensions.get::<ClientIp>().map(|ClientIp(address)| *address);
-                match address.and_then(|address| self.key_holder(headers, address)) {
-                    Some(holder) => holder?,
-                    None => self.bearer.caller(token)?,
-                }
-            }
+            None => self.proved(headers, extensions)?,
         };
         Span::current().record("user_id", display(&caller.identity));
         Ok(caller)
+    }
+
+    /// The caller whom the token of a request proves. A refusal is logged with its reason.
+    fn proved(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller, ApiError> {
+        let token = bearer(headers).ok_or(ApiError::TokenMissing)?;
+        let token = token.map_err(|_| self.bearer.refuse("the header Authorization is not `Bearer` and a token"))?;
+        if !ApiKeyText::is_one(token) {
+            return self.bearer.caller(token);
+        }
+        match (ApiKeyText::parse(token), extensions.get::<ClientIp>()) {
+            (Some(key), Some(ClientIp(address))) => self.keys.caller(&key, *address),
+            _ => Err(self.bearer.refuse("it begins like an API key and does not have the form of one")),
+        }
     }
 
     fn viewer(&self, headers: &HeaderMap, extensions: &Extensions, uri: &Uri) -> Result<Viewer, ApiError> {

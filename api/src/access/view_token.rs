@@ -9,19 +9,26 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, deco
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
+use tokio::time::Instant;
+use tracing::info;
 
 use crate::access::auth;
 use crate::answer::problem::ApiError;
+use crate::answer::rarely::Few;
 
 /// Prevents a view token from being accepted as a bearer token, and the reverse, even if one secret signs both.
 const AUDIENCE: &str = "payment-view";
 /// How long an order can still be read after it expires.
 pub const AFTER_EXPIRY: Duration = Duration::days(1);
+/// How many refused view tokens are logged in a second. Any stranger can send them.
+const REFUSED: u32 = 10;
 
 /// Creates and verifies view tokens.
 pub struct ViewTokens {
     keys: RwLock<ViewKeys>,
     validation: Validation,
+    /// Limits the lines about refused tokens.
+    refused: Few,
 }
 
 /// The secret that signs, and the secrets that verify.
@@ -64,7 +71,7 @@ impl ViewTokens {
         validation.set_required_spec_claims(&["exp", "aud", "sub"]);
         validation.set_audience(&[AUDIENCE]);
         validation.leeway = 0;
-        ViewTokens { keys: RwLock::new(keys), validation }
+        ViewTokens { keys: RwLock::new(keys), validation, refused: Few::new(REFUSED) }
     }
 
     /// Replaces all keys with these.
@@ -87,7 +94,7 @@ impl ViewTokens {
             .map_err(|error| ApiError::Internal(error.into()))
     }
 
-    /// Verifies a token, and returns the order that it is for.
+    /// Verifies a token, and returns the order that it is for. A refusal is logged with its reason.
     ///
     /// # Errors
     /// [`ApiError::TokenInvalid`], [`ApiError::TokenExpired`].
@@ -97,10 +104,17 @@ impl ViewTokens {
             match decode::<Claims>(token, key, &self.validation) {
                 Ok(token) => return Ok(token.claims.sub),
                 Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
-                Err(error) => return Err(auth::refusal(error)),
+                Err(error) => return Err(self.refuse(&auth::reason(&error, &self.validation), auth::refusal(&error))),
             }
         }
-        Err(ApiError::TokenInvalid)
+        Err(self.refuse("no key verifies its signature", ApiError::TokenInvalid))
+    }
+
+    fn refuse(&self, reason: &str, error: ApiError) -> ApiError {
+        if let (true, left_out) = self.refused.take(Instant::now()) {
+            info!(reason, left_out, "A view token was refused: {reason}");
+        }
+        error
     }
 }
 

@@ -3,18 +3,21 @@
 use std::path::Path;
 
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{Method, Request};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use domain::OrderId;
+use domain::{KeyEnvironment, OrderId};
 use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use payment_api::access::auth::Authenticator;
 use payment_api::access::view_token::ViewTokens;
 use runtime::clock::Clock;
+use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
+use crate::callers::{key as api_key, send};
+use crate::support::Log;
 use crate::world::{Answer, SECRET, Setup, VIEW_SECRET, World, claimed, minted};
 
 fn key(name: &str) -> String {
@@ -251,4 +254,115 @@ fn a_jwks_with_keys_that_cannot_be_used_is_refused_whole() {
         ]
         .join("\n")
     );
+}
+
+/// The last line about a refusal, and that there is exactly one more than before.
+struct Refusals {
+    log: Log,
+    seen: usize,
+}
+
+impl Refusals {
+    #[track_caller]
+    fn one_more(&mut self, reason: &str) {
+        let lines = self.log.lines("was refused: ");
+        assert_eq!(lines.len(), self.seen + 1, "{reason}\n{}", lines.join("\n"));
+        assert!(lines[self.seen].contains(reason), "{reason}: {}", lines[self.seen]);
+        self.seen += 1;
+    }
+}
+
+#[sqlx::test(migrator = "store::MIGRATOR")]
+async fn the_log_names_the_claim_that_failed_and_the_answer_does_not(db: PgPool) {
+    let (log, _here) = Log::kept();
+    let mut refusals = Refusals { log: log.clone(), seen: 0 };
+    let world = World::new(db).await;
+    for (changes, reason) in [
+        (json!({ "iss": "other" }), "with a valid signature was refused: its iss is not payment"),
+        (json!({ "aud": "other" }), "with a valid signature was refused: its aud is not payment-api"),
+        (json!({ "iat": now() - 600, "exp": now() - 300 }), "its exp has passed"),
+        (json!({ "nbf": now() + 300 }), "its nbf is in the future"),
+        (json!({ "sub": null }), "it has no sub"),
+        (json!({ "iss": null }), "it has no iss"),
+        (json!({ "aud": null }), "it has no aud"),
+        (json!({ "exp": null }), "it has no exp"),
+        (json!({ "iat": null }), "it has no iat"),
+        (json!({ "exp": "soon" }), "a claim has another type"),
+        (json!({ "exp": now() + 95_000 }), "s from its iat, but at most 86400 s are allowed"),
+        (json!({ "sub": "" }), "its sub does not fit"),
+        (json!({ "sub": "two words" }), "its sub does not fit"),
+        (json!({ "sub": "-" }), "its sub is the user of unplaced orders"),
+    ] {
+        let token = minted(&claims(changes), SECRET);
+        let answer = request_with(&world, &token).await;
+        assert_eq!(answer.status.as_u16(), 401, "{reason}");
+        refusals.one_more(reason);
+        assert!(!answer.body.contains("iss") && !answer.body.contains("sub"), "{}", answer.body);
+        assert!(!log.text().contains(&token), "a token is never logged");
+    }
+    request_with(&world, &minted(&claims(json!({})), STRANGE)).await.is(401, "token_invalid");
+    refusals.one_more("A token was refused: no key verifies its signature");
+    request_with(&world, "a.b.c").await.is(401, "token_invalid");
+    refusals.one_more("it is not a JWT");
+    request(&world, "Basic dTpw").await.is(401, "token_invalid");
+    refusals.one_more("the header Authorization is not `Bearer`");
+    // The page of a buyer, with a token that has expired.
+    let order = world.placed("u1").await;
+    let expired = ViewTokens::new(&VIEW_SECRET.into());
+    let long_ago = Clock::system().now() - time::Duration::days(3);
+    let expired = expired.mint(OrderId::parse(&order).unwrap(), long_ago).unwrap();
+    let page = Request::get(format!("/v1/orders/{order}?view_token={expired}")).body(Body::empty()).unwrap();
+    world.send(page).await.is(401, "token_expired");
+    refusals.one_more("A view token was refused: its exp has passed");
+    assert!(!log.text().contains(&expired));
+}
+
+/// A stranger can send any number of them.
+#[sqlx::test(migrator = "store::MIGRATOR")]
+async fn an_unknown_kid_is_named_and_a_flood_of_them_does_not_fill_the_log(db: PgPool) {
+    let (log, _here) = Log::kept();
+    let mut refusals = Refusals { log: log.clone(), seen: 0 };
+    let authenticator = Authenticator::new().with_jwks(&jwks(Some("k1"), |_| {}), &claimed()).unwrap();
+    let world = World::with(db, Setup { authenticator, ..Setup::default() }).await;
+    let strange = by_rsa(Some("k2\n\u{1b}"), Algorithm::RS256, "wx_merchant_private_pkcs8.pem");
+    request_with(&world, &strange).await.is(401, "token_invalid");
+    refusals.one_more("no key for RS256 has its kid ");
+    assert!(!log.text().contains('\u{1b}'), "what a stranger writes steers no terminal");
+    for _ in 0..100 {
+        request_with(&world, &strange).await.is(401, "token_invalid");
+    }
+    let lines = log.lines("was refused: ").len();
+    assert!(lines < 90, "{lines} lines");
+}
+
+#[sqlx::test(migrator = "store::MIGRATOR")]
+async fn the_log_says_why_an_api_key_was_refused(db: PgPool) {
+    let (log, _here) = Log::kept();
+    let mut refusals = Refusals { log: log.clone(), seen: 0 };
+    let world = World::new(db.clone()).await;
+    let (id, good) = api_key(&db, |_| {}).await;
+    let (there, elsewhere) = api_key(&db, |new| new.networks = vec!["203.0.113.0/24".parse().unwrap()]).await;
+    let (_, live) = api_key(&db, |new| new.environment = KeyEnvironment::Live).await;
+    world.watch_keys().await;
+    let good = good.expose_secret();
+    let wrong = format!("{}00", &good[..good.len() - 2]);
+    let unknown = good.replace(&id.to_string(), "0123456789abcdef");
+    let broken = good.replace(&id.to_string(), "0123456789ABCDEF");
+    for (text, reason) in [
+        (wrong.as_str(), format!("API key {id} was refused: its secret is not that of the key")),
+        (elsewhere.expose_secret(), format!("API key {there} was refused: it may not be used from this address")),
+        (live.expose_secret(), "it is a key of another environment".to_owned()),
+        (&unknown, "API key 0123456789abcdef was refused: no active key has this id".to_owned()),
+        (&broken, "does not have the form of one".to_owned()),
+    ] {
+        send(&world, text, Method::GET, "/v1/admin/cases", None).await.is(401, "token_invalid");
+        refusals.one_more(&reason);
+        assert!(!log.text().contains(text.rsplit('_').next().unwrap()), "a secret is never logged");
+    }
+    assert_eq!(send(&world, good, Method::GET, "/v1/admin/cases", None).await.status.as_u16(), 200);
+    // What a key lacks is in the line of the answer.
+    let refund = send(&world, good, Method::POST, "/v1/orders/x/refunds", Some(&json!({}))).await;
+    refund.is(403, "scope_missing");
+    let lines = log.lines("Answered 403: this needs the scope payments:refund");
+    assert!(lines.len() == 1 && lines[0].contains(&format!("key {id}")), "{lines:?}");
 }

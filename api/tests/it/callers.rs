@@ -18,7 +18,7 @@ use crate::world::{Answer, SECRET, STAFF_SECRET, Setup, World, alipay_order, cla
 const SERVICE_SECRET: &str = "a-secret-of-the-issuer-of-services-0123456789";
 
 /// A request with this bearer token, with a fresh key if it creates something.
-async fn send(world: &World, token: &str, method: Method, path: &str, body: Option<&Value>) -> Answer {
+pub async fn send(world: &World, token: &str, method: Method, path: &str, body: Option<&Value>) -> Answer {
     let mut request = Request::builder().method(method).uri(path).header("authorization", format!("Bearer {token}"));
     if body.is_some() {
         request = request.header("content-type", "application/json").header("idempotency-key", "the-same-for-all");
@@ -66,7 +66,7 @@ pub async fn with_services(db: PgPool) -> World {
 }
 
 /// A key in the database: its id and its text.
-async fn key(db: &PgPool, change: impl FnOnce(&mut NewApiKey)) -> (ApiKeyId, SecretString) {
+pub async fn key(db: &PgPool, change: impl FnOnce(&mut NewApiKey)) -> (ApiKeyId, SecretString) {
     let bits = Clock::system().fresh_bits().to_be_bytes();
     let id = ApiKeyId::from_bytes(bits[8..].try_into().unwrap());
     let secret = ApiKeySecret::from_bytes([7; 32]);

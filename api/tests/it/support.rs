@@ -1,4 +1,6 @@
-//! Orders in later states, and people with rights.
+//! Orders in later states, people with rights, and what is logged.
+
+use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
@@ -8,6 +10,7 @@ use serde_json::{Value, json};
 use store::settle::refunds as settling;
 use store::tables::{refunds, transactions};
 use time::{Duration, OffsetDateTime};
+use tracing::subscriber::{DefaultGuard, set_default};
 
 use crate::world::{Answer, SECRET, STAFF_SECRET, World, minted, wechat_order};
 
@@ -17,6 +20,39 @@ pub enum Who {
     User(&'static str),
     Admin(&'static str),
     Nobody,
+}
+
+/// What this thread logs while the guard lives.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub fn kept() -> (Log, DefaultGuard) {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        (log, set_default(subscriber))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    /// The lines that hold this text.
+    pub fn lines(&self, with: &str) -> Vec<String> {
+        self.text().lines().filter(|line| line.contains(with)).map(str::to_owned).collect()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 impl World {
