@@ -16,8 +16,10 @@ pub struct Tokens;
 impl Modify for Tokens {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let components = openapi.components.get_or_insert_default();
-        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
-        components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").description(Some(
+            "A user's token. Its `sub`, the user's id, is 1 to 64 printable ASCII characters; more than 32 only with `LONG_USER_IDS`",
+        ));
+        components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
         let backend = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
             "An API key (`sk_…`), or a JWT of the service issuer or of the staff issuer, with the scope",
         ));

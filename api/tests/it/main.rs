@@ -27,6 +27,7 @@ mod statistics;
 mod strays;
 mod streams;
 mod support;
+mod user_ids;
 mod validation;
 mod world;
 mod writing;

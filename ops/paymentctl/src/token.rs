@@ -62,11 +62,16 @@ pub fn run(mut env: Env, token: &Token, now: OffsetDateTime) -> Result<Answer, P
     let secret = env.secret("JWT_HS256_SECRET", 32, HINT);
     let issuer = env.optional("JWT_ISSUER").unwrap_or_else(|| "payment".to_owned());
     let audience = env.optional("JWT_AUDIENCE").unwrap_or_else(|| "payment-api".to_owned());
+    let takes_long = env.switch("LONG_USER_IDS", false);
     let longest = max_age(&mut env);
     let faults: Vec<String> = env.into_faults().0.iter().map(ToString::to_string).collect();
     let (Some(secret), Some(longest)) = (secret, longest) else {
         return Err(Problem::usage(faults.join("\n       "), "every variable is in .env.example"));
     };
+    if token.sub.is_long() && !takes_long {
+        let said = format!("payment-api would refuse a sub of more than {} characters", UserId::SHORT);
+        return Err(Problem::usage(said, "set LONG_USER_IDS=on, if payment-api has it"));
+    }
     let is_own = token.scope.as_deref().unwrap_or_default().split(' ').all(|word| OWN.contains(&word));
     let longest = if is_own { longest } else { longest.min(MAX_SCOPED_AGE) };
     if token.lives > longest || token.lives < Duration::SECOND {
@@ -175,7 +180,9 @@ mod tests {
             let made = made(variables, &[&sub[..], words].concat());
             assert_eq!(made.is_ok(), fits, "{variables:?} {words:?}: {:?}", made.err());
         }
-        for sub in ["", "-", "two words", &"x".repeat(200)] {
+        let long = ["--sub", "7f1c2f0e-5a2b-4c1d-9e3f-0a1b2c3d4e5f"];
+        assert!(made(&[], &long).is_err() && made(&[("LONG_USER_IDS", "on")], &long).is_ok());
+        for sub in ["", "-", "two words", &"x".repeat(65)] {
             assert!(line(&["--sub", sub]).is_err(), "{sub}");
         }
     }

@@ -78,6 +78,8 @@ impl TokenKeys {
         };
         let age = max_token_age(env);
         let user_admins_until = user_admins_until(env);
+        // `LONG_USER_IDS` (default off): accept user ids of up to 64 characters, and not only of 32.
+        let long_user_ids = env.switch("LONG_USER_IDS", false);
         let services = other_issuer(env, Issuer::Services, SERVICE_JWT);
         let staff = other_issuer(env, Issuer::Staff, STAFF_JWT);
         let jwks = env.optional("JWT_JWKS_FILE").map(PathBuf::from);
@@ -108,6 +110,7 @@ impl TokenKeys {
             Ok((bearer, Some(view))) => {
                 let authenticator = Authenticator::new().with_keys(bearer).with_max_age(keys.longest);
                 let authenticator = authenticator.with_user_admins_until(user_admins_until.unwrap_or_default());
+                let authenticator = authenticator.with_long_user_ids(long_user_ids);
                 Some((keys, authenticator, ViewTokens::with_keys(view)))
             }
             Ok((_, None)) => None,

@@ -174,3 +174,18 @@ fn what_is_wrong_with_keys_is_named_at_once_and_shows_none() {
     let read = |age: &str| max_token_age(&mut Env::of([("MAX_TOKEN_AGE", age)])).map(|age| age.as_secs());
     assert_eq!(["", "1m", "60s", "720h"].map(read), [Some(86_400), Some(60), Some(60), Some(2_592_000)]);
 }
+
+#[test]
+fn longer_user_ids_are_a_switch_that_is_off() {
+    let takes = |value: Option<&'static str>| {
+        let variables = [("JWT_HS256_SECRET", ONE), ("VIEW_TOKEN_SECRET", VIEW)].into_iter();
+        let mut env = Env::of(variables.chain(value.map(|value| ("LONG_USER_IDS", value))));
+        let takes = TokenKeys::from_env(&mut env).map(|(_, authenticator, _)| authenticator.takes_long_user_ids());
+        env.finish().map(|()| takes).map_err(|faults| faults.to_string())
+    };
+    runtime::telemetry::install_crypto();
+    for (value, long) in [(None, false), (Some("off"), false), (Some("on"), true), (Some("1"), true)] {
+        assert_eq!(takes(value), Ok(Some(long)), "{value:?}");
+    }
+    assert!(takes(Some("64")).unwrap_err().contains("LONG_USER_IDS: it is neither on nor off"));
+}

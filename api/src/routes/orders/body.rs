@@ -56,8 +56,10 @@ pub struct CreateOrder {
     /// The URL that the buyer's browser returns to; its origin must be on the service's list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_url: Option<String>,
-    /// The user who owns the order: only from the merchant's backend, which must state it.
+    /// The user who owns the order: only from the merchant's backend, which must state it. 1 to 64 printable ASCII
+    /// characters, as the `sub` of the user's tokens; more than 32 only with `LONG_USER_IDS`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "7f1c2f0e-5a2b-4c1d-9e3f-0a1b2c3d4e5f", min_length = 1, max_length = 64)]
     pub user_id: Option<String>,
     /// The buyer's own IP address: only from the merchant's backend, which must state it for the scene `h5`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,6 +94,8 @@ pub struct OrderRequest {
 pub struct Sender<'a> {
     pub identity: &'a Identity,
     pub address: IpAddr,
+    /// Whether a backend may name a user by more than [`UserId::SHORT`] characters.
+    pub long_user_ids: bool,
 }
 
 impl OrderRequest {
@@ -104,7 +108,7 @@ impl OrderRequest {
         accounts: &dyn Accounts,
     ) -> Result<OrderRequest, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let user_id = owner(&mut fields, sender.identity);
+        let user_id = owner(&mut fields, sender);
         let product_type = fields.required("product_type", text(ProductType::parse));
         let subject = fields.required("subject", text(Subject::title));
         let amount = fields.required("amount", money);
@@ -142,15 +146,20 @@ impl OrderRequest {
 }
 
 /// A buyer owns the order that it places. A backend names the owner.
-fn owner(fields: &mut Fields, identity: &Identity) -> Option<UserId> {
-    match identity {
+fn owner(fields: &mut Fields, sender: Sender<'_>) -> Option<UserId> {
+    let named = |text: String| {
+        let user = UserId::parse(text).map_err(|rule| rule.to_string())?;
+        if user.is_long() && !sender.long_user_ids {
+            return Err(format!("of at most {} characters, because LONG_USER_IDS is off", UserId::SHORT));
+        }
+        Ok(user)
+    };
+    match sender.identity {
         Identity::Buyer(user) => {
             let _: Option<UserId> = fields.optional("user_id", only_from_a_backend);
             Some(user.clone())
         }
-        Identity::Key(_) | Identity::Service(_) | Identity::Staff(_) => {
-            fields.required("user_id", text(|user| UserId::parse(user).map_err(|error| error.to_string())))
-        }
+        Identity::Key(_) | Identity::Service(_) | Identity::Staff(_) => fields.required("user_id", text(named)),
     }
 }
 

@@ -129,7 +129,8 @@ impl Placement {
     /// The order as it will be written; nothing is written yet.
     fn draft(&self) -> Result<NewOrder, ApiError> {
         let app = &self.app;
-        let sender = Sender { identity: &self.identity, address: self.client_ip };
+        let long_user_ids = app.tokens.bearer.takes_long_user_ids();
+        let sender = Sender { identity: &self.identity, address: self.client_ip, long_user_ids };
         let request = OrderRequest::parse(&self.body, sender, &app.settings.return_url_origins, app.accounts.as_ref())?;
         let (method, scene, account) = (request.payment_method, request.scene, request.gateway.account().clone());
 

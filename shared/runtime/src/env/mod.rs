@@ -169,15 +169,15 @@ impl Env {
         }
     }
 
-    /// A switch that is on or off: `1` or `0`. Another value is recorded as one fault, and counts as off.
+    /// A switch: `on` or `1`, `off` or `0`. Another value is recorded as one fault, and counts as off.
     pub fn switch(&mut self, name: &'static str, default: bool) -> bool {
         match self.optional(name).as_deref() {
             None => default,
-            Some("1") => true,
-            Some("0") => false,
+            Some("1" | "on") => true,
+            Some("0" | "off") => false,
             Some(_) => {
                 if !self.faults.0.iter().any(|fault| fault.subject == name) {
-                    self.fault(name, "it is neither 1 nor 0", "set it to 1 or 0, or leave it out");
+                    self.fault(name, "it is neither on nor off", "set it to on or off, or leave it out");
                 }
                 false
             }
