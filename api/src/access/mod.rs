@@ -1,5 +1,6 @@
 //! Who may ask, and how much: tokens, addresses, networks, budgets, strikes and work in hand.
 
+pub mod addresses;
 pub mod api_keys;
 pub mod auth;
 pub mod buckets;

@@ -21,6 +21,9 @@ pub trait Accounts: Send + Sync {
         account: Option<&AccountName>,
     ) -> Result<Arc<dyn Gateway>, NoAccount>;
 
+    /// See [`Gateways::is_production`].
+    fn is_production(&self, method: PaymentMethod, account: &AccountName) -> bool;
+
     /// See [`Gateways::scenes`].
     fn scenes(&self, method: PaymentMethod) -> Vec<Scene>;
 }
@@ -37,6 +40,10 @@ impl Accounts for Gateways {
         account: Option<&AccountName>,
     ) -> Result<Arc<dyn Gateway>, NoAccount> {
         Gateways::for_new_order(self, method, scene, account)
+    }
+
+    fn is_production(&self, method: PaymentMethod, account: &AccountName) -> bool {
+        Gateways::is_production(self, method, account)
     }
 
     fn scenes(&self, method: PaymentMethod) -> Vec<Scene> {

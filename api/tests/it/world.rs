@@ -13,10 +13,10 @@ use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
 use broker::{Publisher, PublisherOptions};
 use domain::message::callback::Callback;
-use domain::{AccountName, KeyEnvironment, Notification, OrderNo, PaymentMethod, RefundReport, Scene};
+use domain::{AccountName, KeyEnvironment, Notification, OrderNo, PaymentMethod, RefundReport};
 use gateway::{
-    CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, NoAccount, Payment, PrepayOrder, PrepayRequest,
-    Reach, RefundOrder, RefundTarget, TradeAnswer, Verified,
+    CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, Payment, PrepayOrder, PrepayRequest, Reach,
+    RefundOrder, RefundTarget, TradeAnswer, Verified,
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use payment_api::App;
@@ -27,7 +27,6 @@ use payment_api::access::limits::{Limits, PerMinute};
 use payment_api::access::tokens::Tokens;
 use payment_api::access::view_token::ViewTokens;
 use payment_api::config::Settings;
-use payment_api::create::accounts::Accounts;
 use payment_api::create::intake::Intake;
 use payment_api::create::writer::OrderWriter;
 use payment_api::watch::hub::Hub;
@@ -43,6 +42,8 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use crate::staged::Staged;
+
 pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
 pub const STAFF_SECRET: &str = "a-secret-of-the-issuer-of-people-0123456789";
 pub const SEAL_KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
@@ -52,7 +53,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// An address on which no server listens.
 const NO_BROKER: &str = "amqp://guest:guest@127.0.0.1:9/%2f";
 
-static GATEWAYS: LazyLock<Arc<Gateways>> = LazyLock::new(|| {
+pub static GATEWAYS: LazyLock<Arc<Gateways>> = LazyLock::new(|| {
     runtime::telemetry::install_crypto();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gateways.toml");
     Arc::new(Gateways::load(&file).expect("the fixture is in order"))
@@ -76,6 +77,8 @@ pub struct Setup {
     pub authenticator: Authenticator,
     pub redis: Option<Redis>,
     pub seal: Option<SealKeys>,
+    /// Whether the accounts count as those of production.
+    pub is_production: bool,
 }
 
 impl Default for Setup {
@@ -104,6 +107,7 @@ impl Default for Setup {
             authenticator,
             redis: None,
             seal: seal_keys([("SEAL_KEY", SEAL_KEY)]),
+            is_production: false,
         }
     }
 }
@@ -141,7 +145,7 @@ impl World {
             syncing: Default::default(),
             limits: Arc::new(Limits::new(&setup.settings.per_minute, setup.redis.as_ref())),
             cache: Cache::new(setup.redis),
-            accounts: Arc::new(Staged { wechat: gateway.clone() }),
+            accounts: Arc::new(Staged { wechat: gateway.clone(), is_production: setup.is_production }),
             clock: setup.clock,
             writer: OrderWriter::start(db.clone()),
             intake: Intake::new(publisher, db.clone(), setup.clock),
@@ -316,38 +320,6 @@ pub fn wechat_order() -> Value {
         "payment_method": "wechat",
         "scene": "native",
     })
-}
-
-/// The accounts of the fixture, with a puppet for WeChat Pay's prepay.
-struct Staged {
-    wechat: Arc<Puppet>,
-}
-
-impl Accounts for Staged {
-    fn get(&self, method: PaymentMethod, account: &AccountName) -> Option<Arc<dyn Gateway>> {
-        let real = GATEWAYS.get(method, account)?;
-        match method {
-            PaymentMethod::Alipay => Some(real),
-            PaymentMethod::Wechat => Some(self.wechat.clone()),
-        }
-    }
-
-    fn for_new_order(
-        &self,
-        method: PaymentMethod,
-        scene: Scene,
-        account: Option<&AccountName>,
-    ) -> Result<Arc<dyn Gateway>, NoAccount> {
-        let real = GATEWAYS.for_new_order(method, scene, account)?;
-        match method {
-            PaymentMethod::Alipay => Ok(real),
-            PaymentMethod::Wechat => Ok(self.wechat.clone()),
-        }
-    }
-
-    fn scenes(&self, method: PaymentMethod) -> Vec<Scene> {
-        GATEWAYS.scenes(method)
-    }
 }
 
 /// How the puppet answers a prepay call.

@@ -9,11 +9,15 @@ use gateway::{Gateway, NoAccount};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use time::Duration;
+use tokio::time::Instant;
+use tracing::warn;
 use url::{Origin, Url};
 use utoipa::ToSchema;
 
+use crate::access::addresses::Place;
 use crate::access::caller::Identity;
 use crate::answer::problem::ApiError;
+use crate::answer::rarely::Few;
 use crate::create::accounts::Accounts;
 use crate::create::fields::{Fields, money, one_of, text};
 
@@ -24,6 +28,9 @@ const EXPIRES_IN_DEFAULT: i64 = 1800;
 /// The largest `metadata`, in bytes of compact JSON.
 const METADATA: usize = 4 * 1024;
 const RETURN_URL: usize = 2048;
+
+/// Limits the warning that the addresses of buyers are not known.
+static UNKNOWN_BUYERS: Few = Few::new(1);
 
 /// A new order.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -61,7 +68,8 @@ pub struct CreateOrder {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "7f1c2f0e-5a2b-4c1d-9e3f-0a1b2c3d4e5f", min_length = 1, max_length = 64)]
     pub user_id: Option<String>,
-    /// The buyer's own IP address: only from the merchant's backend, which must state it for the scene `h5`.
+    /// The buyer's own IP address: only from the merchant's backend, which must state it for the scene `h5`. It is an
+    /// address that a buyer on the internet has, so neither loopback nor a private one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_ip: Option<String>,
     /// The client's own JSON object, at most 4 KiB; events contain it.
@@ -118,9 +126,10 @@ impl OrderRequest {
         }
         let scene = scene(&mut fields, payment_method);
         let openid = openid(&mut fields, scene);
-        let client_ip = client_ip(&mut fields, sender, scene);
         let expires_in = fields.optional("expires_in", expires_in);
         let gateway = gateway(&mut fields, accounts, payment_method, scene);
+        let is_real = gateway.as_ref().is_some_and(|to| accounts.is_production(to.method(), to.account()));
+        let client_ip = client_ip(&mut fields, sender, scene, is_real);
         let return_url = fields.optional("return_url", text(|url| return_url(&url, origins)));
         let metadata = fields.optional("metadata", metadata);
         fields.finish()?;
@@ -164,16 +173,42 @@ fn owner(fields: &mut Fields, sender: Sender<'_>) -> Option<UserId> {
 }
 
 /// A buyer's address is where the request comes from. A backend states it, because the request comes from the backend.
-fn client_ip(fields: &mut Fields, sender: Sender<'_>, scene: Option<Scene>) -> Option<IpAddr> {
-    let address = text(|text: String| text.parse::<IpAddr>().map_err(|_| "an IPv4 or IPv6 address"));
+/// The gateway of the scene `h5` gets it, and judges the buyer by it: an address that no buyer has is refused where it is
+/// stated, and where real money (`is_real`) would be paid. Simulated buyers have the addresses of documents.
+fn client_ip(fields: &mut Fields, sender: Sender<'_>, scene: Option<Scene>, is_real: bool) -> Option<IpAddr> {
+    let is_h5 = scene == Some(Scene::H5);
+    let of_a_buyer = |address: IpAddr| match Place::of(address) {
+        Place::Internet => true,
+        Place::Documents => !is_real,
+        Place::Nowhere => false,
+    };
+    let stated = text(|text: String| {
+        let address = text.parse::<IpAddr>().map_err(|_| "an IPv4 or IPv6 address")?.to_canonical();
+        if of_a_buyer(address) { Ok(address) } else { Err("an address that a buyer on the internet has") }
+    });
     match sender.identity {
         Identity::Buyer(_) => {
             let _: Option<IpAddr> = fields.optional("client_ip", only_from_a_backend);
+            if is_h5 && is_real && !of_a_buyer(sender.address) {
+                let fault = unknown_buyer(sender.address);
+                if let (true, left_out) = UNKNOWN_BUYERS.take(Instant::now()) {
+                    warn!(left_out, "An order was refused: client_ip {fault}");
+                }
+                fields.fault("client_ip", fault);
+            }
             Some(sender.address)
         }
-        _ if scene == Some(Scene::H5) => fields.required("client_ip", address),
-        _ => fields.optional("client_ip", address),
+        _ if is_h5 => fields.required("client_ip", stated),
+        _ => fields.optional("client_ip", stated),
     }
+}
+
+/// What an operator must change so that the buyer's address is known.
+fn unknown_buyer(address: IpAddr) -> String {
+    format!(
+        "is not known: the request comes from {address}, which no buyer on the internet has. Set TRUSTED_PROXIES of \
+         payment-api to the proxies in front of it; a backend orders with an API key and states client_ip"
+    )
 }
 
 fn only_from_a_backend<T>(_: &Value) -> Result<T, String> {

@@ -85,6 +85,11 @@ struct Identity {
 }
 
 impl Identity {
+    /// Whether the account takes real money.
+    fn is_production(&self) -> bool {
+        self.environment == "production"
+    }
+
     /// Whether this account can continue the orders of `known`: same merchant, same environment, and every app that the
     /// orders may name.
     fn goes_on_for(&self, known: &Identity) -> bool {
@@ -124,8 +129,12 @@ struct Table {
 impl Gateways {
     /// Whether an account takes real money.
     pub fn has_production(&self) -> bool {
-        let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
-        table.entries.iter().any(|entry| entry.identity.environment == "production")
+        self.table().entries.iter().any(|entry| entry.identity.is_production())
+    }
+
+    /// Whether this account takes real money. An unknown account does not.
+    pub fn is_production(&self, method: PaymentMethod, account: &AccountName) -> bool {
+        self.table().entry(method, account).is_some_and(|entry| entry.identity.is_production())
     }
 
     /// Reads `GATEWAYS_FILE` and the accounts in it; each fault is added to `env`. `PUBLIC_URL`, where it is set, has to fit them.
