@@ -19,6 +19,7 @@ mod http;
 mod limits;
 mod pages;
 mod reading;
+mod refund_failures;
 mod refunding;
 mod reopening;
 mod rights;

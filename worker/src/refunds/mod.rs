@@ -6,7 +6,7 @@ use std::time::Duration;
 use backon::{ExponentialBuilder, Retryable};
 use domain::message::job::RefundRequest;
 use domain::message::schedule::{LATE_EFFECT, UNDELIVERABLE};
-use domain::{RefundId, RefundState, RefundStatus};
+use domain::{RefundFailure, RefundId, RefundState, RefundStatus};
 use gateway::{Gateway, GatewayError};
 use runtime::clock::Clock;
 use runtime::crash::{self, Point};
@@ -70,7 +70,7 @@ impl Job for RefundWorker {
             RefundStatus::Succeeded => Step::Done,
             RefundStatus::Failed => self.look_back(gateway.as_ref(), &refund, &order, job.now()).await,
             RefundStatus::Pending => match self.too_soon(job, &refund, &order).await? {
-                Some(pause) => Step::wait(pause, "the gateway wants time between the refunds of an order"),
+                Some(pause) => Step::wait(pause, &RefundFailure::Turn.note(None)),
                 None => self.send(gateway.as_ref(), job, &refund, &order).await?,
             },
             RefundStatus::Processing => self.query(gateway.as_ref(), job, &refund, &order).await?,

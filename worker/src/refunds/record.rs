@@ -2,7 +2,7 @@
 
 use domain::message::job::RefundRequest;
 use domain::message::schedule::{RETRY, SHORTAGE, UNDELIVERABLE};
-use domain::{CaseKind, Money, RefundReport, RefundState, RefundStatus};
+use domain::{CaseKind, Money, RefundFailure, RefundReport, RefundState, RefundStatus};
 use runtime::crash::{self, Point};
 use serde_json::json;
 use sqlx::PgConnection;
@@ -47,11 +47,11 @@ impl RefundWorker {
             Step::Short { message } => {
                 warn!(%refund_no, detail = message, "Refund {refund_no} waits for the merchant's balance");
                 self.open_case(tx, refund, CaseKind::RefundShortage, message).await?;
-                End::Snooze(SHORTAGE, message.clone())
+                End::Snooze(SHORTAGE, RefundFailure::Balance.note(Some(message)))
             }
             Step::Misconfigured { code, message } => {
                 let reason = self.misconfigured(tx, learnt, code, message).await?;
-                End::Retry(self.next_question(refund, now), reason)
+                End::Retry(self.next_question(refund, now), RefundFailure::OurAccount.note(Some(&reason)))
             }
             Step::Strange { what } => {
                 error!(%refund_no, error = what, "The gateway's answer to refund {refund_no} breaks the protocol");

@@ -1,5 +1,6 @@
 //! Refunds: request one, get one, list the user's own.
 
+mod failure;
 mod read;
 mod view;
 
@@ -19,6 +20,7 @@ use store::tables::idempotency_keys::{self, NewAnswer};
 use store::tables::orders;
 use store::{DbError, NotDone};
 
+pub use failure::FailureView;
 pub use read::{__path_get, __path_list, get, list};
 pub use view::{CreateRefund, RefundPage, RefundView};
 
@@ -118,7 +120,8 @@ impl Requesting {
             return Ok(None);
         }
         let refund = settling::request(&mut tx, request, now).await.map_err(refused)?;
-        let answer = serde_json::to_value(RefundView::of(&refund)).map_err(|error| ApiError::Internal(error.into()))?;
+        let answer =
+            serde_json::to_value(RefundView::of(&refund, None)).map_err(|error| ApiError::Internal(error.into()))?;
         let answer = NewAnswer { answer, refused_with: None };
         let saved = idempotency_keys::save_answer(&mut *tx, &key.caller, &key.key, None, &answer).await?;
         let saved = saved.ok_or(DbError::Moved)?;

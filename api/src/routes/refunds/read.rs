@@ -11,6 +11,7 @@ use store::tables::refunds;
 use tracing::Span;
 use tracing::field::display;
 
+use super::failure::failures;
 use super::view::{RefundPage, RefundView};
 use crate::access::caller::Caller;
 use crate::access::in_hand::to_the_end;
@@ -38,9 +39,11 @@ pub async fn get(
     to_the_end(async move {
         let refund = refunds::get(&app.db, id).await?.ok_or(ApiError::RefundNotFound)?;
         let order = orders::get(&app.db, refund.order_id).await?;
-        let order = Viewer::of(&caller).shown(order).map_err(|_| ApiError::RefundNotFound)?;
+        let viewer = Viewer::of(&caller);
+        let order = viewer.shown(order).map_err(|_| ApiError::RefundNotFound)?;
         app.cache.orders.saw(&order);
-        Ok(Json(RefundView::of(&refund)))
+        let failure = failures(&app, std::slice::from_ref(&refund), &viewer).await?.remove(&refund.id);
+        Ok(Json(RefundView::of(&refund, failure)))
     })
     .await
 }
@@ -62,9 +65,14 @@ pub async fn list(
     let states: Vec<&str> = RefundStatus::ALL.iter().map(|status| status.as_str()).collect();
     let wanted = filter.read(|id| RefundId::parse(id).ok(), &states)?;
     let limit = wanted.limit;
-    let found = to_the_end(async move { Ok(refunds::of_user(&app.db, &user, &wanted).await?) }).await?;
-    let (shown, next_cursor) = page(found, limit, |refund| refund.id.to_string());
-    Ok(Json(RefundPage { refunds: shown.iter().map(RefundView::of).collect(), next_cursor }))
+    to_the_end(async move {
+        let found = refunds::of_user(&app.db, &user, &wanted).await?;
+        let (shown, next_cursor) = page(found, limit, |refund| refund.id.to_string());
+        let mut failures = failures(&app, &shown, &Viewer::User(user)).await?;
+        let refunds = shown.iter().map(|refund| RefundView::of(refund, failures.remove(&refund.id))).collect();
+        Ok(Json(RefundPage { refunds, next_cursor }))
+    })
+    .await
 }
 
 /// The refund that a path names. A text that is not an id is an unknown refund.

@@ -5,6 +5,8 @@ use store::tables::refunds::Refund;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+use super::failure::FailureView;
+
 /// A request for a refund.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct CreateRefund {
@@ -32,6 +34,8 @@ pub struct RefundView {
     pub status: String,
     /// As requested.
     pub reason: Option<String>,
+    /// Why it has failed or could not be delivered, or what it waits for; null otherwise.
+    pub failure: Option<FailureView>,
     /// The gateway's number of the refund, where it has one.
     pub gateway_refund_no: Option<String>,
     /// When the money was returned.
@@ -46,8 +50,8 @@ pub struct RefundView {
 }
 
 impl RefundView {
-    /// The refund as the order's owner sees it.
-    pub fn of(refund: &Refund) -> RefundView {
+    /// The refund as its reader sees it, with what keeps it from the buyer.
+    pub fn of(refund: &Refund, failure: Option<FailureView>) -> RefundView {
         RefundView {
             id: refund.id.to_string(),
             order_id: refund.order_id.to_string(),
@@ -55,6 +59,7 @@ impl RefundView {
             amount: refund.amount.to_string(),
             status: refund.status.to_string(),
             reason: refund.reason.clone(),
+            failure,
             gateway_refund_no: refund.gateway_refund_no.clone(),
             succeeded_at: refund.succeeded_at,
             created_at: refund.created_at,

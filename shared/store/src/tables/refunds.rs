@@ -165,6 +165,33 @@ pub async fn of_user(
     .map_err(|error| REFUNDS.error(format_args!("of user {user_id}"), error))
 }
 
+/// What the job of a refund says of its wait.
+#[derive(Debug, Clone)]
+pub struct Wait {
+    /// The refund.
+    pub id: RefundId,
+    /// What the worker stored last. Only some of these texts name what the refund waits for
+    /// ([`domain::RefundFailure::read`]).
+    pub note: String,
+}
+
+/// What the jobs of these refunds say of their waits. A refund that no worker has postponed yet is left out.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn waits(db: impl PgExecutor<'_>, ids: &[RefundId]) -> Result<Vec<Wait>, DbError> {
+    let waits = sqlx::query_as!(
+        Wait,
+        r#"
+        select ref_id as "id!: RefundId", last_error as "note!"
+        from jobs
+        where kind = 'refund' and ref_id = any($1::bpchar[]) and last_error is not null
+        "#,
+        ids as &[RefundId],
+    );
+    Ok(waits.fetch_all(db).await?)
+}
+
 /// The content of a new refund. We store its number before any request to the gateway.
 #[derive(Debug, Clone)]
 pub struct NewRefund {
@@ -287,7 +314,8 @@ pub async fn note_amount(
     Ok(())
 }
 
-/// Records an error that does not end the refund; `refused_code` only for a refusal.
+/// Records an error that does not end the refund; `refused_code` only for a refusal. A failed refund keeps the words of its
+/// failure, whatever a later query meets.
 ///
 /// # Errors
 /// [`DbError`].
@@ -301,7 +329,8 @@ pub async fn note_error(
     sqlx::query!(
         r#"
         update refund_records
-        set refused_code = coalesce($2, refused_code), last_error = $3, updated_at = $4
+        set refused_code = coalesce($2, refused_code),
+            last_error = case when status = 'failed' then last_error else $3 end, updated_at = $4
         where id = $1
         "#,
         id as RefundId,

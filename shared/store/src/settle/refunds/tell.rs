@@ -2,7 +2,7 @@
 
 use domain::message::event::Event;
 use domain::message::job::{CheckRequest, JobRequest, RefundRequest};
-use domain::{CaseKind, Money, RefundReport, RefundState, RefundStatus};
+use domain::{CaseKind, Money, RefundFailure, RefundReport, RefundState, RefundStatus};
 use runtime::clock::Clock;
 use serde_json::json;
 use sqlx::PgConnection;
@@ -107,15 +107,12 @@ pub(super) async fn no_move(
     }
 }
 
-/// Why the refund did not reach the buyer, in words, for the event and for a person.
+/// Why the refund did not reach the buyer, in words, for the event and for a person. The API shows the same words.
 pub(super) fn failure(refund: &Refund, state: RefundState) -> Option<String> {
     match state {
         RefundState::Succeeded | RefundState::Processing => None,
-        RefundState::Closed => Some("the gateway closed it".to_owned()),
-        RefundState::Abnormal => Some("the gateway could not deliver it".to_owned()),
-        RefundState::Absent => Some(match &refund.refused_code {
-            Some(code) => format!("the gateway refused it ({code}) and knows no such refund"),
-            None => "the gateway knows no such refund".to_owned(),
-        }),
+        RefundState::Closed => Some(RefundFailure::Closed.words().to_owned()),
+        RefundState::Abnormal => Some(RefundFailure::Undeliverable.words().to_owned()),
+        RefundState::Absent => Some(RefundFailure::words_of_absence(refund.refused_code.as_deref())),
     }
 }
