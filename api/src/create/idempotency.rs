@@ -30,7 +30,6 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::access::caller::Identity;
 use crate::answer::problem::{self, ApiError};
 use crate::create::numbers::microseconds;
 
@@ -91,8 +90,8 @@ pub struct Request {
 
 impl Request {
     /// A request with this body.
-    pub fn new(caller: &Identity, key: IdempotencyKey, route: &'static str, body: &[u8]) -> Request {
-        Request { caller: caller.to_string(), key, route, hash: Sha256::digest(body).into() }
+    pub fn new(caller: String, key: IdempotencyKey, route: &'static str, body: &[u8]) -> Request {
+        Request { caller, key, route, hash: Sha256::digest(body).into() }
     }
 
     /// Waits for the turn of this request in this process.
@@ -322,12 +321,10 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
-    use domain::UserId;
-
     use super::*;
 
     fn request() -> Request {
-        Request::new(&Identity::Buyer(UserId::parse("u1").unwrap()), IdempotencyKey("k".to_owned()), "orders", b"{}")
+        Request::new("u1".to_owned(), IdempotencyKey("k".to_owned()), "orders", b"{}")
     }
 
     #[tokio::test]

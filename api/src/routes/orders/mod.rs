@@ -68,7 +68,7 @@ pub async fn create(
     Extension(ClientIp(client_ip)): Extension<ClientIp>,
     JsonBytes(body): JsonBytes,
 ) -> Result<impl IntoResponse, ApiError> {
-    let request = idempotency::Request::new(&identity, key, "POST /v1/orders", &body);
+    let request = idempotency::Request::new(identity.to_string(), key, "POST /v1/orders", &body);
     let placement = Placement { app, request, identity, client_ip, body };
     let answer = to_the_end(placement.run()).await?;
     Ok(answer.into_response(StatusCode::CREATED, "/v1/orders"))

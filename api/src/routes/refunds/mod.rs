@@ -70,7 +70,7 @@ pub async fn create(
 ) -> Result<impl IntoResponse, ApiError> {
     // The key is bound to the order as well as to the body.
     let bound = [order_id.to_string().as_bytes(), &body].concat();
-    let request = idempotency::Request::new(&caller.identity, key, "POST /v1/orders/{id}/refunds", &bound);
+    let request = idempotency::Request::new(caller.identity.to_string(), key, "POST /v1/orders/{id}/refunds", &bound);
     let requesting = Requesting { app, request, viewer: Viewer::of(&caller), order_id, body };
     let answer = to_the_end(requesting.run()).await?;
     Ok(answer.into_response(StatusCode::ACCEPTED, "/v1/refunds"))
