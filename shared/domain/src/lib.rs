@@ -11,6 +11,7 @@ mod named_enum;
 mod notification;
 mod order;
 mod order_no;
+mod order_ref;
 mod payment_config;
 mod payment_method;
 mod policy;
@@ -35,6 +36,7 @@ pub use order_no::{
     OrderNo, OrderNoError, ProductType, ProductTypeError, RefundNo, RefundNoError, Subject, SubjectError, TradeNo,
     TradeNoError,
 };
+pub use order_ref::{OrderRef, OrderRefError};
 pub use payment_config::{MethodConfig, MethodRules, NotOffered, PaymentConfig};
 pub use payment_method::{PaymentMethod, Scene};
 pub use policy::{LatePaymentPolicy, Policies};
