@@ -3,12 +3,12 @@
 use std::fmt;
 
 use domain::{escaped, steers};
+pub use runtime::beijing::{instant, moment};
 use runtime::error_chain::chain;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use store::DbError;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
 /// The result of a command that ran.
@@ -108,15 +108,8 @@ impl From<DbError> for Problem {
     }
 }
 
-/// A time as people and scripts read it: UTC, RFC 3339, to the second.
-pub fn moment(at: OffsetDateTime) -> String {
-    let whole = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
-    // Fails only outside the years 0 to 9999.
-    whole.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
-}
-
-/// A time to the millisecond, for places where the order of events matters.
-pub fn instant(at: OffsetDateTime) -> String {
+/// A time in the form in which a case's history stores it: UTC, to the millisecond.
+pub fn stored(at: OffsetDateTime) -> String {
     let form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
     at.to_offset(time::UtcOffset::UTC).format(form).unwrap_or_else(|_| at.to_string())
 }
@@ -219,8 +212,10 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_is_said_in_utc() {
-        assert_eq!(moment(datetime!(2026-01-05 10:21:08.5 +8)), "2026-01-05T02:21:08Z");
-        assert_eq!(instant(datetime!(2026-01-05 10:21:08.5 +8)), "2026-01-05T02:21:08.500Z");
+    fn people_read_the_time_of_beijing_and_a_history_stores_utc() {
+        let at = datetime!(2026-01-05 10:21:08.5 +8);
+        assert_eq!(moment(at), "2026-01-05T10:21:08+08:00");
+        assert_eq!(instant(at), "2026-01-05T10:21:08.500+08:00");
+        assert_eq!(stored(at), "2026-01-05T02:21:08.500Z");
     }
 }

@@ -1,8 +1,9 @@
 //! Times on a command line.
 
+use runtime::beijing;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
-use time::{Date, Duration, OffsetDateTime, Time};
+use time::{Date, Duration, OffsetDateTime};
 
 /// A time: absolute, or relative to now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +24,7 @@ impl Moment {
     }
 }
 
-/// Reads `2026-01-05T10:00:00+08:00`, `2026-01-05` (midnight in UTC) or `2h` (before now).
+/// Reads `2026-01-05T10:00:00+08:00`, `2026-01-05` (midnight in Beijing) or `2h` (before now).
 ///
 /// # Errors
 /// The accepted forms.
@@ -32,9 +33,9 @@ pub fn moment(text: &str) -> Result<Moment, String> {
         return Ok(Moment::At(at));
     }
     if let Ok(day) = Date::parse(text, format_description!("[year]-[month]-[day]")) {
-        return Ok(Moment::At(day.with_time(Time::MIDNIGHT).assume_utc()));
+        return Ok(Moment::At(beijing::midnight(day)));
     }
-    let form = "write 2026-01-05T10:00:00+08:00, 2026-01-05 (midnight in UTC), or how long ago: 90s 30m 2h 7d";
+    let form = "write 2026-01-05T10:00:00+08:00, 2026-01-05 (midnight in Beijing), or how long ago: 90s 30m 2h 7d";
     span(text).map(Moment::Ago).map_err(|_| form.to_owned())
 }
 
@@ -57,12 +58,12 @@ impl Ahead {
     }
 }
 
-/// Reads `2026-12-31T18:00:00+08:00`, `2026-12-31` (midnight in UTC) or `90d` (from now).
+/// Reads `2026-12-31T18:00:00+08:00`, `2026-12-31` (midnight in Beijing) or `90d` (from now).
 ///
 /// # Errors
 /// The accepted forms.
 pub fn ahead(text: &str) -> Result<Ahead, String> {
-    let form = "write 2026-12-31T18:00:00+08:00, 2026-12-31 (midnight in UTC), or a time from now: 12h 90d";
+    let form = "write 2026-12-31T18:00:00+08:00, 2026-12-31 (midnight in Beijing), or a time from now: 12h 90d";
     match moment(text) {
         Ok(Moment::At(at)) => Ok(Ahead::At(at)),
         Ok(Moment::Ago(span)) => Ok(Ahead::In(span)),
@@ -99,7 +100,7 @@ mod tests {
     #[test]
     fn moments_are_read_in_three_forms() {
         assert_eq!(moment("2026-01-05T10:00:00+08:00"), Ok(Moment::At(datetime!(2026-01-05 02:00 UTC))));
-        assert_eq!(moment("2026-01-05"), Ok(Moment::At(datetime!(2026-01-05 00:00 UTC))));
+        assert_eq!(moment("2026-01-05"), Ok(Moment::At(datetime!(2026-01-05 00:00 +8))));
         assert_eq!(moment("2h"), Ok(Moment::Ago(Duration::hours(2))));
         let now = datetime!(2026-01-05 02:00 UTC);
         assert_eq!(moment("30m").unwrap().at(now), datetime!(2026-01-05 01:30 UTC));
@@ -114,7 +115,7 @@ mod tests {
         let now = datetime!(2026-01-05 02:00 UTC);
         assert_eq!(ahead("2d").unwrap().at(now), datetime!(2026-01-07 02:00 UTC));
         assert_eq!(ahead("2026-12-31T08:00:00+08:00").unwrap().at(now), datetime!(2026-12-31 00:00 UTC));
-        assert_eq!(ahead("2026-12-31").unwrap().at(now), datetime!(2026-12-31 00:00 UTC));
+        assert_eq!(ahead("2026-12-31").unwrap().at(now), datetime!(2026-12-31 00:00 +8));
         assert!(ahead("tomorrow").is_err());
     }
 

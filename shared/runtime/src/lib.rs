@@ -6,6 +6,7 @@
 //! accept loop of every port. [`panics`] confines a panic to the piece of work that it concerns. [`crash`] names the
 //! points at which tests let a process die.
 
+pub mod beijing;
 pub mod clock;
 pub mod crash;
 pub mod env;

@@ -8,7 +8,7 @@ use store::tables::cases::{self, Case, End};
 use store::tables::extra;
 
 use super::find::get;
-use crate::answer::{Answer, Problem, instant, lines};
+use crate::answer::{Answer, Problem, lines, stored};
 use crate::place::{Place, signature};
 
 /// The longest reason, in characters. The API has the same limit for a note.
@@ -51,7 +51,7 @@ pub async fn run(place: &Place, discard: &Discard, operator: Option<&str>) -> Re
         return Ok(Answer::done(lines(&text), json));
     };
     let now = place.clock.now();
-    let entry = json!({ "at": instant(now), "who": by, "what": "discarded", "action": { "reason": discard.reason } });
+    let entry = json!({ "at": stored(now), "who": by, "what": "discarded", "action": { "reason": discard.reason } });
     let mut tx = place.db.begin().await.map_err(DbError::from)?;
     let of_money = case.order_id.filter(|_| case.kind.is_of_money_held());
     if let Some(order_id) = of_money {

@@ -16,7 +16,7 @@ use time::Duration;
 
 use super::discard::may_end;
 use super::find::{Found, List, Which, found, get};
-use crate::answer::{Answer, Problem, count, instant, lines as shown, with_more};
+use crate::answer::{Answer, Problem, count, lines as shown, stored, with_more};
 use crate::place::{Place, signature};
 use crate::when::span;
 
@@ -149,7 +149,7 @@ async fn put_back(place: &Place, case: &Case, by: &str) -> Result<String, Proble
     let mut tx = place.db.begin().await.map_err(DbError::from)?;
     let Some(job) = dead_letters::replay(&mut *tx, case.id).await? else { return Err(no_bytes(case)) };
     let resolution = format!("replayed as job {job}");
-    let entry: Value = json!({ "at": instant(now), "who": by, "what": "replayed", "action": { "job": job } });
+    let entry: Value = json!({ "at": stored(now), "who": by, "what": "replayed", "action": { "job": job } });
     cases::end(&mut tx, case, &End { resolution: &resolution, by, entry: &entry }).await?;
     tx.commit().await.map_err(DbError::from)?;
     Ok(resolution)

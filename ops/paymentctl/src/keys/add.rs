@@ -27,7 +27,7 @@ pub struct Add {
     /// The addresses that its requests may come from. Without this flag they may come from everywhere.
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',', value_parser = network)]
     pub networks: Vec<IpNet>,
-    /// When it ends by itself: 2026-12-31T18:00:00+08:00, 2026-12-31 (midnight in UTC), or a time from now such as 90d.
+    /// When it ends by itself: 2026-12-31T18:00:00+08:00, 2026-12-31 (midnight in Beijing), or a time from now such as 90d.
     #[arg(long, value_name = "TIME", value_parser = when::ahead)]
     pub expires: Option<Ahead>,
     /// For trying things out: its text begins with sk_test_.
