@@ -203,6 +203,22 @@ async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
         "select max(id) from (select id from callbacks where id > 7 order by id limit 500) as oldest",
         "select 1 from cases where status <> 'resolved' and evidence ->> 'order_no' = 'a'",
         "select max(id) from (select id from cases where status = 'resolved' and id > '0' and id < 'f' order by id limit 500) as oldest",
+        "select 1 from payment_orders where order_no ~>=~ '26010512' and order_no ~<~ '26010513' order by order_no using ~>~ limit 500",
+        "select 1 from payment_transactions where action_type = 'payment' and gateway_no ~>=~ '42000022' and gateway_no ~<~ '42000023' order by gateway_no using ~>~ limit 500",
+        "select 1 from payment_transactions where action_type = 'payment' and gateway_no = 'a'",
+        "select 1 from refund_records where refund_no ~>=~ '26010512' and refund_no ~<~ '26010513' order by refund_no using ~>~ limit 500",
+        "select 1 from refund_records where gateway_refund_no ~>=~ '50300000' and gateway_refund_no ~<~ '50300001' order by gateway_refund_no using ~>~ limit 500",
+        "select 1 from cases where subject_ref = 'a' limit 500",
+        "select 1 from events where event_id = 'a'",
+        "select 1 from payment_orders o where o.id < 'f' and o.id >= '0' and o.account = 'main' order by o.id desc limit 20",
+        "select 1 from payment_orders o where o.extra_state = 'held' and o.id < 'f' and o.id >= '0' order by o.id desc limit 20",
+        "select 1 from payment_orders o where o.id = any(array(select order_id from cases where status <> 'resolved' and order_id is not null)) and o.id < 'f' and o.id >= '0' order by o.id desc limit 20",
+        "select coalesce((select true from cases c where c.order_id = o.id and c.kind = 'late_payment' limit 1), false) from payment_orders o where o.id = 'a'",
+        "select count(*) from payment_orders o where o.id < 'f' and o.id >= '0'",
+        "select 1 from refund_records r where r.status <> 'succeeded' and r.id < 'f' and r.id >= '0' order by r.id desc limit 20",
+        "select 1 from refund_records r where r.requested_by = 'a' and r.id < 'f' and r.id >= '0' order by r.id desc limit 20",
+        "select 1 from refund_records r where r.order_id = 'a' and r.id < 'f' and r.id >= '0' order by r.id desc limit 20",
+        "select 1 from idempotency_keys where ref_id = any('{a}'::text[]::bpchar[])",
     ];
     let mut connection = db.acquire().await.unwrap();
     sqlx::query("set enable_seqscan = off").execute(&mut *connection).await.unwrap();
