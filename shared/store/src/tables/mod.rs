@@ -20,6 +20,7 @@ pub mod panicked;
 pub mod payment_config;
 mod reading;
 pub mod refunds;
+pub mod search;
 pub mod stats;
 pub mod transactions;
 pub mod unplaced;
