@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use clap::{ArgGroup, Args, Subcommand};
-use domain::message::event::kind;
 use serde_json::{Value, json};
-use store::tables::cases::{self, Case};
+use store::story;
+use store::tables::cases;
 use store::tables::events::{self as outbox, Republished, StoredEvent};
 use store::tables::outline as orders;
 use store::tables::outline::Outline;
-use store::tables::refunds::{self, Refund};
+use store::tables::refunds;
 use time::OffsetDateTime;
 
 use crate::answer::{Answer, Problem, count, lines as shown, moment, table, with_more};
@@ -43,8 +43,8 @@ pub struct List {
     /// Only unpublished events.
     #[arg(long, conflicts_with = "since")]
     pub unpublished: bool,
-    /// Only events published at this time or later: 2026-01-05T10:00:00+08:00, 2026-01-05, or a time before now
-    /// such as 2h.
+    /// Only events published at this time or later: 2026-01-05T10:00:00+08:00, 2026-01-05 (midnight in Beijing), or a
+    /// time before now such as 2h.
     #[arg(long, value_name = "TIME", value_parser = when::moment)]
     pub since: Option<Moment>,
     /// Only events published before this time. The default is now.
@@ -65,8 +65,8 @@ pub struct Republish {
     /// All events of one order, by its id or order_no.
     #[arg(long, value_name = "ORDER")]
     pub order: Option<String>,
-    /// All events published at this time or later: 2026-01-05T10:00:00+08:00, 2026-01-05, or a time before now such
-    /// as 2h.
+    /// All events published at this time or later: 2026-01-05T10:00:00+08:00, 2026-01-05 (midnight in Beijing), or a
+    /// time before now such as 2h.
     #[arg(long, value_name = "TIME", value_parser = when::moment, requires = "until")]
     pub since: Option<Moment>,
     /// And published before this time.
@@ -118,7 +118,7 @@ async fn list(place: &Place, list: &List) -> Result<Answer, Problem> {
 }
 
 /// When the event was published, or why it was not.
-pub(crate) fn out(event: &StoredEvent) -> String {
+fn out(event: &StoredEvent) -> String {
     match (event.published_at, event.retry_at) {
         (Some(at), _) => moment(at),
         (None, Some(at)) => format!("no queue received it; again at {}", moment(at)),
@@ -246,7 +246,7 @@ fn range(since: Moment, until: Moment, now: OffsetDateTime) -> Result<Range<Offs
 }
 
 /// The order that the operator names.
-pub(crate) async fn order_of(place: &Place, id_or_number: &str) -> Result<Outline, Problem> {
+async fn order_of(place: &Place, id_or_number: &str) -> Result<Outline, Problem> {
     let unknown = || Problem::failed(format!("there is no order {id_or_number}"), "give an order's id or its order_no");
     orders::of(&place.db, id_or_number).await?.ok_or_else(unknown)
 }
@@ -255,30 +255,5 @@ pub(crate) async fn order_of(place: &Place, id_or_number: &str) -> Result<Outlin
 async fn of_order(place: &Place, order: &Outline) -> Result<Vec<StoredEvent>, Problem> {
     let refunds = refunds::of_order(&place.db, order.id).await?;
     let cases = cases::of_order(&place.db, order.id).await?;
-    about(place, order, &refunds, &cases).await
-}
-
-/// Every event about an order with these refunds and cases. We derive the event ids from these rows, because
-/// `events` has an index on ids but none on orders.
-pub(crate) async fn about(
-    place: &Place,
-    order: &Outline,
-    refunds: &[Refund],
-    cases: &[Case],
-) -> Result<Vec<StoredEvent>, Problem> {
-    let mut ids: Vec<String> = [kind::ORDER_PAID, kind::ORDER_CLOSED].map(|kind| format!("{kind}:{}", order.id)).into();
-    for refund in refunds {
-        let kinds = [kind::REFUND_SUCCEEDED, kind::REFUND_FAILED, kind::ORDER_REFUNDED];
-        ids.extend(kinds.map(|kind| format!("{kind}:{}", refund.id)));
-    }
-    ids.extend(cases.iter().map(|case| format!("{}:{}", kind::CASE_OPENED, case.id)));
-    ids.extend(cases.iter().flat_map(reopenings));
-    Ok(outbox::by_ids(&place.db, &ids).await?)
-}
-
-/// The ids of the events about a case's reopenings. The case's history contains their versions.
-fn reopenings(case: &Case) -> Vec<String> {
-    let entries = case.history.as_array().map(Vec::as_slice).unwrap_or_default();
-    let reopened = entries.iter().filter(|entry| entry["what"] == "reopened");
-    reopened.map(|entry| format!("{}:{}:{}", kind::CASE_REOPENED, case.id, entry["version"])).collect()
+    Ok(outbox::by_ids(&place.db, &story::event_ids(order.id, &refunds, &cases)).await?)
 }

@@ -56,8 +56,9 @@ enum Operate {
     Events(events::Command),
     /// Show the timeline of one order from every source, and what is expected next.
     Explain {
-        /// The order's id or its order_no.
-        order: String,
+        /// Any number that leads to it: the id or number of the order, of a refund or of a payment, ours or the
+        /// gateway's, the id of a case or of an event; or the first 8 characters or more of a number.
+        number: String,
     },
     /// The log of people's actions: list it, and verify that it was not changed afterwards.
     #[command(subcommand)]
@@ -114,7 +115,7 @@ async fn run(cli: &Cli, command: &Operate) -> Result<Answer, Problem> {
         }
         Operate::Token(token) => token::run(env, token, Clock::system().now()),
         Operate::Audit(command) => audit::run(&Place::open(&mut env).await?, command).await,
-        Operate::Explain { order } => explain::run(&Place::open(&mut env).await?, order).await,
+        Operate::Explain { number } => explain::run(&Place::open(&mut env).await?, number).await,
     }
 }
 

@@ -27,6 +27,9 @@ const COMES_BACK: Duration = Duration::from_secs(10);
 /// How long an idle connection may take to answer, so that another one can still be made within the 2 s of an acquire.
 const WAKES: Duration = Duration::from_secs(1);
 
+/// Begins a transaction that only reads, and in which every statement sees the same rows.
+pub const SNAPSHOT: &str = "begin isolation level repeatable read read only";
+
 /// The host that this address reaches without TLS, or without verifying its certificate; `None` if there is none. The
 /// library's default, `prefer`, falls back to plaintext without a message: an attacker on the network path can remove
 /// TLS.

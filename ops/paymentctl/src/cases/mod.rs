@@ -7,11 +7,12 @@ use clap::Subcommand;
 use domain::{CaseId, CaseStatus};
 use serde_json::{Value, json};
 use store::settle::strays;
+use store::story::steps;
 use store::tables::cases::Case;
 use store::tables::dead_letters::without_bytes;
 use store::tables::outline;
 
-use crate::answer::{Answer, Problem, lines as shown, moment, table, with_more};
+use crate::answer::{Answer, Problem, instant, lines as shown, moment, table, with_more};
 use crate::place::Place;
 
 pub mod discard;
@@ -95,8 +96,9 @@ async fn show(place: &Place, id: CaseId) -> Result<Answer, Problem> {
     lines.push("evidence".to_owned());
     let evidence = serde_json::to_string_pretty(&without_bytes(case.evidence.clone())).unwrap_or_default();
     lines.extend(evidence.lines().map(|line| format!("  {line}")));
-    lines.push(if steps(&case).is_empty() { "history   no action yet" } else { "history" }.to_owned());
-    lines.extend(steps(&case).iter().map(|step| format!("  {}  {}", step.0, step.1)));
+    let steps = steps(&case);
+    lines.push(if steps.is_empty() { "history   no action yet" } else { "history" }.to_owned());
+    lines.extend(steps.iter().map(|step| format!("  {}  {}", instant(step.at), step.what)));
     Ok(Answer::done(shown(&lines), view(&case)))
 }
 
@@ -108,19 +110,6 @@ fn actions(case: &Case) -> Vec<&'static str> {
 /// The API route that accepts the chosen action.
 fn route(case: &Case) -> &'static str {
     if case.status == CaseStatus::Resolved { "reopen" } else { "propose" }
-}
-
-/// Who did what, with the time as it was recorded.
-pub(crate) fn steps(case: &Case) -> Vec<(String, String)> {
-    let entries = case.history.as_array().map(Vec::as_slice).unwrap_or_default();
-    let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or("?").to_owned();
-    let step = |entry: &Value| {
-        let action = if entry["action"].is_null() { String::new() } else { format!(": {}", entry["action"]) };
-        let ended =
-            entry["ended"]["resolution"].as_str().map(|how| format!("; it had ended: {how}")).unwrap_or_default();
-        (text(entry, "at"), format!("{} {}{action}{ended}", text(entry, "who"), text(entry, "what")))
-    };
-    entries.iter().map(step).collect()
 }
 
 /// A case in JSON, for scripts.

@@ -3,5 +3,6 @@
 mod audit;
 mod cases;
 mod events;
+mod explain;
 mod keys;
 mod world;

@@ -259,6 +259,42 @@ pub async fn by_ids(db: impl PgExecutor<'_>, event_ids: &[String]) -> Result<Vec
     Ok(select_events!("where event_id = any($1) order by seq", event_ids).fetch_all(db).await?)
 }
 
+/// An event without its content, which can hold data of the shop.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// Its position in the outbox.
+    pub seq: i64,
+    /// Deterministic: a repeat of the event has the same id.
+    pub event_id: String,
+    /// The type, which is the routing key too.
+    pub kind: String,
+    /// When it happened.
+    pub occurred_at: OffsetDateTime,
+    /// Do not publish it before this time: no queue would have received it.
+    pub retry_at: Option<OffsetDateTime>,
+    /// When the broker last confirmed it.
+    pub published_at: Option<OffsetDateTime>,
+}
+
+/// The same as [`by_ids`], without the content.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn traces(db: impl PgExecutor<'_>, event_ids: &[String]) -> Result<Vec<Trace>, DbError> {
+    Ok(sqlx::query_as!(
+        Trace,
+        r#"
+        select seq, event_id, type as kind, occurred_at, retry_at, published_at
+        from events
+        where event_id = any($1)
+        order by seq
+        "#,
+        event_ids,
+    )
+    .fetch_all(db)
+    .await?)
+}
+
 /// Events that the broker confirmed at `range.start` or later and before `range.end`, the first `limit` of them.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use domain::{OrderId, UserId};
+use domain::OrderId;
 use serde_json::Value;
 use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
@@ -197,6 +197,8 @@ pub async fn save_answer(
 pub struct Request {
     /// The route of the request.
     pub route: String,
+    /// The kind of caller: `buyer`, `key`, `service` or `staff`.
+    pub caller: String,
     /// The row that it made.
     pub ref_id: String,
     /// The HTTP status of the final answer, if it is a refusal.
@@ -209,20 +211,22 @@ pub struct Request {
     pub expires_at: OffsetDateTime,
 }
 
-/// The requests of a user that made these rows, oldest first.
+/// The requests that made these rows, of every caller, oldest first.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn of_rows(db: impl PgExecutor<'_>, user_id: &UserId, ref_ids: &[String]) -> Result<Vec<Request>, DbError> {
+pub async fn of_rows(db: impl PgExecutor<'_>, ref_ids: &[String]) -> Result<Vec<Request>, DbError> {
     Ok(sqlx::query_as!(
         Request,
         r#"
-        select route, ref_id, refused_with, held_until, created_at, expires_at
+        select route,
+          -- The name of every caller but a buyer begins with its kind and a space, which no user id contains.
+          case strpos(user_id, ' ') when 0 then 'buyer' else split_part(user_id, ' ', 1) end as "caller!",
+          ref_id, refused_with, held_until, created_at, expires_at
         from idempotency_keys
-        where user_id = $1 and ref_id = any($2::text[]::bpchar[])
+        where ref_id = any($1::text[]::bpchar[])
         order by created_at
         "#,
-        user_id.as_str(),
         ref_ids,
     )
     .fetch_all(db)

@@ -1,7 +1,8 @@
 //! `payment_orders` for operators: every column except those that may name the payer.
 
 use domain::{
-    AccountName, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo, UserId,
+    AccountName, ExtraState, Money, OrderId, OrderNo, OrderRef, OrderStatus, PaymentMethod, ProductType, Scene,
+    Subject, TradeNo, UserId,
 };
 use sqlx::PgExecutor;
 use time::OffsetDateTime;
@@ -41,6 +42,12 @@ pub struct Outline {
     pub paid_at: Option<OffsetDateTime>,
     /// When it was closed, by our clock.
     pub closed_at: Option<OffsetDateTime>,
+    /// When a close was first requested, by our clock.
+    pub close_requested_at: Option<OffsetDateTime>,
+    /// What happened to payments that the order was not owed; `None`: there were none.
+    pub extra_state: Option<ExtraState>,
+    /// How much of that money is in that state, if the gateway has stated it.
+    pub extra_amount: Option<Money>,
     /// Increases with each change.
     pub version: i64,
     /// By our clock.
@@ -53,24 +60,36 @@ pub struct Outline {
     pub gateway_state: Option<String>,
 }
 
+/// Reads outlines by a clause: one list of columns for every query.
+macro_rules! select_outlines {
+    ($tail:tt $(, $argument:expr)* $(,)?) => {
+        sqlx::query_as!(
+            Outline,
+            r#"
+            select
+              id as "id: OrderId", user_id as "user_id: UserId", order_no as "order_no: OrderNo",
+              product_type as "product_type: ProductType", subject as "subject: Subject", amount as "amount: Money",
+              payment_method as "payment_method: PaymentMethod", scene as "scene: Scene",
+              account as "account: AccountName", status as "status: OrderStatus", trade_no as "trade_no: TradeNo",
+              refunded_amount as "refunded_amount: Money", expires_at,
+              case when paid_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
+                then paid_at end as paid_at,
+              closed_at, close_requested_at, extra_state as "extra_state: ExtraState",
+              extra_amount as "extra_amount: Money", version, created_at, updated_at, checked_at, gateway_state
+            from payment_orders
+            "# + $tail
+            $(, $argument)*
+        )
+    };
+}
+
 /// The outline of an order, by its id or its number. If one order's number equals another's id, the id wins.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn of(db: impl PgExecutor<'_>, id_or_number: &str) -> Result<Option<Outline>, DbError> {
-    Ok(sqlx::query_as!(
-        Outline,
+    Ok(select_outlines!(
         r#"
-        select
-          id as "id: OrderId", user_id as "user_id: UserId", order_no as "order_no: OrderNo",
-          product_type as "product_type: ProductType", subject as "subject: Subject", amount as "amount: Money",
-          payment_method as "payment_method: PaymentMethod", scene as "scene: Scene",
-          account as "account: AccountName", status as "status: OrderStatus", trade_no as "trade_no: TradeNo",
-          refunded_amount as "refunded_amount: Money", expires_at,
-          case when paid_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
-            then paid_at end as paid_at,
-          closed_at, version, created_at, updated_at, checked_at, gateway_state
-        from payment_orders
         where id = $1::text::bpchar or order_no = $1
         order by id = $1::text::bpchar desc
         limit 1
@@ -79,4 +98,38 @@ pub async fn of(db: impl PgExecutor<'_>, id_or_number: &str) -> Result<Option<Ou
     )
     .fetch_optional(db)
     .await?)
+}
+
+/// The orders with this number: none, one, or two if the number is ambiguous. Two gateways may give two trades one
+/// number.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn named(db: impl PgExecutor<'_>, name: &OrderRef) -> Result<Vec<Outline>, DbError> {
+    Ok(match name {
+        OrderRef::Id(id) => select_outlines!("where id = $1", *id as OrderId).fetch_all(db).await?,
+        OrderRef::OrderNo(order_no) => select_outlines!("where order_no = $1", order_no.as_str()).fetch_all(db).await?,
+        OrderRef::TradeNo(trade_no) => {
+            select_outlines!(
+                r#"
+                where id = any(array(
+                  select distinct order_id from payment_transactions
+                  where action_type = 'payment' and gateway_no = $1
+                  limit 2
+                ))
+                "#,
+                trade_no.as_str(),
+            )
+            .fetch_all(db)
+            .await?
+        }
+        OrderRef::RefundNo(refund_no) => {
+            select_outlines!(
+                "where id = any(array(select order_id from refund_records where refund_no = $1))",
+                refund_no.as_str(),
+            )
+            .fetch_all(db)
+            .await?
+        }
+    })
 }
