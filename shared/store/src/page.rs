@@ -6,6 +6,25 @@ use time::{Duration, OffsetDateTime};
 /// An id is made shortly before the creation time of its row.
 const SLACK: Duration = Duration::minutes(1);
 
+/// When the rows of a list were created. A bound that is `None` does not restrict the list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Created {
+    /// At this time or later.
+    pub from: Option<OffsetDateTime>,
+    /// Before this time.
+    pub to: Option<OffsetDateTime>,
+}
+
+impl Created {
+    /// The smallest id bits in the list, and an upper bound that all ids are below. They only narrow the scan; the
+    /// times themselves decide.
+    pub(super) fn id_range(&self) -> (u128, u128) {
+        let first = self.from.map_or(0, |from| first_id_at(from - SLACK));
+        let past = self.to.map_or(u128::MAX, |to| first_id_at(to + SLACK));
+        (first, past)
+    }
+}
+
 /// A part of a list, newest first. A filter that is `None` does not restrict the list.
 #[derive(Debug, Clone)]
 pub struct Wanted<Id, Status> {
@@ -29,11 +48,8 @@ impl<Id: Copy, Status> Wanted<Id, Status> {
         Wanted { before: None, status: None, method: None, from: None, to: None, limit }
     }
 
-    /// The smallest id bits in the list, and an upper bound that all ids are below. They only narrow the scan; the
-    /// times themselves decide.
+    /// See [`Created::id_range`].
     pub(super) fn id_range(&self) -> (u128, u128) {
-        let first = self.from.map_or(0, |from| first_id_at(from - SLACK));
-        let past = self.to.map_or(u128::MAX, |to| first_id_at(to + SLACK));
-        (first, past)
+        Created { from: self.from, to: self.to }.id_range()
     }
 }
