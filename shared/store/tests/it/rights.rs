@@ -172,6 +172,8 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     ("update events set data = '{}'", &[]),
     ("delete from events", &[Relay]),
     ("select data from events", &[Relay, PaymentCtl]),
+    ("select event_id, published_at from events", &[PaymentApi, Relay, PaymentCtl]),
+    ("select published_at from event_republishes", &[PaymentApi, PaymentCtl]),
     ("update events set published_at = null where false", &[Relay]),
     ("select republish_events('{}', 'a')", &[PaymentCtl]),
     ("insert into event_republishes (event_id) select 'a' where false", &[]),
@@ -193,7 +195,8 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     // An operator's tool looks at everything but what names the payer, and adds work; what moves money is beyond it.
     ("select prepay from payment_orders", PROCESSES),
     ("select client_ip, metadata from payment_orders", PROCESSES),
-    ("select verdict from callbacks", &[CallbackWorker, PaymentCtl]),
+    ("select verdict from callbacks", &[PaymentApi, CallbackWorker, PaymentCtl]),
+    ("select note from callbacks", &[PaymentApi, PaymentCtl]),
     ("select payload from jobs", PROCESSES),
     ("insert into jobs (kind) select 'callback' where false", &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker]),
     // The bytes of dead letters name payers; a replay never shows them.

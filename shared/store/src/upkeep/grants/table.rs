@@ -132,7 +132,7 @@ pub const TABLES: &[Table] = &[
         may_only(&[CallbackWorker], Select,
             &["payment_method", "account", "notice_id", "times_seen", "last_seen_at", "verdict"]),
         // Not the bytes, because they name the payer.
-        may_only(&[PaymentCtl], Select,
+        may_only(&[PaymentApi, PaymentCtl], Select,
             &["payment_method", "account", "notice_id", "order_no", "times_seen", "received_at", "last_seen_at",
               "verdict", "note"]),
         may_only(&[CallbackWorker], Update, &["times_seen", "last_seen_at", "verdict"]),
@@ -157,6 +157,8 @@ pub const TABLES: &[Table] = &[
         // A trigger checks that an event about money agrees with the rows.
         may_only(PROCESSES, Insert, &["event_id", "type", "order_id", "data", "occurred_at"]),
         may_only(ALL_BUT_RELAY, Select, &["event_id"]),
+        // The story of an order, without the content.
+        may_only(&[PaymentApi], Select, &["seq", "type", "order_id", "occurred_at", "retry_at", "published_at"]),
         may(&[Relay, PaymentCtl], Select),
         // An operator requests a repeated publish through a function.
         may_only(&[Relay], Update, &["retry_at", "published_at"]),
@@ -239,7 +241,7 @@ pub const TABLES: &[Table] = &[
     ] },
     // Records who had which event published again.
     Table { name: "event_republishes", grants: &[
-        may(&[PaymentCtl], Select),
+        may(&[PaymentApi, PaymentCtl], Select),
     ] },
     Table { name: "hourly_stats", grants: &[
         may(&[PaymentApi, Relay], Select),
