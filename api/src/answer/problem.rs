@@ -27,6 +27,12 @@ pub enum ApiError {
     /// All fields that are missing, unknown or out of range.
     #[error("some fields are not valid")]
     InvalidFields(Vec<FieldFault>),
+    /// The filters of a list would make the database read more rows than a request may: a range of time is missing.
+    #[error("{0}")]
+    RangeRequired(&'static str),
+    /// Two orders have the number.
+    #[error("two orders have this number: GET /v1/admin/search shows both; name one of them by its id")]
+    AmbiguousNumber,
     /// A creating request lacks the header that makes it repeatable.
     #[error("the header Idempotency-Key is required")]
     IdempotencyKeyRequired,
@@ -219,6 +225,8 @@ impl ApiError {
             ApiError::MalformedJson(_) => (StatusCode::BAD_REQUEST, "malformed_json"),
             ApiError::UnsupportedMediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             ApiError::InvalidFields(_) => (StatusCode::BAD_REQUEST, "invalid_fields"),
+            ApiError::RangeRequired(_) => (StatusCode::BAD_REQUEST, "range_required"),
+            ApiError::AmbiguousNumber => (StatusCode::CONFLICT, "ambiguous_number"),
             ApiError::IdempotencyKeyRequired => (StatusCode::BAD_REQUEST, "idempotency_key_required"),
             ApiError::IdempotencyKeyInvalid => (StatusCode::BAD_REQUEST, "idempotency_key_invalid"),
             ApiError::IdempotencyKeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),

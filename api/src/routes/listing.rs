@@ -6,14 +6,15 @@ use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use domain::{PaymentMethod, UnknownName};
+use domain::{Money, PaymentMethod, UnknownName};
+pub use runtime::beijing::midnight;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use store::page::Wanted;
+use store::page::{Created, Wanted};
 use time::format_description::well_known::{Iso8601, Rfc3339};
-use time::macros::offset;
-use time::{Date, OffsetDateTime, Time};
+use time::{Date, Duration, OffsetDateTime};
 use utoipa::IntoParams;
+use utoipa::openapi::path::{Parameter, ParameterIn};
 
 use crate::answer::problem::{ApiError, FieldFault};
 use crate::create::fields::{one_of, short};
@@ -82,12 +83,59 @@ impl Filter {
         let status = faults.choice("status", self.status.as_deref(), states);
         let methods: Vec<&str> = PaymentMethod::ALL.iter().map(|method| method.as_str()).collect();
         let method = faults.choice("method", self.method.as_deref(), &methods);
-        let rule = "must be a time such as 2026-01-31T08:00:00Z or a date such as 2026-01-31";
-        let from = faults.read("from", self.from.as_deref(), |text| moment(text, false), rule);
-        let to = faults.read("to", self.to.as_deref(), |text| moment(text, true), rule);
+        let from = faults.begin("from", self.from.as_deref());
+        let to = faults.end("to", self.to.as_deref());
         faults.finish()?;
         Ok(Wanted { before, status, method, from, to, limit: limit + 1 })
     }
+}
+
+/// A page of a filtered list: the parameters of the filter, and these.
+#[derive(Deserialize)]
+pub struct Paged<T> {
+    /// What restricts the list.
+    #[serde(flatten)]
+    pub filter: T,
+    /// Which part of the list.
+    #[serde(flatten)]
+    pub slice: Slice,
+}
+
+impl<T: IntoParams> IntoParams for Paged<T> {
+    fn into_params(parameter_in: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let mut all = T::into_params(&parameter_in);
+        all.extend(Slice::into_params(&parameter_in));
+        all
+    }
+}
+
+/// Selects a page of a list.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Slice {
+    /// 1 to 100, 20 when absent.
+    #[param(value_type = Option<u8>)]
+    limit: Option<String>,
+    /// `next_cursor` of the previous page of the same list.
+    cursor: Option<String>,
+}
+
+impl Slice {
+    /// How many rows to read (one more than is shown), and the id in the cursor. `list` is the name of the list: a cursor
+    /// of another list is a fault.
+    pub fn read<Id>(&self, faults: &mut Faults, list: &str, id: impl Fn(&str) -> Option<Id>) -> (i64, Option<Id>) {
+        let limit = faults.limit(self.limit.as_deref()) + 1;
+        let of_list = |text: &str| id(text.strip_prefix(list)?.strip_prefix(':')?);
+        (limit, faults.cursor(self.cursor.as_deref(), of_list))
+    }
+}
+
+/// The longest range of creation times of a list whose filters have no index, in days.
+pub const MOST_DAYS: i64 = 31;
+
+/// Whether a list is restricted to a range of creation times that is short enough to read all of it.
+pub fn is_bounded(created: &Created, now: OffsetDateTime) -> bool {
+    created.from.is_some_and(|from| created.to.unwrap_or(now) - from <= Duration::days(MOST_DAYS))
 }
 
 /// Collects the faults of a query.
@@ -117,6 +165,45 @@ impl Faults {
     ) -> Option<T> {
         let rule = format!("must be {}", one_of(names.iter().copied()));
         self.read(field, text, |text| text.parse().ok(), &rule)
+    }
+
+    /// Several of a few names, with commas between them.
+    pub fn choices<T: FromStr<Err = UnknownName>>(
+        &mut self,
+        field: &str,
+        text: Option<&str>,
+        names: &[&str],
+    ) -> Vec<T> {
+        let rule = format!("must be {}, or several of them with commas", one_of(names.iter().copied()));
+        let read = |text: &str| text.split(',').map(|name| name.parse().ok()).collect::<Option<Vec<T>>>();
+        self.read(field, text, read, &rule).unwrap_or_default()
+    }
+
+    /// An amount in yuan.
+    pub fn money(&mut self, field: &str, text: Option<&str>) -> Option<Money> {
+        self.read(field, text, |yuan| Money::from_yuan(yuan).ok(), "must be an amount in yuan such as 12.34")
+    }
+
+    /// The beginning of a range of time: RFC 3339, or a date in Beijing.
+    pub fn begin(&mut self, field: &str, text: Option<&str>) -> Option<OffsetDateTime> {
+        self.read(field, text, |text| moment(text, false), TIME)
+    }
+
+    /// The end of a range of time, which is not in it: RFC 3339, or a date in Beijing, which is in it.
+    pub fn end(&mut self, field: &str, text: Option<&str>) -> Option<OffsetDateTime> {
+        self.read(field, text, |text| moment(text, true), TIME)
+    }
+
+    /// Adds a fault that the caller found.
+    pub fn fault(&mut self, field: &str, rule: &str) {
+        self.0.push(FieldFault::new(field, rule));
+    }
+
+    /// Adds a fault of `field` if its range is empty.
+    pub fn ordered<T: PartialOrd>(&mut self, field: &str, from: Option<&T>, to: Option<&T>) {
+        if from.zip(to).is_some_and(|(from, to)| from > to) {
+            self.fault(field, "must not be before the beginning of its range");
+        }
     }
 
     /// The result of `read` for a text. `None` from `read` is a fault.
@@ -155,10 +242,7 @@ pub fn date(text: &str) -> Option<Date> {
     Date::parse(text, &Iso8601::DATE).ok().filter(|date| (1970..=9998).contains(&date.year()))
 }
 
-/// The beginning of a date in Beijing.
-pub fn midnight(date: Date) -> OffsetDateTime {
-    date.with_time(Time::MIDNIGHT).assume_offset(offset!(+8))
-}
+const TIME: &str = "must be a time such as 2026-01-31T08:00:00Z or a date such as 2026-01-31";
 
 fn moment(text: &str, end: bool) -> Option<OffsetDateTime> {
     match date(text) {

@@ -54,7 +54,7 @@ async fn every_route_lets_in_whom_it_should(db: PgPool) {
             _ => json!({}),
         };
         table.push_str(&format!("{} {}\n", route.method, route.path));
-        let path = route.path.replace("{id}", &id).replace("{method}", &id);
+        let path = route.path.replace("{id}", &id).replace("{number}", &id).replace("{method}", &id);
         for who in [Nobody, User("u2"), User("u1"), Admin("a1")] {
             let outcome = outcome_of(&world, who, (&route.method, &path, &body)).await;
             table.push_str(&format!("    {:12} {outcome}\n", format!("{who:?}")));

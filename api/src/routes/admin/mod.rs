@@ -1,7 +1,11 @@
-//! Routes that require the scope `payments:admin`.
+//! Routes for the people and backends of the merchant, each with the scope that it requires.
 
 pub mod actions;
 pub mod cases;
 pub mod config;
+pub mod orders;
+pub mod refunds;
+pub mod search;
 pub mod stats;
+pub mod story;
 pub mod sync;
