@@ -37,7 +37,7 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use store::cache::{Cache, Redis};
 use time::OffsetDateTime;
-use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -347,8 +347,9 @@ pub struct Puppet {
     pub calls: AtomicUsize,
     /// The parameters of each call.
     pub prepaid: Mutex<Vec<Value>>,
-    called: Notify,
-    let_go: Notify,
+    /// A permit for each call that waits, and for each that may go on. A notice would remember one of two at once.
+    called: Semaphore,
+    let_go: Semaphore,
 }
 
 impl Puppet {
@@ -359,19 +360,20 @@ impl Puppet {
             mood: Mutex::new(Mood::Works),
             calls: AtomicUsize::new(0),
             prepaid: Mutex::default(),
-            called: Notify::new(),
-            let_go: Notify::new(),
+            called: Semaphore::new(0),
+            let_go: Semaphore::new(0),
         }
     }
 
     /// Until a call is at work, in [`Mood::Waits`].
     pub async fn is_called(&self) {
-        timeout(PATIENCE, self.called.notified()).await.expect("a call of the gateway");
+        let call = timeout(PATIENCE, self.called.acquire()).await.expect("a call of the gateway");
+        call.expect("it is never closed").forget();
     }
 
     /// Lets that call go on.
     pub fn let_go(&self) {
-        self.let_go.notify_one();
+        self.let_go.add_permits(1);
     }
 
     pub fn is(&self, mood: Mood) {
@@ -405,8 +407,8 @@ impl Gateway for Puppet {
             Mood::Works => {}
             Mood::Slow(wait) => tokio::time::sleep(wait).await,
             Mood::Waits => {
-                self.called.notify_one();
-                self.let_go.notified().await;
+                self.called.add_permits(1);
+                self.let_go.acquire().await.expect("it is never closed").forget();
             }
             Mood::SaysPaid => {
                 let (code, message) = ("INVALID_REQUEST".to_owned(), "该订单已支付, secret words".to_owned());
