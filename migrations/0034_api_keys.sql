@@ -119,6 +119,8 @@ when (
   (old.id, old.environment, old.scopes, old.proposed_by, old.created_at)
     is distinct from (new.id, new.environment, new.scopes, new.proposed_by, new.created_at)
   or old.confirmed_by is not null and new.confirmed_by is distinct from old.confirmed_by
+  or 'payments:refund' = any (old.scopes) and old.state <> 'proposed'
+    and (old.digest, old.previous_digest) is distinct from (new.digest, new.previous_digest)
   or old.state = 'revoked'
     and (to_jsonb(old) - 'last_used_at') is distinct from (to_jsonb(new) - 'last_used_at')
 )

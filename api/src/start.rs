@@ -106,7 +106,8 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
         let (settings, db, publisher, gateways) = (settings?, db?, publisher?, gateways?);
         let (token_keys, authenticator, view_tokens) = tokens?;
         let clock = Clock::system();
-        let api_keys = ApiKeys::new(environment(&gateways), clock);
+        let of_keys = gateways.clone();
+        let api_keys = ApiKeys::new(move || environment(&of_keys), clock);
         let app = App {
             writer: OrderWriter::start(db.clone()),
             intake: Intake::new(publisher.clone(), db.clone(), clock),
@@ -169,7 +170,11 @@ impl Ingress {
         let tokens = tokio::spawn(async move { keys.watch(&app.tokens.bearer, &app.tokens.view, until).await });
         let tending = tokio::spawn(self.gateways.tend(self.app.clock, stop.clone()));
         let (app, until) = (self.app.clone(), stop.clone());
-        let api_keys = tokio::spawn(async move { app.tokens.keys.watch(&app.db, until).await });
+        let api_keys = tokio::spawn(async move {
+            let reading = store::connect::one_more(&app.db);
+            app.tokens.keys.watch(&reading, &app.db, until).await;
+            reading.close().await;
+        });
 
         let callbacks = self
             .callbacks

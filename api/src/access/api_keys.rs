@@ -17,7 +17,7 @@ use store::DbError;
 use store::connect::in_time;
 use store::tables::api_keys::{self, ActiveKey, KeyUse};
 use time::OffsetDateTime;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -37,8 +37,8 @@ const WRITE: Duration = Duration::from_secs(60);
 
 /// The keys in memory.
 pub struct ApiKeys {
-    /// Keys of another environment are refused.
-    environment: KeyEnvironment,
+    /// Keys of another environment are refused. It can change while the process runs, with the accounts.
+    environment: Box<dyn Fn() -> KeyEnvironment + Send + Sync>,
     clock: Clock,
     held: RwLock<Held>,
     used: Mutex<HashMap<ApiKeyId, OffsetDateTime>>,
@@ -65,9 +65,9 @@ struct Held {
 }
 
 impl ApiKeys {
-    /// Keys of this environment; none is known yet.
-    pub fn new(environment: KeyEnvironment, clock: Clock) -> ApiKeys {
-        let unproved = Few::new(UNPROVED);
+    /// Keys of the environment of the moment; none is known yet.
+    pub fn new(environment: impl Fn() -> KeyEnvironment + Send + Sync + 'static, clock: Clock) -> ApiKeys {
+        let (environment, unproved) = (Box::new(environment), Few::new(UNPROVED));
         ApiKeys { environment, clock, held: RwLock::default(), used: Mutex::default(), unproved }
     }
 
@@ -92,8 +92,15 @@ impl ApiKeys {
     }
 
     /// The same without a log line. `None`: no caller.
-    pub fn identify(&self, key: &ApiKeyText, address: IpAddr) -> Option<Caller> {
-        self.judge(key, address).ok()
+    ///
+    /// # Errors
+    /// [`ApiError::KeysUnavailable`].
+    pub fn identify(&self, key: &ApiKeyText, address: IpAddr) -> Result<Option<Caller>, ApiError> {
+        match self.judge(key, address) {
+            Ok(caller) => Ok(Some(caller)),
+            Err(Refusal::Unknown) => Err(ApiError::KeysUnavailable),
+            Err(Refusal::Unproved(_) | Refusal::Proved(_)) => Ok(None),
+        }
     }
 
     fn judge(&self, key: &ApiKeyText, address: IpAddr) -> Result<Caller, Refusal> {
@@ -116,7 +123,8 @@ impl ApiKeys {
     /// Why a key with the right secret is not accepted.
     fn refusal(&self, active: &ActiveKey, key: &ApiKeyText, at: (IpAddr, OffsetDateTime)) -> Option<&'static str> {
         let (address, now) = at;
-        if active.environment != self.environment || key.environment != self.environment {
+        let environment = (self.environment)();
+        if active.environment != environment || key.environment != environment {
             return Some("it is a key of another environment");
         }
         if active.expires_at.is_some_and(|end| end <= now) {
@@ -125,29 +133,33 @@ impl ApiKeys {
         (!is_allowed(address, &active.networks)).then_some("it may not be used from this address")
     }
 
-    /// Keeps the keys current until `stop`.
-    pub async fn watch(&self, db: &PgPool, stop: CancellationToken) {
+    /// Keeps the keys current until `stop`, and writes when they were last used. `reading` is a connection of its own, so
+    /// that no other work of the process holds up a revocation.
+    pub async fn watch(&self, reading: &PgPool, db: &PgPool, stop: CancellationToken) {
+        tokio::join!(self.follow(reading, stop.clone()), self.write_now_and_then(db, stop));
+    }
+
+    async fn follow(&self, db: &PgPool, stop: CancellationToken) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut written = Instant::now();
         let mut failing = false;
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            match in_time(self.refresh(db)).await {
-                Ok(()) => failing = false,
-                Err(error) if !failing => {
-                    failing = true;
-                    warn!(
-                        error = chain(&error),
-                        "The API keys cannot be read: requests with a key get 503 in a second"
-                    );
-                }
-                Err(_) => {}
+            let wrong = match timeout(FRESH, self.refresh(db)).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(chain(&error)),
+                Err(_) => Some("the database does not answer within a second".to_owned()),
+            };
+            if let (Some(error), false) = (&wrong, failing) {
+                warn!(error, "The API keys cannot be read: requests with a key get 503 in a second");
             }
+            failing = wrong.is_some();
             metrics::gauge!("api_keys_up_to_date").set(if failing { 0.0 } else { 1.0 });
-            if written.elapsed() >= WRITE {
-                written = Instant::now();
-                self.write_uses(db).await;
-            }
+        }
+    }
+
+    async fn write_now_and_then(&self, db: &PgPool, stop: CancellationToken) {
+        while stop.run_until_cancelled(sleep(WRITE)).await.is_some() {
+            self.write_uses(db).await;
         }
         self.write_uses(db).await;
     }
@@ -181,6 +193,10 @@ impl ApiKeys {
         }
         if let Err(error) = in_time(api_keys::note_used(db, &uses)).await {
             warn!(error = chain(&error), keys = uses.len(), "The last uses of API keys were not written");
+            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            uses.iter().for_each(|use_| {
+                used.entry(use_.id).or_insert(use_.at);
+            });
         }
     }
 }

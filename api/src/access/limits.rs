@@ -142,7 +142,12 @@ pub async fn limit(
     next: Next,
 ) -> Response {
     let mut spent = Vec::new();
-    match tokens.key_holder(request.headers(), address) {
+    let holder_of_key = match tokens.key_holder(request.headers(), address) {
+        Ok(holder) => holder,
+        // Before any budget: the backend must not be counted as its address.
+        Err(unavailable) => return unavailable.into_response(),
+    };
+    match holder_of_key {
         // The backend sends the requests of many buyers from one address.
         Some(caller) => {
             if let Some(budget) = &limits.keys {

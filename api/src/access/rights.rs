@@ -140,7 +140,10 @@ fn read(security: &Value) -> Vec<Right> {
         if way.is_empty() {
             rights.push(Right::Open);
         }
-        for (scheme, scopes) in way {
+        // Several schemes or scopes of one object are needed together, which no route does: such an object gives no right.
+        let several =
+            way.len() > 1 || way.values().any(|scopes| scopes.as_array().is_some_and(|scopes| scopes.len() > 1));
+        for (scheme, scopes) in way.iter().filter(|_| !several) {
             let scopes = scopes.as_array().into_iter().flatten().filter_map(|scope| scope.as_str()?.parse().ok());
             match scheme.as_str() {
                 BUYER => rights.push(Right::Buyer),
@@ -192,8 +195,13 @@ mod tests {
 
     #[test]
     fn what_is_not_known_gives_no_right() {
-        for security in [json!([{ "other": ["payments:read"] }]), json!([{ "backend": ["payments:reads"] }]), json!([])]
-        {
+        for security in [
+            json!([{ "other": ["payments:read"] }]),
+            json!([{ "backend": ["payments:reads"] }]),
+            json!([]),
+            json!([{ "backend": ["payments:read", "payments:refund"] }]),
+            json!([{ "bearer": [], "backend": ["payments:read"] }]),
+        ] {
             let rights = rights(security);
             assert_eq!(rights.door(&Method::GET, "/r"), Door::Closed);
             assert_eq!(admitted(&rights, "payments:read payments:admin"), [false; 3]);

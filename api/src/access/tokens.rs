@@ -40,9 +40,12 @@ impl Tokens {
     }
 
     /// The holder of the API key of a request, if it has one that is accepted. Logs nothing.
-    pub fn key_holder(&self, headers: &HeaderMap, address: IpAddr) -> Option<Caller> {
-        let text = bearer(headers)?.ok()?;
-        self.keys.identify(&ApiKeyText::parse(text)?, address)
+    ///
+    /// # Errors
+    /// [`ApiError::KeysUnavailable`].
+    pub fn key_holder(&self, headers: &HeaderMap, address: IpAddr) -> Result<Option<Caller>, ApiError> {
+        let key = bearer(headers).and_then(Result::ok).and_then(ApiKeyText::parse);
+        key.map_or(Ok(None), |key| self.keys.identify(&key, address))
     }
 
     /// The caller, if the request has a valid JWT. Logs nothing.
@@ -52,8 +55,9 @@ impl Tokens {
 
     fn caller(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller, ApiError> {
         let caller = match extensions.get::<Caller>() {
-            Some(known) => known.clone(),
-            None => self.proved(headers, extensions)?,
+            // A key is judged once more: it may have been revoked while the body arrived.
+            Some(known) if !matches!(known.identity, Identity::Key(_)) => known.clone(),
+            _ => self.proved(headers, extensions)?,
         };
         Span::current().record("user_id", display(&caller.identity));
         Ok(caller)

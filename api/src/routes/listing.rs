@@ -11,7 +11,8 @@ pub use runtime::beijing::midnight;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use store::page::{Created, Wanted};
-use time::format_description::well_known::{Iso8601, Rfc3339};
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime};
 use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterIn};
@@ -237,9 +238,10 @@ pub fn page<T>(mut found: Vec<T>, requested: i64, id: impl Fn(&T) -> String) -> 
     (found, cursor)
 }
 
-/// A date in Beijing.
+/// A date in Beijing, and nothing behind it: a parser of ISO 8601 also takes the date of a whole time.
 pub fn date(text: &str) -> Option<Date> {
-    Date::parse(text, &Iso8601::DATE).ok().filter(|date| (1970..=9998).contains(&date.year()))
+    let date = Date::parse(text, format_description!("[year]-[month]-[day]")).ok();
+    date.filter(|date| (1970..=9998).contains(&date.year()))
 }
 
 const TIME: &str = "must be a time such as 2026-01-31T08:00:00Z or a date such as 2026-01-31";
@@ -251,6 +253,27 @@ fn moment(text: &str, end: bool) -> Option<OffsetDateTime> {
         None => {
             let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
             Some(at).filter(|at| (1970..=9998).contains(&at.year()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    /// A time of day was read as its whole day.
+    #[test]
+    fn a_time_is_no_date() {
+        assert_eq!(moment("2026-01-31T08:00:00Z", false), Some(datetime!(2026-01-31 08:00 UTC)));
+        assert_eq!(moment("2026-01-31T08:00:00Z", true), Some(datetime!(2026-01-31 08:00 UTC)));
+        assert_eq!(moment("2026-01-31", false), Some(datetime!(2026-01-30 16:00 UTC)));
+        assert_eq!(moment("2026-01-31", true), Some(datetime!(2026-01-31 16:00 UTC)));
+        for wrong in
+            ["2026-01-31 08:00", "2026-01-3", "2026-01-31Z", "20260131", "2026-W05-6", "9999-12-31", "1969-12-31"]
+        {
+            assert_eq!(moment(wrong, false), None, "{wrong}");
         }
     }
 }

@@ -251,6 +251,8 @@ async fn a_backend_places_orders_for_its_users(db: PgPool) {
         create(&token("u1"), &order(of_backends)).await.is(400, "invalid_fields");
     }
 
+    create(good.expose_secret(), &order(json!({ "user_id": "-" }))).await.is(400, "invalid_fields");
+
     let body = order(json!({ "user_id": "u7", "client_ip": "203.0.113.9" }));
     let made = create(good.expose_secret(), &body).await;
     assert_eq!(made.status.as_u16(), 201, "{}", made.body);
@@ -292,4 +294,80 @@ async fn a_backend_refunds_any_order(db: PgPool) {
     send(&world, &of_service("payments:refund"), Method::GET, "/v1/orders", None).await.is(403, "buyers_only");
     let staff = world.request(Admin("a1"), Method::GET, &format!("/v1/refunds/{id}"), None).await;
     assert_eq!(staff.status.as_u16(), 200);
+}
+
+/// A refund by the merchant leaves who requested it, and a person signs in for it.
+#[sqlx::test(migrator = "store::MIGRATOR")]
+async fn a_refund_by_the_merchant_is_on_record(db: PgPool) {
+    let world = with_services(db.clone()).await;
+    let paid = world.paid("u1").await;
+    let path = format!("/v1/orders/{paid}/refunds");
+    let body = json!({ "amount": "0.01" });
+    let long_ago = of_staff("alice", "payments:refund", now() - 600);
+    send(&world, &long_ago, Method::POST, &path, Some(&body)).await.is(401, "sign_in_again");
+    let refund = send(&world, &of_staff("alice", "payments:refund", now()), Method::POST, &path, Some(&body)).await;
+    assert_eq!(refund.status.as_u16(), 202, "{}", refund.body);
+    let id = refund.json()["id"].as_str().unwrap().to_owned();
+    let acts = "select subject || ' ' || act || ' ' || object || ' ' || (detail ->> 'amount') from audit_log";
+    let acts: Vec<String> = sqlx::query_scalar(acts).fetch_all(&db).await.unwrap();
+    assert_eq!(acts, [format!("alice refund.requested refund:{id} 0.01")]);
+    world.tell(&id, &crate::support::returned()).await;
+    let own = world.refund("u1", &paid, "k", &json!({ "amount": "0.01" })).await;
+    assert_eq!(own.status.as_u16(), 202, "{}", own.body);
+    let count: i64 = sqlx::query_scalar("select count(*) from audit_log").fetch_one(&db).await.unwrap();
+    assert_eq!(count, 1, "a buyer's own refund is no act of the merchant");
+}
+
+/// One identity provider signs for buyers, services and staff with one key, and the audience tells them apart.
+#[sqlx::test(migrator = "store::MIGRATOR")]
+async fn one_key_may_sign_for_each_issuer(db: PgPool) {
+    let of = |of, audience: &str| Claimed { of, issuer: "idp".to_owned(), audience: audience.to_owned() };
+    let authenticator = Authenticator::new()
+        .with_secret(&SECRET.into(), &of(Issuer::Buyers, "buyers"))
+        .with_secret(&SECRET.into(), &of(Issuer::Services, "services"))
+        .with_secret(&SECRET.into(), &of(Issuer::Staff, "staff"));
+    let world = World::with(db, Setup { authenticator, ..Setup::default() }).await;
+    let token = |audience: &str| {
+        let change = json!({ "aud": audience, "scope": "payments:read", "auth_time": now() });
+        minted(&claims("idp", change), SECRET)
+    };
+    assert_eq!(read_cases(&world, &token("services")).await.status.as_u16(), 200);
+    assert_eq!(read_cases(&world, &token("staff")).await.status.as_u16(), 200);
+    read_cases(&world, &token("buyers")).await.is(403, "scope_missing");
+    read_cases(&world, &token("others")).await.is(401, "token_invalid");
+}
+
+/// A body that arrives slowly does not outlive the key.
+#[sqlx::test(migrator = "store::MIGRATOR")]
+async fn a_key_that_is_revoked_while_the_body_arrives_is_refused(db: PgPool) {
+    let world = World::new(db.clone()).await;
+    let (id, good) = key(&db, |_| {}).await;
+    world.app.tokens.keys.refresh(&db).await.unwrap();
+    let body = alipay_order().to_string();
+    let (first, last) = body.split_at(body.len() / 2);
+    let (first, last) = (first.to_owned(), last.to_owned());
+    let (revoking, app) = (db.clone(), world.app.clone());
+    let slow = futures_util::stream::unfold(0, move |step| {
+        let (first, last, db, app) = (first.clone(), last.clone(), revoking.clone(), app.clone());
+        async move {
+            match step {
+                0 => Some((Ok::<_, std::io::Error>(first), 1)),
+                1 => {
+                    let mut tx = db.begin().await.unwrap();
+                    api_keys::revoke(&mut tx, id, "a1").await.unwrap();
+                    tx.commit().await.unwrap();
+                    app.tokens.keys.refresh(&db).await.unwrap();
+                    Some((Ok(last), 2))
+                }
+                _ => None,
+            }
+        }
+    });
+    let request = Request::post("/v1/orders")
+        .header("authorization", format!("Bearer {}", good.expose_secret()))
+        .header("content-type", "application/json")
+        .header("idempotency-key", "k");
+    let answer = world.send(request.body(Body::from_stream(slow)).unwrap()).await;
+    answer.is(401, "token_invalid");
+    assert_eq!(world.count("payment_orders").await, 0);
 }

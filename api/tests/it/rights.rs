@@ -113,7 +113,8 @@ async fn every_scope_opens_its_routes_and_no_other(db: PgPool) {
     let world = crate::callers::with_services(db).await;
     let mut table = String::new();
     for route in described(&world).await {
-        let path = route.path.replace("{id}", &"0".repeat(32)).replace("{method}", "alipay");
+        let path = route.path.replace("{id}", &"0".repeat(32)).replace("{number}", &"0".repeat(32));
+        let path = path.replace("{method}", "alipay");
         let open = async |token: String| {
             let request = Request::builder().method(route.method.clone()).uri(&path);
             let request = request.header("authorization", format!("Bearer {token}")).body(Body::empty()).unwrap();

@@ -151,7 +151,7 @@ impl World {
             intake: Intake::new(publisher, db.clone(), setup.clock),
             tokens: Tokens::new(
                 setup.authenticator,
-                ApiKeys::new(KeyEnvironment::Test, setup.clock),
+                ApiKeys::new(|| KeyEnvironment::Test, setup.clock),
                 ViewTokens::new(&VIEW_SECRET.into()),
             ),
             hub: Hub::new(setup.settings.streams, stop.clone()),
@@ -171,7 +171,7 @@ impl World {
     pub async fn watch_keys(&self) {
         self.app.tokens.keys.refresh(&self.db).await.unwrap();
         let (app, db, stop) = (self.app.clone(), self.db.clone(), self.stop.clone());
-        tokio::spawn(async move { app.tokens.keys.watch(&db, stop).await });
+        tokio::spawn(async move { app.tokens.keys.watch(&db, &db, stop).await });
     }
 
     /// Sends a request as a client at 198.51.100.7 would; adds `Host` unless it has one.

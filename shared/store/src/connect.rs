@@ -43,6 +43,13 @@ pub fn clear_host(url: &SecretString) -> Result<Option<String>, DbError> {
     Ok((!is_socket && !is_verified).then(|| options.get_host().to_owned()))
 }
 
+/// A pool of one connection beside this one, for work that must not wait for a free connection. It connects when it is
+/// first used.
+pub fn one_more(db: &PgPool) -> PgPool {
+    let options = PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(1));
+    options.connect_lazy_with(db.connect_options().as_ref().clone())
+}
+
 /// Opens a pool.
 ///
 /// # Errors

@@ -90,6 +90,14 @@ impl TokenKeys {
         let view = [secret(env, "VIEW_TOKEN_SECRET"), previous(env, "PREVIOUS_VIEW_TOKEN_SECRET")];
         // Reports the variable if it is missing.
         let view_is_there = env.required("VIEW_TOKEN_SECRET", SECRET_HINT).is_some();
+        if staff.is_some() && user_admins_until.is_some_and(|until| until > 0) {
+            let wrong = "STAFF_JWT_JWKS_FILE is set as well, so one human could be two persons";
+            env.fault(
+                "USER_ADMIN_TOKENS_UNTIL",
+                wrong,
+                "remove it once your administrators have tokens of the staff issuer",
+            );
+        }
         let others: Vec<OtherIssuer> = [services, staff].into_iter().flatten().collect();
         for (n, other) in others.iter().enumerate() {
             let same = |claimed: &Claimed| {

@@ -15,6 +15,8 @@ use url::{Origin, Url};
 use utoipa::ToSchema;
 
 use crate::access::addresses::Place;
+use store::tables::unplaced::NO_USER;
+
 use crate::access::caller::Identity;
 use crate::answer::problem::ApiError;
 use crate::answer::rarely::Few;
@@ -158,6 +160,9 @@ impl OrderRequest {
 fn owner(fields: &mut Fields, sender: Sender<'_>) -> Option<UserId> {
     let named = |text: String| {
         let user = UserId::parse(text).map_err(|rule| rule.to_string())?;
+        if user.as_str() == NO_USER {
+            return Err("a user: this one owns the orders that no buyer placed".to_owned());
+        }
         if user.is_long() && !sender.long_user_ids {
             return Err(format!("of at most {} characters, because LONG_USER_IDS is off", UserId::SHORT));
         }

@@ -12,10 +12,12 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use domain::{Money, OrderId, RefundId, RefundNo};
 use runtime::crash::{self, Point};
+use serde_json::json;
 use store::cache::Changed;
 use store::retry::retry;
 use store::settle::refunds as settling;
 use store::settle::refunds::{RefundRefusal, RequestedRefund};
+use store::tables::audit::{self, Act};
 use store::tables::idempotency_keys::{self, NewAnswer};
 use store::tables::orders;
 use store::{DbError, NotDone};
@@ -24,7 +26,7 @@ pub use failure::FailureView;
 pub use read::{__path_get, __path_list, get, list};
 pub use view::{CreateRefund, RefundPage, RefundView};
 
-use crate::access::caller::Caller;
+use crate::access::caller::{Caller, Identity};
 use crate::access::in_hand::to_the_end;
 use crate::access::tokens::Viewer;
 use crate::answer::problem::{ApiError, Problem};
@@ -68,10 +70,11 @@ pub async fn create(
     key: IdempotencyKey,
     JsonBytes(body): JsonBytes,
 ) -> Result<impl IntoResponse, ApiError> {
+    caller.signed_in_recently(app.clock.now())?;
     // The key is bound to the order as well as to the body.
     let bound = [order_id.to_string().as_bytes(), &body].concat();
     let request = idempotency::Request::new(caller.identity.to_string(), key, "POST /v1/orders/{id}/refunds", &bound);
-    let requesting = Requesting { app, request, viewer: Viewer::of(&caller), order_id, body };
+    let requesting = Requesting { app, request, caller, order_id, body };
     let answer = to_the_end(requesting.run()).await?;
     Ok(answer.into_response(StatusCode::ACCEPTED, "/v1/refunds"))
 }
@@ -80,7 +83,7 @@ pub async fn create(
 struct Requesting {
     app: Arc<App>,
     request: idempotency::Request,
-    viewer: Viewer,
+    caller: Caller,
     order_id: OrderId,
     body: Bytes,
 }
@@ -95,7 +98,7 @@ impl Requesting {
         }
         let request = self.refund_request()?;
         let order = orders::get(&self.app.db, self.order_id).await?;
-        let order = self.viewer.shown(order)?;
+        let order = Viewer::of(&self.caller).shown(order)?;
         // A refusal reveals the order's state, too: from now on the cache must not show an older one.
         self.app.cache.orders.saw(&order);
         match retry(|| self.write(&request)).await? {
@@ -120,6 +123,12 @@ impl Requesting {
             return Ok(None);
         }
         let refund = settling::request(&mut tx, request, now).await.map_err(refused)?;
+        if !matches!(self.caller.identity, Identity::Buyer(_)) {
+            let detail = json!({ "order_id": refund.order_id, "amount": refund.amount, "reason": refund.reason });
+            let (subject, object) = (self.caller.name(), format!("refund:{}", refund.id));
+            audit::record(&mut tx, &Act { subject: &subject, act: "refund.requested", object, detail: &detail })
+                .await?;
+        }
         let answer =
             serde_json::to_value(RefundView::of(&refund, None)).map_err(|error| ApiError::Internal(error.into()))?;
         let answer = NewAnswer { answer, refused_with: None };

@@ -110,6 +110,7 @@ fn refused(id: ApiKeyId, refusal: &KeyRefusal) -> Problem {
         KeyRefusal::Revoked | KeyRefusal::Expired => "that is final: make a new one with `paymentctl keys add`",
         KeyRefusal::NotConfirmed => "another person runs `paymentctl keys confirm`; to take it back, revoke it",
         KeyRefusal::Active => "nothing is left to confirm",
+        KeyRefusal::TakesTwo => "`paymentctl keys add` makes another, and another person confirms it",
         KeyRefusal::SamePerson => "another person runs `paymentctl keys confirm` under their own name",
     };
     Problem::failed(format!("key {id}: {refusal}"), hint)

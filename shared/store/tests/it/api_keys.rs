@@ -133,6 +133,10 @@ async fn a_key_that_returns_money_takes_two_persons(db: PgPool) {
     assert_eq!(opening(&db, id(1)).await, [1]);
     assert_eq!(refusal(change!(db, keys::confirm, id(1); "paymentctl/carol")), KeyRefusal::Active);
     assert_eq!(refused_by(&db, "update api_keys set confirmed_by = 'carol'").await, "api_keys_fixed");
+    // A new secret would return money, too, and one person would hold it.
+    assert_eq!(refusal(change!(db, keys::rotate, id(1), &rotation(2, Duration::HOUR); ALICE)), KeyRefusal::TakesTwo);
+    let by_hand = "update api_keys set digest = sha256('another')";
+    assert_eq!(refused_by(&db, by_hand).await, "api_keys_fixed");
 
     let state = change!(db, keys::create, &new(2, "payments:orders payments:read"); ALICE).unwrap();
     assert_eq!((state, opening(&db, id(2)).await), (ApiKeyState::Active, vec![2]));

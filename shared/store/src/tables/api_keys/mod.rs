@@ -93,6 +93,9 @@ pub enum KeyRefusal {
     /// Its time is over.
     #[error("the key has expired")]
     Expired,
+    /// It returns money, so one person cannot give it a new secret.
+    #[error("a key that returns money gets no new secret: make another key, have it confirmed, then revoke this one")]
+    TakesTwo,
     /// It waits for another person.
     #[error("the key waits for another person to confirm it")]
     NotConfirmed,
@@ -137,6 +140,7 @@ impl ApiKey {
             ApiKeyState::Revoked => Err(KeyRefusal::Revoked),
             ApiKeyState::Proposed => Err(KeyRefusal::NotConfirmed),
             ApiKeyState::Active if self.has_expired => Err(KeyRefusal::Expired),
+            ApiKeyState::Active if self.scopes.contains(Scope::Refund) => Err(KeyRefusal::TakesTwo),
             ApiKeyState::Active => Ok(()),
         }
     }
