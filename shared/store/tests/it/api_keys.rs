@@ -87,8 +87,12 @@ async fn each_change_raises_the_version_and_a_use_does_not(db: PgPool) {
     rises("create", 1).await;
     change!(db, keys::confirm, id(1); BOB).unwrap();
     rises("confirm", 1).await;
-    change!(db, keys::rotate, id(1), &rotation(2, Duration::HOUR); ALICE).unwrap();
+    change!(db, keys::create, &new(5, "payments:read"); ALICE).unwrap();
+    rises("create", 1).await;
+    change!(db, keys::rotate, id(5), &rotation(2, Duration::HOUR); ALICE).unwrap();
     rises("rotate", 1).await;
+    run(&db, "delete from api_keys where scopes = array['payments:read']").await;
+    rises("delete one", 1).await;
     let used = KeyUse { id: id(1), at: Clock::system().now() };
     assert_eq!(keys::note_used(&db, &[used]).await.unwrap(), 1);
     rises("a use", 0).await;
@@ -322,8 +326,9 @@ async fn operators_make_keys_and_the_ingress_only_reads_them(db: PgPool) {
     become_role(&mut connection, PaymentCtl).await;
     keys::create(&mut connection, &new(1, "payments:refund"), ALICE).await.unwrap();
     keys::confirm(&mut connection, id(1), BOB).await.unwrap();
-    keys::rotate(&mut connection, id(1), &rotation(2, Duration::HOUR), ALICE).await.unwrap();
-    assert_eq!(keys::list(&mut connection).await.unwrap().len(), 1);
+    keys::create(&mut connection, &new(5, "payments:read"), ALICE).await.unwrap();
+    keys::rotate(&mut connection, id(5), &rotation(2, Duration::HOUR), ALICE).await.unwrap();
+    assert_eq!(keys::list(&mut connection).await.unwrap().len(), 2);
     // The operators' role acts in the name of an operator alone.
     let mut tx = connection.begin().await.unwrap();
     let forged = keys::create(&mut tx, &new(3, "payments:read"), "alice").await.unwrap_err();
@@ -332,7 +337,7 @@ async fn operators_make_keys_and_the_ingress_only_reads_them(db: PgPool) {
 
     become_role(&mut connection, PaymentApi).await;
     let used = KeyUse { id: id(1), at: Clock::system().now() };
-    assert_eq!(keys::active(&mut connection).await.unwrap().len(), 1);
+    assert_eq!(keys::active(&mut connection).await.unwrap().len(), 2);
     assert_eq!(keys::note_used(&mut connection, &[used]).await.unwrap(), 1);
     keys::version(&mut connection).await.unwrap();
     for service in [PaymentApi, CallbackWorker, Relay] {
@@ -359,9 +364,9 @@ async fn become_role(connection: &mut PgConnection, service: Service) {
 async fn what_people_did_to_keys_is_recorded_without_digests(db: PgPool) {
     change!(db, keys::create, &new(1, "payments:refund payments:read"); ALICE).unwrap();
     change!(db, keys::confirm, id(1); BOB).unwrap();
-    change!(db, keys::rotate, id(1), &rotation(2, Duration::HOUR); ALICE).unwrap();
     change!(db, keys::revoke, id(1); "carol").unwrap();
     change!(db, keys::create, &new(2, "payments:read"); "dave").unwrap();
+    change!(db, keys::rotate, id(2), &rotation(3, Duration::HOUR); ALICE).unwrap();
     // What is refused leaves no row.
     refusal(change!(db, keys::revoke, id(1); ALICE));
     refusal(change!(db, keys::create, &named(3, "key 2"); ALICE));
@@ -376,9 +381,9 @@ async fn what_people_did_to_keys_is_recorded_without_digests(db: PgPool) {
         [
             format!("{ALICE} key.proposed {of_one}"),
             format!("{BOB} key.confirmed {of_one}"),
-            format!("{ALICE} key.rotated {of_one}"),
             format!("carol key.revoked {of_one}"),
             format!("dave key.made key:{two} key 2 payments:read"),
+            format!("{ALICE} key.rotated key:{two} key 2 payments:read"),
         ]
     );
     let all: String =
