@@ -109,8 +109,8 @@ pub trait Gateway: Send + Sync {
         Ok(())
     }
 
-    /// [`Gateway::verify`] and [`Gateway::takes`] for a callback that arrives. If the key is unknown, it queries the
-    /// gateway for that key once. It counts each verified callback by the signing key, so that operators can watch a
+    /// [`Gateway::verify`] and [`Gateway::takes`] for a callback that arrives. If the key is unknown or not in
+    /// force, it queries the gateway for that key once. It counts each verified callback by the signing key, so that operators can watch a
     /// key rotation.
     ///
     /// # Errors

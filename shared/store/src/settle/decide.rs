@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::books::Books;
 use super::refunds::{self, RefundVerdict};
 use super::whose::elsewhere;
-use super::{events, late, outside};
+use super::{events, outside};
 use crate::error::DbError;
 use crate::tables::orders::Paid;
 
@@ -84,7 +84,7 @@ impl Books<'_> {
         if let Ok(next) = order.status.next(OrderEvent::PaymentSucceeded) {
             let paid = Paid { id: order.id, trade_no: trade_no.clone(), paid_at };
             self.effects.events.push(events::order_paid(order, trade_no, paid_at));
-            late::take(order, next, &paid);
+            order.become_paid(next, &paid);
             self.effects.paid.push(paid);
             return Verdict::Settled;
         }

@@ -79,7 +79,7 @@ impl Books<'_> {
         {
             let paid = Paid { id, trade_no: trade_no.clone(), paid_at };
             self.effects.events.push(events::order_paid(order, trade_no, paid_at));
-            late::take(order, next, &paid);
+            order.become_paid(next, &paid);
             self.effects.honoured.push(paid);
             let case = new_case(kind, Some(id), notification, self.clock);
             self.effects.decided.push(case);

@@ -200,7 +200,7 @@ async fn honour(
     orders::mark_honoured(tx, std::slice::from_ref(&paid), now).await?;
     let mut news = vec![events::order_paid(&late.order, trade_no, paid_at)];
     let mut after = late.order;
-    take(&mut after, late.next, &paid);
+    after.become_paid(late.next, &paid);
     let after = follow(tx, &after, now).await?;
     let went = late.went_back.iter();
     news.extend(
@@ -259,14 +259,6 @@ impl Late {
             _ => Err(NotHonoured::NotThere),
         }
     }
-}
-
-/// Updates the order in memory after a payment.
-pub(super) fn take(order: &mut Order, next: OrderStatus, paid: &Paid) {
-    order.status = next;
-    order.trade_no = Some(paid.trade_no.clone());
-    order.paid_at = Some(paid.paid_at);
-    order.version += 1;
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ pub(super) async fn tell(
     match report.state {
         // The schedule queries it until it is final: an undeliverable one daily.
         RefundState::Abnormal | RefundState::Processing => Ok(()),
-        // No signed answer states that the gateway knows no such refund, so we query it once more, much later.
+        // An absence may be unsigned (WeChat Pay's is), so we query it once more, much later.
         RefundState::Absent => {
             jobs::request(&mut *tx, &JobRequest::Refund(refund.id, RefundRequest::default()), LOOK_BACK).await
         }

@@ -19,6 +19,16 @@ pub struct Paid {
     pub paid_at: OffsetDateTime,
 }
 
+impl Order {
+    /// The same move in memory, so that a repeat of the payment in the same batch finds a paid order.
+    pub fn become_paid(&mut self, next: OrderStatus, paid: &Paid) {
+        self.status = next;
+        self.trade_no = Some(paid.trade_no.clone());
+        self.paid_at = Some(paid.paid_at);
+        self.version += 1;
+    }
+}
+
 /// Moves pending orders to paid, and their payments to succeeded.
 ///
 /// # Errors
