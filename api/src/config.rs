@@ -13,6 +13,7 @@ use url::{Origin, Url};
 use crate::access::callers::{self, Callers, network};
 use crate::access::in_hand::{InHand, Most};
 use crate::access::limits::PerMinute;
+use crate::access::prices::BuyerPrices;
 
 /// Where the process listens.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +83,11 @@ pub struct Settings {
     /// `SERVE_DOCS` (default 1, and 0 where `PUBLIC_URL` is https): whether everyone may read the description of the
     /// API, which contains the administrators' routes.
     pub serve_docs: bool,
+    /// See [`BuyerPrices`].
+    pub buyer_prices: BuyerPrices,
+    /// `MAX_PENDING_PER_USER` (default 20, 0: no limit): orders of one buyer that wait for a payment. A buyer's further order
+    /// is refused; a backend's is not. Requests at one moment may pass the limit together.
+    pub pending_per_user: i64,
     /// `REQUESTS_PER_ADDRESS` (default 1200, 0: no limit): requests per minute from one address, except those with an API
     /// key. `REQUESTS_PER_USER` (default 600): of one user. `REQUESTS_PER_KEY` (default 6000): with one API key.
     pub per_minute: PerMinute,
@@ -110,9 +116,14 @@ impl Settings {
         let per_address = env.parse_or("REQUESTS_PER_ADDRESS", 1200, a_minute);
         let per_user = env.parse_or("REQUESTS_PER_USER", 600, a_minute);
         let per_key = env.parse_or("REQUESTS_PER_KEY", 6000, a_minute);
+        let buyer_prices = BuyerPrices::from_env(env);
+        let pending =
+            env.parse_or("MAX_PENDING_PER_USER", 20_u16, "set it to a number of orders, or to 0 for no limit");
         let serve_docs = env.switch("SERVE_DOCS", !public_url.as_deref().is_some_and(is_https));
         Some(Settings {
             serve_docs,
+            buyer_prices: buyer_prices?,
+            pending_per_user: pending?.into(),
             public_url: public_url?,
             return_url_origins: return_url_origins?,
             cors_origins: cors_origins?,
@@ -155,7 +166,9 @@ fn is_https(url: &str) -> bool {
 pub fn seal_keys(env: &mut Env) -> Option<Option<SealKeys>> {
     let keys = SealKeys::from_env(env)?;
     if keys.is_none() {
-        warn!("SEAL_KEY is not set: no credential is stored for when a gateway gives no fresh one");
+        warn!(
+            "SEAL_KEY is not set: no credential is stored for when a gateway gives no fresh one, and no API key signs offers"
+        );
     }
     Some(keys)
 }

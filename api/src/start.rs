@@ -7,7 +7,7 @@ use broker::{AmqpConfig, Publisher, PublisherOptions, PublisherState};
 use domain::{KeyEnvironment, PaymentMethod};
 use gateway::Gateways;
 use runtime::clock::Clock;
-use runtime::env::{ConfigFaults, Env};
+use runtime::env::{ConfigFaults, Env, Fault};
 use runtime::error_chain::chain;
 use runtime::health::{Checks, OpsConfig};
 use runtime::http_server::{Door, Friends, HttpLimits, serve_http};
@@ -92,6 +92,11 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
     let callbacks = callbacks.and_then(|listener| faults.take(listener));
     let ops = ops.and_then(|listener| faults.take(listener));
 
+    let any = settings.as_ref().is_some_and(|settings| settings.buyer_prices.any);
+    if any && gateways.as_ref().is_some_and(|gateways| !gateways.are_simulated()) {
+        let wrong = "`any` lets a buyer name the price, and an account is not a simulator's";
+        faults.push(Fault::new("BUYER_PRICES", wrong, "leave `any` out, or set BUYER_PRICES_ANY_UNTIL for a while"));
+    }
     if let (Some(db), Some(gateways)) = (&db, &gateways) {
         faults.take(store::start::check_accounts(db, gateways).await);
     }
@@ -107,13 +112,14 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
         let (token_keys, authenticator, view_tokens) = tokens?;
         let clock = Clock::system();
         let of_keys = gateways.clone();
-        let api_keys = ApiKeys::new(move || environment(&of_keys), clock);
+        let seal = seal?.map(Arc::new);
+        let api_keys = ApiKeys::new(move || environment(&of_keys), clock).with_seal(seal.clone());
         let app = App {
             writer: OrderWriter::start(db.clone()),
             intake: Intake::new(publisher.clone(), db.clone(), clock),
             hub: Hub::new(settings.streams, stop.clone()),
             hints: Hints::default(),
-            seal: seal?,
+            seal,
             refused_accounts: RefusedAccounts::default(),
             db,
             accounts: Arc::new(gateways.clone()),

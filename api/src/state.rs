@@ -50,7 +50,7 @@ pub struct App {
     /// Brings the checks of orders forward whose buyers wait for a payment to appear.
     pub hints: Hints,
     /// The keys that encrypt stored credentials. `None`: no credential is stored.
-    pub seal: Option<SealKeys>,
+    pub seal: Option<Arc<SealKeys>>,
     /// The refusals of our accounts that were reported recently.
     pub refused_accounts: RefusedAccounts,
     /// The requests in flight that create something.

@@ -6,16 +6,18 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use domain::{ApiKeyId, ApiKeyText, KeyEnvironment};
+use domain::{ApiKeyId, ApiKeyText, KeyEnvironment, Scope};
 use runtime::clock::Clock;
 use runtime::error_chain::chain;
+use runtime::seal::SealKeys;
+use secrecy::SecretString;
 use sqlx::PgPool;
 use store::DbError;
 use store::connect::in_time;
-use store::tables::api_keys::{self, ActiveKey, KeyUse};
+use store::tables::api_keys::{self, ActiveKey, KeyUse, SealedSecret, offer_secret_place};
 use time::OffsetDateTime;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +42,8 @@ pub struct ApiKeys {
     /// Keys of another environment are refused. It can change while the process runs, with the accounts.
     environment: Box<dyn Fn() -> KeyEnvironment + Send + Sync>,
     clock: Clock,
+    /// Opens the secrets of offers. `None`: no key signs offers.
+    seal: Option<Arc<SealKeys>>,
     held: RwLock<Held>,
     used: Mutex<HashMap<ApiKeyId, OffsetDateTime>>,
     /// Limits the lines about keys that prove nothing.
@@ -56,9 +60,16 @@ enum Refusal {
     Proved(&'static str),
 }
 
+/// A secret that signs offers.
+struct OfferSecret {
+    text: SecretString,
+    until: Option<OffsetDateTime>,
+}
+
 #[derive(Default)]
 struct Held {
     keys: HashMap<ApiKeyId, ActiveKey>,
+    offers: HashMap<ApiKeyId, Vec<OfferSecret>>,
     version: Option<i64>,
     /// When the version was last known to be current: the moment before it was read.
     current_at: Option<Instant>,
@@ -68,7 +79,13 @@ impl ApiKeys {
     /// Keys of the environment of the moment; none is known yet.
     pub fn new(environment: impl Fn() -> KeyEnvironment + Send + Sync + 'static, clock: Clock) -> ApiKeys {
         let (environment, unproved) = (Box::new(environment), Few::new(UNPROVED));
-        ApiKeys { environment, clock, held: RwLock::default(), used: Mutex::default(), unproved }
+        ApiKeys { environment, clock, seal: None, held: RwLock::default(), used: Mutex::default(), unproved }
+    }
+
+    /// Accepts offers that the keys' own secrets for offers sign.
+    #[must_use]
+    pub fn with_seal(self, seal: Option<Arc<SealKeys>>) -> ApiKeys {
+        ApiKeys { seal, ..self }
     }
 
     /// The caller who holds this key, if the key is accepted from `address`. A refusal is logged with its reason.
@@ -118,6 +135,42 @@ impl ApiKeys {
         }
         self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(key.id, now);
         Ok(Caller::new(Identity::Key(key.id), active.scopes.without_people()))
+    }
+
+    /// The secrets with which this key signs offers now. None, if the key is not active or may not create orders.
+    ///
+    /// # Errors
+    /// [`ApiError::KeysUnavailable`].
+    pub fn offer_secrets(&self, id: ApiKeyId) -> Result<Vec<SecretString>, ApiError> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        if held.current_at.is_none_or(|at| at.elapsed() > FRESH) {
+            return Err(ApiError::KeysUnavailable);
+        }
+        let now = self.clock.now();
+        let counts = |key: &&ActiveKey| {
+            let is_on_time = key.expires_at.is_none_or(|end| now < end);
+            is_on_time && key.scopes.contains(Scope::Orders) && key.environment == (self.environment)()
+        };
+        let secrets = held.keys.get(&id).filter(counts).and_then(|_| held.offers.get(&id));
+        let current = secrets.into_iter().flatten().filter(|secret| secret.until.is_none_or(|until| now < until));
+        Ok(current.map(|secret| secret.text.clone()).collect())
+    }
+
+    /// Opens the secrets of offers. One that does not open is left out, and its offers are refused.
+    fn opened(&self, keys: &[ActiveKey]) -> HashMap<ApiKeyId, Vec<OfferSecret>> {
+        let secrets = |key: &ActiveKey| {
+            let id = key.id.to_string();
+            let open = |secret: &SealedSecret| {
+                let bytes = self.seal.as_ref()?.open(&offer_secret_place(&id), &secret.sealed).ok();
+                let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+                if text.is_none() {
+                    warn!(key_id = %key.id, "The offer secret of API key {} does not open: is SEAL_KEY the key that sealed it?", key.id);
+                }
+                Some(OfferSecret { text: text?.into(), until: secret.until })
+            };
+            (key.id, key.offer_secrets.iter().filter_map(open).collect())
+        };
+        keys.iter().filter(|key| !key.offer_secrets.is_empty()).map(secrets).collect()
     }
 
     /// Why a key with the right secret is not accepted.
@@ -177,6 +230,7 @@ impl ApiKeys {
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(keys) = fresh {
             info!(keys = keys.len(), "Loaded the changed API keys");
+            held.offers = self.opened(&keys);
             held.keys = keys.into_iter().map(|key| (key.id, key)).collect();
             held.version = Some(version);
         }

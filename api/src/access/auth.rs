@@ -1,5 +1,6 @@
 //! Authenticates the holders of JWT bearer tokens. Each token is signed by a key that we know, and the key determines the
-//! algorithm and the issuer, never the token. There are three issuers: of buyers, of services, and of staff.
+//! algorithm and the issuer, never the token. There are three issuers: of buyers, of services, and of staff. The keys of
+//! offers are held here as well, and no bearer token is checked with them.
 
 use std::collections::HashSet;
 use std::sync::{PoisonError, RwLock};
@@ -18,11 +19,12 @@ use tokio::time::Instant;
 use tracing::info;
 
 use crate::access::caller::{Caller, Identity};
+use crate::access::offers;
 use crate::answer::problem::ApiError;
 use crate::answer::rarely::Few;
 
 /// How far the clocks of issuer and service may differ.
-const LEEWAY_S: u64 = 30;
+pub(super) const LEEWAY_S: u64 = 30;
 
 /// How long a bearer token may live from its `iat`, unless the operator sets another time.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -42,11 +44,13 @@ pub enum Issuer {
     Services,
     /// The issuer for people who work for the merchant.
     Staff,
+    /// The issuer for the merchant's backends, when it signs offers. An offer is no bearer token.
+    Offers,
 }
 
 impl Issuer {
-    /// Every issuer. A token is tried with the keys of each.
-    const ALL: [Issuer; 3] = [Issuer::Buyers, Issuer::Services, Issuer::Staff];
+    /// The issuers of bearer tokens. A token is tried with the keys of each.
+    const OF_BEARERS: [Issuer; 3] = [Issuer::Buyers, Issuer::Services, Issuer::Staff];
 }
 
 /// Checks bearer tokens with the given keys.
@@ -57,6 +61,8 @@ pub struct Authenticator {
     user_admins_until: u64,
     /// Whether a subject may have more than [`UserId::SHORT`] characters.
     long_user_ids: bool,
+    /// The `aud` of offers.
+    offer_audience: String,
     /// Limits the lines about tokens without a valid signature.
     unproved: Few,
 }
@@ -67,9 +73,9 @@ pub struct Key {
     issuer: Issuer,
     /// The key's name. `None`: a shared secret, which has no name.
     kid: Option<String>,
-    key: DecodingKey,
+    pub(super) key: DecodingKey,
     /// Allows exactly one algorithm.
-    validation: Validation,
+    pub(super) validation: Validation,
     /// The time until which the key is accepted, in seconds since 1970. `None`: without end.
     until: Option<u64>,
 }
@@ -131,6 +137,7 @@ impl Authenticator {
             max_age: MAX_AGE,
             user_admins_until: 0,
             long_user_ids: false,
+            offer_audience: String::new(),
             unproved: Few::new(UNPROVED),
         }
     }
@@ -180,6 +187,23 @@ impl Authenticator {
         self.long_user_ids
     }
 
+    /// Accepts offers with the audience that belongs to this audience of tokens.
+    #[must_use]
+    pub fn with_offers_to(self, audience: &str) -> Authenticator {
+        Authenticator { offer_audience: offers::audience(audience), ..self }
+    }
+
+    /// The `aud` of offers.
+    pub fn offer_audience(&self) -> &str {
+        &self.offer_audience
+    }
+
+    /// What `read` makes of the keys of an issuer that fit a header.
+    pub(super) fn with_keys_for<R>(&self, issuer: Issuer, header: &Header, read: impl FnOnce(&[&Key]) -> R) -> R {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        read(&choose(&keys, issuer, header, get_current_timestamp()))
+    }
+
     /// Replaces all keys with these.
     pub fn put(&self, keys: Vec<Key>) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
@@ -213,9 +237,13 @@ impl Authenticator {
         let header = decode_header(token).map_err(|_| {
             Refused::unproved("it is not a JWT, or its alg is unknown, or its header has a member twice")
         })?;
+        if offers::is_offer(&header) {
+            return Err(Refused::unproved("it is an offer, which names no caller"));
+        }
         let now = get_current_timestamp();
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        let chosen: Vec<&Key> = Issuer::ALL.iter().flat_map(|issuer| choose(&keys, *issuer, &header, now)).collect();
+        let chosen: Vec<&Key> =
+            Issuer::OF_BEARERS.iter().flat_map(|issuer| choose(&keys, *issuer, &header, now)).collect();
         if chosen.is_empty() {
             return Err(Refused::unproved(no_key(&header)));
         }
@@ -260,6 +288,7 @@ impl Authenticator {
                 Ok(Caller::buyer(subject))
             }
             Issuer::Services => Ok(Caller::new(Identity::Service(subject), scopes.without_people())),
+            Issuer::Offers => Err(Refused::because("its key is for offers")),
             Issuer::Staff => {
                 let signed_in = claims.auth_time.as_ref().and_then(seconds);
                 let signed_in =
@@ -339,7 +368,7 @@ fn choose<'k>(keys: &'k [Key], issuer: Issuer, header: &Header, now: u64) -> Vec
 }
 
 /// A `NumericDate` (RFC 7519, section 2) in whole seconds. `None` for a time before 1970.
-fn seconds(at: &Number) -> Option<u64> {
+pub(super) fn seconds(at: &Number) -> Option<u64> {
     at.as_u64().or_else(|| at.as_f64().filter(|at| (0.0..1e15).contains(at)).map(|at| at as u64))
 }
 

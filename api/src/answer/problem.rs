@@ -7,7 +7,7 @@ use axum::Json;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use domain::{NotOffered, Scope};
+use domain::{NotOffered, OrderId, Scope};
 use gateway::GatewayError;
 use serde::Serialize;
 use serde_json::Value;
@@ -108,6 +108,37 @@ pub enum ApiError {
     /// The method or the scene is switched off, or the amount is outside the limits.
     #[error("{0}")]
     NotOffered(NotOffered),
+    /// The price has no voucher that counts here: neither a backend, nor an offer, nor the catalogue.
+    #[error(
+        "a buyer does not name the price: send an offer that the merchant's backend signed, name a product of the \
+         catalogue without a price, or let the backend place the order (BUYER_PRICES)"
+    )]
+    PriceNotVouched,
+    /// The offer is not one that counts here; the log says why.
+    #[error("the offer is not valid")]
+    OfferInvalid,
+    /// The offer was valid and has expired.
+    #[error("the offer has expired; get a new one")]
+    OfferExpired,
+    /// Another order of the purchase is not closed.
+    #[error("the purchase has an open order; close it before you place another one")]
+    PurchaseOpen {
+        /// Whether an offer names the purchase, or the merchant's number.
+        by_offer: bool,
+        /// The order, if the caller may see it.
+        order_id: Option<OrderId>,
+    },
+    /// An order of the purchase is paid.
+    #[error("the purchase is paid")]
+    PurchaseUsed {
+        /// Whether an offer names the purchase, or the merchant's number.
+        by_offer: bool,
+        /// The order, if the caller may see it.
+        order_id: Option<OrderId>,
+    },
+    /// The buyer has too many orders that wait for a payment.
+    #[error("{0} orders of this user wait for a payment; pay or close one of them")]
+    TooManyPending(i64),
     /// The order is paid, so it cannot be closed.
     #[error("the order is paid; request a refund instead")]
     OrderAlreadyPaid,
@@ -195,6 +226,9 @@ pub struct Problem {
     /// The amount that can still be refunded, in yuan; only with `refund_too_much`.
     #[serde(skip_serializing_if = "Option::is_none")]
     refundable_amount: Option<String>,
+    /// The order of the purchase; only with `offer_has_open_order`, `offer_used` and their like of a merchant's number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order_id: Option<String>,
     /// The smallest order amount, in yuan; only with `amount_out_of_range`.
     #[serde(skip_serializing_if = "Option::is_none")]
     min_amount: Option<String>,
@@ -258,6 +292,14 @@ impl ApiError {
             ApiError::NotOffered(NotOffered::Method(_)) => (StatusCode::CONFLICT, "method_disabled"),
             ApiError::NotOffered(NotOffered::Scene(_)) => (StatusCode::CONFLICT, "scene_disabled"),
             ApiError::NotOffered(NotOffered::Amount { .. }) => (StatusCode::CONFLICT, "amount_out_of_range"),
+            ApiError::PriceNotVouched => (StatusCode::FORBIDDEN, "price_not_vouched"),
+            ApiError::OfferInvalid => (StatusCode::BAD_REQUEST, "offer_invalid"),
+            ApiError::OfferExpired => (StatusCode::BAD_REQUEST, "offer_expired"),
+            ApiError::PurchaseOpen { by_offer: true, .. } => (StatusCode::CONFLICT, "offer_has_open_order"),
+            ApiError::PurchaseOpen { .. } => (StatusCode::CONFLICT, "merchant_order_no_has_open_order"),
+            ApiError::PurchaseUsed { by_offer: true, .. } => (StatusCode::CONFLICT, "offer_used"),
+            ApiError::PurchaseUsed { .. } => (StatusCode::CONFLICT, "merchant_order_no_used"),
+            ApiError::TooManyPending(_) => (StatusCode::CONFLICT, "too_many_pending_orders"),
             ApiError::OrderAlreadyPaid => (StatusCode::CONFLICT, "order_already_paid"),
             ApiError::OrderNotFound => (StatusCode::NOT_FOUND, "order_not_found"),
             ApiError::OrderNotPayable(_) => (StatusCode::CONFLICT, "order_not_payable"),
@@ -303,9 +345,14 @@ impl ApiError {
             ApiError::NotOffered(NotOffered::Amount { min, max }) => (Some(min.to_string()), Some(max.to_string())),
             _ => (None, None),
         };
+        let order_id = match self {
+            ApiError::PurchaseOpen { order_id, .. } | ApiError::PurchaseUsed { order_id, .. } => *order_id,
+            _ => None,
+        };
+        let order_id = order_id.map(|id| id.to_string());
         let (kind, title, status) = (format!("/problems/{code}"), self.to_string(), status.as_u16());
         let gateway_code = self.gateway_code();
-        Problem { kind, title, status, code, errors, gateway_code, refundable_amount, min_amount, max_amount }
+        Problem { kind, title, status, code, errors, gateway_code, refundable_amount, order_id, min_amount, max_amount }
     }
 
     /// The gateway's own code, if it is about the order.

@@ -24,6 +24,9 @@ pub trait Accounts: Send + Sync {
     /// See [`Gateways::is_production`].
     fn is_production(&self, method: PaymentMethod, account: &AccountName) -> bool;
 
+    /// See [`Gateways::are_simulated`].
+    fn are_simulated(&self) -> bool;
+
     /// See [`Gateways::scenes`].
     fn scenes(&self, method: PaymentMethod) -> Vec<Scene>;
 }
@@ -44,6 +47,10 @@ impl Accounts for Gateways {
 
     fn is_production(&self, method: PaymentMethod, account: &AccountName) -> bool {
         Gateways::is_production(self, method, account)
+    }
+
+    fn are_simulated(&self) -> bool {
+        Gateways::are_simulated(self)
     }
 
     fn scenes(&self, method: PaymentMethod) -> Vec<Scene> {

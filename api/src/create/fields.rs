@@ -35,9 +35,19 @@ impl Fields {
         Ok(Fields { members, faults: Vec::new() })
     }
 
+    /// A member that is not read yet. `null` counts as absent.
+    pub fn peek(&self, name: &str) -> Option<&Value> {
+        self.members.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Whether a member is there that is not read yet.
+    pub fn has(&self, name: &str) -> bool {
+        self.peek(name).is_some()
+    }
+
     /// Reads a member that must be present.
     pub fn required<T>(&mut self, name: &str, read: impl FnOnce(&Value) -> Result<T, String>) -> Option<T> {
-        if self.members.get(name).is_none_or(Value::is_null) {
+        if !self.has(name) {
             self.fault(name, "is required");
         }
         self.optional(name, read)

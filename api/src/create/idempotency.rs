@@ -229,6 +229,8 @@ pub struct Answer {
     row: String,
     saved: SavedAnswer,
     replayed: bool,
+    /// Whether the row was there before the request. The key is not in use then.
+    found: bool,
 }
 
 impl Answer {
@@ -236,12 +238,18 @@ impl Answer {
     pub fn replayed(known: KnownKey) -> Option<Answer> {
         let saved =
             SavedAnswer { answer: known.answer?, refused_with: known.refused_with, expires_at: known.expires_at };
-        Some(Answer { row: known.ref_id.to_string(), saved, replayed: true })
+        Some(Answer { row: known.ref_id.to_string(), saved, replayed: true, found: false })
     }
 
     /// An answer that was just saved, and the row that it is about.
     pub fn fresh(row: String, saved: SavedAnswer) -> Answer {
-        Answer { row, saved, replayed: false }
+        Answer { row, saved, replayed: false, found: false }
+    }
+
+    /// An answer about a row that was there before. It is not saved: a repeat looks for the row again.
+    pub fn found(row: String, answer: Value, expires_at: OffsetDateTime) -> Answer {
+        let saved = SavedAnswer { answer, refused_with: None, expires_at };
+        Answer { row, saved, replayed: false, found: true }
     }
 
     /// Whether it is a refusal.
@@ -249,18 +257,19 @@ impl Answer {
         self.saved.refused_with.is_some()
     }
 
-    /// `created` is the status of a success, `at` the path below which its row is found.
+    /// `created` is the status of a success that created a row, `at` the path below which its row is found.
     pub fn into_response(self, created: StatusCode, at: &str) -> Response {
         let mut headers = HeaderMap::new();
         let expires = self.saved.expires_at.format(&Rfc3339).ok().and_then(|text| HeaderValue::try_from(text).ok());
-        headers.extend(expires.map(|expires| (EXPIRES, expires)));
+        headers.extend(expires.filter(|_| !self.found).map(|expires| (EXPIRES, expires)));
         headers.extend(self.replayed.then_some((REPLAYED, HeaderValue::from_static("true"))));
         let refused = self.saved.refused_with.and_then(|status| StatusCode::from_u16(status.unsigned_abs()).ok());
         match refused {
             Some(status) => (headers, problem::render(status, self.saved.answer)).into_response(),
             None => {
                 let location = [(LOCATION, format!("{at}/{}", self.row))];
-                (created, location, headers, Json(self.saved.answer)).into_response()
+                let status = if self.found { StatusCode::OK } else { created };
+                (status, location, headers, Json(self.saved.answer)).into_response()
             }
         }
     }

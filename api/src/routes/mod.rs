@@ -109,6 +109,8 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(config::get))
         .routes(routes!(config::change))
         .routes(routes!(config::changes))
+        .routes(routes!(admin::catalogue::list))
+        .routes(routes!(admin::catalogue::put))
         .routes(routes!(payment_methods::list))
 }
 

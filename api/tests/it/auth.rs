@@ -20,7 +20,7 @@ use crate::callers::{key as api_key, send};
 use crate::support::Log;
 use crate::world::{Answer, SECRET, Setup, VIEW_SECRET, World, claimed, minted};
 
-fn key(name: &str) -> String {
+pub fn private_key(name: &str) -> String {
     let keys = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/gateway/tests/fixtures/vectors/keys");
     std::fs::read_to_string(keys.join(name)).unwrap()
 }
@@ -92,7 +92,7 @@ async fn tokens_that_prove_nothing_are_refused(db: PgPool) {
         format!("{header}.{}.", URL_SAFE_NO_PAD.encode(claims(json!({})).to_string()))
     };
     let good = minted(&claims(json!({})), SECRET);
-    let public_key_as_secret = minted(&claims(json!({})), &key("wx_merchant_public.pem"));
+    let public_key_as_secret = minted(&claims(json!({})), &private_key("wx_merchant_public.pem"));
     let view = ViewTokens::new(&VIEW_SECRET.into());
     let view = view.mint(OrderId::from_u128(1), Clock::system().now()).unwrap();
     let good_claims = claims(json!({})).to_string();
@@ -187,8 +187,8 @@ async fn an_expired_token_says_so_after_the_leeway(db: PgPool) {
 }
 
 /// A JWKS with the public half of one RSA key, changed a little.
-fn jwks(kid: Option<&str>, change: impl Fn(&mut Value)) -> String {
-    let private = EncodingKey::from_rsa_pem(key("wx_merchant_private_pkcs8.pem").as_bytes()).unwrap();
+pub fn jwks(kid: Option<&str>, change: impl Fn(&mut Value)) -> String {
+    let private = EncodingKey::from_rsa_pem(private_key("wx_merchant_private_pkcs8.pem").as_bytes()).unwrap();
     let mut jwk = Jwk::from_encoding_key(&private, Algorithm::RS256).unwrap();
     jwk.common.key_id = kid.map(str::to_owned);
     jwk.common.public_key_use = Some(PublicKeyUse::Signature);
@@ -200,7 +200,7 @@ fn jwks(kid: Option<&str>, change: impl Fn(&mut Value)) -> String {
 fn by_rsa(kid: Option<&str>, algorithm: Algorithm, pem: &str) -> String {
     let mut header = Header::new(algorithm);
     header.kid = kid.map(str::to_owned);
-    encode(&header, &claims(json!({})), &EncodingKey::from_rsa_pem(key(pem).as_bytes()).unwrap()).unwrap()
+    encode(&header, &claims(json!({})), &EncodingKey::from_rsa_pem(private_key(pem).as_bytes()).unwrap()).unwrap()
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -227,7 +227,7 @@ async fn keys_of_a_jwks_are_chosen_by_name_and_keep_their_algorithm(db: PgPool) 
         request_with(&world, &by_rsa(kid, algorithm, pem)).await.is(401, "token_invalid");
     }
     // The classic: the public key, which everybody has, taken for a shared secret.
-    for text in [key("wx_merchant_public.pem"), jwks(Some("k1"), |_| {})] {
+    for text in [private_key("wx_merchant_public.pem"), jwks(Some("k1"), |_| {})] {
         let mut header = Header::new(Algorithm::HS256);
         header.kid = Some("k1".to_owned());
         let forged = encode(&header, &claims(json!({})), &EncodingKey::from_secret(text.as_bytes())).unwrap();

@@ -27,7 +27,7 @@ pub async fn send(world: &World, token: &str, method: Method, path: &str, body: 
 }
 
 /// Waits until it is so; the keys are read twice a second.
-async fn until(is_so: impl AsyncFn() -> bool) {
+pub async fn until(is_so: impl AsyncFn() -> bool) {
     let end = std::time::Instant::now() + Duration::from_secs(30);
     while !is_so().await {
         assert!(std::time::Instant::now() < end, "it is not so");

@@ -175,7 +175,9 @@ fn request(operation: &Operation, filling: &Filling, ids: &[String]) -> Option<R
                 path = path.replace(&format!("{{{name}}}"), &ids[usize::from(filling.who) % ids.len()])
             }
             ("path", value) => {
-                path = path.replace(&format!("{{{name}}}"), &encoded(value.as_deref().unwrap_or("x")));
+                // Without text it would be another path.
+                let text = value.as_deref().filter(|text| !text.is_empty()).unwrap_or("x");
+                path = path.replace(&format!("{{{name}}}"), &encoded(text));
             }
             ("query", Some(value)) => query.push(format!("{name}={}", encoded(value))),
             ("header", None) if filling.good => headers.push((name.clone(), format!("k-{}", filling.who))),

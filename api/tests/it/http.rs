@@ -206,10 +206,13 @@ async fn the_description_of_a_new_order_is_what_is_read(db: PgPool) {
     let world = World::new(db).await;
     let description = world.send(get("/openapi.json")).await.json();
     let schema = &description["components"]["schemas"]["CreateOrder"];
+    // What an offer or the catalogue may fix is required where neither does.
+    let terms = ["product_type", "subject", "amount"];
     let mut all = serde_json::Map::new();
     for name in schema["properties"].as_object().unwrap().keys() {
         all.insert(name.clone(), json!({ "not": "valid" }));
     }
+    all.remove("offer");
     let answer = world.create("u1", "k", &json!(all)).await.json();
     let unknown =
         answer["errors"].as_array().unwrap().iter().filter(|e| e["message"].as_str().unwrap().contains("not a field"));
@@ -219,5 +222,7 @@ async fn the_description_of_a_new_order_is_what_is_read(db: PgPool) {
         missing["errors"].as_array().unwrap().iter().map(|e| e["field"].as_str().unwrap()).collect();
     let required: Vec<&str> =
         schema["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
-    assert_eq!(missing, required);
+    assert_eq!(missing, [&terms[..], &required].concat());
+    let offer = world.create("u1", "k", &json!({ "offer": 7 })).await.json();
+    assert_eq!(offer["errors"][0]["field"], "offer");
 }

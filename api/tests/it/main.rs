@@ -19,6 +19,7 @@ mod fuzz;
 mod http;
 mod limits;
 mod lists;
+mod offers;
 mod pages;
 mod reading;
 mod refund_failures;

@@ -40,6 +40,10 @@ impl Accounts for Staged {
         self.is_production
     }
 
+    fn are_simulated(&self) -> bool {
+        !self.is_production
+    }
+
     fn scenes(&self, method: PaymentMethod) -> Vec<Scene> {
         GATEWAYS.scenes(method)
     }

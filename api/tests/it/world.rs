@@ -24,6 +24,7 @@ use payment_api::access::api_keys::ApiKeys;
 use payment_api::access::auth::{Authenticator, Claimed, Issuer};
 use payment_api::access::callers::{Callers, KnownCallers};
 use payment_api::access::limits::{Limits, PerMinute};
+use payment_api::access::prices::BuyerPrices;
 use payment_api::access::tokens::Tokens;
 use payment_api::access::view_token::ViewTokens;
 use payment_api::config::Settings;
@@ -96,6 +97,8 @@ impl Default for Setup {
             requests_in_hand: 0,
             streams_per_user: 0,
             serve_docs: true,
+            buyer_prices: BuyerPrices { offer: true, catalogue: true, any: true, any_until: u64::MAX },
+            pending_per_user: 0,
             per_minute: PerMinute { per_address: 0, per_user: 0, per_key: 0 },
         };
         let authenticator = Authenticator::new().with_secret(&SECRET.into(), &claimed());
@@ -138,6 +141,7 @@ impl World {
         if setup.broker_is_there() {
             publisher.ready().await;
         }
+        let seal = setup.seal.map(Arc::new);
         let app = Arc::new(App {
             db: db.clone(),
             in_hand: Arc::new(setup.settings.in_hand()),
@@ -151,12 +155,12 @@ impl World {
             intake: Intake::new(publisher, db.clone(), setup.clock),
             tokens: Tokens::new(
                 setup.authenticator,
-                ApiKeys::new(|| KeyEnvironment::Test, setup.clock),
+                ApiKeys::new(|| KeyEnvironment::Test, setup.clock).with_seal(seal.clone()),
                 ViewTokens::new(&VIEW_SECRET.into()),
             ),
             hub: Hub::new(setup.settings.streams, stop.clone()),
             hints: Default::default(),
-            seal: setup.seal,
+            seal: seal.clone(),
             refused_accounts: Default::default(),
             turns: Arc::default(),
             strikes: Default::default(),

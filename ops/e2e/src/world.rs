@@ -175,6 +175,8 @@ impl World {
             .env("PUBLIC_URL", &public_url)
             .env("JWT_HS256_SECRET", &shop.jwt_secret)
             .env("USER_ADMIN_TOKENS_UNTIL", in_a_day())
+            .env("BUYER_PRICES", "any,offer,catalogue")
+            .env("MAX_PENDING_PER_USER", "0")
             .env("VIEW_TOKEN_SECRET", &view_token_secret)
             .env("SEAL_KEY", &seal_key)
             .env("RETURN_URL_ORIGINS", "https://shop.example.com");

@@ -44,6 +44,10 @@ fn view(order: &Outline) -> Value {
     json!({
         "id": order.id.to_string(),
         "order_no": order.order_no.as_str(),
+        "merchant_order_no": order.merchant_order_no.as_ref().map(|number| number.as_str()),
+        "vouched_by": order.vouched_by.map(|by| by.as_str()),
+        "voucher": order.voucher,
+        "offer_id": order.offer_id.as_ref().map(|id| id.as_str()),
         "user_id": order.user_id.as_str(),
         "product_type": order.product_type.as_str(),
         "subject": order.subject.as_str(),

@@ -9,6 +9,7 @@ use paymentctl::place::{Place, operator};
 use paymentctl::{audit, cases, deploy, doctor, events, explain, keys, token};
 use runtime::clock::Clock;
 use runtime::env::Env;
+use runtime::seal::SealKeys;
 use runtime::telemetry;
 
 /// Operates a running payment service: cases and dead letters, events, API keys, the timeline of one order, the log
@@ -20,7 +21,8 @@ use runtime::telemetry;
 ///
 /// It works on the database of DATABASE_URL, with its own role (payment_ctl; `paymentctl database-roles` grants its
 /// rights). Only the doctor reads GATEWAYS_FILE, AMQP_URL, REDIS_URL and RABBITMQ_MANAGEMENT_URL. The command `token`
-/// reads JWT_HS256_SECRET, JWT_ISSUER, JWT_AUDIENCE and MAX_TOKEN_AGE, and no database (see .env.example).
+/// reads JWT_HS256_SECRET, JWT_ISSUER, JWT_AUDIENCE and MAX_TOKEN_AGE, and no database; `keys offer-secret` reads SEAL_KEY
+/// as well (see .env.example).
 ///
 /// Exit status: 0 when everything is done; 1 when something failed, is left over, or the doctor found a fault; 2
 /// when the command line is wrong.
@@ -111,12 +113,23 @@ async fn run(cli: &Cli, command: &Operate) -> Result<Answer, Problem> {
         }
         Operate::Keys(command) => {
             let operator = who(cli, &mut env)?;
-            keys::run(&Place::open(&mut env).await?, command, operator.as_deref()).await
+            let place = Place::open(&mut env).await?;
+            let seal = seal_keys(&mut env)?;
+            keys::run(&place, command, operator.as_deref(), seal.as_ref()).await
         }
         Operate::Token(token) => token::run(env, token, Clock::system().now()),
         Operate::Audit(command) => audit::run(&Place::open(&mut env).await?, command).await,
         Operate::Explain { number } => explain::run(&Place::open(&mut env).await?, number).await,
     }
+}
+
+/// `SEAL_KEY`, if it is set.
+fn seal_keys(env: &mut Env) -> Result<Option<SealKeys>, Problem> {
+    SealKeys::from_env(env).ok_or_else(|| {
+        let faults = std::mem::replace(env, Env::of([])).into_faults();
+        let said: Vec<String> = faults.0.iter().map(ToString::to_string).collect();
+        Problem::usage(said.join("\n       "), "every variable is in .env.example")
+    })
 }
 
 /// The operator's name, if one is given.

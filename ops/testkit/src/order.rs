@@ -1,6 +1,6 @@
 //! An order with which a test can start.
 
-use domain::{AccountName, Money, OrderNo, PaymentMethod, ProductType, Scene, Subject, UserId};
+use domain::{AccountName, Money, OrderNo, PaymentMethod, ProductType, Purchase, Scene, Subject, UserId};
 use runtime::clock::Clock;
 use serde_json::json;
 use store::tables::idempotency_keys::NewKey;
@@ -25,6 +25,7 @@ pub fn new_order() -> NewOrder {
         scene: Scene::Native,
         account: AccountName::parse("main").expect("an account"),
         expires_at: now + Duration::minutes(30),
+        purchase: Purchase::OF_BUYER,
         client_ip: None,
         metadata: json!({ "cart": 7 }),
         prepay: json!({}),

@@ -140,10 +140,18 @@ impl ApiKeySecret {
 
     /// The text of the key, for the merchant's backend.
     pub fn text(&self, environment: KeyEnvironment, id: ApiKeyId) -> SecretString {
-        let start = format!("{PREFIX}{environment}_{id}_");
+        self.text_after(&format!("{PREFIX}{environment}_{id}_"))
+    }
+
+    /// The text of a secret that signs offers, `os_` and 64 hex digits. All of it is the key of HS256.
+    pub fn offer_text(&self) -> SecretString {
+        self.text_after(OFFER_PREFIX)
+    }
+
+    fn text_after(&self, start: &str) -> SecretString {
         // Of its full length from the start: a string that grows leaves copies behind.
         let mut text = String::with_capacity(start.len() + 2 * SECRET);
-        text.push_str(&start);
+        text.push_str(start);
         for byte in self.0.expose_secret() {
             text.push(hex_digit(byte >> 4));
             text.push(hex_digit(byte & 15));
@@ -161,6 +169,8 @@ impl fmt::Debug for ApiKeySecret {
 
 /// The start of every key, by which scanners for leaked secrets find it.
 const PREFIX: &str = "sk_";
+/// The start of every secret of offers, for the same.
+const OFFER_PREFIX: &str = "os_";
 
 /// What the text of a key says. It claims an id; only a stored digest proves the claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

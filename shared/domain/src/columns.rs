@@ -17,6 +17,7 @@ use crate::money::Money;
 use crate::order::{ExtraState, OrderStatus};
 use crate::order_no::{OrderNo, ProductType, RefundNo, Subject, TradeNo};
 use crate::payment_method::{PaymentMethod, Scene};
+use crate::purchase::{MerchantOrderNo, OfferId, VouchedBy};
 use crate::refund::{RefundOrigin, RefundStatus};
 use crate::verdict::{CaseKind, CaseStatus, Verdict};
 
@@ -81,6 +82,8 @@ id_column!(ApiKeyId, CaseId, OrderId, RefundId, TransactionId);
 text_column! {
     AccountName: |text| Ok(AccountName::parse(text)?), ToString::to_string;
     ApiKeyName: |text| Ok(ApiKeyName::parse(text)?), ToString::to_string;
+    MerchantOrderNo: |text| Ok(MerchantOrderNo::parse(text)?), ToString::to_string;
+    OfferId: |text| Ok(OfferId::parse(text)?), ToString::to_string;
     OrderNo: |text| Ok(OrderNo::parse(text)?), ToString::to_string;
     ProductType: |text| Ok(ProductType::parse(text)?), ToString::to_string;
     RefundNo: |text| Ok(RefundNo::parse(text)?), ToString::to_string;
@@ -99,6 +102,7 @@ text_column! {
     RefundOrigin: |text| Ok(text.parse()?), ToString::to_string;
     RefundStatus: |text| Ok(text.parse()?), ToString::to_string;
     Verdict: |text| Ok(text.parse()?), ToString::to_string;
+    VouchedBy: |text| Ok(text.parse()?), ToString::to_string;
 }
 
 /// `numeric(10,2)` yuan in the column, fen in `Money`.

@@ -2,6 +2,7 @@
 
 use crate::ids::OrderId;
 use crate::order_no::{OrderNo, RefundNo, TradeNo};
+use crate::purchase::MerchantOrderNo;
 
 /// How a path names an order: by our id, or by another number behind the name of its kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,6 +11,8 @@ pub enum OrderRef {
     Id(OrderId),
     /// `order_no:…`: our number for the gateways.
     OrderNo(OrderNo),
+    /// `merchant_order_no:…`: the merchant's number. A purchase can have several orders, one of which is not closed.
+    MerchantOrderNo(MerchantOrderNo),
     /// `trade_no:…`: the gateway's number of a payment of the order. Two orders can have one, at two gateways.
     TradeNo(TradeNo),
     /// `refund_no:…`: our number of a refund of the order.
@@ -18,11 +21,11 @@ pub enum OrderRef {
 
 /// The text does not name an order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("an order's id (32 lower-case hex digits), or order_no:…, trade_no:… or refund_no:…")]
+#[error("an order's id (32 lower-case hex digits), or order_no:…, merchant_order_no:…, trade_no:… or refund_no:…")]
 pub struct OrderRefError;
 
 impl OrderRef {
-    /// Reads an id, or a number behind `order_no:`, `trade_no:` or `refund_no:`.
+    /// Reads an id, or a number behind the name of its kind, such as `order_no:`.
     ///
     /// # Errors
     /// [`OrderRefError`] for an unknown kind of number, or a number that its kind cannot be.
@@ -32,6 +35,7 @@ impl OrderRef {
         };
         let named = match kind {
             "order_no" => OrderNo::parse(number).ok().map(OrderRef::OrderNo),
+            "merchant_order_no" => MerchantOrderNo::parse(number).ok().map(OrderRef::MerchantOrderNo),
             "trade_no" => TradeNo::parse(number).ok().map(OrderRef::TradeNo),
             "refund_no" => RefundNo::parse(number).ok().map(OrderRef::RefundNo),
             _ => None,
@@ -54,6 +58,8 @@ mod tests {
         let trade_no = OrderRef::TradeNo(TradeNo::parse("a:b").unwrap());
         assert_eq!(OrderRef::parse("trade_no:a:b"), Ok(trade_no));
         assert!(matches!(OrderRef::parse("refund_no:R1"), Ok(OrderRef::RefundNo(_))));
+        let number = OrderRef::MerchantOrderNo(MerchantOrderNo::parse("A1:b".to_owned()).unwrap());
+        assert_eq!(OrderRef::parse("merchant_order_no:A1:b"), Ok(number));
     }
 
     #[test]
@@ -71,7 +77,8 @@ mod tests {
             "refund_no:a-b",
             "ORDER_NO:ORD_0001",
             "id:0193a1b2c3d47e5f8899aabbccddeeff",
-            "merchant_order_no:A1",
+            "merchant_order_no:",
+            "merchant_order_no:A 1",
             &long,
         ] {
             assert_eq!(OrderRef::parse(text), Err(OrderRefError), "{text}");

@@ -12,6 +12,9 @@ pub enum DbError {
     /// A conflict with another transaction: repeat the whole transaction.
     #[error("another transaction was in the way")]
     Again(#[source] sqlx::Error),
+    /// Another order of the purchase is not closed, so there can be no other one now.
+    #[error("another order of the purchase is not closed")]
+    PurchaseTaken(#[source] sqlx::Error),
     /// A constraint refused the row.
     #[error("constraint {0} refused the row")]
     Constraint(String),
@@ -95,6 +98,8 @@ const SURROUNDINGS: [&str; 10] = ["08", "28", "3D", "3F", "42", "53", "57", "58"
 /// Single codes of the same sort. 25006: after a failover we are on a replica; 25P03: idle in transaction, the connection is
 /// dead; 26000: a prepared statement that a pooler does not know.
 const SURROUNDINGS_ALONE: [&str; 4] = ["25006", "25P03", "26000", "55000"];
+/// The indexes that let a purchase have one order that is not closed.
+const ONE_ORDER: [&str; 2] = ["payment_orders_purchase_by_number", "payment_orders_purchase_by_offer"];
 /// A plan from before a migration. Of the same sort, and the next connection has none.
 const STALE_PLAN: &str = "0A000";
 
@@ -119,6 +124,9 @@ impl From<sqlx::Error> for DbError {
                     DbError::Unavailable(error)
                 }
                 Some("40001" | "40P01" | "55P03" | "57014") => DbError::Again(error),
+                Some("23505") if refusal.constraint().is_some_and(|name| ONE_ORDER.contains(&name)) => {
+                    DbError::PurchaseTaken(error)
+                }
                 Some(code) if code.starts_with("23") => {
                     DbError::Constraint(refusal.constraint().unwrap_or("unnamed").to_owned())
                 }

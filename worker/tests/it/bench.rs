@@ -140,6 +140,12 @@ impl Bench {
     /// A pending order that its gateway knows: a QR code at either.
     pub async fn offered(&self, method: PaymentMethod) -> Order {
         let order = self.world.pending_order(method, "8.88").await;
+        self.offer(order).await
+    }
+
+    /// Makes the gateway know a pending order.
+    pub async fn offer(&self, order: Order) -> Order {
+        let method = order.payment_method;
         let gateway = self.checks.gateways.get(method, &order.account).unwrap();
         let wanted = PrepayOrder {
             order_no: order.order_no.clone(),

@@ -18,6 +18,7 @@ mod open_accounts;
 mod outside;
 mod people;
 mod planted;
+mod purchases;
 mod refund_waits;
 mod refunding;
 mod refunds;

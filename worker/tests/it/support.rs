@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use domain::message::callback::Callback;
-use domain::{AccountName, Money, OrderStatus, PaymentMethod, Scene};
+use domain::{AccountName, MerchantOrderNo, Money, OrderStatus, PaymentMethod, Purchase, Scene, VouchedBy};
 use gateway::{Gateways, callback_headers};
 use gateway_sim::keys::SimKeys;
 use gateway_sim::ledger::{Product, Trade};
@@ -37,13 +37,30 @@ impl World {
     }
 
     pub async fn order_of(&self, method: PaymentMethod, account: &str, yuan: &str) -> Order {
-        let new = NewOrder {
+        self.created(NewOrder {
             amount: Money::from_yuan(yuan).unwrap(),
             payment_method: method,
             scene: if method == PaymentMethod::Alipay { Scene::Page } else { Scene::Native },
             account: AccountName::parse(account).unwrap(),
             ..testkit::new_order()
+        })
+        .await
+    }
+
+    /// An order of a purchase that the merchant has numbered.
+    pub async fn order_of_purchase(&self, method: PaymentMethod, number: &str) -> Order {
+        let purchase = Purchase {
+            vouched_by: VouchedBy::Backend,
+            voucher: Some("key 0123456789abcdef".to_owned()),
+            merchant_order_no: Some(MerchantOrderNo::parse(number).unwrap()),
+            offer_id: None,
         };
+        let scene = if method == PaymentMethod::Alipay { Scene::Page } else { Scene::Native };
+        let new = testkit::new_order();
+        self.created(NewOrder { payment_method: method, scene, purchase, ..new }).await
+    }
+
+    async fn created(&self, new: NewOrder) -> Order {
         assert!(matches!(
             orders::create(&self.db, std::slice::from_ref(&new)).await.unwrap()[..],
             [Created::Unanswered]

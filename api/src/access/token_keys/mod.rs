@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::access::auth::{Authenticator, Claimed, Issuer, Key, MAX_AGE};
+use crate::access::offers;
+use crate::access::until::until;
 use crate::access::view_token::{ViewKeys, ViewTokens};
 
 /// How often the files are checked for a change.
@@ -77,7 +79,10 @@ impl TokenKeys {
             audience: env.optional("JWT_AUDIENCE").unwrap_or_else(|| "payment-api".to_owned()),
         };
         let age = max_token_age(env);
-        let user_admins_until = user_admins_until(env);
+        // `USER_ADMIN_TOKENS_UNTIL` (default: never): until this time, at most 90 days ahead, tokens of the users' issuer
+        // with the scope `payments:admin` name people, as in earlier releases.
+        let allowed = "any token of the users' issuer with the scope payments:admin names a person";
+        let user_admins_until = until(env, "USER_ADMIN_TOKENS_UNTIL", allowed);
         // `LONG_USER_IDS` (default off): accept user ids of up to 64 characters, and not only of 32.
         let long_user_ids = env.switch("LONG_USER_IDS", false);
         let services = other_issuer(env, Issuer::Services, SERVICE_JWT);
@@ -119,6 +124,7 @@ impl TokenKeys {
                 let authenticator = Authenticator::new().with_keys(bearer).with_max_age(keys.longest);
                 let authenticator = authenticator.with_user_admins_until(user_admins_until.unwrap_or_default());
                 let authenticator = authenticator.with_long_user_ids(long_user_ids);
+                let authenticator = authenticator.with_offers_to(&keys.claimed.audience);
                 Some((keys, authenticator, ViewTokens::with_keys(view)))
             }
             Ok((_, None)) => None,
@@ -181,6 +187,12 @@ impl TokenKeys {
         }
         for other in &self.others {
             bearer.extend(faults.take(read_jwks(other.name, &other.jwks, &other.claimed)).into_iter().flatten());
+            // The service issuer's keys sign offers as well, with an audience of their own.
+            if other.claimed.of == Issuer::Services {
+                let audience = offers::audience(&self.claimed.audience);
+                let claimed = Claimed { of: Issuer::Offers, audience, ..other.claimed.clone() };
+                bearer.extend(faults.take(read_jwks(other.name, &other.jwks, &claimed)).into_iter().flatten());
+            }
         }
         let mut view: Option<ViewKeys> = None;
         for secret in self.view.iter().flatten() {
@@ -265,32 +277,6 @@ fn other_issuer(env: &mut Env, of: Issuer, names: Names) -> Option<OtherIssuer> 
     let issuer = env.required(names.issuer, "set it to the `iss` of these tokens");
     let audience = env.required(names.audience, "set it to the `aud` of these tokens");
     Some(OtherIssuer { name: names.jwks, claimed: Claimed { of, issuer: issuer?, audience: audience? }, jwks })
-}
-
-/// How far ahead a switch for callers of an earlier release may lie.
-const SWITCH_DAYS: i64 = 90;
-
-/// `USER_ADMIN_TOKENS_UNTIL` (default: never): until this time, at most 90 days ahead, tokens of the users' issuer with
-/// the scope `payments:admin` name people, as in earlier releases. In seconds since 1970; 0 if it is not set.
-fn user_admins_until(env: &mut Env) -> Option<u64> {
-    const NAME: &str = "USER_ADMIN_TOKENS_UNTIL";
-    const HINT: &str = "set it to a time at most 90 days ahead, such as 2026-12-31T00:00:00Z, or leave it out";
-    let Some(text) = env.optional(NAME) else { return Some(0) };
-    let Ok(at) = OffsetDateTime::parse(&text, &Rfc3339) else {
-        env.fault(NAME, format!("{text:?} is not an RFC 3339 time"), HINT);
-        return None;
-    };
-    let (at, now) = (at.unix_timestamp(), i64::try_from(jsonwebtoken::get_current_timestamp()).unwrap_or(i64::MAX));
-    if at > now.saturating_add(SWITCH_DAYS * 24 * 3600) {
-        env.fault(NAME, format!("{text} is more than 90 days ahead"), HINT);
-        return None;
-    }
-    if at <= now {
-        warn!("{NAME} has passed: tokens of users no longer name people. Remove it");
-    } else {
-        warn!("Until {text} any token of the users' issuer with the scope payments:admin names a person ({NAME})");
-    }
-    u64::try_from(at).ok().or(Some(0))
 }
 
 /// `MAX_TOKEN_AGE`: a number and `s`, `m` or `h`, from a minute to 30 days.

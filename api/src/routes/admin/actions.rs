@@ -253,6 +253,7 @@ async fn fulfil(
         return Err(ApiError::ActionUnfit(match not_done.refusal()? {
             NotHonoured::NoPayment => "this trade brought the order no payment",
             NotHonoured::AnotherAmount => "the payment is of another amount than the order",
+            NotHonoured::AnotherOrder => "another order of the purchase is open or paid",
             NotHonoured::NotClosed => "the order is not closed",
             NotHonoured::Returned => "the payment has been returned, or is on its way back",
             NotHonoured::NotThere | NotHonoured::NotBooked => "the gateway must be queried about the payment",

@@ -2,6 +2,7 @@
 
 pub mod actions;
 pub mod cases;
+pub mod catalogue;
 pub mod config;
 pub mod orders;
 pub mod refunds;

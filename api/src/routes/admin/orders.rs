@@ -124,6 +124,8 @@ pub struct OrderRow {
     id: String,
     /// Our number for the gateways.
     order_no: String,
+    /// The merchant's own number of the purchase.
+    merchant_order_no: Option<String>,
     /// What the buyer reads.
     subject: String,
     /// What kind of thing is sold.
@@ -166,6 +168,7 @@ impl OrderRow {
         OrderRow {
             id: order.id.to_string(),
             order_no: order.order_no.to_string(),
+            merchant_order_no: order.merchant_order_no.map(String::from),
             subject: order.subject.to_string(),
             product_type: order.product_type.to_string(),
             user_id: order.user_id.to_string(),

@@ -19,8 +19,8 @@ use crate::state::App;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Wanted {
-    /// Any number: the id of an order, a refund, a case, an event or a user; `order_no`, `trade_no`, `refund_no`, or the
-    /// gateway's number of a refund. Of the last four, the first 8 characters or more are enough.
+    /// Any number: the id of an order, a refund, a case, an event or a user; `order_no`, `merchant_order_no`,
+    /// `trade_no`, `refund_no`, or the gateway's number of a refund. Of the last five, the first 8 characters or more are enough.
     #[param(value_type = String, example = "4200002219202611")]
     number: Option<String>,
 }
@@ -44,8 +44,8 @@ pub struct HitView {
     id: String,
     /// The order that it is, or is about. Null for a user, and where no order is known.
     order_id: Option<String>,
-    /// Which of its numbers matched: `order_id` `order_no` `trade_no` `refund_id` `refund_no` `gateway_refund_no`
-    /// `case_id` `event_id` `user_id`, or `subject_ref`: a case is about this number.
+    /// Which of its numbers matched: `order_id` `order_no` `merchant_order_no` `trade_no` `refund_id` `refund_no`
+    /// `gateway_refund_no` `case_id` `event_id` `user_id`, or `subject_ref`: a case is about this number.
     #[schema(example = "trade_no")]
     matched: &'static str,
     /// The whole number.

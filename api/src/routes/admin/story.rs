@@ -77,6 +77,14 @@ pub struct StoryOrder {
     id: String,
     /// Our number for the gateways.
     order_no: String,
+    /// The merchant's own number of the purchase.
+    merchant_order_no: Option<String>,
+    /// Who vouches for the terms: `backend` `offer` `catalogue` `buyer`. Null: an order of an earlier release.
+    vouched_by: Option<String>,
+    /// Which backend or issuer of offers that is.
+    voucher: Option<String>,
+    /// The offer by which it was placed.
+    offer_id: Option<String>,
     /// The buyer.
     user_id: String,
     /// What kind of thing is sold.
@@ -133,6 +141,10 @@ impl StoryOrder {
         StoryOrder {
             id: order.id.to_string(),
             order_no: order.order_no.to_string(),
+            merchant_order_no: order.merchant_order_no.as_ref().map(ToString::to_string),
+            vouched_by: order.vouched_by.map(|by| by.to_string()),
+            voucher: order.voucher.clone(),
+            offer_id: order.offer_id.as_ref().map(ToString::to_string),
             user_id: order.user_id.to_string(),
             product_type: order.product_type.to_string(),
             subject: order.subject.to_string(),

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use domain::{AccountName, Money, PaymentMethod, ProductType, Scene, Subject, UserId};
+use domain::{
+    AccountName, MerchantOrderNo, Money, PaymentMethod, ProductType, Purchase, Scene, Subject, UserId, VouchedBy,
+};
 use gateway::{Gateway, NoAccount};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -22,6 +23,7 @@ use crate::answer::problem::ApiError;
 use crate::answer::rarely::Few;
 use crate::create::accounts::Accounts;
 use crate::create::fields::{Fields, money, one_of, text};
+use crate::routes::orders::vouch::{Fixed, Vouched};
 
 /// Seconds from the creation of an order to the last moment to pay it.
 const EXPIRES_IN: std::ops::RangeInclusive<i64> = 300..=604_800;
@@ -37,16 +39,24 @@ static UNKNOWN_BUYERS: Few = Few::new(1);
 /// A new order.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct CreateOrder {
-    /// The kind of product: 1 to 32 characters of `[0-9A-Za-z_.-]`. The fulfilment event contains it.
+    /// From a buyer: what the merchant's backend signed for this purchase, a JWS of the type `offer+jwt`. It names the
+    /// product, the price and what else the order is about, so the request does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offer: Option<String>,
+    /// The kind of product: 1 to 32 characters of `[0-9A-Za-z_.-]`. The fulfilment event contains it. A product of the
+    /// catalogue has its title and price there, so the request of a buyer names neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "membership")]
-    pub product_type: String,
+    pub product_type: Option<String>,
     /// The title that the buyer reads: 1 to 256 characters, at least one of them visible, without control characters;
     /// at Alipay also without `/`, `=` and `&`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "Premium, one month")]
-    pub subject: String,
+    pub subject: Option<String>,
     /// In yuan, greater than zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "12.34")]
-    pub amount: String,
+    pub amount: Option<String>,
     /// `alipay` or `wechat`.
     #[schema(example = "alipay")]
     pub payment_method: String,
@@ -65,6 +75,11 @@ pub struct CreateOrder {
     /// The URL that the buyer's browser returns to; its origin must be on the service's list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_url: Option<String>,
+    /// The merchant's own number of the purchase: only from the merchant's backend. 1 to 64 printable ASCII characters. A
+    /// purchase has at most one order that is not closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "A1002", min_length = 1, max_length = 64)]
+    pub merchant_order_no: Option<String>,
     /// The user who owns the order: only from the merchant's backend, which must state it. 1 to 64 printable ASCII
     /// characters, as the `sub` of the user's tokens; more than 32 only with `LONG_USER_IDS`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,6 +112,17 @@ pub struct OrderRequest {
     pub gateway: Arc<dyn Gateway>,
     pub return_url: Option<String>,
     pub metadata: Value,
+    /// Who vouches for the terms, and what names the purchase.
+    pub purchase: Purchase,
+}
+
+/// What is sold, and for how much.
+struct Terms {
+    product_type: Option<ProductType>,
+    subject: Option<Subject>,
+    amount: Option<Money>,
+    metadata: Option<Value>,
+    purchase: Purchase,
 }
 
 /// Who sends the request of an order, and from where.
@@ -112,17 +138,22 @@ impl OrderRequest {
     /// # Errors
     /// [`ApiError::InvalidFields`] with every fault, or what is wrong with the body as a whole.
     pub fn parse(
-        body: &Bytes,
+        mut fields: Fields,
+        vouched: Vouched,
         sender: Sender<'_>,
         origins: &[Origin],
         accounts: &dyn Accounts,
     ) -> Result<OrderRequest, ApiError> {
-        let mut fields = Fields::parse(body)?;
         let user_id = owner(&mut fields, sender);
-        let product_type = fields.required("product_type", text(ProductType::parse));
-        let subject = fields.required("subject", text(Subject::title));
-        let amount = fields.required("amount", money);
-        let payment_method = fields.required("payment_method", text(method));
+        let payable_at = match &vouched {
+            Vouched::Fixed(fixed) => fixed.methods.clone(),
+            Vouched::Body(_) => None,
+        };
+        let Terms { product_type, subject, amount, metadata, purchase } = match vouched {
+            Vouched::Fixed(fixed) => Terms::fixed(&mut fields, *fixed),
+            Vouched::Body(purchase) => Terms::stated(&mut fields, purchase),
+        };
+        let payment_method = fields.required("payment_method", text(|name| method(name, payable_at.as_deref())));
         if let Some(unfit) = subject.as_ref().zip(payment_method).and_then(|(subject, at)| subject.unfit_at(at)) {
             fields.fault("subject", unfit);
         }
@@ -133,7 +164,6 @@ impl OrderRequest {
         let is_real = gateway.as_ref().is_some_and(|to| accounts.is_production(to.method(), to.account()));
         let client_ip = client_ip(&mut fields, sender, scene, is_real);
         let return_url = fields.optional("return_url", text(|url| return_url(&url, origins)));
-        let metadata = fields.optional("metadata", metadata);
         fields.finish()?;
         let request = || {
             Some(OrderRequest {
@@ -149,10 +179,51 @@ impl OrderRequest {
                 gateway: gateway?,
                 return_url,
                 metadata: metadata.unwrap_or_else(|| json!({})),
+                purchase,
             })
         };
         // A missing field was recorded as a fault, so `finish` has already returned an error.
         request().ok_or_else(|| ApiError::InvalidFields(Vec::new()))
+    }
+}
+
+impl Terms {
+    /// The terms in the body of the request.
+    fn stated(fields: &mut Fields, purchase: Purchase) -> Terms {
+        let number = match purchase.vouched_by {
+            VouchedBy::Backend => fields.optional("merchant_order_no", text(MerchantOrderNo::parse)),
+            _ => fields.optional("merchant_order_no", only_from_a_backend),
+        };
+        let _: Option<String> =
+            fields.optional("offer", |_| Err("is for buyers, where BUYER_PRICES has `offer`".into()));
+        Terms {
+            product_type: fields.required("product_type", text(ProductType::parse)),
+            subject: fields.required("subject", text(Subject::title)),
+            amount: fields.required("amount", money),
+            metadata: fields.optional("metadata", metadata),
+            purchase: Purchase { merchant_order_no: number, ..purchase },
+        }
+    }
+
+    /// Terms that the request does not name. It would be ambiguous if it did.
+    fn fixed(fields: &mut Fields, fixed: Fixed) -> Terms {
+        let by_offer = fixed.purchase.vouched_by == VouchedBy::Offer;
+        let by = if by_offer { "is fixed by the offer" } else { "is fixed by the catalogue" };
+        for name in ["subject", "amount", "metadata", "merchant_order_no"] {
+            let _: Option<String> = fields.optional(name, |_| Err(by.to_owned()));
+        }
+        let _: Option<String> =
+            fields.optional("product_type", |_| if by_offer { Err(by.to_owned()) } else { Ok(String::new()) });
+        if let Err(wrong) = metadata(&fixed.metadata) {
+            fields.fault("offer", format!("its metadata {wrong}"));
+        }
+        Terms {
+            product_type: Some(fixed.product_type),
+            subject: Some(fixed.subject),
+            amount: Some(fixed.amount),
+            metadata: Some(fixed.metadata),
+            purchase: fixed.purchase,
+        }
     }
 }
 
@@ -220,8 +291,11 @@ fn only_from_a_backend<T>(_: &Value) -> Result<T, String> {
     Err("is only for the merchant's backend".to_owned())
 }
 
-fn method(text: String) -> Result<PaymentMethod, String> {
-    text.parse().map_err(|_| one_of(PaymentMethod::ALL.iter().map(|method| method.as_str())))
+/// A gateway; one of these, if an offer names them.
+fn method(text: String, payable_at: Option<&[PaymentMethod]>) -> Result<PaymentMethod, String> {
+    let offered = payable_at.unwrap_or(PaymentMethod::ALL);
+    let method = text.parse().ok().filter(|method| offered.contains(method));
+    method.ok_or_else(|| one_of(offered.iter().map(|method| method.as_str())))
 }
 
 /// A scene of the gateway, or of any gateway if the gateway is not known.

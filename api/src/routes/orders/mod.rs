@@ -5,6 +5,7 @@ mod close;
 mod place;
 mod stream;
 mod view;
+mod vouch;
 
 use std::sync::Arc;
 
@@ -45,15 +46,25 @@ use place::Placement;
 /// number. The same holds after `gateway_misconfigured`, but the merchant must correct something first.
 /// `order_unusable` is final, and the order is being closed: a new order needs a new key. After `order_not_payable`,
 /// read the order, because it may be paid. A request that was refused with 400 has used no key.
+///
+/// A buyer does not name the price. An `offer` that the merchant's backend signed fixes what is sold, or the catalogue has
+/// the `product_type`; `BUYER_PRICES` of the service says which. Otherwise the answer is `price_not_vouched`. The
+/// merchant's backend names `subject` and `amount` itself.
+///
+/// A purchase, which an offer or a `merchant_order_no` names, has one order that is not closed. A request that describes
+/// this order gets it with 200 and a fresh credential, and uses no key. Another way to pay, or another price, gets
+/// `…_has_open_order` with the `order_id`: close that order first. Once one is paid, the answer is `…_used`.
 #[utoipa::path(
     post, path = "/v1/orders", tag = "orders", request_body = CreateOrder,
     security(("bearer" = []), ("backend" = ["payments:orders"])),
     params(("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters, fresh for each order")),
     responses(
+        (status = 200, description = "The order that the purchase has already, and what the buyer needs", body = PayableOrder),
         (status = 201, description = "The order and what the buyer needs", body = PayableOrder),
-        (status = 400, description = "`invalid_fields` (all of them), `malformed_json`, `idempotency_key_required`, `idempotency_key_invalid`", body = Problem),
+        (status = 400, description = "`invalid_fields` (all of them), `malformed_json`, `idempotency_key_required`, `idempotency_key_invalid`, `offer_invalid`, `offer_expired`", body = Problem),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 409, description = "`method_disabled`, `scene_disabled`, `amount_out_of_range` (with `min_amount` and `max_amount`), `request_in_flight`, `order_unusable` (with `gateway_code`), `order_not_payable`", body = Problem),
+        (status = 403, description = "`price_not_vouched`: a buyer named the price; `scope_missing`", body = Problem),
+        (status = 409, description = "`method_disabled`, `scene_disabled`, `amount_out_of_range` (with `min_amount` and `max_amount`), `request_in_flight`, `order_unusable` (with `gateway_code`), `order_not_payable`, `offer_has_open_order`, `offer_used`, `merchant_order_no_has_open_order`, `merchant_order_no_used` (these four with `order_id`), `too_many_pending_orders`", body = Problem),
         (status = 413, description = "`body_too_large`", body = Problem),
         (status = 415, description = "`unsupported_media_type`", body = Problem),
         (status = 422, description = "`idempotency_key_reused`", body = Problem),

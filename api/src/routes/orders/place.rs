@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use domain::message::job::{CheckRequest, JobRequest};
 use domain::message::schedule::CHECKS;
-use domain::{OrderId, OrderNo, OrderNoError, OrderStatus};
+use domain::{OrderId, OrderNo, OrderNoError, OrderStatus, first_id_at};
 use gateway::{Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest};
 use runtime::crash::{self, Point};
 use runtime::error_chain::chain;
@@ -23,12 +23,17 @@ use tracing::{Span, info};
 use super::body::{OrderRequest, Sender};
 use super::close::request_close_and_check;
 use super::view::{OrderView, PayableOrder, created};
+use super::vouch::vouched;
 use crate::access::caller::Identity;
 use crate::answer::problem::{ApiError, FieldFault};
 use crate::create::credentials;
+use crate::create::fields::Fields;
 use crate::create::idempotency::{Answer, Earlier, Hold, Request, in_flight};
 use crate::create::numbers::{dated, microseconds};
 use crate::state::App;
+
+/// No order that is older waits for a payment: `expires_in` is a week at most.
+const PENDING: Duration = Duration::days(8);
 
 /// Everything that placing an order needs, owned: the work continues when the client has gone.
 pub struct Placement {
@@ -45,11 +50,11 @@ impl Placement {
         let began = Instant::now();
         let App { turns, db, clock, .. } = self.app.as_ref();
         let _turn = self.request.turn(turns, db, clock).await?;
-        let drafted = self.draft();
+        let drafted = self.draft().await;
         let labels = drafted.as_ref().ok().map(|new| (new.payment_method.as_str(), new.scene.as_str()));
         let judged = match drafted {
             Ok(new) => self.judge(&new).await.map(|()| new),
-            Err(refusal) => Err(refusal),
+            Err(refusal) => Err(refusal.into()),
         };
         let done = self.place(judged, began).await;
         if let Some((method, scene)) = labels {
@@ -61,21 +66,36 @@ impl Placement {
         done.map(|(_, answer)| answer)
     }
 
-    /// Checks that buyers may currently choose this payment method, scene and amount.
-    async fn judge(&self, new: &NewOrder) -> Result<(), ApiError> {
-        let config = self.app.cache.config.get(&self.app.db).await?;
-        config.check(new.payment_method, new.scene, new.amount).map_err(ApiError::NotOffered)
+    /// Checks that buyers may currently choose this payment method, scene and amount, that the buyer does not hold too many
+    /// open orders, and that the purchase has no other order.
+    async fn judge(&self, new: &NewOrder) -> Result<(), NotNew> {
+        let App { cache, db, settings, .. } = self.app.as_ref();
+        let config = cache.config.get(db).await.map_err(ApiError::from)?;
+        config.check(new.payment_method, new.scene, new.amount).map_err(ApiError::NotOffered)?;
+        if let Some(order) = orders::of_purchase(db, &new.purchase).await.map_err(ApiError::from)? {
+            return Err(NotNew::Another(Box::new(order), Box::new(new.clone())));
+        }
+        let most = settings.pending_per_user;
+        if most > 0 && matches!(self.identity, Identity::Buyer(_)) {
+            // No order lives longer than a week, so older ones are not pending for long.
+            let first = OrderId::from_u128(first_id_at(new.created_at - PENDING));
+            if orders::pending_of(db, &new.user_id, first, most).await.map_err(ApiError::from)? >= most {
+                return Err(ApiError::TooManyPending(most).into());
+            }
+        }
+        Ok(())
     }
 
     async fn place(
         &self,
-        judged: Result<NewOrder, ApiError>,
+        judged: Result<NewOrder, NotNew>,
         began: Instant,
     ) -> Result<(&'static str, Answer), ApiError> {
         let mut new = match judged {
             Ok(new) => new,
             // A request that was accepted once is not checked again by rules that have changed since.
-            Err(refusal) => return self.resume(began).await?.ok_or(refusal),
+            Err(NotNew::Refused(refusal)) => return self.resume(began).await?.ok_or(refusal),
+            Err(NotNew::Another(order, new)) => return self.instead(*order, &new, began).await,
         };
         Span::current().record("order_id", display(new.id));
         let order = created(&new);
@@ -85,7 +105,15 @@ impl Placement {
         }
         crash::at(Point::OrderDrafted);
         let held_until = new.key.held_until;
-        let made = self.app.writer.create(new).await.map_err(in_flight)?;
+        let named = new.purchase.is_named().then(|| new.clone());
+        let made = match (self.app.writer.create(new).await, named) {
+            // Another request placed it at this moment.
+            (Err(DbError::PurchaseTaken(_)), Some(new)) => {
+                let order = orders::of_purchase(&self.app.db, &new.purchase).await?;
+                return self.instead(order.ok_or(ApiError::RequestInFlight)?, &new, began).await;
+            }
+            (made, _) => made.map_err(in_flight)?,
+        };
         crash::at(Point::OrderPlaced);
         match made {
             Created::Answered(saved) => Ok(("created", Answer::fresh(order.id.to_string(), saved))),
@@ -97,6 +125,27 @@ impl Placement {
             // So an order exists, unless the key expired at this very moment.
             Created::Taken => self.resume(began).await?.ok_or(ApiError::RequestInFlight),
         }
+    }
+
+    /// The answer to a request whose purchase has an order already: the first answer, if this request placed it, or else
+    /// that order, if it is the one that the request describes.
+    async fn instead(&self, order: Order, new: &NewOrder, began: Instant) -> Result<(&'static str, Answer), ApiError> {
+        if let Some(earlier) = self.resume(began).await? {
+            return Ok(earlier);
+        }
+        Span::current().record("order_id", display(order.id));
+        let by_offer = new.purchase.offer_id.is_some();
+        let may_see = order.user_id == new.user_id || !matches!(self.identity, Identity::Buyer(_));
+        let order_id = may_see.then_some(order.id);
+        if order.status.was_paid() {
+            return Err(ApiError::PurchaseUsed { by_offer, order_id });
+        }
+        let is_open = order.expires_at > new.created_at && order.close_requested_at.is_none();
+        if !is_open || !is_same(&order, new) {
+            return Err(ApiError::PurchaseOpen { by_offer, order_id });
+        }
+        let answer = value(renewed(&self.app, &order).await?)?;
+        Ok(("found", Answer::found(order.id.to_string(), answer, new.expires_at)))
     }
 
     /// The answer, if the credential needs no call to the gateway. The answer is then written together with the order,
@@ -127,11 +176,14 @@ impl Placement {
     }
 
     /// The order as it will be written; nothing is written yet.
-    fn draft(&self) -> Result<NewOrder, ApiError> {
+    async fn draft(&self) -> Result<NewOrder, ApiError> {
         let app = &self.app;
+        let mut fields = Fields::parse(&self.body)?;
+        let vouched = vouched(app, &self.identity, &mut fields).await?;
         let long_user_ids = app.tokens.bearer.takes_long_user_ids();
         let sender = Sender { identity: &self.identity, address: self.client_ip, long_user_ids };
-        let request = OrderRequest::parse(&self.body, sender, &app.settings.return_url_origins, app.accounts.as_ref())?;
+        let origins = &app.settings.return_url_origins;
+        let request = OrderRequest::parse(fields, vouched, sender, origins, app.accounts.as_ref())?;
         let (method, scene, account) = (request.payment_method, request.scene, request.gateway.account().clone());
 
         let id = app.clock.fresh_id();
@@ -162,6 +214,7 @@ impl Placement {
             scene,
             account,
             expires_at,
+            purchase: request.purchase,
             client_ip: request.client_ip,
             metadata: request.metadata,
             prepay: serde_json::to_value(prepay).map_err(|error| ApiError::Internal(error.into()))?,
@@ -171,6 +224,28 @@ impl Placement {
             answer: None,
         })
     }
+}
+
+/// Why a request creates no order.
+enum NotNew {
+    /// It is refused.
+    Refused(ApiError),
+    /// The purchase has this order. The other one is what the request would have created.
+    Another(Box<Order>, Box<NewOrder>),
+}
+
+impl From<ApiError> for NotNew {
+    fn from(refusal: ApiError) -> NotNew {
+        NotNew::Refused(refusal)
+    }
+}
+
+/// Whether an order is the one that a request describes. A buyer who has chosen another way to pay closes it first.
+fn is_same(order: &Order, new: &NewOrder) -> bool {
+    let chosen = (order.payment_method, order.scene, &order.account) == (new.payment_method, new.scene, &new.account);
+    let sold = (&order.product_type, &order.subject, order.amount) == (&new.product_type, &new.subject, new.amount);
+    let number = order.merchant_order_no == new.purchase.merchant_order_no;
+    chosen && sold && number && order.user_id == new.user_id && order.metadata == new.metadata
 }
 
 /// Requests the first credential of an order from the gateway, with the parameters that were fixed when it was placed.
@@ -203,7 +278,7 @@ pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
         jobs::request(&app.db, &JobRequest::Check(order.id, CheckRequest::default()), Duration::ZERO).await?;
         return Err(ApiError::OrderNotPayable(ended));
     }
-    let last = credentials::last(&app.db, app.seal.as_ref(), order, app.clock.now()).await?;
+    let last = credentials::last(&app.db, app.seal.as_deref(), order, app.clock.now()).await?;
     let outcome = if last.is_some() { "kept" } else { "none" };
     metrics::counter!("credentials_refused_total", "gateway" => order.payment_method.as_str(), "answered" => outcome)
         .increment(1);
@@ -240,7 +315,7 @@ async fn offer(app: &App, order: &Order) -> Result<Offer, ApiError> {
     match gateway.prepay(&stored(order)?, now).await {
         Ok(payment) => {
             if let Some(lives) = gateway.credential_lives(order.scene) {
-                credentials::store(&app.db, app.seal.as_ref(), order, &payment, (now, lives)).await;
+                credentials::store(&app.db, app.seal.as_deref(), order, &payment, (now, lives)).await;
             }
             Ok(Offer::Made(payment))
         }
@@ -323,6 +398,7 @@ fn outcome(error: &ApiError) -> &'static str {
         ApiError::GatewayUnavailable(_) => "gateway_unavailable",
         ApiError::GatewayMisconfigured(_) => "misconfigured",
         ApiError::GatewayProtocol(_) => "gateway_protocol",
+        ApiError::PurchaseOpen { .. } | ApiError::PurchaseUsed { .. } => "conflict",
         ApiError::IdempotencyKeyReused | ApiError::RequestInFlight => "conflict",
         _ => "failed",
     }

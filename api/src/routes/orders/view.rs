@@ -15,6 +15,8 @@ pub struct OrderView {
     pub id: String,
     /// The number that both gateways use for it.
     pub order_no: String,
+    /// The merchant's own number of the purchase, if there is one.
+    pub merchant_order_no: Option<String>,
     /// As created.
     pub product_type: String,
     /// As created.
@@ -70,6 +72,7 @@ impl OrderView {
         OrderView {
             id: order.id.to_string(),
             order_no: order.order_no.to_string(),
+            merchant_order_no: order.merchant_order_no.as_ref().map(ToString::to_string),
             product_type: order.product_type.to_string(),
             subject: order.subject.to_string(),
             amount: order.amount.to_string(),
@@ -132,6 +135,10 @@ pub fn created(new: &NewOrder) -> Order {
         close_requested_at: None,
         extra_state: None,
         extra_amount: None,
+        merchant_order_no: new.purchase.merchant_order_no.clone(),
+        vouched_by: Some(new.purchase.vouched_by),
+        voucher: new.purchase.voucher.clone(),
+        offer_id: new.purchase.offer_id.clone(),
         metadata: new.metadata.clone(),
         prepay: new.prepay.clone(),
         version: 1,

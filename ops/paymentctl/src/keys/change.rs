@@ -106,15 +106,15 @@ pub(super) async fn revoke(place: &Place, change: &Change, operator: Option<&str
     Ok(Answer::done(lines(&[format!("revoked {what}")]), json!({ "id": change.id.to_string(), "dry_run": false })))
 }
 
-fn title(key: &ApiKey) -> String {
+pub(super) fn title(key: &ApiKey) -> String {
     format!("{} {:?} ({})", key.id, key.name.as_str(), key.environment)
 }
 
-fn allowed(key: &ApiKey, judged: Result<(), KeyRefusal>) -> Result<(), Problem> {
+pub(super) fn allowed(key: &ApiKey, judged: Result<(), KeyRefusal>) -> Result<(), Problem> {
     judged.map_err(|refusal| refused(key.id, &refusal))
 }
 
-fn dry(would: &str, what: &str, id: ApiKeyId) -> Answer {
+pub(super) fn dry(would: &str, what: &str, id: ApiKeyId) -> Answer {
     let text = [format!("{would} {what}"), "nothing was changed; --yes does it".to_owned()];
     Answer::done(lines(&text), json!({ "id": id.to_string(), "dry_run": true }))
 }

@@ -1,9 +1,12 @@
-//! `paymentctl keys`: makes, confirms, lists, rotates and revokes the API keys of the merchant's backend.
+//! `paymentctl keys`: makes, confirms, lists, rotates and revokes the API keys of the merchant's backend, and makes their
+//! secrets for offers.
 //!
-//! A secret is shown once, on standard output. The database holds its digest alone.
+//! A secret is shown once, on standard output. The database holds the digest of a key's secret alone, and a secret for
+//! offers sealed with `SEAL_KEY`.
 
 use clap::Subcommand;
 use domain::{ApiKeyId, ApiKeyState};
+use runtime::seal::SealKeys;
 use serde_json::{Value, json};
 use store::tables::api_keys::{self, ApiKey, KeyRefusal};
 use store::{DbError, NotDone};
@@ -13,6 +16,7 @@ use crate::place::Place;
 
 mod add;
 mod change;
+mod offer_secret;
 
 pub use add::Add;
 pub use change::{Change, Rotate};
@@ -33,6 +37,11 @@ pub enum Command {
     ///
     /// At most two secrets of a key count: one that was replaced before ends at once.
     Rotate(Rotate),
+    /// Give a key a secret that signs offers, and show it, this once.
+    ///
+    /// An offer fixes the price of a buyer's order. A key that has such a secret already gets a new one, and the present
+    /// one counts on for a while. Needs SEAL_KEY of payment-api.
+    OfferSecret(Rotate),
     /// End a key for good, within a second, in all its uses.
     Revoke(Change),
 }
@@ -41,12 +50,18 @@ pub enum Command {
 ///
 /// # Errors
 /// [`Problem`]; then nothing was changed.
-pub async fn run(place: &Place, command: &Command, operator: Option<&str>) -> Result<Answer, Problem> {
+pub async fn run(
+    place: &Place,
+    command: &Command,
+    operator: Option<&str>,
+    seal: Option<&SealKeys>,
+) -> Result<Answer, Problem> {
     match command {
         Command::Add(add) => add::run(place, add, operator).await,
         Command::Confirm(change) => change::confirm(place, change, operator).await,
         Command::List => list(place).await,
         Command::Rotate(rotate) => change::rotate(place, rotate, operator).await,
+        Command::OfferSecret(rotate) => offer_secret::run(place, rotate, operator, seal).await,
         Command::Revoke(change) => change::revoke(place, change, operator).await,
     }
 }
@@ -109,6 +124,7 @@ fn refused(id: ApiKeyId, refusal: &KeyRefusal) -> Problem {
         KeyRefusal::NameTaken => "take another name; a revoked key keeps its own, because the log names it",
         KeyRefusal::Revoked | KeyRefusal::Expired => "that is final: make a new one with `paymentctl keys add`",
         KeyRefusal::NotConfirmed => "another person runs `paymentctl keys confirm`; to take it back, revoke it",
+        KeyRefusal::NoOrders => "take a key with the scope payments:orders",
         KeyRefusal::Active => "nothing is left to confirm",
         KeyRefusal::TakesTwo => "`paymentctl keys add` makes another, and another person confirms it",
         KeyRefusal::SamePerson => "another person runs `paymentctl keys confirm` under their own name",

@@ -4,16 +4,24 @@ use clap::Parser;
 use domain::{ApiKeyId, ApiKeyText, KeyDigest};
 use paymentctl::answer::{Answer, Problem};
 use paymentctl::keys::{self, Command};
+use runtime::env::Env;
+use runtime::seal::SealKeys;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use store::MIGRATOR;
-use store::tables::api_keys;
+use store::tables::api_keys::{self, offer_secret_place};
 
 use crate::world::{line, place, texts};
 
 async fn run_as(db: &PgPool, words: &str, operator: &str) -> Result<Answer, Problem> {
-    keys::run(&place(db), &line::<Command>(words), Some(operator)).await
+    keys::run(&place(db), &line::<Command>(words), Some(operator), Some(&seal())).await
+}
+
+/// A key that seals secrets.
+fn seal() -> SealKeys {
+    let mut env = Env::of([("SEAL_KEY", "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")]);
+    SealKeys::from_env(&mut env).unwrap().unwrap()
 }
 
 async fn run(db: &PgPool, words: &str) -> Result<Answer, Problem> {
@@ -157,6 +165,64 @@ async fn a_key_is_rotated_and_revoked(db: PgPool) {
     assert_eq!(acts, ["key.made", "key.rotated", "key.rotated", "key.rotated", "key.revoked"]);
 }
 
+/// The secrets of offers that count at present, opened as `payment-api` opens them, with whether one has an end.
+async fn offer_secrets(db: &PgPool, id: ApiKeyId) -> Vec<(String, bool)> {
+    let active = api_keys::active(db).await.unwrap();
+    let key = active.iter().find(|key| key.id == id).expect("an active key");
+    let (seal, id) = (seal(), id.to_string());
+    let open = |sealed: &[u8]| String::from_utf8(seal.open(&offer_secret_place(&id), sealed).unwrap()).unwrap();
+    key.offer_secrets.iter().map(|secret| (open(&secret.sealed), secret.until.is_some())).collect()
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_key_gets_secrets_for_its_offers(db: PgPool) {
+    let id = shown(&run(&db, "add --name shop --scopes payments:orders --yes").await.unwrap()).id;
+    let before = everything(&db).await;
+    let dry = run(&db, &format!("offer-secret {id}")).await.unwrap();
+    assert!(dry.secret.is_none() && dry.text.contains("would make a secret for the offers of"), "{dry:?}");
+    assert_eq!(everything(&db).await, before);
+
+    let yes = format!("offer-secret {id} --yes");
+    let text = |answer: &Answer| answer.secret.as_ref().expect("a secret").text.expose_secret().to_owned();
+    let made = run(&db, &yes).await.unwrap();
+    let first = text(&made);
+    assert!(first.starts_with("os_") && made.text.contains("no other one counts"), "{}", made.text);
+    assert!(!made.text.contains(&first) && made.json["offer_secret"].is_null(), "the text is shown by its own line");
+    assert_eq!(offer_secrets(&db, id).await, [(first.clone(), false)]);
+    assert!(!everything(&db).await.contains(&first), "the database never has it");
+
+    let answer = run(&db, &yes).await.unwrap();
+    let second = text(&answer);
+    assert!(answer.text.contains("the one before it counts until 20"), "{}", answer.text);
+    assert_eq!(offer_secrets(&db, id).await, [(second.clone(), false), (first, true)]);
+    // One leaked.
+    let third = text(&run(&db, &format!("{yes} --overlap 0s")).await.unwrap());
+    assert_eq!(offer_secrets(&db, id).await, [(third, false)]);
+    let acts = texts(&db, "select act from audit_log order by id").await;
+    assert_eq!(acts, ["key.made", "key.offer_secret_made", "key.offer_secret_made", "key.offer_secret_made"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_secret_for_offers_needs_a_key_that_orders_and_a_seal(db: PgPool) {
+    let reads = shown(&run(&db, "add --name reads --scopes payments:read --yes").await.unwrap()).id;
+    let orders = shown(&run(&db, "add --name orders --scopes payments:orders --yes").await.unwrap()).id;
+    let gone = shown(&run(&db, "add --name gone --scopes payments:orders --yes").await.unwrap()).id;
+    run(&db, &format!("revoke {gone} --yes")).await.unwrap();
+    let before = everything(&db).await;
+    for (id, said) in [
+        (reads, "payments:orders"),
+        (gone, "the key is revoked"),
+        (ApiKeyId::from_bytes([7; 8]), "there is no such key"),
+    ] {
+        let problem = run(&db, &format!("offer-secret {id} --yes")).await.unwrap_err();
+        assert!(!problem.usage && problem.to_string().contains(said), "{problem}");
+    }
+    let words = line::<Command>(&format!("offer-secret {orders} --yes"));
+    let unsealed = keys::run(&place(&db), &words, Some("alice"), None).await.unwrap_err();
+    assert!(unsealed.usage && unsealed.said == "SEAL_KEY is not set", "{unsealed}");
+    assert_eq!(everything(&db).await, before);
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn keys_are_listed_with_what_a_person_needs(db: PgPool) {
     assert_eq!(run(&db, "list").await.unwrap().text, "no such key");
@@ -182,11 +248,11 @@ async fn what_cannot_work_is_refused_with_what_to_do(db: PgPool) {
             let problem = run(&db, &format!("{words} {unknown}{yes}")).await.unwrap_err();
             assert!(!problem.usage && problem.said.contains("there is no such key"), "{words}: {problem}");
         }
-        let unsigned = keys::run(&place(&db), &line::<Command>(&format!("{words} {unknown} --yes")), None).await;
+        let unsigned = keys::run(&place(&db), &line::<Command>(&format!("{words} {unknown} --yes")), None, None).await;
         assert_eq!(unsigned.unwrap_err().said, "no operator is named");
     }
     let unsigned = line::<Command>("add --name a --scopes payments:read --yes");
-    let unsigned = keys::run(&place(&db), &unsigned, None).await.unwrap_err();
+    let unsigned = keys::run(&place(&db), &unsigned, None, None).await.unwrap_err();
     assert!(unsigned.usage && unsigned.said == "no operator is named", "{unsigned}");
     let late = run(&db, "add --name a --scopes payments:read --expires 2020-01-01 --yes").await.unwrap_err();
     assert!(late.usage && late.said.contains("expired already"), "{late}");

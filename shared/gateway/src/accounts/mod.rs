@@ -132,6 +132,11 @@ impl Gateways {
         self.table().entries.iter().any(|entry| entry.identity.is_production())
     }
 
+    /// Whether every account is a simulator's.
+    pub fn are_simulated(&self) -> bool {
+        self.table().entries.iter().all(|entry| entry.identity.environment == "simulator")
+    }
+
     /// Whether this account takes real money. An unknown account does not.
     pub fn is_production(&self, method: PaymentMethod, account: &AccountName) -> bool {
         self.table().entry(method, account).is_some_and(|entry| entry.identity.is_production())

@@ -15,6 +15,8 @@ pub(super) struct Books<'a> {
     pub(super) orders: HashMap<String, Order>,
     pub(super) recorded: HashSet<(PaymentMethod, String)>,
     pub(super) gone: HashSet<(OrderId, String)>,
+    /// Orders whose purchase has another order, one that is not closed.
+    pub(super) with_another: HashSet<OrderId>,
     pub(super) effects: Effects,
     pub(super) policies: &'a Policies,
     pub(super) clock: &'a Clock,

@@ -101,6 +101,7 @@ fn order_data(order: &Order) -> Value {
     json!({
         "order_id": order.id.to_string(),
         "order_no": order.order_no.as_str(),
+        "merchant_order_no": order.merchant_order_no,
         "user_id": order.user_id.as_str(),
         "product_type": order.product_type.as_str(),
         "amount": order.amount.to_string(),
@@ -123,8 +124,8 @@ mod tests {
 
     use super::*;
     use domain::{
-        AccountName, CaseId, CaseKind, Money, OrderNo, OrderStatus, PaymentMethod, ProductType, RefundId, RefundNo,
-        RefundOrigin, RefundStatus, Scene, Subject, TransactionId, UserId,
+        AccountName, CaseId, CaseKind, MerchantOrderNo, Money, OrderNo, OrderStatus, PaymentMethod, ProductType,
+        RefundId, RefundNo, RefundOrigin, RefundStatus, Scene, Subject, TransactionId, UserId,
     };
 
     const AT: OffsetDateTime = datetime!(2026-01-05 10:21:08.5 UTC);
@@ -149,6 +150,10 @@ mod tests {
             close_requested_at: None,
             extra_state: None,
             extra_amount: None,
+            merchant_order_no: Some(MerchantOrderNo::parse("A1002").unwrap()),
+            vouched_by: None,
+            voucher: None,
+            offer_id: None,
             metadata: json!({ "cart": 7 }),
             prepay: json!({ "openid": "secret" }),
             version: 1,

@@ -59,10 +59,13 @@ impl Books<'_> {
     ) -> Verdict {
         let Some(order) = self.orders.get_mut(&notification.order_no) else { return Verdict::UnknownOrder };
         let (id, closed) = (order.id, order.status == OrderStatus::Closed);
+        let has_another = closed && self.with_another.contains(&id);
         let kind = if closed { CaseKind::LatePayment } else { CaseKind::DoublePayment };
         let policy = match self.policies.of(order.payment_method, &order.account) {
             // This order exists only so that we can return a payment. There is nothing to deliver.
             LatePaymentPolicy::Fulfil if !order.was_placed() => LatePaymentPolicy::Hold,
+            // The buyer may pay the other order, or has paid it. People decide which payment counts.
+            _ if has_another => LatePaymentPolicy::Hold,
             policy => policy,
         };
         metrics::counter!("extra_payments_total", "kind" => kind.as_str(), "policy" => policy.as_str()).increment(1);

@@ -120,6 +120,9 @@ pub enum NotHonoured {
     /// The order is not closed or pending any more: it is already paid.
     #[error("the order is not closed")]
     NotClosed,
+    /// Another order of the purchase is paid, or can still be paid.
+    #[error("another order of the purchase is open or paid")]
+    AnotherOrder,
     /// All of the payment was refunded, or we have a refund of it that has not failed.
     #[error("the payment has been returned, or is on its way back")]
     Returned,
@@ -236,6 +239,9 @@ impl Late {
         let ours = went_back.iter().any(|refund| refund.origin == RefundOrigin::Service);
         if ours || trade::sum(went_back.iter()).max(payment.returned) >= payment.amount {
             return refused(NotHonoured::Returned);
+        }
+        if order.has_purchase() && orders::with_another(tx, &[order_id]).await?.contains(&order_id) {
+            return refused(NotHonoured::AnotherOrder);
         }
         match order.status.next(OrderEvent::PaymentHonoured) {
             Ok(next) => Ok(Late { order, next, payment, went_back }),

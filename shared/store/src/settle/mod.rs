@@ -24,7 +24,7 @@ mod whose;
 
 use std::collections::HashSet;
 
-use domain::{Fact, Merchant, Notification, Policies, Source, Verdict};
+use domain::{Fact, Merchant, Notification, OrderId, OrderStatus, Policies, Source, Verdict};
 use gateway::Verified;
 use runtime::clock::Clock;
 use sqlx::PgConnection;
@@ -88,7 +88,10 @@ async fn settle_facts(
     let order_nos: HashSet<&str> = notifications.iter().map(|n| n.order_no.as_str()).collect();
     let order_nos: Vec<&str> = order_nos.into_iter().collect();
     let locked = orders::lock(tx, &order_nos).await?;
+    let closed = locked.iter().filter(|order| order.status == OrderStatus::Closed && order.has_purchase());
+    let closed: Vec<OrderId> = closed.map(|order| order.id).collect();
     let mut books = Books {
+        with_another: orders::with_another(tx, &closed).await?,
         recorded: recorded_trades(tx, notifications).await?,
         gone: gone_trades(tx, notifications, &locked).await?,
         orders: locked.into_iter().map(|order| (order.order_no.as_str().to_owned(), order)).collect(),

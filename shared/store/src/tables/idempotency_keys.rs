@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use crate::error::DbError;
 
 /// A key to write.
+#[derive(Clone)]
 pub struct NewKey {
     /// Who sent the request: the text of the caller, at most 96 bytes. A key belongs to its caller alone.
     pub caller: String,

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod callbacks;
 pub mod case_facts;
 pub mod cases;
+pub mod catalogue;
 pub mod credentials;
 pub mod dead_letters;
 pub mod events;

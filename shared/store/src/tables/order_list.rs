@@ -4,7 +4,8 @@
 //! rows, and the others only drop rows.
 
 use domain::{
-    AccountName, ExtraState, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, UserId,
+    AccountName, ExtraState, MerchantOrderNo, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene,
+    Subject, UserId,
 };
 use sqlx::PgExecutor;
 use time::OffsetDateTime;
@@ -70,6 +71,8 @@ pub struct ListedOrder {
     pub id: OrderId,
     /// Our number for the gateways.
     pub order_no: OrderNo,
+    /// The merchant's own number of the purchase.
+    pub merchant_order_no: Option<MerchantOrderNo>,
     /// What the buyer reads.
     pub subject: Subject,
     /// What kind of thing is sold.
@@ -141,7 +144,8 @@ macro_rules! read_listed {
             ListedOrder,
             r#"
             select
-              o.id as "id: OrderId", o.order_no as "order_no: OrderNo", o.subject as "subject: Subject",
+              o.id as "id: OrderId", o.order_no as "order_no: OrderNo",
+              o.merchant_order_no as "merchant_order_no: MerchantOrderNo", o.subject as "subject: Subject",
               o.product_type as "product_type: ProductType", o.user_id as "user_id: UserId",
               o.payment_method as "payment_method: PaymentMethod", o.account as "account: AccountName",
               o.scene as "scene: Scene", o.amount as "amount: Money", o.status as "status: OrderStatus",

@@ -1,8 +1,8 @@
 //! `payment_orders` for operators: every column except those that may name the payer.
 
 use domain::{
-    AccountName, ExtraState, Money, OrderId, OrderNo, OrderRef, OrderStatus, PaymentMethod, ProductType, Scene,
-    Subject, TradeNo, UserId,
+    AccountName, ExtraState, MerchantOrderNo, Money, OfferId, OrderId, OrderNo, OrderRef, OrderStatus, PaymentMethod,
+    ProductType, Scene, Subject, TradeNo, UserId, VouchedBy,
 };
 use sqlx::PgExecutor;
 use time::OffsetDateTime;
@@ -48,6 +48,14 @@ pub struct Outline {
     pub extra_state: Option<ExtraState>,
     /// How much of that money is in that state, if the gateway has stated it.
     pub extra_amount: Option<Money>,
+    /// The merchant's own number of the purchase.
+    pub merchant_order_no: Option<MerchantOrderNo>,
+    /// Who vouches for the terms. `None`: an order of an earlier release.
+    pub vouched_by: Option<VouchedBy>,
+    /// Which backend or issuer of offers that is.
+    pub voucher: Option<String>,
+    /// The offer by which it was placed.
+    pub offer_id: Option<OfferId>,
     /// Increases with each change.
     pub version: i64,
     /// By our clock.
@@ -75,7 +83,8 @@ macro_rules! select_outlines {
               case when paid_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
                 then paid_at end as paid_at,
               closed_at, close_requested_at, extra_state as "extra_state: ExtraState",
-              extra_amount as "extra_amount: Money", version, created_at, updated_at, checked_at, gateway_state
+              extra_amount as "extra_amount: Money", merchant_order_no as "merchant_order_no: MerchantOrderNo",
+              vouched_by as "vouched_by: VouchedBy", voucher, offer_id as "offer_id: OfferId", version, created_at, updated_at, checked_at, gateway_state
             from payment_orders
             "# + $tail
             $(, $argument)*
@@ -109,6 +118,11 @@ pub async fn named(db: impl PgExecutor<'_>, name: &OrderRef) -> Result<Vec<Outli
     Ok(match name {
         OrderRef::Id(id) => select_outlines!("where id = $1", *id as OrderId).fetch_all(db).await?,
         OrderRef::OrderNo(order_no) => select_outlines!("where order_no = $1", order_no.as_str()).fetch_all(db).await?,
+        OrderRef::MerchantOrderNo(number) => {
+            select_outlines!("where merchant_order_no = $1 order by id desc limit 2", number.as_str())
+                .fetch_all(db)
+                .await?
+        }
         OrderRef::TradeNo(trade_no) => {
             select_outlines!(
                 r#"

@@ -3,7 +3,7 @@
 //! There is one query for each kind of number, and each has an index of its own. The start of a number is a range of the
 //! index and no pattern, so no character of a number has a meaning.
 
-use domain::{CaseId, Money, OrderId, OrderNo, RefundId, RefundNo, TradeNo, UserId, named_enum};
+use domain::{CaseId, MerchantOrderNo, Money, OrderId, OrderNo, RefundId, RefundNo, TradeNo, UserId, named_enum};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
@@ -32,6 +32,8 @@ named_enum! {
         OrderId = "order_id",
         /// Our number of an order.
         OrderNo = "order_no",
+        /// The merchant's own number of the purchase.
+        MerchantOrderNo = "merchant_order_no",
         /// The gateway's number of a payment of the order: its own, a late or a second one.
         TradeNo = "trade_no",
         /// Our id of a refund.
@@ -149,7 +151,7 @@ struct Range {
 }
 
 /// The rows that have this number, or a number that begins with it ([`Number::can_be_a_start`]; only `order_no`,
-/// `trade_no`, `refund_no` and the gateway's number of a refund).
+/// `merchant_order_no`, `trade_no`, `refund_no` and the gateway's number of a refund).
 ///
 /// # Errors
 /// [`DbError`].
@@ -158,6 +160,9 @@ pub async fn search(db: &mut PgConnection, number: &Number) -> Result<Found, DbE
     let mut hits = by_ids(db, text).await?;
     if OrderNo::parse(text).is_ok() {
         hits.extend(by_order_no(db, &range).await?);
+    }
+    if MerchantOrderNo::parse(text).is_ok() {
+        hits.extend(by_merchant_order_no(db, &range).await?);
     }
     if TradeNo::parse(text).is_ok() {
         hits.extend(by_trade_no(db, &range).await?);
@@ -258,6 +263,31 @@ async fn by_order_no(db: &mut PgConnection, range: &Range) -> Result<Vec<Hit>, D
         RETURNED,
     );
     Ok(hits(rows.fetch_all(db).await?, HitKind::Order, Matched::OrderNo))
+}
+
+/// Orders whose purchase has a number of the merchant's in the range.
+async fn by_merchant_order_no(db: &mut PgConnection, range: &Range) -> Result<Vec<Hit>, DbError> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"
+        select
+          id::text as "id!", id as "order_id?: OrderId", number as "number!", status as "status?",
+          amount as "amount?: Money", created_at as "created_at!"
+        from (
+          select id, merchant_order_no as number, status, amount, created_at from payment_orders
+          where merchant_order_no ~>=~ $1 and merchant_order_no ~<~ $2
+          order by merchant_order_no using ~>~
+          limit $3
+        ) found
+        order by id desc
+        limit $4
+        "#,
+        range.from,
+        range.past,
+        READ,
+        RETURNED,
+    );
+    Ok(hits(rows.fetch_all(db).await?, HitKind::Order, Matched::MerchantOrderNo))
 }
 
 /// Orders with a payment whose trade is in the range.

@@ -142,6 +142,7 @@ async fn user_ids_grow_without_a_rewrite_and_every_function_stays(db: PgPool) {
     migrated(&db, 36..=36).await;
     assert_eq!(read(files).await, files_before);
     assert_eq!(read(functions).await, functions_before);
+    migrated(&db, 37..=i64::MAX).await;
     let new = testkit::new_order();
     let longest = domain::UserId::parse("x".repeat(64)).unwrap();
     store::tables::orders::create(&db, &[store::tables::orders::NewOrder { user_id: longest, ..new }]).await.unwrap();
@@ -178,6 +179,8 @@ async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
     let plans = [
         "select 1 from payment_orders where order_no = any('{a,b}') order by id for update",
         "select 1 from payment_orders where user_id = 'u' and id < 'f' order by id desc limit 20",
+        "select 1 from payment_orders where merchant_order_no = 'a' and not is_closed",
+        "select 1 from payment_orders where voucher = 'a' and offer_id = 'b' and not is_closed",
         "select 1 from refund_records where order_id = any(array(select id from payment_orders where user_id = 'u')) and id::text < 'f' order by id::text desc limit 20",
         "select 1 from refund_records where refund_no = 'a' for update",
         "select 1 from cases where id < 'f' and status = 'open' order by id desc limit 20",

@@ -5,6 +5,7 @@
 
 use domain::{ApiKeyId, ApiKeyName, KeyDigest, KeyEnvironment, Scopes};
 use ipnet::IpNet;
+use runtime::seal::Place;
 use sqlx::PgExecutor;
 use time::OffsetDateTime;
 
@@ -36,6 +37,8 @@ pub struct ActiveKey {
     pub secrets: Vec<ActiveSecret>,
     /// When it ends by itself, if it does.
     pub expires_at: Option<OffsetDateTime>,
+    /// The sealed secrets with which its offers are signed: none, one or two, the present one first.
+    pub offer_secrets: Vec<SealedSecret>,
 }
 
 /// A secret that counts.
@@ -45,6 +48,27 @@ pub struct ActiveSecret {
     pub digest: KeyDigest,
     /// When it stops counting; `None`: with the key.
     pub until: Option<OffsetDateTime>,
+}
+
+/// A secret of offers, as it is stored.
+#[derive(Clone)]
+pub struct SealedSecret {
+    /// Opens in [`offer_secret_place`].
+    pub sealed: Vec<u8>,
+    /// When it stops counting; `None`: with the key.
+    pub until: Option<OffsetDateTime>,
+}
+
+/// Shows no secret, not even a sealed one.
+impl std::fmt::Debug for SealedSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SealedSecret(until {:?})", self.until)
+    }
+}
+
+/// Where the offer secret of a key is sealed. It stays valid when the secret becomes the previous one.
+pub fn offer_secret_place(id: &str) -> Place<'_> {
+    Place { table: "api_keys", column: "offer_secret", id }
 }
 
 /// The keys that are active and have not expired, by their ids. The caller must still look at `expires_at` and at the
@@ -57,7 +81,9 @@ pub async fn active(db: impl PgExecutor<'_>) -> Result<Vec<ActiveKey>, DbError> 
         r#"
         select
           id as "id: ApiKeyId", name as "name: ApiKeyName", environment as "environment: KeyEnvironment", scopes, networks,
-          digest, case when previous_until > now() then previous_digest end as previous_digest, previous_until, expires_at
+          digest, case when previous_until > now() then previous_digest end as previous_digest, previous_until, expires_at,
+          offer_secret, case when previous_offer_until > now() then previous_offer_secret end as previous_offer_secret,
+          previous_offer_until
         from api_keys
         where state = 'active' and (expires_at is null or expires_at > now())
         order by id
@@ -67,7 +93,11 @@ pub async fn active(db: impl PgExecutor<'_>) -> Result<Vec<ActiveKey>, DbError> 
         let present = KeyDigest::from_slice(&row.digest).map(|digest| ActiveSecret { digest, until: None });
         let previous = row.previous_digest.as_deref().and_then(KeyDigest::from_slice);
         let previous = previous.map(|digest| ActiveSecret { digest, until: row.previous_until });
+        let offer = row.offer_secret.map(|sealed| SealedSecret { sealed, until: None });
+        let until = row.previous_offer_until;
+        let previous_offer = row.previous_offer_secret.map(|sealed| SealedSecret { sealed, until });
         Ok(ActiveKey {
+            offer_secrets: offer.into_iter().chain(previous_offer).collect(),
             networks: networks(row.id, &row.networks)?,
             id: row.id,
             name: row.name,

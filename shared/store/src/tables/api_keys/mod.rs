@@ -15,7 +15,7 @@ use crate::error::{DbError, NotDone};
 use crate::tables::audit::{self, Act};
 use crate::tables::jobs::millis;
 
-pub use active::{ActiveKey, ActiveSecret, KeyUse, active, note_used, version};
+pub use active::{ActiveKey, ActiveSecret, KeyUse, SealedSecret, active, note_used, offer_secret_place, version};
 
 /// A key that is to be created.
 #[derive(Debug, Clone)]
@@ -102,6 +102,9 @@ pub enum KeyRefusal {
     /// It is active, so it needs no confirmation.
     #[error("the key is active already")]
     Active,
+    /// It may not create orders, so it may not vouch for their terms.
+    #[error("the key may not create orders, so it signs no offers")]
+    NoOrders,
     /// The person who made the key cannot confirm it.
     #[error("the person who made the key cannot confirm it")]
     SamePerson,
@@ -141,6 +144,20 @@ impl ApiKey {
             ApiKeyState::Proposed => Err(KeyRefusal::NotConfirmed),
             ApiKeyState::Active if self.has_expired => Err(KeyRefusal::Expired),
             ApiKeyState::Active if self.scopes.contains(Scope::Refund) => Err(KeyRefusal::TakesTwo),
+            ApiKeyState::Active => Ok(()),
+        }
+    }
+
+    /// Whether the key can get a secret for offers now.
+    ///
+    /// # Errors
+    /// [`KeyRefusal`].
+    pub fn may_offer(&self) -> Result<(), KeyRefusal> {
+        match self.state {
+            ApiKeyState::Revoked => Err(KeyRefusal::Revoked),
+            ApiKeyState::Proposed => Err(KeyRefusal::NotConfirmed),
+            ApiKeyState::Active if self.has_expired => Err(KeyRefusal::Expired),
+            ApiKeyState::Active if !self.scopes.contains(Scope::Orders) => Err(KeyRefusal::NoOrders),
             ApiKeyState::Active => Ok(()),
         }
     }
@@ -354,6 +371,40 @@ pub async fn rotate(
     let until = done.ok_or(DbError::Moved)?.previous_until;
     let detail = json!({ "overlap_seconds": rotation.overlap.whole_seconds() });
     record(tx, "key.rotated", &key, detail, by).await?;
+    Ok(until)
+}
+
+/// Gives a key a new secret for its offers. The present one counts on for `overlap`. Returns until when it counts.
+///
+/// # Errors
+/// [`NotDone`].
+pub async fn set_offer_secret(
+    tx: &mut PgConnection,
+    id: ApiKeyId,
+    sealed: &[u8],
+    overlap: Duration,
+    by: &str,
+) -> Result<Option<OffsetDateTime>, NotDone<KeyRefusal>> {
+    let key = lock(tx, id).await?;
+    key.may_offer().map_err(NotDone::Refused)?;
+    let done = sqlx::query!(
+        r#"
+        update api_keys
+        set offer_secret = $2, previous_offer_secret = case when $3::bigint > 0 then offer_secret end,
+            previous_offer_until = case when $3::bigint > 0 and offer_secret is not null
+              then clock_timestamp() + $3::bigint * interval '1 millisecond' end,
+            updated_at = now()
+        where id = $1 and state = 'active'
+        returning previous_offer_until
+        "#,
+        id as ApiKeyId,
+        sealed,
+        millis(overlap),
+    );
+    let done = done.fetch_optional(&mut *tx).await.map_err(DbError::from)?;
+    let until = done.ok_or(DbError::Moved)?.previous_offer_until;
+    let detail = json!({ "overlap_seconds": overlap.whole_seconds() });
+    record(tx, "key.offer_secret_made", &key, detail, by).await?;
     Ok(until)
 }
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use domain::{
-    AccountName, ExtraState, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene, Subject, TradeNo,
-    UserId,
+    AccountName, ExtraState, MerchantOrderNo, Money, OfferId, OrderId, OrderNo, OrderStatus, PaymentMethod,
+    ProductType, Purchase, Scene, Subject, TradeNo, UserId, VouchedBy,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,8 +19,10 @@ use crate::tables::jobs::millis;
 use crate::tables::reading::{Reading, keys, text};
 
 mod moves;
+mod purchases;
 
 pub use moves::{Paid, mark_by_refunds, mark_closed, mark_honoured, mark_paid};
+pub use purchases::{pending_of, with_another};
 
 /// One row, whole. What the owner sees and what is copied derive from it: a new column is a field here and a name in the
 /// list of columns below.
@@ -66,6 +68,14 @@ pub struct Order {
     pub extra_state: Option<ExtraState>,
     /// How much of that money is in that state, if the gateway has stated it.
     pub extra_amount: Option<Money>,
+    /// The merchant's own number of the purchase.
+    pub merchant_order_no: Option<MerchantOrderNo>,
+    /// Who vouches for the terms. `None`: an order of an earlier release.
+    pub vouched_by: Option<VouchedBy>,
+    /// Which backend or issuer that is, see [`Purchase`].
+    pub voucher: Option<String>,
+    /// The offer by which it was placed.
+    pub offer_id: Option<OfferId>,
     /// What the merchant's backend attached; events include it.
     pub metadata: Value,
     /// See [`gateway::PrepayRequest`]. Never logged, and in no copy.
@@ -89,6 +99,7 @@ impl std::fmt::Debug for Order {
 }
 
 /// The content of a new order.
+#[derive(Clone)]
 pub struct NewOrder {
     /// A new UUIDv7.
     pub id: OrderId,
@@ -110,6 +121,8 @@ pub struct NewOrder {
     pub account: AccountName,
     /// The last moment to pay.
     pub expires_at: OffsetDateTime,
+    /// Who vouches for the terms, and what names the purchase.
+    pub purchase: Purchase,
     /// The buyer's address.
     pub client_ip: Option<IpAddr>,
     /// What the merchant's backend attached.
@@ -143,7 +156,8 @@ pub enum Created {
 /// Returns one result for each new order, in the same order. No two may have the same caller and key.
 ///
 /// # Errors
-/// [`DbError`]; then none was created.
+/// [`DbError`]; then none was created. [`DbError::PurchaseTaken`]: a purchase of one of them has an order that is not
+/// closed.
 pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Created>, DbError> {
     let made = sqlx::query!(
         r#"
@@ -152,10 +166,10 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
           from unnest($1::bpchar[], $2::text[], $3::text[], $4::text[], $5::text[], $6::numeric[], $7::text[], $8::text[],
                       $9::text[], $10::timestamptz[], $11::text[], $12::jsonb[], $13::jsonb[], $14::timestamptz[],
                       $15::bigint[], $16::text[], $17::text[], $18::bytea[], $19::timestamptz[], $20::timestamptz[],
-                      $21::jsonb[], $22::text[])
+                      $21::jsonb[], $22::text[], $23::text[], $24::text[], $25::text[], $26::text[])
             as new (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
                     client_ip, metadata, prepay, created_at, check_in, key, route, request_hash, forgotten_at, held_until,
-                    answer, caller)
+                    answer, caller, merchant_order_no, vouched_by, voucher, offer_id)
         ), key as (
           insert into idempotency_keys as old
             (user_id, key, route, request_hash, ref_id, created_at, expires_at, held_until, answer)
@@ -174,9 +188,9 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
         ), placed as (
           insert into payment_orders
             (id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
-             client_ip, metadata, prepay, created_at, updated_at)
+             client_ip, metadata, prepay, created_at, updated_at, merchant_order_no, vouched_by, voucher, offer_id)
           select id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
-            client_ip::inet, metadata, prepay, created_at, created_at from made
+            client_ip::inet, metadata, prepay, created_at, created_at, merchant_order_no, vouched_by, voucher, offer_id from made
         ), movement as (
           insert into payment_transactions
             (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
@@ -208,6 +222,10 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
         &column(new, |new| new.key.held_until) as &[Option<OffsetDateTime>],
         &column(new, |new| new.answer.as_ref()) as &[Option<&Value>],
         &column(new, |new| new.key.caller.as_str()) as &[&str],
+        &column(new, |new| new.purchase.merchant_order_no.as_ref().map(MerchantOrderNo::as_str)) as &[Option<&str>],
+        &column(new, |new| new.purchase.vouched_by.as_str()) as &[&str],
+        &column(new, |new| new.purchase.voucher.as_deref()) as &[Option<&str>],
+        &column(new, |new| new.purchase.offer_id.as_ref().map(OfferId::as_str)) as &[Option<&str>],
     );
     let made = made.fetch_all(db).await?;
     let mut made: HashMap<_, _> = made.into_iter().map(|key| (key.id, (key.answer, key.expires_at))).collect();
@@ -244,7 +262,8 @@ macro_rules! order_columns {
               case when paid_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
                 then paid_at end as paid_at,
               closed_at, close_requested_at, extra_state as "extra_state: ExtraState", extra_amount as "extra_amount: Money",
-              metadata, prepay, version, created_at, updated_at
+              merchant_order_no as "merchant_order_no: MerchantOrderNo", vouched_by as "vouched_by: VouchedBy", voucher,
+              offer_id as "offer_id: OfferId", metadata, prepay, version, created_at, updated_at
             from payment_orders
             "#,
             $($rest)*
@@ -281,6 +300,36 @@ pub async fn by_order_no(db: impl PgExecutor<'_>, order_no: &OrderNo) -> Result<
         .fetch_optional(db)
         .await
         .map_err(|error| ORDERS.error(order_no, error))
+}
+
+/// The order of a purchase that is not closed: one at most. A purchase without a name has none.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_purchase(db: impl PgExecutor<'_>, purchase: &Purchase) -> Result<Option<Order>, DbError> {
+    let number = purchase.merchant_order_no.as_ref().map(MerchantOrderNo::as_str);
+    let offer = purchase.offer_id.as_ref().map(OfferId::as_str);
+    if !purchase.is_named() {
+        return Ok(None);
+    }
+    // The indexes let each of the two names have one such order. Both names are of one offer.
+    select_orders!(
+        r#"
+        where id in (
+          select id from payment_orders where merchant_order_no = $1 and not is_closed
+          union all
+          select id from payment_orders where voucher = $2 and offer_id = $3 and not is_closed
+        )
+        order by id
+        limit 1
+        "#,
+        number,
+        purchase.voucher.as_deref(),
+        offer,
+    )
+    .fetch_optional(db)
+    .await
+    .map_err(|error| ORDERS.error("of a purchase", error))
 }
 
 /// Orders by their ids. An id without an order is left out.

@@ -59,7 +59,8 @@ pub async fn mark_paid(tx: &mut PgConnection, paid: &[Paid], now: OffsetDateTime
 /// was placed with is marked as failed.
 ///
 /// # Errors
-/// [`DbError::Moved`] when one of them is paid already; then the caller must not commit.
+/// [`DbError::Moved`] when one of them is paid already; then the caller must not commit. [`DbError::Again`] when another
+/// order of its purchase was placed at this moment: the repeat finds that one.
 pub async fn mark_honoured(tx: &mut PgConnection, paid: &[Paid], now: OffsetDateTime) -> Result<(), DbError> {
     let ids: Vec<OrderId> = paid.iter().map(|p| p.id).collect();
     let trade_nos: Vec<&str> = paid.iter().map(|p| p.trade_no.as_str()).collect();
@@ -77,7 +78,11 @@ pub async fn mark_honoured(tx: &mut PgConnection, paid: &[Paid], now: OffsetDate
         now,
     )
     .execute(&mut *tx)
-    .await?;
+    .await;
+    let done = done.map_err(|error| match DbError::from(error) {
+        DbError::PurchaseTaken(error) => DbError::Again(error),
+        other => other,
+    })?;
     DbError::expect_rows(done.rows_affected(), paid.len())?;
     transactions::mark_unused(tx, &ids, now).await
 }

@@ -81,14 +81,16 @@ pub const TABLES: &[Table] = &[
         // The order as its buyer places it. A function creates an order that no buyer placed.
         may_only(&[PaymentApi], Insert,
             &["id", "user_id", "order_no", "product_type", "subject", "amount", "payment_method", "scene", "account",
-              "expires_at", "client_ip", "metadata", "prepay", "created_at", "updated_at"]),
+              "expires_at", "client_ip", "metadata", "prepay", "created_at", "updated_at", "merchant_order_no", "vouched_by",
+              "voucher", "offer_id"]),
         // The relay reads them for the statistics and for the copies that it writes to Redis.
         may(PROCESSES, Select),
         // Not what may name the payer: `prepay`, `client_ip` and what the shop attached.
         may_only(&[PaymentCtl], Select,
             &["id", "user_id", "order_no", "product_type", "subject", "amount", "payment_method", "scene", "account",
               "status", "trade_no", "refunded_amount", "expires_at", "paid_at", "closed_at", "version", "created_at",
-              "updated_at", "checked_at", "gateway_state", "close_requested_at", "extra_state", "extra_amount"]),
+              "updated_at", "checked_at", "gateway_state", "close_requested_at", "extra_state", "extra_amount",
+              "merchant_order_no", "vouched_by", "voucher", "offer_id"]),
         // A refund request changes its order. Only the workers write who paid and when, because they query the gateway.
         // A buyer requests a close. Triggers enforce the moves, and that the refunds cover the refunded amount.
         may_only(&[PaymentApi], Update, &["status", "refunded_amount", "updated_at", "version", "close_requested_at"]),
@@ -216,6 +218,13 @@ pub const TABLES: &[Table] = &[
         may(&[PaymentApi], Select),
         may(&[PaymentApi], Insert),
     ] },
+    // The prices that buyers cannot name. People change them through the ingress.
+    Table { name: "catalogue", grants: &[
+        may(&[PaymentApi, PaymentCtl], Select),
+        may_only(&[PaymentApi], Insert,
+            &["product_type", "subject", "amount", "active", "updated_by", "updated_at"]),
+        may_only(&[PaymentApi], Update, &["subject", "amount", "active", "version", "updated_by", "updated_at"]),
+    ] },
     // What people did: written once, in the transaction of its effect, and linked by the relay. The database itself
     // adds the time and the login user.
     Table { name: "audit_log", grants: &[
@@ -233,7 +242,8 @@ pub const TABLES: &[Table] = &[
         may_only(&[PaymentCtl], Insert,
             &["id", "name", "environment", "scopes", "networks", "digest", "state", "proposed_by", "expires_at"]),
         may_only(&[PaymentCtl], Update,
-            &["digest", "previous_digest", "previous_until", "state", "confirmed_by", "revoked_at", "updated_at"]),
+            &["digest", "previous_digest", "previous_until", "state", "confirmed_by", "revoked_at", "updated_at",
+              "offer_secret", "previous_offer_secret", "previous_offer_until"]),
         may_only(&[PaymentApi], Update, &["last_used_at"]),
     ] },
     Table { name: "api_keys_version", grants: &[
