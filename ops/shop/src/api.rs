@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::cli::{Identity, Settings, join};
+use crate::offer::{Offers, Purchase, forged};
 use crate::token;
 
 const CALL: Duration = Duration::from_secs(15);
@@ -21,20 +22,17 @@ pub(crate) struct Api {
     http: Client,
     base: Url,
     identity: Identity,
+    offers: Offers,
 }
 
-/// The product, and how it will be paid.
-#[derive(Debug, Serialize)]
-pub(crate) struct Purchase {
-    pub(crate) product_type: String,
-    pub(crate) subject: String,
-    /// In yuan, such as `12.34`.
-    pub(crate) amount: String,
-    pub(crate) payment_method: String,
-    pub(crate) scene: String,
+/// A new order, in the form that payment-api reads: the offer says what is sold.
+#[derive(Serialize)]
+struct NewOrder<'a> {
+    offer: &'a str,
+    payment_method: &'a str,
+    scene: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) return_url: Option<String>,
-    pub(crate) metadata: Map<String, Value>,
+    return_url: Option<&'a str>,
 }
 
 /// An order as payment-api shows it. Fields that the shop does not use are passed on unchanged.
@@ -98,13 +96,31 @@ impl Api {
     pub(crate) fn new(settings: &Settings) -> anyhow::Result<Api> {
         let http = Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).build();
         let http = http.context("building the HTTP client")?;
-        Ok(Api { http, base: settings.api_url.clone(), identity: settings.identity.clone() })
+        Ok(Api { http, base: settings.api_url.clone(), identity: settings.identity.clone(), offers: Offers::default() })
     }
 
     /// Creates an order. The same `attempt` never creates a second one, so it may be repeated after any error.
     pub(crate) async fn create(&self, attempt: &str, purchase: &Purchase) -> Result<Created, ApiError> {
+        let offer = self.offers.of(&self.identity, attempt, purchase).map_err(ApiError::Shop)?;
+        self.create_with(attempt, purchase, &offer).await
+    }
+
+    /// Tries what a dishonest shopper would: sends the offer with another amount, and the old signature. payment-api
+    /// refuses it.
+    pub(crate) async fn tamper(&self, attempt: &str, purchase: &Purchase, amount: &str) -> Result<Created, ApiError> {
+        let honest = self.offers.of(&self.identity, attempt, purchase).map_err(ApiError::Shop)?;
+        let cheap = Purchase { amount: amount.to_owned(), ..purchase.clone() };
+        let cheap = self.offers.of(&self.identity, &format!("{attempt}-cheap"), &cheap).map_err(ApiError::Shop)?;
+        let forged =
+            forged(&honest, &cheap).ok_or_else(|| ApiError::Shop(anyhow::anyhow!("an offer has three parts")))?;
+        self.create_with(attempt, purchase, &forged).await
+    }
+
+    async fn create_with(&self, attempt: &str, purchase: &Purchase, offer: &str) -> Result<Created, ApiError> {
+        let Purchase { payment_method, scene, return_url, .. } = purchase;
+        let order = NewOrder { offer, payment_method, scene, return_url: return_url.as_deref() };
         let request = self.http.post(join(&self.base, &["v1", "orders"])).header("Idempotency-Key", attempt);
-        let response = self.send(request.bearer_auth(self.token()?).timeout(CALL).json(purchase)).await?;
+        let response = self.send(request.bearer_auth(self.token()?).timeout(CALL).json(&order)).await?;
         response.json().await.map_err(ApiError::Unreachable)
     }
 

@@ -62,6 +62,12 @@ pub(crate) struct Identity {
     /// `aud` of the shopper's token
     #[arg(long, env = "JWT_AUDIENCE", default_value = "payment-api")]
     pub(crate) jwt_audience: String,
+    /// The id of the API key of the shop's backend, which names the offers that it signs
+    #[arg(long, env = "SHOP_KEY_ID")]
+    pub(crate) key_id: String,
+    /// The secret of this key's offers (`paymentctl keys offer-secret`)
+    #[arg(long, env = "SHOP_OFFER_SECRET", hide_env_values = true, value_parser = parse_secret)]
+    pub(crate) offer_secret: Secret,
     /// The shopper, `sub` of the token
     #[arg(long, env = "SHOP_USER", default_value = "demo-shopper")]
     pub(crate) shopper: String,

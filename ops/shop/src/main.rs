@@ -10,6 +10,7 @@ mod cli;
 mod desk;
 mod event;
 mod fulfilment;
+mod offer;
 mod once;
 mod qr;
 mod stop;

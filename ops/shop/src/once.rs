@@ -10,10 +10,11 @@ use serde_json::{Map, Value};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use crate::api::{Api, Created, Payment, Purchase};
+use crate::api::{Api, ApiError, Created, Payment};
 use crate::cli::{Settings, join};
 use crate::desk::{Delivered, Desk};
 use crate::fulfilment::{self, Queue};
+use crate::offer::Purchase;
 use crate::stop::Stop;
 
 /// The broker must be reachable within this time.
@@ -68,6 +69,7 @@ async fn play(settings: &Settings, desk: &Arc<Desk>) -> anyhow::Result<Vec<Strin
         bail!("no subscription to the fulfilment events within {} s: {reason}", CONNECT.as_secs());
     }
     println!("✔ subscribed to the fulfilment events");
+    refuse_a_forgery(&api).await?;
     let mut bought = Vec::new();
     for (method, scene, amount) in PURCHASES {
         let created =
@@ -91,9 +93,9 @@ async fn play(settings: &Settings, desk: &Arc<Desk>) -> anyhow::Result<Vec<Strin
     Ok(missing)
 }
 
-async fn order(api: &Api, method: &str, scene: &str, amount: &str) -> anyhow::Result<Created> {
-    let attempt = Uuid::now_v7().to_string();
-    let purchase = Purchase {
+/// What the shop sells in a run without a browser.
+fn purchase(method: &str, scene: &str, amount: &str) -> Purchase {
+    Purchase {
         product_type: "membership".to_owned(),
         subject: "会员月卡".to_owned(),
         amount: amount.to_owned(),
@@ -101,7 +103,25 @@ async fn order(api: &Api, method: &str, scene: &str, amount: &str) -> anyhow::Re
         scene: scene.to_owned(),
         return_url: None,
         metadata: Map::from_iter([("shop".to_owned(), "once".into())]),
-    };
+    }
+}
+
+/// A shopper who changes the price in the offer gets no order.
+async fn refuse_a_forgery(api: &Api) -> anyhow::Result<()> {
+    let (method, scene, amount) = PURCHASES[0];
+    let forged = api.tamper(&Uuid::now_v7().to_string(), &purchase(method, scene, amount), "0.01").await;
+    match forged {
+        Err(ApiError::Refused { problem, .. }) if problem["code"] == "offer_invalid" => {
+            println!("✔ a price of ¥0.01 that the shop did not sign is refused (offer_invalid)");
+            Ok(())
+        }
+        Err(error) => Err(error).context("sending an offer with another price"),
+        Ok(created) => bail!("order {} has a price that the shop did not sign", created.order.order_no),
+    }
+}
+
+async fn order(api: &Api, method: &str, scene: &str, amount: &str) -> anyhow::Result<Created> {
+    let (attempt, purchase) = (Uuid::now_v7().to_string(), purchase(method, scene, amount));
     for _ in 1..TRIES {
         match api.create(&attempt, &purchase).await {
             Err(error) if error.is_passing() => println!("… {method}: {error}; trying again"),

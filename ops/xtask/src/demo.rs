@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use serde_json::Value;
 
 use crate::{
     apps::{Apps, Ready},
@@ -31,6 +32,9 @@ const DEPLOY_ONLY: [&str; 3] = ["DATABASE_URL", "AMQP_ADMIN_URL", "RABBITMQ_MANA
 const TESTS_ONLY: &str = "AMQP_URL";
 /// Variables that the shop and the gateways must not see: in production, other parties run those.
 const SERVICE_ONLY: [&str; 5] = ["REDIS_URL", "VIEW_TOKEN_SECRET", "SEAL_KEY", "COPIES_KEY", "GATEWAYS_FILE"];
+
+/// What only the shop's backend knows.
+const SHOP_ONLY: [&str; 3] = ["SHOP_API_KEY", "SHOP_OFFER_SECRET", "SHOP_KEY_ID"];
 
 /// How to run the demo.
 #[derive(Debug, Args)]
@@ -101,9 +105,10 @@ pub fn run(demo: &Demo) -> Result<ExitCode> {
     // From here on a failure leaves the logs in place.
     running.keep_logs();
     let addresses = if demo.once { Addresses::free()? } else { Addresses::usual()? };
-    let stage = Stage::new(&running, binaries, addresses)?;
+    let mut stage = Stage::new(&running, binaries, addresses)?;
     let mut apps = Apps::new(&stage.dir)?;
     stage.prepare()?;
+    stage.open_shop()?;
     stage.start(&mut apps, demo.speed)?;
 
     let code = if demo.once { stage.play_once(&apps)? } else { stage.show(&apps)? };
@@ -171,6 +176,31 @@ impl Stage {
         fs::create_dir_all(&folder)?;
         let folder = folder.to_str().context("the temporary folder's path is not text")?;
         self.run_quietly("gateway-sim", &["keygen", "--dir", folder, "--url", &url])
+    }
+
+    /// Makes an API key for the shop's backend, and a secret with which it signs offers.
+    fn open_shop(&mut self) -> Result<()> {
+        say("paymentctl", "keys add: an API key of the shop's backend, which signs the prices");
+        let key = ["keys", "add", "--name", "demo-shop", "--scopes", "payments:orders,payments:read", "--test"];
+        let key = self.answer_of(&[&key[..], &["--yes"]].concat())?;
+        let text = |answer: &Value, name: &str| {
+            answer[name].as_str().map(str::to_owned).with_context(|| format!("paymentctl answered no {name}"))
+        };
+        let id = text(&key, "id")?;
+        let offers = self.answer_of(&["keys", "offer-secret", &id, "--yes"])?;
+        self.env.insert("SHOP_API_KEY", text(&key, "secret")?);
+        self.env.insert("SHOP_OFFER_SECRET", text(&offers, "offer_secret")?);
+        self.env.insert("SHOP_KEY_ID", id);
+        Ok(())
+    }
+
+    /// What paymentctl answers to a command, which it signs with the name `demo`.
+    fn answer_of(&self, args: &[&str]) -> Result<Value> {
+        let mut command = self.program("paymentctl", None, None)?;
+        command.args(["--json", "--operator", "demo"]).args(args);
+        let done = command.output().context("starting paymentctl")?;
+        ensure!(done.status.success(), "paymentctl failed: {}", String::from_utf8_lossy(&done.stderr));
+        serde_json::from_slice(&done.stdout).context("the answer of paymentctl is no JSON")
     }
 
     fn start(&self, apps: &mut Apps, speed: u32) -> Result<()> {
@@ -244,6 +274,9 @@ impl Stage {
         env.retain(|name, _| !DEPLOY_ONLY.contains(name) && *name != TESTS_ONLY);
         if ["shop", "gateway-sim"].contains(&name) {
             env.retain(|name, _| !SERVICE_ONLY.contains(name));
+        }
+        if name != "shop" {
+            env.retain(|name, _| !SHOP_ONLY.contains(name));
         }
         if let (Some(url), "shop") = (env.remove("DOWNSTREAM_AMQP_URL"), name) {
             env.insert("AMQP_URL", url);

@@ -60,6 +60,7 @@ fn router(shop: Shared) -> Router {
     Router::new()
         .route("/", get(page::page))
         .route("/api/orders", post(orders::create))
+        .route("/api/orders/tampered", post(orders::tamper))
         .route("/api/orders/{id}", get(orders::show))
         .route("/api/orders/{id}/refund", post(orders::refund))
         .route("/api/orders/{id}/stream", get(orders::stream))

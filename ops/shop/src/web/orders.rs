@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::page::CATALOGUE;
 use super::state::{Shared, problem_of};
-use crate::api::{ApiError, Created, Order, Payment, Purchase};
+use crate::api::{ApiError, Created, Order, Payment};
 use crate::cli::join;
+use crate::offer::Purchase;
 use crate::qr;
 
 /// What the page sends.
@@ -42,15 +43,44 @@ struct Cashier {
 
 /// `POST /api/orders`: creates the order and prepares the cashier.
 pub(super) async fn create(State(shop): State<Shared>, choice: Result<Json<Choice>, JsonRejection>) -> Response {
+    let (attempt, purchase) = match purchase_of(&shop, choice) {
+        Ok(chosen) => chosen,
+        Err(refusal) => return *refusal,
+    };
+    match shop.api.create(&attempt, &purchase).await {
+        Ok(created) => (StatusCode::CREATED, Json(cashier(created, &shop.sim_url))).into_response(),
+        Err(error) => logged(error).into_response(),
+    }
+}
+
+/// `POST /api/orders/tampered`: sends the offer of this purchase with a price of 0.01 yuan, which has no signature, and shows
+/// the refusal.
+pub(super) async fn tamper(State(shop): State<Shared>, choice: Result<Json<Choice>, JsonRejection>) -> Response {
+    let (attempt, purchase) = match purchase_of(&shop, choice) {
+        Ok(chosen) => chosen,
+        Err(refusal) => return *refusal,
+    };
+    match shop.api.tamper(&attempt, &purchase, "0.01").await {
+        Ok(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "tampered", "A price without a signature was accepted"),
+        Err(error) => error.into_response(),
+    }
+}
+
+/// The attempt and the purchase that the page chose.
+fn purchase_of(
+    shop: &Shared,
+    choice: Result<Json<Choice>, JsonRejection>,
+) -> Result<(String, Purchase), Box<Response>> {
+    let refused = |status, code, title: &str| Err(Box::new(refuse(status, code, title)));
     let Json(choice) = match choice {
         Ok(choice) => choice,
-        Err(rejection) => return refuse(rejection.status(), "invalid_choice", &rejection.body_text()),
+        Err(rejection) => return refused(rejection.status(), "invalid_choice", &rejection.body_text()),
     };
     let Some(product) = CATALOGUE.iter().find(|product| product.kind == choice.product) else {
-        return refuse(StatusCode::BAD_REQUEST, "unknown_product", "这件商品不存在 There is no such product");
+        return refused(StatusCode::BAD_REQUEST, "unknown_product", "这件商品不存在 There is no such product");
     };
-    if !choice.attempt.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return refuse(StatusCode::BAD_REQUEST, "invalid_choice", "attempt must be visible ASCII");
+    if !(1..=64).contains(&choice.attempt.len()) || !choice.attempt.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return refused(StatusCode::BAD_REQUEST, "invalid_choice", "attempt must be 1 to 64 visible ASCII characters");
     }
     let returns = matches!(choice.scene.as_str(), "page" | "wap" | "h5");
     let purchase = Purchase {
@@ -62,10 +92,7 @@ pub(super) async fn create(State(shop): State<Shared>, choice: Result<Json<Choic
         return_url: shop.return_url.as_ref().filter(|_| returns).map(Url::to_string),
         metadata: serde_json::Map::from_iter([("shop".to_owned(), "demo".into())]),
     };
-    match shop.api.create(&choice.attempt, &purchase).await {
-        Ok(created) => (StatusCode::CREATED, Json(cashier(created, &shop.sim_url))).into_response(),
-        Err(error) => logged(error).into_response(),
-    }
+    Ok((choice.attempt, purchase))
 }
 
 /// `GET /api/orders/{id}`: the order as payment-api shows it.
