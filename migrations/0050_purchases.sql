@@ -5,7 +5,7 @@
 -- vouched_by: who vouches for what is sold and for the amount; null for an order of an earlier release. voucher: which backend or which
 -- issuer of offers that is, as `key {id}` or `service {subject}`.
 -- is_closed: whether an order with a purchase is closed, for the two indexes. They must not name `status`: then every payment would write
--- every index of the table anew. A trigger sets it, so the release that still runs sets it too.
+-- every index of the table again. A trigger sets it, so the release that still runs sets it too.
 --
 -- payment_orders_terms_stay: what was vouched for does not change afterwards.
 
@@ -35,7 +35,7 @@ $$;
 create trigger payment_orders_is_closed
 before update of status on payment_orders
 for each row
-when ((new.status = 'closed') is distinct from (old.status = 'closed'))
+when ((new.merchant_order_no is not null or new.offer_id is not null) and (new.status = 'closed') is distinct from (old.status = 'closed'))
 execute function note_is_closed();
 
 create function refuse_other_terms() returns trigger

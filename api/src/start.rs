@@ -92,13 +92,8 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
     let callbacks = callbacks.and_then(|listener| faults.take(listener));
     let ops = ops.and_then(|listener| faults.take(listener));
 
-    let any = settings.as_ref().is_some_and(|settings| settings.buyer_prices.any);
-    if any && gateways.as_ref().is_some_and(|gateways| !gateways.are_simulated()) {
-        let wrong = "`any` lets a buyer name the price, and an account is not a simulator's";
-        faults.push(Fault::new("BUYER_PRICES", wrong, "leave `any` out, or set BUYER_PRICES_ANY_UNTIL for a while"));
-    }
-    if let (Some(db), Some(gateways)) = (&db, &gateways) {
-        faults.take(store::start::check_accounts(db, gateways).await);
+    if let Some(gateways) = &gateways {
+        check(gateways, db.as_ref(), settings.as_ref(), &mut faults).await;
     }
 
     let publisher_stop = CancellationToken::new();
@@ -110,9 +105,8 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
         broker?;
         let (settings, db, publisher, gateways) = (settings?, db?, publisher?, gateways?);
         let (token_keys, authenticator, view_tokens) = tokens?;
-        let clock = Clock::system();
+        let (clock, seal) = (Clock::system(), seal?.map(Arc::new));
         let of_keys = gateways.clone();
-        let seal = seal?.map(Arc::new);
         let api_keys = ApiKeys::new(move || environment(&of_keys), clock).with_seal(seal.clone());
         let app = App {
             writer: OrderWriter::start(db.clone()),
@@ -144,6 +138,25 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
         Some((ops, ingress)) if faults.0.is_empty() => Ok(ingress.ready(ops, stop).await),
         _ => Err(faults),
     }
+}
+
+/// Checks what must fit the accounts: the orders in the database, and who names a price.
+async fn check(gateways: &Gateways, db: Option<&PgPool>, settings: Option<&Settings>, faults: &mut ConfigFaults) {
+    if let Some(db) = db {
+        faults.take(store::start::check_accounts(db, gateways).await);
+    }
+    if let Some(settings) = settings {
+        faults.take(check_prices(settings, gateways));
+    }
+}
+
+/// Only the buyers of a simulator may name any price without an end.
+fn check_prices(settings: &Settings, gateways: &Gateways) -> Result<(), Fault> {
+    if !settings.buyer_prices.any || gateways.are_simulated() {
+        return Ok(());
+    }
+    let wrong = "`any` lets a buyer name the price, and an account is not a simulator's";
+    Err(Fault::new("BUYER_PRICES", wrong, "leave `any` out, or set BUYER_PRICES_ANY_UNTIL for a while"))
 }
 
 /// The API keys that this process accepts: those for real business where an account takes real money.

@@ -8,23 +8,19 @@ use std::time::Duration;
 
 use domain::{Scope, Scopes, UserId, shorten_chars};
 use jsonwebtoken::errors::{Error, ErrorKind};
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation, decode, decode_header, get_current_timestamp};
-use secrecy::{ExposeSecret, SecretString};
+use jsonwebtoken::{Header, Validation, decode, decode_header, get_current_timestamp};
+use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::Number;
-use serde_json::error::Category;
 use store::tables::unplaced::NO_USER;
 use tokio::time::Instant;
 use tracing::info;
 
 use crate::access::caller::{Caller, Identity};
+use crate::access::key::{Claimed, Issuer, Key, LEEWAY_S};
 use crate::access::offers;
 use crate::answer::problem::ApiError;
 use crate::answer::rarely::Few;
-
-/// How far the clocks of issuer and service may differ.
-pub(super) const LEEWAY_S: u64 = 30;
 
 /// How long a bearer token may live from its `iat`, unless the operator sets another time.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -34,24 +30,6 @@ const MAX_SCOPED_AGE: Duration = Duration::from_secs(3600);
 const UNPROVED: u32 = 10;
 /// Words of a scope that name nothing beyond that.
 const OWN: [&str; 3] = ["", "orders", "payments"];
-
-/// Who signs a token, and so what its holder can be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Issuer {
-    /// The merchant's user system. Its tokens name buyers and carry no scope.
-    Buyers,
-    /// The issuer for the merchant's backends. Its tokens never have a scope of people.
-    Services,
-    /// The issuer for people who work for the merchant.
-    Staff,
-    /// The issuer for the merchant's backends, when it signs offers. An offer is no bearer token.
-    Offers,
-}
-
-impl Issuer {
-    /// The issuers of bearer tokens. A token is tried with the keys of each.
-    const OF_BEARERS: [Issuer; 3] = [Issuer::Buyers, Issuer::Services, Issuer::Staff];
-}
 
 /// Checks bearer tokens with the given keys.
 pub struct Authenticator {
@@ -65,30 +43,6 @@ pub struct Authenticator {
     offer_audience: String,
     /// Limits the lines about tokens without a valid signature.
     unproved: Few,
-}
-
-/// One key that verifies bearer tokens.
-pub struct Key {
-    /// Whose key it is.
-    issuer: Issuer,
-    /// The key's name. `None`: a shared secret, which has no name.
-    kid: Option<String>,
-    pub(super) key: DecodingKey,
-    /// Allows exactly one algorithm.
-    pub(super) validation: Validation,
-    /// The time until which the key is accepted, in seconds since 1970. `None`: without end.
-    until: Option<u64>,
-}
-
-/// The claims that every token of an issuer must have.
-#[derive(Debug, Clone)]
-pub struct Claimed {
-    /// Whose tokens these are.
-    pub of: Issuer,
-    /// `iss`.
-    pub issuer: String,
-    /// `aud`.
-    pub audience: String,
 }
 
 /// The claims that this service reads. That the required ones are there is checked by [`Validation`], which names the
@@ -376,74 +330,6 @@ impl Default for Authenticator {
     fn default() -> Authenticator {
         Authenticator::new()
     }
-}
-
-impl Key {
-    /// The key for tokens that are signed with HS256 and this secret.
-    pub fn of_secret(secret: &SecretString, claimed: &Claimed, until: Option<u64>) -> Key {
-        let key = DecodingKey::from_secret(secret.expose_secret().as_bytes());
-        Key { issuer: claimed.of, kid: None, key, validation: validation(Algorithm::HS256, claimed), until }
-    }
-
-    /// The keys of a JWKS (RFC 7517): RSA for RS256, P-256 for ES256, each named by its `kid`.
-    ///
-    /// # Errors
-    /// States what is wrong with the set, one sentence for each key.
-    pub fn of_jwks(text: &str, claimed: &Claimed) -> Result<Vec<Key>, Vec<String>> {
-        let set: JwkSet = serde_json::from_str(text).map_err(|error| vec![not_a_jwks(&error)])?;
-        let signing = |jwk: &&Jwk| jwk.common.public_key_use != Some(PublicKeyUse::Encryption);
-        let (mut keys, mut faults, mut kids) = (Vec::new(), Vec::new(), HashSet::new());
-        for (n, jwk) in set.keys.iter().filter(signing).enumerate() {
-            let name = jwk.common.key_id.clone().unwrap_or_else(|| format!("number {}", n + 1));
-            match jwks_key(jwk, claimed) {
-                Ok(key) if kids.insert(key.kid.clone()) => keys.push(key),
-                Ok(_) => faults.push(format!("key {name}: the kid appears twice")),
-                Err(wrong) => faults.push(format!("key {name}: {wrong}")),
-            }
-        }
-        if keys.is_empty() && faults.is_empty() {
-            faults.push("it holds no key for signatures".to_owned());
-        }
-        if faults.is_empty() { Ok(keys) } else { Err(faults) }
-    }
-}
-
-/// States only the position of a value of the wrong type. The library's message repeats the value, and the file may
-/// hold a secret by mistake.
-fn not_a_jwks(error: &serde_json::Error) -> String {
-    match error.classify() {
-        Category::Data => format!("it is not a JWKS: see line {}, column {}", error.line(), error.column()),
-        Category::Io | Category::Syntax | Category::Eof => format!("it is not a JWKS: {error}"),
-    }
-}
-
-fn jwks_key(jwk: &Jwk, claimed: &Claimed) -> Result<Key, String> {
-    let kid = jwk.common.key_id.clone().ok_or("it has no kid")?;
-    let algorithm = match &jwk.algorithm {
-        AlgorithmParameters::RSA(rsa) if rsa.n.len() < 342 => return Err("RSA keys have at least 2048 bits".to_owned()),
-        AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
-        AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => {
-            (Algorithm::ES256, KeyAlgorithm::ES256)
-        }
-        _ => return Err("only RSA and P-256 keys are accepted".to_owned()),
-    };
-    if jwk.common.key_algorithm.is_some_and(|named| named != algorithm.1) {
-        return Err("its alg is neither RS256 nor ES256, or does not fit the key".to_owned());
-    }
-    let key = DecodingKey::from_jwk(jwk).map_err(|error| error.to_string())?;
-    let validation = validation(algorithm.0, claimed);
-    Ok(Key { issuer: claimed.of, kid: Some(kid), key, validation, until: None })
-}
-
-/// Allows one algorithm and requires the claims. Otherwise the library accepts a token without `aud` or `iss`.
-fn validation(algorithm: Algorithm, claimed: &Claimed) -> Validation {
-    let mut validation = Validation::new(algorithm);
-    validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
-    validation.set_audience(&[&claimed.audience]);
-    validation.set_issuer(&[&claimed.issuer]);
-    validation.validate_nbf = true;
-    validation.leeway = LEEWAY_S;
-    validation
 }
 
 /// Whether the signature is valid, and the claims name another issuer or audience than the key's.

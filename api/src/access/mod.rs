@@ -8,6 +8,7 @@ pub mod caller;
 pub mod callers;
 pub mod guard;
 pub mod in_hand;
+pub mod key;
 pub mod limits;
 pub mod offers;
 pub mod prices;

@@ -10,11 +10,13 @@ use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::{Algorithm, Header, decode, decode_header, get_current_timestamp};
 use serde::Deserialize;
 use serde_json::{Map, Number, Value, json};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::info;
 
 use crate::access::api_keys::ApiKeys;
-use crate::access::auth::{Authenticator, Claimed, Issuer, Key, LEEWAY_S, reason, seconds};
+use crate::access::auth::{Authenticator, reason, seconds};
+use crate::access::key::{Claimed, Issuer, Key, LEEWAY_S};
 use crate::answer::problem::ApiError;
 use crate::answer::rarely::Few;
 
@@ -42,6 +44,8 @@ pub struct Offer {
     pub metadata: Value,
     /// The gateways at which it can be paid; `None`: at each.
     pub methods: Option<Vec<PaymentMethod>>,
+    /// The end of the offer.
+    pub until: OffsetDateTime,
 }
 
 /// The claims. An unknown one is refused: it may be a condition that this service would not keep.
@@ -74,7 +78,9 @@ enum Refusal {
 
 /// Whether the type in a header is that of an offer.
 pub(super) fn is_offer(header: &Header) -> bool {
-    header.typ.as_deref().is_some_and(|typ| typ.eq_ignore_ascii_case(TYPE))
+    // RFC 7515, section 4.1.9: `application/` may stand before it.
+    let short = |typ: &str| typ.to_ascii_lowercase().trim_start_matches("application/") == TYPE;
+    header.typ.as_deref().is_some_and(short)
 }
 
 /// The `aud` of offers, for bearer tokens with this `aud`.
@@ -183,6 +189,7 @@ fn offer(claims: Claims, voucher: String, buyer: &UserId) -> Result<Offer, Refus
     if ends.saturating_sub(issued) > LONGEST {
         return Err(invalid("it lives more than 24 hours from its iat"));
     }
+    let until = i64::try_from(ends).ok().and_then(|ends| OffsetDateTime::from_unix_timestamp(ends).ok());
     let amount = Money::from_yuan(&claims.amount).ok().filter(|amount| amount.is_positive());
     let method = |name: &String| fits("methods", name.parse::<PaymentMethod>().map_err(|_| "names of gateways"));
     let number = claims.merchant_order_no.map(MerchantOrderNo::parse).transpose();
@@ -197,6 +204,7 @@ fn offer(claims: Claims, voucher: String, buyer: &UserId) -> Result<Offer, Refus
         subject: fits("subject", Subject::title(claims.subject))?,
         amount: amount.ok_or_else(|| invalid("its amount is not text in yuan with at most two decimals"))?,
         metadata: claims.metadata.map_or_else(|| json!({}), Value::Object),
+        until: until.ok_or_else(|| invalid("its exp is not a time"))?,
         methods: claims.methods.map(|names| names.iter().map(method).collect::<Result<_, _>>()).transpose()?,
     })
 }

@@ -235,6 +235,26 @@ async fn keys_of_a_jwks_are_chosen_by_name_and_keep_their_algorithm(db: PgPool) 
     }
 }
 
+#[sqlx::test(migrator = "store::MIGRATOR")]
+async fn an_ed25519_key_of_a_jwks_verifies(db: PgPool) {
+    runtime::telemetry::install_crypto();
+    let set = json!({ "keys": [
+        { "kty": "OKP", "crv": "Ed25519", "kid": "e1", "use": "sig", "x": "6kpsY-KcUgq-9VB7Ey7F-ZVHdq6-vnuSQh7qaRRG0iw" }
+    ] });
+    let authenticator = Authenticator::new().with_jwks(&set.to_string(), &claimed()).unwrap();
+    let world = World::with(db, Setup { authenticator, ..Setup::default() }).await;
+    let signed = |seed: u8| {
+        // RFC 8410, section 7: a private key without its public half.
+        let der =
+            [b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20".as_slice(), &[seed; 32]].concat();
+        let mut header = Header::new(Algorithm::EdDSA);
+        header.kid = Some("e1".to_owned());
+        encode(&header, &claims(json!({})), &EncodingKey::from_ed_der(&der)).unwrap()
+    };
+    assert_eq!(request_with(&world, &signed(7)).await.status.as_u16(), 200);
+    request_with(&world, &signed(8)).await.is(401, "token_invalid");
+}
+
 #[test]
 fn a_jwks_with_keys_that_cannot_be_used_is_refused_whole() {
     runtime::telemetry::install_crypto();

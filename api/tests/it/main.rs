@@ -21,6 +21,7 @@ mod limits;
 mod lists;
 mod offers;
 mod pages;
+mod purchases;
 mod reading;
 mod refund_failures;
 mod refunding;

@@ -8,7 +8,6 @@ use axum::http::{Method, Request};
 use domain::{ApiKeyId, ApiKeySecret, Scopes};
 use futures_util::future::join_all;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use payment_api::access::auth::{Claimed, Issuer};
 use payment_api::access::prices::BuyerPrices;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
@@ -16,33 +15,32 @@ use sqlx::PgPool;
 use store::tables::api_keys;
 use time::Duration;
 
-use crate::auth::{jwks, private_key};
 use crate::callers::{key, now, send, until};
 use crate::support::Log;
 use crate::support::Who::Admin;
 use crate::world::{Answer, SEAL_KEY, Setup, World, seal_keys, token, wechat_order};
 
 /// Prices with a voucher.
-const VOUCHED: BuyerPrices = BuyerPrices { offer: true, catalogue: true, any: false, any_until: 0 };
+pub const VOUCHED: BuyerPrices = BuyerPrices { offer: true, catalogue: true, any: false, any_until: 0 };
 
 /// A backend that signs offers with its API key's secret for them.
-struct Backend {
-    id: ApiKeyId,
-    secret: SecretString,
-    key: SecretString,
+pub struct Backend {
+    pub id: ApiKeyId,
+    pub secret: SecretString,
+    pub key: SecretString,
 }
 
 impl Backend {
-    async fn new(db: &PgPool) -> Backend {
+    pub async fn new(db: &PgPool) -> Backend {
         let (id, key) = key(db, |_| ()).await;
         Backend { id, secret: given(db, id, 8, Duration::ZERO).await, key }
     }
 
-    fn claims(&self, change: Value) -> Value {
+    pub fn claims(&self, change: Value) -> Value {
         claims(&self.id.to_string(), change)
     }
 
-    fn offer(&self, change: Value) -> String {
+    pub fn offer(&self, change: Value) -> String {
         self.signed(&self.claims(change))
     }
 
@@ -71,7 +69,7 @@ async fn given(db: &PgPool, id: ApiKeyId, bytes: u8, overlap: Duration) -> Secre
 }
 
 /// Good claims with some changed; `null` takes one away.
-fn claims(iss: &str, changes: Value) -> Value {
+pub fn claims(iss: &str, changes: Value) -> Value {
     let mut claims = json!({
         "iss": iss, "aud": "payment-api/offers", "iat": now(), "exp": now() + 600, "jti": "offer-1", "sub": "u1",
         "product_type": "credits", "subject": "十次修图", "amount": "12.34",
@@ -85,11 +83,11 @@ fn claims(iss: &str, changes: Value) -> Value {
     claims
 }
 
-async fn shop(db: PgPool) -> World {
+pub async fn shop(db: PgPool) -> World {
     shop_with(db, VOUCHED).await
 }
 
-async fn shop_with(db: PgPool, prices: BuyerPrices) -> World {
+pub async fn shop_with(db: PgPool, prices: BuyerPrices) -> World {
     let mut setup = Setup::default();
     setup.settings.buyer_prices = prices;
     setup.authenticator = setup.authenticator.with_offers_to("payment-api");
@@ -97,15 +95,15 @@ async fn shop_with(db: PgPool, prices: BuyerPrices) -> World {
 }
 
 /// The request of a buyer who has an offer.
-fn by(offer: &str) -> Value {
+pub fn by(offer: &str) -> Value {
     json!({ "offer": offer, "payment_method": "wechat", "scene": "native" })
 }
 
-async fn buy(world: &World, user: &str, idempotency_key: &str, body: &Value) -> Answer {
+pub async fn buy(world: &World, user: &str, idempotency_key: &str, body: &Value) -> Answer {
     world.create(user, idempotency_key, body).await
 }
 
-async fn backend(world: &World, backend: &Backend, idempotency_key: &str, body: &Value) -> Answer {
+pub async fn backend(world: &World, backend: &Backend, idempotency_key: &str, body: &Value) -> Answer {
     let request = Request::builder().method(Method::POST).uri("/v1/orders").header("idempotency-key", idempotency_key);
     let request = request.header("authorization", format!("Bearer {}", backend.key.expose_secret()));
     let request = request.header("content-type", "application/json");
@@ -226,6 +224,7 @@ async fn an_offer_that_is_altered_is_no_offer(db: PgPool) {
     for change in [
         (|header| header.typ = Some("JWT".to_owned())) as fn(&mut Header),
         |header| header.typ = None,
+        |header| header.typ = Some("application/JWT".to_owned()),
         |header| header.kid = None,
         |header| header.kid = Some("0123456789abcdef".to_owned()),
         |header| header.crit = Some(vec!["exp".to_owned()]),
@@ -235,7 +234,12 @@ async fn an_offer_that_is_altered_is_no_offer(db: PgPool) {
     assert_eq!((world.count("payment_orders").await, world.count("idempotency_keys").await), (0, 0));
 
     // Neither is the other: an offer names no caller, and a token sells nothing.
-    send(&world, &good, Method::GET, "/v1/orders", None).await.is(401, "token_invalid");
+    let long_form = shop.signed_as(&shop.claims(json!({ "aud": "payment-api" })), |header| {
+        header.typ = Some("application/offer+jwt".to_owned());
+    });
+    for offer in [&good, &long_form] {
+        send(&world, offer, Method::GET, "/v1/orders", None).await.is(401, "token_invalid");
+    }
     buy(&world, "u1", "k1", &by(&token("u1"))).await.is(400, "offer_invalid");
     buy(&world, "u1", "k1", &by(shop.key.expose_secret())).await.is(400, "offer_invalid");
 }
@@ -281,37 +285,6 @@ async fn a_keys_offers_end_with_the_key_and_with_its_secret(db: PgPool) {
     // What a revoked key vouched for stays sold.
     let replayed = buy(&world, "u1", "k5", &sold).await;
     assert_eq!((replayed.status.as_u16(), replayed.header("idempotency-replayed")), (201, "true"));
-}
-
-#[sqlx::test(migrator = "store::MIGRATOR")]
-async fn the_service_issuers_keys_sign_offers(db: PgPool) {
-    runtime::telemetry::install_crypto();
-    let mut setup = Setup::default();
-    setup.settings.buyer_prices = VOUCHED;
-    let claimed = |of, audience: &str| Claimed { of, issuer: "service".to_owned(), audience: audience.to_owned() };
-    let set = jwks(Some("k1"), |_| {});
-    setup.authenticator = setup
-        .authenticator
-        .with_offers_to("payment-api")
-        .with_jwks(&set, &claimed(Issuer::Services, "payment-api"))
-        .unwrap()
-        .with_jwks(&set, &claimed(Issuer::Offers, "payment-api/offers"))
-        .unwrap();
-    let world = World::with(db.clone(), setup).await;
-    let signed = |typ: &str, claims: Value| {
-        let mut header = Header::new(Algorithm::RS256);
-        (header.typ, header.kid) = (Some(typ.to_owned()), Some("k1".to_owned()));
-        let key = EncodingKey::from_rsa_pem(private_key("wx_merchant_private_pkcs8.pem").as_bytes()).unwrap();
-        encode(&header, &claims, &key).unwrap()
-    };
-    let offer = signed("offer+jwt", claims("service", json!({})));
-    assert_eq!(buy(&world, "u1", "k1", &by(&offer)).await.status, 201);
-    let voucher: String = world.one("select voucher from payment_orders").await;
-    assert_eq!(voucher, "service");
-    // A token of the issuer is no offer, whatever it claims, and an offer is no token.
-    buy(&world, "u1", "k2", &by(&signed("JWT", claims("service", json!({}))))).await.is(400, "offer_invalid");
-    let as_token = claims("service", json!({ "aud": "payment-api", "scope": "payments:read" }));
-    send(&world, &signed("offer+jwt", as_token), Method::GET, "/v1/admin/cases", None).await.is(401, "token_invalid");
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -417,6 +390,14 @@ async fn the_catalogue_names_the_price(db: PgPool) {
     put(&price(0, "0.01")).await.is(409, "config_changed");
     put(&price(2, "0.01")).await.is(409, "config_changed");
     put(&price(1, "0.00")).await.is(400, "invalid_fields");
+    put(&price(i64::MAX, "0.01")).await.is(400, "invalid_fields");
+    put(&price(-1, "0.01")).await.is(400, "invalid_fields");
+    // Only people set prices.
+    let (_, config) = key(&db, |new| new.scopes = Scopes::parse("payments:config")).await;
+    world.app.tokens.keys.refresh(&db).await.unwrap();
+    let path = "/v1/admin/catalogue/credits";
+    let by_key = send(&world, config.expose_secret(), Method::PUT, path, Some(&price(1, "0.01"))).await;
+    by_key.is(403, "person_required");
     let bought = buy(&world, "u1", "k1", &order).await;
     assert_eq!((bought.status.as_u16(), &bought.json()["order"]["amount"]), (201, &json!("12.34")));
     let mut cheaper = order.clone();
@@ -452,6 +433,11 @@ async fn a_buyer_holds_few_orders_that_wait(db: PgPool) {
     let mut body = wechat_order();
     body["user_id"] = json!("u1");
     assert_eq!(backend(&world, &shop, "k3", &body).await.status, 201, "a backend's orders have no such limit");
+    body["user_id"] = json!("u3");
+    for key in ["k4", "k5"] {
+        assert_eq!(backend(&world, &shop, key, &body).await.status, 201);
+    }
+    assert_eq!(buy(&world, "u3", "k1", &wechat_order()).await.status, 201, "and do not count");
     let id: String = world.one("select id::text from payment_orders where user_id = 'u1' order by id limit 1").await;
     closed(&world, &id).await;
     let id: String = world
@@ -479,6 +465,10 @@ async fn what_was_vouched_for_does_not_change(db: PgPool) {
         "is_closed = true",
     ] {
         let done = sqlx::query(sqlx::AssertSqlSafe(format!("update payment_orders set {change}"))).execute(&db).await;
-        assert!(done.is_err(), "{change}");
+        let refused = done.unwrap_err();
+        let by = refused.as_database_error().and_then(|error| error.constraint()).unwrap_or_default();
+        let rule =
+            if change.starts_with("is_closed") { "payment_orders_is_closed" } else { "payment_orders_terms_stay" };
+        assert_eq!(by, rule, "{change}");
     }
 }

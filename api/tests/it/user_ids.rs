@@ -125,7 +125,7 @@ async fn an_order_of_a_long_user_goes_all_the_way(db: PgPool) {
 /// A service with the longest subject leaves its name where people leave theirs.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn the_name_of_the_longest_caller_fits_everywhere(db: PgPool) {
-    use payment_api::access::auth::{Claimed, Issuer};
+    use payment_api::access::key::{Claimed, Issuer};
 
     let services = Claimed { of: Issuer::Services, issuer: "service".to_owned(), audience: "payment-api".to_owned() };
     let secret = "a-secret-of-the-issuer-of-services-0123456789";

@@ -21,8 +21,9 @@ use gateway::{
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use payment_api::App;
 use payment_api::access::api_keys::ApiKeys;
-use payment_api::access::auth::{Authenticator, Claimed, Issuer};
+use payment_api::access::auth::Authenticator;
 use payment_api::access::callers::{Callers, KnownCallers};
+use payment_api::access::key::{Claimed, Issuer};
 use payment_api::access::limits::{Limits, PerMinute};
 use payment_api::access::prices::BuyerPrices;
 use payment_api::access::tokens::Tokens;

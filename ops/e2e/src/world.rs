@@ -19,13 +19,14 @@ use crate::shop::{Order, Purchase, Shop};
 use crate::{Gateway, SOON, eventually, unique};
 
 /// The limits per client. They are off here, because one buyer at one address makes all purchases.
-const BUDGETS: [&str; 6] = [
+const BUDGETS: [&str; 7] = [
     "REQUESTS_PER_ADDRESS",
     "REQUESTS_PER_USER",
     "REQUESTS_PER_KEY",
     "CONNECTIONS_PER_ADDRESS",
     "REQUESTS_IN_HAND",
     "STREAMS_PER_USER",
+    "MAX_PENDING_PER_USER",
 ];
 
 /// A command of the deploy step must end within this time.
@@ -176,7 +177,6 @@ impl World {
             .env("JWT_HS256_SECRET", &shop.jwt_secret)
             .env("USER_ADMIN_TOKENS_UNTIL", in_a_day())
             .env("BUYER_PRICES", "any,offer,catalogue")
-            .env("MAX_PENDING_PER_USER", "0")
             .env("VIEW_TOKEN_SECRET", &view_token_secret)
             .env("SEAL_KEY", &seal_key)
             .env("RETURN_URL_ORIGINS", "https://shop.example.com");

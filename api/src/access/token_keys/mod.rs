@@ -15,7 +15,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::access::auth::{Authenticator, Claimed, Issuer, Key, MAX_AGE};
+use crate::access::auth::{Authenticator, MAX_AGE};
+use crate::access::key::{Claimed, Issuer, Key};
 use crate::access::offers;
 use crate::access::until::until;
 use crate::access::view_token::{ViewKeys, ViewTokens};
@@ -186,13 +187,14 @@ impl TokenKeys {
             bearer.extend(faults.take(read_jwks("JWT_JWKS_FILE", path, &self.claimed)).into_iter().flatten());
         }
         for other in &self.others {
-            bearer.extend(faults.take(read_jwks(other.name, &other.jwks, &other.claimed)).into_iter().flatten());
+            let keys = faults.take(read_jwks(other.name, &other.jwks, &other.claimed)).unwrap_or_default();
             // The service issuer's keys sign offers as well, with an audience of their own.
             if other.claimed.of == Issuer::Services {
                 let audience = offers::audience(&self.claimed.audience);
                 let claimed = Claimed { of: Issuer::Offers, audience, ..other.claimed.clone() };
-                bearer.extend(faults.take(read_jwks(other.name, &other.jwks, &claimed)).into_iter().flatten());
+                bearer.extend(keys.iter().map(|key| key.for_claims(&claimed)));
             }
+            bearer.extend(keys);
         }
         let mut view: Option<ViewKeys> = None;
         for secret in self.view.iter().flatten() {

@@ -16,8 +16,8 @@ use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 
 use super::actions::note;
-use crate::access::caller::Caller;
 use crate::access::in_hand::to_the_end;
+use crate::access::tokens::Person;
 use crate::answer::problem::{ApiError, Problem};
 use crate::create::fields::{Fields, JsonBytes, money, text};
 use crate::routes::listing::{Faults, Known, page};
@@ -125,7 +125,8 @@ impl ProductRequest {
     fn parse(body: &Bytes) -> Result<ProductRequest, ApiError> {
         let mut fields = Fields::parse(body)?;
         let rule = || "must be the version that you have seen, or 0 for a new product".to_owned();
-        let version = fields.required("version", |value| value.as_i64().filter(|seen| *seen >= 0).ok_or_else(rule));
+        let version = fields
+            .required("version", |value| value.as_i64().filter(|seen| (0..i64::MAX).contains(seen)).ok_or_else(rule));
         let subject = fields.required("subject", text(Subject::title));
         let amount = fields.required("amount", money);
         let active = fields.optional("active", |value| value.as_bool().ok_or_else(|| "must be true or false".into()));
@@ -145,26 +146,26 @@ impl ProductRequest {
 /// Existing orders keep their price: they can still be paid, and a repeated creation gets its saved answer.
 #[utoipa::path(
     put, path = "/v1/admin/catalogue/{product_type}", tag = "admin", request_body = PutProduct,
-    security(("backend" = ["payments:config"])),
+    security(("staff" = ["payments:config"])),
     params(("product_type" = String, Path, description = "1 to 32 characters of `[0-9A-Za-z_.-]`")),
     responses(
         (status = 200, description = "The product after the change", body = ProductView),
         (status = 400, description = "`invalid_fields`, `malformed_json`", body = Problem),
         (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
-        (status = 403, description = "`scope_missing`", body = Problem),
+        (status = 403, description = "`scope_missing`; `person_required`: a key or a service sends it", body = Problem),
         (status = 409, description = "`config_changed`: another change was faster", body = Problem),
     )
 )]
 pub async fn put(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    Person(who): Person,
     Path(name): Path<String>,
     JsonBytes(body): JsonBytes,
 ) -> Result<Json<ProductView>, ApiError> {
     let name = ProductType::parse(name);
     let product_type = name.map_err(|rule| ApiError::field("product_type", format!("must be {rule}")))?;
     let request = ProductRequest::parse(&body)?;
-    to_the_end(async move { write(&app, product_type, request, caller.name()).await }).await
+    to_the_end(async move { write(&app, product_type, request, who.to_string()).await }).await
 }
 
 async fn write(

@@ -9,7 +9,7 @@ use domain::{
 use gateway::{Gateway, NoAccount};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
 use tracing::warn;
 use url::{Origin, Url};
@@ -66,7 +66,8 @@ pub struct CreateOrder {
     /// The payer's id under the app: required for `jsapi` and `mini`, not accepted for other scenes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub openid: Option<String>,
-    /// Seconds until the order expires, 300 to 604800; 1800 when absent.
+    /// Seconds until the order expires, 300 to 604800; 1800 when absent. The order of an offer that ends before then expires
+    /// with the offer, but not within 1800 seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_in: Option<i64>,
     /// The merchant account; when absent, the first that offers the scene.
@@ -108,6 +109,8 @@ pub struct OrderRequest {
     pub scene: Scene,
     pub openid: Option<String>,
     pub expires_in: Duration,
+    /// Until when the offer is valid, if an offer fixes the terms.
+    pub offered_until: Option<OffsetDateTime>,
     /// The account that receives the money.
     pub gateway: Arc<dyn Gateway>,
     pub return_url: Option<String>,
@@ -145,9 +148,9 @@ impl OrderRequest {
         accounts: &dyn Accounts,
     ) -> Result<OrderRequest, ApiError> {
         let user_id = owner(&mut fields, sender);
-        let payable_at = match &vouched {
-            Vouched::Fixed(fixed) => fixed.methods.clone(),
-            Vouched::Body(_) => None,
+        let (payable_at, offered_until) = match &vouched {
+            Vouched::Fixed(fixed) => (fixed.methods.clone(), fixed.until),
+            Vouched::Body(_) => (None, None),
         };
         let Terms { product_type, subject, amount, metadata, purchase } = match vouched {
             Vouched::Fixed(fixed) => Terms::fixed(&mut fields, *fixed),
@@ -176,6 +179,7 @@ impl OrderRequest {
                 scene: scene?,
                 openid,
                 expires_in: Duration::seconds(expires_in.unwrap_or(EXPIRES_IN_DEFAULT)),
+                offered_until,
                 gateway: gateway?,
                 return_url,
                 metadata: metadata.unwrap_or_else(|| json!({})),
@@ -184,6 +188,14 @@ impl OrderRequest {
         };
         // A missing field was recorded as a fault, so `finish` has already returned an error.
         request().ok_or_else(|| ApiError::InvalidFields(Vec::new()))
+    }
+
+    /// The last moment to pay an order that is placed now. An offer's price must not hold for days because a buyer asks
+    /// for that: it holds as long as the offer, or for half an hour.
+    pub fn expires_at(&self, now: OffsetDateTime) -> OffsetDateTime {
+        let asked = now + self.expires_in;
+        let shortest = now + Duration::seconds(EXPIRES_IN_DEFAULT);
+        self.offered_until.map_or(asked, |until| asked.min(until.max(shortest)))
     }
 }
 

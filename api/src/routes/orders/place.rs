@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use domain::message::job::{CheckRequest, JobRequest};
 use domain::message::schedule::CHECKS;
-use domain::{OrderId, OrderNo, OrderNoError, OrderStatus, first_id_at};
+use domain::{OrderId, OrderNo, OrderNoError, OrderStatus, Scene, VouchedBy, first_id_at};
 use gateway::{Gateway, GatewayError, Payment, PrepayOrder, PrepayRequest};
 use runtime::crash::{self, Point};
 use runtime::error_chain::chain;
@@ -51,9 +51,9 @@ impl Placement {
         let App { turns, db, clock, .. } = self.app.as_ref();
         let _turn = self.request.turn(turns, db, clock).await?;
         let drafted = self.draft().await;
-        let labels = drafted.as_ref().ok().map(|new| (new.payment_method.as_str(), new.scene.as_str()));
+        let labels = drafted.as_ref().ok().map(|Draft { new, .. }| (new.payment_method.as_str(), new.scene.as_str()));
         let judged = match drafted {
-            Ok(new) => self.judge(&new).await.map(|()| new),
+            Ok(draft) => self.judge(draft).await,
             Err(refusal) => Err(refusal.into()),
         };
         let done = self.place(judged, began).await;
@@ -68,34 +68,32 @@ impl Placement {
 
     /// Checks that buyers may currently choose this payment method, scene and amount, that the buyer does not hold too many
     /// open orders, and that the purchase has no other order.
-    async fn judge(&self, new: &NewOrder) -> Result<(), NotNew> {
+    async fn judge(&self, draft: Draft) -> Result<Draft, NotNew> {
+        let new = &draft.new;
         let App { cache, db, settings, .. } = self.app.as_ref();
         let config = cache.config.get(db).await.map_err(ApiError::from)?;
         config.check(new.payment_method, new.scene, new.amount).map_err(ApiError::NotOffered)?;
         if let Some(order) = orders::of_purchase(db, &new.purchase).await.map_err(ApiError::from)? {
-            return Err(NotNew::Another(Box::new(order), Box::new(new.clone())));
+            return Err(NotNew::Another(Box::new(order), Box::new(draft)));
         }
         let most = settings.pending_per_user;
         if most > 0 && matches!(self.identity, Identity::Buyer(_)) {
             // No order lives longer than a week, so older ones are not pending for long.
             let first = OrderId::from_u128(first_id_at(new.created_at - PENDING));
-            if orders::pending_of(db, &new.user_id, first, most).await.map_err(ApiError::from)? >= most {
+            if orders::pending_of(db, &new.user_id, first, new.created_at, most).await.map_err(ApiError::from)? >= most
+            {
                 return Err(ApiError::TooManyPending(most).into());
             }
         }
-        Ok(())
+        Ok(draft)
     }
 
-    async fn place(
-        &self,
-        judged: Result<NewOrder, NotNew>,
-        began: Instant,
-    ) -> Result<(&'static str, Answer), ApiError> {
-        let mut new = match judged {
-            Ok(new) => new,
+    async fn place(&self, judged: Result<Draft, NotNew>, began: Instant) -> Result<(&'static str, Answer), ApiError> {
+        let Draft { mut new, prepay } = match judged {
+            Ok(draft) => draft,
             // A request that was accepted once is not checked again by rules that have changed since.
             Err(NotNew::Refused(refusal)) => return self.resume(began).await?.ok_or(refusal),
-            Err(NotNew::Another(order, new)) => return self.instead(*order, &new, began).await,
+            Err(NotNew::Another(order, draft)) => return self.instead(*order, &draft, began).await,
         };
         Span::current().record("order_id", display(new.id));
         let order = created(&new);
@@ -110,7 +108,8 @@ impl Placement {
             // Another request placed it at this moment.
             (Err(DbError::PurchaseTaken(_)), Some(new)) => {
                 let order = orders::of_purchase(&self.app.db, &new.purchase).await?;
-                return self.instead(order.ok_or(ApiError::RequestInFlight)?, &new, began).await;
+                let order = order.ok_or(ApiError::RequestInFlight)?;
+                return self.instead(order, &Draft { new, prepay }, began).await;
             }
             (made, _) => made.map_err(in_flight)?,
         };
@@ -129,7 +128,8 @@ impl Placement {
 
     /// The answer to a request whose purchase has an order already: the first answer, if this request placed it, or else
     /// that order, if it is the one that the request describes.
-    async fn instead(&self, order: Order, new: &NewOrder, began: Instant) -> Result<(&'static str, Answer), ApiError> {
+    async fn instead(&self, order: Order, draft: &Draft, began: Instant) -> Result<(&'static str, Answer), ApiError> {
+        let new = &draft.new;
         if let Some(earlier) = self.resume(began).await? {
             return Ok(earlier);
         }
@@ -141,7 +141,7 @@ impl Placement {
             return Err(ApiError::PurchaseUsed { by_offer, order_id });
         }
         let is_open = order.expires_at > new.created_at && order.close_requested_at.is_none();
-        if !is_open || !is_same(&order, new) {
+        if !is_open || !self.is_same(&order, draft)? {
             return Err(ApiError::PurchaseOpen { by_offer, order_id });
         }
         let answer = value(renewed(&self.app, &order).await?)?;
@@ -176,7 +176,7 @@ impl Placement {
     }
 
     /// The order as it will be written; nothing is written yet.
-    async fn draft(&self) -> Result<NewOrder, ApiError> {
+    async fn draft(&self) -> Result<Draft, ApiError> {
         let app = &self.app;
         let mut fields = Fields::parse(&self.body)?;
         let vouched = vouched(app, &self.identity, &mut fields).await?;
@@ -195,15 +195,15 @@ impl Placement {
             amount: request.amount,
             scene,
             // Whole seconds, because the gateways count in whole seconds.
-            expires_at: (now + request.expires_in).replace_nanosecond(0).unwrap_or(now),
+            expires_at: request.expires_at(now).replace_nanosecond(0).unwrap_or(now),
             notify_url: format!("{}/v1/callbacks/{method}/{account}", app.settings.public_url),
             return_url: request.return_url,
             openid: request.openid,
             client_ip: request.client_ip,
         };
         let expires_at = prepay.expires_at;
-        let prepay = request.gateway.prepay_request(&prepay).map_err(unfit)?;
-        Ok(NewOrder {
+        let params = request.gateway.prepay_request(&prepay).map_err(unfit)?;
+        let new = NewOrder {
             id,
             user_id: request.user_id,
             order_no,
@@ -217,13 +217,38 @@ impl Placement {
             purchase: request.purchase,
             client_ip: request.client_ip,
             metadata: request.metadata,
-            prepay: serde_json::to_value(prepay).map_err(|error| ApiError::Internal(error.into()))?,
+            prepay: serde_json::to_value(params).map_err(|error| ApiError::Internal(error.into()))?,
             check_in: CHECKS[0],
             created_at: now,
             key: self.request.held_key(now, expires_at),
             answer: None,
-        })
+        };
+        Ok(Draft { new, prepay })
     }
+
+    /// Whether an order is the one that a request describes. A buyer who has chosen another way to pay closes it first.
+    fn is_same(&self, order: &Order, Draft { new, prepay }: &Draft) -> Result<bool, ApiError> {
+        let chosen =
+            (order.payment_method, order.scene, &order.account) == (new.payment_method, new.scene, &new.account);
+        let sold = (&order.product_type, &order.subject, order.amount) == (&new.product_type, &new.subject, new.amount);
+        let number = order.merchant_order_no == new.purchase.merchant_order_no;
+        if !(chosen && sold && number && order.user_id == new.user_id && order.metadata == new.metadata) {
+            return Ok(false);
+        }
+        // A phone may get another address at any time.
+        if order.scene == Scene::H5 {
+            return Ok(true);
+        }
+        let (order_no, expires_at) = (order.order_no.clone(), order.expires_at);
+        let prepay = PrepayOrder { order_no, expires_at, ..prepay.clone() };
+        Ok(account_of(&self.app, order)?.prepay_request(&prepay).map_err(unfit)? == stored(order)?)
+    }
+}
+
+/// An order as it will be written, and what the gateway is to be asked for it.
+struct Draft {
+    new: NewOrder,
+    prepay: PrepayOrder,
 }
 
 /// Why a request creates no order.
@@ -231,21 +256,13 @@ enum NotNew {
     /// It is refused.
     Refused(ApiError),
     /// The purchase has this order. The other one is what the request would have created.
-    Another(Box<Order>, Box<NewOrder>),
+    Another(Box<Order>, Box<Draft>),
 }
 
 impl From<ApiError> for NotNew {
     fn from(refusal: ApiError) -> NotNew {
         NotNew::Refused(refusal)
     }
-}
-
-/// Whether an order is the one that a request describes. A buyer who has chosen another way to pay closes it first.
-fn is_same(order: &Order, new: &NewOrder) -> bool {
-    let chosen = (order.payment_method, order.scene, &order.account) == (new.payment_method, new.scene, &new.account);
-    let sold = (&order.product_type, &order.subject, order.amount) == (&new.product_type, &new.subject, new.amount);
-    let number = order.merchant_order_no == new.purchase.merchant_order_no;
-    chosen && sold && number && order.user_id == new.user_id && order.metadata == new.metadata
 }
 
 /// Requests the first credential of an order from the gateway, with the parameters that were fixed when it was placed.
@@ -310,6 +327,12 @@ async fn offer(app: &App, order: &Order) -> Result<Offer, ApiError> {
     }
     if order.expires_at <= now {
         return Err(ApiError::OrderNotPayable("expired"));
+    }
+    // Such as an order from the days of a simulator, whose account takes real money since.
+    let is_real = app.accounts.is_production(order.payment_method, &order.account);
+    let by_buyer = order.vouched_by == Some(VouchedBy::Buyer);
+    if by_buyer && is_real && !app.settings.buyer_prices.takes_any(app.accounts.are_simulated()) {
+        return Err(ApiError::PriceNotVouched);
     }
     let gateway = account_of(app, order)?;
     match gateway.prepay(&stored(order)?, now).await {

@@ -4,6 +4,7 @@
 use domain::{Money, PaymentMethod, ProductType, Purchase, Subject, UserId, VouchedBy};
 use serde_json::{Value, json};
 use store::tables::catalogue;
+use time::OffsetDateTime;
 
 use crate::access::caller::Identity;
 use crate::access::offers::Offer;
@@ -29,6 +30,8 @@ pub struct Fixed {
     pub metadata: Value,
     /// The gateways at which it can be paid; `None`: at each.
     pub methods: Option<Vec<PaymentMethod>>,
+    /// The end of the offer; `None`: the catalogue has none.
+    pub until: Option<OffsetDateTime>,
 }
 
 /// Finds the terms of a new order.
@@ -84,12 +87,13 @@ async fn listed(app: &App, fields: &Fields) -> Result<Option<Fixed>, ApiError> {
         amount: product.amount,
         metadata: json!({}),
         methods: None,
+        until: None,
     }))
 }
 
 impl From<Offer> for Fixed {
     fn from(offer: Offer) -> Fixed {
-        let Offer { purchase, product_type, subject, amount, metadata, methods } = offer;
-        Fixed { purchase, product_type, subject, amount, metadata, methods }
+        let Offer { purchase, product_type, subject, amount, metadata, methods, until } = offer;
+        Fixed { purchase, product_type, subject, amount, metadata, methods, until: Some(until) }
     }
 }

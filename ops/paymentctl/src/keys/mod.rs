@@ -40,7 +40,7 @@ pub enum Command {
     /// Give a key a secret that signs offers, and show it, this once.
     ///
     /// An offer fixes the price of a buyer's order. A key that has such a secret already gets a new one, and the present
-    /// one counts on for a while. Needs SEAL_KEY of payment-api.
+    /// one counts on for a while; the one before it ends at once. Needs SEAL_KEY of payment-api.
     OfferSecret(Rotate),
     /// End a key for good, within a second, in all its uses.
     Revoke(Change),

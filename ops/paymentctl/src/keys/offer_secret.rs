@@ -30,7 +30,13 @@ pub(super) async fn run(
     let no_seal =
         || Problem::usage("SEAL_KEY is not set", "set it to the SEAL_KEY of payment-api, which opens the secret");
     let seal = seal.ok_or_else(no_seal)?;
-    let Some(by) = by else { return Ok(dry("would make a secret for the offers of", &title(&key), rotate.id)) };
+    let Some(by) = by else {
+        let mut what = title(&key);
+        if let Some(until) = key.previous_offer_until {
+            what.push_str(&format!("; the secret that would have counted until {} ends at once", moment(until)));
+        }
+        return Ok(dry("would make a secret for the offers of", &what, rotate.id));
+    };
     let unlucky = |error: &dyn std::error::Error| Problem::failed(error.to_string(), "try again");
     let secret = ApiKeySecret::from_bytes(random::bytes().map_err(|error| unlucky(&error))?).offer_text();
     let id = rotate.id.to_string();

@@ -195,6 +195,8 @@ async fn a_key_gets_secrets_for_its_offers(db: PgPool) {
     let second = text(&answer);
     assert!(answer.text.contains("the one before it counts until 20"), "{}", answer.text);
     assert_eq!(offer_secrets(&db, id).await, [(second.clone(), false), (first, true)]);
+    let dry = run(&db, &format!("offer-secret {id}")).await.unwrap();
+    assert!(dry.text.contains("ends at once"), "{}", dry.text);
     // One leaked.
     let third = text(&run(&db, &format!("{yes} --overlap 0s")).await.unwrap());
     assert_eq!(offer_secrets(&db, id).await, [(third, false)]);

@@ -1,7 +1,7 @@
 //! The content of each event, built from the rows as they are at the end of a transaction.
 
-use domain::TradeNo;
 use domain::message::event::{Event, kind};
+use domain::{TradeNo, VouchedBy};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -102,6 +102,7 @@ fn order_data(order: &Order) -> Value {
         "order_id": order.id.to_string(),
         "order_no": order.order_no.as_str(),
         "merchant_order_no": order.merchant_order_no,
+        "vouched_by": order.vouched_by.map(VouchedBy::as_str),
         "user_id": order.user_id.as_str(),
         "product_type": order.product_type.as_str(),
         "amount": order.amount.to_string(),

@@ -110,7 +110,7 @@ pub async fn of(db: impl PgExecutor<'_>, id_or_number: &str) -> Result<Option<Ou
 }
 
 /// The orders with this number: none, one, or two if the number is ambiguous. Two gateways may give two trades one
-/// number.
+/// number, and all orders of a purchase may be closed.
 ///
 /// # Errors
 /// [`DbError`].
@@ -119,9 +119,20 @@ pub async fn named(db: impl PgExecutor<'_>, name: &OrderRef) -> Result<Vec<Outli
         OrderRef::Id(id) => select_outlines!("where id = $1", *id as OrderId).fetch_all(db).await?,
         OrderRef::OrderNo(order_no) => select_outlines!("where order_no = $1", order_no.as_str()).fetch_all(db).await?,
         OrderRef::MerchantOrderNo(number) => {
-            select_outlines!("where merchant_order_no = $1 order by id desc limit 2", number.as_str())
-                .fetch_all(db)
-                .await?
+            // Of the orders of a purchase, the one that is not closed.
+            select_outlines!(
+                r#"
+                where merchant_order_no = $1 and (
+                  not is_closed
+                  or not exists (select from payment_orders other where other.merchant_order_no = $1 and not other.is_closed)
+                )
+                order by id desc
+                limit 2
+                "#,
+                number.as_str(),
+            )
+            .fetch_all(db)
+            .await?
         }
         OrderRef::TradeNo(trade_no) => {
             select_outlines!(

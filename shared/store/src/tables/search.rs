@@ -265,7 +265,8 @@ async fn by_order_no(db: &mut PgConnection, range: &Range) -> Result<Vec<Hit>, D
     Ok(hits(rows.fetch_all(db).await?, HitKind::Order, Matched::OrderNo))
 }
 
-/// Orders whose purchase has a number of the merchant's in the range.
+/// Orders whose purchase has a number of the merchant's in the range. Merchants number as they like, so very many may begin with
+/// what is a whole number as well: this one comes first.
 async fn by_merchant_order_no(db: &mut PgConnection, range: &Range) -> Result<Vec<Hit>, DbError> {
     let rows = sqlx::query_as!(
         Row,
@@ -276,10 +277,10 @@ async fn by_merchant_order_no(db: &mut PgConnection, range: &Range) -> Result<Ve
         from (
           select id, merchant_order_no as number, status, amount, created_at from payment_orders
           where merchant_order_no ~>=~ $1 and merchant_order_no ~<~ $2
-          order by merchant_order_no using ~>~
+          order by merchant_order_no using ~<~
           limit $3
         ) found
-        order by id desc
+        order by number = $1 desc, id desc
         limit $4
         "#,
         range.from,

@@ -64,6 +64,8 @@ pub struct ApiKey {
     pub confirmed_by: Option<String>,
     /// When the secret before the present one stops counting, if there is one.
     pub previous_until: Option<OffsetDateTime>,
+    /// When the secret for offers before the present one stops counting, if there is one.
+    pub previous_offer_until: Option<OffsetDateTime>,
     /// When it ends by itself, if it does.
     pub expires_at: Option<OffsetDateTime>,
     /// Whether that time has come, by the database's clock.
@@ -189,6 +191,7 @@ struct Row {
     proposed_by: String,
     confirmed_by: Option<String>,
     previous_until: Option<OffsetDateTime>,
+    previous_offer_until: Option<OffsetDateTime>,
     expires_at: Option<OffsetDateTime>,
     has_expired: bool,
     revoked_at: Option<OffsetDateTime>,
@@ -209,6 +212,7 @@ impl Row {
             proposed_by: self.proposed_by,
             confirmed_by: self.confirmed_by,
             previous_until: self.previous_until,
+            previous_offer_until: self.previous_offer_until,
             expires_at: self.expires_at,
             has_expired: self.has_expired,
             revoked_at: self.revoked_at,
@@ -241,6 +245,7 @@ macro_rules! select_keys {
               id as "id: ApiKeyId", name as "name: ApiKeyName", environment as "environment: KeyEnvironment", scopes,
               networks, state as "state: ApiKeyState", proposed_by, confirmed_by,
               case when previous_until > now() then previous_until end as previous_until,
+              case when previous_offer_until > now() then previous_offer_until end as previous_offer_until,
               expires_at, coalesce(expires_at <= now(), false) as "has_expired!", revoked_at, last_used_at, created_at,
               updated_at
             from api_keys

@@ -162,8 +162,7 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
     let made = sqlx::query!(
         r#"
         with new as (
-          select *
-          from unnest($1::bpchar[], $2::text[], $3::text[], $4::text[], $5::text[], $6::numeric[], $7::text[], $8::text[],
+          select * from unnest($1::bpchar[], $2::text[], $3::text[], $4::text[], $5::text[], $6::numeric[], $7::text[], $8::text[],
                       $9::text[], $10::timestamptz[], $11::text[], $12::jsonb[], $13::jsonb[], $14::timestamptz[],
                       $15::bigint[], $16::text[], $17::text[], $18::bytea[], $19::timestamptz[], $20::timestamptz[],
                       $21::jsonb[], $22::text[], $23::text[], $24::text[], $25::text[], $26::text[])
@@ -171,8 +170,7 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
                     client_ip, metadata, prepay, created_at, check_in, key, route, request_hash, forgotten_at, held_until,
                     answer, caller, merchant_order_no, vouched_by, voucher, offer_id)
         ), key as (
-          insert into idempotency_keys as old
-            (user_id, key, route, request_hash, ref_id, created_at, expires_at, held_until, answer)
+          insert into idempotency_keys as old (user_id, key, route, request_hash, ref_id, created_at, expires_at, held_until, answer)
           -- Everybody writes keys in this order, so that two statements never wait for each other.
           select caller, key, route, request_hash, id, created_at, forgotten_at, held_until, answer
           from new order by caller, key
@@ -180,8 +178,7 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
             set route = excluded.route, request_hash = excluded.request_hash, ref_id = excluded.ref_id,
               created_at = excluded.created_at, expires_at = excluded.expires_at, held_until = excluded.held_until,
               answer = excluded.answer, refused_with = null
-            where old.expires_at <= excluded.created_at
-              and (old.held_until is null or old.held_until <= excluded.created_at)
+            where old.expires_at <= excluded.created_at and (old.held_until is null or old.held_until <= excluded.created_at)
           returning ref_id, answer, expires_at
         ), made as (
           select new.* from new join key on key.ref_id = new.id
@@ -192,8 +189,7 @@ pub async fn create(db: impl PgExecutor<'_>, new: &[NewOrder]) -> Result<Vec<Cre
           select id, user_id, order_no, product_type, subject, amount, payment_method, scene, account, expires_at,
             client_ip::inet, metadata, prepay, created_at, created_at, merchant_order_no, vouched_by, voucher, offer_id from made
         ), movement as (
-          insert into payment_transactions
-            (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
+          insert into payment_transactions (id, order_id, transaction_no, payment_method, action_type, amount, created_at, updated_at)
           select id, id, 'P' || id, payment_method, 'payment', amount, created_at, created_at from made
         ), check_job as (
           insert into jobs (kind, ref_id, due_at, created_at) select 'check', id, now() + check_in * interval '1 millisecond', now() from made

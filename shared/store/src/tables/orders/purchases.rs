@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use domain::{OrderId, UserId};
 use sqlx::{PgConnection, PgExecutor};
+use time::OffsetDateTime;
 
 use super::Order;
 use crate::error::DbError;
@@ -45,20 +46,29 @@ pub async fn with_another(tx: &mut PgConnection, ids: &[OrderId]) -> Result<Hash
     Ok(found.fetch_all(tx).await?.into_iter().collect())
 }
 
-/// How many orders of a user wait for a payment, among those since `first`, and counted to `most`.
+/// How many orders of a user wait for a payment at this time: those that the user placed since `first`, counted to `most`.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn pending_of(db: impl PgExecutor<'_>, user: &UserId, first: OrderId, most: i64) -> Result<i64, DbError> {
+pub async fn pending_of(
+    db: impl PgExecutor<'_>,
+    user: &UserId,
+    first: OrderId,
+    now: OffsetDateTime,
+    most: i64,
+) -> Result<i64, DbError> {
     let counted = sqlx::query_scalar!(
         r#"
         select count(*) as "count!"
         from (
-          select from payment_orders where user_id = $1 and id >= $2 and status = 'pending' limit $3
+          select from payment_orders
+          where user_id = $1 and id >= $2 and status = 'pending' and expires_at > $3 and vouched_by is distinct from 'backend'
+          limit $4
         ) pending
         "#,
         user.as_str(),
         first as OrderId,
+        now,
         most,
     );
     Ok(counted.fetch_one(db).await?)
