@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn the_switch_for_buyers_prices_has_an_end() {
         let at = |days: i64| {
-            let at = time::OffsetDateTime::now_utc() + time::Duration::days(days);
+            let at = runtime::clock::Clock::system().now() + time::Duration::days(days);
             at.format(&time::format_description::well_known::Rfc3339).unwrap()
         };
         let any = |text: &str| read([("BUYER_PRICES_ANY_UNTIL", text)]);

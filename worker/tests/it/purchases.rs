@@ -7,7 +7,6 @@ use domain::{PaymentMethod, TradeNo, Verdict};
 use sqlx::PgPool;
 use store::tables::orders::{self, Order};
 use store::{DbError, MIGRATOR, settle};
-use time::OffsetDateTime;
 
 use crate::bench::Bench;
 
@@ -93,13 +92,10 @@ fn of_purchase(number: &str) -> orders::NewOrder {
 async fn an_order_that_was_placed_at_this_moment_makes_the_transaction_run_again(db: PgPool) {
     let bench = Bench::new(db, "fulfil").await;
     let (late, other) = bench.two_orders(Wechat, "A1").await;
-    let paid = orders::Paid {
-        id: late.id,
-        trade_no: TradeNo::parse("4200000042").unwrap(),
-        paid_at: OffsetDateTime::now_utc(),
-    };
+    let now = bench.checks.clock.now();
+    let paid = orders::Paid { id: late.id, trade_no: TradeNo::parse("4200000042").unwrap(), paid_at: now };
     let mut tx = bench.world.db.begin().await.unwrap();
-    let honoured = orders::mark_honoured(&mut tx, &[paid], OffsetDateTime::now_utc()).await;
+    let honoured = orders::mark_honoured(&mut tx, &[paid], now).await;
     assert!(matches!(honoured, Err(DbError::Again(_))), "{honoured:?}");
     tx.rollback().await.unwrap();
     assert_eq!((bench.world.status(&late).await, bench.world.status(&other).await), (Closed, Pending));
