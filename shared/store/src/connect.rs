@@ -50,6 +50,28 @@ pub fn one_more(db: &PgPool) -> PgPool {
     options.connect_lazy_with(db.connect_options().as_ref().clone())
 }
 
+/// How long one statement of a long read may take.
+const LONG_STATEMENT: &str = "10min";
+/// How long the reader of a long read may pause between two statements.
+const LONG_PAUSE: &str = "60s";
+/// How long a new connection may take.
+const CONNECTS: Duration = Duration::from_secs(5);
+
+/// A connection beside this pool, for a read that takes minutes: its statements may take longer than those of the pool,
+/// and it takes no connection from requests. When it is dropped, its session ends: the server looks for a vanished client
+/// every 5 s, also within a statement.
+///
+/// # Errors
+/// [`DbError`] when no connection can be made.
+pub async fn for_a_long_read(db: &PgPool) -> Result<PgConnection, DbError> {
+    let options = db.connect_options().as_ref().clone().options([
+        ("statement_timeout", LONG_STATEMENT),
+        ("idle_in_transaction_session_timeout", LONG_PAUSE),
+        ("client_connection_check_interval", "5s"),
+    ]);
+    Ok(answers(CONNECTS, PgConnection::connect_with(&options)).await?)
+}
+
 /// Opens a pool.
 ///
 /// # Errors

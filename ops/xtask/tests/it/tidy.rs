@@ -90,6 +90,7 @@ const SERVICE: &[&str] = &[
     "shared/gateway/src",
     "shared/broker/src",
     "shared/store/src",
+    "shared/export/src",
     "api/src",
     "worker/src",
     "ops/paymentctl/src",
@@ -102,6 +103,7 @@ const STOREYS: &[(&str, &[&str])] = &[
     ("shared/gateway", &["domain", "runtime"]),
     ("shared/broker", &["domain", "runtime"]),
     ("shared/store", &["domain", "runtime", "gateway"]),
+    ("shared/export", &["domain", "runtime", "store"]),
 ];
 
 /// The crates of ours that the program of a manifest is built from, without those of its tests.

@@ -5,7 +5,7 @@
 
 use domain::{
     AccountName, ExtraState, MerchantOrderNo, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene,
-    Subject, UserId,
+    Subject, TradeNo, UserId,
 };
 use sqlx::PgExecutor;
 use time::OffsetDateTime;
@@ -73,6 +73,8 @@ pub struct ListedOrder {
     pub order_no: OrderNo,
     /// The merchant's own number of the purchase.
     pub merchant_order_no: Option<MerchantOrderNo>,
+    /// The gateway's number of the payment; `None`: it is not paid.
+    pub trade_no: Option<TradeNo>,
     /// What the buyer reads.
     pub subject: Subject,
     /// What kind of thing is sold.
@@ -144,7 +146,7 @@ macro_rules! read_listed {
             ListedOrder,
             r#"
             select
-              o.id as "id: OrderId", o.order_no as "order_no: OrderNo",
+              o.id as "id: OrderId", o.order_no as "order_no: OrderNo", o.trade_no as "trade_no: TradeNo",
               o.merchant_order_no as "merchant_order_no: MerchantOrderNo", o.subject as "subject: Subject",
               o.product_type as "product_type: ProductType", o.user_id as "user_id: UserId",
               o.payment_method as "payment_method: PaymentMethod", o.account as "account: AccountName",
@@ -201,6 +203,39 @@ macro_rules! read_sums {
             from payment_orders o
             where
             "# + $conditions,
+            $ids.past as OrderId,
+            $ids.first as OrderId,
+            &$filter.statuses() as &[&str],
+            $filter.payment_method.map(PaymentMethod::as_str),
+            $filter.account.as_ref().map(AccountName::as_str),
+            $filter.scene.map(Scene::as_str),
+            $filter.product_type.as_ref().map(ProductType::as_str),
+            $filter.user_id.as_ref().map(UserId::as_str),
+            $filter.amount_from as Option<Money>,
+            $filter.amount_to as Option<Money>,
+            $filter.created.from,
+            $filter.created.to,
+            $filter.paid_from,
+            $filter.paid_to,
+            $filter.has_case,
+            $filter.extra_payment.map(ExtraState::as_str),
+        )
+    };
+}
+
+/// Adds up what the filters leave, by state and gateway.
+macro_rules! read_groups {
+    ($conditions:tt, $filter:expr, $ids:expr) => {
+        sqlx::query_as!(
+            OrderGroup,
+            r#"
+            select
+              o.status as "status: OrderStatus", o.payment_method as "payment_method: PaymentMethod", count(*) as "count!",
+              (sum(o.amount) * 100)::bigint as "amount_fen!", (sum(o.refunded_amount) * 100)::bigint as "refunded_fen!"
+            from payment_orders o
+            where
+            "# + $conditions
+                + " group by o.status, o.payment_method",
             $ids.past as OrderId,
             $ids.first as OrderId,
             &$filter.statuses() as &[&str],
@@ -286,4 +321,28 @@ pub struct Sums {
 pub async fn sums(db: impl PgExecutor<'_>, filter: &OrderFilter) -> Result<Sums, DbError> {
     let ids = Ids::of(filter, None);
     Ok(conditions!(read_sums filter, ids).fetch_one(db).await?)
+}
+
+/// The sums over the orders of one state at one gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderGroup {
+    /// The state.
+    pub status: OrderStatus,
+    /// The gateway.
+    pub payment_method: PaymentMethod,
+    /// How many orders.
+    pub count: i64,
+    /// What they were to pay, in fen.
+    pub amount_fen: i64,
+    /// What was refunded of them, in fen.
+    pub refunded_fen: i64,
+}
+
+/// The sums over every order that the filter selects, by state and gateway. It reads them all.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn groups(db: impl PgExecutor<'_>, filter: &OrderFilter) -> Result<Vec<OrderGroup>, DbError> {
+    let ids = Ids::of(filter, None);
+    Ok(conditions!(read_groups filter, ids).fetch_all(db).await?)
 }

@@ -41,6 +41,10 @@ impl RefundFilter {
         self.payment_method.is_some() || self.account.is_some() || self.origin.is_some()
     }
 
+    fn statuses(&self) -> Vec<&'static str> {
+        self.statuses.iter().map(|status| status.as_str()).collect()
+    }
+
     fn is_of_few_states(&self) -> bool {
         !self.statuses.is_empty() && !self.statuses.contains(&RefundStatus::Succeeded)
     }
@@ -85,9 +89,33 @@ pub struct ListedRefund {
     pub created_at: OffsetDateTime,
 }
 
-/// Reads one page by a condition that names an index, and the filters. $1 and $2 bound the ids.
-macro_rules! select_listed {
-    ($driver:tt, $filter:expr, $ids:expr, $limit:expr) => {
+/// The tables and the filters, as one text, handed to another macro: the list and its sums have the same. $1 and $2 bound
+/// the ids.
+macro_rules! conditions {
+    ($then:ident $($rest:tt)*) => {
+        $then!(
+            r#"
+            from refund_records r
+            join payment_transactions p on p.id = r.transaction_id
+            join payment_orders o on o.id = r.order_id
+            where r.id < $1 and r.id >= $2
+              and (cardinality($3::text[]) = 0 or r.status = any($3))
+              and ($4::text is null or p.payment_method = $4)
+              and ($5::text is null or coalesce(p.account, o.account) = $5)
+              and ($6::text is null or r.origin = $6)
+              and ($7::text is null or r.requested_by = $7)
+              and ($8::bpchar is null or r.order_id = $8)
+              and ($9::timestamptz is null or r.created_at >= $9)
+              and ($10::timestamptz is null or r.created_at < $10)
+            "#,
+            $($rest)*
+        )
+    };
+}
+
+/// Reads one page by a condition that names an index, and the filters.
+macro_rules! read_listed {
+    ($conditions:tt, $driver:tt, $filter:expr, $ids:expr, $limit:expr) => {
         sqlx::query_as!(
             ListedRefund,
             r#"
@@ -106,25 +134,14 @@ macro_rules! select_listed {
                 else r.updated_at
               end as "since!",
               r.created_at
-            from refund_records r
-            join payment_transactions p on p.id = r.transaction_id
-            join payment_orders o on o.id = r.order_id
-            where r.id < $1 and r.id >= $2
-              and (cardinality($3::text[]) = 0 or r.status = any($3))
-              and ($4::text is null or p.payment_method = $4)
-              and ($5::text is null or coalesce(p.account, o.account) = $5)
-              and ($6::text is null or r.origin = $6)
-              and ($7::text is null or r.requested_by = $7)
-              and ($8::bpchar is null or r.order_id = $8)
-              and ($9::timestamptz is null or r.created_at >= $9)
-              and ($10::timestamptz is null or r.created_at < $10)
-              and
             "#
+                + $conditions
+                + " and "
                 + $driver
                 + " order by r.id desc limit $11",
             $ids.past as RefundId,
             $ids.first as RefundId,
-            &$filter.statuses.iter().map(|status| status.as_str()).collect::<Vec<_>>() as &[&str],
+            &$filter.statuses() as &[&str],
             $filter.payment_method.map(PaymentMethod::as_str),
             $filter.account.as_ref().map(AccountName::as_str),
             $filter.origin.map(RefundOrigin::as_str),
@@ -137,10 +154,43 @@ macro_rules! select_listed {
     };
 }
 
+/// Adds up what the filters leave, by state and gateway.
+macro_rules! read_groups {
+    ($conditions:tt, $filter:expr, $ids:expr) => {
+        sqlx::query_as!(
+            RefundGroup,
+            r#"
+            select
+              r.status as "status: RefundStatus", p.payment_method as "payment_method: PaymentMethod", count(*) as "count!",
+              (sum(r.refund_amount) * 100)::bigint as "amount_fen!"
+            "# + $conditions
+                + " group by r.status, p.payment_method",
+            $ids.past as RefundId,
+            $ids.first as RefundId,
+            &$filter.statuses() as &[&str],
+            $filter.payment_method.map(PaymentMethod::as_str),
+            $filter.account.as_ref().map(AccountName::as_str),
+            $filter.origin.map(RefundOrigin::as_str),
+            $filter.requested_by.as_deref(),
+            $filter.order_id as Option<OrderId>,
+            $filter.created.from,
+            $filter.created.to,
+        )
+    };
+}
+
 /// The bounds of the ids of a list.
 struct Ids {
     first: RefundId,
     past: RefundId,
+}
+
+impl Ids {
+    fn of(filter: &RefundFilter, before: Option<RefundId>) -> Ids {
+        let (first, past) = filter.created.id_range();
+        let past = RefundId::from_u128(past).min(before.unwrap_or(RefundId::from_u128(u128::MAX)));
+        Ids { first: RefundId::from_u128(first), past }
+    }
 }
 
 /// One page, newest first; only refunds older than `before`.
@@ -153,19 +203,39 @@ pub async fn list(
     before: Option<RefundId>,
     limit: i64,
 ) -> Result<Vec<ListedRefund>, DbError> {
-    let (first, past) = filter.created.id_range();
-    let past = RefundId::from_u128(past).min(before.unwrap_or(RefundId::from_u128(u128::MAX)));
-    let ids = Ids { first: RefundId::from_u128(first), past };
+    let ids = Ids::of(filter, before);
     Ok(match filter {
         RefundFilter { order_id: Some(_), .. } => {
-            select_listed!("r.order_id = $8::bpchar", filter, ids, limit).fetch_all(db).await?
+            conditions!(read_listed "r.order_id = $8::bpchar", filter, ids, limit).fetch_all(db).await?
         }
         RefundFilter { requested_by: Some(_), .. } => {
-            select_listed!("r.requested_by = $7::text", filter, ids, limit).fetch_all(db).await?
+            conditions!(read_listed "r.requested_by = $7::text", filter, ids, limit).fetch_all(db).await?
         }
         few if few.is_of_few_states() => {
-            select_listed!("r.status <> 'succeeded'", filter, ids, limit).fetch_all(db).await?
+            conditions!(read_listed "r.status <> 'succeeded'", filter, ids, limit).fetch_all(db).await?
         }
-        _ => select_listed!("true", filter, ids, limit).fetch_all(db).await?,
+        _ => conditions!(read_listed "true", filter, ids, limit).fetch_all(db).await?,
     })
+}
+
+/// The sums over the refunds of one state at one gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefundGroup {
+    /// The state.
+    pub status: RefundStatus,
+    /// The gateway.
+    pub payment_method: PaymentMethod,
+    /// How many refunds.
+    pub count: i64,
+    /// What they return, in fen.
+    pub amount_fen: i64,
+}
+
+/// The sums over every refund that the filter selects, by state and gateway. It reads them all.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn groups(db: impl PgExecutor<'_>, filter: &RefundFilter) -> Result<Vec<RefundGroup>, DbError> {
+    let ids = Ids::of(filter, None);
+    Ok(conditions!(read_groups filter, ids).fetch_all(db).await?)
 }
