@@ -1,6 +1,7 @@
 //! The operator's settings: one section for each concern, every variable documented on its field.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use domain::PaymentMethod;
 use ipnet::IpNet;
@@ -91,6 +92,9 @@ pub struct Settings {
     /// `REQUESTS_PER_ADDRESS` (default 1200, 0: no limit): requests per minute from one address, except those with an API
     /// key. `REQUESTS_PER_USER` (default 600): of one user. `REQUESTS_PER_KEY` (default 6000): with one API key.
     pub per_minute: PerMinute,
+    /// `EXPORT_DIR` (default `payment-exports` in the directory for temporary files): where the files of exports lie for a
+    /// day. It is made with mode 0700 if it does not exist.
+    pub export_dir: PathBuf,
 }
 
 impl Settings {
@@ -119,6 +123,7 @@ impl Settings {
         let buyer_prices = BuyerPrices::from_env(env);
         let pending =
             env.parse_or("MAX_PENDING_PER_USER", 20_u16, "set it to a number of orders, or to 0 for no limit");
+        let export_dir = export_dir(env);
         let serve_docs = env.switch("SERVE_DOCS", !public_url.as_deref().is_some_and(is_https));
         Some(Settings {
             serve_docs,
@@ -136,6 +141,7 @@ impl Settings {
             requests_in_hand: in_hand?,
             streams_per_user: streams_per_user?,
             per_minute: PerMinute { per_address: per_address?, per_user: per_user?, per_key: per_key? },
+            export_dir: export_dir?,
         })
     }
 
@@ -177,6 +183,17 @@ fn origin(text: &str) -> Option<Origin> {
     let url = Url::parse(text).ok()?;
     let bare = matches!(url.scheme(), "http" | "https") && url.path() == "/" && url.query().is_none();
     Some(url.origin()).filter(|origin| bare && origin.is_tuple())
+}
+
+/// A relative path would name another directory for each way to start the process.
+fn export_dir(env: &mut Env) -> Option<PathBuf> {
+    let Some(text) = env.optional("EXPORT_DIR") else { return Some(std::env::temp_dir().join("payment-exports")) };
+    let path = PathBuf::from(&text);
+    if path.is_absolute() {
+        return Some(path);
+    }
+    env.fault("EXPORT_DIR", format!("{text:?} does not begin with /"), "set it to an absolute path");
+    None
 }
 
 /// An example of a network, for the message about a wrong value.
@@ -258,6 +275,7 @@ mod tests {
             ("PUBLIC_URL", "ftp://pay.example.com"),
             ("RETURN_URL_ORIGINS", "https://shop.example.com, https://shop.example.com/path, shop"),
             ("TRUSTED_PROXIES", "10.0.0.0/8,10.0.0.300"),
+            ("EXPORT_DIR", "exports"),
             ("JWT_HS256_SECRET", "hidden"),
             ("VIEW_TOKEN_SECRET", "hidden"),
         ]);
@@ -279,6 +297,7 @@ mod tests {
         let settings = Settings::from_env(&mut env).unwrap();
         assert_eq!(settings.public_url, "https://pay.example.com");
         assert_eq!(settings.return_url_origins.len(), 2);
+        assert!(settings.export_dir.is_absolute() && settings.export_dir.ends_with("payment-exports"));
         assert_eq!(settings.callers(PaymentMethod::Wechat).networks.len(), 2);
         assert!(settings.callers(PaymentMethod::Alipay).networks.is_empty());
         env.finish().unwrap();

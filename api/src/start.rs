@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use broker::{AmqpConfig, Publisher, PublisherOptions, PublisherState};
 use domain::{KeyEnvironment, PaymentMethod};
+use export::Limits as ExportLimits;
+use export::desk::{AT_ONCE, Desk};
 use gateway::Gateways;
 use runtime::clock::Clock;
 use runtime::env::{ConfigFaults, Env, Fault};
@@ -86,8 +88,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
         given(listen.and_then(|listen| listen.callbacks).map(|addr| start::listen("CALLBACK_LISTEN_ADDR", addr))),
         given(ops.map(|ops| start::listen("OPS_ADDR", ops.addr))),
     );
-    let db = db.and_then(|db| faults.take(db));
-    let broker = broker.and_then(|broker| faults.take(broker));
+    let (db, broker) = (db.and_then(|db| faults.take(db)), broker.and_then(|broker| faults.take(broker)));
     let listener = listener.and_then(|listener| faults.take(listener));
     let callbacks = callbacks.and_then(|listener| faults.take(listener));
     let ops = ops.and_then(|listener| faults.take(listener));
@@ -115,6 +116,7 @@ pub async fn prepare(mut env: Env, stop: CancellationToken) -> Result<Ready<impl
             hints: Hints::default(),
             seal,
             refused_accounts: RefusedAccounts::default(),
+            exports: Desk::new(db.clone(), settings.export_dir.clone(), clock, ExportLimits::default()),
             db,
             accounts: Arc::new(gateways.clone()),
             clock,
@@ -194,6 +196,8 @@ impl Ingress {
             app.tokens.keys.watch(&reading, &app.db, until).await;
             reading.close().await;
         });
+        let (app, until) = (self.app.clone(), stop.clone());
+        let exports = tokio::spawn(async move { app.exports.run(until).await });
 
         let callbacks = self
             .callbacks
@@ -203,8 +207,8 @@ impl Ingress {
 
         self.publisher_stop.cancel();
         self.publisher.finished().await;
-        // It writes the last uses of the keys, so it ends before the database.
-        let _ = api_keys.await;
+        // They write the last uses of the keys, and what was exported, so they end before the database.
+        let _ = tokio::join!(api_keys, exports);
         self.app.db.close().await;
         let _ = tokio::join!(watching, callers, tokens, tending);
     }
@@ -251,7 +255,7 @@ fn friends(app: Arc<App>) -> Friends {
 fn affordable(listen: &Listen, pool: &PgPool) -> usize {
     let wanted = listen.connections;
     let Some(files) = start::raise_open_files() else { return wanted };
-    let own = OTHER_FILES + u64::from(pool.options().get_max_connections());
+    let own = OTHER_FILES + u64::from(pool.options().get_max_connections() + AT_ONCE);
     let listeners = 1 + u64::from(listen.callbacks.is_some());
     let most = usize::try_from(files.saturating_sub(own) / 2 / listeners).unwrap_or(usize::MAX).max(1);
     if most < wanted {

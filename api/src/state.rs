@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::FromRef;
 use domain::OrderId;
+use export::desk::Desk;
 use runtime::clock::Clock;
 use runtime::seal::SealKeys;
 use sqlx::PgPool;
@@ -69,6 +70,8 @@ pub struct App {
     pub closing: Joined<OrderId, Arc<Order>>,
     /// The orders that are being synced.
     pub syncing: Joined<OrderId, Arc<Synced>>,
+    /// The exports of this process.
+    pub exports: Desk,
     /// The operator's settings.
     pub settings: Settings,
 }

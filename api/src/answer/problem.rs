@@ -173,6 +173,18 @@ pub enum ApiError {
     /// The whole process has too many streams open.
     #[error("no more streams can be opened at the moment")]
     StreamsFull,
+    /// Too many exports run in this process.
+    #[error("two exports run already; repeat in a few seconds")]
+    TooManyExports,
+    /// This process has no such export of this caller.
+    #[error(
+        "this process has no such export of yours: it is older than a day, or another process made it, or this one was \
+        started again since"
+    )]
+    ExportNotFound,
+    /// The export has no file to fetch.
+    #[error("the export has no file: read its state")]
+    ExportNotReady,
     /// An error of the database.
     #[error("{}", if is_transient(.0) { "the service is busy; repeat the request" } else { "internal error" })]
     Db(#[from] DbError),
@@ -311,6 +323,9 @@ impl ApiError {
             ApiError::TooManyRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests"),
             ApiError::TooManyStreams => (StatusCode::TOO_MANY_REQUESTS, "too_many_streams"),
             ApiError::StreamsFull => (StatusCode::SERVICE_UNAVAILABLE, "streams_full"),
+            ApiError::TooManyExports => (StatusCode::TOO_MANY_REQUESTS, "too_many_exports"),
+            ApiError::ExportNotFound => (StatusCode::NOT_FOUND, "export_not_found"),
+            ApiError::ExportNotReady => (StatusCode::CONFLICT, "export_not_ready"),
             ApiError::Db(error) if is_transient(error) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             ApiError::Db(_) | ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
             ApiError::Layer(status) => (*status, layer(*status).0),
@@ -370,6 +385,7 @@ impl ApiError {
             ApiError::TooManyRequests { wait } => return Some(HeaderValue::from(*wait)),
             ApiError::RequestInFlight => "1",
             ApiError::StreamsFull | ApiError::TooManyStreams => "5",
+            ApiError::TooManyExports => "10",
             // A person must act first.
             ApiError::GatewayMisconfigured(_) => "60",
             _ if status == StatusCode::SERVICE_UNAVAILABLE => "2",

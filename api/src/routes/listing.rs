@@ -136,7 +136,12 @@ pub const MOST_DAYS: i64 = 31;
 
 /// Whether a list is restricted to a range of creation times that is short enough to read all of it.
 pub fn is_bounded(created: &Created, now: OffsetDateTime) -> bool {
-    created.from.is_some_and(|from| created.to.unwrap_or(now) - from <= Duration::days(MOST_DAYS))
+    is_within(created, now, MOST_DAYS)
+}
+
+/// Whether a list is restricted to a range of creation times of at most so many days.
+pub fn is_within(created: &Created, now: OffsetDateTime, days: i64) -> bool {
+    created.from.is_some_and(|from| created.to.unwrap_or(now) - from <= Duration::days(days))
 }
 
 /// Collects the faults of a query.

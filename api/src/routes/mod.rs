@@ -28,7 +28,7 @@ use crate::access::{in_hand, limits, tokens};
 use crate::answer::headers;
 use crate::answer::layers::around;
 use crate::answer::openapi::{self, Tokens};
-use crate::routes::admin::{cases, config, stats, sync};
+use crate::routes::admin::{cases, config, exports, stats, sync};
 use crate::routes::layers::{BodyTime, Bounds, bounded};
 use crate::routes::orders::PaymentView;
 use crate::state::App;
@@ -98,6 +98,9 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(admin::orders::summary))
         .routes(routes!(admin::story::get))
         .routes(routes!(admin::refunds::list))
+        .routes(routes!(exports::create))
+        .routes(routes!(exports::get))
+        .routes(routes!(exports::file))
         .routes(routes!(sync::sync))
         .routes(routes!(stats::get))
         .routes(routes!(cases::list))

@@ -13,6 +13,7 @@ mod config;
 mod copies;
 mod creating;
 mod credentials;
+mod exports;
 mod extra;
 mod finding;
 mod fuzz;

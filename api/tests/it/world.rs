@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
 use broker::{Publisher, PublisherOptions};
 use domain::message::callback::Callback;
 use domain::{AccountName, KeyEnvironment, Notification, OrderNo, PaymentMethod, RefundReport};
+use export::desk::Desk;
 use gateway::{
     CallbackError, CloseOutcome, Gateway, GatewayError, Gateways, Payment, PrepayOrder, PrepayRequest, Reach,
     RefundOrder, RefundTarget, TradeAnswer, Verified,
@@ -101,6 +102,7 @@ impl Default for Setup {
             buyer_prices: BuyerPrices { offer: true, catalogue: true, any: true, any_until: u64::MAX },
             pending_per_user: 0,
             per_minute: PerMinute { per_address: 0, per_user: 0, per_key: 0 },
+            export_dir: std::env::temp_dir().join(format!("exports-{:032x}", Clock::system().fresh_bits())),
         };
         let authenticator = Authenticator::new().with_secret(&SECRET.into(), &claimed());
         let authenticator = authenticator.with_secret(&STAFF_SECRET.into(), &staff());
@@ -167,6 +169,12 @@ impl World {
             strikes: Default::default(),
             unknown_proxy: Default::default(),
             callers: KnownCallers::new(|method| setup.settings.callers(method)),
+            exports: Desk::new(
+                db.clone(),
+                setup.settings.export_dir.clone(),
+                setup.clock,
+                export::Limits { rows: 6, page: 2 },
+            ),
             settings: setup.settings,
         });
         World { router: payment_api::router(app.clone()), app, db, gateway, stop }

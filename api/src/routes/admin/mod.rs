@@ -4,6 +4,7 @@ pub mod actions;
 pub mod cases;
 pub mod catalogue;
 pub mod config;
+pub mod exports;
 pub mod orders;
 pub mod refunds;
 pub mod search;

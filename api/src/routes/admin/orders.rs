@@ -65,7 +65,7 @@ pub struct OrderFilters {
 }
 
 impl OrderFilters {
-    fn read(&self, faults: &mut Faults) -> OrderFilter {
+    pub(super) fn read(&self, faults: &mut Faults) -> OrderFilter {
         let text = Option::as_deref;
         let created_from = faults.begin("created_from", text(&self.created_from));
         let created_to = faults.end("created_to", text(&self.created_to));

@@ -49,7 +49,7 @@ pub struct RefundFilters {
 }
 
 impl RefundFilters {
-    fn read(&self, faults: &mut Faults) -> RefundFilter {
+    pub(super) fn read(&self, faults: &mut Faults) -> RefundFilter {
         let text = Option::as_deref;
         let caller = |name: &str| {
             let fits =
