@@ -13,6 +13,7 @@ pub mod deploy;
 pub mod doctor;
 pub mod events;
 pub mod explain;
+pub mod export;
 pub mod keys;
 pub mod place;
 pub mod token;

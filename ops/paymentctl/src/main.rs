@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use paymentctl::answer::{Answer, Problem};
 use paymentctl::place::{Place, operator};
-use paymentctl::{audit, cases, deploy, doctor, events, explain, keys, token};
+use paymentctl::{audit, cases, deploy, doctor, events, explain, export, keys, token};
 use runtime::clock::Clock;
 use runtime::env::Env;
 use runtime::seal::SealKeys;
@@ -17,7 +17,7 @@ use runtime::telemetry;
 ///
 /// Nothing is changed without --yes: without it a command shows exactly what it would do. Money is moved only
 /// through the API, by two people, and never here. The commands of a roll-out (migrate, database-roles, broker-setup)
-/// take no --yes: each may run any number of times.
+/// take no --yes: each may run any number of times. `export` takes none either: it changes no order and no refund.
 ///
 /// It works on the database of DATABASE_URL, with its own role (payment_ctl; `paymentctl database-roles` grants its
 /// rights). Only the doctor reads GATEWAYS_FILE, AMQP_URL, REDIS_URL and RABBITMQ_MANAGEMENT_URL. The command `token`
@@ -62,6 +62,9 @@ enum Operate {
         /// gateway's, the id of a case or of an event; or the first 8 characters or more of a number.
         number: String,
     },
+    /// Write orders or refunds to a file for the finance department: csv or xlsx.
+    #[command(subcommand)]
+    Export(export::Command),
     /// The log of people's actions: list it, and verify that it was not changed afterwards.
     #[command(subcommand)]
     Audit(audit::Command),
@@ -118,6 +121,10 @@ async fn run(cli: &Cli, command: &Operate) -> Result<Answer, Problem> {
             let makes_offers = matches!(command, keys::Command::OfferSecret(_));
             let seal = if makes_offers { seal_keys(&mut env)? } else { None };
             keys::run(&place, command, operator.as_deref(), seal.as_ref()).await
+        }
+        Operate::Export(command) => {
+            let operator = who(cli, &mut env)?;
+            export::run(&Place::open(&mut env).await?, command, operator.as_deref()).await
         }
         Operate::Token(token) => token::run(env, token, Clock::system().now()),
         Operate::Audit(command) => audit::run(&Place::open(&mut env).await?, command).await,

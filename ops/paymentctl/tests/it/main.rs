@@ -4,5 +4,6 @@ mod audit;
 mod cases;
 mod events;
 mod explain;
+mod export;
 mod keys;
 mod world;

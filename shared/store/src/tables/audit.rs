@@ -47,7 +47,7 @@ pub async fn record(tx: &mut PgConnection, act: &Act<'_>) -> Result<(), DbError>
 }
 
 /// Records the act of an operator, in the transaction of its effect. The operators' role inserts nothing into the log: a
-/// function of the database does, which accepts acts on keys and subjects that begin with `paymentctl/`.
+/// function of the database does, which accepts acts on keys and exports, and subjects that begin with `paymentctl/`.
 ///
 /// # Errors
 /// [`DbError`]; [`DbError::Moved`] when the function does not accept the act. The caller must not commit then.
