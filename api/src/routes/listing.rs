@@ -1,5 +1,6 @@
 //! The query parameters of lists: page, state, gateway, time. Every list reads them in the same way.
 
+use std::fmt::Display;
 use std::str::FromStr;
 
 use axum::extract::{FromRequestParts, Query};
@@ -10,7 +11,7 @@ use domain::{Money, PaymentMethod, UnknownName};
 pub use runtime::beijing::midnight;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use store::page::{Created, Wanted};
+use store::page::{Created, Mark, Wanted};
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime};
@@ -241,6 +242,19 @@ pub fn page<T>(mut found: Vec<T>, requested: i64, id: impl Fn(&T) -> String) -> 
     found.truncate(shown);
     let cursor = found.last().filter(|_| more).map(|last| URL_SAFE_NO_PAD.encode(id(last)));
     (found, cursor)
+}
+
+/// Reads the mark in a cursor of a list that is in the order of a time: microseconds since 1970, a colon, and the id.
+pub fn mark<Id>(text: &str, id: impl Fn(&str) -> Option<Id>) -> Option<Mark<Id>> {
+    let (micros, rest) = text.split_once(':')?;
+    let micros: i64 = micros.parse().ok()?;
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).ok()?;
+    Some(Mark { at: Some(at).filter(|at| (1970..=9998).contains(&at.year()))?, id: id(rest)? })
+}
+
+/// What stands in a cursor of a list that is in the order of a time. The database has microseconds.
+pub fn marked<Id: Display>(list: &str, mark: &Mark<Id>) -> String {
+    format!("{list}:{}:{}", mark.at.unix_timestamp_nanos() / 1000, mark.id)
 }
 
 /// A date in Beijing, and nothing behind it: a parser of ISO 8601 also takes the date of a whole time.

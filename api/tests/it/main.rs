@@ -1,6 +1,7 @@
 //! The ingress without a socket, on a real database: the router is called as the accept loop would call it.
 
 mod addresses;
+mod admin_lists;
 mod audit;
 mod auth;
 mod back;

@@ -1,6 +1,7 @@
 //! Which part of a list a caller wants. Ids sort by time, so a time is a bound on ids and no list needs an offset.
 
 use domain::{PaymentMethod, first_id_at};
+use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
 /// An id is made shortly before the creation time of its row.
@@ -22,6 +23,43 @@ impl Created {
         let first = self.from.map_or(0, |from| first_id_at(from - SLACK));
         let past = self.to.map_or(u128::MAX, |to| first_id_at(to + SLACK));
         (first, past)
+    }
+}
+
+/// The earliest and the latest time of a list that has no bounds. Rows outside have times that cannot be.
+const EARLIEST: OffsetDateTime = datetime!(1970-01-01 0:00 UTC);
+const LATEST: OffsetDateTime = datetime!(9999-12-30 0:00 UTC);
+
+/// A row of a list that is in the order of a time, where several rows may have one time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark<Id> {
+    /// The time of the row.
+    pub at: OffsetDateTime,
+    /// The row.
+    pub id: Id,
+}
+
+impl Created {
+    /// The first time in the list.
+    pub(super) fn first(&self) -> OffsetDateTime {
+        self.from.unwrap_or(EARLIEST).max(EARLIEST)
+    }
+
+    /// The time that ends the list and is not in it.
+    pub(super) fn end(&self) -> OffsetDateTime {
+        self.to.unwrap_or(LATEST).min(LATEST)
+    }
+
+    /// In a list with the newest first: the mark that all rows of a page are before.
+    pub(super) fn past(&self, before: Option<Mark<i64>>) -> Mark<i64> {
+        let end = Mark { at: self.end(), id: i64::MIN };
+        before.filter(|before| before.at < end.at).unwrap_or(end)
+    }
+
+    /// In a list with the oldest first: the mark that all rows of a page are after.
+    pub(super) fn since(&self, after: Option<Mark<i64>>) -> Mark<i64> {
+        let first = Mark { at: self.first(), id: i64::MIN };
+        after.filter(|after| after.at >= first.at).unwrap_or(first)
     }
 }
 

@@ -2,6 +2,8 @@
 
 pub mod api_keys;
 pub mod audit;
+pub mod audit_list;
+pub mod callback_list;
 pub mod callbacks;
 pub mod case_facts;
 pub mod cases;
@@ -12,6 +14,7 @@ pub mod events;
 pub mod extra;
 pub mod hints;
 pub mod idempotency_keys;
+pub mod job_list;
 pub mod jobs;
 pub mod open_accounts;
 pub mod order_list;

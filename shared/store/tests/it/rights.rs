@@ -197,6 +197,7 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     ("select client_ip, metadata from payment_orders", PROCESSES),
     ("select verdict from callbacks", &[PaymentApi, CallbackWorker, PaymentCtl]),
     ("select note from callbacks", &[PaymentApi, PaymentCtl]),
+    ("select id from callbacks", &[PaymentApi, Relay]),
     ("select payload from jobs", PROCESSES),
     ("insert into jobs (kind) select 'callback' where false", &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker]),
     // The bytes of dead letters name payers; a replay never shows them.
@@ -223,7 +224,7 @@ const STATEMENTS: &[(&str, &[Service])] = &[
     ("insert into audit_log (subject, detail) select 'a', '{}'::jsonb where false", &[PaymentApi]),
     ("insert into audit_log (at) select now() where false", &[]),
     ("insert into audit_log (database_user) select 'a' where false", &[]),
-    ("select detail from audit_log", &[Relay, PaymentCtl]),
+    ("select detail from audit_log", &[PaymentApi, Relay, PaymentCtl]),
     ("update audit_log set subject = 'bob'", &[]),
     ("delete from audit_log", &[]),
     ("insert into audit_chain (n) select 1 where false", &[Relay]),

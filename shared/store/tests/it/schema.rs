@@ -221,6 +221,11 @@ async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
         "select 1 from refund_records r where r.status <> 'succeeded' and r.id < 'f' and r.id >= '0' order by r.id desc limit 20",
         "select 1 from refund_records r where r.requested_by = 'a' and r.id < 'f' and r.id >= '0' order by r.id desc limit 20",
         "select 1 from refund_records r where r.order_id = 'a' and r.id < 'f' and r.id >= '0' order by r.id desc limit 20",
+        "select 1 from callbacks where (received_at, id) < (now(), 7) and received_at >= '1970-01-01' order by received_at desc, id desc limit 20",
+        "select 1 from callbacks where (received_at, id) < (now(), 7) and received_at >= '1970-01-01' and order_no = 'a' order by received_at desc, id desc limit 20",
+        "select 1 from audit_log where (at, id) < (now(), 7) and at >= '1970-01-01' order by at desc, id desc limit 20",
+        "select 1 from audit_log where (at, id) < (now(), 7) and at >= '1970-01-01' and object = 'a' order by at desc, id desc limit 20",
+        "select 1 from jobs where kind = 'check' and (due_at, id) > ('1970-01-01', 7) and due_at < now() order by due_at, id limit 20",
         "select 1 from idempotency_keys where ref_id = any('{a}'::text[]::bpchar[])",
     ];
     let mut connection = db.acquire().await.unwrap();

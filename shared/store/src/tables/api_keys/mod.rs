@@ -12,6 +12,7 @@ use sqlx::{PgConnection, PgExecutor};
 use time::{Duration, OffsetDateTime};
 
 use crate::error::{DbError, NotDone};
+use crate::page::Mark;
 use crate::tables::audit::{self, Act};
 use crate::tables::jobs::millis;
 
@@ -261,6 +262,31 @@ macro_rules! select_keys {
 /// [`DbError`].
 pub async fn list(db: impl PgExecutor<'_>) -> Result<Vec<ApiKey>, DbError> {
     select_keys!("order by created_at desc, id").fetch_all(db).await?.into_iter().map(Row::read).collect()
+}
+
+/// One page of the keys, the newest first; only keys before `before`, and of this state if it is given.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn page(
+    db: impl PgExecutor<'_>,
+    state: Option<ApiKeyState>,
+    before: Option<Mark<ApiKeyId>>,
+    limit: i64,
+) -> Result<Vec<ApiKey>, DbError> {
+    let rows = select_keys!(
+        r#"
+        where ($1::text is null or state = $1)
+          and ($2::timestamptz is null or created_at < $2 or created_at = $2 and id > $3)
+        order by created_at desc, id
+        limit $4
+        "#,
+        state.map(ApiKeyState::as_str),
+        before.map(|before| before.at),
+        before.map(|before| before.id) as Option<ApiKeyId>,
+        limit,
+    );
+    rows.fetch_all(db).await?.into_iter().map(Row::read).collect()
 }
 
 /// One key.

@@ -137,6 +137,7 @@ pub const TABLES: &[Table] = &[
         may_only(&[PaymentApi, PaymentCtl], Select,
             &["payment_method", "account", "notice_id", "order_no", "times_seen", "received_at", "last_seen_at",
               "verdict", "note"]),
+        may_only(&[PaymentApi], Select, &["id"]),
         may_only(&[CallbackWorker], Update, &["times_seen", "last_seen_at", "verdict"]),
         may_only(&[Relay], Select, &["id", "order_no", "received_at", "last_seen_at"]),
         may(&[Relay], Delete),
@@ -229,7 +230,7 @@ pub const TABLES: &[Table] = &[
     // adds the time and the login user.
     Table { name: "audit_log", grants: &[
         may_only(&[PaymentApi], Insert, &["subject", "issuer", "key_id", "session", "act", "object", "detail"]),
-        may(&[Relay, PaymentCtl], Select),
+        may(&[PaymentApi, Relay, PaymentCtl], Select),
     ] },
     Table { name: "audit_chain", grants: &[
         may(&[Relay], Insert),
