@@ -69,7 +69,7 @@ impl Database {
 
 /// Empties every table and inserts `orders` pending orders with their related rows, as `POST /v1/orders` leaves them.
 pub(crate) async fn refill(db: &PgPool, orders: u32) -> Result<()> {
-    let empty = "truncate payment_orders, payment_transactions, refund_records, order_credentials, callbacks, jobs, events, \
+    let empty = "truncate payment_orders, payment_transactions, refund_records, refunds_of_a_day, order_credentials, callbacks, jobs, events, \
                  cases, dead_letters, idempotency_keys";
     sqlx::query(empty).execute(db).await.context("emptying the tables")?;
     place(db, orders).await

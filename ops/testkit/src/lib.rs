@@ -9,7 +9,7 @@ mod rsa;
 mod tls;
 
 pub use broker::TestBroker;
-pub use facts::make_up_facts;
+pub use facts::{buyers_refund_at_once, make_up_facts};
 pub use order::new_order;
 pub use relay::Relay;
 pub use rsa::RsaPair;

@@ -19,6 +19,7 @@ use crate::order_no::{OrderNo, ProductType, RefundNo, Subject, TradeNo};
 use crate::payment_method::{PaymentMethod, Scene};
 use crate::purchase::{MerchantOrderNo, OfferId, VouchedBy};
 use crate::refund::{RefundOrigin, RefundStatus};
+use crate::refund_rules::BuyerRefunds;
 use crate::verdict::{CaseKind, CaseStatus, Verdict};
 
 /// How one type is written and read: its `$read` and `$write`, and the PostgreSQL types of it and of its arrays.
@@ -100,6 +101,7 @@ text_column! {
     PaymentMethod: |text| Ok(text.parse()?), ToString::to_string;
     Scene: |text| Ok(text.parse()?), ToString::to_string;
     RefundOrigin: |text| Ok(text.parse()?), ToString::to_string;
+    BuyerRefunds: |text| Ok(text.parse()?), ToString::to_string;
     RefundStatus: |text| Ok(text.parse()?), ToString::to_string;
     Verdict: |text| Ok(text.parse()?), ToString::to_string;
     VouchedBy: |text| Ok(text.parse()?), ToString::to_string;

@@ -19,6 +19,7 @@ mod purchase;
 mod refund;
 mod refund_failure;
 mod refund_report;
+mod refund_rules;
 mod scope;
 mod text;
 mod verdict;
@@ -45,6 +46,7 @@ pub use purchase::{MerchantOrderNo, MerchantOrderNoError, OfferId, OfferIdError,
 pub use refund::{REFUND_TRANSITIONS, RefundEvent, RefundOrigin, RefundStatus, status_by_refunds};
 pub use refund_failure::RefundFailure;
 pub use refund_report::{RefundReport, RefundState};
+pub use refund_rules::{BuyerRefunds, BuyerRefusal, RefundRules};
 pub use scope::{Scope, Scopes};
 pub use text::{escaped, shorten_bytes, shorten_chars, shows, steers};
 pub use verdict::{CaseAction, CaseKind, CaseStatus, Verdict};

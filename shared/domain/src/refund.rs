@@ -7,6 +7,8 @@ use crate::order::OrderStatus;
 named_enum! {
     /// The state of a refund.
     RefundStatus {
+        /// A buyer or a person has requested it, and a person must approve it. It reserves nothing.
+        Requested = "requested",
         /// Not sent yet.
         Pending = "pending",
         /// The gateway may have received it: query before sending again.
@@ -17,6 +19,10 @@ named_enum! {
         Failed = "failed",
         /// The gateway accepted it but could not deliver it: a person must act.
         Abnormal = "abnormal",
+        /// A person declined the request, or approving it found that it no longer fits.
+        Declined = "declined",
+        /// The requester took it back before the gateway had it.
+        Withdrawn = "withdrawn",
     }
 }
 
@@ -33,6 +39,12 @@ named_enum! {
 named_enum! {
     /// What can happen to a refund.
     RefundEvent {
+        /// A person agrees to the request.
+        Approved = "approved",
+        /// A person refuses the request, or it no longer fits.
+        Declined = "declined",
+        /// The requester takes it back.
+        Withdrawn = "withdrawn",
         /// The first request is about to be sent.
         Sent = "sent",
         /// The gateway states that the money was returned.
@@ -46,14 +58,21 @@ named_enum! {
 
 /// Every move of a refund. Every pair that is not listed is refused everywhere.
 pub const REFUND_TRANSITIONS: &[(RefundStatus, RefundEvent, RefundStatus)] = &[
+    (RefundStatus::Requested, RefundEvent::Approved, RefundStatus::Pending),
+    (RefundStatus::Requested, RefundEvent::Declined, RefundStatus::Declined),
+    (RefundStatus::Requested, RefundEvent::Withdrawn, RefundStatus::Withdrawn),
     (RefundStatus::Pending, RefundEvent::Sent, RefundStatus::Processing),
+    (RefundStatus::Pending, RefundEvent::Withdrawn, RefundStatus::Withdrawn),
     (RefundStatus::Processing, RefundEvent::Returned, RefundStatus::Succeeded),
     (RefundStatus::Processing, RefundEvent::Failed, RefundStatus::Failed),
     (RefundStatus::Processing, RefundEvent::Undeliverable, RefundStatus::Abnormal),
+    // Only by the refund worker: the gateway refused for the merchant's balance, and knows no such refund.
+    (RefundStatus::Processing, RefundEvent::Withdrawn, RefundStatus::Withdrawn),
     (RefundStatus::Abnormal, RefundEvent::Returned, RefundStatus::Succeeded),
     (RefundStatus::Abnormal, RefundEvent::Failed, RefundStatus::Failed),
     // A success that is found later is a fact, and it opens a case.
     (RefundStatus::Failed, RefundEvent::Returned, RefundStatus::Succeeded),
+    (RefundStatus::Withdrawn, RefundEvent::Returned, RefundStatus::Succeeded),
 ];
 
 impl RefundStatus {
@@ -67,14 +86,19 @@ impl RefundStatus {
         matches!(self, RefundStatus::Pending | RefundStatus::Processing)
     }
 
-    /// Whether its amount is reserved: returned, in flight, or stuck.
+    /// Whether its amount is reserved: returned, in flight, or stuck. A request reserves nothing.
     pub const fn reserves(self) -> bool {
-        !matches!(self, RefundStatus::Failed)
+        self.in_flight() || matches!(self, RefundStatus::Succeeded | RefundStatus::Abnormal)
+    }
+
+    /// Whether the gateway's word on it is still due: it is in flight, or stuck.
+    pub const fn awaits_the_gateway(self) -> bool {
+        self.in_flight() || matches!(self, RefundStatus::Abnormal)
     }
 
     /// Whether no more work on it is needed.
     pub const fn is_final(self) -> bool {
-        matches!(self, RefundStatus::Succeeded | RefundStatus::Failed)
+        !matches!(self, RefundStatus::Requested) && !self.awaits_the_gateway()
     }
 }
 
@@ -105,6 +129,25 @@ mod tests {
             }
         }
         insta::assert_snapshot!(grid);
+    }
+
+    #[test]
+    fn a_request_reserves_nothing_and_no_state_ends_while_its_money_may_move() {
+        use RefundStatus::{Abnormal, Declined, Failed, Pending, Processing, Requested, Succeeded, Withdrawn};
+        let reserving = [Pending, Processing, Succeeded, Abnormal];
+        let ended = [Succeeded, Failed, Declined, Withdrawn];
+        for status in RefundStatus::ALL {
+            assert_eq!(status.reserves(), reserving.contains(status), "{status}");
+            assert_eq!(status.is_final(), ended.contains(status), "{status}");
+            assert_eq!(status.awaits_the_gateway(), [Pending, Processing, Abnormal].contains(status), "{status}");
+        }
+        // Money moves only after `pending`, which a declined or withdrawn refund never reaches again.
+        for from in [Requested, Declined, Withdrawn] {
+            assert_eq!(from.next(RefundEvent::Sent), None, "{from}");
+        }
+        for from in RefundStatus::ALL.iter().filter(|from| **from != Requested) {
+            assert_eq!((from.next(RefundEvent::Approved), from.next(RefundEvent::Declined)), (None, None), "{from}");
+        }
     }
 
     #[test]

@@ -20,6 +20,11 @@ pub fn instant(at: OffsetDateTime) -> String {
     at.to_offset(OFFSET).format(form).unwrap_or_else(|_| at.to_string())
 }
 
+/// The day of a moment.
+pub fn day(at: OffsetDateTime) -> Date {
+    at.to_offset(OFFSET).date()
+}
+
 /// The beginning of a day.
 pub fn midnight(day: Date) -> OffsetDateTime {
     day.with_time(Time::MIDNIGHT).assume_offset(OFFSET)
@@ -44,6 +49,9 @@ mod tests {
 
     #[test]
     fn a_day_begins_at_midnight_in_beijing() {
-        assert_eq!(midnight(date!(2026 - 01 - 05)), datetime!(2026-01-04 16:00 UTC));
+        let monday = date!(2026 - 01 - 05);
+        assert_eq!(midnight(monday), datetime!(2026-01-04 16:00 UTC));
+        assert_eq!(day(midnight(monday)), monday);
+        assert_eq!(day(midnight(monday) - time::Duration::NANOSECOND), date!(2026 - 01 - 04));
     }
 }

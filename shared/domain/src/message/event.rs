@@ -33,6 +33,14 @@ pub mod kind {
     pub const REFUND_SUCCEEDED: &str = "refund.succeeded";
     /// A refund will not happen under its number.
     pub const REFUND_FAILED: &str = "refund.failed";
+    /// A refund was requested, and a person must approve it.
+    pub const REFUND_REQUESTED: &str = "refund.requested";
+    /// A request for a refund was declined.
+    pub const REFUND_DECLINED: &str = "refund.declined";
+    /// A refund was taken back before the gateway had it.
+    pub const REFUND_WITHDRAWN: &str = "refund.withdrawn";
+    /// The gateway accepted a refund and could not deliver the money.
+    pub const REFUND_ABNORMAL: &str = "refund.abnormal";
     /// All the money of an order was returned.
     pub const ORDER_REFUNDED: &str = "order.refunded";
     /// A person must look at a new case.
@@ -40,6 +48,17 @@ pub mod kind {
     /// A person must look at a resolved case again.
     pub const CASE_REOPENED: &str = "case.reopened";
     /// Every type.
-    pub const ALL: [&str; 7] =
-        [ORDER_PAID, ORDER_CLOSED, REFUND_SUCCEEDED, REFUND_FAILED, ORDER_REFUNDED, CASE_OPENED, CASE_REOPENED];
+    pub const ALL: [&str; 11] = [
+        ORDER_PAID,
+        ORDER_CLOSED,
+        REFUND_REQUESTED,
+        REFUND_DECLINED,
+        REFUND_WITHDRAWN,
+        REFUND_SUCCEEDED,
+        REFUND_FAILED,
+        REFUND_ABNORMAL,
+        ORDER_REFUNDED,
+        CASE_OPENED,
+        CASE_REOPENED,
+    ];
 }

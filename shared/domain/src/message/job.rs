@@ -192,23 +192,30 @@ pub struct RefundRequest {
     pub redirect: bool,
     /// The amount that two people have accepted as the refunded one.
     pub accept: Option<Money>,
+    /// Withdraw a refund that waits for the merchant's balance.
+    pub withdraw: bool,
 }
 
 impl RefundRequest {
     /// Redirect the refund to the merchant's own account.
     pub fn redirect() -> RefundRequest {
-        RefundRequest { redirect: true, accept: None }
+        RefundRequest { redirect: true, ..RefundRequest::default() }
     }
 
     /// Count this amount as refunded, once the gateway states it again.
     pub fn accept(amount: Money) -> RefundRequest {
-        RefundRequest { redirect: false, accept: Some(amount) }
+        RefundRequest { accept: Some(amount), ..RefundRequest::default() }
+    }
+
+    /// Withdraw the refund, if the gateway has refused it for the merchant's balance and does not know it.
+    pub fn withdraw() -> RefundRequest {
+        RefundRequest { withdraw: true, ..RefundRequest::default() }
     }
 
     /// Reads a row's payload. Members that this build does not know are ignored.
     pub fn read(payload: &Value) -> RefundRequest {
         let accept = payload["accept"].as_str().and_then(|yuan| Money::from_yuan(yuan).ok());
-        RefundRequest { redirect: payload["redirect"] == MERCHANT, accept }
+        RefundRequest { redirect: payload["redirect"] == MERCHANT, accept, withdraw: payload["withdraw"] == true }
     }
 
     /// The row's payload: a member for each request.
@@ -219,6 +226,9 @@ impl RefundRequest {
         }
         if let Some(amount) = self.accept {
             members.insert("accept".to_owned(), json!(amount.to_string()));
+        }
+        if self.withdraw {
+            members.insert("withdraw".to_owned(), json!(true));
         }
         Value::Object(members)
     }
@@ -281,12 +291,16 @@ mod tests {
         {
             assert_eq!(CheckRequest::read(&request.payload()), request);
         }
-        for request in [RefundRequest::default(), RefundRequest::redirect(), RefundRequest::accept(amount)] {
+        let all = RefundRequest { redirect: true, accept: Some(amount), withdraw: true };
+        for request in [RefundRequest::default(), RefundRequest::redirect(), RefundRequest::accept(amount), all] {
             assert_eq!(RefundRequest::read(&request.payload()), request);
         }
         assert_eq!(RefundRequest::redirect().payload().to_string(), r#"{"redirect":"merchant"}"#);
         assert_eq!(RefundRequest::accept(amount).payload().to_string(), r#"{"accept":"1.01"}"#);
-        let odd = json!({ "close": "yes", "sync": 1, "redirect": "buyer", "accept": 1.01, "case:x": {}, "more": true });
+        assert_eq!(RefundRequest::withdraw().payload().to_string(), r#"{"withdraw":true}"#);
+        let odd = json!({
+            "close": "yes", "sync": 1, "redirect": "buyer", "accept": 1.01, "withdraw": "true", "case:x": {}, "more": true,
+        });
         assert_eq!((CheckRequest::read(&odd), RefundRequest::read(&odd)), Default::default());
     }
 

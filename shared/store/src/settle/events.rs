@@ -35,6 +35,30 @@ pub fn order_closed(order: &Order, closed_at: OffsetDateTime) -> Event {
     }
 }
 
+/// A refund was requested and waits for a person. The order stays as it is.
+pub fn refund_requested(order: &Order, refund: &Refund) -> Event {
+    refund_event(kind::REFUND_REQUESTED, order, refund, refund_data(order, refund))
+}
+
+/// A request for a refund was declined. The order stays as it is.
+pub fn refund_declined(order: &Order, refund: &Refund, why: &str) -> Event {
+    let mut data = refund_data(order, refund);
+    data["why"] = why.into();
+    refund_event(kind::REFUND_DECLINED, order, refund, data)
+}
+
+/// A refund was withdrawn before the gateway had it. `order` is in the state after that.
+pub fn refund_withdrawn(order: &Order, refund: &Refund) -> Event {
+    refund_event(kind::REFUND_WITHDRAWN, order, refund, refund_data(order, refund))
+}
+
+/// The gateway accepted a refund and could not deliver the money. `order` is in the state after that.
+pub fn refund_abnormal(order: &Order, refund: &Refund, why: &str) -> Event {
+    let mut data = refund_data(order, refund);
+    data["why"] = why.into();
+    refund_event(kind::REFUND_ABNORMAL, order, refund, data)
+}
+
 /// A refund of an order succeeded. `order` is in the state after the refund.
 pub fn refund_succeeded(order: &Order, refund: &Refund, succeeded_at: OffsetDateTime) -> Event {
     let mut data = refund_data(order, refund);
@@ -179,6 +203,10 @@ mod tests {
             sent_at: Some(AT),
             refused_code: None,
             requested_by: "u1".to_owned(),
+            approved_by: None,
+            ended_by: None,
+            decline_reason: None,
+            short_attempt: None,
             succeeded_at: None,
             created_at: AT,
             updated_at: AT,
@@ -189,13 +217,17 @@ mod tests {
         }
     }
 
-    fn all() -> [Event; 7] {
+    fn all() -> [Event; 11] {
         let trade_no = TradeNo::parse("4200000001").unwrap();
         let (id, kind, order_id) = (CaseId::from_u128(9), CaseKind::LatePayment, Some(order().id));
         let case = |reopened_as| Opened { id, kind, order_id, reopened_as };
         [
             order_paid(&order(), &trade_no, AT),
             order_closed(&order(), AT),
+            refund_requested(&order(), &refund()),
+            refund_declined(&order(), &refund(), "the goods were used"),
+            refund_withdrawn(&order(), &refund()),
+            refund_abnormal(&order(), &refund(), "the gateway could not deliver it"),
             refund_succeeded(&order(), &refund(), AT),
             refund_failed(&order(), &refund(), "the gateway closed it"),
             order_refunded(&order(), &refund()),

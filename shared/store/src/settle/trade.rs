@@ -70,13 +70,18 @@ impl Trade {
         sum(self.refunds.iter().filter(|refund| refund.origin == RefundOrigin::Outside))
     }
 
-    /// Whether one of our refunds is not final yet.
+    /// Whether the gateway's word on one of our refunds is still due. A request is not one that the gateway knows.
     pub(super) fn waits(&self) -> bool {
-        self.refunds.iter().any(|refund| !refund.status.is_final())
+        self.refunds.iter().any(|refund| refund.status.awaits_the_gateway())
     }
 
+    /// Refunds that were sent and that ended without money. One of them may have taken effect after all.
     pub(super) fn failed(&self) -> impl Iterator<Item = &Refund> {
-        self.refunds.iter().filter(|refund| refund.status == RefundStatus::Failed)
+        self.refunds.iter().filter(|refund| match refund.status {
+            RefundStatus::Failed => true,
+            RefundStatus::Withdrawn => refund.sent_at.is_some(),
+            _ => false,
+        })
     }
 }
 

@@ -10,7 +10,15 @@ use crate::tables::refunds::Refund;
 pub fn event_ids(order: OrderId, refunds: &[Refund], cases: &[Case]) -> Vec<String> {
     let mut ids: Vec<String> = [kind::ORDER_PAID, kind::ORDER_CLOSED].map(|kind| format!("{kind}:{order}")).into();
     for refund in refunds {
-        let kinds = [kind::REFUND_SUCCEEDED, kind::REFUND_FAILED, kind::ORDER_REFUNDED];
+        let kinds = [
+            kind::REFUND_REQUESTED,
+            kind::REFUND_DECLINED,
+            kind::REFUND_WITHDRAWN,
+            kind::REFUND_SUCCEEDED,
+            kind::REFUND_FAILED,
+            kind::REFUND_ABNORMAL,
+            kind::ORDER_REFUNDED,
+        ];
         ids.extend(kinds.map(|kind| format!("{kind}:{}", refund.id)));
     }
     ids.extend(cases.iter().map(|case| format!("{}:{}", kind::CASE_OPENED, case.id)));

@@ -9,7 +9,7 @@ mod events;
 mod moments;
 
 use domain::message::job::JobKind;
-use domain::{CaseStatus, OrderId, OrderStatus};
+use domain::{CaseStatus, OrderId, OrderStatus, RefundStatus};
 use runtime::beijing;
 use sqlx::PgConnection;
 use time::{Duration, OffsetDateTime};
@@ -125,6 +125,10 @@ impl Story {
         next.extend(self.jobs.iter().map(|job| due(job, now)));
         if is_pending && self.jobs.is_empty() {
             next.push("no check is due: only POST /v1/admin/orders/{id}/sync will query the gateway".to_owned());
+        }
+        for refund in self.refunds.iter().filter(|refund| refund.status == RefundStatus::Requested) {
+            let whom = if refund.approved_by.is_some() { "a second person" } else { "a person" };
+            next.push(format!("the request for refund {} waits for {whom} to approve it", refund.refund_no));
         }
         if self.refunds.iter().any(|refund| refund.status.in_flight())
             && !self.jobs.iter().any(|job| job.kind == JobKind::Refund)

@@ -52,7 +52,8 @@ pub(super) fn movement(movement: &Movement) -> Vec<Moment> {
 
 pub(super) fn refund(refund: &Refund) -> Vec<Moment> {
     let name = format!("refund {}", refund.refund_no);
-    let by = format!("{name} of {} yuan requested by {}", refund.amount, refund.requested_by);
+    let approved = refund.approved_by.as_ref().map(|who| format!(", approved by {who}")).unwrap_or_default();
+    let by = format!("{name} of {} yuan requested by {}{approved}", refund.amount, refund.requested_by);
     let mut all = vec![Moment::new(refund.created_at, "refund", by)];
     all.extend(
         refund.sent_at.map(|at| {
@@ -64,8 +65,10 @@ pub(super) fn refund(refund: &Refund) -> Vec<Moment> {
         Moment::new(at, "refund", format!("{name} succeeded")).after(cause)
     }));
     if refund.succeeded_at.is_none() {
-        let last_error = refund.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-        all.push(Moment::new(refund.updated_at, "refund", format!("{name} is {}{last_error}", refund.status)));
+        let why = refund.decline_reason.as_ref().or(refund.last_error.as_ref());
+        let last_error = why.map(|why| format!(": {why}")).unwrap_or_default();
+        let by = refund.ended_by.as_ref().map(|who| format!(" by {who}")).unwrap_or_default();
+        all.push(Moment::new(refund.updated_at, "refund", format!("{name} is {}{by}{last_error}", refund.status)));
     }
     all
 }

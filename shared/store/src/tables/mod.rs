@@ -25,6 +25,8 @@ pub mod panicked;
 pub mod payment_config;
 mod reading;
 pub mod refund_list;
+pub mod refund_requests;
+pub mod refund_rules;
 pub mod refunds;
 pub mod search;
 pub mod stats;

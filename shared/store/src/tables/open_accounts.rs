@@ -63,7 +63,7 @@ async fn of_refunds(db: &PgPool, after: &str, named: &mut BTreeSet<Named>) -> Re
         select p.payment_method as "method?: PaymentMethod", coalesce(p.account, o.account) as "account?: AccountName",
           max(page.ref_id) as "last!"
         from page
-        left join refund_records r on r.id = page.ref_id and r.status not in ('succeeded', 'failed')
+        left join refund_records r on r.id = page.ref_id and r.status in ('pending', 'processing', 'abnormal')
         left join payment_orders o on o.id = r.order_id
         left join payment_transactions p on p.id = r.transaction_id
         group by 1, 2

@@ -83,7 +83,11 @@ pub struct ListedRefund {
     pub last_error: Option<String>,
     /// Who requested it.
     pub requested_by: String,
-    /// Of a refund in flight: when it was requested. Of another one: when it came into its state.
+    /// The person who approved the request, or the first of two.
+    pub approved_by: Option<String>,
+    /// Why it was declined.
+    pub decline_reason: Option<String>,
+    /// Of a refund that is requested or in flight: when it was requested. Of another one: when it came into its state.
     pub since: OffsetDateTime,
     /// By our clock.
     pub created_at: OffsetDateTime,
@@ -125,9 +129,9 @@ macro_rules! read_listed {
               p.payment_method as "payment_method: PaymentMethod",
               coalesce(p.account, o.account) as "account!: AccountName", r.refund_amount as "amount: Money",
               r.refund_reason as reason, r.status as "status: RefundStatus", r.origin as "origin: RefundOrigin",
-              r.gateway_refund_no, r.attempts, r.last_error, r.requested_by,
+              r.gateway_refund_no, r.attempts, r.last_error, r.requested_by, r.approved_by, r.decline_reason,
               case
-                when r.status in ('pending', 'processing') then r.created_at
+                when r.status in ('requested', 'pending', 'processing') then r.created_at
                 when r.status = 'succeeded'
                   and r.succeeded_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
                   then r.succeeded_at

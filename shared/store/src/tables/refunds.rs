@@ -42,6 +42,14 @@ pub struct Refund {
     pub refused_code: Option<String>,
     /// Who requested it.
     pub requested_by: String,
+    /// The person who approved the request, or the first of two.
+    pub approved_by: Option<String>,
+    /// Who declined or withdrew it.
+    pub ended_by: Option<String>,
+    /// Why it was declined.
+    pub decline_reason: Option<String>,
+    /// The attempt that the gateway refused for the merchant's balance.
+    pub short_attempt: Option<i32>,
     /// When the money was returned, by the gateway's clock if the gateway states it.
     pub succeeded_at: Option<OffsetDateTime>,
     /// By our clock.
@@ -58,6 +66,22 @@ pub struct Refund {
     pub account: Option<AccountName>,
 }
 
+impl Refund {
+    /// Whether the gateway's last answer to a request was a refusal for the merchant's balance, and the refund waits.
+    pub fn waits_for_balance(&self) -> bool {
+        self.status == RefundStatus::Processing && self.short_attempt == Some(self.attempts)
+    }
+
+    /// Whether it is a request, or ended before it was sent. The gateway cannot know it.
+    pub fn was_never_sent(&self) -> bool {
+        match self.status {
+            RefundStatus::Requested | RefundStatus::Declined => true,
+            RefundStatus::Withdrawn => self.sent_at.is_none(),
+            _ => false,
+        }
+    }
+}
+
 /// The columns of whole refunds, handed to another macro: one list for every query, and for errors. As with orders, an
 /// impossible time is left out.
 macro_rules! refund_columns {
@@ -68,7 +92,7 @@ macro_rules! refund_columns {
               r.id as "id: RefundId", r.order_id as "order_id: OrderId", r.transaction_id as "transaction_id: TransactionId",
               r.refund_no as "refund_no: RefundNo", r.refund_amount as "amount: Money", r.status as "status: RefundStatus",
               r.origin as "origin: RefundOrigin", r.refund_reason as reason, r.gateway_refund_no, r.attempts, r.last_error, r.sent_at, r.refused_code,
-              r.requested_by,
+              r.requested_by, r.approved_by, r.ended_by, r.decline_reason, r.short_attempt,
               case when r.succeeded_at between timestamptz '2000-01-01 00:00Z' and timestamptz '9999-12-31 00:00Z'
                 then r.succeeded_at end as succeeded_at,
               r.created_at, r.updated_at,
@@ -246,23 +270,24 @@ pub async fn create(tx: &mut PgConnection, new: &NewRefund, now: OffsetDateTime)
 }
 
 /// Records that a request is about to be sent; a pending refund becomes processing. Commit this before you send the
-/// request.
+/// request. Returns how many times it is sent then.
 ///
 /// # Errors
 /// [`DbError::Moved`] when the refund is no longer in flight.
-pub async fn mark_sent(tx: &mut PgConnection, id: RefundId, now: OffsetDateTime) -> Result<(), DbError> {
-    let done = sqlx::query!(
+pub async fn mark_sent(tx: &mut PgConnection, id: RefundId, now: OffsetDateTime) -> Result<i32, DbError> {
+    let attempts = sqlx::query_scalar!(
         r#"
         update refund_records
         set status = 'processing', sent_at = $2, attempts = attempts + 1, refused_code = null, updated_at = $2
         where id = $1 and status in ('pending', 'processing')
+        returning attempts
         "#,
         id as RefundId,
         now,
     )
-    .execute(tx)
+    .fetch_optional(tx)
     .await?;
-    DbError::expect_rows(done.rows_affected(), 1)
+    attempts.ok_or(DbError::Moved)
 }
 
 /// Records the gateway's number of a refund that had none.
@@ -385,8 +410,10 @@ pub async fn apply(tx: &mut PgConnection, step: &Move, now: OffsetDateTime) -> R
     DbError::expect_rows(done.rows_affected(), 1)?;
     let movement = match step.to {
         RefundStatus::Succeeded => "succeeded",
-        RefundStatus::Failed => "failed",
-        RefundStatus::Pending | RefundStatus::Processing | RefundStatus::Abnormal => "pending",
+        RefundStatus::Failed | RefundStatus::Declined | RefundStatus::Withdrawn => "failed",
+        RefundStatus::Requested | RefundStatus::Pending | RefundStatus::Processing | RefundStatus::Abnormal => {
+            "pending"
+        }
     };
     // If the gateway gave the refund no number, its transaction shows our number.
     sqlx::query!(

@@ -153,7 +153,7 @@ pub async fn refresh(tx: &mut PgConnection, hours: &[Hour], now: OffsetDateTime)
           ) as p
         ), refunded as (
           select r.hour, r.payment_method,
-            count(*) filter (where r.own) as refunds,
+            count(*) filter (where r.own and r.status not in ('requested', 'declined', 'withdrawn')) as refunds,
             count(*) filter (where r.own and r.status = 'succeeded') as succeeded,
             count(*) filter (where r.own and r.status = 'failed') as failed,
             coalesce(sum(r.refund_amount) filter (where r.own and r.status = 'succeeded'), 0) as amount,

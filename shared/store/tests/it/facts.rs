@@ -2,7 +2,10 @@
 
 use domain::OrderStatus::{self, Closed, Paid, PartiallyRefunded, Pending, Refunded, Refunding};
 use domain::message::event::{Event, kind};
-use domain::{CaseId, CaseKind, Money, OrderId, RefundId, RefundNo, TRANSITIONS, TradeNo, TransactionId};
+use domain::{
+    CaseId, CaseKind, Money, OrderId, REFUND_TRANSITIONS, RefundId, RefundNo, RefundStatus, TRANSITIONS, TradeNo,
+    TransactionId,
+};
 use runtime::clock::Clock;
 use runtime::service::Service;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
@@ -135,6 +138,79 @@ async fn an_event_about_an_order_tells_how_it_stands(db: PgPool) {
     }
 }
 
+/// Writes the state of every refund by hand, as the owner of the tables.
+async fn set_refund(db: &PgPool, status: &str) {
+    let mut tx = db.begin().await.unwrap();
+    sqlx::query("alter table refund_records disable trigger user").execute(&mut *tx).await.unwrap();
+    sqlx::query("update refund_records set status = $1").bind(status).execute(&mut *tx).await.unwrap();
+    sqlx::query("alter table refund_records enable trigger user").execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+/// A paid order with a refund of 0.01 yuan in this state.
+async fn refund_in(db: &PgPool, status: &str) -> String {
+    let order = placed(db).await;
+    set(db, &order, Paid).await.unwrap();
+    let refund = "insert into refund_records (id, order_id, transaction_id, refund_no, refund_amount, status, requested_by, created_at, updated_at)
+        values (lpad('8', 32, '0'), $1, $1, 'R', 0.01, $2, 'u', now(), now())";
+    sqlx::query(refund).bind(&order).bind(status).execute(db).await.unwrap();
+    order
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_refund_makes_the_moves_of_the_state_table_and_no_other(db: PgPool) {
+    refund_in(&db, "pending").await;
+    for from in RefundStatus::ALL {
+        for to in RefundStatus::ALL {
+            set_refund(&db, from.as_str()).await;
+            let moved = sqlx::query("update refund_records set status = $1").bind(to.as_str()).execute(&db).await;
+            let refusal = constraint(moved.map(drop).map_err(DbError::from));
+            let may = from == to || REFUND_TRANSITIONS.iter().any(|(a, _, b)| (a, b) == (from, to));
+            assert_eq!(refusal.as_deref(), (!may).then_some("refund_records_moves"), "{from} -> {to}");
+        }
+    }
+}
+
+/// The ingress may call this function, so it must make no other move, whoever calls it.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_function_of_the_ingress_moves_refunds_that_were_not_sent_and_no_other(db: PgPool) {
+    use RefundStatus::{Declined, Pending, Requested, Withdrawn};
+    refund_in(&db, "requested").await;
+    let allowed = [
+        (Requested, Requested),
+        (Requested, Pending),
+        (Requested, Declined),
+        (Requested, Withdrawn),
+        (Pending, Withdrawn),
+    ];
+    for is in RefundStatus::ALL {
+        for from in RefundStatus::ALL {
+            for to in RefundStatus::ALL {
+                set_refund(&db, is.as_str()).await;
+                let moved: i64 =
+                    sqlx::query_scalar("select move_unsent_refund(lpad('8', 32, '0'), $1, $2, 'a', null, now())")
+                        .bind(from.as_str())
+                        .bind(to.as_str())
+                        .fetch_one(&db)
+                        .await
+                        .unwrap();
+                let may = is == from && allowed.contains(&(*from, *to));
+                assert_eq!(moved, i64::from(may), "{is}: {from} -> {to}");
+            }
+        }
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_order_has_one_open_request(db: PgPool) {
+    let order = refund_in(&db, "requested").await;
+    let second = "select create_refund_request(lpad('9', 32, '0'), $1, $1, 'R2', 0.01, null, 'u', now())";
+    let done = sqlx::query(second).bind(&order).execute(&db).await.map(drop).map_err(DbError::from);
+    assert_eq!(constraint(done).as_deref(), Some("refund_records_one_request"));
+    set_refund(&db, "declined").await;
+    sqlx::query(second).bind(&order).execute(&db).await.unwrap();
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_event_about_a_refund_tells_how_it_stands(db: PgPool) {
     let order = placed(&db).await;
@@ -153,8 +229,16 @@ async fn an_event_about_a_refund_tells_how_it_stands(db: PgPool) {
     };
     refunds::create(&mut db.acquire().await.unwrap(), &new, now).await.unwrap();
     let members = [&OF_ORDER[..], &["refund_id", "refund_no", "refund_amount", "trade_no"]].concat();
-    for status in ["pending", "processing", "failed", "abnormal", "succeeded"] {
-        sqlx::query("update refund_records set status = $1").bind(status).execute(&db).await.unwrap();
+    let told = |row: &Order, refund: &refunds::Refund| {
+        [
+            ("requested", events::refund_requested(row, refund)),
+            ("declined", events::refund_declined(row, refund, "why")),
+            ("withdrawn", events::refund_withdrawn(row, refund)),
+            ("abnormal", events::refund_abnormal(row, refund, "why")),
+        ]
+    };
+    for status in ["requested", "pending", "processing", "failed", "declined", "withdrawn", "abnormal", "succeeded"] {
+        set_refund(&db, status).await;
         let refund = refunds::get(&db, id).await.unwrap().unwrap();
         let row = read(&db, &order).await;
         let failed = events::refund_failed(&row, &refund, "why");
@@ -163,6 +247,12 @@ async fn an_event_about_a_refund_tells_how_it_stands(db: PgPool) {
         assert_eq!(refused(&db, &succeeded).await, status != "succeeded", "{status}");
         for event in distorted(&failed, &members).iter().chain(&distorted(&succeeded, &members)) {
             assert!(refused(&db, event).await, "{status}: {event:?}");
+        }
+        for (of, event) in told(&row, &refund) {
+            assert_eq!(refused(&db, &event).await, status != of, "{status}: {of}");
+            for event in distorted(&event, &members) {
+                assert!(refused(&db, &event).await, "{status}: {event:?}");
+            }
         }
         assert!(refused(&db, &events::order_refunded(&row, &refund)).await, "the order is paid");
     }

@@ -218,6 +218,21 @@ const STATEMENTS: &[(&str, &[Service])] = &[
         &[CallbackWorker, CheckWorker, RefundWorker],
     ),
     ("insert into refund_records (attempts) select 1 where false", &[]),
+    // The ingress writes no state of a refund but those in front of the gateway, by functions.
+    ("update refund_records set status = 'pending' where false", &[CallbackWorker, CheckWorker, RefundWorker]),
+    ("update refund_records set approved_by = 'bob'", &[]),
+    ("update refund_records set short_attempt = 1 where false", &[RefundWorker]),
+    ("select create_refund_request('a', 'b', 'c', 'R', 1, null, 'u', now()) where false", &[PaymentApi]),
+    ("select move_unsent_refund('a', 'requested', 'pending', 'bob', null, now())", &[PaymentApi]),
+    ("update payment_config set buyer_refunds = 'auto' where false", &[PaymentApi]),
+    ("insert into refunds_of_a_day (caller, day, amount) select 'a', now(), 1 where false", &[PaymentApi]),
+    ("update refunds_of_a_day set amount = 1 where false", &[PaymentApi]),
+    ("update refunds_of_a_day set caller = 'b'", &[]),
+    ("delete from refunds_of_a_day", &[]),
+    (
+        "select count(*), min(created_at) from refund_records where status = 'requested'",
+        &[PaymentApi, CallbackWorker, CheckWorker, RefundWorker, Relay, PaymentCtl],
+    ),
     ("delete from jobs where false", PROCESSES),
     ("update jobs set kind = 'check'", &[]),
     // What people did is written once.

@@ -3,8 +3,8 @@
 use std::str::FromStr;
 
 use domain::{
-    ApiKeyId, ApiKeyState, CaseId, CaseKind, CaseStatus, KeyEnvironment, OrderId, OrderStatus, PaymentMethod, RefundId,
-    RefundOrigin, RefundStatus, Scene, Scope, TransactionId, Verdict,
+    ApiKeyId, ApiKeyState, BuyerRefunds, CaseId, CaseKind, CaseStatus, KeyEnvironment, OrderId, OrderStatus,
+    PaymentMethod, RefundId, RefundOrigin, RefundStatus, Scene, Scope, TransactionId, Verdict,
 };
 use sqlx::postgres::PgHasArrayType;
 use sqlx::{Encode, PgPool, Postgres, Type};
@@ -33,6 +33,8 @@ async fn the_checks_of_the_database_name_what_the_enums_name(db: PgPool) {
     assert_eq!(names_under(&db, "refund_records_status").await, names(&refunds));
     let origins: Vec<_> = RefundOrigin::ALL.iter().map(|origin| origin.as_str()).collect();
     assert_eq!(names_under(&db, "refund_records_origin").await, names(&origins));
+    let modes: Vec<_> = BuyerRefunds::ALL.iter().map(|mode| mode.as_str()).collect();
+    assert_eq!(names_under(&db, "payment_config_buyer_refunds").await, names(&modes));
     let methods: Vec<_> = PaymentMethod::ALL.iter().map(|m| m.as_str()).collect();
     assert_eq!(names_under(&db, "payment_orders_method").await, names(&methods));
     assert_eq!(names_under(&db, "payment_config_method").await, names(&methods));
@@ -219,6 +221,7 @@ async fn every_query_of_a_page_or_a_worker_has_its_index(db: PgPool) {
         "select coalesce((select true from cases c where c.order_id = o.id and c.kind = 'late_payment' limit 1), false) from payment_orders o where o.id = 'a'",
         "select count(*) from payment_orders o where o.id < 'f' and o.id >= '0'",
         "select 1 from refund_records r where r.status <> 'succeeded' and r.id < 'f' and r.id >= '0' order by r.id desc limit 20",
+        "select count(*), min(created_at) from refund_records where status = 'requested'",
         "select 1 from refund_records r where r.requested_by = 'a' and r.id < 'f' and r.id >= '0' order by r.id desc limit 20",
         "select 1 from refund_records r where r.order_id = 'a' and r.id < 'f' and r.id >= '0' order by r.id desc limit 20",
         "select 1 from callbacks where (received_at, id) < (now(), 7) and received_at >= '1970-01-01' order by received_at desc, id desc limit 20",
@@ -263,4 +266,35 @@ async fn an_id_is_bound_as_what_its_column_is(db: PgPool) {
     let plan: Vec<String> =
         sqlx::query_scalar(plan).bind(OrderId::from_u128(1)).fetch_all(&mut *connection).await.unwrap();
     assert!(plan.join("\n").contains("Index Cond"), "{plan:?}");
+}
+
+/// A shop with orders goes on as before the rules, and a new one begins with requests. The release that still runs
+/// writes refunds and rules as it always did.
+#[sqlx::test]
+async fn a_shop_that_was_there_lets_buyers_refund_as_before(db: PgPool) {
+    let rules = "select string_agg(buyer_refunds || ' ' || num_nonnulls(window_days, auto_max_amount, staff_limit, \
+                 service_daily_limit), ', ') from payment_config";
+    let read = async || sqlx::query_scalar::<_, String>(rules).fetch_one(&db).await.unwrap();
+    migrated(&db, 1..=62).await;
+    let new = testkit::new_order();
+    store::tables::orders::create(&db, std::slice::from_ref(&new)).await.unwrap();
+    migrated(&db, 63..=65).await;
+    assert_eq!(read().await, "auto 0, auto 0");
+    let older = format!(
+        "insert into refund_records (id, order_id, transaction_id, refund_no, refund_amount, requested_by, created_at, updated_at)
+           values ('r', '{0}', '{0}', 'R', 1, 'u', now(), now());
+         update refund_records set status = 'processing', attempts = attempts + 1 where id = 'r' and status = 'pending';
+         update refund_records set status = 'failed' where id = 'r' and status = 'processing';
+         update payment_config set enabled = true, version = version + 1 where payment_method = 'alipay'",
+        new.id
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(older)).execute(&db).await.unwrap();
+    assert_eq!(read().await, "auto 0, auto 0");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_new_shop_lets_buyers_request_refunds(db: PgPool) {
+    let all = store::tables::refund_rules::all(&db).await.unwrap();
+    let rules: Vec<_> = all.into_iter().map(|of_method| of_method.rules).collect();
+    assert_eq!(rules, [domain::RefundRules::default(), domain::RefundRules::default()]);
 }

@@ -22,15 +22,22 @@ use crate::tables::refunds::{Move, Refund};
 use crate::tables::{events as outbox, jobs, orders, refunds};
 
 mod amount;
+mod by_rule;
+mod decide;
 pub(super) mod follow;
 pub(super) mod request;
 mod tell;
+mod withdraw;
 
 pub use amount::accept_amount;
+pub use by_rule::{Requester, request_by_rule};
+pub use decide::{Decided, DecisionRefusal, Withdrawer, approve, decline, withdraw};
 pub use request::{RefundRefusal, RequestedRefund, request};
+pub use tell::LOOK_BACK;
+pub use withdraw::{after_withdrawal, withdraw_unknown};
 
 use follow::{follow, follow_extra};
-use tell::{ended, failure, no_move, tell};
+use tell::{ended, failure, never_sent, no_move, tell};
 
 /// What a report changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +77,10 @@ pub async fn settle(
     let order = orders::lock_one(tx, refund.order_id).await?.ok_or(DbError::Moved)?;
     // Read again under the lock: another fact may have arrived first.
     let refund = refunds::get(&mut *tx, refund.id).await?.ok_or(DbError::Moved)?;
+    if refund.was_never_sent() {
+        never_sent(tx, &refund, report, clock).await?;
+        return Ok(RefundVerdict::Duplicate);
+    }
     if report.state == RefundState::Succeeded
         && let Some(amount) = report.amount
         && amount != refund.amount

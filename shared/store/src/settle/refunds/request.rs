@@ -1,6 +1,6 @@
-//! Requests a refund, if the order allows it.
+//! Begins a refund, if the order allows it: what people or a policy have decided, without a rule for its caller.
 
-use domain::{CaseKind, Money, OrderId, RefundId, RefundNo, TradeNo};
+use domain::{BuyerRefusal, CaseKind, Money, OrderId, RefundId, RefundNo, TradeNo};
 use gateway::limits;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use super::follow::{follow, follow_extra};
 use crate::error::{DbError, NotDone};
 use crate::settle::trade;
+use crate::tables::orders::Order;
 use crate::tables::refunds::{NewRefund, Refund};
 use crate::tables::transactions::Payment;
 use crate::tables::{cases, orders, refunds, transactions};
@@ -49,9 +50,104 @@ pub enum RefundRefusal {
     /// More than is left to refund.
     #[error("at most {0} yuan can be refunded")]
     TooMuch(Money),
-    /// A limit of the gateway, or a refund that is not ours and that a person must check first.
+    /// A limit of the gateway.
     #[error("{0}")]
     NotRefundable(&'static str),
+    /// A refund of the order is not ours, and its case is open.
+    #[error("a person must first check a refund that is not ours")]
+    CaseOpen,
+    /// The rules refuse it to a buyer.
+    #[error(transparent)]
+    Rule(#[from] BuyerRefusal),
+    /// Another request of the order waits for a person.
+    #[error("another request for a refund of the order waits for a person")]
+    RequestOpen,
+    /// The order has had as many requests of its buyer as it may have.
+    #[error("the buyer has requested refunds of the order too often; the merchant makes them")]
+    TooOften,
+    /// The key, or the service, would return more in a day than the rules allow.
+    #[error("this caller has returned as much today as the rules allow in a day")]
+    DailyLimit,
+}
+
+impl RefundRefusal {
+    /// Whether the reason passes without a change of the request.
+    pub(super) const fn passes(&self) -> bool {
+        matches!(self, RefundRefusal::InProgress | RefundRefusal::CaseOpen)
+    }
+}
+
+/// What can be returned of a payment, under the lock of its order.
+pub(super) struct Room {
+    pub(super) order: Order,
+    pub(super) payment: Payment,
+    trade_no: TradeNo,
+    /// What was returned or is reserved.
+    reserved: Money,
+    left: Money,
+    /// Every refund of the order.
+    pub(super) refunds: Vec<Refund>,
+}
+
+impl Room {
+    /// Locks the order, and reads what its payment, or the extra payment of `extra_trade`, has left.
+    pub(super) async fn read(
+        tx: &mut PgConnection,
+        order_id: OrderId,
+        extra_trade: Option<&TradeNo>,
+        now: OffsetDateTime,
+    ) -> Result<Room, NotDone<RefundRefusal>> {
+        let refused = |refusal| Err(NotDone::Refused(refusal));
+        let Some(order) = orders::lock_one(tx, order_id).await? else { return refused(RefundRefusal::NoOrder) };
+        let trade_no = match (extra_trade, &order.trade_no) {
+            (Some(trade_no), _) => trade_no.clone(),
+            (None, Some(trade_no)) if order.status.was_paid() => trade_no.clone(),
+            (None, _) => return refused(RefundRefusal::NotPaid),
+        };
+        let payment = transactions::payment_of_trade(tx, &order, &trade_no).await?;
+        let Some(payment) = payment else { return refused(RefundRefusal::NotPaid) };
+        let all = refunds::of_order(&mut *tx, order.id).await?;
+        if cases::is_open(tx, CaseKind::UnknownRefund, order.id).await? {
+            return refused(RefundRefusal::CaseOpen);
+        }
+        let reserved = reserved(&all, &payment, now).map_err(NotDone::Refused)?;
+        let left = Money::from_fen(payment.amount.fen() - reserved.fen()).unwrap_or(Money::ZERO);
+        if !left.is_positive() {
+            return refused(RefundRefusal::AlreadyRefunded);
+        }
+        Ok(Room { order, payment, trade_no, reserved, left, refunds: all })
+    }
+
+    /// The amount of the refund, if there is room for it. `None`: everything that is left.
+    pub(super) fn amount(&self, requested: Option<Money>) -> Result<Money, RefundRefusal> {
+        let amount = requested.unwrap_or(self.left);
+        if amount > self.left { Err(RefundRefusal::TooMuch(self.left)) } else { Ok(amount) }
+    }
+
+    /// The sum of the refunds of this payment, with one more of this amount.
+    pub(super) fn with(&self, amount: Money) -> Money {
+        Money::from_fen(self.reserved.fen() + amount.fen()).unwrap_or(Money::MAX)
+    }
+
+    /// The new row.
+    pub(super) fn new_refund(&self, request: &RequestedRefund, amount: Money) -> NewRefund {
+        NewRefund {
+            id: request.id,
+            order_id: self.order.id,
+            transaction_id: self.payment.id,
+            refund_no: request.refund_no.clone(),
+            amount,
+            reason: request.reason.clone(),
+            requested_by: request.requested_by.clone(),
+        }
+    }
+
+    /// Updates the order after a refund of this payment has begun or ended.
+    pub(super) async fn follow(&self, tx: &mut PgConnection, now: OffsetDateTime) -> Result<Order, DbError> {
+        let after = follow(tx, &self.order, now).await?;
+        follow_extra(tx, &self.order, &self.trade_no, now).await?;
+        Ok(after)
+    }
 }
 
 /// Writes the refund, its transaction, its job and the order's new state, if the order allows a refund.
@@ -63,52 +159,34 @@ pub async fn request(
     request: &RequestedRefund,
     now: OffsetDateTime,
 ) -> Result<Refund, NotDone<RefundRefusal>> {
-    let refused = |refusal| Err(NotDone::Refused(refusal));
-    let Some(order) = orders::lock_one(tx, request.order_id).await? else { return refused(RefundRefusal::NoOrder) };
-    let trade_no = match (&request.extra_trade, &order.trade_no) {
-        (Some(trade_no), _) => trade_no,
-        (None, Some(trade_no)) if order.status.was_paid() => trade_no,
-        (None, _) => return refused(RefundRefusal::NotPaid),
-    };
-    let payment = transactions::payment_of_trade(tx, &order, trade_no).await?;
-    let Some(payment) = payment else { return refused(RefundRefusal::NotPaid) };
-    let all = refunds::of_order(&mut *tx, order.id).await?;
-    if cases::is_open(tx, CaseKind::UnknownRefund, order.id).await? {
-        return refused(RefundRefusal::NotRefundable("a person must first check a refund that is not ours"));
-    }
-    let left = allowed(&all, &payment, now).map_err(NotDone::Refused)?;
-    let amount = request.amount.unwrap_or(left);
-    if amount > left {
-        return refused(RefundRefusal::TooMuch(left));
-    }
-    let new = NewRefund {
-        id: request.id,
-        order_id: order.id,
-        transaction_id: payment.id,
-        refund_no: request.refund_no.clone(),
-        amount,
-        reason: request.reason.clone(),
-        requested_by: request.requested_by.clone(),
-    };
-    refunds::create(tx, &new, now).await?;
-    follow(tx, &order, now).await?;
-    follow_extra(tx, &order, trade_no, now).await?;
-    Ok(refunds::get(&mut *tx, request.id).await?.ok_or(DbError::Moved)?)
+    let room = Room::read(tx, request.order_id, request.extra_trade.as_ref(), now).await?;
+    let amount = room.amount(request.amount).map_err(NotDone::Refused)?;
+    begin(tx, &room, &room.new_refund(request, amount), now).await.map_err(NotDone::Db)
 }
 
-/// How much of a payment can still be refunded.
-fn allowed(all: &[Refund], payment: &Payment, now: OffsetDateTime) -> Result<Money, RefundRefusal> {
+/// Writes a refund that begins now.
+pub(super) async fn begin(
+    tx: &mut PgConnection,
+    room: &Room,
+    new: &NewRefund,
+    now: OffsetDateTime,
+) -> Result<Refund, DbError> {
+    refunds::create(tx, new, now).await?;
+    room.follow(tx, now).await?;
+    refunds::get(&mut *tx, new.id).await?.ok_or(DbError::Moved)
+}
+
+/// How much of a payment was returned or is reserved, if the gateway takes one more refund of it.
+fn reserved(all: &[Refund], payment: &Payment, now: OffsetDateTime) -> Result<Money, RefundRefusal> {
     if all.iter().any(|refund| refund.status.in_flight()) {
         return Err(RefundRefusal::InProgress);
     }
-    // A failed refund never existed at the gateway.
+    // A failed refund never existed at the gateway, and a request does not exist there yet.
     let of_payment: Vec<&Refund> =
         all.iter().filter(|refund| refund.transaction_id == payment.id && refund.status.reserves()).collect();
     if let Some(text) = limits(payment.payment_method).refuses(now - payment.paid_at, of_payment.len()) {
         return Err(RefundRefusal::NotRefundable(text));
     }
     // What the gateway says was refunded is gone, whether or not we have booked it.
-    let reserved = trade::sum(of_payment.iter().copied()).max(payment.returned);
-    let left = Money::from_fen(payment.amount.fen() - reserved.fen()).unwrap_or(Money::ZERO);
-    if left.is_positive() { Ok(left) } else { Err(RefundRefusal::AlreadyRefunded) }
+    Ok(trade::sum(of_payment.iter().copied()).max(payment.returned))
 }

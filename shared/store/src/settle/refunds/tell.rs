@@ -8,6 +8,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 use time::Duration;
 
+use super::named;
 use crate::error::DbError;
 use crate::settle::opening::{case_of, open};
 use crate::settle::{events, outside};
@@ -16,7 +17,7 @@ use crate::tables::refunds::{self, Refund};
 use crate::tables::{cases, events as outbox, jobs};
 
 /// How long after a refund fails we query it once more.
-const LOOK_BACK: Duration = Duration::days(1);
+pub const LOOK_BACK: Duration = Duration::days(1);
 
 /// Writes the events and cases of a move; `order` is as the move leaves it, and `refund` as it was before.
 pub(super) async fn tell(
@@ -33,7 +34,7 @@ pub(super) async fn tell(
         RefundState::Succeeded => {
             new_events.push(events::refund_succeeded(order, refund, report.at.unwrap_or(now)));
             cases::end_of_refund(tx, refund, "the refund has succeeded", now).await?;
-            if refund.status == RefundStatus::Failed {
+            if matches!(refund.status, RefundStatus::Failed | RefundStatus::Withdrawn) {
                 let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "found": "returned" });
                 open(tx, &case_of(clock, CaseKind::RefundAfterFailure, refund, evidence), now).await?;
             }
@@ -48,6 +49,7 @@ pub(super) async fn tell(
             }
         }
         RefundState::Abnormal => {
+            new_events.push(events::refund_abnormal(order, refund, why.as_deref().unwrap_or_default()));
             let evidence = json!({
                 "refund_no": refund.refund_no, "amount": refund.amount, "gateway_refund_no": report.gateway_refund_no,
             });
@@ -76,12 +78,24 @@ pub(super) async fn ended(
     clock: &Clock,
 ) -> Result<(), DbError> {
     outside::compare_again(tx, refund, stated, clock).await?;
-    if to == RefundStatus::Failed {
+    if matches!(to, RefundStatus::Failed | RefundStatus::Withdrawn) {
         // The money may have been returned in another way. A query about the whole trade shows it.
         let sync = JobRequest::Check(refund.order_id, CheckRequest::sync());
         jobs::request(&mut *tx, &sync, Duration::ZERO).await?;
     }
     Ok(())
+}
+
+/// The gateway knows a refund that we never sent: another party sent it under our number, and a person must look.
+pub(super) async fn never_sent(
+    tx: &mut PgConnection,
+    refund: &Refund,
+    report: &RefundReport,
+    clock: &Clock,
+) -> Result<(), DbError> {
+    let found = named(report.state);
+    let evidence = json!({ "refund_no": refund.refund_no, "amount": refund.amount, "found": found });
+    open(tx, &case_of(clock, CaseKind::RefundAfterFailure, refund, evidence), clock.now()).await
 }
 
 /// A report that causes no move can still bring the gateway's refund number, which a person needs to send the refund
@@ -99,7 +113,7 @@ pub(super) async fn no_move(
         (RefundStatus::Abnormal, Some(number)) if refund.gateway_refund_no.is_none() => {
             refunds::note_number(tx, refund.id, number, clock.now()).await
         }
-        (RefundStatus::Failed, number) => {
+        (RefundStatus::Failed | RefundStatus::Withdrawn, number) => {
             let evidence = json!({ "refund_no": refund.refund_no, "gateway_refund_no": number, "found": "abnormal" });
             open(tx, &case_of(clock, CaseKind::RefundAfterFailure, refund, evidence), clock.now()).await
         }

@@ -120,13 +120,14 @@ pub const TABLES: &[Table] = &[
         may(ALL_BUT_RELAY, Select),
         may(&[PaymentCtl], Select),
         may_only(ALL_BUT_RELAY, Insert, NEW_REFUND),
+        // A request is inserted by a function, and moved by one until it is sent.
         // A refund that was made outside is booked in its final state.
         may_only(WORKERS, Insert, &["status", "origin", "outside_key", "gateway_refund_no", "succeeded_at"]),
-        may_only(&[Relay], Select, &["id", "order_id", "transaction_id", "refund_amount", "status"]),
+        may_only(&[Relay], Select, &["id", "order_id", "transaction_id", "refund_amount", "status", "created_at"]),
         may_only(WORKERS, Update,
             &["status", "gateway_refund_no", "attempts", "last_error", "sent_at", "refused_code", "succeeded_at",
               "updated_at"]),
-        may_only(&[RefundWorker], Update, &["refund_amount"]),
+        may_only(&[RefundWorker], Update, &["refund_amount", "short_attempt"]),
     ] },
     Table { name: "callbacks", grants: &[
         may(&[CallbackWorker], Insert),
@@ -213,7 +214,14 @@ pub const TABLES: &[Table] = &[
     Table { name: "payment_config", grants: &[
         may(&[PaymentApi], Select),
         may_only(&[PaymentApi], Update,
-            &["enabled", "disabled_scenes", "min_amount", "max_amount", "version", "updated_by", "updated_at"]),
+            &["enabled", "disabled_scenes", "min_amount", "max_amount", "version", "updated_by", "updated_at",
+              "buyer_refunds", "window_days", "auto_max_amount", "staff_limit", "service_daily_limit"]),
+    ] },
+    // How much each key, or service, returned in a day. Yesterday's row decides nothing more.
+    Table { name: "refunds_of_a_day", grants: &[
+        may(&[PaymentApi], Select),
+        may(&[PaymentApi], Insert),
+        may_only(&[PaymentApi], Update, &["amount"]),
     ] },
     Table { name: "payment_config_changes", grants: &[
         may(&[PaymentApi], Select),
@@ -293,6 +301,16 @@ pub const FUNCTIONS: &[Function] = &[
     Function {
         name: "create_unplaced_order",
         arguments: "bpchar, text, numeric, text, text, text, timestamptz",
+        to: &[PaymentApi],
+    },
+    Function {
+        name: "create_refund_request",
+        arguments: "bpchar, bpchar, bpchar, text, numeric, text, text, timestamptz",
+        to: &[PaymentApi],
+    },
+    Function {
+        name: "move_unsent_refund",
+        arguments: "bpchar, text, text, text, text, timestamptz",
         to: &[PaymentApi],
     },
 ];
