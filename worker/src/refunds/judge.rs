@@ -22,13 +22,14 @@ impl RefundWorker {
         match answer {
             Ok(report) => match report.state {
                 RefundState::Succeeded | RefundState::Closed | RefundState::Abnormal => Step::Fact(report),
-                RefundState::Processing | RefundState::Absent => {
-                    Step::wait(self.next_question(refund, now), "accepted, not done yet")
-                }
+                RefundState::Processing => Step::Accepted { pause: self.next_question(refund, now) },
+                RefundState::Absent => Step::wait(self.next_question(refund, now), "not known yet"),
             },
             Err(GatewayError::Refused { code, message }) => Step::Refused { code, message },
             Err(GatewayError::Misconfigured { code, message }) => Step::Misconfigured { code, message },
-            Err(GatewayError::NotNow { code, message }) => Step::Short { message: format!("{code}: {message}") },
+            Err(GatewayError::NotNow { code, message }) => {
+                Step::Short { message: format!("{code}: {message}"), attempt: None }
+            }
             Err(GatewayError::Protocol(what)) => Step::Strange { what },
             Err(error @ (GatewayError::Unavailable(_) | GatewayError::Unknown(_))) => {
                 self.unknown(refund, now, &error.to_string())

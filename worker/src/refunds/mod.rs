@@ -27,15 +27,16 @@ mod record;
 mod request;
 mod step;
 mod unusual;
+mod withdraw;
 mod worker;
 
 pub use budget::Budget;
 pub use worker::RefundWorker;
 
 use pacing::{SETTLE_IN, left};
-use record::accepted;
 use request::account;
 use step::Step;
+use withdraw::withdraw;
 
 use crate::jobs::job::{Job, JobError, Recorded, planted};
 
@@ -67,8 +68,11 @@ impl Job for RefundWorker {
         let gateway = self.gateways.get(refund.payment_method, account(&refund, &order));
         let gateway = gateway.ok_or_else(|| missing("the account"))?;
         let step = match refund.status {
-            RefundStatus::Succeeded => Step::Done,
-            RefundStatus::Failed => self.look_back(gateway.as_ref(), &refund, &order, job.now()).await,
+            RefundStatus::Succeeded | RefundStatus::Requested | RefundStatus::Declined => Step::Done,
+            RefundStatus::Withdrawn if refund.was_never_sent() => Step::Done,
+            RefundStatus::Failed | RefundStatus::Withdrawn => {
+                self.look_back(gateway.as_ref(), &refund, &order, job.now()).await
+            }
             RefundStatus::Pending => match self.too_soon(job, &refund, &order).await? {
                 Some(pause) => Step::wait(pause, &RefundFailure::Turn.note(None)),
                 None => self.send(gateway.as_ref(), job, &refund, &order).await?,
@@ -88,8 +92,10 @@ impl Job for RefundWorker {
         let request = match step {
             Step::Fact(_) => Some(RefundRequest::default()),
             Step::NotYet { .. } | Step::Done => None,
-            // An amount that people have accepted stays in the payload until the gateway states the amount once more.
-            _ => Some(RefundRequest { redirect: false, accept: accepted(job) }),
+            Step::Withdraw => Some(RefundRequest::default()),
+            // An amount that people have accepted stays in the payload until the gateway states the amount once more,
+            // and so does a withdrawal, which takes effect after the next refusal for the balance.
+            _ => Some(RefundRequest { redirect: false, ..RefundRequest::read(&job.payload) }),
         };
         Ok(Recorded {
             end: self.end(tx, job, learnt).await?,
@@ -101,7 +107,7 @@ impl Job for RefundWorker {
     }
 
     async fn report(&self, learnt: &Learnt, (): ()) {
-        if matches!(learnt.step, Step::Fact(_)) {
+        if matches!(learnt.step, Step::Fact(_) | Step::Withdraw) {
             self.copies.renew(&self.db, Changed::Ids(vec![learnt.order.id]));
         }
     }
@@ -121,7 +127,7 @@ impl RefundWorker {
         let Some(turn) = self.budget.turn(refund.payment_method).await else {
             return Ok(Step::wait(time::Duration::seconds(2), "too many calls fail just now"));
         };
-        retry(|| self.mark_sent(refund, job.now())).await?;
+        let attempt = retry(|| self.mark_sent(refund, job.now())).await?;
         crash::at(Point::RefundMarked);
         let order_no = order.order_no.as_str();
         crash::met(Point::RefundMarked, order_no).map_err(planted)?;
@@ -135,13 +141,18 @@ impl RefundWorker {
         if answer.is_err() {
             turn.used_up();
         }
-        Ok(self.judge(answer, refund, job.now()))
+        Ok(match self.judge(answer, refund, job.now()) {
+            Step::Short { message, .. } => Step::Short { message, attempt: Some(attempt) },
+            step => step,
+        })
     }
 
-    async fn mark_sent(&self, refund: &Refund, now: OffsetDateTime) -> Result<(), JobError> {
+    /// Returns how many times the request is sent then.
+    async fn mark_sent(&self, refund: &Refund, now: OffsetDateTime) -> Result<i32, JobError> {
         let mut tx = self.db.begin().await?;
-        refunds::mark_sent(&mut tx, refund.id, now).await?;
-        Ok(tx.commit().await?)
+        let attempt = refunds::mark_sent(&mut tx, refund.id, now).await?;
+        tx.commit().await?;
+        Ok(attempt)
     }
 
     /// Queries the refund. If the gateway knows no such refund, the worker may send the same request again. If the
@@ -167,6 +178,9 @@ impl RefundWorker {
             Ok(report) if report.state == RefundState::Absent => match &refund.refused_code {
                 _ if refund.status != RefundStatus::Processing => {
                     Ok(Step::wait(UNDELIVERABLE, "an undeliverable refund is not known any more"))
+                }
+                _ if refund.waits_for_balance() && RefundRequest::read(&job.payload).withdraw => {
+                    Ok(withdraw(refund, now))
                 }
                 None => self.send(gateway, job, refund, order).await,
                 Some(_) if refund.attempts > 1 && left(SETTLE_IN + LATE_EFFECT, sent, now).is_positive() => {

@@ -10,6 +10,7 @@ use store::settle::accounts::{self, Misconfigured};
 use store::settle::opening;
 use store::settle::refunds as settling;
 use store::tables::jobs::Taken;
+use store::tables::refund_requests;
 use store::tables::refunds::{self, Refund};
 use tracing::{error, info, warn};
 
@@ -34,6 +35,10 @@ impl RefundWorker {
                 End::Snooze(UNDELIVERABLE, settling::named(report.state).to_owned())
             }
             Step::Wait { pause, reason } => End::Snooze(*pause, reason.clone()),
+            Step::Accepted { pause } => {
+                refund_requests::note_short(tx, refund.id, None).await?;
+                End::Snooze(*pause, "accepted, not done yet".to_owned())
+            }
             Step::Unknown { pause, error } => {
                 warn!(%refund_no, error, "Refund {refund_no}: outcome unknown, a query will follow");
                 refunds::note_error(tx, refund.id, None, error, now).await?;
@@ -44,11 +49,17 @@ impl RefundWorker {
                 refunds::note_error(tx, refund.id, Some(code), message, now).await?;
                 End::Snooze(SETTLE_IN, code.clone())
             }
-            Step::Short { message } => {
+            Step::Short { message, attempt } => {
                 warn!(%refund_no, detail = message, "Refund {refund_no} waits for the merchant's balance");
                 self.open_case(tx, refund, CaseKind::RefundShortage, message).await?;
-                End::Snooze(SHORTAGE, RefundFailure::Balance.note(Some(message)))
+                if attempt.is_some() {
+                    refund_requests::note_short(tx, refund.id, *attempt).await?;
+                }
+                let is_withdrawn = RefundRequest::read(&job.payload).withdraw;
+                let pause = if is_withdrawn { SETTLE_IN } else { SHORTAGE };
+                End::Snooze(pause, RefundFailure::Balance.note(Some(message)))
             }
+            Step::Withdraw => self.withdrawn(tx, refund).await?,
             Step::Misconfigured { code, message } => {
                 let reason = self.misconfigured(tx, learnt, code, message).await?;
                 End::Retry(self.next_question(refund, now), RefundFailure::OurAccount.note(Some(&reason)))
@@ -64,12 +75,26 @@ impl RefundWorker {
                 End::Retry(pause(&self.clock, &RETRY, job.attempts), reason.clone())
             }
             Step::Done => {
-                if refund.status == RefundStatus::Failed {
-                    settling::looked_back(tx, refund, &self.clock).await?;
+                match refund.status {
+                    RefundStatus::Failed => settling::looked_back(tx, refund, &self.clock).await?,
+                    RefundStatus::Withdrawn => {
+                        settling::after_withdrawal(tx, refund, &self.gateways.policies(), &self.clock).await?;
+                    }
+                    _ => {}
                 }
                 End::Done
             }
         })
+    }
+
+    /// Withdraws the refund. Its absence may be unsigned, so it is queried once more, a day later.
+    async fn withdrawn(&self, tx: &mut PgConnection, refund: &Refund) -> Result<End, JobError> {
+        let refund_no = &refund.refund_no;
+        if settling::withdraw_unknown(tx, refund, &self.gateways.policies(), &self.clock).await? {
+            info!(%refund_no, "Refund {refund_no} was withdrawn while it waited for the merchant's balance");
+            return Ok(End::Snooze(settling::LOOK_BACK, "withdrawn".to_owned()));
+        }
+        Ok(End::Snooze(SETTLE_IN, "it changed while it was withdrawn".to_owned()))
     }
 
     /// Settles the fact that the gateway stated. An amount that two people have accepted counts if the gateway states

@@ -8,12 +8,20 @@ pub(super) enum Step {
     Fact(RefundReport),
     /// No result yet: continue after `pause`.
     Wait { pause: time::Duration, reason: String },
+    /// The gateway has the refund and has not ended it: query after `pause`.
+    Accepted { pause: time::Duration },
     /// The outcome of the call is unknown: query after `pause`.
     Unknown { pause: time::Duration, error: String },
     /// The gateway refused. The refund becomes `failed` only after a query confirms it.
     Refused { code: String, message: String },
     /// The merchant's balance is too low.
-    Short { message: String },
+    Short {
+        message: String,
+        /// The attempt that was refused; `None` if a query met this answer.
+        attempt: Option<i32>,
+    },
+    /// The requester withdraws a refund that waits for the balance, and the gateway does not know it.
+    Withdraw,
     /// The gateway refused our account and did not judge the refund. The outcome is unknown until a person corrects
     /// that.
     Misconfigured { code: String, message: String },

@@ -194,6 +194,9 @@ impl Relay {
         let (count, oldest) = tables::events::backlog(&mut *connection).await?;
         metrics::gauge!("events_unpublished").set(count as f64);
         metrics::gauge!("events_oldest_unpublished_seconds").set(oldest.as_seconds_f64());
+        let (count, oldest) = tables::refund_requests::backlog(&mut *connection).await?;
+        metrics::gauge!("refund_requests_open").set(count as f64);
+        metrics::gauge!("refund_request_oldest_seconds").set(oldest.as_seconds_f64());
         for kind in JobKind::ALL.iter().copied() {
             let (count, oldest) = jobs::backlog(&mut *connection, kind).await?;
             metrics::gauge!("jobs_due", "kind" => kind.as_str()).set(count as f64);

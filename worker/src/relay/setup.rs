@@ -3,13 +3,19 @@
 use std::collections::HashSet;
 
 use broker::Publisher;
-use domain::message::event::kind::{CASE_OPENED, CASE_REOPENED};
+use domain::message::event::kind::{
+    CASE_OPENED, CASE_REOPENED, REFUND_ABNORMAL, REFUND_DECLINED, REFUND_REQUESTED, REFUND_WITHDRAWN,
+};
 use runtime::clock::Clock;
 use secrecy::SecretString;
 use sqlx::PgPool;
 use store::cache::Renewer;
 
 use super::retention::Periods;
+
+/// Event types that a consumer does not have to bind.
+const OPTIONAL: [&str; 6] =
+    [REFUND_REQUESTED, REFUND_DECLINED, REFUND_WITHDRAWN, REFUND_ABNORMAL, CASE_OPENED, CASE_REOPENED];
 
 /// The settings of an operator.
 #[derive(Debug, Clone)]
@@ -27,7 +33,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            optional_events: [CASE_OPENED, CASE_REOPENED].map(str::to_owned).into(),
+            optional_events: OPTIONAL.map(str::to_owned).into(),
             unroutable_retry: time::Duration::seconds(30),
             republish: time::Duration::days(7),
             periods: Periods::default(),

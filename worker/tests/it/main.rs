@@ -29,3 +29,4 @@ mod rotation;
 mod strays;
 mod support;
 mod verdicts;
+mod withdrawals;

@@ -405,7 +405,7 @@ async fn what_only_a_query_shows_waits_for_a_person_or_for_the_notice(db: PgPool
     bench.request_now(order.id, CheckRequest::sync()).await;
     bench.check(&order).await;
     assert_eq!(bench.world.open_cases(&order).await, [case("unknown_refund", "open")]);
-    assert!(matches!(bench.world.request_refund(order.id, None).await, Err(RefundRefusal::NotRefundable(_))));
+    assert!(matches!(bench.world.request_refund(order.id, None).await, Err(RefundRefusal::CaseOpen)));
     let notice = bench.notice(&order, "?event=refund").await.unwrap();
     bench.world.settle(vec![notice]).await;
     let after = bench.world.order(&order.id).await;

@@ -189,7 +189,7 @@ async fn an_unknown_refund_reserves_the_order_until_a_person_has_looked(db: PgPo
         .execute(&world.db)
         .await
         .unwrap();
-    assert!(matches!(world.request_refund(order.id, None).await.unwrap_err(), RefundRefusal::NotRefundable(_)));
+    assert!(matches!(world.request_refund(order.id, None).await.unwrap_err(), RefundRefusal::CaseOpen));
     sqlx::query("update cases set status = 'resolved'").execute(&world.db).await.unwrap();
     assert!(world.request_refund(order.id, None).await.is_ok());
 }

@@ -5,8 +5,10 @@ use domain::{LatePaymentPolicy, Money, RefundReport, RefundStatus, Verdict};
 use gateway_sim::ledger::{RefundState, Trade};
 use gateway_sim::notify::Overrides;
 use serde_json::json;
+use store::settle::refunds::withdraw_unknown;
 use store::tables::orders::Order;
-use store::tables::refunds::{Refund, mark_sent};
+use store::tables::refund_requests::note_short;
+use store::tables::refunds::{Refund, get, mark_sent};
 use time::{Duration, OffsetDateTime};
 
 use super::books::{Books, Cell};
@@ -61,12 +63,17 @@ pub async fn grid(desk: &Desk, method: PaymentMethod) -> String {
     let columns = if method == Alipay { AT_ALIPAY } else { AT_WECHAT };
     let mut states = Vec::new();
     for status in RefundStatus::ALL {
-        // No refund gets stuck at Alipay.
-        if (method, *status) == (Alipay, RefundStatus::Abnormal) {
+        // No refund gets stuck at Alipay, and no gateway has one that was never sent.
+        let never_sent = matches!(status, RefundStatus::Requested | RefundStatus::Declined);
+        if never_sent || (method, *status) == (Alipay, RefundStatus::Abnormal) {
             continue;
         }
         let mut under = Vec::new();
         for (share, condition) in SHARES {
+            // People decide about a second payment from its case. What they decided is not withdrawn.
+            if (share, *status) == (Share::SecondPayment, RefundStatus::Withdrawn) {
+                continue;
+            }
             let mut fields = Vec::new();
             for (notice, _) in columns {
                 fields.push(field(desk, method, share, (*status, *notice)).await);
@@ -107,7 +114,8 @@ async fn field(desk: &Desk, method: PaymentMethod, share: Share, (own, notice): 
     let job = cell.after.job("refund", &refund.id.to_string()).is_some();
     match status(&cell.after, &refund) {
         RefundStatus::Succeeded => assert!(!job, "{place}: what is over needs no job"),
-        RefundStatus::Failed => {}
+        RefundStatus::Failed | RefundStatus::Withdrawn => {}
+        RefundStatus::Requested | RefundStatus::Declined => assert!(!job, "{place}: a person carries it on, or nobody"),
         _ => assert!(job, "{place}: nobody carries it on"),
     }
     if share == Share::SecondPayment {
@@ -164,7 +172,17 @@ async fn refunded(desk: &Desk, method: PaymentMethod, share: Share) -> (Order, T
 async fn reach(desk: &Desk, refund: &Refund, own: RefundStatus) {
     let now = desk.worker(LatePaymentPolicy::Hold).clock.now();
     match own {
+        RefundStatus::Requested | RefundStatus::Declined => unreachable!("the gateway has no such refund"),
         RefundStatus::Pending => {}
+        RefundStatus::Withdrawn => {
+            sent(desk, refund, now).await;
+            let worker = desk.worker(LatePaymentPolicy::Hold);
+            let mut tx = desk.world.db.begin().await.unwrap();
+            note_short(&mut tx, refund.id, Some(1)).await.unwrap();
+            let short = get(&mut *tx, refund.id).await.unwrap().unwrap();
+            assert!(withdraw_unknown(&mut tx, &short, &worker.gateways.policies(), &worker.clock).await.unwrap());
+            tx.commit().await.unwrap();
+        }
         RefundStatus::Processing => sent(desk, refund, now).await,
         RefundStatus::Succeeded => {
             desk.answered(refund, &RefundReport::of(domain::RefundState::Succeeded)).await;
