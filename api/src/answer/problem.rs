@@ -7,13 +7,13 @@ use axum::Json;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use domain::{NotOffered, OrderId, Scope};
+use domain::{BuyerRefusal, NotOffered, OrderId, Scope};
 use gateway::GatewayError;
 use serde::Serialize;
 use serde_json::Value;
 use store::DbError;
 use store::retry::Collision;
-use store::settle::refunds::RefundRefusal;
+use store::settle::refunds::{DecisionRefusal, RefundRefusal};
 
 /// The errors of the API. `Display` is the title of the problem; it reveals no internals.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +99,9 @@ pub enum ApiError {
     /// The refund is refused, with the reason.
     #[error("{0}")]
     Refund(RefundRefusal),
+    /// A step of a person, or of a requester, is refused.
+    #[error("{0}")]
+    Decision(DecisionRefusal),
     /// There is no such payment method.
     #[error("there is no such payment method")]
     MethodNotFound,
@@ -253,6 +256,38 @@ pub struct Problem {
 #[derive(Debug, Clone, Copy)]
 pub struct Rendered;
 
+/// The status and the stable code of each refusal of a refund.
+#[rustfmt::skip]
+fn of_refund(refusal: &RefundRefusal) -> (StatusCode, &'static str) {
+    match refusal {
+        RefundRefusal::NoOrder => (StatusCode::NOT_FOUND, "order_not_found"),
+        RefundRefusal::NotPaid => (StatusCode::CONFLICT, "order_not_paid"),
+        RefundRefusal::InProgress => (StatusCode::CONFLICT, "refund_in_progress"),
+        RefundRefusal::AlreadyRefunded => (StatusCode::CONFLICT, "already_refunded"),
+        RefundRefusal::TooMuch(_) => (StatusCode::CONFLICT, "refund_too_much"),
+        RefundRefusal::NotRefundable(_) => (StatusCode::CONFLICT, "not_refundable"),
+        RefundRefusal::CaseOpen => (StatusCode::CONFLICT, "not_refundable"),
+        RefundRefusal::Rule(BuyerRefusal::Off) => (StatusCode::FORBIDDEN, "refunds_off"),
+        RefundRefusal::Rule(BuyerRefusal::WindowOver) => (StatusCode::CONFLICT, "refund_window_over"),
+        RefundRefusal::RequestOpen => (StatusCode::CONFLICT, "refund_request_open"),
+        RefundRefusal::TooOften => (StatusCode::CONFLICT, "refund_requested_too_often"),
+        RefundRefusal::DailyLimit => (StatusCode::CONFLICT, "service_daily_limit"),
+    }
+}
+
+/// The same for a step of a person, or of a requester.
+#[rustfmt::skip]
+fn of_decision(refusal: &DecisionRefusal) -> (StatusCode, &'static str) {
+    match refusal {
+        DecisionRefusal::NoRefund => (StatusCode::NOT_FOUND, "refund_not_found"),
+        DecisionRefusal::SamePerson => (StatusCode::FORBIDDEN, "same_person"),
+        DecisionRefusal::NotRequester => (StatusCode::FORBIDDEN, "not_requester"),
+        DecisionRefusal::NotRequested(_) => (StatusCode::CONFLICT, "refund_not_requested"),
+        DecisionRefusal::NotWithdrawable(_) => (StatusCode::CONFLICT, "refund_not_withdrawable"),
+        DecisionRefusal::NotNow(refusal) => of_refund(refusal),
+    }
+}
+
 impl ApiError {
     /// A fault of one field that only shows in comparison with stored data.
     pub fn field(field: &str, message: impl Into<String>) -> ApiError {
@@ -293,12 +328,8 @@ impl ApiError {
             ApiError::CaseNotProposed => (StatusCode::CONFLICT, "case_not_proposed"),
             ApiError::CaseChanged => (StatusCode::CONFLICT, "case_changed"),
             ApiError::ActionUnfit(_) => (StatusCode::CONFLICT, "action_unfit"),
-            ApiError::Refund(RefundRefusal::NoOrder) => (StatusCode::NOT_FOUND, "order_not_found"),
-            ApiError::Refund(RefundRefusal::NotPaid) => (StatusCode::CONFLICT, "order_not_paid"),
-            ApiError::Refund(RefundRefusal::InProgress) => (StatusCode::CONFLICT, "refund_in_progress"),
-            ApiError::Refund(RefundRefusal::AlreadyRefunded) => (StatusCode::CONFLICT, "already_refunded"),
-            ApiError::Refund(RefundRefusal::TooMuch(_)) => (StatusCode::CONFLICT, "refund_too_much"),
-            ApiError::Refund(RefundRefusal::NotRefundable(_)) => (StatusCode::CONFLICT, "not_refundable"),
+            ApiError::Refund(refusal) => of_refund(refusal),
+            ApiError::Decision(refusal) => of_decision(refusal),
             ApiError::MethodNotFound => (StatusCode::NOT_FOUND, "method_not_found"),
             ApiError::ConfigChanged => (StatusCode::CONFLICT, "config_changed"),
             ApiError::NotOffered(NotOffered::Method(_)) => (StatusCode::CONFLICT, "method_disabled"),

@@ -59,6 +59,17 @@ impl Fields {
         read(&value).map_err(|message| self.fault(name, message)).ok()
     }
 
+    /// Reads a member for which `null` is a value of its own. `None`: it is absent, or has a fault.
+    pub fn nullable<T>(&mut self, name: &str, read: impl FnOnce(&Value) -> Result<T, String>) -> Option<Option<T>> {
+        match self.members.get(name) {
+            Some(Value::Null) => {
+                self.members.remove(name);
+                Some(None)
+            }
+            _ => self.optional(name, read).map(Some),
+        }
+    }
+
     /// Adds a fault that the caller found.
     pub fn fault(&mut self, field: &str, message: impl Into<String>) {
         self.faults.push(FieldFault::new(field, message));

@@ -93,6 +93,9 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(refunds::create))
         .routes(routes!(refunds::get))
         .routes(routes!(refunds::list))
+        .routes(routes!(refunds::approve))
+        .routes(routes!(refunds::decline))
+        .routes(routes!(refunds::withdraw))
         .routes(routes!(admin::search::search))
         .routes(routes!(admin::orders::list))
         .routes(routes!(admin::orders::summary))
@@ -118,6 +121,8 @@ fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(config::changes))
         .routes(routes!(admin::catalogue::list))
         .routes(routes!(admin::catalogue::put))
+        .routes(routes!(admin::refund_rules::get))
+        .routes(routes!(admin::refund_rules::change))
         .routes(routes!(payment_methods::list))
 }
 

@@ -136,7 +136,9 @@ impl World {
         World::with(db, Setup::default()).await
     }
 
+    /// Buyers make refunds without a person in it.
     pub async fn with(db: PgPool, setup: Setup) -> World {
+        testkit::buyers_refund_at_once(&db).await;
         let gateway = Arc::new(Puppet::new());
         let stop = CancellationToken::new();
         let publisher =

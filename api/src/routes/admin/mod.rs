@@ -10,6 +10,7 @@ pub mod exports;
 pub mod jobs;
 pub mod keys;
 pub mod orders;
+pub mod refund_rules;
 pub mod refunds;
 pub mod search;
 pub mod stats;

@@ -107,9 +107,9 @@ pub struct RefundRow {
     amount: String,
     /// What the buyer reads.
     reason: Option<String>,
-    /// `pending` `processing` `succeeded` `failed` `abnormal`.
+    /// `requested` `pending` `processing` `succeeded` `failed` `abnormal` `declined` `withdrawn`.
     status: String,
-    /// `pending` and `processing`: when it was requested. Otherwise when it came into this state.
+    /// `requested`, `pending` and `processing`: when it was requested. Otherwise when it came into this state.
     #[serde(with = "time::serde::rfc3339")]
     since: OffsetDateTime,
     /// How many times the request was sent to the gateway.
@@ -122,6 +122,10 @@ pub struct RefundRow {
     gateway_refund_no: Option<String>,
     /// Who requested it.
     requested_by: String,
+    /// The person who approved the request, or the first of two.
+    approved_by: Option<String>,
+    /// Why the request was declined.
+    decline_reason: Option<String>,
     /// By our clock.
     #[serde(with = "time::serde::rfc3339")]
     created_at: OffsetDateTime,
@@ -143,6 +147,8 @@ impl RefundRow {
             since: refund.since,
             attempts: refund.attempts,
             last_error: refund.last_error,
+            approved_by: refund.approved_by,
+            decline_reason: refund.decline_reason,
             origin: refund.origin.to_string(),
             gateway_refund_no: refund.gateway_refund_no,
             requested_by: refund.requested_by,

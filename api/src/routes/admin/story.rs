@@ -220,7 +220,7 @@ pub struct StoryRefund {
     /// In yuan.
     #[schema(example = "12.34")]
     amount: String,
-    /// `pending` `processing` `succeeded` `failed` `abnormal`.
+    /// `requested` `pending` `processing` `succeeded` `failed` `abnormal` `declined` `withdrawn`.
     status: String,
     /// `service` or `outside`.
     origin: String,
@@ -228,6 +228,8 @@ pub struct StoryRefund {
     reason: Option<String>,
     /// Who requested it.
     requested_by: String,
+    /// The person who approved the request, or the first of two.
+    approved_by: Option<String>,
     /// How many times the request was sent to the gateway.
     attempts: i32,
     /// What went wrong last, in words.
@@ -258,6 +260,7 @@ impl StoryRefund {
             origin: refund.origin.to_string(),
             reason: refund.reason.clone(),
             requested_by: refund.requested_by.clone(),
+            approved_by: refund.approved_by.clone(),
             attempts: refund.attempts,
             last_error: refund.last_error.clone(),
             sent_at: refund.sent_at,

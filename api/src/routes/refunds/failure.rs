@@ -28,7 +28,9 @@ impl FailureView {
     fn of(refund: &Refund, note: Option<&str>, viewer: &Viewer) -> Option<FailureView> {
         let view = |why: RefundFailure, message: String| Some(FailureView { code: why.as_str(), message });
         match refund.status {
-            RefundStatus::Succeeded => None,
+            RefundStatus::Requested | RefundStatus::Succeeded | RefundStatus::Declined | RefundStatus::Withdrawn => {
+                None
+            }
             RefundStatus::Abnormal => {
                 let why = RefundFailure::Undeliverable;
                 view(why, why.words().to_owned())

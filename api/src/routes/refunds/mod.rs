@@ -1,6 +1,8 @@
 //! Refunds: request one, get one, list the user's own.
 
+mod decide;
 mod failure;
+mod named;
 mod read;
 mod view;
 
@@ -16,12 +18,14 @@ use serde_json::json;
 use store::cache::Changed;
 use store::retry::retry;
 use store::settle::refunds as settling;
-use store::settle::refunds::{RefundRefusal, RequestedRefund};
+use store::settle::refunds::{RefundRefusal, RequestedRefund, Requester};
 use store::tables::audit::{self, Act};
 use store::tables::idempotency_keys::{self, NewAnswer};
 use store::tables::orders;
 use store::{DbError, NotDone};
 
+pub use decide::{__path_approve, __path_decline, __path_withdraw};
+pub use decide::{DeclineRefund, approve, decline, withdraw};
 pub use failure::FailureView;
 pub use read::{__path_get, __path_list, get, list};
 pub use view::{CreateRefund, RefundPage, RefundView};
@@ -33,13 +37,16 @@ use crate::answer::problem::{ApiError, Problem};
 use crate::create::fields::{Fields, JsonBytes, money, text};
 use crate::create::idempotency::{self, Answer, IdempotencyKey, in_flight};
 use crate::create::numbers::{dated, microseconds};
-use crate::routes::orders::OrderPath;
 use crate::state::App;
+use named::NamedOrder;
 
 /// The longest reason, in characters.
 const REASON: usize = 200;
 
 /// Request a refund.
+///
+/// The rules of the gateway decide what becomes of it: it is sent next (`pending`), it waits for a person (`requested`),
+/// or it is refused. The limits count the sum of the order's refunds.
 ///
 /// A repeat with the same Idempotency-Key and the same body, byte for byte, gets the same answer, with
 /// `Idempotency-Replayed: true`, and creates no second refund; `Idempotency-Expires` states until when. A refusal does
@@ -48,15 +55,16 @@ const REASON: usize = 200;
     post, path = "/v1/orders/{id}/refunds", tag = "refunds", request_body = CreateRefund,
     security(("bearer" = []), ("backend" = ["payments:refund"])),
     params(
-        ("id" = String, Path, description = "The order's id"),
+        ("id" = String, Path, description = "The order's id, or `order_no:…`, `merchant_order_no:…`, `trade_no:…`, `refund_no:…`"),
         ("Idempotency-Key" = String, Header, description = "1 to 255 visible ASCII characters, fresh for each refund"),
     ),
     responses(
-        (status = 202, description = "The refund; it is sent to the gateway next", body = RefundView),
+        (status = 202, description = "The refund: `pending`, and sent to the gateway next, or `requested`, and waiting for a person", body = RefundView),
         (status = 400, description = "`invalid_fields` (all of them), `malformed_json`, `idempotency_key_required`, `idempotency_key_invalid`", body = Problem),
-        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`", body = Problem),
+        (status = 401, description = "`token_missing`, `token_invalid`, `token_expired`, `sign_in_again`", body = Problem),
+        (status = 403, description = "`scope_missing`; for a buyer `refunds_off`: buyers request no refunds here", body = Problem),
         (status = 404, description = "`order_not_found`: no such order, or another user's", body = Problem),
-        (status = 409, description = "`order_not_paid`, `refund_in_progress`, `already_refunded`, `refund_too_much` (with `refundable_amount`), `not_refundable`, `request_in_flight`", body = Problem),
+        (status = 409, description = "`order_not_paid`, `refund_in_progress`, `already_refunded`, `refund_too_much` (with `refundable_amount`), `not_refundable`, `request_in_flight`; `refund_request_open`: another request waits for a person; `refund_window_over`: the buyer is too late; `refund_requested_too_often`: 20 refunds of the buyer ended unsent; `service_daily_limit`: the key or service has reached its limit of the day; `ambiguous_number`", body = Problem),
         (status = 413, description = "`body_too_large`", body = Problem),
         (status = 415, description = "`unsupported_media_type`", body = Problem),
         (status = 422, description = "`idempotency_key_reused`", body = Problem),
@@ -66,16 +74,20 @@ const REASON: usize = 200;
 pub async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
-    OrderPath(order_id): OrderPath,
+    NamedOrder(name): NamedOrder,
     key: IdempotencyKey,
     JsonBytes(body): JsonBytes,
 ) -> Result<impl IntoResponse, ApiError> {
     caller.signed_in_recently(app.clock.now())?;
-    // The key is bound to the order as well as to the body.
-    let bound = [order_id.to_string().as_bytes(), &body].concat();
-    let request = idempotency::Request::new(caller.identity.to_string(), key, "POST /v1/orders/{id}/refunds", &bound);
-    let requesting = Requesting { app, request, caller, order_id, body };
-    let answer = to_the_end(requesting.run()).await?;
+    let answer = to_the_end(async move {
+        let order_id = named::find(&app, &caller, &name).await?;
+        // The key is bound to the order as well as to the body, whatever number names the order.
+        let bound = [order_id.to_string().as_bytes(), &body].concat();
+        let who = caller.identity.to_string();
+        let request = idempotency::Request::new(who, key, "POST /v1/orders/{id}/refunds", &bound);
+        Requesting { app, request, caller, order_id, body }.run().await
+    });
+    let answer = answer.await?;
     Ok(answer.into_response(StatusCode::ACCEPTED, "/v1/refunds"))
 }
 
@@ -122,7 +134,7 @@ impl Requesting {
         if !idempotency_keys::take(&mut tx, &key, &id, now).await.map_err(in_flight)? {
             return Ok(None);
         }
-        let refund = settling::request(&mut tx, request, now).await.map_err(refused)?;
+        let refund = settling::request_by_rule(&mut tx, request, self.requester(), now).await.map_err(refused)?;
         if !matches!(self.caller.identity, Identity::Buyer(_)) {
             let detail = json!({ "order_id": refund.order_id, "amount": refund.amount, "reason": refund.reason });
             let (subject, object) = (self.caller.name(), format!("refund:{}", refund.id));
@@ -139,6 +151,14 @@ impl Requesting {
         crash::at(Point::RefundAccepted);
         self.app.cache.orders.renew(&self.app.db, Changed::Ids(vec![self.order_id])).await;
         Ok(Some(Answer::fresh(request.id.to_string(), saved)))
+    }
+
+    fn requester(&self) -> Requester {
+        match self.caller.identity {
+            Identity::Buyer(_) => Requester::Buyer,
+            Identity::Key(_) | Identity::Service(_) => Requester::Backend,
+            Identity::Staff(_) => Requester::Staff,
+        }
     }
 
     fn refund_request(&self) -> Result<RequestedRefund, ApiError> {
@@ -172,8 +192,13 @@ pub(super) fn refund_request(
 }
 
 pub(super) fn reason(text: String) -> Result<String, String> {
-    let fits = text.chars().count() <= REASON && !text.trim().is_empty() && !text.chars().any(char::is_control);
-    if fits { Ok(text) } else { Err(format!("text of 1 to {REASON} characters without control characters")) }
+    short_reason(text, REASON)
+}
+
+/// A text that the buyer reads, of at most this many characters.
+fn short_reason(text: String, most: usize) -> Result<String, String> {
+    let fits = text.chars().count() <= most && !text.trim().is_empty() && !text.chars().any(char::is_control);
+    if fits { Ok(text) } else { Err(format!("text of 1 to {most} characters without control characters")) }
 }
 
 /// The error of a refund that was not requested. The database itself refuses a second one that is in flight.
@@ -182,6 +207,9 @@ pub(super) fn refused(not_done: NotDone<RefundRefusal>) -> ApiError {
         NotDone::Refused(refusal) => ApiError::Refund(refusal),
         NotDone::Db(DbError::Constraint(name)) if name == "refund_records_in_flight" => {
             ApiError::Refund(RefundRefusal::InProgress)
+        }
+        NotDone::Db(DbError::Constraint(name)) if name == "refund_records_one_request" => {
+            ApiError::Refund(RefundRefusal::RequestOpen)
         }
         NotDone::Db(error) => error.into(),
     }

@@ -76,7 +76,7 @@ pub async fn list(
 }
 
 /// The refund that a path names. A text that is not an id is an unknown refund.
-pub struct RefundPath(RefundId);
+pub struct RefundPath(pub RefundId);
 
 impl FromRequestParts<Arc<App>> for RefundPath {
     type Rejection = ApiError;

@@ -1,5 +1,6 @@
 //! What a client sends for a refund, and what it sees of one.
 
+use domain::RefundStatus;
 use serde::Serialize;
 use store::tables::refunds::Refund;
 use time::OffsetDateTime;
@@ -29,13 +30,17 @@ pub struct RefundView {
     /// In yuan.
     #[schema(example = "12.34")]
     pub amount: String,
-    /// `pending` `processing` `succeeded` `failed` `abnormal`.
+    /// `requested` `pending` `processing` `succeeded` `failed` `abnormal` `declined` `withdrawn`.
     #[schema(example = "pending")]
     pub status: String,
     /// As requested.
     pub reason: Option<String>,
     /// Why it has failed or could not be delivered, or what it waits for; null otherwise.
     pub failure: Option<FailureView>,
+    /// Whether one person has approved a request that takes two.
+    pub approved_once: bool,
+    /// Why the request was declined; null otherwise.
+    pub decline_reason: Option<String>,
     /// The gateway's number of the refund, where it has one.
     pub gateway_refund_no: Option<String>,
     /// When the money was returned.
@@ -60,6 +65,8 @@ impl RefundView {
             status: refund.status.to_string(),
             reason: refund.reason.clone(),
             failure,
+            approved_once: refund.status == RefundStatus::Requested && refund.approved_by.is_some(),
+            decline_reason: refund.decline_reason.clone(),
             gateway_refund_no: refund.gateway_refund_no.clone(),
             succeeded_at: refund.succeeded_at,
             created_at: refund.created_at,
