@@ -437,6 +437,9 @@ pub async fn deploy(addresses: &Addresses, dir: &Path) {
     for command in ["migrate", "database-roles"] {
         succeed(Program::new("paymentctl").arg(command).env("DATABASE_URL", &addresses.database), dir).await;
     }
+    let db = sqlx::PgPool::connect(&addresses.database).await.expect("the database answers");
+    testkit::buyers_refund_at_once(&db).await;
+    db.close().await;
     set_up_broker(addresses, dir).await;
 }
 

@@ -19,7 +19,7 @@ use crate::{
     files::write_private,
     ports,
     running::{Running, Servers},
-    servers::{Kind, Source, logins::LOGINS},
+    servers::{Kind, Source, logins::LOGINS, postgres},
     ui::{check_stop, say},
 };
 
@@ -109,6 +109,7 @@ pub fn run(demo: &Demo) -> Result<ExitCode> {
     let mut apps = Apps::new(&stage.dir)?;
     stage.prepare()?;
     stage.open_shop()?;
+    stage.lift_rules(&running)?;
     stage.start(&mut apps, demo.speed)?;
 
     let code = if demo.once { stage.play_once(&apps)? } else { stage.show(&apps)? };
@@ -201,6 +202,14 @@ impl Stage {
         let done = command.output().context("starting paymentctl")?;
         ensure!(done.status.success(), "paymentctl failed: {}", String::from_utf8_lossy(&done.stderr));
         serde_json::from_slice(&done.stdout).context("the answer of paymentctl is no JSON")
+    }
+
+    /// Lets the demo's buyer make refunds alone. A fresh installation lets buyers make requests, which a person approves.
+    fn lift_rules(&self, running: &Running) -> Result<()> {
+        let file = self.dir.join("rules.sql");
+        fs::write(&file, "update payment_config set buyer_refunds = 'auto';")?;
+        say("rules", "buyers make refunds alone");
+        running.set.sql_file(postgres::DATABASE, &file, true)
     }
 
     fn start(&self, apps: &mut Apps, speed: u32) -> Result<()> {

@@ -268,6 +268,12 @@ impl Refund {
         matches!(self.status.as_str(), "pending" | "processing")
     }
 
+    /// Whether its amount is returned, or can still be.
+    #[must_use]
+    pub fn reserves(&self) -> bool {
+        !matches!(self.status.as_str(), "requested" | "failed" | "declined" | "withdrawn")
+    }
+
     /// Whether the refund was made outside the service.
     #[must_use]
     pub fn is_outside(&self) -> bool {

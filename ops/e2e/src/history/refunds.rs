@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::violation::{Found, Invariant};
-use super::{History, Order, Payment, Refund};
+use super::{Case, History, Order, Payment, Refund};
 use crate::shop::yuan;
 
 /// Money moved exactly once for each refund that succeeded at a gateway, and for no other refund.
@@ -36,7 +36,14 @@ pub(super) fn returned_once(history: &History, found: &mut Found) {
     }
     found.differences(Invariant::ReturnedOnce, "refunded at the gateways, and here,", &there, &here);
     for refund in &history.refunds {
-        let status = if refund.succeeded() || refund.status == "failed" { &refund.status } else { "pending" };
+        let status = match refund.status.as_str() {
+            // It has no movement before it is approved.
+            "requested" | "declined" => continue,
+            "withdrawn" if refund.movement.is_none() => continue,
+            "withdrawn" => "failed",
+            ended @ ("succeeded" | "failed") => ended,
+            _ => "pending",
+        };
         let due = format!("{} {} {status}", refund.order_id, refund.amount_fen);
         if refund.movement.as_ref() != Some(&due) {
             let (refund_no, is) = (&refund.refund_no, &refund.movement);
@@ -49,7 +56,7 @@ pub(super) fn returned_once(history: &History, found: &mut Found) {
 /// No payment is refunded, or can still be refunded, beyond its amount.
 pub(super) fn within_payment(history: &History, found: &mut Found) {
     for payment in &history.payments {
-        let own = history.refunds.iter().filter(|refund| refund.payment_id == payment.id && refund.status != "failed");
+        let own = history.refunds.iter().filter(|refund| refund.payment_id == payment.id && refund.reserves());
         let fen: i64 = own.map(|refund| refund.amount_fen).sum();
         if fen > payment.amount_fen {
             let (trade_no, paid) = (&payment.trade_no, payment.amount_fen);
@@ -116,13 +123,31 @@ pub(super) fn events_due(history: &History) -> Vec<String> {
         .flat_map(|order| of_own_payment(history, order))
         .map(|refund| refund.id.as_str())
         .collect();
-    let ended = history.refunds.iter().filter(|refund| refund.succeeded() || refund.status == "failed");
+    let ended = history.refunds.iter().filter(|refund| !refund.in_flight() && refund.status != "abnormal");
     let ended = ended.filter(|refund| !refund.is_outside() || own.contains(refund.id.as_str()));
     let mut due: Vec<String> = ended.map(|refund| format!("refund.{}:{}", refund.status, refund.id)).collect();
+    due.extend(passed_through(history));
     for order in history.orders.iter().filter(|order| order.status == "refunded") {
         let own = of_own_payment(history, order);
         let last = own.iter().filter(|refund| refund.succeeded()).max_by_key(|refund| refund.moved_at);
         due.extend(last.map(|refund| format!("order.refunded:{}", refund.id)));
+    }
+    due
+}
+
+/// The events of states that a refund can leave again: it was requested first, or the gateway could not deliver it, which
+/// its case says.
+fn passed_through(history: &History) -> Vec<String> {
+    let mut due = Vec::new();
+    for refund in &history.refunds {
+        let told = |kind: &str| history.events.iter().any(|event| event.event_id == format!("{kind}:{}", refund.id));
+        let is_stuck = |case: &Case| case.kind == "refund_abnormal" && case.number == refund.refund_no;
+        if refund.status != "requested" && told("refund.requested") {
+            due.push(format!("refund.requested:{}", refund.id));
+        }
+        if told("refund.abnormal") && (refund.status == "abnormal" || history.cases.iter().any(is_stuck)) {
+            due.push(format!("refund.abnormal:{}", refund.id));
+        }
     }
     due
 }
