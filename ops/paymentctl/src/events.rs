@@ -10,6 +10,7 @@ use store::tables::events::{self as outbox, Republished, StoredEvent};
 use store::tables::outline as orders;
 use store::tables::outline::Outline;
 use store::tables::refunds;
+use store::tables::transactions;
 use time::OffsetDateTime;
 
 use crate::answer::{Answer, Problem, count, lines as shown, moment, table, with_more};
@@ -255,5 +256,6 @@ async fn order_of(place: &Place, id_or_number: &str) -> Result<Outline, Problem>
 async fn of_order(place: &Place, order: &Outline) -> Result<Vec<StoredEvent>, Problem> {
     let refunds = refunds::of_order(&place.db, order.id).await?;
     let cases = cases::of_order(&place.db, order.id).await?;
-    Ok(outbox::by_ids(&place.db, &story::event_ids(order.id, &refunds, &cases)).await?)
+    let movements = transactions::of_order(&place.db, order.id).await?;
+    Ok(outbox::by_ids(&place.db, &story::event_ids(order.id, &movements, &refunds, &cases)).await?)
 }

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use broker::Publisher;
 use domain::message::event::kind::{
-    CASE_OPENED, CASE_REOPENED, REFUND_ABNORMAL, REFUND_DECLINED, REFUND_REQUESTED, REFUND_WITHDRAWN,
+    CASE_OPENED, CASE_REOPENED, EXTRA_PAYMENT_RECEIVED, EXTRA_PAYMENT_REFUND_FAILED, EXTRA_PAYMENT_REFUNDED,
+    REFUND_ABNORMAL, REFUND_DECLINED, REFUND_REQUESTED, REFUND_WITHDRAWN,
 };
 use runtime::clock::Clock;
 use secrecy::SecretString;
@@ -14,8 +15,17 @@ use store::cache::Renewer;
 use super::retention::Periods;
 
 /// Event types that a consumer does not have to bind.
-const OPTIONAL: [&str; 6] =
-    [REFUND_REQUESTED, REFUND_DECLINED, REFUND_WITHDRAWN, REFUND_ABNORMAL, CASE_OPENED, CASE_REOPENED];
+const OPTIONAL: [&str; 9] = [
+    REFUND_REQUESTED,
+    REFUND_DECLINED,
+    REFUND_WITHDRAWN,
+    REFUND_ABNORMAL,
+    EXTRA_PAYMENT_RECEIVED,
+    EXTRA_PAYMENT_REFUNDED,
+    EXTRA_PAYMENT_REFUND_FAILED,
+    CASE_OPENED,
+    CASE_REOPENED,
+];
 
 /// The settings of an operator.
 #[derive(Debug, Clone)]

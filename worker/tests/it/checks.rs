@@ -185,7 +185,8 @@ async fn a_late_payment_is_held_for_a_person(db: PgPool) {
         assert_eq!(payments.iter().map(|(_, status)| status.as_str()).collect::<Vec<_>>(), ["failed", "succeeded"]);
     }
     assert_eq!(bench.decisions().await, vec![("late_payment".to_owned(), "open".to_owned(), false); 2]);
-    assert_eq!(bench.event_kinds().await, ["order.closed", "order.closed"]);
+    let each = ["order.closed", "extra_payment.received"];
+    assert_eq!(bench.event_kinds().await, [each, each].concat());
     // What came before there was such a state is found by the migration.
     let db = &bench.world.db;
     sqlx::query("update payment_orders set extra_state = null, extra_amount = null").execute(db).await.unwrap();

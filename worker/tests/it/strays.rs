@@ -79,7 +79,7 @@ async fn each_goes_back_where_it_came_from(db: PgPool) {
             let refunded = bench.notice(&order, &format!("?refund={}", refund.refund_no)).await;
             bench.world.settle(refunded.into_iter().chain(bench.notice(&order, "").await).collect()).await;
             assert_eq!(bench.world.cases().await.len(), 1, "{kind} {method}: {:?}", bench.world.cases().await);
-            assert_eq!(bench.event_kinds().await, ["refund.succeeded"], "{kind} {method}: nothing was delivered");
+            assert_eq!(bench.event_kinds().await, ["extra_payment.refunded"], "{kind} {method}: nothing was delivered");
         }
     }
 }

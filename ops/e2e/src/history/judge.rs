@@ -213,6 +213,9 @@ fn versions_reported(history: &History, order: &Order, found: &mut Found) {
     let mut before = order.first_version();
     for event in history.events.iter().filter(|event| event.order_id.as_ref() == Some(&order.id)) {
         let Some(at) = event.data["order_version"].as_i64() else { continue };
+        if ["refund.requested", "refund.declined"].contains(&&*event.kind) {
+            continue; // They leave the order as it is.
+        }
         let of_order = ["order.paid", "order.closed"].contains(&event.kind.as_str());
         let refund = event.event_id.split_once(':').map(|(_, id)| id);
         let of_refund = own.iter().find(|own| Some(own.id.as_str()) == refund);

@@ -113,8 +113,8 @@ pub(super) fn put_down(history: &History, found: &mut Found) {
 }
 
 /// The events that refunds must cause: one for each final state, and one for each order that was refunded
-/// completely, under the id of the refund that completed it. No event reports a late or second payment, so none
-/// reports an outside refund of it.
+/// completely, under the id of the refund that completed it. No event reports an outside refund of a late or second
+/// payment.
 pub(super) fn events_due(history: &History) -> Vec<String> {
     let own: BTreeSet<&str> = history
         .orders
@@ -125,8 +125,15 @@ pub(super) fn events_due(history: &History) -> Vec<String> {
         .collect();
     let ended = history.refunds.iter().filter(|refund| !refund.in_flight() && refund.status != "abnormal");
     let ended = ended.filter(|refund| !refund.is_outside() || own.contains(refund.id.as_str()));
-    let mut due: Vec<String> = ended.map(|refund| format!("refund.{}:{}", refund.status, refund.id)).collect();
+    let mut due: Vec<String> = ended
+        .map(|refund| match refund.status.as_str() {
+            "succeeded" if !own.contains(refund.id.as_str()) => format!("extra_payment.refunded:{}", refund.id),
+            "failed" if !own.contains(refund.id.as_str()) => format!("extra_payment.refund_failed:{}", refund.id),
+            status => format!("refund.{status}:{}", refund.id),
+        })
+        .collect();
     due.extend(passed_through(history));
+    due.extend(received(history));
     for order in history.orders.iter().filter(|order| order.status == "refunded") {
         let own = of_own_payment(history, order);
         let last = own.iter().filter(|refund| refund.succeeded()).max_by_key(|refund| refund.moved_at);
@@ -152,10 +159,22 @@ fn passed_through(history: &History) -> Vec<String> {
     due
 }
 
+/// The events of payments that arrived and that their orders were not owed. A payment that a person recorded from a case, or
+/// whose money had gone before, has none; an order may have accepted it later.
+fn received(history: &History) -> Vec<String> {
+    let ids = history.payments.iter().map(|payment| format!("extra_payment.received:{}", payment.id));
+    ids.filter(|id| history.events.iter().any(|event| event.event_id == *id)).collect()
+}
+
 /// How many times a refund has moved its order: to `refunding` and away from it. A refund that was made outside is
-/// booked in one move.
+/// booked in one move. One that never began moves nothing.
 pub(super) fn moves_of(refund: &Refund) -> i64 {
-    if refund.in_flight() || refund.is_outside() { 1 } else { 2 }
+    match refund.status.as_str() {
+        "requested" | "declined" => 0,
+        "withdrawn" if refund.movement.is_none() => 0,
+        _ if refund.in_flight() || refund.is_outside() => 1,
+        _ => 2,
+    }
 }
 
 /// Finds events of refunds whose data differs from their refund.

@@ -41,6 +41,12 @@ pub mod kind {
     pub const REFUND_WITHDRAWN: &str = "refund.withdrawn";
     /// The gateway accepted a refund and could not deliver the money.
     pub const REFUND_ABNORMAL: &str = "refund.abnormal";
+    /// A payment arrived that its order was not owed.
+    pub const EXTRA_PAYMENT_RECEIVED: &str = "extra_payment.received";
+    /// Money of a payment that was not owed was returned.
+    pub const EXTRA_PAYMENT_REFUNDED: &str = "extra_payment.refunded";
+    /// A refund of a payment that was not owed will not happen under its number.
+    pub const EXTRA_PAYMENT_REFUND_FAILED: &str = "extra_payment.refund_failed";
     /// All the money of an order was returned.
     pub const ORDER_REFUNDED: &str = "order.refunded";
     /// A person must look at a new case.
@@ -48,7 +54,7 @@ pub mod kind {
     /// A person must look at a resolved case again.
     pub const CASE_REOPENED: &str = "case.reopened";
     /// Every type.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 14] = [
         ORDER_PAID,
         ORDER_CLOSED,
         REFUND_REQUESTED,
@@ -58,6 +64,9 @@ pub mod kind {
         REFUND_FAILED,
         REFUND_ABNORMAL,
         ORDER_REFUNDED,
+        EXTRA_PAYMENT_RECEIVED,
+        EXTRA_PAYMENT_REFUNDED,
+        EXTRA_PAYMENT_REFUND_FAILED,
         CASE_OPENED,
         CASE_REOPENED,
     ];

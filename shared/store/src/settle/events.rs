@@ -1,7 +1,7 @@
 //! The content of each event, built from the rows as they are at the end of a transaction.
 
 use domain::message::event::{Event, kind};
-use domain::{TradeNo, VouchedBy};
+use domain::{CaseKind, LatePaymentPolicy, OrderStatus, TradeNo, VouchedBy};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -9,10 +9,11 @@ use time::format_description::well_known::Rfc3339;
 use crate::tables::case_facts::Opened;
 use crate::tables::orders::Order;
 use crate::tables::refunds::Refund;
+use crate::tables::transactions::ExtraPayment;
 
 /// An order was paid.
 pub fn order_paid(order: &Order, trade_no: &TradeNo, paid_at: OffsetDateTime) -> Event {
-    let mut data = order_data(order);
+    let mut data = order_data(order, OrderStatus::Paid);
     data["trade_no"] = trade_no.as_str().into();
     data["paid_at"] = rfc3339(paid_at).into();
     Event {
@@ -25,7 +26,7 @@ pub fn order_paid(order: &Order, trade_no: &TradeNo, paid_at: OffsetDateTime) ->
 
 /// An order was closed without a payment.
 pub fn order_closed(order: &Order, closed_at: OffsetDateTime) -> Event {
-    let mut data = order_data(order);
+    let mut data = order_data(order, OrderStatus::Closed);
     data["closed_at"] = rfc3339(closed_at).into();
     Event {
         event_id: format!("{}:{}", kind::ORDER_CLOSED, order.id),
@@ -59,18 +60,45 @@ pub fn refund_abnormal(order: &Order, refund: &Refund, why: &str) -> Event {
     refund_event(kind::REFUND_ABNORMAL, order, refund, data)
 }
 
-/// A refund of an order succeeded. `order` is in the state after the refund.
+/// A refund succeeded. `order` is in the state after the refund. The refund of a payment that was not owed has an event of
+/// its own, so that nobody rolls back an order for it.
 pub fn refund_succeeded(order: &Order, refund: &Refund, succeeded_at: OffsetDateTime) -> Event {
     let mut data = refund_data(order, refund);
     data["succeeded_at"] = rfc3339(succeeded_at).into();
-    refund_event(kind::REFUND_SUCCEEDED, order, refund, data)
+    let kind = if is_own(order, refund) { kind::REFUND_SUCCEEDED } else { kind::EXTRA_PAYMENT_REFUNDED };
+    refund_event(kind, order, refund, data)
 }
 
-/// A refund will not succeed under its number. `order` is in the state after the refund.
+/// A refund will not succeed under its number. `order` is in the state after the refund. The refund of a payment that was
+/// not owed has an event of its own.
 pub fn refund_failed(order: &Order, refund: &Refund, why: &str) -> Event {
     let mut data = refund_data(order, refund);
     data["why"] = why.into();
-    refund_event(kind::REFUND_FAILED, order, refund, data)
+    let kind = if is_own(order, refund) { kind::REFUND_FAILED } else { kind::EXTRA_PAYMENT_REFUND_FAILED };
+    refund_event(kind, order, refund, data)
+}
+
+/// Whether a refund returns the order's own payment.
+pub(super) fn is_own(order: &Order, refund: &Refund) -> bool {
+    order.trade_no.as_ref() == Some(&refund.trade_no)
+}
+
+/// A payment arrived that its order was not owed, and the policy for it.
+pub(super) fn extra_payment_received(
+    order: &Order,
+    payment: &ExtraPayment,
+    (case, policy): (CaseKind, LatePaymentPolicy),
+) -> Event {
+    let mut data = order_data(order, order.status);
+    data["order_version"] = order.version.into();
+    data["payment_id"] = payment.id.to_string().into();
+    data["trade_no"] = payment.gateway_no.as_str().into();
+    data["payment_amount"] = payment.amount.to_string().into();
+    data["paid_at"] = rfc3339(payment.paid_at).into();
+    data["kind"] = case.as_str().into();
+    data["policy"] = policy.as_str().into();
+    let kind = kind::EXTRA_PAYMENT_RECEIVED;
+    Event { event_id: format!("{kind}:{}", payment.id), kind, order_id: Some(order.id), data }
 }
 
 /// The whole amount of an order was refunded; `refund` was the last part.
@@ -83,7 +111,7 @@ fn refund_event(kind: &'static str, order: &Order, refund: &Refund, data: Value)
 }
 
 fn refund_data(order: &Order, refund: &Refund) -> Value {
-    let mut data = order_data(order);
+    let mut data = order_data(order, order.status);
     data["order_version"] = order.version.into();
     data["refund_id"] = refund.id.to_string().into();
     data["refund_no"] = refund.refund_no.as_str().into();
@@ -121,7 +149,7 @@ fn case_reopened(case: &Opened, version: i64, mut data: Value) -> Event {
 }
 
 /// The members that every event about an order has. `version` is the order's after the change.
-fn order_data(order: &Order) -> Value {
+fn order_data(order: &Order, status: OrderStatus) -> Value {
     json!({
         "order_id": order.id.to_string(),
         "order_no": order.order_no.as_str(),
@@ -133,6 +161,7 @@ fn order_data(order: &Order) -> Value {
         "currency": "CNY",
         "payment_method": order.payment_method.as_str(),
         "order_version": order.version + 1,
+        "order_status": status.as_str(),
         "metadata": order.metadata,
     })
 }
@@ -167,7 +196,7 @@ mod tests {
             scene: Scene::Native,
             account: AccountName::parse("main").unwrap(),
             status: OrderStatus::Pending,
-            trade_no: None,
+            trade_no: Some(TradeNo::parse("4200000001").unwrap()),
             refunded_amount: Money::ZERO,
             expires_at: AT,
             paid_at: None,
@@ -217,7 +246,23 @@ mod tests {
         }
     }
 
-    fn all() -> [Event; 11] {
+    fn extra() -> Refund {
+        Refund { trade_no: TradeNo::parse("4200000002").unwrap(), ..refund() }
+    }
+
+    fn extra_payment() -> ExtraPayment {
+        ExtraPayment {
+            id: TransactionId::from_u128(7),
+            order_id: order().id,
+            payment_method: PaymentMethod::Wechat,
+            gateway_no: extra().trade_no,
+            amount: Money::from_fen(101).unwrap(),
+            paid_at: AT,
+            account: None,
+        }
+    }
+
+    fn all() -> [Event; 14] {
         let trade_no = TradeNo::parse("4200000001").unwrap();
         let (id, kind, order_id) = (CaseId::from_u128(9), CaseKind::LatePayment, Some(order().id));
         let case = |reopened_as| Opened { id, kind, order_id, reopened_as };
@@ -231,6 +276,9 @@ mod tests {
             refund_succeeded(&order(), &refund(), AT),
             refund_failed(&order(), &refund(), "the gateway closed it"),
             order_refunded(&order(), &refund()),
+            extra_payment_received(&order(), &extra_payment(), (CaseKind::DoublePayment, LatePaymentPolicy::Hold)),
+            refund_succeeded(&order(), &extra(), AT),
+            refund_failed(&order(), &extra(), "the gateway closed it"),
             case_opened(&case(None)),
             case_opened(&case(Some(3))),
         ]

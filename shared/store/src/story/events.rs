@@ -5,10 +5,12 @@ use domain::message::event::kind;
 
 use crate::tables::cases::Case;
 use crate::tables::refunds::Refund;
+use crate::tables::transactions::Movement;
 
-/// The ids of every event that can exist about an order with these refunds and cases.
-pub fn event_ids(order: OrderId, refunds: &[Refund], cases: &[Case]) -> Vec<String> {
+/// The ids of every event that can exist about an order with these movements, refunds and cases.
+pub fn event_ids(order: OrderId, movements: &[Movement], refunds: &[Refund], cases: &[Case]) -> Vec<String> {
     let mut ids: Vec<String> = [kind::ORDER_PAID, kind::ORDER_CLOSED].map(|kind| format!("{kind}:{order}")).into();
+    ids.extend(movements.iter().map(|movement| format!("{}:{}", kind::EXTRA_PAYMENT_RECEIVED, movement.id)));
     for refund in refunds {
         let kinds = [
             kind::REFUND_REQUESTED,
@@ -18,6 +20,8 @@ pub fn event_ids(order: OrderId, refunds: &[Refund], cases: &[Case]) -> Vec<Stri
             kind::REFUND_FAILED,
             kind::REFUND_ABNORMAL,
             kind::ORDER_REFUNDED,
+            kind::EXTRA_PAYMENT_REFUNDED,
+            kind::EXTRA_PAYMENT_REFUND_FAILED,
         ];
         ids.extend(kinds.map(|kind| format!("{kind}:{}", refund.id)));
     }

@@ -84,11 +84,12 @@ impl Story {
         let refunds = refunds::of_order(&mut *db, order.id).await?;
         let cases = cases::of_order(&mut *db, order.id).await?;
         let ids = ids(order.id, &refunds);
-        let event_ids = event_ids(order.id, &refunds, &cases);
+        let movements = transactions::of_order(&mut *db, order.id).await?;
+        let event_ids = event_ids(order.id, &movements, &refunds, &cases);
         Ok(Story {
             events: outbox::traces(&mut *db, &event_ids).await?,
             republished: outbox::republishes(&mut *db, &event_ids).await?,
-            movements: transactions::of_order(&mut *db, order.id).await?,
+            movements,
             callbacks: callbacks::of_order(&mut *db, &order.order_no).await?,
             jobs: jobs::about(&mut *db, &ids).await?,
             requests: idempotency_keys::of_rows(&mut *db, &ids).await?,

@@ -206,6 +206,8 @@ pub async fn payment_of_trade(
 /// One movement of money.
 #[derive(Debug, Clone)]
 pub struct Movement {
+    /// Our id.
+    pub id: TransactionId,
     /// Our number, for the books.
     pub transaction_no: String,
     /// `payment` or `refund`.
@@ -230,7 +232,7 @@ pub async fn of_order(db: impl PgExecutor<'_>, order_id: OrderId) -> Result<Vec<
     Ok(sqlx::query_as!(
         Movement,
         r#"
-        select transaction_no, action_type, amount as "amount: Money", status, gateway_no, created_at, updated_at
+        select id as "id: TransactionId", transaction_no, action_type, amount as "amount: Money", status, gateway_no, created_at, updated_at
         from payment_transactions
         where order_id = $1
         order by id

@@ -268,6 +268,57 @@ async fn an_event_about_a_refund_tells_how_it_stands(db: PgPool) {
     assert!(refused(&db, &whole).await, "a part went back");
 }
 
+/// A payment that its order was not owed has events of its own, and none of them tells of the order's own payment.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_event_about_an_extra_payment_tells_of_no_own_one(db: PgPool) {
+    let order = placed(&db).await;
+    set(&db, &order, Paid).await.unwrap();
+    sqlx::query("update payment_transactions set status = 'succeeded', gateway_no = 't2'").execute(&db).await.unwrap();
+    let now = Clock::system().now();
+    let new = refunds::NewRefund {
+        id: RefundId::from_u128(8),
+        order_id: OrderId::parse(&order).unwrap(),
+        transaction_id: TransactionId::parse(&order).unwrap(),
+        refund_no: RefundNo::parse("RF_1").unwrap(),
+        amount: Money::from_yuan("12.34").unwrap(),
+        reason: None,
+        requested_by: "u1".to_owned(),
+    };
+    refunds::create(&mut db.acquire().await.unwrap(), &new, now).await.unwrap();
+    let members = [&OF_ORDER[..], &["refund_id", "refund_no", "refund_amount", "trade_no"]].concat();
+    for status in ["pending", "failed", "succeeded"] {
+        set_refund(&db, status).await;
+        let refund = refunds::get(&db, new.id).await.unwrap().unwrap();
+        let row = read(&db, &order).await;
+        let failed = events::refund_failed(&row, &refund, "why");
+        let succeeded = events::refund_succeeded(&row, &refund, now);
+        assert_eq!((failed.kind, succeeded.kind), (kind::EXTRA_PAYMENT_REFUND_FAILED, kind::EXTRA_PAYMENT_REFUNDED));
+        assert_eq!(refused(&db, &failed).await, status != "failed", "{status}");
+        assert_eq!(refused(&db, &succeeded).await, status != "succeeded", "{status}");
+        for event in distorted(&failed, &members).iter().chain(&distorted(&succeeded, &members)) {
+            assert!(refused(&db, event).await, "{status}: {event:?}");
+        }
+    }
+    let row = read(&db, &order).await;
+    let data = serde_json::json!({
+        "order_id": row.id.to_string(), "order_no": row.order_no.as_str(), "user_id": row.user_id.as_str(),
+        "amount": row.amount.to_string(), "payment_id": row.id.to_string(), "trade_no": "t2",
+        "payment_amount": "12.34",
+    });
+    let received = kind::EXTRA_PAYMENT_RECEIVED;
+    let received = Event { event_id: format!("{received}:{}", row.id), kind: received, order_id: Some(row.id), data };
+    let refund = refunds::get(&db, new.id).await.unwrap().unwrap();
+    let returned = events::refund_succeeded(&row, &refund, now);
+    assert!(!refused(&db, &received).await);
+    for event in distorted(&received, &[&OF_ORDER[..], &["payment_id", "trade_no", "payment_amount"]].concat()) {
+        assert!(refused(&db, &event).await, "{event:?}");
+    }
+    // The trade becomes the order's own.
+    let own = "update payment_orders set trade_no = 't2' where id = $1 and $2 <> ''";
+    make_up(&db, own, &order, "paid").await;
+    assert!(refused(&db, &received).await && refused(&db, &returned).await);
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_event_about_a_case_names_a_case(db: PgPool) {
     let order = placed(&db).await;

@@ -48,7 +48,7 @@ fn sound() -> History {
             event("refund.succeeded", "A1", "A", 4, refund_data("RA1", "0.40")),
             event("refund.succeeded", "A2", "A", 6, refund_data("RA2", "0.60")),
             event("order.refunded", "A2", "A", 6, refund_data("RA2", "0.60")),
-            event("refund.succeeded", "B3", "B", 2, refund_data("RB3", "2.50")),
+            event("extra_payment.refunded", "B3", "B", 2, refund_data("RB3", "2.50")),
             event("order.closed", "E", "E", 2, json!({})),
             event("order.closed", "F", "F", 2, json!({})),
             event("order.paid", "F", "F", 3, json!({ "amount": "0.80", "trade_no": "TF" })),

@@ -153,7 +153,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "a refund of ours is booked as somebody's in the console",
         |h| {
             of(h, "B3").origin = "outside".to_owned();
-            retell(h, "refund.succeeded:B3", "origin", "outside");
+            retell(h, "extra_payment.refunded:B3", "origin", "outside");
         },
         &[Invariant::ReturnedOnce, Invariant::ReturnedOutside, Invariant::ReportedOnce],
     ),

@@ -49,7 +49,9 @@ pub(super) async fn tell(
             }
         }
         RefundState::Abnormal => {
-            new_events.push(events::refund_abnormal(order, refund, why.as_deref().unwrap_or_default()));
+            if events::is_own(order, refund) {
+                new_events.push(events::refund_abnormal(order, refund, why.as_deref().unwrap_or_default()));
+            }
             let evidence = json!({
                 "refund_no": refund.refund_no, "amount": refund.amount, "gateway_refund_no": report.gateway_refund_no,
             });
