@@ -17,11 +17,14 @@ pub(crate) const fn order_status(status: OrderStatus) -> &'static str {
 
 pub(crate) const fn refund_status(status: RefundStatus) -> &'static str {
     match status {
+        RefundStatus::Requested => "待批准",
         RefundStatus::Pending => "待发送",
         RefundStatus::Processing => "处理中",
         RefundStatus::Succeeded => "已退款",
         RefundStatus::Failed => "失败",
         RefundStatus::Abnormal => "异常",
+        RefundStatus::Declined => "已拒绝",
+        RefundStatus::Withdrawn => "已撤回",
     }
 }
 
