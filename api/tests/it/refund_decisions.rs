@@ -78,7 +78,7 @@ async fn of_many_approvals_at_once_one_begins_the_refund(db: PgPool) {
     assert_eq!(one.one::<i64>("select count(*) from audit_log where act = 'refund.approved'").await, 1);
 }
 
-/// Two people decide at once: one of them is heard, and the other reads what was decided.
+/// Two people decide at once: one of them decides, and the other reads what was decided.
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn approving_declining_and_withdrawing_at_once_make_one_move(db: PgPool) {
     let world = with_services(db).await;

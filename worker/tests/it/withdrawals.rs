@@ -180,6 +180,7 @@ async fn what_is_being_marked_as_sent_is_not_withdrawn(db: PgPool) {
         is_withdrawn
     };
     let commit = async {
+        // Real time: the withdrawal must wait for the row meanwhile.
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         marking.commit().await.unwrap();
     };

@@ -61,7 +61,7 @@ pub fn refund_abnormal(order: &Order, refund: &Refund, why: &str) -> Event {
 }
 
 /// A refund succeeded. `order` is in the state after the refund. The refund of a payment that was not owed has an event of
-/// its own, so that nobody rolls back an order for it.
+/// its own, so that no consumer rolls back an order for it.
 pub fn refund_succeeded(order: &Order, refund: &Refund, succeeded_at: OffsetDateTime) -> Event {
     let mut data = refund_data(order, refund);
     data["succeeded_at"] = rfc3339(succeeded_at).into();

@@ -171,7 +171,7 @@ async fn a_refund_makes_the_moves_of_the_state_table_and_no_other(db: PgPool) {
     }
 }
 
-/// The ingress may call this function, so it must make no other move, whoever calls it.
+/// The ingress may call this function, so it must make no other move for any caller.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn the_function_of_the_ingress_moves_refunds_that_were_not_sent_and_no_other(db: PgPool) {
     use RefundStatus::{Declined, Pending, Requested, Withdrawn};
