@@ -23,6 +23,7 @@ mod limits;
 mod lists;
 mod offers;
 mod pages;
+mod puppet;
 mod purchases;
 mod reading;
 mod refund_decisions;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use store::DbError;
 use store::tables::audit::{self, Act};
 use store::tables::payment_config::By;
-use store::tables::refund_rules::MethodRefundRules;
+use store::tables::refund_rules::{MethodRefundRules, RulesChange};
 use store::tables::{payment_config, refund_rules};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -216,7 +216,8 @@ async fn put(
     let before = refund_rules::of(&mut *tx, method).await?;
     let after = request.applied_to(&before);
     let by = By { who: who.to_owned(), note: request.note };
-    refund_rules::change(&mut tx, &config, (&before, &after), &by, app.clock.now()).await?;
+    let change = RulesChange { config: &config, before: &before, after: &after, by: &by };
+    refund_rules::change(&mut tx, change, app.clock.now()).await?;
     let detail = json!({ "before": before, "after": after, "version": config.version, "note": by.note });
     let object = format!("payment_config:{method}");
     let act = Act { subject: who, act: "refund_rules.changed", object, detail: &detail };

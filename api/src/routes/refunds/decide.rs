@@ -59,7 +59,7 @@ impl Step {
     ) -> Result<Decided, NotDone<DecisionRefusal>> {
         match self {
             Step::Approve(person) => settling::approve(tx, id, person, now).await,
-            Step::Decline(person, reason) => settling::decline(tx, id, (person, reason), now).await,
+            Step::Decline(person, reason) => settling::decline(tx, id, person, reason, now).await,
             Step::Withdraw(Some(buyer), _) => settling::withdraw(tx, id, Withdrawer::Buyer(buyer), now).await,
             Step::Withdraw(None, name) => settling::withdraw(tx, id, Withdrawer::Merchant(name), now).await,
         }
@@ -129,7 +129,7 @@ pub async fn decline(
 ) -> Result<Response, ApiError> {
     let person = caller.person()?.clone();
     let mut fields = Fields::parse(&body)?;
-    let reason = fields.required("reason", text(|reason| super::short_reason(reason, REASON)));
+    let reason = fields.required("reason", text(|reason| super::requested::short_reason(reason, REASON)));
     fields.finish()?;
     let step = Step::Decline(person, reason.unwrap_or_default());
     to_the_end(async move { answer(&app, &caller, id, step).await }).await

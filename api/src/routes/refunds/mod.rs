@@ -4,6 +4,7 @@ mod decide;
 mod failure;
 mod named;
 mod read;
+mod requested;
 mod view;
 
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use domain::{Money, OrderId, RefundId, RefundNo};
+use domain::OrderId;
 use runtime::crash::{self, Point};
 use serde_json::json;
 use store::cache::Changed;
@@ -28,6 +29,7 @@ pub use decide::{__path_approve, __path_decline, __path_withdraw};
 pub use decide::{DeclineRefund, approve, decline, withdraw};
 pub use failure::FailureView;
 pub use read::{__path_get, __path_list, get, list};
+pub(super) use requested::{reason, refund_request};
 pub use view::{CreateRefund, RefundPage, RefundView};
 
 use crate::access::caller::{Caller, Identity};
@@ -36,12 +38,9 @@ use crate::access::tokens::Viewer;
 use crate::answer::problem::{ApiError, Problem};
 use crate::create::fields::{Fields, JsonBytes, money, text};
 use crate::create::idempotency::{self, Answer, IdempotencyKey, in_flight};
-use crate::create::numbers::{dated, microseconds};
+use crate::create::numbers::microseconds;
 use crate::state::App;
 use named::NamedOrder;
-
-/// The longest reason, in characters.
-const REASON: usize = 200;
 
 /// Request a refund.
 ///
@@ -169,36 +168,6 @@ impl Requesting {
         let of = (self.order_id, self.request.caller.as_str());
         refund_request(&self.app, of, amount, reason)
     }
-}
-
-/// A refund request with a fresh number, for an order and by a person.
-pub(super) fn refund_request(
-    app: &App,
-    (order_id, requested_by): (OrderId, &str),
-    amount: Option<Money>,
-    reason: Option<String>,
-) -> Result<RequestedRefund, ApiError> {
-    let bits = app.clock.fresh_bits();
-    let number = RefundNo::parse(dated(bits, app.clock.now())).map_err(|error| ApiError::Internal(error.into()))?;
-    Ok(RequestedRefund {
-        id: RefundId::from_u128(bits),
-        order_id,
-        extra_trade: None,
-        refund_no: number,
-        amount,
-        reason,
-        requested_by: requested_by.to_owned(),
-    })
-}
-
-pub(super) fn reason(text: String) -> Result<String, String> {
-    short_reason(text, REASON)
-}
-
-/// A text that the buyer reads, of at most this many characters.
-fn short_reason(text: String, most: usize) -> Result<String, String> {
-    let fits = text.chars().count() <= most && !text.trim().is_empty() && !text.chars().any(char::is_control);
-    if fits { Ok(text) } else { Err(format!("text of 1 to {most} characters without control characters")) }
 }
 
 /// The error of a refund that was not requested. The database itself refuses a second one that is in flight.

@@ -87,7 +87,8 @@ pub(super) fn is_own(order: &Order, refund: &Refund) -> bool {
 pub(super) fn extra_payment_received(
     order: &Order,
     payment: &ExtraPayment,
-    (case, policy): (CaseKind, LatePaymentPolicy),
+    case: CaseKind,
+    policy: LatePaymentPolicy,
 ) -> Event {
     let mut data = order_data(order, order.status);
     data["order_version"] = order.version.into();
@@ -276,7 +277,7 @@ mod tests {
             refund_succeeded(&order(), &refund(), AT),
             refund_failed(&order(), &refund(), "the gateway closed it"),
             order_refunded(&order(), &refund()),
-            extra_payment_received(&order(), &extra_payment(), (CaseKind::DoublePayment, LatePaymentPolicy::Hold)),
+            extra_payment_received(&order(), &extra_payment(), CaseKind::DoublePayment, LatePaymentPolicy::Hold),
             refund_succeeded(&order(), &extra(), AT),
             refund_failed(&order(), &extra(), "the gateway closed it"),
             case_opened(&case(None)),

@@ -75,7 +75,7 @@ impl Books<'_> {
             case.evidence[late::POLICY] = policy.as_str().into();
             self.effects.fulfil.push((id, case.id));
             self.effects.cases.push(case);
-            self.tell_extra(notification, trade_no, (kind, policy));
+            self.tell_extra(notification, trade_no, kind, policy);
             return Verdict::NotPending;
         }
         if policy == LatePaymentPolicy::Fulfil
@@ -94,7 +94,7 @@ impl Books<'_> {
                 Return { id: RefundId::from_u128(self.clock.fresh_bits()), order_id: id, trade_no: trade_no.clone() };
             self.effects.returns.push((back, self.effects.cases.len()));
         }
-        self.tell_extra(notification, trade_no, (kind, policy));
+        self.tell_extra(notification, trade_no, kind, policy);
         self.case(Verdict::NotPending, kind, Some(id), notification)
     }
 
@@ -103,7 +103,8 @@ impl Books<'_> {
         &mut self,
         notification: &Notification,
         trade_no: &TradeNo,
-        (kind, policy): (CaseKind, LatePaymentPolicy),
+        kind: CaseKind,
+        policy: LatePaymentPolicy,
     ) {
         let of_trade =
             |payment: &&ExtraPayment| (payment.payment_method, &payment.gateway_no) == (notification.method, trade_no);
@@ -112,7 +113,7 @@ impl Books<'_> {
         let is_second = (kind, policy) == (CaseKind::DoublePayment, LatePaymentPolicy::Fulfil);
         let policy = if is_second { LatePaymentPolicy::Hold } else { policy };
         if let Some((order, payment)) = order.zip(self.effects.extra.iter().find(of_trade)) {
-            self.effects.events.push(events::extra_payment_received(order, payment, (kind, policy)));
+            self.effects.events.push(events::extra_payment_received(order, payment, kind, policy));
         }
     }
 }

@@ -64,17 +64,25 @@ pub async fn of(db: impl PgExecutor<'_>, method: PaymentMethod) -> Result<Refund
     Ok(found.map(|of_method| of_method.rules).unwrap_or_default())
 }
 
-/// Replaces the rules of one gateway, whose configuration is locked, and records who did it.
+/// A change of the rules of one gateway.
+#[derive(Debug, Clone, Copy)]
+pub struct RulesChange<'a> {
+    /// The gateway's configuration, which is locked.
+    pub config: &'a MethodConfig,
+    /// The rules before.
+    pub before: &'a RefundRules,
+    /// The rules after.
+    pub after: &'a RefundRules,
+    /// Who makes it, and why.
+    pub by: &'a By,
+}
+
+/// Replaces the rules of one gateway, and records who did it.
 ///
 /// # Errors
 /// [`DbError::Moved`] when the version has changed since `config` was read; then the caller must not commit.
-pub async fn change(
-    tx: &mut PgConnection,
-    config: &MethodConfig,
-    (before, after): (&RefundRules, &RefundRules),
-    by: &By,
-    now: OffsetDateTime,
-) -> Result<(), DbError> {
+pub async fn change(tx: &mut PgConnection, change: RulesChange<'_>, now: OffsetDateTime) -> Result<(), DbError> {
+    let RulesChange { config, before, after, by } = change;
     let done = sqlx::query!(
         r#"
         update payment_config
@@ -119,7 +127,8 @@ pub async fn change(
 /// [`DbError`].
 pub async fn count(
     tx: &mut PgConnection,
-    (caller, day): (&str, Date),
+    caller: &str,
+    day: Date,
     amount: Money,
     limit: Option<Money>,
 ) -> Result<bool, DbError> {

@@ -41,12 +41,12 @@ pub async fn request_by_rule(
     let amount = room.amount(request.amount).map_err(NotDone::Refused)?;
     let rules = refund_rules::of(&mut *tx, room.payment.payment_method).await?;
     let new = room.new_refund(request, amount);
-    match how_it_begins(&rules, requester, &room, (amount, now)).map_err(NotDone::Refused)? {
+    match how_it_begins(&rules, requester, &room, amount, now).map_err(NotDone::Refused)? {
         RefundStatus::Requested => wait_for_a_person(tx, &room, &new, now).await,
         _ => {
             // The last lock: the refunds of one caller wait here for each other.
             let counted = match requester {
-                Requester::Backend => count(tx, &rules, request, (amount, now)).await?,
+                Requester::Backend => count(tx, &rules, request, amount, now).await?,
                 Requester::Buyer | Requester::Staff => true,
             };
             if !counted {
@@ -61,7 +61,8 @@ fn how_it_begins(
     rules: &RefundRules,
     requester: Requester,
     room: &Room,
-    (amount, now): (Money, OffsetDateTime),
+    amount: Money,
+    now: OffsetDateTime,
 ) -> Result<RefundStatus, RefundRefusal> {
     let sum = room.with(amount);
     match requester {
@@ -82,10 +83,10 @@ async fn count(
     tx: &mut PgConnection,
     rules: &RefundRules,
     request: &RequestedRefund,
-    (amount, now): (Money, OffsetDateTime),
+    amount: Money,
+    now: OffsetDateTime,
 ) -> Result<bool, DbError> {
-    let day = (request.requested_by.as_str(), beijing::day(now));
-    refund_rules::count(tx, day, amount, rules.service_daily_limit).await
+    refund_rules::count(tx, &request.requested_by, beijing::day(now), amount, rules.service_daily_limit).await
 }
 
 async fn wait_for_a_person(

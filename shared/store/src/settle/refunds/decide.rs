@@ -1,19 +1,16 @@
-//! What people do with a refund before the gateway has it: approve, decline, withdraw. Everything is checked again under
-//! the lock of the order's row. A repeat finds the refund as it stands and changes nothing.
+//! What people do with a request: approve, decline. Everything is checked again under the lock of the order's row. A repeat finds the refund as it stands and changes nothing.
 
-use domain::message::job::{JobRequest, RefundRequest};
 use domain::{RefundId, RefundStatus, UserId};
 use sqlx::PgConnection;
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
-use super::follow::follow;
 use super::request::{RefundRefusal, Room};
 use crate::error::{DbError, NotDone};
 use crate::settle::events;
 use crate::tables::orders::{self, Order};
 use crate::tables::refund_requests::{self, UnsentMove};
 use crate::tables::refunds::{self, Refund};
-use crate::tables::{events as outbox, jobs, refund_rules};
+use crate::tables::{events as outbox, refund_rules};
 
 /// Recorded as the one who declined a request that no longer fits.
 const SERVICE: &str = "service";
@@ -25,15 +22,6 @@ pub struct Decided {
     pub refund: Refund,
     /// Whether this step changed it. A repeat does not.
     pub is_changed: bool,
-}
-
-/// Who withdraws a refund.
-#[derive(Debug, Clone, Copy)]
-pub enum Withdrawer<'a> {
-    /// The buyer of the order, who withdraws what the same buyer requested.
-    Buyer(&'a UserId),
-    /// The merchant, under this name, who withdraws any.
-    Merchant(&'a str),
 }
 
 /// Why a person's step is refused.
@@ -70,7 +58,7 @@ fn is_person(recorded: &str, person: &UserId) -> bool {
 }
 
 /// Locks the order of a refund, and reads the refund under the lock.
-async fn locked(tx: &mut PgConnection, id: RefundId) -> Result<(Order, Refund), NotDone<DecisionRefusal>> {
+pub(super) async fn locked(tx: &mut PgConnection, id: RefundId) -> Result<(Order, Refund), NotDone<DecisionRefusal>> {
     let no_refund = || NotDone::Refused(DecisionRefusal::NoRefund);
     let refund = refunds::get(&mut *tx, id).await?.ok_or_else(no_refund)?;
     let order = orders::lock_one(tx, refund.order_id).await?.ok_or(DbError::Moved)?;
@@ -78,7 +66,7 @@ async fn locked(tx: &mut PgConnection, id: RefundId) -> Result<(Order, Refund), 
     Ok((order, refund))
 }
 
-async fn changed(tx: &mut PgConnection, id: RefundId) -> Result<Decided, NotDone<DecisionRefusal>> {
+pub(super) async fn changed(tx: &mut PgConnection, id: RefundId) -> Result<Decided, NotDone<DecisionRefusal>> {
     let refund = refunds::get(&mut *tx, id).await?.ok_or(DbError::Moved)?;
     Ok(Decided { refund, is_changed: true })
 }
@@ -108,7 +96,7 @@ pub async fn approve(
     let room = match fits {
         Ok(room) => room,
         Err(refusal) if refusal.passes() => return Err(NotDone::Refused(DecisionRefusal::NotNow(refusal))),
-        Err(refusal) => return end(tx, &order, &refund, (SERVICE, &refusal.to_string()), now).await,
+        Err(refusal) => return end(tx, &order, &refund, declined(&refund, SERVICE, &refusal.to_string()), now).await,
     };
     let by = name_of(person);
     let rules = refund_rules::of(&mut *tx, room.payment.payment_method).await?;
@@ -134,74 +122,33 @@ pub async fn approve(
 pub async fn decline(
     tx: &mut PgConnection,
     id: RefundId,
-    (person, reason): (&UserId, &str),
+    person: &UserId,
+    reason: &str,
     now: OffsetDateTime,
 ) -> Result<Decided, NotDone<DecisionRefusal>> {
     let (order, refund) = locked(tx, id).await?;
     match refund.status {
-        RefundStatus::Requested => end(tx, &order, &refund, (&name_of(person), reason), now).await,
+        RefundStatus::Requested => end(tx, &order, &refund, declined(&refund, &name_of(person), reason), now).await,
         RefundStatus::Declined => Ok(Decided { refund, is_changed: false }),
         other => Err(NotDone::Refused(DecisionRefusal::NotRequested(other))),
     }
+}
+
+fn declined<'a>(refund: &Refund, by: &'a str, reason: &'a str) -> UnsentMove<'a> {
+    let (from, to) = (RefundStatus::Requested, RefundStatus::Declined);
+    UnsentMove { id: refund.id, from, to, by, reason: Some(reason) }
 }
 
 async fn end(
     tx: &mut PgConnection,
     order: &Order,
     refund: &Refund,
-    (by, reason): (&str, &str),
+    step: UnsentMove<'_>,
     now: OffsetDateTime,
 ) -> Result<Decided, NotDone<DecisionRefusal>> {
-    let (from, to) = (RefundStatus::Requested, RefundStatus::Declined);
-    moved(tx, UnsentMove { id: refund.id, from, to, by, reason: Some(reason) }, now).await?;
-    outbox::append(tx, &[events::refund_declined(order, refund, reason)], now).await?;
+    moved(tx, step, now).await?;
+    outbox::append(tx, &[events::refund_declined(order, refund, step.reason.unwrap_or_default())], now).await?;
     changed(tx, refund.id).await
-}
-
-/// Withdraws a refund that was not sent. One that waits for the merchant's balance is withdrawn by the refund worker,
-/// once a query knows no such refund: its job is requested, and the refund stays as it is.
-///
-/// # Errors
-/// [`NotDone`], with the reason if the gateway may have it, or if this caller may not withdraw it.
-pub async fn withdraw(
-    tx: &mut PgConnection,
-    id: RefundId,
-    by: Withdrawer<'_>,
-    now: OffsetDateTime,
-) -> Result<Decided, NotDone<DecisionRefusal>> {
-    let (order, refund) = locked(tx, id).await?;
-    let name = match by {
-        Withdrawer::Buyer(user) if refund.requested_by != user.as_str() => {
-            return Err(NotDone::Refused(DecisionRefusal::NotRequester));
-        }
-        Withdrawer::Buyer(user) => user.as_str(),
-        Withdrawer::Merchant(name) => name,
-    };
-    // What returns an extra payment was decided by people or by a policy, and the money is not the merchant's.
-    let is_own = order.trade_no.as_ref() == Some(&refund.trade_no);
-    match refund.status {
-        RefundStatus::Withdrawn => return Ok(Decided { refund, is_changed: false }),
-        RefundStatus::Requested => {}
-        RefundStatus::Pending if is_own => {}
-        RefundStatus::Processing if is_own && refund.waits_for_balance() => {
-            let withdraw = JobRequest::Refund(id, RefundRequest::withdraw());
-            jobs::request(&mut *tx, &withdraw, Duration::ZERO).await?;
-            return Ok(Decided { refund, is_changed: true });
-        }
-        other => return Err(NotDone::Refused(DecisionRefusal::NotWithdrawable(other))),
-    }
-    let step = UnsentMove { id, from: refund.status, to: RefundStatus::Withdrawn, by: name, reason: None };
-    if !refund_requests::apply(tx, step, now).await? {
-        // The worker has just begun to send it.
-        return Err(NotDone::Refused(DecisionRefusal::NotWithdrawable(RefundStatus::Processing)));
-    }
-    let after = follow(tx, &order, now).await?;
-    outbox::append(tx, &[events::refund_withdrawn(&after, &refund)], now).await?;
-    if refund.status == RefundStatus::Pending {
-        // The refund worker ends the job, and begins what waited for this refund.
-        jobs::request(&mut *tx, &JobRequest::Refund(id, RefundRequest::default()), Duration::ZERO).await?;
-    }
-    changed(tx, id).await
 }
 
 async fn moved(

@@ -31,10 +31,10 @@ mod withdraw;
 
 pub use amount::accept_amount;
 pub use by_rule::{Requester, request_by_rule};
-pub use decide::{Decided, DecisionRefusal, Withdrawer, approve, decline, withdraw};
+pub use decide::{Decided, DecisionRefusal, approve, decline};
 pub use request::{RefundRefusal, RequestedRefund, request};
 pub use tell::LOOK_BACK;
-pub use withdraw::{after_withdrawal, withdraw_unknown};
+pub use withdraw::{Withdrawer, after_withdrawal, withdraw, withdraw_unknown};
 
 use follow::{follow, follow_extra};
 use tell::{ended, failure, never_sent, no_move, tell};
