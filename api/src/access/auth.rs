@@ -364,9 +364,11 @@ pub(crate) fn reason(error: &Error, validation: &Validation) -> String {
         ErrorKind::InvalidAudience => named("aud", &validation.aud),
         ErrorKind::ExpiredSignature => "its exp has passed".to_owned(),
         ErrorKind::ImmatureSignature => "its nbf is in the future".to_owned(),
-        ErrorKind::MissingRequiredClaim(claim) => format!("it has no {claim}"),
+        ErrorKind::MissingRequiredClaim(claim) => format!("it has no {claim}; a token needs sub, iss, aud, iat and exp"),
         ErrorKind::InvalidClaimFormat(claim) => format!("its {claim} has another type than the standard gives it"),
-        ErrorKind::Json(_) => "a claim has another type than the standard gives it, or stands there twice".to_owned(),
+        ErrorKind::Json(_) => "a claim has another type than the standard gives it (sub and scope are text, iat and exp are numbers), or stands \
+                                there twice"
+            .to_owned(),
         ErrorKind::InvalidSignature => "no key verifies its signature".to_owned(),
         _ => "it is not a JWT that this service can read".to_owned(),
     }

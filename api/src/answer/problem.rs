@@ -24,7 +24,7 @@ pub enum ApiError {
     #[error("the body is not a JSON object: {0}")]
     MalformedJson(String),
     /// The media type of the body is not JSON.
-    #[error("the body must be application/json")]
+    #[error("the body must be JSON, with the header Content-Type: application/json; {{}} if there is nothing to say")]
     UnsupportedMediaType,
     /// All fields that are missing, unknown or out of range.
     #[error("some fields are not valid")]
@@ -42,7 +42,7 @@ pub enum ApiError {
     #[error("an Idempotency-Key has 1 to 255 visible ASCII characters")]
     IdempotencyKeyInvalid,
     /// The key was used for another request before.
-    #[error("this Idempotency-Key was used for another request")]
+    #[error("this Idempotency-Key was used for another request: repeat that one byte for byte, or use a new key")]
     IdempotencyKeyReused,
     /// The first request with this key is not finished.
     #[error("a request with this Idempotency-Key is still in flight")]
@@ -51,7 +51,7 @@ pub enum ApiError {
     #[error("a bearer token is required")]
     TokenMissing,
     /// The token is not valid here.
-    #[error("the token is not valid")]
+    #[error("the token is not valid; the log of payment-api says why")]
     TokenInvalid,
     /// The token was valid and has expired.
     #[error("the token has expired")]
@@ -66,7 +66,9 @@ pub enum ApiError {
     #[error("sign in again: this step moves money, and the sign-in is older than five minutes")]
     SignInAgain,
     /// The route is for buyers, with tokens of the merchant's user system.
-    #[error("this is for buyers, with a token of the merchant's user system")]
+    #[error(
+        "this is for buyers, with a token of the merchant's user system; others read /v1/admin/orders and /v1/admin/refunds"
+    )]
     BuyersOnly,
     /// The process cannot tell at the moment which API keys are valid.
     #[error("the service is busy; repeat the request")]
@@ -75,7 +77,7 @@ pub enum ApiError {
     #[error("a person other than the one who proposed it must confirm")]
     SamePerson,
     /// There is no such order, or it is another user's order.
-    #[error("there is no such order")]
+    #[error("there is no such order; a path names it by its id, 32 hex digits, and not by order_no")]
     OrderNotFound,
     /// There is no such refund, or it is a refund of another user's order.
     #[error("there is no such refund")]
@@ -96,7 +98,7 @@ pub enum ApiError {
     #[error("the case has changed; read it again")]
     CaseChanged,
     /// The case, or what it is about, does not allow the action.
-    #[error("this action is not possible: {0}")]
+    #[error("this action is not possible: {0}; `actions` of the case lists those that are")]
     ActionUnfit(&'static str),
     /// The refund is refused, with the reason.
     #[error("{0}")]
@@ -151,7 +153,7 @@ pub enum ApiError {
     #[error("the order can no longer be paid: it is {0}")]
     OrderNotPayable(&'static str),
     /// The gateway refuses this order permanently.
-    #[error("the gateway refuses this order; place a new one")]
+    #[error("the gateway refuses this order: correct what gateway_code names, then place a new one")]
     OrderUnusable(#[source] GatewayError),
     /// The gateway gives no fresh credential, and there is no stored one that is still valid. The order stays as it is.
     #[error("the gateway gives no fresh credential for this order; the last one that it gave may still work")]
@@ -360,6 +362,7 @@ impl ApiError {
         let wait = match self {
             ApiError::TooManyRequests { wait } => return Some(HeaderValue::from(*wait)),
             ApiError::RequestInFlight => "1",
+            ApiError::Refund(RefundRefusal::InProgress) => "60",
             ApiError::StreamsFull | ApiError::TooManyStreams => "5",
             ApiError::TooManyExports => "10",
             // A person must act first.

@@ -33,7 +33,7 @@ impl RefusedAccounts {
     pub fn report(&self, db: &PgPool, clock: Clock, order: &Order, (code, message): (&str, &str)) {
         let (gateway, account) = (order.payment_method, order.account.clone());
         let (order_no, order_id) = (order.order_no.clone(), order.id);
-        error!(%gateway, %account, code, detail = message, order_id = %order_id, "The gateway refuses our account {account}: {code}");
+        error!(%gateway, %account, code, detail = message, order_id = %order_id, "The gateway refuses our account {account}: {code}; correct it in GATEWAYS_FILE (appid, merchant, key and serial belong together) or at the gateway");
         let labels = [("gateway", gateway.as_str().to_owned()), ("account", account.to_string())];
         metrics::counter!("account_refusals_total", &labels).increment(1);
         if self.0.entry(format!("{gateway}/{account}:{code}")).or_insert(()).is_fresh() {

@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
 use broker::{Publisher, PublisherOptions};
 use domain::KeyEnvironment;
 use export::desk::Desk;
-use gateway::{Gateway, Gateways};
+use gateway::Gateways;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use payment_api::App;
 use payment_api::access::api_keys::ApiKeys;

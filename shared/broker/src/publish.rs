@@ -83,7 +83,7 @@ pub enum PublishError {
     #[error("no confirm in time")]
     TimedOut,
     /// No queue is bound for the routing key.
-    #[error("no queue takes the message")]
+    #[error("no queue takes the message: bind one to payment.events (ops/integrate.md, section 7)")]
     Unroutable,
     /// The broker answered with a nack, or closed the channel.
     #[error("the broker refused the message: {0}")]

@@ -34,8 +34,9 @@ pub async fn reach(config: &DatabaseConfig, service: Service) -> Result<PgPool, 
 /// # Errors
 /// A fault that names what is missing.
 pub async fn check_rights(db: &PgPool, service: Service) -> Result<(), ConfigFaults> {
+    let remedy = format!("log in as {} (DATABASE_URL), and run `paymentctl database-roles`", service.database_role());
     let rights = async { grants::check(db, service).await.map_err(|error| chain(&error)) };
-    if let Some(excess) = check("database rights", "run `paymentctl database-roles`", rights).await? {
+    if let Some(excess) = check("database rights", &remedy, rights).await? {
         warn!(
             %excess,
             "This process may do more at the database than it needs: log in as {}, or take these rights away",

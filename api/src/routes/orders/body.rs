@@ -361,7 +361,7 @@ fn expires_in(value: &Value) -> Result<i64, String> {
 }
 
 fn return_url(text: &str, origins: &[Origin]) -> Result<String, &'static str> {
-    let rule = "an http or https URL of an allowed origin, at most 2048 characters";
+    let rule = "an http or https URL of at most 2048 characters, whose origin is in RETURN_URL_ORIGINS";
     let url = Url::parse(text).ok().filter(|_| text.len() <= RETURN_URL);
     let allowed = |url: &Url| {
         matches!(url.scheme(), "http" | "https")

@@ -56,7 +56,7 @@ impl From<Refusal> for Failure {
             Refusal::Differs => (StatusCode::CONFLICT, "several accounts use this number: name one with ?account="),
             Refusal::Unpaid => (StatusCode::CONFLICT, "the trade is neither paid nor closed"),
             Refusal::Paid => (StatusCode::CONFLICT, "the trade is paid"),
-            Refusal::Closed => (StatusCode::CONFLICT, "the trade is closed"),
+            Refusal::Closed => (StatusCode::CONFLICT, "the trade is closed; POST .../pay-again pays it all the same"),
             Refusal::TooOften => (StatusCode::CONFLICT, "the gateway gives this number no more codes"),
             Refusal::Expired => (StatusCode::CONFLICT, "the last moment to pay has passed"),
         };

@@ -3,6 +3,7 @@
 use broker::AmqpConfig;
 use broker::topology::{self, Difference, Needs, TopologyFaults};
 use broker::{BrokerError, Connection};
+use domain::message::job::JobKind;
 use runtime::error_chain::chain;
 use runtime::service::Service;
 use secrecy::SecretString;
@@ -36,6 +37,9 @@ pub(super) async fn look(amqp: Option<Option<AmqpConfig>>, management: Option<Se
     let whole = objects.iter().all(|check| check.state != State::Failed);
     checks.extend(objects);
     checks.extend(marker(&connection).await);
+    if whole {
+        checks.extend(workers(&connection).await);
+    }
     broker::close(&connection).await;
     checks.extend(match management {
         _ if !whole => vec![Check::skipped(POLICIES, "mend the topology first")],
@@ -66,6 +70,37 @@ fn objects(checked: Result<(), BrokerError>) -> Vec<Check> {
         Difference::Missing | Difference::Conflict => Check::failed(fault.object, fault.wrong, fault.remedy),
     };
     faults.into_iter().map(check).collect()
+}
+
+/// Whether a worker receives from each queue of jobs.
+async fn workers(connection: &Connection) -> Vec<Check> {
+    const NAME: &str = "workers";
+    let mut checks = Vec::new();
+    for queue in JobKind::queues() {
+        let seen = async {
+            let consumers = topology::consumers(connection, queue).await?;
+            Ok::<_, BrokerError>((consumers, topology::depth(connection, queue).await?))
+        };
+        match seen.await {
+            Ok((0, waiting)) => {
+                let worker = JobKind::ALL.iter().find(|kind| kind.spec().queue == queue).map(|kind| kind.spec().worker);
+                let waiting = match waiting {
+                    1 => "1 message waits".to_owned(),
+                    number => format!("{number} messages wait"),
+                };
+                let said = format!("no worker receives from it; {waiting}");
+                let remedy = format!("start {}, or read its log: it may lack rights here", worker.unwrap_or("it"));
+                checks.push(Check::warning(format!("queue {queue}"), said, remedy));
+            }
+            Ok(_) => {}
+            // A user without the right to see the queue is no fault.
+            Err(_) => return Vec::new(),
+        }
+    }
+    if checks.is_empty() {
+        checks.push(Check::ok(NAME, "each queue of jobs has one that receives from it"));
+    }
+    checks
 }
 
 /// The relay sets the marker once it has declared the topology.

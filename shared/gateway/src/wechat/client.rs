@@ -4,7 +4,8 @@
 
 use bytes::Bytes;
 use reqwest::{Client, Method};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use time::OffsetDateTime;
 use url::Url;
 
@@ -34,6 +35,16 @@ pub(super) struct Failure {
     pub code: String,
     #[serde(default, deserialize_with = "words::text")]
     pub message: String,
+    /// Which member of the request the error is about, and what is wrong with it.
+    #[serde(default, deserialize_with = "issue")]
+    pub detail: String,
+}
+
+/// Any form is accepted, so that no odd detail hides the code. The `value` is left out: it may name the payer.
+fn issue<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let detail = Value::deserialize(deserializer)?;
+    let member = |name: &str| detail.get(name).and_then(Value::as_str).unwrap_or_default();
+    Ok(format!("{} {}", member("field"), member("issue")).trim().to_owned())
 }
 
 impl Wechat {
@@ -147,7 +158,7 @@ fn unproved(error: &CallbackError, status: u16) -> GatewayError {
 }
 
 fn failure(answer: &Answer) -> Failure {
-    let empty = Failure { status: 0, code: String::new(), message: String::new() };
+    let empty = Failure { status: 0, code: String::new(), message: String::new(), detail: String::new() };
     let failure = words::read(&answer.body).unwrap_or(empty);
     Failure { status: answer.status, ..failure }
 }
@@ -155,7 +166,7 @@ fn failure(answer: &Answer) -> Failure {
 impl Failure {
     /// A permanent refusal, classified by whose fault it is.
     pub(super) fn refused(self) -> GatewayError {
-        let (code, message) = (cut(&self.code), cut(&self.message));
+        let (code, message) = (cut(&self.code), self.words());
         match self.is_ours() {
             true => GatewayError::Misconfigured { code, message },
             false => GatewayError::Refused { code, message },
@@ -185,11 +196,17 @@ impl Failure {
 
     /// A refusal that may pass with time or after a top-up.
     pub(super) fn not_now(self) -> GatewayError {
-        GatewayError::NotNow { code: cut(&self.code), message: cut(&self.message) }
+        GatewayError::NotNow { code: cut(&self.code), message: self.words() }
     }
 
     pub(super) fn text(&self) -> String {
-        format!("status {} {} {}", self.status, cut(&self.code), cut(&self.message))
+        format!("status {} {} {}", self.status, cut(&self.code), self.words())
+    }
+
+    /// The message, and which member of the request it is about.
+    fn words(&self) -> String {
+        let message = cut(&self.message);
+        if self.detail.is_empty() { message } else { format!("{message} ({})", cut(&self.detail)) }
     }
 }
 

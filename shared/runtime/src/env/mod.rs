@@ -11,6 +11,7 @@ use std::str::FromStr;
 use secrecy::SecretString;
 
 mod files;
+mod misspelt;
 mod network;
 mod secrets;
 
@@ -118,7 +119,13 @@ impl Env {
         let known = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((name.into_string().ok()?, value.into_string().map_err(|_| Unusable::NotUtf8)))
         };
-        Env::with(std::env::vars_os().filter_map(known).collect())
+        let mut env = Env::with(std::env::vars_os().filter_map(known).collect());
+        let nearly = |name: &String| {
+            let meant = misspelt::meant(name)?;
+            Some(format!("{name} is set, and no program of this service reads it: is {meant} meant?"))
+        };
+        env.warnings.extend(env.variables.keys().filter_map(nearly));
+        env
     }
 
     /// An environment that a test provides.

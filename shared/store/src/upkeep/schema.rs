@@ -18,7 +18,7 @@ pub static MIGRATOR: Migrator = sqlx::migrate!("../../migrations");
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     /// The database lacks a migration that this build needs.
-    #[error("the database lacks migration {0}; run `paymentctl migrate` before the roll-out")]
+    #[error("the database lacks migration {0}")]
     Missing(i64),
     /// A migration has removed something that this build still uses.
     #[error(

@@ -42,7 +42,7 @@ pub enum RefundRefusal {
     #[error("the order is not paid")]
     NotPaid,
     /// Another refund of the order is in flight.
-    #[error("another refund of the order is on its way")]
+    #[error("another refund of the order is on its way; repeat when it has ended (GET /v1/refunds)")]
     InProgress,
     /// The whole amount has been refunded or is reserved.
     #[error("the whole amount has been refunded or is reserved")]
