@@ -1,5 +1,8 @@
 -- Four more events tell what the rows say of a refund: `refund.requested`, `refund.declined`, `refund.withdrawn`, `refund.abnormal`.
--- The function is that of 0028 with these types. Replacing it resets the schemas that it looks into, so they are set again.
+-- Three tell of a payment that its order was not owed: `extra_payment.received`, `extra_payment.refunded`,
+-- `extra_payment.refund_failed`. They tell of no trade that is the order's own.
+-- The function is that of 0028 with these types. It still accepts `refund.succeeded` and `refund.failed` of such a payment, because the
+-- release before tells of it in that way. Replacing it resets the schemas that it looks into, so they are set again.
 
 set local lock_timeout = '2s';
 
@@ -25,8 +28,19 @@ begin
     if new.type = 'case.reopened' then
       named := named || ':' || split_part(new.event_id::text, ':', 3);
     end if;
+  elsif new.type = 'extra_payment.received' then
+    select p.action_type = 'payment' and p.gateway_no is distinct from o.trade_no
+      and (new.data->>'order_id', new.data->>'order_no', new.data->>'user_id', new.data->>'amount',
+           new.data->>'payment_id', new.data->>'trade_no', new.data->>'payment_amount')
+        = (o.id::text, o.order_no, o.user_id, o.amount::text, p.id::text, p.gateway_no, p.amount::text)
+    into is_true
+    from payment_transactions p
+    join payment_orders o on o.id = p.order_id
+    where p.id = named and p.order_id = new.order_id;
   else
     select case new.type
+        when 'extra_payment.refunded' then r.status = 'succeeded' and t.gateway_no is distinct from o.trade_no
+        when 'extra_payment.refund_failed' then r.status = 'failed' and t.gateway_no is distinct from o.trade_no
         when 'order.refunded' then o.status = 'refunded' and o.refunded_amount = o.amount
         when 'refund.requested' then r.status = 'requested'
         when 'refund.declined' then r.status = 'declined'
