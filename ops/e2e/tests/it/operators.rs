@@ -197,7 +197,7 @@ async fn marked(world: &World) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_doctor_is_green_in_a_healthy_world_and_names_each_thing_that_is_wrong() {
-    let world = World::start().await;
+    let world = World::with(Setup { check_workers: 1, refund_workers: 1, ..Setup::default() }).await;
     let names = |seen: &Value, state: &str| -> Vec<String> {
         let checks = seen["checks"].as_array().expect("a list").iter();
         checks.filter(|check| check["state"] == state).map(|check| check.to_string()).collect()
@@ -216,6 +216,16 @@ async fn the_doctor_is_green_in_a_healthy_world_and_names_each_thing_that_is_wro
         assert!(text.contains(looked_at), "{looked_at}: {text}");
     }
     assert!(text.contains("it accepts our signature, and we accept its"), "{text}");
+
+    // No worker does the checks any more.
+    world.check_workers[0].terminate().await;
+    eventually("the doctor misses the worker", SOON, async || {
+        let seen = output_of(&world, &["doctor"]).await;
+        let missed =
+            |line: &String| line.contains("queue payment.checks") && line.contains("no worker receives from it");
+        names(&seen, "warning").iter().any(missed).then_some(())
+    })
+    .await;
 
     // Our own key is another one, at one gateway; and the other's key is.
     let keys = world.gateways.dir.join("keys");
