@@ -5,7 +5,7 @@
 //! adds up the same snapshot. The rows are added up while they are written, and a difference fails the export.
 //!
 //! Reading order: [`task`] (what is exported), [`columns`] (heads and cells), [`cell`] (what a spreadsheet must not take for
-//! something else), [`sums`], [`sheet`] (the two formats), [`write`] (rows to a file), [`make`] (one export from the
+//! something else), [`sums`], [`sheet`] (the two formats), [`mod@write`] (rows to a file), [`mod@make`] (one export from the
 //! database to the file), [`folder`] (where files lie), [`desk`] (the exports of a process, each for the caller that made it).
 
 pub mod cell;
