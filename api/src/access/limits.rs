@@ -5,6 +5,8 @@
 //! request over budget gets 429 with `Retry-After`. Callbacks have no budget: only their refusals count, see
 //! [`crate::access::strikes`].
 //!
+//! An order has a budget of fresh credentials, because each is a call of the gateway.
+//!
 //! With Redis, all ingress processes share one budget for each key. If Redis does not answer, each process counts in
 //! its own memory. Then the total limit is higher by a factor: the number of ingress processes.
 
@@ -19,6 +21,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use domain::OrderId;
 use runtime::http_server::shares::{NETWORK, holder, network};
 use store::cache::Redis;
 use store::cache::redis::Script;
@@ -44,6 +47,9 @@ const TAKE: &str = "
     end
     return full_in";
 
+/// Fresh credentials of one order in a minute. Each is a call of the gateway, which limits the calls of a merchant.
+const CREDENTIALS: u32 = 6;
+
 /// All budgets. An absent budget is off.
 pub struct Limits {
     addresses: Option<Budget<IpAddr>>,
@@ -52,6 +58,8 @@ pub struct Limits {
     users: Option<Budget<String>>,
     /// For each API key, in place of the budget of its address.
     keys: Option<Budget<String>>,
+    /// For each order, of fresh credentials.
+    orders: Option<Budget<OrderId>>,
 }
 
 /// Requests per minute; 0 means no limit.
@@ -85,7 +93,22 @@ impl Limits {
             networks: Budget::new("network", per_address.saturating_mul(NETWORK as u32), redis),
             users: Budget::new("user", per_user, redis),
             keys: Budget::new("key", per_key, redis),
+            orders: Budget::new("order", CREDENTIALS, redis),
         }
+    }
+
+    /// Counts a fresh credential of an order.
+    ///
+    /// # Errors
+    /// [`ApiError::TooManyRequests`]: the order has had six in this minute.
+    pub async fn credential(&self, order: OrderId) -> Result<(), ApiError> {
+        let Some(budget) = &self.orders else { return Ok(()) };
+        let Spent { left, name, .. } = budget.spend(order).await;
+        if left.tokens.is_some() {
+            return Ok(());
+        }
+        metrics::counter!("requests_limited_total", "budget" => name).increment(1);
+        Err(ApiError::TooManyRequests { wait: seconds(left.wait) })
     }
 }
 

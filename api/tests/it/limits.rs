@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use store::cache::redis::Script;
 use store::cache::{Redis, RedisConfig};
 
-use crate::world::{Answer, Setup, World, signed};
+use crate::world::{Answer, Setup, World, signed, wechat_order};
 
 /// A request for a list of orders, from this address.
 fn from(peer: &str, user: &str) -> Request<Body> {
@@ -54,6 +54,39 @@ async fn an_address_has_a_budget_whatever_it_claims(db: PgPool) {
     assert_eq!(world.send(from("192.0.2.2", "u1")).await.status, StatusCode::OK);
     let callback = Request::post("/v1/callbacks/alipay/main").body(Body::from("a=1")).unwrap();
     assert_eq!(world.send(callback).await.status, StatusCode::BAD_REQUEST, "no budget of a frontend's");
+}
+
+#[sqlx::test(migrator = "store::MIGRATOR")]
+async fn an_order_has_six_fresh_credentials_a_minute(db: PgPool) {
+    let with_seal = World::new(db.clone()).await;
+    let without = World::with(db, Setup { seal: None, ..Setup::default() }).await;
+    for (world, has_last) in [(with_seal, true), (without, false)] {
+        let placed = async |key: &str| {
+            let order = world.create("u1", &format!("{has_last}-{key}"), &wechat_order()).await.json();
+            format!("/v1/orders/{}/payment", order["order"]["id"].as_str().unwrap())
+        };
+        let path = placed("k1").await;
+        let again = async || world.send(signed(Method::POST, &path, "u1").body(Body::empty()).unwrap()).await;
+        let before = world.gateway.calls();
+        for _ in 0..6 {
+            assert_eq!(again().await.status, StatusCode::OK);
+        }
+        assert_eq!(world.gateway.calls(), before + 6);
+        let seventh = again().await;
+        if has_last {
+            assert_eq!(seventh.status, StatusCode::OK, "the last one is valid");
+            assert_eq!(seventh.json()["payment"]["kind"], "qr");
+        } else {
+            seventh.is(429, "too_many_requests");
+            let wait: u64 = seventh.header("retry-after").parse().unwrap();
+            assert!((1..=10).contains(&wait), "{wait}");
+        }
+        assert_eq!(world.gateway.calls(), before + 6, "the gateway is not asked");
+        // Another order has its own.
+        let other = placed("k2").await;
+        let other = signed(Method::POST, &other, "u1").body(Body::empty()).unwrap();
+        assert_eq!(world.send(other).await.status, StatusCode::OK);
+    }
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]

@@ -274,8 +274,14 @@ pub async fn payable(app: &App, order: &Order) -> Result<PayableOrder, ApiError>
 }
 
 /// Requests a fresh credential for an order whose last credential the buyer may already use. So a refusal does not
-/// close the order, and the last credential is returned again while it is valid.
+/// close the order, and the last credential is returned again while it is valid, also if the order has had too many.
 pub async fn renewed(app: &App, order: &Order) -> Result<PayableOrder, ApiError> {
+    can_be_paid(app, order)?;
+    let calls = account_of(app, order)?.credential_lives(order.scene).is_some();
+    if calls && let Err(too_many) = app.limits.credential(order.id).await {
+        let last = credentials::last(&app.db, app.seal.as_deref(), order, app.clock.now()).await?;
+        return shown(app, order, last.ok_or(too_many)?);
+    }
     let error = match offer(app, order).await? {
         Offer::Made(payment) => return shown(app, order, payment),
         Offer::NotMade(error) => error,
@@ -317,15 +323,17 @@ enum Offer {
     NotMade(GatewayError),
 }
 
-/// Requests a credential and stores it.
-async fn offer(app: &App, order: &Order) -> Result<Offer, ApiError> {
-    let now = app.clock.now();
+/// Checks that a credential of the order would be of use.
+///
+/// # Errors
+/// [`ApiError::OrderNotPayable`], [`ApiError::PriceNotVouched`].
+fn can_be_paid(app: &App, order: &Order) -> Result<(), ApiError> {
     // A refusal reveals the order's state, too: from now on the cache must not show an older one.
     app.cache.orders.saw(order);
     if order.status != OrderStatus::Pending {
         return Err(ApiError::OrderNotPayable(order.status.as_str()));
     }
-    if order.expires_at <= now {
+    if order.expires_at <= app.clock.now() {
         return Err(ApiError::OrderNotPayable("expired"));
     }
     // Such as an order from the days of a simulator, whose account takes real money since.
@@ -334,7 +342,13 @@ async fn offer(app: &App, order: &Order) -> Result<Offer, ApiError> {
     if by_buyer && is_real && !app.settings.buyer_prices.takes_any(app.accounts.are_simulated()) {
         return Err(ApiError::PriceNotVouched);
     }
-    let gateway = account_of(app, order)?;
+    Ok(())
+}
+
+/// Requests a credential and stores it.
+async fn offer(app: &App, order: &Order) -> Result<Offer, ApiError> {
+    can_be_paid(app, order)?;
+    let (now, gateway) = (app.clock.now(), account_of(app, order)?);
     match gateway.prepay(&stored(order)?, now).await {
         Ok(payment) => {
             if let Some(lives) = gateway.credential_lives(order.scene) {
