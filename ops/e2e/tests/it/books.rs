@@ -35,6 +35,8 @@ async fn the_books_show_whatever_is_wrong_about_a_refund() {
     }
     world.wait_quiet(SOON).await;
     world.books_agree().await;
+    // It refuses a move that no refund makes.
+    run(&world, "alter table refund_records disable trigger refund_records_moves").await;
     for (wrong, right, complaint) in TAMPERED {
         run(&world, wrong).await;
         let compared = AssertUnwindSafe(world.books_agree()).catch_unwind().await;
