@@ -362,7 +362,6 @@ impl ApiError {
         let wait = match self {
             ApiError::TooManyRequests { wait } => return Some(HeaderValue::from(*wait)),
             ApiError::RequestInFlight => "1",
-            ApiError::Refund(RefundRefusal::InProgress) => "60",
             ApiError::StreamsFull | ApiError::TooManyStreams => "5",
             ApiError::TooManyExports => "10",
             // A person must act first.

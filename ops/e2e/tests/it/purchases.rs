@@ -80,8 +80,9 @@ fn check_event(event: &Delivery, order: &Order, yuan: &str, trade: &Value) {
     assert!(data["metadata"]["cart"].is_string());
     data["metadata"] = json!({});
     let expected = json!({
-        "order_id": order.id, "order_no": order.order_no, "user_id": BUYER, "product_type": "membership",
-        "amount": yuan, "currency": "CNY", "payment_method": slug(order.gateway), "order_version": 2,
+        "order_id": order.id, "order_no": order.order_no, "merchant_order_no": null, "vouched_by": "buyer",
+        "user_id": BUYER, "product_type": "membership", "amount": yuan, "currency": "CNY",
+        "payment_method": slug(order.gateway), "order_status": "paid", "order_version": 2,
         "trade_no": trade["trade_no"], "paid_at": "…", "metadata": {},
     });
     assert_eq!(data, expected);
