@@ -30,7 +30,7 @@ impl World {
     }
 
     /// The types of the events of a refund, oldest first.
-    async fn told(&self, refund: &str) -> String {
+    async fn reported(&self, refund: &str) -> String {
         let sql = "select coalesce(string_agg(type, ' ' order by seq), '') from events where event_id like '%:' || $1";
         sqlx::query_scalar(sql).bind(refund).fetch_one(&self.db).await.unwrap()
     }
@@ -58,7 +58,7 @@ async fn an_approved_request_begins_with_everything_that_follows_from_it(db: PgP
     world.tell(&refund, &returned()).await;
     stands(&world.step(&person("alice"), &refund, "approve").await, "succeeded");
     assert_eq!(world.one::<String>(acts).await, "alice refund.approved pending");
-    assert_eq!(world.told(&refund).await, "refund.requested refund.succeeded");
+    assert_eq!(world.reported(&refund).await, "refund.requested refund.succeeded");
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
@@ -90,13 +90,13 @@ async fn approving_declining_and_withdrawing_at_once_make_one_move(db: PgPool) {
             world.step(&bob, &refund, "decline"),
             world.step(&buyer, &refund, "withdraw"),
         );
-        let (state, told) = (world.state(&refund).await, world.told(&refund).await);
+        let (state, reported) = (world.state(&refund).await, world.reported(&refund).await);
         let moves = match state.as_str().unwrap() {
             "pending" => "refund.requested",
             "declined" => "refund.requested refund.declined",
             _ => "refund.requested refund.withdrawn",
         };
-        assert_eq!(told, moves, "{state}");
+        assert_eq!(reported, moves, "{state}");
     }
 }
 
@@ -183,7 +183,7 @@ async fn what_no_longer_fits_is_declined_with_its_reason(db: PgPool) {
     let declined = world.step(&person("alice"), &refund, "approve").await;
     stands(&declined, "declined");
     assert_eq!(declined.json()["decline_reason"], "at most 9.34 yuan can be refunded");
-    assert_eq!(world.told(&refund).await, "refund.requested refund.declined");
+    assert_eq!(world.reported(&refund).await, "refund.requested refund.declined");
     stands(&world.step(&person("bob"), &refund, "approve").await, "declined");
     let acts = "select string_agg(subject || ' ' || act, ', ') from audit_log where subject in ('alice', 'bob')";
     assert_eq!(world.one::<String>(acts).await, "alice refund.declined");
@@ -220,7 +220,7 @@ async fn a_request_is_declined_once_with_a_reason_that_its_requester_reads(db: P
     assert_eq!(again.json()["decline_reason"], "the goods were used");
     let seen = world.get(&format!("/v1/refunds/{refund}"), "u1").await.json();
     assert_eq!((&seen["decline_reason"], &seen["failure"]), (&json!("the goods were used"), &Value::Null));
-    assert_eq!(world.told(&refund).await, "refund.requested refund.declined");
+    assert_eq!(world.reported(&refund).await, "refund.requested refund.declined");
     assert_eq!(
         world.one::<String>("select data ->> 'why' from events where type = 'refund.declined'").await,
         "the goods were used"
@@ -241,7 +241,7 @@ async fn a_refund_is_withdrawn_by_its_requester_until_it_is_sent(db: PgPool) {
     for _ in 0..2 {
         stands(&world.step(&token("u1"), &refund, "withdraw").await, "withdrawn");
     }
-    assert_eq!(world.told(&refund).await, "refund.requested refund.withdrawn");
+    assert_eq!(world.reported(&refund).await, "refund.requested refund.withdrawn");
     stands(&world.step(&person("alice"), &refund, "approve").await, "withdrawn");
     // A pending one frees its amount.
     let pending = begins(&world.refund_as(&of_service(REFUND), &order, "12.34").await, "pending");

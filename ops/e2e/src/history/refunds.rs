@@ -147,12 +147,13 @@ pub(super) fn events_due(history: &History) -> Vec<String> {
 fn passed_through(history: &History) -> Vec<String> {
     let mut due = Vec::new();
     for refund in &history.refunds {
-        let told = |kind: &str| history.events.iter().any(|event| event.event_id == format!("{kind}:{}", refund.id));
+        let has_event =
+            |kind: &str| history.events.iter().any(|event| event.event_id == format!("{kind}:{}", refund.id));
         let is_stuck = |case: &Case| case.kind == "refund_abnormal" && case.number == refund.refund_no;
-        if refund.status != "requested" && told("refund.requested") {
+        if refund.status != "requested" && has_event("refund.requested") {
             due.push(format!("refund.requested:{}", refund.id));
         }
-        if told("refund.abnormal") && (refund.status == "abnormal" || history.cases.iter().any(is_stuck)) {
+        if has_event("refund.abnormal") && (refund.status == "abnormal" || history.cases.iter().any(is_stuck)) {
             due.push(format!("refund.abnormal:{}", refund.id));
         }
     }

@@ -229,7 +229,7 @@ async fn an_event_about_a_refund_tells_how_it_stands(db: PgPool) {
     };
     refunds::create(&mut db.acquire().await.unwrap(), &new, now).await.unwrap();
     let members = [&OF_ORDER[..], &["refund_id", "refund_no", "refund_amount", "trade_no"]].concat();
-    let told = |row: &Order, refund: &refunds::Refund| {
+    let reported = |row: &Order, refund: &refunds::Refund| {
         [
             ("requested", events::refund_requested(row, refund)),
             ("declined", events::refund_declined(row, refund, "why")),
@@ -248,7 +248,7 @@ async fn an_event_about_a_refund_tells_how_it_stands(db: PgPool) {
         for event in distorted(&failed, &members).iter().chain(&distorted(&succeeded, &members)) {
             assert!(refused(&db, event).await, "{status}: {event:?}");
         }
-        for (of, event) in told(&row, &refund) {
+        for (of, event) in reported(&row, &refund) {
             assert_eq!(refused(&db, &event).await, status != of, "{status}: {of}");
             for event in distorted(&event, &members) {
                 assert!(refused(&db, &event).await, "{status}: {event:?}");

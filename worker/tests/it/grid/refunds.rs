@@ -115,7 +115,7 @@ async fn field(desk: &Desk, method: PaymentMethod, share: Share, (own, notice): 
     match status(&cell.after, &refund) {
         RefundStatus::Succeeded => assert!(!job, "{place}: what is over needs no job"),
         RefundStatus::Failed | RefundStatus::Withdrawn => {}
-        RefundStatus::Requested | RefundStatus::Declined => assert!(!job, "{place}: a person carries it on, or nobody"),
+        RefundStatus::Requested | RefundStatus::Declined => assert!(!job, "{place}: no worker carries it on"),
         _ => assert!(job, "{place}: nobody carries it on"),
     }
     if share == Share::SecondPayment {

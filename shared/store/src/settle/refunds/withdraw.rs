@@ -44,7 +44,7 @@ pub async fn withdraw(
         Withdrawer::Merchant(name) => name,
     };
     // What returns an extra payment was decided by people or by a policy, and the money is not the merchant's.
-    let is_own = order.trade_no.as_ref() == Some(&refund.trade_no);
+    let is_own = events::is_own(&order, &refund);
     match refund.status {
         RefundStatus::Withdrawn => return Ok(Decided { refund, is_changed: false }),
         RefundStatus::Requested => {}

@@ -142,13 +142,8 @@ impl ApiKey {
     /// # Errors
     /// [`KeyRefusal`].
     pub fn may_rotate(&self) -> Result<(), KeyRefusal> {
-        match self.state {
-            ApiKeyState::Revoked => Err(KeyRefusal::Revoked),
-            ApiKeyState::Proposed => Err(KeyRefusal::NotConfirmed),
-            ApiKeyState::Active if self.has_expired => Err(KeyRefusal::Expired),
-            ApiKeyState::Active if self.scopes.contains(Scope::Refund) => Err(KeyRefusal::TakesTwo),
-            ApiKeyState::Active => Ok(()),
-        }
+        self.is_in_force()?;
+        if self.scopes.contains(Scope::Refund) { Err(KeyRefusal::TakesTwo) } else { Ok(()) }
     }
 
     /// Whether the key can get a secret for offers now.
@@ -156,11 +151,16 @@ impl ApiKey {
     /// # Errors
     /// [`KeyRefusal`].
     pub fn may_offer(&self) -> Result<(), KeyRefusal> {
+        self.is_in_force()?;
+        if self.scopes.contains(Scope::Orders) { Ok(()) } else { Err(KeyRefusal::NoOrders) }
+    }
+
+    /// Whether the key opens anything now.
+    fn is_in_force(&self) -> Result<(), KeyRefusal> {
         match self.state {
             ApiKeyState::Revoked => Err(KeyRefusal::Revoked),
             ApiKeyState::Proposed => Err(KeyRefusal::NotConfirmed),
             ApiKeyState::Active if self.has_expired => Err(KeyRefusal::Expired),
-            ApiKeyState::Active if !self.scopes.contains(Scope::Orders) => Err(KeyRefusal::NoOrders),
             ApiKeyState::Active => Ok(()),
         }
     }
