@@ -188,7 +188,10 @@ impl Ingress {
         let (app, until) = (self.app.clone(), stop.clone());
         let callers = tokio::spawn(async move { app.callers.watch(until).await });
         let (app, until, keys) = (self.app.clone(), stop.clone(), self.token_keys);
-        let tokens = tokio::spawn(async move { keys.watch(&app.tokens.bearer, &app.tokens.view, until).await });
+        let tokens = tokio::spawn(async move {
+            let Tokens { bearer, view, .. } = &app.tokens;
+            tokio::join!(keys.watch(bearer, view, until.clone()), bearer.follow(&until));
+        });
         let tending = tokio::spawn(self.gateways.tend(self.app.clock, stop.clone()));
         let (app, until) = (self.app.clone(), stop.clone());
         let api_keys = tokio::spawn(async move {
@@ -213,11 +216,12 @@ impl Ingress {
         let _ = tokio::join!(watching, callers, tokens, tending);
     }
 
-    /// Loads the copies that will be read first, and the API keys, unless that takes long.
+    /// Loads the copies that will be read first, the API keys and the published keys of tokens, unless that takes long.
     async fn warm(&self) {
         let app = self.app.clone();
         let warming = tokio::spawn(async move {
-            let (_, keys) = tokio::join!(app.cache.warm(&app.db), app.tokens.keys.refresh(&app.db));
+            let Tokens { bearer, keys, .. } = &app.tokens;
+            let (_, keys, ()) = tokio::join!(app.cache.warm(&app.db), keys.refresh(&app.db), bearer.fetch_published());
             if let Err(error) = keys {
                 warn!(error = chain(&error), "The API keys were not read at the start");
             }

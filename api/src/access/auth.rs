@@ -3,22 +3,25 @@
 //! offers are held here as well, and no bearer token is checked with them.
 
 use std::collections::HashSet;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use domain::{Scope, Scopes, UserId, shorten_chars};
+use futures_util::future::join_all;
 use jsonwebtoken::errors::{Error, ErrorKind};
-use jsonwebtoken::{Header, Validation, decode, decode_header, get_current_timestamp};
+use jsonwebtoken::{Algorithm, Header, Validation, decode, decode_header, get_current_timestamp};
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::Number;
 use store::tables::unplaced::NO_USER;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::access::caller::{Caller, Identity};
 use crate::access::key::{Claimed, Issuer, Key, LEEWAY_S};
 use crate::access::offers;
+use crate::access::published::Published;
 use crate::answer::problem::ApiError;
 use crate::answer::rarely::Few;
 
@@ -34,6 +37,8 @@ const OWN: [&str; 3] = ["", "orders", "payments"];
 /// Checks bearer tokens with the given keys.
 pub struct Authenticator {
     keys: RwLock<Vec<Key>>,
+    /// Issuers that publish their keys.
+    published: Vec<Arc<Published>>,
     max_age: Duration,
     /// Until this time, in seconds since 1970, a buyers' token with the scope `payments:admin` names a person.
     user_admins_until: u64,
@@ -88,6 +93,7 @@ impl Authenticator {
     pub fn new() -> Authenticator {
         Authenticator {
             keys: RwLock::default(),
+            published: Vec::new(),
             max_age: MAX_AGE,
             user_admins_until: 0,
             long_user_ids: false,
@@ -152,10 +158,46 @@ impl Authenticator {
         &self.offer_audience
     }
 
+    /// Accepts tokens that are signed by the keys that an issuer publishes.
+    #[must_use]
+    pub fn with_published(mut self, published: Arc<Published>) -> Authenticator {
+        self.published.push(published);
+        self
+    }
+
+    /// Fetches the published keys, unless that was done within the last 30 s.
+    pub async fn fetch_published(&self) {
+        join_all(self.published.iter().map(|published| published.clone().learn())).await;
+    }
+
+    /// Fetches the published keys every five minutes until `stop`.
+    pub async fn follow(&self, stop: &CancellationToken) {
+        join_all(self.published.iter().map(|published| published.follow(stop))).await;
+    }
+
+    /// Fetches the published keys if a token or an offer names a key that is not known: its issuer may have begun to use a
+    /// new one. At most one fetch in 30 s.
+    pub async fn learn(&self, token: &str) {
+        if self.published.is_empty() {
+            return;
+        }
+        let Ok(Header { kid: Some(kid), alg, .. }) = decode_header(token) else { return };
+        let is_known = |keys: &[&Key]| keys.iter().any(|key| key.kid.as_deref() == Some(kid.as_str()));
+        // No secret is published.
+        if alg != Algorithm::HS256 && !self.with_all_keys(is_known) {
+            self.fetch_published().await;
+        }
+    }
+
     /// What `read` makes of the keys of an issuer that fit a header.
     pub(super) fn with_keys_for<R>(&self, issuer: Issuer, header: &Header, read: impl FnOnce(&[&Key]) -> R) -> R {
+        self.with_all_keys(|keys| read(&choose(keys, issuer, header, get_current_timestamp())))
+    }
+
+    fn with_all_keys<R>(&self, read: impl FnOnce(&[&Key]) -> R) -> R {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        read(&choose(&keys, issuer, header, get_current_timestamp()))
+        let published: Vec<_> = self.published.iter().map(|published| published.keys()).collect();
+        read(&keys.iter().chain(published.iter().flat_map(|keys| keys.iter())).collect::<Vec<&Key>>())
     }
 
     /// Replaces all keys with these.
@@ -194,12 +236,15 @@ impl Authenticator {
         if offers::is_offer(&header) {
             return Err(Refused::unproved("it is an offer, which names no caller"));
         }
+        self.with_all_keys(|keys| self.judge_by(keys, token, &header))
+    }
+
+    fn judge_by(&self, keys: &[&Key], token: &str, header: &Header) -> Result<Caller, Refused> {
         let now = get_current_timestamp();
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         let chosen: Vec<&Key> =
-            Issuer::OF_BEARERS.iter().flat_map(|issuer| choose(&keys, *issuer, &header, now)).collect();
+            Issuer::OF_BEARERS.iter().flat_map(|issuer| choose(keys, *issuer, header, now)).collect();
         if chosen.is_empty() {
-            return Err(Refused::unproved(no_key(&header)));
+            return Err(Refused::unproved(no_key(header)));
         }
         let mut other = None;
         for key in chosen {
@@ -307,9 +352,10 @@ fn person(subject: UserId, scopes: Scopes) -> Result<Caller, Refused> {
 
 /// Selects keys of an issuer by name and algorithm. A token without a `kid` matches the shared secrets. It matches a
 /// named key only if no other key of the issuer has its algorithm.
-fn choose<'k>(keys: &'k [Key], issuer: Issuer, header: &Header, now: u64) -> Vec<&'k Key> {
+fn choose<'k>(keys: &[&'k Key], issuer: Issuer, header: &Header, now: u64) -> Vec<&'k Key> {
     let counts = |key: &&Key| key.until.is_none_or(|until| now < until);
-    let able = keys.iter().filter(|key| key.issuer == issuer && key.validation.algorithms.contains(&header.alg));
+    let able =
+        keys.iter().copied().filter(|key| key.issuer == issuer && key.validation.algorithms.contains(&header.alg));
     let able = able.filter(counts);
     match header.kid.as_deref() {
         Some(kid) => able.filter(|key| key.kid.as_deref().is_none_or(|known| known == kid)).collect(),

@@ -5,7 +5,9 @@ use std::collections::HashSet;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
 use serde_json::error::Category;
+use serde_json::{Value, json};
 
 /// How far the clocks of issuer and service may differ.
 pub(super) const LEEWAY_S: u64 = 30;
@@ -53,6 +55,13 @@ pub struct Claimed {
     pub audience: String,
 }
 
+impl Claimed {
+    /// Whether tokens with the one's `iss` and `aud` are tokens of the other, too.
+    pub(super) fn is_same_as(&self, other: &Claimed) -> bool {
+        (&self.issuer, &self.audience) == (&other.issuer, &other.audience)
+    }
+}
+
 impl Key {
     /// The key for tokens that are signed with HS256 and this secret.
     pub fn of_secret(secret: &SecretString, claimed: &Claimed, until: Option<u64>) -> Key {
@@ -89,6 +98,43 @@ impl Key {
         validation.set_issuer(&[&claimed.issuer]);
         let (kid, key, until) = (self.kid.clone(), self.key.clone(), self.until);
         Key { issuer: claimed.of, kid, key, validation, until }
+    }
+}
+
+/// The keys of a JWKS that an issuer publishes. It may hold keys for other purposes and of other kinds, which are left out.
+pub(super) struct Set {
+    /// The keys that this service can use.
+    pub(super) keys: Vec<Key>,
+    /// Why others are left out, one sentence for each.
+    pub(super) left_out: Vec<String>,
+}
+
+impl Set {
+    /// Reads a set.
+    ///
+    /// # Errors
+    /// It is no JWKS, or no key of it can be used.
+    pub(super) fn read(text: &str, claimed: &Claimed) -> Result<Set, String> {
+        #[derive(Deserialize)]
+        struct Members {
+            keys: Vec<Value>,
+        }
+        let Members { keys: members } = serde_json::from_str(text).map_err(|error| not_a_jwks(&error))?;
+        let (mut keys, mut left_out) = (Vec::new(), Vec::new());
+        for member in members {
+            let text = json!({ "keys": [member] }).to_string();
+            match Key::of_jwks(&text, claimed) {
+                Ok(key) => keys.extend(key),
+                Err(wrong) => left_out.extend(wrong),
+            }
+        }
+        let mut kids = HashSet::new();
+        keys.retain(|key| kids.insert(key.kid.clone()));
+        if keys.is_empty() {
+            Err(format!("no key of it fits: {}", left_out.join("; ")))
+        } else {
+            Ok(Set { keys, left_out })
+        }
     }
 }
 

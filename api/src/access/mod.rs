@@ -12,6 +12,7 @@ pub mod key;
 pub mod limits;
 pub mod offers;
 pub mod prices;
+pub mod published;
 pub mod rights;
 pub mod strikes;
 pub mod token_keys;

@@ -53,6 +53,13 @@ impl Tokens {
         self.bearer.judge(bearer(headers)?.ok()?).ok()
     }
 
+    /// Learns new keys of issuers, if the token of a request names one that is not known.
+    async fn learn(&self, headers: &HeaderMap) {
+        if let Some(Ok(token)) = bearer(headers) {
+            self.bearer.learn(token).await;
+        }
+    }
+
     fn caller(&self, headers: &HeaderMap, extensions: &Extensions) -> Result<Caller, ApiError> {
         let caller = match extensions.get::<Caller>() {
             // A key is judged once more: it may have been revoked while the body arrived.
@@ -158,7 +165,12 @@ pub struct Guard {
 /// itself checks. A route that is not described is closed.
 pub async fn deny_by_default(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let refusal = if route.starts_with("/v1/") { guard.refusal(&request, route) } else { None };
+    let refusal = if route.starts_with("/v1/") {
+        guard.tokens.learn(request.headers()).await;
+        guard.refusal(&request, route)
+    } else {
+        None
+    };
     match refusal {
         None => next.run(request).await,
         Some(refusal) => refusal,

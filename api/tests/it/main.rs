@@ -23,6 +23,7 @@ mod limits;
 mod lists;
 mod offers;
 mod pages;
+mod published_keys;
 mod puppet;
 mod purchases;
 mod reading;

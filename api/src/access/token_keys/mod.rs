@@ -2,6 +2,7 @@
 //! stolen key can be removed and a new key added without a restart.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::env::{ConfigFaults, Env, Fault, read_secret_file, weakness};
@@ -17,9 +18,12 @@ use tracing::{error, info, warn};
 
 use crate::access::auth::{Authenticator, MAX_AGE};
 use crate::access::key::{Claimed, Issuer, Key};
-use crate::access::offers;
 use crate::access::until::until;
 use crate::access::view_token::{ViewKeys, ViewTokens};
+
+mod issuers;
+
+use issuers::{Issuers, of_offers};
 
 /// How often the files are checked for a change.
 const EVERY: Duration = Duration::from_secs(5);
@@ -35,10 +39,8 @@ pub struct TokenKeys {
     /// `JWT_HS256_SECRET` (at least 32 bytes), and `PREVIOUS_JWT_HS256_SECRET`, which is accepted until
     /// `PREVIOUS_JWT_HS256_SECRET_UNTIL`.
     bearer: [Option<Secret>; 2],
-    /// `JWT_JWKS_FILE`: used beside the secret or instead of it.
-    jwks: Option<PathBuf>,
-    /// The issuers of services and of staff, if they are set.
-    others: Vec<OtherIssuer>,
+    /// The sets of keys in files.
+    sets: Vec<KeySet>,
     /// `VIEW_TOKEN_SECRET` (required, at least 32 bytes), which signs view tokens and nothing else, and
     /// `PREVIOUS_VIEW_TOKEN_SECRET`, which is accepted until `PREVIOUS_VIEW_TOKEN_SECRET_UNTIL`.
     view: [Option<Secret>; 2],
@@ -46,12 +48,12 @@ pub struct TokenKeys {
     print: Print,
 }
 
-/// An issuer whose keys stand in a JWKS alone.
-struct OtherIssuer {
+/// The keys of an issuer as a JWKS in a file.
+struct KeySet {
     /// The variable that names the file.
     name: &'static str,
     claimed: Claimed,
-    jwks: PathBuf,
+    path: PathBuf,
 }
 
 /// One secret and its source.
@@ -86,39 +88,29 @@ impl TokenKeys {
         let user_admins_until = until(env, "USER_ADMIN_TOKENS_UNTIL", allowed);
         // `LONG_USER_IDS` (default off): accept user ids of up to 64 characters, and not only of 32.
         let long_user_ids = env.switch("LONG_USER_IDS", false);
-        let services = other_issuer(env, Issuer::Services, SERVICE_JWT);
-        let staff = other_issuer(env, Issuer::Staff, STAFF_JWT);
-        let jwks = env.optional("JWT_JWKS_FILE").map(PathBuf::from);
+        let issuers = Issuers::from_env(env, &claimed);
         let bearer = [secret(env, "JWT_HS256_SECRET"), previous(env, "PREVIOUS_JWT_HS256_SECRET")];
-        if bearer[0].is_none() && jwks.is_none() && env.file_of("JWT_HS256_SECRET").is_none() {
-            env.fault("JWT_HS256_SECRET", "neither it nor JWT_JWKS_FILE is set", "set at least one of the two");
+        if bearer[0].is_none() && !issuers.has(Issuer::Buyers) && env.file_of("JWT_HS256_SECRET").is_none() {
+            env.fault(
+                "JWT_HS256_SECRET",
+                "neither it nor JWT_JWKS_FILE nor JWT_JWKS_URL is set",
+                "set at least one of them",
+            );
         }
         let view = [secret(env, "VIEW_TOKEN_SECRET"), previous(env, "PREVIOUS_VIEW_TOKEN_SECRET")];
         // Reports the variable if it is missing.
         let view_is_there = env.required("VIEW_TOKEN_SECRET", SECRET_HINT).is_some();
-        if staff.is_some() && user_admins_until.is_some_and(|until| until > 0) {
-            let wrong = "STAFF_JWT_JWKS_FILE is set as well, so one human could be two persons";
+        if issuers.has(Issuer::Staff) && user_admins_until.is_some_and(|until| until > 0) {
+            let wrong = "the keys of a staff issuer are set as well, so one human could be two persons";
             env.fault(
                 "USER_ADMIN_TOKENS_UNTIL",
                 wrong,
                 "remove it once your administrators have tokens of the staff issuer",
             );
         }
-        let others: Vec<OtherIssuer> = [services, staff].into_iter().flatten().collect();
-        for (n, other) in others.iter().enumerate() {
-            let same = |claimed: &Claimed| {
-                (&claimed.issuer, &claimed.audience) == (&other.claimed.issuer, &other.claimed.audience)
-            };
-            if same(&claimed) || others[..n].iter().any(|earlier| same(&earlier.claimed)) {
-                env.fault(
-                    other.name,
-                    "its issuer and audience are those of another issuer",
-                    "give each issuer its own",
-                );
-            }
-        }
+        let Issuers { sets, published, .. } = issuers;
         let longest = age.unwrap_or(MAX_AGE);
-        let mut keys = TokenKeys { claimed, longest, bearer, jwks, others, view, print: Print::new() };
+        let mut keys = TokenKeys { claimed, longest, bearer, sets, view, print: Print::new() };
         keys.print = keys.print();
         let read = match keys.read() {
             Ok((bearer, Some(view))) => {
@@ -126,6 +118,8 @@ impl TokenKeys {
                 let authenticator = authenticator.with_user_admins_until(user_admins_until.unwrap_or_default());
                 let authenticator = authenticator.with_long_user_ids(long_user_ids);
                 let authenticator = authenticator.with_offers_to(&keys.claimed.audience);
+                let authenticator =
+                    published.into_iter().map(Arc::new).fold(authenticator, Authenticator::with_published);
                 Some((keys, authenticator, ViewTokens::with_keys(view)))
             }
             Ok((_, None)) => None,
@@ -161,7 +155,7 @@ impl TokenKeys {
             Held::File(path) => Some(path.as_path()),
             Held::Value(_) => None,
         });
-        secrets.chain(self.jwks.as_deref()).chain(self.others.iter().map(|other| other.jwks.as_path()))
+        secrets.chain(self.sets.iter().map(|set| set.path.as_path()))
     }
 
     fn print(&self) -> Print {
@@ -183,15 +177,9 @@ impl TokenKeys {
                 today = today.or(secret.until.is_none().then_some(text));
             }
         }
-        if let Some(path) = &self.jwks {
-            bearer.extend(faults.take(read_jwks("JWT_JWKS_FILE", path, &self.claimed)).into_iter().flatten());
-        }
-        for other in &self.others {
-            let keys = faults.take(read_jwks(other.name, &other.jwks, &other.claimed)).unwrap_or_default();
-            // The service issuer's keys sign offers as well, with an audience of their own.
-            if other.claimed.of == Issuer::Services {
-                let audience = offers::audience(&self.claimed.audience);
-                let claimed = Claimed { of: Issuer::Offers, audience, ..other.claimed.clone() };
+        for set in &self.sets {
+            let keys = faults.take(set.read()).unwrap_or_default();
+            if let Some(claimed) = of_offers(&set.claimed, &self.claimed) {
                 bearer.extend(keys.iter().map(|key| key.for_claims(&claimed)));
             }
             bearer.extend(keys);
@@ -257,30 +245,6 @@ const fn until_of(name: &'static str) -> &'static str {
     }
 }
 
-/// The three variables of an issuer whose keys stand in a JWKS.
-struct Names {
-    issuer: &'static str,
-    audience: &'static str,
-    jwks: &'static str,
-}
-
-/// `SERVICE_JWT_JWKS_FILE` (default none): the keys of tokens for the merchant's backends, with the required
-/// `SERVICE_JWT_ISSUER` and `SERVICE_JWT_AUDIENCE`.
-const SERVICE_JWT: Names =
-    Names { issuer: "SERVICE_JWT_ISSUER", audience: "SERVICE_JWT_AUDIENCE", jwks: "SERVICE_JWT_JWKS_FILE" };
-/// `STAFF_JWT_JWKS_FILE` (default none): the keys of tokens for people, with the required `STAFF_JWT_ISSUER` and
-/// `STAFF_JWT_AUDIENCE`.
-const STAFF_JWT: Names =
-    Names { issuer: "STAFF_JWT_ISSUER", audience: "STAFF_JWT_AUDIENCE", jwks: "STAFF_JWT_JWKS_FILE" };
-
-/// An issuer, if its file is named. Then its issuer and audience must be named, too.
-fn other_issuer(env: &mut Env, of: Issuer, names: Names) -> Option<OtherIssuer> {
-    let jwks = PathBuf::from(env.optional(names.jwks)?);
-    let issuer = env.required(names.issuer, "set it to the `iss` of these tokens");
-    let audience = env.required(names.audience, "set it to the `aud` of these tokens");
-    Some(OtherIssuer { name: names.jwks, claimed: Claimed { of, issuer: issuer?, audience: audience? }, jwks })
-}
-
 /// `MAX_TOKEN_AGE`: a number and `s`, `m` or `h`, from a minute to 30 days.
 fn max_token_age(env: &mut Env) -> Option<Duration> {
     let Some(text) = env.optional("MAX_TOKEN_AGE") else { return Some(MAX_AGE) };
@@ -295,13 +259,17 @@ fn max_token_age(env: &mut Env) -> Option<Duration> {
     age.map(Duration::from_secs)
 }
 
-fn read_jwks(name: &'static str, path: &Path, claimed: &Claimed) -> Result<Vec<Key>, ConfigFaults> {
-    let fault = |wrong| ConfigFaults::from(Fault::new(name, wrong, JWKS_HINT));
-    file_mode::check(path).map_err(|wrong| fault(format!("{}: {wrong}", path.display())))?;
-    let text =
-        std::fs::read_to_string(path).map_err(|error| fault(format!("{} cannot be read ({error})", path.display())))?;
-    Key::of_jwks(&text, claimed)
-        .map_err(|wrong| ConfigFaults(wrong.into_iter().map(|wrong| Fault::new(name, wrong, JWKS_HINT)).collect()))
+impl KeySet {
+    fn read(&self) -> Result<Vec<Key>, ConfigFaults> {
+        let fault = |wrong| ConfigFaults::from(Fault::new(self.name, wrong, JWKS_HINT));
+        let path = self.path.display();
+        file_mode::check(&self.path).map_err(|wrong| fault(format!("{path}: {wrong}")))?;
+        let text = std::fs::read_to_string(&self.path);
+        let text = text.map_err(|error| fault(format!("{path} cannot be read ({error})")))?;
+        Key::of_jwks(&text, &self.claimed).map_err(|wrong| {
+            ConfigFaults(wrong.into_iter().map(|wrong| Fault::new(self.name, wrong, JWKS_HINT)).collect())
+        })
+    }
 }
 
 /// The state of the files: the fingerprint that was last evaluated, and the one that was last read.

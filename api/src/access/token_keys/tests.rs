@@ -189,3 +189,31 @@ fn longer_user_ids_are_a_switch_that_is_off() {
     }
     assert!(takes(Some("64")).unwrap_err().contains("LONG_USER_IDS: it is neither on nor off"));
 }
+
+#[test]
+fn an_issuer_has_a_file_or_a_url_and_a_name_of_its_own() {
+    let folder = Folder::new("issuers");
+    let file = folder.write("jwks.json", "{}");
+    let mut env = Env::of([
+        ("JWT_JWKS_URL", "http://id.example.com/keys"),
+        ("VIEW_TOKEN_SECRET", VIEW),
+        ("SERVICE_JWT_JWKS_FILE", file.as_str()),
+        ("SERVICE_JWT_JWKS_URL", "https://id.example.com/keys"),
+        ("STAFF_JWT_JWKS_URL", "https://id.example.com/keys"),
+        ("STAFF_JWT_ISSUER", "payment"),
+        ("STAFF_JWT_AUDIENCE", "payment-api"),
+    ]);
+    TokenKeys::from_env(&mut env);
+    let text = env.finish().unwrap_err().to_string();
+    for wrong in [
+        "JWT_JWKS_URL: it does not begin with https://",
+        "SERVICE_JWT_JWKS_URL: SERVICE_JWT_JWKS_FILE is set as well",
+        "STAFF_JWT_JWKS_URL: its issuer and audience are those of another issuer",
+    ] {
+        assert!(text.contains(wrong), "{wrong}: {text}");
+    }
+    let alone = [("JWT_JWKS_URL", "https://id.example.com/keys"), ("VIEW_TOKEN_SECRET", VIEW)];
+    let mut env = Env::of(alone);
+    assert!(TokenKeys::from_env(&mut env).is_some(), "an issuer that is away does not stop the start");
+    env.finish().unwrap();
+}

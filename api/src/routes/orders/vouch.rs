@@ -54,6 +54,7 @@ async fn of_buyer(app: &App, buyer: &UserId, fields: &mut Fields) -> Result<Vouc
     if prices.offer && fields.has("offer") {
         let offer = fields.required("offer", text(Ok::<String, String>));
         let offer = offer.ok_or_else(|| ApiError::field("offer", "must be text"))?;
+        app.tokens.bearer.learn(&offer).await;
         let offer = Offer::verify(&offer, buyer, &app.tokens.bearer, &app.tokens.keys)?;
         return Ok(Vouched::Fixed(Box::new(offer.into())));
     }
