@@ -44,6 +44,10 @@ pub(crate) struct Cli {
     /// number; 10 million need about 15 GB and 15 minutes
     #[arg(long, value_name = "ORDERS", value_parser = clap::value_parser!(u32).range(10_000..=100_000_000))]
     pub(crate) growth: Option<u32>,
+    /// Measure search and lists of the admin API among 10 000 orders of a year, and among this number; 10 million need
+    /// about 20 GB and half an hour
+    #[arg(long, value_name = "ORDERS", value_parser = clap::value_parser!(u32).range(10_000..=100_000_000))]
+    pub(crate) admin: Option<u32>,
     /// Run the steady mix for this long, and check whether the memory of any process grows
     #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u32).range(1..=1440))]
     pub(crate) soak: Option<u32>,

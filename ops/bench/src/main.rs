@@ -5,6 +5,7 @@
 //! median of several repeats. Each repeat runs beside a repeat of its limit, so that a slow moment affects both.
 //! The load comes from the same machine; the report states how much of the processors it uses.
 
+mod archive;
 mod attacks;
 mod broker;
 mod callbacks;

@@ -78,10 +78,9 @@ impl<'a> Stage<'a> {
         keys::point_at(dir, &simulator.url()).context("pointing the keys at the simulator")?;
         let database = Database::create(&cli.database_url).await?;
         let filled = async {
-            let prepare = |task: &str| prepare(cli, &database, dir, task);
-            prepare("migrate")?;
-            prepare("database-roles")?;
-            prepare("broker-setup")?;
+            for task in ["migrate", "database-roles", "broker-setup"] {
+                paymentctl(cli, &database, dir, &[task])?;
+            }
             let broker = Broker::set_up(&cli.amqp_admin_url).await?;
             broker.empty().await?;
             let db = database.connect().await?;
@@ -122,6 +121,7 @@ impl<'a> Stage<'a> {
         let unbound = [
             "REQUESTS_PER_ADDRESS",
             "REQUESTS_PER_USER",
+            "REQUESTS_PER_KEY",
             "CONNECTIONS_PER_ADDRESS",
             "REQUESTS_IN_HAND",
             "STREAMS_PER_USER",
@@ -178,6 +178,13 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    /// The header of a backend with an API key of these scopes.
+    pub(crate) fn api_key(&self, scopes: &str) -> Result<String> {
+        let add = ["--json", "keys", "add", "--name", "bench", "--scopes", scopes, "--test", "--by", "bench", "--yes"];
+        let key: serde_json::Value = serde_json::from_slice(&paymentctl(self.cli, &self.database, &self.dir, &add)?)?;
+        Ok(format!("Bearer {}", key["secret"].as_str().context("paymentctl answered no secret")?))
+    }
+
     /// The URL of the run's database.
     pub(crate) fn database_url(&self) -> &url::Url {
         &self.database.url
@@ -228,16 +235,17 @@ fn login(name: &str, address: &str) -> Result<url::Url> {
     value.parse().with_context(|| format!("{variable} is no URL"))
 }
 
-/// Runs a command of a roll-out.
-fn prepare(cli: &Cli, database: &Database, dir: &Path, task: &str) -> Result<()> {
+/// What a command of `paymentctl` prints.
+fn paymentctl(cli: &Cli, database: &Database, dir: &Path, args: &[&str]) -> Result<Vec<u8>> {
     let mut command = program(cli, database, dir, "paymentctl");
     command.env("AMQP_ADMIN_URL", &cli.amqp_admin_url).env("RABBITMQ_MANAGEMENT_URL", &cli.rabbitmq_management_url);
-    let output = command.arg(task).output().with_context(|| format!("running paymentctl {task}"))?;
+    let task = args.join(" ");
+    let output = command.args(args).output().with_context(|| format!("running paymentctl {task}"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         bail!("paymentctl {task} failed: {}", said.trim());
     }
-    Ok(())
+    Ok(output.stdout)
 }
 
 /// The log level of the programs. One line for each request costs a tenth of the ingress's throughput, so this is

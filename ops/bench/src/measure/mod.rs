@@ -1,6 +1,7 @@
 //! The measurements, one file each.
 
 mod accepted;
+mod admin;
 mod attackers;
 mod flood;
 mod growth;
@@ -37,7 +38,8 @@ pub(crate) fn steps(cli: &Cli) -> u64 {
     };
     let wanted = What::value_variants().iter().filter(|what| cli.wants(**what)).map(|what| each(*what));
     let growth = cli.growth.map_or(0, |orders| growth::sizes(orders).len() as u64 * repeats);
-    wanted.sum::<u64>() + growth + u64::from(cli.backlog) + u64::from(cli.soak.is_some())
+    let admin = cli.admin.map_or(0, |_| 2 * repeats);
+    wanted.sum::<u64>() + growth + admin + u64::from(cli.backlog) + u64::from(cli.soak.is_some())
 }
 
 /// Runs every requested measurement, and adds each result to the report at once.
@@ -120,6 +122,9 @@ async fn long(stage: &Stage<'_>, progress: &Progress, report: &mut Report) -> Re
         let (row, plot) = growth::measure(stage, orders, progress).await?;
         report.rows.push(row);
         report.plots.push(plot);
+    }
+    if let Some(orders) = stage.cli.admin {
+        report.rows.extend(admin::measure(stage, orders, progress).await?);
     }
     if let Some(minutes) = stage.cli.soak {
         let (rows, plots) = soak::measure(stage, minutes, progress).await?;
