@@ -11,7 +11,7 @@ use domain::{Money, PaymentMethod, UnknownName};
 pub use runtime::beijing::midnight;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use store::page::{Created, Mark, Wanted};
+use store::page::{Created, Mark, Part, Wanted};
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime};
@@ -242,6 +242,18 @@ pub fn page<T>(mut found: Vec<T>, requested: i64, id: impl Fn(&T) -> String) -> 
     found.truncate(shown);
     let cursor = found.last().filter(|_| more).map(|last| URL_SAFE_NO_PAD.encode(id(last)));
     (found, cursor)
+}
+
+/// The same of a page that may have ended before it was full: the cursor then stands after the last row that was looked at.
+pub fn part<T, Id>(
+    found: Part<T, Id>,
+    requested: i64,
+    of_row: impl Fn(&T) -> Id,
+    cursor: impl Fn(Id) -> String,
+) -> (Vec<T>, Option<String>) {
+    let (shown, next) = page(found.rows, requested, |row| cursor(of_row(row)));
+    let looked_to = found.looked_to.map(|id| URL_SAFE_NO_PAD.encode(cursor(id)));
+    (shown, next.or(looked_to))
 }
 
 /// Reads the mark in a cursor of a list that is in the order of a time: microseconds since 1970, a colon, and the id.

@@ -21,6 +21,7 @@ mod fuzz;
 mod http;
 mod limits;
 mod lists;
+mod long_lists;
 mod offers;
 mod pages;
 mod published_keys;

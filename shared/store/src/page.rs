@@ -26,6 +26,27 @@ impl Created {
     }
 }
 
+/// How many rows a page looks through at most if no index finds its rows. Whatever the filters, the page then takes some
+/// 10 ms, and where the next page begins is known.
+pub(super) const LOOKED_THROUGH: i64 = 10_000;
+
+/// A page of a list whose filters may have no index.
+#[derive(Debug, Clone)]
+pub struct Part<T, Id> {
+    /// The rows. There may be fewer than wanted, and even none, although the list goes on.
+    pub rows: Vec<T>,
+    /// The last row that was looked at, if the page ends there: the list goes on after it.
+    pub looked_to: Option<Id>,
+}
+
+impl<T, Id> Part<T, Id> {
+    /// The rows of a page, and the last row that it may look at, if there is such a row. A full page ends with its rows.
+    pub(super) fn new(rows: Vec<T>, edge: Option<Id>, limit: i64) -> Part<T, Id> {
+        let is_full = i64::try_from(rows.len()).is_ok_and(|rows| rows >= limit);
+        Part { rows, looked_to: edge.filter(|_| !is_full) }
+    }
+}
+
 /// The earliest and the latest time of a list that has no bounds. Rows outside have times that cannot be.
 const EARLIEST: OffsetDateTime = datetime!(1970-01-01 0:00 UTC);
 const LATEST: OffsetDateTime = datetime!(9999-12-30 0:00 UTC);

@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::access::in_hand::to_the_end;
 use crate::answer::problem::{ApiError, Problem};
-use crate::routes::listing::{Faults, Known, Paged, Slice, is_bounded, mark, marked, page};
+use crate::routes::listing::{Faults, Known, Paged, Slice, is_bounded, mark, marked, part};
 use crate::state::App;
 
 /// The name of the list in its cursors.
@@ -130,7 +130,7 @@ pub async fn list(
     if filter.reads_on() && !is_bounded(&filter.done, app.clock.now()) {
         return Err(ApiError::RangeRequired(NEEDS_RANGE));
     }
-    let found = to_the_end(async move { Ok(audit_list::list(&app.db, &filter, before, limit).await?) }).await?;
-    let (shown, next_cursor) = page(found, limit, |row| marked(LIST, &Mark { at: row.at, id: row.id }));
+    let found = to_the_end(async move { Ok(audit_list::part(&app.db, &filter, before, limit).await?) }).await?;
+    let (shown, next_cursor) = part(found, limit, |row| Mark { at: row.at, id: row.id }, |mark| marked(LIST, &mark));
     Ok(Json(ActRows { acts: shown.into_iter().map(ActRow::of).collect(), next_cursor }))
 }

@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::orders::names;
 use crate::access::in_hand::to_the_end;
 use crate::answer::problem::{ApiError, Problem};
-use crate::routes::listing::{Faults, Known, Paged, Slice, is_bounded, mark, marked, page};
+use crate::routes::listing::{Faults, Known, Paged, Slice, is_bounded, mark, marked, part};
 use crate::state::App;
 
 /// The name of the list in its cursors.
@@ -136,7 +136,8 @@ pub async fn list(
     if filter.reads_on() && !is_bounded(&filter.received, app.clock.now()) {
         return Err(ApiError::RangeRequired(NEEDS_RANGE));
     }
-    let found = to_the_end(async move { Ok(callback_list::list(&app.db, &filter, before, limit).await?) }).await?;
-    let (shown, next_cursor) = page(found, limit, |row| marked(LIST, &Mark { at: row.received_at, id: row.id }));
+    let found = to_the_end(async move { Ok(callback_list::part(&app.db, &filter, before, limit).await?) }).await?;
+    let (shown, next_cursor) =
+        part(found, limit, |row| Mark { at: row.received_at, id: row.id }, |mark| marked(LIST, &mark));
     Ok(Json(CallbackRows { callbacks: shown.into_iter().map(CallbackRow::of).collect(), next_cursor }))
 }

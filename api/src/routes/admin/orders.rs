@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::access::in_hand::to_the_end;
 use crate::answer::problem::{ApiError, Problem};
-use crate::routes::listing::{Faults, Known, Paged, Slice, is_bounded, page};
+use crate::routes::listing::{Faults, Known, Paged, Slice, is_bounded, part};
 use crate::routes::orders::ExtraPaymentView;
 use crate::state::App;
 
@@ -218,8 +218,8 @@ pub async fn list(
     if filter.reads_on() && !filter.has_an_index() && !is_bounded(&filter.created, app.clock.now()) {
         return Err(ApiError::RangeRequired(NEEDS_RANGE));
     }
-    let found = to_the_end(async move { Ok(order_list::list(&app.db, &filter, before, limit).await?) }).await?;
-    let (shown, next_cursor) = page(found, limit, |order| format!("{LIST}:{}", order.id));
+    let found = to_the_end(async move { Ok(order_list::part(&app.db, &filter, before, limit).await?) }).await?;
+    let (shown, next_cursor) = part(found, limit, |order| order.id, |id| format!("{LIST}:{id}"));
     Ok(Json(OrderRows { orders: shown.into_iter().map(OrderRow::of).collect(), next_cursor }))
 }
 

@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::orders::{ACCOUNT, names};
 use crate::access::in_hand::to_the_end;
 use crate::answer::problem::{ApiError, Problem};
-use crate::routes::listing::{Faults, Known, Paged, Slice, is_bounded, page};
+use crate::routes::listing::{Faults, Known, Paged, Slice, is_bounded, part};
 use crate::state::App;
 
 /// The name of the list in its cursors.
@@ -187,7 +187,7 @@ pub async fn list(
     if filter.reads_on() && !filter.has_an_index() && !is_bounded(&filter.created, app.clock.now()) {
         return Err(ApiError::RangeRequired(NEEDS_RANGE));
     }
-    let found = to_the_end(async move { Ok(refund_list::list(&app.db, &filter, before, limit).await?) }).await?;
-    let (shown, next_cursor) = page(found, limit, |refund| format!("{LIST}:{}", refund.id));
+    let found = to_the_end(async move { Ok(refund_list::part(&app.db, &filter, before, limit).await?) }).await?;
+    let (shown, next_cursor) = part(found, limit, |refund| refund.id, |id| format!("{LIST}:{id}"));
     Ok(Json(RefundRows { refunds: shown.into_iter().map(RefundRow::of).collect(), next_cursor }))
 }

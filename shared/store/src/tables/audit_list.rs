@@ -1,11 +1,11 @@
 //! `audit_log` for the people who look for an act: by any mix of filters.
 
 use serde_json::Value;
-use sqlx::PgExecutor;
+use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use crate::error::DbError;
-use crate::page::{Created, Mark};
+use crate::page::{Created, LOOKED_THROUGH, Mark, Part};
 
 /// Which acts to list. A filter that is `None` does not restrict the list.
 #[derive(Debug, Clone, Default)]
@@ -52,15 +52,15 @@ pub struct ListedAct {
     pub detail: Value,
 }
 
-/// Reads one page by a condition that names an index, and the filters. $1 to $3 bound the times of the index.
+/// Reads one page by a condition that names an index, and the filters. $1 to $3 and $8 bound the rows of the index.
 macro_rules! read_listed {
-    ($driver:tt, $filter:expr, $past:expr, $limit:expr) => {
+    ($driver:tt, $filter:expr, $past:expr, $first:expr, $limit:expr) => {
         sqlx::query_as!(
             ListedAct,
             r#"
             select id, at, subject, issuer, key_id, session, database_user, act, object, detail
             from audit_log
-            where (at, id) < ($1, $2) and at >= $3
+            where (at, id) < ($1, $2) and (at, id) >= ($3, $8)
               and ($4::text is null or subject = $4)
               and ($5::text is null or act = $5)
               and ($6::text is null or object = $6)
@@ -70,28 +70,51 @@ macro_rules! read_listed {
                 + " order by at desc, id desc limit $7",
             $past.at,
             $past.id,
-            $filter.done.first(),
+            $first.at,
             $filter.subject.as_deref(),
             $filter.act.as_deref(),
             $filter.object.as_deref(),
             $limit,
+            $first.id,
         )
     };
 }
 
-/// One page, the newest first; only acts before `before`.
+/// One page, the newest first; only acts before `before`. A page whose filters have no index looks through a part of the
+/// list only.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn list(
-    db: impl PgExecutor<'_>,
+pub async fn part(
+    db: &PgPool,
     filter: &ActFilter,
     before: Option<Mark<i64>>,
     limit: i64,
-) -> Result<Vec<ListedAct>, DbError> {
+) -> Result<Part<ListedAct, Mark<i64>>, DbError> {
     let past = filter.done.past(before);
-    Ok(match filter.object {
-        Some(_) => read_listed!("object = $6::text", filter, past, limit).fetch_all(db).await?,
-        None => read_listed!("true", filter, past, limit).fetch_all(db).await?,
-    })
+    let first = Mark { at: filter.done.first(), id: i64::MIN };
+    let edge = if filter.reads_on() { edge(db, past, first).await? } else { None };
+    let first = edge.unwrap_or(first);
+    let rows = match filter.object {
+        Some(_) => read_listed!("object = $6::text", filter, past, first, limit).fetch_all(db).await?,
+        None => read_listed!("true", filter, past, first, limit).fetch_all(db).await?,
+    };
+    Ok(Part::new(rows, edge, limit))
+}
+
+/// The last row that a page may look at, if there are so many.
+async fn edge(db: &PgPool, past: Mark<i64>, first: Mark<i64>) -> Result<Option<Mark<i64>>, DbError> {
+    let edge = sqlx::query_as!(
+        Mark,
+        "select at as at, id from audit_log
+         where (at, id) < ($1, $2) and (at, id) >= ($3, $4)
+         order by at desc, id desc
+         offset $5 limit 1",
+        past.at,
+        past.id,
+        first.at,
+        first.id,
+        LOOKED_THROUGH - 1,
+    );
+    Ok(edge.fetch_optional(db).await?)
 }

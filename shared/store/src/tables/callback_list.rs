@@ -1,11 +1,11 @@
 //! `callbacks` for the people who look for one: by any mix of filters, without the bytes, which name the payer.
 
 use domain::{OrderNo, PaymentMethod, Verdict};
-use sqlx::PgExecutor;
+use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use crate::error::DbError;
-use crate::page::{Created, Mark};
+use crate::page::{Created, LOOKED_THROUGH, Mark, Part};
 
 /// Which callbacks to list. A filter that is `None` does not restrict the list.
 #[derive(Debug, Clone, Default)]
@@ -52,9 +52,9 @@ pub struct ListedCallback {
     pub last_seen_at: OffsetDateTime,
 }
 
-/// Reads one page by a condition that names an index, and the filters. $1 to $3 bound the times of the index.
+/// Reads one page by a condition that names an index, and the filters. $1 to $3 and $8 bound the rows of the index.
 macro_rules! read_listed {
-    ($driver:tt, $filter:expr, $past:expr, $limit:expr) => {
+    ($driver:tt, $filter:expr, $past:expr, $first:expr, $limit:expr) => {
         sqlx::query_as!(
             ListedCallback,
             r#"
@@ -62,7 +62,7 @@ macro_rules! read_listed {
               verdict as "verdict: Verdict", note, times_seen, received_at,
               case when last_seen_at <= timestamptz '9999-12-31 00:00Z' then last_seen_at else received_at end as "last_seen_at!"
             from callbacks
-            where (received_at, id) < ($1, $2) and received_at >= $3
+            where (received_at, id) < ($1, $2) and (received_at, id) >= ($3, $8)
               and ($4::text is null or payment_method = $4)
               and ($5::text is null or verdict = $5)
               and ($6::text is null or order_no = $6)
@@ -71,28 +71,51 @@ macro_rules! read_listed {
                 + " order by received_at desc, id desc limit $7",
             $past.at,
             $past.id,
-            $filter.received.first(),
+            $first.at,
             $filter.payment_method.map(PaymentMethod::as_str),
             $filter.verdict.map(Verdict::as_str),
             $filter.order_no.as_ref().map(OrderNo::as_str),
             $limit,
+            $first.id,
         )
     };
 }
 
-/// One page, the newest first; only callbacks before `before`.
+/// One page, the newest first; only callbacks before `before`. A page whose filters have no index looks through a part of the
+/// list only.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn list(
-    db: impl PgExecutor<'_>,
+pub async fn part(
+    db: &PgPool,
     filter: &CallbackFilter,
     before: Option<Mark<i64>>,
     limit: i64,
-) -> Result<Vec<ListedCallback>, DbError> {
+) -> Result<Part<ListedCallback, Mark<i64>>, DbError> {
     let past = filter.received.past(before);
-    Ok(match filter.order_no {
-        Some(_) => read_listed!("order_no = $6::text", filter, past, limit).fetch_all(db).await?,
-        None => read_listed!("true", filter, past, limit).fetch_all(db).await?,
-    })
+    let first = Mark { at: filter.received.first(), id: i64::MIN };
+    let edge = if filter.reads_on() { edge(db, past, first).await? } else { None };
+    let first = edge.unwrap_or(first);
+    let rows = match filter.order_no {
+        Some(_) => read_listed!("order_no = $6::text", filter, past, first, limit).fetch_all(db).await?,
+        None => read_listed!("true", filter, past, first, limit).fetch_all(db).await?,
+    };
+    Ok(Part::new(rows, edge, limit))
+}
+
+/// The last row that a page may look at, if there are so many.
+async fn edge(db: &PgPool, past: Mark<i64>, first: Mark<i64>) -> Result<Option<Mark<i64>>, DbError> {
+    let edge = sqlx::query_as!(
+        Mark,
+        "select received_at as at, id from callbacks
+         where (received_at, id) < ($1, $2) and (received_at, id) >= ($3, $4)
+         order by received_at desc, id desc
+         offset $5 limit 1",
+        past.at,
+        past.id,
+        first.at,
+        first.id,
+        LOOKED_THROUGH - 1,
+    );
+    Ok(edge.fetch_optional(db).await?)
 }

@@ -7,11 +7,11 @@ use domain::{
     AccountName, ExtraState, MerchantOrderNo, Money, OrderId, OrderNo, OrderStatus, PaymentMethod, ProductType, Scene,
     Subject, TradeNo, UserId,
 };
-use sqlx::PgExecutor;
+use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
 
 use crate::error::DbError;
-use crate::page::Created;
+use crate::page::{Created, LOOKED_THROUGH, Part};
 
 /// Which orders to list. A filter that is `None` (or empty) does not restrict the list.
 #[derive(Debug, Clone, Default)]
@@ -268,6 +268,17 @@ impl Ids {
         let past = OrderId::from_u128(past).min(before.unwrap_or(OrderId::from_u128(u128::MAX)));
         Ids { first: OrderId::from_u128(first), past }
     }
+
+    /// The last row that a page may look at, if there are so many.
+    async fn edge(&self, db: &PgPool) -> Result<Option<OrderId>, DbError> {
+        let edge = sqlx::query_scalar!(
+            r#"select id as "id: OrderId" from payment_orders where id < $1 and id >= $2 order by id desc offset $3 limit 1"#,
+            self.past as OrderId,
+            self.first as OrderId,
+            LOOKED_THROUGH - 1,
+        );
+        Ok(edge.fetch_optional(db).await?)
+    }
 }
 
 /// One page, newest first; only orders older than `before`.
@@ -280,7 +291,31 @@ pub async fn list(
     before: Option<OrderId>,
     limit: i64,
 ) -> Result<Vec<ListedOrder>, DbError> {
-    let ids = Ids::of(filter, before);
+    select(db, filter, &Ids::of(filter, before), limit).await
+}
+
+/// The same, and a page whose filters have no index looks through a part of the list only.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn part(
+    db: &PgPool,
+    filter: &OrderFilter,
+    before: Option<OrderId>,
+    limit: i64,
+) -> Result<Part<ListedOrder, OrderId>, DbError> {
+    let mut ids = Ids::of(filter, before);
+    let edge = if filter.reads_on() && !filter.has_an_index() { ids.edge(db).await? } else { None };
+    ids.first = edge.unwrap_or(ids.first);
+    Ok(Part::new(select(db, filter, &ids, limit).await?, edge, limit))
+}
+
+async fn select(
+    db: impl PgExecutor<'_>,
+    filter: &OrderFilter,
+    ids: &Ids,
+    limit: i64,
+) -> Result<Vec<ListedOrder>, DbError> {
     Ok(match filter {
         OrderFilter { user_id: Some(_), .. } => {
             conditions!(read_listed "o.user_id = $8::text", filter, ids, limit).fetch_all(db).await?
