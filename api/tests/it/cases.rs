@@ -56,6 +56,33 @@ async fn a_late_payment_is_returned_by_two_people(db: PgPool) {
 }
 
 #[sqlx::test(migrator = "store::MIGRATOR")]
+async fn more_than_the_payment_has_left_is_refused_before_another_person_is_asked(db: PgPool) {
+    let world = World::new(db).await;
+    let id = world.placed("u1").await;
+    world.close_locally(&id).await;
+    let case = world.late_payment(&id, "4200000042").await;
+    let refund = |amount: &str| json!({ "action": "refund", "amount": amount });
+    let refused = step(&world, A, &case, "propose", refund("12.35")).await;
+    refused.is(409, "refund_too_much");
+    assert_eq!(refused.json()["refundable_amount"], "12.34", "{}", refused.body);
+    let case_now = world.get_case(&case).await;
+    assert_eq!((&case_now["status"], &case_now["version"]), (&json!("open"), &json!(1)));
+    let first = both(&world, &case, refund("12.00")).await;
+    assert_eq!((first.status.as_u16(), &first.json()["status"]), (200, &json!("open")), "{}", first.body);
+    let while_under_way = step(&world, A, &case, "propose", refund("0.34")).await;
+    assert_eq!(
+        while_under_way.status.as_u16(),
+        200,
+        "it ends before the other person confirms: {}",
+        while_under_way.body
+    );
+    let refund_id: String = world.one("select id::text from refund_records").await;
+    world.tell(&refund_id, &returned()).await;
+    step(&world, A, &case, "propose", refund("0.35")).await.is(409, "refund_too_much");
+    assert_eq!(both(&world, &case, refund("0.34")).await.json()["status"], "resolved");
+}
+
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn of_many_who_confirm_one_does(db: PgPool) {
     let world = World::new(db).await;
     let id = world.placed("u1").await;
@@ -198,7 +225,7 @@ async fn what_does_not_fit_is_refused_before_anybody_is_asked(db: PgPool) {
     step(&world, A, &other, "propose", book).await.is(409, "action_unfit");
     step(&world, A, &other, "confirm", json!({ "version": 1 })).await.is(409, "case_not_proposed");
     // The trade brought the order nothing that we know of.
-    both(&world, &double, json!({ "action": "refund" })).await.is(409, "order_not_paid");
+    step(&world, A, &double, "propose", json!({ "action": "refund" })).await.is(409, "order_not_paid");
 
     let wrong = step(&world, A, &other, "propose", json!({ "action": "give", "amount": "1" })).await;
     wrong.is(400, "invalid_fields");

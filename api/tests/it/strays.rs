@@ -50,6 +50,8 @@ async fn a_payment_of_another_amount_goes_back_and_leaves_its_order(db: PgPool) 
     let world = World::new(db).await;
     let id = world.placed("u1").await;
     let case = world.stray("amount_mismatch", Some(&id), "any").await;
+    let too_much = json!({ "action": "refund", "amount": "12.35" });
+    step(&world, A, &case, "propose", too_much).await.is(409, "action_unfit");
     let done = both(&world, &case, json!({ "action": "refund" })).await;
     assert_eq!((done.status.as_u16(), &done.json()["status"]), (200, &json!("resolved")), "{}", done.body);
     assert_eq!(world.one::<String>("select status from payment_orders").await, "pending", "left alone");

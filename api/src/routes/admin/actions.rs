@@ -5,8 +5,9 @@ use domain::message::job::{CheckRequest, Decision, JobRequest, RefundRequest};
 use domain::{CaseAction, CaseKind, Money, OrderEvent, OrderId, RefundNo, RefundStatus, TradeNo, UserId, steers};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::{PgConnection, PgPool};
-use store::settle::strays::{Stray, has_strays};
+use sqlx::PgConnection;
+use store::DbError;
+use store::settle::strays::{NotReturnable, Stray, has_strays};
 use store::settle::{self, NotHonoured, refunds as settling};
 use store::tables::cases::{self, Case};
 use store::tables::refunds::{self, Refund};
@@ -132,12 +133,17 @@ pub struct Done {
 /// Checks whether the action is allowed on the case, before another person is asked to confirm it.
 ///
 /// # Errors
-/// [`ApiError::ActionUnfit`].
-pub async fn check(db: &PgPool, case: &Case, action: &Action) -> Result<(), ApiError> {
+/// [`ApiError::ActionUnfit`], or the error of a refund that the payment has no room for.
+pub async fn check(app: &App, case: &Case, action: &Action) -> Result<(), ApiError> {
+    let db = &app.db;
     match action {
         Action::Note { .. } => Ok(()),
-        Action::Refund { .. } if has_strays(case.kind) => stray(case).map(drop),
-        Action::Refund { .. } => payment(case).map(drop),
+        Action::Refund { amount, .. } if has_strays(case.kind) => stray(case)?.has(*amount).map_err(unfit),
+        Action::Refund { amount, .. } => {
+            let (order_id, trade_no) = payment(case)?;
+            let mut tx = db.begin().await.map_err(DbError::from)?;
+            settling::has_room(&mut tx, order_id, &trade_no, *amount, app.clock.now()).await.map_err(refused)
+        }
         Action::Fulfil => {
             let (order_id, _) = late_payment(case)?;
             let order = orders::get(db, order_id).await?.ok_or(ApiError::OrderNotFound)?;
@@ -276,7 +282,11 @@ async fn hand_on(
 
 /// The payment that only a case records.
 fn stray(case: &Case) -> Result<Stray, ApiError> {
-    Stray::of(case).map_err(|refusal| ApiError::ActionUnfit(refusal.0))
+    Stray::of(case).map_err(unfit)
+}
+
+fn unfit(refusal: NotReturnable) -> ApiError {
+    ApiError::ActionUnfit(refusal.0)
 }
 
 /// The payment of a case, which is not the order's own payment.

@@ -301,7 +301,7 @@ pub async fn reopen(
 async fn put(app: &App, id: CaseId, who: &UserId, action: Action) -> Result<Json<CaseView>, ApiError> {
     let mut case = open(app, id).await?;
     let proposal = action.to_json()?;
-    check(&app.db, &case, &action).await?;
+    check(app, &case, &action).await?;
     let entry = match &action {
         Action::Note { note } if !action.moves_money(&case) => {
             (case.status, case.proposed_by, case.proposed_action) = (CaseStatus::Resolved, None, None);

@@ -49,6 +49,15 @@ pub fn actions(case: &Case) -> Vec<CaseAction> {
 }
 
 impl Stray {
+    /// Whether so much of the payment can be returned. `None`: all of it.
+    ///
+    /// # Errors
+    /// [`NotReturnable`] when it is less.
+    pub fn has(&self, amount: Option<Money>) -> Result<(), NotReturnable> {
+        let is_less = amount.is_some_and(|amount| amount > self.amount);
+        if is_less { Err(NotReturnable("the payment is smaller than this amount")) } else { Ok(()) }
+    }
+
     /// Reads the evidence of a case.
     ///
     /// # Errors

@@ -5,7 +5,8 @@ use runtime::beijing;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::request::{RefundRefusal, RequestedRefund, Room, begin};
+use super::request::{RequestedRefund, begin};
+use super::room::{RefundRefusal, Room};
 use crate::error::{DbError, NotDone};
 use crate::settle::events;
 use crate::tables::refunds::Refund;
@@ -40,7 +41,7 @@ pub async fn request_by_rule(
     let room = Room::read(tx, request.order_id, None, now).await?;
     let amount = room.amount(request.amount).map_err(NotDone::Refused)?;
     let rules = refund_rules::of(&mut *tx, room.payment.payment_method).await?;
-    let new = room.new_refund(request, amount);
+    let new = request.row(&room, amount);
     match how_it_begins(&rules, requester, &room, amount, now).map_err(NotDone::Refused)? {
         RefundStatus::Requested => wait_for_a_person(tx, &room, &new, now).await,
         _ => {

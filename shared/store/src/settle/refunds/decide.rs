@@ -4,7 +4,7 @@ use domain::{RefundId, RefundStatus, UserId};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::request::{RefundRefusal, Room};
+use super::room::{RefundRefusal, Room};
 use crate::error::{DbError, NotDone};
 use crate::settle::events;
 use crate::tables::orders::{self, Order};

@@ -26,13 +26,15 @@ mod by_rule;
 mod decide;
 pub(super) mod follow;
 pub(super) mod request;
+mod room;
 mod tell;
 mod withdraw;
 
 pub use amount::accept_amount;
 pub use by_rule::{Requester, request_by_rule};
 pub use decide::{Decided, DecisionRefusal, approve, decline};
-pub use request::{RefundRefusal, RequestedRefund, request};
+pub use request::{RequestedRefund, request};
+pub use room::{RefundRefusal, has_room};
 pub use tell::LOOK_BACK;
 pub use withdraw::{Withdrawer, after_withdrawal, withdraw, withdraw_unknown};
 
