@@ -68,7 +68,7 @@ impl From<BrokerError> for ConfigFaults {
                 ConfigFaults(faults.0.into_iter().map(|f| Fault::new(f.object, f.wrong, f.remedy)).collect())
             }
             BrokerError::Address(wrong) => Fault::new("AMQP_URL", wrong, AMQP_HINT).into(),
-            error => Fault::new("broker", chain(&error), "check that it runs, AMQP_URL and the user's rights").into(),
+            error => Fault::new("broker", chain(&error), "check AMQP_URL, the user's rights, and that it runs").into(),
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::address::{Address, Addresses, is_plain, place};
 use crate::error::BrokerError;
@@ -87,7 +87,7 @@ where
     let mut backoff = Backoff::default();
     // Processes spread over the nodes, and each moves to the next node when its own fails.
     let mut attempt = anything() as usize;
-    let mut down = Announced::default();
+    let (mut down, mut broken) = (Announced::default(), Announced::default());
     while !stop.is_cancelled() {
         let mut opening = pin!(connect(&addresses, name, attempt));
         let opened = tokio::select! {
@@ -105,7 +105,9 @@ where
             Err(error) => down.announce(name, chain(&error)),
             Ok(connection) => {
                 let since = Instant::now();
-                info!(connection = name, "Connected to the broker as {name}");
+                if !broken.repeats {
+                    info!(connection = name, "Connected to the broker as {name}");
+                }
                 metrics::counter!("amqp_sessions_total", "name" => name).increment(1);
                 connected.set(1.0);
                 down = Announced::default();
@@ -117,10 +119,10 @@ where
                 connected.set(0.0);
                 blocked.set(0.0);
                 if since.elapsed() >= GOOD_SESSION {
-                    backoff = Backoff::default();
+                    (backoff, broken) = (Backoff::default(), Announced::default());
                 }
                 match ended {
-                    Err(error) => down.announce(name, chain(error.as_ref())),
+                    Err(error) => broken.announce(name, explained(chain(error.as_ref()))),
                     Ok(()) if stop.is_cancelled() => info!(connection = name, "Closed the session {name}"),
                     Ok(()) => {}
                 }
@@ -184,6 +186,11 @@ async fn connect(addresses: &Addresses, name: &str, attempt: usize) -> Result<Co
     for address in addresses.starting_at(attempt) {
         match connect_one(address, name).await {
             Ok(connection) => return Ok(connection),
+            Err(reason) if reason.contains("Login was refused") => {
+                let user = &address.uri.authority.userinfo.username;
+                let wrong = "its password is wrong, or the broker has no such user";
+                reasons.push(format!("{}: the broker refuses the user {user}: {wrong}", place(&address.uri)));
+            }
             Err(reason) => reasons.push(format!("{}: {reason}", place(&address.uri))),
         }
     }
@@ -208,13 +215,15 @@ async fn connect_one(address: &Address, name: &str) -> Result<Connection, String
     }
 }
 
-/// Adds what to do about a certificate error, because the library only names the error.
+/// Adds what to do about an error of certificates or of rights, because the library and the broker only name it.
 fn explained(reason: String) -> String {
     // A bad signature means an authority of the same name with another key.
     let remedy = if reason.contains("UnknownIssuer") || reason.contains("BadSignature") {
         "; no trusted authority has issued its certificate: name the authority with ?cacertfile="
     } else if reason.contains("not valid for name") {
         "; its certificate is for another host: use the name that is in it"
+    } else if reason.contains("ACCESS_REFUSED - access to") {
+        "; AMQP_URL must name this program's own user, with the rights that `paymentctl broker-setup` gives it"
     } else {
         ""
     };
@@ -235,16 +244,26 @@ async fn preflight(uri: &AMQPUri) -> std::io::Result<()> {
     if head[0] == 1 { Ok(()) } else { Err(std::io::Error::other("it does not speak AMQP 0-9-1")) }
 }
 
-/// Logs an unreachable broker once, not at every attempt.
+/// Logs an error once, not at every attempt.
 #[derive(Default)]
-struct Announced(Option<String>);
+struct Announced {
+    last: Option<String>,
+    /// Whether the last two attempts had the same error.
+    repeats: bool,
+}
 
 impl Announced {
     fn announce(&mut self, name: &'static str, reason: String) {
-        if self.0.as_ref() != Some(&reason) {
-            warn!(connection = name, error = reason, "No session with the broker for {name}, trying again");
-            self.0 = Some(reason);
+        self.repeats = self.last.as_ref() == Some(&reason);
+        if self.repeats {
+            return;
         }
+        if reason.contains("ACCESS_REFUSED") {
+            error!(connection = name, error = reason, "No session with the broker for {name}: {reason}");
+        } else {
+            warn!(connection = name, error = reason, "No session with the broker for {name}, trying again");
+        }
+        self.last = Some(reason);
     }
 }
 
@@ -282,6 +301,20 @@ mod tests {
         assert!(waits[0] <= SHORTEST_WAIT && waits[0] > SHORTEST_WAIT / 2 - Duration::from_millis(1));
         assert!(waits.iter().all(|wait| *wait <= LONGEST_WAIT));
         assert!(waits[7] > LONGEST_WAIT / 2 - Duration::from_millis(1));
+    }
+
+    #[test]
+    fn an_error_that_stays_is_logged_once_and_says_what_to_do_about_rights() {
+        let refused =
+            "consuming failed: ACCESS_REFUSED - access to queue 'payment.refunds' in vhost 'v' refused for user 'r'";
+        let refused = explained(refused.to_owned());
+        assert!(refused.ends_with("with the rights that `paymentctl broker-setup` gives it"), "{refused}");
+        let mut announced = Announced::default();
+        let repeats = [refused.as_str(), refused.as_str(), "the session was lost", refused.as_str()].map(|reason| {
+            announced.announce("test", reason.to_owned());
+            announced.repeats
+        });
+        assert_eq!(repeats, [false, true, false, false]);
     }
 
     #[tokio::test]

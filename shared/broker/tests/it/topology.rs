@@ -107,6 +107,7 @@ async fn a_wrong_password_is_an_error_that_does_not_show_it() {
     let error = broker::open(&SecretString::from(uri), "test").await.unwrap_err();
     assert!(matches!(error, BrokerError::Unreachable(_)), "{error:?}");
     assert!(!format!("{error:?}").contains("hidden"), "{error:?}");
+    assert!(error.to_string().contains("the broker refuses the user payment: its password is wrong"), "{error}");
 }
 
 #[tokio::test]
