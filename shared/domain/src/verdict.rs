@@ -33,6 +33,12 @@ named_enum! {
 }
 
 impl Verdict {
+    /// Whether money arrived, or was returned, that the books do not expect: a case records it.
+    pub const fn opens_case(self) -> bool {
+        use Verdict::{AmountMismatch, NotPending, UnknownOrder, UnknownRefund, WrongMerchant, WrongMethod};
+        matches!(self, AmountMismatch | NotPending | UnknownOrder | UnknownRefund | WrongMerchant | WrongMethod)
+    }
+
     /// Whether the data that an order shows may have changed.
     pub const fn changes_order(self) -> bool {
         matches!(self, Verdict::Settled | Verdict::NotPending | Verdict::AmountMismatch | Verdict::WrongMethod)

@@ -52,7 +52,7 @@ impl CallbackWorker {
             .iter()
             .map(|item| match &item.content {
                 Content::Authentic(_) => verdicts.next(),
-                Content::Bad(verdict) => Some(*verdict),
+                Content::Bad { verdict, .. } => Some(*verdict),
                 Content::NotYet(_) => None,
             })
             .collect();

@@ -35,10 +35,12 @@ impl CallbackWorker {
                 | CallbackError::KeyNotInForce { .. }
                 | CallbackError::Unopened(_)),
             ) => Content::NotYet(error.to_string()),
-            Err(CallbackError::BadSignature | CallbackError::Probe | CallbackError::Stale) => {
-                Content::Bad(Verdict::BadSignature)
+            Err(error @ (CallbackError::BadSignature | CallbackError::Probe | CallbackError::Stale)) => {
+                Content::Bad { verdict: Verdict::BadSignature, reason: error.to_string() }
             }
-            Err(CallbackError::Malformed(_) | CallbackError::Undecodable(_)) => Content::Bad(Verdict::Undecodable),
+            Err(error @ (CallbackError::Malformed(_) | CallbackError::Undecodable(_))) => {
+                Content::Bad { verdict: Verdict::Undecodable, reason: error.to_string() }
+            }
         }
     }
 }

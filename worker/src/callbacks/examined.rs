@@ -17,7 +17,12 @@ pub(super) enum Content {
     /// Authentic.
     Authentic(Box<Verified<Notification>>),
     /// Forged or unreadable: it can never be settled.
-    Bad(Verdict),
+    Bad {
+        /// Which of the two.
+        verdict: Verdict,
+        /// Why, for the log.
+        reason: String,
+    },
     /// The key or the account is unknown here. A new configuration can correct that.
     NotYet(String),
 }
@@ -31,7 +36,7 @@ impl Examined {
 
     /// The ack that its verdict requires, once the verdict is recorded.
     pub(super) fn ack(&self) -> Ack {
-        if matches!(self.content, Content::Bad(_)) { Ack::Dead } else { Ack::Done }
+        if matches!(self.content, Content::Bad { .. }) { Ack::Dead } else { Ack::Done }
     }
 
     pub(super) fn notification(&self) -> Option<&Verified<Notification>> {

@@ -44,6 +44,7 @@ impl CallbackWorker {
 /// Counts and logs one callback. Returns whether the relay has something new to publish.
 fn report_one(item: &Examined, verdict: Option<Verdict>, now: OffsetDateTime) -> bool {
     let gateway = item.callback.method.as_str();
+    let opens_case = verdict.is_some_and(Verdict::opens_case);
     let verdict = verdict.map_or("unknown_key", Verdict::as_str);
     metrics::counter!("callbacks_total", "gateway" => gateway, "verdict" => verdict).increment(1);
     let took = (now - item.callback.received_at).as_seconds_f64();
@@ -52,12 +53,18 @@ fn report_one(item: &Examined, verdict: Option<Verdict>, now: OffsetDateTime) ->
     let _ = crash::met(Point::CallbackCommitted, &item.subject());
     match &item.content {
         Content::Authentic(notification) if !matches!(verdict, "duplicate" | "ignored") => {
-            let order_no = &notification.get().order_no;
-            info!(%order_no, gateway, verdict, duration_ms = took * 1e3, "Callback for order {order_no}: {verdict}");
+            let (order_no, duration_ms) = (&notification.get().order_no, took * 1e3);
+            if opens_case {
+                warn!(%order_no, gateway, verdict, duration_ms, "Callback for order {order_no}: {verdict}; a case waits for people, or a policy decides");
+            } else {
+                info!(%order_no, gateway, verdict, duration_ms, "Callback for order {order_no}: {verdict}");
+            }
             return true;
         }
         Content::Authentic(_) => {}
-        Content::Bad(_) => error!(gateway, account = %item.callback.account, verdict, "Callback refused"),
+        Content::Bad { reason, .. } => {
+            error!(gateway, account = %item.callback.account, verdict, error = reason, "Callback refused: {reason}");
+        }
         Content::NotYet(reason) => {
             warn!(gateway, account = %item.callback.account, error = reason, "Callback postponed")
         }
