@@ -6,13 +6,15 @@ use std::collections::HashSet;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use domain::{Scope, Scopes, UserId, shorten_chars};
 use futures_util::future::join_all;
 use jsonwebtoken::errors::{Error, ErrorKind};
 use jsonwebtoken::{Algorithm, Header, Validation, decode, decode_header, get_current_timestamp};
 use secrecy::SecretString;
 use serde::Deserialize;
-use serde_json::Number;
+use serde_json::{Map, Number, Value};
 use store::tables::unplaced::NO_USER;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -257,7 +259,11 @@ impl Authenticator {
                 Err(error) if *error.kind() == ErrorKind::InvalidSignature => {}
                 // One identity provider may sign for several issuers with one key.
                 Err(error) if is_of_another(&error) => other = other.or(Some(refused(&error, key))),
-                Err(error) => return Err(refused(&error, key)),
+                Err(error) => {
+                    let refused = refused(&error, key);
+                    let claim = wrong_claim(token).filter(|_| matches!(error.kind(), ErrorKind::Json(_)));
+                    return Err(Refused { reason: claim.map_or(refused.reason, str::to_owned), ..refused });
+                }
             }
         }
         Err(other.unwrap_or_else(|| Refused::unproved("no key verifies its signature")))
@@ -397,6 +403,26 @@ fn refused(error: &Error, key: &Key) -> Refused {
             | ErrorKind::Json(_)
     );
     Refused { error: refusal(error), reason: reason(error, &key.validation), is_signed }
+}
+
+/// Which claim of a token with a valid signature has another type than it must have. A value of the token is not repeated.
+fn wrong_claim(token: &str) -> Option<&'static str> {
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: Map<String, Value> = serde_json::from_slice(&payload).ok()?;
+    let is =
+        |claim: &str, fits: fn(&Value) -> bool| claims.get(claim).is_none_or(|value| value.is_null() || fits(value));
+    let rules: [(&str, fn(&Value) -> bool, &'static str); 5] = [
+        ("sub", Value::is_string, "its sub is not text"),
+        (
+            "scope",
+            Value::is_string,
+            "its scope is not text: write the words in one text, with a blank between two of them",
+        ),
+        ("iat", Value::is_number, "its iat is not a number of seconds"),
+        ("exp", Value::is_number, "its exp is not a number of seconds"),
+        ("auth_time", Value::is_number, "its auth_time is not a number of seconds"),
+    ];
+    rules.into_iter().find(|(claim, fits, _)| !is(claim, *fits)).map(|(.., wrong)| wrong)
 }
 
 /// Which claim failed, and why. A value of the token is not repeated: it may name a person.

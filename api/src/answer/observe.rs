@@ -124,9 +124,12 @@ fn log(response: &Response, duration_ms: f64) {
     }
 }
 
-/// The sources of an error, outermost first.
+/// The sources of an error, outermost first; of wrong fields, their names and rules.
 fn causes(error: &Arc<ApiError>) -> String {
     let mut causes = Vec::new();
+    if let ApiError::InvalidFields(faults) = error.as_ref() {
+        causes.extend(faults.iter().map(|fault| format!("{} {}", fault.field, fault.message)));
+    }
     let mut source = std::error::Error::source(error.as_ref());
     while let Some(cause) = source {
         causes.push(cause.to_string());

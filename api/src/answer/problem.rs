@@ -77,13 +77,15 @@ pub enum ApiError {
     #[error("a person other than the one who proposed it must confirm")]
     SamePerson,
     /// There is no such order, or it is another user's order.
-    #[error("there is no such order; a path names it by its id, 32 hex digits, and not by order_no")]
+    #[error(
+        "there is no such order; a path names it by its id, 32 hex digits (the path of a refund also by order_no:…)"
+    )]
     OrderNotFound,
     /// There is no such refund, or it is a refund of another user's order.
-    #[error("there is no such refund")]
+    #[error("there is no such refund; a path names it by its id, 32 hex digits, and not by refund_no")]
     RefundNotFound,
     /// There is no such case.
-    #[error("there is no such case")]
+    #[error("there is no such case; a path names it by its id, 32 hex digits")]
     CaseNotFound,
     /// The case is already resolved.
     #[error("the case is resolved")]

@@ -23,6 +23,9 @@ impl Fields {
     /// # Errors
     /// [`ApiError::MalformedJson`], or [`ApiError::InvalidFields`] when a member appears twice in one object.
     pub fn parse(body: &Bytes) -> Result<Fields, ApiError> {
+        if body.is_empty() {
+            return Err(ApiError::MalformedJson("it is empty; send {} if there is nothing to say".to_owned()));
+        }
         let (value, twice) = once::parse(body).map_err(|error| ApiError::MalformedJson(error.to_string()))?;
         let Value::Object(members) = value else {
             return Err(ApiError::MalformedJson("it is another JSON value".to_owned()));

@@ -142,7 +142,7 @@ async fn an_order_is_told_whole_by_each_of_its_numbers(db: PgPool) {
         found.unwrap_or_else(|| panic!("{what}: {}", told["story"]))
     };
     let places =
-        [line("created by user u1"), line("POST /v1/orders under"), line("requested by u1"), line("late_payment")];
+        [line("created for user u1"), line("POST /v1/orders under"), line("requested by u1"), line("late_payment")];
     assert!(places.is_sorted(), "{}", told["story"]);
     assert!(line("n1 at account main: settled (an impossible time)") > 0);
     let next = told["next"].as_array().unwrap();

@@ -35,6 +35,9 @@ impl Place {
         let db = store::connect::connect(&config.url, Service::PaymentCtl.as_str(), config.max_connections).await?;
         store::upkeep::schema::check_schema(&db).await.map_err(|error| match error {
             SchemaError::Db(error) => Problem::from(error),
+            missing @ SchemaError::Missing(_) => {
+                Problem::failed(chain(&missing), "run `paymentctl migrate` and `paymentctl database-roles`")
+            }
             other => Problem::failed(chain(&other), "use the paymentctl of the release that runs"),
         })?;
         grants::check(&db, Service::PaymentCtl).await.map_err(|error| {

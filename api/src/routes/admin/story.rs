@@ -447,7 +447,7 @@ pub struct StoryMoment {
     #[schema(example = "order")]
     source: &'static str,
     /// What happened, in words.
-    #[schema(example = "created by user u1")]
+    #[schema(example = "created for user u1")]
     what: String,
 }
 

@@ -154,7 +154,7 @@ async fn events_are_listed_and_shown(db: PgPool) {
 async fn a_pending_order_is_explained_with_what_is_expected_next(db: PgPool) {
     let (id, order_no) = order(&db).await;
     let answer = explain::run(&place(&db), order_no.as_str()).await.unwrap();
-    for part in ["created by user buyer-1", "payment P", "begun", "POST /v1/orders", "check created as job"] {
+    for part in ["created for user buyer-1", "payment P", "begun", "POST /v1/orders", "check created as job"] {
         assert!(answer.text.contains(part), "{part}: {}", answer.text);
     }
     let next = answer.json["next"].as_array().unwrap();

@@ -7,6 +7,7 @@ use reqwest::{Client, Method};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use time::OffsetDateTime;
+use tracing::info;
 use url::Url;
 
 use crate::adapter::Gateway as _;
@@ -124,6 +125,7 @@ impl Wechat {
 
     /// Checks the status first, because only 2xx answers are signed.
     pub(super) fn judge(&self, answer: &Answer, now: OffsetDateTime) -> Result<Outcome, GatewayError> {
+        log_request_id(answer);
         match answer.status {
             200 | 204 => {
                 self.proved(answer, now).map_err(|error| unproved(&error, answer.status))?;
@@ -155,6 +157,19 @@ fn join(base: &Url, path_and_query: &str) -> Result<Url, GatewayError> {
 
 fn unproved(error: &CallbackError, status: u16) -> GatewayError {
     GatewayError::Unknown(format!("an answer that is not proved: {error} (status {status})"))
+}
+
+/// Logs the number by which WeChat Pay's support finds a call that failed. That a trade or a refund does not exist is no
+/// failure.
+fn log_request_id(answer: &Answer) {
+    let (status, id) = (answer.status, answer.headers.get("request-id").and_then(|id| id.to_str().ok()));
+    if let (false, Some(id)) = (matches!(status, 200 | 204 | 404), id) {
+        info!(
+            status,
+            gateway_request_id = cut(id),
+            "WeChat Pay answered {status}; its Request-ID is in gatewayRequestId"
+        );
+    }
 }
 
 fn failure(answer: &Answer) -> Failure {

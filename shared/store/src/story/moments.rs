@@ -17,7 +17,7 @@ use crate::tables::refunds::Refund;
 use crate::tables::transactions::Movement;
 
 pub(super) fn of_order(order: &Outline) -> Vec<Moment> {
-    let mut all = vec![Moment::new(order.created_at, "order", format!("created by user {}", order.user_id))];
+    let mut all = vec![Moment::new(order.created_at, "order", format!("created for user {}", order.user_id))];
     all.extend(order.paid_at.map(|at| {
         let trade = order.trade_no.as_ref().map(|no| format!(" by trade {}", no.as_str())).unwrap_or_default();
         Moment::new(at, "order", format!("paid{trade}, by the gateway's clock")).after(order.created_at)
