@@ -145,6 +145,11 @@ impl Gateways {
         self.control(Method::PUT, "/sim/faults", set).await;
     }
 
+    /// Sets what the account `main` of a gateway has for refunds, in fen; `None`: no limit.
+    pub async fn balance(&self, gateway: Gateway, fen: Option<i64>) {
+        self.control(Method::PUT, &format!("/sim/balances/{}/main", slug(gateway)), &json!({ "fen": fen })).await;
+    }
+
     /// How many times each fault was injected.
     pub async fn injected(&self) -> BTreeMap<String, u64> {
         let view = self.control(Method::GET, "/sim/faults", &Value::Null).await;

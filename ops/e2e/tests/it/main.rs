@@ -23,6 +23,7 @@ mod polling;
 mod purchases;
 mod refund_races;
 mod refunds;
+mod refunds_by_rule;
 mod repeats;
 mod retention;
 mod rollouts;
