@@ -29,6 +29,8 @@ impl Created {
 /// How many rows a page looks through at most if no index finds its rows. Whatever the filters, the page then takes some
 /// 10 ms, and where the next page begins is known.
 pub(super) const LOOKED_THROUGH: i64 = 10_000;
+/// How many it looks through first: among so few rows a common value fills a page, and their end is found at once.
+pub(super) const LOOKED_THROUGH_FIRST: i64 = 500;
 
 /// A page of a list whose filters may have no index.
 #[derive(Debug, Clone)]

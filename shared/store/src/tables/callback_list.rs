@@ -5,7 +5,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use crate::error::DbError;
-use crate::page::{Created, LOOKED_THROUGH, Mark, Part};
+use crate::page::{Created, LOOKED_THROUGH, LOOKED_THROUGH_FIRST, Mark, Part};
 
 /// Which callbacks to list. A filter that is `None` does not restrict the list.
 #[derive(Debug, Clone, Default)]
@@ -92,19 +92,34 @@ pub async fn part(
     before: Option<Mark<i64>>,
     limit: i64,
 ) -> Result<Part<ListedCallback, Mark<i64>>, DbError> {
+    let first = look_through(db, filter, before, limit, LOOKED_THROUGH_FIRST).await?;
+    match first.looked_to {
+        None => Ok(first),
+        Some(_) => look_through(db, filter, before, limit, LOOKED_THROUGH).await,
+    }
+}
+
+/// A page that looks through so many rows at most, if its filters have no index.
+async fn look_through(
+    db: &PgPool,
+    filter: &CallbackFilter,
+    before: Option<Mark<i64>>,
+    limit: i64,
+    rows: i64,
+) -> Result<Part<ListedCallback, Mark<i64>>, DbError> {
     let past = filter.received.past(before);
     let first = Mark { at: filter.received.first(), id: i64::MIN };
-    let edge = if filter.reads_on() { edge(db, past, first).await? } else { None };
+    let edge = if filter.reads_on() { edge(db, past, first, rows).await? } else { None };
     let first = edge.unwrap_or(first);
-    let rows = match filter.order_no {
+    let found = match filter.order_no {
         Some(_) => read_listed!("order_no = $6::text", filter, past, first, limit).fetch_all(db).await?,
         None => read_listed!("true", filter, past, first, limit).fetch_all(db).await?,
     };
-    Ok(Part::new(rows, edge, limit))
+    Ok(Part::new(found, edge, limit))
 }
 
-/// The last row that a page may look at, if there are so many.
-async fn edge(db: &PgPool, past: Mark<i64>, first: Mark<i64>) -> Result<Option<Mark<i64>>, DbError> {
+/// The last of so many rows, if there are so many.
+async fn edge(db: &PgPool, past: Mark<i64>, first: Mark<i64>, rows: i64) -> Result<Option<Mark<i64>>, DbError> {
     let edge = sqlx::query_as!(
         Mark,
         "select received_at as at, id from callbacks
@@ -115,7 +130,7 @@ async fn edge(db: &PgPool, past: Mark<i64>, first: Mark<i64>) -> Result<Option<M
         past.id,
         first.at,
         first.id,
-        LOOKED_THROUGH - 1,
+        rows - 1,
     );
     Ok(edge.fetch_optional(db).await?)
 }

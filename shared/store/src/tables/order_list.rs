@@ -11,7 +11,7 @@ use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
 
 use crate::error::DbError;
-use crate::page::{Created, LOOKED_THROUGH, Part};
+use crate::page::{Created, LOOKED_THROUGH, LOOKED_THROUGH_FIRST, Part};
 
 /// Which orders to list. A filter that is `None` (or empty) does not restrict the list.
 #[derive(Debug, Clone, Default)]
@@ -269,13 +269,13 @@ impl Ids {
         Ids { first: OrderId::from_u128(first), past }
     }
 
-    /// The last row that a page may look at, if there are so many.
-    async fn edge(&self, db: &PgPool) -> Result<Option<OrderId>, DbError> {
+    /// The last of so many rows, if there are so many.
+    async fn edge(&self, db: &PgPool, rows: i64) -> Result<Option<OrderId>, DbError> {
         let edge = sqlx::query_scalar!(
             r#"select id as "id: OrderId" from payment_orders where id < $1 and id >= $2 order by id desc offset $3 limit 1"#,
             self.past as OrderId,
             self.first as OrderId,
-            LOOKED_THROUGH - 1,
+            rows - 1,
         );
         Ok(edge.fetch_optional(db).await?)
     }
@@ -304,8 +304,23 @@ pub async fn part(
     before: Option<OrderId>,
     limit: i64,
 ) -> Result<Part<ListedOrder, OrderId>, DbError> {
+    let first = look_through(db, filter, before, limit, LOOKED_THROUGH_FIRST).await?;
+    match first.looked_to {
+        None => Ok(first),
+        Some(_) => look_through(db, filter, before, limit, LOOKED_THROUGH).await,
+    }
+}
+
+/// A page that looks through so many rows at most, if its filters have no index.
+async fn look_through(
+    db: &PgPool,
+    filter: &OrderFilter,
+    before: Option<OrderId>,
+    limit: i64,
+    rows: i64,
+) -> Result<Part<ListedOrder, OrderId>, DbError> {
     let mut ids = Ids::of(filter, before);
-    let edge = if filter.reads_on() && !filter.has_an_index() { ids.edge(db).await? } else { None };
+    let edge = if filter.reads_on() && !filter.has_an_index() { ids.edge(db, rows).await? } else { None };
     ids.first = edge.unwrap_or(ids.first);
     Ok(Part::new(select(db, filter, &ids, limit).await?, edge, limit))
 }

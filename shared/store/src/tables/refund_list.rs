@@ -8,7 +8,7 @@ use sqlx::{PgExecutor, PgPool};
 use time::OffsetDateTime;
 
 use crate::error::DbError;
-use crate::page::{Created, Part};
+use crate::page::{Created, LOOKED_THROUGH_FIRST, Part};
 
 /// How many refunds a page looks through at most if no index finds its rows. Fewer than in other lists: each needs its
 /// payment and its order.
@@ -200,13 +200,13 @@ impl Ids {
         Ids { first: RefundId::from_u128(first), past }
     }
 
-    /// The last row that a page may look at, if there are so many.
-    async fn edge(&self, db: &PgPool) -> Result<Option<RefundId>, DbError> {
+    /// The last of so many rows, if there are so many.
+    async fn edge(&self, db: &PgPool, rows: i64) -> Result<Option<RefundId>, DbError> {
         let edge = sqlx::query_scalar!(
             r#"select id as "id: RefundId" from refund_records where id < $1 and id >= $2 order by id desc offset $3 limit 1"#,
             self.past as RefundId,
             self.first as RefundId,
-            LOOKED_THROUGH - 1,
+            rows - 1,
         );
         Ok(edge.fetch_optional(db).await?)
     }
@@ -235,8 +235,23 @@ pub async fn part(
     before: Option<RefundId>,
     limit: i64,
 ) -> Result<Part<ListedRefund, RefundId>, DbError> {
+    let first = look_through(db, filter, before, limit, LOOKED_THROUGH_FIRST).await?;
+    match first.looked_to {
+        None => Ok(first),
+        Some(_) => look_through(db, filter, before, limit, LOOKED_THROUGH).await,
+    }
+}
+
+/// A page that looks through so many rows at most, if its filters have no index.
+async fn look_through(
+    db: &PgPool,
+    filter: &RefundFilter,
+    before: Option<RefundId>,
+    limit: i64,
+    rows: i64,
+) -> Result<Part<ListedRefund, RefundId>, DbError> {
     let mut ids = Ids::of(filter, before);
-    let edge = if filter.reads_on() && !filter.has_an_index() { ids.edge(db).await? } else { None };
+    let edge = if filter.reads_on() && !filter.has_an_index() { ids.edge(db, rows).await? } else { None };
     ids.first = edge.unwrap_or(ids.first);
     Ok(Part::new(select(db, filter, &ids, limit).await?, edge, limit))
 }
