@@ -8,6 +8,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, tls};
 use runtime::env::is_loopback;
 use runtime::error_chain::chain;
+use runtime::panics::caught;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -93,7 +94,9 @@ impl Published {
     /// Fetches the keys until `stop`: every five minutes, and after a failure every 30 s.
     pub(super) async fn follow(&self, stop: &CancellationToken) {
         loop {
-            self.fetch_if(Fetch::is_due).await;
+            if let Err(panic) = caught(self.fetch_if(Fetch::is_due)).await {
+                panic.noted("payment-api", "token keys", &self.name);
+            }
             if stop.run_until_cancelled(sleep(AT_MOST_EVERY)).await.is_none() {
                 return;
             }
