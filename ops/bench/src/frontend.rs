@@ -17,6 +17,29 @@ const TOKEN: Duration = Duration::from_secs(7200);
 /// The payer's identity, if one is needed.
 const OPENID: &str = "oUpF8uMuAJO_M2pxb1Q9zNjWeS6o";
 
+/// The merchant's backend, which signs the prices with the secret of an API key.
+pub(crate) struct Vouching {
+    key_id: String,
+    secret: EncodingKey,
+}
+
+impl Vouching {
+    pub(crate) fn new(key_id: String, secret: &str) -> Vouching {
+        Vouching { key_id, secret: EncodingKey::from_secret(secret.as_bytes()) }
+    }
+
+    /// A new offer for a user.
+    fn offer(&self, user: &str) -> Result<String> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let claims = json!({ "iss": self.key_id, "aud": "payment-api/offers", "sub": user, "jti": Uuid::now_v7().to_string(),
+            "iat": now.as_secs(), "exp": (now + TOKEN).as_secs(), "product_type": "membership", "subject": "bench",
+            "amount": "12.34", "metadata": { "shop": "bench" } });
+        let (typ, kid) = (Some("offer+jwt".to_owned()), Some(self.key_id.clone()));
+        let header = Header { typ, kid, ..Header::new(Algorithm::HS256) };
+        jsonwebtoken::encode(&header, &claims, &self.secret).context("signing an offer")
+    }
+}
+
 /// The signer of the users' tokens.
 pub(crate) struct Frontend {
     key: EncodingKey,
@@ -39,6 +62,13 @@ impl Frontend {
             order["openid"] = OPENID.into();
         }
         self.post(n, "/v1/orders", &order.to_string())
+    }
+
+    /// A request for a new order at the price of an offer.
+    pub(crate) fn purchase(&self, n: u32, vouching: &Vouching) -> Result<Vec<u8>> {
+        let offer = vouching.offer(&format!("bench-{}", n % USERS))?;
+        let order = json!({ "offer": offer, "payment_method": "alipay", "scene": "page" });
+        Ok(self.post(n, "/v1/orders", &order.to_string()))
     }
 
     /// A request for a refund of all the money of the nth inserted order.

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use gateway_sim::keys::{self, SimKeys};
 use gateway_sim::ledger::{Product, Trade};
 use gateway_sim::{Options, Simulator};
+use serde_json::Value;
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -18,7 +19,7 @@ use crate::broker::Broker;
 use crate::callbacks::Callbacks;
 use crate::cli::Cli;
 use crate::database::{AMOUNT_FEN, Database, order_no, trade_no};
-use crate::frontend::Frontend;
+use crate::frontend::{Frontend, Vouching};
 use crate::http::{Connection, render};
 use crate::progress::Progress;
 use crate::service::{Service, free_address};
@@ -45,6 +46,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) frontend: Frontend,
     simulator: Simulator,
     jwt_secret: String,
+    seal_key: String,
     /// The address on which payment-api listens when it runs.
     pub(crate) api: SocketAddr,
 }
@@ -79,7 +81,10 @@ impl<'a> Stage<'a> {
         let database = Database::create(&cli.database_url).await?;
         let filled = async {
             for task in ["migrate", "database-roles", "broker-setup"] {
-                paymentctl(cli, &database, dir, &[task])?;
+                let mut command = program(cli, &database, dir, "paymentctl");
+                command.env("AMQP_ADMIN_URL", &cli.amqp_admin_url);
+                command.env("RABBITMQ_MANAGEMENT_URL", &cli.rabbitmq_management_url);
+                printed(command, &[task])?;
             }
             let broker = Broker::set_up(&cli.amqp_admin_url).await?;
             broker.empty().await?;
@@ -92,7 +97,8 @@ impl<'a> Stage<'a> {
             Ok((broker, db, jwt_secret, api)) => {
                 let (callbacks, frontend) = (Callbacks::new(SimKeys::load(dir)?), Frontend::new(&jwt_secret)?);
                 let dir = dir.to_owned();
-                Ok(Stage { cli, dir, database, db, broker, callbacks, frontend, simulator, jwt_secret, api })
+                let seal_key = secret();
+                Ok(Stage { cli, dir, database, db, broker, callbacks, frontend, simulator, jwt_secret, seal_key, api })
             }
             Err(error) => {
                 database.drop().await.context("dropping the run's database")?;
@@ -122,6 +128,7 @@ impl<'a> Stage<'a> {
             "REQUESTS_PER_ADDRESS",
             "REQUESTS_PER_USER",
             "REQUESTS_PER_KEY",
+            "MAX_PENDING_PER_USER",
             "CONNECTIONS_PER_ADDRESS",
             "REQUESTS_IN_HAND",
             "STREAMS_PER_USER",
@@ -149,7 +156,7 @@ impl<'a> Stage<'a> {
             command.env("JWT_HS256_SECRET", &self.jwt_secret).env("VIEW_TOKEN_SECRET", secret());
             command.env("BUYER_PRICES", "any");
             // All processes share one key; without Redis it is not used.
-            command.env("SEAL_KEY", secret()).env("COPIES_KEY", COPIES_KEY);
+            command.env("SEAL_KEY", &self.seal_key).env("COPIES_KEY", COPIES_KEY);
             command.envs(variables.iter().copied());
             services.0.push(Service::start(name, command, self.dir.join(format!("{name}.log"))).await?);
         }
@@ -178,11 +185,26 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// The header of a backend with an API key of these scopes.
-    pub(crate) fn api_key(&self, scopes: &str) -> Result<String> {
-        let add = ["--json", "keys", "add", "--name", "bench", "--scopes", scopes, "--test", "--by", "bench", "--yes"];
-        let key: serde_json::Value = serde_json::from_slice(&paymentctl(self.cli, &self.database, &self.dir, &add)?)?;
-        Ok(format!("Bearer {}", key["secret"].as_str().context("paymentctl answered no secret")?))
+    /// The header of a backend with an API key that reads everything.
+    pub(crate) fn reader(&self) -> Result<String> {
+        let add = ["keys", "add", "--name", "bench-reader", "--scopes", "payments:read", "--test"];
+        Ok(format!("Bearer {}", text(&self.key_command(&add)?, "secret")?))
+    }
+
+    /// A backend that signs offers with the secret of an API key.
+    pub(crate) fn vouching(&self) -> Result<Vouching> {
+        let add = ["keys", "add", "--name", "bench-shop", "--scopes", "payments:orders", "--test"];
+        let key_id = text(&self.key_command(&add)?, "id")?;
+        let secret = text(&self.key_command(&["keys", "offer-secret", &key_id])?, "offer_secret")?;
+        Ok(Vouching::new(key_id, &secret))
+    }
+
+    /// The answer of a command about API keys.
+    fn key_command(&self, args: &[&str]) -> Result<Value> {
+        let args = [&["--json"], args, &["--by", "bench", "--yes"]].concat();
+        let mut command = program(self.cli, &self.database, &self.dir, "paymentctl");
+        command.env("SEAL_KEY", &self.seal_key);
+        Ok(serde_json::from_slice(&printed(command, &args)?)?)
     }
 
     /// The URL of the run's database.
@@ -235,10 +257,13 @@ fn login(name: &str, address: &str) -> Result<url::Url> {
     value.parse().with_context(|| format!("{variable} is no URL"))
 }
 
-/// What a command of `paymentctl` prints.
-fn paymentctl(cli: &Cli, database: &Database, dir: &Path, args: &[&str]) -> Result<Vec<u8>> {
-    let mut command = program(cli, database, dir, "paymentctl");
-    command.env("AMQP_ADMIN_URL", &cli.amqp_admin_url).env("RABBITMQ_MANAGEMENT_URL", &cli.rabbitmq_management_url);
+/// A member of an answer of `paymentctl`.
+fn text(answer: &Value, name: &str) -> Result<String> {
+    answer[name].as_str().map(str::to_owned).with_context(|| format!("paymentctl answered no {name}"))
+}
+
+/// What `paymentctl` prints.
+fn printed(mut command: Command, args: &[&str]) -> Result<Vec<u8>> {
     let task = args.join(" ");
     let output = command.args(args).output().with_context(|| format!("running paymentctl {task}"))?;
     if !output.status.success() {

@@ -75,7 +75,7 @@ struct Asked {
 
 /// The slowest twentieth of the answers among `large` orders, beside the same among `SMALL`.
 pub(super) async fn measure(stage: &Stage<'_>, large: u32, progress: &Progress) -> Result<Vec<Row>> {
-    let key = stage.api_key("payments:read")?;
+    let key = stage.reader()?;
     let small = among(stage, SMALL, &key, progress).await?;
     let large_times = among(stage, large, &key, progress).await?;
     let slowest = large_times.iter().map(|(_, p95)| Spread::of(p95).median).fold(0.0, f64::max);
