@@ -409,20 +409,19 @@ fn refused(error: &Error, key: &Key) -> Refused {
 fn wrong_claim(token: &str) -> Option<&'static str> {
     let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
     let claims: Map<String, Value> = serde_json::from_slice(&payload).ok()?;
-    let is =
-        |claim: &str, fits: fn(&Value) -> bool| claims.get(claim).is_none_or(|value| value.is_null() || fits(value));
-    let rules: [(&str, fn(&Value) -> bool, &'static str); 5] = [
-        ("sub", Value::is_string, "its sub is not text"),
-        (
-            "scope",
-            Value::is_string,
-            "its scope is not text: write the words in one text, with a blank between two of them",
-        ),
-        ("iat", Value::is_number, "its iat is not a number of seconds"),
-        ("exp", Value::is_number, "its exp is not a number of seconds"),
-        ("auth_time", Value::is_number, "its auth_time is not a number of seconds"),
+    let value = |claim: &str| claims.get(claim).filter(|value| !value.is_null());
+    let text = [
+        ("sub", "its sub is not text"),
+        ("scope", "its scope is not text: write the words in one text, with a blank between two of them"),
     ];
-    rules.into_iter().find(|(claim, fits, _)| !is(claim, *fits)).map(|(.., wrong)| wrong)
+    let numbers = [
+        ("iat", "its iat is not a number of seconds"),
+        ("exp", "its exp is not a number of seconds"),
+        ("auth_time", "its auth_time is not a number of seconds"),
+    ];
+    let no_text = text.into_iter().find(|(claim, _)| value(claim).is_some_and(|value| !value.is_string()));
+    let no_number = || numbers.into_iter().find(|(claim, _)| value(claim).is_some_and(|value| !value.is_number()));
+    no_text.or_else(no_number).map(|(_, wrong)| wrong)
 }
 
 /// Which claim failed, and why. A value of the token is not repeated: it may name a person.
