@@ -154,7 +154,7 @@ impl<'a> Stage<'a> {
             command.env("LISTEN_ADDR", self.api.to_string());
             command.env("PUBLIC_URL", format!("http://{}", self.api));
             command.env("JWT_HS256_SECRET", &self.jwt_secret).env("VIEW_TOKEN_SECRET", secret());
-            command.env("BUYER_PRICES", "any");
+            command.env("BUYER_PRICES", "any,offer");
             // All processes share one key; without Redis it is not used.
             command.env("SEAL_KEY", &self.seal_key).env("COPIES_KEY", COPIES_KEY);
             command.envs(variables.iter().copied());
